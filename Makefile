@@ -1,0 +1,46 @@
+# `make demo` and `make test` do everything from a fresh clone: they set up the environment first.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+ROOMS := base export runtime fedproto agent coordinator experiments
+# mypy takes modules by name: their files would be named after the folder of this checkout.
+MODULES = $(shell find $(ROOMS) -name '*.py' ! -name '*_pb2*' | sed -e 's,/__init__.py,,' -e 's,.py$$,,' -e 's,/,.,g' -e 's,^,-m flamest.,')
+STAMP := $(VENV)/.flamest-dev
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup demo test check bench protos soak clean help
+
+help:  ## say what each target does
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## make the virtual environment with everything a developer needs
+
+$(STAMP): pyproject.toml
+	@echo "setting up $(VENV): downloads about 5 GB, because the exporter needs torch with torchvision"
+	@test -x $(PY) || python3 -m venv $(VENV)
+	@$(PY) -m pip install --quiet --editable '.[all]'
+	@touch $@
+
+demo: setup  ## the whole system on this machine: bundle, four silos, one coordinator, real video
+	@rm -rf demo-out
+	@$(VENV)/bin/flamest-demo --out demo-out
+
+test: setup  ## the test suite (soak tests left out)
+	$(PY) -m pytest -m "not soak" --durations=15
+
+check: setup  ## formatter, linter, types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	@mkdir -p build/typing && ln -sfn ../.. build/typing/flamest
+	@$(VENV)/bin/mypy $(MODULES)
+
+bench: setup  ## measurements, results kept in bench/results
+	$(PY) -m bench
+
+protos: setup  ## regenerate the protobuf code from fedproto/flamest_v1.proto
+	$(PY) -m flamest.fedproto.generate
+
+soak: setup  ## the long tests
+	$(PY) -m pytest -m soak
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist demo-out *.egg-info
