@@ -1,0 +1,1 @@
+"""The ground floor: errors, files, settings, logs and signals that every room stands on."""

@@ -1,0 +1,56 @@
+"""What all commands share: one JSON object as the last line, errors with a way out, exit codes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec
+
+from .errors import FlamestError, StorageError
+
+P = ParamSpec("P")
+
+
+def command(function: Callable[P, Mapping[str, Any] | None]) -> Callable[P, None]:
+    """Wrap the body of a command.
+
+    The body returns its result as a mapping (or None). With ``--json`` (a parameter ``as_json`` of
+    the body) the mapping is printed as one line, the last on stdout; a FlamestError becomes a
+    message on stderr, an ``{"error": {code, message, fix}}`` line with ``--json``, and its exit code.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        as_json = bool(kwargs.get("as_json", False))
+        try:
+            result = function(*args, **kwargs)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except FlamestError as error:
+            sys.exit(report_error(error, as_json=as_json))
+        except OSError as error:
+            named = f"{error.filename}: " if error.filename else ""
+            problem = StorageError(f"{named}{error.strerror or error}")
+            if os.environ.get("FLAMEST_TRACEBACK"):
+                traceback.print_exc()
+            sys.exit(report_error(problem, as_json=as_json))
+        if as_json and result is not None:
+            print(json.dumps(result, default=str), flush=True)
+
+    return run
+
+
+def report_error(error: FlamestError, *, as_json: bool) -> int:
+    """Say ``error`` to the person (stderr) and, if asked, to the machine (stdout); its exit code."""
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.fix:
+        print(f"  fix: {error.fix}", file=sys.stderr)
+    if as_json:
+        body = {"code": error.code, "message": error.message, "fix": error.fix}
+        print(json.dumps({"error": body, "exit_code": error.exit_code}), flush=True)
+    return error.exit_code

@@ -1,0 +1,103 @@
+"""Every error that FLAMeST raises on purpose, each with its exit code.
+
+    FlamestError            1   something unexpected
+    ├── UsageError          2   the command line asks for something that cannot be
+    ├── DataError          65   a file, a bundle, a store or a message is not what it should be
+    ├── UnreachableError   69   the other side, or a hub, cannot be reached
+    ├── InvariantError     70   a promise between our own parts is broken: a bug
+    ├── StorageError       74   reading or writing failed: disk full, no permission
+    ├── LockedError        75   another process holds what this one needs
+    ├── IdentityError      77   a certificate or a signature was refused
+    └── SettingsError      78   a settings file or the installation is not right
+        └── MissingExtra        a package of an optional extra is not installed
+
+A message says who, what and what was expected; ``fix`` is the next thing to type or do.
+docs/exit-codes.md lists the same codes for administrators.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class FlamestError(Exception):
+    """Base of all errors of this package.
+
+    ``code`` is a stable machine-readable word, ``exit_code`` the status a command ends with,
+    ``fix`` what the person can do about it (may be empty).
+    """
+
+    exit_code: ClassVar[int] = 1
+    code: str = "unexpected"
+
+    def __init__(self, message: str, *, fix: str = "", code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+        if code is not None:
+            self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors cross from the worker process to the daemon, whatever their constructors take.
+        return _rebuild, (type(self), self.__dict__)
+
+
+def _rebuild(kind: type[FlamestError], fields: dict[str, Any]) -> FlamestError:
+    error = kind.__new__(kind, fields["message"])
+    error.__dict__.update(fields)
+    return error
+
+
+class UsageError(FlamestError):
+    exit_code = 2
+    code = "usage"
+
+
+class DataError(FlamestError):
+    exit_code = 65
+    code = "bad_data"
+
+
+class UnreachableError(FlamestError):
+    exit_code = 69
+    code = "unreachable"
+
+
+class InvariantError(FlamestError):
+    exit_code = 70
+    code = "invariant"
+
+
+class StorageError(FlamestError):
+    exit_code = 74
+    code = "storage"
+
+
+class LockedError(FlamestError):
+    exit_code = 75
+    code = "locked"
+
+
+class IdentityError(FlamestError):
+    exit_code = 77
+    code = "identity"
+
+
+class SettingsError(FlamestError):
+    exit_code = 78
+    code = "settings"
+
+
+class MissingExtra(SettingsError):
+    """A heavy package is needed here and is not installed.
+
+    ``MissingExtra("onnxruntime", extra="agent")`` names the one command that brings it.
+    """
+
+    code = "missing_extra"
+
+    def __init__(self, package: str, *, extra: str) -> None:
+        super().__init__(
+            f"this command needs the Python package '{package}', which is not installed",
+            fix=f"pip install 'flamest[{extra}]'",
+        )

@@ -1,0 +1,161 @@
+"""Files that appear whole or not at all, their hashes, and locks between processes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import LockedError, StorageError
+
+HASH_CHUNK = 1 << 20  # bytes read at a time while hashing
+
+
+def sha256_bytes(data: bytes | memoryview) -> str:
+    """SHA-256 of ``data`` as 64 lower-case hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of the file's content as 64 lower-case hexadecimal digits.
+
+    Raises StorageError when the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while chunk := file.read(HASH_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def printable_path(path: Path) -> str:
+    """The path for messages: as it is, or escaped when a name holds a newline or is not UTF-8."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names inside a folder durable (POSIX needs this after a rename)."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> None:
+    """Write ``data`` to ``path`` so that a crash leaves the old content or the new, never a part.
+
+    Write to a neighbour, fsync, rename, fsync the folder. Raises StorageError.
+    """
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, mode)
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+        os.replace(temporary, path)
+        temporary = None
+        fsync_directory(path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}",
+            fix="check free space and permissions of the folder, then run the command again",
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A folder that appears whole: fill the yielded one, and it is renamed to ``path`` at the end.
+
+    If the block raises, nothing is left behind. ``path`` must not exist or be an empty folder;
+    otherwise StorageError.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise StorageError(f"{path} exists already and is not empty", fix="choose another folder, or remove this one")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".building", dir=path.parent))
+    except OSError as error:
+        raise StorageError(f"cannot create {path}: {error.strerror}") from error
+    try:
+        yield building
+        for file in building.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        fsync_directory(building)
+        building.chmod(0o755)
+        os.replace(building, path)
+        fsync_directory(path.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+class FileLock:
+    """An exclusive lock on a file, held by this process until ``release`` or its end.
+
+    ``FileLock.take(path, owner="the coordinator")`` raises LockedError at once when another
+    process holds it. The kernel frees the lock with the process, so a crash leaves none behind.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    @classmethod
+    def take(cls, path: Path, *, owner: str) -> FileLock:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"cannot open the lock file {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise LockedError(
+                f"{path} is held by another process: {owner} is running already",
+                fix="stop the other process first, or give this one its own state folder",
+            ) from error
+        return cls(handle)
+
+    @staticmethod
+    def is_held(path: Path) -> bool:
+        """Whether another process holds the lock now; nothing is created. Asks for a shared lock for an instant."""
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
+    def release(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def __enter__(self) -> FileLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

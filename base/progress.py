@@ -1,0 +1,62 @@
+"""Progress of long work: a bar where someone watches, one line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+LINE_EVERY_S = 10.0
+
+
+class Progress(Protocol):
+    """What the work calls: ``advance`` after each item, ``describe`` when the phase changes."""
+
+    def advance(self, steps: int = 1) -> None: ...
+
+    def describe(self, text: str) -> None: ...
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, total: int, *, unit: str = "") -> Iterator[Progress]:
+    """A rich bar with the remaining time on a terminal; plain lines on stderr otherwise."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with RichProgress(*columns, console=Console(stderr=True)) as bars:
+            task = bars.add_task(title, total=total)
+
+            class _Bar:
+                def advance(self, steps: int = 1) -> None:
+                    bars.advance(task, steps)
+
+                def describe(self, text: str) -> None:
+                    bars.update(task, description=f"{title}: {text}")
+
+            yield _Bar()
+        return
+    yield _Lines(title, total, unit)
+
+
+class _Lines:
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._done = 0
+        self._started = self._said = time.monotonic()
+
+    def advance(self, steps: int = 1) -> None:
+        self._done += steps
+        now = time.monotonic()
+        if now - self._said >= LINE_EVERY_S or self._done == self._total:
+            left = (now - self._started) / max(self._done, 1) * (self._total - self._done)
+            unit = f" {self._unit}" if self._unit else ""
+            print(f"{self._title}: {self._done}/{self._total}{unit}, about {left:.0f} s left", file=sys.stderr)
+            self._said = now
+
+    def describe(self, text: str) -> None:
+        print(f"{self._title}: {text}", file=sys.stderr)

@@ -1,0 +1,74 @@
+"""TOML settings decoded into typed records; an unknown key is an error that says what is known."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from .errors import SettingsError
+
+T = TypeVar("T")
+
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`(?: - at `\$\.?(?P<where>[^`]*)`)?")
+_AT = re.compile(r" - at `\$\.?(?P<where>[^`]*)`$")
+
+
+def load_settings(path: Path, kind: type[T]) -> T:
+    """Decode the TOML file at ``path`` into ``kind`` (a msgspec Struct with forbid_unknown_fields).
+
+    Raises SettingsError naming the file, the key, and what was expected.
+    """
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from error
+    try:
+        return msgspec.toml.decode(text, type=kind, dec_hook=_path_from_text)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{path}: {_explain(str(error), kind)}") from error
+    except msgspec.DecodeError as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from error
+
+
+def _path_from_text(kind: type, value: Any) -> Any:
+    """msgspec's hook for types it does not know: a path is written as text."""
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise ValueError(f"Expected `{'str' if kind is Path else kind.__name__}`, got `{type(value).__name__}`")
+
+
+def _explain(problem: str, kind: Any) -> str:
+    unknown = _UNKNOWN_FIELD.search(problem)
+    if unknown:
+        where = unknown["where"] or ""
+        section = _section_type(kind, where)
+        known = ", ".join(sorted(field.encode_name for field in msgspec.structs.fields(section)))
+        place = f" in [{where}]" if where else ""
+        return f"unknown key '{unknown['key']}'{place}; known: {known}"
+    at = _AT.search(problem)
+    if at:
+        return f"{at['where'] or 'top level'}: {_AT.sub('', problem).lower()}"
+    return problem
+
+
+def _section_type(kind: Any, where: str) -> Any:
+    """The Struct that the dotted path ``where`` leads to inside ``kind``."""
+    for name in filter(None, where.split(".")):
+        name = name.split("[")[0]
+        for field in msgspec.structs.fields(kind):
+            if field.encode_name == name:
+                kind = _struct_of(field.type) or kind
+    return kind
+
+
+def _struct_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _struct_of(argument)
+        if found is not None:
+            return found
+    return None

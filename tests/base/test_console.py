@@ -1,0 +1,46 @@
+import json
+
+import pytest
+from flamest.base.console import command
+from flamest.base.errors import DataError
+
+
+@command
+def good(*, as_json: bool) -> dict[str, int]:
+    return {"clips": 3}
+
+
+@command
+def bad(*, as_json: bool) -> None:
+    raise DataError("clip 7 is empty", fix="remove it", code="video_empty")
+
+
+@command
+def unreadable(*, as_json: bool) -> None:
+    open("/nowhere/at/all")  # noqa: PTH123, SIM115
+
+
+def test_the_result_is_one_json_line(capsys):
+    good(as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"clips": 3}
+    good(as_json=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_error_is_said_to_the_person_and_to_the_machine(capsys):
+    with pytest.raises(SystemExit) as ended:
+        bad(as_json=True)
+    out, err = capsys.readouterr()
+    assert ended.value.code == 65
+    assert err == "error: clip 7 is empty\n  fix: remove it\n"
+    assert json.loads(out) == {
+        "error": {"code": "video_empty", "message": "clip 7 is empty", "fix": "remove it"},
+        "exit_code": 65,
+    }
+
+
+def test_a_file_error_names_the_file_and_exits_74(capsys):
+    with pytest.raises(SystemExit) as ended:
+        unreadable(as_json=False)
+    assert ended.value.code == 74
+    assert "/nowhere/at/all" in capsys.readouterr().err

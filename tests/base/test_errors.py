@@ -1,0 +1,31 @@
+import pickle
+
+import pytest
+from flamest.base import errors
+from flamest.base.errors import DataError, FlamestError, MissingExtra
+
+
+def test_every_error_has_an_exit_code_of_the_table():
+    table = {1, 2, 65, 69, 70, 74, 75, 77, 78}
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FlamestError)]
+    assert {kind.exit_code for kind in kinds} == table
+
+
+def test_an_error_keeps_its_fix_and_code_across_processes():
+    error = pickle.loads(pickle.dumps(DataError("broken", fix="mend it", code="video_damaged")))
+    assert (error.message, error.fix, error.code, error.exit_code) == ("broken", "mend it", "video_damaged", 65)
+
+
+def test_a_missing_extra_names_the_command_that_brings_it():
+    error = MissingExtra("onnxruntime", extra="agent")
+    assert "onnxruntime" in error.message
+    assert error.fix == "pip install 'flamest[agent]'"
+    assert pickle.loads(pickle.dumps(error)).fix == error.fix
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [k for k in vars(errors).values() if isinstance(k, type) and k is not MissingExtra and issubclass(k, FlamestError)],
+)
+def test_every_error_prints_its_message(kind):
+    assert str(kind("what was wrong")) == "what was wrong"
