@@ -1,0 +1,1 @@
+"""From a bundle and a video file to numbers: sessions, video, keyframes, caption, embeddings."""

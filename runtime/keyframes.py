@@ -1,0 +1,101 @@
+"""Which frames stand for a clip (paper eq. 3), and which one of them is captioned (eq. 4).
+
+Both draw from a seed of the manifest's extraction seed and the clip's content, so that extracting
+a clip again gives the same vector.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..base.errors import DataError, MissingExtra
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ClipSeeds:
+    """The random choices of one clip's extraction."""
+
+    clusters: int  # starts k-means; 32 bits
+    draw: int  # draws the captioned keyframe; 128 bits
+
+
+def clip_seeds(extraction_seed: int, clip_sha256: str) -> ClipSeeds:
+    """Seeds from the manifest's extraction seed and the clip's SHA-256 (64 hexadecimal digits)."""
+    words = np.random.SeedSequence([extraction_seed, int(clip_sha256, 16)]).generate_state(5)
+    return ClipSeeds(int(words[0]), int.from_bytes(words[1:].tobytes(), "little"))
+
+
+def uniform_indices(frames: int, count: int) -> Indices:
+    """Frames in the middle of ``count`` equal parts of a clip of ``frames``; all of them when fewer."""
+    if frames <= count:
+        return np.arange(frames)
+    return (2 * np.arange(count) + 1) * frames // (2 * count)
+
+
+def draw_keyframe(count: int, seed: int) -> int:
+    """Paper eq. 4: one of ``count`` keyframes, each as likely."""
+    return int(np.random.Generator(np.random.PCG64(seed)).integers(count))
+
+
+def pick_keyframes(features: npt.NDArray[np.float32], count: int, seed: int) -> Indices:
+    """k-means over frames; from each cluster the frame nearest its centre, in time order (NOTES decision 4).
+
+    ``features``: float32 [N, C], a row per candidate frame in time order. Returns int64 [count],
+    not decreasing. With fewer distinct frames than ``count`` every distinct one is taken and some
+    are repeated. Raises DataError when a feature is not finite.
+    """
+    if not np.isfinite(features).all():
+        raise DataError("the keyframe graph gave NaN or infinity for this clip", code="not_finite")
+    distinct = np.sort(np.unique(features, axis=0, return_index=True)[1])
+    chosen = distinct if len(distinct) <= count else _nearest_to_centres(features, count, seed)
+    return np.sort(np.resize(chosen, count))
+
+
+def _nearest_to_centres(features: npt.NDArray[np.float32], count: int, seed: int) -> Indices:
+    """One frame per cluster that k-means found (``count``, or fewer where frames nearly coincide)."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    points = features.astype(np.float64)
+    with warnings.catch_warnings(), _one_thread():
+        # Fewer clusters than asked for: frames that differ by rounding only. They are repeated.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = load_clustering()(count, init="k-means++", n_init=1, random_state=seed, algorithm="lloyd").fit(points)
+    distance = ((points - found.cluster_centers_[found.labels_]) ** 2).sum(axis=1)
+    chosen = []
+    for cluster in np.unique(found.labels_):
+        members = np.flatnonzero(found.labels_ == cluster)
+        chosen.append(members[distance[members].argmin()])
+    return np.sort(np.array(chosen, dtype=np.int64))
+
+
+def load_clustering() -> Any:
+    """scikit-learn's KMeans; importing it takes a second, so an extractor asks for it beforehand.
+
+    Raises MissingExtra when it is not installed.
+    """
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError as error:
+        raise MissingExtra("scikit-learn", extra="agent") from error
+    return KMeans
+
+
+def _one_thread() -> Any:
+    """Sums in one order whatever the machine's cores; 32 frames are no work for more than one."""
+    return _thread_pools().limit(limits=1)
+
+
+@functools.cache
+def _thread_pools() -> Any:
+    """Looking for the loaded thread pools takes longer than the clustering: once is enough."""
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+    return ThreadpoolController()

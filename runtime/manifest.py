@@ -1,0 +1,213 @@
+"""``bundle.json``: what a bundle is, what its numbers mean, and the proof that it was exported right.
+
+Reading it needs no runtime and no numpy. The graphs' tensor names are fixed here, in one place,
+for the exporter that writes them and the runtime that feeds them:
+
+``vision``     pixels f32[batch, 3, S, S] -> per decoder layer NN:
+               cross_key_NN   f32[batch, heads, head_dim, patches] (transposed, scaled by head_dim**-0.5)
+               cross_value_NN f32[batch, heads, patches, head_dim]
+``text``       token_ids i64[batch, tokens], positions i64[batch, tokens],
+               mask f32[batch, 1, tokens, past + tokens] (added to the attention scores: 0 keeps, MASKED drops),
+               past_key_NN, past_value_NN f32[batch, heads, past, head_dim], cross_key_NN, cross_value_NN
+               -> logits f32[batch, vocabulary] of the last token, hidden f32[batch, tokens, width],
+               present_key_NN, present_value_NN f32[batch, heads, past + tokens, head_dim]
+``slow``       frames f32[batch, 3, K, S, S] -> embedding f32[batch, 2048]
+``keyframes``  frames f32[frames, 3, S, S] -> features f32[frames, C]
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ..base.errors import DataError
+
+SCHEMA = 1
+MANIFEST_FILE = "bundle.json"
+TOKENIZER_FILE = "tokenizer.json"
+MASKED = -1e4  # added to an attention score to drop it; fits fp16
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+CrossAttention = Literal["bidirectional", "causal-last", "causal-first"]
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Strict and immutable: an unknown field in a manifest is an error."""
+
+
+class Tensor(_Record, frozen=True):
+    name: str
+    dtype: str  # numpy name: float32, int64, …
+    shape: tuple[int | str, ...]  # a word is a dynamic axis
+
+
+class AxisRange(_Record, frozen=True):
+    """What a dynamic axis may be; becomes an optimisation profile."""
+
+    smallest: int
+    usual: int
+    largest: int
+
+
+class Graph(_Record, frozen=True):
+    file: str
+    opset: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    axes: dict[str, AxisRange]  # by the word used in the shapes
+
+
+class FramePreprocessing(_Record, frozen=True):
+    """RGB frame -> float32[3, size, size]: resize, crop, (value / 255 - mean) / std."""
+
+    size: int  # pixels
+    fit: Literal["stretch", "crop"]  # to size x size whatever the aspect; or short side to size, centre crop
+    filter: Literal["bicubic", "bilinear"]  # bicubic as Pillow (antialiased), bilinear as torch interpolate (not)
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class KeyframeRule(_Record, frozen=True):
+    """Paper eq. 3; NOTES decision 4: k-means over per-frame features of uniform candidates."""
+
+    count: int  # K
+    candidates: int
+    preprocessing: FramePreprocessing
+    feature_width: int
+    space: str  # where the features are read, for people: "slow stem to res3, mean"
+
+
+class CaptionRule(_Record, frozen=True):
+    """Greedy decoding from ``start_id`` until ``end_id`` or ``max_new_tokens``."""
+
+    start_id: int
+    end_id: int
+    pad_id: int
+    cls_id: int
+    sep_id: int
+    max_new_tokens: int
+
+
+class TextShape(_Record, frozen=True):
+    layers: int
+    heads: int
+    head_dim: int
+    width: int
+    vocabulary: int
+
+
+class VisionLanguage(_Record, frozen=True):
+    """Graphs ``vision`` and ``text``: caption and cross-attention embedding of one frame."""
+
+    preprocessing: FramePreprocessing
+    text: TextShape
+    caption: CaptionRule
+    cross_attention: CrossAttention
+    width: int  # of the embedding
+
+
+class SpatioTemporal(_Record, frozen=True):
+    """Graph ``slow``: the embedding of all keyframes."""
+
+    preprocessing: FramePreprocessing
+    frames: int
+    width: int  # of the embedding
+    pooling: str  # for people: "mean of the head's sliding windows"
+
+
+class Source(_Record, frozen=True):
+    """Where weights came from."""
+
+    name: str  # as given: hub id, path's last part, random:full, random:tiny
+    revision: str
+    weights_sha256: str  # over names, dtypes, shapes and values of all tensors, in name order
+    parameters: int  # as the paper's Table 1 counts them
+    parameters_tied: int  # each stored value once
+    licence: str
+
+
+class FileEntry(_Record, frozen=True):
+    sha256: str
+    bytes: int
+
+
+class GraphParity(_Record, frozen=True):
+    """Largest difference to PyTorch over the batches compared."""
+
+    max_abs: float
+    max_rel: float  # max |a - b| / max |b| per output, the largest of the outputs
+    batches: tuple[int, ...]
+
+
+class Parity(_Record, frozen=True):
+    graphs: dict[str, GraphParity]
+    captions_equal: bool
+    captions: int  # compared
+
+
+class Manifest(_Record, frozen=True):
+    schema: int
+    created: str  # UTC, RFC 3339
+    extractor: str  # "blip+slow"
+    precision: Precision
+    backend: str  # "onnx"; a TensorRT bundle holds its ONNX graphs too
+    extraction_seed: int
+    graphs: dict[str, Graph]
+    keyframes: KeyframeRule
+    vlm: VisionLanguage
+    cnn: SpatioTemporal
+    sources: dict[str, Source]  # "blip", "slow"
+    files: dict[str, FileEntry]  # every file of the bundle but the manifest itself
+    parity: Parity
+    versions: dict[str, str]
+
+    @property
+    def width(self) -> int:
+        """Numbers per clip: 2816 for BLIP + Slow."""
+        return self.vlm.width + self.cnn.width
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides what an embedding means; not of precision or backend.
+
+        Features of two bundles may be mixed exactly when their fingerprints are equal.
+        """
+        meaning = {
+            "extractor": self.extractor,
+            "extraction_seed": self.extraction_seed,
+            "keyframes": self.keyframes,
+            "vlm": self.vlm,
+            "cnn": self.cnn,
+            "weights": {name: source.weights_sha256 for name, source in self.sources.items()},
+            "tokenizer": self.files[TOKENIZER_FILE].sha256,
+        }
+        return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """The manifest of the bundle folder ``bundle``; raises DataError when it is not one."""
+    path = Path(bundle) / MANIFEST_FILE
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{bundle} is not a bundle: cannot read {MANIFEST_FILE} ({error.strerror})",
+            fix="get the bundle from the operator, or build one: flamest-export --backend onnx --out DIR",
+        ) from error
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise DataError(
+            f"{path} is not a manifest of schema {SCHEMA}: {error}",
+            fix="export the bundle again with this version of flamest-export",
+        ) from error
+    if manifest.schema != SCHEMA:
+        raise DataError(f"{path} has schema {manifest.schema}, this version reads schema {SCHEMA}")
+    return manifest

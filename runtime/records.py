@@ -1,0 +1,65 @@
+"""What travels through extraction, in the order in which it is made. Nothing here is changed later.
+
+Clip -> Candidates -> Keyframes -> Caption -> ClipFeatures
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One labelled video file."""
+
+    path: Path
+    sha256: str  # of the file's content, 64 hexadecimal digits
+    label: str | None = None  # class name; None for a clip whose class is not known
+    group: str | None = None  # clips of one scene or person share it; held out together
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Frames spread evenly over a clip, small, from which the keyframes are chosen."""
+
+    path: Path
+    number: int  # of the opening: only the clip opened last can give its frames at full size
+    pixels: npt.NDArray[np.float32]  # [N, 3, S, S], prepared for the keyframe graph
+    t_s: npt.NDArray[np.float64]  # [N], seconds from clip start, not decreasing
+    frames: int  # decoded in the whole clip
+    warnings: tuple[str, ...]  # what is wrong with a file that can be used all the same
+
+
+@dataclass(frozen=True, eq=False)
+class Keyframes:
+    """The frames that stand for a clip (paper eq. 3), in time order."""
+
+    rgb: npt.NDArray[np.uint8]  # [K, H, W, 3], at the video's own size
+    t_s: npt.NDArray[np.float64]  # [K], seconds from clip start, not decreasing
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What the captioner said of one frame (paper eq. 5)."""
+
+    text: str
+    token_ids: tuple[int, ...]  # generated ids, without the start and the end token
+
+
+@dataclass(frozen=True, eq=False)
+class ClipFeatures:
+    """The numbers of one clip (paper eqs. 6 and 7) and where they come from."""
+
+    vlm: npt.NDArray[np.float32]  # [768], cross-attention embedding
+    cnn: npt.NDArray[np.float32]  # [2048], spatio-temporal embedding
+    caption: Caption
+    keyframe: int  # which of the keyframes was captioned
+    keyframe_times_s: tuple[float, ...]  # seconds from clip start
+    fingerprint: str  # of the bundle's meaning (Manifest.fingerprint)
+    precision: str  # of the bundle's graphs: fp32, fp16, bf16, int8
+    stages_ms: dict[str, float] = field(default_factory=dict)  # wall milliseconds per stage
+    warnings: tuple[str, ...] = ()  # what was wrong with the file: cut off, damaged frames

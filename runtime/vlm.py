@@ -1,0 +1,142 @@
+"""The vision-language model: what is in a frame, said in words, and frame and words as one vector.
+
+Two graphs (tensor names and mask convention: manifest.py). The vision graph runs once per frame;
+caption and embedding both read its result (NOTES decision 2), and so equal a two-pass computation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..base.errors import DataError, InvariantError
+from .manifest import MASKED, TextShape, VisionLanguage
+from .session import Session, as_value
+
+TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageMemory:
+    """What the text graph reads of a batch of frames: cross-attention keys and values per layer."""
+
+    values: Mapping[str, Any]  # OrtValues by input name: cross_key_NN, cross_value_NN
+    frames: int
+
+
+class VisionLanguageModel:
+    """Caption and cross-attention embedding of frames (paper eqs. 5 and 6), without PyTorch.
+
+    ``vision`` and ``text`` are the bundle's graphs of those names, ``spec`` is ``manifest.vlm``.
+    Raises DataError (``bad_graph``) when a graph lacks a tensor that ``spec`` promises.
+    """
+
+    def __init__(self, vision: Session, text: Session, spec: VisionLanguage) -> None:
+        self._vision = vision
+        self._text = text
+        self._spec = spec
+        self._cross = _layer_names("cross", spec.text)
+        self._past = _layer_names("past", spec.text)
+        self._present = _layer_names("present", spec.text)
+        _check_names("vision", "inputs", vision.inputs, ("pixels",))
+        _check_names("vision", "outputs", vision.outputs, self._cross)
+        _check_names("text", "inputs", text.inputs, ("token_ids", "positions", "mask", *self._past, *self._cross))
+        _check_names("text", "outputs", text.outputs, ("logits", "hidden", *self._present))
+
+    def look(self, pixels: npt.NDArray[np.float32]) -> ImageMemory:
+        """Encode frames, float32 [B, 3, S, S] (already normalised), once for all that follows."""
+        return ImageMemory(self._vision.run_values({"pixels": as_value(pixels)}, self._cross), len(pixels))
+
+    def caption_ids(self, memory: ImageMemory) -> list[TokenIds]:
+        """Greedy captions: one tuple of token ids per frame, without start and end token.
+
+        Starts from ``start_id`` and takes the likeliest token (the lowest id of equals) until
+        ``end_id`` or ``max_new_tokens``. Rows do not see each other: one that has ended is fed
+        padding while the others go on.
+        """
+        rule = self._spec.caption
+        captions: list[list[int]] = [[] for _ in range(memory.frames)]
+        ended = np.zeros(memory.frames, dtype=np.bool_)
+        tokens = np.full(memory.frames, rule.start_id, dtype=np.int64)
+        past = self._empty_past(memory.frames)
+        for position in range(rule.max_new_tokens):
+            logits, past = self._step(memory, tokens, position, past)
+            tokens = logits.argmax(axis=-1)
+            ended |= tokens == rule.end_id
+            if ended.all():
+                break
+            for row in np.flatnonzero(~ended):
+                captions[row].append(int(tokens[row]))
+            tokens = np.where(ended, rule.pad_id, tokens)
+        return [tuple(ids) for ids in captions]
+
+    def embed(self, memory: ImageMemory, token_ids: Sequence[TokenIds]) -> npt.NDArray[np.float32]:
+        """Frame and caption as one vector each: float32 [B, width] (paper eq. 6, NOTES decision 1).
+
+        ``token_ids``: per frame the caption's ids, without [CLS] and [SEP]. The reading is the
+        manifest's ``cross_attention``: ``bidirectional`` (position 0, every token sees every other),
+        ``causal-last`` (last real token under the causal mask) or ``causal-first`` (position 0 under
+        the causal mask, so blind to the caption).
+        """
+        if len(token_ids) != memory.frames:
+            raise InvariantError(f"{len(token_ids)} captions given for {memory.frames} frames, expected one each")
+        rule, reading = self._spec.caption, self._spec.cross_attention
+        rows = [(rule.cls_id, *ids, rule.sep_id) for ids in token_ids]
+        lengths = np.array([len(row) for row in rows])
+        tokens = np.full((len(rows), lengths.max()), rule.pad_id, dtype=np.int64)
+        for index, row in enumerate(rows):
+            tokens[index, : len(row)] = row
+        feeds = {
+            "token_ids": as_value(tokens),
+            "positions": as_value(np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)),
+            "mask": as_value(_attention_mask(lengths, causal=reading != "bidirectional")),
+        }
+        values = self._text.run_values({**feeds, **self._empty_past(len(rows)), **memory.values}, ["hidden"])
+        hidden: npt.NDArray[np.float32] = values["hidden"].numpy()
+        read_at = lengths - 1 if reading == "causal-last" else np.zeros_like(lengths)
+        return np.ascontiguousarray(hidden[np.arange(len(rows)), read_at])
+
+    def _step(
+        self, memory: ImageMemory, tokens: npt.NDArray[np.int64], position: int, past: Mapping[str, Any]
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """One token [B] further: logits float32 [B, vocabulary], and the past that the next step reads."""
+        feeds = {
+            "token_ids": as_value(tokens[:, None]),
+            "positions": as_value(np.full((len(tokens), 1), position, dtype=np.int64)),
+            "mask": as_value(np.zeros((len(tokens), 1, 1, position + 1), dtype=np.float32)),
+        }
+        values = self._text.run_values({**feeds, **past, **memory.values}, ["logits", *self._present])
+        following = {name: values[present] for name, present in zip(self._past, self._present, strict=True)}
+        return values["logits"].numpy(), following
+
+    def _empty_past(self, rows: int) -> dict[str, Any]:
+        shape = (rows, self._spec.text.heads, 0, self._spec.text.head_dim)
+        empty = as_value(np.empty(shape, dtype=np.float32))
+        return dict.fromkeys(self._past, empty)
+
+
+def _layer_names(prefix: str, text: TextShape) -> tuple[str, ...]:
+    return tuple(f"{prefix}_{part}_{layer:02d}" for layer in range(text.layers) for part in ("key", "value"))
+
+
+def _check_names(graph: str, side: str, found: Sequence[str], wanted: Sequence[str]) -> None:
+    if set(found) != set(wanted):
+        missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+        raise DataError(
+            f"graph '{graph}': its {side} are not those of the manifest: missing {missing}, not expected {extra}",
+            fix="export the bundle again with this version of flamest-export",
+            code="bad_graph",
+        )
+
+
+def _attention_mask(lengths: npt.NDArray[np.int64], *, causal: bool) -> npt.NDArray[np.float32]:
+    """float32 [B, 1, T, T], added to attention scores: row b's first ``lengths[b]`` tokens are real."""
+    size = int(lengths.max())
+    keep = np.broadcast_to(np.arange(size) < lengths[:, None, None, None], (len(lengths), 1, size, size))
+    if causal:
+        keep = keep & np.tri(size, dtype=np.bool_)
+    return np.where(keep, np.float32(0.0), np.float32(MASKED))

@@ -1,0 +1,135 @@
+"""Nothing of a bundle is opened before all of it is known to be what was exported."""
+
+import os
+import shutil
+
+import msgspec
+import onnx
+import pytest
+from flamest.base.errors import DataError
+from flamest.runtime.bundle import open_bundle
+from flamest.runtime.manifest import read_manifest
+from flamest.runtime.onnx_outside import names_outside_data
+
+GRAPHS = ("vision", "text", "slow", "keyframes")
+
+
+@pytest.fixture
+def bundle(toy_bundle, tmp_path):
+    return shutil.copytree(toy_bundle, tmp_path / "bundle")
+
+
+def refused(bundle):
+    with pytest.raises(DataError) as caught:
+        open_bundle(bundle)
+    return caught.value
+
+
+def test_an_untouched_bundle_opens_and_names_its_files(bundle):
+    opened = open_bundle(bundle)
+    assert opened.graph("slow") == bundle / "slow.onnx"
+    assert opened.tokenizer.is_file()
+    assert opened.manifest.width == 4 + 5
+
+
+@pytest.mark.parametrize("name", [*(f"{graph}.onnx" for graph in GRAPHS), "tokenizer.json"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "longer", "missing", "link", "folder"])
+def test_every_file_in_every_harmed_state_is_refused_by_name(bundle, name, harm):
+    file = bundle / name
+    data = bytearray(file.read_bytes())
+    match harm:
+        case "flip":
+            data[len(data) // 2] ^= 1
+            file.write_bytes(data)
+        case "cut":
+            file.write_bytes(data[:-1])
+        case "longer":
+            file.write_bytes(data + b"\0")
+        case "missing":
+            file.unlink()
+        case "link":
+            shutil.move(file, bundle.parent / name)
+            file.symlink_to(bundle.parent / name)
+        case "folder":
+            file.unlink()
+            file.mkdir()
+    error = refused(bundle)
+    assert error.code == "bundle_tampered"
+    assert name in error.message
+    assert error.exit_code == 65
+
+
+@pytest.mark.parametrize("extra", ["weights.bin", ".hidden", "licences/MORE"])
+def test_a_file_that_is_not_in_the_manifest_is_refused_by_name(bundle, extra):
+    (bundle / extra).parent.mkdir(exist_ok=True)
+    (bundle / extra).write_bytes(b"x")
+    assert (refused(bundle).code, extra in refused(bundle).message) == ("bundle_tampered", True)
+
+
+@pytest.mark.parametrize("special", ["link", "pipe"])
+def test_links_and_special_files_are_refused_even_if_not_listed(bundle, special):
+    if special == "link":
+        (bundle / "folder").symlink_to(bundle.parent)
+    else:
+        os.mkfifo(bundle / "pipe")
+    assert refused(bundle).code == "bundle_tampered"
+
+
+@pytest.mark.parametrize("name", ["../outside.bin", "/etc/hostname", "a//b", "./a", "a\\b", "bundle.json", ""])
+def test_names_that_lead_outside_are_refused_before_any_file_is_read(bundle, name):
+    manifest = read_manifest(bundle)
+    entry = next(iter(manifest.files.values()))
+    harmed = msgspec.structs.replace(manifest, files={**manifest.files, name: entry})
+    (bundle / "bundle.json").write_bytes(msgspec.json.encode(harmed))
+    (bundle.parent / "outside.bin").write_bytes(b"x")
+    error = refused(bundle)
+    assert error.code == "bundle_tampered"
+    assert "no plain name" in error.message
+
+
+def test_a_graph_whose_hash_is_not_listed_is_refused(bundle, toys):
+    manifest = read_manifest(bundle)
+    files = {name: entry for name, entry in manifest.files.items() if name != "slow.onnx"}
+    (bundle / "bundle.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, files=files)))
+    assert "slow.onnx" in refused(bundle).message
+
+
+def test_a_manifest_without_a_graph_that_is_needed_is_refused_by_name(bundle, toys):
+    toys.write_manifest(bundle, ["vision", "text", "keyframes"])
+    assert "no graph slow" in refused(bundle).message
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_graph_that_takes_tensors_from_another_file_is_refused(bundle, toys, nested):
+    graph = onnx.load(bundle / "slow.onnx")
+    tensor = graph.graph.initializer[0]
+    if nested:  # inside the branch of an If node's subgraph
+        branch = onnx.helper.make_graph([], "branch", [], [], [tensor])
+        node = onnx.helper.make_node("If", ["c"], [], then_branch=branch, else_branch=branch)
+        graph.graph.node.append(node)
+        tensor = graph.graph.node[-1].attribute[0].g.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../etc/hostname")
+    (bundle / "slow.onnx").write_bytes(graph.SerializeToString())
+    toys.write_manifest(bundle, GRAPHS)  # all hashes are right
+    error = refused(bundle)
+    assert error.code == "bundle_tampered"
+    assert "slow.onnx takes tensors from another file" in error.message
+
+
+def test_a_file_that_is_no_onnx_graph_is_refused_whatever_its_bytes(bundle, toys):
+    for junk in (b"", b"\xff" * 40, b"hello, I am not a graph", b"\x3a\xff\xff\xff\xff\x0f"):
+        (bundle / "slow.onnx").write_bytes(junk)
+        toys.write_manifest(bundle, GRAPHS)
+        assert refused(bundle).code == "bad_graph"
+
+
+def test_graphs_with_all_tensors_inside_pass(bundle):
+    assert not any(names_outside_data(bundle / f"{graph}.onnx") for graph in GRAPHS)
+
+
+def test_a_folder_without_a_manifest_is_no_bundle_and_the_error_says_how_to_get_one(tmp_path):
+    error = refused(tmp_path)
+    assert "bundle.json" in error.message
+    assert "flamest-export" in error.fix

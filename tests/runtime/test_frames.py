@@ -1,0 +1,75 @@
+"""Frames become numbers exactly as the models' own preprocessing makes them."""
+
+import numpy as np
+import pytest
+from flamest.base.errors import DataError
+from flamest.runtime.frames import prepare_frames, resized_size
+from flamest.runtime.manifest import FramePreprocessing
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+BLIP = FramePreprocessing(size=384, fit="stretch", filter="bicubic", mean=CLIP_MEAN, std=CLIP_STD)
+SLOW = FramePreprocessing(size=256, fit="crop", filter="bilinear", mean=(0.45,) * 3, std=(0.225,) * 3)
+SIZES = [(240, 320), (320, 240), (244, 348), (16, 16), (241, 427), (720, 1281), (256, 256), (300, 255)]
+
+
+def frames(height: int, width: int, count: int = 2) -> np.ndarray:
+    return np.random.default_rng(height * 10_000 + width).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_blip_frames_equal_hugging_faces_processor_to_the_byte(height: int, width: int) -> None:
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    rgb = frames(height, width)
+    expected = BlipImageProcessorPil()(list(rgb), return_tensors="np")["pixel_values"]
+    assert prepare_frames(rgb, BLIP).tobytes() == np.asarray(expected, dtype=np.float32).tobytes()
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("size", [256, 112])
+def test_slow_frames_equal_torch_interpolate_and_centre_crop(height: int, width: int, size: int) -> None:
+    import torch
+    from torchvision.transforms import CenterCrop
+
+    rule = FramePreprocessing(size=size, fit="crop", filter="bilinear", mean=SLOW.mean, std=SLOW.std)
+    rgb = frames(height, width)
+    video = (torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255.0 - 0.45) / 0.225
+    scaled = torch.nn.functional.interpolate(
+        video, size=resized_size(height, width, rule), mode="bilinear", align_corners=False, antialias=False
+    )
+    expected = CenterCrop(size)(scaled).numpy()
+    got = prepare_frames(rgb, rule)
+    assert got.shape == expected.shape
+    assert got.dtype == np.float32
+    # torch's own kernels differ by 1.5e-5 with its number of threads; 5e-5 is 0.003 of a grey level.
+    np.testing.assert_allclose(got, expected, atol=5e-5)
+
+
+def test_short_side_is_scaled_and_the_long_side_rounded_down() -> None:
+    assert resized_size(240, 320, SLOW) == (256, 341)
+    assert resized_size(427, 240, SLOW) == (455, 256)
+    assert resized_size(427, 240, BLIP) == (384, 384)
+
+
+def test_bicubic_crop_keeps_the_middle_of_pillows_resize() -> None:
+    from PIL import Image
+
+    rule = FramePreprocessing(size=32, fit="crop", filter="bicubic", mean=(0.0,) * 3, std=(1.0,) * 3)
+    rgb = frames(50, 81, count=1)
+    whole = np.asarray(Image.fromarray(rgb[0]).resize((51, 32), Image.Resampling.BICUBIC))
+    start = round((51 - 32) / 2)
+    expected = whole[:, start : start + 32].astype(np.float32) / 255
+    np.testing.assert_allclose(prepare_frames(rgb, rule)[0].transpose(1, 2, 0), expected, atol=1e-6)
+
+
+def test_a_frame_does_not_depend_on_its_neighbours() -> None:
+    rgb = frames(120, 160, count=5)
+    for rule in (BLIP, SLOW):
+        assert prepare_frames(rgb, rule)[3].tobytes() == prepare_frames(rgb[3:4], rule)[0].tobytes()
+
+
+def test_a_frame_too_long_and_thin_is_refused_before_memory_is_taken() -> None:
+    with pytest.raises(DataError, match="too long and thin") as caught:
+        prepare_frames(np.zeros((1, 2, 4_000_000, 3), np.uint8), SLOW)
+    assert caught.value.code == "video_too_large"

@@ -1,0 +1,338 @@
+"""Real files through the real decoder process: what is read, and that nothing breaks it."""
+
+import os
+import resource
+import shutil
+import signal
+import socket
+import struct
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flamest.base.errors import DataError, InvariantError
+from flamest.runtime.decoder_messages import Opened, receive_answer, send
+from flamest.runtime.frames import prepare_frames
+from flamest.runtime.manifest import FramePreprocessing, KeyframeRule
+from flamest.runtime.video import DecodeLimits, VideoDecoder
+
+SMALL = FramePreprocessing(size=24, fit="crop", filter="bilinear", mean=(0.45,) * 3, std=(0.225,) * 3)
+RULE = KeyframeRule(count=8, candidates=32, preprocessing=SMALL, feature_width=1, space="")
+ALL = np.arange(32)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    with VideoDecoder(RULE) as opened:
+        yield opened
+
+
+def refused(decoder, path):
+    with pytest.raises(DataError) as caught:
+        decoder.candidates(path)
+    assert str(path) in caught.value.message
+    return caught.value.code
+
+
+def decoded(path):
+    """Every frame as PyAV gives it, here in this process: the reference."""
+    import av
+
+    with av.open(str(path)) as file:
+        return [(frame.to_ndarray(format="rgb24"), frame.time) for frame in file.decode(video=0)]
+
+
+# --- what is read ---
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mp4", "libx264"), ("a.avi", "mpeg4"), ("a.mkv", "libx265"), ("a.webm", "libvpx-vp9"), ("a.ts", "mpeg2video")],
+)
+def test_candidates_and_keyframes_are_the_frames_that_were_decoded(decoder, clips, tmp_path, name, codec):
+    path = clips.write_clip(tmp_path / name, frames=50, codec=codec)
+    frames = decoded(path)
+    candidates = decoder.candidates(path)
+    middle = [(2 * part + 1) * len(frames) // 64 for part in range(32)]
+    assert candidates.frames == len(frames)
+    assert candidates.pixels.dtype == np.float32
+    expected = prepare_frames(np.stack([frames[index][0] for index in middle]), SMALL)
+    assert candidates.pixels.tobytes() == expected.tobytes()
+    np.testing.assert_allclose(candidates.t_s, [frames[index][1] - frames[0][1] for index in middle], atol=1e-9)
+    chosen = np.array([0, 3, 3, 9, 15, 20, 30, 31])
+    keyframes = decoder.keyframes(candidates, chosen)
+    assert keyframes.rgb.tobytes() == np.stack([frames[middle[row]][0] for row in chosen]).tobytes()
+    assert (keyframes.t_s == candidates.t_s[chosen]).all()
+
+
+def test_a_clip_shorter_than_the_candidates_gives_all_its_frames(decoder, clips, tmp_path):
+    candidates = decoder.candidates(clips.write_clip(tmp_path / "five.mp4", frames=5))
+    assert candidates.pixels.shape == (5, 3, 24, 24)
+    assert decoder.keyframes(candidates, np.array([0, 0, 1, 1, 2, 3, 4, 4])).rgb.shape == (8, 64, 96, 3)
+
+
+def test_one_frame_of_16_by_16_pixels_is_a_clip(decoder, clips, tmp_path):
+    candidates = decoder.candidates(clips.write_clip(tmp_path / "one.avi", frames=1, width=16, height=16, scenes=1))
+    assert candidates.t_s.tolist() == [0.0]
+    assert candidates.warnings == ()
+
+
+def test_the_result_does_not_depend_on_how_many_frames_fit_into_memory(decoder, clips, tmp_path):
+    path = clips.write_clip(tmp_path / "long.avi", frames=120)
+    chosen = np.array([0, 4, 8, 12, 16, 20, 24, 31])
+    whole = decoder.candidates(path)
+    keyframes = decoder.keyframes(whole, chosen)
+    frame_bytes = 64 * 96 * 3 // 2
+    for room in (0, 40 * frame_bytes, 10 * frame_bytes):  # nothing kept, the likely candidates, some of them
+        with VideoDecoder(RULE, DecodeLimits(held_bytes=room)) as tight:
+            again = tight.candidates(path)
+            assert again.pixels.tobytes() == whole.pixels.tobytes()
+            assert tight.keyframes(again, chosen).rgb.tobytes() == keyframes.rgb.tobytes()
+
+
+def test_a_clip_that_was_filmed_on_its_side_is_turned_upright(decoder, clips, tmp_path):
+    rgb = np.zeros((10, 48, 96, 3), np.uint8)
+    rgb[:, :, :48] = 200  # bright left half
+    path = clips.write_clip(tmp_path / "phone.mp4", rgb)
+    data = bytearray(path.read_bytes())
+    header = data.index(b"tkhd") + 4
+    one = 1 << 16
+    matrix = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 1 << 30)  # turn by 90 degrees clockwise
+    data[header + 40 : header + 76] = matrix
+    path.write_bytes(data)
+    upright = decoder.keyframes(decoder.candidates(path), np.zeros(8, int)).rgb[0]
+    assert upright.shape == (96, 48, 3)
+    assert upright[:40].mean() > 150 > 50 > upright[56:].mean()  # left has become top
+
+
+def test_a_clip_with_an_odd_name_is_read(decoder, clips, tmp_path):
+    plain = clips.write_clip(tmp_path / "plain.avi")
+    for name in ("(HQ) 300+ Yards!!!.avi", "%03d.avi", "http:x.avi", "new\nline.avi", "concat:a|b.avi", "-i.avi"):
+        assert decoder.candidates(shutil.copy(plain, tmp_path / name)).frames == 40
+    raw = os.fsencode(tmp_path) + b"/not-utf8-\xff.avi"
+    shutil.copy(plain, raw)
+    assert decoder.candidates(Path(os.fsdecode(raw))).frames == 40
+
+
+def test_metadata_that_is_not_utf8_is_no_reason_to_fail(decoder, clips, tmp_path):
+    path = clips.write_clip(tmp_path / "title.avi")
+    data = path.read_bytes()
+    info = b"LIST" + struct.pack("<I", 16) + b"INFOINAM" + struct.pack("<I", 4) + b"\xff\xfe\xe9\x00"
+    end = data.index(b"LIST") + 8 + struct.unpack("<I", data[data.index(b"LIST") + 4 :][:4])[0]
+    path.write_bytes(data[:4] + struct.pack("<I", len(data) + len(info) - 8) + data[8:end] + info + data[end:])
+    import av
+
+    with pytest.raises(UnicodeDecodeError):
+        av.open(str(path))
+    assert decoder.candidates(path).frames == 40
+
+
+# --- what is refused, and why ---
+
+
+def test_every_useless_file_is_refused_by_a_code_of_its_own(decoder, clips, tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("Go: this is a text, not a video. " * 50)
+    whole = clips.write_clip(tmp_path / "whole.mp4", codec="libx264").read_bytes()
+    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    clips.write_sound(tmp_path / "sound.mp4")
+    assert refused(decoder, tmp_path / "empty.mp4") == "video_empty"
+    assert refused(decoder, tmp_path / "text.mp4") == "video_not_video"
+    assert refused(decoder, tmp_path / "half.mp4") == "video_damaged"
+    assert refused(decoder, tmp_path / "pipe.mp4") == "video_not_a_file"  # and at once
+    assert refused(decoder, tmp_path / "folder.mp4") == "video_not_a_file"
+    assert refused(decoder, Path("/dev/zero")) == "video_not_a_file"
+    assert refused(decoder, tmp_path / "absent.mp4") == "video_unreadable"
+    assert refused(decoder, tmp_path / "sound.mp4") == "video_no_stream"
+    assert decoder.candidates(tmp_path / "whole.mp4").frames == 40
+
+
+def test_a_cut_off_clip_is_used_with_a_warning(decoder, clips, tmp_path):
+    path = clips.write_clip(tmp_path / "cut.avi", frames=60, rate=30, noise=60)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    candidates = decoder.candidates(path)
+    assert 0 < candidates.frames < 50
+    assert any(f"only {candidates.frames} of 60" in warning for warning in candidates.warnings)
+
+
+def test_a_damaged_clip_is_used_with_a_warning_and_always_gives_the_same(decoder, clips, tmp_path):
+    path = clips.write_clip(tmp_path / "rot.avi", frames=60, noise=60)
+    data = bytearray(path.read_bytes())
+    movie = data.index(b"movi")
+    for position in np.random.default_rng(0).integers(movie + 4000, len(data) - 3000, 40):
+        data[position] ^= 0xFF
+    path.write_bytes(data)
+    first = decoder.candidates(path)
+    assert any("damaged" in warning for warning in first.warnings)
+    assert all(decoder.candidates(path).pixels.tobytes() == first.pixels.tobytes() for _ in range(3))
+
+
+def test_a_text_file_cannot_make_the_decoder_open_another_file(decoder, clips, tmp_path):
+    import av
+
+    secret = clips.write_clip(tmp_path / "secret" / "other.avi")
+    attack = tmp_path / "harmless.mp4"
+    attack.write_text(f"ffconcat version 1.0\nfile {secret.relative_to(tmp_path)}\n")
+    with av.open(str(attack)) as file:  # without our defence it works
+        assert sum(1 for _ in file.decode(video=0)) == 40
+    assert refused(decoder, attack) == "video_not_video"
+    playlist = tmp_path / "list.mp4"
+    playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{secret}\n#EXT-X-ENDLIST\n")
+    assert refused(decoder, playlist) == "video_not_video"
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9"])
+def test_a_small_file_of_huge_frames_is_refused_before_any_is_decoded(clips, tmp_path, codec):
+    path = clips.write_clip(tmp_path / "bomb.mkv", np.zeros((2, 480, 640, 3), np.uint8), codec=codec)
+    with VideoDecoder(RULE, DecodeLimits(largest_frame=640 * 480)) as decoder:
+        assert decoder.candidates(path).frames == 2
+    with VideoDecoder(RULE, DecodeLimits(largest_frame=640 * 480 - 1)) as decoder:
+        with pytest.raises(DataError, match="frames of 640x480, at most 307199 pixels") as caught:
+            decoder.candidates(path)
+        assert caught.value.code == "video_too_large"
+
+
+def test_frames_of_8192_by_8192_pixels_are_refused_and_those_of_4k_are_not(clips, tmp_path):
+    limit = DecodeLimits().largest_frame
+    assert 3840 * 2160 <= limit < 8192 * 8192
+    path = clips.write_clip(tmp_path / "bomb.mp4", np.zeros((1, 4096, 4096, 3), np.uint8), codec="libx264")
+    assert path.stat().st_size < 20_000
+    with VideoDecoder(RULE) as decoder:
+        assert refused(decoder, path) == "video_too_large"
+
+
+# --- the process ---
+
+
+def child_of(decoder):
+    return decoder._process.pid
+
+
+def test_the_decoder_lives_under_limits(decoder, clips, tmp_path):
+    decoder.candidates(clips.write_clip(tmp_path / "a.avi"))
+    rows = Path(f"/proc/{child_of(decoder)}/limits").read_text().splitlines()
+    soft = {row[:26].strip(): row[26:].split()[0] for row in rows[1:]}
+    assert soft["Max address space"] == str(3 << 30)
+    assert soft["Max file size"] == "0"
+    assert soft["Max core file size"] == "0"
+    assert soft["Max open files"] == "32"
+    assert soft["Max cpu time"].isdigit()
+
+
+def test_the_decoder_holds_no_file_of_ours_but_the_clip(decoder, clips, tmp_path):
+    with (tmp_path / "ours").open("wb"):
+        path = clips.write_clip(tmp_path / "a.avi")
+        decoder.candidates(path)
+        folder = Path(f"/proc/{child_of(decoder)}/fd")
+        held = {os.readlink(entry) for entry in folder.iterdir()}
+    assert held - {"/dev/null"} == {str(path), next(name for name in held if name.startswith("socket:"))}
+
+
+def test_a_killed_decoder_costs_one_clip_and_comes_back(clips, tmp_path):
+    path = clips.write_clip(tmp_path / "a.avi")
+    with VideoDecoder(RULE) as decoder:
+        candidates = decoder.candidates(path)
+        os.kill(child_of(decoder), signal.SIGKILL)
+        with pytest.raises(DataError) as caught:
+            decoder.keyframes(candidates, ALL[:8])
+        assert caught.value.code == "decoder_crashed"
+        assert decoder.candidates(path).frames == 40
+
+
+def test_a_decoder_that_hangs_is_killed_at_the_time_limit_and_comes_back(clips, tmp_path):
+    path = clips.write_clip(tmp_path / "a.avi")
+    with VideoDecoder(RULE) as decoder:
+        decoder.candidates(path)
+        stuck = child_of(decoder)
+        os.kill(stuck, signal.SIGSTOP)
+        decoder._limits = DecodeLimits(timeout_s=0.5)
+        start = time.monotonic()
+        assert refused(decoder, path) == "video_timeout"
+        assert time.monotonic() - start < 5
+        assert not Path(f"/proc/{stuck}").exists()
+        decoder._limits = DecodeLimits()
+        assert decoder.candidates(path).frames == 40
+
+
+def test_a_clip_may_take_only_so_much_processor_time(clips, tmp_path):
+    path = clips.write_clip(tmp_path / "a.avi")
+    with VideoDecoder(RULE, DecodeLimits(timeout_s=30)) as decoder:
+        candidates = decoder.candidates(path)
+        soft, _ = resource.prlimit(child_of(decoder), resource.RLIMIT_CPU)
+        assert 30 <= soft <= 40  # 30 s on top of what starting took
+        os.kill(child_of(decoder), signal.SIGXCPU)  # what the kernel sends at the limit
+        with pytest.raises(DataError) as caught:
+            decoder.keyframes(candidates, ALL[:8])
+        assert caught.value.code == "video_timeout"
+        assert decoder.candidates(path).frames == 40
+
+
+def test_signals_for_the_agent_do_not_end_the_clip_in_hand(decoder, clips, tmp_path):
+    candidates = decoder.candidates(clips.write_clip(tmp_path / "a.avi"))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(child_of(decoder), number)
+    assert decoder.keyframes(candidates, ALL[:8]).rgb.shape[0] == 8
+
+
+def test_the_decoder_ends_with_its_parent(clips, tmp_path):
+    decoder = VideoDecoder(RULE)
+    decoder.candidates(clips.write_clip(tmp_path / "a.avi"))
+    child = decoder._process
+    decoder._link.close()  # as the kernel does when the parent dies
+    assert child.wait(5) == 0
+    decoder.close()
+    decoder.close()  # twice does no harm
+
+
+@pytest.mark.parametrize(
+    ("times", "payload"), [((0.0,), 7), ((0.0,), 3 * 24 * 24 * 4 - 1), ((), 0), ((0.0,) * 2, 3 * 24 * 24 * 4)]
+)
+def test_a_decoder_that_lies_is_ended_and_believed_nothing(clips, tmp_path, monkeypatch, times, payload):
+    path = clips.write_clip(tmp_path / "a.avi")
+    with VideoDecoder(RULE) as decoder:
+        with monkeypatch.context() as patch:
+            lie = (Opened(times, 1, (), 1), bytearray(payload))
+            patch.setattr("flamest.runtime.video.receive_answer", lambda *_: lie)
+            assert refused(decoder, path) == "decoder_crashed"
+        assert decoder.candidates(path).frames == 40
+
+
+def test_messages_larger_than_agreed_are_not_read():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        send(theirs, Opened((0.0,), 1, (), 1), b"x" * 100)
+        with pytest.raises(ValueError, match="at most 1048576 \\+ 99"):
+            receive_answer(ours, 99)
+
+
+def test_keyframes_of_a_clip_that_is_no_longer_open_are_refused(decoder, clips, tmp_path):
+    old = decoder.candidates(clips.write_clip(tmp_path / "a.avi"))
+    decoder.candidates(clips.write_clip(tmp_path / "b.avi", seed=1))
+    with pytest.raises(InvariantError, match="after another clip was opened"):
+        decoder.keyframes(old, ALL[:8])
+
+
+def test_mutated_files_end_in_frames_or_a_code_and_never_break_the_decoder(decoder, clips, tmp_path):
+    whole = [
+        clips.write_clip(tmp_path / name, codec=codec).read_bytes()
+        for name, codec in (("a.mp4", "libx264"), ("a.avi", "mpeg4"), ("a.mkv", "libvpx-vp9"))
+    ]
+    random = np.random.default_rng(1)
+    outcomes = set()
+    for number in range(150):
+        data = bytearray(whole[number % 3])
+        for position in random.integers(0, len(data), random.integers(1, 30)):
+            data[position] = random.integers(256)
+        path = tmp_path / f"{number}.mp4"
+        path.write_bytes(data[: random.integers(100, len(data) + 1)] if number % 2 else data)
+        try:
+            outcomes.add(f"{decoder.candidates(path).frames > 0}")
+        except DataError as error:
+            outcomes.add(error.code)
+    codes = {"not_video", "no_stream", "unknown_codec", "damaged", "too_large"}
+    assert outcomes <= {"True", *(f"video_{code}" for code in codes)}
+    assert {"True", "video_damaged"} <= outcomes

@@ -1,0 +1,225 @@
+"""A bundle of toy graphs: the real tensor names and masks, networks small enough to compute by hand.
+
+Not a test; conftest.py here and in tests/agent make fixtures of it.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+from flamest.runtime.manifest import (
+    CaptionRule,
+    FileEntry,
+    FramePreprocessing,
+    Graph,
+    KeyframeRule,
+    Manifest,
+    Parity,
+    Source,
+    SpatioTemporal,
+    TextShape,
+    VisionLanguage,
+    encode_manifest,
+)
+from onnx import TensorProto, helper, numpy_helper
+
+WORDS = ["[PAD]", "[START]", "[END]", "[CLS]", "[SEP]", "[UNK]"] + [f"word{number}" for number in range(26)]
+PAD, START, END, CLS, SEP = range(5)
+D = 4  # width of the text model: one layer, one head
+IMAGE, PATCH = 8, 4  # vision input, patch
+SLOW_SIZE, SLOW_WIDTH, KEYFRAMES = 12, 5, 8
+FRAME_SIZE, CANDIDATES = 10, 32
+LONGEST = 6  # new tokens
+POSITIONS = 40
+
+
+def weights(seed):
+    """Every weight of the toy networks, by name."""
+    random = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return random.normal(size=shape).astype(np.float32)
+
+    drawn = {
+        "patch_key": normal(D, 3, PATCH, PATCH),
+        "patch_value": normal(D, 3, PATCH, PATCH),
+        "word": normal(len(WORDS), D),
+        "position": normal(POSITIONS, D),
+        "own": normal(D, D),
+        "seen": normal(D, D),
+        "unembed": normal(D, len(WORDS)),
+        "slow": normal(3 * KEYFRAMES, SLOW_WIDTH),
+        "frame": normal(3 * FRAME_SIZE * FRAME_SIZE, 6),
+    }
+    drawn["unembed"][:, END] *= 1.5  # captions end, at different lengths
+    return drawn
+
+
+def _graph(name, nodes, inputs, outputs, constants):
+    values = [helper.make_tensor_value_info(n, t, s) for n, t, s in inputs]
+    results = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in outputs]
+    initial = [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()]
+    graph = helper.make_graph(nodes, name, values, results, initial)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def vision_graph(w):
+    patches = (IMAGE // PATCH) ** 2
+    nodes = [
+        helper.make_node("Conv", ["pixels", "patch_key"], ["k"], strides=[PATCH, PATCH]),
+        helper.make_node("Reshape", ["k", "to_patches"], ["cross_key_00"]),
+        helper.make_node("Conv", ["pixels", "patch_value"], ["v"], strides=[PATCH, PATCH]),
+        helper.make_node("Reshape", ["v", "to_patches"], ["vt"]),
+        helper.make_node("Transpose", ["vt"], ["cross_value_00"], perm=[0, 1, 3, 2]),
+    ]
+    return _graph(
+        "vision",
+        nodes,
+        [("pixels", TensorProto.FLOAT, ["batch", 3, IMAGE, IMAGE])],
+        [("cross_key_00", ["batch", 1, D, patches]), ("cross_value_00", ["batch", 1, patches, D])],
+        {
+            "patch_key": w["patch_key"],
+            "patch_value": w["patch_value"],
+            "to_patches": np.array([0, 1, D, patches], np.int64),
+        },
+    )
+
+
+def text_graph(w):
+    """hidden = tanh(h + attention(h) own + attention(h, image) seen), logits = last hidden unembed."""
+    node = helper.make_node
+    nodes = [
+        node("Gather", ["word", "token_ids"], ["words"]),
+        node("Gather", ["position", "positions"], ["places"]),
+        node("Add", ["words", "places"], ["h"]),
+        node("Unsqueeze", ["h", "one"], ["q"]),
+        node("Concat", ["past_key_00", "q"], ["present_key_00"], axis=2),
+        node("Concat", ["past_value_00", "q"], ["present_value_00"], axis=2),
+        node("Transpose", ["present_key_00"], ["kt"], perm=[0, 1, 3, 2]),
+        node("MatMul", ["q", "kt"], ["s"]),
+        node("Add", ["s", "mask"], ["sm"]),
+        node("Softmax", ["sm"], ["a"], axis=-1),
+        node("MatMul", ["a", "present_value_00"], ["c"]),
+        node("Squeeze", ["c", "one"], ["context"]),
+        node("MatMul", ["q", "cross_key_00"], ["xs"]),
+        node("Softmax", ["xs"], ["xa"], axis=-1),
+        node("MatMul", ["xa", "cross_value_00"], ["xc"]),
+        node("Squeeze", ["xc", "one"], ["image"]),
+        node("MatMul", ["context", "own"], ["o"]),
+        node("MatMul", ["image", "seen"], ["i"]),
+        node("Add", ["h", "o"], ["ho"]),
+        node("Add", ["ho", "i"], ["hoi"]),
+        node("Tanh", ["hoi"], ["hidden"]),
+        node("Gather", ["hidden", "last"], ["end"], axis=1),
+        node("MatMul", ["end", "unembed"], ["logits"]),
+    ]
+    patches = (IMAGE // PATCH) ** 2
+    past, present = ["batch", 1, "past", D], ["batch", 1, "present", D]
+    return _graph(
+        "text",
+        nodes,
+        [
+            ("token_ids", TensorProto.INT64, ["batch", "tokens"]),
+            ("positions", TensorProto.INT64, ["batch", "tokens"]),
+            ("mask", TensorProto.FLOAT, ["batch", 1, "tokens", "present"]),
+            ("past_key_00", TensorProto.FLOAT, past),
+            ("past_value_00", TensorProto.FLOAT, past),
+            ("cross_key_00", TensorProto.FLOAT, ["batch", 1, D, patches]),
+            ("cross_value_00", TensorProto.FLOAT, ["batch", 1, patches, D]),
+        ],
+        [
+            ("logits", ["batch", len(WORDS)]),
+            ("hidden", ["batch", "tokens", D]),
+            ("present_key_00", present),
+            ("present_value_00", present),
+        ],
+        {key: w[key] for key in ("word", "position", "own", "seen", "unembed")}
+        | {"one": np.array([1], np.int64), "last": np.array(-1, np.int64)},
+    )
+
+
+def slow_graph(w):
+    nodes = [
+        helper.make_node("ReduceMean", ["frames"], ["m"], axes=[3, 4], keepdims=0),
+        helper.make_node("Flatten", ["m"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "slow"], ["embedding"]),
+    ]
+    frames = ("frames", TensorProto.FLOAT, ["batch", 3, KEYFRAMES, SLOW_SIZE, SLOW_SIZE])
+    return _graph("slow", nodes, [frames], [("embedding", ["batch", SLOW_WIDTH])], {"slow": w["slow"]})
+
+
+def keyframes_graph(w):
+    nodes = [
+        helper.make_node("Flatten", ["frames"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "frame"], ["features"]),
+    ]
+    frames = ("frames", TensorProto.FLOAT, ["frames_", 3, FRAME_SIZE, FRAME_SIZE])
+    return _graph("keyframes", nodes, [frames], [("features", ["frames_", 6])], {"frame": w["frame"]})
+
+
+def vision_language(cross_attention="bidirectional"):
+    return VisionLanguage(
+        preprocessing=FramePreprocessing(IMAGE, "stretch", "bicubic", (0.5,) * 3, (0.25,) * 3),
+        text=TextShape(layers=1, heads=1, head_dim=D, width=D, vocabulary=len(WORDS)),
+        caption=CaptionRule(START, END, PAD, CLS, SEP, max_new_tokens=LONGEST),
+        cross_attention=cross_attention,
+        width=D,
+    )
+
+
+def write_bundle(folder: Path, *, seed=1, extraction_seed=0, cross_attention="bidirectional") -> Path:
+    """A complete bundle of toy graphs in ``folder`` (made), its hashes and manifest right."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder.mkdir(parents=True)
+    w = weights(seed)
+    graphs = {
+        "vision": vision_graph(w),
+        "text": text_graph(w),
+        "slow": slow_graph(w),
+        "keyframes": keyframes_graph(w),
+    }
+    for name, model in graphs.items():
+        (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_manifest(folder, list(graphs), extraction_seed, cross_attention)
+    return folder
+
+
+def write_manifest(folder: Path, graphs, extraction_seed=0, cross_attention="bidirectional", **changes) -> Manifest:
+    """A manifest for the files that are in ``folder`` now."""
+    files = {
+        path.relative_to(folder).as_posix(): FileEntry(
+            hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "bundle.json"
+    }
+    crop = ("crop", "bilinear", (0.45,) * 3, (0.225,) * 3)
+    fields = {
+        "schema": 1,
+        "created": "2026-11-23T00:00:00Z",
+        "extractor": "blip+slow",
+        "precision": "fp32",
+        "backend": "onnx",
+        "extraction_seed": extraction_seed,
+        "graphs": {name: Graph(f"{name}.onnx", 17, (), (), {}) for name in graphs},
+        "keyframes": KeyframeRule(KEYFRAMES, CANDIDATES, FramePreprocessing(FRAME_SIZE, *crop), 6, "toy"),
+        "vlm": vision_language(cross_attention),
+        "cnn": SpatioTemporal(FramePreprocessing(SLOW_SIZE, *crop), KEYFRAMES, SLOW_WIDTH, "mean"),
+        "sources": {
+            "blip": Source("toy", "", "0" * 64, 1, 1, "none"),
+            "slow": Source("toy", "", "1" * 64, 1, 1, "none"),
+        },
+        "files": files,
+        "parity": Parity({}, True, 0),
+        "versions": {},
+    }
+    manifest = Manifest(**(fields | changes))
+    (folder / "bundle.json").write_bytes(encode_manifest(manifest))
+    return manifest
