@@ -1,0 +1,95 @@
+"""What this machine can build, and what to type where it cannot."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+FULL_MEMORY_GIB = 8  # that an export of the published models needs at its peak
+FULL_DISK_GIB = 3  # of the bundle while it is written
+
+# What export imports, in the order in which one needs the other.
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "pytorchvideo.models.hub",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "tokenizers",
+    "safetensors",
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    ok: bool
+    found: str
+    fix: str = ""  # what to type; empty when ok
+
+
+def check_machine(folder: Path) -> tuple[Check, ...]:
+    """Packages (imported, in a process of their own), memory, and free disk where ``folder`` is."""
+    return (*_packages(), _memory(), _disk(folder), _tensorrt())
+
+
+def can_build_onnx(checks: tuple[Check, ...]) -> bool:
+    packages = {name.partition(".")[0] for name in _PACKAGES}
+    return all(check.ok for check in checks if check.name in packages)
+
+
+def _packages() -> list[Check]:
+    """A package that is installed may still fail to import: torchvision beside another build of torch does."""
+    code = (
+        "import importlib, sys, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "for name in sys.argv[1:]:\n"
+        "    try:\n"
+        "        importlib.import_module(name)\n"
+        "        print(name, 'ok', sep='\\t')\n"
+        "    except Exception as error:\n"
+        "        print(name, f'{type(error).__name__}: {error}'.splitlines()[0], sep='\\t')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, *_PACKAGES], capture_output=True, text=True, check=False)
+    said = dict(line.split("\t", 1) for line in ran.stdout.splitlines() if "\t" in line)
+    checks = []
+    for module in _PACKAGES:
+        package, result = module.partition(".")[0], said.get(module, "the import ended the process")
+        if result == "ok":
+            checks.append(Check(package, True, importlib.metadata.version(package)))
+        else:
+            checks.append(Check(package, False, result, "pip install 'flamest[export]'"))
+    return checks
+
+
+def _memory() -> Check:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    gib = pages / 2**30
+    enough = gib >= FULL_MEMORY_GIB
+    fix = (
+        "" if enough else f"export the published models on a machine with {FULL_MEMORY_GIB} GiB; random:tiny fits here"
+    )
+    return Check("memory", enough, f"{gib:.1f} GiB, {FULL_MEMORY_GIB} needed for the published models", fix)
+
+
+def _disk(folder: Path) -> Check:
+    free = shutil.disk_usage(folder).free / 2**30
+    enough = free >= FULL_DISK_GIB
+    fix = "" if enough else "free some space, or give --out on another disk"
+    return Check("disk", enough, f"{free:.1f} GiB free, {FULL_DISK_GIB} needed for the published models", fix)
+
+
+def _tensorrt() -> Check:
+    return Check(
+        "tensorrt backend",
+        False,
+        "this version builds ONNX bundles only",
+        "flamest-export --backend onnx --out DIR",
+    )

@@ -1,0 +1,66 @@
+"""The three readings of eq. 6 (NOTES decision 1): which of them see the caption.
+
+Through the exported graphs and the deployed decoder, as extraction does it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from flamest.export.calibration import calibration_clips
+from flamest.runtime.manifest import read_manifest
+from flamest.runtime.session import open_session
+from flamest.runtime.vlm import VisionLanguageModel
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_bundle):
+    return [open_session(tiny_bundle / f"{name}.onnx", threads=2) for name in ("vision", "text")]
+
+
+@pytest.fixture(scope="module")
+def pixels(tiny_bundle):
+    size = read_manifest(tiny_bundle).vlm.preprocessing.size
+    clips = calibration_clips(3, clips=2, frames=1, size=size, mean=0.45, std=0.27)
+    return clips[:, :, 0].astype(np.float32)
+
+
+def embed(opened, tiny_bundle, pixels, reading, captions):
+    spec = msgspec.structs.replace(read_manifest(tiny_bundle).vlm, cross_attention=reading)
+    model = VisionLanguageModel(*opened, spec)
+    return model.embed(model.look(pixels), captions)
+
+
+def distance(a, b):
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+CAPTION, OTHER = (500, 600, 700), (500, 900, 700)
+
+
+@pytest.mark.parametrize("reading", ["bidirectional", "causal-last"])
+def test_another_caption_for_the_same_frame_gives_another_embedding(opened, tiny_bundle, pixels, reading):
+    frame = pixels[:1]
+    first = embed(opened, tiny_bundle, frame, reading, [CAPTION])
+    second = embed(opened, tiny_bundle, frame, reading, [OTHER])
+    assert distance(first, second) > 0.01
+
+
+def test_the_first_token_under_the_causal_mask_is_blind_to_the_caption(opened, tiny_bundle, pixels):
+    frame = pixels[:1]
+    first = embed(opened, tiny_bundle, frame, "causal-first", [CAPTION])
+    second = embed(opened, tiny_bundle, frame, "causal-first", [OTHER])
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("reading", ["bidirectional", "causal-last", "causal-first"])
+def test_another_frame_with_the_same_caption_gives_another_embedding(opened, tiny_bundle, pixels, reading):
+    first, second = embed(opened, tiny_bundle, pixels, reading, [CAPTION, CAPTION])
+    assert distance(first, second) > 0.1
+
+
+def test_the_reading_is_part_of_the_fingerprint(tiny_bundle):
+    manifest = read_manifest(tiny_bundle)
+    spec = msgspec.structs.replace(manifest.vlm, cross_attention="causal-last")
+    assert msgspec.structs.replace(manifest, vlm=spec).fingerprint != manifest.fingerprint

@@ -1,0 +1,99 @@
+"""The command line: what it refuses, what it prints, and what it needs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from flamest.export.cli import app
+from typer.testing import CliRunner
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def said(result):
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "no backend given"),
+        (("--backend", "onnx"), "no folder given"),
+        (("--backend", "tensorrt", "--out", "b"), "this version builds ONNX bundles only"),
+        (("--backend", "caffe", "--out", "b"), "no such backend, expected onnx"),
+        (("--backend", "onnx", "--precision", "int8", "--out", "b"), "this version builds fp32 bundles only"),
+        (("--backend", "onnx", "--precision", "fp8", "--out", "b"), "no such precision, expected fp32"),
+        (("--backend", "onnx", "--cross-attention", "both", "--out", "b"), "expected one of bidirectional"),
+        (("--backend", "onnx", "--blip", "nothing-here", "--out", "b"), "--blip nothing-here: no such folder"),
+    ],
+)
+def test_what_cannot_be_built_is_a_usage_error_with_the_command_to_type(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    result = run(*words, "--json")
+    error = said(result)["error"]
+    assert result.exit_code == said(result)["exit_code"] == 2
+    assert message in error["message"]
+    assert error["code"] == "usage"
+    assert "flamest-export" in error["fix"] or "expected one of" in error["message"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_describes_a_bundle(tiny_bundle):
+    found = said(run("inspect", tiny_bundle, "--json"))
+    assert found["width"] == 2816
+    assert found["sources"]["blip"]["parameters"] == 58_656_188
+    assert set(found["graphs"]) == {"vision", "text", "slow", "keyframes"}
+    shown = run("inspect", tiny_bundle).stdout
+    assert found["fingerprint"] in shown
+    assert "768 + 2048 = 2816 numbers per clip" in shown
+    assert "58,656,188 parameters as the paper counts, 35,213,756 stored" in shown
+
+
+def test_inspect_loads_no_runtime(tiny_bundle):
+    code = (
+        "import sys\nfrom flamest.export.cli import app\n"
+        "try:\n    app(['inspect', sys.argv[1]])\nexcept SystemExit as ended:\n    assert not ended.code\n"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tiny_bundle)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_inspect_of_something_else_ends_in_65(tmp_path):
+    result = run("inspect", tmp_path, "--json")
+    assert result.exit_code == 65
+    assert "is not a bundle" in said(result)["error"]["message"]
+
+
+def test_bench_times_each_graph(tiny_bundle):
+    graphs = said(run("bench", tiny_bundle, "--repeats", "3", "--threads", "1", "--json"))["graphs"]
+    assert set(graphs) == {"vision", "text", "slow", "keyframes"}
+    for timing in graphs.values():
+        assert 0 < timing["min_ms"] <= timing["p50_ms"] <= timing["p95_ms"]
+        assert timing["runs"] == 3
+    assert graphs["text"]["sizes"] == {"batch": 1, "tokens": 1, "past": 10, "patches": 37}
+
+
+def test_doctor_says_what_can_be_built_and_what_to_type(monkeypatch):
+    from flamest.export import doctor
+
+    monkeypatch.setattr(doctor, "_PACKAGES", ("msgspec", "flamest_is_missing_this"))
+    found = said(run("doctor", "--json"))
+    assert found["can_build"] == {"onnx": False, "tensorrt": False}
+    checks = {check["name"]: check for check in found["checks"]}
+    assert checks["msgspec"]["ok"]
+    assert not checks["flamest_is_missing_this"]["ok"]
+    assert "ModuleNotFoundError" in checks["flamest_is_missing_this"]["found"]
+    assert all(check["ok"] != bool(check["fix"]) for check in found["checks"])
+    shown = run("doctor").stdout
+    assert "fix: pip install 'flamest[export]'" in shown
+
+
+def test_doctor_finds_this_machine_able():
+    found = said(run("doctor", "--json"))
+    assert found["can_build"]["onnx"] is True

@@ -1,0 +1,123 @@
+"""The written graphs: names, axes, one file each, nothing stored twice."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from flamest.base.errors import InvariantError
+from flamest.runtime.manifest import MASKED, Tensor, read_manifest
+from flamest.runtime.session import open_session
+
+GRAPHS = ("vision", "text", "slow", "keyframes")
+
+
+@pytest.fixture(scope="module")
+def models(tiny_bundle):
+    return {name: onnx.load(str(tiny_bundle / f"{name}.onnx")) for name in GRAPHS}
+
+
+def described(values):
+    return tuple(
+        Tensor(
+            value.name,
+            np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)).name,
+            tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
+        )
+        for value in values
+    )
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_has_the_tensors_that_the_manifest_says(tiny_bundle, models, name):
+    said, graph = read_manifest(tiny_bundle).graphs[name], models[name].graph
+    assert described(graph.input) == said.inputs
+    assert described(graph.output) == said.outputs
+    assert said.opset == next(entry.version for entry in models[name].opset_import if entry.domain == "")
+    words = {word for tensor in (*said.inputs, *said.outputs) for word in tensor.shape if isinstance(word, str)}
+    assert words <= {"batch", "tokens", "past", "past + tokens", "patches", "frames"}
+    assert {part.strip() for word in words for part in word.split("+")} == set(said.axes)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_is_one_file_of_standard_operators(models, name):
+    for tensor in models[name].graph.initializer:
+        assert tensor.data_location == onnx.TensorProto.DEFAULT
+        assert not tensor.external_data
+    assert {node.domain for node in models[name].graph.node} == {""}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_carries_no_notes_of_the_exporter(models, name):
+    """They would name source files of the building machine."""
+    graph = models[name].graph
+    for part in (models[name], graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        assert not part.metadata_props
+        assert not part.doc_string
+
+
+def test_the_word_embedding_is_stored_once(models):
+    sizes = [tuple(tensor.dims) for tensor in models["text"].graph.initializer]
+    assert [size for size in sizes if 30_524 in size and len(size) == 2] == [(30_524, 768)]
+
+
+def test_the_text_graph_works_without_a_past_and_beyond_the_traced_sizes(tiny_bundle):
+    text = open_session(tiny_bundle / "text.onnx", threads=2)
+    spec = read_manifest(tiny_bundle).vlm.text
+    generator = np.random.default_rng(0)
+
+    def feeds(batch, tokens, past):
+        shapes = {
+            "past": ((batch, spec.heads, past, spec.head_dim),) * 2,
+            "cross": ((batch, spec.heads, spec.head_dim, 37), (batch, spec.heads, 37, spec.head_dim)),
+        }
+        caches = {
+            f"{kind}_{part}_{layer:02d}": generator.standard_normal(shape, dtype=np.float32)
+            for kind, pair in shapes.items()
+            for part, shape in zip(("key", "value"), pair, strict=True)
+            for layer in range(spec.layers)
+        }
+        positions = np.broadcast_to(np.arange(past, past + tokens), (batch, tokens))
+        mask = np.zeros((batch, 1, tokens, past + tokens), np.float32)
+        ids = generator.integers(0, spec.vocabulary, (batch, tokens))
+        return {"token_ids": ids, "positions": np.ascontiguousarray(positions), "mask": mask, **caches}
+
+    for batch, tokens, past in ((1, 1, 0), (1, 1, 1), (5, 22, 0), (1, 7, 19)):
+        out = text.run(feeds(batch, tokens, past))
+        assert out["logits"].shape == (batch, 30_524)
+        assert out["hidden"].shape == (batch, tokens, 768)
+        assert out["present_key_00"].shape == (batch, 12, past + tokens, 64)
+
+
+def test_a_masked_token_changes_nothing(tiny_bundle):
+    text = open_session(tiny_bundle / "text.onnx", threads=2)
+    spec = read_manifest(tiny_bundle).vlm.text
+    generator = np.random.default_rng(1)
+    caches = {}
+    for layer in range(spec.layers):
+        for part, shape in (("key", (1, 12, 64, 37)), ("value", (1, 12, 37, 64))):
+            caches[f"past_{part}_{layer:02d}"] = np.zeros((1, 12, 0, 64), np.float32)
+            caches[f"cross_{part}_{layer:02d}"] = generator.standard_normal(shape, dtype=np.float32)
+    mask = np.zeros((1, 1, 4, 4), np.float32)
+    mask[..., 3] = MASKED
+    first, second = (
+        text.run(
+            {"token_ids": np.array([[101, 500, 600, last]]), "positions": np.arange(4)[None], "mask": mask, **caches}
+        )
+        for last in (0, 700)
+    )
+    np.testing.assert_array_equal(first["hidden"][:, :3], second["hidden"][:, :3])
+    assert not np.array_equal(first["hidden"][:, 3], second["hidden"][:, 3])
+
+
+def test_a_graph_of_another_shape_than_promised_is_refused(tmp_path, tiny_slow):
+    import dataclasses
+
+    from flamest.export.graphs import write_graph
+    from flamest.export.plans import keyframe_plan
+
+    plan = keyframe_plan(tiny_slow.net, tiny_slow.form)
+    wrong = dataclasses.replace(plan, outputs=(Tensor("features", "float32", ("frames", 127)),))
+    with pytest.raises(InvariantError, match=r"output features has shape .*128.*expected .*127"):
+        write_graph(wrong, tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,159 @@
+"""The comparison with PyTorch can fail: other weights, another number, not a number."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from flamest.base.errors import DataError, InvariantError
+from flamest.export.parity import BATCHES, Comparison, compare_blip, compare_slow, summarise
+from flamest.export.slow import keyframe_module, slow_module
+from flamest.export.sources import open_slow
+from flamest.export.verify import verify_bundle
+from flamest.runtime.manifest import read_manifest
+
+
+def one(got, expected, graph="slow"):
+    return Comparison(graph, 1, {"out": np.float32(got)}, {"out": np.float32(expected)})
+
+
+def test_the_figures_are_the_largest_of_all_runs_and_relative_to_the_largest_value():
+    runs = [one([1.0, 4.0], [1.0, 4.0002]), one([2.0, 0.0], [2.0, 0.0001]), one([0.0], [9.0], graph="text")]
+    figures = summarise("slow", runs)
+    assert figures.max_abs == pytest.approx(2e-4, rel=1e-2)
+    assert figures.max_rel == pytest.approx(5e-5, rel=1e-2)
+    assert figures.batches == BATCHES
+
+
+@pytest.mark.parametrize("got", [1.0002, float("nan"), float("inf"), -1.0])
+def test_a_difference_beyond_the_limit_is_refused(got):
+    with pytest.raises(DataError, match=r"graph 'slow', output out, batch 1: relative error") as refused:
+        summarise("slow", [one([got], [1.0])])
+    assert (refused.value.code, refused.value.exit_code) == ("parity_failed", 65)
+
+
+def test_a_reference_of_zeros_proves_nothing_and_is_refused():
+    with pytest.raises(DataError, match="reference output is zero"):
+        summarise("slow", [one([0.0], [0.0])])
+
+
+def test_no_comparison_at_all_is_a_bug():
+    with pytest.raises(InvariantError, match="never compared"):
+        summarise("slow", [one([1.0], [1.0], graph="text")])
+
+
+def test_graphs_of_other_slow_weights_are_refused(tiny_bundle):
+    other = open_slow("random:tiny:1")
+    with pytest.raises(DataError, match=r"graph 'slow', output embedding, batch 1"):
+        compare_slow(other.net, tiny_bundle, other.form)
+
+
+def test_a_captioner_that_says_something_else_is_refused(tiny_bundle, tiny_blip):
+    model = copy.deepcopy(tiny_blip.model)
+    with torch.no_grad():
+        model.text_decoder.cls.predictions.decoder.bias[1000] += 100
+    with pytest.raises(DataError, match="captions differ from PyTorch's") as refused:
+        compare_blip(model, tiny_bundle, read_manifest(tiny_bundle).vlm)
+    assert refused.value.code == "parity_failed"
+
+
+@pytest.mark.parametrize(
+    ("graph", "weight"),
+    [("vision", "crossattention.self.value.bias"), ("text", "intermediate.dense.bias")],
+)
+def test_a_small_change_of_one_weight_is_found(tiny_bundle, tiny_blip, graph, weight):
+    """Too small to turn a caption, too large to be rounding."""
+    model = copy.deepcopy(tiny_blip.model)
+    with torch.no_grad():
+        model.text_decoder.bert.encoder.layer[1].get_parameter(weight)[:100] += 0.003
+    with pytest.raises(DataError, match=f"graph '{graph}'"):
+        compare_blip(model, tiny_bundle, read_manifest(tiny_bundle).vlm)
+
+
+@pytest.mark.parametrize("reading", ["causal-last", "causal-first"])
+def test_the_other_readings_of_eq_6_agree_with_pytorch_too(tiny_bundle, tiny_blip, reading):
+    import msgspec
+
+    spec = msgspec.structs.replace(read_manifest(tiny_bundle).vlm, cross_attention=reading)
+    assert compare_blip(tiny_blip.model, tiny_bundle, spec).graphs["text"].max_rel <= 1e-4
+
+
+def test_the_slow_embedding_is_the_mean_of_the_windows_and_not_the_global_mean(tiny_slow):
+    """NOTES decision 3."""
+    net = tiny_slow.net
+    frames = torch.randn(1, 3, 8, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        maps = torch.nn.Sequential(*net.blocks[:5])(frames)
+        windows = [maps[0, :, :, y : y + 3, x : x + 3].mean((1, 2, 3)) for y in (0, 1) for x in (0, 1)]
+        embedding = slow_module(net)(frames)[0]
+    assert torch.allclose(embedding, torch.stack(windows).mean(0), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(embedding, maps[0].mean((1, 2, 3)), rtol=1e-2, atol=1e-2)
+
+
+def test_keyframe_features_are_refused_where_a_layer_sees_other_frames(tiny_slow):
+    net = copy.deepcopy(tiny_slow.net)
+    net.blocks[2] = net.blocks[3]  # its kernels span three frames
+    with pytest.raises(DataError, match="must look at one frame at a time"):
+        keyframe_module(net)
+
+
+def test_keyframe_features_of_a_frame_do_not_depend_on_its_neighbours(tiny_slow):
+    frames = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    module = keyframe_module(tiny_slow.net)
+    with torch.no_grad():
+        together, alone = module(frames), module(frames[1:2])
+    assert torch.allclose(together[1], alone[0], rtol=1e-5, atol=1e-6)
+
+
+def test_verify_compares_again_what_can_be_loaded_again(tiny_bundle, silent):
+    done = verify_bundle(tiny_bundle, silent)
+    assert set(done.graphs) == {"vision", "text", "slow", "keyframes"}
+    assert done.captions_equal is True
+    assert done.not_compared == {}
+    assert silent.steps == 3
+
+
+def with_source(tiny_bundle, folder, part, **values):
+    """A copy of the bundle whose manifest names another source."""
+    import msgspec
+    from flamest.runtime.manifest import encode_manifest
+
+    shutil.copytree(tiny_bundle, folder)
+    manifest = read_manifest(folder)
+    sources = {**manifest.sources, part: msgspec.structs.replace(manifest.sources[part], **values)}
+    (folder / "bundle.json").write_bytes(encode_manifest(msgspec.structs.replace(manifest, sources=sources)))
+    return folder
+
+
+def test_verify_says_which_source_to_give_where_a_name_brings_no_weights(tiny_bundle, tmp_path, silent, monkeypatch):
+    from flamest.export import verify
+
+    folder = with_source(tiny_bundle, tmp_path / "b", "slow", name="SLOW_8x8_R50.pyth", revision="local file")
+    monkeypatch.setattr(verify, "open_blip", lambda name: pytest.fail("loaded although _load was replaced"))
+    monkeypatch.setattr(verify, "_load", lambda opener, recorded, given: None)
+    done = verify.verify_bundle(folder, silent)
+    assert done.captions_equal is None
+    assert "--slow SRC, where SRC is 'SLOW_8x8_R50.pyth' of the export" in done.not_compared["slow"]
+
+
+def test_verify_refuses_a_source_with_other_weights(tiny_bundle, tmp_path, silent, monkeypatch, tiny_blip):
+    from flamest.export import verify
+
+    monkeypatch.setattr(verify, "open_blip", lambda name: tiny_blip)
+    with pytest.raises(DataError, match=r"--slow random:tiny:1 holds other weights") as refused:
+        verify.verify_bundle(tiny_bundle, silent, slow="random:tiny:1")
+    assert refused.value.code == "other_weights"
+
+
+def test_verify_finds_a_changed_file_before_anything_opens_it(tiny_bundle, tmp_path, silent):
+    shutil.copytree(tiny_bundle, tmp_path / "b")
+    graph = tmp_path / "b" / "keyframes.onnx"
+    data = bytearray(graph.read_bytes())
+    data[-1] ^= 1
+    graph.write_bytes(data)
+    with pytest.raises(DataError, match=r"keyframes\.onnx") as refused:
+        verify_bundle(tmp_path / "b", silent)
+    assert refused.value.code == "bundle_tampered"
