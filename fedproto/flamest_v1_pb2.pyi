@@ -1,0 +1,154 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PHASE_UNSPECIFIED: _ClassVar[Phase]
+    PHASE_WAIT: _ClassVar[Phase]
+    PHASE_OPEN: _ClassVar[Phase]
+    PHASE_FINISHED: _ClassVar[Phase]
+
+class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CODEC_UNSPECIFIED: _ClassVar[Codec]
+    CODEC_FP32: _ClassVar[Codec]
+PHASE_UNSPECIFIED: Phase
+PHASE_WAIT: Phase
+PHASE_OPEN: Phase
+PHASE_FINISHED: Phase
+CODEC_UNSPECIFIED: Codec
+CODEC_FP32: Codec
+
+class JoinRequest(_message.Message):
+    __slots__ = ("protocol",)
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    def __init__(self, protocol: _Optional[int] = ...) -> None: ...
+
+class JoinReply(_message.Message):
+    __slots__ = ("protocol", "settings", "settings_sha256")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    settings: bytes
+    settings_sha256: bytes
+    def __init__(self, protocol: _Optional[int] = ..., settings: _Optional[bytes] = ..., settings_sha256: _Optional[bytes] = ...) -> None: ...
+
+class WaitRequest(_message.Message):
+    __slots__ = ("settings_sha256", "answered_round", "max_wait_ms")
+    SETTINGS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_ROUND_FIELD_NUMBER: _ClassVar[int]
+    MAX_WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    settings_sha256: bytes
+    answered_round: int
+    max_wait_ms: int
+    def __init__(self, settings_sha256: _Optional[bytes] = ..., answered_round: _Optional[int] = ..., max_wait_ms: _Optional[int] = ...) -> None: ...
+
+class WaitReply(_message.Message):
+    __slots__ = ("phase", "round", "model_sha256", "deadline_ms", "poll_after_ms")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    POLL_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    phase: Phase
+    round: int
+    model_sha256: bytes
+    deadline_ms: int
+    poll_after_ms: int
+    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., round: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., poll_after_ms: _Optional[int] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("settings_sha256", "round")
+    SETTINGS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    settings_sha256: bytes
+    round: int
+    def __init__(self, settings_sha256: _Optional[bytes] = ..., round: _Optional[int] = ...) -> None: ...
+
+class ModelHeader(_message.Message):
+    __slots__ = ("round", "model_sha256", "codec", "payload_bytes")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    model_sha256: bytes
+    codec: Codec
+    payload_bytes: int
+    def __init__(self, round: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., payload_bytes: _Optional[int] = ...) -> None: ...
+
+class ModelPart(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: ModelHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[ModelHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class TensorShape(_message.Message):
+    __slots__ = ("index", "dims")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    DIMS_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    dims: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, index: _Optional[int] = ..., dims: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Evaluation(_message.Message):
+    __slots__ = ("loss", "correct", "count")
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    CORRECT_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    loss: float
+    correct: int
+    count: int
+    def __init__(self, loss: _Optional[float] = ..., correct: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class UpdateHeader(_message.Message):
+    __slots__ = ("settings_sha256", "round", "base_sha256", "update_id", "examples", "codec", "tensors", "payload_bytes", "payload_sha256", "evaluation")
+    SETTINGS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    BASE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_SHA256_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    settings_sha256: bytes
+    round: int
+    base_sha256: bytes
+    update_id: bytes
+    examples: int
+    codec: Codec
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorShape]
+    payload_bytes: int
+    payload_sha256: bytes
+    evaluation: Evaluation
+    def __init__(self, settings_sha256: _Optional[bytes] = ..., round: _Optional[int] = ..., base_sha256: _Optional[bytes] = ..., update_id: _Optional[bytes] = ..., examples: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorShape, _Mapping]]] = ..., payload_bytes: _Optional[int] = ..., payload_sha256: _Optional[bytes] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
+
+class UpdatePart(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: UpdateHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Receipt(_message.Message):
+    __slots__ = ("round", "update_id", "payload_sha256")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_SHA256_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    update_id: bytes
+    payload_sha256: bytes
+    def __init__(self, round: _Optional[int] = ..., update_id: _Optional[bytes] = ..., payload_sha256: _Optional[bytes] = ...) -> None: ...

@@ -1,0 +1,178 @@
+"""Mutual TLS: this end's files, and who is at the other end."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..base.errors import IdentityError, SettingsError
+from .certificates import NAME, SILO_URI, load_certificate, load_key, need
+
+if TYPE_CHECKING:
+    import grpc
+
+AuthContext = Mapping[str, Iterable[bytes]]  # what gRPC tells of a caller: ``context.auth_context()``
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """The three PEM files that each end of the wire is given."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a certificate says."""
+
+    names: tuple[str, ...]  # its DNS names, addresses and URIs
+    begins: datetime.datetime  # UTC
+    expires: datetime.datetime  # UTC
+    sha256: str  # of its DER form, as the allow-list has it
+
+    @property
+    def days_left(self) -> float:
+        return (self.expires - _now()).total_seconds() / 86400
+
+
+def read_facts(certificate: bytes, *, whose: str) -> Facts:
+    """What a PEM certificate says; DataError (``bad_certificate``) when it cannot be read."""
+    loaded = load_certificate(certificate, whose)
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    try:
+        names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        told = tuple(str(name.value) for name in names)
+    except x509.ExtensionNotFound:
+        told = ()
+    return Facts(
+        names=told,
+        begins=loaded.not_valid_before_utc,
+        expires=loaded.not_valid_after_utc,
+        sha256=loaded.fingerprint(hashes.SHA256()).hex(),
+    )
+
+
+def check_files(files: TlsFiles) -> Facts:
+    """Look at this end's own files before any connection is tried; the facts of its certificate.
+
+    Raises SettingsError for a file that cannot be read, DataError for one that is not PEM of its kind,
+    IdentityError (``key_mismatch``, ``foreign_certificate``, ``expired``, ``not_yet_valid``).
+    """
+    pem = read_file(files.certificate)
+    certificate = load_certificate(pem, str(files.certificate))
+    authority = load_certificate(read_file(files.ca), str(files.ca))
+    key = load_key(read_file(files.key), str(files.key))
+    if certificate.public_key() != key.public_key():
+        raise IdentityError(f"{files.key} is not the key of {files.certificate}", code="key_mismatch")
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise IdentityError(
+            f"{files.certificate} was not signed by the authority in {files.ca}",
+            fix="take both files from the same operator",
+            code="foreign_certificate",
+        ) from error
+    facts = read_facts(pem, whose=str(files.certificate))
+    _check_dates(facts, files.certificate)
+    return facts
+
+
+def _check_dates(facts: Facts, path: Path) -> None:
+    now = _now()
+    if now > facts.expires:
+        raise IdentityError(
+            f"{path} expired on {facts.expires:%Y-%m-%d}", fix="have a new certificate made", code="expired"
+        )
+    if now < facts.begins:
+        raise IdentityError(
+            f"{path} is valid from {facts.begins:%Y-%m-%d %H:%M} UTC on, the clock here says {now:%Y-%m-%d %H:%M}",
+            fix="set this machine's clock",
+            code="not_yet_valid",
+        )
+
+
+def certificate_silo(path: Path) -> str:
+    """The silo's name in the certificate file at ``path``.
+
+    Raises SettingsError when the file cannot be read, DataError when it is no certificate,
+    IdentityError (``no_silo_name``) when it names no silo.
+    """
+    return _silo_of(read_facts(read_file(path), whose=str(path)).names, str(path))
+
+
+def silo_name(auth_context: AuthContext) -> str:
+    """The silo at the other end of a gRPC call, from its verified certificate.
+
+    Raises IdentityError (``no_silo_name``).
+    """
+    told = auth_context.get("x509_subject_alternative_name") or ()
+    return _silo_of([name.decode("utf-8", "replace") for name in told], "the caller's certificate")
+
+
+def certificate_sha256(auth_context: AuthContext) -> str:
+    """SHA-256 of the caller's certificate in DER form, as ``Facts.sha256``. Raises IdentityError."""
+    for pem in auth_context.get("x509_pem_cert") or ():
+        body = b"".join(line for line in pem.splitlines() if not line.startswith(b"-----"))
+        try:
+            return hashlib.sha256(base64.b64decode(body, validate=True)).hexdigest()
+        except binascii.Error:
+            break
+    raise IdentityError("the caller showed no certificate", code="no_certificate")
+
+
+def _silo_of(names: Sequence[str], whose: str) -> str:
+    if len(names) == 1 and names[0].startswith(SILO_URI):
+        name = names[0].removeprefix(SILO_URI)
+        if NAME.fullmatch(name):
+            return name
+    told = ", ".join(names) or "nothing"
+    raise IdentityError(
+        f"{whose} names {told}, expected exactly {SILO_URI}NAME",
+        fix="use the silo.pem that `flamest-coordinator silo add` made",
+        code="no_silo_name",
+    )
+
+
+def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """Mutual TLS for the coordinator: callers without a certificate of this authority get no call."""
+    need("grpc")
+    import grpc
+
+    pair = (read_file(files.key), read_file(files.certificate))
+    return grpc.ssl_server_credentials([pair], root_certificates=read_file(files.ca), require_client_auth=True)
+
+
+def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
+    """Mutual TLS for a silo: the coordinator must show a certificate of this authority."""
+    need("grpc")
+    import grpc
+
+    return grpc.ssl_channel_credentials(
+        root_certificates=read_file(files.ca),
+        private_key=read_file(files.key),
+        certificate_chain=read_file(files.certificate),
+    )
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a key or certificate file; SettingsError when it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

@@ -1,0 +1,210 @@
+"""What goes over the wire comes back the same, and nothing else is let in."""
+
+import dataclasses
+import random
+
+import pytest
+from flamest.base.errors import DataError, FlamestError
+from flamest.fedproto import flamest_v1_pb2 as pb
+from flamest.fedproto import messages as m
+from flamest.fedproto.head import HeadSpec
+from flamest.fedproto.records import Evaluation, Phase, Receipt, RunSettings, Standing, Strategy, TrainSettings
+
+A, B, C = "a1" * 32, "b2" * 32, "c3" * 32
+RUN = RunSettings(
+    run="r1",
+    labels=("x", "y"),
+    head=HeadSpec(inputs=3, outputs=2, hidden=(4,)),
+    rounds=7,
+    min_silos=2,
+    deadline_s=12.5,
+    fingerprint="f",
+    seed=9,
+    strategy=Strategy(name="fedprox", mu=0.5),
+    train=TrainSettings(epochs=2, batch_size=16, learning_rate=0.02, weight_decay=0.003),
+)
+HEADER = m.UpdateHeader(A, 3, B, "0f" * 16, 41, ((4, 3), (4,)), 64, C, Evaluation(0.75, 3, 5))
+
+# encoder, decoder, record, the message it becomes
+ROUND_TRIPS = {
+    "JoinRequest": (m.encode_join_request, m.decode_join_request, 1, pb.JoinRequest),
+    "JoinReply": (lambda r: m.encode_join_reply(*r), m.decode_join_reply, (1, RUN), pb.JoinReply),
+    "WaitRequest": (m.encode_wait_request, m.decode_wait_request, m.WaitRequest(A, 4, 2.5), pb.WaitRequest),
+    "WaitReply": (m.encode_standing, m.decode_standing, Standing(Phase.OPEN, 5, B, 30.25, 0.5), pb.WaitReply),
+    "FetchRequest": (m.encode_fetch_request, m.decode_fetch_request, m.FetchRequest(A, 6), pb.FetchRequest),
+    "ModelHeader": (m.encode_model_header, m.decode_model_part, m.ModelHeader(7, C, 640), pb.ModelPart),
+    "ModelData": (m.encode_model_data, m.decode_model_part, b"\x01\x02", pb.ModelPart),
+    "UpdateHeader": (m.encode_update_header, m.decode_update_part, HEADER, pb.UpdatePart),
+    "UpdateData": (m.encode_update_data, m.decode_update_part, b"\x03", pb.UpdatePart),
+    "Receipt": (m.encode_receipt, m.decode_receipt, Receipt(8, "0e" * 16, A), pb.Receipt),
+}
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_every_record_comes_back_equal(name):
+    encode, decode, record, _ = ROUND_TRIPS[name]
+    assert decode(encode(record)) == record
+
+
+def unset_fields(message) -> list[str]:
+    """Names of fields, inner messages' included, that hold nothing."""
+    found = []
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.containing_oneof is not None:
+            if message.WhichOneof(field.containing_oneof.name) != field.name:
+                continue
+        elif not value and not (field.message_type and not field.is_repeated and message.HasField(field.name)):
+            found.append(f"{message.DESCRIPTOR.name}.{field.name}")
+        if field.message_type:
+            for inner in value if field.is_repeated else [value]:
+                found += [name for name in unset_fields(inner) if name != "TensorShape.index"]
+    return found
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_no_field_of_the_proto_is_forgotten(name):
+    encode, _, record, kind = ROUND_TRIPS[name]
+    assert unset_fields(kind.FromString(encode(record))) == []
+
+
+def test_the_forgotten_field_would_be_seen():
+    assert unset_fields(pb.Receipt(round=1, update_id=b"x")) == ["Receipt.payload_sha256"]
+
+
+@pytest.mark.parametrize(
+    "record", [HEADER, m.WaitRequest(A, 4, 2.5), m.ModelHeader(7, C, 640), Receipt(8, "0e" * 16, A)]
+)
+def test_every_field_of_a_record_survives_a_change_of_it(record):
+    encode, decode, *_ = next(t for t in ROUND_TRIPS.values() if type(t[2]) is type(record))
+    other = {str: lambda v: ("9d" * 32)[: len(v)], int: lambda v: v + 1, float: lambda v: v + 0.5}
+    for field in dataclasses.fields(record):
+        old = getattr(record, field.name)
+        if field.name == "evaluation":
+            new = None
+        elif field.name == "shapes":
+            new = ((2, 2, 2),)
+        else:
+            new = other[type(old)](old)
+        changed = dataclasses.replace(record, **{field.name: new})
+        assert decode(encode(changed)) == changed != record
+
+
+def test_every_message_of_the_proto_is_covered():
+    covered = {kind.DESCRIPTOR.name for *_, kind in ROUND_TRIPS.values()} | set(ROUND_TRIPS)
+    inner = {"TensorShape", "Evaluation"}  # inside UpdateHeader
+    assert set(pb.DESCRIPTOR.message_types_by_name) <= covered | inner
+
+
+def test_from_silo_to_coordinator_there_is_no_text():
+    sent = [
+        pb.JoinRequest,
+        pb.WaitRequest,
+        pb.FetchRequest,
+        pb.UpdatePart,
+        pb.UpdateHeader,
+        pb.TensorShape,
+        pb.Evaluation,
+    ]
+    for kind in sent:
+        for field in kind.DESCRIPTOR.fields:
+            assert field.type != field.TYPE_STRING, f"{kind.DESCRIPTOR.name}.{field.name}"
+
+
+def with_unknown_field(data: bytes) -> bytes:
+    return data + b"\xfa\x3e\x01x"  # field 1007, length-delimited
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_an_unknown_field_is_refused(name):
+    encode, decode, record, _ = ROUND_TRIPS[name]
+    with pytest.raises(DataError, match="a field that this protocol does not know") as refused:
+        decode(with_unknown_field(encode(record)))
+    assert refused.value.code == "malformed"
+
+
+def test_an_unknown_field_inside_the_header_is_refused():
+    header = pb.UpdateHeader.FromString(
+        with_unknown_field(pb.UpdatePart.FromString(m.encode_update_header(HEADER)).header.SerializeToString())
+    )
+    with pytest.raises(DataError, match="does not know"):
+        m.decode_update_part(pb.UpdatePart(header=header).SerializeToString())
+
+
+def changed_header(**fields) -> bytes:
+    message = pb.UpdatePart.FromString(m.encode_update_header(HEADER))
+    for name, value in fields.items():
+        setattr(message.header, name, value)
+    return message.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"examples": 0}, "examples"),
+        ({"examples": 2**32 - 1}, "examples"),
+        ({"settings_sha256": b"short"}, "malformed"),
+        ({"base_sha256": b""}, "malformed"),
+        ({"update_id": b"x" * 17}, "malformed"),
+        ({"payload_sha256": b"x" * 31}, "malformed"),
+        ({"codec": 0}, "malformed"),
+        ({"codec": 77}, "malformed"),
+    ],
+)
+def test_a_header_out_of_range_is_refused_with_its_code(fields, code):
+    with pytest.raises(DataError) as refused:
+        m.decode_update_part(changed_header(**fields))
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        Evaluation(float("nan"), 1, 2),
+        Evaluation(float("inf"), 1, 2),
+        Evaluation(-1.0, 1, 2),
+        Evaluation(1.0, 3, 2),
+        Evaluation(1.0, 0, 0),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused(told):
+    with pytest.raises(DataError) as refused:
+        m.decode_update_part(m.encode_update_header(dataclasses.replace(HEADER, evaluation=told)))
+    assert refused.value.code == "evaluation"
+
+
+def test_tensors_out_of_order_are_refused():
+    message = pb.UpdatePart.FromString(m.encode_update_header(HEADER))
+    message.header.tensors[0].index = 1
+    with pytest.raises(DataError, match="not numbered"):
+        m.decode_update_part(message.SerializeToString())
+
+
+def test_a_phase_without_a_meaning_is_refused():
+    message = pb.WaitReply.FromString(m.encode_standing(Standing(Phase.WAIT, 1, A, 0, 0)))
+    message.phase = 9
+    with pytest.raises(DataError, match="phase 9"):
+        m.decode_standing(message.SerializeToString())
+
+
+def test_settings_that_are_not_the_ones_hashed_are_refused():
+    message = pb.JoinReply.FromString(m.encode_join_reply(1, RUN))
+    message.settings = message.settings.replace(b'"rounds":7', b'"rounds":8')
+    with pytest.raises(DataError) as refused:
+        m.decode_join_reply(message.SerializeToString())
+    assert refused.value.code == "digest"
+
+
+def test_mutated_bytes_give_a_record_or_an_error_of_ours_and_nothing_else():
+    random_ = random.Random(4)
+    refused = 0
+    for _ in range(3000):
+        encode, decode, record, _ = ROUND_TRIPS[random_.choice(list(ROUND_TRIPS))]
+        data = bytearray(encode(record))
+        for _ in range(random_.randint(1, 4)):
+            data[random_.randrange(len(data))] = random_.randrange(256)
+        try:
+            decode(bytes(data[: random_.randint(1, len(data))]))
+        except FlamestError:
+            refused += 1
+    assert refused > 1000

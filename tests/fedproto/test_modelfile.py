@@ -1,0 +1,130 @@
+import dataclasses
+import json
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from flamest.base.errors import DataError, StorageError
+from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
+from flamest.fedproto.modelfile import ModelFile, decode_model, encode_model, read_model, write_model
+
+SPEC = HeadSpec(inputs=3, outputs=2, hidden=(4,))
+MODEL = ModelFile(
+    head=SPEC,
+    params=initial_params(SPEC, seed=5),
+    labels=("gehen", "stürzen"),
+    fingerprint="abc",
+    run="r",
+    round=7,
+    metadata={"site": "x", "accuracy": "0.5"},
+)
+
+
+def test_every_field_comes_back(tmp_path):
+    write_model(tmp_path / "m.safetensors", MODEL)
+    found = read_model(tmp_path / "m.safetensors")
+    for field in dataclasses.fields(ModelFile):
+        if field.name == "params":
+            assert params_sha256(found.params) == params_sha256(MODEL.params)
+        else:
+            assert getattr(found, field.name) == getattr(MODEL, field.name)
+
+
+def test_the_safetensors_library_reads_it(tmp_path):
+    from safetensors import safe_open
+
+    write_model(tmp_path / "m.safetensors", MODEL)
+    with safe_open(tmp_path / "m.safetensors", framework="numpy") as file:
+        assert json.loads(file.metadata()["flamest.labels"]) == ["gehen", "stürzen"]
+        assert set(file.keys()) == set(MODEL.params)
+        for name, tensor in MODEL.params.items():
+            np.testing.assert_array_equal(file.get_tensor(name), tensor)
+
+
+def test_the_same_model_gives_the_same_bytes_in_every_process():
+    code = """
+import hashlib
+from flamest.fedproto.head import HeadSpec, initial_params
+from flamest.fedproto.modelfile import ModelFile, encode_model
+spec = HeadSpec(inputs=3, outputs=2, hidden=(4,))
+model = ModelFile(spec, initial_params(spec, 5), ("gehen", "stürzen"), "abc", "r", 7, {"accuracy": "0.5", "site": "x"})
+print(hashlib.sha256(encode_model(model)).hexdigest())
+"""
+    import hashlib
+
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert out.strip() == hashlib.sha256(encode_model(MODEL)).hexdigest()
+
+
+def test_every_truncation_is_refused():
+    content = encode_model(MODEL)
+    for size in range(len(content)):
+        with pytest.raises(DataError) as refused:
+            decode_model(content[:size], whose="m")
+        assert refused.value.code == "bad_model"
+
+
+def rewritten(change) -> bytes:
+    content = encode_model(MODEL)
+    size = struct.unpack_from("<Q", content)[0]
+    header = json.loads(content[8 : 8 + size])
+    payload = bytearray(content[8 + size :])
+    change(header, payload)
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(payload)
+
+
+def metadata(key, value):
+    return lambda header, payload: header["__metadata__"].__setitem__(f"flamest.{key}", json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda h, p: h.pop("__metadata__"), "no FLAMeST metadata"),
+        (lambda h, p: h["__metadata__"].pop("flamest.run"), "no metadata 'flamest.run'"),
+        (lambda h, p: h.pop("0.bias"), "expected .*0.bias"),
+        (lambda h, p: h.__setitem__("9.bias", h["0.bias"]), "9.bias"),
+        (lambda h, p: h["0.bias"].__setitem__("dtype", "F64"), "0.bias is .*F64.*expected F32"),
+        (lambda h, p: h["0.bias"].__setitem__("shape", [2, 2]), "expected F32 \\[4\\]"),
+        (lambda h, p: h["0.bias"].__setitem__("data_offsets", [0, 16]), "at bytes 48 to 64"),
+        (lambda h, p: p.extend(b"more"), "payload of 108 bytes"),
+        (lambda h, p: p.__setitem__(slice(0, 4), b"\x00\x00\xc0\x7f"), "holds NaN"),
+        (metadata("labels", ["one"]), "1 labels, its head has 2 outputs"),
+        (metadata("labels", [1, 2]), "flamest.labels"),
+        (metadata("format", 2), "format 2, this version reads 1"),
+        (metadata("head", {"inputs": 3, "outputs": 2, "kind": "transformer"}), "flamest.head"),
+        (metadata("round", "seven"), "flamest.round"),
+    ],
+)
+def test_a_broken_rule_is_named(change, said):
+    with pytest.raises(DataError, match=said) as refused:
+        decode_model(rewritten(change), whose="m")
+    assert refused.value.code == "bad_model"
+    assert refused.value.message.startswith("m: ")
+
+
+def test_the_rewriting_itself_breaks_nothing():
+    assert decode_model(rewritten(lambda h, p: None), whose="m").round == 7
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\x03\x04 a zip file, as torch writes", struct.pack("<Q", 2**60) + b"{}", b"\x02" + bytes(7) + b"[]"],
+)
+def test_another_kind_of_file_is_refused(content):
+    with pytest.raises(DataError):
+        decode_model(content, whose="m")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(StorageError, match="nowhere"):
+        read_model(tmp_path / "nowhere.safetensors")
+
+
+def test_a_model_that_does_not_fit_its_head_is_not_written(tmp_path):
+    with pytest.raises(DataError, match="3 labels"):
+        write_model(tmp_path / "m", dataclasses.replace(MODEL, labels=("a", "b", "c")))
+    assert list(tmp_path.iterdir()) == []
