@@ -1,0 +1,1 @@
+"""The silo's side: extract, store, train, talk. No torch, no transformers."""

@@ -1,0 +1,175 @@
+"""``flamest-agent``: what a silo's administrator types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ..base.console import command
+from .cli_extract import extract, features, import_features
+from .cli_keys import keygen
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="The silo's side of FLAMeST: turn labelled video into numbers, train on them, and send only the "
+    "trained model's parameters. Videos, captions and labels stay on this machine.",
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
+ConfigOption = Annotated[Path, typer.Option("--config", help="The agent's settings, agent.toml.")]
+StoreOption = Annotated[Path, typer.Option("--store", help="The feature store made by extract.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Cores to use; all when not given.")]
+
+app.command("keygen")(keygen)
+app.command("extract")(extract)
+app.command("features")(features)
+app.command("import-features")(import_features)
+
+
+@app.command("run")
+@command
+def run(
+    config: ConfigOption,
+    check_config: Annotated[bool, typer.Option("--check-config", help="Check the settings file and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="End when the run has finished instead of waiting.")] = False,
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="What is logged.")] = "info",
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Join a coordinator and train whenever it asks. Runs until stopped (Ctrl-C or SIGTERM)."""
+    import msgspec
+
+    from ..base.log import configure_logging
+    from ..base.shutdown import Shutdown
+    from .settings import check_surroundings, load_agent_settings
+
+    settings = load_agent_settings(config)
+    if check_config:
+        check_surroundings(settings)
+        if not as_json:
+            print(f"{config}: fine")
+        return {"config": str(config), "ok": True}
+
+    from ..fedproto.tls import certificate_silo
+    from .daemon import run_agent
+
+    configure_logging(level=log_level)
+    silo = certificate_silo(settings.coordinator.certificate)
+    status = run_agent(settings, silo, Shutdown.on_signals(), once=once)
+    return dict(msgspec.to_builtins(status))
+
+
+@app.command("status")
+@command
+def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
+    """What the daemon is doing, what it has sent, and whether it is alive."""
+    import msgspec
+
+    from .settings import load_agent_settings
+    from .status import is_alive, read_status
+
+    settings = load_agent_settings(config)
+    now = read_status(settings.state)
+    alive = is_alive(settings.state)
+    if not as_json:
+        print(f"{'running' if alive else 'NOT RUNNING'}: {now.doing} since {now.since}")
+        if now.detail:
+            print(f"  {now.detail}")
+        print(f"silo {now.silo}, run {now.run or '-'}: last answered round {now.round} of {now.rounds}")
+        print(f"clips: {now.clips} to train on, {now.held_out} held out, {now.ignored} without a label of the run")
+        print(
+            f"left this site: {now.updates_sent} updates, {now.sent_bytes / 1e6:.2f} MB; "
+            f"received {now.received_bytes / 1e6:.2f} MB"
+        )
+    return {**msgspec.to_builtins(now), "alive": alive}
+
+
+@app.command("train")
+@command
+def train(
+    store: StoreOption,
+    out: Annotated[Path, typer.Option("--out", help="Where the model goes, MODEL.safetensors.")],
+    passes: Annotated[int, typer.Option(min=1, help="Times the local epochs are run, as rounds would.")] = 80,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs in one pass.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 0.01,
+    weight_decay: Annotated[float, typer.Option(min=0.0, help="Adam's L2 term.")] = 1e-4,
+    hidden: Annotated[str, typer.Option(help="Widths of the hidden layers.")] = "512,256",
+    hold_out: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the groups to measure with.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the start, the shuffles and the split.")] = 0,
+    fingerprint: Annotated[str | None, typer.Option(help="Which features, where the store holds several.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Which precision, where the store holds several.")] = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Train the classifier on this machine alone, without a coordinator."""
+    from ..base.errors import UsageError
+    from ..fedproto.records import TrainSettings
+    from .training.local import LocalRequest, train_from_store
+
+    try:
+        widths = tuple(int(width) for width in hidden.split(",") if width.strip())
+    except ValueError as error:
+        raise UsageError(f"--hidden {hidden}: expected whole numbers with commas, like 512,256") from error
+    if any(width < 1 for width in widths):
+        raise UsageError(f"--hidden {hidden}: expected widths of 1 or more")
+    request = LocalRequest(
+        store=store,
+        fingerprint=fingerprint,
+        precision=precision,
+        hidden=widths,
+        settings=TrainSettings(
+            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay
+        ),
+        passes=passes,
+        hold_out=hold_out,
+        seed=seed,
+        threads=threads,
+    )
+    result = train_from_store(request, out)
+    if not as_json:
+        print(f"{out}: {result['classes']} classes, {result['examples']} clips, {result['epochs']} epochs")
+        if result["accuracy"] is None:
+            print("no clips were held out, so no accuracy was measured")
+        else:
+            print(
+                f"accuracy on {result['held_out']} held-out clips: {result['accuracy']:.3f} "
+                f"(best {result['best_accuracy']:.3f}, chance {result['chance']:.3f})"
+            )
+    return result
+
+
+@app.command("predict")
+@command
+def predict(
+    videos: Annotated[list[Path], typer.Argument(help="Video files.", metavar="VIDEO…")],
+    bundle: Annotated[Path, typer.Option("--bundle", help="The bundle whose features the model was trained on.")],
+    model: Annotated[Path, typer.Option("--model", help="MODEL.safetensors from train or from the coordinator.")],
+    top: Annotated[int, typer.Option(min=1, help="How many labels to show.")] = 5,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Name the action in new videos: the likeliest labels and the caption of a keyframe."""
+    from .predict import predict_videos
+
+    predictions = []
+    for prediction in predict_videos(bundle, model, videos, top=top, threads=threads):
+        labels = [{"label": item.label, "probability": item.probability} for item in prediction.labels]
+        entry = {"video": str(prediction.video), "labels": labels, "caption": prediction.caption}
+        if prediction.reason:
+            entry["reason"] = prediction.reason
+        predictions.append(entry)
+        if not as_json:
+            print(prediction.video)
+            for item in prediction.labels:
+                print(f"  {item.probability:6.1%}  {item.label}")
+            print(f"  {prediction.reason or 'caption: ' + prediction.caption}")
+    return {"predictions": predictions}
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,148 @@
+"""The commands ``extract``, ``features`` and ``import-features``; cli.py registers them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..base.console import command
+
+if TYPE_CHECKING:
+    from .extract import ExtractReport
+
+StoreOption = Annotated[Path, typer.Option("--store", help="The feature store, one file.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
+
+
+@command
+def extract(
+    bundle: Annotated[Path, typer.Option("--bundle", help="The bundle folder that flamest-export made.")],
+    videos: Annotated[
+        Path,
+        typer.Option("--videos", help="Folder of clips as LABEL/clip.mp4, or with a labels.csv (path,label,group)."),
+    ],
+    store: StoreOption,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Cores to use; all when not given.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Try clips again that could not be read before.")] = False,
+    clip_timeout: Annotated[
+        float, typer.Option("--clip-timeout", min=1.0, help="Seconds that decoding one clip may take.")
+    ] = 120.0,
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Turn a folder of video clips into features: 2816 numbers per clip in the feature store.
+
+    Nothing is sent anywhere. Clips are known by their content: run the command again after adding
+    clips, changing labels or an interruption, and only what is new is computed. A clip that cannot
+    be read is reported and skipped. Ctrl-C ends after the clip in hand; nothing is lost.
+    """
+    import msgspec
+
+    from ..base.progress import progress_bar
+    from ..base.shutdown import Shutdown
+    from ..runtime.video import DecodeLimits
+    from .extract import ExtractRequest, clips_to_extract, extract_clips
+
+    request = ExtractRequest(bundle, videos, store, threads, retry, DecodeLimits(timeout_s=clip_timeout))
+    folder = clips_to_extract(videos)
+    shutdown = Shutdown.on_signals()
+    with progress_bar("extracting", len(folder.clips), unit="clips") as progress:
+        report = extract_clips(request, folder, on_clip=progress.advance, stop=lambda: shutdown.requested)
+    if not as_json:
+        _show(report, store)
+    return dict(msgspec.to_builtins(report))
+
+
+@command
+def features(
+    store: StoreOption,
+    out: Annotated[Path, typer.Option("--out", help="The file to write, FILE.npz.")],
+    fingerprint: Annotated[
+        str | None, typer.Option(help="Which features, where the store holds several; its beginning is enough.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="Which precision, where the store holds several.")] = None,
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Write features, labels and clip ids as .npz, for a notebook.
+
+    Arrays: x float32 [N, D], y (class name, empty where unknown), clip (SHA-256 of the video file),
+    group, caption, path; and the scalars fingerprint, precision and vlm_width (x[:, :vlm_width] is
+    the vision-language part). Read it with numpy.load(FILE). The file tells what the videos show:
+    keep it on this site.
+    """
+    from .npz import write_npz
+    from .store import FeatureStore
+
+    with FeatureStore.open(store, create=False, read_only=True) as opened:
+        stored = opened.read(fingerprint, precision)
+    write_npz(out, stored)
+    clips, width = stored.x.shape
+    if not as_json:
+        print(f"{out}: {clips} clips, {width} numbers each, {len(set(stored.labels) - {None})} classes")
+    return {
+        "features": str(out),
+        "clips": clips,
+        "width": width,
+        "vlm_width": stored.vlm_width,
+        "classes": len(set(stored.labels) - {None}),
+        "fingerprint": stored.fingerprint,
+        "precision": stored.precision,
+    }
+
+
+@command
+def import_features(
+    file: Annotated[Path, typer.Argument(help="x [N, D], y class names, optional group and clip.", metavar="FILE.npz")],
+    store: StoreOption,
+    name: Annotated[
+        str, typer.Option("--name", help="What the embeddings are, the same at every silo of a run: vgg16-fc7.")
+    ] = "features",
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Take embeddings that you made yourself; they are trained and federated on like extracted ones.
+
+    The file holds x (floating point [N, D]) and y (class names, fixed-width text), and may hold
+    group (clips of one scene, held out together), clip (a name for each) and caption. The
+    fingerprint that a run pins is imported:NAME:D. Importing the same file again changes nothing.
+    """
+    from .npz import read_npz
+    from .store import FeatureStore
+
+    rows = read_npz(file, name)
+    with FeatureStore.open(store) as opened:
+        opened.add_rows(rows)
+    fingerprint = rows[0][1].fingerprint
+    labels = {row.clip.label for _, row in rows} - {None}
+    if not as_json:
+        print(f"{store}: {len(rows)} clips of {len(labels)} classes imported as {fingerprint}")
+    return {
+        "store": str(store),
+        "clips": len(rows),
+        "width": len(rows[0][1].x),
+        "classes": len(labels),
+        "fingerprint": fingerprint,
+        "precision": rows[0][1].precision,
+    }
+
+
+def _show(report: ExtractReport, store: Path) -> None:
+    """The report for a person: counts, time per stage, and what could not be used."""
+    from rich.console import Console
+    from rich.table import Table
+
+    print(f"{store}: {report.extracted} clips extracted, {report.skipped} known already, {len(report.failed)} failed")
+    if report.ms_per_clip is not None:
+        table = Table("stage", "ms per clip", box=None, pad_edge=False)
+        table.columns[1].justify = "right"
+        for stage, milliseconds in report.stages_ms.items():
+            table.add_row(stage, f"{milliseconds:.1f}")
+        table.add_row("whole clip", f"{report.ms_per_clip:.1f}")
+        Console().print(table)
+    print(f"peak memory: {report.peak_mb:.0f} MB")
+    for warned in report.warnings:
+        print(f"warning: {warned.clip}: {warned.warning}")
+    for failed in report.failed:
+        print(f"failed: {failed.clip}: {failed.reason}")
+    if report.stopped:
+        print("stopped before the end; run the same command again to go on")

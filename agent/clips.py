@@ -1,0 +1,203 @@
+"""Which video files a folder holds, and the class and group of each.
+
+Two layouts. Without a ``labels.csv`` the class is the name of the folder that holds the clip, at any
+depth (``LABEL/clip.avi``, ``train/LABEL/clip.avi``), and a clip directly in the given folder has no
+class. With a ``labels.csv`` in the given folder the clips are those that it lists:
+
+    path,label,group
+    ward-3/0001.mp4,fall,patient-17
+
+``path`` is relative to the folder; ``group`` may be left out; an empty ``label`` means unknown.
+
+Clips of one scene or person share a group and are held out together. Where no group is given it is
+read from file names of known data sets (``default_group``), and is otherwise the file's own name.
+
+Links may point to files inside the folder. A link that leads outside is reported and not opened:
+who may put files into the folder must not thereby choose what else the agent reads.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..base.errors import DataError, StorageError
+from ..base.files import printable_path
+
+LABELS_FILE = "labels.csv"
+SUFFIXES = frozenset(
+    {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
+    | {".wmv", ".asf", ".flv", ".ogv", ".3gp", ".3g2"}
+)
+DEEPEST = 16  # folders inside each other
+
+UCF101 = re.compile(r"v_(?P<action>.+)_g(?P<group>\d+)_c\d+")
+HMDB51 = re.compile(r"(?P<source>.+)_[fhlu]_[cn]m_np\d+_(?:ba|fr|le|ri)_(?:bad|goo|med)_\d+")
+KINETICS = re.compile(r"(?P<video>[\w-]{11})_\d{6}_\d{6}")
+UT_INTERACTION = re.compile(r"(?P<set>set\d+)_\d+_(?P<sequence>\d+)_\d+")
+
+
+@dataclass(frozen=True)
+class FoundClip:
+    """A video file, not opened yet."""
+
+    path: Path
+    name: str  # relative to the folder, with slashes; escaped where it is not printable
+    label: str | None
+    group: str
+
+
+@dataclass(frozen=True)
+class ClipProblem:
+    """A file that cannot be a clip, and why: ``code`` is a word, ``reason`` a sentence."""
+
+    name: str
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ClipFolder:
+    """What a folder holds."""
+
+    clips: tuple[FoundClip, ...]  # by name
+    problems: tuple[ClipProblem, ...]
+
+
+def find_clips(folder: Path) -> list[FoundClip]:
+    """The usable clips of ``folder``, by name; ``scan_clips`` tells the problems too."""
+    return list(scan_clips(folder).clips)
+
+
+def scan_clips(folder: Path) -> ClipFolder:
+    """Look through ``folder`` (see the module's text for the layouts). Opens no video.
+
+    Raises StorageError when the folder cannot be read, DataError naming the line when its
+    labels.csv is not one.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise StorageError(f"{printable_path(folder)} is not a folder of videos", fix="give a folder with --videos")
+    table = folder / LABELS_FILE
+    listed = _read_labels(table) if table.is_file() else _walk(folder)
+    root = folder.resolve()
+    clips, problems = [], []
+    for path, label, group in listed:
+        name = _name(path, folder)
+        problem = _problem(path, root)
+        if problem:
+            problems.append(ClipProblem(name, *problem))
+        else:
+            clips.append(FoundClip(path, name, label, group or default_group(path.stem, label)))
+    return ClipFolder(
+        tuple(sorted(clips, key=lambda clip: clip.name)), tuple(sorted(problems, key=lambda found: found.name))
+    )
+
+
+def default_group(stem: str, label: str | None) -> str:
+    """The scene that a file name of a known data set tells, or else the name itself.
+
+    UCF101 ``v_Punch_g23_c01`` -> ``Punch_g23``; HMDB51 ``TITLE_punch_f_cm_np1_fr_med_0`` -> ``TITLE``
+    (cuts of one film); Kinetics ``VIDEOID12345_000010_000020`` -> ``VIDEOID12345``; UT-Interaction
+    ``set1_26_5_2`` -> ``set1_5`` (a sequence holds every action once).
+    """
+    if match := UCF101.fullmatch(stem):
+        return f"{match['action']}_g{match['group']}"
+    if match := HMDB51.fullmatch(stem):
+        return match["source"].removesuffix(f"_{label}") or stem
+    if match := KINETICS.fullmatch(stem):
+        return match["video"]
+    if match := UT_INTERACTION.fullmatch(stem):
+        return f"{match['set']}_{match['sequence']}"
+    return _printable(stem)
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, str | None, str]]:
+    """Every file with a video's suffix; hidden files and folders are left alone."""
+    for here, folders, files in os.walk(folder, followlinks=False, onerror=_raise):
+        inside = Path(here).relative_to(folder)
+        linked = [name for name in folders if not name.startswith(".") and Path(here, name).is_symlink()]
+        for name in linked:  # reported when it leads outside, not followed otherwise
+            yield Path(here, name), None, ""
+        kept = [name for name in folders if not name.startswith(".") and name not in linked]
+        folders[:] = sorted(kept) if len(inside.parts) < DEEPEST else []
+        label = _printable(inside.name) if inside.parts else None
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(here, name), label, ""
+
+
+def _raise(error: OSError) -> None:
+    raise StorageError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+
+
+def _read_labels(table: Path) -> Iterator[tuple[Path, str | None, str]]:
+    """The rows of a labels.csv, checked; every DataError names file and line."""
+    try:
+        text = table.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise StorageError(f"cannot read {printable_path(table)}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{printable_path(table)} is not UTF-8 text: {error}", code="labels_csv") from error
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [cell.strip() for cell in next(rows, [])]
+        if header not in (["path", "label"], ["path", "label", "group"]):
+            raise _bad_line(table, 1, f"the columns are {header}, expected path,label or path,label,group")
+        seen: dict[str, int] = {}
+        for row in rows:
+            if not any(cell.strip() for cell in row):
+                continue
+            yield _read_row(table, rows.line_num, header, row, seen)
+    except csv.Error as error:
+        raise _bad_line(table, rows.line_num, str(error)) from error
+
+
+def _read_row(
+    table: Path, line: int, header: list[str], row: list[str], seen: dict[str, int]
+) -> tuple[Path, str | None, str]:
+    if len(row) != len(header):
+        raise _bad_line(table, line, f"{len(row)} columns, expected {len(header)}")
+    name, label, group = (*(cell.strip() for cell in row), "")[:3]
+    if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise _bad_line(table, line, f"path {name!r}: expected a path inside {printable_path(table.parent)}")
+    if name in seen:
+        raise _bad_line(table, line, f"path {name!r} stands in line {seen[name]} already")
+    seen[name] = line
+    return table.parent / name, label or None, group
+
+
+def _bad_line(table: Path, line: int, problem: str) -> DataError:
+    return DataError(f"{printable_path(table)}, line {line}: {problem}", code="labels_csv")
+
+
+def _problem(path: Path, root: Path) -> tuple[str, str] | None:
+    """Why ``path`` cannot be a clip: code and reason. None when it can."""
+    try:
+        real = path.resolve(strict=True)
+        mode = real.stat().st_mode
+    except (OSError, RuntimeError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        return ("missing", "no such file") if missing else ("unreadable", getattr(error, "strerror", "") or str(error))
+    if not real.is_relative_to(root):
+        return "outside_folder", "is a link to a place outside of the folder: put the file itself there"
+    if stat.S_ISDIR(mode) and path.is_symlink():
+        return "linked_folder", "is a link to a folder, whose clips are found where they are"
+    if not stat.S_ISREG(mode):
+        return "video_not_a_file", "is not a regular file"
+    return None
+
+
+def _name(path: Path, folder: Path) -> str:
+    return _printable(path.relative_to(folder).as_posix())
+
+
+def _printable(text: str) -> str:
+    """Names that are not UTF-8, or hold control characters, with those parts escaped."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

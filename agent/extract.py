@@ -1,0 +1,233 @@
+"""A folder of clips into the feature store: what ``flamest-agent extract`` and the daemon do.
+
+Every clip is stored by itself, known by the hash of its content: stopping at any time costs at most
+the clip in hand, and the next run goes on where this one ended. A clip that cannot be used is
+reported and skipped; it is not tried again until its content changes, or ``retry`` asks for it.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+from ..base.errors import DataError, StorageError
+from ..base.files import printable_path, sha256_file
+from ..runtime.extractor import STAGES, Extractor, open_extractor
+from ..runtime.manifest import read_manifest
+from ..runtime.records import Clip
+from ..runtime.video import DecodeLimits
+from .clips import ClipFolder, FoundClip, scan_clips
+from .store import FeatureStore
+
+# Failures that lie in the file: the same content is not tried again. Others may be gone next time.
+REMEMBERED = frozenset(
+    {"video_empty", "video_not_video", "video_no_stream", "video_damaged", "video_too_large", "video_timeout"}
+    | {"video_unknown_codec", "decoder_crashed"}
+)
+
+
+@dataclass(frozen=True)
+class FailedClip:
+    clip: str  # relative to the video folder
+    reason: str  # "code: sentence"
+
+
+@dataclass(frozen=True)
+class ClipWarning:
+    """The clip is used, but something is wrong with its file."""
+
+    clip: str
+    warning: str
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """How an extraction went. Times are of the clips extracted now; None when there were none."""
+
+    clips: int  # found, usable or not
+    extracted: int
+    skipped: int  # stored already, or the same content under another name
+    failed: tuple[FailedClip, ...]
+    warnings: tuple[ClipWarning, ...]
+    ms_per_clip: float | None  # wall, hashing and storing included
+    stages_ms: dict[str, float]  # means
+    peak_mb: float  # this process and the decoder, resident, each at its largest
+    stopped: bool  # asked to end before all clips were done
+
+
+@dataclass(frozen=True)
+class ExtractRequest:
+    """What to extract, with what, into what."""
+
+    bundle: Path
+    videos: Path
+    store: Path
+    threads: int | None = None  # cores for one network; None: all
+    retry: bool = False  # try clips again that failed before
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
+
+
+def extract_folder(
+    request: ExtractRequest, *, on_clip: Callable[[], None] = lambda: None, stop: Callable[[], bool] = lambda: False
+) -> ExtractReport:
+    """Bring the store up to date with the folder of the request.
+
+    ``on_clip`` is called after each clip, ``stop`` asked before each. Raises DataError when the
+    folder holds no clip, the bundle is not whole or the store is damaged; LockedError and
+    StorageError as the store does.
+    """
+    return extract_clips(request, clips_to_extract(request.videos), on_clip=on_clip, stop=stop)
+
+
+def clips_to_extract(videos: Path) -> ClipFolder:
+    """The folder's clips; DataError ``no_clips`` with the way out when there are none."""
+    folder = scan_clips(videos)
+    if not folder.clips and not folder.problems:
+        raise DataError(
+            f"{printable_path(videos)} holds no video files",
+            fix="put clips into folders named by class (LABEL/clip.mp4), or write a labels.csv",
+            code="no_clips",
+        )
+    return folder
+
+
+def extract_clips(
+    request: ExtractRequest, folder: ClipFolder, *, on_clip: Callable[[], None], stop: Callable[[], bool]
+) -> ExtractReport:
+    """The same for a folder that has been looked through already."""
+    outcomes: list[_Outcome] = []
+    read_manifest(request.bundle)  # a wrong --bundle is said before a store is made
+    with FeatureStore.open(request.store) as store, closing(_Work(request, store)) as work:
+        for found in folder.clips:
+            if stop():
+                break
+            outcomes.append(work.bring_in(found))
+            on_clip()
+        peak_mb = work.peak_mb
+    return _report(folder, outcomes, peak_mb)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of one clip; neither extracted nor failed means skipped."""
+
+    failed: FailedClip | None = None
+    extracted_ms: float | None = None
+    stages_ms: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[ClipWarning, ...] = ()
+
+
+class _Work:
+    """One extraction's open things: the store, the extractor once it is needed, the contents seen."""
+
+    def __init__(self, request: ExtractRequest, store: FeatureStore) -> None:
+        self._request = request
+        self._store = store
+        self._manifest = read_manifest(request.bundle)
+        self._fingerprint = self._manifest.fingerprint
+        self._seen: dict[str, FoundClip] = {}
+        self._extractor: Extractor | None = None
+
+    def bring_in(self, found: FoundClip) -> _Outcome:
+        """Extract one clip unless it is known; whatever is wrong with it becomes its outcome."""
+        start = time.perf_counter()
+        try:
+            before = _stamp(found)
+            clip = Clip(found.path, _content(found), found.label, found.group)
+            first = self._seen.setdefault(clip.sha256, found)
+            _check_label(found, first)
+        except DataError as error:
+            return _failed(found, error.code, error.message)
+        if first is not found:
+            return _Outcome()
+        if self._store.has(clip.sha256, self._fingerprint, self._manifest.precision):
+            self._store.note_clip(clip, name=found.name)
+            return _Outcome()
+        known = None if self._request.retry else self._store.failure(clip.sha256)
+        if known is not None and known.code in REMEMBERED:
+            return _failed(found, known.code, known.message)
+        identified = time.perf_counter()
+        extractor = self._ready()
+        ready = time.perf_counter()
+        try:
+            features = extractor.extract(clip)
+            if _stamp(found) != before:
+                raise DataError(f"{found.name} changed while it was read; the next run takes it", code="video_changed")
+        except DataError as error:
+            if error.code in REMEMBERED:
+                self._store.note_failure(found.name, clip.sha256, error.code, error.message)
+            return _failed(found, error.code, error.message)
+        self._store.add(clip, features, name=found.name)
+        warnings = tuple(ClipWarning(found.name, warning) for warning in features.warnings)
+        spent = (identified - start) + (time.perf_counter() - ready)
+        return _Outcome(extracted_ms=spent * 1e3, stages_ms=features.stages_ms, warnings=warnings)
+
+    def close(self) -> None:
+        if self._extractor is not None:
+            self._extractor.close()
+
+    @property
+    def peak_mb(self) -> float:
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+        return own + (self._extractor.decoder_peak_mb if self._extractor else 0.0)
+
+    def _ready(self) -> Extractor:
+        """The networks take seconds to open: not before there is a clip that needs them."""
+        if self._extractor is None:
+            request = self._request
+            self._extractor = open_extractor(request.bundle, threads=request.threads, limits=request.limits)
+        return self._extractor
+
+
+def _content(found: FoundClip) -> str:
+    try:
+        return sha256_file(found.path)
+    except StorageError as error:
+        raise DataError(error.message, code="video_unreadable") from error
+
+
+def _stamp(found: FoundClip) -> tuple[int, int, int]:
+    """Changes when the file is written to or replaced."""
+    try:
+        status = found.path.stat()
+    except OSError as error:
+        raise DataError(f"cannot read {found.name}: {error.strerror}", code="video_unreadable") from error
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _check_label(found: FoundClip, first: FoundClip) -> None:
+    if found.label != first.label:
+        raise DataError(
+            f"has the same content as {first.name}, which is labelled {first.label or 'unknown'}: that label is kept",
+            code="label_conflict",
+        )
+
+
+def _failed(found: FoundClip, code: str, message: str) -> _Outcome:
+    """The reason without the path that it begins with: the clip's name stands beside it."""
+    return _Outcome(
+        failed=FailedClip(found.name, f"{code}: {message.removeprefix(printable_path(found.path)).strip(': ')}")
+    )
+
+
+def _report(folder: ClipFolder, outcomes: list[_Outcome], peak_mb: float) -> ExtractReport:
+    problems = [FailedClip(problem.name, f"{problem.code}: {problem.reason}") for problem in folder.problems]
+    failed = [outcome.failed for outcome in outcomes if outcome.failed is not None]
+    times = [outcome.extracted_ms for outcome in outcomes if outcome.extracted_ms is not None]
+    stages = [outcome.stages_ms for outcome in outcomes if outcome.extracted_ms is not None]
+    return ExtractReport(
+        clips=len(folder.clips) + len(folder.problems),
+        extracted=len(times),
+        skipped=len(outcomes) - len(times) - len(failed),
+        failed=(*problems, *failed),
+        warnings=tuple(warning for outcome in outcomes for warning in outcome.warnings),
+        ms_per_clip=fmean(times) if times else None,
+        stages_ms={name: fmean(stage[name] for stage in stages) for name in STAGES} if stages else {},
+        peak_mb=peak_mb,
+        stopped=len(outcomes) < len(folder.clips),
+    )

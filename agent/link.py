@@ -1,0 +1,276 @@
+"""The silo's connection to its coordinator. The only module of the agent that opens a socket.
+
+Every call is bounded in time and tried again, with pauses that grow and vary, while that can help.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import msgspec
+
+from ..base.errors import DataError, UnreachableError
+from ..base.files import sha256_bytes
+from ..base.shutdown import Shutdown
+from ..fedproto import channel as wire
+from ..fedproto import messages
+from ..fedproto.certificates import need
+from ..fedproto.codec import chunks, decode_params, encode_params, payload_bytes, shapes
+from ..fedproto.head import params_sha256
+from ..fedproto.records import PROTOCOL, GlobalModel, Receipt, RunSettings, Standing, Update
+from ..fedproto.tls import TlsFiles, certificate_silo, channel_credentials, check_files
+from .link_errors import LinkStopped, RunChanged, StaleUpdate, handshake_problem, lasting_problem, split_address
+
+if TYPE_CHECKING:
+    import grpc
+
+__all__ = ["Link", "LinkSettings", "LinkStopped", "Retry", "RunChanged", "StaleUpdate"]
+
+T = TypeVar("T")
+WATCH_S = 0.3  # how often a running call looks whether the process was asked to end
+
+
+class LinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[coordinator] in agent.toml: where it is, and this silo's identity."""
+
+    address: str  # host:port
+    ca: Path  # PEM, from the operator
+    certificate: Path  # PEM, from the operator
+    key: Path  # PEM, made here by keygen
+
+    @property
+    def files(self) -> TlsFiles:
+        return TlsFiles(self.ca, self.certificate, self.key)
+
+
+class Retry(msgspec.Struct, frozen=True):
+    """How long a call is tried again. Pauses double from the first to the longest, each varied by half."""
+
+    patience_s: float = 30.0  # in all, per call
+    first_s: float = 0.2
+    longest_s: float = 8.0
+    sleep: Callable[[float], object] = time.sleep
+
+
+class Link:
+    """One connection, used by one thread. ``with Link.open(settings) as link: run = link.join() …``
+
+    Every call may raise UnreachableError (its patience is over), IdentityError (refused: a person must
+    act), RunChanged (join again), LinkStopped (the process was asked to end) and DataError (the other
+    side's message makes no sense, or ours was refused).
+    """
+
+    def __init__(self, channel: grpc.Channel, settings: LinkSettings, retry: Retry, shutdown: Shutdown | None) -> None:
+        self._channel = channel
+        self._settings = settings
+        self._retry = retry
+        self._shutdown = shutdown
+        self.silo = certificate_silo(settings.certificate)
+        self.sent_bytes = 0  # protobuf messages, every attempt counted; TLS and HTTP/2 come on top
+        self.received_bytes = 0
+
+    @classmethod
+    def open(cls, settings: LinkSettings, *, shutdown: Shutdown | None = None, retry: Retry | None = None) -> Link:
+        """Check this silo's files and make ready to connect; the first call connects.
+
+        With ``shutdown``, a call that waits ends with LinkStopped soon after the process is asked to end.
+        Raises SettingsError, DataError or IdentityError for files that cannot work.
+        """
+        need("grpc")
+        wire.quiet()
+        import grpc
+
+        split_address(settings.address)
+        check_files(settings.files)
+        credentials = channel_credentials(settings.files)
+        channel = grpc.secure_channel(settings.address, credentials, options=wire.client_options())
+        if retry is None:
+            retry = Retry() if shutdown is None else Retry(sleep=shutdown.wait)
+        return cls(channel, settings, retry, shutdown)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def join(self) -> RunSettings:
+        """The settings of the run that the coordinator serves."""
+        reply = self._ask(wire.JOIN, messages.encode_join_request(PROTOCOL), wire.CALL_S)
+        protocol, run = messages.decode_join_reply(reply)
+        if protocol != PROTOCOL:
+            raise DataError(
+                f"the coordinator speaks protocol {protocol}, this agent {PROTOCOL}",
+                fix="install the version that the coordinator has",
+                code="protocol",
+            )
+        payload_bytes(run.head)  # refuses a head that is too large before anything is allocated
+        return run
+
+    def wait(self, run: RunSettings, answered_round: int, seconds: float) -> Standing:
+        """Where the run stands; answered at once when there is work, otherwise within ``seconds``.
+
+        ``answered_round``: the last round that this silo answered or will not answer, 0 for none.
+        """
+        seconds = min(seconds, wire.MAX_WAIT_S)
+        request = messages.encode_wait_request(messages.WaitRequest(run.sha256, answered_round, seconds))
+        return messages.decode_standing(self._ask(wire.WAIT_FOR_ROUND, request, seconds + wire.CALL_S))
+
+    def fetch(self, run: RunSettings, standing: Standing) -> GlobalModel:
+        """The model that the open round starts from, or the final one of a finished run; its hash is checked.
+
+        Raises StaleUpdate when the round closed meanwhile.
+        """
+        request = messages.encode_fetch_request(messages.FetchRequest(run.sha256, standing.round))
+        header, payload = self._persist(lambda: self._fetch_once(run, request))
+        params = decode_params(run.head, payload, whose=f"model of round {standing.round}")
+        found = params_sha256(params)
+        if not found == header.model_sha256 == standing.model_sha256 or header.round != standing.round:
+            raise DataError(
+                f"the model of round {header.round} has the hash {found[:12]}…, "
+                f"expected {standing.model_sha256[:12]}… of round {standing.round}",
+                code="digest",
+            )
+        return GlobalModel(round=header.round, params=params, sha256=found)
+
+    def submit(self, run: RunSettings, update: Update) -> Receipt:
+        """Hand in an update; returns when the coordinator holds it durably.
+
+        Sending the same update again, after a crash or a lost answer, gets the same receipt. Raises
+        StaleUpdate when the round has no use for it.
+        """
+        payload = encode_params(run.head, update.params)
+        header = messages.UpdateHeader(
+            settings_sha256=run.sha256,
+            round=update.round,
+            base_sha256=update.base_sha256,
+            update_id=update.update_id,
+            examples=update.examples,
+            shapes=shapes(run.head),
+            payload_bytes=len(payload),
+            payload_sha256=sha256_bytes(payload),
+            evaluation=update.evaluation,
+        )
+        receipt = self._persist(lambda: self._submit_once(header, payload))
+        if (receipt.round, receipt.update_id, receipt.sha256) != (
+            update.round,
+            update.update_id,
+            header.payload_sha256,
+        ):
+            raise DataError("the coordinator's receipt is for another update", code="receipt")
+        return receipt
+
+    # --- one attempt each ---
+
+    def _ask(self, name: str, request: bytes, seconds: float) -> bytes:
+        def attempt() -> bytes:
+            self.sent_bytes += len(request)
+            call = self._channel.unary_unary(wire.method_path(name), None, None).future(request, timeout=seconds)
+            with self._watched(call):
+                reply: bytes = call.result()
+            self.received_bytes += len(reply)
+            return reply
+
+        return self._persist(attempt)
+
+    def _fetch_once(self, run: RunSettings, request: bytes) -> tuple[messages.ModelHeader, bytearray]:
+        expected = payload_bytes(run.head)
+        self.sent_bytes += len(request)
+        start = self._channel.unary_stream(wire.method_path(wire.FETCH_MODEL), None, None)
+        call = start(request, timeout=wire.transfer_s(expected))
+        header: messages.ModelHeader | None = None
+        payload = bytearray()
+        with self._watched(call):
+            for raw in call:
+                self.received_bytes += len(raw)
+                part = messages.decode_model_part(raw)
+                if isinstance(part, messages.ModelHeader):
+                    header = part
+                    continue
+                if header is None or len(payload) + len(part) > expected:
+                    raise DataError(f"the model's payload is not the header and {expected} bytes", code="payload_size")
+                payload += part
+        if header is None:
+            raise DataError("the model came without a header", code="malformed")
+        return header, payload
+
+    def _submit_once(self, header: messages.UpdateHeader, payload: bytes) -> Receipt:
+        def parts() -> Iterator[bytes]:
+            for part in (messages.encode_update_header(header), *map(messages.encode_update_data, chunks(payload))):
+                self.sent_bytes += len(part)
+                yield part
+
+        start = self._channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None)
+        call = start.future(parts(), timeout=wire.transfer_s(len(payload)))
+        with self._watched(call):
+            reply: bytes = call.result()
+        self.received_bytes += len(reply)
+        return messages.decode_receipt(reply)
+
+    # --- patience ---
+
+    def _persist(self, attempt: Callable[[], T]) -> T:
+        """``attempt`` until it succeeds, fails for good, or patience is over."""
+        import grpc
+
+        started = time.monotonic()
+        pause = self._retry.first_s
+        explained = False
+        while True:
+            try:
+                return attempt()
+            except grpc.FutureCancelledError as error:
+                raise LinkStopped("asked to end while talking to the coordinator") from error
+            except grpc.RpcError as error:
+                self._end_if_asked()
+                problem = lasting_problem(error, self._settings.address)
+                if problem is None and not explained:
+                    problem = handshake_problem(self._settings.address, self._settings.files)
+                    explained = True
+                if problem is not None:
+                    raise problem from error
+                if time.monotonic() - started + pause > self._retry.patience_s:
+                    raise self._unreachable(error) from error
+            self._retry.sleep(pause * random.uniform(0.5, 1.5))
+            self._end_if_asked()
+            pause = min(2 * pause, self._retry.longest_s)
+
+    def _unreachable(self, error: grpc.RpcError) -> UnreachableError:
+        call = cast("grpc.Call", error)
+        said = f"{call.code().name}: {call.details()}"
+        return UnreachableError(
+            f"the coordinator at {self._settings.address} does not answer ({said})",
+            fix="check that it runs, the address, and that the firewall lets this machine dial out to it",
+        )
+
+    def _end_if_asked(self) -> None:
+        if self._shutdown is not None and self._shutdown.requested:
+            raise LinkStopped("asked to end while talking to the coordinator")
+
+    @contextmanager
+    def _watched(self, call: Any) -> Iterator[None]:
+        """Cancel ``call`` when the process is asked to end; this thread is blocked in it meanwhile."""
+        ended = threading.Event()
+
+        def watch(stop: Shutdown) -> None:
+            while not ended.wait(WATCH_S):
+                if stop.requested:
+                    call.cancel()
+                    return
+
+        if self._shutdown is not None:
+            threading.Thread(target=watch, args=(self._shutdown,), name="flamest-link-watch", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+            call.cancel()  # nothing happens to a call that is over

@@ -1,0 +1,65 @@
+"""Labels for new videos: the bundle's embeddings through a trained head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..base.errors import DataError, StorageError
+from ..base.files import sha256_file
+from ..fedproto.modelfile import ModelFile, read_model
+from ..runtime.extractor import open_extractor
+from ..runtime.records import Clip
+from .training.trainer import HeadTrainer, log_softmax
+
+
+@dataclass(frozen=True)
+class LabelProbability:
+    label: str
+    probability: float  # softmax, 0 to 1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one video; ``reason`` is set instead of labels when it could not be read."""
+
+    video: Path
+    labels: tuple[LabelProbability, ...] = ()  # the likeliest first
+    caption: str = ""
+    reason: str = ""
+
+
+def predict_videos(
+    bundle: Path, model_path: Path, videos: Sequence[Path], *, top: int = 5, threads: int | None = None
+) -> Iterator[Prediction]:
+    """One Prediction per video, in order; a broken video gives its reason and the rest goes on.
+
+    Raises DataError when the model was trained on another bundle's features.
+    """
+    model = read_model(model_path)
+    trainer = HeadTrainer(model.head, threads=threads)
+    with open_extractor(bundle, threads=threads) as extractor:
+        if model.fingerprint != extractor.manifest.fingerprint:
+            raise DataError(
+                f"{model_path} was trained on features of bundle {model.fingerprint[:12]}, "
+                f"{bundle} is {extractor.manifest.fingerprint[:12]}",
+                fix="use the bundle that the run's features were extracted with",
+                code="other_bundle",
+            )
+        for video in videos:
+            try:
+                features = extractor.extract(Clip(path=video, sha256=sha256_file(video)))
+            except (DataError, StorageError) as error:
+                yield Prediction(video, reason=f"{error.code}: {error.message}")
+                continue
+            x = np.concatenate([features.vlm, features.cnn])[None]
+            yield Prediction(video, _top_labels(trainer, model, x, top), features.caption.text)
+
+
+def _top_labels(trainer: HeadTrainer, model: ModelFile, x: np.ndarray, top: int) -> tuple[LabelProbability, ...]:
+    probability = np.exp(log_softmax(trainer.logits(model.params, x)))[0]
+    best = np.argsort(-probability, kind="stable")[:top]
+    return tuple(LabelProbability(model.labels[index], float(probability[index])) for index in best)

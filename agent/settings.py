@@ -1,0 +1,132 @@
+"""``agent.toml``: everything the daemon is told, and the defaults, in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from ..base.errors import SettingsError
+from ..base.files import write_atomic
+from ..base.settings import load_settings
+from ..fedproto.tls import check_files
+from ..runtime.manifest import read_manifest
+from .link import LinkSettings
+from .link_errors import split_address
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Strict and immutable: an unknown key is an error."""
+
+
+class Policy(_Record, frozen=True):
+    """What this silo insists on, whatever the coordinator asks."""
+
+    min_samples: int = 256  # an update that fewer clips stand behind is not sent
+    report_evaluation: bool = True  # loss and hits of the incoming model on the held-out clips
+    hold_out: float = 0.2  # share of this silo's groups kept from training, 0 to 0.9
+
+
+class Work(_Record, frozen=True):
+    """How the heavy work runs."""
+
+    threads: int | None = None  # cores for one task; all when not set
+    idle_s: float = 60.0  # the worker process ends after this long without a task
+    rescan_s: float = 300.0  # how often the video folder is looked through for new clips
+
+
+class AgentSettings(_Record, frozen=True):
+    """The whole file. Relative paths are relative to the file's folder."""
+
+    state: Path
+    store: Path
+    coordinator: LinkSettings
+    bundle: Path | None = None  # needed with videos
+    videos: Path | None = None  # absent: train on what the store holds
+    precision: str | None = None  # which of several in the store
+    policy: Policy = Policy()
+    work: Work = Work()
+
+
+STARTER = """\
+# Settings of flamest-agent on this silo. Relative paths start at this file's folder.
+# Check it with: flamest-agent run --config agent.toml --check-config
+
+state = "state"               # what the daemon remembers
+store = "features.sqlite"     # the feature store
+# bundle = "bundle"           # the exported models; with videos, new clips are extracted
+# videos = "videos"           # LABEL/clip.ext, or a labels.csv
+
+[coordinator]
+address = "COORDINATOR:7443"  # host:port
+ca = "ca.pem"                 # from the operator, with the certificate
+certificate = "silo.pem"
+key = "{key}"
+
+[policy]
+min_samples = 256             # below this an update could give clips away: it is not sent
+report_evaluation = true      # loss and hits on held-out clips may be told
+hold_out = 0.2                # share of groups kept from training to measure with
+"""
+
+
+def write_starter(folder: Path, key: str) -> Path | None:
+    """Write ``folder/agent.toml`` to begin with; None, and nothing is touched, when there is one."""
+    path = folder / "agent.toml"
+    if path.exists():
+        return None
+    write_atomic(path, STARTER.format(key=key).encode())
+    return path
+
+
+def load_agent_settings(path: Path) -> AgentSettings:
+    """Read and check ``agent.toml``; SettingsError names file, key and what was expected."""
+    settings = load_settings(path, AgentSettings)
+    problems = []
+    if settings.policy.min_samples < 1:
+        problems.append("policy.min_samples: expected 1 or more")
+    if not 0.0 <= settings.policy.hold_out <= 0.9:
+        problems.append("policy.hold_out: expected 0 to 0.9")
+    if settings.work.threads is not None and settings.work.threads < 1:
+        problems.append("work.threads: expected 1 or more")
+    if settings.work.idle_s < 0 or settings.work.rescan_s <= 0:
+        problems.append("work: expected times above 0 seconds")
+    if settings.videos is not None and settings.bundle is None:
+        problems.append("bundle: needed when videos is set")
+    if problems:
+        raise SettingsError(f"{path}: " + "; ".join(problems))
+    return _anchored(settings, Path(path).resolve().parent)
+
+
+def check_surroundings(settings: AgentSettings) -> None:
+    """Whether what the settings name is there and fits: address, key, certificates, bundle, videos.
+
+    Raises SettingsError, DataError or IdentityError for the first thing that is not right.
+    """
+    split_address(settings.coordinator.address)
+    check_files(settings.coordinator.files)
+    for name, folder in (("bundle", settings.bundle), ("videos", settings.videos)):
+        if folder is not None and not folder.is_dir():
+            raise SettingsError(f"{name}: {folder} is not a folder")
+    if settings.bundle is not None:
+        read_manifest(settings.bundle)
+    if settings.videos is None and not settings.store.exists():
+        raise SettingsError(
+            f"store: there is no feature store at {settings.store}, and no videos are set to fill it from",
+            fix="flamest-agent extract --bundle DIR --videos DIR --store FILE, or set bundle and videos",
+        )
+
+
+def _anchored(settings: AgentSettings, folder: Path) -> AgentSettings:
+    """Every relative path taken from the settings file's folder."""
+    link = settings.coordinator
+    return msgspec.structs.replace(
+        settings,
+        state=folder / settings.state,
+        store=folder / settings.store,
+        bundle=folder / settings.bundle if settings.bundle else None,
+        videos=folder / settings.videos if settings.videos else None,
+        coordinator=msgspec.structs.replace(
+            link, ca=folder / link.ca, certificate=folder / link.certificate, key=folder / link.key
+        ),
+    )

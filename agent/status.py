@@ -1,0 +1,59 @@
+"""What the daemon is doing, kept in ``STATE/status.json`` for ``flamest-agent status``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ..base.errors import DataError, StorageError
+from ..base.files import FileLock, write_atomic
+
+STATUS_FILE = "status.json"
+LOCK_FILE = "lock"
+
+Doing = Literal[
+    "starting", "extracting", "unreachable", "waiting", "training", "refused_by_policy", "failed", "finished", "stopped"
+]
+
+
+class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One snapshot. Counts and identifiers only: no file names, labels or captions."""
+
+    doing: Doing = "starting"
+    detail: str = ""  # for people: why, and what to do
+    pid: int = 0
+    since: str = ""  # UTC, when ``doing`` began
+    silo: str = ""
+    run: str = ""
+    round: int = 0  # the last round answered
+    rounds: int = 0  # of the run
+    clips: int = 0  # trained on in the last round
+    held_out: int = 0
+    ignored: int = 0  # clips without a label, or with one that the run does not know
+    updates_sent: int = 0  # since the daemon started
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+def write_status(state: Path, status: AgentStatus) -> None:
+    write_atomic(state / STATUS_FILE, msgspec.json.format(msgspec.json.encode(status)) + b"\n")
+
+
+def read_status(state: Path) -> AgentStatus:
+    """The last snapshot; StorageError when no daemon has run here, DataError when it is damaged."""
+    path = state / STATUS_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=AgentStatus)
+    except OSError as error:
+        raise StorageError(
+            f"no status in {state}: {error.strerror}", fix="start the daemon: flamest-agent run --config agent.toml"
+        ) from error
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} is damaged: {error}", fix="remove it; the running daemon writes it anew") from error
+
+
+def is_alive(state: Path) -> bool:
+    """Whether a daemon holds the state folder now (its lock ends with its process)."""
+    return FileLock.is_held(state / LOCK_FILE)

@@ -1,0 +1,250 @@
+"""The feature store: what a silo keeps of its clips, one SQLite file.
+
+SQLite comes from apsw (the standard library's may be a version with a fault in its write-ahead
+log). One process writes at a time, others may read meanwhile. Every clip is one transaction with
+synchronous=FULL, so a power cut costs at most the clip in hand. All of it can be made again from
+the clips; labels and groups come from the folder at each extraction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..base.errors import DataError
+from ..base.files import FileLock, printable_path
+from ..runtime.records import Clip, ClipFeatures
+from .store_file import connect, make_file, translated
+
+if TYPE_CHECKING:
+    import apsw
+
+
+class Kind(NamedTuple):
+    """Features that may be trained on together."""
+
+    fingerprint: str
+    precision: str
+    clips: int
+
+
+class Failure(NamedTuple):
+    """Why a clip could not be used when it was last tried."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureRow:
+    """The numbers of one clip, as they are stored."""
+
+    clip: Clip
+    x: npt.NDArray[np.float32]  # [D]
+    vlm_width: int
+    fingerprint: str
+    precision: str
+    caption: str = ""
+    keyframe: int = 0
+    times_s: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFeatures:
+    """All features of one kind, ordered by the clips' SHA-256."""
+
+    x: npt.NDArray[np.float32]  # [N, D]
+    labels: tuple[str | None, ...]
+    groups: tuple[str, ...]
+    clips: tuple[str, ...]  # SHA-256
+    captions: tuple[str, ...]
+    paths: tuple[str, ...]  # relative to the video folder, as last seen
+    fingerprint: str
+    precision: str
+    vlm_width: int  # x[:, :vlm_width] is the vision-language part; 0 where the parts are not known
+
+
+class FeatureStore:
+    """Open with ``FeatureStore.open``; a context manager."""
+
+    def __init__(self, path: Path, database: apsw.Connection, lock: FileLock | None) -> None:
+        self._path = path
+        self._database = database
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: Path, *, create: bool = True, read_only: bool = False) -> FeatureStore:
+        """Open the store at ``path``, making it when it is not there and ``create`` says so.
+
+        Raises LockedError when another process has it open for writing (and this one would write
+        too), DataError ``store_missing`` or ``store_damaged``, SettingsError ``store_version`` for
+        a store of another version, which is left as it is.
+        """
+        path = Path(path)
+        if not path.exists():
+            if not create or read_only:
+                raise DataError(
+                    f"{printable_path(path)}: there is no feature store",
+                    fix="make one with: flamest-agent extract --bundle DIR --videos DIR --store FILE",
+                    code="store_missing",
+                )
+            make_file(path)
+        lock = None if read_only else FileLock.take(path.with_name(path.name + ".lock"), owner="an extraction")
+        try:
+            return cls(path, connect(path, read_only=read_only), lock)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+
+    def close(self) -> None:
+        with translated(self._path):
+            self._database.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> FeatureStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def has(self, sha256: str, fingerprint: str, precision: str) -> bool:
+        """Whether the clip's features of this kind are stored."""
+        query = "SELECT 1 FROM features WHERE sha256 = ? AND fingerprint = ? AND precision = ?"
+        return any(self._rows(query, (sha256, fingerprint, precision)))
+
+    def add(self, clip: Clip, features: ClipFeatures, *, name: str = "") -> None:
+        """Store a clip's features (in place of older ones of the same kind) and forget its failure.
+
+        ``name``: the path to remember, relative to the video folder (the file's name when empty).
+        """
+        row = FeatureRow(
+            clip=clip,
+            x=np.concatenate([features.vlm, features.cnn]),
+            vlm_width=len(features.vlm),
+            fingerprint=features.fingerprint,
+            precision=features.precision,
+            caption=features.caption.text,
+            keyframe=features.keyframe,
+            times_s=features.keyframe_times_s,
+        )
+        self.add_rows([(name or clip.path.name, row)])
+
+    def add_rows(self, rows: Iterable[tuple[str, FeatureRow]]) -> None:
+        """Store several clips' features, each with the path to remember, in one transaction."""
+        with self._writing():
+            for name, row in rows:
+                self._put_clip(_clip_row(row.clip, name))
+                x = np.ascontiguousarray(row.x, dtype="<f4").tobytes()
+                kind = (row.clip.sha256, row.fingerprint, row.precision)
+                values = (*kind, x, row.vlm_width, row.caption, row.keyframe, json.dumps(row.times_s))
+                self._rows("INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+                self._rows("DELETE FROM failures WHERE path = ? OR sha256 = ?", (name, row.clip.sha256))
+
+    def note_clip(self, clip: Clip, *, name: str = "") -> None:
+        """Remember the clip's label, group and path as they are now; its features stay."""
+        now = _clip_row(clip, name or clip.path.name)
+        if self._rows("SELECT * FROM clips WHERE sha256 = ?", (clip.sha256,)) != [now]:
+            with self._writing():
+                self._put_clip(now)
+
+    def note_failure(self, path: str, sha256: str, code: str, message: str) -> None:
+        """Remember why the clip at ``path`` cannot be used; ``sha256`` is empty if it could not be read."""
+        with self._writing():
+            self._rows("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?)", (path, sha256, code, message))
+
+    def failure(self, sha256: str) -> Failure | None:
+        """Why this content could not be used when it was last tried."""
+        for code, message in self._rows("SELECT code, message FROM failures WHERE sha256 = ?", (sha256,)):
+            return Failure(code, message)
+        return None
+
+    def kinds(self) -> list[Kind]:
+        """What the store holds, the largest kind first."""
+        query = "SELECT fingerprint, precision, count(*) FROM features GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
+        return [Kind(*row) for row in self._rows(query)]
+
+    def read(self, fingerprint: str | None = None, precision: str | None = None) -> StoredFeatures:
+        """All features of one kind; the kind must be named where the store holds several.
+
+        ``fingerprint``: whole, or enough of its beginning. Raises DataError: ``store_empty``,
+        ``no_such_features``, or ``several_kinds`` naming those that would fit.
+        """
+        kind = self._choose(fingerprint, precision)
+        query = (
+            "SELECT x, vlm_width, label, grp, sha256, caption, path FROM features JOIN clips USING (sha256)"
+            " WHERE fingerprint = ? AND precision = ? ORDER BY sha256"
+        )
+        rows = list(self._rows(query, (kind.fingerprint, kind.precision)))
+        layouts = {(len(row[0]) // 4, row[1]) for row in rows}
+        if len(layouts) != 1:
+            raise DataError(
+                f"{printable_path(self._path)}: features of one kind have several widths: {sorted(layouts)}",
+                fix="move the store away and extract again",
+                code="store_damaged",
+            )
+        _, vlm_width = layouts.pop()
+        x = np.frombuffer(b"".join(row[0] for row in rows), dtype="<f4").reshape(len(rows), -1)
+        _, _, labels, groups, clips, captions, paths = zip(*rows, strict=True)
+        return StoredFeatures(x, labels, groups, clips, captions, paths, kind.fingerprint, kind.precision, vlm_width)
+
+    def _choose(self, fingerprint: str | None, precision: str | None) -> Kind:
+        kinds = self.kinds()
+        if not kinds:
+            raise DataError(
+                f"{printable_path(self._path)} holds no features yet",
+                fix="fill it with: flamest-agent extract --bundle DIR --videos DIR --store FILE",
+                code="store_empty",
+            )
+        fits = [kind for kind in kinds if precision in (None, kind.precision)]
+        exact = [kind for kind in fits if kind.fingerprint == fingerprint]
+        fits = exact or [kind for kind in fits if kind.fingerprint.startswith(fingerprint or "")]
+        if len(fits) == 1:
+            return fits[0]
+        held = "; ".join(f"{kind.clips} clips with {kind.fingerprint}, {kind.precision}" for kind in fits or kinds)
+        if fits:
+            raise DataError(
+                f"{printable_path(self._path)} holds features of several kinds: {held}",
+                fix="choose one with --fingerprint and --precision",
+                code="several_kinds",
+            )
+        asked = f"fingerprint {fingerprint or 'any'}, precision {precision or 'any'}"
+        raise DataError(
+            f"{printable_path(self._path)} holds no features of {asked}; it has {held}",
+            fix="extract with the bundle that is asked for, or ask for what is there",
+            code="no_such_features",
+        )
+
+    def _put_clip(self, row: tuple[str, str, str | None, str]) -> None:
+        query = (
+            "INSERT INTO clips VALUES (?1, ?2, ?3, ?4)"
+            " ON CONFLICT (sha256) DO UPDATE SET path = ?2, label = ?3, grp = ?4"
+        )
+        self._rows(query, row)
+
+    def _rows(self, query: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        with translated(self._path):
+            return list(self._database.execute(query, values))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction: all of it is stored, or none."""
+        self._rows("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._rows("COMMIT")
+        finally:
+            if self._database.in_transaction:
+                self._rows("ROLLBACK")
+
+
+def _clip_row(clip: Clip, name: str) -> tuple[str, str, str | None, str]:
+    return clip.sha256, name, clip.label, clip.group or Path(name).stem

@@ -1,0 +1,40 @@
+"""From the feature store to the rows that a run trains on and the rows it measures with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..holdout import hold_out_groups
+from ..store import StoredFeatures
+from .table import FeatureTable, feature_table
+
+
+@dataclass(frozen=True, eq=False)
+class SiloData:
+    """A silo's labelled clips, split by whole groups."""
+
+    train: FeatureTable
+    held_out: FeatureTable
+    ignored: int  # clips without a label, or with one that the run does not know
+
+
+def silo_data(stored: StoredFeatures, labels: Sequence[str], *, hold_out: float, seed: int) -> SiloData:
+    """Keep the clips whose label is in ``labels`` and hold out ``hold_out`` of their groups.
+
+    The split depends on the groups, the share and ``seed`` only: it stays the same over the rounds.
+    With one group, or a share of 0, nothing is held out.
+    """
+    known = set(labels)
+    kept = [row for row, label in enumerate(stored.labels) if label in known]
+    names = [label for label in (stored.labels[row] for row in kept) if label is not None]
+    groups = [stored.groups[row] for row in kept]
+    table = feature_table(stored.x[kept], names, labels)
+    ignored = len(stored.labels) - len(kept)
+    if hold_out == 0.0 or len(set(groups)) < 2:
+        nothing = np.empty(0, np.int64)
+        return SiloData(table, table.rows(nothing), ignored)
+    train, held_out = hold_out_groups(groups, hold_out, seed, labels=names)
+    return SiloData(table.rows(train), table.rows(held_out), ignored)

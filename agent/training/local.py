@@ -1,0 +1,120 @@
+"""Training without a federation: one silo's own model, or the centralised baseline on all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...base.errors import DataError
+from ...base.progress import progress_bar
+from ...fedproto.head import HeadSpec, Params, initial_params
+from ...fedproto.modelfile import ModelFile, write_model
+from ...fedproto.records import Evaluation, TrainSettings
+from ..store import FeatureStore
+from .dataset import silo_data
+from .table import FeatureTable
+from .trainer import HeadTrainer, shuffle_seed
+
+LOCAL = "local"  # stands where a silo's name stands in the shuffle's seed
+
+
+@dataclass(frozen=True, eq=False)
+class LocalModel:
+    """The model after the last pass, and how it did along the way."""
+
+    params: Params
+    epochs: int
+    measured: tuple[Evaluation, ...]  # on the test rows, after each pass; empty without test rows
+
+    @property
+    def last(self) -> float:
+        """Top-1 accuracy after the last pass, 0 to 1."""
+        return self.measured[-1].correct / self.measured[-1].count
+
+    @property
+    def best(self) -> float:
+        return max(evaluation.correct / evaluation.count for evaluation in self.measured)
+
+
+def train_alone(
+    trainer: HeadTrainer,
+    train: FeatureTable,
+    test: FeatureTable,
+    settings: TrainSettings,
+    *,
+    passes: int,
+    seed: int,
+    on_pass: Callable[[int], None] = lambda _: None,
+) -> LocalModel:
+    """``passes`` × ``settings.epochs`` epochs from the head that a run of ``seed`` would start with.
+
+    The counterpart of a federated run of ``passes`` rounds with the same work: the optimiser starts
+    anew in each pass, as it does in each round, and the model is measured on ``test`` after each.
+    """
+    params = initial_params(trainer.spec, seed)
+    measured = []
+    for number in range(1, passes + 1):
+        params = trainer.train(params, train, settings, seed=shuffle_seed(seed, number, LOCAL)).params
+        if len(test):
+            measured.append(trainer.evaluate(params, test))
+        on_pass(number)
+    return LocalModel(params, passes * settings.epochs, tuple(measured))
+
+
+@dataclass(frozen=True)
+class LocalRequest:
+    """What ``flamest-agent train`` was asked for."""
+
+    store: Path
+    fingerprint: str | None
+    precision: str | None
+    hidden: tuple[int, ...]
+    settings: TrainSettings
+    passes: int
+    hold_out: float  # share of groups
+    seed: int
+    threads: int | None
+
+
+def train_from_store(request: LocalRequest, out: Path) -> dict[str, Any]:
+    """Train on a store's labelled clips and write the model to ``out``.
+
+    Returns the measured figures. Raises DataError when fewer than two classes are labelled.
+    """
+    with FeatureStore.open(request.store, create=False, read_only=True) as store:
+        stored = store.read(request.fingerprint, request.precision)
+    labels = tuple(sorted({label for label in stored.labels if label is not None}))
+    if len(labels) < 2:
+        raise DataError(
+            f"{request.store} holds clips of {len(labels)} classes, training needs 2 or more",
+            fix="label the clips: put them into folders named by class, or write a labels.csv, and extract again",
+        )
+    data = silo_data(stored, labels, hold_out=request.hold_out, seed=request.seed)
+    trainer = HeadTrainer(HeadSpec(stored.x.shape[1], len(labels), request.hidden), threads=request.threads)
+    with progress_bar("training", request.passes, unit="passes") as progress:
+        model = train_alone(
+            trainer,
+            data.train,
+            data.held_out,
+            request.settings,
+            passes=request.passes,
+            seed=request.seed,
+            on_pass=lambda _: progress.advance(),
+        )
+    write_model(out, ModelFile(trainer.spec, model.params, labels, stored.fingerprint, run=LOCAL, round=request.passes))
+    measured = len(data.held_out) > 0
+    return {
+        "model": str(out),
+        "accuracy": model.last if measured else None,
+        "best_accuracy": model.best if measured else None,
+        "chance": 1 / len(labels),
+        "classes": len(labels),
+        "examples": len(data.train),
+        "held_out": len(data.held_out),
+        "ignored": data.ignored,
+        "rounds": request.passes,
+        "epochs": model.epochs,
+        "parameters": trainer.spec.parameters,
+    }

@@ -1,0 +1,133 @@
+"""A process for the heavy work, started when there is some and ended when idle.
+
+The waiting daemon holds no video decoder, no runtime and no scikit-learn: they live here. A crash in
+them ends this process, not the daemon.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from types import TracebackType
+from typing import Any, TypeVar
+
+from ..base.errors import FlamestError
+from ..base.shutdown import Shutdown
+
+T = TypeVar("T")
+WATCH_EVERY_S = 0.2
+END_WITHIN_S = 5.0
+
+
+class WorkerCrashed(FlamestError):
+    """The worker process ended in the middle of a task (memory, a broken decoder)."""
+
+    code = "worker_crashed"
+
+
+class WorkStopped(FlamestError):
+    """The daemon was asked to end while a task ran; the task's partial work is dropped."""
+
+    code = "stopped"
+
+
+class Worker:
+    """Runs module-level functions in one spawned process, one at a time.
+
+    ``idle_s``: seconds without a task after which ``rest`` ends the process.
+    """
+
+    def __init__(self, shutdown: Shutdown, *, idle_s: float = 60.0) -> None:
+        self._shutdown = shutdown
+        self._idle_s = idle_s
+        self._process: SpawnProcess | None = None
+        self._pipe: Connection[Any, Any] | None = None
+        self._last_used = 0.0
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """``function(*arguments)`` in the worker; its result, or its FlamestError, comes back.
+
+        Raises WorkerCrashed when the process dies, WorkStopped when the daemon is asked to end.
+        """
+        pipe = self._started()
+        try:
+            pipe.send((function, arguments))
+            while not pipe.poll(WATCH_EVERY_S):
+                if self._shutdown.requested:
+                    self.close()
+                    raise WorkStopped("asked to end while work was running")
+            succeeded, result = pipe.recv()
+        except (EOFError, OSError) as error:
+            status = self._process.exitcode if self._process else None
+            self.close()
+            raise WorkerCrashed(f"the worker process ended with status {status}") from error
+        self._last_used = time.monotonic()
+        if not succeeded:
+            raise result
+        value: T = result
+        return value
+
+    def rest(self) -> None:
+        """Call now and then: ends the process when it has had nothing to do for ``idle_s``."""
+        if self._process is not None and time.monotonic() - self._last_used > self._idle_s:
+            self.close()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    def _started(self) -> Connection[Any, Any]:
+        if self._process is not None and self._pipe is not None and self._process.is_alive():
+            return self._pipe
+        self.close()
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), name="flamest-worker", daemon=True)
+        self._process.start()
+        theirs.close()
+        self._pipe = ours
+        return ours
+
+    def close(self) -> None:
+        """End the process, waiting at most a few seconds."""
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+        if self._process is not None:
+            self._process.terminate()
+            self._process.join(END_WITHIN_S)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join()
+            self._process = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _serve(pipe: Connection[Any, Any]) -> None:
+    """The worker's loop: until the daemon closes its end, or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the daemon, which ends us
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer = (True, function(*arguments))
+        except FlamestError as error:
+            answer = (False, error)
+        try:
+            pipe.send(answer)
+        except OSError:
+            return

@@ -1,0 +1,327 @@
+"""A folder becomes a store: what is new is extracted, what is broken is said, nothing is lost."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flamest.agent.cli import app
+from flamest.agent.extract import ExtractRequest, extract_folder
+from flamest.agent.store import FeatureStore
+from flamest.base.errors import DataError, LockedError
+from flamest.base.files import sha256_file
+from flamest.runtime.extractor import STAGES
+from typer.testing import CliRunner
+
+
+@pytest.fixture(scope="module")
+def made(clips, tmp_path_factory):
+    """Five clips of two classes."""
+    folder = tmp_path_factory.mktemp("made")
+    for number in range(5):
+        label = "wave" if number % 2 else "punch"
+        clips.write_clip(folder / label / f"{number}.avi", frames=12, seed=number, noise=10)
+    return folder
+
+
+@pytest.fixture
+def videos(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "videos")
+
+
+@pytest.fixture
+def request_(toy_bundle, videos, tmp_path):
+    return ExtractRequest(toy_bundle, videos, tmp_path / "features.sqlite", threads=1)
+
+
+def read(request):
+    with FeatureStore.open(request.store, read_only=True) as store:
+        return store.read()
+
+
+def test_every_clip_is_stored_with_label_group_and_all_its_numbers(request_):
+    report = extract_folder(request_)
+    assert (report.clips, report.extracted, report.skipped, report.failed) == (5, 5, 0, ())
+    stored = read(request_)
+    assert stored.x.shape == (5, 9)
+    assert sorted(stored.paths) == [f"punch/{n}.avi" for n in (0, 2, 4)] + [f"wave/{n}.avi" for n in (1, 3)]
+    assert all(path.startswith(f"{label}/") for path, label in zip(stored.paths, stored.labels, strict=True))
+    assert stored.clips == tuple(sha256_file(request_.videos / path) for path in stored.paths)
+    assert sorted(stored.groups) == ["0", "1", "2", "3", "4"]
+
+
+def test_the_report_tells_times_per_stage_and_memory(request_):
+    report = extract_folder(request_)
+    assert set(report.stages_ms) == set(STAGES)
+    assert 0 < sum(report.stages_ms.values()) <= report.ms_per_clip
+    assert report.peak_mb > 50
+    assert not report.stopped
+
+
+def test_a_second_run_extracts_nothing_and_opens_no_network(request_, monkeypatch):
+    extract_folder(request_)
+    monkeypatch.setattr("flamest.agent.extract.open_extractor", lambda *_, **__: pytest.fail("opened"))
+    before = read(request_).x.tobytes()
+    report = extract_folder(request_)
+    assert (report.extracted, report.skipped, report.ms_per_clip, report.stages_ms) == (0, 5, None, {})
+    assert read(request_).x.tobytes() == before
+
+
+def test_a_moved_and_relabelled_clip_is_not_extracted_again(request_):
+    extract_folder(request_)
+    (request_.videos / "wave" / "1.avi").rename(request_.videos / "punch" / "renamed.avi")
+    report = extract_folder(request_)
+    assert (report.extracted, report.skipped) == (0, 5)
+    stored = read(request_)
+    assert stored.labels[stored.paths.index("punch/renamed.avi")] == "punch"
+    assert len(stored.clips) == 5
+
+
+def test_only_new_content_is_extracted(request_, clips):
+    extract_folder(request_)
+    clips.write_clip(request_.videos / "wave" / "9.avi", seed=9)
+    report = extract_folder(request_)
+    assert (report.extracted, report.skipped) == (1, 5)
+
+
+def test_another_bundle_extracts_anew_beside_the_old_features(request_, toys, tmp_path):
+    extract_folder(request_)
+    other = toys.write_bundle(tmp_path / "other", extraction_seed=1)
+    report = extract_folder(ExtractRequest(other, request_.videos, request_.store, threads=1))
+    assert report.extracted == 5
+    with FeatureStore.open(request_.store, read_only=True) as store:
+        assert [kind.clips for kind in store.kinds()] == [5, 5]
+
+
+def test_broken_clips_are_reported_by_name_and_reason_and_the_rest_is_extracted(request_):
+    folder = request_.videos
+    (folder / "wave" / "0-empty.mp4").touch()
+    (folder / "wave" / "text.mp4").write_text("not a video at all")
+    os.mkfifo(folder / "wave" / "pipe.mp4")
+    (folder / "wave" / "gone.mp4").symlink_to("nowhere.mp4")
+    report = extract_folder(request_)
+    assert report.extracted == 5
+    assert report.clips == 9
+    reasons = {failed.clip: failed.reason for failed in report.failed}
+    assert reasons["wave/0-empty.mp4"] == "video_empty: is empty"
+    assert reasons["wave/text.mp4"].startswith("video_not_video: is not a video in one of the formats mov,")
+    assert reasons["wave/pipe.mp4"] == "video_not_a_file: is not a regular file"
+    assert reasons["wave/gone.mp4"] == "missing: no such file"
+    assert len(reasons) == 4
+
+
+def test_a_clip_that_failed_is_not_tried_again_until_asked_or_changed(request_, clips, monkeypatch):
+    broken = request_.videos / "wave" / "text.mp4"
+    broken.write_text("not a video at all")
+    first = extract_folder(request_)
+    from flamest.runtime.extractor import Extractor
+
+    tried = []
+    extract = Extractor.extract
+    monkeypatch.setattr(Extractor, "extract", lambda self, clip: tried.append(clip.path.name) or extract(self, clip))
+    again = extract_folder(request_)
+    assert again.failed == first.failed
+    assert tried == []
+    extract_folder(ExtractRequest(request_.bundle, request_.videos, request_.store, threads=1, retry=True))
+    assert tried == ["text.mp4"]
+    broken.unlink()
+    clips.write_clip(broken, seed=11)
+    report = extract_folder(request_)
+    assert (report.extracted, report.failed) == (1, ())
+
+
+def test_a_truncated_clip_is_used_and_warned_of(request_, clips):
+    path = clips.write_clip(request_.videos / "wave" / "cut.avi", frames=60, noise=60)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    report = extract_folder(request_)
+    assert report.extracted == 6
+    assert {warning.clip for warning in report.warnings} == {"wave/cut.avi"}
+
+
+def test_the_same_content_under_two_names_is_one_clip(request_):
+    shutil.copy(request_.videos / "wave" / "1.avi", request_.videos / "wave" / "copy.avi")
+    report = extract_folder(request_)
+    assert (report.extracted, report.skipped, report.failed) == (5, 1, ())
+
+
+def test_the_same_content_under_two_labels_is_reported_and_keeps_the_first(request_):
+    shutil.copy(request_.videos / "wave" / "1.avi", request_.videos / "punch" / "1.avi")
+    for _ in range(2):
+        report = extract_folder(request_)
+        (failed,) = report.failed
+        assert failed.clip == "wave/1.avi"
+        assert failed.reason.startswith("label_conflict: has the same content as punch/1.avi, which is labelled punch")
+    stored = read(request_)
+    assert len(stored.clips) == 5
+    assert stored.labels[stored.paths.index("punch/1.avi")] == "punch"
+
+
+def test_a_clip_that_changes_while_it_is_read_is_left_for_the_next_run(request_, monkeypatch):
+    from flamest.runtime.extractor import Extractor
+
+    extract = Extractor.extract
+
+    def growing(self, clip):
+        features = extract(self, clip)
+        if clip.path.name == "1.avi":
+            with clip.path.open("ab") as file:
+                file.write(b"more")
+        return features
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Extractor, "extract", growing)
+        report = extract_folder(request_)
+    assert report.extracted == 4
+    assert [failed.reason.split(":")[0] for failed in report.failed] == ["video_changed"]
+    assert extract_folder(request_).extracted == 1
+
+
+def test_a_clip_that_kills_the_decoder_is_reported_and_the_rest_is_extracted(request_, monkeypatch):
+    from flamest.runtime.video import VideoDecoder
+
+    candidates = VideoDecoder.candidates
+
+    def deadly(self, path):
+        if path.name == "2.avi":
+            os.kill(self._started() and self._process.pid, signal.SIGKILL)
+        return candidates(self, path)
+
+    monkeypatch.setattr(VideoDecoder, "candidates", deadly)
+    report = extract_folder(request_)
+    assert report.extracted >= 4  # the process may be replaced before the clip is sent
+    assert {failed.reason.split(":")[0] for failed in report.failed} <= {"decoder_crashed"}
+
+
+def test_a_harmed_bundle_is_an_error_and_not_five_failed_clips(request_, tmp_path):
+    bundle = shutil.copytree(request_.bundle, tmp_path / "bundle")
+    (bundle / "slow.onnx").write_bytes((bundle / "slow.onnx").read_bytes() + b"\0")
+    with pytest.raises(DataError) as caught:
+        extract_folder(ExtractRequest(bundle, request_.videos, request_.store))
+    assert caught.value.code == "bundle_tampered"
+
+
+def test_a_folder_without_clips_says_what_to_put_there(request_, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(DataError, match="holds no video files") as caught:
+        extract_folder(ExtractRequest(request_.bundle, tmp_path / "nothing", request_.store))
+    assert "LABEL/clip.mp4" in caught.value.fix
+
+
+def test_two_extractions_into_one_store_do_not_mix(request_):
+    with FeatureStore.open(request_.store), pytest.raises(LockedError):
+        extract_folder(request_)
+
+
+def test_stopping_ends_between_clips_and_the_next_run_goes_on(request_):
+    done = []
+    report = extract_folder(request_, on_clip=lambda: done.append(1), stop=lambda: len(done) == 2)
+    assert (report.extracted, report.stopped, report.clips) == (2, True, 5)
+    report = extract_folder(request_)
+    assert (report.extracted, report.skipped, report.stopped) == (3, 2, False)
+
+
+# --- the commands ---
+
+
+def arguments(request):
+    return ["--bundle", str(request.bundle), "--videos", str(request.videos), "--store", str(request.store)]
+
+
+def run(*command):
+    program = [sys.executable, "-W", "error", "-m", "flamest.agent", *map(str, command)]
+    return subprocess.run(program, capture_output=True, text=True, check=False)
+
+
+def test_extract_ends_with_one_json_object_of_the_promised_keys(request_):
+    (request_.videos / "wave" / "empty.mp4").touch()
+    done = run("extract", *arguments(request_), "--threads", 1, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report.keys() >= {"clips", "extracted", "skipped", "failed", "ms_per_clip", "stages_ms", "peak_mb"}
+    assert (report["clips"], report["extracted"]) == (6, 5)
+    assert report["failed"] == [{"clip": "wave/empty.mp4", "reason": "video_empty: is empty"}]
+    assert "extracting: 6/6 clips" in done.stderr
+
+
+def test_extract_tells_a_person_times_and_failures(request_):
+    (request_.videos / "wave" / "empty.mp4").touch()
+    done = run("extract", *arguments(request_), "--threads", 1)
+    assert "5 clips extracted, 0 known already, 1 failed" in done.stdout
+    assert "failed: wave/empty.mp4: video_empty: is empty" in done.stdout
+    for stage in STAGES:
+        assert stage in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_extract_after_the_clip_in_hand_with_nothing_lost(request_, clips, number):
+    for seed in range(20, 60):
+        clips.write_clip(request_.videos / "wave" / f"{seed}.avi", frames=12, seed=seed)
+    command = [sys.executable, "-m", "flamest.agent", "extract", *arguments(request_), "--threads", "1", "--json"]
+    extraction = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if request_.store.exists() and rows(request_.store) >= 2:
+            break
+        time.sleep(0.02)
+    extraction.send_signal(number)
+    out, errors = extraction.communicate(timeout=30)
+    assert extraction.returncode == 0, errors
+    report = json.loads(out.splitlines()[-1])
+    assert report["stopped"]
+    assert report["failed"] == []
+    assert report["extracted"] == rows(request_.store) < 45
+    assert json.loads(run("extract", *arguments(request_), "--json").stdout)["extracted"] == 45 - report["extracted"]
+
+
+def rows(store):
+    try:
+        with FeatureStore.open(store, read_only=True) as opened:
+            return sum(kind.clips for kind in opened.kinds())
+    except DataError:  # its tables are not there yet
+        return 0
+
+
+def test_features_come_out_for_a_notebook(request_, tmp_path):
+    extract_folder(request_)
+    out = tmp_path / "out.npz"
+    result = CliRunner().invoke(app, ["features", "--store", str(request_.store), "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert (told["clips"], told["width"], told["vlm_width"], told["classes"]) == (5, 9, 4, 2)
+    with np.load(out, allow_pickle=False) as file:
+        assert file["x"].tobytes() == read(request_).x.tobytes()
+
+
+def test_a_researchers_embeddings_go_in_and_come_out(tmp_path):
+    file, store, out = tmp_path / "in.npz", tmp_path / "store.sqlite", tmp_path / "out.npz"
+    np.savez(file, x=np.eye(4, 7), y=np.array(["a", "a", "b", "b"]), clip=np.array(["p", "q", "r", "s"]))
+    runner = CliRunner()
+    result = runner.invoke(app, ["import-features", str(file), "--store", str(store), "--name", "eye", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["fingerprint"] == "imported:eye:7"
+    assert runner.invoke(app, ["features", "--store", str(store), "--out", str(out)]).exit_code == 0
+    with np.load(out, allow_pickle=False) as written:
+        assert sorted(map(tuple, written["x"].tolist())) == sorted(map(tuple, np.eye(4, 7).tolist()))
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["features", "--store", "nowhere.sqlite", "--out", "x.npz"], 65),
+        (["extract", "--bundle", "nowhere", "--videos", "nowhere", "--store", "s.sqlite"], 74),
+        (["import-features", "nowhere.npz", "--store", "s.sqlite"], 74),
+    ],
+)
+def test_what_is_missing_is_named_with_an_exit_code_and_no_traceback(command, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*command)
+    assert result.returncode == code
+    assert "nowhere" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(Path.cwd().iterdir()) == []
