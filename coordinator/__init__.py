@@ -1,0 +1,1 @@
+"""The centre: rounds, aggregation, checkpoints. No torch, no ONNX Runtime."""

@@ -1,0 +1,183 @@
+"""Who belongs to the federation: its certificate authority and the allow-list of silos.
+
+DIR/ca.pem  ca-key.pem            the authority; the key signs silos and stays here
+DIR/server.pem  server-key.pem    the coordinator's own
+DIR/silos.json                    the allow-list, read by the running server on every call
+DIR/silos/NAME/silo.pem  ca.pem   what goes back to a silo
+DIR/coordinator.toml              starter settings
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from ..base.errors import DataError, IdentityError, StorageError, UsageError
+from ..base.files import FileLock, fsync_directory, new_directory, write_atomic
+from ..fedproto.certificates import Identity, check_name, make_authority, make_server_certificate, sign_silo
+from ..fedproto.tls import read_facts, read_file
+
+ALLOW_LIST = "silos.json"
+
+
+class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One silo on the allow-list. Times are UTC, ISO 8601."""
+
+    certificate_sha256: str  # the one certificate that counts; older ones of the same name do not
+    added: str
+    expires: str
+    revoked: str | None = None  # when, or None
+
+
+class Silos(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The allow-list's content, by silo name."""
+
+    silos: dict[str, Enrolment] = {}
+
+
+def init_federation(folder: Path, hosts: Sequence[str], starter: str) -> None:
+    """Make the authority, the server's certificate for ``hosts``, an empty allow-list and starter settings.
+
+    ``folder`` appears whole or not at all and is never overwritten. Raises StorageError, UsageError.
+    """
+    authority = make_authority()
+    server = make_server_certificate(authority, hosts)
+    with new_directory(folder) as building:
+        write_atomic(building / "ca-key.pem", authority.key, mode=0o600)
+        write_atomic(building / "ca.pem", authority.certificate)
+        write_atomic(building / "server-key.pem", server.key, mode=0o600)
+        write_atomic(building / "server.pem", server.certificate)
+        write_atomic(building / "coordinator.toml", starter.encode())
+        _write(building / ALLOW_LIST, Silos())
+
+
+def renew_server(folder: Path, hosts: Sequence[str]) -> None:
+    """A new certificate for the server's key: for ``hosts``, or without any for those of the old one."""
+    authority = _authority(folder)
+    old = read_facts(read_file(folder / "server.pem"), whose=str(folder / "server.pem"))
+    key = read_file(folder / "server-key.pem")
+    renewed = make_server_certificate(authority, hosts or old.names, key=key)
+    write_atomic(folder / "server.pem", renewed.certificate)
+
+
+def add_silo(folder: Path, name: str, request: bytes) -> Path:
+    """Sign a silo's request and put the silo on the allow-list; the folder with what goes back to it.
+
+    The running server lets the silo in at once. Raises UsageError for a bad name or one that is
+    enrolled, DataError and IdentityError for a request that cannot be signed, StorageError.
+    """
+    check_name(name)
+    authority = _authority(folder)
+    with _sole_writer(folder):
+        silos = read_silos(folder / ALLOW_LIST)
+        known = silos.silos.get(name)
+        if known is not None and known.revoked is None:
+            raise UsageError(
+                f"silo '{name}' is enrolled already, since {known.added}",
+                fix=f"for a new key: flamest-coordinator silo revoke {name}, then add it again",
+            )
+        certificate = sign_silo(authority, name, request)
+        hand_over = folder / "silos" / name
+        hand_over.mkdir(parents=True, exist_ok=True)
+        write_atomic(hand_over / "silo.pem", certificate)
+        write_atomic(hand_over / "ca.pem", authority.certificate)
+        fsync_directory(hand_over.parent)
+        facts = read_facts(certificate, whose=name)
+        entry = Enrolment(facts.sha256, added=_utc(), expires=f"{facts.expires:%Y-%m-%dT%H:%M:%SZ}")
+        _write(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
+    return hand_over
+
+
+def revoke_silo(folder: Path, name: str) -> None:
+    """Take a silo off the allow-list: its next call is refused. Raises DataError (``unknown_silo``)."""
+    with _sole_writer(folder):
+        silos = read_silos(folder / ALLOW_LIST)
+        known = silos.silos.get(name)
+        if known is None or known.revoked is not None:
+            raise DataError(
+                f"silo '{name}' is not enrolled; enrolled: {', '.join(enrolled(silos)) or 'none'}", code="unknown_silo"
+            )
+        entry = msgspec.structs.replace(known, revoked=_utc())
+        _write(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
+
+
+def read_silos(path: Path) -> Silos:
+    """The allow-list in a file. Raises StorageError, DataError (``bad_allow_list``)."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Silos)
+    except OSError as error:
+        raise StorageError(
+            f"cannot read the allow-list {path}: {error.strerror}",
+            fix="name the folder that `flamest-coordinator init` made",
+        ) from error
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} is not an allow-list: {error}", code="bad_allow_list") from error
+
+
+def enrolled(silos: Silos) -> list[str]:
+    """The names that may call now, in ascending order."""
+    return sorted(name for name, entry in silos.silos.items() if entry.revoked is None)
+
+
+class AllowList:
+    """The allow-list as the running server sees it: read again whenever the file was replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int, int] | None = None
+        self._silos = Silos()
+        self.silos()
+
+    def silos(self) -> Silos:
+        """The current list; costs one stat() while the file stays the same.
+
+        Raises StorageError when it cannot be read or is damaged: then no one is let in, and silos try again.
+        """
+        try:
+            now = self._path.stat()
+        except OSError as error:
+            raise StorageError(f"cannot read the allow-list {self._path}: {error.strerror}") from error
+        mark = (now.st_ino, now.st_mtime_ns, now.st_size)
+        if mark != self._seen:
+            try:
+                self._silos = read_silos(self._path)
+            except DataError as error:
+                raise StorageError(error.message, code=error.code) from error
+            self._seen = mark
+        return self._silos
+
+    def check(self, name: str, certificate_sha256: str) -> None:
+        """IdentityError (``not_enrolled``, ``revoked``, ``old_certificate``) unless this silo may call."""
+        entry = self.silos().silos.get(name)
+        if entry is None:
+            raise IdentityError(f"silo '{name}' is not enrolled", code="not_enrolled")
+        if entry.revoked is not None:
+            raise IdentityError(f"silo '{name}' was revoked on {entry.revoked}", code="revoked")
+        if entry.certificate_sha256 != certificate_sha256:
+            raise IdentityError(
+                f"silo '{name}' showed another certificate than the one it was enrolled with on {entry.added}",
+                code="old_certificate",
+            )
+
+    def count(self) -> int:
+        """How many silos may call now."""
+        return len(enrolled(self.silos()))
+
+
+def _authority(folder: Path) -> Identity:
+    return Identity(key=read_file(folder / "ca-key.pem"), certificate=read_file(folder / "ca.pem"))
+
+
+def _sole_writer(folder: Path) -> FileLock:
+    return FileLock.take(folder / f".{ALLOW_LIST}.lock", owner="another flamest-coordinator silo command")
+
+
+def _write(path: Path, silos: Silos) -> None:
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(silos, order="sorted")) + b"\n")
+
+
+def _utc() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,153 @@
+"""The coordinator's SQLite file: what it holds, and its errors in our words.
+
+WAL with synchronous=FULL: a transaction that has been committed survives a crash and a power cut.
+Through apsw, which brings its own SQLite (the standard library's may have the WAL-reset bug that
+SQLite 3.51.3 fixed, https://sqlite.org/releaselog/3_51_3.html).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import DataError, FlamestError, LockedError, SettingsError, StorageError
+from ..fedproto.certificates import need
+
+FILE = "coordinator.sqlite"
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE runs(
+    name TEXT PRIMARY KEY,
+    settings BLOB NOT NULL,            -- canonical JSON of RunSettings
+    initial_sha256 TEXT NOT NULL,      -- of the model before round 1
+    started_at REAL NOT NULL           -- seconds since 1970, like every *_at
+) STRICT;
+CREATE TABLE rounds(
+    run TEXT NOT NULL REFERENCES runs(name),
+    number INTEGER NOT NULL,
+    status TEXT NOT NULL CHECK (status IN ('open', 'closed', 'abandoned')),
+    wanted INTEGER NOT NULL,
+    base_sha256 TEXT NOT NULL,         -- of the model that it starts from
+    opened_at REAL NOT NULL,
+    ended_at REAL,
+    seconds REAL,                      -- from its first contact to its end, by a monotonic clock
+    model_sha256 TEXT,                 -- of the model that it made
+    sent_bytes INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (run, number)
+) STRICT;
+CREATE TABLE updates(
+    run TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    silo TEXT NOT NULL,
+    update_id TEXT NOT NULL,
+    digest TEXT NOT NULL,              -- over header and payload
+    examples INTEGER NOT NULL,
+    payload_sha256 TEXT NOT NULL,
+    received_bytes INTEGER NOT NULL,   -- of its messages
+    loss REAL,                         -- of the base model on the silo's held-out clips; NULL: not reported
+    correct INTEGER,
+    count INTEGER,
+    received_at REAL NOT NULL,
+    PRIMARY KEY (run, round, silo),
+    FOREIGN KEY (run, round) REFERENCES rounds(run, number)
+) STRICT;
+CREATE TABLE refusals(
+    run TEXT NOT NULL,
+    round INTEGER NOT NULL,            -- that was open then
+    silo TEXT NOT NULL,
+    code TEXT NOT NULL,
+    times INTEGER NOT NULL,
+    message TEXT NOT NULL,             -- the last one
+    last_at REAL NOT NULL,
+    PRIMARY KEY (run, round, silo, code)
+) STRICT;
+"""
+
+Connection = Any  # apsw.Connection; apsw is imported late
+
+
+def open_database(path: Path) -> Connection:
+    """Open the file for the one writer; made when absent. Integrity and version are checked.
+
+    Raises DataError (``corrupt_state``), SettingsError (``newer_state``), StorageError.
+    """
+    need("apsw")
+    import apsw
+
+    with state_errors(path):
+        connection = apsw.Connection(str(path))
+        connection.set_busy_timeout(5000)
+        connection.pragma("journal_mode", "wal")
+        connection.pragma("synchronous", "full")
+        connection.pragma("foreign_keys", True)
+        check_database(connection, path)
+        if connection.pragma("user_version") == 0:
+            with connection:
+                connection.execute(SCHEMA)
+                connection.pragma("user_version", SCHEMA_VERSION)
+    return connection
+
+
+def read_database(path: Path) -> Connection:
+    """Open the file for reading, beside a coordinator that may be writing it.
+
+    Raises DataError (``no_state``) when there is none.
+    """
+    need("apsw")
+    import apsw
+
+    if not path.exists():
+        raise DataError(
+            f"{path.parent} holds no coordinator's state",
+            fix="start it once: flamest-coordinator run --config coordinator.toml",
+            code="no_state",
+        )
+    with state_errors(path):
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        connection.set_busy_timeout(5000)
+        connection.pragma("query_only", True)
+        check_database(connection, path)
+    return connection
+
+
+def check_database(connection: Connection, path: Path) -> None:
+    """Raise unless the file is whole and of a version that this code knows."""
+    found = connection.pragma("quick_check")
+    if found != "ok":
+        raise _corrupt(path, str(found))
+    version = connection.pragma("user_version")
+    if version > SCHEMA_VERSION:
+        raise SettingsError(
+            f"{path} was written by a newer version (schema {version}, this one knows {SCHEMA_VERSION})",
+            fix="install the newer version again",
+            code="newer_state",
+        )
+
+
+@contextmanager
+def state_errors(path: Path) -> Iterator[None]:
+    """SQLite's errors inside the block, as ours."""
+    import apsw
+
+    try:
+        yield
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        raise _corrupt(path, str(error)) from error
+    except (apsw.BusyError, apsw.LockedError) as error:
+        raise LockedError(f"{path} is in use by another process: {error}") from error
+    except (apsw.FullError, apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError) as error:
+        raise StorageError(
+            f"cannot write {path}: {error}", fix=f"check free space and permissions of {path.parent}"
+        ) from error
+    except apsw.Error as error:
+        raise FlamestError(f"{path}: {error}") from error
+
+
+def _corrupt(path: Path, said: str) -> DataError:
+    return DataError(
+        f"{path} is damaged: {said}",
+        fix=f"restore {path.parent} from a backup; nothing was changed",
+        code="corrupt_state",
+    )

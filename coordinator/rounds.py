@@ -1,0 +1,192 @@
+"""When a round opens, whose update counts, and when it ends. No clock, no socket, no disk.
+
+A round is given out until it has an end: CLOSE when enough silos have reported, or at its deadline with
+at least ``min_silos``; ABANDON at the deadline with fewer: then the model stays, and the next round
+number starts from it. The deadline runs from the first silo that is given the round: a run without
+silos waits in one round, and does not spin through them.
+
+    WAIT ──on_contact──> the clock runs ──on_update──> … ──on_tick──> CLOSE | ABANDON ──after──> next round
+
+Every function takes a state and gives the next one; nothing is changed in place. Times are seconds of
+one monotonic clock, the caller's.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from ..base.errors import InvariantError
+from ..fedproto.records import Phase
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the run's settings say about rounds."""
+
+    rounds: int  # that must close
+    min_silos: int
+    deadline_s: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """An update that counts, without its values."""
+
+    silo: str
+    update_id: str
+    examples: int
+    digest: str  # over everything in the update: the same id with another digest is another update
+
+
+@dataclass(frozen=True)
+class Offer:
+    """An update that a silo hands in."""
+
+    round: int
+    base_sha256: str
+    report: Report
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """The round that is given out now."""
+
+    number: int
+    wanted: int  # reports that close it before the deadline
+    deadline: float | None = None  # None until the first silo is given the round
+    reports: Mapping[str, Report] = field(default_factory=lambda: MappingProxyType({}))  # by silo
+    declined: frozenset[str] = frozenset()  # silos that will not report
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands."""
+
+    plan: Plan
+    closed: int  # rounds that count
+    model_sha256: str  # the current global model
+    last_round: int  # number of the round that ended last, 0 for none
+    open: OpenRound | None  # None: the run is finished
+
+
+class Verdict(enum.Enum):
+    """What becomes of an offer; the value is the code of the refusal."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"  # the same update again: same receipt
+    REUSED_ID = "reused_id"  # the same update id with other content
+    ALREADY_ANSWERED = "already_answered"  # another update of this silo counts
+    STALE_ROUND = "stale_round"  # that round is not open
+    STALE_BASE = "stale_base"  # trained from another model than the round's
+    LATE = "late"  # the deadline has passed
+
+
+class Decision(enum.Enum):
+    COLLECT = "collect"
+    CLOSE = "close"
+    ABANDON = "abandon"
+
+
+@dataclass(frozen=True)
+class Stand:
+    """What a silo is told; the service adds when to ask again."""
+
+    phase: Phase
+    round: int
+    deadline_s: float  # until the open round's deadline
+
+
+def start_run(plan: Plan, model_sha256: str, wanted: int) -> RunState:
+    """A new run, its first round open."""
+    return RunState(plan=plan, closed=0, model_sha256=model_sha256, last_round=0, open=OpenRound(1, wanted))
+
+
+def resumed(state: RunState, now: float) -> RunState:
+    """``state`` as read from disk after a stop: a round that has reports is running, from now."""
+    if state.open is not None and state.open.reports:
+        return replace(state, open=_running(state, state.open, now))
+    return state
+
+
+def stand_for(state: RunState, silo: str, answered_round: int, now: float) -> Stand:
+    """What ``silo`` is told, which has answered or declined everything up to ``answered_round``."""
+    current = state.open
+    if current is None:
+        return Stand(Phase.FINISHED, state.last_round, 0.0)
+    whole = state.plan.deadline_s
+    left = whole if current.deadline is None else min(max(current.deadline - now, 0.0), whole)
+    if silo in current.reports or answered_round >= current.number or left == 0.0:
+        return Stand(Phase.WAIT, state.last_round, 0.0)
+    return Stand(Phase.OPEN, current.number, left)
+
+
+def on_contact(state: RunState, silo: str, answered_round: int, now: float) -> RunState:
+    """A silo asks for work: it is given the open round (whose clock runs from then), or declines it."""
+    current = state.open
+    if current is None or silo in current.reports:
+        return state
+    if answered_round >= current.number:
+        return replace(state, open=replace(current, declined=current.declined | {silo}))
+    given = replace(current, declined=current.declined - {silo})
+    return replace(state, open=_running(state, given, now))
+
+
+def on_update(state: RunState, offer: Offer, known: Report | None, now: float) -> tuple[RunState, Verdict]:
+    """Decide about an offer whose content has passed its checks.
+
+    ``known``: the report of the same silo in the same round that counts already, of whatever round.
+    Only ACCEPTED changes the state.
+    """
+    current, report = state.open, offer.report
+    if known is not None and known.update_id == report.update_id:
+        return state, Verdict.DUPLICATE if known.digest == report.digest else Verdict.REUSED_ID
+    if current is None or offer.round != current.number:
+        return state, Verdict.STALE_ROUND
+    if known is not None or report.silo in current.reports:
+        return state, Verdict.ALREADY_ANSWERED
+    if offer.base_sha256 != state.model_sha256:
+        return state, Verdict.STALE_BASE
+    if current.deadline is not None and now >= current.deadline:
+        return state, Verdict.LATE
+    reports = MappingProxyType({**current.reports, report.silo: report})
+    taken = replace(current, reports=reports, declined=current.declined - {report.silo})
+    return replace(state, open=_running(state, taken, now)), Verdict.ACCEPTED
+
+
+def on_tick(state: RunState, now: float) -> Decision:
+    """Whether the open round ends now."""
+    current = state.open
+    if current is None:
+        return Decision.COLLECT
+    reported = len(current.reports)
+    if reported >= max(state.plan.min_silos, current.wanted - len(current.declined)):
+        return Decision.CLOSE
+    if current.deadline is None or now < current.deadline:
+        return Decision.COLLECT
+    return Decision.CLOSE if reported >= state.plan.min_silos else Decision.ABANDON
+
+
+def after_close(state: RunState, model_sha256: str, wanted: int) -> RunState:
+    """The open round has become a model: the next one opens from it, or the run is finished."""
+    number, closed = _open_number(state), state.closed + 1
+    following = OpenRound(number + 1, wanted) if closed < state.plan.rounds else None
+    return replace(state, closed=closed, model_sha256=model_sha256, last_round=number, open=following)
+
+
+def after_abandon(state: RunState, wanted: int) -> RunState:
+    """The open round came to nothing: the next one opens from the same model."""
+    number = _open_number(state)
+    return replace(state, last_round=number, open=OpenRound(number + 1, wanted))
+
+
+def _open_number(state: RunState) -> int:
+    if state.open is None:
+        raise InvariantError("a round was ended in a run that is finished")
+    return state.open.number
+
+
+def _running(state: RunState, current: OpenRound, now: float) -> OpenRound:
+    return current if current.deadline is not None else replace(current, deadline=now + state.plan.deadline_s)

@@ -1,0 +1,130 @@
+"""The running server: listens, ends rounds, and ends in order when asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..base.errors import LockedError, StorageError
+from ..base.files import write_atomic
+from ..base.log import Log
+from ..base.shutdown import Shutdown
+from ..fedproto import channel as wire
+from ..fedproto.certificates import need
+from ..fedproto.tls import check_files, server_credentials
+from .authority import AllowList
+from .keeper import RunKeeper
+from .service import Service
+from .settings import CoordinatorSettings, split_listen
+from .state import RunStore
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+log = Log("coordinator")
+
+WATCH_S = 0.2  # how often the loop looks whether it was asked to end
+DISK_RETRY_S = 1.0
+ONCE_GRACE_S = 15.0  # with --once: how long silos have to learn that the run has finished
+ONCE_LINGER_S = 1.0  # and to fetch the final model after that
+STOP_GRACE_S = 5.0  # for calls in flight at the end
+CERTIFICATE_DAYS = 30  # fewer left: say so at the start
+
+
+@dataclass(frozen=True)
+class Served:
+    """How the run stood when the server ended."""
+
+    run: str
+    closed: int
+    rounds: int
+    model_sha256: str
+
+    @property
+    def finished(self) -> bool:
+        return self.closed >= self.rounds
+
+
+def serve(settings: CoordinatorSettings, shutdown: Shutdown, *, once: bool = False) -> Served:
+    """Serve the run until ``shutdown``, or with ``once`` until it has finished and the silos know.
+
+    Raises LockedError when the state folder or the port is taken, SettingsError, IdentityError and
+    DataError for files that cannot be used.
+    """
+    for package in ("grpc", "google.protobuf", "apsw"):
+        need(package)
+    wire.quiet()
+    facts = check_files(settings.server.files)
+    if facts.days_left < CERTIFICATE_DAYS:
+        log.warning("certificate_expires", days=round(facts.days_left), fix="flamest-coordinator renew")
+    allow_list = AllowList(settings.server.silos)
+    with RunStore.open(
+        settings.server.state, settings.run_settings(), keep_models=settings.server.keep_models
+    ) as store:
+        return asyncio.run(_serve(settings, store, allow_list, shutdown, once))
+
+
+async def _serve(
+    settings: CoordinatorSettings, store: RunStore, allow_list: AllowList, shutdown: Shutdown, once: bool
+) -> Served:
+    keeper = RunKeeper(settings.run_settings(), store, wanted=settings.run.wanted, enrolled=allow_list.count)
+    try:
+        server, address = await _listen(settings, Service(keeper, allow_list))
+        note = settings.server.state / "address"
+        write_atomic(note, f"{address}\n".encode())
+        log.info("listening", address=address, run=keeper.run.run, silos=allow_list.count(), closed=keeper.state.closed)
+        try:
+            await _end_rounds(keeper, shutdown, once=once)
+        finally:
+            log.info("stopping", closed=keeper.state.closed)
+            await keeper.stop()
+            await server.stop(STOP_GRACE_S)
+            with contextlib.suppress(OSError):
+                note.unlink()
+    finally:
+        keeper.close()
+    state = keeper.state
+    return Served(keeper.run.run, state.closed, state.plan.rounds, state.model_sha256)
+
+
+async def _listen(settings: CoordinatorSettings, service: Service) -> tuple[grpc.aio.Server, str]:
+    import grpc.aio
+
+    server = grpc.aio.server(options=wire.server_options(), maximum_concurrent_rpcs=wire.MAX_CALLS)
+    server.add_generic_rpc_handlers((service.handler(),))
+    host, _ = split_listen(settings.server.listen)
+    try:
+        port = server.add_secure_port(settings.server.listen, server_credentials(settings.server.files))
+    except RuntimeError as error:
+        raise LockedError(
+            f"cannot listen on {settings.server.listen}: the port is taken, or the address is not this machine's",
+            fix="stop what listens there, or change server.listen",
+        ) from error
+    await server.start()
+    return server, f"{host}:{port}"
+
+
+async def _end_rounds(keeper: RunKeeper, shutdown: Shutdown, *, once: bool) -> None:
+    """The loop: end each round when it is time, until asked to end."""
+    degraded = False
+    finished_at: float | None = None
+    while not shutdown.requested:
+        try:
+            await keeper.tick()
+            if degraded:
+                log.info("recovered")
+            degraded = False
+        except StorageError as error:
+            if not degraded:
+                log.error("degraded", code=error.code, detail=error.message, fix=error.fix)
+            degraded = True
+            await asyncio.sleep(DISK_RETRY_S)
+        if once and keeper.state.open is None:
+            finished_at = finished_at or time.monotonic()
+            if keeper.all_told or time.monotonic() - finished_at > ONCE_GRACE_S:
+                await asyncio.sleep(ONCE_LINGER_S)
+                return
+        await keeper.nudged(WATCH_S)

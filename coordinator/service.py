@@ -1,0 +1,129 @@
+"""The four calls of the wire, translated: raw bytes in, the keeper asked, bytes or a refusal out.
+
+The caller's name comes from its certificate and is looked up in the allow-list before a message is
+even parsed. Messages are parsed here and not by gRPC, so that a malformed one is INVALID_ARGUMENT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..base.errors import DataError, FlamestError, IdentityError, StorageError
+from ..base.log import Log
+from ..fedproto import channel as wire
+from ..fedproto import messages
+from ..fedproto.records import PROTOCOL
+from ..fedproto.tls import certificate_sha256, silo_name
+from .authority import AllowList
+from .keeper import RunKeeper
+
+if TYPE_CHECKING:
+    import grpc
+    import grpc.aio
+
+    Context = grpc.aio.ServicerContext[bytes, bytes]
+
+log = Log("coordinator")
+
+STATUS = {
+    # code of the refusal -> gRPC status; any other DataError is INVALID_ARGUMENT
+    "protocol": "FAILED_PRECONDITION",
+    "other_run": "FAILED_PRECONDITION",
+    "stale_round": "FAILED_PRECONDITION",
+    "stale_base": "FAILED_PRECONDITION",
+    "late": "FAILED_PRECONDITION",
+    "already_answered": "ALREADY_EXISTS",
+    "reused_id": "ALREADY_EXISTS",
+    "payload_digest": "DATA_LOSS",
+    "too_slow": "DEADLINE_EXCEEDED",
+    "no_silo_name": "UNAUTHENTICATED",
+    "no_certificate": "UNAUTHENTICATED",
+}
+
+
+class Service:
+    """Handlers for one server; everything they know is in the keeper and the allow-list."""
+
+    def __init__(self, keeper: RunKeeper, allow_list: AllowList) -> None:
+        self._keeper = keeper
+        self._allow_list = allow_list
+
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """All four calls, without gRPC's own parsing."""
+        import grpc
+
+        return grpc.method_handlers_generic_handler(
+            wire.SERVICE,
+            {
+                wire.JOIN: grpc.unary_unary_rpc_method_handler(self.join),
+                wire.WAIT_FOR_ROUND: grpc.unary_unary_rpc_method_handler(self.wait_for_round),
+                wire.FETCH_MODEL: grpc.unary_stream_rpc_method_handler(self.fetch_model),
+                wire.SUBMIT_UPDATE: grpc.stream_unary_rpc_method_handler(self.submit_update),
+            },
+        )
+
+    async def join(self, request: bytes, context: Context) -> bytes:
+        try:
+            silo = self._caller(context)
+            asked = messages.decode_join_request(request)
+            if asked != PROTOCOL:
+                raise DataError(f"this coordinator speaks protocol {PROTOCOL}, the agent {asked}", code="protocol")
+            log.info("joined", silo=silo)
+            return messages.encode_join_reply(PROTOCOL, self._keeper.run)
+        except FlamestError as error:
+            await refuse(context, error)
+
+    async def wait_for_round(self, request: bytes, context: Context) -> bytes:
+        try:
+            silo = self._caller(context)
+            return messages.encode_standing(await self._keeper.wait(silo, messages.decode_wait_request(request)))
+        except FlamestError as error:
+            await refuse(context, error)
+
+    async def fetch_model(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
+        try:
+            self._caller(context)
+            parts = self._keeper.model_parts(messages.decode_fetch_request(request))
+        except FlamestError as error:
+            await refuse(context, error)
+        for part in parts:
+            self._keeper.count_sent(len(part))
+            yield part
+
+    async def submit_update(self, parts: AsyncIterator[bytes], context: Context) -> bytes:
+        try:
+            silo = self._caller(context)
+            return messages.encode_receipt(await self._keeper.submit(silo, parts))
+        except FlamestError as error:
+            await refuse(context, error)
+
+    def _caller(self, context: Context) -> str:
+        """The calling silo; IdentityError unless its certificate is the one on the allow-list."""
+        told = context.auth_context()
+        silo = silo_name(told)
+        self._allow_list.check(silo, certificate_sha256(told))
+        return silo
+
+
+async def refuse(context: Context, error: FlamestError) -> NoReturn:
+    """End the call with the status, the code and the message of ``error``."""
+    import grpc
+
+    status = grpc.StatusCode[_status(error)]
+    if isinstance(error, IdentityError):
+        log.warning("caller_refused", code=error.code, detail=error.message)
+    elif not isinstance(error, DataError):
+        log.error("call_failed", code=error.code, detail=error.message)
+    await context.abort(status, error.message, ((wire.CODE_KEY, error.code),))
+    raise AssertionError("abort() does not return")
+
+
+def _status(error: FlamestError) -> str:
+    if isinstance(error, StorageError):
+        return "UNAVAILABLE"  # the disk is full, say: the silo tries again
+    if isinstance(error, IdentityError):
+        return STATUS.get(error.code, "PERMISSION_DENIED")
+    if isinstance(error, DataError):
+        return STATUS.get(error.code, "INVALID_ARGUMENT")
+    return "INTERNAL"

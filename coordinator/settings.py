@@ -1,0 +1,168 @@
+"""``coordinator.toml``: everything the server is told, and the defaults, in one place."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from ..base.errors import SettingsError
+from ..base.settings import load_settings
+from ..fedproto.codec import MAX_PAYLOAD_BYTES
+from ..fedproto.head import HeadSpec
+from ..fedproto.records import RunSettings, Strategy, TrainSettings
+from ..fedproto.tls import TlsFiles
+
+RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
+MAX_DEADLINE_S = 30 * 86400.0
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Strict and immutable: an unknown key is an error."""
+
+
+class ServerSettings(_Record, frozen=True):
+    """[server]: where it listens, who it is, where it keeps what it must not lose."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+    silos: Path  # the allow-list, written by `silo add` and `silo revoke`
+    state: Path  # rounds, updates, models
+    listen: str = "0.0.0.0:7443"  # address:port; port 0 takes a free one and logs it
+    keep_models: int = 0  # the model of how many of the last rounds stay on disk; 0 keeps all
+
+    @property
+    def files(self) -> TlsFiles:
+        return TlsFiles(self.ca, self.certificate, self.key)
+
+
+class RunTable(_Record, frozen=True):
+    """[run]: what the silos do together. The same name always means the same settings."""
+
+    name: str
+    labels: tuple[str, ...]  # class k is labels[k]
+    fingerprint: str  # of the bundle whose features are trained on
+    inputs: int = 2816  # numbers per clip
+    hidden: tuple[int, ...] = (512, 256)  # widths of the head's hidden layers
+    rounds: int = 80  # that must close; abandoned ones do not count
+    min_silos: int = 2  # fewer updates at the deadline: the round is abandoned, the model stays
+    wanted: int | None = None  # as many updates close a round early; silos enrolled at its opening when not set
+    deadline_s: float = 600.0  # seconds from the first silo that is given the round
+    seed: int = 0  # of the initial model and the silos' shuffles
+    strategy: Strategy = Strategy()
+    train: TrainSettings = TrainSettings()
+
+
+class CoordinatorSettings(_Record, frozen=True):
+    """The whole file. Relative paths are relative to the file's folder."""
+
+    server: ServerSettings
+    run: RunTable
+
+    def run_settings(self) -> RunSettings:
+        """What goes to the silos."""
+        run = self.run
+        return RunSettings(
+            run=run.name,
+            labels=run.labels,
+            head=HeadSpec(inputs=run.inputs, outputs=len(run.labels), hidden=run.hidden),
+            rounds=run.rounds,
+            min_silos=run.min_silos,
+            deadline_s=run.deadline_s,
+            fingerprint=run.fingerprint,
+            seed=run.seed,
+            strategy=run.strategy,
+            train=run.train,
+        )
+
+
+def load_coordinator_settings(path: Path) -> CoordinatorSettings:
+    """Read and check ``coordinator.toml``; SettingsError names file, key and what was expected."""
+    settings = load_settings(path, CoordinatorSettings)
+    problems = [*_server_problems(settings.server), *_run_problems(settings.run), *_train_problems(settings.run)]
+    if problems:
+        raise SettingsError(f"{path}: " + "; ".join(problems), fix=f"edit {path}")
+    return _anchored(settings, Path(path).resolve().parent)
+
+
+def split_listen(listen: str) -> tuple[str, int]:
+    """``address:port`` or ``[v6]:port``; ValueError when it is neither."""
+    host, colon, port = listen.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(listen)
+    return host, int(port)
+
+
+def _server_problems(server: ServerSettings) -> list[str]:
+    problems = []
+    try:
+        split_listen(server.listen)
+    except ValueError:
+        problems.append(f"server.listen '{server.listen}': expected address:port, like 0.0.0.0:7443")
+    if server.keep_models < 0:
+        problems.append("server.keep_models: expected 0 (all) or more")
+    return problems
+
+
+def _run_problems(run: RunTable) -> list[str]:
+    problems = []
+    if not RUN_NAME.fullmatch(run.name):
+        problems.append("run.name: expected 1 to 40 of a-z, 0-9, '.', '_' and '-'")
+    if len(run.labels) < 2 or len(set(run.labels)) != len(run.labels) or not all(run.labels):
+        problems.append("run.labels: expected 2 or more different class names")
+    if not run.fingerprint or run.fingerprint.strip() != run.fingerprint:
+        problems.append("run.fingerprint: expected the bundle's, as `flamest-export inspect BUNDLE` prints it")
+    problems += _whole_numbers("run", [("inputs", run.inputs), ("rounds", run.rounds), ("min_silos", run.min_silos)])
+    if any(width < 1 for width in run.hidden):
+        problems.append("run.hidden: expected widths of 1 or more")
+    elif 4 * _head_parameters(run) > MAX_PAYLOAD_BYTES:
+        problems.append(f"run.inputs, run.hidden: the head is larger than {MAX_PAYLOAD_BYTES} bytes")
+    if run.wanted is not None and run.wanted < run.min_silos:
+        problems.append(f"run.wanted: expected run.min_silos ({run.min_silos}) or more")
+    if not 0 < run.deadline_s <= MAX_DEADLINE_S:
+        problems.append(f"run.deadline_s: expected more than 0 and at most {MAX_DEADLINE_S:.0f} seconds")
+    if run.seed < 0:
+        problems.append("run.seed: expected 0 or more")
+    return problems
+
+
+def _train_problems(run: RunTable) -> list[str]:
+    train, strategy = run.train, run.strategy
+    problems = _whole_numbers("run.train", [("epochs", train.epochs), ("batch_size", train.batch_size)])
+    if not (train.learning_rate > 0 and math.isfinite(train.learning_rate)):
+        problems.append("run.train.learning_rate: expected more than 0")
+    if not (train.weight_decay >= 0 and math.isfinite(train.weight_decay)):
+        problems.append("run.train.weight_decay: expected 0 or more")
+    if strategy.name == "fedprox" and not (strategy.mu > 0 and math.isfinite(strategy.mu)):
+        problems.append("run.strategy.mu: fedprox needs more than 0")
+    if strategy.name == "fedavg" and strategy.mu != 0:
+        problems.append("run.strategy.mu: fedavg has none; expected 0, or name = 'fedprox'")
+    return problems
+
+
+def _whole_numbers(section: str, values: Sequence[tuple[str, int]]) -> list[str]:
+    return [f"{section}.{name}: expected 1 or more" for name, value in values if value < 1]
+
+
+def _head_parameters(run: RunTable) -> int:
+    widths = (run.inputs, *run.hidden, len(run.labels))
+    return sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(widths))
+
+
+def _anchored(settings: CoordinatorSettings, folder: Path) -> CoordinatorSettings:
+    """Every relative path taken from the settings file's folder."""
+    server = settings.server
+    anchored = msgspec.structs.replace(
+        server,
+        ca=folder / server.ca,
+        certificate=folder / server.certificate,
+        key=folder / server.key,
+        silos=folder / server.silos,
+        state=folder / server.state,
+    )
+    return msgspec.structs.replace(settings, server=anchored)

@@ -1,0 +1,54 @@
+"""The settings file that `flamest-coordinator init` writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+_STARTER = """\
+# Settings of flamest-coordinator. Relative paths start at this file's folder.
+# Check it with: flamest-coordinator run --config coordinator.toml --check-config
+
+[server]
+listen = "0.0.0.0:7443"       # address:port that the silos dial
+ca = "ca.pem"
+certificate = "server.pem"
+key = "server-key.pem"
+silos = "silos.json"          # who may take part: flamest-coordinator silo add / revoke / list
+state = "state"               # rounds, updates and models; back this folder up
+keep_models = 0               # models of how many of the last rounds stay; 0 keeps all
+
+[run]                         # other settings need another name
+name = "run-1"
+labels = {labels}
+fingerprint = {fingerprint}
+inputs = 2816                 # numbers per clip: 768 of BLIP and 2048 of Slow
+hidden = [512, 256]           # layers of the classifier
+rounds = 80
+min_silos = 2                 # fewer updates at the deadline: the round is abandoned, the model stays
+# wanted = 4                  # so many updates close a round early; not set: all silos enrolled when it opens
+deadline_s = 600.0            # from the first silo that is given the round
+seed = 0
+
+[run.strategy]
+name = "fedavg"               # or "fedprox", with mu above 0
+mu = 0.0
+
+[run.train]                   # what every silo does in a round
+epochs = 5
+batch_size = 128
+learning_rate = 0.01
+weight_decay = 1e-4
+"""
+
+
+def starter_settings(labels: Sequence[str], fingerprint: str) -> str:
+    """The file's text; what was not given is left empty, for `--check-config` to ask for."""
+    listed = json.dumps(list(labels), ensure_ascii=False)
+    if len(listed) > 80:
+        listed = "[\n" + "".join(f"    {json.dumps(label, ensure_ascii=False)},\n" for label in labels) + "]"
+    labels_line = f"{listed}  # class k is the k-th name" if labels else "[]  # TO FILL IN: every class name"
+    print_line = json.dumps(fingerprint)
+    if not fingerprint:
+        print_line += "  # TO FILL IN: flamest-export inspect BUNDLE prints it"
+    return _STARTER.format(labels=labels_line, fingerprint=print_line)

@@ -1,0 +1,310 @@
+"""What a run must not lose, on disk: rounds, acknowledged updates, models.
+
+    STATE/lock  coordinator.sqlite  address
+    STATE/runs/NAME/models/round-000012.safetensors     the model after round 12; 0: before round 1
+    STATE/runs/NAME/updates/000013/SILO.f32             payloads of the open round
+    STATE/runs/NAME/spool/                              uploads that are not complete
+
+A file is whole and durable before the row that names it is committed, and rows are committed
+(fsync) before anyone is told. What a crash leaves besides is removed at the next start. One process at a
+time: the lock. Not for more than one thread at a time.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from ..base.errors import DataError, LockedError, SettingsError, StorageError
+from ..base.files import FileLock, fsync_directory, sha256_bytes
+from ..fedproto.codec import decode_params
+from ..fedproto.head import Params, initial_params, params_sha256
+from ..fedproto.records import Evaluation, RunSettings
+from .aggregate import Contribution
+from .database import FILE, open_database, state_errors
+from .models import ModelShelf, damaged, models_folder
+from .rounds import OpenRound, Plan, Report, RunState, start_run
+from .spool import Spool
+
+LOCK_TRIES = 5  # `status` holds the lock for an instant
+LOCK_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True)
+class StoredUpdate:
+    """An acknowledged update's row; its payload is a file while the round is open."""
+
+    round: int
+    report: Report
+    payload_sha256: str
+    received_bytes: int
+    evaluation: Evaluation | None
+
+
+@dataclass(frozen=True)
+class RoundEnd:
+    """How a round went, beside its updates."""
+
+    seconds: float
+    sent_bytes: int
+
+
+class RunStore:
+    """One run's durable state; opened by the one coordinator that serves it."""
+
+    def __init__(self, folder: Path, run: RunSettings, keep_models: int, lock: FileLock) -> None:
+        self._state = folder
+        self._folder = folder / "runs" / run.run
+        self._run = run
+        self._models = ModelShelf(models_folder(folder, run.run), run, keep_models)
+        self._lock = lock
+        self._path = folder / FILE
+        self._db = open_database(self._path)
+
+    @classmethod
+    def open(cls, folder: Path, run: RunSettings, *, keep_models: int = 0) -> RunStore:
+        """Take the state folder (made when absent).
+
+        Raises LockedError when another coordinator has it, DataError or SettingsError when what is in
+        it cannot be used, StorageError.
+        """
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = _take_lock(folder)
+        except OSError as error:
+            raise StorageError(f"cannot use the state folder {folder}: {error.strerror}") from error
+        try:
+            return cls(folder, run, keep_models, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    def close(self) -> None:
+        self._db.close()
+        self._lock.release()
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def spool_folder(self) -> Path:
+        return self._folder / "spool"
+
+    # --- start ---
+
+    def load(self, plan: Plan, wanted: int) -> tuple[RunState, Params]:
+        """Where the run stands, and its current model; a new run is begun.
+
+        Raises SettingsError (``other_settings``) when the run was begun with other settings, DataError
+        (``lost_run``, ``corrupt_model``) when the folder does not hold what it should.
+        """
+        for part in ("models", "updates", "spool"):
+            (self._folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+        known = self._one("SELECT settings, initial_sha256 FROM runs WHERE name = ?", self._run.run)
+        state = self._begin(plan, wanted) if known is None else self._resume(plan, known[0], known[1])
+        row = self._one("SELECT max(number) FROM rounds WHERE run = ? AND status = 'closed'", self._run.run)
+        params = self._models.read((row[0] if row else None) or 0, state.model_sha256)
+        self._remove_leftovers(state)
+        return state, params
+
+    def _begin(self, plan: Plan, wanted: int) -> RunState:
+        if self._models.has_more_than_the_start():
+            raise DataError(
+                f"{self._folder} holds models, but {self._path} knows nothing of the run",
+                fix=f"restore {self._state} from a backup, or move {self._folder} away to begin anew",
+                code="lost_run",
+            )
+        params = initial_params(self._run.head, self._run.seed)
+        state = start_run(plan, params_sha256(params), wanted)
+        self._models.write(0, params)
+        for folder in (self._folder, self._folder.parent, self._state):
+            fsync_directory(folder)
+        row = (self._run.run, self._run.encode(), state.model_sha256, time.time())
+        with state_errors(self._path), self._db:
+            self._db.execute("INSERT INTO runs VALUES (?, ?, ?, ?)", row)
+            self._insert_open_round(state.model_sha256, state.open)
+        return state
+
+    def _resume(self, plan: Plan, settings: bytes, initial_sha256: str) -> RunState:
+        if settings != self._run.encode():
+            changed = _differences(settings, self._run.encode())
+            raise SettingsError(
+                f"run '{self._run.run}' was begun with other settings ({', '.join(changed)} differ)",
+                fix="give the new settings another [run] name, or change them back",
+                code="other_settings",
+            )
+        ended = self._all(
+            "SELECT number, model_sha256 FROM rounds WHERE run = ? AND status != 'open' ORDER BY number", self._run.run
+        )
+        made = [sha256 for _, sha256 in ended if sha256 is not None]
+        row = self._one("SELECT number, wanted FROM rounds WHERE run = ? AND status = 'open'", self._run.run)
+        return RunState(
+            plan=plan,
+            closed=len(made),
+            model_sha256=made[-1] if made else initial_sha256,
+            last_round=ended[-1][0] if ended else 0,
+            open=OpenRound(row[0], row[1], reports=self._reports(row[0])) if row else None,
+        )
+
+    def _reports(self, round_number: int) -> MappingProxyType[str, Report]:
+        rows = self._all(
+            "SELECT silo, update_id, examples, digest FROM updates WHERE run = ? AND round = ?",
+            self._run.run,
+            round_number,
+        )
+        return MappingProxyType({row[0]: Report(*row) for row in rows})
+
+    def _remove_leftovers(self, state: RunState) -> None:
+        """What a crash left: incomplete uploads, payloads without a row, folders of rounds that ended."""
+        for path in self.spool_folder.iterdir():
+            path.unlink()
+        self._models.remove_old()
+        current = self._updates_folder(state.open.number) if state.open else None
+        for folder in (self._folder / "updates").iterdir():
+            if folder != current:
+                shutil.rmtree(folder, ignore_errors=True)
+        if current is not None and state.open is not None and current.exists():
+            kept = {self._payload_path(state.open.number, silo) for silo in state.open.reports}
+            for path in set(current.iterdir()) - kept:
+                path.unlink()
+
+    # --- during a round ---
+
+    def report(self, round_number: int, silo: str) -> Report | None:
+        """What counts of this silo in this round, whether the round is open or not."""
+        row = self._one(
+            "SELECT silo, update_id, examples, digest FROM updates WHERE run = ? AND round = ? AND silo = ?",
+            self._run.run,
+            round_number,
+            silo,
+        )
+        return Report(*row) if row else None
+
+    def accept(self, update: StoredUpdate, spool: Spool) -> None:
+        """Make an update whose payload is durable in ``spool`` count. When this returns, it is durable."""
+        path = self._payload_path(update.round, update.report.silo)
+        try:
+            if not path.parent.exists():
+                path.parent.mkdir(mode=0o700)
+                fsync_directory(path.parent.parent)
+            spool.move_to(path)
+            fsync_directory(path.parent)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        report, told = update.report, update.evaluation
+        row = (
+            self._run.run,
+            update.round,
+            report.silo,
+            report.update_id,
+            report.digest,
+            report.examples,
+            update.payload_sha256,
+            update.received_bytes,
+            *((told.loss, told.correct, told.count) if told else (None, None, None)),
+            time.time(),
+        )
+        with state_errors(self._path), self._db:
+            self._db.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def refuse(self, round_number: int, silo: str, code: str, message: str) -> None:
+        """Count a refused update; one row per round, silo and code, however often it comes."""
+        row = (self._run.run, round_number, silo, code, message[:500], time.time())
+        with state_errors(self._path), self._db:
+            self._db.execute(
+                "INSERT INTO refusals(run, round, silo, code, times, message, last_at) VALUES (?, ?, ?, ?, 1, ?, ?) "
+                "ON CONFLICT DO UPDATE SET times = times + 1, message = excluded.message, last_at = excluded.last_at",
+                row,
+            )
+
+    def contributions(self, round_number: int) -> Iterator[Contribution]:
+        """The round's updates in ascending order of silo name, each read and checked when its turn comes.
+
+        Raises DataError (``corrupt_update``) for a payload that is not what was acknowledged.
+        """
+        rows = self._all(
+            "SELECT silo, examples, payload_sha256 FROM updates WHERE run = ? AND round = ? ORDER BY silo",
+            self._run.run,
+            round_number,
+        )
+        for silo, examples, sha256 in rows:
+            path = self._payload_path(round_number, silo)
+            try:
+                payload = path.read_bytes()
+            except OSError as error:
+                raise damaged(path, error.strerror or str(error), code="corrupt_update") from error
+            if sha256_bytes(payload) != sha256:
+                raise damaged(path, "its digest is another", code="corrupt_update")
+            yield Contribution(silo, examples, decode_params(self._run.head, payload, whose=str(path)))
+
+    # --- the end of a round ---
+
+    def close_round(self, after: RunState, params: Params, end: RoundEnd) -> None:
+        """Keep the model that round ``after.last_round`` made, and open the next round, in one transaction."""
+        number = after.last_round
+        self._models.write(number, params)
+        self._end_round(after, "closed", after.model_sha256, end)
+        self._models.remove_old()
+
+    def abandon_round(self, after: RunState, end: RoundEnd) -> None:
+        """Note that round ``after.last_round`` came to nothing, and open the next round."""
+        self._end_round(after, "abandoned", None, end)
+
+    def _end_round(self, after: RunState, status: str, model_sha256: str | None, end: RoundEnd) -> None:
+        row = (status, time.time(), end.seconds, model_sha256, end.sent_bytes, self._run.run, after.last_round)
+        with state_errors(self._path), self._db:
+            self._db.execute(
+                "UPDATE rounds SET status = ?, ended_at = ?, seconds = ?, model_sha256 = ?, sent_bytes = ? "
+                "WHERE run = ? AND number = ?",
+                row,
+            )
+            self._insert_open_round(after.model_sha256, after.open)
+        shutil.rmtree(self._updates_folder(after.last_round), ignore_errors=True)
+
+    def _insert_open_round(self, base_sha256: str, opened: OpenRound | None) -> None:
+        if opened is not None:
+            self._db.execute(
+                "INSERT INTO rounds(run, number, status, wanted, base_sha256, opened_at) "
+                "VALUES (?, ?, 'open', ?, ?, ?)",
+                (self._run.run, opened.number, opened.wanted, base_sha256, time.time()),
+            )
+
+    # --- small ---
+
+    def _updates_folder(self, round_number: int) -> Path:
+        return self._folder / "updates" / f"{round_number:06d}"
+
+    def _payload_path(self, round_number: int, silo: str) -> Path:
+        return self._updates_folder(round_number) / f"{silo}.f32"
+
+    def _one(self, query: str, *values: object) -> tuple[Any, ...] | None:
+        rows = self._all(query, *values)
+        return rows[0] if rows else None
+
+    def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with state_errors(self._path):
+            return list(self._db.execute(query, values))
+
+
+def _take_lock(folder: Path) -> FileLock:
+    for _ in range(LOCK_TRIES):
+        try:
+            return FileLock.take(folder / "lock", owner="flamest-coordinator")
+        except LockedError:
+            time.sleep(LOCK_PAUSE_S)
+    return FileLock.take(folder / "lock", owner="flamest-coordinator")
+
+
+def _differences(old: bytes, new: bytes) -> list[str]:
+    before, after = msgspec.json.decode(old), msgspec.json.decode(new)
+    return [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]

@@ -1,0 +1,92 @@
+"""Equation 12, by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+from flamest.base.errors import DataError, InvariantError
+from flamest.coordinator.aggregate import Contribution, fedavg, pooled
+from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
+from flamest.fedproto.records import Evaluation
+
+SPEC = HeadSpec(inputs=5, outputs=3, hidden=(4,))
+
+
+def contributions(*examples: int) -> list[Contribution]:
+    return [Contribution(f"silo-{i}", n, initial_params(SPEC, seed=i)) for i, n in enumerate(examples)]
+
+
+def test_three_silos_make_the_weighted_mean_to_the_last_bit_of_float32():
+    parts = contributions(17, 301, 94)
+    result = fedavg(SPEC, parts)
+    for name, tensor in result.items():
+        assert tensor.dtype == np.float32
+        for place in np.ndindex(tensor.shape):
+            total = 0.0  # Python floats are float64
+            for part in parts:
+                total += part.examples * float(part.params[name][place])
+            assert tensor[place] == np.float32(total / (17 + 301 + 94))
+
+
+def test_a_float32_sum_would_not_pass_that_test():
+    parts = contributions(17, 301, 94)
+    name = "0.weight"
+    plain = sum(np.float32(part.examples / 412) * part.params[name] for part in parts)
+    assert (plain != fedavg(SPEC, parts)[name]).any()
+
+
+def test_one_silo_alone_is_the_mean():
+    part = contributions(7)
+    assert params_sha256(fedavg(SPEC, part)) == params_sha256(part[0].params)
+
+
+def test_weights_are_shares_of_examples():
+    one, two = contributions(1, 3)
+    ones = Contribution("a", 1, {name: np.full(shape, 4.0, np.float32) for name, shape in SPEC.shapes.items()})
+    zeros = Contribution("b", 3, {name: np.zeros(shape, np.float32) for name, shape in SPEC.shapes.items()})
+    assert all((tensor == 1.0).all() for tensor in fedavg(SPEC, [ones, zeros]).values())
+    assert one.examples + two.examples == 4
+
+
+def test_another_order_is_refused_because_it_would_be_another_sum():
+    parts = contributions(17, 301, 94)
+    for order in itertools.permutations(parts):
+        if list(order) != parts:
+            with pytest.raises(InvariantError, match="in a sum"):
+                fedavg(SPEC, order)
+
+
+def test_a_silo_counts_once():
+    part = contributions(5)[0]
+    with pytest.raises(InvariantError):
+        fedavg(SPEC, [part, part])
+
+
+@pytest.mark.parametrize("examples", [0, -1])
+def test_no_examples_have_no_weight(examples):
+    with pytest.raises(InvariantError):
+        fedavg(SPEC, [Contribution("a", examples, initial_params(SPEC, 0))])
+
+
+def test_no_updates_have_no_mean():
+    with pytest.raises(InvariantError, match="no updates"):
+        fedavg(SPEC, [])
+
+
+def test_an_update_with_nan_gives_an_error_and_no_mean():
+    good, bad = contributions(5, 5)
+    bad.params["1.bias"][2] = np.nan
+    with pytest.raises(DataError, match=r"update from silo 'silo-1': 1\.bias holds NaN"):
+        fedavg(SPEC, [good, bad])
+
+
+def test_large_values_do_not_overflow_on_the_way():
+    large = {name: np.full(shape, 3e38, np.float32) for name, shape in SPEC.shapes.items()}
+    result = fedavg(SPEC, [Contribution("a", 2**31 - 1, large), Contribution("b", 2**31 - 1, large)])
+    assert params_sha256(result) == params_sha256(large)
+
+
+def test_pooled_evaluations_are_those_of_all_clips_together():
+    told = pooled([Evaluation(1.0, 2, 4), Evaluation(3.0, 9, 12)])
+    assert told == Evaluation(loss=(1.0 * 4 + 3.0 * 12) / 16, correct=11, count=16)
+    assert pooled([]) is None

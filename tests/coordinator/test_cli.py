@@ -1,0 +1,167 @@
+"""The operator's commands, as typed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from flamest.coordinator import cli
+from flamest.coordinator.report import history_lines, status_of
+from flamest.fedproto.modelfile import read_model
+from flamest.fedproto.records import Update
+from typer.testing import CliRunner
+
+
+def typed(*words) -> tuple[int, dict, str]:
+    """Exit code, the last line of stdout as JSON, everything that was printed."""
+    result = CliRunner().invoke(cli.app, [*map(str, words), "--json"])
+    lines = result.stdout.splitlines()
+    return result.exit_code, json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}, result.output
+
+
+def told(*words) -> str:
+    """What a person reads."""
+    result = CliRunner().invoke(cli.app, list(map(str, words)))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def trained(make_federation):
+    """A federation after one round of two, its server stopped."""
+    federation = make_federation("a", "b", rounds=2, min_silos=1)
+    federation.start()
+    for name in "ab":
+        with federation.link(name) as link:
+            run = link.join()
+            standing = link.wait(run, 0, 5)
+            model = link.fetch(run, standing)
+            link.submit(run, Update(1, model.sha256, name.encode().hex() * 16, 10, model.params))
+    with federation.link("a") as link:
+        link.wait(run, 1, 5)
+    federation.stop()
+    return federation
+
+
+def test_from_init_to_a_checked_configuration(tmp_path):
+    from flamest.agent.keys import make_request
+
+    (tmp_path / "labels.txt").write_text("walk\nrun\n\n", encoding="utf-8")
+    fed = tmp_path / "fed"
+    code, made, _ = typed(
+        "init", fed, "--host", "localhost", "--labels-file", tmp_path / "labels.txt", "--fingerprint", "f"
+    )
+    assert (code, made["labels"], made["hosts"]) == (0, 2, ["localhost"])
+    csr = make_request("ward-3", tmp_path).csr_path
+    code, added, _ = typed("silo", "add", "ward-3", "--csr", csr, "--dir", fed)
+    assert (code, added["files"]) == (0, ["silo.pem", "ca.pem"])
+    code, listed, _ = typed("silo", "list", "--dir", fed)
+    assert [(silo["name"], silo["revoked"]) for silo in listed["silos"]] == [("ward-3", None)]
+    before = {path: path.read_bytes() for path in fed.rglob("*") if path.is_file()}
+    code, checked, _ = typed("run", "--config", fed / "coordinator.toml", "--check-config")
+    assert (code, checked["ok"], checked["silos"]) == (0, True, ["ward-3"])
+    assert {path: path.read_bytes() for path in fed.rglob("*") if path.is_file()} == before
+    code, _, _ = typed("silo", "revoke", "ward-3", "--dir", fed)
+    assert code == 0
+    assert "revoked 2" in told("silo", "list", "--dir", fed)
+
+
+def test_init_says_what_to_do_next(tmp_path):
+    said = told("init", tmp_path / "fed", "--host", "localhost")
+    for words in ("flamest-agent keygen", "flamest-coordinator silo add", "flamest-coordinator run --config"):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "code"),
+    [
+        (["init", "{new}"], 2, "usage"),
+        (["init", "{new}", "--host", "bad host"], 2, "usage"),
+        (["init", "{new}", "--host", "h", "--labels", "a,b", "--labels-file", "{new}"], 2, "usage"),
+        (["init", "{fed}", "--host", "h"], 74, "storage"),
+        (["silo", "add", "c", "--csr", "{new}", "--dir", "{fed}"], 78, "settings"),
+        (["silo", "add", "a", "--csr", "{csr}", "--dir", "{fed}"], 2, "usage"),
+        (["silo", "add", "c", "--csr", "{csr}", "--dir", "{fed}"], 77, "request_name"),
+        (["silo", "add", "C!", "--csr", "{csr}", "--dir", "{fed}"], 2, "usage"),
+        (["silo", "revoke", "c", "--dir", "{fed}"], 65, "unknown_silo"),
+        (["silo", "list", "--dir", "{new}"], 74, "storage"),
+        (["run", "--config", "{new}"], 78, "settings"),
+        (["status", "--config", "{fed}/coordinator.toml"], 65, "no_state"),
+        (["history", "--config", "{fed}/coordinator.toml"], 65, "no_state"),
+        (["model", "--config", "{fed}/coordinator.toml", "--out", "{new}"], 65, "no_state"),
+    ],
+)
+def test_an_error_has_its_exit_code_and_a_way_out(make_federation, tmp_path, words, exit_code, code):
+    federation = make_federation("a")
+    places = {"new": tmp_path / "new", "fed": federation.folder, "csr": federation.silo_folder / "a" / "a.csr"}
+    found, said, output = typed(*(word.format(**places) for word in words))
+    assert (found, said["error"]["code"]) == (exit_code, code), output
+
+
+def test_status_tells_where_the_run_stands_beside_the_server_and_without_it(trained):
+    _, now, _ = typed("status", "--config", trained.config)
+    assert (now["running"], now["address"], now["phase"], now["round"], now["closed"]) == (False, None, "open", 2, 1)
+    assert [(silo["silo"], silo["updates"], silo["last_round"]) for silo in now["silos"]] == [("a", 1, 1), ("b", 1, 1)]
+    trained.start()
+    now = status_of(trained.settings())
+    assert (now["running"], now["address"]) == (True, trained.address)
+    assert f"running at {trained.address}" in told("status", "--config", trained.config)
+
+
+def test_status_says_when_the_run_is_finished(make_federation):
+    federation = make_federation("a", rounds=1)
+    federation.start()
+    with federation.link("a") as link:
+        run = link.join()
+        model = link.fetch(run, link.wait(run, 0, 5))
+        link.submit(run, Update(1, model.sha256, "aa" * 16, 10, model.params))
+        link.wait(run, 1, 5)
+    assert status_of(federation.settings())["phase"] == "finished"
+
+
+def test_history_is_a_row_per_round(trained):
+    _, found, _ = typed("history", "--config", trained.config)
+    first, second = found["rounds"]
+    assert (first["status"], first["accepted"], first["examples"], first["loss"]) == ("closed", 2, 20, None)
+    assert first["received_bytes"] > 2 * 4 * 53
+    assert first["sent_bytes"] > 2 * 4 * 53
+    assert (second["status"], second["accepted"]) == ("open", 0)
+    table = told("history", "--config", trained.config).splitlines()
+    assert len(table) == 3
+    assert len({len(line.split()) for line in table[1:]}) == 1
+    assert history_lines([])[0].split()[0] == "round"
+
+
+def test_the_model_is_taken_out_whole(trained, tmp_path):
+    _, taken, _ = typed("model", "--config", trained.config, "--out", tmp_path / "m.safetensors")
+    model = read_model(tmp_path / "m.safetensors")
+    assert (taken["round"], model.round, model.run, list(model.labels)) == (1, 1, "run-1", ["fall", "run", "walk"])
+    _, start, _ = typed("model", "--config", trained.config, "--out", tmp_path / "0.safetensors", "--round", 0)
+    assert start["round"] == 0
+    code, said, _ = typed("model", "--config", trained.config, "--out", tmp_path / "9.safetensors", "--round", 9)
+    assert (code, said["error"]["code"]) == (65, "no_model")
+
+
+def test_renew_makes_a_certificate_for_the_same_names(make_federation):
+    federation = make_federation()
+    _, said, _ = typed("renew", "--dir", federation.folder)
+    assert said["hosts"] == ["127.0.0.1", "localhost"]
+
+
+def test_the_coordinator_loads_no_heavy_module_when_it_runs(make_federation):
+    federation = make_federation("a")
+    code = """
+import sys
+from pathlib import Path
+from flamest.base.shutdown import Shutdown
+from flamest.coordinator.server import serve
+from flamest.coordinator.settings import load_coordinator_settings
+shutdown = Shutdown()
+shutdown.request()
+serve(load_coordinator_settings(Path(sys.argv[1])), shutdown)
+print(sorted({"torch", "onnxruntime", "onnx", "av", "sklearn", "PIL", "tokenizers"} & set(sys.modules)))
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(federation.config)], check=True, capture_output=True, text=True
+    ).stdout
+    assert out == "[]\n"

@@ -1,0 +1,275 @@
+"""Rounds as a state machine: its rules one by one, then any history against them all."""
+
+from dataclasses import replace
+
+import pytest
+from flamest.base.errors import InvariantError
+from flamest.coordinator.rounds import (
+    Decision,
+    Offer,
+    Plan,
+    Report,
+    Verdict,
+    after_abandon,
+    after_close,
+    on_contact,
+    on_tick,
+    on_update,
+    resumed,
+    stand_for,
+    start_run,
+)
+from flamest.fedproto.records import Phase
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+PLAN = Plan(rounds=2, min_silos=2, deadline_s=10.0)
+
+
+def started(plan: Plan = PLAN, wanted: int = 3):
+    return start_run(plan, "model-0", wanted)
+
+
+def offer(silo: str, number: int = 1, base: str = "model-0", update_id: str | None = None, digest: str = "d") -> Offer:
+    return Offer(number, base, Report(silo, update_id or f"id-{silo}-{number}", 5, digest))
+
+
+def with_reports(*silos: str, state=None, now: float = 0.0):
+    state = state or started()
+    for silo in silos:
+        state, verdict = on_update(state, offer(silo, state.open.number, state.model_sha256), None, now)
+        assert verdict is Verdict.ACCEPTED
+    return state
+
+
+def test_a_silo_is_given_the_open_round_once():
+    state = on_contact(started(), "a", 0, now=100.0)
+    assert stand_for(state, "a", 0, 100.0).phase is Phase.OPEN
+    state = with_reports("a", state=state, now=101.0)
+    assert stand_for(state, "a", 0, 101.0).phase is Phase.WAIT
+    assert stand_for(state, "b", 0, 101.0).phase is Phase.OPEN
+
+
+def test_the_clock_runs_from_the_first_silo_that_is_given_the_round():
+    state = started()
+    assert on_tick(state, 1e9) is Decision.COLLECT
+    assert stand_for(state, "a", 0, 1e9).deadline_s == 10.0
+    state = on_contact(state, "a", 0, now=100.0)
+    assert stand_for(state, "b", 0, 104.0).deadline_s == 6.0
+    state = on_contact(state, "b", 0, now=109.0)
+    assert (on_tick(state, 109.9), on_tick(state, 110.0)) == (Decision.COLLECT, Decision.ABANDON)
+
+
+def test_a_round_closes_when_all_wanted_have_reported():
+    assert on_tick(with_reports("a", "b"), 1.0) is Decision.COLLECT
+    assert on_tick(with_reports("a", "b", "c"), 1.0) is Decision.CLOSE
+
+
+def test_at_the_deadline_the_minimum_is_enough():
+    assert on_tick(with_reports("a", "b"), 10.0) is Decision.CLOSE
+    assert on_tick(with_reports("a"), 10.0) is Decision.ABANDON
+
+
+def test_a_silo_that_declines_is_not_waited_for():
+    state = with_reports("a", "b")
+    assert on_tick(on_contact(state, "c", 1, now=1.0), 1.0) is Decision.CLOSE
+
+
+def test_declining_does_not_lower_the_minimum():
+    state = with_reports("a")
+    for silo in "bc":
+        state = on_contact(state, silo, 1, now=1.0)
+    assert on_tick(state, 1.0) is Decision.COLLECT
+
+
+def test_a_silo_that_declined_may_still_report():
+    state = with_reports("c", state=on_contact(started(), "c", 1, now=0.0))
+    assert state.open.declined == frozenset()
+    assert list(state.open.reports) == ["c"]
+
+
+def test_after_a_close_the_next_round_opens_from_the_new_model():
+    state = after_close(with_reports("a", "b", "c"), "model-1", wanted=4)
+    assert (state.open.number, state.open.wanted, state.closed, state.last_round) == (2, 4, 1, 1)
+    assert not state.open.reports
+    assert state.open.deadline is None
+    assert stand_for(state, "a", 1, 0.0).phase is Phase.OPEN
+
+
+def test_after_the_last_round_the_run_is_finished():
+    state = after_close(with_reports("a"), "model-1", 3)
+    state = after_close(with_reports("a", state=state), "model-2", 3)
+    assert state.open is None
+    assert stand_for(state, "a", 0, 0.0).phase is Phase.FINISHED
+    assert on_tick(state, 1e9) is Decision.COLLECT
+    assert on_update(state, offer("a", 2, "model-1"), None, 0.0)[1] is Verdict.STALE_ROUND
+
+
+def test_an_abandoned_round_takes_a_number_and_leaves_the_model():
+    state = after_abandon(with_reports("a"), wanted=3)
+    assert (state.open.number, state.closed, state.model_sha256, state.last_round) == (2, 0, "model-0", 1)
+    assert stand_for(state, "a", 1, 0.0).phase is Phase.OPEN
+
+
+@pytest.mark.parametrize(
+    ("told", "now", "verdict"),
+    [
+        (offer("b", number=0), 1.0, Verdict.STALE_ROUND),
+        (offer("b", number=2), 1.0, Verdict.STALE_ROUND),
+        (offer("b", base="model-9"), 1.0, Verdict.STALE_BASE),
+        (offer("b"), 10.0, Verdict.LATE),
+        (offer("b"), 9.9, Verdict.ACCEPTED),
+    ],
+)
+def test_only_an_update_for_this_round_and_model_in_time_counts(told, now, verdict):
+    before = with_reports("a")
+    after, said = on_update(before, told, None, now)
+    assert said is verdict
+    assert (after == before) is (verdict is not Verdict.ACCEPTED)
+
+
+@pytest.mark.parametrize(
+    ("told", "verdict"),
+    [
+        (offer("a"), Verdict.DUPLICATE),
+        (offer("a", digest="other"), Verdict.REUSED_ID),
+        (offer("a", update_id="id-2"), Verdict.ALREADY_ANSWERED),
+    ],
+)
+def test_a_second_update_of_a_silo_never_counts(told, verdict):
+    before = with_reports("a")
+    assert on_update(before, told, before.open.reports["a"], 1.0) == (before, verdict)
+
+
+def test_a_duplicate_gets_its_receipt_after_the_round_closed_too():
+    closed = with_reports("a", "b", "c")
+    after = after_close(closed, "model-1", 3)
+    assert on_update(after, offer("a"), closed.open.reports["a"], 1.0) == (after, Verdict.DUPLICATE)
+    assert on_update(after, offer("z"), None, 1.0)[1] is Verdict.STALE_ROUND
+
+
+def test_after_a_restart_a_round_with_reports_is_running_and_one_without_waits():
+    read = replace(with_reports("a"), open=replace(with_reports("a").open, deadline=None))
+    assert resumed(read, 50.0).open.deadline == 60.0
+    assert resumed(started(), 50.0).open.deadline is None
+
+
+def test_ending_a_finished_run_is_a_bug():
+    state = replace(started(), open=None)
+    with pytest.raises(InvariantError):
+        after_close(state, "m", 1)
+    with pytest.raises(InvariantError):
+        after_abandon(state, 1)
+
+
+SILOS = st.sampled_from(["a", "b", "c", "d"])
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Silos ask, send, resend, cheat; time passes; the server stops and starts."""
+
+    @initialize(
+        rounds=st.integers(1, 3), min_silos=st.integers(1, 3), wanted=st.integers(1, 4), deadline=st.floats(0.5, 5.0)
+    )
+    def begin(self, rounds, min_silos, wanted, deadline):
+        self.plan = Plan(rounds, min_silos, deadline)
+        self.wanted = max(wanted, min_silos)
+        self.state = start_run(self.plan, "m0", self.wanted)
+        self.now = 0.0
+        self.rows = {}  # (round, silo) -> Report: what the database holds
+        self.base = {1: "m0"}
+        self.counted = {}  # round -> silos, of closed rounds
+
+    @rule(silo=SILOS, answered=st.integers(0, 6))
+    def ask(self, silo, answered):
+        self.state = on_contact(self.state, silo, answered, self.now)
+        stand = stand_for(self.state, silo, answered, self.now)
+        if stand.phase is Phase.OPEN:
+            assert stand.round == self.state.open.number > answered
+            assert (stand.round, silo) not in self.rows
+            assert 0 < stand.deadline_s <= self.plan.deadline_s
+        assert (stand.phase is Phase.FINISHED) == (self.state.open is None)
+
+    @rule(
+        silo=SILOS,
+        number=st.integers(-1, 1),
+        uid=st.sampled_from(["x", "y"]),
+        digest=st.sampled_from(["p", "q"]),
+        honest=st.booleans(),
+    )
+    def send(self, silo, number, uid, digest, honest):
+        current = self.state.open.number if self.state.open else self.state.last_round
+        number += current
+        base = self.base.get(number, "none") if honest else "forged"
+        known = self.rows.get((number, silo))
+        before = self.state
+        self.state, verdict = on_update(before, Offer(number, base, Report(silo, uid, 3, digest)), known, self.now)
+        if verdict is Verdict.ACCEPTED:
+            assert known is None
+            assert before.open is not None
+            assert (number, base) == (before.open.number, before.model_sha256)
+            self.rows[number, silo] = self.state.open.reports[silo]
+        else:
+            assert self.state == before
+        if verdict is Verdict.DUPLICATE:
+            assert (known.update_id, known.digest) == (uid, digest)
+
+    @rule(seconds=st.floats(0.0, 3.0))
+    def pass_time(self, seconds):
+        self.now += seconds
+
+    @rule()
+    def tick(self):
+        decision, before = on_tick(self.state, self.now), self.state
+        if decision is Decision.CLOSE:
+            assert len(before.open.reports) >= self.plan.min_silos
+            self.counted[before.open.number] = set(before.open.reports)
+            self.state = after_close(before, f"m{before.open.number}", self.wanted)
+        elif decision is Decision.ABANDON:
+            assert len(before.open.reports) < self.plan.min_silos
+            assert self.now >= before.open.deadline
+            self.state = after_abandon(before, self.wanted)
+            assert self.state.model_sha256 == before.model_sha256
+        if decision is not Decision.COLLECT and self.state.open:
+            self.base[self.state.open.number] = self.state.model_sha256
+
+    @rule()
+    def restart(self):
+        if self.state.open:
+            number = self.state.open.number
+            read = replace(
+                self.state.open,
+                deadline=None,
+                declined=frozenset(),
+                reports={silo: report for (at, silo), report in self.rows.items() if at == number},
+            )
+            self.state = resumed(replace(self.state, open=read), self.now)
+
+    @invariant()
+    def the_reports_are_the_rows(self):
+        if self.state.open:
+            number = self.state.open.number
+            assert dict(self.state.open.reports) == {s: r for (at, s), r in self.rows.items() if at == number}
+
+    @invariant()
+    def rounds_are_counted_and_numbered(self):
+        assert self.state.closed == len(self.counted) <= self.plan.rounds
+        assert (self.state.open is None) == (self.state.closed == self.plan.rounds)
+        if self.state.open:
+            assert self.state.open.number == self.state.last_round + 1
+
+    @invariant()
+    def a_round_with_reports_has_a_deadline(self):
+        if self.state.open and self.state.open.reports:
+            assert self.state.open.deadline is not None
+
+
+TestAnyHistory = AnyHistory.TestCase
+TestAnyHistory.settings = settings(
+    max_examples=100,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)

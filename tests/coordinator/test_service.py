@@ -1,0 +1,612 @@
+"""The server as a silo meets it: real gRPC, mutual TLS, loopback. Nothing is faked."""
+
+import dataclasses
+import os
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+from flamest.agent.link import Link, LinkSettings
+from flamest.agent.link_errors import refusal_code
+from flamest.base.errors import DataError, IdentityError, LockedError, StorageError
+from flamest.base.files import sha256_bytes
+from flamest.base.shutdown import Shutdown
+from flamest.coordinator import authority, intake, server
+from flamest.coordinator.server import serve
+from flamest.coordinator.state import RunStore
+from flamest.fedproto import channel as wire
+from flamest.fedproto import messages
+from flamest.fedproto.certificates import make_authority, make_server_certificate, make_silo_request, sign_silo
+from flamest.fedproto.codec import chunks, encode_params, shapes
+from flamest.fedproto.head import initial_params, params_sha256
+from flamest.fedproto.modelfile import read_model
+from flamest.fedproto.records import Evaluation, Phase, Update
+from flamest.fedproto.tls import TlsFiles, channel_credentials
+
+HALF_AN_HOUR_AGO = -1 / 48  # days; certificates begin an hour ago
+
+
+def raw_channel(federation, name: str, settings: LinkSettings | None = None) -> grpc.Channel:
+    settings = settings or federation.link_settings(name)
+    return grpc.secure_channel(settings.address, channel_credentials(settings.files), options=wire.client_options())
+
+
+def ask(channel: grpc.Channel, method: str, request: bytes) -> bytes:
+    return channel.unary_unary(wire.method_path(method), None, None)(request, timeout=10)
+
+
+def upload(channel: grpc.Channel, parts: list[bytes]) -> bytes:
+    return channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None)(iter(parts), timeout=10)
+
+
+def refused(call, *arguments) -> tuple[str, str | None]:
+    """Status and code word of a call that must fail."""
+    with pytest.raises(grpc.RpcError) as error:
+        call(*arguments)
+    return error.value.code().name, refusal_code(error.value)
+
+
+class Silo:
+    """A joined silo with the open round's model, and an update to send."""
+
+    def __init__(self, federation, name: str) -> None:
+        self.name = name
+        self.federation = federation
+        self.channel = raw_channel(federation, name)
+        with federation.link(name) as link:
+            self.run = link.join()
+            self.standing = link.wait(self.run, 0, 5)
+            self.model = link.fetch(self.run, self.standing)
+        self.params = initial_params(self.run.head, seed=sum(name.encode()))
+        self.update_id = os.urandom(16).hex()
+
+    def header(self, **changes) -> messages.UpdateHeader:
+        payload = self.payload()
+        header = messages.UpdateHeader(
+            settings_sha256=self.run.sha256,
+            round=self.standing.round,
+            base_sha256=self.model.sha256,
+            update_id=self.update_id,
+            examples=20,
+            shapes=shapes(self.run.head),
+            payload_bytes=len(payload),
+            payload_sha256=sha256_bytes(payload),
+            evaluation=Evaluation(1.5, 2, 5),
+        )
+        return dataclasses.replace(header, **changes)
+
+    def payload(self) -> bytes:
+        return encode_params(self.run.head, self.params)
+
+    def parts(self, payload: bytes | None = None, **changes) -> list[bytes]:
+        payload = self.payload() if payload is None else payload
+        pieces = map(messages.encode_update_data, chunks(payload, 64))
+        return [messages.encode_update_header(self.header(**changes)), *pieces]
+
+    def send(self, **options) -> bytes:
+        return upload(self.channel, self.parts(**options))
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+@pytest.fixture
+def federation(make_federation):
+    federation = make_federation("a", "b", "c", rounds=2, min_silos=2)
+    federation.start()
+    return federation
+
+
+@pytest.fixture
+def silo(federation):
+    silo = Silo(federation, "a")
+    yield silo
+    silo.close()
+
+
+def test_three_silos_of_unequal_size_make_the_weighted_mean_to_the_last_bit(federation):
+    sizes = {"c": 17, "a": 301, "b": 94}  # the order of arrival
+    sent = {}
+    for name, examples in sizes.items():
+        with federation.link(name) as link:
+            run = link.join()
+            standing = link.wait(run, 0, 5)
+            model = link.fetch(run, standing)
+            sent[name] = initial_params(run.head, seed=examples)
+            link.submit(run, Update(standing.round, model.sha256, os.urandom(16).hex(), examples, sent[name]))
+    with federation.link("a") as link:
+        standing = link.wait(run, 1, 5)
+        mean = link.fetch(run, standing)
+    for name, tensor in mean.params.items():
+        for place in np.ndindex(tensor.shape):
+            total = sum(float(sizes[silo]) * float(sent[silo][name][place]) for silo in sorted(sizes))
+            assert tensor[place] == np.float32(total / sum(sizes.values()))
+    stored = read_model(federation.state / "runs" / "run-1" / "models" / "round-000001.safetensors")
+    assert params_sha256(stored.params) == mean.sha256
+
+
+def test_whoever_waits_is_answered_the_moment_the_next_round_opens(federation):
+    first, second = Silo(federation, "a"), Silo(federation, "b")
+    third = Silo(federation, "c")
+    first.send()
+    answered = []
+
+    def wait() -> None:
+        with federation.link("a") as link:
+            standing = link.wait(first.run, 1, 30)
+            answered.append((time.monotonic(), standing))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    second.send()
+    time.sleep(0.3)
+    assert not answered
+    before = time.monotonic()
+    third.send()
+    waiting.join(10)
+    at, standing = answered[0]
+    assert (standing.phase, standing.round) == (Phase.OPEN, 2)
+    assert at - before < 2.0
+    for silo in (first, second, third):
+        silo.close()
+
+
+def test_an_acknowledged_update_is_on_disk(silo, federation):
+    silo.send()
+    payload = federation.state / "runs" / "run-1" / "updates" / "000001" / "a.f32"
+    assert payload.read_bytes() == silo.payload()
+    row = federation.rounds()[0]
+    assert (row["accepted"], row["examples"], row["loss"], row["correct"], row["count"]) == (1, 20, 1.5, 2, 5)
+
+
+def test_the_same_update_again_gets_the_same_receipt_and_counts_once(silo, federation):
+    receipts = []
+
+    def send() -> None:
+        receipts.append(silo.send())
+
+    threads = [threading.Thread(target=send) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    receipts.append(silo.send())
+    assert len(receipts) == 9
+    assert len(set(receipts)) == 1
+    assert federation.rounds()[0]["accepted"] == 1
+
+
+def test_an_update_sent_again_after_its_round_closed_gets_its_receipt(silo, federation):
+    receipt = silo.send()
+    others = [Silo(federation, name) for name in "bc"]
+    for other in others:
+        other.send()
+        other.close()
+    with federation.link("a") as link:
+        assert link.wait(silo.run, 1, 5).round == 2
+    assert silo.send() == receipt
+
+
+@pytest.mark.parametrize("change", [{"examples": 21}, {"evaluation": None}])
+def test_the_same_id_with_another_header_is_refused(silo, change):
+    silo.send()
+    assert refused(upload, silo.channel, silo.parts(**change)) == ("ALREADY_EXISTS", "reused_id")
+
+
+def test_the_same_id_with_other_bytes_is_refused_and_the_first_stays(silo, federation):
+    silo.send()
+    first = silo.payload()
+    silo.params = initial_params(silo.run.head, seed=99)
+    assert refused(upload, silo.channel, silo.parts()) == ("ALREADY_EXISTS", "reused_id")
+    assert (federation.state / "runs" / "run-1" / "updates" / "000001" / "a.f32").read_bytes() == first
+
+
+def test_a_second_update_of_a_silo_in_a_round_is_refused(silo, federation):
+    silo.send()
+    silo.update_id = os.urandom(16).hex()
+    assert refused(upload, silo.channel, silo.parts()) == ("ALREADY_EXISTS", "already_answered")
+    assert federation.rounds()[0]["accepted"] == 1
+
+
+def test_an_update_for_another_round_model_or_run_is_refused(silo, federation):
+    for change, code in [
+        ({"round": 0}, "stale_round"),
+        ({"round": 2}, "stale_round"),
+        ({"base_sha256": "00" * 32}, "stale_base"),
+        ({"settings_sha256": "00" * 32}, "other_run"),
+    ]:
+        assert refused(upload, silo.channel, silo.parts(**change)) == ("FAILED_PRECONDITION", code)
+    assert federation.rounds()[0]["accepted"] == 0
+
+
+def test_an_update_with_nan_is_refused_and_adds_no_weight(silo, federation):
+    values = np.frombuffer(silo.payload(), "<f4").copy()
+    for bad in (np.nan, np.inf, -np.inf):
+        values[7] = bad
+        payload = values.tobytes()
+        told = refused(upload, silo.channel, silo.parts(payload=payload, payload_sha256=sha256_bytes(payload)))
+        assert told == ("INVALID_ARGUMENT", "not_finite")
+    row = federation.rounds()[0]
+    assert (row["accepted"], row["refused"], row["examples"]) == (0, 3, 0)
+    silo.send()  # the honest one still counts
+    assert federation.rounds()[0]["accepted"] == 1
+
+
+def test_a_payload_changed_on_the_way_is_data_loss(silo, federation):
+    payload = bytearray(silo.payload())
+    payload[5] ^= 1
+    assert refused(upload, silo.channel, silo.parts(payload=bytes(payload))) == ("DATA_LOSS", "payload_digest")
+    assert federation.rounds()[0]["accepted"] == 0
+    assert list((federation.state / "runs" / "run-1" / "spool").iterdir()) == []
+
+
+def test_an_update_of_another_form_is_refused_with_its_code(silo):
+    good = silo.parts()
+    header, data = good[0], good[1:]
+    size = len(silo.payload())
+    for parts, code in [
+        ([], "malformed"),
+        ([b"\xff\xff\xff"], "malformed"),
+        (data, "malformed"),
+        ([header, header], "malformed"),
+        ([header, b"\x12\x00"], "malformed"),
+        ([header, *data[:-1]], "payload_size"),
+        ([header, *data, data[0]], "payload_size"),
+        (silo.parts(examples=0), "examples"),
+        (silo.parts(examples=2**32 - 1), "examples"),
+        (silo.parts(shapes=silo.header().shapes[:-1]), "tensor_names"),
+        (silo.parts(shapes=((6, 5), *silo.header().shapes[1:])), "tensor_shape"),
+        (silo.parts(payload_bytes=size * 1000), "payload_size"),
+        (silo.parts(evaluation=Evaluation(float("nan"), 0, 1)), "evaluation"),
+    ]:
+        assert refused(upload, silo.channel, parts) == ("INVALID_ARGUMENT", code)
+
+
+def test_a_malformed_request_is_invalid_argument_and_never_internal(silo):
+    for method in (wire.JOIN, wire.WAIT_FOR_ROUND):
+        for request in (b"\xff", b"\x08", b"\xfa\x3e\x01x", b"GET / HTTP/1.1"):
+            assert refused(ask, silo.channel, method, request) == ("INVALID_ARGUMENT", "malformed")
+    fetch = silo.channel.unary_stream(wire.method_path(wire.FETCH_MODEL), None, None)
+    assert refused(list, fetch(b"\xff", timeout=5)) == ("INVALID_ARGUMENT", "malformed")
+
+
+def test_an_oversized_message_is_refused_and_the_server_lives(silo):
+    big = messages.encode_update_data(bytes(wire.MAX_MESSAGE_BYTES))
+    settings = silo.federation.link_settings("a")
+    options = [(key, -1 if key == "grpc.max_send_message_length" else value) for key, value in wire.client_options()]
+    with grpc.secure_channel(settings.address, channel_credentials(settings.files), options=options) as channel:
+        assert refused(upload, channel, [silo.parts()[0], big])[0] == "RESOURCE_EXHAUSTED"
+    silo.send()
+
+
+def test_another_protocol_is_named(silo):
+    with pytest.raises(grpc.RpcError, match="speaks protocol 1, the agent 9") as error:
+        ask(silo.channel, wire.JOIN, messages.encode_join_request(9))
+    assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_a_closed_rounds_model_is_not_given_out(silo):
+    fetch = silo.channel.unary_stream(wire.method_path(wire.FETCH_MODEL), None, None)
+    request = messages.encode_fetch_request(messages.FetchRequest(silo.run.sha256, 5))
+    assert refused(list, fetch(request, timeout=5)) == ("FAILED_PRECONDITION", "stale_round")
+
+
+def test_only_the_four_calls_are_served(silo):
+    for path in ("/flamest.v1.Coordinator/Shutdown", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"):
+        assert refused(silo.channel.unary_unary(path, None, None), b"")[0] == "UNIMPLEMENTED"
+
+
+# --- who may call ---
+
+
+@pytest.fixture
+def handled(monkeypatch):
+    """The names of the silos that got past the door, in order."""
+    names = []
+    check = authority.AllowList.check
+
+    def watched(self, name, sha256):
+        check(self, name, sha256)
+        names.append(name)
+
+    monkeypatch.setattr(authority.AllowList, "check", watched)
+    return names
+
+
+def outsider(federation, folder, certificate: bytes, key: bytes) -> LinkSettings:
+    folder.mkdir()
+    files = TlsFiles(federation.folder / "ca.pem", folder / "c.pem", folder / "c.key")
+    files.certificate.write_bytes(certificate)
+    files.key.write_bytes(key)
+    return LinkSettings(federation.address, files.ca, files.certificate, files.key)
+
+
+def rejected(federation, settings: LinkSettings | None = None, credentials=None) -> str:
+    credentials = credentials or channel_credentials(settings.files)
+    with grpc.secure_channel(federation.address, credentials, options=wire.client_options()) as channel:
+        return refused(ask, channel, wire.JOIN, messages.encode_join_request(1))[0]
+
+
+def test_a_caller_that_is_not_an_enrolled_silo_reaches_no_handler(federation, handled, tmp_path):
+    ours = authority._authority(federation.folder)
+    theirs = make_authority()
+    key, request = make_silo_request("a")
+    servers = TlsFiles(
+        federation.folder / "ca.pem", federation.folder / "server.pem", federation.folder / "server-key.pem"
+    )
+    stranger = make_silo_request("stranger")
+
+    assert (
+        rejected(federation, credentials=grpc.ssl_channel_credentials((federation.folder / "ca.pem").read_bytes()))
+        == "UNAVAILABLE"
+    )
+    foreign = outsider(federation, tmp_path / "foreign", sign_silo(theirs, "a", request), key)
+    assert rejected(federation, foreign) == "UNAVAILABLE"
+    expired = outsider(federation, tmp_path / "expired", sign_silo(ours, "a", request, days=HALF_AN_HOUR_AGO), key)
+    assert rejected(federation, expired) == "UNAVAILABLE"
+    assert rejected(federation, credentials=channel_credentials(servers)) in ("UNAVAILABLE", "UNAUTHENTICATED")
+    unknown = outsider(federation, tmp_path / "unknown", sign_silo(ours, "stranger", stranger[1]), stranger[0])
+    assert rejected(federation, unknown) == "PERMISSION_DENIED"
+    twin = outsider(federation, tmp_path / "twin", sign_silo(ours, "a", request), key)
+    assert rejected(federation, twin) == "PERMISSION_DENIED"
+    with grpc.insecure_channel(federation.address) as channel:
+        assert refused(ask, channel, wire.JOIN, messages.encode_join_request(1))[0] == "UNAVAILABLE"
+    assert handled == []
+    with federation.link("a") as link:
+        link.join()
+    assert handled == ["a"]
+
+
+def test_a_revoked_silo_is_refused_on_its_next_call(silo, federation, handled):
+    authority.revoke_silo(federation.folder, "a")
+    assert refused(upload, silo.channel, silo.parts()) == ("PERMISSION_DENIED", "revoked")
+    assert refused(ask, silo.channel, wire.JOIN, messages.encode_join_request(1)) == ("PERMISSION_DENIED", "revoked")
+    assert handled == []
+    assert federation.rounds()[0]["accepted"] == 0
+
+
+def test_a_silo_enrolled_while_the_server_runs_can_join_at_once(federation):
+    federation.enrol("late")
+    with federation.link("late") as link:
+        assert link.join().run == "run-1"
+
+
+def test_a_silo_does_not_trust_another_coordinator(federation, tmp_path):
+    other = make_authority()
+    theirs = make_server_certificate(other, ["127.0.0.1"])
+    fed = federation.folder
+    federation.stop()
+    (fed / "server.pem").write_bytes(theirs.certificate)
+    (fed / "server-key.pem").write_bytes(theirs.key)
+    ours = (fed / "ca.pem").read_bytes()
+    (fed / "ca.pem").write_bytes(other.certificate)
+    federation.start()
+    settings = federation.link_settings("a")
+    assert settings.ca.read_bytes() == ours
+    with Link.open(settings) as link:
+        with pytest.raises(IdentityError, match="is not trusted") as error:
+            link.join()
+    assert error.value.code == "server_certificate"
+
+
+# --- rounds in time ---
+
+
+def test_at_the_deadline_a_round_with_enough_closes_and_one_with_too_few_is_abandoned(make_federation):
+    federation = make_federation("a", "b", "c", rounds=2, min_silos=2, deadline_s=1.0)
+    federation.start()
+    silos = [Silo(federation, name) for name in "ab"]
+    for silo in silos:
+        silo.send()
+    with federation.link("a") as link:
+        standing = link.wait(silos[0].run, 1, 10)
+        assert (standing.phase, standing.round) == (Phase.OPEN, 2)
+        first = standing.model_sha256
+        standing = link.wait(silos[0].run, 2, 10)  # declines: no one reports
+        assert (standing.phase, standing.round, standing.model_sha256) == (Phase.OPEN, 3, first)
+    assert [row["status"] for row in federation.rounds()] == ["closed", "abandoned", "open"]
+    assert refused(upload, silos[0].channel, silos[0].parts(round=2, update_id="00" * 16)) == (
+        "FAILED_PRECONDITION",
+        "stale_round",
+    )
+    for silo in silos:
+        silo.close()
+
+
+def test_a_run_without_silos_waits_in_its_first_round(make_federation):
+    federation = make_federation("a", rounds=1, deadline_s=0.1)
+    federation.start()
+    time.sleep(0.7)
+    assert [(row["round"], row["status"]) for row in federation.rounds()] == [(1, "open")]
+
+
+def test_an_upload_that_stands_still_is_cut(silo, monkeypatch):
+    monkeypatch.setattr(intake, "PART_S", 0.3)
+
+    def stalling():
+        yield silo.parts()[0]
+        time.sleep(2)
+
+    call = silo.channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None)
+    assert refused(call, stalling()) == ("DEADLINE_EXCEEDED", "too_slow")
+
+
+def test_a_caller_that_hangs_up_leaves_nothing_behind(silo, federation):
+    gate = threading.Event()
+
+    def half():
+        yield silo.parts()[0]
+        yield silo.parts()[1]
+        gate.wait(5)
+
+    call = silo.channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None).future(half())
+    time.sleep(0.3)
+    spool = federation.state / "runs" / "run-1" / "spool"
+    assert len(list(spool.iterdir())) == 1
+    call.cancel()
+    gate.set()
+    until = time.monotonic() + 5
+    while list(spool.iterdir()) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert list(spool.iterdir()) == []
+    silo.send()
+
+
+# --- the server's own life ---
+
+
+def run_round(federation, name: str) -> None:
+    silo = Silo(federation, name)
+    silo.send()
+    silo.close()
+
+
+def test_a_stopped_server_goes_on_where_it_was(make_federation):
+    federation = make_federation("a", "b", rounds=2, min_silos=1)
+    federation.start()
+    run_round(federation, "a")
+    federation.stop()
+    federation.start()
+    row = federation.rounds()[0]
+    assert (row["status"], row["accepted"]) == ("open", 1)
+    with federation.link("a") as link:
+        run = link.join()
+        assert link.wait(run, 0, 0.1).phase is Phase.WAIT  # its update is known
+    run_round(federation, "b")
+    with federation.link("a") as link:
+        assert link.wait(run, 1, 5).round == 2
+
+
+def test_stopping_answers_whoever_waits(make_federation):
+    federation = make_federation("a", "b", rounds=2)
+    federation.start()
+    run_round(federation, "a")
+    got = []
+
+    def wait() -> None:
+        with federation.link("a") as link:
+            got.append(link.wait(link.join(), 1, 50))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    time.sleep(0.3)
+    began = time.monotonic()
+    federation.stop()
+    waiting.join(10)
+    assert time.monotonic() - began < 5
+    assert got[0].phase is Phase.WAIT
+
+
+def test_once_ends_when_the_silos_know_and_have_the_final_model(make_federation):
+    federation = make_federation("a", "b", rounds=1)
+    federation.start(once=True)
+    for name in "ab":
+        run_round(federation, name)
+    for name in "ab":
+        with federation.link(name) as link:
+            run = link.join()
+            standing = link.wait(run, 1, 5)
+            assert (standing.phase, standing.round) == (Phase.FINISHED, 1)
+            assert link.fetch(run, standing).sha256 == standing.model_sha256
+    federation.join()
+    assert federation.served.finished
+    assert not (federation.state / "address").exists()
+
+
+def test_without_once_a_finished_run_is_still_served_after_a_restart(make_federation):
+    federation = make_federation("a", rounds=1)
+    federation.start()
+    run_round(federation, "a")
+    for _ in range(2):
+        with federation.link("a") as link:
+            run = link.join()
+            standing = link.wait(run, 0, 5)
+            assert standing.phase is Phase.FINISHED
+            link.fetch(run, standing)
+        federation.stop()
+        federation.start()
+
+
+def test_a_second_server_on_the_port_or_the_state_is_refused_at_once(make_federation):
+    first, second = make_federation("a"), make_federation("a")
+    first.start()
+    began = time.monotonic()
+    with pytest.raises(LockedError, match="is held by another process"):
+        serve(first.settings(), Shutdown())
+    second.config.write_text(second.config.read_text().replace("127.0.0.1:0", first.address))
+    with pytest.raises(LockedError, match="cannot listen"):
+        serve(second.settings(), Shutdown())
+    assert time.monotonic() - began < 2
+    with first.link("a") as link:
+        link.join()
+
+
+def test_an_update_whose_sender_hangs_up_while_it_is_made_durable_still_counts(silo, federation, monkeypatch):
+    begun = threading.Event()
+    accept = RunStore.accept
+
+    def slow(*arguments) -> None:
+        begun.set()
+        time.sleep(0.4)
+        accept(*arguments)
+
+    monkeypatch.setattr(RunStore, "accept", slow)
+    call = silo.channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None).future(iter(silo.parts()))
+    assert begun.wait(5)
+    call.cancel()
+    for name in "bc":
+        other = Silo(federation, name)
+        other.send()
+        other.close()
+    with federation.link("a") as link:
+        assert link.wait(silo.run, 1, 10).round == 2
+    assert federation.rounds()[0]["accepted"] == 3
+
+
+def test_a_full_disk_at_a_rounds_end_leaves_the_server_up_and_it_recovers_by_itself(silo, federation, monkeypatch):
+    monkeypatch.setattr(server, "DISK_RETRY_S", 0.05)
+    close_round, failures = RunStore.close_round, [StorageError("no space left"), StorageError("no space left")]
+
+    def sometimes(*arguments) -> None:
+        if failures:
+            raise failures.pop()
+        close_round(*arguments)
+
+    monkeypatch.setattr(RunStore, "close_round", sometimes)
+    silo.send()
+    for name in "bc":
+        other = Silo(federation, name)
+        other.send()
+        other.close()
+    with federation.link("a") as link:
+        assert link.wait(silo.run, 1, 10).round == 2
+    assert failures == []
+    assert [row["status"] for row in federation.rounds()] == ["closed", "open"]
+
+
+def test_a_full_disk_during_an_upload_asks_the_silo_to_try_again(silo, federation, monkeypatch):
+    def full(*arguments) -> None:
+        raise StorageError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "accept", full)
+        assert refused(upload, silo.channel, silo.parts()) == ("UNAVAILABLE", "storage")
+    assert federation.rounds()[0]["accepted"] == 0
+    silo.send()
+    assert federation.rounds()[0]["accepted"] == 1
+
+
+def test_an_acknowledged_update_that_was_damaged_ends_the_server_and_makes_no_model(silo, federation):
+    silo.send()
+    payload = federation.state / "runs" / "run-1" / "updates" / "000001" / "a.f32"
+    payload.write_bytes(bytes(payload.stat().st_size))
+    for name in "bc":
+        other = Silo(federation, name)
+        other.send()
+        other.close()
+    with pytest.raises(DataError, match=r"a\.f32 is damaged") as error:
+        federation.join()
+    assert (error.value.code, error.value.exit_code) == ("corrupt_update", 65)
+    assert federation.rounds()[-1]["status"] == "open"

@@ -1,0 +1,79 @@
+import pytest
+from flamest.base.errors import SettingsError
+from flamest.coordinator.settings import load_coordinator_settings
+from flamest.coordinator.starter import starter_settings
+from flamest.fedproto.records import decode_run_settings
+
+STARTER = starter_settings(["a", "b"], "f")
+
+
+def load(tmp_path, text):
+    path = tmp_path / "coordinator.toml"
+    path.write_text(text)
+    return load_coordinator_settings(path)
+
+
+def test_the_starter_file_is_a_good_one_with_the_papers_defaults(tmp_path):
+    settings = load(tmp_path, STARTER)
+    run = settings.run_settings()
+    assert (run.head.widths, run.rounds, run.train.epochs, run.train.batch_size) == ((2816, 512, 256, 2), 80, 5, 128)
+    assert settings.server.state == tmp_path / "state"
+    assert decode_run_settings(run.encode()) == run
+
+
+def test_the_starter_file_says_every_default_as_it_is(tmp_path):
+    keys = ("hidden", "inputs", "rounds", "min_silos", "deadline_s", "seed", "listen", "keep_models", "epochs")
+    keys += ("batch_size", "learning_rate", "weight_decay", "mu")
+    short = "\n".join(line for line in STARTER.splitlines() if not line.startswith(keys))
+    assert load(tmp_path, short) == load(tmp_path, STARTER)
+
+
+def test_a_starter_file_without_labels_asks_for_them(tmp_path):
+    with pytest.raises(
+        SettingsError, match=r"run\.labels: expected 2 or more.*run\.fingerprint: expected the bundle's"
+    ):
+        load(tmp_path, starter_settings([], ""))
+
+
+def test_many_and_strange_labels_survive_the_starter_file(tmp_path):
+    labels = [f'class "{i}" \\ ü' for i in range(101)]
+    assert load(tmp_path, starter_settings(labels, "f")).run.labels == tuple(labels)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[run]", "[run]\nlearning_rate = 1", r"unknown key 'learning_rate' in \[run\]; known: .*deadline_s"),
+        ("rounds = 80", "rounds = 0", r"run\.rounds: expected 1 or more"),
+        ("rounds = 80", 'rounds = "80"', r"run\.rounds: expected `int`"),
+        ("inputs = 2816", "inputs = 0", r"run\.inputs"),
+        ("inputs = 2816", "inputs = 999999999", "the head is larger"),
+        ("hidden = [512, 256]", "hidden = [0]", r"run\.hidden"),
+        ("min_silos = 2", "min_silos = 0", r"run\.min_silos"),
+        ("# wanted = 4", "wanted = 1", r"run\.wanted: expected run\.min_silos \(2\) or more"),
+        ("deadline_s = 600.0", "deadline_s = 0", r"run\.deadline_s"),
+        ("deadline_s = 600.0", "deadline_s = nan", r"run\.deadline_s"),
+        ("seed = 0", "seed = -1", r"run\.seed"),
+        ('name = "run-1"', 'name = "../x"', r"run\.name"),
+        ('labels = ["a", "b"]', 'labels = ["a", "a"]', r"run\.labels"),
+        ('fingerprint = "f"', 'fingerprint = ""', r"run\.fingerprint"),
+        ("epochs = 5", "epochs = 0", r"run\.train\.epochs"),
+        ("learning_rate = 0.01", "learning_rate = 0.0", r"run\.train\.learning_rate"),
+        ("learning_rate = 0.01", "learning_rate = inf", r"run\.train\.learning_rate"),
+        ("weight_decay = 1e-4", "weight_decay = -1.0", r"run\.train\.weight_decay"),
+        ("mu = 0.0", "mu = 0.1", r"run\.strategy\.mu: fedavg has none"),
+        ('name = "fedavg"', 'name = "fedprox"', r"run\.strategy\.mu: fedprox needs"),
+        ('name = "fedavg"', 'name = "best"', r"run\.strategy\.name"),
+        ('listen = "0.0.0.0:7443"', 'listen = "7443"', r"server\.listen"),
+        ('listen = "0.0.0.0:7443"', 'listen = "0.0.0.0:99999"', r"server\.listen"),
+        ("keep_models = 0", "keep_models = -1", r"server\.keep_models"),
+        ("[run]", "[run", "not valid TOML"),
+        ('ca = "ca.pem"', "", "missing required field `ca`"),
+    ],
+)
+def test_a_bad_setting_is_named_with_what_was_expected(tmp_path, old, new, said):
+    assert old in STARTER
+    with pytest.raises(SettingsError, match=said) as refused:
+        load(tmp_path, STARTER.replace(old, new))
+    assert "coordinator.toml" in refused.value.message
+    assert refused.value.exit_code == 78

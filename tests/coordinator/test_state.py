@@ -1,0 +1,327 @@
+"""What a stop, a crash or a damaged disk leaves, and what the next start makes of it."""
+
+import dataclasses
+import os
+
+import apsw
+import msgspec
+import pytest
+from flamest.base.errors import DataError, LockedError, SettingsError, StorageError
+from flamest.base.files import FileLock, sha256_bytes
+from flamest.coordinator import state as state_module
+from flamest.coordinator.aggregate import fedavg
+from flamest.coordinator.database import FILE
+from flamest.coordinator.history import History, is_served
+from flamest.coordinator.rounds import Offer, Plan, Report, after_abandon, after_close, on_update
+from flamest.coordinator.spool import Spool
+from flamest.coordinator.state import RoundEnd, RunStore, StoredUpdate
+from flamest.fedproto.codec import encode_params
+from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
+from flamest.fedproto.modelfile import read_model
+from flamest.fedproto.records import Evaluation, RunSettings
+
+SPEC = HeadSpec(inputs=3, outputs=2, hidden=(4,))
+RUN = RunSettings("r", ("x", "y"), SPEC, rounds=3, min_silos=1, deadline_s=9.0, fingerprint="f", seed=4)
+PLAN = Plan(rounds=3, min_silos=1, deadline_s=9.0)
+END = RoundEnd(seconds=1.5, sent_bytes=77)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_lock(monkeypatch):
+    monkeypatch.setattr(state_module, "LOCK_TRIES", 1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "state"
+
+
+def opened(folder, run=RUN, **options):
+    return RunStore.open(folder, run, **options)
+
+
+def load(store):
+    return store.load(PLAN, wanted=2)
+
+
+def send(store, state, silo: str, seed: int = 1, examples: int = 5):
+    """An accepted update, durable; the state that counts it."""
+    payload = encode_params(SPEC, initial_params(SPEC, seed))
+    report = Report(silo, "0a" * 16, examples, f"digest-{silo}")
+    state, _ = on_update(state, Offer(state.open.number, state.model_sha256, report), None, 0.0)
+    spool = Spool(store.spool_folder, len(payload))
+    try:
+        spool.feed(payload)
+        spool.finish(sha256_bytes(payload))
+        store.accept(StoredUpdate(state.open.number, report, sha256_bytes(payload), 200, Evaluation(0.5, 3, 4)), spool)
+    finally:
+        spool.discard()
+    return state
+
+
+def close(store, state):
+    params = fedavg(SPEC, store.contributions(state.open.number))
+    after = after_close(state, params_sha256(params), 2)
+    store.close_round(after, params, END)
+    return after
+
+
+def without_clock(state):
+    return dataclasses.replace(state, open=state.open and dataclasses.replace(state.open, deadline=None))
+
+
+def test_a_new_run_starts_from_the_settings_seed(folder):
+    with opened(folder) as store:
+        state, params = load(store)
+    assert params_sha256(params) == params_sha256(initial_params(SPEC, RUN.seed)) == state.model_sha256
+    assert (state.open.number, state.closed) == (1, 0)
+
+
+@pytest.mark.parametrize("stop_after", ["begin", "update", "close", "abandon", "finish"])
+def test_after_any_stop_the_run_goes_on_where_it_was(folder, stop_after):
+    with opened(folder) as store:
+        state, _ = load(store)
+        if stop_after != "begin":
+            state = send(store, send(store, state, "b"), "a", seed=2)
+        if stop_after in ("close", "abandon", "finish"):
+            state = close(store, state)
+        if stop_after == "abandon":
+            state = after_abandon(state, 2)
+            store.abandon_round(state, END)
+        while stop_after == "finish" and state.open:
+            state = close(store, send(store, state, "a", seed=state.open.number))
+    with opened(folder) as store:
+        again, params = load(store)
+    assert again == without_clock(state)
+    assert params_sha256(params) == state.model_sha256
+
+
+def test_contributions_come_in_order_of_name_whatever_the_order_of_arrival(folder):
+    results = []
+    for order in ("abc", "cba", "bca"):
+        with opened(folder / order) as store:
+            state, _ = load(store)
+            for silo in order:
+                state = send(store, state, silo, seed=ord(silo), examples=ord(silo))
+            assert [part.silo for part in store.contributions(1)] == ["a", "b", "c"]
+            results.append(close(store, state).model_sha256)
+    assert len(set(results)) == 1
+
+
+def test_what_a_crash_left_is_removed_and_what_was_acknowledged_stays(folder):
+    with opened(folder) as store:
+        send(store, load(store)[0], "a")
+        (store.spool_folder / "upload.x.tmp").write_bytes(b"half")
+    run = folder / "runs" / "r"
+    (run / "updates" / "000001" / "ghost.f32").write_bytes(b"renamed, never committed")
+    (run / "models" / ".round-000001.safetensors.x.tmp").write_bytes(b"half a model")
+    (run / "updates" / "000000").mkdir()
+    with opened(folder) as store:
+        state, _ = load(store)
+        assert list(state.open.reports) == ["a"]
+        assert [part.silo for part in store.contributions(1)] == ["a"]
+    assert {path.name for path in run.rglob("*") if path.is_file()} == {"a.f32", "round-000000.safetensors"}
+
+
+def test_an_update_that_was_not_committed_does_not_count(folder):
+    with opened(folder) as store:
+        state, _ = load(store)
+
+        class Full:
+            def __getattr__(self, name):
+                return getattr(database, name)
+
+            def __enter__(self):
+                return database.__enter__()
+
+            def __exit__(self, *_):
+                database.__exit__(apsw.FullError, apsw.FullError("disk full"), None)
+                raise apsw.FullError("disk full")
+
+        database, store._db = store._db, Full()
+        with pytest.raises(StorageError, match="disk full"):
+            send(store, state, "a")
+        store._db = database
+        assert store.report(1, "a") is None
+        send(store, state, "a")  # space has returned
+        assert store.report(1, "a").silo == "a"
+
+
+def test_other_settings_under_the_same_name_are_refused_by_their_keys(folder):
+    with opened(folder) as store:
+        load(store)
+    changed = msgspec.structs.replace(RUN, rounds=9, seed=5)
+    with opened(folder, changed) as store:
+        with pytest.raises(SettingsError, match=r"other settings \(rounds, seed differ\)"):
+            load(store)
+    with opened(folder, msgspec.structs.replace(changed, run="r2")) as store:
+        assert load(store)[0].open.number == 1
+
+
+def test_a_second_coordinator_is_refused_and_status_is_not_taken_for_one(folder):
+    with opened(folder):
+        assert is_served(folder)
+        with pytest.raises(LockedError) as refused:
+            opened(folder)
+        assert refused.value.exit_code == 75
+    assert not is_served(folder)
+    assert not is_served(folder / "nowhere")
+
+
+def test_the_lock_is_tried_again_while_status_looks(folder, monkeypatch):
+    folder.mkdir()
+    monkeypatch.setattr(state_module, "LOCK_TRIES", 3)
+    other = FileLock.take(folder / "lock", owner="status")
+    monkeypatch.setattr(state_module.time, "sleep", lambda seconds: other.release())
+    opened(folder).close()
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) - 3] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_a_damaged_model_is_found_at_the_start_and_nothing_is_replaced(folder):
+    with opened(folder) as store:
+        close(store, send(store, load(store)[0], "a"))
+    model = folder / "runs" / "r" / "models" / "round-000001.safetensors"
+    damage(model)
+    before = model.read_bytes()
+    with opened(folder) as store:
+        with pytest.raises(DataError, match="round-000001") as refused:
+            load(store)
+    assert refused.value.code == "corrupt_model"
+    assert model.read_bytes() == before
+
+
+def test_a_damaged_update_is_found_when_the_round_closes(folder):
+    with opened(folder) as store:
+        state = send(store, load(store)[0], "a")
+        damage(folder / "runs" / "r" / "updates" / "000001" / "a.f32")
+        with pytest.raises(DataError) as refused:
+            close(store, state)
+    assert refused.value.code == "corrupt_update"
+
+
+def test_a_lost_database_does_not_start_the_run_anew(folder):
+    with opened(folder) as store:
+        close(store, send(store, load(store)[0], "a"))
+    for path in folder.glob(f"{FILE}*"):
+        path.unlink()
+    with opened(folder) as store:
+        with pytest.raises(DataError, match="knows nothing of the run") as refused:
+            load(store)
+    assert refused.value.code == "lost_run"
+
+
+def test_a_damaged_database_is_found_at_the_start(folder):
+    with opened(folder) as store:
+        load(store)
+    path = folder / FILE
+    content = bytearray(path.read_bytes())
+    for place in range(4096, len(content), 7):
+        content[place] ^= 0x5A
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError) as refused:
+        opened(folder)
+    assert refused.value.code == "corrupt_state"
+    assert not is_served(folder)
+
+
+def test_a_database_of_a_newer_version_is_not_touched(folder):
+    with opened(folder) as store:
+        load(store)
+        store._db.pragma("user_version", 99)
+    before = (folder / FILE).read_bytes()
+    with pytest.raises(SettingsError, match="newer version"):
+        opened(folder)
+    assert (folder / FILE).read_bytes() == before
+
+
+def test_old_models_are_removed_only_when_asked(folder):
+    for keep, names in ((0, [0, 1, 2, 3]), (2, [2, 3])):
+        with opened(folder / str(keep), keep_models=keep) as store:
+            state, _ = load(store)
+            while state.open:
+                state = close(store, send(store, state, "a", seed=state.open.number))
+        models = sorted((folder / str(keep) / "runs" / "r" / "models").iterdir())
+        assert [path.name for path in models] == [f"round-{n:06d}.safetensors" for n in names]
+
+
+def test_a_model_on_disk_says_what_it_is(folder):
+    with opened(folder) as store:
+        after = close(store, send(store, load(store)[0], "a"))
+    model = read_model(folder / "runs" / "r" / "models" / "round-000001.safetensors")
+    assert (model.run, model.round, model.labels, model.fingerprint) == ("r", 1, ("x", "y"), "f")
+    assert params_sha256(model.params) == after.model_sha256
+
+
+def test_history_tells_each_round(folder):
+    with opened(folder) as store:
+        state = close(store, send(store, send(store, load(store)[0], "a"), "b", examples=11))
+        store.refuse(2, "c", "not_finite", "bad")
+        store.refuse(2, "c", "not_finite", "bad again")
+        store.abandon_round(after_abandon(state, 2), END)
+        with History.open(folder, "r") as history:  # beside the writer
+            first, second, third = history.rounds()
+            silos = history.silos()
+    assert (first.status, first.accepted, first.examples, first.received_bytes) == ("closed", 2, 16, 400)
+    assert (first.seconds, first.sent_bytes, first.model_sha256) == (1.5, 77, state.model_sha256)
+    assert first.evaluation == Evaluation(0.5, 6, 8)
+    assert (second.status, second.refused, second.evaluation) == ("abandoned", 2, None)
+    assert (third.status, third.round) == ("open", 3)
+    assert [(row.silo, row.updates, row.refused, row.last_refusal) for row in silos] == [
+        ("a", 1, 0, None),
+        ("b", 1, 0, None),
+        ("c", 0, 2, "not_finite"),
+    ]
+
+
+def test_only_models_that_were_made_are_found(folder):
+    with opened(folder, keep_models=1) as store:
+        close(store, send(store, load(store)[0], "a"))
+    with History.open(folder, "r") as history:
+        assert history.model_file(None)[1] == 1
+        with pytest.raises(DataError, match="that round made none"):
+            history.model_file(2)
+        with pytest.raises(DataError, match="not kept any more"):
+            history.model_file(0)
+
+
+def test_a_folder_without_state_says_how_to_begin(folder):
+    with pytest.raises(DataError, match="holds no coordinator's state"):
+        with History.open(folder, "r"):
+            pass
+
+
+def test_a_state_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        opened(tmp_path / "file" / "state")
+
+
+def test_a_spool_takes_exactly_what_was_announced(tmp_path):
+    spool = Spool(tmp_path, 4)
+    spool.feed(b"abc")
+    with pytest.raises(DataError, match="payload of 3 bytes, expected 4"):
+        spool.finish(sha256_bytes(b"abc"))
+    with pytest.raises(DataError, match="more than 4 bytes"):
+        spool.feed(b"de")
+    spool.feed(b"d")
+    with pytest.raises(DataError) as refused:
+        spool.finish(sha256_bytes(b"other"))
+    assert refused.value.code == "payload_digest"
+    assert spool.finish(sha256_bytes(b"abcd")) == b"abcd"
+    spool.discard()
+    spool.discard()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_piece_that_comes_after_the_upload_was_given_up_is_not_written(tmp_path):
+    spool = Spool(tmp_path, 4)
+    spool.discard()
+    with pytest.raises(StorageError, match="given up"):
+        spool.feed(b"x")
+    with pytest.raises(StorageError, match="given up"):
+        spool.move_to(tmp_path / "y")
