@@ -1,0 +1,103 @@
+"""The metadata-only baseline: how far frame size, length and bytes alone tell the class.
+
+Real data sets leak their classes through how they were cut and coded; an accuracy on video means
+little until it is held against this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..base.errors import DataError, MissingExtra, StorageError
+from ..runtime.decoding import FORMATS
+
+if TYPE_CHECKING:
+    import av.container
+    import numpy as np
+    import numpy.typing as npt
+
+    Table = npt.NDArray[np.float64]
+
+COLUMNS = ("width", "height", "seconds", "fps", "bytes")
+TREES = 100
+
+
+def metadata_features(paths: Sequence[Path]) -> Table:
+    """float64 [N, 5]: each file's width and height (pixels), length (seconds), frames per second, bytes.
+
+    Only what the container says is read, no frame is used. What a header does not say, or all but
+    the bytes when it cannot be read, is 0. Raises MissingExtra without PyAV, StorageError when a
+    file is not there.
+    """
+    import numpy as np
+
+    rows = [(*_header(path), _bytes(path)) for path in paths]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(COLUMNS))
+
+
+def metadata_accuracy(
+    train_paths: Sequence[Path],
+    train_labels: Sequence[str],
+    test_paths: Sequence[Path],
+    test_labels: Sequence[str],
+    *,
+    seed: int = 0,
+) -> float:
+    """Share of the test clips (0 … 1) whose class a random forest finds from ``metadata_features``.
+
+    scikit-learn's RandomForestClassifier, 100 trees on the training clips, the rest its defaults;
+    the same seed gives the same value. Raises DataError when a side is empty, MissingExtra without
+    scikit-learn or PyAV.
+    """
+    try:
+        from sklearn.ensemble import RandomForestClassifier
+    except ImportError as error:
+        raise MissingExtra("scikit-learn", extra="agent") from error
+    if not train_paths or not test_paths:
+        raise DataError(
+            f"the metadata baseline got {len(train_paths)} training and {len(test_paths)} test clips, "
+            "expected at least 1 of each"
+        )
+    forest = RandomForestClassifier(n_estimators=TREES, random_state=seed)
+    forest.fit(metadata_features(train_paths), list(train_labels))
+    return float(forest.score(metadata_features(test_paths), list(test_labels)))
+
+
+def _bytes(path: Path) -> float:
+    try:
+        return float(Path(path).stat().st_size)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _header(path: Path) -> tuple[float, float, float, float]:
+    """Width, height, seconds, frames per second."""
+    try:
+        import av
+    except ImportError as error:
+        raise MissingExtra("av", extra="agent") from error
+    # The runtime's list of formats: none of them names another file, as a playlist would.
+    allowed = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    try:
+        with av.open(str(path), metadata_errors="ignore", container_options=allowed) as container:
+            return _describe(container)
+    except (av.FFmpegError, OSError, ValueError):  # not a video, or a damaged one: its bytes still count
+        return (0.0, 0.0, 0.0, 0.0)
+
+
+def _describe(container: av.container.InputContainer) -> tuple[float, float, float, float]:
+    import av
+
+    if not container.streams.video:
+        return (0.0, 0.0, 0.0, 0.0)
+    stream = container.streams.video[0]
+    rate = stream.average_rate or stream.guessed_rate or Fraction(0)
+    seconds = Fraction(0)
+    if stream.duration is not None and stream.time_base is not None:
+        seconds = stream.duration * stream.time_base
+    elif container.duration is not None:
+        seconds = Fraction(container.duration, av.time_base)
+    return (float(stream.width), float(stream.height), float(seconds), float(rate))

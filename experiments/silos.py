@@ -1,0 +1,79 @@
+"""A federation laid out on disk: one folder for the coordinator, one per silo, one for the test clips."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..agent.clips import find_clips
+from ..agent.holdout import hold_out_groups
+from ..base.errors import DataError
+from .partition import dirichlet
+
+
+@dataclass(frozen=True)
+class LabelledVideo:
+    path: Path
+    label: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """Who gets which clip. Whole groups are held out for the test."""
+
+    labels: tuple[str, ...]
+    test: tuple[LabelledVideo, ...]
+    silos: dict[str, tuple[LabelledVideo, ...]]
+
+
+def labelled_videos(folder: Path) -> tuple[LabelledVideo, ...]:
+    """The labelled clips under ``folder``; DataError with the way out when there are too few."""
+    found = find_clips(folder)
+    videos = tuple(
+        LabelledVideo(clip.path, clip.label, clip.group or clip.path.stem) for clip in found if clip.label is not None
+    )
+    classes = {video.label for video in videos}
+    if len(classes) < 2:
+        raise DataError(
+            f"{folder} holds labelled clips of {len(classes)} classes, the demo needs 2 or more",
+            fix="arrange them as LABEL/clip.ext, or write a labels.csv with path,label,group",
+        )
+    return videos
+
+
+def split_videos(videos: Sequence[LabelledVideo], *, silos: int, beta: float, test_share: float, seed: int) -> Split:
+    """Hold out whole groups for the test and deal the rest to ``silos`` by Dir(beta) per class."""
+    labels = [video.label for video in videos]
+    rest, test = hold_out_groups([video.group for video in videos], test_share, seed, labels=labels)
+    smallest = max(2, len(rest) // (8 * silos))
+    dealt = dirichlet(np.array(labels)[rest], silos=silos, beta=beta, seed=seed, smallest=smallest)
+    shares = {
+        f"silo-{number}": tuple(videos[rest[row]] for row in rows) for number, rows in enumerate(dealt.silos, start=1)
+    }
+    return Split(tuple(sorted(set(labels))), tuple(videos[row] for row in test), shares)
+
+
+def lay_out_videos(videos: Sequence[LabelledVideo], folder: Path) -> None:
+    """Put ``videos`` into ``folder`` (hard links where the disk allows) with a labels.csv."""
+    folder.mkdir(parents=True)
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "group"])
+        for number, video in enumerate(videos):
+            name = f"{number:05d}{video.path.suffix}"
+            _place(video.path, folder / name)
+            rows.writerow([name, video.label, video.group])
+
+
+def _place(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another disk, or a file system without links
+        shutil.copyfile(source, target)

@@ -1,0 +1,66 @@
+"""The demo, from a built wheel, in another folder, with a relative --out: as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from flamest.experiments.shapes import CLASSES, render_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel_site(tmp_path_factory) -> Path:
+    """FLAMeST as a wheel brings it, in a folder of its own; the other packages are this environment's."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
+    subprocess.run([*build, "--target", str(folder / "site"), str(ROOT)], check=True, capture_output=True)
+    return folder / "site"
+
+
+def test_the_demo_runs_from_the_wheel_on_own_clips(wheel_site, tiny_bundle, tmp_path):
+    render_dataset(tmp_path / "clips", groups=4, clips_per_class_and_group=1, seed=3)
+    broken = tmp_path / "clips" / CLASSES[0] / "broken.mp4"
+    broken.write_bytes(b"not a video")
+    with (tmp_path / "clips" / "labels.csv").open("a") as labels:
+        labels.write(f"{CLASSES[0]}/broken.mp4,{CLASSES[0]},scene-00\n")
+
+    words = [
+        "--videos",
+        "clips",
+        "--bundle",
+        str(tiny_bundle),
+        "--out",
+        "out",
+        "--silos",
+        "2",
+        "--rounds",
+        "2",
+        "--json",
+    ]
+    code = "import flamest, sys; from flamest.experiments.demo_cli import main; print(flamest.__file__); main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(wheel_site)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert done.stdout.startswith(str(wheel_site))
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["classes"], result["rounds"], len(result["round_accuracy"])) == (len(CLASSES), 2, 2)
+    assert result["bytes_per_silo_round"] > 4 * 1_500_000  # the head both ways is 12 MB
+    for key in ("accuracy", "local_accuracy", "centralised_accuracy", "metadata_accuracy"):
+        assert 0.0 <= result[key] <= 1.0
+    assert len(result["prediction"]["labels"]) == 5
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "<svg" in report
+    assert result["prediction"]["truth"] in report

@@ -1,0 +1,106 @@
+"""Splitting rows over silos."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flamest.base.errors import DataError, UsageError
+from flamest.experiments.partition import Partition, dirichlet, iid
+
+LABELS = np.repeat(["run", "jump", "wave"], [200, 100, 60])
+
+
+def class_shares(split: Partition) -> np.ndarray:
+    """float64 [silos, classes]: how much of each class a silo has."""
+    counts = [[(LABELS[rows] == name).sum() for name in ("run", "jump", "wave")] for rows in split.silos]
+    return np.array(counts) / [200, 100, 60]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("beta", [0.1, 0.6, 100.0])
+def test_every_row_goes_to_exactly_one_silo(beta: float, seed: int) -> None:
+    for split in (dirichlet(LABELS, silos=4, beta=beta, seed=seed), iid(len(LABELS), silos=4, seed=seed)):
+        assert sorted(np.concatenate(split.silos)) == list(range(len(LABELS)))
+        assert all(rows.dtype == np.int64 and list(rows) == sorted(rows) for rows in split.silos)
+        assert sum(split.sizes) == len(LABELS)
+
+
+def test_small_beta_skews_classes_and_large_beta_does_not() -> None:
+    skewed = np.mean([class_shares(dirichlet(LABELS, silos=4, beta=0.1, seed=s)).max(axis=0) for s in range(20)])
+    even = np.mean([class_shares(dirichlet(LABELS, silos=4, beta=1000.0, seed=s)).max(axis=0) for s in range(20)])
+    assert skewed > 0.7
+    assert even < 0.3
+
+
+def test_classes_are_drawn_apart_from_each_other() -> None:
+    shares = class_shares(dirichlet(LABELS, silos=4, beta=0.6, seed=0))
+    assert not np.allclose(shares[:, 0], shares[:, 1], atol=0.05)
+
+
+def test_silo_shares_have_the_variance_of_the_dirichlet_distribution() -> None:
+    beta, silos = 0.6, 4
+    labels = np.zeros(5000, dtype=np.int64)
+    shares = np.array([dirichlet(labels, silos=silos, beta=beta, seed=s, smallest=0).sizes for s in range(1500)]) / 5000
+    expected = (1 / silos) * (1 - 1 / silos) / (silos * beta + 1)
+    assert shares.mean(axis=0) == pytest.approx([1 / silos] * silos, abs=0.02)
+    assert shares.var(axis=0) == pytest.approx([expected] * silos, rel=0.15)
+
+
+def test_no_silo_is_smaller_than_asked_and_the_draws_are_recorded() -> None:
+    splits = [dirichlet(LABELS, silos=4, beta=0.2, seed=seed, smallest=40) for seed in range(10)]
+    assert all(min(split.sizes) >= 40 for split in splits)
+    assert max(split.draws for split in splits) > 1
+    assert {split.smallest for split in splits} == {40}
+
+
+def test_first_draw_is_kept_when_it_suffices() -> None:
+    free = dirichlet(LABELS, silos=4, seed=3, smallest=0)
+    asked = dirichlet(LABELS, silos=4, seed=3, smallest=min(free.sizes))
+    assert asked.draws == 1
+    assert asked.sizes == free.sizes
+
+
+def test_same_seed_same_split_and_another_seed_another() -> None:
+    for first, again, other in (
+        [dirichlet(LABELS, silos=3, seed=seed).silos for seed in (7, 7, 8)],
+        [iid(90, silos=3, seed=seed).silos for seed in (7, 7, 8)],
+    ):
+        assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+        assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_labels_may_be_names_or_numbers() -> None:
+    numbers = [0] * 30 + [1] * 20
+    names = ["a"] * 30 + ["b"] * 20
+    assert dirichlet(numbers, silos=3, seed=1).sizes == dirichlet(names, silos=3, seed=1).sizes
+
+
+def test_iid_sizes_differ_by_one_at_most_and_rows_are_shuffled() -> None:
+    split = iid(10, silos=3, seed=0)
+    assert sorted(split.sizes) == [3, 3, 4]
+    assert list(np.concatenate(split.silos)) != list(range(10))
+    assert (split.scheme, split.beta, split.draws) == ("iid", None, 1)
+
+
+def test_too_few_rows_for_the_silos_are_refused() -> None:
+    with pytest.raises(DataError, match="10 clips cannot give each of 4 silos 3"):
+        dirichlet(["a"] * 10, silos=4, seed=0, smallest=3)
+    with pytest.raises(DataError, match="2 clips cannot give each of 3 silos 1"):
+        iid(2, silos=3, seed=0)
+
+
+def test_hopeless_minimum_ends_with_the_way_out() -> None:
+    with pytest.raises(DataError, match=r"no Dirichlet split with beta 0\.001") as caught:
+        dirichlet(["a"] * 12, silos=4, beta=0.001, seed=0, smallest=3)
+    assert "larger beta" in caught.value.fix
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0, float("nan")])
+def test_beta_not_above_zero_is_refused(beta: float) -> None:
+    with pytest.raises(UsageError, match="beta"):
+        dirichlet(LABELS, silos=2, beta=beta, seed=0)
+
+
+def test_no_silos_at_all_are_refused() -> None:
+    with pytest.raises(UsageError, match="0 silos"):
+        iid(10, silos=0, seed=0)
