@@ -1,0 +1,145 @@
+"""What tests of several folders share: a tiny bundle, and a federation on this machine.
+
+The bundle is exported once per session, by the command itself. The federation has real
+certificates, a real server on loopback, and real links.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LABELS = ["fall", "run", "walk"]
+
+
+class Federation:
+    """Certificates of an authority and some silos in a folder, and at most one server at a time, in a thread."""
+
+    def __init__(self, folder: Path, silos: tuple[str, ...], **run: Any) -> None:
+        from flamest.coordinator.authority import init_federation
+        from flamest.coordinator.starter import starter_settings
+
+        self.folder = folder / "federation"
+        self.silo_folder = folder / "silos"
+        self.config = self.folder / "coordinator.toml"
+        run = {"inputs": 6, "hidden": [5], "rounds": 3, "min_silos": 1, "deadline_s": 60.0, **run}
+        text = starter_settings(LABELS, "fingerprint").replace("0.0.0.0:7443", "127.0.0.1:0")
+        for key, value in run.items():
+            line = f"{key} = {str(value).lower() if isinstance(value, bool) else value}"
+            text, found = re.subn(rf"^(# )?{key} = .*$", line, text, count=1, flags=re.MULTILINE)
+            assert found, key
+        init_federation(self.folder, ["127.0.0.1", "localhost"], text)
+        for name in silos:
+            self.enrol(name)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def enrol(self, name: str) -> None:
+        from flamest.agent.keys import make_request
+        from flamest.coordinator.authority import add_silo
+
+        made = make_request(name, self.silo_folder / name)
+        add_silo(self.folder, name, made.csr_path.read_bytes())
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def address(self) -> str:
+        return (self.state / "address").read_text().strip()
+
+    def settings(self) -> Any:
+        from flamest.coordinator.settings import load_coordinator_settings
+
+        return load_coordinator_settings(self.config)
+
+    def start(self, *, once: bool = False) -> None:
+        from flamest.base.shutdown import Shutdown
+        from flamest.coordinator.server import serve
+
+        self._shutdown = Shutdown()
+
+        def work() -> None:
+            try:
+                self.served = serve(self.settings(), self._shutdown, once=once)
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=work)
+        self._thread.start()
+        until = time.monotonic() + 10
+        while not (self.state / "address").exists():
+            if not self._thread.is_alive() or time.monotonic() > until:
+                self.stop()
+                raise AssertionError("the server did not start")
+            time.sleep(0.005)
+
+    def join(self) -> None:
+        """Until the server has ended by itself."""
+        assert self._thread is not None
+        self._thread.join(30)
+        self.stop()
+
+    def stop(self) -> None:
+        if self._thread is not None:
+            self._shutdown.request()
+            self._thread.join(20)
+            assert not self._thread.is_alive()
+            self._thread = None
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
+
+    def link_settings(self, name: str, *, address: str | None = None) -> Any:
+        from flamest.agent.link import LinkSettings
+
+        given = self.folder / "silos" / name
+        key = self.silo_folder / name / f"{name}.key"
+        return LinkSettings(address or self.address, given / "ca.pem", given / "silo.pem", key)
+
+    def link(self, name: str, *, patience_s: float = 5.0) -> Any:
+        from flamest.agent.link import Link, Retry
+
+        return Link.open(self.link_settings(name), retry=Retry(patience_s=patience_s, first_s=0.02, longest_s=0.1))
+
+    def rounds(self) -> list[dict[str, Any]]:
+        from flamest.coordinator.report import history_of
+
+        return history_of(self.settings())
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of ``--blip random:tiny --slow random:tiny``. Read it; to change it, change a copy."""
+    folder = tmp_path_factory.mktemp("export") / "tiny"
+    source = "random:tiny"
+    command = [sys.executable, "-m", "flamest.export", "--backend", "onnx", "--blip", source, "--slow", source]
+    # One thread: the networks are tiny, and threads that wait for each other would cost more than they do.
+    options = ["--threads", "1", "--out", str(folder), "--json"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder.parent / "said.json").write_text(done.stdout.splitlines()[-1])
+    return folder
+
+
+@pytest.fixture
+def make_federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
+    """``make_federation("a", "b", rounds=5)``: any [run] setting; stopped at the end of the test."""
+    made: list[Federation] = []
+
+    def make(*silos: str, **run: Any) -> Federation:
+        made.append(Federation(tmp_path / f"f{len(made)}", silos, **run))
+        return made[-1]
+
+    yield make
+    for federation in made:
+        federation.stop()

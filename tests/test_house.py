@@ -1,0 +1,168 @@
+"""Rules about the house itself: what may import what, and what must stay light."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("base", "export", "runtime", "fedproto", "agent", "coordinator", "experiments")
+MAY_IMPORT = {
+    "base": set(),
+    "runtime": {"base"},
+    "fedproto": {"base"},
+    "export": {"runtime", "base"},
+    "agent": {"runtime", "fedproto", "base"},
+    "coordinator": {"fedproto", "base"},
+    "experiments": set(ROOMS),
+}
+HEAVY = {
+    "torch", "torchvision", "transformers", "pytorchvideo", "tensorrt", "onnx", "onnxruntime", "openvino",
+    "av", "sklearn", "scipy", "PIL", "tokenizers", "grpc", "apsw", "cryptography",
+}  # fmt: skip
+COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+MODULES = sorted(
+    ".".join(("flamest", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+    for room in ROOMS
+    for path in (ROOT / room).rglob("*.py")
+)
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """The rooms that a file imports from, its own left out."""
+    parts = path.relative_to(ROOT).parts
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = parts[: len(parts) - node.level]
+            target = (*base, *(node.module.split(".") if node.module else ()))
+            names = [target[0]] if target else [alias.name for alias in node.names]
+            found.update(name for name in names if name in ROOMS)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            found.update(name.split(".")[1] for name in names if name.startswith("flamest."))
+    return found - {parts[0]}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_from_the_rooms_below_it(room):
+    wrong = {
+        str(path.relative_to(ROOT)): sorted(imported_rooms(path) - MAY_IMPORT[room])
+        for path in (ROOT / room).rglob("*.py")
+        if imported_rooms(path) - MAY_IMPORT[room]
+    }
+    assert wrong == {}
+
+
+def test_the_import_rule_can_see_a_wrong_import(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / "agent" / "training").mkdir(parents=True)
+    file = tmp_path / "agent" / "training" / "x.py"
+    file.write_text(
+        "from ...coordinator.rounds import Round\nfrom ... import export\nimport flamest.experiments.demo\n"
+    )
+    assert imported_rooms(file) == {"coordinator", "export", "experiments"}
+
+
+def test_the_package_list_is_the_folders():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {
+        ".".join(("flamest", *path.parent.relative_to(ROOT).parts))
+        for room in ROOMS
+        for path in (ROOT / room).rglob("__init__.py")
+    }
+    assert listed == folders | {"flamest"}
+
+
+def run_python(code: str, *arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True, env={**os.environ}
+    ).stdout
+
+
+HELP = """
+import importlib, sys
+target, heavy, *words = sys.argv[1:]
+module, function = target.split(":")
+sys.argv = ["command", *words, "--help"]
+try:
+    getattr(importlib.import_module(module), function)()
+except SystemExit as ended:
+    assert ended.code == 0, ended.code
+print("loaded:", *sorted(set(heavy.split(",")) & set(sys.modules)))
+"""
+
+
+def subcommands() -> list[tuple[str, tuple[str, ...]]]:
+    """Every command and subcommand, found by asking the command line itself."""
+    import importlib
+
+    import typer
+
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for name, target in COMMANDS.items():
+        app = importlib.import_module(target.split(":")[0]).app
+        pending = [((), typer.main.get_command(app))]
+        while pending:
+            words, group = pending.pop()
+            found.append((name, words))
+            pending += [((*words, word), inner) for word, inner in getattr(group, "commands", {}).items()]
+    return found
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_of_every_command_loads_no_heavy_module(command):
+    for name, words in subcommands():
+        if name == command:
+            out = run_python(HELP, COMMANDS[name], ",".join(sorted(HEAVY)), *words)
+            assert out.splitlines()[-1] == "loaded:", f"{name} {' '.join(words)} --help {out.splitlines()[-1]}"
+            assert "Usage" in out
+
+
+BARE = """
+import importlib, importlib.abc, sys
+allowed = set(sys.argv[1].split(","))
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] not in allowed and name.split(".")[0] not in sys.stdlib_module_names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return None
+
+sys.meta_path.insert(0, Absent())
+for module in sys.argv[2:]:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        print(module, error)
+"""
+BASE_INSTALL = {
+    "flamest", "__editable___flamest_0_1_0_finder", "msgspec", "typer", "rich", "click", "shellingham",
+    "typing_extensions", "annotated_doc", "markdown_it", "mdurl", "pygments", "numpy",
+}  # fmt: skip
+NEEDS_THE_WIRE = {"_pb2", "_pb2_grpc"}  # generated code imports protobuf and grpc at its top
+
+
+def test_every_module_imports_with_no_extra_installed():
+    modules = [module for module in MODULES if not any(module.endswith(end) for end in NEEDS_THE_WIRE)]
+    assert len(modules) > 30
+    assert run_python(BARE, ",".join(sorted(BASE_INSTALL)), *modules) == ""
+
+
+def test_no_module_prints_outside_the_command_line():
+    speaking = {"cli.py", "demo_cli.py", "console.py", "progress.py"}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for room in ROOMS
+        for path in (ROOT / room).rglob("*.py")
+        if path.name not in speaking and not path.name.startswith("cli_")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert wrong == []
