@@ -1,0 +1,1 @@
+"""How the small networks of the mini-world were trained."""
