@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import DataError
 from ..fedproto.head import HeadSpec, Params
 from ..fedproto.records import Evaluation, RunSettings
 from .extract import ExtractRequest, extract_folder
@@ -47,6 +48,9 @@ def train_round(
     sizes = {"examples": len(data.train), "held_out": len(data.held_out), "ignored": data.ignored}
     if len(data.train) < min_samples:
         return RoundOutcome(params=None, loss=float("nan"), evaluation=evaluation, **sizes)
+    later = run.strategy.alpha or run.train.class_balanced or run.train.learning_rate_decay != 1.0
+    if later:
+        raise DataError("this agent cannot train with feddyn, class_balanced or learning_rate_decay yet")
     mu = run.strategy.mu if run.strategy.name == "fedprox" else 0.0
     seed = shuffle_seed(run.seed, round_number, silo)
     trained = trainer.train(params, data.train, run.train, seed=seed, mu=mu)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,17 +131,8 @@ def _run_problems(run: RunTable) -> list[str]:
 
 
 def _train_problems(run: RunTable) -> list[str]:
-    train, strategy = run.train, run.strategy
-    problems = _whole_numbers("run.train", [("epochs", train.epochs), ("batch_size", train.batch_size)])
-    if not (train.learning_rate > 0 and math.isfinite(train.learning_rate)):
-        problems.append("run.train.learning_rate: expected more than 0")
-    if not (train.weight_decay >= 0 and math.isfinite(train.weight_decay)):
-        problems.append("run.train.weight_decay: expected 0 or more")
-    if strategy.name == "fedprox" and not (strategy.mu > 0 and math.isfinite(strategy.mu)):
-        problems.append("run.strategy.mu: fedprox needs more than 0")
-    if strategy.name == "fedavg" and strategy.mu != 0:
-        problems.append("run.strategy.mu: fedavg has none; expected 0, or name = 'fedprox'")
-    return problems
+    problems = [f"run.train.{problem}" for problem in run.train.problems()]
+    return problems + [f"run.strategy.{problem}" for problem in run.strategy.problems()]
 
 
 def _whole_numbers(section: str, values: Sequence[tuple[str, int]]) -> list[str]:

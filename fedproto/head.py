@@ -7,8 +7,9 @@ the initial model on the coordinator.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -16,34 +17,84 @@ import numpy.typing as npt
 
 from ..base.errors import DataError
 
+# Fields that came after protocol 1: left out at their default, so that older settings keep their bytes.
+_LATER = {"blocks": (), "standardise": False, "common": 256}
+_RGCF = ("v", "t")  # the two modalities, as the gates' formula names them
 Params = dict[str, npt.NDArray[np.float32]]
 
 
 class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A multi-layer perceptron with ReLU between its layers (paper section 4: 512 and 256)."""
+    """What is trained: a perceptron with ReLU between its layers (paper section 4: 512 and 256).
+
+    ``mlp`` reads the row as it is (the modalities concatenated, paper eq. 8). ``rgcf`` first fuses two
+    modalities by residual gated cross fusion (paper section 6.5; its supplement is not public, so this is
+    our reading): v and t are projected to ``common`` numbers each, and
+
+        v' = v + sigmoid(W_g [v; t]) * W_t t        t' = t + sigmoid(U_g [t; v]) * U_v v
+
+    enter the perceptron as [v'; t']. Every linear map has a bias. ``hidden=()`` is softmax regression.
+    Raises DataError (``bad_head``) when blocks, kind and common do not fit each other.
+    """
 
     inputs: int
     outputs: int  # classes
     hidden: tuple[int, ...] = (512, 256)
-    kind: Literal["mlp"] = "mlp"
+    kind: Literal["mlp", "rgcf"] = "mlp"
+    blocks: tuple[int, ...] = ()  # widths of the modalities in a row, in order; empty: the row is one
+    standardise: bool = False  # every block of every row to mean 0 and deviation 1 over its own numbers
+    common: int = 256  # rgcf only: width that both modalities are projected to
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.blocks and (min(self.blocks) < 1 or sum(self.blocks) != self.inputs):
+            problems.append(f"blocks {list(self.blocks)}: expected widths that add up to inputs = {self.inputs}")
+        if self.kind == "rgcf" and len(self.blocks) != 2:
+            problems.append(f"kind 'rgcf' fuses exactly two blocks, there are {len(self.blocks)}")
+        if self.common < 1:
+            problems.append("common: expected 1 or more")
+        if problems:
+            raise DataError("; ".join(problems), fix="blocks = [width of BLIP, width of the CNN]", code="bad_head")
 
     @property
     def widths(self) -> tuple[int, ...]:
-        return (self.inputs, *self.hidden, self.outputs)
+        """Of the perceptron: what enters it, its hidden layers, the classes."""
+        first = 2 * self.common if self.kind == "rgcf" else self.inputs
+        return (first, *self.hidden, self.outputs)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor by name, in wire order: ``0.weight`` [out, in], ``0.bias`` [out], ``1.weight`` …"""
+        """Every tensor by name, in wire order: ``0.weight`` [out, in], ``0.bias`` [out], ``1.weight`` …
+
+        With rgcf, before them: for v and then t ``v.weight`` [common, block], ``v.gate.weight``
+        [common, 2 * common] (W_g, over [v; t]) and ``v.carry.weight`` [common, common] (W_t, over t), each
+        followed by its bias.
+        """
+        linear: dict[str, tuple[int, int]] = {}
+        if self.kind == "rgcf":
+            for name, width in zip(_RGCF, self.blocks, strict=True):
+                linear[name] = (self.common, width)
+                linear[f"{name}.gate"] = (self.common, 2 * self.common)
+                linear[f"{name}.carry"] = (self.common, self.common)
+        for layer, (width_in, width_out) in enumerate(itertools.pairwise(self.widths)):
+            linear[str(layer)] = (width_out, width_in)
         shapes: dict[str, tuple[int, ...]] = {}
-        for layer, (width_in, width_out) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
-            shapes[f"{layer}.weight"] = (width_out, width_in)
-            shapes[f"{layer}.bias"] = (width_out,)
+        for name, shape in linear.items():
+            shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
         return shapes
+
+    def told(self) -> dict[str, Any]:
+        """The fields as plain values, for settings and model files; later fields only where they say something."""
+        return without_defaults(msgspec.to_builtins(self), _LATER)
 
     @property
     def parameters(self) -> int:
         """1,599,589 for 2816 inputs and 101 classes (NOTES on Table 1)."""
         return sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+
+def without_defaults(fields: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields`` without those of ``later`` that have the value given there."""
+    return {name: value for name, value in fields.items() if name not in later or value != later[name]}
 
 
 def initial_params(spec: HeadSpec, seed: int) -> Params:
@@ -53,8 +104,9 @@ def initial_params(spec: HeadSpec, seed: int) -> Params:
     """
     random = np.random.Generator(np.random.PCG64(seed))
     params: Params = {}
-    for name, shape in spec.shapes.items():
-        fan_in = spec.shapes[name.replace("bias", "weight")][1]
+    shapes = spec.shapes
+    for name, shape in shapes.items():
+        fan_in = shapes[name.removesuffix("bias").removesuffix("weight") + "weight"][1]
         bound = 1.0 / np.sqrt(fan_in)
         params[name] = random.uniform(-bound, bound, size=shape).astype(np.float32)
     return params

@@ -57,7 +57,7 @@ def encode_model(model: ModelFile) -> bytes:
     payload = encode_params(model.head, model.params)
     told: dict[str, Any] = {
         "format": FORMAT,
-        "head": msgspec.to_builtins(model.head),
+        "head": model.head.told(),
         "labels": model.labels,
         "fingerprint": model.fingerprint,
         "run": model.run,
@@ -136,7 +136,7 @@ def _value(told: dict[str, Any], key: str, kind: type[T], whose: str) -> T:
         raise _bad(whose, f"no metadata '{_KEY}{key}'")
     try:
         return msgspec.json.decode(text, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, DataError) as error:
         raise _bad(whose, f"metadata '{_KEY}{key}': {error}") from error
 
 

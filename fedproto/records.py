@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
 from ..base.errors import DataError
-from .head import HeadSpec, Params
+from .head import HeadSpec, Params, without_defaults
 
 PROTOCOL = 1  # a coordinator serves its own protocol and the one before
 
@@ -26,16 +27,56 @@ class TrainSettings(_Record, frozen=True):
     batch_size: int = 128
     learning_rate: float = 0.01
     weight_decay: float = 1e-4  # Adam's L2 term: added to the gradient
+    learning_rate_decay: float = 1.0  # round r (from 1) trains at learning_rate * decay ** (r - 1)
+    class_balanced: bool = False  # a silo weighs its classes equally: N / (K * n_c) over the K that it has
+
+    def problems(self) -> list[str]:
+        """What cannot be trained with, each beginning with the field's name."""
+        wrong = [f"{name}: expected 1 or more" for name in ("epochs", "batch_size") if getattr(self, name) < 1]
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            wrong.append("learning_rate: expected more than 0")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            wrong.append("weight_decay: expected 0 or more")
+        if not 0 < self.learning_rate_decay <= 1:
+            wrong.append("learning_rate_decay: expected more than 0 and at most 1 (1: none)")
+        return wrong
 
 
 class Strategy(_Record, frozen=True):
     """How silos train and how their models become one.
 
-    fedavg: eq. 12. fedprox: the same average; silos add (mu/2)·‖w − w_t‖² (Li et al. 2020).
+    fedavg: eq. 12. fedprox: the same average; silos add (mu/2)·‖w − w_t‖² (Li et al. 2020,
+    arXiv 1812.06127). feddyn: silos add −<h_i, w> + (alpha/2)·‖w − w_t‖², the coordinator corrects the
+    plain mean by its own h (Acar et al. 2021, arXiv 2111.04263).
     """
 
-    name: Literal["fedavg", "fedprox"] = "fedavg"
+    name: Literal["fedavg", "fedprox", "feddyn"] = "fedavg"
     mu: float = 0.0  # fedprox only
+    alpha: float = 0.0  # feddyn only
+    server_momentum: float = 0.0  # FedAvgM on top of the average (Hsu et al. 2019, arXiv 1909.06335); not feddyn
+    average_last: int = 0  # above 0: the final model is the plain mean of the models of so many last rounds
+
+    def problems(self) -> list[str]:
+        """What makes no sense together, each beginning with the field's name."""
+        wrong = []
+        for owner, field in (("fedprox", "mu"), ("feddyn", "alpha")):
+            value = getattr(self, field)
+            if self.name == owner and not (value > 0 and math.isfinite(value)):
+                wrong.append(f"{field}: {owner} needs more than 0")
+            if self.name != owner and value != 0:
+                wrong.append(f"{field}: {self.name} has none; expected 0, or name = '{owner}'")
+        if not 0 <= self.server_momentum < 1:
+            wrong.append("server_momentum: expected 0 (none) or more, and less than 1")
+        elif self.server_momentum and self.name == "feddyn":
+            wrong.append("server_momentum: feddyn moves the model by its own state; expected 0")
+        if self.average_last < 0:
+            wrong.append("average_last: expected 0 (none) or more")
+        return wrong
+
+
+# Fields that came after protocol 1: left out at their default, so that older runs keep their bytes.
+_LATER_TRAIN = {"learning_rate_decay": 1.0, "class_balanced": False}
+_LATER_STRATEGY = {"alpha": 0.0, "server_momentum": 0.0, "average_last": 0}
 
 
 class RunSettings(_Record, frozen=True):
@@ -53,7 +94,12 @@ class RunSettings(_Record, frozen=True):
     train: TrainSettings = TrainSettings()
 
     def encode(self) -> bytes:
-        return msgspec.json.encode(self, order="deterministic")
+        """Canonical JSON: fields in their order, later ones only where they say something."""
+        told = msgspec.to_builtins(self)
+        told["head"] = self.head.told()
+        told["strategy"] = without_defaults(told["strategy"], _LATER_STRATEGY)
+        told["train"] = without_defaults(told["train"], _LATER_TRAIN)
+        return msgspec.json.encode(told)
 
     @property
     def sha256(self) -> str:
@@ -61,13 +107,15 @@ class RunSettings(_Record, frozen=True):
 
 
 def decode_run_settings(data: bytes) -> RunSettings:
-    """Strict: DataError on an unknown key, a wrong type or labels that do not fit the head."""
+    """Strict: DataError on an unknown key, a wrong type, labels that do not fit the head, or senseless options."""
     try:
         settings = msgspec.json.decode(data, type=RunSettings)
     except msgspec.DecodeError as error:
         raise DataError(f"the coordinator's run settings cannot be read: {error}") from error
     if len(settings.labels) != settings.head.outputs:
         raise DataError(f"the run has {len(settings.labels)} labels, its head {settings.head.outputs} outputs")
+    if wrong := [*settings.strategy.problems(), *settings.train.problems()]:
+        raise DataError(f"the coordinator's run settings make no sense: {'; '.join(wrong)}", code="bad_settings")
     return settings
 
 

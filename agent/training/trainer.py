@@ -45,6 +45,8 @@ class HeadTrainer:
     """
 
     def __init__(self, spec: HeadSpec, *, threads: int | None = None, dtype: DType = "float32") -> None:
+        if spec.kind != "mlp" or spec.standardise:
+            raise DataError(f"a head of kind '{spec.kind}' (standardise: {spec.standardise}) cannot be trained yet")
         self.spec = spec
         self._dtype: DType = dtype
         self._threads = threads
