@@ -17,7 +17,7 @@ from statistics import fmean
 
 from ..base.errors import DataError, StorageError
 from ..base.files import printable_path, sha256_file
-from ..runtime.extractor import STAGES, Extractor, open_extractor
+from ..runtime.extractor import Extractor, open_extractor
 from ..runtime.manifest import read_manifest
 from ..runtime.records import Clip
 from ..runtime.video import DecodeLimits
@@ -227,7 +227,7 @@ def _report(folder: ClipFolder, outcomes: list[_Outcome], peak_mb: float) -> Ext
         failed=(*problems, *failed),
         warnings=tuple(warning for outcome in outcomes for warning in outcome.warnings),
         ms_per_clip=fmean(times) if times else None,
-        stages_ms={name: fmean(stage[name] for stage in stages) for name in STAGES} if stages else {},
+        stages_ms={name: fmean(stage[name] for stage in stages) for name in stages[0]} if stages else {},
         peak_mb=peak_mb,
         stopped=len(outcomes) < len(folder.clips),
     )

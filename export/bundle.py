@@ -188,13 +188,15 @@ def vision_language(model: BlipForConditionalGeneration, cross_attention: CrossA
             sep_id=SEP,
             max_new_tokens=MAX_NEW_TOKENS,
         ),
-        cross_attention=cross_attention,
+        reading=cross_attention,
         width=shape.width,
     )
 
 
 def spatio_temporal(form: SlowForm) -> SpatioTemporal:
     return SpatioTemporal(
+        network="slow",
+        choice="keyframes",
         preprocessing=_slow_preprocessing(form.crop),
         frames=FRAMES,
         width=SLOW_WIDTH,

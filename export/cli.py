@@ -239,7 +239,7 @@ def _show_manifest(bundle: Path, manifest: Manifest) -> None:
     print(f"{bundle}: {manifest.extractor}, {manifest.precision}, {manifest.backend}, made {manifest.created}")
     print(f"  fingerprint   {manifest.fingerprint}")
     print(f"  features      {manifest.vlm.width} + {manifest.cnn.width} = {manifest.width} numbers per clip")
-    print(f"  reading       {manifest.vlm.cross_attention}, extraction seed {manifest.extraction_seed}")
+    print(f"  reading       {manifest.vlm.reading}, extraction seed {manifest.extraction_seed}")
     rule = manifest.keyframes
     print(f"  keyframes     {rule.count} of {rule.candidates} at {rule.preprocessing.size} px ({rule.space})")
     for part, source in manifest.sources.items():

@@ -82,13 +82,13 @@ def compare_slow(net: nn.Module, folder: Path, form: SlowForm, *, threads: int |
     """Graphs ``slow`` and ``keyframes`` in ``folder`` beside ``net``; raises as ``compare_blip``."""
     import torch
 
-    slow, keyframes = (open_session(folder / f"{name}.onnx", threads=threads) for name in ("slow", "keyframes"))
+    slow, keyframes = (open_session(folder / f"{name}.onnx", threads=threads) for name in ("cnn", "keyframes"))
     blocks: Any = net.blocks
     runs = []
     for batch in BATCHES:
         clips = calibration_clips(_SEED, clips=batch, frames=FRAMES, size=form.crop, mean=0.45, std=0.225)
         frames = clips.astype(np.float32)
-        runs.append(Comparison("slow", batch, slow.run({"frames": frames}), {"embedding": _before_proj(net, frames)}))
+        runs.append(Comparison("cnn", batch, slow.run({"frames": frames}), {"embedding": _before_proj(net, frames)}))
 
         small = calibration_clips(_SEED, clips=1, frames=batch, size=form.keyframe_size, mean=0.45, std=0.225)
         video = small.astype(np.float32)
@@ -96,7 +96,7 @@ def compare_slow(net: nn.Module, folder: Path, form: SlowForm, *, threads: int |
             maps = blocks[2](blocks[1](blocks[0](torch.from_numpy(video))))
         expected = {"features": maps.mean(dim=(3, 4))[0].T.numpy()}
         runs.append(Comparison("keyframes", batch, keyframes.run({"frames": video[0].swapaxes(0, 1)}), expected))
-    return {name: summarise(name, runs) for name in ("slow", "keyframes")}
+    return {name: summarise(name, runs) for name in ("cnn", "keyframes")}
 
 
 def summarise(graph: str, runs: list[Comparison]) -> GraphParity:
@@ -168,9 +168,9 @@ def _embedding_of(
             hidden = model.text_decoder.bert(
                 tokens,
                 encoder_hidden_states=image[index : index + 1],
-                is_decoder=spec.cross_attention != "bidirectional",
+                is_decoder=spec.reading != "bidirectional",
             ).last_hidden_state
-            rows.append(hidden[0, -1 if spec.cross_attention == "causal-last" else 0].numpy())
+            rows.append(hidden[0, -1 if spec.reading == "causal-last" else 0].numpy())
     return np.stack(rows)
 
 

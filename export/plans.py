@@ -62,7 +62,7 @@ def text_plan(model: BlipForConditionalGeneration) -> GraphPlan:
 
 def slow_plan(net: nn.Module, form: SlowForm) -> GraphPlan:
     return GraphPlan(
-        "slow",
+        "cnn",
         slow_module(net),
         (Tensor("frames", "float32", ("batch", 3, FRAMES, form.crop, form.crop)),),
         (Tensor("embedding", "float32", ("batch", SLOW_WIDTH)),),

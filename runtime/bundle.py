@@ -17,8 +17,6 @@ from ..base.files import HASH_CHUNK, printable_path
 from .manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, read_manifest
 from .onnx_outside import names_outside_data
 
-GRAPHS = ("vision", "text", "slow", "keyframes")  # what an extractor runs
-
 
 @dataclass(frozen=True)
 class Bundle:
@@ -33,6 +31,7 @@ class Bundle:
 
     @property
     def tokenizer(self) -> Path:
+        """There is one where the manifest's ``needs_tokenizer`` says so."""
         return self.path / TOKENIZER_FILE
 
 
@@ -63,13 +62,14 @@ def _check_names(path: Path, manifest: Manifest) -> None:
         parts = name.split("/")
         if name == MANIFEST_FILE or "\\" in name or any(part in ("", ".", "..") for part in parts):
             raise _tampered(path, MANIFEST_FILE, f"lists {name!r}, which is no plain name inside the folder")
-    missing = [graph for graph in GRAPHS if graph not in manifest.graphs]
+    missing = [graph for graph in manifest.needed_graphs if graph not in manifest.graphs]
     if missing:
         raise DataError(
             f"{printable_path(path)}: its manifest names no graph {', '.join(missing)}",
             fix="export the bundle again with this version of flamest-export",
         )
-    for needed in (TOKENIZER_FILE, *(graph.file for graph in manifest.graphs.values())):
+    tokenizer = (TOKENIZER_FILE,) if manifest.needs_tokenizer else ()
+    for needed in (*tokenizer, *(graph.file for graph in manifest.graphs.values())):
         if needed not in manifest.files:
             raise _tampered(path, MANIFEST_FILE, f"lists no hash for {needed!r}")
 

@@ -1,31 +1,41 @@
-"""A clip in, its numbers out: the paper's Figure 1, from a bundle and without PyTorch."""
+"""A clip in, its numbers out: the paper's Figure 1, from a bundle and without PyTorch.
+
+Which parts there are, how many frames each sees and how these are chosen stands in the manifest. The
+parts do not see each other: a pair's numbers are, bit for bit, those of its two parts one after the other.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ..base.errors import DataError, MissingExtra
+from ..base.errors import DataError
 from ..base.files import printable_path
 from .bundle import Bundle, open_bundle
-from .frames import prepare_frames
-from .keyframes import Indices, clip_seeds, draw_keyframe, load_clustering, pick_keyframes
+from .describers import open_describer
+from .frames import Rgb, prepare_frames
+from .keyframes import Indices, clip_seeds, draw_keyframes, load_clustering, pick_keyframes, spread_indices
 from .manifest import Manifest
-from .records import Caption, Clip, ClipFeatures
+from .records import Candidates, Caption, Clip, ClipFeatures
 from .session import open_session
+from .stages import STAGES, stages_of, timed
 from .video import DecodeLimits, VideoDecoder
-from .vlm import ImageMemory, VisionLanguageModel
 
-if TYPE_CHECKING:
-    import tokenizers
+__all__ = ["STAGES", "Extractor", "open_extractor"]
 
-STAGES = ("decode", "keyframes", "vision", "caption", "embed", "slow")
+_NOTHING = np.empty(0, dtype=np.float32)
+_NO_CAPTION = Caption("", ())
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """Row numbers of candidates, not decreasing; empty for a part that the extractor has not."""
+
+    vlm: Indices
+    cnn: Indices
 
 
 class Extractor:
@@ -33,14 +43,11 @@ class Extractor:
 
     def __init__(self, bundle: Bundle, video: VideoDecoder, *, threads: int | None) -> None:
         self.manifest: Manifest = bundle.manifest
-        self._tokenizer = _open_tokenizer(bundle.tokenizer)
-        self._vlm = VisionLanguageModel(
-            open_session(bundle.graph("vision"), threads=threads),
-            open_session(bundle.graph("text"), threads=threads),
-            bundle.manifest.vlm,
-        )
-        self._slow = open_session(bundle.graph("slow"), threads=threads)
-        self._keyframe_graph = open_session(bundle.graph("keyframes"), threads=threads)
+        self.stages = stages_of(bundle.manifest)
+        self._describer = open_describer(bundle, threads=threads)
+        self._cnn = open_session(bundle.graph("cnn"), threads=threads) if bundle.manifest.cnn else None
+        clusters = "keyframes" in self.stages
+        self._keyframe_graph = open_session(bundle.graph("keyframes"), threads=threads) if clusters else None
         self._video = video
 
     def extract(self, clip: Clip) -> ClipFeatures:
@@ -49,34 +56,24 @@ class Extractor:
         Raises DataError with a named reason when the file cannot be used (video.py lists the codes)
         or a network's output is not finite.
         """
-        rule, vlm, cnn = self.manifest.keyframes, self.manifest.vlm, self.manifest.cnn
         seeds = clip_seeds(self.manifest.extraction_seed, clip.sha256)
-        stages = dict.fromkeys(STAGES, 0.0)
+        stages = dict.fromkeys(self.stages, 0.0)
 
-        with _timed(stages, "decode"):
+        with timed(stages, "decode"):
             candidates = self._video.candidates(clip.path)
-        with _timed(stages, "keyframes"):
-            chosen = self._choose(candidates.pixels, seeds.clusters)
-        with _timed(stages, "decode"):
-            keyframes = self._video.keyframes(candidates, chosen)
-        drawn = draw_keyframe(rule.count, seeds.draw)
-        with _timed(stages, "vision"):
-            frame = prepare_frames(keyframes.rgb[drawn : drawn + 1], vlm.preprocessing)
-            memory = self._vlm.look(frame)
-        with _timed(stages, "caption"):
-            caption = self._write_caption(memory)
-        with _timed(stages, "embed"):
-            vlm_embedding = self._embed(memory, caption)
-        with _timed(stages, "slow"):
-            pixels = prepare_frames(keyframes.rgb, cnn.preprocessing)
-            cnn_embedding = self._slow.run({"frames": pixels.transpose(1, 0, 2, 3)[None]})["embedding"][0]
+        chosen = self._choose(candidates, seeds.clusters, stages)
+        with timed(stages, "decode"):
+            vlm_rgb, cnn_rgb = self._read(candidates, chosen)
+        drawn, vlm_embedding, caption = self._describe(vlm_rgb, seeds.draw, stages)
+        cnn_embedding = self._embed_motion(cnn_rgb, stages)
 
+        shown = chosen.vlm if len(chosen.vlm) else chosen.cnn
         return ClipFeatures(
-            vlm=_finite(vlm_embedding, vlm.width, "vision-language", clip),
-            cnn=_finite(cnn_embedding, cnn.width, "spatio-temporal", clip),
+            vlm=_finite(vlm_embedding, 0 if self.manifest.vlm is None else self.manifest.vlm.width, "vlm", clip),
+            cnn=_finite(cnn_embedding, 0 if self.manifest.cnn is None else self.manifest.cnn.width, "cnn", clip),
             caption=caption,
             keyframe=drawn,
-            keyframe_times_s=tuple(keyframes.t_s.tolist()),
+            keyframe_times_s=tuple(candidates.t_s[shown].tolist()),
             fingerprint=self.manifest.fingerprint,
             precision=self.manifest.precision,
             stages_ms=stages,
@@ -97,18 +94,48 @@ class Extractor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _choose(self, pixels: npt.NDArray[np.float32], seed: int) -> Indices:
-        features = self._keyframe_graph.run({"frames": pixels})["features"]
-        return pick_keyframes(features, self.manifest.keyframes.count, seed)
+    def _choose(self, candidates: Candidates, seed: int, stages: dict[str, float]) -> _Chosen:
+        """Paper eq. 3: one clustering per number of frames, all over the same candidates' features."""
+        rule, vlm, cnn = self.manifest.keyframes, self.manifest.vlm, self.manifest.cnn
+        none = np.empty(0, dtype=np.int64)
+        uniform = spread_indices(len(candidates.pixels), cnn.frames) if cnn else none
+        if self._keyframe_graph is None:
+            return _Chosen(none, uniform)
+        with timed(stages, "keyframes"):
+            features = self._keyframe_graph.run({"frames": candidates.pixels})["features"]
+            seen = pick_keyframes(features, rule.count, seed) if vlm else none
+            if cnn is None or cnn.choice == "uniform":
+                return _Chosen(seen, uniform)
+            same = vlm is not None and cnn.frames == rule.count
+            return _Chosen(seen, seen if same else pick_keyframes(features, cnn.frames, seed))
 
-    def _write_caption(self, memory: ImageMemory) -> Caption:
-        (ids,) = self._vlm.caption_ids(memory)
-        return Caption(self._tokenizer.decode(list(ids), skip_special_tokens=True), ids)
+    def _read(self, candidates: Candidates, chosen: _Chosen) -> tuple[Rgb, Rgb]:
+        """The chosen frames at full size, for each part; a frame that both see is fetched once."""
+        wanted = np.unique(np.concatenate([chosen.vlm, chosen.cnn]))
+        rgb = self._video.keyframes(candidates, wanted).rgb
+        return rgb[np.searchsorted(wanted, chosen.vlm)], rgb[np.searchsorted(wanted, chosen.cnn)]
 
-    def _embed(self, memory: ImageMemory, caption: Caption) -> npt.NDArray[np.float32]:
-        """NOTES decision 1: the caption's text is tokenised again and read with the frame."""
-        ids = self._tokenizer.encode(caption.text, add_special_tokens=False).ids
-        (vector,) = self._vlm.embed(memory, [tuple(ids)])
+    def _describe(
+        self, keyframes: Rgb, seed: int, stages: dict[str, float]
+    ) -> tuple[int, npt.NDArray[np.float32], Caption]:
+        """Paper eqs. 4 to 6: which keyframe was drawn first, the embedding, and that keyframe's caption."""
+        spec = self.manifest.vlm
+        if spec is None or self._describer is None:
+            return -1, _NOTHING, _NO_CAPTION
+        drawn = draw_keyframes(len(keyframes), spec.captioned_frames, seed)
+        with timed(stages, "vision"):
+            pixels = prepare_frames(keyframes[list(drawn)], spec.preprocessing)
+        vector, caption = self._describer.describe(pixels, stages)
+        return drawn[0], vector, caption
+
+    def _embed_motion(self, frames: Rgb, stages: dict[str, float]) -> npt.NDArray[np.float32]:
+        """Paper eq. 7."""
+        spec = self.manifest.cnn
+        if spec is None or self._cnn is None:
+            return _NOTHING
+        with timed(stages, "cnn"):
+            pixels = prepare_frames(frames, spec.preprocessing)
+            (vector,) = self._cnn.run({"frames": pixels.transpose(1, 0, 2, 3)[None]})["embedding"]
         return np.asarray(vector)
 
 
@@ -120,8 +147,9 @@ def open_extractor(bundle: Path, *, threads: int | None = None, limits: DecodeLi
     not installed.
     """
     checked = open_bundle(bundle)
-    _check_counts(checked)
-    load_clustering()
+    _check_frames(checked)
+    if "keyframes" in stages_of(checked.manifest):
+        load_clustering()
     video = VideoDecoder(checked.manifest.keyframes, limits)
     try:
         video.start()  # it gets ready while the graphs are opened
@@ -131,43 +159,25 @@ def open_extractor(bundle: Path, *, threads: int | None = None, limits: DecodeLi
         raise
 
 
-def _open_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingExtra("tokenizers", extra="agent") from error
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise DataError(f"{path} is not a tokenizer: {error}") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def _check_counts(bundle: Bundle) -> None:
-    keyframes, frames = bundle.manifest.keyframes.count, bundle.manifest.cnn.frames
-    if keyframes != frames:
-        raise DataError(
-            f"{bundle.path}: its manifest picks {keyframes} keyframes, its graph 'slow' reads {frames}",
-            fix="export the bundle again with this version of flamest-export",
-        )
+def _check_frames(bundle: Bundle) -> None:
+    """The frames that the manifest picks for graph ``cnn`` are as many as it says that the graph reads."""
+    spec = bundle.manifest.cnn
+    if spec is None:
+        return
+    for tensor in bundle.manifest.graphs["cnn"].inputs:
+        if tensor.name == "frames" and tensor.shape[2:3] != (spec.frames,):
+            raise DataError(
+                f"{bundle.path}: its manifest picks {spec.frames} frames, its graph 'cnn' reads {tensor.shape[2]}",
+                fix="export the bundle again with this version of flamest-export",
+            )
 
 
 def _finite(vector: npt.NDArray[np.float32], width: int, whose: str, clip: Clip) -> npt.NDArray[np.float32]:
     """The vector itself, when it is what the manifest promises."""
     if vector.shape != (width,) or not np.isfinite(vector).all():
         raise DataError(
-            f"{printable_path(clip.path)}: the {whose} network gave {vector.dtype}{list(vector.shape)}, "
+            f"{printable_path(clip.path)}: part '{whose}' gave {vector.dtype}{list(vector.shape)}, "
             f"expected {width} finite numbers",
             code="not_finite",
         )
     return vector
-
-
-@contextmanager
-def _timed(stages: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the block's wall time, milliseconds, to ``stages[stage]``."""
-    start = time.perf_counter()
-    yield
-    stages[stage] += (time.perf_counter() - start) * 1e3

@@ -1,9 +1,10 @@
 """From RGB frames to what a network reads: exactly the manifest's FramePreprocessing.
 
-``bicubic`` gives the bytes of Pillow's antialiased filter, and after normalisation those of Hugging
-Face's ``BlipImageProcessorPil``. ``bilinear`` is PyTorch's ``interpolate(mode="bilinear",
-align_corners=False, antialias=False)`` as pytorchvideo's ``ShortSideScale`` calls it, and ``crop``
-the centre crop of torchvision.
+``bicubic`` and ``bilinear-pillow`` give the bytes of Pillow's antialiased filters, and after
+normalisation those of Hugging Face's ``BlipImageProcessorPil``. ``bilinear`` is PyTorch's
+``interpolate(mode="bilinear", align_corners=False, antialias=False)`` as pytorchvideo's
+``ShortSideScale`` calls it; ``bilinear-bytes`` is the same rounded to whole numbers, as torchvision's
+video presets resize byte tensors. ``crop`` is the centre crop of torchvision.
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ def prepare_frames(rgb: Rgb, rule: FramePreprocessing) -> Pixels:
             f"frames of {rgb.shape[2]}x{rgb.shape[1]} pixels are too long and thin to bring to {rule.size} pixels",
             code="video_too_large",
         )
-    if rule.filter == "bicubic":
-        return _normalise_bytes(_resize_bicubic(rgb, height, width, rule.size), rule)
-    return _normalise_values(_resize_bilinear(rgb, height, width, rule.size), rule)
+    if rule.filter in ("bicubic", "bilinear-pillow"):
+        return _normalise_bytes(_resize_pillow(rgb, height, width, rule), rule)
+    values = _resize_bilinear(rgb, height, width, rule.size)
+    return _normalise_values(np.round(values) if rule.filter == "bilinear-bytes" else values, rule)
 
 
 def resized_size(height: int, width: int, rule: FramePreprocessing) -> tuple[int, int]:
     """Height and width before the crop; ``crop`` brings the short side to size, the long one rounded down."""
+    if rule.resized is not None:
+        return rule.resized
     if rule.fit == "stretch":
         return rule.size, rule.size
     if width < height:
@@ -51,15 +55,16 @@ def _crop_start(length: int, size: int) -> int:
     return round((length - size) / 2.0)  # torchvision's rounding: halves to even
 
 
-def _resize_bicubic(rgb: Rgb, height: int, width: int, size: int) -> Rgb:
+def _resize_pillow(rgb: Rgb, height: int, width: int, rule: FramePreprocessing) -> Rgb:
     try:
         from PIL import Image
     except ImportError as error:
         raise MissingExtra("pillow", extra="agent") from error
 
-    top, left = _crop_start(height, size), _crop_start(width, size)
-    box = (left, top, left + size, top + size)
-    frames = [Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC).crop(box) for frame in rgb]
+    top, left = _crop_start(height, rule.size), _crop_start(width, rule.size)
+    box = (left, top, left + rule.size, top + rule.size)
+    method = Image.Resampling.BICUBIC if rule.filter == "bicubic" else Image.Resampling.BILINEAR
+    frames = [Image.fromarray(frame).resize((width, height), method).crop(box) for frame in rgb]
     return np.stack([np.asarray(frame) for frame in frames])
 
 

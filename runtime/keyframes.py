@@ -37,12 +37,23 @@ def uniform_indices(frames: int, count: int) -> Indices:
     """Frames in the middle of ``count`` equal parts of a clip of ``frames``; all of them when fewer."""
     if frames <= count:
         return np.arange(frames)
-    return (2 * np.arange(count) + 1) * frames // (2 * count)
+    return spread_indices(frames, count)
+
+
+def spread_indices(candidates: int, count: int) -> Indices:
+    """``count`` rows spread evenly over ``candidates`` rows, int64 [count], not decreasing; repeated when too few."""
+    return (2 * np.arange(count) + 1) * candidates // (2 * count)
 
 
 def draw_keyframe(count: int, seed: int) -> int:
     """Paper eq. 4: one of ``count`` keyframes, each as likely."""
     return int(np.random.Generator(np.random.PCG64(seed)).integers(count))
+
+
+def draw_keyframes(count: int, captioned: int, seed: int) -> tuple[int, ...]:
+    """``captioned`` different ones of ``count`` keyframes: ``draw_keyframe``'s first, then evenly on from it."""
+    first = draw_keyframe(count, seed)
+    return tuple((first + index * count // captioned) % count for index in range(captioned))
 
 
 def pick_keyframes(features: npt.NDArray[np.float32], count: int, seed: int) -> Indices:

@@ -44,21 +44,24 @@ class Keyframes:
 
 @dataclass(frozen=True)
 class Caption:
-    """What the captioner said of one frame (paper eq. 5)."""
+    """What the captioner said of one frame (paper eq. 5), or the caption that was retrieved for it."""
 
     text: str
-    token_ids: tuple[int, ...]  # generated ids, without the start and the end token
+    token_ids: tuple[int, ...]  # generated ids, without the start and the end token; none of a retrieved caption
 
 
 @dataclass(frozen=True, eq=False)
 class ClipFeatures:
-    """The numbers of one clip (paper eqs. 6 and 7) and where they come from."""
+    """The numbers of one clip (paper eqs. 6 and 7) and where they come from.
 
-    vlm: npt.NDArray[np.float32]  # [768], cross-attention embedding
-    cnn: npt.NDArray[np.float32]  # [2048], spatio-temporal embedding
-    caption: Caption
-    keyframe: int  # which of the keyframes was captioned
-    keyframe_times_s: tuple[float, ...]  # seconds from clip start
+    A part that the extractor has not is empty.
+    """
+
+    vlm: npt.NDArray[np.float32]  # [768] for BLIP, cross-attention embedding
+    cnn: npt.NDArray[np.float32]  # [2048] for Slow, spatio-temporal embedding
+    caption: Caption  # empty text without a vision-language part
+    keyframe: int  # which of the keyframes was captioned, the first drawn of several; -1 when none was
+    keyframe_times_s: tuple[float, ...]  # seconds from clip start, of the frames that the first part saw
     fingerprint: str  # of the bundle's meaning (Manifest.fingerprint)
     precision: str  # of the bundle's graphs: fp32, fp16, bf16, int8
     stages_ms: dict[str, float] = field(default_factory=dict)  # wall milliseconds per stage

@@ -31,13 +31,15 @@ class ImageMemory:
 class VisionLanguageModel:
     """Caption and cross-attention embedding of frames (paper eqs. 5 and 6), without PyTorch.
 
-    ``vision`` and ``text`` are the bundle's graphs of those names, ``spec`` is ``manifest.vlm``.
-    Raises DataError (``bad_graph``) when a graph lacks a tensor that ``spec`` promises.
+    ``vision``, ``text`` and, for the reading ``text``, ``words`` are the bundle's graphs of those
+    names, ``spec`` is ``manifest.vlm``. Raises DataError (``bad_graph``) when a graph lacks a tensor
+    that ``spec`` promises.
     """
 
-    def __init__(self, vision: Session, text: Session, spec: VisionLanguage) -> None:
+    def __init__(self, vision: Session, text: Session, spec: VisionLanguage, *, words: Session | None = None) -> None:
         self._vision = vision
         self._text = text
+        self._words = words
         self._spec = spec
         self._cross = _layer_names("cross", spec.text)
         self._past = _layer_names("past", spec.text)
@@ -46,6 +48,11 @@ class VisionLanguageModel:
         _check_names("vision", "outputs", vision.outputs, self._cross)
         _check_names("text", "inputs", text.inputs, ("token_ids", "positions", "mask", *self._past, *self._cross))
         _check_names("text", "outputs", text.outputs, ("logits", "hidden", *self._present))
+        if (words is not None) != (spec.reading == "text"):
+            raise InvariantError(f"graph 'words' belongs to the reading 'text' alone, this one is '{spec.reading}'")
+        if words is not None:
+            _check_names("words", "inputs", words.inputs, ("token_ids", "positions", "mask"))
+            _check_names("words", "outputs", words.outputs, ("hidden",))
 
     def look(self, pixels: npt.NDArray[np.float32]) -> ImageMemory:
         """Encode frames, float32 [B, 3, S, S] (already normalised), once for all that follows."""
@@ -78,24 +85,26 @@ class VisionLanguageModel:
         """Frame and caption as one vector each: float32 [B, width] (paper eq. 6, NOTES decision 1).
 
         ``token_ids``: per frame the caption's ids, without [CLS] and [SEP]. The reading is the
-        manifest's ``cross_attention``: ``bidirectional`` (position 0, every token sees every other),
-        ``causal-last`` (last real token under the causal mask) or ``causal-first`` (position 0 under
-        the causal mask, so blind to the caption).
+        manifest's: ``bidirectional`` (position 0, every token sees every other), ``causal-last`` (last
+        real token under the causal mask), ``causal-first`` (position 0 under the causal mask, so blind
+        to the caption), or ``text`` (position 0 of the caption alone, blind to the frame).
         """
         if len(token_ids) != memory.frames:
             raise InvariantError(f"{len(token_ids)} captions given for {memory.frames} frames, expected one each")
-        rule, reading = self._spec.caption, self._spec.cross_attention
+        rule, reading = self._spec.caption, self._spec.reading
         rows = [(rule.cls_id, *ids, rule.sep_id) for ids in token_ids]
         lengths = np.array([len(row) for row in rows])
         tokens = np.full((len(rows), lengths.max()), rule.pad_id, dtype=np.int64)
         for index, row in enumerate(rows):
             tokens[index, : len(row)] = row
-        feeds = {
-            "token_ids": as_value(tokens),
-            "positions": as_value(np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)),
-            "mask": as_value(_attention_mask(lengths, causal=reading != "bidirectional")),
-        }
-        values = self._text.run_values({**feeds, **self._empty_past(len(rows)), **memory.values}, ["hidden"])
+        positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+        mask = _attention_mask(lengths, causal=reading.startswith("causal"))
+        feeds = {"token_ids": as_value(tokens), "positions": as_value(positions)}
+        if self._words is not None:
+            values = self._words.run_values({**feeds, "mask": as_value(mask[:, :, :1])}, ["hidden"])
+        else:
+            feeds |= {"mask": as_value(mask), **self._empty_past(len(rows)), **memory.values}
+            values = self._text.run_values(feeds, ["hidden"])
         hidden: npt.NDArray[np.float32] = values["hidden"].numpy()
         read_at = lengths - 1 if reading == "causal-last" else np.zeros_like(lengths)
         return np.ascontiguousarray(hidden[np.arange(len(rows)), read_at])

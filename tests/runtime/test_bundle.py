@@ -11,7 +11,7 @@ from flamest.runtime.bundle import open_bundle
 from flamest.runtime.manifest import read_manifest
 from flamest.runtime.onnx_outside import names_outside_data
 
-GRAPHS = ("vision", "text", "slow", "keyframes")
+GRAPHS = ("vision", "text", "cnn", "keyframes")
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def refused(bundle):
 
 def test_an_untouched_bundle_opens_and_names_its_files(bundle):
     opened = open_bundle(bundle)
-    assert opened.graph("slow") == bundle / "slow.onnx"
+    assert opened.graph("cnn") == bundle / "cnn.onnx"
     assert opened.tokenizer.is_file()
     assert opened.manifest.width == 4 + 5
 
@@ -89,19 +89,90 @@ def test_names_that_lead_outside_are_refused_before_any_file_is_read(bundle, nam
 
 def test_a_graph_whose_hash_is_not_listed_is_refused(bundle, toys):
     manifest = read_manifest(bundle)
-    files = {name: entry for name, entry in manifest.files.items() if name != "slow.onnx"}
+    files = {name: entry for name, entry in manifest.files.items() if name != "cnn.onnx"}
     (bundle / "bundle.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, files=files)))
-    assert "slow.onnx" in refused(bundle).message
+    assert "cnn.onnx" in refused(bundle).message
 
 
 def test_a_manifest_without_a_graph_that_is_needed_is_refused_by_name(bundle, toys):
-    toys.write_manifest(bundle, ["vision", "text", "keyframes"])
-    assert "no graph slow" in refused(bundle).message
+    (bundle / "cnn.onnx").unlink()
+    toys.write_manifest(bundle)
+    assert "no graph cnn" in refused(bundle).message
+
+
+NEEDED = {
+    "blip": {"vision", "text"},
+    "blip-text": {"vision", "text", "words"},
+    "clip": {"clip"},
+    "slow-uniform": {"cnn"},
+    "blip-text+resnet3d": {"vision", "text", "words", "cnn"},
+}
+
+
+@pytest.mark.parametrize("extractor", NEEDED)
+def test_an_extractor_needs_the_graphs_that_it_runs_and_the_keyframe_graph(toys, tmp_path, extractor):
+    opened = open_bundle(toys.write_bundle(tmp_path / "bundle", extractor=extractor))
+    assert set(opened.manifest.needed_graphs) == {"keyframes"} | NEEDED[extractor]
+    assert opened.manifest.needs_tokenizer == opened.tokenizer.is_file() == ("blip" in extractor)
+    vlm, cnn = opened.manifest.vlm, opened.manifest.cnn
+    assert opened.manifest.width == (vlm.width if vlm else 0) + (cnn.width if cnn else 0) > 0
+
+
+def test_a_bundle_without_its_tokenizer_is_refused(bundle, toys):
+    (bundle / "tokenizer.json").unlink()
+    toys.write_manifest(bundle)
+    assert "lists no hash for 'tokenizer.json'" in refused(bundle).message
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"vlm": None, "cnn": None}, "neither vlm nor cnn is given"),
+        ({"schema": 1}, "has schema 1, this version reads schema 2"),
+        ({"captioned_frames": 9}, "vlm.captioned_frames is 9, expected 1 to 8"),
+        ({"captioned_frames": 0}, "vlm.captioned_frames is 0, expected 1 to 8"),
+        ({"frames": 0}, "cnn.frames is 0, expected at least 1"),
+    ],
+)
+def test_a_manifest_that_describes_no_extractor_is_refused(bundle, toys, changes, said):
+    if "captioned_frames" in changes:
+        changes = {"vlm": toys.vision_language(**changes)}
+    elif "frames" in changes:
+        changes = {"cnn": msgspec.structs.replace(toys.spatio_temporal(), **changes)}
+    toys.write_manifest(bundle, **changes)
+    assert said in refused(bundle).message
+
+
+def test_a_manifest_of_the_first_schema_is_refused_with_the_way_out(bundle):
+    (bundle / "bundle.json").write_text('{"schema": 1, "vlm": {"cross_attention": "bidirectional"}}')
+    assert "has schema 1, this version reads schema 2" in refused(bundle).message
+    assert "export the bundle again" in refused(bundle).fix
+
+
+def test_what_decides_an_embedding_decides_the_fingerprint(bundle, toys):
+    prints = {
+        toys.write_manifest(bundle, **changes).fingerprint
+        for changes in (
+            {},
+            {"vlm": toys.vision_language("causal-last")},
+            {"vlm": toys.vision_language("text")},
+            {"vlm": toys.vision_language(captioned_frames=4)},
+            {"vlm": None},
+            {"cnn": None},
+            {"cnn": toys.spatio_temporal("slow", "uniform")},
+            {"cnn": toys.spatio_temporal("resnet3d")},
+            {"vlm": toys.retrieved_caption()},
+            {"vlm": msgspec.structs.replace(toys.retrieved_caption(), tokens_sha256="3" * 64)},
+        )
+    }
+    assert len(prints) == 10
+    same = {toys.write_manifest(bundle, **changes).fingerprint for changes in ({}, {"precision": "fp16"})}
+    assert len(same) == 1
 
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_graph_that_takes_tensors_from_another_file_is_refused(bundle, toys, nested):
-    graph = onnx.load(bundle / "slow.onnx")
+    graph = onnx.load(bundle / "cnn.onnx")
     tensor = graph.graph.initializer[0]
     if nested:  # inside the branch of an If node's subgraph
         branch = onnx.helper.make_graph([], "branch", [], [], [tensor])
@@ -111,17 +182,17 @@ def test_a_graph_that_takes_tensors_from_another_file_is_refused(bundle, toys, n
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../../etc/hostname")
-    (bundle / "slow.onnx").write_bytes(graph.SerializeToString())
-    toys.write_manifest(bundle, GRAPHS)  # all hashes are right
+    (bundle / "cnn.onnx").write_bytes(graph.SerializeToString())
+    toys.write_manifest(bundle)  # all hashes are right
     error = refused(bundle)
     assert error.code == "bundle_tampered"
-    assert "slow.onnx takes tensors from another file" in error.message
+    assert "cnn.onnx takes tensors from another file" in error.message
 
 
 def test_a_file_that_is_no_onnx_graph_is_refused_whatever_its_bytes(bundle, toys):
     for junk in (b"", b"\xff" * 40, b"hello, I am not a graph", b"\x3a\xff\xff\xff\xff\x0f"):
-        (bundle / "slow.onnx").write_bytes(junk)
-        toys.write_manifest(bundle, GRAPHS)
+        (bundle / "cnn.onnx").write_bytes(junk)
+        toys.write_manifest(bundle)
         assert refused(bundle).code == "bad_graph"
 
 

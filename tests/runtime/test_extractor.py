@@ -1,9 +1,11 @@
 """A clip becomes the same numbers every time, each from the frames that it should be from."""
 
+import functools
 import hashlib
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 from flamest.base.errors import DataError, MissingExtra
@@ -53,9 +55,10 @@ def test_the_drawn_keyframe_is_the_one_that_is_described(extractor, clip, toys):
     rows = np.searchsorted(frames.t_s, features.keyframe_times_s)
     keyframes = extractor._video.keyframes(frames, rows)
     one = prepare_frames(keyframes.rgb[features.keyframe][None], extractor.manifest.vlm.preprocessing)
-    memory = extractor._vlm.look(one)
-    assert extractor._vlm.caption_ids(memory) == [features.caption.token_ids]
-    assert extractor._vlm.embed(memory, [features.caption.token_ids])[0].tobytes() == features.vlm.tobytes()
+    model = extractor._describer.model
+    memory = model.look(one)
+    assert model.caption_ids(memory) == [features.caption.token_ids]
+    assert model.embed(memory, [features.caption.token_ids])[0].tobytes() == features.vlm.tobytes()
 
 
 def digest(features):
@@ -138,8 +141,8 @@ def test_numbers_that_are_not_finite_are_refused(toys, clip, tmp_path):
     folder = toys.write_bundle(tmp_path / "bundle")
     weights = toys.weights(1)
     weights["slow"][0, 0] = np.inf
-    (folder / "slow.onnx").write_bytes(toys.slow_graph(weights).SerializeToString())
-    toys.write_manifest(folder, ["vision", "text", "slow", "keyframes"])
+    (folder / "cnn.onnx").write_bytes(toys.cnn_graph(weights).SerializeToString())
+    toys.write_manifest(folder)
     with open_extractor(folder, threads=1) as extractor, pytest.raises(DataError) as caught:
         extractor.extract(clip)
     assert caught.value.code == "not_finite"
@@ -148,13 +151,84 @@ def test_numbers_that_are_not_finite_are_refused(toys, clip, tmp_path):
 
 def test_a_manifest_that_contradicts_its_graphs_is_refused(toys, tmp_path):
     folder = toys.write_bundle(tmp_path / "bundle")
-    manifest = toys.write_manifest(folder, ["vision", "text", "slow", "keyframes"])
-    import msgspec
-
-    cnn = msgspec.structs.replace(manifest.cnn, frames=4)
-    toys.write_manifest(folder, ["vision", "text", "slow", "keyframes"], cnn=cnn)
-    with pytest.raises(DataError, match="picks 8 keyframes, its graph 'slow' reads 4"):
+    toys.write_manifest(folder, cnn=msgspec.structs.replace(toys.spatio_temporal(), frames=4))
+    with pytest.raises(DataError, match="picks 4 frames, its graph 'cnn' reads 8"):
         open_extractor(folder)
+
+
+@pytest.fixture(scope="module")
+def extract(toys, clip, tmp_path_factory):
+    """``extract("blip+slow")``: the module's clip through the toy bundle of that extractor, once."""
+
+    @functools.cache
+    def extracted(extractor, **options):
+        folder = tmp_path_factory.mktemp("toy") / "bundle"
+        with open_extractor(toys.write_bundle(folder, extractor=extractor, **options), threads=1) as opened:
+            return opened.extract(clip)
+
+    return extracted
+
+
+@pytest.mark.parametrize(
+    "pair", ["blip+slow", "blip+resnet3d", "blip-text+slow", "blip-text+resnet3d", "blip+slow-uniform", "clip+slow"]
+)
+def test_a_pair_gives_bit_for_bit_what_its_parts_give_alone(extract, pair):
+    vlm, cnn = pair.split("+")
+    both, left, right = extract(pair), extract(vlm), extract(cnn)
+    assert both.vlm.tobytes() == left.vlm.tobytes()
+    assert both.cnn.tobytes() == right.cnn.tobytes()
+    assert (both.caption, both.keyframe, both.keyframe_times_s) == (left.caption, left.keyframe, left.keyframe_times_s)
+    assert (left.cnn.size, right.vlm.size, right.keyframe, right.caption.text) == (0, 0, -1, "")
+
+
+def test_a_network_of_three_frames_sees_three_clusters_of_the_same_candidates(extract, extractor, clip, toys):
+    candidates = extractor._video.candidates(clip.path)
+    features = extractor._keyframe_graph.run({"frames": candidates.pixels})["features"]
+    rows = pick_keyframes(features, 3, clip_seeds(0, clip.sha256).clusters)
+    assert extract("resnet3d").keyframe_times_s == tuple(candidates.t_s[rows].tolist())
+    frames = prepare_frames(extractor._video.keyframes(candidates, rows).rgb, toys.spatio_temporal().preprocessing)
+    by_hand = frames.mean(axis=(2, 3)).T.reshape(-1) @ toys.weights(1)["resnet3d"]
+    np.testing.assert_allclose(extract("resnet3d").cnn, by_hand, atol=1e-4)
+
+
+def test_uniform_frames_are_the_middles_of_equal_parts_of_the_clip(extract, extractor, clip):
+    candidates = extractor._video.candidates(clip.path)
+    times = extract("slow-uniform").keyframe_times_s
+    assert times == tuple(candidates.t_s[[2, 6, 10, 14, 18, 22, 26, 30]].tolist())
+    assert extract("slow-uniform").cnn.tobytes() != extract("slow").cnn.tobytes()
+
+
+def test_a_stage_is_counted_where_there_is_one(extract):
+    assert set(extract("blip+slow").stages_ms) == set(STAGES)
+    assert set(extract("slow-uniform").stages_ms) == {"decode", "cnn"}
+    assert set(extract("clip").stages_ms) == {"decode", "keyframes", "vision"}
+    assert all(spent > 0 for name in ("slow", "clip", "blip") for spent in extract(name).stages_ms.values())
+
+
+def test_a_retrieved_caption_is_the_nearest_and_its_vector_follows_that_of_the_frame(extract, extractor, clip, toys):
+    features, weights = extract("clip"), toys.weights(1)
+    candidates = extractor._video.candidates(clip.path)
+    row = np.searchsorted(candidates.t_s, features.keyframe_times_s[features.keyframe])
+    frame = extractor._video.keyframes(candidates, np.array([row])).rgb
+    image = prepare_frames(frame, toys.retrieved_caption().preprocessing).reshape(-1) @ weights["look"]
+    best = int((weights["captions"] @ image).argmax())
+    assert features.caption.text == toys.CAPTIONS[best]
+    np.testing.assert_allclose(features.vlm, [*image, *weights["captions"][best]], rtol=1e-4)
+
+
+def test_several_captioned_frames_give_the_mean_of_their_embeddings(extract, extractor, clip):
+    one, four, all_eight = extract("blip"), extract("blip", captioned_frames=4), extract("blip", captioned_frames=8)
+    assert (four.keyframe, four.caption) == (one.keyframe, one.caption)
+    candidates = extractor._video.candidates(clip.path)
+    rows = np.searchsorted(candidates.t_s, one.keyframe_times_s)
+    writer, vectors = extractor._describer, []
+    rgb = extractor._video.keyframes(candidates, rows).rgb
+    for frame in rgb:
+        pixels = prepare_frames(frame[None], extractor.manifest.vlm.preprocessing)
+        vectors.append(writer.describe(pixels, dict.fromkeys(STAGES, 0.0))[0])
+    np.testing.assert_allclose(all_eight.vlm, np.mean(vectors, axis=0), atol=1e-5)
+    spread = [vectors[(one.keyframe + step) % 8] for step in (0, 2, 4, 6)]
+    np.testing.assert_allclose(four.vlm, np.mean(spread, axis=0), atol=1e-5)
 
 
 @pytest.mark.parametrize("package", ["av", "tokenizers", "onnxruntime", "sklearn"])

@@ -10,6 +10,17 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BLIP = FramePreprocessing(size=384, fit="stretch", filter="bicubic", mean=CLIP_MEAN, std=CLIP_STD)
 SLOW = FramePreprocessing(size=256, fit="crop", filter="bilinear", mean=(0.45,) * 3, std=(0.225,) * 3)
+VIDEOMAE = FramePreprocessing(
+    size=224, fit="crop", filter="bilinear-pillow", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+)
+RESNET3D = FramePreprocessing(
+    size=112,
+    fit="crop",
+    filter="bilinear-bytes",
+    mean=(0.43216, 0.394666, 0.37645),
+    std=(0.22803, 0.22145, 0.216989),
+    resized=(128, 171),
+)
 SIZES = [(240, 320), (320, 240), (244, 348), (16, 16), (241, 427), (720, 1281), (256, 256), (300, 255)]
 
 
@@ -63,9 +74,37 @@ def test_bicubic_crop_keeps_the_middle_of_pillows_resize() -> None:
     np.testing.assert_allclose(prepare_frames(rgb, rule)[0].transpose(1, 2, 0), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_bilinear_of_pillow_keeps_the_middle_of_pillows_resize(height: int, width: int) -> None:
+    from PIL import Image
+
+    rgb = frames(height, width, count=1)
+    tall, wide = resized_size(height, width, VIDEOMAE)
+    whole = Image.fromarray(rgb[0]).resize((wide, tall), Image.Resampling.BILINEAR)
+    top, left = round((tall - 224) / 2), round((wide - 224) / 2)
+    expected = np.asarray(whole, np.float32)[top : top + 224, left : left + 224] / 255
+    expected = (expected - np.float32(VIDEOMAE.mean)) / np.float32(VIDEOMAE.std)
+    np.testing.assert_allclose(prepare_frames(rgb, VIDEOMAE)[0].transpose(1, 2, 0), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_resnet3d_frames_equal_torchvisions_own_preset(height: int, width: int) -> None:
+    """But for a grey level where a value lies half-way: 128 x 171 pixels whatever the aspect, the middle 112."""
+    import torch
+    from torchvision.models.video import R3D_18_Weights
+
+    rgb = frames(height, width)
+    expected = R3D_18_Weights.KINETICS400_V1.transforms()(torch.from_numpy(rgb).permute(0, 3, 1, 2))
+    got = prepare_frames(rgb, RESNET3D).swapaxes(0, 1)
+    assert got.shape == tuple(expected.shape) == (3, 2, 112, 112)
+    levels = np.abs(got - expected.numpy()) * np.float32(RESNET3D.std)[:, None, None, None] * 255
+    assert levels.max() < 1.01
+    assert (levels > 0.01).mean() < 1e-3
+
+
 def test_a_frame_does_not_depend_on_its_neighbours() -> None:
     rgb = frames(120, 160, count=5)
-    for rule in (BLIP, SLOW):
+    for rule in (BLIP, SLOW, VIDEOMAE, RESNET3D):
         assert prepare_frames(rgb, rule)[3].tobytes() == prepare_frames(rgb[3:4], rule)[0].tobytes()
 
 

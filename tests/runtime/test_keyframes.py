@@ -8,7 +8,14 @@ from collections import Counter
 import numpy as np
 import pytest
 from flamest.base.errors import DataError
-from flamest.runtime.keyframes import clip_seeds, draw_keyframe, pick_keyframes, uniform_indices
+from flamest.runtime.keyframes import (
+    clip_seeds,
+    draw_keyframe,
+    draw_keyframes,
+    pick_keyframes,
+    spread_indices,
+    uniform_indices,
+)
 
 
 def clustered(sizes, width=16, seed=0, spread=0.01):
@@ -112,3 +119,18 @@ def test_every_keyframe_is_drawn_as_often():
     drawn = Counter(draw_keyframe(8, clip_seeds(0, f"{clip:064x}").draw) for clip in range(4000))
     assert sorted(drawn) == list(range(8))
     assert max(abs(count - 500) for count in drawn.values()) < 100  # 4.8 standard deviations
+
+
+def test_several_drawn_keyframes_are_different_and_spread_from_the_first():
+    assert draw_keyframes(8, 1, seed=5) == (draw_keyframe(8, 5),)
+    for seed in range(20):
+        first = draw_keyframe(8, seed)
+        assert draw_keyframes(8, 4, seed) == tuple((first + step) % 8 for step in (0, 2, 4, 6))
+        for captioned in range(1, 9):
+            assert len(set(draw_keyframes(8, captioned, seed))) == captioned
+
+
+def test_rows_are_spread_evenly_and_repeated_in_time_order_when_too_few():
+    assert spread_indices(32, 8).tolist() == [2, 6, 10, 14, 18, 22, 26, 30]
+    assert spread_indices(3, 8).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert spread_indices(1, 4).tolist() == [0] * 4

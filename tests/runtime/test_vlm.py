@@ -14,7 +14,10 @@ def model_of(toys):
     weights = toys.weights(SEED)
     vision = open_session(toys.vision_graph(weights).SerializeToString(), threads=1)
     text = open_session(toys.text_graph(weights).SerializeToString(), threads=1)
-    return lambda reading="bidirectional": VisionLanguageModel(vision, text, toys.vision_language(reading))
+    words = open_session(toys.words_graph(weights).SerializeToString(), threads=1)
+    return lambda reading="bidirectional": VisionLanguageModel(
+        vision, text, toys.vision_language(reading), words=words if reading == "text" else None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +31,18 @@ def softmax(scores):
 
 
 def hidden_by_hand(toys, image, tokens, causal):
-    """The toy text model on one frame and one unpadded row, without a cache."""
+    """The toy text model on one frame (None: on none) and one unpadded row, without a cache."""
     w = toys.weights(SEED)
     size, patch = toys.IMAGE // toys.PATCH, toys.PATCH
-    patches = image.reshape(3, size, patch, size, patch).transpose(1, 3, 0, 2, 4).reshape(size * size, -1)
-    key, value = (patches @ w[name].reshape(toys.D, -1).T for name in ("patch_key", "patch_value"))
+    if image is not None:
+        patches = image.reshape(3, size, patch, size, patch).transpose(1, 3, 0, 2, 4).reshape(size * size, -1)
+        key, value = (patches @ w[name].reshape(toys.D, -1).T for name in ("patch_key", "patch_value"))
     h = w["word"][list(tokens)] + w["position"][: len(tokens)]
     scores = h @ h.T
     if causal:
         scores = np.where(np.tri(len(tokens), dtype=bool), scores, -np.inf)
-    return np.tanh(h + softmax(scores) @ h @ w["own"] + softmax(h @ key.T) @ value @ w["seen"])
+    seen = softmax(h @ key.T) @ value @ w["seen"] if image is not None else 0
+    return np.tanh(h + softmax(scores) @ h @ w["own"] + seen)
 
 
 def caption_by_hand(toys, image):
@@ -70,7 +75,7 @@ def test_a_caption_has_no_start_and_end_and_at_most_the_longest_length(toys, mod
     assert max(map(len, captions)) == toys.LONGEST
 
 
-@pytest.mark.parametrize("reading", ["bidirectional", "causal-last", "causal-first"])
+@pytest.mark.parametrize("reading", ["bidirectional", "causal-last", "causal-first", "text"])
 def test_embeddings_of_a_padded_batch_equal_single_rows_by_hand(toys, model_of, pixels, reading):
     model = model_of(reading)
     captions = [(9,), (10, 11, 12, 13), (), (20, 6)]
@@ -78,18 +83,38 @@ def test_embeddings_of_a_padded_batch_equal_single_rows_by_hand(toys, model_of, 
     assert got.shape == (4, toys.D)
     assert got.dtype == np.float32
     for row, image, caption in zip(got, pixels, captions, strict=False):
-        hidden = hidden_by_hand(toys, image, (toys.CLS, *caption, toys.SEP), causal=reading != "bidirectional")
-        np.testing.assert_allclose(row, hidden[-1 if reading == "causal-last" else 0], atol=1e-5)
+        seen, causal = None if reading == "text" else image, reading.startswith("causal")
+        hidden = hidden_by_hand(toys, seen, (toys.CLS, *caption, toys.SEP), causal)
+        np.testing.assert_allclose(row, hidden[-1 if reading == "causal-last" else 0], atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("reading", "hears"), [("bidirectional", True), ("causal-last", True), ("causal-first", False)]
+    ("reading", "hears"), [("bidirectional", True), ("causal-last", True), ("causal-first", False), ("text", True)]
 )
 def test_another_caption_gives_another_embedding_except_in_the_blind_reading(model_of, pixels, reading, hears):
     model = model_of(reading)
     memory = model.look(pixels[:1])
     one, other = (model.embed(memory, [caption])[0] for caption in [(9, 10), (11, 12)])
     assert (one.tobytes() != other.tobytes()) == hears
+
+
+@pytest.mark.parametrize(("reading", "sees"), [("bidirectional", True), ("causal-last", True), ("text", False)])
+def test_another_frame_gives_another_embedding_except_where_the_text_is_read_alone(model_of, pixels, reading, sees):
+    model = model_of(reading)
+    one, other = (model.embed(model.look(image[None]), [(9, 10)])[0] for image in pixels[:2])
+    assert (one.tobytes() != other.tobytes()) == sees
+
+
+def test_the_words_graph_belongs_to_the_reading_of_text_alone(toys):
+    weights = toys.weights(SEED)
+    graphs = [toys.vision_graph, toys.text_graph, toys.words_graph]
+    vision, text, words = (open_session(graph(weights).SerializeToString(), threads=1) for graph in graphs)
+    with pytest.raises(InvariantError, match="belongs to the reading 'text' alone, this one is 'bidirectional'"):
+        VisionLanguageModel(vision, text, toys.vision_language(), words=words)
+    with pytest.raises(InvariantError, match="this one is 'text'"):
+        VisionLanguageModel(vision, text, toys.vision_language("text"))
+    with pytest.raises(DataError, match=r"graph 'words'.*missing"):
+        VisionLanguageModel(vision, text, toys.vision_language("text"), words=vision)
 
 
 def test_one_image_pass_gives_what_two_passes_give(model_of, pixels):

@@ -16,8 +16,10 @@ from flamest.runtime.manifest import (
     KeyframeRule,
     Manifest,
     Parity,
+    RetrievedCaption,
     Source,
     SpatioTemporal,
+    Tensor,
     TextShape,
     VisionLanguage,
     encode_manifest,
@@ -32,6 +34,8 @@ SLOW_SIZE, SLOW_WIDTH, KEYFRAMES = 12, 5, 8
 FRAME_SIZE, CANDIDATES = 10, 32
 LONGEST = 6  # new tokens
 POSITIONS = 40
+CAPTIONS = ("a red ball rolls", "a box falls", "nothing moves")
+NETWORKS = {"slow": 8, "resnet3d": 3}  # frames
 
 
 def weights(seed):
@@ -53,6 +57,9 @@ def weights(seed):
         "frame": normal(3 * FRAME_SIZE * FRAME_SIZE, 6),
     }
     drawn["unembed"][:, END] *= 1.5  # captions end, at different lengths
+    drawn["resnet3d"] = normal(3 * NETWORKS["resnet3d"], SLOW_WIDTH)
+    drawn["look"] = normal(3 * IMAGE * IMAGE, D)
+    drawn["captions"] = normal(len(CAPTIONS), D)
     return drawn
 
 
@@ -141,14 +148,66 @@ def text_graph(w):
     )
 
 
-def slow_graph(w):
+def words_graph(w):
+    """hidden = tanh(h + attention(h) own): the text model without the image."""
+    node = helper.make_node
+    nodes = [
+        node("Gather", ["word", "token_ids"], ["words"]),
+        node("Gather", ["position", "positions"], ["places"]),
+        node("Add", ["words", "places"], ["h"]),
+        node("Squeeze", ["mask", "one"], ["m"]),
+        node("Transpose", ["h"], ["ht"], perm=[0, 2, 1]),
+        node("MatMul", ["h", "ht"], ["s"]),
+        node("Add", ["s", "m"], ["sm"]),
+        node("Softmax", ["sm"], ["a"], axis=-1),
+        node("MatMul", ["a", "h"], ["context"]),
+        node("MatMul", ["context", "own"], ["o"]),
+        node("Add", ["h", "o"], ["ho"]),
+        node("Tanh", ["ho"], ["hidden"]),
+    ]
+    return _graph(
+        "words",
+        nodes,
+        [
+            ("token_ids", TensorProto.INT64, ["batch", "tokens"]),
+            ("positions", TensorProto.INT64, ["batch", "tokens"]),
+            ("mask", TensorProto.FLOAT, ["batch", 1, 1, "tokens"]),
+        ],
+        [("hidden", ["batch", "tokens", D])],
+        {key: w[key] for key in ("word", "position", "own")} | {"one": np.array([1], np.int64)},
+    )
+
+
+def clip_graph(w):
+    """The frame through one matrix, beside the caption of the largest product with it."""
+    node = helper.make_node
+    nodes = [
+        node("Flatten", ["pixels"], ["flat"]),
+        node("MatMul", ["flat", "look"], ["image"]),
+        node("MatMul", ["image", "across"], ["scores"]),
+        node("ArgMax", ["scores"], ["caption_index"], axis=-1, keepdims=0),
+        node("Gather", ["captions", "caption_index"], ["caption"]),
+        node("Concat", ["image", "caption"], ["embedding"], axis=-1),
+    ]
+    made = _graph(
+        "clip",
+        nodes,
+        [("pixels", TensorProto.FLOAT, ["batch", 3, IMAGE, IMAGE])],
+        [("embedding", ["batch", 2 * D])],
+        {"look": w["look"], "captions": w["captions"], "across": np.ascontiguousarray(w["captions"].T)},
+    )
+    made.graph.output.append(helper.make_tensor_value_info("caption_index", TensorProto.INT64, ["batch"]))
+    return made
+
+
+def cnn_graph(w, network="slow"):
     nodes = [
         helper.make_node("ReduceMean", ["frames"], ["m"], axes=[3, 4], keepdims=0),
         helper.make_node("Flatten", ["m"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "slow"], ["embedding"]),
+        helper.make_node("MatMul", ["flat", network], ["embedding"]),
     ]
-    frames = ("frames", TensorProto.FLOAT, ["batch", 3, KEYFRAMES, SLOW_SIZE, SLOW_SIZE])
-    return _graph("slow", nodes, [frames], [("embedding", ["batch", SLOW_WIDTH])], {"slow": w["slow"]})
+    frames = ("frames", TensorProto.FLOAT, ["batch", 3, NETWORKS[network], SLOW_SIZE, SLOW_SIZE])
+    return _graph("cnn", nodes, [frames], [("embedding", ["batch", SLOW_WIDTH])], {network: w[network]})
 
 
 def keyframes_graph(w):
@@ -160,38 +219,69 @@ def keyframes_graph(w):
     return _graph("keyframes", nodes, [frames], [("features", ["frames_", 6])], {"frame": w["frame"]})
 
 
-def vision_language(cross_attention="bidirectional"):
+def vision_language(reading="bidirectional", captioned_frames=1):
     return VisionLanguage(
         preprocessing=FramePreprocessing(IMAGE, "stretch", "bicubic", (0.5,) * 3, (0.25,) * 3),
         text=TextShape(layers=1, heads=1, head_dim=D, width=D, vocabulary=len(WORDS)),
         caption=CaptionRule(START, END, PAD, CLS, SEP, max_new_tokens=LONGEST),
-        cross_attention=cross_attention,
+        reading=reading,
         width=D,
+        captioned_frames=captioned_frames,
     )
 
 
-def write_bundle(folder: Path, *, seed=1, extraction_seed=0, cross_attention="bidirectional") -> Path:
+def retrieved_caption():
+    preprocessing = FramePreprocessing(IMAGE, "crop", "bicubic", (0.5,) * 3, (0.25,) * 3)
+    return RetrievedCaption(preprocessing, CAPTIONS, tokens_sha256="2" * 64, width=2 * D)
+
+
+def spatio_temporal(network="slow", choice="keyframes"):
+    crop = FramePreprocessing(SLOW_SIZE, "crop", "bilinear", (0.45,) * 3, (0.225,) * 3)
+    return SpatioTemporal(network, crop, NETWORKS[network], choice, SLOW_WIDTH, "mean")
+
+
+def parts_of(extractor, reading="bidirectional", captioned_frames=1):
+    """(vlm, cnn) of an extractor's name, as the manifest describes them."""
+    vlm = cnn = None
+    for part in extractor.split("+"):
+        if part in ("blip", "blip-text"):
+            vlm = vision_language("text" if part == "blip-text" else reading, captioned_frames)
+        elif part == "clip":
+            vlm = retrieved_caption()
+        else:
+            network, _, uniform = part.partition("-")
+            cnn = spatio_temporal(network, "uniform" if uniform else "keyframes")
+    return vlm, cnn
+
+
+def write_bundle(
+    folder: Path, *, seed=1, extraction_seed=0, extractor="blip+slow", reading="bidirectional", captioned_frames=1
+) -> Path:
     """A complete bundle of toy graphs in ``folder`` (made), its hashes and manifest right."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     folder.mkdir(parents=True)
     w = weights(seed)
-    graphs = {
-        "vision": vision_graph(w),
-        "text": text_graph(w),
-        "slow": slow_graph(w),
-        "keyframes": keyframes_graph(w),
-    }
+    vlm, cnn = parts_of(extractor, reading, captioned_frames)
+    graphs = {"keyframes": keyframes_graph(w)}
+    if isinstance(vlm, VisionLanguage):
+        graphs |= {"vision": vision_graph(w), "text": text_graph(w)}
+        if vlm.reading == "text":
+            graphs["words"] = words_graph(w)
+        tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.save(str(folder / "tokenizer.json"))
+    elif vlm is not None:
+        graphs["clip"] = clip_graph(w)
+    if cnn is not None:
+        graphs["cnn"] = cnn_graph(w, cnn.network)
     for name, model in graphs.items():
         (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    write_manifest(folder, list(graphs), extraction_seed, cross_attention)
+    write_manifest(folder, extraction_seed, extractor=extractor, vlm=vlm, cnn=cnn)
     return folder
 
 
-def write_manifest(folder: Path, graphs, extraction_seed=0, cross_attention="bidirectional", **changes) -> Manifest:
+def write_manifest(folder: Path, extraction_seed=0, **changes) -> Manifest:
     """A manifest for the files that are in ``folder`` now."""
     files = {
         path.relative_to(folder).as_posix(): FileEntry(
@@ -200,18 +290,17 @@ def write_manifest(folder: Path, graphs, extraction_seed=0, cross_attention="bid
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != "bundle.json"
     }
-    crop = ("crop", "bilinear", (0.45,) * 3, (0.225,) * 3)
+    crop = FramePreprocessing(FRAME_SIZE, "crop", "bilinear", (0.45,) * 3, (0.225,) * 3)
     fields = {
-        "schema": 1,
+        "schema": 2,
         "created": "2026-11-23T00:00:00Z",
         "extractor": "blip+slow",
         "precision": "fp32",
         "backend": "onnx",
         "extraction_seed": extraction_seed,
-        "graphs": {name: Graph(f"{name}.onnx", 17, (), (), {}) for name in graphs},
-        "keyframes": KeyframeRule(KEYFRAMES, CANDIDATES, FramePreprocessing(FRAME_SIZE, *crop), 6, "toy"),
-        "vlm": vision_language(cross_attention),
-        "cnn": SpatioTemporal(FramePreprocessing(SLOW_SIZE, *crop), KEYFRAMES, SLOW_WIDTH, "mean"),
+        "keyframes": KeyframeRule(KEYFRAMES, CANDIDATES, crop, 6, "toy"),
+        "vlm": vision_language(),
+        "cnn": spatio_temporal(),
         "sources": {
             "blip": Source("toy", "", "0" * 64, 1, 1, "none"),
             "slow": Source("toy", "", "1" * 64, 1, 1, "none"),
@@ -219,7 +308,14 @@ def write_manifest(folder: Path, graphs, extraction_seed=0, cross_attention="bid
         "files": files,
         "parity": Parity({}, True, 0),
         "versions": {},
-    }
-    manifest = Manifest(**(fields | changes))
+    } | changes
+    graphs = {}
+    for name in (Path(file).stem for file in files if file.endswith(".onnx")):
+        inputs = ()
+        if name == "cnn" and fields["cnn"] is not None:
+            frames = NETWORKS[fields["cnn"].network]
+            inputs = (Tensor("frames", "float32", ("batch", 3, frames, SLOW_SIZE, SLOW_SIZE)),)
+        graphs[name] = Graph(f"{name}.onnx", 17, inputs, (), {})
+    manifest = Manifest(**({"graphs": graphs} | fields))
     (folder / "bundle.json").write_bytes(encode_manifest(manifest))
     return manifest

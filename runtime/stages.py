@@ -1,0 +1,31 @@
+"""The stages of one clip's extraction, and how long each took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .manifest import Manifest, VisionLanguage
+
+STAGES = ("decode", "keyframes", "vision", "caption", "embed", "cnn")
+
+
+def stages_of(manifest: Manifest) -> tuple[str, ...]:
+    """The stages that the extractor of this manifest goes through, in order."""
+    passed = {"decode", "cnn"} if manifest.cnn is not None else {"decode"}
+    if manifest.vlm is not None or (manifest.cnn is not None and manifest.cnn.choice == "keyframes"):
+        passed.add("keyframes")
+    if manifest.vlm is not None:
+        passed.add("vision")
+    if isinstance(manifest.vlm, VisionLanguage):
+        passed |= {"caption", "embed"}
+    return tuple(stage for stage in STAGES if stage in passed)
+
+
+@contextmanager
+def timed(stages: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the block's wall time, milliseconds, to ``stages[stage]``."""
+    start = time.perf_counter()
+    yield
+    stages[stage] += (time.perf_counter() - start) * 1e3
