@@ -7,6 +7,7 @@ prefill, caption step and bidirectional encoding: mask and positions are inputs.
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,19 @@ def text_module(model: BlipForConditionalGeneration) -> nn.Module:
             return (logits, hidden, *present)
 
     return Text().eval()
+
+
+def key_values(output: Any) -> Any:
+    """The keys and values in an output of the library's text model; transformers 5.24 renamed them."""
+    return output["cache"] if "cache" in output else output["past_key_values"]
+
+
+def resumed(cache: Any) -> dict[str, Any]:
+    """The argument that gives ``cache`` (None at the start) to the library's text model."""
+    from transformers import BlipTextModel
+
+    renamed = "cache" in inspect.signature(BlipTextModel.forward).parameters
+    return {"cache" if renamed else "past_key_values": cache}
 
 
 def _split_heads(states: Tensor, shape: TextShape) -> Tensor:

@@ -20,7 +20,7 @@ from ..runtime.manifest import MASKED, GraphParity, VisionLanguage
 from ..runtime.session import Session, open_session
 from ..runtime.vlm import TokenIds, VisionLanguageModel
 from .architectures import FRAMES, SlowForm
-from .blip import layer_names, text_shape
+from .blip import key_values, layer_names, resumed, text_shape
 from .calibration import calibration_clips
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _compare_graphs(
         image = model.vision_model(torch.from_numpy(pixels)).last_hidden_state
         first = decoder(torch.from_numpy(prompt), encoder_hidden_states=image, use_cache=True)
         hidden = bert(torch.from_numpy(prompt), encoder_hidden_states=image, is_decoder=True).last_hidden_state
-    cross = _cross_memory(first.past_key_values, layers)
+    cross = _cross_memory(key_values(first), layers)
     yield Comparison("vision", batch, vision.run({"pixels": pixels}), cross)
 
     text_form = text_shape(model)
@@ -201,7 +201,7 @@ def _compare_graphs(
     length = prompt.shape[1]
     causal = np.where(np.tri(length, dtype=bool), 0.0, MASKED)
     got = text.run({**_tokens(prompt, 0), "mask": _mask(causal, batch), **empty, **cross})
-    present = _self_cache(first.past_key_values, "present", layers)
+    present = _self_cache(key_values(first), "present", layers)
     expected = {"logits": first.logits[:, -1].numpy(), "hidden": hidden.numpy(), **present}
     yield Comparison("text", batch, got, expected)
 
@@ -211,11 +211,11 @@ def _compare_graphs(
         second = decoder(
             torch.from_numpy(token),
             encoder_hidden_states=image,
-            past_key_values=first.past_key_values,
             use_cache=True,
+            **resumed(key_values(first)),
         )
     got = text.run({**_tokens(token, length), "mask": _mask(np.zeros((1, length + 1)), batch), **past, **cross})
-    present = _self_cache(second.past_key_values, "present", layers)
+    present = _self_cache(key_values(second), "present", layers)
     yield Comparison("text", batch, got, {"logits": second.logits[:, -1].numpy(), **present})
 
     real = np.ones_like(prompt)

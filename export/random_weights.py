@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from .blip import key_values, resumed
 from .calibration import calibration_clips
 from .vocabulary import CLS, word_ids
 
@@ -213,10 +214,8 @@ def _endless_captions(double: BlipForConditionalGeneration, *, seed: int) -> tup
         tokens = torch.full((images, 1), config.text_config.bos_token_id)
         past, states, winners = None, [], []
         for _ in range(WATCHED):
-            step = decoder.bert(
-                tokens, encoder_hidden_states=image, past_key_values=past, use_cache=True, is_decoder=True
-            )
-            past = step.past_key_values
+            step = decoder.bert(tokens, encoder_hidden_states=image, use_cache=True, is_decoder=True, **resumed(past))
+            past = key_values(step)
             state = head.transform(step.last_hidden_state[:, -1])
             logits = head.decoder(state)
             logits[:, config.text_config.sep_token_id] = -torch.inf
