@@ -14,10 +14,10 @@ help:  ## say what each target does
 
 setup: $(STAMP)  ## make the virtual environment with everything a developer needs
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	@echo "setting up $(VENV): downloads about 5 GB, because the exporter needs torch with torchvision"
 	@test -x $(PY) || python3 -m venv $(VENV)
-	@$(PY) -m pip install --quiet --editable '.[all]'
+	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[all]'
 	@touch $@
 
 demo: setup  ## the whole system on this machine: bundle, four silos, one coordinator, real video

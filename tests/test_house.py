@@ -166,3 +166,17 @@ def test_no_module_prints_outside_the_command_line():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
     assert wrong == []
+
+
+def test_every_direct_dependency_is_pinned_within_its_bounds_for_development():
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    not_installed = {"gpu", "tensorrt", "openvino"}  # hardware that no development machine has to have
+    words = [*project["dependencies"], *(word for name in set(extras) - not_installed for word in extras[name])]
+    wanted = [Requirement(word) for word in words if not word.startswith("flamest[")]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = dict(line.split("==") for line in lines)
+    wrong = [str(need) for need in wanted if need.name not in pins or not need.specifier.contains(pins[need.name])]
+    assert wrong == []
