@@ -1,7 +1,8 @@
-"""Splitting a data set over silos: non-IID by a Dirichlet draw, or IID.
+"""Splitting a data set over silos: non-IID by a Dirichlet draw, IID, or by the paper's scaling approach 2.
 
-Both give every row to exactly one silo, and the same seed gives the same split. Whole groups are
-held out for the test with ``flamest.agent.holdout.hold_out_groups`` before the rest is split.
+The first two give every row to exactly one silo, the third leaves rows over; the same seed gives
+the same split. Whole groups are held out for the test with
+``flamest.agent.holdout.hold_out_groups`` before the rest is split.
 """
 
 from __future__ import annotations
@@ -20,16 +21,33 @@ MOST_DRAWS = 10_000  # of a Dirichlet split that shall leave no silo too small
 Rows = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class LabelSkew:
+    """The paper's scaling approach 2 (section 6.4) with what its supplement would have told.
+
+    A class of n rows has u = n // ``most_silos`` rows for each silo, however many silos there are:
+    that is how samples per class and silo stay fixed as silos are added.
+    """
+
+    most_silos: int = 10  # the largest federation of the comparison
+    base: float = 0.5  # share of u that every silo gets of every class
+    alpha: float = 2.0  # the class's proportion of the rest is drawn from Beta(alpha, beta)
+    beta: float = 2.0
+    takers: float = 0.5  # a silo takes part in a class's rest with this probability (Bernoulli)
+
+
 @dataclass(frozen=True, eq=False)
 class Partition:
     """Who got which rows, and all that is needed to make the same split again."""
 
-    silos: tuple[Rows, ...]  # each int64 [n_i], ascending; together 0 … N - 1, each once
-    scheme: Literal["dirichlet", "iid"]
+    silos: tuple[Rows, ...]  # each int64 [n_i], ascending; no row twice, and none left out but by label_skew
+    scheme: Literal["dirichlet", "iid", "label-skew"]
     beta: float | None  # of the Dirichlet distribution; None for iid
     seed: int
     smallest: int  # rows that every silo was to have at least
     draws: int  # how often the split was drawn until every silo had them
+    skew: LabelSkew | None = None  # of label-skew
+    unused: int = 0  # rows that no silo got
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -79,6 +97,60 @@ def iid(rows: int, *, silos: int, seed: int, smallest: int = 1) -> Partition:
     _check_enough(rows, silos, smallest)
     dealt = np.array_split(_stream(seed, 0).permutation(rows), silos)
     return Partition(tuple(np.sort(part).astype(np.int64) for part in dealt), "iid", None, seed, smallest, 1)
+
+
+def label_skew(
+    labels: Sequence[str] | Sequence[int] | npt.NDArray[np.generic],
+    *,
+    silos: int,
+    seed: int,
+    skew: LabelSkew = LabelSkew(),
+) -> Partition:
+    """Non-IID with a fixed size per class and silo (paper section 6.4, scaling approach 2; NOTES decision 8).
+
+    Of every class each silo first gets round(base · u) rows, u = n // most_silos. Of the remaining
+    silos · (u − base) rows a share p ~ Beta is given out, in even parts, to the class's takers: the
+    silos for which a Bernoulli draw came out (one at random when none did). On average a silo thus
+    has base + E[p] · (u − base) rows of a class, for 4 silos as for 10; rows above that stay unused.
+
+    ``labels``: the class of each of N rows. Raises UsageError on parameters out of range and on
+    more silos than ``most_silos``, DataError when a class is too small to give every silo a row.
+    """
+    _check_skew(skew, silos)
+    classes = np.unique(np.asarray(labels), return_inverse=True)[1]
+    random = _stream(seed, 0)
+    shares: list[list[Rows]] = [[] for _ in range(silos)]
+    for number in range(int(classes.max(initial=-1)) + 1):
+        rows = random.permutation(np.flatnonzero(classes == number))
+        each = len(rows) // skew.most_silos
+        base = max(1, round(skew.base * each))
+        if each < 1:
+            raise DataError(
+                f"a class of {len(rows)} clips cannot give each of {skew.most_silos} silos one",
+                fix="use more clips, or fewer silos at most",
+            )
+        quota = round(random.beta(skew.alpha, skew.beta) * silos * (each - base))
+        takers = np.flatnonzero(random.random(silos) < skew.takers)
+        takers = takers if len(takers) else random.integers(silos, size=1)
+        sizes = np.full(silos, base)
+        sizes[takers] += quota // len(takers)
+        sizes[takers[: quota % len(takers)]] += 1
+        for share, part in zip(shares, np.split(rows, np.cumsum(sizes))[:-1], strict=True):
+            share.append(part)
+    parts = tuple(np.sort(np.concatenate([*share, np.empty(0, np.int64)])).astype(np.int64) for share in shares)
+    _check_enough(len(classes), silos, 1)
+    unused = len(classes) - sum(len(part) for part in parts)
+    return Partition(parts, "label-skew", None, seed, 1, 1, skew, unused)
+
+
+def _check_skew(skew: LabelSkew, silos: int) -> None:
+    if not 1 <= silos <= skew.most_silos:
+        raise UsageError(f"{silos} silos, expected 1 to {skew.most_silos} (most_silos of the label-skew split)")
+    if not (0 <= skew.base <= 1 and 0 < skew.takers <= 1 and skew.alpha > 0 and skew.beta > 0):
+        raise UsageError(
+            f"label-skew split with base {skew.base}, takers {skew.takers}, Beta({skew.alpha}, {skew.beta}): expected "
+            "base 0 to 1, takers above 0 to 1, and both numbers of Beta above 0"
+        )
 
 
 def _draw_dirichlet(

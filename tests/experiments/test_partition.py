@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flamest.base.errors import DataError, UsageError
-from flamest.experiments.partition import Partition, dirichlet, iid
+from flamest.experiments.partition import LabelSkew, Partition, dirichlet, iid, label_skew
 
 LABELS = np.repeat(["run", "jump", "wave"], [200, 100, 60])
 
@@ -104,3 +104,65 @@ def test_beta_not_above_zero_is_refused(beta: float) -> None:
 def test_no_silos_at_all_are_refused() -> None:
     with pytest.raises(UsageError, match="0 silos"):
         iid(10, silos=0, seed=0)
+
+
+MANY = np.repeat(np.arange(5), 80)
+
+
+def per_class(split: Partition) -> np.ndarray:
+    """int64 [silos, 5]: rows per silo and class."""
+    return np.array([np.bincount(MANY[rows], minlength=5) for rows in split.silos])
+
+
+@pytest.mark.parametrize("silos", [4, 8, 10])
+def test_every_silo_has_the_balanced_base_and_no_row_goes_to_two(silos: int) -> None:
+    split = label_skew(MANY, silos=silos, seed=3)
+    together = np.concatenate(split.silos)
+    assert len(set(together)) == len(together)
+    assert per_class(split).min() == 4  # half of 80 // 10
+    assert split.unused == len(MANY) - len(together)
+
+
+def test_rows_per_class_and_silo_stay_fixed_as_silos_are_added() -> None:
+    means = {
+        silos: np.mean([per_class(label_skew(MANY, silos=silos, seed=seed)).mean() for seed in range(60)])
+        for silos in (4, 8, 10)
+    }
+    # base 4, and a mean of 1/2 of the other 4, whatever the number of silos
+    assert list(means.values()) == pytest.approx([6.0, 6.0, 6.0], abs=0.25)
+
+
+def test_a_class_rest_is_divided_evenly_among_its_takers() -> None:
+    counts = per_class(label_skew(MANY, silos=10, seed=1))
+    for column in counts.T:
+        extra = column[column > 4] - 4
+        assert extra.max() - extra.min() <= 1
+    assert len({tuple(column > 4) for column in counts.T}) > 1  # every class has its own takers
+
+
+def test_a_base_of_all_is_balanced_and_a_small_base_is_skewed() -> None:
+    balanced = per_class(label_skew(MANY, silos=4, seed=0, skew=LabelSkew(base=1.0)))
+    skewed = per_class(label_skew(MANY, silos=4, seed=0, skew=LabelSkew(base=0.0, takers=0.25)))
+    assert set(balanced.ravel()) == {8}
+    assert skewed.std() > 3
+
+
+def test_label_skew_is_the_same_for_the_same_seed_and_records_its_parameters() -> None:
+    skew = LabelSkew(takers=0.3)
+    first, again, other = (label_skew(MANY, silos=4, seed=seed, skew=skew) for seed in (5, 5, 6))
+    assert all(np.array_equal(a, b) for a, b in zip(first.silos, again.silos, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first.silos, other.silos, strict=True))
+    assert (first.scheme, first.skew) == ("label-skew", skew)
+
+
+@pytest.mark.parametrize("skew", [LabelSkew(base=1.5), LabelSkew(takers=0.0), LabelSkew(alpha=0.0)])
+def test_senseless_skew_is_refused(skew: LabelSkew) -> None:
+    with pytest.raises(UsageError, match="label-skew split with base"):
+        label_skew(MANY, silos=4, seed=0, skew=skew)
+
+
+def test_more_silos_than_the_comparison_has_and_classes_too_small_are_refused() -> None:
+    with pytest.raises(UsageError, match="11 silos, expected 1 to 10"):
+        label_skew(MANY, silos=11, seed=0)
+    with pytest.raises(DataError, match="a class of 9 clips cannot give each of 10 silos one"):
+        label_skew(["a"] * 9, silos=4, seed=0)
