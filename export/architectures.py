@@ -1,15 +1,16 @@
 """The networks that a bundle is made of, as the reference libraries build them, without weights.
 
-BLIP is Hugging Face's ``BlipForConditionalGeneration`` (https://arxiv.org/abs/2201.12086), Slow is
-PyTorchVideo's ``slow_r50`` (https://arxiv.org/abs/1812.03982). The tiny ones have the same parts,
-names and output widths, but few layers, for tests and the demo.
+BLIP is Hugging Face's ``BlipForConditionalGeneration`` (https://arxiv.org/abs/2201.12086), Slow and I3D
+are PyTorchVideo's ``slow_r50`` (https://arxiv.org/abs/1812.03982) and ``i3d_r50``
+(https://arxiv.org/abs/1705.07750); clip.py, resnet3d.py and videomae.py have the others. The tiny ones
+have the same parts, names and output widths, but few layers, for tests and the demo.
 """
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..base.errors import MissingExtra
 
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import BlipForConditionalGeneration
 
+N = TypeVar("N", bound="nn.Module")
+
 VOCABULARY = 30_524  # BERT uncased's 30,522 words and BLIP's [DEC] and [ENC]
-FRAMES = 8  # that the Slow network sees (SLOW_8x8)
+FRAMES = 8  # that Slow and I3D see (SLOW_8x8, I3D_8x8), and clusters from which a captioned frame is drawn
 
 # config.json of Salesforce/blip-image-captioning-base, the fields that decide the network's form.
 BLIP_BASE_CONFIG: dict[str, Any] = {
@@ -61,15 +64,19 @@ BLIP_TINY_CONFIG: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class SlowForm:
-    """Sizes of the Slow network's inputs."""
+class VideoForm:
+    """Sizes of what a spatio-temporal network reads and gives."""
 
-    crop: int  # pixels, of the clip that the embedding sees
-    keyframe_size: int  # pixels, of the frames among which keyframes are picked
+    frames: int  # per clip
+    crop: int  # pixels, of a frame
+    width: int  # of the embedding
+    keyframe_size: int = 0  # pixels, of the frames among which keyframes are picked; Slow's alone
 
 
-SLOW_R50_FORM = SlowForm(crop=256, keyframe_size=112)
-SLOW_TINY_FORM = SlowForm(crop=112, keyframe_size=64)
+SLOW_R50_FORM = VideoForm(frames=FRAMES, crop=256, width=2048, keyframe_size=112)
+SLOW_TINY_FORM = VideoForm(frames=FRAMES, crop=112, width=2048, keyframe_size=64)
+I3D_R50_FORM = VideoForm(frames=FRAMES, crop=224, width=2048)
+I3D_TINY_FORM = VideoForm(frames=FRAMES, crop=112, width=2048)
 
 
 def build_blip(config: dict[str, Any]) -> BlipForConditionalGeneration:
@@ -83,7 +90,7 @@ def build_blip(config: dict[str, Any]) -> BlipForConditionalGeneration:
     with torch.device("meta"):  # the library's own initialisation takes 29 s, and is thrown away
         # Eager attention is the arithmetic of the paper's code, and what parity is measured against.
         model = BlipForConditionalGeneration._from_config(BlipConfig(**config), attn_implementation="eager")
-    model = model.to_empty(device="cpu").eval()
+    model = unset(model)
     model.tie_weights()
     embeddings = model.text_decoder.bert.embeddings  # its one buffer is not in checkpoints
     embeddings.position_ids.copy_(torch.arange(embeddings.position_ids.shape[-1]))
@@ -96,8 +103,18 @@ def build_slow_r50() -> nn.Module:
 
     hub = _pytorchvideo("models.hub")
     with torch.device("meta"):
-        net = hub.slow_r50(pretrained=False)
-    return _unset(net)
+        net: nn.Module = hub.slow_r50(pretrained=False)
+    return unset(net)
+
+
+def build_i3d_r50() -> nn.Module:
+    """PyTorchVideo's ``i3d_r50`` with its 400 Kinetics classes: 28,043,472 parameters, not set."""
+    import torch
+
+    hub = _pytorchvideo("models.hub")
+    with torch.device("meta"):
+        net: nn.Module = hub.i3d_r50(pretrained=False)
+    return unset(net)
 
 
 def zoo_url(name: str) -> str:
@@ -106,16 +123,30 @@ def zoo_url(name: str) -> str:
 
 
 def build_slow_tiny() -> nn.Module:
-    """Stem, four stages and head as in ``slow_r50``, narrow, 2048 features at the end, 112 px input."""
+    """Stem, four stages and head as in ``slow_r50``, narrow, 2048 features at the end, 112 px input.
+
+    112 px become 4 x 4 positions: four 3 x 3 windows, as ``slow_r50`` has four 7 x 7 windows at 256 px.
+    """
     import torch
 
+    stages = (_Stage(1, 16, 16, 64), _Stage(1, 64, 32, 128), _Stage(2, 128, 48, 192, 3), _Stage(2, 192, 64, 2048, 3))
     with torch.device("meta"):
-        net = _slow_tiny()
-    return _unset(net)
+        net = _bottleneck_net(stages, stem_span=1, window=(FRAMES, 3, 3))
+    return unset(net)
 
 
-def _unset(net: nn.Module) -> nn.Module:
-    """``net`` with memory for its weights; only the batch counts of its norms are set, to zero."""
+def build_i3d_tiny() -> nn.Module:
+    """Stem, four stages, pooling in time after the first and head as in ``i3d_r50``, narrow, 112 px input."""
+    import torch
+
+    stages = (_Stage(1, 16, 16, 64, 3), _Stage(1, 64, 32, 128, 3), _Stage(1, 128, 48, 192, 3), _Stage(1, 192, 64, 2048))
+    with torch.device("meta"):
+        net = _bottleneck_net(stages, stem_span=5, window=(FRAMES // 2, 4, 4), pool_after_first=True)
+    return unset(net)
+
+
+def unset(net: N) -> N:
+    """``net``, built without memory, with memory for its weights; only norms' batch counts are set, to zero."""
     net = net.to_empty(device="cpu").eval()
     for name, buffer in net.named_buffers():
         if name.endswith("num_batches_tracked"):
@@ -123,16 +154,29 @@ def _unset(net: nn.Module) -> nn.Module:
     return net
 
 
-def _slow_tiny() -> nn.Module:
+@dataclass(frozen=True)
+class _Stage:
+    """One residual stage of a tiny network; all but the first halve their frames' sides."""
+
+    blocks: int
+    channels_in: int
+    inner: int
+    out: int
+    span: int = 1  # frames that each block's first convolution sees
+
+
+def _bottleneck_net(
+    stages: tuple[_Stage, ...], *, stem_span: int, window: tuple[int, int, int], pool_after_first: bool = False
+) -> nn.Module:
     from torch import nn
 
     resnet, head, net = (_pytorchvideo(f"models.{name}") for name in ("resnet", "head", "net"))
     stem = _pytorchvideo("models.stem").create_res_basic_stem(
         in_channels=3,
-        out_channels=16,
-        conv_kernel_size=(1, 7, 7),
+        out_channels=stages[0].channels_in,
+        conv_kernel_size=(stem_span, 7, 7),
         conv_stride=(1, 2, 2),
-        conv_padding=(0, 3, 3),
+        conv_padding=(stem_span // 2, 3, 3),
         pool=nn.MaxPool3d,
         pool_kernel_size=(1, 3, 3),
         pool_stride=(1, 2, 2),
@@ -141,26 +185,26 @@ def _slow_tiny() -> nn.Module:
         activation=nn.ReLU,
     )
     blocks = [stem]
-    # (blocks, channels in, inner, out, frames that a kernel spans, spatial stride), as in slow_r50
-    stages = ((1, 16, 16, 64, 1, 1), (1, 64, 32, 128, 1, 2), (2, 128, 48, 192, 3, 2), (2, 192, 64, 2048, 3, 2))
-    for depth, dim_in, dim_inner, dim_out, span, stride in stages:
+    for stage in stages:
+        stride = 1 if stage is stages[0] else 2
         blocks.append(
             resnet.create_res_stage(
-                depth=depth,
-                dim_in=dim_in,
-                dim_inner=dim_inner,
-                dim_out=dim_out,
+                depth=stage.blocks,
+                dim_in=stage.channels_in,
+                dim_inner=stage.inner,
+                dim_out=stage.out,
                 bottleneck=resnet.create_bottleneck_block,
-                conv_a_kernel_size=(span, 1, 1),
+                conv_a_kernel_size=(stage.span, 1, 1),
                 conv_a_stride=(1, 1, 1),
-                conv_a_padding=(span // 2, 0, 0),
+                conv_a_padding=(stage.span // 2, 0, 0),
                 conv_b_kernel_size=(1, 3, 3),
                 conv_b_stride=(1, stride, stride),
                 conv_b_padding=(0, 1, 1),
             )
         )
-    # 112 px become 4 x 4 positions: four 3 x 3 windows, as slow_r50 has four 7 x 7 windows at 256 px.
-    blocks.append(head.create_res_basic_head(in_features=2048, out_features=400, pool_kernel_size=(FRAMES, 3, 3)))
+        if pool_after_first and stage is stages[0]:
+            blocks.append(nn.MaxPool3d(kernel_size=(2, 1, 1), stride=(2, 1, 1)))
+    blocks.append(head.create_res_basic_head(in_features=stages[-1].out, out_features=400, pool_kernel_size=window))
     return net.Net(blocks=nn.ModuleList(blocks))  # type: ignore[no-any-return]
 
 

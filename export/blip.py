@@ -103,6 +103,42 @@ def text_module(model: BlipForConditionalGeneration) -> nn.Module:
     return Text().eval()
 
 
+def words_module(model: BlipForConditionalGeneration) -> nn.Module:
+    """(token_ids, positions, mask [B, 1, 1, T]) -> hidden [B, T, width]: the text decoder's BERT without an image.
+
+    Its cross-attention is left out, as the library does when it is given no image: every token sees
+    every other that the mask keeps (NOTES decision 11).
+    """
+    import torch
+    from torch import nn
+
+    shape = text_shape(model)
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embeddings = model.text_decoder.bert.embeddings
+            self.layers = model.text_decoder.bert.encoder.layer
+
+        def forward(self, token_ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+            embeddings = self.embeddings
+            hidden = embeddings.LayerNorm(
+                embeddings.word_embeddings(token_ids) + embeddings.position_embeddings(positions)
+            )
+            for layer in self.layers:
+                source = layer.attention.self
+                query, key, value = (
+                    _split_heads(linear(hidden), shape).transpose(1, 2)
+                    for linear in (source.query, source.key, source.value)
+                )
+                scores = torch.matmul(query, key.transpose(2, 3)) / math.sqrt(shape.head_dim) + mask
+                hidden = layer.attention.output(_merge_heads(torch.matmul(scores.softmax(-1), value), shape), hidden)
+                hidden = layer.feed_forward_chunk(hidden)
+            return hidden  # type: ignore[no-any-return]
+
+    return Words().eval()
+
+
 def key_values(output: Any) -> Any:
     """The keys and values in an output of the library's text model; transformers 5.24 renamed them."""
     return output["cache"] if "cache" in output else output["past_key_values"]

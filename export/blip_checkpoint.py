@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import DataError, MissingExtra
 from .architectures import build_blip
-from .checkpoints import check_tensors, read_tensors
-from .plans import BLIP_MEAN, BLIP_STD
+from .checkpoints import check_tensors, find_weights, read_tensors
+from .preprocessing import blip_frames, check_stated
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BlipForConditionalGeneration
 
 CONFIG_FILE = "config.json"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 FILES_TO_BRING = "config.json, model.safetensors, tokenizer.json (or vocab.txt) and preprocessor_config.json"
 HEAD_WIDTH = 64  # of every published BLIP, in text and vision
 
@@ -41,8 +40,8 @@ def load_blip(path: Path) -> BlipForConditionalGeneration:
     """
     folder = path if path.is_dir() else path.parent
     config = read_config(folder / CONFIG_FILE)
-    _check_preprocessing(folder / "preprocessor_config.json")
-    weights = _find_weights(folder) if path.is_dir() else path
+    check_stated(folder / "preprocessor_config.json", blip_frames(size=0))
+    weights = find_weights(folder, FILES_TO_BRING) if path.is_dir() else path
     try:
         model = build_blip(config)
     except MissingExtra:
@@ -136,32 +135,3 @@ def _take_position_ids(tensors: dict[str, Tensor], width: int, file: Path) -> No
     stored = tensors.pop(_POSITION_IDS, None)
     if stored is not None and not torch.equal(stored.flatten().long(), torch.arange(stored.numel())):
         raise DataError(f"{file}: '{_POSITION_IDS}' is not 0, 1, 2, …", code="wrong_checkpoint")
-
-
-def _find_weights(folder: Path) -> Path:
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise DataError(
-        f"{folder} holds no weights: expected {' or '.join(WEIGHT_FILES)}",
-        fix=f"put {FILES_TO_BRING} of the model into {folder}",
-    )
-
-
-def _check_preprocessing(path: Path) -> None:
-    """The runtime prepares frames as the published captioner's processor does; another one is an error."""
-    if not path.is_file():
-        return
-    try:
-        stated = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error
-    for key, expected in (
-        ("image_mean", BLIP_MEAN),
-        ("image_std", BLIP_STD),
-        ("resample", 3),
-        ("do_center_crop", False),
-    ):
-        found = stated.get(key, expected)
-        if (tuple(found) if isinstance(found, list) else found) != expected:
-            raise DataError(f"{path}: {key} is {found}, expected {expected} as in the published BLIP captioners")

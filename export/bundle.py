@@ -1,75 +1,61 @@
-"""From two sources of weights to one bundle folder, with its proof of parity. All or nothing."""
+"""From sources of weights to one bundle folder, with its proof of parity. All or nothing."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import gc
 import importlib.metadata
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..base.files import new_directory, sha256_file, write_atomic
 from ..base.progress import Progress
 from ..runtime.manifest import (
+    KEYFRAMES_SOURCE,
     MANIFEST_FILE,
     SCHEMA,
-    TOKENIZER_FILE,
-    CaptionRule,
     CrossAttention,
     FileEntry,
-    FramePreprocessing,
-    Graph,
-    GraphParity,
-    KeyframeRule,
     Manifest,
     Parity,
+    RetrievedCaption,
     Source,
     SpatioTemporal,
     VisionLanguage,
     encode_manifest,
 )
-from .architectures import FRAMES, SlowForm
-from .blip import text_shape
-from .graphs import write_graph
-from .parity import BlipParity, compare_blip, compare_slow
-from .plans import (
-    BLIP_MEAN,
-    BLIP_STD,
-    CANDIDATES,
-    MAX_NEW_TOKENS,
-    SLOW_MEAN,
-    SLOW_STD,
-    SLOW_WIDTH,
-    keyframe_plan,
-    slow_plan,
-    text_plan,
-    vision_plan,
+from .extractors import ExtractorEntry
+from .parts import (
+    BLIP_STEPS,
+    CLIP_STEPS,
+    CNN_STEPS,
+    KEYFRAME_STEPS,
+    Part,
+    Workshop,
+    export_blip,
+    export_clip,
+    export_cnn,
+    export_keyframes,
+    first_layers,
 )
-from .slow import keyframe_width
-from .sources import BlipSource, SlowSource, open_blip, open_slow
-from .vocabulary import CLS, SEP
-
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import BlipForConditionalGeneration
+from .sources import open_video
 
 LICENCES_FILE = "LICENCES.txt"
-PHASES = 8  # of an export
 
 
 @dataclass(frozen=True)
 class ExportRequest:
     """What to build, and where."""
 
-    blip: str
-    slow: str
+    extractor: ExtractorEntry
+    sources: Mapping[str, str]  # by network; at least those of the extractor's ``needed_networks``
     out: Path
     cross_attention: CrossAttention = "bidirectional"
+    captioned_frames: int = 1
+    captions: Path | None = None  # CLIP's; None: those that come with its source
     extraction_seed: int = 0
     threads: int | None = None
 
@@ -80,62 +66,64 @@ class Exported:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _BlipPart:
-    source: Source
-    spec: VisionLanguage
-    graphs: dict[str, Graph]
-    parity: BlipParity
-
-
-@dataclass(frozen=True)
-class _SlowPart:
-    source: Source
-    spec: SpatioTemporal
-    keyframes: KeyframeRule
-    graphs: dict[str, Graph]
-    parity: dict[str, GraphParity]
-
-
-@contextlib.contextmanager
-def phase(progress: Progress, text: str) -> Iterator[None]:
-    """One step of long work: said when it begins, counted when it is done."""
-    progress.describe(text)
-    yield
-    progress.advance()
+def steps_of(entry: ExtractorEntry) -> int:
+    """How many steps the export of an extractor counts."""
+    steps = KEYFRAME_STEPS
+    if entry.vlm is not None:
+        steps += {"clip": CLIP_STEPS, "blip": BLIP_STEPS, "blip-text": BLIP_STEPS + 1}[entry.vlm]
+    if entry.network is not None:
+        steps += CNN_STEPS - (1 if entry.network == "slow" else 0)
+    return steps
 
 
 def export_bundle(request: ExportRequest, progress: Progress) -> Exported:
     """Build the ONNX bundle ``request.out``; nothing is left behind when anything fails.
 
-    ``progress`` counts PHASES steps. Raises DataError when sources are not what they should be or parity
-    fails, UnreachableError without network, StorageError when the folder exists.
+    ``progress`` counts ``steps_of`` the extractor. Raises DataError when sources are not what they
+    should be or parity fails, UnreachableError without network, StorageError when the folder exists.
     """
     started = time.monotonic()
     with new_directory(request.out) as folder:
+        shop = Workshop(folder, progress, request.threads)
+        parts: list[Part] = []
         # One model at a time: each is freed before the next is loaded.
-        blip = _export_blip(request, folder, progress)
+        vlm = _export_vlm(request, shop, parts)
         gc.collect()
-        slow = _export_slow(request, folder, progress)
-        sources = {"blip": blip.source, "slow": slow.source}
+        with shop.phase(f"load Slow ({request.sources['slow']})"):
+            slow = open_video("slow", request.sources["slow"])
+        keyframes, part = export_keyframes(slow, shop)
+        parts.append(part)
+        network = request.extractor.network
+        sources = {} if network == "slow" else {KEYFRAMES_SOURCE: first_layers(slow)}
+        cnn: SpatioTemporal | None = None
+        if network is not None:
+            loaded = slow
+            if network != "slow":
+                del slow
+                with shop.phase(f"load {network} ({request.sources[network]})"):
+                    loaded = open_video(network, request.sources[network])
+            cnn, part = export_cnn(loaded, request.extractor.choice, shop)
+            parts.append(part)
+        for made in parts:
+            sources |= made.sources
         write_atomic(folder / LICENCES_FILE, _licences(sources))
         manifest = Manifest(
             schema=SCHEMA,
             created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            extractor="blip+slow",
+            extractor=request.extractor.name,
             precision="fp32",
             backend="onnx",
             extraction_seed=request.extraction_seed,
-            graphs={**blip.graphs, **slow.graphs},
-            keyframes=slow.keyframes,
-            vlm=blip.spec,
-            cnn=slow.spec,
+            graphs={name: graph for made in parts for name, graph in made.graphs.items()},
+            keyframes=keyframes,
+            vlm=vlm,
+            cnn=cnn,
             sources=sources,
             files=_list_files(folder),
             parity=Parity(
-                graphs={**blip.parity.graphs, **slow.parity},
-                captions_equal=blip.parity.captions_equal,
-                captions=blip.parity.captions,
+                graphs={name: figures for made in parts for name, figures in made.parity.items()},
+                captions_equal=True,  # a caption that differs ends the export
+                captions=sum(made.captions for made in parts),
             ),
             versions=versions(),
         )
@@ -143,79 +131,18 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Exported:
     return Exported(manifest, time.monotonic() - started)
 
 
-def _export_blip(request: ExportRequest, folder: Path, progress: Progress) -> _BlipPart:
-    with phase(progress, f"load BLIP ({request.blip})"):
-        loaded: BlipSource = open_blip(request.blip)
-    spec = vision_language(loaded.model, request.cross_attention)
-    write_atomic(folder / TOKENIZER_FILE, loaded.tokenizer)
-    graphs = {}
-    for plan_of in (vision_plan, text_plan):
-        plan = plan_of(loaded.model)
-        with phase(progress, f"write graph '{plan.name}'"):
-            graphs[plan.name] = write_graph(plan, folder)
-    with phase(progress, "compare BLIP with PyTorch"):
-        parity = compare_blip(loaded.model, folder, spec, threads=request.threads)
-    return _BlipPart(loaded.source, spec, graphs, parity)
-
-
-def _export_slow(request: ExportRequest, folder: Path, progress: Progress) -> _SlowPart:
-    with phase(progress, f"load Slow ({request.slow})"):
-        loaded: SlowSource = open_slow(request.slow)
-    graphs = {}
-    for plan_of in (slow_plan, keyframe_plan):
-        plan = plan_of(loaded.net, loaded.form)
-        with phase(progress, f"write graph '{plan.name}'"):
-            graphs[plan.name] = write_graph(plan, folder)
-    with phase(progress, "compare Slow with PyTorch"):
-        parity = compare_slow(loaded.net, folder, loaded.form, threads=request.threads)
-    rule = keyframe_rule(loaded.net, loaded.form)
-    return _SlowPart(loaded.source, spatio_temporal(loaded.form), rule, graphs, parity)
-
-
-def vision_language(model: BlipForConditionalGeneration, cross_attention: CrossAttention) -> VisionLanguage:
-    """Preprocessing, caption rule and reading of a captioner (NOTES decision 1: greedy, no prompt)."""
-    config, shape = model.config, text_shape(model)
-    return VisionLanguage(
-        preprocessing=FramePreprocessing(
-            size=config.vision_config.image_size, fit="stretch", filter="bicubic", mean=BLIP_MEAN, std=BLIP_STD
-        ),
-        text=shape,
-        caption=CaptionRule(
-            start_id=config.text_config.bos_token_id,
-            end_id=config.text_config.sep_token_id,  # BLIP's captions end with [SEP], whatever eos_token_id says
-            pad_id=config.text_config.pad_token_id,
-            cls_id=CLS,
-            sep_id=SEP,
-            max_new_tokens=MAX_NEW_TOKENS,
-        ),
-        reading=cross_attention,
-        width=shape.width,
-    )
-
-
-def spatio_temporal(form: SlowForm) -> SpatioTemporal:
-    return SpatioTemporal(
-        network="slow",
-        choice="keyframes",
-        preprocessing=_slow_preprocessing(form.crop),
-        frames=FRAMES,
-        width=SLOW_WIDTH,
-        pooling="mean over the positions that the head pools to (slow_r50: four 7 x 7 windows)",
-    )
-
-
-def keyframe_rule(net: nn.Module, form: SlowForm) -> KeyframeRule:
-    return KeyframeRule(
-        count=FRAMES,
-        candidates=CANDIDATES,
-        preprocessing=_slow_preprocessing(form.keyframe_size),
-        feature_width=keyframe_width(net),
-        space="slow stem to res3, mean over positions",
-    )
-
-
-def _slow_preprocessing(size: int) -> FramePreprocessing:
-    return FramePreprocessing(size=size, fit="crop", filter="bilinear", mean=SLOW_MEAN, std=SLOW_STD)
+def _export_vlm(request: ExportRequest, shop: Workshop, parts: list[Part]) -> VisionLanguage | RetrievedCaption | None:
+    """The extractor's vision-language part, if it has one; what it adds goes to ``parts``."""
+    vlm: VisionLanguage | RetrievedCaption
+    if request.extractor.vlm is None:
+        return None
+    if request.extractor.vlm == "clip":
+        vlm, part = export_clip(request.sources["clip"], request.captions, request.captioned_frames, shop)
+    else:
+        reading = "text" if request.extractor.vlm == "blip-text" else request.cross_attention
+        vlm, part = export_blip(request.sources["blip"], reading, request.captioned_frames, shop)
+    parts.append(part)
+    return vlm
 
 
 def _licences(sources: dict[str, Source]) -> bytes:
@@ -231,7 +158,7 @@ def _list_files(folder: Path) -> dict[str, FileEntry]:
 
 def versions() -> dict[str, str]:
     """What built the bundle, by package."""
-    packages = ("flamest", "onnx", "onnxruntime", "onnxscript", "pytorchvideo", "torch", "transformers")
+    packages = ("flamest", "onnx", "onnxruntime", "onnxscript", "pytorchvideo", "torch", "torchvision", "transformers")
     found = {"python": platform.python_version()}
     for package in packages:
         try:

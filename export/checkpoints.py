@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 PICKLED = (".pth", ".pyth", ".bin")
 BATCH_COUNT = ".num_batches_tracked"  # ending of the one kind of tensor that no output depends on
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder as the hub has it
 _NAMED = 3  # keys that an error names of each kind
 
 
@@ -102,6 +103,17 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *
             fix="give the checkpoint as it was published, for exactly this architecture",
             code="wrong_checkpoint",
         )
+
+
+def find_weights(folder: Path, to_bring: str) -> Path:
+    """The weights in a folder as the hub has it; raises DataError whose fix names the files ``to_bring``."""
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(
+        f"{folder} holds no weights: expected {' or '.join(WEIGHT_FILES)}",
+        fix=f"put {to_bring} of the model into {folder}",
+    )
 
 
 def _named(keys: list[str]) -> str:

@@ -9,21 +9,32 @@ import typer
 
 from ..base.console import command
 from ..base.errors import UsageError
-from ..runtime.manifest import CrossAttention
-from .sources import DEFAULT_BLIP, DEFAULT_SLOW
+from .cli_options import (
+    EXAMPLE,
+    MOST_CAPTIONED,
+    READINGS,
+    BlipOption,
+    BundleArgument,
+    ClipOption,
+    I3dOption,
+    JsonOption,
+    Resnet3dOption,
+    SlowOption,
+    ThreadsOption,
+    VideomaeOption,
+    check_choices,
+    check_uses,
+    choose_sources,
+)
+from .cli_show import extractor_row, show_extractors, show_manifest, show_parity
+from .extractors import DEFAULT_EXTRACTOR, EXTRACTORS, count_networks, count_parameters, find_extractor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..runtime.manifest import GraphParity, Manifest
+    from ..runtime.manifest import GraphParity
 
 app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Cores to use; all when not given.")]
-BundleArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The bundle folder.")]
-
-READINGS: tuple[CrossAttention, ...] = ("bidirectional", "causal-last", "causal-first")
 
 
 @app.callback(invoke_without_command=True)
@@ -32,22 +43,36 @@ def export(
     context: typer.Context,
     backend: Annotated[str | None, typer.Option(help="onnx. (tensorrt is not built by this version.)")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The bundle folder to make.")] = None,
-    blip: Annotated[
+    extractor: Annotated[
+        str, typer.Option(metavar="NAME", help="What turns clips into numbers; flamest-export extractors lists them.")
+    ] = DEFAULT_EXTRACTOR,
+    weights: Annotated[
         str,
         typer.Option(
             metavar="SRC",
-            help="The captioner: a hub id (OWNER/MODEL[@REVISION]), a folder with config.json, model.safetensors "
-            "and tokenizer.json, random:full, or random:tiny.",
+            help="The source of every network that is not given one of its own: published, miniworld (small networks "
+            "that this project trained), random:full or random:tiny.",
         ),
-    ] = DEFAULT_BLIP,
-    slow: Annotated[
-        str,
+    ] = "published",
+    blip: BlipOption = None,
+    clip: ClipOption = None,
+    slow: SlowOption = None,
+    i3d: I3dOption = None,
+    resnet3d: Resnet3dOption = None,
+    videomae: VideomaeOption = None,
+    captions: Annotated[
+        Path | None,
         typer.Option(
-            metavar="SRC",
-            help="The Slow network: slow_r50 (PyTorchVideo's published weights), a SLOW_8x8_R50 checkpoint file "
-            "(.safetensors, .pth, .pyth), random:full, or random:tiny.",
+            metavar="FILE", help="Captions that CLIP retrieves: a JSON object {class: caption}, or a caption a line."
         ),
-    ] = DEFAULT_SLOW,
+    ] = None,
+    captioned_frames: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help=f"Keyframes of a clip that are captioned, 1 to {MOST_CAPTIONED}; their embeddings are averaged.",
+        ),
+    ] = 1,
     precision: Annotated[str, typer.Option(help="fp32. (Others are not built by this version.)")] = "fp32",
     cross_attention: Annotated[
         str,
@@ -62,7 +87,7 @@ def export(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any] | None:
-    """Build a bundle: the frozen BLIP and Slow networks as ONNX graphs in one folder.
+    """Build a bundle: the frozen networks of an extractor as ONNX graphs in one folder.
 
     Every silo of a federation extracts its features with the same bundle. The export ends with a
     comparison of each graph with PyTorch on the same weights; when one is further off than 1e-4, or
@@ -76,29 +101,43 @@ def export(
 
       flamest-export --backend onnx --out bundle
 
-      flamest-export --backend onnx --blip random:tiny --slow random:tiny --out tiny-bundle
+      flamest-export --backend onnx --extractor blip+i3d --weights random:tiny --out tiny-bundle
 
       flamest-export inspect bundle
     """
     if context.invoked_subcommand is not None:
         return None
-    _check_choices(backend, precision, cross_attention)
+    check_choices(backend, precision, cross_attention)
+    entry = find_extractor(extractor)
     if out is None:
-        raise UsageError("no folder given for the bundle: expected --out DIR", fix=_EXAMPLE)
+        raise UsageError("no folder given for the bundle: expected --out DIR", fix=EXAMPLE)
+    given = {"blip": blip, "clip": clip, "slow": slow, "i3d": i3d, "resnet3d": resnet3d, "videomae": videomae}
+    check_uses(entry, given, captions, captioned_frames)
     from ..base.progress import progress_bar
-    from .bundle import PHASES, ExportRequest, export_bundle
+    from .bundle import ExportRequest, export_bundle, steps_of
     from .libraries import quiet_libraries, torch_threads
 
-    reading = next(known for known in READINGS if known == cross_attention)
-    request = ExportRequest(blip, slow, out, reading, extraction_seed, threads)
-    with progress_bar("exporting", PHASES, unit="steps") as progress, quiet_libraries(), torch_threads(threads):
+    request = ExportRequest(
+        extractor=entry,
+        sources=choose_sources(entry, weights, given),
+        out=out,
+        cross_attention=next(known for known in READINGS if known == cross_attention),
+        captioned_frames=captioned_frames,
+        captions=captions,
+        extraction_seed=extraction_seed,
+        threads=threads,
+    )
+    steps = steps_of(entry)
+    with progress_bar("exporting", steps, unit="steps") as progress, quiet_libraries(), torch_threads(threads):
         done = export_bundle(request, progress)
     manifest = done.manifest
     if not as_json:
         print(f"{out}: bundle {manifest.fingerprint[:16]}, {done.seconds:.0f} s")
-        _show_parity(manifest.parity.graphs, manifest.parity.captions)
+        show_parity(manifest.parity.graphs, manifest.parity.captions)
     return {
         "bundle": str(out),
+        "extractor": manifest.extractor,
+        "width": manifest.width,
         "fingerprint": manifest.fingerprint,
         "parameters": {part: source.parameters for part, source in manifest.sources.items()},
         "parameters_tied": {part: source.parameters_tied for part, source in manifest.sources.items()},
@@ -106,6 +145,31 @@ def export(
         "captions_equal": manifest.parity.captions_equal,
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
         "seconds": round(done.seconds, 1),
+    }
+
+
+@app.command("extractors")
+@command
+def extractors(as_json: JsonOption = False) -> dict[str, Any]:
+    """List the extractors with frames, numbers per clip and parameters, beside what the paper prints.
+
+    Parameters are those of the published networks, counted from their architectures; BLIP's word
+    embedding and output projection, which are one matrix, count twice, as in the paper.
+    """
+    from .libraries import quiet_libraries
+
+    with quiet_libraries():
+        counts, networks = count_parameters(), count_networks()
+    rows = [extractor_row(entry, counts[name]) for name, entry in EXTRACTORS.items()]
+    if not as_json:
+        show_extractors(rows)
+        print(f"BLIP with each stored value once: {networks['blip'].stored:,}")
+        print(f"Student of the knowledge distillation (ResNet-18): {networks['resnet18'].parameters:,}")
+    return {
+        "extractors": rows,
+        "networks": {
+            name: {"parameters": count.parameters, "stored": count.stored} for name, count in networks.items()
+        },
     }
 
 
@@ -119,7 +183,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> dict[str, An
 
     manifest = read_manifest(bundle)
     if not as_json:
-        _show_manifest(bundle, manifest)
+        show_manifest(bundle, manifest)
     return {
         "bundle": str(bundle),
         "fingerprint": manifest.fingerprint,
@@ -132,25 +196,31 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> dict[str, An
 @command
 def verify(
     bundle: BundleArgument,
-    blip: Annotated[str | None, typer.Option(metavar="SRC", help="The captioner it was exported from.")] = None,
-    slow: Annotated[str | None, typer.Option(metavar="SRC", help="The Slow network it was exported from.")] = None,
+    blip: BlipOption = None,
+    clip: ClipOption = None,
+    slow: SlowOption = None,
+    i3d: I3dOption = None,
+    resnet3d: Resnet3dOption = None,
+    videomae: VideomaeOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Check every file of a bundle against its manifest, then compare its graphs with PyTorch again.
 
     The comparison needs the weights: those of random:* sources are made again, published ones are
-    taken from this machine's caches or the network, others are given with --blip and --slow.
+    taken from this machine's caches or the network, others are given as they were for the export.
     """
     from ..base.progress import progress_bar
     from .libraries import quiet_libraries, torch_threads
     from .verify import PHASES, verify_bundle
 
+    named = {"blip": blip, "clip": clip, "slow": slow, "i3d": i3d, "resnet3d": resnet3d, "videomae": videomae}
+    given = {name: source for name, source in named.items() if source is not None}
     with progress_bar("verifying", PHASES, unit="steps") as progress, quiet_libraries(), torch_threads(threads):
-        done = verify_bundle(bundle, progress, blip=blip, slow=slow, threads=threads)
+        done = verify_bundle(bundle, progress, given=given, threads=threads)
     if not as_json:
         print(f"{bundle}: {len(done.manifest.files)} files are those of the manifest")
-        _show_parity(done.graphs, done.manifest.parity.captions)
+        show_parity(done.graphs, done.manifest.parity.captions)
         for part, advice in done.not_compared.items():
             print(f"{part}: not compared with PyTorch, its weights are not at hand. Give them: {advice}")
     return {
@@ -206,51 +276,8 @@ def doctor(as_json: JsonOption = False) -> dict[str, Any]:
     }
 
 
-_EXAMPLE = "flamest-export --backend onnx --out DIR"
-
-
-def _check_choices(backend: str | None, precision: str, cross_attention: str) -> None:
-    if backend is None:
-        raise UsageError("no backend given: expected --backend onnx", fix=_EXAMPLE)
-    if backend == "tensorrt":
-        raise UsageError("--backend tensorrt: this version builds ONNX bundles only", fix=_EXAMPLE)
-    if backend != "onnx":
-        raise UsageError(f"--backend {backend}: no such backend, expected onnx", fix=_EXAMPLE)
-    if precision in ("fp16", "bf16", "int8"):
-        raise UsageError(f"--precision {precision}: this version builds fp32 bundles only", fix=_EXAMPLE)
-    if precision != "fp32":
-        raise UsageError(f"--precision {precision}: no such precision, expected fp32", fix=_EXAMPLE)
-    if cross_attention not in READINGS:
-        raise UsageError(f"--cross-attention {cross_attention}: expected one of {', '.join(READINGS)}")
-
-
 def _parity(graphs: Mapping[str, GraphParity]) -> dict[str, dict[str, float]]:
     return {name: {"max_abs": graph.max_abs, "max_rel": graph.max_rel} for name, graph in graphs.items()}
-
-
-def _show_parity(graphs: Mapping[str, GraphParity], captions: int) -> None:
-    for name, graph in graphs.items():
-        print(f"  {name}: largest relative error against PyTorch {graph.max_rel:.1e}")
-    if "text" in graphs:
-        print(f"  captions: {captions} of {captions} equal to PyTorch's")
-
-
-def _show_manifest(bundle: Path, manifest: Manifest) -> None:
-    print(f"{bundle}: {manifest.extractor}, {manifest.precision}, {manifest.backend}, made {manifest.created}")
-    print(f"  fingerprint   {manifest.fingerprint}")
-    print(f"  features      {manifest.vlm.width} + {manifest.cnn.width} = {manifest.width} numbers per clip")
-    print(f"  reading       {manifest.vlm.reading}, extraction seed {manifest.extraction_seed}")
-    rule = manifest.keyframes
-    print(f"  keyframes     {rule.count} of {rule.candidates} at {rule.preprocessing.size} px ({rule.space})")
-    for part, source in manifest.sources.items():
-        print(f"  {part:13} {source.name} ({source.revision}), licence: {source.licence}")
-        print(
-            f"                {source.parameters:,} parameters as the paper counts, {source.parameters_tied:,} stored"
-        )
-    for name, graph in manifest.graphs.items():
-        size, parity = manifest.files[graph.file].bytes / 1e6, manifest.parity.graphs[name]
-        print(f"  {name:13} {graph.file}, {size:.1f} MB, opset {graph.opset}, error {parity.max_rel:.1e}")
-    print("  built with    " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
 
 
 def main() -> None:

@@ -1,35 +1,44 @@
-"""A captioner's files from the Hugging Face hub, or from its cache on this machine."""
+"""A model's files from the Hugging Face hub, or from its cache on this machine."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ..base.errors import MissingExtra, UnreachableError
-from .blip_checkpoint import FILES_TO_BRING
 
+HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _WANTED = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "preprocessor_config.json")
 
 
-def fetch_blip(repository: str, revision: str | None) -> tuple[Path, str]:
-    """(folder, commit) of ``repository`` at ``revision`` (None: its main branch).
+def is_hub_id(name: str) -> bool:
+    """Does ``name`` have the form of a hub id, OWNER/MODEL, with or without @REVISION?"""
+    return HUB_ID.fullmatch(name) is not None and not name.startswith((".", "/"))
 
-    Raises UnreachableError that names the files to bring and the command to type then.
+
+def fetch_folder(name: str, *, option: str, to_bring: str) -> tuple[Path, str]:
+    """(folder, commit) of the hub id ``name``, at its revision or on its main branch.
+
+    Raises UnreachableError that names the files ``to_bring`` and the command to type then, with the
+    ``option`` that takes the folder.
     """
     try:
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
         raise MissingExtra("huggingface_hub", extra="export") from error
+    hub = HUB_ID.fullmatch(name)
+    repository, revision = (name, None) if hub is None else (hub["repository"], hub["revision"])
     try:
         folder = Path(_download(repository, revision, _WANTED))
         if not (folder / "model.safetensors").is_file():
             folder = Path(_download(repository, revision, ("pytorch_model.bin",)))
     except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
-        name = repository.rpartition("/")[2]
+        short = repository.rpartition("/")[2]
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnreachableError(
             f"cannot fetch '{repository}' from the hub, and it is not in this machine's cache: {reason}",
-            fix=f"where there is network, download {FILES_TO_BRING} of '{repository}' into a folder {name}, "
-            f"bring it here, then type: flamest-export --backend onnx --blip ./{name} --out DIR",
+            fix=f"where there is network, download {to_bring} of '{repository}' into a folder {short}, "
+            f"bring it here, then type: flamest-export --backend onnx {option} ./{short} --out DIR",
         ) from error
     return folder, f"commit {folder.name}"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ..base.errors import MissingExtra
 
-_TALKERS = ("torch.onnx", "onnxscript", "onnx_ir", "httpx", "huggingface_hub")
+_TALKERS = ("torch.onnx", "onnxscript", "onnx_ir", "httpx", "huggingface_hub", "transformers")
 
 
 @contextlib.contextmanager

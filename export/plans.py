@@ -1,26 +1,24 @@
-"""The four graphs of a bundle, as runtime/manifest.py promises them, over two loaded models."""
+"""The graphs of a bundle, as runtime/manifest.py promises them, over loaded models."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..runtime.manifest import AxisRange, Tensor, TextShape
-from .architectures import FRAMES, SlowForm
-from .blip import layer_names, text_module, text_shape, vision_module
+from .architectures import VideoForm
+from .blip import layer_names, text_module, text_shape, vision_module, words_module
+from .clip import clip_module
 from .graphs import GraphPlan
-from .slow import keyframe_module, keyframe_width, slow_module
+from .slow import keyframe_module, keyframe_width
+from .video_networks import VideoNetwork
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import BlipForConditionalGeneration
 
-SLOW_WIDTH = 2048
 MAX_NEW_TOKENS = 20  # of a caption (paper section 5.1; NOTES decision 1)
 MAX_TOKENS = 64  # of an encoded caption: its decoded text may fall into more pieces than were generated
-# As BlipImageProcessor of the published captioner prepares an image.
-BLIP_MEAN, BLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-# As PyTorchVideo's hub page for slow_r50 prepares a clip.
-SLOW_MEAN, SLOW_STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 CANDIDATES = 32  # frames among which keyframes are picked
 
 _BATCH = AxisRange(1, 1, 16)
@@ -60,17 +58,47 @@ def text_plan(model: BlipForConditionalGeneration) -> GraphPlan:
     return GraphPlan("text", text_module(model), inputs, outputs, axes)
 
 
-def slow_plan(net: nn.Module, form: SlowForm) -> GraphPlan:
+def words_plan(model: BlipForConditionalGeneration) -> GraphPlan:
     return GraphPlan(
-        "cnn",
-        slow_module(net),
-        (Tensor("frames", "float32", ("batch", 3, FRAMES, form.crop, form.crop)),),
-        (Tensor("embedding", "float32", ("batch", SLOW_WIDTH)),),
+        "words",
+        words_module(model),
+        (
+            Tensor("token_ids", "int64", ("batch", "tokens")),
+            Tensor("positions", "int64", ("batch", "tokens")),
+            Tensor("mask", "float32", ("batch", 1, 1, "tokens")),
+        ),
+        (Tensor("hidden", "float32", ("batch", "tokens", text_shape(model).width)),),
+        {"batch": _BATCH, "tokens": AxisRange(1, MAX_NEW_TOKENS // 2, MAX_TOKENS)},
+    )
+
+
+def clip_plan(model: Any, captions: torch.Tensor) -> GraphPlan:
+    """``model``: a ``CLIPModel``; ``captions``: the vectors of its captions, float32 [N, w]."""
+    size = model.config.vision_config.image_size
+    return GraphPlan(
+        "clip",
+        clip_module(model, captions),
+        (Tensor("pixels", "float32", ("batch", 3, size, size)),),
+        (
+            Tensor("vector", "float32", ("batch", 2 * int(captions.shape[1]))),
+            Tensor("caption_index", "int64", ("batch",)),
+        ),
         {"batch": _BATCH},
     )
 
 
-def keyframe_plan(net: nn.Module, form: SlowForm) -> GraphPlan:
+def cnn_plan(network: VideoNetwork, net: nn.Module, form: VideoForm) -> GraphPlan:
+    return GraphPlan(
+        "cnn",
+        network.module(net),
+        (Tensor("frames", "float32", ("batch", 3, form.frames, form.crop, form.crop)),),
+        (Tensor("embedding", "float32", ("batch", form.width)),),
+        {"batch": _BATCH},
+    )
+
+
+def keyframe_plan(net: nn.Module, form: VideoForm) -> GraphPlan:
+    """``net``, ``form``: those of Slow."""
     size = form.keyframe_size
     return GraphPlan(
         "keyframes",

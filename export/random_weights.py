@@ -1,9 +1,9 @@
-"""Seeded weights for ``random:full`` and ``random:tiny`` that mean something numerically.
+"""Seeded weights of BLIP for ``random:full`` and ``random:tiny`` that mean something numerically.
 
-What the libraries initialise proves nothing: BLIP's vision weights have a deviation of 1e-10, so its
-output is about 4e-6 and every export "passes"; Slow's last batch norms are zero. Here attention is
-sharp enough to choose, embeddings are of order 1 and differ between images, batch norms have scales
-and statistics, captions depend on the image, have a clear winner at each step, and end.
+What the library initialises proves nothing: the vision weights have a deviation of 1e-10, so its
+output is about 4e-6 and every export "passes". Here attention is sharp enough to choose, embeddings
+are of order 1 and differ between images, captions depend on the image, have a clear winner at each
+step, and end. random_convolutions.py and random_transformers.py do the other networks.
 
 Draws come from NumPy's PCG64, one stream per tensor; what is measured on calibration frames is
 computed in float64 and rounded, so that the same seed gives the same bytes on every machine.
@@ -11,70 +11,52 @@ computed in float64 and rounded, so that the same seed gives the same bytes on e
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from .blip import key_values, resumed
 from .calibration import calibration_clips
+from .random_draws import SCORE_GAIN, assign, draw, rounded
 from .vocabulary import CLS, word_ids
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import BlipForConditionalGeneration
 
-SCORE_GAIN = 1.5  # of queries and of keys: attention scores have its square as deviation
 DEEP = 4  # layers; deeper text decoders add less per layer, or the first tokens and positions are forgotten
 DEEP_GAIN = 0.35  # of what each attention and MLP of a deep text decoder adds
 WORD_SCALE = 0.11  # of a word's embedding: logits, its product with a unit-variance vector, get deviation 3
 EARLY, END_AROUND, LATE, WATCHED = 3, 5, 6, 10  # words of a caption that is watched, to find where it shall end
 END_GAIN = 3.0  # of the end token's logit between early and late words, in units of a winning logit
 UNSAID = -60.0  # bias of tokens that no caption may hold: special tokens and word pieces
-LAST_STAGE = "blocks.4."  # of Slow
-LAST_GAIN = np.float32(2.0)  # few positions pass there: it keeps the embedding of order 1
-MEASURED = 128  # pixels; 256 would take four times as long in float64
-ROUNDED_BITS = 14  # of the mantissa of measured values
 
 
 def randomise_blip(model: BlipForConditionalGeneration, *, seed: int) -> None:
     """Set every weight of ``model`` from ``seed``."""
     gain = DEEP_GAIN if model.config.text_config.num_hidden_layers > DEEP else 1.0
     for name, parameter in model.named_parameters():
-        draw = _draw(f"blip.{name}", seed, tuple(parameter.shape))
-        _set(parameter, _blip_values(name, draw, text_gain=gain))
+        drawn = draw(f"blip.{name}", seed, tuple(parameter.shape))
+        assign(parameter, _blip_values(name, drawn, text_gain=gain))
     _centre_embeddings(model, seed=seed)
     _restrict_words(model, seed=seed)
     _make_captions_end(model, seed=seed)
 
 
-def randomise_slow(net: nn.Module, *, crop: int, seed: int) -> None:
-    """Set every weight of ``net`` from ``seed``; batch-norm statistics are those of seeded clips.
-
-    ``crop``: pixels, of the clips that the network sees; statistics are measured at MEASURED at most.
-    """
-    for name, parameter in net.named_parameters():
-        draw = _draw(f"slow.{name}", seed, tuple(parameter.shape))
-        _set(parameter, _slow_values(name, draw))
-    _measure_batch_norms(
-        net, calibration_clips(seed, clips=4, frames=8, size=min(crop, MEASURED), mean=0.45, std=0.225)
-    )
-
-
-def _blip_values(name: str, draw: npt.NDArray[np.float32], *, text_gain: float) -> npt.NDArray[np.float32]:
-    fan_in = int(np.prod(draw.shape[1:])) or 1
+def _blip_values(name: str, drawn: npt.NDArray[np.float32], *, text_gain: float) -> npt.NDArray[np.float32]:
+    fan_in = int(np.prod(drawn.shape[1:])) or 1
     if "layernorm" in name.lower() or "layer_norm" in name:
-        return (1 + 0.1 * draw) if name.endswith("weight") else 0.1 * draw
+        return (1 + 0.1 * drawn) if name.endswith("weight") else 0.1 * drawn
     if "word_embeddings" in name:
-        return WORD_SCALE * draw
+        return WORD_SCALE * drawn
     if "position_embeddings" in name:  # text
-        return WORD_SCALE * draw
+        return WORD_SCALE * drawn
     if "class_embedding" in name or "position_embedding" in name:  # image
-        return draw
+        return drawn
     if name.endswith("bias"):
-        return 0.1 * draw
-    weight = draw / np.float32(np.sqrt(fan_in))
+        return 0.1 * drawn
+    weight = drawn / np.float32(np.sqrt(fan_in))
     if ".qkv." in name:  # queries, keys and values of the vision encoder in one matrix
         scores = 2 * len(weight) // 3
         return np.concatenate([SCORE_GAIN * weight[:scores], weight[scores:]])
@@ -83,41 +65,6 @@ def _blip_values(name: str, draw: npt.NDArray[np.float32], *, text_gain: float) 
     if ".output.dense." in name:
         return text_gain * weight
     return weight
-
-
-def _slow_values(name: str, draw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    if ".norm" in name or "_norm" in name:
-        # The last norm of a block shifts down: fewer positions pass the rectifier, and clips differ more;
-        # in the last stage, whose output is the embedding, much more than they have in common.
-        last = name.startswith(LAST_STAGE)
-        gain = LAST_GAIN if last and (".norm_c." in name or "branch1_norm" in name) else np.float32(1.0)
-        shift = (-1.5 if last else -0.5) if ".norm_c." in name else 0.0
-        return gain * ((1 + 0.2 * draw) if name.endswith("weight") else shift + 0.3 * draw)
-    if name.endswith("bias"):
-        return 0.1 * draw
-    fan_in = int(np.prod(draw.shape[1:]))
-    return draw * np.float32(np.sqrt(2 / fan_in))
-
-
-def _draw(name: str, seed: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Standard normal float32 values that depend on name and seed only."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
-    return generator.standard_normal(shape, dtype=np.float32)
-
-
-def _set(target: Any, values: npt.NDArray[Any]) -> None:
-    import torch
-
-    with torch.no_grad():
-        target.copy_(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)))
-
-
-def _rounded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """Few mantissa bits: float64 noise of another machine's order of summing does not show."""
-    mantissa, exponent = np.frexp(values)
-    rounded = np.ldexp(np.round(np.ldexp(mantissa, ROUNDED_BITS)), exponent - ROUNDED_BITS)
-    return np.asarray(rounded, dtype=np.float32)
 
 
 def _centre_embeddings(model: BlipForConditionalGeneration, *, seed: int) -> None:
@@ -141,7 +88,7 @@ def _centre_embeddings(model: BlipForConditionalGeneration, *, seed: int) -> Non
         read = double.text_decoder.bert(torch.from_numpy(tokens), encoder_hidden_states=seen, is_decoder=False)
     shared = read.last_hidden_state[:, 0].mean(0).numpy()
     bias = model.text_decoder.bert.encoder.layer[-1].output.LayerNorm.bias
-    _set(bias, bias.detach().numpy() - _rounded(shared))
+    assign(bias, bias.detach().numpy() - rounded(shared))
 
 
 def _restrict_words(model: BlipForConditionalGeneration, *, seed: int) -> None:
@@ -149,32 +96,9 @@ def _restrict_words(model: BlipForConditionalGeneration, *, seed: int) -> None:
     config = model.config.text_config
     bias = np.full(config.vocab_size, UNSAID, dtype=np.float32)
     said = np.asarray(word_ids())
-    bias[said] = 0.3 * _draw("blip.said", seed, said.shape)
+    bias[said] = 0.3 * draw("blip.said", seed, said.shape)
     bias[config.sep_token_id] = 0.0
-    _set(model.text_decoder.cls.predictions.decoder.bias, bias)
-
-
-def _measure_batch_norms(net: nn.Module, clips: npt.NDArray[np.float64]) -> None:
-    """Running mean and variance of every batch norm from one float64 pass over ``clips``."""
-    import copy
-
-    import torch
-    from torch import nn
-
-    # Statistics of a batch are a mean over 1e3 to 1e6 positions: in float64 their last bits are noise.
-    blocks: Any = net.blocks
-    double = copy.deepcopy(nn.Sequential(*blocks[:5])).double().train()  # the head does not fit a small crop
-    norms = {name: module for name, module in double.named_modules() if isinstance(module, nn.BatchNorm3d)}
-    for norm in norms.values():
-        norm.reset_running_stats()
-        norm.momentum = 1.0
-    with torch.no_grad():
-        double(torch.from_numpy(clips))
-    for name, norm in norms.items():
-        target: Any = net.get_submodule(f"blocks.{name}")
-        _set(target.running_mean, _rounded(norm.running_mean.numpy()))  # type: ignore[union-attr]
-        _set(target.running_var, _rounded(norm.running_var.numpy()))  # type: ignore[union-attr]
-        target.num_batches_tracked.fill_(1)
+    assign(model.text_decoder.cls.predictions.decoder.bias, bias)
 
 
 def _make_captions_end(model: BlipForConditionalGeneration, *, seed: int) -> None:
@@ -193,11 +117,11 @@ def _make_captions_end(model: BlipForConditionalGeneration, *, seed: int) -> Non
     usual = float(winners.mean())
     slope = END_GAIN * usual / float(along[:, LATE:].mean() - along[:, :EARLY].mean())
     crossing = float(along[:, END_AROUND].mean())
-    row = _rounded((slope * direction).numpy())
+    row = rounded((slope * direction).numpy())
     end = model.config.text_config.sep_token_id
-    _set(model.text_decoder.bert.embeddings.word_embeddings.weight[end], row)
-    bias = _rounded(np.asarray([usual - slope * crossing]))
-    _set(model.text_decoder.cls.predictions.decoder.bias[end : end + 1], bias)
+    assign(model.text_decoder.bert.embeddings.word_embeddings.weight[end], row)
+    bias = rounded(np.asarray([usual - slope * crossing]))
+    assign(model.text_decoder.cls.predictions.decoder.bias[end : end + 1], bias)
 
 
 def _endless_captions(double: BlipForConditionalGeneration, *, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""The Slow network as two modules that only see tensors: its embedding, and keyframe features.
+"""PyTorchVideo's networks as modules that only see tensors: the embedding of Slow or I3D, Slow's keyframe features.
 
-Both are cut from PyTorchVideo's model: stem, res2 to res5, head are ``blocks[0]`` to ``blocks[5]``.
+Stem and stages come first in their ``blocks``, the head last; of Slow, stem to res3 are ``blocks[0]`` to ``blocks[2]``.
 """
 
 from __future__ import annotations
@@ -8,14 +8,17 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ..base.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def slow_module(net: nn.Module) -> nn.Module:
-    """frames float32 [B, 3, K, S, S] -> embedding float32 [B, 2048] (paper eq. 7).
+def pooled_module(net: nn.Module) -> nn.Module:
+    """frames float32 [B, 3, K, S, S] -> embedding float32 [B, width] (paper eq. 7).
 
     What enters the last dense layer, averaged over the positions that the head pools to: four
     windows of 7 x 7 for ``slow_r50`` at 256 px, which is another vector than the global mean.
@@ -24,16 +27,37 @@ def slow_module(net: nn.Module) -> nn.Module:
 
     blocks: Any = net.blocks
 
-    class Slow(nn.Module):
+    class Pooled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.backbone = nn.Sequential(*blocks[:5])
-            self.pool = blocks[5].pool
+            self.backbone = nn.Sequential(*blocks[:-1])
+            self.pool = blocks[-1].pool
 
         def forward(self, frames: Tensor) -> Tensor:
             return self.pool(self.backbone(frames)).mean(dim=(2, 3, 4))  # type: ignore[no-any-return]
 
-    return Slow().eval()
+    return Pooled().eval()
+
+
+def before_proj(net: nn.Module, frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The reference: what enters the last dense layer in PyTorchVideo's own forward, averaged over its positions."""
+    blocks: Any = net.blocks
+    (seen,) = inputs_of(blocks[-1].proj, net, frames)
+    return seen.mean(dim=(1, 2, 3)).numpy()
+
+
+def inputs_of(layer: nn.Module, net: nn.Module, frames: npt.NDArray[np.float32]) -> list[Tensor]:
+    """What ``layer`` is given while ``net`` runs on ``frames``, one tensor per call."""
+    import torch
+
+    seen: list[Any] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        with torch.no_grad():
+            net(torch.from_numpy(frames))
+    finally:
+        hook.remove()
+    return seen
 
 
 def keyframe_module(net: nn.Module) -> nn.Module:

@@ -1,13 +1,15 @@
-"""Where weights come from: a hub id, a local folder, a checkpoint file, or a seed.
+"""Where weights come from: a hub id, a local folder, a checkpoint file, the mini-world, or a seed.
 
-    --blip  OWNER/MODEL[@REVISION] | FOLDER | FOLDER/FILE.safetensors | random:full | random:tiny
-    --slow  slow_r50 | FILE.safetensors | FILE.pth | random:full | random:tiny
+Every network takes ``random:full``, ``random:tiny`` (a seed may follow: ``random:tiny:7``),
+``miniworld`` (the small network that the project trained and carries) and ``published``; and its own:
 
-A seed may follow: ``random:tiny:7``.
+    --blip, --clip, --videomae     OWNER/MODEL[@REVISION] | FOLDER | FOLDER/FILE.safetensors
+    --slow, --i3d, --resnet3d      slow_r50, i3d_r50, r3d_18 | FILE.safetensors | FILE.pth | FILE.pyth
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from dataclasses import dataclass
@@ -16,33 +18,34 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import DataError, UsageError
 from ..runtime.manifest import Source
-from .architectures import (
-    BLIP_BASE_CONFIG,
-    BLIP_TINY_CONFIG,
-    SLOW_R50_FORM,
-    SLOW_TINY_FORM,
-    SlowForm,
-    build_blip,
-    build_slow_r50,
-    build_slow_tiny,
-    parameter_counts,
-)
+from .architectures import BLIP_BASE_CONFIG, BLIP_TINY_CONFIG, VideoForm, build_blip, parameter_counts
 from .checkpoints import BATCH_COUNT
+from .clip import CLIP_BASE_CONFIG, CLIP_TINY_CONFIG, build_clip, read_captions
+from .hub import fetch_folder, is_hub_id
 from .tokenizer import read_tokenizer, synthetic_tokenizer
+from .video_networks import VIDEO_NETWORKS, VideoNetwork
+from .vocabulary import CLS, SEP, spoken_phrases
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import BlipForConditionalGeneration
 
-DEFAULT_BLIP = "Salesforce/blip-image-captioning-base"
-DEFAULT_SLOW = "slow_r50"
-
+PUBLISHED = {
+    "blip": "Salesforce/blip-image-captioning-base",
+    "clip": "openai/clip-vit-base-patch32",
+    **{name: network.published for name, network in VIDEO_NETWORKS.items()},
+}
+MINIWORLD = "miniworld"
+_SMALL_REVISION = "trained by this project on its mini-world (flamest.experiments.pretraining)"
 _RANDOM = re.compile(r"random:(?P<form>full|tiny)(:(?P<seed>\d{1,9}))?")
-_HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_RANDOM_CAPTIONS = 8  # made up for a random CLIP
 
 _LICENCES = {
-    DEFAULT_BLIP: "BSD-3-Clause (model card)",
-    DEFAULT_SLOW: "Apache-2.0 (PyTorchVideo's repository; it states no separate licence for the weights)",
+    "Salesforce/blip-image-captioning-base": "BSD-3-Clause (model card)",
+    "slow_r50": "Apache-2.0 (PyTorchVideo's repository; it states no separate licence for the weights)",
+    "i3d_r50": "Apache-2.0 (PyTorchVideo's repository; it states no separate licence for the weights)",
+    "r3d_18": "BSD-3-Clause (torchvision's repository; it states no separate licence for the weights)",
+    MINIWORLD: "Apache-2.0 (this project's own weights)",
 }
 _LICENCE_UNKNOWN = "not known to the exporter: ask whoever gave you the weights"
 
@@ -57,29 +60,35 @@ class BlipSource:
 
 
 @dataclass(frozen=True, eq=False)
-class SlowSource:
-    """A loaded Slow network and where it came from."""
+class ClipSource:
+    """A loaded CLIP, its tokenizer.json, the captions that come with it, and where they came from."""
 
-    net: nn.Module
-    form: SlowForm
+    model: Any  # transformers.CLIPModel
+    tokenizer: bytes
+    captions: tuple[str, ...]  # none with published weights: they are written per data set
     source: Source
 
 
-def is_random(name: str) -> bool:
+@dataclass(frozen=True, eq=False)
+class VideoSource:
+    """A loaded spatio-temporal network and where it came from."""
+
+    network: VideoNetwork
+    net: nn.Module
+    form: VideoForm
+    source: Source
+
+
+def is_self_contained(name: str) -> bool:
     """Can this source be loaded again from its name alone, with no file and no network?"""
-    return _RANDOM.fullmatch(name) is not None
-
-
-def is_hub_id(name: str) -> bool:
-    """Does ``name`` have the form of a hub id, OWNER/MODEL, with or without @REVISION?"""
-    return _HUB_ID.fullmatch(name) is not None
+    return _RANDOM.fullmatch(name) is not None or name == MINIWORLD
 
 
 def open_blip(name: str) -> BlipSource:
     """Load the captioner that ``name`` stands for.
 
     Raises UsageError for a name of no known form, UnreachableError without network, DataError when
-    files are missing, damaged, or not those of the configuration.
+    files are missing, damaged, or not those of the configuration (``untrained``: the mini-world's).
     """
     seeded = _RANDOM.fullmatch(name)
     if seeded:
@@ -88,55 +97,103 @@ def open_blip(name: str) -> BlipSource:
         model = build_blip(BLIP_BASE_CONFIG if seeded["form"] == "full" else BLIP_TINY_CONFIG)
         randomise_blip(model, seed=int(seeded["seed"] or 0))
         return BlipSource(model, synthetic_tokenizer(), _describe(name, f"seed {seeded['seed'] or 0}", model, "none"))
-    from .blip_checkpoint import load_blip
+    if name == MINIWORLD:
+        from .small_networks import BLIP_FOLDER, load_small
 
-    path, revision = Path(name), "local files"
-    if not path.exists():
-        path, revision = _from_hub(name)
+        small: Any = load_small("blip")
+        tokenizer = read_tokenizer(BLIP_FOLDER, vocabulary_size=small.config.text_config.vocab_size)
+        return BlipSource(small, tokenizer, _describe(name, _SMALL_REVISION, small, _licence(name)))
+    from .blip_checkpoint import FILES_TO_BRING, load_blip
+
+    path, revision = _folder("blip", name, FILES_TO_BRING)
     model = load_blip(path)
-    folder = path if path.is_dir() else path.parent
-    tokenizer = read_tokenizer(folder, vocabulary_size=model.config.text_config.vocab_size)
-    hub = _HUB_ID.fullmatch(name)
-    licence = _LICENCES.get(hub["repository"] if hub else name, _LICENCE_UNKNOWN)
-    return BlipSource(model, tokenizer, _describe(_short(name), revision, model, licence))
+    tokenizer = read_tokenizer(_inside(path), vocabulary_size=model.config.text_config.vocab_size)
+    return BlipSource(model, tokenizer, _describe(_short(name), revision, model, _licence(name)))
 
 
-def open_slow(name: str) -> SlowSource:
-    """Load the Slow network that ``name`` stands for; errors as for ``open_blip``."""
+def open_clip(name: str) -> ClipSource:
+    """Load the CLIP that ``name`` stands for; errors as for ``open_blip``."""
     seeded = _RANDOM.fullmatch(name)
     if seeded:
-        from .random_weights import randomise_slow
+        from .random_transformers import randomise_clip
 
-        full = seeded["form"] == "full"
-        net, form = (build_slow_r50(), SLOW_R50_FORM) if full else (build_slow_tiny(), SLOW_TINY_FORM)
-        randomise_slow(net, crop=form.crop, seed=int(seeded["seed"] or 0))
-        return SlowSource(net, form, _describe(name, f"seed {seeded['seed'] or 0}", net, "none"))
-    from .slow_checkpoint import download_slow_r50, load_slow
+        config, seed = CLIP_BASE_CONFIG if seeded["form"] == "full" else CLIP_TINY_CONFIG, int(seeded["seed"] or 0)
+        # The made-up tokenizer's start and end in place of those of CLIP's.
+        model = build_clip(
+            {**config, "text_config": {**config["text_config"], "bos_token_id": CLS, "eos_token_id": SEP}}
+        )
+        randomise_clip(model, seed=seed)
+        captions = spoken_phrases(seed, _RANDOM_CAPTIONS)
+        return ClipSource(model, synthetic_tokenizer(), captions, _describe(name, f"seed {seed}", model, "none"))
+    if name == MINIWORLD:
+        from .small_networks import BLIP_FOLDER, CLIP_CAPTIONS, load_small
 
-    if name == DEFAULT_SLOW:
-        net = download_slow_r50()
-        revision = "SLOW_8x8_R50.pyth of the PyTorchVideo model zoo"
-    elif Path(name).is_file():
-        net, revision = load_slow(Path(name)), "local file"
+        small: Any = load_small("clip")
+        if not CLIP_CAPTIONS.is_file():
+            raise DataError(f"the mini-world's captions are missing: {CLIP_CAPTIONS.name}", code="untrained")
+        tokenizer = read_tokenizer(BLIP_FOLDER, vocabulary_size=small.config.text_config.vocab_size)
+        source = _describe(name, _SMALL_REVISION, small, _licence(name))
+        return ClipSource(small, tokenizer, read_captions(CLIP_CAPTIONS), source)
+    from .transformer_checkpoint import CLIP_FILES, load_clip
+
+    path, revision = _folder("clip", name, CLIP_FILES)
+    model, tokenizer_file = load_clip(path), _inside(path) / "tokenizer.json"
+    try:
+        tokenizer = tokenizer_file.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"cannot read {tokenizer_file}: {error.strerror}", fix=f"put {CLIP_FILES} of the model into one folder"
+        ) from error
+    return ClipSource(model, tokenizer, (), _describe(_short(name), revision, model, _licence(name)))
+
+
+def open_video(network_name: str, name: str) -> VideoSource:
+    """Load the network ``network_name`` of VIDEO_NETWORKS from the source ``name``; errors as for ``open_blip``."""
+    network = VIDEO_NETWORKS[network_name]
+    seeded = _RANDOM.fullmatch(name)
+    if seeded:
+        net, form = network.full() if seeded["form"] == "full" else network.tiny()
+        network.randomise(net, form, seed=int(seeded["seed"] or 0))
+        return VideoSource(network, net, form, _describe(name, f"seed {seeded['seed'] or 0}", net, "none"))
+    if name == MINIWORLD:
+        from .small_networks import SMALL_FORMS, load_small
+
+        net, form = load_small(network_name), VideoForm(**dataclasses.asdict(SMALL_FORMS[network_name]))
+        return VideoSource(network, net, form, _describe(name, _SMALL_REVISION, net, _licence(name)))
+    if Path(name).exists():
+        net, form = network.load(Path(name))
+        revision = "local files" if Path(name).is_dir() else "local file"
+    elif name == network.published or (is_hub_id(network.published) and is_hub_id(name)):
+        net, form, revision = network.fetch(name)
     else:
         raise UsageError(
-            f"--slow {name}: no such file; expected slow_r50, a checkpoint file, random:full or random:tiny",
-            fix="give the path of a SLOW_8x8_R50 checkpoint (.safetensors, .pth or .pyth)",
+            f"--{network_name} {name}: no such file; expected {network.published}, {network.files}, {_EVERYWHERE}",
+            fix=f"give the path of a checkpoint of {network.published} with --{network_name}",
         )
-    licence = _LICENCES.get(name, _LICENCE_UNKNOWN)
-    return SlowSource(net, SLOW_R50_FORM, _describe(_short(name), revision, net, licence))
+    return VideoSource(network, net, form, _describe(_short(name), revision, net, _licence(name)))
 
 
-def _from_hub(name: str) -> tuple[Path, str]:
-    from .hub import fetch_blip
+_EVERYWHERE = "miniworld, random:full or random:tiny"
 
-    hub = _HUB_ID.fullmatch(name)
-    if hub is None or name.startswith((".", "/")):
+
+def _folder(network: str, name: str, to_bring: str) -> tuple[Path, str]:
+    """Local files, or those of a hub id: (folder or weights file, revision)."""
+    if Path(name).exists():
+        return Path(name), "local files"
+    if not is_hub_id(name):
         raise UsageError(
-            f"--blip {name}: no such folder; expected a hub id, a folder, random:full or random:tiny",
-            fix=f"flamest-export --backend onnx --blip {DEFAULT_BLIP} --out DIR",
+            f"--{network} {name}: no such folder; expected a hub id, a folder, {_EVERYWHERE}",
+            fix=f"flamest-export --backend onnx --{network} {PUBLISHED[network]} --out DIR",
         )
-    return fetch_blip(hub["repository"], hub["revision"])
+    return fetch_folder(name, option=f"--{network}", to_bring=to_bring)
+
+
+def _inside(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+def _licence(name: str) -> str:
+    return _LICENCES.get(name.partition("@")[0], _LICENCE_UNKNOWN)
 
 
 def _short(name: str) -> str:

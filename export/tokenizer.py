@@ -53,6 +53,16 @@ def read_tokenizer(folder: Path, *, vocabulary_size: int) -> bytes:
     return _as_bytes(tokenizer)
 
 
+def token_id(tokenizer: bytes, token: str) -> int:
+    """The id of a token in a ``tokenizer.json``; raises DataError when it has none."""
+    from tokenizers import Tokenizer
+
+    found = Tokenizer.from_str(tokenizer.decode()).token_to_id(token)
+    if found is None:
+        raise DataError(f"the tokenizer has no token {token}")
+    return int(found)
+
+
 def _wordpiece(words: dict[str, int]) -> Tokenizer:
     """BERT uncased: lower case, no accents, split at spaces and punctuation, longest pieces first."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors

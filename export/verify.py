@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,12 +13,24 @@ from ..base.errors import DataError, UnreachableError
 from ..base.files import printable_path
 from ..base.progress import Progress
 from ..runtime.bundle import open_bundle
-from ..runtime.manifest import GraphParity, Manifest, Source
-from .bundle import phase
-from .parity import compare_blip, compare_slow
-from .sources import DEFAULT_SLOW, is_hub_id, is_random, open_blip, open_slow
+from ..runtime.manifest import (
+    KEYFRAMES_SOURCE,
+    GraphParity,
+    Manifest,
+    RetrievedCaption,
+    Source,
+    SpatioTemporal,
+    VisionLanguage,
+)
+from .clip import hash_tokens, tokenize_captions
+from .hub import is_hub_id
+from .parity_blip import compare_blip
+from .parity_clip import compare_clip
+from .parity_video import compare_cnn, compare_keyframes
+from .parts import Workshop, first_layers
+from .sources import PUBLISHED, VideoSource, is_self_contained, open_blip, open_clip, open_video
 
-PHASES = 3  # of a verification
+PHASES = 4  # of a verification
 Loaded = TypeVar("Loaded")
 
 
@@ -28,61 +40,104 @@ class Verified:
 
     manifest: Manifest
     graphs: dict[str, GraphParity]
-    captions_equal: bool | None  # None: BLIP was not compared
+    captions_equal: bool | None  # None: captions were not compared
     not_compared: dict[str, str]
     seconds: float
 
 
 def verify_bundle(
-    bundle: Path, progress: Progress, *, blip: str | None = None, slow: str | None = None, threads: int | None = None
+    bundle: Path, progress: Progress, *, given: Mapping[str, str] | None = None, threads: int | None = None
 ) -> Verified:
     """Check every file's hash, then compare the graphs with PyTorch where the weights can be had.
 
-    ``blip``, ``slow``: the sources to compare with; None takes the manifest's, where its name alone
-    brings the weights (``random:*``, a hub id, ``slow_r50``). Raises DataError (``bundle_tampered``)
-    for a changed file, (``parity_failed``) for a graph that computes something else, and
-    (``other_weights``) when a source's weights are not those of the bundle.
+    ``given``: by network the source to compare with; others are the manifest's, where its name alone
+    brings the weights (``random:*``, ``miniworld``, a hub id, ``slow_r50``). Raises DataError
+    (``bundle_tampered``) for a changed file, (``parity_failed``) for a graph that computes something
+    else, and (``other_weights``) when a source's weights are not those of the bundle.
     """
     started = time.monotonic()
-    with phase(progress, "check files"):
+    shop = Workshop(bundle, progress, threads)
+    with shop.phase("check files"):
         manifest = open_bundle(bundle).manifest
+    again = _Again(manifest, bundle, dict(given or {}), threads)
     graphs: dict[str, GraphParity] = {}
-    not_compared: dict[str, str] = {}
     captions_equal: bool | None = None
-
-    with phase(progress, "compare BLIP with PyTorch"):
-        captioner = _load(open_blip, manifest.sources["blip"], blip)
-        if captioner is None:
-            not_compared["blip"] = _advice(manifest.sources["blip"], "--blip", bundle)
-        else:
-            _check_same(captioner.source, manifest.sources["blip"], "--blip")
-            compared = compare_blip(captioner.model, bundle, manifest.vlm, threads=threads)
-            graphs |= compared.graphs
-            captions_equal = compared.captions_equal
-            del captioner
-            gc.collect()
-
-    with phase(progress, "compare Slow with PyTorch"):
-        network = _load(open_slow, manifest.sources["slow"], slow)
-        if network is None:
-            not_compared["slow"] = _advice(manifest.sources["slow"], "--slow", bundle)
-        else:
-            _check_same(network.source, manifest.sources["slow"], "--slow")
-            graphs |= compare_slow(network.net, bundle, network.form, threads=threads)
-    return Verified(manifest, graphs, captions_equal, not_compared, time.monotonic() - started)
+    with shop.phase("compare the vision-language part with PyTorch"):
+        for name, figures in again.vision_language():
+            graphs[name] = figures
+            captions_equal = True  # one that differs is an error
+    gc.collect()
+    with shop.phase("compare keyframe features with PyTorch"):
+        graphs |= dict(again.keyframes())
+    with shop.phase("compare the spatio-temporal part with PyTorch"):
+        graphs |= dict(again.spatio_temporal())
+    return Verified(manifest, graphs, captions_equal, again.not_compared, time.monotonic() - started)
 
 
-def _load(opener: Callable[[str], Loaded], recorded: Source, given: str | None) -> Loaded | None:
-    """The source as given, or as recorded; None when the recorded name does not bring the weights."""
-    if given is not None:
-        return opener(given)
-    if is_random(recorded.name):
-        return opener(recorded.name)
-    if not (is_hub_id(recorded.name) or recorded.name == DEFAULT_SLOW):
-        return None
-    try:
-        return opener(recorded.name)
-    except UnreachableError:
+class _Again:
+    """The comparisons of an export, on an existing bundle; what cannot be loaded is noted."""
+
+    def __init__(self, manifest: Manifest, bundle: Path, given: dict[str, str], threads: int | None) -> None:
+        self._manifest = manifest
+        self._bundle = bundle
+        self._given = given
+        self._threads = threads
+        self._slow: VideoSource | None = None  # loaded once for two graphs
+        self.not_compared: dict[str, str] = {}
+
+    def vision_language(self) -> Iterator[tuple[str, GraphParity]]:
+        spec = self._manifest.vlm
+        if isinstance(spec, VisionLanguage):
+            captioner = self._load("blip", open_blip)
+            if captioner is not None:
+                _check_same(captioner.source, self._manifest.sources["blip"], "--blip")
+                blip = compare_blip(captioner.model, self._bundle, spec, threads=self._threads)
+                yield from blip.graphs.items()
+        elif isinstance(spec, RetrievedCaption):
+            loaded = self._load("clip", open_clip)
+            if loaded is not None:
+                _check_same(loaded.source, self._manifest.sources["clip"], "--clip")
+                tokens = tokenize_captions(loaded.tokenizer, spec.captions, loaded.model.config)
+                if hash_tokens(tokens) != spec.tokens_sha256:
+                    raise DataError("--clip has another tokenizer than that of the export", code="other_weights")
+                yield "clip", compare_clip(loaded.model, tokens, self._bundle, spec, threads=self._threads).graph
+
+    def keyframes(self) -> Iterator[tuple[str, GraphParity]]:
+        recorded = "slow" if "slow" in self._manifest.sources else KEYFRAMES_SOURCE
+        slow = self._load(recorded, lambda name: open_video("slow", name), option="slow")
+        if slow is not None:
+            found = slow.source if recorded == "slow" else first_layers(slow)
+            _check_same(found, self._manifest.sources[recorded], "--slow")
+            self._slow = slow
+            yield "keyframes", compare_keyframes(slow.net, self._bundle, slow.form, threads=self._threads)
+
+    def spatio_temporal(self) -> Iterator[tuple[str, GraphParity]]:
+        spec = self._manifest.cnn
+        loaded = None if spec is None else self._network(spec)
+        if spec is not None and loaded is not None:
+            _check_same(loaded.source, self._manifest.sources[spec.network], f"--{spec.network}")
+            compared = compare_cnn(loaded.network, loaded.net, self._bundle, loaded.form, threads=self._threads)
+            yield "cnn", compared
+
+    def _network(self, spec: SpatioTemporal) -> VideoSource | None:
+        if spec.network == "slow":
+            return self._slow
+        return self._load(spec.network, lambda name: open_video(spec.network, name))
+
+    def _load(self, part: str, opener: Callable[[str], Loaded], option: str | None = None) -> Loaded | None:
+        """The source as given, or as recorded; None, noted, when the recorded name does not bring the weights."""
+        option = option or part
+        recorded = self._manifest.sources[part]
+        if option in self._given:
+            return opener(self._given[option])
+        if is_self_contained(recorded.name):
+            return opener(recorded.name)
+        if is_hub_id(recorded.name) or recorded.name in PUBLISHED.values():
+            try:
+                return opener(recorded.name)
+            except UnreachableError:
+                pass
+        self.not_compared[part] = _advice(recorded, f"--{option}", self._bundle)
         return None
 
 

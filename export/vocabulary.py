@@ -47,3 +47,14 @@ def word_ids() -> tuple[int, ...]:
     """Ids of words of two syllables, the first 2000: all that a random captioner says."""
     words = (index for index, token in enumerate(vocabulary()) if len(token) == 4 and token.isalpha())
     return tuple(itertools.islice(words, _SPOKEN))
+
+
+def spoken_phrases(seed: int, count: int) -> tuple[str, ...]:
+    """Different made-up captions of three words each, the same for the same seed."""
+    import random
+
+    generator, words = random.Random(seed), [vocabulary()[index] for index in word_ids()]
+    phrases: dict[str, None] = {}
+    while len(phrases) < count:
+        phrases[" ".join(generator.sample(words, 3))] = None
+    return tuple(phrases)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import warnings
 from collections.abc import Iterator
@@ -54,9 +55,9 @@ def tiny_blip() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_slow() -> Any:
-    from flamest.export.sources import open_slow
+    from flamest.export.sources import open_video
 
-    return open_slow("random:tiny")
+    return open_video("slow", "random:tiny")
 
 
 class Silent:
@@ -76,3 +77,21 @@ class Silent:
 @pytest.fixture
 def silent() -> Silent:
     return Silent()
+
+
+@pytest.fixture(scope="session")
+def unwatched() -> Silent:
+    """The same for what several tests share."""
+    return Silent()
+
+
+@pytest.fixture(scope="session")
+def clips() -> Any:
+    """tests/runtime/clips.py; tests are no package, so there is nothing to import it from."""
+    path = Path(__file__).parent.parent / "runtime" / "clips.py"
+    spec = importlib.util.spec_from_file_location("flamest_tests_export_clips", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

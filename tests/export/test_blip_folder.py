@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from flamest.base.errors import DataError, UnreachableError, UsageError
 from flamest.export.architectures import BLIP_TINY_CONFIG
 from flamest.export.blip_checkpoint import read_config
-from flamest.export.sources import open_blip, open_slow
+from flamest.export.sources import open_blip, open_clip, open_video
+from flamest.export.video_networks import VIDEO_NETWORKS
 from flamest.export.vocabulary import vocabulary
 from safetensors.torch import save_file
 
@@ -206,12 +208,13 @@ def test_without_network_the_slow_weights_to_bring_are_named(monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
     with pytest.raises(UnreachableError, match=r"SLOW_8x8_R50\.pyth") as refused:
-        open_slow("slow_r50")
+        open_video("slow", "slow_r50")
     assert "--slow PATH/SLOW_8x8_R50.pyth" in refused.value.fix
 
 
 @pytest.mark.parametrize("name", ["nothing-here", "random:huge", "random:", "./no/folder", "/no/folder"])
 def test_a_source_of_no_known_form_is_a_usage_error(name):
-    for opener in (open_blip, open_slow):
+    openers = [open_blip, open_clip, *(functools.partial(open_video, network) for network in VIDEO_NETWORKS)]
+    for opener in openers:
         with pytest.raises(UsageError, match="expected"):
             opener(name)

@@ -7,9 +7,10 @@ import json
 import pytest
 from flamest.base.errors import DataError, StorageError
 from flamest.base.files import sha256_file
+from flamest.export.extractors import EXTRACTORS
 from flamest.runtime.manifest import read_manifest
 
-GRAPHS = {"vision", "text", "slow", "keyframes"}
+GRAPHS = {"vision", "text", "cnn", "keyframes"}
 
 
 def test_export_says_what_it_built(tiny_bundle):
@@ -69,21 +70,17 @@ def test_a_bundle_tells_nothing_of_the_machine_that_built_it(tiny_bundle):
         assert b"site-packages" not in data, file.name
 
 
-def test_a_graph_that_fails_parity_ends_in_65_and_leaves_no_bundle(tmp_path, monkeypatch, silent, tiny_slow):
-    from flamest.export import bundle, parity
+SOURCES = {"blip": "random:tiny", "slow": "random:tiny"}
 
-    def off_by_more(*_, **__):
-        monkeypatch.setattr(parity, "LIMIT", 1e-12)
-        return parity.compare_slow(tiny_slow.net, tmp_path / "graphs", tiny_slow.form)
 
-    # The Slow half alone: graphs are written, compared, and found off.
-    monkeypatch.setattr(bundle, "_export_blip", lambda request, folder, progress: off_by_more())
-    (tmp_path / "graphs").mkdir()
-    for plan in (bundle.slow_plan(tiny_slow.net, tiny_slow.form), bundle.keyframe_plan(tiny_slow.net, tiny_slow.form)):
-        bundle.write_graph(plan, tmp_path / "graphs")
-    request = bundle.ExportRequest("random:tiny", "random:tiny", tmp_path / "out" / "bundle")
-    with pytest.raises(DataError, match=r"graph 'slow', output embedding.* expected at most 1e-12") as refused:
-        bundle.export_bundle(request, silent)
+def test_a_graph_that_fails_parity_ends_in_65_and_leaves_no_bundle(tmp_path, monkeypatch, silent):
+    from flamest.export import parity
+    from flamest.export.bundle import ExportRequest, export_bundle
+
+    monkeypatch.setattr(parity, "LIMIT", 1e-12)
+    request = ExportRequest(EXTRACTORS["slow"], SOURCES, tmp_path / "out" / "bundle")
+    with pytest.raises(DataError, match=r"graph 'keyframes', output features.* expected at most 1e-12") as refused:
+        export_bundle(request, silent)
     assert refused.value.exit_code == 65
     assert refused.value.code == "parity_failed"
     assert list((tmp_path / "out").iterdir()) == []
@@ -94,5 +91,5 @@ def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path, silent):
 
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(StorageError, match="exists already"):
-        export_bundle(ExportRequest("random:tiny", "random:tiny", tmp_path), silent)
+        export_bundle(ExportRequest(EXTRACTORS["blip+slow"], SOURCES, tmp_path), silent)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]

@@ -11,7 +11,7 @@ from flamest.base.errors import DataError
 from flamest.export.architectures import BLIP_BASE_CONFIG, build_blip, build_slow_r50, parameter_counts
 from flamest.export.blip_checkpoint import fill_blip
 from flamest.export.checkpoints import check_tensors, read_tensors
-from flamest.export.slow_checkpoint import load_slow
+from flamest.export.video_checkpoint import load_video
 from safetensors.torch import save_file
 
 WORDS = "text_decoder.bert.embeddings.word_embeddings.weight"
@@ -133,19 +133,19 @@ def some_slow_weights(shapes):
 def test_a_model_zoo_file_is_read_with_its_model_state_unwrapped(tmp_path, slow_r50_shapes):
     weights = some_slow_weights(slow_r50_shapes)
     torch.save({"model_state": weights}, tmp_path / "SLOW_8x8_R50.pyth")
-    net = load_slow(tmp_path / "SLOW_8x8_R50.pyth")
+    net = load_video(tmp_path / "SLOW_8x8_R50.pyth", build_slow_r50(), what="slow_r50")
     for name, tensor in weights.items():
         assert torch.equal(net.state_dict()[name], tensor), name
 
 
 def test_the_same_weights_from_another_file_format_have_the_same_hash(tmp_path, slow_r50_shapes):
-    from flamest.export.sources import open_slow
+    from flamest.export.sources import open_video
 
     weights = some_slow_weights(slow_r50_shapes)
     counts = {name: torch.tensor(7) for name in slow_r50_shapes if name.endswith("num_batches_tracked")}
     torch.save(weights, tmp_path / "a.pth")
     save_file({**weights, **counts}, tmp_path / "b.safetensors")
-    first, second = open_slow(str(tmp_path / "a.pth")).source, open_slow(str(tmp_path / "b.safetensors")).source
+    first, second = (open_video("slow", str(tmp_path / name)).source for name in ("a.pth", "b.safetensors"))
     assert first.weights_sha256 == second.weights_sha256
     assert (first.name, second.name) == ("a.pth", "b.safetensors")
     assert first.parameters == 32_454_096
@@ -196,7 +196,7 @@ def test_a_negative_variance_is_refused(tmp_path, slow_r50_shapes):
     weights["blocks.0.norm.running_var"] = -weights["blocks.0.norm.running_var"]
     save_file(weights, tmp_path / "a.safetensors")
     with pytest.raises(DataError, match=r"'blocks.0.norm.running_var' holds a negative variance"):
-        load_slow(tmp_path / "a.safetensors")
+        load_video(tmp_path / "a.safetensors", build_slow_r50(), what="slow_r50")
 
 
 def test_golden_lists_hold_names_and_shapes_only(blip_base_shapes, slow_r50_shapes):

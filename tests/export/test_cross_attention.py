@@ -27,7 +27,7 @@ def pixels(tiny_bundle):
 
 
 def embed(opened, tiny_bundle, pixels, reading, captions):
-    spec = msgspec.structs.replace(read_manifest(tiny_bundle).vlm, cross_attention=reading)
+    spec = msgspec.structs.replace(read_manifest(tiny_bundle).vlm, reading=reading)
     model = VisionLanguageModel(*opened, spec)
     return model.embed(model.look(pixels), captions)
 
@@ -62,5 +62,5 @@ def test_another_frame_with_the_same_caption_gives_another_embedding(opened, tin
 
 def test_the_reading_is_part_of_the_fingerprint(tiny_bundle):
     manifest = read_manifest(tiny_bundle)
-    spec = msgspec.structs.replace(manifest.vlm, cross_attention="causal-last")
+    spec = msgspec.structs.replace(manifest.vlm, reading="causal-last")
     assert msgspec.structs.replace(manifest, vlm=spec).fingerprint != manifest.fingerprint

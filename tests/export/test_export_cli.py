@@ -47,7 +47,7 @@ def test_inspect_describes_a_bundle(tiny_bundle):
     found = said(run("inspect", tiny_bundle, "--json"))
     assert found["width"] == 2816
     assert found["sources"]["blip"]["parameters"] == 58_656_188
-    assert set(found["graphs"]) == {"vision", "text", "slow", "keyframes"}
+    assert set(found["graphs"]) == {"vision", "text", "cnn", "keyframes"}
     shown = run("inspect", tiny_bundle).stdout
     assert found["fingerprint"] in shown
     assert "768 + 2048 = 2816 numbers per clip" in shown
@@ -72,7 +72,7 @@ def test_inspect_of_something_else_ends_in_65(tmp_path):
 
 def test_bench_times_each_graph(tiny_bundle):
     graphs = said(run("bench", tiny_bundle, "--repeats", "3", "--threads", "1", "--json"))["graphs"]
-    assert set(graphs) == {"vision", "text", "slow", "keyframes"}
+    assert set(graphs) == {"vision", "text", "cnn", "keyframes"}
     for timing in graphs.values():
         assert 0 < timing["min_ms"] <= timing["p50_ms"] <= timing["p95_ms"]
         assert timing["runs"] == 3

@@ -9,7 +9,7 @@ from flamest.base.errors import InvariantError
 from flamest.runtime.manifest import MASKED, Tensor, read_manifest
 from flamest.runtime.session import open_session
 
-GRAPHS = ("vision", "text", "slow", "keyframes")
+GRAPHS = ("vision", "text", "cnn", "keyframes")
 
 
 @pytest.fixture(scope="module")

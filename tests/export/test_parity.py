@@ -8,10 +8,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from flamest.base.errors import DataError, InvariantError
-from flamest.export.parity import BATCHES, Comparison, compare_blip, compare_slow, summarise
-from flamest.export.slow import keyframe_module, slow_module
-from flamest.export.sources import open_slow
+from flamest.base.errors import DataError, InvariantError, UnreachableError
+from flamest.export.parity import BATCHES, Comparison, summarise
+from flamest.export.parity_blip import compare_blip
+from flamest.export.parity_video import compare_cnn, compare_keyframes
+from flamest.export.slow import keyframe_module, pooled_module
+from flamest.export.sources import open_video
 from flamest.export.verify import verify_bundle
 from flamest.runtime.manifest import read_manifest
 
@@ -46,9 +48,11 @@ def test_no_comparison_at_all_is_a_bug():
 
 
 def test_graphs_of_other_slow_weights_are_refused(tiny_bundle):
-    other = open_slow("random:tiny:1")
-    with pytest.raises(DataError, match=r"graph 'slow', output embedding, batch 1"):
-        compare_slow(other.net, tiny_bundle, other.form)
+    other = open_video("slow", "random:tiny:1")
+    with pytest.raises(DataError, match=r"graph 'cnn', output embedding, batch 1"):
+        compare_cnn(other.network, other.net, tiny_bundle, other.form)
+    with pytest.raises(DataError, match=r"graph 'keyframes', output features, batch 1"):
+        compare_keyframes(other.net, tiny_bundle, other.form)
 
 
 def test_a_captioner_that_says_something_else_is_refused(tiny_bundle, tiny_blip):
@@ -77,7 +81,7 @@ def test_a_small_change_of_one_weight_is_found(tiny_bundle, tiny_blip, graph, we
 def test_the_other_readings_of_eq_6_agree_with_pytorch_too(tiny_bundle, tiny_blip, reading):
     import msgspec
 
-    spec = msgspec.structs.replace(read_manifest(tiny_bundle).vlm, cross_attention=reading)
+    spec = msgspec.structs.replace(read_manifest(tiny_bundle).vlm, reading=reading)
     assert compare_blip(tiny_blip.model, tiny_bundle, spec).graphs["text"].max_rel <= 1e-4
 
 
@@ -88,7 +92,7 @@ def test_the_slow_embedding_is_the_mean_of_the_windows_and_not_the_global_mean(t
     with torch.no_grad():
         maps = torch.nn.Sequential(*net.blocks[:5])(frames)
         windows = [maps[0, :, :, y : y + 3, x : x + 3].mean((1, 2, 3)) for y in (0, 1) for x in (0, 1)]
-        embedding = slow_module(net)(frames)[0]
+        embedding = pooled_module(net)(frames)[0]
     assert torch.allclose(embedding, torch.stack(windows).mean(0), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(embedding, maps[0].mean((1, 2, 3)), rtol=1e-2, atol=1e-2)
 
@@ -110,10 +114,10 @@ def test_keyframe_features_of_a_frame_do_not_depend_on_its_neighbours(tiny_slow)
 
 def test_verify_compares_again_what_can_be_loaded_again(tiny_bundle, silent):
     done = verify_bundle(tiny_bundle, silent)
-    assert set(done.graphs) == {"vision", "text", "slow", "keyframes"}
+    assert set(done.graphs) == {"vision", "text", "cnn", "keyframes"}
     assert done.captions_equal is True
     assert done.not_compared == {}
-    assert silent.steps == 3
+    assert silent.steps == 4
 
 
 def with_source(tiny_bundle, folder, part, **values):
@@ -131,12 +135,17 @@ def with_source(tiny_bundle, folder, part, **values):
 def test_verify_says_which_source_to_give_where_a_name_brings_no_weights(tiny_bundle, tmp_path, silent, monkeypatch):
     from flamest.export import verify
 
-    folder = with_source(tiny_bundle, tmp_path / "b", "slow", name="SLOW_8x8_R50.pyth", revision="local file")
-    monkeypatch.setattr(verify, "open_blip", lambda name: pytest.fail("loaded although _load was replaced"))
-    monkeypatch.setattr(verify, "_load", lambda opener, recorded, given: None)
+    def no_network(name):
+        raise UnreachableError("no network")
+
+    with_source(tiny_bundle, tmp_path / "a", "slow", name="SLOW_8x8_R50.pyth", revision="local file")
+    folder = with_source(tmp_path / "a", tmp_path / "b", "blip", name="someone/captioner")
+    monkeypatch.setattr(verify, "open_blip", no_network)
+    monkeypatch.setattr(verify, "open_video", lambda *_: pytest.fail("a file's name brings no weights"))
     done = verify.verify_bundle(folder, silent)
-    assert done.captions_equal is None
+    assert (done.captions_equal, done.graphs) == (None, {})
     assert "--slow SRC, where SRC is 'SLOW_8x8_R50.pyth' of the export" in done.not_compared["slow"]
+    assert "--blip SRC, where SRC is 'someone/captioner' of the export" in done.not_compared["blip"]
 
 
 def test_verify_refuses_a_source_with_other_weights(tiny_bundle, tmp_path, silent, monkeypatch, tiny_blip):
@@ -144,7 +153,7 @@ def test_verify_refuses_a_source_with_other_weights(tiny_bundle, tmp_path, silen
 
     monkeypatch.setattr(verify, "open_blip", lambda name: tiny_blip)
     with pytest.raises(DataError, match=r"--slow random:tiny:1 holds other weights") as refused:
-        verify.verify_bundle(tiny_bundle, silent, slow="random:tiny:1")
+        verify.verify_bundle(tiny_bundle, silent, given={"slow": "random:tiny:1"})
     assert refused.value.code == "other_weights"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flamest.base.errors import DataError
 from flamest.export.calibration import calibration_clips
-from flamest.export.sources import hash_weights, open_slow
+from flamest.export.sources import hash_weights, open_video
 from flamest.runtime.manifest import read_manifest
 from flamest.runtime.session import open_session
 from flamest.runtime.vlm import VisionLanguageModel
@@ -36,7 +36,7 @@ def size_and_spread(vectors):
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_slow):
-    again, other = open_slow("random:tiny:0"), open_slow("random:tiny:1")
+    again, other = open_video("slow", "random:tiny:0"), open_video("slow", "random:tiny:1")
     assert again.source.weights_sha256 == tiny_slow.source.weights_sha256
     assert other.source.weights_sha256 != tiny_slow.source.weights_sha256
 
@@ -57,7 +57,7 @@ def test_frame_embeddings_are_of_order_one_and_differ_between_frames(captioner, 
 
 
 def test_clip_embeddings_are_of_order_one_and_differ_between_clips_and_motions(tiny_bundle):
-    slow = open_session(tiny_bundle / "slow.onnx", threads=2)
+    slow = open_session(tiny_bundle / "cnn.onnx", threads=2)
     crop = read_manifest(tiny_bundle).cnn.preprocessing.size
     clips = calibration_clips(12, clips=8, frames=8, size=crop, mean=0.45, std=0.225).astype(np.float32)
     vectors = slow.run({"frames": clips})["embedding"]

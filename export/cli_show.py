@@ -1,0 +1,90 @@
+"""What ``flamest-export`` prints for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..runtime.manifest import GraphParity, Manifest
+    from .extractors import ExtractorEntry
+
+
+def show_parity(graphs: Mapping[str, GraphParity], captions: int) -> None:
+    for name, graph in graphs.items():
+        print(f"  {name}: largest relative error against PyTorch {graph.max_rel:.1e}")
+    if {"text", "clip"} & graphs.keys():
+        print(f"  captions: {captions} of {captions} equal to PyTorch's")
+
+
+def show_manifest(bundle: Path, manifest: Manifest) -> None:
+    print(f"{bundle}: {manifest.extractor}, {manifest.precision}, {manifest.backend}, made {manifest.created}")
+    print(f"  fingerprint   {manifest.fingerprint}")
+    print(f"  features      {_widths(manifest)} numbers per clip")
+    for line in _vlm_lines(manifest):
+        print(line)
+    if manifest.cnn is not None:
+        cnn = manifest.cnn
+        print(f"  frames        {cnn.frames} of {cnn.preprocessing.size} px into {cnn.network}, {cnn.choice}")
+    rule = manifest.keyframes
+    print(f"  keyframes     {rule.count} of {rule.candidates} at {rule.preprocessing.size} px ({rule.space})")
+    for part, source in manifest.sources.items():
+        print(f"  {part:13} {source.name} ({source.revision}), licence: {source.licence}")
+        print(
+            f"                {source.parameters:,} parameters as the paper counts, {source.parameters_tied:,} stored"
+        )
+    for name, graph in manifest.graphs.items():
+        size, parity = manifest.files[graph.file].bytes / 1e6, manifest.parity.graphs[name]
+        print(f"  {name:13} {graph.file}, {size:.1f} MB, opset {graph.opset}, error {parity.max_rel:.1e}")
+    print("  built with    " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
+
+
+def _widths(manifest: Manifest) -> str:
+    widths = [part.width for part in (manifest.vlm, manifest.cnn) if part is not None]
+    return str(widths[0]) if len(widths) == 1 else f"{' + '.join(map(str, widths))} = {manifest.width}"
+
+
+def _vlm_lines(manifest: Manifest) -> list[str]:
+    from ..runtime.manifest import RetrievedCaption
+
+    if manifest.vlm is None:
+        return []
+    if isinstance(manifest.vlm, RetrievedCaption):
+        how = f"the nearest of {len(manifest.vlm.captions)} captions"
+    else:
+        how = manifest.vlm.reading
+    frames = manifest.vlm.captioned_frames
+    several = f", {frames} keyframes averaged" if frames > 1 else ""
+    return [f"  reading       {how}, extraction seed {manifest.extraction_seed}{several}"]
+
+
+def show_extractors(rows: list[dict[str, Any]]) -> None:
+    print(f"{'--extractor':19} {'frames':8} {'numbers':>7} {'parameters':>12} {'in the paper':>12}  remarks")
+    for row in rows:
+        paper = row["paper"]
+        printed = f"{paper['parameters']:,}" if paper else "-"
+        remarks = "; ".join(paper["slips"]) if paper else "not in the paper: the baseline of k-means frames"
+        numbers = f"{row['frames']:8} {row['dimension']:7,} {row['parameters']:12,} {printed:>12}"
+        print(f"{row['name']:19} {numbers}  {remarks}".rstrip())
+
+
+def extractor_row(entry: ExtractorEntry, parameters: int) -> dict[str, Any]:
+    """One extractor as a mapping for ``--json``."""
+    paper = entry.paper
+    return {
+        "name": entry.name,
+        "title": entry.title,
+        "frames": entry.frames,
+        "dimension": entry.dimension,
+        "parameters": parameters,
+        "paper": None
+        if paper is None
+        else {
+            "row": paper.number,
+            "parameters": paper.parameters,
+            "dimension": paper.dimension,
+            "head_parameters": paper.head_parameters,
+            "slips": list(paper.slips),
+        },
+    }

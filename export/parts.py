@@ -1,0 +1,202 @@
+"""The parts of a bundle, each from a loaded network to graphs with their proof and the manifest's record of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..base.errors import UsageError
+from ..base.files import write_atomic
+from ..base.progress import Progress
+from ..runtime.manifest import (
+    TOKENIZER_FILE,
+    CaptionRule,
+    FrameChoice,
+    Graph,
+    GraphParity,
+    KeyframeRule,
+    Reading,
+    RetrievedCaption,
+    Source,
+    SpatioTemporal,
+    VisionLanguage,
+)
+from .architectures import FRAMES, VideoForm, parameter_counts
+from .blip import text_shape
+from .clip import encode_captions, hash_tokens, read_captions, tokenize_captions
+from .graphs import GraphPlan, write_graph
+from .parity_blip import compare_blip
+from .parity_clip import compare_clip
+from .parity_video import compare_cnn, compare_keyframes
+from .plans import CANDIDATES, MAX_NEW_TOKENS, clip_plan, cnn_plan, keyframe_plan, text_plan, vision_plan, words_plan
+from .preprocessing import blip_frames, clip_frames, pytorchvideo_frames
+from .slow import keyframe_width
+from .sources import ClipSource, VideoSource, hash_weights, open_blip, open_clip
+from .tokenizer import token_id
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import BlipForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where the parts are made: the bundle's folder, who watches, and how many cores there are."""
+
+    folder: Path
+    progress: Progress
+    threads: int | None
+
+    @contextlib.contextmanager
+    def phase(self, text: str) -> Iterator[None]:
+        """One step of long work: said when it begins, counted when it is done."""
+        self.progress.describe(text)
+        yield
+        self.progress.advance()
+
+    def write(self, plan: GraphPlan) -> dict[str, Graph]:
+        with self.phase(f"write graph '{plan.name}'"):
+            return {plan.name: write_graph(plan, self.folder)}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part adds to the manifest."""
+
+    graphs: dict[str, Graph]
+    parity: dict[str, GraphParity]
+    sources: dict[str, Source]
+    captions: int = 0  # compared with PyTorch's, all equal
+
+
+BLIP_STEPS, CLIP_STEPS, KEYFRAME_STEPS, CNN_STEPS = 4, 3, 3, 3  # phases of a part; CNN_STEPS with its loading
+
+
+def export_blip(name: str, reading: Reading, captioned_frames: int, shop: Workshop) -> tuple[VisionLanguage, Part]:
+    """The captioner from the source ``name``: graphs ``vision``, ``text`` and, read alone, ``words``; its tokenizer."""
+    with shop.phase(f"load BLIP ({name})"):
+        loaded = open_blip(name)
+    spec = vision_language(loaded.model, loaded.tokenizer, reading, captioned_frames)
+    write_atomic(shop.folder / TOKENIZER_FILE, loaded.tokenizer)
+    graphs = shop.write(vision_plan(loaded.model)) | shop.write(text_plan(loaded.model))
+    if reading == "text":
+        graphs |= shop.write(words_plan(loaded.model))
+    with shop.phase("compare BLIP with PyTorch"):
+        parity = compare_blip(loaded.model, shop.folder, spec, threads=shop.threads)
+    return spec, Part(graphs, parity.graphs, {"blip": loaded.source}, parity.captions)
+
+
+def export_clip(
+    name: str, captions: Path | None, captioned_frames: int, shop: Workshop
+) -> tuple[RetrievedCaption, Part]:
+    """CLIP from the source ``name`` with the captions of that file, or those that come with the source."""
+    with shop.phase(f"load CLIP ({name})"):
+        loaded = open_clip(name)
+        spec, tokens = retrieved_caption(loaded, _captions(loaded, captions), captioned_frames)
+    graphs = shop.write(clip_plan(loaded.model, encode_captions(loaded.model, tokens)))
+    with shop.phase("compare CLIP with PyTorch"):
+        parity = compare_clip(loaded.model, tokens, shop.folder, spec, threads=shop.threads)
+    return spec, Part(graphs, {"clip": parity.graph}, {"clip": loaded.source}, parity.captions)
+
+
+def export_keyframes(slow: VideoSource, shop: Workshop) -> tuple[KeyframeRule, Part]:
+    """Graph ``keyframes`` from Slow; ``sources`` stays empty: the caller knows whether all of Slow is in the bundle."""
+    graphs = shop.write(keyframe_plan(slow.net, slow.form))
+    with shop.phase("compare keyframe features with PyTorch"):
+        parity = compare_keyframes(slow.net, shop.folder, slow.form, threads=shop.threads)
+    return keyframe_rule(slow.net, slow.form), Part(graphs, {"keyframes": parity}, {})
+
+
+def export_cnn(loaded: VideoSource, choice: FrameChoice, shop: Workshop) -> tuple[SpatioTemporal, Part]:
+    """Graph ``cnn`` from a loaded network."""
+    network, net, form = loaded.network, loaded.net, loaded.form
+    graphs = shop.write(cnn_plan(network, net, form))
+    with shop.phase(f"compare {network.name} with PyTorch"):
+        parity = compare_cnn(network, net, shop.folder, form, threads=shop.threads)
+    spec = SpatioTemporal(
+        network=network.name,
+        preprocessing=network.preprocessing(form.crop),
+        frames=form.frames,
+        choice=choice,
+        width=form.width,
+        pooling=network.pooling,
+    )
+    return spec, Part(graphs, {"cnn": parity}, {network.name: loaded.source})
+
+
+def first_layers(slow: VideoSource) -> Source:
+    """The source of a keyframe graph alone: Slow's stem to res3, with their own hash and parameters."""
+    from torch import nn
+
+    net: Any = slow.net
+    layers = nn.Sequential(*net.blocks[:3])
+    counted, stored = parameter_counts(layers)
+    return Source(
+        name=slow.source.name,
+        revision=f"stem to res3 of Slow, {slow.source.revision}",
+        weights_sha256=hash_weights(layers),
+        parameters=counted,
+        parameters_tied=stored,
+        licence=slow.source.licence,
+    )
+
+
+def vision_language(
+    model: BlipForConditionalGeneration, tokenizer: bytes, reading: Reading, captioned_frames: int
+) -> VisionLanguage:
+    """Preprocessing, caption rule and reading of a captioner (NOTES decision 1: greedy, no prompt)."""
+    config, shape = model.config, text_shape(model)
+    return VisionLanguage(
+        preprocessing=blip_frames(config.vision_config.image_size),
+        text=shape,
+        caption=CaptionRule(
+            start_id=config.text_config.bos_token_id,
+            end_id=config.text_config.sep_token_id,  # BLIP's captions end with [SEP], whatever eos_token_id says
+            pad_id=config.text_config.pad_token_id,
+            cls_id=token_id(tokenizer, "[CLS]"),
+            sep_id=token_id(tokenizer, "[SEP]"),
+            max_new_tokens=MAX_NEW_TOKENS,
+        ),
+        reading=reading,
+        width=shape.width,
+        captioned_frames=captioned_frames,
+    )
+
+
+def retrieved_caption(
+    loaded: ClipSource, captions: tuple[str, ...], captioned_frames: int
+) -> tuple[RetrievedCaption, list[list[int]]]:
+    """The manifest's record, and the captions' token ids."""
+    config = loaded.model.config
+    tokens = tokenize_captions(loaded.tokenizer, captions, config)
+    spec = RetrievedCaption(
+        preprocessing=clip_frames(config.vision_config.image_size),
+        captions=captions,
+        tokens_sha256=hash_tokens(tokens),
+        width=2 * config.projection_dim,
+        captioned_frames=captioned_frames,
+    )
+    return spec, tokens
+
+
+def _captions(loaded: ClipSource, file: Path | None) -> tuple[str, ...]:
+    captions = loaded.captions if file is None else read_captions(file)
+    if not captions:
+        raise UsageError(
+            "CLIP retrieves captions that were written beforehand, and none are given",
+            fix='write {"CLASS": "a caption of that class", …} into a file, and give it with --captions FILE.json',
+        )
+    return captions
+
+
+def keyframe_rule(net: nn.Module, form: VideoForm) -> KeyframeRule:
+    return KeyframeRule(
+        count=FRAMES,
+        candidates=CANDIDATES,
+        preprocessing=pytorchvideo_frames(form.keyframe_size),
+        feature_width=keyframe_width(net),
+        space="slow stem to res3, mean over positions",
+    )

@@ -1,0 +1,187 @@
+"""The networks beside BLIP and Slow: exported, proven, and meaning something numerically."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from flamest.base.errors import DataError, UsageError
+from flamest.base.files import sha256_file
+from flamest.export.bundle import ExportRequest, export_bundle, steps_of
+from flamest.export.calibration import calibration_clips
+from flamest.export.extractors import EXTRACTORS
+from flamest.export.graphs import write_graph
+from flamest.export.parity_blip import compare_blip
+from flamest.export.parity_clip import compare_clip
+from flamest.export.parity_video import compare_cnn
+from flamest.export.parts import Workshop, export_cnn, vision_language
+from flamest.export.plans import words_plan
+from flamest.export.sources import open_clip, open_video
+from flamest.export.verify import verify_bundle
+from flamest.runtime.extractor import open_extractor
+from flamest.runtime.manifest import KEYFRAMES_SOURCE, read_manifest
+from flamest.runtime.records import Clip
+from flamest.runtime.session import open_session
+
+TINY = dict.fromkeys(("blip", "clip", "slow", "i3d", "resnet3d", "videomae"), "random:tiny")
+FORMS = {"i3d": (8, 2048), "resnet3d": (3, 512), "videomae": (16, 768)}
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def video(request, tmp_path_factory, unwatched):
+    """A ``random:tiny`` network, the folder of its exported graph, and what the manifest says of it."""
+    loaded = open_video(request.param, "random:tiny")
+    folder = tmp_path_factory.mktemp(request.param)
+    return loaded, folder, *export_cnn(loaded, "keyframes", Workshop(folder, unwatched, 1))
+
+
+def size_and_spread(vectors):
+    """Root mean square, and the deviation across vectors, of float32 [N, D]."""
+    return float(np.sqrt((vectors**2).mean())), float(np.sqrt((vectors.std(axis=0) ** 2).mean()))
+
+
+def test_the_graph_of_a_network_is_that_of_pytorch_and_the_manifest_says_what_it_reads(video):
+    loaded, _, spec, part = video
+    name = loaded.network.name
+    assert (spec.network, spec.frames, spec.width) == (name, *FORMS[name])
+    assert part.graphs["cnn"].inputs[0].shape == (
+        "batch",
+        3,
+        spec.frames,
+        spec.preprocessing.size,
+        spec.preprocessing.size,
+    )
+    assert part.graphs["cnn"].outputs[0].shape == ("batch", spec.width)
+    assert 0 < part.parity["cnn"].max_rel <= 1e-4
+    assert part.sources == {name: loaded.source}
+
+
+def test_embeddings_of_random_weights_are_of_order_one_and_differ_between_clips_and_motions(video):
+    loaded, folder, spec, _ = video
+    graph, crop = open_session(folder / "cnn.onnx", threads=1), spec.preprocessing.size
+    clips = calibration_clips(12, clips=6, frames=spec.frames, size=crop, mean=0.45, std=0.225).astype(np.float32)
+    vectors = graph.run({"frames": clips})["embedding"]
+    size, spread = size_and_spread(vectors)
+    assert 0.3 < size < 3, loaded.network.name
+    assert spread > 0.3 * size
+    backwards = graph.run({"frames": np.ascontiguousarray(clips[:, :, ::-1])})["embedding"]
+    assert np.sqrt(((backwards - vectors) ** 2).mean()) > 0.05 * size  # the same frames, another motion
+
+
+def test_a_small_change_of_one_weight_is_found(video):
+    loaded, folder, _, _ = video
+    net = copy.deepcopy(loaded.net)
+    with torch.no_grad():
+        # A late one: only the classifier, which is not exported, comes after it.
+        *_, (_, weight) = ((n, p) for n, p in net.named_parameters() if p.ndim > 1 and p.shape[0] not in (400, 5))
+        weight[:50] *= 1.01
+    with pytest.raises(DataError, match="graph 'cnn'"):
+        compare_cnn(loaded.network, net, folder, loaded.form, threads=1)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    shas = [open_video("i3d", f"random:tiny:{seed}").source.weights_sha256 for seed in (0, 0, 1)]
+    assert shas[0] == shas[1] != shas[2]
+
+
+def test_a_caption_read_alone_is_that_of_the_librarys_bert_without_an_image(tiny_bundle, tiny_blip, tmp_path):
+    for name in ("vision.onnx", "text.onnx"):
+        (tmp_path / name).symlink_to(tiny_bundle / name)
+    write_graph(words_plan(tiny_blip.model), tmp_path)
+    spec = vision_language(tiny_blip.model, tiny_blip.tokenizer, "text", captioned_frames=1)
+    parity = compare_blip(tiny_blip.model, tmp_path, spec, threads=1)
+    assert set(parity.graphs) == {"vision", "text", "words"}
+    assert 0 < parity.graphs["words"].max_rel <= 1e-4
+    harmed = copy.deepcopy(tiny_blip.model)
+    with torch.no_grad():
+        harmed.text_decoder.bert.encoder.layer[1].output.LayerNorm.bias[:100] += 0.003
+    with pytest.raises(DataError, match=r"graph '(text|words)'"):
+        compare_blip(harmed, tmp_path, spec, threads=1)
+
+
+@pytest.fixture(scope="module")
+def clip_bundle(tmp_path_factory, unwatched):
+    folder = tmp_path_factory.mktemp("clip") / "bundle"
+    request = ExportRequest(EXTRACTORS["clip"], TINY, folder, captioned_frames=2, threads=1)
+    return export_bundle(request, unwatched).manifest, folder
+
+
+def test_a_bundle_of_clip_retrieves_as_pytorch_does_and_holds_what_it_needs(clip_bundle, silent):
+    manifest, folder = clip_bundle
+    assert read_manifest(folder) == manifest
+    assert set(manifest.graphs) == set(manifest.needed_graphs) == {"clip", "keyframes"}
+    assert set(manifest.files) == {"clip.onnx", "keyframes.onnx", "LICENCES.txt"}
+    assert set(manifest.sources) == {"clip", KEYFRAMES_SOURCE}
+    assert manifest.sources[KEYFRAMES_SOURCE].parameters < 40_000  # stem to res3, not all of Slow
+    assert (manifest.width, len(manifest.vlm.captions), manifest.vlm.captioned_frames) == (1024, 8, 2)
+    assert manifest.parity.captions == 4
+    assert 0 < manifest.parity.graphs["clip"].max_rel <= 1e-4
+    done = verify_bundle(folder, silent, threads=1)
+    assert (set(done.graphs), done.captions_equal, done.not_compared) == ({"clip", "keyframes"}, True, {})
+
+
+def test_a_clip_is_extracted_by_a_bundle_without_a_spatio_temporal_part(clip_bundle, clips, tmp_path):
+    manifest, folder = clip_bundle
+    path = clips.write_clip(tmp_path / "a.avi", frames=50, noise=20)
+    with open_extractor(folder, threads=1) as extractor:
+        features = extractor.extract(Clip(path, sha256_file(path)))
+    assert (features.vlm.shape, features.cnn.shape) == ((1024,), (0,))
+    assert features.caption.text in manifest.vlm.captions
+
+
+def test_retrieved_captions_depend_on_the_frame_and_their_vectors_are_of_order_one(clip_bundle):
+    manifest, folder = clip_bundle
+    size = manifest.vlm.preprocessing.size
+    frames = calibration_clips(11, clips=16, frames=1, size=size, mean=0.45, std=0.27)[:, :, 0].astype(np.float32)
+    found = open_session(folder / "clip.onnx", threads=1).run({"pixels": frames})
+    assert len(set(found["caption_index"].tolist())) >= 4
+    scale, spread = size_and_spread(found["vector"][:, :512])
+    assert 0.3 < scale < 3
+    assert spread > 0.3 * scale
+
+
+def test_another_caption_or_tokenizer_is_another_fingerprint_and_is_found(clip_bundle):
+    import msgspec
+
+    manifest, folder = clip_bundle
+    loaded = open_clip("random:tiny")
+    from flamest.export.clip import tokenize_captions
+
+    tokens = tokenize_captions(loaded.tokenizer, loaded.captions, loaded.model.config)
+    assert compare_clip(loaded.model, tokens, folder, manifest.vlm, threads=1).captions == 4
+    with pytest.raises(DataError, match=r"captions \[.*\] are retrieved|graph 'clip'"):
+        compare_clip(loaded.model, [*tokens[1:], tokens[0]], folder, manifest.vlm, threads=1)
+    other = msgspec.structs.replace(manifest.vlm, tokens_sha256="0" * 64)
+    assert msgspec.structs.replace(manifest, vlm=other).fingerprint != manifest.fingerprint
+
+
+def test_published_clip_weights_bring_no_captions_and_the_error_says_what_to_write(monkeypatch, tmp_path, silent):
+    import dataclasses
+
+    from flamest.export import parts
+
+    loaded = dataclasses.replace(open_clip("random:tiny"), captions=())
+    monkeypatch.setattr(parts, "open_clip", lambda name: loaded)
+    with pytest.raises(UsageError, match="none are given") as refused:
+        export_bundle(ExportRequest(EXTRACTORS["clip"], TINY, tmp_path / "b", threads=1), silent)
+    assert "--captions FILE.json" in refused.value.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_steps_of_an_export_are_counted(clip_bundle, tmp_path):
+    assert {name: steps_of(EXTRACTORS[name]) for name in ("slow", "i3d", "clip", "blip-text+i3d", "blip+slow")} == {
+        "slow": 5,
+        "i3d": 6,
+        "clip": 6,
+        "blip-text+i3d": 11,
+        "blip+slow": 9,
+    }
+
+
+def test_the_steps_that_an_export_counts_are_those_that_it_announces(tmp_path, silent):
+    export_bundle(ExportRequest(EXTRACTORS["slow-uniform"], TINY, tmp_path / "b", threads=1), silent)
+    assert silent.steps == len(silent.said) == steps_of(EXTRACTORS["slow-uniform"])
+    manifest = read_manifest(tmp_path / "b")
+    assert (manifest.vlm, manifest.cnn.choice, set(manifest.sources)) == (None, "uniform", {"slow"})
