@@ -201,7 +201,7 @@ def test_a_clip_that_kills_the_decoder_is_reported_and_the_rest_is_extracted(req
 
 def test_a_harmed_bundle_is_an_error_and_not_five_failed_clips(request_, tmp_path):
     bundle = shutil.copytree(request_.bundle, tmp_path / "bundle")
-    (bundle / "slow.onnx").write_bytes((bundle / "slow.onnx").read_bytes() + b"\0")
+    (bundle / "cnn.onnx").write_bytes((bundle / "cnn.onnx").read_bytes() + b"\0")
     with pytest.raises(DataError) as caught:
         extract_folder(ExtractRequest(bundle, request_.videos, request_.store))
     assert caught.value.code == "bundle_tampered"
