@@ -71,6 +71,18 @@ class StoredFeatures:
     vlm_width: int  # x[:, :vlm_width] is the vision-language part; 0 where the parts are not known
 
 
+@dataclass(frozen=True)
+class ClipNote:
+    """What a store knows of a clip beside its numbers."""
+
+    sha256: str
+    label: str | None
+    group: str
+    path: str  # relative to the video folder, as last seen
+    caption: str
+    times_s: tuple[float, ...]  # of the keyframes, seconds from clip start; empty where not known
+
+
 class FeatureStore:
     """Open with ``FeatureStore.open``; a context manager."""
 
@@ -195,6 +207,19 @@ class FeatureStore:
         x = np.frombuffer(b"".join(row[0] for row in rows), dtype="<f4").reshape(len(rows), -1)
         _, _, labels, groups, clips, captions, paths = zip(*rows, strict=True)
         return StoredFeatures(x, labels, groups, clips, captions, paths, kind.fingerprint, kind.precision, vlm_width)
+
+    def notes(self, fingerprint: str | None = None, precision: str | None = None) -> list[ClipNote]:
+        """What ``read`` gives of the same clips in the same order, without the numbers. Raises as it does."""
+        kind = self._choose(fingerprint, precision)
+        query = (
+            "SELECT sha256, label, grp, path, caption, times FROM features JOIN clips USING (sha256)"
+            " WHERE fingerprint = ? AND precision = ? ORDER BY sha256"
+        )
+        rows = self._rows(query, (kind.fingerprint, kind.precision))
+        return [
+            ClipNote(sha256, label, group, path, caption, tuple(json.loads(times)))
+            for sha256, label, group, path, caption, times in rows
+        ]
 
     def _choose(self, fingerprint: str | None, precision: str | None) -> Kind:
         kinds = self.kinds()
