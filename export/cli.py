@@ -112,7 +112,7 @@ def export(
     if out is None:
         raise UsageError("no folder given for the bundle: expected --out DIR", fix=EXAMPLE)
     given = {"blip": blip, "clip": clip, "slow": slow, "i3d": i3d, "resnet3d": resnet3d, "videomae": videomae}
-    check_uses(entry, given, captions, captioned_frames)
+    check_uses(entry, given, cross_attention, captions, captioned_frames)
     from ..base.progress import progress_bar
     from .bundle import ExportRequest, export_bundle, steps_of
     from .libraries import quiet_libraries, torch_threads

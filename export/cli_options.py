@@ -64,7 +64,11 @@ def check_choices(backend: str | None, precision: str, cross_attention: str) -> 
 
 
 def check_uses(
-    entry: ExtractorEntry, given: Mapping[str, str | None], captions: Path | None, captioned_frames: int
+    entry: ExtractorEntry,
+    given: Mapping[str, str | None],
+    cross_attention: str,
+    captions: Path | None,
+    captioned_frames: int,
 ) -> None:
     """An option that this extractor has no use for would be a misunderstanding."""
     for network, source in given.items():
@@ -74,8 +78,16 @@ def check_uses(
                 f"{', '.join(f'--{name}' for name in entry.needed_networks)}",
                 fix="flamest-export extractors",
             )
+    if cross_attention != READINGS[0] and entry.vlm != "blip":
+        raise UsageError(
+            f"--cross-attention {cross_attention}: extractor {entry.name} reads no caption with its frame",
+            fix=f"flamest-export --backend onnx --extractor blip --cross-attention {cross_attention} --out DIR",
+        )
     if captions is not None and entry.vlm != "clip":
-        raise UsageError(f"--captions {captions}: extractor {entry.name} retrieves none", fix="--extractor clip")
+        raise UsageError(
+            f"--captions {captions}: extractor {entry.name} retrieves none",
+            fix=f"flamest-export --backend onnx --extractor clip --captions {captions} --out DIR",
+        )
     if not 1 <= captioned_frames <= MOST_CAPTIONED:
         raise UsageError(f"--captioned-frames {captioned_frames}: expected one of 1 to {MOST_CAPTIONED}")
     if captioned_frames > 1 and entry.vlm is None:
@@ -89,7 +101,7 @@ def choose_sources(entry: ExtractorEntry, weights: str, given: Mapping[str, str 
     if weights != "published" and not is_self_contained(weights):
         raise UsageError(
             f"--weights {weights}: expected published, miniworld, random:full or random:tiny",
-            fix="give a file or a hub id to its own network: --blip, --slow, …",
+            fix="a file or a hub id goes to its own network: flamest-export --backend onnx --blip FOLDER --slow FILE --out DIR",
         )
     words = {network: given[network] or weights for network in entry.needed_networks}
     return {network: PUBLISHED[network] if word == "published" else word for network, word in words.items()}

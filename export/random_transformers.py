@@ -20,7 +20,8 @@ from .random_draws import SCORE_GAIN, assign, draw, rounded
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-WATCHED = 6  # clips, images or captions that a norm is measured on
+WATCHED = 6  # clips, images or captions that a norm is measured on,
+DEEP, FEW = 4, 3  # and how many of them where there are more layers than that: each takes seconds
 WORDS = 5  # of a caption that is watched
 
 
@@ -29,11 +30,13 @@ def randomise_videomae(net: nn.Module, form: VideoForm, *, seed: int) -> None:
     import torch
 
     _draw_all(net, "videomae", seed)
-    clips = calibration_clips(seed, clips=WATCHED, frames=form.frames, size=form.crop, mean=0.45, std=0.225)
     double: Any = copy.deepcopy(net).double()
+    watched = WATCHED if double.config.num_hidden_layers <= DEEP else FEW
+    clips = calibration_clips(seed, clips=watched, frames=form.frames, size=form.crop, mean=0.45, std=0.225)
     with torch.no_grad():
-        tokens = double.videomae(torch.from_numpy(clips).transpose(1, 2)).last_hidden_state
-        _spread(net.fc_norm, double.fc_norm(tokens.mean(1)))
+        # One by one: the published form's attention takes a gigabyte for six clips.
+        tokens = [double.videomae(clip[None]).last_hidden_state for clip in torch.from_numpy(clips).transpose(1, 2)]
+        _spread(net.fc_norm, double.fc_norm(torch.cat(tokens).mean(1)))
 
 
 def randomise_clip(model: Any, *, seed: int) -> None:

@@ -30,6 +30,19 @@ def said(result):
         (("--backend", "onnx", "--precision", "fp8", "--out", "b"), "no such precision, expected fp32"),
         (("--backend", "onnx", "--cross-attention", "both", "--out", "b"), "expected one of bidirectional"),
         (("--backend", "onnx", "--blip", "nothing-here", "--out", "b"), "--blip nothing-here: no such folder"),
+        (("--backend", "onnx", "--extractor", "blip+clip", "--out", "b"), "no such extractor, expected one of blip,"),
+        (("--backend", "onnx", "--weights", "random:huge", "--out", "b"), "expected published, miniworld, random:full"),
+        (("--backend", "onnx", "--extractor", "i3d", "--blip", "x", "--out", "b"), "extractor i3d has no such network"),
+        (("--backend", "onnx", "--captions", "c.json", "--out", "b"), "extractor blip+slow retrieves none"),
+        (("--backend", "onnx", "--captioned-frames", "9", "--out", "b"), "expected one of 1 to 8"),
+        (
+            ("--backend", "onnx", "--extractor", "slow", "--captioned-frames", "2", "--out", "b"),
+            "extractor slow captions none",
+        ),
+        (
+            ("--backend", "onnx", "--extractor", "blip-text", "--cross-attention", "causal-last", "--out", "b"),
+            "extractor blip-text reads no caption with its frame",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_a_usage_error_with_the_command_to_type(tmp_path, monkeypatch, words, message):
