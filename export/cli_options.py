@@ -101,7 +101,7 @@ def choose_sources(entry: ExtractorEntry, weights: str, given: Mapping[str, str 
     if weights != "published" and not is_self_contained(weights):
         raise UsageError(
             f"--weights {weights}: expected published, miniworld, random:full or random:tiny",
-            fix="a file or a hub id goes to its own network: flamest-export --backend onnx --blip FOLDER --slow FILE --out DIR",
+            fix="a file goes to its own network: flamest-export --backend onnx --blip FOLDER --slow FILE --out DIR",
         )
     words = {network: given[network] or weights for network in entry.needed_networks}
     return {network: PUBLISHED[network] if word == "published" else word for network, word in words.items()}

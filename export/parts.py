@@ -32,7 +32,7 @@ from .parity_blip import compare_blip
 from .parity_clip import compare_clip
 from .parity_video import compare_cnn, compare_keyframes
 from .plans import CANDIDATES, MAX_NEW_TOKENS, clip_plan, cnn_plan, keyframe_plan, text_plan, vision_plan, words_plan
-from .preprocessing import blip_frames, clip_frames, pytorchvideo_frames
+from .preprocessing import blip_frames, pytorchvideo_frames
 from .slow import keyframe_width
 from .sources import ClipSource, VideoSource, hash_weights, open_blip, open_clip
 from .tokenizer import token_id
@@ -118,7 +118,7 @@ def export_cnn(loaded: VideoSource, choice: FrameChoice, shop: Workshop) -> tupl
         parity = compare_cnn(network, net, shop.folder, form, threads=shop.threads)
     spec = SpatioTemporal(
         network=network.name,
-        preprocessing=network.preprocessing(form.crop),
+        preprocessing=loaded.preprocessing,
         frames=form.frames,
         choice=choice,
         width=form.width,
@@ -173,7 +173,7 @@ def retrieved_caption(
     config = loaded.model.config
     tokens = tokenize_captions(loaded.tokenizer, captions, config)
     spec = RetrievedCaption(
-        preprocessing=clip_frames(config.vision_config.image_size),
+        preprocessing=loaded.preprocessing,
         captions=captions,
         tokens_sha256=hash_tokens(tokens),
         width=2 * config.projection_dim,

@@ -56,6 +56,16 @@ def videomae_frames(size: int) -> FramePreprocessing:
     return FramePreprocessing(size=size, fit="crop", filter="bilinear-pillow", mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
+def small_video_frames(size: int) -> FramePreprocessing:
+    """All four spatio-temporal networks of the mini-world, as flamest.experiments.pretraining trains them."""
+    return pytorchvideo_frames(size)
+
+
+def small_clip_frames(size: int) -> FramePreprocessing:
+    """The mini-world's CLIP sees the same whole frames as its BLIP."""
+    return blip_frames(size)
+
+
 def check_stated(path: Path, rule: FramePreprocessing) -> None:
     """Raise DataError when ``preprocessor_config.json`` at ``path`` is there and says something else than ``rule``."""
     if not path.is_file():

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import DataError, UsageError
-from ..runtime.manifest import Source
+from ..runtime.manifest import FramePreprocessing, Source
 from .architectures import BLIP_BASE_CONFIG, BLIP_TINY_CONFIG, VideoForm, build_blip, parameter_counts
 from .checkpoints import BATCH_COUNT
 from .clip import CLIP_BASE_CONFIG, CLIP_TINY_CONFIG, build_clip, read_captions
 from .hub import fetch_folder, is_hub_id
+from .preprocessing import clip_frames, small_clip_frames, small_video_frames
 from .tokenizer import read_tokenizer, synthetic_tokenizer
 from .video_networks import VIDEO_NETWORKS, VideoNetwork
 from .vocabulary import CLS, SEP, spoken_phrases
@@ -66,6 +67,7 @@ class ClipSource:
     model: Any  # transformers.CLIPModel
     tokenizer: bytes
     captions: tuple[str, ...]  # none with published weights: they are written per data set
+    preprocessing: FramePreprocessing
     source: Source
 
 
@@ -76,6 +78,7 @@ class VideoSource:
     network: VideoNetwork
     net: nn.Module
     form: VideoForm
+    preprocessing: FramePreprocessing  # as its weights were trained
     source: Source
 
 
@@ -124,7 +127,9 @@ def open_clip(name: str) -> ClipSource:
         )
         randomise_clip(model, seed=seed)
         captions = spoken_phrases(seed, _RANDOM_CAPTIONS)
-        return ClipSource(model, synthetic_tokenizer(), captions, _describe(name, f"seed {seed}", model, "none"))
+        frames = clip_frames(config["vision_config"]["image_size"])
+        source = _describe(name, f"seed {seed}", model, "none")
+        return ClipSource(model, synthetic_tokenizer(), captions, frames, source)
     if name == MINIWORLD:
         from .small_networks import BLIP_FOLDER, CLIP_CAPTIONS, load_small
 
@@ -133,7 +138,8 @@ def open_clip(name: str) -> ClipSource:
             raise DataError(f"the mini-world's captions are missing: {CLIP_CAPTIONS.name}", code="untrained")
         tokenizer = read_tokenizer(BLIP_FOLDER, vocabulary_size=small.config.text_config.vocab_size)
         source = _describe(name, _SMALL_REVISION, small, _licence(name))
-        return ClipSource(small, tokenizer, read_captions(CLIP_CAPTIONS), source)
+        frames = small_clip_frames(small.config.vision_config.image_size)
+        return ClipSource(small, tokenizer, read_captions(CLIP_CAPTIONS), frames, source)
     from .transformer_checkpoint import CLIP_FILES, load_clip
 
     path, revision = _folder("clip", name, CLIP_FILES)
@@ -144,7 +150,8 @@ def open_clip(name: str) -> ClipSource:
         raise DataError(
             f"cannot read {tokenizer_file}: {error.strerror}", fix=f"put {CLIP_FILES} of the model into one folder"
         ) from error
-    return ClipSource(model, tokenizer, (), _describe(_short(name), revision, model, _licence(name)))
+    source = _describe(_short(name), revision, model, _licence(name))
+    return ClipSource(model, tokenizer, (), clip_frames(model.config.vision_config.image_size), source)
 
 
 def open_video(network_name: str, name: str) -> VideoSource:
@@ -154,12 +161,14 @@ def open_video(network_name: str, name: str) -> VideoSource:
     if seeded:
         net, form = network.full() if seeded["form"] == "full" else network.tiny()
         network.randomise(net, form, seed=int(seeded["seed"] or 0))
-        return VideoSource(network, net, form, _describe(name, f"seed {seeded['seed'] or 0}", net, "none"))
+        source = _describe(name, f"seed {seeded['seed'] or 0}", net, "none")
+        return VideoSource(network, net, form, network.preprocessing(form.crop), source)
     if name == MINIWORLD:
         from .small_networks import SMALL_FORMS, load_small
 
         net, form = load_small(network_name), VideoForm(**dataclasses.asdict(SMALL_FORMS[network_name]))
-        return VideoSource(network, net, form, _describe(name, _SMALL_REVISION, net, _licence(name)))
+        source = _describe(name, _SMALL_REVISION, net, _licence(name))
+        return VideoSource(network, net, form, small_video_frames(form.crop), source)
     if Path(name).exists():
         net, form = network.load(Path(name))
         revision = "local files" if Path(name).is_dir() else "local file"
@@ -170,7 +179,8 @@ def open_video(network_name: str, name: str) -> VideoSource:
             f"--{network_name} {name}: no such file; expected {network.published}, {network.files}, {_EVERYWHERE}",
             fix=f"give the path of a checkpoint of {network.published} with --{network_name}",
         )
-    return VideoSource(network, net, form, _describe(_short(name), revision, net, _licence(name)))
+    source = _describe(_short(name), revision, net, _licence(name))
+    return VideoSource(network, net, form, network.preprocessing(form.crop), source)
 
 
 _EVERYWHERE = "miniworld, random:full or random:tiny"

@@ -168,6 +168,24 @@ def test_a_mini_world_network_that_is_not_trained_is_said_to_be_untrained(monkey
         assert "flamest.experiments.pretraining" in refused.value.fix
 
 
+def test_a_mini_world_network_is_filled_from_its_half_precision_file_and_reads_frames_as_it_was_trained(
+    monkeypatch, tmp_path
+):
+    from flamest.export import small_networks
+
+    torch.manual_seed(0)
+    weights = small_networks.build_small_resnet3d().state_dict()
+    save_file(
+        {n: v.half() if v.is_floating_point() else v for n, v in weights.items()}, tmp_path / "resnet3d.safetensors"
+    )
+    monkeypatch.setattr(small_networks, "WEIGHTS", tmp_path)
+    loaded = open_video("resnet3d", "miniworld")
+    for name, tensor in loaded.net.state_dict().items():
+        assert torch.equal(tensor, weights[name].half().to(tensor.dtype)), name
+    assert (loaded.form.frames, loaded.form.width, loaded.preprocessing.resized) == (3, 128, None)
+    assert open_video("resnet3d", "random:tiny").preprocessing.resized == (64, 86)
+
+
 def test_captions_are_read_by_class_or_by_line_each_once(tmp_path):
     by_class, by_line = tmp_path / "a.json", tmp_path / "a.txt"
     by_class.write_text('{"run": "a man runs", "walk": ["a man walks", " a man runs "]}')
