@@ -86,6 +86,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     assert shas[0] == shas[1] != shas[2]
 
 
+SHA256 = {"i3d": "ef4a79c115e3f9ec", "resnet3d": "d0a20fd345214ca7", "videomae": "5a8d3f96a1d1bf5e"}
+CLIP_SHA256 = "5995cfcc4a7fb151"
+
+
+def test_the_weights_of_seed_0_are_the_same_on_every_machine(video):
+    """Federated silos compare fingerprints; a change here changes every random:tiny bundle."""
+    assert video[0].source.weights_sha256.startswith(SHA256[video[0].network.name])
+    assert open_clip("random:tiny").source.weights_sha256.startswith(CLIP_SHA256)
+
+
 def test_a_caption_read_alone_is_that_of_the_librarys_bert_without_an_image(tiny_bundle, tiny_blip, tmp_path):
     for name in ("vision.onnx", "text.onnx"):
         (tmp_path / name).symlink_to(tiny_bundle / name)
