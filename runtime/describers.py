@@ -59,7 +59,7 @@ class Retriever:
     def describe(self, pixels: Vector, stages: dict[str, float]) -> tuple[Vector, Caption]:
         """As ``Writer.describe``. Raises DataError when the graph names a caption that is not in the manifest."""
         with timed(stages, "vision"):
-            found = self._graph.run({"pixels": pixels}, ["embedding", "caption_index"])
+            found = self._graph.run({"pixels": pixels}, ["vector", "caption_index"])
         index = int(found["caption_index"][0])
         if not 0 <= index < len(self._captions):
             raise DataError(
@@ -67,7 +67,7 @@ class Retriever:
                 fix="export the bundle again with this version of flamest-export",
                 code="bad_graph",
             )
-        return _mean(found["embedding"]), Caption(self._captions[index], ())
+        return _mean(found["vector"]), Caption(self._captions[index], ())
 
 
 def open_describer(bundle: Bundle, *, threads: int | None) -> Writer | Retriever | None:

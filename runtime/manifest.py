@@ -14,7 +14,7 @@ here, in one place, for the exporter that writes them and the runtime that feeds
                present_key_NN, present_value_NN f32[batch, heads, past + tokens, head_dim]
 ``words``      token_ids i64[batch, tokens], positions i64[batch, tokens], mask f32[batch, 1, 1, tokens]
                -> hidden f32[batch, tokens, width]: the text alone, no image
-``clip``       pixels f32[batch, 3, S, S] -> embedding f32[batch, 2 w] (the image's vector, then that of the
+``clip``       pixels f32[batch, 3, S, S] -> vector f32[batch, 2 w] (the image's vector, then that of the
                caption nearest to it), caption_index i64[batch]
 ``cnn``        frames f32[batch, 3, K, S, S] -> embedding f32[batch, width]
 ``keyframes``  frames f32[frames, 3, S, S] -> features f32[frames, C]; in every bundle

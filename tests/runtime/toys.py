@@ -187,13 +187,13 @@ def clip_graph(w):
         node("MatMul", ["image", "across"], ["scores"]),
         node("ArgMax", ["scores"], ["caption_index"], axis=-1, keepdims=0),
         node("Gather", ["captions", "caption_index"], ["caption"]),
-        node("Concat", ["image", "caption"], ["embedding"], axis=-1),
+        node("Concat", ["image", "caption"], ["vector"], axis=-1),
     ]
     made = _graph(
         "clip",
         nodes,
         [("pixels", TensorProto.FLOAT, ["batch", 3, IMAGE, IMAGE])],
-        [("embedding", ["batch", 2 * D])],
+        [("vector", ["batch", 2 * D])],
         {"look": w["look"], "captions": w["captions"], "across": np.ascontiguousarray(w["captions"].T)},
     )
     made.graph.output.append(helper.make_tensor_value_info("caption_index", TensorProto.INT64, ["batch"]))
