@@ -1,0 +1,150 @@
+"""``python -m flamest.experiments.rivals``: KD and ActionCLIP, trained on the clips themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...base.console import command
+from ...base.errors import UsageError
+from ...base.progress import progress_bar
+from .result import RivalResult, as_record
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
+
+Videos = Annotated[Path, typer.Option("--videos", help="Labelled clips: LABEL/clip.ext, or a labels.csv.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the result file and the checkpoints.")]
+ScaleOption = Annotated[str, typer.Option("--scale", help="small (2 cores, minutes) or full (a GPU, days).")]
+Dataset = Annotated[str, typer.Option("--dataset", help="Name in the result; the folder's by default.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs: of each of KD's three networks, or of CLIP.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the splits, the first weights, the order and the crops.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Of PyTorch on the CPU.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Frames = Annotated[int | None, typer.Option("--frames", min=1, help="Frames per clip.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+@app.command()
+@command
+def kd(
+    videos: Videos,
+    out: Out,
+    scale: ScaleOption = "small",
+    central: Annotated[
+        Path | None,
+        typer.Option("--central", help="The centre's own labelled clips; else half of the groups are set aside."),
+    ] = None,
+    student: Annotated[str, typer.Option("--student", help="2d (as in Table 1) or 3d; the assistant is alike.")] = "2d",
+    epochs: Epochs = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Of as many reports as silos.")] = None,
+    silos: Annotated[int, typer.Option("--silos", min=2, help="That share the clips.")] = 4,
+    beta: Annotated[float, typer.Option("--beta", min=0.01, help="Dirichlet split over silos: small is uneven.")] = 0.6,
+    iid: Annotated[bool, typer.Option("--iid", help="An IID split instead.")] = False,
+    frames: Frames = None,
+    size: Annotated[int | None, typer.Option("--size", min=16, help="Pixels of a frame.")] = None,
+    dataset: Dataset = "",
+    seed: Seed = 0,
+    threads: Threads = 2,
+    device: DeviceOption = "auto",
+    as_json: Json = False,
+) -> dict[str, Any]:
+    """KD (Jain et al. 2021): teacher, assistant and student at the centre, then an asynchronous federation.
+
+    Writes OUT/kd.json. Interrupted, it goes on from OUT/checkpoints when started again.
+    """
+    from .kd import kd_steps, run_kd
+    from .kd_settings import KdRequest, kd_settings
+
+    settings = kd_settings(_one_of("scale", scale, "small", "full"), epochs=epochs)  # type: ignore[arg-type]
+    film = dataclasses.replace(settings.film, frames=frames or settings.film.frames, size=size or settings.film.size)
+    federated = dataclasses.replace(
+        settings.federated, silos=silos, beta=None if iid else beta, rounds=rounds or settings.federated.rounds
+    )
+    settings = dataclasses.replace(
+        settings,
+        film=film,
+        federated=federated,
+        dimensions=_one_of("student", student, "2d", "3d"),  # type: ignore[arg-type]
+    )
+    request = KdRequest(
+        videos=videos,
+        out=out,
+        scale=scale,  # type: ignore[arg-type]
+        settings=settings,
+        central=central,
+        dataset=dataset,
+        seed=seed,
+        threads=threads,
+        device=_one_of("device", device, "auto", "cpu", "cuda"),  # type: ignore[arg-type]
+    )
+    with progress_bar("KD", kd_steps(request), unit="clips") as progress:
+        return _say(run_kd(request, progress))
+
+
+@app.command()
+@command
+def actionclip(
+    videos: Videos,
+    out: Out,
+    scale: ScaleOption = "small",
+    clip: Annotated[
+        str, typer.Option("--clip", help="miniworld, random (both small), or a local folder of a CLIP model.")
+    ] = "",
+    fusion: Annotated[str, typer.Option("--fusion", help="Of the frames: mean, or transformer.")] = "mean",
+    epochs: Epochs = None,
+    frames: Frames = None,
+    size: Annotated[int | None, typer.Option("--size", min=16, help="Pixels that this CLIP reads.")] = None,
+    dataset: Dataset = "",
+    seed: Seed = 0,
+    threads: Threads = 2,
+    device: DeviceOption = "auto",
+    as_json: Json = False,
+) -> dict[str, Any]:
+    """ActionCLIP (Wang et al. 2021): CLIP fine-tuned on clips and the words of their labels, in one place.
+
+    Writes OUT/actionclip.json. Interrupted, it goes on from OUT/checkpoints when started again.
+    """
+    from .actionclip import ActionClipRequest, actionclip_settings, actionclip_steps, run_actionclip
+
+    settings = actionclip_settings(_one_of("scale", scale, "small", "full"), epochs=epochs)  # type: ignore[arg-type]
+    film = dataclasses.replace(settings.film, frames=frames or settings.film.frames, size=size or settings.film.size)
+    settings = dataclasses.replace(
+        settings,
+        film=film,
+        fusion=_one_of("fusion", fusion, "mean", "transformer"),  # type: ignore[arg-type]
+    )
+    request = ActionClipRequest(
+        videos=videos,
+        out=out,
+        scale=scale,  # type: ignore[arg-type]
+        settings=settings,
+        clip=clip,
+        dataset=dataset,
+        seed=seed,
+        threads=threads,
+        device=_one_of("device", device, "auto", "cpu", "cuda"),  # type: ignore[arg-type]
+    )
+    with progress_bar("ActionCLIP", actionclip_steps(request), unit="clips") as progress:
+        return _say(run_actionclip(request, progress))
+
+
+def main() -> None:
+    app()
+
+
+def _say(result: RivalResult) -> dict[str, Any]:
+    print(
+        f"{result.name} on {result.dataset} ({result.scale}): best {result.best:.1%}, last {result.last:.1%} of "
+        f"held-out clips; {result.trainable_parameters:,} parameters, {result.seconds_train:.0f} s of training, "
+        f"{result.seconds_test:.1f} s of testing"
+    )
+    return as_record(result)
+
+
+def _one_of(name: str, value: str, *known: str) -> str:
+    if value not in known:
+        raise UsageError(f"--{name} is '{value}', expected one of: {', '.join(known)}")
+    return value

@@ -1,0 +1,209 @@
+"""Labelled video files to small frames in memory: what the rivals train on.
+
+FLAMeST's silos keep numbers; the rivals need pictures at every epoch. Every clip is decoded once, in
+the runtime's own decoder process, and kept as bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import queue
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ...agent.holdout import hold_out_groups
+from ...base.errors import DataError, UsageError
+from ...base.progress import Progress
+from ...runtime.keyframes import spread_indices
+from ...runtime.manifest import FramePreprocessing, KeyframeRule
+from ...runtime.video import VideoDecoder
+from ..silos import LabelledVideo, labelled_videos
+
+Bytes = npt.NDArray[np.uint8]
+Rows = npt.NDArray[np.int64]
+MEMORY_SHARE = 0.7  # of what the machine has free: more than this in frames is refused beforehand
+
+
+@dataclass(frozen=True)
+class FilmShape:
+    """What is kept of a clip."""
+
+    frames: int  # that a network sees
+    size: int  # pixels, height and width of what a network sees
+    spare: int = 2  # kept per frame seen: training sees one of them at random, testing the middle one
+    margin: int = 8  # pixels more than ``size``: training crops at random, testing in the middle
+    fit: Literal["crop", "stretch"] = "crop"  # of a frame that is not square
+    filter: Literal["bicubic", "bilinear"] = "bilinear"
+
+    @property
+    def stored(self) -> tuple[int, int, int, int]:
+        """[T, S, S, 3] of one clip in memory."""
+        side = self.size + self.margin
+        return self.frames * self.spare, side, side, 3
+
+
+@dataclass(frozen=True, eq=False)
+class Films:
+    """N clips as bytes, with their classes."""
+
+    shape: FilmShape
+    pixels: Bytes  # [N, T, S, S, 3] as ``shape.stored``
+    y: Rows  # int64 [N], rows of ``labels``
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, rows: Rows, random: np.random.Generator | None) -> Bytes:
+        """uint8 [len(rows), frames, size, size, 3]: for training with ``random``, for testing without.
+
+        Training draws for each clip one stored frame of every part, one crop and one reflection, the
+        same for all of its frames (left and right are no class in any data set of the paper).
+        """
+        shape = self.shape
+        out = np.empty((len(rows), shape.frames, shape.size, shape.size, 3), dtype=np.uint8)
+        parts = np.arange(shape.frames) * shape.spare
+        for place, row in enumerate(rows):
+            if random is None:
+                picked, top, left, mirrored = parts + shape.spare // 2, shape.margin // 2, shape.margin // 2, False
+            else:
+                picked = parts + random.integers(shape.spare, size=shape.frames)
+                top, left = (int(start) for start in random.integers(shape.margin + 1, size=2))
+                mirrored = bool(random.integers(2))
+            seen = self.pixels[row, picked, top : top + shape.size, left : left + shape.size]
+            out[place] = seen[:, :, ::-1] if mirrored else seen
+        return out
+
+
+@dataclass(frozen=True)
+class FilmPlan:
+    """The clips of a folder and who may see them, before anything is decoded."""
+
+    videos: tuple[LabelledVideo, ...]
+    labels: tuple[str, ...]
+    train: tuple[int, ...]  # rows of ``videos``
+    test: tuple[int, ...]
+
+    @property
+    def digest(self) -> str:
+        """Of names, labels, groups, file sizes and the split: a checkpoint belongs to these."""
+        lines = (f"{v.path.name}\t{v.label}\t{v.group}\t{v.path.stat().st_size}" for v in self.videos)
+        text = "\n".join(itertools.chain(lines, [str(self.train), str(self.test)]))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def plan_films(folder: Path, *, test_share: float, seed: int) -> FilmPlan:
+    """Find the labelled clips of ``folder`` and hold out whole groups for the test (``test_share`` 0: none).
+
+    Raises StorageError and DataError as ``labelled_videos`` does, DataError when nothing can be held out.
+    """
+    videos = labelled_videos(folder)
+    groups, labels = [video.group for video in videos], [video.label for video in videos]
+    train, test = hold_out_groups(groups, test_share, seed, labels=labels)
+    if test_share and not len(test):
+        raise DataError(
+            f"the clips of {folder} are all of one group: none can be held out for the test",
+            fix="give groups in labels.csv (path,label,group)",
+        )
+    return FilmPlan(videos, tuple(sorted(set(labels))), tuple(train.tolist()), tuple(test.tolist()))
+
+
+@dataclass(frozen=True, eq=False)
+class Filmed:
+    """Decoded clips with the split, and what could not be decoded."""
+
+    films: Films
+    train: Rows  # rows of ``films``
+    test: Rows
+    failed: tuple[str, ...]  # "NAME: reason"
+
+
+def film(plan: FilmPlan, shape: FilmShape, progress: Progress, *, processes: int = 2) -> Filmed:
+    """Decode the clips of ``plan``. ``progress`` advances by one per clip.
+
+    A clip that cannot be decoded is left out and named in ``failed``. Raises UsageError when the frames
+    would not fit into memory, DataError when a class has no readable clip left to train on.
+    """
+    _check_memory(len(plan.videos), shape)
+    pixels = np.empty((len(plan.videos), *shape.stored), dtype=np.uint8)
+    readable = np.ones(len(plan.videos), dtype=bool)
+    failed = []
+    for row, answer in _decode_all([video.path for video in plan.videos], shape, processes):
+        if isinstance(answer, DataError):
+            readable[row] = False
+            failed.append(str(answer))
+        else:
+            pixels[row] = answer
+        progress.advance()
+    train, test = (np.array([row for row in rows if readable[row]], dtype=np.int64) for rows in (plan.train, plan.test))
+    y = np.array([plan.labels.index(video.label) for video in plan.videos], dtype=np.int64)
+    lost = sorted(set(plan.labels) - {plan.labels[number] for number in y[train]})
+    if lost or (plan.test and not len(test)):
+        what = f"no readable training clip of class '{lost[0]}'" if lost else "no readable test clip"
+        why = f" ({failed[0]})" if failed else ""
+        raise DataError(f"there is {what}{why}", fix="replace the damaged files, or leave that class out")
+    return Filmed(Films(shape, pixels, y, plan.labels), train, test, tuple(failed))
+
+
+def _check_memory(clips: int, shape: FilmShape) -> None:
+    needed = clips * int(np.prod(shape.stored))
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    # Pages that the kernel lends to its file cache count as taken there, and can be had back.
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    if needed > MEMORY_SHARE * free:
+        raise UsageError(
+            f"{clips} clips as {shape.frames * shape.spare} frames of {shape.size + shape.margin} pixels take "
+            f"{needed / 1e9:.1f} GB of memory, of which {free / 1e9:.1f} GB are free",
+            fix="ask for fewer or smaller frames (--frames, --size), or use a machine with more memory",
+        )
+
+
+def _decode_all(paths: Sequence[Path], shape: FilmShape, processes: int) -> Iterator[tuple[int, Bytes | DataError]]:
+    """(row, pixels or what was wrong with the file) of every path, in order."""
+    workers = max(1, min(processes, len(paths)))
+    with contextlib.ExitStack() as open_decoders:
+        free: queue.SimpleQueue[VideoDecoder] = queue.SimpleQueue()
+        for _ in range(workers):
+            free.put(open_decoders.enter_context(VideoDecoder(_rule(shape))))
+
+        def decode(path: Path) -> Bytes | DataError:
+            decoder = free.get()
+            try:
+                return _as_bytes(decoder.candidates(path).pixels, shape)
+            except DataError as error:
+                return error
+            finally:
+                free.put(decoder)
+
+        with ThreadPoolExecutor(max_workers=workers) as pool:
+            try:
+                yield from enumerate(pool.map(decode, paths))
+            except BaseException:  # Ctrl-C too: do not decode what nobody will see
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _rule(shape: FilmShape) -> KeyframeRule:
+    """Uniform frames of the clip, their values left as they are (0 to 255)."""
+    side = shape.size + shape.margin
+    plain = FramePreprocessing(side, shape.fit, shape.filter, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+    kept = shape.frames * shape.spare
+    return KeyframeRule(count=kept, candidates=kept, preprocessing=plain, feature_width=1, space="none")
+
+
+def _as_bytes(pixels: npt.NDArray[np.float32], shape: FilmShape) -> Bytes:
+    """float32 [n, 3, S, S] of 0 to 255, n frames or fewer -> uint8 [T, S, S, 3]; a short clip's frames repeat."""
+    kept = np.rint(np.clip(pixels, 0, 255)).astype(np.uint8).transpose(0, 2, 3, 1)
+    return kept[spread_indices(len(kept), shape.frames * shape.spare)]

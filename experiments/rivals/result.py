@@ -1,0 +1,94 @@
+"""What a rival's run comes to, as a file that the tables take in; and the machine it ran on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...base.errors import MissingExtra, SettingsError
+from ...base.files import write_atomic
+
+if TYPE_CHECKING:
+    import torch
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class RivalResult:
+    """Measured, not quoted. Accuracies are shares between 0 and 1, of clips held out by whole groups."""
+
+    name: str  # KD or ActionCLIP
+    dataset: str
+    scale: str  # small or full
+    best: float  # over ``curve``
+    last: float
+    seconds_train: float  # training alone, all phases, interrupted parts left out: no decoding, no evaluation
+    seconds_test: float  # the test clips once, decoded before
+    trainable_parameters: int  # of the network that is trained last: KD's student, ActionCLIP's whole CLIP
+    curve: tuple[float, ...]  # on the test clips after every round (KD) or epoch (ActionCLIP)
+    train_curve: tuple[float, ...]  # on the training clips while training, per round or epoch
+    settings: Mapping[str, Any]
+    seed: int
+    details: Mapping[str, Any]  # what else was measured, and on what
+
+
+def write_result(result: RivalResult, folder: Path) -> Path:
+    """``folder``/kd.json or actionclip.json, whole or not at all. Raises StorageError."""
+    path = folder / f"{result.name.lower()}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(as_record(result), indent=2) + "\n").encode())
+    return path
+
+
+def as_record(result: RivalResult) -> dict[str, Any]:
+    """Plain values for JSON."""
+    record: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(result), default=str))
+    return record
+
+
+def best_and_last(curve: Sequence[float]) -> tuple[float, float]:
+    return max(curve), curve[-1]
+
+
+@contextlib.contextmanager
+def torch_on(device: Device, threads: int) -> Iterator[torch.device]:
+    """The device to compute on, with PyTorch at ``threads`` threads until the end of the block.
+
+    Raises MissingExtra without PyTorch, SettingsError when CUDA is asked for and is not there.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtra("torch", extra="export") from error
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("PyTorch finds no CUDA device here", fix="leave --device out, or give --device cpu")
+    chosen = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield chosen
+    finally:
+        torch.set_num_threads(before)
+
+
+def describe_machine(device: torch.device, threads: int) -> dict[str, Any]:
+    """What the seconds of a result belong to."""
+    import os
+    import platform
+
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "torch": torch.__version__,
+        "device": f"{device.type}: {name}",
+        "threads": threads,
+        "cores": os.cpu_count(),
+        "load_average": [round(value, 2) for value in os.getloadavg()],
+    }
