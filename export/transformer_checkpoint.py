@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 VIDEOMAE_FILES = "config.json, model.safetensors and preprocessor_config.json"
 CLIP_FILES = "config.json, model.safetensors, tokenizer.json and preprocessor_config.json"
-# Older libraries kept the biases of queries and values as tensors of their own.
+# Published VideoMAE files name the biases of queries and values so; transformers 5 has other names, and its first
+# versions left these biases at zero without an error (https://github.com/huggingface/transformers/pull/48675).
 _RENAMED = {".attention.attention.q_bias": ".attention.attention.query.bias",
             ".attention.attention.v_bias": ".attention.attention.value.bias"}  # fmt: skip
 
@@ -34,7 +35,8 @@ def load_videomae(path: Path) -> nn.Module:
     check_stated(folder / "preprocessor_config.json", videomae_frames(size=0))
     weights = find_weights(folder, VIDEOMAE_FILES) if path.is_dir() else path
     net = _build(build_videomae, config, folder)
-    tensors = {_renamed(name): value for name, value in read_tensors(weights).items()}
+    expected = net.state_dict()
+    tensors = {name if name in expected else _renamed(name): value for name, value in read_tensors(weights).items()}
     filled: nn.Module = _fill(net, tensors, file=weights, what="VideoMAEForVideoClassification with this configuration")
     return filled
 
