@@ -1,0 +1,150 @@
+"""Many silos in one process: what a federation of daemons computes, without its processes and its wire.
+
+Initial model, local training, codec and aggregation are the daemons' own functions, called in their order,
+so a simulated run and a real one with the same settings, rows and threads end in the same model to
+the bit. What is left out: waiting, certificates, gRPC, and the disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from ..agent.training.table import FeatureTable
+from ..agent.training.trainer import HeadTrainer, shuffle_seed
+from ..base.errors import DataError
+from ..coordinator.aggregate import Contribution, fedavg
+from ..fedproto.codec import decode_params, encode_params, payload_bytes
+from ..fedproto.head import HeadSpec, Params, initial_params, params_sha256
+from ..fedproto.records import Evaluation, RunSettings
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedSilo:
+    """A silo by name and the rows that it trains on: held-out rows are taken out before."""
+
+    name: str
+    train: FeatureTable
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedRun:
+    """What a run came to."""
+
+    params: Params  # of the final model
+    sha256: str  # params_sha256(params)
+    rounds: tuple[Evaluation, ...]  # of the global model on the test rows after each round; () without them
+    seconds: float  # wall clock of the whole run, evaluation included
+    bytes_per_silo_round: int  # payload of the model down and of the update up
+
+
+def simulate(
+    run: RunSettings,
+    silos: Sequence[SimulatedSilo],
+    *,
+    test: FeatureTable | None = None,
+    threads: int = 1,
+    workers: int = 1,
+    on_round: Callable[[int], None] = lambda _: None,
+) -> SimulatedRun:
+    """Run ``run.rounds`` rounds in which every silo answers, as daemons with ``work.threads = threads`` would.
+
+    ``workers`` silos train at one time, each on ``threads`` cores; the result does not depend on it, and
+    ``threads=1`` with a worker per core is the fastest. ``on_round`` is called with the number of every
+    round that has closed. ``run.min_silos`` and ``run.deadline_s`` have no meaning here.
+
+    Raises DataError for silos or tables that the run cannot be made of, and as training does (``diverged``).
+    """
+    _check(run, silos, test)
+    started = time.perf_counter()
+    params = initial_params(run.head, run.seed)
+    measured = []
+    with _Crew(run, silos, threads=threads, workers=workers) as crew:
+        for number in range(1, run.rounds + 1):
+            params = fedavg(run.head, crew.contributions(number, params))
+            if test is not None and len(test):
+                measured.append(crew.evaluate(params, test))
+            on_round(number)
+    size = 2 * payload_bytes(run.head)
+    return SimulatedRun(params, params_sha256(params), tuple(measured), time.perf_counter() - started, size)
+
+
+class _Crew:
+    """``workers`` threads, each with a trainer of its own for as long as it trains a silo."""
+
+    def __init__(self, run: RunSettings, silos: Sequence[SimulatedSilo], *, threads: int, workers: int) -> None:
+        self._run = run
+        self._silos = sorted(silos, key=lambda silo: silo.name)  # the coordinator's order
+        self._trainers: SimpleQueue[HeadTrainer] = SimpleQueue()
+        workers = max(1, min(workers, len(silos)))
+        for _ in range(workers):
+            self._trainers.put(HeadTrainer(run.head, threads=threads))
+        self._pool = ThreadPoolExecutor(workers, "silo")
+        self._exit = ExitStack()
+
+    def __enter__(self) -> _Crew:
+        self._exit.callback(self._pool.shutdown, cancel_futures=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    def contributions(self, number: int, params: Params) -> Iterator[Contribution]:
+        """Every silo's part of round ``number``, in ascending order of name."""
+        model = encode_params(self._run.head, params)
+        futures: dict[str, Future[bytes]] = {}
+        # The silo with most rows first: a short one fills the gap at the round's end.
+        for silo in sorted(self._silos, key=lambda silo: -len(silo.train)):
+            futures[silo.name] = self._pool.submit(self._train, silo, number, model)
+        for silo in self._silos:
+            payload = futures.pop(silo.name).result()
+            received = decode_params(self._run.head, payload, whose=f"update from silo '{silo.name}'")
+            yield Contribution(silo.name, len(silo.train), received)
+
+    def evaluate(self, params: Params, test: FeatureTable) -> Evaluation:
+        trainer = self._trainers.get()
+        try:
+            return trainer.evaluate(params, test)
+        finally:
+            self._trainers.put(trainer)
+
+    def _train(self, silo: SimulatedSilo, number: int, model: bytes) -> bytes:
+        """From the round's model as it came over the wire to the silo's update as it would go."""
+        run = self._run
+        params = decode_params(run.head, model, whose="the model")
+        seed = shuffle_seed(run.seed, number, silo.name)
+        mu = run.strategy.mu if run.strategy.name == "fedprox" else 0.0
+        trainer = self._trainers.get()
+        try:
+            trained = trainer.train(params, silo.train, run.train, seed=seed, mu=mu)
+        finally:
+            self._trainers.put(trainer)
+        return encode_params(run.head, trained.params)
+
+
+def _check(run: RunSettings, silos: Sequence[SimulatedSilo], test: FeatureTable | None) -> None:
+    names = [silo.name for silo in silos]
+    if not silos or len(set(names)) < len(names):
+        raise DataError(f"silos {sorted(names)}: expected one or more, each with a name of its own", code="bad_silos")
+    for silo in silos:
+        if not len(silo.train):
+            raise DataError(
+                f"silo '{silo.name}' has no rows to train on",
+                fix="leave it out, or draw a partition with a smallest silo above 0",
+                code="empty_silo",
+            )
+        _check_table(run.head, silo.train, f"silo '{silo.name}'")
+    if test is not None:
+        _check_table(run.head, test, "the test rows")
+
+
+def _check_table(head: HeadSpec, table: FeatureTable, whose: str) -> None:
+    expected = (len(table.y), head.inputs)
+    if table.x.shape != expected:
+        raise DataError(f"{whose}: features {list(table.x.shape)}, expected {list(expected)}", code="bad_table")
+    if len(table) and not 0 <= int(table.y.min()) <= int(table.y.max()) < head.outputs:
+        raise DataError(f"{whose}: classes up to {table.y.max()}, the head has {head.outputs}", code="bad_table")
