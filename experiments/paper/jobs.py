@@ -1,0 +1,114 @@
+"""An elementary run: what it is, the key that it is remembered by, and what came out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ...base.files import write_atomic
+from ...fedproto.records import Strategy, TrainSettings
+from ..partition import LabelSkew
+from .splits import SplitRule
+
+RUNS = 1  # raise it when the same job would give other numbers
+
+
+class PartitionRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the training clips come to the silos. One silo with ``iid`` is centralised training."""
+
+    kind: Literal["iid", "dirichlet", "label-skew"] = "iid"
+    silos: int = 4
+    beta: float = 0.6  # dirichlet
+    skew: LabelSkew = LabelSkew()  # label-skew
+
+
+class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One training, all that decides its numbers but the features themselves."""
+
+    extractor: str
+    partition: PartitionRule = PartitionRule()
+    split: SplitRule = SplitRule()
+    strategy: Strategy = Strategy()
+    train: TrainSettings = TrainSettings()
+    rounds: int = 80
+    seed: int = 0  # of the partition, the first model and the shuffles
+    hidden: tuple[int, ...] = (512, 256)
+    fusion: Literal["mlp", "rgcf"] = "mlp"
+    standardise: bool = False
+    measured_on: Literal["test", "train"] = "test"  # the curve's rows
+    timed: bool = False  # alone on the machine, one thread, the clock on training only
+
+    @property
+    def centralised(self) -> bool:
+        return self.partition.silos == 1
+
+
+class RunResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one run gave. Accuracies are shares of the rows, 0 to 1."""
+
+    curve: tuple[float, ...]  # of the global model after each round, on ``Job.measured_on``
+    last: float  # of the final model on test
+    train_last: float  # of the final model on all silos' training rows
+    predictions: tuple[int, ...]  # the final model's class of every test row
+    silo_rows: tuple[int, ...]
+    unused_rows: int  # training rows that the partition gave to no silo
+    test_rows: int
+    parameters: int  # of the head
+    bytes_per_silo_round: int
+    seconds: float  # training and, unless timed, measuring
+    seconds_test: float  # the final model over the test rows once
+    model_sha256: str
+
+    @property
+    def best(self) -> float:
+        """The best round's, or the final model's where that is better (averaged rounds)."""
+        return max((*self.curve, self.last))
+
+
+class StoredRun(msgspec.Struct, frozen=True):
+    """A file of OUT/runs."""
+
+    key: str
+    data: str  # ExperimentData.digest
+    job: Job
+    result: RunResult
+
+
+def job_key(job: Job, data_digest: str) -> str:
+    """64 hexadecimal digits; another job, other features or another split give another."""
+    body = msgspec.json.encode((RUNS, data_digest, job), order="deterministic")
+    return hashlib.sha256(body).hexdigest()
+
+
+class RunFolder:
+    """OUT/runs: one JSON file per finished run, shared by all tables."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key[:24]}.json"
+
+    def find(self, key: str) -> RunResult | None:
+        """The result kept under ``key``; None when there is none, or none that can be read."""
+        try:
+            stored = msgspec.json.decode(self._path(key).read_bytes(), type=StoredRun)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+        return stored.result if stored.key == key else None
+
+    def keep(self, key: str, data: str, job: Job, result: RunResult) -> None:
+        write_atomic(self._path(key), msgspec.json.format(msgspec.json.encode(StoredRun(key, data, job, result))))
+
+
+Results = Mapping[Job, RunResult]
+
+
+def unique(jobs: Iterable[Job]) -> list[Job]:
+    """Each job once, in the order first asked for."""
+    return list(dict.fromkeys(jobs))
