@@ -180,7 +180,7 @@ def test_published_clip_weights_bring_no_captions_and_the_error_says_what_to_wri
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_steps_of_an_export_are_counted(clip_bundle, tmp_path):
+def test_the_steps_of_an_export_are_counted():
     assert {name: steps_of(EXTRACTORS[name]) for name in ("slow", "i3d", "clip", "blip-text+i3d", "blip+slow")} == {
         "slow": 5,
         "i3d": 6,
