@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ def _run_and_keep(job: Job, data: ExperimentData, place: Workplace) -> None:
     RunFolder(place.runs).keep(job_key(job, digest), digest, job, result)
 
 
-def _in_processes(jobs: Sequence[Job], place: Workplace, stop: Shutdown, advance: functools.partial[None]) -> None:
+def _in_processes(jobs: Sequence[Job], place: Workplace, stop: Shutdown, advance: Callable[[], None]) -> None:
     # Spawned, not forked: ONNX Runtime's threads do not survive a fork.
     pool = ProcessPoolExecutor(
         min(place.processes, len(jobs)), multiprocessing.get_context("spawn"), _ignore_interrupts
