@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
@@ -19,6 +19,7 @@ from .given import GivenRun
 from .jobs import Job, PartitionRule
 from .numbers import ACTIONCLIP, KD, PaperValue
 from .settings import Context
+from .splits import SplitRule
 
 TABLE_ORDER = (
     "blip", "clip", KD, "resnet3d", "slow", "slow-uniform", "i3d", "videomae", "blip-text", "blip-text+resnet3d",
@@ -209,8 +210,8 @@ def table8(context: Context) -> Plan:
         tuple(lines),
         (
             f"Non-IID-2 is scaling approach 2, whose parameters the paper keeps in its supplement; ours: base "
-            f"{skew.base}, Beta({skew.alpha:g}, {skew.beta:g}), takers {skew.takers}, sized for {skew.most_silos} silos. "
-            "Its silos keep their size as silos are added, so that few silos train on fewer clips in all.",
+            f"{skew.base}, Beta({skew.alpha:g}, {skew.beta:g}), takers {skew.takers}, sized for "
+            f"{skew.most_silos} silos. Its silos keep their size as silos are added, so that few silos train on fewer clips in all.",
         ),
         ("smallest_silo", "training_rows"),
     )
@@ -249,7 +250,7 @@ def cross_validation(context: Context) -> Plan:
     )
 
 
-def replace_kind(context: Context) -> object:
+def replace_kind(context: Context) -> SplitRule:
     """Official splits are three: the folds hold out groups instead."""
     return msgspec.structs.replace(context.settings.split, kind="groups")
 
@@ -278,7 +279,3 @@ def _how(context: Context) -> str:
         f"{settings.rounds} rounds of {settings.train.epochs} epochs, batch {settings.train.batch_size}, Adam "
         f"{settings.train.learning_rate:g}, weight decay {settings.train.weight_decay:g}, {settings.seeds} seeds."
     )
-
-
-def with_notes(plan: Plan, *notes: str) -> Plan:
-    return replace(plan, notes=(*plan.notes, *notes))
