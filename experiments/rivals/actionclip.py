@@ -62,9 +62,9 @@ def actionclip_settings(scale: Scale, *, epochs: int | None = None) -> ActionCli
     if scale == "full":  # the authors' optimiser, rate, decay, batch and warm-up; 80 epochs as the paper says
         fit = Fit(epochs or 80, 64, 5e-6, weight_decay=0.2, betas=(0.9, 0.98), warmup=0.1)
         return ActionClipSettings(fit, FilmShape(frames=8, size=224, spare=1, margin=0, filter="bicubic"))
-    fit = Fit(epochs or 15, 16, 5e-4, weight_decay=0.05, betas=(0.9, 0.98))
+    fit = Fit(epochs or 12, 16, 5e-4, weight_decay=0.05, betas=(0.9, 0.98))
     size = SMALL_FORMS["clip"].crop
-    return ActionClipSettings(fit, FilmShape(frames=8, size=size, fit="stretch", filter="bicubic"))
+    return ActionClipSettings(fit, FilmShape(frames=4, size=size, fit="stretch", filter="bicubic"))
 
 
 def actionclip_steps(request: ActionClipRequest) -> int:
