@@ -211,7 +211,7 @@ def table8(context: Context) -> Plan:
         (
             f"Non-IID-2 is scaling approach 2, whose parameters the paper keeps in its supplement; ours: base "
             f"{skew.base}, Beta({skew.alpha:g}, {skew.beta:g}), takers {skew.takers}, sized for "
-            f"{skew.most_silos} silos. Its silos keep their size as silos are added, so that few silos train on fewer clips in all.",
+            f"{skew.most_silos} silos. Its silos keep their size as silos are added, so that four silos train on less.",
         ),
         ("smallest_silo", "training_rows"),
     )

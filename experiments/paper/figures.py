@@ -1,0 +1,165 @@
+"""Figures 2, 3 and 4: rounds, training curves, and the embeddings of some classes in the plane."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ...base.errors import MissingExtra, UsageError
+from .estimates import estimate
+from .features import NAMES, READY, ExperimentData, table_name
+from .jobs import Job, Results
+from .plans import TABLE_ORDER, seeded
+from .settings import Context
+from .tables import GIVEN, Row, TableResult
+
+Points = npt.NDArray[np.float32]
+Projection = Callable[[Points], Points]  # [n, D] -> [n, 2]
+# The paper's classes (section 5.7), as the data sets name their folders.
+PAPER_CLASSES = {"ucf101": ("ApplyLipstick", "Archery"), "hmdb51": ("catch", "cartwheel")}
+
+
+@dataclass(frozen=True)
+class CurvePlan:
+    """A figure of accuracy per step: the runs behind each curve, and curves that others measured."""
+
+    name: str
+    title: str
+    across: str
+    curves: dict[str, tuple[Job, ...]]
+    given: dict[str, tuple[float, ...]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for jobs in self.curves.values() for job in jobs]
+
+
+def figure2(context: Context) -> CurvePlan:
+    """The global model over 50 rounds, on test and on the training clips."""
+    rounds = context.settings.scale.figure_rounds
+    job = context.job(rounds=rounds)
+    on_train = msgspec.structs.replace(job, measured_on="train")
+    name = table_name(context.data.main)
+    curves = {f"{name}, test": seeded(context, job), f"{name}, training clips": seeded(context, on_train)}
+    return CurvePlan("figure2", f"Figure 2: {name} over {rounds} rounds, IID", "round", curves, {})
+
+
+def figure3(context: Context) -> CurvePlan:
+    """Centralised training accuracy over the epochs, ActionCLIP beside it where its result file is given."""
+    train = msgspec.structs.replace(context.settings.train, epochs=1)
+    job = context.job(
+        partition=context.iid(1), rounds=context.settings.scale.central_epochs, train=train, measured_on="train"
+    )
+    rival = context.given.actionclip
+    notes = () if rival else ("ActionCLIP: not run (flamest-experiment actionclip; its folder is --results).",)
+    given = {"ActionCLIP (its own epochs)": rival.train_curve} if rival and rival.train_curve else {}
+    curves = {table_name(context.data.main): seeded(context, job)}
+    return CurvePlan("figure3", "Figure 3: training accuracy, centralised", "epoch", curves, given, notes)
+
+
+def curve_table(plan: CurvePlan, results: Results) -> tuple[TableResult, dict[str, list[tuple[float, ...]]]]:
+    """The figure's ends as rows, and its curves [runs][steps]."""
+    curves = {name: [results[job].curve for job in jobs] for name, jobs in plan.curves.items()}
+    rows = [_curve_row(name, runs) for name, runs in curves.items()]
+    for name, curve in plan.given.items():
+        rows.append(Row(name, 100 * max(curve), 100 * curve[-1], None, GIVEN, seeds=1))
+        curves[name] = [curve]
+    return TableResult(plan.name, plan.title, tuple(rows), plan.notes), curves
+
+
+def _curve_row(name: str, runs: Sequence[Sequence[float]]) -> Row:
+    best, last = estimate([100 * max(run) for run in runs]), estimate([100 * run[-1] for run in runs])
+    assert best is not None
+    assert last is not None
+    return Row(
+        name, best.mean, last.mean, None, best_interval=best.interval, last_interval=last.interval, seeds=len(runs)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """The clips of the chosen classes in one embedding."""
+
+    extractor: str
+    points: Points  # float32 [n, 2]
+    labels: tuple[str, ...]
+    silhouette: float  # of the embedding itself, −1 to 1: how far its classes lie apart
+
+
+def classes_to_show(context: Context) -> tuple[tuple[str, ...], ...]:
+    """Pairs of classes: those asked for, the paper's, or for OBJECT_MOTION classes one pair that shares the
+    object and one that shares the motion. Raises UsageError on a class that is not there."""
+    labels = context.data.labels
+    asked = context.settings.classes or PAPER_CLASSES.get(context.settings.dataset, ())
+    if asked:
+        missing = sorted(set(asked) - set(labels))
+        if not missing:
+            return (tuple(asked),)
+        if context.settings.classes:
+            raise UsageError(f"there are no classes {missing}; there are: {', '.join(labels)}")
+    first, *others = labels
+    thing, _, motion = first.partition("_")
+    same_object = next((label for label in others if label.partition("_")[0] == thing and motion), None)
+    same_motion = next((label for label in others if label.partition("_")[2] == motion and motion), None)
+    if same_object and same_motion:
+        return ((first, same_object), (first, same_motion))
+    return ((labels[0], labels[1]),)
+
+
+def embedding_panels(data: ExperimentData, classes: Sequence[str], project: Projection) -> list[Panel]:
+    """A panel for every extractor that is there."""
+    from sklearn.metrics import silhouette_score
+
+    numbers = [data.labels.index(name) for name in classes]
+    rows = np.flatnonzero(np.isin(data.y, numbers))
+    extractors = [name for name in TABLE_ORDER if _known(name) and data.state(name) == READY] or [data.main]
+    panels = []
+    for extractor in extractors:
+        x = data.x(extractor)[rows]
+        labels = tuple(data.labels[number] for number in data.y[rows])
+        panels.append(Panel(extractor, project(x), labels, float(silhouette_score(x, labels))))
+    return panels
+
+
+def panel_table(panels: Sequence[tuple[tuple[str, ...], list[Panel]]]) -> TableResult:
+    """How far apart the classes lie, as numbers: a picture alone proves little."""
+    rows = [
+        Row(f"{table_name(panel.extractor)}: {' / '.join(classes)}", None, None, None, f"{panel.silhouette:.3f}")
+        for classes, found in panels
+        for panel in found
+    ]
+    notes = (
+        "The number is the silhouette of the two classes in the embedding itself (−1 to 1, higher is further apart), "
+        "not in the picture. The paper prints none.",
+    )
+    return TableResult("figure4", "Figure 4: embeddings of two classes, by UMAP", tuple(rows), notes)
+
+
+def umap_projection(x: Points) -> Points:
+    """UMAP to the plane (McInnes et al. 2018), seeded; 15 neighbours, fewer where there are fewer clips."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numba and umap speak of their own internals
+        try:
+            from umap import UMAP
+        except ImportError as error:
+            raise MissingExtra("umap-learn", extra="experiments") from error
+        neighbours = max(2, min(15, len(x) - 1))
+        mapper = UMAP(n_neighbors=neighbours, random_state=0, n_jobs=1, init="random" if len(x) < 10 else "spectral")
+        return np.asarray(mapper.fit_transform(x), dtype=np.float32)
+
+
+def pca_projection(x: Points) -> Points:
+    """The two main axes: quick, for tests and for machines without umap-learn."""
+    centred = x - x.mean(axis=0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
+    return np.asarray(centred @ axes.T, dtype=np.float32)
+
+
+def _known(extractor: str) -> bool:
+    return all(part in NAMES for part in extractor.split("+"))
