@@ -205,12 +205,12 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def weights_file(name: str) -> Path:
+def weights_file(name: str, folder: Path = WEIGHTS) -> Path:
     """Where the trained weights of that network of ``SMALL_FORMS`` are, or would be."""
-    return BLIP_FOLDER / "model.safetensors" if name == "blip" else WEIGHTS / f"{name}.safetensors"
+    return folder / "blip" / "model.safetensors" if name == "blip" else folder / f"{name}.safetensors"
 
 
-def load_small(name: str) -> nn.Module:
+def load_small(name: str, folder: Path = WEIGHTS) -> nn.Module:
     """The trained small network of that name as fp32, in evaluation mode.
 
     Raises DataError: ``untrained`` when its file is not there, otherwise naming the tensors that do
@@ -219,7 +219,7 @@ def load_small(name: str) -> nn.Module:
     from .blip_checkpoint import fill_blip
     from .checkpoints import check_tensors, read_tensors
 
-    path = weights_file(name)
+    path = weights_file(name, folder)
     if not path.is_file():
         raise DataError(
             f"the mini-world's '{name}' is not trained: {path.name} is missing from {path.parent.name}/",

@@ -1,0 +1,164 @@
+"""Training of the four small video networks on the mini-world's motions: five classes, labels only.
+
+Frames are drawn at random and put in order, so that the uneven stride of k-means keyframes is nothing
+new to them. VideoMAE too is trained on labels directly, without masked pretraining.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...base.progress import Progress
+from ...export.small_networks import BUILDERS, SMALL_FORMS
+from .captioner import warm_cosine
+from .footage import FILM_SIZE, Footage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Indices = npt.NDArray[np.int64]
+SHADE = 0.15
+# Mean and deviation per channel, as each network's publishers prepare frames.
+NORMS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "slow": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),
+    "i3d": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),
+    "resnet3d": ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)),
+    "videomae": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+@dataclass(frozen=True)
+class MotionSettings:
+    steps: int = 900
+    batch: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    warm_up: int = 100  # steps
+    seed: int = 0
+
+
+def train_motion(
+    name: str, footage: Footage, settings: MotionSettings, *, progress: Progress | None = None
+) -> nn.Module:
+    """The small network of that name (slow, i3d, resnet3d, videomae), trained; ``progress``: a step per batch."""
+    import torch
+    from torch.nn import functional
+
+    torch.manual_seed(settings.seed)
+    random = np.random.default_rng(settings.seed)
+    net = BUILDERS[name]().train()
+    optimiser = torch.optim.AdamW(
+        net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, warm_cosine(settings.warm_up, settings.steps))
+    for _ in range(settings.steps):
+        rows = random.integers(len(footage), size=settings.batch)
+        pixels = _augment(footage.films, rows, name, random)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            scores = classify(name, net, pixels)
+        loss = functional.cross_entropy(scores.float(), torch.from_numpy(footage.motions[rows]))
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if progress is not None:
+            progress.advance()
+    return net.eval()
+
+
+def classify(name: str, net: Any, pixels: Tensor) -> Tensor:
+    """Scores [B, 5] of clips float32 [B, 3, K, S, S]."""
+    if name == "videomae":
+        return net(pixels.transpose(1, 2)).logits  # type: ignore[no-any-return]
+    return net(pixels)  # type: ignore[no-any-return]
+
+
+def embed_clips(name: str, net: Any, pixels: Tensor) -> npt.NDArray[np.float32]:
+    """float32 [B, width]: what enters the last dense layer, averaged over the windows of the head."""
+    import torch
+
+    with torch.inference_mode():
+        if name == "videomae":
+            vectors = net.fc_norm(net.videomae(pixels.transpose(1, 2)).last_hidden_state.mean(1))
+        elif name == "resnet3d":
+            maps = net.layer4(net.layer3(net.layer2(net.layer1(net.stem(pixels)))))
+            vectors = net.avgpool(maps).flatten(1)
+        else:
+            maps = pixels
+            for block in net.blocks[:-1]:
+                maps = block(maps)
+            vectors = net.blocks[-1].pool(maps).mean(dim=(2, 3, 4))
+    return np.asarray(vectors.numpy())
+
+
+def prepare_films(films: npt.NDArray[np.uint8], name: str) -> Tensor:
+    """uint8 [B, K, 72, 72, 3] -> float32 [B, 3, K, 64, 64] as the network reads them: the whole square."""
+    return _normalised(_resized(films), name)
+
+
+def measure_motion(name: str, net: nn.Module, footage: Footage, *, seed: int = 1, batch: int = 64) -> dict[str, float]:
+    """Share (0 … 1) of clips whose motion the network itself tells, by evenly spread and by random frames."""
+    import torch
+
+    random = np.random.default_rng(seed)
+    count = SMALL_FORMS[name].frames
+    even = (2 * np.arange(count) + 1) * footage.films.shape[1] // (2 * count)
+    right = {"even": 0, "random": 0}
+    for start in range(0, len(footage), batch):
+        films = footage.films[start : start + batch]
+        truth = torch.from_numpy(footage.motions[start : start + batch])
+        drawn = draw_frames(len(films), films.shape[1], count, random)
+        for way, picked in (("even", films[:, even]), ("random", np.take_along_axis(films, drawn, axis=1))):
+            with torch.inference_mode():
+                told = classify(name, net, prepare_films(picked, name)).argmax(-1)
+            right[way] += int((told == truth).sum())
+    return {"clips": float(len(footage)), **{way: hits / len(footage) for way, hits in right.items()}}
+
+
+def draw_frames(rows: int, frames: int, count: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
+    """int64 [rows, count, 1, 1, 1], increasing: half of the rows at random, half one from each equal part."""
+    loose = np.sort(random.random((rows, frames)).argsort(axis=1)[:, :count], axis=1)
+    edges = np.arange(count) * frames / count
+    spread = (edges + random.random((rows, count)) * frames / count).astype(np.int64)
+    chosen = np.where(random.random((rows, 1)) < 0.5, loose, spread)
+    return chosen[:, :, None, None, None]
+
+
+def _augment(films: npt.NDArray[np.uint8], rows: Indices, name: str, random: np.random.Generator) -> Tensor:
+    """Frames drawn, a crop for the whole batch, half of the clips mirrored, shades of their own."""
+    import torch
+
+    form = SMALL_FORMS[name]
+    picked = films[rows[:, None], draw_frames(len(rows), films.shape[1], form.frames, random)[..., 0, 0, 0]]
+    size = int(random.integers(form.crop, FILM_SIZE + 1))
+    left, top = random.integers(0, FILM_SIZE - size + 1, size=2)
+    pixels = _resized(picked[:, :, top : top + size, left : left + size])
+    mirrored = torch.from_numpy(random.random(len(rows)) < 0.5)[:, None, None, None, None]
+    pixels = torch.where(mirrored, pixels.flip(-1), pixels)
+    gains = random.uniform(1 - SHADE, 1 + SHADE, size=(len(rows), 3, 1, 1, 1)).astype(np.float32)
+    return _normalised((pixels * torch.from_numpy(gains)).clamp(0, 255), name)
+
+
+def _resized(films: npt.NDArray[np.uint8]) -> Tensor:
+    """uint8 [B, K, H, W, 3] -> float32 [B, 3, K, 64, 64], 0 … 255"""
+    import torch
+    from torch.nn import functional
+
+    rows, count = films.shape[:2]
+    pixels = torch.from_numpy(np.ascontiguousarray(films.transpose(0, 1, 4, 2, 3))).flatten(0, 1).float()
+    size = SMALL_FORMS["slow"].crop
+    if pixels.shape[-2:] != (size, size):
+        pixels = functional.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)
+    return pixels.unflatten(0, (rows, count)).transpose(1, 2).contiguous()
+
+
+def _normalised(pixels: Tensor, name: str) -> Tensor:
+    import torch
+
+    mean, std = (torch.tensor(values)[:, None, None, None] for values in NORMS[name])
+    return (pixels / 255 - mean) / std

@@ -1,0 +1,116 @@
+"""The small networks: a training runs, its files load strictly, the committed ones mean something."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flamest.base.errors import DataError
+from flamest.experiments.miniworld import CLASSES
+from flamest.experiments.pretraining.footage import Footage, film
+from flamest.experiments.pretraining.training import measure, plan_training, train_network
+from flamest.export.small_networks import SMALL_FORMS, WEIGHTS, load_small, weights_file
+
+BYTES = 12_000_000  # of all committed weights together
+
+
+@pytest.fixture(scope="module")
+def footage() -> Footage:
+    """25 freshly rendered clips of a seed that neither training nor experiments use."""
+    return film(groups=1, seed=77, processes=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def trained(name: str) -> None:
+    if not weights_file(name).is_file():
+        pytest.skip(f"'{name}' is not trained")
+
+
+@pytest.mark.parametrize("name", sorted(SMALL_FORMS))
+def test_two_steps_train_and_leave_files_that_load(name: str, footage: Footage, tmp_path: Path) -> None:
+    settings, steps = plan_training(name, share=1e-6)
+    assert steps <= 2
+    few = footage.of_groups([0])
+    figures = train_network(name, few, _first(few, 4), settings, folder=tmp_path)
+    assert all(np.isfinite(value) for value in figures.values())
+    load_small(name, tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report[name]["settings"]["seed"] == 0
+
+
+def test_footage_says_what_is_true(footage: Footage) -> None:
+    assert len(footage) == len(CLASSES)
+    assert footage.films.shape == (25, 32, 72, 72, 3)
+    assert footage.stills.shape == (25, 12, 104, 104, 3)
+    assert (footage.kinds[:, 0] != footage.kinds[:, 1]).all()
+    for clip, captions in enumerate(footage.captions):
+        assert len(captions) == 12, clip
+
+
+def test_an_untrained_network_is_refused_with_the_command_that_trains_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not trained") as caught:
+        load_small("slow", tmp_path)
+    assert caught.value.code == "untrained"
+    assert "flamest.experiments.pretraining slow" in caught.value.fix
+
+
+def test_committed_weights_are_small() -> None:
+    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) <= BYTES
+
+
+@pytest.mark.parametrize("name", sorted(SMALL_FORMS))
+def test_committed_weights_load_and_keep_the_reports_figures(name: str, footage: Footage) -> None:
+    trained(name)
+    stated = json.loads((WEIGHTS / "report.json").read_text())[name]["held_out"]
+    part = _with_stills(footage, 2) if name == "blip" else footage
+    found = measure(name, load_small(name), part)
+    for figure in ("nouns", "actor", "even"):
+        if figure in stated:  # 25 clips against 150: a wide margin, that an untrained network misses by far
+            assert found[figure] >= stated[figure] - 0.2, (figure, found, stated)
+
+
+def test_preprocessing_is_the_exporters() -> None:
+    from flamest.experiments.pretraining.captioner import BLIP_MEAN, BLIP_STD, MAX_NEW_TOKENS
+    from flamest.experiments.pretraining.motion import NORMS
+    from flamest.export import plans
+
+    assert (BLIP_MEAN, BLIP_STD, MAX_NEW_TOKENS) == (plans.BLIP_MEAN, plans.BLIP_STD, plans.MAX_NEW_TOKENS)
+    assert NORMS["slow"] == (plans.SLOW_MEAN, plans.SLOW_STD)
+
+
+def _first(footage: Footage, clips: int) -> Footage:
+    return Footage(
+        footage.films[:clips],
+        footage.stills[:clips],
+        footage.captions[:clips],
+        footage.places[:clips],
+        footage.kinds[:clips],
+        footage.motions[:clips],
+        footage.groups[:clips],
+    )
+
+
+def _with_stills(footage: Footage, stills: int) -> Footage:
+    every = slice(2, None, 12 // stills)
+    captions = tuple(clip[every] for clip in footage.captions)
+    return Footage(
+        footage.films,
+        footage.stills[:, every],
+        captions,
+        footage.places[:, every],
+        footage.kinds,
+        footage.motions,
+        footage.groups,
+    )
