@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ...base.errors import MissingExtra, UsageError
 from .estimates import estimate
 from .features import NAMES, READY, ExperimentData, table_name
-from .jobs import Job, Results
+from .jobs import Job, Results, finished
 from .plans import TABLE_ORDER, seeded
 from .settings import Context
 from .tables import GIVEN, Row, TableResult
@@ -65,7 +65,8 @@ def figure3(context: Context) -> CurvePlan:
 
 def curve_table(plan: CurvePlan, results: Results) -> tuple[TableResult, dict[str, list[tuple[float, ...]]]]:
     """The figure's ends as rows, and its curves [runs][steps]."""
-    curves = {name: [results[job].curve for job in jobs] for name, jobs in plan.curves.items()}
+    curves = {name: [run.curve for run in finished(results, jobs)] for name, jobs in plan.curves.items()}
+    curves = {name: runs for name, runs in curves.items() if runs}
     rows = [_curve_row(name, runs) for name, runs in curves.items()]
     for name, curve in plan.given.items():
         rows.append(Row(name, 100 * max(curve), 100 * curve[-1], None, GIVEN, seeds=1))

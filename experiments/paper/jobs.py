@@ -47,7 +47,14 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.partition.silos == 1
 
 
-class RunResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RunFailure(msgspec.Struct, frozen=True, tag="failure"):
+    """A run that cannot be: its data do not allow the split, or training diverged. It would fail again."""
+
+    code: str
+    message: str
+
+
+class RunResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="result"):
     """What one run gave. Accuracies are shares of the rows, 0 to 1."""
 
     curve: tuple[float, ...]  # of the global model after each round, on ``Job.measured_on``
@@ -75,7 +82,7 @@ class StoredRun(msgspec.Struct, frozen=True):
     key: str
     data: str  # ExperimentData.digest
     job: Job
-    result: RunResult
+    result: RunResult | RunFailure
 
 
 def job_key(job: Job, data_digest: str) -> str:
@@ -94,7 +101,7 @@ class RunFolder:
     def _path(self, key: str) -> Path:
         return self.folder / f"{key[:24]}.json"
 
-    def find(self, key: str) -> RunResult | None:
+    def find(self, key: str) -> RunResult | RunFailure | None:
         """The result kept under ``key``; None when there is none, or none that can be read."""
         try:
             stored = msgspec.json.decode(self._path(key).read_bytes(), type=StoredRun)
@@ -102,11 +109,17 @@ class RunFolder:
             return None
         return stored.result if stored.key == key else None
 
-    def keep(self, key: str, data: str, job: Job, result: RunResult) -> None:
+    def keep(self, key: str, data: str, job: Job, result: RunResult | RunFailure) -> None:
         write_atomic(self._path(key), msgspec.json.format(msgspec.json.encode(StoredRun(key, data, job, result))))
 
 
-Results = Mapping[Job, RunResult]
+Results = Mapping[Job, RunResult | RunFailure]
+
+
+def finished(results: Results, jobs: Iterable[Job]) -> list[RunResult]:
+    """The results of ``jobs`` that came to an end, in order."""
+    found = (results[job] for job in jobs)
+    return [result for result in found if isinstance(result, RunResult)]
 
 
 def unique(jobs: Iterable[Job]) -> list[Job]:

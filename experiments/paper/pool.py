@@ -15,11 +15,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...base.errors import FlamestError
+from ...base.errors import DataError, FlamestError
 from ...base.progress import progress_bar
 from ...base.shutdown import Shutdown
 from .features import ExperimentData, FeatureSource, open_features
-from .jobs import Job, RunFolder, RunResult, job_key, unique
+from .jobs import Job, Results, RunFailure, RunFolder, RunResult, job_key, unique
 from .training import run_job
 
 
@@ -40,12 +40,11 @@ class Workplace:
     processes: int = 1
 
 
-def run_jobs(
-    jobs: Sequence[Job], data: ExperimentData, place: Workplace, *, stop: Shutdown | None = None
-) -> dict[Job, RunResult]:
+def run_jobs(jobs: Sequence[Job], data: ExperimentData, place: Workplace, *, stop: Shutdown | None = None) -> Results:
     """Every job's result, from disk or by running it.
 
-    Raises Stopped when ``stop`` was asked for before all were done, and what a run raises.
+    A run that cannot be (DataError) has a RunFailure. Raises Stopped when ``stop`` was asked for before
+    all were done.
     """
     stop = stop or Shutdown()
     folder = RunFolder(place.runs)
@@ -72,7 +71,11 @@ def run_jobs(
 
 
 def _run_and_keep(job: Job, data: ExperimentData, place: Workplace) -> None:
-    result = run_job(job, data, dataset=place.dataset, videos=place.videos)
+    result: RunResult | RunFailure
+    try:
+        result = run_job(job, data, dataset=place.dataset, videos=place.videos)
+    except DataError as error:
+        result = RunFailure(error.code, error.message)
     digest = data.digest(job.extractor)
     RunFolder(place.runs).keep(job_key(job, digest), digest, job, result)
 

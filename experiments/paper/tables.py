@@ -12,7 +12,7 @@ import msgspec
 
 from ...base.files import write_atomic
 from .estimates import Estimate, estimate, paired
-from .jobs import Results, RunResult
+from .jobs import Results, RunFailure, RunResult, finished
 from .plans import Line, Plan
 
 MEASURED, GIVEN = "measured", "taken in"
@@ -81,7 +81,12 @@ def _row(line: Line, columns: Sequence[str], results: Results) -> Row:
         return Row(line.name, best, last, paper, GIVEN, seeds=1, paper_text=printed, note=note, extra=kept)
     if not line.jobs:
         return Row(line.name, None, None, paper, line.status, paper_text=printed, note=note)
-    runs = [results[job] for job in line.jobs]
+    runs = finished(results, line.jobs)
+    failures = [result for result in (results[job] for job in (*line.jobs, *line.against)) if result not in runs]
+    failed = next((result for result in failures if isinstance(result, RunFailure)), None)
+    if failed is not None:
+        status = f"{len(line.jobs) - len(runs)} of {len(line.jobs)} failed: {failed.code}"
+        return Row(line.name, None, None, paper, status, paper_text=printed, note=failed.message)
     best_of = estimate([100 * run.best for run in runs])
     last_of = estimate([100 * run.last for run in runs])
     assert best_of is not None
@@ -98,7 +103,7 @@ def _row(line: Line, columns: Sequence[str], results: Results) -> Row:
         printed,
         note,
         {key: EXTRA[key][1](runs) for key in columns},
-        paired([100 * run.last for run in runs], [100 * results[job].last for job in line.against])
+        paired([100 * run.last for run in runs], [100 * run.last for run in finished(results, line.against)])
         if line.against
         else None,
     )
