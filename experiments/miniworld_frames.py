@@ -105,11 +105,11 @@ def _inside(kind: str, x: Plane, y: Plane, radius: float, tilt: float) -> Plane:
     """How far inside the object a point is, pixels, about; negative outside."""
     across, along = abs(_along(x, y, tilt)), abs(_along(x, y, tilt + math.pi / 2))
     if kind == "ball":
-        return radius - np.hypot(x, y)
+        return np.asarray(radius - np.hypot(x, y), dtype=np.float32)
     if kind == "box":
-        return 0.88 * radius - np.maximum(across, along)
+        return np.asarray(0.88 * radius - np.maximum(across, along))
     if kind == "ring":
-        return 0.3 * radius - abs(np.hypot(x, y) - 0.78 * radius)
+        return np.asarray(0.3 * radius - abs(np.hypot(x, y) - 0.78 * radius), dtype=np.float32)
     if kind == "cross":
         return np.minimum(1.08 * radius - np.maximum(across, along), 0.36 * radius - np.minimum(across, along))
     return _inside_star(x, y, 1.45 * radius, tilt)
@@ -137,7 +137,7 @@ def _backdrop(scene: Scene) -> Planes:
     texture = _texture(scene.ground, x, y, unit, random)
     base = np.array(_BASE[scene.ground]) * random.uniform(0.9, 1.08) * np.array(scene.light)
     planes = base[:, None, None] + (blotches + gradient + texture)[None]
-    made = np.clip(planes, 0, 255).astype(np.int16)
+    made: Planes = np.clip(planes, 0, 255).astype(np.int16)
     made.flags.writeable = False
     return made
 
@@ -146,7 +146,7 @@ def _texture(ground: str, x: Plane, y: Plane, unit: float, random: np.random.Gen
     height, width = x.shape
     if ground == "grass":
         blades = _smooth_noise(height, width, cell=unit / 3, random=random)
-        return blades * 11 + _smooth_noise(height, width, cell=unit, random=random) * 5
+        return np.asarray(blades * 11 + _smooth_noise(height, width, cell=unit, random=random) * 5)
     if ground == "sand":
         return random.normal(0, 5, size=x.shape) + 6 * np.sin(
             y / unit * 2 + 2 * _smooth_noise(height, width, cell=5 * unit, random=random)

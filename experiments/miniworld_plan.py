@@ -141,7 +141,7 @@ def _usual_radius(t: Path, random: np.random.Generator) -> Path:
 def _one_way(t: Path, random: np.random.Generator) -> Path:
     """-1 … 1, or back, at a speed that varies a little."""
     eased = t + random.uniform(-0.1, 0.1) * np.sin(math.tau * t)
-    return (2 * eased - 1) * random.choice((-1, 1))
+    return np.asarray((2 * eased - 1) * random.choice((-1, 1)))
 
 
 def _crossing(t: Path, random: np.random.Generator) -> Move:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ...base.progress import Progress
 from ...export.small_networks import SMALL_FORMS, build_small_blip
-from ...export.small_vocabulary import CLS, DEC, PAD, SEP, small_tokenizer
+from ...export.small_vocabulary import DEC, PAD, SEP, small_tokenizer
 from ..miniworld import OBJECTS
 from ..miniworld_captions import caption_nouns
 from .footage import STILL_SIZE, Footage
@@ -91,13 +91,13 @@ def train_captioner(
                 if step % 2:
                     loss = loss + settings.nouns * _noun_loss(model, heads["nouns"], image, ids, kind)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
         if progress is not None:
             progress.advance()
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def _language_loss(model: Any, image: Tensor, ids: Tensor) -> Tensor:
@@ -241,7 +241,8 @@ def augment_stills(
         1 - SHADE / 2, 1 + SHADE / 2, size=(len(stills), 3, 1, 1)
     )
     pixels = (pixels * torch.from_numpy(gains.astype(np.float32))).clamp(0, 255)
-    seen = (places * STILL_SIZE - np.float32([left, top, 0, 0])) / np.float32([width, height, width, height])
+    start = np.array([left, top, 0, 0], dtype=np.float32)
+    seen = (places * STILL_SIZE - start) / np.array([width, height, width, height], dtype=np.float32)
     return _normalised(pixels), torch.from_numpy(seen.astype(np.float32))
 
 

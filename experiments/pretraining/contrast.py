@@ -72,7 +72,7 @@ def train_clip(footage: Footage, settings: ContrastSettings, *, progress: Progre
                 captions = [_caption(footage, row, still, random) for row, still in zip(rows, which, strict=True)]
                 loss = loss + _contrast(model, image.pooler_output, captions)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()

@@ -109,10 +109,12 @@ def _shoot(folder: Path, order: ClipOrder) -> _Shot:
     finally:
         os.close(fd)
     path.unlink()
-    plain = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}  # values stay 0 … 255
-    films = prepare_frames(rgb, FramePreprocessing(size=FILM_SIZE, fit="crop", filter="bilinear", **plain))
+    mean, std = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)  # values stay 0 … 255
+    films = prepare_frames(rgb, FramePreprocessing(size=FILM_SIZE, fit="crop", filter="bilinear", mean=mean, std=std))
     chosen = np.linspace(0, len(rgb) - 1, STILLS).round().astype(int)
-    stills = prepare_frames(rgb[chosen], FramePreprocessing(size=STILL_SIZE, fit="stretch", filter="bicubic", **plain))
+    stills = prepare_frames(
+        rgb[chosen], FramePreprocessing(size=STILL_SIZE, fit="stretch", filter="bicubic", mean=mean, std=std)
+    )
     plan = order.plan()
     frames = [int(clip.candidates[row]) for row in chosen]
     kinds = (OBJECTS.index(plan.actor.kind), OBJECTS.index(plan.other.kind))

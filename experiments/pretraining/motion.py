@@ -62,7 +62,7 @@ def train_motion(
             scores = classify(name, net, pixels)
         loss = functional.cross_entropy(scores.float(), torch.from_numpy(footage.motions[rows]))
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         schedule.step()
@@ -154,7 +154,7 @@ def _resized(films: npt.NDArray[np.uint8]) -> Tensor:
     size = SMALL_FORMS["slow"].crop
     if pixels.shape[-2:] != (size, size):
         pixels = functional.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)
-    return pixels.unflatten(0, (rows, count)).transpose(1, 2).contiguous()
+    return pixels.reshape(rows, count, *pixels.shape[1:]).transpose(1, 2).contiguous()
 
 
 def _normalised(pixels: Tensor, name: str) -> Tensor:

@@ -42,7 +42,7 @@ def plan_training(name: str, *, share: float = 1.0) -> tuple[Any, int]:
 def train_network(
     name: str, seen: Footage, unseen: Footage, settings: Any, *, folder: Path, progress: Progress | None = None
 ) -> dict[str, float]:
-    """Train on ``seen``, write weights and report to ``folder``; the figures on ``unseen`` of the weights as written."""
+    """Train on ``seen``, write weights and report to ``folder``, and measure what was written on ``unseen``."""
     from ...export.small_networks import load_small
     from .weights import add_to_report, save_network
 
