@@ -13,7 +13,8 @@ from ..fedproto.records import Evaluation, RunSettings
 from .extract import ExtractRequest, extract_folder
 from .store import FeatureStore
 from .training.dataset import SiloData, silo_data
-from .training.trainer import HeadTrainer, shuffle_seed
+from .training.local_round import train_silo
+from .training.trainer import HeadTrainer
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,9 @@ def train_round(
     sizes = {"examples": len(data.train), "held_out": len(data.held_out), "ignored": data.ignored}
     if len(data.train) < min_samples:
         return RoundOutcome(params=None, loss=float("nan"), evaluation=evaluation, **sizes)
-    later = run.strategy.alpha or run.train.class_balanced or run.train.learning_rate_decay != 1.0
-    if later:
-        raise DataError("this agent cannot train with feddyn, class_balanced or learning_rate_decay yet")
-    mu = run.strategy.mu if run.strategy.name == "fedprox" else 0.0
-    seed = shuffle_seed(run.seed, round_number, silo)
-    trained = trainer.train(params, data.train, run.train, seed=seed, mu=mu)
+    if run.strategy.name == "feddyn":
+        raise DataError("this agent cannot take part in feddyn yet")
+    trained, _ = train_silo(trainer, run, silo, round_number, params, data.train, {})
     return RoundOutcome(params=trained.params, loss=trained.loss, evaluation=evaluation, **sizes)
 
 

@@ -14,10 +14,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from queue import SimpleQueue
 
+from ..agent.training.local_round import Correction, train_silo
 from ..agent.training.table import FeatureTable
-from ..agent.training.trainer import HeadTrainer, shuffle_seed
+from ..agent.training.trainer import HeadTrainer
 from ..base.errors import DataError
-from ..coordinator.aggregate import Contribution, fedavg
+from ..coordinator.aggregate import Contribution, aggregate, first_state
 from ..fedproto.codec import decode_params, encode_params, payload_bytes
 from ..fedproto.head import HeadSpec, Params, initial_params, params_sha256
 from ..fedproto.records import Evaluation, RunSettings
@@ -61,11 +62,13 @@ def simulate(
     """
     _check(run, silos, test)
     started = time.perf_counter()
-    params = initial_params(run.head, run.seed)
+    params, state = initial_params(run.head, run.seed), first_state(run)
     measured = []
     with _Crew(run, silos, threads=threads, workers=workers) as crew:
         for number in range(1, run.rounds + 1):
-            params = fedavg(run.head, crew.contributions(number, params))
+            parts = crew.contributions(number, params)
+            made = aggregate(run.strategy, run.head, params, parts, state, len(silos))
+            params, state = made.params, made.state
             if test is not None and len(test):
                 measured.append(crew.evaluate(params, test))
             on_round(number)
@@ -79,6 +82,7 @@ class _Crew:
     def __init__(self, run: RunSettings, silos: Sequence[SimulatedSilo], *, threads: int, workers: int) -> None:
         self._run = run
         self._silos = sorted(silos, key=lambda silo: silo.name)  # the coordinator's order
+        self._corrections: dict[str, Correction] = {silo.name: {} for silo in silos}  # FedDyn's h_i
         self._trainers: SimpleQueue[HeadTrainer] = SimpleQueue()
         workers = max(1, min(workers, len(silos)))
         for _ in range(workers):
@@ -116,11 +120,11 @@ class _Crew:
         """From the round's model as it came over the wire to the silo's update as it would go."""
         run = self._run
         params = decode_params(run.head, model, whose="the model")
-        seed = shuffle_seed(run.seed, number, silo.name)
-        mu = run.strategy.mu if run.strategy.name == "fedprox" else 0.0
         trainer = self._trainers.get()
         try:
-            trained = trainer.train(params, silo.train, run.train, seed=seed, mu=mu)
+            correction = self._corrections[silo.name]
+            trained, correction = train_silo(trainer, run, silo.name, number, params, silo.train, correction)
+            self._corrections[silo.name] = correction  # every round of a simulation counts
         finally:
             self._trainers.put(trainer)
         return encode_params(run.head, trained.params)

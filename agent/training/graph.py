@@ -11,92 +11,47 @@ Names: a parameter ``0.weight`` enters as ``0.weight``, with its moments ``0.wei
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
-from ...base.errors import MissingExtra
 from ...fedproto.head import HeadSpec
 from ...fedproto.records import TrainSettings
+from .fusion import Fused, fuse, fused_slopes, input_blocks, linear_slopes
+from .writer import DType, Writer
 
-OPSET = 17
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's defaults
 MOMENTS = (".m", ".v")
 NEXT = ".next"
-DType = Literal["float32", "float64"]
-
-
-class _Writer:
-    """Collects nodes; each method adds one and gives the name of what it makes."""
-
-    def __init__(self, dtype: DType) -> None:
-        try:
-            import onnx
-            from onnx import helper, numpy_helper
-        except ImportError as error:
-            raise MissingExtra("onnx", extra="agent") from error
-        import numpy as np
-
-        self.helper = helper
-        self.to_tensor = numpy_helper.from_array
-        self.np = np
-        self.dtype = np.dtype(dtype)
-        self.element = helper.np_dtype_to_tensor_dtype(self.dtype)
-        self.integer = onnx.TensorProto.INT64
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-
-    def op(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
-        name = name or f"{kind}_{len(self.nodes)}"
-        self.nodes.append(self.helper.make_node(kind, list(inputs), [name], **attributes))
-        return name
-
-    def cast(self, value: str) -> str:
-        return self.op("Cast", value, to=self.element)
-
-    def number(self, value: float) -> str:
-        return self.constant(self.np.asarray(value, self.dtype))
-
-    def constant(self, value: Any) -> str:
-        name = f"constant_{len(self.constants)}"
-        self.constants.append(self.to_tensor(self.np.asarray(value), name))
-        return name
-
-    def value(self, name: str, shape: list[int | str], *, integer: bool = False) -> Any:
-        return self.helper.make_tensor_value_info(name, self.integer if integer else self.element, shape)
-
-    def finish(self, name: str, inputs: list[Any], outputs: list[Any]) -> bytes:
-        graph = self.helper.make_graph(self.nodes, name, inputs, outputs, self.constants)
-        opset = self.helper.make_opsetid("", OPSET)
-        model = self.helper.make_model(graph, opset_imports=[opset], ir_version=9, producer_name="flamest")
-        data: bytes = model.SerializeToString()
-        return data
 
 
 def forward_graph(spec: HeadSpec, *, dtype: DType = "float32") -> bytes:
     """x[batch, inputs] and the parameters -> ``logits`` [batch, classes]. A serialised ONNX model."""
-    write = _Writer(dtype)
-    logits = _forward(write, spec)[-1]
-    write.op("Identity", logits, name="logits")
+    write = Writer(dtype)
+    write.op("Identity", _forward(write, spec).logits, name="logits")
     inputs = [write.value("x", ["batch", spec.inputs]), *_parameter_values(write, spec)]
     return write.finish("head_forward", inputs, [write.value("logits", ["batch", spec.outputs])])
 
 
-def training_step_graph(spec: HeadSpec, *, proximal: bool = False, dtype: DType = "float32") -> bytes:
+def training_step_graph(
+    spec: HeadSpec, *, proximal: bool = False, balanced: bool = False, dtype: DType = "float32"
+) -> bytes:
     """One Adam step on one batch. A serialised ONNX model.
 
     Inputs: ``x`` [batch, inputs], ``y`` int64[batch], every parameter and its moments, and the scalars
     of ``adam_scalars``. With ``proximal`` also ``mu`` and every parameter's ``.anchor``: the gradient of
-    (mu/2)·‖w − anchor‖² is added (FedProx, Li et al. 2020, arXiv 1812.06127).
+    (mu/2)·‖w − anchor‖² is added (FedProx, Li et al. 2020, arXiv 1812.06127). With ``balanced`` also
+    ``class_weight`` [classes]: a row counts by its class, and the mean is over the batch's weights.
     Outputs: ``loss`` (mean cross-entropy of the batch before the step, nats) and everything ``.next``.
 
     The step is bound by memory, so it makes as few passes over the weights as ONNX's operators
     allow: weight decay is added by the gradient's product, and the moments are kept without the factors
     (1 - beta), which ``adam_scalars`` brings in at the end.
     """
-    write = _Writer(dtype)
-    activations = _forward(write, spec)
-    loss, gradient = _cross_entropy(write, activations[-1], spec.outputs)
+    write = Writer(dtype)
+    trace = _forward(write, spec)
+    loss, gradient = _cross_entropy(write, trace.logits, spec.outputs, balanced=balanced)
     write.op("Identity", loss, name="loss")
-    for name, slope in _backward(write, spec, activations, gradient).items():
+    for name, slope in _backward(write, spec, trace, gradient).items():
         _adam(write, name, slope, proximal=proximal)
 
     suffixes = ("", *MOMENTS)
@@ -106,6 +61,8 @@ def training_step_graph(spec: HeadSpec, *, proximal: bool = False, dtype: DType 
         *(write.value(scalar, []) for scalar in adam_scalars(TrainSettings(), 1)),
         *(value for suffix in suffixes for value in _parameter_values(write, spec, suffix)),
     ]
+    if balanced:
+        inputs.append(write.value("class_weight", [spec.outputs]))
     if proximal:
         inputs += [write.value("mu", []), *_parameter_values(write, spec, ".anchor")]
     outputs = [write.value("loss", [])]
@@ -128,52 +85,67 @@ def adam_scalars(settings: TrainSettings, time: int) -> dict[str, float]:
     }
 
 
-def _parameter_values(write: _Writer, spec: HeadSpec, suffix: str = "") -> list[Any]:
+def _parameter_values(write: Writer, spec: HeadSpec, suffix: str = "") -> list[Any]:
     return [write.value(name + suffix, list(shape)) for name, shape in spec.shapes.items()]
 
 
-def _forward(write: _Writer, spec: HeadSpec) -> list[str]:
-    """[x, first hidden activation, …, logits]."""
-    activations = ["x"]
+@dataclass(frozen=True)
+class _Trace:
+    """What the forward pass leaves for the backward one."""
+
+    activations: list[str]  # what enters each layer of the perceptron, then the logits
+    fused: Fused | None  # rgcf's part, before them
+
+    @property
+    def logits(self) -> str:
+        return self.activations[-1]
+
+
+def _forward(write: Writer, spec: HeadSpec) -> _Trace:
+    blocks = input_blocks(write, spec)
+    fused = fuse(write, *blocks) if spec.kind == "rgcf" else None
+    activations = [fused.out if fused else blocks[0] if len(blocks) == 1 else write.op("Concat", *blocks, axis=1)]
     last = len(spec.widths) - 2
     for layer in range(last + 1):
         sums = write.op("Gemm", activations[-1], f"{layer}.weight", f"{layer}.bias", transB=1)
         activations.append(sums if layer == last else write.op("Relu", sums))
-    return activations
+    return _Trace(activations, fused)
 
 
-def _cross_entropy(write: _Writer, logits: str, classes: int) -> tuple[str, str]:
+def _cross_entropy(write: Writer, logits: str, classes: int, *, balanced: bool) -> tuple[str, str]:
     """Mean cross-entropy over the batch, and its gradient with respect to the logits."""
     log_probability = write.op("LogSoftmax", logits, axis=-1)
     column = write.op("Unsqueeze", "y", write.constant(write.np.array([1], "int64")))
     is_class = write.op("Equal", column, write.constant(write.np.arange(classes, dtype="int64")))
     one_hot = write.cast(is_class)
     first = write.constant(write.np.array([0], "int64"))
-    batch = write.cast(write.op("Squeeze", write.op("Shape", "y"), first))
-    picked = write.op("ReduceSum", write.op("Mul", log_probability, one_hot), keepdims=0)
-    loss = write.op("Neg", write.op("Div", picked, batch))
     excess = write.op("Sub", write.op("Exp", log_probability), one_hot)
-    return loss, write.op("Div", excess, batch)
+    if balanced:
+        weights = write.op("Gather", "class_weight", column)  # [batch, 1]
+        whole = write.op("ReduceSum", weights, keepdims=0)
+        one_hot, excess = write.op("Mul", one_hot, weights), write.op("Mul", excess, weights)
+    else:
+        whole = write.cast(write.op("Squeeze", write.op("Shape", "y"), first))
+    picked = write.op("ReduceSum", write.op("Mul", log_probability, one_hot), keepdims=0)
+    return write.op("Neg", write.op("Div", picked, whole)), write.op("Div", excess, whole)
 
 
-def _backward(write: _Writer, spec: HeadSpec, activations: list[str], gradient: str) -> dict[str, str]:
+def _backward(write: Writer, spec: HeadSpec, trace: _Trace, gradient: str) -> dict[str, str]:
     """Gradient of every parameter by name, weight decay included, from that of the logits."""
     slopes: dict[str, str] = {}
-    rows = write.constant(write.np.array([0], "int64"))
     zero = write.number(0.0)
     for layer in reversed(range(len(spec.widths) - 1)):
-        below, weight, bias = activations[layer], f"{layer}.weight", f"{layer}.bias"
-        decay = write.op("Mul", weight, "weight_decay")
-        slopes[weight] = write.op("Gemm", gradient, below, decay, transA=1)
-        decay = write.op("Mul", bias, "weight_decay")
-        slopes[bias] = write.op("Add", write.op("ReduceSum", gradient, rows, keepdims=0), decay)
+        below = trace.activations[layer]
+        slopes |= linear_slopes(write, str(layer), gradient, below)
         if layer > 0:
-            through = write.op("MatMul", gradient, weight)
+            through = write.op("MatMul", gradient, f"{layer}.weight")
             gradient = write.op("Where", write.op("Greater", below, zero), through, zero)
+    if trace.fused is not None:
+        slopes |= fused_slopes(write, trace.fused, write.op("MatMul", gradient, "0.weight"))
     return slopes
 
 
-def _adam(write: _Writer, parameter: str, slope: str, *, proximal: bool) -> None:
+def _adam(write: Writer, parameter: str, slope: str, *, proximal: bool) -> None:
     if proximal:
         pull = write.op("Mul", write.op("Sub", parameter, f"{parameter}.anchor"), "mu")
         slope = write.op("Add", slope, pull)
@@ -183,5 +155,5 @@ def _adam(write: _Writer, parameter: str, slope: str, *, proximal: bool) -> None
     write.op("Sub", parameter, write.op("Mul", direction, "step_size"), name=parameter + NEXT)
 
 
-def _decayed(write: _Writer, moment: str, fresh: str, beta: float) -> str:
+def _decayed(write: Writer, moment: str, fresh: str, beta: float) -> str:
     return write.op("Add", write.op("Mul", moment, write.number(beta)), fresh, name=moment + NEXT)

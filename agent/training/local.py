@@ -14,6 +14,7 @@ from ...fedproto.modelfile import ModelFile, write_model
 from ...fedproto.records import Evaluation, TrainSettings
 from ..store import FeatureStore
 from .dataset import silo_data
+from .local_round import round_settings
 from .table import FeatureTable
 from .trainer import HeadTrainer, shuffle_seed
 
@@ -56,7 +57,8 @@ def train_alone(
     params = initial_params(trainer.spec, seed)
     measured = []
     for number in range(1, passes + 1):
-        params = trainer.train(params, train, settings, seed=shuffle_seed(seed, number, LOCAL)).params
+        rates = round_settings(settings, number)
+        params = trainer.train(params, train, rates, seed=shuffle_seed(seed, number, LOCAL)).params
         if len(test):
             measured.append(trainer.evaluate(params, test))
         on_pass(number)

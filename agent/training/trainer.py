@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,20 @@ from ...base.errors import DataError
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import Evaluation, TrainSettings
 from ...runtime.session import Session, as_value, open_session
-from .graph import MOMENTS, NEXT, DType, adam_scalars, forward_graph, training_step_graph
+from .graph import MOMENTS, NEXT, adam_scalars, forward_graph, training_step_graph
 from .table import FeatureTable
+from .writer import DType
 
 EVALUATION_BATCH = 1024  # rows
 SUFFIXES = ("", *MOMENTS)
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """(strength/2)·‖w − centre‖² added to the loss: FedProx's term, and FedDyn's once its square is completed."""
+
+    strength: float
+    centre: Mapping[str, npt.NDArray[np.floating[Any]]]  # by the head's tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,24 +55,26 @@ class HeadTrainer:
     """
 
     def __init__(self, spec: HeadSpec, *, threads: int | None = None, dtype: DType = "float32") -> None:
-        if spec.kind != "mlp" or spec.standardise:
-            raise DataError(f"a head of kind '{spec.kind}' (standardise: {spec.standardise}) cannot be trained yet")
         self.spec = spec
         self._dtype: DType = dtype
         self._threads = threads
         self._forward = open_session(forward_graph(spec, dtype=dtype), threads=threads)
-        self._steps: dict[bool, Session] = {}  # by "with the proximal term"
+        self._steps: dict[tuple[bool, bool], Session] = {}  # by (proximal, balanced)
 
     def train(
-        self, params: Params, table: FeatureTable, settings: TrainSettings, *, seed: int, mu: float = 0.0
+        self, params: Params, table: FeatureTable, settings: TrainSettings, *, seed: int, anchor: Anchor | None = None
     ) -> Trained:
         """Run ``settings.epochs`` over ``table`` from ``params``; Adam's moments start at zero.
 
         Rows are shuffled anew each epoch by NumPy's PCG64 of ``seed``; the last batch may be smaller.
-        ``mu`` > 0 adds FedProx's pull towards ``params``. Raises DataError (``diverged``).
+        ``settings.learning_rate`` is used as it is: ``local_round.round_settings`` applies the decay. Raises
+        DataError (``diverged``).
         """
-        session = self._step_session(proximal=mu > 0.0)
-        loop = _StepLoop(session, self.spec, params, self._dtype, mu=mu)
+        session = self._step_session(proximal=anchor is not None, balanced=settings.class_balanced)
+        fixed = _fixed_inputs(anchor)
+        if settings.class_balanced:
+            fixed["class_weight"] = class_weights(table.y, self.spec.outputs)
+        loop = _StepLoop(session, self.spec, params, self._dtype, fixed)
         random = np.random.Generator(np.random.PCG64(seed))
         features = table.x.astype(self._dtype, copy=False)
         loss = math.nan
@@ -99,11 +111,19 @@ class HeadTrainer:
         loss = float(-picked.mean()) if len(table) else math.nan
         return Evaluation(loss=loss, correct=hits, count=len(table))
 
-    def _step_session(self, *, proximal: bool) -> Session:
-        if proximal not in self._steps:
-            graph = training_step_graph(self.spec, proximal=proximal, dtype=self._dtype)
-            self._steps[proximal] = open_session(graph, threads=self._threads, spin=True)
-        return self._steps[proximal]
+    def _step_session(self, *, proximal: bool, balanced: bool) -> Session:
+        kind = (proximal, balanced)
+        if kind not in self._steps:
+            graph = training_step_graph(self.spec, proximal=proximal, balanced=balanced, dtype=self._dtype)
+            self._steps[kind] = open_session(graph, threads=self._threads, spin=True)
+        return self._steps[kind]
+
+
+def class_weights(y: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float64]:
+    """N / (K·n_c) for each of the K classes that ``y`` holds, 0 for the others: [classes]."""
+    counts = np.bincount(y, minlength=classes)
+    present = counts > 0
+    return np.where(present, len(y) / (max(int(present.sum()), 1) * np.maximum(counts, 1)), 0.0)
 
 
 def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -115,7 +135,9 @@ def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 class _StepLoop:
     """Two sets of buffers that take turns as a step's input and output: nothing is copied between steps."""
 
-    def __init__(self, session: Session, spec: HeadSpec, params: Params, dtype: DType, *, mu: float) -> None:
+    def __init__(
+        self, session: Session, spec: HeadSpec, params: Params, dtype: DType, fixed: Mapping[str, npt.NDArray[Any]]
+    ) -> None:
         self._session = session
         self._dtype = dtype
         self._names = list(spec.shapes)
@@ -130,10 +152,7 @@ class _StepLoop:
         second = {name + suffix: as_value(zeros[name]) for name in self._names for suffix in SUFFIXES}
         self._buffers = (first, second)
         self._loss = as_value(np.zeros((), dtype))
-        fixed = {f"{name}.anchor": as_value(start[name]) for name in self._names} if mu > 0.0 else {}
-        if mu > 0.0:
-            fixed["mu"] = as_value(np.asarray(mu, dtype))
-        self._fixed = fixed
+        self._fixed = {name: as_value(array.astype(dtype)) for name, array in fixed.items()}
         self._bindings = (self._bind(first, second), self._bind(second, first))
 
     def _bind(self, source: dict[str, Any], target: dict[str, Any]) -> Any:
@@ -162,3 +181,10 @@ class _StepLoop:
         current = self._buffers[self.steps % 2]
         wanted = np.float64 if self._dtype == "float64" else np.float32
         return {name: np.array(current[name].numpy(), dtype=wanted) for name in self._names}
+
+
+def _fixed_inputs(anchor: Anchor | None) -> dict[str, npt.NDArray[Any]]:
+    """The step graph's inputs that stay the same over the steps."""
+    if anchor is None:
+        return {}
+    return {"mu": np.asarray(anchor.strength), **{f"{name}.anchor": value for name, value in anchor.centre.items()}}

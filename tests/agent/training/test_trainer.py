@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flamest.agent.training.table import FeatureTable, feature_table
-from flamest.agent.training.trainer import HeadTrainer, shuffle_seed
+from flamest.agent.training.trainer import Anchor, HeadTrainer, shuffle_seed
 from flamest.base.errors import DataError
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import TrainSettings
@@ -51,7 +51,9 @@ def test_a_hundred_float64_steps_equal_torch_adam(mu):
     table = random_table(130)  # 17 batches of 8, the last of 2: a hundred and two steps
     settings = TrainSettings(epochs=6, batch_size=8, learning_rate=0.01, weight_decay=1e-3)
     params = initial_params(SPEC, 5)
-    ours = HeadTrainer(SPEC, dtype="float64").train(params, table, settings, seed=11, mu=mu)
+    ours = HeadTrainer(SPEC, dtype="float64").train(
+        params, table, settings, seed=11, anchor=Anchor(mu, params) if mu else None
+    )
     theirs = torch_adam(params, table, settings, seed=11, mu=mu, dtype=torch.float64)
     assert ours.steps == 102
     for name in params:
@@ -77,7 +79,7 @@ def test_the_proximal_term_keeps_the_model_near_its_start():
     settings = TrainSettings(epochs=5, batch_size=32)
 
     def distance(mu: float) -> float:
-        trained = HeadTrainer(SPEC).train(params, table, settings, seed=3, mu=mu).params
+        trained = HeadTrainer(SPEC).train(params, table, settings, seed=3, anchor=Anchor(mu, params)).params
         return sum(float(((trained[name] - params[name]) ** 2).sum()) for name in params)
 
     assert distance(10.0) < 0.5 * distance(0.0)

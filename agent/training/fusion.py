@@ -1,0 +1,108 @@
+"""What stands before the perceptron in a head's graph: standardised blocks, and residual gated cross fusion.
+
+The formulas are ``fedproto/head.py``'s (paper section 6.5, our reading); here are their nodes and the nodes of
+their gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...fedproto.head import HeadSpec
+from .writer import Writer
+
+TINY = 1e-12  # added to a block's variance: a constant block becomes zeros
+
+
+@dataclass(frozen=True)
+class _Gated:
+    """v' = v + gate * carried, and what its gradient needs."""
+
+    own: str  # v [batch, common]
+    other: str  # t
+    both: str  # [v; t]
+    gate: str  # sigmoid(W_g [v; t])
+    carried: str  # W_t t
+    out: str
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The fusion's intermediate values by name."""
+
+    blocks: tuple[str, str]
+    v: _Gated
+    t: _Gated
+    out: str  # [v'; t'], [batch, 2 * common]
+
+
+def input_blocks(write: Writer, spec: HeadSpec) -> list[str]:
+    """The modalities of ``x``, standardised if the head asks for it; one when nothing depends on them."""
+    if not spec.standardise and spec.kind == "mlp":
+        return ["x"]
+    widths = spec.blocks or (spec.inputs,)
+    blocks, start = [], 0
+    for width in widths:
+        ends = [write.constant(write.np.array([end], "int64")) for end in (start, start + width, 1)]  # of axis 1
+        block = write.op("Slice", "x", *ends) if len(widths) > 1 else "x"
+        blocks.append(_standardised(write, block) if spec.standardise else block)
+        start += width
+    return blocks
+
+
+def _standardised(write: Writer, block: str) -> str:
+    """(block - mean) / sqrt(variance + TINY), over each row's own numbers."""
+    centred = write.op("Sub", block, write.op("ReduceMean", block, axes=[1]))
+    variance = write.op("ReduceMean", write.op("Mul", centred, centred), axes=[1])
+    return write.op("Div", centred, write.op("Sqrt", write.op("Add", variance, write.number(TINY))))
+
+
+def fuse(write: Writer, first: str, second: str) -> Fused:
+    """[v'; t'] from the two blocks."""
+    v, t = linear(write, "v", first), linear(write, "t", second)
+    gated_v, gated_t = _gated(write, "v", v, t), _gated(write, "t", t, v)
+    return Fused((first, second), gated_v, gated_t, write.op("Concat", gated_v.out, gated_t.out, axis=1))
+
+
+def _gated(write: Writer, name: str, own: str, other: str) -> _Gated:
+    both = write.op("Concat", own, other, axis=1)
+    gate = write.op("Sigmoid", linear(write, f"{name}.gate", both))
+    carried = linear(write, f"{name}.carry", other)
+    return _Gated(own, other, both, gate, carried, write.op("Add", own, write.op("Mul", gate, carried)))
+
+
+def fused_slopes(write: Writer, fused: Fused, gradient: str) -> dict[str, str]:
+    """Gradients of the fusion's parameters from that of [v'; t'], weight decay included."""
+    of_v, of_t = write.split(gradient)
+    slopes: dict[str, str] = {}
+    v_own, v_other = _gated_slopes(write, "v", fused.v, of_v, slopes)
+    t_own, t_other = _gated_slopes(write, "t", fused.t, of_t, slopes)
+    slopes |= linear_slopes(write, "v", write.op("Add", v_own, t_other), fused.blocks[0])
+    return slopes | linear_slopes(write, "t", write.op("Add", t_own, v_other), fused.blocks[1])
+
+
+def _gated_slopes(write: Writer, name: str, gated: _Gated, gradient: str, slopes: dict[str, str]) -> tuple[str, str]:
+    """Adds the gate's and the carry's gradients to ``slopes``; gives those of own and of other."""
+    of_carried = write.op("Mul", gradient, gated.gate)
+    bend = write.op("Mul", gated.gate, write.op("Sub", write.number(1.0), gated.gate))
+    of_gate = write.op("Mul", write.op("Mul", gradient, gated.carried), bend)
+    slopes |= linear_slopes(write, f"{name}.gate", of_gate, gated.both)
+    slopes |= linear_slopes(write, f"{name}.carry", of_carried, gated.other)
+    through_own, through_other = write.split(write.op("MatMul", of_gate, f"{name}.gate.weight"))
+    carried = write.op("MatMul", of_carried, f"{name}.carry.weight")
+    return write.op("Add", gradient, through_own), write.op("Add", through_other, carried)
+
+
+def linear(write: Writer, name: str, x: str) -> str:
+    """x W^T + b."""
+    return write.op("Gemm", x, f"{name}.weight", f"{name}.bias", transB=1)
+
+
+def linear_slopes(write: Writer, name: str, gradient: str, below: str) -> dict[str, str]:
+    """Gradients of a linear map's weight and bias from that of its output, weight decay included."""
+    weight, bias = f"{name}.weight", f"{name}.bias"
+    rows = write.constant(write.np.array([0], "int64"))
+    decay = write.op("Mul", weight, "weight_decay")
+    product = write.op("Gemm", gradient, below, decay, transA=1)
+    decay = write.op("Mul", bias, "weight_decay")
+    return {weight: product, bias: write.op("Add", write.op("ReduceSum", gradient, rows, keepdims=0), decay)}
