@@ -7,14 +7,14 @@ is not trained leaves a marker, and its rows say "untrained".
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...base.errors import UsageError
 from ...base.files import write_atomic
-from ...base.progress import Progress
+from ...base.progress import Progress, progress_bar
 from ..processes import CommandFailed, run_command
 from .features import SINGLE, VARIANTS, untrained_marker
 from .numbers import MINIWORLD
@@ -82,13 +82,14 @@ def _export_arguments(request: ExtractionRequest, name: str, bundle: Path) -> li
     return arguments
 
 
-def miniworld_videos(folder: Path, progress: Callable[[int], Progress]) -> Path:
+def miniworld_videos(folder: Path) -> Path:
     """The experiments' mini-world in ``folder``, rendered when it is not there."""
     if not (folder / "labels.csv").is_file():
         from ..miniworld import MOTIONS, OBJECTS, render_dataset
 
         clips = MINIWORLD_GROUPS * len(OBJECTS) * len(MOTIONS)
-        render_dataset(folder, groups=MINIWORLD_GROUPS, seed=MINIWORLD_SEED, progress=progress(clips))
+        with progress_bar("rendering the mini-world", clips, unit="clips") as progress:
+            render_dataset(folder, groups=MINIWORLD_GROUPS, seed=MINIWORLD_SEED, progress=progress)
     return folder
 
 
