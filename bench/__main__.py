@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 
-MEASUREMENTS = ("training",)
+MEASUREMENTS = ("training", "paper_run")
 
 
 def main() -> None:
