@@ -148,9 +148,8 @@ def _texture(ground: str, x: Plane, y: Plane, unit: float, random: np.random.Gen
         blades = _smooth_noise(height, width, cell=unit / 3, random=random)
         return np.asarray(blades * 11 + _smooth_noise(height, width, cell=unit, random=random) * 5)
     if ground == "sand":
-        return random.normal(0, 5, size=x.shape) + 6 * np.sin(
-            y / unit * 2 + 2 * _smooth_noise(height, width, cell=5 * unit, random=random)
-        )
+        ripples = y / unit * 2 + 2 * _smooth_noise(height, width, cell=5 * unit, random=random)
+        return np.asarray(random.normal(0, 5, size=x.shape) + 6 * np.sin(ripples))
     if ground == "bricks":
         row = np.floor(y / (2 * unit))
         column = (x + (row % 2) * 2 * unit) % (4 * unit)
