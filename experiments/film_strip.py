@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ..base.errors import MissingExtra
+from ..base.errors import DataError, MissingExtra
+from ..runtime.decoding import FORMATS
 from ..runtime.keyframes import uniform_indices
 from ..runtime.manifest import KeyframeRule
 from ..runtime.video import VideoDecoder
@@ -37,3 +39,29 @@ def _jpeg(frame: npt.NDArray[np.uint8], height: int) -> bytes:
     file = io.BytesIO()
     picture.resize((width, height), Image.Resampling.LANCZOS).save(file, "JPEG", quality=85)
     return file.getvalue()
+
+
+def frames_at(video: Path, times_s: Sequence[float], *, height: int = 120) -> tuple[bytes, ...]:
+    """The frames of ``video`` shown at ``times_s`` (seconds from clip start), each a JPEG ``height`` pixels high.
+
+    Raises DataError when the clip cannot be read, MissingExtra without PyAV or Pillow.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise MissingExtra("av", extra="agent") from error
+    wanted = sorted(times_s)
+    found: list[npt.NDArray[np.uint8]] = []
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    try:
+        with av.open(str(video), metadata_errors="ignore", container_options=options) as container:
+            first: float | None = None
+            for frame in container.decode(video=0):
+                first = frame.time if first is None else first
+                while len(found) < len(wanted) and (frame.time or 0.0) - (first or 0.0) >= wanted[len(found)] - 1e-3:
+                    found.append(frame.to_ndarray(format="rgb24"))
+                if len(found) == len(wanted):
+                    break
+    except av.FFmpegError as error:
+        raise DataError(f"{video} cannot be decoded: {error}", code="video_damaged") from error
+    return tuple(_jpeg(frame, height) for frame in found)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...base.files import printable_path
 from . import numbers
-from .counts import communication, head_parameters
+from .counts import BLIP_TIED, communication, head_parameters
 from .extraction import report_file
 from .features import NAMES, READY, SINGLE, VARIANTS
 from .settings import Context
@@ -24,7 +24,7 @@ def table1(classes: int) -> TableResult:
 
     Raises MissingExtra without the extra ``export``.
     """
-    from ...export.extractors import EXTRACTORS, count_networks, count_parameters
+    from ...export.extractors import EXTRACTORS, count_parameters
 
     counted = count_parameters()
     rows = []
@@ -40,9 +40,8 @@ def table1(classes: int) -> TableResult:
             extra |= {"input": width, "in FL (1 output)": head_parameters(width, 1)}
             extra["in FL (K classes)"] = head_parameters(width, classes)
         rows.append(Row(printed.name, ours, ours, printed.base_parameters, status, note=printed.remark, extra=extra))
-    tied = count_networks()["blip"].tied
     notes = (
-        f"BLIP counts its word embedding and output projection as two matrices; tied they are {tied:,} in all.",
+        f"BLIP counts its word embedding and output projection as two matrices; tied they are {BLIP_TIED:,} in all.",
         f"K is {classes}. The paper's counts are of a head with one output unit.",
         *_communication_notes(classes),
     )
@@ -54,8 +53,8 @@ def _communication_notes(classes: int) -> tuple[str, ...]:
     for outputs, whose in ((1, "the paper's head, 1 output (eqs. 13, 14)"), (classes, f"{classes} classes")):
         found = communication(outputs)
         lines.append(
-            f"{whose}: {found.head:,} parameters, {found.bytes_fp32 / 1e6:.2f} MB; saved against sending the whole model "
-            f"{found.saved_against_full_model:.1%}, against KD's ResNet-18 {found.saved_against_kd:.1%}, against a 3-D "
+            f"{whose}: {found.head:,} parameters, {found.bytes_fp32 / 1e6:.2f} MB; saved against sending "
+            f"the whole model {found.saved_against_full_model:.1%}, against KD's ResNet-18 {found.saved_against_kd:.1%}, against a 3-D "
             f"ResNet-18 {found.saved_against_3d_student:.1%}"
         )
     return tuple(lines)
@@ -94,7 +93,8 @@ def resources(context: Context) -> TableResult:
     rows.append(_cost("Classifier", {"bundle MB": round(4e-6 * head, 3)}, f"{head:,} parameters", note))
     notes = (
         f"The paper: peak memory Slow {printed.slow_mb} MB, BLIP {printed.blip_mb} MB; storage BLIP "
-        f"{printed.blip_storage_mb} MB, Slow {printed.slow_storage_mb} MB, MLP {printed.mlp_storage_mb} MB ({printed.remark}).",
+        f"{printed.blip_storage_mb} MB, Slow {printed.slow_storage_mb} MB, MLP "
+        f"{printed.mlp_storage_mb} MB ({printed.remark}).",
         "Time per clip is wall time of this machine's last extraction, hashing and storing included.",
         *_communication_notes(classes),
     )
