@@ -59,7 +59,7 @@ def frames_at(video: Path, times_s: Sequence[float], *, height: int = 120) -> tu
             for frame in container.decode(video=0):
                 first = frame.time if first is None else first
                 while len(found) < len(wanted) and (frame.time or 0.0) - (first or 0.0) >= wanted[len(found)] - 1e-3:
-                    found.append(frame.to_ndarray(format="rgb24"))
+                    found.append(np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8))
                 if len(found) == len(wanted):
                     break
     except av.FFmpegError as error:

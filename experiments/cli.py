@@ -1,0 +1,193 @@
+"""``flamest-experiment``: the paper's tables and figures, one command each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..base.console import command
+from ..base.errors import UsageError
+from .rivals.cli import actionclip, kd
+
+if TYPE_CHECKING:
+    from .paper.commands import Desk
+    from .paper.tables import TableResult
+
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="The paper's tables and figures, on features that were extracted before or on a folder of videos. "
+    "Every training is kept in OUT/runs: an interrupted command goes on where it ended, and tables share what they "
+    "have in common.",
+)
+EXPERIMENTS = (
+    "table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", "table9", "figure2", "figure3",
+    "figure4", "cross-validation", "failures", "resources", "beyond",
+)  # fmt: skip
+SUMMARIES = {
+    "table1": "Table 1: parameters of every extractor, counted, beside the printed ones.",
+    "table2": "Table 2: all extractors, federated.",
+    "table3": "Table 3: all extractors, centralised.",
+    "table4": "Table 4: ActionCLIP and FLAMeST: accuracy, seconds, trainable parameters.",
+    "table5": "Table 5: FedAvg, FedProx and FedDyn, IID and Non-IID.",
+    "table6": "Table 6: five classifiers, training and test accuracy.",
+    "table7": "Table 7: 5, 10 and 15 local epochs.",
+    "table8": "Table 8: 4, 8 and 10 silos, split in three ways.",
+    "table9": "Table 9: gated fusion (RGCF) at 5 and 50 epochs against concatenation.",
+    "figure2": "Figure 2: the global model over 50 rounds.",
+    "figure3": "Figure 3: training curves, centralised, beside ActionCLIP's.",
+    "figure4": "Figure 4: the embeddings of two classes in the plane (UMAP).",
+    "cross-validation": "20 random 80:20 splits: mean and deviation.",
+    "failures": "The confusion matrix, and a page of wrong clips with keyframes, caption, truth and prediction.",
+    "resources": "Time per clip and stage, parameters, bytes that travel, storage.",
+    "beyond": "Options beyond the paper, each against the baseline, over the seeds.",
+    "all": "Everything above, and one self-contained page, OUT/report.html.",
+}
+DATASETS = ("miniworld", "ucf101", "hmdb51")
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder of results, runs and extracted features.")]
+DatasetOption = Annotated[
+    str, typer.Option("--dataset", help="miniworld, ucf101 or hmdb51: defaults, split, and the paper's column.")
+]
+VideosOption = Annotated[
+    Path | None, typer.Option("--videos", help="The videos: extracted first where features are missing.")
+]
+
+
+def _experiment(name: str) -> Callable[..., None]:
+    """The command ``name``; all have the same options."""
+
+    @command
+    def run(
+        store: Annotated[
+            Path | None,
+            typer.Option("--store", help="Features: a store, or a folder of NAME.sqlite; OUT/features by default."),
+        ] = None,
+        dataset: DatasetOption = "",
+        videos: VideosOption = None,
+        out: OutOption = Path("experiments-out"),
+        seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions; mean and interval are over them.")] = None,
+        rounds: Annotated[int | None, typer.Option(min=1, help="Communication rounds.")] = None,
+        epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round.")] = None,
+        batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+        learning_rate: Annotated[float | None, typer.Option(min=1e-9)] = None,
+        silos: Annotated[int, typer.Option(min=1, help="Silos, where the table does not vary them.")] = 4,
+        beta: Annotated[float, typer.Option(min=0.001, help="Dirichlet parameter of Non-IID.")] = 0.6,
+        split: Annotated[
+            str, typer.Option(help="groups, paper, official-1, -2 or -3; by default the data set's.")
+        ] = "",
+        results: Annotated[
+            Path | None, typer.Option("--results", help="Folder of kd.json and actionclip.json to take in.")
+        ] = None,
+        classes: Annotated[str, typer.Option(help="Figure 4: two classes, with a comma between.")] = "",
+        jobs: Annotated[int, typer.Option("--jobs", min=1, help="Trainings at a time, one core each.")] = 2,
+        as_json: JsonOption = False,
+    ) -> dict[str, Any]:
+        from .paper.request import Request, open_desk
+
+        request = Request(
+            store, dataset, videos, out, seeds, rounds, epochs, batch_size, learning_rate, silos, beta, split, results,
+            tuple(part.strip() for part in classes.split(",") if part.strip()), jobs, SUMMARIES[name],
+        )  # fmt: skip
+        desk = open_desk(request)
+        return _run_all(desk, as_json) if name == "all" else _run_one(name, desk, as_json)
+
+    run.__doc__ = SUMMARIES[name]
+    return run
+
+
+def _run_one(name: str, desk: Desk, as_json: bool) -> dict[str, Any]:
+    from .paper.commands import as_rows, run_experiment, summary
+
+    result = run_experiment(name, desk).result
+    _show(result, as_json)
+    if not as_json:
+        print(f"written: {desk.out / result.name}.json, .csv, .png, .svg")
+    return {"experiment": name, "rows": as_rows(result), "out": str(desk.out), "measured_on": summary(desk.context)}
+
+
+def _run_all(desk: Desk, as_json: bool) -> dict[str, Any]:
+    import msgspec
+
+    from .paper.commands import as_rows, run_all, summary
+
+    tables, found, page = run_all(desk)
+    for result in tables.values():
+        _show(result, as_json)
+    if not as_json:
+        for finding in found:
+            print(f"{finding.claim}: {finding.text}")
+        print(f"report: {page}")
+    return {
+        "experiment": "all",
+        "report": str(page),
+        "rows": [{"table": name, **row} for name, result in tables.items() for row in as_rows(result)],
+        "findings": msgspec.to_builtins(found),
+        "measured_on": summary(desk.context),
+    }
+
+
+def _show(result: TableResult, as_json: bool) -> None:
+    from .paper.tables import as_text
+
+    if not as_json:
+        print(as_text(result) + "\n")
+
+
+@app.command("list")
+@command
+def list_experiments(as_json: JsonOption = False) -> dict[str, Any]:
+    """What can be run."""
+    if not as_json:
+        for name, text in SUMMARIES.items():
+            print(f"{name:17} {text}")
+        print(f"{'kd, actionclip':17} The rivals, trained on the videos themselves; their files are --results.")
+    return {"experiments": [{"name": name, "summary": text} for name, text in SUMMARIES.items()]}
+
+
+@app.command()
+@command
+def extract(
+    dataset: DatasetOption = "miniworld",
+    videos: VideosOption = None,
+    out: OutOption = Path("experiments-out"),
+    weights: Annotated[
+        str, typer.Option(help="Of every network: miniworld, published, random:full or random:tiny.")
+    ] = "",
+    extractors: Annotated[str, typer.Option(help="Singles with commas between; all by default.")] = "",
+    captions: Annotated[Path | None, typer.Option(help="CLIP's captions, one per class.")] = None,
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Features of every single extractor into OUT/features: export, then extract. Resumable.
+
+    Without --videos the mini-world's own videos are rendered into OUT/videos.
+    """
+    from .paper.request import extract_features
+
+    names = tuple(part.strip() for part in extractors.split(",") if part.strip())
+    done = extract_features(dataset, videos, out, weights, names, captions)
+    if not as_json:
+        for name, report in done.items():
+            print(f"{name:18} {report.get('status') or str(report.get('clips')) + ' clips'}")
+    return {"features": str(out / "features"), "extractors": done}
+
+
+def _check_names() -> None:
+    if set(EXPERIMENTS) | {"all"} != set(SUMMARIES):
+        raise UsageError("an experiment has no summary")
+
+
+_check_names()
+for _name in SUMMARIES:
+    app.command(_name)(_experiment(_name))
+app.command("kd")(kd)
+app.command("actionclip")(actionclip)
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,90 @@
+"""The pages: one self-contained HTML file of all tables and figures, and the failure page."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree.ElementTree import Element, tostring
+
+from ...base.files import write_atomic
+from ..report_html import Child, definitions, node, scroll, table
+from ..report_style import STYLE
+from .findings import Finding
+from .tables import HEADINGS, MEASURED, Row, TableResult, cell, shown
+
+MORE_STYLE = """
+img.figure { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 8px; padding: 0.5rem; }
+.failure { border-top: 1px solid var(--line); padding: 1rem 0; }
+td.text, td.note { white-space: normal; text-align: left; color: var(--muted); font-size: 0.85rem; min-width: 12rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table and its picture (PNG bytes; empty: none)."""
+
+    result: TableResult
+    picture: bytes = b""
+
+
+def write_report(
+    path: Path, title: str, facts: Sequence[tuple[str, str]], parts: Sequence[Part], found: Sequence[Finding]
+) -> None:
+    """Everything in one file: no script, nothing loaded from elsewhere. Raises StorageError."""
+    sections = [_section(part) for part in parts]
+    if found:
+        lines = [node("li", f"{finding.claim}: {finding.text}") for finding in found]
+        sections.insert(0, node("section", node("h2", "The paper's order"), node("ul", *lines, cls="verdicts")))
+    sections.append(node("section", node("h2", "How it was made"), definitions(facts)))
+    write_page(path, title, sections)
+
+
+def write_page(path: Path, title: str, sections: Sequence[Element]) -> None:
+    """A page in the house's look around ``sections``. Raises StorageError."""
+    header = node("header", node("p", "FLAMeST experiments", cls="eyebrow"), node("h1", title))
+    head = node(
+        "head",
+        node("meta", charset="utf-8"),
+        node("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        node("title", title),
+        node("style", STYLE + MORE_STYLE),
+    )
+    page = node("html", head, node("body", node("main", header, *sections)), lang="en")
+    html = "<!DOCTYPE html>\n" + tostring(page, encoding="unicode", method="html") + "\n"
+    write_atomic(path, html.encode("utf-8", errors="replace"))
+
+
+def picture(png: bytes, alt: str) -> Element:
+    return node("img", src=f"data:image/png;base64,{b64encode(png).decode()}", alt=alt, cls="figure")
+
+
+def _section(part: Part) -> Element:
+    result = part.result
+    notes = [node("p", note, cls="note") for note in result.notes]
+    drawn = picture(part.picture, f"picture of {result.name}") if part.picture else None
+    return node("section", node("h2", result.title), scroll(_table(result), f"table {result.name}"), drawn, *notes)
+
+
+def _table(result: TableResult) -> Element:
+    differs = any(row.difference for row in result.rows)
+    heads: list[Child] = ["", f"best, {result.unit}", f"last, {result.unit}", "paper"]
+    heads += [HEADINGS.get(column, column) for column in result.columns]
+    heads += [*(["difference, points"] if differs else []), "note"]
+    return table([heads, *(_cells(row, result, differs) for row in result.rows)])
+
+
+def _cells(row: Row, result: TableResult, differs: bool) -> list[Child]:
+    numbers: list[Child] = [cell(row.best, row.best_interval), cell(row.last, row.last_interval)]
+    if result.unit == "parameters" and row.last is not None:
+        numbers = [f"{int(row.last):,}", f"{int(row.last):,}"]
+    if row.last is None:
+        numbers = [row.status, ""]
+    paper = row.paper_text or (f"{row.paper:,.0f}" if row.paper is not None else "–")
+    cells: list[Child] = [row.name, *numbers, paper, *(shown(row.extra.get(column)) for column in result.columns)]
+    if differs:
+        change = row.difference
+        cells.append(f"{change.mean:+.2f} ± {change.interval or 0:.2f}" if change else "–")
+    note = row.note if row.status == MEASURED or row.last is None else f"{row.status}; {row.note}".strip("; ")
+    return [*cells, node("span", note, cls="note")]
