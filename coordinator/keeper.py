@@ -23,7 +23,7 @@ from ..fedproto import messages
 from ..fedproto.codec import chunks, encode_params, payload_bytes
 from ..fedproto.head import Params, params_sha256
 from ..fedproto.records import Phase, Receipt, RunSettings, Standing
-from .aggregate import fedavg
+from .aggregate import Aggregated, aggregate
 from .intake import Intake, Refused
 from .rounds import (
     Decision,
@@ -82,6 +82,7 @@ class RunKeeper:
         plan = Plan(rounds=run.rounds, min_silos=run.min_silos, deadline_s=run.deadline_s)
         state, params = store.load(plan, self._wanted_now())
         self._state = resumed(state, time.monotonic())
+        self._params, self._carried = params, store.server_state(state)
         self._data_parts = _data_parts(run, params)
 
     @property
@@ -111,7 +112,9 @@ class RunKeeper:
             self._told_finished.add(silo)
         pause = STOPPING_AGAIN_S if self._stopping else ASK_AGAIN_S[stand.phase]
         again = pause * random.uniform(0.8, 1.2)
-        return Standing(stand.phase, stand.round, self._state.model_sha256, stand.deadline_s, again)
+        # Only FedDyn's silos need to know, and agents from before this field refuse it.
+        counted = stand.counted if self.run.strategy.name == "feddyn" else 0
+        return Standing(stand.phase, stand.round, self._state.model_sha256, stand.deadline_s, again, counted)
 
     def _stand(self, silo: str, answered_round: int, now: float) -> Stand:
         if self._ending or self._stopping:  # nothing is given out any more
@@ -225,17 +228,20 @@ class RunKeeper:
         self._disk.shutdown()
 
     async def _close(self) -> None:
-        state, head = self._state, self.run.head
+        state, run = self._state, self.run
         current = _open_round(state)
+        silos = max(self._enrolled(), len(current.reports))  # one may have been revoked after it reported
 
-        def aggregate() -> tuple[Params, str, list[bytes]]:
-            params = fedavg(head, self._store.contributions(current.number))
-            return params, params_sha256(params), _data_parts(self.run, params)
+        def combine() -> tuple[Aggregated, str, list[bytes]]:
+            parts = self._store.contributions(current.number)
+            made = aggregate(run.strategy, run.head, self._params, parts, self._carried, silos)
+            return made, params_sha256(made.params), _data_parts(run, made.params)
 
-        params, sha256, data_parts = await self._on_disk(aggregate)
+        made, sha256, data_parts = await self._on_disk(combine)
         after, end = after_close(state, sha256, self._wanted_now()), self._round_end(current)
-        await self._on_disk(lambda: self._store.close_round(after, params, end))
+        await self._on_disk(lambda: self._store.close_round(after, made.params, end, made.state))
         self._state, self._data_parts = after, data_parts
+        self._params, self._carried = made.params, made.state
         log.info(
             "round_closed",
             round=current.number,

@@ -70,6 +70,8 @@ class RunState:
     model_sha256: str  # the current global model
     last_round: int  # number of the round that ended last, 0 for none
     open: OpenRound | None  # None: the run is finished
+    # By silo: the last closed round in which its update counts.
+    counted: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class Verdict(enum.Enum):
@@ -97,6 +99,7 @@ class Stand:
     phase: Phase
     round: int
     deadline_s: float  # until the open round's deadline
+    counted: int = 0  # the last closed round in which the silo's update counts, 0 for none
 
 
 def start_run(plan: Plan, model_sha256: str, wanted: int) -> RunState:
@@ -120,7 +123,7 @@ def stand_for(state: RunState, silo: str, answered_round: int, now: float) -> St
     left = whole if current.deadline is None else min(max(current.deadline - now, 0.0), whole)
     if silo in current.reports or answered_round >= current.number or left == 0.0:
         return Stand(Phase.WAIT, state.last_round, 0.0)
-    return Stand(Phase.OPEN, current.number, left)
+    return Stand(Phase.OPEN, current.number, left, state.counted.get(silo, 0))
 
 
 def on_contact(state: RunState, silo: str, answered_round: int, now: float) -> RunState:
@@ -171,21 +174,23 @@ def on_tick(state: RunState, now: float) -> Decision:
 
 def after_close(state: RunState, model_sha256: str, wanted: int) -> RunState:
     """The open round has become a model: the next one opens from it, or the run is finished."""
-    number, closed = _open_number(state), state.closed + 1
+    current, closed = _open(state), state.closed + 1
+    number = current.number
+    counted = MappingProxyType({**state.counted, **dict.fromkeys(current.reports, number)})
     following = OpenRound(number + 1, wanted) if closed < state.plan.rounds else None
-    return replace(state, closed=closed, model_sha256=model_sha256, last_round=number, open=following)
+    return replace(state, closed=closed, model_sha256=model_sha256, last_round=number, open=following, counted=counted)
 
 
 def after_abandon(state: RunState, wanted: int) -> RunState:
     """The open round came to nothing: the next one opens from the same model."""
-    number = _open_number(state)
+    number = _open(state).number
     return replace(state, last_round=number, open=OpenRound(number + 1, wanted))
 
 
-def _open_number(state: RunState) -> int:
+def _open(state: RunState) -> OpenRound:
     if state.open is None:
         raise InvariantError("a round was ended in a run that is finished")
-    return state.open.number
+    return state.open
 
 
 def _running(state: RunState, current: OpenRound, now: float) -> OpenRound:

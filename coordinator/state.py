@@ -2,6 +2,7 @@
 
     STATE/lock  coordinator.sqlite  address
     STATE/runs/NAME/models/round-000012.safetensors     the model after round 12; 0: before round 1
+    STATE/runs/NAME/memory/round-000012.arrays          what the strategy carries on, if anything (memory.py)
     STATE/runs/NAME/updates/000013/SILO.f32             payloads of the open round
     STATE/runs/NAME/spool/                              uploads that are not complete
 
@@ -27,8 +28,9 @@ from ..base.files import FileLock, fsync_directory, sha256_bytes
 from ..fedproto.codec import decode_params
 from ..fedproto.head import Params, initial_params, params_sha256
 from ..fedproto.records import Evaluation, RunSettings
-from .aggregate import Contribution
+from .aggregate import Contribution, ServerState
 from .database import FILE, open_database, state_errors
+from .memory import Memory
 from .models import ModelShelf, damaged, models_folder
 from .rounds import OpenRound, Plan, Report, RunState, start_run
 from .spool import Spool
@@ -64,6 +66,7 @@ class RunStore:
         self._folder = folder / "runs" / run.run
         self._run = run
         self._models = ModelShelf(models_folder(folder, run.run), run, keep_models)
+        self._memory = Memory(self._folder / "memory", run)
         self._lock = lock
         self._path = folder / FILE
         self._db = open_database(self._path)
@@ -112,10 +115,17 @@ class RunStore:
             (self._folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
         known = self._one("SELECT settings, initial_sha256 FROM runs WHERE name = ?", self._run.run)
         state = self._begin(plan, wanted) if known is None else self._resume(plan, known[0], known[1])
-        row = self._one("SELECT max(number) FROM rounds WHERE run = ? AND status = 'closed'", self._run.run)
-        params = self._models.read((row[0] if row else None) or 0, state.model_sha256)
+        params = self._models.read(self._last_closed(), state.model_sha256)
         self._remove_leftovers(state)
         return state, params
+
+    def server_state(self, state: RunState) -> ServerState:
+        """What the strategy carries on from the last closed round; DataError (``corrupt_memory``)."""
+        return self._memory.read(state.closed, self._last_closed(), state.model_sha256)
+
+    def _last_closed(self) -> int:
+        row = self._one("SELECT max(number) FROM rounds WHERE run = ? AND status = 'closed'", self._run.run)
+        return (row[0] if row else None) or 0
 
     def _begin(self, plan: Plan, wanted: int) -> RunState:
         if self._models.has_more_than_the_start():
@@ -154,7 +164,16 @@ class RunStore:
             model_sha256=made[-1] if made else initial_sha256,
             last_round=ended[-1][0] if ended else 0,
             open=OpenRound(row[0], row[1], reports=self._reports(row[0])) if row else None,
+            counted=self._counted(),
         )
+
+    def _counted(self) -> MappingProxyType[str, int]:
+        rows = self._all(
+            "SELECT silo, max(round) FROM updates JOIN rounds ON rounds.run = updates.run AND number = round "
+            "WHERE updates.run = ? AND status = 'closed' GROUP BY silo",
+            self._run.run,
+        )
+        return MappingProxyType(dict(rows))
 
     def _reports(self, round_number: int) -> MappingProxyType[str, Report]:
         rows = self._all(
@@ -169,6 +188,7 @@ class RunStore:
         for path in self.spool_folder.iterdir():
             path.unlink()
         self._models.remove_old()
+        self._memory.remove_old(self._last_closed())
         current = self._updates_folder(state.open.number) if state.open else None
         for folder in (self._folder / "updates").iterdir():
             if folder != current:
@@ -249,12 +269,18 @@ class RunStore:
 
     # --- the end of a round ---
 
-    def close_round(self, after: RunState, params: Params, end: RoundEnd) -> None:
-        """Keep the model that round ``after.last_round`` made, and open the next round, in one transaction."""
+    def close_round(self, after: RunState, params: Params, end: RoundEnd, carried: ServerState | None = None) -> None:
+        """Keep the model that round ``after.last_round`` made, and open the next round, in one transaction.
+
+        ``carried``: what the strategy needs in the next round; durable with the model.
+        """
         number = after.last_round
         self._models.write(number, params)
+        if carried is not None:
+            self._memory.write(number, after.model_sha256, carried)
         self._end_round(after, "closed", after.model_sha256, end)
         self._models.remove_old()
+        self._memory.remove_old(number)
 
     def abandon_round(self, after: RunState, end: RoundEnd) -> None:
         """Note that round ``after.last_round`` came to nothing, and open the next round."""

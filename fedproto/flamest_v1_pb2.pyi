@@ -52,18 +52,20 @@ class WaitRequest(_message.Message):
     def __init__(self, settings_sha256: _Optional[bytes] = ..., answered_round: _Optional[int] = ..., max_wait_ms: _Optional[int] = ...) -> None: ...
 
 class WaitReply(_message.Message):
-    __slots__ = ("phase", "round", "model_sha256", "deadline_ms", "poll_after_ms")
+    __slots__ = ("phase", "round", "model_sha256", "deadline_ms", "poll_after_ms", "counted_round")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     POLL_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_ROUND_FIELD_NUMBER: _ClassVar[int]
     phase: Phase
     round: int
     model_sha256: bytes
     deadline_ms: int
     poll_after_ms: int
-    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., round: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., poll_after_ms: _Optional[int] = ...) -> None: ...
+    counted_round: int
+    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., round: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., poll_after_ms: _Optional[int] = ..., counted_round: _Optional[int] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
     __slots__ = ("settings_sha256", "round")

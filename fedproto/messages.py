@@ -130,6 +130,7 @@ def encode_standing(standing: Standing) -> bytes:
         model_sha256=bytes.fromhex(standing.model_sha256),
         deadline_ms=_ms(standing.deadline_s),
         poll_after_ms=_ms(standing.poll_after_s),
+        counted_round=standing.counted_round,
     ).SerializeToString()
 
 
@@ -146,6 +147,7 @@ def decode_standing(data: bytes) -> Standing:
         model_sha256=_hex(reply.model_sha256, SHA256_BYTES, "model_sha256"),
         deadline_s=reply.deadline_ms / 1000,
         poll_after_s=reply.poll_after_ms / 1000,
+        counted_round=reply.counted_round,
     )
 
 

@@ -136,6 +136,7 @@ class Standing:
     model_sha256: str  # of the model that the open round starts from; with FINISHED, of the final one
     deadline_s: float  # seconds until the open round closes
     poll_after_s: float  # seconds to wait before the next question, jitter included
+    counted_round: int = 0  # feddyn, OPEN: the last closed round in which this silo's update counts; 0: none
 
 
 @dataclass(frozen=True, eq=False)

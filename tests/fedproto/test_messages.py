@@ -30,7 +30,7 @@ ROUND_TRIPS = {
     "JoinRequest": (m.encode_join_request, m.decode_join_request, 1, pb.JoinRequest),
     "JoinReply": (lambda r: m.encode_join_reply(*r), m.decode_join_reply, (1, RUN), pb.JoinReply),
     "WaitRequest": (m.encode_wait_request, m.decode_wait_request, m.WaitRequest(A, 4, 2.5), pb.WaitRequest),
-    "WaitReply": (m.encode_standing, m.decode_standing, Standing(Phase.OPEN, 5, B, 30.25, 0.5), pb.WaitReply),
+    "WaitReply": (m.encode_standing, m.decode_standing, Standing(Phase.OPEN, 5, B, 30.25, 0.5, 4), pb.WaitReply),
     "FetchRequest": (m.encode_fetch_request, m.decode_fetch_request, m.FetchRequest(A, 6), pb.FetchRequest),
     "ModelHeader": (m.encode_model_header, m.decode_model_part, m.ModelHeader(7, C, 640), pb.ModelPart),
     "ModelData": (m.encode_model_data, m.decode_model_part, b"\x01\x02", pb.ModelPart),

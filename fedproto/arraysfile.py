@@ -1,0 +1,88 @@
+"""A file of named arrays that a later process reads back to the bit: what FedDyn and momentum carry over rounds.
+
+Eight bytes with the header's length, little-endian; the header, JSON: ``told`` (the writer's own words), ``arrays``
+([name, dtype, shape] each, in the payload's order) and ``sha256`` of the payload; the payload, little-endian
+values without gaps. Written whole or not at all, private to its owner.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ..base.errors import DataError, StorageError
+from ..base.files import sha256_bytes, write_atomic
+
+DTYPES = ("<f4", "<f8")
+MAX_HEADER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class ArraysFile:
+    """What the file holds."""
+
+    told: Mapping[str, str | int]
+    arrays: Mapping[str, npt.NDArray[np.floating[Any]]]  # float32 or float64
+
+
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    told: dict[str, str | int]
+    arrays: list[tuple[str, str, tuple[int, ...]]]
+    sha256: str
+
+
+def write_arrays(path: Path, content: ArraysFile) -> None:
+    """Durable when it returns; the same content gives the same bytes. Raises StorageError."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in content.arrays.items()}
+    arrays = {name: array.astype(array.dtype.newbyteorder("<"), copy=False) for name, array in arrays.items()}
+    payload = b"".join(array.tobytes() for array in arrays.values())
+    header = {
+        "told": dict(content.told),
+        "arrays": [[name, f"<f{array.itemsize}", list(array.shape)] for name, array in arrays.items()],
+        "sha256": sha256_bytes(payload),
+    }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    write_atomic(path, struct.pack("<Q", len(text)) + text + payload, mode=0o600)
+
+
+def read_arrays(path: Path) -> ArraysFile:
+    """What ``write_arrays`` wrote. Raises StorageError when there is no such file, DataError (``damaged``)."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    size = struct.unpack_from("<Q", data)[0] if len(data) >= 8 else -1
+    if not 0 < size <= min(MAX_HEADER_BYTES, len(data) - 8):
+        raise _damaged(path, "its header is cut short")
+    try:
+        header = msgspec.json.decode(data[8 : 8 + size], type=_Header)
+    except msgspec.DecodeError as error:
+        raise _damaged(path, f"its header: {error}") from error
+    payload = memoryview(data)[8 + size :]
+    if sha256_bytes(payload) != header.sha256:
+        raise _damaged(path, "its values are not the ones written")
+    arrays, start = {}, 0
+    for name, dtype, shape in header.arrays:
+        count = math.prod(shape)
+        end = start + count * int(dtype[-1]) if dtype in DTYPES and min(shape, default=0) >= 0 else -1
+        if not start <= end <= len(payload):
+            raise _damaged(path, f"{name} is {dtype}{list(shape)}")
+        values = np.frombuffer(payload[start:end], dtype).reshape(shape)
+        arrays[name] = values.astype(values.dtype.newbyteorder("="))
+        start = end
+    if start != len(payload):
+        raise _damaged(path, f"{len(payload) - start} bytes too many")
+    return ArraysFile(header.told, arrays)
+
+
+def _damaged(path: Path, why: str) -> DataError:
+    return DataError(f"{path} is damaged: {why}", code="damaged")
