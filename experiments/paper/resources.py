@@ -53,9 +53,9 @@ def _communication_notes(classes: int) -> tuple[str, ...]:
     for outputs, whose in ((1, "the paper's head, 1 output (eqs. 13, 14)"), (classes, f"{classes} classes")):
         found = communication(outputs)
         lines.append(
-            f"{whose}: {found.head:,} parameters, {found.bytes_fp32 / 1e6:.2f} MB; saved against sending "
-            f"the whole model {found.saved_against_full_model:.1%}, against KD's ResNet-18 {found.saved_against_kd:.1%}, "
-            f"against a 3-D ResNet-18 {found.saved_against_3d_student:.1%}"
+            f"{whose}: {found.head:,} parameters, {found.bytes_fp32 / 1e6:.2f} MB; saved against "
+            f"sending the whole model {found.saved_against_full_model:.1%}, against KD's ResNet-18 "
+            f"{found.saved_against_kd:.1%}, against a 3-D ResNet-18 {found.saved_against_3d_student:.1%}"
         )
     return tuple(lines)
 
