@@ -61,7 +61,7 @@ def measure() -> dict[str, Any]:
     peak = max(peak, gemm_peak())
     return {
         "what": f"{len(ROWS)} silos, {sum(ROWS)} x {RUN.head.inputs}, {RUN.train.epochs} epochs, batch 128, fp32",
-        "load_average_before": load,
+        "load_average": {"before": load, "after": os.getloadavg()[0]},
         "cores": CORES,
         "seconds_per_round_in_turns": {"each": seconds, "median": per_round},
         "times_faster_than": {
@@ -71,6 +71,7 @@ def measure() -> dict[str, Any]:
         },
         "flamest_run": {"rounds": rounds, "of": ROUNDS, "seconds": wall, "round_median": statistics.median(full)},
         "seconds_for_80_rounds": wall * ROUNDS / rounds,
+        "extrapolated": rounds < ROUNDS,
         **roofline(peak, bandwidth, wall * ROUNDS / rounds),
     }
 

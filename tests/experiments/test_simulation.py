@@ -19,7 +19,7 @@ from flamest.base.files import sha256_bytes
 from flamest.base.shutdown import Shutdown
 from flamest.experiments.simulation import SimulatedSilo, simulate
 from flamest.fedproto.head import HeadSpec
-from flamest.fedproto.records import RunSettings, TrainSettings
+from flamest.fedproto.records import RunSettings, Strategy, TrainSettings
 from flamest.runtime.records import Clip
 
 LABELS = ("fall", "run", "walk")  # make_federation's
@@ -131,6 +131,21 @@ def test_the_result_does_not_depend_on_how_many_silos_train_at_one_time(workers)
     alone, together = (simulate(settings(), crew(), test=test, workers=count) for count in (1, workers))
     assert together.sha256 == alone.sha256
     assert together.rounds == alone.rounds
+
+
+STRATEGIES = {
+    "fedprox": Strategy("fedprox", mu=0.1),
+    "feddyn": Strategy("feddyn", alpha=0.1),
+    "momentum": Strategy(server_momentum=0.9),
+    "tail": Strategy(average_last=2),
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_ends_in_a_model_of_its_own_whatever_the_workers(strategy):
+    run = settings(strategy=STRATEGIES[strategy])
+    alone, together = (simulate(run, crew(), workers=count).sha256 for count in (1, 3))
+    assert alone == together != simulate(settings(), crew()).sha256
 
 
 def test_the_result_does_not_depend_on_the_order_of_the_silos():
