@@ -12,16 +12,17 @@ from typing import Any
 
 import msgspec
 
-from ..base.errors import DataError, FlamestError, UnreachableError
+from ..base.errors import DataError, FlamestError, StorageError, UnreachableError
 from ..base.files import FileLock
 from ..base.log import Log
 from ..base.shutdown import Shutdown
 from ..fedproto.modelfile import ModelFile, write_model
 from ..fedproto.records import GlobalModel, Phase, RunSettings, Standing, Update
+from .corrections import Corrections
 from .link import Link, LinkStopped, RunChanged, StaleUpdate
 from .settings import AgentSettings
 from .status import LOCK_FILE, AgentStatus, Doing, write_status
-from .tasks import DataSource, RoundOutcome, extract_new, train_round
+from .tasks import DataSource, RoundOutcome, RoundWork, extract_new, train_round
 from .worker import Worker, WorkerCrashed, WorkStopped
 
 POLL_S = 20.0  # how long the coordinator may keep a question for work open
@@ -120,7 +121,7 @@ class _Daemon:
         self._become("training")
         try:
             model = link.fetch(run, standing)
-            outcome = self._train(run, model)
+            outcome = self._train(run, model, standing)
             if outcome is not None:
                 self._submit(link, run, model, outcome)
         except RunChanged:
@@ -151,14 +152,15 @@ class _Daemon:
         self._note(round=receipt.round, updates_sent=self._status.updates_sent + 1)
         log.info("update_sent", round=receipt.round, examples=update.examples, loss=outcome.loss)
 
-    def _train(self, run: RunSettings, model: GlobalModel) -> RoundOutcome | None:
+    def _train(self, run: RunSettings, model: GlobalModel, standing: Standing) -> RoundOutcome | None:
         """The round's outcome; None when this silo's data cannot serve it (said in the status)."""
         settings = self._settings
         source = DataSource(settings.store, settings.precision, settings.policy.hold_out, settings.work.threads)
-        arguments = (source, run, self._silo, model.round, model.params, settings.policy.min_samples)
+        floor = settings.policy.min_samples
+        work = RoundWork(run, self._silo, model, standing.counted_round, settings.state, floor)
         try:
-            return self._worker.call(train_round, *arguments)
-        except (DataError, WorkerCrashed) as error:
+            return self._worker.call(train_round, source, work)
+        except (DataError, StorageError, WorkerCrashed) as error:
             self._say_why("training_failed", model.round, error)
             return None
 
@@ -196,6 +198,7 @@ class _Daemon:
             ),
         )
         self._count(link)
+        Corrections.of_run(self._settings.state, run).forget()
         log.info("final_model", round=standing.round, sha256=model.sha256[:12], file=path.name)
 
     def _say_why(self, event: str, round_number: int, error: FlamestError) -> None:

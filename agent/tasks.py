@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import DataError
 from ..fedproto.head import HeadSpec, Params
-from ..fedproto.records import Evaluation, RunSettings
+from ..fedproto.records import Evaluation, GlobalModel, RunSettings
+from .corrections import Corrections, TrainedRound
 from .extract import ExtractRequest, extract_folder
 from .store import FeatureStore
 from .training.dataset import SiloData, silo_data
-from .training.local_round import train_silo
+from .training.local_round import Correction, train_silo
+from .training.table import FeatureTable
 from .training.trainer import HeadTrainer
 
 
@@ -28,6 +30,18 @@ class DataSource:
 
 
 @dataclass(frozen=True, eq=False)
+class RoundWork:
+    """A round that this silo is asked to train."""
+
+    run: RunSettings
+    silo: str
+    model: GlobalModel
+    counted_round: int  # the last round whose update of this silo counts, 0 for none (feddyn)
+    state: Path  # the agent's state folder
+    min_samples: int  # fewer examples: nothing is trained
+
+
+@dataclass(frozen=True, eq=False)
 class RoundOutcome:
     """What one round of local training came to."""
 
@@ -39,20 +53,37 @@ class RoundOutcome:
     evaluation: Evaluation | None  # of the incoming model; None without held-out clips
 
 
-def train_round(
-    source: DataSource, run: RunSettings, silo: str, round_number: int, params: Params, min_samples: int
-) -> RoundOutcome:
+def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
     """Evaluate the incoming model on the held-out clips, then train it on the others."""
+    run, model = work.run, work.model
     data = _load(source, run)
     trainer = _trainer(run.head, source.threads)
-    evaluation = trainer.evaluate(params, data.held_out) if len(data.held_out) else None
-    sizes = {"examples": len(data.train), "held_out": len(data.held_out), "ignored": data.ignored}
-    if len(data.train) < min_samples:
-        return RoundOutcome(params=None, loss=float("nan"), evaluation=evaluation, **sizes)
+    evaluation = trainer.evaluate(model.params, data.held_out) if len(data.held_out) else None
+    sizes = {"held_out": len(data.held_out), "ignored": data.ignored}
+    if len(data.train) < work.min_samples:
+        return RoundOutcome(None, len(data.train), loss=math.nan, evaluation=evaluation, **sizes)
     if run.strategy.name == "feddyn":
-        raise DataError("this agent cannot take part in feddyn yet")
-    trained, _ = train_silo(trainer, run, silo, round_number, params, data.train, {})
-    return RoundOutcome(params=trained.params, loss=trained.loss, evaluation=evaluation, **sizes)
+        trained = _train_corrected(trainer, work, data.train)
+    else:
+        trained = _train(trainer, work, data.train, {})
+    return RoundOutcome(trained.params, trained.examples, loss=trained.loss, evaluation=evaluation, **sizes)
+
+
+def _train_corrected(trainer: HeadTrainer, work: RoundWork, table: FeatureTable) -> TrainedRound:
+    """FedDyn: from the correction that counts to the next one, which is durable before anything is sent."""
+    corrections = Corrections.of_run(work.state, work.run)
+    correction = corrections.before(work.model.round, work.counted_round)
+    trained = corrections.sent(work.model)
+    if trained is None:
+        trained = _train(trainer, work, table, correction)
+        corrections.keep(work.model, trained)
+    return trained
+
+
+def _train(trainer: HeadTrainer, work: RoundWork, table: FeatureTable, correction: Correction) -> TrainedRound:
+    model = work.model
+    trained, after = train_silo(trainer, work.run, work.silo, model.round, model.params, table, correction)
+    return TrainedRound(trained.params, len(table), trained.loss, after)
 
 
 def extract_new(bundle: Path, videos: Path, store: Path, threads: int | None) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
-from ..base.errors import SettingsError
+from ..base.errors import DataError, SettingsError
 from ..base.settings import load_settings
 from ..fedproto.codec import MAX_PAYLOAD_BYTES
 from ..fedproto.head import HeadSpec
@@ -40,6 +40,15 @@ class ServerSettings(_Record, frozen=True):
         return TlsFiles(self.ca, self.certificate, self.key)
 
 
+class HeadTable(_Record, frozen=True):
+    """[run.head]: the kind of head; its widths are run.inputs and run.hidden."""
+
+    kind: Literal["mlp", "rgcf"] = "mlp"
+    blocks: tuple[int, ...] = ()  # widths of the modalities in a row, adding up to run.inputs
+    standardise: bool = False  # every block of every row to mean 0 and deviation 1
+    common: int = 256  # rgcf: width that both modalities are projected to
+
+
 class RunTable(_Record, frozen=True):
     """[run]: what the silos do together. The same name always means the same settings."""
 
@@ -53,8 +62,22 @@ class RunTable(_Record, frozen=True):
     wanted: int | None = None  # as many updates close a round early; silos enrolled at its opening when not set
     deadline_s: float = 600.0  # seconds from the first silo that is given the round
     seed: int = 0  # of the initial model and the silos' shuffles
+    head: HeadTable = HeadTable()
     strategy: Strategy = Strategy()
     train: TrainSettings = TrainSettings()
+
+    def head_spec(self) -> HeadSpec:
+        """What is trained. Raises DataError (``bad_head``) for options that do not fit each other."""
+        head = self.head
+        return HeadSpec(
+            inputs=self.inputs,
+            outputs=len(self.labels),
+            hidden=self.hidden,
+            kind=head.kind,
+            blocks=head.blocks,
+            standardise=head.standardise,
+            common=head.common,
+        )
 
 
 class CoordinatorSettings(_Record, frozen=True):
@@ -69,7 +92,7 @@ class CoordinatorSettings(_Record, frozen=True):
         return RunSettings(
             run=run.name,
             labels=run.labels,
-            head=HeadSpec(inputs=run.inputs, outputs=len(run.labels), hidden=run.hidden),
+            head=run.head_spec(),
             rounds=run.rounds,
             min_silos=run.min_silos,
             deadline_s=run.deadline_s,
@@ -119,7 +142,9 @@ def _run_problems(run: RunTable) -> list[str]:
     problems += _whole_numbers("run", [("inputs", run.inputs), ("rounds", run.rounds), ("min_silos", run.min_silos)])
     if any(width < 1 for width in run.hidden):
         problems.append("run.hidden: expected widths of 1 or more")
-    elif 4 * _head_parameters(run) > MAX_PAYLOAD_BYTES:
+    elif head_problem := _head_problem(run):
+        problems.append(head_problem)
+    elif 4 * run.head_spec().parameters > MAX_PAYLOAD_BYTES:
         problems.append(f"run.inputs, run.hidden: the head is larger than {MAX_PAYLOAD_BYTES} bytes")
     if run.wanted is not None and run.wanted < run.min_silos:
         problems.append(f"run.wanted: expected run.min_silos ({run.min_silos}) or more")
@@ -139,9 +164,12 @@ def _whole_numbers(section: str, values: Sequence[tuple[str, int]]) -> list[str]
     return [f"{section}.{name}: expected 1 or more" for name, value in values if value < 1]
 
 
-def _head_parameters(run: RunTable) -> int:
-    widths = (run.inputs, *run.hidden, len(run.labels))
-    return sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(widths))
+def _head_problem(run: RunTable) -> str:
+    try:
+        run.head_spec()
+    except DataError as error:
+        return f"run.head: {error.message}"
+    return ""
 
 
 def _anchored(settings: CoordinatorSettings, folder: Path) -> CoordinatorSettings:

@@ -30,15 +30,26 @@ min_silos = 2                 # fewer updates at the deadline: the round is aban
 deadline_s = 600.0            # from the first silo that is given the round
 seed = 0
 
+[run.head]
+kind = "mlp"                  # or "rgcf": residual gated cross fusion of two blocks
+blocks = []                   # widths of the modalities in a row, like [768, 2048]; rgcf needs two
+standardise = false           # every block of every row to mean 0 and deviation 1
+common = 256                  # rgcf only: width that both blocks are projected to
+
 [run.strategy]
-name = "fedavg"               # or "fedprox", with mu above 0
+name = "fedavg"               # or "fedprox", with mu above 0, or "feddyn", with alpha above 0
 mu = 0.0
+alpha = 0.0
+server_momentum = 0.0         # FedAvgM on top of the average; not with feddyn
+average_last = 0              # above 0: the final model is the mean of the models of so many last rounds
 
 [run.train]                   # what every silo does in a round
 epochs = 5
 batch_size = 128
 learning_rate = 0.01
 weight_decay = 1e-4
+learning_rate_decay = 1.0     # round r trains at learning_rate * decay ** (r - 1)
+class_balanced = false        # every silo weighs its classes equally
 """
 
 

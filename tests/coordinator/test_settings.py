@@ -2,7 +2,8 @@ import pytest
 from flamest.base.errors import SettingsError
 from flamest.coordinator.settings import load_coordinator_settings
 from flamest.coordinator.starter import starter_settings
-from flamest.fedproto.records import decode_run_settings
+from flamest.fedproto.head import HeadSpec
+from flamest.fedproto.records import Strategy, TrainSettings, decode_run_settings
 
 STARTER = starter_settings(["a", "b"], "f")
 
@@ -23,7 +24,8 @@ def test_the_starter_file_is_a_good_one_with_the_papers_defaults(tmp_path):
 
 def test_the_starter_file_says_every_default_as_it_is(tmp_path):
     keys = ("hidden", "inputs", "rounds", "min_silos", "deadline_s", "seed", "listen", "keep_models", "epochs")
-    keys += ("batch_size", "learning_rate", "weight_decay", "mu")
+    keys += ("batch_size", "learning_rate", "weight_decay", "mu", "alpha", "server_momentum", "average_last")
+    keys += ("class_balanced", "kind", "blocks", "standardise", "common")
     short = "\n".join(line for line in STARTER.splitlines() if not line.startswith(keys))
     assert load(tmp_path, short) == load(tmp_path, STARTER)
 
@@ -63,6 +65,17 @@ def test_many_and_strange_labels_survive_the_starter_file(tmp_path):
         ("weight_decay = 1e-4", "weight_decay = -1.0", r"run\.train\.weight_decay"),
         ("mu = 0.0", "mu = 0.1", r"run\.strategy\.mu: fedavg has none"),
         ('name = "fedavg"', 'name = "fedprox"', r"run\.strategy\.mu: fedprox needs"),
+        ("alpha = 0.0", "alpha = 0.1", r"run\.strategy\.alpha: fedavg has none"),
+        ('name = "fedavg"', 'name = "feddyn"', r"run\.strategy\.alpha: feddyn needs more than 0"),
+        ("server_momentum = 0.0", "server_momentum = 1.0", r"run\.strategy\.server_momentum: .*less than 1"),
+        ("average_last = 0", "average_last = -1", r"run\.strategy\.average_last"),
+        ("learning_rate_decay = 1.0", "learning_rate_decay = 0.0", r"run\.train\.learning_rate_decay"),
+        ("learning_rate_decay = 1.0", "learning_rate_decay = 1.1", r"run\.train\.learning_rate_decay"),
+        ('kind = "mlp"', 'kind = "rgcf"', r"run\.head: kind 'rgcf' fuses exactly two blocks, there are 0"),
+        ('kind = "mlp"', 'kind = "cnn"', r"run\.head\.kind"),
+        ("blocks = []", "blocks = [768, 2047]", r"run\.head: blocks \[768, 2047\]: .*inputs = 2816"),
+        ("blocks = []", "blocks = [2817, -1]", r"run\.head: blocks"),
+        ("common = 256", "common = 0", r"run\.head: common"),
         ('name = "fedavg"', 'name = "best"', r"run\.strategy\.name"),
         ('listen = "0.0.0.0:7443"', 'listen = "7443"', r"server\.listen"),
         ('listen = "0.0.0.0:7443"', 'listen = "0.0.0.0:99999"', r"server\.listen"),
@@ -77,3 +90,32 @@ def test_a_bad_setting_is_named_with_what_was_expected(tmp_path, old, new, said)
         load(tmp_path, STARTER.replace(old, new))
     assert "coordinator.toml" in refused.value.message
     assert refused.value.exit_code == 78
+
+
+def test_every_option_reaches_the_silos(tmp_path):
+    changes = {
+        'kind = "mlp"': 'kind = "rgcf"',
+        "blocks = []": "blocks = [768, 2048]",
+        "standardise = false": "standardise = true",
+        "common = 256": "common = 128",
+        'name = "fedavg"': 'name = "feddyn"',
+        "alpha = 0.0": "alpha = 0.1",
+        "average_last = 0": "average_last = 3",
+        "learning_rate_decay = 1.0": "learning_rate_decay = 0.9",
+        "class_balanced = false": "class_balanced = true",
+        "hidden = [512, 256]": "hidden = []",
+    }
+    text = STARTER
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    run = decode_run_settings(load(tmp_path, text).run_settings().encode())
+    assert run.head == HeadSpec(2816, 2, (), "rgcf", (768, 2048), standardise=True, common=128)
+    assert run.strategy == Strategy("feddyn", alpha=0.1, average_last=3)
+    assert run.train == TrainSettings(learning_rate_decay=0.9, class_balanced=True)
+
+
+def test_momentum_on_feddyn_is_refused(tmp_path):
+    text = STARTER.replace('name = "fedavg"', 'name = "feddyn"').replace("alpha = 0.0", "alpha = 0.1")
+    with pytest.raises(SettingsError, match="feddyn moves the model by its own state"):
+        load(tmp_path, text.replace("server_momentum = 0.0", "server_momentum = 0.5"))

@@ -1,0 +1,120 @@
+"""FedDyn's local state h_i on disk: one file for each round that it was trained in.
+
+    STATE/feddyn/RUN/round-000012.arrays     h_i after round 12, and the parameters that were sent
+
+A file is durable before its update is sent. Whether it counts, the coordinator says when it opens the next
+round (``Standing.counted_round``): that file is where training goes on from, and the others are removed. So an
+update that was refused, came late, or belonged to a round that was abandoned is rolled back by itself, and a
+crash at any moment leaves either the file or nothing.
+
+The parameters are kept too: a round that is trained again, after a crash, sends what it sent before, even if the
+clips have changed meanwhile. Otherwise the coordinator might count one update, and h_i come from another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..base.errors import DataError, StorageError
+from ..base.log import Log
+from ..fedproto.arraysfile import ArraysFile, read_arrays, write_arrays
+from ..fedproto.head import HeadSpec, Params, check_params
+from ..fedproto.records import GlobalModel, RunSettings
+from .training.local_round import Correction
+
+FOLDER = "feddyn"
+
+log = Log("agent")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRound:
+    """What a round of local training came to."""
+
+    params: Params
+    examples: int
+    loss: float  # last epoch's, nats
+    correction: Correction  # h_i if the update counts
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """One run's files."""
+
+    folder: Path
+    head: HeadSpec
+
+    @classmethod
+    def of_run(cls, state: Path, run: RunSettings) -> Corrections:
+        """In the agent's state folder; a run is known by its settings."""
+        return cls(state / FOLDER / run.sha256[:16], run.head)
+
+    def before(self, round_number: int, counted_round: int) -> Correction:
+        """h_i to train round ``round_number`` with; ``counted_round`` is the last one that counted, 0 for none.
+
+        What a lost or damaged file held cannot be had again: h_i then begins anew at zero, as for a new silo, and
+        the log says so.
+        """
+        for path in self.folder.glob("*"):
+            if path not in (self._path(counted_round), self._path(round_number)):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        if counted_round == 0:
+            return {}
+        try:
+            return self._read(counted_round, None).correction
+        except (DataError, StorageError) as error:
+            log.warning("correction_lost", round=counted_round, detail=error.message)
+            return {}
+
+    def sent(self, model: GlobalModel) -> TrainedRound | None:
+        """What this silo trained from this model before, in a round that was interrupted; None: nothing."""
+        if not self._path(model.round).exists():
+            return None
+        try:
+            return self._read(model.round, model.sha256)
+        except (DataError, StorageError) as error:
+            log.warning("correction_lost", round=model.round, detail=error.message)
+            return None
+
+    def keep(self, model: GlobalModel, trained: TrainedRound) -> None:
+        """Durable when it returns: to be called before the update is sent. Raises StorageError."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make {self.folder}: {error.strerror}") from error
+        told: dict[str, str | int] = {
+            "base_sha256": model.sha256,
+            "examples": trained.examples,
+            "loss": float(trained.loss).hex(),
+        }
+        arrays: dict[str, Any] = {f"h/{name}": array for name, array in trained.correction.items()}
+        arrays |= {f"w/{name}": array for name, array in trained.params.items()}
+        write_arrays(self._path(model.round), ArraysFile(told, arrays))
+
+    def forget(self) -> None:
+        """Remove everything: the run has finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read(self, round_number: int, base_sha256: str | None) -> TrainedRound:
+        path = self._path(round_number)
+        content = read_arrays(path)
+        parts: dict[str, dict[str, np.ndarray]] = {"h": {}, "w": {}}
+        for name, array in content.arrays.items():
+            parts[name[0]][name[2:]] = array
+        if base_sha256 not in (None, content.told["base_sha256"]):
+            raise DataError(f"{path} was trained from another model", code="damaged")
+        params = {name: array.astype(np.float32) for name, array in parts["w"].items()}
+        check_params(self.head, params, whose=str(path))
+        correction = {name: array.astype(np.float64, copy=False) for name, array in parts["h"].items()}
+        loss = float.fromhex(str(content.told["loss"]))
+        return TrainedRound(params, int(content.told["examples"]), loss, correction)
+
+    def _path(self, round_number: int) -> Path:
+        return self.folder / f"round-{round_number:06d}.arrays"
