@@ -1,0 +1,170 @@
+"""FedDyn's h_i over rounds that count, rounds that do not, and crashes in between."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flamest.agent.corrections import Corrections, TrainedRound
+from flamest.agent.store import FeatureRow, FeatureStore
+from flamest.agent.tasks import DataSource, RoundWork, train_round
+from flamest.agent.training.local_round import train_silo
+from flamest.agent.training.table import FeatureTable
+from flamest.agent.training.trainer import HeadTrainer
+from flamest.base.files import sha256_bytes
+from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
+from flamest.fedproto.records import GlobalModel, RunSettings, Strategy
+from flamest.runtime.records import Clip
+
+SPEC = HeadSpec(inputs=6, outputs=2, hidden=(4,))
+RUN = RunSettings("r", ("x", "y"), SPEC, 9, 1, 9.0, "f", strategy=Strategy("feddyn", alpha=0.1))
+
+
+def model(number: int, seed: int | None = None) -> GlobalModel:
+    params = initial_params(SPEC, number if seed is None else seed)
+    return GlobalModel(number, params, params_sha256(params))
+
+
+def trained(number: int) -> TrainedRound:
+    h = {name: np.full(shape, number + 0.1) for name, shape in SPEC.shapes.items()}
+    return TrainedRound(initial_params(SPEC, 100 + number), 10 + number, 0.5 / number, h)
+
+
+@pytest.fixture
+def corrections(tmp_path) -> Corrections:
+    return Corrections.of_run(tmp_path, RUN)
+
+
+def value(correction) -> float:
+    """Of the files above: one number everywhere."""
+    assert list(correction) in ([], list(SPEC.shapes))
+    values = {float(x) for tensor in correction.values() for x in tensor.flat}
+    return values.pop() if values else 0.0
+
+
+def test_a_new_silo_begins_at_zero(corrections):
+    assert corrections.before(1, 0) == {}
+    assert corrections.sent(model(1)) is None
+
+
+def test_a_round_that_counted_is_where_training_goes_on(corrections):
+    corrections.keep(model(1), trained(1))
+    assert value(corrections.before(2, 1)) == 1.1
+    corrections.keep(model(2), trained(2))
+    assert value(corrections.before(3, 2)) == 2.1
+    assert [path.name for path in corrections.folder.iterdir()] == ["round-000002.arrays"]
+
+
+def test_a_round_that_did_not_count_is_rolled_back(corrections):
+    corrections.keep(model(1), trained(1))
+    corrections.before(2, 1)
+    corrections.keep(model(2), trained(2))  # refused, late, or abandoned
+    assert value(corrections.before(3, 1)) == 1.1
+    assert [path.name for path in corrections.folder.iterdir()] == ["round-000001.arrays"]
+
+
+def test_a_first_round_that_did_not_count_goes_back_to_zero(corrections):
+    corrections.keep(model(1), trained(1))
+    assert corrections.before(2, 0) == {}
+    assert list(corrections.folder.iterdir()) == []
+
+
+def test_a_round_that_was_interrupted_sends_what_it_sent_before(corrections):
+    corrections.keep(model(4), trained(4))
+    corrections.before(4, 0)
+    again = corrections.sent(model(4))
+    assert again is not None
+    assert params_sha256(again.params) == params_sha256(trained(4).params)
+    assert (again.examples, again.loss, value(again.correction)) == (14, 0.125, 4.1)
+
+
+def test_another_model_under_the_same_number_is_trained_anew(corrections):
+    corrections.keep(model(4), trained(4))
+    assert corrections.sent(model(4, seed=77)) is None
+
+
+@pytest.mark.parametrize("harm", ["removed", "cut", "flipped"])
+def test_a_lost_file_begins_anew_at_zero_and_ends_nothing(corrections, harm):
+    corrections.keep(model(3), trained(3))
+    path = corrections.folder / "round-000003.arrays"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    if harm == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(content if harm == "flipped" else content[:40])
+    assert corrections.before(4, 3) == {}
+
+
+def test_runs_do_not_share_corrections_and_a_finished_one_leaves_none(tmp_path, corrections):
+    other = Corrections.of_run(tmp_path, RunSettings(**{**vars_of(RUN), "run": "other"}))
+    corrections.keep(model(1), trained(1))
+    assert other.before(2, 1) == {}
+    other.keep(model(1), trained(2))
+    other.forget()
+    assert value(corrections.before(2, 1)) == 1.1
+    assert not other.folder.exists()
+
+
+def vars_of(run: RunSettings) -> dict:
+    return {name: getattr(run, name) for name in run.__struct_fields__}
+
+
+@pytest.fixture
+def source(tmp_path) -> DataSource:
+    path = tmp_path / "features.sqlite"
+    fill(path, 0, 30)
+    return DataSource(path, None, 0.0, 1)
+
+
+def fill(path, first: int, last: int) -> None:
+    random = np.random.default_rng(first)
+    with FeatureStore.open(path) as store:
+        rows = []
+        for row in range(first, last):
+            clip = Clip(path.with_name(f"{row}.mp4"), sha256_bytes(f"{row}".encode()), "xy"[row % 2], f"g{row}")
+            x = (random.normal(size=6) + 2 * (row % 2)).astype(np.float32)
+            rows.append((f"{row}.mp4", FeatureRow(clip, x, 8, "f", "fp32")))
+        store.add_rows(rows)
+
+
+def work(tmp_path, number: int, counted: int, start: GlobalModel) -> RoundWork:
+    return RoundWork(RUN, "anna", GlobalModel(number, start.params, start.sha256), counted, tmp_path / "state", 1)
+
+
+def expected_rounds(source, start: GlobalModel, numbers: list[int]) -> list[str]:
+    """The pure function over rounds that all count, each from the same model."""
+    with FeatureStore.open(source.store, create=False, read_only=True) as store:
+        stored = store.read("f", None)
+    labels = [RUN.labels.index(label) for label in stored.labels]
+    table, correction, found = FeatureTable(stored.x, np.array(labels)), {}, []
+    trainer = HeadTrainer(SPEC, threads=1)
+    for number in numbers:
+        made, correction = train_silo(trainer, RUN, "anna", number, start.params, table, correction)
+        found.append(params_sha256(made.params))
+    return found
+
+
+def test_the_workers_rounds_are_those_of_the_pure_function(tmp_path, source):
+    start = model(0)
+    found = [
+        params_sha256(train_round(source, work(tmp_path, number, number - 1, start)).params) for number in (1, 2, 3)
+    ]
+    assert found == expected_rounds(source, start, [1, 2, 3])
+    assert len(set(found)) == 3
+
+
+def test_the_workers_round_after_one_that_did_not_count_is_as_if_that_had_not_been(tmp_path, source):
+    start = model(0)
+    first = train_round(source, work(tmp_path, 1, 0, start))
+    train_round(source, work(tmp_path, 2, 1, start))
+    third = train_round(source, work(tmp_path, 3, 1, start))  # round 2 was abandoned
+    assert [params_sha256(out.params) for out in (first, third)] == expected_rounds(source, start, [1, 3])
+
+
+def test_a_crash_after_training_sends_the_same_update_although_clips_were_added(tmp_path, source):
+    start = model(0)
+    before = train_round(source, work(tmp_path, 1, 0, start))
+    fill(source.store, 30, 60)
+    after = train_round(source, work(tmp_path, 1, 0, start))
+    assert (params_sha256(after.params), after.examples) == (params_sha256(before.params), 30)
+    assert train_round(source, work(tmp_path, 2, 1, start)).examples == 60
