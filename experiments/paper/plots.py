@@ -59,7 +59,10 @@ def table_figure(result: TableResult) -> Figure:
     drawn = [(place, row) for place, row in zip(places, rows, strict=True)]
     for place, row in drawn:
         if row.last is None:
-            axes.text(0.5, place, row.status, va="center", fontsize=8, color=SOFT)
+            said = axes.text(
+                0.01, place, row.status, va="center", fontsize=8, color=SOFT, transform=axes.get_yaxis_transform()
+            )
+            said.set_in_layout(False)
         elif row.last_interval is not None:
             axes.errorbar(row.last, place, xerr=row.last_interval, color="black", capsize=3, linewidth=1)
     best = [(row.best, place) for place, row in drawn if row.best is not None]
@@ -73,7 +76,8 @@ def table_figure(result: TableResult) -> Figure:
         axes.set_xlim(0, 103)
         axes.set_xlabel("accuracy on test, %")
     else:
-        axes.set_xscale("log")
+        if any(row.last for row in rows):
+            axes.set_xscale("log")
         axes.set_xlabel(result.unit)
     axes.set_title(result.title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,145 @@
+"""``flamest-experiment`` as it is typed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from flamest.base.errors import FlamestError, UsageError
+from flamest.experiments import cli
+from flamest.experiments.paper import commands, extraction, request
+from flamest.experiments.paper.extraction import ExtractionRequest, extract_all
+from flamest.experiments.paper.features import untrained_marker
+from flamest.experiments.paper.settings import SCALES
+from flamest.experiments.processes import CommandFailed
+from typer.testing import CliRunner
+
+_spec = importlib.util.spec_from_file_location("paper_features", Path(__file__).with_name("paper_features.py"))
+assert _spec is not None
+assert _spec.loader is not None
+paper_features = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(paper_features)
+
+QUICK = ("--seeds", "1", "--rounds", "1", "--epochs", "1", "--jobs", "1")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return paper_features.make_stores(tmp_path_factory.mktemp("features"), objects=2, motions=2, groups=15)
+
+
+@pytest.fixture(autouse=True)
+def no_signal_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request.Shutdown, "on_signals", request.Shutdown)
+
+
+def run(*arguments: object) -> dict:
+    done = CliRunner().invoke(cli.app, [*map(str, arguments), "--json"])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_every_experiment_is_a_command_and_is_listed() -> None:
+    listed = {found["name"] for found in run("list")["experiments"]}
+    assert listed == {*commands.EXPERIMENTS, "all"} == set(cli.SUMMARIES)
+    registered = {found.name for found in cli.app.registered_commands}
+    assert listed | {"list", "extract", "kd", "actionclip"} <= registered | {"extract"}
+
+
+def test_rows_have_name_best_last_and_the_papers_number(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = run("table9", "--store", folder, "--dataset", "hmdb51", "--split", "groups", "--out", out, *QUICK)
+    rows = {row["name"]: row for row in said["rows"]}
+    assert rows["Simple concatenation"]["paper"] == 70
+    assert "cross-validation" in rows["Simple concatenation"]["note"]
+    for row in rows.values():
+        assert 0 <= row["last"] <= row["best"] <= 100
+    assert (out / "table9.csv").is_file()
+    assert "no group" in said["measured_on"]["Groups"]
+
+
+def test_table_1_counts_what_notes_count(folder: Path, tmp_path: Path) -> None:
+    said = run("table1", "--store", folder, "--out", tmp_path / "out")
+    rows = {row["name"]: row for row in said["rows"]}
+    for name, row in rows.items():
+        if name in ("KD", "ActionCLIP"):
+            assert row["last"] is None
+        elif name == "Slow":
+            assert (row["last"], row["paper"]) == (32_454_096, 34_566_488)
+        else:
+            assert row["last"] == row["paper"], name
+    assert rows["BLIP+Slow"]["extra"]["in FL (1 output)"] == 1_573_889
+    assert "525,311 is a slip" in rows["BLIP"]["note"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dataset", "kinetics"), "expected one of"),
+        (("--split", "halves"), "expected one of"),
+        (("--out", "nowhere"), "holds no feature stores"),
+    ],
+)
+def test_what_cannot_be_is_said_with_its_exit_code(tmp_path: Path, folder: Path, arguments, message) -> None:
+    given = () if "nowhere" in arguments else ("--store", folder)
+    arguments = tuple(tmp_path / word if word == "nowhere" else word for word in arguments)
+    said = run("table2", *given, *arguments)
+    assert message in said["error"]["message"] + said["error"]["fix"]
+    assert said["exit_code"] in (UsageError.exit_code, 65)
+
+
+def test_an_untrained_network_leaves_a_marker_and_any_other_failure_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+
+    def pretend(room, *arguments, quiet=True):
+        ran.append((room, arguments[0]))
+        if room == "export" and "i3d" in arguments:
+            raise CommandFailed("flamest-export ended with status 65: i3d is untrained")
+        if room == "export":
+            Path(arguments[-1]).mkdir(parents=True)
+        return {"clips": 3, "extracted": 3, "stages_ms": {}}
+
+    class Silent:
+        def advance(self, steps: int = 1) -> None: ...
+
+        def describe(self, text: str) -> None: ...
+
+    monkeypatch.setattr(extraction, "run_command", pretend)
+    asked = ExtractionRequest(tmp_path, tmp_path / "videos", "miniworld", ("blip", "i3d"))
+    done = extract_all(asked, Silent())
+    assert done["i3d"] == {"status": "untrained"}
+    assert untrained_marker(tmp_path, "i3d").is_file()
+    assert extraction.report_file(tmp_path, "blip").is_file()
+    extract_all(asked, Silent())
+    assert ran.count(("export", "--backend")) == 3  # BLIP's bundle is used again, I3D is tried again
+    monkeypatch.setattr(extraction, "run_command", lambda *_, **__: (_ for _ in ()).throw(CommandFailed("disk full")))
+    with pytest.raises(CommandFailed):
+        extract_all(asked, Silent())
+
+
+def test_extract_refuses_names_that_are_no_single_extractor(tmp_path: Path) -> None:
+    with pytest.raises(FlamestError, match="no single extractor 'blip\\+slow'"):
+        request.extract_features("", tmp_path, tmp_path / "out", "random:tiny", ("blip+slow",), None)
+
+
+def test_the_papers_settings_are_the_defaults_of_its_data_sets() -> None:
+    for name in ("ucf101", "hmdb51"):
+        scale = SCALES[name]
+        assert (scale.rounds, scale.train.epochs, scale.train.batch_size) == (80, 5, 128)
+        assert (scale.train.learning_rate, scale.train.weight_decay) == (0.01, 1e-4)
+        assert (scale.central_epochs, scale.figure_rounds, scale.folds) == (80, 50, 20)
+
+
+def test_help_names_what_the_command_does() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from flamest.experiments.cli import main; main()", "table8", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "4, 8 and 10 silos" in done.stdout

@@ -1,0 +1,295 @@
+"""From features to tables: joining, splitting, running, remembering, writing."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from flamest.agent.store import FeatureStore
+from flamest.base.errors import DataError, UsageError
+from flamest.base.shutdown import Shutdown
+from flamest.experiments.paper import plans, pool
+from flamest.experiments.paper.commands import TABLES, Desk, run_all, run_experiment
+from flamest.experiments.paper.estimates import estimate, paired
+from flamest.experiments.paper.features import FeatureSource, open_features, table_name, untrained_marker
+from flamest.experiments.paper.figures import classes_to_show, pca_projection
+from flamest.experiments.paper.given import GivenRun, GivenRuns, read_given
+from flamest.experiments.paper.jobs import PartitionRule, RunFailure, RunResult, job_key
+from flamest.experiments.paper.plan_beyond import beyond
+from flamest.experiments.paper.pool import Stopped, Workplace, run_jobs
+from flamest.experiments.paper.settings import OTHER, Context, Settings
+from flamest.experiments.paper.splits import SplitRule, split_data
+from flamest.experiments.paper.tables import as_text, build_table
+from flamest.fedproto.records import Strategy, TrainSettings
+
+_spec = importlib.util.spec_from_file_location("paper_features", Path(__file__).with_name("paper_features.py"))
+assert _spec is not None
+assert _spec.loader is not None
+paper_features = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(paper_features)
+
+QUICK = TrainSettings(epochs=1, batch_size=64, learning_rate=0.01)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return paper_features.make_stores(tmp_path_factory.mktemp("features"), objects=2, motions=2, groups=15)
+
+
+@pytest.fixture
+def context(folder: Path) -> Context:
+    settings = Settings("", OTHER, 2, 2, QUICK, SplitRule())
+    return Context(open_features(FeatureSource(folder=folder)), settings)
+
+
+@pytest.fixture
+def place(folder: Path, tmp_path: Path) -> Workplace:
+    return Workplace(FeatureSource(folder=folder), tmp_path / "runs")
+
+
+def test_a_pair_is_its_singles_side_by_side_and_rows_are_joined_by_clip(context: Context) -> None:
+    data = context.data
+    both = data.x("blip+slow")
+    assert np.array_equal(both, np.concatenate([data.x("blip"), data.x("slow")], axis=1))
+    assert data.widths("blip+slow") == (6, 5)
+    assert [note.label for note in data.clips] == [data.labels[number] for number in data.y]
+    assert list(data.clips) == sorted(data.clips, key=lambda note: note.sha256)
+
+
+def test_a_store_of_the_pair_is_split_into_blip_and_slow(folder: Path, tmp_path: Path, context: Context) -> None:
+    from flamest.agent.store import FeatureRow
+    from flamest.runtime.records import Clip
+
+    x = context.data.x("blip+slow")
+    with FeatureStore.open(tmp_path / "pair.sqlite") as store:
+        store.add_rows(
+            (note.path, FeatureRow(Clip(Path(note.path), note.sha256, note.label, note.group), x[row], 6, "f", "fp32"))
+            for row, note in enumerate(context.data.clips)
+        )
+    pair = open_features(FeatureSource(store=tmp_path / "pair.sqlite"))
+    assert pair.main == "blip+slow"
+    assert np.array_equal(pair.x("slow"), context.data.x("slow"))
+    assert pair.digest("blip+slow") == context.data.digest("blip+slow")
+
+
+def test_imported_features_are_one_extractor_without_the_papers_numbers(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "f").mkdir()
+    source = FeatureSource(store=folder / "slow.sqlite")  # vlm_width 0, as imported features have
+    data = open_features(source)
+    assert data.main == "store"
+    context = Context(data, Settings("ucf101", OTHER, 2, 1, QUICK, SplitRule()))
+    assert all(line.paper is None for line in plans.table5(context).lines)
+    assert {line.status for line in plans.table9(context).lines} == {"needs two modalities", ""}
+
+
+def test_missing_extractors_say_not_extracted_and_untrained(folder: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "features"
+    copied.mkdir()
+    (copied / "blip.sqlite").write_bytes((folder / "blip.sqlite").read_bytes())
+    untrained_marker(copied, "i3d").write_text("not trained")
+    data = open_features(FeatureSource(folder=copied))
+    assert (data.state("blip"), data.state("blip+i3d"), data.state("slow")) == ("ready", "untrained", "not extracted")
+    with pytest.raises(DataError, match="untrained"):
+        data.x("blip+i3d")
+    with pytest.raises(UsageError, match="no extractor 'vgg'"):
+        data.state("vgg")
+
+
+def test_an_empty_folder_says_how_to_extract(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no feature stores") as caught:
+        open_features(FeatureSource(folder=tmp_path))
+    assert "flamest-experiment extract" in caught.value.fix
+
+
+def test_another_split_seed_or_number_is_another_key_and_the_same_is_the_same(context: Context) -> None:
+    job, digest = context.job(), context.data.digest("blip+slow")
+    others = [
+        msgspec.structs.replace(job, seed=1),
+        msgspec.structs.replace(job, split=SplitRule("groups", seed=1)),
+        msgspec.structs.replace(job, partition=PartitionRule("dirichlet", beta=0.5)),
+        msgspec.structs.replace(job, strategy=Strategy(server_momentum=0.5)),
+        msgspec.structs.replace(job, train=TrainSettings(epochs=2)),
+    ]
+    keys = {job_key(other, digest) for other in others} | {job_key(job, "another digest")}
+    assert len(keys) == 6
+    assert job_key(job, digest) not in keys
+    assert job_key(job, digest) == job_key(context.job(), digest)
+
+
+def test_a_finished_run_is_not_run_again(context: Context, place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run_jobs([context.job()], context.data, place)
+    monkeypatch.setattr(pool, "run_job", lambda *_, **__: pytest.fail("ran again"))
+    again = run_jobs([context.job()], context.data, place)
+    assert first == again
+    [file] = place.runs.glob("*.json")
+    file.write_bytes(file.read_bytes()[:-40])  # a file that is not whole is no result
+    with pytest.raises(pytest.fail.Exception):
+        run_jobs([context.job()], context.data, place)
+
+
+def test_processes_give_the_same_bits_as_one(context: Context, place: Workplace, tmp_path: Path) -> None:
+    jobs = [context.job(seed=seed) for seed in range(2)]
+    one = run_jobs(jobs, context.data, place)
+    two = run_jobs(jobs, context.data, Workplace(place.source, tmp_path / "other", processes=2))
+    assert [one[job].model_sha256 for job in jobs] == [two[job].model_sha256 for job in jobs]
+    assert one[jobs[0]].model_sha256 != one[jobs[1]].model_sha256
+
+
+def test_stopping_keeps_what_is_done_and_the_next_call_goes_on(
+    context: Context, place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, stop, ran = [context.job(seed=seed) for seed in range(3)], Shutdown(), []
+    real = pool.run_job
+
+    def run_and_stop(job, *rest, **named):
+        ran.append(job)
+        stop.request()
+        return real(job, *rest, **named)
+
+    monkeypatch.setattr(pool, "run_job", run_and_stop)
+    with pytest.raises(Stopped, match="2 of 3 trainings to do"):
+        run_jobs(jobs, context.data, place, stop=stop)
+    assert len(run_jobs(jobs, context.data, place)) == 3
+    assert ran == jobs
+
+
+def test_a_run_that_cannot_be_is_a_row_that_says_why_and_the_rest_goes_on(context: Context, place: Workplace) -> None:
+    impossible = context.job(partition=PartitionRule("iid", silos=1000))
+    plan = plans.Plan("t", "t", (plans.Line("bad", (impossible,)), plans.Line("good", (context.job(),))))
+    results = run_jobs(plan.jobs, context.data, place)
+    assert isinstance(results[impossible], RunFailure)
+    bad, good = build_table(plan, results).rows
+    assert bad.status == "1 of 1 failed: bad_data"
+    assert "1000 silos" in bad.note
+    assert good.last is not None
+
+
+def test_best_is_over_the_rounds_and_last_is_the_final_model(context: Context, place: Workplace) -> None:
+    job = context.job(rounds=4)
+    [result] = run_jobs([job], context.data, place).values()
+    assert isinstance(result, RunResult)
+    assert len(result.curve) == 4
+    assert result.last == result.curve[-1]
+    assert result.best == max(result.curve)
+    split = split_data(context.data, job.split)
+    assert result.last == np.mean(np.array(result.predictions) == context.data.y[split.test])
+    assert not set(np.array(context.data.groups)[split.train]) & set(np.array(context.data.groups)[split.test])
+
+
+def test_together_the_modalities_tell_what_neither_tells_alone(context: Context, place: Workplace) -> None:
+    train = TrainSettings(epochs=5, batch_size=16, learning_rate=0.003)
+    jobs = {name: context.job(name, train=train, rounds=5) for name in ("blip", "slow", "blip+slow")}
+    results = run_jobs(list(jobs.values()), context.data, place)
+    last = {name: results[job].last for name, job in jobs.items()}
+    assert last["blip+slow"] > 0.9
+    assert max(last["blip"], last["slow"]) < 0.75
+
+
+def test_interval_is_students(context: Context) -> None:
+    found = estimate([1.0, 2.0, 3.0])
+    assert found is not None
+    assert found.interval == pytest.approx(4.302653 / 3**0.5)  # t(0.975, 2) = 4.302653, deviation 1
+    assert found.deviation == pytest.approx(1.0)
+    assert estimate([]) is None
+    assert estimate([5.0]).interval is None  # type: ignore[union-attr]
+    assert paired([2.0, 4.0], [1.0, 3.0]).interval == 0.0  # type: ignore[union-attr]
+
+
+def test_plans_share_runs_and_name_every_row_once(context: Context) -> None:
+    for make in TABLES.values():
+        names = [line.name for line in make(context).lines]
+        assert len(set(names)) == len(names)
+    shared = set(plans.table2(context).jobs) & set(plans.table5(context).jobs)
+    assert context.job() in shared
+    assert any(line.against for line in beyond(context).lines)
+
+
+def test_rivals_are_taken_in_or_said_not_to_have_run(context: Context, tmp_path: Path) -> None:
+    assert [line.status for line in plans.table2(context).lines if line.name == "KD"] == ["not run"]
+    record = GivenRun("KD", "miniworld", 0.5, 0.4, 1.0, 0.1, 10, (0.5, 0.4))
+    (tmp_path / "kd.json").write_bytes(msgspec.json.encode({**msgspec.to_builtins(record), "more": 1}))
+    given = read_given(tmp_path, "miniworld")
+    table = build_table(
+        plans.Plan("t", "t", tuple(line for line in plans.table2(Context(context.data, context.settings, given)).lines
+                                   if line.name == "KD")), {},
+    )  # fmt: skip
+    assert (table.rows[0].best, table.rows[0].last, table.rows[0].status) == (50.0, 40.0, "taken in")
+    with pytest.raises(DataError, match="measured on miniworld, this is ucf101"):
+        read_given(tmp_path, "ucf101")
+    (tmp_path / "kd.json").write_text("{")
+    with pytest.raises(DataError, match="is not a result"):
+        read_given(tmp_path, "miniworld")
+    assert read_given(None, "") == GivenRuns()
+
+
+def test_the_papers_number_stands_beside_ours(folder: Path) -> None:
+    data = open_features(FeatureSource(folder=folder))
+    context = Context(data, Settings("hmdb51", OTHER, 2, 1, QUICK, SplitRule()))
+    rows = {line.name: line.paper for line in plans.table2(context).lines}
+    assert rows["BLIP+Slow"].value == 66.38  # type: ignore[union-attr]
+    assert rows[table_name("blip-text+i3d")].value == 60.13  # type: ignore[union-attr]
+
+
+def test_official_split_without_a_data_set_is_refused(context: Context) -> None:
+    with pytest.raises(UsageError, match="official-1 needs --dataset"):
+        split_data(context.data, SplitRule("official-1"))
+
+
+def test_figure_4_shows_one_pair_that_shares_the_object_and_one_that_shares_the_motion(context: Context) -> None:
+    assert classes_to_show(context) == (("o0_m0", "o0_m1"), ("o0_m0", "o1_m0"))
+    settings = Settings("", OTHER, 2, 1, QUICK, SplitRule(), classes=("o0_m0", "nothing"))
+    with pytest.raises(UsageError, match="no classes"):
+        classes_to_show(Context(context.data, settings))
+
+
+@pytest.fixture
+def desk(context: Context, place: Workplace, tmp_path: Path) -> Desk:
+    return Desk(context, place, tmp_path / "out", Shutdown(), pca_projection)
+
+
+def test_a_table_is_written_as_json_csv_png_and_svg(desk: Desk) -> None:
+    part = run_experiment("table6", desk)
+    rows = json.loads((desk.out / "table6.json").read_text())["rows"]
+    with (desk.out / "table6.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == [line["name"] for line in lines] == [row.name for row in part.result.rows]
+    assert (desk.out / "table6.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (desk.out / "table6.svg").read_bytes()
+    assert "training accuracy" in as_text(part.result)
+
+
+def test_failures_count_every_wrong_clip_and_show_caption_truth_and_prediction(desk: Desk) -> None:
+    run_experiment("failures", desk)
+    found = json.loads((desk.out / "failures.json").read_text())
+    confusion = np.array(found["confusion"])
+    [result] = run_jobs([desk.context.job()], desk.context.data, desk.place).values()
+    assert confusion.sum() == result.test_rows
+    assert np.trace(confusion) == round(result.last * result.test_rows)
+    page = (desk.out / "failures.html").read_text()
+    if result.last < 1:
+        assert "a ball" in page
+        assert "Truth" in page
+
+
+def test_all_makes_one_self_contained_page_with_every_experiment(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flamest.experiments.paper import commands
+
+    cheap = ("table2", "table4")
+    monkeypatch.setattr(commands, "TABLES", {name: TABLES[name] for name in cheap})
+    monkeypatch.setattr(commands, "CURVES", {})
+    shown = (*cheap, "figure4", "failures", "resources")
+    monkeypatch.setattr(commands, "EXPERIMENTS", dict.fromkeys(shown, ""))
+    tables, found, page = run_all(desk)
+    text = page.read_text()
+    assert set(tables) == set(shown)
+    assert all(result.title in text.replace("&amp;", "&") for result in tables.values())
+    assert "<script" not in text
+    assert "http://" not in text
+    assert "https://" not in text
+    assert len(found) == 6
+    assert found[0].value is not None
