@@ -12,7 +12,7 @@ from ...base.files import write_atomic
 from ..report_html import Child, definitions, node, scroll, table
 from ..report_style import STYLE
 from .findings import Finding
-from .tables import HEADINGS, MEASURED, Row, TableResult, cell, shown
+from .tables import HEADINGS, MEASURED, Row, TableResult, paper_number, row_numbers, shown
 
 MORE_STYLE = """
 img.figure { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 8px; padding: 0.5rem; }
@@ -69,20 +69,16 @@ def _section(part: Part) -> Element:
 
 def _table(result: TableResult) -> Element:
     differs = any(row.difference for row in result.rows)
-    heads: list[Child] = ["", f"best, {result.unit}", f"last, {result.unit}", "paper"]
-    heads += [HEADINGS.get(column, column) for column in result.columns]
+    ours = [f"best, {result.unit}", f"last, {result.unit}"] if result.unit == "%" else [result.unit]
+    heads: list[Child] = ["", *ours, "paper", *(HEADINGS.get(column, column) for column in result.columns)]
     heads += [*(["difference, points"] if differs else []), "note"]
-    return table([heads, *(_cells(row, result, differs) for row in result.rows)])
+    return table([heads, *(_cells(row, result, len(ours), differs) for row in result.rows)])
 
 
-def _cells(row: Row, result: TableResult, differs: bool) -> list[Child]:
-    numbers: list[Child] = [cell(row.best, row.best_interval), cell(row.last, row.last_interval)]
-    if result.unit == "parameters" and row.last is not None:
-        numbers = [f"{int(row.last):,}", f"{int(row.last):,}"]
-    if row.last is None:
-        numbers = [row.status, ""]
-    paper = row.paper_text or (f"{row.paper:,.0f}" if row.paper is not None else "–")
-    cells: list[Child] = [row.name, *numbers, paper, *(shown(row.extra.get(column)) for column in result.columns)]
+def _cells(row: Row, result: TableResult, ours: int, differs: bool) -> list[Child]:
+    numbers: list[Child] = [*row_numbers(row, result)] if row.last is not None else [row.status, *[""] * (ours - 1)]
+    extra = (shown(row.extra.get(column)) for column in result.columns)
+    cells: list[Child] = [row.name, *numbers, paper_number(row), *extra]
     if differs:
         change = row.difference
         cells.append(f"{change.mean:+.2f} ± {change.interval or 0:.2f}" if change else "–")

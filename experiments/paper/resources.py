@@ -15,7 +15,7 @@ from .tables import Row, TableResult, Value
 
 KEYS = {name: key for key, name in NAMES.items()}
 COUNT_COLUMNS = (
-    "frames", "paper: frozen", "input", "paper: input", "in FL (1 output)", "paper: in FL", "in FL (K classes)",
+    "frames", "input", "paper: input", "in FL (1 output)", "paper: in FL", "in FL (K classes)",
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def table1(classes: int) -> TableResult:
     rows = []
     for printed in numbers.TABLE_1:
         key = "+".join(KEYS.get(part, "") for part in printed.name.split("+"))
-        extra: dict[str, Value] = {"paper: frozen": printed.base_parameters, "paper: input": printed.input_dimension}
+        extra: dict[str, Value] = {"paper: input": printed.input_dimension}
         extra |= {"frames": printed.frames, "paper: in FL": printed.fl_parameters}
         ours = None
         status = "not counted: trained on video by its own command"

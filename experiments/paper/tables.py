@@ -145,19 +145,34 @@ def _short(cell: Value) -> Value:
 
 
 def as_text(result: TableResult) -> str:
-    """The table for a terminal, without colour."""
+    """The table for a terminal, without colour; what is to be said of a row's numbers stands below."""
     headings = [HEADINGS.get(column, column) for column in result.columns]
-    lines = [["", "best", "last", "paper", *headings]]
+    lines = [["", *_numbers_head(result), "paper", *headings]]
     for row in result.rows:
-        ours = [cell(row.best, row.best_interval), cell(row.last, row.last_interval)]
-        if row.last is None:
-            ours = [row.status, ""]
-        lines.append([row.name, *ours, row.paper_text or "–", *(shown(row.extra.get(key)) for key in result.columns)])
+        ours = row_numbers(row, result) if row.last is not None else [row.status]
+        ours += [""] * (len(_numbers_head(result)) - len(ours))
+        lines.append([row.name, *ours, paper_number(row), *(shown(row.extra.get(key)) for key in result.columns)])
         if row.difference is not None:
             lines[-1].append(f"{row.difference.mean:+.2f} ± {row.difference.interval or 0:.2f} points")
     widths = [max(len(line[place]) for line in lines if place < len(line)) for place in range(max(map(len, lines)))]
     body = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=False)).rstrip() for line in lines]
-    return "\n".join([result.title, *body, *(f"  {note}" for note in result.notes)])
+    remarks = [f"  {row.name}: {row.note}" for row in result.rows if row.note]
+    return "\n".join([result.title, *body, *remarks, *(f"  {note}" for note in result.notes)])
+
+
+def _numbers_head(result: TableResult) -> list[str]:
+    return ["best", "last"] if result.unit == "%" else [result.unit]
+
+
+def row_numbers(row: Row, result: TableResult) -> list[str]:
+    """Best and last with their intervals; one number where the table is not of accuracies."""
+    if result.unit == "%":
+        return [cell(row.best, row.best_interval), cell(row.last, row.last_interval)]
+    return ["–" if row.last is None else f"{row.last:,.{0 if row.last == int(row.last) else 1}f}"]
+
+
+def paper_number(row: Row) -> str:
+    return row.paper_text or ("–" if row.paper is None else f"{row.paper:,.10g}")
 
 
 def cell(value: float | None, interval: float | None) -> str:
