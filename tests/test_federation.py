@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flamest.agent.settings import Policy
 from flamest.agent.status import AgentStatus, read_status
-from flamest.agent.store import FeatureRow, FeatureStore
+from flamest.agent.store import FeatureRow, FeatureStore, StoredFeatures
+from flamest.agent.training.dataset import silo_data
+from flamest.agent.training.local_round import train_silo
+from flamest.agent.training.trainer import HeadTrainer
 from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes
+from flamest.coordinator.aggregate import Contribution, aggregate, first_state
 from flamest.experiments.processes import Daemon, daemons, run_command, wait_until
-from flamest.fedproto.head import params_sha256
+from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.modelfile import read_model
+from flamest.fedproto.records import RunSettings, Strategy
 from flamest.runtime.records import Clip
 
 SILOS = ("anna", "berta", "carla")
@@ -69,6 +76,14 @@ class Site:
         out.unlink(missing_ok=True)
         run_command("coordinator", "model", "--config", self.settings, "--out", out)
         return params_sha256(read_model(out).params)
+
+
+FEDDYN = """
+[run.strategy]
+name = "feddyn"
+alpha = 0.1
+average_last = 2
+"""
 
 
 def coordinator_settings(port: int, min_silos: int) -> str:
@@ -197,6 +212,59 @@ def test_a_killed_silo_rejoins_and_a_restarted_coordinator_goes_on_to_the_same_m
     kept = read_model(rough.folder / "berta" / "state" / "model.safetensors")
     assert params_sha256(kept.params) == expected
     assert (kept.labels, kept.fingerprint, kept.round) == (LABELS, FINGERPRINT, ROUNDS)
+
+
+def simulated() -> str:
+    """The same run by the functions alone: no process, no wire, no disk."""
+    rows = run_rows()
+    train = {silo: silo_data(rows[silo], LABELS, hold_out=Policy().hold_out, seed=0).train for silo in SILOS}
+    head = HeadSpec(WIDTH, len(LABELS), (16,))
+    strategy = Strategy("feddyn", alpha=0.1, average_last=2)
+    run = RunSettings("test", LABELS, head, ROUNDS, 3, 60.0, FINGERPRINT, strategy=strategy)
+    params, state = initial_params(head, 0), first_state(run)
+    corrections: dict[str, Any] = {silo: {} for silo in SILOS}
+    trainer = HeadTrainer(head, threads=1)
+    for number in range(1, ROUNDS + 1):
+        parts = []
+        for silo in SILOS:
+            made, corrections[silo] = train_silo(trainer, run, silo, number, params, train[silo], corrections[silo])
+            parts.append(Contribution(silo, len(train[silo]), made.params))
+        closed = aggregate(strategy, head, params, parts, state, len(SILOS))
+        params, state = closed.params, closed.state
+    return params_sha256(params)
+
+
+def run_rows() -> dict[str, StoredFeatures]:
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for silo in SILOS:
+            path = Path(folder) / f"{silo}.sqlite"
+            fill_store(path, silo)
+            with FeatureStore.open(path) as store:
+                rows[silo] = store.read(FINGERPRINT, None)
+    return rows
+
+
+def test_feddyn_with_killed_silos_and_a_killed_coordinator_ends_in_the_functions_model(site):
+    dynamic = site("dynamic")
+    dynamic.settings.write_text(dynamic.settings.read_text() + FEDDYN)
+    with daemons() as start:
+        server = start_coordinator(dynamic, start)
+        silos = {silo: start_silo(dynamic, silo, start) for silo in SILOS}
+        for number, silo in ((3, "berta"), (6, "carla")):
+            wait_until(lambda: dynamic.status(silo).round >= number, "a round", seconds=60)  # noqa: B023
+            silos[silo].process.kill()
+            silos[silo].process.wait()
+            silos[silo] = start_silo(dynamic, silo, start)
+        wait_until(lambda: dynamic.status("anna").round >= 9, "round 9", seconds=60)
+        server.process.kill()
+        server.process.wait()
+        server = start_coordinator(dynamic, start)
+        done = lambda: all(map(ended, silos.values()))  # noqa: E731
+        wait_until(done, "the end", seconds=90, watched=[server, *silos.values()])
+    assert {(row["status"], row["accepted"]) for row in dynamic.history()} == {("closed", 3)}
+    assert dynamic.final_model() == simulated()
+    assert list((dynamic.folder / "berta" / "state" / "feddyn").iterdir()) == []  # the run has finished
 
 
 def test_a_silo_below_its_own_floor_sends_nothing_and_says_so(site):

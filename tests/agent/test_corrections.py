@@ -159,6 +159,7 @@ def test_the_workers_round_after_one_that_did_not_count_is_as_if_that_had_not_be
     train_round(source, work(tmp_path, 2, 1, start))
     third = train_round(source, work(tmp_path, 3, 1, start))  # round 2 was abandoned
     assert [params_sha256(out.params) for out in (first, third)] == expected_rounds(source, start, [1, 3])
+    assert params_sha256(third.params) != expected_rounds(source, start, [1, 2, 3])[2]
 
 
 def test_a_crash_after_training_sends_the_same_update_although_clips_were_added(tmp_path, source):

@@ -76,6 +76,14 @@ def test_a_silo_that_declines_is_not_waited_for():
     assert on_tick(on_contact(state, "c", 1, now=1.0), 1.0) is Decision.CLOSE
 
 
+def test_a_silo_is_told_the_last_closed_round_in_which_it_counts():
+    state = after_close(with_reports("a", "b", state=started(Plan(9, 2, 10.0))), "model-1", 3)
+    state = after_abandon(with_reports("a", state=state), 3)  # what it sent in round 2 does not count
+    assert [stand_for(state, silo, 0, 0.0).counted for silo in "abc"] == [1, 1, 0]
+    state = after_close(with_reports("b", "c", state=state), "model-3", 3)
+    assert [stand_for(state, silo, 0, 0.0).counted for silo in "abc"] == [1, 3, 3]
+
+
 def test_declining_does_not_lower_the_minimum():
     state = with_reports("a")
     for silo in "bc":

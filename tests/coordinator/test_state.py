@@ -9,7 +9,7 @@ import pytest
 from flamest.base.errors import DataError, LockedError, SettingsError, StorageError
 from flamest.base.files import FileLock, sha256_bytes
 from flamest.coordinator import state as state_module
-from flamest.coordinator.aggregate import fedavg
+from flamest.coordinator.aggregate import aggregate, fedavg, first_state
 from flamest.coordinator.database import FILE
 from flamest.coordinator.history import History, is_served
 from flamest.coordinator.rounds import Offer, Plan, Report, after_abandon, after_close, on_update
@@ -18,7 +18,7 @@ from flamest.coordinator.state import RoundEnd, RunStore, StoredUpdate
 from flamest.fedproto.codec import encode_params
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.modelfile import read_model
-from flamest.fedproto.records import Evaluation, RunSettings
+from flamest.fedproto.records import Evaluation, RunSettings, Strategy
 
 SPEC = HeadSpec(inputs=3, outputs=2, hidden=(4,))
 RUN = RunSettings("r", ("x", "y"), SPEC, rounds=3, min_silos=1, deadline_s=9.0, fingerprint="f", seed=4)
@@ -94,6 +94,91 @@ def test_after_any_stop_the_run_goes_on_where_it_was(folder, stop_after):
         again, params = load(store)
     assert again == without_clock(state)
     assert params_sha256(params) == state.model_sha256
+
+
+CARRYING = {
+    "feddyn": Strategy("feddyn", alpha=0.1),
+    "momentum": Strategy(server_momentum=0.9),
+    "average of the last two": Strategy(average_last=2),
+    "feddyn and an average": Strategy("feddyn", alpha=0.1, average_last=2),
+}
+
+
+def close_with(store, run, state, params, carried):
+    made = aggregate(run.strategy, SPEC, params, store.contributions(state.open.number), carried, 4)
+    after = after_close(state, params_sha256(made.params), 2)
+    store.close_round(after, made.params, END, made.state)
+    return after, made.params, made.state
+
+
+def model_after_all_rounds(folder, run, *, stopping: bool) -> str:
+    """Of three rounds that close and one that does not; with ``stopping`` the coordinator starts anew in each."""
+    store = opened(folder, run)
+    state, params = load(store)
+    carried = store.server_state(state)
+    while state.open:
+        for silo in "ab":
+            state = send(store, state, silo, seed=state.open.number + ord(silo))
+        state, params, carried = close_with(store, run, state, params, carried)
+        if state.open and state.last_round == 1:
+            state = after_abandon(state, 2)
+            store.abandon_round(state, END)
+        if stopping:
+            store.close()
+            store = opened(folder, run)
+            state, params = load(store)
+            carried = store.server_state(state)
+    store.close()
+    return state.model_sha256
+
+
+@pytest.mark.parametrize("name", CARRYING)
+def test_what_a_strategy_carries_survives_a_stop_to_the_bit(folder, name):
+    run = msgspec.structs.replace(RUN, strategy=CARRYING[name])
+    quiet = model_after_all_rounds(folder / "quiet", run, stopping=False)
+    assert model_after_all_rounds(folder / "stopping", run, stopping=True) == quiet
+    assert model_after_all_rounds(folder / "plain", RUN, stopping=False) != quiet
+    kept = [path.name for path in (folder / "stopping" / "runs" / "r" / "memory").iterdir()]
+    assert kept == ["round-000004.arrays"]
+
+
+def test_a_run_that_carries_nothing_writes_nothing(folder):
+    model_after_all_rounds(folder, RUN, stopping=False)
+    assert not (folder / "runs" / "r" / "memory").exists()
+
+
+def test_what_was_written_for_a_round_that_was_not_committed_is_not_used(folder):
+    run = msgspec.structs.replace(RUN, strategy=CARRYING["feddyn"])
+    with opened(folder, run) as store:
+        state, params = load(store)
+        state, params, carried = close_with(store, run, send(store, state, "a"), params, store.server_state(state))
+        store._memory.write(2, "ab" * 32, carried)  # and then the power failed
+    with opened(folder, run) as store:
+        again, _ = load(store)
+        found = store.server_state(again)
+    assert found.left == carried.left == 2
+    assert all((found.h[name] == tensor).all() for name, tensor in carried.h.items())
+    assert [path.name for path in (folder / "runs" / "r" / "memory").iterdir()] == ["round-000001.arrays"]
+
+
+@pytest.mark.parametrize("harm", ["damaged", "lost", "of another model"])
+def test_a_memory_that_is_not_the_runs_is_found_at_the_start(folder, harm):
+    run = msgspec.structs.replace(RUN, strategy=CARRYING["feddyn"])
+    with opened(folder, run) as store:
+        state, params = load(store)
+        close_with(store, run, send(store, state, "a"), params, store.server_state(state))
+    path = folder / "runs" / "r" / "memory" / "round-000001.arrays"
+    if harm == "damaged":
+        damage(path)
+    elif harm == "lost":
+        path.unlink()
+    with opened(folder, run) as store:
+        state, params = load(store)
+        if harm == "of another model":
+            store._memory.write(1, "ab" * 32, dataclasses.replace(first_state(run), h={"0.bias": params["0.bias"]}))
+        with pytest.raises(DataError, match="round-000001") as refused:
+            store.server_state(state)
+    assert refused.value.code == "corrupt_memory"
 
 
 def test_contributions_come_in_order_of_name_whatever_the_order_of_arrival(folder):
