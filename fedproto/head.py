@@ -33,6 +33,8 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         v' = v + sigmoid(W_g [v; t]) * W_t t        t' = t + sigmoid(U_g [t; v]) * U_v v
 
     enter the perceptron as [v'; t']. Every linear map has a bias. ``hidden=()`` is softmax regression.
+    ``standardise`` makes of a block b (b - mean) / sqrt(variance + 1e-12), mean and variance over the block's
+    own numbers in that row, in training and in use.
     Raises DataError (``bad_head``) when blocks, kind and common do not fit each other.
     """
 

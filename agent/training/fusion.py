@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ...fedproto.head import HeadSpec
 from .writer import Writer
 
-TINY = 1e-12  # added to a block's variance: a constant block becomes zeros
+TINY = 1e-12  # added to a block's variance: a constant block becomes numbers of at most 1 (zeros, but for rounding)
 
 
 @dataclass(frozen=True)
