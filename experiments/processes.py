@@ -22,9 +22,10 @@ TAIL_LINES = 12  # of a failed process's log, shown to the person
 
 
 class CommandFailed(FlamestError):
-    """A command that the demo ran did not end with exit code 0."""
+    """A command that was run here did not end with exit code 0."""
 
     code = "command_failed"
+    reported: str = ""  # the error code that its JSON line gave, where it gave one
 
 
 def command_line(room: Room, arguments: Sequence[str | Path]) -> list[str]:
@@ -41,9 +42,19 @@ def run_command(room: Room, *arguments: str | Path, quiet: bool = True) -> dict[
     done = subprocess.run(line, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr or "").strip() or done.stdout.strip()
-        raise CommandFailed(f"flamest-{room} {arguments[0]} ended with status {done.returncode}: {said}")
+        failed = CommandFailed(f"flamest-{room} {arguments[0]} ended with status {done.returncode}: {said}")
+        failed.reported = _reported_code(done.stdout)
+        raise failed
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def _reported_code(stdout: str) -> str:
+    """The code of ``{"error": {"code": …}}``, a failed command's last line; empty when there is none."""
+    try:
+        return str(json.loads(stdout.splitlines()[-1])["error"]["code"])
+    except (IndexError, ValueError, KeyError, TypeError):
+        return ""
 
 
 @dataclass(frozen=True)

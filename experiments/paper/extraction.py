@@ -62,7 +62,7 @@ def _extract_one(request: ExtractionRequest, name: str) -> dict[str, Any]:
         try:
             run_command("export", *_export_arguments(request, name, bundle))
         except CommandFailed as error:
-            if "untrained" not in error.message:
+            if error.reported != "untrained":
                 raise
             write_atomic(marker, error.message.encode())
             return {"status": "untrained"}

@@ -99,7 +99,9 @@ def test_an_untrained_network_leaves_a_marker_and_any_other_failure_stops(
     def pretend(room, *arguments, quiet=True):
         ran.append((room, arguments[0]))
         if room == "export" and "i3d" in arguments:
-            raise CommandFailed("flamest-export ended with status 65: i3d is untrained")
+            failed = CommandFailed("flamest-export ended with status 65: i3d is not trained")
+            failed.reported = "untrained"
+            raise failed
         if room == "export":
             Path(arguments[-1]).mkdir(parents=True)
         return {"clips": 3, "extracted": 3, "stages_ms": {}}
