@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import DataError, StorageError
+from ..base.files import fsync_directory
 from ..base.log import Log
 from ..fedproto.arraysfile import ArraysFile, read_arrays, write_arrays
 from ..fedproto.head import HeadSpec, Params, check_params
@@ -86,7 +87,10 @@ class Corrections:
     def keep(self, model: GlobalModel, trained: TrainedRound) -> None:
         """Durable when it returns: to be called before the update is sent. Raises StorageError."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.folder.parent, self.folder):
+                if not folder.exists():
+                    folder.mkdir(mode=0o700, parents=True)
+                    fsync_directory(folder.parent)
         except OSError as error:
             raise StorageError(f"cannot make {self.folder}: {error.strerror}") from error
         told: dict[str, str | int] = {

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.errors import DataError, StorageError
+from ..base.files import fsync_directory
 from ..fedproto.arraysfile import ArraysFile, read_arrays, write_arrays
 from ..fedproto.records import RunSettings
 from .aggregate import ServerState, Sums
@@ -35,7 +36,9 @@ class Memory:
             return
         told: dict[str, str | int] = {"model_sha256": model_sha256, "left": state.left, "tail_count": state.tail_count}
         try:
-            self.folder.mkdir(mode=0o700, exist_ok=True)
+            if not self.folder.exists():
+                self.folder.mkdir(mode=0o700)
+                fsync_directory(self.folder.parent)
         except OSError as error:
             raise StorageError(f"cannot make {self.folder}: {error.strerror}") from error
         write_arrays(self._path(round_number), ArraysFile(told, arrays))

@@ -10,6 +10,7 @@ from flamest.agent.tasks import DataSource, RoundWork, train_round
 from flamest.agent.training.local_round import train_silo
 from flamest.agent.training.table import FeatureTable
 from flamest.agent.training.trainer import HeadTrainer
+from flamest.base.errors import StorageError
 from flamest.base.files import sha256_bytes
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import GlobalModel, RunSettings, Strategy
@@ -169,3 +170,18 @@ def test_a_crash_after_training_sends_the_same_update_although_clips_were_added(
     after = train_round(source, work(tmp_path, 1, 0, start))
     assert (params_sha256(after.params), after.examples) == (params_sha256(before.params), 30)
     assert train_round(source, work(tmp_path, 2, 1, start)).examples == 60
+
+
+def test_what_cannot_be_kept_is_not_sent(tmp_path, source):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "feddyn").write_text("in the way")
+    with pytest.raises(StorageError, match="feddyn"):
+        train_round(source, work(tmp_path, 1, 0, model(0)))
+
+
+def test_the_names_of_new_folders_are_durable_too(tmp_path, corrections, monkeypatch):
+    synced = []
+    monkeypatch.setattr("flamest.agent.corrections.fsync_directory", synced.append)
+    corrections.keep(model(1), trained(1))
+    corrections.keep(model(2), trained(2))
+    assert synced == [tmp_path, tmp_path / "feddyn"]

@@ -161,6 +161,13 @@ def test_what_was_written_for_a_round_that_was_not_committed_is_not_used(folder)
     assert [path.name for path in (folder / "runs" / "r" / "memory").iterdir()] == ["round-000001.arrays"]
 
 
+def test_the_name_of_the_memorys_folder_is_durable_too(folder, monkeypatch):
+    synced = []
+    monkeypatch.setattr("flamest.coordinator.memory.fsync_directory", synced.append)
+    model_after_all_rounds(folder, msgspec.structs.replace(RUN, strategy=CARRYING["momentum"]), stopping=False)
+    assert synced == [folder / "runs" / "r"]
+
+
 @pytest.mark.parametrize("harm", ["damaged", "lost", "of another model"])
 def test_a_memory_that_is_not_the_runs_is_found_at_the_start(folder, harm):
     run = msgspec.structs.replace(RUN, strategy=CARRYING["feddyn"])
