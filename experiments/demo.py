@@ -1,7 +1,8 @@
 """The whole system on this machine: bundle, clips, silos, rounds, baselines, prediction, report.
 
 Every part is the real one: FLAMeST's own commands as processes, real video files, gRPC over mutual
-TLS. Only the weights are stand-ins (``random:tiny``) where no bundle is given.
+TLS. Where no clips and no bundle are given, the mini-world stands in for the world and the small
+networks trained on another mini-world for the published ones (docs/miniworld.md).
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from .federation import AGENT_HOLD_OUT, FederationPlan, enrol, must_have_closed,
 from .film_strip import film_strip
 from .measures import Baselines, Rig, baselines, read_store, round_accuracies, test_table
 from .metadata import metadata_accuracy
+from .miniworld import CLASSES, EXPERIMENT_SEED, render_dataset
 from .processes import run_command
 from .report import DemoReport, Prediction, RoundAccuracy, SiloReport, write_report
-from .shapes import render_dataset
 from .silos import LabelledVideo, Split, labelled_videos, lay_out_videos, split_videos
 
-SCENES, CLIPS_PER_CLASS_AND_SCENE = 14, 5  # 420 clips of six classes
+SCENES = 16  # of the mini-world, a clip of each class in each: 400 clips
 # The paper's batch of 128 and rate of 0.01 suit silos of thousands of clips; the demo's have about eighty.
 TRAIN = TrainSettings(batch_size=16, learning_rate=0.0005)
 PACKAGES = ("numpy", "onnxruntime", "grpcio", "av", "scikit-learn")
@@ -44,8 +45,8 @@ class DemoRequest:
     """What ``flamest-demo`` was asked for."""
 
     out: Path
-    videos: Path | None  # None: render the moving shapes
-    bundle: Path | None  # None: export random:tiny
+    videos: Path | None  # None: render the mini-world
+    bundle: Path | None  # None: export the mini-world's networks
     silos: int
     rounds: int
     beta: float  # of the Dirichlet split; small is far from IID
@@ -112,10 +113,9 @@ def _bundle(request: DemoRequest, say: Say) -> tuple[Path, dict[str, Any]]:
     if request.bundle is not None:
         say(f"1. using the bundle {request.bundle}")
         return request.bundle, {}
-    say("1. exporting a tiny bundle with random weights (flamest-export --backend onnx --blip random:tiny …)")
+    say("1. exporting the mini-world's small networks (flamest-export --backend onnx --weights miniworld)")
     out = request.out / "bundle"
-    weights = ("--blip", "random:tiny", "--slow", "random:tiny")
-    exported = run_command("export", "--backend", "onnx", *weights, "--out", out)
+    exported = run_command("export", "--backend", "onnx", "--weights", "miniworld", "--out", out)
     say(f"   parity with PyTorch proved, captions equal: {exported['captions_equal']}, {exported['seconds']:.0f} s")
     return out, exported
 
@@ -124,16 +124,10 @@ def _videos(request: DemoRequest, say: Say) -> tuple[LabelledVideo, ...]:
     folder = request.videos
     if folder is None:
         folder = request.out / "clips"
-        total = 6 * SCENES * CLIPS_PER_CLASS_AND_SCENE
-        say(f"2. rendering {total} H.264 clips of moving shapes, {SCENES} scenes")
+        total = len(CLASSES) * SCENES
+        say(f"2. rendering {total} clips of the mini-world: {SCENES} scenes, {len(CLASSES)} classes")
         with progress_bar("rendering", total, unit="clips") as progress:
-            render_dataset(
-                folder,
-                groups=SCENES,
-                clips_per_class_and_group=CLIPS_PER_CLASS_AND_SCENE,
-                seed=request.seed,
-                progress=progress,
-            )
+            render_dataset(folder, groups=SCENES, seed=EXPERIMENT_SEED + request.seed, progress=progress)
     else:
         say(f"2. using the clips of {folder}")
     return labelled_videos(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from flamest.agent.predict import predict_videos
 from flamest.base.errors import DataError
-from flamest.experiments.shapes import render_dataset
+from flamest.experiments.miniworld import render_dataset
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.modelfile import ModelFile, write_model
 from flamest.runtime.manifest import read_manifest
@@ -18,9 +18,8 @@ def model_for(path, fingerprint):
 
 
 def test_every_video_gets_its_labels_or_its_reason(tiny_bundle, tmp_path):
-    first, *_, last = [
-        clip.path for clip in render_dataset(tmp_path / "c", groups=1, clips_per_class_and_group=1, seed=1)
-    ]
+    render_dataset(tmp_path / "c", groups=1, objects=("ball", "star"), motions=("lifting",), seed=1, processes=1)
+    first, last = sorted((tmp_path / "c").glob("*/*.mp4"))
     text = tmp_path / "text.mp4"
     text.write_text("not a video")
     model = model_for(tmp_path / "m.safetensors", read_manifest(tiny_bundle).fingerprint)

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from flamest.experiments.shapes import CLASSES, render_dataset
+from flamest.experiments.miniworld import render_dataset
 
+MOTIONS = ("lifting", "swinging")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -24,11 +25,11 @@ def wheel_site(tmp_path_factory) -> Path:
 
 
 def test_the_demo_runs_from_the_wheel_on_own_clips(wheel_site, tiny_bundle, tmp_path):
-    render_dataset(tmp_path / "clips", groups=4, clips_per_class_and_group=1, seed=3)
-    broken = tmp_path / "clips" / CLASSES[0] / "broken.mp4"
+    render_dataset(tmp_path / "clips", groups=4, objects=("ball", "box", "star"), motions=MOTIONS, seed=3, processes=1)
+    broken = tmp_path / "clips" / "ball_lifting" / "broken.mp4"
     broken.write_bytes(b"not a video")
     with (tmp_path / "clips" / "labels.csv").open("a") as labels:
-        labels.write(f"{CLASSES[0]}/broken.mp4,{CLASSES[0]},scene-00\n")
+        labels.write("ball_lifting/broken.mp4,ball_lifting,g00\n")
 
     words = [
         "--videos",
@@ -56,7 +57,7 @@ def test_the_demo_runs_from_the_wheel_on_own_clips(wheel_site, tiny_bundle, tmp_
     assert done.returncode == 0, done.stderr + done.stdout
     assert done.stdout.startswith(str(wheel_site))
     result = json.loads(done.stdout.splitlines()[-1])
-    assert (result["classes"], result["rounds"], len(result["round_accuracy"])) == (len(CLASSES), 2, 2)
+    assert (result["classes"], result["rounds"], len(result["round_accuracy"])) == (6, 2, 2)
     assert result["bytes_per_silo_round"] > 4 * 1_500_000  # the head both ways is 12 MB
     for key in ("accuracy", "local_accuracy", "centralised_accuracy", "metadata_accuracy"):
         assert 0.0 <= result[key] <= 1.0
