@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.progress import Progress
+from ...export.plans import MAX_NEW_TOKENS
+from ...export.preprocessing import CLIP_MEAN, CLIP_STD
 from ...export.small_networks import SMALL_FORMS, build_small_blip
 from ...export.small_vocabulary import DEC, PAD, SEP, small_tokenizer
 from ..miniworld import OBJECTS
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BlipForConditionalGeneration
 
-# As the exporter's manifests say (export/plans.py; a test compares them).
-BLIP_MEAN, BLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-MAX_NEW_TOKENS = 20
 SMALLEST_CROP = 88  # pixels of a still that training looks at, at least
 SHADE = 0.1  # by which brightness and each colour channel may change
 
@@ -225,24 +224,20 @@ def patch_targets(places: Tensor, kinds: Tensor, patches: int) -> Tensor:
 
 
 def augment_stills(
-    stills: npt.NDArray[np.uint8], places: npt.NDArray[np.float32], random: np.random.Generator, *, wide: float = 1.0
+    stills: npt.NDArray[np.uint8], places: npt.NDArray[np.float32], random: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A crop of the same size and place for the whole batch, shades of their own; and where things are in it.
-
-    ``wide``: the crop's width as a share of its height.
-    """
+    """A crop of the same size and place for the whole batch, shades of their own; and where things are in it."""
     import torch
 
-    height = int(random.integers(SMALLEST_CROP, STILL_SIZE + 1))
-    width = round(wide * height)
-    left, top = _jitter(STILL_SIZE - width, random), _jitter(STILL_SIZE - height, random)
-    pixels = _resized(_channels_first(stills[:, top : top + height, left : left + width]))
+    size = int(random.integers(SMALLEST_CROP, STILL_SIZE + 1))
+    left, top = _jitter(STILL_SIZE - size, random), _jitter(STILL_SIZE - size, random)
+    pixels = _resized(_channels_first(stills[:, top : top + size, left : left + size]))
     gains = random.uniform(1 - SHADE, 1 + SHADE, size=(len(stills), 1, 1, 1)) * random.uniform(
         1 - SHADE / 2, 1 + SHADE / 2, size=(len(stills), 3, 1, 1)
     )
     pixels = (pixels * torch.from_numpy(gains.astype(np.float32))).clamp(0, 255)
     start = np.array([left, top, 0, 0], dtype=np.float32)
-    seen = (places * STILL_SIZE - start) / np.array([width, height, width, height], dtype=np.float32)
+    seen = (places * STILL_SIZE - start) / np.float32(size)
     return _normalised(pixels), torch.from_numpy(seen.astype(np.float32))
 
 
@@ -269,7 +264,7 @@ def _resized(pixels: Tensor) -> Tensor:
 def _normalised(pixels: Tensor) -> Tensor:
     import torch
 
-    mean, std = (torch.tensor(values)[:, None, None] for values in (BLIP_MEAN, BLIP_STD))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
     return (pixels / 255 - mean) / std
 
 

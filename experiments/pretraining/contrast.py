@@ -19,12 +19,10 @@ from ...export.small_vocabulary import PAD
 from ..miniworld import MOTIONS, OBJECTS
 from ..miniworld_captions import class_captions
 from .captioner import augment_stills, encode_captions, patch_targets, place_patches, prepare_stills, warm_cosine
-from .footage import STILL_SIZE, Footage
+from .footage import Footage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-SEEN = 0.75  # of a frame's width: CLIP reads a square from the middle of a frame of 4 to 3
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def train_clip(footage: Footage, settings: ContrastSettings, *, progress: Progre
     for step in range(total):
         rows = random.integers(len(footage), size=settings.batch)
         which = random.integers(per_clip, size=settings.batch)
-        pixels, seen = augment_stills(footage.stills[rows, which], footage.places[rows, which], random, wide=SEEN)
+        pixels, seen = augment_stills(footage.stills[rows, which], footage.places[rows, which], random)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             image = model.vision_model(pixel_values=pixels)
             patches = image.last_hidden_state[:, 1:]
@@ -95,11 +93,10 @@ def measure_clip(model: Any, footage: Footage, *, still: int = 6) -> dict[str, f
 
 
 def image_vectors(model: Any, stills: npt.NDArray[np.uint8]) -> Tensor:
-    """float32 [N, 128] of length 1, of the square in the middle of each frame."""
+    """float32 [N, 128] of length 1, of whole frames."""
     from torch.nn import functional
 
-    edge = round(STILL_SIZE * (1 - SEEN) / 2)
-    pooled = model.vision_model(pixel_values=prepare_stills(stills[:, :, edge : STILL_SIZE - edge])).pooler_output
+    pooled = model.vision_model(pixel_values=prepare_stills(stills)).pooler_output
     return functional.normalize(model.visual_projection(pooled), dim=-1)
 
 

@@ -64,7 +64,7 @@ def film_features(name: str, net: Any, footage: Footage, *, slow: Any, batch: in
 
     picked = np.stack([pick_films(slow, film, SMALL_FORMS[name].frames) for film in footage.films])
     starts = range(0, len(footage), batch)
-    return np.concatenate([embed_clips(name, net, prepare_films(picked[at : at + batch], name)) for at in starts])
+    return np.concatenate([embed_clips(name, net, prepare_films(picked[at : at + batch])) for at in starts])
 
 
 def pick_films(slow: Any, film: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.uint8]:
@@ -74,7 +74,7 @@ def pick_films(slow: Any, film: npt.NDArray[np.uint8], count: int) -> npt.NDArra
     from .motion import prepare_films
 
     with torch.inference_mode():
-        maps = prepare_films(film[None], "slow")
+        maps = prepare_films(film[None])
         for block in slow.blocks[:3]:
             maps = block(maps)
         features = maps.mean(dim=(3, 4))[0].T.numpy()

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.progress import Progress
+from ...export.preprocessing import PYTORCHVIDEO_MEAN, PYTORCHVIDEO_STD
 from ...export.small_networks import BUILDERS, SMALL_FORMS
 from .captioner import warm_cosine
 from .footage import FILM_SIZE, Footage
@@ -22,13 +23,6 @@ if TYPE_CHECKING:
 
 Indices = npt.NDArray[np.int64]
 SHADE = 0.15
-# Mean and deviation per channel, as each network's publishers prepare frames.
-NORMS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
-    "slow": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),
-    "i3d": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),
-    "resnet3d": ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)),
-    "videomae": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
 
 
 @dataclass(frozen=True)
@@ -96,9 +90,9 @@ def embed_clips(name: str, net: Any, pixels: Tensor) -> npt.NDArray[np.float32]:
     return np.asarray(vectors.numpy())
 
 
-def prepare_films(films: npt.NDArray[np.uint8], name: str) -> Tensor:
-    """uint8 [B, K, 72, 72, 3] -> float32 [B, 3, K, 64, 64] as the network reads them: the whole square."""
-    return _normalised(_resized(films), name)
+def prepare_films(films: npt.NDArray[np.uint8]) -> Tensor:
+    """uint8 [B, K, 72, 72, 3] -> float32 [B, 3, K, 64, 64] as all four networks read them: the whole square."""
+    return _normalised(_resized(films))
 
 
 def measure_motion(name: str, net: nn.Module, footage: Footage, *, seed: int = 1, batch: int = 64) -> dict[str, float]:
@@ -115,7 +109,7 @@ def measure_motion(name: str, net: nn.Module, footage: Footage, *, seed: int = 1
         drawn = draw_frames(len(films), films.shape[1], count, random)
         for way, picked in (("even", films[:, even]), ("random", np.take_along_axis(films, drawn, axis=1))):
             with torch.inference_mode():
-                told = classify(name, net, prepare_films(picked, name)).argmax(-1)
+                told = classify(name, net, prepare_films(picked)).argmax(-1)
             right[way] += int((told == truth).sum())
     return {"clips": float(len(footage)), **{way: hits / len(footage) for way, hits in right.items()}}
 
@@ -141,7 +135,7 @@ def _augment(films: npt.NDArray[np.uint8], rows: Indices, name: str, random: np.
     mirrored = torch.from_numpy(random.random(len(rows)) < 0.5)[:, None, None, None, None]
     pixels = torch.where(mirrored, pixels.flip(-1), pixels)
     gains = random.uniform(1 - SHADE, 1 + SHADE, size=(len(rows), 3, 1, 1, 1)).astype(np.float32)
-    return _normalised((pixels * torch.from_numpy(gains)).clamp(0, 255), name)
+    return _normalised((pixels * torch.from_numpy(gains)).clamp(0, 255))
 
 
 def _resized(films: npt.NDArray[np.uint8]) -> Tensor:
@@ -157,8 +151,8 @@ def _resized(films: npt.NDArray[np.uint8]) -> Tensor:
     return pixels.reshape(rows, count, *pixels.shape[1:]).transpose(1, 2).contiguous()
 
 
-def _normalised(pixels: Tensor, name: str) -> Tensor:
+def _normalised(pixels: Tensor) -> Tensor:
     import torch
 
-    mean, std = (torch.tensor(values)[:, None, None, None] for values in NORMS[name])
+    mean, std = (torch.tensor(values)[:, None, None, None] for values in (PYTORCHVIDEO_MEAN, PYTORCHVIDEO_STD))
     return (pixels / 255 - mean) / std

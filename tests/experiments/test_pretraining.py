@@ -81,13 +81,17 @@ def test_committed_weights_load_and_keep_the_reports_figures(name: str, footage:
             assert found[figure] >= stated[figure] - 0.2, (figure, found, stated)
 
 
-def test_preprocessing_is_the_exporters() -> None:
-    from flamest.experiments.pretraining.captioner import BLIP_MEAN, BLIP_STD, MAX_NEW_TOKENS
-    from flamest.experiments.pretraining.motion import NORMS
-    from flamest.export import plans
+def test_training_prepares_frames_as_the_exporters_bundles_do(footage: Footage) -> None:
+    from flamest.experiments.pretraining.captioner import prepare_stills
+    from flamest.experiments.pretraining.motion import prepare_films
+    from flamest.export.preprocessing import blip_frames, small_clip_frames, small_video_frames
+    from flamest.runtime.frames import prepare_frames
 
-    assert (BLIP_MEAN, BLIP_STD, MAX_NEW_TOKENS) == (plans.BLIP_MEAN, plans.BLIP_STD, plans.MAX_NEW_TOKENS)
-    assert NORMS["slow"] == (plans.SLOW_MEAN, plans.SLOW_STD)
+    still, film = footage.stills[0], footage.films[0]
+    assert small_clip_frames(96) == blip_frames(96)
+    assert np.abs(prepare_stills(still).numpy() - prepare_frames(still, blip_frames(96))).mean() < 0.1
+    ours = prepare_films(film[None]).numpy()[0].transpose(1, 0, 2, 3)
+    assert np.abs(ours - prepare_frames(film, small_video_frames(64))).max() < 1e-4
 
 
 def _first(footage: Footage, clips: int) -> Footage:
