@@ -26,7 +26,8 @@ def demo(
         typer.Option("--videos", help="Your own clips: LABEL/clip.ext, or a labels.csv. Rendered by default."),
     ] = None,
     bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="A bundle from flamest-export; the mini-world's small networks by default.")
+        Path | None,
+        typer.Option("--bundle", help="A bundle from flamest-export; the mini-world's small networks by default."),
     ] = None,
     silos: Annotated[int, typer.Option(min=2, help="How many silos share the clips.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="How often the silos train and the coordinator averages.")] = 10,
