@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ...base.errors import InvariantError
 from ...base.progress import Progress
 from ...export.plans import MAX_NEW_TOKENS
 from ...export.preprocessing import CLIP_MEAN, CLIP_STD
@@ -89,6 +90,7 @@ def train_captioner(
                 loss = loss + _language_loss(model, image, ids)
                 if step % 2:
                     loss = loss + settings.nouns * _noun_loss(model, heads["nouns"], image, ids, kind)
+        check_loss(loss, "blip")
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -97,6 +99,12 @@ def train_captioner(
         if progress is not None:
             progress.advance()
     return model.eval()
+
+
+def check_loss(loss: Tensor, name: str) -> None:
+    """Raise InvariantError when a training has left the finite numbers: it never comes back from there."""
+    if not bool(loss.isfinite()):
+        raise InvariantError(f"the training of '{name}' gave a loss of {loss.item()}, expected a finite one")
 
 
 def _language_loss(model: Any, image: Tensor, ids: Tensor) -> Tensor:

@@ -18,7 +18,15 @@ from ...export.small_networks import build_small_clip
 from ...export.small_vocabulary import PAD
 from ..miniworld import MOTIONS, OBJECTS
 from ..miniworld_captions import class_captions
-from .captioner import augment_stills, encode_captions, patch_targets, place_patches, prepare_stills, warm_cosine
+from .captioner import (
+    augment_stills,
+    check_loss,
+    encode_captions,
+    patch_targets,
+    place_patches,
+    prepare_stills,
+    warm_cosine,
+)
 from .footage import Footage
 
 if TYPE_CHECKING:
@@ -69,6 +77,7 @@ def train_clip(footage: Footage, settings: ContrastSettings, *, progress: Progre
             if step >= settings.looking:
                 captions = [_caption(footage, row, still, random) for row, still in zip(rows, which, strict=True)]
                 loss = loss + _contrast(model, image.pooler_output, captions)
+        check_loss(loss, "clip")
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ...base.progress import Progress
 from ...export.preprocessing import PYTORCHVIDEO_MEAN, PYTORCHVIDEO_STD
 from ...export.small_networks import BUILDERS, SMALL_FORMS
-from .captioner import warm_cosine
+from .captioner import check_loss, warm_cosine
 from .footage import FILM_SIZE, Footage
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class MotionSettings:
     weight_decay: float = 0.02
     warm_up: int = 100  # steps
     seed: int = 0
+    half: bool = True  # products in bf16
 
 
 def train_motion(
@@ -52,9 +53,10 @@ def train_motion(
     for _ in range(settings.steps):
         rows = random.integers(len(footage), size=settings.batch)
         pixels = _augment(footage.films, rows, name, random)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.half):
             scores = classify(name, net, pixels)
         loss = functional.cross_entropy(scores.float(), torch.from_numpy(footage.motions[rows]))
+        check_loss(loss, name)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)

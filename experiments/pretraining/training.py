@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 TRAINED, HELD_OUT = 54, 6  # scenes
 # Steps where a network's differ from its settings' own; chosen for 2 cores, not searched.
 MOTION_STEPS = {"slow": 900, "i3d": 700, "resnet3d": 800, "videomae": 1000}
+# In bf16 the gradient of torchvision's 3 x 3 x 3 convolutions became NaN at the second step (torch 2.15, CPU);
+# PyTorchVideo's I3D has convolutions that span frames and pixels too.
+FULL_PRECISION = ("resnet3d", "i3d")
 
 
 def plan_training(name: str, *, share: float = 1.0) -> tuple[Any, int]:
@@ -30,7 +33,7 @@ def plan_training(name: str, *, share: float = 1.0) -> tuple[Any, int]:
     else:
         from .motion import MotionSettings
 
-        settings = MotionSettings(steps=MOTION_STEPS[name])
+        settings = MotionSettings(steps=MOTION_STEPS[name], half=name not in FULL_PRECISION)
     scaled = {
         field: max(1, round(getattr(settings, field) * share))
         for field in ("looking", "steps")

@@ -26,8 +26,9 @@ def save_network(name: str, net: nn.Module, folder: Path = WEIGHTS) -> Path:
     from safetensors.torch import save
 
     path = weights_file(name, folder)
+    content = save(_once(net))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, save(_once(net)))
+    write_atomic(path, content)
     if name == "blip":
         write_atomic(path.parent / "config.json", (json.dumps(SMALL_BLIP_CONFIG, indent=2) + "\n").encode())
         write_atomic(path.parent / "tokenizer.json", small_tokenizer())
@@ -53,11 +54,16 @@ def add_to_report(name: str, seconds: float, settings: Any, figures: dict[str, A
 def _once(net: nn.Module) -> dict[str, Tensor]:
     import torch
 
+    from ...base.errors import InvariantError
+
     seen: set[int] = set()
     kept: dict[str, Tensor] = {}
     for name, tensor in sorted(net.state_dict().items()):
         if name.endswith("position_ids") or (tensor.numel() and tensor.data_ptr() in seen):
             continue
         seen.add(tensor.data_ptr())
-        kept[name] = (tensor.to(torch.float16) if tensor.is_floating_point() else tensor).contiguous().clone()
+        half = tensor.to(torch.float16) if tensor.is_floating_point() else tensor
+        if not bool(torch.isfinite(half).all()):
+            raise InvariantError(f"'{name}' holds values that half precision cannot: the network is not written")
+        kept[name] = half.contiguous().clone()
     return kept

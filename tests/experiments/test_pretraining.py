@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flamest.base.errors import DataError
+from flamest.base.errors import DataError, InvariantError
 from flamest.experiments.miniworld import CLASSES
 from flamest.experiments.pretraining.footage import Footage, film
 from flamest.experiments.pretraining.training import measure, plan_training, train_network
+from flamest.experiments.pretraining.weights import save_network
 from flamest.export.small_networks import SMALL_FORMS, WEIGHTS, load_small, weights_file
 
 BYTES = 12_000_000  # of all committed weights together
@@ -48,6 +49,17 @@ def test_two_steps_train_and_leave_files_that_load(name: str, footage: Footage, 
     load_small(name, tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report[name]["settings"]["seed"] == 0
+
+
+def test_a_network_with_nan_is_not_written(tmp_path: Path) -> None:
+    import torch
+
+    net = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        net.weight[0, 0] = torch.nan
+    with pytest.raises(InvariantError, match="'weight' holds values"):
+        save_network("slow", net, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_footage_says_what_is_true(footage: Footage) -> None:
