@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 
@@ -157,8 +158,7 @@ def test_without_network_the_weights_to_bring_are_named(monkeypatch, network, na
 def test_a_mini_world_network_that_is_not_trained_is_said_to_be_untrained(monkeypatch, tmp_path):
     from flamest.export import small_networks
 
-    monkeypatch.setattr(small_networks, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(small_networks, "BLIP_FOLDER", tmp_path / "blip")
+    monkeypatch.setattr(small_networks, "load_small", functools.partial(small_networks.load_small, folder=tmp_path))
     openers = [lambda: open_blip("miniworld"), lambda: open_clip("miniworld")]
     openers += [lambda name=name: open_video(name, "miniworld") for name in ("slow", "i3d", "resnet3d", "videomae")]
     for opener in openers:
@@ -178,7 +178,7 @@ def test_a_mini_world_network_is_filled_from_its_half_precision_file_and_reads_f
     save_file(
         {n: v.half() if v.is_floating_point() else v for n, v in weights.items()}, tmp_path / "resnet3d.safetensors"
     )
-    monkeypatch.setattr(small_networks, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(small_networks, "load_small", functools.partial(small_networks.load_small, folder=tmp_path))
     loaded = open_video("resnet3d", "miniworld")
     for name, tensor in loaded.net.state_dict().items():
         assert torch.equal(tensor, weights[name].half().to(tensor.dtype)), name
