@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ..base.errors import DataError, UsageError
 
 MOST_DRAWS = 10_000  # of a Dirichlet split that shall leave no silo too small
+IMPOSSIBLE = "impossible_split"  # the code of every DataError here: the same clips would fail again
 
 Rows = npt.NDArray[np.int64]
 
@@ -85,6 +86,7 @@ def dirichlet(
         f"no Dirichlet split with beta {beta} in {MOST_DRAWS} draws gave each of {silos} silos {smallest} of the "
         f"{len(classes)} clips",
         fix="use fewer silos, a larger beta or a lower minimum",
+        code=IMPOSSIBLE,
     )
 
 
@@ -108,13 +110,15 @@ def label_skew(
 ) -> Partition:
     """Non-IID with a fixed size per class and silo (paper section 6.4, scaling approach 2; NOTES decision 8).
 
-    Of every class each silo first gets round(base · u) rows, u = n // most_silos. Of the remaining
-    silos · (u − base) rows a share p ~ Beta is given out, in even parts, to the class's takers: the
-    silos for which a Bernoulli draw came out (one at random when none did). On average a silo thus
-    has base + E[p] · (u − base) rows of a class, for 4 silos as for 10; rows above that stay unused.
+    Of every class each silo first gets b = base · u rows, u = n // most_silos; where b is no whole
+    number each silo has b rounded down and, with the probability of what is left, one row more. Of the
+    rest, silos · u less what was given, a share p ~ Beta is given out, in even parts, to the class's
+    takers: the silos for which a Bernoulli draw came out (one at random when none did). On average a
+    silo thus has b + E[p] · (u − b) rows of a class, for 4 silos as for 10; rows above that stay
+    unused. A silo may lack a class where b is below 1; every silo has at least 1 row in all.
 
     ``labels``: the class of each of N rows. Raises UsageError on parameters out of range and on
-    more silos than ``most_silos``, DataError when a class is too small to give every silo a row.
+    more silos than ``most_silos``, DataError when a class is too small (u is 0), or a silo gets no row.
     """
     _check_skew(skew, silos)
     classes = np.unique(np.asarray(labels), return_inverse=True)[1]
@@ -123,22 +127,29 @@ def label_skew(
     for number in range(int(classes.max(initial=-1)) + 1):
         rows = random.permutation(np.flatnonzero(classes == number))
         each = len(rows) // skew.most_silos
-        base = max(1, round(skew.base * each))
         if each < 1:
             raise DataError(
                 f"a class of {len(rows)} clips cannot give each of {skew.most_silos} silos one",
                 fix="use more clips, or fewer silos at most",
+                code=IMPOSSIBLE,
             )
-        quota = round(random.beta(skew.alpha, skew.beta) * silos * (each - base))
+        whole, part_of_row = divmod(skew.base * each, 1)
+        sizes = int(whole) + (random.random(silos) < part_of_row).astype(np.int64)
+        quota = round(random.beta(skew.alpha, skew.beta) * (silos * each - int(sizes.sum())))
         takers = np.flatnonzero(random.random(silos) < skew.takers)
         takers = takers if len(takers) else random.integers(silos, size=1)
-        sizes = np.full(silos, base)
         sizes[takers] += quota // len(takers)
         sizes[takers[: quota % len(takers)]] += 1
         for share, part in zip(shares, np.split(rows, np.cumsum(sizes))[:-1], strict=True):
             share.append(part)
     parts = tuple(np.sort(np.concatenate([*share, np.empty(0, np.int64)])).astype(np.int64) for share in shares)
     _check_enough(len(classes), silos, 1)
+    if not all(len(part) for part in parts):
+        raise DataError(
+            f"the label-skew split with base {skew.base} left one of {silos} silos without a clip",
+            fix="use a larger base, more clips or another seed",
+            code=IMPOSSIBLE,
+        )
     unused = len(classes) - sum(len(part) for part in parts)
     return Partition(parts, "label-skew", None, seed, 1, 1, skew, unused)
 
@@ -173,6 +184,7 @@ def _check_enough(rows: int, silos: int, smallest: int) -> None:
         raise DataError(
             f"{rows} clips cannot give each of {silos} silos {smallest} or more",
             fix="use fewer silos, more clips or a lower minimum",
+            code=IMPOSSIBLE,
         )
 
 

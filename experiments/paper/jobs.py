@@ -11,10 +11,13 @@ import msgspec
 
 from ...base.files import write_atomic
 from ...fedproto.records import Strategy, TrainSettings
-from ..partition import LabelSkew
+from ..partition import IMPOSSIBLE, LabelSkew
 from .splits import SplitRule
 
 RUNS = 1  # raise it when the same job would give other numbers
+SKEWED_RUNS = 2  # the same for jobs on a label-skew split
+# What the same job on the same features would meet again; any other error is of the machine or the command.
+LASTING = ("diverged", IMPOSSIBLE)
 
 
 class PartitionRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,13 +45,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     measured_on: Literal["test", "train"] = "test"  # the curve's rows
     timed: bool = False  # alone on the machine, one thread, the clock on training only
 
-    @property
-    def centralised(self) -> bool:
-        return self.partition.silos == 1
-
 
 class RunFailure(msgspec.Struct, frozen=True, tag="failure"):
-    """A run that cannot be: its data do not allow the split, or training diverged. It would fail again."""
+    """A run that cannot be (LASTING): its clips cannot be shared out so, or training diverged."""
 
     code: str
     message: str
@@ -85,9 +84,14 @@ class StoredRun(msgspec.Struct, frozen=True):
     result: RunResult | RunFailure
 
 
-def job_key(job: Job, data_digest: str) -> str:
-    """64 hexadecimal digits; another job, other features or another split give another."""
-    body = msgspec.json.encode((RUNS, data_digest, job), order="deterministic")
+def job_key(job: Job, data_digest: str, rows_digest: str = "") -> str:
+    """64 hexadecimal digits; another job, other features or another split give another.
+
+    ``rows_digest``: of the rows that an official split trains on and tests with, as they come from files;
+    the other splits follow from the job and the features.
+    """
+    runs = SKEWED_RUNS if job.partition.kind == "label-skew" else RUNS
+    body = msgspec.json.encode((runs, data_digest, job, *([rows_digest] if rows_digest else [])), order="deterministic")
     return hashlib.sha256(body).hexdigest()
 
 
@@ -102,12 +106,13 @@ class RunFolder:
         return self.folder / f"{key[:24]}.json"
 
     def find(self, key: str) -> RunResult | RunFailure | None:
-        """The result kept under ``key``; None when there is none, or none that can be read."""
+        """The result kept under ``key``; None when there is none, none that can be read, or a failure that may pass."""
         try:
             stored = msgspec.json.decode(self._path(key).read_bytes(), type=StoredRun)
         except (FileNotFoundError, msgspec.DecodeError):
             return None
-        return stored.result if stored.key == key else None
+        passing = isinstance(stored.result, RunFailure) and stored.result.code not in LASTING
+        return stored.result if stored.key == key and not passing else None
 
     def keep(self, key: str, data: str, job: Job, result: RunResult | RunFailure) -> None:
         write_atomic(self._path(key), msgspec.json.format(msgspec.json.encode(StoredRun(key, data, job, result))))

@@ -7,7 +7,7 @@ import msgspec
 from ...fedproto.records import Strategy
 from .features import FLAMEST, READY, VARIANTS, table_name
 from .jobs import Job
-from .plans import Line, Plan, line, seeded, settings_of
+from .plans import PAPER_IID, Line, Plan, line, seeded, settings_of
 from .settings import Context
 
 MOMENTUM, DECAY, LAST = 0.5, 0.95, 5
@@ -17,7 +17,7 @@ def beyond(context: Context) -> Plan:
     """Item by item on IID and on Non-IID. A row whose features are not there says so."""
     lines: list[Line] = []
     for setting, partition in settings_of(context).items():
-        if partition.kind == "dirichlet" and partition.beta == 1.0:
+        if setting == PAPER_IID:
             continue
         baseline = context.job(partition=partition)
         base = line(context, f"baseline ({table_name(context.data.main)}), {setting}", baseline)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from ...base.errors import DataError, FlamestError
 from ...base.progress import progress_bar
 from ...base.shutdown import Shutdown
 from .features import ExperimentData, FeatureSource, open_features
-from .jobs import Job, Results, RunFailure, RunFolder, RunResult, job_key, unique
+from .jobs import LASTING, Job, Results, RunFailure, RunFolder, RunResult, job_key, unique
+from .splits import SplitRule, split_data
 from .training import run_job
 
 
@@ -43,12 +44,13 @@ class Workplace:
 def run_jobs(jobs: Sequence[Job], data: ExperimentData, place: Workplace, *, stop: Shutdown | None = None) -> Results:
     """Every job's result, from disk or by running it.
 
-    A run that cannot be (DataError) has a RunFailure. Raises Stopped when ``stop`` was asked for before
-    all were done.
+    A run that cannot be (LASTING) has a RunFailure, any other error ends the command. The splits are made
+    before the first run, so that theirs come first. Raises Stopped when ``stop`` was asked for before all
+    were done, DataError and UsageError as split_data does.
     """
     stop = stop or Shutdown()
     folder = RunFolder(place.runs)
-    keys = {job: job_key(job, data.digest(job.extractor)) for job in unique(jobs)}
+    keys = _keys(unique(jobs), data, place)
     found = {job: folder.find(key) for job, key in keys.items()}
     missing = [job for job, result in found.items() if result is None]
     if missing:
@@ -56,12 +58,12 @@ def run_jobs(jobs: Sequence[Job], data: ExperimentData, place: Workplace, *, sto
         with progress_bar(title, len(missing), unit="trainings") as progress:
             together = [job for job in missing if not job.timed]
             if place.processes > 1 and len(together) > 1:
-                _in_processes(together, place, stop, progress.advance)
+                _in_processes({job: keys[job] for job in together}, place, stop, progress.advance)
                 missing = [job for job in missing if job.timed]
             for job in missing:
                 if stop.requested:
                     break
-                _run_and_keep(job, data, place)
+                _run_and_keep(job, keys[job], data, place)
                 progress.advance()
     results = {job: result or folder.find(keys[job]) for job, result in found.items()}
     left = sum(1 for result in results.values() if result is None)
@@ -70,27 +72,36 @@ def run_jobs(jobs: Sequence[Job], data: ExperimentData, place: Workplace, *, sto
     return {job: result for job, result in results.items() if result is not None}
 
 
-def _run_and_keep(job: Job, data: ExperimentData, place: Workplace) -> None:
+def _keys(jobs: Sequence[Job], data: ExperimentData, place: Workplace) -> dict[Job, str]:
+    rows: dict[SplitRule, str] = {}
+    for rule in dict.fromkeys(job.split for job in jobs):
+        split = split_data(data, rule, dataset=place.dataset, videos=place.videos)
+        rows[rule] = split.digest if rule.official else ""
+    return {job: job_key(job, data.digest(job.extractor), rows[job.split]) for job in jobs}
+
+
+def _run_and_keep(job: Job, key: str, data: ExperimentData, place: Workplace) -> None:
     result: RunResult | RunFailure
     try:
         result = run_job(job, data, dataset=place.dataset, videos=place.videos)
     except DataError as error:
+        if error.code not in LASTING:
+            raise
         result = RunFailure(error.code, error.message)
-    digest = data.digest(job.extractor)
-    RunFolder(place.runs).keep(job_key(job, digest), digest, job, result)
+    RunFolder(place.runs).keep(key, data.digest(job.extractor), job, result)
 
 
-def _in_processes(jobs: Sequence[Job], place: Workplace, stop: Shutdown, advance: Callable[[], None]) -> None:
+def _in_processes(jobs: Mapping[Job, str], place: Workplace, stop: Shutdown, advance: Callable[[], None]) -> None:
     # Spawned, not forked: ONNX Runtime's threads do not survive a fork.
     pool = ProcessPoolExecutor(
         min(place.processes, len(jobs)), multiprocessing.get_context("spawn"), _ignore_interrupts
     )
-    waiting = list(reversed(jobs))
+    waiting = list(reversed(jobs.items()))
     running: set[Future[None]] = set()
     try:
         while running or (waiting and not stop.requested):
             while waiting and len(running) < place.processes and not stop.requested:
-                running.add(pool.submit(_work, waiting.pop(), place))
+                running.add(pool.submit(_work, *waiting.pop(), place))
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 future.result()
@@ -113,5 +124,5 @@ def _opened(source: FeatureSource) -> ExperimentData:
     return open_features(source)
 
 
-def _work(job: Job, place: Workplace) -> None:
-    _run_and_keep(job, _opened(place.source), place)
+def _work(job: Job, key: str, place: Workplace) -> None:
+    _run_and_keep(job, key, _opened(place.source), place)

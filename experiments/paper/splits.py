@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...agent.holdout import hold_out_groups
-from ...base.errors import UsageError
+from ...base.errors import DataError, UsageError
 from ..datasets import KNOWN, Leakage, find_split_folder, leakage, official_split, paper_split
 from .features import ExperimentData
 
@@ -26,6 +27,10 @@ class SplitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = 0
     share: float = 0.2
 
+    @property
+    def official(self) -> bool:
+        return self.kind.startswith("official")
+
 
 @dataclass(frozen=True, eq=False)
 class DataSplit:
@@ -35,9 +40,22 @@ class DataSplit:
     test: npt.NDArray[np.int64]
     leakage: Leakage
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the row numbers of both sides."""
+        sides = (
+            len(self.train).to_bytes(8, "little"),
+            *(rows.astype("<i8").tobytes() for rows in (self.train, self.test)),
+        )
+        return hashlib.sha256(b"".join(sides)).hexdigest()
+
 
 def split_data(data: ExperimentData, rule: SplitRule, *, dataset: str = "", videos: Path | None = None) -> DataSplit:
-    """Split the clips by ``rule``. Raises UsageError where an official split is asked for that nothing has."""
+    """Split the clips by ``rule``.
+
+    Raises UsageError where an official split is asked for that nothing has, DataError when its files are
+    missing or a side of the split is empty.
+    """
     names = [data.labels[number] for number in data.y]
     if rule.kind == "groups":
         train, test = hold_out_groups(data.groups, rule.share, rule.seed, labels=names)
@@ -51,4 +69,10 @@ def split_data(data: ExperimentData, rule: SplitRule, *, dataset: str = "", vide
         known = KNOWN[dataset]
         files = [note.path for note in data.clips]
         train, test = official_split(known, find_split_folder(known, videos), int(rule.kind[-1]), files, names)
+    if not len(train) or not len(test):
+        raise DataError(
+            f"the split {rule.kind!r} of {len(names)} clips in {len(set(data.groups))} groups leaves {len(train)} to "
+            f"train on and {len(test)} to test on",
+            fix="use more clips, in two groups (scenes) or more, or --split paper, which splits whatever the groups",
+        )
     return DataSplit(train, test, leakage(data.groups, train, test))

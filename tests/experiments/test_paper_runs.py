@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -19,7 +20,7 @@ from flamest.experiments.paper.estimates import estimate, paired
 from flamest.experiments.paper.features import FeatureSource, open_features, table_name, untrained_marker
 from flamest.experiments.paper.figures import classes_to_show, pca_projection
 from flamest.experiments.paper.given import GivenRun, GivenRuns, read_given
-from flamest.experiments.paper.jobs import PartitionRule, RunFailure, RunResult, job_key
+from flamest.experiments.paper.jobs import PartitionRule, RunFailure, RunFolder, RunResult, job_key
 from flamest.experiments.paper.plan_beyond import beyond
 from flamest.experiments.paper.pool import Stopped, Workplace, run_jobs
 from flamest.experiments.paper.settings import OTHER, Context, Settings
@@ -164,9 +165,83 @@ def test_a_run_that_cannot_be_is_a_row_that_says_why_and_the_rest_goes_on(contex
     results = run_jobs(plan.jobs, context.data, place)
     assert isinstance(results[impossible], RunFailure)
     bad, good = build_table(plan, results).rows
-    assert bad.status == "1 of 1 failed: bad_data"
+    assert bad.status == "1 of 1 failed: impossible_split"
     assert "1000 silos" in bad.note
     assert good.last is not None
+
+
+def official(place: Workplace, videos: Path) -> Workplace:
+    return dataclasses.replace(place, dataset="ucf101", videos=videos)
+
+
+def write_split_files(context: Context, videos: Path, *, test_group: str) -> None:
+    files = videos / "ucfTrainTestlist"
+    files.mkdir(parents=True, exist_ok=True)
+    sides: dict[str, list[str]] = {"train": [], "test": []}
+    for note in context.data.clips:
+        sides["test" if f"/{test_group}_" in note.path else "train"].append(note.path)
+    for side, paths in sides.items():
+        (files / f"{side}list01.txt").write_text("\n".join(paths) + "\n")
+
+
+@pytest.fixture
+def flat(tmp_path: Path, context: Context) -> Context:
+    """The same features of clips whose file names are unlike each other, as UCF101's are."""
+    from flamest.agent.store import FeatureRow
+    from flamest.runtime.records import Clip
+
+    with FeatureStore.open(tmp_path / "flat.sqlite") as store:
+        x = context.data.x("slow")
+        names = [f"{note.path.replace('/', '_')}" for note in context.data.clips]
+        names = [f"{note.label}/{note.group}_{name}" for note, name in zip(context.data.clips, names, strict=True)]
+        store.add_rows(
+            (name, FeatureRow(Clip(Path(name), note.sha256, note.label, note.group), x[row], 0, "f", "fp32"))
+            for row, (name, note) in enumerate(zip(names, context.data.clips, strict=True))
+        )
+    data = open_features(FeatureSource(store=tmp_path / "flat.sqlite"))
+    return Context(data, Settings("ucf101", OTHER, 1, 1, QUICK, SplitRule("official-1")))
+
+
+def test_missing_split_files_end_the_command_and_nothing_of_it_is_kept(flat: Context, place: Workplace) -> None:
+    videos = place.runs.parent / "videos"
+    videos.mkdir()
+    job, where = flat.job(), official(place, videos)
+    with pytest.raises(DataError, match="official split files of UCF101 are missing"):
+        run_jobs([job], flat.data, where)
+    write_split_files(flat, videos, test_group="g0")
+    [first] = run_jobs([job], flat.data, where).values()
+    assert isinstance(first, RunResult)
+    write_split_files(flat, videos, test_group="g1")  # other files are another split, and so another run
+    [second] = run_jobs([job], flat.data, where).values()
+    assert isinstance(second, RunResult)
+    assert first.model_sha256 != second.model_sha256
+
+
+def test_a_failure_that_may_pass_is_run_again_though_a_file_holds_it(context: Context, place: Workplace) -> None:
+    job, digest = context.job(), context.data.digest("blip+slow")
+    folder = RunFolder(place.runs)
+    for code, lasts in (("no_split_files", False), ("diverged", True)):
+        folder.keep(job_key(job, digest), digest, job, RunFailure(code, "why"))
+        assert (folder.find(job_key(job, digest)) is not None) is lasts
+
+
+def test_an_error_of_the_machine_is_no_row(context: Context, place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise DataError("the store is gone")
+
+    monkeypatch.setattr(pool, "run_job", fail)
+    with pytest.raises(DataError, match="the store is gone"):
+        run_jobs([context.job()], context.data, place)
+    assert not list(place.runs.glob("*.json"))
+
+
+def test_clips_of_one_group_cannot_be_held_out_and_the_way_out_is_said(tmp_path: Path, place: Workplace) -> None:
+    folder = paper_features.make_stores(tmp_path / "one", objects=2, motions=2, groups=1)
+    data = open_features(FeatureSource(folder=folder))
+    context = Context(data, Settings("", OTHER, 1, 1, QUICK, SplitRule()))
+    with pytest.raises(DataError, match="4 clips in 1 groups leaves 4 to train on and 0 to test on") as caught:
+        run_jobs([context.job()], data, place)
+    assert "--split paper" in caught.value.fix
 
 
 def test_best_is_over_the_rounds_and_last_is_the_final_model(context: Context, place: Workplace) -> None:
@@ -207,6 +282,14 @@ def test_plans_share_runs_and_name_every_row_once(context: Context) -> None:
     shared = set(plans.table2(context).jobs) & set(plans.table5(context).jobs)
     assert context.job() in shared
     assert any(line.against for line in beyond(context).lines)
+
+
+def test_beta_1_keeps_the_non_iid_rows_and_trains_nothing_twice(context: Context) -> None:
+    even = Context(context.data, dataclasses.replace(context.settings, beta=1.0))
+    for make in (plans.table5, plans.table7, plans.table8, beyond):
+        lines = make(even).lines
+        assert len({line.jobs for line in lines if line.jobs}) == len([line for line in lines if line.jobs])
+        assert any("Non-IID" in line.name for line in lines)
 
 
 def test_rivals_are_taken_in_or_said_not_to_have_run(context: Context, tmp_path: Path) -> None:

@@ -140,9 +140,25 @@ def test_a_class_rest_is_divided_evenly_among_its_takers() -> None:
     assert len({tuple(column > 4) for column in counts.T}) > 1  # every class has its own takers
 
 
+def test_a_base_that_is_no_whole_number_of_rows_is_kept_on_average() -> None:
+    labels = np.repeat(np.arange(20), 20)  # two rows of a class for each of ten silos: a base of half a row
+    sizes = {
+        base: np.mean([label_skew(labels, silos=4, seed=seed, skew=LabelSkew(base=base)).sizes for seed in range(200)])
+        for base in (0.25, 0.5)
+    }
+    # of 20 classes, with u = 2: base · u + (1 − base) · u / 2
+    assert sizes[0.25] == pytest.approx(20 * 1.25, abs=0.5)
+    assert sizes[0.5] == pytest.approx(20 * 1.5, abs=0.5)
+
+
+def test_a_silo_left_without_a_row_is_refused() -> None:
+    with pytest.raises(DataError, match="left one of 10 silos without a clip"):
+        label_skew(["a"] * 10, silos=10, seed=0, skew=LabelSkew(base=0.0, takers=0.1))
+
+
 def test_a_base_of_all_is_balanced_and_a_small_base_is_skewed() -> None:
     balanced = per_class(label_skew(MANY, silos=4, seed=0, skew=LabelSkew(base=1.0)))
-    skewed = per_class(label_skew(MANY, silos=4, seed=0, skew=LabelSkew(base=0.0, takers=0.25)))
+    skewed = per_class(label_skew(MANY, silos=4, seed=0, skew=LabelSkew(base=0.125, takers=0.25)))
     assert set(balanced.ravel()) == {8}
     assert skewed.std() > 3
 
