@@ -96,7 +96,7 @@ def _in_processes(jobs: Mapping[Job, str], place: Workplace, stop: Shutdown, adv
     pool = ProcessPoolExecutor(
         min(place.processes, len(jobs)), multiprocessing.get_context("spawn"), _ignore_interrupts
     )
-    waiting = list(reversed(jobs.items()))
+    waiting = list(jobs.items())[::-1]
     running: set[Future[None]] = set()
     try:
         while running or (waiting and not stop.requested):
