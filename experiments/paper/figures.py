@@ -16,7 +16,7 @@ from .features import NAMES, READY, ExperimentData, table_name
 from .jobs import Job, Results, finished
 from .plans import TABLE_ORDER, seeded
 from .settings import Context
-from .tables import GIVEN, Row, TableResult
+from .tables import GIVEN, Row, TableResult, interval_notes
 
 Points = npt.NDArray[np.float32]
 Projection = Callable[[Points], Points]  # [n, D] -> [n, 2]
@@ -57,7 +57,10 @@ def figure3(context: Context) -> CurvePlan:
         partition=context.iid(1), rounds=context.settings.scale.central_epochs, train=train, measured_on="train"
     )
     rival = context.given.actionclip
-    notes = () if rival else ("ActionCLIP: not run (flamest-experiment actionclip; its folder is --results).",)
+    notes: tuple[str, ...] = (
+        f"Adam's moments start anew after every epoch here (in table3 after every {context.settings.train.epochs}).",
+    )
+    notes += () if rival else ("ActionCLIP: not run (flamest-experiment actionclip; its folder is --results).",)
     given = {"ActionCLIP (its own epochs)": rival.train_curve} if rival and rival.train_curve else {}
     curves = {table_name(context.data.main): seeded(context, job)}
     return CurvePlan("figure3", "Figure 3: training accuracy, centralised", "epoch", curves, given, notes)
@@ -71,7 +74,7 @@ def curve_table(plan: CurvePlan, results: Results) -> tuple[TableResult, dict[st
     for name, curve in plan.given.items():
         rows.append(Row(name, 100 * max(curve), 100 * curve[-1], None, GIVEN, seeds=1))
         curves[name] = [curve]
-    return TableResult(plan.name, plan.title, tuple(rows), plan.notes), curves
+    return TableResult(plan.name, plan.title, tuple(rows), (*plan.notes, *interval_notes(rows))), curves
 
 
 def _curve_row(name: str, runs: Sequence[Sequence[float]]) -> Row:

@@ -7,7 +7,7 @@ import msgspec
 from ...fedproto.records import Strategy
 from .features import FLAMEST, READY, VARIANTS, table_name
 from .jobs import Job
-from .plans import PAPER_IID, Line, Plan, line, seeded, settings_of
+from .plans import PAPER_IID, REDRAWN, Line, Plan, line, seeded, settings_of
 from .settings import Context
 
 MOMENTUM, DECAY, LAST = 0.5, 0.95, 5
@@ -31,7 +31,9 @@ def beyond(context: Context) -> Plan:
             "The difference is to the baseline of the same split, paired by seed, with its 95 % interval: an option "
             "helped where the whole interval is above 0. Several options are tried, so one interval in twenty would "
             "miss 0 by chance.",
-            f"Server momentum {MOMENTUM}, rate times {DECAY} each round, mean of the last {LAST} rounds' models.",
+            f"Server momentum {MOMENTUM}, rate times {DECAY} each round, mean of the last {LAST} rounds' models. "
+            "Standardisation is of each row's blocks by their own mean and deviation, not of a feature over the clips.",
+            REDRAWN,
         ),
     )
 

@@ -12,7 +12,7 @@ from ...base.files import write_atomic
 from ..report_html import Child, definitions, node, scroll, table
 from ..report_style import STYLE
 from .findings import Finding
-from .tables import HEADINGS, MEASURED, Row, TableResult, paper_number, row_numbers, shown
+from .tables import HEADINGS, MEASURED, Row, TableResult, paper_number, row_numbers, shown, signed
 
 MORE_STYLE = """
 img.figure { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 8px; padding: 0.5rem; }
@@ -80,7 +80,6 @@ def _cells(row: Row, result: TableResult, ours: int, differs: bool) -> list[Chil
     extra = (shown(row.extra.get(column)) for column in result.columns)
     cells: list[Child] = [row.name, *numbers, paper_number(row), *extra]
     if differs:
-        change = row.difference
-        cells.append(f"{change.mean:+.2f} ± {change.interval or 0:.2f}" if change else "–")
+        cells.append(signed(row.difference) if row.difference else "–")
     note = row.note if row.status == MEASURED or row.last is None else f"{row.status}; {row.note}".strip("; ")
     return [*cells, node("span", note, cls="note")]

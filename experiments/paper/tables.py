@@ -15,6 +15,12 @@ from .estimates import Estimate, estimate, paired
 from .jobs import Results, RunFailure, RunResult, finished
 from .plans import Line, Plan
 
+SEEDS_ONLY = (
+    "± is half of the 95 % t-interval over the seeds (partition, first model, shuffles) on one and the same test "
+    "clips: it does not hold what other test clips would change."
+)
+# Of a table's settings, what is said under it and in its CSV.
+FACTS = ("Split", "Groups", "Clips left out")
 MEASURED, GIVEN = "measured", "taken in"
 Value = float | int | str | None
 
@@ -55,6 +61,7 @@ EXTRA: dict[str, tuple[str, Callable[[Sequence[RunResult]], Value]]] = {
     "test_s": ("test, s", lambda runs: round(fmean(run.seconds_test for run in runs), 4)),
     "smallest_silo": ("smallest silo, clips", lambda runs: min(min(run.silo_rows) for run in runs)),
     "training_rows": ("clips trained on", lambda runs: round(fmean(sum(run.silo_rows) for run in runs))),
+    "unused_rows": ("clips of no silo", lambda runs: round(fmean(run.unused_rows for run in runs))),
     "deviation": ("standard deviation", lambda runs: _deviation([100 * run.last for run in runs])),
 }
 HEADINGS = {key: heading for key, (heading, _) in EXTRA.items()}
@@ -62,11 +69,16 @@ HEADINGS = {key: heading for key, (heading, _) in EXTRA.items()}
 
 def build_table(plan: Plan, results: Results) -> TableResult:
     """The plan's rows from the results of its jobs."""
-    rows = tuple(_row(line, plan.columns, results) for line in plan.lines)
-    return TableResult(plan.name, plan.title, rows, plan.notes, plan.columns)
+    rows = tuple(_row(line, plan, results) for line in plan.lines)
+    return TableResult(plan.name, plan.title, rows, (*plan.notes, *interval_notes(rows)), plan.columns)
 
 
-def _row(line: Line, columns: Sequence[str], results: Results) -> Row:
+def interval_notes(rows: Sequence[Row]) -> tuple[str, ...]:
+    """What ± means, where a row has one."""
+    return (SEEDS_ONLY,) if any(row.last_interval is not None for row in rows) else ()
+
+
+def _row(line: Line, plan: Plan, results: Results) -> Row:
     paper = line.paper.value if line.paper else None
     note = "; ".join(text for text in (line.note, line.paper.remark if line.paper else "") if text)
     printed = str(line.paper) if line.paper else ""
@@ -77,7 +89,7 @@ def _row(line: Line, columns: Sequence[str], results: Results) -> Row:
             "parameters": line.given.trainable_parameters,
         }
         best, last = 100 * line.given.best, 100 * line.given.last
-        kept = {key: extra.get(key) for key in columns}
+        kept = {key: extra.get(key) for key in plan.columns}
         return Row(line.name, best, last, paper, GIVEN, seeds=1, paper_text=printed, note=note, extra=kept)
     if not line.jobs:
         return Row(line.name, None, None, paper, line.status, paper_text=printed, note=note)
@@ -97,12 +109,12 @@ def _row(line: Line, columns: Sequence[str], results: Results) -> Row:
         last_of.mean,
         paper,
         MEASURED,
-        best_of.interval,
-        last_of.interval,
+        best_of.interval if plan.independent else None,
+        last_of.interval if plan.independent else None,
         len(runs),
         printed,
         note,
-        {key: EXTRA[key][1](runs) for key in columns},
+        {key: EXTRA[key][1](runs) for key in plan.columns},
         paired([100 * run.last for run in runs], [100 * run.last for run in finished(results, line.against)])
         if line.against
         else None,
@@ -125,18 +137,21 @@ def write_table(result: TableResult, folder: Path) -> None:
 
 
 def as_csv(result: TableResult) -> str:
-    """A header and a line per row; empty where there is nothing."""
+    """A header and a line per row; empty where there is nothing. The last columns, alike in all rows, are FACTS."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     differs = any(row.difference for row in result.rows)
     head = ["name", "status", "best", "best_interval", "last", "last_interval", "seeds", "paper", *result.columns]
-    writer.writerow([*head, *(["difference", "difference_interval"] if differs else []), "note"])
+    facts = [name for name in FACTS if name in result.settings]
+    said = [result.settings[name] for name in facts]
+    names = [name.lower().replace(" ", "_") for name in facts]
+    writer.writerow([*head, *(["difference", "difference_interval"] if differs else []), "note", *names])
     for row in result.rows:
         cells: list[Value] = [row.name, row.status, row.best, row.best_interval, row.last, row.last_interval, row.seeds]
         cells += [row.paper_text, *(row.extra.get(column) for column in result.columns)]
         if differs:
             cells += [row.difference.mean, row.difference.interval] if row.difference else [None, None]
-        writer.writerow(["" if cell is None else _short(cell) for cell in (*cells, row.note)])
+        writer.writerow(["" if cell is None else _short(cell) for cell in (*cells, row.note, *said)])
     return out.getvalue()
 
 
@@ -153,11 +168,12 @@ def as_text(result: TableResult) -> str:
         ours += [""] * (len(_numbers_head(result)) - len(ours))
         lines.append([row.name, *ours, paper_number(row), *(shown(row.extra.get(key)) for key in result.columns)])
         if row.difference is not None:
-            lines[-1].append(f"{row.difference.mean:+.2f} ± {row.difference.interval or 0:.2f} points")
+            lines[-1].append(f"{signed(row.difference)} points")
     widths = [max(len(line[place]) for line in lines if place < len(line)) for place in range(max(map(len, lines)))]
     body = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=False)).rstrip() for line in lines]
     remarks = [f"  {row.name}: {row.note}" for row in result.rows if row.note]
-    return "\n".join([result.title, *body, *remarks, *(f"  {note}" for note in result.notes)])
+    facts = [f"  {name}: {result.settings[name]}" for name in FACTS if name in result.settings]
+    return "\n".join([result.title, *body, *remarks, *(f"  {note}" for note in result.notes), *facts])
 
 
 def _numbers_head(result: TableResult) -> list[str]:
@@ -179,6 +195,11 @@ def cell(value: float | None, interval: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.2f}" if interval is None else f"{value:.2f} ± {interval:.2f}"
+
+
+def signed(change: Estimate) -> str:
+    """``+1.20 ± 0.40``; no interval of one seed."""
+    return f"{'+' if change.mean >= 0 else ''}{change}"
 
 
 def shown(value: Value) -> str:

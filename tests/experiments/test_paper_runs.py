@@ -19,8 +19,9 @@ from flamest.experiments.paper.commands import TABLES, Desk, run_all, run_experi
 from flamest.experiments.paper.estimates import estimate, paired
 from flamest.experiments.paper.features import FeatureSource, open_features, table_name, untrained_marker
 from flamest.experiments.paper.figures import classes_to_show, pca_projection
+from flamest.experiments.paper.findings import finding_jobs, findings
 from flamest.experiments.paper.given import GivenRun, GivenRuns, read_given
-from flamest.experiments.paper.jobs import PartitionRule, RunFailure, RunFolder, RunResult, job_key
+from flamest.experiments.paper.jobs import Job, PartitionRule, RunFailure, RunFolder, RunResult, job_key
 from flamest.experiments.paper.plan_beyond import beyond
 from flamest.experiments.paper.pool import Stopped, Workplace, run_jobs
 from flamest.experiments.paper.settings import OTHER, Context, Settings
@@ -292,6 +293,72 @@ def test_beta_1_keeps_the_non_iid_rows_and_trains_nothing_twice(context: Context
         assert any("Non-IID" in line.name for line in lines)
 
 
+def stand_in(run: RunResult, *lasts: float) -> list[RunResult]:
+    return [msgspec.structs.replace(run, last=last, curve=(last,)) for last in lasts]
+
+
+@pytest.fixture
+def finished_run(context: Context, place: Workplace) -> RunResult:
+    [run] = run_jobs([context.job(rounds=1)], context.data, place).values()
+    assert isinstance(run, RunResult)
+    return run
+
+
+ONE_OF_TWO = " over the 1 of 2 seeds that both could be measured with"
+
+
+@pytest.mark.parametrize(
+    ("slow", "text"),
+    [
+        ((0.84, 0.84), "came out: +6.00 ± 0.00 points"),
+        ((0.83, 0.85), "came out: +6.00 ± 12.71 points; not clear: the interval crosses 5"),
+        ((0.89, 0.89), "did not come out: +1.00 ± 0.00 points"),
+        ((0.84, None), f"came out: +6.00 points{ONE_OF_TWO}; one seed: no interval"),
+        ((None, None), "not measured"),
+    ],
+)
+def test_a_finding_says_what_its_interval_crosses_and_pairs_by_seed(
+    context: Context, finished_run: RunResult, slow: tuple[float | None, ...], text: str
+) -> None:
+    failure = RunFailure("diverged", "why")
+    results: dict[Job, RunResult | RunFailure] = {}
+    for job in finding_jobs(context):
+        last = slow[job.seed] if job.extractor == "slow" else 0.9
+        results[job] = failure if last is None else stand_in(finished_run, last)[0]
+    assert findings(context, results)[0].text == text
+
+
+def test_failures_of_unlike_seeds_leave_the_seeds_that_both_have(context: Context, finished_run: RunResult) -> None:
+    lasts = {("blip+slow", 0): None, ("blip+slow", 1): 0.9, ("slow", 0): 0.2, ("slow", 1): 0.8}
+    results: dict[Job, RunResult | RunFailure] = {}
+    for job in finding_jobs(context):
+        last = lasts.get((job.extractor, job.seed), 0.5)
+        results[job] = RunFailure("diverged", "why") if last is None else stand_in(finished_run, last)[0]
+    value = findings(context, results)[0].value
+    assert value is not None
+    assert (value.mean, value.count) == (pytest.approx(10.0), 1)
+
+
+def test_one_seed_has_no_interval_and_several_say_what_theirs_holds(context: Context, place: Workplace) -> None:
+    for seeds in (1, 2):
+        some = Context(context.data, dataclasses.replace(context.settings, seeds=seeds, rounds=1))
+        base = plans.line(some, "base", some.job())
+        option = dataclasses.replace(plans.line(some, "option", some.job(standardise=True)), against=base.jobs)
+        plan = plans.Plan("t", "t", (base, option))
+        result = build_table(plan, run_jobs(plan.jobs, some.data, place))
+        assert result.rows[1].difference is not None
+        assert ("±" in as_text(result)) is (seeds > 1)
+        assert ("one and the same test clips" in as_text(result)) is (seeds > 1)
+
+
+def test_overlapping_splits_have_a_deviation_and_no_interval(context: Context, place: Workplace) -> None:
+    quick = dataclasses.replace(context.settings, rounds=1, scale=dataclasses.replace(OTHER, folds=3))
+    plan = plans.cross_validation(Context(context.data, quick))
+    [row] = build_table(plan, run_jobs(plan.jobs, context.data, place)).rows
+    assert (row.seeds, row.last_interval) == (3, None)
+    assert isinstance(row.extra["deviation"], float)
+
+
 def test_rivals_are_taken_in_or_said_not_to_have_run(context: Context, tmp_path: Path) -> None:
     assert [line.status for line in plans.table2(context).lines if line.name == "KD"] == ["not run"]
     record = GivenRun("KD", "miniworld", 0.5, 0.4, 1.0, 0.1, 10, (0.5, 0.4))
@@ -340,6 +407,8 @@ def test_a_table_is_written_as_json_csv_png_and_svg(desk: Desk) -> None:
     rows = json.loads((desk.out / "table6.json").read_text())["rows"]
     with (desk.out / "table6.csv").open() as file:
         lines = list(csv.DictReader(file))
+    assert all("no group of the" in line["groups"] and line["clips_left_out"].startswith("0,") for line in lines)
+    assert "Groups: no group of the" in as_text(part.result)
     assert [row["name"] for row in rows] == [line["name"] for line in lines] == [row.name for row in part.result.rows]
     assert (desk.out / "table6.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (desk.out / "table6.svg").read_bytes()
@@ -347,16 +416,19 @@ def test_a_table_is_written_as_json_csv_png_and_svg(desk: Desk) -> None:
 
 
 def test_failures_count_every_wrong_clip_and_show_caption_truth_and_prediction(desk: Desk) -> None:
+    few = dataclasses.replace(desk.context.settings, rounds=1, train=TrainSettings(learning_rate=1e-6))  # at chance
+    desk = dataclasses.replace(desk, context=Context(desk.context.data, few))
     run_experiment("failures", desk)
     found = json.loads((desk.out / "failures.json").read_text())
     confusion = np.array(found["confusion"])
     [result] = run_jobs([desk.context.job()], desk.context.data, desk.place).values()
     assert confusion.sum() == result.test_rows
     assert np.trace(confusion) == round(result.last * result.test_rows)
+    wrong = result.test_rows - int(np.trace(confusion))
+    assert wrong > 0
     page = (desk.out / "failures.html").read_text()
-    if result.last < 1:
-        assert "a ball" in page
-        assert "Truth" in page
+    assert page.count("a ball") == page.count("Predicted") == wrong
+    assert f"of {wrong}</h2>" in page
 
 
 def test_all_makes_one_self_contained_page_with_every_experiment(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
