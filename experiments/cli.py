@@ -92,7 +92,7 @@ def _experiment(name: str) -> Callable[..., None]:
 
         request = Request(
             store, dataset, videos, out, seeds, rounds, epochs, batch_size, learning_rate, silos, beta, split, results,
-            tuple(part.strip() for part in classes.split(",") if part.strip()), jobs, SUMMARIES[name],
+            tuple(part.strip() for part in classes.split(",") if part.strip()), jobs,
         )  # fmt: skip
         desk = open_desk(request)
         return _run_all(desk, as_json) if name == "all" else _run_one(name, desk, as_json)

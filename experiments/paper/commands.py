@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,24 +43,10 @@ TABLES: dict[str, Callable[[Context], Plan]] = {
     "beyond": beyond,
 }
 CURVES: dict[str, Callable[[Context], CurvePlan]] = {"figure2": figures.figure2, "figure3": figures.figure3}
-EXPERIMENTS: dict[str, str] = {
-    "table1": "Parameters of every extractor, beside the printed ones.",
-    "table2": "All extractors, federated.",
-    "table3": "All extractors, centralised.",
-    "table4": "ActionCLIP and FLAMeST: accuracy, seconds, trainable parameters.",
-    "table5": "FedAvg, FedProx and FedDyn, IID and Non-IID.",
-    "table6": "Five classifiers: training and test accuracy.",
-    "table7": "5, 10 and 15 local epochs.",
-    "table8": "4, 8 and 10 silos, three ways of splitting.",
-    "table9": "Gated fusion (RGCF) against concatenation.",
-    "figure2": "The global model over 50 rounds.",
-    "figure3": "Training curves, centralised, beside ActionCLIP's.",
-    "figure4": "Embeddings of two classes in the plane (UMAP).",
-    "cross-validation": "20 random 80:20 splits.",
-    "failures": "Confusion matrix, and a page of wrong clips.",
-    "resources": "Time per clip and stage, bytes, storage.",
-    "beyond": "Options beyond the paper, each against the baseline.",
-}
+EXPERIMENTS = (
+    "table1", *(name for name in TABLES if name.startswith("table")), *CURVES, "figure4", "cross-validation",
+    "failures", "resources", "beyond",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -169,15 +155,16 @@ def _embeddings(desk: Desk) -> Part:
 def _failures(desk: Desk) -> Part:
     results = _run(desk, [failures_job(desk.context)])
     found = find_failures(desk.context, results)
+    table = msgspec.structs.replace(found.table, settings=dict(_facts(desk.context)))
     figure = confusion_figure(f"{table_name(desk.context.data.main)}, seed 0", found.confusion, found.labels)
     write_figure(figure, desk.out / "failures")
-    write_atomic(desk.out / "failures.csv", as_csv(found.table).encode())
-    body = {"result": found.table, "labels": found.labels, "confusion": found.confusion.tolist()}
+    write_atomic(desk.out / "failures.csv", as_csv(table).encode())
+    body = {"result": table, "labels": found.labels, "confusion": found.confusion.tolist()}
     write_atomic(desk.out / "failures.json", msgspec.json.format(msgspec.json.encode(body)) + b"\n")
     png = figure_bytes(figure, "png")
     sections = list(failure_sections(found, picture(png, "confusion matrix")))
     write_page(desk.out / "failures.html", "Where the model is wrong", sections)
-    return Part(found.table, png)
+    return Part(table, png)
 
 
 def _title(context: Context) -> str:
@@ -200,8 +187,3 @@ def _facts(context: Context) -> list[tuple[str, str]]:
         ("Seeds", f"{settings.seeds}; ± is half of the 95 % t-interval of the mean"),
         ("Machine", f"{platform.machine()}, Python {platform.python_version()}"),
     ]
-
-
-def with_projection(desk: Desk, project: figures.Projection) -> Desk:
-    """The same desk with another way into the plane (tests: without UMAP's compiling)."""
-    return replace(desk, project=project)

@@ -42,7 +42,6 @@ class Request:
     results: Path | None = None
     classes: tuple[str, ...] = ()
     jobs: int = 1
-    what: str = ""
 
 
 def open_desk(request: Request) -> Desk:

@@ -438,7 +438,7 @@ def test_all_makes_one_self_contained_page_with_every_experiment(desk: Desk, mon
     monkeypatch.setattr(commands, "TABLES", {name: TABLES[name] for name in cheap})
     monkeypatch.setattr(commands, "CURVES", {})
     shown = (*cheap, "figure4", "failures", "resources")
-    monkeypatch.setattr(commands, "EXPERIMENTS", dict.fromkeys(shown, ""))
+    monkeypatch.setattr(commands, "EXPERIMENTS", shown)
     tables, found, page = run_all(desk)
     text = page.read_text()
     assert set(tables) == set(shown)
