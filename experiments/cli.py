@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,10 +50,16 @@ SUMMARIES = {
     "all": "Everything above, and one self-contained page, OUT/report.html.",
 }
 DATASETS = ("miniworld", "ucf101", "hmdb51")
+SourceOption = Annotated[
+    str, typer.Option(metavar="SRC", help="This network's own source, in place of --weights, as flamest-export has it.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of results, runs and extracted features.")]
 DatasetOption = Annotated[
     str, typer.Option("--dataset", help="miniworld, ucf101 or hmdb51: defaults, split, and the paper's column.")
+]
+CaptionsOption = Annotated[
+    Path | None, typer.Option("--captions", help="CLIP's captions, one per class; published CLIP needs them.")
 ]
 VideosOption = Annotated[
     Path | None, typer.Option("--videos", help="The videos: extracted first where features are missing.")
@@ -86,13 +93,21 @@ def _experiment(name: str) -> Callable[..., None]:
         ] = None,
         classes: Annotated[str, typer.Option(help="Figure 4: two classes, with a comma between.")] = "",
         jobs: Annotated[int, typer.Option("--jobs", min=1, help="Trainings at a time, one core each.")] = 2,
+        captions: CaptionsOption = None,
+        fingerprint: Annotated[
+            str | None, typer.Option(help="Of the features, or its beginning, where a store holds several kinds.")
+        ] = None,
+        precision: Annotated[
+            str | None, typer.Option(help="Of the features, where a store holds several kinds.")
+        ] = None,
         as_json: JsonOption = False,
     ) -> dict[str, Any]:
         from .paper.request import Request, open_desk
 
         request = Request(
             store, dataset, videos, out, seeds, rounds, epochs, batch_size, learning_rate, silos, beta, split, results,
-            tuple(part.strip() for part in classes.split(",") if part.strip()), jobs,
+            tuple(part.strip() for part in classes.split(",") if part.strip()), jobs, captions,
+            fingerprint, precision,
         )  # fmt: skip
         desk = open_desk(request)
         return _run_all(desk, as_json) if name == "all" else _run_one(name, desk, as_json)
@@ -153,28 +168,46 @@ def list_experiments(as_json: JsonOption = False) -> dict[str, Any]:
 @app.command()
 @command
 def extract(
-    dataset: DatasetOption = "miniworld",
+    dataset: DatasetOption = "",
     videos: VideosOption = None,
     out: OutOption = Path("experiments-out"),
     weights: Annotated[
-        str, typer.Option(help="Of every network: miniworld, published, random:full or random:tiny.")
+        str,
+        typer.Option(
+            help="Of every network: miniworld, published, random:full or random:tiny. By default miniworld for the "
+            "mini-world's videos and published for all others."
+        ),
     ] = "",
     extractors: Annotated[str, typer.Option(help="Singles with commas between; all by default.")] = "",
-    captions: Annotated[Path | None, typer.Option(help="CLIP's captions, one per class.")] = None,
+    captions: CaptionsOption = None,
+    blip: SourceOption = "",
+    clip: SourceOption = "",
+    slow: SourceOption = "",
+    i3d: SourceOption = "",
+    resnet3d: SourceOption = "",
+    videomae: SourceOption = "",
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Features of every single extractor into OUT/features: export, then extract. Resumable.
 
-    Without --videos the mini-world's own videos are rendered into OUT/videos.
+    Without --videos the mini-world's own videos are rendered into OUT/videos; that rendering appears
+    whole or not at all, an interrupted one starts anew. Another choice of weights or captions than a
+    bundle was made from makes it anew; the store of the old one is moved aside.
     """
-    from .paper.request import extract_features
+    from .paper.request import Extraction, extract_features
 
     names = tuple(part.strip() for part in extractors.split(",") if part.strip())
-    done = extract_features(dataset, videos, out, weights, names, captions)
+    given = {"blip": blip, "clip": clip, "slow": slow, "i3d": i3d, "resnet3d": resnet3d, "videomae": videomae}
+    sources = {network: source for network, source in given.items() if source}
+    done = extract_features(Extraction(out, dataset, videos, weights, names, captions, sources))
+    for warning in done.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if not as_json:
-        for name, report in done.items():
-            print(f"{name:18} {report.get('status') or str(report.get('clips')) + ' clips'}")
-    return {"features": str(out / "features"), "extractors": done}
+        print(f"weights: {done.weights} (of bundles made now; those that were there keep theirs, unless you choose)")
+        for name, report in done.reports.items():
+            state = report.get("status") or f"{report.get('clips')} clips"
+            print(f"{name:18} {state}{': ' + report['why'] if 'why' in report else ''}")
+    return {"features": str(out / "features"), "weights": done.weights, "extractors": done.reports}
 
 
 def _check_names() -> None:

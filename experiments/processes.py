@@ -26,6 +26,8 @@ class CommandFailed(FlamestError):
 
     code = "command_failed"
     reported: str = ""  # the error code that its JSON line gave, where it gave one
+    said: str = ""  # its message there
+    status: int = 1  # its exit code
 
 
 def command_line(room: Room, arguments: Sequence[str | Path]) -> list[str]:
@@ -43,16 +45,17 @@ def run_command(room: Room, *arguments: str | Path, quiet: bool = True) -> dict[
     if done.returncode != 0:
         said = (done.stderr or "").strip() or done.stdout.strip()
         failed = CommandFailed(f"flamest-{room} {arguments[0]} ended with status {done.returncode}: {said}")
-        failed.reported = _reported_code(done.stdout)
+        failed.reported, failed.said = _reported(done.stdout, "code"), _reported(done.stdout, "message")
+        failed.status = done.returncode
         raise failed
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def _reported_code(stdout: str) -> str:
-    """The code of ``{"error": {"code": …}}``, a failed command's last line; empty when there is none."""
+def _reported(stdout: str, key: str) -> str:
+    """``key`` of ``{"error": {"code": …, "message": …}}``, a failed command's last line; empty when there is none."""
     try:
-        return str(json.loads(stdout.splitlines()[-1])["error"]["code"])
+        return str(json.loads(stdout.splitlines()[-1])["error"][key])
     except (IndexError, ValueError, KeyError, TypeError):
         return ""
 

@@ -42,10 +42,21 @@ def labelled_videos(folder: Path) -> tuple[LabelledVideo, ...]:
     classes = {video.label for video in videos}
     if len(classes) < 2:
         raise DataError(
-            f"{folder} holds labelled clips of {len(classes)} classes, the demo needs 2 or more",
+            f"{folder} holds labelled clips of {len(classes)} class(es), expected 2 or more",
             fix="arrange them as LABEL/clip.ext, or write a labels.csv with path,label,group",
         )
     return videos
+
+
+def is_miniworld(folder: Path) -> bool:
+    """Whether the folder is a rendered mini-world: captions.csv beside labels.csv, and folders of its classes."""
+    from .miniworld import MOTIONS, OBJECTS
+
+    if not (folder / "labels.csv").is_file() or not (folder / "captions.csv").is_file():
+        return False
+    classes = {f"{thing}_{motion}" for thing in OBJECTS for motion in MOTIONS}
+    inside = {entry.name for entry in folder.iterdir() if entry.is_dir()}
+    return bool(inside) and inside <= classes
 
 
 def split_videos(videos: Sequence[LabelledVideo], *, silos: int, beta: float, test_share: float, seed: int) -> Split:

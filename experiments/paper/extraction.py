@@ -1,18 +1,23 @@
 """From videos to one feature store per extractor: the same two commands that a silo's administrator types.
 
-Resumable: a bundle that is there is used, a store is brought up to date. An extractor whose network
-is not trained leaves a marker, and its rows say "untrained".
+Resumable: a bundle made from what is asked for is used, a store is brought up to date. A bundle of other
+weights is made again, and the store of the old one is moved aside. An extractor whose network is not
+trained leaves a marker, and its rows say "untrained"; one that fails does not end the rest.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...base.errors import UsageError
+import msgspec
+
+from ...base.errors import DataError, FlamestError, StorageError, UsageError
 from ...base.files import write_atomic
 from ...base.progress import Progress, progress_bar
 from ..processes import CommandFailed, run_command
@@ -35,19 +40,56 @@ class ExtractionRequest:
     weights: str  # miniworld, published, random:tiny, …
     extractors: tuple[str, ...] = (*SINGLE, *VARIANTS)
     captions: Path | None = None  # CLIP's, a file of caption per class
+    sources: Mapping[str, str] = field(default_factory=dict)  # by network, in place of ``weights``
+    chosen: bool = True  # whether ``weights`` was asked for: a default gives way to the bundle that is there
+
+
+class BundleOrigin(msgspec.Struct, frozen=True):
+    """What a bundle was made from: a file beside it."""
+
+    weights: str
+    sources: dict[str, str] = {}
+    captions_sha256: str = ""
+    trained_sha256: str = ""  # of the mini-world's weights files
+
+
+def check_extractors(names: Sequence[str]) -> None:
+    """Raises UsageError on a name of no single extractor."""
+    for name in names:
+        if name not in SINGLE and name not in VARIANTS:
+            raise UsageError(f"there is no single extractor {name!r}; known: {', '.join([*SINGLE, *VARIANTS])}")
 
 
 def extract_all(request: ExtractionRequest, progress: Progress) -> dict[str, Any]:
-    """Every extractor's state: its extraction's report, or why there is none. Raises CommandFailed."""
-    for name in request.extractors:
-        if name not in SINGLE and name not in VARIANTS:
-            raise UsageError(f"there is no single extractor {name!r}; known: {', '.join([*SINGLE, *VARIANTS])}")
+    """Every extractor's state: its extraction's report, or ``status`` and ``why`` where there is none.
+
+    Raises what the last one failed of when none could be extracted, with its exit code; UsageError on an
+    unknown name.
+    """
+    check_extractors(request.extractors)
     done: dict[str, Any] = {}
+    failed: CommandFailed | None = None
     for name in request.extractors:
         progress.describe(name)
-        done[name] = _extract_one(request, name)
+        try:
+            done[name] = _extract_one(request, name)
+        except CommandFailed as error:
+            if error.status < 0 or error.status > 128:  # ended by a signal: the person, or the machine
+                raise
+            failed = error
+            done[name] = {"status": "not extracted", "why": error.said or error.message}
         progress.advance()
+    if failed is not None and all(report.get("status") == "not extracted" for report in done.values()):
+        raise _as_reported(failed)
     return done
+
+
+def _as_reported(failed: CommandFailed) -> FlamestError:
+    """The failure with the exit code of the command that failed."""
+    known: dict[int, type[FlamestError]] = {kind.exit_code: kind for kind in (UsageError, DataError, StorageError)}
+    if failed.status not in known:
+        return failed
+    return known[failed.status](f"no extractor could be used; the last said: {failed.said or failed.message}")
 
 
 def report_file(folder: Path, name: str) -> Path:
@@ -58,20 +100,106 @@ def report_file(folder: Path, name: str) -> Path:
 def _extract_one(request: ExtractionRequest, name: str) -> dict[str, Any]:
     marker = untrained_marker(request.folder, name)
     bundle = request.folder / "bundles" / name
-    if not bundle.is_dir():
+    store = request.folder / f"{name}.sqlite"
+    origin = _origin(request, name)
+    if not _is_current(bundle, origin, request):
+        building = bundle.with_name(f"{name}.new")
+        shutil.rmtree(building, ignore_errors=True)
         try:
-            run_command("export", *_export_arguments(request, name, bundle))
+            run_command("export", *_export_arguments(request, name, building))
         except CommandFailed as error:
             if error.reported != "untrained":
                 raise
             write_atomic(marker, error.message.encode())
             return {"status": "untrained"}
+        _replace(bundle, building, store)
+        write_atomic(_origin_file(bundle), msgspec.json.encode(origin))
     marker.unlink(missing_ok=True)
-    store = request.folder / f"{name}.sqlite"
     report = run_command("agent", "extract", "--bundle", bundle, "--videos", request.videos, "--store", store)
     if report.get("extracted"):
         write_atomic(report_file(request.folder, name), json.dumps(report, indent=1).encode())
     return report
+
+
+def _origin_file(bundle: Path) -> Path:
+    return bundle.with_name(f"{bundle.name}.origin.json")
+
+
+def _networks(name: str) -> tuple[str, ...]:
+    from ...export.extractors import find_extractor
+
+    return tuple(find_extractor("blip" if name in VARIANTS else name).needed_networks)
+
+
+def _origin(request: ExtractionRequest, name: str) -> BundleOrigin:
+    networks = _networks(name)
+    given = {network: source for network, source in request.sources.items() if network in networks}
+    captions = request.captions if name == "clip" else None
+    return BundleOrigin(
+        request.weights, given, "" if captions is None else _file_digest([captions]), _trained_digest(request, networks)
+    )
+
+
+def _trained_digest(request: ExtractionRequest, networks: Sequence[str]) -> str:
+    """Of the mini-world's weights that these networks would be made of, so that a new training is noticed."""
+    from ...export.small_networks import SMALL_FORMS, weights_file
+
+    used = [name for name in networks if request.sources.get(name, request.weights) == MINIWORLD]
+    return _file_digest([weights_file(name) for name in used if name == "blip" or name in SMALL_FORMS])
+
+
+def _file_digest(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            digest.update(path.read_bytes() + b"\0")
+        except FileNotFoundError:
+            digest.update(b"missing\0")
+    return digest.hexdigest() if paths else ""
+
+
+def _is_current(bundle: Path, origin: BundleOrigin, request: ExtractionRequest) -> bool:
+    """Whether the bundle is there and made from what is asked for; a default takes what there is."""
+    if not bundle.is_dir():
+        return False
+    try:
+        made = msgspec.json.decode(_origin_file(bundle).read_bytes(), type=BundleOrigin)
+    except (FileNotFoundError, msgspec.DecodeError):
+        made = _from_manifest(bundle, origin)
+    if not request.chosen and not request.sources and request.captions is None:
+        return made.weights != origin.weights or made.trained_sha256 in ("", origin.trained_sha256)
+    same_captions = made.captions_sha256 == origin.captions_sha256 or request.captions is None
+    same_weights = (made.weights == origin.weights or not request.chosen) and made.sources == origin.sources
+    return same_weights and same_captions and made.trained_sha256 in ("", origin.trained_sha256)
+
+
+def _from_manifest(bundle: Path, origin: BundleOrigin) -> BundleOrigin:
+    """What a bundle without a record seems to be made from: the names of its sources."""
+    from ...runtime.manifest import read_manifest
+
+    names = {source.name for source in read_manifest(bundle).sources.values()}
+    said = names.pop() if len(names) == 1 else ""
+    self_contained = said == MINIWORLD or said.startswith("random:")
+    weights = said if self_contained else "published"
+    sources = origin.sources if said in origin.sources.values() else {}
+    return BundleOrigin(weights, sources)
+
+
+def _replace(bundle: Path, building: Path, store: Path) -> None:
+    """Put the new bundle in place; where it makes other numbers, the old one's store is kept under another name."""
+    from ...runtime.manifest import read_manifest
+
+    if bundle.is_dir():
+        before, now = read_manifest(bundle).fingerprint, read_manifest(building).fingerprint
+        if before != now:
+            for end in ("", "-wal", "-shm"):
+                old = store.with_name(store.name + end)
+                if old.is_file():
+                    old.rename(store.with_name(f"{store.stem}.{before[:12]}.sqlite{end}"))
+            report_file(store.parent, store.stem).unlink(missing_ok=True)
+        shutil.rmtree(bundle)
+    if building.is_dir():
+        building.rename(bundle)
 
 
 def _export_arguments(request: ExtractionRequest, name: str, bundle: Path) -> list[str | Path]:
@@ -79,11 +207,14 @@ def _export_arguments(request: ExtractionRequest, name: str, bundle: Path) -> li
     arguments: list[str | Path] = ["--backend", "onnx", *chosen, "--weights", request.weights, "--out", bundle]
     if request.captions is not None and name == "clip":
         arguments += ["--captions", request.captions]
+    for network in _networks(name) if request.sources else ():
+        if network in request.sources:
+            arguments += [f"--{network}", request.sources[network]]
     return arguments
 
 
 def miniworld_videos(folder: Path) -> Path:
-    """The experiments' mini-world in ``folder``, rendered when it is not there."""
+    """The experiments' mini-world in ``folder``, rendered when it is not there (whole or not at all)."""
     if not (folder / "labels.csv").is_file():
         from ..miniworld import MOTIONS, OBJECTS, render_dataset
 
@@ -91,6 +222,16 @@ def miniworld_videos(folder: Path) -> Path:
         with progress_bar("rendering the mini-world", clips, unit="clips") as progress:
             render_dataset(folder, groups=MINIWORLD_GROUPS, seed=MINIWORLD_SEED, progress=progress)
     return folder
+
+
+def stored_clips(store: Path) -> int:
+    """How many clips' features of its largest kind are in the store; 0 without one."""
+    from ...agent.store import FeatureStore
+
+    if not store.is_file():
+        return 0
+    with FeatureStore.open(store, create=False, read_only=True) as opened:
+        return max((kind.clips for kind in opened.kinds()), default=0)
 
 
 def default_weights(dataset: str) -> str:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ...base.errors import MissingExtra, UsageError
+from ...base.errors import DataError, MissingExtra, UsageError
 from .estimates import estimate
 from .features import NAMES, READY, ExperimentData, table_name
 from .jobs import Job, Results, finished
@@ -18,6 +18,7 @@ from .plans import TABLE_ORDER, seeded
 from .settings import Context
 from .tables import GIVEN, Row, TableResult, interval_notes
 
+FEWEST_SHOWN = 4  # clips of each class
 Points = npt.NDArray[np.float32]
 Projection = Callable[[Points], Points]  # [n, D] -> [n, 2]
 # The paper's classes (section 5.7), as the data sets name their folders.
@@ -101,6 +102,8 @@ def classes_to_show(context: Context) -> tuple[tuple[str, ...], ...]:
     object and one that shares the motion. Raises UsageError on a class that is not there."""
     labels = context.data.labels
     asked = context.settings.classes or PAPER_CLASSES.get(context.settings.dataset, ())
+    if context.settings.classes and len(set(asked)) < 2:
+        raise UsageError(f"--classes {','.join(asked)}: expected two classes or more, with commas between")
     if asked:
         missing = sorted(set(asked) - set(labels))
         if not missing:
@@ -114,6 +117,19 @@ def classes_to_show(context: Context) -> tuple[tuple[str, ...], ...]:
     if same_object and same_motion:
         return ((first, same_object), (first, same_motion))
     return ((labels[0], labels[1]),)
+
+
+def check_classes(context: Context) -> None:
+    """Raises DataError where a class of the figure has too few clips for it, UsageError as classes_to_show."""
+    data = context.data
+    for name in (name for pair in classes_to_show(context) for name in pair):
+        clips = int((data.y == data.labels.index(name)).sum())
+        if clips < FEWEST_SHOWN:
+            raise DataError(
+                f"class {name} has {clips} clips, figure 4 needs {FEWEST_SHOWN} or more of each",
+                fix="choose two classes with more clips: --classes A,B",
+                code="too_few_clips",
+            )
 
 
 def embedding_panels(data: ExperimentData, classes: Sequence[str], project: Projection) -> list[Panel]:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ...base.errors import UsageError
+from ...agent.clips import find_clips
+from ...base.errors import DataError, UsageError
+from ...base.files import printable_path
 from ...base.progress import progress_bar
 from ...base.shutdown import Shutdown
 from ..datasets import KNOWN, find_videos
+from ..silos import is_miniworld
 from .commands import Desk
-from .extraction import ExtractionRequest, default_weights, extract_all, miniworld_videos
+from .extraction import (
+    ExtractionRequest,
+    check_extractors,
+    default_weights,
+    extract_all,
+    miniworld_videos,
+    stored_clips,
+)
 from .features import SINGLE, VARIANTS, FeatureSource, open_features, untrained_marker
 from .given import read_given
 from .numbers import MINIWORLD
@@ -42,6 +52,32 @@ class Request:
     results: Path | None = None
     classes: tuple[str, ...] = ()
     jobs: int = 1
+    captions: Path | None = None  # CLIP's, where features are extracted first
+    fingerprint: str | None = None  # of the features, where a store holds several kinds
+    precision: str | None = None
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What ``extract`` was asked for."""
+
+    out: Path
+    dataset: str = ""
+    videos: Path | None = None  # None: the mini-world's, rendered where they are missing
+    weights: str = ""  # "": the data set's
+    names: tuple[str, ...] = ()  # all by default
+    captions: Path | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)  # by network, in place of ``weights``
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """``weights``: those that were used; ``reports``: by extractor; ``warnings``: how the videos differ from the
+    whole data set."""
+
+    weights: str
+    reports: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 def open_desk(request: Request) -> Desk:
@@ -49,51 +85,87 @@ def open_desk(request: Request) -> Desk:
 
     Raises UsageError on a name that does not exist, DataError when there are no features.
     """
-    if request.dataset and request.dataset not in SCALES:
-        raise UsageError(f"--dataset {request.dataset}: expected one of {', '.join(SCALES)}")
+    _check_dataset(request.dataset)
+    if request.split and request.split not in SPLITS:
+        raise UsageError(f"--split {request.split}: expected one of {', '.join(SPLITS)}")
+    if request.results is not None and not request.results.is_dir():
+        raise UsageError(
+            f"--results {request.results}: there is no such folder",
+            fix="give the folder that flamest-experiment kd or actionclip wrote with --out",
+        )
+    settings = _settings(request)
     source = _source(request)
     data = open_features(source)
-    settings = _settings(request)
     context = Context(data, settings, read_given(request.results, request.dataset))
     place = Workplace(source, request.out / "runs", settings.dataset, request.videos, request.jobs)
     return Desk(context, place, request.out, Shutdown.on_signals())
 
 
-def extract_features(
-    dataset: str, videos: Path | None, out: Path, weights: str, names: Sequence[str], captions: Path | None
-) -> dict[str, Any]:
-    """Every single extractor's features into ``out``/features. Raises as the two commands behind it do."""
+def extract_features(asked: Extraction) -> Extracted:
+    """Every single extractor's features into ``out``/features.
+
+    Everything that can be refused is refused before anything is rendered. Raises UsageError, DataError
+    and StorageError so, and what ``extract_all`` raises.
+    """
+    _check_dataset(asked.dataset)
+    check_extractors(asked.names)
+    if asked.captions is not None and not asked.captions.is_file():
+        raise UsageError(f"--captions {asked.captions}: there is no such file")
+    dataset, videos = asked.dataset, asked.videos
+    warnings: tuple[str, ...] = ()
+    if videos is None:
+        if dataset not in ("", MINIWORLD):
+            raise UsageError(f"extract needs --videos DIR for {dataset}; only miniworld is rendered")
+        dataset, videos = MINIWORLD, miniworld_videos(asked.out / "videos")
+    elif dataset in KNOWN:
+        warnings = find_videos(KNOWN[dataset], videos).warnings
+    elif not find_clips(videos):
+        raise DataError(
+            f"{printable_path(videos)} holds no clips", fix="arrange them as LABEL/clip.ext in --videos DIR"
+        )
+    if not dataset and is_miniworld(videos):
+        dataset = MINIWORLD
+    folder = asked.out / "features"
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = asked.weights or default_weights(dataset)
+    wanted = asked.names or (*SINGLE, *VARIANTS)
+    request = ExtractionRequest(folder, videos, weights, wanted, asked.captions, asked.sources, bool(asked.weights))
+    with progress_bar("extracting", len(wanted), unit="extractors") as progress:
+        return Extracted(weights, extract_all(request, progress), warnings)
+
+
+def _check_dataset(dataset: str) -> None:
     if dataset and dataset not in SCALES:
         raise UsageError(f"--dataset {dataset}: expected one of {', '.join(SCALES)}")
-    if videos is None:
-        if dataset != MINIWORLD:
-            raise UsageError(
-                f"extract needs --videos DIR for {dataset or 'your own clips'}; only miniworld is rendered"
-            )
-        videos = miniworld_videos(out / "videos")
-    elif dataset in KNOWN:
-        find_videos(KNOWN[dataset], videos)
-    folder = out / "features"
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = tuple(names) or (*SINGLE, *VARIANTS)
-    request = ExtractionRequest(folder, videos, weights or default_weights(dataset), wanted, captions)
-    with progress_bar("extracting", len(wanted), unit="extractors") as progress:
-        return extract_all(request, progress)
 
 
 def _source(request: Request) -> FeatureSource:
+    kind = FeatureSource(fingerprint=request.fingerprint, precision=request.precision)
     if request.store is not None:
-        return FeatureSource(folder=request.store) if request.store.is_dir() else FeatureSource(store=request.store)
+        given = request.store
+        return replace(kind, folder=given) if given.is_dir() else replace(kind, store=given)
     folder = request.out / "features"
-    if request.videos is not None or (request.dataset == MINIWORLD and not folder.is_dir()):
-        missing = [
-            name
-            for name in (*SINGLE, *VARIANTS)
-            if not (folder / f"{name}.sqlite").is_file() and not untrained_marker(folder, name).is_file()
-        ]
-        if missing:
-            extract_features(request.dataset, request.videos, request.out, "", missing, None)
-    return FeatureSource(folder=folder)
+    missing = _unfinished(request, folder)
+    if missing:
+        asked = Extraction(request.out, request.dataset, request.videos, "", missing, request.captions)
+        extract_features(asked)
+    return replace(kind, folder=folder)
+
+
+def _unfinished(request: Request, folder: Path) -> tuple[str, ...]:
+    """The extractors whose store is missing or holds fewer clips than the videos are.
+
+    Without videos nothing is missing, but the mini-world's on a machine that has no features yet.
+    """
+    every = (*SINGLE, *VARIANTS)
+    if request.videos is None:
+        return every if request.dataset == MINIWORLD and not folder.is_dir() else ()
+    clips = len(find_clips(request.videos))
+    return tuple(
+        name
+        for name in every
+        if not untrained_marker(folder, name).is_file() and stored_clips(folder / f"{name}.sqlite") < clips
+    )
 
 
 def _settings(request: Request) -> Settings:
@@ -104,8 +176,6 @@ def _settings(request: Request) -> Settings:
         "learning_rate": request.learning_rate,
     }
     train = msgspec.structs.replace(scale.train, **{name: value for name, value in asked.items() if value is not None})
-    if request.split and request.split not in SPLITS:
-        raise UsageError(f"--split {request.split}: expected one of {', '.join(SPLITS)}")
     split = SplitRule(request.split) if request.split else scale.split  # type: ignore[arg-type]
     return Settings(
         request.dataset,

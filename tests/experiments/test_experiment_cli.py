@@ -14,6 +14,7 @@ from flamest.experiments import cli
 from flamest.experiments.paper import commands, extraction, request
 from flamest.experiments.paper.extraction import ExtractionRequest, extract_all
 from flamest.experiments.paper.features import untrained_marker
+from flamest.experiments.paper.request import Extraction
 from flamest.experiments.paper.settings import SCALES
 from flamest.experiments.processes import CommandFailed
 from typer.testing import CliRunner
@@ -91,7 +92,7 @@ def test_what_cannot_be_is_said_with_its_exit_code(tmp_path: Path, folder: Path,
     assert said["exit_code"] in (UsageError.exit_code, 65)
 
 
-def test_an_untrained_network_leaves_a_marker_and_any_other_failure_stops(
+def test_an_untrained_network_leaves_a_marker_and_a_failure_of_all_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = []
@@ -126,7 +127,10 @@ def test_an_untrained_network_leaves_a_marker_and_any_other_failure_stops(
 
 def test_extract_refuses_names_that_are_no_single_extractor(tmp_path: Path) -> None:
     with pytest.raises(FlamestError, match="no single extractor 'blip\\+slow'"):
-        request.extract_features("", tmp_path, tmp_path / "out", "random:tiny", ("blip+slow",), None)
+        request.extract_features(
+            Extraction(tmp_path / "out", videos=tmp_path, weights="random:tiny", names=("blip+slow",))
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_papers_settings_are_the_defaults_of_its_data_sets() -> None:
