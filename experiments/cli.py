@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..base.console import command
-from ..base.errors import UsageError
+from ..base.errors import DataError, UsageError
 from .rivals.cli import actionclip, kd
 
 if TYPE_CHECKING:
@@ -49,6 +49,18 @@ SUMMARIES = {
     "beyond": "Options beyond the paper, each against the baseline, over the seeds.",
     "all": "Everything above, and one self-contained page, OUT/report.html.",
 }
+# Options that an experiment sets itself.
+UNUSED = {
+    "table1": ("rounds", "epochs", "seeds", "silos"),
+    "table3": ("rounds",),
+    "table4": ("rounds",),
+    "table7": ("epochs",),
+    "table8": ("silos",),
+    "figure2": ("rounds",),
+    "figure3": ("rounds", "epochs"),
+    "cross-validation": ("seeds",),
+}
+CLASSES = {"miniworld": 25, "ucf101": 101, "hmdb51": 51}
 DATASETS = ("miniworld", "ucf101", "hmdb51")
 SourceOption = Annotated[
     str, typer.Option(metavar="SRC", help="This network's own source, in place of --weights, as flamest-export has it.")
@@ -81,9 +93,11 @@ def _experiment(name: str) -> Callable[..., None]:
         seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions; mean and interval are over them.")] = None,
         rounds: Annotated[int | None, typer.Option(min=1, help="Communication rounds.")] = None,
         epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round.")] = None,
-        batch_size: Annotated[int | None, typer.Option(min=1)] = None,
-        learning_rate: Annotated[float | None, typer.Option(min=1e-9)] = None,
-        silos: Annotated[int, typer.Option(min=1, help="Silos, where the table does not vary them.")] = 4,
+        batch_size: Annotated[int | None, typer.Option(min=1, help="Clips per step of training.")] = None,
+        learning_rate: Annotated[float | None, typer.Option(min=1e-9, help="Adam's.")] = None,
+        silos: Annotated[
+            int | None, typer.Option(min=1, help="Silos, where the table does not vary them; 4 by default.")
+        ] = None,
         beta: Annotated[float, typer.Option(min=0.001, help="Dirichlet parameter of Non-IID.")] = 0.6,
         split: Annotated[
             str, typer.Option(help="groups, paper, official-1, -2 or -3; by default the data set's.")
@@ -102,13 +116,16 @@ def _experiment(name: str) -> Callable[..., None]:
         ] = None,
         as_json: JsonOption = False,
     ) -> dict[str, Any]:
+        _refuse_unused(name, {"rounds": rounds, "epochs": epochs, "seeds": seeds, "silos": silos})
         from .paper.request import Request, open_desk
 
         request = Request(
-            store, dataset, videos, out, seeds, rounds, epochs, batch_size, learning_rate, silos, beta, split, results,
-            tuple(part.strip() for part in classes.split(",") if part.strip()), jobs, captions,
+            store, dataset, videos, out, seeds, rounds, epochs, batch_size, learning_rate, silos or 4, beta, split,
+            results, tuple(part.strip() for part in classes.split(",") if part.strip()), jobs, captions,
             fingerprint, precision,
         )  # fmt: skip
+        if name == "table1" and store is None and videos is None and not (out / "features").is_dir():
+            return _count(dataset, out, as_json)
         desk = open_desk(request)
         return _run_all(desk, as_json) if name == "all" else _run_one(name, desk, as_json)
 
@@ -116,13 +133,39 @@ def _experiment(name: str) -> Callable[..., None]:
     return run
 
 
+def _refuse_unused(name: str, given: dict[str, int | None]) -> None:
+    """An option that this experiment has no use for would be a misunderstanding."""
+    for option in UNUSED.get(name, ()):
+        if given[option] is not None:
+            raise UsageError(f"--{option} {given[option]}: {name} sets that itself", fix=f"leave --{option} out")
+
+
+def _count(dataset: str, out: Path, as_json: bool) -> dict[str, Any]:
+    """Table 1 on a machine without features: it counts networks."""
+    from .paper.resources import table1
+    from .paper.tables import write_table
+
+    result = table1(CLASSES.get(dataset, 101))
+    out.mkdir(parents=True, exist_ok=True)
+    write_table(result, out)
+    _show(result, as_json)
+    from .paper.commands import as_rows
+
+    return {"experiment": "table1", "rows": as_rows(result), "out": str(out), "measured_on": {}}
+
+
 def _run_one(name: str, desk: Desk, as_json: bool) -> dict[str, Any]:
-    from .paper.commands import as_rows, run_experiment, summary
+    from .paper.commands import TABLES, as_rows, run_experiment, summary
+    from .paper.tables import GIVEN, MEASURED
 
     result = run_experiment(name, desk).result
     _show(result, as_json)
     if not as_json:
         print(f"written: {desk.out / result.name}.json, .csv, .png, .svg")
+    if name in TABLES and not any(row.status in (MEASURED, GIVEN) for row in result.rows):
+        raise DataError(
+            f"{name}: nothing was measured; every row says why", fix="see the rows above", code="nothing_measured"
+        )
     return {"experiment": name, "rows": as_rows(result), "out": str(desk.out), "measured_on": summary(desk.context)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -23,6 +24,17 @@ class GivenRun(msgspec.Struct, frozen=True):
     curve: tuple[float, ...] = ()  # test accuracy
     train_curve: tuple[float, ...] = ()
     scale: str = ""
+    settings: dict[str, Any] = {}
+
+    @property
+    def how(self) -> str:
+        """What differs from the table's own rows: the test clips are whole groups; KD's silos."""
+        federated = self.settings.get("federated")
+        dealt = ""
+        if isinstance(federated, dict) and "beta" in federated:
+            beta = federated["beta"]
+            dealt = ", silos IID" if beta is None else f", silos by Dirichlet {beta}, not IID"
+        return f"tested on held-out groups{dealt}"
 
 
 class GivenRuns(msgspec.Struct, frozen=True):
@@ -50,6 +62,7 @@ def _read(path: Path, dataset: str) -> GivenRun | None:
     if dataset and run.dataset != dataset:
         raise DataError(
             f"{printable_path(path)} was measured on {run.dataset}, this is {dataset}",
-            fix="give the --results folder of the same data set",
+            fix="give the --results folder of the same data set; where it is the same, run kd or actionclip with "
+            f"--dataset {dataset} (it goes on from its checkpoints)",
         )
     return run

@@ -283,7 +283,7 @@ def _extractor_lines(context: Context, printed: dict[str, PaperValue], job: Job)
 
 
 def _rival(given: GivenRun | None, name: str, printed: PaperValue | None) -> Line:
-    note = f"{given.scale} networks, one seed" if given and given.scale else ""
+    note = f"{given.scale} networks, one seed, {given.how}" if given and given.scale else ""
     return Line(name, paper=printed, status="" if given else NOT_RUN, note=note, given=given)
 
 

@@ -18,7 +18,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 Videos = Annotated[Path, typer.Option("--videos", help="Labelled clips: LABEL/clip.ext, or a labels.csv.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the result file and the checkpoints.")]
 ScaleOption = Annotated[str, typer.Option("--scale", help="small (2 cores, minutes) or full (a GPU, days).")]
-Dataset = Annotated[str, typer.Option("--dataset", help="Name in the result; the folder's by default.")]
+Dataset = Annotated[
+    str,
+    typer.Option(
+        "--dataset", help="Name in the result; miniworld where the clips are its own, else the folder's by default."
+    ),
+]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs: of each of KD's three networks, or of CLIP.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the splits, the first weights, the order and the crops.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Of PyTorch on the CPU.")]
@@ -75,7 +80,7 @@ def kd(
         scale=scale,  # type: ignore[arg-type]
         settings=settings,
         central=central,
-        dataset=dataset,
+        dataset=dataset or _detected(videos),
         seed=seed,
         threads=threads,
         device=_one_of("device", device, "auto", "cpu", "cuda"),  # type: ignore[arg-type]
@@ -122,7 +127,7 @@ def actionclip(
         scale=scale,  # type: ignore[arg-type]
         settings=settings,
         clip=clip,
-        dataset=dataset,
+        dataset=dataset or _detected(videos),
         seed=seed,
         threads=threads,
         device=_one_of("device", device, "auto", "cpu", "cuda"),  # type: ignore[arg-type]
@@ -133,6 +138,12 @@ def actionclip(
 
 def main() -> None:
     app()
+
+
+def _detected(videos: Path) -> str:
+    from ..silos import is_miniworld
+
+    return "miniworld" if is_miniworld(videos) else ""
 
 
 def _say(result: RivalResult) -> dict[str, Any]:
