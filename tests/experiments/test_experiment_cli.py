@@ -92,6 +92,34 @@ def test_what_cannot_be_is_said_with_its_exit_code(tmp_path: Path, folder: Path,
     assert said["exit_code"] in (UsageError.exit_code, 65)
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("table3", "--rounds"), ("table7", "--epochs"), ("cross-validation", "--seeds"), ("table8", "--silos")],
+)
+def test_an_option_that_an_experiment_has_no_use_for_is_refused(folder: Path, tmp_path: Path, name, option) -> None:
+    said = run(name, option, "5", "--store", folder, "--out", tmp_path / "out")
+    assert said["error"]["message"].startswith(f"{option} 5: {name}")
+    assert said["exit_code"] == UsageError.exit_code
+    assert not (tmp_path / "out" / f"{name}.json").exists()
+
+
+def test_a_results_folder_that_is_not_there_is_an_error_and_not_a_row_without_figures(
+    folder: Path, tmp_path: Path
+) -> None:
+    said = run("table2", "--store", folder, "--out", tmp_path / "out", "--results", tmp_path / "absent")
+    assert "no such folder" in said["error"]["message"]
+
+
+def test_table_1_needs_no_features(tmp_path: Path) -> None:
+    rows = {row["name"]: row for row in run("table1", "--dataset", "hmdb51", "--out", tmp_path / "out")["rows"]}
+    assert rows["BLIP+Slow"]["last"] == 279_868_172
+
+
+def test_figure_4_of_one_class_is_refused_before_anything_is_drawn(folder: Path, tmp_path: Path) -> None:
+    said = run("figure4", "--classes", "ball_lifting", "--store", folder, "--out", tmp_path / "out")
+    assert "two classes" in said["error"]["message"]
+
+
 def test_an_untrained_network_leaves_a_marker_and_a_failure_of_all_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
