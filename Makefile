@@ -5,9 +5,10 @@ ROOMS := base export runtime fedproto agent coordinator experiments
 # mypy takes modules by name: their files would be named after the folder of this checkout.
 MODULES = $(shell find $(ROOMS) -name '*.py' ! -name '*_pb2*' | sed -e 's,/__init__.py,,' -e 's,.py$$,,' -e 's,/,.,g' -e 's,^,-m flamest.,')
 STAMP := $(VENV)/.flamest-dev
+RIG := build/tensorrt/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test check bench protos soak clean help
+.PHONY: setup demo rig test check bench protos soak clean help
 
 help:  ## say what each target does
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,7 +25,13 @@ demo: setup  ## the whole system on this machine: bundle, four silos, one coordi
 	@rm -rf demo-out
 	@$(VENV)/bin/flamest-demo --out demo-out
 
-test: setup  ## the test suite (soak tests left out)
+rig: $(RIG)  ## TensorRT's Python classes of three versions, for tests without a GPU (115 MB)
+
+$(RIG): tests/tensorrt_rig/install.py | $(STAMP)
+	@$(PY) tests/tensorrt_rig/install.py build/tensorrt
+	@touch $@
+
+test: setup rig  ## the test suite (soak tests left out)
 	$(PY) -m pytest -m "not soak" --durations=15
 
 check: setup  ## formatter, linter, types

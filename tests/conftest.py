@@ -6,6 +6,7 @@ certificates, a real server on loopback, and real links.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -129,6 +130,33 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     (folder.parent / "said.json").write_text(done.stdout.splitlines()[-1])
     return folder
+
+
+def _rig(version: str) -> Any:
+    """tests/tensorrt_rig/rig.py; tests are no package, so there is nothing to import it from."""
+    path = Path(__file__).parent / "tensorrt_rig" / "rig.py"
+    spec = importlib.util.spec_from_file_location("flamest_tests_tensorrt_rig", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    rig = module.Rig(version)
+    if rig.missing:
+        pytest.skip(rig.missing)
+    return rig
+
+
+@pytest.fixture(scope="session", params=["10.3", "10.16", "11.4"])
+def tensorrt_rig(request: pytest.FixtureRequest) -> Any:
+    """The genuine Python classes of TensorRT, three versions one after the other; no GPU, nothing computes."""
+    return _rig(request.param)
+
+
+@pytest.fixture(scope="session")
+def lean_rig() -> Any:
+    """The genuine lean runtime of TensorRT 11.4."""
+    return _rig("lean")
 
 
 @pytest.fixture
