@@ -1,90 +1,76 @@
-"""One ONNX graph, opened for running. All graphs run through here, the training step too."""
+"""One ONNX graph, opened for running: what every backend's session can do. The training step's too.
+
+A backend keeps arrays where it computes (host memory, a GPU): a ``Value`` is such an array. Results of
+one run feed the next, or another graph of the same backend, without a copy through the host.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ..base.errors import DataError, MissingExtra
-
 if TYPE_CHECKING:
-    import onnxruntime
+    from .backends.ort_cpu import OrtSession
 
 Array = npt.NDArray[Any]
 
 
-class Session:
-    """An opened graph: named arrays in, named arrays out.
+class Value(Protocol):
+    """An array that may live on a device. Not changed after it is made."""
 
-    Open with ``open_session``. Not tied to a thread; runs may overlap.
-    """
-
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        self._session = session
-        self.inputs: tuple[str, ...] = tuple(value.name for value in session.get_inputs())
-        self.outputs: tuple[str, ...] = tuple(value.name for value in session.get_outputs())
-
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Run once. ``feeds``: every input by name. Returns the wanted outputs (all when None)."""
-        names = list(self.outputs if outputs is None else outputs)
-        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
-
-    def run_values(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
-        """Like ``run`` on OrtValues (see ``as_value``): results feed another graph with no copy."""
-        names = list(self.outputs if outputs is None else outputs)
-        return dict(zip(names, self._session.run_with_ort_values(names, dict(feeds)), strict=True))
-
-    def bind(self) -> Any:
-        """A fresh onnxruntime IOBinding for loops that reuse their buffers."""
-        return self._session.io_binding()
-
-    def run_bound(self, binding: Any) -> None:
-        self._session.run_with_iobinding(binding)
+    def numpy(self) -> Array:
+        """On the host; waits until it is computed."""
 
 
-def as_value(array: Array) -> Any:
-    """An OrtValue over a copy of ``array``, owned by ONNX Runtime.
-
-    (A value made over NumPy's memory does not keep it alive: onnxruntime 1.32 reads freed memory.)
-    """
-    import onnxruntime
-
-    value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(array.shape), array.dtype.type, "cpu")
-    value.update_inplace(np.ascontiguousarray(array))
-    return value
+Feed: TypeAlias = Value | Array
 
 
-def open_session(graph: Path | bytes, *, threads: int | None = None, spin: bool = False) -> Session:
-    """Open an ONNX file (or its bytes) on the CPU.
+class Session(Protocol):
+    """An opened graph: named arrays in, named arrays out. One thread at a time, unless the backend says more."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+
+    @property
+    def where(self) -> str:
+        """What runs it, as the runtime itself says: "ONNX Runtime CPU", "TensorRT 10.16 on NVIDIA H100"."""
+
+    def value(self, of: Feed) -> Value:
+        """``of`` where this session computes: an array is copied, a Value of this backend comes back as it
+        is, a foreign one goes through the host."""
+
+    def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run once. ``feeds``: every input by name. Returns the wanted outputs (all when None) on the host."""
+
+    def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
+        """Like ``run``, and the results stay where they were computed. Each is a Value of its own: the next
+        run does not change it."""
+
+
+def wanted_outputs(session: Session, outputs: Sequence[str] | None) -> list[str]:
+    """The names that ``run`` and ``run_values`` return, in order."""
+    return list(session.outputs if outputs is None else outputs)
+
+
+def on_host(feed: Feed) -> Array:
+    """The feed as an array."""
+    return feed if isinstance(feed, np.ndarray) else feed.numpy()
+
+
+def open_session(graph: Path | bytes, *, threads: int | None = None, spin: bool = False) -> OrtSession:
+    """Open an ONNX file (or its bytes) on the CPU with ONNX Runtime, the rung that every machine has.
 
     ``threads``: how many cores one run may use (None: all that this process may use). ``spin``: idle
     threads wait busily, which is faster for many small runs and costs those who share the machine.
     Raises MissingExtra without onnxruntime, DataError when the graph cannot be loaded.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtra("onnxruntime", extra="agent") from error
+    from .backends.ort_cpu import OrtSession
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(_allowed_cores())
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    source = graph if isinstance(graph, bytes) else str(graph)
-    try:
-        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own exception types share no public base
-        name = "graph" if isinstance(graph, bytes) else str(graph)
-        raise DataError(f"{name} cannot be opened by ONNX Runtime: {error}", code="bad_graph") from error
-    return Session(session)
-
-
-def _allowed_cores() -> set[int]:
-    import os
-
-    return os.sched_getaffinity(0)
+    return OrtSession.open(graph, threads=threads, spin=spin)

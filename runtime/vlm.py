@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError, InvariantError
 from .manifest import MASKED, TextShape, VisionLanguage
-from .session import Session, as_value
+from .session import Feed, Session, Value
 
 TokenIds = tuple[int, ...]
 
@@ -24,7 +23,7 @@ TokenIds = tuple[int, ...]
 class ImageMemory:
     """What the text graph reads of a batch of frames: cross-attention keys and values per layer."""
 
-    values: Mapping[str, Any]  # OrtValues by input name: cross_key_NN, cross_value_NN
+    values: Mapping[str, Value]  # the text graph's own, by input name: cross_key_NN, cross_value_NN
     frames: int
 
 
@@ -56,7 +55,9 @@ class VisionLanguageModel:
 
     def look(self, pixels: npt.NDArray[np.float32]) -> ImageMemory:
         """Encode frames, float32 [B, 3, S, S] (already normalised), once for all that follows."""
-        return ImageMemory(self._vision.run_values({"pixels": as_value(pixels)}, self._cross), len(pixels))
+        seen = self._vision.run_values({"pixels": pixels}, self._cross)
+        # Once, not at every step: the vision graph may run on another backend than the text graph.
+        return ImageMemory({name: self._text.value(value) for name, value in seen.items()}, len(pixels))
 
     def caption_ids(self, memory: ImageMemory) -> list[TokenIds]:
         """Greedy captions: one tuple of token ids per frame, without start and end token.
@@ -99,32 +100,32 @@ class VisionLanguageModel:
             tokens[index, : len(row)] = row
         positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
         mask = _attention_mask(lengths, causal=reading.startswith("causal"))
-        feeds = {"token_ids": as_value(tokens), "positions": as_value(positions)}
+        feeds: dict[str, Feed] = {"token_ids": tokens, "positions": positions}
         if self._words is not None:
-            values = self._words.run_values({**feeds, "mask": as_value(mask[:, :, :1])}, ["hidden"])
+            values = self._words.run_values({**feeds, "mask": mask[:, :, :1]}, ["hidden"])
         else:
-            feeds |= {"mask": as_value(mask), **self._empty_past(len(rows)), **memory.values}
+            feeds |= {"mask": mask, **self._empty_past(len(rows)), **memory.values}
             values = self._text.run_values(feeds, ["hidden"])
         hidden: npt.NDArray[np.float32] = values["hidden"].numpy()
         read_at = lengths - 1 if reading == "causal-last" else np.zeros_like(lengths)
         return np.ascontiguousarray(hidden[np.arange(len(rows)), read_at])
 
     def _step(
-        self, memory: ImageMemory, tokens: npt.NDArray[np.int64], position: int, past: Mapping[str, Any]
-    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        self, memory: ImageMemory, tokens: npt.NDArray[np.int64], position: int, past: Mapping[str, Value]
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Value]]:
         """One token [B] further: logits float32 [B, vocabulary], and the past that the next step reads."""
-        feeds = {
-            "token_ids": as_value(tokens[:, None]),
-            "positions": as_value(np.full((len(tokens), 1), position, dtype=np.int64)),
-            "mask": as_value(np.zeros((len(tokens), 1, 1, position + 1), dtype=np.float32)),
+        feeds: dict[str, Feed] = {
+            "token_ids": tokens[:, None],
+            "positions": np.full((len(tokens), 1), position, dtype=np.int64),
+            "mask": np.zeros((len(tokens), 1, 1, position + 1), dtype=np.float32),
         }
         values = self._text.run_values({**feeds, **past, **memory.values}, ["logits", *self._present])
         following = {name: values[present] for name, present in zip(self._past, self._present, strict=True)}
         return values["logits"].numpy(), following
 
-    def _empty_past(self, rows: int) -> dict[str, Any]:
+    def _empty_past(self, rows: int) -> dict[str, Value]:
         shape = (rows, self._spec.text.heads, 0, self._spec.text.head_dim)
-        empty = as_value(np.empty(shape, dtype=np.float32))
+        empty = self._text.value(np.empty(shape, dtype=np.float32))
         return dict.fromkeys(self._past, empty)
 
 

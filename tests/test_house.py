@@ -24,7 +24,7 @@ MAY_IMPORT = {
 }
 HEAVY = {
     "torch", "torchvision", "transformers", "pytorchvideo", "tensorrt", "onnx", "onnxruntime", "openvino",
-    "av", "sklearn", "scipy", "PIL", "tokenizers", "grpc", "apsw", "cryptography",
+    "av", "sklearn", "scipy", "PIL", "tokenizers", "grpc", "apsw", "cryptography", "cuda",
 }  # fmt: skip
 COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 MODULES = sorted(
@@ -173,7 +173,7 @@ def test_every_direct_dependency_is_pinned_within_its_bounds_for_development():
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    not_installed = {"gpu", "tensorrt", "openvino"}  # hardware that no development machine has to have
+    not_installed = {"gpu", "tensorrt"}  # hardware that no development machine has to have
     words = [*project["dependencies"], *(word for name in set(extras) - not_installed for word in extras[name])]
     wanted = [Requirement(word) for word in words if not word.startswith("flamest[")]
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]

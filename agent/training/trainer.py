@@ -17,7 +17,8 @@ import numpy.typing as npt
 from ...base.errors import DataError
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import Evaluation, TrainSettings
-from ...runtime.session import Session, as_value, open_session
+from ...runtime.backends.ort_cpu import OrtSession, as_value
+from ...runtime.session import open_session
 from .graph import MOMENTS, NEXT, adam_scalars, forward_graph, training_step_graph
 from .table import FeatureTable
 from .writer import DType
@@ -59,7 +60,7 @@ class HeadTrainer:
         self._dtype: DType = dtype
         self._threads = threads
         self._forward = open_session(forward_graph(spec, dtype=dtype), threads=threads)
-        self._steps: dict[tuple[bool, bool], Session] = {}  # by (proximal, balanced)
+        self._steps: dict[tuple[bool, bool], OrtSession] = {}  # by (proximal, balanced)
 
     def train(
         self, params: Params, table: FeatureTable, settings: TrainSettings, *, seed: int, anchor: Anchor | None = None
@@ -111,7 +112,7 @@ class HeadTrainer:
         loss = float(-picked.mean()) if len(table) else math.nan
         return Evaluation(loss=loss, correct=hits, count=len(table))
 
-    def _step_session(self, *, proximal: bool, balanced: bool) -> Session:
+    def _step_session(self, *, proximal: bool, balanced: bool) -> OrtSession:
         kind = (proximal, balanced)
         if kind not in self._steps:
             graph = training_step_graph(self.spec, proximal=proximal, balanced=balanced, dtype=self._dtype)
@@ -136,7 +137,7 @@ class _StepLoop:
     """Two sets of buffers that take turns as a step's input and output: nothing is copied between steps."""
 
     def __init__(
-        self, session: Session, spec: HeadSpec, params: Params, dtype: DType, fixed: Mapping[str, npt.NDArray[Any]]
+        self, session: OrtSession, spec: HeadSpec, params: Params, dtype: DType, fixed: Mapping[str, npt.NDArray[Any]]
     ) -> None:
         self._session = session
         self._dtype = dtype

@@ -1,0 +1,85 @@
+"""ONNX Runtime on the CPU. It is the reference of all other backends, and runs the training step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ...base.errors import DataError, MissingExtra
+from ..session import Array, Feed, Value, on_host, wanted_outputs
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+class OrtSession:
+    """An opened graph (session.py). Its values are OrtValues. Not tied to a thread; runs may overlap."""
+
+    where = "ONNX Runtime CPU"
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self.inputs: tuple[str, ...] = tuple(value.name for value in session.get_inputs())
+        self.outputs: tuple[str, ...] = tuple(value.name for value in session.get_outputs())
+
+    @classmethod
+    def open(cls, graph: Path | bytes, *, threads: int | None, spin: bool = False) -> OrtSession:
+        """See ``open_session``."""
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtra("onnxruntime", extra="agent") from error
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        source = graph if isinstance(graph, bytes) else str(graph)
+        try:
+            return cls(onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]))
+        except Exception as error:  # onnxruntime's own exception types share no public base
+            name = "graph" if isinstance(graph, bytes) else str(graph)
+            raise DataError(f"{name} cannot be opened by ONNX Runtime: {error}", code="bad_graph") from error
+
+    def value(self, of: Feed) -> Value:
+        return cast(Value, of if _is_own(of) else as_value(on_host(of)))
+
+    def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        names = wanted_outputs(self, outputs)
+        arrays = {name: on_host(feed) for name, feed in feeds.items()}
+        return dict(zip(names, self._session.run(names, arrays), strict=True))
+
+    def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
+        names = wanted_outputs(self, outputs)
+        values = {name: self.value(feed) for name, feed in feeds.items()}
+        return dict(zip(names, self._session.run_with_ort_values(names, values), strict=True))
+
+    def bind(self) -> Any:
+        """A fresh onnxruntime IOBinding for loops that reuse their buffers."""
+        return self._session.io_binding()
+
+    def run_bound(self, binding: Any) -> None:
+        self._session.run_with_iobinding(binding)
+
+
+def as_value(array: Array) -> Any:
+    """An OrtValue over a copy of ``array``, owned by ONNX Runtime.
+
+    (A value made over NumPy's memory does not keep it alive: onnxruntime 1.32 reads freed memory.)
+    """
+    import onnxruntime
+
+    value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(array.shape), array.dtype.type, "cpu")
+    value.update_inplace(np.ascontiguousarray(array))
+    return value
+
+
+def _is_own(feed: Feed) -> bool:
+    import onnxruntime
+
+    return isinstance(feed, onnxruntime.OrtValue) and feed.device_name() == "cpu"

@@ -1,0 +1,201 @@
+"""Why a backend does not run a graph here: a code, what was seen, and what to type next.
+
+A refusal and an error are the same thing seen from two sides: the ladder collects refusals and goes
+one rung down; where nothing may fall back, ``Refusal.error`` is raised. docs/backends.md shows this table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+from ...base.errors import DataError, FlamestError, IdentityError, SettingsError
+
+
+class Code(StrEnum):
+    """Stable words: they stand in logs, in ``--json`` and in the documentation."""
+
+    # TensorRT
+    TRT_MISSING = "TRT_MISSING"
+    TRT_LIBS = "TRT_LIBS"
+    TRT_NO_BUILDER = "TRT_NO_BUILDER"
+    CUDA_BINDINGS = "CUDA_BINDINGS"
+    NO_DRIVER_OR_GPU = "NO_DRIVER_OR_GPU"
+    GPU_MEMORY = "GPU_MEMORY"
+    PLAN_MISSING = "PLAN_MISSING"
+    PLAN_HEADER = "PLAN_HEADER"
+    PLAN_VERSION = "PLAN_VERSION"
+    PLAN_GPU = "PLAN_GPU"
+    PLAN_REJECTED = "PLAN_REJECTED"
+    PLAN_BUILD = "PLAN_BUILD"
+    PLAN_REFIT = "PLAN_REFIT"
+    PROFILE_RANGE = "PROFILE_RANGE"
+    UNTRUSTED = "UNTRUSTED"
+    # ONNX Runtime
+    ORT_MISSING = "ORT_MISSING"
+    ORT_NO_CUDA = "ORT_NO_CUDA"
+    ORT_CUDA_LIBS = "ORT_CUDA_LIBS"
+    CPU_FALLBACK = "CPU_FALLBACK"
+    # OpenVINO
+    OPENVINO_MISSING = "OPENVINO_MISSING"
+    OPENVINO_REJECTED = "OPENVINO_REJECTED"
+    NOT_ASKED = "NOT_ASKED"
+    # all
+    PRECISION = "PRECISION"
+    BACKEND_FAILED = "BACKEND_FAILED"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a code means, what to do about it, and which error it is when nothing may take its place."""
+
+    meaning: str
+    fix: str
+    error: type[FlamestError]
+
+
+_ON_ANOTHER = "leave --require-backend out to let another backend run the graph, or add --backend onnxruntime"
+
+TABLE = MappingProxyType(
+    {
+        Code.TRT_MISSING: Entry(
+            "the Python package tensorrt is not installed", "pip install 'flamest[tensorrt]'", SettingsError
+        ),
+        Code.TRT_LIBS: Entry(
+            "tensorrt is installed, and one of its libraries cannot be loaded",
+            "pip install --force-reinstall 'flamest[tensorrt]', or put the folder of the library that is named into "
+            "LD_LIBRARY_PATH",
+            SettingsError,
+        ),
+        Code.TRT_NO_BUILDER: Entry(
+            "the TensorRT that is installed runs plans and cannot build any (lean or dispatch runtime)",
+            "pip install 'flamest[tensorrt]'",
+            SettingsError,
+        ),
+        Code.CUDA_BINDINGS: Entry(
+            "the Python package cuda-bindings, through which TensorRT's buffers are held, is not installed or does "
+            "not load",
+            "pip install 'flamest[tensorrt]'",
+            SettingsError,
+        ),
+        Code.NO_DRIVER_OR_GPU: Entry(
+            "there is no NVIDIA driver, or it sees no GPU",
+            "nvidia-smi shows what the driver sees; in a container: start it with --gpus all",
+            SettingsError,
+        ),
+        Code.GPU_MEMORY: Entry(
+            "the GPU has not enough free memory",
+            "nvidia-smi shows who holds it; free some, or run with --backend onnxruntime",
+            SettingsError,
+        ),
+        Code.PLAN_MISSING: Entry(
+            "the bundle holds no TensorRT plan of this graph",
+            "flamest-export --backend tensorrt --out DIR, on a machine with this GPU",
+            DataError,
+        ),
+        Code.PLAN_HEADER: Entry(
+            "the file does not begin as a TensorRT plan does",
+            "copy the bundle again from where it came, or export it again",
+            DataError,
+        ),
+        Code.PLAN_VERSION: Entry(
+            "the plan was built by another version of TensorRT than this machine has",
+            "flamest-export --backend tensorrt --out DIR, with this machine's TensorRT",
+            DataError,
+        ),
+        Code.PLAN_GPU: Entry(
+            "the plan was built for another GPU",
+            "flamest-export --backend tensorrt --out DIR, on this GPU; or with --hardware-compat ampere+",
+            DataError,
+        ),
+        Code.PLAN_REJECTED: Entry(
+            "TensorRT did not take the plan: it returned nothing, raised, crashed, or took too long",
+            "flamest-export --backend tensorrt --out DIR, on this machine; the evidence holds TensorRT's own words",
+            DataError,
+        ),
+        Code.PLAN_BUILD: Entry(
+            "TensorRT could not build a plan from the ONNX graph",
+            "flamest-export --check DIR names what TensorRT's parser does not know; or run with --backend onnxruntime",
+            DataError,
+        ),
+        Code.PLAN_REFIT: Entry(
+            "a plan without weights could not be given those of the ONNX graph beside it",
+            "flamest-export --backend tensorrt --out DIR, without --strip-weights",
+            DataError,
+        ),
+        Code.PROFILE_RANGE: Entry(
+            "an input is smaller or larger than the plan's optimisation profile allows",
+            "give sizes within the profile (flamest-export inspect DIR shows it), or run with --backend onnxruntime",
+            DataError,
+        ),
+        Code.UNTRUSTED: Entry(
+            "a hash or a signature is not what it should be: the file was not opened",
+            "copy the bundle again from where it came, or ask who signed it; do not edit its files",
+            IdentityError,
+        ),
+        Code.ORT_MISSING: Entry(
+            "the Python package onnxruntime is not installed", "pip install 'flamest[agent]'", SettingsError
+        ),
+        Code.ORT_NO_CUDA: Entry(
+            "the ONNX Runtime that is installed has no CUDA provider",
+            "pip uninstall onnxruntime && pip install 'flamest[gpu]'",
+            SettingsError,
+        ),
+        Code.ORT_CUDA_LIBS: Entry(
+            "ONNX Runtime's CUDA provider does not load: CUDA or cuDNN libraries are missing",
+            "pip install 'onnxruntime-gpu[cuda,cudnn]'",
+            SettingsError,
+        ),
+        Code.CPU_FALLBACK: Entry(
+            "a session that was to run on the GPU would have run on the CPU, wholly or in part",
+            "run with --backend onnxruntime to use the CPU knowingly",
+            SettingsError,
+        ),
+        Code.OPENVINO_MISSING: Entry(
+            "the Python package openvino is not installed", "pip install 'flamest[openvino]'", SettingsError
+        ),
+        Code.OPENVINO_REJECTED: Entry(
+            "OpenVINO could not read or compile the graph", "run with --backend onnxruntime", DataError
+        ),
+        Code.NOT_ASKED: Entry(
+            "the backend is left alone unless it is asked for by name", "add --backend NAME", SettingsError
+        ),
+        Code.PRECISION: Entry(
+            "the backend cannot compute in the precision that is asked for",
+            "flamest-export --precision fp32 --backend onnx --out DIR makes a bundle that every backend runs",
+            DataError,
+        ),
+        Code.BACKEND_FAILED: Entry("the backend failed in a way that has no code of its own", _ON_ANOTHER, DataError),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One backend, one graph, one reason."""
+
+    code: Code
+    evidence: str  # what was seen: versions, names, the runtime's own words
+    fix: str  # the next command to type
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.evidence}"
+
+    def error(self) -> FlamestError:
+        """The same as an error; its code is this refusal's and its exit code that of TABLE."""
+        return TABLE[self.code].error(f"{self.code}: {self.evidence}", fix=self.fix, code=self.code.value)
+
+    @classmethod
+    def of(cls, error: FlamestError) -> Refusal:
+        """What an error says, as a refusal: ``error()`` turned round; BACKEND_FAILED for foreign errors."""
+        if error.code in Code.__members__:
+            code = Code(error.code)
+            return cls(code, error.message.removeprefix(f"{code}: "), error.fix)
+        evidence = f"{error.code}: {error.message}"
+        return cls(Code.BACKEND_FAILED, evidence, error.fix or TABLE[Code.BACKEND_FAILED].fix)
+
+
+def refuse(code: Code, evidence: str, *, fix: str = "") -> Refusal:
+    """A refusal with the table's fix, unless there is a better one for this case."""
+    return Refusal(code, evidence or TABLE[code].meaning, fix or TABLE[code].fix)

@@ -1,0 +1,39 @@
+"""Every reason has a code, a meaning and a way out, and is an error with an exit code when it has to be."""
+
+import pickle
+
+import pytest
+from flamest.base.errors import DataError, FlamestError
+from flamest.runtime.backends.refusals import TABLE, Code, Refusal, refuse
+
+
+@pytest.mark.parametrize("code", Code)
+def test_every_code_has_a_meaning_and_a_next_command(code):
+    entry = TABLE[code]
+    assert entry.meaning
+    assert entry.meaning[-1] != "."
+    assert any(word in entry.fix for word in ("pip install", "flamest-", "--backend", "nvidia-smi", "copy the bundle"))
+    assert issubclass(entry.error, FlamestError)
+    assert entry.error.exit_code in (65, 77, 78)
+
+
+@pytest.mark.parametrize("code", Code)
+def test_a_refusal_becomes_an_error_and_comes_back_the_same(code):
+    refusal = refuse(code, "seen with own eyes")
+    error = refusal.error()
+    assert error.code == code.value
+    assert error.message == f"{code}: seen with own eyes"
+    assert error.fix == refusal.fix
+    assert Refusal.of(pickle.loads(pickle.dumps(error))) == refusal
+
+
+def test_an_error_without_a_code_of_the_table_keeps_what_it_said():
+    refusal = Refusal.of(DataError("the graph is cracked", code="bad_graph"))
+    assert refusal.code is Code.BACKEND_FAILED
+    assert "bad_graph: the graph is cracked" in refusal.evidence
+    assert refusal.fix
+
+
+def test_a_better_fix_takes_the_place_of_the_tables():
+    assert refuse(Code.PLAN_GPU, "built for sm_75").fix == TABLE[Code.PLAN_GPU].fix
+    assert refuse(Code.PLAN_GPU, "built for sm_75", fix="flamest-export --here").fix == "flamest-export --here"
