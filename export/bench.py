@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.bundle import open_bundle
-from ..runtime.manifest import Graph
+from ..runtime.graph_records import Graph
 from ..runtime.session import open_session
 
 

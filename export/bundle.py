@@ -20,13 +20,13 @@ from ..runtime.manifest import (
     CrossAttention,
     FileEntry,
     Manifest,
-    Parity,
     RetrievedCaption,
     Source,
     SpatioTemporal,
     VisionLanguage,
     encode_manifest,
 )
+from ..runtime.parity_records import Parity
 from .extractors import ExtractorEntry
 from .parts import (
     BLIP_STEPS,
@@ -111,7 +111,6 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Exported:
             schema=SCHEMA,
             created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             extractor=request.extractor.name,
-            precision="fp32",
             backend="onnx",
             extraction_seed=request.extraction_seed,
             graphs={name: graph for made in parts for name, graph in made.graphs.items()},
@@ -122,7 +121,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Exported:
             files=_list_files(folder),
             parity=Parity(
                 graphs={name: figures for made in parts for name, figures in made.parity.items()},
-                captions_equal=True,  # a caption that differs ends the export
+                captions_equal=sum(made.captions for made in parts),  # one that differs ends the export
                 captions=sum(made.captions for made in parts),
             ),
             versions=versions(),

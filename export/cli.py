@@ -32,7 +32,7 @@ from .extractors import DEFAULT_EXTRACTOR, EXTRACTORS, count_networks, count_par
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..runtime.manifest import GraphParity
+    from ..runtime.parity_records import GraphParity
 
 app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -139,10 +139,11 @@ def export(
         "extractor": manifest.extractor,
         "width": manifest.width,
         "fingerprint": manifest.fingerprint,
+        "precision": manifest.precision,
         "parameters": {part: source.parameters for part, source in manifest.sources.items()},
         "parameters_tied": {part: source.parameters_tied for part, source in manifest.sources.items()},
         "parity": _parity(manifest.parity.graphs),
-        "captions_equal": manifest.parity.captions_equal,
+        "captions_equal": manifest.parity.captions_equal == manifest.parity.captions,
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
         "seconds": round(done.seconds, 1),
     }
@@ -188,6 +189,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> dict[str, An
         "bundle": str(bundle),
         "fingerprint": manifest.fingerprint,
         "width": manifest.width,
+        "precision": manifest.precision,
         **msgspec.to_builtins(manifest),
     }
 
@@ -277,7 +279,10 @@ def doctor(as_json: JsonOption = False) -> dict[str, Any]:
 
 
 def _parity(graphs: Mapping[str, GraphParity]) -> dict[str, dict[str, float]]:
-    return {name: {"max_abs": graph.max_abs, "max_rel": graph.max_rel} for name, graph in graphs.items()}
+    return {
+        name: {"max_abs": graph.max_abs, "max_rel": graph.max_rel, "min_cosine": graph.min_cosine}
+        for name, graph in graphs.items()
+    }
 
 
 def main() -> None:

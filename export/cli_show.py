@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..runtime.manifest import GraphParity, Manifest
+    from ..runtime.manifest import Manifest
+    from ..runtime.parity_records import GraphParity
     from .extractors import ExtractorEntry
 
 
@@ -36,7 +37,9 @@ def show_manifest(bundle: Path, manifest: Manifest) -> None:
         )
     for name, graph in manifest.graphs.items():
         size, parity = manifest.files[graph.file].bytes / 1e6, manifest.parity.graphs[name]
-        print(f"  {name:13} {graph.file}, {size:.1f} MB, opset {graph.opset}, error {parity.max_rel:.1e}")
+        print(f"  {name:13} {graph.file}, {size:.1f} MB, {graph.precision}, error {parity.max_rel:.1e}")
+        for kind, operators in graph.ledger.items():
+            print(f"                {kind}: {', '.join(f'{count} {name}' for name, count in operators.items())}")
     print("  built with    " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import InvariantError, MissingExtra
-from ..runtime.manifest import AxisRange, Graph, Tensor
+from ..runtime.graph_records import AxisRange, Graph, Precision, Tensor
+from .precision.ledger import read_ledger
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,7 @@ class GraphPlan:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     axes: Mapping[str, AxisRange]
+    precision: Precision = "fp32"
 
 
 def write_graph(plan: GraphPlan, folder: Path) -> Graph:
@@ -74,7 +76,15 @@ def write_graph(plan: GraphPlan, folder: Path) -> Graph:
     path = folder / f"{plan.name}.onnx"
     onnx.save_model(model, str(path))
     onnx.checker.check_model(str(path), full_check=True)
-    return Graph(file=path.name, opset=OPSET, inputs=plan.inputs, outputs=plan.outputs, axes=dict(plan.axes))
+    return Graph(
+        file=path.name,
+        opset=OPSET,
+        inputs=plan.inputs,
+        outputs=plan.outputs,
+        axes=dict(plan.axes),
+        precision=plan.precision,
+        ledger=read_ledger(path),
+    )
 
 
 def _example(tensor: Tensor, sizes: Mapping[str, int]) -> torch.Tensor:

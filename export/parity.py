@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError, InvariantError
-from ..runtime.manifest import FramePreprocessing, GraphParity
+from ..runtime.manifest import FramePreprocessing
+from ..runtime.parity_records import GraphParity
 from .calibration import calibration_clips
 
 LIMIT = 1e-4  # largest relative error of any output
@@ -46,6 +47,7 @@ def summarise(graph: str, runs: list[Comparison]) -> GraphParity:
     if not mine:
         raise InvariantError(f"graph '{graph}' was never compared with PyTorch")
     max_abs = max_rel = 0.0
+    min_cosine = 1.0
     for run in mine:
         for name, expected in run.expected.items():
             largest = float(np.abs(expected).max())
@@ -65,4 +67,18 @@ def summarise(graph: str, runs: list[Comparison]) -> GraphParity:
                     code="parity_failed",
                 )
             max_abs, max_rel = max(max_abs, difference), max(max_rel, relative)
-    return GraphParity(max_abs=max_abs, max_rel=max_rel, batches=BATCHES)
+            min_cosine = min(min_cosine, float(row_cosines(run.got[name], expected).min()))
+    return GraphParity(
+        max_abs=max_abs, max_rel=max_rel, min_cosine=min_cosine, batches=BATCHES, ran_on="ONNX Runtime CPU"
+    )
+
+
+def row_cosines(got: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Cosine of each row, all that belongs to one clip taken as one vector: [B, …] twice -> float64 [B].
+
+    1.0 for rows of zeros on both sides, 0.0 for zeros on one.
+    """
+    a, b = (values.reshape(len(values), -1).astype(np.float64) for values in (got, expected))
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    same = (a == b).all(axis=1)
+    return np.where(same, 1.0, np.divide((a * b).sum(axis=1), lengths, out=np.zeros(len(a)), where=lengths > 0))

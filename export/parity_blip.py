@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError
-from ..runtime.manifest import MASKED, GraphParity, VisionLanguage
+from ..runtime.manifest import MASKED, VisionLanguage
+from ..runtime.parity_records import GraphParity
 from ..runtime.session import Session, open_session
 from ..runtime.vlm import TokenIds, VisionLanguageModel
 from .blip import key_values, layer_names, resumed, text_shape

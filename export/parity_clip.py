@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import DataError
-from ..runtime.manifest import GraphParity, RetrievedCaption
+from ..runtime.manifest import RetrievedCaption
+from ..runtime.parity_records import GraphParity
 from ..runtime.session import open_session
 from .clip import encode_captions, image_vectors
 from .parity import BATCHES, Comparison, pictures, summarise

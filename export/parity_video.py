@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..runtime.manifest import GraphParity
+from ..runtime.parity_records import GraphParity
 from ..runtime.session import open_session
 from .architectures import VideoForm
 from .calibration import calibration_clips

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import UsageError
 from ..base.files import write_atomic
 from ..base.progress import Progress
+from ..runtime.graph_records import Graph
 from ..runtime.manifest import (
     TOKENIZER_FILE,
     CaptionRule,
     FrameChoice,
-    Graph,
-    GraphParity,
     KeyframeRule,
     Reading,
     RetrievedCaption,
@@ -24,6 +23,7 @@ from ..runtime.manifest import (
     SpatioTemporal,
     VisionLanguage,
 )
+from ..runtime.parity_records import GraphParity
 from .architectures import FRAMES, VideoForm, parameter_counts
 from .blip import text_shape
 from .clip import encode_captions, hash_tokens, read_captions, tokenize_captions

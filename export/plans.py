@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.manifest import AxisRange, Tensor, TextShape
+from ..runtime.graph_records import AxisRange, Tensor
+from ..runtime.manifest import TextShape
 from .architectures import VideoForm
 from .blip import layer_names, text_module, text_shape, vision_module, words_module
 from .clip import clip_module

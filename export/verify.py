@@ -15,13 +15,13 @@ from ..base.progress import Progress
 from ..runtime.bundle import open_bundle
 from ..runtime.manifest import (
     KEYFRAMES_SOURCE,
-    GraphParity,
     Manifest,
     RetrievedCaption,
     Source,
     SpatioTemporal,
     VisionLanguage,
 )
+from ..runtime.parity_records import GraphParity
 from .clip import hash_tokens, tokenize_captions
 from .hub import is_hub_id
 from .parity_blip import compare_blip

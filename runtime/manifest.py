@@ -2,7 +2,8 @@
 
 Reading it needs no runtime and no numpy. An extractor has a vision-language part, a spatio-temporal
 part, or both; ``Manifest.needed_graphs`` says which graphs it runs. The graphs' tensor names are fixed
-here, in one place, for the exporter that writes them and the runtime that feeds them:
+here, in one place, for the exporter that writes them and the runtime that feeds them (records of a
+graph: graph_records.py; of the comparison with PyTorch: parity_records.py):
 
 ``vision``     pixels f32[batch, 3, S, S] -> per decoder layer NN:
                cross_key_NN   f32[batch, heads, head_dim, patches] (transposed, scaled by head_dim**-0.5)
@@ -29,13 +30,14 @@ from typing import Literal
 import msgspec
 
 from ..base.errors import DataError
+from .graph_records import Graph, Record
+from .parity_records import Calibration, Parity
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST_FILE = "bundle.json"
 TOKENIZER_FILE = "tokenizer.json"
 MASKED = -1e4  # added to an attention score to drop it; fits fp16
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
 CrossAttention = Literal["bidirectional", "causal-last", "causal-first"]
 Reading = Literal["bidirectional", "causal-last", "causal-first", "text"]
 Network = Literal["slow", "i3d", "resnet3d", "videomae"]
@@ -43,33 +45,7 @@ FrameChoice = Literal["keyframes", "uniform"]
 KEYFRAMES_SOURCE = "keyframes"  # in Manifest.sources where the bundle holds Slow's first layers and no more of it
 
 
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Strict and immutable: an unknown field in a manifest is an error."""
-
-
-class Tensor(_Record, frozen=True):
-    name: str
-    dtype: str  # numpy name: float32, int64, …
-    shape: tuple[int | str, ...]  # a word is a dynamic axis
-
-
-class AxisRange(_Record, frozen=True):
-    """What a dynamic axis may be; becomes an optimisation profile."""
-
-    smallest: int
-    usual: int
-    largest: int
-
-
-class Graph(_Record, frozen=True):
-    file: str
-    opset: int
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    axes: dict[str, AxisRange]  # by the word used in the shapes
-
-
-class FramePreprocessing(_Record, frozen=True):
+class FramePreprocessing(Record, frozen=True):
     """RGB frame -> float32[3, size, size]: resize, crop, (value / 255 - mean) / std.
 
     ``filter``: ``bicubic`` and ``bilinear-pillow`` as Pillow (antialiased, to whole byte values);
@@ -85,7 +61,7 @@ class FramePreprocessing(_Record, frozen=True):
     resized: tuple[int, int] | None = None  # height and width before the centre crop, whatever the aspect
 
 
-class KeyframeRule(_Record, frozen=True):
+class KeyframeRule(Record, frozen=True):
     """Paper eq. 3; NOTES decision 4: k-means over per-frame features of uniform candidates."""
 
     count: int  # K of the vision-language part; a spatio-temporal part may ask for another number
@@ -95,7 +71,7 @@ class KeyframeRule(_Record, frozen=True):
     space: str  # where the features are read, for people: "slow stem to res3, mean"
 
 
-class CaptionRule(_Record, frozen=True):
+class CaptionRule(Record, frozen=True):
     """Greedy decoding from ``start_id`` until ``end_id`` or ``max_new_tokens``."""
 
     start_id: int
@@ -106,7 +82,7 @@ class CaptionRule(_Record, frozen=True):
     max_new_tokens: int
 
 
-class TextShape(_Record, frozen=True):
+class TextShape(Record, frozen=True):
     layers: int
     heads: int
     head_dim: int
@@ -114,7 +90,7 @@ class TextShape(_Record, frozen=True):
     vocabulary: int
 
 
-class VisionLanguage(_Record, frozen=True, tag="vision-language"):
+class VisionLanguage(Record, frozen=True, tag="vision-language"):
     """Graphs ``vision`` and ``text``: caption of a frame, and caption and frame as one vector (NOTES decision 1).
 
     ``reading`` says how: ``bidirectional``, ``causal-last`` and ``causal-first`` read the caption with
@@ -129,7 +105,7 @@ class VisionLanguage(_Record, frozen=True, tag="vision-language"):
     captioned_frames: int = 1  # keyframes that are captioned; their embeddings are averaged
 
 
-class RetrievedCaption(_Record, frozen=True, tag="retrieved-caption"):
+class RetrievedCaption(Record, frozen=True, tag="retrieved-caption"):
     """Graph ``clip``: a frame's vector and that of the nearest of ``captions`` (NOTES decision 10).
 
     Captions were written beforehand and encoded once: their vectors are constants of the graph.
@@ -143,7 +119,7 @@ class RetrievedCaption(_Record, frozen=True, tag="retrieved-caption"):
     captioned_frames: int = 1
 
 
-class SpatioTemporal(_Record, frozen=True):
+class SpatioTemporal(Record, frozen=True):
     """Graph ``cnn``: the embedding of several frames in time order."""
 
     network: Network
@@ -154,7 +130,7 @@ class SpatioTemporal(_Record, frozen=True):
     pooling: str  # for people: "mean of the head's sliding windows"
 
 
-class Source(_Record, frozen=True):
+class Source(Record, frozen=True):
     """Where weights came from."""
 
     name: str  # as given: hub id, path's last part, random:full, random:tiny
@@ -165,30 +141,15 @@ class Source(_Record, frozen=True):
     licence: str
 
 
-class FileEntry(_Record, frozen=True):
+class FileEntry(Record, frozen=True):
     sha256: str
     bytes: int
 
 
-class GraphParity(_Record, frozen=True):
-    """Largest difference to PyTorch over the batches compared."""
-
-    max_abs: float
-    max_rel: float  # max |a - b| / max |b| per output, the largest of the outputs
-    batches: tuple[int, ...]
-
-
-class Parity(_Record, frozen=True):
-    graphs: dict[str, GraphParity]
-    captions_equal: bool
-    captions: int  # compared
-
-
-class Manifest(_Record, frozen=True):
+class Manifest(Record, frozen=True):
     schema: int
     created: str  # UTC, RFC 3339
     extractor: str  # "blip+slow"
-    precision: Precision
     backend: str  # "onnx"; a TensorRT bundle holds its ONNX graphs too
     extraction_seed: int
     graphs: dict[str, Graph]
@@ -199,6 +160,7 @@ class Manifest(_Record, frozen=True):
     files: dict[str, FileEntry]  # every file of the bundle but the manifest itself
     parity: Parity
     versions: dict[str, str]
+    calibration: Calibration | None = None  # None where all graphs are fp32
 
     @property
     def width(self) -> int:
@@ -216,13 +178,25 @@ class Manifest(_Record, frozen=True):
         return (*names, *(["cnn"] if self.cnn is not None else []))
 
     @property
+    def precision(self) -> str:
+        """What the graphs that make embeddings compute in: ``int8``, or ``cnn=int8,text=fp32`` where they differ.
+
+        Part of a feature's key in the store. Graph ``keyframes`` is fp32 in every bundle: it decides
+        which frames are seen.
+        """
+        of = {name: self.graphs[name].precision for name in sorted({*self.needed_graphs} - {"keyframes"})}
+        if len(set(of.values())) == 1:
+            return next(iter(of.values()))
+        return ",".join(f"{name}={precision}" for name, precision in of.items())
+
+    @property
     def needs_tokenizer(self) -> bool:
         """Whether captions are written, and TOKENIZER_FILE is in the bundle."""
         return isinstance(self.vlm, VisionLanguage)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides what an embedding means; not of precision or backend.
+        """SHA-256 of all that decides what an embedding means; not of precision, backend, plans or parity.
 
         Features of two bundles may be mixed exactly when their fingerprints are equal.
         """

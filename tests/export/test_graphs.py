@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import pytest
 from flamest.base.errors import InvariantError
-from flamest.runtime.manifest import MASKED, Tensor, read_manifest
+from flamest.runtime.graph_records import Tensor
+from flamest.runtime.manifest import MASKED, read_manifest
 from flamest.runtime.session import open_session
 
 GRAPHS = ("vision", "text", "cnn", "keyframes")
@@ -121,3 +122,10 @@ def test_a_graph_of_another_shape_than_promised_is_refused(tmp_path, tiny_slow):
     with pytest.raises(InvariantError, match=r"output features has shape .*128.*expected .*127"):
         write_graph(wrong, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_ledger_of_fp32_graphs_names_nothing_but_fp32(tiny_bundle):
+    graphs = read_manifest(tiny_bundle).graphs
+    assert {(graph.precision, *graph.ledger) for graph in graphs.values()} == {("fp32", "float32")}
+    assert graphs["text"].ledger["float32"]["Gemm"] == 2  # before and of the output projection
+    assert graphs["keyframes"].ledger["float32"]["Conv"] > 5

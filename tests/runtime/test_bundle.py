@@ -128,7 +128,7 @@ def test_a_bundle_without_its_tokenizer_is_refused(bundle, toys):
     ("changes", "said"),
     [
         ({"vlm": None, "cnn": None}, "neither vlm nor cnn is given"),
-        ({"schema": 1}, "has schema 1, this version reads schema 2"),
+        ({"schema": 1}, "has schema 1, this version reads schema 3"),
         ({"captioned_frames": 9}, "vlm.captioned_frames is 9, expected 1 to 8"),
         ({"captioned_frames": 0}, "vlm.captioned_frames is 0, expected 1 to 8"),
         ({"frames": 0}, "cnn.frames is 0, expected at least 1"),
@@ -145,7 +145,7 @@ def test_a_manifest_that_describes_no_extractor_is_refused(bundle, toys, changes
 
 def test_a_manifest_of_the_first_schema_is_refused_with_the_way_out(bundle):
     (bundle / "bundle.json").write_text('{"schema": 1, "vlm": {"cross_attention": "bidirectional"}}')
-    assert "has schema 1, this version reads schema 2" in refused(bundle).message
+    assert "has schema 1, this version reads schema 3" in refused(bundle).message
     assert "export the bundle again" in refused(bundle).fix
 
 
@@ -168,6 +168,18 @@ def test_what_decides_an_embedding_decides_the_fingerprint(bundle, toys):
     assert len(prints) == 10
     same = {toys.write_manifest(bundle, **changes).fingerprint for changes in ({}, {"precision": "fp16"})}
     assert len(same) == 1
+
+
+def test_the_precision_of_a_bundle_is_that_of_the_graphs_that_make_embeddings(bundle, toys):
+    manifest = toys.write_manifest(bundle, precision="int8")
+    assert manifest.precision == "int8"
+    fp32 = {name: msgspec.structs.replace(manifest.graphs[name], precision="fp32") for name in GRAPHS}
+    for changed, label in (
+        ({"keyframes": fp32["keyframes"]}, "int8"),
+        ({"text": fp32["text"]}, "cnn=int8,text=fp32,vision=int8"),
+        (fp32, "fp32"),
+    ):
+        assert msgspec.structs.replace(manifest, graphs=manifest.graphs | changed).precision == label
 
 
 @pytest.mark.parametrize("nested", [False, True])

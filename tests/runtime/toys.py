@@ -8,22 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from flamest.runtime.graph_records import Graph, Tensor
 from flamest.runtime.manifest import (
     CaptionRule,
     FileEntry,
     FramePreprocessing,
-    Graph,
     KeyframeRule,
     Manifest,
-    Parity,
     RetrievedCaption,
     Source,
     SpatioTemporal,
-    Tensor,
     TextShape,
     VisionLanguage,
     encode_manifest,
 )
+from flamest.runtime.parity_records import Parity
 from onnx import TensorProto, helper, numpy_helper
 
 WORDS = ["[PAD]", "[START]", "[END]", "[CLS]", "[SEP]", "[UNK]"] + [f"word{number}" for number in range(26)]
@@ -292,10 +291,9 @@ def write_manifest(folder: Path, extraction_seed=0, **changes) -> Manifest:
     }
     crop = FramePreprocessing(FRAME_SIZE, "crop", "bilinear", (0.45,) * 3, (0.225,) * 3)
     fields = {
-        "schema": 2,
+        "schema": 3,
         "created": "2026-11-23T00:00:00Z",
         "extractor": "blip+slow",
-        "precision": "fp32",
         "backend": "onnx",
         "extraction_seed": extraction_seed,
         "keyframes": KeyframeRule(KEYFRAMES, CANDIDATES, crop, 6, "toy"),
@@ -306,16 +304,17 @@ def write_manifest(folder: Path, extraction_seed=0, **changes) -> Manifest:
             "slow": Source("toy", "", "1" * 64, 1, 1, "none"),
         },
         "files": files,
-        "parity": Parity({}, True, 0),
+        "parity": Parity({}, 0, 0),
         "versions": {},
     } | changes
+    precision = fields.pop("precision", "fp32")  # of every graph
     graphs = {}
     for name in (Path(file).stem for file in files if file.endswith(".onnx")):
         inputs = ()
         if name == "cnn" and fields["cnn"] is not None:
             frames = NETWORKS[fields["cnn"].network]
             inputs = (Tensor("frames", "float32", ("batch", 3, frames, SLOW_SIZE, SLOW_SIZE)),)
-        graphs[name] = Graph(f"{name}.onnx", 17, inputs, (), {})
+        graphs[name] = Graph(f"{name}.onnx", 17, inputs, (), {}, precision, {})
     manifest = Manifest(**({"graphs": graphs} | fields))
     (folder / "bundle.json").write_bytes(encode_manifest(manifest))
     return manifest

@@ -1,0 +1,87 @@
+"""The dtype ledger: what each arithmetic node of a written graph computes in, read back from its file.
+
+ONNX says it by types alone: a product of float16 operands is a float16 product, a product whose
+operands both come from ``DequantizeLinear`` is an int8 product (a quantise-dequantise pair is how
+runtimes are told so), and one whose weight alone does is a float product with int8 weights.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...base.errors import InvariantError, MissingExtra
+from ...runtime.graph_records import Ledger, Precision
+
+PRODUCTS = ("MatMul", "Gemm", "Conv", "MatMulInteger", "ConvInteger", "com.microsoft.MatMulNBits")
+# What else is worth knowing of: where half precision and int8 lose most.
+_OTHERS = ("Softmax", "LayerNormalization", "Gelu", "Erf", "Sigmoid", "Tanh", "ReduceMean", "GlobalAveragePool")
+_SMALL = 4096  # bytes; larger constants are left out of type inference, which needs no values of theirs
+_WITHOUT_DATA = {"MatMulInteger": "int8", "ConvInteger": "int8", "com.microsoft.MatMulNBits": "int8"}
+PRODUCT_OF: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+
+
+def read_ledger(path: Path) -> Ledger:
+    """The ledger of the ONNX file ``path``: what is computed in -> operator -> nodes."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtra("onnx", extra="export") from error
+    model = onnx.load(str(path))
+    types = _types(model)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    counts: dict[str, Counter[str]] = {}
+    for node in model.graph.node:
+        operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        if operator in PRODUCTS or operator in _OTHERS:
+            counts.setdefault(_computes_in(operator, node, types, makers), Counter())[operator] += 1
+    return {kind: dict(sorted(counts[kind].items())) for kind in sorted(counts)}
+
+
+def _computes_in(operator: str, node: Any, types: dict[str, str], makers: dict[str, Any]) -> str:
+    if operator in _WITHOUT_DATA:
+        return _WITHOUT_DATA[operator]
+    own = types.get(node.input[0])
+    if own is None:
+        raise InvariantError(f"node '{node.name}' ({operator}): the type of its input {node.input[0]} is not known")
+    if operator not in PRODUCTS:
+        return own
+    from_int8 = [_dequantised(name, makers) for name in node.input[:2]]
+    if all(from_int8):
+        return "int8"
+    return f"{own} with int8 weights" if any(from_int8) else own
+
+
+def _dequantised(name: str, makers: dict[str, Any]) -> bool:
+    """Does this value come from int8, with nothing but a change of shape or float type in between?"""
+    maker = makers.get(name)
+    while maker is not None and maker.op_type in ("Cast", "Transpose", "Reshape"):
+        maker = makers.get(maker.input[0])
+    return maker is not None and maker.op_type == "DequantizeLinear"
+
+
+def _types(model: Any) -> dict[str, str]:
+    """The element type of every value, by numpy's name."""
+    import onnx
+
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    heavy = [tensor for tensor in light.graph.initializer if len(tensor.raw_data) > _SMALL]
+    known = {tensor.name: tensor.data_type for tensor in light.graph.initializer}
+    for tensor in heavy:
+        light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+        light.graph.initializer.remove(tensor)
+    graph = onnx.shape_inference.infer_shapes(light, strict_mode=False).graph
+    known |= {
+        value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)
+    }
+    return {name: _name_of(number) for name, number in known.items()}
+
+
+def _name_of(number: int) -> str:
+    import onnx
+
+    return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(number)).name)
