@@ -1,27 +1,23 @@
-"""How the silos' models become one: pure arithmetic, nothing else."""
+"""How the silos' models become one: pure arithmetic, nothing else.
+
+A round goes through three steps, each a function with its paper: the updates may be shortened (``robust.clipped``),
+they are combined (mean, median, trimmed mean), and the model moves there at once or by a server optimiser
+(``fedavgm``, ``fedadam``). FedDyn does all of it in its own way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import InvariantError
-from ..fedproto.head import HeadSpec, Params, check_params
+from ..fedproto.head import HeadSpec, Params
 from ..fedproto.records import Evaluation, RunSettings, Strategy
-
-Sums = Mapping[str, npt.NDArray[np.float64]]  # one array for each of the head's tensors; empty: all zero
-
-
-@dataclass(frozen=True, eq=False)
-class Contribution:
-    """One silo's part of a round."""
-
-    silo: str
-    examples: int  # its weight
-    params: Params
+from .contributions import Contribution, Sums, checked, float32, value_of, weighted_mean, zeros
+from .robust import clipped, median, trimmed_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +26,8 @@ class ServerState:
 
     left: int  # rounds that must still close
     h: Sums = field(default_factory=dict)  # FedDyn's
-    velocity: Sums = field(default_factory=dict)  # FedAvgM's
+    velocity: Sums = field(default_factory=dict)  # FedAvgM's v, FedAdam's m
+    squares: Sums = field(default_factory=dict)  # FedAdam's v
     tail: Sums = field(default_factory=dict)  # sum of the models of the last rounds, for average_last
     tail_count: int = 0  # models in ``tail``
 
@@ -58,18 +55,18 @@ def aggregate(
 ) -> Aggregated:
     """A round's new model and the coordinator's next state, for every strategy.
 
-    ``base``: the model that the round started from. ``contributions``: as ``fedavg`` wants them. ``silos``: how
-    many there are in all, whether they reported or not (FedDyn). Call once for each round that closes.
+    ``base``: the model that the round started from. ``contributions``: as ``fedavg`` wants them; with ``clip``,
+    ``median`` or ``trimmed_mean`` they are run through more than once. ``silos``: how many there are in all, whether
+    they reported or not (FedDyn). Call once for each round that closes.
     Raises DataError and InvariantError, as ``fedavg`` does.
     """
     if strategy.name == "feddyn":
         params, h = feddyn(spec, contributions, state.h, base, strategy.alpha, silos)
         state = replace(state, h=h)
-    elif strategy.server_momentum > 0.0:
-        params, velocity = fedavgm(spec, contributions, state.velocity, base, strategy.server_momentum)
-        state = replace(state, velocity=velocity)
     else:
-        params = fedavg(spec, contributions)
+        if strategy.clip > 0.0:
+            contributions = clipped(spec, contributions, base, strategy.clip)
+        params, state = _moved(strategy, base, _combined(strategy, spec, contributions, silos), state)
     return _tail_averaged(params, replace(state, left=state.left - 1), strategy.average_last)
 
 
@@ -85,19 +82,34 @@ def fedavg(spec: HeadSpec, contributions: Iterable[Contribution]) -> Params:
     raises and there is no result: DataError from ``check_params``, InvariantError for an order, a weight or
     a number of contributions that the rounds never let through.
     """
-    return _float32(_weighted_mean(spec, contributions))
+    return float32(weighted_mean(spec, contributions))
 
 
-def fedavgm(
-    spec: HeadSpec, contributions: Iterable[Contribution], velocity: Sums, base: Params, momentum: float
-) -> tuple[Params, Sums]:
+def fedavgm(centre: Sums, velocity: Sums, base: Params, momentum: float) -> tuple[Params, Sums]:
     """FedAvg with momentum at the server (Hsu et al. 2019, https://arxiv.org/abs/1909.06335).
 
-    v ← momentum · v + (w_t − mean), w ← w_t − v; the mean is ``fedavg``'s, before it is rounded to float32.
+    v ← momentum · v + (w_t − centre), w ← w_t − v; ``centre`` is what the updates were combined to, before it is
+    rounded to float32.
     """
-    mean = _weighted_mean(spec, contributions)
-    moved = {name: _of(velocity, name) * momentum + (base[name] - mean[name]) for name in spec.shapes}
-    return _float32({name: base[name] - moved[name] for name in spec.shapes}), moved
+    moved = {name: value_of(velocity, name) * momentum + (base[name] - tensor) for name, tensor in centre.items()}
+    return float32({name: base[name] - tensor for name, tensor in moved.items()}), moved
+
+
+def fedadam(
+    centre: Sums, velocity: Sums, squares: Sums, base: Params, strategy: Strategy
+) -> tuple[Params, dict[str, npt.NDArray[np.float64]], dict[str, npt.NDArray[np.float64]]]:
+    """Adam at the server (Reddi et al. 2021, algorithm 2, https://arxiv.org/abs/2003.00295).
+
+    Δ = centre − w_t, m ← β₁·m + (1 − β₁)·Δ, v ← β₂·v + (1 − β₂)·Δ², w ← w_t + η·m / (√v + τ), without bias
+    correction; before the first round m = 0 and v = τ², the least that the paper allows. The paper's Δ is the plain
+    mean of the silos' differences; here it is weighted as FedAvg's mean is.
+    """
+    b1, b2, tau = strategy.server_beta1, strategy.server_beta2, strategy.server_tau
+    step = {name: tensor - base[name] for name, tensor in centre.items()}
+    m = {name: value_of(velocity, name) * b1 + (1 - b1) * delta for name, delta in step.items()}
+    v = {name: value_of(squares, name, tau**2) * b2 + (1 - b2) * np.square(delta) for name, delta in step.items()}
+    rate = strategy.server_adam
+    return float32({name: base[name] + rate * m[name] / (np.sqrt(v[name]) + tau) for name in step}), m, v
 
 
 def feddyn(
@@ -108,19 +120,19 @@ def feddyn(
     h ← h − (alpha/m) · Σ (wᵢ − w_t) over those that reported, m = ``silos``, all of them;
     w ← the unweighted mean of the reported wᵢ, minus h/alpha. In float64, in silo order.
     """
-    total = _zeros(spec)
+    total = zeros(spec)
     reported = 0
-    for part in _checked(spec, contributions):
+    for part in checked(spec, contributions):
         for name, tensor in part.params.items():
             total[name] += tensor
         reported += 1
     if reported == 0 or silos < reported:
         raise InvariantError(f"a mean of {reported} updates of {silos} silos")
     after = {
-        name: _of(h, name) - alpha / silos * (tensor - reported * base[name].astype(np.float64))
+        name: value_of(h, name) - alpha / silos * (tensor - reported * base[name].astype(np.float64))
         for name, tensor in total.items()
     }
-    return _float32({name: tensor / reported - after[name] / alpha for name, tensor in total.items()}), after
+    return float32({name: tensor / reported - after[name] / alpha for name, tensor in total.items()}), after
 
 
 def pooled(evaluations: Sequence[Evaluation]) -> Evaluation | None:
@@ -135,46 +147,30 @@ def pooled(evaluations: Sequence[Evaluation]) -> Evaluation | None:
     return Evaluation(loss=loss, correct=sum(part.correct for part in evaluations), count=count)
 
 
+def _combined(strategy: Strategy, spec: HeadSpec, contributions: Iterable[Contribution], silos: int) -> Sums:
+    if strategy.combine == "median":
+        return median(spec, contributions, silos)
+    if strategy.combine == "trimmed_mean":
+        return trimmed_mean(spec, contributions, silos, strategy.trim)
+    return weighted_mean(spec, contributions)
+
+
+def _moved(strategy: Strategy, base: Params, centre: Sums, state: ServerState) -> tuple[Params, ServerState]:
+    if strategy.server_momentum > 0.0:
+        params, velocity = fedavgm(centre, state.velocity, base, strategy.server_momentum)
+        return params, replace(state, velocity=velocity)
+    if strategy.server_adam > 0.0:
+        params, m, v = fedadam(centre, state.velocity, state.squares, base, strategy)
+        return params, replace(state, velocity=m, squares=v)
+    return float32(centre), state
+
+
 def _tail_averaged(params: Params, state: ServerState, last: int) -> Aggregated:
     """Sum the models of the ``last`` rounds; the final model is their plain mean (fewer rounds: of all)."""
     if last < 1 or state.left >= last:
         return Aggregated(params, state)
-    tail = {name: _of(state.tail, name) + tensor.astype(np.float64) for name, tensor in params.items()}
+    tail = {name: value_of(state.tail, name) + tensor.astype(np.float64) for name, tensor in params.items()}
     state = replace(state, tail=tail, tail_count=state.tail_count + 1)
     if state.left > 0:
         return Aggregated(params, state)
-    return Aggregated(_float32({name: tensor / state.tail_count for name, tensor in tail.items()}), state)
-
-
-def _weighted_mean(spec: HeadSpec, contributions: Iterable[Contribution]) -> dict[str, npt.NDArray[np.float64]]:
-    total = _zeros(spec)
-    examples = 0
-    for part in _checked(spec, contributions):
-        for name, tensor in part.params.items():
-            total[name] += part.examples * tensor.astype(np.float64)
-        examples += part.examples
-    if examples == 0:
-        raise InvariantError("a mean of no updates")
-    return {name: tensor / examples for name, tensor in total.items()}
-
-
-def _checked(spec: HeadSpec, contributions: Iterable[Contribution]) -> Iterator[Contribution]:
-    last = ""
-    for part in contributions:
-        if part.silo <= last or part.examples < 1:
-            raise InvariantError(f"update of silo '{part.silo}' ({part.examples} examples) after '{last}' in a sum")
-        check_params(spec, part.params, whose=f"update from silo '{part.silo}'")
-        yield part
-        last = part.silo
-
-
-def _zeros(spec: HeadSpec) -> dict[str, npt.NDArray[np.float64]]:
-    return {name: np.zeros(shape, dtype=np.float64) for name, shape in spec.shapes.items()}
-
-
-def _of(sums: Sums, name: str) -> npt.NDArray[np.float64] | float:
-    return sums[name] if sums else 0.0
-
-
-def _float32(tensors: Sums) -> Params:
-    return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    return Aggregated(float32({name: tensor / state.tail_count for name, tensor in tail.items()}), state)

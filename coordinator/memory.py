@@ -1,4 +1,4 @@
-"""The server's memory of a run on disk: FedDyn's h, FedAvgM's velocity, the sum for ``average_last``.
+"""The server's memory of a run on disk: FedDyn's h, FedAvgM's and FedAdam's moments, the sum for ``average_last``.
 
 One file for the last closed round, ``STATE/runs/NAME/memory/round-000012.arrays``, durable before the row that closes
 the round is committed. A run that carries nothing over its rounds has no file.
@@ -16,10 +16,11 @@ from ..base.errors import DataError, StorageError
 from ..base.files import fsync_directory
 from ..fedproto.arraysfile import ArraysFile, read_arrays, write_arrays
 from ..fedproto.records import RunSettings
-from .aggregate import ServerState, Sums
+from .aggregate import ServerState
+from .contributions import Sums
 from .models import damaged
 
-KINDS = ("h", "velocity", "tail")
+KINDS = ("h", "velocity", "squares", "tail")
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Memory:
         shapes = {f"{kind}/{name}": shape for kind in KINDS for name, shape in self.run.head.shapes.items()}
         if any(shapes.get(name) != array.shape for name, array in content.arrays.items()):
             raise damaged(path, "its arrays are not the head's", code="corrupt_memory")
-        h, velocity, tail = (self._part(content, kind) for kind in KINDS)
-        return ServerState(left, h, velocity, tail, int(content.told.get("tail_count", 0)))
+        parts = {kind: self._part(content, kind) for kind in KINDS}
+        return ServerState(left, **parts, tail_count=int(content.told.get("tail_count", 0)))
 
     def remove_old(self, round_number: int) -> None:
         """All but the file of ``round_number``, and what an interrupted write left."""
@@ -74,7 +75,8 @@ class Memory:
     def _carries(self, closed: int) -> bool:
         strategy = self.run.strategy
         tail = self.run.rounds - closed < strategy.average_last
-        return closed > 0 and (strategy.name == "feddyn" or strategy.server_momentum > 0 or tail)
+        moves = strategy.name == "feddyn" or strategy.server_momentum > 0 or strategy.server_adam > 0
+        return closed > 0 and (moves or tail)
 
     def _part(self, content: ArraysFile, kind: str) -> Sums:
         return {

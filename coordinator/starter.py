@@ -41,6 +41,10 @@ name = "fedavg"               # or "fedprox", with mu above 0, or "feddyn", with
 mu = 0.0
 alpha = 0.0
 server_momentum = 0.0         # FedAvgM on top of the average; not with feddyn
+server_adam = 0.0             # above 0: FedAdam with this learning rate on top of the average; not with feddyn
+combine = "mean"              # or "median", or "trimmed_mean": against hostile silos, unweighted; not with feddyn
+trim = 0.0                    # trimmed_mean: share of the silos left out at either end of every coordinate, like 0.2
+clip = 0.0                    # above 0: updates longer than so many times the round's median one are shortened
 average_last = 0              # above 0: the final model is the mean of the models of so many last rounds
 
 [run.train]                   # what every silo does in a round

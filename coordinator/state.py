@@ -26,9 +26,10 @@ import msgspec
 from ..base.errors import DataError, LockedError, SettingsError, StorageError
 from ..base.files import FileLock, fsync_directory, sha256_bytes
 from ..fedproto.codec import decode_params
-from ..fedproto.head import Params, initial_params, params_sha256
+from ..fedproto.head import HeadSpec, Params, initial_params, params_sha256
 from ..fedproto.records import Evaluation, RunSettings
-from .aggregate import Contribution, ServerState
+from .aggregate import ServerState
+from .contributions import Contribution
 from .database import FILE, open_database, state_errors
 from .memory import Memory
 from .models import ModelShelf, damaged, models_folder
@@ -56,6 +57,27 @@ class RoundEnd:
 
     seconds: float
     sent_bytes: int
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Acknowledged updates on disk; each is read and checked when its turn comes, so memory is that of one.
+
+    Raises DataError (``corrupt_update``) for a payload that is not what was acknowledged.
+    """
+
+    head: HeadSpec
+    stored: tuple[tuple[str, int, str, Path], ...]  # silo, examples, SHA-256 of the payload, its file
+
+    def __iter__(self) -> Iterator[Contribution]:
+        for silo, examples, sha256, path in self.stored:
+            try:
+                payload = path.read_bytes()
+            except OSError as error:
+                raise damaged(path, error.strerror or str(error), code="corrupt_update") from error
+            if sha256_bytes(payload) != sha256:
+                raise damaged(path, "its digest is another", code="corrupt_update")
+            yield Contribution(silo, examples, decode_params(self.head, payload, whose=str(path)))
 
 
 class RunStore:
@@ -247,25 +269,15 @@ class RunStore:
                 row,
             )
 
-    def contributions(self, round_number: int) -> Iterator[Contribution]:
-        """The round's updates in ascending order of silo name, each read and checked when its turn comes.
-
-        Raises DataError (``corrupt_update``) for a payload that is not what was acknowledged.
-        """
+    def contributions(self, round_number: int) -> Contributions:
+        """The round's updates in ascending order of silo name, to be run through as often as one likes."""
         rows = self._all(
             "SELECT silo, examples, payload_sha256 FROM updates WHERE run = ? AND round = ? ORDER BY silo",
             self._run.run,
             round_number,
         )
-        for silo, examples, sha256 in rows:
-            path = self._payload_path(round_number, silo)
-            try:
-                payload = path.read_bytes()
-            except OSError as error:
-                raise damaged(path, error.strerror or str(error), code="corrupt_update") from error
-            if sha256_bytes(payload) != sha256:
-                raise damaged(path, "its digest is another", code="corrupt_update")
-            yield Contribution(silo, examples, decode_params(self._run.head, payload, whose=str(path)))
+        stored = [(silo, examples, sha256, self._payload_path(round_number, silo)) for silo, examples, sha256 in rows]
+        return Contributions(self._run.head, tuple(stored))
 
     # --- the end of a round ---
 

@@ -8,7 +8,7 @@ the bit. What is left out: waiting, certificates, gRPC, and the disk.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from ..agent.training.local_round import Correction, train_silo
 from ..agent.training.table import FeatureTable
 from ..agent.training.trainer import HeadTrainer
 from ..base.errors import DataError
-from ..coordinator.aggregate import Contribution, aggregate, first_state
+from ..coordinator.aggregate import aggregate, first_state
+from ..coordinator.contributions import Contribution
 from ..fedproto.codec import decode_params, encode_params, payload_bytes
 from ..fedproto.head import HeadSpec, Params, initial_params, params_sha256
 from ..fedproto.records import Evaluation, RunSettings
@@ -66,7 +67,9 @@ def simulate(
     measured = []
     with _Crew(run, silos, threads=threads, workers=workers) as crew:
         for number in range(1, run.rounds + 1):
-            parts = crew.contributions(number, params)
+            parts: Iterable[Contribution] = crew.contributions(number, params)
+            if run.strategy.looks_twice:
+                parts = list(parts)
             made = aggregate(run.strategy, run.head, params, parts, state, len(silos))
             params, state = made.params, made.state
             if test is not None and len(test):

@@ -47,7 +47,9 @@ class Strategy(_Record, frozen=True):
 
     fedavg: eq. 12. fedprox: the same average; silos add (mu/2)·‖w − w_t‖² (Li et al. 2020,
     arXiv 1812.06127). feddyn: silos add −<h_i, w> + (alpha/2)·‖w − w_t‖², the coordinator corrects the
-    plain mean by its own h (Acar et al. 2021, arXiv 2111.04263).
+    plain mean by its own h (Acar et al. 2021, arXiv 2111.04263). Except with feddyn, updates may be combined otherwise
+    than by the weighted mean (Yin et al. 2018, arXiv 1803.01498), clipped before that (Sun et al. 2019, arXiv
+    1911.07963), and the model moved by a server optimiser after it (Hsu et al. 2019, Reddi et al. 2021).
     """
 
     name: Literal["fedavg", "fedprox", "feddyn"] = "fedavg"
@@ -55,6 +57,18 @@ class Strategy(_Record, frozen=True):
     alpha: float = 0.0  # feddyn only
     server_momentum: float = 0.0  # FedAvgM on top of the average (Hsu et al. 2019, arXiv 1909.06335); not feddyn
     average_last: int = 0  # above 0: the final model is the plain mean of the models of so many last rounds
+    combine: Literal["mean", "median", "trimmed_mean"] = "mean"  # of the updates; median and trimmed mean: unweighted
+    trim: float = 0.0  # trimmed_mean only: share of the silos left out at either end of every coordinate
+    clip: float = 0.0  # above 0: no update counts farther from the round's model than so many times the median one
+    server_adam: float = 0.0  # above 0: FedAdam's learning rate (Reddi et al. 2021, arXiv 2003.00295)
+    server_beta1: float = 0.9  # FedAdam only, like the next two
+    server_beta2: float = 0.99
+    server_tau: float = 1e-3  # added to the square root; how adaptive the steps are
+
+    @property
+    def looks_twice(self) -> bool:
+        """Whether combining the updates needs to go through them more than once."""
+        return self.clip > 0 or self.combine != "mean"
 
     def problems(self) -> list[str]:
         """What makes no sense together, each beginning with the field's name."""
@@ -71,12 +85,52 @@ class Strategy(_Record, frozen=True):
             wrong.append("server_momentum: feddyn moves the model by its own state; expected 0")
         if self.average_last < 0:
             wrong.append("average_last: expected 0 (none) or more")
+        return wrong + self._combine_problems() + self._adam_problems()
+
+    def _combine_problems(self) -> list[str]:
+        wrong = []
+        if self.combine == "trimmed_mean" and not 0 < self.trim < 0.5:
+            wrong.append("trim: trimmed_mean needs more than 0 and less than 0.5")
+        if self.combine != "trimmed_mean" and self.trim != 0:
+            wrong.append(f"trim: {self.combine} has none; expected 0, or combine = 'trimmed_mean'")
+        if not (self.clip >= 0 and math.isfinite(self.clip)):
+            wrong.append("clip: expected 0 (none) or more")
+        if self.name == "feddyn" and self.looks_twice:
+            wrong.append("combine, clip: feddyn corrects the plain mean by its own state; expected 'mean' and 0")
+        return wrong
+
+    def _adam_problems(self) -> list[str]:
+        wrong = []
+        if not (self.server_adam >= 0 and math.isfinite(self.server_adam)):
+            wrong.append("server_adam: expected 0 (none) or more")
+        elif self.server_adam and (self.server_momentum or self.name == "feddyn"):
+            wrong.append("server_adam: not with server_momentum or feddyn, which move the model themselves; expected 0")
+        for field in ("server_beta1", "server_beta2"):
+            if not 0 <= getattr(self, field) < 1:
+                wrong.append(f"{field}: expected 0 or more, and less than 1")
+        if not (self.server_tau > 0 and math.isfinite(self.server_tau)):
+            wrong.append("server_tau: expected more than 0")
+        if not self.server_adam:
+            for field in ("server_beta1", "server_beta2", "server_tau"):
+                if getattr(self, field) != _LATER_STRATEGY[field]:
+                    wrong.append(f"{field}: fedadam only; expected {_LATER_STRATEGY[field]}, or server_adam above 0")
         return wrong
 
 
 # Fields that came after protocol 1: left out at their default, so that older runs keep their bytes.
 _LATER_TRAIN = {"learning_rate_decay": 1.0, "class_balanced": False}
-_LATER_STRATEGY = {"alpha": 0.0, "server_momentum": 0.0, "average_last": 0}
+_LATER_STRATEGY = {
+    "alpha": 0.0,
+    "server_momentum": 0.0,
+    "average_last": 0,
+    "combine": "mean",
+    "trim": 0.0,
+    "clip": 0.0,
+    "server_adam": 0.0,
+    "server_beta1": 0.9,
+    "server_beta2": 0.99,
+    "server_tau": 1e-3,
+}
 
 
 class RunSettings(_Record, frozen=True):

@@ -22,7 +22,8 @@ from flamest.agent.training.local_round import train_silo
 from flamest.agent.training.trainer import HeadTrainer
 from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes
-from flamest.coordinator.aggregate import Contribution, aggregate, first_state
+from flamest.coordinator.aggregate import aggregate, first_state
+from flamest.coordinator.contributions import Contribution
 from flamest.experiments.processes import Daemon, daemons, run_command, wait_until
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.modelfile import read_model

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 from flamest.base.errors import DataError, InvariantError
-from flamest.coordinator.aggregate import Contribution, fedavg, pooled
+from flamest.coordinator.aggregate import fedavg, pooled
+from flamest.coordinator.contributions import Contribution
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import Evaluation
 

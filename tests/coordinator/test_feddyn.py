@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flamest.agent.link import StaleUpdate
-from flamest.coordinator.aggregate import Contribution, ServerState, aggregate
+from flamest.coordinator.aggregate import ServerState, aggregate
+from flamest.coordinator.contributions import Contribution
 from flamest.fedproto.head import params_sha256
 from flamest.fedproto.records import GlobalModel, Phase, Update
 

@@ -1,4 +1,4 @@
-"""FedProx, FedDyn and FedAvgM against the papers' equations, written again in plain NumPy and float64.
+"""FedProx, FedDyn, server optimisers and robust means against the papers' equations, in plain NumPy and float64.
 
 The problem is convex: softmax regression with weight decay, four silos of unequal size and classes. The
 independent side has its own gradient, its own Adam and its own aggregation, and shares only the shuffles.
@@ -13,9 +13,11 @@ from flamest.agent.training.table import FeatureTable
 from flamest.agent.training.trainer import HeadTrainer, shuffle_seed
 from flamest.agent.training.writer import DType
 from flamest.base.errors import DataError, InvariantError
-from flamest.coordinator.aggregate import Contribution, ServerState, aggregate, fedavg, feddyn, first_state
+from flamest.coordinator.aggregate import ServerState, aggregate, fedavg, feddyn, first_state
+from flamest.coordinator.contributions import Contribution
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings, Strategy, TrainSettings
+from scipy.stats import trim_mean
 
 SPEC = HeadSpec(inputs=6, outputs=3, hidden=())
 ROUNDS = 50
@@ -27,6 +29,10 @@ STRATEGIES = {
     "fedavgm": Strategy(server_momentum=0.7),
     "fedprox with momentum, last five averaged": Strategy("fedprox", mu=0.1, server_momentum=0.5, average_last=5),
     "feddyn, last three averaged": Strategy("feddyn", alpha=0.1, average_last=3),
+    "fedadam": Strategy(server_adam=0.05, server_tau=0.05),
+    "median": Strategy(combine="median"),
+    "trimmed mean with fedprox": Strategy("fedprox", mu=0.2, combine="trimmed_mean", trim=0.3),
+    "clipped, with momentum": Strategy(clip=0.8, server_momentum=0.3),
 }
 
 
@@ -100,12 +106,20 @@ def independent_local(run: RunSettings, table, start: dict, h: dict, rate: float
     return w
 
 
+def independent_clip(sent: dict, w: dict, clip: float) -> dict:
+    flat = {silo: np.concatenate([(part[n] - w[n]).ravel() for n in NAMES]) for silo, part in sent.items()}
+    bound = clip * np.median([np.linalg.norm(value) for value in flat.values()])
+    shrink = {silo: min(1.0, bound / np.linalg.norm(value)) for silo, value in flat.items()}
+    return {silo: {n: w[n] + shrink[silo] * (part[n] - w[n]) for n in NAMES} for silo, part in sent.items()}
+
+
 def independent(run: RunSettings, wire: type = np.float64) -> dict[str, np.ndarray]:
     """Whole run in float64; models that travel are rounded to ``wire``."""
     strategy, tables = run.strategy, silo_tables()
     w = {name: value.astype(float) for name, value in initial_params(SPEC, run.seed).items()}
     zero = {name: np.zeros_like(value) for name, value in w.items()}
     h, local_h, velocity, models = dict(zero), {silo: dict(zero) for silo in tables}, dict(zero), []
+    m, v = dict(zero), {name: np.full_like(value, strategy.server_tau**2) for name, value in w.items()}
     for number in range(1, run.rounds + 1):
         rate = run.train.learning_rate * run.train.learning_rate_decay ** (number - 1)
         here, results = present(number), {}
@@ -121,9 +135,21 @@ def independent(run: RunSettings, wire: type = np.float64) -> dict[str, np.ndarr
             w = {n: sum(sent[silo][n] for silo in here) / len(here) - h[n] / strategy.alpha for n in NAMES}
         else:
             rows = sum(len(tables[silo]) for silo in here)
+            if strategy.clip:
+                sent = independent_clip(sent, w, strategy.clip)
             mean = {n: sum(len(tables[silo]) / rows * sent[silo][n] for silo in here) for n in NAMES}
-            velocity = {n: strategy.server_momentum * velocity[n] + w[n] - mean[n] for n in NAMES}
-            w = {n: w[n] - velocity[n] for n in NAMES}
+            if strategy.combine == "median":
+                mean = {n: np.median([sent[silo][n] for silo in here], axis=0) for n in NAMES}
+            elif strategy.combine == "trimmed_mean":
+                mean = {n: trim_mean([sent[silo][n] for silo in here], strategy.trim, axis=0) for n in NAMES}
+            if strategy.server_adam:
+                m = {n: 0.9 * m[n] + 0.1 * (mean[n] - w[n]) for n in NAMES}
+                v = {n: 0.99 * v[n] + 0.01 * (mean[n] - w[n]) ** 2 for n in NAMES}
+                tau = strategy.server_tau
+                w = {n: w[n] + strategy.server_adam * m[n] / (np.sqrt(v[n]) + tau) for n in NAMES}
+            else:
+                velocity = {n: strategy.server_momentum * velocity[n] + w[n] - mean[n] for n in NAMES}
+                w = {n: w[n] - velocity[n] for n in NAMES}
         w = {n: w[n].astype(wire).astype(float) for n in NAMES}
         models.append(w)
     last = models[-max(strategy.average_last, 1) :]
