@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from .plan_records import Plan
+
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Ledger = dict[str, dict[str, int]]  # what is computed in -> operator -> nodes
 
@@ -40,3 +42,4 @@ class Graph(Record, frozen=True):
     # Read back from the written file, so it proves the precision and does not promise it: float32, float16, bfloat16,
     # int8, "float32 with int8 weights" -> operator ("com.microsoft." before one that is not standard ONNX) -> nodes.
     ledger: Ledger
+    plans: tuple[Plan, ...] = ()  # TensorRT's, for GPUs and versions of their own; files of the bundle too

@@ -17,6 +17,7 @@ from unittest import mock
 import tensorrt
 
 MODULE = tensorrt.Builder.__module__  # "tensorrt_bindings.tensorrt"
+GENUINE = dict(vars(tensorrt))  # a test may put a stand-in's constructor in place of a class
 _SEQUENCES = re.compile(r"(typing\.)?(collections\.abc\.)?(List|list|tuple|Tuple|Sequence|Iterable)\b")
 
 
@@ -29,7 +30,7 @@ class Fakes:
 
     def make(self, name: str, **attributes: Any) -> Any:
         """A stand-in of ``tensorrt.NAME``; ``attributes`` set properties, or a method's ``"parse.return_value"``."""
-        fake = mock.create_autospec(getattr(tensorrt, name), instance=True, spec_set=True)
+        fake = mock.create_autospec(GENUINE[name], instance=True, spec_set=True)
         fake.configure_mock(**attributes)
         self._all.attach_mock(fake, f"{name}_{len(self._made)}")
         self._made.append((name, fake))
@@ -42,7 +43,7 @@ class Fakes:
             check_call(getattr(genuine, "__init__"), args, kwargs, name)  # noqa: B009
             return fake
 
-        genuine = getattr(tensorrt, name)
+        genuine = GENUINE[name]
         return construct
 
     @property
@@ -52,7 +53,7 @@ class Fakes:
     def check(self) -> None:
         """Raises AssertionError when a call was made that the genuine bindings would not take."""
         for name, fake in self._made:
-            genuine = getattr(tensorrt, name)
+            genuine = GENUINE[name]
             for method, args, kwargs in fake.method_calls:
                 if "." not in method:
                     check_call(getattr(genuine, method), args, kwargs, f"{name}.{method}")
@@ -143,8 +144,9 @@ def _takes(parameter: Parameter, value: Any) -> bool:
     if _SEQUENCES.match(kind):
         return isinstance(value, tuple | list)
     if kind.startswith(f"{MODULE}."):
-        wanted: Any = tensorrt
-        for part in kind.removeprefix(f"{MODULE}.").split("."):
+        first, *parts = kind.removeprefix(f"{MODULE}.").split(".")
+        wanted = GENUINE[first]
+        for part in parts:
             wanted = getattr(wanted, part)
         return isinstance(value, wanted)
     return True

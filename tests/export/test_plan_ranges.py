@@ -1,0 +1,55 @@
+"""Every graph of every extractor has, for each of its inputs, a range that TensorRT would accept."""
+
+import pytest
+from flamest.export import plans
+from flamest.export.sources import open_clip
+from flamest.export.video_networks import VIDEO_NETWORKS
+from flamest.runtime.backends.profiles import input_ranges, largest_shapes
+from flamest.runtime.graph_records import Graph
+
+
+def cnn(name):
+    network = VIDEO_NETWORKS[name]
+    net, form = network.tiny()
+    return plans.cnn_plan(network, net, form)
+
+
+def clip():
+    import torch
+
+    model = open_clip("random:tiny").model
+    return plans.clip_plan(model, torch.zeros(3, model.config.projection_dim))
+
+
+GRAPHS = {
+    "vision": lambda blip, slow: plans.vision_plan(blip.model),
+    "text": lambda blip, slow: plans.text_plan(blip.model),
+    "words": lambda blip, slow: plans.words_plan(blip.model),
+    "keyframes": lambda blip, slow: plans.keyframe_plan(slow.net, slow.form),
+    "clip": lambda blip, slow: clip(),
+    **{f"cnn of {name}": lambda blip, slow, name=name: cnn(name) for name in VIDEO_NETWORKS},
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_every_graph_has_ranges_that_tensorrt_accepts(tiny_blip, tiny_slow, name):
+    plan = GRAPHS[name](tiny_blip, tiny_slow)
+    graph = Graph("x.onnx", 18, plan.inputs, plan.outputs, dict(plan.axes), "fp32", {})
+    ranges = input_ranges(graph)
+    assert [wanted.name for wanted in ranges] == [tensor.name for tensor in plan.inputs]
+    for wanted, tensor in zip(ranges, plan.inputs, strict=True):
+        for low, usual, high, size in zip(wanted.smallest, wanted.usual, wanted.largest, tensor.shape, strict=True):
+            assert 0 <= low <= usual <= high  # TensorRT's condition
+            assert isinstance(size, str) or low == high == size
+    assert set(largest_shapes(graph)) == {tensor.name for tensor in (*plan.inputs, *plan.outputs)}
+
+
+def test_the_mask_is_as_long_as_past_and_tokens_together(tiny_blip):
+    plan = plans.text_plan(tiny_blip.model)
+    ranges = {
+        wanted.name: wanted for wanted in input_ranges(Graph("", 18, plan.inputs, (), dict(plan.axes), "fp32", {}))
+    }
+    past, tokens, mask = ranges["past_key_00"], ranges["token_ids"], ranges["mask"]
+    for side in ("smallest", "usual", "largest"):
+        assert getattr(mask, side)[3] == getattr(past, side)[2] + getattr(tokens, side)[1]
+    assert past.smallest[2] == 0

@@ -1,0 +1,70 @@
+"""Ranges of a plan's inputs: sums of axes, a past of length 0, and what lies outside."""
+
+import dataclasses
+
+import msgspec
+import pytest
+from flamest.base.errors import InvariantError
+from flamest.runtime.backends.profiles import InputRange, input_ranges, largest_shapes, range_refusal
+from flamest.runtime.graph_records import AxisRange, Graph, Tensor
+
+GRAPH = Graph(
+    file="text.onnx",
+    opset=18,
+    inputs=(
+        Tensor("token_ids", "int64", ("batch", "tokens")),
+        Tensor("mask", "float32", ("batch", 1, "tokens", "past + tokens")),
+        Tensor("past_key_00", "float32", ("batch", 2, "past", 8)),
+        Tensor("cross_key_00", "float32", ("batch", 2, 8, "patches")),
+    ),
+    outputs=(Tensor("present_key_00", "float32", ("batch", 2, "past + tokens", 8)),),
+    axes={
+        "batch": AxisRange(1, 1, 16),
+        "tokens": AxisRange(1, 1, 64),
+        "past": AxisRange(0, 10, 64),
+        "patches": AxisRange(577, 577, 577),
+    },
+    precision="fp32",
+    ledger={},
+)
+
+
+def test_every_input_has_its_smallest_usual_and_largest_shape():
+    assert input_ranges(GRAPH) == (
+        InputRange("token_ids", (1, 1), (1, 1), (16, 64)),
+        InputRange("mask", (1, 1, 1, 1), (1, 1, 1, 11), (16, 1, 64, 128)),
+        InputRange("past_key_00", (1, 2, 0, 8), (1, 2, 10, 8), (16, 2, 64, 8)),
+        InputRange("cross_key_00", (1, 2, 8, 577), (1, 2, 8, 577), (16, 2, 8, 577)),
+    )
+
+
+def test_largest_shapes_has_outputs_too():
+    assert largest_shapes(GRAPH)["present_key_00"] == (16, 2, 128, 8)
+    assert set(largest_shapes(GRAPH)) == {tensor.name for tensor in (*GRAPH.inputs, *GRAPH.outputs)}
+
+
+def test_an_axis_without_a_range_is_an_error_that_names_it():
+    graph = msgspec.structs.replace(GRAPH, axes={"batch": AxisRange(1, 1, 16)})
+    with pytest.raises(InvariantError, match="token_ids: axis 'tokens' has no range"):
+        input_ranges(graph)
+
+
+FITTING = {"token_ids": (2, 3), "mask": (2, 1, 3, 3), "past_key_00": (2, 2, 0, 8), "cross_key_00": (2, 2, 8, 577)}
+
+
+def test_shapes_at_the_bounds_are_inside():
+    ranges = input_ranges(GRAPH)
+    assert range_refusal("text", ranges, FITTING) is None
+    assert range_refusal("text", ranges, {wanted.name: wanted.smallest for wanted in ranges}) is None
+    assert range_refusal("text", ranges, {wanted.name: wanted.largest for wanted in ranges}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("token_ids", (17, 3)), ("token_ids", (2, 0)), ("token_ids", (2,)), ("cross_key_00", (2, 2, 8, 576))],
+)
+def test_a_shape_outside_is_refused_with_its_code_and_what_is_allowed(name, shape):
+    refusal = range_refusal("text", input_ranges(GRAPH), {**FITTING, name: shape})
+    assert refusal.code == "PROFILE_RANGE"
+    assert f"graph 'text': input {name} is {list(shape)}, expected [" in refusal.evidence
+    assert dataclasses.asdict(refusal)["fix"]
