@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..base.console import command
-from .cli_extract import extract, features, import_features
+from .cli_extract import TrustedKeyOption, extract, features, import_features
 from .cli_keys import keygen
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ def run(
     check_config: Annotated[bool, typer.Option("--check-config", help="Check the settings file and end.")] = False,
     once: Annotated[bool, typer.Option("--once", help="End when the run has finished instead of waiting.")] = False,
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="What is logged.")] = "info",
+    trusted_key: TrustedKeyOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Join a coordinator and train whenever it asks. Runs until stopped (Ctrl-C or SIGTERM)."""
@@ -47,7 +48,7 @@ def run(
     from ..base.shutdown import Shutdown
     from .settings import check_surroundings, load_agent_settings
 
-    settings = load_agent_settings(config)
+    settings = load_agent_settings(config, also_trusted=tuple(trusted_key or ()))
     if check_config:
         check_surroundings(settings)
         if not as_json:
@@ -151,13 +152,16 @@ def predict(
     model: Annotated[Path, typer.Option("--model", help="MODEL.safetensors from train or from the coordinator.")],
     top: Annotated[int, typer.Option(min=1, help="How many labels to show.")] = 5,
     threads: ThreadsOption = None,
+    trusted_key: TrustedKeyOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Name the action in new videos: the likeliest labels and the caption of a keyframe."""
+    from ..runtime.signature import read_trusted_keys
     from .predict import predict_videos
 
+    trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
     predictions = []
-    for prediction in predict_videos(bundle, model, videos, top=top, threads=threads):
+    for prediction in predict_videos(bundle, model, videos, top=top, threads=threads, trusted=trusted):
         labels = [{"label": item.label, "probability": item.probability} for item in prediction.labels]
         entry = {"video": str(prediction.video), "labels": labels, "caption": prediction.caption}
         if prediction.reason:

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from .extract import ExtractReport
 
 StoreOption = Annotated[Path, typer.Option("--store", help="The feature store, one file.")]
+TrustedKeyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trusted-key",
+        metavar="KEY",
+        help="A public key (NAME.pub, or ed25519:…) that must have signed the bundle; may be given several times, "
+        "then one of them must. Without it nobody is asked for.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
 
 
@@ -29,6 +38,7 @@ def extract(
     clip_timeout: Annotated[
         float, typer.Option("--clip-timeout", min=1.0, help="Seconds that decoding one clip may take.")
     ] = 120.0,
+    trusted_key: TrustedKeyOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Turn a folder of video clips into features: 2816 numbers per clip in the feature store.
@@ -41,10 +51,13 @@ def extract(
 
     from ..base.progress import progress_bar
     from ..base.shutdown import Shutdown
+    from ..runtime.signature import read_trusted_keys
     from ..runtime.video import DecodeLimits
     from .extract import ExtractRequest, clips_to_extract, extract_clips
 
-    request = ExtractRequest(bundle, videos, store, threads, retry, DecodeLimits(timeout_s=clip_timeout))
+    limits = DecodeLimits(timeout_s=clip_timeout)
+    trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
+    request = ExtractRequest(bundle, videos, store, threads, retry, limits, trusted)
     folder = clips_to_extract(videos)
     shutdown = Shutdown.on_signals()
     with progress_bar("extracting", len(folder.clips), unit="clips") as progress:

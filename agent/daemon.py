@@ -19,6 +19,7 @@ from ..base.shutdown import Shutdown
 from ..fedproto.modelfile import ModelFile, write_model
 from ..fedproto.records import GlobalModel, Phase, RunSettings, Standing, Update
 from .corrections import Corrections
+from .extract import ExtractRequest
 from .link import Link, LinkStopped, RunChanged, StaleUpdate
 from .settings import AgentSettings
 from .status import LOCK_FILE, AgentStatus, Doing, write_status
@@ -173,9 +174,14 @@ class _Daemon:
             return
         self._become("extracting")
         try:
-            report = self._worker.call(
-                extract_new, settings.bundle, settings.videos, settings.store, settings.work.threads
+            request = ExtractRequest(
+                settings.bundle,
+                settings.videos,
+                settings.store,
+                threads=settings.work.threads,
+                trusted=settings.trust(),
             )
+            report = self._worker.call(extract_new, request)
             log.info("extracted", **report)
         except WorkStopped:
             raise

@@ -17,9 +17,10 @@ from statistics import fmean
 
 from ..base.errors import DataError, StorageError
 from ..base.files import printable_path, sha256_file
+from ..runtime.bundle import open_manifest
 from ..runtime.extractor import Extractor, open_extractor
-from ..runtime.manifest import read_manifest
 from ..runtime.records import Clip
+from ..runtime.signature import TrustedKeys
 from ..runtime.video import DecodeLimits
 from .clips import ClipFolder, FoundClip, scan_clips
 from .store import FeatureStore
@@ -70,6 +71,7 @@ class ExtractRequest:
     threads: int | None = None  # cores for one network; None: all
     retry: bool = False  # try clips again that failed before
     limits: DecodeLimits = field(default_factory=DecodeLimits)
+    trusted: TrustedKeys = ()  # one of them must have signed the bundle; none: anybody's will do
 
 
 def extract_folder(
@@ -101,7 +103,7 @@ def extract_clips(
 ) -> ExtractReport:
     """The same for a folder that has been looked through already."""
     outcomes: list[_Outcome] = []
-    read_manifest(request.bundle)  # a wrong --bundle is said before a store is made
+    open_manifest(request.bundle, request.trusted)  # a wrong --bundle is said before a store is made
     with FeatureStore.open(request.store) as store, closing(_Work(request, store)) as work:
         for found in folder.clips:
             if stop():
@@ -128,7 +130,7 @@ class _Work:
     def __init__(self, request: ExtractRequest, store: FeatureStore) -> None:
         self._request = request
         self._store = store
-        self._manifest = read_manifest(request.bundle)
+        self._manifest, _ = open_manifest(request.bundle, request.trusted)
         self._fingerprint = self._manifest.fingerprint
         self._seen: dict[str, FoundClip] = {}
         self._extractor: Extractor | None = None
@@ -180,7 +182,9 @@ class _Work:
         """The networks take seconds to open: not before there is a clip that needs them."""
         if self._extractor is None:
             request = self._request
-            self._extractor = open_extractor(request.bundle, threads=request.threads, limits=request.limits)
+            self._extractor = open_extractor(
+                request.bundle, threads=request.threads, limits=request.limits, trusted=request.trusted
+            )
         return self._extractor
 
 

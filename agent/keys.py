@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.errors import StorageError
-from ..base.files import fsync_directory, write_atomic
+from ..base.files import write_atomic, write_new
 from ..fedproto.certificates import make_silo_request
 
 
@@ -30,7 +29,7 @@ def make_request(name: str, folder: Path) -> KeyAndRequest:
     key, request = make_silo_request(name)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write_new(made.key_path, key)
+        write_new(made.key_path, key, mode=0o600)
     except FileExistsError as error:
         raise StorageError(
             f"{made.key_path} exists already and is not overwritten",
@@ -40,14 +39,3 @@ def make_request(name: str, folder: Path) -> KeyAndRequest:
         raise StorageError(f"cannot write {made.key_path}: {error.strerror}") from error
     write_atomic(made.csr_path, request)
     return made
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    """Like write_atomic, but FileExistsError when ``path`` is there (a rename would replace it)."""
-    whole = path.with_name(f".{path.name}.new")
-    write_atomic(whole, content, mode=0o600)
-    try:
-        os.link(whole, path)
-    finally:
-        whole.unlink()
-    fsync_directory(path.parent)

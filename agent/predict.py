@@ -13,6 +13,7 @@ from ..base.files import sha256_file
 from ..fedproto.modelfile import ModelFile, read_model
 from ..runtime.extractor import open_extractor
 from ..runtime.records import Clip
+from ..runtime.signature import TrustedKeys
 from .training.trainer import HeadTrainer, log_softmax
 
 
@@ -33,15 +34,22 @@ class Prediction:
 
 
 def predict_videos(
-    bundle: Path, model_path: Path, videos: Sequence[Path], *, top: int = 5, threads: int | None = None
+    bundle: Path,
+    model_path: Path,
+    videos: Sequence[Path],
+    *,
+    top: int = 5,
+    threads: int | None = None,
+    trusted: TrustedKeys = (),
 ) -> Iterator[Prediction]:
     """One Prediction per video, in order; a broken video gives its reason and the rest goes on.
 
-    Raises DataError when the model was trained on another bundle's features.
+    Raises DataError when the model was trained on another bundle's features, or none of the ``trusted``
+    keys, where some are given, has signed the bundle.
     """
     model = read_model(model_path)
     trainer = HeadTrainer(model.head, threads=threads)
-    with open_extractor(bundle, threads=threads) as extractor:
+    with open_extractor(bundle, threads=threads, trusted=trusted) as extractor:
         if model.fingerprint != extractor.manifest.fingerprint:
             raise DataError(
                 f"{model_path} was trained on features of bundle {model.fingerprint[:12]}, "

@@ -10,7 +10,8 @@ from ..base.errors import SettingsError
 from ..base.files import write_atomic
 from ..base.settings import load_settings
 from ..fedproto.tls import check_files
-from ..runtime.manifest import read_manifest
+from ..runtime.bundle import open_manifest
+from ..runtime.signature import TrustedKeys, is_key_text, read_trusted_keys
 from .link import LinkSettings
 from .link_errors import split_address
 
@@ -44,8 +45,13 @@ class AgentSettings(_Record, frozen=True):
     bundle: Path | None = None  # needed with videos
     videos: Path | None = None  # absent: train on what the store holds
     precision: str | None = None  # which of several in the store
+    trusted_keys: tuple[str, ...] = ()  # public key files, or ed25519:…; one of them must have signed the bundle
     policy: Policy = Policy()
     work: Work = Work()
+
+    def trust(self) -> TrustedKeys:
+        """The keys of ``trusted_keys``; raises SettingsError when one is none."""
+        return read_trusted_keys(self.trusted_keys, where="trusted_keys")
 
 
 STARTER = """\
@@ -56,6 +62,7 @@ state = "state"               # what the daemon remembers
 store = "features.sqlite"     # the feature store
 # bundle = "bundle"           # the exported models; with videos, new clips are extracted
 # videos = "videos"           # LABEL/clip.ext, or a labels.csv
+# trusted_keys = ["operator.pub"]  # a bundle that none of them signed is not opened (docs/signing.md)
 
 [coordinator]
 address = "COORDINATOR:7443"  # host:port
@@ -79,8 +86,11 @@ def write_starter(folder: Path, key: str) -> Path | None:
     return path
 
 
-def load_agent_settings(path: Path) -> AgentSettings:
-    """Read and check ``agent.toml``; SettingsError names file, key and what was expected."""
+def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> AgentSettings:
+    """Read and check ``agent.toml``; SettingsError names file, key and what was expected.
+
+    ``also_trusted``: keys of the command line, beside those of the file.
+    """
     settings = load_settings(path, AgentSettings)
     problems = []
     if settings.policy.min_samples < 1:
@@ -95,7 +105,10 @@ def load_agent_settings(path: Path) -> AgentSettings:
         problems.append("bundle: needed when videos is set")
     if problems:
         raise SettingsError(f"{path}: " + "; ".join(problems))
-    return _anchored(settings, Path(path).resolve().parent)
+    anchored = _anchored(settings, Path(path).resolve().parent)
+    anchored = msgspec.structs.replace(anchored, trusted_keys=(*anchored.trusted_keys, *also_trusted))
+    anchored.trust()  # a key that cannot be read must not wait for the first new clip
+    return anchored
 
 
 def check_surroundings(settings: AgentSettings) -> None:
@@ -109,7 +122,7 @@ def check_surroundings(settings: AgentSettings) -> None:
         if folder is not None and not folder.is_dir():
             raise SettingsError(f"{name}: {folder} is not a folder")
     if settings.bundle is not None:
-        read_manifest(settings.bundle)
+        open_manifest(settings.bundle, settings.trust())
     if settings.videos is None and not settings.store.exists():
         raise SettingsError(
             f"store: there is no feature store at {settings.store}, and no videos are set to fill it from",
@@ -126,6 +139,7 @@ def _anchored(settings: AgentSettings, folder: Path) -> AgentSettings:
         store=folder / settings.store,
         bundle=folder / settings.bundle if settings.bundle else None,
         videos=folder / settings.videos if settings.videos else None,
+        trusted_keys=tuple(key if is_key_text(key) else str(folder / key) for key in settings.trusted_keys),
         coordinator=msgspec.structs.replace(
             link, ca=folder / link.ca, certificate=folder / link.certificate, key=folder / link.key
         ),

@@ -86,9 +86,9 @@ def _train(trainer: HeadTrainer, work: RoundWork, table: FeatureTable, correctio
     return TrainedRound(trained.params, len(table), trained.loss, after)
 
 
-def extract_new(bundle: Path, videos: Path, store: Path, threads: int | None) -> dict[str, Any]:
+def extract_new(request: ExtractRequest) -> dict[str, Any]:
     """Bring the store up to date with the video folder; counts and times only, for the log."""
-    report = extract_folder(ExtractRequest(bundle, videos, store, threads=threads))
+    report = extract_folder(request)
     return {
         "clips": report.clips,
         "extracted": report.extracted,

@@ -7,7 +7,7 @@
     ├── InvariantError     70   a promise between our own parts is broken: a bug
     ├── StorageError       74   reading or writing failed: disk full, no permission
     ├── LockedError        75   another process holds what this one needs
-    ├── IdentityError      77   a certificate or a signature was refused
+    ├── IdentityError      77   a certificate was refused
     └── SettingsError      78   a settings file or the installation is not right
         └── MissingExtra        a package of an optional extra is not installed
 

@@ -79,6 +79,17 @@ def write_atomic(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> 
                 os.unlink(temporary)
 
 
+def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Like ``write_atomic``, but FileExistsError when ``path`` is there (a rename would replace it)."""
+    whole = path.with_name(f".{path.name}.new")
+    write_atomic(whole, data, mode=mode)
+    try:
+        os.link(whole, path)
+    finally:
+        whole.unlink()
+    fsync_directory(path.parent)
+
+
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """A folder that appears whole: fill the yielded one, and it is renamed to ``path`` at the end.

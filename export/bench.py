@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..runtime.bundle import open_bundle
 from ..runtime.graph_records import Graph
 from ..runtime.session import open_session
+from ..runtime.signature import TrustedKeys
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Timing:
     runs: int
 
 
-def time_graphs(bundle: Path, *, repeats: int, threads: int | None = None) -> dict[str, Timing]:
+def time_graphs(
+    bundle: Path, *, repeats: int, threads: int | None = None, trusted: TrustedKeys = ()
+) -> dict[str, Timing]:
     """Run each graph ``repeats`` times at the usual sizes of its axes, batch 1; the bundle is checked first.
 
     Raises DataError as ``open_bundle`` does.
     """
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, trusted)
     timings = {}
     for name, graph in opened.manifest.graphs.items():
         session = open_session(opened.graph(name), threads=threads)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..base.console import command
-from ..base.errors import UsageError
+from ..base.errors import MissingExtra, UsageError
 from .cli_options import (
     EXAMPLE,
     MOST_CAPTIONED,
@@ -21,20 +21,27 @@ from .cli_options import (
     Resnet3dOption,
     SlowOption,
     ThreadsOption,
+    TrustedKeyOption,
     VideomaeOption,
     check_choices,
     check_uses,
     choose_sources,
 )
-from .cli_show import extractor_row, show_extractors, show_manifest, show_parity
+from .cli_show import extractor_row, show_extractors, show_manifest, show_parity, show_signers, signer_ids
+from .cli_sign import keygen, sign
 from .extractors import DEFAULT_EXTRACTOR, EXTRACTORS, count_networks, count_parameters, find_extractor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..runtime.parity_records import GraphParity
+    from ..runtime.signature import PublicKey
 
 app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+app.command("keygen")(keygen)
+app.command("sign")(sign)
 
 
 @app.callback(invoke_without_command=True)
@@ -176,20 +183,35 @@ def extractors(as_json: JsonOption = False) -> dict[str, Any]:
 
 @app.command("inspect")
 @command
-def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> dict[str, Any]:
-    """Say what a bundle is, from its manifest alone. Needs no PyTorch and no runtime."""
+def inspect(
+    bundle: BundleArgument, trusted_key: TrustedKeyOption = None, as_json: JsonOption = False
+) -> dict[str, Any]:
+    """Say what a bundle is, from its manifest alone, and who signed it. Needs no PyTorch and no runtime.
+
+    Files other than the manifest are not looked at: flamest-export verify does that.
+    """
     import msgspec
 
+    from ..runtime.bundle import open_manifest
     from ..runtime.manifest import read_manifest
+    from ..runtime.signature import read_trusted_keys
 
-    manifest = read_manifest(bundle)
+    trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
+    signers: tuple[PublicKey, ...] | None
+    try:
+        manifest, signers = open_manifest(bundle, trusted)
+    except MissingExtra:  # the base install has nothing to check signatures with
+        if trusted:
+            raise
+        manifest, signers = read_manifest(bundle), None
     if not as_json:
-        show_manifest(bundle, manifest)
+        show_manifest(bundle, manifest, signers)
     return {
         "bundle": str(bundle),
         "fingerprint": manifest.fingerprint,
         "width": manifest.width,
         "precision": manifest.precision,
+        **signer_ids(signers, trusted),
         **msgspec.to_builtins(manifest),
     }
 
@@ -205,6 +227,7 @@ def verify(
     resnet3d: Resnet3dOption = None,
     videomae: VideomaeOption = None,
     threads: ThreadsOption = None,
+    trusted_key: TrustedKeyOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Check every file of a bundle against its manifest, then compare its graphs with PyTorch again.
@@ -213,15 +236,19 @@ def verify(
     taken from this machine's caches or the network, others are given as they were for the export.
     """
     from ..base.progress import progress_bar
+    from ..runtime.signature import read_trusted_keys
     from .libraries import quiet_libraries, torch_threads
     from .verify import PHASES, verify_bundle
+
+    trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
 
     named = {"blip": blip, "clip": clip, "slow": slow, "i3d": i3d, "resnet3d": resnet3d, "videomae": videomae}
     given = {name: source for name, source in named.items() if source is not None}
     with progress_bar("verifying", PHASES, unit="steps") as progress, quiet_libraries(), torch_threads(threads):
-        done = verify_bundle(bundle, progress, given=given, threads=threads)
+        done = verify_bundle(bundle, progress, given=given, threads=threads, trusted=trusted)
     if not as_json:
         print(f"{bundle}: {len(done.manifest.files)} files are those of the manifest")
+        print(f"  signatures    {show_signers(done.signers)}")
         show_parity(done.graphs, done.manifest.parity.captions)
         for part, advice in done.not_compared.items():
             print(f"{part}: not compared with PyTorch, its weights are not at hand. Give them: {advice}")
@@ -229,6 +256,7 @@ def verify(
         "bundle": str(bundle),
         "fingerprint": done.manifest.fingerprint,
         "files": len(done.manifest.files),
+        **signer_ids(done.signers, trusted),
         "parity": _parity(done.graphs),
         "captions_equal": done.captions_equal,
         "not_compared": done.not_compared,
@@ -242,14 +270,17 @@ def bench(
     bundle: BundleArgument,
     repeats: Annotated[int, typer.Option(min=3, help="Runs of each graph.")] = 20,
     threads: ThreadsOption = None,
+    trusted_key: TrustedKeyOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Measure each graph on this machine: milliseconds per run at batch 1."""
     import msgspec
 
+    from ..runtime.signature import read_trusted_keys
     from .bench import time_graphs
 
-    timings = time_graphs(bundle, repeats=repeats, threads=threads)
+    trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
+    timings = time_graphs(bundle, repeats=repeats, threads=threads, trusted=trusted)
     if not as_json:
         print(f"{'graph':10} {'min ms':>8} {'p50 ms':>8} {'p95 ms':>8}  sizes")
         for name, timing in timings.items():

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Cores to use; all when not given.")]
+TrustedKeyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trusted-key",
+        metavar="KEY",
+        help="A public key (NAME.pub, or ed25519:…) that must have signed the bundle; may be given several times, "
+        "then one of them must.",
+    ),
+]
 BundleArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The bundle folder.")]
 
 _HUB = "a hub id (OWNER/MODEL[@REVISION]), a folder with config.json, model.safetensors"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..runtime.manifest import Manifest
     from ..runtime.parity_records import GraphParity
+    from ..runtime.signature import PublicKey
     from .extractors import ExtractorEntry
 
 
@@ -19,9 +20,28 @@ def show_parity(graphs: Mapping[str, GraphParity], captions: int) -> None:
         print(f"  captions: {captions} of {captions} equal to PyTorch's")
 
 
-def show_manifest(bundle: Path, manifest: Manifest) -> None:
+def show_signers(signers: Sequence[PublicKey] | None) -> str:
+    """The named ones are among the trusted keys that were given; None: there is nothing to check signatures with."""
+    if signers is None:
+        return "not checked: pip install cryptography"
+    return ", ".join(map(str, signers)) if signers else "none"
+
+
+def signer_ids(signers: Sequence[PublicKey] | None, trusted: Sequence[PublicKey]) -> dict[str, Any]:
+    """Who signed, and who of them is among the keys that were asked for; for ``--json``."""
+    if signers is None:
+        return {"signed_by": None, "trusted": []}
+    asked = {key.raw for key in trusted}
+    return {
+        "signed_by": [signer.id for signer in signers],
+        "trusted": [signer.id for signer in signers if signer.raw in asked],
+    }
+
+
+def show_manifest(bundle: Path, manifest: Manifest, signers: Sequence[PublicKey] | None) -> None:
     print(f"{bundle}: {manifest.extractor}, {manifest.precision}, {manifest.backend}, made {manifest.created}")
     print(f"  fingerprint   {manifest.fingerprint}")
+    print(f"  signatures    {show_signers(signers)}")
     print(f"  features      {_widths(manifest)} numbers per clip")
     for line in _vlm_lines(manifest):
         print(line)

@@ -22,6 +22,7 @@ from ..runtime.manifest import (
     VisionLanguage,
 )
 from ..runtime.parity_records import GraphParity
+from ..runtime.signature import PublicKey, TrustedKeys
 from .clip import hash_tokens, tokenize_captions
 from .hub import is_hub_id
 from .parity_blip import compare_blip
@@ -42,23 +43,31 @@ class Verified:
     graphs: dict[str, GraphParity]
     captions_equal: bool | None  # None: captions were not compared
     not_compared: dict[str, str]
+    signers: tuple[PublicKey, ...]
     seconds: float
 
 
 def verify_bundle(
-    bundle: Path, progress: Progress, *, given: Mapping[str, str] | None = None, threads: int | None = None
+    bundle: Path,
+    progress: Progress,
+    *,
+    given: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    trusted: TrustedKeys = (),
 ) -> Verified:
     """Check every file's hash, then compare the graphs with PyTorch where the weights can be had.
 
     ``given``: by network the source to compare with; others are the manifest's, where its name alone
-    brings the weights (``random:*``, ``miniworld``, a hub id, ``slow_r50``). Raises DataError
+    brings the weights (``random:*``, ``miniworld``, a hub id, ``slow_r50``). ``trusted``: as for
+    ``open_bundle``. Raises DataError
     (``bundle_tampered``) for a changed file, (``parity_failed``) for a graph that computes something
     else, and (``other_weights``) when a source's weights are not those of the bundle.
     """
     started = time.monotonic()
     shop = Workshop(bundle, progress, threads)
     with shop.phase("check files"):
-        manifest = open_bundle(bundle).manifest
+        opened = open_bundle(bundle, trusted)
+        manifest = opened.manifest
     again = _Again(manifest, bundle, dict(given or {}), threads)
     graphs: dict[str, GraphParity] = {}
     captions_equal: bool | None = None
@@ -71,7 +80,8 @@ def verify_bundle(
         graphs |= dict(again.keyframes())
     with shop.phase("compare the spatio-temporal part with PyTorch"):
         graphs |= dict(again.spatio_temporal())
-    return Verified(manifest, graphs, captions_equal, again.not_compared, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return Verified(manifest, graphs, captions_equal, again.not_compared, opened.signers, seconds)
 
 
 class _Again:

@@ -6,7 +6,6 @@ a ``Retriever`` finds the nearest of the captions that were written beforehand (
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from ..base.errors import DataError, MissingExtra
 from .bundle import Bundle
-from .manifest import RetrievedCaption, VisionLanguage
+from .manifest import TOKENIZER_FILE, RetrievedCaption, VisionLanguage
 from .records import Caption
 from .session import Session, open_session
 from .stages import timed
@@ -77,7 +76,7 @@ def open_describer(bundle: Bundle, *, threads: int | None) -> Writer | Retriever
         return None
     if isinstance(spec, RetrievedCaption):
         return Retriever(open_session(bundle.graph("clip"), threads=threads), spec)
-    tokenizer = _open_tokenizer(bundle.tokenizer)
+    tokenizer = _open_tokenizer(bundle)
     return Writer(_open_model(bundle, spec, threads), tokenizer)
 
 
@@ -92,15 +91,16 @@ def _mean(vectors: Vector) -> Vector:
     return np.asarray(vectors.mean(axis=0, dtype=np.float32))
 
 
-def _open_tokenizer(path: Path) -> tokenizers.Tokenizer:
+def _open_tokenizer(bundle: Bundle) -> tokenizers.Tokenizer:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise MissingExtra("tokenizers", extra="agent") from error
+    data = bundle.read(TOKENIZER_FILE)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(data.decode())
     except Exception as error:  # tokenizers raises plain Exception
-        raise DataError(f"{path} is not a tokenizer: {error}") from error
+        raise DataError(f"{bundle.tokenizer} is not a tokenizer: {error}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -21,6 +21,7 @@ from .keyframes import Indices, clip_seeds, draw_keyframes, load_clustering, pic
 from .manifest import Manifest
 from .records import Candidates, Caption, Clip, ClipFeatures
 from .session import open_session
+from .signature import TrustedKeys
 from .stages import STAGES, stages_of, timed
 from .video import DecodeLimits, VideoDecoder
 
@@ -48,6 +49,7 @@ class Extractor:
         self._cnn = open_session(bundle.graph("cnn"), threads=threads) if bundle.manifest.cnn else None
         clusters = "keyframes" in self.stages
         self._keyframe_graph = open_session(bundle.graph("keyframes"), threads=threads) if clusters else None
+        bundle.must_be_unchanged()  # what has been opened is what was hashed
         self._video = video
 
     def extract(self, clip: Clip) -> ClipFeatures:
@@ -139,14 +141,21 @@ class Extractor:
         return np.asarray(vector)
 
 
-def open_extractor(bundle: Path, *, threads: int | None = None, limits: DecodeLimits | None = None) -> Extractor:
+def open_extractor(
+    bundle: Path,
+    *,
+    threads: int | None = None,
+    limits: DecodeLimits | None = None,
+    trusted: TrustedKeys = (),
+) -> Extractor:
     """Check the bundle, open its graphs and make the decoder ready.
 
-    ``threads``: cores for one run of a graph (None: all that this process may use). Raises DataError
+    ``threads``: cores for one run of a graph (None: all that this process may use). ``trusted``: keys one
+    of which must have signed the bundle; none given, anybody's will do. Raises DataError
     for a bundle that is not what was exported, MissingExtra when a package of ``flamest[agent]`` is
     not installed.
     """
-    checked = open_bundle(bundle)
+    checked = open_bundle(bundle, trusted)
     _check_frames(checked)
     if "keyframes" in stages_of(checked.manifest):
         load_clustering()

@@ -217,15 +217,27 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def read_manifest(bundle: Path) -> Manifest:
-    """The manifest of the bundle folder ``bundle``; raises DataError when it is not one."""
+    """The manifest of the bundle folder ``bundle``; raises DataError when it is not one.
+
+    Nothing says yet that it is to be trusted: bundle.py's ``open_manifest`` asks its signatures first.
+    """
     path = Path(bundle) / MANIFEST_FILE
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{bundle} is not a bundle: cannot read {MANIFEST_FILE} ({error.strerror})",
-            fix="get the bundle from the operator, or build one: flamest-export --backend onnx --out DIR",
-        ) from error
+        raise no_bundle(bundle, error.strerror or str(error)) from error
+    return decode_manifest(data, path)
+
+
+def no_bundle(bundle: Path, reason: str) -> DataError:
+    return DataError(
+        f"{bundle} is not a bundle: cannot read {MANIFEST_FILE} ({reason})",
+        fix="get the bundle from the operator, or build one: flamest-export --backend onnx --out DIR",
+    )
+
+
+def decode_manifest(data: bytes, path: Path) -> Manifest:
+    """``data``: the bytes of the file ``path``, which is named in the DataError when they are no manifest."""
     again = "export the bundle again with this version of flamest-export"
     try:
         schema = msgspec.json.decode(data, type=_Version).schema
