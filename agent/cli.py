@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..base.console import command
+from .cli_backends import BackendOption, ComputeOption, RequireOption, notice, show_places
 from .cli_extract import TrustedKeyOption, extract, features, import_features
 from .cli_keys import keygen
 
@@ -86,6 +87,8 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
             f"left this site: {now.updates_sent} updates, {now.sent_bytes / 1e6:.2f} MB; "
             f"received {now.received_bytes / 1e6:.2f} MB"
         )
+        for where, graphs in now.graphs_by_place().items():
+            print(f"last extraction: {', '.join(graphs)} on {where}")
     return {**msgspec.to_builtins(now), "alive": alive}
 
 
@@ -153,15 +156,25 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="How many labels to show.")] = 5,
     threads: ThreadsOption = None,
     trusted_key: TrustedKeyOption = None,
+    backend: BackendOption = None,
+    require_backend: RequireOption = False,
+    precision: ComputeOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Name the action in new videos: the likeliest labels and the caption of a keyframe."""
+    from ..runtime.backends.opening import Opening, Place
+    from ..runtime.backends.wishes import parse_wishes
     from ..runtime.signature import read_trusted_keys
     from .predict import predict_videos
 
+    wishes = parse_wishes(backend or (), require=require_backend, precision=precision)
+    opening = Opening(wishes, threads, notice=notice)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
+    places: list[Place] = []
     predictions = []
-    for prediction in predict_videos(bundle, model, videos, top=top, threads=threads, trusted=trusted):
+    for prediction in predict_videos(
+        bundle, model, videos, top=top, opening=opening, trusted=trusted, on_open=places.extend
+    ):
         labels = [{"label": item.label, "probability": item.probability} for item in prediction.labels]
         entry = {"video": str(prediction.video), "labels": labels, "caption": prediction.caption}
         if prediction.reason:
@@ -172,7 +185,9 @@ def predict(
             for item in prediction.labels:
                 print(f"  {item.probability:6.1%}  {item.label}")
             print(f"  {prediction.reason or 'caption: ' + prediction.caption}")
-    return {"predictions": predictions}
+    if not as_json:
+        show_places(places, wishes)
+    return {"predictions": predictions, "backends": {place.graph: place.as_json() for place in places}}
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..base.console import command
+from .cli_backends import BackendOption, ComputeOption, RequireOption, notice, show_places
 
 if TYPE_CHECKING:
     from .extract import ExtractReport
@@ -39,6 +40,9 @@ def extract(
         float, typer.Option("--clip-timeout", min=1.0, help="Seconds that decoding one clip may take.")
     ] = 120.0,
     trusted_key: TrustedKeyOption = None,
+    backend: BackendOption = None,
+    require_backend: RequireOption = False,
+    precision: ComputeOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Turn a folder of video clips into features: 2816 numbers per clip in the feature store.
@@ -46,25 +50,35 @@ def extract(
     Nothing is sent anywhere. Clips are known by their content: run the command again after adding
     clips, changing labels or an interruption, and only what is new is computed. A clip that cannot
     be read is reported and skipped. Ctrl-C ends after the clip in hand; nothing is lost.
+
+    At the end stands where each network really ran; flamest-agent doctor says what this machine can
+    run, and what it lacks.
     """
     import msgspec
 
     from ..base.progress import progress_bar
     from ..base.shutdown import Shutdown
+    from ..runtime.backends.wishes import parse_wishes
     from ..runtime.signature import read_trusted_keys
     from ..runtime.video import DecodeLimits
     from .extract import ExtractRequest, clips_to_extract, extract_clips
 
     limits = DecodeLimits(timeout_s=clip_timeout)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
-    request = ExtractRequest(bundle, videos, store, threads, retry, limits, trusted)
+    wishes = parse_wishes(backend or (), require=require_backend, precision=precision)
+    request = ExtractRequest(bundle, videos, store, threads, retry, limits, trusted, wishes)
     folder = clips_to_extract(videos)
     shutdown = Shutdown.on_signals()
     with progress_bar("extracting", len(folder.clips), unit="clips") as progress:
-        report = extract_clips(request, folder, on_clip=progress.advance, stop=lambda: shutdown.requested)
+        report = extract_clips(
+            request, folder, on_clip=progress.advance, stop=lambda: shutdown.requested, notice=notice
+        )
     if not as_json:
         _show(report, store)
-    return dict(msgspec.to_builtins(report))
+        show_places(report.places, wishes)
+    said = dict(msgspec.to_builtins(report))
+    del said["places"]
+    return {**said, "backends": {place.graph: place.as_json() for place in report.places}}
 
 
 @command

@@ -180,9 +180,12 @@ class _Daemon:
                 settings.store,
                 threads=settings.work.threads,
                 trusted=settings.trust(),
+                wishes=settings.work.wishes,
             )
-            report = self._worker.call(extract_new, request)
-            log.info("extracted", **report)
+            extracted = self._worker.call(extract_new, request)
+            log.info("extracted", **extracted.figures, **extracted.backends)
+            if extracted.backends:
+                self._note(backends=extracted.backends)
         except WorkStopped:
             raise
         except FlamestError as error:

@@ -17,6 +17,8 @@ from statistics import fmean
 
 from ..base.errors import DataError, StorageError
 from ..base.files import printable_path, sha256_file
+from ..runtime.backends.opening import Opening, Place, effective_precision
+from ..runtime.backends.wishes import NO_WISHES, Wishes
 from ..runtime.bundle import open_manifest
 from ..runtime.extractor import Extractor, open_extractor
 from ..runtime.records import Clip
@@ -59,6 +61,8 @@ class ExtractReport:
     stages_ms: dict[str, float]  # means
     peak_mb: float  # this process and the decoder, resident, each at its largest
     stopped: bool  # asked to end before all clips were done
+    precision: str  # under which the features are stored
+    places: tuple[Place, ...]  # where each graph ran; empty when nothing had to be extracted
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class ExtractRequest:
     retry: bool = False  # try clips again that failed before
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     trusted: TrustedKeys = ()  # one of them must have signed the bundle; none: anybody's will do
+    wishes: Wishes = NO_WISHES  # where the networks run
 
 
 def extract_folder(
@@ -99,19 +104,23 @@ def clips_to_extract(videos: Path) -> ClipFolder:
 
 
 def extract_clips(
-    request: ExtractRequest, folder: ClipFolder, *, on_clip: Callable[[], None], stop: Callable[[], bool]
+    request: ExtractRequest,
+    folder: ClipFolder,
+    *,
+    on_clip: Callable[[], None],
+    stop: Callable[[], bool],
+    notice: Callable[[str], None] = lambda _: None,
 ) -> ExtractReport:
-    """The same for a folder that has been looked through already."""
+    """The same for a folder that has been looked through already; ``notice`` is told what takes minutes."""
     outcomes: list[_Outcome] = []
     open_manifest(request.bundle, request.trusted)  # a wrong --bundle is said before a store is made
-    with FeatureStore.open(request.store) as store, closing(_Work(request, store)) as work:
+    with FeatureStore.open(request.store) as store, closing(_Work(request, store, notice)) as work:
         for found in folder.clips:
             if stop():
                 break
             outcomes.append(work.bring_in(found))
             on_clip()
-        peak_mb = work.peak_mb
-    return _report(folder, outcomes, peak_mb)
+        return _report(folder, outcomes, work)
 
 
 @dataclass(frozen=True)
@@ -127,11 +136,13 @@ class _Outcome:
 class _Work:
     """One extraction's open things: the store, the extractor once it is needed, the contents seen."""
 
-    def __init__(self, request: ExtractRequest, store: FeatureStore) -> None:
+    def __init__(self, request: ExtractRequest, store: FeatureStore, notice: Callable[[str], None]) -> None:
         self._request = request
+        self._notice = notice
         self._store = store
         self._manifest, _ = open_manifest(request.bundle, request.trusted)
         self._fingerprint = self._manifest.fingerprint
+        self.precision = effective_precision(self._manifest, request.wishes)
         self._seen: dict[str, FoundClip] = {}
         self._extractor: Extractor | None = None
 
@@ -147,7 +158,7 @@ class _Work:
             return _failed(found, error.code, error.message)
         if first is not found:
             return _Outcome()
-        if self._store.has(clip.sha256, self._fingerprint, self._manifest.precision):
+        if self._store.has(clip.sha256, self._fingerprint, self.precision):
             self._store.note_clip(clip, name=found.name)
             return _Outcome()
         known = None if self._request.retry else self._store.failure(clip.sha256)
@@ -174,6 +185,10 @@ class _Work:
             self._extractor.close()
 
     @property
+    def places(self) -> tuple[Place, ...]:
+        return tuple(self._extractor.places.values()) if self._extractor else ()
+
+    @property
     def peak_mb(self) -> float:
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
         return own + (self._extractor.decoder_peak_mb if self._extractor else 0.0)
@@ -182,8 +197,9 @@ class _Work:
         """The networks take seconds to open: not before there is a clip that needs them."""
         if self._extractor is None:
             request = self._request
+            opening = Opening(request.wishes, request.threads, notice=self._notice)
             self._extractor = open_extractor(
-                request.bundle, threads=request.threads, limits=request.limits, trusted=request.trusted
+                request.bundle, limits=request.limits, trusted=request.trusted, opening=opening
             )
         return self._extractor
 
@@ -219,7 +235,7 @@ def _failed(found: FoundClip, code: str, message: str) -> _Outcome:
     )
 
 
-def _report(folder: ClipFolder, outcomes: list[_Outcome], peak_mb: float) -> ExtractReport:
+def _report(folder: ClipFolder, outcomes: list[_Outcome], work: _Work) -> ExtractReport:
     problems = [FailedClip(problem.name, f"{problem.code}: {problem.reason}") for problem in folder.problems]
     failed = [outcome.failed for outcome in outcomes if outcome.failed is not None]
     times = [outcome.extracted_ms for outcome in outcomes if outcome.extracted_ms is not None]
@@ -232,6 +248,8 @@ def _report(folder: ClipFolder, outcomes: list[_Outcome], peak_mb: float) -> Ext
         warnings=tuple(warning for outcome in outcomes for warning in outcome.warnings),
         ms_per_clip=fmean(times) if times else None,
         stages_ms={name: fmean(stage[name] for stage in stages) for name in stages[0]} if stages else {},
-        peak_mb=peak_mb,
+        peak_mb=work.peak_mb,
         stopped=len(outcomes) < len(folder.clips),
+        precision=work.precision,
+        places=work.places,
     )

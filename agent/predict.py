@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 from ..base.errors import DataError, StorageError
 from ..base.files import sha256_file
 from ..fedproto.modelfile import ModelFile, read_model
+from ..runtime.backends.opening import Opening, Place
 from ..runtime.extractor import open_extractor
 from ..runtime.records import Clip
 from ..runtime.signature import TrustedKeys
@@ -39,17 +40,21 @@ def predict_videos(
     videos: Sequence[Path],
     *,
     top: int = 5,
-    threads: int | None = None,
+    opening: Opening | None = None,
     trusted: TrustedKeys = (),
+    on_open: Callable[[Sequence[Place]], None] = lambda _: None,
 ) -> Iterator[Prediction]:
     """One Prediction per video, in order; a broken video gives its reason and the rest goes on.
 
-    Raises DataError when the model was trained on another bundle's features, or none of the ``trusted``
-    keys, where some are given, has signed the bundle.
+    ``opening`` says where the networks run, ``on_open`` is told once where they do. Raises DataError when
+    the model was trained on another bundle's features, or none of the ``trusted`` keys, where some are
+    given, has signed the bundle.
     """
+    opening = opening or Opening()
     model = read_model(model_path)
-    trainer = HeadTrainer(model.head, threads=threads)
-    with open_extractor(bundle, threads=threads, trusted=trusted) as extractor:
+    trainer = HeadTrainer(model.head, threads=opening.threads)
+    with open_extractor(bundle, opening=opening, trusted=trusted) as extractor:
+        on_open(tuple(extractor.places.values()))
         if model.fingerprint != extractor.manifest.fingerprint:
             raise DataError(
                 f"{model_path} was trained on features of bundle {model.fingerprint[:12]}, "

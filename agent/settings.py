@@ -6,10 +6,11 @@ from pathlib import Path
 
 import msgspec
 
-from ..base.errors import SettingsError
+from ..base.errors import SettingsError, UsageError
 from ..base.files import write_atomic
 from ..base.settings import load_settings
 from ..fedproto.tls import check_files
+from ..runtime.backends.wishes import Wishes, parse_wishes
 from ..runtime.bundle import open_manifest
 from ..runtime.signature import TrustedKeys, is_key_text, read_trusted_keys
 from .link import LinkSettings
@@ -34,6 +35,14 @@ class Work(_Record, frozen=True):
     threads: int | None = None  # cores for one task; all when not set
     idle_s: float = 60.0  # the worker process ends after this long without a task
     rescan_s: float = 300.0  # how often the video folder is looked through for new clips
+    backend: str = "auto"  # where the networks run, as --backend of extract: "openvino,text=onnxruntime"
+    require_backend: bool = False  # a fallback is an error
+    precision: str | None = None  # "bf16": compute an fp32 bundle in it
+
+    @property
+    def wishes(self) -> Wishes:
+        """Raises UsageError for words that mean nothing."""
+        return parse_wishes((self.backend,), require=self.require_backend, precision=self.precision)
 
 
 class AgentSettings(_Record, frozen=True):
@@ -103,6 +112,10 @@ def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> Ag
         problems.append("work: expected times above 0 seconds")
     if settings.videos is not None and settings.bundle is None:
         problems.append("bundle: needed when videos is set")
+    try:
+        _ = settings.work.wishes
+    except UsageError as error:
+        problems.append(f"work: {error.message}")
     if problems:
         raise SettingsError(f"{path}: " + "; ".join(problems))
     anchored = _anchored(settings, Path(path).resolve().parent)

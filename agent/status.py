@@ -35,6 +35,13 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     updates_sent: int = 0  # since the daemon started
     sent_bytes: int = 0
     received_bytes: int = 0
+    backends: dict[str, str] = {}  # by graph: where it ran when clips were last extracted
+
+    def graphs_by_place(self) -> dict[str, list[str]]:
+        places: dict[str, list[str]] = {}
+        for graph, where in self.backends.items():
+            places.setdefault(where, []).append(graph)
+        return places
 
 
 def write_status(state: Path, status: AgentStatus) -> None:

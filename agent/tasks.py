@@ -86,17 +86,27 @@ def _train(trainer: HeadTrainer, work: RoundWork, table: FeatureTable, correctio
     return TrainedRound(trained.params, len(table), trained.loss, after)
 
 
-def extract_new(request: ExtractRequest) -> dict[str, Any]:
-    """Bring the store up to date with the video folder; counts and times only, for the log."""
+@dataclass(frozen=True)
+class Extracted:
+    """What the daemon is told of an extraction."""
+
+    figures: dict[str, Any]  # counts and times only, for the log
+    backends: dict[str, str]  # by graph: where it ran; empty when nothing had to be extracted
+
+
+def extract_new(request: ExtractRequest) -> Extracted:
+    """Bring the store up to date with the video folder."""
     report = extract_folder(request)
-    return {
+    figures = {
         "clips": report.clips,
         "extracted": report.extracted,
         "skipped": report.skipped,
         "failed": len(report.failed),
         "ms_per_clip": report.ms_per_clip or 0.0,
         "peak_mb": report.peak_mb,
+        "precision": report.precision,
     }
+    return Extracted(figures, {place.graph: place.where for place in report.places})
 
 
 def _load(source: DataSource, run: RunSettings) -> SiloData:

@@ -6,6 +6,7 @@ a ``Retriever`` finds the nearest of the captions that were written beforehand (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,9 +14,9 @@ import numpy.typing as npt
 
 from ..base.errors import DataError, MissingExtra
 from .bundle import Bundle
-from .manifest import TOKENIZER_FILE, RetrievedCaption, VisionLanguage
+from .manifest import TOKENIZER_FILE, RetrievedCaption
 from .records import Caption
-from .session import Session, open_session
+from .session import Session
 from .stages import timed
 from .vlm import VisionLanguageModel
 
@@ -69,21 +70,19 @@ class Retriever:
         return _mean(found["vector"]), Caption(self._captions[index], ())
 
 
-def open_describer(bundle: Bundle, *, threads: int | None) -> Writer | Retriever | None:
-    """The describer of a checked bundle; None when its extractor has no vision-language part."""
+def open_describer(bundle: Bundle, open_graph: Callable[[str], Session]) -> Writer | Retriever | None:
+    """The describer of a checked bundle; None when its extractor has no vision-language part.
+
+    ``open_graph`` opens a graph of the bundle by its name.
+    """
     spec = bundle.manifest.vlm
     if spec is None:
         return None
     if isinstance(spec, RetrievedCaption):
-        return Retriever(open_session(bundle.graph("clip"), threads=threads), spec)
+        return Retriever(open_graph("clip"), spec)
     tokenizer = _open_tokenizer(bundle)
-    return Writer(_open_model(bundle, spec, threads), tokenizer)
-
-
-def _open_model(bundle: Bundle, spec: VisionLanguage, threads: int | None) -> VisionLanguageModel:
-    vision, text = (open_session(bundle.graph(name), threads=threads) for name in ("vision", "text"))
-    words = open_session(bundle.graph("words"), threads=threads) if spec.reading == "text" else None
-    return VisionLanguageModel(vision, text, spec, words=words)
+    words = open_graph("words") if spec.reading == "text" else None
+    return Writer(VisionLanguageModel(open_graph("vision"), open_graph("text"), spec, words=words), tokenizer)
 
 
 def _mean(vectors: Vector) -> Vector:

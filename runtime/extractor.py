@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from ..base.errors import DataError
 from ..base.files import printable_path
+from .backends.opening import GraphOpener, Opening, Place, effective_precision
 from .bundle import Bundle, open_bundle
 from .describers import open_describer
 from .frames import Rgb, prepare_frames
 from .keyframes import Indices, clip_seeds, draw_keyframes, load_clustering, pick_keyframes, spread_indices
 from .manifest import Manifest
 from .records import Candidates, Caption, Clip, ClipFeatures
-from .session import open_session
 from .signature import TrustedKeys
 from .stages import STAGES, stages_of, timed
 from .video import DecodeLimits, VideoDecoder
@@ -42,13 +42,15 @@ class _Chosen:
 class Extractor:
     """Turns clips into ClipFeatures. Open with ``open_extractor``; a context manager; one thread at a time."""
 
-    def __init__(self, bundle: Bundle, video: VideoDecoder, *, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, video: VideoDecoder, opening: Opening) -> None:
         self.manifest: Manifest = bundle.manifest
         self.stages = stages_of(bundle.manifest)
-        self._describer = open_describer(bundle, threads=threads)
-        self._cnn = open_session(bundle.graph("cnn"), threads=threads) if bundle.manifest.cnn else None
-        clusters = "keyframes" in self.stages
-        self._keyframe_graph = open_session(bundle.graph("keyframes"), threads=threads) if clusters else None
+        self.precision = effective_precision(bundle.manifest, opening.wishes)
+        opener = GraphOpener(bundle, opening)
+        self._describer = open_describer(bundle, opener.open)
+        self._cnn = opener.open("cnn") if bundle.manifest.cnn else None
+        self._keyframe_graph = opener.open("keyframes") if "keyframes" in self.stages else None
+        self.places: dict[str, Place] = opener.places  # by graph
         bundle.must_be_unchanged()  # what has been opened is what was hashed
         self._video = video
 
@@ -77,7 +79,7 @@ class Extractor:
             keyframe=drawn,
             keyframe_times_s=tuple(candidates.t_s[shown].tolist()),
             fingerprint=self.manifest.fingerprint,
-            precision=self.manifest.precision,
+            precision=self.precision,
             stages_ms=stages,
             warnings=candidates.warnings,
         )
@@ -147,14 +149,16 @@ def open_extractor(
     threads: int | None = None,
     limits: DecodeLimits | None = None,
     trusted: TrustedKeys = (),
+    opening: Opening | None = None,
 ) -> Extractor:
     """Check the bundle, open its graphs and make the decoder ready.
 
-    ``threads``: cores for one run of a graph (None: all that this process may use). ``trusted``: keys one
-    of which must have signed the bundle; none given, anybody's will do. Raises DataError
-    for a bundle that is not what was exported, MissingExtra when a package of ``flamest[agent]`` is
-    not installed.
+    ``opening`` says where the graphs may run; ``threads`` is short for its field of that name. ``trusted``:
+    keys one of which must have signed the bundle; none given, anybody's will do. Raises DataError for a
+    bundle that is not what was exported, SettingsError ``no_backend`` when a graph cannot run where it
+    should, MissingExtra when a package of ``flamest[agent]`` is not installed.
     """
+    opening = opening or Opening(threads=threads)
     checked = open_bundle(bundle, trusted)
     _check_frames(checked)
     if "keyframes" in stages_of(checked.manifest):
@@ -162,7 +166,7 @@ def open_extractor(
     video = VideoDecoder(checked.manifest.keyframes, limits)
     try:
         video.start()  # it gets ready while the graphs are opened
-        return Extractor(checked, video, threads=threads)
+        return Extractor(checked, video, opening)
     except BaseException:
         video.close()
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -10,6 +11,13 @@ from .plan_records import Plan
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Ledger = dict[str, dict[str, int]]  # what is computed in -> operator -> nodes
+
+
+def precision_label(of: Mapping[str, str]) -> str:
+    """What several graphs compute in, as one word: ``int8``, or ``cnn=int8,text=fp32`` where they differ."""
+    if len(set(of.values())) == 1:
+        return next(iter(of.values()))
+    return ",".join(f"{name}={of[name]}" for name in sorted(of))
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -30,7 +30,7 @@ from typing import Literal
 import msgspec
 
 from ..base.errors import DataError
-from .graph_records import Graph, Record
+from .graph_records import Graph, Record, precision_label
 from .parity_records import Calibration, Parity
 
 SCHEMA = 3
@@ -184,10 +184,9 @@ class Manifest(Record, frozen=True):
         Part of a feature's key in the store. Graph ``keyframes`` is fp32 in every bundle: it decides
         which frames are seen.
         """
-        of = {name: self.graphs[name].precision for name in sorted({*self.needed_graphs} - {"keyframes"})}
-        if len(set(of.values())) == 1:
-            return next(iter(of.values()))
-        return ",".join(f"{name}={precision}" for name, precision in of.items())
+        return precision_label(
+            {name: self.graphs[name].precision for name in self.needed_graphs if name != "keyframes"}
+        )
 
     @property
     def needs_tokenizer(self) -> bool:

@@ -63,6 +63,6 @@ class ClipFeatures:
     keyframe: int  # which of the keyframes was captioned, the first drawn of several; -1 when none was
     keyframe_times_s: tuple[float, ...]  # seconds from clip start, of the frames that the first part saw
     fingerprint: str  # of the bundle's meaning (Manifest.fingerprint)
-    precision: str  # of the bundle's graphs: fp32, fp16, bf16, int8
+    precision: str  # what the networks really computed in: fp32, or cnn=int8,text=fp32 where they differ
     stages_ms: dict[str, float] = field(default_factory=dict)  # wall milliseconds per stage
     warnings: tuple[str, ...] = ()  # what was wrong with the file: cut off, damaged frames

@@ -1,0 +1,61 @@
+"""The options with which a person says where the networks run, and what is printed of where they did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..runtime.backends.opening import Place
+    from ..runtime.backends.wishes import Wishes
+
+BackendOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="Where the networks run: auto, tensorrt, onnxruntime-cuda, openvino or onnxruntime (the CPU); what does "
+        "not go there goes to the next below. GRAPH=NAME for one graph alone: text=onnxruntime. Can be repeated.",
+    ),
+]
+RequireOption = Annotated[
+    bool, typer.Option("--require-backend", help="It is an error when a graph does not run on the backend named.")
+]
+ComputeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="bf16",
+        help="Compute an fp32 bundle in bf16, which OpenVINO does on a CPU that has it. The features are kept apart "
+        "from fp32 ones.",
+    ),
+]
+
+
+def notice(text: str) -> None:
+    """Tell the person what takes minutes before it begins; stdout is for results."""
+    typer.echo(text, err=True)
+
+
+def show_places(places: Sequence[Place], wishes: Wishes) -> None:
+    """Which graphs ran where; with a backend asked for by name, also why the others did not run there."""
+    for line in places_lines(places, wishes):
+        print(line)
+
+
+def places_lines(places: Sequence[Place], wishes: Wishes) -> list[str]:
+    from ..runtime.backends.ladder import TITLES
+    from ..runtime.backends.wishes import AUTO
+
+    together: dict[tuple[str, str], list[str]] = {}
+    for place in places:
+        together.setdefault((place.where, place.precision), []).append(place.graph)
+    lines = [f"{', '.join(graphs)} ran on {where}, {precision}" for (where, precision), graphs in together.items()]
+    refused: dict[str, list[str]] = {}
+    for place in places:
+        if wishes.backend_of(place.graph) != AUTO:
+            for kind, refusal in place.refused:
+                refused.setdefault(f"{TITLES[kind]}: {refusal}\n    fix: {refusal.fix}", []).append(place.graph)
+    return lines + [f"  {', '.join(graphs)} not on {why}" for why, graphs in refused.items()]

@@ -1,0 +1,129 @@
+"""Opens a bundle's graphs, each on the best rung that takes it, and remembers where it really went and why."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ...base.errors import FlamestError, SettingsError
+from ..bundle import Bundle
+from ..graph_records import precision_label
+from ..manifest import Manifest
+from ..session import Session, open_session
+from .facts import MachineFacts, gather_facts
+from .ladder import TITLES, Kind, Rung, climb
+from .refusals import Code, Refusal, refuse
+from .wishes import NO_WISHES, Wishes
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one graph runs."""
+
+    graph: str
+    backend: str  # of wishes.BACKENDS
+    where: str  # the session's own words: "OpenVINO CPU bf16"
+    precision: str  # what its products are computed in
+    refused: tuple[tuple[Kind, Refusal], ...]  # the rungs above, best first
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "backend": self.backend,
+            "where": self.where,
+            "precision": self.precision,
+            "refused": [refusal_row(kind, refusal) for kind, refusal in self.refused],
+        }
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How graphs are opened. ``facts``: None asks this machine."""
+
+    wishes: Wishes = NO_WISHES
+    threads: int | None = None  # cores for one run of a graph on the CPU; None: all that this process may use
+    facts: MachineFacts | None = None
+    notice: Callable[[str], None] = lambda _: None  # told what takes minutes, before it begins
+
+
+class GraphOpener:
+    """Opens the graphs of one checked bundle; ``places`` grows with each."""
+
+    def __init__(self, bundle: Bundle, opening: Opening) -> None:
+        self._bundle = bundle
+        self._opening = opening
+        self._facts = machine_facts() if opening.facts is None else opening.facts
+        self.places: dict[str, Place] = {}
+
+    def open(self, name: str) -> Session:
+        """The graph on the first rung that takes it.
+
+        Raises SettingsError ``no_backend`` with every refusal when none does, DataError ``bad_graph`` for a
+        graph that ONNX Runtime itself, the last rung, cannot open.
+        """
+        graph = self._bundle.manifest.graphs[name]
+        refused: list[tuple[Kind, Refusal]] = []
+        for rung in climb(name, graph, self._facts, self._opening.wishes):
+            if rung.refusal is not None:
+                refused.append((rung.kind, rung.refusal))
+                continue
+            try:
+                session = self._open_on(rung, name)
+            except FlamestError as error:
+                if error.code not in Code.__members__:
+                    raise
+                refused.append((rung.kind, Refusal.of(error)))
+                continue
+            precision = precision_of(self._bundle.manifest, name, self._opening.wishes)
+            self.places[name] = Place(name, rung.backend, session.where, precision, tuple(refused))
+            return session
+        raise no_backend(name, self._opening.wishes, refused)
+
+    def _open_on(self, rung: Rung, name: str) -> Session:
+        onnx, threads = self._bundle.graph(name), self._opening.threads
+        if rung.kind == "onnxruntime":
+            return open_session(onnx, threads=threads)
+        if rung.kind == "openvino":
+            from .openvino_session import OpenVinoSession
+
+            bf16 = precision_of(self._bundle.manifest, name, self._opening.wishes) == "bf16"
+            return OpenVinoSession.open(onnx, computed="bf16" if bf16 else "f32", threads=threads)
+        if rung.kind == "onnxruntime-cuda":
+            from .ort_cuda import OrtCudaSession
+
+            return OrtCudaSession.open(onnx, gpu=self._facts.gpu.name if self._facts.gpu else "GPU")
+        raise refuse(Code.BACKEND_FAILED, "TensorRT plans are not run by this version").error()
+
+
+@functools.cache
+def machine_facts() -> MachineFacts:
+    """This machine's, asked once per process."""
+    return gather_facts()
+
+
+def precision_of(manifest: Manifest, name: str, wishes: Wishes) -> str:
+    """What the graph's products are computed in when the wishes are met."""
+    precision = manifest.graphs[name].precision
+    return "bf16" if precision == "fp32" and wishes.bf16_of(name) else precision
+
+
+def effective_precision(manifest: Manifest, wishes: Wishes) -> str:
+    """The label under which features are stored: the manifest's, unless precision is lowered when compiling."""
+    of = {name: precision_of(manifest, name, wishes) for name in manifest.needed_graphs if name != "keyframes"}
+    return precision_label(of)
+
+
+def no_backend(name: str, wishes: Wishes, refused: list[tuple[Kind, Refusal]]) -> SettingsError:
+    """All that was tried and why it was refused, as one error."""
+    lines = [f"  {TITLES[kind]}: {refusal}" for kind, refusal in refused]
+    asked = wishes.backend_of(name)
+    what = f"graph '{name}' does not run on {asked}, which is required" if wishes.require else f"graph '{name}'"
+    head = what if wishes.require else f"{what} runs on no backend of this machine (--backend {asked})"
+    fixes = dict.fromkeys(refusal.fix for _, refusal in refused)
+    return SettingsError("\n".join((f"{head}:", *lines)), fix="; or: ".join(fixes), code="no_backend")
+
+
+def refusal_row(kind: Kind, refusal: Refusal) -> dict[str, str]:
+    """One refusal for ``--json``."""
+    return {"rung": kind, "code": refusal.code.value, "evidence": refusal.evidence, "fix": refusal.fix}
