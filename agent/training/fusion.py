@@ -36,6 +36,14 @@ class Fused:
     out: str  # [v'; t'], [batch, 2 * common]
 
 
+@dataclass(frozen=True)
+class Slope:
+    """What a linear map's gradient is made of: that of its weight is gradient^T @ below."""
+
+    gradient: str  # of its output, [batch, outputs]
+    below: str  # what enters it, [batch, inputs]
+
+
 def input_blocks(write: Writer, spec: HeadSpec) -> list[str]:
     """The modalities of ``x``, standardised if the head asks for it; one when nothing depends on them."""
     if not spec.standardise and spec.kind == "mlp":
@@ -71,23 +79,24 @@ def _gated(write: Writer, name: str, own: str, other: str) -> _Gated:
     return _Gated(own, other, both, gate, carried, write.op("Add", own, write.op("Mul", gate, carried)))
 
 
-def fused_slopes(write: Writer, fused: Fused, gradient: str) -> dict[str, str]:
-    """Gradients of the fusion's parameters from that of [v'; t'], weight decay included."""
+def fused_slopes(write: Writer, fused: Fused, gradient: str) -> dict[str, Slope]:
+    """Slopes of the fusion's linear maps from the gradient of [v'; t']."""
     of_v, of_t = write.split(gradient)
-    slopes: dict[str, str] = {}
+    slopes: dict[str, Slope] = {}
     v_own, v_other = _gated_slopes(write, "v", fused.v, of_v, slopes)
     t_own, t_other = _gated_slopes(write, "t", fused.t, of_t, slopes)
-    slopes |= linear_slopes(write, "v", write.op("Add", v_own, t_other), fused.blocks[0])
-    return slopes | linear_slopes(write, "t", write.op("Add", t_own, v_other), fused.blocks[1])
+    slopes["v"] = Slope(write.op("Add", v_own, t_other), fused.blocks[0])
+    slopes["t"] = Slope(write.op("Add", t_own, v_other), fused.blocks[1])
+    return slopes
 
 
-def _gated_slopes(write: Writer, name: str, gated: _Gated, gradient: str, slopes: dict[str, str]) -> tuple[str, str]:
-    """Adds the gate's and the carry's gradients to ``slopes``; gives those of own and of other."""
+def _gated_slopes(write: Writer, name: str, gated: _Gated, gradient: str, slopes: dict[str, Slope]) -> tuple[str, str]:
+    """Adds the gate's and the carry's slopes to ``slopes``; gives the gradients of own and of other."""
     of_carried = write.op("Mul", gradient, gated.gate)
     bend = write.op("Mul", gated.gate, write.op("Sub", write.number(1.0), gated.gate))
     of_gate = write.op("Mul", write.op("Mul", gradient, gated.carried), bend)
-    slopes |= linear_slopes(write, f"{name}.gate", of_gate, gated.both)
-    slopes |= linear_slopes(write, f"{name}.carry", of_carried, gated.other)
+    slopes[f"{name}.gate"] = Slope(of_gate, gated.both)
+    slopes[f"{name}.carry"] = Slope(of_carried, gated.other)
     through_own, through_other = write.split(write.op("MatMul", of_gate, f"{name}.gate.weight"))
     carried = write.op("MatMul", of_carried, f"{name}.carry.weight")
     return write.op("Add", gradient, through_own), write.op("Add", through_other, carried)
@@ -96,13 +105,3 @@ def _gated_slopes(write: Writer, name: str, gated: _Gated, gradient: str, slopes
 def linear(write: Writer, name: str, x: str) -> str:
     """x W^T + b."""
     return write.op("Gemm", x, f"{name}.weight", f"{name}.bias", transB=1)
-
-
-def linear_slopes(write: Writer, name: str, gradient: str, below: str) -> dict[str, str]:
-    """Gradients of a linear map's weight and bias from that of its output, weight decay included."""
-    weight, bias = f"{name}.weight", f"{name}.bias"
-    rows = write.constant(write.np.array([0], "int64"))
-    decay = write.op("Mul", weight, "weight_decay")
-    product = write.op("Gemm", gradient, below, decay, transA=1)
-    decay = write.op("Mul", bias, "weight_decay")
-    return {weight: product, bias: write.op("Add", write.op("ReduceSum", gradient, rows, keepdims=0), decay)}

@@ -1,11 +1,12 @@
-"""The head's forward pass and its whole training step, written as ONNX graphs.
+"""The head's forward pass and its training step, written as ONNX graphs.
 
-A training step is one graph: forward, mean cross-entropy, backward, and Adam with L2 weight decay
-(Kingma and Ba 2015, arXiv 1412.6980, as ``torch.optim.Adam`` computes it). Every size is symbolic
-in the batch only; the same session that runs extraction runs it, so the silo needs no torch.
+A training step is two graphs, run one after the other. The first goes forward and back down to the
+gradients of every linear map's output; the second makes a weight's gradient and at once Adam's step with L2
+weight decay (Kingma and Ba 2015, arXiv 1412.6980, as ``torch.optim.Adam`` computes it) from it, for any
+rows of any weight. The same runtime that runs extraction runs them, so the silo needs no torch.
 
-Names: a parameter ``0.weight`` enters as ``0.weight``, with its moments ``0.weight.m`` and
-``0.weight.v``, and leaves as the same names with ``.next`` behind.
+Two graphs, because the second is bound by memory: run on a few rows at a time, all that it touches stays
+in a core's cache, and it may write over what it reads (docs/training.md).
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Any
 
 from ...fedproto.head import HeadSpec
 from ...fedproto.records import TrainSettings
-from .fusion import Fused, fuse, fused_slopes, input_blocks, linear_slopes
+from .fusion import Fused, Slope, fuse, fused_slopes, input_blocks
 from .writer import DType, Writer
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's defaults
-MOMENTS = (".m", ".v")
+MOMENTS = ("m", "v")
 NEXT = ".next"
 
 
@@ -32,42 +33,75 @@ def forward_graph(spec: HeadSpec, *, dtype: DType = "float32") -> bytes:
     return write.finish("head_forward", inputs, [write.value("logits", ["batch", spec.outputs])])
 
 
-def training_step_graph(
-    spec: HeadSpec, *, proximal: bool = False, balanced: bool = False, dtype: DType = "float32"
-) -> bytes:
-    """One Adam step on one batch. A serialised ONNX model.
+def linear_maps(spec: HeadSpec) -> dict[str, tuple[int, ...]]:
+    """The head's linear maps in the order of its tensors: name -> (outputs, inputs)."""
+    return {name.removesuffix(".weight"): shape for name, shape in spec.shapes.items() if name.endswith(".weight")}
 
-    Inputs: ``x`` [batch, inputs], ``y`` int64[batch], every parameter and its moments, and the scalars
-    of ``adam_scalars``. With ``proximal`` also ``mu`` and every parameter's ``.anchor``: the gradient of
-    (mu/2)·‖w − anchor‖² is added (FedProx, Li et al. 2020, arXiv 1812.06127). With ``balanced`` also
+
+@dataclass(frozen=True)
+class GradientGraph:
+    """A serialised ONNX model, and where it leaves what enters each linear map."""
+
+    model: bytes
+    below: dict[str, str]  # linear map -> "x", or the output that holds it [batch, inputs]
+
+
+def gradient_graph(spec: HeadSpec, *, balanced: bool = False, dtype: DType = "float32") -> GradientGraph:
+    """Forward, loss and backward of one batch, down to the gradients of the linear maps' outputs.
+
+    Inputs: ``x`` [batch, inputs], ``y`` int64[batch], every parameter. With ``balanced`` also
     ``class_weight`` [classes]: a row counts by its class, and the mean is over the batch's weights.
-    Outputs: ``loss`` (mean cross-entropy of the batch before the step, nats) and everything ``.next``.
-
-    The step is bound by memory, so it makes as few passes over the weights as ONNX's operators
-    allow: weight decay is added by the gradient's product, and the moments are kept without the factors
-    (1 - beta), which ``adam_scalars`` brings in at the end.
+    Outputs: ``loss`` (mean cross-entropy of the batch, nats); ``slopes`` [all outputs, batch], the gradients
+    of the linear maps' outputs, transposed and one below the other in ``linear_maps``' order; and what
+    ``below`` names.
     """
     write = Writer(dtype)
     trace = _forward(write, spec)
     loss, gradient = _cross_entropy(write, trace.logits, spec.outputs, balanced=balanced)
     write.op("Identity", loss, name="loss")
-    for name, slope in _backward(write, spec, trace, gradient).items():
-        _adam(write, name, slope, proximal=proximal)
-
-    suffixes = ("", *MOMENTS)
-    inputs = [
-        write.value("x", ["batch", spec.inputs]),
-        write.value("y", ["batch"], integer=True),
-        *(write.value(scalar, []) for scalar in adam_scalars(TrainSettings(), 1)),
-        *(value for suffix in suffixes for value in _parameter_values(write, spec, suffix)),
-    ]
+    slopes, maps = _backward(write, spec, trace, gradient), linear_maps(spec)
+    write.op("Concat", *(write.op("Transpose", slopes[name].gradient) for name in maps), name="slopes", axis=0)
+    below = {name: "x" if slopes[name].below == "x" else f"{name}.below" for name in maps}
+    outputs = [write.value("loss", []), write.value("slopes", [sum(shape[0] for shape in maps.values()), "batch"])]
+    for name, output in below.items():
+        if output != "x":
+            write.op("Identity", slopes[name].below, name=output)
+            outputs.append(write.value(output, ["batch", maps[name][1]]))
+    inputs = [write.value("x", ["batch", spec.inputs]), write.value("y", ["batch"], integer=True)]
+    inputs += _parameter_values(write, spec)
     if balanced:
         inputs.append(write.value("class_weight", [spec.outputs]))
+    return GradientGraph(write.finish("head_gradients", inputs, outputs), below)
+
+
+def update_graph(*, proximal: bool = False, dtype: DType = "float32") -> bytes:
+    """One Adam step of some rows of a weight. A serialised ONNX model.
+
+    Inputs: ``slope`` [rows, batch] and ``below`` [batch, columns], whose product is the gradient; the rows'
+    ``weight`` and moments ``m`` and ``v`` [rows, columns]; the scalars of ``adam_scalars``. With ``proximal``
+    also ``mu`` and the rows' ``anchor``: the gradient of (mu/2)·‖w − anchor‖² is added (FedProx, Li et al.
+    2020, arXiv 1812.06127). Outputs: ``weight.next``, ``m.next``, ``v.next``.
+
+    An output may be bound onto its input's memory. Whoever reads ``weight``, ``m`` or ``v`` is either what the
+    writer of its ``.next`` waits for (it is computed from the reader's result), or the writer itself, which
+    reads and writes element by element; tests/agent/training/test_graph.py walks the nodes to hold this.
+    """
+    write = Writer(dtype)
+    pull = write.op("Mul", "weight", "weight_decay")
     if proximal:
-        inputs += [write.value("mu", []), *_parameter_values(write, spec, ".anchor")]
-    outputs = [write.value("loss", [])]
-    outputs += [value for suffix in suffixes for value in _parameter_values(write, spec, suffix + NEXT)]
-    return write.finish("head_training_step", inputs, outputs)
+        pull = write.op("Add", pull, write.op("Mul", write.op("Sub", "weight", "anchor"), "mu"))
+    gradient = write.op("Gemm", "slope", "below", pull)
+    first = _decayed(write, "m", gradient, BETA1)
+    second = _decayed(write, "v", write.op("Mul", gradient, gradient), BETA2)
+    direction = write.op("Div", first, write.op("Add", write.op("Sqrt", second), "epsilon"))
+    write.op("Sub", "weight", write.op("Mul", direction, "step_size"), name="weight" + NEXT)
+    rows = [write.value(name, ["rows", "columns"]) for name in ("weight", *MOMENTS)]
+    inputs = [write.value("slope", ["rows", "batch"]), write.value("below", ["batch", "columns"]), *rows]
+    inputs += [write.value(scalar, []) for scalar in adam_scalars(TrainSettings(), 1)]
+    if proximal:
+        inputs += [write.value("mu", []), write.value("anchor", ["rows", "columns"])]
+    outputs = [write.value(name + NEXT, ["rows", "columns"]) for name in ("weight", *MOMENTS)]
+    return write.finish("adam_step", inputs, outputs)
 
 
 def adam_scalars(settings: TrainSettings, time: int) -> dict[str, float]:
@@ -85,8 +119,8 @@ def adam_scalars(settings: TrainSettings, time: int) -> dict[str, float]:
     }
 
 
-def _parameter_values(write: Writer, spec: HeadSpec, suffix: str = "") -> list[Any]:
-    return [write.value(name + suffix, list(shape)) for name, shape in spec.shapes.items()]
+def _parameter_values(write: Writer, spec: HeadSpec) -> list[Any]:
+    return [write.value(name, list(shape)) for name, shape in spec.shapes.items()]
 
 
 @dataclass(frozen=True)
@@ -130,13 +164,13 @@ def _cross_entropy(write: Writer, logits: str, classes: int, *, balanced: bool) 
     return write.op("Neg", write.op("Div", picked, whole)), write.op("Div", excess, whole)
 
 
-def _backward(write: Writer, spec: HeadSpec, trace: _Trace, gradient: str) -> dict[str, str]:
-    """Gradient of every parameter by name, weight decay included, from that of the logits."""
-    slopes: dict[str, str] = {}
+def _backward(write: Writer, spec: HeadSpec, trace: _Trace, gradient: str) -> dict[str, Slope]:
+    """Every linear map's slope by name, from the gradient of the logits."""
+    slopes: dict[str, Slope] = {}
     zero = write.number(0.0)
     for layer in reversed(range(len(spec.widths) - 1)):
         below = trace.activations[layer]
-        slopes |= linear_slopes(write, str(layer), gradient, below)
+        slopes[str(layer)] = Slope(gradient, below)
         if layer > 0:
             through = write.op("MatMul", gradient, f"{layer}.weight")
             gradient = write.op("Where", write.op("Greater", below, zero), through, zero)
@@ -145,15 +179,6 @@ def _backward(write: Writer, spec: HeadSpec, trace: _Trace, gradient: str) -> di
     return slopes
 
 
-def _adam(write: Writer, parameter: str, slope: str, *, proximal: bool) -> None:
-    if proximal:
-        pull = write.op("Mul", write.op("Sub", parameter, f"{parameter}.anchor"), "mu")
-        slope = write.op("Add", slope, pull)
-    first = _decayed(write, f"{parameter}.m", slope, BETA1)
-    second = _decayed(write, f"{parameter}.v", write.op("Mul", slope, slope), BETA2)
-    direction = write.op("Div", first, write.op("Add", write.op("Sqrt", second), "epsilon"))
-    write.op("Sub", parameter, write.op("Mul", direction, "step_size"), name=parameter + NEXT)
-
-
 def _decayed(write: Writer, moment: str, fresh: str, beta: float) -> str:
+    """beta * moment + fresh: a moment is kept without the factor (1 - beta), which saves a pass over memory."""
     return write.op("Add", write.op("Mul", moment, write.number(beta)), fresh, name=moment + NEXT)

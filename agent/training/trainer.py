@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +18,13 @@ import numpy.typing as npt
 from ...base.errors import DataError
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import Evaluation, TrainSettings
-from ...runtime.backends.ort_cpu import OrtSession, as_value
 from ...runtime.session import open_session
-from .graph import MOMENTS, NEXT, adam_scalars, forward_graph, training_step_graph
+from .graph import forward_graph, gradient_graph, update_graph
+from .steps import Fixed, StepSessions, TrainingSteps
 from .table import FeatureTable
 from .writer import DType
 
 EVALUATION_BATCH = 1024  # rows
-SUFFIXES = ("", *MOMENTS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +58,9 @@ class HeadTrainer:
     def __init__(self, spec: HeadSpec, *, threads: int | None = None, dtype: DType = "float32") -> None:
         self.spec = spec
         self._dtype: DType = dtype
-        self._threads = threads
+        self._threads = threads or len(os.sched_getaffinity(0))
         self._forward = open_session(forward_graph(spec, dtype=dtype), threads=threads)
-        self._steps: dict[tuple[bool, bool], OrtSession] = {}  # by (proximal, balanced)
+        self._steps: dict[tuple[bool, bool], StepSessions] = {}  # by (proximal, balanced)
 
     def train(
         self, params: Params, table: FeatureTable, settings: TrainSettings, *, seed: int, anchor: Anchor | None = None
@@ -71,22 +71,25 @@ class HeadTrainer:
         ``settings.learning_rate`` is used as it is: ``local_round.round_settings`` applies the decay. Raises
         DataError (``diverged``).
         """
-        session = self._step_session(proximal=anchor is not None, balanced=settings.class_balanced)
-        fixed = _fixed_inputs(anchor)
-        if settings.class_balanced:
-            fixed["class_weight"] = class_weights(table.y, self.spec.outputs)
-        loop = _StepLoop(session, self.spec, params, self._dtype, fixed)
+        fixed = Fixed(
+            class_weights(table.y, self.spec.outputs) if settings.class_balanced else None,
+            anchor.strength if anchor else 0.0,
+            anchor.centre if anchor else None,
+        )
+        sessions = self._step_sessions(proximal=anchor is not None, balanced=settings.class_balanced)
+        training = TrainingSteps(sessions, self.spec, params, self._dtype, fixed)
         random = np.random.Generator(np.random.PCG64(seed))
         features = table.x.astype(self._dtype, copy=False)
         loss = math.nan
-        for _ in range(settings.epochs):
-            order = random.permutation(len(table))
-            total = 0.0
-            for start in range(0, len(order), settings.batch_size):
-                rows = order[start : start + settings.batch_size]
-                total += len(rows) * loop.step(features[rows], table.y[rows], settings)
-            loss = total / max(len(order), 1)
-        trained = Trained(loop.params(), loss, loop.steps)
+        with training.running():
+            for _ in range(settings.epochs):
+                order = random.permutation(len(table))
+                total = 0.0
+                for start in range(0, len(order), settings.batch_size):
+                    rows = order[start : start + settings.batch_size]
+                    total += len(rows) * training.step(table, features, rows, settings)
+                loss = total / max(len(order), 1)
+        trained = Trained(training.params(), loss, training.steps)
         if not all(np.isfinite(tensor).all() for tensor in trained.params.values()):
             raise DataError(
                 f"training diverged: parameters are not finite after {trained.steps} steps",
@@ -112,11 +115,17 @@ class HeadTrainer:
         loss = float(-picked.mean()) if len(table) else math.nan
         return Evaluation(loss=loss, correct=hits, count=len(table))
 
-    def _step_session(self, *, proximal: bool, balanced: bool) -> OrtSession:
+    def _step_sessions(self, *, proximal: bool, balanced: bool) -> StepSessions:
         kind = (proximal, balanced)
         if kind not in self._steps:
-            graph = training_step_graph(self.spec, proximal=proximal, balanced=balanced, dtype=self._dtype)
-            self._steps[kind] = open_session(graph, threads=self._threads, spin=True)
+            gradients = gradient_graph(self.spec, balanced=balanced, dtype=self._dtype)
+            update = update_graph(proximal=proximal, dtype=self._dtype)
+            self._steps[kind] = StepSessions(
+                open_session(gradients.model, threads=self._threads, spin=True),
+                gradients.below,
+                open_session(update, threads=1),
+                self._threads,
+            )
         return self._steps[kind]
 
 
@@ -131,61 +140,3 @@ def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Log-probabilities of ``logits`` [N, classes], in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
-
-
-class _StepLoop:
-    """Two sets of buffers that take turns as a step's input and output: nothing is copied between steps."""
-
-    def __init__(
-        self, session: OrtSession, spec: HeadSpec, params: Params, dtype: DType, fixed: Mapping[str, npt.NDArray[Any]]
-    ) -> None:
-        self._session = session
-        self._dtype = dtype
-        self._names = list(spec.shapes)
-        self.steps = 0
-        zeros = {name: np.zeros(shape, dtype) for name, shape in spec.shapes.items()}
-        start = {name: params[name].astype(dtype) for name in self._names}
-        first = {
-            name + suffix: as_value(zeros[name] if suffix else start[name])
-            for name in self._names
-            for suffix in SUFFIXES
-        }
-        second = {name + suffix: as_value(zeros[name]) for name in self._names for suffix in SUFFIXES}
-        self._buffers = (first, second)
-        self._loss = as_value(np.zeros((), dtype))
-        self._fixed = {name: as_value(array.astype(dtype)) for name, array in fixed.items()}
-        self._bindings = (self._bind(first, second), self._bind(second, first))
-
-    def _bind(self, source: dict[str, Any], target: dict[str, Any]) -> Any:
-        binding = self._session.bind()
-        for name, value in {**source, **self._fixed}.items():
-            binding.bind_ortvalue_input(name, value)
-        for name, value in target.items():
-            binding.bind_ortvalue_output(name + NEXT, value)
-        binding.bind_ortvalue_output("loss", self._loss)
-        return binding
-
-    def step(self, x: npt.NDArray[Any], y: npt.NDArray[np.int64], settings: TrainSettings) -> float:
-        """One Adam step; the batch's loss before it."""
-        binding = self._bindings[self.steps % 2]
-        time = self.steps + 1
-        # onnxruntime does not keep these arrays alive: they must outlive run_bound.
-        feeds = {"x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y)}
-        feeds |= {name: np.asarray(value, self._dtype) for name, value in adam_scalars(settings, time).items()}
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, array)
-        self._session.run_bound(binding)
-        self.steps = time
-        return float(self._loss.numpy())
-
-    def params(self) -> Params:
-        current = self._buffers[self.steps % 2]
-        wanted = np.float64 if self._dtype == "float64" else np.float32
-        return {name: np.array(current[name].numpy(), dtype=wanted) for name in self._names}
-
-
-def _fixed_inputs(anchor: Anchor | None) -> dict[str, npt.NDArray[Any]]:
-    """The step graph's inputs that stay the same over the steps."""
-    if anchor is None:
-        return {}
-    return {"mu": np.asarray(anchor.strength), **{f"{name}.anchor": value for name, value in anchor.centre.items()}}

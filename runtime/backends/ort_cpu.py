@@ -39,6 +39,8 @@ class OrtSession:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        if spin:  # within a run only: between two runs the cores are somebody else's
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         source = graph if isinstance(graph, bytes) else str(graph)
         try:
             return cls(onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]))
