@@ -1,6 +1,6 @@
-"""FedDyn's local state h_i on disk: one file for each round that it was trained in.
+"""What a silo carries from round to round, on disk: FedDyn's h_i, and what a lossy codec left out (the residual).
 
-    STATE/feddyn/RUN/round-000012.arrays     h_i after round 12, and the parameters that were sent
+    STATE/feddyn/RUN/round-000012.arrays     both after round 12, and the parameters that were trained
 
 A file is durable before its update is sent. Whether it counts, the coordinator says when it opens the next
 round (``Standing.counted_round``): that file is where training goes on from, and the others are removed. So an
@@ -25,6 +25,7 @@ from ..base.errors import DataError, StorageError
 from ..base.files import fsync_directory
 from ..base.log import Log
 from ..fedproto.arraysfile import ArraysFile, read_arrays, write_arrays
+from ..fedproto.codecs import Row, params_of, row_of
 from ..fedproto.head import HeadSpec, Params, check_params
 from ..fedproto.records import GlobalModel, RunSettings
 from .training.local_round import Correction
@@ -42,6 +43,7 @@ class TrainedRound:
     examples: int
     loss: float  # last epoch's, nats
     correction: Correction  # h_i if the update counts
+    residual: Row | None = None  # what a lossy codec left out, if the update counts
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,16 @@ class Corrections:
             log.warning("correction_lost", round=counted_round, detail=error.message)
             return {}
 
+    def residual(self, counted_round: int) -> Row | None:
+        """What the codec left out of the last update that counted; None: nothing, or it is lost (said in the log)."""
+        if counted_round == 0:
+            return None
+        try:
+            return self._read(counted_round, None).residual
+        except (DataError, StorageError) as error:
+            log.warning("residual_lost", round=counted_round, detail=error.message)
+            return None
+
     def sent(self, model: GlobalModel) -> TrainedRound | None:
         """What this silo trained from this model before, in a round that was interrupted; None: nothing."""
         if not self._path(model.round).exists():
@@ -100,6 +112,8 @@ class Corrections:
         }
         arrays: dict[str, Any] = {f"h/{name}": array for name, array in trained.correction.items()}
         arrays |= {f"w/{name}": array for name, array in trained.params.items()}
+        if trained.residual is not None:
+            arrays |= {f"e/{name}": array for name, array in params_of(self.head, trained.residual).items()}
         write_arrays(self._path(model.round), ArraysFile(told, arrays))
 
     def forget(self) -> None:
@@ -109,7 +123,7 @@ class Corrections:
     def _read(self, round_number: int, base_sha256: str | None) -> TrainedRound:
         path = self._path(round_number)
         content = read_arrays(path)
-        parts: dict[str, dict[str, np.ndarray]] = {"h": {}, "w": {}}
+        parts: dict[str, dict[str, np.ndarray]] = {"h": {}, "w": {}, "e": {}}
         for name, array in content.arrays.items():
             parts[name[0]][name[2:]] = array
         if base_sha256 not in (None, content.told["base_sha256"]):
@@ -118,7 +132,8 @@ class Corrections:
         check_params(self.head, params, whose=str(path))
         correction = {name: array.astype(np.float64, copy=False) for name, array in parts["h"].items()}
         loss = float.fromhex(str(content.told["loss"]))
-        return TrainedRound(params, int(content.told["examples"]), loss, correction)
+        residual = row_of(parts["e"]) if parts["e"] else None
+        return TrainedRound(params, int(content.told["examples"]), loss, correction, residual)
 
     def _path(self, round_number: int) -> Path:
         return self.folder / f"round-{round_number:06d}.arrays"

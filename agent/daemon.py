@@ -16,6 +16,7 @@ from ..base.errors import DataError, FlamestError, StorageError, UnreachableErro
 from ..base.files import FileLock
 from ..base.log import Log
 from ..base.shutdown import Shutdown
+from ..fedproto.codecs import more_exact
 from ..fedproto.modelfile import ModelFile, write_model
 from ..fedproto.records import GlobalModel, Phase, RunSettings, Standing, Update
 from .corrections import Corrections
@@ -135,7 +136,7 @@ class _Daemon:
     def _submit(self, link: Link, run: RunSettings, model: GlobalModel, outcome: RoundOutcome) -> None:
         self._note(clips=outcome.examples, held_out=outcome.held_out, ignored=outcome.ignored)
         floor = self._settings.policy.min_samples
-        if outcome.params is None:
+        if outcome.params is None and outcome.coded is None:
             self._become("refused_by_policy", detail=_too_few(outcome, floor))
             log.warning("refused_by_policy", round=model.round, examples=outcome.examples, min_samples=floor)
             return
@@ -145,6 +146,7 @@ class _Daemon:
             update_id=_update_id(run, model, self._silo),
             examples=outcome.examples,
             params=outcome.params,
+            coded=outcome.coded,
             evaluation=outcome.evaluation if self._settings.policy.report_evaluation else None,
         )
         receipt = link.submit(run, update)
@@ -157,8 +159,8 @@ class _Daemon:
         """The round's outcome; None when this silo's data cannot serve it (said in the status)."""
         settings = self._settings
         source = DataSource(settings.store, settings.precision, settings.policy.hold_out, settings.work.threads)
-        floor = settings.policy.min_samples
-        work = RoundWork(run, self._silo, model, standing.counted_round, settings.state, floor)
+        floor, codec = settings.policy.min_samples, more_exact(run.codec, settings.policy.codec or run.codec)
+        work = RoundWork(run, self._silo, model, standing.counted_round, settings.state, floor, codec)
         try:
             return self._worker.call(train_round, source, work)
         except (DataError, StorageError, WorkerCrashed) as error:

@@ -5,24 +5,27 @@ Every call is bounded in time and tried again, with pauses that grow and vary, w
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
+import numpy as np
 
 from ..base.errors import DataError, UnreachableError
-from ..base.files import sha256_bytes
 from ..base.shutdown import Shutdown
 from ..fedproto import channel as wire
 from ..fedproto import messages
 from ..fedproto.certificates import need
-from ..fedproto.codec import chunks, decode_params, encode_params, payload_bytes, shapes
-from ..fedproto.head import params_sha256
+from ..fedproto.codec import chunks, decode_params, param_bytes, payload_bytes, shapes
+from ..fedproto.codecs import apply, check_size
+from ..fedproto.head import Params, ParamsDigest, initial_params, params_sha256
 from ..fedproto.records import PROTOCOL, GlobalModel, Receipt, RunSettings, Standing, Update
 from ..fedproto.tls import TlsFiles, certificate_silo, channel_credentials, check_files
 from .link_errors import LinkStopped, RunChanged, StaleUpdate, handshake_problem, lasting_problem, split_address
@@ -72,6 +75,7 @@ class Link:
         self._retry = retry
         self._shutdown = shutdown
         self.silo = certificate_silo(settings.certificate)
+        self._held: tuple[str, Params] | None = None  # the last model and its hash, in a run with a lossy codec
         self.sent_bytes = 0  # protobuf messages, every attempt counted; TLS and HTTP/2 come on top
         self.received_bytes = 0
 
@@ -130,16 +134,20 @@ class Link:
 
         Raises StaleUpdate when the round closed meanwhile.
         """
-        request = messages.encode_fetch_request(messages.FetchRequest(run.sha256, standing.round))
-        header, payload = self._persist(lambda: self._fetch_once(run, request))
-        params = decode_params(run.head, payload, whose=f"model of round {standing.round}")
-        found = params_sha256(params)
+        if run.codec != "fp32" and self._held is None:
+            begun = initial_params(run.head, run.seed)  # every silo has the first model
+            self._held = params_sha256(begun), begun
+        held = self._held[0] if self._held else ""
+        request = messages.encode_fetch_request(messages.FetchRequest(run.sha256, standing.round, held))
+        header, params, found = self._persist(lambda: self._fetch_once(run, request))
         if not found == header.model_sha256 == standing.model_sha256 or header.round != standing.round:
             raise DataError(
                 f"the model of round {header.round} has the hash {found[:12]}…, "
                 f"expected {standing.model_sha256[:12]}… of round {standing.round}",
                 code="digest",
             )
+        if run.codec != "fp32":
+            self._held = found, params
         return GlobalModel(round=header.round, params=params, sha256=found)
 
     def submit(self, run: RunSettings, update: Update) -> Receipt:
@@ -148,7 +156,8 @@ class Link:
         Sending the same update again, after a crash or a lost answer, gets the same receipt. Raises
         StaleUpdate when the round has no use for it.
         """
-        payload = encode_params(run.head, update.params)
+        coded = update.coded
+        payload = param_bytes(run.head, update.params or {}) if coded is None else [memoryview(coded.payload)]
         header = messages.UpdateHeader(
             settings_sha256=run.sha256,
             round=update.round,
@@ -156,9 +165,11 @@ class Link:
             update_id=update.update_id,
             examples=update.examples,
             shapes=shapes(run.head),
-            payload_bytes=len(payload),
-            payload_sha256=sha256_bytes(payload),
+            payload_bytes=sum(map(len, payload)),
+            payload_sha256=_sha256(payload),
             evaluation=update.evaluation,
+            codec=coded.codec if coded else "fp32",
+            codec_error=coded.error if coded else 0.0,
         )
         receipt = self._persist(lambda: self._submit_once(header, payload))
         if (receipt.round, receipt.update_id, receipt.sha256) != (
@@ -182,35 +193,59 @@ class Link:
 
         return self._persist(attempt)
 
-    def _fetch_once(self, run: RunSettings, request: bytes) -> tuple[messages.ModelHeader, bytearray]:
-        expected = payload_bytes(run.head)
+    def _fetch_once(self, run: RunSettings, request: bytes) -> tuple[messages.ModelHeader, Params, str]:
+        """The model and its hash, which is made while the bytes of a whole one come."""
+        whole = payload_bytes(run.head)
         self.sent_bytes += len(request)
         start = self._channel.unary_stream(wire.method_path(wire.FETCH_MODEL), None, None)
-        call = start(request, timeout=wire.transfer_s(expected))
-        header: messages.ModelHeader | None = None
-        payload = bytearray()
+        call = start(request, timeout=wire.transfer_s(whole))
         with self._watched(call):
+            header = messages.decode_model_part(self._received(next(iter(call), b"")))
+            if not isinstance(header, messages.ModelHeader):
+                raise DataError("the model came without a header", code="malformed")
+            self._check_model_size(run, header)
+            payload, filled = np.empty(header.payload_bytes, np.uint8).data, 0
+            digest = ParamsDigest(run.head)
             for raw in call:
-                self.received_bytes += len(raw)
-                part = messages.decode_model_part(raw)
-                if isinstance(part, messages.ModelHeader):
-                    header = part
-                    continue
-                if header is None or len(payload) + len(part) > expected:
-                    raise DataError(f"the model's payload is not the header and {expected} bytes", code="payload_size")
-                payload += part
-        if header is None:
-            raise DataError("the model came without a header", code="malformed")
-        return header, payload
+                part = messages.decode_model_part(self._received(raw))
+                if isinstance(part, messages.ModelHeader) or filled + len(part) > len(payload):
+                    raise DataError(f"the model is not a header and {len(payload)} bytes", code="payload_size")
+                payload[filled : filled + len(part)] = part
+                filled += len(part)
+                if header.codec == "fp32":
+                    digest.update(part)
+        if filled != len(payload):
+            raise DataError(f"a model of {filled} bytes, its header says {len(payload)}", code="payload_size")
+        whose = f"model of round {header.round}"
+        if self._held is not None and not payload:
+            return header, self._held[1], self._held[0]
+        if self._held is not None and header.codec != "fp32":
+            params = apply(header.codec, run.head, payload, self._held[1], whose=whose)
+            return header, params, params_sha256(params)
+        return header, decode_params(run.head, payload, whose=whose), digest.hexdigest()
 
-    def _submit_once(self, header: messages.UpdateHeader, payload: bytes) -> Receipt:
+    def _check_model_size(self, run: RunSettings, header: messages.ModelHeader) -> None:
+        """Before anything is allocated: what the header announces is what this link can read."""
+        if self._held is None and header.codec != "fp32":
+            raise DataError("the model came as a delta from one that this silo does not have", code="malformed")
+        if header.payload_bytes or self._held is None:
+            check_size(header.codec, run.head, header.payload_bytes, whose=f"model of round {header.round}")
+
+    def _received(self, raw: bytes) -> bytes:
+        self.received_bytes += len(raw)
+        return raw
+
+    def _submit_once(self, header: messages.UpdateHeader, payload: Sequence[memoryview]) -> Receipt:
         def parts() -> Iterator[bytes]:
-            for part in (messages.encode_update_header(header), *map(messages.encode_update_data, chunks(payload))):
+            pieces = (piece for tensor in payload for piece in chunks(tensor))
+            for part in itertools.chain(
+                [messages.encode_update_header(header)], map(messages.encode_update_data, pieces)
+            ):
                 self.sent_bytes += len(part)
                 yield part
 
         start = self._channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None)
-        call = start.future(parts(), timeout=wire.transfer_s(len(payload)))
+        call = start.future(parts(), timeout=wire.transfer_s(header.payload_bytes))
         with self._watched(call):
             reply: bytes = call.result()
         self.received_bytes += len(reply)
@@ -274,3 +309,10 @@ class Link:
         finally:
             ended.set()
             call.cancel()  # nothing happens to a call that is over
+
+
+def _sha256(payload: Sequence[memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in payload:
+        digest.update(part)
+    return digest.hexdigest()

@@ -9,6 +9,7 @@ import msgspec
 from ..base.errors import SettingsError, UsageError
 from ..base.files import write_atomic
 from ..base.settings import load_settings
+from ..fedproto.codecs import Codec
 from ..fedproto.tls import check_files
 from ..runtime.backends.wishes import Wishes, parse_wishes
 from ..runtime.bundle import open_manifest
@@ -26,6 +27,7 @@ class Policy(_Record, frozen=True):
 
     min_samples: int = 256  # an update that fewer clips stand behind is not sent
     report_evaluation: bool = True  # loss and hits of the incoming model on the held-out clips
+    codec: Codec | None = None  # the coarsest that this silo's updates may be coded with; the run's when not set
     hold_out: float = 0.2  # share of this silo's groups kept from training, 0 to 0.9
 
 
@@ -81,6 +83,7 @@ key = "{key}"
 
 [policy]
 min_samples = 256             # below this an update could give clips away: it is not sent
+# codec = "fp32"              # send updates at least so exactly, whatever the run asks for
 report_evaluation = true      # loss and hits on held-out clips may be told
 hold_out = 0.2                # share of groups kept from training to measure with
 """

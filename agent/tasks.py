@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..fedproto.codecs import Codec, code
 from ..fedproto.head import HeadSpec, Params
-from ..fedproto.records import Evaluation, GlobalModel, RunSettings
+from ..fedproto.records import CodedUpdate, Evaluation, GlobalModel, RunSettings
 from .corrections import Corrections, TrainedRound
 from .extract import ExtractRequest, extract_folder
 from .store import FeatureStore
@@ -39,13 +40,15 @@ class RoundWork:
     counted_round: int  # the last round whose update of this silo counts, 0 for none (feddyn)
     state: Path  # the agent's state folder
     min_samples: int  # fewer examples: nothing is trained
+    codec: Codec = "fp32"  # that the update is sent with
 
 
 @dataclass(frozen=True, eq=False)
 class RoundOutcome:
     """What one round of local training came to."""
 
-    params: Params | None  # None: too few examples, nothing was trained
+    params: Params | None  # None: too few examples, nothing was trained; or they are in ``coded``
+    coded: CodedUpdate | None  # with a lossy codec
     examples: int
     held_out: int
     ignored: int  # clips that the run cannot use
@@ -61,23 +64,33 @@ def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
     evaluation = trainer.evaluate(model.params, data.held_out) if len(data.held_out) else None
     sizes = {"held_out": len(data.held_out), "ignored": data.ignored}
     if len(data.train) < work.min_samples:
-        return RoundOutcome(None, len(data.train), loss=math.nan, evaluation=evaluation, **sizes)
-    if run.strategy.name == "feddyn":
-        trained = _train_corrected(trainer, work, data.train)
+        return RoundOutcome(None, None, len(data.train), loss=math.nan, evaluation=evaluation, **sizes)
+    coded = None
+    if run.strategy.name == "feddyn" or work.codec != "fp32":
+        trained, coded = _train_carrying(trainer, work, data.train)
     else:
         trained = _train(trainer, work, data.train, {})
-    return RoundOutcome(trained.params, trained.examples, loss=trained.loss, evaluation=evaluation, **sizes)
+    params = trained.params if coded is None else None
+    return RoundOutcome(params, coded, trained.examples, loss=trained.loss, evaluation=evaluation, **sizes)
 
 
-def _train_corrected(trainer: HeadTrainer, work: RoundWork, table: FeatureTable) -> TrainedRound:
-    """FedDyn: from the correction that counts to the next one, which is durable before anything is sent."""
+def _train_carrying(
+    trainer: HeadTrainer, work: RoundWork, table: FeatureTable
+) -> tuple[TrainedRound, CodedUpdate | None]:
+    """FedDyn and lossy codecs: from what counts to what comes next, which is durable before anything is sent."""
     corrections = Corrections.of_run(work.state, work.run)
     correction = corrections.before(work.model.round, work.counted_round)
-    trained = corrections.sent(work.model)
-    if trained is None:
-        trained = _train(trainer, work, table, correction)
+    known = corrections.sent(work.model)
+    trained = known or _train(trainer, work, table, correction)
+    update = None
+    if work.codec != "fp32":
+        carried = corrections.residual(work.counted_round)
+        coded = code(work.codec, work.run.head, trained.params, work.model.params, carried)
+        trained = replace(trained, residual=coded.residual)
+        update = CodedUpdate(work.codec, coded.payload, coded.error)
+    if known is None:
         corrections.keep(work.model, trained)
-    return trained
+    return trained, update
 
 
 def _train(trainer: HeadTrainer, work: RoundWork, table: FeatureTable, correction: Correction) -> TrainedRound:

@@ -16,7 +16,7 @@ from .errors import LockedError, StorageError
 HASH_CHUNK = 1 << 20  # bytes read at a time while hashing
 
 
-def sha256_bytes(data: bytes | memoryview) -> str:
+def sha256_bytes(data: bytes | bytearray | memoryview) -> str:
     """SHA-256 of ``data`` as 64 lower-case hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 

@@ -28,6 +28,7 @@ class ServerState:
     h: Sums = field(default_factory=dict)  # FedDyn's
     velocity: Sums = field(default_factory=dict)  # FedAvgM's v, FedAdam's m
     squares: Sums = field(default_factory=dict)  # FedAdam's v
+    residual: Sums = field(default_factory=dict)  # what a lossy codec left out of the model (broadcast.py)
     tail: Sums = field(default_factory=dict)  # sum of the models of the last rounds, for average_last
     tail_count: int = 0  # models in ``tail``
 

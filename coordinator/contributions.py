@@ -40,10 +40,13 @@ def checked(spec: HeadSpec, contributions: Iterable[Contribution]) -> Iterator[C
 def weighted_mean(spec: HeadSpec, contributions: Iterable[Contribution]) -> dict[str, npt.NDArray[np.float64]]:
     """Σ nᵢ·wᵢ / Σ nᵢ in float64, in the order given; one model and one contribution in memory."""
     total = zeros(spec)
+    scratch = np.empty(max(array.size for array in total.values()), np.float64)
     examples = 0
     for part in checked(spec, contributions):
         for name, tensor in part.params.items():
-            total[name] += part.examples * tensor.astype(np.float64)
+            weighted = scratch[: tensor.size].reshape(tensor.shape)
+            np.multiply(tensor, float(part.examples), out=weighted, dtype=np.float64)
+            total[name] += weighted
         examples += part.examples
     if examples == 0:
         raise InvariantError("a mean of no updates")

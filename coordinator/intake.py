@@ -14,8 +14,11 @@ from typing import TypeVar
 import msgspec
 
 from ..base.errors import DataError
+from ..base.files import sha256_bytes
 from ..fedproto import messages
-from ..fedproto.codec import check_shapes, decode_params, payload_bytes
+from ..fedproto.codec import FiniteBytes, check_shapes, param_bytes, payload_bytes
+from ..fedproto.codecs import CODECS, apply, check_size
+from ..fedproto.head import Params, without_defaults
 from ..fedproto.records import RunSettings
 from .rounds import Offer, Report
 from .spool import Spool
@@ -23,6 +26,7 @@ from .spool import Spool
 T = TypeVar("T")
 
 PART_S = 30.0  # an upload that sends nothing for so long is cut
+LATER_FIELDS = {"codec": "fp32", "codec_error": 0.0}  # left out of the digest at their default: it stays what it was
 THREADS = 4  # that write, hash and check payloads
 
 
@@ -37,6 +41,19 @@ class Announced:
     header: messages.UpdateHeader
     offer: Offer
     size: int  # bytes of the header's message
+
+    @property
+    def whose(self) -> str:
+        return f"update from silo '{self.offer.report.silo}'"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """An update's parameters as float32 in a file that is durable, and not yet anything that counts."""
+
+    spool: Spool
+    sha256: str  # of the file
+    received: int  # bytes of the messages
 
 
 class Intake:
@@ -63,45 +80,85 @@ class Intake:
         self.check_run(header.settings_sha256)
         whose = f"update from silo '{silo}'"
         check_shapes(self._run.head, header.shapes, whose=whose)
-        if header.payload_bytes != self._expected:
-            raise Refused(
-                f"{whose}: payload of {header.payload_bytes} bytes, expected {self._expected}", code="payload_size"
-            )
+        if CODECS.index(header.codec) > CODECS.index(self._run.codec):
+            raise Refused(f"{whose}: coded as {header.codec}, this run takes {self._run.codec} at most", code="codec")
+        check_size(header.codec, self._run.head, header.payload_bytes, whose=whose)
         # The digest is over everything that the update says, its payload through the payload's own.
-        digest = hashlib.sha256(msgspec.json.encode(header)).hexdigest()
+        told = without_defaults(msgspec.to_builtins(header), LATER_FIELDS)
+        digest = hashlib.sha256(msgspec.json.encode(told)).hexdigest()
         report = Report(silo, header.update_id, header.examples, digest)
         return Announced(header, Offer(header.round, header.base_sha256, report), len(raw))
 
-    async def payload(self, announced: Announced, parts: AsyncIterator[bytes]) -> tuple[Spool, int]:
-        """The other messages: the payload, durable in a spool and checked, and the bytes of its messages.
+    async def payload(self, announced: Announced, parts: AsyncIterator[bytes], base: Params) -> Taken:
+        """The other messages: the update's parameters, durable in a spool and checked.
 
-        The caller discards the spool. Raises DataError (``malformed``, ``payload_size``,
-        ``payload_digest``, ``not_finite``), StorageError, TimeoutError; then nothing is left.
+        ``base``: the model that a lossy codec's delta is against. The caller discards the spool. Raises DataError
+        (``malformed``, ``payload_size``, ``payload_digest``, ``not_finite``, ``bad_codes``), StorageError,
+        TimeoutError; then nothing is left.
         """
         spool = Spool(self._spool_folder, self._expected)  # not in a thread: a caller that hangs up would lose it
         try:
-            received = 0
-            while (raw := await _next_part(parts)) is not None:
-                data = messages.decode_update_part(raw)
-                if not isinstance(data, bytes) or not data:
-                    raise Refused("expected a piece of the update's payload", code="malformed")
-                await self._in_thread(functools.partial(spool.feed, data))
-                received += len(raw)
-            await self._in_thread(functools.partial(self._check, spool, announced))
+            take = self._take_plain if announced.header.codec == "fp32" else self._take_coded
+            return await take(announced, parts, base, spool)
         except BaseException:
             spool.discard()
             raise
-        return spool, received
 
-    def _check(self, spool: Spool, announced: Announced) -> None:
-        content = spool.finish(announced.header.payload_sha256)
-        decode_params(self._run.head, content, whose=f"update from silo '{announced.offer.report.silo}'")
+    async def _take_plain(self, announced: Announced, parts: AsyncIterator[bytes], _: Params, spool: Spool) -> Taken:
+        """fp32: to the file and through the checks piece by piece."""
+        finite = FiniteBytes(self._run.head, whose=announced.whose)
+
+        def feed(data: bytes | memoryview) -> None:
+            spool.feed(data)
+            finite.feed(data)
+
+        received, sha256 = 0, announced.header.payload_sha256
+        async for data, size in _pieces(parts):
+            await self._in_thread(functools.partial(feed, data))
+            received += size
+        await self._in_thread(functools.partial(spool.finish, sha256))
+        return Taken(spool, sha256, received)
+
+    async def _take_coded(self, announced: Announced, parts: AsyncIterator[bytes], base: Params, spool: Spool) -> Taken:
+        """A delta: whole in memory, since it is small, and kept as the parameters that it means."""
+        header, received, payload = announced.header, 0, bytearray()
+        async for data, size in _pieces(parts):
+            if len(payload) + len(data) > header.payload_bytes:
+                raise Refused(f"payload of more than {header.payload_bytes} bytes", code="payload_size")
+            payload += data
+            received += size
+
+        def decode() -> str:
+            if len(payload) != header.payload_bytes:
+                size = f"payload of {len(payload)} bytes, expected {header.payload_bytes}"
+                raise Refused(f"{announced.whose}: {size}", code="payload_size")
+            if sha256_bytes(payload) != header.payload_sha256:
+                raise Refused(f"{announced.whose}: payload has not its header's digest", code="payload_digest")
+            head = self._run.head
+            params = apply(header.codec, head, memoryview(payload), base, whose=announced.whose)
+            digest = hashlib.sha256()
+            for tensor in param_bytes(head, params):
+                spool.feed(tensor)
+                digest.update(tensor)
+            spool.finish(digest.hexdigest())
+            return digest.hexdigest()
+
+        return Taken(spool, await self._in_thread(decode), received)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def close(self) -> None:
         self._threads.shutdown()
+
+
+async def _pieces(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes | memoryview, int]]:
+    """The pieces of the payload, each with its message's size."""
+    while (raw := await _next_part(parts)) is not None:
+        data = messages.decode_update_part(raw)
+        if isinstance(data, messages.UpdateHeader) or not data:
+            raise Refused("expected a piece of the update's payload", code="malformed")
+        yield data, len(raw)
 
 
 async def _next_part(parts: AsyncIterator[bytes]) -> bytes | None:

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from ..base.errors import DataError, InvariantError, StorageError
@@ -21,9 +22,11 @@ from ..base.log import Log
 from ..fedproto import channel as wire
 from ..fedproto import messages
 from ..fedproto.codec import chunks, encode_params, payload_bytes
-from ..fedproto.head import Params, params_sha256
+from ..fedproto.codecs import Codec
+from ..fedproto.head import params_sha256
 from ..fedproto.records import Phase, Receipt, RunSettings, Standing
-from .aggregate import Aggregated, aggregate
+from .aggregate import aggregate
+from .broadcast import Broadcast, broadcast
 from .intake import Intake, Refused
 from .rounds import (
     Decision,
@@ -43,12 +46,15 @@ from .rounds import (
 )
 from .spool import Spool
 from .state import RoundEnd, RunStore, StoredUpdate
+from .turnstile import Turnstile
 
 T = TypeVar("T")
 log = Log("coordinator")
 
 ASK_AGAIN_S = {Phase.OPEN: 0.0, Phase.WAIT: 0.2, Phase.FINISHED: 15.0}  # each varied by a fifth
 STOPPING_AGAIN_S = 1.0
+TRANSFERS = 8  # models and updates on their way at one time, all silos together
+TRANSFER_HOLD_S = 0.5  # a slower one goes on beside the others
 UPLOADS_PER_SILO = 2  # at one time; further ones of the same silo wait their turn, unread
 REFUSALS = {
     Verdict.REUSED_ID: "this update id was used for another update, which counts",
@@ -71,6 +77,7 @@ class RunKeeper:
         self._expected = payload_bytes(run.head)
         self._disk = ThreadPoolExecutor(1, "flamest-state")
         self._intake = Intake(run, store.spool_folder)
+        self.transfers = Turnstile(TRANSFERS, TRANSFER_HOLD_S)
         self._slots: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(UPLOADS_PER_SILO))
         self._turn = asyncio.Lock()  # one change of what is on disk at a time
         self._changed = asyncio.Event()  # set, and replaced, when a round ends or the server stops
@@ -83,7 +90,8 @@ class RunKeeper:
         state, params = store.load(plan, self._wanted_now())
         self._state = resumed(state, time.monotonic())
         self._params, self._carried = params, store.server_state(state)
-        self._data_parts = _data_parts(run, params)
+        self._data_parts = _data_parts(encode_params(run.head, params))
+        self._delta: _Delta | None = None  # from the model before, with a lossy codec; not kept over a restart
 
     @property
     def state(self) -> RunState:
@@ -112,8 +120,9 @@ class RunKeeper:
             self._told_finished.add(silo)
         pause = STOPPING_AGAIN_S if self._stopping else ASK_AGAIN_S[stand.phase]
         again = pause * random.uniform(0.8, 1.2)
-        # Only FedDyn's silos need to know, and agents from before this field refuse it.
-        counted = stand.counted if self.run.strategy.name == "feddyn" else 0
+        # Only silos that carry something from round to round need to know, and agents from before this field refuse it.
+        carries = self.run.strategy.name == "feddyn" or self.run.codec != "fp32"
+        counted = stand.counted if carries else 0
         return Standing(stand.phase, stand.round, self._state.model_sha256, stand.deadline_s, again, counted)
 
     def _stand(self, silo: str, answered_round: int, now: float) -> Stand:
@@ -133,8 +142,13 @@ class RunKeeper:
         given = state.open.number if state.open else state.last_round
         if request.round != given:
             raise Refused(f"round {request.round} is not open, {given} is", code=Verdict.STALE_ROUND.value)
-        header = messages.ModelHeader(given, state.model_sha256, self._expected)
-        return [messages.encode_model_header(header), *self._data_parts]
+        size, parts = self._expected, self._data_parts
+        codec: Codec = "fp32"
+        if request.held_sha256 == state.model_sha256:
+            size, parts = 0, []
+        elif self._delta is not None and request.held_sha256 == self._delta.base_sha256:
+            size, codec, parts = self._delta.size, self.run.codec, self._delta.parts
+        return [messages.encode_model_header(messages.ModelHeader(given, state.model_sha256, size, codec)), *parts]
 
     def count_sent(self, size: int) -> None:
         """Add to the bytes of models sent in this round."""
@@ -159,15 +173,21 @@ class RunKeeper:
         announced = await self._intake.announced(silo, parts)
         header, offer = announced.header, announced.offer
         known = await self._on_disk(lambda: self._store.report(offer.round, silo))
-        _check(on_update(self._state, offer, known, time.monotonic())[1], offer)  # before its bytes are read
-        spool, received = await self._intake.payload(announced, parts)
-        size = announced.size + received
-        stored = StoredUpdate(offer.round, offer.report, header.payload_sha256, size, header.evaluation)
-        keeping = asyncio.create_task(self._keep(offer, stored, spool))  # goes on if the caller hangs up
+        receipt = Receipt(round=offer.round, update_id=header.update_id, sha256=header.payload_sha256)
+        verdict = on_update(self._state, offer, known, time.monotonic())[1]
+        _check(verdict, offer)  # before its bytes are read
+        if verdict is Verdict.DUPLICATE:
+            return receipt
+        base = self._params  # the verdict says that the update was trained from it
+        async with self.transfers.place():
+            taken = await self._intake.payload(announced, parts, base)
+        size = announced.size + taken.received
+        stored = StoredUpdate(offer.round, offer.report, taken.sha256, size, header.evaluation)
+        keeping = asyncio.create_task(self._keep(offer, stored, taken.spool))  # goes on if the caller hangs up
         self._tasks.add(keeping)
         keeping.add_done_callback(self._tasks.discard)
         _check(await asyncio.shield(keeping), offer)
-        return Receipt(round=offer.round, update_id=header.update_id, sha256=header.payload_sha256)
+        return receipt
 
     async def _keep(self, offer: Offer, stored: StoredUpdate, spool: Spool) -> Verdict:
         """Decide for good, and make an accepted update durable before it counts."""
@@ -208,6 +228,7 @@ class RunKeeper:
                 self._ending = False
         self._sent_bytes = 0
         self._wake()
+        await self._on_disk(self._store.tidy)
 
     async def nudged(self, seconds: float) -> None:
         """Until a round may be complete, at most ``seconds``."""
@@ -232,14 +253,16 @@ class RunKeeper:
         current = _open_round(state)
         silos = max(self._enrolled(), len(current.reports))  # one may have been revoked after it reported
 
-        def combine() -> tuple[Aggregated, str, list[bytes]]:
+        def combine() -> tuple[Broadcast, str, list[bytes]]:
             parts = self._store.contributions(current.number)
-            made = aggregate(run.strategy, run.head, self._params, parts, self._carried, silos)
-            return made, params_sha256(made.params), _data_parts(run, made.params)
+            mean = aggregate(run.strategy, run.head, self._params, parts, self._carried, silos)
+            made = broadcast(run, self._params, mean)
+            return made, params_sha256(made.params), _data_parts(encode_params(run.head, made.params))
 
         made, sha256, data_parts = await self._on_disk(combine)
         after, end = after_close(state, sha256, self._wanted_now()), self._round_end(current)
         await self._on_disk(lambda: self._store.close_round(after, made.params, end, made.state))
+        self._delta = _Delta.of(state.model_sha256, made.payload) if made.payload else None
         self._state, self._data_parts = after, data_parts
         self._params, self._carried = made.params, made.state
         log.info(
@@ -288,9 +311,22 @@ def _check(verdict: Verdict, offer: Offer) -> None:
         raise Refused(f"update from silo '{offer.report.silo}': {said}", code=verdict.value)
 
 
-def _data_parts(run: RunSettings, params: Params) -> list[bytes]:
+@dataclass(frozen=True)
+class _Delta:
+    """How the current model goes to a silo that has the one before."""
+
+    base_sha256: str
+    size: int
+    parts: list[bytes]
+
+    @classmethod
+    def of(cls, base_sha256: str, payload: bytes) -> _Delta:
+        return cls(base_sha256, len(payload), _data_parts(payload))
+
+
+def _data_parts(payload: bytes) -> list[bytes]:
     """A model's payload as messages: made once, sent to every silo."""
-    return [messages.encode_model_data(piece) for piece in chunks(encode_params(run.head, params))]
+    return [messages.encode_model_data(piece) for piece in chunks(payload)]
 
 
 def _open_round(state: RunState) -> OpenRound:

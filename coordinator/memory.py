@@ -20,7 +20,7 @@ from .aggregate import ServerState
 from .contributions import Sums
 from .models import damaged
 
-KINDS = ("h", "velocity", "squares", "tail")
+KINDS = ("h", "velocity", "squares", "residual", "tail")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Memory:
         strategy = self.run.strategy
         tail = self.run.rounds - closed < strategy.average_last
         moves = strategy.name == "feddyn" or strategy.server_momentum > 0 or strategy.server_adam > 0
-        return closed > 0 and (moves or tail)
+        return closed > 0 and (moves or tail or self.run.codec != "fp32")
 
     def _part(self, content: ArraysFile, kind: str) -> Sums:
         return {

@@ -87,9 +87,10 @@ class Service:
             parts = self._keeper.model_parts(messages.decode_fetch_request(request))
         except FlamestError as error:
             await refuse(context, error)
-        for part in parts:
-            self._keeper.count_sent(len(part))
-            yield part
+        async with self._keeper.transfers.place():
+            for part in parts:
+                self._keeper.count_sent(len(part))
+                yield part
 
     async def submit_update(self, parts: AsyncIterator[bytes], context: Context) -> bytes:
         try:

@@ -12,6 +12,7 @@ import msgspec
 from ..base.errors import DataError, SettingsError
 from ..base.settings import load_settings
 from ..fedproto.codec import MAX_PAYLOAD_BYTES
+from ..fedproto.codecs import Codec
 from ..fedproto.head import HeadSpec
 from ..fedproto.records import RunSettings, Strategy, TrainSettings
 from ..fedproto.tls import TlsFiles
@@ -65,6 +66,7 @@ class RunTable(_Record, frozen=True):
     head: HeadTable = HeadTable()
     strategy: Strategy = Strategy()
     train: TrainSettings = TrainSettings()
+    codec: Codec = "fp32"  # how models travel; the coarsest that a silo may send
 
     def head_spec(self) -> HeadSpec:
         """What is trained. Raises DataError (``bad_head``) for options that do not fit each other."""
@@ -100,6 +102,7 @@ class CoordinatorSettings(_Record, frozen=True):
             seed=run.seed,
             strategy=run.strategy,
             train=run.train,
+            codec=run.codec,
         )
 
 

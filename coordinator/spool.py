@@ -32,7 +32,7 @@ class Spool:
         self._file = os.fdopen(handle, "wb", buffering=0)
         self._path: Path | None = Path(name)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Append a piece. Raises DataError (``payload_size``), StorageError."""
         with self._lock:
             if self._size + len(data) > self._expected:
@@ -44,8 +44,8 @@ class Spool:
             self._digest.update(data)
             self._size += len(data)
 
-    def finish(self, sha256: str) -> bytes:
-        """Check size and digest, make the content durable, and give it back as read from the file.
+    def finish(self, sha256: str) -> None:
+        """Check size and digest, and make the content durable.
 
         Raises DataError (``payload_size``; ``payload_digest`` when bytes were changed on the way).
         """
@@ -56,7 +56,11 @@ class Spool:
                 raise DataError(f"payload has not the digest {sha256[:12]}… of its header", code="payload_digest")
             with self._storage_errors():
                 os.fsync(self._file.fileno())
-                return self._file_path.read_bytes()
+
+    def content(self) -> bytes:
+        """What has been written, as read from the file. Raises StorageError."""
+        with self._lock, self._storage_errors():
+            return self._file_path.read_bytes()
 
     def move_to(self, path: Path) -> None:
         """Give the file its final name. Raises OSError."""

@@ -29,6 +29,7 @@ min_silos = 2                 # fewer updates at the deadline: the round is aban
 # wanted = 4                  # so many updates close a round early; not set: all silos enrolled when it opens
 deadline_s = 600.0            # from the first silo that is given the round
 seed = 0
+codec = "fp32"                # how models travel; or "fp16", "int8", "sparse_int8": half, a quarter, a twentieth
 
 [run.head]
 kind = "mlp"                  # or "rgcf": residual gated cross fusion of two blocks

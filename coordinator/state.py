@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -59,23 +59,29 @@ class RoundEnd:
     sent_bytes: int
 
 
+FileMark = tuple[int, int, int]  # inode, bytes, time of the last change in ns
+
+
 @dataclass(frozen=True)
 class Contributions:
     """Acknowledged updates on disk; each is read and checked when its turn comes, so memory is that of one.
 
+    A file that is the one hashed when it came (same inode, size and time) is not hashed again.
     Raises DataError (``corrupt_update``) for a payload that is not what was acknowledged.
     """
 
     head: HeadSpec
     stored: tuple[tuple[str, int, str, Path], ...]  # silo, examples, SHA-256 of the payload, its file
+    hashed: Mapping[Path, FileMark] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Contribution]:
         for silo, examples, sha256, path in self.stored:
             try:
+                known = self.hashed.get(path) == _mark(path)
                 payload = path.read_bytes()
             except OSError as error:
                 raise damaged(path, error.strerror or str(error), code="corrupt_update") from error
-            if sha256_bytes(payload) != sha256:
+            if not known and sha256_bytes(payload) != sha256:
                 raise damaged(path, "its digest is another", code="corrupt_update")
             yield Contribution(silo, examples, decode_params(self.head, payload, whose=str(path)))
 
@@ -89,6 +95,8 @@ class RunStore:
         self._run = run
         self._models = ModelShelf(models_folder(folder, run.run), run, keep_models)
         self._memory = Memory(self._folder / "memory", run)
+        self._tidy: RunState | None = None  # the last round's end, until ``tidy``
+        self._hashed: dict[Path, FileMark] = {}  # payloads whose content this process has checked
         self._lock = lock
         self._path = folder / FILE
         self._db = open_database(self._path)
@@ -241,6 +249,7 @@ class RunStore:
                 fsync_directory(path.parent.parent)
             spool.move_to(path)
             fsync_directory(path.parent)
+            self._hashed[path] = _mark(path)
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
         report, told = update.report, update.evaluation
@@ -277,7 +286,7 @@ class RunStore:
             round_number,
         )
         stored = [(silo, examples, sha256, self._payload_path(round_number, silo)) for silo, examples, sha256 in rows]
-        return Contributions(self._run.head, tuple(stored))
+        return Contributions(self._run.head, tuple(stored), self._hashed)
 
     # --- the end of a round ---
 
@@ -291,8 +300,6 @@ class RunStore:
         if carried is not None:
             self._memory.write(number, after.model_sha256, carried)
         self._end_round(after, "closed", after.model_sha256, end)
-        self._models.remove_old()
-        self._memory.remove_old(number)
 
     def abandon_round(self, after: RunState, end: RoundEnd) -> None:
         """Note that round ``after.last_round`` came to nothing, and open the next round."""
@@ -307,7 +314,16 @@ class RunStore:
                 row,
             )
             self._insert_open_round(after.model_sha256, after.open)
-        shutil.rmtree(self._updates_folder(after.last_round), ignore_errors=True)
+        self._hashed.clear()
+        self._tidy = after
+
+    def tidy(self) -> None:
+        """Remove what the last round's end has made needless; apart from it, because silos wait for that."""
+        if self._tidy is not None:
+            self._models.remove_old()
+            self._memory.remove_old(self._last_closed())
+            shutil.rmtree(self._updates_folder(self._tidy.last_round), ignore_errors=True)
+            self._tidy = None
 
     def _insert_open_round(self, base_sha256: str, opened: OpenRound | None) -> None:
         if opened is not None:
@@ -332,6 +348,11 @@ class RunStore:
     def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with state_errors(self._path):
             return list(self._db.execute(query, values))
+
+
+def _mark(path: Path) -> FileMark:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _take_lock(folder: Path) -> FileLock:

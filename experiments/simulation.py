@@ -19,8 +19,10 @@ from ..agent.training.table import FeatureTable
 from ..agent.training.trainer import HeadTrainer
 from ..base.errors import DataError
 from ..coordinator.aggregate import aggregate, first_state
+from ..coordinator.broadcast import broadcast
 from ..coordinator.contributions import Contribution
 from ..fedproto.codec import decode_params, encode_params, payload_bytes
+from ..fedproto.codecs import Row, apply, code
 from ..fedproto.head import HeadSpec, Params, initial_params, params_sha256
 from ..fedproto.records import Evaluation, RunSettings
 
@@ -41,7 +43,7 @@ class SimulatedRun:
     sha256: str  # params_sha256(params)
     rounds: tuple[Evaluation, ...]  # of the global model on the test rows after each round; () without them
     seconds: float  # wall clock of the whole run, evaluation included
-    bytes_per_silo_round: int  # payload of the model down and of the update up
+    bytes_per_silo_round: int  # payload of the model down and of the update up, the mean
 
 
 def simulate(
@@ -66,16 +68,20 @@ def simulate(
     params, state = initial_params(run.head, run.seed), first_state(run)
     measured = []
     with _Crew(run, silos, threads=threads, workers=workers) as crew:
+        down = payload_bytes(run.head) if run.codec == "fp32" else 0  # else every silo makes the first model itself
+        moved = 0
         for number in range(1, run.rounds + 1):
+            moved += down * len(silos)
             parts: Iterable[Contribution] = crew.contributions(number, params)
             if run.strategy.looks_twice:
                 parts = list(parts)
-            made = aggregate(run.strategy, run.head, params, parts, state, len(silos))
+            made = broadcast(run, params, aggregate(run.strategy, run.head, params, parts, state, len(silos)))
             params, state = made.params, made.state
+            down = len(made.payload) or payload_bytes(run.head)
             if test is not None and len(test):
                 measured.append(crew.evaluate(params, test))
             on_round(number)
-    size = 2 * payload_bytes(run.head)
+    size = round((moved + crew.sent_bytes) / (run.rounds * len(silos)))
     return SimulatedRun(params, params_sha256(params), tuple(measured), time.perf_counter() - started, size)
 
 
@@ -85,6 +91,8 @@ class _Crew:
     def __init__(self, run: RunSettings, silos: Sequence[SimulatedSilo], *, threads: int, workers: int) -> None:
         self._run = run
         self._silos = sorted(silos, key=lambda silo: silo.name)  # the coordinator's order
+        self._residuals: dict[str, Row] = {}  # what a lossy codec left out of each silo's last update
+        self.sent_bytes = 0  # payloads of all updates
         self._corrections: dict[str, Correction] = {silo.name: {} for silo in silos}  # FedDyn's h_i
         self._trainers: SimpleQueue[HeadTrainer] = SimpleQueue()
         workers = max(1, min(workers, len(silos)))
@@ -102,15 +110,20 @@ class _Crew:
 
     def contributions(self, number: int, params: Params) -> Iterator[Contribution]:
         """Every silo's part of round ``number``, in ascending order of name."""
-        model = encode_params(self._run.head, params)
         futures: dict[str, Future[bytes]] = {}
         # The silo with most rows first: a short one fills the gap at the round's end.
         for silo in sorted(self._silos, key=lambda silo: -len(silo.train)):
-            futures[silo.name] = self._pool.submit(self._train, silo, number, model)
+            futures[silo.name] = self._pool.submit(self._train, silo, number, params)
         for silo in self._silos:
             payload = futures.pop(silo.name).result()
-            received = decode_params(self._run.head, payload, whose=f"update from silo '{silo.name}'")
-            yield Contribution(silo.name, len(silo.train), received)
+            self.sent_bytes += len(payload)
+            yield Contribution(silo.name, len(silo.train), self._received(silo.name, payload, params))
+
+    def _received(self, name: str, payload: bytes, base: Params) -> Params:
+        codec, head, whose = self._run.codec, self._run.head, f"update from silo '{name}'"
+        if codec == "fp32":
+            return decode_params(head, payload, whose=whose)
+        return apply(codec, head, payload, base, whose=whose)
 
     def evaluate(self, params: Params, test: FeatureTable) -> Evaluation:
         trainer = self._trainers.get()
@@ -119,10 +132,9 @@ class _Crew:
         finally:
             self._trainers.put(trainer)
 
-    def _train(self, silo: SimulatedSilo, number: int, model: bytes) -> bytes:
-        """From the round's model as it came over the wire to the silo's update as it would go."""
+    def _train(self, silo: SimulatedSilo, number: int, params: Params) -> bytes:
+        """From the round's model, which every silo has to the bit, to the silo's update as it would go."""
         run = self._run
-        params = decode_params(run.head, model, whose="the model")
         trainer = self._trainers.get()
         try:
             correction = self._corrections[silo.name]
@@ -130,7 +142,11 @@ class _Crew:
             self._corrections[silo.name] = correction  # every round of a simulation counts
         finally:
             self._trainers.put(trainer)
-        return encode_params(run.head, trained.params)
+        if run.codec == "fp32":
+            return encode_params(run.head, trained.params)
+        coded = code(run.codec, run.head, trained.params, params, self._residuals.get(silo.name))
+        self._residuals[silo.name] = coded.residual
+        return coded.payload
 
 
 def _check(run: RunSettings, silos: Sequence[SimulatedSilo], test: FeatureTable | None) -> None:

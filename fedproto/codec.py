@@ -50,6 +50,40 @@ def encode_params(spec: HeadSpec, params: Params) -> bytes:
     return b"".join(np.ascontiguousarray(tensor, dtype="<f4").tobytes() for tensor in params.values())
 
 
+def param_bytes(spec: HeadSpec, params: Params) -> list[memoryview]:
+    """The payload as views of each tensor's bytes, nothing copied; DataError as ``encode_params``."""
+    check_params(spec, params, whose="parameters to send")
+    return [np.ascontiguousarray(tensor, dtype="<f4").data.cast("B") for tensor in params.values()]
+
+
+class FiniteBytes:
+    """Checks little-endian float32 values as their bytes come, in any pieces."""
+
+    def __init__(self, spec: HeadSpec, *, whose: str) -> None:
+        self._spec = spec
+        self._whose = whose
+        self._seen = 0  # whole values so far
+        self._rest = b""
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Raises DataError (``not_finite``) naming the tensor."""
+        if self._rest or len(data) % 4:
+            data = self._rest + bytes(data)
+            self._rest = data[len(data) - len(data) % 4 :]
+        values = np.frombuffer(data, "<f4", count=len(data) // 4)
+        if not np.isfinite(values).all():
+            place = self._seen + int(np.flatnonzero(~np.isfinite(values))[0])
+            raise DataError(f"{self._whose}: {self._tensor_at(place)} holds NaN or infinity", code="not_finite")
+        self._seen += len(values)
+
+    def _tensor_at(self, place: int) -> str:
+        for name, shape in self._spec.shapes.items():
+            place -= int(np.prod(shape))
+            if place < 0:
+                return name
+        return "what comes after the last tensor"
+
+
 def decode_params(spec: HeadSpec, payload: bytes | bytearray | memoryview, *, whose: str) -> Params:
     """The parameters as read-only views of ``payload``; nothing is copied.
 
@@ -71,7 +105,8 @@ def decode_params(spec: HeadSpec, payload: bytes | bytearray | memoryview, *, wh
     return params
 
 
-def chunks(payload: bytes, size: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """The payload in pieces of ``size`` bytes, the last one shorter."""
-    for start in range(0, len(payload), size):
-        yield payload[start : start + size]
+def chunks(payload: bytes | memoryview, size: int = CHUNK_BYTES) -> Iterator[memoryview]:
+    """The payload in pieces of ``size`` bytes, the last one shorter; views, nothing is copied."""
+    view = memoryview(payload)
+    for start in range(0, len(view), size):
+        yield view[start : start + size]

@@ -18,12 +18,18 @@ class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     CODEC_UNSPECIFIED: _ClassVar[Codec]
     CODEC_FP32: _ClassVar[Codec]
+    CODEC_FP16: _ClassVar[Codec]
+    CODEC_INT8: _ClassVar[Codec]
+    CODEC_SPARSE_INT8: _ClassVar[Codec]
 PHASE_UNSPECIFIED: Phase
 PHASE_WAIT: Phase
 PHASE_OPEN: Phase
 PHASE_FINISHED: Phase
 CODEC_UNSPECIFIED: Codec
 CODEC_FP32: Codec
+CODEC_FP16: Codec
+CODEC_INT8: Codec
+CODEC_SPARSE_INT8: Codec
 
 class JoinRequest(_message.Message):
     __slots__ = ("protocol",)
@@ -68,12 +74,14 @@ class WaitReply(_message.Message):
     def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., round: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., poll_after_ms: _Optional[int] = ..., counted_round: _Optional[int] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
-    __slots__ = ("settings_sha256", "round")
+    __slots__ = ("settings_sha256", "round", "held_sha256")
     SETTINGS_SHA256_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
+    HELD_SHA256_FIELD_NUMBER: _ClassVar[int]
     settings_sha256: bytes
     round: int
-    def __init__(self, settings_sha256: _Optional[bytes] = ..., round: _Optional[int] = ...) -> None: ...
+    held_sha256: bytes
+    def __init__(self, settings_sha256: _Optional[bytes] = ..., round: _Optional[int] = ..., held_sha256: _Optional[bytes] = ...) -> None: ...
 
 class ModelHeader(_message.Message):
     __slots__ = ("round", "model_sha256", "codec", "payload_bytes")
@@ -114,7 +122,7 @@ class Evaluation(_message.Message):
     def __init__(self, loss: _Optional[float] = ..., correct: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("settings_sha256", "round", "base_sha256", "update_id", "examples", "codec", "tensors", "payload_bytes", "payload_sha256", "evaluation")
+    __slots__ = ("settings_sha256", "round", "base_sha256", "update_id", "examples", "codec", "tensors", "payload_bytes", "payload_sha256", "evaluation", "codec_error")
     SETTINGS_SHA256_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +133,7 @@ class UpdateHeader(_message.Message):
     PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_SHA256_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    CODEC_ERROR_FIELD_NUMBER: _ClassVar[int]
     settings_sha256: bytes
     round: int
     base_sha256: bytes
@@ -135,7 +144,8 @@ class UpdateHeader(_message.Message):
     payload_bytes: int
     payload_sha256: bytes
     evaluation: Evaluation
-    def __init__(self, settings_sha256: _Optional[bytes] = ..., round: _Optional[int] = ..., base_sha256: _Optional[bytes] = ..., update_id: _Optional[bytes] = ..., examples: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorShape, _Mapping]]] = ..., payload_bytes: _Optional[int] = ..., payload_sha256: _Optional[bytes] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
+    codec_error: float
+    def __init__(self, settings_sha256: _Optional[bytes] = ..., round: _Optional[int] = ..., base_sha256: _Optional[bytes] = ..., update_id: _Optional[bytes] = ..., examples: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorShape, _Mapping]]] = ..., payload_bytes: _Optional[int] = ..., payload_sha256: _Optional[bytes] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., codec_error: _Optional[float] = ...) -> None: ...
 
 class UpdatePart(_message.Message):
     __slots__ = ("header", "data")

@@ -139,3 +139,30 @@ def params_sha256(params: Mapping[str, npt.NDArray[np.float32]]) -> str:
         digest.update(f"{name}:{','.join(map(str, tensor.shape))};".encode())
         digest.update(np.ascontiguousarray(tensor, dtype="<f4").data)
     return digest.hexdigest()
+
+
+class ParamsDigest:
+    """``params_sha256`` of a head's parameters, made from their little-endian values as these come, in any pieces."""
+
+    def __init__(self, spec: HeadSpec) -> None:
+        self._digest = hashlib.sha256()
+        self._left = 0  # bytes until the next tensor begins
+        self._tensors = iter(spec.shapes.items())
+
+    def update(self, data: bytes | memoryview) -> None:
+        """The next bytes; ValueError when there are more than the head has."""
+        view = memoryview(data)
+        while view:
+            if self._left == 0:
+                name, shape = next(self._tensors, ("", ()))
+                if not name:
+                    raise ValueError("more bytes than the head's tensors have")
+                self._digest.update(f"{name}:{','.join(map(str, shape))};".encode())
+                self._left = 4 * int(np.prod(shape))
+            taken = view[: self._left]
+            self._digest.update(taken)
+            self._left -= len(taken)
+            view = view[len(taken) :]
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()

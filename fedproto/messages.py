@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..base.errors import DataError
+from .codecs import CODECS, Codec
 from .records import Evaluation, Phase, Receipt, RunSettings, Standing, decode_run_settings
 
 if TYPE_CHECKING:
@@ -40,13 +41,15 @@ class WaitRequest:
 class FetchRequest:
     settings_sha256: str
     round: int
+    held_sha256: str = ""  # of the model that the silo has; empty: none
 
 
 @dataclass(frozen=True)
 class ModelHeader:
     round: int
     model_sha256: str
-    payload_bytes: int
+    payload_bytes: int  # 0: the silo has this model
+    codec: Codec = "fp32"
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class UpdateHeader:
     payload_bytes: int
     payload_sha256: str
     evaluation: Evaluation | None
+    codec: Codec = "fp32"
+    codec_error: float = 0.0
 
 
 # --- Join ---
@@ -157,15 +162,16 @@ def decode_standing(data: bytes) -> Standing:
 def encode_fetch_request(request: FetchRequest) -> bytes:
     from . import flamest_v1_pb2 as pb
 
-    digest = bytes.fromhex(request.settings_sha256)
-    return pb.FetchRequest(settings_sha256=digest, round=request.round).SerializeToString()
+    digest, held = bytes.fromhex(request.settings_sha256), bytes.fromhex(request.held_sha256)
+    return pb.FetchRequest(settings_sha256=digest, round=request.round, held_sha256=held).SerializeToString()
 
 
 def decode_fetch_request(data: bytes) -> FetchRequest:
     from . import flamest_v1_pb2 as pb
 
     request = _parse(pb.FetchRequest(), data)
-    return FetchRequest(_hex(request.settings_sha256, SHA256_BYTES, "settings_sha256"), request.round)
+    held = _hex(request.held_sha256, SHA256_BYTES, "held_sha256") if request.held_sha256 else ""
+    return FetchRequest(_hex(request.settings_sha256, SHA256_BYTES, "settings_sha256"), request.round, held)
 
 
 def encode_model_header(header: ModelHeader) -> bytes:
@@ -174,20 +180,20 @@ def encode_model_header(header: ModelHeader) -> bytes:
     message = pb.ModelHeader(
         round=header.round,
         model_sha256=bytes.fromhex(header.model_sha256),
-        codec=pb.CODEC_FP32,
+        codec=_codec_value(header.codec),
         payload_bytes=header.payload_bytes,
     )
     return pb.ModelPart(header=message).SerializeToString()
 
 
-def encode_model_data(data: bytes) -> bytes:
-    from . import flamest_v1_pb2 as pb
-
-    return pb.ModelPart(data=data).SerializeToString()
+def encode_model_data(data: bytes | memoryview) -> bytes:
+    return _encode_data(data)
 
 
-def decode_model_part(raw: bytes) -> ModelHeader | bytes:
+def decode_model_part(raw: bytes) -> ModelHeader | bytes | memoryview:
     """A header, or a piece of the payload."""
+    if (data := _plain_data(raw)) is not None:
+        return data
     from . import flamest_v1_pb2 as pb
 
     part = _parse(pb.ModelPart(), raw)
@@ -197,11 +203,11 @@ def decode_model_part(raw: bytes) -> ModelHeader | bytes:
     if which is None:
         raise _malformed("ModelPart", "it holds neither header nor data")
     header = part.header
-    _check_codec(header.codec)
     return ModelHeader(
         round=header.round,
         model_sha256=_hex(header.model_sha256, SHA256_BYTES, "model_sha256"),
         payload_bytes=header.payload_bytes,
+        codec=_codec(header.codec),
     )
 
 
@@ -217,7 +223,8 @@ def encode_update_header(header: UpdateHeader) -> bytes:
         base_sha256=bytes.fromhex(header.base_sha256),
         update_id=bytes.fromhex(header.update_id),
         examples=header.examples,
-        codec=pb.CODEC_FP32,
+        codec=_codec_value(header.codec),
+        codec_error=header.codec_error,
         tensors=[pb.TensorShape(index=index, dims=dims) for index, dims in enumerate(header.shapes)],
         payload_bytes=header.payload_bytes,
         payload_sha256=bytes.fromhex(header.payload_sha256),
@@ -227,17 +234,17 @@ def encode_update_header(header: UpdateHeader) -> bytes:
     return pb.UpdatePart(header=message).SerializeToString()
 
 
-def encode_update_data(data: bytes) -> bytes:
-    from . import flamest_v1_pb2 as pb
-
-    return pb.UpdatePart(data=data).SerializeToString()
+def encode_update_data(data: bytes | memoryview) -> bytes:
+    return _encode_data(data)
 
 
-def decode_update_part(raw: bytes) -> UpdateHeader | bytes:
+def decode_update_part(raw: bytes) -> UpdateHeader | bytes | memoryview:
     """A header, checked for what can be checked without the run; or a piece of the payload.
 
     DataError codes besides ``malformed``: ``examples``, ``evaluation``.
     """
+    if (data := _plain_data(raw)) is not None:
+        return data
     from . import flamest_v1_pb2 as pb
 
     part = _parse(pb.UpdatePart(), raw)
@@ -247,7 +254,9 @@ def decode_update_part(raw: bytes) -> UpdateHeader | bytes:
     if which is None:
         raise _malformed("UpdatePart", "it holds neither header nor data")
     header = part.header
-    _check_codec(header.codec)
+    codec = _codec(header.codec)
+    if not (math.isfinite(header.codec_error) and header.codec_error >= 0.0):
+        raise _malformed("UpdateHeader", f"a codec error of {header.codec_error}")
     if not 1 <= header.examples < MAX_EXAMPLES:
         raise DataError(f"an update of {header.examples} examples, expected 1 to {MAX_EXAMPLES - 1}", code="examples")
     return UpdateHeader(
@@ -260,6 +269,8 @@ def decode_update_part(raw: bytes) -> UpdateHeader | bytes:
         payload_bytes=header.payload_bytes,
         payload_sha256=_hex(header.payload_sha256, SHA256_BYTES, "payload_sha256"),
         evaluation=_evaluation(header.evaluation) if header.HasField("evaluation") else None,
+        codec=codec,
+        codec_error=header.codec_error,
     )
 
 
@@ -282,6 +293,34 @@ def decode_receipt(data: bytes) -> Receipt:
         update_id=_hex(receipt.update_id, UPDATE_ID_BYTES, "update_id"),
         sha256=_hex(receipt.payload_sha256, SHA256_BYTES, "payload_sha256"),
     )
+
+
+# --- pieces of a payload: nearly all bytes of a round, so they are not copied through protobuf ---
+
+_DATA_TAG = 0x12  # field 2, length-delimited: ``data`` of ModelPart and of UpdatePart
+
+
+def _encode_data(data: bytes | memoryview) -> bytes:
+    """``Part(data=data).SerializeToString()``, in one copy."""
+    size, length = len(data), bytearray((_DATA_TAG,))
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    length.append(size)
+    return b"".join((length, data))
+
+
+def _plain_data(raw: bytes) -> memoryview | None:
+    """The piece in a message of exactly one ``data`` field, as a view; None for any other message."""
+    if not raw or raw[0] != _DATA_TAG:
+        return None
+    size = shift = 0
+    for place in range(1, min(len(raw), 6)):
+        size |= (raw[place] & 0x7F) << shift
+        shift += 7
+        if raw[place] < 0x80:
+            return memoryview(raw)[place + 1 :] if len(raw) - place - 1 == size else None
+    return None
 
 
 # --- what they share ---
@@ -316,11 +355,17 @@ def _ms(seconds: float) -> int:
     return min(max(math.ceil(seconds * 1000), 0), MAX_MS)
 
 
-def _check_codec(codec: int) -> None:
+def _codec_value(codec: Codec) -> Any:
     from . import flamest_v1_pb2 as pb
 
-    if codec != pb.CODEC_FP32:
-        raise DataError(f"codec {codec} is not known here, expected CODEC_FP32 ({pb.CODEC_FP32})", code="malformed")
+    return pb.Codec.Value(f"CODEC_{codec.upper()}")
+
+
+def _codec(value: Any) -> Codec:
+    for codec in CODECS:
+        if value == _codec_value(codec):
+            return codec
+    raise DataError(f"codec {value} is not known here, expected one of {', '.join(CODECS)}", code="malformed")
 
 
 def _shapes(header: pb.UpdateHeader) -> tuple[tuple[int, ...], ...]:

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from ..base.errors import DataError
+from .codecs import Codec
 from .head import HeadSpec, Params, without_defaults
 
 PROTOCOL = 1  # a coordinator serves its own protocol and the one before
@@ -119,6 +120,7 @@ class Strategy(_Record, frozen=True):
 
 # Fields that came after protocol 1: left out at their default, so that older runs keep their bytes.
 _LATER_TRAIN = {"learning_rate_decay": 1.0, "class_balanced": False}
+_LATER_RUN = {"codec": "fp32"}
 _LATER_STRATEGY = {
     "alpha": 0.0,
     "server_momentum": 0.0,
@@ -146,6 +148,7 @@ class RunSettings(_Record, frozen=True):
     seed: int = 0
     strategy: Strategy = Strategy()
     train: TrainSettings = TrainSettings()
+    codec: Codec = "fp32"  # the coarsest that a silo may send, and the one that models are sent in
 
     def encode(self) -> bytes:
         """Canonical JSON: fields in their order, later ones only where they say something."""
@@ -153,7 +156,7 @@ class RunSettings(_Record, frozen=True):
         told["head"] = self.head.told()
         told["strategy"] = without_defaults(told["strategy"], _LATER_STRATEGY)
         told["train"] = without_defaults(told["train"], _LATER_TRAIN)
-        return msgspec.json.encode(told)
+        return msgspec.json.encode(without_defaults(told, _LATER_RUN))
 
     @property
     def sha256(self) -> str:
@@ -190,7 +193,9 @@ class Standing:
     model_sha256: str  # of the model that the open round starts from; with FINISHED, of the final one
     deadline_s: float  # seconds until the open round closes
     poll_after_s: float  # seconds to wait before the next question, jitter included
-    counted_round: int = 0  # feddyn, OPEN: the last closed round in which this silo's update counts; 0: none
+    counted_round: int = (
+        0  # feddyn and lossy codecs, OPEN: the last closed round in which this silo's update counts; 0: none
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +217,15 @@ class Evaluation:
 
 
 @dataclass(frozen=True, eq=False)
+class CodedUpdate:
+    """A silo's parameters as a lossy codec made them, a delta against the round's model."""
+
+    codec: Codec
+    payload: bytes
+    error: float  # norm of what was left out over the norm of what was to be sent
+
+
+@dataclass(frozen=True, eq=False)
 class Update:
     """What a silo sends back: its trained parameters and how many examples stand behind them."""
 
@@ -219,8 +233,9 @@ class Update:
     base_sha256: str  # GlobalModel.sha256 that training started from
     update_id: str  # 32 hexadecimal digits, chosen by the silo, kept over retries
     examples: int
-    params: Params
+    params: Params | None  # None: they are in ``coded``
     evaluation: Evaluation | None = None
+    coded: CodedUpdate | None = None
 
 
 @dataclass(frozen=True)

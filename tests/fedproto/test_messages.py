@@ -23,7 +23,7 @@ RUN = RunSettings(
     strategy=Strategy(name="fedprox", mu=0.5),
     train=TrainSettings(epochs=2, batch_size=16, learning_rate=0.02, weight_decay=0.003),
 )
-HEADER = m.UpdateHeader(A, 3, B, "0f" * 16, 41, ((4, 3), (4,)), 64, C, Evaluation(0.75, 3, 5))
+HEADER = m.UpdateHeader(A, 3, B, "0f" * 16, 41, ((4, 3), (4,)), 64, C, Evaluation(0.75, 3, 5), "int8", 0.25)
 
 # encoder, decoder, record, the message it becomes
 ROUND_TRIPS = {
@@ -31,7 +31,7 @@ ROUND_TRIPS = {
     "JoinReply": (lambda r: m.encode_join_reply(*r), m.decode_join_reply, (1, RUN), pb.JoinReply),
     "WaitRequest": (m.encode_wait_request, m.decode_wait_request, m.WaitRequest(A, 4, 2.5), pb.WaitRequest),
     "WaitReply": (m.encode_standing, m.decode_standing, Standing(Phase.OPEN, 5, B, 30.25, 0.5, 4), pb.WaitReply),
-    "FetchRequest": (m.encode_fetch_request, m.decode_fetch_request, m.FetchRequest(A, 6), pb.FetchRequest),
+    "FetchRequest": (m.encode_fetch_request, m.decode_fetch_request, m.FetchRequest(A, 6, B), pb.FetchRequest),
     "ModelHeader": (m.encode_model_header, m.decode_model_part, m.ModelHeader(7, C, 640), pb.ModelPart),
     "ModelData": (m.encode_model_data, m.decode_model_part, b"\x01\x02", pb.ModelPart),
     "UpdateHeader": (m.encode_update_header, m.decode_update_part, HEADER, pb.UpdatePart),
@@ -84,6 +84,8 @@ def test_every_field_of_a_record_survives_a_change_of_it(record):
             new = None
         elif field.name == "shapes":
             new = ((2, 2, 2),)
+        elif field.name == "codec":
+            new = "sparse_int8"
         else:
             new = other[type(old)](old)
         changed = dataclasses.replace(record, **{field.name: new})

@@ -1,0 +1,56 @@
+"""A silo of the federation bench, as a process: the agent's link, and no training.
+
+``python bench/federation_silo.py ADDRESS CA CERTIFICATE KEY EXAMPLES`` takes part until the run has finished and prints
+one JSON line: when each round ended for this silo, bytes, and memory before the first model came.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from flamest.agent.link import Link, LinkSettings, Retry
+from flamest.fedproto.records import Phase, Update
+
+
+def memory_mb(field: str) -> float:
+    """``VmRSS`` or ``VmHWM`` of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1e3
+
+
+def main() -> None:
+    address, ca, certificate, key, examples = sys.argv[1:]
+    settings = LinkSettings(address, Path(ca), Path(certificate), Path(key))
+    opened, answered = [], 0
+    with Link.open(settings, retry=Retry(patience_s=300.0, first_s=0.05, longest_s=0.5)) as link:
+        run = link.join()
+        waiting_mb = memory_mb("VmRSS")
+        before = (link.sent_bytes, link.received_bytes)
+        while (standing := link.wait(run, answered, 60.0)).phase is not Phase.FINISHED:
+            if standing.phase is not Phase.OPEN:
+                time.sleep(standing.poll_after_s)
+                continue
+            opened.append(time.monotonic())
+            if len(opened) == 2:
+                began = time.process_time()
+            model = link.fetch(run, standing)
+            link.submit(run, Update(model.round, model.sha256, os.urandom(16).hex(), int(examples), model.params))
+            answered = standing.round
+        opened.append(time.monotonic())
+        told = {
+            "ends": opened,
+            "cpu_s": time.process_time() - began,
+            "sent_bytes": link.sent_bytes - before[0],
+            "received_bytes": link.received_bytes - before[1],
+            "waiting_mb": waiting_mb,
+            "peak_mb": memory_mb("VmHWM"),
+        }
+    print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main()
