@@ -9,6 +9,7 @@ import typer
 
 from ..base.console import command
 from .cli_backends import BackendOption, ComputeOption, RequireOption, notice, show_places
+from .cli_doctor import doctor
 from .cli_extract import TrustedKeyOption, extract, features, import_features
 from .cli_keys import keygen
 
@@ -27,6 +28,7 @@ StoreOption = Annotated[Path, typer.Option("--store", help="The feature store ma
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Cores to use; all when not given.")]
 
 app.command("keygen")(keygen)
+app.command("doctor")(doctor)
 app.command("extract")(extract)
 app.command("features")(features)
 app.command("import-features")(import_features)

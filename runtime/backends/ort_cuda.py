@@ -35,7 +35,7 @@ SHAPE_OPERATORS = frozenset(
 class OrtCudaSession:
     """An opened graph (session.py). Its values are OrtValues on the device. One thread at a time."""
 
-    where: str
+    kind = "cuda"  # of the device, in ONNX Runtime's words
 
     def __init__(self, session: Any, device: int, where: str) -> None:
         self._session = session
@@ -66,11 +66,11 @@ class OrtCudaSession:
     def value(self, of: Feed) -> Value:
         import onnxruntime
 
-        if isinstance(of, onnxruntime.OrtValue) and of.device_name() == "cuda":
+        if isinstance(of, onnxruntime.OrtValue) and of.device_name() == self.kind:
             return cast(Value, of)
         array = np.asarray(on_host(of), order="C")
         # A value of its own on the device, not a view of NumPy's memory.
-        return cast(Value, onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", self._device))
+        return cast(Value, onnxruntime.OrtValue.ortvalue_from_numpy(array, self.kind, self._device))
 
     def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         return {name: value.numpy() for name, value in self.run_values(feeds, outputs).items()}
@@ -83,7 +83,7 @@ class OrtCudaSession:
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
         for name in names:
-            binding.bind_output(name, "cuda", self._device)
+            binding.bind_output(name, self.kind, self._device)
         self._session.run_with_iobinding(binding)
         return dict(zip(names, binding.get_outputs(), strict=True))
 

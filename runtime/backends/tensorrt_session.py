@@ -81,6 +81,11 @@ class TensorRtSession:
         self._captured: dict[Key, _Captured] = {}
         self._seen: set[Key] = set()
 
+    @property
+    def usual(self) -> dict[str, tuple[Shape, np.dtype[Any]]]:
+        """By input the shape for which the plan is fastest, and its type."""
+        return {wanted.name: (wanted.usual, self._sources[wanted.name].dtype) for wanted in self._ranges}
+
     def value(self, of: Feed) -> Value:
         if isinstance(of, DeviceValue) and of.device is self._device:
             return of

@@ -1,0 +1,78 @@
+"""The command ``doctor``: what this machine can run, and what to type where something is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..base.console import command
+from .cli_backends import BackendOption, ComputeOption, RequireOption
+
+# What extraction, training and the daemon import, by the name of the distribution.
+PACKAGES = ("apsw", "av", "grpcio", "onnx", "onnxruntime", "pillow", "scikit-learn", "tokenizers")
+STANDS_IN = {"onnxruntime": "onnxruntime-gpu"}
+
+
+@dataclass(frozen=True)
+class Package:
+    name: str
+    version: str  # empty when it is missing
+    fix: str
+
+
+@command
+def doctor(
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="Say it of this bundle's networks.")] = None,
+    backend: BackendOption = None,
+    require_backend: RequireOption = False,
+    precision: ComputeOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")
+    ] = False,
+) -> dict[str, Any]:
+    """Say where this machine can run the networks, and what to type where something is missing.
+
+    Shows every backend from the best to the one that is always there, each with ok or the reason why
+    not. Nothing is changed, and no video is touched. With --bundle each network of it is looked at: its
+    precision, and whether its TensorRT plans fit this machine.
+    """
+    import msgspec
+
+    from ..runtime.backends.facts import gather_facts
+    from ..runtime.backends.report import first_lines, ladder_lines, ladder_rows, ladders, machine_lines, machine_row
+    from ..runtime.backends.wishes import parse_wishes
+    from ..runtime.manifest import read_manifest
+
+    wishes = parse_wishes(backend or (), require=require_backend, precision=precision)
+    manifest = None if bundle is None else read_manifest(bundle)
+    facts = gather_facts()
+    rungs = ladders(facts, manifest, wishes)
+    packages = [find_package(name) for name in PACKAGES]
+    if not as_json:
+        for line in (*machine_lines(facts), "", *ladder_lines(rungs), "", *first_lines(rungs, wishes)):
+            print(line)
+        for package in packages:
+            if not package.version:
+                print(f"missing {package.name}\n    fix: {package.fix}")
+    return {
+        "machine": machine_row(facts),
+        "ladder": ladder_rows(rungs),
+        "packages": msgspec.to_builtins(packages),
+        "ok": all(package.version for package in packages)
+        and all(any(rung.refusal is None for rung in of) for of in rungs.values()),
+    }
+
+
+def find_package(name: str) -> Package:
+    """What is installed, from its metadata: nothing is imported."""
+    import importlib.metadata
+
+    for distribution in (name, STANDS_IN.get(name, name)):
+        try:
+            return Package(name, importlib.metadata.version(distribution), "")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Package(name, "", "pip install 'flamest[agent]'")

@@ -1,0 +1,198 @@
+"""Which rungs a graph gets, from made-up facts: every rung, every reason."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import msgspec
+import pytest
+from flamest.base.errors import UsageError
+from flamest.runtime.backends.facts import Gpu, MachineFacts
+from flamest.runtime.backends.ladder import RUNGS, climb
+from flamest.runtime.backends.refusals import Code
+from flamest.runtime.backends.wishes import BACKENDS, Wishes, parse_wishes
+from flamest.runtime.graph_records import Graph
+from flamest.runtime.plan_records import Plan, PlanOptions
+
+H100 = Gpu("NVIDIA H100", "9.0", 80_000)
+T4 = Gpu("Tesla T4", "7.5", 16_000)
+VERSIONS = {"tensorrt": "10.16.1.11", "cuda-bindings": "13.0.1", "onnxruntime-gpu": "1.31.1", "openvino": "2026.4.1"}
+FULL = MachineFacts(
+    gpu=H100, cuda="13.0", driver="580.95", versions=VERSIONS, tensorrt_builds=True, ort_has_cuda=True, bf16=True
+)
+BARE = MachineFacts(driver_problem="libcuda.so.1: cannot open shared object file", versions={"onnxruntime": "1.32.0"})
+OPTIONS = PlanOptions()
+PLAN = Plan("cnn.plan", "0" * 64, "10.16.1.11", "13.0", "580.95", "NVIDIA H100", "9.0", OPTIONS, 60.0)
+GRAPH = Graph("cnn.onnx", 18, (), (), {}, "fp32", {"float32": {"MatMul": 2}}, (PLAN,))
+
+
+def with_precision(precision, operator="MatMul"):
+    return msgspec.structs.replace(GRAPH, precision=precision, ledger={"x": {operator: 1}})
+
+
+def with_plans(*plans):
+    return msgspec.structs.replace(GRAPH, plans=tuple(msgspec.structs.replace(PLAN, **changes) for changes in plans))
+
+
+def lacking(facts, *packages):
+    return dataclasses.replace(
+        facts, versions={name: version for name, version in facts.versions.items() if name not in packages}
+    )
+
+
+def refused(facts=FULL, graph=GRAPH, wishes=None, name="cnn"):
+    """By rung the code of its refusal, or None."""
+    rungs = climb(name, graph, facts, wishes or Wishes())
+    return {rung.kind: rung.refusal.code.value if rung.refusal else None for rung in rungs}
+
+
+def test_a_full_machine_takes_the_plan_and_leaves_openvino_until_it_is_asked_for():
+    assert refused() == {
+        "plan": None,
+        "rebuild": None,
+        "onnxruntime-cuda": None,
+        "openvino": "NOT_ASKED",
+        "onnxruntime": None,
+    }
+    assert climb("cnn", GRAPH, FULL, Wishes())[0].plan == PLAN
+
+
+def test_a_bare_machine_has_the_last_rung_and_the_driver_is_the_first_reason():
+    assert refused(BARE) == {
+        "plan": "NO_DRIVER_OR_GPU",
+        "rebuild": "NO_DRIVER_OR_GPU",
+        "onnxruntime-cuda": "NO_DRIVER_OR_GPU",
+        "openvino": "OPENVINO_MISSING",
+        "onnxruntime": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("facts", "rung", "code"),
+    [
+        (lacking(FULL, "tensorrt"), "plan", "TRT_MISSING"),
+        (dataclasses.replace(FULL, tensorrt_problem="libnvinfer.so.10: cannot open"), "plan", "TRT_LIBS"),
+        (lacking(FULL, "cuda-bindings"), "rebuild", "CUDA_BINDINGS"),
+        (dataclasses.replace(FULL, tensorrt_builds=False), "rebuild", "TRT_NO_BUILDER"),
+        (dataclasses.replace(FULL, gpu=None, driver_problem="no device"), "onnxruntime-cuda", "NO_DRIVER_OR_GPU"),
+        (dataclasses.replace(FULL, ort_has_cuda=False), "onnxruntime-cuda", "ORT_NO_CUDA"),
+        (lacking(FULL, "onnxruntime-gpu"), "onnxruntime-cuda", "ORT_MISSING"),
+        (lacking(FULL, "onnxruntime-gpu"), "onnxruntime", "ORT_MISSING"),
+        (lacking(FULL, "openvino"), "openvino", "OPENVINO_MISSING"),
+    ],
+)
+def test_what_the_machine_lacks_is_the_reason(facts, rung, code):
+    assert refused(facts)[rung] == code
+    assert refused()[rung] in (None, "NOT_ASKED")  # and it is the only one
+
+
+@pytest.mark.parametrize(
+    ("plans", "code"),
+    [
+        ([], "PLAN_MISSING"),
+        ([{"tensorrt": "10.3.0.26"}], "PLAN_VERSION"),
+        ([{"tensorrt": "11.4.0.106", "options": PlanOptions(version_compatible=True)}], "PLAN_VERSION"),
+        ([{"tensorrt": "10.3.0.26", "options": PlanOptions(version_compatible=True)}], None),
+        ([{"gpu": "Tesla T4", "compute_capability": "7.5"}], "PLAN_GPU"),
+        ([{"gpu": "NVIDIA H200"}], "PLAN_GPU"),
+        ([{"gpu": "NVIDIA H200", "options": PlanOptions(hardware_compat="same-cc")}], None),
+        ([{"gpu": "A100", "compute_capability": "8.0", "options": PlanOptions(hardware_compat="ampere+")}], None),
+        ([{"tensorrt": "10.3.0"}, {"gpu": "Tesla T4"}], "PLAN_GPU"),
+        ([{"tensorrt": "10.3.0"}, {}], None),
+        ([{"tensorrt": "?"}], "PLAN_VERSION"),
+    ],
+)
+def test_a_plan_runs_where_its_version_and_its_gpu_are(plans, code):
+    assert refused(graph=with_plans(*plans))["plan"] == code
+
+
+def test_ampere_plus_does_not_reach_down_to_turing():
+    older = dataclasses.replace(FULL, gpu=T4)
+    plan = {"gpu": "A100", "compute_capability": "8.0", "options": PlanOptions(hardware_compat="ampere+")}
+    assert refused(older, with_plans(plan))["plan"] == "PLAN_GPU"
+
+
+def test_a_refused_plan_says_what_it_was_built_for_and_what_is_here():
+    (plan, *_) = climb("cnn", with_plans({"gpu": "NVIDIA H200"}, {"tensorrt": "10.3.0"}), FULL, Wishes())
+    for word in ("NVIDIA H200", "NVIDIA H100", "10.3.0", "10.16.1.11", "cnn.plan"):
+        assert word in plan.refusal.evidence
+
+
+@pytest.mark.parametrize(
+    ("precision", "operator", "codes"),
+    [
+        ("fp16", "MatMul", {"openvino": "PRECISION"}),
+        ("bf16", "MatMul", {"onnxruntime": "PRECISION"}),
+        ("int8", "MatMul", {"onnxruntime-cuda": "PRECISION"}),
+        (
+            "int8",
+            "com.microsoft.MatMulIntegerToFloat",
+            {"plan": "PRECISION", "rebuild": "PRECISION", "onnxruntime-cuda": "PRECISION", "openvino": "PRECISION"},
+        ),
+    ],
+)
+def test_a_precision_that_a_backend_cannot_compute_is_the_reason(precision, operator, codes):
+    asked = Wishes(by_graph={"cnn": "tensorrt"})
+    everywhere = dict.fromkeys((kind for kind, _ in RUNGS), None)
+    assert refused(graph=with_precision(precision, operator), wishes=asked) == everywhere | codes
+
+
+def test_bf16_needs_a_gpu_or_a_processor_that_has_it():
+    older = dataclasses.replace(FULL, gpu=T4, bf16=False)
+    codes = refused(older, with_precision("bf16"), Wishes("tensorrt"))
+    assert {codes[kind] for kind in ("plan", "rebuild", "onnxruntime-cuda", "openvino")} == {"PRECISION"}
+
+
+def test_bf16_that_is_asked_for_is_computed_by_openvino_alone_and_never_for_keyframes():
+    asked = Wishes(bf16=True)
+    codes = refused(wishes=asked)
+    assert codes.pop("openvino") is None
+    assert set(codes.values()) == {"PRECISION"}
+    assert refused(wishes=asked, name="keyframes")["plan"] is None
+    assert refused(dataclasses.replace(FULL, bf16=False), wishes=asked)["openvino"] == "PRECISION"
+    assert refused(graph=with_precision("int8"), wishes=asked)["openvino"] == "PRECISION"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_named_backend_is_the_first_rung_and_what_is_below_it_follows(backend):
+    kinds = [kind for kind, of in RUNGS if BACKENDS.index(of) >= BACKENDS.index(backend)]
+    assert list(refused(wishes=Wishes(backend))) == kinds
+    required = [kind for kind, of in RUNGS if of == backend]
+    assert list(refused(wishes=Wishes(backend, require=True))) == required
+
+
+def test_one_graph_may_go_elsewhere():
+    wishes = parse_wishes(["openvino, text=onnxruntime"])
+    assert list(refused(wishes=wishes, name="cnn")) == ["openvino", "onnxruntime"]
+    assert list(refused(wishes=wishes, name="text")) == ["onnxruntime"]
+
+
+@pytest.mark.parametrize("facts", [FULL, BARE, lacking(BARE, "onnxruntime"), dataclasses.replace(FULL, gpu=T4)])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_every_refusal_says_what_was_seen_and_what_to_type(facts, precision):
+    for rung in climb("cnn", with_precision(precision), facts, Wishes("tensorrt")):
+        if rung.refusal is not None:
+            assert rung.refusal.evidence
+            assert rung.refusal.fix
+            assert rung.refusal.code in Code
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "said"),
+    [
+        (["cuda"], {}, "--backend cuda: no such backend"),
+        (["mouth=openvino"], {}, "no such graph"),
+        ([], {"precision": "fp16"}, "--precision fp16"),
+        ([], {"require": True}, "--require-backend"),
+        (["text=openvino"], {"require": True}, "--require-backend"),
+    ],
+)
+def test_words_that_mean_nothing_are_refused_with_what_is_known(words, options, said):
+    with pytest.raises(UsageError, match=said) as caught:
+        parse_wishes(words, **options)
+    assert caught.value.fix
+
+
+def test_nothing_asked_is_the_ladder():
+    assert parse_wishes([]) == Wishes()
+    assert parse_wishes(["auto"]) == Wishes()
