@@ -35,6 +35,7 @@ class Footage:
     """What N clips show, small."""
 
     films: Bytes  # [N, 32, 72, 72, 3]: candidates, short side to 72, centre crop
+    tracks: npt.NDArray[np.float32]  # [N, 32, 3]: actor's x, y, radius in ``films``, shares of their side
     stills: Bytes  # [N, 12, 104, 104, 3]: frames brought to 104 x 104 whatever their aspect
     captions: tuple[tuple[str, ...], ...]  # [N][12], true ones
     places: npt.NDArray[
@@ -51,6 +52,7 @@ class Footage:
         rows = np.flatnonzero(np.isin(self.groups, groups))
         return Footage(
             self.films[rows],
+            self.tracks[rows],
             self.stills[rows],
             tuple(self.captions[row] for row in rows),
             self.places[rows],
@@ -71,19 +73,28 @@ def film(*, groups: int, seed: int = PRETRAINING_SEED, processes: int = 2, progr
             shots.append(shot)
             if progress is not None:
                 progress.advance()
-    films, stills, places = (np.stack([shot[index] for shot in shots]) for index in range(3))
     return Footage(
-        films=films,
-        stills=stills,
-        captions=tuple(shot[3] for shot in shots),
-        places=places.astype(np.float32),
-        kinds=np.array([shot[4] for shot in shots]),
+        films=np.stack([shot.film for shot in shots]),
+        tracks=np.stack([shot.track for shot in shots]).astype(np.float32),
+        stills=np.stack([shot.stills for shot in shots]),
+        captions=tuple(shot.captions for shot in shots),
+        places=np.stack([shot.places for shot in shots]).astype(np.float32),
+        kinds=np.array([shot.kinds for shot in shots]),
         motions=np.array([MOTIONS.index(order.motion) for order in orders]),
         groups=np.array([order.group for order in orders]),
     )
 
 
-_Shot = tuple[Bytes, Bytes, npt.NDArray[np.float64], tuple[str, ...], tuple[int, int]]
+@dataclass(frozen=True, eq=False)
+class _Shot:
+    """One clip's row of Footage."""
+
+    film: Bytes
+    track: npt.NDArray[np.float64]
+    stills: Bytes
+    captions: tuple[str, ...]
+    places: npt.NDArray[np.float64]
+    kinds: tuple[int, int]
 
 
 def _shoot_all(orders: Sequence[ClipOrder], folder: Path, processes: int) -> Iterator[_Shot]:
@@ -118,12 +129,15 @@ def _shoot(folder: Path, order: ClipOrder) -> _Shot:
     plan = order.plan()
     frames = [int(clip.candidates[row]) for row in chosen]
     kinds = (OBJECTS.index(plan.actor.kind), OBJECTS.index(plan.other.kind))
-    return (
-        _as_bytes(films),
-        _as_bytes(stills),
-        np.stack([_places(order, frame) for frame in frames]),
-        tuple(caption_frame(plan, frame) for frame in frames),
-        kinds,
+    actor, shown = plan.actor, np.asarray(clip.candidates)
+    return _Shot(
+        film=_as_bytes(films),
+        # The frame's short side is its height: a centre crop keeps its middle.
+        track=np.stack([0.5 + actor.x[shown], 0.5 + actor.y[shown], actor.radius[shown]], axis=1),
+        stills=_as_bytes(stills),
+        captions=tuple(caption_frame(plan, frame) for frame in frames),
+        places=np.stack([_places(order, frame) for frame in frames]),
+        kinds=kinds,
     )
 
 

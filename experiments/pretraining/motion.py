@@ -1,7 +1,7 @@
-"""Training of the four small video networks on the mini-world's motions: five classes, labels only.
+"""Training of three small video networks on the mini-world's motions: five classes, labels only.
 
 Frames are drawn at random and put in order, so that the uneven stride of k-means keyframes is nothing
-new to them. VideoMAE too is trained on labels directly, without masked pretraining.
+new to them. tubes.py trains the fourth, VideoMAE, which labels alone do not teach.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class MotionSettings:
 def train_motion(
     name: str, footage: Footage, settings: MotionSettings, *, progress: Progress | None = None
 ) -> nn.Module:
-    """The small network of that name (slow, i3d, resnet3d, videomae), trained; ``progress``: a step per batch."""
+    """The small network of that name (slow, i3d, resnet3d), trained; ``progress``: a step per batch."""
     import torch
     from torch.nn import functional
 
@@ -52,7 +52,7 @@ def train_motion(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, warm_cosine(settings.warm_up, settings.steps))
     for _ in range(settings.steps):
         rows = random.integers(len(footage), size=settings.batch)
-        pixels = _augment(footage.films, rows, name, random)
+        pixels, _ = augment_films(footage.films, rows, SMALL_FORMS[name].frames, random)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.half):
             scores = classify(name, net, pixels)
         loss = functional.cross_entropy(scores.float(), torch.from_numpy(footage.motions[rows]))
@@ -125,19 +125,31 @@ def draw_frames(rows: int, frames: int, count: int, random: np.random.Generator)
     return chosen[:, :, None, None, None]
 
 
-def _augment(films: npt.NDArray[np.uint8], rows: Indices, name: str, random: np.random.Generator) -> Tensor:
-    """Frames drawn, a crop for the whole batch, half of the clips mirrored, shades of their own."""
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a batch was shown of its clips."""
+
+    frames: Indices  # [B, K] of each clip's candidates, increasing
+    corner: tuple[int, int]  # pixels from the left and from the top
+    size: int  # pixels, of the square that was looked at
+    mirrored: npt.NDArray[np.bool_]  # [B]
+
+
+def augment_films(
+    films: npt.NDArray[np.uint8], rows: Indices, count: int, random: np.random.Generator
+) -> tuple[Tensor, View]:
+    """``count`` frames drawn, a crop for the whole batch, half of the clips mirrored, shades of their own."""
     import torch
 
-    form = SMALL_FORMS[name]
-    picked = films[rows[:, None], draw_frames(len(rows), films.shape[1], form.frames, random)[..., 0, 0, 0]]
-    size = int(random.integers(form.crop, FILM_SIZE + 1))
-    left, top = random.integers(0, FILM_SIZE - size + 1, size=2)
-    pixels = _resized(picked[:, :, top : top + size, left : left + size])
-    mirrored = torch.from_numpy(random.random(len(rows)) < 0.5)[:, None, None, None, None]
-    pixels = torch.where(mirrored, pixels.flip(-1), pixels)
+    frames = draw_frames(len(rows), films.shape[1], count, random)[..., 0, 0, 0]
+    size = int(random.integers(SMALL_FORMS["slow"].crop, FILM_SIZE + 1))
+    left, top = (int(start) for start in random.integers(0, FILM_SIZE - size + 1, size=2))
+    mirrored = random.random(len(rows)) < 0.5
+    pixels = _resized(films[rows[:, None], frames][:, :, top : top + size, left : left + size])
+    pixels = torch.where(torch.from_numpy(mirrored)[:, None, None, None, None], pixels.flip(-1), pixels)
     gains = random.uniform(1 - SHADE, 1 + SHADE, size=(len(rows), 3, 1, 1, 1)).astype(np.float32)
-    return _normalised((pixels * torch.from_numpy(gains)).clamp(0, 255))
+    pixels = _normalised((pixels * torch.from_numpy(gains)).clamp(0, 255))
+    return pixels, View(frames, (left, top), size, mirrored)
 
 
 def _resized(films: npt.NDArray[np.uint8]) -> Tensor:

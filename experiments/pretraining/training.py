@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 TRAINED, HELD_OUT = 54, 6  # scenes
 # Steps where a network's differ from its settings' own; chosen for 2 cores, not searched.
-MOTION_STEPS = {"slow": 900, "i3d": 700, "resnet3d": 800, "videomae": 1000}
+MOTION_STEPS = {"slow": 900, "i3d": 700, "resnet3d": 800}
 # In bf16 the gradient of torchvision's 3 x 3 x 3 convolutions became NaN at the second step (torch 2.15, CPU);
 # PyTorchVideo's I3D has convolutions that span frames and pixels too.
 FULL_PRECISION = ("resnet3d", "i3d")
@@ -30,6 +30,10 @@ def plan_training(name: str, *, share: float = 1.0) -> tuple[Any, int]:
         from .contrast import ContrastSettings
 
         settings = ContrastSettings()
+    elif name == "videomae":
+        from .tubes import TubeSettings
+
+        settings = TubeSettings()
     else:
         from .motion import MotionSettings
 
@@ -58,6 +62,10 @@ def train_network(
         from .contrast import train_clip
 
         net = train_clip(seen, settings, progress=progress)
+    elif name == "videomae":
+        from .tubes import train_tubes
+
+        net = train_tubes(seen, settings, progress=progress)
     else:
         from .motion import train_motion
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flamest.base.errors import DataError, InvariantError
-from flamest.experiments.miniworld import CLASSES
+from flamest.experiments.miniworld import CLASSES, OBJECTS
 from flamest.experiments.pretraining.footage import Footage, film
 from flamest.experiments.pretraining.training import measure, plan_training, train_network
 from flamest.experiments.pretraining.weights import save_network
@@ -71,6 +71,32 @@ def test_footage_says_what_is_true(footage: Footage) -> None:
         assert len(captions) == 12, clip
 
 
+def test_tracks_say_where_the_actor_is_in_the_films(footage: Footage) -> None:
+    """Actors are vivid, backdrop and distractor are dull: the pixel at the told place is far more coloured."""
+    coloured = np.ptp(footage.films.astype(int), axis=-1)  # [N, 32, 72, 72]
+    at = (footage.tracks[..., :2] * 72).astype(int)
+    solid = footage.kinds[:, 0] != OBJECTS.index("ring")  # which has a hole there
+    inside = ((at >= 0) & (at < 72)).all(axis=-1) & solid[:, None]
+    clips, frames = np.nonzero(inside)
+    told = coloured[clips, frames, at[inside][:, 1], at[inside][:, 0]]
+    assert inside[solid].mean() > 0.9
+    assert np.mean(told > 80) > 0.95
+    assert np.mean(coloured > 80) < 0.2
+
+
+def test_moments_follow_the_crop_and_the_mirror() -> None:
+    from flamest.experiments.pretraining.motion import View
+    from flamest.experiments.pretraining.tubes import moments_of
+
+    tracks = np.zeros((2, 4, 3), np.float32)
+    tracks[:, :, 0], tracks[:, :, 1], tracks[:, :, 2] = (0.25, 0.5, 0.75, 1.0), 0.5, 0.1
+    view = View(np.array([[0, 1, 2, 3], [0, 0, 2, 2]]), (9, 0), 36, np.array([False, True]))
+    x, y, radius = np.moveaxis(moments_of(tracks, view, 2), 2, 0)
+    assert np.allclose(x, [[0.5, 1.5], [0.75, -0.25]])  # (72 x - 9) / 36; the second clip mirrored
+    assert np.allclose(y, 1.0)
+    assert np.allclose(radius, 0.2)
+
+
 def test_an_untrained_network_is_refused_with_the_command_that_trains_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not trained") as caught:
         load_small("slow", tmp_path)
@@ -109,6 +135,7 @@ def test_training_prepares_frames_as_the_exporters_bundles_do(footage: Footage) 
 def _first(footage: Footage, clips: int) -> Footage:
     return Footage(
         footage.films[:clips],
+        footage.tracks[:clips],
         footage.stills[:clips],
         footage.captions[:clips],
         footage.places[:clips],
@@ -123,6 +150,7 @@ def _with_stills(footage: Footage, stills: int) -> Footage:
     captions = tuple(clip[every] for clip in footage.captions)
     return Footage(
         footage.films,
+        footage.tracks,
         footage.stills[:, every],
         captions,
         footage.places[:, every],
