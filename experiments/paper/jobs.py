@@ -14,8 +14,8 @@ from ...fedproto.records import Strategy, TrainSettings
 from ..partition import IMPOSSIBLE, LabelSkew
 from .splits import SplitRule
 
-RUNS = 1  # raise it when the same job would give other numbers
-SKEWED_RUNS = 2  # the same for jobs on a label-skew split
+RUNS = 2  # raise it when the same job would give other numbers
+SKEWED_RUNS = 3  # the same for jobs on a label-skew split
 # What the same job on the same features would meet again; any other error is of the machine or the command.
 LASTING = ("diverged", IMPOSSIBLE)
 
