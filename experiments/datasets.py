@@ -13,7 +13,8 @@ https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,6 +163,11 @@ def leakage(groups: Sequence[str], train: Rows, test: Rows) -> Leakage:
     in_test = {groups[row] for row in test}
     leaked = sum(1 for row in test if groups[row] in in_train)
     return Leakage(len(in_train & in_test), len(in_test), leaked, len(test))
+
+
+def groups_digest(groups: Iterable[str]) -> str:
+    """SHA-256 of the names, each once and sorted: two splits with the same hold out the same scenes."""
+    return hashlib.sha256("\0".join(sorted(set(groups))).encode(errors="surrogateescape")).hexdigest()
 
 
 def _split_file(known: KnownDataset, folder: Path, label: str, number: int, side: str = "test") -> Path:

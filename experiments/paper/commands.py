@@ -136,11 +136,7 @@ def _curves(plan: CurvePlan, desk: Desk) -> Part:
     write_figure(figure, desk.out / plan.name)
     body = {"result": result, "curves": curves}
     write_atomic(desk.out / f"{plan.name}.json", msgspec.json.format(msgspec.json.encode(body)) + b"\n")
-    lines = [f"{plan.across},curve,run,accuracy"]
-    for name, runs in curves.items():
-        for run, curve in enumerate(runs):
-            lines += [f'{step},"{name}",{run},{value:.6f}' for step, value in enumerate(curve, start=1)]
-    write_atomic(desk.out / f"{plan.name}.csv", ("\n".join(lines) + "\n").encode())
+    write_atomic(desk.out / f"{plan.name}.csv", figures.curve_csv(plan.across, result, curves).encode())
     return Part(result, figure_bytes(figure, "png"))
 
 

@@ -17,9 +17,11 @@ from typing import Any
 
 import msgspec
 
+from ...agent.clips import find_clips
 from ...base.errors import DataError, FlamestError, StorageError, UsageError
-from ...base.files import write_atomic
+from ...base.files import printable_path, write_atomic
 from ...base.progress import Progress, progress_bar
+from ..miniworld import CLASSES, EXPERIMENT_GROUPS, EXPERIMENT_SEED, render_dataset
 from ..processes import CommandFailed, run_command
 from .features import SINGLE, VARIANTS, untrained_marker
 from .numbers import MINIWORLD
@@ -29,8 +31,7 @@ VARIANT_OPTIONS = {
     "blip-causal-last": ("--extractor", "blip", "--cross-attention", "causal-last"),
     "blip-causal-first": ("--extractor", "blip", "--cross-attention", "causal-first"),
 }
-MINIWORLD_GROUPS = 30  # scenes; every class once in each: 750 clips
-MINIWORLD_SEED = 0
+MINIWORLD_CLIPS = EXPERIMENT_GROUPS * len(CLASSES)
 
 
 @dataclass(frozen=True)
@@ -216,12 +217,18 @@ def _export_arguments(request: ExtractionRequest, name: str, bundle: Path) -> li
 def miniworld_videos(folder: Path) -> Path:
     """The experiments' mini-world in ``folder``, rendered when it is not there (whole or not at all)."""
     if not (folder / "labels.csv").is_file():
-        from ..miniworld import MOTIONS, OBJECTS, render_dataset
-
-        clips = MINIWORLD_GROUPS * len(OBJECTS) * len(MOTIONS)
-        with progress_bar("rendering the mini-world", clips, unit="clips") as progress:
-            render_dataset(folder, groups=MINIWORLD_GROUPS, seed=MINIWORLD_SEED, progress=progress)
+        with progress_bar("rendering the mini-world", MINIWORLD_CLIPS, unit="clips") as progress:
+            render_dataset(folder, groups=EXPERIMENT_GROUPS, seed=EXPERIMENT_SEED, progress=progress)
     return folder
+
+
+def rendered_before(folder: Path) -> tuple[str, ...]:
+    """A warning where ``folder`` holds another mini-world than this version of FLAMeST renders."""
+    clips = len(find_clips(folder))
+    if clips == MINIWORLD_CLIPS:
+        return ()
+    where = printable_path(folder)
+    return (f"{where} holds {clips} clips, the mini-world has {MINIWORLD_CLIPS:,}: take it away to have it rendered",)
 
 
 def stored_clips(store: Path) -> int:

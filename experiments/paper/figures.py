@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -16,7 +18,7 @@ from .features import NAMES, READY, ExperimentData, table_name
 from .jobs import Job, Results, finished
 from .plans import TABLE_ORDER, seeded
 from .settings import Context
-from .tables import GIVEN, Row, TableResult, interval_notes
+from .tables import GIVEN, Row, TableResult, fact_columns, interval_notes
 
 FEWEST_SHOWN = 4  # clips of each class
 Points = npt.NDArray[np.float32]
@@ -76,6 +78,18 @@ def curve_table(plan: CurvePlan, results: Results) -> tuple[TableResult, dict[st
         rows.append(Row(name, 100 * max(curve), 100 * curve[-1], None, GIVEN, seeds=1))
         curves[name] = [curve]
     return TableResult(plan.name, plan.title, tuple(rows), (*plan.notes, *interval_notes(rows))), curves
+
+
+def curve_csv(across: str, result: TableResult, curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """A line per step of every curve and run, accuracy 0 to 1; the last columns say on which split."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names, facts = fact_columns(result)
+    writer.writerow([across, "curve", "run", "accuracy", *names])
+    for name, runs in curves.items():
+        for run, curve in enumerate(runs):
+            writer.writerows([step, name, run, f"{value:.6f}", *facts] for step, value in enumerate(curve, start=1))
+    return out.getvalue()
 
 
 def _curve_row(name: str, runs: Sequence[Sequence[float]]) -> Row:

@@ -10,6 +10,27 @@ import msgspec
 from ...base.errors import DataError
 from ...base.files import printable_path
 
+SET_ASIDE = "set aside from the training clips"  # as KD's result says where its centre's clips are from
+
+
+class GivenClips(msgspec.Struct, frozen=True):
+    """How many clips were where."""
+
+    train: int = 0  # ActionCLIP
+    centre: int = 0  # KD
+    silos: tuple[int, ...] = ()  # KD
+    test: int = 0
+
+
+class GivenSplit(msgspec.Struct, frozen=True):
+    test_groups_sha256: str = ""  # datasets.groups_digest of the test's; "" in results of before
+
+
+class GivenDetails(msgspec.Struct, frozen=True):
+    clips: GivenClips = GivenClips()
+    centre: str = ""  # SET_ASIDE, or the folder of its own clips
+    split: GivenSplit = GivenSplit()
+
 
 class GivenRun(msgspec.Struct, frozen=True):
     """What DIR/kd.json or DIR/actionclip.json says; accuracies 0 to 1, further keys are left alone."""
@@ -25,16 +46,25 @@ class GivenRun(msgspec.Struct, frozen=True):
     train_curve: tuple[float, ...] = ()
     scale: str = ""
     settings: dict[str, Any] = {}
+    details: GivenDetails = GivenDetails()
 
     @property
     def how(self) -> str:
-        """What differs from the table's own rows: the test clips are whole groups; KD's silos."""
-        federated = self.settings.get("federated")
-        dealt = ""
+        """What it was trained on and tested with; of KD also the centre's share and how the silos' clips were dealt."""
+        clips, federated = self.details.clips, self.settings.get("federated")
+        said = [f"tested on {clips.test or 'the'} clips of held-out groups"]
+        if clips.train:
+            said.append(f"all {clips.train} training clips in one place")
+        if clips.centre and self.details.centre in ("", SET_ASIDE):
+            said.append(f"{clips.centre} of {clips.centre + sum(clips.silos)} training clips at its centre, which no "
+                        "silo has")  # fmt: skip
+        elif clips.centre:
+            said.append(f"{clips.centre} clips of its centre's own")
         if isinstance(federated, dict) and "beta" in federated:
             beta = federated["beta"]
-            dealt = ", silos IID" if beta is None else f", silos by Dirichlet {beta}, not IID"
-        return f"tested on held-out groups{dealt}"
+            sizes = f" of {min(clips.silos)} to {max(clips.silos)} clips" if clips.silos else ""
+            said.append(f"silos{sizes} " + ("IID" if beta is None else f"by Dirichlet {beta}, not IID"))
+        return ", ".join(said)
 
 
 class GivenRuns(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from .extraction import (
     default_weights,
     extract_all,
     miniworld_videos,
+    rendered_before,
     stored_clips,
 )
 from .features import SINGLE, VARIANTS, FeatureSource, open_features, untrained_marker
@@ -49,6 +50,7 @@ class Request:
     silos: int = 4
     beta: float = 0.6
     split: str = ""
+    test_share: float | None = None  # of the clips, where whole groups are held out
     results: Path | None = None
     classes: tuple[str, ...] = ()
     jobs: int = 1
@@ -88,6 +90,10 @@ def open_desk(request: Request) -> Desk:
     _check_dataset(request.dataset)
     if request.split and request.split not in SPLITS:
         raise UsageError(f"--split {request.split}: expected one of {', '.join(SPLITS)}")
+    if request.test_share is not None and _settings(request).split.kind != "groups":
+        raise UsageError(
+            f"--test-share {request.test_share:g} is of whole groups that are held out", fix="add --split groups"
+        )
     if request.results is not None and not request.results.is_dir():
         raise UsageError(
             f"--results {request.results}: there is no such folder",
@@ -117,6 +123,7 @@ def extract_features(asked: Extraction) -> Extracted:
         if dataset not in ("", MINIWORLD):
             raise UsageError(f"extract needs --videos DIR for {dataset}; only miniworld is rendered")
         dataset, videos = MINIWORLD, miniworld_videos(asked.out / "videos")
+        warnings = rendered_before(videos)
     elif dataset in KNOWN:
         warnings = find_videos(KNOWN[dataset], videos).warnings
     elif not find_clips(videos):
@@ -176,7 +183,11 @@ def _settings(request: Request) -> Settings:
         "learning_rate": request.learning_rate,
     }
     train = msgspec.structs.replace(scale.train, **{name: value for name, value in asked.items() if value is not None})
-    split = SplitRule(request.split) if request.split else scale.split  # type: ignore[arg-type]
+    split = scale.split
+    if request.split not in ("", split.kind):
+        split = SplitRule(request.split)  # type: ignore[arg-type]
+    if request.test_share is not None:
+        split = msgspec.structs.replace(split, share=request.test_share)
     return Settings(
         request.dataset,
         scale,

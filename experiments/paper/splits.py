@@ -16,16 +16,23 @@ from ...base.errors import DataError, UsageError
 from ..datasets import KNOWN, Leakage, find_split_folder, leakage, official_split, paper_split
 from .features import ExperimentData
 
+PAPER_SHARE = 0.2  # that ``paper`` holds out
 SPLITS = ("groups", "paper", "official-1", "official-2", "official-3")
 
 
 class SplitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``groups`` holds out 20 % of the clips in whole groups, ``paper`` 20 % of each class's clips whatever
+    """``groups`` holds out ``share`` of the clips in whole groups, ``paper`` 20 % of each class's clips whatever
     their group, ``official-N`` follows the data set's own files."""
 
     kind: Literal["groups", "paper", "official-1", "official-2", "official-3"] = "groups"
     seed: int = 0
     share: float = 0.2
+
+    @property
+    def ratio(self) -> str:
+        """``80:20``: percent of the clips to train on and to test with, of a split that is not official."""
+        test = self.share if self.kind == "groups" else PAPER_SHARE
+        return f"{100 - 100 * test:.3g}:{100 * test:.3g}"
 
     @property
     def official(self) -> bool:

@@ -142,9 +142,7 @@ def as_csv(result: TableResult) -> str:
     writer = csv.writer(out, lineterminator="\n")
     differs = any(row.difference for row in result.rows)
     head = ["name", "status", "best", "best_interval", "last", "last_interval", "seeds", "paper", *result.columns]
-    facts = [name for name in FACTS if name in result.settings]
-    said = [result.settings[name] for name in facts]
-    names = [name.lower().replace(" ", "_") for name in facts]
+    names, said = fact_columns(result)
     writer.writerow([*head, *(["difference", "difference_interval"] if differs else []), "note", *names])
     for row in result.rows:
         cells: list[Value] = [row.name, row.status, row.best, row.best_interval, row.last, row.last_interval, row.seeds]
@@ -153,6 +151,12 @@ def as_csv(result: TableResult) -> str:
             cells += [row.difference.mean, row.difference.interval] if row.difference else [None, None]
         writer.writerow(["" if cell is None else _short(cell) for cell in (*cells, row.note, *said)])
     return out.getvalue()
+
+
+def fact_columns(result: TableResult) -> tuple[list[str], list[Value]]:
+    """Headings and cells of the columns that are alike in all lines of a CSV: FACTS, where they are known."""
+    facts = [name for name in FACTS if name in result.settings]
+    return [name.lower().replace(" ", "_") for name in facts], [result.settings[name] for name in facts]
 
 
 def _short(cell: Value) -> Value:

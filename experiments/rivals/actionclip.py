@@ -142,6 +142,7 @@ def run_actionclip(request: ActionClipRequest, progress: Progress) -> RivalResul
             "initial_weights": towers.origin,
             "before_training": untaught,
             "classes": len(plan.labels),
+            "split": plan.split,
             "clips": {"train": len(filmed.train), "test": len(filmed.test)},
             "failed": list(filmed.failed),
             "machine": machine,

@@ -29,6 +29,15 @@ Seed = Annotated[int, typer.Option("--seed", help="Of the splits, the first weig
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Of PyTorch on the CPU.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Frames = Annotated[int | None, typer.Option("--frames", min=1, help="Frames per clip.")]
+TestShare = Annotated[
+    float | None,
+    typer.Option(
+        "--test-share",
+        min=0.01,
+        max=0.99,
+        help="Of the clips, held out by whole groups; by default as the tables do: 0.75 of the mini-world, else 0.2.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
@@ -50,6 +59,7 @@ def kd(
     iid: Annotated[bool, typer.Option("--iid", help="An IID split instead.")] = False,
     frames: Frames = None,
     size: Annotated[int | None, typer.Option("--size", min=16, help="Pixels of a frame.")] = None,
+    test_share: TestShare = None,
     dataset: Dataset = "",
     seed: Seed = 0,
     threads: Threads = 2,
@@ -63,6 +73,7 @@ def kd(
     from .kd import kd_steps, run_kd
     from .kd_settings import KdRequest, kd_settings
 
+    named = dataset or _detected(videos)
     settings = kd_settings(_one_of("scale", scale, "small", "full"), epochs=epochs)  # type: ignore[arg-type]
     film = dataclasses.replace(settings.film, frames=frames or settings.film.frames, size=size or settings.film.size)
     federated = dataclasses.replace(
@@ -73,6 +84,7 @@ def kd(
         film=film,
         federated=federated,
         dimensions=_one_of("student", student, "2d", "3d"),  # type: ignore[arg-type]
+        test_share=test_share or default_test_share(named),
     )
     request = KdRequest(
         videos=videos,
@@ -80,7 +92,7 @@ def kd(
         scale=scale,  # type: ignore[arg-type]
         settings=settings,
         central=central,
-        dataset=dataset or _detected(videos),
+        dataset=named,
         seed=seed,
         threads=threads,
         device=_one_of("device", device, "auto", "cpu", "cuda"),  # type: ignore[arg-type]
@@ -102,6 +114,7 @@ def actionclip(
     epochs: Epochs = None,
     frames: Frames = None,
     size: Annotated[int | None, typer.Option("--size", min=16, help="Pixels that this CLIP reads.")] = None,
+    test_share: TestShare = None,
     dataset: Dataset = "",
     seed: Seed = 0,
     threads: Threads = 2,
@@ -114,12 +127,14 @@ def actionclip(
     """
     from .actionclip import ActionClipRequest, actionclip_settings, actionclip_steps, run_actionclip
 
+    named = dataset or _detected(videos)
     settings = actionclip_settings(_one_of("scale", scale, "small", "full"), epochs=epochs)  # type: ignore[arg-type]
     film = dataclasses.replace(settings.film, frames=frames or settings.film.frames, size=size or settings.film.size)
     settings = dataclasses.replace(
         settings,
         film=film,
         fusion=_one_of("fusion", fusion, "mean", "transformer"),  # type: ignore[arg-type]
+        test_share=test_share or default_test_share(named),
     )
     request = ActionClipRequest(
         videos=videos,
@@ -127,7 +142,7 @@ def actionclip(
         scale=scale,  # type: ignore[arg-type]
         settings=settings,
         clip=clip,
-        dataset=dataset or _detected(videos),
+        dataset=named,
         seed=seed,
         threads=threads,
         device=_one_of("device", device, "auto", "cpu", "cuda"),  # type: ignore[arg-type]
@@ -138,6 +153,13 @@ def actionclip(
 
 def main() -> None:
     app()
+
+
+def default_test_share(dataset: str) -> float:
+    """What the tables hold out of that data set where they hold out whole groups."""
+    from ..miniworld import EXPERIMENT_TEST_SHARE
+
+    return EXPERIMENT_TEST_SHARE if dataset == "miniworld" else 0.2
 
 
 def _detected(videos: Path) -> str:

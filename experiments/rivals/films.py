@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from ...base.progress import Progress
 from ...runtime.keyframes import spread_indices
 from ...runtime.manifest import FramePreprocessing, KeyframeRule
 from ...runtime.video import VideoDecoder
+from ..datasets import groups_digest
 from ..silos import LabelledVideo, labelled_videos
 
 Bytes = npt.NDArray[np.uint8]
@@ -92,6 +93,12 @@ class FilmPlan:
     labels: tuple[str, ...]
     train: tuple[int, ...]  # rows of ``videos``
     test: tuple[int, ...]
+
+    @property
+    def split(self) -> dict[str, Any]:
+        """For a result: sizes of both sides, and a digest of the test's groups, by which a table knows its own."""
+        groups = [self.videos[row].group for row in self.test]
+        return {"train": len(self.train), "test": len(self.test), "test_groups_sha256": groups_digest(groups)}
 
     @property
     def digest(self) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from ...agent.holdout import hold_out_groups
 from ...base.errors import DataError
 from ...base.progress import Progress
+from ..paper.given import SET_ASIDE
 from ..partition import dirichlet, iid
 from .asynchrony import Arrival, schedule_arrivals
 from .checkpoints import run_key
@@ -123,12 +124,13 @@ def run_kd(request: KdRequest, progress: Progress) -> RivalResult:
         seconds_test = time.monotonic() - started
         details = {
             "classes": len(plan.clips.labels),
+            "split": plan.clips.split,
             "clips": {
                 "centre": len(centre.rows),
                 "silos": [len(rows) for rows in plan.silo_rows],
                 "test": len(filmed.test),
             },
-            "centre": str(request.central) if request.central else "set aside from the training clips",
+            "centre": str(request.central) if request.central else SET_ASIDE,
             "central": {role: vars(one) for role, one in learned.items()},
             "seconds_federated": tuned.seconds,
             "bytes_per_report": sum(tensor.nbytes for tensor in student.state_dict().values()),
