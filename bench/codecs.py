@@ -79,9 +79,7 @@ def one_seed(x: Any, y: Any, groups: Any, seed: int, rounds: int, rate: float) -
     return [one_codec(run, codec, silos, FeatureTable(x[test], classes[test])) for codec in CODECS]
 
 
-def one_codec(
-    run: RunSettings, codec: Codec, silos: Sequence[SimulatedSilo], test: FeatureTable
-) -> dict[str, Any]:
+def one_codec(run: RunSettings, codec: Codec, silos: Sequence[SimulatedSilo], test: FeatureTable) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
     made = simulate(msgspec.structs.replace(run, codec=codec), silos, test=test, threads=1, workers=cores)
     curve = [each.correct / each.count for each in made.rounds]

@@ -27,6 +27,21 @@ from .cli_options import (
     check_uses,
     choose_sources,
 )
+from .cli_plans import (
+    HardwareCompatOption,
+    OptLevelOption,
+    PlanCacheOption,
+    StripWeightsOption,
+    Tf32Option,
+    TimingCacheOption,
+    VersionCompatibleOption,
+    WorkspaceOption,
+    add_plans,
+    plans,
+    show_supplied,
+    site_for_export,
+    supplied_rows,
+)
 from .cli_show import extractor_row, show_extractors, show_manifest, show_parity, show_signers, signer_ids
 from .cli_sign import keygen, sign
 from .extractors import DEFAULT_EXTRACTOR, EXTRACTORS, count_networks, count_parameters, find_extractor
@@ -38,8 +53,7 @@ if TYPE_CHECKING:
     from ..runtime.signature import PublicKey
 
 app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-
+app.command("plans")(plans)
 app.command("keygen")(keygen)
 app.command("sign")(sign)
 
@@ -48,7 +62,12 @@ app.command("sign")(sign)
 @command
 def export(
     context: typer.Context,
-    backend: Annotated[str | None, typer.Option(help="onnx. (tensorrt is not built by this version.)")] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="onnx: graphs that every backend runs. tensorrt: the same, with plans for this machine's GPU."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The bundle folder to make.")] = None,
     extractor: Annotated[
         str, typer.Option(metavar="NAME", help="What turns clips into numbers; flamest-export extractors lists them.")
@@ -92,6 +111,14 @@ def export(
         int, typer.Option(min=0, help="Decides which keyframe of a clip is captioned; part of the fingerprint.")
     ] = 0,
     threads: ThreadsOption = None,
+    opt_level: OptLevelOption = None,
+    hardware_compat: HardwareCompatOption = None,
+    version_compatible: VersionCompatibleOption = None,
+    strip_weights: StripWeightsOption = None,
+    tf32: Tf32Option = None,
+    workspace_mb: WorkspaceOption = None,
+    timing_cache: TimingCacheOption = None,
+    plan_cache: PlanCacheOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any] | None:
     """Build a bundle: the frozen networks of an extractor as ONNX graphs in one folder.
@@ -110,6 +137,8 @@ def export(
 
       flamest-export --backend onnx --extractor blip+i3d --weights random:tiny --out tiny-bundle
 
+      flamest-export --backend tensorrt --hardware-compat ampere+ --out bundle
+
       flamest-export inspect bundle
     """
     if context.invoked_subcommand is not None:
@@ -120,6 +149,7 @@ def export(
         raise UsageError("no folder given for the bundle: expected --out DIR", fix=EXAMPLE)
     given = {"blip": blip, "clip": clip, "slow": slow, "i3d": i3d, "resnet3d": resnet3d, "videomae": videomae}
     check_uses(entry, given, cross_attention, captions, captioned_frames)
+    site = site_for_export(context, backend, out)
     from ..base.progress import progress_bar
     from .bundle import ExportRequest, export_bundle, steps_of
     from .libraries import quiet_libraries, torch_threads
@@ -137,10 +167,11 @@ def export(
     steps = steps_of(entry)
     with progress_bar("exporting", steps, unit="steps") as progress, quiet_libraries(), torch_threads(threads):
         done = export_bundle(request, progress)
-    manifest = done.manifest
+    manifest, supplied = (done.manifest, []) if site is None else add_plans(out, site)
     if not as_json:
         print(f"{out}: bundle {manifest.fingerprint[:16]}, {done.seconds:.0f} s")
         show_parity(manifest.parity.graphs, manifest.parity.captions)
+        show_supplied(supplied)
     return {
         "bundle": str(out),
         "extractor": manifest.extractor,
@@ -152,6 +183,7 @@ def export(
         "parity": _parity(manifest.parity.graphs),
         "captions_equal": manifest.parity.captions_equal == manifest.parity.captions,
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
+        "plans": supplied_rows(supplied),
         "seconds": round(done.seconds, 1),
     }
 
@@ -295,7 +327,7 @@ def doctor(as_json: JsonOption = False) -> dict[str, Any]:
     """Say what this machine can build, and what to type where something is missing."""
     import msgspec
 
-    from .doctor import can_build_onnx, check_machine
+    from .doctor import can_build_onnx, can_build_tensorrt, check_machine
 
     checks = check_machine(Path.cwd())
     if not as_json:
@@ -304,7 +336,7 @@ def doctor(as_json: JsonOption = False) -> dict[str, Any]:
             if check.fix:
                 print(f"          fix: {check.fix}")
     return {
-        "can_build": {"onnx": can_build_onnx(checks), "tensorrt": False},
+        "can_build": {"onnx": can_build_onnx(checks), "tensorrt": can_build_tensorrt(checks)},
         "checks": msgspec.to_builtins(checks),
     }
 

@@ -59,11 +59,9 @@ EXAMPLE = "flamest-export --backend onnx --out DIR"
 
 def check_choices(backend: str | None, precision: str, cross_attention: str) -> None:
     if backend is None:
-        raise UsageError("no backend given: expected --backend onnx", fix=EXAMPLE)
-    if backend == "tensorrt":
-        raise UsageError("--backend tensorrt: this version builds ONNX bundles only", fix=EXAMPLE)
-    if backend != "onnx":
-        raise UsageError(f"--backend {backend}: no such backend, expected onnx", fix=EXAMPLE)
+        raise UsageError("no backend given: expected --backend onnx or --backend tensorrt", fix=EXAMPLE)
+    if backend not in ("onnx", "tensorrt"):
+        raise UsageError(f"--backend {backend}: no such backend, expected onnx or tensorrt", fix=EXAMPLE)
     if precision in ("fp16", "bf16", "int8"):
         raise UsageError(f"--precision {precision}: this version builds fp32 bundles only", fix=EXAMPLE)
     if precision != "fp32":

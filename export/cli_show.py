@@ -60,6 +60,10 @@ def show_manifest(bundle: Path, manifest: Manifest, signers: Sequence[PublicKey]
         print(f"  {name:13} {graph.file}, {size:.1f} MB, {graph.precision}, error {parity.max_rel:.1e}")
         for kind, operators in graph.ledger.items():
             print(f"                {kind}: {', '.join(f'{count} {name}' for name, count in operators.items())}")
+        for plan in graph.plans:
+            where = f"TensorRT {plan.tensorrt}, {plan.gpu} ({plan.compute_capability})"
+            options = " ".join(plan.options.flags()) or "default options"
+            print(f"                plan for {where}, {options}, {manifest.files[plan.file].bytes / 1e6:.1f} MB")
     print("  built with    " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 FULL_MEMORY_GIB = 8  # that an export of the published models needs at its peak
 FULL_DISK_GIB = 3  # of the bundle while it is written
+TENSORRT = "tensorrt backend"
 
 # What export imports, in the order in which one needs the other.
 _PACKAGES = (
@@ -38,6 +39,10 @@ class Check:
 def check_machine(folder: Path) -> tuple[Check, ...]:
     """Packages (imported, in a process of their own), memory, and free disk where ``folder`` is."""
     return (*_packages(), _memory(), _disk(folder), _tensorrt())
+
+
+def can_build_tensorrt(checks: tuple[Check, ...]) -> bool:
+    return can_build_onnx(checks) and all(check.ok for check in checks if check.name == TENSORRT)
 
 
 def can_build_onnx(checks: tuple[Check, ...]) -> bool:
@@ -87,9 +92,14 @@ def _disk(folder: Path) -> Check:
 
 
 def _tensorrt() -> Check:
-    return Check(
-        "tensorrt backend",
-        False,
-        "this version builds ONNX bundles only",
-        "flamest-export --backend onnx --out DIR",
-    )
+    """Whether plans can be built here; all that is missing at once."""
+    from ..runtime.backends.facts import gather_facts
+    from ..runtime.backends.plan_site import site_problems
+
+    facts = gather_facts()
+    if problems := site_problems(facts):
+        found = "; ".join(str(problem) for problem in problems)
+        fixes = "; ".join(dict.fromkeys(problem.fix for problem in problems))
+        return Check(TENSORRT, False, found, f"{fixes}. Without it: flamest-export --backend onnx --out DIR")
+    gpu = "" if facts.gpu is None else f" for {facts.gpu.name} ({facts.gpu.compute_capability})"
+    return Check(TENSORRT, True, f"tensorrt {facts.versions['tensorrt']}{gpu}, CUDA {facts.cuda}")

@@ -154,6 +154,12 @@ def tensorrt_rig(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(scope="session")
+def one_rig() -> Any:
+    """``tensorrt_rig`` of the newest version alone, for what does not depend on it."""
+    return _rig("11.4")
+
+
+@pytest.fixture(scope="session")
 def lean_rig() -> Any:
     """The genuine lean runtime of TensorRT 11.4."""
     return _rig("lean")

@@ -36,7 +36,7 @@ def run_child(
             capture_output=True,
             check=False,
             timeout=timeout_s,
-            env={**os.environ, **_findable(), **(environment or {})},
+            env={**child_environment(), **(environment or {})},
         )
     except subprocess.TimeoutExpired as ended:
         return Ended("", _with_words(f"no answer within {timeout_s:g} s", ended.stderr))
@@ -45,17 +45,18 @@ def run_child(
     out = done.stdout.decode(errors="replace")
     if done.returncode == 0:
         return Ended(out, "")
-    return Ended(out, _with_words(_end(done.returncode), done.stderr))
+    return Ended(out, _with_words(how_ended(done.returncode), done.stderr))
 
 
-def _findable() -> dict[str, str]:
-    """The child imports what this process imports, wherever it starts."""
+def child_environment() -> dict[str, str]:
+    """This process's; the child imports what this process imports, wherever it starts."""
     root = str(Path(__file__).resolve().parents[3])
     known = [path for path in sys.path if path]
-    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys([*known, root]))}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys([*known, root]))}
 
 
-def _end(status: int) -> str:
+def how_ended(status: int) -> str:
+    """A process's exit status in words."""
     if status >= 0:
         return f"status {status}"
     try:

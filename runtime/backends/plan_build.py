@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...base.errors import DataError, StorageError
+from ...base.errors import StorageError
 from ...base.files import sha256_bytes, write_atomic
 from ...base.progress import Progress
 from ..graph_records import Graph
@@ -94,10 +94,15 @@ def parse_onnx(trt: Any, network: Any, logger: Any, request: PlanRequest, log: L
         raise refuse(Code.UNTRUSTED, f"{request.onnx} is not the file of the manifest").error()
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
-        lines = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
-        said = "\n".join(["TensorRT's ONNX parser refused it:", *(lines or [log.errors or "it said nothing"])])
-        raise refuse(Code.PLAN_BUILD, f"graph '{request.name}' ({request.onnx.name}): {said}").error()
+        said = f"graph '{request.name}' ({request.onnx.name}): {parser_errors(parser, log)}"
+        raise refuse(Code.PLAN_BUILD, said).error()
     return parser
+
+
+def parser_errors(parser: Any, log: Log) -> str:
+    """Every error of TensorRT's ONNX parser (or its refitting kin), a line each."""
+    lines = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
+    return "\n".join(["TensorRT's ONNX parser refused it:", *(lines or [log.errors or "it said nothing"])])
 
 
 def _parser_error(error: Any) -> str:
@@ -181,9 +186,3 @@ def _save_timing_cache(config: Any, path: Path | None, remarks: list[str]) -> No
         write_atomic(path, bytes(cache.serialize()), mode=0o600)
     except (StorageError, OSError) as error:
         remarks.append(f"the timing cache was not kept: {error}")
-
-
-def check_built(plan: BuiltPlan, trt_version: str) -> None:
-    """The header says what the package says, or one of them is not what this project takes it for."""
-    if plan.version[:3] != Version.parse(trt_version)[:3]:
-        raise DataError(f"TensorRT {trt_version} built a plan whose header says {plan.version}")

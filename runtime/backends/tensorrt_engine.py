@@ -60,7 +60,10 @@ def refit(trt: Any, engine: Any, logger: Any, log: Log, file: PlanFile) -> None:
     """Put the ONNX graph's weights into an engine that was built without."""
     assert file.onnx is not None
     model = read_trusted(file.onnx, file.onnx_sha256)
-    refitter = trt.Refitter(engine, logger)
+    try:
+        refitter = trt.Refitter(engine, logger)
+    except TypeError as error:  # pybind11: "factory function returned nullptr"
+        raise _not_refitted(file, f"the plan takes no weights ({error}); built without --strip-weights?") from error
     parser = trt.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_bytes(model):
         said = [parser.get_error(index).desc() for index in range(parser.num_errors)]

@@ -24,8 +24,9 @@ def said(result):
     [
         ((), "no backend given"),
         (("--backend", "onnx"), "no folder given"),
-        (("--backend", "tensorrt", "--out", "b"), "this version builds ONNX bundles only"),
-        (("--backend", "caffe", "--out", "b"), "no such backend, expected onnx"),
+        (("--backend", "caffe", "--out", "b"), "no such backend, expected onnx or tensorrt"),
+        (("--backend", "onnx", "--opt-level", "5", "--tf32", "--out", "b"), "--opt-level, --tf32: only with"),
+        (("--backend", "tensorrt", "--hardware-compat", "all", "--out", "b"), "expected one of none, ampere+, same-cc"),
         (("--backend", "onnx", "--precision", "int8", "--out", "b"), "this version builds fp32 bundles only"),
         (("--backend", "onnx", "--precision", "fp8", "--out", "b"), "no such precision, expected fp32"),
         (("--backend", "onnx", "--cross-attention", "both", "--out", "b"), "expected one of bidirectional"),

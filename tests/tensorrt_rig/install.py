@@ -5,7 +5,8 @@
 The ``tensorrt_cu12_bindings`` wheels hold NVIDIA's compiled bindings without the libraries that they
 link (1.3 MB instead of gigabytes). ``cc`` makes stand-ins for these libraries whose functions all
 return NULL, so that the classes, enumerations and docstrings are the real ones, and creating a
-builder fails as it does on a machine without a driver. The lean runtime comes whole: it is small.
+builder fails as it does on a machine without a driver. The lean runtime comes whole: it is small. A stand-in
+for the driver's library (``driver.c``) answers for one GPU, so that what comes after that question can be run.
 
 One folder per version; pip runs only where a folder is not there yet as it is pinned here. What
 cannot be had (no wheel for this machine, no compiler, no network) is said and left out, and the
@@ -48,6 +49,7 @@ def install(folder: Path) -> dict[str, str]:
     """Make what is not there yet under ``folder``; by version why it could not be made (empty: it is there)."""
     wanted = {name: (f"tensorrt_cu12_bindings=={version}",) for name, version in BINDINGS.items()}
     wanted["lean"] = (f"tensorrt_lean_cu12_bindings=={LEAN}", f"tensorrt_lean_cu12_libs=={LEAN}")
+    wanted["driver"] = ()
     return {name: _install_version(folder / name, requirements) for name, requirements in wanted.items()}
 
 
@@ -58,17 +60,18 @@ def _install_version(target: Path, requirements: tuple[str, ...]) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        _install_packages(building / PACKAGES, requirements)
-        if target.name == "lean":
-            _write_shim(building / PACKAGES, "tensorrt_lean")
+        if target.name == "driver":
+            _compile_driver(building / LIBRARIES)
         else:
-            _write_shim(building / PACKAGES, "tensorrt")
+            _install_packages(building / PACKAGES, requirements)
+            _write_shim(building / PACKAGES, "tensorrt_lean" if target.name == "lean" else "tensorrt")
+        if target.name in BINDINGS:
             _compile_libraries(building / LIBRARIES, target.name.partition(".")[0])
         (building / STAMP).write_text(stamp)
         reason = ""
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None) or str(error)
-        reason = f"{' '.join(requirements)}: {said.strip().splitlines()[-1]}"
+        reason = f"{' '.join(requirements) or target.name}: {said.strip().splitlines()[-1]}"
         shutil.rmtree(building)
         building.mkdir()
         (building / REASON).write_text(reason)
@@ -95,8 +98,17 @@ def _compile_libraries(target: Path, major: str) -> None:
     for library, functions in FUNCTIONS.items():
         source = "".join(f"void *{function}(void) {{ return 0; }}\n" for function in functions)
         out = target / f"lib{library}.so.{major}"
-        command = ["cc", "-shared", "-fPIC", "-x", "c", "-o", str(out), "-"]
-        subprocess.run(command, input=source, check=True, capture_output=True, text=True)
+        _compile(out, source)
+
+
+def _compile_driver(target: Path) -> None:
+    target.mkdir()
+    _compile(target / "libcuda.so.1", Path(__file__).with_name("driver.c").read_text())
+
+
+def _compile(out: Path, source: str) -> None:
+    command = ["cc", "-shared", "-fPIC", "-x", "c", "-o", str(out), "-"]
+    subprocess.run(command, input=source, check=True, capture_output=True, text=True)
 
 
 if __name__ == "__main__":

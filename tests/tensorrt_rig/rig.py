@@ -30,21 +30,29 @@ class Rig:
             return (folder / "missing").read_text()
         return f"TensorRT {self.version} for tests is not installed: {INSTALL}"
 
-    def environment(self, *, libraries: bool = True) -> dict[str, str]:
-        """``libraries=False``: as where only the Python packages are installed."""
+    def environment(self, *, libraries: bool = True, driver: bool = False, scripted: bool = False) -> dict[str, str]:
+        """``libraries=False``: as where only the Python packages are installed. ``driver``: with a GPU that answers.
+
+        ``scripted``: a TensorRT that builds plans of stand-in content (``scripted/``).
+        """
         folder = FOLDER / self.version
-        paths = [str(folder / "packages"), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        packages = [*([HERE / "scripted"] if scripted else []), folder / "packages", HERE]
+        found = [folder / "libraries", *([FOLDER / "driver" / "libraries"] if driver else [])]
+        paths = [*map(str, packages), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         if libraries:
-            environment["LD_LIBRARY_PATH"] = str(folder / "libraries")
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(map(str, found))
         return environment
 
     def python(
-        self, code: str, *arguments: object, libraries: bool = True, extra: Mapping[str, str] | None = None
+        self, code: str, *arguments: object, extra: Mapping[str, str] | None = None, **how: bool
     ) -> subprocess.CompletedProcess[str]:
-        """Run ``code`` in a child in which ``import tensorrt`` finds this version; the caller judges its end."""
+        """Run ``code`` in a child in which ``import tensorrt`` finds this version; the caller judges its end.
+
+        ``how``: as for ``environment``.
+        """
         command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-        environment = {**self.environment(libraries=libraries), **(extra or {})}
+        environment = {**self.environment(**how), **(extra or {})}
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
 
     def run_checks(self, file: Path) -> None:

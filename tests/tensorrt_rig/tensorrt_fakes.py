@@ -1,6 +1,6 @@
 """Stand-ins for TensorRT's objects that know only what the genuine classes know.
 
-Imported in a child process where ``import tensorrt`` finds one of the rig's versions. A stand-in has
+Imported in a child process that finds the bindings of one of the rig's versions. A stand-in has
 the attributes of the genuine class and no other (``unittest.mock.create_autospec``), and every call is
 compared with the signatures that the compiled bindings state in their docstrings: number, names and
 types of arguments. It cannot say what TensorRT would compute.
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-import tensorrt
+import tensorrt_bindings as tensorrt
 
 MODULE = tensorrt.Builder.__module__  # "tensorrt_bindings.tensorrt"
-GENUINE = dict(vars(tensorrt))  # a test may put a stand-in's constructor in place of a class
+GENUINE = dict(vars(tensorrt))
 _SEQUENCES = re.compile(r"(typing\.)?(collections\.abc\.)?(List|list|tuple|Tuple|Sequence|Iterable)\b")
 
 

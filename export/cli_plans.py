@@ -1,0 +1,288 @@
+"""TensorRT on the command line: the options of ``--backend tensorrt``, and the command ``plans``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..base.console import command
+from ..base.errors import FlamestError, UsageError
+from ..runtime.plan_records import HardwareCompat, PlanOptions
+from .cli_options import BundleArgument, JsonOption, TrustedKeyOption
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..base.progress import Progress
+    from ..runtime.backends.plan_supply import Site, Supplied
+    from ..runtime.bundle import Bundle
+    from ..runtime.manifest import Manifest
+
+OptLevelOption = Annotated[
+    int | None,
+    typer.Option(
+        "--opt-level",
+        min=0,
+        max=5,
+        help="How long the builder searches: 0 builds fastest, 5 longest. 3 when not given.",
+    ),
+]
+HardwareCompatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--hardware-compat",
+        metavar="WHICH",
+        help="Which GPUs the plans run on: none (this model only), ampere+ (Ampere and newer), same-cc (all of this "
+        "compute capability; TensorRT 10.9 or newer). None when not given.",
+    ),
+]
+VersionCompatibleOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--version-compatible",
+        help="Plans that newer TensorRT of this major version runs too, and 11 where 10 built them; may be slower.",
+    ),
+]
+StripWeightsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--strip-weights",
+        help="Small plans without weights: the node puts them in from the ONNX graph beside.",
+    ),
+]
+Tf32Option = Annotated[
+    bool | None,
+    typer.Option(
+        "--tf32/--no-tf32",
+        help="Whether float32 products may round their inputs to 10 bits (faster on Ampere and newer). "
+        "--no-tf32 when not given.",
+    ),
+]
+WorkspaceOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workspace-mb",
+        min=1,
+        metavar="MIB",
+        help="Memory that a kernel may use beside its tensors. All of the GPU's when not given.",
+    ),
+]
+TimingCacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--timing-cache",
+        metavar="FILE",
+        help="Kernels' times of earlier builds, read and written: builds after the first are quicker. One per TensorRT "
+        "and GPU in the plan cache when not given.",
+    ),
+]
+PlanCacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan-cache",
+        metavar="DIR",
+        help="Folder of this machine's own plans, for signed bundles. ~/.cache/flamest/plans when not given.",
+    ),
+]
+HARDWARE: tuple[HardwareCompat, ...] = ("none", "ampere+", "same-cc")
+PLAN_OPTIONS = (
+    *("opt_level", "hardware_compat", "version_compatible", "strip_weights", "tf32", "workspace_mb"),
+    *("timing_cache", "plan_cache"),
+)
+
+
+def read_plan_options(given: Mapping[str, Any]) -> PlanOptions:
+    """From the command line's values by parameter name; None is not given. Raises UsageError."""
+    compat = given.get("hardware_compat")
+    if compat is not None and compat not in HARDWARE:
+        raise UsageError(
+            f"--hardware-compat {compat}: expected one of {', '.join(HARDWARE)}",
+            fix="flamest-export --backend tensorrt --hardware-compat ampere+ --out DIR",
+        )
+    chosen = {word: given[word] for word in PlanOptions.__struct_fields__ if given.get(word) is not None}
+    return PlanOptions(**chosen)
+
+
+def site_for_export(context: typer.Context, backend: str | None, out: Path) -> Site | None:
+    """For ``--backend tensorrt`` this machine, asked before any work; else None, and plans' options are refused."""
+    given = context.params
+    if backend == "tensorrt":
+        options = read_plan_options(given)
+        otherwise = _onnx_now_plans_later(_other_options(context), out, options)
+        return make_site(options, given["timing_cache"], given["plan_cache"], otherwise)
+    if words := [f"--{word.replace('_', '-')}" for word in PLAN_OPTIONS if given.get(word) is not None]:
+        raise UsageError(
+            f"{', '.join(words)}: only with --backend tensorrt, an ONNX bundle has no plans",
+            fix="flamest-export --backend tensorrt --out DIR",
+        )
+    return None
+
+
+def make_site(options: PlanOptions, timing_cache: Path | None, plan_cache: Path | None, otherwise: str) -> Site:
+    """This machine as a place to build plans, asked before any long work.
+
+    Raises one error that names all that is missing; ``otherwise``: what to type instead.
+    """
+    from ..runtime.backends.facts import gather_facts
+    from ..runtime.backends.plan_cache import open_cache
+    from ..runtime.backends.plan_site import site_problems
+    from ..runtime.backends.plan_supply import Site
+
+    facts = gather_facts()
+    if problems := site_problems(facts):
+        found = "\n".join(f"  {problem}" for problem in problems)
+        error = problems[0].error()
+        raise type(error)(
+            f"TensorRT plans cannot be built on this machine:\n{found}", fix=otherwise, code=problems[0].code.value
+        )
+    return Site(facts, options, open_cache(plan_cache), timing_cache)
+
+
+def _onnx_now_plans_later(words: Sequence[str], out: Path, options: PlanOptions) -> str:
+    """What to do on a machine that cannot build plans. ``words``: the other options of this export, as typed."""
+    now = shlex.join(["flamest-export", "--backend", "onnx", *words])
+    later = shlex.join(["flamest-export", "plans", str(out), *options.flags()])
+    return (
+        f"here, now: {now}\n"
+        f"       then, on the machine with the GPU that will run it: pip install 'flamest[tensorrt]' && {later}"
+    )
+
+
+def _other_options(context: typer.Context) -> list[str]:
+    """The options that were typed, but for ``--backend`` and those of plans, to be typed again."""
+    words: list[str] = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name in ("backend", "as_json", *PLAN_OPTIONS):
+            continue
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            value = context.params[name]
+            values = value if isinstance(value, list | tuple) else [value]
+            words += [word for each in values for word in (parameter.opts[0], str(each))]
+    return words
+
+
+@command
+def plans(
+    bundle: BundleArgument,
+    opt_level: OptLevelOption = None,
+    hardware_compat: HardwareCompatOption = None,
+    version_compatible: VersionCompatibleOption = None,
+    strip_weights: StripWeightsOption = None,
+    tf32: Tf32Option = None,
+    workspace_mb: WorkspaceOption = None,
+    timing_cache: TimingCacheOption = None,
+    plan_cache: PlanCacheOption = None,
+    trusted_key: TrustedKeyOption = None,
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Build TensorRT plans of an ONNX bundle for this machine's GPU. Needs no PyTorch.
+
+    Every file of the bundle is checked first. A plan goes into the bundle, beside its ONNX graph; those
+    of a signed bundle, which must not change, go into this machine's plan cache, where the agent finds
+    them. Plans that are there already, for this TensorRT, GPU and options, are not built again.
+    """
+    from ..runtime.backends.plan_supply import is_signed, sweep
+    from ..runtime.bundle import open_bundle, open_manifest
+    from ..runtime.signature import read_trusted_keys
+
+    given = {
+        "opt_level": opt_level,
+        "hardware_compat": hardware_compat,
+        "version_compatible": version_compatible,
+        "strip_weights": strip_weights,
+        "tf32": tf32,
+        "workspace_mb": workspace_mb,
+    }
+    options = read_plan_options(given)
+    trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
+    open_manifest(bundle, trusted)  # before a machine is asked about a folder that is no bundle
+    again = shlex.join(["flamest-export", "plans", str(bundle), *options.flags()])
+    site = make_site(
+        options,
+        timing_cache,
+        plan_cache,
+        f"mend what is named above, and type again: {again}; without plans the bundle runs on ONNX Runtime",
+    )
+    if not is_signed(bundle):
+        sweep(bundle)
+    done = supply(open_bundle(bundle, trusted), site)
+    if not as_json:
+        show_supplied(done)
+    return {"bundle": str(bundle), "plans": supplied_rows(done)}
+
+
+def supply(bundle: Bundle, site: Site) -> list[Supplied]:
+    """A plan of every graph that the extractor runs, into the bundle or the cache, with a progress bar."""
+    from ..base.progress import progress_bar
+    from ..runtime.backends.plan_progress import STEPS
+
+    names = bundle.manifest.needed_graphs
+    with progress_bar("building plans", STEPS * len(names), unit="steps") as progress:
+        return _supply_all(bundle, names, site, progress)
+
+
+def _supply_all(bundle: Bundle, names: Sequence[str], site: Site, progress: Progress) -> list[Supplied]:
+    from ..runtime.backends.plan_supply import is_signed, supply_bundle, supply_cache
+
+    done: list[Supplied] = []
+    signed = is_signed(bundle.path)
+    for name in names:
+        progress.describe(f"graph {name}")
+        if signed:
+            done.append(supply_cache(bundle, name, site, progress))
+        else:
+            bundle, supplied = supply_bundle(bundle, name, site, progress)
+            done.append(supplied)
+    return done
+
+
+def add_plans(out: Path, site: Site) -> tuple[Manifest, list[Supplied]]:
+    """Plans for the bundle that was just exported; the manifest as it is then.
+
+    An error leaves the ONNX bundle, with the plans that were built, and says how to go on.
+    """
+    from ..runtime.bundle import open_bundle
+    from ..runtime.manifest import read_manifest
+
+    try:
+        done = supply(open_bundle(out), site)
+    except FlamestError as error:
+        again = shlex.join(["flamest-export", "plans", str(out), *site.options.flags()])
+        raise type(error)(
+            f"{error.message}\nThe ONNX bundle {out} is whole and can be used; plans are missing",
+            fix=f"{error.fix}\n       then: {again}" if error.fix else again,
+            code=error.code,
+        ) from error
+    return read_manifest(out), done
+
+
+def show_supplied(done: Sequence[Supplied]) -> None:
+    for one in done:
+        how = f"built in {one.plan.build_seconds:.1f} s" if one.fresh else "was there already"
+        print(f"  {one.graph:13} {one.path}, {one.bytes / 1e6:.1f} MB, {how}")
+        for remark in one.remarks:
+            print(f"                {remark}")
+    if done:
+        plan = done[0].plan
+        print(f"  TensorRT {plan.tensorrt} on {plan.gpu} ({plan.compute_capability}), driver {plan.driver}")
+
+
+def supplied_rows(done: Sequence[Supplied]) -> list[dict[str, Any]]:
+    import msgspec
+
+    return [
+        {
+            "graph": one.graph,
+            "path": str(one.path),
+            "bytes": one.bytes,
+            "built_now": one.fresh,
+            "remarks": list(one.remarks),
+            **msgspec.to_builtins(one.plan),
+        }
+        for one in done
+    ]

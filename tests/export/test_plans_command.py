@@ -1,0 +1,206 @@
+"""``flamest-export plans`` and ``--backend tensorrt``, whole commands: without a GPU, and on a scripted machine.
+
+The scripted machine has NVIDIA's genuine Python classes, a driver that answers for one GPU, and a builder whose
+plans hold a right header and stand-in content: everything runs but TensorRT's own work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from flamest.base.errors import DataError
+from flamest.export.cli import app
+from flamest.export.cli_plans import add_plans
+from flamest.export.signing import make_key_pair, sign_bundle
+from flamest.runtime.backends.facts import Gpu, MachineFacts
+from flamest.runtime.backends.plan_cache import open_cache
+from flamest.runtime.backends.plan_header import plan_version
+from flamest.runtime.backends.plan_supply import Site
+from flamest.runtime.backends.refusals import Code, refuse
+from flamest.runtime.bundle import open_bundle
+from flamest.runtime.manifest import read_manifest
+from flamest.runtime.plan_records import PlanOptions
+from typer.testing import CliRunner
+
+GRAPHS = ["keyframes", "vision", "text", "cnn"]
+
+
+def run(*words, environment=None, cwd=None):
+    command = [sys.executable, "-m", "flamest.export", *map(str, words), "--json"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=cwd, timeout=300)
+
+
+def said(done):
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path):
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def machine(tensorrt_rig, tmp_path):
+    environment = tensorrt_rig.environment(driver=True, scripted=True)
+    return {**environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+
+def test_plans_go_into_the_bundle_and_are_not_built_twice(machine, bundle, tmp_path):
+    before = read_manifest(bundle)
+    first = said(run("plans", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", environment=machine))
+    assert [plan["graph"] for plan in first["plans"]] == GRAPHS
+    assert all(plan["built_now"] for plan in first["plans"])
+    checked = open_bundle(bundle)  # every hash, plans included
+    assert checked.manifest.fingerprint == before.fingerprint
+    assert checked.manifest.backend == "tensorrt"
+    for name in GRAPHS:
+        (plan,) = checked.manifest.graphs[name].plans
+        data = (bundle / plan.file).read_bytes()
+        assert str(plan_version(data)) == plan.tensorrt
+        assert before.files[before.graphs[name].file].sha256.encode() in data
+        assert b"(4, 'HardwareCompatibilityLevel.AMPERE_PLUS')" in data
+        assert (plan.gpu, plan.compute_capability, plan.cuda) == ("Stand-in GPU", "9.0", "12.8")
+        assert (plan.options.opt_level, plan.options.hardware_compat) == (4, "ampere+")
+        assert plan.build_seconds >= 0
+    shown = CliRunner().invoke(app, ["inspect", str(bundle)]).stdout
+    assert shown.count("Stand-in GPU (9.0), --opt-level 4 --hardware-compat ampere+, 0.0 MB") == len(GRAPHS)
+    again = said(run("plans", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", environment=machine))
+    assert not any(plan["built_now"] for plan in again["plans"])
+    assert not list(tmp_path.glob(".*"))
+    (cache,) = (tmp_path / "cache" / "flamest" / "plans").iterdir()
+    assert cache.read_bytes() == b"timings"
+
+
+@pytest.fixture
+def one_machine(one_rig, tmp_path):
+    return {**one_rig.environment(driver=True, scripted=True), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+
+def test_a_signed_bundle_is_not_touched_and_its_plans_go_to_the_cache(one_machine, bundle, tmp_path):
+    pair = make_key_pair("builder", tmp_path)
+    sign_bundle(bundle, pair.private_path)
+    before = {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()}
+    words = ("plans", bundle, "--trusted-key", pair.public_path)
+    plans = said(run(*words, environment=one_machine))["plans"]
+    assert {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()} == before
+    folder = tmp_path / "cache" / "flamest" / "plans"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert [plan["graph"] for plan in plans] == GRAPHS
+    assert all(Path(plan["path"]).parent == folder and plan["built_now"] for plan in plans)
+    assert not any(plan["built_now"] for plan in said(run(*words, environment=one_machine))["plans"])
+
+
+def test_a_bundle_that_no_trusted_key_signed_gets_no_plans(bundle, tmp_path):
+    pair = make_key_pair("stranger", tmp_path)
+    done = run("plans", bundle, "--trusted-key", pair.public_path)
+    assert said(done)["error"]["code"] == "UNTRUSTED"
+    assert done.returncode in (65, 77)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [("crash", "ended with signal SIGSEGV"), ("refuse", "Could not find any implementation for node {conv}")],
+)
+def test_a_build_that_fails_leaves_the_onnx_bundle_whole(one_machine, bundle, script, words):
+    done = run("plans", bundle, environment={**one_machine, "FLAMEST_SCRIPT": script})
+    error = said(done)["error"]
+    assert done.returncode == 65
+    assert error["code"] == "PLAN_BUILD"
+    assert words in error["message"]
+    assert "graph 'keyframes'" in error["message"]
+    assert open_bundle(bundle).manifest.graphs["keyframes"].plans == ()
+
+
+def test_a_build_does_not_outlive_the_command_that_is_interrupted(one_machine, bundle, tmp_path):
+    note = tmp_path / "pid"
+    environment = {**one_machine, "FLAMEST_SCRIPT": "hang", "FLAMEST_SCRIPT_PID": str(note)}
+    command = [sys.executable, "-m", "flamest.export", "plans", str(bundle)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True) as running:
+        while not (note.exists() and note.read_text()):
+            assert running.poll() is None
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) != 0
+    assert not Path("/proc", note.read_text()).exists()
+    assert open_bundle(bundle).manifest.backend == "onnx"
+
+
+def test_what_a_crash_between_plan_and_manifest_left_is_swept(one_machine, bundle):
+    (bundle / "keyframes.trt9.9.9-sm90-00000000.plan").write_bytes(b"half a plan")
+    assert run("plans", bundle, environment=one_machine).returncode == 0
+    open_bundle(bundle)
+
+
+def test_an_export_for_tensorrt_ends_in_a_bundle_with_plans(one_machine, tmp_path):
+    words = ("--backend", "tensorrt", "--extractor", "slow", "--weights", "random:tiny", "--threads", 1)
+    done = run(*words, "--tf32", "--out", tmp_path / "b", environment=one_machine)
+    found = said(done)
+    assert done.returncode == 0, done.stderr
+    assert [plan["graph"] for plan in found["plans"]] == ["keyframes", "cnn"]
+    assert all(plan["options"]["tf32"] for plan in found["plans"])
+    assert open_bundle(tmp_path / "b").manifest.fingerprint == found["fingerprint"]
+
+
+def test_an_export_whose_plans_fail_keeps_the_onnx_bundle_and_says_how_to_go_on(bundle, tmp_path):
+    def fail(request, progress):
+        raise refuse(Code.PLAN_BUILD, "no implementation").error()
+
+    facts = MachineFacts(gpu=Gpu("Stand-in GPU", "9.0", 8), versions={"tensorrt": "11.4.0.106"}, tensorrt_builds=True)
+    site = Site(facts, PlanOptions(tf32=True), open_cache(tmp_path / "cache"), build=fail)
+    with pytest.raises(DataError, match=f"The ONNX bundle {bundle} is whole") as caught:
+        add_plans(bundle, site)
+    assert caught.value.code == "PLAN_BUILD"
+    assert f"then: flamest-export plans {bundle} --tf32" in caught.value.fix
+    assert open_bundle(bundle).manifest.backend == "onnx"
+
+
+@pytest.fixture
+def bare():
+    """An environment that finds no driver and no tensorrt; skipped where this machine has one of its own."""
+    from flamest.runtime.backends.facts import gather_facts
+
+    facts = gather_facts()
+    if facts.gpu is not None or "tensorrt" in facts.versions:
+        pytest.skip("this machine can build plans")
+    return {**os.environ}
+
+
+def test_without_gpu_and_tensorrt_one_message_says_what_is_missing_and_what_to_type(bare, tmp_path):
+    words = ("--extractor", "slow", "--weights", "random:tiny", "--out", "my bundle")
+    done = run("--backend", "tensorrt", *words, "--hardware-compat", "ampere+", environment=bare, cwd=tmp_path)
+    error = said(done)["error"]
+    assert done.returncode == 78
+    assert error["code"] == "NO_DRIVER_OR_GPU"
+    assert "libcuda.so.1" in error["message"]
+    assert "TRT_MISSING: the Python package tensorrt is not installed" in error["message"]
+    now, later = error["fix"].splitlines()
+    assert now == ("here, now: flamest-export --backend onnx --out 'my bundle' --extractor slow --weights random:tiny")
+    assert "pip install 'flamest[tensorrt]' && flamest-export plans 'my bundle' --hardware-compat ampere+" in later
+    assert list(tmp_path.iterdir()) == []
+    assert done.stderr.count("error:") == 1
+
+
+def test_asking_the_machine_loads_no_torch_and_no_tensorrt(bare):
+    code = (
+        "import sys\nfrom flamest.export.cli import app\n"
+        "try:\n    app(['--backend', 'tensorrt', '--out', 'b'])\n"
+        "except SystemExit as ended:\n    assert ended.code == 78\n"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'tensorrt', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=bare)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_plans_of_what_is_no_bundle_ends_in_65(tmp_path):
+    done = run("plans", tmp_path)
+    assert done.returncode == 65
+    assert "is not a bundle" in said(done)["error"]["message"]

@@ -1,0 +1,111 @@
+"""The node's own plans: found only when whole, only for what they were built for, only in a folder of this user."""
+
+import os
+
+import pytest
+from flamest.base.errors import DataError, StorageError
+from flamest.runtime.backends.plan_cache import PlanKey, default_folder, open_cache
+from flamest.runtime.plan_records import Plan, PlanOptions
+
+KEY = PlanKey("a" * 64, "11.4.0.106", "NVIDIA H100", "9.0", PlanOptions())
+PLAN = Plan("cnn.plan", "a" * 64, "11.4.0.106", "12.8", "570.1", "NVIDIA H100", "9.0", PlanOptions(), 12.5)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return open_cache(tmp_path / "plans")
+
+
+def test_a_plan_comes_back_with_its_record(cache):
+    path = cache.keep(KEY, PLAN, b"native code")
+    kept = cache.find(KEY)
+    assert (kept.record, kept.data) == (PLAN, b"native code")
+    assert path.parent == cache.folder
+    assert {file.stat().st_mode & 0o777 for file in cache.folder.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"onnx_sha256": "b" * 64},
+        {"tensorrt": "10.3.0"},
+        {"gpu": "NVIDIA L4"},
+        {"compute_capability": "8.9"},
+        {"options": PlanOptions(tf32=True)},
+    ],
+)
+def test_another_graph_version_gpu_or_option_is_another_plan(cache, other):
+    cache.keep(KEY, PLAN, b"native code")
+    fields = {name: getattr(KEY, name) for name in KEY.__struct_fields__}
+    assert cache.find(PlanKey(**{**fields, **other})) is None
+
+
+def test_a_changed_byte_makes_the_plan_not_found(cache):
+    path = cache.keep(KEY, PLAN, b"native code")
+    path.write_bytes(b"Native code")
+    assert cache.find(KEY) is None
+
+
+@pytest.mark.parametrize("suffix", [".plan", ".json"])
+def test_half_an_entry_is_not_found(cache, suffix):
+    path = cache.keep(KEY, PLAN, b"native code")
+    path.with_suffix(suffix).unlink()
+    assert cache.find(KEY) is None
+    cache.keep(KEY, PLAN, b"native code")
+    path.with_suffix(".json").write_text("{")
+    assert cache.find(KEY) is None
+
+
+def test_a_record_under_another_key_is_not_found(cache):
+    cache.keep(KEY, PLAN, b"native code")
+    other = PlanKey("b" * 64, "11.4.0.106", "NVIDIA H100", "9.0", PlanOptions())
+    for suffix in (".plan", ".json"):
+        os.rename(cache.folder / f"{KEY.digest}{suffix}", cache.folder / f"{other.digest}{suffix}")
+    assert cache.find(other) is None
+
+
+def test_a_link_is_not_followed(cache, tmp_path):
+    path = cache.keep(KEY, PLAN, b"native code")
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError):
+        cache.find(KEY)
+
+
+def test_the_folder_is_made_for_this_user_alone(tmp_path):
+    folder = open_cache(tmp_path / "a" / "b").folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o702])
+def test_a_folder_that_is_open_to_others_is_refused(tmp_path, mode):
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans").chmod(mode)
+    with pytest.raises(DataError, match="open to others") as caught:
+        open_cache(tmp_path / "plans")
+    assert caught.value.code == "UNTRUSTED"
+    assert "chmod 700" in caught.value.fix
+
+
+def test_a_folder_of_another_user_or_a_link_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "plans").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "plans")
+    with pytest.raises(DataError, match="is a link"):
+        open_cache(tmp_path / "link")
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    with pytest.raises(DataError, match="this is user 4321"):
+        open_cache(tmp_path / "plans")
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot make the folder"):
+        open_cache(tmp_path / "file" / "plans")
+
+
+def test_the_default_folder_is_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_folder() == tmp_path / "flamest" / "plans"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_folder() == tmp_path / ".cache" / "flamest" / "plans"

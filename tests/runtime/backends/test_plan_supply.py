@@ -1,0 +1,170 @@
+"""A plan that is built here goes into the bundle or the node's cache, and each step leaves something whole."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+from flamest.base.errors import FlamestError
+from flamest.runtime.backends.facts import Gpu, MachineFacts
+from flamest.runtime.backends.plan_build import BuiltPlan
+from flamest.runtime.backends.plan_cache import open_cache
+from flamest.runtime.backends.plan_header import Version
+from flamest.runtime.backends.plan_progress import STEPS
+from flamest.runtime.backends.plan_site import plan_file, plan_key, site_problems
+from flamest.runtime.backends.plan_supply import Site, kept_plan, rebuild_options, supply_bundle, supply_cache, sweep
+from flamest.runtime.backends.refusals import Code, refuse
+from flamest.runtime.bundle import open_bundle
+from flamest.runtime.plan_records import PlanOptions
+
+FACTS = MachineFacts(
+    gpu=Gpu("NVIDIA H100", "9.0", 80_000),
+    cuda="12.8",
+    driver="570.86",
+    versions={"tensorrt": "10.3.0"},
+    tensorrt_builds=True,
+)
+
+
+class Builder:
+    """``build_plan`` without TensorRT; counts its calls."""
+
+    def __init__(self, error=None):
+        self.requests, self.error = [], error
+
+    def __call__(self, request, progress):
+        self.requests.append(request)
+        if self.error is not None:
+            raise self.error
+        progress.advance(STEPS)
+        return BuiltPlan(f"plan of {request.name}".encode(), Version(10, 3, 0, 26), 1.234, ("a remark",))
+
+
+class Counted:
+    steps = 0
+
+    def advance(self, steps=1):
+        self.steps += steps
+
+    def describe(self, text):
+        pass
+
+
+@pytest.fixture
+def toy_bundle(toy_bundle, tmp_path):
+    """A copy: these tests change it."""
+    return Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def site(tmp_path):
+    return Site(FACTS, PlanOptions(tf32=True), open_cache(tmp_path / "cache"), build=Builder())
+
+
+def test_a_plan_is_added_to_the_bundle_which_stays_whole_and_means_the_same(toy_bundle, site):
+    before, progress = open_bundle(toy_bundle), Counted()
+    after, supplied = supply_bundle(before, "cnn", site, progress)
+    assert progress.steps == STEPS
+    assert supplied.fresh
+    assert supplied.remarks == ("a remark",)
+    checked = open_bundle(toy_bundle)
+    assert checked.manifest == after.manifest
+    assert checked.manifest.fingerprint == before.manifest.fingerprint
+    (plan,) = checked.manifest.graphs["cnn"].plans
+    assert (toy_bundle / plan.file).read_bytes() == b"plan of cnn"
+    assert (plan.tensorrt, plan.cuda, plan.driver, plan.build_seconds) == ("10.3.0.26", "12.8", "570.86", 1.23)
+    assert plan.options.tf32
+    (request,) = site.build.requests
+    assert request.onnx_sha256 == plan.onnx_sha256 == checked.manifest.files["cnn.onnx"].sha256
+    _, again = supply_bundle(after, "cnn", site, progress)
+    assert not again.fresh
+    assert len(site.build.requests) == 1
+    assert progress.steps == 2 * STEPS
+
+
+def test_a_plan_of_other_options_stands_beside_the_first(toy_bundle, site):
+    bundle, _ = supply_bundle(open_bundle(toy_bundle), "cnn", site, Counted())
+    other = Site(FACTS, PlanOptions(opt_level=5), site.cache, build=site.build)
+    supply_bundle(bundle, "cnn", other, Counted())
+    plans = open_bundle(toy_bundle).manifest.graphs["cnn"].plans
+    assert len({plan.file for plan in plans}) == 2
+    assert rebuild_options(open_bundle(toy_bundle).manifest, "cnn") == PlanOptions(tf32=True)
+    assert rebuild_options(open_bundle(toy_bundle).manifest, "keyframes") == PlanOptions()
+
+
+def test_a_build_that_fails_changes_nothing(toy_bundle, site):
+    before = {file.name: file.read_bytes() for file in toy_bundle.iterdir()}
+    failing = Site(FACTS, PlanOptions(), site.cache, build=Builder(refuse(Code.PLAN_BUILD, "no").error()))
+    with pytest.raises(FlamestError):
+        supply_bundle(open_bundle(toy_bundle), "cnn", failing, Counted())
+    assert {file.name: file.read_bytes() for file in toy_bundle.iterdir()} == before
+    assert not list(toy_bundle.parent.glob(".*"))
+
+
+def test_the_nodes_own_plan_is_built_once_and_kept_outside_of_the_bundle(toy_bundle, site):
+    before = {file.name: file.read_bytes() for file in toy_bundle.iterdir()}
+    bundle = open_bundle(toy_bundle)
+    assert kept_plan(bundle, "cnn", site, Counted()).data == b"plan of cnn"
+    kept = kept_plan(bundle, "cnn", site, Counted())
+    assert kept.data == b"plan of cnn"
+    assert kept.record.gpu == "NVIDIA H100"
+    supplied = supply_cache(bundle, "cnn", site, Counted())
+    assert not supplied.fresh
+    assert supplied.path.read_bytes() == b"plan of cnn"
+    assert len(site.build.requests) == 1
+    assert {file.name: file.read_bytes() for file in toy_bundle.iterdir()} == before
+
+
+def test_the_timing_cache_is_one_per_version_and_gpu_unless_it_is_given(toy_bundle, site, tmp_path):
+    bundle = open_bundle(toy_bundle)
+    kept_plan(bundle, "cnn", site, Counted())
+    kept_plan(bundle, "keyframes", site, Counted())
+    first, second = site.build.requests
+    assert first.timing_cache == second.timing_cache == site.cache.timings("10.3.0", "NVIDIA H100")
+    given = Site(FACTS, PlanOptions(), site.cache, tmp_path / "mine", site.build)
+    kept_plan(bundle, "cnn", given, Counted())
+    assert site.build.requests[-1].timing_cache == tmp_path / "mine"
+
+
+def test_unknown_plans_are_swept_and_nothing_else(toy_bundle, site):
+    supply_bundle(open_bundle(toy_bundle), "cnn", site, Counted())
+    (toy_bundle / "cnn.trt1-sm10-0.plan").write_bytes(b"")
+    (toy_bundle / "notes.txt").write_text("mine")
+    sweep(toy_bundle)
+    assert (toy_bundle / "notes.txt").exists()
+    (toy_bundle / "notes.txt").unlink()
+    assert len(open_bundle(toy_bundle).manifest.graphs["cnn"].plans) == 1
+
+
+def test_a_plans_file_name_says_graph_version_and_capability():
+    key = plan_key(FACTS, "a" * 64, PlanOptions())
+    assert plan_file("cnn", key) == f"cnn.trt10.3.0-sm90-{key.digest[:8]}.plan"
+
+
+@pytest.mark.parametrize(
+    ("change", "codes"),
+    [
+        ({}, []),
+        ({"gpu": None, "driver_problem": "no libcuda"}, ["NO_DRIVER_OR_GPU"]),
+        ({"versions": {}}, ["TRT_MISSING"]),
+        ({"tensorrt_problem": "libnvinfer.so.10: cannot open", "tensorrt_builds": False}, ["TRT_LIBS"]),
+        ({"tensorrt_builds": False}, ["TRT_NO_BUILDER"]),
+        ({"gpu": None, "driver_problem": "no libcuda", "versions": {}}, ["NO_DRIVER_OR_GPU", "TRT_MISSING"]),
+    ],
+)
+def test_all_that_is_missing_is_found_at_once_and_first_the_driver(change, codes):
+    facts = MachineFacts(**{**{name: getattr(FACTS, name) for name in FACTS.__dataclass_fields__}, **change})
+    assert [problem.code for problem in site_problems(facts)] == codes
+    if codes:
+        with pytest.raises(FlamestError) as caught:
+            plan_key(facts, "a" * 64, PlanOptions())
+        assert caught.value.code == codes[0]
+
+
+def test_flags_of_options_can_be_typed_again():
+    options = PlanOptions(1, "same-cc", version_compatible=True, strip_weights=True, tf32=True, workspace_mb=512)
+    assert " ".join(options.flags()) == (
+        "--opt-level 1 --hardware-compat same-cc --version-compatible --strip-weights --tf32 --workspace-mb 512"
+    )
+    assert PlanOptions().flags() == ()
+    assert msgspec.json.decode(msgspec.json.encode(options), type=PlanOptions) == options
