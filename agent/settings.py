@@ -81,6 +81,9 @@ ca = "ca.pem"                 # from the operator, with the certificate
 certificate = "silo.pem"
 key = "{key}"
 
+# [work]
+# backend = "auto"            # where the networks run; flamest-agent doctor shows what this machine can
+
 [policy]
 min_samples = 256             # below this an update could give clips away: it is not sent
 # codec = "fp32"              # send updates at least so exactly, whatever the run asks for

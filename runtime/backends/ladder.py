@@ -177,7 +177,7 @@ def _ort_cuda_problem(name: str, graph: Graph, facts: MachineFacts, wishes: Wish
 def _openvino_problem(name: str, graph: Graph, facts: MachineFacts, wishes: Wishes) -> Refusal | None:
     if "openvino" not in facts.versions:
         return refuse(Code.OPENVINO_MISSING, "no package openvino is installed")
-    if wishes.backend_of(name) == AUTO and not wishes.bf16:
+    if wishes.backend_of(name) != "openvino" and not wishes.bf16:
         return refuse(
             Code.NOT_ASKED,
             f"openvino {facts.versions['openvino']} is installed; its rounding differs from ONNX Runtime's",

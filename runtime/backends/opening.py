@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...base.errors import FlamestError, SettingsError
 from ..bundle import Bundle
@@ -14,8 +14,11 @@ from ..manifest import Manifest
 from ..session import Session, open_session
 from .facts import MachineFacts, gather_facts
 from .ladder import TITLES, Kind, Rung, climb
-from .refusals import Code, Refusal, refuse
+from .refusals import Code, Refusal
 from .wishes import NO_WISHES, Wishes
+
+if TYPE_CHECKING:
+    from .tensorrt_opening import TensorRtOpener
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class GraphOpener:
         self._opening = opening
         self._facts = machine_facts() if opening.facts is None else opening.facts
         self.places: dict[str, Place] = {}
+        self._tensorrt: TensorRtOpener | None = None
 
     def open(self, name: str) -> Session:
         """The graph on the first rung that takes it.
@@ -93,7 +97,16 @@ class GraphOpener:
             from .ort_cuda import OrtCudaSession
 
             return OrtCudaSession.open(onnx, gpu=self._facts.gpu.name if self._facts.gpu else "GPU")
-        raise refuse(Code.BACKEND_FAILED, "TensorRT plans are not run by this version").error()
+        return self._open_tensorrt(rung, name)
+
+    def _open_tensorrt(self, rung: Rung, name: str) -> Session:
+        from .tensorrt_opening import TensorRtOpener
+
+        if self._tensorrt is None:
+            self._tensorrt = TensorRtOpener(self._bundle, self._facts, self._opening.notice)
+        if rung.plan is not None:
+            return self._tensorrt.open_plan(name, rung.plan)
+        return self._tensorrt.open_rebuilt(name)
 
 
 @functools.cache

@@ -132,15 +132,16 @@ def test_a_refused_plan_says_what_it_was_built_for_and_what_is_here():
     ],
 )
 def test_a_precision_that_a_backend_cannot_compute_is_the_reason(precision, operator, codes):
-    asked = Wishes(by_graph={"cnn": "tensorrt"})
-    everywhere = dict.fromkeys((kind for kind, _ in RUNGS), None)
-    assert refused(graph=with_precision(precision, operator), wishes=asked) == everywhere | codes
+    graph = with_precision(precision, operator)
+    found = refused(graph=graph) | refused(graph=graph, wishes=Wishes("openvino"))
+    assert found == dict.fromkeys((kind for kind, _ in RUNGS), None) | codes
 
 
 def test_bf16_needs_a_gpu_or_a_processor_that_has_it():
     older = dataclasses.replace(FULL, gpu=T4, bf16=False)
-    codes = refused(older, with_precision("bf16"), Wishes("tensorrt"))
-    assert {codes[kind] for kind in ("plan", "rebuild", "onnxruntime-cuda", "openvino")} == {"PRECISION"}
+    codes = refused(older, with_precision("bf16"))
+    assert {codes[kind] for kind in ("plan", "rebuild", "onnxruntime-cuda")} == {"PRECISION"}
+    assert refused(older, with_precision("bf16"), Wishes("openvino"))["openvino"] == "PRECISION"
 
 
 def test_bf16_that_is_asked_for_is_computed_by_openvino_alone_and_never_for_keyframes():
@@ -159,6 +160,11 @@ def test_a_named_backend_is_the_first_rung_and_what_is_below_it_follows(backend)
     assert list(refused(wishes=Wishes(backend))) == kinds
     required = [kind for kind, of in RUNGS if of == backend]
     assert list(refused(wishes=Wishes(backend, require=True))) == required
+
+
+def test_openvino_is_no_fallback_of_another_backend():
+    assert refused(BARE, wishes=Wishes("tensorrt"))["openvino"] == "OPENVINO_MISSING"
+    assert refused(wishes=Wishes("onnxruntime-cuda"))["openvino"] == "NOT_ASKED"
 
 
 def test_one_graph_may_go_elsewhere():

@@ -1,6 +1,7 @@
 """Every reason has a code, a meaning and a way out, and is an error with an exit code when it has to be."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 from flamest.base.errors import DataError, FlamestError
@@ -25,6 +26,12 @@ def test_a_refusal_becomes_an_error_and_comes_back_the_same(code):
     assert error.message == f"{code}: seen with own eyes"
     assert error.fix == refusal.fix
     assert Refusal.of(pickle.loads(pickle.dumps(error))) == refusal
+
+
+def test_the_documentation_lists_every_code_with_its_meaning_and_fix():
+    page = (Path(__file__).parents[3] / "docs" / "backends.md").read_text()
+    for code, entry in TABLE.items():
+        assert f"| `{code}` | {entry.meaning} | {entry.fix} | {entry.error.exit_code} |" in page
 
 
 def test_an_error_without_a_code_of_the_table_keeps_what_it_said():

@@ -1,0 +1,119 @@
+"""Where networks run, as a person at a silo asks for it and is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from flamest.agent.cli import app
+from flamest.agent.extract import ExtractRequest
+from flamest.agent.settings import load_agent_settings
+from flamest.agent.status import AgentStatus
+from flamest.agent.tasks import extract_new
+from flamest.base.errors import SettingsError
+from flamest.runtime.backends.wishes import parse_wishes
+from typer.testing import CliRunner
+
+
+@pytest.fixture(scope="module")
+def videos(clips, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    clips.write_clip(folder / "wave" / "a.avi", frames=12, noise=10)
+    return folder
+
+
+def run(*words, code=0):
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == code, done.output
+    return done.stdout
+
+
+def extract(bundle, videos, store, *words, **options):
+    return run("extract", "--bundle", bundle, "--videos", videos, "--store", store, "--threads", 1, *words, **options)
+
+
+def test_extraction_says_where_each_network_ran(toy_bundle, videos, tmp_path):
+    out = extract(toy_bundle, videos, tmp_path / "s.sqlite")
+    assert "vision, text, cnn, keyframes ran on ONNX Runtime CPU, fp32" in out
+    said = json.loads(extract(toy_bundle, videos, tmp_path / "t.sqlite", "--json").splitlines()[-1])
+    assert said["precision"] == "fp32"
+    assert set(said["backends"]) == {"keyframes", "vision", "text", "cnn"}
+    assert said["backends"]["vision"]["where"] == "ONNX Runtime CPU"
+    assert {row["code"] for row in said["backends"]["vision"]["refused"]} >= {"NOT_ASKED"}
+    again = json.loads(extract(toy_bundle, videos, tmp_path / "t.sqlite", "--json").splitlines()[-1])
+    assert (again["extracted"], again["backends"]) == (0, {})
+
+
+def test_a_fallback_from_a_named_backend_is_told_with_its_reason_and_fix(toy_bundle, videos, tmp_path, no_gpu):
+    out = extract(toy_bundle, videos, tmp_path / "s.sqlite", "--backend", "onnxruntime-cuda")
+    assert "ran on ONNX Runtime CPU" in out
+    assert "not on ONNX Runtime CUDA: NO_DRIVER_OR_GPU" in out
+    assert "fix: nvidia-smi" in out
+
+
+def test_a_required_backend_makes_the_fallback_an_error(toy_bundle, videos, tmp_path, no_gpu):
+    words = ("--backend", "tensorrt", "--require-backend", "--json")
+    out = extract(toy_bundle, videos, tmp_path / "s.sqlite", *words, code=78)
+    error = json.loads(out.splitlines()[-1])["error"]
+    assert error["code"] == "no_backend"
+    assert "NO_DRIVER_OR_GPU" in error["message"]
+    assert error["fix"]
+
+
+@pytest.mark.parametrize("words", [("--backend", "cuda"), ("--require-backend",), ("--precision", "int8")])
+def test_words_that_mean_nothing_end_before_any_work(toy_bundle, videos, tmp_path, words):
+    extract(toy_bundle, videos, tmp_path / "s.sqlite", *words, code=2)
+    assert not (tmp_path / "s.sqlite").exists()
+
+
+@pytest.fixture
+def no_gpu():
+    from flamest.runtime.backends.facts import gather_facts
+
+    if gather_facts().gpu is not None:
+        pytest.skip("this machine has a GPU")
+
+
+def test_doctor_shows_the_whole_ladder_and_what_to_type(toy_bundle, no_gpu):
+    out = run("doctor", "--bundle", toy_bundle)
+    for words in ("NVIDIA GPU: none", "TensorRT, a plan of the bundle", "ONNX Runtime CUDA", "OpenVINO CPU", "fix: "):
+        assert words in out
+    assert "ok  ONNX Runtime CPU" in out
+    said = json.loads(run("doctor", "--json").splitlines()[-1])
+    (rungs,) = said["ladder"].values()
+    assert [row["rung"] for row in rungs] == ["plan", "rebuild", "onnxruntime-cuda", "openvino", "onnxruntime"]
+    assert rungs[0]["code"] == "NO_DRIVER_OR_GPU"
+    assert rungs[-1] == {"rung": "onnxruntime", "backend": "onnxruntime", "ok": True}
+    assert said["ok"] is True
+
+
+SETTINGS = """
+state = "state"
+store = "features.sqlite"
+[coordinator]
+address = "a:1"
+ca = "ca.pem"
+certificate = "silo.pem"
+key = "silo.key"
+[work]
+"""
+
+
+def test_the_settings_take_the_same_words(tmp_path):
+    path = tmp_path / "agent.toml"
+    path.write_text(SETTINGS + 'backend = "openvino,text=onnxruntime"\nprecision = "bf16"\nrequire_backend = true\n')
+    wishes = load_agent_settings(path).work.wishes
+    assert wishes == parse_wishes(["openvino", "text=onnxruntime"], require=True, precision="bf16")
+    path.write_text(SETTINGS + 'backend = "gpu"\n')
+    with pytest.raises(SettingsError, match="no such backend, expected one of auto, tensorrt"):
+        load_agent_settings(path)
+
+
+def test_the_daemon_learns_where_its_worker_ran(toy_bundle, videos, tmp_path):
+    request = ExtractRequest(toy_bundle, shutil.copytree(videos, tmp_path / "v"), tmp_path / "s.sqlite", threads=1)
+    extracted = extract_new(request)
+    assert extracted.figures["extracted"] == 1
+    status = AgentStatus(backends=extracted.backends)
+    assert status.graphs_by_place() == {"ONNX Runtime CPU": ["vision", "text", "cnn", "keyframes"]}
+    assert extract_new(request).backends == {}

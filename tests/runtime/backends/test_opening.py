@@ -1,0 +1,152 @@
+"""Graphs are opened on the first rung that takes them; what was refused on the way is told, and nothing is hidden."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+
+import numpy as np
+import pytest
+from flamest.base.errors import SettingsError
+from flamest.base.files import sha256_file
+from flamest.runtime.backends.facts import Gpu, MachineFacts, gather_facts
+from flamest.runtime.backends.opening import GraphOpener, Opening, effective_precision
+from flamest.runtime.backends.wishes import parse_wishes
+from flamest.runtime.bundle import open_bundle
+from flamest.runtime.extractor import open_extractor
+from flamest.runtime.manifest import encode_manifest, read_manifest
+from flamest.runtime.plan_records import Plan, PlanOptions
+from flamest.runtime.records import Clip
+
+NO_GPU = MachineFacts(driver_problem="no driver here", versions={"onnxruntime": "1"}, bf16=True)
+GPU = MachineFacts(
+    gpu=Gpu("Made-up GPU", "9.0", 1000),
+    cuda="13.0",
+    versions={"onnxruntime": "1", "tensorrt": "10.16.1.11", "cuda-bindings": "13"},
+)
+CRASHES = """
+import os
+__version__ = "10.16.1.11"
+class ILogger:
+    def __init__(self): pass
+class Runtime:
+    def __init__(self, logger): pass
+    def deserialize_cuda_engine(self, plan): os.kill(os.getpid(), 11)
+"""
+
+
+@pytest.fixture(scope="module")
+def clip(clips, tmp_path_factory):
+    path = clips.write_clip(tmp_path_factory.mktemp("clip") / "a.avi", frames=40, noise=20)
+    return Clip(path, sha256_file(path), "wave")
+
+
+def bundle_with_plans(toy_bundle, folder):
+    """A copy whose vision graph has a plan for GPU."""
+    from flamest.runtime.backends.plan_supply import with_plan
+
+    copy = shutil.copytree(toy_bundle, folder / "bundle")
+    plan = Plan("vision.plan", "0" * 64, "10.16.1.11", "13.0", "580", "Made-up GPU", "9.0", PlanOptions(), 1.0)
+    (copy / plan.file).write_bytes(b"native code")
+    manifest = with_plan(read_manifest(copy), "vision", plan, b"native code")
+    (copy / "bundle.json").write_bytes(encode_manifest(manifest))
+    return copy
+
+
+def test_a_plan_that_crashes_costs_a_child_and_the_graph_goes_to_the_next_rung(toy_bundle, clip, tmp_path, monkeypatch):
+    package = tmp_path / "packages" / "tensorrt"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(CRASHES)
+    monkeypatch.syspath_prepend(package.parent)
+    before = os.getpid()
+    opening = Opening(parse_wishes(["auto"]), 1, GPU)
+    with open_extractor(bundle_with_plans(toy_bundle, tmp_path), opening=opening) as extractor:
+        features = extractor.extract(clip)
+    with open_extractor(toy_bundle, threads=1) as plain:
+        expected = plain.extract(clip)
+    assert os.getpid() == before
+    np.testing.assert_array_equal(features.vlm, expected.vlm)
+    vision = extractor.places["vision"]
+    assert (vision.backend, vision.where) == ("onnxruntime", "ONNX Runtime CPU")
+    told = {kind: (refusal.code.value, refusal.evidence) for kind, refusal in vision.refused}
+    assert told["plan"][0] == "PLAN_REJECTED"
+    assert "signal SIGSEGV" in told["plan"][1]
+    assert [code for code, _ in told.values()] == [
+        "PLAN_REJECTED",
+        "TRT_NO_BUILDER",
+        "ORT_NO_CUDA",
+        "OPENVINO_MISSING",
+    ]
+    assert dict(extractor.places["text"].refused)["plan"].code == "PLAN_MISSING"
+
+
+def test_a_required_backend_that_does_not_run_is_an_error_with_every_reason(toy_bundle):
+    wishes = parse_wishes(["tensorrt"], require=True)
+    opener = GraphOpener(open_bundle(toy_bundle), Opening(wishes, 1, NO_GPU))
+    with pytest.raises(SettingsError, match="does not run on tensorrt, which is required") as caught:
+        opener.open("vision")
+    assert (caught.value.code, caught.value.exit_code) == ("no_backend", 78)
+    assert caught.value.message.count("NO_DRIVER_OR_GPU: no driver here") == 2
+    assert "nvidia-smi" in caught.value.fix
+    assert opener.places == {}
+
+
+def test_a_named_backend_that_is_not_there_falls_to_the_next_and_says_so(toy_bundle):
+    opener = GraphOpener(open_bundle(toy_bundle), Opening(parse_wishes(["openvino"]), 1, NO_GPU))
+    opener.open("cnn")
+    place = opener.places["cnn"].as_json()
+    assert (place["backend"], place["where"], place["precision"]) == ("onnxruntime", "ONNX Runtime CPU", "fp32")
+    assert [(row["rung"], row["code"]) for row in place["refused"]] == [("openvino", "OPENVINO_MISSING")]
+    assert place["refused"][0]["fix"] == "pip install 'flamest[openvino]'"
+
+
+def test_bf16_is_never_silently_float32(toy_bundle):
+    opener = GraphOpener(open_bundle(toy_bundle), Opening(parse_wishes([], precision="bf16"), 1, NO_GPU))
+    opener.open("keyframes")  # always float32
+    with pytest.raises(SettingsError, match="PRECISION: ONNX Runtime's CPU provider does not compute in bf16"):
+        opener.open("cnn")
+
+
+def test_what_features_are_called_follows_from_the_bundle_and_the_wishes(toy_bundle):
+    manifest = read_manifest(toy_bundle)
+    assert effective_precision(manifest, parse_wishes([])) == manifest.precision == "fp32"
+    assert effective_precision(manifest, parse_wishes(["openvino"])) == "fp32"
+    assert effective_precision(manifest, parse_wishes([], precision="bf16")) == "bf16"
+
+
+@pytest.mark.skipif(not gather_facts().bf16, reason="this processor has no bf16")
+def test_a_clip_in_bf16_is_near_the_float32_one_and_kept_apart(tiny_bundle, clip):
+    with open_extractor(tiny_bundle, threads=1) as plain:
+        exact = plain.extract(clip)
+    wishes = parse_wishes(["openvino"], precision="bf16", require=True)
+    with open_extractor(tiny_bundle, opening=Opening(wishes, 1)) as extractor:
+        features = extractor.extract(clip)
+    assert {name: place.where for name, place in extractor.places.items()} == {
+        "keyframes": "OpenVINO CPU f32",
+        "vision": "OpenVINO CPU bf16",
+        "text": "OpenVINO CPU bf16",
+        "cnn": "OpenVINO CPU bf16",
+    }
+    assert (exact.precision, features.precision) == ("fp32", "bf16")
+    assert features.keyframe_times_s == exact.keyframe_times_s
+    one, other = exact.cnn.astype(np.float64), features.cnn.astype(np.float64)
+    assert one @ other > 0.999 * np.linalg.norm(one) * np.linalg.norm(other)
+
+
+def test_graphs_of_one_model_may_run_on_two_backends(tiny_bundle, clip):
+    wishes = parse_wishes(["openvino,text=onnxruntime"])
+    with open_extractor(tiny_bundle, opening=Opening(wishes, 1)) as extractor:
+        mixed = extractor.extract(clip)
+    with open_extractor(tiny_bundle, threads=1) as plain:
+        exact = plain.extract(clip)
+    assert extractor.places["vision"].where == "OpenVINO CPU f32"
+    assert extractor.places["text"].where == "ONNX Runtime CPU"
+    np.testing.assert_allclose(mixed.cnn, exact.cnn, atol=1e-4 * np.abs(exact.cnn).max())
+
+
+def test_facts_without_a_driver_are_enough_to_open_everything(toy_bundle):
+    opener = GraphOpener(open_bundle(toy_bundle), Opening(threads=1, facts=dataclasses.replace(NO_GPU)))
+    for name in ("keyframes", "vision", "text", "cnn"):
+        opener.open(name)
+    assert {place.where for place in opener.places.values()} == {"ONNX Runtime CPU"}
