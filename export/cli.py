@@ -9,6 +9,7 @@ import typer
 
 from ..base.console import command
 from ..base.errors import MissingExtra, UsageError
+from .cli_doctor import doctor
 from .cli_options import (
     EXAMPLE,
     MOST_CAPTIONED,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from ..runtime.signature import PublicKey
 
 app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command("doctor")(doctor)
 app.command("plans")(plans)
 app.command("keygen")(keygen)
 app.command("sign")(sign)
@@ -319,26 +321,6 @@ def bench(
             sizes = ", ".join(f"{word} {size}" for word, size in timing.sizes.items())
             print(f"{name:10} {timing.min_ms:8.1f} {timing.p50_ms:8.1f} {timing.p95_ms:8.1f}  {sizes}")
     return {"bundle": str(bundle), "threads": threads, "graphs": msgspec.to_builtins(timings)}
-
-
-@app.command("doctor")
-@command
-def doctor(as_json: JsonOption = False) -> dict[str, Any]:
-    """Say what this machine can build, and what to type where something is missing."""
-    import msgspec
-
-    from .doctor import can_build_onnx, can_build_tensorrt, check_machine
-
-    checks = check_machine(Path.cwd())
-    if not as_json:
-        for check in checks:
-            print(f"{'ok     ' if check.ok else 'missing'} {check.name}: {check.found}")
-            if check.fix:
-                print(f"          fix: {check.fix}")
-    return {
-        "can_build": {"onnx": can_build_onnx(checks), "tensorrt": can_build_tensorrt(checks)},
-        "checks": msgspec.to_builtins(checks),
-    }
 
 
 def _parity(graphs: Mapping[str, GraphParity]) -> dict[str, dict[str, float]]:

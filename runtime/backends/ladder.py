@@ -181,7 +181,7 @@ def _openvino_problem(name: str, graph: Graph, facts: MachineFacts, wishes: Wish
         return refuse(
             Code.NOT_ASKED,
             f"openvino {facts.versions['openvino']} is installed; its rounding differs from ONNX Runtime's",
-            fix="add --backend openvino, the same at every silo of a run",
+            fix="add --backend openvino to flamest-agent extract, the same at every silo of a run",
         )
     if graph.precision == "fp16":
         return refuse(Code.PRECISION, "OpenVINO's CPU device would compute the fp16 graph in float32")

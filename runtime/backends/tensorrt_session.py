@@ -69,12 +69,12 @@ class TensorRtSession:
         self.inputs = tuple(tensor for tensor in names if is_input[tensor])
         self.outputs = tuple(tensor for tensor in names if not is_input[tensor])
         self._ranges = tuple(_range(engine, tensor) for tensor in self.inputs)
-        self._sources = {wanted.name: _Tensor(wanted.name, _dtype(engine, wanted.name), wanted.largest)
-                         for wanted in self._ranges}  # fmt: skip
+        self._sources = {
+            wanted.name: _Tensor(wanted.name, _dtype(engine, wanted.name), wanted.largest) for wanted in self._ranges
+        }
         largest = self._shapes_of({wanted.name: wanted.largest for wanted in self._ranges})
         self._results = {tensor: _Tensor(tensor, _dtype(engine, tensor), largest[tensor]) for tensor in self.outputs}
-        self._staging = {tensor.name: device.take((name, tensor.name), tensor.size)
-                         for tensor in self._sources.values()}  # fmt: skip
+        self._staging: dict[str, Block] = {}  # for inputs that come from the host; most are on the device already
         for tensor in self._results.values():
             device.give_back(device.take((name, tensor.name), tensor.size))
         self._most_captured = MOST_CAPTURED if cuda_graphs else 0
@@ -126,6 +126,8 @@ class TensorRtSession:
     def _address(self, name: str, feed: DeviceValue | Array) -> int:
         if isinstance(feed, DeviceValue):
             return feed.pointer
+        if name not in self._staging:
+            self._staging[name] = self._device.take((self._name, name), self._sources[name].size)
         pointer = self._staging[name].pointer
         self._device.upload(pointer, feed)
         return pointer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import threading
@@ -41,6 +42,12 @@ def test_a_killed_worker_is_an_error_and_the_next_task_gets_a_new_one(worker):
     with pytest.raises(WorkerCrashed):
         worker.call(time.sleep, 30)
     assert worker.call(os.getpid) != pid
+
+
+def test_a_runtime_that_crashes_takes_the_worker_with_it_and_not_the_daemon(worker):
+    with pytest.raises(WorkerCrashed, match="worker process ended"):
+        worker.call(ctypes.string_at, 0)  # reads address 0
+    assert worker.call(sha256_bytes, b"abc")[:4] == "ba78"
 
 
 def test_a_stop_ends_a_running_task_within_seconds():

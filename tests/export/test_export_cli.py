@@ -106,6 +106,11 @@ def test_doctor_says_what_can_be_built_and_what_to_type(monkeypatch):
     assert all(check["ok"] != bool(check["fix"]) for check in found["checks"])
     shown = run("doctor").stdout
     assert "fix: pip install 'flamest[export]'" in shown
+    for words in ("TensorRT, a plan of the bundle", "ONNX Runtime CUDA", "OpenVINO CPU", "ok  ONNX Runtime CPU"):
+        assert words in shown
+    (rungs,) = found["ladder"].values()
+    assert [row["backend"] for row in rungs][-3:] == ["onnxruntime-cuda", "openvino", "onnxruntime"]
+    assert all(row["ok"] or (row["code"] and row["evidence"] and row["fix"]) for row in rungs)
 
 
 def test_doctor_finds_this_machine_able():

@@ -1,0 +1,48 @@
+"""The command ``flamest-export doctor``: what this machine can build, and where it could run what it built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..base.console import command
+from .cli_options import JsonOption
+
+
+@command
+def doctor(
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="Say where this bundle's graphs could run.")] = None,
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Say what this machine can build, where it could run it, and what to type where something is missing.
+
+    Below what can be built stands every backend from the best to the one that is always there, each with
+    ok or the reason why not.
+    """
+    import msgspec
+
+    from ..runtime.backends.facts import gather_facts
+    from ..runtime.backends.report import ladder_lines, ladder_rows, ladders, machine_lines, machine_row
+    from ..runtime.backends.wishes import NO_WISHES
+    from ..runtime.manifest import read_manifest
+    from .doctor import can_build_onnx, can_build_tensorrt, check_machine
+
+    manifest = None if bundle is None else read_manifest(bundle)
+    checks = check_machine(Path.cwd())
+    facts = gather_facts()
+    rungs = ladders(facts, manifest, NO_WISHES)
+    if not as_json:
+        for check in checks:
+            print(f"{'ok     ' if check.ok else 'missing'} {check.name}: {check.found}")
+            if check.fix:
+                print(f"          fix: {check.fix}")
+        for line in ("", *machine_lines(facts), "", *ladder_lines(rungs)):
+            print(line)
+    return {
+        "can_build": {"onnx": can_build_onnx(checks), "tensorrt": can_build_tensorrt(checks)},
+        "checks": msgspec.to_builtins(checks),
+        "machine": machine_row(facts),
+        "ladder": ladder_rows(rungs),
+    }
