@@ -1,0 +1,113 @@
+"""A plan of the bundle and a plan built here are tried in a child, then opened, all on one device."""
+
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from flamest.base.errors import FlamestError
+from flamest.base.files import sha256_bytes, sha256_file
+from flamest.runtime.backends import tensorrt_opening
+from flamest.runtime.backends.facts import Gpu, MachineFacts
+from flamest.runtime.backends.plan_cache import KeptPlan
+from flamest.runtime.backends.plan_supply import with_plan
+from flamest.runtime.backends.refusals import Code, refuse
+from flamest.runtime.backends.tensorrt_opening import TensorRtOpener
+from flamest.runtime.bundle import open_bundle
+from flamest.runtime.manifest import encode_manifest, read_manifest
+from flamest.runtime.plan_records import Plan, PlanOptions
+
+FACTS = MachineFacts(gpu=Gpu("Made-up GPU", "9.0", 1000), versions={"tensorrt": "11.4.0"}, tensorrt_builds=True)
+PLAN = b"native code"
+
+
+def plan_of(name, **options):
+    return Plan(
+        f"{name}.plan", "0" * 64, "11.4.0.106", "13.0", "580", "Made-up GPU", "9.0", PlanOptions(**options), 1.0
+    )
+
+
+@pytest.fixture
+def bundle(toy_bundle, tmp_path):
+    """Vision with a plan that has no weights of its own, text with one for later versions too."""
+    copy = shutil.copytree(toy_bundle, tmp_path / "bundle")
+    manifest = read_manifest(copy)
+    for name, plan in (
+        ("vision", plan_of("vision", strip_weights=True)),
+        ("text", plan_of("text", version_compatible=True)),
+    ):
+        (copy / plan.file).write_bytes(PLAN)
+        manifest = with_plan(manifest, name, plan, PLAN)
+    (copy / "bundle.json").write_bytes(encode_manifest(manifest))
+    return open_bundle(copy)
+
+
+@pytest.fixture
+def did(monkeypatch, tmp_path):
+    """What was done, in order; nothing needs TensorRT."""
+    done = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tensorrt_opening, "import_tensorrt", lambda: SimpleNamespace(__version__="11.4.0"))
+    monkeypatch.setattr(tensorrt_opening, "try_plan", lambda file: done.append(("tried", file)))
+    monkeypatch.setattr(tensorrt_opening, "load_engine", lambda trt, file: done.append(("opened", file)))
+    monkeypatch.setattr(
+        tensorrt_opening, "CudaDevice", SimpleNamespace(open=lambda: done.append(("device", None)) or "GPU 0")
+    )
+    monkeypatch.setattr(
+        tensorrt_opening, "TensorRtSession", lambda trt, opened, device, *, name, where: (name, where, device)
+    )
+    return done
+
+
+def test_a_plan_is_tried_before_it_is_opened_with_all_that_belongs_to_it(bundle, did):
+    opener = TensorRtOpener(bundle, FACTS, lambda text: None)
+    name, where, _ = opener.open_plan("vision", bundle.manifest.graphs["vision"].plans[0])
+    assert (name, where) == ("vision", "TensorRT 11.4.0 on Made-up GPU")
+    assert [what for what, _ in did] == ["tried", "opened", "device"]
+    file = did[0][1]
+    assert file == did[1][1]
+    assert (file.plan, file.sha256) == (bundle.path / "vision.plan", sha256_bytes(PLAN))
+    assert (file.onnx, file.onnx_sha256) == (bundle.graph("vision"), sha256_file(bundle.graph("vision")))
+    assert file.host_code is False
+
+
+def test_a_plan_with_its_own_weights_is_given_none_and_a_compatible_one_may_bring_code(bundle, did):
+    TensorRtOpener(bundle, FACTS, lambda text: None).open_plan("text", bundle.manifest.graphs["text"].plans[0])
+    file = did[0][1]
+    assert (file.onnx, file.onnx_sha256, file.host_code) == (None, "", True)
+
+
+def test_a_plan_that_fails_its_trial_is_never_opened_here(bundle, did, monkeypatch):
+    def fails(file):
+        raise refuse(Code.PLAN_REJECTED, "signal SIGSEGV").error()
+
+    monkeypatch.setattr(tensorrt_opening, "try_plan", fails)
+    with pytest.raises(FlamestError) as caught:
+        TensorRtOpener(bundle, FACTS, lambda text: None).open_plan("text", bundle.manifest.graphs["text"].plans[0])
+    assert caught.value.code == "PLAN_REJECTED"
+    assert did == []
+
+
+def test_a_plan_is_built_once_with_a_word_before_and_found_the_next_time(bundle, did, monkeypatch):
+    told, built = [], []
+
+    def build(bundle, name, site, progress):
+        built.append((name, site.options))
+        kept = KeptPlan(plan_of(name), PLAN)
+        key = tensorrt_opening.plan_key(FACTS, bundle.manifest.files[f"{name}.onnx"].sha256, site.options)
+        site.cache.keep(key, kept.record, kept.data)
+        return kept
+
+    monkeypatch.setattr(tensorrt_opening, "kept_plan", build)
+    opener = TensorRtOpener(bundle, FACTS, told.append)
+    opener.open_rebuilt("cnn")
+    opener.open_rebuilt("cnn")
+    assert built == [("cnn", PlanOptions())] * 2
+    assert len(told) == 1
+    assert "building a TensorRT plan for Made-up GPU" in told[0]
+    files = [file for what, file in did if what == "opened"]
+    assert files[0] == files[1]
+    assert files[0].plan.read_bytes() == PLAN
+    assert files[0].sha256 == sha256_bytes(PLAN)
+    assert [what for what, _ in did].count("device") == 1
