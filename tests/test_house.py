@@ -168,6 +168,19 @@ def test_no_module_prints_outside_the_command_line():
     assert wrong == []
 
 
+def test_openvino_is_imported_in_one_place_where_it_is_kept_from_reporting_to_google():
+    """Use ``runtime.backends.openvino_session.import_openvino``: a plain import tells Google Analytics of it."""
+    importing = [
+        str(path.relative_to(ROOT))
+        for room in (*ROOMS, "bench", "tests")
+        for path in (ROOT / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Import) and any(name.name.split(".")[0] == "openvino" for name in node.names))
+        or (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "openvino")
+    ]
+    assert importing == ["runtime/backends/openvino_session.py"]
+
+
 def test_every_direct_dependency_is_pinned_within_its_bounds_for_development():
     from packaging.requirements import Requirement
 

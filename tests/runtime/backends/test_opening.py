@@ -131,7 +131,7 @@ def test_a_clip_in_bf16_is_near_the_float32_one_and_kept_apart(tiny_bundle, clip
     assert (exact.precision, features.precision) == ("fp32", "bf16")
     assert features.keyframe_times_s == exact.keyframe_times_s
     one, other = exact.cnn.astype(np.float64), features.cnn.astype(np.float64)
-    assert one @ other > 0.999 * np.linalg.norm(one) * np.linalg.norm(other)
+    assert one @ other > 0.99 * np.linalg.norm(one) * np.linalg.norm(other)
 
 
 def test_graphs_of_one_model_may_run_on_two_backends(tiny_bundle, clip):
