@@ -10,9 +10,11 @@ Not run on hardware yet.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,12 +56,13 @@ class OrtCudaSession:
         """
         ort = import_onnxruntime_gpu()
         providers = [(CUDA, {"device_id": str(device), "use_tf32": str(int(tf32))})]
-        try:
-            session = _strict(ort, graph, providers)
-        except Exception as error:  # onnxruntime's own exception types share no public base
-            if "assigned to the default CPU EP" not in str(error):
-                raise _opening_refused(graph, error) from error
-            session = _with_shapes_on_cpu(ort, graph, providers)
+        with _quiet(ort):
+            try:
+                session = _strict(ort, graph, providers)
+            except Exception as error:  # onnxruntime's own exception types share no public base
+                if "assigned to the default CPU EP" not in str(error):
+                    raise _opening_refused(graph, error) from error
+                session = _with_shapes_on_cpu(ort, graph, providers)
         _check_providers(session, graph)
         return cls(session, device, f"ONNX Runtime {ort.__version__} CUDA on {gpu}")
 
@@ -103,9 +106,19 @@ def import_onnxruntime_gpu() -> Any:
     return onnxruntime
 
 
+@contextlib.contextmanager
+def _quiet(ort: Any) -> Iterator[None]:
+    """Without pages of red text on stderr: what is wrong is asked and said once, as a refusal."""
+    ort.set_default_logger_severity(4)  # fatal
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(2)  # warning, the default
+
+
 def _options(ort: Any, **entries: str) -> Any:
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # fatal: see _quiet
     for key, value in entries.items():
         options.add_session_config_entry(f"session.{key}", value)
     return options
@@ -148,9 +161,30 @@ def cpu_operators(assignment: Sequence[Any]) -> Counter[str]:
 def _check_providers(session: Any, graph: Path) -> None:
     """Ask the opened session what it really is: asked for CUDA, it may have become a CPU session."""
     found = session.get_providers()
-    if not found or found[0] != CUDA:
-        said = f"{graph.name}: asked for {CUDA}, the opened session has {', '.join(found) or 'none'}"
-        raise refuse(Code.CPU_FALLBACK, said, fix="flamest-agent doctor says what CUDA lacks here").error()
+    if found and found[0] == CUDA:
+        return
+    said = f"{graph.name}: asked for {CUDA}, the opened session has {', '.join(found) or 'none'}"
+    if missing := missing_library():
+        code = Code.NO_DRIVER_OR_GPU if "libcuda.so" in missing else Code.ORT_CUDA_LIBS
+        raise refuse(code, f"{said}: {missing}").error()
+    raise refuse(Code.CPU_FALLBACK, said, fix="flamest-agent doctor says what CUDA lacks here").error()
+
+
+def missing_library() -> str:
+    """What the loader says of the CUDA provider's library; empty when it loads, or is not there.
+
+    ONNX Runtime tells this to its log alone, and opens the graph on the CPU.
+    """
+    import onnxruntime
+
+    library = Path(onnxruntime.__file__).with_name("capi") / "libonnxruntime_providers_cuda.so"
+    if not library.is_file():
+        return ""
+    try:
+        ctypes.CDLL(str(library), mode=os.RTLD_LAZY | os.RTLD_LOCAL)
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _opening_refused(graph: Path, error: Exception) -> Exception:

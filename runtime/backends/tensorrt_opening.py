@@ -12,8 +12,10 @@ from ..session import Session
 from .cuda_device import CudaDevice
 from .facts import MachineFacts
 from .plan_cache import open_cache
+from .plan_header import Version, plan_version, version_problem
 from .plan_site import plan_key
 from .plan_supply import SUFFIX, Site, kept_plan, rebuild_options
+from .refusals import Code, refuse
 from .tensorrt_engine import PlanFile, load_engine
 from .tensorrt_package import import_tensorrt
 from .tensorrt_session import TensorRtSession
@@ -43,6 +45,7 @@ class TensorRtOpener:
         return self._open(name, path, sha256_bytes(kept.data), kept.record)
 
     def _open(self, name: str, path: Path, sha256: str, plan: Plan) -> Session:
+        self._check_version(name, path, plan)
         stripped = plan.options.strip_weights
         file = PlanFile(
             graph=name,
@@ -60,6 +63,13 @@ class TensorRtOpener:
         gpu = self._facts.gpu.name if self._facts.gpu else "GPU"
         where = f"TensorRT {trt.__version__} on {gpu}"
         return TensorRtSession(trt, opened, self._device, name=name, where=where)
+
+    def _check_version(self, name: str, path: Path, plan: Plan) -> None:
+        """What the file itself says, whatever its record does; nothing of it is executed."""
+        here = Version.parse(self._facts.versions["tensorrt"])
+        problem = version_problem(plan_version(path), here, version_compatible=plan.options.version_compatible)
+        if problem:
+            raise refuse(Code.PLAN_VERSION, f"graph '{name}', {path.name}: {problem}").error()
 
     def _sha256_of(self, name: str) -> str:
         """Of the graph's ONNX file."""

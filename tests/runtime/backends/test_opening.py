@@ -48,8 +48,9 @@ def bundle_with_plans(toy_bundle, folder):
 
     copy = shutil.copytree(toy_bundle, folder / "bundle")
     plan = Plan("vision.plan", "0" * 64, "10.16.1.11", "13.0", "580", "Made-up GPU", "9.0", PlanOptions(), 1.0)
-    (copy / plan.file).write_bytes(b"native code")
-    manifest = with_plan(read_manifest(copy), "vision", plan, b"native code")
+    data = b"ftrt" + bytes(20) + bytes((10, 16, 1, 11)) + b"native code"
+    (copy / plan.file).write_bytes(data)
+    manifest = with_plan(read_manifest(copy), "vision", plan, data)
     (copy / "bundle.json").write_bytes(encode_manifest(manifest))
     return copy
 

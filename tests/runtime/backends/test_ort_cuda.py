@@ -47,6 +47,20 @@ def test_a_cuda_session_that_became_a_cpu_session_is_an_error(text, monkeypatch,
     capfd.readouterr()
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
+def test_the_library_that_cuda_lacks_is_named_though_onnxruntime_tells_its_log_alone(text, monkeypatch, tmp_path):
+    library = tmp_path / "capi" / "libonnxruntime_providers_cuda.so"
+    library.parent.mkdir()
+    library.write_text("no library")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: LISTED)
+    monkeypatch.setattr(onnxruntime, "__file__", str(tmp_path / "__init__.py"))
+    error = refused(text)
+    assert error.code == "ORT_CUDA_LIBS"
+    assert "libonnxruntime_providers_cuda.so" in error.message
+    monkeypatch.setattr(ort_cuda, "missing_library", lambda: "libcuda.so.1: cannot open shared object file")
+    assert refused(text).code == "NO_DRIVER_OR_GPU"
+
+
 @dataclass
 class Node:
     op_type: str

@@ -19,7 +19,7 @@ from flamest.runtime.manifest import encode_manifest, read_manifest
 from flamest.runtime.plan_records import Plan, PlanOptions
 
 FACTS = MachineFacts(gpu=Gpu("Made-up GPU", "9.0", 1000), versions={"tensorrt": "11.4.0"}, tensorrt_builds=True)
-PLAN = b"native code"
+PLAN = b"ftrt" + bytes(20) + bytes((11, 4, 0, 106)) + b"native code"
 
 
 def plan_of(name, **options):
@@ -76,6 +76,18 @@ def test_a_plan_with_its_own_weights_is_given_none_and_a_compatible_one_may_brin
     TensorRtOpener(bundle, FACTS, lambda text: None).open_plan("text", bundle.manifest.graphs["text"].plans[0])
     file = did[0][1]
     assert (file.onnx, file.onnx_sha256, file.host_code) == (None, "", True)
+
+
+@pytest.mark.parametrize(
+    ("plan", "code"),
+    [(PLAN.replace(bytes((11, 4, 0, 106)), bytes((10, 3, 0, 26))), "PLAN_VERSION"), (b"x" * 40, "PLAN_HEADER")],
+)
+def test_what_the_files_first_bytes_say_counts_more_than_its_record(bundle, did, plan, code):
+    (bundle.path / "vision.plan").write_bytes(plan)
+    with pytest.raises(FlamestError) as caught:
+        TensorRtOpener(bundle, FACTS, lambda text: None).open_plan("vision", bundle.manifest.graphs["vision"].plans[0])
+    assert caught.value.code == code
+    assert did == []
 
 
 def test_a_plan_that_fails_its_trial_is_never_opened_here(bundle, did, monkeypatch):
