@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from ..runtime.backends.opening import Place
+    from ..runtime.backends.refusals import Refusal
     from ..runtime.backends.wishes import Wishes
 
 BackendOption = Annotated[
@@ -47,15 +48,19 @@ def show_places(places: Sequence[Place], wishes: Wishes) -> None:
 
 def places_lines(places: Sequence[Place], wishes: Wishes) -> list[str]:
     from ..runtime.backends.ladder import TITLES
+    from ..runtime.backends.refusals import Code
     from ..runtime.backends.wishes import AUTO
 
     together: dict[tuple[str, str], list[str]] = {}
     for place in places:
         together.setdefault((place.where, place.precision), []).append(place.graph)
     lines = [f"{', '.join(graphs)} ran on {where}, {precision}" for (where, precision), graphs in together.items()]
-    refused: dict[str, list[str]] = {}
+    refused: dict[Refusal, tuple[dict[str, None], dict[str, None]]] = {}  # graphs and rungs, each once, in order
     for place in places:
-        if wishes.backend_of(place.graph) != AUTO:
-            for kind, refusal in place.refused:
-                refused.setdefault(f"{TITLES[kind]}: {refusal}\n    fix: {refusal.fix}", []).append(place.graph)
-    return lines + [f"  {', '.join(graphs)} not on {why}" for why, graphs in refused.items()]
+        for kind, refusal in place.refused if wishes.backend_of(place.graph) != AUTO else ():
+            if refusal.code is not Code.NOT_ASKED:
+                graphs, titles = refused.setdefault(refusal, ({}, {}))
+                graphs[place.graph] = titles[TITLES[kind]] = None
+    for refusal, (graphs, titles) in refused.items():
+        lines += [f"  {', '.join(graphs)} not on {'; '.join(titles)}", f"    {refusal}", f"    fix: {refusal.fix}"]
+    return lines

@@ -48,7 +48,8 @@ def test_extraction_says_where_each_network_ran(toy_bundle, videos, tmp_path):
 def test_a_fallback_from_a_named_backend_is_told_with_its_reason_and_fix(toy_bundle, videos, tmp_path, no_gpu):
     out = extract(toy_bundle, videos, tmp_path / "s.sqlite", "--backend", "onnxruntime-cuda")
     assert "ran on ONNX Runtime CPU" in out
-    assert "not on ONNX Runtime CUDA: NO_DRIVER_OR_GPU" in out
+    assert "vision, text, cnn, keyframes not on ONNX Runtime CUDA\n    NO_DRIVER_OR_GPU" in out
+    assert "NOT_ASKED" not in out
     assert "fix: nvidia-smi" in out
 
 
