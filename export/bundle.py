@@ -27,6 +27,7 @@ from ..runtime.manifest import (
     encode_manifest,
 )
 from ..runtime.parity_records import Parity
+from .check import check_graphs, must_pass
 from .extractors import ExtractorEntry
 from .parts import (
     BLIP_STEPS,
@@ -58,6 +59,7 @@ class ExportRequest:
     captions: Path | None = None  # CLIP's; None: those that come with its source
     extraction_seed: int = 0
     threads: int | None = None
+    check: bool = False  # with every check that needs no GPU (check.py)
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Exported:
             versions=versions(),
         )
         write_atomic(folder / MANIFEST_FILE, encode_manifest(manifest))
+        if request.check:
+            must_pass(check_graphs(folder, manifest), request.out)
     return Exported(manifest, time.monotonic() - started)
 
 

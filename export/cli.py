@@ -10,12 +10,14 @@ import typer
 from ..base.console import command
 from ..base.errors import MissingExtra, UsageError
 from .cli_doctor import doctor
+from .cli_check import check
 from .cli_options import (
     EXAMPLE,
     MOST_CAPTIONED,
     READINGS,
     BlipOption,
     BundleArgument,
+    CheckOption,
     ClipOption,
     I3dOption,
     JsonOption,
@@ -58,6 +60,7 @@ app.command("doctor")(doctor)
 app.command("plans")(plans)
 app.command("keygen")(keygen)
 app.command("sign")(sign)
+app.command("check")(check)
 
 
 @app.callback(invoke_without_command=True)
@@ -121,6 +124,7 @@ def export(
     workspace_mb: WorkspaceOption = None,
     timing_cache: TimingCacheOption = None,
     plan_cache: PlanCacheOption = None,
+    checked: CheckOption = False,
     as_json: JsonOption = False,
 ) -> dict[str, Any] | None:
     """Build a bundle: the frozen networks of an extractor as ONNX graphs in one folder.
@@ -165,6 +169,7 @@ def export(
         captions=captions,
         extraction_seed=extraction_seed,
         threads=threads,
+        check=checked,
     )
     steps = steps_of(entry)
     with progress_bar("exporting", steps, unit="steps") as progress, quiet_libraries(), torch_threads(threads):

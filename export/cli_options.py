@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .extractors import ExtractorEntry
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
+CheckOption = Annotated[
+    bool,
+    typer.Option("--check", help="Check the graphs too as flamest-export check does; leave no bundle when one fails."),
+]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Cores to use; all when not given.")]
 TrustedKeyOption = Annotated[
     list[str] | None,

@@ -1,0 +1,131 @@
+"""What TensorRT's ONNX parser takes, as far as our graphs need it: operators, element types, restrictions.
+
+Our own table in our own words, narrowed to what holds for every TensorRT from 10.3 to 11: what stands in
+the parser's published lists of operators both for 9.2 (the last list before 10.3 that we could read) and for
+10.15, and is not taken back in the excerpts of 11.2's (https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md,
+its history, and https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/onnx-opset-guide.html).
+What the table allows may still fail to build; what it refuses does not parse everywhere.
+
+Since version 10 int8 is a *quantised* type: it exists between QuantizeLinear and DequantizeLinear and
+nowhere else, with zero points of zero; uint8 at inputs and outputs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+OPSETS = range(9, 20)  # 9.2 reads up to opset 19, 10.15 up to 24, 11 up to 25
+STANDARD = ("", "ai.onnx")  # the domains of ONNX itself
+
+_FLOATS = frozenset({"float32", "float16", "bfloat16"})
+_WHOLE = frozenset({"int32", "int64"})
+_NUMBERS = _FLOATS | _WHOLE
+_ALL = _NUMBERS | {"bool"}
+_BOOL = frozenset({"bool"})
+
+
+@dataclass(frozen=True, eq=False)
+class NodeView:
+    """One node, with what is known of its values."""
+
+    node: Any  # onnx.NodeProto
+    types: Mapping[str, str]  # value -> numpy's name of its element type
+    ranks: Mapping[str, int]
+    constants: frozenset[str]  # initializers and results of Constant
+    zeros: frozenset[str]  # constants whose every value is zero
+
+    def attribute(self, name: str) -> list[int]:
+        return next((list(given.ints) for given in self.node.attribute if given.name == name), [])
+
+
+Restriction = Callable[[NodeView], str]  # what is wrong; empty when nothing is
+
+
+def _two_or_three_dimensions(view: NodeView) -> str:
+    rank = view.ranks.get(view.node.input[0])
+    return "" if rank in (4, 5, None) else f"is over {rank - 2} spatial dimensions, expected 2 or 3"
+
+
+def _pooling(view: NodeView) -> str:
+    if any(size != 1 for size in view.attribute("dilations")):
+        return "has dilations, expected none"
+    if len([output for output in view.node.output if output]) > 1:
+        return "gives indices, expected its values alone"
+    return _two_or_three_dimensions(view)
+
+
+def _first_output_alone(view: NodeView) -> str:
+    more = [output for output in view.node.output[1:] if output]
+    return f"gives {', '.join(more)} too, expected its first output alone" if more else ""
+
+
+def _constant_input(position: int, what: str) -> Restriction:
+    def check(view: NodeView) -> str:
+        names = view.node.input[position : position + 1]
+        return f"computes its {what}, expected a constant" if any(n and n not in view.constants for n in names) else ""
+
+    return check
+
+
+def _zero_point_of_zero(view: NodeView) -> str:
+    names = view.node.input[2:3]
+    return "has a zero point other than zero" if any(n and n not in view.zeros for n in names) else ""
+
+
+def _no_restriction(view: NodeView) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Operator:
+    types: frozenset[str]  # of its first input, or of its result where it makes one from nothing
+    restriction: Restriction = _no_restriction
+
+
+_axes = _constant_input(1, "axes")
+
+OPERATORS: dict[str, Operator] = {
+    **dict.fromkeys(("Add", "Div", "Mul", "Sub", "Max", "Min", "Neg", "ArgMax", "ArgMin"), Operator(_NUMBERS)),
+    **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), Operator(_NUMBERS)),
+    **dict.fromkeys(("Cast", "Concat", "Expand", "Flatten", "Gather", "GatherElements"), Operator(_ALL)),
+    **dict.fromkeys(("GatherND", "Identity", "Reshape", "Shape", "Size", "Split", "Tile"), Operator(_ALL)),
+    **dict.fromkeys(("Transpose", "Constant", "Where"), Operator(_ALL)),
+    **dict.fromkeys(("Erf", "Exp", "Floor", "Gemm", "GlobalAveragePool", "Log", "MatMul"), Operator(_FLOATS)),
+    **dict.fromkeys(("Pow", "Reciprocal", "Sigmoid", "Softmax", "Sqrt", "Tanh", "Clip"), Operator(_FLOATS)),
+    **dict.fromkeys(("And", "Not", "Or"), Operator(_BOOL)),
+    **dict.fromkeys(("Squeeze", "Unsqueeze"), Operator(_ALL, _axes)),
+    **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"), Operator(_NUMBERS, _axes)),
+    **dict.fromkeys(("AveragePool", "MaxPool"), Operator(_FLOATS, _pooling)),
+    "Conv": Operator(_FLOATS, _two_or_three_dimensions),
+    "ConstantOfShape": Operator(frozenset({"float32"})),
+    "DequantizeLinear": Operator(frozenset({"int8"}), _zero_point_of_zero),
+    "HardSigmoid": Operator(_FLOATS),
+    "LayerNormalization": Operator(_FLOATS, _first_output_alone),
+    "Pad": Operator(_NUMBERS),
+    "QuantizeLinear": Operator(_FLOATS, _zero_point_of_zero),
+    "Range": Operator(_NUMBERS),
+    "Relu": Operator(_NUMBERS),
+    "Slice": Operator(_ALL, _constant_input(3, "axes")),
+}
+
+
+def parser_problems(view: NodeView) -> Iterator[str]:
+    """What TensorRT's parser would not take of one node, in words that begin with its operator."""
+    node = view.node
+    name = f"{node.op_type} '{node.name}'"
+    if node.domain not in STANDARD:
+        yield f"{node.domain}.{node.op_type}: not an operator of ONNX itself"
+        return
+    known = OPERATORS.get(node.op_type)
+    if known is None:
+        yield f"{node.op_type}: not in the list of what TensorRT 10.3 to 11 all take"
+        return
+    value = node.input[0] if node.input else node.output[0]
+    kind = view.types.get(value)
+    if kind is not None and kind not in known.types:
+        yield f"{name} on {kind}, expected {', '.join(sorted(known.types))}"
+    problem = known.restriction(view)
+    if problem:
+        yield f"{name} {problem}"
