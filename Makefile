@@ -8,10 +8,10 @@ STAMP := $(VENV)/.flamest-dev
 RIG := build/tensorrt/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo rig test check bench protos soak clean help
+.PHONY: setup demo rig test check bench gpu-check protos soak clean help
 
 help:  ## say what each target does
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## make the virtual environment with everything a developer needs
 
@@ -42,6 +42,9 @@ check: setup  ## formatter, linter, types
 
 bench: setup  ## measurements, results kept in bench/results
 	$(PY) -m bench
+
+gpu-check: setup  ## on a machine with an NVIDIA GPU: build, verify, measure; one report to send back
+	$(VENV)/bin/flamest-export gpu-check --results bench/results
 
 protos: setup  ## regenerate the protobuf code from fedproto/flamest_v1.proto
 	$(PY) -m flamest.fedproto.generate

@@ -42,6 +42,7 @@ from .parts import (
     export_keyframes,
     first_layers,
 )
+from .releases import licence_warning
 from .sources import open_video
 
 LICENCES_FILE = "LICENCES.txt"
@@ -151,6 +152,8 @@ def _export_vlm(request: ExportRequest, shop: Workshop, parts: list[Part]) -> Vi
 def _licences(sources: dict[str, Source]) -> bytes:
     lines = ["Licences of the weights in this bundle, as far as the exporter knows them.", ""]
     lines += [f"{part}: {source.name} ({source.revision}): {source.licence}" for part, source in sources.items()]
+    warnings = [licence_warning(part, source.licence) for part, source in sources.items()]
+    lines += ["", *(f"WARNING: {warning}" for warning in warnings if warning)] if any(warnings) else []
     return ("\n".join(lines) + "\n").encode()
 
 

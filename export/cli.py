@@ -9,8 +9,11 @@ import typer
 
 from ..base.console import command
 from ..base.errors import MissingExtra, UsageError
-from .cli_doctor import doctor
+from .cli_bench import bench
 from .cli_check import check
+from .cli_doctor import doctor
+from .cli_dry_run import DryRunOption, dry_run
+from .cli_gpu import gpu_check
 from .cli_options import (
     EXAMPLE,
     MOST_CAPTIONED,
@@ -47,6 +50,7 @@ from .cli_plans import (
 )
 from .cli_show import extractor_row, show_extractors, show_manifest, show_parity, show_signers, signer_ids
 from .cli_sign import keygen, sign
+from .cli_weights import verify_weights
 from .extractors import DEFAULT_EXTRACTOR, EXTRACTORS, count_networks, count_parameters, find_extractor
 
 if TYPE_CHECKING:
@@ -61,6 +65,9 @@ app.command("plans")(plans)
 app.command("keygen")(keygen)
 app.command("sign")(sign)
 app.command("check")(check)
+app.command("bench")(bench)
+app.command("verify-weights")(verify_weights)
+app.command("gpu-check")(gpu_check)
 
 
 @app.callback(invoke_without_command=True)
@@ -125,6 +132,7 @@ def export(
     timing_cache: TimingCacheOption = None,
     plan_cache: PlanCacheOption = None,
     checked: CheckOption = False,
+    dry: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> dict[str, Any] | None:
     """Build a bundle: the frozen networks of an extractor as ONNX graphs in one folder.
@@ -151,10 +159,12 @@ def export(
         return None
     check_choices(backend, precision, cross_attention)
     entry = find_extractor(extractor)
-    if out is None:
+    if out is None and not dry:
         raise UsageError("no folder given for the bundle: expected --out DIR", fix=EXAMPLE)
     given = {"blip": blip, "clip": clip, "slow": slow, "i3d": i3d, "resnet3d": resnet3d, "videomae": videomae}
     check_uses(entry, given, cross_attention, captions, captioned_frames)
+    if out is None or dry:
+        return dry_run(entry, choose_sources(entry, weights, given), out, None, as_json=as_json)
     site = site_for_export(context, backend, out)
     from ..base.progress import progress_bar
     from .bundle import ExportRequest, export_bundle, steps_of
@@ -301,31 +311,6 @@ def verify(
         "not_compared": done.not_compared,
         "seconds": round(done.seconds, 1),
     }
-
-
-@app.command("bench")
-@command
-def bench(
-    bundle: BundleArgument,
-    repeats: Annotated[int, typer.Option(min=3, help="Runs of each graph.")] = 20,
-    threads: ThreadsOption = None,
-    trusted_key: TrustedKeyOption = None,
-    as_json: JsonOption = False,
-) -> dict[str, Any]:
-    """Measure each graph on this machine: milliseconds per run at batch 1."""
-    import msgspec
-
-    from ..runtime.signature import read_trusted_keys
-    from .bench import time_graphs
-
-    trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
-    timings = time_graphs(bundle, repeats=repeats, threads=threads, trusted=trusted)
-    if not as_json:
-        print(f"{'graph':10} {'min ms':>8} {'p50 ms':>8} {'p95 ms':>8}  sizes")
-        for name, timing in timings.items():
-            sizes = ", ".join(f"{word} {size}" for word, size in timing.sizes.items())
-            print(f"{name:10} {timing.min_ms:8.1f} {timing.p50_ms:8.1f} {timing.p95_ms:8.1f}  {sizes}")
-    return {"bundle": str(bundle), "threads": threads, "graphs": msgspec.to_builtins(timings)}
 
 
 def _parity(graphs: Mapping[str, GraphParity]) -> dict[str, dict[str, float]]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .releases import licence_warning
+
 if TYPE_CHECKING:
     from ..runtime.manifest import Manifest
     from ..runtime.parity_records import GraphParity
@@ -52,6 +54,8 @@ def show_manifest(bundle: Path, manifest: Manifest, signers: Sequence[PublicKey]
     print(f"  keyframes     {rule.count} of {rule.candidates} at {rule.preprocessing.size} px ({rule.space})")
     for part, source in manifest.sources.items():
         print(f"  {part:13} {source.name} ({source.revision}), licence: {source.licence}")
+        if warning := licence_warning(part, source.licence):
+            print(f"                WARNING: {warning}")
         print(
             f"                {source.parameters:,} parameters as the paper counts, {source.parameters_tied:,} stored"
         )

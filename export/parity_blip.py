@@ -43,7 +43,7 @@ def compare_blip(
     captions = 0
     for batch in BATCHES:
         pixels = pictures(batch, spec.preprocessing)
-        expected = _captions_of(model, pixels, spec)
+        expected = captions_of(model, pixels, spec)
         memory = deployed.look(pixels)
         got = deployed.caption_ids(memory)
         if got != expected:
@@ -59,7 +59,7 @@ def compare_blip(
     return BlipParity({name: summarise(name, runs) for name in names}, captions)
 
 
-def _captions_of(
+def captions_of(
     model: BlipForConditionalGeneration, pixels: npt.NDArray[np.float32], spec: VisionLanguage
 ) -> list[TokenIds]:
     """What Hugging Face's ``generate`` says, without start, end and padding."""

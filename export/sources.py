@@ -23,6 +23,7 @@ from .checkpoints import BATCH_COUNT
 from .clip import CLIP_BASE_CONFIG, CLIP_TINY_CONFIG, build_clip, read_captions
 from .hub import fetch_folder, is_hub_id
 from .preprocessing import clip_frames, small_clip_frames, small_video_frames
+from .releases import MINIWORLD, licence_of
 from .tokenizer import read_tokenizer, synthetic_tokenizer
 from .video_networks import VIDEO_NETWORKS, VideoNetwork
 from .vocabulary import CLS, SEP, spoken_phrases
@@ -36,19 +37,9 @@ PUBLISHED = {
     "clip": "openai/clip-vit-base-patch32",
     **{name: network.published for name, network in VIDEO_NETWORKS.items()},
 }
-MINIWORLD = "miniworld"
 _SMALL_REVISION = "trained by this project on its mini-world (flamest.experiments.pretraining)"
 _RANDOM = re.compile(r"random:(?P<form>full|tiny)(:(?P<seed>\d{1,9}))?")
 _RANDOM_CAPTIONS = 8  # made up for a random CLIP
-
-_LICENCES = {
-    "Salesforce/blip-image-captioning-base": "BSD-3-Clause (model card)",
-    "slow_r50": "Apache-2.0 (PyTorchVideo's repository; it states no separate licence for the weights)",
-    "i3d_r50": "Apache-2.0 (PyTorchVideo's repository; it states no separate licence for the weights)",
-    "r3d_18": "BSD-3-Clause (torchvision's repository; it states no separate licence for the weights)",
-    MINIWORLD: "Apache-2.0 (this project's own weights)",
-}
-_LICENCE_UNKNOWN = "not known to the exporter: ask whoever gave you the weights"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,13 +96,13 @@ def open_blip(name: str) -> BlipSource:
 
         small: Any = load_small("blip")
         tokenizer = read_tokenizer(BLIP_FOLDER, vocabulary_size=small.config.text_config.vocab_size)
-        return BlipSource(small, tokenizer, _describe(name, _SMALL_REVISION, small, _licence(name)))
+        return BlipSource(small, tokenizer, _describe(name, _SMALL_REVISION, small, licence_of(name)))
     from .blip_checkpoint import FILES_TO_BRING, load_blip
 
     path, revision = _folder("blip", name, FILES_TO_BRING)
     model = load_blip(path)
     tokenizer = read_tokenizer(_inside(path), vocabulary_size=model.config.text_config.vocab_size)
-    return BlipSource(model, tokenizer, _describe(_short(name), revision, model, _licence(name)))
+    return BlipSource(model, tokenizer, _describe(_short(name), revision, model, licence_of(name)))
 
 
 def open_clip(name: str) -> ClipSource:
@@ -137,7 +128,7 @@ def open_clip(name: str) -> ClipSource:
         if not CLIP_CAPTIONS.is_file():
             raise DataError(f"the mini-world's captions are missing: {CLIP_CAPTIONS.name}", code="untrained")
         tokenizer = read_tokenizer(BLIP_FOLDER, vocabulary_size=small.config.text_config.vocab_size)
-        source = _describe(name, _SMALL_REVISION, small, _licence(name))
+        source = _describe(name, _SMALL_REVISION, small, licence_of(name))
         frames = small_clip_frames(small.config.vision_config.image_size)
         return ClipSource(small, tokenizer, read_captions(CLIP_CAPTIONS), frames, source)
     from .transformer_checkpoint import CLIP_FILES, load_clip
@@ -150,7 +141,7 @@ def open_clip(name: str) -> ClipSource:
         raise DataError(
             f"cannot read {tokenizer_file}: {error.strerror}", fix=f"put {CLIP_FILES} of the model into one folder"
         ) from error
-    source = _describe(_short(name), revision, model, _licence(name))
+    source = _describe(_short(name), revision, model, licence_of(name))
     return ClipSource(model, tokenizer, (), clip_frames(model.config.vision_config.image_size), source)
 
 
@@ -167,7 +158,7 @@ def open_video(network_name: str, name: str) -> VideoSource:
         from .small_networks import SMALL_FORMS, load_small
 
         net, form = load_small(network_name), VideoForm(**dataclasses.asdict(SMALL_FORMS[network_name]))
-        source = _describe(name, _SMALL_REVISION, net, _licence(name))
+        source = _describe(name, _SMALL_REVISION, net, licence_of(name))
         return VideoSource(network, net, form, small_video_frames(form.crop), source)
     if Path(name).exists():
         net, form = network.load(Path(name))
@@ -179,7 +170,7 @@ def open_video(network_name: str, name: str) -> VideoSource:
             f"--{network_name} {name}: no such file; expected {network.published}, {network.files}, {_EVERYWHERE}",
             fix=f"give the path of a checkpoint of {network.published} with --{network_name}",
         )
-    source = _describe(_short(name), revision, net, _licence(name))
+    source = _describe(_short(name), revision, net, licence_of(name))
     return VideoSource(network, net, form, network.preprocessing(form.crop), source)
 
 
@@ -200,10 +191,6 @@ def _folder(network: str, name: str, to_bring: str) -> tuple[Path, str]:
 
 def _inside(path: Path) -> Path:
     return path if path.is_dir() else path.parent
-
-
-def _licence(name: str) -> str:
-    return _LICENCES.get(name.partition("@")[0], _LICENCE_UNKNOWN)
 
 
 def _short(name: str) -> str:

@@ -84,15 +84,6 @@ def test_inspect_of_something_else_ends_in_65(tmp_path):
     assert "is not a bundle" in said(result)["error"]["message"]
 
 
-def test_bench_times_each_graph(tiny_bundle):
-    graphs = said(run("bench", tiny_bundle, "--repeats", "3", "--threads", "1", "--json"))["graphs"]
-    assert set(graphs) == {"vision", "text", "cnn", "keyframes"}
-    for timing in graphs.values():
-        assert 0 < timing["min_ms"] <= timing["p50_ms"] <= timing["p95_ms"]
-        assert timing["runs"] == 3
-    assert graphs["text"]["sizes"] == {"batch": 1, "tokens": 1, "past": 10, "patches": 37}
-
-
 def test_doctor_says_what_can_be_built_and_what_to_type(monkeypatch):
     from flamest.export import doctor
 

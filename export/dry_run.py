@@ -1,0 +1,218 @@
+"""What an export would do, without doing it: sources, sizes, memory, downloads. No weights are read.
+
+The networks are built from their configurations with memory that is not set, and their graphs' constants
+counted: the sizes of the files follow to a few per cent. Seconds, whatever the networks' sizes.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..runtime.graph_records import Precision
+from .blip import vision_module
+from .extractors import ExtractorEntry
+from .hub import cached_folder, is_hub_id
+from .releases import BY_SOURCE, MINIWORLD, licence_of, licence_warning, pinned_revision
+from .slow import keyframe_module
+from .video_networks import VIDEO_NETWORKS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Bytes per value of matrices and kernels; vectors (biases, norms) stay in four.
+BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+_NODES = 60_000  # bytes of a graph that are not weights: about that, whatever the network
+_TOKENIZER = 720_000  # bytes of tokenizer.json, BERT's
+# Memory that an export takes: the libraries, and the largest network several times over (loaded, copied by
+# the tracer, held as the graph, opened by ONNX Runtime). On the safe side: as doctor reckons for the published ones.
+_LIBRARIES_BYTES, _TIMES = 1_100_000_000, 15
+
+
+@dataclass(frozen=True)
+class GraphEstimate:
+    name: str
+    precision: Precision
+    values: int  # weights
+    bytes: int  # of the ONNX file, about
+
+
+@dataclass(frozen=True)
+class SourceEstimate:
+    """``here``: where the weights are, in words; ``download_bytes``: 0 when nothing has to be fetched."""
+
+    network: str
+    name: str
+    revision: str
+    licence: str
+    here: str
+    download_bytes: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    graphs: tuple[GraphEstimate, ...]
+    sources: tuple[SourceEstimate, ...]
+    bundle_bytes: int
+    memory_bytes: int
+    free_bytes: int  # on the disk where the bundle goes
+    warnings: tuple[str, ...]
+
+    @property
+    def download_bytes(self) -> int:
+        return sum(source.download_bytes for source in self.sources)
+
+
+def estimate(
+    entry: ExtractorEntry, sources: Mapping[str, str], out: Path, precisions: Mapping[str, Precision] | None = None
+) -> Estimate:
+    """``sources``: by network the source word; ``precisions``: by graph, fp32 where none is given.
+
+    Raises DataError when a local folder's configuration describes no network.
+    """
+    graphs: list[GraphEstimate] = []
+    largest = 0
+    for name, shapes in _graph_shapes(entry, sources):
+        precision: Precision = (precisions or {}).get(name, "fp32")
+        values = sum(_product(shape) for shape in shapes)
+        wide = sum(_product(shape) for shape in shapes if len(shape) > 1)
+        size = wide * BYTES[precision] + (values - wide) * 4 + _NODES
+        graphs.append(GraphEstimate(name, precision, values, size))
+        largest = max(largest, 4 * values)
+    found = tuple(_source(network, sources[network]) for network in entry.needed_networks)
+    tokenizer = _TOKENIZER if entry.vlm in ("blip", "blip-text") else 0
+    warnings = [licence_warning(source.network, source.licence) for source in found]
+    return Estimate(
+        graphs=tuple(graphs),
+        sources=found,
+        bundle_bytes=sum(graph.bytes for graph in graphs) + tokenizer,
+        memory_bytes=_LIBRARIES_BYTES + _TIMES * largest,
+        free_bytes=shutil.disk_usage(_existing(out)).free,
+        warnings=tuple(warning for warning in warnings if warning),
+    )
+
+
+Shape = tuple[int, ...]
+
+
+def _graph_shapes(entry: ExtractorEntry, sources: Mapping[str, str]) -> Iterator[tuple[str, list[Shape]]]:
+    """By graph the shapes of its constants, one network at a time."""
+    if entry.vlm == "clip":
+        model = _build_clip(sources["clip"])
+        yield "clip", [*_shapes(model.vision_model), *_shapes(model.visual_projection)]
+    elif entry.vlm is not None:
+        model = _build_blip(sources["blip"])
+        yield "vision", _shapes(vision_module(model))
+        # Keys and values of the image are computed in graph 'vision'; the caption alone needs no cross-attention.
+        yield "text", _shapes(model.text_decoder, without=("crossattention.self.key", "crossattention.self.value"))
+        if entry.vlm == "blip-text":
+            yield "words", _shapes(model.text_decoder.bert, without=("crossattention",))
+        del model
+        gc.collect()
+    slow = _build_video("slow", sources["slow"])
+    yield "keyframes", _shapes(keyframe_module(slow))
+    if entry.network is not None:
+        net = slow if entry.network == "slow" else _build_video(entry.network, sources[entry.network])
+        yield "cnn", _shapes(VIDEO_NETWORKS[entry.network].module(net), without=("proj", "classifier", "fc"))
+
+
+def _shapes(module: nn.Module, without: tuple[str, ...] = ()) -> list[Shape]:
+    """Of every stored floating value once; batch norms are folded into a bias of their convolution."""
+    seen: set[int] = set()
+    shapes: list[Shape] = []
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        left_out = any(f".{part}." in f".{name}" for part in without) or name.endswith(("running_mean", "running_var"))
+        if left_out or not tensor.is_floating_point() or tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        shapes.append(tuple(tensor.shape))
+    return shapes
+
+
+def _build_blip(word: str) -> Any:
+    from .architectures import BLIP_BASE_CONFIG, BLIP_TINY_CONFIG, build_blip
+    from .blip_checkpoint import CONFIG_FILE, read_config
+
+    if word.startswith("random:tiny"):
+        return build_blip(BLIP_TINY_CONFIG)
+    if word == MINIWORLD:
+        from .small_networks import BUILDERS
+
+        return BUILDERS["blip"]()
+    folder = _folder_of(word)
+    return build_blip(BLIP_BASE_CONFIG if folder is None else read_config(folder / CONFIG_FILE))
+
+
+def _build_clip(word: str) -> Any:
+    from .clip import CLIP_BASE_CONFIG, CLIP_TINY_CONFIG, build_clip
+
+    if word == MINIWORLD:
+        from .small_networks import BUILDERS
+
+        return BUILDERS["clip"]()
+    return build_clip(CLIP_TINY_CONFIG if word.startswith("random:tiny") else CLIP_BASE_CONFIG)
+
+
+def _build_video(network: str, word: str) -> nn.Module:
+    if word == MINIWORLD:
+        from .small_networks import BUILDERS
+
+        return BUILDERS[network]()
+    entry = VIDEO_NETWORKS[network]
+    net, _ = entry.tiny() if word.startswith("random:tiny") else entry.full()
+    return net
+
+
+def _folder_of(word: str) -> Path | None:
+    path = Path(word)
+    if path.exists():
+        return path if path.is_dir() else path.parent
+    return cached_folder(word) if is_hub_id(word) else None
+
+
+def _source(network: str, word: str) -> SourceEstimate:
+    licence = licence_of(word)
+    if word.startswith("random:"):
+        return SourceEstimate(network, word, "", "none", "made from a seed", 0)
+    if word == MINIWORLD:
+        return SourceEstimate(network, word, "", licence, "in this package", 0)
+    if Path(word).exists():
+        return SourceEstimate(network, Path(word).name, "local files", licence, "local files", 0)
+    repository, _, asked = word.partition("@")
+    revision = asked or pinned_revision(repository) or ("main branch" if is_hub_id(word) else "")
+    if _cached(word):
+        return SourceEstimate(network, word, revision, licence, "in this machine's cache", 0)
+    release = BY_SOURCE.get(repository)
+    size = release.about_bytes if release else 4 * _published_values(network)
+    return SourceEstimate(network, word, revision, licence, "to be downloaded", size)
+
+
+def _cached(word: str) -> bool:
+    from .checkpoints import WEIGHT_FILES
+
+    if is_hub_id(word):
+        folder = cached_folder(word)
+        return folder is not None and any((folder / name).is_file() for name in WEIGHT_FILES)
+    from torch import hub
+
+    return word in BY_SOURCE and (Path(hub.get_dir()) / "checkpoints" / BY_SOURCE[word].file).is_file()
+
+
+def _published_values(network: str) -> int:
+    return next(release.parameters for release in BY_SOURCE.values() if release.network == network)
+
+
+def _product(shape: Shape) -> int:
+    values = 1
+    for size in shape:
+        values *= size
+    return values
+
+
+def _existing(path: Path) -> Path:
+    """``path`` itself or its nearest folder that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())

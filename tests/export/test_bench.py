@@ -1,0 +1,97 @@
+"""Backends side by side: what is measured, what is refused, and that one that dies does not end the contest."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from flamest.export.bench import REFERENCE, _in_order, difference
+from flamest.export.bench_child import Contestant, gpu_used_mb, resident_mb
+from flamest.export.bench_clips import FRAMES, find_clips, render_clips
+from flamest.export.bench_process import Process, Refused
+from flamest.export.cli import app
+from typer.testing import CliRunner
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def figures(tiny_bundle):
+    words = ("bench", tiny_bundle, "--repeats", 3, "--clips", 2, "--threads", 1)
+    result = run(*words, "--backend", "onnxruntime", "--backend", "tensorrt", "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_every_graph_and_every_stage_has_times_and_memory(figures):
+    found = figures["backends"]["onnxruntime"]
+    assert set(found["graphs"]) == {"vision", "text", "cnn", "keyframes"}
+    assert set(found["stages"]) == {"decode", "keyframes", "vision", "caption", "embed", "cnn"}
+    for row in found["graphs"].values():
+        assert 0 < row["min_ms"] <= row["p50_ms"] <= row["p95_ms"]
+        assert row["runs"] == 3
+        assert row["where"] == "ONNX Runtime CPU"
+    for row in found["stages"].values():
+        assert 0 < row["p50_ms"] <= row["p95_ms"]
+    assert found["graphs"]["text"]["sizes"] == {"batch": 1, "tokens": 1, "past": 10, "patches": 37}
+    assert found["clips_per_second"] > 0
+    assert found["peak_mb"] > found["graphs"]["text"]["peak_mb"] > 0
+    assert found["decoder_peak_mb"] > 0
+    assert (figures["clips"], figures["rendered"]) == (2, True)
+
+
+def test_a_backend_that_does_not_run_here_is_named_with_the_reason(figures):
+    assert "tensorrt" not in figures["backends"]
+    refused = figures["refused"]["tensorrt"]
+    assert refused["message"]
+    assert refused["fix"]
+
+
+def test_an_unknown_backend_is_a_usage_error(tiny_bundle):
+    assert run("bench", tiny_bundle, "--backend", "abacus").exit_code == 2
+
+
+def test_a_contestant_that_cannot_open_the_bundle_says_why(tmp_path):
+    with pytest.raises(Refused, match="is not a bundle") as caught:
+        Process(Contestant(str(tmp_path), "onnxruntime"))
+    assert caught.value.code == "bad_data"
+
+
+def test_a_contestant_that_dies_is_refused_with_its_signal(tiny_bundle):
+    with Process(Contestant(str(tiny_bundle), "onnxruntime", threads=1)) as process:
+        process._process.kill()
+        with pytest.raises(Refused, match="killed by SIGKILL"):
+            process.ask("run_graph")
+
+
+def test_the_reference_comes_first_and_nobody_twice():
+    assert _in_order(("tensorrt", "openvino", REFERENCE, "tensorrt")) == [REFERENCE, "tensorrt", "openvino"]
+
+
+def test_a_difference_is_of_the_worst_output_and_row():
+    want = {"a": np.array([[1.0, 0.0], [0.0, 2.0]]), "ids": np.array([1, 2])}
+    got = {"a": np.array([[1.0, 0.0], [0.5, 2.0]]), "ids": np.array([3, 4])}
+    found = difference(got, want)
+    assert found["max_rel"] == 0.25
+    assert found["min_cosine"] == pytest.approx(2 / np.hypot(0.5, 2))
+    assert difference(want, want) == {"max_rel": 0.0, "min_cosine": pytest.approx(1.0)}
+
+
+def test_rendered_clips_are_real_files_and_the_same_every_time(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    first, again = (render_clips(tmp_path / name, 1)[0] for name in ("a", "b"))
+    assert first.read_bytes() == again.read_bytes()
+    import av
+
+    with av.open(str(first)) as file:
+        assert sum(1 for _ in file.decode(video=0)) == FRAMES
+    assert find_clips(tmp_path, 1) == [first]
+
+
+def test_memory_is_that_of_this_process():
+    assert 0 < resident_mb("VmRSS") <= resident_mb("VmHWM")
+    assert gpu_used_mb() is None or gpu_used_mb() > 0

@@ -1,0 +1,76 @@
+"""What an export would do is what it does: sizes to a few per cent, and nothing is written or fetched."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from flamest.export.cli import app
+from flamest.export.dry_run import estimate
+from flamest.export.extractors import EXTRACTORS
+from flamest.runtime.manifest import read_manifest
+from typer.testing import CliRunner
+
+TINY = dict.fromkeys(("blip", "clip", "slow", "i3d", "resnet3d", "videomae"), "random:tiny")
+
+
+def run(*words):
+    result = CliRunner().invoke(app, ["--dry-run", "--backend", "onnx", *map(str, words), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_sizes_are_those_of_the_bundle_to_a_few_per_cent(tiny_bundle, tmp_path):
+    said = run("--weights", "random:tiny", "--out", tmp_path / "b")
+    manifest = read_manifest(tiny_bundle)
+    assert set(said["graphs"]) == set(manifest.graphs)
+    for name, graph in manifest.graphs.items():
+        real = manifest.files[graph.file].bytes
+        assert abs(said["graphs"][name]["bytes"] - real) < 0.05 * real + 100_000, name
+    real = sum(entry.bytes for entry in manifest.files.values())
+    assert abs(said["bundle_bytes"] - real) < 0.05 * real + 1_000_000
+    assert said["download_bytes"] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_and_int8_are_a_half_and_a_quarter(tmp_path):
+    full, half, int8 = (
+        estimate(EXTRACTORS["slow"], TINY, tmp_path, {"cnn": precision}) for precision in ("fp32", "fp16", "int8")
+    )
+    sizes = [found.graphs[1].bytes for found in (full, half, int8)]
+    assert 0.45 < sizes[1] / sizes[0] < 0.6
+    assert 0.2 < sizes[2] / sizes[0] < 0.4
+    assert full.graphs[0] == int8.graphs[0]  # graph keyframes stays as it is
+
+
+@pytest.mark.parametrize("extractor", ["blip-text+i3d", "clip", "videomae", "resnet3d"])
+def test_every_extractor_can_be_estimated(extractor, tmp_path):
+    found = estimate(EXTRACTORS[extractor], TINY, tmp_path / "not" / "there")
+    assert {graph.name for graph in found.graphs} >= {"keyframes"}
+    assert found.bundle_bytes > 0
+    assert found.memory_bytes > found.bundle_bytes
+
+
+def test_published_weights_are_named_with_revision_size_and_licence(monkeypatch, tmp_path):
+    from flamest.export import dry_run
+
+    monkeypatch.setattr(dry_run, "_cached", lambda word: False)
+    monkeypatch.setattr(dry_run, "cached_folder", lambda word: None)
+    said = run("--extractor", "blip+slow")
+    blip = said["sources"]["blip"]
+    assert blip["name"] == "Salesforce/blip-image-captioning-base"
+    assert blip["revision"] == "82a37760796d32b1411fe092ab5d4e227313294b"
+    assert (blip["here"], blip["download_bytes"]) == ("to be downloaded", 989_820_849)
+    assert blip["licence"].startswith("BSD-3-Clause")
+    assert said["download_bytes"] > blip["download_bytes"]
+    assert 395e6 < said["graphs"]["vision"]["bytes"] < 410e6
+    assert 485e6 < said["graphs"]["text"]["bytes"] < 505e6
+
+
+def test_weights_that_may_not_be_used_commercially_are_warned_of(monkeypatch):
+    from flamest.export import dry_run
+
+    monkeypatch.setattr(dry_run, "_cached", lambda word: True)
+    said = run("--extractor", "videomae")
+    assert ["NOT for commercial use" in warning for warning in said["warnings"]] == [True]
+    assert said["sources"]["videomae"]["here"] == "in this machine's cache"
