@@ -213,17 +213,18 @@ def test_a_file_that_changes_after_it_was_hashed_is_found_before_anything_runs(b
 
 
 def test_a_graph_that_is_exchanged_while_the_extractor_opens_is_found_before_it_runs(bundle, monkeypatch):
-    from flamest.runtime import extractor
+    from flamest.runtime.backends.opening import GraphOpener
 
-    real = extractor.open_session
+    real = GraphOpener.open
 
-    def exchange(graph, **options):
-        opened = real(graph, **options)
+    def exchange(opener, name):
+        opened = real(opener, name)
+        graph = opener._bundle.graph(name)
         shutil.copyfile(graph, f"{graph}.new")
         os.replace(f"{graph}.new", graph)
         return opened
 
-    monkeypatch.setattr(extractor, "open_session", exchange)
+    monkeypatch.setattr(GraphOpener, "open", exchange)
     with pytest.raises(DataError, match="was changed after the bundle was checked"):
         open_extractor(bundle, trusted=TRUSTED)
 
