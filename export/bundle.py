@@ -55,6 +55,7 @@ class ExportRequest:
     extractor: ExtractorEntry
     sources: Mapping[str, str]  # by network; at least those of the extractor's ``needed_networks``
     out: Path
+    backend: str = "onnx"  # or "tensorrt": the graphs' form; plans are built afterwards
     cross_attention: CrossAttention = "bidirectional"
     captioned_frames: int = 1
     captions: Path | None = None  # CLIP's; None: those that come with its source
@@ -114,7 +115,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Exported:
             schema=SCHEMA,
             created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             extractor=request.extractor.name,
-            backend="onnx",
+            backend=request.backend,
             extraction_seed=request.extraction_seed,
             graphs={name: graph for made in parts for name, graph in made.graphs.items()},
             keyframes=keyframes,

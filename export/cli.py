@@ -37,6 +37,7 @@ from .cli_plans import (
     HardwareCompatOption,
     OptLevelOption,
     PlanCacheOption,
+    PlansOption,
     StripWeightsOption,
     Tf32Option,
     TimingCacheOption,
@@ -123,6 +124,7 @@ def export(
         int, typer.Option(min=0, help="Decides which keyframe of a clip is captioned; part of the fingerprint.")
     ] = 0,
     threads: ThreadsOption = None,
+    with_plans: PlansOption = None,
     opt_level: OptLevelOption = None,
     hardware_compat: HardwareCompatOption = None,
     version_compatible: VersionCompatibleOption = None,
@@ -174,6 +176,7 @@ def export(
         extractor=entry,
         sources=choose_sources(entry, weights, given),
         out=out,
+        backend=backend or "onnx",
         cross_attention=next(known for known in READINGS if known == cross_attention),
         captioned_frames=captioned_frames,
         captions=captions,

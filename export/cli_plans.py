@@ -87,11 +87,21 @@ PlanCacheOption = Annotated[
         help="Folder of this machine's own plans, for signed bundles. ~/.cache/flamest/plans when not given.",
     ),
 ]
+PlansOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--plans/--no-plans",
+        help="Whether --backend tensorrt builds plans now. --no-plans needs no GPU: flamest-export plans builds them "
+        "on the machine that has one.",
+    ),
+]
+AgainOption = Annotated[bool, typer.Option("--again", help="Build plans that are there already, too.")]
 HARDWARE: tuple[HardwareCompat, ...] = ("none", "ampere+", "same-cc")
 PLAN_OPTIONS = (
     *("opt_level", "hardware_compat", "version_compatible", "strip_weights", "tf32", "workspace_mb"),
-    *("timing_cache", "plan_cache"),
+    *("timing_cache", "plan_cache", "with_plans"),
 )
+_FLAGS = {"with_plans": "--plans/--no-plans"}
 
 
 def read_plan_options(given: Mapping[str, Any]) -> PlanOptions:
@@ -109,19 +119,25 @@ def read_plan_options(given: Mapping[str, Any]) -> PlanOptions:
 def site_for_export(context: typer.Context, backend: str | None, out: Path) -> Site | None:
     """For ``--backend tensorrt`` this machine, asked before any work; else None, and plans' options are refused."""
     given = context.params
-    if backend == "tensorrt":
+    if backend == "tensorrt" and given["with_plans"] is not False:
         options = read_plan_options(given)
-        otherwise = _onnx_now_plans_later(_other_options(context), out, options)
+        otherwise = onnx_now_plans_later(_other_options(context), out, options)
         return make_site(options, given["timing_cache"], given["plan_cache"], otherwise)
-    if words := [f"--{word.replace('_', '-')}" for word in PLAN_OPTIONS if given.get(word) is not None]:
+    useless = [word for word in PLAN_OPTIONS if given.get(word) is not None]
+    if backend == "tensorrt":
+        useless.remove("with_plans")
+    if useless:
+        flags = (_FLAGS.get(word, f"--{word.replace('_', '-')}") for word in useless)
         raise UsageError(
-            f"{', '.join(words)}: only with --backend tensorrt, an ONNX bundle has no plans",
-            fix="flamest-export --backend tensorrt --out DIR",
+            f"{', '.join(flags)}: only with --backend tensorrt that builds plans",
+            fix="flamest-export --backend tensorrt --out DIR, or flamest-export plans DIR afterwards",
         )
     return None
 
 
-def make_site(options: PlanOptions, timing_cache: Path | None, plan_cache: Path | None, otherwise: str) -> Site:
+def make_site(
+    options: PlanOptions, timing_cache: Path | None, plan_cache: Path | None, otherwise: str, *, again: bool = False
+) -> Site:
     """This machine as a place to build plans, asked before any long work.
 
     Raises one error that names all that is missing; ``otherwise``: what to type instead.
@@ -138,12 +154,16 @@ def make_site(options: PlanOptions, timing_cache: Path | None, plan_cache: Path 
         raise type(error)(
             f"TensorRT plans cannot be built on this machine:\n{found}", fix=otherwise, code=problems[0].code.value
         )
-    return Site(facts, options, open_cache(plan_cache), timing_cache)
+    return Site(facts, options, open_cache(plan_cache), timing_cache, again=again)
 
 
-def _onnx_now_plans_later(words: Sequence[str], out: Path, options: PlanOptions) -> str:
-    """What to do on a machine that cannot build plans. ``words``: the other options of this export, as typed."""
-    now = shlex.join(["flamest-export", "--backend", "onnx", *words])
+def onnx_now_plans_later(words: Sequence[str], out: Path, options: PlanOptions) -> str:
+    """What to do on a machine that cannot build plans. ``words``: the other options of this export, as typed.
+
+    In fp32 the graphs of both backends are the same; where precision is asked for, TensorRT wants its own form.
+    """
+    form = ["--backend", "tensorrt", "--no-plans"] if "--precision" in words else ["--backend", "onnx"]
+    now = shlex.join(["flamest-export", *form, *words])
     later = shlex.join(["flamest-export", "plans", str(out), *options.flags()])
     return (
         f"here, now: {now}\n"
@@ -177,6 +197,7 @@ def plans(
     workspace_mb: WorkspaceOption = None,
     timing_cache: TimingCacheOption = None,
     plan_cache: PlanCacheOption = None,
+    again: AgainOption = False,
     trusted_key: TrustedKeyOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
@@ -201,13 +222,9 @@ def plans(
     options = read_plan_options(given)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
     open_manifest(bundle, trusted)  # before a machine is asked about a folder that is no bundle
-    again = shlex.join(["flamest-export", "plans", str(bundle), *options.flags()])
-    site = make_site(
-        options,
-        timing_cache,
-        plan_cache,
-        f"mend what is named above, and type again: {again}; without plans the bundle runs on ONNX Runtime",
-    )
+    typed = shlex.join(["flamest-export", "plans", str(bundle), *options.flags()])
+    otherwise = f"mend what is named above, and type again: {typed}; without plans the bundle runs on ONNX Runtime"
+    site = make_site(options, timing_cache, plan_cache, otherwise, again=again)
     if not is_signed(bundle):
         sweep(bundle)
     done = supply(open_bundle(bundle, trusted), site)

@@ -150,7 +150,7 @@ class Manifest(Record, frozen=True):
     schema: int
     created: str  # UTC, RFC 3339
     extractor: str  # "blip+slow"
-    backend: str  # "onnx"; a TensorRT bundle holds its ONNX graphs too
+    backend: str  # whose form its ONNX graphs have: "onnx" or "tensorrt"; plans are each graph's own matter
     extraction_seed: int
     graphs: dict[str, Graph]
     keyframes: KeyframeRule

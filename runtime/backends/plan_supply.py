@@ -42,6 +42,7 @@ class Site:
     cache: PlanCache
     timing_cache: Path | None = None  # None: the one of this TensorRT and GPU in ``cache``
     build: Build = build_plan_apart
+    again: bool = False  # build what is there already too
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def kept_plan(bundle: Bundle, name: str, site: Site, progress: Progress) -> Kept
     ``progress`` counts ``plan_progress.STEPS``. Raises what ``build_plan`` raises.
     """
     key = _key(bundle.manifest, name, site)
-    if (kept := site.cache.find(key)) is not None:
+    if not site.again and (kept := site.cache.find(key)) is not None:
         progress.advance(STEPS)
         return kept
     built = _build(bundle, name, key, site, progress)
@@ -80,7 +81,7 @@ def kept_plan(bundle: Bundle, name: str, site: Site, progress: Progress) -> Kept
 def supply_cache(bundle: Bundle, name: str, site: Site, progress: Progress) -> Supplied:
     """Make sure that the cache holds this node's plan of graph ``name``."""
     key = _key(bundle.manifest, name, site)
-    there = site.cache.find(key) is not None
+    there = not site.again and site.cache.find(key) is not None
     kept = kept_plan(bundle, name, site, progress)
     path = site.cache.folder / f"{key.digest}{SUFFIX}"
     return Supplied(name, path, len(kept.data), kept.record, fresh=not there)
@@ -90,7 +91,7 @@ def supply_bundle(bundle: Bundle, name: str, site: Site, progress: Progress) -> 
     """Add this machine's plan of graph ``name`` to the bundle folder, unless it holds it; the bundle as it is now."""
     manifest = bundle.manifest
     key, graph = _key(manifest, name, site), manifest.graphs[name]
-    if (plan := find_plan(name, graph, key)) is not None:
+    if not site.again and (plan := find_plan(name, graph, key)) is not None:
         progress.advance(STEPS)
         return bundle, Supplied(name, bundle.path / plan.file, manifest.files[plan.file].bytes, plan, fresh=False)
     built = _build(bundle, name, key, site, progress)
@@ -102,12 +103,13 @@ def supply_bundle(bundle: Bundle, name: str, site: Site, progress: Progress) -> 
 
 
 def with_plan(manifest: Manifest, name: str, plan: Plan, data: bytes) -> Manifest:
-    """The manifest of the same bundle with one more plan; its fingerprint is the same."""
+    """The manifest of the same bundle with one more plan, or another of the same file; its fingerprint is the same."""
     graph = manifest.graphs[name]
-    graphs = {**manifest.graphs, name: msgspec.structs.replace(graph, plans=(*graph.plans, plan))}
+    others = (other for other in graph.plans if other.file != plan.file)
+    graphs = {**manifest.graphs, name: msgspec.structs.replace(graph, plans=(*others, plan))}
     files = {**manifest.files, plan.file: FileEntry(sha256=sha256_bytes(data), bytes=len(data))}
     files = dict(sorted(files.items()))
-    return msgspec.structs.replace(manifest, backend="tensorrt", graphs=graphs, files=files)
+    return msgspec.structs.replace(manifest, graphs=graphs, files=files)
 
 
 def sweep(folder: Path) -> None:

@@ -26,6 +26,12 @@ def said(result):
         (("--backend", "onnx"), "no folder given"),
         (("--backend", "caffe", "--out", "b"), "no such backend, expected onnx or tensorrt"),
         (("--backend", "onnx", "--opt-level", "5", "--tf32", "--out", "b"), "--opt-level, --tf32: only with"),
+        (
+            ("--backend", "tensorrt", "--no-plans", "--blip", "nothing-here", "--out", "b"),
+            "nothing-here: no such folder",
+        ),
+        (("--backend", "onnx", "--no-plans", "--out", "b"), "--plans/--no-plans: only with --backend tensorrt"),
+        (("--backend", "tensorrt", "--no-plans", "--tf32", "--out", "b"), "--tf32: only with --backend tensorrt that"),
         (("--backend", "tensorrt", "--hardware-compat", "all", "--out", "b"), "expected one of none, ampere+, same-cc"),
         (("--backend", "onnx", "--precision", "int8", "--out", "b"), "this version builds fp32 bundles only"),
         (("--backend", "onnx", "--precision", "fp8", "--out", "b"), "no such precision, expected fp32"),

@@ -1,5 +1,6 @@
 """A plan that is built here goes into the bundle or the node's cache, and each step leaves something whole."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -90,6 +91,17 @@ def test_a_plan_of_other_options_stands_beside_the_first(toy_bundle, site):
     assert len({plan.file for plan in plans}) == 2
     assert rebuild_options(open_bundle(toy_bundle).manifest, "cnn") == PlanOptions(tf32=True)
     assert rebuild_options(open_bundle(toy_bundle).manifest, "keyframes") == PlanOptions()
+
+
+def test_again_builds_what_is_there_and_puts_it_in_its_place(toy_bundle, site):
+    bundle, _ = supply_bundle(open_bundle(toy_bundle), "cnn", site, Counted())
+    kept_plan(bundle, "cnn", site, Counted())
+    again = dataclasses.replace(site, again=True)
+    _, supplied = supply_bundle(bundle, "cnn", again, Counted())
+    assert supplied.fresh
+    assert supply_cache(bundle, "cnn", again, Counted()).fresh
+    assert len(site.build.requests) == 4
+    assert len(open_bundle(toy_bundle).manifest.graphs["cnn"].plans) == 1
 
 
 def test_a_build_that_fails_changes_nothing(toy_bundle, site):
