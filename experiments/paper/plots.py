@@ -82,7 +82,7 @@ def table_figure(result: TableResult) -> Figure:
     axes.set_title(result.title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     if best or printed:
-        axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, -0.02), framealpha=0.9)
+        figure.legend(fontsize=8, loc="outside lower left", ncols=3, frameon=False)
     return figure
 
 
