@@ -48,6 +48,7 @@ def run(
     import msgspec
 
     from ..base.log import configure_logging
+    from ..base.memory import reuse_blocks
     from ..base.shutdown import Shutdown
     from .settings import check_surroundings, load_agent_settings
 
@@ -63,6 +64,7 @@ def run(
 
     configure_logging(level=log_level)
     silo = certificate_silo(settings.coordinator.certificate)
+    reuse_blocks()
     status = run_agent(settings, silo, Shutdown.on_signals(), once=once)
     return dict(msgspec.to_builtins(status))
 

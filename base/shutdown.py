@@ -1,4 +1,4 @@
-"""Ending in order: the first SIGTERM or SIGINT asks, the second one ends at once."""
+"""Ending in order: the first SIGTERM or SIGINT asks, the second one ends at once. SIGHUP asks to read files anew."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ class Shutdown:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._reload = threading.Event()
 
     @classmethod
     def on_signals(cls) -> Shutdown:
-        """Install handlers for SIGTERM and SIGINT (main thread only) and ignore SIGPIPE."""
+        """Install handlers for SIGTERM, SIGINT and SIGHUP (main thread only) and ignore SIGPIPE."""
         shutdown = cls()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, shutdown._on_signal)
+        signal.signal(signal.SIGHUP, lambda *_: shutdown.request_reload())
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         return shutdown
 
@@ -35,6 +37,15 @@ class Shutdown:
 
     def request(self) -> None:
         self._event.set()
+
+    def request_reload(self) -> None:
+        self._reload.set()
+
+    def take_reload(self) -> bool:
+        """Whether SIGHUP came since the last question."""
+        asked = self._reload.is_set()
+        self._reload.clear()
+        return asked
 
     @property
     def requested(self) -> bool:

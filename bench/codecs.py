@@ -10,11 +10,13 @@ aggregation, simulated. Every seed draws its own split, partition and first mode
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS))
     parser.add_argument("--rounds", type=int, default=80)
     parser.add_argument("--learning-rate", type=float, default=TrainSettings().learning_rate)
     parser.add_argument("--out", type=Path)
@@ -46,8 +49,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with np.load(found[0], allow_pickle=False) as data:
         x, y, groups = data["x"].astype(np.float32), data["y"], data["group"]
-    for seed in range(asked.seeds):
-        rows += one_seed(x, y, groups, seed, asked.rounds, asked.learning_rate)
+    for seed, codec in itertools.product(range(asked.seeds), asked.codecs):
+        rows.append(one_run(x, y, groups, codec, Plan(seed, asked.rounds, asked.learning_rate)))
         figures = {"data": found[0].name, "rounds": asked.rounds, "silos": SILOS, "dirichlet": BETA}
         figures |= {"learning_rate": asked.learning_rate, "summary": summary(rows), "rows": rows}
         if asked.out:
@@ -55,7 +58,17 @@ def main() -> None:
         print(json.dumps(figures["summary"]), flush=True)
 
 
-def one_seed(x: Any, y: Any, groups: Any, seed: int, rounds: int, rate: float) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Plan:
+    """What one run is made of, beside its data and codec."""
+
+    seed: int
+    rounds: int
+    learning_rate: float
+
+
+def one_run(x: Any, y: Any, groups: Any, codec: Codec, plan: Plan) -> dict[str, Any]:
+    seed = plan.seed
     labels = sorted(set(y.tolist()))
     classes = np.searchsorted(labels, y)
     whole = [f"{label}/{group}" for label, group in zip(y, groups, strict=True)]
@@ -69,17 +82,17 @@ def one_seed(x: Any, y: Any, groups: Any, seed: int, rounds: int, rate: float) -
         run="codecs",
         labels=tuple(labels),
         head=HeadSpec(inputs=x.shape[1], outputs=len(labels)),
-        rounds=rounds,
+        rounds=plan.rounds,
         min_silos=SILOS,
         deadline_s=600.0,
         fingerprint="bench",
         seed=seed,
-        train=TrainSettings(learning_rate=rate),
+        train=TrainSettings(learning_rate=plan.learning_rate),
     )
-    return [one_codec(run, codec, silos, FeatureTable(x[test], classes[test])) for codec in CODECS]
+    return measured(run, codec, silos, FeatureTable(x[test], classes[test]))
 
 
-def one_codec(run: RunSettings, codec: Codec, silos: Sequence[SimulatedSilo], test: FeatureTable) -> dict[str, Any]:
+def measured(run: RunSettings, codec: Codec, silos: Sequence[SimulatedSilo], test: FeatureTable) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
     made = simulate(msgspec.structs.replace(run, codec=codec), silos, test=test, threads=1, workers=cores)
     curve = [each.correct / each.count for each in made.rounds]
@@ -104,6 +117,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     said = {}
     for codec in CODECS:
         mine = [row for row in rows if row["codec"] == codec]
+        if not mine or len(exact) < len(mine):
+            continue
         lost = [100 * (exact[row["seed"]]["accuracy"] - row["accuracy"]) for row in mine]
         said[codec] = {
             "accuracy": statistics.mean(row["accuracy"] for row in mine),

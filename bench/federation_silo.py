@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from flamest.agent.link import Link, LinkSettings, Retry
+from flamest.base.memory import reuse_blocks
 from flamest.fedproto.records import Phase, Update
 
 
@@ -24,6 +25,7 @@ def memory_mb(field: str) -> float:
 
 def main() -> None:
     address, ca, certificate, key, examples = sys.argv[1:]
+    reuse_blocks()  # as flamest-agent does
     settings = LinkSettings(address, Path(ca), Path(certificate), Path(key))
     opened, answered = [], 0
     with Link.open(settings, retry=Retry(patience_s=300.0, first_s=0.05, longest_s=0.5)) as link:

@@ -163,10 +163,12 @@ def run(
         return _check(config, as_json=as_json)
 
     from ..base.log import configure_logging
+    from ..base.memory import reuse_blocks
     from ..base.shutdown import Shutdown
     from .server import serve
 
     configure_logging(level=log_level)
+    reuse_blocks()
     served = serve(settings, Shutdown.on_signals(), once=once)
     state = "finished" if served.finished else f"stopped after {served.closed} of {served.rounds} rounds"
     if not as_json:

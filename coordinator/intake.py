@@ -41,6 +41,7 @@ class Announced:
     header: messages.UpdateHeader
     offer: Offer
     size: int  # bytes of the header's message
+    until: float  # the event loop's time at which the upload is cut
 
     @property
     def whose(self) -> str:
@@ -71,9 +72,9 @@ class Intake:
         if settings_sha256 != self._run_sha256:
             raise Refused(f"this coordinator serves run '{self._run.run}' with other settings", code="other_run")
 
-    async def announced(self, silo: str, parts: AsyncIterator[bytes]) -> Announced:
-        """The first message of an upload. Raises DataError for one that no run of this head could use."""
-        raw = await _next_part(parts)
+    async def announced(self, silo: str, parts: AsyncIterator[bytes], until: float) -> Announced:
+        """The first message of an upload. Raises DataError for one that no run of this head could use, TimeoutError."""
+        raw = await _next_part(parts, until)
         header = messages.decode_update_part(raw) if raw is not None else None
         if raw is None or not isinstance(header, messages.UpdateHeader):
             raise Refused("an update begins with its header", code="malformed")
@@ -87,7 +88,7 @@ class Intake:
         told = without_defaults(msgspec.to_builtins(header), LATER_FIELDS)
         digest = hashlib.sha256(msgspec.json.encode(told)).hexdigest()
         report = Report(silo, header.update_id, header.examples, digest)
-        return Announced(header, Offer(header.round, header.base_sha256, report), len(raw))
+        return Announced(header, Offer(header.round, header.base_sha256, report), len(raw), until)
 
     async def payload(self, announced: Announced, parts: AsyncIterator[bytes], base: Params) -> Taken:
         """The other messages: the update's parameters, durable in a spool and checked.
@@ -113,7 +114,7 @@ class Intake:
             finite.feed(data)
 
         received, sha256 = 0, announced.header.payload_sha256
-        async for data, size in _pieces(parts):
+        async for data, size in _pieces(parts, announced.until):
             await self._in_thread(functools.partial(feed, data))
             received += size
         await self._in_thread(functools.partial(spool.finish, sha256))
@@ -122,7 +123,7 @@ class Intake:
     async def _take_coded(self, announced: Announced, parts: AsyncIterator[bytes], base: Params, spool: Spool) -> Taken:
         """A delta: whole in memory, since it is small, and kept as the parameters that it means."""
         header, received, payload = announced.header, 0, bytearray()
-        async for data, size in _pieces(parts):
+        async for data, size in _pieces(parts, announced.until):
             if len(payload) + len(data) > header.payload_bytes:
                 raise Refused(f"payload of more than {header.payload_bytes} bytes", code="payload_size")
             payload += data
@@ -152,18 +153,25 @@ class Intake:
         self._threads.shutdown()
 
 
-async def _pieces(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes | memoryview, int]]:
+async def _pieces(parts: AsyncIterator[bytes], until: float) -> AsyncIterator[tuple[bytes | memoryview, int]]:
     """The pieces of the payload, each with its message's size."""
-    while (raw := await _next_part(parts)) is not None:
+    while (raw := await _next_part(parts, until)) is not None:
         data = messages.decode_update_part(raw)
         if isinstance(data, messages.UpdateHeader) or not data:
             raise Refused("expected a piece of the update's payload", code="malformed")
         yield data, len(raw)
 
 
-async def _next_part(parts: AsyncIterator[bytes]) -> bytes | None:
-    """The next message of an upload; None at its end. Raises TimeoutError."""
+async def _next_part(parts: AsyncIterator[bytes], until: float) -> bytes | None:
+    """The next message of an upload; None at its end. Raises TimeoutError.
+
+    The end is looked at for every message: a timeout around the whole upload would be lost where it comes together
+    with a message, because wait_for then gives the message (Python 3.11).
+    """
+    left = until - asyncio.get_running_loop().time()
+    if left <= 0:
+        raise TimeoutError
     try:
-        return await asyncio.wait_for(anext(parts), PART_S)
+        return await asyncio.wait_for(anext(parts), min(PART_S, left))
     except StopAsyncIteration:
         return None

@@ -98,6 +98,11 @@ class RunKeeper:
         return self._state
 
     @property
+    def serving(self) -> bool:
+        """Whether silos are given work."""
+        return not self._stopping
+
+    @property
     def all_told(self) -> bool:
         """Whether every silo that took part since the start knows that the run has finished."""
         return bool(self._met) and self._met <= self._told_finished
@@ -157,8 +162,9 @@ class RunKeeper:
     async def submit(self, silo: str, parts: AsyncIterator[bytes]) -> Receipt:
         """Take in an update; returns when it is durable. Raises DataError for one that does not count."""
         try:
-            async with asyncio.timeout(wire.transfer_s(self._expected)), self._slots[silo]:
-                return await self._take(silo, parts)
+            until = asyncio.get_running_loop().time() + wire.transfer_s(self._expected)
+            async with asyncio.timeout_at(until), self._slots[silo]:
+                return await self._take(silo, parts, until)
         except TimeoutError as error:
             problem = Refused("the upload stood still or took too long", code="too_slow")
             await self._note_refusal(silo, problem)
@@ -169,8 +175,8 @@ class RunKeeper:
 
     # --- an update's way in ---
 
-    async def _take(self, silo: str, parts: AsyncIterator[bytes]) -> Receipt:
-        announced = await self._intake.announced(silo, parts)
+    async def _take(self, silo: str, parts: AsyncIterator[bytes], until: float) -> Receipt:
+        announced = await self._intake.announced(silo, parts, until)
         header, offer = announced.header, announced.offer
         known = await self._on_disk(lambda: self._store.report(offer.round, silo))
         receipt = Receipt(round=offer.round, update_id=header.update_id, sha256=header.payload_sha256)

@@ -8,13 +8,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..base.errors import LockedError, StorageError
+from ..base.errors import FlamestError, LockedError, StorageError
 from ..base.files import write_atomic
 from ..base.log import Log
 from ..base.shutdown import Shutdown
 from ..fedproto import channel as wire
 from ..fedproto.certificates import need
-from ..fedproto.tls import check_files, server_credentials
+from ..fedproto.tls import ServerFiles, check_files
 from .authority import AllowList
 from .keeper import RunKeeper
 from .service import Service
@@ -72,12 +72,13 @@ async def _serve(
 ) -> Served:
     keeper = RunKeeper(settings.run_settings(), store, wanted=settings.run.wanted, enrolled=allow_list.count)
     try:
-        server, address = await _listen(settings, Service(keeper, allow_list))
+        tls = ServerFiles(settings.server.files)
+        server, address = await _listen(settings, Service(keeper, allow_list), tls)
         note = settings.server.state / "address"
         write_atomic(note, f"{address}\n".encode())
         log.info("listening", address=address, run=keeper.run.run, silos=allow_list.count(), closed=keeper.state.closed)
         try:
-            await _end_rounds(keeper, shutdown, once=once)
+            await _end_rounds(keeper, shutdown, tls, once=once)
         finally:
             log.info("stopping", closed=keeper.state.closed)
             await keeper.stop()
@@ -90,14 +91,14 @@ async def _serve(
     return Served(keeper.run.run, state.closed, state.plan.rounds, state.model_sha256)
 
 
-async def _listen(settings: CoordinatorSettings, service: Service) -> tuple[grpc.aio.Server, str]:
+async def _listen(settings: CoordinatorSettings, service: Service, tls: ServerFiles) -> tuple[grpc.aio.Server, str]:
     import grpc.aio
 
     server = grpc.aio.server(options=wire.server_options(), maximum_concurrent_rpcs=wire.MAX_CALLS)
-    server.add_generic_rpc_handlers((service.handler(),))
+    server.add_generic_rpc_handlers(service.handlers())
     host, _ = split_listen(settings.server.listen)
     try:
-        port = server.add_secure_port(settings.server.listen, server_credentials(settings.server.files))
+        port = server.add_secure_port(settings.server.listen, tls.credentials())
     except RuntimeError as error:
         raise LockedError(
             f"cannot listen on {settings.server.listen}: the port is taken, or the address is not this machine's",
@@ -107,11 +108,13 @@ async def _listen(settings: CoordinatorSettings, service: Service) -> tuple[grpc
     return server, f"{host}:{port}"
 
 
-async def _end_rounds(keeper: RunKeeper, shutdown: Shutdown, *, once: bool) -> None:
+async def _end_rounds(keeper: RunKeeper, shutdown: Shutdown, tls: ServerFiles, *, once: bool) -> None:
     """The loop: end each round when it is time, until asked to end."""
     degraded = False
     finished_at: float | None = None
     while not shutdown.requested:
+        if shutdown.take_reload():
+            _reload(tls)
         try:
             await keeper.tick()
             if degraded:
@@ -128,3 +131,13 @@ async def _end_rounds(keeper: RunKeeper, shutdown: Shutdown, *, once: bool) -> N
                 await asyncio.sleep(ONCE_LINGER_S)
                 return
         await keeper.nudged(WATCH_S)
+
+
+def _reload(tls: ServerFiles) -> None:
+    """After SIGHUP: new certificates for new handshakes; what cannot be used leaves the old ones in place."""
+    try:
+        facts = tls.reload()
+    except FlamestError as error:
+        log.error("certificates_kept", code=error.code, detail=error.message, fix=error.fix)
+    else:
+        log.info("certificates_reloaded", days=round(facts.days_left))

@@ -14,7 +14,7 @@ from ..base.log import Log
 from ..fedproto import channel as wire
 from ..fedproto import messages
 from ..fedproto.records import PROTOCOL
-from ..fedproto.tls import certificate_sha256, silo_name
+from ..fedproto.tls import certificate_sha256, check_not_expired, silo_name
 from .authority import AllowList
 from .keeper import RunKeeper
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, bytes]
 
 log = Log("coordinator")
+
+HEALTH_SERVICE = "grpc.health.v1.Health"  # https://github.com/grpc/grpc/blob/master/doc/health-checking.md
+HEALTH_QUESTIONS = (b"", b"\x0a" + bytes([len(wire.SERVICE)]) + wire.SERVICE.encode())  # HealthCheckRequest.service
+SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"  # HealthCheckResponse.status
 
 STATUS = {
     # code of the refusal -> gRPC status; any other DataError is INVALID_ARGUMENT
@@ -39,6 +43,7 @@ STATUS = {
     "too_slow": "DEADLINE_EXCEEDED",
     "no_silo_name": "UNAUTHENTICATED",
     "no_certificate": "UNAUTHENTICATED",
+    "expired": "UNAUTHENTICATED",
 }
 
 
@@ -49,11 +54,14 @@ class Service:
         self._keeper = keeper
         self._allow_list = allow_list
 
-    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
-        """All four calls, without gRPC's own parsing."""
+    def handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
+        """The four calls and the health check, without gRPC's own parsing."""
         import grpc
 
-        return grpc.method_handlers_generic_handler(
+        health = grpc.method_handlers_generic_handler(
+            HEALTH_SERVICE, {"Check": grpc.unary_unary_rpc_method_handler(self.check_health)}
+        )
+        ours = grpc.method_handlers_generic_handler(
             wire.SERVICE,
             {
                 wire.JOIN: grpc.unary_unary_rpc_method_handler(self.join),
@@ -62,6 +70,7 @@ class Service:
                 wire.SUBMIT_UPDATE: grpc.stream_unary_rpc_method_handler(self.submit_update),
             },
         )
+        return ours, health
 
     async def join(self, request: bytes, context: Context) -> bytes:
         try:
@@ -99,10 +108,19 @@ class Service:
         except FlamestError as error:
             await refuse(context, error)
 
+    async def check_health(self, request: bytes, context: Context) -> bytes:
+        """grpc.health.v1.Health/Check, for load balancers and probes with a certificate of the authority."""
+        if request not in HEALTH_QUESTIONS:
+            import grpc
+
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"known services: '' and {wire.SERVICE}")
+        return SERVING if self._keeper.serving else NOT_SERVING
+
     def _caller(self, context: Context) -> str:
         """The calling silo; IdentityError unless its certificate is the one on the allow-list."""
         told = context.auth_context()
         silo = silo_name(told)
+        check_not_expired(told)
         self._allow_list.check(silo, certificate_sha256(told))
         return silo
 

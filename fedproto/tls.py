@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime
+import functools
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..base.errors import IdentityError, SettingsError
 from .certificates import NAME, SILO_URI, load_certificate, load_key, need
@@ -145,13 +147,61 @@ def _silo_of(names: Sequence[str], whose: str) -> str:
     )
 
 
-def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Mutual TLS for the coordinator: callers without a certificate of this authority get no call."""
-    need("grpc")
-    import grpc
+class ServerFiles:
+    """Mutual TLS for the coordinator, from files that may be replaced while it runs.
 
-    pair = (read_file(files.key), read_file(files.certificate))
-    return grpc.ssl_server_credentials([pair], root_certificates=read_file(files.ca), require_client_auth=True)
+    Callers without a certificate of this authority get no call. ``reload`` looks at the files again: handshakes from
+    then on are made with them, connections that stand are left alone.
+    """
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._files = files
+        self._fresh: grpc.ServerCertificateConfiguration | None = None
+        self._lock = threading.Lock()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        need("grpc")
+        import grpc
+
+        # gRPC takes None for "as before"; its stubs do not say so.
+        fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._take)
+        return grpc.dynamic_ssl_server_credentials(self._read(), fetch, require_client_authentication=True)
+
+    def reload(self) -> Facts:
+        """Read the files anew; the facts of the new certificate. Raises as ``check_files``; then the old ones stay."""
+        facts, fresh = check_files(self._files), self._read()
+        with self._lock:
+            self._fresh = fresh
+        return facts
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        import grpc
+
+        pair = (read_file(self._files.key), read_file(self._files.certificate))
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=read_file(self._files.ca))
+
+    def _take(self) -> grpc.ServerCertificateConfiguration | None:
+        """gRPC asks at every handshake; None: as before."""
+        with self._lock:
+            fresh, self._fresh = self._fresh, None
+        return fresh
+
+
+def check_not_expired(auth_context: AuthContext) -> None:
+    """Refuse a caller whose certificate has ended since its connection was made (``expired``).
+
+    A handshake looks at the date once; a connection may stand for an hour.
+    """
+    for pem in auth_context.get("x509_pem_cert") or ():
+        if _now() > _expiry(pem):
+            raise IdentityError(
+                "the caller's certificate has expired", fix="have a new certificate made", code="expired"
+            )
+
+
+@functools.lru_cache(maxsize=1024)
+def _expiry(pem: bytes) -> datetime.datetime:
+    return read_facts(pem, whose="the caller's certificate").expires
 
 
 def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:

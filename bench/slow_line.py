@@ -1,0 +1,118 @@
+"""A round over a slow line: 20 Mbit/s each way and 80 ms round trip, through experiments/faults.py.
+
+    python bench/slow_line.py --json
+
+One silo, no training, 1,599,589 parameters, mutual TLS; a round is the question for work, the model down and the
+update up until the receipt. The least that it can take is bytes over bandwidth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flamest.agent.link import Link, LinkSettings, Retry
+from flamest.experiments.faults import FaultProxy
+from flamest.fedproto.codecs import CODECS, code
+from flamest.fedproto.records import CodedUpdate, GlobalModel, Phase, RunSettings, Update
+
+BITS_PER_S, ROUND_TRIP_S = 20e6, 0.08
+
+
+def measure(rounds: int = 3, codec: str = "fp32") -> dict[str, Any]:
+    sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a script, the package is not there
+    from bench import federation
+
+    with tempfile.TemporaryDirectory(prefix="flamest-bench-") as folder:
+        site = federation.Site(Path(folder), 1, rounds, federation._free_port())
+        federation._make(site, codec)
+        config = str(site.folder / "tls" / "coordinator.toml")
+        server = subprocess.Popen(
+            [sys.executable, "-m", "flamest.coordinator", "run", "--config", config, "--once"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            target = f"127.0.0.1:{site.port}"
+            with FaultProxy(target, bytes_per_s=BITS_PER_S / 8, delay_s=ROUND_TRIP_S / 2) as proxy:
+                seconds, moved = drive(site, proxy)
+            server.wait(60)
+        finally:
+            server.terminate()
+            server.wait()
+    least = [8 * size / BITS_PER_S for size in moved]
+    return {
+        "mbit_per_s": BITS_PER_S / 1e6,
+        "round_trip_ms": ROUND_TRIP_S * 1e3,
+        "codec": codec,
+        "rounds": rounds,
+        "bytes_per_silo_round": round(statistics.mean(moved)),
+        "seconds_per_round": statistics.median(seconds),
+        "least_seconds": statistics.median(least),
+        "times_least": statistics.median(a / b for a, b in zip(seconds, least, strict=True)),
+        "times_least_each": [round(a / b, 3) for a, b in zip(seconds, least, strict=True)],
+    }
+
+
+def drive(site: Any, proxy: FaultProxy) -> tuple[list[float], list[int]]:
+    """Seconds and bytes through the proxy of every round, both directions."""
+    name = site.names[0]
+    settings = LinkSettings(proxy.address, site.given(name, "ca.pem"), site.given(name, "silo.pem"), site.key(name))
+    seconds, moved, answered = [], [], 0
+    with Link.open(settings, retry=Retry(patience_s=120.0, first_s=0.1, longest_s=0.5)) as link:
+        run = link.join()
+        while True:
+            began, before = time.monotonic(), link.sent_bytes + link.received_bytes
+            standing = link.wait(run, answered, 60.0)
+            if standing.phase is not Phase.OPEN:
+                if standing.phase is Phase.FINISHED:
+                    return seconds, moved
+                continue
+            model = link.fetch(run, standing)
+            fetched = time.monotonic()
+            update = trained(run, model)  # not counted: training is not what is measured
+            trained_s = time.monotonic() - fetched
+            link.submit(run, update)
+            seconds.append(time.monotonic() - began - trained_s)
+            moved.append(link.sent_bytes + link.received_bytes - before)
+            answered = standing.round
+
+
+def trained(run: RunSettings, model: GlobalModel) -> Update:
+    random = np.random.default_rng(model.round)
+    params = {
+        name: tensor + 0.01 * random.standard_normal(tensor.shape, dtype=np.float32)
+        for name, tensor in model.params.items()
+    }
+    if run.codec == "fp32":
+        return Update(model.round, model.sha256, f"{model.round:032x}", 100, params)
+    coded = code(run.codec, run.head, params, model.params, None)
+    made = CodedUpdate(run.codec, coded.payload, coded.error)
+    return Update(model.round, model.sha256, f"{model.round:032x}", 100, None, None, made)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--codec", choices=CODECS, default="fp32")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--keep", action="store_true", help="keep the figures in bench/results")
+    asked = parser.parse_args()
+    figures = measure(asked.rounds, asked.codec)
+    if asked.keep:
+        from bench.record import keep
+
+        keep(f"slow_line_{asked.codec}", figures)
+    print(json.dumps(figures) if asked.json else json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

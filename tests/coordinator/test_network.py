@@ -1,0 +1,493 @@
+"""RELIABILITY's tests of network and identity, T20 to T28: real gRPC, mutual TLS, loopback. `soak`: full size."""
+
+import contextlib
+import datetime
+import os
+import random
+import resource
+import socket
+import ssl
+import threading
+import time
+
+import grpc
+import psutil
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from flamest.agent.link import Link, LinkSettings, Retry
+from flamest.agent.link_errors import refusal_code
+from flamest.base.errors import FlamestError, IdentityError
+from flamest.base.files import sha256_bytes
+from flamest.coordinator import authority, intake, keeper
+from flamest.experiments.faults import Fault, FaultProxy
+from flamest.fedproto import certificates, messages
+from flamest.fedproto import channel as wire
+from flamest.fedproto import flamest_v1_pb2 as pb
+from flamest.fedproto.codec import chunks, encode_params, payload_bytes, shapes
+from flamest.fedproto.head import initial_params
+from flamest.fedproto.records import Update
+from flamest.fedproto.tls import channel_credentials
+
+JOIN = messages.encode_join_request(1)
+
+
+def open_channel(settings: LinkSettings, **changed: int) -> grpc.Channel:
+    options = [(key, changed.get(key.removeprefix("grpc."), value)) for key, value in wire.client_options()]
+    return grpc.secure_channel(settings.address, channel_credentials(settings.files), options=options)
+
+
+def ask(channel: grpc.Channel, method: str, request: bytes, **options) -> bytes:
+    return channel.unary_unary(wire.method_path(method), None, None)(request, timeout=60, **options)
+
+
+def upload(channel: grpc.Channel, parts, **options) -> bytes:
+    call = channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None)
+    return call(iter(parts), timeout=60, **options)
+
+
+def refused(call, *arguments, **options) -> tuple[str, str | None]:
+    with pytest.raises(grpc.RpcError) as error:
+        call(*arguments, **options)
+    return error.value.code().name, refusal_code(error.value)
+
+
+def update_parts(
+    run, standing, *, seed: int = 1, update_id: str = "ab" * 16, piece: int = wire.CHUNK_BYTES
+) -> list[bytes]:
+    payload = encode_params(run.head, initial_params(run.head, seed))
+    header = messages.UpdateHeader(
+        settings_sha256=run.sha256,
+        round=standing.round,
+        base_sha256=standing.model_sha256,
+        update_id=update_id,
+        examples=9,
+        shapes=shapes(run.head),
+        payload_bytes=len(payload),
+        payload_sha256=sha256_bytes(payload),
+        evaluation=None,
+    )
+    return [messages.encode_update_header(header), *map(messages.encode_update_data, chunks(payload, piece))]
+
+
+def one_round(federation, name: str, answered: int, *, address: str | None = None, patience_s: float = 60.0) -> None:
+    """A silo's round from joining to the receipt."""
+    settings = federation.link_settings(name, address=address)
+    with Link.open(settings, retry=Retry(patience_s=patience_s, first_s=0.02, longest_s=0.2)) as link:
+        run = link.join()
+        standing = link.wait(run, answered, 20)
+        model = link.fetch(run, standing)
+        params = initial_params(run.head, standing.round)
+        link.submit(run, Update(standing.round, model.sha256, sha256_bytes(bytes([answered % 256]))[:32], 5, params))
+
+
+@pytest.fixture
+def federation(make_federation):
+    federation = make_federation("a", "b", rounds=3, min_silos=2)
+    federation.start()
+    return federation
+
+
+@pytest.fixture
+def joined(federation):
+    """A channel of silo a, its run and the open round."""
+    with federation.link("a") as link:
+        run = link.join()
+        standing = link.wait(run, 0, 5)
+    channel = open_channel(federation.link_settings("a"))
+    yield channel, run, standing
+    channel.close()
+
+
+@pytest.fixture
+def handled(monkeypatch):
+    """The names of the silos that got past the door."""
+    names, check = [], authority.AllowList.check
+
+    def watched(self, name, sha256):
+        check(self, name, sha256)
+        names.append(name)
+
+    monkeypatch.setattr(authority.AllowList, "check", watched)
+    return names
+
+
+# --- T20, T21, T22: who may call ---
+
+
+def outsider(federation, folder, certificate: bytes, key: bytes, ca: bytes | None = None) -> LinkSettings:
+    folder.mkdir()
+    for name, content in (
+        ("ca.pem", ca or (federation.folder / "ca.pem").read_bytes()),
+        ("c.pem", certificate),
+        ("c.key", key),
+    ):
+        (folder / name).write_bytes(content)
+    return LinkSettings(federation.address, folder / "ca.pem", folder / "c.pem", folder / "c.key")
+
+
+def issued(ours, names: list[str], *, begins_h: float = -1.0, ends_h: float = 24.0) -> tuple[bytes, bytes]:
+    """A client certificate of the authority with any names and dates, and its key."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    signer = x509.load_pem_x509_certificate(ours.certificate)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(signer.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + datetime.timedelta(hours=begins_h))
+        .not_valid_after(now + datetime.timedelta(hours=ends_h))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(name) for name in names]), critical=True
+        )
+        .sign(certificates.load_key(ours.key, "ca"), hashes.SHA256())
+    )
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return made.public_bytes(Encoding.PEM), pem
+
+
+NAME_A = "spiffe://flamest/silo/a"
+
+
+@pytest.mark.parametrize(
+    ("case", "status"),
+    [
+        ("none", "UNAVAILABLE"),
+        ("other authority", "UNAVAILABLE"),
+        ("expired", "UNAVAILABLE"),
+        ("not yet valid", "UNAVAILABLE"),
+        ("no silo's name", "UNAUTHENTICATED"),
+        ("two names", "UNAUTHENTICATED"),
+        ("the server's", "UNAVAILABLE or UNAUTHENTICATED"),
+        ("revoked", "PERMISSION_DENIED"),
+        ("of an earlier enrolment", "PERMISSION_DENIED"),
+    ],
+)
+def test_t20_a_certificate_that_is_not_an_enrolled_silos_reaches_no_handler(
+    federation, handled, tmp_path, case, status
+):
+    """T20 certificate matrix: 0 handler calls, whatever is shown."""
+    ours, fed = authority._authority(federation.folder), federation.folder
+    made = {
+        "other authority": lambda: issued(certificates.make_authority(), [NAME_A]),
+        "expired": lambda: issued(ours, [NAME_A], begins_h=-3, ends_h=-1),
+        "not yet valid": lambda: issued(ours, [NAME_A], begins_h=1),
+        "no silo's name": lambda: issued(ours, ["https://a"]),
+        "two names": lambda: issued(ours, [NAME_A, "spiffe://flamest/silo/b"]),
+        "the server's": lambda: ((fed / "server.pem").read_bytes(), (fed / "server-key.pem").read_bytes()),
+        "of an earlier enrolment": lambda: issued(ours, [NAME_A]),
+    }
+    if case == "none":
+        credentials = grpc.ssl_channel_credentials((fed / "ca.pem").read_bytes())
+    elif case == "revoked":
+        credentials = channel_credentials(federation.link_settings("a").files)
+        authority.revoke_silo(fed, "a")
+    else:
+        credentials = channel_credentials(outsider(federation, tmp_path / "x", *made[case]()).files)
+    with grpc.secure_channel(federation.address, credentials, options=wire.client_options()) as channel:
+        assert refused(ask, channel, wire.JOIN, JOIN)[0] in status
+    assert handled == []
+
+
+def test_t20_a_silo_that_trusts_another_root_does_not_talk(federation, handled, tmp_path):
+    """T20, the eighth case: exit 77 with the cause named."""
+    known = federation.link_settings("a")
+    other = certificates.make_authority()
+    key, request = certificates.make_silo_request("a")
+    settings = outsider(federation, tmp_path / "x", certificates.sign_silo(other, "a", request), key, other.certificate)
+    with Link.open(settings, retry=Retry(patience_s=10.0, first_s=0.02, longest_s=0.1)) as link:
+        with pytest.raises(IdentityError, match="is not trusted") as error:
+            link.join()
+    assert error.value.exit_code == 77
+    assert handled == []
+    assert known.ca.read_bytes() != settings.ca.read_bytes()
+
+
+def test_t21_a_certificate_that_ends_on_a_live_connection_is_refused_on_the_next_call(federation, tmp_path):
+    """T21: the connection stands, its certificate's last second passes."""
+    ours = authority._authority(federation.folder)
+    certificate, key = issued(ours, [NAME_A], ends_h=4 / 3600)
+    silos = authority.read_silos(federation.folder / "silos.json").silos
+    facts = sha256_bytes(x509.load_pem_x509_certificate(certificate).public_bytes(Encoding.DER))
+    silos["a"] = authority.Enrolment(facts, silos["a"].added, silos["a"].expires)
+    authority._write(federation.folder / "silos.json", authority.Silos(silos))
+    ends = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+    with open_channel(outsider(federation, tmp_path / "x", certificate, key)) as channel:
+        ask(channel, wire.JOIN, JOIN)
+        time.sleep(max((ends - datetime.datetime.now(datetime.UTC)).total_seconds(), 0) + 1.1)
+        assert refused(ask, channel, wire.JOIN, JOIN) == ("UNAUTHENTICATED", "expired")
+
+
+def served_serial(address: str) -> int:
+    pem = ssl.get_server_certificate(tuple(address.rsplit(":", 1)))
+    return x509.load_pem_x509_certificate(pem.encode()).serial_number
+
+
+def test_t21_a_rotated_certificate_is_served_without_a_restart_and_no_call_is_lost(federation, joined):
+    """T21: SIGHUP under load. A new server certificate for new handshakes, the connections that stand go on."""
+    channel, *_ = joined
+    calls, failures, over = [], [], threading.Event()
+
+    def load() -> None:
+        while not over.is_set():
+            try:
+                calls.append(ask(channel, wire.JOIN, JOIN))
+            except grpc.RpcError as error:
+                failures.append(error)
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    before = served_serial(federation.address)
+    authority.renew_server(federation.folder, [])
+    federation._shutdown.request_reload()  # what SIGHUP does
+    until = time.monotonic() + 20
+    while served_serial(federation.address) == before and time.monotonic() < until:
+        time.sleep(0.1)
+    after = served_serial(federation.address)
+    (federation.folder / "server.pem").write_bytes(b"no certificate")
+    federation._shutdown.request_reload()
+    time.sleep(1.0)
+    assert served_serial(federation.address) == after != before  # files that cannot be used change nothing
+    over.set()
+    loading.join()
+    assert failures == []
+    assert calls
+
+
+def test_t22_whatever_a_silo_claims_the_name_is_its_certificates(federation, joined):
+    """T22 identity spoof: headers and user agent of silo b with the certificate of silo a."""
+    channel, run, standing = joined
+    claims = [("silo", "b"), ("x-silo-id", "b"), ("spiffe", "spiffe://flamest/silo/b"), ("authorization", "Bearer b")]
+    upload(channel, update_parts(run, standing), metadata=claims)
+    stored = {path.stem for path in (federation.state / "runs" / "run-1" / "updates").rglob("*.f32")}
+    assert stored == {"a"}
+
+
+def test_t23_two_agents_of_one_identity_have_one_update_in_a_round(federation, joined):
+    """T23, as far as it is built: the second is refused, and nothing is counted twice. There is no lease."""
+    channel, run, standing = joined
+    with open_channel(federation.link_settings("a")) as twin:
+        upload(channel, update_parts(run, standing, seed=1, update_id="0a" * 16))
+        told = refused(upload, twin, update_parts(run, standing, seed=2, update_id="0b" * 16))
+    assert told == ("ALREADY_EXISTS", "already_answered")
+    assert federation.rounds()[0]["accepted"] == 1
+
+
+# --- T24, T25, T26: what may come ---
+
+
+def mutated(good: bytes, rng: random.Random) -> bytes:
+    data = bytearray(good)
+    for _ in range(rng.randint(1, 4)):
+        kind, place = rng.randrange(4), rng.randrange(len(data) or 1)
+        if kind == 0 and data:
+            data[place] = rng.randrange(256)
+        elif kind == 1:
+            data[place:place] = rng.randbytes(rng.randint(1, 6))
+        elif kind == 2:
+            del data[place : place + rng.randint(1, 6)]
+        else:
+            data += data[place : place + 20]
+    return bytes(data)
+
+
+def mutate_headers(joined, federation, times: int) -> set[str]:
+    channel, run, standing = joined
+    header, *data = update_parts(run, standing)
+    rng, told = random.Random(5), set()
+    for _ in range(times):
+        try:
+            upload(channel, [mutated(header, rng), *data])
+            told.add("accepted")
+        except grpc.RpcError as error:
+            told.add(error.code().name)
+    return told
+
+
+KNOWN = {"accepted", "INVALID_ARGUMENT", "DATA_LOSS", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ALREADY_EXISTS"}
+
+
+def test_t24_mutated_messages_get_a_refusal_with_a_name(federation, joined):
+    """T24, 60 of the 10,000: never INTERNAL or UNKNOWN, and the server goes on."""
+    assert mutate_headers(joined, federation, 60) <= KNOWN
+    assert federation.rounds()[0]["accepted"] <= 1
+    one_round(federation, "b", 0)
+
+
+@pytest.mark.soak
+def test_t24_ten_thousand_mutated_messages(federation, joined):
+    """T24 at full size, with this process's memory (client and server)."""
+    mutate_headers(joined, federation, 200)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert mutate_headers(joined, federation, 10_000) <= KNOWN
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 << 10  # KiB
+
+
+def test_t25_what_is_too_large_is_refused_and_a_good_silo_is_served(federation, joined):
+    """T25: a plain message, a compressed bomb, a million fields, metadata, streams. (16 MiB of zeros here.)"""
+    channel, run, standing = joined
+    header = update_parts(run, standing)[0]
+    with open_channel(federation.link_settings("a"), max_send_message_length=-1) as big:
+        zeros = messages.encode_update_data(bytes(16 << 20))
+        assert refused(upload, big, [header, zeros])[0] == "RESOURCE_EXHAUSTED"
+        told = refused(upload, big, [header, zeros], compression=grpc.Compression.Gzip)
+        assert told[0] == "RESOURCE_EXHAUSTED"
+    many = pb.UpdatePart(header=pb.UpdateHeader(tensors=[pb.TensorShape()] * 1_000_000)).SerializeToString()
+    assert refused(upload, channel, [many]) == ("INVALID_ARGUMENT", "malformed")
+    with open_channel(federation.link_settings("b")) as other:
+        told = refused(ask, other, wire.JOIN, JOIN, metadata=[("x", "y" * (64 << 10))])
+        assert told[0] in ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL")  # gRPC's own, before any handler
+    with open_channel(federation.link_settings("b")) as busy:
+        request = messages.encode_wait_request(messages.WaitRequest(run.sha256, 9, 30.0))
+        waiting = busy.unary_unary(wire.method_path(wire.WAIT_FOR_ROUND), None, None)
+        calls = [waiting.future(request, timeout=60) for _ in range(1000)]
+        before = time.monotonic()
+        one_round(federation, "a", 0)
+        assert time.monotonic() - before < 30  # beside a thousand streams; 8 of them are let in
+        for call in calls:
+            call.cancel()
+
+
+def test_t26_idle_and_slow_connections_are_cut_and_a_round_goes_on(make_federation, monkeypatch):
+    """T26, 60 of the 800 idle sockets, a handshake bound of 1 s in place of 10, 2 of the 50 slow bodies."""
+    monkeypatch.setattr(wire, "HANDSHAKE_MS", 1000)
+    monkeypatch.setattr(intake, "PART_S", 0.5)
+    monkeypatch.setattr(keeper.wire, "transfer_s", lambda _: 2.0)
+    federation = make_federation("a", "b", rounds=3, min_silos=1)
+    federation.start()
+    host, port = federation.address.split(":")
+    idle = [socket.create_connection((host, int(port))) for _ in range(60)]
+    for each in idle[:10]:
+        each.sendall(b"\x16\x03\x01\x02")  # the beginning of a handshake
+    with federation.link("a") as link:
+        run = link.join()
+        standing = link.wait(run, 0, 5)
+    header = update_parts(run, standing)[0]
+
+    def slow():
+        yield header
+        for _ in range(600):
+            time.sleep(0.1)
+            yield messages.encode_update_data(b"x")
+
+    with open_channel(federation.link_settings("b")) as channel:
+        call = channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None)
+        bodies = [call.future(slow(), timeout=60) for _ in range(2)]
+        one_round(federation, "a", 0)
+        assert federation.rounds()[0]["accepted"] == 1
+        for body in bodies:
+            assert body.exception(timeout=60).code().name == "DEADLINE_EXCEEDED"
+    for each in idle:
+        each.settimeout(11.0)
+        with contextlib.suppress(ConnectionResetError):
+            while each.recv(4096):
+                pass
+        each.close()
+
+
+# --- T27: an unkind network ---
+
+
+def rounds_through_faults(make_federation, buckets: int, kinds: tuple[str, ...]) -> int:
+    """A round per fault: cut, reset, delay and duplicate at places spread over the upload and the download."""
+    faults = [
+        (kind, direction, bucket)
+        for bucket in range(buckets)
+        for direction in ("up", "down")
+        for kind in (kinds if buckets > 8 else (kinds[bucket % len(kinds)],))
+    ]
+    federation = make_federation("a", rounds=len(faults) + 1, min_silos=1, hidden=[900, 8], deadline_s=600.0)
+    federation.start()
+    size = 4 * (6 * 900 + 900 + 900 * 8 + 8 + 8 * 3 + 3)
+    struck = 0
+    for number, (kind, direction, bucket) in enumerate(faults):
+        with FaultProxy(federation.address) as proxy:
+            proxy.arm(Fault(kind, direction, 3000 + bucket * size // buckets, seconds=0.05))
+            one_round(federation, "a", number, address=proxy.address)
+            struck += proxy.struck
+    with federation.link("a") as link:
+        assert link.wait(link.join(), len(faults), 20).round == len(faults) + 1
+    rows = federation.rounds()
+    assert [row["status"] for row in rows[:-1]] == ["closed"] * len(faults)
+    assert {row["accepted"] for row in rows[:-1]} == {1}
+    return struck
+
+
+KINDS = ("cut", "reset", "delay", "duplicate")
+
+
+def test_t27_rounds_finish_whatever_the_network_does_and_every_update_counts_once(make_federation):
+    """T27, 8 of the 64 buckets of upload and download, each with one of the four faults."""
+    assert rounds_through_faults(make_federation, 8, KINDS) >= 14
+
+
+@pytest.mark.soak
+def test_t27_every_fault_in_every_bucket(make_federation):
+    """T27 at full size: 64 buckets, both directions, four faults."""
+    assert rounds_through_faults(make_federation, 64, KINDS) >= 480
+
+
+# --- T28: what can be seen from outside ---
+
+
+def health(channel: grpc.Channel, request: bytes = b"") -> bytes:
+    return channel.unary_unary("/grpc.health.v1.Health/Check", None, None)(request, timeout=10)
+
+
+def test_t28_two_services_and_nothing_else(federation, joined):
+    """T28 surface: the coordinator's four calls and the health check; no reflection, no channelz."""
+    channel, *_ = joined
+    assert health(channel) == b"\x08\x01"
+    assert (
+        health(channel, b"\x0a\x16flamest.v1.Coordinator"[:1] + bytes([22]) + b"flamest.v1.Coordinator") == b"\x08\x01"
+    )
+    assert refused(health, channel, b"\x0a\x01x")[0] == "NOT_FOUND"
+    for path in (
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        "/grpc.channelz.v1.Channelz/GetServers",
+        "/grpc.health.v1.Health/Watch",
+        "/flamest.v1.Coordinator/Shutdown",
+    ):
+        assert refused(channel.unary_unary(path, None, None), b"")[0] == "UNIMPLEMENTED"
+    root = (federation.folder / "ca.pem").read_bytes()
+    with grpc.secure_channel(federation.address, grpc.ssl_channel_credentials(root)) as stranger:
+        assert refused(health, stranger)[0] == "UNAVAILABLE"
+
+
+def test_t28_a_silos_link_listens_on_nothing(federation):
+    """T28: only outgoing connections."""
+
+    def listening() -> set[tuple]:
+        found = psutil.Process(os.getpid()).net_connections("inet")
+        return {each.laddr for each in found if each.status == psutil.CONN_LISTEN}
+
+    before = listening()
+    with federation.link("a") as link:
+        link.wait(link.join(), 0, 5)
+        assert listening() == before
+    assert len(before) == 1  # the coordinator's port, in this process
+
+
+def test_a_slow_line_is_used_to_the_full(make_federation):
+    """80 ms and 8 Mbit/s: the round finishes. How long it takes is for the bench to tell."""
+    federation = make_federation("a", rounds=2, min_silos=1, hidden=[900, 8])
+    federation.start()
+    with FaultProxy(federation.address, bytes_per_s=1e6, delay_s=0.04) as proxy:
+        one_round(federation, "a", 0, address=proxy.address)
+        with federation.link("a") as link:
+            size = payload_bytes(link.join().head)
+        assert min(proxy.passed.values()) > size
+    assert federation.rounds()[0]["accepted"] == 1
+
+
+def test_errors_of_the_network_are_flamest_errors(federation):
+    with FaultProxy(federation.address) as proxy:
+        proxy.arm(Fault("cut", "up", 1))
+        settings = federation.link_settings("a", address=proxy.address)
+    with Link.open(settings, retry=Retry(patience_s=0.3, first_s=0.05, longest_s=0.1)) as link:
+        with pytest.raises(FlamestError):
+            link.join()
