@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
-from ...base.errors import DataError, FlamestError, IdentityError, SettingsError
+from ...base.errors import DataError, FlamestError, SettingsError
 
 
 class Code(StrEnum):
@@ -132,7 +132,7 @@ TABLE = MappingProxyType(
         Code.UNTRUSTED: Entry(
             "a hash or a signature is not what it should be: the file was not opened",
             "copy the bundle again from where it came, or ask who signed it; do not edit its files",
-            IdentityError,
+            DataError,
         ),
         Code.ORT_MISSING: Entry(
             "the Python package onnxruntime is not installed", "pip install 'flamest[agent]'", SettingsError

@@ -291,7 +291,7 @@ def test_a_file_that_is_not_the_one_of_the_manifest_never_reaches_tensorrt(files
     fakes, file, stripped, *_ = files
     file.plan.write_bytes(PLAN + b"!")
     error = refused(file)
-    assert (error.code, error.exit_code) == ("UNTRUSTED", 77)
+    assert (error.code, error.exit_code) == ("UNTRUSTED", 65)
     assert fakes.calls == []
     file.plan.write_bytes(PLAN)
     stripped.onnx.write_bytes(b"another graph")

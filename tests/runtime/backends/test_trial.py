@@ -75,7 +75,7 @@ def test_what_the_child_knows_better_keeps_its_code(file, tmp_path, monkeypatch)
     tensorrt_that("os.abort()", tmp_path, monkeypatch)
     file.plan.write_bytes(b"another plan")  # hashes are looked at before TensorRT is
     error = refused(file)
-    assert (error.code, error.exit_code) == ("UNTRUSTED", 77)
+    assert (error.code, error.exit_code) == ("UNTRUSTED", 65)
 
 
 def test_no_tensorrt_in_the_child_is_said_as_such(file, tmp_path, monkeypatch):
