@@ -18,7 +18,9 @@ from . import driver_probe
 from .child import Ended, run_child
 
 DRIVER_LIBRARY = "libcuda.so.1"
-PROBE_S = 10.0  # that a child may take to answer
+# What a child may take to answer. Usually 20 ms and a second; a busy machine, or gigabytes of libraries that are read
+# from a cold disk, must not be taken for a machine without a GPU.
+DRIVER_S, TENSORRT_S = 30.0, 120.0
 
 # Packages by the name under which they are spoken of, each with the distributions that bring it.
 DISTRIBUTIONS = {
@@ -57,7 +59,7 @@ class MachineFacts:
 
 
 def gather_facts(*, driver_library: str = DRIVER_LIBRARY) -> MachineFacts:
-    """Ask this machine. At most two children of PROBE_S each; 30 ms where neither driver nor TensorRT is."""
+    """Ask this machine. At most two children; a tenth of a second where neither driver nor TensorRT is."""
     said = ask_driver(driver_library)
     gpus = [Gpu(**gpu) for gpu in said.get("gpus", ())]
     problem = said.get("problem", "" if gpus else "the driver sees no GPU (CUDA_VISIBLE_DEVICES hides them all?)")
@@ -84,7 +86,7 @@ def gather_facts(*, driver_library: str = DRIVER_LIBRARY) -> MachineFacts:
 
 def ask_driver(library: str = DRIVER_LIBRARY) -> dict[str, Any]:
     """What ``driver_probe.py`` says; a child that crashed or hung is a problem like any other."""
-    return _answer(run_child([str(driver_probe.__file__), library], timeout_s=PROBE_S, bare=True), "asking the driver")
+    return _answer(run_child([str(driver_probe.__file__), library], timeout_s=DRIVER_S, bare=True), "asking the driver")
 
 
 _IMPORT_TENSORRT = """
@@ -105,7 +107,7 @@ os._exit(0)
 
 def _ask_tensorrt() -> dict[str, Any]:
     """Import it in a child: its libraries may be missing, and they are gigabytes."""
-    return _answer(run_child(["-c", _IMPORT_TENSORRT], timeout_s=PROBE_S), "importing tensorrt")
+    return _answer(run_child(["-c", _IMPORT_TENSORRT], timeout_s=TENSORRT_S), "importing tensorrt")
 
 
 def _answer(ended: Ended, doing: str) -> dict[str, Any]:
