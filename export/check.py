@@ -15,7 +15,7 @@ from ..runtime.onnx_outside import names_outside_data
 from ..runtime.signature import TrustedKeys
 from .graph_views import GraphView, view_graph
 from .precision.ledger import PRODUCT_OF, PRODUCTS, read_ledger
-from .tensorrt_operators import OPSETS, STANDARD, parser_problems
+from .tensorrt_operators import NEWER_OPSETS, OPSETS, STANDARD, newer_operators, parser_problems
 
 CHECKS = (
     "one file",
@@ -87,6 +87,8 @@ def _check_graph(folder: Path, name: str, graph: Graph, manifest: Manifest) -> I
     # An int8 form that was chosen for another backend is not meant for TensorRT: said, and no failure.
     elsewhere = graph.precision == "int8" and manifest.backend != "tensorrt"
     yield found("TensorRT operators", _operators(view), remark=elsewhere)
+    if newer := tuple(_newer(view)):
+        yield found("TensorRT operators", newer, remark=True)
 
 
 def _checker(path: Path) -> Iterator[str]:
@@ -143,10 +145,18 @@ def _fits(kinds: set[str], precision: Precision) -> bool:
     return kinds == {PRODUCT_OF[precision]}
 
 
+def _newer(view: GraphView) -> Iterator[str]:
+    """What a TensorRT between 10.3 and 10.15 may not take."""
+    for domain, opset in view.opsets.items():
+        if domain in STANDARD and opset in NEWER_OPSETS:
+            yield f"opset {opset}: TensorRT 10.15 reads up to 24, 9.2 up to {OPSETS[-1]}: 10.3 may not read it"
+    yield from dict.fromkeys(problem for node in view.nodes for problem in newer_operators(node))
+
+
 def _operators(view: GraphView) -> Iterator[str]:
     for domain, opset in view.opsets.items():
-        if domain in STANDARD and opset not in OPSETS:
-            yield f"opset {opset}, expected {OPSETS[0]} to {OPSETS[-1]}"
+        if domain in STANDARD and opset not in (*OPSETS, *NEWER_OPSETS):
+            yield f"opset {opset}, expected {OPSETS[0]} to {NEWER_OPSETS[-1]}"
     told: Counter[str] = Counter()
     where: dict[str, list[str]] = {}
     for node in view.nodes:

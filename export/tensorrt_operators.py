@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 OPSETS = range(9, 20)  # 9.2 reads up to opset 19, 10.15 up to 24, 11 up to 25
+NEWER_OPSETS = range(20, 25)  # read by 10.15 and later; whether 10.3 takes them, its own list would say
 STANDARD = ("", "ai.onnx")  # the domains of ONNX itself
 
 _FLOATS = frozenset({"float32", "float16", "bfloat16"})
@@ -111,6 +112,15 @@ OPERATORS: dict[str, Operator] = {
 }
 
 
+NEWER = {"Gelu": Operator(_FLOATS), "RMSNormalization": Operator(_FLOATS)}  # in 10.15's list, not in 9.2's
+
+
+def newer_operators(view: NodeView) -> Iterator[str]:
+    """What only newer TensorRTs are known to take of one node."""
+    if view.node.domain in STANDARD and view.node.op_type in NEWER:
+        yield f"{view.node.op_type}: in TensorRT's list of 10.15, not in that of 9.2: 10.3 may not take it"
+
+
 def parser_problems(view: NodeView) -> Iterator[str]:
     """What TensorRT's parser would not take of one node, in words that begin with its operator."""
     node = view.node
@@ -118,7 +128,7 @@ def parser_problems(view: NodeView) -> Iterator[str]:
     if node.domain not in STANDARD:
         yield f"{node.domain}.{node.op_type}: not an operator of ONNX itself"
         return
-    known = OPERATORS.get(node.op_type)
+    known = OPERATORS.get(node.op_type) or NEWER.get(node.op_type)
     if known is None:
         yield f"{node.op_type}: not in the list of what TensorRT 10.3 to 11 all take"
         return

@@ -12,7 +12,7 @@ from flamest.base.errors import DataError
 from flamest.export.check import CHECKS, check_bundle, check_graphs, must_pass
 from flamest.export.cli import app
 from flamest.export.graph_views import view_graph
-from flamest.export.tensorrt_operators import OPERATORS, parser_problems
+from flamest.export.tensorrt_operators import NEWER, OPERATORS, parser_problems
 from flamest.runtime.graph_records import AxisRange
 from flamest.runtime.manifest import read_manifest
 from onnx import TensorProto, helper, numpy_helper, save_model
@@ -111,10 +111,22 @@ def test_int8_outside_of_a_quantising_pair_is_named(tmp_path):
     assert [problem.split(",")[0] for problem in problems(path)] == ["Gather '' on int8", "Cast '' on int8"]
 
 
+def test_what_only_newer_versions_are_known_to_take_is_a_remark(tmp_path):
+    """bf16 graphs: ONNX has convolutions in bf16 from opset 22 on."""
+    from flamest.export.check import _newer, _operators
+
+    path = write_graph(tmp_path / "g.onnx", [helper.make_node("Gelu", ["x"], ["y"])], [X], [Y], opset=22)
+    view = view_graph(path)
+    assert list(_operators(view)) == []
+    assert [said.split(":")[0] for said in _newer(view)] == ["opset 22", "Gelu"]
+    path = write_graph(tmp_path / "h.onnx", [helper.make_node("Relu", ["x"], ["y"])], [X], [Y], opset=8)
+    assert list(_operators(view_graph(path))) == ["opset 8, expected 9 to 24"]
+
+
 def test_every_operator_of_the_list_is_one_of_onnx():
     import onnx
 
-    for name in OPERATORS:
+    for name in (*OPERATORS, *NEWER):
         assert onnx.defs.has(name), name
 
 
