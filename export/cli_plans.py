@@ -182,8 +182,16 @@ def _other_options(context: typer.Context) -> list[str]:
         if source is not None and source.name == "COMMANDLINE":
             value = context.params[name]
             values = value if isinstance(value, list | tuple) else [value]
-            words += [word for each in values for word in (parameter.opts[0], str(each))]
+            for each in values:
+                words += _typed(parameter, each)
     return words
+
+
+def _typed(parameter: Any, value: Any) -> list[str]:
+    """One option as it is typed: ``--name value``, or the flag alone."""
+    if isinstance(value, bool):
+        return [parameter.opts[0] if value else parameter.secondary_opts[0]]
+    return [str(parameter.opts[0]), str(value)]
 
 
 @command

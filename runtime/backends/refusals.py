@@ -116,7 +116,7 @@ TABLE = MappingProxyType(
         ),
         Code.PLAN_BUILD: Entry(
             "TensorRT could not build a plan from the ONNX graph",
-            "flamest-export --check DIR names what TensorRT's parser does not know; or run with --backend onnxruntime",
+            "flamest-export check DIR names what TensorRT's parser does not know; or run with --backend onnxruntime",
             DataError,
         ),
         Code.PLAN_REFIT: Entry(

@@ -170,14 +170,16 @@ def bare():
 
 def test_without_gpu_and_tensorrt_one_message_says_what_is_missing_and_what_to_type(bare, tmp_path):
     words = ("--extractor", "slow", "--weights", "random:tiny", "--out", "my bundle")
-    done = run("--backend", "tensorrt", *words, "--hardware-compat", "ampere+", environment=bare, cwd=tmp_path)
+    words = (*words, "--check", "--hardware-compat", "ampere+")
+    done = run("--backend", "tensorrt", *words, environment=bare, cwd=tmp_path)
     error = said(done)["error"]
     assert done.returncode == 78
     assert error["code"] == "NO_DRIVER_OR_GPU"
     assert "libcuda.so.1" in error["message"]
     assert "TRT_MISSING: the Python package tensorrt is not installed" in error["message"]
     now, later = error["fix"].splitlines()
-    assert now == ("here, now: flamest-export --backend onnx --out 'my bundle' --extractor slow --weights random:tiny")
+    typed = "--out 'my bundle' --extractor slow --weights random:tiny --check"
+    assert now == f"here, now: flamest-export --backend onnx {typed}"
     assert "pip install 'flamest[tensorrt]' && flamest-export plans 'my bundle' --hardware-compat ampere+" in later
     assert list(tmp_path.iterdir()) == []
     assert done.stderr.count("error:") == 1
