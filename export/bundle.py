@@ -8,7 +8,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..base.files import new_directory, sha256_file, write_atomic
@@ -26,7 +26,7 @@ from ..runtime.manifest import (
     VisionLanguage,
     encode_manifest,
 )
-from ..runtime.parity_records import Parity
+from ..runtime.parity_records import Calibration, ChainParity, Parity
 from .check import check_graphs, must_pass
 from .extractors import ExtractorEntry
 from .parts import (
@@ -42,6 +42,9 @@ from .parts import (
     export_keyframes,
     first_layers,
 )
+from .precision.chain import sum_up
+from .precision.footage import CHAIN_SEED, Footage, seeded_footage
+from .precision.lowering import STATIC, Lowering
 from .releases import licence_warning
 from .sources import open_video
 
@@ -62,6 +65,8 @@ class ExportRequest:
     extraction_seed: int = 0
     threads: int | None = None
     check: bool = False  # with every check that needs no GPU (check.py)
+    lowering: Lowering = field(default_factory=Lowering)
+    own_clips: Footage | None = None  # to compare chains on; None: seeded clips
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Exported:
     """
     started = time.monotonic()
     with new_directory(request.out) as folder:
-        shop = Workshop(folder, progress, request.threads)
+        footage = request.own_clips or seeded_footage(CHAIN_SEED)
+        shop = Workshop(folder, progress, request.threads, request.lowering, footage)
         parts: list[Part] = []
         # One model at a time: each is freed before the next is loaded.
         vlm = _export_vlm(request, shop, parts)
@@ -125,10 +131,12 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Exported:
             files=_list_files(folder),
             parity=Parity(
                 graphs={name: figures for made in parts for name, figures in made.parity.items()},
-                captions_equal=sum(made.captions for made in parts),  # one that differs ends the export
+                captions_equal=sum(made.captions_equal for made in parts),
                 captions=sum(made.captions for made in parts),
+                chain=_chain(parts),
             ),
             versions=versions(),
+            calibration=_calibration(request.lowering),
         )
         write_atomic(folder / MANIFEST_FILE, encode_manifest(manifest))
         if request.check:
@@ -148,6 +156,23 @@ def _export_vlm(request: ExportRequest, shop: Workshop, parts: list[Part]) -> Vi
         vlm, part = export_blip(request.sources["blip"], reading, request.captioned_frames, shop)
     parts.append(part)
     return vlm
+
+
+def _chain(parts: list[Part]) -> ChainParity | None:
+    compared = [part for part in parts if part.chain is not None]
+    named = {"cnn" if "cnn" in part.graphs else "vlm": part for part in compared}
+    return sum_up(
+        {name: part.chain for name, part in named.items() if part.chain is not None},
+        {name: [graph.precision for graph in part.graphs.values()] for name, part in named.items()},
+    )
+
+
+def _calibration(lowering: Lowering) -> Calibration | None:
+    """Where the scales of int8 activations came from; None where there are none."""
+    static = {graph for graph in STATIC if lowering.choice.of(graph) == "int8"}
+    if not static:
+        return None
+    return Calibration(source=lowering.footage.source, clips=lowering.footage.clips)
 
 
 def _licences(sources: dict[str, Source]) -> bytes:

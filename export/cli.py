@@ -20,10 +20,12 @@ from .cli_options import (
     READINGS,
     BlipOption,
     BundleArgument,
+    CalibrationOption,
     CheckOption,
     ClipOption,
     I3dOption,
     JsonOption,
+    PrecisionOption,
     Resnet3dOption,
     SlowOption,
     ThreadsOption,
@@ -49,10 +51,11 @@ from .cli_plans import (
     site_for_export,
     supplied_rows,
 )
-from .cli_show import extractor_row, show_extractors, show_manifest, show_parity, show_signers, signer_ids
+from .cli_show import extractor_row, show_extractors, show_manifest, show_notes, show_parity, show_signers, signer_ids
 from .cli_sign import keygen, sign
 from .cli_weights import verify_weights
 from .extractors import DEFAULT_EXTRACTOR, EXTRACTORS, count_networks, count_parameters, find_extractor
+from .precision.choice import choose_precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,7 +115,8 @@ def export(
             help=f"Keyframes of a clip that are captioned, 1 to {MOST_CAPTIONED}; their embeddings are averaged.",
         ),
     ] = 1,
-    precision: Annotated[str, typer.Option(help="fp32. (Others are not built by this version.)")] = "fp32",
+    precision: PrecisionOption = None,
+    calibration: CalibrationOption = None,
     cross_attention: Annotated[
         str,
         typer.Option(
@@ -140,8 +144,11 @@ def export(
     """Build a bundle: the frozen networks of an extractor as ONNX graphs in one folder.
 
     Every silo of a federation extracts its features with the same bundle. The export ends with a
-    comparison of each graph with PyTorch on the same weights; when one is further off than 1e-4, or
-    a caption differs, no bundle is left and the exit code is 65.
+    comparison of each graph with PyTorch on the same weights; when one is further off than its
+    precision allows (fp32: 1e-4, and every caption equal), no bundle is left and the exit code is 65.
+
+    A lower precision is faster and smaller and changes the numbers a little: docs/precision.md says
+    by how much, and which runs where. Features of two precisions are kept apart in a store.
 
     random:full and random:tiny are seeded weights for tests, measurements and the demo: full has
     the published architecture, tiny a small one with the same outputs. A seed may follow, as in
@@ -155,23 +162,33 @@ def export(
 
       flamest-export --backend tensorrt --hardware-compat ampere+ --out bundle
 
+      flamest-export --backend onnx --precision int8 --calibration my-clips --out bundle
+
       flamest-export inspect bundle
     """
     if context.invoked_subcommand is not None:
         return None
-    check_choices(backend, precision, cross_attention)
+    check_choices(backend, cross_attention)
     entry = find_extractor(extractor)
+    choice = choose_precision(precision or (), entry, backend or "onnx")
     if out is None and not dry:
         raise UsageError("no folder given for the bundle: expected --out DIR", fix=EXAMPLE)
     given = {"blip": blip, "clip": clip, "slow": slow, "i3d": i3d, "resnet3d": resnet3d, "videomae": videomae}
     check_uses(entry, given, cross_attention, captions, captioned_frames)
     if out is None or dry:
-        return dry_run(entry, choose_sources(entry, weights, given), out, None, as_json=as_json)
+        return dry_run(entry, choose_sources(entry, weights, given), out, choice.by_graph, as_json=as_json)
     site = site_for_export(context, backend, out)
+    import msgspec
+
     from ..base.progress import progress_bar
     from .bundle import ExportRequest, export_bundle, steps_of
     from .libraries import quiet_libraries, torch_threads
+    from .precision.footage import own_footage
+    from .precision.lowering import plan_lowering
 
+    if not as_json:
+        show_notes(choice.notes)
+    own_clips = None if calibration is None else own_footage(calibration)
     request = ExportRequest(
         extractor=entry,
         sources=choose_sources(entry, weights, given),
@@ -183,6 +200,8 @@ def export(
         extraction_seed=extraction_seed,
         threads=threads,
         check=checked,
+        lowering=plan_lowering(choice, backend or "onnx", own_clips, threads),
+        own_clips=own_clips,
     )
     steps = steps_of(entry)
     with progress_bar("exporting", steps, unit="steps") as progress, quiet_libraries(), torch_threads(threads):
@@ -190,7 +209,7 @@ def export(
     manifest, supplied = (done.manifest, []) if site is None else add_plans(out, site)
     if not as_json:
         print(f"{out}: bundle {manifest.fingerprint[:16]}, {done.seconds:.0f} s")
-        show_parity(manifest.parity.graphs, manifest.parity.captions)
+        show_parity(manifest.parity)
         show_supplied(supplied)
     return {
         "bundle": str(out),
@@ -198,10 +217,12 @@ def export(
         "width": manifest.width,
         "fingerprint": manifest.fingerprint,
         "precision": manifest.precision,
+        "notes": list(choice.notes),
         "parameters": {part: source.parameters for part, source in manifest.sources.items()},
         "parameters_tied": {part: source.parameters_tied for part, source in manifest.sources.items()},
         "parity": _parity(manifest.parity.graphs),
         "captions_equal": manifest.parity.captions_equal == manifest.parity.captions,
+        "chain": msgspec.to_builtins(manifest.parity.chain),
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
         "plans": supplied_rows(supplied),
         "seconds": round(done.seconds, 1),
@@ -287,7 +308,10 @@ def verify(
     The comparison needs the weights: those of random:* sources are made again, published ones are
     taken from this machine's caches or the network, others are given as they were for the export.
     """
+    import msgspec
+
     from ..base.progress import progress_bar
+    from ..runtime.parity_records import Parity
     from ..runtime.signature import read_trusted_keys
     from .libraries import quiet_libraries, torch_threads
     from .verify import PHASES, verify_bundle
@@ -301,7 +325,7 @@ def verify(
     if not as_json:
         print(f"{bundle}: {len(done.manifest.files)} files are those of the manifest")
         print(f"  signatures    {show_signers(done.signers)}")
-        show_parity(done.graphs, done.manifest.parity.captions)
+        show_parity(Parity(done.graphs, done.captions_equal, done.captions, done.chain))
         for part, advice in done.not_compared.items():
             print(f"{part}: not compared with PyTorch, its weights are not at hand. Give them: {advice}")
     return {
@@ -310,7 +334,8 @@ def verify(
         "files": len(done.manifest.files),
         **signer_ids(done.signers, trusted),
         "parity": _parity(done.graphs),
-        "captions_equal": done.captions_equal,
+        "captions_equal": done.captions_equal == done.captions if done.captions else None,
+        "chain": msgspec.to_builtins(done.chain),
         "not_compared": done.not_compared,
         "seconds": round(done.seconds, 1),
     }

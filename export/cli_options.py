@@ -54,6 +54,25 @@ Resnet3dOption = Annotated[
 ]
 VideomaeOption = Annotated[str | None, typer.Option(metavar="SRC", help=f"VideoMAE: {_HUB}, or a word of --weights.")]
 
+PrecisionOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--precision",
+        metavar="[GRAPH=]WORD",
+        help="What the graphs multiply in: fp32, fp16, bf16 or int8, for all graphs or for one of vision, text, words, "
+        "clip, cnn. Can be given several times: --precision int8 --precision text=fp32.",
+    ),
+]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="DIR",
+        help="A folder of your own clips: int8 gets its ranges from them, and whole chains are compared on them. "
+        "Without it, clips that the exporter draws.",
+    ),
+]
+
 READINGS: tuple[CrossAttention, ...] = ("bidirectional", "causal-last", "causal-first")
 MOST_CAPTIONED = 8  # keyframes
 
@@ -61,15 +80,11 @@ MOST_CAPTIONED = 8  # keyframes
 EXAMPLE = "flamest-export --backend onnx --out DIR"
 
 
-def check_choices(backend: str | None, precision: str, cross_attention: str) -> None:
+def check_choices(backend: str | None, cross_attention: str) -> None:
     if backend is None:
         raise UsageError("no backend given: expected --backend onnx or --backend tensorrt", fix=EXAMPLE)
     if backend not in ("onnx", "tensorrt"):
         raise UsageError(f"--backend {backend}: no such backend, expected onnx or tensorrt", fix=EXAMPLE)
-    if precision in ("fp16", "bf16", "int8"):
-        raise UsageError(f"--precision {precision}: this version builds fp32 bundles only", fix=EXAMPLE)
-    if precision != "fp32":
-        raise UsageError(f"--precision {precision}: no such precision, expected fp32", fix=EXAMPLE)
     if cross_attention not in READINGS:
         raise UsageError(f"--cross-attention {cross_attention}: expected one of {', '.join(READINGS)}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +10,36 @@ from .releases import licence_warning
 
 if TYPE_CHECKING:
     from ..runtime.manifest import Manifest
-    from ..runtime.parity_records import GraphParity
+    from ..runtime.parity_records import ChainParity, Parity
     from ..runtime.signature import PublicKey
     from .extractors import ExtractorEntry
 
 
-def show_parity(graphs: Mapping[str, GraphParity], captions: int) -> None:
-    for name, graph in graphs.items():
-        print(f"  {name}: largest relative error against PyTorch {graph.max_rel:.1e}")
-    if {"text", "clip"} & graphs.keys():
-        print(f"  captions: {captions} of {captions} equal to PyTorch's")
+def show_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {note}")
+
+
+def show_parity(parity: Parity) -> None:
+    for name, graph in parity.graphs.items():
+        print(
+            f"  {name}: largest relative error against PyTorch {graph.max_rel:.1e}, smallest cosine "
+            f"{graph.min_cosine:.6f} ({graph.ran_on})"
+        )
+    if parity.captions:
+        print(f"  captions: {parity.captions_equal} of {parity.captions} equal to PyTorch's")
+    if parity.chain is not None:
+        show_chain(parity.chain)
+
+
+def show_chain(chain: ChainParity) -> None:
+    for name, cosine in chain.embeddings.items():
+        print(
+            f"  whole chain, {name} given the fp32 caption: cosine to fp32 at least {cosine.smallest:.6f}, "
+            f"mean {cosine.mean:.6f}, {chain.clips} clips"
+        )
+    if chain.captions:
+        print(f"  whole chain, captions: {chain.captions_equal} of {chain.captions} equal to fp32's")
 
 
 def show_signers(signers: Sequence[PublicKey] | None) -> str:
@@ -61,13 +81,21 @@ def show_manifest(bundle: Path, manifest: Manifest, signers: Sequence[PublicKey]
         )
     for name, graph in manifest.graphs.items():
         size, parity = manifest.files[graph.file].bytes / 1e6, manifest.parity.graphs[name]
-        print(f"  {name:13} {graph.file}, {size:.1f} MB, {graph.precision}, error {parity.max_rel:.1e}")
+        print(
+            f"  {name:13} {graph.file}, {size:.1f} MB, {graph.precision}, "
+            f"error {parity.max_rel:.1e}, cosine {parity.min_cosine:.6f} "
+            f"({parity.ran_on})"
+        )
         for kind, operators in graph.ledger.items():
             print(f"                {kind}: {', '.join(f'{count} {name}' for name, count in operators.items())}")
         for plan in graph.plans:
             where = f"TensorRT {plan.tensorrt}, {plan.gpu} ({plan.compute_capability})"
             options = " ".join(plan.options.flags()) or "default options"
             print(f"                plan for {where}, {options}, {manifest.files[plan.file].bytes / 1e6:.1f} MB")
+    if manifest.calibration is not None:
+        print(f"  calibration   {manifest.calibration.clips} clips, {manifest.calibration.source}")
+    if manifest.parity.chain is not None:
+        show_chain(manifest.parity.chain)
     print("  built with    " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
 
 

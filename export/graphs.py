@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 OPSET = 18
+OPSET_BF16 = 22  # the first in which convolutions and pooling may be bfloat16
 
 # Sizes while tracing: all different and above one, or the tracer would take two axes for one, or one for fixed.
 _TRACED = {"batch": 2, "tokens": 3, "past": 5, "frames": 4, "past + tokens": 8}
@@ -44,12 +45,13 @@ def write_graph(plan: GraphPlan, folder: Path) -> Graph:
     Raises MissingExtra, InvariantError when the exported graph is not what the plan promises.
     """
     try:
-        import onnx
+        import onnx  # noqa: F401
         import torch
         import torch.onnx
     except ImportError as error:
         raise MissingExtra(error.name or "torch", extra="export") from error
 
+    opset = OPSET_BF16 if plan.precision == "bf16" else OPSET
     sizes = {**_TRACED, **{word: axis.usual for word, axis in plan.axes.items() if axis.smallest == axis.largest}}
     example = tuple(_example(tensor, sizes) for tensor in plan.inputs)
     with torch.no_grad(), warnings.catch_warnings():
@@ -63,7 +65,7 @@ def write_graph(plan: GraphPlan, folder: Path) -> Graph:
             dynamic_shapes=_dynamic_shapes(plan),
             input_names=[tensor.name for tensor in plan.inputs],
             output_names=[tensor.name for tensor in plan.outputs],
-            opset_version=OPSET,
+            opset_version=opset,
             external_data=False,
             verbose=False,
         )
@@ -74,17 +76,24 @@ def write_graph(plan: GraphPlan, folder: Path) -> Graph:
     _name_axes(plan.name, "input", model.graph.input, plan.inputs)
     _name_axes(plan.name, "output", model.graph.output, plan.outputs)
     path = folder / f"{plan.name}.onnx"
-    onnx.save_model(model, str(path))
-    onnx.checker.check_model(str(path), full_check=True)
+    check_and_save(model, path)
     return Graph(
         file=path.name,
-        opset=OPSET,
+        opset=opset,
         inputs=plan.inputs,
         outputs=plan.outputs,
         axes=dict(plan.axes),
         precision=plan.precision,
         ledger=read_ledger(path),
     )
+
+
+def check_and_save(model: Any, path: Path) -> None:
+    """One file without external data, checked with strict shape inference."""
+    import onnx
+
+    onnx.save_model(model, str(path))
+    onnx.checker.check_model(str(path), full_check=True)
 
 
 def _example(tensor: Tensor, sizes: Mapping[str, int]) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 The references are the libraries' networks as they are, not the modules that were exported; the graphs
 run through the runtime's own session and decoder. The limit is on max |a - b| / max |b| of each
-output. parity_blip.py, parity_clip.py and parity_video.py make the comparisons.
+output in fp32, on the cosine of its rows in other precisions (limits.py). parity_blip.py,
+parity_clip.py and parity_video.py make the comparisons.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from ..base.errors import DataError, InvariantError
 from ..runtime.manifest import FramePreprocessing
 from ..runtime.parity_records import GraphParity
 from .calibration import calibration_clips
+from .limits import COSINES, LIMIT, row_cosines
+from .precision.written import WrittenGraphs
 
-LIMIT = 1e-4  # largest relative error of any output
 BATCHES = (1, 3)
 SEED = 20_260_101  # of the frames compared: not those that random weights were measured on
 
@@ -41,8 +43,10 @@ def pictures(count: int, rule: FramePreprocessing) -> npt.NDArray[np.float32]:
     return np.asarray((rgb - np.reshape(rule.mean, (3, 1, 1))) / np.reshape(rule.std, (3, 1, 1)), dtype=np.float32)
 
 
-def summarise(graph: str, runs: list[Comparison]) -> GraphParity:
-    """The largest differences of ``graph`` over ``runs``; raises DataError (``parity_failed``) beyond LIMIT."""
+def summarise(written: WrittenGraphs, graph: str, runs: list[Comparison]) -> GraphParity:
+    """The largest differences of ``graph`` over ``runs``; raises DataError (``parity_failed``) beyond the limit of
+    its precision (limits.py)."""
+    precision = written.precision(graph)
     mine = [run for run in runs if run.graph == graph]
     if not mine:
         raise InvariantError(f"graph '{graph}' was never compared with PyTorch")
@@ -52,33 +56,32 @@ def summarise(graph: str, runs: list[Comparison]) -> GraphParity:
         for name, expected in run.expected.items():
             largest = float(np.abs(expected).max())
             if largest == 0.0:
-                raise DataError(
+                raise _failed(
                     f"graph '{graph}', output {name}: the reference output is zero and proves nothing",
-                    fix="export weights that are set",
-                    code="parity_failed",
+                    "export weights that are set",
                 )
             difference = float(np.abs(run.got[name] - expected).max())
             relative = difference / largest
-            if not relative <= LIMIT:  # a NaN fails too
-                raise DataError(
-                    f"graph '{graph}', output {name}, batch {run.batch}: relative error {relative:.2e} "
-                    f"against PyTorch, expected at most {LIMIT:.0e}",
-                    fix="report this with the versions that flamest-export doctor prints",
-                    code="parity_failed",
+            cosine = float(row_cosines(run.got[name], expected).min())
+            if precision == "fp32":
+                if not relative <= LIMIT:  # a NaN fails too
+                    raise _failed(
+                        f"graph '{graph}', output {name}, batch {run.batch}: relative error {relative:.2e} "
+                        f"against PyTorch, expected at most {LIMIT:.0e}",
+                        "report this with the versions that flamest-export doctor prints",
+                    )
+            elif not cosine >= COSINES[precision]:
+                raise _failed(
+                    f"graph '{graph}' in {precision}, output {name}, batch {run.batch}: cosine {cosine:.5f} to "
+                    f"PyTorch's fp32, expected at least {COSINES[precision]}",
+                    f"choose another precision for it: --precision {graph}=fp32",
                 )
             max_abs, max_rel = max(max_abs, difference), max(max_rel, relative)
-            min_cosine = min(min_cosine, float(row_cosines(run.got[name], expected).min()))
+            min_cosine = min(min_cosine, cosine)
     return GraphParity(
-        max_abs=max_abs, max_rel=max_rel, min_cosine=min_cosine, batches=BATCHES, ran_on="ONNX Runtime CPU"
+        max_abs=max_abs, max_rel=max_rel, min_cosine=min_cosine, batches=BATCHES, ran_on=written.ran_on(graph)
     )
 
 
-def row_cosines(got: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Cosine of each row, all that belongs to one clip taken as one vector: [B, …] twice -> float64 [B].
-
-    1.0 for rows of zeros on both sides, 0.0 for zeros on one.
-    """
-    a, b = (values.reshape(len(values), -1).astype(np.float64) for values in (got, expected))
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    same = (a == b).all(axis=1)
-    return np.where(same, 1.0, np.divide((a * b).sum(axis=1), lengths, out=np.zeros(len(a)), where=lengths > 0))
+def _failed(message: str, fix: str) -> DataError:
+    return DataError(message, fix=fix, code="parity_failed")

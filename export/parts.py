@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from ..runtime.manifest import (
     TOKENIZER_FILE,
     CaptionRule,
     FrameChoice,
+    FramePreprocessing,
     KeyframeRule,
     Reading,
     RetrievedCaption,
@@ -27,11 +28,15 @@ from ..runtime.parity_records import GraphParity
 from .architectures import FRAMES, VideoForm, parameter_counts
 from .blip import text_shape
 from .clip import encode_captions, hash_tokens, read_captions, tokenize_captions
-from .graphs import GraphPlan, write_graph
+from .graphs import GraphPlan
 from .parity_blip import compare_blip
 from .parity_clip import compare_clip
 from .parity_video import compare_cnn, compare_keyframes
 from .plans import CANDIDATES, MAX_NEW_TOKENS, clip_plan, cnn_plan, keyframe_plan, text_plan, vision_plan, words_plan
+from .precision.chain import ChainPart, compare_captioner, compare_motion, compare_retriever
+from .precision.footage import CHAIN_SEED, Footage, seeded_footage
+from .precision.lowering import Lowering, write_lowered
+from .precision.written import WrittenGraphs
 from .preprocessing import blip_frames, pytorchvideo_frames
 from .slow import keyframe_width
 from .sources import ClipSource, VideoSource, hash_weights, open_blip, open_clip
@@ -49,6 +54,8 @@ class Workshop:
     folder: Path
     progress: Progress
     threads: int | None
+    lowering: Lowering = field(default_factory=Lowering)
+    footage: Footage = field(default_factory=lambda: seeded_footage(CHAIN_SEED))  # for the comparison of whole chains
 
     @contextlib.contextmanager
     def phase(self, text: str) -> Iterator[None]:
@@ -57,9 +64,13 @@ class Workshop:
         yield
         self.progress.advance()
 
-    def write(self, plan: GraphPlan) -> dict[str, Graph]:
+    def write(self, plan: GraphPlan, frames: FramePreprocessing | None = None) -> dict[str, Graph]:
+        """``frames``: how frames are prepared for the graph, where it sees any."""
         with self.phase(f"write graph '{plan.name}'"):
-            return {plan.name: write_graph(plan, self.folder)}
+            return {plan.name: write_lowered(plan, self.folder, self.lowering, frames)}
+
+    def written(self, graphs: Mapping[str, Graph]) -> WrittenGraphs:
+        return WrittenGraphs(self.folder, graphs, self.threads)
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,9 @@ class Part:
     graphs: dict[str, Graph]
     parity: dict[str, GraphParity]
     sources: dict[str, Source]
-    captions: int = 0  # compared with PyTorch's, all equal
+    captions: int = 0  # compared with PyTorch's
+    captions_equal: int = 0
+    chain: ChainPart | None = None  # beside fp32, where a graph is in another precision
 
 
 BLIP_STEPS, CLIP_STEPS, KEYFRAME_STEPS, CNN_STEPS = 4, 3, 3, 3  # phases of a part; CNN_STEPS with its loading
@@ -81,12 +94,23 @@ def export_blip(name: str, reading: Reading, captioned_frames: int, shop: Worksh
         loaded = open_blip(name)
     spec = vision_language(loaded.model, loaded.tokenizer, reading, captioned_frames)
     write_atomic(shop.folder / TOKENIZER_FILE, loaded.tokenizer)
-    graphs = shop.write(vision_plan(loaded.model)) | shop.write(text_plan(loaded.model))
-    if reading == "text":
-        graphs |= shop.write(words_plan(loaded.model))
+    plans = captioner_plans(loaded.model, reading)
+    graphs = {name: graph for plan in plans.values() for name, graph in shop.write(plan, spec.preprocessing).items()}
     with shop.phase("compare BLIP with PyTorch"):
-        parity = compare_blip(loaded.model, shop.folder, spec, threads=shop.threads)
-    return spec, Part(graphs, parity.graphs, {"blip": loaded.source}, parity.captions)
+        written = shop.written(graphs)
+        parity = compare_blip(loaded.model, written, spec)
+        chain = None if is_fp32(graphs) else compare_captioner(plans, written, spec, shop.footage)
+    sources = {"blip": loaded.source}
+    return spec, Part(graphs, parity.graphs, sources, parity.captions, parity.captions_equal, chain)
+
+
+def captioner_plans(model: BlipForConditionalGeneration, reading: Reading) -> dict[str, GraphPlan]:
+    plans = (vision_plan(model), text_plan(model), *((words_plan(model),) if reading == "text" else ()))
+    return {plan.name: plan for plan in plans}
+
+
+def is_fp32(graphs: Mapping[str, Graph]) -> bool:
+    return {graph.precision for graph in graphs.values()} == {"fp32"}
 
 
 def export_clip(
@@ -96,26 +120,33 @@ def export_clip(
     with shop.phase(f"load CLIP ({name})"):
         loaded = open_clip(name)
         spec, tokens = retrieved_caption(loaded, _captions(loaded, captions), captioned_frames)
-    graphs = shop.write(clip_plan(loaded.model, encode_captions(loaded.model, tokens)))
+    plan = clip_plan(loaded.model, encode_captions(loaded.model, tokens))
+    graphs = shop.write(plan, spec.preprocessing)
     with shop.phase("compare CLIP with PyTorch"):
-        parity = compare_clip(loaded.model, tokens, shop.folder, spec, threads=shop.threads)
-    return spec, Part(graphs, {"clip": parity.graph}, {"clip": loaded.source}, parity.captions)
+        written = shop.written(graphs)
+        parity = compare_clip(loaded.model, tokens, written, spec)
+        chain = None if is_fp32(graphs) else compare_retriever(plan, written, spec, shop.footage)
+    sources = {"clip": loaded.source}
+    return spec, Part(graphs, {"clip": parity.graph}, sources, parity.captions, parity.captions_equal, chain)
 
 
 def export_keyframes(slow: VideoSource, shop: Workshop) -> tuple[KeyframeRule, Part]:
     """Graph ``keyframes`` from Slow; ``sources`` stays empty: the caller knows whether all of Slow is in the bundle."""
     graphs = shop.write(keyframe_plan(slow.net, slow.form))
     with shop.phase("compare keyframe features with PyTorch"):
-        parity = compare_keyframes(slow.net, shop.folder, slow.form, threads=shop.threads)
+        parity = compare_keyframes(slow.net, shop.written(graphs), slow.form)
     return keyframe_rule(slow.net, slow.form), Part(graphs, {"keyframes": parity}, {})
 
 
 def export_cnn(loaded: VideoSource, choice: FrameChoice, shop: Workshop) -> tuple[SpatioTemporal, Part]:
     """Graph ``cnn`` from a loaded network."""
     network, net, form = loaded.network, loaded.net, loaded.form
-    graphs = shop.write(cnn_plan(network, net, form))
+    plan = cnn_plan(network, net, form)
+    graphs = shop.write(plan, loaded.preprocessing)
     with shop.phase(f"compare {network.name} with PyTorch"):
-        parity = compare_cnn(network, net, shop.folder, form, threads=shop.threads)
+        written = shop.written(graphs)
+        parity = compare_cnn(network, net, written, form)
+        chain = None if is_fp32(graphs) else compare_motion(plan, written, loaded.preprocessing, shop.footage)
     spec = SpatioTemporal(
         network=network.name,
         preprocessing=loaded.preprocessing,
@@ -124,7 +155,7 @@ def export_cnn(loaded: VideoSource, choice: FrameChoice, shop: Workshop) -> tupl
         width=form.width,
         pooling=network.pooling,
     )
-    return spec, Part(graphs, {"cnn": parity}, {network.name: loaded.source})
+    return spec, Part(graphs, {"cnn": parity}, {network.name: loaded.source}, chain=chain)
 
 
 def first_layers(slow: VideoSource) -> Source:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +13,7 @@ from ..base.errors import DataError, UnreachableError
 from ..base.files import printable_path
 from ..base.progress import Progress
 from ..runtime.bundle import open_bundle
+from ..runtime.graph_records import Precision
 from ..runtime.manifest import (
     KEYFRAMES_SOURCE,
     Manifest,
@@ -21,14 +22,18 @@ from ..runtime.manifest import (
     SpatioTemporal,
     VisionLanguage,
 )
-from ..runtime.parity_records import GraphParity
+from ..runtime.parity_records import ChainParity, GraphParity
 from ..runtime.signature import PublicKey, TrustedKeys
-from .clip import hash_tokens, tokenize_captions
+from .clip import encode_captions, hash_tokens, tokenize_captions
 from .hub import is_hub_id
 from .parity_blip import compare_blip
 from .parity_clip import compare_clip
 from .parity_video import compare_cnn, compare_keyframes
-from .parts import Workshop, first_layers
+from .parts import Workshop, captioner_plans, first_layers
+from .plans import clip_plan, cnn_plan
+from .precision.chain import ChainPart, compare_captioner, compare_motion, compare_retriever, sum_up
+from .precision.footage import CHAIN_SEED, seeded_footage
+from .precision.written import WrittenGraphs
 from .sources import PUBLISHED, VideoSource, is_self_contained, open_blip, open_clip, open_video
 
 PHASES = 4  # of a verification
@@ -41,7 +46,9 @@ class Verified:
 
     manifest: Manifest
     graphs: dict[str, GraphParity]
-    captions_equal: bool | None  # None: captions were not compared
+    captions: int  # compared
+    captions_equal: int
+    chain: ChainParity | None  # None where nothing but fp32 was compared
     not_compared: dict[str, str]
     signers: tuple[PublicKey, ...]
     seconds: float
@@ -70,18 +77,23 @@ def verify_bundle(
         manifest = opened.manifest
     again = _Again(manifest, bundle, dict(given or {}), threads)
     graphs: dict[str, GraphParity] = {}
-    captions_equal: bool | None = None
     with shop.phase("compare the vision-language part with PyTorch"):
-        for name, figures in again.vision_language():
-            graphs[name] = figures
-            captions_equal = True  # one that differs is an error
+        graphs |= dict(again.vision_language())
     gc.collect()
     with shop.phase("compare keyframe features with PyTorch"):
         graphs |= dict(again.keyframes())
     with shop.phase("compare the spatio-temporal part with PyTorch"):
         graphs |= dict(again.spatio_temporal())
-    seconds = time.monotonic() - started
-    return Verified(manifest, graphs, captions_equal, again.not_compared, opened.signers, seconds)
+    return Verified(
+        manifest=manifest,
+        graphs=graphs,
+        captions=again.captions,
+        captions_equal=again.captions_equal,
+        chain=sum_up(again.chain, {name: again.precisions(name) for name in again.chain}),
+        not_compared=again.not_compared,
+        signers=opened.signers,
+        seconds=time.monotonic() - started,
+    )
 
 
 class _Again:
@@ -91,7 +103,10 @@ class _Again:
         self._manifest = manifest
         self._bundle = bundle
         self._given = given
-        self._threads = threads
+        self._written = WrittenGraphs(bundle, manifest.graphs, threads)
+        self._footage = seeded_footage(CHAIN_SEED)
+        self.captions = self.captions_equal = 0
+        self.chain: dict[str, ChainPart] = {}  # of the embeddings that a graph of lower precision makes
         self._slow: VideoSource | None = None  # loaded once for two graphs
         self.not_compared: dict[str, str] = {}
 
@@ -101,7 +116,12 @@ class _Again:
             captioner = self._load("blip", open_blip)
             if captioner is not None:
                 _check_same(captioner.source, self._manifest.sources["blip"], "--blip")
-                blip = compare_blip(captioner.model, self._bundle, spec, threads=self._threads)
+                blip = compare_blip(captioner.model, self._written, spec)
+                self.captions += blip.captions
+                self.captions_equal += blip.captions_equal
+                plans = captioner_plans(captioner.model, spec.reading)
+                if not self._is_fp32(plans):
+                    self.chain["vlm"] = compare_captioner(plans, self._written, spec, self._footage)
                 yield from blip.graphs.items()
         elif isinstance(spec, RetrievedCaption):
             loaded = self._load("clip", open_clip)
@@ -110,7 +130,13 @@ class _Again:
                 tokens = tokenize_captions(loaded.tokenizer, spec.captions, loaded.model.config)
                 if hash_tokens(tokens) != spec.tokens_sha256:
                     raise DataError("--clip has another tokenizer than that of the export", code="other_weights")
-                yield "clip", compare_clip(loaded.model, tokens, self._bundle, spec, threads=self._threads).graph
+                clip = compare_clip(loaded.model, tokens, self._written, spec)
+                self.captions += clip.captions
+                self.captions_equal += clip.captions_equal
+                if not self._is_fp32(["clip"]):
+                    plan = clip_plan(loaded.model, encode_captions(loaded.model, tokens))
+                    self.chain["vlm"] = compare_retriever(plan, self._written, spec, self._footage)
+                yield "clip", clip.graph
 
     def keyframes(self) -> Iterator[tuple[str, GraphParity]]:
         recorded = "slow" if "slow" in self._manifest.sources else KEYFRAMES_SOURCE
@@ -119,15 +145,27 @@ class _Again:
             found = slow.source if recorded == "slow" else first_layers(slow)
             _check_same(found, self._manifest.sources[recorded], "--slow")
             self._slow = slow
-            yield "keyframes", compare_keyframes(slow.net, self._bundle, slow.form, threads=self._threads)
+            yield "keyframes", compare_keyframes(slow.net, self._written, slow.form)
 
     def spatio_temporal(self) -> Iterator[tuple[str, GraphParity]]:
         spec = self._manifest.cnn
         loaded = None if spec is None else self._network(spec)
         if spec is not None and loaded is not None:
             _check_same(loaded.source, self._manifest.sources[spec.network], f"--{spec.network}")
-            compared = compare_cnn(loaded.network, loaded.net, self._bundle, loaded.form, threads=self._threads)
+            compared = compare_cnn(loaded.network, loaded.net, self._written, loaded.form)
+            if not self._is_fp32(["cnn"]):
+                plan = cnn_plan(loaded.network, loaded.net, loaded.form)
+                self.chain["cnn"] = compare_motion(plan, self._written, spec.preprocessing, self._footage)
             yield "cnn", compared
+
+    def precisions(self, embedding: str) -> list[Precision]:
+        """Of the graphs that make the embedding ``vlm`` or ``cnn``."""
+        graphs = {*self._manifest.needed_graphs} - {"keyframes"}
+        mine = graphs & {"cnn"} if embedding == "cnn" else graphs - {"cnn"}
+        return [self._manifest.graphs[name].precision for name in sorted(mine)]
+
+    def _is_fp32(self, graphs: Iterable[str]) -> bool:
+        return {self._manifest.graphs[name].precision for name in graphs} == {"fp32"}
 
     def _network(self, spec: SpatioTemporal) -> VideoSource | None:
         if spec.network == "slow":

@@ -160,7 +160,7 @@ class Manifest(Record, frozen=True):
     files: dict[str, FileEntry]  # every file of the bundle but the manifest itself
     parity: Parity
     versions: dict[str, str]
-    calibration: Calibration | None = None  # None where all graphs are fp32
+    calibration: Calibration | None = None  # None where no activation has a fixed int8 scale
 
     @property
     def width(self) -> int:

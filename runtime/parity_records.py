@@ -41,8 +41,7 @@ class Parity(Record, frozen=True):
 
 
 class Calibration(Record, frozen=True):
-    """The clips whose ranges became int8 scales, and on which the chain was compared."""
+    """The clips on which the ranges of int8 activations were found."""
 
     source: str  # "seeded" or "own clips"
     clips: int
-    frames: int  # seen by the vision graph

@@ -31,7 +31,7 @@ def read_ledger(path: Path) -> Ledger:
     except ImportError as error:
         raise MissingExtra("onnx", extra="export") from error
     model = onnx.load(str(path))
-    types = _types(model)
+    types = value_types(model)
     makers = {output: node for node in model.graph.node for output in node.output}
     counts: dict[str, Counter[str]] = {}
     for node in model.graph.node:
@@ -39,6 +39,27 @@ def read_ledger(path: Path) -> Ledger:
         if operator in PRODUCTS or operator in _OTHERS:
             counts.setdefault(_computes_in(operator, node, types, makers), Counter())[operator] += 1
     return {kind: dict(sorted(counts[kind].items())) for kind in sorted(counts)}
+
+
+def check_ledger(graph: str, precision: Precision, ledger: Ledger) -> None:
+    """Raise InvariantError when a graph that should compute in ``precision`` does not: it must not be lost silently.
+
+    fp32, fp16, bf16: every product. int8: every product with a weight, but the first convolution.
+    """
+    products = {
+        kind: sum(count for operator, count in operators.items() if operator in PRODUCTS)
+        for kind, operators in ledger.items()
+    }
+    done = {kind for kind, count in products.items() if count}
+    expected = PRODUCT_OF[precision]
+    if precision == "int8":
+        if any(kind.startswith("int8") or kind.endswith("int8 weights") for kind in done):
+            return
+    elif done == {expected}:
+        return
+    raise InvariantError(
+        f"graph '{graph}' was to multiply in {expected}, its file multiplies in {', '.join(sorted(done)) or 'nothing'}"
+    )
 
 
 def _computes_in(operator: str, node: Any, types: dict[str, str], makers: dict[str, Any]) -> str:
@@ -63,7 +84,7 @@ def _dequantised(name: str, makers: dict[str, Any]) -> bool:
     return maker is not None and maker.op_type == "DequantizeLinear"
 
 
-def _types(model: Any) -> dict[str, str]:
+def value_types(model: Any) -> dict[str, str]:
     """The element type of every value, by numpy's name."""
     import onnx
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,14 @@ from flamest.base.errors import DataError, InvariantError, UnreachableError
 from flamest.export.parity import BATCHES, Comparison, summarise
 from flamest.export.parity_blip import compare_blip
 from flamest.export.parity_video import compare_cnn, compare_keyframes
+from flamest.export.precision.written import WrittenGraphs
 from flamest.export.slow import keyframe_module, pooled_module
 from flamest.export.sources import open_video
 from flamest.export.verify import verify_bundle
+from flamest.runtime.graph_records import Graph
 from flamest.runtime.manifest import read_manifest
+
+FP32 = WrittenGraphs(Path("."), {"slow": Graph("slow.onnx", 18, (), (), {}, "fp32", {})})
 
 
 def one(got, expected, graph="slow"):
@@ -24,35 +29,39 @@ def one(got, expected, graph="slow"):
 
 def test_the_figures_are_the_largest_of_all_runs_and_relative_to_the_largest_value():
     runs = [one([1.0, 4.0], [1.0, 4.0002]), one([2.0, 0.0], [2.0, 0.0001]), one([0.0], [9.0], graph="text")]
-    figures = summarise("slow", runs)
+    figures = summarise(FP32, "slow", runs)
     assert figures.max_abs == pytest.approx(2e-4, rel=1e-2)
     assert figures.max_rel == pytest.approx(5e-5, rel=1e-2)
     assert figures.batches == BATCHES
 
 
+def of(bundle):
+    return WrittenGraphs(bundle, read_manifest(bundle).graphs)
+
+
 @pytest.mark.parametrize("got", [1.0002, float("nan"), float("inf"), -1.0])
 def test_a_difference_beyond_the_limit_is_refused(got):
     with pytest.raises(DataError, match=r"graph 'slow', output out, batch 1: relative error") as refused:
-        summarise("slow", [one([got], [1.0])])
+        summarise(FP32, "slow", [one([got], [1.0])])
     assert (refused.value.code, refused.value.exit_code) == ("parity_failed", 65)
 
 
 def test_a_reference_of_zeros_proves_nothing_and_is_refused():
     with pytest.raises(DataError, match="reference output is zero"):
-        summarise("slow", [one([0.0], [0.0])])
+        summarise(FP32, "slow", [one([0.0], [0.0])])
 
 
 def test_no_comparison_at_all_is_a_bug():
     with pytest.raises(InvariantError, match="never compared"):
-        summarise("slow", [one([1.0], [1.0], graph="text")])
+        summarise(FP32, "slow", [one([1.0], [1.0], graph="text")])
 
 
 def test_graphs_of_other_slow_weights_are_refused(tiny_bundle):
     other = open_video("slow", "random:tiny:1")
     with pytest.raises(DataError, match=r"graph 'cnn', output embedding, batch 1"):
-        compare_cnn(other.network, other.net, tiny_bundle, other.form)
+        compare_cnn(other.network, other.net, of(tiny_bundle), other.form)
     with pytest.raises(DataError, match=r"graph 'keyframes', output features, batch 1"):
-        compare_keyframes(other.net, tiny_bundle, other.form)
+        compare_keyframes(other.net, of(tiny_bundle), other.form)
 
 
 def test_a_captioner_that_says_something_else_is_refused(tiny_bundle, tiny_blip):
@@ -60,7 +69,7 @@ def test_a_captioner_that_says_something_else_is_refused(tiny_bundle, tiny_blip)
     with torch.no_grad():
         model.text_decoder.cls.predictions.decoder.bias[1000] += 100
     with pytest.raises(DataError, match="captions differ from PyTorch's") as refused:
-        compare_blip(model, tiny_bundle, read_manifest(tiny_bundle).vlm)
+        compare_blip(model, of(tiny_bundle), read_manifest(tiny_bundle).vlm)
     assert refused.value.code == "parity_failed"
 
 
@@ -74,7 +83,7 @@ def test_a_small_change_of_one_weight_is_found(tiny_bundle, tiny_blip, graph, we
     with torch.no_grad():
         model.text_decoder.bert.encoder.layer[1].get_parameter(weight)[:100] += 0.003
     with pytest.raises(DataError, match=f"graph '{graph}'"):
-        compare_blip(model, tiny_bundle, read_manifest(tiny_bundle).vlm)
+        compare_blip(model, of(tiny_bundle), read_manifest(tiny_bundle).vlm)
 
 
 @pytest.mark.parametrize("reading", ["causal-last", "causal-first"])
@@ -82,7 +91,7 @@ def test_the_other_readings_of_eq_6_agree_with_pytorch_too(tiny_bundle, tiny_bli
     import msgspec
 
     spec = msgspec.structs.replace(read_manifest(tiny_bundle).vlm, reading=reading)
-    assert compare_blip(tiny_blip.model, tiny_bundle, spec).graphs["text"].max_rel <= 1e-4
+    assert compare_blip(tiny_blip.model, of(tiny_bundle), spec).graphs["text"].max_rel <= 1e-4
 
 
 def test_the_slow_embedding_is_the_mean_of_the_windows_and_not_the_global_mean(tiny_slow):
@@ -115,7 +124,7 @@ def test_keyframe_features_of_a_frame_do_not_depend_on_its_neighbours(tiny_slow)
 def test_verify_compares_again_what_can_be_loaded_again(tiny_bundle, silent):
     done = verify_bundle(tiny_bundle, silent)
     assert set(done.graphs) == {"vision", "text", "cnn", "keyframes"}
-    assert done.captions_equal is True
+    assert done.captions_equal == done.captions == 4
     assert done.not_compared == {}
     assert silent.steps == 4
 
@@ -143,7 +152,7 @@ def test_verify_says_which_source_to_give_where_a_name_brings_no_weights(tiny_bu
     monkeypatch.setattr(verify, "open_blip", no_network)
     monkeypatch.setattr(verify, "open_video", lambda *_: pytest.fail("a file's name brings no weights"))
     done = verify.verify_bundle(folder, silent)
-    assert (done.captions_equal, done.graphs) == (None, {})
+    assert (done.captions, done.graphs) == (0, {})
     assert "--slow SRC, where SRC is 'SLOW_8x8_R50.pyth' of the export" in done.not_compared["slow"]
     assert "--blip SRC, where SRC is 'someone/captioner' of the export" in done.not_compared["blip"]
 

@@ -1,0 +1,193 @@
+"""What each precision costs: cosines to fp32 on real frames, captions, milliseconds, and federated accuracy.
+
+Needs bundles of the same weights in fp32, fp16, bf16 and int8, and clips:
+
+    python -m bench.precision --clips DIR --fp32 DIR [--fp16 DIR] [--bf16 DIR] [--int8 DIR] [--name full]
+
+The keyframes are the same for all (graph ``keyframes`` is fp32 everywhere); each bundle's embedding is
+taken given the fp32 bundle's caption, because near-ties between captions say little about precision.
+A bf16 graph is computed by OpenVINO, and where that is not installed by ONNX Runtime with a rounding
+after every operator. Milliseconds are least times in turns within one run: read them as ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from flamest.base.errors import FlamestError
+from flamest.export.limits import COSINES, row_cosines
+from flamest.export.precision.written import WrittenGraphs
+from flamest.runtime.backends.openvino_session import OpenVinoSession
+from flamest.runtime.bundle import Bundle, open_bundle
+from flamest.runtime.frames import prepare_frames
+from flamest.runtime.keyframes import clip_seeds, draw_keyframe, pick_keyframes
+from flamest.runtime.manifest import VisionLanguage
+from flamest.runtime.session import Session
+from flamest.runtime.video import VideoDecoder
+from flamest.runtime.vlm import VisionLanguageModel
+
+from .record import interleaved_ms, keep
+
+SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=Path, required=True)
+    parser.add_argument("--most", type=int, default=20, help="clips, spread evenly over their names")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--name", default="bundles", help="of the result: bench/results/precision_NAME.json")
+    for precision in COSINES:
+        parser.add_argument(f"--{precision}", type=Path, required=precision == "fp32")
+    given = parser.parse_args()
+    bundles = {word: open_bundle(path) for word in COSINES if (path := getattr(given, word)) is not None}
+    found = sorted(path for path in given.clips.rglob("*") if path.suffix.lower() in SUFFIXES)
+    chosen = found[:: max(1, len(found) // given.most)][: given.most]
+    figures = measure(bundles, chosen, given.repeats)
+    print(json.dumps(figures, indent=2))
+    print(f"kept in {keep(f'precision_{given.name}', figures)}")
+
+
+def measure(bundles: dict[str, Bundle], clips: list[Path], repeats: int) -> dict[str, Any]:
+    fp32 = bundles["fp32"].manifest
+    for bundle in bundles.values():
+        if bundle.manifest.fingerprint != fp32.fingerprint:
+            raise SystemExit(f"{bundle.path} has another fingerprint than the fp32 bundle")
+    seen = list(_inputs(bundles["fp32"], clips))
+    runs = {word: _Deployed(bundle) for word, bundle in bundles.items()}
+    reference = [runs["fp32"].embed(*one, None) for one in seen]
+    rows: dict[str, Any] = {}
+    for word, deployed in runs.items():
+        cosines: dict[str, list[float]] = {"vlm": [], "cnn": []}
+        equal = 0
+        for one, (want, said) in zip(seen, reference, strict=True):
+            got, mine = deployed.embed(*one, said)
+            equal += mine == said
+            for part, vector in got.items():
+                cosines[part].append(float(row_cosines(vector, want[part])[0]))
+        rows[word] = {
+            "precision": bundles[word].manifest.precision,
+            "megabytes": {name: round(_bytes(bundles[word], name) / 1e6, 1) for name in deployed.graphs},
+            "computed_by": deployed.where,
+            "smallest_cosine": {part: min(each) for part, each in cosines.items() if each},
+            "mean_cosine": {part: float(np.mean(each)) for part, each in cosines.items() if each},
+            "limit": COSINES[word],  # type: ignore[index]
+            "captions_equal": equal,
+            "captions": len(seen),
+        }
+    one = seen[0]
+    for name in runs["fp32"].graphs:
+        feeds = runs["fp32"].feeds(name, *one)
+        times = interleaved_ms(
+            {
+                f"{word} {where}": (lambda session=session, feeds=feeds: session.run(feeds))  # type: ignore[misc]
+                for word, deployed in runs.items()
+                for where, session in deployed.contestants(name)
+            },
+            repeats=repeats,
+        )
+        for contestant, figures in times.items():
+            word, _, where = contestant.partition(" ")
+            rows[word].setdefault("least_ms", {}).setdefault(name, {})[where] = round(figures["least_ms"], 2)
+    return {"clips": len(seen), "sources": {k: v.name for k, v in fp32.sources.items()}, "rows": rows}
+
+
+def _inputs(bundle: Bundle, clips: list[Path]) -> Iterator[tuple[Any, Any]]:
+    """Per clip what the vision and the cnn graph read: keyframes as the runtime picks and prepares them."""
+    manifest = bundle.manifest
+    keyframes = WrittenGraphs(bundle.path, manifest.graphs).open("keyframes")
+    decoder = VideoDecoder(manifest.keyframes)
+    try:
+        for index, clip in enumerate(clips):
+            candidates = decoder.candidates(clip)
+            seeds = clip_seeds(manifest.extraction_seed, f"{index:064x}")
+            features = keyframes.run({"frames": candidates.pixels})["features"]
+            rgb = decoder.keyframes(candidates, pick_keyframes(features, manifest.keyframes.count, seeds.clusters)).rgb
+            pixels = motion = None
+            if manifest.vlm is not None:
+                drawn = draw_keyframe(len(rgb), seeds.draw)
+                pixels = prepare_frames(rgb[drawn : drawn + 1], manifest.vlm.preprocessing)
+            if manifest.cnn is not None:
+                frames = prepare_frames(rgb, manifest.cnn.preprocessing)
+                motion = np.ascontiguousarray(frames.transpose(1, 0, 2, 3)[None])
+            yield pixels, motion
+    finally:
+        decoder.close()
+
+
+class _Deployed:
+    """The graphs of one bundle, opened."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.manifest = bundle.manifest
+        self._written = WrittenGraphs(bundle.path, bundle.manifest.graphs)
+        self.graphs = tuple(name for name in bundle.manifest.needed_graphs if name != "keyframes")
+        self._sessions = {name: self._open(name) for name in self.graphs}
+        self._openvino: dict[str, Session] = {}
+        spec = self.manifest.vlm
+        self._captioner = None
+        if isinstance(spec, VisionLanguage):
+            words = self._sessions.get("words")
+            self._captioner = VisionLanguageModel(self._sessions["vision"], self._sessions["text"], spec, words=words)
+        self.where = sorted({session.where for session in self._sessions.values()})
+
+    def _open(self, name: str) -> Session:
+        """bf16 by OpenVINO where it is installed, all else by ONNX Runtime."""
+        if self.manifest.graphs[name].precision == "bf16":
+            opened = _openvino(self._written.folder / self.manifest.graphs[name].file, "bf16")
+            if opened is not None:
+                return opened
+        return self._written.open(name)
+
+    def contestants(self, name: str) -> Iterator[tuple[str, Session]]:
+        yield self._sessions[name].where, self._sessions[name]
+        precision = self.manifest.graphs[name].precision
+        path = self._written.folder / self.manifest.graphs[name].file
+        for computed in {"fp32": ("f32", "bf16"), "int8": ("f32",)}.get(precision, ()):
+            opened = _openvino(path, computed)
+            if opened is not None:
+                yield opened.where, opened
+
+    def embed(self, pixels: Any, motion: Any, given: Any) -> tuple[dict[str, Any], Any]:
+        """(embeddings by part, the caption that it writes itself); the caption ``given`` is the one read."""
+        found, caption = {}, None
+        if self._captioner is not None:
+            memory = self._captioner.look(pixels)
+            caption = self._captioner.caption_ids(memory)
+            found["vlm"] = self._captioner.embed(memory, given or caption)
+        if motion is not None:
+            found["cnn"] = self._sessions["cnn"].run({"frames": motion})["embedding"]
+        return found, caption
+
+    def feeds(self, name: str, pixels: Any, motion: Any) -> dict[str, Any]:
+        """Inputs of one run: a clip, or one caption step after ten tokens."""
+        if name == "vision":
+            return {"pixels": pixels}
+        if name == "cnn":
+            return {"frames": motion}
+        from flamest.export.bench import usual_feeds
+
+        graph = self.manifest.graphs[name]
+        return dict(usual_feeds(graph, {word: axis.usual for word, axis in graph.axes.items()}))
+
+
+def _openvino(path: Path, computed: Literal["f32", "bf16"]) -> Session | None:
+    """None where OpenVINO is not installed, or does not open the graph."""
+    try:
+        return OpenVinoSession.open(path, computed=computed)
+    except FlamestError as error:
+        print(f"{path.name}: {error.message}")
+        return None
+
+
+def _bytes(bundle: Bundle, name: str) -> int:
+    return bundle.manifest.files[bundle.manifest.graphs[name].file].bytes
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What a lower precision costs a federation: two stores of the same clips, trained on and tested alike.
+
+    python -m bench.precision_accuracy --fp32 STORE --other STORE [--rounds 40] [--seeds 5] [--name int8]
+
+The stores are made by ``flamest-agent extract`` with an fp32 bundle and one of lower precision. Four
+silos hold whole groups, a fifth share of the groups is the test; the paper's head and training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flamest.agent.store import FeatureStore, StoredFeatures
+from flamest.agent.training.table import feature_table
+from flamest.experiments.simulation import SimulatedSilo, simulate
+from flamest.export.limits import row_cosines
+from flamest.fedproto.head import HeadSpec
+from flamest.fedproto.records import RunSettings
+
+from .record import keep
+
+SILOS = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fp32", type=Path, required=True)
+    parser.add_argument("--other", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--name", default="int8", help="of the result: bench/results/precision_accuracy_NAME.json")
+    given = parser.parse_args()
+    figures = measure(_read(given.fp32), _read(given.other), given.rounds, given.seeds)
+    print(json.dumps(figures, indent=2))
+    print(f"kept in {keep(f'precision_accuracy_{given.name}', figures)}")
+
+
+def _read(path: Path) -> StoredFeatures:
+    with FeatureStore.open(path, read_only=True) as store:
+        return store.read()
+
+
+def measure(fp32: StoredFeatures, other: StoredFeatures, rounds: int, seeds: int) -> dict[str, Any]:
+    if fp32.clips != other.clips or fp32.fingerprint != other.fingerprint:
+        raise SystemExit("the stores hold other clips, or features of another meaning")
+    rows: dict[str, list[float]] = {fp32.precision: [], other.precision: []}
+    for seed in range(seeds):
+        for stored in (fp32, other):
+            rows[stored.precision].append(_accuracy(stored, rounds, seed))
+    lost = [100 * (a - b) for a, b in zip(rows[fp32.precision], rows[other.precision], strict=True)]
+    width = fp32.vlm_width
+    parts = {"vlm": (slice(None, width)), "cnn": slice(width, None)} if width else {"all": slice(None)}
+    return {
+        "clips": len(fp32.clips),
+        "rounds": rounds,
+        "accuracy": rows,
+        "mean_accuracy": {precision: statistics.mean(each) for precision, each in rows.items()},
+        "points_lost": lost,
+        "mean_points_lost": statistics.mean(lost),
+        "standard_error": statistics.stdev(lost) / len(lost) ** 0.5 if len(lost) > 1 else None,
+        "captions_equal": sum(a == b for a, b in zip(fp32.captions, other.captions, strict=True)),
+        "smallest_cosine": {
+            name: float(row_cosines(other.x[:, part], fp32.x[:, part]).min())
+            for name, part in parts.items()
+            if fp32.x[:, part].size
+        },
+    }
+
+
+def _accuracy(stored: StoredFeatures, rounds: int, seed: int) -> float:
+    labels = sorted({label for label in stored.labels if label is not None})
+    table = feature_table(stored.x, [label or "" for label in stored.labels], labels)
+    groups = np.array(stored.groups)
+    order = np.random.default_rng(seed).permutation(sorted(set(stored.groups)))
+    count = max(1, len(order) // 5)
+    held_out, kept = order[:count], order[count:]
+    silos = [
+        SimulatedSilo(f"silo-{number}", table.rows(np.flatnonzero(np.isin(groups, kept[number::SILOS]))))
+        for number in range(SILOS)
+    ]
+    test = table.rows(np.flatnonzero(np.isin(groups, held_out)))
+    run = RunSettings(
+        run="precision",
+        labels=tuple(labels),
+        head=HeadSpec(inputs=stored.x.shape[1], outputs=len(labels)),
+        rounds=rounds,
+        min_silos=SILOS,
+        deadline_s=600.0,
+        fingerprint=stored.fingerprint,
+        seed=seed,
+    )
+    last = simulate(run, silos, test=test).rounds[-1]
+    return last.correct / last.count
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Which graph is computed in which precision: what was asked for, and what was made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from ...base.errors import UsageError
+from ...runtime.graph_records import Precision
+from ..extractors import ExtractorEntry
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+_EXAMPLE = "flamest-export --backend onnx --precision int8 --precision text=fp32 --out DIR"
+_OVERFLOWS = "BLIP's image encoder overflows in fp16 with the published weights"
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """``notes``: what was decided that the words alone do not say. They are printed: no precision changes silently."""
+
+    by_graph: Mapping[str, Precision]  # of the graphs that make embeddings
+    notes: tuple[str, ...] = ()
+
+    def of(self, graph: str) -> Precision:
+        return self.by_graph.get(graph, "fp32")
+
+    @property
+    def is_fp32(self) -> bool:
+        return set(self.by_graph.values()) <= {"fp32"}
+
+
+FP32 = PrecisionChoice({})
+
+
+def embedding_graphs(entry: ExtractorEntry) -> tuple[str, ...]:
+    """The graphs of an extractor but ``keyframes``."""
+    vlm = {None: (), "clip": ("clip",), "blip": ("vision", "text"), "blip-text": ("vision", "text", "words")}[entry.vlm]
+    return (*vlm, *(() if entry.network is None else ("cnn",)))
+
+
+def choose_precision(words: Sequence[str], entry: ExtractorEntry, backend: str) -> PrecisionChoice:
+    """``words``: as given with ``--precision``, ``int8`` for all graphs or ``vision=bf16`` for one.
+
+    Raises UsageError for a word that names no precision or no graph of the extractor, or says a thing twice.
+    """
+    graphs = embedding_graphs(entry)
+    for_all, by_name = _read(words, graphs)
+    notes: list[str] = []
+    chosen: dict[str, Precision] = {}
+    for graph in graphs:
+        precision = by_name.get(graph, for_all)
+        if graph == "vision" and precision == "fp16":
+            if graph in by_name:
+                notes.append(f"vision is fp16 as asked: {_OVERFLOWS}; the comparison with PyTorch ends the export then")
+            else:
+                precision = "bf16" if backend == "tensorrt" else "fp32"
+                notes.append(f"vision is {precision}, not fp16: {_OVERFLOWS}. For fp16 all the same: vision=fp16")
+        chosen[graph] = precision
+    bf16 = [graph for graph, precision in chosen.items() if precision == "bf16"]
+    if bf16 and backend == "onnx":
+        notes.append(
+            f"{', '.join(bf16)} in bf16: OpenVINO and TensorRT open such graphs, ONNX Runtime on a CPU does not. "
+            "Silos that have ONNX Runtime alone need fp32 or int8; OpenVINO can also compute an fp32 bundle in bf16"
+        )
+    return PrecisionChoice(chosen, tuple(notes))
+
+
+def _read(words: Sequence[str], graphs: Sequence[str]) -> tuple[Precision, dict[str, Precision]]:
+    for_all: Precision | None = None
+    by_name: dict[str, Precision] = {}
+    for word in words:
+        graph, equals, name = word.rpartition("=")
+        precision = next((known for known in PRECISIONS if known == name), None)
+        if precision is None:
+            known = ", ".join(PRECISIONS)
+            raise UsageError(f"--precision {word}: no such precision, expected one of {known}", fix=_EXAMPLE)
+        if not equals:
+            if for_all is not None:
+                raise UsageError(f"--precision {word}: {for_all} is given for all graphs already", fix=_EXAMPLE)
+            for_all = precision
+            continue
+        if graph == "keyframes":
+            raise UsageError(
+                f"--precision {word}: the keyframe graph stays fp32, it decides which frames are seen", fix=_EXAMPLE
+            )
+        if graph not in graphs:
+            raise UsageError(
+                f"--precision {word}: the extractor has no such graph, expected one of {', '.join(graphs)}",
+                fix=_EXAMPLE,
+            )
+        if graph in by_name:
+            raise UsageError(f"--precision {word}: {graph}={by_name[graph]} is given already", fix=_EXAMPLE)
+        by_name[graph] = precision
+    return for_all or "fp32", by_name

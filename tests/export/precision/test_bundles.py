@@ -1,0 +1,148 @@
+"""Whole bundles of lower precision, of the mini-world's networks, which mean something."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import msgspec
+import numpy as np
+import pytest
+from flamest.base.errors import DataError, StorageError
+from flamest.export.cli import app
+from flamest.export.limits import COSINES
+from flamest.export.precision.chain import ChainPart, sum_up
+from flamest.export.precision.footage import own_footage, seeded_footage
+from flamest.export.verify import verify_bundle
+from flamest.runtime.manifest import encode_manifest, read_manifest
+from flamest.runtime.session import open_session
+from typer.testing import CliRunner
+
+WORDS = ("--backend", "onnx", "--weights", "miniworld", "--threads", "1", "--json")
+
+
+def export(out, *words):
+    result = CliRunner().invoke(app, [*WORDS, *words, "--out", str(out)])
+    return result, json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory):
+    out = tmp_path_factory.mktemp("int8") / "bundle"
+    result, said = export(out, "--precision", "int8")
+    assert result.exit_code == 0, said
+    return out, said
+
+
+def test_an_int8_bundle_says_what_it_computes_in_and_how_near_it_is(int8):
+    out, said = int8
+    manifest = read_manifest(out)
+    assert said["precision"] == manifest.precision == "int8"
+    ledgers = {name: graph.ledger for name, graph in manifest.graphs.items()}
+    assert set(ledgers["vision"]) == {"float32", "int8"}
+    assert ledgers["vision"]["int8"]["MatMul"] == 4 * 4 + 2 * 3  # of each layer, and of the text's keys and values
+    assert {"LayerNormalization", "Softmax"} <= set(ledgers["vision"]["float32"])
+    assert set(ledgers["text"]) == {"float32", "float32 with int8 weights"}
+    assert ledgers["cnn"]["float32"]["Conv"] == 1
+    assert manifest.graphs["keyframes"].precision == "fp32"
+    assert set(ledgers["keyframes"]) == {"float32"}
+    chain = manifest.parity.chain
+    assert set(chain.embeddings) == {"vlm", "cnn"}
+    assert all(COSINES["int8"] <= cosine.smallest <= cosine.mean <= 1 for cosine in chain.embeddings.values())
+    assert chain.captions_equal == chain.captions == chain.clips == manifest.calibration.clips == 8
+    assert manifest.calibration.source == "seeded"
+
+
+def test_precision_does_not_change_the_fingerprint(int8, tmp_path):
+    manifest = read_manifest(int8[0])
+    graphs = {name: msgspec.structs.replace(graph, precision="fp32") for name, graph in manifest.graphs.items()}
+    assert msgspec.structs.replace(manifest, graphs=graphs, calibration=None).fingerprint == manifest.fingerprint
+
+
+def test_inspect_shows_ledger_calibration_and_the_whole_chain(int8):
+    shown = CliRunner().invoke(app, ["inspect", str(int8[0])]).stdout
+    assert "float32 with int8 weights: " in shown
+    assert "calibration   8 clips, seeded" in shown
+    assert "whole chain, vlm given the fp32 caption: cosine to fp32 at least 0.99" in shown
+    assert "8 of 8 equal to fp32's" in shown
+
+
+@pytest.mark.parametrize("name", ["vision", "text", "cnn"])
+def test_a_clip_does_not_depend_on_its_neighbours_in_an_int8_batch(int8, name):
+    manifest = read_manifest(int8[0])
+    graph, generator = manifest.graphs[name], np.random.default_rng(0)
+    sizes = {word: axis.usual for word, axis in graph.axes.items()} | {"batch": 3}
+
+    def size(word):
+        return word if isinstance(word, int) else sum(sizes[part.strip()] for part in word.split("+"))
+
+    feeds = {}
+    for tensor in graph.inputs:
+        shape = [size(word) for word in tensor.shape]
+        if tensor.dtype == "int64":
+            feeds[tensor.name] = generator.integers(0, 20, shape)
+        else:
+            feeds[tensor.name] = generator.standard_normal(shape, dtype=np.float32)
+            feeds[tensor.name][1:] *= 20  # loud neighbours
+    session = open_session(int8[0] / graph.file, threads=1)
+    together = session.run(feeds)
+    alone = session.run({key: value[:1] for key, value in feeds.items()})
+    for output, values in alone.items():
+        np.testing.assert_allclose(together[output][:1], values, rtol=1e-5, atol=1e-5, err_msg=output)
+
+
+def test_verify_compares_an_int8_bundle_again_whole_chain_included(int8, silent):
+    done = verify_bundle(int8[0], silent, threads=1)
+    assert done.chain.embeddings.keys() == {"vlm", "cnn"}
+    assert done.captions == 4
+    assert done.graphs["vision"].min_cosine >= COSINES["int8"]
+
+
+def test_verify_refuses_an_int8_bundle_that_claims_to_be_fp32(int8, tmp_path, silent):
+    folder = tmp_path / "claims"
+    shutil.copytree(int8[0], folder)
+    manifest = read_manifest(folder)
+    graphs = manifest.graphs | {"cnn": msgspec.structs.replace(manifest.graphs["cnn"], precision="fp32")}
+    (folder / "bundle.json").write_bytes(encode_manifest(msgspec.structs.replace(manifest, graphs=graphs)))
+    with pytest.raises(DataError, match="graph 'cnn', output embedding") as refused:
+        verify_bundle(folder, silent, threads=1)
+    assert refused.value.code == "parity_failed"
+
+
+def test_an_embedding_too_far_from_fp32_ends_the_export_and_leaves_no_bundle(tmp_path, monkeypatch):
+    from flamest.export.precision import chain
+
+    monkeypatch.setattr(chain, "COSINES", dict(COSINES) | {"fp16": 1.1})
+    result, said = export(tmp_path / "out" / "bundle", "--extractor", "slow", "--precision", "fp16")
+    assert result.exit_code == 65
+    assert said["error"]["code"] == "parity_failed"
+    assert "embedding 'cnn'" in said["error"]["message"]
+    assert "--precision GRAPH=fp32" in said["error"]["fix"]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_chain_with_numbers_that_are_not_finite_fails():
+    with pytest.raises(DataError, match="cosine nan to fp32"):
+        sum_up({"vlm": ChainPart(np.array([1.0, np.nan]), ("x",))}, {"vlm": ["fp16", "fp32"]})
+    assert sum_up({}, {}) is None
+
+
+def test_own_clips_are_decoded_and_counted(tmp_path, clips):
+    from flamest.runtime.manifest import FramePreprocessing
+
+    rule = FramePreprocessing(size=32, fit="crop", filter="bilinear", mean=(0.45,) * 3, std=(0.225,) * 3)
+    for number in range(2):
+        clips.write_clip(tmp_path / "deeper" / f"{number}.mp4")
+    footage = own_footage(tmp_path)
+    read = list(footage.read(rule, 4))
+    assert (footage.source, footage.clips, len(read)) == ("own clips", 2, 2)
+    assert {pixels.shape for pixels in read} == {(4, 3, 32, 32)}
+    assert [pixels.shape for pixels in seeded_footage(0, clips=1).read(rule, 4)] == [(4, 3, 32, 32)]
+
+
+def test_a_calibration_folder_that_is_not_there_or_empty_is_refused(tmp_path):
+    with pytest.raises(StorageError, match="no such folder"):
+        own_footage(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("no video")
+    with pytest.raises(DataError, match="no videos in it"):
+        own_footage(tmp_path)

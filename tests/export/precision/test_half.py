@@ -1,0 +1,112 @@
+"""Half precision cast at the level of PyTorch: what computes in it, what does not, and who can run it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flamest.base.errors import DataError, InvariantError
+from flamest.export.graphs import GraphPlan, write_graph
+from flamest.export.limits import COSINES, row_cosines
+from flamest.export.precision.half import half_module
+from flamest.export.precision.ledger import check_ledger
+from flamest.export.precision.written import WrittenGraphs
+from flamest.runtime.backends.openvino_session import OpenVinoSession
+from flamest.runtime.graph_records import AxisRange, Tensor
+from flamest.runtime.session import open_session
+from torch import nn
+
+WIDTH = 32
+DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
+X = np.random.default_rng(0).normal(size=(6, WIDTH)).astype(np.float32)
+
+
+class Block(nn.Module):
+    """A norm, a product, a softmax and a product, as in a transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.first, self.last = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.softmax(self.first(self.norm(x)), dim=-1)) + x
+
+
+@pytest.fixture(scope="module")
+def block():
+    torch.manual_seed(0)
+    return Block().eval()
+
+
+def plan_of(module, precision):
+    tensors = [Tensor(name, "float32", ("batch", WIDTH)) for name in ("x", "y")]
+    return GraphPlan("half", module, tensors[:1], tensors[1:], {"batch": AxisRange(1, 1, 8)}, precision)
+
+
+@pytest.fixture(scope="module", params=DTYPES)
+def written(request, block, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    graph = write_graph(plan_of(half_module(block, request.param), request.param), folder)
+    return WrittenGraphs(folder, {"half": graph}, threads=1)
+
+
+def test_products_are_half_and_norm_and_softmax_are_fp32_and_so_are_inputs_and_outputs(written):
+    import onnx
+
+    graph = written.graphs["half"]
+    products = graph.ledger[DTYPES[graph.precision]]
+    assert sum(products.values()) == 2
+    assert graph.ledger["float32"] == {"LayerNormalization": 1, "Softmax": 1}
+    check_ledger("half", graph.precision, graph.ledger)
+    file = onnx.load(str(written.folder / graph.file)).graph
+    ends = {value.type.tensor_type.elem_type for value in (*file.input, *file.output)}
+    assert ends == {onnx.TensorProto.FLOAT}
+
+
+def test_the_module_that_was_copied_stays_fp32(block):
+    half_module(block, "bf16")
+    assert {parameter.dtype for parameter in block.parameters()} == {torch.float32}
+
+
+def test_the_written_graph_computes_what_the_half_module_does_and_stays_near_fp32(written, block):
+    precision = written.precision("half")
+    got = written.open("half").run({"x": X})["y"]
+    with torch.no_grad():
+        same = half_module(block, precision)(torch.from_numpy(X)).numpy()
+        exact = block(torch.from_numpy(X)).numpy()
+    assert row_cosines(got, exact).min() >= COSINES[precision]
+    step = 2.0**-7 if precision == "bf16" else 2.0**-10
+    assert np.abs(got - same).max() <= step * np.abs(same).max()
+    assert not np.array_equal(got, exact)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(written):
+    session = written.open("half")
+    loud = np.concatenate([X[:1], 50 * X[1:]])
+    np.testing.assert_allclose(session.run({"x": loud})["y"][:1], session.run({"x": X[:1]})["y"], rtol=0, atol=2e-6)
+
+
+def test_openvino_reads_bf16_graphs_and_onnx_runtime_on_a_cpu_refuses_them(written, block):
+    if written.precision("half") != "bf16":
+        pytest.skip("of bf16 alone")
+    path = written.folder / written.graphs["half"].file
+    with pytest.raises(DataError, match="cannot be opened by ONNX Runtime"):
+        open_session(path)
+    if importlib.util.find_spec("openvino") is None:
+        pytest.skip("OpenVINO is not installed")
+    session = OpenVinoSession.open(path, computed="f32", threads=1)
+    with torch.no_grad():
+        exact = block(torch.from_numpy(X)).numpy()
+    assert row_cosines(session.run({"x": X})["y"], exact).min() >= COSINES["bf16"]
+    assert "rounded to bf16" in written.ran_on("half")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_a_lower_precision_that_was_lost_is_an_error(block, tmp_path: Path, precision):
+    """A graph that was to be half and is fp32 all the same."""
+    graph = write_graph(plan_of(block, "fp32"), tmp_path)
+    with pytest.raises(InvariantError, match="its file multiplies in float32"):
+        check_ledger("half", precision, graph.ledger)

@@ -1,0 +1,160 @@
+"""int8 as pairs around products: what is changed, how near it stays, and that rows do not see each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from flamest.base.errors import DataError
+from flamest.export.precision.int8 import ONNX_FORM, TENSORRT_FORM, int8_by_channel, quantise_static, quantise_weights
+from flamest.export.precision.ledger import read_ledger
+from flamest.export.precision.ranges import observe
+from flamest.runtime.session import open_session
+from onnx import TensorProto, helper, numpy_helper
+
+WIDTH = 64
+RANDOM = np.random.default_rng(0)
+
+
+def model(nodes, constants, inputs, outputs):
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(made, full_check=True)
+    return made
+
+
+def rows(name):
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", WIDTH])
+
+
+A, B = (RANDOM.normal(0, 0.1, (WIDTH, WIDTH)).astype(np.float32) for _ in range(2))
+BIAS = RANDOM.normal(0, 0.1, WIDTH).astype(np.float32)
+
+
+def layers():
+    """Two dense layers, one of them as Gemm with a turned weight."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "b", "bias"], ["g"], transB=1),
+    ]
+    return model(nodes, {"a": A, "b": B, "bias": BIAS}, [rows("x")], [rows("g")])
+
+
+STEM, INNER = (RANDOM.normal(0, 0.2, (8, channels, 3, 3)).astype(np.float32) for channels in (3, 8))
+
+
+def convolutions():
+    """A first convolution on pixels, then one inside a residual."""
+    constants = {"stem": STEM, "inner": INNER, "bias": BIAS[:8]}
+    nodes = [
+        helper.make_node("Conv", ["pixels", "stem", "bias"], ["s"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["s"], ["r"]),
+        helper.make_node("Conv", ["r", "inner", "bias"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["r", "c"], ["y"]),
+    ]
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 12, 12])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8, 12, 12])
+    return model(nodes, constants, [pixels], [result])
+
+
+def dynamic():
+    """What must not be used: one activation scale for a whole batch."""
+    quantised, scales = int8_by_channel(A, 1)
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+        helper.make_node("MatMulInteger", ["q", "w", "zero"], ["i"]),
+        helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["scale", "scales"], ["both"]),
+        helper.make_node("Mul", ["f", "both"], ["g"]),
+    ]
+    return model(nodes, {"w": quantised, "scales": scales}, [rows("x")], [rows("g")])
+
+
+def run(made, **feeds):
+    (output,) = open_session(made.SerializeToString(), threads=1).run(feeds).values()
+    return output
+
+
+def cosine(a, b):
+    return float((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+X = RANDOM.normal(size=(16, WIDTH)).astype(np.float32)
+
+
+def weights_only():
+    made = layers()
+    assert quantise_weights(made) == 2
+    return made
+
+
+def static(form=ONNX_FORM):
+    made = layers()
+    assert quantise_static(made, [{"x": X[:8]}], form) == 2
+    return made
+
+
+MADE = {"weights": weights_only, "static": static, "static for TensorRT": lambda: static(TENSORRT_FORM)}
+
+
+@pytest.mark.parametrize("form", MADE)
+def test_int8_stays_near_fp32_and_is_valid_onnx_of_standard_operators(form, tmp_path):
+    made = MADE[form]()
+    onnx.save(made, tmp_path / "g.onnx")
+    onnx.checker.check_model(str(tmp_path / "g.onnx"), full_check=True)
+    assert {node.domain for node in made.graph.node} == {""}
+    assert "DynamicQuantizeLinear" not in {node.op_type for node in made.graph.node}
+    assert cosine(run(made, x=X), run(layers(), x=X)) > 0.999
+    kind = "float32 with int8 weights" if form == "weights" else "int8"
+    assert read_ledger(tmp_path / "g.onnx") == {kind: {"MatMul": 2}}
+
+
+@pytest.mark.parametrize("form", MADE)
+def test_a_row_does_not_depend_on_its_neighbours(form):
+    made = MADE[form]()
+    loud = np.concatenate([X[:1], 50 * X[1:]])
+    np.testing.assert_allclose(run(made, x=loud)[:1], run(made, x=X[:1]), rtol=0, atol=2e-6)
+
+
+def test_the_form_that_is_not_used_would_let_a_neighbour_change_a_row():
+    loud = np.concatenate([X[:1], 50 * X[1:]])
+    assert np.abs(run(dynamic(), x=loud)[:1] - run(dynamic(), x=X[:1])).max() > 0.1
+
+
+def test_the_first_convolution_stays_in_fp32_and_the_others_become_int8(tmp_path):
+    pixels = RANDOM.normal(size=(4, 3, 12, 12)).astype(np.float32)
+    for form in (ONNX_FORM, TENSORRT_FORM):
+        made = convolutions()
+        assert quantise_static(made, [{"pixels": pixels}], form) == 1
+        onnx.save(made, tmp_path / "g.onnx")
+        assert read_ledger(tmp_path / "g.onnx") == {"float32": {"Conv": 1}, "int8": {"Conv": 1}}
+        assert cosine(run(made, pixels=pixels), run(convolutions(), pixels=pixels)) > 0.999
+
+
+def test_tensorrts_form_is_symmetric_without_int32_biases():
+    made = convolutions()
+    quantise_static(made, [{"pixels": RANDOM.normal(size=(4, 3, 12, 12)).astype(np.float32)}], TENSORRT_FORM)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    assert {value.dtype.name for value in constants.values()} == {"float32", "int8"}
+    zeros = [constants[node.input[2]] for node in made.graph.node if node.op_type == "QuantizeLinear"]
+    assert zeros
+    assert not any(zero.any() for zero in zeros)
+
+
+def test_a_range_covers_the_bulk_of_what_was_seen_and_cuts_an_outlier_when_that_costs_less():
+    values = RANDOM.normal(size=(1600, WIDTH)).astype(np.float32)
+    values[0, 0] = 12.0
+    found = observe(layers(), ["x"], [{"x": values}], symmetric=False)["x"]
+    assert -5 < found.low < -2
+    assert 3 < found.high < 11
+    both = observe(layers(), ["x"], [{"x": values}], symmetric=True)["x"]
+    assert both.low == -both.high
+
+
+def test_no_clips_and_values_that_are_not_finite_are_refused():
+    with pytest.raises(DataError, match="needs calibration clips"):
+        observe(layers(), ["h"], [], symmetric=False)
+    with pytest.raises(DataError, match="not finite"):
+        observe(layers(), ["h"], [{"x": np.full((1, WIDTH), np.inf, np.float32)}], symmetric=False)
