@@ -74,15 +74,17 @@ def check_gpu(request: GpuCheckRequest, say: Say, *, facts: MachineFacts | None 
 
 
 def run_steps(request: GpuCheckRequest, run: Runner) -> list[Step]:
-    """Doctor; then per precision: build, check, verify, bench. Without a bundle its later steps are left out."""
+    """Doctor; then per precision: build, plans, check, verify, bench. Without a bundle its later steps are left out."""
     steps = [run("doctor", ("doctor",))]
     for precision in request.precisions:
         bundle = f"bundle-{precision}"
-        export = ("--backend", "tensorrt", "--weights", request.weights, "--precision", precision, "--out", bundle)
+        form = ("--backend", "tensorrt", "--no-plans")
+        export = (*form, "--weights", request.weights, "--precision", precision, "--out", bundle)
         built = run(f"{precision}: build", export)
         steps.append(built)
         if built.exit_code != 0:
             continue
+        steps.append(run(f"{precision}: plans", ("plans", bundle)))  # when they fail, the other backends are measured
         backends = [word for name in BACKENDS for word in ("--backend", name)]
         sizes = ("--repeats", str(request.repeats), "--clips", str(request.clips))
         steps.append(run(f"{precision}: inspect", ("inspect", bundle)))

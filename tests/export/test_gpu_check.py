@@ -55,10 +55,10 @@ def test_the_command_without_a_gpu_is_an_error_for_machines_too(tmp_path, monkey
 def test_every_precision_is_built_checked_verified_and_measured(tmp_path):
     run, ran = fake_runner()
     steps = run_steps(GpuCheckRequest(tmp_path), run)
-    per_bundle = ["build", "inspect", "check", "verify", "bench"]
+    per_bundle = ["build", "plans", "inspect", "check", "verify", "bench"]
     assert ran == ["doctor", *(f"{precision}: {what}" for precision in ("fp32", "fp16") for what in per_bundle)]
     build = next(step for step in steps if step.name == "fp16: build")
-    assert " ".join(build.command).startswith("--backend tensorrt --weights random:full --precision fp16 --out")
+    assert " ".join(build.command).startswith("--backend tensorrt --no-plans --weights random:full")
     bench = next(step for step in steps if step.name == "fp16: bench")
     assert [word for word in bench.command if word in ("tensorrt", "onnxruntime", "onnxruntime-cuda")] == [
         "onnxruntime", "tensorrt", "onnxruntime-cuda",
@@ -72,6 +72,13 @@ def test_a_bundle_that_was_not_built_is_not_measured_and_the_next_one_still_is(t
     assert "fp16: bench" in ran
     assert (report["ok"], report["failed"]) == (False, ["fp32: build"])
     assert next(step for step in report["steps"] if step["name"] == "fp32: build")["problem"] == "it broke"
+
+
+def test_where_plans_cannot_be_built_the_other_backends_are_measured_all_the_same(tmp_path):
+    run, ran = fake_runner(fails={"fp32: plans"})
+    report = make_report(GpuCheckRequest(tmp_path), H100, run_steps(GpuCheckRequest(tmp_path), run))
+    assert "fp32: bench" in ran
+    assert (report["ok"], report["failed"]) == (False, ["fp32: plans"])
 
 
 def test_a_backend_that_was_refused_is_not_a_report_that_all_is_well(tmp_path):
