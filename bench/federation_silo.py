@@ -12,15 +12,28 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 from flamest.agent.link import Link, LinkSettings, Retry
 from flamest.base.memory import reuse_blocks
-from flamest.fedproto.records import Phase, Update
+from flamest.fedproto.codecs import code
+from flamest.fedproto.records import CodedUpdate, GlobalModel, Phase, RunSettings, Update
 
 
 def memory_mb(field: str) -> float:
     """``VmRSS`` or ``VmHWM`` of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1e3
+
+
+def answer(run: RunSettings, model: GlobalModel, examples: int) -> Update:
+    """The model itself as an update; with a lossy codec a delta of the usual size."""
+    name = os.urandom(16).hex()
+    if run.codec == "fp32":
+        return Update(model.round, model.sha256, name, examples, model.params)
+    moved = {key: tensor * np.float32(1.01) for key, tensor in model.params.items()}
+    coded = code(run.codec, run.head, moved, model.params, None)
+    made = CodedUpdate(run.codec, coded.payload, coded.error)
+    return Update(model.round, model.sha256, name, examples, None, None, made)
 
 
 def main() -> None:
@@ -40,7 +53,7 @@ def main() -> None:
             if len(opened) == 2:
                 began = time.process_time()
             model = link.fetch(run, standing)
-            link.submit(run, Update(model.round, model.sha256, os.urandom(16).hex(), int(examples), model.params))
+            link.submit(run, answer(run, model, int(examples)))
             answered = standing.round
         opened.append(time.monotonic())
         told = {
