@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 
-MEASUREMENTS = ("training", "paper_run")
+MEASUREMENTS = ("training", "paper_run", "attacks")
 
 
 def main() -> None:

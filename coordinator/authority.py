@@ -162,9 +162,9 @@ class AllowList:
                 code="old_certificate",
             )
 
-    def count(self) -> int:
-        """How many silos may call now."""
-        return len(enrolled(self.silos()))
+    def names(self) -> frozenset[str]:
+        """The silos that may call now."""
+        return frozenset(enrolled(self.silos()))
 
 
 def _authority(folder: Path) -> Identity:

@@ -142,6 +142,25 @@ def silo_revoke(
     return {"name": name, "revoked": True}
 
 
+@silo_app.command("release")
+@command
+def silo_release(
+    name: Annotated[str, typer.Argument(help="The silo's name.")], config: ConfigOption, as_json: JsonOption = False
+) -> dict[str, Any]:
+    """Let a silo out of quarantine, and forget its refused updates; a running server knows within a second.
+
+    `status` says who is in quarantine and why. What is wrong there should be mended first.
+    """
+    from .quarantine import release
+    from .settings import load_coordinator_settings
+
+    told = release(load_coordinator_settings(config).server.state, name)
+    if not as_json:
+        state = "is out of quarantine" if told["was_quarantined"] else "was not in quarantine"
+        print(f"silo '{name}' {state}; {told['refusals']} refusals forgotten, the last one: {told['last']}")
+    return told
+
+
 @app.command("run")
 @command
 def run(

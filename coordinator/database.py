@@ -7,16 +7,20 @@ SQLite 3.51.3 fixed, https://sqlite.org/releaselog/3_51_3.html).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import DataError, FlamestError, LockedError, SettingsError, StorageError
+from ..base.files import fsync_directory
+from ..base.log import Log
 from ..fedproto.certificates import need
 
+log = Log("coordinator")
+
 FILE = "coordinator.sqlite"
-SCHEMA_VERSION = 1
 SCHEMA = """
 CREATE TABLE runs(
     name TEXT PRIMARY KEY,
@@ -65,13 +69,30 @@ CREATE TABLE refusals(
 ) STRICT;
 """
 
+# What was added since, by the version that it makes; a new file is made by the same steps.
+UPGRADES = {
+    2: """
+ALTER TABLE updates ADD COLUMN norm REAL;    -- distance from the round's model; NULL: from before this column
+ALTER TABLE rounds ADD COLUMN lost_at REAL;  -- when its model was found damaged; its status is abandoned then
+CREATE TABLE strikes(
+    silo TEXT PRIMARY KEY,
+    times INTEGER NOT NULL,            -- refusals that count towards quarantine
+    code TEXT NOT NULL,                -- of the last one
+    message TEXT NOT NULL,
+    last_at REAL NOT NULL,
+    quarantined_at REAL                -- NULL: not yet
+) STRICT;
+""",
+}
+SCHEMA_VERSION = max(UPGRADES)
 Connection = Any  # apsw.Connection; apsw is imported late
 
 
 def open_database(path: Path) -> Connection:
-    """Open the file for the one writer; made when absent. Integrity and version are checked.
+    """Open the file for the one writer; made when absent, brought to this version when older.
 
-    Raises DataError (``corrupt_state``), SettingsError (``newer_state``), StorageError.
+    Integrity and version are checked first. Raises DataError (``corrupt_state``), SettingsError (``newer_state``),
+    StorageError.
     """
     need("apsw")
     import apsw
@@ -83,17 +104,54 @@ def open_database(path: Path) -> Connection:
         connection.pragma("synchronous", "full")
         connection.pragma("foreign_keys", True)
         check_database(connection, path)
-        if connection.pragma("user_version") == 0:
-            with connection:
-                connection.execute(SCHEMA)
-                connection.pragma("user_version", SCHEMA_VERSION)
+        _upgrade(connection, path)
     return connection
 
 
-def read_database(path: Path) -> Connection:
-    """Open the file for reading, beside a coordinator that may be writing it.
+def _upgrade(connection: Connection, path: Path) -> None:
+    """One transaction from any older version to this one; a file that holds something is copied before."""
+    version = connection.pragma("user_version")
+    if version == SCHEMA_VERSION:
+        return
+    if version > 0:
+        copy = path.with_name(f"{path.name}.schema-{version}")
+        _copy_database(connection, copy)
+        log.info("upgrading", file=path.name, schema=version, to=SCHEMA_VERSION, copy=copy.name)
+    with connection:
+        if version == 0:
+            connection.execute(SCHEMA)
+        for number in range(max(version, 1) + 1, SCHEMA_VERSION + 1):
+            connection.execute(UPGRADES[number])
+        connection.pragma("user_version", SCHEMA_VERSION)
 
-    Raises DataError (``no_state``) when there is none.
+
+def _copy_database(connection: Connection, copy: Path) -> None:
+    """The file as it is now, whole and durable under the name ``copy``."""
+    import apsw
+
+    building = copy.with_name(f".{copy.name}.tmp")
+    building.unlink(missing_ok=True)
+    target = apsw.Connection(str(building))
+    try:
+        with target.backup("main", connection, "main") as backup:
+            while not backup.done:
+                backup.step()
+        target.pragma("journal_mode", "delete")
+    finally:
+        target.close()
+    try:
+        with building.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(building, copy)
+        fsync_directory(copy.parent)
+    except OSError as error:
+        raise StorageError(f"cannot write {copy}: {error.strerror}") from error
+
+
+def read_database(path: Path, *, writing: bool = False) -> Connection:
+    """Open the file for reading, beside a coordinator that may be writing it; ``writing``: for a small change too.
+
+    Raises DataError (``no_state`` when there is none, ``older_state``).
     """
     need("apsw")
     import apsw
@@ -107,8 +165,18 @@ def read_database(path: Path) -> Connection:
     with state_errors(path):
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         connection.set_busy_timeout(5000)
-        connection.pragma("query_only", True)
+        # The last one who closes would else remove the -wal file, and a crash and a lost -wal would look alike.
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        connection.pragma("query_only", not writing)
         check_database(connection, path)
+        version = connection.pragma("user_version")
+    if version < SCHEMA_VERSION:
+        connection.close()
+        raise DataError(
+            f"{path} was written by an older version (schema {version}, this one knows {SCHEMA_VERSION})",
+            fix="start the coordinator once: it upgrades the file, and keeps a copy",
+            code="older_state",
+        )
     return connection
 
 

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ from ..fedproto.records import Evaluation
 from .aggregate import pooled
 from .database import FILE, read_database, state_errors
 from .models import model_path, models_folder
+from .quarantine import all_strikes
 
 ROUNDS = """
 SELECT number, status, wanted, opened_at, seconds, model_sha256, sent_bytes,
     (SELECT count(*) FROM updates u WHERE u.run = r.run AND u.round = r.number),
     (SELECT sum(times) FROM refusals f WHERE f.run = r.run AND f.round = r.number),
     (SELECT sum(examples) FROM updates u WHERE u.run = r.run AND u.round = r.number),
-    (SELECT sum(received_bytes) FROM updates u WHERE u.run = r.run AND u.round = r.number)
+    (SELECT sum(received_bytes) FROM updates u WHERE u.run = r.run AND u.round = r.number),
+    (SELECT max(norm) FROM updates u WHERE u.run = r.run AND u.round = r.number),
+    lost_at IS NOT NULL
 FROM rounds r WHERE run = ? ORDER BY number
 """
 EVALUATIONS = """
@@ -35,7 +38,7 @@ class RoundRow:
     """One round."""
 
     round: int
-    status: str  # open, closed, abandoned
+    status: str  # open, closed, abandoned; lost: its model was found damaged later
     wanted: int
     opened: str  # UTC
     seconds: float | None  # from the first silo that was given it to its end
@@ -45,6 +48,7 @@ class RoundRow:
     refused: int  # refused updates while it was open
     examples: int
     received_bytes: int  # accepted updates
+    farthest: float | None  # of an accepted update from the model that the round started from
     evaluation: Evaluation | None  # of the model that the round STARTED from, over all silos; None: no one reported
 
 
@@ -58,6 +62,7 @@ class SiloRow:
     last_update: str | None  # UTC
     refused: int
     last_refusal: str | None
+    quarantined: str | None = None  # since when, UTC
 
 
 class History:
@@ -82,11 +87,11 @@ class History:
         """Every round so far, the open one last."""
         rows, evaluations = [], self._evaluations()
         for number, status, wanted, opened, seconds, sha256, sent, accepted, refused, *sums in self._rows(ROUNDS):
-            examples, received = sums
+            examples, received, farthest, lost = sums
             rows.append(
                 RoundRow(
                     round=number,
-                    status=status,
+                    status="lost" if lost else status,
                     wanted=wanted,
                     opened=_utc(opened),
                     seconds=seconds,
@@ -96,6 +101,7 @@ class History:
                     refused=refused or 0,
                     examples=examples or 0,
                     received_bytes=received or 0,
+                    farthest=farthest,
                     evaluation=pooled(evaluations[number]),
                 )
             )
@@ -117,6 +123,12 @@ class History:
         for silo, refused, code, _ in self._rows(query):
             known = rows.get(silo, SiloRow(silo, 0, None, None, 0, None))
             rows[silo] = SiloRow(silo, known.updates, known.last_round, known.last_update, refused, code)
+        with state_errors(self._state / FILE):
+            against = all_strikes(self._db)
+        for silo, told in against.items():
+            if told.quarantined_at is not None:
+                known = rows.get(silo, SiloRow(silo, 0, None, None, told.times, told.code))
+                rows[silo] = replace(known, quarantined=_utc(told.quarantined_at))
         return [rows[silo] for silo in sorted(rows)]
 
     def model_file(self, round_number: int | None) -> tuple[Path, int]:

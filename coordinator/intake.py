@@ -20,6 +20,8 @@ from ..fedproto.codec import FiniteBytes, check_shapes, param_bytes, payload_byt
 from ..fedproto.codecs import CODECS, apply, check_size
 from ..fedproto.head import Params, without_defaults
 from ..fedproto.records import RunSettings
+from .bounds import NormBound
+from .contributions import file_distance
 from .rounds import Offer, Report
 from .spool import Spool
 
@@ -55,13 +57,23 @@ class Taken:
     spool: Spool
     sha256: str  # of the file
     received: int  # bytes of the messages
+    norm: float  # distance from the round's model
+
+
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """What an update of the open round is measured against."""
+
+    base: Params  # the model that the round started from
+    bound: NormBound
 
 
 class Intake:
     """Takes uploads for one run; memory per upload is a few chunks until its payload is checked."""
 
-    def __init__(self, run: RunSettings, spool_folder: Path) -> None:
+    def __init__(self, run: RunSettings, spool_folder: Path, max_examples: int) -> None:
         self._run = run
+        self._max_examples = max_examples
         self._run_sha256 = run.sha256
         self._expected = payload_bytes(run.head)
         self._spool_folder = spool_folder
@@ -80,6 +92,11 @@ class Intake:
             raise Refused("an update begins with its header", code="malformed")
         self.check_run(header.settings_sha256)
         whose = f"update from silo '{silo}'"
+        if header.examples > self._max_examples:
+            raise Refused(
+                f"{whose}: {header.examples} examples, this coordinator takes at most {self._max_examples}",
+                code="too_many_examples",
+            )
         check_shapes(self._run.head, header.shapes, whose=whose)
         if CODECS.index(header.codec) > CODECS.index(self._run.codec):
             raise Refused(f"{whose}: coded as {header.codec}, this run takes {self._run.codec} at most", code="codec")
@@ -90,23 +107,35 @@ class Intake:
         report = Report(silo, header.update_id, header.examples, digest)
         return Announced(header, Offer(header.round, header.base_sha256, report), len(raw), until)
 
-    async def payload(self, announced: Announced, parts: AsyncIterator[bytes], base: Params) -> Taken:
+    async def payload(self, announced: Announced, parts: AsyncIterator[bytes], limits: Limits) -> Taken:
         """The other messages: the update's parameters, durable in a spool and checked.
 
-        ``base``: the model that a lossy codec's delta is against. The caller discards the spool. Raises DataError
-        (``malformed``, ``payload_size``, ``payload_digest``, ``not_finite``, ``bad_codes``), StorageError,
+        ``limits``: of the round, whose model is also what a lossy codec's delta is against. The caller discards the
+        spool. Raises DataError (``malformed``, ``payload_size``, ``payload_digest``, ``not_finite``, ``bad_codes``,
+        ``norm``), StorageError,
         TimeoutError; then nothing is left.
         """
         spool = Spool(self._spool_folder, self._expected)  # not in a thread: a caller that hangs up would lose it
         try:
             take = self._take_plain if announced.header.codec == "fp32" else self._take_coded
-            return await take(announced, parts, base, spool)
+            sha256, received = await take(announced, parts, limits.base, spool)
+            norm = await self._in_thread(functools.partial(self._measure, announced, spool, limits))
         except BaseException:
             spool.discard()
             raise
+        return Taken(spool, sha256, received, norm)
 
-    async def _take_plain(self, announced: Announced, parts: AsyncIterator[bytes], _: Params, spool: Spool) -> Taken:
-        """fp32: to the file and through the checks piece by piece."""
+    def _measure(self, announced: Announced, spool: Spool, limits: Limits) -> float:
+        """The update's distance from the round's model. Raises DataError (``norm``)."""
+        norm = spool.read(functools.partial(file_distance, limits.base))
+        header = announced.header
+        limits.bound.check(norm, header.examples, header.codec, whose=announced.whose)
+        return norm
+
+    async def _take_plain(
+        self, announced: Announced, parts: AsyncIterator[bytes], _: Params, spool: Spool
+    ) -> tuple[str, int]:
+        """fp32: to the file and through the checks piece by piece; the file's SHA-256 and the messages' bytes."""
         finite = FiniteBytes(self._run.head, whose=announced.whose)
 
         def feed(data: bytes | memoryview) -> None:
@@ -118,9 +147,11 @@ class Intake:
             await self._in_thread(functools.partial(feed, data))
             received += size
         await self._in_thread(functools.partial(spool.finish, sha256))
-        return Taken(spool, sha256, received)
+        return sha256, received
 
-    async def _take_coded(self, announced: Announced, parts: AsyncIterator[bytes], base: Params, spool: Spool) -> Taken:
+    async def _take_coded(
+        self, announced: Announced, parts: AsyncIterator[bytes], base: Params, spool: Spool
+    ) -> tuple[str, int]:
         """A delta: whole in memory, since it is small, and kept as the parameters that it means."""
         header, received, payload = announced.header, 0, bytearray()
         async for data, size in _pieces(parts, announced.until):
@@ -144,7 +175,7 @@ class Intake:
             spool.finish(digest.hexdigest())
             return digest.hexdigest()
 
-        return Taken(spool, await self._in_thread(decode), received)
+        return await self._in_thread(decode), received
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

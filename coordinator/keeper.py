@@ -26,24 +26,28 @@ from ..fedproto.codecs import Codec
 from ..fedproto.head import params_sha256
 from ..fedproto.records import Phase, Receipt, RunSettings, Standing
 from .aggregate import aggregate
+from .bounds import NormBound, learnt_norm
 from .broadcast import Broadcast, broadcast
-from .intake import Intake, Refused
+from .intake import Intake, Limits, Refused
 from .rounds import (
     Decision,
     Offer,
     OpenRound,
     Plan,
+    Roll,
     RunState,
     Stand,
     Verdict,
     after_abandon,
     after_close,
     on_contact,
+    on_leave,
     on_tick,
     on_update,
     resumed,
     stand_for,
 )
+from .settings import CheckSettings
 from .spool import Spool
 from .state import RoundEnd, RunStore, StoredUpdate
 from .turnstile import Turnstile
@@ -56,6 +60,7 @@ STOPPING_AGAIN_S = 1.0
 TRANSFERS = 8  # models and updates on their way at one time, all silos together
 TRANSFER_HOLD_S = 0.5  # a slower one goes on beside the others
 UPLOADS_PER_SILO = 2  # at one time; further ones of the same silo wait their turn, unread
+IN_QUARANTINE = "it is in quarantine: nothing of it is taken until the coordinator's operator releases it"
 REFUSALS = {
     Verdict.REUSED_ID: "this update id was used for another update, which counts",
     Verdict.ALREADY_ANSWERED: "another update of this silo counts in this round",
@@ -64,19 +69,30 @@ REFUSALS = {
 }
 
 
-class RunKeeper:
-    """Serves one run. ``enrolled`` tells how many silos may report now."""
+@dataclass(frozen=True)
+class Terms:
+    """What the operator decides, beside the run's settings that the silos are told."""
 
-    def __init__(self, run: RunSettings, store: RunStore, *, wanted: int | None, enrolled: Callable[[], int]) -> None:
+    wanted: int | None  # reports that close a round early
+    wanted_share: float | None  # or this share of the silos; without either all of them
+    checks: CheckSettings
+
+
+class RunKeeper:
+    """Serves one run. ``enrolled`` tells which silos may call now."""
+
+    def __init__(
+        self, run: RunSettings, store: RunStore, terms: Terms, *, enrolled: Callable[[], frozenset[str]]
+    ) -> None:
         self.run = run
         self._told_finished: set[str] = set()
         self._met: set[str] = set()  # silos that asked for work since the server started
         self._store = store
-        self._wanted = wanted
+        self._terms = terms
         self._enrolled = enrolled
         self._expected = payload_bytes(run.head)
         self._disk = ThreadPoolExecutor(1, "flamest-state")
-        self._intake = Intake(run, store.spool_folder)
+        self._intake = Intake(run, store.spool_folder, terms.checks.max_examples)
         self.transfers = Turnstile(TRANSFERS, TRANSFER_HOLD_S)
         self._slots: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(UPLOADS_PER_SILO))
         self._turn = asyncio.Lock()  # one change of what is on disk at a time
@@ -87,11 +103,13 @@ class RunKeeper:
         self._stopping = False
         self._sent_bytes = 0  # of the open round's model
         plan = Plan(rounds=run.rounds, min_silos=run.min_silos, deadline_s=run.deadline_s)
-        state, params = store.load(plan, self._wanted_now())
+        self._quarantined = store.quarantined()
+        state, params = store.load(plan, self._roll())
         self._state = resumed(state, time.monotonic())
         self._params, self._carried = params, store.server_state(state)
         self._data_parts = _data_parts(encode_params(run.head, params))
         self._delta: _Delta | None = None  # from the model before, with a lossy codec; not kept over a restart
+        self._learnt = learnt_norm(store.farthest())
 
     @property
     def state(self) -> RunState:
@@ -135,6 +153,8 @@ class RunKeeper:
             stand = stand_for(self._state, silo, answered_round, now)
             return stand if stand.phase is not Phase.OPEN else Stand(Phase.WAIT, self._state.last_round, 0.0)
         before = self._state
+        if silo in self._quarantined and before.open is not None:
+            answered_round = before.open.number  # it is given no work
         self._state = on_contact(before, silo, answered_round, now)
         if self._state != before:
             self._nudge.set()  # it may have declined, and be the last that the round waited for
@@ -170,12 +190,15 @@ class RunKeeper:
             await self._note_refusal(silo, problem)
             raise problem from error
         except DataError as problem:
-            await self._note_refusal(silo, problem)
+            if await self._note_refusal(silo, problem):
+                raise Refused(f"{problem.message}; {IN_QUARANTINE}", code=problem.code) from problem
             raise
 
     # --- an update's way in ---
 
     async def _take(self, silo: str, parts: AsyncIterator[bytes], until: float) -> Receipt:
+        if silo in self._quarantined:
+            raise Refused(f"silo '{silo}': {IN_QUARANTINE}", code="quarantined")
         announced = await self._intake.announced(silo, parts, until)
         header, offer = announced.header, announced.offer
         known = await self._on_disk(lambda: self._store.report(offer.round, silo))
@@ -184,11 +207,11 @@ class RunKeeper:
         _check(verdict, offer)  # before its bytes are read
         if verdict is Verdict.DUPLICATE:
             return receipt
-        base = self._params  # the verdict says that the update was trained from it
+        limits = self._limits()  # the verdict says that the update was trained from the round's model
         async with self.transfers.place():
-            taken = await self._intake.payload(announced, parts, base)
+            taken = await self._intake.payload(announced, parts, limits)
         size = announced.size + taken.received
-        stored = StoredUpdate(offer.round, offer.report, taken.sha256, size, header.evaluation)
+        stored = StoredUpdate(offer.round, offer.report, taken.sha256, size, header.evaluation, taken.norm)
         keeping = asyncio.create_task(self._keep(offer, stored, taken.spool))  # goes on if the caller hangs up
         self._tasks.add(keeping)
         keeping.add_done_callback(self._tasks.discard)
@@ -213,17 +236,37 @@ class RunKeeper:
             self._nudge.set()
         return verdict
 
-    async def _note_refusal(self, silo: str, problem: DataError) -> None:
+    def _limits(self) -> Limits:
+        current = _open_round(self._state)
+        times = self._terms.checks.norm_times
+        return Limits(self._params, NormBound(self.run.head, self.run.train, times, current.number, self._learnt))
+
+    async def _note_refusal(self, silo: str, problem: DataError) -> bool:
+        """True when this refusal puts the silo in quarantine."""
         number = self._state.open.number if self._state.open else self._state.last_round
         log.warning("update_refused", round=number, silo=silo, code=problem.code, detail=problem.message)
-        with contextlib.suppress(StorageError):  # a full disk must not hide why the update was refused
-            await self._on_disk(lambda: self._store.refuse(number, silo, problem.code, problem.message))
+        code, allowed = problem.code, self._terms.checks.quarantine_after
+        try:
+            shut_out = await self._on_disk(
+                lambda: self._store.refuse(number, silo, code, problem.message, allowed=allowed)
+            )
+        except StorageError:  # a full disk must not hide why the update was refused
+            return False
+        if shut_out:
+            log.error("silo_quarantined", silo=silo, code=code, fix=f"flamest-coordinator silo release {silo}")
+            self._quarantined |= {silo}
+            self._state = on_leave(self._state, self._quarantined)
+            self._nudge.set()
+        return shut_out
 
     # --- rounds ---
 
     async def tick(self) -> None:
         """End the open round if it is time. Raises StorageError when that cannot be made durable: try again."""
+        if self._quarantined:
+            self._quarantined = await self._on_disk(self._store.quarantined)  # the operator may have released one
         async with self._turn:
+            self._state = on_leave(self._state, self._left())
             decision = on_tick(self._state, time.monotonic())
             if decision is Decision.COLLECT or self._stopping:
                 return
@@ -257,7 +300,7 @@ class RunKeeper:
     async def _close(self) -> None:
         state, run = self._state, self.run
         current = _open_round(state)
-        silos = max(self._enrolled(), len(current.reports))  # one may have been revoked after it reported
+        silos = len(self._enrolled() | current.reports.keys())  # one may have been revoked after it reported
 
         def combine() -> tuple[Broadcast, str, list[bytes]]:
             parts = self._store.contributions(current.number)
@@ -266,9 +309,10 @@ class RunKeeper:
             return made, params_sha256(made.params), _data_parts(encode_params(run.head, made.params))
 
         made, sha256, data_parts = await self._on_disk(combine)
-        after, end = after_close(state, sha256, self._wanted_now()), self._round_end(current)
+        after, end = after_close(state, sha256, self._roll()), self._round_end(current)
         await self._on_disk(lambda: self._store.close_round(after, made.params, end, made.state))
         self._delta = _Delta.of(state.model_sha256, made.payload) if made.payload else None
+        self._learnt = learnt_norm(await self._on_disk(self._store.farthest))
         self._state, self._data_parts = after, data_parts
         self._params, self._carried = made.params, made.state
         log.info(
@@ -276,7 +320,7 @@ class RunKeeper:
             round=current.number,
             of=self.run.rounds,
             accepted=len(current.reports),
-            wanted=current.wanted,
+            wanted=current.roll.wanted,
             examples=sum(report.examples for report in current.reports.values()),
             seconds=end.seconds,
             model=sha256[:12],
@@ -286,7 +330,7 @@ class RunKeeper:
 
     async def _abandon(self) -> None:
         current = _open_round(self._state)
-        after, end = after_abandon(self._state, self._wanted_now()), self._round_end(current)
+        after, end = after_abandon(self._state, self._roll()), self._round_end(current)
         await self._on_disk(lambda: self._store.abandon_round(after, end))
         self._state = after
         log.warning(
@@ -297,8 +341,14 @@ class RunKeeper:
         started = time.monotonic() if current.deadline is None else current.deadline - self.run.deadline_s
         return RoundEnd(seconds=time.monotonic() - started, sent_bytes=self._sent_bytes)
 
-    def _wanted_now(self) -> int:
-        return self._wanted if self._wanted is not None else max(self._enrolled(), self.run.min_silos)
+    def _roll(self) -> Roll:
+        silos = self._enrolled() - self._quarantined
+        return Roll.call(silos, self._terms.wanted, self._terms.wanted_share, self.run.min_silos)
+
+    def _left(self) -> frozenset[str]:
+        """Silos that the open round was for and that are revoked or in quarantine now."""
+        current = self._state.open
+        return frozenset() if current is None else current.roll.silos - (self._enrolled() - self._quarantined)
 
     def _wake(self) -> None:
         self._changed.set()

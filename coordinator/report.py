@@ -59,6 +59,10 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
         )
         refused = f", {silo['refused']} refused ({silo['last_refusal']})" if silo["refused"] else ""
         lines.append(f"  {silo['silo']:20} {silo['updates']} updates, {last}{refused}")
+        if silo["quarantined"]:
+            lines.append(
+                f"  {'':20} IN QUARANTINE since {silo['quarantined']}: flamest-coordinator silo release {silo['silo']}"
+            )
     if not now["silos"]:
         lines.append("  no silo is enrolled: flamest-coordinator silo add NAME --csr NAME.csr")
     if now["certificate_days_left"] < 30:

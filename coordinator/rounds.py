@@ -14,6 +14,7 @@ one monotonic clock, the caller's.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -51,14 +52,34 @@ class Offer:
 
 
 @dataclass(frozen=True)
+class Roll:
+    """Whom a round opens for."""
+
+    silos: frozenset[str]  # that may report, as far as is known when it opens
+    wanted: int  # reports that close it before the deadline
+
+    @classmethod
+    def call(cls, silos: frozenset[str], wanted: int | None, share: float | None, min_silos: int) -> Roll:
+        """``wanted`` reports, or ``share`` of the silos, or without either all; never fewer than the minimum."""
+        if wanted is None:
+            wanted = len(silos) if share is None else math.ceil(share * len(silos) - 1e-9)
+        return cls(silos, max(wanted, min_silos))
+
+
+@dataclass(frozen=True)
 class OpenRound:
     """The round that is given out now."""
 
     number: int
-    wanted: int  # reports that close it before the deadline
+    roll: Roll
     deadline: float | None = None  # None until the first silo is given the round
     reports: Mapping[str, Report] = field(default_factory=lambda: MappingProxyType({}))  # by silo
     declined: frozenset[str] = frozenset()  # silos that will not report
+
+    @property
+    def enough(self) -> int:
+        """Reports that close it now: those wanted, or of all who can still report if these are fewer."""
+        return min(self.roll.wanted, len((self.roll.silos - self.declined) | self.reports.keys()))
 
 
 @dataclass(frozen=True)
@@ -102,9 +123,9 @@ class Stand:
     counted: int = 0  # the last closed round in which the silo's update counts, 0 for none
 
 
-def start_run(plan: Plan, model_sha256: str, wanted: int) -> RunState:
+def start_run(plan: Plan, model_sha256: str, roll: Roll) -> RunState:
     """A new run, its first round open."""
-    return RunState(plan=plan, closed=0, model_sha256=model_sha256, last_round=0, open=OpenRound(1, wanted))
+    return RunState(plan=plan, closed=0, model_sha256=model_sha256, last_round=0, open=OpenRound(1, roll))
 
 
 def resumed(state: RunState, now: float) -> RunState:
@@ -137,6 +158,14 @@ def on_contact(state: RunState, silo: str, answered_round: int, now: float) -> R
     return replace(state, open=_running(state, given, now))
 
 
+def on_leave(state: RunState, silos: frozenset[str]) -> RunState:
+    """These silos take no part any more: none that has not reported is waited for."""
+    current = state.open
+    if current is None or not silos - current.declined - current.reports.keys():
+        return state
+    return replace(state, open=replace(current, declined=current.declined | (silos - current.reports.keys())))
+
+
 def on_update(state: RunState, offer: Offer, known: Report | None, now: float) -> tuple[RunState, Verdict]:
     """Decide about an offer whose content has passed its checks.
 
@@ -165,26 +194,26 @@ def on_tick(state: RunState, now: float) -> Decision:
     if current is None:
         return Decision.COLLECT
     reported = len(current.reports)
-    if reported >= max(state.plan.min_silos, current.wanted - len(current.declined)):
+    if reported >= max(state.plan.min_silos, current.enough):
         return Decision.CLOSE
     if current.deadline is None or now < current.deadline:
         return Decision.COLLECT
     return Decision.CLOSE if reported >= state.plan.min_silos else Decision.ABANDON
 
 
-def after_close(state: RunState, model_sha256: str, wanted: int) -> RunState:
+def after_close(state: RunState, model_sha256: str, roll: Roll) -> RunState:
     """The open round has become a model: the next one opens from it, or the run is finished."""
     current, closed = _open(state), state.closed + 1
     number = current.number
     counted = MappingProxyType({**state.counted, **dict.fromkeys(current.reports, number)})
-    following = OpenRound(number + 1, wanted) if closed < state.plan.rounds else None
+    following = OpenRound(number + 1, roll) if closed < state.plan.rounds else None
     return replace(state, closed=closed, model_sha256=model_sha256, last_round=number, open=following, counted=counted)
 
 
-def after_abandon(state: RunState, wanted: int) -> RunState:
+def after_abandon(state: RunState, roll: Roll) -> RunState:
     """The open round came to nothing: the next one opens from the same model."""
     number = _open(state).number
-    return replace(state, last_round=number, open=OpenRound(number + 1, wanted))
+    return replace(state, last_round=number, open=OpenRound(number + 1, roll))
 
 
 def _open(state: RunState) -> OpenRound:

@@ -16,7 +16,7 @@ from ..fedproto import channel as wire
 from ..fedproto.certificates import need
 from ..fedproto.tls import ServerFiles, check_files
 from .authority import AllowList
-from .keeper import RunKeeper
+from .keeper import RunKeeper, Terms
 from .service import Service
 from .settings import CoordinatorSettings, split_listen
 from .state import RunStore
@@ -70,13 +70,16 @@ def serve(settings: CoordinatorSettings, shutdown: Shutdown, *, once: bool = Fal
 async def _serve(
     settings: CoordinatorSettings, store: RunStore, allow_list: AllowList, shutdown: Shutdown, once: bool
 ) -> Served:
-    keeper = RunKeeper(settings.run_settings(), store, wanted=settings.run.wanted, enrolled=allow_list.count)
+    terms = Terms(settings.run.wanted, settings.run.wanted_share, settings.checks)
+    keeper = RunKeeper(settings.run_settings(), store, terms, enrolled=allow_list.names)
     try:
         tls = ServerFiles(settings.server.files)
         server, address = await _listen(settings, Service(keeper, allow_list), tls)
         note = settings.server.state / "address"
         write_atomic(note, f"{address}\n".encode())
-        log.info("listening", address=address, run=keeper.run.run, silos=allow_list.count(), closed=keeper.state.closed)
+        log.info(
+            "listening", address=address, run=keeper.run.run, silos=len(allow_list.names()), closed=keeper.state.closed
+        )
         try:
             await _end_rounds(keeper, shutdown, tls, once=once)
         finally:

@@ -37,6 +37,7 @@ STATUS = {
     "stale_round": "FAILED_PRECONDITION",
     "stale_base": "FAILED_PRECONDITION",
     "late": "FAILED_PRECONDITION",
+    "quarantined": "FAILED_PRECONDITION",
     "already_answered": "ALREADY_EXISTS",
     "reused_id": "ALREADY_EXISTS",
     "payload_digest": "DATA_LOSS",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..base.settings import load_settings
 from ..fedproto.codec import MAX_PAYLOAD_BYTES
 from ..fedproto.codecs import Codec
 from ..fedproto.head import HeadSpec
+from ..fedproto.messages import MAX_EXAMPLES
 from ..fedproto.records import RunSettings, Strategy, TrainSettings
 from ..fedproto.tls import TlsFiles
 
@@ -61,6 +63,7 @@ class RunTable(_Record, frozen=True):
     rounds: int = 80  # that must close; abandoned ones do not count
     min_silos: int = 2  # fewer updates at the deadline: the round is abandoned, the model stays
     wanted: int | None = None  # as many updates close a round early; silos enrolled at its opening when not set
+    wanted_share: float | None = None  # instead of wanted: this share of the silos enrolled at its opening, rounded up
     deadline_s: float = 600.0  # seconds from the first silo that is given the round
     seed: int = 0  # of the initial model and the silos' shuffles
     head: HeadTable = HeadTable()
@@ -82,11 +85,20 @@ class RunTable(_Record, frozen=True):
         )
 
 
+class CheckSettings(_Record, frozen=True):
+    """[checks]: what an update must pass before any of it counts. Not told to the silos; may change between starts."""
+
+    norm_times: float = 4.0  # times the median silo's farthest update of the last rounds; 0: no bound, Adam's neither
+    max_examples: int = 1_000_000  # of one update: a silo's weight in the mean is what it says it has
+    quarantine_after: int = 3  # refusals that an honest silo does not get; 0: never
+
+
 class CoordinatorSettings(_Record, frozen=True):
     """The whole file. Relative paths are relative to the file's folder."""
 
     server: ServerSettings
     run: RunTable
+    checks: CheckSettings = CheckSettings()
 
     def run_settings(self) -> RunSettings:
         """What goes to the silos."""
@@ -110,6 +122,7 @@ def load_coordinator_settings(path: Path) -> CoordinatorSettings:
     """Read and check ``coordinator.toml``; SettingsError names file, key and what was expected."""
     settings = load_settings(path, CoordinatorSettings)
     problems = [*_server_problems(settings.server), *_run_problems(settings.run), *_train_problems(settings.run)]
+    problems += _check_problems(settings.checks)
     if problems:
         raise SettingsError(f"{path}: " + "; ".join(problems), fix=f"edit {path}")
     return _anchored(settings, Path(path).resolve().parent)
@@ -151,6 +164,10 @@ def _run_problems(run: RunTable) -> list[str]:
         problems.append(f"run.inputs, run.hidden: the head is larger than {MAX_PAYLOAD_BYTES} bytes")
     if run.wanted is not None and run.wanted < run.min_silos:
         problems.append(f"run.wanted: expected run.min_silos ({run.min_silos}) or more")
+    if run.wanted_share is not None and run.wanted is not None:
+        problems.append("run.wanted, run.wanted_share: expected one of them")
+    if run.wanted_share is not None and not 0 < run.wanted_share <= 1:
+        problems.append("run.wanted_share: expected more than 0 and at most 1")
     if not 0 < run.deadline_s <= MAX_DEADLINE_S:
         problems.append(f"run.deadline_s: expected more than 0 and at most {MAX_DEADLINE_S:.0f} seconds")
     if run.seed < 0:
@@ -161,6 +178,17 @@ def _run_problems(run: RunTable) -> list[str]:
 def _train_problems(run: RunTable) -> list[str]:
     problems = [f"run.train.{problem}" for problem in run.train.problems()]
     return problems + [f"run.strategy.{problem}" for problem in run.strategy.problems()]
+
+
+def _check_problems(checks: CheckSettings) -> list[str]:
+    problems = []
+    if checks.norm_times != 0 and not (1 <= checks.norm_times < math.inf):
+        problems.append("checks.norm_times: expected 1 or more, or 0 for no bound")
+    if not 1 <= checks.max_examples < MAX_EXAMPLES:
+        problems.append(f"checks.max_examples: expected 1 to {MAX_EXAMPLES - 1}")
+    if checks.quarantine_after < 0:
+        problems.append("checks.quarantine_after: expected 0 (never) or more")
+    return problems
 
 
 def _whole_numbers(section: str, values: Sequence[tuple[str, int]]) -> list[str]:

@@ -7,10 +7,14 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 from ..base.errors import DataError, StorageError
+
+
+T = TypeVar("T")
 
 
 class Spool:
@@ -61,6 +65,11 @@ class Spool:
         """What has been written, as read from the file. Raises StorageError."""
         with self._lock, self._storage_errors():
             return self._file_path.read_bytes()
+
+    def read(self, work: Callable[[BinaryIO], T]) -> T:
+        """What ``work`` makes of the content. Raises StorageError."""
+        with self._lock, self._storage_errors(), self._file_path.open("rb") as file:
+            return work(file)
 
     def move_to(self, path: Path) -> None:
         """Give the file its final name. Raises OSError."""

@@ -27,6 +27,7 @@ hidden = [512, 256]           # layers of the classifier
 rounds = 80
 min_silos = 2                 # fewer updates at the deadline: the round is abandoned, the model stays
 # wanted = 4                  # so many updates close a round early; not set: all silos enrolled when it opens
+# wanted_share = 0.75         # or this share of the silos enrolled when it opens
 deadline_s = 600.0            # from the first silo that is given the round
 seed = 0
 codec = "fp32"                # how models travel; or "fp16", "int8", "sparse_int8": half, a quarter, a twentieth
@@ -55,6 +56,11 @@ learning_rate = 0.01
 weight_decay = 1e-4
 learning_rate_decay = 1.0     # round r trains at learning_rate * decay ** (r - 1)
 class_balanced = false        # every silo weighs its classes equally
+
+[checks]                      # of every update, before any of it counts; these may change from start to start
+norm_times = 4.0              # farther from the model than so many times the median silo in the last rounds: refused
+max_examples = 1000000        # an update of more is refused; set it to what your largest silo may have
+quarantine_after = 3          # refusals after which nothing of a silo is taken until: flamest-coordinator silo release
 """
 
 

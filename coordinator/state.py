@@ -29,11 +29,13 @@ from ..fedproto.codec import decode_params
 from ..fedproto.head import HeadSpec, Params, initial_params, params_sha256
 from ..fedproto.records import Evaluation, RunSettings
 from .aggregate import ServerState
+from .bounds import WINDOW
 from .contributions import Contribution
 from .database import FILE, open_database, state_errors
 from .memory import Memory
 from .models import ModelShelf, damaged, models_folder
-from .rounds import OpenRound, Plan, Report, RunState, start_run
+from .quarantine import STRIKES, quarantined, strike
+from .rounds import OpenRound, Plan, Report, Roll, RunState, start_run
 from .spool import Spool
 
 LOCK_TRIES = 5  # `status` holds the lock for an instant
@@ -49,6 +51,7 @@ class StoredUpdate:
     payload_sha256: str
     received_bytes: int
     evaluation: Evaluation | None
+    norm: float | None = None  # its distance from the round's model
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ class RunStore:
 
     # --- start ---
 
-    def load(self, plan: Plan, wanted: int) -> tuple[RunState, Params]:
+    def load(self, plan: Plan, roll: Roll) -> tuple[RunState, Params]:
         """Where the run stands, and its current model; a new run is begun.
 
         Raises SettingsError (``other_settings``) when the run was begun with other settings, DataError
@@ -144,7 +147,7 @@ class RunStore:
         for part in ("models", "updates", "spool"):
             (self._folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
         known = self._one("SELECT settings, initial_sha256 FROM runs WHERE name = ?", self._run.run)
-        state = self._begin(plan, wanted) if known is None else self._resume(plan, known[0], known[1])
+        state = self._begin(plan, roll) if known is None else self._resume(plan, roll, known[0], known[1])
         params = self._models.read(self._last_closed(), state.model_sha256)
         self._remove_leftovers(state)
         return state, params
@@ -157,7 +160,7 @@ class RunStore:
         row = self._one("SELECT max(number) FROM rounds WHERE run = ? AND status = 'closed'", self._run.run)
         return (row[0] if row else None) or 0
 
-    def _begin(self, plan: Plan, wanted: int) -> RunState:
+    def _begin(self, plan: Plan, roll: Roll) -> RunState:
         if self._models.has_more_than_the_start():
             raise DataError(
                 f"{self._folder} holds models, but {self._path} knows nothing of the run",
@@ -165,7 +168,7 @@ class RunStore:
                 code="lost_run",
             )
         params = initial_params(self._run.head, self._run.seed)
-        state = start_run(plan, params_sha256(params), wanted)
+        state = start_run(plan, params_sha256(params), roll)
         self._models.write(0, params)
         for folder in (self._folder, self._folder.parent, self._state):
             fsync_directory(folder)
@@ -175,7 +178,7 @@ class RunStore:
             self._insert_open_round(state.model_sha256, state.open)
         return state
 
-    def _resume(self, plan: Plan, settings: bytes, initial_sha256: str) -> RunState:
+    def _resume(self, plan: Plan, roll: Roll, settings: bytes, initial_sha256: str) -> RunState:
         if settings != self._run.encode():
             changed = _differences(settings, self._run.encode())
             raise SettingsError(
@@ -193,7 +196,7 @@ class RunStore:
             closed=len(made),
             model_sha256=made[-1] if made else initial_sha256,
             last_round=ended[-1][0] if ended else 0,
-            open=OpenRound(row[0], row[1], reports=self._reports(row[0])) if row else None,
+            open=OpenRound(row[0], Roll(roll.silos, row[1]), reports=self._reports(row[0])) if row else None,
             counted=self._counted(),
         )
 
@@ -264,12 +267,16 @@ class RunStore:
             update.received_bytes,
             *((told.loss, told.correct, told.count) if told else (None, None, None)),
             time.time(),
+            update.norm,
         )
         with state_errors(self._path), self._db:
-            self._db.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            self._db.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
-    def refuse(self, round_number: int, silo: str, code: str, message: str) -> None:
-        """Count a refused update; one row per round, silo and code, however often it comes."""
+    def refuse(self, round_number: int, silo: str, code: str, message: str, *, allowed: int = 0) -> bool:
+        """Count a refused update; one row per round, silo and code, however often it comes.
+
+        ``allowed``: so many that an honest silo does not get put it in quarantine, 0 for never. True when this one did.
+        """
         row = (self._run.run, round_number, silo, code, message[:500], time.time())
         with state_errors(self._path), self._db:
             self._db.execute(
@@ -277,6 +284,23 @@ class RunStore:
                 "ON CONFLICT DO UPDATE SET times = times + 1, message = excluded.message, last_at = excluded.last_at",
                 row,
             )
+            return code in STRIKES and strike(self._db, silo, code, message[:500], allowed)
+
+    def quarantined(self) -> frozenset[str]:
+        """Silos of which nothing is taken."""
+        with state_errors(self._path):
+            return quarantined(self._db)
+
+    def farthest(self) -> dict[str, float]:
+        """By silo: the farthest that an update of it went in the last closed rounds that bounds.py remembers."""
+        rows = self._all(
+            "SELECT silo, max(norm) FROM updates WHERE run = ? AND norm IS NOT NULL AND round IN (SELECT number "
+            "FROM rounds WHERE run = ? AND status = 'closed' ORDER BY number DESC LIMIT ?) GROUP BY silo",
+            self._run.run,
+            self._run.run,
+            WINDOW,
+        )
+        return dict(rows)
 
     def contributions(self, round_number: int) -> Contributions:
         """The round's updates in ascending order of silo name, to be run through as often as one likes."""
@@ -330,7 +354,7 @@ class RunStore:
             self._db.execute(
                 "INSERT INTO rounds(run, number, status, wanted, base_sha256, opened_at) "
                 "VALUES (?, ?, 'open', ?, ?, ?)",
-                (self._run.run, opened.number, opened.wanted, base_sha256, time.time()),
+                (self._run.run, opened.number, opened.roll.wanted, base_sha256, time.time()),
             )
 
     # --- small ---

@@ -8,6 +8,7 @@ the bit. What is left out: waiting, certificates, gRPC, and the disk.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,8 +20,9 @@ from ..agent.training.table import FeatureTable
 from ..agent.training.trainer import HeadTrainer
 from ..base.errors import DataError
 from ..coordinator.aggregate import aggregate, first_state
+from ..coordinator.bounds import WINDOW, NormBound, learnt_norm
 from ..coordinator.broadcast import broadcast
-from ..coordinator.contributions import Contribution
+from ..coordinator.contributions import Contribution, distance
 from ..fedproto.codec import decode_params, encode_params, payload_bytes
 from ..fedproto.codecs import Row, apply, code
 from ..fedproto.head import HeadSpec, Params, initial_params, params_sha256
@@ -44,6 +46,19 @@ class SimulatedRun:
     rounds: tuple[Evaluation, ...]  # of the global model on the test rows after each round; () without them
     seconds: float  # wall clock of the whole run, evaluation included
     bytes_per_silo_round: int  # payload of the model down and of the update up, the mean
+    refused: tuple[tuple[int, str], ...] = ()  # (round, silo) of updates beyond the norm bound
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What puts a run to the test."""
+
+    # A silo's honest contribution to what it sends instead; given the round and the model that it started from.
+    sent: Callable[[int, Params, Contribution], Contribution] = lambda _number, _base, honest: honest
+    norm_times: float = 0.0  # the coordinator's [checks] norm_times; 0: nothing is refused
+
+
+NO_TRIAL = Trial()
 
 
 def simulate(
@@ -54,12 +69,14 @@ def simulate(
     threads: int = 1,
     workers: int = 1,
     on_round: Callable[[int], None] = lambda _: None,
+    trial: Trial = NO_TRIAL,
 ) -> SimulatedRun:
     """Run ``run.rounds`` rounds in which every silo answers, as daemons with ``work.threads = threads`` would.
 
     ``workers`` silos train at one time, each on ``threads`` cores; the result does not depend on it, and
     ``threads=1`` with a worker per core is the fastest. ``on_round`` is called with the number of every
-    round that has closed. ``run.min_silos`` and ``run.deadline_s`` have no meaning here.
+    round that has closed. ``run.min_silos`` and ``run.deadline_s`` have no meaning here. ``trial``: hostile silos, and
+    the coordinator's norm bound against them (no quarantine: a refused silo tries again in the next round).
 
     Raises DataError for silos or tables that the run cannot be made of, and as training does (``diverged``).
     """
@@ -67,12 +84,13 @@ def simulate(
     started = time.perf_counter()
     params, state = initial_params(run.head, run.seed), first_state(run)
     measured = []
+    guard = _Guard(run, trial)
     with _Crew(run, silos, threads=threads, workers=workers) as crew:
         down = payload_bytes(run.head) if run.codec == "fp32" else 0  # else every silo makes the first model itself
         moved = 0
         for number in range(1, run.rounds + 1):
             moved += down * len(silos)
-            parts: Iterable[Contribution] = crew.contributions(number, params)
+            parts: Iterable[Contribution] = guard.passed(number, params, crew.contributions(number, params))
             if run.strategy.looks_twice:
                 parts = list(parts)
             made = broadcast(run, params, aggregate(run.strategy, run.head, params, parts, state, len(silos)))
@@ -82,7 +100,37 @@ def simulate(
                 measured.append(crew.evaluate(params, test))
             on_round(number)
     size = round((moved + crew.sent_bytes) / (run.rounds * len(silos)))
-    return SimulatedRun(params, params_sha256(params), tuple(measured), time.perf_counter() - started, size)
+    seconds = time.perf_counter() - started
+    return SimulatedRun(params, params_sha256(params), tuple(measured), seconds, size, tuple(guard.refused))
+
+
+class _Guard:
+    """Lets hostile silos send what they will, and keeps from the sum what the coordinator would refuse."""
+
+    def __init__(self, run: RunSettings, trial: Trial) -> None:
+        self._run = run
+        self._trial = trial
+        self._norms: deque[dict[str, float]] = deque(maxlen=WINDOW)  # of the last rounds, by silo
+        self.refused: list[tuple[int, str]] = []
+
+    def passed(self, number: int, base: Params, parts: Iterable[Contribution]) -> Iterator[Contribution]:
+        run, trial = self._run, self._trial
+        silos = sorted({silo for norms in self._norms for silo in norms})
+        farthest = {silo: max(norms.get(silo, 0.0) for norms in self._norms) for silo in silos}
+        bound = NormBound(run.head, run.train, trial.norm_times, number, learnt_norm(farthest))
+        norms: dict[str, float] = {}
+        for part in parts:
+            sent = trial.sent(number, base, part)
+            if trial.norm_times > 0:
+                norm = distance(sent.params, base)
+                try:
+                    bound.check(norm, sent.examples, run.codec, whose=f"update from silo '{sent.silo}'")
+                except DataError:
+                    self.refused.append((number, sent.silo))
+                    continue
+                norms[sent.silo] = norm
+            yield sent
+        self._norms.append(norms)
 
 
 class _Crew:

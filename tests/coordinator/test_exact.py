@@ -10,7 +10,7 @@ import tracemalloc
 import pytest
 from flamest.base.files import sha256_bytes
 from flamest.coordinator.aggregate import aggregate, first_state
-from flamest.coordinator.rounds import Offer, Plan, Report, on_update
+from flamest.coordinator.rounds import Offer, Plan, Report, Roll, on_update
 from flamest.coordinator.spool import Spool
 from flamest.coordinator.state import RunStore, StoredUpdate
 from flamest.fedproto.codec import encode_params
@@ -58,7 +58,7 @@ def test_the_order_of_arrival_does_not_show_in_one_bit_of_the_model(tmp_path, mo
     for number, order in enumerate(sorted(orders)):
         with RunStore.open(tmp_path, run_of(Strategy(), spec, f"run-{number}")) as store:
             store._db.pragma("synchronous", "off")
-            state, base = store.load(PLAN, wanted=10)
+            state, base = store.load(PLAN, Roll(frozenset(SILOS), 10))
             for silo in order:
                 state = keep(store, state, silo, *parts[silo])
             stored = store.contributions(1)
@@ -77,7 +77,7 @@ def test_memory_is_that_of_a_few_models_however_many_silos_report(tmp_path, name
     run = run_of(STRATEGIES[name], spec)
     for silos in (3, 30):
         with RunStore.open(tmp_path / str(silos), run) as store:
-            state, base = store.load(PLAN, wanted=silos)
+            state, base = store.load(PLAN, Roll(frozenset(), silos))
             for number in range(silos):
                 payload = encode_params(spec, initial_params(spec, number))
                 state = keep(store, state, f"silo-{number:02d}", payload, 5 + number)

@@ -9,10 +9,12 @@ from flamest.coordinator.rounds import (
     Offer,
     Plan,
     Report,
+    Roll,
     Verdict,
     after_abandon,
     after_close,
     on_contact,
+    on_leave,
     on_tick,
     on_update,
     resumed,
@@ -22,13 +24,18 @@ from flamest.coordinator.rounds import (
 from flamest.fedproto.records import Phase
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 PLAN = Plan(rounds=2, min_silos=2, deadline_s=10.0)
 
 
+def roll(count: int, silos: str = "abcd") -> Roll:
+    """``count`` reports are wanted, of so many silos."""
+    return Roll(frozenset(silos[:count] if count < len(silos) else silos), count)
+
+
 def started(plan: Plan = PLAN, wanted: int = 3):
-    return start_run(plan, "model-0", wanted)
+    return start_run(plan, "model-0", roll(wanted))
 
 
 def offer(silo: str, number: int = 1, base: str = "model-0", update_id: str | None = None, digest: str = "d") -> Offer:
@@ -77,11 +84,39 @@ def test_a_silo_that_declines_is_not_waited_for():
 
 
 def test_a_silo_is_told_the_last_closed_round_in_which_it_counts():
-    state = after_close(with_reports("a", "b", state=started(Plan(9, 2, 10.0))), "model-1", 3)
-    state = after_abandon(with_reports("a", state=state), 3)  # what it sent in round 2 does not count
+    state = after_close(with_reports("a", "b", state=started(Plan(9, 2, 10.0))), "model-1", roll(3))
+    state = after_abandon(with_reports("a", state=state), roll(3))  # what it sent in round 2 does not count
     assert [stand_for(state, silo, 0, 0.0).counted for silo in "abc"] == [1, 1, 0]
-    state = after_close(with_reports("b", "c", state=state), "model-3", 3)
+    state = after_close(with_reports("b", "c", state=state), "model-3", roll(3))
     assert [stand_for(state, silo, 0, 0.0).counted for silo in "abc"] == [1, 3, 3]
+
+
+def test_k_of_n_closes_a_round_with_k_of_them_and_a_decline_does_not_lower_k():
+    four = start_run(PLAN, "model-0", Roll(frozenset("abcd"), 3))
+    state = on_contact(with_reports("a", "b", state=four), "c", 1, now=1.0)
+    assert on_tick(state, 1.0) is Decision.COLLECT  # d may still come
+    assert on_tick(with_reports("d", state=state), 1.0) is Decision.CLOSE
+
+
+@pytest.mark.parametrize(
+    ("wanted", "share", "expected"), [(None, None, 10), (3, None, 3), (None, 0.75, 8), (None, 0.1, 2), (None, 0.3, 3)]
+)
+def test_what_is_wanted_is_a_number_or_a_share_of_those_enrolled_and_never_less_than_the_minimum(
+    wanted, share, expected
+):
+    assert Roll.call(frozenset("abcdefghij"), wanted, share, 2).wanted == expected
+
+
+def test_a_silo_that_leaves_is_not_waited_for_and_what_it_sent_stays():
+    state = on_leave(with_reports("a", "b"), frozenset("bc"))
+    assert on_tick(state, 1.0) is Decision.CLOSE
+    assert list(state.open.reports) == ["a", "b"]
+
+
+def test_a_silo_that_joins_during_a_round_is_not_waited_for_but_may_report():
+    state = on_contact(with_reports("a", "b"), "z", 1, now=1.0)
+    assert on_tick(state, 1.0) is Decision.COLLECT  # z declines, c is still to come
+    assert on_tick(with_reports("z", state=state), 1.0) is Decision.CLOSE
 
 
 def test_declining_does_not_lower_the_minimum():
@@ -98,16 +133,16 @@ def test_a_silo_that_declined_may_still_report():
 
 
 def test_after_a_close_the_next_round_opens_from_the_new_model():
-    state = after_close(with_reports("a", "b", "c"), "model-1", wanted=4)
-    assert (state.open.number, state.open.wanted, state.closed, state.last_round) == (2, 4, 1, 1)
+    state = after_close(with_reports("a", "b", "c"), "model-1", roll(4))
+    assert (state.open.number, state.open.roll.wanted, state.closed, state.last_round) == (2, 4, 1, 1)
     assert not state.open.reports
     assert state.open.deadline is None
     assert stand_for(state, "a", 1, 0.0).phase is Phase.OPEN
 
 
 def test_after_the_last_round_the_run_is_finished():
-    state = after_close(with_reports("a"), "model-1", 3)
-    state = after_close(with_reports("a", state=state), "model-2", 3)
+    state = after_close(with_reports("a"), "model-1", roll(3))
+    state = after_close(with_reports("a", state=state), "model-2", roll(3))
     assert state.open is None
     assert stand_for(state, "a", 0, 0.0).phase is Phase.FINISHED
     assert on_tick(state, 1e9) is Decision.COLLECT
@@ -115,7 +150,7 @@ def test_after_the_last_round_the_run_is_finished():
 
 
 def test_an_abandoned_round_takes_a_number_and_leaves_the_model():
-    state = after_abandon(with_reports("a"), wanted=3)
+    state = after_abandon(with_reports("a"), roll(3))
     assert (state.open.number, state.closed, state.model_sha256, state.last_round) == (2, 0, "model-0", 1)
     assert stand_for(state, "a", 1, 0.0).phase is Phase.OPEN
 
@@ -152,7 +187,7 @@ def test_a_second_update_of_a_silo_never_counts(told, verdict):
 
 def test_a_duplicate_gets_its_receipt_after_the_round_closed_too():
     closed = with_reports("a", "b", "c")
-    after = after_close(closed, "model-1", 3)
+    after = after_close(closed, "model-1", roll(3))
     assert on_update(after, offer("a"), closed.open.reports["a"], 1.0) == (after, Verdict.DUPLICATE)
     assert on_update(after, offer("z"), None, 1.0)[1] is Verdict.STALE_ROUND
 
@@ -166,31 +201,57 @@ def test_after_a_restart_a_round_with_reports_is_running_and_one_without_waits()
 def test_ending_a_finished_run_is_a_bug():
     state = replace(started(), open=None)
     with pytest.raises(InvariantError):
-        after_close(state, "m", 1)
+        after_close(state, "m", roll(1))
     with pytest.raises(InvariantError):
-        after_abandon(state, 1)
+        after_abandon(state, roll(1))
 
 
 SILOS = st.sampled_from(["a", "b", "c", "d"])
 
 
 class AnyHistory(RuleBasedStateMachine):
-    """Silos ask, send, resend, cheat; time passes; the server stops and starts."""
+    """T10: silos join, leave, ask, send, resend, cheat; time passes; the server stops and starts.
+
+    Beside it runs the model: plain sets and dictionaries of what was enrolled, accepted and counted.
+    """
 
     @initialize(
-        rounds=st.integers(1, 3), min_silos=st.integers(1, 3), wanted=st.integers(1, 4), deadline=st.floats(0.5, 5.0)
+        rounds=st.integers(1, 3),
+        min_silos=st.integers(1, 3),
+        wanted=st.none() | st.integers(1, 4),
+        share=st.floats(0.1, 1.0),
+        deadline=st.floats(0.5, 5.0),
+        enrolled=st.frozensets(SILOS),
     )
-    def begin(self, rounds, min_silos, wanted, deadline):
+    def begin(self, rounds, min_silos, wanted, share, deadline, enrolled):
         self.plan = Plan(rounds, min_silos, deadline)
-        self.wanted = max(wanted, min_silos)
-        self.state = start_run(self.plan, "m0", self.wanted)
+        self.wanted, self.share, self.enrolled = wanted, share, enrolled
+        self.state = start_run(self.plan, "m0", self.call())
+        self.opened_for = enrolled
+        self.gone = set()  # of those that the open round was for: left, or declined
         self.now = 0.0
         self.rows = {}  # (round, silo) -> Report: what the database holds
         self.base = {1: "m0"}
         self.counted = {}  # round -> silos, of closed rounds
 
+    def call(self):
+        return Roll.call(self.enrolled, self.wanted, None if self.wanted else self.share, self.plan.min_silos)
+
+    @rule(silo=SILOS)
+    def join(self, silo):
+        self.enrolled |= {silo}
+
+    @rule(silo=SILOS)
+    def leave(self, silo):
+        self.enrolled -= {silo}
+        self.state = on_leave(self.state, frozenset({silo}))
+        if self.state.open and (self.state.open.number, silo) not in self.rows:
+            self.gone.add(silo)
+
     @rule(silo=SILOS, answered=st.integers(0, 6))
     def ask(self, silo, answered):
+        if self.state.open and (self.state.open.number, silo) not in self.rows:
+            (self.gone.add if answered >= self.state.open.number else self.gone.discard)(silo)
         self.state = on_contact(self.state, silo, answered, self.now)
         stand = stand_for(self.state, silo, answered, self.now)
         if stand.phase is Phase.OPEN:
@@ -218,6 +279,7 @@ class AnyHistory(RuleBasedStateMachine):
             assert before.open is not None
             assert (number, base) == (before.open.number, before.model_sha256)
             self.rows[number, silo] = self.state.open.reports[silo]
+            self.gone.discard(silo)
         else:
             assert self.state == before
         if verdict is Verdict.DUPLICATE:
@@ -232,22 +294,34 @@ class AnyHistory(RuleBasedStateMachine):
         decision, before = on_tick(self.state, self.now), self.state
         if decision is Decision.CLOSE:
             assert len(before.open.reports) >= self.plan.min_silos
+            assert self.complete() or self.now >= before.open.deadline
             self.counted[before.open.number] = set(before.open.reports)
-            self.state = after_close(before, f"m{before.open.number}", self.wanted)
+            self.state = after_close(before, f"m{before.open.number}", self.call())
         elif decision is Decision.ABANDON:
             assert len(before.open.reports) < self.plan.min_silos
             assert self.now >= before.open.deadline
-            self.state = after_abandon(before, self.wanted)
+            self.state = after_abandon(before, self.call())
             assert self.state.model_sha256 == before.model_sha256
+        elif before.open:
+            assert not (self.complete() and len(before.open.reports) >= self.plan.min_silos)
+            assert before.open.deadline is None or self.now < before.open.deadline
         if decision is not Decision.COLLECT and self.state.open:
             self.base[self.state.open.number] = self.state.model_sha256
+            self.opened_for, self.gone = self.enrolled, set()
+
+    def complete(self):
+        """Enough have reported, or everyone has who was to and did not go away."""
+        reported = self.state.open.reports.keys()
+        return len(reported) >= self.state.open.roll.wanted or self.opened_for - self.gone <= reported
 
     @rule()
     def restart(self):
         if self.state.open:
             number = self.state.open.number
+            self.opened_for, self.gone = self.enrolled, set()
             read = replace(
                 self.state.open,
+                roll=Roll(self.enrolled, self.state.open.roll.wanted),
                 deadline=None,
                 declined=frozenset(),
                 reports={silo: report for (at, silo), report in self.rows.items() if at == number},
@@ -273,11 +347,18 @@ class AnyHistory(RuleBasedStateMachine):
             assert self.state.open.deadline is not None
 
 
-TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = settings(
-    max_examples=100,
-    stateful_step_count=40,
+ANY = settings(
+    max_examples=200,
+    stateful_step_count=50,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
+TestAnyHistory = AnyHistory.TestCase
+TestAnyHistory.settings = ANY
+
+
+@pytest.mark.soak
+def test_many_histories():
+    """T10 at its full size: 2,000 histories of 50 steps."""
+    run_state_machine_as_test(AnyHistory, settings=settings(ANY, max_examples=2000))

@@ -395,7 +395,7 @@ def test_a_silo_does_not_trust_another_coordinator(federation, tmp_path):
 
 
 def test_at_the_deadline_a_round_with_enough_closes_and_one_with_too_few_is_abandoned(make_federation):
-    federation = make_federation("a", "b", "c", rounds=2, min_silos=2, deadline_s=1.0)
+    federation = make_federation("a", "b", "c", rounds=2, min_silos=2, deadline_s=3.0)
     federation.start()
     silos = [Silo(federation, name) for name in "ab"]
     for silo in silos:

@@ -12,7 +12,7 @@ from flamest.coordinator import state as state_module
 from flamest.coordinator.aggregate import aggregate, fedavg, first_state
 from flamest.coordinator.database import FILE
 from flamest.coordinator.history import History, is_served
-from flamest.coordinator.rounds import Offer, Plan, Report, after_abandon, after_close, on_update
+from flamest.coordinator.rounds import Offer, Plan, Report, Roll, after_abandon, after_close, on_update
 from flamest.coordinator.spool import Spool
 from flamest.coordinator.state import RoundEnd, RunStore, StoredUpdate
 from flamest.fedproto.codec import encode_params
@@ -23,6 +23,7 @@ from flamest.fedproto.records import Evaluation, RunSettings, Strategy
 SPEC = HeadSpec(inputs=3, outputs=2, hidden=(4,))
 RUN = RunSettings("r", ("x", "y"), SPEC, rounds=3, min_silos=1, deadline_s=9.0, fingerprint="f", seed=4)
 PLAN = Plan(rounds=3, min_silos=1, deadline_s=9.0)
+ROLL = Roll(frozenset("ab"), 2)
 END = RoundEnd(seconds=1.5, sent_bytes=77)
 
 
@@ -41,7 +42,7 @@ def opened(folder, run=RUN, **options):
 
 
 def load(store):
-    return store.load(PLAN, wanted=2)
+    return store.load(PLAN, ROLL)
 
 
 def send(store, state, silo: str, seed: int = 1, examples: int = 5):
@@ -61,7 +62,7 @@ def send(store, state, silo: str, seed: int = 1, examples: int = 5):
 
 def close(store, state):
     params = fedavg(SPEC, store.contributions(state.open.number))
-    after = after_close(state, params_sha256(params), 2)
+    after = after_close(state, params_sha256(params), ROLL)
     store.close_round(after, params, END)
     return after
 
@@ -86,7 +87,7 @@ def test_after_any_stop_the_run_goes_on_where_it_was(folder, stop_after):
         if stop_after in ("close", "abandon", "finish"):
             state = close(store, state)
         if stop_after == "abandon":
-            state = after_abandon(state, 2)
+            state = after_abandon(state, ROLL)
             store.abandon_round(state, END)
         while stop_after == "finish" and state.open:
             state = close(store, send(store, state, "a", seed=state.open.number))
@@ -106,7 +107,7 @@ CARRYING = {
 
 def close_with(store, run, state, params, carried):
     made = aggregate(run.strategy, SPEC, params, store.contributions(state.open.number), carried, 4)
-    after = after_close(state, params_sha256(made.params), 2)
+    after = after_close(state, params_sha256(made.params), ROLL)
     store.close_round(after, made.params, END, made.state)
     return after, made.params, made.state
 
@@ -121,7 +122,7 @@ def model_after_all_rounds(folder, run, *, stopping: bool) -> str:
             state = send(store, state, silo, seed=state.open.number + ord(silo))
         state, params, carried = close_with(store, run, state, params, carried)
         if state.open and state.last_round == 1:
-            state = after_abandon(state, 2)
+            state = after_abandon(state, ROLL)
             store.abandon_round(state, END)
         if stopping:
             store.close()
@@ -354,7 +355,7 @@ def test_history_tells_each_round(folder):
         state = close(store, send(store, send(store, load(store)[0], "a"), "b", examples=11))
         store.refuse(2, "c", "not_finite", "bad")
         store.refuse(2, "c", "not_finite", "bad again")
-        store.abandon_round(after_abandon(state, 2), END)
+        store.abandon_round(after_abandon(state, ROLL), END)
         with History.open(folder, "r") as history:  # beside the writer
             first, second, third = history.rounds()
             silos = history.silos()
