@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -34,6 +35,11 @@ def sha256_file(path: Path) -> str:
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
     return digest.hexdigest()
+
+
+def storage_code(error: OSError) -> str:
+    """``disk_full``, or ``storage`` for whatever else the system refused: the code of a StorageError."""
+    return "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError.code
 
 
 def printable_path(path: Path) -> str:
@@ -72,6 +78,7 @@ def write_atomic(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> 
         raise StorageError(
             f"cannot write {path}: {error.strerror}",
             fix="check free space and permissions of the folder, then run the command again",
+            code=storage_code(error),
         ) from error
     finally:
         if temporary is not None:

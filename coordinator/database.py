@@ -7,14 +7,14 @@ SQLite 3.51.3 fixed, https://sqlite.org/releaselog/3_51_3.html).
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import DataError, FlamestError, LockedError, SettingsError, StorageError
-from ..base.files import fsync_directory
+from ..base.files import fsync_directory, storage_code, write_atomic
 from ..base.log import Log
 from ..fedproto.certificates import need
 
@@ -99,13 +99,29 @@ def open_database(path: Path) -> Connection:
 
     with state_errors(path):
         connection = apsw.Connection(str(path))
-        connection.set_busy_timeout(5000)
-        connection.pragma("journal_mode", "wal")
-        connection.pragma("synchronous", "full")
-        connection.pragma("foreign_keys", True)
-        check_database(connection, path)
-        _upgrade(connection, path)
+        with _closed_on_error(connection):
+            connection.set_busy_timeout(5000)
+            connection.pragma("journal_mode", "wal")
+            connection.pragma("synchronous", "full")
+            connection.pragma("foreign_keys", True)
+            check_database(connection, path)
+            _upgrade(connection, path)
     return connection
+
+
+@contextlib.contextmanager
+def _closed_on_error(connection: Connection) -> Iterator[None]:
+    """Close it when the block fails; of a damaged file nothing is written, not even what is in its -wal file."""
+    import apsw
+
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, SettingsError):
+            with contextlib.suppress(apsw.Error):
+                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        connection.close()
+        raise
 
 
 def _upgrade(connection: Connection, path: Path) -> None:
@@ -145,7 +161,7 @@ def _copy_database(connection: Connection, copy: Path) -> None:
         os.replace(building, copy)
         fsync_directory(copy.parent)
     except OSError as error:
-        raise StorageError(f"cannot write {copy}: {error.strerror}") from error
+        raise StorageError(f"cannot write {copy}: {error.strerror}", code=storage_code(error)) from error
 
 
 def read_database(path: Path, *, writing: bool = False) -> Connection:
@@ -167,16 +183,16 @@ def read_database(path: Path, *, writing: bool = False) -> Connection:
         connection.set_busy_timeout(5000)
         # The last one who closes would else remove the -wal file, and a crash and a lost -wal would look alike.
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        connection.pragma("query_only", not writing)
-        check_database(connection, path)
-        version = connection.pragma("user_version")
-    if version < SCHEMA_VERSION:
-        connection.close()
-        raise DataError(
-            f"{path} was written by an older version (schema {version}, this one knows {SCHEMA_VERSION})",
-            fix="start the coordinator once: it upgrades the file, and keeps a copy",
-            code="older_state",
-        )
+        with _closed_on_error(connection):
+            connection.pragma("query_only", not writing)
+            check_database(connection, path)
+            version = connection.pragma("user_version")
+            if version < SCHEMA_VERSION:
+                raise DataError(
+                    f"{path} was written by an older version (schema {version}, this one knows {SCHEMA_VERSION})",
+                    fix="start the coordinator once: it upgrades the file, and keeps a copy",
+                    code="older_state",
+                )
     return connection
 
 
@@ -194,7 +210,7 @@ def check_database(connection: Connection, path: Path) -> None:
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def state_errors(path: Path) -> Iterator[None]:
     """SQLite's errors inside the block, as ours."""
     import apsw
@@ -207,7 +223,9 @@ def state_errors(path: Path) -> Iterator[None]:
         raise LockedError(f"{path} is in use by another process: {error}") from error
     except (apsw.FullError, apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError) as error:
         raise StorageError(
-            f"cannot write {path}: {error}", fix=f"check free space and permissions of {path.parent}"
+            f"cannot write {path}: {error}",
+            fix=f"check free space and permissions of {path.parent}",
+            code="disk_full" if isinstance(error, apsw.FullError) else None,
         ) from error
     except apsw.Error as error:
         raise FlamestError(f"{path}: {error}") from error
@@ -219,3 +237,38 @@ def _corrupt(path: Path, said: str) -> DataError:
         fix=f"restore {path.parent} from a backup; nothing was changed",
         code="corrupt_state",
     )
+
+
+class Running:
+    """A mark beside the file while it is open for writing, so that a -wal file that was taken away is noticed.
+
+    Without it SQLite would open the file as it was at the last checkpoint: acknowledged updates and whole rounds
+    would be gone without a word. An ordinary end folds the -wal file into the main one first, and then takes the
+    mark away; a crash leaves both, a lost -wal file leaves the mark alone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._mark = path.with_name(f"{path.name}.running")
+
+    def check(self) -> None:
+        """Before the file is opened. Raises DataError (``corrupt_state``)."""
+        log_file = self._path.with_name(f"{self._path.name}-wal")
+        if self._mark.exists() and not (self._path.exists() and log_file.exists()):
+            lost = log_file if self._path.exists() else self._path
+            raise _corrupt(self._path, f"{lost.name}, which held the last changes, is gone")
+
+    def begin(self, connection: Connection) -> None:
+        """After the file was opened."""
+        with state_errors(self._path):
+            connection.pragma("user_version", SCHEMA_VERSION)  # something is written: from here on there is a -wal file
+        write_atomic(self._mark, b"a coordinator writes here, or ended by a crash\n")
+
+    def end(self, connection: Connection) -> None:
+        """Before it is closed. Nothing is lost if this cannot be done."""
+        import apsw
+
+        with contextlib.suppress(apsw.Error, OSError):
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            self._mark.unlink(missing_ok=True)
+            fsync_directory(self._mark.parent)

@@ -101,6 +101,7 @@ class RunKeeper:
         self._tasks: set[asyncio.Task[Verdict]] = set()
         self._ending = False  # the open round is being closed and is not given out any more
         self._stopping = False
+        self._trouble: StorageError | None = None
         self._sent_bytes = 0  # of the open round's model
         plan = Plan(rounds=run.rounds, min_silos=run.min_silos, deadline_s=run.deadline_s)
         self._quarantined = store.quarantined()
@@ -119,6 +120,11 @@ class RunKeeper:
     def serving(self) -> bool:
         """Whether silos are given work."""
         return not self._stopping
+
+    @property
+    def trouble(self) -> StorageError | None:
+        """Why nothing can be made durable now; None when it can."""
+        return self._trouble
 
     @property
     def all_told(self) -> bool:
@@ -189,6 +195,10 @@ class RunKeeper:
             problem = Refused("the upload stood still or took too long", code="too_slow")
             await self._note_refusal(silo, problem)
             raise problem from error
+        except StorageError as problem:
+            self._trouble = problem
+            self._nudge.set()
+            raise
         except DataError as problem:
             if await self._note_refusal(silo, problem):
                 raise Refused(f"{problem.message}; {IN_QUARANTINE}", code=problem.code) from problem
@@ -263,6 +273,16 @@ class RunKeeper:
 
     async def tick(self) -> None:
         """End the open round if it is time. Raises StorageError when that cannot be made durable: try again."""
+        try:
+            if self._trouble is not None:
+                await self._on_disk(self._store.probe)
+            await self._tick()
+        except StorageError as problem:
+            self._trouble = problem
+            raise
+        self._trouble = None
+
+    async def _tick(self) -> None:
         if self._quarantined:
             self._quarantined = await self._on_disk(self._store.quarantined)  # the operator may have released one
         async with self._turn:

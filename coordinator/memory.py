@@ -1,6 +1,7 @@
 """The server's memory of a run on disk: FedDyn's h, FedAvgM's and FedAdam's moments, the sum for ``average_last``.
 
-One file for the last closed round, ``STATE/runs/NAME/memory/round-000012.arrays``, durable before the row that closes
+One file for each of the last two closed rounds (the older one for the day when the newer model is found damaged),
+``STATE/runs/NAME/memory/round-000012.arrays``, durable before the row that closes
 the round is committed. A run that carries nothing over its rounds has no file.
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.errors import DataError, StorageError
-from ..base.files import fsync_directory
+from ..base.files import fsync_directory, storage_code
 from ..fedproto.arraysfile import ArraysFile, read_arrays, write_arrays
 from ..fedproto.records import RunSettings
 from .aggregate import ServerState
@@ -41,8 +42,8 @@ class Memory:
                 self.folder.mkdir(mode=0o700)
                 fsync_directory(self.folder.parent)
         except OSError as error:
-            raise StorageError(f"cannot make {self.folder}: {error.strerror}") from error
-        write_arrays(self._path(round_number), ArraysFile(told, arrays))
+            raise StorageError(f"cannot make {self.folder}: {error.strerror}", code=storage_code(error)) from error
+        write_arrays(self.path(round_number), ArraysFile(told, arrays))
 
     def read(self, closed: int, round_number: int, model_sha256: str) -> ServerState:
         """The state after ``closed`` rounds, the last of them ``round_number``, which made that model.
@@ -52,7 +53,7 @@ class Memory:
         left = self.run.rounds - closed
         if not self._carries(closed):
             return ServerState(left=left)
-        path = self._path(round_number)
+        path = self.path(round_number)
         try:
             content = read_arrays(path)
         except (DataError, StorageError) as error:
@@ -65,10 +66,11 @@ class Memory:
         parts = {kind: self._part(content, kind) for kind in KINDS}
         return ServerState(left, **parts, tail_count=int(content.told.get("tail_count", 0)))
 
-    def remove_old(self, round_number: int) -> None:
-        """All but the file of ``round_number``, and what an interrupted write left."""
+    def remove_old(self, *kept: int) -> None:
+        """All but the files of these rounds, and what an interrupted write left."""
+        paths = {self.path(number) for number in kept}
         for path in self.folder.glob("*"):
-            if path != self._path(round_number):
+            if path not in paths:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
@@ -85,5 +87,6 @@ class Memory:
             if f"{kind}/{name}" in content.arrays
         }
 
-    def _path(self, round_number: int) -> Path:
+    def path(self, round_number: int) -> Path:
+        """Of the round's file."""
         return self.folder / f"round-{round_number:06d}.arrays"

@@ -30,6 +30,10 @@ class ModelShelf:
     run: RunSettings
     keep: int  # how many of the last models stay; 0: all
 
+    def path(self, round_number: int) -> Path:
+        """Of the round's model."""
+        return model_path(self.folder, round_number)
+
     def write(self, round_number: int, params: Params) -> None:
         """Durable when it returns. Raises StorageError."""
         run = self.run

@@ -12,17 +12,21 @@ from ..fedproto.head import params_sha256
 from ..fedproto.modelfile import decode_model
 from ..fedproto.tls import read_facts, read_file
 from .authority import enrolled, read_silos
+from .health import FINE, read_health
 from .history import History, RoundRow, SiloRow, is_served, served_address
 from .settings import CoordinatorSettings
 
 
 def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
-    """Keys: running, address, run, phase, round, closed, of, model_sha256, silos[], certificate_days_left."""
+    """Keys: running, address, run, phase, round, closed, of, model_sha256, silos[], certificate_days_left,
+    degraded, degraded_since, degraded_detail.
+    """
     with History.open(settings.server.state, settings.run.name) as history:
         rows, silos = history.rounds(), history.silos()
     closed = [row for row in rows if row.status == "closed"]
     current = rows[-1] if rows and rows[-1].status == "open" else None
     facts = read_facts(read_file(settings.server.certificate), whose=str(settings.server.certificate))
+    health = read_health(settings.server.state) if is_served(settings.server.state) else FINE
     allowed = enrolled(read_silos(settings.server.silos))
     return {
         "running": is_served(settings.server.state),
@@ -38,6 +42,9 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
         "model_sha256": closed[-1].model_sha256 if closed else None,
         "silos": [_silo(name, {row.silo: row for row in silos}) for name in allowed],
         "certificate_days_left": round(facts.days_left, 1),
+        "degraded": health.degraded or None,
+        "degraded_since": health.since or None,
+        "degraded_detail": health.detail or None,
     }
 
 
@@ -49,6 +56,8 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
     """``status_of`` for people."""
     where = f"running at {now['address']}" if now["running"] else "NOT RUNNING"
     lines = [f"{where}; run '{now['run']}': {now['closed']} of {now['of']} rounds closed, {now['abandoned']} abandoned"]
+    if now["degraded"]:
+        lines.append(f"DEGRADED {now['degraded']} since {now['degraded_since']}: {now['degraded_detail']}")
     if now["phase"] == "open":
         lines.append(f"round {now['round']} is open: {now['reported']} of {now['wanted']} silos have reported")
     else:

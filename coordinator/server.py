@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import FlamestError, LockedError, StorageError
@@ -16,6 +17,7 @@ from ..fedproto import channel as wire
 from ..fedproto.certificates import need
 from ..fedproto.tls import ServerFiles, check_files
 from .authority import AllowList
+from .health import begin, note
 from .keeper import RunKeeper, Terms
 from .service import Service
 from .settings import CoordinatorSettings, split_listen
@@ -75,19 +77,20 @@ async def _serve(
     try:
         tls = ServerFiles(settings.server.files)
         server, address = await _listen(settings, Service(keeper, allow_list), tls)
-        note = settings.server.state / "address"
-        write_atomic(note, f"{address}\n".encode())
+        address_file = settings.server.state / "address"
+        begin(settings.server.state)
+        write_atomic(address_file, f"{address}\n".encode())
         log.info(
             "listening", address=address, run=keeper.run.run, silos=len(allow_list.names()), closed=keeper.state.closed
         )
         try:
-            await _end_rounds(keeper, shutdown, tls, once=once)
+            await _end_rounds(keeper, settings.server.state, shutdown, tls, once=once)
         finally:
             log.info("stopping", closed=keeper.state.closed)
             await keeper.stop()
             await server.stop(STOP_GRACE_S)
             with contextlib.suppress(OSError):
-                note.unlink()
+                address_file.unlink()
     finally:
         keeper.close()
     state = keeper.state
@@ -111,7 +114,7 @@ async def _listen(settings: CoordinatorSettings, service: Service, tls: ServerFi
     return server, f"{host}:{port}"
 
 
-async def _end_rounds(keeper: RunKeeper, shutdown: Shutdown, tls: ServerFiles, *, once: bool) -> None:
+async def _end_rounds(keeper: RunKeeper, state: Path, shutdown: Shutdown, tls: ServerFiles, *, once: bool) -> None:
     """The loop: end each round when it is time, until asked to end."""
     degraded = False
     finished_at: float | None = None
@@ -122,10 +125,12 @@ async def _end_rounds(keeper: RunKeeper, shutdown: Shutdown, tls: ServerFiles, *
             await keeper.tick()
             if degraded:
                 log.info("recovered")
+                note(state, None)
             degraded = False
         except StorageError as error:
             if not degraded:
                 log.error("degraded", code=error.code, detail=error.message, fix=error.fix)
+                note(state, error)
             degraded = True
             await asyncio.sleep(DISK_RETRY_S)
         if once and keeper.state.open is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from ..base.errors import DataError, StorageError
+from ..base.files import storage_code
 
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ class Spool:
         try:
             handle, name = tempfile.mkstemp(prefix="upload.", suffix=".tmp", dir=folder)
         except OSError as error:
-            raise StorageError(f"cannot write to {folder}: {error.strerror}") from error
+            raise StorageError(f"cannot write to {folder}: {error.strerror}", code=storage_code(error)) from error
         self._file = os.fdopen(handle, "wb", buffering=0)
         self._path: Path | None = Path(name)
 
@@ -97,6 +98,6 @@ class Spool:
         try:
             yield
         except OSError as error:
-            raise StorageError(f"cannot write {self._path}: {error.strerror}") from error
+            raise StorageError(f"cannot write {self._path}: {error.strerror}", code=storage_code(error)) from error
         except ValueError as error:  # closed meanwhile
             raise StorageError("the upload was given up") from error

@@ -1,6 +1,7 @@
 """What a run must not lose, on disk: rounds, acknowledged updates, models.
 
-    STATE/lock  coordinator.sqlite  address
+    STATE/lock  coordinator.sqlite  address  health
+    STATE/quarantine/                                   models that were found damaged
     STATE/runs/NAME/models/round-000012.safetensors     the model after round 12; 0: before round 1
     STATE/runs/NAME/memory/round-000012.arrays          what the strategy carries on, if anything (memory.py)
     STATE/runs/NAME/updates/000013/SILO.f32             payloads of the open round
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -24,19 +25,23 @@ from typing import Any
 import msgspec
 
 from ..base.errors import DataError, LockedError, SettingsError, StorageError
-from ..base.files import FileLock, fsync_directory, sha256_bytes
-from ..fedproto.codec import decode_params
+from ..base.files import FileLock, fsync_directory, sha256_bytes, storage_code
+from ..base.log import Log
+from ..fedproto.codec import decode_params, payload_bytes
 from ..fedproto.head import HeadSpec, Params, initial_params, params_sha256
 from ..fedproto.records import Evaluation, RunSettings
 from .aggregate import ServerState
 from .bounds import WINDOW
 from .contributions import Contribution
-from .database import FILE, open_database, state_errors
+from .database import FILE, Running, open_database, state_errors
 from .memory import Memory
 from .models import ModelShelf, damaged, models_folder
 from .quarantine import STRIKES, quarantined, strike
+from .rescue import ClosedRound, last_sound, move_aside
 from .rounds import OpenRound, Plan, Report, Roll, RunState, start_run
 from .spool import Spool
+
+log = Log("coordinator")
 
 LOCK_TRIES = 5  # `status` holds the lock for an instant
 LOCK_PAUSE_S = 0.1
@@ -102,7 +107,10 @@ class RunStore:
         self._hashed: dict[Path, FileMark] = {}  # payloads whose content this process has checked
         self._lock = lock
         self._path = folder / FILE
+        self._running = Running(self._path)
+        self._running.check()
         self._db = open_database(self._path)
+        self._running.begin(self._db)
 
     @classmethod
     def open(cls, folder: Path, run: RunSettings, *, keep_models: int = 0) -> RunStore:
@@ -115,7 +123,9 @@ class RunStore:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = _take_lock(folder)
         except OSError as error:
-            raise StorageError(f"cannot use the state folder {folder}: {error.strerror}") from error
+            raise StorageError(
+                f"cannot use the state folder {folder}: {error.strerror}", code=storage_code(error)
+            ) from error
         try:
             return cls(folder, run, keep_models, lock)
         except BaseException:
@@ -123,6 +133,7 @@ class RunStore:
             raise
 
     def close(self) -> None:
+        self._running.end(self._db)
         self._db.close()
         self._lock.release()
 
@@ -141,14 +152,24 @@ class RunStore:
     def load(self, plan: Plan, roll: Roll) -> tuple[RunState, Params]:
         """Where the run stands, and its current model; a new run is begun.
 
-        Raises SettingsError (``other_settings``) when the run was begun with other settings, DataError
-        (``lost_run``, ``corrupt_model``) when the folder does not hold what it should.
+        When the last model is damaged, the run goes on from the last one that is not; the rounds after it are lost,
+        say so in the log and in the history, and their files are kept in ``STATE/quarantine``. Raises SettingsError
+        (``other_settings``) when the run was begun with other settings, DataError (``lost_run``; ``corrupt_model``,
+        ``corrupt_memory`` when no model is sound) when the folder does not hold what it should.
         """
         for part in ("models", "updates", "spool"):
             (self._folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
         known = self._one("SELECT settings, initial_sha256 FROM runs WHERE name = ?", self._run.run)
-        state = self._begin(plan, roll) if known is None else self._resume(plan, roll, known[0], known[1])
-        params = self._models.read(self._last_closed(), state.model_sha256)
+        if known is None:
+            state = self._begin(plan, roll)
+            params = self._models.read(0, state.model_sha256)
+        else:
+            self._check_settings(known[0])
+            rounds = self._closed_rounds(known[1])
+            sound = last_sound(self._models, self._memory, rounds)
+            if lost := rounds[sound.closed + 1 :]:
+                self._fall_back(lost, sound.at, roll)
+            state, params = self._resume(plan, roll, known[1]), sound.params
         self._remove_leftovers(state)
         return state, params
 
@@ -156,9 +177,38 @@ class RunStore:
         """What the strategy carries on from the last closed round; DataError (``corrupt_memory``)."""
         return self._memory.read(state.closed, self._last_closed(), state.model_sha256)
 
+    def _closed_rounds(self, initial_sha256: str) -> list[ClosedRound]:
+        """The rounds that count, the start of the run before them."""
+        rows = self._all(
+            "SELECT number, model_sha256 FROM rounds WHERE run = ? AND status = 'closed' ORDER BY number", self._run.run
+        )
+        return [ClosedRound(0, initial_sha256), *(ClosedRound(*row) for row in rows)]
+
     def _last_closed(self) -> int:
-        row = self._one("SELECT max(number) FROM rounds WHERE run = ? AND status = 'closed'", self._run.run)
-        return (row[0] if row else None) or 0
+        return self._closed_rounds("")[-1].number
+
+    def _fall_back(self, lost: Sequence[ClosedRound], sound: ClosedRound, roll: Roll) -> None:
+        """Give up what was made after ``sound``, in one transaction, once the damaged files are out of the way."""
+        aside = self._state / "quarantine"
+        for at in lost:
+            for path in (self._models.path(at.number), self._memory.path(at.number)):
+                move_aside(path, aside / f"{self._run.run}-{path.name}")
+        now = time.time()
+        with state_errors(self._path), self._db:
+            self._db.execute(
+                "UPDATE rounds SET status = 'abandoned', lost_at = ?, ended_at = coalesce(ended_at, ?) "
+                "WHERE run = ? AND number > ? AND status != 'abandoned'",
+                (now, now, self._run.run, sound.number),
+            )
+            row = self._one("SELECT max(number) FROM rounds WHERE run = ?", self._run.run)
+            self._insert_open_round(sound.model_sha256, OpenRound((row[0] if row else 0) + 1, roll))
+        log.error(
+            "models_damaged",
+            lost=",".join(str(at.number) for at in lost),
+            goes_on_from=sound.number,
+            kept_in=aside.name,
+            fix="look for what damages files on this disk; flamest-coordinator history shows the lost rounds",
+        )
 
     def _begin(self, plan: Plan, roll: Roll) -> RunState:
         if self._models.has_more_than_the_start():
@@ -178,7 +228,7 @@ class RunStore:
             self._insert_open_round(state.model_sha256, state.open)
         return state
 
-    def _resume(self, plan: Plan, roll: Roll, settings: bytes, initial_sha256: str) -> RunState:
+    def _check_settings(self, settings: bytes) -> None:
         if settings != self._run.encode():
             changed = _differences(settings, self._run.encode())
             raise SettingsError(
@@ -186,16 +236,16 @@ class RunStore:
                 fix="give the new settings another [run] name, or change them back",
                 code="other_settings",
             )
-        ended = self._all(
-            "SELECT number, model_sha256 FROM rounds WHERE run = ? AND status != 'open' ORDER BY number", self._run.run
-        )
-        made = [sha256 for _, sha256 in ended if sha256 is not None]
+
+    def _resume(self, plan: Plan, roll: Roll, initial_sha256: str) -> RunState:
+        closed = self._closed_rounds(initial_sha256)
+        ended = self._one("SELECT max(number) FROM rounds WHERE run = ? AND status != 'open'", self._run.run)
         row = self._one("SELECT number, wanted FROM rounds WHERE run = ? AND status = 'open'", self._run.run)
         return RunState(
             plan=plan,
-            closed=len(made),
-            model_sha256=made[-1] if made else initial_sha256,
-            last_round=ended[-1][0] if ended else 0,
+            closed=len(closed) - 1,
+            model_sha256=closed[-1].model_sha256,
+            last_round=(ended[0] if ended else None) or 0,
             open=OpenRound(row[0], Roll(roll.silos, row[1]), reports=self._reports(row[0])) if row else None,
             counted=self._counted(),
         )
@@ -221,7 +271,7 @@ class RunStore:
         for path in self.spool_folder.iterdir():
             path.unlink()
         self._models.remove_old()
-        self._memory.remove_old(self._last_closed())
+        self._remove_old_memory()
         current = self._updates_folder(state.open.number) if state.open else None
         for folder in (self._folder / "updates").iterdir():
             if folder != current:
@@ -254,7 +304,7 @@ class RunStore:
             fsync_directory(path.parent)
             self._hashed[path] = _mark(path)
         except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+            raise StorageError(f"cannot write {path}: {error.strerror}", code=storage_code(error)) from error
         report, told = update.report, update.evaluation
         row = (
             self._run.run,
@@ -271,6 +321,16 @@ class RunStore:
         )
         with state_errors(self._path), self._db:
             self._db.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def probe(self) -> None:
+        """Write as much as an update is, durably, and remove it: whether there is space again. Raises StorageError."""
+        spool = Spool(self.spool_folder, payload_bytes(self._run.head))
+        try:
+            payload = bytes(payload_bytes(self._run.head))
+            spool.feed(payload)
+            spool.finish(sha256_bytes(payload))
+        finally:
+            spool.discard()
 
     def refuse(self, round_number: int, silo: str, code: str, message: str, *, allowed: int = 0) -> bool:
         """Count a refused update; one row per round, silo and code, however often it comes.
@@ -345,7 +405,7 @@ class RunStore:
         """Remove what the last round's end has made needless; apart from it, because silos wait for that."""
         if self._tidy is not None:
             self._models.remove_old()
-            self._memory.remove_old(self._last_closed())
+            self._remove_old_memory()
             shutil.rmtree(self._updates_folder(self._tidy.last_round), ignore_errors=True)
             self._tidy = None
 
@@ -356,6 +416,9 @@ class RunStore:
                 "VALUES (?, ?, 'open', ?, ?, ?)",
                 (self._run.run, opened.number, opened.roll.wanted, base_sha256, time.time()),
             )
+
+    def _remove_old_memory(self) -> None:
+        self._memory.remove_old(*(at.number for at in self._closed_rounds("")[-2:]))
 
     # --- small ---
 

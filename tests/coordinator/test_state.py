@@ -140,7 +140,7 @@ def test_what_a_strategy_carries_survives_a_stop_to_the_bit(folder, name):
     assert model_after_all_rounds(folder / "stopping", run, stopping=True) == quiet
     assert model_after_all_rounds(folder / "plain", RUN, stopping=False) != quiet
     kept = [path.name for path in (folder / "stopping" / "runs" / "r" / "memory").iterdir()]
-    assert kept == ["round-000004.arrays"]
+    assert sorted(kept) == ["round-000003.arrays", "round-000004.arrays"]
 
 
 def test_a_run_that_carries_nothing_writes_nothing(folder):
@@ -170,23 +170,26 @@ def test_the_name_of_the_memorys_folder_is_durable_too(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("harm", ["damaged", "lost", "of another model"])
-def test_a_memory_that_is_not_the_runs_is_found_at_the_start(folder, harm):
+def test_a_memory_that_is_not_the_runs_is_found_at_the_start_and_the_round_before_is_gone_on_from(folder, harm):
     run = msgspec.structs.replace(RUN, strategy=CARRYING["feddyn"])
     with opened(folder, run) as store:
         state, params = load(store)
-        close_with(store, run, send(store, state, "a"), params, store.server_state(state))
-    path = folder / "runs" / "r" / "memory" / "round-000001.arrays"
-    if harm == "damaged":
-        damage(path)
-    elif harm == "lost":
-        path.unlink()
+        carried = store.server_state(state)
+        for _ in range(2):
+            state, params, carried = close_with(store, run, send(store, state, "a"), params, carried)
+        path = folder / "runs" / "r" / "memory" / "round-000002.arrays"
+        if harm == "damaged":
+            damage(path)
+        elif harm == "lost":
+            path.unlink()
+        else:
+            store._memory.write(2, "ab" * 32, dataclasses.replace(first_state(run), h={"0.bias": params["0.bias"]}))
     with opened(folder, run) as store:
         state, params = load(store)
-        if harm == "of another model":
-            store._memory.write(1, "ab" * 32, dataclasses.replace(first_state(run), h={"0.bias": params["0.bias"]}))
-        with pytest.raises(DataError, match="round-000001") as refused:
-            store.server_state(state)
-    assert refused.value.code == "corrupt_memory"
+        assert (state.closed, state.last_round, state.open.number) == (1, 3, 4)
+        assert store.server_state(state).left == 2
+    with History.open(folder, "r") as history:
+        assert [row.status for row in history.rounds()] == ["closed", "lost", "lost", "open"]
 
 
 def test_contributions_come_in_order_of_name_whatever_the_order_of_arrival(folder):
@@ -275,17 +278,40 @@ def damage(path):
     path.write_bytes(bytes(content))
 
 
-def test_a_damaged_model_is_found_at_the_start_and_nothing_is_replaced(folder):
+def test_a_damaged_model_is_put_aside_and_the_run_goes_on_from_the_one_before(folder):
+    """T06, P9: never silently, and nothing is overwritten."""
+    with opened(folder) as store:
+        first = close(store, send(store, load(store)[0], "a"))
+        close(store, send(store, first, "a", seed=2))
+    model = folder / "runs" / "r" / "models" / "round-000002.safetensors"
+    damage(model)
+    bad = model.read_bytes()
+    with opened(folder) as store:
+        state, params = load(store)
+        assert (state.closed, state.model_sha256, state.open.number) == (1, first.model_sha256, 4)
+        assert params_sha256(params) == first.model_sha256
+        assert dict(state.counted) == {"a": 1}
+        state = close(store, send(store, state, "a", seed=2))  # and it can be finished
+        state = close(store, send(store, state, "a", seed=3))
+        assert state.open is None
+    assert (folder / "quarantine" / "r-round-000002.safetensors").read_bytes() == bad
+    assert not model.exists()
+    with History.open(folder, "r") as history:
+        assert [row.status for row in history.rounds()] == ["closed", "lost", "lost", "closed", "closed"]
+
+
+def test_without_any_sound_model_nothing_starts_and_nothing_is_changed(folder):
     with opened(folder) as store:
         close(store, send(store, load(store)[0], "a"))
-    model = folder / "runs" / "r" / "models" / "round-000001.safetensors"
-    damage(model)
-    before = model.read_bytes()
+    models = folder / "runs" / "r" / "models"
+    for path in models.iterdir():
+        damage(path)
+    before = {path.name: path.read_bytes() for path in models.iterdir()}
     with opened(folder) as store:
         with pytest.raises(DataError, match="round-000001") as refused:
             load(store)
-    assert refused.value.code == "corrupt_model"
-    assert model.read_bytes() == before
+    assert (refused.value.code, refused.value.exit_code) == ("corrupt_model", 65)
+    assert {path.name: path.read_bytes() for path in models.iterdir()} == before
 
 
 def test_a_damaged_update_is_found_when_the_round_closes(folder):

@@ -1,0 +1,103 @@
+"""Fills a small file system under a running store, and makes room again. A program for test_storage.py, run in a
+name space of its own (``unshare -Urm``) where it may mount one. Prints what happened as one JSON object."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from flamest.base.errors import StorageError
+from flamest.base.files import sha256_bytes
+from flamest.coordinator.aggregate import fedavg
+from flamest.coordinator.health import FILE as HEALTH
+from flamest.coordinator.health import begin, note, read_health
+from flamest.coordinator.rounds import Offer, Plan, Report, Roll, after_close, on_update
+from flamest.coordinator.spool import Spool
+from flamest.coordinator.state import RoundEnd, RunStore, StoredUpdate
+from flamest.fedproto.codec import encode_params
+from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
+from flamest.fedproto.records import RunSettings
+
+SPEC = HeadSpec(inputs=500, outputs=2, hidden=(200,))  # 400 kB
+RUN = RunSettings("r", ("x", "y"), SPEC, rounds=2, min_silos=1, deadline_s=9.0, fingerprint="f")
+ROLL = Roll(frozenset("a"), 1)
+
+
+def fill(folder: Path) -> Path:
+    """Take all the space that is left."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(b"\0" * size)
+            except OSError:
+                continue
+    return filler
+
+
+def submit(store: RunStore, state):
+    content = encode_params(SPEC, initial_params(SPEC, state.open.number))
+    report = Report("a", f"{state.open.number:032x}", 5, "d")
+    after, _ = on_update(state, Offer(state.open.number, state.model_sha256, report), None, 0.0)
+    spool = Spool(store.spool_folder, len(content))
+    try:
+        spool.feed(content)
+        spool.finish(sha256_bytes(content))
+        store.accept(StoredUpdate(state.open.number, report, sha256_bytes(content), 1, None), spool)
+    finally:
+        spool.discard()
+    return after
+
+
+def close(store: RunStore, state):
+    params = fedavg(SPEC, store.contributions(state.open.number))
+    after = after_close(state, params_sha256(params), ROLL)
+    store.close_round(after, params, RoundEnd(1.0, 0))
+    return after
+
+
+def fails(work) -> str:
+    try:
+        work()
+    except StorageError as error:
+        return error.code
+    return "nothing"
+
+
+def main(mount: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(mount)], check=True)
+    folder = mount / "state"
+    told: dict[str, object] = {}
+    with RunStore.open(folder, RUN) as store:
+        state, _ = store.load(Plan(2, 1, 9.0), ROLL)
+        begin(folder)
+        state = close(store, submit(store, state))
+        filler = fill(mount)
+        problem = StorageError("full", code=fails(lambda: submit(store, state)))
+        told["update"] = problem.code
+        told["probe"] = fails(store.probe)
+        note(folder, problem)
+        told["health"] = read_health(folder).degraded
+        filler.unlink()
+        told["probe after"] = fails(store.probe)
+        state = submit(store, state)
+        filler = fill(mount)
+        told["close"] = fails(lambda: close(store, state))
+        filler.unlink()
+        state = close(store, state)
+        note(folder, None)
+        told["health after"] = read_health(folder).degraded
+        told["finished"] = state.open is None
+    with RunStore.open(folder, RUN) as store:
+        told["same after a restart"] = store.load(Plan(2, 1, 9.0), ROLL)[0].model_sha256 == state.model_sha256
+    told["left"] = [path.name for path in folder.rglob("*") if path.name.endswith((".tmp", ".f32"))]
+    told["size of health"] = os.stat(folder / HEALTH).st_size
+    sys.stdout.write(json.dumps(told) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

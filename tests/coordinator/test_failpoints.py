@@ -1,0 +1,44 @@
+"""The process ends at every step on an update's way to disk and of a round's end; nothing is lost or counted twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("failpoints.py")
+
+
+STEPS = {"write", "fsync", "rename", "fsync of the folder", "statement", "commit", "reply"}
+
+
+def check_all_points(folder: Path, *options: str) -> tuple[dict[str, int], int]:
+    """How often each step is done in a run, and how many points were tried."""
+    command = [sys.executable, str(PROGRAM), str(folder), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    calm, *points = map(json.loads, done.stdout.splitlines())
+    assert calm["code"] == 0
+    assert set(calm["steps"]) == STEPS
+    for found in points:
+        assert found["code"] == 77, found  # or the point was never reached
+        assert (found["model"], found["rows"], found["left"]) == (calm["model"], ["a", "b"], []), found
+        for silo in found["answered"]:  # who had a receipt gets the same one again
+            assert found["verdicts"].get(silo, "duplicate") == "duplicate", found
+    assert {"accepted", "duplicate"} <= {found["verdicts"].get("a") for found in points}
+    return calm["steps"], len(points)
+
+
+def test_wherever_the_process_ends_the_next_one_finishes_with_the_same_model(tmp_path):
+    """T03: before and after the first write, fsync, rename, fsync of the folder, statement, commit and reply."""
+    assert check_all_points(tmp_path)[1] == 14
+
+
+@pytest.mark.soak
+def test_wherever_the_process_ends_in_taking_two_updates_and_closing_a_round(tmp_path):
+    """T03, every point of two updates and the round's end."""
+    steps, tried = check_all_points(tmp_path, "every")
+    assert tried == 2 * sum(steps.values())

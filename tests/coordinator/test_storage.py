@@ -1,0 +1,242 @@
+"""Disks that are full, read-only or broken, and files that changed on them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from flamest.base import files
+from flamest.base.errors import DataError, StorageError
+from flamest.base.files import sha256_bytes
+from flamest.coordinator import spool as spool_module
+from flamest.coordinator import state as state_module
+from flamest.coordinator.aggregate import fedavg
+from flamest.coordinator.health import FINE, Health, begin, note, read_health
+from flamest.coordinator.models import ModelShelf
+from flamest.coordinator.report import status_lines, status_of
+from flamest.coordinator.rounds import Offer, Plan, Report, Roll, after_close, on_update
+from flamest.coordinator.spool import Spool
+from flamest.coordinator.state import RoundEnd, RunStore, StoredUpdate
+from flamest.fedproto.codec import encode_params
+from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
+from flamest.fedproto.records import RunSettings
+
+SPEC = HeadSpec(inputs=3, outputs=2, hidden=(4,))
+RUN = RunSettings("r", ("x", "y"), SPEC, rounds=1, min_silos=1, deadline_s=9.0, fingerprint="f")
+PLAN, ROLL = Plan(1, 1, 9.0), Roll(frozenset("a"), 1)
+PROGRAM = Path(__file__).with_name("full_disk.py")
+
+
+def may_mount() -> bool:
+    """Whether this machine gives a process a name space of its own to mount in."""
+    if shutil.which("unshare") is None:
+        return False
+    command = ["unshare", "-Urm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def submit(store: RunStore, state):
+    content = encode_params(SPEC, initial_params(SPEC, 9))
+    report = Report("a", "0a" * 16, 5, "d")
+    after, _ = on_update(state, Offer(1, state.model_sha256, report), None, 0.0)
+    spool = Spool(store.spool_folder, len(content))
+    try:
+        spool.feed(content)
+        spool.finish(sha256_bytes(content))
+        store.accept(StoredUpdate(1, report, sha256_bytes(content), 1, None), spool)
+    finally:
+        spool.discard()
+    return after
+
+
+def close(store: RunStore, state) -> str:
+    params = fedavg(SPEC, store.contributions(1))
+    store.close_round(after_close(state, params_sha256(params), ROLL), params, RoundEnd(1.0, 0))
+    return params_sha256(params)
+
+
+class Disk:
+    """Counts what would touch the disk, and lets one call fail."""
+
+    def __init__(self, monkeypatch, failing: int, number: int = errno.ENOSPC) -> None:
+        self.calls, self._failing, self._errno = 0, failing, number
+        fsync_directory = self._watched(files.fsync_directory)
+        for module, name in ((files, "fsync_directory"), (state_module, "fsync_directory")):
+            monkeypatch.setattr(module, name, fsync_directory)
+        for name in ("fsync", "replace"):
+            monkeypatch.setattr(os, name, self._watched(getattr(os, name)))
+        for name in ("mkstemp",):
+            monkeypatch.setattr(files.tempfile, name, self._watched(getattr(files.tempfile, name)))
+        assert spool_module.tempfile is files.tempfile
+
+    def _watched(self, work):
+        def call(*arguments, **options):
+            self.calls += 1
+            if self.calls == self._failing:
+                raise OSError(self._errno, os.strerror(self._errno))
+            return work(*arguments, **options)
+
+        return call
+
+
+def test_wherever_the_disk_is_full_nothing_is_half_done_and_the_next_try_works(tmp_path, monkeypatch):
+    """T04: no space at each step of an update and of the round's end; then there is space again."""
+    with monkeypatch.context() as patch, RunStore.open(tmp_path / "calm", RUN) as store:
+        state, _ = store.load(PLAN, ROLL)
+        disk = Disk(patch, failing=0)
+        expected = close(store, submit(store, state))
+        steps = disk.calls
+    assert steps >= 9
+    for failing in range(1, steps + 1):
+        folder = tmp_path / str(failing)
+        with RunStore.open(folder, RUN) as store:
+            state, _ = store.load(PLAN, ROLL)
+            before = {path for path in folder.rglob("*") if path.suffix != ".f32"}
+            with monkeypatch.context() as patch:
+                Disk(patch, failing)
+                with pytest.raises(StorageError) as refused:
+                    close(store, submit(store, state))
+            assert (refused.value.code, refused.value.exit_code) == ("disk_full", 74), failing
+            assert not [path for path in set(folder.rglob("*")) - before if path.name.endswith(".tmp")]
+            if store.report(1, "a") is None:
+                state = submit(store, state)
+            else:
+                state, _ = on_update(state, Offer(1, state.model_sha256, store.report(1, "a")), None, 0.0)
+            assert close(store, state) == expected
+
+
+@pytest.mark.skipif(not may_mount(), reason="this machine lets no process mount a file system of its own")
+def test_on_a_file_system_that_is_really_full_the_run_stops_and_goes_on(tmp_path):
+    """T04: a real file system of 8 MB."""
+    command = ["unshare", "-Urm", sys.executable, str(PROGRAM), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "update": "disk_full",
+        "probe": "disk_full",
+        "health": "disk_full",
+        "probe after": "nothing",
+        "close": "disk_full",
+        "health after": "",
+        "finished": True,
+        "same after a restart": True,
+        "left": [],
+        "size of health": 1024,
+    }
+
+
+def test_health_is_noted_in_place_and_read_back(tmp_path):
+    assert read_health(tmp_path) == FINE
+    begin(tmp_path)
+    inode = (tmp_path / "health").stat().st_ino
+    note(tmp_path, StorageError("no room " * 1000, code="disk_full"))
+    told = read_health(tmp_path)
+    assert (told.degraded, bool(told.since), len(told.detail) < 200) == ("disk_full", True, True)
+    note(tmp_path, None)
+    assert read_health(tmp_path) == Health()
+    assert (tmp_path / "health").stat().st_ino == inode
+    note(tmp_path / "nowhere", None)
+
+
+def test_a_full_disk_shows_in_status_while_it_lasts(make_federation, monkeypatch):
+    """T04: the server stays up, says DEGRADED disk_full, and recovers without a restart."""
+    from flamest.coordinator import server
+    from flamest.fedproto.records import Update
+
+    monkeypatch.setattr(server, "DISK_RETRY_S", 0.05)
+    federation = make_federation("a", rounds=1)
+    federation.start()
+    full = True
+    whole = RunStore.accept, RunStore.probe
+
+    def sometimes(which):
+        def call(*arguments):
+            if full:
+                raise StorageError("no space left", code="disk_full")
+            return whole[which](*arguments)
+
+        return call
+
+    monkeypatch.setattr(RunStore, "accept", sometimes(0))
+    monkeypatch.setattr(RunStore, "probe", sometimes(1))
+    with federation.link("a", patience_s=60.0) as link:
+        run = link.join()
+        model = link.fetch(run, link.wait(run, 0, 5))
+
+        def degraded() -> bool:
+            now = status_of(federation.settings())
+            return now["degraded"] == "disk_full" and "DEGRADED disk_full" in "\n".join(status_lines(now))
+
+        sending = threading.Thread(
+            target=link.submit, args=(run, Update(1, model.sha256, "aa" * 16, 5, model.params)), daemon=True
+        )
+        sending.start()
+        deadline = 600
+        while not degraded() and (deadline := deadline - 1):
+            threading.Event().wait(0.05)
+        assert degraded()
+        full = False
+        sending.join(60)
+        assert not sending.is_alive()
+    with federation.link("a") as link:
+        link.wait(run, 1, 20)
+    assert status_of(federation.settings())["degraded"] is None
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("step", ["mkdir", "open"])
+def test_a_state_folder_that_cannot_be_used_ends_the_start_with_one_line_that_names_it(
+    tmp_path, monkeypatch, number, step
+):
+    """T05: exit code 74."""
+    folder, failing = tmp_path / "state", {"mkdir": Path, "open": os}[step]
+    whole = getattr(failing, step)
+
+    def fail(path, *arguments, **options):
+        if "state" in str(path):
+            raise OSError(number, os.strerror(number))
+        return whole(path, *arguments, **options)
+
+    monkeypatch.setattr(failing, step, fail)
+    with pytest.raises(StorageError) as refused:
+        RunStore.open(folder, RUN)
+    assert (refused.value.code, refused.value.exit_code) == ("storage", 74)
+    assert str(folder) in refused.value.message
+    assert "\n" not in refused.value.message
+
+
+def damaged_files(whole: bytes, flips: int, cuts: int):
+    """The file with one bit turned, or cut short."""
+    chance = random.Random(6)
+    for place in chance.sample(range(8 * len(whole)), flips):
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        yield bytes(content)
+    for length in chance.sample(range(len(whole)), cuts):
+        yield whole[:length]
+
+
+def test_every_turned_bit_and_every_cut_of_a_checkpoint_is_found(tmp_path):
+    """T06: 200 flips and 100 cuts of one model file, all found."""
+    shelf = ModelShelf(tmp_path, RUN, keep=0)
+    params = initial_params(SPEC, 1)
+    shelf.write(3, params)
+    path, expected = shelf.path(3), params_sha256(params)
+    whole, found = path.read_bytes(), 0
+    for content in damaged_files(whole, 200, 100):
+        path.write_bytes(content)
+        try:
+            assert params_sha256(shelf.read(3, expected)) == expected
+        except DataError as error:
+            found += error.code == "corrupt_model"
+    assert found == 300
+    path.write_bytes(whole)
+    assert params_sha256(shelf.read(3, expected)) == expected
