@@ -14,7 +14,6 @@ from typing import BinaryIO, TypeVar
 from ..base.errors import DataError, StorageError
 from ..base.files import storage_code
 
-
 T = TypeVar("T")
 
 
