@@ -64,6 +64,7 @@ def close(store, state):
     params = fedavg(SPEC, store.contributions(state.open.number))
     after = after_close(state, params_sha256(params), ROLL)
     store.close_round(after, params, END)
+    store.tidy()
     return after
 
 
@@ -109,6 +110,7 @@ def close_with(store, run, state, params, carried):
     made = aggregate(run.strategy, SPEC, params, store.contributions(state.open.number), carried, 4)
     after = after_close(state, params_sha256(made.params), ROLL)
     store.close_round(after, made.params, END, made.state)
+    store.tidy()
     return after, made.params, made.state
 
 
