@@ -60,10 +60,10 @@ class NormBound:
 
 
 def learnt_norm(farthest: Mapping[str, float]) -> float | None:
-    """The median over the silos of each one's farthest counted update; None with too few silos to tell."""
+    """The median over the silos of each one's farthest counted update; None with too few silos or no motion."""
     if len(farthest) < SILOS_NEEDED:
         return None
-    return statistics.median(farthest.values())
+    return statistics.median(farthest.values()) or None
 
 
 def reach(head: HeadSpec, train: TrainSettings, round_number: int, examples: int) -> float:

@@ -63,6 +63,7 @@ def test_with_fewer_than_three_silos_there_is_nothing_to_learn_from():
     assert learnt_norm({}) is None
     assert learnt_norm({"a": 1.0, "b": 2.0}) is None
     assert learnt_norm({"a": 1.0, "b": 2.0, "c": 9.0}) == 2.0
+    assert learnt_norm({"a": 0.0, "b": 0.0, "c": 9.0}) is None  # most stood still: no reason to refuse who moves
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import threading
 import time
 
 import numpy as np
+import pytest
 from flamest.agent.link import Link, Retry, StaleUpdate
 from flamest.fedproto.records import Evaluation, GlobalModel, Phase, Update
 
@@ -65,8 +66,8 @@ def end(process: subprocess.Popen) -> int:
     return process.wait(30)
 
 
-def final_model(federation) -> bytes:
-    return (federation.state / "runs" / "run-1" / "models" / f"round-{ROUNDS:06d}.safetensors").read_bytes()
+def final_model(federation, rounds: int) -> bytes:
+    return (federation.state / "runs" / "run-1" / "models" / f"round-{rounds:06d}.safetensors").read_bytes()
 
 
 def run_all(federation, address: str, failures: list) -> list[threading.Thread]:
@@ -77,36 +78,49 @@ def run_all(federation, address: str, failures: list) -> list[threading.Thread]:
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_bytes(make_federation):
-    calm = make_federation(*SILOS, rounds=ROUNDS, min_silos=3)
+    """T01, reduced: 4 random instants in 24 rounds."""
+    kill_again_and_again(make_federation, ROUNDS, KILLS, seed=7)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_run_killed_at_sixty_random_instants_ends_with_the_same_bytes(make_federation, seed):
+    """T01: 60 instants in 150 rounds, three times, a head of 64,000 parameters."""
+    kill_again_and_again(make_federation, 150, 60, seed=seed, inputs=400, hidden=[160])
+
+
+def kill_again_and_again(make_federation, rounds: int, kills: int, seed: int, **run) -> None:
+    calm = make_federation(*SILOS, rounds=rounds, min_silos=3, **run)
     failures: list = []
     calm.start(once=True)
     for thread in run_all(calm, calm.address, failures):
-        thread.join(60)
+        thread.join(600)
     calm.join()
     assert failures == []
 
-    harsh = make_federation(*SILOS, rounds=ROUNDS, min_silos=3)
+    harsh = make_federation(*SILOS, rounds=rounds, min_silos=3, **run)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     harsh.config.write_text(harsh.config.read_text().replace("127.0.0.1:0", address))
-    chance = random.Random(7)
+    chance = random.Random(seed)
     process = start_process(harsh)
     silos = run_all(harsh, address, failures)
-    for _ in range(KILLS):
-        assert seen(process, "event=update_accepted", times=chance.randint(2, 12))
+    most = 2 * (3 * rounds // kills) - 4  # so that the run lasts for all of them
+    for _ in range(kills):
+        assert seen(process, "event=update_accepted", times=chance.randint(2, min(most, 12)))
         time.sleep(chance.uniform(0.0, 0.03))
         process.kill()
         end(process)
         process = start_process(harsh)
     assert end(process) == 0
     for thread in silos:
-        thread.join(60)
+        thread.join(600)
     assert failures == []
 
-    assert final_model(harsh) == final_model(calm)
+    assert final_model(harsh, rounds) == final_model(calm, rounds)
     rows = harsh.rounds()
-    assert [row["status"] for row in rows] == ["closed"] * ROUNDS
+    assert [row["status"] for row in rows] == ["closed"] * rounds
     assert {row["accepted"] for row in rows} == {3}
     assert {row["examples"] for row in rows} == {sum(EXAMPLES.values())}
     left = [path.name for path in harsh.state.rglob("*") if path.name.endswith((".tmp", ".f32"))]

@@ -162,18 +162,20 @@ def test_an_acknowledged_update_is_on_disk(silo, federation):
 
 
 def test_the_same_update_again_gets_the_same_receipt_and_counts_once(silo, federation):
+    """T12: 16 threads send it 7 times each."""
     receipts = []
 
     def send() -> None:
-        receipts.append(silo.send())
+        for _ in range(7):
+            receipts.append(silo.send())
 
-    threads = [threading.Thread(target=send) for _ in range(8)]
+    threads = [threading.Thread(target=send) for _ in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     receipts.append(silo.send())
-    assert len(receipts) == 9
+    assert len(receipts) == 113
     assert len(set(receipts)) == 1
     assert federation.rounds()[0]["accepted"] == 1
 
@@ -196,6 +198,7 @@ def test_the_same_id_with_another_header_is_refused(silo, change):
 
 
 def test_the_same_id_with_other_bytes_is_refused_and_the_first_stays(silo, federation):
+    """T13."""
     silo.send()
     first = silo.payload()
     silo.params = initial_params(silo.run.head, seed=99)
@@ -211,6 +214,7 @@ def test_a_second_update_of_a_silo_in_a_round_is_refused(silo, federation):
 
 
 def test_an_update_for_another_round_model_or_run_is_refused(silo, federation):
+    """T14."""
     for change, code in [
         ({"round": 0}, "stale_round"),
         ({"round": 2}, "stale_round"),
@@ -395,6 +399,7 @@ def test_a_silo_does_not_trust_another_coordinator(federation, tmp_path):
 
 
 def test_at_the_deadline_a_round_with_enough_closes_and_one_with_too_few_is_abandoned(make_federation):
+    """T15, with silos that stay away."""
     federation = make_federation("a", "b", "c", rounds=2, min_silos=2, deadline_s=3.0)
     federation.start()
     silos = [Silo(federation, name) for name in "ab"]
@@ -411,6 +416,26 @@ def test_at_the_deadline_a_round_with_enough_closes_and_one_with_too_few_is_aban
         "FAILED_PRECONDITION",
         "stale_round",
     )
+    for silo in silos:
+        silo.close()
+
+
+def test_a_wall_clock_that_jumps_moves_no_deadline(make_federation, monkeypatch):
+    """T17: a year ahead, an hour back, a year back, in the middle of a round; deadlines follow a monotonic clock."""
+    federation = make_federation("a", "b", rounds=2, min_silos=2, deadline_s=600.0)
+    federation.start()
+    silos = [Silo(federation, name) for name in "ab"]
+    silos[0].send()
+    wall = time.time
+    with federation.link("b") as link:
+        for jump in (365 * 86400.0, -3600.0, -365 * 86400.0):
+            monkeypatch.setattr(time, "time", lambda jump=jump: wall() + jump)
+            time.sleep(0.3)  # the server's loop looks five times a second
+            standing = link.wait(silos[1].run, 0, 5)
+            assert (standing.phase, standing.round) == (Phase.OPEN, 1)
+            assert 500 < standing.deadline_s <= 600
+        silos[1].send()
+        assert link.wait(silos[1].run, 1, 30).round == 2
     for silo in silos:
         silo.close()
 
@@ -530,6 +555,7 @@ def test_without_once_a_finished_run_is_still_served_after_a_restart(make_federa
 
 
 def test_a_second_server_on_the_port_or_the_state_is_refused_at_once(make_federation):
+    """T09."""
     first, second = make_federation("a"), make_federation("a")
     first.start()
     began = time.monotonic()
