@@ -188,6 +188,9 @@ def test_a_full_disk_shows_in_status_while_it_lasts(make_federation, monkeypatch
         assert not sending.is_alive()
     with federation.link("a") as link:
         link.wait(run, 1, 20)
+    deadline = 600
+    while status_of(federation.settings())["degraded"] and (deadline := deadline - 1):
+        threading.Event().wait(0.05)
     assert status_of(federation.settings())["degraded"] is None
 
 
