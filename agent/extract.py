@@ -1,7 +1,7 @@
 """A folder of clips into the feature store: what ``flamest-agent extract`` and the daemon do.
 
-Every clip is stored by itself, known by the hash of its content: stopping at any time costs at most
-the clip in hand, and the next run goes on where this one ended. A clip that cannot be used is
+Every clip is stored by itself, known by the hash of its content: being killed costs at most the few
+clips in hand, and the next run goes on where this one ended. A clip that cannot be used is
 reported and skipped; it is not tried again until its content changes, or ``retry`` asks for it.
 """
 
@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from ..base.errors import DataError, StorageError
 from ..base.files import printable_path, sha256_file
 from ..runtime.backends.opening import Opening, Place, effective_precision
 from ..runtime.backends.wishes import NO_WISHES, Wishes
 from ..runtime.bundle import open_manifest
-from ..runtime.extractor import Extractor, open_extractor
+from ..runtime.extractor import Extracted, Extractor, open_extractor
 from ..runtime.records import Clip
 from ..runtime.signature import TrustedKeys
 from ..runtime.video import DecodeLimits
@@ -57,9 +59,9 @@ class ExtractReport:
     skipped: int  # stored already, or the same content under another name
     failed: tuple[FailedClip, ...]
     warnings: tuple[ClipWarning, ...]
-    ms_per_clip: float | None  # wall, hashing and storing included
-    stages_ms: dict[str, float]  # means
-    peak_mb: float  # this process and the decoder, resident, each at its largest
+    ms_per_clip: float | None  # wall, hashing and storing included, opening the networks not
+    stages_ms: dict[str, float]  # means; stages of several clips run at the same time, so their sum may be more
+    peak_mb: float  # this process and the decoders, resident, each at its largest
     stopped: bool  # asked to end before all clips were done
     precision: str  # under which the features are stored
     places: tuple[Place, ...]  # where each graph ran; empty when nothing had to be extracted
@@ -84,7 +86,7 @@ def extract_folder(
 ) -> ExtractReport:
     """Bring the store up to date with the folder of the request.
 
-    ``on_clip`` is called after each clip, ``stop`` asked before each. Raises DataError when the
+    ``on_clip`` is called after each clip, ``stop`` asked before and after each. Raises DataError when the
     folder holds no clip, the bundle is not whole or the store is damaged; LockedError and
     StorageError as the store does.
     """
@@ -113,13 +115,14 @@ def extract_clips(
 ) -> ExtractReport:
     """The same for a folder that has been looked through already; ``notice`` is told what takes minutes."""
     outcomes: list[_Outcome] = []
+
+    def tell(outcome: _Outcome) -> None:
+        outcomes.append(outcome)
+        on_clip()
+
     open_manifest(request.bundle, request.trusted)  # a wrong --bundle is said before a store is made
-    with FeatureStore.open(request.store) as store, closing(_Work(request, store, notice)) as work:
-        for found in folder.clips:
-            if stop():
-                break
-            outcomes.append(work.bring_in(found))
-            on_clip()
+    with FeatureStore.open(request.store) as store, closing(_Work(request, store, _Listeners(tell, notice))) as work:
+        work.bring_in(folder.clips, stop)
         return _report(folder, outcomes, work)
 
 
@@ -128,57 +131,105 @@ class _Outcome:
     """What became of one clip; neither extracted nor failed means skipped."""
 
     failed: FailedClip | None = None
-    extracted_ms: float | None = None
+    extracted: bool = False
     stages_ms: dict[str, float] = field(default_factory=dict)
     warnings: tuple[ClipWarning, ...] = ()
+
+
+class _Seen(NamedTuple):
+    """The first file of a content, and how it looked then."""
+
+    found: FoundClip
+    stamp: tuple[int, int, int]
+
+
+class _Listeners(NamedTuple):
+    """Who hears of an extraction while it goes on."""
+
+    tell: Callable[[_Outcome], None]
+    notice: Callable[[str], None]
 
 
 class _Work:
     """One extraction's open things: the store, the extractor once it is needed, the contents seen."""
 
-    def __init__(self, request: ExtractRequest, store: FeatureStore, notice: Callable[[str], None]) -> None:
+    def __init__(self, request: ExtractRequest, store: FeatureStore, listeners: _Listeners) -> None:
         self._request = request
-        self._notice = notice
+        self._tell, self._notice = listeners
         self._store = store
         self._manifest, _ = open_manifest(request.bundle, request.trusted)
         self._fingerprint = self._manifest.fingerprint
         self.precision = effective_precision(self._manifest, request.wishes)
-        self._seen: dict[str, FoundClip] = {}
+        self._seen: dict[str, _Seen] = {}  # by content
+        self.spent_s = 0.0  # from the first clip's begin to the last one's end
         self._extractor: Extractor | None = None
 
-    def bring_in(self, found: FoundClip) -> _Outcome:
-        """Extract one clip unless it is known; whatever is wrong with it becomes its outcome."""
-        start = time.perf_counter()
+    def bring_in(self, clips: Sequence[FoundClip], stop: Callable[[], bool]) -> None:
+        """Extract all clips that are not known; whatever is wrong with one becomes its outcome.
+
+        When ``stop`` says so, the clips that are under way are left for the next run.
+        """
+        coming = self._unknown(clips, stop)
+        first = next(coming, None)
+        if first is None:
+            return
+        extractor = self._ready()
+        started = time.perf_counter()
+        with closing(extractor.extract_all(chain([first], coming))) as extracting:
+            for extracted in extracting:
+                self._tell(self._keep(extracted))
+                self.spent_s = time.perf_counter() - started
+                if stop():
+                    return
+
+    def _unknown(self, clips: Sequence[FoundClip], stop: Callable[[], bool]) -> Iterator[Clip]:
+        """The clips to extract; what is known of the others is told on the way."""
+        for found in clips:
+            if stop():
+                return
+            known = self._look_up(found)
+            if isinstance(known, Clip):
+                yield known
+            else:
+                self._tell(known)
+
+    def _look_up(self, found: FoundClip) -> Clip | _Outcome:
+        """The clip, or what is known of it already."""
         try:
-            before = _stamp(found)
+            stamp = _stamp(found)
             clip = Clip(found.path, _content(found), found.label, found.group)
-            first = self._seen.setdefault(clip.sha256, found)
-            _check_label(found, first)
+            first = self._seen.setdefault(clip.sha256, _Seen(found, stamp))
+            _check_label(found, first.found)
         except DataError as error:
             return _failed(found, error.code, error.message)
-        if first is not found:
+        if first.found is not found:
             return _Outcome()
         if self._store.has(clip.sha256, self._fingerprint, self.precision):
             self._store.note_clip(clip, name=found.name)
             return _Outcome()
-        known = None if self._request.retry else self._store.failure(clip.sha256)
-        if known is not None and known.code in REMEMBERED:
-            return _failed(found, known.code, known.message)
-        identified = time.perf_counter()
-        extractor = self._ready()
-        ready = time.perf_counter()
+        failure = None if self._request.retry else self._store.failure(clip.sha256)
+        if failure is not None and failure.code in REMEMBERED:
+            return _failed(found, failure.code, failure.message)
+        return clip
+
+    def _keep(self, extracted: Extracted) -> _Outcome:
+        """What was extracted goes to the store, or the reason why nothing was."""
+        clip, features = extracted.clip, extracted.features
+        seen = self._seen[clip.sha256]
         try:
-            features = extractor.extract(clip)
-            if _stamp(found) != before:
-                raise DataError(f"{found.name} changed while it was read; the next run takes it", code="video_changed")
+            if features is None:
+                raise extracted.error or DataError("was not extracted")
+            if _stamp(seen.found) != seen.stamp:
+                raise DataError(
+                    f"{seen.found.name} changed while it was read; the next run takes it", code="video_changed"
+                )
         except DataError as error:
             if error.code in REMEMBERED:
-                self._store.note_failure(found.name, clip.sha256, error.code, error.message)
-            return _failed(found, error.code, error.message)
-        self._store.add(clip, features, name=found.name)
-        warnings = tuple(ClipWarning(found.name, warning) for warning in features.warnings)
-        spent = (identified - start) + (time.perf_counter() - ready)
-        return _Outcome(extracted_ms=spent * 1e3, stages_ms=features.stages_ms, warnings=warnings)
+                self._store.note_failure(seen.found.name, clip.sha256, error.code, error.message)
+            return _failed(seen.found, error.code, error.message)
+        self._store.add(clip, features, name=seen.found.name)
+        warnings = tuple(ClipWarning(seen.found.name, warning) for warning in features.warnings)
+        return _Outcome(extracted=True, stages_ms=features.stages_ms, warnings=warnings)
 
     def close(self) -> None:
         if self._extractor is not None:
@@ -199,7 +250,7 @@ class _Work:
             request = self._request
             opening = Opening(request.wishes, request.threads, notice=self._notice)
             self._extractor = open_extractor(
-                request.bundle, limits=request.limits, trusted=request.trusted, opening=opening
+                request.bundle, opening=opening, limits=request.limits, trusted=request.trusted
             )
         return self._extractor
 
@@ -238,15 +289,14 @@ def _failed(found: FoundClip, code: str, message: str) -> _Outcome:
 def _report(folder: ClipFolder, outcomes: list[_Outcome], work: _Work) -> ExtractReport:
     problems = [FailedClip(problem.name, f"{problem.code}: {problem.reason}") for problem in folder.problems]
     failed = [outcome.failed for outcome in outcomes if outcome.failed is not None]
-    times = [outcome.extracted_ms for outcome in outcomes if outcome.extracted_ms is not None]
-    stages = [outcome.stages_ms for outcome in outcomes if outcome.extracted_ms is not None]
+    stages = [outcome.stages_ms for outcome in outcomes if outcome.extracted]
     return ExtractReport(
         clips=len(folder.clips) + len(folder.problems),
-        extracted=len(times),
-        skipped=len(outcomes) - len(times) - len(failed),
+        extracted=len(stages),
+        skipped=len(outcomes) - len(stages) - len(failed),
         failed=(*problems, *failed),
         warnings=tuple(warning for outcome in outcomes for warning in outcome.warnings),
-        ms_per_clip=fmean(times) if times else None,
+        ms_per_clip=work.spent_s * 1e3 / len(stages) if stages else None,
         stages_ms={name: fmean(stage[name] for stage in stages) for name in stages[0]} if stages else {},
         peak_mb=work.peak_mb,
         stopped=len(outcomes) < len(folder.clips),

@@ -205,9 +205,7 @@ def _summary(measured: _Measured, reference: Sequence[Mapping[str, Any]]) -> dic
         "stages": {
             stage: {
                 **quantiles([run["stages_ms"][stage] for run in runs]),
-                "peak_mb": measured.memory["decoder_peak_mb"]
-                if stage == "decode"
-                else graphs[_graph_of(stage, graphs)]["peak_mb"],
+                "peak_mb": _stage_memory(stage, measured),
             }
             for stage in runs[0]["stages_ms"]
         },
@@ -218,6 +216,15 @@ def _summary(measured: _Measured, reference: Sequence[Mapping[str, Any]]) -> dic
         "gpu_mb": measured.memory["gpu_mb"],
         "beside_reference": _beside(runs, reference) if reference and runs is not reference else None,
     }
+
+
+def _stage_memory(stage: str, measured: _Measured) -> float:
+    """MB: the decoder process's, or that of the graph that the stage runs; frames are prepared beside the graphs."""
+    if stage == "decode":
+        return measured.memory["decoder_peak_mb"] or 0.0
+    if stage == "prepare":
+        return 0.0
+    return float(measured.graphs[_graph_of(stage, measured.graphs)]["peak_mb"])
 
 
 def _graph_of(stage: str, graphs: Mapping[str, Any]) -> str:

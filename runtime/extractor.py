@@ -1,4 +1,8 @@
-"""A clip in, its numbers out: the paper's Figure 1, from a bundle and without PyTorch.
+"""Clips in, their numbers out: the paper's Figure 1, from a bundle and without PyTorch.
+
+    readers (readahead.py)    file -> frames that the networks read; several clips at once, ahead of what follows
+    describer (describers.py) frames -> caption and vector; several frames at once
+    graph cnn                 frames -> vector
 
 Which parts there are, how many frames each sees and how these are chosen stands in the manifest. The
 parts do not see each other: a pair's numbers are, bit for bit, those of its two parts one after the other.
@@ -6,8 +10,12 @@ parts do not see each other: a pair's numbers are, bit for bit, those of its two
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,43 +24,61 @@ from ..base.errors import DataError
 from ..base.files import printable_path
 from .backends.opening import GraphOpener, Opening, Place, effective_precision
 from .bundle import Bundle, open_bundle
-from .describers import open_describer
-from .frames import Rgb, prepare_frames
-from .keyframes import Indices, clip_seeds, draw_keyframes, load_clustering, pick_keyframes, spread_indices
+from .describers import Described, open_describer
+from .keyframes import load_clustering
 from .manifest import Manifest
-from .records import Candidates, Caption, Clip, ClipFeatures
+from .readahead import ReadAhead, RefusedClip
+from .reading import ClipReader, KeyframeFeatures, PreparedClip
+from .records import Caption, Clip, ClipFeatures
 from .signature import TrustedKeys
 from .stages import STAGES, stages_of, timed
 from .video import DecodeLimits, VideoDecoder
 
-__all__ = ["STAGES", "Extractor", "open_extractor"]
+__all__ = ["STAGES", "Extracted", "Extractor", "Lanes", "open_extractor"]
 
 _NOTHING = np.empty(0, dtype=np.float32)
 _NO_CAPTION = Caption("", ())
 
 
-@dataclass(frozen=True, eq=False)
-class _Chosen:
-    """Row numbers of candidates, not decreasing; empty for a part that the extractor has not."""
+@dataclass(frozen=True)
+class Lanes:
+    """How much is under way at once. Memory grows with it; the numbers do not depend on it."""
 
-    vlm: Indices
-    cnn: Indices
+    readers: int  # decoder processes
+    batch: int = 1  # clips that one run of a graph sees
+    captions: int = 8  # captions in the making
+
+    @classmethod
+    def usual(cls, threads: int | None = None) -> Lanes:
+        """For the CPU, where a network fills the cores with one clip and captions with several."""
+        cores = threads or len(os.sched_getaffinity(0))
+        return cls(readers=max(1, min(cores, 8)))
+
+
+@dataclass(frozen=True, eq=False)
+class Extracted:
+    """What became of a clip: ``features``, or ``error`` with the reason why there are none."""
+
+    clip: Clip
+    features: ClipFeatures | None
+    error: DataError | None = None
 
 
 class Extractor:
     """Turns clips into ClipFeatures. Open with ``open_extractor``; a context manager; one thread at a time."""
 
-    def __init__(self, bundle: Bundle, video: VideoDecoder, opening: Opening) -> None:
+    def __init__(self, bundle: Bundle, videos: Sequence[VideoDecoder], lanes: Lanes, opening: Opening) -> None:
         self.manifest: Manifest = bundle.manifest
         self.stages = stages_of(bundle.manifest)
         self.precision = effective_precision(bundle.manifest, opening.wishes)
+        self._lanes = lanes
         opener = GraphOpener(bundle, opening)
-        self._describer = open_describer(bundle, opener.open)
+        self._describer = open_describer(bundle, opener.open, rows=lanes.captions, batch=lanes.batch)
         self._cnn = opener.open("cnn") if bundle.manifest.cnn else None
-        self._keyframe_graph = opener.open("keyframes") if "keyframes" in self.stages else None
+        keyframes = KeyframeFeatures(opener.open("keyframes")) if "keyframes" in self.stages else None
         self.places: dict[str, Place] = opener.places  # by graph
         bundle.must_be_unchanged()  # what has been opened is what was hashed
-        self._video = video
+        self._ahead = ReadAhead([ClipReader(bundle.manifest, video, keyframes) for video in videos])
 
     def extract(self, clip: Clip) -> ClipFeatures:
         """The clip's embeddings (paper eqs. 3 to 7). Same clip and bundle, same machine: same bytes.
@@ -60,37 +86,43 @@ class Extractor:
         Raises DataError with a named reason when the file cannot be used (video.py lists the codes)
         or a network's output is not finite.
         """
-        seeds = clip_seeds(self.manifest.extraction_seed, clip.sha256)
-        stages = dict.fromkeys(self.stages, 0.0)
+        (done,) = self.extract_all([clip])
+        if done.features is None:
+            raise done.error or DataError(f"{printable_path(clip.path)} was not extracted")
+        return done.features
 
-        with timed(stages, "decode"):
-            candidates = self._video.candidates(clip.path)
-        chosen = self._choose(candidates, seeds.clusters, stages)
-        with timed(stages, "decode"):
-            vlm_rgb, cnn_rgb = self._read(candidates, chosen)
-        drawn, vlm_embedding, caption = self._describe(vlm_rgb, seeds.draw, stages)
-        cnn_embedding = self._embed_motion(cnn_rgb, stages)
-
-        shown = chosen.vlm if len(chosen.vlm) else chosen.cnn
-        return ClipFeatures(
-            vlm=_finite(vlm_embedding, 0 if self.manifest.vlm is None else self.manifest.vlm.width, "vlm", clip),
-            cnn=_finite(cnn_embedding, 0 if self.manifest.cnn is None else self.manifest.cnn.width, "cnn", clip),
-            caption=caption,
-            keyframe=drawn,
-            keyframe_times_s=tuple(candidates.t_s[shown].tolist()),
-            fingerprint=self.manifest.fingerprint,
-            precision=self.precision,
-            stages_ms=stages,
-            warnings=candidates.warnings,
-        )
+    def extract_all(self, clips: Iterable[Clip]) -> Generator[Extracted, None, None]:
+        """Every clip of ``clips``, in their order, as ``extract`` gives it; what is wrong with one does not stop the
+        rest. ``clips`` is asked for a few more than have come out; closing the iterator forgets those.
+        """
+        coming = iter(clips)
+        jobs: deque[_Job | RefusedClip] = deque()
+        more = True
+        try:
+            while more or len(self._ahead) or jobs:
+                while more and len(self._ahead) < self._lanes.readers + self._lanes.batch:
+                    clip = next(coming, None)
+                    more = clip is not None
+                    if clip is not None:
+                        self._ahead.give(clip)
+                self._admit(jobs)
+                for described in self._describer.advance() if self._describer else ():
+                    job, index = cast("tuple[_Job, int]", described.key)
+                    job.described[index] = described
+                while jobs and (isinstance(jobs[0], RefusedClip) or jobs[0].done):
+                    yield self._result(jobs.popleft())
+        finally:
+            self._ahead.drop()
+            if self._describer is not None:
+                self._describer.drop()
 
     @property
     def decoder_peak_mb(self) -> float:
-        """Largest resident memory of the decoder process so far, MB."""
-        return self._video.peak_kb * 1024 / 1e6
+        """Largest resident memory of the decoder processes so far, MB."""
+        return self._ahead.peak_kb * 1024 / 1e6
 
     def close(self) -> None:
-        self._video.close()
+        self._ahead.close()
 
     def __enter__(self) -> Extractor:
         return self
@@ -98,77 +130,129 @@ class Extractor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _choose(self, candidates: Candidates, seed: int, stages: dict[str, float]) -> _Chosen:
-        """Paper eq. 3: one clustering per number of frames, all over the same candidates' features."""
-        rule, vlm, cnn = self.manifest.keyframes, self.manifest.vlm, self.manifest.cnn
-        none = np.empty(0, dtype=np.int64)
-        uniform = spread_indices(len(candidates.pixels), cnn.frames) if cnn else none
-        if self._keyframe_graph is None:
-            return _Chosen(none, uniform)
-        with timed(stages, "keyframes"):
-            features = self._keyframe_graph.run({"frames": candidates.pixels})["features"]
-            seen = pick_keyframes(features, rule.count, seed) if vlm else none
-            if cnn is None or cnn.choice == "uniform":
-                return _Chosen(seen, uniform)
-            same = vlm is not None and cnn.frames == rule.count
-            return _Chosen(seen, seen if same else pick_keyframes(features, cnn.frames, seed))
+    def _admit(self, jobs: deque[_Job | RefusedClip]) -> None:
+        """Take clips that have been read while there is room; wait for one only when there is nothing else to do."""
+        admitted: list[_Job] = []
+        describer = self._describer
+        while len(self._ahead) and len(admitted) < self._lanes.batch and (describer is None or describer.room > 0):
+            idle = not admitted and (describer is None or not describer.busy)
+            if not (self._ahead.ready or idle):
+                break
+            taken = self._ahead.take()
+            if isinstance(taken, RefusedClip):
+                jobs.append(taken)
+                continue
+            job = _Job(taken, stages_ms=dict(taken.stages_ms))
+            jobs.append(job)
+            admitted.append(job)
+            if describer is not None:
+                for index, pixels in enumerate(taken.captioned):
+                    describer.add((job, index), pixels)
+        self._embed_motion(admitted)
+        for job in admitted:
+            job.let_go()
 
-    def _read(self, candidates: Candidates, chosen: _Chosen) -> tuple[Rgb, Rgb]:
-        """The chosen frames at full size, for each part; a frame that both see is fetched once."""
-        wanted = np.unique(np.concatenate([chosen.vlm, chosen.cnn]))
-        rgb = self._video.keyframes(candidates, wanted).rgb
-        return rgb[np.searchsorted(wanted, chosen.vlm)], rgb[np.searchsorted(wanted, chosen.cnn)]
-
-    def _describe(
-        self, keyframes: Rgb, seed: int, stages: dict[str, float]
-    ) -> tuple[int, npt.NDArray[np.float32], Caption]:
-        """Paper eqs. 4 to 6: which keyframe was drawn first, the embedding, and that keyframe's caption."""
-        spec = self.manifest.vlm
-        if spec is None or self._describer is None:
-            return -1, _NOTHING, _NO_CAPTION
-        drawn = draw_keyframes(len(keyframes), spec.captioned_frames, seed)
-        with timed(stages, "vision"):
-            pixels = prepare_frames(keyframes[list(drawn)], spec.preprocessing)
-        vector, caption = self._describer.describe(pixels, stages)
-        return drawn[0], vector, caption
-
-    def _embed_motion(self, frames: Rgb, stages: dict[str, float]) -> npt.NDArray[np.float32]:
+    def _embed_motion(self, jobs: list[_Job]) -> None:
         """Paper eq. 7."""
-        spec = self.manifest.cnn
-        if spec is None or self._cnn is None:
-            return _NOTHING
-        with timed(stages, "cnn"):
-            pixels = prepare_frames(frames, spec.preprocessing)
-            (vector,) = self._cnn.run({"frames": pixels.transpose(1, 0, 2, 3)[None]})["embedding"]
-        return np.asarray(vector)
+        if self._cnn is None or not jobs:
+            return
+        taken = {"cnn": 0.0}
+        with timed(taken, "cnn"):
+            vectors = self._cnn.run({"frames": np.stack([job.prepared.motion for job in jobs])})["embedding"]
+        for job, vector in zip(jobs, vectors, strict=True):
+            job.cnn = vector
+            job.stages_ms["cnn"] = taken["cnn"] / len(jobs)
+
+    def _result(self, job: _Job | RefusedClip) -> Extracted:
+        if isinstance(job, RefusedClip):
+            return Extracted(job.clip, None, job.error)
+        vlm, cnn = self.manifest.vlm, self.manifest.cnn
+        try:
+            return Extracted(
+                job.clip,
+                ClipFeatures(
+                    vlm=_finite(job.vector(), 0 if vlm is None else vlm.width, "vlm", job.clip),
+                    cnn=_finite(job.cnn, 0 if cnn is None else cnn.width, "cnn", job.clip),
+                    caption=job.caption,
+                    keyframe=job.prepared.keyframe,
+                    keyframe_times_s=job.prepared.times_s,
+                    fingerprint=self.manifest.fingerprint,
+                    precision=self.precision,
+                    stages_ms={stage: job.milliseconds(stage) for stage in self.stages},
+                    warnings=job.prepared.warnings,
+                ),
+            )
+        except DataError as error:
+            return Extracted(job.clip, None, error)
+
+
+@dataclass(eq=False)
+class _Job:
+    """A clip on its way through the networks."""
+
+    prepared: PreparedClip
+    stages_ms: dict[str, float]
+    cnn: npt.NDArray[np.float32] = field(default_factory=lambda: _NOTHING)
+    described: list[Described | None] = field(init=False)  # by captioned frame
+
+    def __post_init__(self) -> None:
+        self.described = [None] * self.prepared.frames
+
+    @property
+    def clip(self) -> Clip:
+        return self.prepared.clip
+
+    @property
+    def done(self) -> bool:
+        return all(self.described)
+
+    @property
+    def caption(self) -> Caption:
+        first = self.described[0] if self.described else None
+        return first.caption if first else _NO_CAPTION
+
+    def let_go(self) -> None:
+        """The networks have the frames: they need not be held until the caption is written."""
+        self.prepared = replace(self.prepared, captioned=_NOTHING, motion=_NOTHING)
+
+    def vector(self) -> npt.NDArray[np.float32]:
+        """The mean of the frames' vectors; one alone comes through to the bit."""
+        found = [each.vector for each in self.described if each is not None]
+        return np.asarray(np.mean(found, axis=0, dtype=np.float32)) if found else _NOTHING
+
+    def milliseconds(self, stage: str) -> float:
+        return self.stages_ms.get(stage, 0.0) + sum(each.stages_ms.get(stage, 0.0) for each in self.described if each)
 
 
 def open_extractor(
     bundle: Path,
     *,
     threads: int | None = None,
+    lanes: Lanes | None = None,
     limits: DecodeLimits | None = None,
     trusted: TrustedKeys = (),
     opening: Opening | None = None,
 ) -> Extractor:
-    """Check the bundle, open its graphs and make the decoder ready.
+    """Check the bundle, open its graphs and make the decoders ready.
 
-    ``opening`` says where the graphs may run; ``threads`` is short for its field of that name. ``trusted``:
-    keys one of which must have signed the bundle; none given, anybody's will do. Raises DataError for a
-    bundle that is not what was exported, SettingsError ``no_backend`` when a graph cannot run where it
-    should, MissingExtra when a package of ``flamest[agent]`` is not installed.
+    ``trusted``: keys one of which must have signed the bundle; none given, anybody's will do. ``opening`` says
+    where the graphs may run; ``threads`` is short for its field of that name. Raises DataError for a bundle
+    that is not what was exported, SettingsError ``no_backend`` when a graph cannot run where it should,
+    MissingExtra when a package of ``flamest[agent]`` is not installed.
     """
     opening = opening or Opening(threads=threads)
     checked = open_bundle(bundle, trusted)
     _check_frames(checked)
     if "keyframes" in stages_of(checked.manifest):
         load_clustering()
-    video = VideoDecoder(checked.manifest.keyframes, limits)
+    lanes = lanes or Lanes.usual(opening.threads)
+    videos = [VideoDecoder(checked.manifest.keyframes, limits) for _ in range(lanes.readers)]
     try:
-        video.start()  # it gets ready while the graphs are opened
-        return Extractor(checked, video, opening)
+        videos[0].start()  # it gets ready while the graphs are opened; the others start with their first clip
+        return Extractor(checked, videos, lanes, opening)
     except BaseException:
-        video.close()
+        for video in videos:
+            video.close()
         raise
 
 

@@ -42,6 +42,14 @@ class Session(Protocol):
     def where(self) -> str:
         """What runs it, as the runtime itself says: "ONNX Runtime CPU", "TensorRT 10.16 on NVIDIA H100"."""
 
+    @property
+    def computes_on_host(self) -> bool:
+        """Whether it computes in the memory where NumPy's arrays are."""
+
+    def borrow(self, array: Array) -> Value:
+        """A Value over the array's own memory where the session computes on the host, else a copy. The caller
+        keeps the array alive, and changes it only between runs."""
+
     def value(self, of: Feed) -> Value:
         """``of`` where this session computes: an array is copied, a Value of this backend comes back as it
         is, a foreign one goes through the host."""

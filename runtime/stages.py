@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 from .manifest import Manifest, VisionLanguage
 
-STAGES = ("decode", "keyframes", "vision", "caption", "embed", "cnn")
+STAGES = ("decode", "keyframes", "prepare", "vision", "caption", "embed", "cnn")
 
 
 def stages_of(manifest: Manifest) -> tuple[str, ...]:
     """The stages that the extractor of this manifest goes through, in order."""
-    passed = {"decode", "cnn"} if manifest.cnn is not None else {"decode"}
+    passed = {"decode", "prepare"} | ({"cnn"} if manifest.cnn is not None else set())
     if manifest.vlm is not None or (manifest.cnn is not None and manifest.cnn.choice == "keyframes"):
         passed.add("keyframes")
     if manifest.vlm is not None:

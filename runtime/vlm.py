@@ -39,19 +39,28 @@ class VisionLanguageModel:
         self._vision = vision
         self._text = text
         self._words = words
-        self._spec = spec
+        self.spec = spec
         self._cross = _layer_names("cross", spec.text)
-        self._past = _layer_names("past", spec.text)
-        self._present = _layer_names("present", spec.text)
+        self.past_names = _layer_names("past", spec.text)
+        self.present_names = _layer_names("present", spec.text)
         _check_names("vision", "inputs", vision.inputs, ("pixels",))
         _check_names("vision", "outputs", vision.outputs, self._cross)
-        _check_names("text", "inputs", text.inputs, ("token_ids", "positions", "mask", *self._past, *self._cross))
-        _check_names("text", "outputs", text.outputs, ("logits", "hidden", *self._present))
+        _check_names("text", "inputs", text.inputs, ("token_ids", "positions", "mask", *self.past_names, *self._cross))
+        _check_names("text", "outputs", text.outputs, ("logits", "hidden", *self.present_names))
         if (words is not None) != (spec.reading == "text"):
             raise InvariantError(f"graph 'words' belongs to the reading 'text' alone, this one is '{spec.reading}'")
         if words is not None:
             _check_names("words", "inputs", words.inputs, ("token_ids", "positions", "mask"))
             _check_names("words", "outputs", words.outputs, ("hidden",))
+
+    @property
+    def computes_on_host(self) -> bool:
+        """Whether captions are written where NumPy's arrays are, and rows may be shared with it (captioning.py)."""
+        return self._text.computes_on_host
+
+    def borrow(self, arrays: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, Value]:
+        """The arrays as the text graph reads them, without a copy where it can."""
+        return {name: self._text.borrow(array) for name, array in arrays.items()}
 
     def look(self, pixels: npt.NDArray[np.float32]) -> ImageMemory:
         """Encode frames, float32 [B, 3, S, S] (already normalised), once for all that follows."""
@@ -66,13 +75,16 @@ class VisionLanguageModel:
         ``end_id`` or ``max_new_tokens``. Rows do not see each other: one that has ended is fed
         padding while the others go on.
         """
-        rule = self._spec.caption
+        rule = self.spec.caption
         captions: list[list[int]] = [[] for _ in range(memory.frames)]
         ended = np.zeros(memory.frames, dtype=np.bool_)
         tokens = np.full(memory.frames, rule.start_id, dtype=np.int64)
         past = self._empty_past(memory.frames)
         for position in range(rule.max_new_tokens):
-            logits, past = self._step(memory, tokens, position, past)
+            positions = np.full(memory.frames, position, dtype=np.int64)
+            mask = np.zeros((memory.frames, 1, 1, position + 1), dtype=np.float32)
+            logits, present = self.step(memory, past, tokens, positions, mask)
+            past = {name: present[new] for name, new in zip(self.past_names, self.present_names, strict=True)}
             tokens = logits.argmax(axis=-1)
             ended |= tokens == rule.end_id
             if ended.all():
@@ -92,7 +104,7 @@ class VisionLanguageModel:
         """
         if len(token_ids) != memory.frames:
             raise InvariantError(f"{len(token_ids)} captions given for {memory.frames} frames, expected one each")
-        rule, reading = self._spec.caption, self._spec.reading
+        rule, reading = self.spec.caption, self.spec.reading
         rows = [(rule.cls_id, *ids, rule.sep_id) for ids in token_ids]
         lengths = np.array([len(row) for row in rows])
         tokens = np.full((len(rows), lengths.max()), rule.pad_id, dtype=np.int64)
@@ -110,23 +122,27 @@ class VisionLanguageModel:
         read_at = lengths - 1 if reading == "causal-last" else np.zeros_like(lengths)
         return np.ascontiguousarray(hidden[np.arange(len(rows)), read_at])
 
-    def _step(
-        self, memory: ImageMemory, tokens: npt.NDArray[np.int64], position: int, past: Mapping[str, Value]
+    def step(
+        self,
+        memory: ImageMemory,
+        past: Mapping[str, Value],
+        tokens: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        mask: npt.NDArray[np.float32],
     ) -> tuple[npt.NDArray[np.float32], dict[str, Value]]:
-        """One token [B] further: logits float32 [B, vocabulary], and the past that the next step reads."""
-        feeds: dict[str, Feed] = {
-            "token_ids": tokens[:, None],
-            "positions": np.full((len(tokens), 1), position, dtype=np.int64),
-            "mask": np.zeros((len(tokens), 1, 1, position + 1), dtype=np.float32),
-        }
-        values = self._text.run_values({**feeds, **past, **memory.values}, ["logits", *self._present])
-        following = {name: values[present] for name, present in zip(self._past, self._present, strict=True)}
-        return values["logits"].numpy(), following
+        """One token further in every row: logits float32 [B, vocabulary], and past with the new token behind it.
+
+        ``tokens``, ``positions``: [B]; ``past``: by name [B, heads, P, head_dim]; ``mask``: [B, 1, 1, P + 1],
+        0 keeps and MASKED drops. ``present``: by name [B, heads, P + 1, head_dim].
+        """
+        feeds: dict[str, Feed] = {"token_ids": tokens[:, None], "positions": positions[:, None], "mask": mask}
+        values = self._text.run_values({**feeds, **past, **memory.values}, ["logits", *self.present_names])
+        return values["logits"].numpy(), {name: values[name] for name in self.present_names}
 
     def _empty_past(self, rows: int) -> dict[str, Value]:
-        shape = (rows, self._spec.text.heads, 0, self._spec.text.head_dim)
+        shape = (rows, self.spec.text.heads, 0, self.spec.text.head_dim)
         empty = self._text.value(np.empty(shape, dtype=np.float32))
-        return dict.fromkeys(self._past, empty)
+        return dict.fromkeys(self.past_names, empty)
 
 
 def _layer_names(prefix: str, text: TextShape) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ class ModuleSession:
 
     plan: GraphPlan
     where: str = "PyTorch"
+    computes_on_host: bool = True
     inputs: tuple[str, ...] = field(init=False)
     outputs: tuple[str, ...] = field(init=False)
 
@@ -58,6 +59,9 @@ class ModuleSession:
 
     def value(self, of: Feed) -> Value:
         return _Held(on_host(of))
+
+    def borrow(self, array: npt.NDArray[Any]) -> Value:
+        return _Held(array)
 
     def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
         import torch

@@ -33,6 +33,8 @@ class HostValue:
 class OpenVinoSession:
     """An opened graph (session.py). One thread at a time."""
 
+    computes_on_host = True
+
     def __init__(self, compiled: Any, computed: Computed) -> None:
         self._request = compiled.create_infer_request()
         self.inputs: tuple[str, ...] = tuple(port.get_any_name() for port in compiled.inputs)
@@ -65,6 +67,9 @@ class OpenVinoSession:
 
     def value(self, of: Feed) -> Value:
         return of if isinstance(of, HostValue) else HostValue(np.array(on_host(of)))
+
+    def borrow(self, array: Array) -> Value:
+        return HostValue(array)
 
     def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         # Called once for all outputs: calling the compiled model per output would compute the graph as often.

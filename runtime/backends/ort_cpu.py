@@ -20,6 +20,7 @@ class OrtSession:
     """An opened graph (session.py). Its values are OrtValues. Not tied to a thread; runs may overlap."""
 
     where = "ONNX Runtime CPU"
+    computes_on_host = True
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
@@ -50,6 +51,11 @@ class OrtSession:
 
     def value(self, of: Feed) -> Value:
         return cast(Value, of if _is_own(of) else as_value(on_host(of)))
+
+    def borrow(self, array: Array) -> Value:
+        import onnxruntime
+
+        return cast(Value, onnxruntime.OrtValue.ortvalue_from_numpy(array, "cpu"))
 
     def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         names = wanted_outputs(self, outputs)

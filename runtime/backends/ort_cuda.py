@@ -37,6 +37,7 @@ SHAPE_OPERATORS = frozenset(
 class OrtCudaSession:
     """An opened graph (session.py). Its values are OrtValues on the device. One thread at a time."""
 
+    computes_on_host = False
     kind = "cuda"  # of the device, in ONNX Runtime's words
 
     def __init__(self, session: Any, device: int, where: str) -> None:
@@ -74,6 +75,9 @@ class OrtCudaSession:
         array = np.asarray(on_host(of), order="C")
         # A value of its own on the device, not a view of NumPy's memory.
         return cast(Value, onnxruntime.OrtValue.ortvalue_from_numpy(array, self.kind, self._device))
+
+    def borrow(self, array: Array) -> Value:
+        return self.value(array)
 
     def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         return {name: value.numpy() for name, value in self.run_values(feeds, outputs).items()}

@@ -51,6 +51,8 @@ class _Captured:
 class TensorRtSession:
     """An opened engine (session.py). One thread at a time. ``cuda_graphs=False`` launches every run anew."""
 
+    computes_on_host = False
+
     def __init__(
         self, trt: Any, opened: Engine, device: CudaDevice, *, name: str, where: str, cuda_graphs: bool = True
     ) -> None:
@@ -90,6 +92,9 @@ class TensorRtSession:
         if isinstance(of, DeviceValue) and of.device is self._device:
             return of
         return self._device.value(np.asarray(on_host(of), order="C"))
+
+    def borrow(self, array: Array) -> Value:
+        return self.value(array)
 
     def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         return {name: value.numpy() for name, value in self.run_values(feeds, outputs).items()}

@@ -120,11 +120,11 @@ def test_a_clip_that_failed_is_not_tried_again_until_asked_or_changed(request_, 
     broken = request_.videos / "wave" / "text.mp4"
     broken.write_text("not a video at all")
     first = extract_folder(request_)
-    from flamest.runtime.extractor import Extractor
+    from flamest.runtime.reading import ClipReader
 
     tried = []
-    extract = Extractor.extract
-    monkeypatch.setattr(Extractor, "extract", lambda self, clip: tried.append(clip.path.name) or extract(self, clip))
+    read = ClipReader.read
+    monkeypatch.setattr(ClipReader, "read", lambda self, clip: tried.append(clip.path.name) or read(self, clip))
     again = extract_folder(request_)
     assert again.failed == first.failed
     assert tried == []
@@ -164,19 +164,19 @@ def test_the_same_content_under_two_labels_is_reported_and_keeps_the_first(reque
 
 
 def test_a_clip_that_changes_while_it_is_read_is_left_for_the_next_run(request_, monkeypatch):
-    from flamest.runtime.extractor import Extractor
+    from flamest.runtime.reading import ClipReader
 
-    extract = Extractor.extract
+    read = ClipReader.read
 
     def growing(self, clip):
-        features = extract(self, clip)
+        prepared = read(self, clip)
         if clip.path.name == "1.avi":
             with clip.path.open("ab") as file:
                 file.write(b"more")
-        return features
+        return prepared
 
     with monkeypatch.context() as patch:
-        patch.setattr(Extractor, "extract", growing)
+        patch.setattr(ClipReader, "read", growing)
         report = extract_folder(request_)
     assert report.extracted == 4
     assert [failed.reason.split(":")[0] for failed in report.failed] == ["video_changed"]
@@ -260,7 +260,7 @@ def test_extract_tells_a_person_times_and_failures(request_):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_extract_after_the_clip_in_hand_with_nothing_lost(request_, clips, number):
+def test_a_signal_ends_extract_with_nothing_lost(request_, clips, number):
     for seed in range(20, 60):
         clips.write_clip(request_.videos / "wave" / f"{seed}.avi", frames=12, seed=seed)
     command = [sys.executable, "-m", "flamest.agent", "extract", *arguments(request_), "--threads", "1", "--json"]

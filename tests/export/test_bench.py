@@ -29,7 +29,7 @@ def figures(tiny_bundle):
 def test_every_graph_and_every_stage_has_times_and_memory(figures):
     found = figures["backends"]["onnxruntime"]
     assert set(found["graphs"]) == {"vision", "text", "cnn", "keyframes"}
-    assert set(found["stages"]) == {"decode", "keyframes", "vision", "caption", "embed", "cnn"}
+    assert set(found["stages"]) == {"decode", "keyframes", "prepare", "vision", "caption", "embed", "cnn"}
     for row in found["graphs"].values():
         assert 0 < row["min_ms"] <= row["p50_ms"] <= row["p95_ms"]
         assert row["runs"] == 3

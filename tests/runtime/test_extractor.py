@@ -14,6 +14,9 @@ from flamest.runtime.extractor import STAGES, open_extractor
 from flamest.runtime.frames import prepare_frames
 from flamest.runtime.keyframes import clip_seeds, draw_keyframe, pick_keyframes, uniform_indices
 from flamest.runtime.records import Clip
+from flamest.runtime.session import open_session
+from flamest.runtime.video import VideoDecoder
+from flamest.runtime.vlm import VisionLanguageModel
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,19 @@ def clip(clips, tmp_path_factory):
 def extractor(toy_bundle):
     with open_extractor(toy_bundle, threads=1) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def video(extractor):
+    """A decoder of the toy bundle's candidates."""
+    with VideoDecoder(extractor.manifest.keyframes) as decoder:
+        yield decoder
+
+
+@pytest.fixture(scope="module")
+def model(toy_bundle, extractor):
+    sessions = (open_session(toy_bundle / f"{name}.onnx") for name in ("vision", "text"))
+    return VisionLanguageModel(*sessions, extractor.manifest.vlm)
 
 
 def test_the_numbers_are_those_of_the_pipeline_by_hand(extractor, clip, toys):
@@ -48,14 +64,12 @@ def test_the_numbers_are_those_of_the_pipeline_by_hand(extractor, clip, toys):
     assert all(milliseconds > 0 for milliseconds in features.stages_ms.values())
 
 
-def test_the_drawn_keyframe_is_the_one_that_is_described(extractor, clip, toys):
-    frames = extractor._video.candidates(clip.path)
+def test_the_drawn_keyframe_is_the_one_that_is_described(extractor, video, model, clip):
     features = extractor.extract(clip)
-    frames = extractor._video.candidates(clip.path)
+    frames = video.candidates(clip.path)
     rows = np.searchsorted(frames.t_s, features.keyframe_times_s)
-    keyframes = extractor._video.keyframes(frames, rows)
+    keyframes = video.keyframes(frames, rows)
     one = prepare_frames(keyframes.rgb[features.keyframe][None], extractor.manifest.vlm.preprocessing)
-    model = extractor._describer.model
     memory = model.look(one)
     assert model.caption_ids(memory) == [features.caption.token_ids]
     assert model.embed(memory, [features.caption.token_ids])[0].tobytes() == features.vlm.tobytes()
@@ -181,18 +195,18 @@ def test_a_pair_gives_bit_for_bit_what_its_parts_give_alone(extract, pair):
     assert (left.cnn.size, right.vlm.size, right.keyframe, right.caption.text) == (0, 0, -1, "")
 
 
-def test_a_network_of_three_frames_sees_three_clusters_of_the_same_candidates(extract, extractor, clip, toys):
-    candidates = extractor._video.candidates(clip.path)
-    features = extractor._keyframe_graph.run({"frames": candidates.pixels})["features"]
+def test_a_network_of_three_frames_sees_three_clusters_of_the_same_candidates(extract, toy_bundle, video, clip, toys):
+    candidates = video.candidates(clip.path)
+    features = open_session(toy_bundle / "keyframes.onnx").run({"frames": candidates.pixels})["features"]
     rows = pick_keyframes(features, 3, clip_seeds(0, clip.sha256).clusters)
     assert extract("resnet3d").keyframe_times_s == tuple(candidates.t_s[rows].tolist())
-    frames = prepare_frames(extractor._video.keyframes(candidates, rows).rgb, toys.spatio_temporal().preprocessing)
+    frames = prepare_frames(video.keyframes(candidates, rows).rgb, toys.spatio_temporal().preprocessing)
     by_hand = frames.mean(axis=(2, 3)).T.reshape(-1) @ toys.weights(1)["resnet3d"]
     np.testing.assert_allclose(extract("resnet3d").cnn, by_hand, atol=1e-4)
 
 
-def test_uniform_frames_are_the_middles_of_equal_parts_of_the_clip(extract, extractor, clip):
-    candidates = extractor._video.candidates(clip.path)
+def test_uniform_frames_are_the_middles_of_equal_parts_of_the_clip(extract, video, clip):
+    candidates = video.candidates(clip.path)
     times = extract("slow-uniform").keyframe_times_s
     assert times == tuple(candidates.t_s[[2, 6, 10, 14, 18, 22, 26, 30]].tolist())
     assert extract("slow-uniform").cnn.tobytes() != extract("slow").cnn.tobytes()
@@ -200,32 +214,33 @@ def test_uniform_frames_are_the_middles_of_equal_parts_of_the_clip(extract, extr
 
 def test_a_stage_is_counted_where_there_is_one(extract):
     assert set(extract("blip+slow").stages_ms) == set(STAGES)
-    assert set(extract("slow-uniform").stages_ms) == {"decode", "cnn"}
-    assert set(extract("clip").stages_ms) == {"decode", "keyframes", "vision"}
+    assert set(extract("slow-uniform").stages_ms) == {"decode", "prepare", "cnn"}
+    assert set(extract("clip").stages_ms) == {"decode", "keyframes", "prepare", "vision"}
     assert all(spent > 0 for name in ("slow", "clip", "blip") for spent in extract(name).stages_ms.values())
 
 
-def test_a_retrieved_caption_is_the_nearest_and_its_vector_follows_that_of_the_frame(extract, extractor, clip, toys):
+def test_a_retrieved_caption_is_the_nearest_and_its_vector_follows_that_of_the_frame(extract, video, clip, toys):
     features, weights = extract("clip"), toys.weights(1)
-    candidates = extractor._video.candidates(clip.path)
+    candidates = video.candidates(clip.path)
     row = np.searchsorted(candidates.t_s, features.keyframe_times_s[features.keyframe])
-    frame = extractor._video.keyframes(candidates, np.array([row])).rgb
+    frame = video.keyframes(candidates, np.array([row])).rgb
     image = prepare_frames(frame, toys.retrieved_caption().preprocessing).reshape(-1) @ weights["look"]
     best = int((weights["captions"] @ image).argmax())
     assert features.caption.text == toys.CAPTIONS[best]
     np.testing.assert_allclose(features.vlm, [*image, *weights["captions"][best]], rtol=1e-4)
 
 
-def test_several_captioned_frames_give_the_mean_of_their_embeddings(extract, extractor, clip):
+def test_several_captioned_frames_give_the_mean_of_their_embeddings(extract, extractor, video, model, clip):
     one, four, all_eight = extract("blip"), extract("blip", captioned_frames=4), extract("blip", captioned_frames=8)
     assert (four.keyframe, four.caption) == (one.keyframe, one.caption)
-    candidates = extractor._video.candidates(clip.path)
+    candidates = video.candidates(clip.path)
     rows = np.searchsorted(candidates.t_s, one.keyframe_times_s)
-    writer, vectors = extractor._describer, []
-    rgb = extractor._video.keyframes(candidates, rows).rgb
+    vectors = []
+    rgb = video.keyframes(candidates, rows).rgb
     for frame in rgb:
         pixels = prepare_frames(frame[None], extractor.manifest.vlm.preprocessing)
-        vectors.append(writer.describe(pixels, dict.fromkeys(STAGES, 0.0))[0])
+        memory = model.look(pixels)
+        vectors.append(model.embed(memory, model.caption_ids(memory))[0])
     np.testing.assert_allclose(all_eight.vlm, np.mean(vectors, axis=0), atol=1e-5)
     spread = [vectors[(one.keyframe + step) % 8] for step in (0, 2, 4, 6)]
     np.testing.assert_allclose(four.vlm, np.mean(spread, axis=0), atol=1e-5)

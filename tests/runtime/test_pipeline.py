@@ -1,0 +1,152 @@
+"""Many clips at once give, clip by clip and in their order, what each gives alone."""
+
+import numpy as np
+import pytest
+from flamest.base.errors import InvariantError
+from flamest.base.files import sha256_file
+from flamest.runtime.captioning import CaptionRows
+from flamest.runtime.extractor import Lanes, open_extractor
+from flamest.runtime.records import Clip
+from flamest.runtime.session import open_session
+from flamest.runtime.vlm import VisionLanguageModel
+
+
+@pytest.fixture(scope="module")
+def many(clips, tmp_path_factory):
+    """Eight clips, the fourth of them broken."""
+    folder = tmp_path_factory.mktemp("many")
+    paths = [clips.write_clip(folder / f"{seed}.avi", frames=12 + 5 * seed, seed=seed, noise=20) for seed in range(8)]
+    paths[3].write_text("no video")
+    return [Clip(path, sha256_file(path)) for path in paths]
+
+
+def extracted(bundle, clips, lanes):
+    with open_extractor(bundle, threads=1, lanes=lanes) as extractor:
+        return list(extractor.extract_all(clips))
+
+
+def bytes_of(done):
+    features = done.features
+    return features and (features.vlm.tobytes(), features.cnn.tobytes(), features.caption, features.keyframe_times_s)
+
+
+@pytest.fixture(scope="module")
+def one_by_one(toy_bundle, many):
+    return extracted(toy_bundle, many, Lanes(readers=1, batch=1, captions=1))
+
+
+@pytest.mark.parametrize(("readers", "captions"), [(1, 8), (3, 1), (2, 3), (4, 16)])
+def test_bytes_and_order_do_not_depend_on_readers_or_captions(toy_bundle, many, one_by_one, readers, captions):
+    found = extracted(toy_bundle, many, Lanes(readers=readers, captions=captions))
+    assert [done.clip for done in found] == many
+    assert list(map(bytes_of, found)) == list(map(bytes_of, one_by_one))
+
+
+def test_a_batch_of_clips_gives_the_same_to_a_hundred_thousandth(toy_bundle, many, one_by_one):
+    found = extracted(toy_bundle, many, Lanes(readers=4, batch=4, captions=4))
+    for done, alone in zip(found, one_by_one, strict=True):
+        assert (done.features is None) == (alone.features is None)
+        if done.features is not None:
+            assert done.features.caption == alone.features.caption
+            np.testing.assert_allclose(done.features.vlm, alone.features.vlm, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(done.features.cnn, alone.features.cnn, rtol=1e-5, atol=1e-5)
+
+
+def test_a_broken_clip_comes_out_in_its_place_with_its_reason(one_by_one):
+    assert [done.error and done.error.code for done in one_by_one] == [None] * 3 + ["video_not_video"] + [None] * 4
+
+
+def test_a_real_bundle_captions_the_same_whatever_stands_beside(tiny_bundle, many):
+    alone = extracted(tiny_bundle, many[:3], Lanes(readers=1, captions=1))
+    beside = extracted(tiny_bundle, many[:3], Lanes(readers=2, captions=3))
+    assert list(map(bytes_of, beside)) == list(map(bytes_of, alone))
+
+
+@pytest.mark.parametrize("extractor", ["clip+slow", "blip-text+resnet3d", "slow-uniform"])
+def test_every_kind_of_extractor_goes_through_the_same_pipeline(toys, many, tmp_path, extractor):
+    bundle = toys.write_bundle(tmp_path / "bundle", extractor=extractor)
+    alone = extracted(bundle, many, Lanes(readers=1, captions=1))
+    assert list(map(bytes_of, extracted(bundle, many, Lanes(readers=3, captions=4)))) == list(map(bytes_of, alone))
+
+
+def test_clips_are_asked_for_only_a_few_ahead_so_that_memory_does_not_grow_with_the_folder(toy_bundle, many):
+    asked, lanes = [], Lanes(readers=2, captions=2)
+
+    def coming():
+        for number in range(40):
+            asked.append(number)
+            yield many[number % 3]
+
+    with open_extractor(toy_bundle, threads=1, lanes=lanes) as extractor:
+        most = lanes.readers + lanes.batch + lanes.captions + 1
+        for number, _ in enumerate(extractor.extract_all(coming())):
+            # A clip may end while an older one's caption is still being written: it waits for its turn.
+            assert len(asked) - number <= most + toy_longest(toy_bundle) * lanes.captions
+    assert len(asked) == 40
+
+
+def toy_longest(bundle):
+    from flamest.runtime.manifest import read_manifest
+
+    return read_manifest(bundle).vlm.caption.max_new_tokens
+
+
+def test_an_extraction_that_is_left_early_leaves_nothing_behind(toy_bundle, many, one_by_one):
+    with open_extractor(toy_bundle, threads=1, lanes=Lanes(readers=2, captions=3)) as extractor:
+        extracting = extractor.extract_all(many)
+        next(extracting)
+        extracting.close()
+        assert bytes_of(next(extractor.extract_all(many[1:2]))) == bytes_of(one_by_one[1])
+
+
+# --- captions row by row ---
+
+
+@pytest.fixture(scope="module")
+def model(toy_bundle):
+    from flamest.runtime.manifest import read_manifest
+
+    sessions = (open_session(toy_bundle / f"{name}.onnx") for name in ("vision", "text"))
+    return VisionLanguageModel(*sessions, read_manifest(toy_bundle).vlm)
+
+
+@pytest.fixture(scope="module")
+def pixels(toys):
+    return np.random.default_rng(5).normal(size=(12, 3, toys.IMAGE, toys.IMAGE)).astype(np.float32)
+
+
+def write_all(model, pixels, rows):
+    """The captions and embeddings of all frames with ``rows`` places, and how many steps it took."""
+    writing, found, waiting, steps = CaptionRows(model, rows), {}, list(range(len(pixels))), 0
+    while waiting or writing.writing:
+        while waiting and writing.free:
+            number = waiting.pop(0)
+            writing.add([number], pixels[number : number + 1])
+        steps += 1
+        for number, ids, memory in writing.step():
+            found[number] = (ids, model.embed(memory, [ids])[0].tobytes())
+    return [found[number] for number in range(len(pixels))], steps
+
+
+def test_captions_row_by_row_are_those_of_a_whole_batch(model, pixels):
+    memory = model.look(pixels)
+    captions = model.caption_ids(memory)
+    assert len({len(ids) for ids in captions}) > 2  # some end early, or this shows nothing
+    assert [ids for ids, _ in write_all(model, pixels, rows=5)[0]] == captions
+
+
+def test_a_caption_that_has_ended_gives_its_place_to_the_next_frame(model, pixels):
+    one, alone = write_all(model, pixels, rows=1)
+    five, together = write_all(model, pixels, rows=5)
+    assert five == one
+    lengths = [min(len(ids) + 1, model.spec.caption.max_new_tokens) for ids, _ in one]
+    assert alone == sum(lengths)
+    in_batches = sum(max(lengths[start : start + 5]) for start in range(0, len(lengths), 5))
+    assert together < in_batches
+
+
+def test_more_frames_than_places_are_refused(model, pixels):
+    writing = CaptionRows(model, 2)
+    writing.add([0, 1], pixels[:2])
+    with pytest.raises(InvariantError, match="1 frames for 0 free rows"):
+        writing.add([2], pixels[2:3])
