@@ -5,10 +5,11 @@ ROOMS := base export runtime fedproto agent coordinator experiments
 # mypy takes modules by name: their files would be named after the folder of this checkout.
 MODULES = $(shell find $(ROOMS) -name '*.py' ! -name '*_pb2*' | sed -e 's,/__init__.py,,' -e 's,.py$$,,' -e 's,/,.,g' -e 's,^,-m flamest.,')
 STAMP := $(VENV)/.flamest-dev
+GPU_STAMP := $(VENV)/.flamest-gpu
 RIG := build/tensorrt/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo rig test check bench gpu-check protos soak clean help
+.PHONY: setup demo rig test check bench gpu-setup gpu-check protos soak clean help
 
 help:  ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,7 +44,16 @@ check: setup  ## formatter, linter, types
 bench: setup  ## measurements, results kept in bench/results
 	$(PY) -m bench
 
-gpu-check: setup  ## on a machine with an NVIDIA GPU: build, verify, measure; one report to send back
+gpu-setup: $(GPU_STAMP)  ## setup, with TensorRT and ONNX Runtime CUDA (large downloads)
+
+# onnxruntime and onnxruntime-gpu share a folder: both go before the one comes, or one's files overwrite the other's.
+$(GPU_STAMP): $(STAMP)
+	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[all,tensorrt]'
+	@$(PY) -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
+	@$(PY) -m pip install --quiet 'onnxruntime-gpu[cuda,cudnn]>=1.23'
+	@touch $@
+
+gpu-check: gpu-setup  ## on a machine with an NVIDIA GPU: build, verify, measure; one report to send back
 	$(VENV)/bin/flamest-export gpu-check --results bench/results
 
 protos: setup  ## regenerate the protobuf code from fedproto/flamest_v1.proto

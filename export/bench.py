@@ -26,6 +26,7 @@ from .bench_clips import find_clips, render_clips
 from .bench_process import Process
 
 REFERENCE = "onnxruntime"  # what the others are compared with
+OUTPUTS = ("caption", "token_ids", "vlm", "cnn")  # of a clip, what two backends are compared by
 _STAGE_GRAPH = {"keyframes": "keyframes", "vision": "vision", "caption": "text", "embed": "text", "cnn": "cnn"}
 
 
@@ -40,6 +41,7 @@ class BenchRequest:
     videos: Path | None = None  # None: clips are rendered
     threads: int | None = None
     trusted: TrustedKeys = ()
+    vectors: bool = False  # whether the figures hold each clip's caption and vectors
 
 
 @dataclass
@@ -120,6 +122,9 @@ def run_bench(request: BenchRequest, progress: Progress) -> dict[str, Any]:
             contest.measured[name].memory = memory
         reference = contest.measured[REFERENCE].clips if REFERENCE in contest.processes else []
         results = {name: _summary(contest.measured[name], reference) for name in contest.processes}
+        if request.vectors:
+            for name, result in results.items():
+                result["vectors"] = [{part: run[part] for part in OUTPUTS} for run in contest.measured[name].clips]
     return {
         "clips": len(clips),
         "rendered": request.videos is None,
@@ -214,7 +219,7 @@ def _summary(measured: _Measured, reference: Sequence[Mapping[str, Any]]) -> dic
         "peak_mb": measured.memory["process_peak_mb"],
         "decoder_peak_mb": measured.memory["decoder_peak_mb"],
         "gpu_mb": measured.memory["gpu_mb"],
-        "beside_reference": _beside(runs, reference) if reference and runs is not reference else None,
+        "beside_reference": beside(runs, reference) if reference and runs is not reference else None,
     }
 
 
@@ -234,7 +239,7 @@ def _graph_of(stage: str, graphs: Mapping[str, Any]) -> str:
     return "words" if stage == "embed" and "words" in graphs else _STAGE_GRAPH[stage]
 
 
-def _beside(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def beside(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Clip by clip beside the reference: captions token by token, vectors by cosine."""
     pairs = list(zip(runs, reference, strict=True))
     return {

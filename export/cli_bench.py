@@ -35,6 +35,9 @@ def bench(
     ] = None,
     threads: ThreadsOption = None,
     trusted_key: TrustedKeyOption = None,
+    vectors: Annotated[
+        bool, typer.Option("--vectors", help="With --json: each clip's caption and vectors too, to compare bundles.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Measure every backend that this machine has, side by side: times per graph and stage, clips a second, memory.
@@ -52,7 +55,7 @@ def bench(
     _check_backends(names)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
     manifest, _ = open_manifest(bundle, trusted)
-    request = BenchRequest(bundle, names, repeats, clips, videos, threads, trusted)
+    request = BenchRequest(bundle, names, repeats, clips, videos, threads, trusted, vectors)
     with progress_bar("measuring", len(manifest.needed_graphs) + clips, unit="steps") as progress:
         figures = run_bench(request, progress)
     if not as_json:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..base.console import command
+from ..base.errors import DataError
 from .cli_options import JsonOption
 
 
@@ -30,14 +31,21 @@ def gpu_check(
 
     The report (JSON) holds the GPU, driver and versions, how each step went, and TensorRT and ONNX
     Runtime CUDA beside the CPU: differences per graph, captions token by token, p50 and p95, clips a
-    second, memory. It names neither host nor user: send it back. Without a GPU it ends at once.
+    second, memory. It names neither host nor user: send it back. Without a GPU, or
+    where a package is missing, it ends at once (exit code 78). When a step failed the report is
+    there all the same, and the exit code is 65.
     """
     from .gpu_check import PRECISIONS, GpuCheckRequest, check_gpu
 
     request = GpuCheckRequest(results, weights, tuple(precision or PRECISIONS), repeats, clips)
     path, report = check_gpu(request, (lambda text: None) if as_json else print)
+    if not report["ok"]:
+        wrong = ", ".join((*report["failed"], *report["refused"]))
+        raise DataError(
+            f"gpu-check: not all went well ({wrong}). The report is {path}",
+            fix="send the report back all the same; 'problem' of a step in it is what the step said",
+            code="gpu_check_failed",
+        )
     if not as_json:
-        print(f"{'all steps went well' if report['ok'] else 'NOT all went well'}: {path}")
-        for problem in (*report["failed"], *report["refused"]):
-            print(f"  {problem}")
-    return {"file": str(path), "ok": report["ok"], "failed": report["failed"], "refused": report["refused"]}
+        print(f"all steps went well: {path}")
+    return {"file": str(path), "ok": True}

@@ -20,7 +20,7 @@ def run(*words):
 
 @pytest.fixture(scope="module")
 def figures(tiny_bundle):
-    words = ("bench", tiny_bundle, "--repeats", 3, "--clips", 2, "--threads", 1)
+    words = ("bench", tiny_bundle, "--repeats", 3, "--clips", 2, "--threads", 1, "--vectors")
     result = run(*words, "--backend", "onnxruntime", "--backend", "tensorrt", "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout.splitlines()[-1])
@@ -41,6 +41,16 @@ def test_every_graph_and_every_stage_has_times_and_memory(figures):
     assert found["peak_mb"] > found["graphs"]["text"]["peak_mb"] > 0
     assert found["decoder_peak_mb"] > 0
     assert (figures["clips"], figures["rendered"]) == (2, True)
+
+
+def test_vectors_of_every_clip_are_told_when_asked_for(figures):
+    told = figures["backends"]["onnxruntime"]["vectors"]
+    assert len(told) == 2
+    for clip in told:
+        assert clip["token_ids"]
+        assert clip["caption"]
+        assert len(clip["vlm"]) > 1
+        assert len(clip["cnn"]) > 1
 
 
 def test_a_backend_that_does_not_run_here_is_named_with_the_reason(figures):

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import sys
+from pathlib import Path
 
 import pytest
 from flamest.base.errors import SettingsError
+from flamest.export import gpu_check, gpu_step
 from flamest.export.cli import app
 from flamest.export.gpu_check import (
     GpuCheckRequest,
-    Step,
-    _last_json,
-    _run,
     check_gpu,
+    compare_with_fp32,
     make_report,
     run_steps,
     write_report,
 )
+from flamest.export.gpu_step import Step, last_json, run_step
 from flamest.runtime.backends.facts import Gpu, MachineFacts
 from typer.testing import CliRunner
 
 H100 = MachineFacts(gpu=Gpu("NVIDIA H100 80GB HBM3", "9.0", 81_559), driver="580.95.05", cuda="13.0")
+READY = dataclasses.replace(
+    H100, versions={"tensorrt": "10.13.0", "cuda-bindings": "13.0.0"}, tensorrt_builds=True, ort_has_cuda=True
+)
 
 
 def fake_runner(fails=(), said=None):
@@ -34,6 +41,14 @@ def fake_runner(fails=(), said=None):
     return run, ran
 
 
+def report_of(request, run):
+    return make_report(request, H100, run_steps(request, run), measured="2026-11-25")
+
+
+def vectors(*cnn):
+    return [{"caption": "a", "token_ids": [1], "vlm": [], "cnn": list(cnn)}]
+
+
 def test_without_a_gpu_it_ends_at_once_with_what_to_do_and_writes_nothing(tmp_path):
     facts = MachineFacts(driver_problem="libcuda.so.1: cannot open shared object file")
     with pytest.raises(SettingsError, match=r"NO_DRIVER_OR_GPU: .*there is none here: libcuda\.so\.1") as caught:
@@ -44,8 +59,6 @@ def test_without_a_gpu_it_ends_at_once_with_what_to_do_and_writes_nothing(tmp_pa
 
 
 def test_the_command_without_a_gpu_is_an_error_for_machines_too(tmp_path, monkeypatch):
-    from flamest.export import gpu_check
-
     monkeypatch.setattr(gpu_check, "gather_facts", lambda: MachineFacts(driver_problem="no driver"))
     result = CliRunner().invoke(app, ["gpu-check", "--results", str(tmp_path), "--json"])
     assert result.exit_code == 78
@@ -67,7 +80,7 @@ def test_every_precision_is_built_checked_verified_and_measured(tmp_path):
 
 def test_a_bundle_that_was_not_built_is_not_measured_and_the_next_one_still_is(tmp_path):
     run, ran = fake_runner(fails={"fp32: build"})
-    report = make_report(GpuCheckRequest(tmp_path), H100, run_steps(GpuCheckRequest(tmp_path), run))
+    report = report_of(GpuCheckRequest(tmp_path), run)
     assert [name for name in ran if name.startswith("fp32")] == ["fp32: build"]
     assert "fp16: bench" in ran
     assert (report["ok"], report["failed"]) == (False, ["fp32: build"])
@@ -76,7 +89,7 @@ def test_a_bundle_that_was_not_built_is_not_measured_and_the_next_one_still_is(t
 
 def test_where_plans_cannot_be_built_the_other_backends_are_measured_all_the_same(tmp_path):
     run, ran = fake_runner(fails={"fp32: plans"})
-    report = make_report(GpuCheckRequest(tmp_path), H100, run_steps(GpuCheckRequest(tmp_path), run))
+    report = report_of(GpuCheckRequest(tmp_path), run)
     assert "fp32: bench" in ran
     assert (report["ok"], report["failed"]) == (False, ["fp32: plans"])
 
@@ -86,7 +99,7 @@ def test_a_backend_that_was_refused_is_not_a_report_that_all_is_well(tmp_path):
         "fp32: bench": {"backends": {}, "refused": {"tensorrt": {"code": "PLAN_REJECTED", "message": "", "fix": ""}}}
     }
     run, _ = fake_runner(said=said)
-    report = make_report(GpuCheckRequest(tmp_path), H100, run_steps(GpuCheckRequest(tmp_path), run))
+    report = report_of(GpuCheckRequest(tmp_path), run)
     assert (report["ok"], report["refused"]) == (False, ["fp32: bench: tensorrt: PLAN_REJECTED"])
 
 
@@ -94,7 +107,7 @@ def test_the_report_is_one_file_with_gpu_driver_versions_and_no_host_name(tmp_pa
     import platform
 
     run, _ = fake_runner()
-    report = make_report(GpuCheckRequest(tmp_path), H100, run_steps(GpuCheckRequest(tmp_path), run))
+    report = report_of(GpuCheckRequest(tmp_path), run)
     path = write_report(tmp_path / "results", report)
     assert path.name == f"gpu-check-nvidia-h100-80gb-hbm3-{report['measured']}.json"
     read = json.loads(path.read_text())
@@ -108,7 +121,7 @@ def test_the_report_is_one_file_with_gpu_driver_versions_and_no_host_name(tmp_pa
 
 def test_a_step_is_the_command_itself_and_its_failure_is_kept_without_paths_of_this_machine(tmp_path):
     told = []
-    good = _run("list", ("inspect", "nothing"), tmp_path, told.append)
+    good = run_step("list", ("inspect", "nothing"), tmp_path, told.append)
     assert good.exit_code == 65
     assert good.said["error"]["code"] == "bad_data"
     assert "is not a bundle" in good.problem
@@ -117,5 +130,142 @@ def test_a_step_is_the_command_itself_and_its_failure_is_kept_without_paths_of_t
 
 
 def test_what_is_no_json_is_no_answer():
-    assert _last_json("") == _last_json("words") == _last_json("[1]") == {}
-    assert _last_json('progress\n{"a": 1}\n') == {"a": 1}
+    assert last_json("") == last_json("words") == last_json("[1]") == {}
+    assert last_json('progress\n{"a": 1}\n') == {"a": 1}
+
+
+def test_missing_packages_end_it_before_any_export_with_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "run_step", lambda *_: pytest.fail("a step ran"))
+    with pytest.raises(SettingsError, match=r"^TRT_MISSING: .*; ORT_NO_CUDA: ") as caught:
+        check_gpu(GpuCheckRequest(tmp_path / "results"), print, facts=H100)
+    assert caught.value.exit_code == 78
+    assert "pip install 'flamest[tensorrt]'" in caught.value.fix
+    assert (
+        "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'" in caught.value.fix
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("lacks", "code"),
+    [
+        ({"versions": {"tensorrt": "10.13.0"}}, "CUDA_BINDINGS"),
+        ({"ort_has_cuda": False}, "ORT_NO_CUDA"),
+        ({"tensorrt_builds": False}, "TRT_NO_BUILDER"),
+    ],
+)
+def test_each_missing_package_is_told_by_its_code(lacks, code):
+    with pytest.raises(SettingsError) as caught:
+        gpu_check.require_packages(dataclasses.replace(READY, **lacks))
+    assert caught.value.code == code
+    gpu_check.require_packages(READY)
+
+
+def test_make_gpu_check_installs_tensorrt_and_swaps_onnx_runtime():
+    makefile = (Path(gpu_check.__file__).parents[1] / "Makefile").read_text()
+    assert re.search(r"^gpu-check: gpu-setup ", makefile, re.MULTILINE)
+    stamp = makefile.partition("$(GPU_STAMP): $(STAMP)\n")[2].partition("\n\n")[0]
+    order = [stamp.index(word) for word in (".[all,tensorrt]", "uninstall", gpu_check.CUDA_PACKAGE, "touch")]
+    assert order == sorted(order)
+
+
+def test_seeded_slow_stays_fp32_in_a_lower_precision_unless_it_was_named(tmp_path):
+    run, _ = fake_runner()
+    request = GpuCheckRequest(tmp_path, precisions=("fp32", "fp16", "cnn=fp16"))
+    builds = [" ".join(step.command) for step in run_steps(request, run) if step.name.endswith("build")]
+    assert "--precision fp32 --out" in builds[0]
+    assert "--precision fp16 --precision cnn=fp32 --out" in builds[1]
+    assert "--precision cnn=fp16 --out" in builds[2]
+
+
+@pytest.mark.parametrize(
+    ("step", "backend", "why", "ok"),
+    [
+        ("fp16", "onnxruntime", "PRECISION: ONNX Runtime's CPU provider cannot load bf16 graphs", True),
+        ("fp32", "onnxruntime", "PRECISION: ONNX Runtime's CPU provider cannot load bf16 graphs", False),
+        ("fp16", "tensorrt", "PRECISION: the graph is bf16", False),
+        ("fp16", "onnxruntime", "BACKEND_FAILED: it broke", False),
+    ],
+)
+def test_only_the_references_refusal_of_bf16_is_expected(tmp_path, step, backend, why, ok):
+    message = f"graph 'vision' does not run on {backend}, which is required:\n  ONNX Runtime CPU: {why}"
+    run, _ = fake_runner(said={f"{step}: bench": {"refused": {backend: {"code": "no_backend", "message": message}}}})
+    report = report_of(GpuCheckRequest(tmp_path), run)
+    assert report["ok"] is ok
+    assert report["refused_as_expected" if ok else "refused"] == [f"{step}: bench: {backend}: no_backend"]
+
+
+def test_every_backend_of_every_precision_is_compared_with_cuda_in_fp32_and_vectors_are_left_out(tmp_path):
+    said = {
+        "fp32: bench": {
+            "backends": {
+                "onnxruntime": {"vectors": vectors(1.0, 0.0)},
+                "onnxruntime-cuda": {"vectors": vectors(1.0, 0.0)},
+            }
+        },
+        "fp16: bench": {"backends": {"tensorrt": {"precision": "fp16", "vectors": vectors(0.6, 0.8)}}},
+    }
+    run, _ = fake_runner(said=said)
+    report = report_of(GpuCheckRequest(tmp_path), run)
+    compared = report["beside_fp32_cuda"]
+    assert compared.keys() == {"fp32: onnxruntime", "fp16: tensorrt"}
+    assert compared["fp32: onnxruntime"]["min_cosine"]["cnn"] == pytest.approx(1.0)
+    assert compared["fp16: tensorrt"] == {"captions_equal": 1, "captions": 1, "min_cosine": {"cnn": pytest.approx(0.6)}}
+    assert '"vectors"' not in json.dumps(report)
+    assert '"precision": "fp16"' in json.dumps(report)
+
+
+def test_without_cuda_in_fp32_nothing_is_compared():
+    bench = Step("fp16: bench", (), 0, 1.0, {"backends": {"tensorrt": {"vectors": vectors(1.0)}}})
+    assert compare_with_fp32([bench]) == {}
+
+
+def test_the_report_is_there_after_every_step_so_that_ctrl_c_loses_only_one(tmp_path, monkeypatch):
+    def step(name, words, scratch, say):
+        if name == "fp32: plans":
+            raise KeyboardInterrupt
+        return Step(name, tuple(words), 0, 1.0, {})
+
+    monkeypatch.setattr(gpu_check, "run_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        check_gpu(GpuCheckRequest(tmp_path), print, facts=READY)
+    (path,) = tmp_path.iterdir()
+    report = json.loads(path.read_text())
+    assert [done["name"] for done in report["steps"]] == ["doctor", "fp32: build"]
+    assert (report["finished"], report["ok"]) == (False, False)
+
+
+def test_a_step_that_hangs_is_killed_with_its_children_and_has_failed(tmp_path, monkeypatch):
+    # The grandchild holds the pipes: unless it ends too, reading them never ends.
+    script = tmp_path / "hang"
+    script.write_text("#!/bin/sh\nsleep 60 &\nwait\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    step = run_step("plans", ("plans", "bundle"), tmp_path, lambda text: None, limit_s=0.2)
+    assert step.exit_code == -9
+    assert step.seconds < 30
+    assert step.problem == "ended by gpu-check: not done within 0.2 s"
+    assert gpu_step.STEP_S >= 600
+
+
+def test_the_command_ends_in_65_when_a_step_failed_and_the_report_is_written(tmp_path, monkeypatch):
+    failing, _ = fake_runner(fails={"fp32: plans"})
+    monkeypatch.setattr(gpu_check, "gather_facts", lambda: READY)
+    monkeypatch.setattr(gpu_check, "run_step", lambda name, words, scratch, say: failing(name, words))
+    result = CliRunner().invoke(app, ["gpu-check", "--results", str(tmp_path), "--json"])
+    assert result.exit_code == 65
+    error = json.loads(result.stdout.splitlines()[-1])["error"]
+    assert error["code"] == "gpu_check_failed"
+    (path,) = tmp_path.iterdir()
+    assert str(path) in error["message"]
+    assert "fp32: plans" in error["message"]
+    assert json.loads(path.read_text())["finished"]
+
+
+def test_the_command_ends_in_0_when_all_went_well(tmp_path, monkeypatch):
+    good, _ = fake_runner()
+    monkeypatch.setattr(gpu_check, "gather_facts", lambda: READY)
+    monkeypatch.setattr(gpu_check, "run_step", lambda name, words, scratch, say: good(name, words))
+    result = CliRunner().invoke(app, ["gpu-check", "--results", str(tmp_path), "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout.splitlines()[-1])["ok"]
