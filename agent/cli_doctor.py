@@ -35,9 +35,10 @@ def doctor(
 ) -> dict[str, Any]:
     """Say where this machine can run the networks, and what to type where something is missing.
 
-    Shows every backend from the best to the one that is always there, each with ok or the reason why
-    not. Nothing is changed, and no video is touched. With --bundle each network of it is looked at: its
-    precision, and whether its TensorRT plans fit this machine.
+    First where it would run; then every backend from the best to the one that is always there, each with
+    ok or the reason why not. What is marked optional is not needed: the network runs without. Nothing is
+    changed, and no video is touched. With --bundle each network of it is looked at: its precision, and
+    whether its TensorRT plans fit this machine.
     """
     import msgspec
 
@@ -52,7 +53,7 @@ def doctor(
     rungs = ladders(facts, manifest, wishes)
     packages = [find_package(name) for name in PACKAGES]
     if not as_json:
-        for line in (*machine_lines(facts), "", *ladder_lines(rungs), "", *first_lines(rungs, wishes)):
+        for line in (*first_lines(rungs, wishes), "", *machine_lines(facts), "", *ladder_lines(rungs)):
             print(line)
         for package in packages:
             if not package.version:

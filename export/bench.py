@@ -93,7 +93,7 @@ class Contest:
 
 
 def run_bench(request: BenchRequest, progress: Progress) -> dict[str, Any]:
-    """Measure; the figures as one mapping (docs/export.md says what they mean).
+    """Measure; the figures as one mapping (docs/checks.md says what they mean).
 
     ``progress`` counts the graphs of the bundle, and the clips. A backend that does not run here stands
     under ``refused`` with the reason. Raises DataError as ``open_bundle`` does, or ``no_clips``.

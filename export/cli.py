@@ -47,6 +47,7 @@ from .cli_plans import (
     WorkspaceOption,
     add_plans,
     plans,
+    plans_outlook,
     show_supplied,
     site_for_export,
     supplied_rows,
@@ -176,8 +177,12 @@ def export(
     given = {"blip": blip, "clip": clip, "slow": slow, "i3d": i3d, "resnet3d": resnet3d, "videomae": videomae}
     check_uses(entry, given, cross_attention, captions, captioned_frames)
     if out is None or dry:
-        return dry_run(entry, choose_sources(entry, weights, given), out, choice.by_graph, as_json=as_json)
-    site = site_for_export(context, backend, out)
+        outlook = plans_outlook(context, backend)
+        choice = choose_precision(precision or (), entry, backend or "onnx", outlook.capability)
+        return dry_run(entry, choose_sources(entry, weights, given), out, choice, outlook, as_json=as_json)
+    if site := site_for_export(context, backend, out):
+        capability = site.facts.gpu.compute_capability if site.facts.gpu else ""
+        choice = choose_precision(precision or (), entry, backend or "onnx", capability)
     import msgspec
 
     from ..base.progress import progress_bar
@@ -278,7 +283,7 @@ def inspect(
             raise
         manifest, signers = read_manifest(bundle), None
     if not as_json:
-        show_manifest(bundle, manifest, signers)
+        show_manifest(bundle, manifest, signers, trusted)
     return {
         "bundle": str(bundle),
         "fingerprint": manifest.fingerprint,
@@ -324,7 +329,7 @@ def verify(
         done = verify_bundle(bundle, progress, given=given, threads=threads, trusted=trusted)
     if not as_json:
         print(f"{bundle}: {len(done.manifest.files)} files are those of the manifest")
-        print(f"  signatures    {show_signers(done.signers)}")
+        print(f"  signatures    {show_signers(done.signers, trusted)}")
         show_parity(Parity(done.graphs, done.captions_equal, done.captions, done.chain))
         for part, advice in done.not_compared.items():
             print(f"{part}: not compared with PyTorch, its weights are not at hand. Give them: {advice}")

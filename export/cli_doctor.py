@@ -19,25 +19,29 @@ def doctor(
     """Say what this machine can build, where it could run it, and what to type where something is missing.
 
     Below what can be built stands every backend from the best to the one that is always there, each with
-    ok or the reason why not.
+    ok or the reason why not. What is marked optional is not needed for what the first lines say.
     """
     import msgspec
 
     from ..runtime.backends.facts import gather_facts
-    from ..runtime.backends.report import ladder_lines, ladder_rows, ladders, machine_lines, machine_row
+    from ..runtime.backends.report import first_lines, ladder_lines, ladder_rows, ladders, machine_lines, machine_row
     from ..runtime.backends.wishes import NO_WISHES
     from ..runtime.manifest import read_manifest
-    from .doctor import can_build_onnx, can_build_tensorrt, check_machine
+    from .doctor import TENSORRT, can_build_onnx, can_build_tensorrt, check_machine
 
     manifest = None if bundle is None else read_manifest(bundle)
     checks = check_machine(Path.cwd())
     facts = gather_facts()
     rungs = ladders(facts, manifest, NO_WISHES)
     if not as_json:
+        onnx, tensorrt = can_build_onnx(checks), can_build_tensorrt(checks)
+        print(f"ONNX bundles can{'' if onnx else 'not'} be built here, TensorRT plans can{'' if tensorrt else 'not'}")
+        for line in (*first_lines(rungs, NO_WISHES), ""):
+            print(line)
         for check in checks:
             print(f"{'ok     ' if check.ok else 'missing'} {check.name}: {check.found}")
             if check.fix:
-                print(f"          fix: {check.fix}")
+                print(f"          {'optional' if check.name == TENSORRT else 'fix'}: {check.fix}")
         for line in ("", *machine_lines(facts), "", *ladder_lines(rungs)):
             print(line)
     return {

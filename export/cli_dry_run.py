@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cli_show import show_notes
+
 if TYPE_CHECKING:
-    from ..runtime.graph_records import Precision
+    from .cli_plans import PlansOutlook
     from .dry_run import Estimate
     from .extractors import ExtractorEntry
+    from .precision.choice import PrecisionChoice
 
 DryRunOption = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Say what would be built, of what, how large, with what memory and downloads, and build nothing.",
+        help="Say what would be built, of what, how large, with what memory, downloads and plans, and build nothing.",
     ),
 ]
 
@@ -26,7 +29,8 @@ def dry_run(
     entry: ExtractorEntry,
     sources: Mapping[str, str],
     out: Path | None,
-    precisions: Mapping[str, Precision] | None,
+    choice: PrecisionChoice,
+    plans: PlansOutlook,
     *,
     as_json: bool,
 ) -> dict[str, Any]:
@@ -34,9 +38,10 @@ def dry_run(
     from .libraries import quiet_libraries
 
     with quiet_libraries():
-        found = estimate(entry, sources, out or Path(), precisions)
+        found = estimate(entry, sources, out or Path(), choice.by_graph)
     if not as_json:
-        show_estimate(entry, found)
+        show_notes(choice.notes)
+        show_estimate(entry, found, plans.line)
     return {
         "dry_run": True,
         "extractor": entry.name,
@@ -58,14 +63,17 @@ def dry_run(
         "memory_bytes": found.memory_bytes,
         "download_bytes": found.download_bytes,
         "free_bytes": found.free_bytes,
+        "notes": list(choice.notes),
+        "plans": {"wanted": plans.wanted, "problems": list(plans.problems)},
         "warnings": list(found.warnings),
     }
 
 
-def show_estimate(entry: ExtractorEntry, found: Estimate) -> None:
+def show_estimate(entry: ExtractorEntry, found: Estimate, plans: str) -> None:
     print(f"would build: {entry.name} ({entry.title}), about {found.bundle_bytes / 1e6:,.0f} MB")
     for graph in found.graphs:
         print(f"  {graph.name:10} {graph.precision}, {graph.values:,} values, about {graph.bytes / 1e6:,.1f} MB")
+    print(f"  {plans}")
     print("from:")
     for source in found.sources:
         fetched = f", about {source.download_bytes / 1e6:,.0f} MB" if source.download_bytes else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,6 +124,45 @@ def site_for_export(context: typer.Context, backend: str | None, out: Path) -> S
         options = read_plan_options(given)
         otherwise = onnx_now_plans_later(_other_options(context), out, options)
         return make_site(options, given["timing_cache"], given["plan_cache"], otherwise)
+    _refuse_plan_options(given, backend)
+    return None
+
+
+@dataclass(frozen=True)
+class PlansOutlook:
+    """What a dry run says of plans; ``problems`` is empty where they would be built."""
+
+    wanted: bool  # --backend tensorrt without --no-plans
+    problems: tuple[str, ...] = ()
+    capability: str = ""  # of the GPU here, "7.5"; empty without one, or where plans are not wanted
+    stripped: bool = False
+
+    @property
+    def line(self) -> str:
+        if not self.wanted:
+            return "plans: none"
+        if self.problems:
+            return f"plans: cannot be built on this machine: {'; '.join(self.problems)}"
+        size = "without weights" if self.stripped else "about the graph's size"
+        return f"plans: one per graph, {size}, built on this machine"
+
+
+def plans_outlook(context: typer.Context, backend: str | None) -> PlansOutlook:
+    """The options of plans read as for an export, and this machine asked; raises UsageError as an export does."""
+    given = context.params
+    if backend != "tensorrt" or given["with_plans"] is False:
+        _refuse_plan_options(given, backend)
+        return PlansOutlook(wanted=False)
+    from ..runtime.backends.facts import gather_facts
+    from ..runtime.backends.plan_site import site_problems
+
+    options, facts = read_plan_options(given), gather_facts()
+    capability = "" if facts.gpu is None else facts.gpu.compute_capability
+    return PlansOutlook(True, tuple(map(str, site_problems(facts))), capability, options.strip_weights)
+
+
+def _refuse_plan_options(given: Mapping[str, Any], backend: str | None) -> None:
+    """Raises UsageError for options of plans in an export that builds none."""
     useless = [word for word in PLAN_OPTIONS if given.get(word) is not None]
     if backend == "tensorrt":
         useless.remove("with_plans")
@@ -132,7 +172,6 @@ def site_for_export(context: typer.Context, backend: str | None, out: Path) -> S
             f"{', '.join(flags)}: only with --backend tensorrt that builds plans",
             fix="flamest-export --backend tensorrt --out DIR, or flamest-export plans DIR afterwards",
         )
-    return None
 
 
 def make_site(
@@ -167,7 +206,8 @@ def onnx_now_plans_later(words: Sequence[str], out: Path, options: PlanOptions) 
     later = shlex.join(["flamest-export", "plans", str(out), *options.flags()])
     return (
         f"here, now: {now}\n"
-        f"       then, on the machine with the GPU that will run it: pip install 'flamest[tensorrt]' && {later}"
+        f"       then copy the folder to the machine with the GPU that will run it, and type there: "
+        f"pip install 'flamest[agent,tensorrt]' && {later}"
     )
 
 

@@ -42,11 +42,14 @@ def show_chain(chain: ChainParity) -> None:
         print(f"  whole chain, captions: {chain.captions_equal} of {chain.captions} equal to fp32's")
 
 
-def show_signers(signers: Sequence[PublicKey] | None) -> str:
-    """The named ones are among the trusted keys that were given; None: there is nothing to check signatures with."""
+def show_signers(signers: Sequence[PublicKey] | None, trusted: Sequence[PublicKey]) -> str:
+    """The named ones are among the ``trusted`` keys; None: there is nothing to check signatures with."""
     if signers is None:
         return "not checked: pip install cryptography"
-    return ", ".join(map(str, signers)) if signers else "none"
+    if not signers:
+        return "none"
+    remark = "" if trusted else "; not checked against a trusted key (--trusted-key NAME.pub)"
+    return ", ".join(map(str, signers)) + remark
 
 
 def signer_ids(signers: Sequence[PublicKey] | None, trusted: Sequence[PublicKey]) -> dict[str, Any]:
@@ -60,10 +63,12 @@ def signer_ids(signers: Sequence[PublicKey] | None, trusted: Sequence[PublicKey]
     }
 
 
-def show_manifest(bundle: Path, manifest: Manifest, signers: Sequence[PublicKey] | None) -> None:
+def show_manifest(
+    bundle: Path, manifest: Manifest, signers: Sequence[PublicKey] | None, trusted: Sequence[PublicKey]
+) -> None:
     print(f"{bundle}: {manifest.extractor}, {manifest.precision}, {manifest.backend}, made {manifest.created}")
     print(f"  fingerprint   {manifest.fingerprint}")
-    print(f"  signatures    {show_signers(signers)}")
+    print(f"  signatures    {show_signers(signers, trusted)}")
     print(f"  features      {_widths(manifest)} numbers per clip")
     for line in _vlm_lines(manifest):
         print(line)

@@ -58,6 +58,10 @@ def sign(
         print(f"  fingerprint   {done.manifest.fingerprint}")
         print(f"  made          {done.manifest.created}")
         print(f"  signatures    {', '.join(signer.id for signer in done.signers)}")
+        public = key.with_suffix(".pub").name
+        print(
+            f'next: give {public} to the silos; they put trusted_keys = ["{public}"] into agent.toml (docs/signing.md)'
+        )
     return {
         "bundle": str(bundle),
         "fingerprint": done.manifest.fingerprint,

@@ -140,7 +140,11 @@ def check_signatures(
     """
     if signatures is None:
         if trusted:
-            raise _untrusted(bundle, f"it is not signed, expected a signature of {_any_of(trusted)}")
+            raise _untrusted(
+                bundle,
+                f"it is not signed, expected a signature of {_any_of(trusted)}",
+                fix="ask the operator to sign it: flamest-export sign DIR --key FILE (docs/signing.md)",
+            )
         return ()
     try:
         found = parse_signatures(signatures)
@@ -218,10 +222,11 @@ def _any_of(keys: TrustedKeys) -> str:
     return " or ".join(str(key) for key in keys)
 
 
-def _untrusted(bundle: Path, problem: str) -> DataError:
+def _untrusted(bundle: Path, problem: str, *, fix: str = "") -> DataError:
     return DataError(
         f"bundle {printable_path(bundle)} is not trusted: {problem}",
-        fix="get the bundle again from its operator; or compare key ids with the operator, and add the new key to "
+        fix=fix
+        or "get the bundle again from its operator; or compare key ids with the operator, and add the new key to "
         "the trusted ones (docs/signing.md)",
         code="UNTRUSTED",
     )

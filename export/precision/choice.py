@@ -12,6 +12,7 @@ from ..extractors import ExtractorEntry
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _EXAMPLE = "flamest-export --backend onnx --precision int8 --precision text=fp32 --out DIR"
+BF16_MAJOR = 8  # of the compute capability with which bf16 begins
 _OVERFLOWS = "BLIP's image encoder overflows in fp16 with the published weights"
 
 
@@ -39,8 +40,12 @@ def embedding_graphs(entry: ExtractorEntry) -> tuple[str, ...]:
     return (*vlm, *(() if entry.network is None else ("cnn",)))
 
 
-def choose_precision(words: Sequence[str], entry: ExtractorEntry, backend: str) -> PrecisionChoice:
+def choose_precision(
+    words: Sequence[str], entry: ExtractorEntry, backend: str, capability: str = ""
+) -> PrecisionChoice:
     """``words``: as given with ``--precision``, ``int8`` for all graphs or ``vision=bf16`` for one.
+
+    ``capability``: the compute capability ("7.5") of the GPU that TensorRT's plans are for; empty when not known.
 
     Raises UsageError for a word that names no precision or no graph of the extractor, or says a thing twice.
     """
@@ -54,8 +59,10 @@ def choose_precision(words: Sequence[str], entry: ExtractorEntry, backend: str) 
             if graph in by_name:
                 notes.append(f"vision is fp16 as asked: {_OVERFLOWS}; the comparison with PyTorch ends the export then")
             else:
-                precision = "bf16" if backend == "tensorrt" else "fp32"
+                precision = "bf16" if backend == "tensorrt" and _may_have_bf16(capability) else "fp32"
                 notes.append(f"vision is {precision}, not fp16: {_OVERFLOWS}. For fp16 all the same: vision=fp16")
+                if backend == "tensorrt":
+                    notes.append(_bf16_note(precision, capability))
         chosen[graph] = precision
     bf16 = [graph for graph, precision in chosen.items() if precision == "bf16"]
     if bf16 and backend == "onnx":
@@ -64,6 +71,17 @@ def choose_precision(words: Sequence[str], entry: ExtractorEntry, backend: str) 
             "Silos that have ONNX Runtime alone need fp32 or int8; OpenVINO can also compute an fp32 bundle in bf16"
         )
     return PrecisionChoice(chosen, tuple(notes))
+
+
+def _may_have_bf16(capability: str) -> bool:
+    return not capability or int(capability.partition(".")[0]) >= BF16_MAJOR
+
+
+def _bf16_note(precision: Precision, capability: str) -> str:
+    begins = f"bf16 needs a GPU of compute capability {BF16_MAJOR}.0 or more (Ampere)"
+    if precision == "fp32":
+        return f"{begins}, this one has {capability}"
+    return f"{begins}; for an older one: --precision fp16 --precision vision=fp32"
 
 
 def _read(words: Sequence[str], graphs: Sequence[str]) -> tuple[Precision, dict[str, Precision]]:

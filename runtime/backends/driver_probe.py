@@ -13,10 +13,15 @@ CC_MAJOR, CC_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
 def ask(library: str) -> dict[str, Any]:
-    """{"cuda", "gpus": [{name, compute_capability, memory_mb}]}, or {"problem"} with what the driver said."""
+    """{"cuda", "gpus": [{name, compute_capability, memory_mb}]}, or {"problem"} with what the driver said.
+
+    ``missing`` stands beside the problem where there is no such library at all.
+    """
     try:
         cuda = ctypes.CDLL(library)
     except OSError as error:
+        if str(error).startswith(f"{library}: cannot open shared object file: No such file"):
+            return {"missing": True, "problem": f"no NVIDIA driver is installed ({library} not found)"}
         return {"problem": str(error)}
     if code := cuda.cuInit(0):
         return {"problem": f"cuInit: {name_of(cuda, code)}"}

@@ -16,6 +16,7 @@ from typing import Any
 
 from . import driver_probe
 from .child import Ended, run_child
+from .refusals import Code, Refusal, refuse
 
 DRIVER_LIBRARY = "libcuda.so.1"
 # What a child may take to answer. Usually 20 ms and a second; a busy machine, or gigabytes of libraries that are read
@@ -51,11 +52,18 @@ class MachineFacts:
     cuda: str = ""  # the newest CUDA that the driver knows: "13.0"; empty without one
     driver: str = ""  # the kernel module's version: "580.95.05"; empty when it is not known
     driver_problem: str = ""  # why there is no GPU to use, in the driver's words
+    driver_missing: bool = False  # there is no driver at all: nvidia-smi is missing too
     versions: dict[str, str] = field(default_factory=dict)
     tensorrt_problem: str = ""  # why the installed tensorrt cannot be imported
     tensorrt_builds: bool = False  # whether it can build plans: lean and dispatch runtimes cannot
     ort_has_cuda: bool = False  # whether ONNX Runtime's CUDA provider is among its files
     bf16: bool = False  # whether the processor computes bf16
+
+
+def no_gpu(facts: MachineFacts) -> Refusal:
+    """Why there is no GPU to use, with the way out: another one without a driver than with one."""
+    fix = "install the NVIDIA driver (in a container: start it with --gpus all)" if facts.driver_missing else ""
+    return refuse(Code.NO_DRIVER_OR_GPU, facts.driver_problem, fix=fix)
 
 
 def gather_facts(*, driver_library: str = DRIVER_LIBRARY) -> MachineFacts:
@@ -76,6 +84,7 @@ def gather_facts(*, driver_library: str = DRIVER_LIBRARY) -> MachineFacts:
         cuda=said.get("cuda", ""),
         driver=_kernel_module(),
         driver_problem=problem,
+        driver_missing=bool(said.get("missing", False)),
         versions=versions,
         tensorrt_problem=tensorrt.get("problem", ""),
         tensorrt_builds=bool(tensorrt.get("builds", False)),

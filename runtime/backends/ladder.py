@@ -8,12 +8,13 @@ refused with a reason. That a rung is not refused here means that it may be trie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ..graph_records import Graph
 from ..plan_records import Plan
-from .facts import MachineFacts
+from .facts import MachineFacts, no_gpu
 from .plan_header import Version, version_problem
 from .refusals import Code, Refusal, refuse
 from .wishes import AUTO, BACKENDS, Backend, Wishes
@@ -33,6 +34,9 @@ TITLES: dict[Kind, str] = {
     "openvino": "OpenVINO CPU",
     "onnxruntime": "ONNX Runtime CPU",
 }
+
+
+_SAME_EVERYWHERE = "add --backend openvino to flamest-agent extract, the same at every silo of a run"
 
 
 @dataclass(frozen=True)
@@ -84,14 +88,11 @@ def _try_rung(
 
 def _tensorrt_problem(name: str, graph: Graph, facts: MachineFacts, wishes: Wishes) -> Refusal | None:
     """The driver first: without one TensorRT is of no use, and may crash when it is used."""
+    missing = _missing_for_tensorrt(facts)
     if facts.gpu is None:
-        return refuse(Code.NO_DRIVER_OR_GPU, facts.driver_problem)
-    if facts.tensorrt_problem:
-        return refuse(Code.TRT_LIBS, facts.tensorrt_problem)
-    if "tensorrt" not in facts.versions:
-        return refuse(Code.TRT_MISSING, "no package tensorrt is installed")
-    if "cuda-bindings" not in facts.versions:
-        return refuse(Code.CUDA_BINDINGS, "no package cuda-bindings is installed")
+        return _without_gpu(facts, missing)
+    if missing:
+        return missing[0]
     if wishes.bf16_of(name):
         return refuse(
             Code.PRECISION,
@@ -105,6 +106,26 @@ def _tensorrt_problem(name: str, graph: Graph, facts: MachineFacts, wishes: Wish
             fix=f"flamest-export --backend tensorrt --precision {graph.precision} --out DIR",
         )
     return _bf16_gpu_problem(graph, facts.gpu.compute_capability, facts.gpu.name)
+
+
+def _missing_for_tensorrt(facts: MachineFacts) -> list[Refusal]:
+    """The packages that running a plan lacks here."""
+    missing = []
+    if facts.tensorrt_problem:
+        missing.append(refuse(Code.TRT_LIBS, facts.tensorrt_problem))
+    elif "tensorrt" not in facts.versions:
+        missing.append(refuse(Code.TRT_MISSING, "no package tensorrt is installed"))
+    if "cuda-bindings" not in facts.versions:
+        missing.append(refuse(Code.CUDA_BINDINGS, "no package cuda-bindings is installed"))
+    return missing
+
+
+def _without_gpu(facts: MachineFacts, missing: Sequence[Refusal] = ()) -> Refusal:
+    """The driver's refusal, which also tells what else is ``missing``: all at once, not one after the other."""
+    first = no_gpu(facts)
+    evidence = "; ".join((first.evidence, *map(str, missing)))
+    fix = "; then: ".join(dict.fromkeys((first.fix, *(one.fix for one in missing))))
+    return refuse(first.code, evidence, fix=f"{fix}; without a GPU: leave --backend out")
 
 
 def _matching_plan(graph: Graph, facts: MachineFacts) -> tuple[Plan | None, Refusal | None]:
@@ -154,7 +175,7 @@ def _builder_problem(facts: MachineFacts) -> Refusal | None:
 
 def _ort_cuda_problem(name: str, graph: Graph, facts: MachineFacts, wishes: Wishes) -> Refusal | None:
     if facts.gpu is None:
-        return refuse(Code.NO_DRIVER_OR_GPU, facts.driver_problem)
+        return _without_gpu(facts)
     if problem := _onnxruntime_missing(facts, "pip install 'flamest[gpu]'"):
         return problem
     if not facts.ort_has_cuda:
@@ -175,13 +196,15 @@ def _ort_cuda_problem(name: str, graph: Graph, facts: MachineFacts, wishes: Wish
 
 
 def _openvino_problem(name: str, graph: Graph, facts: MachineFacts, wishes: Wishes) -> Refusal | None:
+    asked = wishes.backend_of(name) == "openvino" or wishes.bf16
     if "openvino" not in facts.versions:
-        return refuse(Code.OPENVINO_MISSING, "no package openvino is installed")
-    if wishes.backend_of(name) != "openvino" and not wishes.bf16:
+        fix = "" if asked else f"pip install 'flamest[openvino]', and {_SAME_EVERYWHERE}"
+        return refuse(Code.OPENVINO_MISSING, "no package openvino is installed", fix=fix)
+    if not asked:
         return refuse(
             Code.NOT_ASKED,
             f"openvino {facts.versions['openvino']} is installed; its rounding differs from ONNX Runtime's",
-            fix="add --backend openvino to flamest-agent extract, the same at every silo of a run",
+            fix=_SAME_EVERYWHERE,
         )
     if graph.precision == "fp16":
         return refuse(Code.PRECISION, "OpenVINO's CPU device would compute the fp16 graph in float32")
@@ -214,7 +237,8 @@ def _bf16_gpu_problem(graph: Graph, capability: str, gpu: str) -> Refusal | None
     return refuse(
         Code.PRECISION,
         f"the graph is bf16; {gpu} has compute capability {capability}, bf16 begins with 8.0",
-        fix="flamest-export --backend tensorrt --precision fp32 --tf32 --out DIR",
+        fix="flamest-export --backend tensorrt --precision fp16 --precision vision=fp32 --out DIR "
+        "(an extractor without BLIP: --precision fp16 alone)",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..graph_records import Graph
 from ..plan_records import Plan, PlanOptions
-from .facts import MachineFacts
+from .facts import MachineFacts, no_gpu
 from .plan_build import BuiltPlan
 from .plan_cache import PlanKey
 from .refusals import Code, Refusal, refuse
@@ -14,7 +14,7 @@ def site_problems(facts: MachineFacts) -> tuple[Refusal, ...]:
     """All that is missing here to build plans, driver first; empty when they can be built."""
     problems = []
     if facts.gpu is None:
-        problems.append(refuse(Code.NO_DRIVER_OR_GPU, facts.driver_problem))
+        problems.append(no_gpu(facts))
     if facts.tensorrt_problem:
         problems.append(refuse(Code.TRT_LIBS, facts.tensorrt_problem))
     elif "tensorrt" not in facts.versions:

@@ -65,7 +65,8 @@ def ladder_lines(rungs: Mapping[str, tuple[Rung, ...]]) -> list[str]:
 
 
 def _rung_lines(rungs: tuple[Rung, ...]) -> Iterator[str]:
-    """Neighbours with one reason share it."""
+    """Neighbours with one reason share it. What would only run it on a better rung is optional."""
+    label = "optional" if any(rung.refusal is None for rung in rungs) else "fix"
     for refusal, same in groupby(rungs, key=lambda rung: rung.refusal):
         kinds = [TITLES[rung.kind] for rung in same]
         if refusal is None:
@@ -73,7 +74,7 @@ def _rung_lines(rungs: tuple[Rung, ...]) -> Iterator[str]:
         else:
             yield from (f"  no  {title}" for title in kinds)
             yield f"        {refusal}"
-            yield f"        fix: {refusal.fix}"
+            yield f"        {label}: {refusal.fix}"
 
 
 def first_lines(rungs: Mapping[str, tuple[Rung, ...]], wishes: Wishes) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 from flamest.export.cli import app
 from flamest.export.dry_run import estimate
 from flamest.export.extractors import EXTRACTORS
+from flamest.runtime.backends.facts import Gpu, MachineFacts
 from flamest.runtime.manifest import read_manifest
 from typer.testing import CliRunner
 
@@ -74,3 +75,40 @@ def test_weights_that_may_not_be_used_commercially_are_warned_of(monkeypatch):
     said = run("--extractor", "videomae")
     assert ["NOT for commercial use" in warning for warning in said["warnings"]] == [True]
     assert said["sources"]["videomae"]["here"] == "in this machine's cache"
+
+
+def shown(*words, code=0):
+    result = CliRunner().invoke(app, ["--dry-run", "--weights", "random:tiny", *words])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+TESLA = Gpu("Tesla T4", "7.5", 16_000)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said_of_plans", "vision"),
+    [
+        (
+            MachineFacts(driver_problem="no device"),
+            "plans: cannot be built on this machine: NO_DRIVER_OR_GPU: no",
+            "bf16",
+        ),
+        (
+            MachineFacts(TESLA, versions={"tensorrt": "10.3.0"}, tensorrt_builds=True),
+            "plans: one per graph, about",
+            "fp32",
+        ),
+    ],
+)
+def test_notes_and_plans_are_shown_as_the_export_would_have_them(monkeypatch, facts, said_of_plans, vision):
+    monkeypatch.setattr("flamest.runtime.backends.facts.gather_facts", lambda: facts)
+    out = shown("--backend", "tensorrt", "--precision", "fp16", "--tf32")
+    assert said_of_plans in out
+    assert f"note: vision is {vision}, not fp16" in out
+    assert "plans: none" in shown("--backend", "onnx", "--extractor", "slow")
+
+
+def test_options_of_plans_are_refused_as_in_an_export_that_builds_none():
+    assert "--tf32: only with --backend tensorrt" in shown("--backend", "onnx", "--tf32", code=2)
+    assert "--opt-level: only with" in shown("--backend", "tensorrt", "--no-plans", "--opt-level", "1", code=2)

@@ -180,7 +180,10 @@ def test_without_gpu_and_tensorrt_one_message_says_what_is_missing_and_what_to_t
     now, later = error["fix"].splitlines()
     typed = "--out 'my bundle' --extractor slow --weights random:tiny --check"
     assert now == f"here, now: flamest-export --backend onnx {typed}"
-    assert "pip install 'flamest[tensorrt]' && flamest-export plans 'my bundle' --hardware-compat ampere+" in later
+    assert "copy the folder to the machine" in later
+    assert (
+        "pip install 'flamest[agent,tensorrt]' && flamest-export plans 'my bundle' --hardware-compat ampere+" in later
+    )
     assert list(tmp_path.iterdir()) == []
     assert done.stderr.count("error:") == 1
 

@@ -74,6 +74,13 @@ def test_two_signers_in_any_order_and_each_is_enough(bundle, keys):
     assert (bundle / "bundle.sig").read_bytes() == again
 
 
+def test_sign_says_what_the_silos_do_next_and_inspect_whether_a_trusted_key_was_asked_for(bundle, keys):
+    shown = run("sign", bundle, "--key", keys / "ann.key").stdout
+    assert 'next: give ann.pub to the silos; they put trusted_keys = ["ann.pub"] into agent.toml' in shown
+    assert "not checked against a trusted key" in run("inspect", bundle).stdout
+    assert "not checked against" not in run("inspect", bundle, "--trusted-key", keys / "ann.pub").stdout
+
+
 def test_a_signature_changes_neither_fingerprint_nor_manifest(bundle, keys):
     before = (bundle / "bundle.json").read_bytes()
     run("sign", bundle, "--key", keys / "ann.key")

@@ -60,6 +60,10 @@ def test_without_trusted_keys_nobody_has_to_sign_but_who_did_must_be_right(tmp_p
 def test_an_unsigned_bundle_and_a_stranger_s_are_refused_and_the_message_names_who_was_expected(tmp_path):
     ann = key_of(ANN, "ann")
     assert f"it is not signed, expected a signature of {ann.id} (ann)" in refused(None, (ann,), tmp_path)
+    with pytest.raises(DataError) as caught:
+        check_signatures(MANIFEST, None, (ann,), bundle=tmp_path)
+    assert "ask the operator to sign it: flamest-export sign DIR --key FILE" in caught.value.fix
+    assert "trusted ones" not in caught.value.fix
     message = refused(signed_by(EVE), (ann,), tmp_path)
     assert f"signed by {key_of(EVE).id}, expected a signature of {ann.id} (ann)" in message
 

@@ -48,6 +48,14 @@ def test_fp16_for_all_leaves_blips_image_encoder_out_and_says_so(backend, instea
     assert not any("overflows" in note for note in choose_precision(("fp16",), CLIP, backend).notes)
 
 
+@pytest.mark.parametrize(("capability", "instead"), [("", "bf16"), ("8.0", "bf16"), ("12.0", "bf16"), ("7.5", "fp32")])
+def test_a_gpu_without_bf16_gets_the_image_encoder_in_fp32_and_the_note_says_why(capability, instead):
+    choice = choose_precision(("fp16",), BLIP_SLOW, "tensorrt", capability)
+    assert choice.by_graph == {"vision": instead, "text": "fp16", "cnn": "fp16"}
+    assert "bf16 needs a GPU of compute capability 8.0 or more" in choice.notes[1]
+    assert ("this one has 7.5" if capability == "7.5" else "--precision vision=fp32") in choice.notes[1]
+
+
 def test_fp16_for_the_image_encoder_is_built_when_asked_for_by_name_with_a_warning():
     choice = choose_precision(("vision=fp16",), BLIP_SLOW, "tensorrt")
     assert choice.of("vision") == "fp16"

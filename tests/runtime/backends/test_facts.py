@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 from flamest.runtime.backends.child import run_child
-from flamest.runtime.backends.facts import ask_driver, gather_facts
+from flamest.runtime.backends.facts import MachineFacts, ask_driver, gather_facts, no_gpu
 
 DRIVER = """
 #include <stdlib.h>
@@ -54,8 +54,13 @@ def test_a_driver_that_fails_or_crashes_is_a_fact_and_this_process_goes_on(tmp_p
     assert said in facts.driver_problem
 
 
-def test_no_driver_is_said_in_the_loaders_words():
-    assert "libno-such-driver.so" in ask_driver("libno-such-driver.so")["problem"]
+def test_no_driver_is_told_from_one_that_does_not_load(tmp_path):
+    missing = gather_facts(driver_library="libno-such-driver.so")
+    assert missing.driver_problem == "no NVIDIA driver is installed (libno-such-driver.so not found)"
+    assert no_gpu(missing).fix.startswith("install the NVIDIA driver")
+    (broken := tmp_path / "libcuda.so").write_bytes(b"no library")
+    assert ask_driver(str(broken)) == {"problem": f"{broken}: file too short"}
+    assert no_gpu(MachineFacts(driver_problem="no device")).fix.startswith("nvidia-smi")
 
 
 def test_what_is_installed_is_known_without_importing_it():

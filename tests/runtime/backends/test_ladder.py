@@ -67,6 +67,17 @@ def test_a_bare_machine_has_the_last_rung_and_the_driver_is_the_first_reason():
     }
 
 
+def test_without_a_gpu_tensorrt_tells_at_once_what_else_is_missing():
+    plan, rebuild, cuda, *_ = climb("cnn", GRAPH, dataclasses.replace(BARE, driver_missing=True), Wishes())
+    for rung in (plan, rebuild):
+        assert rung.refusal.evidence.startswith(f"{BARE.driver_problem}; TRT_MISSING: no package tensorrt")
+        assert "CUDA_BINDINGS: no package cuda-bindings" in rung.refusal.evidence
+        assert rung.refusal.fix.startswith("install the NVIDIA driver")
+        assert rung.refusal.fix.count("then: pip install 'flamest[tensorrt]'") == 1
+        assert rung.refusal.fix.endswith("without a GPU: leave --backend out")
+    assert cuda.refusal.evidence == BARE.driver_problem
+
+
 @pytest.mark.parametrize(
     ("facts", "rung", "code"),
     [
@@ -142,6 +153,9 @@ def test_bf16_needs_a_gpu_or_a_processor_that_has_it():
     codes = refused(older, with_precision("bf16"))
     assert {codes[kind] for kind in ("plan", "rebuild", "onnxruntime-cuda")} == {"PRECISION"}
     assert refused(older, with_precision("bf16"), Wishes("openvino"))["openvino"] == "PRECISION"
+    fix = climb("vision", with_precision("bf16"), older, Wishes())[1].refusal.fix
+    assert "--precision fp16 --precision vision=fp32" in fix
+    assert "tf32" not in fix  # which begins with 8.0 too
 
 
 def test_bf16_that_is_asked_for_is_computed_by_openvino_alone_and_never_for_keyframes():
