@@ -59,7 +59,9 @@ def test_every_clip_is_stored_with_label_group_and_all_its_numbers(request_):
 def test_the_report_tells_times_per_stage_and_memory(request_):
     report = extract_folder(request_)
     assert set(report.stages_ms) == set(STAGES)
-    assert 0 < sum(report.stages_ms.values()) <= report.ms_per_clip
+    assert all(spent > 0 for spent in report.stages_ms.values())
+    # Reading goes on beside the networks; their stages follow each other.
+    assert sum(report.stages_ms[stage] for stage in ("vision", "caption", "embed", "cnn")) <= report.ms_per_clip
     assert report.peak_mb > 50
     assert not report.stopped
 
