@@ -66,6 +66,8 @@ class CaptionRows:
             place = next((place for place, row in enumerate(self._rows) if row.ended), len(self._rows))
             for name, array in seen.items():
                 self._cross[name][place] = array[index]
+            for array in self._past.values():
+                array[place] = 0.0  # a masked NaN of the frame before would still be a NaN
             self._rows[place : place + 1] = [_Row(key)]
 
     def step(self) -> list[tuple[Hashable, TokenIds, ImageMemory]]:

@@ -145,6 +145,17 @@ def test_a_caption_that_has_ended_gives_its_place_to_the_next_frame(model, pixel
     assert together < in_batches
 
 
+def test_a_frame_whose_numbers_are_not_finite_does_not_spoil_the_next_one_in_its_place(model, pixels):
+    writing = CaptionRows(model, 1)
+    for array in writing._past.values():
+        array[...] = np.nan  # what a deep text network leaves there; the toy's one layer does not
+    writing.add([0], pixels[:1])
+    ended = []
+    while not ended:
+        ended = writing.step()
+    assert ended[0][1] == write_all(model, pixels[:1], rows=1)[0][0][0]
+
+
 def test_more_frames_than_places_are_refused(model, pixels):
     writing = CaptionRows(model, 2)
     writing.add([0, 1], pixels[:2])
