@@ -1,28 +1,21 @@
-"""The head's forward pass and its training step, written as ONNX graphs.
+"""The head's forward pass, and the products of its training step, written as ONNX graphs.
 
-A training step is two graphs, run one after the other. The first goes forward and back down to the
-gradients of every linear map's output; the second makes a weight's gradient and at once Adam's step with L2
-weight decay (Kingma and Ba 2015, arXiv 1412.6980, as ``torch.optim.Adam`` computes it) from it, for any
-rows of any weight. The same runtime that runs extraction runs them, so the silo needs no torch.
+A training step runs two graphs and Adam (``adam``). The first goes forward and back down to the gradients of every
+linear map's output; the second makes the gradient of any rows of any weight from them. The same runtime that runs
+extraction runs them, so the silo needs no torch.
 
-Two graphs, because the second is bound by memory: run on a few rows at a time, all that it touches stays
-in a core's cache, and it may write over what it reads (docs/training.md).
+Two graphs, because Adam is bound by memory: on a few rows at a time, all that it touches stays in a core's
+cache (docs/training.md).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from ...fedproto.head import HeadSpec
-from ...fedproto.records import TrainSettings
 from .fusion import Fused, Slope, fuse, fused_slopes, input_blocks
 from .writer import DType, Writer
-
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's defaults
-MOMENTS = ("m", "v")
-NEXT = ".next"
 
 
 def forward_graph(spec: HeadSpec, *, dtype: DType = "float32") -> bytes:
@@ -74,49 +67,15 @@ def gradient_graph(spec: HeadSpec, *, balanced: bool = False, dtype: DType = "fl
     return GradientGraph(write.finish("head_gradients", inputs, outputs), below)
 
 
-def update_graph(*, proximal: bool = False, dtype: DType = "float32") -> bytes:
-    """One Adam step of some rows of a weight. A serialised ONNX model.
+def product_graph(*, dtype: DType = "float32") -> bytes:
+    """``slope`` [rows, batch] · ``below`` [batch, columns] -> ``gradient`` [rows, columns]. A serialised ONNX model.
 
-    Inputs: ``slope`` [rows, batch] and ``below`` [batch, columns], whose product is the gradient; the rows'
-    ``weight`` and moments ``m`` and ``v`` [rows, columns]; the scalars of ``adam_scalars``. With ``proximal``
-    also ``mu`` and the rows' ``anchor``: the gradient of (mu/2)·‖w − anchor‖² is added (FedProx, Li et al.
-    2020, arXiv 1812.06127). Outputs: ``weight.next``, ``m.next``, ``v.next``.
-
-    An output may be bound onto its input's memory. Whoever reads ``weight``, ``m`` or ``v`` is either what the
-    writer of its ``.next`` waits for (it is computed from the reader's result), or the writer itself, which
-    reads and writes element by element; tests/agent/training/test_graph.py walks the nodes to hold this.
+    The gradient of some rows of a weight, from the gradients of their outputs and what entered the linear map.
     """
     write = Writer(dtype)
-    pull = write.op("Mul", "weight", "weight_decay")
-    if proximal:
-        pull = write.op("Add", pull, write.op("Mul", write.op("Sub", "weight", "anchor"), "mu"))
-    gradient = write.op("Gemm", "slope", "below", pull)
-    first = _decayed(write, "m", gradient, BETA1)
-    second = _decayed(write, "v", write.op("Mul", gradient, gradient), BETA2)
-    direction = write.op("Div", first, write.op("Add", write.op("Sqrt", second), "epsilon"))
-    write.op("Sub", "weight", write.op("Mul", direction, "step_size"), name="weight" + NEXT)
-    rows = [write.value(name, ["rows", "columns"]) for name in ("weight", *MOMENTS)]
-    inputs = [write.value("slope", ["rows", "batch"]), write.value("below", ["batch", "columns"]), *rows]
-    inputs += [write.value(scalar, []) for scalar in adam_scalars(TrainSettings(), 1)]
-    if proximal:
-        inputs += [write.value("mu", []), write.value("anchor", ["rows", "columns"])]
-    outputs = [write.value(name + NEXT, ["rows", "columns"]) for name in ("weight", *MOMENTS)]
-    return write.finish("adam_step", inputs, outputs)
-
-
-def adam_scalars(settings: TrainSettings, time: int) -> dict[str, float]:
-    """The step's scalar inputs at step ``time`` (from 1).
-
-    With M = m / (1 - beta1) and V = v / (1 - beta2), Adam's update
-    learning_rate / (1 - beta1**t) · m / (sqrt(v / (1 - beta2**t)) + EPSILON)
-    is ``step_size`` · M / (sqrt(V) + ``epsilon``).
-    """
-    scale = math.sqrt((1.0 - BETA2**time) / (1.0 - BETA2))
-    return {
-        "step_size": settings.learning_rate * (1.0 - BETA1) / (1.0 - BETA1**time) * scale,
-        "epsilon": EPSILON * scale,
-        "weight_decay": settings.weight_decay,
-    }
+    write.op("MatMul", "slope", "below", name="gradient")
+    inputs = [write.value("slope", ["rows", "batch"]), write.value("below", ["batch", "columns"])]
+    return write.finish("weight_gradient", inputs, [write.value("gradient", ["rows", "columns"])])
 
 
 def _parameter_values(write: Writer, spec: HeadSpec) -> list[Any]:
@@ -177,8 +136,3 @@ def _backward(write: Writer, spec: HeadSpec, trace: _Trace, gradient: str) -> di
     if trace.fused is not None:
         slopes |= fused_slopes(write, trace.fused, write.op("MatMul", gradient, "0.weight"))
     return slopes
-
-
-def _decayed(write: Writer, moment: str, fresh: str, beta: float) -> str:
-    """beta * moment + fresh: a moment is kept without the factor (1 - beta), which saves a pass over memory."""
-    return write.op("Add", write.op("Mul", moment, write.number(beta)), fresh, name=moment + NEXT)

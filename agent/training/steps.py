@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,19 @@ import numpy.typing as npt
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import TrainSettings
 from ...runtime.backends.ort_cpu import OrtSession
-from .graph import MOMENTS, NEXT, adam_scalars, linear_maps
+from .adam import AdamScalars, Moving, adam_scalars, adam_step
+from .graph import linear_maps
 from .table import FeatureTable
 from .writer import DType
 
 Array = npt.NDArray[Any]
+Rows = npt.NDArray[np.int64]  # of a table
+Task = Callable[[int], None]  # of a step, for the thread of that number
 
-BLOCK = 96 * 1024  # numbers of a weight that one run of the update graph changes: 32 rows of 2816
+BLOCK = 192 * 1024  # numbers of a weight whose gradient is one product: 64 rows of 2816
+PIECE = 48 * 1024  # numbers that Adam changes at a time: they, their moments and gradient fit a second-level cache
 LINE = 64  # bytes of a cache line
+BIASES = ""  # among the tensors' names
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +37,7 @@ class StepSessions:
 
     gradients: OrtSession
     below: Mapping[str, str]  # GradientGraph.below
-    update: OrtSession  # one thread: blocks run beside each other
+    product: OrtSession  # one thread: blocks run beside each other
     threads: int
 
 
@@ -45,22 +51,32 @@ class Fixed:
 
 
 @dataclass(frozen=True, eq=False)
+class _Block:
+    """Some rows of a linear map's weight, whose gradient is one product."""
+
+    linear_map: str
+    slopes: slice  # the rows of the gradient graph's ``slopes`` that belong to them
+    pieces: list[Moving]  # one after the other
+
+
+@dataclass(frozen=True, eq=False)
 class _Bound:
     """Buffers for batches of one size, and the runs over them."""
 
     x: Array  # [batch, inputs]
     y: npt.NDArray[np.int64]  # [batch]
     loss: Array  # []
+    slopes: Array  # [all outputs, batch]
     gradients: Any  # an IOBinding
-    updates: list[Any]  # IOBindings, in any order
+    products: list[list[Any]]  # by thread and block: an IOBinding that writes the thread's gradient
     kept: Any  # arrays that the bindings point into: ONNX Runtime does not keep them
 
 
 class TrainingSteps:
     """Parameters, their moments, and one Adam step at a time on some rows of a table.
 
-    Which thread runs which block changes no bit: blocks do not depend on the number of threads, and each is
-    one run in one thread. The gradient graph's products do depend on it, in their last bits.
+    Which thread takes which block changes no bit: blocks do not depend on the number of threads, and each is
+    one product in one thread. The gradient graph's products do depend on it, in their last bits.
     """
 
     def __init__(
@@ -72,13 +88,17 @@ class TrainingSteps:
         self._names = list(spec.shapes)
         self._maps = linear_maps(spec)
         self._dtype = dtype
-        self._state = {"weight": self._stored(params), **{moment: self._stored() for moment in MOMENTS}}
-        self._scalars = {name: aligned((), dtype) for name in adam_scalars(TrainSettings(), 1)}
+        self._mu = fixed.mu
+        self._state = {"weight": self._stored(params), "m": self._stored({}), "v": self._stored({})}
         if fixed.anchor is not None:
             self._state["anchor"] = self._stored(fixed.anchor)
-            self._scalars["mu"] = _filled(np.asarray(fixed.mu), dtype)
         self._class_weight = None if fixed.class_weight is None else _filled(fixed.class_weight, dtype)
-        self._bound: dict[int, _Bound] = {}  # by rows of the batch
+        self._biases = self._moving(BIASES, 0, None)
+        self._blocks = self._cut()
+        most = max(sum(len(piece.weight) for piece in block.pieces) for block in self._blocks)
+        self._gradients = [aligned((most,), dtype) for _ in range(sessions.threads)]
+        self._scratch = [aligned((most,), dtype) for _ in range(sessions.threads)]
+        self._bound: dict[tuple[int, int], _Bound] = {}  # by rows of the batch, and which of two
 
     @contextmanager
     def running(self) -> Iterator[TrainingSteps]:
@@ -86,48 +106,89 @@ class TrainingSteps:
         with ThreadPoolExecutor(max(self._sessions.threads - 1, 1), "training") as self._helpers:
             yield self
 
-    def step(self, table: FeatureTable, features: Array, rows: npt.NDArray[np.int64], settings: TrainSettings) -> float:
-        """One Adam step on ``rows`` of ``features``, ``table.x`` in the training's dtype; the loss before it."""
-        bound = self._bound.get(len(rows))
-        if bound is None:
-            bound = self._bound[len(rows)] = self._bind(len(rows))
-        # "clip" takes straight into the buffer, the other modes by way of another one.
-        np.take(features, rows, axis=0, out=bound.x, mode="clip")
-        np.take(table.y, rows, out=bound.y, mode="clip")
-        self.steps += 1
-        for name, value in adam_scalars(settings, self.steps).items():
-            self._scalars[name][...] = value
-        self._sessions.gradients.run_bound(bound.gradients)
-        todo = deque(bound.updates)
-        helpers = [self._helpers.submit(self._drain, todo) for _ in range(self._sessions.threads - 1)]
-        self._drain(todo)
-        for helper in helpers:
-            helper.result()
-        return float(bound.loss)
+    def run(self, table: FeatureTable, batches: Sequence[Rows], settings: TrainSettings) -> float:
+        """One Adam step on each batch of ``table``'s rows; the losses before the steps, summed over all rows.
+
+        While a step's weights are changed, the next batch is gathered.
+        """
+        features, total = table.x.astype(self._dtype, copy=False), 0.0
+
+        def gather(number: int, _thread: int = 0) -> None:
+            bound = self._buffers(batches[number], number)
+            # "clip" takes straight into the buffer, the other modes by way of another one.
+            np.take(features, batches[number], axis=0, out=bound.x, mode="clip")
+            np.take(table.y, batches[number], out=bound.y, mode="clip")
+
+        for number, rows in enumerate(batches):
+            bound = self._buffers(rows, number)
+            if number == 0:
+                gather(number)
+            self.steps += 1
+            scalars = adam_scalars(settings, self.steps, self._dtype, self._mu)
+            self._sessions.gradients.run_bound(bound.gradients)
+            todo: deque[Task] = deque(partial(self._change, bound, scalars, at) for at in range(len(self._blocks)))
+            if number + 1 < len(batches):
+                todo.appendleft(partial(gather, number + 1))
+            todo.append(partial(self._change_biases, bound, scalars))
+            helpers = [self._helpers.submit(_drain, todo, thread) for thread in range(1, self._sessions.threads)]
+            _drain(todo, 0)
+            for helper in helpers:
+                helper.result()
+            total += len(rows) * float(bound.loss)
+        return total
 
     def params(self) -> Params:
         wanted = np.float64 if self._dtype == "float64" else np.float32
         return {name: np.array(self._state["weight"][name], dtype=wanted) for name in self._names}
 
-    def _drain(self, todo: deque[Any]) -> None:
-        while True:
-            try:
-                binding = todo.popleft()
-            except IndexError:
-                return
-            self._sessions.update.run_bound(binding)
+    def _change(self, bound: _Bound, scalars: AdamScalars, block: int, thread: int) -> None:
+        gradient, scratch = self._gradients[thread], self._scratch[thread]
+        self._sessions.product.run_bound(bound.products[thread][block])
+        start = 0
+        for piece in self._blocks[block].pieces:
+            size = len(piece.weight)
+            adam_step(piece, gradient[start : start + size], scratch[:size], scalars)
+            start += size
 
-    def _stored(self, values: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        """Buffers by the head's tensors, zero without ``values``; ``""`` is all biases as one column."""
-        biases = aligned((sum(shape[0] for shape in self._maps.values()), 1), self._dtype)
-        stored, start = {"": biases}, 0
+    def _change_biases(self, bound: _Bound, scalars: AdamScalars, _thread: int) -> None:
+        gradient = bound.slopes.sum(axis=1)
+        adam_step(self._biases, gradient, np.empty_like(gradient), scalars)
+
+    def _buffers(self, rows: Rows, number: int) -> _Bound:
+        """Those of batch ``number``: not those of the batch before it, which may still be read."""
+        key = len(rows), number % 2
+        if key not in self._bound:
+            self._bound[key] = self._bind(len(rows))
+        return self._bound[key]
+
+    def _stored(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """Buffers by the head's tensors, zero where ``values`` has none; ``BIASES`` is all biases in one."""
+        biases = aligned((sum(shape[0] for shape in self._maps.values()),), self._dtype)
+        stored, start = {BIASES: biases}, 0
         for name, shape in self._maps.items():
             stored[f"{name}.weight"] = aligned(shape, self._dtype)
-            stored[f"{name}.bias"] = biases[start : start + shape[0], 0]
+            stored[f"{name}.bias"] = biases[start : start + shape[0]]
             start += shape[0]
-        for name in values or {}:
-            stored[name][...] = (values or {})[name]
+        for name, value in values.items():
+            stored[name][...] = value
         return stored
+
+    def _moving(self, tensor: str, start: int, stop: int | None) -> Moving:
+        """Rows ``start`` to ``stop`` of ``tensor``."""
+        return Moving(**{name: tensors[tensor][start:stop].reshape(-1) for name, tensors in self._state.items()})
+
+    def _cut(self) -> list[_Block]:
+        """Every weight in blocks of about ``BLOCK`` numbers, in pieces of about ``PIECE``."""
+        blocks, before = [], 0
+        for name, (count, columns) in self._maps.items():
+            rows, piece = max(1, BLOCK // columns), max(1, PIECE // columns)
+            for start in range(0, count, rows):
+                stop = min(start + rows, count)
+                starts = range(start, stop, piece)
+                pieces = [self._moving(f"{name}.weight", each, min(each + piece, stop)) for each in starts]
+                blocks.append(_Block(name, slice(before + start, before + stop), pieces))
+            before += count
+        return blocks
 
     def _bind(self, batch: int) -> _Bound:
         """Buffers and bindings of a batch of ``batch`` rows."""
@@ -136,32 +197,33 @@ class TrainingSteps:
         columns["x"] = self._width
         below = {output: aligned((batch, width), dtype) for output, width in columns.items()}
         y, loss = aligned((batch,), "int64"), aligned((), dtype)
-        slopes = aligned((len(self._state["weight"][""]), batch), dtype)
+        slopes = aligned((len(self._biases.weight), batch), dtype)
         weights = {name: self._state["weight"][name] for name in self._names}
         feeds = {"x": below["x"], "y": y, **weights}
         if self._class_weight is not None:
             feeds["class_weight"] = self._class_weight
         made = {"loss": loss, "slopes": slopes, **{name: array for name, array in below.items() if name != "x"}}
-        ones = _filled(np.ones((batch, 1)), dtype)
-        updates, start = [], 0
-        for name, shape in self._maps.items():
-            updates += self._updates(f"{name}.weight", slopes[start : start + shape[0]], below[sessions.below[name]])
-            start += shape[0]
-        updates += self._updates("", slopes, ones)
-        return _Bound(below["x"], y, loss, bind(sessions.gradients, feeds, made), updates, (below, slopes, ones))
+        products = [
+            [self._product(block, slopes, below, gradient) for block in self._blocks] for gradient in self._gradients
+        ]
+        return _Bound(below["x"], y, loss, slopes, bind(sessions.gradients, feeds, made), products, below)
 
-    def _updates(self, tensor: str, slopes: Array, below: Array) -> list[Any]:
-        """Bindings that together change every row of ``tensor``, its outputs onto its inputs (see update_graph)."""
-        whole = {name: tensors[tensor] for name, tensors in self._state.items()}
-        count, columns = whole["weight"].shape
-        rows = max(1, BLOCK // columns)
-        bindings = []
-        for start in range(0, count, rows):
-            part = {name: array[start : start + rows] for name, array in whole.items()}
-            feeds = {"slope": slopes[start : start + rows], "below": below, **part, **self._scalars}
-            made = {name + NEXT: part[name] for name in ("weight", *MOMENTS)}
-            bindings.append(bind(self._sessions.update, feeds, made))
-        return bindings
+    def _product(self, block: _Block, slopes: Array, below: Mapping[str, Array], gradient: Array) -> Any:
+        """A binding that leaves the gradient of ``block`` at the start of ``gradient``."""
+        feeds = {"slope": slopes[block.slopes], "below": below[self._sessions.below[block.linear_map]]}
+        shape = (len(feeds["slope"]), feeds["below"].shape[1])
+        made = {"gradient": gradient[: shape[0] * shape[1]].reshape(shape)}
+        return bind(self._sessions.product, feeds, made)
+
+
+def _drain(todo: deque[Task], thread: int) -> None:
+    """Do task after task until none is left."""
+    while True:
+        try:
+            task = todo.popleft()
+        except IndexError:
+            return
+        task(thread)
 
 
 def bind(session: OrtSession, feeds: Mapping[str, Array], made: Mapping[str, Array]) -> Any:

@@ -19,7 +19,7 @@ from ...base.errors import DataError
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import Evaluation, TrainSettings
 from ...runtime.session import open_session
-from .graph import forward_graph, gradient_graph, update_graph
+from .graph import forward_graph, gradient_graph, product_graph
 from .steps import Fixed, StepSessions, TrainingSteps
 from .table import FeatureTable
 from .writer import DType
@@ -60,7 +60,7 @@ class HeadTrainer:
         self._dtype: DType = dtype
         self._threads = threads or len(os.sched_getaffinity(0))
         self._forward = open_session(forward_graph(spec, dtype=dtype), threads=threads)
-        self._steps: dict[tuple[bool, bool], StepSessions] = {}  # by (proximal, balanced)
+        self._steps: dict[bool, StepSessions] = {}  # by whether classes are balanced
 
     def train(
         self, params: Params, table: FeatureTable, settings: TrainSettings, *, seed: int, anchor: Anchor | None = None
@@ -76,19 +76,15 @@ class HeadTrainer:
             anchor.strength if anchor else 0.0,
             anchor.centre if anchor else None,
         )
-        sessions = self._step_sessions(proximal=anchor is not None, balanced=settings.class_balanced)
+        sessions = self._step_sessions(balanced=settings.class_balanced)
         training = TrainingSteps(sessions, self.spec, params, self._dtype, fixed)
         random = np.random.Generator(np.random.PCG64(seed))
-        features = table.x.astype(self._dtype, copy=False)
         loss = math.nan
         with training.running():
             for _ in range(settings.epochs):
-                order = random.permutation(len(table))
-                total = 0.0
-                for start in range(0, len(order), settings.batch_size):
-                    rows = order[start : start + settings.batch_size]
-                    total += len(rows) * training.step(table, features, rows, settings)
-                loss = total / max(len(order), 1)
+                order, size = random.permutation(len(table)), settings.batch_size
+                batches = [order[start : start + size] for start in range(0, len(order), size)]
+                loss = training.run(table, batches, settings) / max(len(order), 1)
         trained = Trained(training.params(), loss, training.steps)
         if not all(np.isfinite(tensor).all() for tensor in trained.params.values()):
             raise DataError(
@@ -115,18 +111,16 @@ class HeadTrainer:
         loss = float(-picked.mean()) if len(table) else math.nan
         return Evaluation(loss=loss, correct=hits, count=len(table))
 
-    def _step_sessions(self, *, proximal: bool, balanced: bool) -> StepSessions:
-        kind = (proximal, balanced)
-        if kind not in self._steps:
+    def _step_sessions(self, *, balanced: bool) -> StepSessions:
+        if balanced not in self._steps:
             gradients = gradient_graph(self.spec, balanced=balanced, dtype=self._dtype)
-            update = update_graph(proximal=proximal, dtype=self._dtype)
-            self._steps[kind] = StepSessions(
+            self._steps[balanced] = StepSessions(
                 open_session(gradients.model, threads=self._threads, spin=True),
                 gradients.below,
-                open_session(update, threads=1),
+                open_session(product_graph(dtype=self._dtype), threads=1),
                 self._threads,
             )
-        return self._steps[kind]
+        return self._steps[balanced]
 
 
 def class_weights(y: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float64]:
