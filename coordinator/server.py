@@ -18,7 +18,8 @@ from ..fedproto.certificates import need
 from ..fedproto.tls import ServerFiles, check_files
 from .authority import AllowList
 from .health import begin, note
-from .keeper import RunKeeper, Terms
+from .keeper import RunKeeper
+from .live import Terms
 from .service import Service
 from .settings import CoordinatorSettings, split_listen
 from .state import RunStore

@@ -15,12 +15,14 @@ from pathlib import Path
 
 from flamest.base import files
 from flamest.base.files import sha256_bytes
+from flamest.coordinator import payloads as payloads_module
 from flamest.coordinator import spool as spool_module
 from flamest.coordinator import state as state_module
 from flamest.coordinator.aggregate import fedavg
+from flamest.coordinator.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.rounds import Offer, Plan, Report, Roll, Verdict, after_close, on_update
 from flamest.coordinator.spool import Spool
-from flamest.coordinator.state import RoundEnd, RunStore, StoredUpdate
+from flamest.coordinator.state import RunStore
 from flamest.fedproto.codec import encode_params
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings
@@ -75,9 +77,9 @@ def arm(store: RunStore, counter: Counter) -> None:
     os.fsync = counter.watched("fsync", os.fsync)
     os.replace = counter.watched("rename", os.replace)
     fsync_directory = counter.watched("fsync of the folder", files.fsync_directory)
-    files.fsync_directory = state_module.fsync_directory = fsync_directory
+    files.fsync_directory = state_module.fsync_directory = payloads_module.fsync_directory = fsync_directory
     Spool.feed = counter.watched("write", Spool.feed)
-    store._db = WatchedDatabase(store._db, counter)
+    store.journal.db = WatchedDatabase(store.journal.db, counter)
 
 
 def payload(silo: str) -> bytes:
@@ -140,7 +142,7 @@ def go_on(folder: Path) -> dict:
             model = close(store, state)
         else:
             model = state.model_sha256
-        rows = store._all("SELECT silo FROM updates ORDER BY silo")
+        rows = store.journal.all("SELECT silo FROM updates ORDER BY silo")
     with RunStore.open(folder, RUN) as store:  # and one more start, which cleans up
         store.load(PLAN, ROLL)
     left = [path.name for path in folder.rglob("*") if path.name.endswith((".tmp", ".f32", ".running"))]

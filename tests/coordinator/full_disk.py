@@ -14,9 +14,10 @@ from flamest.base.files import sha256_bytes
 from flamest.coordinator.aggregate import fedavg
 from flamest.coordinator.health import FILE as HEALTH
 from flamest.coordinator.health import begin, note, read_health
+from flamest.coordinator.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.rounds import Offer, Plan, Report, Roll, after_close, on_update
 from flamest.coordinator.spool import Spool
-from flamest.coordinator.state import RoundEnd, RunStore, StoredUpdate
+from flamest.coordinator.state import RunStore
 from flamest.fedproto.codec import encode_params
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings

@@ -10,9 +10,10 @@ import tracemalloc
 import pytest
 from flamest.base.files import sha256_bytes
 from flamest.coordinator.aggregate import aggregate, first_state
+from flamest.coordinator.journal import StoredUpdate
 from flamest.coordinator.rounds import Offer, Plan, Report, Roll, on_update
 from flamest.coordinator.spool import Spool
-from flamest.coordinator.state import RunStore, StoredUpdate
+from flamest.coordinator.state import RunStore
 from flamest.fedproto.codec import encode_params
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings, Strategy
@@ -57,7 +58,7 @@ def test_the_order_of_arrival_does_not_show_in_one_bit_of_the_model(tmp_path, mo
     found: dict[str, set[str]] = {name: set() for name in STRATEGIES}
     for number, order in enumerate(sorted(orders)):
         with RunStore.open(tmp_path, run_of(Strategy(), spec, f"run-{number}")) as store:
-            store._db.pragma("synchronous", "off")
+            store.journal.db.pragma("synchronous", "off")
             state, base = store.load(PLAN, Roll(frozenset(SILOS), 10))
             for silo in order:
                 state = keep(store, state, silo, *parts[silo])

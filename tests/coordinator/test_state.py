@@ -12,9 +12,10 @@ from flamest.coordinator import state as state_module
 from flamest.coordinator.aggregate import aggregate, fedavg, first_state
 from flamest.coordinator.database import FILE
 from flamest.coordinator.history import History, is_served
+from flamest.coordinator.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.rounds import Offer, Plan, Report, Roll, after_abandon, after_close, on_update
 from flamest.coordinator.spool import Spool
-from flamest.coordinator.state import RoundEnd, RunStore, StoredUpdate
+from flamest.coordinator.state import RunStore
 from flamest.fedproto.codec import encode_params
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.modelfile import read_model
@@ -236,10 +237,10 @@ def test_an_update_that_was_not_committed_does_not_count(folder):
                 database.__exit__(apsw.FullError, apsw.FullError("disk full"), None)
                 raise apsw.FullError("disk full")
 
-        database, store._db = store._db, Full()
+        database, store.journal.db = store.journal.db, Full()
         with pytest.raises(StorageError, match="disk full"):
             send(store, state, "a")
-        store._db = database
+        store.journal.db = database
         assert store.report(1, "a") is None
         send(store, state, "a")  # space has returned
         assert store.report(1, "a").silo == "a"
@@ -353,7 +354,7 @@ def test_a_damaged_database_is_found_at_the_start(folder):
 def test_a_database_of_a_newer_version_is_not_touched(folder):
     with opened(folder) as store:
         load(store)
-        store._db.pragma("user_version", 99)
+        store.journal.db.pragma("user_version", 99)
     before = (folder / FILE).read_bytes()
     with pytest.raises(SettingsError, match="newer version"):
         opened(folder)
@@ -381,8 +382,8 @@ def test_a_model_on_disk_says_what_it_is(folder):
 def test_history_tells_each_round(folder):
     with opened(folder) as store:
         state = close(store, send(store, send(store, load(store)[0], "a"), "b", examples=11))
-        store.refuse(2, "c", "not_finite", "bad")
-        store.refuse(2, "c", "not_finite", "bad again")
+        store.journal.refuse(2, "c", "not_finite", "bad")
+        store.journal.refuse(2, "c", "not_finite", "bad again")
         store.abandon_round(after_abandon(state, ROLL), END)
         with History.open(folder, "r") as history:  # beside the writer
             first, second, third = history.rounds()

@@ -16,15 +16,17 @@ import pytest
 from flamest.base import files
 from flamest.base.errors import DataError, StorageError
 from flamest.base.files import sha256_bytes
+from flamest.coordinator import payloads as payloads_module
 from flamest.coordinator import spool as spool_module
 from flamest.coordinator import state as state_module
 from flamest.coordinator.aggregate import fedavg
 from flamest.coordinator.health import FINE, Health, begin, note, read_health
+from flamest.coordinator.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.models import ModelShelf
 from flamest.coordinator.report import status_lines, status_of
 from flamest.coordinator.rounds import Offer, Plan, Report, Roll, after_close, on_update
 from flamest.coordinator.spool import Spool
-from flamest.coordinator.state import RoundEnd, RunStore, StoredUpdate
+from flamest.coordinator.state import RunStore
 from flamest.fedproto.codec import encode_params
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings
@@ -69,8 +71,8 @@ class Disk:
     def __init__(self, monkeypatch, failing: int, number: int = errno.ENOSPC) -> None:
         self.calls, self._failing, self._errno = 0, failing, number
         fsync_directory = self._watched(files.fsync_directory)
-        for module, name in ((files, "fsync_directory"), (state_module, "fsync_directory")):
-            monkeypatch.setattr(module, name, fsync_directory)
+        for module in (files, state_module, payloads_module):
+            monkeypatch.setattr(module, "fsync_directory", fsync_directory)
         for name in ("fsync", "replace"):
             monkeypatch.setattr(os, name, self._watched(getattr(os, name)))
         for name in ("mkstemp",):

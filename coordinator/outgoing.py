@@ -1,0 +1,52 @@
+"""The run's model as messages: made once, sent to every silo; whole, or as a delta from the one before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..fedproto import messages
+from ..fedproto.codec import chunks, encode_params, payload_bytes
+from ..fedproto.codecs import Codec
+from ..fedproto.head import Params
+from ..fedproto.records import RunSettings
+from .broadcast import Broadcast
+
+
+@dataclass(frozen=True)
+class _Delta:
+    """How the current model goes to a silo that has the one before."""
+
+    base_sha256: str
+    size: int
+    parts: list[bytes]
+
+
+class Outgoing:
+    """The current model on its way to the silos, and the bytes of it that went in this round."""
+
+    def __init__(self, run: RunSettings, params: Params) -> None:
+        self._run = run
+        self._size = payload_bytes(run.head)
+        self._parts = data_parts(encode_params(run.head, params))
+        self._delta: _Delta | None = None  # with a lossy codec; not kept over a restart
+        self.sent_bytes = 0  # of the open round's model
+
+    def replace(self, base_sha256: str, made: Broadcast, parts: list[bytes]) -> None:
+        """From here on ``made`` is sent, whole in ``parts``; the model before it was ``base_sha256``."""
+        self._delta = _Delta(base_sha256, len(made.payload), data_parts(made.payload)) if made.payload else None
+        self._parts = parts
+
+    def messages(self, round_number: int, model_sha256: str, held_sha256: str) -> list[bytes]:
+        """A header and the model's bytes, or what a silo that holds ``held_sha256`` needs to make it."""
+        size, parts = self._size, self._parts
+        codec: Codec = "fp32"
+        if held_sha256 == model_sha256:
+            size, parts = 0, []
+        elif self._delta is not None and held_sha256 == self._delta.base_sha256:
+            size, codec, parts = self._delta.size, self._run.codec, self._delta.parts
+        return [messages.encode_model_header(messages.ModelHeader(round_number, model_sha256, size, codec)), *parts]
+
+
+def data_parts(payload: bytes) -> list[bytes]:
+    """A model's payload as messages."""
+    return [messages.encode_model_data(piece) for piece in chunks(payload)]

@@ -1,0 +1,98 @@
+"""The payloads of acknowledged updates, one file for each silo: ``updates/000013/SILO.f32`` while round 13 is open."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..base.errors import StorageError
+from ..base.files import fsync_directory, sha256_bytes, storage_code
+from ..fedproto.codec import decode_params
+from ..fedproto.head import HeadSpec
+from .contributions import Contribution
+from .models import damaged
+from .spool import Spool
+
+FileMark = tuple[int, int, int]  # inode, bytes, time of the last change in ns
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Acknowledged updates on disk; each is read and checked when its turn comes, so memory is that of one.
+
+    A file that is the one hashed when it came (same inode, size and time) is not hashed again.
+    Raises DataError (``corrupt_update``) for a payload that is not what was acknowledged.
+    """
+
+    head: HeadSpec
+    stored: tuple[tuple[str, int, str, Path], ...]  # silo, examples, SHA-256 of the payload, its file
+    hashed: Mapping[Path, FileMark] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Contribution]:
+        for silo, examples, sha256, path in self.stored:
+            try:
+                known = self.hashed.get(path) == _mark(path)
+                payload = path.read_bytes()
+            except OSError as error:
+                raise damaged(path, error.strerror or str(error), code="corrupt_update") from error
+            if not known and sha256_bytes(payload) != sha256:
+                raise damaged(path, "its digest is another", code="corrupt_update")
+            yield Contribution(silo, examples, decode_params(self.head, payload, whose=str(path)))
+
+
+class Payloads:
+    """The folder of a run's payloads, and which of them this process has seen whole."""
+
+    def __init__(self, folder: Path, head: HeadSpec) -> None:
+        self.folder = folder
+        self._head = head
+        self._hashed: dict[Path, FileMark] = {}  # payloads whose content this process has checked
+
+    def keep(self, round_number: int, silo: str, spool: Spool) -> None:
+        """Give an upload that is whole and durable its name. When this returns, that is durable too."""
+        path = self._path(round_number, silo)
+        try:
+            if not path.parent.exists():
+                path.parent.mkdir(mode=0o700)
+                fsync_directory(path.parent.parent)
+            spool.move_to(path)
+            fsync_directory(path.parent)
+            self._hashed[path] = _mark(path)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}", code=storage_code(error)) from error
+
+    def contributions(self, round_number: int, updates: Sequence[tuple[str, int, str]]) -> Contributions:
+        """The round's updates (silo, examples, SHA-256), to be run through as often as one likes."""
+        stored = [(silo, examples, sha256, self._path(round_number, silo)) for silo, examples, sha256 in updates]
+        return Contributions(self._head, tuple(stored), self._hashed)
+
+    def round_ended(self) -> None:
+        """No payload is read again."""
+        self._hashed.clear()
+
+    def remove(self, round_number: int) -> None:
+        """A round's files."""
+        shutil.rmtree(self._round_folder(round_number), ignore_errors=True)
+
+    def remove_all_but(self, round_number: int | None, silos: Iterable[str]) -> None:
+        """What a crash left: payloads without a row, folders of rounds that ended."""
+        current = None if round_number is None else self._round_folder(round_number)
+        for folder in self.folder.iterdir():
+            if folder != current:
+                shutil.rmtree(folder, ignore_errors=True)
+        if round_number is not None and current is not None and current.exists():
+            for path in set(current.iterdir()) - {self._path(round_number, silo) for silo in silos}:
+                path.unlink()
+
+    def _round_folder(self, round_number: int) -> Path:
+        return self.folder / f"{round_number:06d}"
+
+    def _path(self, round_number: int, silo: str) -> Path:
+        return self._round_folder(round_number) / f"{silo}.f32"
+
+
+def _mark(path: Path) -> FileMark:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns

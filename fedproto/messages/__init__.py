@@ -1,0 +1,67 @@
+"""Records as protobuf messages, and back, strictly: one module for each kind of call.
+
+Handlers and clients see raw bytes and call these functions, so that a message that does not parse is
+refused with a reason (gRPC alone would answer INTERNAL). Every decoder raises DataError
+(``malformed``) for bytes that are not the message, unknown fields, digests of a wrong length, enum
+values without a name and numbers out of range.
+"""
+
+from .asking import (
+    WaitRequest,
+    decode_join_reply,
+    decode_join_request,
+    decode_standing,
+    decode_wait_request,
+    encode_join_reply,
+    encode_join_request,
+    encode_standing,
+    encode_wait_request,
+)
+from .models import (
+    FetchRequest,
+    ModelHeader,
+    decode_fetch_request,
+    decode_model_part,
+    encode_fetch_request,
+    encode_model_data,
+    encode_model_header,
+)
+from .updates import (
+    MAX_DIMS,
+    MAX_EXAMPLES,
+    MAX_TENSORS,
+    UpdateHeader,
+    decode_receipt,
+    decode_update_part,
+    encode_receipt,
+    encode_update_data,
+    encode_update_header,
+)
+
+__all__ = [
+    "MAX_DIMS",
+    "MAX_EXAMPLES",
+    "MAX_TENSORS",
+    "FetchRequest",
+    "ModelHeader",
+    "UpdateHeader",
+    "WaitRequest",
+    "decode_fetch_request",
+    "decode_join_reply",
+    "decode_join_request",
+    "decode_model_part",
+    "decode_receipt",
+    "decode_standing",
+    "decode_update_part",
+    "decode_wait_request",
+    "encode_fetch_request",
+    "encode_join_reply",
+    "encode_join_request",
+    "encode_model_data",
+    "encode_model_header",
+    "encode_receipt",
+    "encode_standing",
+    "encode_update_data",
+    "encode_update_header",
+    "encode_wait_request",
+]

@@ -1,0 +1,103 @@
+"""Join and WaitForRound: what a silo asks before there is work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...base.errors import DataError
+from ..records import Phase, RunSettings, Standing, decode_run_settings
+from .parsing import SHA256_BYTES, digest_hex, malformed, milliseconds, parse
+
+
+@dataclass(frozen=True)
+class WaitRequest:
+    settings_sha256: str
+    answered_round: int  # the last round that the silo answered or declined, 0 for none
+    max_wait_s: float
+
+
+# --- Join ---
+
+
+def encode_join_request(protocol: int) -> bytes:
+    from .. import flamest_v1_pb2 as pb
+
+    return pb.JoinRequest(protocol=protocol).SerializeToString()
+
+
+def decode_join_request(data: bytes) -> int:
+    from .. import flamest_v1_pb2 as pb
+
+    return parse(pb.JoinRequest(), data).protocol
+
+
+def encode_join_reply(protocol: int, settings: RunSettings) -> bytes:
+    from .. import flamest_v1_pb2 as pb
+
+    reply = pb.JoinReply(protocol=protocol, settings=settings.encode(), settings_sha256=bytes.fromhex(settings.sha256))
+    return reply.SerializeToString()
+
+
+def decode_join_reply(data: bytes) -> tuple[int, RunSettings]:
+    """Protocol and settings; DataError (``digest``) when the settings are not the ones hashed."""
+    from .. import flamest_v1_pb2 as pb
+
+    reply = parse(pb.JoinReply(), data)
+    settings = decode_run_settings(reply.settings)
+    if digest_hex(reply.settings_sha256, SHA256_BYTES, "settings_sha256") != settings.sha256:
+        raise DataError("the run's settings do not have the digest that came with them", code="digest")
+    return reply.protocol, settings
+
+
+# --- WaitForRound ---
+
+
+def encode_wait_request(request: WaitRequest) -> bytes:
+    from .. import flamest_v1_pb2 as pb
+
+    return pb.WaitRequest(
+        settings_sha256=bytes.fromhex(request.settings_sha256),
+        answered_round=request.answered_round,
+        max_wait_ms=milliseconds(request.max_wait_s),
+    ).SerializeToString()
+
+
+def decode_wait_request(data: bytes) -> WaitRequest:
+    from .. import flamest_v1_pb2 as pb
+
+    request = parse(pb.WaitRequest(), data)
+    return WaitRequest(
+        settings_sha256=digest_hex(request.settings_sha256, SHA256_BYTES, "settings_sha256"),
+        answered_round=request.answered_round,
+        max_wait_s=request.max_wait_ms / 1000,
+    )
+
+
+def encode_standing(standing: Standing) -> bytes:
+    from .. import flamest_v1_pb2 as pb
+
+    return pb.WaitReply(
+        phase=f"PHASE_{standing.phase.name}",
+        round=standing.round,
+        model_sha256=bytes.fromhex(standing.model_sha256),
+        deadline_ms=milliseconds(standing.deadline_s),
+        poll_after_ms=milliseconds(standing.poll_after_s),
+        counted_round=standing.counted_round,
+    ).SerializeToString()
+
+
+def decode_standing(data: bytes) -> Standing:
+    from .. import flamest_v1_pb2 as pb
+
+    reply = parse(pb.WaitReply(), data)
+    phases: dict[int, Phase] = {pb.Phase.Value(f"PHASE_{phase.name}"): phase for phase in Phase}
+    if reply.phase not in phases:
+        raise malformed("WaitReply", f"phase {reply.phase} has no meaning")
+    return Standing(
+        phase=phases[reply.phase],
+        round=reply.round,
+        model_sha256=digest_hex(reply.model_sha256, SHA256_BYTES, "model_sha256"),
+        deadline_s=reply.deadline_ms / 1000,
+        poll_after_s=reply.poll_after_ms / 1000,
+        counted_round=reply.counted_round,
+    )

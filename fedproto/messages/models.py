@@ -1,0 +1,75 @@
+"""FetchModel: a header, then the model's bytes in pieces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..codecs import Codec
+from .parsing import SHA256_BYTES, codec_value, digest_hex, encode_data, malformed, parse, plain_data, read_codec
+
+
+@dataclass(frozen=True)
+class FetchRequest:
+    settings_sha256: str
+    round: int
+    held_sha256: str = ""  # of the model that the silo has; empty: none
+
+
+@dataclass(frozen=True)
+class ModelHeader:
+    round: int
+    model_sha256: str
+    payload_bytes: int  # 0: the silo has this model
+    codec: Codec = "fp32"
+
+
+def encode_fetch_request(request: FetchRequest) -> bytes:
+    from .. import flamest_v1_pb2 as pb
+
+    digest, held = bytes.fromhex(request.settings_sha256), bytes.fromhex(request.held_sha256)
+    return pb.FetchRequest(settings_sha256=digest, round=request.round, held_sha256=held).SerializeToString()
+
+
+def decode_fetch_request(data: bytes) -> FetchRequest:
+    from .. import flamest_v1_pb2 as pb
+
+    request = parse(pb.FetchRequest(), data)
+    held = digest_hex(request.held_sha256, SHA256_BYTES, "held_sha256") if request.held_sha256 else ""
+    return FetchRequest(digest_hex(request.settings_sha256, SHA256_BYTES, "settings_sha256"), request.round, held)
+
+
+def encode_model_header(header: ModelHeader) -> bytes:
+    from .. import flamest_v1_pb2 as pb
+
+    message = pb.ModelHeader(
+        round=header.round,
+        model_sha256=bytes.fromhex(header.model_sha256),
+        codec=codec_value(header.codec),
+        payload_bytes=header.payload_bytes,
+    )
+    return pb.ModelPart(header=message).SerializeToString()
+
+
+def encode_model_data(data: bytes | memoryview) -> bytes:
+    return encode_data(data)
+
+
+def decode_model_part(raw: bytes) -> ModelHeader | bytes | memoryview:
+    """A header, or a piece of the payload."""
+    if (data := plain_data(raw)) is not None:
+        return data
+    from .. import flamest_v1_pb2 as pb
+
+    part = parse(pb.ModelPart(), raw)
+    which = part.WhichOneof("part")
+    if which == "data":
+        return part.data
+    if which is None:
+        raise malformed("ModelPart", "it holds neither header nor data")
+    header = part.header
+    return ModelHeader(
+        round=header.round,
+        model_sha256=digest_hex(header.model_sha256, SHA256_BYTES, "model_sha256"),
+        payload_bytes=header.payload_bytes,
+        codec=read_codec(header.codec),
+    )
