@@ -7,11 +7,10 @@ reported and skipped; it is not tried again until its content changes, or ``retr
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -19,10 +18,12 @@ from typing import NamedTuple
 
 from ..base.errors import DataError, StorageError
 from ..base.files import printable_path, sha256_file
+from ..base.memory import peak_resident_kb
 from ..runtime.backends.opening import Opening, Place, effective_precision
 from ..runtime.backends.wishes import NO_WISHES, Wishes
 from ..runtime.bundle import open_manifest
 from ..runtime.extractor import Extracted, Extractor, open_extractor
+from ..runtime.quickest import Choice, choose_quickest
 from ..runtime.records import Clip
 from ..runtime.signature import TrustedKeys
 from ..runtime.video import DecodeLimits
@@ -65,6 +66,7 @@ class ExtractReport:
     stopped: bool  # asked to end before all clips were done
     precision: str  # under which the features are stored
     places: tuple[Place, ...]  # where each graph ran; empty when nothing had to be extracted
+    choice: Choice | None = None  # what ``--precision auto`` came to
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,20 @@ def extract_clips(
         on_clip()
 
     open_manifest(request.bundle, request.trusted)  # a wrong --bundle is said before a store is made
+    choice = None
+    if request.wishes.quickest:
+        choice = choose_quickest(
+            request.bundle,
+            [found.path for found in folder.clips],
+            threads=request.threads,
+            limits=request.limits,
+            trusted=request.trusted,
+        )
+        notice(choice.line)
+        request = replace(request, wishes=choice.wishes)
     with FeatureStore.open(request.store) as store, closing(_Work(request, store, _Listeners(tell, notice))) as work:
         work.bring_in(folder.clips, stop)
-        return _report(folder, outcomes, work)
+        return replace(_report(folder, outcomes, work), choice=choice)
 
 
 @dataclass(frozen=True)
@@ -241,7 +254,7 @@ class _Work:
 
     @property
     def peak_mb(self) -> float:
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+        own = peak_resident_kb() * 1024 / 1e6
         return own + (self._extractor.decoder_peak_mb if self._extractor else 0.0)
 
     def _ready(self) -> Extractor:

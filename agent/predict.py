@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from ..base.files import sha256_file
 from ..fedproto.modelfile import ModelFile, read_model
 from ..runtime.backends.opening import Opening, Place
 from ..runtime.extractor import open_extractor
+from ..runtime.quickest import choose_quickest
 from ..runtime.records import Clip
 from ..runtime.signature import TrustedKeys
 from .training.trainer import HeadTrainer, log_softmax
@@ -51,6 +52,10 @@ def predict_videos(
     given, has signed the bundle.
     """
     opening = opening or Opening()
+    if opening.wishes.quickest:
+        choice = choose_quickest(bundle, videos, threads=opening.threads, trusted=trusted)
+        opening.notice(choice.line)
+        opening = replace(opening, wishes=choice.wishes)
     model = read_model(model_path)
     trainer = HeadTrainer(model.head, threads=opening.threads)
     with open_extractor(bundle, opening=opening, trusted=trusted) as extractor:

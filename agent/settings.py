@@ -39,7 +39,7 @@ class Work(_Record, frozen=True):
     rescan_s: float = 300.0  # how often the video folder is looked through for new clips
     backend: str = "auto"  # where the networks run, as --backend of extract: "openvino,text=onnxruntime"
     require_backend: bool = False  # a fallback is an error
-    precision: str | None = None  # "bf16": compute an fp32 bundle in it
+    precision: str | None = None  # "bf16": compute an fp32 bundle in it; "auto": whatever is quickest
 
     @property
     def wishes(self) -> Wishes:

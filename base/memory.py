@@ -1,8 +1,10 @@
-"""How this process's C library keeps memory: the daemons move blocks of megabytes, again and again."""
+"""This process's memory: how the C library keeps it (daemons move blocks of megabytes again and again), its peak."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
 REUSED_BYTES = 32 << 20  # the largest that glibc takes
@@ -21,3 +23,16 @@ def reuse_blocks() -> bool:
     wanted = ((M_MMAP_THRESHOLD, REUSED_BYTES), (M_TRIM_THRESHOLD, REUSED_BYTES), (M_ARENA_MAX, 2))
     done = [mallopt(which, value) == 1 for which, value in wanted]  # each, also after one that was refused
     return all(done)
+
+
+def peak_resident_kb() -> int:
+    """The largest resident memory of this program so far, KiB (VmHWM, proc(5)).
+
+    ``ru_maxrss`` of getrusage(2), which stands in where there is no /proc, begins at what the parent held when it
+    started this process.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

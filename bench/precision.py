@@ -58,8 +58,8 @@ def measure(bundles: dict[str, Bundle], clips: list[Path], repeats: int) -> dict
     for bundle in bundles.values():
         if bundle.manifest.fingerprint != fp32.fingerprint:
             raise SystemExit(f"{bundle.path} has another fingerprint than the fp32 bundle")
-    seen = list(_inputs(bundles["fp32"], clips))
-    runs = {word: _Deployed(bundle) for word, bundle in bundles.items()}
+    seen = list(network_inputs(bundles["fp32"], clips))
+    runs = {word: Deployed(bundle) for word, bundle in bundles.items()}
     reference = [runs["fp32"].embed(*one, None) for one in seen]
     rows: dict[str, Any] = {}
     for word, deployed in runs.items():
@@ -97,7 +97,7 @@ def measure(bundles: dict[str, Bundle], clips: list[Path], repeats: int) -> dict
     return {"clips": len(seen), "sources": {k: v.name for k, v in fp32.sources.items()}, "rows": rows}
 
 
-def _inputs(bundle: Bundle, clips: list[Path]) -> Iterator[tuple[Any, Any]]:
+def network_inputs(bundle: Bundle, clips: list[Path]) -> Iterator[tuple[Any, Any]]:
     """Per clip what the vision and the cnn graph read: keyframes as the runtime picks and prepares them."""
     manifest = bundle.manifest
     keyframes = WrittenGraphs(bundle.path, manifest.graphs).open("keyframes")
@@ -120,7 +120,7 @@ def _inputs(bundle: Bundle, clips: list[Path]) -> Iterator[tuple[Any, Any]]:
         decoder.close()
 
 
-class _Deployed:
+class Deployed:
     """The graphs of one bundle, opened."""
 
     def __init__(self, bundle: Bundle) -> None:

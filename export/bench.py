@@ -21,13 +21,13 @@ from ..base.progress import Progress
 from ..runtime.backends.wishes import BACKENDS
 from ..runtime.bundle import open_bundle
 from ..runtime.signature import TrustedKeys
+from ..runtime.stages import graph_of
 from .bench_child import Contestant
 from .bench_clips import find_clips, render_clips
 from .bench_process import Process
 
 REFERENCE = "onnxruntime"  # what the others are compared with
 OUTPUTS = ("caption", "token_ids", "vlm", "cnn")  # of a clip, what two backends are compared by
-_STAGE_GRAPH = {"keyframes": "keyframes", "vision": "vision", "caption": "text", "embed": "text", "cnn": "cnn"}
 
 
 @dataclass(frozen=True)
@@ -227,16 +227,8 @@ def _stage_memory(stage: str, measured: _Measured) -> float:
     """MB: the decoder process's, or that of the graph that the stage runs; frames are prepared beside the graphs."""
     if stage == "decode":
         return measured.memory["decoder_peak_mb"] or 0.0
-    if stage == "prepare":
-        return 0.0
-    return float(measured.graphs[_graph_of(stage, measured.graphs)]["peak_mb"])
-
-
-def _graph_of(stage: str, graphs: Mapping[str, Any]) -> str:
-    """The graph whose memory a stage takes; CLIP's is seen in the stage ``vision``."""
-    if stage == "vision" and "clip" in graphs:
-        return "clip"
-    return "words" if stage == "embed" and "words" in graphs else _STAGE_GRAPH[stage]
+    graph = graph_of(stage, measured.graphs)
+    return 0.0 if graph is None else float(measured.graphs[graph]["peak_mb"])
 
 
 def beside(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from ..base.errors import DataError, MissingExtra
 from ..runtime.bundle import open_bundle
-from ..runtime.graph_records import Graph, Precision
+from ..runtime.graph_records import Graph
 from ..runtime.manifest import Manifest
 from ..runtime.onnx_outside import names_outside_data
 from ..runtime.signature import TrustedKeys
 from .graph_views import GraphView, view_graph
-from .precision.ledger import PRODUCT_OF, PRODUCTS, read_ledger
+from .precision.ledger import is_precision, product_kinds, read_ledger
 from .tensorrt_operators import NEWER_OPSETS, OPSETS, STANDARD, newer_operators, parser_problems
 
 CHECKS = (
@@ -26,7 +26,6 @@ CHECKS = (
     "TensorRT operators",
 )
 _SHOWN = 4  # problems of one kind that are named
-WITH_INT8_WEIGHTS = " with int8 weights"  # ends a ledger's key
 
 
 @dataclass(frozen=True)
@@ -130,19 +129,9 @@ def _ledger(path: Path, graph: Graph) -> Iterator[str]:
     ledger = read_ledger(path)
     if ledger != graph.ledger:
         yield f"computes in {ledger}, the manifest says {graph.ledger}"
-    products = Counter[str]()
-    for kind, operators in ledger.items():
-        products[kind] += sum(count for operator, count in operators.items() if operator in PRODUCTS)
-    kinds = {kind for kind, count in products.items() if count}
-    if not _fits(kinds, graph.precision):
+    kinds = product_kinds(ledger)
+    if not is_precision(kinds, graph.precision):
         yield f"its products are in {', '.join(sorted(kinds)) or 'nothing'}, its precision is {graph.precision}"
-
-
-def _fits(kinds: set[str], precision: Precision) -> bool:
-    """int8 leaves some products in float (the first layer, small ones); a half that keeps float32 would be lost."""
-    if precision == "int8":
-        return any(kind == "int8" or kind.endswith(WITH_INT8_WEIGHTS) for kind in kinds)
-    return kinds == {PRODUCT_OF[precision]}
 
 
 def _newer(view: GraphView) -> Iterator[str]:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ..base.console import command
-from ..base.errors import MissingExtra, UsageError
+from ..base.errors import UsageError
 from .cli_bench import bench
 from .cli_check import check
 from .cli_doctor import doctor
 from .cli_dry_run import DryRunOption, dry_run
 from .cli_gpu import gpu_check
+from .cli_inspect import extractors, inspect, verify
 from .cli_options import (
     EXAMPLE,
     MOST_CAPTIONED,
     READINGS,
     BlipOption,
-    BundleArgument,
     CalibrationOption,
     CheckOption,
     ClipOption,
@@ -29,13 +29,12 @@ from .cli_options import (
     Resnet3dOption,
     SlowOption,
     ThreadsOption,
-    TrustedKeyOption,
     VideomaeOption,
     check_choices,
     check_uses,
     choose_sources,
 )
-from .cli_plans import (
+from .cli_plan_options import (
     HardwareCompatOption,
     OptLevelOption,
     PlanCacheOption,
@@ -45,26 +44,18 @@ from .cli_plans import (
     TimingCacheOption,
     VersionCompatibleOption,
     WorkspaceOption,
-    add_plans,
-    plans,
-    plans_outlook,
-    show_supplied,
-    site_for_export,
-    supplied_rows,
 )
-from .cli_show import extractor_row, show_extractors, show_manifest, show_notes, show_parity, show_signers, signer_ids
+from .cli_plans import add_plans, plans, plans_outlook, show_supplied, site_for_export, supplied_rows
+from .cli_show import parity_rows, show_notes, show_parity
 from .cli_sign import keygen, sign
 from .cli_weights import verify_weights
-from .extractors import DEFAULT_EXTRACTOR, EXTRACTORS, count_networks, count_parameters, find_extractor
+from .extractors import DEFAULT_EXTRACTOR, find_extractor
 from .precision.choice import choose_precision
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ..runtime.parity_records import GraphParity
-    from ..runtime.signature import PublicKey
-
 app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command("extractors")(extractors)
+app.command("inspect")(inspect)
+app.command("verify")(verify)
 app.command("doctor")(doctor)
 app.command("plans")(plans)
 app.command("keygen")(keygen)
@@ -225,131 +216,12 @@ def export(
         "notes": list(choice.notes),
         "parameters": {part: source.parameters for part, source in manifest.sources.items()},
         "parameters_tied": {part: source.parameters_tied for part, source in manifest.sources.items()},
-        "parity": _parity(manifest.parity.graphs),
+        "parity": parity_rows(manifest.parity.graphs),
         "captions_equal": manifest.parity.captions_equal == manifest.parity.captions,
         "chain": msgspec.to_builtins(manifest.parity.chain),
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
         "plans": supplied_rows(supplied),
         "seconds": round(done.seconds, 1),
-    }
-
-
-@app.command("extractors")
-@command
-def extractors(as_json: JsonOption = False) -> dict[str, Any]:
-    """List the extractors with frames, numbers per clip and parameters, beside what the paper prints.
-
-    Parameters are those of the published networks, counted from their architectures; BLIP's word
-    embedding and output projection, which are one matrix, count twice, as in the paper.
-    """
-    from .libraries import quiet_libraries
-
-    with quiet_libraries():
-        counts, networks = count_parameters(), count_networks()
-    rows = [extractor_row(entry, counts[name]) for name, entry in EXTRACTORS.items()]
-    if not as_json:
-        show_extractors(rows)
-        print(f"BLIP with each stored value once: {networks['blip'].stored:,}")
-        print(f"Student of the knowledge distillation (ResNet-18): {networks['resnet18'].parameters:,}")
-    return {
-        "extractors": rows,
-        "networks": {
-            name: {"parameters": count.parameters, "stored": count.stored} for name, count in networks.items()
-        },
-    }
-
-
-@app.command("inspect")
-@command
-def inspect(
-    bundle: BundleArgument, trusted_key: TrustedKeyOption = None, as_json: JsonOption = False
-) -> dict[str, Any]:
-    """Say what a bundle is, from its manifest alone, and who signed it. Needs no PyTorch and no runtime.
-
-    Files other than the manifest are not looked at: flamest-export verify does that.
-    """
-    import msgspec
-
-    from ..runtime.bundle import open_manifest
-    from ..runtime.manifest import read_manifest
-    from ..runtime.signature import read_trusted_keys
-
-    trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
-    signers: tuple[PublicKey, ...] | None
-    try:
-        manifest, signers = open_manifest(bundle, trusted)
-    except MissingExtra:  # the base install has nothing to check signatures with
-        if trusted:
-            raise
-        manifest, signers = read_manifest(bundle), None
-    if not as_json:
-        show_manifest(bundle, manifest, signers, trusted)
-    return {
-        "bundle": str(bundle),
-        "fingerprint": manifest.fingerprint,
-        "width": manifest.width,
-        "precision": manifest.precision,
-        **signer_ids(signers, trusted),
-        **msgspec.to_builtins(manifest),
-    }
-
-
-@app.command("verify")
-@command
-def verify(
-    bundle: BundleArgument,
-    blip: BlipOption = None,
-    clip: ClipOption = None,
-    slow: SlowOption = None,
-    i3d: I3dOption = None,
-    resnet3d: Resnet3dOption = None,
-    videomae: VideomaeOption = None,
-    threads: ThreadsOption = None,
-    trusted_key: TrustedKeyOption = None,
-    as_json: JsonOption = False,
-) -> dict[str, Any]:
-    """Check every file of a bundle against its manifest, then compare its graphs with PyTorch again.
-
-    The comparison needs the weights: those of random:* sources are made again, published ones are
-    taken from this machine's caches or the network, others are given as they were for the export.
-    """
-    import msgspec
-
-    from ..base.progress import progress_bar
-    from ..runtime.parity_records import Parity
-    from ..runtime.signature import read_trusted_keys
-    from .libraries import quiet_libraries, torch_threads
-    from .verify import PHASES, verify_bundle
-
-    trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
-
-    named = {"blip": blip, "clip": clip, "slow": slow, "i3d": i3d, "resnet3d": resnet3d, "videomae": videomae}
-    given = {name: source for name, source in named.items() if source is not None}
-    with progress_bar("verifying", PHASES, unit="steps") as progress, quiet_libraries(), torch_threads(threads):
-        done = verify_bundle(bundle, progress, given=given, threads=threads, trusted=trusted)
-    if not as_json:
-        print(f"{bundle}: {len(done.manifest.files)} files are those of the manifest")
-        print(f"  signatures    {show_signers(done.signers, trusted)}")
-        show_parity(Parity(done.graphs, done.captions_equal, done.captions, done.chain))
-        for part, advice in done.not_compared.items():
-            print(f"{part}: not compared with PyTorch, its weights are not at hand. Give them: {advice}")
-    return {
-        "bundle": str(bundle),
-        "fingerprint": done.manifest.fingerprint,
-        "files": len(done.manifest.files),
-        **signer_ids(done.signers, trusted),
-        "parity": _parity(done.graphs),
-        "captions_equal": done.captions_equal == done.captions if done.captions else None,
-        "chain": msgspec.to_builtins(done.chain),
-        "not_compared": done.not_compared,
-        "seconds": round(done.seconds, 1),
-    }
-
-
-def _parity(graphs: Mapping[str, GraphParity]) -> dict[str, dict[str, float]]:
-    return {
-        name: {"max_abs": graph.max_abs, "max_rel": graph.max_rel, "min_cosine": graph.min_cosine}
-        for name, graph in graphs.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""TensorRT on the command line: the options of ``--backend tensorrt``, and the command ``plans``."""
+"""TensorRT on the command line: what ``--backend tensorrt`` does after the export, and the command ``plans``."""
 
 from __future__ import annotations
 
@@ -10,111 +10,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..base.console import command
-from ..base.errors import FlamestError, UsageError
-from ..runtime.plan_records import HardwareCompat, PlanOptions
+from ..base.errors import FlamestError
+from ..runtime.plan_records import PlanOptions
 from .cli_options import BundleArgument, JsonOption, TrustedKeyOption
+from .cli_plan_options import (
+    PLAN_OPTIONS,
+    HardwareCompatOption,
+    OptLevelOption,
+    PlanCacheOption,
+    StripWeightsOption,
+    Tf32Option,
+    TimingCacheOption,
+    VersionCompatibleOption,
+    WorkspaceOption,
+    read_plan_options,
+    refuse_plan_options,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from ..base.progress import Progress
     from ..runtime.backends.plan_supply import Site, Supplied
     from ..runtime.bundle import Bundle
     from ..runtime.manifest import Manifest
-
-OptLevelOption = Annotated[
-    int | None,
-    typer.Option(
-        "--opt-level",
-        min=0,
-        max=5,
-        help="How long the builder searches: 0 builds fastest, 5 longest. 3 when not given.",
-    ),
-]
-HardwareCompatOption = Annotated[
-    str | None,
-    typer.Option(
-        "--hardware-compat",
-        metavar="WHICH",
-        help="Which GPUs the plans run on: none (this model only), ampere+ (Ampere and newer), same-cc (all of this "
-        "compute capability; TensorRT 10.9 or newer). None when not given.",
-    ),
-]
-VersionCompatibleOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--version-compatible",
-        help="Plans that newer TensorRT of this major version runs too, and 11 where 10 built them; may be slower.",
-    ),
-]
-StripWeightsOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--strip-weights",
-        help="Small plans without weights: the node puts them in from the ONNX graph beside.",
-    ),
-]
-Tf32Option = Annotated[
-    bool | None,
-    typer.Option(
-        "--tf32/--no-tf32",
-        help="Whether float32 products may round their inputs to 10 bits (faster on Ampere and newer). "
-        "--no-tf32 when not given.",
-    ),
-]
-WorkspaceOption = Annotated[
-    int | None,
-    typer.Option(
-        "--workspace-mb",
-        min=1,
-        metavar="MIB",
-        help="Memory that a kernel may use beside its tensors. All of the GPU's when not given.",
-    ),
-]
-TimingCacheOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--timing-cache",
-        metavar="FILE",
-        help="Kernels' times of earlier builds, read and written: builds after the first are quicker. One per TensorRT "
-        "and GPU in the plan cache when not given.",
-    ),
-]
-PlanCacheOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--plan-cache",
-        metavar="DIR",
-        help="Folder of this machine's own plans, for signed bundles. ~/.cache/flamest/plans when not given.",
-    ),
-]
-PlansOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--plans/--no-plans",
-        help="Whether --backend tensorrt builds plans now. --no-plans needs no GPU: flamest-export plans builds them "
-        "on the machine that has one.",
-    ),
-]
-AgainOption = Annotated[bool, typer.Option("--again", help="Build plans that are there already, too.")]
-HARDWARE: tuple[HardwareCompat, ...] = ("none", "ampere+", "same-cc")
-PLAN_OPTIONS = (
-    *("opt_level", "hardware_compat", "version_compatible", "strip_weights", "tf32", "workspace_mb"),
-    *("timing_cache", "plan_cache", "with_plans"),
-)
-_FLAGS = {"with_plans": "--plans/--no-plans"}
-
-
-def read_plan_options(given: Mapping[str, Any]) -> PlanOptions:
-    """From the command line's values by parameter name; None is not given. Raises UsageError."""
-    compat = given.get("hardware_compat")
-    if compat is not None and compat not in HARDWARE:
-        raise UsageError(
-            f"--hardware-compat {compat}: expected one of {', '.join(HARDWARE)}",
-            fix="flamest-export --backend tensorrt --hardware-compat ampere+ --out DIR",
-        )
-    chosen = {word: given[word] for word in PlanOptions.__struct_fields__ if given.get(word) is not None}
-    return PlanOptions(**chosen)
 
 
 def site_for_export(context: typer.Context, backend: str | None, out: Path) -> Site | None:
@@ -124,7 +43,7 @@ def site_for_export(context: typer.Context, backend: str | None, out: Path) -> S
         options = read_plan_options(given)
         otherwise = onnx_now_plans_later(_other_options(context), out, options)
         return make_site(options, given["timing_cache"], given["plan_cache"], otherwise)
-    _refuse_plan_options(given, backend)
+    refuse_plan_options(given, backend)
     return None
 
 
@@ -151,7 +70,7 @@ def plans_outlook(context: typer.Context, backend: str | None) -> PlansOutlook:
     """The options of plans read as for an export, and this machine asked; raises UsageError as an export does."""
     given = context.params
     if backend != "tensorrt" or given["with_plans"] is False:
-        _refuse_plan_options(given, backend)
+        refuse_plan_options(given, backend)
         return PlansOutlook(wanted=False)
     from ..runtime.backends.facts import gather_facts
     from ..runtime.backends.plan_site import site_problems
@@ -159,19 +78,6 @@ def plans_outlook(context: typer.Context, backend: str | None) -> PlansOutlook:
     options, facts = read_plan_options(given), gather_facts()
     capability = "" if facts.gpu is None else facts.gpu.compute_capability
     return PlansOutlook(True, tuple(map(str, site_problems(facts))), capability, options.strip_weights)
-
-
-def _refuse_plan_options(given: Mapping[str, Any], backend: str | None) -> None:
-    """Raises UsageError for options of plans in an export that builds none."""
-    useless = [word for word in PLAN_OPTIONS if given.get(word) is not None]
-    if backend == "tensorrt":
-        useless.remove("with_plans")
-    if useless:
-        flags = (_FLAGS.get(word, f"--{word.replace('_', '-')}") for word in useless)
-        raise UsageError(
-            f"{', '.join(flags)}: only with --backend tensorrt that builds plans",
-            fix="flamest-export --backend tensorrt --out DIR, or flamest-export plans DIR afterwards",
-        )
 
 
 def make_site(
@@ -232,6 +138,9 @@ def _typed(parameter: Any, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [parameter.opts[0] if value else parameter.secondary_opts[0]]
     return [str(parameter.opts[0]), str(value)]
+
+
+AgainOption = Annotated[bool, typer.Option("--again", help="Build plans that are there already, too.")]
 
 
 @command

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from .releases import licence_warning
 
 if TYPE_CHECKING:
     from ..runtime.manifest import Manifest
-    from ..runtime.parity_records import ChainParity, Parity
+    from ..runtime.parity_records import ChainParity, GraphParity, Parity
     from ..runtime.signature import PublicKey
     from .extractors import ExtractorEntry
 
@@ -151,4 +151,11 @@ def extractor_row(entry: ExtractorEntry, parameters: int) -> dict[str, Any]:
             "head_parameters": paper.head_parameters,
             "slips": list(paper.slips),
         },
+    }
+
+
+def parity_rows(graphs: Mapping[str, GraphParity]) -> dict[str, dict[str, float]]:
+    return {
+        name: {"max_abs": graph.max_abs, "max_rel": graph.max_rel, "min_cosine": graph.min_cosine}
+        for name, graph in graphs.items()
     }

@@ -113,11 +113,14 @@ def _graph_shapes(entry: ExtractorEntry, sources: Mapping[str, str]) -> Iterator
             yield "words", _shapes(model.text_decoder.bert, without=("crossattention",))
         del model
         gc.collect()
-    slow = _build_video("slow", sources["slow"])
+    slow, frames = _build_video("slow", sources["slow"])
     yield "keyframes", _shapes(keyframe_module(slow))
     if entry.network is not None:
-        net = slow if entry.network == "slow" else _build_video(entry.network, sources[entry.network])
-        yield "cnn", _shapes(VIDEO_NETWORKS[entry.network].module(net), without=("proj", "classifier", "fc"))
+        net = slow
+        if entry.network != "slow":
+            net, frames = _build_video(entry.network, sources[entry.network])
+        module = VIDEO_NETWORKS[entry.network].module(net, frames)
+        yield "cnn", _shapes(module, without=("proj", "classifier", "fc"))
 
 
 def _shapes(module: nn.Module, without: tuple[str, ...] = ()) -> list[Shape]:
@@ -157,14 +160,15 @@ def _build_clip(word: str) -> Any:
     return build_clip(CLIP_TINY_CONFIG if word.startswith("random:tiny") else CLIP_BASE_CONFIG)
 
 
-def _build_video(network: str, word: str) -> nn.Module:
+def _build_video(network: str, word: str) -> tuple[nn.Module, int]:
+    """The network without its weights, and the frames that it sees of a clip."""
     if word == MINIWORLD:
-        from .small_networks import BUILDERS
+        from .small_networks import BUILDERS, SMALL_FORMS
 
-        return BUILDERS[network]()
+        return BUILDERS[network](), SMALL_FORMS[network].frames
     entry = VIDEO_NETWORKS[network]
-    net, _ = entry.tiny() if word.startswith("random:tiny") else entry.full()
-    return net
+    net, form = entry.tiny() if word.startswith("random:tiny") else entry.full()
+    return net, form.frames
 
 
 def _folder_of(word: str) -> Path | None:

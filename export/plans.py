@@ -91,7 +91,7 @@ def clip_plan(model: Any, captions: torch.Tensor) -> GraphPlan:
 def cnn_plan(network: VideoNetwork, net: nn.Module, form: VideoForm) -> GraphPlan:
     return GraphPlan(
         "cnn",
-        network.module(net),
+        network.module(net, form.frames),
         (Tensor("frames", "float32", ("batch", 3, form.frames, form.crop, form.crop)),),
         (Tensor("embedding", "float32", ("batch", form.width)),),
         {"batch": _BATCH},

@@ -5,13 +5,12 @@ Stem and stages come first in their ``blocks``, the head last; of Slow, stem to 
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..base.errors import DataError
+from .per_frame import early_layers, frame_layers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,6 +36,29 @@ def pooled_module(net: nn.Module) -> nn.Module:
             return self.pool(self.backbone(frames)).mean(dim=(2, 3, 4))  # type: ignore[no-any-return]
 
     return Pooled().eval()
+
+
+def slow_module(net: nn.Module, frames: int) -> nn.Module:
+    """``pooled_module`` of clips of ``frames`` frames, computed frame by frame where the layers allow it."""
+    from torch import nn
+
+    blocks: Any = net.blocks
+    flat = frame_layers(nn.Sequential(*blocks[:-1]), frames)
+    if flat is None:
+        return pooled_module(net)
+
+    class PooledFrames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = flat
+            self.pool = blocks[-1].pool
+
+        def forward(self, clips: Tensor) -> Tensor:
+            maps = self.backbone(clips.transpose(1, 2).flatten(0, 1))  # [B · frames, C, h, w]
+            maps = maps.unflatten(0, (-1, frames)).transpose(1, 2)
+            return self.pool(maps).mean(dim=(2, 3, 4))  # type: ignore[no-any-return]
+
+    return PooledFrames().eval()
 
 
 def before_proj(net: nn.Module, frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -73,7 +95,7 @@ def keyframe_module(net: nn.Module) -> nn.Module:
     class Keyframes(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.early = nn.Sequential(*(_per_frame(block) for block in blocks[:3]))
+            self.early = nn.Sequential(*(early_layers(block) for block in blocks[:3]))
 
         def forward(self, frames: Tensor) -> Tensor:
             return self.early(frames).mean(dim=(2, 3))  # type: ignore[no-any-return]
@@ -85,58 +107,3 @@ def keyframe_width(net: nn.Module) -> int:
     """Channels that res3 gives: 512 for ``slow_r50``."""
     blocks: Any = net.blocks
     return int(blocks[2].res_blocks[-1].branch2.conv_c.out_channels)
-
-
-def _per_frame(module: nn.Module) -> nn.Module:
-    """A copy of ``module`` with its (1, k, k) layers in two dimensions."""
-    flat = copy.deepcopy(module)
-    for parent in list(flat.modules()):
-        for name, child in list(parent.named_children()):
-            replacement = _flat_layer(child)
-            if replacement is not None:
-                setattr(parent, name, replacement)
-    return flat
-
-
-def _flat_layer(layer: Any) -> nn.Module | None:
-    from torch import nn
-
-    if isinstance(layer, nn.Conv3d):
-        _check_one_frame(layer, (layer.kernel_size, layer.stride, layer.dilation), layer.padding)
-        sizes = {name: _spatial(getattr(layer, name)) for name in ("kernel_size", "stride", "padding", "dilation")}
-        flat = nn.Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            **sizes,
-            groups=layer.groups,
-            bias=layer.bias is not None,
-            device="meta",
-        )
-        flat.weight = nn.Parameter(layer.weight.detach()[:, :, 0])
-        flat.bias = layer.bias
-        return flat
-    if isinstance(layer, nn.BatchNorm3d):
-        norm = nn.BatchNorm2d(layer.num_features, layer.eps)
-        norm.load_state_dict(layer.state_dict())
-        return norm.eval()
-    if isinstance(layer, nn.MaxPool3d):
-        _check_one_frame(layer, (layer.kernel_size, layer.stride, layer.dilation), layer.padding)
-        return nn.MaxPool2d(*(_spatial(size) for size in (layer.kernel_size, layer.stride, layer.padding)))
-    return None
-
-
-def _check_one_frame(layer: Any, spans: tuple[Any, ...], padding: Any) -> None:
-    if any(_in_time(span) != 1 for span in spans) or _in_time(padding) != 0:
-        raise DataError(
-            f"{layer}: stem, res2 and res3 of the Slow network must look at one frame at a time, "
-            "expected a kernel of 1 in time",
-            fix="use slow_r50 or a checkpoint of its architecture for --slow",
-        )
-
-
-def _in_time(size: Any) -> int:
-    return int(size if isinstance(size, int) else size[0])
-
-
-def _spatial(size: Any) -> Any:
-    return size if isinstance(size, int) else tuple(size[1:])

@@ -24,7 +24,7 @@ from .architectures import (
     build_slow_tiny,
     zoo_url,
 )
-from .slow import before_proj, pooled_module
+from .slow import before_proj, pooled_module, slow_module
 from .video_checkpoint import ZooEntry, download_video, load_video
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class VideoNetwork:
     randomise: Callable[..., None]  # (net, form, *, seed)
     load: Callable[[Path], tuple[nn.Module, VideoForm]]  # from a local file or folder
     fetch: Callable[[str], tuple[nn.Module, VideoForm, str]]  # from the publisher, by source word: with the revision
-    module: Callable[[nn.Module], nn.Module]  # what is exported
+    module: Callable[[nn.Module, int], nn.Module]  # what is exported, by the network and a clip's frames
     reference: Callable[[nn.Module, Frames], npt.NDArray[np.float32]]  # the same numbers by the library's own forward
     preprocessing: Callable[[int], FramePreprocessing]  # by the crop's pixels
     pooling: str  # for people
@@ -100,7 +100,7 @@ VIDEO_NETWORKS: Mapping[str, VideoNetwork] = {
         ),
         tiny=lambda: (build_slow_tiny(), SLOW_TINY_FORM),
         randomise=random_convolutions.randomise_slow,
-        module=pooled_module,
+        module=slow_module,
         reference=before_proj,
         preprocessing=preprocessing.pytorchvideo_frames,
         pooling=f"{_WINDOWS} (slow_r50: four 7 x 7 windows)",
@@ -117,7 +117,7 @@ VIDEO_NETWORKS: Mapping[str, VideoNetwork] = {
         ),
         tiny=lambda: (build_i3d_tiny(), I3D_TINY_FORM),
         randomise=random_convolutions.randomise_i3d,
-        module=pooled_module,
+        module=lambda net, _frames: pooled_module(net),
         reference=before_proj,
         preprocessing=preprocessing.pytorchvideo_frames,
         pooling=f"{_WINDOWS} (i3d_r50: one 7 x 7 window)",
@@ -134,7 +134,7 @@ VIDEO_NETWORKS: Mapping[str, VideoNetwork] = {
         ),
         tiny=lambda: (resnet3d.build_r3d_tiny(), resnet3d.R3D_TINY_FORM),
         randomise=random_convolutions.randomise_resnet3d,
-        module=resnet3d.resnet3d_module,
+        module=lambda net, _frames: resnet3d.resnet3d_module(net),
         reference=resnet3d.before_fc,
         preprocessing=preprocessing.resnet3d_frames,
         pooling="mean over all positions",
@@ -148,7 +148,7 @@ VIDEO_NETWORKS: Mapping[str, VideoNetwork] = {
         randomise=random_transformers.randomise_videomae,
         load=_load_videomae,
         fetch=_fetch_videomae,
-        module=videomae.videomae_module,
+        module=lambda net, _frames: videomae.videomae_module(net),
         reference=videomae.before_classifier,
         preprocessing=preprocessing.videomae_frames,
         pooling="mean of all tokens, normalised, as the classifier reads it",

@@ -16,6 +16,7 @@ import sys
 import numpy as np
 
 from ..base.errors import DataError
+from ..base.memory import peak_resident_kb
 from .decoder_messages import Answer, FramesRead, OpenClip, Opened, ReadFrames, Refused, receive_request, send
 from .decoding import DecodedClip
 
@@ -105,18 +106,14 @@ def _candidates(clip: DecodedClip, request: OpenClip) -> tuple[memoryview, Opene
     pixels = clip.prepared(request.preprocessing)
     survey = clip.survey
     times = tuple(survey.t_s[clip.candidates].tolist())
-    return pixels.data.cast("B"), Opened(times, survey.frames, survey.warnings, _peak_kb())
+    return pixels.data.cast("B"), Opened(times, survey.frames, survey.warnings, peak_resident_kb())
 
 
 def _frames(clip: DecodedClip | None, request: ReadFrames) -> tuple[memoryview, FramesRead]:
     if clip is None:
         raise ValueError("frames were asked for before a clip was opened")
     rgb = np.stack(list(clip.rgb(request.candidates)))
-    return rgb.data.cast("B"), FramesRead(len(rgb), rgb.shape[1], rgb.shape[2], _peak_kb())
-
-
-def _peak_kb() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return rgb.data.cast("B"), FramesRead(len(rgb), rgb.shape[1], rgb.shape[2], peak_resident_kb())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from .plan_records import Plan
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Ledger = dict[str, dict[str, int]]  # what is computed in -> operator -> nodes
+WITH_INT8_WEIGHTS = " with int8 weights"  # ends the kind of products whose weights alone are int8
 
 
 def precision_label(of: Mapping[str, str]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
 from .manifest import Manifest, VisionLanguage
 
 STAGES = ("decode", "keyframes", "prepare", "vision", "caption", "embed", "cnn")
+_GRAPHS = {"keyframes": "keyframes", "vision": "vision", "caption": "text", "embed": "text", "cnn": "cnn"}
 
 
 def stages_of(manifest: Manifest) -> tuple[str, ...]:
@@ -21,6 +22,15 @@ def stages_of(manifest: Manifest) -> tuple[str, ...]:
     if isinstance(manifest.vlm, VisionLanguage):
         passed |= {"caption", "embed"}
     return tuple(stage for stage in STAGES if stage in passed)
+
+
+def graph_of(stage: str, graphs: Container[str]) -> str | None:
+    """Which of a bundle's ``graphs`` a stage runs; None where it runs none. CLIP's is seen in the stage ``vision``."""
+    if stage == "vision" and "clip" in graphs:
+        return "clip"
+    if stage == "embed" and "words" in graphs:
+        return "words"
+    return _GRAPHS.get(stage)
 
 
 @contextmanager

@@ -59,12 +59,13 @@ def quantise_static(model: Any, feeds: Iterable[Feeds], form: Int8Form, *, threa
     Raises DataError as ``observe`` does.
     """
     _gemms_to_products(model)
-    graph = _Rewriter(model)
+    graph, pixels = _Rewriter(model), _pixels(model)
+    # The first convolution stays: three channels, little work, and all that follows depends on it.
     products = [
         node
         for node in model.graph.node
         if (node.op_type == "MatMul" and graph.is_weight(node.input[1], 2))
-        or (node.op_type == "Conv" and graph.is_weight(node.input[1]) and not _reads_pixels(node, model))
+        or (node.op_type == "Conv" and graph.is_weight(node.input[1]) and node.input[0] not in pixels)
     ]
     results = {id(node): graph.result_of(node) for node in products if node.op_type == "Conv" and form.between}
     names = [node.input[0] for node in products] + list(results.values())
@@ -83,9 +84,13 @@ def quantise_static(model: Any, feeds: Iterable[Feeds], form: Int8Form, *, threa
     return len(products)
 
 
-def _reads_pixels(node: Any, model: Any) -> bool:
-    """The first convolution of a network: three channels, little work, and all that follows depends on it."""
-    return any(node.input[0] == value.name for value in model.graph.input)
+def _pixels(model: Any) -> set[str]:
+    """The graph's inputs, and what is made of them by a change of shape alone."""
+    names = {value.name for value in model.graph.input}
+    for node in model.graph.node:
+        if node.op_type in ("Transpose", "Reshape") and node.input[0] in names:
+            names |= set(node.output)
+    return names
 
 
 def _gemms_to_products(model: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...base.errors import InvariantError, MissingExtra
-from ...runtime.graph_records import Ledger, Precision
+from ...runtime.graph_records import WITH_INT8_WEIGHTS, Ledger, Precision
 
 PRODUCTS = ("MatMul", "Gemm", "Conv", "MatMulInteger", "ConvInteger", "com.microsoft.MatMulNBits")
 # What else is worth knowing of: where half precision and int8 lose most.
@@ -41,25 +41,30 @@ def read_ledger(path: Path) -> Ledger:
     return {kind: dict(sorted(counts[kind].items())) for kind in sorted(counts)}
 
 
-def check_ledger(graph: str, precision: Precision, ledger: Ledger) -> None:
-    """Raise InvariantError when a graph that should compute in ``precision`` does not: it must not be lost silently.
+def product_kinds(ledger: Ledger) -> set[str]:
+    """What the products of a graph compute in."""
+    return {kind for kind, operators in ledger.items() if any(operator in PRODUCTS for operator in operators)}
 
-    fp32, fp16, bf16: every product. int8: every product with a weight, but the first convolution.
+
+def is_precision(kinds: set[str], precision: Precision) -> bool:
+    """Whether products in ``kinds`` are what ``precision`` promises.
+
+    fp32, fp16 and bf16: every one, for a half that keeps float32 would be lost. int8 leaves some in float (the
+    first layer, products of two activations).
     """
-    products = {
-        kind: sum(count for operator, count in operators.items() if operator in PRODUCTS)
-        for kind, operators in ledger.items()
-    }
-    done = {kind for kind, count in products.items() if count}
-    expected = PRODUCT_OF[precision]
     if precision == "int8":
-        if any(kind.startswith("int8") or kind.endswith("int8 weights") for kind in done):
-            return
-    elif done == {expected}:
-        return
-    raise InvariantError(
-        f"graph '{graph}' was to multiply in {expected}, its file multiplies in {', '.join(sorted(done)) or 'nothing'}"
-    )
+        return any(kind == "int8" or kind.endswith(WITH_INT8_WEIGHTS) for kind in kinds)
+    return kinds == {PRODUCT_OF[precision]}
+
+
+def check_ledger(graph: str, precision: Precision, ledger: Ledger) -> None:
+    """Raise InvariantError when a graph that should compute in ``precision`` does not: it must not be lost silently."""
+    kinds = product_kinds(ledger)
+    if not is_precision(kinds, precision):
+        found = ", ".join(sorted(kinds)) or "nothing"
+        raise InvariantError(
+            f"graph '{graph}' was to multiply in {PRODUCT_OF[precision]}, its file multiplies in {found}"
+        )
 
 
 def _computes_in(operator: str, node: Any, types: dict[str, str], makers: dict[str, Any]) -> str:
@@ -73,7 +78,7 @@ def _computes_in(operator: str, node: Any, types: dict[str, str], makers: dict[s
     from_int8 = [_dequantised(name, makers) for name in node.input[:2]]
     if all(from_int8):
         return "int8"
-    return f"{own} with int8 weights" if any(from_int8) else own
+    return own + WITH_INT8_WEIGHTS if any(from_int8) else own
 
 
 def _dequantised(name: str, makers: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...base.errors import InvariantError, MissingExtra
-from ...runtime.graph_records import Graph
+from ...runtime.graph_records import WITH_INT8_WEIGHTS, Graph
 from ...runtime.manifest import FramePreprocessing
 from ..graphs import GraphPlan, check_and_save, write_graph
 from .choice import FP32, PrecisionChoice
@@ -68,7 +68,7 @@ def _write_int8(plan: GraphPlan, folder: Path, lowering: Lowering, frames: Frame
         graph = write_graph(plan, Path(scratch))
         model = onnx.load(str(Path(scratch, graph.file)))
     if plan.name not in STATIC:  # text: bound by reading its weights, and its rows differ most
-        expected, kind = quantise_weights(model), f"{PRODUCT_OF['fp32']} with int8 weights"
+        expected, kind = quantise_weights(model), PRODUCT_OF["fp32"] + WITH_INT8_WEIGHTS
     else:
         if frames is None:
             raise InvariantError(f"graph '{plan.name}' is calibrated on frames, and nothing says how it reads them")

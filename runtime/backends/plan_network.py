@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from ..graph_records import Graph, Tensor
+from ..graph_records import WITH_INT8_WEIGHTS, Graph, Tensor
 from .refusals import Code, refuse
 
 # TensorRT's DataType by name -> numpy name, for what our graphs hold
@@ -28,7 +28,6 @@ DTYPES = {
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 PRODUCT_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
 HALVES = ("float16", "bfloat16")
-WITH_INT8_WEIGHTS = " with int8 weights"  # ends a ledger's key (export/precision/ledger.py)
 
 
 def check_network(trt: Any, network: Any, name: str, graph: Graph) -> None:

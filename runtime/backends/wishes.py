@@ -23,6 +23,7 @@ class Wishes:
     by_graph: Mapping[str, str] = field(default_factory=dict)
     require: bool = False  # another backend than the one asked for is an error
     bf16: bool = False  # compute float32 graphs in bf16; all but keyframes, which decides what is seen
+    quickest: bool = False  # what runs where is found out by a measurement (runtime/quickest.py); nothing else is asked
 
     def backend_of(self, graph: str) -> str:
         return self.by_graph.get(graph, self.backend)
@@ -37,7 +38,7 @@ NO_WISHES = Wishes()
 def parse_wishes(words: Sequence[str], *, require: bool = False, precision: str | None = None) -> Wishes:
     """From ``openvino`` and ``text=onnxruntime`` (each word may hold several, with commas).
 
-    ``precision``: None for that of the bundle, or ``bf16``. Raises UsageError.
+    ``precision``: None for that of the bundle, ``bf16``, or ``auto``: what is quickest. Raises UsageError.
     """
     everywhere, by_graph = AUTO, dict[str, str]()
     for word in (part.strip() for text in words for part in text.split(",")):
@@ -53,12 +54,17 @@ def parse_wishes(words: Sequence[str], *, require: bool = False, precision: str 
             by_graph[graph] = backend
         else:
             everywhere = backend
-    if precision not in (None, "bf16"):
+    if precision not in (None, "bf16", "auto"):
         raise UsageError(
-            f"--precision {precision}: expected bf16, which OpenVINO computes of an fp32 bundle",
+            f"--precision {precision}: expected bf16, which OpenVINO computes of an fp32 bundle, or auto",
             fix="other precisions stand in the bundle: flamest-export --backend onnx --precision int8 --out DIR",
         )
-    wishes = Wishes(everywhere, by_graph, require, precision == "bf16")
+    if precision == "auto" and {everywhere, *by_graph.values()} != {AUTO}:
+        raise UsageError(
+            "--precision auto finds the backend too: expected no --backend beside it",
+            fix="leave out either of the two",
+        )
+    wishes = Wishes(everywhere, by_graph, require, precision == "bf16", precision == "auto")
     if require and AUTO in (everywhere, *by_graph.values()):
         raise UsageError(
             "--require-backend: no backend is named that could be required",

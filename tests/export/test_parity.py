@@ -14,7 +14,7 @@ from flamest.export.parity import BATCHES, Comparison, summarise
 from flamest.export.parity_blip import compare_blip
 from flamest.export.parity_video import compare_cnn, compare_keyframes
 from flamest.export.precision.written import WrittenGraphs
-from flamest.export.slow import keyframe_module, pooled_module
+from flamest.export.slow import keyframe_module, pooled_module, slow_module
 from flamest.export.sources import open_video
 from flamest.export.verify import verify_bundle
 from flamest.runtime.graph_records import Graph
@@ -104,6 +104,27 @@ def test_the_slow_embedding_is_the_mean_of_the_windows_and_not_the_global_mean(t
         embedding = pooled_module(net)(frames)[0]
     assert torch.allclose(embedding, torch.stack(windows).mean(0), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(embedding, maps[0].mean((1, 2, 3)), rtol=1e-2, atol=1e-2)
+
+
+def test_frame_by_frame_the_network_is_the_same(tiny_slow):
+    """The first and the last frame have no neighbour on one side; clips of a batch have none in each other."""
+    frames = torch.randn(2, 3, 8, 112, 112, generator=torch.Generator().manual_seed(0))
+    flat = slow_module(tiny_slow.net, 8)
+    assert not [layer for layer in flat.modules() if isinstance(layer, torch.nn.Conv3d)]
+    with torch.no_grad():
+        expected, found = pooled_module(tiny_slow.net)(frames), flat(frames)
+        first_moved = flat(torch.cat([torch.zeros_like(frames[:1]), frames[1:]]))
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(first_moved[1], found[1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_that_mixes_frames_otherwise_stays_three_dimensional(tiny_slow):
+    net = copy.deepcopy(tiny_slow.net)
+    stem = net.blocks[0].conv
+    net.blocks[0].conv = torch.nn.Conv3d(stem.in_channels, stem.out_channels, (5, 7, 7), (1, 2, 2), (2, 3, 3))
+    frames = torch.randn(1, 3, 8, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(slow_module(net, 8)(frames), pooled_module(net)(frames))
 
 
 def test_keyframe_features_are_refused_where_a_layer_sees_other_frames(tiny_slow):

@@ -1,0 +1,267 @@
+"""The embedding work of a clip, beside the paper's protocol in torch eager and beside the machine's limits.
+
+    python -m bench.extraction --clips DIR --fp32 DIR --int8 DIR [--repeats 5]
+
+Bundles of the same weights (``random:full``) in fp32 and int8, real clips. What counts: from prepared frames to 2816
+numbers, 12 caption steps on both sides whatever the tokens say. The paper's protocol: Hugging Face's ``generate``, then
+a second full pass of BLIP for the cross-attention embedding (it gives no way to reuse the first), then PyTorchVideo's
+Slow. All contestants in turns in one process; read ratios. No ``optimum``: it exports no BLIP (2.1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from flamest.runtime.backends.openvino_session import OpenVinoSession
+from flamest.runtime.bundle import Bundle, open_bundle
+from flamest.runtime.session import Session, open_session
+from flamest.runtime.vlm import VisionLanguageModel
+
+from .precision import SUFFIXES, network_inputs
+from .record import keep
+from .training import gemm_peak
+
+STEPS = 12  # of a caption
+BATCH = 8
+SIDE = 2048  # of the product whose speed counts as the peak
+STAGES = ("vision", "caption and embedding", "cnn")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=Path, required=True)
+    parser.add_argument("--fp32", type=Path, required=True)
+    parser.add_argument("--int8", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args()
+    found = sorted(path for path in given.clips.rglob("*") if path.suffix.lower() in SUFFIXES)
+    chosen = found[:: max(1, len(found) // BATCH)][:BATCH]
+    figures = measure(open_bundle(given.fp32), open_bundle(given.int8), chosen, given.repeats)
+    print(json.dumps(figures, indent=2))
+    print(f"kept in {keep('extraction', figures)}")
+
+
+@dataclass
+class Contestant:
+    """``run`` gives the milliseconds of each stage for ``clips`` clips."""
+
+    run: Callable[[], dict[str, float]]
+    arithmetic: str  # fp32, bf16, int8
+    clips: int = 1
+    taken: list[dict[str, float]] = field(default_factory=list)
+
+
+def measure(fp32: Bundle, int8: Bundle, clips: list[Path], repeats: int) -> dict[str, Any]:
+    seen = list(network_inputs(fp32, clips))
+    reference = Paper(fp32, seen)
+    contestants = {"torch eager, the paper's way": Contestant(reference.run, "fp32")}
+    contestants |= dict(_ours(fp32, int8, seen))
+    for contestant in contestants.values():
+        contestant.run()  # the first allocates
+    for _ in range(repeats):  # in turns, because the machine is shared
+        for contestant in contestants.values():
+            contestant.taken.append(contestant.run())
+    peaks = {"fp32": gemm_peak(), **other_peaks()}
+    work = reference.flop()
+    base = _median(contestants["torch eager, the paper's way"])
+    return {
+        "what": f"{len(clips)} real clips, {STEPS} caption steps, medians of {repeats} in turns, ms per clip",
+        "gflop": {stage: each / 1e9 for stage, each in work.items()},
+        "peak_gflops": {name: peak / 1e9 for name, peak in peaks.items()},
+        "contestants": {
+            name: {
+                "ms_per_clip": _median(contestant),
+                "times_faster_than_the_paper": base / _median(contestant),
+                "stages_ms": {
+                    stage: statistics.median(each[stage] for each in contestant.taken) / contestant.clips
+                    for stage in STAGES
+                },
+                "batch": contestant.clips,
+                "percent_of_peak": 100 * sum(work.values()) / peaks[contestant.arithmetic] * 1e3 / _median(contestant),
+                "spread_ms": [sum(each.values()) / contestant.clips for each in contestant.taken],
+            }
+            for name, contestant in contestants.items()
+        },
+    }
+
+
+def _median(contestant: Contestant) -> float:
+    return statistics.median(sum(each.values()) for each in contestant.taken) / contestant.clips
+
+
+class Clock:
+    """Milliseconds by stage."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.taken[stage] = (now - self._began) * 1e3
+        self._began = now
+
+
+class Paper:
+    """The paper's protocol: the libraries as they are."""
+
+    def __init__(self, bundle: Bundle, seen: list[tuple[Any, Any]]) -> None:
+        import torch
+        from flamest.export.sources import open_blip, open_video
+
+        self._torch = torch
+        self._model = open_blip("random:full").model.eval()
+        video = open_video("slow", "random:full")
+        self._net, self._form = video.net.eval(), video.form
+        self._spec = bundle.manifest.vlm
+        pixels, motion = seen[0]
+        self._pixels, self._motion = torch.from_numpy(pixels), torch.from_numpy(motion)
+
+    def run(self) -> dict[str, float]:
+        """The first pass of vision is counted as caption: ``generate`` does it."""
+        clock = Clock()
+        with self._torch.no_grad():
+            rows = self._model.generate(
+                self._pixels, min_new_tokens=STEPS, max_new_tokens=STEPS, do_sample=False, num_beams=1
+            )
+            clock.lap("caption and embedding")
+            image = self._model.vision_model(self._pixels).last_hidden_state
+            clock.lap("vision")
+            self._model.text_decoder.bert(rows[:, -STEPS - 2 :], encoder_hidden_states=image, is_decoder=False)
+            first = clock.taken["caption and embedding"]
+            clock.lap("caption and embedding")
+            clock.taken["caption and embedding"] += first
+            self._net(self._motion)
+            clock.lap("cnn")
+        return clock.taken
+
+    def flop(self) -> dict[str, float]:
+        """Of one clip, each frame seen once: two per multiply-add, products and convolutions."""
+        import torch
+        from flamest.export.blip import text_module, text_shape, vision_module
+        from torch.utils.flop_counter import FlopCounterMode
+
+        def counted(module: Any, *inputs: Any) -> float:
+            meta = copy.deepcopy(module).to("meta")
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                meta(*(each.to("meta") for each in inputs))
+            return float(counter.get_total_flops())
+
+        shape = text_shape(self._model)
+        vision = vision_module(self._model)
+        with torch.no_grad():
+            cross = [torch.empty_like(each, device="meta") for each in vision.to("meta")(self._pixels.to("meta"))]
+
+        def text(tokens: int, past: int) -> float:
+            ids = torch.zeros(1, tokens, dtype=torch.int64)
+            mask = torch.zeros(1, 1, tokens, past + tokens)
+            cache = [torch.zeros(1, shape.heads, past, shape.head_dim) for _ in range(2 * shape.layers)]
+            return counted(text_module(self._model), ids, ids, mask, *cache, *cross)
+
+        seen = counted(vision, self._pixels)
+        said = sum(text(1, past) for past in range(STEPS)) + text(STEPS + 2, 0)
+        return {"vision": seen, "caption and embedding": said, "cnn": counted(self._net, self._motion)}
+
+
+def _ours(fp32: Bundle, int8: Bundle, seen: list[tuple[Any, Any]]) -> Iterator[tuple[str, Contestant]]:
+    def opened(bundle: Bundle, name: str, computed: str | None = None) -> Session:
+        path = bundle.path / bundle.manifest.graphs[name].file
+        if computed is None:
+            return open_session(path)
+        return OpenVinoSession.open(path, computed=computed)  # type: ignore[arg-type]
+
+    def graphs(bundle: Bundle, computed: str | None, text: str | None) -> tuple[Session, Session, Session]:
+        return opened(bundle, "vision", computed), opened(bundle, "text", text), opened(bundle, "cnn", computed)
+
+    choices = {
+        "ONNX Runtime fp32": (fp32, None, None, "fp32"),
+        "OpenVINO fp32": (fp32, "f32", "f32", "fp32"),
+        "OpenVINO bf16": (fp32, "bf16", "bf16", "bf16"),
+        "ONNX Runtime int8": (int8, None, None, "int8"),
+        "OpenVINO int8, text by ONNX Runtime": (int8, "f32", None, "int8"),
+    }
+    for name, (bundle, computed, text, arithmetic) in choices.items():
+        ours = Ours(bundle, *graphs(bundle, computed, text), seen)
+        for batch in (1, BATCH):
+            yield (
+                f"{name}, batch {batch}",
+                Contestant(lambda ours=ours, batch=batch: ours.run(batch), arithmetic, batch),
+            )  # type: ignore[misc]
+
+
+class Ours:
+    """The bundle's graphs as the extractor runs them."""
+
+    def __init__(
+        self, bundle: Bundle, vision: Session, text: Session, cnn: Session, seen: list[tuple[Any, Any]]
+    ) -> None:
+        spec: Any = bundle.manifest.vlm
+        forced = msgspec.structs.replace(spec.caption, end_id=-1, max_new_tokens=STEPS)
+        self._model = VisionLanguageModel(vision, text, msgspec.structs.replace(spec, caption=forced))
+        self._cnn = cnn
+        self._pixels = np.concatenate([pixels for pixels, _ in seen])
+        self._motion = np.concatenate([motion for _, motion in seen])
+
+    def run(self, batch: int) -> dict[str, float]:
+        clock = Clock()
+        memory = self._model.look(self._pixels[:batch])
+        clock.lap("vision")
+        captions = self._model.caption_ids(memory)
+        self._model.embed(memory, captions)
+        clock.lap("caption and embedding")
+        self._cnn.run({"frames": self._motion[:batch]})
+        clock.lap("cnn")
+        return clock.taken
+
+
+def other_peaks() -> dict[str, float]:
+    """Operations per second of a square product: bf16 in OpenVINO, uint8 by int8 in ONNX Runtime; the best of ten."""
+    import tempfile
+
+    import onnx
+    from onnx import TensorProto, helper
+
+    random, flop = np.random.default_rng(0), 2 * SIDE**3
+    matrix = random.normal(size=(SIDE, SIDE)).astype(np.float32)
+    weight = helper.make_tensor("b", TensorProto.FLOAT, [SIDE, SIDE], matrix.tobytes(), raw=True)
+
+    def model(node: Any, kinds: tuple[int, int], weights: list[Any]) -> Any:
+        values = [helper.make_tensor_value_info(*each, [SIDE, SIDE]) for each in (("a", kinds[0]), ("c", kinds[1]))]
+        graph = helper.make_graph([node], "product", values[:1], values[1:], weights)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+    def best(session: Session, a: Any) -> float:
+        times = []
+        for _ in range(11):
+            began = time.perf_counter()
+            session.run({"a": a})
+            times.append(time.perf_counter() - began)
+        return flop / min(times[1:])
+
+    small = helper.make_tensor(
+        "b", TensorProto.INT8, [SIDE, SIDE], random.integers(-127, 127, (SIDE, SIDE), np.int8).tobytes(), raw=True
+    )
+    integers = model(
+        helper.make_node("MatMulInteger", ["a", "b"], ["c"]), (TensorProto.UINT8, TensorProto.INT32), [small]
+    )
+    floats = model(helper.make_node("MatMul", ["a", "b"], ["c"]), (TensorProto.FLOAT, TensorProto.FLOAT), [weight])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "product.onnx")
+        onnx.save_model(floats, str(path))
+        bf16 = best(OpenVinoSession.open(path, computed="bf16"), matrix)
+    int8 = best(open_session(integers.SerializeToString()), random.integers(0, 255, (SIDE, SIDE), np.uint8))
+    return {"bf16": bf16, "int8": int8}
+
+
+if __name__ == "__main__":
+    main()
