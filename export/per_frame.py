@@ -120,7 +120,8 @@ def _shifted_sum(layer: Any, frames: int) -> nn.Module:
             before, now, after = parts.reshape(-1, frames, 3 * channels, height, width).split(channels, dim=2)
             before = pad(before[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
             after = pad(after[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
-            return (now + before + after).reshape(-1, channels, height, width)
+            summed: Tensor = now + before + after
+            return summed.reshape(-1, channels, height, width)
 
     return ShiftedSum()
 

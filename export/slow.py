@@ -50,11 +50,11 @@ def slow_module(net: nn.Module, frames: int) -> nn.Module:
     class PooledFrames(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.backbone = flat
+            self.backbone: nn.Module = flat
             self.pool = blocks[-1].pool
 
         def forward(self, clips: Tensor) -> Tensor:
-            maps = self.backbone(clips.transpose(1, 2).flatten(0, 1))  # [B · frames, C, h, w]
+            maps: Tensor = self.backbone(clips.transpose(1, 2).flatten(0, 1))  # [B · frames, C, h, w]
             maps = maps.unflatten(0, (-1, frames)).transpose(1, 2)
             return self.pool(maps).mean(dim=(2, 3, 4))  # type: ignore[no-any-return]
 
