@@ -91,6 +91,11 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
             f"left this site: {now.updates_sent} updates, {now.sent_bytes / 1e6:.2f} MB; "
             f"received {now.received_bytes / 1e6:.2f} MB"
         )
+        if now.adopted:
+            which = {"own": "this silo's own", "final": "the final one of the run"}[now.adopted]
+            print(f"model in use: {which}")
+            if now.adopted_why:
+                print(f"  {now.adopted_why}")
         for where, graphs in now.graphs_by_place().items():
             print(f"last extraction: {', '.join(graphs)} on {where}")
     return {**msgspec.to_builtins(now), "alive": alive}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import time
 from typing import Any
 
@@ -17,19 +18,32 @@ from ..base.files import FileLock
 from ..base.log import Log
 from ..base.shutdown import Shutdown
 from ..fedproto.codecs import more_exact
-from ..fedproto.modelfile import ModelFile, write_model
-from ..fedproto.records import GlobalModel, Phase, RunSettings, Standing, Update
+from ..fedproto.modelfile import ModelFile, read_model, write_model
+from ..fedproto.records import GlobalModel, Phase, RunSettings, Standing, SubjectEvaluation, Update
 from .corrections import Corrections
 from .extract import ExtractRequest
-from .link import Link, LinkStopped, RunChanged, StaleUpdate
+from .instance import agent_instance
+from .link import DuplicateIdentity, Link, LinkStopped, RunChanged, StaleUpdate
+from .measure import Adoption
 from .settings import AgentSettings
 from .status import LOCK_FILE, AgentStatus, Doing, write_status
-from .tasks import DataSource, RoundOutcome, RoundWork, extract_new, train_round
+from .tasks import (
+    DataSource,
+    RoundOutcome,
+    RoundWork,
+    choose_model,
+    extract_new,
+    measure_model,
+    train_round,
+)
 from .worker import Worker, WorkerCrashed, WorkStopped
 
+DUPLICATE_S = 60.0  # how often an agent asks whether the other one of its identity is gone
 POLL_S = 20.0  # how long the coordinator may keep a question for work open
 RETRY_S = (1.0, 60.0)  # pause after an unreachable coordinator: doubles from the first to the second
-FINAL_MODEL = "model.safetensors"
+FINAL_MODEL = "model.safetensors"  # in use at this site: the run's, or this silo's own where that was better
+OWN_MODEL = "own.safetensors"  # what this silo trained last (policy.refuse_worse)
+REFUSED_MODEL = "model.refused.safetensors"
 DECLINED: tuple[Doing, ...] = ("refused_by_policy", "failed")
 
 log = Log("agent")
@@ -60,6 +74,7 @@ class _Daemon:
         self._worker = worker
         self._scanned = -settings.work.rescan_s
         self._before = (0, 0)  # bytes sent and received over the connections before this one
+        self._instance = agent_instance(settings.state)
         self._status = AgentStatus(pid=os.getpid(), silo=silo, since=_now())
         write_status(settings.state, self._status)
 
@@ -78,10 +93,14 @@ class _Daemon:
                 break
             except RunChanged as change:
                 log.info("run_changed", detail=change.message)
+            except DuplicateIdentity as error:
+                self._become("duplicate_identity", detail=f"{error.message}; {error.fix}")
+                log.error("duplicate_identity", detail=error.message, fix=error.fix)
+                self._shutdown.wait(DUPLICATE_S * random.uniform(0.8, 1.2))
             except UnreachableError as error:
                 self._become("unreachable", detail=error.message)
                 log.warning("unreachable", retry_s=pause, detail=error.message)
-                self._shutdown.wait(pause)
+                self._shutdown.wait(pause * random.uniform(0.5, 1.5))
                 pause = min(2 * pause, RETRY_S[1])
         self._become("stopped")
         return self._status
@@ -95,16 +114,22 @@ class _Daemon:
         self._extract_if_due()
         log.info("joined", run=run.run, rounds=run.rounds, settings=run.sha256[:12])
         self._note(run=run.run, rounds=run.rounds)
-        answered = 0
-        saved = ""
+        answered = losses = 0
+        saved = measured = ""  # hashes of the final model
         while not self._shutdown.requested:
-            standing = link.wait(run, answered, POLL_S)
+            if losses != link.losses:  # it was away, and may have come back from an older backup
+                answered, losses = 0, link.losses
+            standing = link.wait(run, answered, POLL_S, instance=self._instance)
             self._count(link)
+            if standing.phase is Phase.EVALUATE and measured != standing.model_sha256:
+                self._measure(link, run, standing)
+                measured = standing.model_sha256
+                continue
             if standing.phase is Phase.OPEN:
                 self._answer(link, run, standing)
                 answered = standing.round
                 continue
-            if standing.phase is Phase.FINISHED:
+            if standing.phase in (Phase.FINISHED, Phase.EVALUATE):  # asked again: its report was refused
                 if saved != standing.model_sha256:
                     self._keep_final_model(link, run, standing)
                     saved = standing.model_sha256
@@ -148,6 +173,7 @@ class _Daemon:
             params=outcome.params,
             coded=outcome.coded,
             evaluation=outcome.evaluation if self._settings.policy.report_evaluation else None,
+            shared=run.final_evaluation == "sites" and self._settings.policy.share_for_evaluation,
         )
         receipt = link.submit(run, update)
         self._count(link)
@@ -157,15 +183,54 @@ class _Daemon:
 
     def _train(self, run: RunSettings, model: GlobalModel, standing: Standing) -> RoundOutcome | None:
         """The round's outcome; None when this silo's data cannot serve it (said in the status)."""
-        settings = self._settings
-        source = DataSource(settings.store, settings.precision, settings.policy.hold_out, settings.work.threads)
-        floor, codec = settings.policy.min_samples, more_exact(run.codec, settings.policy.codec or run.codec)
-        work = RoundWork(run, self._silo, model, standing.counted_round, settings.state, floor, codec)
+        settings, policy = self._settings, self._settings.policy
+        work = RoundWork(
+            run=run,
+            silo=self._silo,
+            model=model,
+            counted_round=standing.counted_round,
+            state=settings.state,
+            min_samples=policy.min_samples,
+            codec=more_exact(run.codec, policy.codec or run.codec),
+            class_floor=policy.report_classes,
+            own=settings.state / OWN_MODEL if policy.refuse_worse else None,
+        )
         try:
-            return self._worker.call(train_round, source, work)
+            return self._worker.call(train_round, self._source, work)
         except (DataError, StorageError, WorkerCrashed) as error:
             self._say_why("training_failed", model.round, error)
             return None
+
+    @property
+    def _source(self) -> DataSource:
+        settings = self._settings
+        return DataSource(settings.store, settings.precision, settings.policy.hold_out, settings.work.threads)
+
+    def _measure(self, link: Link, run: RunSettings, standing: Standing) -> None:
+        """At the end of the run: tell how the models that it offers do on the held-out clips, or decline."""
+        self._become("evaluating")
+        results: list[SubjectEvaluation] = []
+        policy = self._settings.policy
+        try:
+            for subject in range(standing.subjects if policy.report_evaluation else 0):
+                params = link.fetch_subject(run, standing, subject)
+                told = self._worker.call(measure_model, self._source, run, params, policy.report_classes)
+                if told is not None:
+                    results.append(SubjectEvaluation(subject, told))
+        except (DataError, StorageError, WorkerCrashed) as error:
+            if isinstance(error, RunChanged | DuplicateIdentity):
+                raise
+            results = []  # nothing half measured is told
+            log.error("evaluation_failed", round=standing.round, code=error.code, detail=error.message, fix=error.fix)
+        try:
+            link.report_evaluation(run, standing.round, results)
+        except DataError as refused:
+            if isinstance(refused, RunChanged):
+                raise
+            log.error("evaluation_refused", round=standing.round, code=refused.code, detail=refused.message)
+        else:
+            log.info("evaluation_sent", round=standing.round, models=len(results), asked=standing.subjects)
+        self._count(link)
 
     def _extract_if_due(self) -> None:
         """Look through the video folder when it is time; a failure is logged and never ends the daemon."""
@@ -196,21 +261,29 @@ class _Daemon:
 
     def _keep_final_model(self, link: Link, run: RunSettings, standing: Standing) -> None:
         model = link.fetch(run, standing)
-        path = self._settings.state / FINAL_MODEL
-        write_model(
-            path,
-            ModelFile(
-                head=run.head,
-                params=model.params,
-                labels=run.labels,
-                fingerprint=run.fingerprint,
-                run=run.run,
-                round=standing.round,
-            ),
-        )
         self._count(link)
-        Corrections.of_run(self._settings.state, run).forget()
-        log.info("final_model", round=standing.round, sha256=model.sha256[:12], file=path.name)
+        state = self._settings.state
+        final = ModelFile(run.head, model.params, run.labels, run.fingerprint, run.run, standing.round)
+        adoption = self._choose(run, model)
+        if adoption is not None and adoption.own:
+            write_model(state / REFUSED_MODEL, final)
+            write_model(state / FINAL_MODEL, read_model(state / OWN_MODEL))
+        else:
+            write_model(state / FINAL_MODEL, final)
+        kept = "own" if adoption is not None and adoption.own else "final"
+        self._note(adopted=kept, adopted_why=adoption.words if adoption else "")
+        Corrections.of_run(state, run).forget()
+        log.info("final_model", round=standing.round, sha256=model.sha256[:12], file=FINAL_MODEL, adopted=kept)
+
+    def _choose(self, run: RunSettings, model: GlobalModel) -> Adoption | None:
+        """Whether the own model stays in use; None when the policy does not ask, or nothing could be compared."""
+        if not self._settings.policy.refuse_worse:
+            return None
+        try:
+            return self._worker.call(choose_model, self._source, run, model.params, self._settings.state / OWN_MODEL)
+        except (DataError, StorageError, WorkerCrashed) as error:
+            log.error("not_compared", code=error.code, detail=error.message, fix=error.fix)
+            return None
 
     def _say_why(self, event: str, round_number: int, error: FlamestError) -> None:
         self._become("failed", detail=f"round {round_number}: {error.message}")

@@ -26,14 +26,22 @@ from ..fedproto.certificates import need
 from ..fedproto.codec import chunks, decode_params, param_bytes, payload_bytes, shapes
 from ..fedproto.codecs import apply, check_size
 from ..fedproto.head import Params, ParamsDigest, initial_params, params_sha256
-from ..fedproto.records import PROTOCOL, GlobalModel, Receipt, RunSettings, Standing, Update
+from ..fedproto.records import PROTOCOL, GlobalModel, Receipt, RunSettings, Standing, SubjectEvaluation, Update
 from ..fedproto.tls import TlsFiles, certificate_silo, channel_credentials, check_files
-from .link_errors import LinkStopped, RunChanged, StaleUpdate, handshake_problem, lasting_problem, split_address
+from .link_errors import (
+    DuplicateIdentity,
+    LinkStopped,
+    RunChanged,
+    StaleUpdate,
+    handshake_problem,
+    lasting_problem,
+    split_address,
+)
 
 if TYPE_CHECKING:
     import grpc
 
-__all__ = ["Link", "LinkSettings", "LinkStopped", "Retry", "RunChanged", "StaleUpdate"]
+__all__ = ["DuplicateIdentity", "Link", "LinkSettings", "LinkStopped", "Retry", "RunChanged", "StaleUpdate"]
 
 T = TypeVar("T")
 WATCH_S = 0.3  # how often a running call looks whether the process was asked to end
@@ -53,12 +61,23 @@ class LinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Retry(msgspec.Struct, frozen=True):
-    """How long a call is tried again. Pauses double from the first to the longest, each varied by half."""
+    """How long a call is tried again. Pauses double from the first to the longest, each varied by half.
+
+    A coordinator that is still away after the first pause lost all its silos at one moment, and they must not come back
+    at one moment: from then on pauses are anything from 0 to ``spread_s``.
+    """
 
     patience_s: float = 30.0  # in all, per call
     first_s: float = 0.2
     longest_s: float = 8.0
+    spread_s: float = 15.0
     sleep: Callable[[float], object] = time.sleep
+
+    def pause_s(self, attempt: int, *, away: bool) -> float:
+        """Before trying again after failed attempt ``attempt`` (from 1); ``away``: no one answered."""
+        if away and attempt > 1:
+            return random.uniform(0.0, self.spread_s)
+        return min(self.first_s * 2.0 ** min(attempt - 1, 30), self.longest_s) * random.uniform(0.5, 1.5)
 
 
 class Link:
@@ -76,6 +95,7 @@ class Link:
         self._shutdown = shutdown
         self.silo = certificate_silo(settings.certificate)
         self._held: tuple[str, Params] | None = None  # the last model and its hash, in a run with a lossy codec
+        self.losses = 0  # times that the coordinator did not answer
         self.sent_bytes = 0  # protobuf messages, every attempt counted; TLS and HTTP/2 come on top
         self.received_bytes = 0
 
@@ -120,13 +140,14 @@ class Link:
         payload_bytes(run.head)  # refuses a head that is too large before anything is allocated
         return run
 
-    def wait(self, run: RunSettings, answered_round: int, seconds: float) -> Standing:
+    def wait(self, run: RunSettings, answered_round: int, seconds: float, *, instance: str = "") -> Standing:
         """Where the run stands; answered at once when there is work, otherwise within ``seconds``.
 
-        ``answered_round``: the last round that this silo answered or will not answer, 0 for none.
+        ``answered_round``: the last round that this silo answered or will not answer, 0 for none. ``instance``: tells
+        this agent from another of the same identity (instance.py); DuplicateIdentity when another one speaks for it.
         """
         seconds = min(seconds, wire.MAX_WAIT_S)
-        request = messages.encode_wait_request(messages.WaitRequest(run.sha256, answered_round, seconds))
+        request = messages.encode_wait_request(messages.WaitRequest(run.sha256, answered_round, seconds, instance))
         return messages.decode_standing(self._ask(wire.WAIT_FOR_ROUND, request, seconds + wire.CALL_S))
 
     def fetch(self, run: RunSettings, standing: Standing) -> GlobalModel:
@@ -150,6 +171,24 @@ class Link:
             self._held = found, params
         return GlobalModel(round=header.round, params=params, sha256=found)
 
+    def fetch_subject(self, run: RunSettings, standing: Standing, subject: int) -> Params:
+        """A model to measure at the end of the run: 0 the final one, from 1 single silos'; its hash is checked."""
+        if subject == 0:
+            return self.fetch(run, standing).params
+        asked = messages.FetchRequest(run.sha256, standing.round, subject=subject)
+        request = messages.encode_fetch_request(asked)
+        header, params, found = self._persist(lambda: self._fetch_once(run, request))
+        if found != header.model_sha256 or header.round != standing.round:
+            raise DataError(f"model {subject} of the evaluation is not what its header says", code="digest")
+        return params
+
+    def report_evaluation(self, run: RunSettings, round_number: int, results: Sequence[SubjectEvaluation]) -> None:
+        """Hand in what was measured at the end of the run, nothing to decline; durable there when this returns."""
+        report = messages.EvaluationReport(run.sha256, round_number, tuple(results))
+        reply = self._ask(wire.REPORT_EVALUATION, messages.encode_evaluation_report(report), wire.CALL_S)
+        if messages.decode_evaluation_receipt(reply).round != round_number:
+            raise DataError("the coordinator's receipt is for another evaluation", code="receipt")
+
     def submit(self, run: RunSettings, update: Update) -> Receipt:
         """Hand in an update; returns when the coordinator holds it durably.
 
@@ -170,6 +209,7 @@ class Link:
             evaluation=update.evaluation,
             codec=coded.codec if coded else "fp32",
             codec_error=coded.error if coded else 0.0,
+            shared=update.shared,
         )
         receipt = self._persist(lambda: self._submit_once(header, payload))
         if (receipt.round, receipt.update_id, receipt.sha256) != (
@@ -258,9 +298,8 @@ class Link:
         import grpc
 
         started = time.monotonic()
-        pause = self._retry.first_s
         explained = False
-        while True:
+        for attempt_number in itertools.count(1):
             try:
                 return attempt()
             except grpc.FutureCancelledError as error:
@@ -273,11 +312,14 @@ class Link:
                     explained = True
                 if problem is not None:
                     raise problem from error
+                away = cast("grpc.Call", error).code() is grpc.StatusCode.UNAVAILABLE
+                self.losses += away
+                pause = self._retry.pause_s(attempt_number, away=away)
                 if time.monotonic() - started + pause > self._retry.patience_s:
                     raise self._unreachable(error) from error
-            self._retry.sleep(pause * random.uniform(0.5, 1.5))
+            self._retry.sleep(pause)
             self._end_if_asked()
-            pause = min(2 * pause, self._retry.longest_s)
+        raise AssertionError("count() does not end")
 
     def _unreachable(self, error: grpc.RpcError) -> UnreachableError:
         call = cast("grpc.Call", error)

@@ -35,6 +35,12 @@ class RunChanged(DataError):
     code = "other_run"
 
 
+class DuplicateIdentity(DataError):
+    """Another agent speaks for this silo: the same certificate is in use on another machine, or in another folder."""
+
+    code = "duplicate_identity"
+
+
 class LinkStopped(FlamestError):
     """The call was given up because this process was asked to end."""
 
@@ -54,6 +60,8 @@ def lasting_problem(error: grpc.RpcError, address: str) -> FlamestError | None:
         if word == "protocol":
             return DataError(said, fix="install the version that the coordinator names", code=word)
         return StaleUpdate(said, code=word)
+    if status is grpc.StatusCode.ALREADY_EXISTS and word == DuplicateIdentity.code:
+        return DuplicateIdentity(said, fix="end the other agent, or enrol this one under a name of its own")
     if status is grpc.StatusCode.ALREADY_EXISTS:
         return StaleUpdate(said, code="already_answered")
     if status is grpc.StatusCode.INVALID_ARGUMENT:

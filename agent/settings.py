@@ -29,6 +29,9 @@ class Policy(_Record, frozen=True):
     report_evaluation: bool = True  # loss and hits of the incoming model on the held-out clips
     codec: Codec | None = None  # the coarsest that this silo's updates may be coded with; the run's when not set
     hold_out: float = 0.2  # share of this silo's groups kept from training, 0 to 0.9
+    report_classes: int = 0  # hits class by class too, of classes with at least so many held-out clips; 0: never
+    share_for_evaluation: bool = False  # other silos that share too measure this silo's last model, and it theirs
+    refuse_worse: bool = False  # a final model that does worse on the held-out clips than the own one is not adopted
 
 
 class Work(_Record, frozen=True):
@@ -89,6 +92,9 @@ min_samples = 256             # below this an update could give clips away: it i
 # codec = "fp32"              # send updates at least so exactly, whatever the run asks for
 report_evaluation = true      # loss and hits on held-out clips may be told
 hold_out = 0.2                # share of groups kept from training to measure with
+# report_classes = 10         # hits by class too, of classes with so many held-out clips
+# share_for_evaluation = true # other sites that share too may measure this site's last model (docs/evaluation.md)
+# refuse_worse = true         # keep this site's own model where the run's final one is worse on the held-out clips
 """
 
 
@@ -112,6 +118,8 @@ def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> Ag
         problems.append("policy.min_samples: expected 1 or more")
     if not 0.0 <= settings.policy.hold_out <= 0.9:
         problems.append("policy.hold_out: expected 0 to 0.9")
+    if settings.policy.report_classes < 0:
+        problems.append("policy.report_classes: expected 0 (never) or more")
     if settings.work.threads is not None and settings.work.threads < 1:
         problems.append("work.threads: expected 1 or more")
     if settings.work.idle_s < 0 or settings.work.rescan_s <= 0:

@@ -14,7 +14,17 @@ STATUS_FILE = "status.json"
 LOCK_FILE = "lock"
 
 Doing = Literal[
-    "starting", "extracting", "unreachable", "waiting", "training", "refused_by_policy", "failed", "finished", "stopped"
+    "starting",
+    "extracting",
+    "unreachable",
+    "waiting",
+    "training",
+    "refused_by_policy",
+    "failed",
+    "evaluating",
+    "duplicate_identity",
+    "finished",
+    "stopped",
 ]
 
 
@@ -33,6 +43,8 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     held_out: int = 0
     ignored: int = 0  # clips without a label, or with one that the run does not know
     updates_sent: int = 0  # since the daemon started
+    adopted: str = ""  # at the end of a run: "final", or "own" when the final model did worse here
+    adopted_why: str = ""
     sent_bytes: int = 0
     received_bytes: int = 0
     backends: dict[str, str] = {}  # by graph: where it ran when clips were last extracted

@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import DataError, StorageError
 from ..fedproto.codecs import Codec, code
 from ..fedproto.head import HeadSpec, Params
+from ..fedproto.modelfile import ModelFile, read_model, write_model
 from ..fedproto.records import CodedUpdate, Evaluation, GlobalModel, RunSettings
 from .corrections import Corrections, TrainedRound
 from .extract import ExtractRequest, extract_folder
+from .measure import Adoption, adopt, measure
 from .store import FeatureStore
 from .training.dataset import SiloData, silo_data
 from .training.local_round import Correction, train_silo
@@ -41,6 +44,8 @@ class RoundWork:
     state: Path  # the agent's state folder
     min_samples: int  # fewer examples: nothing is trained
     codec: Codec = "fp32"  # that the update is sent with
+    class_floor: int = 0  # classes with so many held-out clips are told one by one; 0: none
+    own: Path | None = None  # where what was trained is kept as this silo's own model
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +66,7 @@ def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
     run, model = work.run, work.model
     data = _load(source, run)
     trainer = _trainer(run.head, source.threads)
-    evaluation = trainer.evaluate(model.params, data.held_out) if len(data.held_out) else None
+    evaluation = measure(trainer, model.params, data.held_out, work.class_floor)
     sizes = {"held_out": len(data.held_out), "ignored": data.ignored}
     if len(data.train) < work.min_samples:
         return RoundOutcome(None, None, len(data.train), loss=math.nan, evaluation=evaluation, **sizes)
@@ -70,6 +75,8 @@ def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
         trained, coded = _train_carrying(trainer, work, data.train)
     else:
         trained = _train(trainer, work, data.train, {})
+    if work.own is not None:
+        write_model(work.own, ModelFile(run.head, trained.params, run.labels, run.fingerprint, run.run, model.round))
     params = trained.params if coded is None else None
     return RoundOutcome(params, coded, trained.examples, loss=trained.loss, evaluation=evaluation, **sizes)
 
@@ -97,6 +104,24 @@ def _train(trainer: HeadTrainer, work: RoundWork, table: FeatureTable, correctio
     model = work.model
     trained, after = train_silo(trainer, work.run, work.silo, model.round, model.params, table, correction)
     return TrainedRound(trained.params, len(table), trained.loss, after)
+
+
+def measure_model(source: DataSource, run: RunSettings, params: Params, class_floor: int) -> Evaluation | None:
+    """How a model does on the held-out clips; None when none are held out."""
+    return measure(_trainer(run.head, source.threads), params, _load(source, run).held_out, class_floor)
+
+
+def choose_model(source: DataSource, run: RunSettings, final: Params, own: Path) -> Adoption:
+    """Whether the final model is taken into use, or this silo's own one in the file ``own``."""
+    held_out = _load(source, run).held_out
+    trainer = _trainer(run.head, source.threads)
+    try:
+        kept = read_model(own)
+    except (DataError, StorageError):  # none was trained in this run, or it is lost
+        return adopt(measure(trainer, final, held_out, 0), None)
+    if (kept.head, kept.labels, kept.fingerprint) != (run.head, run.labels, run.fingerprint):
+        return adopt(measure(trainer, final, held_out, 0), None)
+    return adopt(measure(trainer, final, held_out, 0), measure(trainer, kept.params, held_out, 0))
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def main() -> None:
     reuse_blocks()  # as flamest-agent does
     settings = LinkSettings(address, Path(ca), Path(certificate), Path(key))
     opened, answered = [], 0
-    with Link.open(settings, retry=Retry(patience_s=300.0, first_s=0.05, longest_s=0.5)) as link:
+    with Link.open(settings, retry=Retry(patience_s=300.0, first_s=0.05, longest_s=0.5, spread_s=0.5)) as link:
         run = link.join()
         waiting_mb = memory_mb("VmRSS")
         before = (link.sent_bytes, link.received_bytes)

@@ -67,7 +67,7 @@ def drive(site: Any, proxy: FaultProxy) -> tuple[list[float], list[int]]:
     name = site.names[0]
     settings = LinkSettings(proxy.address, site.given(name, "ca.pem"), site.given(name, "silo.pem"), site.key(name))
     seconds, moved, answered = [], [], 0
-    with Link.open(settings, retry=Retry(patience_s=120.0, first_s=0.1, longest_s=0.5)) as link:
+    with Link.open(settings, retry=Retry(patience_s=120.0, first_s=0.1, longest_s=0.5, spread_s=0.5)) as link:
         run = link.join()
         while True:
             began, before = time.monotonic(), link.sent_bytes + link.received_bytes

@@ -16,6 +16,7 @@ from .bounds import NormBound
 from .intake import Intake, Limits, Refused
 from .journal import StoredUpdate
 from .live import LiveRun
+from .outgoing import Outgoing
 from .rounds import Offer, Verdict, on_leave, on_update
 from .spool import Spool
 from .turnstile import Turnstile
@@ -35,9 +36,10 @@ REFUSALS = {
 class Admission:
     """Takes updates into the run, a few transfers at a time."""
 
-    def __init__(self, live: LiveRun, intake: Intake, transfers: Turnstile) -> None:
+    def __init__(self, live: LiveRun, intake: Intake, outgoing: Outgoing, transfers: Turnstile) -> None:
         self._live = live
         self._intake = intake
+        self._outgoing = outgoing
         self._transfers = transfers
         self._expected = payload_bytes(live.run.head)
         self._slots: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(UPLOADS_PER_SILO))
@@ -51,14 +53,14 @@ class Admission:
                 return await self._take(silo, parts, until)
         except TimeoutError as error:
             problem = Refused("the upload stood still or took too long", code="too_slow")
-            await self._note_refusal(silo, problem)
+            await self.note_refusal(silo, problem)
             raise problem from error
         except StorageError as problem:
             self._live.trouble = problem
             self._live.nudge()
             raise
         except DataError as problem:
-            if await self._note_refusal(silo, problem):
+            if await self.note_refusal(silo, problem):
                 raise Refused(f"{problem.message}; {IN_QUARANTINE}", code=problem.code) from problem
             raise
 
@@ -82,8 +84,18 @@ class Admission:
         limits = self._limits()  # the verdict says that the update was trained from the round's model
         async with self._transfers.place():
             taken = await self._intake.payload(announced, parts, limits)
-        size = announced.size + taken.received
-        stored = StoredUpdate(offer.round, offer.report, taken.sha256, size, header.evaluation, taken.norm)
+        stored = StoredUpdate(
+            round=offer.round,
+            report=offer.report,
+            payload_sha256=taken.sha256,
+            received_bytes=announced.size + taken.received,
+            evaluation=header.evaluation,
+            norm=taken.norm,
+            codec=header.codec,
+            codec_error=header.codec_error,
+            sent_bytes=self._outgoing.sent[silo],
+            shared=header.shared,
+        )
         keeping = asyncio.create_task(self._keep(offer, stored, taken.spool))  # goes on if the caller hangs up
         self._tasks.add(keeping)
         keeping.add_done_callback(self._tasks.discard)
@@ -114,8 +126,8 @@ class Admission:
         bound = NormBound(live.run.head, live.run.train, times, live.open_round.number, live.learnt)
         return Limits(live.params, bound)
 
-    async def _note_refusal(self, silo: str, problem: DataError) -> bool:
-        """True when this refusal puts the silo in quarantine."""
+    async def note_refusal(self, silo: str, problem: DataError) -> bool:
+        """Count it in the history; True when it puts the silo in quarantine."""
         live = self._live
         number = live.state.open.number if live.state.open else live.state.last_round
         log.warning("update_refused", round=number, silo=silo, code=problem.code, detail=problem.message)

@@ -9,6 +9,7 @@ import typer
 
 from ..base.console import command
 from ..base.errors import UsageError
+from .cli_look import backup, doctor, evaluation, restore
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,6 +21,10 @@ app = typer.Typer(
 )
 silo_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Who may take part: add, list, revoke.")
 app.add_typer(silo_app, name="silo")
+app.command("evaluation")(evaluation)
+app.command("backup")(backup)
+app.command("restore")(restore)
+app.command("doctor")(doctor)
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
@@ -219,15 +224,17 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
 @command
 def history(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
     """A row per round. Loss and accuracy are of the model that the round STARTED from, on the silos'
-    held-out clips; a silo's policy may keep them back.
+    held-out clips; a silo's policy may keep them back. MB/silo is what an update and its model took; `lost` is what the
+    codec of an update left out, at most. --json has every silo's figures. Last: bytes to 95 % of the last accuracy.
     """
-    from .report import history_lines, history_of
+    from .report import history_lines, history_of, reached_lines, reached_of
     from .settings import load_coordinator_settings
 
-    rows = history_of(load_coordinator_settings(config))
+    settings = load_coordinator_settings(config)
+    rows, reached = history_of(settings), reached_of(settings)
     if not as_json:
-        print("\n".join(history_lines(rows)))
-    return {"rounds": rows}
+        print("\n".join([*history_lines(rows), *reached_lines(reached)]))
+    return {"rounds": rows, "to_95_percent": reached}
 
 
 @app.command("model")
@@ -238,13 +245,18 @@ def model(
     round_number: Annotated[
         int | None, typer.Option("--round", min=0, help="After which round; the last closed one when not given.")
     ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="The one that did best on the silos' held-out clips (`evaluation` shows it).")
+    ] = False,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Copy a round's model out of the state folder, with its labels and fingerprint inside."""
     from .report import take_model
     from .settings import load_coordinator_settings
 
-    taken = take_model(load_coordinator_settings(config), out, round_number)
+    if best and round_number is not None:
+        raise UsageError("--best and --round were both given", fix="give one of them")
+    taken = take_model(load_coordinator_settings(config), out, "best" if best else round_number)
     if not as_json:
         print(f"{out}: model of round {taken['round']} of run '{taken['run']}', {taken['labels']} classes")
     return taken

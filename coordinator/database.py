@@ -83,6 +83,32 @@ CREATE TABLE strikes(
     quarantined_at REAL                -- NULL: not yet
 ) STRICT;
 """,
+    3: """
+ALTER TABLE updates ADD COLUMN codec TEXT;             -- that it came in; NULL: from before these columns
+ALTER TABLE updates ADD COLUMN codec_error REAL;       -- norm of what the codec left out over that of all
+ALTER TABLE updates ADD COLUMN sent_bytes INTEGER;     -- of the round's model, to this silo, until its update was taken
+ALTER TABLE updates ADD COLUMN by_class TEXT;          -- [[label, correct, count], …]; NULL: not told
+ALTER TABLE updates ADD COLUMN shared INTEGER NOT NULL DEFAULT 0;  -- 1: other silos that agree too may measure it
+ALTER TABLE rounds ADD COLUMN codec_error REAL;        -- of the model that it made, on its way to the silos
+ALTER TABLE rounds ADD COLUMN clock_moved REAL;        -- seconds that the wall clock jumped while it was open
+CREATE TABLE final_reports(
+    run TEXT NOT NULL,
+    silo TEXT NOT NULL,
+    results INTEGER NOT NULL,          -- 0: it declined
+    received_at REAL NOT NULL,
+    PRIMARY KEY (run, silo)
+) STRICT;
+CREATE TABLE final_evaluations(
+    run TEXT NOT NULL,
+    silo TEXT NOT NULL,                -- whose held-out clips
+    subject TEXT NOT NULL,             -- whose model; empty: the run's final one
+    loss REAL NOT NULL,
+    correct INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    by_class TEXT,
+    PRIMARY KEY (run, silo, subject)
+) STRICT;
+""",
 }
 SCHEMA_VERSION = max(UPGRADES)
 Connection = Any  # apsw.Connection; apsw is imported late
@@ -131,7 +157,7 @@ def _upgrade(connection: Connection, path: Path) -> None:
         return
     if version > 0:
         copy = path.with_name(f"{path.name}.schema-{version}")
-        _copy_database(connection, copy)
+        copy_database(connection, copy)
         log.info("upgrading", file=path.name, schema=version, to=SCHEMA_VERSION, copy=copy.name)
     with connection:
         if version == 0:
@@ -141,7 +167,7 @@ def _upgrade(connection: Connection, path: Path) -> None:
         connection.pragma("user_version", SCHEMA_VERSION)
 
 
-def _copy_database(connection: Connection, copy: Path) -> None:
+def copy_database(connection: Connection, copy: Path) -> None:
     """The file as it is now, whole and durable under the name ``copy``."""
     import apsw
 
@@ -234,7 +260,8 @@ def state_errors(path: Path) -> Iterator[None]:
 def _corrupt(path: Path, said: str) -> DataError:
     return DataError(
         f"{path} is damaged: {said}",
-        fix=f"restore {path.parent} from a backup; nothing was changed",
+        fix="nothing was changed; go back to a backup: "
+        "flamest-coordinator restore --config coordinator.toml --from BACKUP",
         code="corrupt_state",
     )
 

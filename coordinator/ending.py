@@ -11,6 +11,7 @@ from ..fedproto.head import params_sha256
 from .aggregate import aggregate
 from .bounds import learnt_norm
 from .broadcast import Broadcast, broadcast
+from .finals import Finals
 from .journal import RoundEnd
 from .live import LiveRun
 from .outgoing import Outgoing, data_parts
@@ -22,9 +23,10 @@ log = Log("coordinator")
 class Ending:
     """Ends the rounds of a run when it is time."""
 
-    def __init__(self, live: LiveRun, outgoing: Outgoing) -> None:
+    def __init__(self, live: LiveRun, outgoing: Outgoing, finals: Finals) -> None:
         self._live = live
         self._outgoing = outgoing
+        self._finals = finals
 
     async def tick(self) -> None:
         """End the open round if it is time. Raises StorageError when that cannot be made durable: try again."""
@@ -52,7 +54,8 @@ class Ending:
                 await (self._close() if decision is Decision.CLOSE else self._abandon())
             finally:
                 live.ending = False
-        self._outgoing.sent_bytes = 0
+        self._outgoing.sent.clear()
+        live.clock_moved = 0.0
         live.wake()
         await live.on_disk(live.store.tidy)
 
@@ -68,9 +71,11 @@ class Ending:
             return made, params_sha256(made.params), data_parts(encode_params(run.head, made.params))
 
         made, sha256, parts = await live.on_disk(combine)
-        after, end = after_close(state, sha256, live.roll()), self._round_end(current)
+        after, end = after_close(state, sha256, live.roll()), self._round_end(current, made.error)
         await live.on_disk(lambda: live.store.close_round(after, made.params, end, made.state))
         live.learnt = learnt_norm(await live.on_disk(live.store.journal.farthest))
+        if after.open is None:
+            await live.on_disk(lambda: self._finals.begin(after.last_round))
         self._outgoing.replace(state.model_sha256, made, parts)
         live.state, live.params, live.carried = after, made.params, made.state
         log.info(
@@ -95,6 +100,7 @@ class Ending:
             "round_abandoned", round=current.number, accepted=len(current.reports), min_silos=live.run.min_silos
         )
 
-    def _round_end(self, current: OpenRound) -> RoundEnd:
-        started = time.monotonic() if current.deadline is None else current.deadline - self._live.run.deadline_s
-        return RoundEnd(seconds=time.monotonic() - started, sent_bytes=self._outgoing.sent_bytes)
+    def _round_end(self, current: OpenRound, codec_error: float = 0.0) -> RoundEnd:
+        live, now = self._live, time.monotonic()
+        started = now if current.deadline is None else current.deadline - live.run.deadline_s
+        return RoundEnd(now - started, self._outgoing.sent.total(), codec_error, live.clock_moved)

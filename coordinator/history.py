@@ -15,22 +15,34 @@ from ..base.files import FileLock
 from ..fedproto.records import Evaluation
 from .aggregate import pooled
 from .database import FILE, read_database, state_errors
+from .evaluations import Cell, Measured, cells, measured_models
 from .models import model_path, models_folder
 from .quarantine import all_strikes
 
 ROUNDS = """
-SELECT number, status, wanted, opened_at, seconds, model_sha256, sent_bytes,
-    (SELECT count(*) FROM updates u WHERE u.run = r.run AND u.round = r.number),
+SELECT number, status, wanted, opened_at, seconds, model_sha256, sent_bytes, codec_error, clock_moved,
     (SELECT sum(times) FROM refusals f WHERE f.run = r.run AND f.round = r.number),
-    (SELECT sum(examples) FROM updates u WHERE u.run = r.run AND u.round = r.number),
-    (SELECT sum(received_bytes) FROM updates u WHERE u.run = r.run AND u.round = r.number),
-    (SELECT max(norm) FROM updates u WHERE u.run = r.run AND u.round = r.number),
     lost_at IS NOT NULL
 FROM rounds r WHERE run = ? ORDER BY number
 """
-EVALUATIONS = """
-SELECT round, loss, correct, count FROM updates WHERE run = ? AND count IS NOT NULL ORDER BY round, silo
+UPDATES = """
+SELECT round, silo, examples, norm, codec, codec_error, received_bytes, sent_bytes, loss, correct, count
+FROM updates WHERE run = ? ORDER BY round, silo
 """
+
+
+@dataclass(frozen=True)
+class UpdateRow:
+    """What one silo brought to a round."""
+
+    silo: str
+    examples: int
+    norm: float | None  # its distance from the round's model
+    codec: str | None  # that it came in; None: from before this was kept
+    codec_error: float | None  # norm of what the codec left out over that of what was to be sent
+    received_bytes: int
+    sent_bytes: int | None  # of the round's model, to this silo, since the last start of the server
+    evaluation: Evaluation | None  # of the model that the round STARTED from, on its held-out clips
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,9 @@ class RoundRow:
     received_bytes: int  # accepted updates
     farthest: float | None  # of an accepted update from the model that the round started from
     evaluation: Evaluation | None  # of the model that the round STARTED from, over all silos; None: no one reported
+    model_codec_error: float | None  # as of an update, of the model that it made on its way to the silos
+    clock_moved: float | None  # seconds that the wall clock jumped while it was open: its times cannot be trusted
+    updates: tuple[UpdateRow, ...] = ()  # ascending silo names
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,8 @@ class SiloRow:
     refused: int
     last_refusal: str | None
     quarantined: str | None = None  # since when, UTC
+    received_bytes: int = 0  # its updates, in all
+    sent_bytes: int = 0  # models of the rounds that it has an update in
 
 
 class History:
@@ -85,9 +102,10 @@ class History:
 
     def rounds(self) -> list[RoundRow]:
         """Every round so far, the open one last."""
-        rows, evaluations = [], self._evaluations()
-        for number, status, wanted, opened, seconds, sha256, sent, accepted, refused, *sums in self._rows(ROUNDS):
-            examples, received, farthest, lost = sums
+        rows, updates = [], self._updates()
+        for number, status, wanted, opened, seconds, sha256, sent, *rest in self._rows(ROUNDS):
+            codec_error, moved, refused, lost = rest
+            told = updates[number]
             rows.append(
                 RoundRow(
                     round=number,
@@ -97,32 +115,52 @@ class History:
                     seconds=seconds,
                     model_sha256=sha256,
                     sent_bytes=sent,
-                    accepted=accepted,
+                    accepted=len(told),
                     refused=refused or 0,
-                    examples=examples or 0,
-                    received_bytes=received or 0,
-                    farthest=farthest,
-                    evaluation=pooled(evaluations[number]),
+                    examples=sum(one.examples for one in told),
+                    received_bytes=sum(one.received_bytes for one in told),
+                    farthest=max((one.norm for one in told if one.norm is not None), default=None),
+                    evaluation=pooled([one.evaluation for one in told if one.evaluation is not None]),
+                    model_codec_error=codec_error,
+                    clock_moved=moved,
+                    updates=tuple(told),
                 )
             )
         return rows
 
-    def _evaluations(self) -> dict[int, list[Evaluation]]:
-        found: dict[int, list[Evaluation]] = defaultdict(list)
-        for number, *told in self._rows(EVALUATIONS):
-            found[number].append(Evaluation(*told))
+    def _updates(self) -> dict[int, list[UpdateRow]]:
+        found: dict[int, list[UpdateRow]] = defaultdict(list)
+        for number, silo, examples, norm, codec, error, received, sent, loss, correct, count in self._rows(UPDATES):
+            told = None if count is None else Evaluation(loss, correct, count)
+            found[number].append(UpdateRow(silo, examples, norm, codec, error, received, sent, told))
         return found
+
+    def measured(self) -> list[Measured]:
+        """The models that silos measured on their held-out clips, by round."""
+        with state_errors(self._state / FILE):
+            return measured_models(self._db, self._run)
+
+    def cells(self) -> list[Cell]:
+        """What the evaluation at the end of the run found."""
+        with state_errors(self._state / FILE):
+            return cells(self._db, self._run)
 
     def silos(self) -> list[SiloRow]:
         """Every silo that has sent something, in ascending order of name."""
         rows: dict[str, SiloRow] = {}
-        query = "SELECT silo, count(*), max(round), max(received_at) FROM updates WHERE run = ? GROUP BY silo"
-        for silo, updates, last_round, last_at in self._rows(query):
-            rows[silo] = SiloRow(silo, updates, last_round, _utc(last_at), 0, None)
+        query = (
+            "SELECT silo, count(*), max(round), max(received_at), sum(received_bytes), total(sent_bytes) "
+            "FROM updates WHERE run = ? GROUP BY silo"
+        )
+        for silo, updates, last_round, last_at, received, sent in self._rows(query):
+            last = _utc(last_at)
+            rows[silo] = SiloRow(
+                silo, updates, last_round, last, 0, None, received_bytes=received, sent_bytes=int(sent)
+            )
         query = "SELECT silo, sum(times), code, max(last_at) FROM refusals WHERE run = ? GROUP BY silo"
         for silo, refused, code, _ in self._rows(query):
             known = rows.get(silo, SiloRow(silo, 0, None, None, 0, None))
-            rows[silo] = SiloRow(silo, known.updates, known.last_round, known.last_update, refused, code)
+            rows[silo] = replace(known, refused=refused, last_refusal=code)
         with state_errors(self._state / FILE):
             against = all_strikes(self._db)
         for silo, told in against.items():

@@ -19,7 +19,7 @@ from ..fedproto import messages
 from ..fedproto.codec import FiniteBytes, check_shapes, param_bytes, payload_bytes
 from ..fedproto.codecs import CODECS, apply, check_size
 from ..fedproto.head import Params, without_defaults
-from ..fedproto.records import RunSettings
+from ..fedproto.records import Evaluation, RunSettings
 from .bounds import NormBound
 from .contributions import file_distance
 from .rounds import Offer, Report
@@ -28,7 +28,11 @@ from .spool import Spool
 T = TypeVar("T")
 
 PART_S = 30.0  # an upload that sends nothing for so long is cut
-LATER_FIELDS = {"codec": "fp32", "codec_error": 0.0}  # left out of the digest at their default: it stays what it was
+LATER_FIELDS = {
+    "codec": "fp32",
+    "codec_error": 0.0,
+    "shared": False,
+}  # left out of the digest at their default: it stays what it was
 THREADS = 4  # that write, hash and check payloads
 
 
@@ -101,11 +105,18 @@ class Intake:
         if CODECS.index(header.codec) > CODECS.index(self._run.codec):
             raise Refused(f"{whose}: coded as {header.codec}, this run takes {self._run.codec} at most", code="codec")
         check_size(header.codec, self._run.head, header.payload_bytes, whose=whose)
-        # The digest is over everything that the update says, its payload through the payload's own.
-        told = without_defaults(msgspec.to_builtins(header), LATER_FIELDS)
-        digest = hashlib.sha256(msgspec.json.encode(told)).hexdigest()
-        report = Report(silo, header.update_id, header.examples, digest)
+        if header.evaluation is not None:
+            self.check_classes(header.evaluation, whose=whose)
+        report = Report(silo, header.update_id, header.examples, _digest(header))
         return Announced(header, Offer(header.round, header.base_sha256, report), len(raw), until)
+
+    def check_classes(self, told: Evaluation, *, whose: str) -> None:
+        """Refuse an evaluation by class of classes that the run does not have (``evaluation``)."""
+        if any(one.label >= self._run.head.outputs for one in told.by_class):
+            raise Refused(
+                f"{whose}: an evaluation of class {told.by_class[-1].label}, the run has {self._run.head.outputs}",
+                code="evaluation",
+            )
 
     async def payload(self, announced: Announced, parts: AsyncIterator[bytes], limits: Limits) -> Taken:
         """The other messages: the update's parameters, durable in a spool and checked.
@@ -182,6 +193,14 @@ class Intake:
 
     def close(self) -> None:
         self._threads.shutdown()
+
+
+def _digest(header: messages.UpdateHeader) -> str:
+    """Over everything that an update says, its payload through the payload's own digest."""
+    told = without_defaults(msgspec.to_builtins(header), LATER_FIELDS)
+    if told["evaluation"] is not None:
+        told["evaluation"] = without_defaults(told["evaluation"], {"by_class": []})
+    return hashlib.sha256(msgspec.json.encode(told)).hexdigest()
 
 
 async def _pieces(parts: AsyncIterator[bytes], until: float) -> AsyncIterator[tuple[bytes | memoryview, int]]:

@@ -7,17 +7,25 @@ durable before it is written: state.py keeps that order. Not for more than one t
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ..fedproto.codecs import Codec
 from ..fedproto.records import Evaluation, RunSettings
 from .bounds import WINDOW
 from .database import Running, open_database, state_errors
+from .evaluations import best_of, encode_classes, measured_models
 from .quarantine import STRIKES, quarantined, strike
 from .rescue import ClosedRound
 from .rounds import OpenRound, Report, Roll, RunState
+
+UPDATE_COLUMNS = (
+    "run, round, silo, update_id, digest, examples, payload_sha256, received_bytes, loss, correct, count, received_at, "
+    "norm, codec, codec_error, sent_bytes, by_class, shared"
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,10 @@ class StoredUpdate:
     received_bytes: int
     evaluation: Evaluation | None
     norm: float | None = None  # its distance from the round's model
+    codec: Codec = "fp32"
+    codec_error: float = 0.0
+    sent_bytes: int = 0  # of the round's model, to this silo
+    shared: bool = False  # other silos that agree too may measure it
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,8 @@ class RoundEnd:
 
     seconds: float
     sent_bytes: int
+    codec_error: float = 0.0  # of the model that it made, on its way to the silos
+    clock_moved: float = 0.0  # seconds that the wall clock jumped while it was open
 
 
 class Journal:
@@ -140,9 +154,14 @@ class Journal:
             *((told.loss, told.correct, told.count) if told else (None, None, None)),
             time.time(),
             update.norm,
+            update.codec,
+            update.codec_error,
+            update.sent_bytes,
+            encode_classes(told.by_class) if told else None,
+            update.shared,
         )
         with state_errors(self.path), self.db:
-            self.db.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            self.db.execute(f"INSERT INTO updates({UPDATE_COLUMNS}) VALUES ({', '.join('?' * len(row))})", row)
 
     def refuse(self, round_number: int, silo: str, code: str, message: str, *, allowed: int = 0) -> bool:
         """Count a refused update; one row per round, silo and code, however often it comes.
@@ -188,12 +207,20 @@ class Journal:
     def end_round(self, after: RunState, end: RoundEnd, model_sha256: str | None) -> None:
         """Round ``after.last_round`` closed with this model, or (None) was abandoned; the next one is open."""
         status = "abandoned" if model_sha256 is None else "closed"
-        row = (status, time.time(), end.seconds, model_sha256, end.sent_bytes, self._run.run, after.last_round)
+        told = (
+            status,
+            time.time(),
+            end.seconds,
+            model_sha256,
+            end.sent_bytes,
+            end.codec_error,
+            end.clock_moved or None,
+        )
         with state_errors(self.path), self.db:
             self.db.execute(
-                "UPDATE rounds SET status = ?, ended_at = ?, seconds = ?, model_sha256 = ?, sent_bytes = ? "
-                "WHERE run = ? AND number = ?",
-                row,
+                "UPDATE rounds SET status = ?, ended_at = ?, seconds = ?, model_sha256 = ?, sent_bytes = ?, "
+                "codec_error = ?, clock_moved = ? WHERE run = ? AND number = ?",
+                (*told, self._run.run, after.last_round),
             )
             self._insert_open_round(after.model_sha256, after.open)
 
@@ -203,6 +230,41 @@ class Journal:
                 "INSERT INTO rounds(run, number, status, wanted, base_sha256, opened_at) "
                 "VALUES (?, ?, 'open', ?, ?, ?)",
                 (self._run.run, opened.number, opened.roll.wanted, base_sha256, time.time()),
+            )
+
+    # --- after the last round ---
+
+    def best_round(self) -> int | None:
+        """The round whose model did best on the silos' held-out clips; None when no one told."""
+        with state_errors(self.path):
+            best = best_of(measured_models(self.db, self._run.run))
+        return best[0] if best else None
+
+    def shared(self, round_number: int) -> list[tuple[str, int, str]]:
+        """The round's updates whose silos agreed that others measure them: as ``updates``, in the order of digests."""
+        rows = self.all(
+            "SELECT silo, examples, payload_sha256 FROM updates WHERE run = ? AND round = ? AND shared "
+            "ORDER BY payload_sha256",
+            self._run.run,
+            round_number,
+        )
+        return [(silo, examples, sha256) for silo, examples, sha256 in rows]
+
+    def reported(self) -> dict[str, int]:
+        """By silo: as many results as its report at the end of the run had."""
+        return dict(self.all("SELECT silo, results FROM final_reports WHERE run = ?", self._run.run))
+
+    def report_final(self, silo: str, results: Mapping[str, Evaluation]) -> None:
+        """A silo's report at the end of the run, by subject; durable when this returns."""
+        rows = [
+            (self._run.run, silo, subject, told.loss, told.correct, told.count, encode_classes(told.by_class))
+            for subject, told in results.items()
+        ]
+        with state_errors(self.path), self.db:
+            for row in rows:
+                self.db.execute("INSERT INTO final_evaluations VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            self.db.execute(
+                "INSERT INTO final_reports VALUES (?, ?, ?, ?)", (self._run.run, silo, len(rows), time.time())
             )
 
     # --- questions ---

@@ -1,7 +1,7 @@
 """The run that the server serves: answers the silos' questions, and hands the rest to the parts that do it.
 
-    wait ──> standing     model_parts ──> outgoing.py     submit ──> admission.py     tick ──> ending.py
-                                    all of them look at live.py
+    wait ──> leases.py, rounds.py    model_parts ──> outgoing.py    submit ──> admission.py    tick ──> ending.py
+                     report_final ──> finals.py           all of them look at live.py
 
 All methods run in one event loop. Disk and hash work is done in threads: the store in one of its own, payloads in a few
 others. What must not be torn by a caller that hangs up runs as a task of its own.
@@ -14,6 +14,7 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 from ..base.errors import StorageError
 from ..fedproto import channel as wire
@@ -21,15 +22,18 @@ from ..fedproto import messages
 from ..fedproto.records import Phase, Receipt, RunSettings, Standing
 from .admission import Admission
 from .ending import Ending
+from .finals import Finals
 from .intake import Intake, Refused
+from .leases import Leases
 from .live import LiveRun, Terms
 from .outgoing import Outgoing
 from .rounds import RunState, Stand, Verdict, on_contact, stand_for
 from .state import RunStore
 from .turnstile import Turnstile
 
-ASK_AGAIN_S = {Phase.OPEN: 0.0, Phase.WAIT: 0.2, Phase.FINISHED: 15.0}  # each varied by a fifth
+ASK_AGAIN_S = {Phase.OPEN: 0.0, Phase.WAIT: 0.2, Phase.FINISHED: 15.0, Phase.EVALUATE: 15.0}  # each varied by a fifth
 STOPPING_AGAIN_S = 1.0
+ONCE_GRACE_S = 15.0  # with --once: how long silos have to learn that the run has finished
 TRANSFERS = 8  # models and updates on their way at one time, all silos together
 TRANSFER_HOLD_S = 0.5  # a slower one goes on beside the others
 
@@ -47,8 +51,10 @@ class RunKeeper:
         self._intake = Intake(run, store.spool_folder, terms.checks.max_examples)
         self.transfers = Turnstile(TRANSFERS, TRANSFER_HOLD_S)
         self._outgoing = Outgoing(run, self._live.params)
-        self._admission = Admission(self._live, self._intake, self.transfers)
-        self._ending = Ending(self._live, self._outgoing)
+        self._admission = Admission(self._live, self._intake, self._outgoing, self.transfers)
+        self._finals = Finals(self._live, self._intake)
+        self._ending = Ending(self._live, self._outgoing, self._finals)
+        self._leases = Leases()
 
     @property
     def state(self) -> RunState:
@@ -65,6 +71,11 @@ class RunKeeper:
         return self._live.trouble
 
     @property
+    def grace_s(self) -> float:
+        """How long silos have to learn that the run has finished; and to measure, where they are asked to."""
+        return ONCE_GRACE_S if self.run.final_evaluation == "none" else max(ONCE_GRACE_S, self.run.deadline_s)
+
+    @property
     def all_told(self) -> bool:
         """Whether every silo that took part since the start knows that the run has finished."""
         return bool(self._met) and self._met <= self._told_finished
@@ -74,6 +85,7 @@ class RunKeeper:
     async def wait(self, silo: str, request: messages.WaitRequest) -> Standing:
         """Answered the moment that there is work for the silo, or at the end of its patience."""
         self._intake.check_run(request.settings_sha256)
+        await self._take_lease(silo, request)
         live = self._live
         self._met.add(silo)
         until = time.monotonic() + min(request.max_wait_s, wire.MAX_WAIT_S)
@@ -91,7 +103,22 @@ class RunKeeper:
         # Only silos that carry something from round to round need to know, and agents from before this field refuse it.
         carries = self.run.strategy.name == "feddyn" or self.run.codec != "fp32"
         counted = stand.counted if carries else 0
-        return Standing(stand.phase, stand.round, live.state.model_sha256, stand.deadline_s, again, counted)
+        subjects = self._finals.subjects(silo) if stand.phase is Phase.EVALUATE else 0
+        if stand.phase is Phase.OPEN:  # at work, it need not ask again before the deadline
+            self._leases.take(silo, request.instance, time.monotonic(), stand.deadline_s)
+        told = (stand.phase, stand.round, live.state.model_sha256, stand.deadline_s, again)
+        return Standing(*told, counted_round=counted, subjects=subjects)
+
+    async def _take_lease(self, silo: str, request: messages.WaitRequest) -> None:
+        """Refused (``duplicate_identity``) while another agent speaks for this silo."""
+        seconds = min(request.max_wait_s, wire.MAX_WAIT_S)
+        if not self._leases.take(silo, request.instance, time.monotonic(), seconds):
+            problem = Refused(
+                f"another agent speaks for silo '{silo}': an identity is one agent's on one machine",
+                code="duplicate_identity",
+            )
+            await self._admission.note_refusal(silo, problem)
+            raise problem
 
     def _stand(self, silo: str, answered_round: int, now: float) -> Stand:
         live = self._live
@@ -104,20 +131,30 @@ class RunKeeper:
         live.state = on_contact(before, silo, answered_round, now)
         if live.state != before:
             live.nudge()  # it may have declined, and be the last that the round waited for
-        return stand_for(live.state, silo, answered_round, now)
+        stand = stand_for(live.state, silo, answered_round, now)
+        if stand.phase is Phase.FINISHED and self._finals.asks(silo):
+            return replace(stand, phase=Phase.EVALUATE)
+        return stand
 
-    def model_parts(self, request: messages.FetchRequest) -> list[bytes]:
-        """The messages that carry the open round's model, or the final one of a finished run."""
+    async def model_parts(self, silo: str, request: messages.FetchRequest) -> list[bytes]:
+        """The messages that carry the open round's model, or the final one of a finished run, or one to measure."""
         self._intake.check_run(request.settings_sha256)
         state = self._live.state
         given = state.open.number if state.open else state.last_round
         if request.round != given:
             raise Refused(f"round {request.round} is not open, {given} is", code=Verdict.STALE_ROUND.value)
+        if request.subject:
+            return await self._finals.subject_messages(silo, request.subject)
         return self._outgoing.messages(given, state.model_sha256, request.held_sha256)
 
-    def count_sent(self, size: int) -> None:
+    def count_sent(self, silo: str, size: int) -> None:
         """Add to the bytes of models sent in this round."""
-        self._outgoing.sent_bytes += size
+        self._outgoing.sent[silo] += size
+
+    async def report_final(self, silo: str, report: messages.EvaluationReport) -> messages.EvaluationReceipt:
+        """Keep what a silo measured at the end of the run; returns when it is durable."""
+        self._intake.check_run(report.settings_sha256)
+        return await self._finals.take(silo, report)
 
     async def submit(self, silo: str, parts: AsyncIterator[bytes]) -> Receipt:
         """Take in an update; returns when it is durable. Raises DataError for one that does not count."""
@@ -128,6 +165,10 @@ class RunKeeper:
     async def tick(self) -> None:
         """End the open round if it is time. Raises StorageError when that cannot be made durable: try again."""
         await self._ending.tick()
+
+    def note_clock(self, moved: float) -> None:
+        """The wall clock jumped by so many seconds: the open round's times are not to be trusted."""
+        self._live.clock_moved += moved
 
     async def nudged(self, seconds: float) -> None:
         """Until a round may be complete, at most ``seconds``."""

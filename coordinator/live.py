@@ -46,6 +46,7 @@ class LiveRun:
         self.ending = False  # the open round is being closed and is not given out any more
         self.stopping = False
         self.trouble: StorageError | None = None  # why nothing can be made durable now
+        self.clock_moved = 0.0  # seconds that the wall clock jumped while the round was open
         self._disk = ThreadPoolExecutor(1, "flamest-state")
         self.quarantined = store.journal.quarantined()
         plan = Plan(rounds=run.rounds, min_silos=run.min_silos, deadline_s=run.deadline_s)

@@ -55,12 +55,14 @@ class ModelShelf:
         start = model_path(self.folder, 0)
         return any(path != start for path in self.folder.glob("*.safetensors"))
 
-    def remove_old(self) -> None:
-        """All but the last ``keep``, and what an interrupted write left."""
+    def remove_old(self, best: int | None = None) -> None:
+        """All but the last ``keep`` and the best one, and what an interrupted write left."""
         old = sorted(self.folder.glob("round-*.safetensors"))[: -self.keep] if self.keep else []
+        kept = None if best is None else self.path(best)
         for path in (*old, *self.folder.glob(".*.tmp")):
-            with contextlib.suppress(OSError):
-                path.unlink()
+            if path != kept:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def damaged(path: Path, why: str, *, code: str) -> DataError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from ..fedproto import messages
@@ -29,7 +30,7 @@ class Outgoing:
         self._size = payload_bytes(run.head)
         self._parts = data_parts(encode_params(run.head, params))
         self._delta: _Delta | None = None  # with a lossy codec; not kept over a restart
-        self.sent_bytes = 0  # of the open round's model
+        self.sent: Counter[str] = Counter()  # bytes of the open round's model, by silo
 
     def replace(self, base_sha256: str, made: Broadcast, parts: list[bytes]) -> None:
         """From here on ``made`` is sent, whole in ``parts``; the model before it was ``base_sha256``."""

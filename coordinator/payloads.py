@@ -10,7 +10,7 @@ from pathlib import Path
 from ..base.errors import StorageError
 from ..base.files import fsync_directory, sha256_bytes, storage_code
 from ..fedproto.codec import decode_params
-from ..fedproto.head import HeadSpec
+from ..fedproto.head import HeadSpec, Params
 from .contributions import Contribution
 from .models import damaged
 from .spool import Spool
@@ -67,6 +67,10 @@ class Payloads:
         """The round's updates (silo, examples, SHA-256), to be run through as often as one likes."""
         stored = [(silo, examples, sha256, self._path(round_number, silo)) for silo, examples, sha256 in updates]
         return Contributions(self._head, tuple(stored), self._hashed)
+
+    def one(self, round_number: int, silo: str, sha256: str) -> Params:
+        """A silo's parameters in a round. Raises DataError (``corrupt_update``)."""
+        return next(iter(self.contributions(round_number, [(silo, 1, sha256)]))).params
 
     def round_ended(self) -> None:
         """No payload is read again."""

@@ -5,24 +5,28 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from ..base.errors import DataError
 from ..base.files import write_atomic
 from ..fedproto.head import params_sha256
 from ..fedproto.modelfile import decode_model
+from ..fedproto.records import Evaluation
 from ..fedproto.tls import read_facts, read_file
 from .authority import enrolled, read_silos
+from .economy import bytes_to_share
+from .evaluations import Measured, best_of
 from .health import FINE, read_health
-from .history import History, RoundRow, SiloRow, is_served, served_address
+from .history import History, RoundRow, SiloRow, UpdateRow, is_served, served_address
 from .settings import CoordinatorSettings
 
 
 def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
-    """Keys: running, address, run, phase, round, closed, of, model_sha256, silos[], certificate_days_left,
-    degraded, degraded_since, degraded_detail.
+    """Keys: running, address, run, phase, round, closed, of, model_sha256, last, best (a model's round and accuracy),
+    received_bytes, sent_bytes, silos[], certificate_days_left, degraded, degraded_since, degraded_detail.
     """
     with History.open(settings.server.state, settings.run.name) as history:
-        rows, silos = history.rounds(), history.silos()
+        rows, silos, measured = history.rounds(), history.silos(), history.measured()
     closed = [row for row in rows if row.status == "closed"]
     current = rows[-1] if rows and rows[-1].status == "open" else None
     facts = read_facts(read_file(settings.server.certificate), whose=str(settings.server.certificate))
@@ -40,11 +44,25 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
         "of": settings.run.rounds,
         "abandoned": sum(row.status == "abandoned" for row in rows),
         "model_sha256": closed[-1].model_sha256 if closed else None,
+        **_models(measured, closed),
+        "received_bytes": sum(row.received_bytes for row in rows),
+        "sent_bytes": sum(row.sent_bytes for row in rows),
         "silos": [_silo(name, {row.silo: row for row in silos}) for name in allowed],
         "certificate_days_left": round(facts.days_left, 1),
         "degraded": health.degraded or None,
         "degraded_since": health.since or None,
         "degraded_detail": health.detail or None,
+    }
+
+
+def _models(measured: Sequence[Measured], closed: Sequence[RoundRow]) -> dict[str, Any]:
+    """The last model and the best one; accuracy is None for a model that no one measured (yet)."""
+    last = closed[-1].round if closed else 0
+    told = next((one.all for one in measured if one.round == last), None)
+    best = best_of(measured)
+    return {
+        "last": {"round": last, "accuracy": told.correct / told.count if told else None},
+        "best": {"round": best[0], "accuracy": best[1].correct / best[1].count} if best else None,
     }
 
 
@@ -62,9 +80,16 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
         lines.append(f"round {now['round']} is open: {now['reported']} of {now['wanted']} silos have reported")
     else:
         lines.append(f"the run is {now['phase']}")
+    if now["best"]:
+        lines.append(f"best model so far: round {now['best']['round']}, accuracy {now['best']['accuracy']:.3f}")
+    lines.append(
+        f"moved: {now['received_bytes'] / 1e6:.2f} MB from the silos, {now['sent_bytes'] / 1e6:.2f} MB to them"
+    )
     for silo in now["silos"]:
         last = (
-            f"last update {silo['last_update']} in round {silo['last_round']}" if silo["updates"] else "no update yet"
+            f"last update {silo['last_update']} in round {silo['last_round']}, {silo['received_bytes'] / 1e6:.2f} MB in"
+            if silo["updates"]
+            else "no update yet"
         )
         refused = f", {silo['refused']} refused ({silo['last_refusal']})" if silo["refused"] else ""
         lines.append(f"  {silo['silo']:20} {silo['updates']} updates, {last}{refused}")
@@ -82,15 +107,33 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
 
 
 def history_of(settings: CoordinatorSettings) -> list[dict[str, Any]]:
-    """One object per round, keys as in RoundRow, with loss, correct, count and accuracy of the incoming model."""
+    """One object per round, keys as in RoundRow, with loss, correct, count and accuracy of the incoming model.
+
+    ``updates`` has the same for each silo, with its codec, what that left out, and its bytes.
+    """
     with History.open(settings.server.state, settings.run.name) as history:
         return [_round(row) for row in history.rounds()]
 
 
 def _round(row: RoundRow) -> dict[str, Any]:
-    told = row.evaluation
+    lost = [one.codec_error for one in row.updates if one.codec_error is not None]
     return {
-        **{name: value for name, value in dataclasses.asdict(row).items() if name != "evaluation"},
+        **{name: value for name, value in vars(row).items() if name not in ("evaluation", "updates")},
+        **told_keys(row.evaluation),
+        "codecs": sorted({one.codec for one in row.updates if one.codec is not None}),
+        "codec_error": max(lost, default=None),
+        "bytes_per_silo": (row.received_bytes + row.sent_bytes) / row.accepted if row.accepted else None,
+        "updates": [_update(one) for one in row.updates],
+    }
+
+
+def _update(row: UpdateRow) -> dict[str, Any]:
+    return {**{name: value for name, value in vars(row).items() if name != "evaluation"}, **told_keys(row.evaluation)}
+
+
+def told_keys(told: Evaluation | None) -> dict[str, Any]:
+    """loss, correct, count and accuracy; None where nothing was told."""
+    return {
         "loss": told.loss if told else None,
         "correct": told.correct if told else None,
         "count": told.count if told else None,
@@ -98,25 +141,55 @@ def _round(row: RoundRow) -> dict[str, Any]:
     }
 
 
+def reached_of(settings: CoordinatorSettings) -> list[dict[str, Any]]:
+    """By codec: what a silo moved until a model had 95 % of the last one's accuracy; empty when too little is known."""
+    with History.open(settings.server.state, settings.run.name) as history:
+        return [vars(one) for one in bytes_to_share(history.rounds(), history.measured())]
+
+
 def history_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """``history_of`` as a table."""
     head = f"{'round':>5} {'status':9} {'accepted':>8} {'refused':>7} {'examples':>8} {'loss':>8} {'accuracy':>8}"
-    lines = [f"{head} {'MB in':>8} {'MB out':>8} {'seconds':>8} model"]
+    lines = [f"{head} {'MB in':>8} {'MB out':>8} {'MB/silo':>8} {'lost':>6} {'seconds':>8} model"]
     for row in rows:
         loss = f"{row['loss']:8.4f}" if row["loss"] is not None else f"{'-':>8}"
         accuracy = f"{row['accuracy']:8.3f}" if row["accuracy"] is not None else f"{'-':>8}"
         seconds = f"{row['seconds']:8.1f}" if row["seconds"] is not None else f"{'-':>8}"
+        each = f"{row['bytes_per_silo'] / 1e6:8.2f}" if row["bytes_per_silo"] is not None else f"{'-':>8}"
+        lost = f"{row['codec_error']:6.1%}" if row["codec_error"] else f"{'-':>6}"
+        moved = f"  the clock moved by {row['clock_moved']:+.0f} s" if row["clock_moved"] else ""
         lines.append(
             f"{row['round']:5} {row['status']:9} {row['accepted']:8} {row['refused']:7} {row['examples']:8} {loss} "
-            f"{accuracy} {row['received_bytes'] / 1e6:8.2f} {row['sent_bytes'] / 1e6:8.2f} {seconds} "
-            f"{(row['model_sha256'] or '-')[:12]}"
+            f"{accuracy} {row['received_bytes'] / 1e6:8.2f} {row['sent_bytes'] / 1e6:8.2f} {each} {lost} {seconds} "
+            f"{(row['model_sha256'] or '-')[:12]}{moved}"
         )
     return lines
 
 
-def take_model(settings: CoordinatorSettings, out: Path, round_number: int | None) -> dict[str, Any]:
-    """Copy a round's model to ``out``; it is read and checked first. Raises DataError, StorageError."""
+def reached_lines(reached: Sequence[Mapping[str, Any]]) -> list[str]:
+    """``reached_of`` for people."""
+    return [
+        f"95 % of the last accuracy ({one['final_accuracy']:.3f}) in round {one['round']}: "
+        f"{one['bytes_per_silo'] / 1e6:.2f} MB per silo in {one['codec']} ({one['silos']} silos)"
+        for one in reached
+    ]
+
+
+def take_model(settings: CoordinatorSettings, out: Path, round_number: int | Literal["best"] | None) -> dict[str, Any]:
+    """Copy a round's model to ``out`` (None: the last one); it is read and checked first.
+
+    Raises DataError (``not_measured`` for "best" when no silo told how a model does), StorageError.
+    """
     with History.open(settings.server.state, settings.run.name) as history:
+        if round_number == "best":
+            best = best_of(history.measured())
+            if best is None:
+                raise DataError(
+                    "no silo has told how a model does on its held-out clips, so none is the best",
+                    fix="take the last one, without --best; silos decide in [policy] report_evaluation",
+                    code="not_measured",
+                )
+            round_number = best[0]
         path, number = history.model_file(round_number)
     content = path.read_bytes()
     found = decode_model(content, whose=str(path))

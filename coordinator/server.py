@@ -17,6 +17,7 @@ from ..fedproto import channel as wire
 from ..fedproto.certificates import need
 from ..fedproto.tls import ServerFiles, check_files
 from .authority import AllowList
+from .clock import ClockWatch
 from .health import begin, note
 from .keeper import RunKeeper
 from .live import Terms
@@ -31,7 +32,6 @@ log = Log("coordinator")
 
 WATCH_S = 0.2  # how often the loop looks whether it was asked to end
 DISK_RETRY_S = 1.0
-ONCE_GRACE_S = 15.0  # with --once: how long silos have to learn that the run has finished
 ONCE_LINGER_S = 1.0  # and to fetch the final model after that
 STOP_GRACE_S = 5.0  # for calls in flight at the end
 CERTIFICATE_DAYS = 30  # fewer left: say so at the start
@@ -119,7 +119,11 @@ async def _end_rounds(keeper: RunKeeper, state: Path, shutdown: Shutdown, tls: S
     """The loop: end each round when it is time, until asked to end."""
     degraded = False
     finished_at: float | None = None
+    clock = ClockWatch()
     while not shutdown.requested:
+        if moved := clock.look():
+            log.warning("clock_moved", seconds=round(moved, 1), fix="deadlines do not depend on it; times shown do")
+            keeper.note_clock(moved)
         if shutdown.take_reload():
             _reload(tls)
         try:
@@ -136,7 +140,7 @@ async def _end_rounds(keeper: RunKeeper, state: Path, shutdown: Shutdown, tls: S
             await asyncio.sleep(DISK_RETRY_S)
         if once and keeper.state.open is None:
             finished_at = finished_at or time.monotonic()
-            if keeper.all_told or time.monotonic() - finished_at > ONCE_GRACE_S:
+            if keeper.all_told or time.monotonic() - finished_at > keeper.grace_s:
                 await asyncio.sleep(ONCE_LINGER_S)
                 return
         await keeper.nudged(WATCH_S)

@@ -1,4 +1,4 @@
-"""The four calls of the wire, translated: raw bytes in, the keeper asked, bytes or a refusal out.
+"""The calls of the wire, translated: raw bytes in, the keeper asked, bytes or a refusal out.
 
 The caller's name comes from its certificate and is looked up in the allow-list before a message is
 even parsed. Messages are parsed here and not by gRPC, so that a malformed one is INVALID_ARGUMENT.
@@ -37,6 +37,8 @@ STATUS = {
     "stale_round": "FAILED_PRECONDITION",
     "stale_base": "FAILED_PRECONDITION",
     "late": "FAILED_PRECONDITION",
+    "not_shared": "FAILED_PRECONDITION",
+    "duplicate_identity": "ALREADY_EXISTS",
     "quarantined": "FAILED_PRECONDITION",
     "already_answered": "ALREADY_EXISTS",
     "reused_id": "ALREADY_EXISTS",
@@ -56,7 +58,7 @@ class Service:
         self._allow_list = allow_list
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
-        """The four calls and the health check, without gRPC's own parsing."""
+        """Our calls and the health check, without gRPC's own parsing."""
         import grpc
 
         health = grpc.method_handlers_generic_handler(
@@ -69,6 +71,7 @@ class Service:
                 wire.WAIT_FOR_ROUND: grpc.unary_unary_rpc_method_handler(self.wait_for_round),
                 wire.FETCH_MODEL: grpc.unary_stream_rpc_method_handler(self.fetch_model),
                 wire.SUBMIT_UPDATE: grpc.stream_unary_rpc_method_handler(self.submit_update),
+                wire.REPORT_EVALUATION: grpc.unary_unary_rpc_method_handler(self.report_evaluation),
             },
         )
         return ours, health
@@ -93,19 +96,27 @@ class Service:
 
     async def fetch_model(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         try:
-            self._caller(context)
-            parts = self._keeper.model_parts(messages.decode_fetch_request(request))
+            silo = self._caller(context)
+            parts = await self._keeper.model_parts(silo, messages.decode_fetch_request(request))
         except FlamestError as error:
             await refuse(context, error)
         async with self._keeper.transfers.place():
             for part in parts:
-                self._keeper.count_sent(len(part))
+                self._keeper.count_sent(silo, len(part))
                 yield part
 
     async def submit_update(self, parts: AsyncIterator[bytes], context: Context) -> bytes:
         try:
             silo = self._caller(context)
             return messages.encode_receipt(await self._keeper.submit(silo, parts))
+        except FlamestError as error:
+            await refuse(context, error)
+
+    async def report_evaluation(self, request: bytes, context: Context) -> bytes:
+        try:
+            silo = self._caller(context)
+            told = messages.decode_evaluation_report(request)
+            return messages.encode_evaluation_receipt(await self._keeper.report_final(silo, told))
         except FlamestError as error:
             await refuse(context, error)
 

@@ -70,6 +70,7 @@ class RunTable(_Record, frozen=True):
     strategy: Strategy = Strategy()
     train: TrainSettings = TrainSettings()
     codec: Codec = "fp32"  # how models travel; the coarsest that a silo may send
+    final_evaluation: Literal["none", "model", "sites"] = "none"  # what silos measure after the last round
 
     def head_spec(self) -> HeadSpec:
         """What is trained. Raises DataError (``bad_head``) for options that do not fit each other."""
@@ -115,6 +116,7 @@ class CoordinatorSettings(_Record, frozen=True):
             strategy=run.strategy,
             train=run.train,
             codec=run.codec,
+            final_evaluation=run.final_evaluation,
         )
 
 

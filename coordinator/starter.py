@@ -16,7 +16,7 @@ certificate = "server.pem"
 key = "server-key.pem"
 silos = "silos.json"          # who may take part: flamest-coordinator silo add / revoke / list
 state = "state"               # rounds, updates and models; back this folder up
-keep_models = 0               # models of how many of the last rounds stay; 0 keeps all
+keep_models = 0               # models of how many of the last rounds stay, beside the best one; 0 keeps all
 
 [run]                         # other settings need another name
 name = "run-1"
@@ -31,6 +31,7 @@ min_silos = 2                 # fewer updates at the deadline: the round is aban
 deadline_s = 600.0            # from the first silo that is given the round
 seed = 0
 codec = "fp32"                # how models travel; or "fp16", "int8", "sparse_int8": half, a quarter, a twentieth
+# final_evaluation = "model"  # after the last round silos measure the final model; "sites": and each other's, who agree
 
 [run.head]
 kind = "mlp"                  # or "rgcf": residual gated cross fusion of two blocks

@@ -15,7 +15,7 @@ One process at a time: the lock. Not for more than one thread at a time.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -25,7 +25,7 @@ from ..base.files import FileLock, fsync_directory, sha256_bytes, storage_code
 from ..base.log import Log
 from ..fedproto.codec import payload_bytes
 from ..fedproto.head import Params, initial_params, params_sha256
-from ..fedproto.records import RunSettings
+from ..fedproto.records import Evaluation, RunSettings
 from .aggregate import ServerState
 from .database import FILE
 from .journal import Journal, RoundEnd, StoredUpdate
@@ -174,10 +174,9 @@ class RunStore:
         """What a crash left: incomplete uploads, payloads without a row, folders of rounds that ended."""
         for path in self.spool_folder.iterdir():
             path.unlink()
-        self._models.remove_old()
+        self._models.remove_old(self.journal.best_round())
         self._remove_old_memory()
-        current = state.open
-        self._payloads.remove_all_but(current.number if current else None, current.reports if current else ())
+        self._remove_old_payloads(state)
 
     # --- during a round ---
 
@@ -229,10 +228,34 @@ class RunStore:
     def tidy(self) -> None:
         """Remove what the last round's end has made needless; apart from it, because silos wait for that."""
         if self._tidy is not None:
-            self._models.remove_old()
+            self._models.remove_old(self.journal.best_round())
             self._remove_old_memory()
-            self._payloads.remove(self._tidy.last_round)
+            if self._tidy.open is None:
+                self._remove_old_payloads(self._tidy)
+            else:  # the open round may have updates by now: leave it alone
+                self._payloads.remove(self._tidy.last_round)
             self._tidy = None
+
+    # --- after the last round ---
+
+    def shared_params(self, round_number: int, silo: str, sha256: str) -> Params:
+        """What a silo that agreed to be measured sent in the last round."""
+        return self._payloads.one(round_number, silo, sha256)
+
+    def report_final(self, silo: str, results: Mapping[str, Evaluation], state: RunState) -> None:
+        """A silo's report at the end of the run, by subject; payloads go when every silo of the round has reported."""
+        self.journal.report_final(silo, results)
+        self._remove_old_payloads(state)
+
+    def _remove_old_payloads(self, state: RunState) -> None:
+        """All but those of the open round; in a finished run, those that silos may still have to measure."""
+        current = state.open
+        if current is not None:
+            self._payloads.remove_all_but(current.number, current.reports)
+            return
+        shared = [silo for silo, *_ in self.journal.shared(state.last_round)]
+        waiting = self._run.final_evaluation == "sites" and not set(shared) <= self.journal.reported().keys()
+        self._payloads.remove_all_but(state.last_round if waiting else None, shared)
 
     def _remove_old_memory(self) -> None:
         self._memory.remove_old(*(at.number for at in self.journal.closed_rounds()[-2:]))

@@ -1,4 +1,4 @@
-"""How both ends of the wire are set up: bounds, timeouts and the names of the four calls.
+"""How both ends of the wire are set up: bounds, timeouts and the names of the calls.
 
 One place, so that client and server cannot disagree. Bounds are for hostile or broken peers: an
 honest message is far below each of them. Option names: https://grpc.github.io/grpc/core/group__grpc__arg__keys.html
@@ -19,7 +19,7 @@ CONNECTION_AGE_MS = 3_600_000  # an expired certificate lives on its connection 
 CONNECTION_GRACE_MS = 600_000  # for the calls in flight when the age is reached
 KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
-RECONNECT_MS = (200, 5_000)  # first and longest pause between connection attempts
+RECONNECT_MS = (200, 1_000)  # pauses between attempts to connect; the link makes its own, longer ones
 
 CALL_S = 20.0  # deadline of a short call
 SLOWEST_BYTES_PER_S = 50_000  # a slower line cannot take part
@@ -27,6 +27,7 @@ MAX_WAIT_S = 60.0  # a long poll is answered after this at the latest
 
 SERVICE = "flamest.v1.Coordinator"
 JOIN, WAIT_FOR_ROUND, FETCH_MODEL, SUBMIT_UPDATE = "Join", "WaitForRound", "FetchModel", "SubmitUpdate"
+REPORT_EVALUATION = "ReportEvaluation"
 CODE_KEY = "flamest-code"  # trailing metadata: the stable word of a refusal (DataError.code)
 
 Options = list[tuple[str, int]]

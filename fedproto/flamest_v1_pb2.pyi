@@ -13,6 +13,7 @@ class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PHASE_WAIT: _ClassVar[Phase]
     PHASE_OPEN: _ClassVar[Phase]
     PHASE_FINISHED: _ClassVar[Phase]
+    PHASE_EVALUATE: _ClassVar[Phase]
 
 class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -25,6 +26,7 @@ PHASE_UNSPECIFIED: Phase
 PHASE_WAIT: Phase
 PHASE_OPEN: Phase
 PHASE_FINISHED: Phase
+PHASE_EVALUATE: Phase
 CODEC_UNSPECIFIED: Codec
 CODEC_FP32: Codec
 CODEC_FP16: Codec
@@ -48,40 +50,46 @@ class JoinReply(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., settings: _Optional[bytes] = ..., settings_sha256: _Optional[bytes] = ...) -> None: ...
 
 class WaitRequest(_message.Message):
-    __slots__ = ("settings_sha256", "answered_round", "max_wait_ms")
+    __slots__ = ("settings_sha256", "answered_round", "max_wait_ms", "instance")
     SETTINGS_SHA256_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_ROUND_FIELD_NUMBER: _ClassVar[int]
     MAX_WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     settings_sha256: bytes
     answered_round: int
     max_wait_ms: int
-    def __init__(self, settings_sha256: _Optional[bytes] = ..., answered_round: _Optional[int] = ..., max_wait_ms: _Optional[int] = ...) -> None: ...
+    instance: bytes
+    def __init__(self, settings_sha256: _Optional[bytes] = ..., answered_round: _Optional[int] = ..., max_wait_ms: _Optional[int] = ..., instance: _Optional[bytes] = ...) -> None: ...
 
 class WaitReply(_message.Message):
-    __slots__ = ("phase", "round", "model_sha256", "deadline_ms", "poll_after_ms", "counted_round")
+    __slots__ = ("phase", "round", "model_sha256", "deadline_ms", "poll_after_ms", "counted_round", "subjects")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     POLL_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     COUNTED_ROUND_FIELD_NUMBER: _ClassVar[int]
+    SUBJECTS_FIELD_NUMBER: _ClassVar[int]
     phase: Phase
     round: int
     model_sha256: bytes
     deadline_ms: int
     poll_after_ms: int
     counted_round: int
-    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., round: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., poll_after_ms: _Optional[int] = ..., counted_round: _Optional[int] = ...) -> None: ...
+    subjects: int
+    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., round: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., poll_after_ms: _Optional[int] = ..., counted_round: _Optional[int] = ..., subjects: _Optional[int] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
-    __slots__ = ("settings_sha256", "round", "held_sha256")
+    __slots__ = ("settings_sha256", "round", "held_sha256", "subject")
     SETTINGS_SHA256_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     HELD_SHA256_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
     settings_sha256: bytes
     round: int
     held_sha256: bytes
-    def __init__(self, settings_sha256: _Optional[bytes] = ..., round: _Optional[int] = ..., held_sha256: _Optional[bytes] = ...) -> None: ...
+    subject: int
+    def __init__(self, settings_sha256: _Optional[bytes] = ..., round: _Optional[int] = ..., held_sha256: _Optional[bytes] = ..., subject: _Optional[int] = ...) -> None: ...
 
 class ModelHeader(_message.Message):
     __slots__ = ("round", "model_sha256", "codec", "payload_bytes")
@@ -112,17 +120,29 @@ class TensorShape(_message.Message):
     def __init__(self, index: _Optional[int] = ..., dims: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Evaluation(_message.Message):
-    __slots__ = ("loss", "correct", "count")
+    __slots__ = ("loss", "correct", "count", "by_class")
     LOSS_FIELD_NUMBER: _ClassVar[int]
     CORRECT_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
+    BY_CLASS_FIELD_NUMBER: _ClassVar[int]
     loss: float
     correct: int
     count: int
-    def __init__(self, loss: _Optional[float] = ..., correct: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+    by_class: _containers.RepeatedCompositeFieldContainer[ClassCount]
+    def __init__(self, loss: _Optional[float] = ..., correct: _Optional[int] = ..., count: _Optional[int] = ..., by_class: _Optional[_Iterable[_Union[ClassCount, _Mapping]]] = ...) -> None: ...
+
+class ClassCount(_message.Message):
+    __slots__ = ("label", "correct", "count")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    CORRECT_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    label: int
+    correct: int
+    count: int
+    def __init__(self, label: _Optional[int] = ..., correct: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("settings_sha256", "round", "base_sha256", "update_id", "examples", "codec", "tensors", "payload_bytes", "payload_sha256", "evaluation", "codec_error")
+    __slots__ = ("settings_sha256", "round", "base_sha256", "update_id", "examples", "codec", "tensors", "payload_bytes", "payload_sha256", "evaluation", "codec_error", "shared")
     SETTINGS_SHA256_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +154,7 @@ class UpdateHeader(_message.Message):
     PAYLOAD_SHA256_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     CODEC_ERROR_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     settings_sha256: bytes
     round: int
     base_sha256: bytes
@@ -145,7 +166,8 @@ class UpdateHeader(_message.Message):
     payload_sha256: bytes
     evaluation: Evaluation
     codec_error: float
-    def __init__(self, settings_sha256: _Optional[bytes] = ..., round: _Optional[int] = ..., base_sha256: _Optional[bytes] = ..., update_id: _Optional[bytes] = ..., examples: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorShape, _Mapping]]] = ..., payload_bytes: _Optional[int] = ..., payload_sha256: _Optional[bytes] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., codec_error: _Optional[float] = ...) -> None: ...
+    shared: bool
+    def __init__(self, settings_sha256: _Optional[bytes] = ..., round: _Optional[int] = ..., base_sha256: _Optional[bytes] = ..., update_id: _Optional[bytes] = ..., examples: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorShape, _Mapping]]] = ..., payload_bytes: _Optional[int] = ..., payload_sha256: _Optional[bytes] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., codec_error: _Optional[float] = ..., shared: _Optional[bool] = ...) -> None: ...
 
 class UpdatePart(_message.Message):
     __slots__ = ("header", "data")
@@ -164,3 +186,29 @@ class Receipt(_message.Message):
     update_id: bytes
     payload_sha256: bytes
     def __init__(self, round: _Optional[int] = ..., update_id: _Optional[bytes] = ..., payload_sha256: _Optional[bytes] = ...) -> None: ...
+
+class SubjectEvaluation(_message.Message):
+    __slots__ = ("subject", "evaluation")
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    subject: int
+    evaluation: Evaluation
+    def __init__(self, subject: _Optional[int] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
+
+class EvaluationReport(_message.Message):
+    __slots__ = ("settings_sha256", "round", "results")
+    SETTINGS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    settings_sha256: bytes
+    round: int
+    results: _containers.RepeatedCompositeFieldContainer[SubjectEvaluation]
+    def __init__(self, settings_sha256: _Optional[bytes] = ..., round: _Optional[int] = ..., results: _Optional[_Iterable[_Union[SubjectEvaluation, _Mapping]]] = ...) -> None: ...
+
+class EvaluationReceipt(_message.Message):
+    __slots__ = ("round", "results")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    results: int
+    def __init__(self, round: _Optional[int] = ..., results: _Optional[int] = ...) -> None: ...

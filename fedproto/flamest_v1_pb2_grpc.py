@@ -54,6 +54,11 @@ class CoordinatorStub:
                 request_serializer=flamest__v1__pb2.UpdatePart.SerializeToString,
                 response_deserializer=flamest__v1__pb2.Receipt.FromString,
                 _registered_method=True)
+        self.ReportEvaluation = channel.unary_unary(
+                '/flamest.v1.Coordinator/ReportEvaluation',
+                request_serializer=flamest__v1__pb2.EvaluationReport.SerializeToString,
+                response_deserializer=flamest__v1__pb2.EvaluationReceipt.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer:
@@ -87,6 +92,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportEvaluation(self, request, context):
+        """After the last round, where the run asks for it: how models do on this silo's held-out clips. Answered when durable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +121,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.SubmitUpdate,
                     request_deserializer=flamest__v1__pb2.UpdatePart.FromString,
                     response_serializer=flamest__v1__pb2.Receipt.SerializeToString,
+            ),
+            'ReportEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportEvaluation,
+                    request_deserializer=flamest__v1__pb2.EvaluationReport.FromString,
+                    response_serializer=flamest__v1__pb2.EvaluationReceipt.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +236,33 @@ class Coordinator:
             '/flamest.v1.Coordinator/SubmitUpdate',
             flamest__v1__pb2.UpdatePart.SerializeToString,
             flamest__v1__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flamest.v1.Coordinator/ReportEvaluation',
+            flamest__v1__pb2.EvaluationReport.SerializeToString,
+            flamest__v1__pb2.EvaluationReceipt.FromString,
             options,
             channel_credentials,
             insecure,

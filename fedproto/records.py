@@ -120,7 +120,7 @@ class Strategy(_Record, frozen=True):
 
 # Fields that came after protocol 1: left out at their default, so that older runs keep their bytes.
 _LATER_TRAIN = {"learning_rate_decay": 1.0, "class_balanced": False}
-_LATER_RUN = {"codec": "fp32"}
+_LATER_RUN = {"codec": "fp32", "final_evaluation": "none"}
 _LATER_STRATEGY = {
     "alpha": 0.0,
     "server_momentum": 0.0,
@@ -149,6 +149,8 @@ class RunSettings(_Record, frozen=True):
     strategy: Strategy = Strategy()
     train: TrainSettings = TrainSettings()
     codec: Codec = "fp32"  # the coarsest that a silo may send, and the one that models are sent in
+    # After the last round silos measure nothing, the final model, or also each other's last updates (who agree).
+    final_evaluation: Literal["none", "model", "sites"] = "none"
 
     def encode(self) -> bytes:
         """Canonical JSON: fields in their order, later ones only where they say something."""
@@ -167,7 +169,7 @@ def decode_run_settings(data: bytes) -> RunSettings:
     """Strict: DataError on an unknown key, a wrong type, labels that do not fit the head, or senseless options."""
     try:
         settings = msgspec.json.decode(data, type=RunSettings)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"the coordinator's run settings cannot be read: {error}") from error
     if len(settings.labels) != settings.head.outputs:
         raise DataError(f"the run has {len(settings.labels)} labels, its head {settings.head.outputs} outputs")
@@ -182,6 +184,7 @@ class Phase(enum.Enum):
     WAIT = "wait"  # nothing to do now: ask again after poll_after_s
     OPEN = "open"  # round is open and this silo has not answered it
     FINISHED = "finished"
+    EVALUATE = "evaluate"  # finished, and ``subjects`` models wait to be measured on this silo's held-out clips
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,7 @@ class Standing:
     counted_round: int = (
         0  # feddyn and lossy codecs, OPEN: the last closed round in which this silo's update counts; 0: none
     )
+    subjects: int = 0  # EVALUATE: models to measure; subject 0 is the final one, 1 and up are single silos'
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,12 +212,30 @@ class GlobalModel:
 
 
 @dataclass(frozen=True)
+class ClassCount:
+    """Hits in one class."""
+
+    label: int  # its place in the run's labels
+    correct: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """How the incoming global model does on a silo's held-out clips, before local training."""
+    """How a model does on a silo's held-out clips: the incoming global one before local training, or a subject."""
 
     loss: float  # mean cross-entropy, nats
     correct: int
     count: int
+    by_class: tuple[ClassCount, ...] = ()  # ascending labels; only what the silo's policy lets out
+
+
+@dataclass(frozen=True)
+class SubjectEvaluation:
+    """How one of the models of a final evaluation does on a silo's held-out clips."""
+
+    subject: int  # 0: the run's final model
+    evaluation: Evaluation
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,6 +258,7 @@ class Update:
     params: Params | None  # None: they are in ``coded``
     evaluation: Evaluation | None = None
     coded: CodedUpdate | None = None
+    shared: bool = False  # the silo agrees that the other silos that agree measure it (final_evaluation = "sites")
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,9 @@ class Federation:
     def link(self, name: str, *, patience_s: float = 5.0) -> Any:
         from flamest.agent.link import Link, Retry
 
-        return Link.open(self.link_settings(name), retry=Retry(patience_s=patience_s, first_s=0.02, longest_s=0.1))
+        return Link.open(
+            self.link_settings(name), retry=Retry(patience_s=patience_s, first_s=0.02, longest_s=0.1, spread_s=0.2)
+        )
 
     def rounds(self) -> list[dict[str, Any]]:
         from flamest.coordinator.report import history_of

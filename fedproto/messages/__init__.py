@@ -17,6 +17,15 @@ from .asking import (
     encode_standing,
     encode_wait_request,
 )
+from .evaluations import (
+    MAX_SUBJECTS,
+    EvaluationReceipt,
+    EvaluationReport,
+    decode_evaluation_receipt,
+    decode_evaluation_report,
+    encode_evaluation_receipt,
+    encode_evaluation_report,
+)
 from .models import (
     FetchRequest,
     ModelHeader,
@@ -26,9 +35,9 @@ from .models import (
     encode_model_data,
     encode_model_header,
 )
+from .parsing import MAX_EXAMPLES
 from .updates import (
     MAX_DIMS,
-    MAX_EXAMPLES,
     MAX_TENSORS,
     UpdateHeader,
     decode_receipt,
@@ -41,11 +50,16 @@ from .updates import (
 __all__ = [
     "MAX_DIMS",
     "MAX_EXAMPLES",
+    "MAX_SUBJECTS",
     "MAX_TENSORS",
+    "EvaluationReceipt",
+    "EvaluationReport",
     "FetchRequest",
     "ModelHeader",
     "UpdateHeader",
     "WaitRequest",
+    "decode_evaluation_receipt",
+    "decode_evaluation_report",
     "decode_fetch_request",
     "decode_join_reply",
     "decode_join_request",
@@ -54,6 +68,8 @@ __all__ = [
     "decode_standing",
     "decode_update_part",
     "decode_wait_request",
+    "encode_evaluation_receipt",
+    "encode_evaluation_report",
     "encode_fetch_request",
     "encode_join_reply",
     "encode_join_request",

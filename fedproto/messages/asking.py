@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...base.errors import DataError
 from ..records import Phase, RunSettings, Standing, decode_run_settings
-from .parsing import SHA256_BYTES, digest_hex, malformed, milliseconds, parse
+from .parsing import INSTANCE_BYTES, SHA256_BYTES, digest_hex, malformed, milliseconds, parse
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class WaitRequest:
     settings_sha256: str
     answered_round: int  # the last round that the silo answered or declined, 0 for none
     max_wait_s: float
+    instance: str = ""  # 32 hexadecimal digits; empty: the silo does not say
 
 
 # --- Join ---
@@ -59,6 +60,7 @@ def encode_wait_request(request: WaitRequest) -> bytes:
         settings_sha256=bytes.fromhex(request.settings_sha256),
         answered_round=request.answered_round,
         max_wait_ms=milliseconds(request.max_wait_s),
+        instance=bytes.fromhex(request.instance),
     ).SerializeToString()
 
 
@@ -70,6 +72,7 @@ def decode_wait_request(data: bytes) -> WaitRequest:
         settings_sha256=digest_hex(request.settings_sha256, SHA256_BYTES, "settings_sha256"),
         answered_round=request.answered_round,
         max_wait_s=request.max_wait_ms / 1000,
+        instance=digest_hex(request.instance, INSTANCE_BYTES, "instance") if request.instance else "",
     )
 
 
@@ -83,6 +86,7 @@ def encode_standing(standing: Standing) -> bytes:
         deadline_ms=milliseconds(standing.deadline_s),
         poll_after_ms=milliseconds(standing.poll_after_s),
         counted_round=standing.counted_round,
+        subjects=standing.subjects,
     ).SerializeToString()
 
 
@@ -100,4 +104,5 @@ def decode_standing(data: bytes) -> Standing:
         deadline_s=reply.deadline_ms / 1000,
         poll_after_s=reply.poll_after_ms / 1000,
         counted_round=reply.counted_round,
+        subjects=reply.subjects,
     )

@@ -13,6 +13,7 @@ class FetchRequest:
     settings_sha256: str
     round: int
     held_sha256: str = ""  # of the model that the silo has; empty: none
+    subject: int = 0  # of a final evaluation: which model
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ def encode_fetch_request(request: FetchRequest) -> bytes:
     from .. import flamest_v1_pb2 as pb
 
     digest, held = bytes.fromhex(request.settings_sha256), bytes.fromhex(request.held_sha256)
-    return pb.FetchRequest(settings_sha256=digest, round=request.round, held_sha256=held).SerializeToString()
+    asked = pb.FetchRequest(settings_sha256=digest, round=request.round, held_sha256=held, subject=request.subject)
+    return asked.SerializeToString()
 
 
 def decode_fetch_request(data: bytes) -> FetchRequest:
@@ -35,7 +37,8 @@ def decode_fetch_request(data: bytes) -> FetchRequest:
 
     request = parse(pb.FetchRequest(), data)
     held = digest_hex(request.held_sha256, SHA256_BYTES, "held_sha256") if request.held_sha256 else ""
-    return FetchRequest(digest_hex(request.settings_sha256, SHA256_BYTES, "settings_sha256"), request.round, held)
+    settings = digest_hex(request.settings_sha256, SHA256_BYTES, "settings_sha256")
+    return FetchRequest(settings, request.round, held, request.subject)
 
 
 def encode_model_header(header: ModelHeader) -> bytes:

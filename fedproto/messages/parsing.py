@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="Message")
 SHA256_BYTES = 32
 UPDATE_ID_BYTES = 16
+INSTANCE_BYTES = 16
 MAX_MS = (1 << 32) - 1
+MAX_EXAMPLES = 1 << 31  # of one update; more is a mistake or an attack on the weights
 
 
 def parse(message: M, data: bytes) -> M:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from ...base.errors import DataError
 from ..codecs import Codec
 from ..records import Evaluation, Receipt
+from .evaluations import decode_evaluation, encode_evaluation
 from .parsing import (
+    MAX_EXAMPLES,
     SHA256_BYTES,
     UPDATE_ID_BYTES,
     codec_value,
@@ -24,7 +26,6 @@ from .parsing import (
 if TYPE_CHECKING:
     from .. import flamest_v1_pb2 as pb
 
-MAX_EXAMPLES = 1 << 31  # of one update; more is a mistake or an attack on the weights
 MAX_TENSORS = 256
 MAX_DIMS = 8
 
@@ -44,6 +45,7 @@ class UpdateHeader:
     evaluation: Evaluation | None
     codec: Codec = "fp32"
     codec_error: float = 0.0
+    shared: bool = False  # the silo agrees that other silos measure it
 
 
 def encode_update_header(header: UpdateHeader) -> bytes:
@@ -60,9 +62,10 @@ def encode_update_header(header: UpdateHeader) -> bytes:
         tensors=[pb.TensorShape(index=index, dims=dims) for index, dims in enumerate(header.shapes)],
         payload_bytes=header.payload_bytes,
         payload_sha256=bytes.fromhex(header.payload_sha256),
+        shared=header.shared,
     )
     if (told := header.evaluation) is not None:
-        message.evaluation.CopyFrom(pb.Evaluation(loss=told.loss, correct=told.correct, count=told.count))
+        message.evaluation.CopyFrom(encode_evaluation(told))
     return pb.UpdatePart(header=message).SerializeToString()
 
 
@@ -100,9 +103,10 @@ def decode_update_part(raw: bytes) -> UpdateHeader | bytes | memoryview:
         shapes=_shapes(header),
         payload_bytes=header.payload_bytes,
         payload_sha256=digest_hex(header.payload_sha256, SHA256_BYTES, "payload_sha256"),
-        evaluation=_evaluation(header.evaluation) if header.HasField("evaluation") else None,
+        evaluation=decode_evaluation(header.evaluation) if header.HasField("evaluation") else None,
         codec=codec,
         codec_error=header.codec_error,
+        shared=header.shared,
     )
 
 
@@ -133,15 +137,3 @@ def _shapes(header: pb.UpdateHeader) -> tuple[tuple[int, ...], ...]:
     if [tensor.index for tensor in header.tensors] != list(range(len(header.tensors))):
         raise malformed("UpdateHeader", "its tensors are not numbered 0, 1, 2, …")
     return tuple(tuple(tensor.dims) for tensor in header.tensors)
-
-
-def _evaluation(told: pb.Evaluation) -> Evaluation:
-    if not (
-        math.isfinite(told.loss) and told.loss >= 0 and told.correct <= told.count and 1 <= told.count < MAX_EXAMPLES
-    ):
-        raise DataError(
-            f"an evaluation of loss {told.loss} with {told.correct} of {told.count} correct, "
-            "expected a finite loss of at least 0 and no more correct than counted",
-            code="evaluation",
-        )
-    return Evaluation(loss=told.loss, correct=told.correct, count=told.count)

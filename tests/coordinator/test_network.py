@@ -75,7 +75,7 @@ def update_parts(
 def one_round(federation, name: str, answered: int, *, address: str | None = None, patience_s: float = 60.0) -> None:
     """A silo's round from joining to the receipt."""
     settings = federation.link_settings(name, address=address)
-    with Link.open(settings, retry=Retry(patience_s=patience_s, first_s=0.02, longest_s=0.2)) as link:
+    with Link.open(settings, retry=Retry(patience_s=patience_s, first_s=0.02, longest_s=0.2, spread_s=0.2)) as link:
         run = link.join()
         standing = link.wait(run, answered, 20)
         model = link.fetch(run, standing)
@@ -198,7 +198,7 @@ def test_t20_a_silo_that_trusts_another_root_does_not_talk(federation, handled, 
     other = certificates.make_authority()
     key, request = certificates.make_silo_request("a")
     settings = outsider(federation, tmp_path / "x", certificates.sign_silo(other, "a", request), key, other.certificate)
-    with Link.open(settings, retry=Retry(patience_s=10.0, first_s=0.02, longest_s=0.1)) as link:
+    with Link.open(settings, retry=Retry(patience_s=10.0, first_s=0.02, longest_s=0.1, spread_s=0.2)) as link:
         with pytest.raises(IdentityError, match="is not trusted") as error:
             link.join()
     assert error.value.exit_code == 77
@@ -488,6 +488,6 @@ def test_errors_of_the_network_are_flamest_errors(federation):
     with FaultProxy(federation.address) as proxy:
         proxy.arm(Fault("cut", "up", 1))
         settings = federation.link_settings("a", address=proxy.address)
-    with Link.open(settings, retry=Retry(patience_s=0.3, first_s=0.05, longest_s=0.1)) as link:
+    with Link.open(settings, retry=Retry(patience_s=0.3, first_s=0.05, longest_s=0.1, spread_s=0.1)) as link:
         with pytest.raises(FlamestError):
             link.join()

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -161,21 +162,43 @@ def test_an_acknowledged_update_is_on_disk(silo, federation):
     assert (row["accepted"], row["examples"], row["loss"], row["correct"], row["count"]) == (1, 20, 1.5, 2, 5)
 
 
-def test_the_same_update_again_gets_the_same_receipt_and_counts_once(silo, federation):
-    """T12, reduced: 8 threads, and once more."""
-    receipts = []
+def same_update_from_many_threads(federation, times: int, threads: int) -> set:
+    """The receipts of one update, sent by a link of each thread again and again; and once more at the end."""
 
-    def send() -> None:
-        receipts.append(silo.send())
+    def work(_: int) -> list:
+        with federation.link("a", patience_s=60.0) as link:
+            run = link.join()
+            start = params_sha256(initial_params(run.head, run.seed))
+            update = Update(1, start, "0a" * 16, 20, initial_params(run.head, seed=3))
+            return [link.submit(run, update) for _ in range(times)]
 
-    threads = [threading.Thread(target=send) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    receipts.append(silo.send())
-    assert len(receipts) == 9
-    assert len(set(receipts)) == 1
+    with ThreadPoolExecutor(threads) as pool:
+        receipts = [receipt for made in pool.map(work, range(threads)) for receipt in made]
+    receipts += work(0)[:1]
+    assert len(receipts) == threads * times + 1
+    return set(receipts)
+
+
+def test_the_same_update_again_gets_the_same_receipt_and_counts_once(federation):
+    """T12: 16 threads, 112 times, and once more."""
+    assert len(same_update_from_many_threads(federation, 7, 16)) == 1
+    row = federation.rounds()[0]
+    assert (row["accepted"], row["examples"], row["refused"]) == (1, 20, 0)
+
+
+def test_more_calls_than_a_connection_may_have_are_told_to_try_again_and_never_counted_twice(silo, federation):
+    """T12 over one connection: gRPC refuses a ninth call (REFUSED_STREAM, UNAVAILABLE), which a link tries again."""
+
+    def send(_: int) -> tuple[str, bytes]:
+        try:
+            return "OK", silo.send()
+        except grpc.RpcError as error:
+            return error.code().name, b""
+
+    with ThreadPoolExecutor(16) as pool:
+        told = set(pool.map(send, range(100)))
+    assert {status for status, _ in told} <= {"OK", "UNAVAILABLE"}
+    assert len({receipt for status, receipt in told if status == "OK"}) == 1
     assert federation.rounds()[0]["accepted"] == 1
 
 

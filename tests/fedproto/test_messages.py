@@ -8,7 +8,17 @@ from flamest.base.errors import DataError, FlamestError
 from flamest.fedproto import flamest_v1_pb2 as pb
 from flamest.fedproto import messages as m
 from flamest.fedproto.head import HeadSpec
-from flamest.fedproto.records import Evaluation, Phase, Receipt, RunSettings, Standing, Strategy, TrainSettings
+from flamest.fedproto.records import (
+    ClassCount,
+    Evaluation,
+    Phase,
+    Receipt,
+    RunSettings,
+    Standing,
+    Strategy,
+    SubjectEvaluation,
+    TrainSettings,
+)
 
 A, B, C = "a1" * 32, "b2" * 32, "c3" * 32
 RUN = RunSettings(
@@ -23,19 +33,29 @@ RUN = RunSettings(
     strategy=Strategy(name="fedprox", mu=0.5),
     train=TrainSettings(epochs=2, batch_size=16, learning_rate=0.02, weight_decay=0.003),
 )
-HEADER = m.UpdateHeader(A, 3, B, "0f" * 16, 41, ((4, 3), (4,)), 64, C, Evaluation(0.75, 3, 5), "int8", 0.25)
+TOLD = Evaluation(0.75, 3, 5, (ClassCount(1, 2, 3), ClassCount(4, 1, 2)))
+HEADER = m.UpdateHeader(A, 3, B, "0f" * 16, 41, ((4, 3), (4,)), 64, C, TOLD, "int8", 0.25, True)
+STANDING = Standing(Phase.EVALUATE, 5, B, 30.25, 0.5, 4, 6)
+REPORT = m.EvaluationReport(A, 9, (SubjectEvaluation(1, TOLD), SubjectEvaluation(2, TOLD)))
 
 # encoder, decoder, record, the message it becomes
 ROUND_TRIPS = {
     "JoinRequest": (m.encode_join_request, m.decode_join_request, 1, pb.JoinRequest),
     "JoinReply": (lambda r: m.encode_join_reply(*r), m.decode_join_reply, (1, RUN), pb.JoinReply),
-    "WaitRequest": (m.encode_wait_request, m.decode_wait_request, m.WaitRequest(A, 4, 2.5), pb.WaitRequest),
-    "WaitReply": (m.encode_standing, m.decode_standing, Standing(Phase.OPEN, 5, B, 30.25, 0.5, 4), pb.WaitReply),
-    "FetchRequest": (m.encode_fetch_request, m.decode_fetch_request, m.FetchRequest(A, 6, B), pb.FetchRequest),
+    "WaitRequest": (m.encode_wait_request, m.decode_wait_request, m.WaitRequest(A, 4, 2.5, "0d" * 16), pb.WaitRequest),
+    "WaitReply": (m.encode_standing, m.decode_standing, STANDING, pb.WaitReply),
+    "FetchRequest": (m.encode_fetch_request, m.decode_fetch_request, m.FetchRequest(A, 6, B, 2), pb.FetchRequest),
     "ModelHeader": (m.encode_model_header, m.decode_model_part, m.ModelHeader(7, C, 640), pb.ModelPart),
     "ModelData": (m.encode_model_data, m.decode_model_part, b"\x01\x02", pb.ModelPart),
     "UpdateHeader": (m.encode_update_header, m.decode_update_part, HEADER, pb.UpdatePart),
     "UpdateData": (m.encode_update_data, m.decode_update_part, b"\x03", pb.UpdatePart),
+    "EvaluationReport": (m.encode_evaluation_report, m.decode_evaluation_report, REPORT, pb.EvaluationReport),
+    "EvaluationReceipt": (
+        m.encode_evaluation_receipt,
+        m.decode_evaluation_receipt,
+        m.EvaluationReceipt(9, 2),
+        pb.EvaluationReceipt,
+    ),
     "Receipt": (m.encode_receipt, m.decode_receipt, Receipt(8, "0e" * 16, A), pb.Receipt),
 }
 
@@ -73,7 +93,7 @@ def test_the_forgotten_field_would_be_seen():
 
 
 @pytest.mark.parametrize(
-    "record", [HEADER, m.WaitRequest(A, 4, 2.5), m.ModelHeader(7, C, 640), Receipt(8, "0e" * 16, A)]
+    "record", [HEADER, m.WaitRequest(A, 4, 2.5, "0d" * 16), m.ModelHeader(7, C, 640), Receipt(8, "0e" * 16, A)]
 )
 def test_every_field_of_a_record_survives_a_change_of_it(record):
     encode, decode, *_ = next(t for t in ROUND_TRIPS.values() if type(t[2]) is type(record))
@@ -86,6 +106,8 @@ def test_every_field_of_a_record_survives_a_change_of_it(record):
             new = ((2, 2, 2),)
         elif field.name == "codec":
             new = "sparse_int8"
+        elif field.name == "shared":
+            new = False
         else:
             new = other[type(old)](old)
         changed = dataclasses.replace(record, **{field.name: new})
@@ -94,7 +116,7 @@ def test_every_field_of_a_record_survives_a_change_of_it(record):
 
 def test_every_message_of_the_proto_is_covered():
     covered = {kind.DESCRIPTOR.name for *_, kind in ROUND_TRIPS.values()} | set(ROUND_TRIPS)
-    inner = {"TensorShape", "Evaluation"}  # inside UpdateHeader
+    inner = {"TensorShape", "Evaluation", "ClassCount", "SubjectEvaluation"}  # inside others
     assert set(pb.DESCRIPTOR.message_types_by_name) <= covered | inner
 
 
@@ -107,6 +129,9 @@ def test_from_silo_to_coordinator_there_is_no_text():
         pb.UpdateHeader,
         pb.TensorShape,
         pb.Evaluation,
+        pb.ClassCount,
+        pb.EvaluationReport,
+        pb.SubjectEvaluation,
     ]
     for kind in sent:
         for field in kind.DESCRIPTOR.fields:
@@ -167,12 +192,26 @@ def test_a_header_out_of_range_is_refused_with_its_code(fields, code):
         Evaluation(-1.0, 1, 2),
         Evaluation(1.0, 3, 2),
         Evaluation(1.0, 0, 0),
+        Evaluation(1.0, 2, 4, (ClassCount(0, 2, 1),)),
+        Evaluation(1.0, 2, 4, (ClassCount(0, 1, 1), ClassCount(0, 1, 1))),
+        Evaluation(1.0, 2, 4, (ClassCount(1, 1, 1), ClassCount(0, 1, 1))),
+        Evaluation(1.0, 2, 4, (ClassCount(0, 1, 5),)),
+        Evaluation(1.0, 1, 4, (ClassCount(0, 2, 2),)),
+        Evaluation(1.0, 1, 4, (ClassCount(0, 0, 0),)),
     ],
 )
 def test_an_evaluation_that_cannot_be_is_refused(told):
     with pytest.raises(DataError) as refused:
         m.decode_update_part(m.encode_update_header(dataclasses.replace(HEADER, evaluation=told)))
     assert refused.value.code == "evaluation"
+
+
+def test_a_report_that_names_a_subject_twice_or_out_of_order_is_refused():
+    one, two = REPORT.results
+    for results in ((one, one), (two, one)):
+        with pytest.raises(DataError, match="each once, ascending") as refused:
+            m.decode_evaluation_report(m.encode_evaluation_report(dataclasses.replace(REPORT, results=results)))
+        assert refused.value.code == "malformed"
 
 
 def test_tensors_out_of_order_are_refused():

@@ -1,0 +1,143 @@
+"""A copy of the state folder that can be gone on from, made beside a running server; and the way back.
+
+    BACKUP/backup.json            every file's SHA-256
+    BACKUP/coordinator.sqlite     through SQLite's backup API: one moment of it
+    BACKUP/runs/NAME/…            models, memory, and the payloads of the open round
+
+Files are copied after the database, so a round that ends meanwhile may take away what the copied rows name: then the
+copy is made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..base.errors import DataError, LockedError, StorageError
+from ..base.files import FileLock, new_directory, sha256_file, storage_code
+from .database import FILE, copy_database, read_database
+from .models import model_path, models_folder
+
+LISTING = "backup.json"
+PARTS = ("models", "memory", "updates")
+TRIES = 5
+
+
+class Backup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``backup.json``."""
+
+    files: dict[str, str]  # path in the backup -> SHA-256
+
+
+def back_up(state: Path, to: Path) -> dict[str, Any]:
+    """Copy ``state`` to the new folder ``to``. Keys: backup, files, bytes. Raises DataError, StorageError."""
+    with new_directory(to) as building:
+        for _ in range(TRIES):
+            _copy(state, building)
+            if _is_whole(building):
+                break
+            for part in building.iterdir():
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+        else:
+            raise StorageError(f"{state} changed {TRIES} times while it was copied", fix="try again between two rounds")
+        files = [path for path in building.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
+        listing = Backup({str(path.relative_to(building)): sha256_file(path) for path in sorted(files)})
+        (building / LISTING).write_bytes(msgspec.json.format(msgspec.json.encode(listing)) + b"\n")
+    return {"backup": str(to), "files": len(files), "bytes": size}
+
+
+def restore(state: Path, source: Path) -> dict[str, Any]:
+    """Put a backup in the place of ``state``, which is kept beside it. Keys: state, files, kept.
+
+    Every hash is checked before anything is moved. Raises DataError (``bad_backup``), LockedError while a coordinator
+    runs, StorageError.
+    """
+    files = check_backup(source)
+    if FileLock.is_held(state / "lock"):
+        raise LockedError(f"a coordinator is running on {state}", fix="stop it first")
+    kept = None
+    try:
+        if state.exists() and any(state.iterdir()):
+            kept = _free_name(state)
+            os.replace(state, kept)
+        with new_directory(state) as building:
+            for name in files:
+                (building / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                shutil.copyfile(source / name, building / name)
+        state.chmod(0o700)
+    except OSError as error:
+        raise StorageError(f"cannot restore {state}: {error.strerror}", code=storage_code(error)) from error
+    return {"state": str(state), "files": len(files), "kept": str(kept) if kept else None}
+
+
+def check_backup(source: Path) -> list[str]:
+    """The files of a backup whose every byte is what was written; DataError (``bad_backup``)."""
+    try:
+        listing = msgspec.json.decode((source / LISTING).read_bytes(), type=Backup)
+        wrong = [name for name, sha256 in listing.files.items() if sha256_file(source / name) != sha256]
+    except (OSError, msgspec.DecodeError, StorageError) as error:
+        raise _bad(source, str(error)) from error
+    if FILE not in listing.files or any(
+        not (source / name).resolve().is_relative_to(source.resolve()) for name in listing.files
+    ):
+        raise _bad(source, f"{LISTING} does not list a state folder")
+    if wrong:
+        raise _bad(source, f"{wrong[0]} is not what was written")
+    return list(listing.files)
+
+
+def _bad(source: Path, why: str) -> DataError:
+    return DataError(
+        f"{source} is no backup that can be used: {why}",
+        fix="choose another one; flamest-coordinator backup makes them",
+        code="bad_backup",
+    )
+
+
+def _copy(state: Path, building: Path) -> None:
+    database = read_database(state / FILE)
+    try:
+        copy_database(database, building / FILE)
+    finally:
+        database.close()
+    for part in (folder / name for folder in (state / "runs").glob("*") for name in PARTS):
+        for path in part.rglob("*"):
+            target = building / path.relative_to(state)
+            if path.is_file() and not path.name.endswith(".tmp"):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # taken away meanwhile: _is_whole says if it is needed
+                    shutil.copyfile(path, target)
+
+
+def _is_whole(building: Path) -> bool:
+    """Whether the files that the copied rows need are there: the last model, and what the open round has."""
+    database = read_database(building / FILE)
+    try:
+        last = list(database.execute("SELECT run, max(number) FROM rounds WHERE status = 'closed' GROUP BY run")) or [
+            (run, 0) for (run,) in database.execute("SELECT name FROM runs")
+        ]
+        payloads = list(
+            database.execute(
+                "SELECT run, round, silo FROM updates JOIN rounds USING (run) WHERE number = round AND status = 'open'"
+            )
+        )
+    finally:
+        database.close()
+    needed = [model_path(models_folder(building, run), number) for run, number in last]
+    needed += [building / "runs" / run / "updates" / f"{number:06d}" / f"{silo}.f32" for run, number, silo in payloads]
+    for name in (f"{FILE}-wal", f"{FILE}-shm"):  # of this very look
+        (building / name).unlink(missing_ok=True)
+    return all(path.exists() for path in needed)
+
+
+def _free_name(state: Path) -> Path:
+    number = 1
+    while (free := state.with_name(f"{state.name}.before-restore-{number}")).exists():
+        number += 1
+    return free

@@ -1,0 +1,42 @@
+"""A silo as a small process for tests that stop or kill one: the agent's link, and updates that were not trained.
+
+``python light_silo.py ADDRESS CA CERTIFICATE KEY THINK_S``: takes part until the run has finished; prints ``got N`` when
+it has round N's model, thinks for so long, and prints ``sent N``, or ``refused N CODE``.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from flamest.agent.link import Link, LinkSettings, Retry, StaleUpdate
+from flamest.fedproto.head import initial_params
+from flamest.fedproto.records import Phase, Update
+
+
+def say(*words: object) -> None:
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+    sys.stdout.flush()
+
+
+def main(address: str, ca: str, certificate: str, key: str, think_s: float) -> None:
+    settings = LinkSettings(address, Path(ca), Path(certificate), Path(key))
+    with Link.open(settings, retry=Retry(first_s=0.05, longest_s=0.5, spread_s=0.5)) as link:
+        run, answered = link.join(), 0
+        while (standing := link.wait(run, answered, 20.0)).phase is not Phase.FINISHED:
+            if standing.phase is not Phase.OPEN:
+                time.sleep(standing.poll_after_s)
+                continue
+            model = link.fetch(run, standing)
+            say("got", standing.round)
+            time.sleep(think_s)
+            params = initial_params(run.head, standing.round)
+            try:
+                link.submit(run, Update(standing.round, model.sha256, f"{standing.round:032x}", 5, params))
+                say("sent", standing.round)
+            except StaleUpdate as stale:
+                say("refused", standing.round, stale.code)
+            answered = standing.round
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:5], float(sys.argv[5]))

@@ -1,0 +1,102 @@
+"""T17: a wall clock that jumps in the middle of a round: deadlines do not care, times are flagged, dates count."""
+
+import datetime
+import time
+
+import pytest
+from flamest.base.errors import IdentityError
+from flamest.coordinator.clock import ClockWatch
+from flamest.coordinator.report import history_lines
+from flamest.fedproto import tls
+from flamest.fedproto.head import initial_params
+from flamest.fedproto.records import Phase, Update
+
+HOUR, YEAR = 3600.0, 365 * 86400.0
+
+
+class Wall:
+    """The wall clock of this process, moved by ``ahead`` seconds: what time.time tells, and certificates' dates."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.ahead, real = 0.0, time.time
+        monkeypatch.setattr(time, "time", lambda: real() + self.ahead)
+        monkeypatch.setattr(tls, "_now", lambda: datetime.datetime.fromtimestamp(real() + self.ahead, datetime.UTC))
+
+
+@pytest.fixture
+def wall(monkeypatch):
+    return Wall(monkeypatch)
+
+
+def send(federation, silo: str, answered: int) -> None:
+    with federation.link(silo) as link:
+        run = link.join()
+        standing = link.wait(run, answered, 10)
+        assert standing.phase is Phase.OPEN
+        update_id = f"{standing.round:031x}{silo}"
+        link.submit(run, Update(standing.round, standing.model_sha256, update_id, 5, initial_params(run.head, 1)))
+
+
+def until(ready) -> None:
+    give_up = time.monotonic() + 60
+    while not ready():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def test_a_jump_in_the_middle_of_a_round_ends_it_neither_sooner_nor_later(make_federation, wall):
+    """T17: a year and an hour each way, and a second back; the certificates' dates were set before."""
+    federation = make_federation("a", "b", rounds=7, min_silos=2, deadline_s=300.0)
+    federation.start()
+    jumps = (HOUR, -HOUR, 0.3 * YEAR, -0.3 * YEAR, -1.0)
+    for number, jump in enumerate(jumps, 1):
+        send(federation, "a", number - 1)
+        wall.ahead += jump
+        time.sleep(0.5)  # the server has looked at its clock
+        row = federation.rounds()[-1]
+        assert (row["round"], row["status"], row["accepted"]) == (number, "open", 1)
+        send(federation, "b", number - 1)
+        until(lambda number=number: len(federation.rounds()) > number)
+    rows = federation.rounds()[: len(jumps)]
+    assert {row["status"] for row in rows} == {"closed"}
+    assert all(0.0 <= row["seconds"] < 300.0 for row in rows)
+    moved = [row["clock_moved"] for row in rows]
+    assert [None if one is None else pytest.approx(one, abs=2.0) for one in moved] == [*jumps[:-1], None]
+    assert "the clock moved by +3600 s" in history_lines(federation.rounds())[1].replace("+3599", "+3600")
+
+
+@pytest.mark.parametrize("jump", [YEAR, -YEAR])
+def test_a_deadline_comes_when_it_comes_whatever_the_wall_clock_says(make_federation, wall, monkeypatch, jump):
+    """T17: the round is over by the monotonic clock; a jump back does not prolong it."""
+    monkeypatch.setattr(tls, "_now", lambda: datetime.datetime.now(datetime.UTC))
+    federation = make_federation("a", "b", rounds=2, min_silos=2, deadline_s=2.0)
+    federation.start()
+    send(federation, "a", 0)
+    wall.ahead += jump
+    until(lambda: federation.rounds()[0]["status"] == "abandoned")
+    assert 2.0 <= federation.rounds()[0]["seconds"] < 60.0
+
+
+def test_certificates_follow_the_wall_clock(make_federation, wall):
+    federation = make_federation("a", rounds=2)
+    federation.start()
+    with federation.link("a") as link:
+        link.join()
+        wall.ahead = 30 * YEAR
+        with pytest.raises(IdentityError, match="expired") as refused:
+            link.join()
+        assert refused.value.code == "expired"
+        wall.ahead = 0.0
+        link.join()
+
+
+def test_a_jump_is_noted_once_and_a_correction_is_none():
+    wall, steady = [1000.0], [50.0]
+    watch = ClockWatch(lambda: wall[0], lambda: steady[0])
+    wall[0], steady[0] = 1010.0, 60.0
+    assert watch.look() == 0.0
+    wall[0] -= 2.0  # a correction
+    assert watch.look() == 0.0
+    wall[0] += 3600.0
+    assert watch.look() == pytest.approx(3598.0)
+    assert watch.look() == 0.0

@@ -1,0 +1,113 @@
+"""What `doctor` finds, and the way back that it names."""
+
+import json
+
+import pytest
+from flamest.base.errors import DataError, LockedError
+from flamest.coordinator import cli
+from flamest.coordinator.backup import back_up, check_backup, restore
+from flamest.coordinator.database import FILE
+from flamest.coordinator.doctor import examine
+from flamest.fedproto.records import Update
+from typer.testing import CliRunner
+
+
+@pytest.fixture
+def federation(make_federation):
+    """One closed round of two, and an update in the second; the server has stopped."""
+    federation = make_federation("a", "b", rounds=3, min_silos=2)
+    federation.start()
+    for name, answered in (("a", 0), ("b", 0), ("a", 1)):
+        with federation.link(name) as link:
+            run = link.join()
+            standing = link.wait(run, answered, 5)
+            model = link.fetch(run, standing)
+            link.submit(run, Update(standing.round, model.sha256, f"{standing.round:031x}{name}", 5, model.params))
+    federation.stop()
+    return federation
+
+
+def found(federation, state: str) -> dict[str, str]:
+    return {one.check: f"{one.detail} {one.fix}" for one in examine(federation.config) if one.state == state}
+
+
+def typed(*words) -> tuple[int, dict]:
+    result = CliRunner().invoke(cli.app, [*map(str, words), "--json"])
+    return result.exit_code, json.loads(result.stdout.splitlines()[-1])
+
+
+def test_a_sound_coordinator_has_nothing_wrong_and_nothing_is_changed(federation):
+    before = {path: path.read_bytes() for path in federation.folder.rglob("*") if path.is_file()}
+    assert found(federation, "wrong") == {}
+    assert set(found(federation, "warn")) <= {"server", "state"}  # it does not run; a test machine's disk may be full
+    code, told = typed("doctor", "--config", federation.config)
+    assert (code, told["healthy"]) == (0, True)
+    left = {path for path in federation.folder.rglob("*") if path.is_file()} - before.keys()
+    assert {path: path.read_bytes() for path in before} == before
+    assert {path.name for path in left} <= {f"{FILE}-wal", f"{FILE}-shm"}  # SQLite's own, for whoever reads
+
+
+def test_a_damaged_database_is_named_with_the_command_that_restores_it(federation):
+    """T07: `doctor` names the restore command, exit 65."""
+    path = federation.state / FILE
+    content = bytearray(path.read_bytes())
+    content[200:4000] = b"\xff" * 3800
+    path.write_bytes(content)
+    assert f"flamest-coordinator restore --config {federation.config} --from" in found(federation, "wrong")["database"]
+    code, told = typed("doctor", "--config", federation.config)
+    assert (code, told["error"]["code"]) == (65, "unhealthy")
+    assert "flamest-coordinator restore" in told["error"]["fix"]
+
+
+def test_a_damaged_model_a_key_for_all_and_bad_settings_are_found(federation):
+    model = federation.state / "runs" / "run-1" / "models" / "round-000001.safetensors"
+    content = bytearray(model.read_bytes())
+    content[-1] ^= 1
+    model.write_bytes(content)
+    (federation.folder / "server-key.pem").chmod(0o644)
+    wrong = found(federation, "wrong")
+    assert set(wrong) == {"model", "key"}
+    assert "chmod 600" in wrong["key"]
+    federation.config.write_text("[server]\n")
+    assert set(found(federation, "wrong")) == {"settings"}
+
+
+def test_a_run_goes_on_from_a_backup_made_beside_the_server(federation, tmp_path):
+    federation.start()
+    copy = tmp_path / "copy"
+    code, made = typed("backup", "--config", federation.config, "--to", copy)
+    assert (code, made["files"]) == (0, len(check_backup(copy)))
+    with pytest.raises(LockedError):
+        restore(federation.state, copy)
+    before = federation.rounds()
+    federation.stop()
+    (federation.state / FILE).write_bytes(b"nothing of it is left")
+    code, done = typed("restore", "--config", federation.config, "--from", copy)
+    assert code == 0
+    assert (tmp_path / "f0" / "federation" / "state.before-restore-1" / FILE).read_bytes() == b"nothing of it is left"
+    assert done["kept"].endswith("state.before-restore-1")
+    assert found(federation, "wrong") == {}
+    federation.start()
+    assert [(row["status"], row["accepted"]) for row in federation.rounds()] == [("closed", 2), ("open", 1)]
+    assert [row["model_sha256"] for row in federation.rounds()] == [row["model_sha256"] for row in before]
+    with federation.link("b") as link:  # the open round closes with the update that the backup held
+        run = link.join()
+        standing = link.wait(run, 1, 5)
+        link.submit(run, Update(2, standing.model_sha256, "0c" * 16, 5, link.fetch(run, standing).params))
+        assert link.wait(run, 2, 5).round == 3
+
+
+def test_a_backup_that_was_changed_is_refused_and_the_state_stays(federation, tmp_path):
+    copy = tmp_path / "copy"
+    back_up(federation.state, copy)
+    damaged = copy / "runs" / "run-1" / "models" / "round-000001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    before = (federation.state / FILE).read_bytes()
+    with pytest.raises(DataError, match="is not what was written") as refused:
+        restore(federation.state, copy)
+    assert refused.value.code == "bad_backup"
+    assert (federation.state / FILE).read_bytes() == before
+    with pytest.raises(DataError, match="no backup"):
+        check_backup(federation.state)
+    code, told = typed("restore", "--config", federation.config, "--from", copy, "--verify")
+    assert (code, told["error"]["code"]) == (65, "bad_backup")

@@ -1,0 +1,220 @@
+"""Which model is best, what the end of a run measures, and what it costs to get there."""
+
+import pytest
+from flamest.agent.measure import adopt, classes_to_tell
+from flamest.base.errors import DataError
+from flamest.coordinator import cli
+from flamest.coordinator.economy import bytes_to_share
+from flamest.coordinator.evaluations import Measured, best_of, decode_classes, encode_classes, pooled_classes
+from flamest.coordinator.history import RoundRow, UpdateRow
+from flamest.coordinator.report import history_of, reached_of, status_lines, status_of, take_model
+from flamest.coordinator.report_evaluation import evaluation_lines, evaluation_of
+from flamest.fedproto.head import initial_params, params_sha256
+from flamest.fedproto.records import ClassCount, Evaluation, Phase, SubjectEvaluation, Update
+from typer.testing import CliRunner
+
+
+def measured(*figures: tuple[int, int, int]) -> list[Measured]:
+    """(round, correct, count)"""
+    return [Measured(number, (("a", Evaluation(1.0, correct, count)),)) for number, correct, count in figures]
+
+
+def test_the_best_model_has_the_largest_share_right_and_the_later_of_equals_wins():
+    assert best_of(measured((1, 5, 10), (2, 8, 10), (3, 8, 10), (4, 7, 10)))[0] == 3
+    assert best_of([]) is None
+    assert best_of([Measured(1, ())]) is None
+
+
+def test_a_model_that_few_clips_measured_does_not_win_by_luck_nor_does_the_start():
+    assert best_of(measured((0, 40, 40), (1, 30, 40), (2, 3, 3), (3, 28, 40)))[0] == 1
+
+
+def test_metrics_of_silos_are_weighted_by_their_clips():
+    told = Measured(2, (("a", Evaluation(1.0, 9, 10)), ("b", Evaluation(4.0, 10, 50))))
+    assert told.all == Evaluation((1.0 * 10 + 4.0 * 50) / 60, 19, 60)
+
+
+def test_classes_are_summed_over_the_silos_that_tell_them_and_survive_their_column():
+    first = Evaluation(1.0, 5, 9, (ClassCount(0, 2, 4), ClassCount(2, 3, 5)))
+    second = Evaluation(1.0, 1, 4, (ClassCount(2, 1, 4),))
+    assert pooled_classes([first, second]) == (ClassCount(0, 2, 4), ClassCount(2, 4, 9))
+    assert decode_classes(encode_classes(first.by_class)) == first.by_class
+    assert encode_classes(()) is None
+    assert decode_classes(None) == ()
+
+
+@pytest.mark.parametrize(
+    ("counts", "floor", "told"),
+    [
+        ({0: 10, 1: 12, 2: 30}, 10, [0, 1, 2]),
+        ({0: 10, 1: 12, 2: 3}, 10, [1]),  # 3 clips would be what is left: class 0 is kept back with them
+        ({0: 10, 1: 12, 2: 6, 3: 5}, 10, [0, 1]),  # 11 are left
+        ({0: 9, 1: 3}, 10, []),
+        ({0: 30, 1: 1}, 10, []),
+        ({}, 10, []),
+    ],
+)
+def test_a_class_below_the_floor_is_not_told_and_cannot_be_had_by_subtracting(counts, floor, told):
+    assert classes_to_tell(counts, floor) == told
+    left = sum(counts.values()) - sum(counts[label] for label in classes_to_tell(counts, floor))
+    assert left == 0 or left >= floor or not told
+
+
+def test_a_silo_keeps_its_own_model_only_if_that_got_more_of_the_same_clips_right():
+    good, bad = Evaluation(1.0, 9, 10), Evaluation(0.5, 8, 10)
+    assert adopt(bad, good).own
+    assert not adopt(good, bad).own
+    assert not adopt(good, good).own
+    assert not adopt(None, None).own
+    assert "8 of 10 held-out clips right, this silo's own 9" in adopt(bad, good).words
+
+
+def row(number: int, *updates: tuple[str, str, int]) -> RoundRow:
+    told = tuple(UpdateRow(silo, 5, 1.0, codec, 0.1, size, 10, None) for silo, codec, size in updates)
+    return RoundRow(number, "closed", 2, "", 1.0, "", 0, len(told), 0, 0, 0, None, None, None, None, told)
+
+
+def test_bytes_to_95_percent_of_the_last_accuracy_are_the_mean_of_a_codecs_silos():
+    rounds = [row(number, ("a", "int8", 100), ("b", "fp32", 400), ("c", "int8", 200)) for number in (1, 2, 3)]
+    found = bytes_to_share(rounds, measured((0, 1, 100), (1, 50, 100), (2, 95, 100), (3, 100, 100)))
+    assert [(one.codec, one.round, one.silos, one.bytes_per_silo) for one in found] == [
+        ("fp32", 2, 1, 2 * 410.0),
+        ("int8", 2, 2, 2 * 160.0),
+    ]
+    assert found[0].final_accuracy == 1.0
+    assert bytes_to_share(rounds, measured((0, 1, 100))) == []
+
+
+# --- over the wire ---
+
+
+def answer(federation, silo: str, *, correct: int, shared: bool = True, answered: int = 0) -> None:
+    """A silo's round; its held-out clips are told as ``correct`` of 10."""
+    with federation.link(silo) as link:
+        run = link.join()
+        standing = link.wait(run, answered, 5)
+        model = link.fetch(run, standing)
+        params = initial_params(run.head, seed=100 * standing.round + ord(silo))
+        told = Evaluation(0.5, correct, 10, (ClassCount(1, 1, 3),))
+        update = Update(standing.round, model.sha256, f"{standing.round:031x}{silo}", 5, params, told, shared=shared)
+        link.submit(run, update)
+
+
+@pytest.fixture
+def finished(make_federation):
+    """Two rounds of three silos; c does not share."""
+    federation = make_federation("a", "b", "c", rounds=2, min_silos=3, keep_models=1, final_evaluation='"sites"')
+    federation.start()
+    for number in (1, 2):
+        for silo in "abc":
+            answer(federation, silo, correct=number + 2, shared=silo != "c", answered=number - 1)
+    with federation.link("a") as link:
+        assert link.wait(link.join(), 2, 10).phase is Phase.EVALUATE  # the last round has closed
+    return federation
+
+
+def report(federation, silo: str, results, round_number: int = 2) -> None:
+    with federation.link(silo) as link:
+        link.report_evaluation(link.join(), round_number, results)
+
+
+def test_at_the_end_silos_that_share_are_asked_for_each_others_models_and_others_for_the_final_one(finished):
+    subjects, seen = {}, {}
+    for silo in "abc":
+        with finished.link(silo) as link:
+            run = link.join()
+            standing = link.wait(run, 2, 5)
+            assert (standing.phase, standing.round) == (Phase.EVALUATE, 2)
+            subjects[silo] = standing.subjects
+            models = [link.fetch_subject(run, standing, number) for number in range(standing.subjects)]
+            seen[silo] = {params_sha256(params) for params in models[1:]}
+            assert params_sha256(models[0]) == standing.model_sha256
+    assert subjects == {"a": 3, "b": 3, "c": 1}
+    sent = {params_sha256(initial_params(run.head, seed=200 + ord(silo))) for silo in "ab"}
+    assert seen == {"a": sent, "b": sent, "c": set()}
+    with finished.link("c") as link:
+        with pytest.raises(DataError, match="no model 1 to measure"):
+            link.fetch_subject(run, standing, 1)
+
+
+def test_a_report_counts_once_is_durable_and_survives_a_restart(finished):
+    told = [SubjectEvaluation(number, Evaluation(0.1, 8 - number, 9)) for number in range(3)]
+    report(finished, "a", told)
+    finished.stop()
+    finished.start()
+    report(finished, "a", told[:1])  # again: the first one stands
+    with finished.link("a") as link:
+        run = link.join()
+        assert link.wait(run, 2, 5).phase is Phase.FINISHED
+    with finished.link("b") as link:
+        standing = link.wait(run, 2, 5)
+        assert standing.phase is Phase.EVALUATE
+        link.fetch_subject(run, standing, 2)  # payloads are still there
+    report(finished, "b", [])  # declines
+    report(finished, "c", told[:1])
+    updates = finished.state / "runs" / "run-1" / "updates"
+    assert list(updates.iterdir()) == []
+    found = evaluation_of(finished.settings(), None)
+    assert (found["round"], found["all"]["correct"], found["all"]["count"]) == (2, 16, 18)
+    assert [row["data"] for row in found["sites"]["rows"]] == ["a", "c"]
+    assert {row["data"]: sorted(set(row) - {"data"}) for row in found["sites"]["rows"]} == {
+        "a": ["a", "b", "final"],
+        "c": ["final"],
+    }
+    shown = "\n".join(evaluation_lines(found))
+    assert "clips of" in shown
+    assert "model of round 2 on held-out clips: 16 of 18 right (0.889)" in shown
+
+
+@pytest.mark.parametrize(
+    ("results", "round_number"),
+    [
+        ([SubjectEvaluation(3, Evaluation(0.1, 1, 2))], 2),
+        ([SubjectEvaluation(0, Evaluation(0.1, 1, 2, (ClassCount(9, 1, 1),)))], 2),
+        ([], 1),
+    ],
+)
+def test_a_report_of_another_round_model_or_class_is_refused(finished, results, round_number):
+    with pytest.raises(DataError):
+        report(finished, "a", results, round_number)
+    assert evaluation_of(finished.settings(), None)["sites"] is None
+
+
+def test_best_and_last_are_kept_and_can_be_taken(finished, tmp_path):
+    models = finished.state / "runs" / "run-1" / "models"
+    finished.stop()
+    finished.start()
+    kept = sorted(path.name for path in models.iterdir())
+    assert kept == ["round-000001.safetensors", "round-000002.safetensors"]  # keep_models = 1, and the best one
+    taken = take_model(finished.settings(), tmp_path / "best.safetensors", "best")
+    assert taken["round"] == 1  # the only one that a later round measured
+    now = status_of(finished.settings())
+    assert (now["last"], now["best"]) == ({"round": 2, "accuracy": None}, {"round": 1, "accuracy": 0.4})
+    assert "best model so far: round 1, accuracy 0.400" in status_lines(now)
+    for silo in "abc":
+        report(finished, silo, [SubjectEvaluation(0, Evaluation(0.1, 9, 10))])
+    assert status_of(finished.settings())["best"] == {"round": 2, "accuracy": 0.9}
+
+
+def test_without_a_measured_model_there_is_no_best_one(make_federation, tmp_path):
+    federation = make_federation("a", rounds=2)
+    federation.start()
+    with pytest.raises(DataError, match="none is the best") as error:
+        take_model(federation.settings(), tmp_path / "m.safetensors", "best")
+    assert error.value.code == "not_measured"
+    with pytest.raises(DataError, match="no silo has told how the model of round 7 does"):
+        evaluation_of(federation.settings(), 7)
+
+
+def test_history_shows_every_silos_bytes_and_what_its_codec_left_out(finished):
+    rows = history_of(finished.settings())
+    updates = rows[0]["updates"]
+    assert [one["silo"] for one in updates] == ["a", "b", "c"]
+    assert all(one["codec"] == "fp32" and one["codec_error"] == 0.0 for one in updates)
+    assert all(one["received_bytes"] > 0 and one["sent_bytes"] > 0 for one in updates)
+    assert rows[0]["bytes_per_silo"] == pytest.approx((rows[0]["received_bytes"] + rows[0]["sent_bytes"]) / 3)
+    assert sum(one["received_bytes"] for one in updates) == rows[0]["received_bytes"]
+    assert [one["codec"] for one in reached_of(finished.settings())] == ["fp32"]
+    shown = CliRunner().invoke(cli.app, ["history", "--config", str(finished.config)]).output
+    assert "MB/silo" in shown
+    assert "95 % of the last accuracy" in shown

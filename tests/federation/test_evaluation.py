@@ -1,0 +1,57 @@
+"""Evaluation that travels, with real processes: the table of sites, the best model, a silo that keeps its own."""
+
+from __future__ import annotations
+
+from flamest.experiments.processes import daemons, run_command, wait_until
+from flamest.fedproto.head import params_sha256
+from flamest.fedproto.modelfile import read_model
+
+SHARE = "share_for_evaluation = true"
+
+
+def run_to_the_end(site) -> None:
+    with daemons() as start:
+        server = site.start_coordinator(start, once=True)
+        silos = [site.start_silo(silo, start) for silo in site.silos]
+        done = lambda: server.process.poll() is not None and all(s.process.poll() is not None for s in silos)  # noqa: E731
+        wait_until(done, "the end", seconds=90, watched=[server, *silos])
+
+
+def test_sites_that_agree_measure_each_other_and_the_others_only_the_final_model(site):
+    run = 'rounds = 3\nfinal_evaluation = "sites"'
+    policy = {
+        "anna": f"{SHARE}\nreport_classes = 2\nrefuse_worse = true",
+        "berta": f"{SHARE}\nreport_evaluation = false",
+        "carla": SHARE,
+    }
+    shared = site("shared", run=run, policy=policy)
+    run_to_the_end(shared)
+    found = run_command("coordinator", "evaluation", "--config", shared.settings)
+    table = {row["data"]: row for row in found["sites"]["rows"]}
+    assert found["round"] == 3
+    assert found["sites"]["models"] == ["final", "anna", "berta", "carla"]
+    assert set(table) == {"anna", "carla"}  # berta's policy reports nothing, and its model is measured by the others
+    assert all(table[silo][model]["count"] > 0 for silo in table for model in found["sites"]["models"])
+    assert [one["silo"] for one in found["silos"]] == ["anna", "carla"]
+    assert {one["label"] for one in found["classes"]} <= set(shared.labels)
+    assert sum(one["count"] for one in found["classes"]) <= found["all"]["count"]
+    assert found["classes"], "anna tells classes of two clips and more"
+    assert not list((shared.state / "runs" / "test" / "updates").iterdir())  # measured, and gone
+
+    anna = shared.status("anna")
+    own, used = (
+        read_model(shared.folder / "anna" / "state" / name) for name in ("own.safetensors", "model.safetensors")
+    )
+    final = shared.final_model()
+    assert anna.adopted == ("final" if params_sha256(used.params) == final else "own")
+    assert "held-out clips right" in anna.adopted_why
+    assert (own.round, shared.status("carla").adopted) == (3, "final")
+
+
+def test_without_the_silos_consent_only_the_final_model_is_measured(site):
+    alone = site("alone", run='rounds = 2\nfinal_evaluation = "sites"', policy={"carla": SHARE})
+    run_to_the_end(alone)
+    found = run_command("coordinator", "evaluation", "--config", alone.settings)
+    assert [one["silo"] for one in found["silos"]] == list(alone.silos)
+    rows = {row["data"]: set(row) - {"data"} for row in found["sites"]["rows"]}
+    assert rows == {"anna": {"final"}, "berta": {"final"}, "carla": {"final", "carla"}}
