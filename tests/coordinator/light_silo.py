@@ -1,6 +1,6 @@
 """A silo as a small process for tests that stop or kill one: the agent's link, and updates that were not trained.
 
-``python light_silo.py ADDRESS CA CERTIFICATE KEY THINK_S``: takes part until the run has finished; prints ``got N`` when
+``python light_silo.py ADDRESS CA CERTIFICATE KEY THINK_S``: takes part until the run is over; prints ``got N`` when
 it has round N's model, thinks for so long, and prints ``sent N``, or ``refused N CODE``.
 """
 
