@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 # Of the norms that close a block. A branch adds little to the sum, as in trained networks: with gain 1 the sums
-# amplify rounding (bf16: cosine 0.90, with 0.15: 0.9999), and no precision could be judged.
-CLOSING_GAIN, LAST_GAIN = np.float32(0.15), np.float32(1.5)  # LAST: of the last stage, and its shortcuts
-CLOSING_SHIFT, LAST_SHIFT = -0.5, -0.75
+# amplify rounding (bf16: cosine 0.90, with this one 0.9999), and no precision could be judged.
+CLOSING_GAIN = np.float32(0.15)
+CLOSING_SHIFT, LAST_SHIFT = -0.5, -0.25  # LAST: of the last stage, whose branches add as much as there is
 MEASURED = 128  # pixels; 256 would take four times as long in float64
 
 
@@ -35,23 +35,22 @@ class _Names:
     key: str  # of the draws
     last_stage: str  # its output is the embedding
     closing: str  # the norm before a block's sum
-    shortcut: str  # the norm beside it
 
 
 def randomise_slow(net: nn.Module, form: VideoForm, *, seed: int) -> None:
     """Set every weight of ``net`` from ``seed``; batch-norm statistics are those of seeded clips."""
-    _randomise(net, _Names("slow", "blocks.4.", ".norm_c.", "branch1_norm"), _blocks(net), form, seed)
+    _randomise(net, _Names("slow", "blocks.4.", ".norm_c."), _blocks(net), form, seed)
 
 
 def randomise_i3d(net: nn.Module, form: VideoForm, *, seed: int) -> None:
     """As ``randomise_slow``; ``blocks[2]`` is the pooling in time, and holds no weights."""
-    _randomise(net, _Names("i3d", "blocks.5.", ".norm_c.", "branch1_norm"), _blocks(net), form, seed)
+    _randomise(net, _Names("i3d", "blocks.5.", ".norm_c."), _blocks(net), form, seed)
 
 
 def randomise_resnet3d(net: nn.Module, form: VideoForm, *, seed: int) -> None:
     """As ``randomise_slow``."""
     trunk = {name: getattr(net, name) for name in TRUNK}
-    _randomise(net, _Names("resnet3d", "layer4.", ".conv2.1.", ".downsample.1."), trunk, form, seed)
+    _randomise(net, _Names("resnet3d", "layer4.", ".conv2.1."), trunk, form, seed)
 
 
 def _blocks(net: nn.Module) -> dict[str, nn.Module]:
@@ -77,17 +76,10 @@ def _randomise(net: nn.Module, names: _Names, trunk: Mapping[str, nn.Module], fo
 
 
 def _norm_values(name: str, names: _Names, drawn: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The last norm of a block shifts down: fewer positions pass the rectifier, and clips differ more.
-
-    In the last stage, whose output is the embedding, it is more than they have in common.
-    """
+    """The last norm of a block shifts down: fewer positions pass the rectifier, and clips differ more."""
     last = name.startswith(names.last_stage)
     closing = names.closing in name
-    gain = np.float32(1.0)
-    if last and (closing or names.shortcut in name):
-        gain = LAST_GAIN
-    elif closing:
-        gain = CLOSING_GAIN
+    gain = CLOSING_GAIN if closing and not last else np.float32(1.0)
     shift = (LAST_SHIFT if last else CLOSING_SHIFT) if closing else 0.0
     return gain * ((1 + 0.2 * drawn) if name.endswith("weight") else shift + 0.3 * drawn)
 

@@ -21,7 +21,7 @@ from .half import half_module
 from .int8 import ONNX_FORM, TENSORRT_FORM, Int8Form, quantise_static, quantise_weights
 from .ledger import PRODUCT_OF, PRODUCTS, check_ledger, read_ledger
 
-LOOKS = 2  # frames of a calibration clip that an image encoder is calibrated on
+LOOKS = 4  # frames of a calibration clip that an image encoder is calibrated on
 STATIC = ("vision", "clip", "cnn")  # int8 with scales from calibration clips; of the others weights alone are int8
 
 

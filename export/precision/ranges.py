@@ -15,6 +15,7 @@ from ...runtime.session import open_session
 Feeds = Mapping[str, npt.NDArray[Any]]
 BINS = 2048
 SAMPLE = 200_000  # values of one activation and one feed that are counted; its largest is found among all
+TWO_SIDED = 0.25  # of the longer side: a value is two-sided when its shorter one reaches so far; a GELU's does not
 _CUTS = np.linspace(0.3, 1.0, 36)  # shares of the largest magnitude that are tried as the end of the range
 
 
@@ -43,14 +44,21 @@ class _Histogram:
             middle = self.counts.reshape(BINS // 2, 2).sum(axis=1)
             self.counts = np.concatenate([np.zeros(BINS // 4, np.int64), middle, np.zeros(BINS // 4, np.int64)])
             self.span *= 2
-        some = values.ravel()[:: max(1, values.size // SAMPLE)]
+        some = values.ravel()
+        if some.size > SAMPLE:  # drawn: every n-th would see some channels of the last axis only
+            some = some[np.random.default_rng(0).integers(0, some.size, SAMPLE)]
         self.counts += np.histogram(some, BINS, (-self.span, self.span))[0]
 
     def best_range(self, *, symmetric: bool) -> Range:
-        """The cut of least squared error with 256 levels (255 around zero when ``symmetric``)."""
+        """The cut of least squared error with 256 levels (255 around zero when ``symmetric``).
+
+        A value that is seen on both sides gets a range as wide on the one as on the other: the calibration clips may
+        not have shown how far it goes on the shorter side, and that costs less than a bit.
+        """
         edges = np.linspace(-self.span, self.span, BINS + 1)
         middles, seen = (edges[1:] + edges[:-1]) / 2, np.flatnonzero(self.counts)
         low, high = min(0.0, edges[seen[0]]), max(0.0, edges[seen[-1] + 1])
+        symmetric = symmetric or min(-low, high) > TWO_SIDED * max(-low, high)
         best, least = Range(low, high), np.inf
         for cut in _CUTS:
             ends = Range(low * cut, high * cut)

@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     assert shas[0] == shas[1] != shas[2]
 
 
-SHA256 = {"i3d": "ef4a79c115e3f9ec", "resnet3d": "d0a20fd345214ca7", "videomae": "5a8d3f96a1d1bf5e"}
+SHA256 = {"i3d": "0c07d6e35b785609", "resnet3d": "d3a5d4530cf7838b", "videomae": "5a8d3f96a1d1bf5e"}
 CLIP_SHA256 = "5995cfcc4a7fb151"
 
 
