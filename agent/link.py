@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import random
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
-from ..base.errors import DataError, UnreachableError
+from ..base.errors import DataError
 from ..base.shutdown import Shutdown
 from ..fedproto import channel as wire
 from ..fedproto import messages
@@ -28,23 +24,13 @@ from ..fedproto.codecs import apply, check_size
 from ..fedproto.head import Params, ParamsDigest, initial_params, params_sha256
 from ..fedproto.records import PROTOCOL, GlobalModel, Receipt, RunSettings, Standing, SubjectEvaluation, Update
 from ..fedproto.tls import TlsFiles, certificate_silo, channel_credentials, check_files
-from .link_errors import (
-    DuplicateIdentity,
-    LinkStopped,
-    RunChanged,
-    StaleUpdate,
-    handshake_problem,
-    lasting_problem,
-    split_address,
-)
+from .link_errors import DuplicateIdentity, LinkStopped, RunChanged, StaleUpdate, split_address
+from .patience import Patience, Retry
 
 if TYPE_CHECKING:
     import grpc
 
 __all__ = ["DuplicateIdentity", "Link", "LinkSettings", "LinkStopped", "Retry", "RunChanged", "StaleUpdate"]
-
-T = TypeVar("T")
-WATCH_S = 0.3  # how often a running call looks whether the process was asked to end
 
 
 class LinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,26 +46,6 @@ class LinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return TlsFiles(self.ca, self.certificate, self.key)
 
 
-class Retry(msgspec.Struct, frozen=True):
-    """How long a call is tried again. Pauses double from the first to the longest, each varied by half.
-
-    A coordinator that is still away after the first pause lost all its silos at one moment, and they must not come back
-    at one moment: from then on pauses are anything from 0 to ``spread_s``.
-    """
-
-    patience_s: float = 30.0  # in all, per call
-    first_s: float = 0.2
-    longest_s: float = 8.0
-    spread_s: float = 15.0
-    sleep: Callable[[float], object] = time.sleep
-
-    def pause_s(self, attempt: int, *, away: bool) -> float:
-        """Before trying again after failed attempt ``attempt`` (from 1); ``away``: no one answered."""
-        if away and attempt > 1:
-            return random.uniform(0.0, self.spread_s)
-        return min(self.first_s * 2.0 ** min(attempt - 1, 30), self.longest_s) * random.uniform(0.5, 1.5)
-
-
 class Link:
     """One connection, used by one thread. ``with Link.open(settings) as link: run = link.join() …``
 
@@ -91,11 +57,9 @@ class Link:
     def __init__(self, channel: grpc.Channel, settings: LinkSettings, retry: Retry, shutdown: Shutdown | None) -> None:
         self._channel = channel
         self._settings = settings
-        self._retry = retry
-        self._shutdown = shutdown
+        self._patience = Patience(settings.address, settings.files, retry, shutdown)
         self.silo = certificate_silo(settings.certificate)
         self._held: tuple[str, Params] | None = None  # the last model and its hash, in a run with a lossy codec
-        self.losses = 0  # times that the coordinator did not answer
         self.sent_bytes = 0  # protobuf messages, every attempt counted; TLS and HTTP/2 come on top
         self.received_bytes = 0
 
@@ -117,6 +81,11 @@ class Link:
         if retry is None:
             retry = Retry() if shutdown is None else Retry(sleep=shutdown.wait)
         return cls(channel, settings, retry, shutdown)
+
+    @property
+    def losses(self) -> int:
+        """Times that the coordinator did not answer."""
+        return self._patience.losses
 
     def close(self) -> None:
         self._channel.close()
@@ -160,7 +129,7 @@ class Link:
             self._held = params_sha256(begun), begun
         held = self._held[0] if self._held else ""
         request = messages.encode_fetch_request(messages.FetchRequest(run.sha256, standing.round, held))
-        header, params, found = self._persist(lambda: self._fetch_once(run, request))
+        header, params, found = self._patience.persist(lambda: self._fetch_once(run, request))
         if not found == header.model_sha256 == standing.model_sha256 or header.round != standing.round:
             raise DataError(
                 f"the model of round {header.round} has the hash {found[:12]}…, "
@@ -177,7 +146,7 @@ class Link:
             return self.fetch(run, standing).params
         asked = messages.FetchRequest(run.sha256, standing.round, subject=subject)
         request = messages.encode_fetch_request(asked)
-        header, params, found = self._persist(lambda: self._fetch_once(run, request))
+        header, params, found = self._patience.persist(lambda: self._fetch_once(run, request))
         if found != header.model_sha256 or header.round != standing.round:
             raise DataError(f"model {subject} of the evaluation is not what its header says", code="digest")
         return params
@@ -211,7 +180,7 @@ class Link:
             codec_error=coded.error if coded else 0.0,
             shared=update.shared,
         )
-        receipt = self._persist(lambda: self._submit_once(header, payload))
+        receipt = self._patience.persist(lambda: self._submit_once(header, payload))
         if (receipt.round, receipt.update_id, receipt.sha256) != (
             update.round,
             update.update_id,
@@ -226,12 +195,12 @@ class Link:
         def attempt() -> bytes:
             self.sent_bytes += len(request)
             call = self._channel.unary_unary(wire.method_path(name), None, None).future(request, timeout=seconds)
-            with self._watched(call):
+            with self._patience.watched(call):
                 reply: bytes = call.result()
             self.received_bytes += len(reply)
             return reply
 
-        return self._persist(attempt)
+        return self._patience.persist(attempt)
 
     def _fetch_once(self, run: RunSettings, request: bytes) -> tuple[messages.ModelHeader, Params, str]:
         """The model and its hash, which is made while the bytes of a whole one come."""
@@ -239,7 +208,7 @@ class Link:
         self.sent_bytes += len(request)
         start = self._channel.unary_stream(wire.method_path(wire.FETCH_MODEL), None, None)
         call = start(request, timeout=wire.transfer_s(whole))
-        with self._watched(call):
+        with self._patience.watched(call):
             header = messages.decode_model_part(self._received(next(iter(call), b"")))
             if not isinstance(header, messages.ModelHeader):
                 raise DataError("the model came without a header", code="malformed")
@@ -286,71 +255,10 @@ class Link:
 
         start = self._channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None)
         call = start.future(parts(), timeout=wire.transfer_s(header.payload_bytes))
-        with self._watched(call):
+        with self._patience.watched(call):
             reply: bytes = call.result()
         self.received_bytes += len(reply)
         return messages.decode_receipt(reply)
-
-    # --- patience ---
-
-    def _persist(self, attempt: Callable[[], T]) -> T:
-        """``attempt`` until it succeeds, fails for good, or patience is over."""
-        import grpc
-
-        started = time.monotonic()
-        explained = False
-        for attempt_number in itertools.count(1):
-            try:
-                return attempt()
-            except grpc.FutureCancelledError as error:
-                raise LinkStopped("asked to end while talking to the coordinator") from error
-            except grpc.RpcError as error:
-                self._end_if_asked()
-                problem = lasting_problem(error, self._settings.address)
-                if problem is None and not explained:
-                    problem = handshake_problem(self._settings.address, self._settings.files)
-                    explained = True
-                if problem is not None:
-                    raise problem from error
-                away = cast("grpc.Call", error).code() is grpc.StatusCode.UNAVAILABLE
-                self.losses += away
-                pause = self._retry.pause_s(attempt_number, away=away)
-                if time.monotonic() - started + pause > self._retry.patience_s:
-                    raise self._unreachable(error) from error
-            self._retry.sleep(pause)
-            self._end_if_asked()
-        raise AssertionError("count() does not end")
-
-    def _unreachable(self, error: grpc.RpcError) -> UnreachableError:
-        call = cast("grpc.Call", error)
-        said = f"{call.code().name}: {call.details()}"
-        return UnreachableError(
-            f"the coordinator at {self._settings.address} does not answer ({said})",
-            fix="check that it runs, the address, and that the firewall lets this machine dial out to it",
-        )
-
-    def _end_if_asked(self) -> None:
-        if self._shutdown is not None and self._shutdown.requested:
-            raise LinkStopped("asked to end while talking to the coordinator")
-
-    @contextmanager
-    def _watched(self, call: Any) -> Iterator[None]:
-        """Cancel ``call`` when the process is asked to end; this thread is blocked in it meanwhile."""
-        ended = threading.Event()
-
-        def watch(stop: Shutdown) -> None:
-            while not ended.wait(WATCH_S):
-                if stop.requested:
-                    call.cancel()
-                    return
-
-        if self._shutdown is not None:
-            threading.Thread(target=watch, args=(self._shutdown,), name="flamest-link-watch", daemon=True).start()
-        try:
-            yield
-        finally:
-            ended.set()
-            call.cancel()  # nothing happens to a call that is over
 
 
 def _sha256(payload: Sequence[memoryview]) -> str:

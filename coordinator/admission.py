@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from ..base.errors import DataError, StorageError
 from ..base.log import Log
@@ -23,6 +23,7 @@ from .turnstile import Turnstile
 
 log = Log("coordinator")
 
+CUT_SHORT = ("payload_size", "malformed")  # what the end of a stream in the middle looks like
 UPLOADS_PER_SILO = 2  # at one time; further ones of the same silo wait their turn, unread
 IN_QUARANTINE = "it is in quarantine: nothing of it is taken until the coordinator's operator releases it"
 REFUSALS = {
@@ -45,8 +46,12 @@ class Admission:
         self._slots: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(UPLOADS_PER_SILO))
         self._tasks: set[asyncio.Task[Verdict]] = set()
 
-    async def submit(self, silo: str, parts: AsyncIterator[bytes]) -> Receipt:
-        """Take in an update; returns when it is durable. Raises DataError for one that does not count."""
+    async def submit(self, silo: str, parts: AsyncIterator[bytes], gone: Callable[[], Awaitable[bool]]) -> Receipt:
+        """Take in an update; returns when it is durable. Raises DataError for one that does not count.
+
+        ``gone`` tells whether the caller has hung up: an upload that its line cut ends like one that is too short, and
+        must not be a strike against the silo. It raises CancelledError, as for a caller who cancels.
+        """
         try:
             until = asyncio.get_running_loop().time() + wire.transfer_s(self._expected)
             async with asyncio.timeout_at(until), self._slots[silo]:
@@ -60,6 +65,9 @@ class Admission:
             self._live.nudge()
             raise
         except DataError as problem:
+            if problem.code in CUT_SHORT and await gone():
+                log.info("upload_cut", silo=silo)
+                raise asyncio.CancelledError from problem
             if await self.note_refusal(silo, problem):
                 raise Refused(f"{problem.message}; {IN_QUARANTINE}", code=problem.code) from problem
             raise

@@ -154,7 +154,7 @@ class Intake:
             finite.feed(data)
 
         received, sha256 = 0, announced.header.payload_sha256
-        async for data, size in _pieces(parts, announced.until):
+        async for data, size in _pieces(parts, announced):
             await self._in_thread(functools.partial(feed, data))
             received += size
         await self._in_thread(functools.partial(spool.finish, sha256))
@@ -165,7 +165,7 @@ class Intake:
     ) -> tuple[str, int]:
         """A delta: whole in memory, since it is small, and kept as the parameters that it means."""
         header, received, payload = announced.header, 0, bytearray()
-        async for data, size in _pieces(parts, announced.until):
+        async for data, size in _pieces(parts, announced):
             if len(payload) + len(data) > header.payload_bytes:
                 raise Refused(f"payload of more than {header.payload_bytes} bytes", code="payload_size")
             payload += data
@@ -203,9 +203,9 @@ def _digest(header: messages.UpdateHeader) -> str:
     return hashlib.sha256(msgspec.json.encode(told)).hexdigest()
 
 
-async def _pieces(parts: AsyncIterator[bytes], until: float) -> AsyncIterator[tuple[bytes | memoryview, int]]:
+async def _pieces(parts: AsyncIterator[bytes], announced: Announced) -> AsyncIterator[tuple[bytes | memoryview, int]]:
     """The pieces of the payload, each with its message's size."""
-    while (raw := await _next_part(parts, until)) is not None:
+    while (raw := await _next_part(parts, announced.until)) is not None:
         data = messages.decode_update_part(raw)
         if isinstance(data, messages.UpdateHeader) or not data:
             raise Refused("expected a piece of the update's payload", code="malformed")

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 from ..base.errors import StorageError
@@ -156,9 +156,9 @@ class RunKeeper:
         self._intake.check_run(report.settings_sha256)
         return await self._finals.take(silo, report)
 
-    async def submit(self, silo: str, parts: AsyncIterator[bytes]) -> Receipt:
+    async def submit(self, silo: str, parts: AsyncIterator[bytes], gone: Callable[[], Awaitable[bool]]) -> Receipt:
         """Take in an update; returns when it is durable. Raises DataError for one that does not count."""
-        return await self._admission.submit(silo, parts)
+        return await self._admission.submit(silo, parts, gone)
 
     # --- the server's loop ---
 

@@ -108,7 +108,7 @@ class Service:
     async def submit_update(self, parts: AsyncIterator[bytes], context: Context) -> bytes:
         try:
             silo = self._caller(context)
-            return messages.encode_receipt(await self._keeper.submit(silo, parts))
+            return messages.encode_receipt(await self._keeper.submit(silo, parts, lambda: _gone(context)))
         except FlamestError as error:
             await refuse(context, error)
 
@@ -135,6 +135,17 @@ class Service:
         check_not_expired(told)
         self._allow_list.check(silo, certificate_sha256(told))
         return silo
+
+
+async def _gone(context: Context) -> bool:
+    """Whether the caller's connection is lost. gRPC ends the stream then and says no more; only sending shows it."""
+    from grpc.aio import BaseError
+
+    try:
+        await context.send_initial_metadata(())
+    except BaseError:
+        return True
+    return False
 
 
 async def refuse(context: Context, error: FlamestError) -> NoReturn:

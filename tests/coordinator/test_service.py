@@ -481,6 +481,27 @@ def test_a_caller_that_hangs_up_leaves_nothing_behind(silo, federation):
     silo.send()
 
 
+def test_an_upload_that_is_cut_on_the_way_is_no_strike(silo, federation):
+    """A killed agent, a lost line: the stream ends too soon, and nothing is held against the silo."""
+    for _ in range(4):
+        gate = threading.Event()
+
+        def half(gate=gate):
+            yield silo.parts()[0]
+            yield silo.parts()[1]
+            gate.wait(5)
+
+        other = raw_channel(federation, "a")
+        call = other.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None).future(half())
+        time.sleep(0.2)
+        other.close()  # as the kernel does for a process that was killed
+        gate.set()
+        call.cancel()
+    time.sleep(1.0)
+    silo.send()
+    assert federation.rounds()[0]["refused"] == 0
+
+
 # --- the server's own life ---
 
 

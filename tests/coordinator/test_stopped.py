@@ -120,7 +120,7 @@ HERD = 200
 
 def returns(retry: Retry, away_s: float, chance: random.Random, monkeypatch) -> list[float]:
     """When each of the herd is back, in seconds after the coordinator ended, if connecting takes no time."""
-    monkeypatch.setattr("flamest.agent.link.random", chance)
+    monkeypatch.setattr("flamest.agent.patience.random", chance)
     back = []
     for _ in range(HERD):
         at, attempt = chance.uniform(0.0, 0.05), 1

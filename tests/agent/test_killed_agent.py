@@ -1,0 +1,193 @@
+"""T02: an agent killed with SIGKILL while it extracts, trains and uploads loses no clip and sends no round twice.
+
+The agent is the real process with its worker and decoder; clips, networks and the coordinator are real too. Its line to
+the coordinator is slow, so that an upload takes long enough to be struck.
+"""
+
+import random
+import re
+import subprocess
+import sys
+import time
+
+import apsw
+import numpy as np
+import pytest
+from flamest.agent.status import AgentStatus, read_status
+from flamest.agent.store import FeatureStore
+from flamest.base.errors import FlamestError
+from flamest.base.files import sha256_file
+from flamest.coordinator.history import History
+from flamest.coordinator.intake import Intake
+from flamest.experiments.faults import FaultProxy
+from flamest.runtime.bundle import open_manifest
+
+CLIPS = 9
+LINE = 400_000  # bytes per second
+LABELS = ("fall", "run", "walk")
+
+SETTINGS = """
+state = "state"
+store = "features.sqlite"
+bundle = "{bundle}"
+videos = "videos"
+
+[coordinator]
+address = "{address}"
+ca = "{link.ca}"
+certificate = "{link.certificate}"
+key = "{link.key}"
+
+[policy]
+min_samples = 1
+hold_out = 0.2
+
+[work]
+threads = 1
+"""
+
+
+class Silo:
+    """The agent's folder, and at most one process of it."""
+
+    def __init__(self, folder, proxy: FaultProxy) -> None:
+        self.folder, self.proxy = folder, proxy
+        self.logs: list[str] = []
+        self.stored_before: list[int] = []
+
+    def start(self) -> None:
+        self.stored_before.append(len(self.stored()))
+        self._log = self.folder / f"log-{len(self.logs)}"
+        words = [sys.executable, "-m", "flamest.agent", "run", "--config", str(self.folder / "agent.toml"), "--once"]
+        with self._log.open("wb") as out:
+            self.process = subprocess.Popen(words, stdout=out, stderr=out)
+
+    def status(self) -> AgentStatus:
+        try:
+            return read_status(self.folder / "state")
+        except FlamestError:
+            return AgentStatus()
+
+    def is_at(self, doing: str) -> bool:
+        now = self.status()
+        return now.pid == self.process.pid and now.doing == doing
+
+    def stored(self) -> tuple[str, ...]:
+        try:
+            with FeatureStore.open(self.folder / "features.sqlite", create=False, read_only=True) as store:
+                return store.read().clips
+        except FlamestError:  # nothing yet
+            return ()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.end()
+
+    def end(self, seconds: float = 120.0) -> int:
+        code = self.process.wait(seconds)
+        self.logs.append(self._log.read_text())
+        return code
+
+    def await_(self, ready) -> bool:
+        """False when the process ended before; its end is an error of its own."""
+        give_up = time.monotonic() + 90
+        while not ready():
+            if self.process.poll() is not None:
+                return False
+            assert time.monotonic() < give_up, self._log.read_text()
+            time.sleep(0.02)
+        return True
+
+
+def strike(silo: Silo, where: str, chance: random.Random) -> None:
+    """Kill it at a random instant of ``where``: extracting, training or uploading."""
+    silo.start()
+    if where == "extracting":
+        more = len(silo.stored()) + chance.randint(0, 2)
+        if silo.await_(lambda: silo.is_at("extracting")):
+            silo.await_(lambda: len(silo.stored()) >= more)
+            time.sleep(chance.uniform(0.0, 0.3))
+    elif silo.await_(lambda: silo.is_at("training")):
+        if where == "training":  # the model's download is a part of it
+            time.sleep(chance.uniform(0.0, 2.5))
+        else:
+            begun = silo.proxy.passed["up"]
+            silo.await_(lambda: silo.proxy.passed["up"] > begun + chance.randint(40_000, 200_000))
+    assert silo.process.poll() is None, silo._log.read_text()
+    silo.kill()
+
+
+def kill_again_and_again(federation, folder, make_clips, bundle, monkeypatch, strikes: list[str], seed: int) -> None:
+    announced: list[tuple[int, str]] = []
+    original = Intake.announced
+
+    async def watched(self, silo, parts, until):
+        told = await original(self, silo, parts, until)
+        announced.append((told.header.round, told.header.update_id))
+        return told
+
+    monkeypatch.setattr(Intake, "announced", watched)
+    folder.mkdir()
+    make_clips(folder / "videos")
+    chance = random.Random(seed)
+    federation.start()
+    with FaultProxy(federation.address, bytes_per_s=LINE) as proxy:
+        link = federation.link_settings("a")
+        (folder / "agent.toml").write_text(SETTINGS.format(bundle=bundle, address=proxy.address, link=link))
+        silo = Silo(folder, proxy)
+        for where in strikes:
+            strike(silo, where, chance)
+        silo.start()
+        assert silo.end(300) == 0, silo.logs[-1]
+
+    assert apsw.Connection(str(folder / "features.sqlite")).pragma("integrity_check") == "ok"
+    with FeatureStore.open(folder / "features.sqlite", create=False, read_only=True) as store:
+        stored = store.read()
+    assert sorted(stored.clips) == sorted(sha256_file(path) for path in (folder / "videos").rglob("*.avi"))
+    assert np.isfinite(stored.x).all()
+    for before, said in zip(silo.stored_before, silo.logs, strict=True):
+        for told in re.findall(r"event=extracted clips=(\d+) extracted=(\d+) skipped=(\d+) failed=0", said):
+            clips, extracted, skipped = map(int, told)
+            assert (clips, extracted + skipped) == (CLIPS, CLIPS)
+            assert skipped >= before  # what was stored is not embedded again
+    rows = federation.rounds()
+    with History.open(federation.state, "run-1") as history:
+        assert [row.last_refusal for row in history.silos()] == [None]
+    assert {(row["status"], row["accepted"], row["refused"]) for row in rows} == {("closed", 1, 0)}
+    ids = {number: {told for at, told in announced if at == number} for number, _ in announced}
+    assert all(len(of_round) == 1 for of_round in ids.values())  # an interrupted upload comes back as the same update
+    if "uploading" in strikes:
+        assert len(announced) > len(rows)
+
+
+@pytest.fixture
+def make_clips(clips):
+    def make(folder) -> None:
+        for number in range(CLIPS):
+            clips.write_clip(folder / LABELS[number % 3] / f"{number}.avi", frames=12, seed=number, noise=10)
+
+    return make
+
+
+def federation_for(make_federation, bundle, rounds: int):
+    manifest, _ = open_manifest(bundle)
+    fingerprint = f'"{manifest.fingerprint}"'
+    return make_federation("a", rounds=rounds, min_silos=1, inputs=9, hidden=[256, 256], fingerprint=fingerprint)
+
+
+def test_a_killed_agent_loses_no_clip_and_resumes_its_upload(
+    make_federation, toy_bundle, make_clips, tmp_path, monkeypatch
+):
+    """T02, reduced: three instants, one in each phase."""
+    federation = federation_for(make_federation, toy_bundle, 2)
+    strikes = ["extracting", "training", "uploading"]
+    kill_again_and_again(federation, tmp_path / "silo", make_clips, toy_bundle, monkeypatch, strikes, seed=5)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(8))
+def test_an_agent_killed_at_twenty_five_instants(make_federation, toy_bundle, make_clips, tmp_path, monkeypatch, seed):
+    """T02: 200 random instants, in eight runs."""
+    strikes = ["extracting"] * 3 + random.Random(seed).choices(["training", "uploading"], k=22)
+    federation = federation_for(make_federation, toy_bundle, 20)
+    kill_again_and_again(federation, tmp_path / "silo", make_clips, toy_bundle, monkeypatch, strikes, seed)
