@@ -68,10 +68,8 @@ def _told(
     except FlamestError as error:
         if error.code == "no_state":
             return [Finding(check, "ok", "not begun yet")]
-        lost = error.code in ("corrupt_state", "corrupt_model", "no_model", "bad_model")
-        return [
-            Finding(check, "wrong", error.message, restore if lost or check in ("database", "model") else error.fix)
-        ]
+        damaged = check in ("database", "model") and error.code not in ("older_state", "newer_state")
+        return [Finding(check, "wrong", error.message, restore if damaged else error.fix)]
 
 
 def _certificate(settings: CoordinatorSettings) -> Iterator[Finding]:

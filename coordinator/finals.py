@@ -39,7 +39,8 @@ class Finals:
 
     def asks(self, silo: str) -> bool:
         """Whether this silo has something to measure; for a run that has finished."""
-        return self._live.run.final_evaluation != "none" and silo not in self._reported
+        asked = self._live.run.final_evaluation != "none" and silo not in self._reported
+        return asked and silo not in self._live.quarantined
 
     def subjects(self, silo: str) -> int:
         """How many models it is asked to measure, the final one first."""

@@ -124,7 +124,8 @@ class RunKeeper:
         live = self._live
         if live.ending or live.stopping:  # nothing is given out any more
             stand = stand_for(live.state, silo, answered_round, now)
-            return stand if stand.phase is not Phase.OPEN else Stand(Phase.WAIT, live.state.last_round, 0.0)
+            work = stand.phase is Phase.OPEN or (stand.phase is Phase.FINISHED and self._finals.asks(silo))
+            return Stand(Phase.WAIT, live.state.last_round, 0.0) if work else stand
         before = live.state
         if silo in live.quarantined and before.open is not None:
             answered_round = before.open.number  # it is given no work

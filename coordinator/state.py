@@ -174,7 +174,7 @@ class RunStore:
         """What a crash left: incomplete uploads, payloads without a row, folders of rounds that ended."""
         for path in self.spool_folder.iterdir():
             path.unlink()
-        self._models.remove_old(self.journal.best_round())
+        self._remove_old_models()
         self._remove_old_memory()
         self._remove_old_payloads(state)
 
@@ -228,7 +228,7 @@ class RunStore:
     def tidy(self) -> None:
         """Remove what the last round's end has made needless; apart from it, because silos wait for that."""
         if self._tidy is not None:
-            self._models.remove_old(self.journal.best_round())
+            self._remove_old_models()
             self._remove_old_memory()
             if self._tidy.open is None:
                 self._remove_old_payloads(self._tidy)
@@ -256,6 +256,10 @@ class RunStore:
         shared = [silo for silo, *_ in self.journal.shared(state.last_round)]
         waiting = self._run.final_evaluation == "sites" and not set(shared) <= self.journal.reported().keys()
         self._payloads.remove_all_but(state.last_round if waiting else None, shared)
+
+    def _remove_old_models(self) -> None:
+        """All but the last ones that are kept, and the best one."""
+        self._models.remove_old(self.journal.best_round() if self._models.keep else None)
 
     def _remove_old_memory(self) -> None:
         self._memory.remove_old(*(at.number for at in self.journal.closed_rounds()[-2:]))

@@ -102,17 +102,17 @@ class Silo:
 def strike(silo: Silo, where: str, chance: random.Random) -> None:
     """Kill it at a random instant of ``where``: extracting, training or uploading."""
     silo.start()
-    if where == "extracting":
-        more = len(silo.stored()) + chance.randint(0, 2)
-        if silo.await_(lambda: silo.is_at("extracting")):
+    if where == "extracting" and len(silo.stored()) < CLIPS:
+        more = min(len(silo.stored()) + chance.randint(0, 2), CLIPS)
+        if silo.await_(lambda: silo.is_at("extracting") or silo.is_at("training")):
             silo.await_(lambda: len(silo.stored()) >= more)
             time.sleep(chance.uniform(0.0, 0.3))
     elif silo.await_(lambda: silo.is_at("training")):
-        if where == "training":  # the model's download is a part of it
+        if where != "uploading":  # the model's download is a part of it
             time.sleep(chance.uniform(0.0, 2.5))
         else:
-            begun = silo.proxy.passed["up"]
-            silo.await_(lambda: silo.proxy.passed["up"] > begun + chance.randint(40_000, 200_000))
+            there = silo.proxy.passed["up"] + chance.randint(40_000, 200_000)
+            silo.await_(lambda: silo.proxy.passed["up"] > there)
     assert silo.process.poll() is None, silo._log.read_text()
     silo.kill()
 
