@@ -1,9 +1,9 @@
 """What a lower precision costs a federation: two stores of the same clips, trained on and tested alike.
 
-    python -m bench.precision_accuracy --fp32 STORE --other STORE [--rounds 40] [--seeds 5] [--name int8]
+    python -m bench.precision_accuracy --fp32 STORE --other STORE [--rounds 40] [--seeds 5] [--test-share 0.75]
 
 The stores are made by ``flamest-agent extract`` with an fp32 bundle and one of lower precision. Four
-silos hold whole groups, a fifth share of the groups is the test; the paper's head and training.
+silos hold whole groups, a share of the groups is the test; the paper's head and training.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ def main() -> None:
     parser.add_argument("--other", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--test-share", type=float, default=0.75, help="of the groups: the mini-world's experiments' own"
+    )
     parser.add_argument("--name", default="int8", help="of the result: bench/results/precision_accuracy_NAME.json")
     given = parser.parse_args()
-    figures = measure(_read(given.fp32), _read(given.other), given.rounds, given.seeds)
+    figures = measure(_read(given.fp32), _read(given.other), given.rounds, given.seeds, given.test_share)
     print(json.dumps(figures, indent=2))
     print(f"kept in {keep(f'precision_accuracy_{given.name}', figures)}")
 
@@ -45,18 +48,19 @@ def _read(path: Path) -> StoredFeatures:
         return store.read()
 
 
-def measure(fp32: StoredFeatures, other: StoredFeatures, rounds: int, seeds: int) -> dict[str, Any]:
+def measure(fp32: StoredFeatures, other: StoredFeatures, rounds: int, seeds: int, test_share: float) -> dict[str, Any]:
     if fp32.clips != other.clips or fp32.fingerprint != other.fingerprint:
         raise SystemExit("the stores hold other clips, or features of another meaning")
     rows: dict[str, list[float]] = {fp32.precision: [], other.precision: []}
     for seed in range(seeds):
         for stored in (fp32, other):
-            rows[stored.precision].append(_accuracy(stored, rounds, seed))
+            rows[stored.precision].append(_accuracy(stored, rounds, seed, test_share))
     lost = [100 * (a - b) for a, b in zip(rows[fp32.precision], rows[other.precision], strict=True)]
     width = fp32.vlm_width
     parts = {"vlm": (slice(None, width)), "cnn": slice(width, None)} if width else {"all": slice(None)}
     return {
         "clips": len(fp32.clips),
+        "test_share": test_share,
         "rounds": rounds,
         "accuracy": rows,
         "mean_accuracy": {precision: statistics.mean(each) for precision, each in rows.items()},
@@ -72,12 +76,12 @@ def measure(fp32: StoredFeatures, other: StoredFeatures, rounds: int, seeds: int
     }
 
 
-def _accuracy(stored: StoredFeatures, rounds: int, seed: int) -> float:
+def _accuracy(stored: StoredFeatures, rounds: int, seed: int, test_share: float) -> float:
     labels = sorted({label for label in stored.labels if label is not None})
     table = feature_table(stored.x, [label or "" for label in stored.labels], labels)
     groups = np.array(stored.groups)
     order = np.random.default_rng(seed).permutation(sorted(set(stored.groups)))
-    count = max(1, len(order) // 5)
+    count = max(1, round(len(order) * test_share))
     held_out, kept = order[:count], order[count:]
     silos = [
         SimulatedSilo(f"silo-{number}", table.rows(np.flatnonzero(np.isin(groups, kept[number::SILOS]))))

@@ -180,11 +180,12 @@ def export(
     from .bundle import ExportRequest, export_bundle, steps_of
     from .libraries import quiet_libraries, torch_threads
     from .precision.footage import own_footage
-    from .precision.lowering import plan_lowering
+    from .precision.lowering import calibration_notes, plan_lowering
 
-    if not as_json:
-        show_notes(choice.notes)
     own_clips = None if calibration is None else own_footage(calibration)
+    notes = (*choice.notes, *calibration_notes(choice, own_clips))
+    if not as_json:
+        show_notes(notes)
     request = ExportRequest(
         extractor=entry,
         sources=choose_sources(entry, weights, given),
@@ -213,7 +214,7 @@ def export(
         "width": manifest.width,
         "fingerprint": manifest.fingerprint,
         "precision": manifest.precision,
-        "notes": list(choice.notes),
+        "notes": list(notes),
         "parameters": {part: source.parameters for part, source in manifest.sources.items()},
         "parameters_tied": {part: source.parameters_tied for part, source in manifest.sources.items()},
         "parity": parity_rows(manifest.parity.graphs),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import InvariantError, MissingExtra
 from ..runtime.graph_records import AxisRange, Graph, Precision, Tensor
+from .gelus import order_gelus
 from .precision.ledger import read_ledger
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def write_graph(plan: GraphPlan, folder: Path) -> Graph:
         raise InvariantError(f"graph '{plan.name}': the exporter returned nothing")
     model = program.model_proto
     _strip(model)
+    order_gelus(model)
     _name_axes(plan.name, "input", model.graph.input, plan.inputs)
     _name_axes(plan.name, "output", model.graph.output, plan.outputs)
     path = folder / f"{plan.name}.onnx"

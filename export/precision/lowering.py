@@ -43,6 +43,17 @@ def plan_lowering(
     return Lowering(choice, form, own_clips or seeded_footage(CALIBRATION_SEED), threads)
 
 
+def calibration_notes(choice: PrecisionChoice, own_clips: Footage | None) -> tuple[str, ...]:
+    """What a person should know of the scales of int8."""
+    drawn = [name for name in STATIC if choice.of(name) == "int8"]
+    if own_clips is not None or not drawn:
+        return ()
+    return (
+        f"the scales of {', '.join(drawn)} come from drawn clips; --calibration DIR with some clips like those of your "
+        "silos comes nearer to fp32",
+    )
+
+
 def write_lowered(plan: GraphPlan, folder: Path, lowering: Lowering, frames: FramePreprocessing | None) -> Graph:
     """Export ``plan`` to ``folder/NAME.onnx`` in its chosen precision.
 

@@ -1,0 +1,93 @@
+"""``flamest-agent extract`` as a silo runs it: wall time per clip, and memory of its process tree over the run.
+
+    python -m bench.extract_run --bundle DIR --videos DIR [--most 1000] [--name int8]
+
+The clips are copied into a folder of their own and extracted into a new store by the command itself. PSS (what a
+process holds, shared pages divided among those who share them) of the command and its children is summed once a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from .precision import SUFFIXES
+from .record import keep
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--videos", type=Path, required=True)
+    parser.add_argument("--most", type=int, default=1000, help="clips, spread evenly over their names")
+    parser.add_argument("--name", default="bundle", help="of the result: bench/results/extract_run_NAME.json")
+    parser.add_argument("words", nargs="*", help="more words for extract, after --")
+    given = parser.parse_args()
+    found = sorted(path for path in given.videos.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if len(found) < given.most:
+        print(f"only {len(found)} clips under {given.videos}")
+    chosen = [found[index * len(found) // given.most] for index in range(min(given.most, len(found)))]
+    figures = measure(given.bundle, chosen, given.words)
+    print(json.dumps(figures, indent=2))
+    print(f"kept in {keep(f'extract_run_{given.name}', figures)}")
+
+
+def measure(bundle: Path, clips: list[Path], words: list[str]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "videos")
+        for number, clip in enumerate(clips):
+            link = folder / clip.parent.name / f"{number}{clip.suffix}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(clip, link)
+        command = [sys.executable, "-m", "flamest.agent", "extract", "--bundle", str(bundle.resolve())]
+        command += ["--videos", str(folder), "--store", str(Path(scratch, "store.sqlite")), "--json", *words]
+        began = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            samples = []
+            while process.poll() is None:
+                samples.append(tree_pss_mb(process.pid))
+                time.sleep(1.0)
+            out = process.stdout.read() if process.stdout else ""
+        wall = time.perf_counter() - began
+    said = json.loads(out.splitlines()[-1])
+    settled = samples[len(samples) // 10 :]  # the networks are open
+    third = max(1, len(settled) // 3)
+    return {
+        "what": f"extract of {len(clips)} clips, {said['precision']}",
+        "clips": len(clips),
+        "extracted": said["extracted"],
+        "failed": len(said["failed"]),
+        "wall_s": wall,
+        "ms_per_clip": said["ms_per_clip"],
+        "stages_ms": said["stages_ms"],
+        "backends": {name: place["where"] for name, place in said["backends"].items()},
+        "peak_pss_mb": max(samples),
+        "median_pss_mb_by_third": [
+            statistics.median(settled[start : start + third]) for start in (0, third, 2 * third) if settled[start:]
+        ],
+    }
+
+
+def tree_pss_mb(pid: int) -> float:
+    """PSS of a process and all its descendants, MB; one that has just ended counts nothing."""
+    total = 0.0
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024 / 1e6
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        children = {child for thread in threads for child in (thread / "children").read_text().split()}
+    except (OSError, StopIteration):
+        return total
+    return total + sum(tree_pss_mb(int(child)) for child in children)
+
+
+if __name__ == "__main__":
+    main()
