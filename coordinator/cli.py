@@ -9,7 +9,7 @@ import typer
 
 from ..base.console import command
 from ..base.errors import UsageError
-from .cli_look import backup, doctor, evaluation, restore
+from .cli_look import backup, doctor, evaluation, history, restore
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 silo_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Who may take part: add, list, revoke.")
 app.add_typer(silo_app, name="silo")
+app.command("history")(history)
 app.command("evaluation")(evaluation)
 app.command("backup")(backup)
 app.command("restore")(restore)
@@ -218,23 +219,6 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
     if not as_json:
         print("\n".join(status_lines(now)))
     return now
-
-
-@app.command("history")
-@command
-def history(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
-    """A row per round. Loss and accuracy are of the model that the round STARTED from, on the silos'
-    held-out clips; a silo's policy may keep them back. MB/silo is what an update and its model took; `lost` is what the
-    codec of an update left out, at most. --json has every silo's figures. Last: bytes to 95 % of the last accuracy.
-    """
-    from .report import history_lines, history_of, reached_lines, reached_of
-    from .settings import load_coordinator_settings
-
-    settings = load_coordinator_settings(config)
-    rows, reached = history_of(settings), reached_of(settings)
-    if not as_json:
-        print("\n".join([*history_lines(rows), *reached_lines(reached)]))
-    return {"rounds": rows, "to_95_percent": reached}
 
 
 @app.command("model")

@@ -1,4 +1,4 @@
-"""``flamest-coordinator evaluation``, ``backup``, ``restore`` and ``doctor``."""
+"""``flamest-coordinator history``, ``evaluation``, ``backup``, ``restore`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,22 @@ from ..base.console import command
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
 ConfigOption = Annotated[Path, typer.Option("--config", help="The server's settings, coordinator.toml.")]
+
+
+@command
+def history(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
+    """A row per round. Loss and accuracy are of the model that the round STARTED from, on the silos'
+    held-out clips; a silo's policy may keep them back. MB/silo is what an update and its model took; `lost` is what the
+    codec of an update left out, at most. --json has every silo's figures. Last: bytes to 95 % of the last accuracy.
+    """
+    from .report import history_lines, history_of, reached_lines, reached_of
+    from .settings import load_coordinator_settings
+
+    settings = load_coordinator_settings(config)
+    rows, reached = history_of(settings), reached_of(settings)
+    if not as_json:
+        print("\n".join([*history_lines(rows), *reached_lines(reached)]))
+    return {"rounds": rows, "to_95_percent": reached}
 
 
 @command
