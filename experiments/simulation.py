@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from ..agent.training.local_round import Correction, train_silo
+from ..agent.training.protection import OPEN, Protection
 from ..agent.training.table import FeatureTable
 from ..agent.training.trainer import HeadTrainer
 from ..base.errors import DataError
@@ -56,6 +57,7 @@ class Trial:
     # A silo's honest contribution to what it sends instead; given the round and the model that it started from.
     sent: Callable[[int, Params, Contribution], Contribution] = lambda _number, _base, honest: honest
     norm_times: float = 0.0  # the coordinator's [checks] norm_times; 0: nothing is refused
+    protection: Protection = OPEN  # every silo's policy
 
 
 NO_TRIAL = Trial()
@@ -85,7 +87,7 @@ def simulate(
     params, state = initial_params(run.head, run.seed), first_state(run)
     measured = []
     guard = _Guard(run, trial)
-    with _Crew(run, silos, threads=threads, workers=workers) as crew:
+    with _Crew(run, silos, trial.protection, threads=threads, workers=workers) as crew:
         down = payload_bytes(run.head) if run.codec == "fp32" else 0  # else every silo makes the first model itself
         moved = 0
         for number in range(1, run.rounds + 1):
@@ -136,8 +138,11 @@ class _Guard:
 class _Crew:
     """``workers`` threads, each with a trainer of its own for as long as it trains a silo."""
 
-    def __init__(self, run: RunSettings, silos: Sequence[SimulatedSilo], *, threads: int, workers: int) -> None:
+    def __init__(
+        self, run: RunSettings, silos: Sequence[SimulatedSilo], protection: Protection, *, threads: int, workers: int
+    ) -> None:
         self._run = run
+        self._protection = protection
         self._silos = sorted(silos, key=lambda silo: silo.name)  # the coordinator's order
         self._residuals: dict[str, Row] = {}  # what a lossy codec left out of each silo's last update
         self.sent_bytes = 0  # payloads of all updates
@@ -186,7 +191,9 @@ class _Crew:
         trainer = self._trainers.get()
         try:
             correction = self._corrections[silo.name]
-            trained, correction = train_silo(trainer, run, silo.name, number, params, silo.train, correction)
+            trained, correction = train_silo(
+                trainer, run, silo.name, number, params, silo.train, correction, self._protection
+            )
             self._corrections[silo.name] = correction  # every round of a simulation counts
         finally:
             self._trainers.put(trainer)

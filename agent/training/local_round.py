@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from ...fedproto.head import Params
 from ...fedproto.records import RunSettings, TrainSettings
+from .protection import OPEN, Protection, fresh_generator, protected
 from .table import FeatureTable
 from .trainer import Anchor, HeadTrainer, Trained, shuffle_seed
 
@@ -24,13 +26,14 @@ def train_silo(
     params: Params,
     table: FeatureTable,
     correction: Correction,
+    protection: Protection = OPEN,
 ) -> tuple[Trained, Correction]:
     """Train the round's model on the silo's rows; the result and the silo's next correction.
 
     ``correction`` is what came back from the silo's last round THAT COUNTED, empty before the first and for
     every strategy but feddyn. With feddyn (Acar et al. 2021, arXiv 2111.04263) the local loss is
-    L(w) − <h_i, w> + (alpha/2)·‖w − w_t‖² and h_i becomes h_i − alpha·(w_i − w_t). Raises DataError
-    (``diverged``).
+    L(w) − <h_i, w> + (alpha/2)·‖w − w_t‖² and h_i becomes h_i − alpha·(w_i − w_t), w_i being what ``protection``
+    (this silo's policy) lets out. Raises DataError (``diverged``, ``class_balanced``).
     """
     strategy = run.strategy
     anchor: Anchor | None = None
@@ -42,7 +45,8 @@ def train_silo(
         anchor = Anchor(strategy.alpha, centre)
     settings = round_settings(run.train, round_number)
     seed = shuffle_seed(run.seed, round_number, silo)
-    trained = trainer.train(params, table, settings, seed=seed, anchor=anchor)
+    trained = trainer.train(params, table, settings, seed=seed, anchor=anchor, protection=protection)
+    trained = replace(trained, params=protected(params, trained.params, protection, fresh_generator()))
     if strategy.name != "feddyn":
         return trained, {}
     moved = {name: trained.params[name].astype(np.float64) - tensor for name, tensor in params.items()}

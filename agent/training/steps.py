@@ -18,6 +18,8 @@ from ...fedproto.records import TrainSettings
 from ...runtime.backends.ort_cpu import OrtSession
 from .adam import AdamScalars, Moving, adam_scalars, adam_step
 from .graph import linear_maps
+from .private import SampleNoise, sample_factors
+from .protection import fresh_generator
 from .table import FeatureTable
 from .writer import DType
 
@@ -48,6 +50,7 @@ class Fixed:
     class_weight: Array | None = None  # [classes]
     mu: float = 0.0
     anchor: Mapping[str, Array] | None = None  # by the head's tensors
+    noise: SampleNoise | None = None  # every row's gradient is cut, and their sum blurred
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,7 @@ class _Bound:
     slopes: Array  # [all outputs, batch]
     gradients: Any  # an IOBinding
     products: list[list[Any]]  # by thread and block: an IOBinding that writes the thread's gradient
-    kept: Any  # arrays that the bindings point into: ONNX Runtime does not keep them
+    below: Mapping[str, Array]  # by output of the gradient graph: ONNX Runtime does not keep what a binding points into
 
 
 class TrainingSteps:
@@ -89,6 +92,8 @@ class TrainingSteps:
         self._maps = linear_maps(spec)
         self._dtype = dtype
         self._mu = fixed.mu
+        self._noise = fixed.noise
+        self._random = [fresh_generator() for _ in range(sessions.threads if fixed.noise else 0)]
         self._state = {"weight": self._stored(params), "m": self._stored({}), "v": self._stored({})}
         if fixed.anchor is not None:
             self._state["anchor"] = self._stored(fixed.anchor)
@@ -106,10 +111,13 @@ class TrainingSteps:
         with ThreadPoolExecutor(max(self._sessions.threads - 1, 1), "training") as self._helpers:
             yield self
 
-    def run(self, table: FeatureTable, batches: Sequence[Rows], settings: TrainSettings) -> float:
+    def run(
+        self, table: FeatureTable, batches: Sequence[Rows], settings: TrainSettings, drawn: Sequence[int] = ()
+    ) -> float:
         """One Adam step on each batch of ``table``'s rows; the losses before the steps, summed over all rows.
 
-        While a step's weights are changed, the next batch is gathered.
+        While a step's weights are changed, the next batch is gathered. ``drawn``, with noise on the rows' gradients:
+        how many rows of each batch count.
         """
         features, total = table.x.astype(self._dtype, copy=False), 0.0
 
@@ -126,6 +134,10 @@ class TrainingSteps:
             self.steps += 1
             scalars = adam_scalars(settings, self.steps, self._dtype, self._mu)
             self._sessions.gradients.run_bound(bound.gradients)
+            if self._noise is not None:
+                bound.slopes[...] *= sample_factors(
+                    bound.slopes, self._entered(bound), self._maps, drawn[number], self._noise
+                )
             todo: deque[Task] = deque(partial(self._change, bound, scalars, at) for at in range(len(self._blocks)))
             if number + 1 < len(batches):
                 todo.appendleft(partial(gather, number + 1))
@@ -147,12 +159,26 @@ class TrainingSteps:
         start = 0
         for piece in self._blocks[block].pieces:
             size = len(piece.weight)
+            self._blur(gradient[start : start + size], scratch[:size], thread)
             adam_step(piece, gradient[start : start + size], scratch[:size], scalars)
             start += size
 
-    def _change_biases(self, bound: _Bound, scalars: AdamScalars, _thread: int) -> None:
+    def _change_biases(self, bound: _Bound, scalars: AdamScalars, thread: int) -> None:
         gradient = bound.slopes.sum(axis=1)
-        adam_step(self._biases, gradient, np.empty_like(gradient), scalars)
+        scratch = np.empty_like(gradient)
+        self._blur(gradient, scratch, thread)
+        adam_step(self._biases, gradient, scratch, scalars)
+
+    def _blur(self, gradient: Array, scratch: Array, thread: int) -> None:
+        """Fresh noise on a part of the gradient; every number gets its own."""
+        if self._noise is not None:
+            self._random[thread].standard_normal(out=scratch, dtype=scratch.dtype.type)
+            scratch *= scratch.dtype.type(self._noise.deviation)
+            gradient += scratch
+
+    def _entered(self, bound: _Bound) -> dict[str, Array]:
+        """What entered each linear map: [batch, inputs]."""
+        return {name: bound.below[self._sessions.below[name]] for name in self._maps}
 
     def _buffers(self, rows: Rows, number: int) -> _Bound:
         """Those of batch ``number``: not those of the batch before it, which may still be read."""

@@ -20,7 +20,9 @@ from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import Evaluation, TrainSettings
 from ...runtime.session import open_session
 from .graph import forward_graph, gradient_graph, product_graph
-from .steps import Fixed, StepSessions, TrainingSteps
+from .private import SampleNoise, Sampling, poisson_batch
+from .protection import OPEN, Protection, fresh_generator
+from .steps import Fixed, Rows, StepSessions, TrainingSteps
 from .table import FeatureTable
 from .writer import DType
 
@@ -63,28 +65,37 @@ class HeadTrainer:
         self._steps: dict[bool, StepSessions] = {}  # by whether classes are balanced
 
     def train(
-        self, params: Params, table: FeatureTable, settings: TrainSettings, *, seed: int, anchor: Anchor | None = None
+        self,
+        params: Params,
+        table: FeatureTable,
+        settings: TrainSettings,
+        *,
+        seed: int,
+        anchor: Anchor | None = None,
+        protection: Protection = OPEN,
     ) -> Trained:
         """Run ``settings.epochs`` over ``table`` from ``params``; Adam's moments start at zero.
 
         Rows are shuffled anew each epoch by NumPy's PCG64 of ``seed``; the last batch may be smaller.
-        ``settings.learning_rate`` is used as it is: ``local_round.round_settings`` applies the decay. Raises
-        DataError (``diverged``).
+        With ``protection`` of mode ``record-dp`` the batches are drawn as ``private`` says, and ``seed`` has no
+        meaning. ``settings.learning_rate`` is used as it is: ``local_round.round_settings`` applies the decay.
+        Raises DataError (``diverged``; ``class_balanced`` where record-dp is to weigh rows by the others' classes).
         """
+        noise = _sample_noise(protection, len(table), settings)
         fixed = Fixed(
             class_weights(table.y, self.spec.outputs) if settings.class_balanced else None,
             anchor.strength if anchor else 0.0,
             anchor.centre if anchor else None,
+            noise,
         )
         sessions = self._step_sessions(balanced=settings.class_balanced)
         training = TrainingSteps(sessions, self.spec, params, self._dtype, fixed)
-        random = np.random.Generator(np.random.PCG64(seed))
+        random = fresh_generator() if noise else np.random.Generator(np.random.PCG64(seed))
         loss = math.nan
         with training.running():
             for _ in range(settings.epochs):
-                order, size = random.permutation(len(table)), settings.batch_size
-                batches = [order[start : start + size] for start in range(0, len(order), size)]
-                loss = training.run(table, batches, settings) / max(len(order), 1)
+                batches, drawn = _batches(random, len(table), settings, noise)
+                loss = training.run(table, batches, settings, drawn) / max(sum(map(len, batches)), 1)
         trained = Trained(training.params(), loss, training.steps)
         if not all(np.isfinite(tensor).all() for tensor in trained.params.values()):
             raise DataError(
@@ -121,6 +132,30 @@ class HeadTrainer:
                 self._threads,
             )
         return self._steps[balanced]
+
+
+def _sample_noise(protection: Protection, rows: int, settings: TrainSettings) -> SampleNoise | None:
+    if protection.mode != "record-dp" or rows == 0:
+        return None
+    if settings.class_balanced:
+        raise DataError(
+            "record-dp cannot train with class_balanced: a clip's weight would tell the classes of the others",
+            code="class_balanced",
+        )
+    return SampleNoise(protection.clip, protection.noise, Sampling.of(rows, settings))
+
+
+def _batches(
+    random: np.random.Generator, rows: int, settings: TrainSettings, noise: SampleNoise | None
+) -> tuple[list[Rows], list[int]]:
+    """One epoch's batches; with noise also how many rows of each count."""
+    size = settings.batch_size
+    if noise is None:
+        order = random.permutation(rows)
+        return [order[start : start + size] for start in range(0, rows, size)], []
+    steps = noise.sampling.steps // settings.epochs
+    pairs = [poisson_batch(random, rows, noise.sampling.rate) for _ in range(steps)]
+    return [batch for batch, _ in pairs], [drawn for _, drawn in pairs]
 
 
 def class_weights(y: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float64]:
