@@ -10,6 +10,7 @@ import typer
 from ..base.console import command
 from .cli_backends import BackendOption, ComputeOption, RequireOption, notice, show_places
 from .cli_doctor import doctor
+from .cli_egress import egress
 from .cli_extract import TrustedKeyOption, extract, features, import_features
 from .cli_keys import keygen
 
@@ -29,6 +30,7 @@ ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Cor
 
 app.command("keygen")(keygen)
 app.command("doctor")(doctor)
+app.command("egress")(egress)
 app.command("extract")(extract)
 app.command("features")(features)
 app.command("import-features")(import_features)
@@ -47,6 +49,7 @@ def run(
     """Join a coordinator and train whenever it asks. Runs until stopped (Ctrl-C or SIGTERM)."""
     import msgspec
 
+    from ..base.crash import keep_crashes_private
     from ..base.log import configure_logging
     from ..base.memory import reuse_blocks
     from ..base.shutdown import Shutdown
@@ -63,6 +66,7 @@ def run(
     from .daemon import run_agent
 
     configure_logging(level=log_level)
+    keep_crashes_private(say_all=log_level == "debug")
     silo = certificate_silo(settings.coordinator.certificate)
     reuse_blocks()
     status = run_agent(settings, silo, Shutdown.on_signals(), once=once)
@@ -84,7 +88,11 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
     if not as_json:
         print(f"{'running' if alive else 'NOT RUNNING'}: {now.doing} since {now.since}")
         if now.detail:
-            print(f"  {now.detail}")
+            print(f"  {now.code + ': ' if now.code else ''}{now.detail}")
+        if now.extraction:
+            print(f"  the last look through the videos failed: {now.extraction}")
+        if now.epsilon_budget is not None:
+            print(f"privacy: epsilon {now.epsilon_spent or 0:.3f} of {now.epsilon_budget:g} spent, over all runs")
         print(f"silo {now.silo}, run {now.run or '-'}: last answered round {now.round} of {now.rounds}")
         print(f"clips: {now.clips} to train on, {now.held_out} held out, {now.ignored} without a label of the run")
         print(

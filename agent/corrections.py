@@ -86,17 +86,20 @@ class Corrections:
             log.warning("residual_lost", round=counted_round, detail=error.message)
             return None
 
-    def sent(self, model: GlobalModel) -> TrainedRound | None:
-        """What this silo trained from this model before, in a round that was interrupted; None: nothing."""
+    def sent(self, model: GlobalModel, policy_sha256: str = "") -> TrainedRound | None:
+        """What this silo trained from this model before, in a round that was interrupted; None: nothing.
+
+        What was trained under another policy does not count.
+        """
         if not self._path(model.round).exists():
             return None
         try:
-            return self._read(model.round, model.sha256)
+            return self._read(model.round, (model.sha256, policy_sha256))
         except (DataError, StorageError) as error:
             log.warning("correction_lost", round=model.round, detail=error.message)
             return None
 
-    def keep(self, model: GlobalModel, trained: TrainedRound) -> None:
+    def keep(self, model: GlobalModel, trained: TrainedRound, policy_sha256: str = "") -> None:
         """Durable when it returns: to be called before the update is sent. Raises StorageError."""
         try:
             for folder in (self.folder.parent, self.folder):
@@ -107,6 +110,7 @@ class Corrections:
             raise StorageError(f"cannot make {self.folder}: {error.strerror}") from error
         told: dict[str, str | int] = {
             "base_sha256": model.sha256,
+            "policy_sha256": policy_sha256,
             "examples": trained.examples,
             "loss": float(trained.loss).hex(),
         }
@@ -120,14 +124,15 @@ class Corrections:
         """Remove everything: the run has finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _read(self, round_number: int, base_sha256: str | None) -> TrainedRound:
+    def _read(self, round_number: int, wanted: tuple[str, str] | None) -> TrainedRound:
+        """``wanted``: the model that it must have been trained from, and the policy."""
         path = self._path(round_number)
         content = read_arrays(path)
         parts: dict[str, dict[str, np.ndarray]] = {"h": {}, "w": {}, "e": {}}
         for name, array in content.arrays.items():
             parts[name[0]][name[2:]] = array
-        if base_sha256 not in (None, content.told["base_sha256"]):
-            raise DataError(f"{path} was trained from another model", code="damaged")
+        if wanted not in (None, (content.told["base_sha256"], content.told.get("policy_sha256", ""))):
+            raise DataError(f"{path} was trained from another model, or under another policy", code="damaged")
         params = {name: array.astype(np.float32) for name, array in parts["w"].items()}
         check_params(self.head, params, whose=str(path))
         correction = {name: array.astype(np.float64, copy=False) for name, array in parts["h"].items()}

@@ -5,7 +5,6 @@ The heavy work runs in the worker process; this one only waits, talks and keeps 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import time
@@ -22,9 +21,11 @@ from ..fedproto.modelfile import ModelFile, read_model, write_model
 from ..fedproto.records import GlobalModel, Phase, RunSettings, Standing, SubjectEvaluation, Update
 from .corrections import Corrections
 from .extract import ExtractRequest
+from .gate import Gate
 from .instance import agent_instance
 from .link import DuplicateIdentity, Link, LinkStopped, RunChanged, StaleUpdate
 from .measure import Adoption
+from .policy import PolicyRefused
 from .settings import AgentSettings
 from .status import LOCK_FILE, AgentStatus, Doing, write_status
 from .tasks import (
@@ -80,10 +81,12 @@ class _Daemon:
 
     def serve(self, *, once: bool) -> AgentStatus:
         log.info("starting", silo=self._silo, coordinator=self._settings.coordinator.address)
+        self._gate = Gate.open(self._settings.state, self._settings.policy, self._silo, self._settings.coordinator)
+        self._note_budget()
         pause = RETRY_S[0]
         while not self._shutdown.requested:
             try:
-                with Link.open(self._settings.coordinator, shutdown=self._shutdown) as link:
+                with Link.open(self._settings.coordinator, shutdown=self._shutdown, leaving=self._gate.leaving) as link:
                     self._before = (self._status.sent_bytes, self._status.received_bytes)
                     run = link.join()
                     pause = RETRY_S[0]
@@ -107,7 +110,7 @@ class _Daemon:
 
     def give_up(self, error: FlamestError) -> None:
         """Leave in the status why the daemon ended."""
-        self._become("stopped", detail=error.message)
+        self._become("stopped", detail=error.message, code=error.code)
 
     def _serve_run(self, link: Link, run: RunSettings, *, once: bool) -> bool:
         """One connection's life; True when the run has finished and ``once`` asks to end then."""
@@ -148,38 +151,50 @@ class _Daemon:
         self._become("training")
         try:
             model = link.fetch(run, standing)
-            outcome = self._train(run, model, standing)
-            if outcome is not None:
-                self._submit(link, run, model, outcome)
-        except RunChanged:
+            try:
+                update = self._gate.resume(run, model) or self._made(run, model, standing)
+                if update is not None:
+                    self._submit(link, run, update)
+            except PolicyRefused as refused:
+                self._gate.refuse(run, model, refused)
+                self._become("refused_by_policy", detail=refused.message, code=refused.code)
+                log.warning(refused.code, round=model.round, reason=refused.reason, examples=refused.examples)
+        except (RunChanged, DuplicateIdentity):
             raise
         except StaleUpdate as stale:
             log.warning("update_not_taken", round=standing.round, code=stale.code, detail=stale.message)
-        except DataError as refused:  # by the coordinator; the next round is another try
-            self._say_why("update_refused", standing.round, refused)
+        except (DataError, StorageError) as error:  # refused by the coordinator, or no room for the ledger's line
+            self._say_why("update_failed", standing.round, error)
 
-    def _submit(self, link: Link, run: RunSettings, model: GlobalModel, outcome: RoundOutcome) -> None:
-        self._note(clips=outcome.examples, held_out=outcome.held_out, ignored=outcome.ignored)
-        floor = self._settings.policy.min_samples
-        if outcome.params is None and outcome.coded is None:
-            self._become("refused_by_policy", detail=_too_few(outcome, floor))
-            log.warning("refused_by_policy", round=model.round, examples=outcome.examples, min_samples=floor)
-            return
-        update = Update(
-            round=model.round,
-            base_sha256=model.sha256,
-            update_id=_update_id(run, model, self._silo),
-            examples=outcome.examples,
-            params=outcome.params,
-            coded=outcome.coded,
-            evaluation=outcome.evaluation if self._settings.policy.report_evaluation else None,
-            shared=run.final_evaluation == "sites" and self._settings.policy.share_for_evaluation,
-        )
+    def _submit(self, link: Link, run: RunSettings, update: Update) -> None:
         receipt = link.submit(run, update)
         self._count(link)
         self._become("waiting")
         self._note(round=receipt.round, updates_sent=self._status.updates_sent + 1)
-        log.info("update_sent", round=receipt.round, examples=update.examples, loss=outcome.loss)
+        self._note_budget()
+        log.info("update_sent", round=receipt.round, examples=update.examples)
+
+    def _made(self, run: RunSettings, model: GlobalModel, standing: Standing) -> Update | None:
+        """A new update, ready to leave; None when this silo's data cannot serve the round (said in the status)."""
+        outcome = self._train(run, model, standing)
+        if outcome is None:
+            return None
+        self._note(clips=outcome.examples, held_out=outcome.held_out, ignored=outcome.ignored)
+        if outcome.refused is not None:
+            raise outcome.refused
+        log.info("trained", round=model.round, clips=outcome.examples, loss=outcome.loss)
+        policy = self._settings.policy
+        update = Update(
+            round=model.round,
+            base_sha256=model.sha256,
+            update_id=self._gate.update_id(run, model),
+            examples=policy.told_count(outcome.examples),
+            params=outcome.params,
+            coded=outcome.coded,
+            evaluation=outcome.evaluation,
+            shared=run.final_evaluation == "sites" and policy.share_for_evaluation,
+        )
+        return self._gate.keep(run, update, outcome.examples, outcome.spend)
 
     def _train(self, run: RunSettings, model: GlobalModel, standing: Standing) -> RoundOutcome | None:
         """The round's outcome; None when this silo's data cannot serve it (said in the status)."""
@@ -190,9 +205,9 @@ class _Daemon:
             model=model,
             counted_round=standing.counted_round,
             state=settings.state,
-            min_samples=policy.min_samples,
+            policy=policy,
+            spends=self._gate.spends,
             codec=more_exact(run.codec, policy.codec or run.codec),
-            class_floor=policy.report_classes,
             own=settings.state / OWN_MODEL if policy.refuse_worse else None,
         )
         try:
@@ -212,19 +227,20 @@ class _Daemon:
         results: list[SubjectEvaluation] = []
         policy = self._settings.policy
         try:
-            for subject in range(standing.subjects if policy.report_evaluation else 0):
+            for subject in range(standing.subjects if policy.reports else 0):
                 params = link.fetch_subject(run, standing, subject)
-                told = self._worker.call(measure_model, self._source, run, params, policy.report_classes)
+                told = self._worker.call(measure_model, self._source, run, params, policy)
                 if told is not None:
                     results.append(SubjectEvaluation(subject, told))
         except (DataError, StorageError, WorkerCrashed) as error:
             if isinstance(error, RunChanged | DuplicateIdentity):
                 raise
             results = []  # nothing half measured is told
-            log.error("evaluation_failed", round=standing.round, code=error.code, detail=error.message, fix=error.fix)
+            log.error("evaluation_failed", round=standing.round, code=error.code)
+            log.debug("evaluation_failed", detail=error.message)
         try:
             link.report_evaluation(run, standing.round, results)
-        except DataError as refused:
+        except (DataError, StorageError) as refused:
             if isinstance(refused, RunChanged):
                 raise
             log.error("evaluation_refused", round=standing.round, code=refused.code, detail=refused.message)
@@ -251,12 +267,13 @@ class _Daemon:
             )
             extracted = self._worker.call(extract_new, request)
             log.info("extracted", **extracted.figures, **extracted.backends)
-            if extracted.backends:
-                self._note(backends=extracted.backends)
+            self._note(backends=extracted.backends or self._status.backends, extraction="")
         except WorkStopped:
             raise
-        except FlamestError as error:
-            log.error("extraction_failed", code=error.code, detail=error.message, fix=error.fix)
+        except FlamestError as error:  # its message may name files: it goes to the status, not to the log
+            self._note(extraction=f"{error.code}: {error.message}")
+            log.error("extraction_failed", code=error.code, see="flamest-agent status")
+            log.debug("extraction_failed", detail=error.message)
         self._scanned = time.monotonic()
 
     def _keep_final_model(self, link: Link, run: RunSettings, standing: Standing) -> None:
@@ -282,16 +299,25 @@ class _Daemon:
         try:
             return self._worker.call(choose_model, self._source, run, model.params, self._settings.state / OWN_MODEL)
         except (DataError, StorageError, WorkerCrashed) as error:
-            log.error("not_compared", code=error.code, detail=error.message, fix=error.fix)
+            log.error("not_compared", code=error.code)
+            log.debug("not_compared", detail=error.message)
             return None
 
     def _say_why(self, event: str, round_number: int, error: FlamestError) -> None:
-        self._become("failed", detail=f"round {round_number}: {error.message}")
-        log.error(event, round=round_number, code=error.code, detail=error.message, fix=error.fix)
+        """In the status whole; in the log without the message, which may name files of this silo."""
+        said = " ".join((f"round {round_number}: {error.message}", error.fix)).strip()
+        self._become("failed", detail=said, code=error.code)
+        log.error(event, round=round_number, code=error.code, see="flamest-agent status")
+        log.debug(event, detail=error.message)
 
-    def _become(self, doing: Doing, *, detail: str = "") -> None:
+    def _become(self, doing: Doing, *, detail: str = "", code: str = "") -> None:
         if (doing, detail) != (self._status.doing, self._status.detail):
-            self._note(doing=doing, detail=detail, since=_now())
+            self._note(doing=doing, detail=detail, code=code, since=_now())
+
+    def _note_budget(self) -> None:
+        """What record-dp has spent, and of how much."""
+        if (budget := self._settings.policy.budget) is not None:
+            self._note(epsilon_spent=self._gate.epsilon, epsilon_budget=budget[0])
 
     def _count(self, link: Link) -> None:
         sent, received = self._before
@@ -302,19 +328,6 @@ class _Daemon:
         if changed != self._status:
             self._status = changed
             write_status(self._settings.state, changed)
-
-
-def _update_id(run: RunSettings, model: GlobalModel, silo: str) -> str:
-    """The same round trained again after a crash gives the same id, so it is counted once."""
-    text = f"{run.sha256}/{model.round}/{model.sha256}/{silo}".encode()
-    return hashlib.sha256(text).hexdigest()[:32]
-
-
-def _too_few(outcome: RoundOutcome, floor: int) -> str:
-    return (
-        f"{outcome.examples} labelled clips to train on, this silo's policy asks for {floor}: no update was sent. "
-        "Add clips, or lower policy.min_samples if you accept what an update of few clips can tell"
-    )
 
 
 def _now() -> str:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -30,7 +30,14 @@ from .patience import Patience, Retry
 if TYPE_CHECKING:
     import grpc
 
-__all__ = ["DuplicateIdentity", "Link", "LinkSettings", "LinkStopped", "Retry", "RunChanged", "StaleUpdate"]
+__all__ = ["DuplicateIdentity", "Leaving", "Link", "LinkSettings", "LinkStopped", "Retry", "RunChanged", "StaleUpdate"]
+
+
+class Leaving(NamedTuple):
+    """Whom to ask before something of this silo is sent: what they raise stops it. With the message as it will go."""
+
+    update: Callable[[messages.UpdateHeader, bytes], None]
+    evaluation: Callable[[messages.EvaluationReport, bytes], None]
 
 
 class LinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,8 +61,16 @@ class Link:
     side's message makes no sense, or ours was refused).
     """
 
-    def __init__(self, channel: grpc.Channel, settings: LinkSettings, retry: Retry, shutdown: Shutdown | None) -> None:
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        settings: LinkSettings,
+        retry: Retry,
+        shutdown: Shutdown | None,
+        leaving: Leaving | None,
+    ) -> None:
         self._channel = channel
+        self._leaving = leaving
         self._settings = settings
         self._patience = Patience(settings.address, settings.files, retry, shutdown)
         self.silo = certificate_silo(settings.certificate)
@@ -64,10 +79,18 @@ class Link:
         self.received_bytes = 0
 
     @classmethod
-    def open(cls, settings: LinkSettings, *, shutdown: Shutdown | None = None, retry: Retry | None = None) -> Link:
+    def open(
+        cls,
+        settings: LinkSettings,
+        *,
+        shutdown: Shutdown | None = None,
+        retry: Retry | None = None,
+        leaving: Leaving | None = None,
+    ) -> Link:
         """Check this silo's files and make ready to connect; the first call connects.
 
-        With ``shutdown``, a call that waits ends with LinkStopped soon after the process is asked to end.
+        With ``shutdown``, a call that waits ends with LinkStopped soon after the process is asked to end. ``leaving``
+        is asked before the first byte of an update or an evaluation is sent.
         Raises SettingsError, DataError or IdentityError for files that cannot work.
         """
         need("grpc")
@@ -80,7 +103,7 @@ class Link:
         channel = grpc.secure_channel(settings.address, credentials, options=wire.client_options())
         if retry is None:
             retry = Retry() if shutdown is None else Retry(sleep=shutdown.wait)
-        return cls(channel, settings, retry, shutdown)
+        return cls(channel, settings, retry, shutdown, leaving)
 
     @property
     def losses(self) -> int:
@@ -154,7 +177,10 @@ class Link:
     def report_evaluation(self, run: RunSettings, round_number: int, results: Sequence[SubjectEvaluation]) -> None:
         """Hand in what was measured at the end of the run, nothing to decline; durable there when this returns."""
         report = messages.EvaluationReport(run.sha256, round_number, tuple(results))
-        reply = self._ask(wire.REPORT_EVALUATION, messages.encode_evaluation_report(report), wire.CALL_S)
+        message = messages.encode_evaluation_report(report)
+        if self._leaving is not None:
+            self._leaving.evaluation(report, message)
+        reply = self._ask(wire.REPORT_EVALUATION, message, wire.CALL_S)
         if messages.decode_evaluation_receipt(reply).round != round_number:
             raise DataError("the coordinator's receipt is for another evaluation", code="receipt")
 
@@ -180,6 +206,8 @@ class Link:
             codec_error=coded.error if coded else 0.0,
             shared=update.shared,
         )
+        if self._leaving is not None:
+            self._leaving.update(header, messages.encode_update_header(header))
         receipt = self._patience.persist(lambda: self._submit_once(header, payload))
         if (receipt.round, receipt.update_id, receipt.sha256) != (
             update.round,

@@ -9,29 +9,17 @@ import msgspec
 from ..base.errors import SettingsError, UsageError
 from ..base.files import write_atomic
 from ..base.settings import load_settings
-from ..fedproto.codecs import Codec
 from ..fedproto.tls import check_files
 from ..runtime.backends.wishes import Wishes, parse_wishes
 from ..runtime.bundle import open_manifest
 from ..runtime.signature import TrustedKeys, is_key_text, read_trusted_keys
 from .link import LinkSettings
 from .link_errors import split_address
+from .policy import Policy
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Strict and immutable: an unknown key is an error."""
-
-
-class Policy(_Record, frozen=True):
-    """What this silo insists on, whatever the coordinator asks."""
-
-    min_samples: int = 256  # an update that fewer clips stand behind is not sent
-    report_evaluation: bool = True  # loss and hits of the incoming model on the held-out clips
-    codec: Codec | None = None  # the coarsest that this silo's updates may be coded with; the run's when not set
-    hold_out: float = 0.2  # share of this silo's groups kept from training, 0 to 0.9
-    report_classes: int = 0  # hits class by class too, of classes with at least so many held-out clips; 0: never
-    share_for_evaluation: bool = False  # other silos that share too measure this silo's last model, and it theirs
-    refuse_worse: bool = False  # a final model that does worse on the held-out clips than the own one is not adopted
 
 
 class Work(_Record, frozen=True):
@@ -87,14 +75,18 @@ key = "{key}"
 # [work]
 # backend = "auto"            # where the networks run; flamest-agent doctor shows what this machine can
 
+# What this silo insists on, whatever the run asks for (docs/privacy.md). flamest-agent egress shows what has left.
 [policy]
 min_samples = 256             # below this an update could give clips away: it is not sent
-# codec = "fp32"              # send updates at least so exactly, whatever the run asks for
-report_evaluation = true      # loss and hits on held-out clips may be told
 hold_out = 0.2                # share of groups kept from training to measure with
+report_evaluation = true      # loss and hits of the run's model on held-out clips may be told
 # report_classes = 10         # hits by class too, of classes with so many held-out clips
 # share_for_evaluation = true # other sites that share too may measure this site's last model (docs/evaluation.md)
 # refuse_worse = true         # keep this site's own model where the run's final one is worse on the held-out clips
+# report_counts = "power-of-two"  # numbers of clips are told as the nearest power of two
+# codec = "fp32"              # send updates at least so exactly
+# privacy = "clip"            # bound and blur every update: clip_norm = 1.0, noise = 0.001
+# privacy = "record-dp"       # differential privacy for every clip: epsilon = 8.0, delta = 1e-5
 """
 
 
@@ -113,13 +105,7 @@ def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> Ag
     ``also_trusted``: keys of the command line, beside those of the file.
     """
     settings = load_settings(path, AgentSettings)
-    problems = []
-    if settings.policy.min_samples < 1:
-        problems.append("policy.min_samples: expected 1 or more")
-    if not 0.0 <= settings.policy.hold_out <= 0.9:
-        problems.append("policy.hold_out: expected 0 to 0.9")
-    if settings.policy.report_classes < 0:
-        problems.append("policy.report_classes: expected 0 (never) or more")
+    problems = [f"policy.{problem}" for problem in settings.policy.problems()]
     if settings.work.threads is not None and settings.work.threads < 1:
         problems.append("work.threads: expected 1 or more")
     if settings.work.idle_s < 0 or settings.work.rescan_s <= 0:

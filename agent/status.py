@@ -33,6 +33,8 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     doing: Doing = "starting"
     detail: str = ""  # for people: why, and what to do
+    code: str = ""  # of the refusal or failure that ``detail`` tells of: policy_refused, diverged, …
+    extraction: str = ""  # why the last look through the videos failed; empty: it did not
     pid: int = 0
     since: str = ""  # UTC, when ``doing`` began
     silo: str = ""
@@ -47,6 +49,8 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     adopted_why: str = ""
     sent_bytes: int = 0
     received_bytes: int = 0
+    epsilon_spent: float | None = None  # record-dp: over all runs; None without
+    epsilon_budget: float | None = None
     backends: dict[str, str] = {}  # by graph: where it ran when clips were last extracted
 
     def graphs_by_place(self) -> dict[str, list[str]]:

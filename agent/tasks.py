@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from ..fedproto.codecs import Codec, code
 from ..fedproto.head import HeadSpec, Params
 from ..fedproto.modelfile import ModelFile, read_model, write_model
 from ..fedproto.records import CodedUpdate, Evaluation, GlobalModel, RunSettings
+from .accountant import Spend
 from .corrections import Corrections, TrainedRound
 from .extract import ExtractRequest, extract_folder
 from .measure import Adoption, adopt, measure
+from .policy import Policy, PolicyRefused
 from .store import FeatureStore
 from .training.dataset import SiloData, silo_data
 from .training.local_round import Correction, train_silo
@@ -42,9 +44,9 @@ class RoundWork:
     model: GlobalModel
     counted_round: int  # the last round whose update of this silo counts, 0 for none (feddyn)
     state: Path  # the agent's state folder
-    min_samples: int  # fewer examples: nothing is trained
+    policy: Policy = field(default_factory=Policy)
+    spends: tuple[Spend, ...] = ()  # what record-dp has spent of its budget
     codec: Codec = "fp32"  # that the update is sent with
-    class_floor: int = 0  # classes with so many held-out clips are told one by one; 0: none
     own: Path | None = None  # where what was trained is kept as this silo's own model
 
 
@@ -52,24 +54,28 @@ class RoundWork:
 class RoundOutcome:
     """What one round of local training came to."""
 
-    params: Params | None  # None: too few examples, nothing was trained; or they are in ``coded``
+    params: Params | None  # None: refused, nothing was trained; or they are in ``coded``
     coded: CodedUpdate | None  # with a lossy codec
     examples: int
     held_out: int
     ignored: int  # clips that the run cannot use
     loss: float  # last epoch's, nats
-    evaluation: Evaluation | None  # of the incoming model; None without held-out clips
+    evaluation: Evaluation | None  # of the incoming model, as far as the policy lets it out; None: nothing
+    spend: Spend | None = None  # record-dp: what the update costs once it is sent
+    refused: PolicyRefused | None = None
 
 
 def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
-    """Evaluate the incoming model on the held-out clips, then train it on the others."""
-    run, model = work.run, work.model
+    """Evaluate the incoming model on the held-out clips, then train it on the others, if the policy permits."""
+    run, model, policy = work.run, work.model, work.policy
     data = _load(source, run)
     trainer = _trainer(run.head, source.threads)
-    evaluation = measure(trainer, model.params, data.held_out, work.class_floor)
-    sizes = {"held_out": len(data.held_out), "ignored": data.ignored}
-    if len(data.train) < work.min_samples:
-        return RoundOutcome(None, None, len(data.train), loss=math.nan, evaluation=evaluation, **sizes)
+    held_out, ignored = len(data.held_out), data.ignored
+    try:
+        spend = policy.permit(len(data.train), run.train, work.spends)
+    except PolicyRefused as refused:
+        return RoundOutcome(None, None, len(data.train), held_out, ignored, math.nan, None, refused=refused)
+    evaluation = _told(trainer, model.params, data, policy)
     coded = None
     if run.strategy.name == "feddyn" or work.codec != "fp32":
         trained, coded = _train_carrying(trainer, work, data.train)
@@ -78,7 +84,7 @@ def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
     if work.own is not None:
         write_model(work.own, ModelFile(run.head, trained.params, run.labels, run.fingerprint, run.run, model.round))
     params = trained.params if coded is None else None
-    return RoundOutcome(params, coded, trained.examples, loss=trained.loss, evaluation=evaluation, **sizes)
+    return RoundOutcome(params, coded, trained.examples, held_out, ignored, trained.loss, evaluation, spend)
 
 
 def _train_carrying(
@@ -87,7 +93,7 @@ def _train_carrying(
     """FedDyn and lossy codecs: from what counts to what comes next, which is durable before anything is sent."""
     corrections = Corrections.of_run(work.state, work.run)
     correction = corrections.before(work.model.round, work.counted_round)
-    known = corrections.sent(work.model)
+    known = corrections.sent(work.model, work.policy.sha256)
     trained = known or _train(trainer, work, table, correction)
     update = None
     if work.codec != "fp32":
@@ -96,19 +102,27 @@ def _train_carrying(
         trained = replace(trained, residual=coded.residual)
         update = CodedUpdate(work.codec, coded.payload, coded.error)
     if known is None:
-        corrections.keep(work.model, trained)
+        corrections.keep(work.model, trained, work.policy.sha256)
     return trained, update
 
 
 def _train(trainer: HeadTrainer, work: RoundWork, table: FeatureTable, correction: Correction) -> TrainedRound:
     model = work.model
-    trained, after = train_silo(trainer, work.run, work.silo, model.round, model.params, table, correction)
+    trained, after = train_silo(
+        trainer, work.run, work.silo, model.round, model.params, table, correction, work.policy.protection
+    )
     return TrainedRound(trained.params, len(table), trained.loss, after)
 
 
-def measure_model(source: DataSource, run: RunSettings, params: Params, class_floor: int) -> Evaluation | None:
-    """How a model does on the held-out clips; None when none are held out."""
-    return measure(_trainer(run.head, source.threads), params, _load(source, run).held_out, class_floor)
+def measure_model(source: DataSource, run: RunSettings, params: Params, policy: Policy) -> Evaluation | None:
+    """What may be told of how a model does on the held-out clips; None when none are held out."""
+    return _told(_trainer(run.head, source.threads), params, _load(source, run), policy)
+
+
+def _told(trainer: HeadTrainer, params: Params, data: SiloData, policy: Policy) -> Evaluation | None:
+    if not policy.reports:
+        return None
+    return policy.told_evaluation(measure(trainer, params, data.held_out, policy.report_classes))
 
 
 def choose_model(source: DataSource, run: RunSettings, final: Params, own: Path) -> Adoption:

@@ -15,6 +15,7 @@ from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Any, TypeVar
 
+from ..base.crash import where
 from ..base.errors import FlamestError
 from ..base.shutdown import Shutdown
 
@@ -24,7 +25,7 @@ END_WITHIN_S = 5.0
 
 
 class WorkerCrashed(FlamestError):
-    """The worker process ended in the middle of a task (memory, a broken decoder)."""
+    """The worker process ended in the middle of a task (memory, a broken decoder), or met what nobody foresaw."""
 
     code = "worker_crashed"
 
@@ -127,6 +128,8 @@ def _serve(pipe: Connection[Any, Any]) -> None:
             answer = (True, function(*arguments))
         except FlamestError as error:
             answer = (False, error)
+        except Exception as error:  # its message may hold data, and goes nowhere
+            answer = (False, WorkerCrashed(f"the worker met an unexpected {where(error)}"))
         try:
             pipe.send(answer)
         except OSError:

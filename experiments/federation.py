@@ -144,6 +144,7 @@ key = {_toml(silo + ".key")}
 
 [policy]
 min_samples = 1
+min_samples_override = true
 hold_out = {AGENT_HOLD_OUT}
 
 [work]

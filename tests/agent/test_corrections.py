@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flamest.agent.corrections import Corrections, TrainedRound
+from flamest.agent.policy import Policy
 from flamest.agent.store import FeatureRow, FeatureStore
 from flamest.agent.tasks import DataSource, RoundWork, train_round
 from flamest.agent.training.local_round import train_silo
@@ -16,6 +17,7 @@ from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import GlobalModel, RunSettings, Strategy
 from flamest.runtime.records import Clip
 
+FEW = Policy(min_samples=1)
 SPEC = HeadSpec(inputs=6, outputs=2, hidden=(4,))
 RUN = RunSettings("r", ("x", "y"), SPEC, 9, 1, 9.0, "f", strategy=Strategy("feddyn", alpha=0.1))
 
@@ -129,7 +131,7 @@ def fill(path, first: int, last: int) -> None:
 
 
 def work(tmp_path, number: int, counted: int, start: GlobalModel) -> RoundWork:
-    return RoundWork(RUN, "anna", GlobalModel(number, start.params, start.sha256), counted, tmp_path / "state", 1)
+    return RoundWork(RUN, "anna", GlobalModel(number, start.params, start.sha256), counted, tmp_path / "state", FEW)
 
 
 def expected_rounds(source, start: GlobalModel, numbers: list[int]) -> list[str]:

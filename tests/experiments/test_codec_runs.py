@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flamest.agent.link import Link
+from flamest.agent.policy import Policy
 from flamest.agent.store import FeatureRow, FeatureStore
 from flamest.agent.tasks import DataSource, RoundWork, train_round
 from flamest.agent.training.dataset import silo_data
@@ -20,6 +21,7 @@ from flamest.runtime.records import Clip
 SIZES = {"a": 9, "b": 21}
 LABELS = ("fall", "run", "walk")
 ROUNDS = 3
+FEW = Policy(min_samples=1)
 
 
 def rows_of(silo: str) -> FeatureTable:
@@ -64,7 +66,7 @@ class Silo:
         source = DataSource(self.folder / "store.sqlite", None, 0.0, 1)
         codec = more_exact(self.run.codec, self.insists)
         state = self.folder / "state"
-        out = train_round(source, RoundWork(self.run, self.name, model, standing.counted_round, state, 1, codec))
+        out = train_round(source, RoundWork(self.run, self.name, model, standing.counted_round, state, FEW, (), codec))
         name = sha256_bytes(f"{self.name}{model.round}".encode())[:32]
         return Update(model.round, model.sha256, name, out.examples, out.params, None, out.coded)
 

@@ -84,6 +84,7 @@ certificate = {json.dumps(str(link.certificate))}
 key = {json.dumps(str(link.key))}
 [policy]
 min_samples = 1
+min_samples_override = true
 hold_out = {hold_out}
 [work]
 threads = 1

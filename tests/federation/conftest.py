@@ -136,6 +136,7 @@ key = "{silo}.key"
 
 [policy]
 min_samples = {min_samples}
+min_samples_override = true
 {policy}
 
 [work]

@@ -1,0 +1,128 @@
+"""The command ``egress``: what has left this silo, for the person who answers for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..base.console import command
+
+if TYPE_CHECKING:
+    from .egress import Entry, Reading
+
+SETTINGS = Path("agent.toml")
+INDENT = " " * 22
+
+
+@command
+def egress(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The agent's settings; ./agent.toml by default.")
+    ] = None,
+    state: Annotated[Path | None, typer.Option("--state", help="The state folder, in place of the settings.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Only check the ledger; exit code 65 when it is broken.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")
+    ] = False,
+) -> dict[str, Any]:
+    """Show what has left this silo for the coordinator, and what its policy refused to send.
+
+    The daemon writes an entry before it sends anything: when, in which round, which tensors, how many bytes, and their
+    SHA-256. Nothing is ever removed. Each entry holds the hash of the one before, so that a missing or changed line is
+    found; the hash of the last one, printed at the end, can be noted elsewhere and compared later.
+    """
+    import msgspec
+
+    from .egress import broken, read_ledger
+
+    folder = _state_folder(config, state)
+    reading = read_ledger(folder)
+    if reading.problems and verify:
+        raise broken(folder, reading)
+    if not as_json:
+        lines = [] if verify else [line for entry in reading.entries for line in _lines(entry)]
+        for line in (*lines, *_summary(reading)):
+            print(line)
+    updates = list(reading.of("update"))
+    return {
+        "entries": [msgspec.to_builtins(entry) for entry in reading.entries],
+        "updates": len(updates),
+        "bytes": sum(entry.bytes for entry in updates),
+        "refused": sum(1 for _ in reading.of("refused")),
+        "withdrawn": sum(1 for _ in reading.of("withdrawn")),
+        "overrides": sum(1 for entry in updates if entry.overrides),
+        "whole": not reading.problems,
+        "problems": list(reading.problems),
+        "cut_short": reading.cut_short,
+        "head": reading.head,
+    }
+
+
+def _state_folder(config: Path | None, state: Path | None) -> Path:
+    from ..base.errors import UsageError
+
+    if state is not None:
+        return state
+    if config is None and not SETTINGS.exists():
+        raise UsageError("which silo? there is no agent.toml here", fix="flamest-agent egress --config agent.toml")
+    from .settings import load_agent_settings
+
+    return load_agent_settings(config or SETTINGS).state
+
+
+def _lines(entry: Entry) -> list[str]:
+    """An entry in words."""
+    where = f"round {entry.round} of {entry.run}: "
+    if entry.what == "update":
+        told = [
+            f"{where}the classifier's parameters left, {entry.bytes:,} bytes as {entry.codec}",
+            f"{len(entry.tensors)} tensors: "
+            + ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in entry.tensors),
+            f"told with them: {entry.examples} clips stand behind them" + "".join(_reported(entry)),
+            *(["the other silos that share may measure this model"] if entry.shared else []),
+            f"SHA-256 {entry.sha256}",
+        ]
+        if entry.privacy is not None:
+            told.append(
+                f"differential privacy: {entry.privacy.steps} steps, a clip in each with chance "
+                f"{entry.privacy.rate:.3g}, noise {entry.privacy.multiplier:g}"
+            )
+    elif entry.what == "evaluation":
+        told = [f"end of the run: how {entry.models} models do on the clips held out, {entry.bytes:,} bytes"]
+        told += [f"SHA-256 {entry.sha256}" + "".join(_reported(entry))]
+    elif entry.what == "enrolment":
+        told = [f"{entry.detail}; {entry.bytes} bytes, SHA-256 {entry.sha256}"]
+    elif entry.what == "policy":
+        told = ["from here on this policy: " + ", ".join(f"{key} = {value}" for key, value in entry.policy.items())]
+    else:
+        told = [f"{where}NOTHING LEFT, {entry.what} ({entry.code})", entry.detail]
+    told += [f"OVERRIDE: {override}" for override in entry.overrides]
+    return [f"{entry.time}  {told[0]}", *(INDENT + line for line in told[1:])]
+
+
+def _reported(entry: Entry) -> list[str]:
+    if not entry.reported:
+        return []
+    told = entry.reported
+    return [
+        f"; of {told['count']:g} clips held out the run's model got {told['correct']:g} right, loss {told['loss']:.4f}"
+    ]
+
+
+def _summary(reading: Reading) -> list[str]:
+    updates = list(reading.of("update"))
+    withheld = sum(1 for entry in reading.entries if entry.what in ("refused", "withdrawn"))
+    lines = [
+        f"{len(reading.entries)} entries: {len(updates)} updates of {sum(entry.bytes for entry in updates) / 1e6:.2f} "
+        f"MB in all may have left, {withheld} were refused or withdrawn"
+    ]
+    if reading.cut_short:
+        lines.append(f"{reading.cut_short} lines were cut short by a crash or a full disk: nothing was sent for them")
+    lines += [f"BROKEN: {problem}" for problem in reading.problems]
+    if not reading.problems:
+        lines.append(f"the ledger is whole; its last entry has the hash {reading.head}")
+    return lines

@@ -1,0 +1,205 @@
+"""The egress ledger: one line for everything that leaves this silo for the coordinator, and for what was refused.
+
+    STATE/egress.jsonl      JSON Lines, only ever added to
+    STATE/egress.head       number and hash of the last line: lines cut off at the end are missed
+
+A line is on disk (fsync) BEFORE what it tells of is sent: a crash between the two leaves a line too many, never one too
+few. Every line holds the hash of the line before, so that a line that was changed or taken out is found. Whoever may
+write here can make a whole new ledger: the head's hash, noted elsewhere, would tell.
+
+A line that a crash or a full disk cut short stays where it is: nothing was sent for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from ..base.errors import DataError, StorageError
+from ..base.files import fsync_directory, storage_code, write_atomic
+from .accountant import Spend
+
+LEDGER_FILE = "egress.jsonl"
+HEAD_FILE = "egress.head"
+BEFORE_FIRST = "0" * 64
+
+What = Literal["enrolment", "policy", "update", "evaluation", "refused", "withdrawn"]
+
+
+class TensorSent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str  # of the head's tensor
+    shape: tuple[int, ...]
+    dtype: str  # of its values on the wire
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One line."""
+
+    n: int  # from 1
+    time: str  # UTC
+    what: What
+    previous: str  # SHA-256 of the line before
+    run: str = ""
+    round: int = 0
+    update_id: str = ""
+    examples: int = 0  # clips that stand behind an update, as the coordinator was told
+    tensors: tuple[TensorSent, ...] = ()
+    codec: str = ""
+    bytes: int = 0  # of the messages: the header and the values; TLS and HTTP/2 come on top
+    sha256: str = ""  # of the values as sent; of a certificate
+    header_sha256: str = ""  # of the message before the values: counts, digests, evaluation
+    reported: dict[str, float] = {}  # of an evaluation: loss, correct, count, and the number of classes told one by one
+    models: int = 0  # what: evaluation; how many were measured
+    shared: bool = False  # other silos may measure the update
+    policy_sha256: str = ""  # of the policy that let an update out
+    privacy: Spend | None = None  # record-dp: what the update's training looked at
+    policy: dict[str, Any] = {}  # what: policy
+    overrides: tuple[str, ...] = ()  # where the policy is weaker than FLAMeST's default
+    code: str = ""  # of a refusal
+    detail: str = ""  # for people
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A ledger as it was found."""
+
+    entries: tuple[Entry, ...]
+    head: str  # SHA-256 of the last line
+    problems: tuple[str, ...]  # what cannot have happened by itself; empty: the chain is whole
+    cut_short: int = 0  # lines that a crash interrupted
+
+    def of(self, what: What) -> Iterator[Entry]:
+        return (entry for entry in self.entries if entry.what == what)
+
+    def spends(self) -> dict[str, Spend]:
+        """What was spent on privacy, by the values' hash: the same values sent again cost nothing more."""
+        return {entry.sha256: entry.privacy for entry in self.of("update") if entry.privacy is not None}
+
+
+def read_ledger(state: Path) -> Reading:
+    """The ledger in a state folder, checked line by line; an empty reading where there is none. StorageError."""
+    try:
+        raw = (state / LEDGER_FILE).read_bytes()
+    except FileNotFoundError:
+        raw = b""
+    except OSError as error:
+        raise StorageError(f"cannot read {state / LEDGER_FILE}: {error.strerror}") from error
+    entries: list[Entry] = []
+    hashes, problems, cut_short = [BEFORE_FIRST], list[str](), 0
+    for number, line in enumerate(raw.split(b"\n"), start=1):
+        if not line:
+            continue
+        try:
+            entry = msgspec.json.decode(line, type=Entry)
+        except msgspec.ValidationError as error:
+            problems.append(f"line {number} is not an entry: {error}")
+            continue
+        except msgspec.DecodeError:
+            cut_short += 1
+            continue
+        if entry.n != len(entries) + 1 or entry.previous != hashes[-1]:
+            problems.append(
+                f"line {number} (entry {entry.n}) does not follow the one before it: lines were changed or removed"
+            )
+        entries.append(entry)
+        hashes.append(hashlib.sha256(line).hexdigest())
+    if (missed := _missed(state, hashes)) is not None:
+        problems.append(missed)
+    return Reading(tuple(entries), hashes[-1], tuple(problems), cut_short)
+
+
+def _missed(state: Path, hashes: list[str]) -> str | None:
+    """Whether the line that the head file names is gone."""
+    try:
+        count, head = (state / HEAD_FILE).read_text().split()
+    except FileNotFoundError:
+        return None if len(hashes) <= 2 else f"{HEAD_FILE} is missing"  # a crash at the first line leaves none
+    except (OSError, ValueError):
+        return f"{HEAD_FILE} cannot be read"
+    if head in hashes:
+        return None
+    return f"the ledger had {count} entries, and entry {count} is not among the {len(hashes) - 1} that are there"
+
+
+def broken(state: Path, reading: Reading) -> DataError:
+    """What to say and do about a ledger with problems."""
+    return DataError(
+        f"the egress ledger {state / LEDGER_FILE} is broken: {'; '.join(reading.problems[:3])}. Nothing is sent until "
+        "a person has looked",
+        fix=f"find out who changed it; then move {LEDGER_FILE} and {HEAD_FILE} elsewhere, and a new ledger begins "
+        "(with a new privacy budget)",
+        code="ledger_broken",
+    )
+
+
+def _has_open_end(path: Path) -> bool:
+    try:
+        return path.read_bytes()[-1:] not in (b"", b"\n")
+    except FileNotFoundError:
+        return False
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+@dataclass(eq=False)
+class Ledger:
+    """A ledger to write to; one process at a time (the daemon, under the lock of its state folder)."""
+
+    state: Path
+    reading: Reading  # up to date after every line
+    now: Callable[[], str] = _now
+    _open_end: bool = False  # the file ends in the middle of a line
+    _failed: bool = False  # the last line may be there or not
+
+    @classmethod
+    def open(cls, state: Path, *, now: Callable[[], str] = _now) -> Ledger:
+        """Raises DataError (``ledger_broken``) when lines were changed or removed: nothing more is sent then."""
+        reading = read_ledger(state)
+        if reading.problems:
+            raise broken(state, reading)
+        return cls(state, reading, now, _open_end=_has_open_end(state / LEDGER_FILE))
+
+    def append(self, what: What, **fields: Any) -> Entry:
+        """Durable when it returns. Raises StorageError: what the line tells of must not be sent then."""
+        if self._failed:
+            self.reading, self._open_end = read_ledger(self.state), _has_open_end(self.state / LEDGER_FILE)
+            self._failed = False
+        before = self.reading
+        entry = Entry(len(before.entries) + 1, self.now(), what, before.head, **fields)
+        line = msgspec.json.encode(entry)
+        head = hashlib.sha256(line).hexdigest()
+        path = self.state / LEDGER_FILE
+        try:
+            self._write(path, (b"\n" if self._open_end else b"") + line + b"\n")
+        except OSError as error:
+            self._failed = True
+            raise StorageError(
+                f"cannot write {path}: {error.strerror}; what is not in the ledger is not sent",
+                fix="check free space and permissions of the state folder",
+                code=storage_code(error),
+            ) from error
+        self._open_end = False
+        self.reading = Reading((*before.entries, entry), head, (), before.cut_short)
+        write_atomic(self.state / HEAD_FILE, f"{entry.n} {head}\n".encode(), mode=0o600)
+        return entry
+
+    def _write(self, path: Path, data: bytes) -> None:
+        is_new = not path.exists()
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while data:
+                data = data[os.write(handle, data) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        if is_new:
+            fsync_directory(path.parent)

@@ -1,0 +1,185 @@
+"""``[policy]`` in agent.toml: what this silo insists on, whatever the coordinator's run asks (docs/privacy.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal
+
+import msgspec
+
+from ..base.errors import DataError
+from ..fedproto.codecs import Codec
+from ..fedproto.records import Evaluation, TrainSettings
+from .accountant import Spend, epsilon_of
+from .training.private import Sampling
+from .training.protection import Protection
+
+FLOOR = 256  # clips: below it embeddings were computed back from updates (docs/privacy.md has the figures)
+CLIP_NORM, NOISE = 1.0, 1e-3  # of privacy = "clip", where agent.toml says nothing
+SAMPLE_CLIP, NOISE_MULTIPLIER, EPSILON, DELTA = 1.0, 1.0, 8.0, 1e-5  # of privacy = "record-dp"
+
+Reason = Literal["few_samples", "budget_spent", "class_balanced", "withdrawn"]
+
+
+class PolicyRefused(DataError):
+    """This silo's own policy forbids an update; nothing of it was sent. ``reason`` says which rule."""
+
+    code = "policy_refused"
+    reason: Reason
+    examples: int  # clips that would have stood behind it, where that is known
+
+    def __init__(self, message: str, *, reason: Reason, examples: int = 0, fix: str = "") -> None:
+        super().__init__(message, fix=fix)
+        self.reason = reason
+        self.examples = examples
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table. What is not set has the default of its mode; keys of another mode are an error."""
+
+    min_samples: int = FLOOR  # an update that fewer clips stand behind is not sent
+    min_samples_override: bool = False  # a min_samples below the floor is meant; the ledger says so
+    hold_out: float = 0.2  # share of this silo's groups kept from training, 0 to 0.9
+    codec: Codec | None = None  # the coarsest that this silo's updates may be coded with; the run's when not set
+    report_evaluation: bool | None = None  # loss and hits on the held-out clips; not set: yes, but not with record-dp
+    report_classes: int = 0  # hits class by class too, of classes with at least so many held-out clips; 0: never
+    share_for_evaluation: bool = False  # other silos that share too measure this silo's last model, and it theirs
+    refuse_worse: bool = False  # a final model that does worse on the held-out clips than the own one is not adopted
+    report_counts: Literal["exact", "power-of-two"] = "exact"
+    privacy: Literal["off", "clip", "record-dp"] = "off"
+    clip_norm: float | None = None  # clip: the update's difference from the round's model has at most this norm
+    noise: float | None = None  # clip: Gaussian noise on every parameter, its deviation in units of clip_norm
+    sample_clip: float | None = None  # record-dp: the gradient of one clip has at most this norm
+    noise_multiplier: float | None = None  # record-dp: of a step's sum of gradients, in units of sample_clip
+    epsilon: float | None = None  # record-dp: the budget of all runs together; training stops when it is spent
+    delta: float | None = None  # record-dp
+
+    @property
+    def protection(self) -> Protection:
+        """What the mode does to training and to the update."""
+        if self.privacy == "clip":
+            return Protection("clip", _or(self.clip_norm, CLIP_NORM), _or(self.noise, NOISE))
+        if self.privacy == "record-dp":
+            clip, noise = _or(self.sample_clip, SAMPLE_CLIP), _or(self.noise_multiplier, NOISE_MULTIPLIER)
+            return Protection("record-dp", clip, noise)
+        return Protection()
+
+    @property
+    def budget(self) -> tuple[float, float] | None:
+        """(epsilon, delta) with record-dp."""
+        if self.privacy != "record-dp":
+            return None
+        return _or(self.epsilon, EPSILON), _or(self.delta, DELTA)
+
+    @property
+    def reports(self) -> bool:
+        """Whether evaluations may be told. Held-out clips are not covered by record-dp's epsilon."""
+        return self.privacy != "record-dp" if self.report_evaluation is None else self.report_evaluation
+
+    @property
+    def sha256(self) -> str:
+        """Of everything in it: an update that another policy let through is not sent under this one."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+
+    def told_count(self, count: int) -> int:
+        """A number of clips as the coordinator is told it: exact, or the nearest power of two (on a log scale)."""
+        if self.report_counts == "exact" or count < 1:
+            return count
+        return int(2 ** round(math.log2(count)))
+
+    def told_evaluation(self, evaluation: Evaluation | None) -> Evaluation | None:
+        """What may be said of an evaluation; None: nothing."""
+        if evaluation is None or not self.reports:
+            return None
+        if self.report_counts == "exact":
+            return evaluation
+        count = self.told_count(evaluation.count)
+        correct = round(evaluation.correct * count / evaluation.count)
+        return replace(evaluation, correct=correct, count=count)
+
+    def overrides(self) -> tuple[str, ...]:
+        """Where this silo gives up what FLAMeST keeps by default: for the ledger and the log."""
+        if self.min_samples < FLOOR:
+            return (f"min_samples {self.min_samples} is below the floor of {FLOOR}",)
+        return ()
+
+    def permit(self, examples: int, train: TrainSettings, spends: Iterable[Spend]) -> Spend | None:
+        """What training on so many clips will cost of the budget; None without record-dp.
+
+        Raises PolicyRefused: ``few_samples``; ``class_balanced`` and ``budget_spent`` with record-dp. ``spends``: of
+        all updates that ever left.
+        """
+        if examples < self.min_samples:
+            raise self._too_few(examples)
+        if self.budget is None:
+            return None
+        if train.class_balanced:
+            raise PolicyRefused(
+                "the run weighs clips by the classes of all (class_balanced), which record-dp cannot account for",
+                reason="class_balanced",
+                examples=examples,
+            )
+        sampling = Sampling.of(examples, train)
+        spend = Spend(sampling.rate, self.protection.noise, sampling.steps)
+        epsilon, delta = self.budget
+        if (after := epsilon_of([*spends, spend], delta)) > epsilon:
+            raise PolicyRefused(
+                f"another round would bring this silo's privacy loss to epsilon {after:.3g}, its budget is {epsilon:g} "
+                f"(delta {delta:g}): training has stopped",
+                reason="budget_spent",
+                examples=examples,
+            )
+        return spend
+
+    def _too_few(self, examples: int) -> PolicyRefused:
+        return PolicyRefused(
+            f"{examples} labelled clips to train on, this silo's policy asks for {self.min_samples}: "
+            "no update was sent. Add clips, or lower policy.min_samples if you accept what an update of few clips "
+            "can tell (docs/privacy.md)",
+            reason="few_samples",
+            examples=examples,
+        )
+
+    def problems(self) -> list[str]:
+        """What makes no sense, each beginning with the key's name."""
+        wrong = []
+        if self.min_samples < 1:
+            wrong.append("min_samples: expected 1 or more")
+        elif self.min_samples < FLOOR and not self.min_samples_override:
+            wrong.append(
+                f"min_samples: {self.min_samples} is below the floor of {FLOOR}, under which clips' numbers can be "
+                "computed back from updates (docs/privacy.md); set min_samples_override = true if you accept that"
+            )
+        if not 0.0 <= self.hold_out <= 0.9:
+            wrong.append("hold_out: expected 0 to 0.9")
+        if self.report_classes < 0:
+            wrong.append("report_classes: expected 0 (never) or more")
+        elif self.report_classes and self.report_counts != "exact":
+            wrong.append("report_classes: tells exact counts; expected 0, or report_counts = 'exact'")
+        return wrong + self._mode_problems()
+
+    def _mode_problems(self) -> list[str]:
+        wrong = []
+        owners = {
+            "clip": ("clip_norm", "noise"),
+            "record-dp": ("sample_clip", "noise_multiplier", "epsilon", "delta"),
+        }
+        for owner, keys in owners.items():
+            for key in keys:
+                value = getattr(self, key)
+                if value is not None and self.privacy != owner:
+                    wrong.append(f"{key}: only with privacy = '{owner}'")
+                elif value is not None and not (
+                    math.isfinite(value) and (value > 0 or (key == "noise" and value == 0))
+                ):
+                    wrong.append(f"{key}: expected more than 0")
+        if self.delta is not None and self.delta >= 1:
+            wrong.append("delta: expected less than 1")
+        return wrong
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -1,0 +1,93 @@
+"""``flamest-agent egress``: what an administrator reads."""
+
+import json
+
+import pytest
+from flamest.agent.accountant import Spend
+from flamest.agent.cli import app
+from flamest.agent.egress import LEDGER_FILE, Ledger, TensorSent
+from typer.testing import CliRunner
+
+
+@pytest.fixture
+def state(tmp_path):
+    ledger = Ledger.open(tmp_path, now=lambda: "2026-01-02T03:04:05Z")
+    ledger.append("enrolment", sha256="cc" * 32, bytes=700, detail="certificate of silo 'a', shown to host:7443")
+    ledger.append("policy", policy={"min_samples": 4}, overrides=("min_samples 4 is below the floor of 256",))
+    tensors = (TensorSent("0.weight", (512, 2816), "float32"), TensorSent("0.bias", (512,), "float32"))
+    ledger.append(
+        "update",
+        run="run-1",
+        round=3,
+        update_id="ab" * 16,
+        examples=300,
+        tensors=tensors,
+        codec="fp32",
+        bytes=6_398_600,
+        sha256="dd" * 32,
+        reported={"loss": 0.25, "correct": 60, "count": 80},
+        privacy=Spend(0.4, 1.0, 15),
+        overrides=("min_samples 4 is below the floor of 256",),
+    )
+    ledger.append("evaluation", round=3, bytes=90, models=2, sha256="ee" * 32)
+    ledger.append("refused", run="run-1", round=4, code="few_samples", detail="3 labelled clips to train on")
+    return tmp_path
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["egress", *map(str, words)])
+
+
+def test_it_says_in_words_what_left_and_what_did_not(state):
+    said = run("--state", state)
+    assert said.exit_code == 0
+    for words in (
+        "2026-01-02T03:04:05Z  round 3 of run-1: the classifier's parameters left, 6,398,600 bytes as fp32",
+        "0.weight [512, 2816], 0.bias [512]",
+        "300 clips stand behind them; of 80 clips held out the run's model got 60 right, loss 0.2500",
+        f"SHA-256 {'dd' * 32}",
+        "15 steps, a clip in each with chance 0.4, noise 1",
+        "OVERRIDE: min_samples 4 is below the floor of 256",
+        "certificate of silo 'a', shown to host:7443",
+        "how 2 models do on the clips held out, 90 bytes",
+        "round 4 of run-1: NOTHING LEFT, refused (few_samples)",
+        "5 entries: 1 updates of 6.40 MB in all may have left, 1 were refused or withdrawn",
+        "the ledger is whole",
+    ):
+        assert words in said.stdout
+
+
+def test_json_has_every_entry_and_the_sums(state):
+    told = json.loads(run("--state", state, "--json").stdout.splitlines()[-1])
+    assert [entry["what"] for entry in told["entries"]] == ["enrolment", "policy", "update", "evaluation", "refused"]
+    assert {key: told[key] for key in ("updates", "bytes", "refused", "overrides", "whole", "problems")} == {
+        "updates": 1,
+        "bytes": 6_398_600,
+        "refused": 1,
+        "overrides": 1,
+        "whole": True,
+        "problems": [],
+    }
+
+
+def test_verify_ends_with_65_when_a_line_is_gone(state):
+    assert run("--state", state, "--verify").exit_code == 0
+    path = state / LEDGER_FILE
+    kept = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(kept[:2] + kept[3:]))
+    said = run("--state", state, "--verify", "--json")
+    assert said.exit_code == 65
+    assert json.loads(said.stdout.splitlines()[-1])["error"]["code"] == "ledger_broken"
+    assert "BROKEN" in run("--state", state).stdout  # what is left can still be read
+
+
+def test_without_a_silo_it_says_what_to_type(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = run()
+    assert said.exit_code == 2
+    assert "--config agent.toml" in said.output
+
+
+def test_a_silo_that_never_sent_anything_has_an_empty_ledger(tmp_path):
+    told = json.loads(run("--state", tmp_path, "--json").stdout.splitlines()[-1])
+    assert (told["entries"], told["whole"]) == ([], True)

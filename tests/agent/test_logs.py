@@ -1,0 +1,152 @@
+"""T37: what the agent's log says while it extracts, trains, sends and fails; and what a crash says."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from flamest.agent.status import read_status
+from flamest.agent.store import FeatureStore
+from flamest.agent.worker import Worker, WorkerCrashed
+from flamest.base.shutdown import Shutdown
+from flamest.experiments.processes import daemons, wait_until
+from flamest.runtime.bundle import open_manifest
+
+SECRET = "canary-in-a-message"
+
+
+@pytest.fixture
+def silo(clips, toy_bundle, make_federation, tmp_path):
+    """A silo with a folder of clips, two of them broken, and a coordinator that waits for it."""
+    fingerprint = open_manifest(toy_bundle)[0].fingerprint
+    federation = make_federation("a", inputs=9, hidden=[4], rounds=2, min_silos=1, fingerprint=f'"{fingerprint}"')
+    text = (
+        federation.config.read_text().replace('"fall"', '"canary-label-fall"').replace('"run",', '"canary-label-run",')
+    )
+    federation.config.write_text(text)
+    home = tmp_path / "canary-home"
+    videos = home / "canary-videos"
+    for number in range(6):
+        label = "canary-label-fall" if number % 2 else "canary-label-run"
+        clips.write_clip(videos / label / f"canary-clip-{number}.avi", frames=12, seed=number, noise=10)
+    (videos / "canary-label-run" / "canary-broken.avi").write_bytes(b"no video")
+    (videos / "canary-label-run" / "canary-empty.avi").write_bytes(b"")
+    federation.start()
+    link = federation.link_settings("a")
+    (home / "agent.toml").write_text(f"""
+state = "state"
+store = "canary-store.sqlite"
+bundle = {json.dumps(str(toy_bundle))}
+videos = "canary-videos"
+[coordinator]
+address = {json.dumps(link.address)}
+ca = {json.dumps(str(link.ca))}
+certificate = {json.dumps(str(link.certificate))}
+key = {json.dumps(str(link.key))}
+[policy]
+min_samples = 1
+min_samples_override = true
+hold_out = 0.3
+[work]
+threads = 1
+rescan_s = 0.5
+""")
+    return home
+
+
+def run_to_the_end(home, level: str) -> str:
+    with daemons() as start:
+        words = ["run", "--config", home / "agent.toml", "--once", "--log-level", level]
+        agent = start("a", home / "log", "agent", words)
+        assert agent.process.wait(90) == 0
+    return (home / "log").read_text()
+
+
+def canaries_of(home) -> list[str]:
+    with FeatureStore.open(home / "canary-store.sqlite", create=False, read_only=True) as store:
+        stored = store.read()
+    assert len(stored.labels) == 6
+    numbers = [repr(float(value)) for value in stored.x[0, :3]] + [f"{value:.6g}" for value in stored.x[0, :3]]
+    return [*(caption for caption in stored.captions if len(caption) > 6), *numbers]
+
+
+def test_t37_the_log_names_no_file_label_caption_or_number(silo):
+    """T37 at INFO: 0 canaries, whatever the agent does."""
+    log = run_to_the_end(silo, "info")
+    assert "event=extracted" in log
+    assert "failed=2" in log
+    assert log.count("event=update_sent") == 2
+    assert "canary" not in log
+    assert [canary for canary in canaries_of(silo) if canary in log] == []
+
+
+def test_t37_a_failing_extraction_says_its_code_in_the_log_and_the_rest_in_the_status(silo):
+    """T37: the message names the folder, so it stays in the state folder; with --log-level debug it is told."""
+    shutil.rmtree(silo / "canary-videos")
+    (silo / "canary-videos").mkdir()
+    for level, told in (("info", False), ("debug", True)):
+        with daemons() as start:
+            words = ["run", "--config", silo / "agent.toml", "--log-level", level]
+            agent = start("a", silo / f"log-{level}", "agent", words)
+            said = lambda: (silo / f"log-{level}").read_text()  # noqa: B023, E731
+            wait_until(lambda: "no_clips" in said(), "the failure", seconds=60, watched=[agent])  # noqa: B023
+            wait_until(lambda: "training_failed" in said(), "the next one", seconds=60, watched=[agent])  # noqa: B023
+        assert ("canary" in (silo / f"log-{level}").read_text()) is told
+    assert "canary-videos holds no video files" in read_status(silo / "state").extraction
+
+
+def test_t37_what_nobody_foresaw_in_the_worker_is_told_without_its_message():
+    """T37: crash path of the worker; it says what kind of error and where, and the daemon goes on."""
+    with Worker(Shutdown()) as worker:
+        with pytest.raises(WorkerCrashed, match=r"ValueError in agent/worker\.py:\d+") as error:
+            worker.call(int, SECRET)  # Python's message would repeat it
+        assert worker.call(int, "7") == 7
+    assert SECRET not in error.value.message
+
+
+CRASH = """
+import sys, threading
+from flamest.base.crash import keep_crashes_private
+keep_crashes_private(say_all="debug" in sys.argv)
+def fail(): int(sys.argv[1])
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+try:
+    fail()
+except ValueError as error:
+    raise RuntimeError("while reading " + sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_t37_an_error_that_nobody_caught_names_kinds_and_places_only(level):
+    """T37: crash path of the daemon and its threads."""
+    done = subprocess.run([sys.executable, "-c", CRASH, SECRET, level], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert (SECRET in done.stdout + done.stderr) is (level == "debug")
+    if level == "info":
+        assert done.stderr.count("error: unexpected") == 2
+        assert "RuntimeError in" in done.stderr
+        assert "after ValueError in" in done.stderr
+
+
+CORE = """
+import resource
+from flamest.agent.worker import Worker
+from flamest.base.crash import keep_crashes_private
+from flamest.base.shutdown import Shutdown
+if __name__ == "__main__":
+    keep_crashes_private(say_all=False)
+    with Worker(Shutdown()) as worker:
+        print(resource.getrlimit(resource.RLIMIT_CORE), worker.call(resource.getrlimit, resource.RLIMIT_CORE))
+"""
+
+
+def test_t37_no_core_is_dumped_by_the_daemon_and_its_worker(tmp_path):
+    """T37: and neither can switch it on again."""
+    script = tmp_path / "script.py"
+    script.write_text(CORE)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(0, 0) (0, 0)", done.stderr

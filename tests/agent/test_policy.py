@@ -1,0 +1,122 @@
+"""The silo's policy: what it lets out, what it refuses, and what it says about either."""
+
+import pickle
+
+import msgspec
+import pytest
+from flamest.agent.accountant import Spend, epsilon_of
+from flamest.agent.policy import FLOOR, Policy, PolicyRefused
+from flamest.agent.settings import load_agent_settings
+from flamest.agent.training.protection import Protection
+from flamest.base.errors import SettingsError
+from flamest.fedproto.records import Evaluation, TrainSettings
+
+SETTINGS = """
+state = "state"
+store = "features.sqlite"
+[coordinator]
+address = "host:7443"
+ca = "ca.pem"
+certificate = "silo.pem"
+key = "silo.key"
+[policy]
+"""
+
+
+def policy(text: str, tmp_path) -> Policy:
+    path = tmp_path / "agent.toml"
+    path.write_text(SETTINGS + text)
+    return load_agent_settings(path).policy
+
+
+def test_the_defaults_are_the_careful_ones(tmp_path):
+    made = policy("", tmp_path)
+    assert (made.min_samples, made.report_counts, made.privacy, made.overrides()) == (FLOOR, "exact", "off", ())
+    assert (made.reports, made.report_classes, made.share_for_evaluation) == (True, 0, False)
+    assert made.protection == Protection()
+
+
+def test_a_floor_below_ours_has_to_be_meant(tmp_path):
+    with pytest.raises(SettingsError, match="min_samples_override = true"):
+        policy("min_samples = 50", tmp_path)
+    made = policy("min_samples = 50\nmin_samples_override = true", tmp_path)
+    assert made.overrides() == ("min_samples 50 is below the floor of 256",)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("clip_norm = 1.0", "only with privacy = 'clip'"),
+        ('privacy = "clip"\nepsilon = 1.0', "only with privacy = 'record-dp'"),
+        ('privacy = "clip"\nclip_norm = 0.0', "clip_norm: expected more than 0"),
+        ('privacy = "record-dp"\ndelta = 1.0', "delta: expected less than 1"),
+        ("report_classes = -1", "report_classes"),
+        ('report_classes = 5\nreport_counts = "power-of-two"', "exact counts"),
+        ("hold_out = 1.0", "hold_out"),
+        ("min_samples = 0", "min_samples"),
+    ],
+)
+def test_what_makes_no_sense_is_said_by_key(tmp_path, text, said):
+    with pytest.raises(SettingsError, match=r"policy\.") as error:
+        policy(text, tmp_path)
+    assert said in error.value.message
+
+
+def test_the_modes_have_their_defaults(tmp_path):
+    assert policy('privacy = "clip"', tmp_path).protection == Protection("clip", 1.0, 1e-3)
+    private = policy('privacy = "record-dp"', tmp_path)
+    assert private.protection == Protection("record-dp", 1.0, 1.0)
+    assert private.budget == (8.0, 1e-5)
+    assert not private.reports  # held-out clips are not covered by epsilon: telling has to be asked for
+    assert policy('privacy = "record-dp"\nreport_evaluation = true', tmp_path).reports
+
+
+def test_counts_are_told_exactly_or_as_the_nearest_power_of_two():
+    exact, coarse = Policy(), Policy(report_counts="power-of-two")
+    assert [exact.told_count(count) for count in (1, 300, 1000)] == [1, 300, 1000]
+    assert [coarse.told_count(count) for count in (1, 300, 362, 363, 1000)] == [1, 256, 256, 512, 1024]
+    told = coarse.told_evaluation(Evaluation(0.5, 60, 80))
+    assert told == Evaluation(0.5, 48, 64)
+    assert exact.told_evaluation(Evaluation(0.5, 60, 80)) == Evaluation(0.5, 60, 80)
+
+
+def test_nothing_is_told_of_held_out_clips_when_the_policy_says_so():
+    assert Policy(report_evaluation=False).told_evaluation(Evaluation(0.5, 60, 80)) is None
+
+
+def test_too_few_clips_are_refused_with_a_code():
+    with pytest.raises(PolicyRefused) as error:
+        Policy().permit(255, TrainSettings(), ())
+    assert (error.value.code, error.value.reason, error.value.examples) == ("policy_refused", "few_samples", 255)
+    assert Policy().permit(256, TrainSettings(), ()) is None
+    again = pickle.loads(pickle.dumps(error.value))  # it crosses from the worker to the daemon
+    assert (again.reason, again.message, again.examples) == ("few_samples", error.value.message, 255)
+
+
+def test_the_budget_stops_training_and_what_was_spent_before_counts():
+    private = Policy(privacy="record-dp", epsilon=3.0, noise_multiplier=2.0)
+    train = TrainSettings(epochs=1, batch_size=64)
+    spends: list[Spend] = []
+    refused = None
+    while refused is None and len(spends) < 1000:
+        try:
+            spends.append(private.permit(1000, train, spends))
+        except PolicyRefused as error:
+            refused = error
+    assert refused is not None
+    assert refused.reason == "budget_spent"
+    assert 1 < len(spends) < 1000
+    assert epsilon_of(spends, 1e-5) <= 3.0
+    assert spends[0] == Spend(64 / 1000, 2.0, 16)
+
+
+def test_record_dp_refuses_weights_that_depend_on_other_clips():
+    with pytest.raises(PolicyRefused) as error:
+        Policy(privacy="record-dp").permit(1000, TrainSettings(class_balanced=True), ())
+    assert error.value.reason == "class_balanced"
+
+
+def test_another_policy_has_another_hash():
+    keys = {"min_samples": 300, "report_evaluation": False, "privacy": "clip", "report_counts": "power-of-two"}
+    changed = [msgspec.structs.replace(Policy(), **{key: value}) for key, value in keys.items()]
+    assert len({made.sha256 for made in (Policy(), *changed)}) == 5
