@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 
-MEASUREMENTS = ("training", "paper_run", "attacks")
+MEASUREMENTS = ("training", "paper_run", "attacks", "inversion", "policies")
 
 
 def main() -> None:
