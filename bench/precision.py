@@ -170,7 +170,7 @@ class Deployed:
             return {"pixels": pixels}
         if name == "cnn":
             return {"frames": motion}
-        from flamest.export.bench import usual_feeds
+        from flamest.export.bench_feeds import usual_feeds
 
         graph = self.manifest.graphs[name]
         return dict(usual_feeds(graph, {word: axis.usual for word, axis in graph.axes.items()}))
