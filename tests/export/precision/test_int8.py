@@ -146,11 +146,23 @@ def test_tensorrts_form_is_symmetric_without_int32_biases():
 def test_a_range_covers_the_bulk_of_what_was_seen_and_cuts_an_outlier_when_that_costs_less():
     values = RANDOM.normal(size=(1600, WIDTH)).astype(np.float32)
     values[0, 0] = 12.0
-    found = observe(layers(), ["x"], [{"x": values}], symmetric=False)["x"]
-    assert -5 < found.low < -2
-    assert 3 < found.high < 11
-    both = observe(layers(), ["x"], [{"x": values}], symmetric=True)["x"]
-    assert both.low == -both.high
+    one_sided = np.maximum(values, -0.17)  # as a GELU's
+    found = observe(layers(), ["x"], [{"x": one_sided}], symmetric=False)["x"]
+    assert -0.18 < found.low < 0
+    assert 3 < found.high < 12
+    two_sided = observe(layers(), ["x"], [{"x": values}], symmetric=False)["x"]
+    assert two_sided.low == -two_sided.high
+    assert 3 < two_sided.high < 11
+    around_zero = observe(layers(), ["x"], [{"x": one_sided}], symmetric=True)["x"]
+    assert around_zero.low == -around_zero.high
+
+
+def test_a_large_activation_is_counted_in_all_its_channels():
+    """Every second value would be every second channel: their outliers would be cut off unseen."""
+    values = RANDOM.normal(size=(600_000 // WIDTH, WIDTH)).astype(np.float32)
+    values[:, 1::2] *= 20
+    found = observe(layers(), ["x"], [{"x": values}], symmetric=True)["x"]
+    assert found.high > 40
 
 
 def test_no_clips_and_values_that_are_not_finite_are_refused():
