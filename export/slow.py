@@ -43,19 +43,20 @@ def slow_module(net: nn.Module, frames: int) -> nn.Module:
     from torch import nn
 
     blocks: Any = net.blocks
-    flat = frame_layers(nn.Sequential(*blocks[:-1]), frames)
-    if flat is None:
+    found = frame_layers(nn.Sequential(*blocks[:-1]), frames)
+    if found is None:
         return pooled_module(net)
+    flat: nn.Module = found
 
     class PooledFrames(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.backbone: nn.Module = flat
+            self.backbone = flat
             self.pool = blocks[-1].pool
 
         def forward(self, clips: Tensor) -> Tensor:
             maps: Tensor = self.backbone(clips.transpose(1, 2).flatten(0, 1))  # [B · frames, C, h, w]
-            maps = maps.unflatten(0, (-1, frames)).transpose(1, 2)
+            maps = maps.reshape(-1, frames, *maps.shape[1:]).transpose(1, 2)
             return self.pool(maps).mean(dim=(2, 3, 4))  # type: ignore[no-any-return]
 
     return PooledFrames().eval()
