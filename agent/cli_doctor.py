@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..base.console import command
+from ..base.errors import UsageError
 from .cli_backends import BackendOption, ComputeOption, RequireOption
 
 # What extraction, training and the daemon import, by the name of the distribution.
@@ -48,6 +49,11 @@ def doctor(
     from ..runtime.manifest import read_manifest
 
     wishes = parse_wishes(backend or (), require=require_backend, precision=precision)
+    if wishes.quickest:
+        raise UsageError(
+            "--precision auto: doctor looks at what is there and measures nothing",
+            fix="flamest-agent extract --precision auto measures, and says what it chose",
+        )
     manifest = None if bundle is None else read_manifest(bundle)
     facts = gather_facts()
     rungs = ladders(facts, manifest, wishes)

@@ -123,20 +123,29 @@ def extract_clips(
         on_clip()
 
     open_manifest(request.bundle, request.trusted)  # a wrong --bundle is said before a store is made
-    choice = None
-    if request.wishes.quickest:
-        choice = choose_quickest(
-            request.bundle,
-            [found.path for found in folder.clips],
-            threads=request.threads,
-            limits=request.limits,
-            trusted=request.trusted,
-        )
-        notice(choice.line)
-        request = replace(request, wishes=choice.wishes)
-    with FeatureStore.open(request.store) as store, closing(_Work(request, store, _Listeners(tell, notice))) as work:
-        work.bring_in(folder.clips, stop)
-        return replace(_report(folder, outcomes, work), choice=choice)
+    with FeatureStore.open(request.store) as store:
+        choice = _choose(request, folder, store, notice) if request.wishes.quickest else None
+        if choice is not None:
+            request = replace(request, wishes=choice.wishes)
+        with closing(_Work(request, store, _Listeners(tell, notice))) as work:
+            work.bring_in(folder.clips, stop)
+            return replace(_report(folder, outcomes, work), choice=choice)
+
+
+def _choose(request: ExtractRequest, folder: ClipFolder, store: FeatureStore, notice: Callable[[str], None]) -> Choice:
+    """What ``--precision auto`` comes to; a store that has features of this bundle keeps to their kind."""
+    manifest, _ = open_manifest(request.bundle, request.trusted)
+    held = [kind.precision for kind in store.kinds() if kind.fingerprint == manifest.fingerprint]
+    choice = choose_quickest(
+        request.bundle,
+        [found.path for found in folder.clips],
+        held=held[0] if held else None,
+        threads=request.threads,
+        limits=request.limits,
+        trusted=request.trusted,
+    )
+    notice(choice.line)
+    return choice
 
 
 @dataclass(frozen=True)

@@ -50,13 +50,16 @@ def measure(bundle: Path, clips: list[Path], words: list[str]) -> dict[str, Any]
         command = [sys.executable, "-m", "flamest.agent", "extract", "--bundle", str(bundle.resolve())]
         command += ["--videos", str(folder), "--store", str(Path(scratch, "store.sqlite")), "--json", *words]
         began = time.perf_counter()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        with Path(scratch, "said").open("w+") as said_to, subprocess.Popen(command, stdout=said_to) as process:
             samples = []
             while process.poll() is None:
                 samples.append(tree_pss_mb(process.pid))
                 time.sleep(1.0)
-            out = process.stdout.read() if process.stdout else ""
+            said_to.seek(0)
+            out = said_to.read()
         wall = time.perf_counter() - began
+    if process.returncode:
+        raise SystemExit(f"extract ended with {process.returncode}: {out}")
     said = json.loads(out.splitlines()[-1])
     settled = samples[len(samples) // 10 :]  # the networks are open
     third = max(1, len(settled) // 3)

@@ -46,6 +46,8 @@ def main() -> None:
     given = parser.parse_args()
     found = sorted(path for path in given.clips.rglob("*") if path.suffix.lower() in SUFFIXES)
     chosen = found[:: max(1, len(found) // BATCH)][:BATCH]
+    if len(chosen) < BATCH:
+        raise SystemExit(f"{len(chosen)} clips under {given.clips}, expected {BATCH} or more")
     figures = measure(open_bundle(given.fp32), open_bundle(given.int8), chosen, given.repeats)
     print(json.dumps(figures, indent=2))
     print(f"kept in {keep('extraction', figures)}")

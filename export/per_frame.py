@@ -22,13 +22,10 @@ def frame_layers(module: nn.Module, frames: int) -> nn.Module | None:
 
     None when a layer mixes frames in another way than a kernel (3, 1, 1).
     """
-    from torch import nn
 
     folded = fold_norms(copy.deepcopy(module).eval())
-    layers = [layer for layer in folded.modules() if isinstance(layer, nn.Conv3d | nn.MaxPool3d | nn.AvgPool3d)]
-    if any(
-        isinstance(layer, nn.AvgPool3d) or not (_sees_one_frame(layer) or _sees_three_frames(layer)) for layer in layers
-    ):
+    layers = [layer for layer in folded.modules() if not list(layer.children())]
+    if not all(_sees_one_frame(layer) or _sees_three_frames(layer) for layer in layers):
         return None
     return _flatten(folded, lambda layer: _shifted_sum(layer, frames) if _sees_three_frames(layer) else _flat(layer))
 
@@ -50,9 +47,18 @@ def early_layers(module: nn.Module) -> nn.Module:
 
 
 def _sees_one_frame(layer: Any) -> bool:
-    """Of a convolution or pooling layer: kernel, stride and dilation are 1 in time, and nothing is padded there."""
-    spans = (layer.kernel_size, layer.stride, getattr(layer, "dilation", 1))
-    return all(_in_time(span) == 1 for span in spans) and _in_time(layer.padding) == 0
+    """A layer that is known to look at one frame alone, in a form that ``_flat`` can take over."""
+    from torch import nn
+
+    if isinstance(layer, nn.Conv3d):
+        spans = (layer.kernel_size, layer.stride, layer.dilation)
+        plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+        return plain and all(_in_time(span) == 1 for span in spans) and _in_time(layer.padding) == 0
+    if isinstance(layer, nn.MaxPool3d):
+        spans = (layer.kernel_size, layer.stride)
+        plain = layer.dilation in (1, (1, 1, 1)) and not layer.ceil_mode and not layer.return_indices
+        return plain and all(_in_time(span) == 1 for span in spans) and _in_time(layer.padding) == 0
+    return isinstance(layer, nn.BatchNorm3d | nn.ReLU | nn.Identity | nn.Dropout)
 
 
 def _sees_three_frames(layer: Any) -> bool:

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from ..base.errors import DataError, FlamestError, StorageError
+from ..base.errors import FlamestError, StorageError
 from ..base.files import sha256_bytes, sha256_file, write_atomic
 from .backends.ladder import climb
-from .backends.opening import Opening, machine_facts
+from .backends.opening import Opening, effective_precision, machine_facts
 from .backends.wishes import NO_WISHES, Wishes
-from .bundle import Bundle, open_bundle
-from .extractor import open_extractor
+from .bundle import open_manifest
+from .extractor import Extractor, open_extractor
+from .manifest import Manifest
 from .records import Clip, ClipFeatures
 from .signature import TrustedKeys
 from .stages import graph_of
@@ -79,6 +81,7 @@ def choose_quickest(
     bundle: Path,
     videos: Iterable[Path],
     *,
+    held: str | None = None,
     threads: int | None = None,
     limits: DecodeLimits | None = None,
     trusted: TrustedKeys = (),
@@ -86,134 +89,176 @@ def choose_quickest(
 ) -> Choice:
     """The choice for ``bundle`` on this machine: the one that is kept in ``folder``, or a new one on ``videos``.
 
-    The first ``CLIPS`` videos that can be read are used. Raises DataError as ``open_bundle`` does, ``no_clips``
-    when none can be read.
+    ``held``: the precision of the features that the store has of this bundle; only ways that give the same kind are
+    measured then. The first ``CLIPS`` videos that can be read are used; nothing is measured where there is none or
+    ONNX Runtime, with which the others are compared, cannot run the bundle. Raises DataError as ``open_manifest``.
     """
-    checked = open_bundle(bundle, trusted)
+    manifest, _ = open_manifest(bundle, trusted)
     facts = machine_facts()
-    if _on_gpu(checked):
+    if _on_gpu(manifest):
         return Choice("auto", "a GPU runs the networks, nothing was measured")
     if "openvino" not in facts.versions:
         return Choice("auto", "ONNX Runtime is the only backend installed; pip install 'flamest[openvino]' adds one")
-    path = (folder or default_folder()) / f"{_key(checked, threads)}.json"
+    ways = {"onnxruntime": Wishes("onnxruntime", require=True), "openvino": Wishes("openvino", require=True)}
+    if facts.bf16:
+        ways["openvino bf16"] = Wishes("openvino", require=True, bf16=True)
+    plain = effective_precision(manifest, NO_WISHES)
+    for name, wishes in list(ways.items())[1:]:
+        label = effective_precision(manifest, wishes)
+        if held not in (None, label) or (wishes.bf16 and label == plain):
+            del ways[name]
+    if held not in (None, plain) and len(ways) == 1:
+        return Choice("auto", f"the store holds features in {held}, which no backend here computes of this bundle")
+    path = _place(folder, _key(manifest, threads, tuple(ways)))
     if (kept := _read(path)) is not None:
         return kept
-    opening = Opening(threads=threads, facts=facts)
-    choice = _measure(checked, videos, opening, limits, trusted, bf16=facts.bf16)
-    _keep(path, choice)
+    choice = _Contest(manifest, bundle, videos, Opening(threads=threads, facts=facts), limits, trusted).run(ways, held)
+    if choice.contenders and not choice.refused:  # what failed may go another time
+        _keep(path, choice)
     return choice
 
 
-def default_folder() -> Path:
-    """``$XDG_CACHE_HOME/flamest/choices``, or ``~/.cache/flamest/choices``."""
+class _Contest:
+    """The contenders so far, and the clips that they extract."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        bundle: Path,
+        videos: Iterable[Path],
+        opening: Opening,
+        limits: DecodeLimits | None,
+        trusted: TrustedKeys,
+    ) -> None:
+        self._manifest = manifest
+        self._opening = opening
+        self._open = partial(open_extractor, bundle, limits=limits, trusted=trusted)
+        self._videos = iter(videos)
+        self._clips: list[Clip] = []
+        self._contenders: list[Contender] = []
+        self._refused: dict[str, str] = {}
+        self._reference: Mapping[str, ClipFeatures] = {}  # by content
+
+    def run(self, ways: Mapping[str, Wishes], held: str | None) -> Choice:
+        for name, wishes in ways.items():
+            self._try(name, wishes)
+            if not self._contenders:  # ONNX Runtime itself
+                why = self._refused.get(name) or "none of the clips can be read"
+                return Choice("auto", f"nothing was measured: {why}", refused=self._refused)
+        if by_graph := _mixed(self._manifest, self._contenders):
+            self._try("each graph's fastest", Wishes(by_graph=by_graph))
+        eligible = [
+            each for each in self._contenders if held in (None, effective_precision(self._manifest, each.wishes))
+        ]
+        return _best(self._contenders, eligible, self._refused)
+
+    def _try(self, name: str, wishes: Wishes) -> None:
+        try:
+            with self._open(opening=replace(self._opening, wishes=wishes)) as extractor:
+                if not self._clips:
+                    self._clips = list(islice(self._readable(extractor), CLIPS))
+                list(extractor.extract_all(self._clips))  # the first pass allocates
+                began = time.perf_counter()
+                done = list(extractor.extract_all(self._clips))
+                spent_ms = (time.perf_counter() - began) * 1e3
+        except FlamestError as error:
+            self._refused[name] = error.message
+            return
+        features = {each.clip.sha256: each.features for each in done if each.features is not None}
+        if not features:
+            return
+        if len(features) < len(self._clips):
+            self._refused[name] = f"gave numbers for {len(features)} of {len(self._clips)} clips only"
+            return
+        self._reference = self._reference or features
+        self._contenders.append(_contender(name, wishes, spent_ms, features, self._reference))
+
+    def _readable(self, extractor: Extractor) -> Iterator[Clip]:
+        """The clips that can be extracted, one after the other."""
+        for path in self._videos:
+            try:
+                yield from (
+                    done.clip
+                    for done in extractor.extract_all([Clip(path, sha256_file(path))])
+                    if done.features is not None
+                )
+            except StorageError:  # not there any more, or not ours to read
+                continue
+
+
+def default_folder() -> Path | None:
+    """``$XDG_CACHE_HOME/flamest/choices``, or ``~/.cache/flamest/choices``; None for a user without a home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "flamest" / "choices"
+    try:
+        return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "flamest" / "choices"
+    except RuntimeError:
+        return None
 
 
-def _on_gpu(bundle: Bundle) -> bool:
+def _on_gpu(manifest: Manifest) -> bool:
     """Whether the ladder would put a graph on a GPU."""
     facts = machine_facts()
     return any(
         rung.refusal is None and rung.backend in ("tensorrt", "onnxruntime-cuda")
-        for name in bundle.manifest.needed_graphs
-        for rung in climb(name, bundle.manifest.graphs[name], facts, NO_WISHES)
+        for name in manifest.needed_graphs
+        for rung in climb(name, manifest.graphs[name], facts, NO_WISHES)
     )
 
 
-def _measure(
-    bundle: Bundle,
-    videos: Iterable[Path],
-    opening: Opening,
-    limits: DecodeLimits | None,
-    trusted: TrustedKeys,
-    *,
-    bf16: bool,
-) -> Choice:
-    coming, clips = iter(videos), list[Clip]()
-    contenders, refused = list[Contender](), dict[str, str]()
-    reference: Sequence[ClipFeatures] = ()
-
-    def run(name: str, wishes: Wishes) -> None:
-        nonlocal reference
-        try:
-            with open_extractor(
-                bundle.path, opening=replace(opening, wishes=wishes), limits=limits, trusted=trusted
-            ) as extractor:
-                while len(clips) < CLIPS and (more := list(islice(coming, CLIPS - len(clips)))):
-                    found = extractor.extract_all([Clip(path, sha256_file(path)) for path in more])
-                    clips.extend(done.clip for done in found if done.features is not None)
-                if not clips:
-                    raise DataError(
-                        "--precision auto measures on the folder's clips, and none of them can be read",
-                        fix="leave --precision out to see what is wrong with the clips",
-                        code="no_clips",
-                    )
-                list(extractor.extract_all(clips))  # the first pass allocates
-                began = time.perf_counter()
-                features = [done.features for done in extractor.extract_all(clips) if done.features is not None]
-                spent = (time.perf_counter() - began) * 1e3
-        except FlamestError as error:
-            if not contenders:
-                raise
-            refused[name] = error.message
-            return
-        reference = reference or features
-        contenders.append(_contender(name, wishes, spent, features, reference))
-
-    run("onnxruntime", Wishes("onnxruntime"))
-    run("openvino", Wishes("openvino", require=True))
-    if bf16 and bundle.manifest.precision == "fp32":
-        run("openvino bf16", Wishes("openvino", require=True, bf16=True))
-    if by_graph := _mixed(bundle, contenders):
-        run("each graph's fastest", Wishes(by_graph=by_graph))
-    return _best(contenders, refused)
-
-
 def _contender(
-    name: str, wishes: Wishes, spent_ms: float, features: Sequence[ClipFeatures], reference: Sequence[ClipFeatures]
+    name: str,
+    wishes: Wishes,
+    spent_ms: float,
+    features: Mapping[str, ClipFeatures],
+    reference: Mapping[str, ClipFeatures],
 ) -> Contender:
-    pairs, stages = list(zip(features, reference, strict=False)), features[0].stages_ms
+    pairs = [(features[content], theirs) for content, theirs in reference.items()]
     cosines = [
         _cosine(getattr(mine, part), getattr(theirs, part))
         for mine, theirs in pairs
         for part in ("vlm", "cnn")
         if len(getattr(theirs, part))
     ]
+    stages = pairs[0][0].stages_ms
     return Contender(
         backend=name,
         by_graph=dict(wishes.by_graph),
         bf16=wishes.bf16,
-        ms_per_clip=spent_ms / max(len(features), 1),
-        stages_ms={stage: float(np.mean([each.stages_ms[stage] for each in features])) for stage in stages},
+        ms_per_clip=spent_ms / len(pairs),
+        stages_ms={stage: float(np.mean([mine.stages_ms[stage] for mine, _ in pairs])) for stage in stages},
         smallest_cosine=min(cosines),
         captions_equal=sum(mine.caption.token_ids == theirs.caption.token_ids for mine, theirs in pairs),
-        clips=len(reference),
+        clips=len(pairs),
     )
 
 
-def _mixed(bundle: Bundle, contenders: Sequence[Contender]) -> dict[str, str]:
+def _mixed(manifest: Manifest, contenders: Sequence[Contender]) -> dict[str, str]:
     """Each graph on the faster of the two backends; empty when that is one backend for all."""
     whole = {each.backend: each for each in contenders if not each.bf16 and each.fits}
     if set(whole) != {"onnxruntime", "openvino"}:
         return {}
-    spent = {name: _by_graph(bundle, contender.stages_ms) for name, contender in whole.items()}
+    spent = {name: _by_graph(manifest, contender.stages_ms) for name, contender in whole.items()}
     faster = {graph: min(whole, key=lambda name: spent[name][graph]) for graph in spent["openvino"]}
     return faster if len(set(faster.values())) == 2 else {}
 
 
-def _by_graph(bundle: Bundle, stages_ms: Mapping[str, float]) -> dict[str, float]:
+def _by_graph(manifest: Manifest, stages_ms: Mapping[str, float]) -> dict[str, float]:
     """Milliseconds of a clip by the graph that takes them."""
     spent: dict[str, float] = {}
     for stage, milliseconds in stages_ms.items():
-        graph = graph_of(stage, bundle.manifest.graphs)
+        graph = graph_of(stage, manifest.graphs)
         if graph is not None:
             spent[graph] = spent.get(graph, 0.0) + milliseconds
     return spent
 
 
-def _best(contenders: Sequence[Contender], refused: dict[str, str]) -> Choice:
+def _best(contenders: Sequence[Contender], eligible: Sequence[Contender], refused: dict[str, str]) -> Choice:
+    """``contenders``: ONNX Runtime first; ``eligible``: those that may be chosen."""
     reference = contenders[0]
-    best = min((each for each in contenders if each.fits), key=lambda each: each.ms_per_clip)
+    fitting = [each for each in eligible if each.fits]
+    if not fitting:
+        return Choice("auto", "no backend gives what ONNX Runtime gives", tuple(contenders), refused)
+    best = min(fitting, key=lambda each: each.ms_per_clip)
     if best is reference:
         why = f"ONNX Runtime is fastest ({reference.ms_per_clip:.0f} ms a clip)"
     else:
@@ -229,12 +274,16 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a.astype(np.float64) @ b.astype(np.float64)) / lengths if lengths else float(np.array_equal(a, b))
 
 
-def _key(bundle: Bundle, threads: int | None) -> str:
-    """What the choice depends on: the graphs, the processor and its cores, the backends' versions."""
-    manifest, facts = bundle.manifest, machine_facts()
+def _place(folder: Path | None, key: str) -> Path | None:
+    found = folder or default_folder()
+    return found / f"{key}.json" if found else None
+
+
+def _key(manifest: Manifest, threads: int | None, ways: tuple[str, ...]) -> str:
+    """What the choice depends on: the bundle, the processor and its cores, the backends and their versions."""
     graphs = {name: manifest.files[manifest.graphs[name].file].sha256 for name in manifest.needed_graphs}
     cores = threads or len(os.sched_getaffinity(0))
-    told = (graphs, _processor(), cores, facts.versions, manifest.extraction_seed, CLIPS, COSINE)
+    told = (manifest.fingerprint, graphs, _processor(), cores, machine_facts().versions, ways, CLIPS, COSINE)
     return sha256_bytes(msgspec.json.encode(told, order="deterministic"))
 
 
@@ -246,16 +295,20 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
-def _read(path: Path) -> Choice | None:
+def _read(path: Path | None) -> Choice | None:
     """A file that cannot be read, or is of another version, is as none."""
+    if path is None:
+        return None
     try:
         return msgspec.structs.replace(msgspec.json.decode(path.read_bytes(), type=Choice), kept=True)
     except (OSError, msgspec.DecodeError):
         return None
 
 
-def _keep(path: Path, choice: Choice) -> None:
+def _keep(path: Path | None, choice: Choice) -> None:
     """It is only a saving: where it cannot be written, the next run measures again."""
+    if path is None:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomic(path, msgspec.json.encode(choice), mode=0o600)

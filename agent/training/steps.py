@@ -27,8 +27,10 @@ Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]  # of a table
 Task = Callable[[int], None]  # of a step, for the thread of that number
 
-BLOCK = 192 * 1024  # numbers of a weight whose gradient is one product: 64 rows of 2816
-PIECE = 48 * 1024  # numbers that Adam changes at a time: they, their moments and gradient fit a second-level cache
+BLOCK = 64 * 2816  # numbers of a weight whose gradient is one product
+PIECE = (
+    16 * 2816
+)  # numbers that Adam changes at a time: with moments, gradient and scratch 0.9 MB, a second-level cache
 LINE = 64  # bytes of a cache line
 BIASES = ""  # among the tensors' names
 

@@ -6,8 +6,9 @@ from importlib.util import find_spec
 import msgspec
 import pytest
 from flamest.agent.cli import app
-from flamest.base.errors import DataError
+from flamest.base.errors import SettingsError
 from flamest.runtime import quickest
+from flamest.runtime.manifest import read_manifest
 from flamest.runtime.quickest import Contender, choose_quickest
 from typer.testing import CliRunner
 
@@ -26,28 +27,30 @@ def contender(backend, ms, *, cosine=1.0, equal=4, bf16=False, **stages):
     return Contender(backend, {}, bf16, ms, stages, cosine, equal, 4)
 
 
+def best(contenders):
+    return quickest._best(contenders, contenders, {})
+
+
 def test_the_fastest_is_taken_only_if_its_captions_and_vectors_are_the_same():
     slow = contender("onnxruntime", 100.0)
     fast = contender("openvino", 60.0)
     other_caption = contender("openvino bf16", 30.0, equal=3, bf16=True)
     off = contender("openvino bf16", 30.0, cosine=0.9989, bf16=True)
-    assert quickest._best([slow, fast, other_caption], {}).chosen == "openvino"
-    assert quickest._best([slow, fast, off], {}).chosen == "openvino"
-    assert quickest._best([slow, off], {}).chosen == "onnxruntime"
-    both = quickest._best([slow, fast, contender("openvino bf16", 30.0, cosine=0.9991, bf16=True)], {})
+    assert best([slow, fast, other_caption]).chosen == "openvino"
+    assert best([slow, fast, off]).chosen == "openvino"
+    assert best([slow, off]).chosen == "onnxruntime"
+    both = best([slow, fast, contender("openvino bf16", 30.0, cosine=0.9991, bf16=True)])
     assert (both.wishes.backend, both.wishes.bf16) == ("openvino", True)
 
 
 def test_each_graph_may_run_where_it_is_faster(toy_bundle):
-    from flamest.runtime.bundle import open_bundle
-
-    bundle = open_bundle(toy_bundle)
+    manifest = read_manifest(toy_bundle)
     ort = contender("onnxruntime", 100.0, vision=30.0, caption=5.0, embed=1.0, cnn=60.0, keyframes=2.0, decode=9.0)
     openvino = contender("openvino", 80.0, vision=20.0, caption=9.0, embed=1.0, cnn=40.0, keyframes=3.0, decode=1.0)
     wanted = {"vision": "openvino", "text": "onnxruntime", "cnn": "openvino", "keyframes": "onnxruntime"}
-    assert quickest._mixed(bundle, [ort, openvino]) == wanted
-    assert quickest._mixed(bundle, [ort, msgspec.structs.replace(openvino, captions_equal=3)]) == {}
-    assert quickest._mixed(bundle, [ort]) == {}
+    assert quickest._mixed(manifest, [ort, openvino]) == wanted
+    assert quickest._mixed(manifest, [ort, msgspec.structs.replace(openvino, captions_equal=3)]) == {}
+    assert quickest._mixed(manifest, [ort]) == {}
 
 
 @needs_openvino
@@ -62,7 +65,7 @@ def test_backends_are_measured_on_clips_that_can_be_read_and_the_choice_is_kept(
     assert choice.contenders[0].fits
     fitting = [each for each in choice.contenders if each.fits]
     assert choice.chosen == min(fitting, key=lambda each: each.ms_per_clip).backend
-    monkeypatch.setattr(quickest, "_measure", None)  # not asked again
+    monkeypatch.setattr(quickest, "_Contest", None)  # not asked again
     again = choose_quickest(toy_bundle, paths, threads=1, folder=tmp_path)
     assert again == msgspec.structs.replace(choice, kept=True)
     assert again.line.endswith("(measured before)")
@@ -71,11 +74,31 @@ def test_backends_are_measured_on_clips_that_can_be_read_and_the_choice_is_kept(
 
 
 @needs_openvino
-def test_a_folder_without_a_clip_that_can_be_read_is_said(toy_bundle, videos, tmp_path):
-    with pytest.raises(DataError, match="none of them can be read") as caught:
-        choose_quickest(toy_bundle, [videos / "wave" / "0.avi"], threads=1, folder=tmp_path)
-    assert caught.value.code == "no_clips"
+def test_clips_that_cannot_be_read_are_left_to_the_extraction_to_report(toy_bundle, videos, tmp_path):
+    choice = choose_quickest(toy_bundle, [videos / "absent.avi", videos / "wave" / "0.avi"], threads=1, folder=tmp_path)
+    assert (choice.chosen, choice.contenders) == ("auto", ())
+    assert "none of the clips can be read" in choice.line
     assert not list(tmp_path.iterdir())
+
+
+@needs_openvino
+def test_a_store_keeps_to_the_kind_of_features_that_it_has(toy_bundle, videos, tmp_path):
+    paths = sorted(videos.rglob("*.avi"))
+    choice = choose_quickest(toy_bundle, paths, held="fp32", threads=1, folder=tmp_path)
+    assert not any(each.bf16 for each in choice.contenders)
+    odd = choose_quickest(toy_bundle, paths, held="int8", threads=1, folder=tmp_path)
+    assert (odd.chosen, odd.contenders) == ("auto", ())
+
+
+@needs_openvino
+def test_without_a_reference_nothing_is_measured(toy_bundle, videos, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise SettingsError("no such backend", fix="another", code="no_backend")
+
+    monkeypatch.setattr(quickest, "open_extractor", refuse)
+    choice = choose_quickest(toy_bundle, sorted(videos.rglob("*.avi")), threads=1, folder=tmp_path)
+    assert (choice.chosen, choice.contenders) == ("auto", ())
+    assert "no such backend" in choice.line
 
 
 def test_a_kept_choice_that_is_damaged_is_measured_anew(tmp_path):
