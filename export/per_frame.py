@@ -51,13 +51,11 @@ def _sees_one_frame(layer: Any) -> bool:
     from torch import nn
 
     if isinstance(layer, nn.Conv3d):
-        spans = (layer.kernel_size, layer.stride, layer.dilation)
         plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-        return plain and all(_in_time(span) == 1 for span in spans) and _in_time(layer.padding) == 0
+        return plain and _in_time(layer.dilation) == 1 and _one_at_a_time(layer)
     if isinstance(layer, nn.MaxPool3d):
-        spans = (layer.kernel_size, layer.stride)
         plain = layer.dilation in (1, (1, 1, 1)) and not layer.ceil_mode and not layer.return_indices
-        return plain and all(_in_time(span) == 1 for span in spans) and _in_time(layer.padding) == 0
+        return plain and _one_at_a_time(layer)
     return isinstance(layer, nn.BatchNorm3d | nn.ReLU | nn.Identity | nn.Dropout)
 
 
@@ -130,6 +128,10 @@ def _shifted_sum(layer: Any, frames: int) -> nn.Module:
             return summed.reshape(-1, channels, height, width)
 
     return ShiftedSum()
+
+
+def _one_at_a_time(layer: Any) -> bool:
+    return _in_time(layer.kernel_size) == _in_time(layer.stride) == 1 and _in_time(layer.padding) == 0
 
 
 def _in_time(size: Any) -> int:
