@@ -23,7 +23,8 @@ from ..runtime.backends.opening import Opening, Place, effective_precision
 from ..runtime.backends.wishes import NO_WISHES, Wishes
 from ..runtime.bundle import open_manifest
 from ..runtime.extractor import Extracted, Extractor, open_extractor
-from ..runtime.quickest import Choice, choose_quickest
+from ..runtime.quickest import choose_quickest
+from ..runtime.quickest_records import Choice
 from ..runtime.records import Clip
 from ..runtime.signature import TrustedKeys
 from ..runtime.video import DecodeLimits

@@ -19,62 +19,20 @@ import msgspec
 import numpy as np
 
 from ..base.errors import FlamestError, StorageError
-from ..base.files import sha256_bytes, sha256_file, write_atomic
+from ..base.files import sha256_bytes, sha256_file
 from .backends.ladder import climb
 from .backends.opening import Opening, effective_precision, machine_facts
 from .backends.wishes import NO_WISHES, Wishes
 from .bundle import open_manifest
 from .extractor import Extractor, open_extractor
 from .manifest import Manifest
+from .quickest_records import COSINE, Choice, Contender, keep_choice, kept_at, read_choice
 from .records import Clip, ClipFeatures
 from .signature import TrustedKeys
 from .stages import graph_of
 from .video import DecodeLimits
 
 CLIPS = 4  # measured, each twice: the first pass allocates
-COSINE = 0.999  # smallest, of a clip's vectors to ONNX Runtime's
-
-
-class Contender(msgspec.Struct, frozen=True):
-    """What one way to compute gave."""
-
-    backend: str  # "onnxruntime", "openvino", "openvino bf16", "each graph's fastest"
-    by_graph: dict[str, str]  # where not all graphs run on one backend
-    bf16: bool
-    ms_per_clip: float  # wall, clips overlapping as they do in an extraction
-    stages_ms: dict[str, float]
-    smallest_cosine: float  # to ONNX Runtime's, of all clips' vectors
-    captions_equal: int
-    clips: int
-
-    @property
-    def fits(self) -> bool:
-        return self.captions_equal == self.clips and self.smallest_cosine >= COSINE
-
-    @property
-    def wishes(self) -> Wishes:
-        if self.by_graph:
-            return Wishes(by_graph=self.by_graph)
-        return Wishes(self.backend.partition(" ")[0], bf16=self.bf16)
-
-
-class Choice(msgspec.Struct, frozen=True):
-    """What was measured, and what follows. ``contenders`` is empty where nothing had to be measured."""
-
-    chosen: str  # a contender's ``backend``, or "auto": the ladder decides
-    why: str
-    contenders: tuple[Contender, ...] = ()
-    refused: dict[str, str] = {}  # by backend, why it was not measured
-    kept: bool = False  # measured by an earlier run
-
-    @property
-    def wishes(self) -> Wishes:
-        return next((each.wishes for each in self.contenders if each.backend == self.chosen), NO_WISHES)
-
-    @property
-    def line(self) -> str:
-        """For people."""
-        return f"precision auto: {self.why}{' (measured before)' if self.kept else ''}"
 
 
 def choose_quickest(
@@ -109,12 +67,12 @@ def choose_quickest(
             del ways[name]
     if held not in (None, plain) and len(ways) == 1:
         return Choice("auto", f"the store holds features in {held}, which no backend here computes of this bundle")
-    path = _place(folder, _key(manifest, threads, tuple(ways)))
-    if (kept := _read(path)) is not None:
+    path = kept_at(folder, _key(manifest, threads, tuple(ways)))
+    if (kept := read_choice(path)) is not None:
         return kept
     choice = _Contest(manifest, bundle, videos, Opening(threads=threads, facts=facts), limits, trusted).run(ways, held)
     if choice.contenders and not choice.refused:  # what failed may go another time
-        _keep(path, choice)
+        keep_choice(path, choice)
     return choice
 
 
@@ -184,15 +142,6 @@ class _Contest:
                 )
             except StorageError:  # not there any more, or not ours to read
                 continue
-
-
-def default_folder() -> Path | None:
-    """``$XDG_CACHE_HOME/flamest/choices``, or ``~/.cache/flamest/choices``; None for a user without a home."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "flamest" / "choices"
-    except RuntimeError:
-        return None
 
 
 def _on_gpu(manifest: Manifest) -> bool:
@@ -274,11 +223,6 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a.astype(np.float64) @ b.astype(np.float64)) / lengths if lengths else float(np.array_equal(a, b))
 
 
-def _place(folder: Path | None, key: str) -> Path | None:
-    found = folder or default_folder()
-    return found / f"{key}.json" if found else None
-
-
 def _key(manifest: Manifest, threads: int | None, ways: tuple[str, ...]) -> str:
     """What the choice depends on: the bundle, the processor and its cores, the backends and their versions."""
     graphs = {name: manifest.files[manifest.graphs[name].file].sha256 for name in manifest.needed_graphs}
@@ -293,24 +237,3 @@ def _processor() -> str:
     except OSError:
         return ""
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-
-
-def _read(path: Path | None) -> Choice | None:
-    """A file that cannot be read, or is of another version, is as none."""
-    if path is None:
-        return None
-    try:
-        return msgspec.structs.replace(msgspec.json.decode(path.read_bytes(), type=Choice), kept=True)
-    except (OSError, msgspec.DecodeError):
-        return None
-
-
-def _keep(path: Path | None, choice: Choice) -> None:
-    """It is only a saving: where it cannot be written, the next run measures again."""
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomic(path, msgspec.json.encode(choice), mode=0o600)
-    except (OSError, StorageError):
-        return

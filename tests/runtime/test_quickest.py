@@ -9,7 +9,8 @@ from flamest.agent.cli import app
 from flamest.base.errors import SettingsError
 from flamest.runtime import quickest
 from flamest.runtime.manifest import read_manifest
-from flamest.runtime.quickest import Contender, choose_quickest
+from flamest.runtime.quickest import choose_quickest
+from flamest.runtime.quickest_records import Contender, read_choice
 from typer.testing import CliRunner
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
@@ -103,9 +104,9 @@ def test_without_a_reference_nothing_is_measured(toy_bundle, videos, tmp_path, m
 
 def test_a_kept_choice_that_is_damaged_is_measured_anew(tmp_path):
     path = tmp_path / "choice.json"
-    assert quickest._read(path) is None
+    assert read_choice(path) is None
     path.write_text('{"chosen": 3}')
-    assert quickest._read(path) is None
+    assert read_choice(path) is None
 
 
 @needs_openvino
