@@ -46,7 +46,7 @@ class Lanes:
 
     readers: int  # decoder processes
     batch: int = 1  # clips that one run of a graph sees
-    captions: int = 8  # captions in the making
+    captions: int = 4  # captions in the making; at full size each holds 42 MB of keys and values
 
     @classmethod
     def usual(cls, threads: int | None = None) -> Lanes:
