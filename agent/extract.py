@@ -125,7 +125,7 @@ def extract_clips(
 
     open_manifest(request.bundle, request.trusted)  # a wrong --bundle is said before a store is made
     with FeatureStore.open(request.store) as store:
-        choice = _choose(request, folder, store, notice) if request.wishes.quickest else None
+        choice = _choose(request, folder, store, notice, stop) if request.wishes.quickest else None
         if choice is not None:
             request = replace(request, wishes=choice.wishes)
         with closing(_Work(request, store, _Listeners(tell, notice))) as work:
@@ -133,7 +133,13 @@ def extract_clips(
             return replace(_report(folder, outcomes, work), choice=choice)
 
 
-def _choose(request: ExtractRequest, folder: ClipFolder, store: FeatureStore, notice: Callable[[str], None]) -> Choice:
+def _choose(
+    request: ExtractRequest,
+    folder: ClipFolder,
+    store: FeatureStore,
+    notice: Callable[[str], None],
+    stop: Callable[[], bool],
+) -> Choice:
     """What ``--precision auto`` comes to; a store that has features of this bundle keeps to their kind."""
     manifest, _ = open_manifest(request.bundle, request.trusted)
     held = [kind.precision for kind in store.kinds() if kind.fingerprint == manifest.fingerprint]
@@ -144,6 +150,8 @@ def _choose(request: ExtractRequest, folder: ClipFolder, store: FeatureStore, no
         threads=request.threads,
         limits=request.limits,
         trusted=request.trusted,
+        notice=notice,
+        stop=stop,
     )
     notice(choice.line)
     return choice

@@ -53,7 +53,7 @@ def predict_videos(
     """
     opening = opening or Opening()
     if opening.wishes.quickest:
-        choice = choose_quickest(bundle, videos, threads=opening.threads, trusted=trusted)
+        choice = choose_quickest(bundle, videos, threads=opening.threads, trusted=trusted, notice=opening.notice)
         opening.notice(choice.line)
         opening = replace(opening, wishes=choice.wishes)
     model = read_model(model_path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -44,12 +44,15 @@ def choose_quickest(
     limits: DecodeLimits | None = None,
     trusted: TrustedKeys = (),
     folder: Path | None = None,
+    notice: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Choice:
     """The choice for ``bundle`` on this machine: the one that is kept in ``folder``, or a new one on ``videos``.
 
     ``held``: the precision of the features that the store has of this bundle; only ways that give the same kind are
     measured then. The first ``CLIPS`` videos that can be read are used; nothing is measured where there is none or
-    ONNX Runtime, with which the others are compared, cannot run the bundle. Raises DataError as ``open_manifest``.
+    ONNX Runtime, with which the others are compared, cannot run the bundle. ``notice`` is told before a measurement,
+    which takes up to a minute or two; ``stop`` is asked between its parts. Raises DataError as ``open_manifest``.
     """
     manifest, _ = open_manifest(bundle, trusted)
     facts = machine_facts()
@@ -70,7 +73,9 @@ def choose_quickest(
     path = kept_at(folder, _key(manifest, threads, tuple(ways)))
     if (kept := read_choice(path)) is not None:
         return kept
-    choice = _Contest(manifest, bundle, videos, Opening(threads=threads, facts=facts), limits, trusted).run(ways, held)
+    notice(f"precision auto: measuring {', '.join(ways)} on {CLIPS} of the clips; this is done once")
+    contest = _Contest(manifest, bundle, videos, Opening(threads=threads, facts=facts), limits, trusted)
+    choice = contest.run(ways, held, stop)
     if choice.contenders and not choice.refused:  # what failed may go another time
         keep_choice(path, choice)
     return choice
@@ -97,8 +102,10 @@ class _Contest:
         self._refused: dict[str, str] = {}
         self._reference: Mapping[str, ClipFeatures] = {}  # by content
 
-    def run(self, ways: Mapping[str, Wishes], held: str | None) -> Choice:
+    def run(self, ways: Mapping[str, Wishes], held: str | None, stop: Callable[[], bool]) -> Choice:
         for name, wishes in ways.items():
+            if stop():
+                return Choice("auto", "stopped before all was measured")
             self._try(name, wishes)
             if not self._contenders:  # ONNX Runtime itself
                 why = self._refused.get(name) or "none of the clips can be read"
@@ -176,7 +183,7 @@ def _contender(
         ms_per_clip=spent_ms / len(pairs),
         stages_ms={stage: float(np.mean([mine.stages_ms[stage] for mine, _ in pairs])) for stage in stages},
         smallest_cosine=min(cosines),
-        captions_equal=sum(mine.caption.token_ids == theirs.caption.token_ids for mine, theirs in pairs),
+        captions_equal=sum(mine.caption == theirs.caption for mine, theirs in pairs),
         clips=len(pairs),
     )
 

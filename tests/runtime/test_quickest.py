@@ -59,7 +59,11 @@ def test_backends_are_measured_on_clips_that_can_be_read_and_the_choice_is_kept(
     toy_bundle, videos, tmp_path, monkeypatch
 ):
     paths = sorted(videos.rglob("*.avi"))
-    choice = choose_quickest(toy_bundle, paths, threads=1, folder=tmp_path)
+    told = []
+    stopped = choose_quickest(toy_bundle, paths, threads=1, folder=tmp_path, stop=lambda: True)
+    assert (stopped.chosen, stopped.contenders) == ("auto", ())
+    choice = choose_quickest(toy_bundle, paths, threads=1, folder=tmp_path, notice=told.append)
+    assert ["measuring onnxruntime, openvino" in line for line in told] == [True]
     assert [each.clips for each in choice.contenders] == [2] * len(choice.contenders)
     assert {"onnxruntime", "openvino"} <= {each.backend for each in choice.contenders} | choice.refused.keys()
     assert choice.contenders[0].backend == "onnxruntime"
