@@ -37,16 +37,23 @@ def egress(
     """
     import msgspec
 
-    from .egress import broken, read_ledger
+    from ..base.errors import DataError
+    from .egress import HEAD_FILE, LEDGER_FILE, broken, read_ledger
 
     folder = _state_folder(config, state)
+    if not (folder / LEDGER_FILE).exists() and not (folder / HEAD_FILE).exists():
+        raise DataError(  # not "nothing has left": the folder may be another one
+            f"{folder} holds no egress ledger: no agent has run with this state folder, or the ledger was removed",
+            fix="flamest-agent egress --config agent.toml finds the folder that the daemon uses",
+            code="no_ledger",
+        )
     reading = read_ledger(folder)
     if reading.problems and verify:
         raise broken(folder, reading)
     if not as_json:
         lines = [] if verify else [line for entry in reading.entries for line in _lines(entry)]
         for line in (*lines, *_summary(reading)):
-            print(line)
+            print(line if line.isprintable() else ascii(line))  # a run's name comes from the coordinator
     updates = list(reading.of("update"))
     return {
         "entries": [msgspec.to_builtins(entry) for entry in reading.entries],
