@@ -88,6 +88,24 @@ def test_without_a_silo_it_says_what_to_type(tmp_path, monkeypatch):
     assert "--config agent.toml" in said.output
 
 
-def test_a_silo_that_never_sent_anything_has_an_empty_ledger(tmp_path):
+def test_a_silo_that_never_sent_an_update_says_so(tmp_path):
+    Ledger.open(tmp_path).append("policy", policy={"min_samples": 256})
     told = json.loads(run("--state", tmp_path, "--json").stdout.splitlines()[-1])
-    assert (told["entries"], told["whole"]) == ([], True)
+    assert [entry["what"] for entry in told["entries"]] == ["policy"]
+    assert (told["updates"], told["bytes"], told["whole"]) == (0, 0, True)
+
+
+def test_a_folder_without_a_ledger_is_an_error_and_never_a_silo_that_nothing_has_left(tmp_path):
+    for folder in (tmp_path, tmp_path / "absent"):
+        done = run("--state", folder)
+        assert done.exit_code == 65
+        assert "holds no egress ledger" in done.output
+        assert "--config agent.toml" in done.output
+
+
+def test_what_the_coordinator_named_reaches_no_terminal_raw(tmp_path):
+    Ledger.open(tmp_path).append("refused", run="\x1b[2J", round=1, code="min_samples", detail="too few")
+    done = run("--state", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "\x1b" not in done.output
+    assert "\\x1b[2J" in done.output

@@ -8,6 +8,15 @@ import signal
 from flamest.experiments.processes import daemons, wait_until
 
 
+def silos_of(row):
+    return {one["silo"] for one in row["updates"]}
+
+
+def closed_without(site, silo):
+    """Whether a round closed that the silo is not in. A busy machine may abandon one first: too few in time."""
+    return any(row["status"] == "closed" and silo not in silos_of(row) for row in site.history())
+
+
 def test_an_agent_stopped_past_the_deadline_is_refused_and_trains_again_in_the_next_round(site):
     """T16: SIGSTOP while it trains; its late update counts nowhere, and it is in a later round."""
     slow = site("slow", min_silos=2, run="wanted = 3\ndeadline_s = 9\nrounds = 6")
@@ -17,20 +26,16 @@ def test_an_agent_stopped_past_the_deadline_is_refused_and_trains_again_in_the_n
         carla = silos["carla"].process
         wait_until(lambda: slow.status("carla").doing == "training", "carla's work", seconds=60, watched=[server])
         carla.send_signal(signal.SIGSTOP)
-        first = slow.status("carla").round
-        wait_until(
-            lambda: slow.status("anna").round >= first + 2, "a round without carla", seconds=90, watched=[server]
-        )
+        wait_until(lambda: closed_without(slow, "carla"), "a round without carla", seconds=90, watched=[server])
         carla.send_signal(signal.SIGCONT)
         back = lambda: slow.status("carla").updates_sent > 0  # noqa: E731
         wait_until(back, "carla's return", seconds=60, watched=[server, silos["carla"]])
         rows = slow.history()
     said = silos["carla"].log.read_text()
     assert "event=update_not_taken round=1 code=stale_round" in said.replace("code=late", "code=stale_round")
-    by_round = [{one["silo"] for one in row["updates"]} for row in rows]
-    assert "carla" not in by_round[0]
-    assert any("carla" in silos for silos in by_round[1:])
-    assert rows[0]["status"] == "closed"
+    took_part = ["carla" in silos_of(row) for row in rows]
+    assert not took_part[0]
+    assert any(took_part[1:])
 
 
 def test_a_second_agent_with_the_same_certificate_says_so_and_sends_nothing(site):
