@@ -16,12 +16,12 @@ import msgspec
 from ..base.errors import DataError
 from ..base.files import sha256_bytes
 from ..fedproto import messages
-from ..fedproto.codec import FiniteBytes, check_shapes, param_bytes, payload_bytes
+from ..fedproto.codec import check_shapes, param_bytes, payload_bytes
 from ..fedproto.codecs import CODECS, apply, check_size
 from ..fedproto.head import Params, without_defaults
 from ..fedproto.records import Evaluation, RunSettings
 from .bounds import NormBound
-from .contributions import file_distance
+from .contributions import ArrivingDistance
 from .rounds import Offer, Report
 from .spool import Spool
 
@@ -129,40 +129,30 @@ class Intake:
         spool = Spool(self._spool_folder, self._expected)  # not in a thread: a caller that hangs up would lose it
         try:
             take = self._take_plain if announced.header.codec == "fp32" else self._take_coded
-            sha256, received = await take(announced, parts, limits.base, spool)
-            norm = await self._in_thread(functools.partial(self._measure, announced, spool, limits))
+            taken = await take(announced, parts, limits.base, spool)
+            header = announced.header
+            limits.bound.check(taken.norm, header.examples, header.codec, whose=announced.whose)
         except BaseException:
             spool.discard()
             raise
-        return Taken(spool, sha256, received, norm)
+        return taken
 
-    def _measure(self, announced: Announced, spool: Spool, limits: Limits) -> float:
-        """The update's distance from the round's model. Raises DataError (``norm``)."""
-        norm = spool.read(functools.partial(file_distance, limits.base))
-        header = announced.header
-        limits.bound.check(norm, header.examples, header.codec, whose=announced.whose)
-        return norm
-
-    async def _take_plain(
-        self, announced: Announced, parts: AsyncIterator[bytes], _: Params, spool: Spool
-    ) -> tuple[str, int]:
-        """fp32: to the file and through the checks piece by piece; the file's SHA-256 and the messages' bytes."""
-        finite = FiniteBytes(self._run.head, whose=announced.whose)
+    async def _take_plain(self, announced: Announced, parts: AsyncIterator[bytes], base: Params, spool: Spool) -> Taken:
+        """fp32: to the file and through the checks piece by piece."""
+        moved = ArrivingDistance(base, whose=announced.whose)
 
         def feed(data: bytes | memoryview) -> None:
             spool.feed(data)
-            finite.feed(data)
+            moved.feed(data)
 
-        received, sha256 = 0, announced.header.payload_sha256
+        received, announced_sha256 = 0, announced.header.payload_sha256
         async for data, size in _pieces(parts, announced):
             await self._in_thread(functools.partial(feed, data))
             received += size
-        await self._in_thread(functools.partial(spool.finish, sha256))
-        return sha256, received
+        sha256 = await self._in_thread(functools.partial(spool.finish, announced_sha256))
+        return Taken(spool, sha256, received, moved.so_far)
 
-    async def _take_coded(
-        self, announced: Announced, parts: AsyncIterator[bytes], base: Params, spool: Spool
-    ) -> tuple[str, int]:
+    async def _take_coded(self, announced: Announced, parts: AsyncIterator[bytes], base: Params, spool: Spool) -> Taken:
         """A delta: whole in memory, since it is small, and kept as the parameters that it means."""
         header, received, payload = announced.header, 0, bytearray()
         async for data, size in _pieces(parts, announced):
@@ -171,7 +161,7 @@ class Intake:
             payload += data
             received += size
 
-        def decode() -> str:
+        def decode() -> Taken:
             if len(payload) != header.payload_bytes:
                 size = f"payload of {len(payload)} bytes, expected {header.payload_bytes}"
                 raise Refused(f"{announced.whose}: {size}", code="payload_size")
@@ -179,14 +169,13 @@ class Intake:
                 raise Refused(f"{announced.whose}: payload has not its header's digest", code="payload_digest")
             head = self._run.head
             params = apply(header.codec, head, memoryview(payload), base, whose=announced.whose)
-            digest = hashlib.sha256()
+            moved = ArrivingDistance(base, whose=announced.whose)
             for tensor in param_bytes(head, params):
                 spool.feed(tensor)
-                digest.update(tensor)
-            spool.finish(digest.hexdigest())
-            return digest.hexdigest()
+                moved.feed(tensor)
+            return Taken(spool, spool.finish(), received, moved.so_far)
 
-        return await self._in_thread(decode), received
+        return await self._in_thread(decode)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -215,13 +204,13 @@ async def _pieces(parts: AsyncIterator[bytes], announced: Announced) -> AsyncIte
 async def _next_part(parts: AsyncIterator[bytes], until: float) -> bytes | None:
     """The next message of an upload; None at its end. Raises TimeoutError.
 
-    The end is looked at for every message: a timeout around the whole upload would be lost where it comes together
-    with a message, because wait_for then gives the message (Python 3.11).
+    The end is looked at for every message, so that many quick ones cannot outlast it.
     """
     left = until - asyncio.get_running_loop().time()
     if left <= 0:
         raise TimeoutError
     try:
-        return await asyncio.wait_for(anext(parts), min(PART_S, left))
+        async with asyncio.timeout(min(PART_S, left)):
+            return await anext(parts)
     except StopAsyncIteration:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from ..fedproto.codec import decode_params
 from ..fedproto.head import HeadSpec, Params
 from .contributions import Contribution
 from .models import damaged
-from .spool import Spool
+from .spool import Spool, keep_spare
 
 FileMark = tuple[int, int, int]  # inode, bytes, time of the last change in ns
 
@@ -76,9 +77,13 @@ class Payloads:
         """No payload is read again."""
         self._hashed.clear()
 
-    def remove(self, round_number: int) -> None:
-        """A round's files."""
-        shutil.rmtree(self._round_folder(round_number), ignore_errors=True)
+    def give_up(self, round_number: int, spool_folder: Path) -> None:
+        """A round's files, to be written over by the next uploads."""
+        folder = self._round_folder(round_number)
+        with contextlib.suppress(OSError):
+            for path in folder.iterdir():
+                keep_spare(path, spool_folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def remove_all_but(self, round_number: int | None, silos: Iterable[str]) -> None:
         """What a crash left: payloads without a row, folders of rounds that ended."""

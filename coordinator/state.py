@@ -34,7 +34,7 @@ from .models import ModelShelf, models_folder
 from .payloads import Contributions, Payloads
 from .rescue import ClosedRound, last_sound, move_aside
 from .rounds import Plan, Report, Roll, RunState, start_run
-from .spool import Spool
+from .spool import Spool, remove_spares
 
 log = Log("coordinator")
 
@@ -232,8 +232,9 @@ class RunStore:
             self._remove_old_memory()
             if self._tidy.open is None:
                 self._remove_old_payloads(self._tidy)
+                remove_spares(self.spool_folder)
             else:  # the open round may have updates by now: leave it alone
-                self._payloads.remove(self._tidy.last_round)
+                self._payloads.give_up(self._tidy.last_round, self.spool_folder)
             self._tidy = None
 
     # --- after the last round ---

@@ -56,34 +56,6 @@ def param_bytes(spec: HeadSpec, params: Params) -> list[memoryview]:
     return [np.ascontiguousarray(tensor, dtype="<f4").data.cast("B") for tensor in params.values()]
 
 
-class FiniteBytes:
-    """Checks little-endian float32 values as their bytes come, in any pieces."""
-
-    def __init__(self, spec: HeadSpec, *, whose: str) -> None:
-        self._spec = spec
-        self._whose = whose
-        self._seen = 0  # whole values so far
-        self._rest = b""
-
-    def feed(self, data: bytes | memoryview) -> None:
-        """Raises DataError (``not_finite``) naming the tensor."""
-        if self._rest or len(data) % 4:
-            data = self._rest + bytes(data)
-            self._rest = data[len(data) - len(data) % 4 :]
-        values = np.frombuffer(data, "<f4", count=len(data) // 4)
-        if not np.isfinite(values).all():
-            place = self._seen + int(np.flatnonzero(~np.isfinite(values))[0])
-            raise DataError(f"{self._whose}: {self._tensor_at(place)} holds NaN or infinity", code="not_finite")
-        self._seen += len(values)
-
-    def _tensor_at(self, place: int) -> str:
-        for name, shape in self._spec.shapes.items():
-            place -= int(np.prod(shape))
-            if place < 0:
-                return name
-        return "what comes after the last tensor"
-
-
 def decode_params(spec: HeadSpec, payload: bytes | bytearray | memoryview, *, whose: str) -> Params:
     """The parameters as read-only views of ``payload``; nothing is copied.
 

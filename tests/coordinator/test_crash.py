@@ -106,7 +106,7 @@ def kill_again_and_again(make_federation, rounds: int, kills: int, seed: int, **
     chance = random.Random(seed)
     process = start_process(harsh)
     silos = run_all(harsh, address, failures)
-    most = 2 * (3 * rounds // kills) - 4  # so that the run lasts for all of them
+    most = 3 * 3 * rounds // (2 * kills) - 3  # some more come in before each blow: so the run lasts for all of them
     for _ in range(kills):
         assert seen(process, "event=update_accepted", times=chance.randint(2, min(most, 12)))
         time.sleep(chance.uniform(0.0, 0.03))
