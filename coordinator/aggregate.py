@@ -67,7 +67,7 @@ def aggregate(
     else:
         if strategy.clip > 0.0:
             contributions = clipped(spec, contributions, base, strategy.clip)
-        params, state = _moved(strategy, base, _combined(strategy, spec, contributions, silos), state)
+        params, state = _moved(strategy, base, _combined(strategy, spec, contributions), state)
     return _tail_averaged(params, replace(state, left=state.left - 1), strategy.average_last)
 
 
@@ -78,10 +78,9 @@ def fedavg(spec: HeadSpec, contributions: Iterable[Contribution]) -> Params:
 
     ``contributions`` come in ascending order of silo name, so that the result does not depend on
     the order of arrival, to the bit: nᵢ·wᵢ is exact in float64 (24 bits of mantissa times at most 29),
-    only the sums round, and always in the same order. Memory is one model in float64 and one
-    contribution, however many there are. Each is checked before any of it is added; whatever is wrong
-    raises and there is no result: DataError from ``check_params``, InvariantError for an order, a weight or
-    a number of contributions that the rounds never let through.
+    only the sums round, and always in the same order. Memory is one model in float64, however many contributions there
+    are on disk. Whatever is wrong raises and there is no result: DataError from ``check_params``, InvariantError for an
+    order, a weight or a number of contributions that the rounds never let through.
     """
     return float32(weighted_mean(spec, contributions))
 
@@ -148,11 +147,11 @@ def pooled(evaluations: Sequence[Evaluation]) -> Evaluation | None:
     return Evaluation(loss=loss, correct=sum(part.correct for part in evaluations), count=count)
 
 
-def _combined(strategy: Strategy, spec: HeadSpec, contributions: Iterable[Contribution], silos: int) -> Sums:
+def _combined(strategy: Strategy, spec: HeadSpec, contributions: Iterable[Contribution]) -> Sums:
     if strategy.combine == "median":
-        return median(spec, contributions, silos)
+        return median(spec, contributions)
     if strategy.combine == "trimmed_mean":
-        return trimmed_mean(spec, contributions, silos, strategy.trim)
+        return trimmed_mean(spec, contributions, strategy.trim)
     return weighted_mean(spec, contributions)
 
 

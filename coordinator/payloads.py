@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from ..base.errors import StorageError
-from ..base.files import fsync_directory, sha256_bytes, storage_code
+from ..base.files import fsync_directory, sha256_file, storage_code
 from ..fedproto.codec import decode_params
 from ..fedproto.head import HeadSpec, Params
-from .contributions import Contribution
 from .models import damaged
 from .spool import Spool, keep_spare
 
@@ -20,8 +24,41 @@ FileMark = tuple[int, int, int]  # inode, bytes, time of the last change in ns
 
 
 @dataclass(frozen=True)
+class StoredContribution:
+    """An acknowledged update on disk: nothing of it is in memory before it is read."""
+
+    silo: str
+    examples: int
+    head: HeadSpec
+    path: Path
+
+    @property
+    def params(self) -> Params:
+        """All of it. Raises DataError (``corrupt_update``; ``not_finite``)."""
+        values = np.empty(self.head.parameters, np.float32)
+        self.read(0, values)
+        return decode_params(self.head, values.data.cast("B"), whose=str(self.path))
+
+    def check(self, spec: HeadSpec) -> None:
+        """Its size is looked at when it is read, its digest was when it came."""
+
+    def read(self, start: int, out: npt.NDArray[np.float32]) -> None:
+        """Fill ``out`` with the values from ``start`` on. Raises DataError (``corrupt_update``)."""
+        with _damage(self.path):
+            handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                got = os.preadv(handle, [out.data], 4 * start)
+            finally:
+                os.close(handle)
+        if got != out.nbytes:
+            raise damaged(self.path, "it is cut short", code="corrupt_update")
+        if sys.byteorder == "big":
+            out.byteswap(inplace=True)
+
+
+@dataclass(frozen=True)
 class Contributions:
-    """Acknowledged updates on disk; each is read and checked when its turn comes, so memory is that of one.
+    """Acknowledged updates on disk, in order; each file is checked when its turn comes.
 
     A file that is the one hashed when it came (same inode, size and time) is not hashed again.
     Raises DataError (``corrupt_update``) for a payload that is not what was acknowledged.
@@ -31,16 +68,13 @@ class Contributions:
     stored: tuple[tuple[str, int, str, Path], ...]  # silo, examples, SHA-256 of the payload, its file
     hashed: Mapping[Path, FileMark] = field(default_factory=dict)
 
-    def __iter__(self) -> Iterator[Contribution]:
+    def __iter__(self) -> Iterator[StoredContribution]:
         for silo, examples, sha256, path in self.stored:
-            try:
+            with _damage(path):
                 known = self.hashed.get(path) == _mark(path)
-                payload = path.read_bytes()
-            except OSError as error:
-                raise damaged(path, error.strerror or str(error), code="corrupt_update") from error
-            if not known and sha256_bytes(payload) != sha256:
+            if not known and sha256_file(path) != sha256:
                 raise damaged(path, "its digest is another", code="corrupt_update")
-            yield Contribution(silo, examples, decode_params(self.head, payload, whose=str(path)))
+            yield StoredContribution(silo, examples, self.head, path)
 
 
 class Payloads:
@@ -100,6 +134,15 @@ class Payloads:
 
     def _path(self, round_number: int, silo: str) -> Path:
         return self._round_folder(round_number) / f"{silo}.f32"
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """A file of ours that cannot be read is a damaged one."""
+    try:
+        yield
+    except OSError as error:
+        raise damaged(path, error.strerror or str(error), code="corrupt_update") from error
 
 
 def _mark(path: Path) -> FileMark:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..coordinator.contributions import Contribution, distance, float32
+from ..coordinator.contributions import HeldContribution, distance, float32
 from ..fedproto.head import Params
 
-Attack = Callable[[int, Params, Contribution], Contribution]
+Attack = Callable[[int, Params, HeldContribution], HeldContribution]
 
 
-def _moved(base: Params, honest: Contribution, share: float) -> Contribution:
+def _moved(base: Params, honest: HeldContribution, share: float) -> HeldContribution:
     """The honest update ``share`` times as far, in float32; a negative share turns it round."""
     params = {
         name: base[name] + share * (tensor.astype(np.float64) - base[name]) for name, tensor in honest.params.items()
@@ -32,7 +32,7 @@ class SignFlip:
 
     times: float
 
-    def __call__(self, _round: int, base: Params, honest: Contribution) -> Contribution:
+    def __call__(self, _round: int, base: Params, honest: HeldContribution) -> HeldContribution:
         return _moved(base, honest, -self.times)
 
 
@@ -43,7 +43,7 @@ class Noise:
     times: float
     seed: int = 0
 
-    def __call__(self, number: int, base: Params, honest: Contribution) -> Contribution:
+    def __call__(self, number: int, base: Params, honest: HeldContribution) -> HeldContribution:
         random = np.random.Generator(np.random.PCG64([self.seed, number, *honest.silo.encode()]))
         noise = {name: random.standard_normal(tensor.shape) for name, tensor in base.items()}
         length = np.sqrt(sum(float(np.square(tensor).sum()) for tensor in noise.values()))
@@ -57,14 +57,14 @@ class Heavy:
 
     times: int
 
-    def __call__(self, _round: int, base: Params, honest: Contribution) -> Contribution:
+    def __call__(self, _round: int, base: Params, honest: HeldContribution) -> HeldContribution:
         return replace(_moved(base, honest, -1.0), examples=honest.examples * self.times)
 
 
 def by(silos: frozenset[str], attack: Attack) -> Attack:
     """``attack`` by these silos, honesty by the others."""
 
-    def sent(number: int, base: Params, honest: Contribution) -> Contribution:
+    def sent(number: int, base: Params, honest: HeldContribution) -> HeldContribution:
         return attack(number, base, honest) if honest.silo in silos else honest
 
     return sent

@@ -23,7 +23,7 @@ from ..base.errors import DataError
 from ..coordinator.aggregate import aggregate, first_state
 from ..coordinator.bounds import WINDOW, NormBound, learnt_norm
 from ..coordinator.broadcast import broadcast
-from ..coordinator.contributions import Contribution, distance
+from ..coordinator.contributions import HeldContribution, distance
 from ..fedproto.codec import decode_params, encode_params, payload_bytes
 from ..fedproto.codecs import Row, apply, code
 from ..fedproto.head import HeadSpec, Params, initial_params, params_sha256
@@ -55,7 +55,7 @@ class Trial:
     """What puts a run to the test."""
 
     # A silo's honest contribution to what it sends instead; given the round and the model that it started from.
-    sent: Callable[[int, Params, Contribution], Contribution] = lambda _number, _base, honest: honest
+    sent: Callable[[int, Params, HeldContribution], HeldContribution] = lambda _number, _base, honest: honest
     norm_times: float = 0.0  # the coordinator's [checks] norm_times; 0: nothing is refused
     protection: Protection = OPEN  # every silo's policy
 
@@ -92,7 +92,7 @@ def simulate(
         moved = 0
         for number in range(1, run.rounds + 1):
             moved += down * len(silos)
-            parts: Iterable[Contribution] = guard.passed(number, params, crew.contributions(number, params))
+            parts: Iterable[HeldContribution] = guard.passed(number, params, crew.contributions(number, params))
             if run.strategy.looks_twice:
                 parts = list(parts)
             made = broadcast(run, params, aggregate(run.strategy, run.head, params, parts, state, len(silos)))
@@ -115,7 +115,7 @@ class _Guard:
         self._norms: deque[dict[str, float]] = deque(maxlen=WINDOW)  # of the last rounds, by silo
         self.refused: list[tuple[int, str]] = []
 
-    def passed(self, number: int, base: Params, parts: Iterable[Contribution]) -> Iterator[Contribution]:
+    def passed(self, number: int, base: Params, parts: Iterable[HeldContribution]) -> Iterator[HeldContribution]:
         run, trial = self._run, self._trial
         silos = sorted({silo for norms in self._norms for silo in norms})
         farthest = {silo: max(norms.get(silo, 0.0) for norms in self._norms) for silo in silos}
@@ -161,7 +161,7 @@ class _Crew:
     def __exit__(self, *_: object) -> None:
         self._exit.close()
 
-    def contributions(self, number: int, params: Params) -> Iterator[Contribution]:
+    def contributions(self, number: int, params: Params) -> Iterator[HeldContribution]:
         """Every silo's part of round ``number``, in ascending order of name."""
         futures: dict[str, Future[bytes]] = {}
         # The silo with most rows first: a short one fills the gap at the round's end.
@@ -170,7 +170,7 @@ class _Crew:
         for silo in self._silos:
             payload = futures.pop(silo.name).result()
             self.sent_bytes += len(payload)
-            yield Contribution(silo.name, len(silo.train), self._received(silo.name, payload, params))
+            yield HeldContribution(silo.name, len(silo.train), self._received(silo.name, payload, params))
 
     def _received(self, name: str, payload: bytes, base: Params) -> Params:
         codec, head, whose = self._run.codec, self._run.head, f"update from silo '{name}'"

@@ -46,8 +46,7 @@ def check_shapes(spec: HeadSpec, told: Sequence[tuple[int, ...]], *, whose: str)
 
 def encode_params(spec: HeadSpec, params: Params) -> bytes:
     """The payload; DataError when ``params`` is not the head's, float32 and finite."""
-    check_params(spec, params, whose="parameters to send")
-    return b"".join(np.ascontiguousarray(tensor, dtype="<f4").tobytes() for tensor in params.values())
+    return b"".join(param_bytes(spec, params))
 
 
 def param_bytes(spec: HeadSpec, params: Params) -> list[memoryview]:

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from flamest.base.errors import DataError, InvariantError
 from flamest.coordinator.aggregate import fedavg, pooled
-from flamest.coordinator.contributions import Contribution
+from flamest.coordinator.contributions import HeldContribution
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import Evaluation
 
 SPEC = HeadSpec(inputs=5, outputs=3, hidden=(4,))
 
 
-def contributions(*examples: int) -> list[Contribution]:
-    return [Contribution(f"silo-{i}", n, initial_params(SPEC, seed=i)) for i, n in enumerate(examples)]
+def contributions(*examples: int) -> list[HeldContribution]:
+    return [HeldContribution(f"silo-{i}", n, initial_params(SPEC, seed=i)) for i, n in enumerate(examples)]
 
 
 def test_three_silos_make_the_weighted_mean_to_the_last_bit_of_float32():
@@ -43,8 +43,8 @@ def test_one_silo_alone_is_the_mean():
 
 def test_weights_are_shares_of_examples():
     one, two = contributions(1, 3)
-    ones = Contribution("a", 1, {name: np.full(shape, 4.0, np.float32) for name, shape in SPEC.shapes.items()})
-    zeros = Contribution("b", 3, {name: np.zeros(shape, np.float32) for name, shape in SPEC.shapes.items()})
+    ones = HeldContribution("a", 1, {name: np.full(shape, 4.0, np.float32) for name, shape in SPEC.shapes.items()})
+    zeros = HeldContribution("b", 3, {name: np.zeros(shape, np.float32) for name, shape in SPEC.shapes.items()})
     assert all((tensor == 1.0).all() for tensor in fedavg(SPEC, [ones, zeros]).values())
     assert one.examples + two.examples == 4
 
@@ -66,7 +66,7 @@ def test_a_silo_counts_once():
 @pytest.mark.parametrize("examples", [0, -1])
 def test_no_examples_have_no_weight(examples):
     with pytest.raises(InvariantError):
-        fedavg(SPEC, [Contribution("a", examples, initial_params(SPEC, 0))])
+        fedavg(SPEC, [HeldContribution("a", examples, initial_params(SPEC, 0))])
 
 
 def test_no_updates_have_no_mean():
@@ -83,7 +83,7 @@ def test_an_update_with_nan_gives_an_error_and_no_mean():
 
 def test_large_values_do_not_overflow_on_the_way():
     large = {name: np.full(shape, 3e38, np.float32) for name, shape in SPEC.shapes.items()}
-    result = fedavg(SPEC, [Contribution("a", 2**31 - 1, large), Contribution("b", 2**31 - 1, large)])
+    result = fedavg(SPEC, [HeldContribution("a", 2**31 - 1, large), HeldContribution("b", 2**31 - 1, large)])
     assert params_sha256(result) == params_sha256(large)
 
 

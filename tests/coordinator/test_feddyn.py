@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flamest.agent.link import StaleUpdate
 from flamest.coordinator.aggregate import ServerState, aggregate
-from flamest.coordinator.contributions import Contribution
+from flamest.coordinator.contributions import HeldContribution
 from flamest.fedproto.head import params_sha256
 from flamest.fedproto.records import GlobalModel, Phase, Update
 
@@ -41,7 +41,7 @@ def test_an_abandoned_round_does_not_count_and_a_closed_one_does(federation):
         third = a.wait(run, 2, 30)
         assert (third.phase, third.round, third.counted_round) == (Phase.OPEN, 3, 2)
         # Of the three silos two reported: the model is their plain mean, corrected by all three.
-        parts = [Contribution(silo, 5, update(model, silo).params) for silo in "ab"]
+        parts = [HeldContribution(silo, 5, update(model, silo).params) for silo in "ab"]
         made = aggregate(run.strategy, run.head, model.params, parts, ServerState(left=3), 3)
         assert third.model_sha256 == params_sha256(made.params)
         with pytest.raises(StaleUpdate):

@@ -14,7 +14,7 @@ from flamest.agent.training.trainer import HeadTrainer, shuffle_seed
 from flamest.agent.training.writer import DType
 from flamest.base.errors import DataError, InvariantError
 from flamest.coordinator.aggregate import ServerState, aggregate, fedavg, feddyn, first_state
-from flamest.coordinator.contributions import Contribution
+from flamest.coordinator.contributions import HeldContribution
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings, Strategy, TrainSettings
 from scipy.stats import trim_mean
@@ -69,7 +69,7 @@ def ours(run: RunSettings, dtype: DType = "float64") -> dict[str, np.ndarray]:
         for silo in present(number):
             trained, corrections[silo] = train_silo(trainer, run, silo, number, params, tables[silo], corrections[silo])
             sent = {name: tensor.astype(np.float32) for name, tensor in trained.params.items()}
-            parts.append(Contribution(silo, len(tables[silo]), sent))
+            parts.append(HeldContribution(silo, len(tables[silo]), sent))
         made = aggregate(run.strategy, SPEC, params, parts, state, len(tables))
         params, state = made.params, made.state
     assert state.left == 0
@@ -180,13 +180,13 @@ def test_the_strategies_end_in_different_models_so_that_the_comparison_can_fail(
             assert np.abs(one - other).max() > 1e-3
 
 
-def parts_of(*seeds: int) -> list[Contribution]:
-    return [Contribution(f"silo-{seed}", 3 + seed, initial_params(SPEC, seed)) for seed in seeds]
+def parts_of(*seeds: int) -> list[HeldContribution]:
+    return [HeldContribution(f"silo-{seed}", 3 + seed, initial_params(SPEC, seed)) for seed in seeds]
 
 
 def test_feddyn_by_hand():
     full = lambda value: {name: np.full(shape, value, np.float32) for name, shape in SPEC.shapes.items()}  # noqa: E731
-    parts = [Contribution("a", 100, full(3.0)), Contribution("b", 1, full(5.0))]
+    parts = [HeldContribution("a", 100, full(3.0)), HeldContribution("b", 1, full(5.0))]
     old = {name: np.full(shape, 0.25) for name, shape in SPEC.shapes.items()}
     params, h = feddyn(SPEC, parts, old, full(1.0), alpha=0.5, silos=4)
     assert {float(value) for tensor in h.values() for value in tensor.flat} == {0.25 - 0.5 / 4 * (2 + 4)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flamest.agent.training.table import FeatureTable
-from flamest.coordinator.contributions import Contribution, distance
+from flamest.coordinator.contributions import HeldContribution, distance
 from flamest.experiments.hostile import Heavy, Noise, SignFlip, by
 from flamest.experiments.partition import dirichlet
 from flamest.experiments.simulation import SimulatedSilo, Trial, simulate
@@ -94,7 +94,7 @@ def test_who_is_refused_is_told_by_round_and_the_others_make_the_model():
 @pytest.mark.parametrize(("attack", "times"), [(SignFlip(10.0), 10.0), (Noise(3.0), 3.0), (Heavy(9), 1.0)])
 def test_an_attack_goes_as_far_as_it_says(attack, times):
     base, params = initial_params(HEAD, 0), initial_params(HEAD, 1)
-    sent = attack(2, base, Contribution("a", 4, params))
+    sent = attack(2, base, HeldContribution("a", 4, params))
     assert distance(sent.params, base) == pytest.approx(times * distance(params, base), rel=1e-5)
     assert sent.examples == (36 if isinstance(attack, Heavy) else 4)
-    assert params_sha256(attack(2, base, Contribution("a", 4, params)).params) == params_sha256(sent.params)
+    assert params_sha256(attack(2, base, HeldContribution("a", 4, params)).params) == params_sha256(sent.params)

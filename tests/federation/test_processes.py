@@ -11,7 +11,7 @@ from flamest.agent.training.dataset import silo_data
 from flamest.agent.training.local_round import train_silo
 from flamest.agent.training.trainer import HeadTrainer
 from flamest.coordinator.aggregate import aggregate, first_state
-from flamest.coordinator.contributions import Contribution
+from flamest.coordinator.contributions import HeldContribution
 from flamest.experiments.processes import Daemon, daemons, run_command, wait_until
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.modelfile import read_model
@@ -85,7 +85,7 @@ def simulated(site: Any) -> str:
         parts = []
         for silo in SILOS:
             made, corrections[silo] = train_silo(trainer, run, silo, number, params, train[silo], corrections[silo])
-            parts.append(Contribution(silo, len(train[silo]), made.params))
+            parts.append(HeldContribution(silo, len(train[silo]), made.params))
         closed = aggregate(strategy, head, params, parts, state, len(SILOS))
         params, state = closed.params, closed.state
     return params_sha256(params)
