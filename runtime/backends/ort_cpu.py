@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,10 @@ class OrtSession:
         except ImportError as error:
             raise MissingExtra("onnxruntime", extra="agent") from error
 
+        _share_arena()
         options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.enable_mem_pattern = False  # it would keep the most that a run ever took, for each graph
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -73,6 +77,22 @@ class OrtSession:
 
     def run_bound(self, binding: Any) -> None:
         self._session.run_with_iobinding(binding)
+
+
+@functools.cache
+def _share_arena() -> None:
+    """One arena for all graphs of the process, which grows by what is asked for and not by doubling.
+
+    Each graph's own would keep the most that this graph ever took, and the graphs of an extractor take turns.
+    https://onnxruntime.ai/docs/get-started/with-c.html (sharing allocators between sessions)
+    """
+    import onnxruntime as ort
+
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    usual = -1
+    as_asked = {"arena_extend_strategy": 1, "max_mem": 0}
+    sizes = {"initial_chunk_size_bytes": usual, "max_dead_bytes_per_chunk": usual}
+    ort.create_and_register_allocator(place, ort.OrtArenaCfg(as_asked | sizes))
 
 
 def as_value(array: Array) -> Any:
