@@ -4,8 +4,8 @@
     BACKUP/coordinator.sqlite     through SQLite's backup API: one moment of it
     BACKUP/runs/NAME/…            models, memory, and the payloads of the open round
 
-Files are copied after the database, so a round that ends meanwhile may take away what the copied rows name: then the
-copy is made anew.
+Files are copied after the database, so a round that ends meanwhile may take away what the copied rows name, or write
+over it (spool.py): then the copy is made anew.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _copy(state: Path, building: Path) -> None:
 
 
 def _is_whole(building: Path) -> bool:
-    """Whether the files that the copied rows need are there: the last model, and what the open round has."""
+    """Whether the files that the copied rows need are there: the last model, and the open round's to the byte."""
     database = read_database(building / FILE)
     try:
         last = list(database.execute("SELECT run, max(number) FROM rounds WHERE status = 'closed' GROUP BY run")) or [
@@ -124,16 +124,22 @@ def _is_whole(building: Path) -> bool:
         ]
         payloads = list(
             database.execute(
-                "SELECT run, round, silo FROM updates JOIN rounds USING (run) WHERE number = round AND status = 'open'"
+                "SELECT run, round, silo, payload_sha256 FROM updates JOIN rounds USING (run)"
+                " WHERE number = round AND status = 'open'"
             )
         )
     finally:
         database.close()
-    needed = [model_path(models_folder(building, run), number) for run, number in last]
-    needed += [building / "runs" / run / "updates" / f"{number:06d}" / f"{silo}.f32" for run, number, silo in payloads]
+    models = [model_path(models_folder(building, run), number) for run, number in last]
+    updates = {
+        building / "runs" / run / "updates" / f"{number:06d}" / f"{silo}.f32": sha256
+        for run, number, silo, sha256 in payloads
+    }
     for name in (f"{FILE}-wal", f"{FILE}-shm"):  # of this very look
         (building / name).unlink(missing_ok=True)
-    return all(path.exists() for path in needed)
+    return all(path.exists() for path in (*models, *updates)) and all(
+        sha256_file(path) == sha256 for path, sha256 in updates.items()
+    )
 
 
 def _free_name(state: Path) -> Path:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from flamest.base.errors import DataError, InvariantError
 from flamest.coordinator.aggregate import fedavg, pooled
-from flamest.coordinator.contributions import HeldContribution
+from flamest.coordinator.contributions import ArrivingDistance, HeldContribution, distance
+from flamest.fedproto.codec import encode_params
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import Evaluation
 
 SPEC = HeadSpec(inputs=5, outputs=3, hidden=(4,))
+WIDE = HeadSpec(inputs=700, outputs=3, hidden=(110,))  # more values than a block has
 
 
 def contributions(*examples: int) -> list[HeldContribution]:
@@ -91,3 +93,41 @@ def test_pooled_evaluations_are_those_of_all_clips_together():
     told = pooled([Evaluation(1.0, 2, 4), Evaluation(3.0, 9, 12)])
     assert told == Evaluation(loss=(1.0 * 4 + 3.0 * 12) / 16, correct=11, count=16)
     assert pooled([]) is None
+
+
+@pytest.mark.parametrize("sizes", [(1 << 20,), (7, 4, 1021), (8192 * 4 + 2,)])
+def test_an_updates_distance_is_measured_in_whatever_pieces_it_comes(sizes):
+    base, there = initial_params(WIDE, 1), initial_params(WIDE, 2)
+    moved = ArrivingDistance(base, whose="update from silo 'b'")
+    payload, cycle = encode_params(WIDE, there), itertools.cycle(sizes)
+    while payload:
+        size = next(cycle)
+        moved.feed(payload[:size])
+        payload = payload[size:]
+    assert moved.so_far == pytest.approx(distance(there, base), rel=1e-6)
+
+
+def test_values_that_float32_cannot_square_have_a_distance_and_those_that_are_none_are_refused():
+    base = initial_params(WIDE, 1)
+    far = {name: np.full(shape, 3e38, np.float32) for name, shape in WIDE.shapes.items()}
+    moved = ArrivingDistance({name: -tensor for name, tensor in far.items()}, whose="it")
+    moved.feed(encode_params(WIDE, far))
+    assert moved.so_far == pytest.approx(6e38 * np.sqrt(WIDE.parameters), rel=1e-6)
+    for bad in (np.nan, np.inf, -np.inf):
+        params = initial_params(WIDE, 2)
+        params["1.bias"][1] = bad
+        payload = b"".join(tensor.tobytes() for tensor in params.values())
+        with pytest.raises(DataError, match=r"silo 'b': 1\.bias holds NaN or infinity"):
+            ArrivingDistance(base, whose="update from silo 'b'").feed(payload)
+
+
+def test_sums_are_the_same_bits_block_by_block_and_tensor_by_tensor():
+    parts = [HeldContribution(f"{seed:02d}", 3 + 1000 * seed, initial_params(WIDE, seed)) for seed in range(11)]
+    expected = {name: np.zeros(shape) for name, shape in WIDE.shapes.items()}
+    for part in parts:
+        for name, tensor in part.params.items():
+            expected[name] += tensor.astype(np.float64) * part.examples
+    weight = sum(part.examples for part in parts)
+    made = fedavg(WIDE, parts)
+    for name, total in expected.items():
+        np.testing.assert_array_equal(made[name], (total / weight).astype(np.float32))

@@ -72,6 +72,23 @@ def test_a_damaged_model_a_key_for_all_and_bad_settings_are_found(federation):
     assert set(found(federation, "wrong")) == {"settings"}
 
 
+def test_an_update_that_was_written_over_while_it_was_copied_is_copied_again(federation, tmp_path, monkeypatch):
+    (path,) = federation.state.glob("runs/*/updates/*/a.f32")
+    copied = []
+
+    def copyfile(source, target):
+        target.write_bytes(source.read_bytes())
+        copied.append(source)
+        if source == path and copied.count(path) == 1:  # the round ended, and the next upload took its file
+            with target.open("r+b") as file:
+                file.write(b"other")
+
+    monkeypatch.setattr("flamest.coordinator.backup.shutil.copyfile", copyfile)
+    back_up(federation.state, tmp_path / "copy")
+    assert copied.count(path) == 2
+    assert (tmp_path / "copy" / path.relative_to(federation.state)).read_bytes() == path.read_bytes()
+
+
 def test_a_run_goes_on_from_a_backup_made_beside_the_server(federation, tmp_path):
     federation.start()
     copy = tmp_path / "copy"

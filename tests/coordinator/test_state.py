@@ -14,7 +14,7 @@ from flamest.coordinator.database import FILE
 from flamest.coordinator.history import History, is_served
 from flamest.coordinator.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.rounds import Offer, Plan, Report, Roll, after_abandon, after_close, on_update
-from flamest.coordinator.spool import Spool
+from flamest.coordinator.spool import Spool, keep_spare
 from flamest.coordinator.state import RunStore
 from flamest.fedproto.codec import encode_params
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
@@ -421,6 +421,36 @@ def test_a_state_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file"):
         opened(tmp_path / "file" / "state")
+
+
+def test_an_upload_writes_over_the_file_of_a_closed_round(tmp_path):
+    old = tmp_path / "old"
+    old.write_bytes(b"a longer one than the next")
+    inode = old.stat().st_ino
+    keep_spare(old, tmp_path)
+    spool = Spool(tmp_path, 4)
+    spool.feed(b"abcd")
+    assert spool.finish() == sha256_bytes(b"abcd")
+    kept = tmp_path / "kept"
+    spool.move_to(kept)
+    spool.discard()
+    assert (kept.read_bytes(), kept.stat().st_ino) == (b"abcd", inode)
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_files_of_closed_rounds_are_used_again_and_go_with_the_run(folder):
+    with opened(folder) as store:
+        state, _ = load(store)
+        inodes, spares = [], []
+        while state.open is not None:
+            number = state.open.number
+            for silo in "ab":
+                state = send(store, state, silo)
+            inodes.append({path.stat().st_ino for path in folder.glob(f"runs/*/updates/{number:06d}/*")})
+            state = close(store, state)
+            spares.append(sorted(path.name for path in store.spool_folder.iterdir()))
+    assert inodes[0] == inodes[1] == inodes[2]
+    assert spares == [["spare.a.f32", "spare.b.f32"]] * 2 + [[]]
 
 
 def test_a_spool_takes_exactly_what_was_announced(tmp_path):
