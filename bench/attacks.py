@@ -19,6 +19,7 @@ from flamest.fedproto.records import RunSettings, Strategy, TrainSettings
 SEEDS = (0, 1, 2)
 CLASSES, WIDTH, ROWS, TEST, ROUNDS = 20, 64, 2000, 1000, 40
 HOSTILE = frozenset({"silo-3", "silo-7"})
+STAY_AWAY = "the two take no part"
 DEFENCES = {
     "weighted mean": (Strategy(), 0.0),
     "norm bound": (Strategy(), 4.0),
@@ -29,6 +30,7 @@ DEFENCES = {
 }
 ATTACKS: dict[str, Attack | None] = {
     "none": None,
+    STAY_AWAY: None,  # what a defence that refuses all of their updates can reach at most
     "sign flip x10": SignFlip(10.0),
     "sign flip x1": SignFlip(1.0),
     "noise x10": Noise(10.0),
@@ -40,7 +42,8 @@ def measure() -> dict[str, Any]:
     rows = []
     for attack_name, attack in ATTACKS.items():
         for defence_name, (strategy, norm_times) in DEFENCES.items():
-            found = [_run(seed, strategy, norm_times, attack) for seed in SEEDS]
+            away = HOSTILE if attack_name == STAY_AWAY else frozenset[str]()
+            found = [_run(seed, strategy, norm_times, attack, away) for seed in SEEDS]
             rows.append(
                 {
                     "attack": attack_name,
@@ -52,7 +55,9 @@ def measure() -> dict[str, Any]:
     return {"silos": 10, "hostile": len(HOSTILE), "rounds": ROUNDS, "seeds": len(SEEDS), "rows": rows}
 
 
-def _run(seed: int, strategy: Strategy, norm_times: float, attack: Attack | None) -> tuple[float, int]:
+def _run(
+    seed: int, strategy: Strategy, norm_times: float, attack: Attack | None, away: frozenset[str]
+) -> tuple[float, int]:
     """Accuracy in % of the last model, and how many updates were refused."""
     random = np.random.default_rng(seed)
     centres = random.normal(size=(CLASSES, WIDTH))
@@ -60,7 +65,8 @@ def _run(seed: int, strategy: Strategy, norm_times: float, attack: Attack | None
     x = (centres[y] + 2.5 * random.normal(size=(ROWS + TEST, WIDTH))).astype(np.float32)
     train, test = FeatureTable(x[:ROWS], y[:ROWS]), FeatureTable(x[ROWS:], y[ROWS:])
     split = dirichlet(train.y, beta=0.5, silos=10, seed=seed, smallest=20)
-    silos = [SimulatedSilo(f"silo-{index}", train.rows(rows)) for index, rows in enumerate(split.silos)]
+    drawn = [SimulatedSilo(f"silo-{index}", train.rows(rows)) for index, rows in enumerate(split.silos)]
+    silos = [silo for silo in drawn if silo.name not in away]
     settings = TrainSettings(epochs=2, batch_size=32)
     labels = tuple(map(str, range(CLASSES)))
     head = HeadSpec(WIDTH, CLASSES, (32,))
