@@ -98,11 +98,11 @@ def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 @contextlib.contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path, *, mode: int = 0o755) -> Iterator[Path]:
     """A folder that appears whole: fill the yielded one, and it is renamed to ``path`` at the end.
 
-    If the block raises, nothing is left behind. ``path`` must not exist or be an empty folder;
-    otherwise StorageError.
+    If the block raises, nothing is left behind. ``mode``: the folder's permissions. ``path`` must not exist or be an
+    empty folder; otherwise StorageError.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -119,7 +119,7 @@ def new_directory(path: Path) -> Iterator[Path]:
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         fsync_directory(building)
-        building.chmod(0o755)
+        building.chmod(mode)
         os.replace(building, path)
         fsync_directory(path.parent)
     finally:

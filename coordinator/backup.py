@@ -20,11 +20,13 @@ import msgspec
 
 from ..base.errors import DataError, LockedError, StorageError
 from ..base.files import FileLock, new_directory, sha256_file, storage_code
+from ..fedproto.records import decode_run_settings
 from .database import FILE, copy_database, read_database
-from .models import model_path, models_folder
+from .memory import Memory
+from .models import ModelShelf
 
 LISTING = "backup.json"
-PARTS = ("models", "memory", "updates")
+PARTS = ("memory", "models", "updates")  # of memory only the last two rounds' are kept: it is copied first
 TRIES = 5
 
 
@@ -36,7 +38,7 @@ class Backup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def back_up(state: Path, to: Path) -> dict[str, Any]:
     """Copy ``state`` to the new folder ``to``. Keys: backup, files, bytes. Raises DataError, StorageError."""
-    with new_directory(to) as building:
+    with new_directory(to, mode=0o700) as building:
         for _ in range(TRIES):
             _copy(state, building)
             if _is_whole(building):
@@ -48,6 +50,7 @@ def back_up(state: Path, to: Path) -> dict[str, Any]:
         files = [path for path in building.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
         listing = Backup({str(path.relative_to(building)): sha256_file(path) for path in sorted(files)})
+        (building / LISTING).touch(mode=0o600)
         (building / LISTING).write_bytes(msgspec.json.format(msgspec.json.encode(listing)) + b"\n")
     return {"backup": str(to), "files": len(files), "bytes": size}
 
@@ -66,11 +69,10 @@ def restore(state: Path, source: Path) -> dict[str, Any]:
         if state.exists() and any(state.iterdir()):
             kept = _free_name(state)
             os.replace(state, kept)
-        with new_directory(state) as building:
+        with new_directory(state, mode=0o700) as building:
             for name in files:
                 (building / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                shutil.copyfile(source / name, building / name)
-        state.chmod(0o700)
+                _copy_file(source / name, building / name)
     except OSError as error:
         raise StorageError(f"cannot restore {state}: {error.strerror}", code=storage_code(error)) from error
     return {"state": str(state), "files": len(files), "kept": str(kept) if kept else None}
@@ -112,17 +114,25 @@ def _copy(state: Path, building: Path) -> None:
             if path.is_file() and not path.name.endswith(".tmp"):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(FileNotFoundError):  # taken away meanwhile: _is_whole says if it is needed
-                    shutil.copyfile(path, target)
+                    _copy_file(path, target)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """Readable by the owner alone: silos' updates are among them."""
+    target.touch(mode=0o600)
+    shutil.copyfile(source, target)
 
 
 def _is_whole(building: Path) -> bool:
-    """Whether the files that the copied rows need are there: the last model, and the open round's to the byte."""
+    """Whether what the copied rows need is there, to the byte: the last model, what the strategy carries, and the open
+    round's updates."""
     database = read_database(building / FILE)
     try:
-        last = list(database.execute("SELECT run, max(number) FROM rounds WHERE status = 'closed' GROUP BY run")) or [
-            (run, 0) for (run,) in database.execute("SELECT name FROM runs")
-        ]
-        payloads = list(
+        runs = list(database.execute("SELECT name, settings, initial_sha256 FROM runs"))
+        closed = list(
+            database.execute("SELECT run, number, model_sha256 FROM rounds WHERE status = 'closed' ORDER BY number")
+        )
+        updates = list(
             database.execute(
                 "SELECT run, round, silo, payload_sha256 FROM updates JOIN rounds USING (run)"
                 " WHERE number = round AND status = 'open'"
@@ -130,16 +140,21 @@ def _is_whole(building: Path) -> bool:
         )
     finally:
         database.close()
-    models = [model_path(models_folder(building, run), number) for run, number in last]
-    updates = {
-        building / "runs" / run / "updates" / f"{number:06d}" / f"{silo}.f32": sha256
-        for run, number, silo, sha256 in payloads
-    }
     for name in (f"{FILE}-wal", f"{FILE}-shm"):  # of this very look
         (building / name).unlink(missing_ok=True)
-    return all(path.exists() for path in (*models, *updates)) and all(
-        sha256_file(path) == sha256 for path, sha256 in updates.items()
-    )
+    try:
+        for name, settings, initial_sha256 in runs:
+            run, folder = decode_run_settings(settings), building / "runs" / name
+            rounds = [(0, initial_sha256), *((number, sha256) for owner, number, sha256 in closed if owner == name)]
+            ModelShelf(folder / "models", run, keep=0).read(*rounds[-1])
+            Memory(folder / "memory", run).read(len(rounds) - 1, *rounds[-1])
+        paths = [
+            (building / "runs" / run / "updates" / f"{number:06d}" / f"{silo}.f32", sha256)
+            for run, number, silo, sha256 in updates
+        ]
+        return all(sha256_file(path) == sha256 for path, sha256 in paths)
+    except (DataError, StorageError):
+        return False
 
 
 def _free_name(state: Path) -> Path:

@@ -203,5 +203,6 @@ def value_of(sums: Sums, name: str, empty: float = 0.0) -> npt.NDArray[np.float6
 
 
 def float32(tensors: Sums) -> Params:
-    """The one rounding at the end."""
-    return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    """The one rounding at the end; what is beyond float32 becomes infinity, which ``check_params`` finds."""
+    with np.errstate(over="ignore"):
+        return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}

@@ -173,6 +173,7 @@ def copy_database(connection: Connection, copy: Path) -> None:
 
     building = copy.with_name(f".{copy.name}.tmp")
     building.unlink(missing_ok=True)
+    building.touch(mode=0o600)
     target = apsw.Connection(str(building))
     try:
         with target.backup("main", connection, "main") as backup:

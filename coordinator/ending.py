@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ..base.errors import StorageError
+from ..base.errors import DataError, StorageError
 from ..base.log import Log
 from ..fedproto.codec import encode_params
 from ..fedproto.head import params_sha256
@@ -18,6 +18,8 @@ from .outgoing import Outgoing, data_parts
 from .rounds import Decision, OpenRound, after_abandon, after_close, on_leave, on_tick
 
 log = Log("coordinator")
+
+LOOK = "look for what damages files on this disk; the silos train again in the next round"
 
 
 class Ending:
@@ -70,7 +72,11 @@ class Ending:
             made = broadcast(run, live.params, mean)
             return made, params_sha256(made.params), data_parts(encode_params(run.head, made.params))
 
-        made, sha256, parts = await live.on_disk(combine)
+        try:
+            made, sha256, parts = await live.on_disk(combine)
+        except DataError as problem:
+            await self._give_up(problem)
+            return
         after, end = after_close(state, sha256, live.roll()), self._round_end(current, made.error)
         await live.on_disk(lambda: live.store.close_round(after, made.params, end, made.state))
         live.learnt = learnt_norm(await live.on_disk(live.store.journal.farthest))
@@ -90,6 +96,15 @@ class Ending:
         )
         if after.open is None:
             log.info("run_finished", run=run.run, rounds=after.closed, model=sha256[:12])
+
+    async def _give_up(self, problem: DataError) -> None:
+        """The round's updates have no mean: one was damaged on disk, or they are too large. The model stays."""
+        number = self._live.open_round.number
+        log.error("round_unusable", round=number, code=problem.code, detail=problem.message)
+        if problem.code == "corrupt_update":
+            kept = await self._live.on_disk(lambda: self._live.store.put_updates_aside(number))
+            log.error("updates_put_aside", round=number, kept_in=kept.parent.name, fix=LOOK)
+        await self._abandon()
 
     async def _abandon(self) -> None:
         live, current = self._live, self._live.open_round

@@ -65,9 +65,11 @@ class Finals:
     async def take(self, silo: str, report: messages.EvaluationReport) -> messages.EvaluationReceipt:
         """Keep a silo's report, once; durable when this returns. The same silo's next one gets the first one's receipt.
 
-        Raises Refused (``stale_round``, ``evaluation``).
+        Raises Refused (``quarantined``, ``stale_round``, ``evaluation``).
         """
         live = self._live
+        if silo in live.quarantined:
+            raise Refused(f"silo '{silo}' is in quarantine: nothing of it is taken", code="quarantined")
         async with live.turn:
             state = live.state
             if state.open is not None or report.round != state.last_round or live.run.final_evaluation == "none":
@@ -88,5 +90,5 @@ class Finals:
                     f"evaluation from silo '{silo}': model {one.subject}, it was asked for {len(names)}",
                     code="evaluation",
                 )
-            self._intake.check_classes(one.evaluation, whose=f"evaluation from silo '{silo}'")
+            self._intake.check_evaluation(one.evaluation, whose=f"evaluation from silo '{silo}'")
         return {names[one.subject]: one.evaluation for one in report.results}

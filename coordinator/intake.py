@@ -106,12 +106,17 @@ class Intake:
             raise Refused(f"{whose}: coded as {header.codec}, this run takes {self._run.codec} at most", code="codec")
         check_size(header.codec, self._run.head, header.payload_bytes, whose=whose)
         if header.evaluation is not None:
-            self.check_classes(header.evaluation, whose=whose)
+            self.check_evaluation(header.evaluation, whose=whose)
         report = Report(silo, header.update_id, header.examples, _digest(header))
         return Announced(header, Offer(header.round, header.base_sha256, report), len(raw), until)
 
-    def check_classes(self, told: Evaluation, *, whose: str) -> None:
-        """Refuse an evaluation by class of classes that the run does not have (``evaluation``)."""
+    def check_evaluation(self, told: Evaluation, *, whose: str) -> None:
+        """Refuse an evaluation on more clips than a silo may have, or by classes that the run does not have."""
+        if told.count > self._max_examples:
+            raise Refused(
+                f"{whose}: an evaluation on {told.count} clips, this coordinator takes at most {self._max_examples}",
+                code="evaluation",
+            )
         if any(one.label >= self._run.head.outputs for one in told.by_class):
             raise Refused(
                 f"{whose}: an evaluation of class {told.by_class[-1].label}, the run has {self._run.head.outputs}",

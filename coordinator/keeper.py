@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
-from ..base.errors import StorageError
+from ..base.errors import DataError, StorageError
 from ..fedproto import channel as wire
 from ..fedproto import messages
 from ..fedproto.records import Phase, Receipt, RunSettings, Standing
@@ -87,11 +87,13 @@ class RunKeeper:
         self._intake.check_run(request.settings_sha256)
         await self._take_lease(silo, request)
         live = self._live
+        # What it answered before this server started may be of rounds that a restored backup has not seen.
+        answered_round = request.answered_round if silo in self._met else 0
         self._met.add(silo)
         until = time.monotonic() + min(request.max_wait_s, wire.MAX_WAIT_S)
         while True:
             changed, now = live.changed, time.monotonic()
-            stand = self._stand(silo, request.answered_round, now)
+            stand = self._stand(silo, answered_round, now)
             if stand.phase is not Phase.WAIT or live.stopping or now >= until:
                 break
             with contextlib.suppress(TimeoutError):
@@ -154,8 +156,12 @@ class RunKeeper:
 
     async def report_final(self, silo: str, report: messages.EvaluationReport) -> messages.EvaluationReceipt:
         """Keep what a silo measured at the end of the run; returns when it is durable."""
-        self._intake.check_run(report.settings_sha256)
-        return await self._finals.take(silo, report)
+        try:
+            self._intake.check_run(report.settings_sha256)
+            return await self._finals.take(silo, report)
+        except DataError as problem:
+            await self._admission.note_refusal(silo, problem)
+            raise
 
     async def submit(self, silo: str, parts: AsyncIterator[bytes], gone: Callable[[], Awaitable[bool]]) -> Receipt:
         """Take in an update; returns when it is durable. Raises DataError for one that does not count."""

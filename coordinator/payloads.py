@@ -18,6 +18,7 @@ from ..base.files import fsync_directory, sha256_file, storage_code
 from ..fedproto.codec import decode_params
 from ..fedproto.head import HeadSpec, Params
 from .models import damaged
+from .rescue import move_aside
 from .spool import Spool, keep_spare
 
 FileMark = tuple[int, int, int]  # inode, bytes, time of the last change in ns
@@ -34,7 +35,7 @@ class StoredContribution:
 
     @property
     def params(self) -> Params:
-        """All of it. Raises DataError (``corrupt_update``; ``not_finite``)."""
+        """All of it. Raises DataError (``corrupt_update``; ``not_finite``), StorageError."""
         values = np.empty(self.head.parameters, np.float32)
         self.read(0, values)
         return decode_params(self.head, values.data.cast("B"), whose=str(self.path))
@@ -43,7 +44,7 @@ class StoredContribution:
         """Its size is looked at when it is read, its digest was when it came."""
 
     def read(self, start: int, out: npt.NDArray[np.float32]) -> None:
-        """Fill ``out`` with the values from ``start`` on. Raises DataError (``corrupt_update``)."""
+        """Fill ``out`` with the values from ``start`` on. Raises DataError (``corrupt_update``), StorageError."""
         with _damage(self.path):
             handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -119,6 +120,10 @@ class Payloads:
                 keep_spare(path, spool_folder)
         shutil.rmtree(folder, ignore_errors=True)
 
+    def put_aside(self, round_number: int, target: Path) -> None:
+        """Keep a round's files for whoever wants to look at them. Raises StorageError."""
+        move_aside(self._round_folder(round_number), target)
+
     def remove_all_but(self, round_number: int | None, silos: Iterable[str]) -> None:
         """What a crash left: payloads without a row, folders of rounds that ended."""
         current = None if round_number is None else self._round_folder(round_number)
@@ -138,11 +143,13 @@ class Payloads:
 
 @contextlib.contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """A file of ours that cannot be read is a damaged one."""
+    """A file of ours that is gone is a damaged one; what the system refuses now it may give later."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise damaged(path, "it is gone", code="corrupt_update") from error
     except OSError as error:
-        raise damaged(path, error.strerror or str(error), code="corrupt_update") from error
+        raise StorageError(f"cannot read {path}: {error.strerror}", code=storage_code(error)) from error
 
 
 def _mark(path: Path) -> FileMark:

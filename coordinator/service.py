@@ -6,7 +6,9 @@ even parsed. Messages are parsed here and not by gRPC, so that a malformed one i
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..base.errors import DataError, FlamestError, IdentityError, StorageError
@@ -39,6 +41,7 @@ STATUS = {
     "late": "FAILED_PRECONDITION",
     "not_shared": "FAILED_PRECONDITION",
     "duplicate_identity": "ALREADY_EXISTS",
+    "too_many_calls": "RESOURCE_EXHAUSTED",
     "quarantined": "FAILED_PRECONDITION",
     "already_answered": "ALREADY_EXISTS",
     "reused_id": "ALREADY_EXISTS",
@@ -56,6 +59,7 @@ class Service:
     def __init__(self, keeper: RunKeeper, allow_list: AllowList) -> None:
         self._keeper = keeper
         self._allow_list = allow_list
+        self._calls: Counter[str] = Counter()  # under way, by silo
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
         """Our calls and the health check, without gRPC's own parsing."""
@@ -78,45 +82,45 @@ class Service:
 
     async def join(self, request: bytes, context: Context) -> bytes:
         try:
-            silo = self._caller(context)
-            asked = messages.decode_join_request(request)
-            if asked != PROTOCOL:
-                raise DataError(f"this coordinator speaks protocol {PROTOCOL}, the agent {asked}", code="protocol")
-            log.info("joined", silo=silo)
-            return messages.encode_join_reply(PROTOCOL, self._keeper.run)
+            with self._call(context) as silo:
+                asked = messages.decode_join_request(request)
+                if asked != PROTOCOL:
+                    raise DataError(f"this coordinator speaks protocol {PROTOCOL}, the agent {asked}", code="protocol")
+                log.info("joined", silo=silo)
+                return messages.encode_join_reply(PROTOCOL, self._keeper.run)
         except FlamestError as error:
             await refuse(context, error)
 
     async def wait_for_round(self, request: bytes, context: Context) -> bytes:
         try:
-            silo = self._caller(context)
-            return messages.encode_standing(await self._keeper.wait(silo, messages.decode_wait_request(request)))
+            with self._call(context) as silo:
+                return messages.encode_standing(await self._keeper.wait(silo, messages.decode_wait_request(request)))
         except FlamestError as error:
             await refuse(context, error)
 
     async def fetch_model(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         try:
-            silo = self._caller(context)
-            parts = await self._keeper.model_parts(silo, messages.decode_fetch_request(request))
+            with self._call(context) as silo:
+                parts = await self._keeper.model_parts(silo, messages.decode_fetch_request(request))
+                async with self._keeper.transfers.place():
+                    for part in parts:
+                        self._keeper.count_sent(silo, len(part))
+                        yield part
         except FlamestError as error:
             await refuse(context, error)
-        async with self._keeper.transfers.place():
-            for part in parts:
-                self._keeper.count_sent(silo, len(part))
-                yield part
 
     async def submit_update(self, parts: AsyncIterator[bytes], context: Context) -> bytes:
         try:
-            silo = self._caller(context)
-            return messages.encode_receipt(await self._keeper.submit(silo, parts, lambda: _gone(context)))
+            with self._call(context) as silo:
+                return messages.encode_receipt(await self._keeper.submit(silo, parts, lambda: _gone(context)))
         except FlamestError as error:
             await refuse(context, error)
 
     async def report_evaluation(self, request: bytes, context: Context) -> bytes:
         try:
-            silo = self._caller(context)
-            told = messages.decode_evaluation_report(request)
-            return messages.encode_evaluation_receipt(await self._keeper.report_final(silo, told))
+            with self._call(context) as silo:
+                told = messages.decode_evaluation_report(request)
+                return messages.encode_evaluation_receipt(await self._keeper.report_final(silo, told))
         except FlamestError as error:
             await refuse(context, error)
 
@@ -127,6 +131,21 @@ class Service:
 
             await context.abort(grpc.StatusCode.NOT_FOUND, f"known services: '' and {wire.SERVICE}")
         return SERVING if self._keeper.serving else NOT_SERVING
+
+    @contextlib.contextmanager
+    def _call(self, context: Context) -> Iterator[str]:
+        """The calling silo, while its call is under way. Raises IdentityError, DataError (``too_many_calls``)."""
+        silo = self._caller(context)
+        if self._calls[silo] >= wire.MAX_CALLS_PER_SILO:
+            raise DataError(
+                f"silo '{silo}' has {wire.MAX_CALLS_PER_SILO} calls under way, more than one agent needs",
+                code="too_many_calls",
+            )
+        self._calls[silo] += 1
+        try:
+            yield silo
+        finally:
+            self._calls[silo] -= 1
 
     def _caller(self, context: Context) -> str:
         """The calling silo; IdentityError unless its certificate is the one on the allow-list."""

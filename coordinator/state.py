@@ -220,6 +220,12 @@ class RunStore:
         """Note that round ``after.last_round`` came to nothing, and open the next round."""
         self._end_round(after, end, None)
 
+    def put_updates_aside(self, round_number: int) -> Path:
+        """Move a round's updates, one of which is damaged, to ``STATE/quarantine``; where they are then."""
+        target = self._state / "quarantine" / f"{self._run.run}-updates-{round_number:06d}"
+        self._payloads.put_aside(round_number, target)
+        return target
+
     def _end_round(self, after: RunState, end: RoundEnd, model_sha256: str | None) -> None:
         self.journal.end_round(after, end, model_sha256)
         self._payloads.round_ended()

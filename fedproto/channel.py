@@ -14,6 +14,7 @@ MAX_METADATA_BYTES = 8 << 10
 WINDOW_BYTES = 256 << 10  # of a stream, on its way unread: 20 Mbit/s over 80 ms, from the first byte on
 MAX_STREAMS_PER_CONNECTION = 8
 MAX_CALLS = 1024  # at one time, all silos together; more are answered RESOURCE_EXHAUSTED
+MAX_CALLS_PER_SILO = 32  # of these: no silo can take all of them
 HANDSHAKE_MS = 10_000
 CONNECTION_AGE_MS = 3_600_000  # an expired certificate lives on its connection no longer than this
 CONNECTION_GRACE_MS = 600_000  # for the calls in flight when the age is reached
