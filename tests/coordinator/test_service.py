@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flamest.agent.link import Link, LinkSettings
 from flamest.agent.link_errors import refusal_code
-from flamest.base.errors import DataError, IdentityError, LockedError, StorageError
+from flamest.base.errors import IdentityError, LockedError, StorageError
 from flamest.base.files import sha256_bytes
 from flamest.base.shutdown import Shutdown
 from flamest.coordinator import authority, intake, server
