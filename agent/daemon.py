@@ -294,10 +294,11 @@ class _Daemon:
 
     def _choose(self, run: RunSettings, model: GlobalModel) -> Adoption | None:
         """Whether the own model stays in use; None when the policy does not ask, or nothing could be compared."""
-        if not self._settings.policy.refuse_worse:
+        policy, own = self._settings.policy, self._settings.state / OWN_MODEL
+        if not policy.refuse_worse:
             return None
         try:
-            return self._worker.call(choose_model, self._source, run, model.params, self._settings.state / OWN_MODEL)
+            return self._worker.call(choose_model, self._source, run, model.params, own, policy)
         except (DataError, StorageError, WorkerCrashed) as error:
             log.error("not_compared", code=error.code)
             log.debug("not_compared", detail=error.message)

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    Rows = npt.NDArray[np.int64]
+
 Counts = Mapping[str, int]  # clips by label
+Key = tuple[str, str]  # "group" and its name, or "clip" and its row number
 
 
 def hold_out_groups(
@@ -21,7 +24,7 @@ def hold_out_groups(
     fraction: float,
     seed: int,
     labels: Sequence[str] | None = None,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+) -> tuple[Rows, Rows]:
     """Split N clips into (train, test): two int64 arrays of row numbers, ascending, each row in one.
 
     ``groups``: every clip's group; a clip whose group is None is a group of its own.
@@ -32,26 +35,62 @@ def hold_out_groups(
     - Every label is in train, and in test too if whole groups allow it. (The one exception: when
       no group at all can be held out without taking a label from train, one is held out still.)
     - With two groups or more neither side is empty; with one, test is empty.
-    - The split depends on the seed and on the groups' names and clips, not on the order of the
-      clips (those without a group go by their row number).
+    - The split depends on the seed and on all groups' names and clips, not on the order of the
+      clips (those without a group go by their row number). So a clip that comes or goes may move
+      other groups to the other side.
 
     Raises UsageError on a fraction below 0 or not below 1, InvariantError when labels and groups
     differ in number.
     """
     import numpy as np
 
-    if not 0.0 <= fraction < 1.0:
-        raise UsageError(f"the share of clips to hold out is {fraction}, expected 0 or more and less than 1")
+    _check(fraction)
     if labels is not None and len(labels) != len(groups):
         raise InvariantError(f"hold_out_groups got {len(groups)} groups and {len(labels)} labels")
     keys = [("clip", str(row)) if group is None else ("group", group) for row, group in enumerate(groups)]
     counts: dict[tuple[str, str], Counter[str]] = {}
     for row, key in enumerate(keys):
         counts.setdefault(key, Counter())[labels[row] if labels is not None else ""] += 1
-    order = sorted(counts, key=lambda key: hashlib.sha256(f"{seed}:{key[0]}:{key[1]}".encode()).digest())
+    order = sorted(counts, key=lambda key: _drawn(seed, key))
     chosen = _choose([counts[key] for key in order], fraction) if fraction else frozenset()
     held_out = {order[place] for place in chosen}
     in_test = np.fromiter((key in held_out for key in keys), dtype=bool, count=len(keys))
+    return _sides(in_test)
+
+
+def hold_out_each_alone(groups: Sequence[str], fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Split N clips into (train, test) like ``hold_out_groups``, each group by its name alone.
+
+    A group is held out when the hash of seed and name, as a number from 0 to 1, is below ``fraction``: no clip that is
+    added or removed moves another one to the other side, which is what differential privacy for every clip counts on.
+
+    What it costs: the share is met on average only (of G groups of one size the held-out share has a deviation of
+    √(fraction·(1 − fraction)/G)), and no label is sure to be on either side. With few groups a side may be empty:
+    train too, so the caller has to look at its size.
+
+    Raises UsageError on a fraction below 0 or not below 1.
+    """
+    import numpy as np
+
+    _check(fraction)
+    below = fraction * 2.0**64
+    held_out = {group for group in set(groups) if int.from_bytes(_drawn(seed, ("group", group))[:8]) < below}
+    return _sides(np.fromiter((group in held_out for group in groups), dtype=bool, count=len(groups)))
+
+
+def _check(fraction: float) -> None:
+    if not 0.0 <= fraction < 1.0:
+        raise UsageError(f"the share of clips to hold out is {fraction}, expected 0 or more and less than 1")
+
+
+def _drawn(seed: int, key: Key) -> bytes:
+    """32 bytes that depend on nothing but the seed and the group."""
+    return hashlib.sha256(f"{seed}:{key[0]}:{key[1]}".encode()).digest()
+
+
+def _sides(in_test: npt.NDArray[np.bool_]) -> tuple[Rows, Rows]:
+    import numpy as np
+
     return np.flatnonzero(~in_test).astype(np.int64), np.flatnonzero(in_test).astype(np.int64)
 
 

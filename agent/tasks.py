@@ -68,7 +68,7 @@ class RoundOutcome:
 def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
     """Evaluate the incoming model on the held-out clips, then train it on the others, if the policy permits."""
     run, model, policy = work.run, work.model, work.policy
-    data = _load(source, run)
+    data = _load(source, run, policy)
     trainer = _trainer(run.head, source.threads)
     held_out, ignored = len(data.held_out), data.ignored
     try:
@@ -116,7 +116,7 @@ def _train(trainer: HeadTrainer, work: RoundWork, table: FeatureTable, correctio
 
 def measure_model(source: DataSource, run: RunSettings, params: Params, policy: Policy) -> Evaluation | None:
     """What may be told of how a model does on the held-out clips; None when none are held out."""
-    return _told(_trainer(run.head, source.threads), params, _load(source, run), policy)
+    return _told(_trainer(run.head, source.threads), params, _load(source, run, policy), policy)
 
 
 def _told(trainer: HeadTrainer, params: Params, data: SiloData, policy: Policy) -> Evaluation | None:
@@ -125,9 +125,9 @@ def _told(trainer: HeadTrainer, params: Params, data: SiloData, policy: Policy) 
     return policy.told_evaluation(measure(trainer, params, data.held_out, policy.report_classes))
 
 
-def choose_model(source: DataSource, run: RunSettings, final: Params, own: Path) -> Adoption:
+def choose_model(source: DataSource, run: RunSettings, final: Params, own: Path, policy: Policy) -> Adoption:
     """Whether the final model is taken into use, or this silo's own one in the file ``own``."""
-    held_out = _load(source, run).held_out
+    held_out = _load(source, run, policy).held_out
     trainer = _trainer(run.head, source.threads)
     try:
         kept = read_model(own)
@@ -161,10 +161,12 @@ def extract_new(request: ExtractRequest) -> Extracted:
     return Extracted(figures, {place.graph: place.where for place in report.places})
 
 
-def _load(source: DataSource, run: RunSettings) -> SiloData:
+def _load(source: DataSource, run: RunSettings, policy: Policy) -> SiloData:
+    """With record-dp each group is held out or not by itself: no clip may move the others."""
     with FeatureStore.open(source.store, create=False, read_only=True) as store:
         stored = store.read(run.fingerprint, source.precision)
-    return silo_data(stored, run.labels, hold_out=source.hold_out, seed=run.seed)
+    each_alone = policy.privacy == "record-dp"
+    return silo_data(stored, run.labels, hold_out=source.hold_out, seed=run.seed, each_alone=each_alone)
 
 
 @functools.lru_cache(maxsize=2)

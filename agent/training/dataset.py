@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..holdout import hold_out_groups
+from ..holdout import hold_out_each_alone, hold_out_groups
 from ..store import StoredFeatures
 from .table import FeatureTable, feature_table
 
@@ -21,11 +21,17 @@ class SiloData:
     ignored: int  # clips without a label, or with one that the run does not know
 
 
-def silo_data(stored: StoredFeatures, labels: Sequence[str], *, hold_out: float, seed: int) -> SiloData:
+def silo_data(
+    stored: StoredFeatures, labels: Sequence[str], *, hold_out: float, seed: int, each_alone: bool = False
+) -> SiloData:
     """Keep the clips whose label is in ``labels`` and hold out ``hold_out`` of their groups.
 
-    The split depends on the groups, the share and ``seed`` only: it stays the same over the rounds.
-    With one group, or a share of 0, nothing is held out.
+    The split depends on the clips' groups and labels, the share and ``seed``: it is the same in every round while the
+    clips are the same, and clips that come or go may move groups to the other side. With one group, or a share of 0,
+    nothing is held out.
+
+    ``each_alone`` (record-dp): each group by its name alone (``hold_out_each_alone``). A clip that comes or goes then
+    changes its own row and no other; the share is met on average only, and either side may be empty.
     """
     known = set(labels)
     kept = [row for row, label in enumerate(stored.labels) if label in known]
@@ -33,6 +39,9 @@ def silo_data(stored: StoredFeatures, labels: Sequence[str], *, hold_out: float,
     groups = [stored.groups[row] for row in kept]
     table = feature_table(stored.x[kept], names, labels)
     ignored = len(stored.labels) - len(kept)
+    if each_alone:
+        train, held_out = hold_out_each_alone(groups, hold_out, seed)
+        return SiloData(table.rows(train), table.rows(held_out), ignored)
     if hold_out == 0.0 or len(set(groups)) < 2:
         nothing = np.empty(0, np.int64)
         return SiloData(table, table.rows(nothing), ignored)

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from flamest.agent.holdout import hold_out_groups
+from flamest.agent.holdout import hold_out_each_alone, hold_out_groups
 from flamest.base.errors import InvariantError, UsageError
 
 
@@ -97,10 +97,41 @@ def test_same_seed_same_split_and_another_seed_another() -> None:
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_fraction_outside_its_range_is_refused(fraction: float) -> None:
-    with pytest.raises(UsageError, match="share of clips"):
-        hold_out_groups(["a", "b"], fraction, 0)
+    for split in (hold_out_groups, hold_out_each_alone):
+        with pytest.raises(UsageError, match="share of clips"):
+            split(["a", "b"], fraction, 0)
 
 
 def test_labels_of_another_number_are_refused() -> None:
     with pytest.raises(InvariantError, match="2 groups and 1 labels"):
         hold_out_groups(["a", "b"], 0.5, 0, ["run"])
+
+
+def drawn_groups(seed: int) -> list[str]:
+    """Clips of groups of several sizes, one of them often the only one of its name."""
+    random = np.random.default_rng(seed)
+    return [f"g{number}" for number in random.integers(0, random.integers(1, 40), random.integers(1, 120))]
+
+
+def test_each_group_alone_every_row_is_on_one_side_and_no_group_on_both() -> None:
+    for seed in range(50):
+        groups = drawn_groups(seed)
+        train, test = hold_out_each_alone(groups, 0.3, seed)
+        assert sorted([*train, *test]) == list(range(len(groups)))
+        assert train.dtype == test.dtype == np.int64
+        assert not {groups[i] for i in train} & {groups[i] for i in test}
+
+
+def test_each_group_alone_the_share_is_met_within_four_standard_deviations_on_many_groups() -> None:
+    groups = [f"scene {number}" for number in range(20_000)]
+    for seed, fraction in ((0, 0.2), (1, 0.2), (2, 0.5), (3, 0.9)):
+        held_out = len(hold_out_each_alone(groups, fraction, seed)[1]) / len(groups)
+        assert abs(held_out - fraction) < 4 * (fraction * (1 - fraction) / len(groups)) ** 0.5
+
+
+def test_each_group_alone_nothing_is_held_out_at_fraction_zero_and_another_seed_is_another_split() -> None:
+    groups = [f"g{number}" for number in range(300)]
+    assert len(hold_out_each_alone(groups, 0.0, 0)[1]) == 0
+    first, again, other = (list(hold_out_each_alone(groups, 0.3, seed)[1]) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
