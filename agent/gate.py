@@ -49,7 +49,7 @@ class Gate:
         gate._enter_certificate(link)
         told = {key: value for key, value in msgspec.to_builtins(policy).items() if value is not None}
         last = max(gate._ledger.reading.of("policy"), key=lambda entry: entry.n, default=None)
-        if last is None or last.policy != told:
+        if last is None or (last.policy, last.overrides) != (told, policy.overrides()):
             gate._ledger.append("policy", policy=told, overrides=policy.overrides())
         for override in policy.overrides():
             log.warning("policy_override", what=override)
@@ -139,7 +139,7 @@ class Gate:
             shared=header.shared,
             policy_sha256=outgoing.policy_sha256,
             privacy=outgoing.spend,
-            overrides=self.policy.overrides() if outgoing.clips < FLOOR else (),
+            overrides=self.policy.overridden(outgoing.clips, evaluation=header.evaluation is not None),
         )
 
     def _evaluation_leaves(self, report: EvaluationReport, message: bytes) -> None:
@@ -152,6 +152,7 @@ class Gate:
             sha256=sha256_bytes(message),
             models=len(report.results),
             reported=_reported(first),
+            overrides=self.policy.overridden(FLOOR, evaluation=first is not None),
         )
 
     def refuse(self, run: RunSettings, model: GlobalModel, refused: PolicyRefused) -> None:

@@ -102,9 +102,16 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def overrides(self) -> tuple[str, ...]:
         """Where this silo gives up what FLAMeST keeps by default: for the ledger and the log."""
-        if self.min_samples < FLOOR:
-            return (f"min_samples {self.min_samples} is below the floor of {FLOOR}",)
-        return ()
+        return self.overridden(0, evaluation=True)
+
+    def overridden(self, clips: int, *, evaluation: bool) -> tuple[str, ...]:
+        """Those of ``overrides`` that a message needs behind which so many clips stand, with an evaluation or not."""
+        given_up = []
+        if self.min_samples < FLOOR and clips < FLOOR:
+            given_up.append(f"min_samples {self.min_samples} is below the floor of {FLOOR}")
+        if self.privacy == "record-dp" and self.reports and evaluation:
+            given_up.append("report_evaluation with record-dp tells of held-out clips, which epsilon does not cover")
+        return tuple(given_up)
 
     def permit(self, examples: int, train: TrainSettings, spends: Iterable[Spend]) -> Spend | None:
         """What training on so many clips will cost of the budget; None without record-dp.

@@ -79,7 +79,7 @@ key = "{key}"
 [policy]
 min_samples = 256             # below this an update could give clips away: it is not sent
 hold_out = 0.2                # share of groups kept from training to measure with
-report_evaluation = true      # loss and hits of the run's model on held-out clips may be told
+# report_evaluation = false   # loss and hits of the run's model on held-out clips are told, except with record-dp
 # report_classes = 10         # hits by class too, of classes with so many held-out clips
 # share_for_evaluation = true # other sites that share too may measure this site's last model (docs/evaluation.md)
 # refuse_worse = true         # keep this site's own model where the run's final one is worse on the held-out clips

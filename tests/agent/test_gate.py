@@ -5,6 +5,7 @@ import os
 
 import msgspec
 import pytest
+from flamest.agent import gate
 from flamest.agent.accountant import Spend
 from flamest.agent.egress import LEDGER_FILE, read_ledger
 from flamest.agent.gate import Gate
@@ -280,6 +281,17 @@ def test_an_override_is_in_the_ledger_with_the_update_that_needed_it(silo):
     assert len(ledger(first, "policy")) == 1
     first.restarted(Policy())
     assert [entry.policy["min_samples"] for entry in ledger(first, "policy")] == [4, FLOOR]
+
+
+def test_telling_how_models_do_with_record_dp_is_in_the_ledger_and_in_the_log(silo, monkeypatch):
+    said = []
+    monkeypatch.setattr(gate.log, "warning", lambda event, **fields: said.append((event, fields)))
+    telling = Policy(privacy="record-dp", report_evaluation=True)
+    first = silo(telling)
+    first.link.submit(first.run, first.made(1, spend=Spend(0.1, 1.0, 5)))
+    (entry,), (in_force,) = ledger(first), ledger(first, "policy")
+    assert entry.overrides == in_force.overrides == telling.overrides() != ()
+    assert said == [("policy_override", {"what": telling.overrides()[0]})]
 
 
 def test_counts_as_powers_of_two_are_what_the_ledger_and_the_coordinator_are_told(silo):

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from flamest.agent.accountant import Spend, epsilon_of
 from flamest.agent.policy import FLOOR, Policy, PolicyRefused
-from flamest.agent.settings import load_agent_settings
+from flamest.agent.settings import load_agent_settings, write_starter
 from flamest.agent.training.protection import Protection
 from flamest.base.errors import SettingsError
 from flamest.fedproto.records import Evaluation, TrainSettings
@@ -68,7 +68,29 @@ def test_the_modes_have_their_defaults(tmp_path):
     assert private.protection == Protection("record-dp", 1.0, 1.0)
     assert private.budget == (8.0, 1e-5)
     assert not private.reports  # held-out clips are not covered by epsilon: telling has to be asked for
-    assert policy('privacy = "record-dp"\nreport_evaluation = true', tmp_path).reports
+    assert private.overrides() == ()
+    telling = policy('privacy = "record-dp"\nreport_evaluation = true', tmp_path)
+    assert telling.reports
+    assert ["epsilon does not cover" in words for words in telling.overrides()] == [True]
+    assert policy('privacy = "clip"\nreport_evaluation = true', tmp_path).overrides() == ()
+
+
+def test_a_message_has_the_overrides_that_it_needed_and_no_other():
+    both = Policy(min_samples=4, min_samples_override=True, privacy="record-dp", report_evaluation=True)
+    few, telling = both.overrides()
+    assert both.overridden(FLOOR - 1, evaluation=False) == (few,)
+    assert both.overridden(FLOOR, evaluation=True) == (telling,)
+    assert both.overridden(FLOOR, evaluation=False) == ()
+
+
+def test_whoever_uncomments_record_dp_in_the_starter_file_tells_nothing_that_epsilon_does_not_cover(tmp_path):
+    assert write_starter(tmp_path, "silo.key") is not None
+    path = tmp_path / "agent.toml"
+    assert load_agent_settings(path).policy == Policy()
+    line = next(line for line in path.read_text().splitlines() if line.startswith('# privacy = "record-dp"'))
+    path.write_text(path.read_text().replace(line, line.removeprefix("# ")))
+    private = load_agent_settings(path).policy
+    assert (private.privacy, private.reports, private.overrides()) == ("record-dp", False, ())
 
 
 def test_counts_are_told_exactly_or_as_the_nearest_power_of_two():
