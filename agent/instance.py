@@ -1,7 +1,8 @@
 """What tells this agent from another one with the same certificate: 16 bytes, the same over its restarts.
 
 They follow from a random file in the state folder and from the machine's boot identifier: an agent that is started
-again is itself, a copied certificate is another, and so is a copied machine.
+again is itself, a copied certificate is another, and so is a copied machine. So is this one after a reboot: it then
+waits until the coordinator's lease of the one before is over (decision 021).
 """
 
 from __future__ import annotations
