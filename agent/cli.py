@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..base.console import command
+from ..base.console import command, say
 from .cli_backends import BackendOption, ComputeOption, RequireOption, notice, show_places
 from .cli_doctor import doctor
 from .cli_egress import egress
@@ -59,7 +59,7 @@ def run(
     if check_config:
         check_surroundings(settings)
         if not as_json:
-            print(f"{config}: fine")
+            say(f"{config}: fine")
         return {"config": str(config), "ok": True}
 
     from ..fedproto.tls import certificate_silo
@@ -86,26 +86,26 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
     now = read_status(settings.state)
     alive = is_alive(settings.state)
     if not as_json:
-        print(f"{'running' if alive else 'NOT RUNNING'}: {now.doing} since {now.since}")
+        say(f"{'running' if alive else 'NOT RUNNING'}: {now.doing} since {now.since}")
         if now.detail:
-            print(f"  {now.code + ': ' if now.code else ''}{now.detail}")
+            say(f"  {now.code + ': ' if now.code else ''}{now.detail}")
         if now.extraction:
-            print(f"  the last look through the videos failed: {now.extraction}")
+            say(f"  the last look through the videos failed: {now.extraction}")
         if now.epsilon_budget is not None:
-            print(f"privacy: epsilon {now.epsilon_spent or 0:.3f} of {now.epsilon_budget:g} spent, over all runs")
-        print(f"silo {now.silo}, run {now.run or '-'}: last answered round {now.round} of {now.rounds}")
-        print(f"clips: {now.clips} to train on, {now.held_out} held out, {now.ignored} without a label of the run")
-        print(
+            say(f"privacy: epsilon {now.epsilon_spent or 0:.3f} of {now.epsilon_budget:g} spent, over all runs")
+        say(f"silo {now.silo}, run {now.run or '-'}: last answered round {now.round} of {now.rounds}")
+        say(f"clips: {now.clips} to train on, {now.held_out} held out, {now.ignored} without a label of the run")
+        say(
             f"left this site: {now.updates_sent} updates, {now.sent_bytes / 1e6:.2f} MB; "
             f"received {now.received_bytes / 1e6:.2f} MB"
         )
         if now.adopted:
             which = {"own": "this silo's own", "final": "the final one of the run"}[now.adopted]
-            print(f"model in use: {which}")
+            say(f"model in use: {which}")
             if now.adopted_why:
-                print(f"  {now.adopted_why}")
+                say(f"  {now.adopted_why}")
         for where, graphs in now.graphs_by_place().items():
-            print(f"last extraction: {', '.join(graphs)} on {where}")
+            say(f"last extraction: {', '.join(graphs)} on {where}")
     return {**msgspec.to_builtins(now), "alive": alive}
 
 
@@ -153,11 +153,11 @@ def train(
     )
     result = train_from_store(request, out)
     if not as_json:
-        print(f"{out}: {result['classes']} classes, {result['examples']} clips, {result['epochs']} epochs")
+        say(f"{out}: {result['classes']} classes, {result['examples']} clips, {result['epochs']} epochs")
         if result["accuracy"] is None:
-            print("no clips were held out, so no accuracy was measured")
+            say("no clips were held out, so no accuracy was measured")
         else:
-            print(
+            say(
                 f"accuracy on {result['held_out']} held-out clips: {result['accuracy']:.3f} "
                 f"(best {result['best_accuracy']:.3f}, chance {result['chance']:.3f})"
             )
@@ -198,10 +198,10 @@ def predict(
             entry["reason"] = prediction.reason
         predictions.append(entry)
         if not as_json:
-            print(prediction.video)
+            say(str(prediction.video))
             for item in prediction.labels:
-                print(f"  {item.probability:6.1%}  {item.label}")
-            print(f"  {prediction.reason or 'caption: ' + prediction.caption}")
+                say(f"  {item.probability:6.1%}  {item.label}")
+            say(f"  {prediction.reason or 'caption: ' + prediction.caption}")
     if not as_json:
         show_places(places, wishes)
     return {"predictions": predictions, "backends": {place.graph: place.as_json() for place in places}}

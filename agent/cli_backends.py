@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..base.console import say
+from ..base.errors import printable
+
 if TYPE_CHECKING:
     from ..runtime.backends.opening import Place
     from ..runtime.backends.refusals import Refusal
@@ -37,13 +40,13 @@ ComputeOption = Annotated[
 
 def notice(text: str) -> None:
     """Tell the person what takes minutes before it begins; stdout is for results."""
-    typer.echo(text, err=True)
+    typer.echo(printable(text), err=True)
 
 
 def show_places(places: Sequence[Place], wishes: Wishes) -> None:
     """Which graphs ran where; with a backend asked for by name, also why the others did not run there."""
     for line in places_lines(places, wishes):
-        print(line)
+        say(line)
 
 
 def places_lines(places: Sequence[Place], wishes: Wishes) -> list[str]:

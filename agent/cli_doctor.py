@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..base.console import command
+from ..base.console import command, say
 from ..base.errors import UsageError
 from .cli_backends import BackendOption, ComputeOption, RequireOption
 
@@ -60,7 +60,7 @@ def doctor(
     packages = [find_package(name) for name in PACKAGES]
     if not as_json:
         for line in (*first_lines(rungs, wishes), "", *machine_lines(facts), "", *ladder_lines(rungs)):
-            print(line)
+            say(line)
         for package in packages:
             if not package.version:
                 print(f"missing {package.name}\n    fix: {package.fix}")

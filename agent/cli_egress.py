@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..base.console import command
+from ..base.console import command, say
 
 if TYPE_CHECKING:
     from .egress import Entry, Reading
@@ -53,7 +53,7 @@ def egress(
     if not as_json:
         lines = [] if verify else [line for entry in reading.entries for line in _lines(entry)]
         for line in (*lines, *_summary(reading)):
-            print(line if line.isprintable() else ascii(line))  # a run's name comes from the coordinator
+            say(line)
     updates = list(reading.of("update"))
     return {
         "entries": [msgspec.to_builtins(entry) for entry in reading.entries],

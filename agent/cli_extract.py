@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..base.console import command
+from ..base.console import command, say
 from .cli_backends import BackendOption, ComputeOption, RequireOption, notice, show_places
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def features(
     write_npz(out, stored)
     clips, width = stored.x.shape
     if not as_json:
-        print(f"{out}: {clips} clips, {width} numbers each, {len(set(stored.labels) - {None})} classes")
+        say(f"{out}: {clips} clips, {width} numbers each, {len(set(stored.labels) - {None})} classes")
     return {
         "features": str(out),
         "clips": clips,
@@ -142,7 +142,7 @@ def import_features(
     fingerprint = rows[0][1].fingerprint
     labels = {row.clip.label for _, row in rows} - {None}
     if not as_json:
-        print(f"{store}: {len(rows)} clips of {len(labels)} classes imported as {fingerprint}")
+        say(f"{store}: {len(rows)} clips of {len(labels)} classes imported as {fingerprint}")
     return {
         "store": str(store),
         "clips": len(rows),
@@ -158,7 +158,7 @@ def _show(report: ExtractReport, store: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    print(f"{store}: {report.extracted} clips extracted, {report.skipped} known already, {len(report.failed)} failed")
+    say(f"{store}: {report.extracted} clips extracted, {report.skipped} known already, {len(report.failed)} failed")
     if report.ms_per_clip is not None:
         table = Table("stage", "ms per clip", box=None, pad_edge=False)
         table.columns[1].justify = "right"
@@ -166,10 +166,10 @@ def _show(report: ExtractReport, store: Path) -> None:
             table.add_row(stage, f"{milliseconds:.1f}")
         table.add_row("whole clip", f"{report.ms_per_clip:.1f}")
         Console().print(table)
-    print(f"peak memory: {report.peak_mb:.0f} MB")
+    say(f"peak memory: {report.peak_mb:.0f} MB")
     for warned in report.warnings:
-        print(f"warning: {warned.clip}: {warned.warning}")
+        say(f"warning: {warned.clip}: {warned.warning}")
     for failed in report.failed:
-        print(f"failed: {failed.clip}: {failed.reason}")
+        say(f"failed: {failed.clip}: {failed.reason}")
     if report.stopped:
-        print("stopped before the end; run the same command again to go on")
+        say("stopped before the end; run the same command again to go on")

@@ -7,7 +7,7 @@ import ssl
 import time
 from typing import TYPE_CHECKING, cast
 
-from ..base.errors import DataError, FlamestError, IdentityError, SettingsError
+from ..base.errors import DataError, FlamestError, IdentityError, SettingsError, printable
 from ..fedproto.channel import CODE_KEY
 from ..fedproto.tls import TlsFiles
 
@@ -52,7 +52,7 @@ def lasting_problem(error: grpc.RpcError, address: str) -> FlamestError | None:
     import grpc
 
     call = cast("grpc.Call", error)  # of a call, as every error here is
-    status, said = call.code(), call.details() or ""
+    status, said = call.code(), printable(call.details() or "")
     word = refusal_code(call)
     if status is grpc.StatusCode.FAILED_PRECONDITION:
         if word == RunChanged.code:

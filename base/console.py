@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
 
-from .errors import FlamestError, StorageError
+from .errors import FlamestError, StorageError, printable
 
 P = ParamSpec("P")
 
@@ -45,12 +45,22 @@ def command(function: Callable[P, Mapping[str, Any] | None]) -> Callable[P, None
     return run
 
 
+def say(text: str) -> None:
+    """Print a line for the person; names in it may come from elsewhere, so no control character gets through."""
+    print(printable(text))
+
+
 def report_error(error: FlamestError, *, as_json: bool) -> int:
     """Say ``error`` to the person (stderr) and, if asked, to the machine (stdout); its exit code."""
-    print(f"error: {error.message}", file=sys.stderr)
+    print(f"error: {_printable_lines(error.message)}", file=sys.stderr)
     if error.fix:
-        print(f"  fix: {error.fix}", file=sys.stderr)
+        print(f"  fix: {_printable_lines(error.fix)}", file=sys.stderr)
     if as_json:
         body = {"code": error.code, "message": error.message, "fix": error.fix}
         print(json.dumps({"error": body, "exit_code": error.exit_code}), flush=True)
     return error.exit_code
+
+
+def _printable_lines(text: str) -> str:
+    """A message of ours may have several lines; what it quotes from the other side has none left (link_errors.py)."""
+    return "\n".join(printable(line) for line in text.split("\n"))

@@ -42,6 +42,11 @@ class FlamestError(Exception):
         return _rebuild, (type(self), self.__dict__)
 
 
+def printable(text: str) -> str:
+    """Text from elsewhere, fit for a message, a log and a terminal: what is not printable is escaped, newlines too."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def _rebuild(kind: type[FlamestError], fields: dict[str, Any]) -> FlamestError:
     error = kind.__new__(kind, fields["message"])
     error.__dict__.update(fields)

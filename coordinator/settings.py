@@ -16,7 +16,7 @@ from ..fedproto.codec import MAX_PAYLOAD_BYTES
 from ..fedproto.codecs import Codec
 from ..fedproto.head import HeadSpec
 from ..fedproto.messages import MAX_EXAMPLES
-from ..fedproto.records import RunSettings, Strategy, TrainSettings
+from ..fedproto.records import RunSettings, Strategy, TrainSettings, unprintable
 from ..fedproto.tls import TlsFiles
 
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
@@ -157,6 +157,9 @@ def _run_problems(run: RunTable) -> list[str]:
         problems.append("run.labels: expected 2 or more different class names")
     if not run.fingerprint or run.fingerprint.strip() != run.fingerprint:
         problems.append("run.fingerprint: expected the bundle's, as `flamest-export inspect BUNDLE` prints it")
+    for key, names in (("labels", run.labels), ("fingerprint", (run.fingerprint,))):
+        if strange := unprintable(*names):
+            problems.append(f"run.{key}: expected printable characters, not {', '.join(strange[:3])}")
     problems += _whole_numbers("run", [("inputs", run.inputs), ("rounds", run.rounds), ("min_silos", run.min_silos)])
     if any(width < 1 for width in run.hidden):
         problems.append("run.hidden: expected widths of 1 or more")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..base.console import say
 from .releases import licence_warning
 
 if TYPE_CHECKING:
@@ -17,29 +18,29 @@ if TYPE_CHECKING:
 
 def show_notes(notes: Sequence[str]) -> None:
     for note in notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
 
 
 def show_parity(parity: Parity) -> None:
     for name, graph in parity.graphs.items():
-        print(
+        say(
             f"  {name}: largest relative error against PyTorch {graph.max_rel:.1e}, smallest cosine "
             f"{graph.min_cosine:.6f} ({graph.ran_on})"
         )
     if parity.captions:
-        print(f"  captions: {parity.captions_equal} of {parity.captions} equal to PyTorch's")
+        say(f"  captions: {parity.captions_equal} of {parity.captions} equal to PyTorch's")
     if parity.chain is not None:
         show_chain(parity.chain)
 
 
 def show_chain(chain: ChainParity) -> None:
     for name, cosine in chain.embeddings.items():
-        print(
+        say(
             f"  whole chain, {name} given the fp32 caption: cosine to fp32 at least {cosine.smallest:.6f}, "
             f"mean {cosine.mean:.6f}, {chain.clips} clips"
         )
     if chain.captions:
-        print(f"  whole chain, captions: {chain.captions_equal} of {chain.captions} equal to fp32's")
+        say(f"  whole chain, captions: {chain.captions_equal} of {chain.captions} equal to fp32's")
 
 
 def show_signers(signers: Sequence[PublicKey] | None, trusted: Sequence[PublicKey]) -> str:
@@ -66,42 +67,40 @@ def signer_ids(signers: Sequence[PublicKey] | None, trusted: Sequence[PublicKey]
 def show_manifest(
     bundle: Path, manifest: Manifest, signers: Sequence[PublicKey] | None, trusted: Sequence[PublicKey]
 ) -> None:
-    print(f"{bundle}: {manifest.extractor}, {manifest.precision}, {manifest.backend}, made {manifest.created}")
-    print(f"  fingerprint   {manifest.fingerprint}")
-    print(f"  signatures    {show_signers(signers, trusted)}")
-    print(f"  features      {_widths(manifest)} numbers per clip")
+    say(f"{bundle}: {manifest.extractor}, {manifest.precision}, {manifest.backend}, made {manifest.created}")
+    say(f"  fingerprint   {manifest.fingerprint}")
+    say(f"  signatures    {show_signers(signers, trusted)}")
+    say(f"  features      {_widths(manifest)} numbers per clip")
     for line in _vlm_lines(manifest):
-        print(line)
+        say(line)
     if manifest.cnn is not None:
         cnn = manifest.cnn
-        print(f"  frames        {cnn.frames} of {cnn.preprocessing.size} px into {cnn.network}, {cnn.choice}")
+        say(f"  frames        {cnn.frames} of {cnn.preprocessing.size} px into {cnn.network}, {cnn.choice}")
     rule = manifest.keyframes
-    print(f"  keyframes     {rule.count} of {rule.candidates} at {rule.preprocessing.size} px ({rule.space})")
+    say(f"  keyframes     {rule.count} of {rule.candidates} at {rule.preprocessing.size} px ({rule.space})")
     for part, source in manifest.sources.items():
-        print(f"  {part:13} {source.name} ({source.revision}), licence: {source.licence}")
+        say(f"  {part:13} {source.name} ({source.revision}), licence: {source.licence}")
         if warning := licence_warning(part, source.licence):
-            print(f"                WARNING: {warning}")
-        print(
-            f"                {source.parameters:,} parameters as the paper counts, {source.parameters_tied:,} stored"
-        )
+            say(f"                WARNING: {warning}")
+        say(f"                {source.parameters:,} parameters as the paper counts, {source.parameters_tied:,} stored")
     for name, graph in manifest.graphs.items():
         size, parity = manifest.files[graph.file].bytes / 1e6, manifest.parity.graphs[name]
-        print(
+        say(
             f"  {name:13} {graph.file}, {size:.1f} MB, {graph.precision}, "
             f"error {parity.max_rel:.1e}, cosine {parity.min_cosine:.6f} "
             f"({parity.ran_on})"
         )
         for kind, operators in graph.ledger.items():
-            print(f"                {kind}: {', '.join(f'{count} {name}' for name, count in operators.items())}")
+            say(f"                {kind}: {', '.join(f'{count} {name}' for name, count in operators.items())}")
         for plan in graph.plans:
             where = f"TensorRT {plan.tensorrt}, {plan.gpu} ({plan.compute_capability})"
             options = " ".join(plan.options.flags()) or "default options"
-            print(f"                plan for {where}, {options}, {manifest.files[plan.file].bytes / 1e6:.1f} MB")
+            say(f"                plan for {where}, {options}, {manifest.files[plan.file].bytes / 1e6:.1f} MB")
     if manifest.calibration is not None:
-        print(f"  calibration   {manifest.calibration.clips} clips, {manifest.calibration.source}")
+        say(f"  calibration   {manifest.calibration.clips} clips, {manifest.calibration.source}")
     if manifest.parity.chain is not None:
         show_chain(manifest.parity.chain)
-    print("  built with    " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
+    say("  built with    " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
 
 
 def _widths(manifest: Manifest) -> str:
@@ -124,13 +123,13 @@ def _vlm_lines(manifest: Manifest) -> list[str]:
 
 
 def show_extractors(rows: list[dict[str, Any]]) -> None:
-    print(f"{'--extractor':19} {'frames':8} {'numbers':>7} {'parameters':>12} {'in the paper':>12}  remarks")
+    say(f"{'--extractor':19} {'frames':8} {'numbers':>7} {'parameters':>12} {'in the paper':>12}  remarks")
     for row in rows:
         paper = row["paper"]
         printed = f"{paper['parameters']:,}" if paper else "-"
         remarks = "; ".join(paper["slips"]) if paper else "not in the paper: the baseline of k-means frames"
         numbers = f"{row['frames']:8} {row['dimension']:7,} {row['parameters']:12,} {printed:>12}"
-        print(f"{row['name']:19} {numbers}  {remarks}".rstrip())
+        say(f"{row['name']:19} {numbers}  {remarks}".rstrip())
 
 
 def extractor_row(entry: ExtractorEntry, parameters: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from ..base.errors import DataError
+from ..base.errors import DataError, printable
 from .codecs import Codec
 from .head import HeadSpec, Params, without_defaults
 
@@ -165,14 +165,29 @@ class RunSettings(_Record, frozen=True):
         return hashlib.sha256(self.encode()).hexdigest()
 
 
+def unprintable(*names: str) -> list[str]:
+    """Those that hold a control character or another that cannot be printed, escaped."""
+    return [ascii(name) for name in names if not name.isprintable()]
+
+
 def decode_run_settings(data: bytes) -> RunSettings:
-    """Strict: DataError on an unknown key, a wrong type, labels that do not fit the head, or senseless options."""
+    """Strict: DataError on an unknown key, a wrong type, labels that do not fit the head, or senseless options.
+
+    Names that cannot be printed are refused (``bad_settings``): they would reach the silo's terminal and logs.
+    """
     try:
         settings = msgspec.json.decode(data, type=RunSettings)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"the coordinator's run settings cannot be read: {error}") from error
+        raise DataError(f"the coordinator's run settings cannot be read: {printable(str(error))}") from error
     if len(settings.labels) != settings.head.outputs:
         raise DataError(f"the run has {len(settings.labels)} labels, its head {settings.head.outputs} outputs")
+    if unprintable(settings.run, settings.fingerprint, *settings.labels):
+        shown = ", ".join(unprintable(settings.run, settings.fingerprint, *settings.labels)[:3])
+        raise DataError(
+            f"the coordinator's run settings have characters that cannot be printed in a name: {shown}; expected "
+            "a run name, a fingerprint and labels without control characters",
+            code="bad_settings",
+        )
     if wrong := [*settings.strategy.problems(), *settings.train.problems()]:
         raise DataError(f"the coordinator's run settings make no sense: {'; '.join(wrong)}", code="bad_settings")
     return settings

@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from flamest.base.console import command
-from flamest.base.errors import DataError
+from flamest.base.console import command, say
+from flamest.base.errors import DataError, printable
 
 
 @command
@@ -44,3 +44,35 @@ def test_a_file_error_names_the_file_and_exits_74(capsys):
         unreadable(as_json=False)
     assert ended.value.code == 74
     assert "/nowhere/at/all" in capsys.readouterr().err
+
+
+HOSTILE = "\x1b[2Jclean\x07\x9b31m"
+
+
+@command
+def quoting(*, as_json: bool) -> None:
+    raise DataError(f"no backend:\n  run '{HOSTILE}'", fix=f"tell {HOSTILE}")
+
+
+def test_text_from_elsewhere_is_printed_with_its_control_characters_escaped(capsys):
+    say(f"Läufer {HOSTILE}\nerror: forged")
+    assert capsys.readouterr().out == "Läufer \\x1b[2Jclean\\x07\\x9b31m\\nerror: forged\n"
+
+
+def test_an_error_says_no_control_character_and_keeps_its_lines(capsys):
+    for as_json in (True, False):
+        with pytest.raises(SystemExit):
+            quoting(as_json=as_json)
+        out, err = capsys.readouterr()
+        assert err.splitlines() == [
+            "error: no backend:",
+            "  run '\\x1b[2Jclean\\x07\\x9b31m'",
+            "  fix: tell \\x1b[2Jclean\\x07\\x9b31m",
+        ]
+        assert (out + err).replace("\n", "").isprintable()
+
+
+def test_what_is_made_printable_is_printable_whatever_it_was():
+    every = "".join(map(chr, range(0x300))) + "\u200b\u202e\u2028\udcff\U0001f600"
+    assert printable(every).isprintable()
+    assert printable("Zoë's clip 7") == "Zoë's clip 7"

@@ -105,3 +105,17 @@ def test_settings_that_make_no_sense_are_refused_by_the_silo(old, new):
     assert old in OLD_BYTES
     with pytest.raises(DataError):
         decode_run_settings(OLD_BYTES.replace(old, new))
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "a\nb", "\u202egnp", "\x9b31m"])
+def test_names_that_cannot_be_printed_are_refused_by_the_silo_and_said_escaped(name):
+    for changes in ({"run": name}, {"labels": ("x", name)}, {"fingerprint": name}):
+        with pytest.raises(DataError, match="cannot be printed") as refused:
+            decode_run_settings(msgspec.structs.replace(OLD, **changes).encode())
+        assert refused.value.code == "bad_settings"
+        assert refused.value.message.isprintable()
+    with pytest.raises(DataError, match="cannot be read") as refused:
+        decode_run_settings(msgspec.json.encode({name: 1}))
+    assert refused.value.message.isprintable()
+    good = msgspec.structs.replace(OLD, labels=("läuft", "走る 1"))
+    assert decode_run_settings(good.encode()) == good

@@ -1,0 +1,72 @@
+"""What others named never reaches an administrator's terminal raw."""
+
+from pathlib import Path
+
+import grpc
+import pytest
+from flamest.agent import predict as prediction
+from flamest.agent.cli import app
+from flamest.agent.link_errors import lasting_problem
+from flamest.agent.predict import LabelProbability, Prediction
+from flamest.agent.status import AgentStatus, write_status
+from typer.testing import CliRunner
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\nerror: forged\u202e"
+ESCAPED = r"\x1b]0;owned\x07\x1b[2J\r\nerror: forged\u202e"
+
+
+def printed(*words) -> str:
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    assert all(line.isprintable() for line in done.output.split("\n"))
+    assert not any(line.startswith("error:") for line in done.output.split("\n"))
+    return done.output
+
+
+def test_status_escapes_the_runs_name_and_every_detail(tmp_path):
+    (tmp_path / "agent.toml").write_text("""
+state = "."
+store = "features.sqlite"
+[coordinator]
+address = "host:7443"
+ca = "ca.pem"
+certificate = "silo.pem"
+key = "silo.key"
+""")
+    told = {"detail": HOSTILE, "code": HOSTILE, "extraction": HOSTILE, "run": HOSTILE, "adopted_why": HOSTILE}
+    write_status(tmp_path, AgentStatus(**told, adopted="own", backends={HOSTILE: HOSTILE}))
+    assert printed("status", "--config", tmp_path / "agent.toml").count(ESCAPED) == 7
+    assert "\x1b" not in printed("status", "--config", tmp_path / "agent.toml", "--json")
+
+
+def test_predict_escapes_labels_captions_and_file_names(tmp_path, monkeypatch):
+    clip = Path(f"{HOSTILE.replace('/', '')}\udcff.mp4")
+    told = [
+        Prediction(clip, (LabelProbability(HOSTILE, 0.9),), HOSTILE),
+        Prediction(clip, reason=HOSTILE),
+    ]
+    monkeypatch.setattr(prediction, "predict_videos", lambda *_, **__: iter(told))
+    words = ["predict", "x.mp4", "--bundle", tmp_path, "--model", tmp_path / "m.safetensors"]
+    said = printed(*words)
+    assert said.count(ESCAPED) == 5
+    assert "\\udcff.mp4" in said
+    printed(*words, "--json")
+
+
+@pytest.mark.parametrize("status", [grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INVALID_ARGUMENT])
+def test_what_the_coordinator_answers_is_one_printable_line_of_an_error(status):
+    """Escaped where it comes in: it goes on into status.json and the log."""
+
+    class Failed(grpc.RpcError):
+        def code(self):
+            return status
+
+        def details(self):
+            return HOSTILE
+
+        def trailing_metadata(self):
+            return ()
+
+    problem = lasting_problem(Failed(), "host:7443")
+    assert ESCAPED in problem.message
+    assert problem.message.isprintable()
