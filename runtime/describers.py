@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 Vector = npt.NDArray[np.float32]
+GPU_BATCH = 16  # the most that the plans' profiles take (export/plans.py); on a CPU one clip fills the cores
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,29 +221,36 @@ class Retriever(_Batches):
         return self._captions[index]
 
 
-def open_describer(bundle: Bundle, open_graph: Callable[[str], Session], *, rows: int, batch: int) -> Describer | None:
+def open_describer(
+    bundle: Bundle, open_graph: Callable[[str], Session], *, rows: int, batch: int | None
+) -> Describer | None:
     """The describer of a checked bundle; None when its extractor has no vision-language part.
 
     ``open_graph`` opens a graph of the bundle by its name. ``rows``: captions in the making at once,
-    ``batch``: frames that one run of a graph sees.
+    ``batch``: frames that one run of a graph sees, None for what suits the place where it runs.
     """
     spec = bundle.manifest.vlm
     if spec is None:
         return None
     if isinstance(spec, RetrievedCaption):
-        return Retriever(open_graph("clip"), spec, batch=batch)
+        graph = open_graph("clip")
+        return Retriever(graph, spec, batch=batch or _usual_batch(graph))
     return _open_writer(bundle, spec, open_graph, rows=rows, batch=batch)
 
 
 def _open_writer(
-    bundle: Bundle, spec: VisionLanguage, open_graph: Callable[[str], Session], *, rows: int, batch: int
+    bundle: Bundle, spec: VisionLanguage, open_graph: Callable[[str], Session], *, rows: int, batch: int | None
 ) -> Describer:
     words = Words(_open_tokenizer(bundle))
     alone = open_graph("words") if spec.reading == "text" else None
     model = VisionLanguageModel(open_graph("vision"), open_graph("text"), spec, words=alone)
     if model.computes_on_host:
-        return RowWriter(model, words, rows=rows, batch=batch)
-    return BatchWriter(model, words, batch=batch)
+        return RowWriter(model, words, rows=rows, batch=batch or 1)
+    return BatchWriter(model, words, batch=batch or GPU_BATCH)
+
+
+def _usual_batch(graph: Session) -> int:
+    return 1 if graph.computes_on_host else GPU_BATCH
 
 
 def _open_tokenizer(bundle: Bundle) -> tokenizers.Tokenizer:

@@ -24,7 +24,7 @@ from ..base.errors import DataError
 from ..base.files import printable_path
 from .backends.opening import GraphOpener, Opening, Place, effective_precision
 from .bundle import Bundle, open_bundle
-from .describers import Described, open_describer
+from .describers import GPU_BATCH, Described, open_describer
 from .keyframes import load_clustering
 from .manifest import Manifest
 from .readahead import ReadAhead, RefusedClip
@@ -45,7 +45,7 @@ class Lanes:
     """How much is under way at once. Memory grows with it; the numbers do not depend on it."""
 
     readers: int  # decoder processes
-    batch: int = 1  # clips that one run of a graph sees
+    batch: int | None = None  # clips that one run of a graph sees; None: one on the CPU, GPU_BATCH elsewhere
     captions: int = 4  # captions in the making; at full size each holds 42 MB of keys and values
 
     @classmethod
@@ -75,6 +75,8 @@ class Extractor:
         opener = GraphOpener(bundle, opening)
         self._describer = open_describer(bundle, opener.open, rows=lanes.captions, batch=lanes.batch)
         self._cnn = opener.open("cnn") if bundle.manifest.cnn else None
+        on_host = self._cnn is None or self._cnn.computes_on_host
+        self._batch = lanes.batch or (1 if on_host else GPU_BATCH)
         keyframes = KeyframeFeatures(opener.open("keyframes")) if "keyframes" in self.stages else None
         self.places: dict[str, Place] = opener.places  # by graph
         bundle.must_be_unchanged()  # what has been opened is what was hashed
@@ -100,7 +102,7 @@ class Extractor:
         more = True
         try:
             while more or len(self._ahead) or jobs:
-                while more and len(self._ahead) < self._lanes.readers + self._lanes.batch:
+                while more and len(self._ahead) < self._lanes.readers + self._batch:
                     clip = next(coming, None)
                     more = clip is not None
                     if clip is not None:
@@ -134,7 +136,7 @@ class Extractor:
         """Take clips that have been read while there is room; wait for one only when there is nothing else to do."""
         admitted: list[_Job] = []
         describer = self._describer
-        while len(self._ahead) and len(admitted) < self._lanes.batch and (describer is None or describer.room > 0):
+        while len(self._ahead) and len(admitted) < self._batch and (describer is None or describer.room > 0):
             idle = not admitted and (describer is None or not describer.busy)
             if not (self._ahead.ready or idle):
                 break

@@ -10,6 +10,7 @@ Not run on hardware yet. Calls and their results are those of the CUDA runtime A
 from __future__ import annotations
 
 import math
+import threading
 import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -60,13 +61,16 @@ class DeviceValue:
 class CudaDevice:
     """GPU ``number``. Open one per process and share it: values of one device pass between its sessions.
 
-    One thread at a time. Methods raise the errors of NO_DRIVER_OR_GPU, GPU_MEMORY and BACKEND_FAILED.
+    Whoever puts work on the stream holds ``turn`` for as long as the work belongs together: what a second thread put
+    between the calls of a run would be recorded with it, and repeated with every replay. Methods raise the errors
+    of NO_DRIVER_OR_GPU, GPU_MEMORY and BACKEND_FAILED.
     """
 
     def __init__(self, runtime: Any, *, number: int = 0) -> None:
         self._runtime = runtime
         self._free: dict[Hashable, list[Block]] = {}
         self._sent: list[Array] = []  # read by copies that may not have ended
+        self.turn = threading.RLock()
         self._call("cudaSetDevice", number)
         self.stream = int(self._call("cudaStreamCreate"))
 
@@ -89,8 +93,9 @@ class CudaDevice:
 
     def value(self, array: Array) -> DeviceValue:
         """A copy of ``array``."""
-        block = self.take(("bytes", array.nbytes), array.nbytes)
-        self.upload(block.pointer, array)
+        with self.turn:
+            block = self.take(("bytes", array.nbytes), array.nbytes)
+            self.upload(block.pointer, array)
         return DeviceValue(self, block, array.shape, array.dtype)
 
     def upload(self, pointer: int, array: Array) -> None:
@@ -103,10 +108,11 @@ class CudaDevice:
     def download(self, pointer: int, shape: Shape, dtype: np.dtype[Any]) -> Array:
         """Waits until all that was asked for is done."""
         array = np.empty(shape, dtype)
-        if array.nbytes:
-            kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-            self._call("cudaMemcpyAsync", array.ctypes.data, pointer, array.nbytes, kind, self.stream)
-        self.wait()
+        with self.turn:
+            if array.nbytes:
+                kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+                self._call("cudaMemcpyAsync", array.ctypes.data, pointer, array.nbytes, kind, self.stream)
+            self.wait()
         return array
 
     def wait(self) -> None:

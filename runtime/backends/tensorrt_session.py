@@ -49,7 +49,10 @@ class _Captured:
 
 
 class TensorRtSession:
-    """An opened engine (session.py). One thread at a time. ``cuda_graphs=False`` launches every run anew."""
+    """An opened engine (session.py). Runs of a device's sessions wait for each other, whatever thread they come from.
+
+    ``cuda_graphs=False`` launches every run anew.
+    """
 
     computes_on_host = False
 
@@ -97,10 +100,15 @@ class TensorRtSession:
         return self.value(array)
 
     def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        return {name: value.numpy() for name, value in self.run_values(feeds, outputs).items()}
+        with self._device.turn:
+            return {name: value.numpy() for name, value in self.run_values(feeds, outputs).items()}
 
     def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
         """Raises the error of PROFILE_RANGE, before anything is launched, for a shape that the plan cannot take."""
+        with self._device.turn:
+            return self._run(feeds, outputs)
+
+    def _run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None) -> dict[str, Value]:
         ready = {name: self._ready(name, feeds) for name in self.inputs}
         shapes = {name: feed.shape for name, feed in ready.items()}
         if problem := range_refusal(self._name, self._ranges, shapes):

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from flamest.base.errors import InvariantError
 from flamest.base.files import sha256_file
+from flamest.runtime.backends.ort_cpu import OrtSession
 from flamest.runtime.captioning import CaptionRows
+from flamest.runtime.describers import GPU_BATCH, BatchWriter
 from flamest.runtime.extractor import Lanes, open_extractor
 from flamest.runtime.records import Clip
 from flamest.runtime.session import open_session
@@ -78,7 +80,7 @@ def test_clips_are_asked_for_only_a_few_ahead_so_that_memory_does_not_grow_with_
             yield many[number % 3]
 
     with open_extractor(toy_bundle, threads=1, lanes=lanes) as extractor:
-        most = lanes.readers + lanes.batch + lanes.captions + 1
+        most = lanes.readers + 1 + lanes.captions + 1
         for number, _ in enumerate(extractor.extract_all(coming())):
             # A clip may end while an older one's caption is still being written: it waits for its turn.
             assert len(asked) - number <= most + toy_longest(toy_bundle) * lanes.captions
@@ -97,6 +99,23 @@ def test_an_extraction_that_is_left_early_leaves_nothing_behind(toy_bundle, many
         next(extracting)
         extracting.close()
         assert bytes_of(next(extractor.extract_all(many[1:2]))) == bytes_of(one_by_one[1])
+
+
+def test_where_graphs_run_beside_the_cpu_a_run_sees_as_many_clips_as_plans_are_made_for(
+    toy_bundle, many, one_by_one, monkeypatch
+):
+    """On a GPU, that is; here the CPU's session says that it computes elsewhere."""
+    monkeypatch.setattr(OrtSession, "computes_on_host", False)
+    with open_extractor(toy_bundle, threads=1) as extractor:
+        described = extractor._describer
+        assert isinstance(described, BatchWriter)
+        assert (described.batch, extractor._batch) == (GPU_BATCH, GPU_BATCH)
+        found = list(extractor.extract_all(many))
+    for one, alone in zip(found, one_by_one, strict=True):
+        assert (one.features is None) == (alone.features is None)
+        if one.features is not None:
+            np.testing.assert_allclose(one.features.vlm, alone.features.vlm, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(one.features.cnn, alone.features.cnn, rtol=1e-4, atol=1e-5)
 
 
 # --- captions row by row ---

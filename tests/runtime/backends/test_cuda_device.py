@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,25 @@ def test_blocks_of_a_kind_are_used_again_once_nobody_holds_their_value(fake_cuda
     del value
     assert device.value(array).pointer == first
     np.testing.assert_array_equal(other.numpy(), array + 1)
+
+
+def test_a_second_thread_puts_nothing_on_the_stream_while_another_has_the_turn(fake_cuda):
+    cuda = fake_cuda.FakeCuda()
+    device = CudaDevice(cuda)
+    told, copied = [], threading.Event()
+
+    def other():
+        told.append(device.value(np.ones(3, np.float32)).numpy().tolist())
+        copied.set()
+
+    with device.turn:  # as a session does for the length of a run
+        before = list(cuda.calls)
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert not copied.wait(0.2)
+        assert list(cuda.calls) == before
+    thread.join(10)
+    assert told == [[1.0, 1.0, 1.0]]
 
 
 def test_an_empty_array_has_an_address_and_nothing_is_copied(fake_cuda):
