@@ -26,7 +26,10 @@ app = typer.Typer(
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
 ConfigOption = Annotated[Path, typer.Option("--config", help="The agent's settings, agent.toml.")]
 StoreOption = Annotated[Path, typer.Option("--store", help="The feature store made by extract.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Cores to use; all when not given.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads for each network; usually all cores that this process may use."),
+]
 
 app.command("keygen")(keygen)
 app.command("doctor")(doctor)

@@ -34,7 +34,10 @@ def extract(
         typer.Option("--videos", help="Folder of clips as LABEL/clip.mp4, or with a labels.csv (path,label,group)."),
     ],
     store: StoreOption,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Cores to use; all when not given.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="Threads for each network; usually all cores that this process may use."),
+    ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try clips again that could not be read before.")] = False,
     clip_timeout: Annotated[
         float, typer.Option("--clip-timeout", min=1.0, help="Seconds that decoding one clip may take.")

@@ -20,7 +20,10 @@ CheckOption = Annotated[
     bool,
     typer.Option("--check", help="Check the graphs too as flamest-export check does; leave no bundle when one fails."),
 ]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Cores to use; all when not given.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads for each network; usually all cores that this process may use."),
+]
 TrustedKeyOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -10,7 +10,6 @@ parts do not see each other: a pair's numbers are, bit for bit, those of its two
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from ..base.cores import usable_cores
 from ..base.errors import DataError
 from ..base.files import printable_path
 from .backends.opening import GraphOpener, Opening, Place, effective_precision
@@ -51,7 +51,7 @@ class Lanes:
     @classmethod
     def usual(cls, threads: int | None = None) -> Lanes:
         """For the CPU, where a network fills the cores with one clip and captions with several."""
-        cores = threads or len(os.sched_getaffinity(0))
+        cores = threads or usable_cores()
         return cls(readers=max(1, min(cores, 8)))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...base.cores import usable_cores
 from ...base.errors import DataError
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import Evaluation, TrainSettings
@@ -60,7 +60,7 @@ class HeadTrainer:
     def __init__(self, spec: HeadSpec, *, threads: int | None = None, dtype: DType = "float32") -> None:
         self.spec = spec
         self._dtype: DType = dtype
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or usable_cores()
         self._forward = open_session(forward_graph(spec, dtype=dtype), threads=threads)
         self._steps: dict[bool, StepSessions] = {}  # by whether classes are balanced
 

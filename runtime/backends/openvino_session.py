@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...base.cores import usable_cores
 from ..session import Array, Feed, Value, on_host, wanted_outputs
 from .refusals import Code, refuse
 
@@ -53,7 +53,7 @@ class OpenVinoSession:
             "INFERENCE_PRECISION_HINT": computed,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": threads or len(os.sched_getaffinity(0)),
+            "INFERENCE_NUM_THREADS": threads or usable_cores(),
         }
         try:
             compiled = openvino.Core().compile_model(str(graph), "CPU", settings)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from ...base.cores import usable_cores
 from ...base.errors import DataError, MissingExtra
 from ..session import Array, Feed, Value, on_host, wanted_outputs
 
@@ -40,7 +40,7 @@ class OrtSession:
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.enable_mem_pattern = False  # it would keep the most that a run ever took, for each graph
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or usable_cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")

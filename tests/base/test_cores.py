@@ -1,0 +1,31 @@
+"""A container's quota bounds the cores that are used."""
+
+import os
+
+import pytest
+from flamest.base.cores import usable_cores
+
+HERE = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, HERE),
+        ({"cpu.max": "max 100000\n"}, HERE),
+        ({"cpu.max": "100000 100000\n"}, 1),
+        ({"cpu.max": "20000 100000\n"}, 1),
+        ({"cpu.max": "150000 100000\n"}, min(HERE, 2)),
+        ({"cpu.max": "6400000 100000\n"}, HERE),
+        ({"cpu.max": "nonsense\n"}, HERE),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, HERE),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "50000\n"}, HERE),
+    ],
+)
+def test_as_many_as_the_quota_or_the_machine_allows(tmp_path, files, cores):
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert usable_cores(tmp_path) == cores
