@@ -28,7 +28,7 @@ from flamest.experiments.partition import dirichlet
 from flamest.experiments.simulation import SimulatedSilo, simulate
 from flamest.fedproto.codecs import CODECS, Codec
 from flamest.fedproto.head import HeadSpec
-from flamest.fedproto.records import RunSettings, TrainSettings
+from flamest.fedproto.records import RunSettings, Strategy, TrainSettings
 
 SILOS, BETA, HELD_OUT = 4, 0.6, 0.2
 NEAR = 0.95  # of the final accuracy: how many bytes until then
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS))
     parser.add_argument("--rounds", type=int, default=80)
     parser.add_argument("--learning-rate", type=float, default=TrainSettings().learning_rate)
+    parser.add_argument("--average-last", type=int, default=0, help="the final model is the mean of so many rounds'")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     found = sorted(asked.folder.glob("*.npz"))
@@ -50,9 +51,14 @@ def main() -> None:
     with np.load(found[0], allow_pickle=False) as data:
         x, y, groups = data["x"].astype(np.float32), data["y"], data["group"]
     for seed, codec in itertools.product(range(asked.seeds), asked.codecs):
-        rows.append(one_run(x, y, groups, codec, Plan(seed, asked.rounds, asked.learning_rate)))
+        rows.append(one_run(x, y, groups, codec, Plan(seed, asked.rounds, asked.learning_rate, asked.average_last)))
         figures = {"data": found[0].name, "rounds": asked.rounds, "silos": SILOS, "dirichlet": BETA}
-        figures |= {"learning_rate": asked.learning_rate, "summary": summary(rows), "rows": rows}
+        figures |= {
+            "learning_rate": asked.learning_rate,
+            "average_last": asked.average_last,
+            "summary": summary(rows),
+            "rows": rows,
+        }
         if asked.out:
             asked.out.write_text(json.dumps(figures, indent=1) + "\n")
         print(json.dumps(figures["summary"]), flush=True)
@@ -65,6 +71,7 @@ class Plan:
     seed: int
     rounds: int
     learning_rate: float
+    average_last: int
 
 
 def one_run(x: Any, y: Any, groups: Any, codec: Codec, plan: Plan) -> dict[str, Any]:
@@ -88,6 +95,7 @@ def one_run(x: Any, y: Any, groups: Any, codec: Codec, plan: Plan) -> dict[str, 
         fingerprint="bench",
         seed=seed,
         train=TrainSettings(learning_rate=plan.learning_rate),
+        strategy=Strategy(average_last=plan.average_last),
     )
     return measured(run, codec, silos, FeatureTable(x[test], classes[test]))
 

@@ -65,9 +65,17 @@ def pick_keyframes(features: npt.NDArray[np.float32], count: int, seed: int) -> 
     """
     if not np.isfinite(features).all():
         raise DataError("the keyframe graph gave NaN or infinity for this clip", code="not_finite")
-    distinct = np.sort(np.unique(features, axis=0, return_index=True)[1])
+    distinct = _distinct(features)
     chosen = distinct if len(distinct) <= count else _nearest_to_centres(features, count, seed)
     return np.sort(np.resize(chosen, count))
+
+
+def _distinct(features: npt.NDArray[np.float32]) -> Indices:
+    """The first row of each that there is (np.unique over rows takes half as long as the clustering)."""
+    first: dict[bytes, int] = {}
+    for index, row in enumerate(features + np.float32(0.0)):  # -0.0 is 0.0
+        first.setdefault(row.tobytes(), index)
+    return np.fromiter(first.values(), np.int64)
 
 
 def _nearest_to_centres(features: npt.NDArray[np.float32], count: int, seed: int) -> Indices:
