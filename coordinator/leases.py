@@ -2,8 +2,8 @@
 
 Two agents with one certificate (a copied machine, a forgotten test) would answer rounds in turns. The first one that
 asks holds the identity until it has not been heard of for ``LEASE_S``, longer while it is at work on a round; another
-is refused (``duplicate_identity``) and may ask again. An agent keeps its instance over restarts, so it never waits for
-itself. Agents that name none, from before this field, neither hold nor are refused.
+is refused (``duplicate_identity``) and may ask again. An agent keeps its instance over restarts until its machine is
+rebooted: then it waits. Agents that name none, from before this field, neither hold nor are refused.
 """
 
 from __future__ import annotations
