@@ -49,7 +49,11 @@ def run(
     trusted_key: TrustedKeyOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Join a coordinator and train whenever it asks. Runs until stopped (Ctrl-C or SIGTERM)."""
+    """Join a coordinator and train whenever it asks. Runs until stopped (Ctrl-C or SIGTERM).
+
+    A new certificate in the place of the old one is taken into use between rounds, without a restart;
+    SIGHUP (kill -HUP PID) asks for it.
+    """
     import msgspec
 
     from ..base.crash import keep_crashes_private
@@ -82,8 +86,9 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
     """What the daemon is doing, what it has sent, and whether it is alive."""
     import msgspec
 
+    from ..fedproto.tls import WARN_DAYS
     from .settings import load_agent_settings
-    from .status import is_alive, read_status
+    from .status import is_alive, read_status, renewal_fix
 
     settings = load_agent_settings(config)
     now = read_status(settings.state)
@@ -102,6 +107,12 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
             f"left this site: {now.updates_sent} updates, {now.sent_bytes / 1e6:.2f} MB; "
             f"received {now.received_bytes / 1e6:.2f} MB"
         )
+        if (left := now.certificate_days) is not None:
+            say(f"certificate: until {now.certificate_expires[:10]}, {left:.0f} days left")
+            if left < WARN_DAYS:
+                say(f"  {renewal_fix(now.silo)}")
+            if now.certificate_problem:
+                say(f"  the new files are not in use: {now.certificate_problem}")
         if now.adopted:
             which = {"own": "this silo's own", "final": "the final one of the run"}[now.adopted]
             say(f"model in use: {which}")
@@ -109,7 +120,7 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
                 say(f"  {now.adopted_why}")
         for where, graphs in now.graphs_by_place().items():
             say(f"last extraction: {', '.join(graphs)} on {where}")
-    return {**msgspec.to_builtins(now), "alive": alive}
+    return {**msgspec.to_builtins(now), "alive": alive, "certificate_days": now.certificate_days}
 
 
 @app.command("train")

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from ..base.errors import DataError, FlamestError, StorageError, UnreachableError
+from ..base.errors import DataError, FlamestError, IdentityError, StorageError, UnreachableError
 from ..base.files import FileLock
 from ..base.log import Log
 from ..base.shutdown import Shutdown
@@ -26,6 +26,7 @@ from .instance import agent_instance
 from .link import DuplicateIdentity, Link, LinkStopped, RunChanged, StaleUpdate
 from .measure import Adoption
 from .policy import PolicyRefused
+from .renewal import Renewal
 from .settings import AgentSettings
 from .status import LOCK_FILE, AgentStatus, Doing, write_status
 from .tasks import (
@@ -74,7 +75,6 @@ class _Daemon:
         self._shutdown = shutdown
         self._worker = worker
         self._scanned = -settings.work.rescan_s
-        self._before = (0, 0)  # bytes sent and received over the connections before this one
         self._instance = agent_instance(settings.state)
         self._status = AgentStatus(pid=os.getpid(), silo=silo, since=_now())
         write_status(settings.state, self._status)
@@ -83,15 +83,21 @@ class _Daemon:
         log.info("starting", silo=self._silo, coordinator=self._settings.coordinator.address)
         self._gate = Gate.open(self._settings.state, self._settings.policy, self._silo, self._settings.coordinator)
         self._note_budget()
+        with Link.open(self._settings.coordinator, shutdown=self._shutdown, leaving=self._gate.leaving) as link:
+            self._renewal = Renewal(link, self._settings.coordinator.files)
+            self._note_certificate()
+            return self._serve_runs(link, once=once)
+
+    def _serve_runs(self, link: Link, *, once: bool) -> AgentStatus:
+        """One run after the other, over whatever happens to the line."""
         pause = RETRY_S[0]
         while not self._shutdown.requested:
             try:
-                with Link.open(self._settings.coordinator, shutdown=self._shutdown, leaving=self._gate.leaving) as link:
-                    self._before = (self._status.sent_bytes, self._status.received_bytes)
-                    run = link.join()
-                    pause = RETRY_S[0]
-                    if self._serve_run(link, run, once=once):
-                        return self._status
+                self._renew_if_due()
+                run = link.join()
+                pause = RETRY_S[0]
+                if self._serve_run(link, run, once=once):
+                    return self._status
             except (WorkStopped, LinkStopped):
                 break
             except RunChanged as change:
@@ -100,7 +106,11 @@ class _Daemon:
                 self._become("duplicate_identity", detail=f"{error.message}; {error.fix}")
                 log.error("duplicate_identity", detail=error.message, fix=error.fix)
                 self._shutdown.wait(DUPLICATE_S * random.uniform(0.8, 1.2))
+            except IdentityError:
+                if not self._renew_if_due():  # otherwise: refused with a certificate that was renewed meanwhile
+                    raise
             except UnreachableError as error:
+                link.redial()
                 self._become("unreachable", detail=error.message)
                 log.warning("unreachable", retry_s=pause, detail=error.message)
                 self._shutdown.wait(pause * random.uniform(0.5, 1.5))
@@ -113,7 +123,7 @@ class _Daemon:
         self._become("stopped", detail=error.message, code=error.code)
 
     def _serve_run(self, link: Link, run: RunSettings, *, once: bool) -> bool:
-        """One connection's life; True when the run has finished and ``once`` asks to end then."""
+        """From joining to what ends it; True when the run has finished and ``once`` asks to end then."""
         self._extract_if_due()
         log.info("joined", run=run.run, rounds=run.rounds, settings=run.sha256[:12])
         self._note(run=run.run, rounds=run.rounds)
@@ -122,6 +132,7 @@ class _Daemon:
         while not self._shutdown.requested:
             if losses != link.losses:  # it was away, and may have come back from an older backup
                 answered, losses = 0, link.losses
+            self._renew_if_due()
             standing = link.wait(run, answered, POLL_S, instance=self._instance)
             self._count(link)
             if standing.phase is Phase.EVALUATE and measured != standing.model_sha256:
@@ -145,6 +156,13 @@ class _Daemon:
             self._shutdown.wait(standing.poll_after_s)
             self._extract_if_due()
         return False
+
+    def _renew_if_due(self) -> bool:
+        """Take a renewed certificate into use; whether one was. Only the line changes, nothing of the run is lost."""
+        renewed = self._renewal.look(asked=self._shutdown.take_reload())
+        self._renewal.warn_daily()
+        self._note_certificate()
+        return renewed
 
     def _answer(self, link: Link, run: RunSettings, standing: Standing) -> None:
         """Train on the round's model and send the update, unless this silo's policy forbids it."""
@@ -320,9 +338,11 @@ class _Daemon:
         if (budget := self._settings.policy.budget) is not None:
             self._note(epsilon_spent=self._gate.epsilon, epsilon_budget=budget[0])
 
+    def _note_certificate(self) -> None:
+        self._note(certificate_expires=self._renewal.expires, certificate_problem=self._renewal.problem)
+
     def _count(self, link: Link) -> None:
-        sent, received = self._before
-        self._note(sent_bytes=sent + link.sent_bytes, received_bytes=received + link.received_bytes)
+        self._note(sent_bytes=link.sent_bytes, received_bytes=link.received_bytes)
 
     def _note(self, **changes: Any) -> None:
         changed = msgspec.structs.replace(self._status, **changes)

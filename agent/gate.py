@@ -18,6 +18,7 @@ from ..base.log import Log
 from ..fedproto.head import HeadSpec
 from ..fedproto.messages import EvaluationReport, UpdateHeader
 from ..fedproto.records import Evaluation, GlobalModel, RunSettings, Update
+from ..fedproto.tls import read_file
 from .accountant import Spend, epsilon_of
 from .egress import Entry, Ledger, TensorSent, What
 from .link import Leaving, LinkSettings
@@ -35,7 +36,7 @@ class Gate:
     def __init__(self, state: Path, policy: Policy, silo: str, ledger: Ledger) -> None:
         self.policy = policy
         self._state = state
-        self._silo = silo
+        self.silo = silo
         self._ledger = ledger
         self._next: tuple[RunSettings, Outgoing] | None = None
 
@@ -46,7 +47,7 @@ class Gate:
         Raises DataError (``ledger_broken``), StorageError.
         """
         gate = cls(state, policy, silo, Ledger.open(state))
-        gate._enter_certificate(link)
+        gate.shows_certificate(link)
         told = {key: value for key, value in msgspec.to_builtins(policy).items() if value is not None}
         last = max(gate._ledger.reading.of("policy"), key=lambda entry: entry.n, default=None)
         if last is None or (last.policy, last.overrides) != (told, policy.overrides()):
@@ -54,6 +55,14 @@ class Gate:
         for override in policy.overrides():
             log.warning("policy_override", what=override)
         return gate
+
+    def shows_certificate(self, link: LinkSettings) -> None:
+        """Call before a handshake shows a certificate, with this silo's name and public key: it is entered once."""
+        shown = read_file(link.certificate)
+        sha256 = sha256_bytes(shown)
+        if all(entry.sha256 != sha256 for entry in self._ledger.reading.of("enrolment")):
+            detail = f"certificate of silo '{self.silo}', shown to {link.address}: name and public key"
+            self._ledger.append("enrolment", sha256=sha256, bytes=len(shown), detail=detail)
 
     @property
     def spends(self) -> tuple[Spend, ...]:
@@ -68,7 +77,7 @@ class Gate:
 
     def update_id(self, run: RunSettings, model: GlobalModel) -> str:
         """The same round trained again after a crash has the same one, so it is counted once."""
-        text = f"{run.sha256}/{model.round}/{model.sha256}/{self._silo}".encode()
+        text = f"{run.sha256}/{model.round}/{model.sha256}/{self.silo}".encode()
         return hashlib.sha256(text).hexdigest()[:32]
 
     def resume(self, run: RunSettings, model: GlobalModel) -> Update | None:
@@ -108,7 +117,7 @@ class Gate:
     @property
     def leaving(self) -> Leaving:
         """What the link has to ask."""
-        return Leaving(self._update_leaves, self._evaluation_leaves)
+        return Leaving(self._update_leaves, self._evaluation_leaves, self.shows_certificate)
 
     def _update_leaves(self, header: UpdateHeader, message: bytes) -> None:
         """The update's entry; ``message`` is the header's. Durable when it returns.
@@ -168,14 +177,6 @@ class Gate:
 
     def _entries(self, update_id: str) -> list[Entry]:
         return [entry for entry in self._ledger.reading.of("update") if entry.update_id == update_id]
-
-    def _enter_certificate(self, link: LinkSettings) -> None:
-        """The certificate holds this silo's name and public key; the handshake shows it."""
-        shown = link.certificate.read_bytes()
-        sha256 = sha256_bytes(shown)
-        if all(entry.sha256 != sha256 for entry in self._ledger.reading.of("enrolment")):
-            detail = f"certificate of silo '{self._silo}', shown to {link.address}: name and public key"
-            self._ledger.append("enrolment", sha256=sha256, bytes=len(shown), detail=detail)
 
 
 def _tensors(head: HeadSpec, dtype: str) -> tuple[TensorSent, ...]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
-from ..base.errors import DataError
+from ..base.errors import DataError, IdentityError
 from ..base.shutdown import Shutdown
 from ..fedproto import channel as wire
 from ..fedproto import messages
@@ -23,8 +23,8 @@ from ..fedproto.codec import chunks, decode_params, param_bytes, payload_bytes, 
 from ..fedproto.codecs import apply, check_size
 from ..fedproto.head import Params, ParamsDigest, initial_params, params_sha256
 from ..fedproto.records import PROTOCOL, GlobalModel, Receipt, RunSettings, Standing, SubjectEvaluation, Update
-from ..fedproto.tls import TlsFiles, certificate_silo, channel_credentials, check_files
-from .link_errors import DuplicateIdentity, LinkStopped, RunChanged, StaleUpdate, split_address
+from ..fedproto.tls import TlsFiles, certificate_silo, channel_credentials, check_dates, check_files, files_mark
+from .link_errors import DuplicateIdentity, LinkStopped, RunChanged, StaleUpdate, handshake_problem, split_address
 from .patience import Patience, Retry
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Leaving(NamedTuple):
 
     update: Callable[[messages.UpdateHeader, bytes], None]
     evaluation: Callable[[messages.EvaluationReport, bytes], None]
+    certificate: Callable[[LinkSettings], None]  # another one than the link began with
 
 
 class LinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,7 +55,7 @@ class LinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Link:
-    """One connection, used by one thread. ``with Link.open(settings) as link: run = link.join() …``
+    """A silo's line to its coordinator, used by one thread. ``with Link.open(settings) as link: run = link.join() …``
 
     Every call may raise UnreachableError (its patience is over), IdentityError (refused: a person must
     act), RunChanged (join again), LinkStopped (the process was asked to end) and DataError (the other
@@ -63,16 +64,20 @@ class Link:
 
     def __init__(
         self,
-        channel: grpc.Channel,
         settings: LinkSettings,
         retry: Retry,
         shutdown: Shutdown | None,
         leaving: Leaving | None,
     ) -> None:
-        self._channel = channel
-        self._leaving = leaving
         self._settings = settings
-        self._patience = Patience(settings.address, settings.files, retry, shutdown)
+        self._retry = retry
+        self._shutdown = shutdown
+        self._leaving = leaving
+        self._mark = files_mark(settings.files)  # before they are read: what comes later is a change
+        self.certificate = check_files(settings.files)
+        self._credentials = channel_credentials(settings.files)
+        self._channel = self._new_channel()
+        self._patience = Patience(settings.address, retry, shutdown, self._handshake_problem)
         self.silo = certificate_silo(settings.certificate)
         self._held: tuple[str, Params] | None = None  # the last model and its hash, in a run with a lossy codec
         self.sent_bytes = 0  # protobuf messages, every attempt counted; TLS and HTTP/2 come on top
@@ -95,15 +100,55 @@ class Link:
         """
         need("grpc")
         wire.quiet()
-        import grpc
-
         split_address(settings.address)
-        check_files(settings.files)
-        credentials = channel_credentials(settings.files)
-        channel = grpc.secure_channel(settings.address, credentials, options=wire.client_options())
         if retry is None:
             retry = Retry() if shutdown is None else Retry(sleep=shutdown.wait)
-        return cls(channel, settings, retry, shutdown, leaving)
+        return cls(settings, retry, shutdown, leaving)
+
+    def reopen(self) -> None:
+        """Go on with the files as they are now, as soon as the coordinator has answered over them.
+
+        Raises what ``open`` and ``join`` raise, and IdentityError (``other_silo``); then this link goes on as it was.
+        """
+        with Link.open(self._settings, shutdown=self._shutdown, retry=self._retry) as fresh:
+            if fresh.silo != self.silo:
+                raise IdentityError(
+                    f"{self._settings.certificate} is of silo '{fresh.silo}', this agent is '{self.silo}'",
+                    fix="put this silo's certificate there; for another silo start an agent of its own",
+                    code="other_silo",
+                )
+            if self._leaving is not None:
+                self._leaving.certificate(self._settings)
+            fresh.join()
+            self._mark, self.certificate, self._credentials = fresh._mark, fresh.certificate, fresh._credentials
+            self._channel, fresh._channel = fresh._channel, self._channel  # the old one is closed with ``fresh``
+            self.sent_bytes += fresh.sent_bytes
+            self.received_bytes += fresh.received_bytes
+
+    def redial(self) -> None:
+        """A new connection with the files as they were read, in place of one that no one answers."""
+        self._channel.close()
+        self._channel = self._new_channel()
+
+    def _new_channel(self) -> grpc.Channel:
+        import grpc
+
+        return grpc.secure_channel(self._settings.address, self._credentials, options=wire.client_options())
+
+    def _handshake_problem(self) -> IdentityError | None:
+        """Why no handshake succeeds. Files that are no longer those in use would explain another one."""
+        try:
+            check_dates(self.certificate, self._settings.certificate)
+        except IdentityError as ended:
+            return ended
+        if self.files_changed:
+            return None
+        return handshake_problem(self._settings.address, self._settings.files)
+
+    @property
+    def files_changed(self) -> bool:
+        """Whether certificate, key or authority were replaced since this link read them; costs three stat()."""
+        return files_mark(self._settings.files) != self._mark
 
     @property
     def losses(self) -> int:
@@ -121,6 +166,7 @@ class Link:
 
     def join(self) -> RunSettings:
         """The settings of the run that the coordinator serves."""
+        self._held = None  # it may be another run
         reply = self._ask(wire.JOIN, messages.encode_join_request(PROTOCOL), wire.CALL_S)
         protocol, run = messages.decode_join_reply(reply)
         if protocol != PROTOCOL:

@@ -121,7 +121,7 @@ def handshake_problem(address: str, files: TlsFiles) -> IdentityError | None:
         return None
     return IdentityError(
         f"the coordinator at {address} closes every connection on seeing this silo's certificate",
-        fix="ask the coordinator's operator for a new certificate: flamest-coordinator silo add",
+        fix="ask the coordinator's operator for a new certificate: flamest-coordinator silo renew, or silo add",
         code="refused_certificate",
     )
 

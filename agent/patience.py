@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
-from ..base.errors import UnreachableError
+from ..base.errors import IdentityError, UnreachableError
 from ..base.shutdown import Shutdown
-from ..fedproto.tls import TlsFiles
-from .link_errors import LinkStopped, handshake_problem, lasting_problem
+from .link_errors import LinkStopped, lasting_problem
 
 if TYPE_CHECKING:
     import grpc
@@ -45,13 +44,15 @@ class Retry(msgspec.Struct, frozen=True):
 
 
 class Patience:
-    """One link's: ``losses`` counts the attempts that no one answered."""
+    """One link's: ``losses`` counts the attempts that no one answered. ``explain`` looks why no handshake succeeds."""
 
-    def __init__(self, address: str, files: TlsFiles, retry: Retry, shutdown: Shutdown | None) -> None:
+    def __init__(
+        self, address: str, retry: Retry, shutdown: Shutdown | None, explain: Callable[[], IdentityError | None]
+    ) -> None:
         self._address = address
-        self._files = files
         self._retry = retry
         self._shutdown = shutdown
+        self._explain = explain
         self.losses = 0
 
     def persist(self, attempt: Callable[[], T]) -> T:
@@ -69,7 +70,7 @@ class Patience:
                 self._end_if_asked()
                 problem = lasting_problem(error, self._address)
                 if problem is None and not explained:
-                    problem = handshake_problem(self._address, self._files)
+                    problem = self._explain()
                     explained = True
                 if problem is not None:
                     raise problem from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -51,7 +52,17 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     received_bytes: int = 0
     epsilon_spent: float | None = None  # record-dp: over all runs; None without
     epsilon_budget: float | None = None
+    certificate_expires: str = ""  # UTC, of the one in use
+    certificate_problem: str = ""  # why new files of this silo's identity are not in use; empty: nothing is wrong
     backends: dict[str, str] = {}  # by graph: where it ran when clips were last extracted
+
+    @property
+    def certificate_days(self) -> float | None:
+        """Until the certificate in use ends; None in a status of before this was kept."""
+        if not self.certificate_expires:
+            return None
+        ends = datetime.datetime.fromisoformat(self.certificate_expires)
+        return (ends - datetime.datetime.now(datetime.UTC)).total_seconds() / 86400
 
     def graphs_by_place(self) -> dict[str, list[str]]:
         places: dict[str, list[str]] = {}
@@ -80,3 +91,8 @@ def read_status(state: Path) -> AgentStatus:
 def is_alive(state: Path) -> bool:
     """Whether a daemon holds the state folder now (its lock ends with its process)."""
     return FileLock.is_held(state / LOCK_FILE)
+
+
+def renewal_fix(silo: str) -> str:
+    """Whom to ask for a certificate that ends later, and for what."""
+    return f"ask the coordinator's operator for: flamest-coordinator silo renew {silo}; then put silo.pem in its place"

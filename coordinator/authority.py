@@ -3,12 +3,13 @@
 DIR/ca.pem  ca-key.pem            the authority; the key signs silos and stays here
 DIR/server.pem  server-key.pem    the coordinator's own
 DIR/silos.json                    the allow-list, read by the running server on every call
-DIR/silos/NAME/silo.pem  ca.pem   what goes back to a silo
+DIR/silos/NAME/silo.pem  ca.pem   what goes back to a silo; its key is what `silo renew` makes a new certificate for
 DIR/coordinator.toml              starter settings
 """
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,19 +18,32 @@ import msgspec
 
 from ..base.errors import DataError, IdentityError, StorageError, UsageError
 from ..base.files import FileLock, fsync_directory, new_directory, write_atomic
-from ..fedproto.certificates import Identity, check_name, make_authority, make_server_certificate, sign_silo
-from ..fedproto.tls import read_facts, read_file
+from ..fedproto.certificates import (
+    Identity,
+    check_name,
+    make_authority,
+    make_server_certificate,
+    renew_silo,
+    sign_silo,
+)
+from ..fedproto.tls import WARN_DAYS, Facts, read_facts, read_file
 
 ALLOW_LIST = "silos.json"
 
 
-class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One silo on the allow-list. Times are UTC, ISO 8601."""
+class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One silo on the allow-list. Times are UTC, ISO 8601. What was never renewed or revoked is not written down."""
 
-    certificate_sha256: str  # the one certificate that counts; older ones of the same name do not
+    certificate_sha256: str  # of the newest certificate
     added: str
     expires: str
     revoked: str | None = None  # when, or None
+    earlier: dict[str, str] = {}  # certificates before renewals, which count until they end: SHA-256 to that time
+
+    @property
+    def days_left(self) -> float:
+        """Until the newest certificate ends; below 0 after that."""
+        return _days_until(self.expires)
 
 
 class Silos(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,7 +91,8 @@ def add_silo(folder: Path, name: str, request: bytes) -> Path:
         if known is not None and known.revoked is None:
             raise UsageError(
                 f"silo '{name}' is enrolled already, since {known.added}",
-                fix=f"for a new key: flamest-coordinator silo revoke {name}, then add it again",
+                fix=f"for a certificate that ends later: flamest-coordinator silo renew {name}; to shut out the key "
+                f"that it has: flamest-coordinator silo revoke {name}, then add it again",
             )
         certificate = sign_silo(authority, name, request)
         hand_over = folder / "silos" / name
@@ -86,22 +101,74 @@ def add_silo(folder: Path, name: str, request: bytes) -> Path:
         write_atomic(hand_over / "ca.pem", authority.certificate)
         fsync_directory(hand_over.parent)
         facts = read_facts(certificate, whose=name)
-        entry = Enrolment(facts.sha256, added=_utc(), expires=f"{facts.expires:%Y-%m-%dT%H:%M:%SZ}")
+        entry = Enrolment(facts.sha256, added=_utc(), expires=_expires(facts))
         _write(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
     return hand_over
 
 
-def revoke_silo(folder: Path, name: str) -> None:
-    """Take a silo off the allow-list: its next call is refused. Raises DataError (``unknown_silo``)."""
+def renew_enrolment(folder: Path, name: str, request: bytes | None) -> Enrolment:
+    """A new certificate for an enrolled silo, beside which the one it has counts until that ends.
+
+    It is for the key of the certificate that was handed over last, or of ``request`` (PEM), and takes that one's place
+    in the folder that goes back to the silo. Raises DataError (``unknown_silo``, ``no_certificate``), StorageError,
+    and for a request as ``add_silo``.
+    """
+    authority = _authority(folder)
     with _sole_writer(folder):
         silos = read_silos(folder / ALLOW_LIST)
-        known = silos.silos.get(name)
-        if known is None or known.revoked is not None:
-            raise DataError(
-                f"silo '{name}' is not enrolled; enrolled: {', '.join(enrolled(silos)) or 'none'}", code="unknown_silo"
-            )
-        entry = msgspec.structs.replace(known, revoked=_utc())
+        known = _known(silos, name)
+        handed_over = folder / "silos" / name / "silo.pem"
+        if request is not None:
+            certificate = sign_silo(authority, name, request)
+        else:
+            certificate = renew_silo(authority, name, _last_handed_over(handed_over, name, known))
+        facts = read_facts(certificate, whose=name)
+        before = {**known.earlier, known.certificate_sha256: known.expires}
+        still = {sha256: ends for sha256, ends in before.items() if _days_until(ends) > 0}
+        entry = Enrolment(facts.sha256, known.added, _expires(facts), earlier=still)
+        # The list comes first: after a crash in between, the certificate that is handed over is still on it.
         _write(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
+        handed_over.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(handed_over, certificate)
+        write_atomic(handed_over.with_name("ca.pem"), authority.certificate)
+        fsync_directory(handed_over.parent.parent)
+    return entry
+
+
+def _last_handed_over(path: Path, name: str, known: Enrolment) -> bytes:
+    """A silo's certificate (PEM) in the folder that goes back to it; only one on the allow-list is signed anew."""
+    ask = f"flamest-coordinator silo renew {name} --csr {name}.csr, with the request that keygen made on the silo"
+    try:
+        pem = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"the certificate of silo '{name}' is not at {path}: {error.strerror}", fix=ask, code="no_certificate"
+        ) from error
+    if read_facts(pem, whose=str(path)).sha256 not in {known.certificate_sha256, *known.earlier}:
+        raise DataError(f"{path} is not the certificate that is enrolled", fix=ask, code="no_certificate")
+    return pem
+
+
+def revoke_silo(folder: Path, name: str) -> None:
+    """Take a silo off the allow-list, with all its certificates: its next call is refused.
+
+    Raises DataError (``unknown_silo``).
+    """
+    with _sole_writer(folder):
+        silos = read_silos(folder / ALLOW_LIST)
+        entry = msgspec.structs.replace(_known(silos, name), revoked=_utc())
+        _write(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
+
+
+def _known(silos: Silos, name: str) -> Enrolment:
+    known = silos.silos.get(name)
+    if known is None or known.revoked is not None:
+        raise DataError(
+            f"silo '{name}' is not enrolled; enrolled: {', '.join(enrolled(silos)) or 'none'}",
+            fix=f"flamest-coordinator silo add {name} --csr {name}.csr",
+            code="unknown_silo",
+        )
+    return known
 
 
 def read_silos(path: Path) -> Silos:
@@ -120,6 +187,11 @@ def read_silos(path: Path) -> Silos:
 def enrolled(silos: Silos) -> list[str]:
     """The names that may call now, in ascending order."""
     return sorted(name for name, entry in silos.silos.items() if entry.revoked is None)
+
+
+def ending_soon(silos: Silos) -> list[tuple[str, Enrolment]]:
+    """The silos that may call now and whose newest certificate ends within ``WARN_DAYS``, or has ended; by name."""
+    return [(name, silos.silos[name]) for name in enrolled(silos) if silos.silos[name].days_left < WARN_DAYS]
 
 
 class AllowList:
@@ -156,9 +228,9 @@ class AllowList:
             raise IdentityError(f"silo '{name}' is not enrolled", code="not_enrolled")
         if entry.revoked is not None:
             raise IdentityError(f"silo '{name}' was revoked on {entry.revoked}", code="revoked")
-        if entry.certificate_sha256 != certificate_sha256:
+        if certificate_sha256 != entry.certificate_sha256 and certificate_sha256 not in entry.earlier:
             raise IdentityError(
-                f"silo '{name}' showed another certificate than the one it was enrolled with on {entry.added}",
+                f"silo '{name}' showed a certificate of before its enrolment on {entry.added}",
                 code="old_certificate",
             )
 
@@ -177,6 +249,16 @@ def _sole_writer(folder: Path) -> FileLock:
 
 def _write(path: Path, silos: Silos) -> None:
     write_atomic(path, msgspec.json.format(msgspec.json.encode(silos, order="sorted")) + b"\n")
+
+
+def _expires(facts: Facts) -> str:
+    return f"{facts.expires:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _days_until(moment: str) -> float:
+    """From now to a time as the allow-list has it."""
+    ends = datetime.datetime.strptime(moment, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.UTC)
+    return (ends - datetime.datetime.now(datetime.UTC)).total_seconds() / 86400
 
 
 def _utc() -> str:

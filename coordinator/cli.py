@@ -10,6 +10,7 @@ import typer
 from ..base.console import command
 from ..base.errors import UsageError
 from .cli_look import backup, doctor, evaluation, history, restore
+from .cli_silo import silo_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,7 +20,6 @@ app = typer.Typer(
     help="The centre of a FLAMeST federation: enrol silos, run training rounds, hand out the model. "
     "Begin with `flamest-coordinator init`; it says what to do next.",
 )
-silo_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Who may take part: add, list, revoke.")
 app.add_typer(silo_app, name="silo")
 app.command("history")(history)
 app.command("evaluation")(evaluation)
@@ -82,7 +82,8 @@ def renew(
 ) -> dict[str, Any]:
     """Make a new certificate for the server's key: before the old one ends, or for other host names.
 
-    Without --host it is for the names of the old one. Start the server again to use it.
+    Without --host it is for the names of the old one. A running server takes it on SIGHUP
+    (kill -HUP PID), without a restart; connections that stand go on. For a silo's: `silo renew`.
     """
     from ..fedproto.tls import read_facts, read_file
     from .authority import renew_server
@@ -92,79 +93,6 @@ def renew(
     if not as_json:
         print(f"{folder / 'server.pem'}: for {', '.join(facts.names)}, until {facts.expires:%Y-%m-%d}")
     return {"hosts": list(facts.names), "expires": f"{facts.expires:%Y-%m-%dT%H:%M:%SZ}"}
-
-
-@silo_app.command("add")
-@command
-def silo_add(
-    name: Annotated[str, typer.Argument(help="The silo's name: 1 to 40 of a-z, 0-9 and '-'.")],
-    csr: Annotated[Path, typer.Option("--csr", help="The request that `flamest-agent keygen NAME` wrote there.")],
-    folder: DirOption = Path(),
-    as_json: JsonOption = False,
-) -> dict[str, Any]:
-    """Sign a silo's request and let it take part; a running server knows at once."""
-    from ..fedproto.tls import read_file
-    from .authority import add_silo
-
-    hand_over = add_silo(folder, name, read_file(csr))
-    if not as_json:
-        print(f"silo '{name}' is enrolled; send it what is in {hand_over}: silo.pem and ca.pem (neither is secret)")
-        print("there, agent.toml names them in [coordinator], with the key that keygen made; then:")
-        print("  flamest-agent run --config agent.toml")
-    return {"name": name, "hand_over": str(hand_over), "files": ["silo.pem", "ca.pem"]}
-
-
-@silo_app.command("list")
-@command
-def silo_list(folder: DirOption = Path(), as_json: JsonOption = False) -> dict[str, Any]:
-    """Every silo that was ever added, and until when its certificate is good."""
-    import msgspec
-
-    from .authority import ALLOW_LIST, read_silos
-
-    silos = read_silos(folder / ALLOW_LIST).silos
-    if not as_json:
-        for name, entry in sorted(silos.items()):
-            state = f"revoked {entry.revoked}" if entry.revoked else f"enrolled, certificate until {entry.expires[:10]}"
-            print(f"{name:20} {state}")
-        if not silos:
-            print("no silo yet: flamest-coordinator silo add NAME --csr NAME.csr")
-    return {"silos": [{"name": name, **msgspec.to_builtins(entry)} for name, entry in sorted(silos.items())]}
-
-
-@silo_app.command("revoke")
-@command
-def silo_revoke(
-    name: Annotated[str, typer.Argument(help="The silo's name.")],
-    folder: DirOption = Path(),
-    as_json: JsonOption = False,
-) -> dict[str, Any]:
-    """Shut a silo out: a running server refuses its next call. What it sent before stays in the model."""
-    from .authority import revoke_silo
-
-    revoke_silo(folder, name)
-    if not as_json:
-        print(f"silo '{name}' is revoked")
-    return {"name": name, "revoked": True}
-
-
-@silo_app.command("release")
-@command
-def silo_release(
-    name: Annotated[str, typer.Argument(help="The silo's name.")], config: ConfigOption, as_json: JsonOption = False
-) -> dict[str, Any]:
-    """Let a silo out of quarantine, and forget its refused updates; a running server knows within a second.
-
-    `status` says who is in quarantine and why. What is wrong there should be mended first.
-    """
-    from .quarantine import release
-    from .settings import load_coordinator_settings
-
-    told = release(load_coordinator_settings(config).server.state, name)
-    if not as_json:
-        state = "is out of quarantine" if told["was_quarantined"] else "was not in quarantine"
-        print(f"silo '{name}' {state}; {told['refusals']} refusals forgotten, the last one: {told['last']}")
-    return told
 
 
 @app.command("run")

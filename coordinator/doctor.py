@@ -15,14 +15,13 @@ from typing import Literal
 from ..base.errors import FlamestError
 from ..fedproto.head import params_sha256
 from ..fedproto.modelfile import read_model
-from ..fedproto.tls import check_files
-from .authority import enrolled, read_silos
+from ..fedproto.tls import WARN_DAYS, check_files
+from .authority import ending_soon, enrolled, read_silos
 from .database import FILE, Running, read_database
 from .health import read_health
 from .history import History, is_served, served_address
 from .settings import CoordinatorSettings, load_coordinator_settings
 
-WARN_DAYS = 30
 WARN_FREE_BYTES = 2 << 30
 State = Literal["ok", "warn", "wrong"]
 
@@ -89,7 +88,12 @@ def _key(settings: CoordinatorSettings) -> Iterator[Finding]:
 
 
 def _silos(settings: CoordinatorSettings) -> Iterator[Finding]:
-    names = enrolled(read_silos(settings.server.silos))
+    silos = read_silos(settings.server.silos)
+    names = enrolled(silos)
+    for name, entry in ending_soon(silos):
+        ends = f"its certificate {'ends' if entry.days_left > 0 else 'ended'} on {entry.expires[:10]}"
+        renew = f"flamest-coordinator silo renew {name} --dir {settings.server.silos.parent}"
+        yield Finding("silos", "warn", f"silo '{name}': {ends}", f"{renew}; then send it what that names")
     if len(names) < settings.run.min_silos:
         yield Finding(
             "silos",

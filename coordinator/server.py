@@ -15,8 +15,8 @@ from ..base.log import Log
 from ..base.shutdown import Shutdown
 from ..fedproto import channel as wire
 from ..fedproto.certificates import need
-from ..fedproto.tls import ServerFiles, check_files
-from .authority import AllowList
+from ..fedproto.tls import WARN_DAYS, ServerFiles, check_files
+from .authority import AllowList, ending_soon
 from .clock import ClockWatch
 from .health import begin, note
 from .keeper import RunKeeper
@@ -34,7 +34,7 @@ WATCH_S = 0.2  # how often the loop looks whether it was asked to end
 DISK_RETRY_S = 1.0
 ONCE_LINGER_S = 1.0  # and to fetch the final model after that
 STOP_GRACE_S = 5.0  # for calls in flight at the end
-CERTIFICATE_DAYS = 30  # fewer left: say so at the start
+WARN_EVERY_S = 86400.0  # of certificates that end soon
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,7 @@ def serve(settings: CoordinatorSettings, shutdown: Shutdown, *, once: bool = Fal
     for package in ("grpc", "google.protobuf", "apsw"):
         need(package)
     wire.quiet()
-    facts = check_files(settings.server.files)
-    if facts.days_left < CERTIFICATE_DAYS:
-        log.warning("certificate_expires", days=round(facts.days_left), fix="flamest-coordinator renew")
+    check_files(settings.server.files)
     allow_list = AllowList(settings.server.silos)
     with RunStore.open(
         settings.server.state, settings.run_settings(), keep_models=settings.server.keep_models
@@ -75,6 +73,7 @@ async def _serve(
 ) -> Served:
     terms = Terms(settings.run.wanted, settings.run.wanted_share, settings.checks)
     keeper = RunKeeper(settings.run_settings(), store, terms, enrolled=allow_list.names)
+    warning = asyncio.create_task(_warn_daily(settings, allow_list))
     try:
         tls = ServerFiles(settings.server.files)
         server, address = await _listen(settings, Service(keeper, allow_list), tls)
@@ -93,6 +92,7 @@ async def _serve(
             with contextlib.suppress(OSError):
                 address_file.unlink()
     finally:
+        warning.cancel()
         keeper.close()
     state = keeper.state
     return Served(keeper.run.run, state.closed, state.plan.rounds, state.model_sha256)
@@ -144,6 +144,19 @@ async def _end_rounds(keeper: RunKeeper, state: Path, shutdown: Shutdown, tls: S
                 await asyncio.sleep(ONCE_LINGER_S)
                 return
         await keeper.nudged(WATCH_S)
+
+
+async def _warn_daily(settings: CoordinatorSettings, allow_list: AllowList) -> None:
+    """At the start and once a day: the certificates that end soon, the server's and the silos'."""
+    while True:
+        with contextlib.suppress(FlamestError):  # files that cannot be read: calls and SIGHUP say so
+            left = check_files(settings.server.files).days_left
+            if left < WARN_DAYS:
+                log.warning("certificate_expires", days=round(left), fix="flamest-coordinator renew")
+            for name, entry in ending_soon(allow_list.silos()):
+                fix = f"flamest-coordinator silo renew {name}"
+                log.warning("silo_certificate_expires", silo=name, days=round(entry.days_left), fix=fix)
+        await asyncio.sleep(WARN_EVERY_S)
 
 
 def _reload(tls: ServerFiles) -> None:

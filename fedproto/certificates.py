@@ -125,6 +125,24 @@ def sign_silo(authority: Identity, name: str, request: bytes, *, days: float = L
     return _issue(authority, _Leaf(name, public, names, ExtendedKeyUsageOID.CLIENT_AUTH, days))
 
 
+def renew_silo(authority: Identity, name: str, certificate: bytes, *, days: float = LEAF_DAYS) -> bytes:
+    """A new certificate (PEM) for the key in a silo's ``certificate`` (PEM), which was signed here before.
+
+    Raises UsageError for a bad name, DataError (``bad_certificate``) for what is no certificate of a P-256 key.
+    """
+    check_name(name)
+    old = load_certificate(certificate, f"the certificate of silo '{name}'")
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    public = old.public_key()
+    if not isinstance(public, ec.EllipticCurvePublicKey):
+        raise DataError(f"the certificate of silo '{name}' is not for a P-256 key", code="bad_certificate")
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(SILO_URI + name)]
+    return _issue(authority, _Leaf(name, public, names, ExtendedKeyUsageOID.CLIENT_AUTH, days))
+
+
 def load_certificate(pem: bytes, whose: str) -> x509.Certificate:
     """DataError (``bad_certificate``) when ``pem`` is no PEM certificate."""
     need("cryptography")

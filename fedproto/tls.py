@@ -19,6 +19,7 @@ from .certificates import NAME, SILO_URI, load_certificate, load_key, need
 if TYPE_CHECKING:
     import grpc
 
+WARN_DAYS = 30  # a certificate with fewer days left is told of, on both sides
 AuthContext = Mapping[str, Iterable[bytes]]  # what gRPC tells of a caller: ``context.auth_context()``
 
 
@@ -87,15 +88,31 @@ def check_files(files: TlsFiles) -> Facts:
             code="foreign_certificate",
         ) from error
     facts = read_facts(pem, whose=str(files.certificate))
-    _check_dates(facts, files.certificate)
+    check_dates(facts, files.certificate)
     return facts
 
 
-def _check_dates(facts: Facts, path: Path) -> None:
+def files_mark(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:
+    """What differs once one of the files was replaced or written to; costs three stat()."""
+
+    def mark(path: Path) -> tuple[int, int, int] | None:
+        try:
+            now = path.stat()
+        except OSError:
+            return None
+        return now.st_ino, now.st_mtime_ns, now.st_size
+
+    return tuple(mark(path) for path in (files.ca, files.certificate, files.key))
+
+
+def check_dates(facts: Facts, path: Path) -> None:
+    """IdentityError (``expired``, ``not_yet_valid``) unless the certificate that was read from ``path`` counts now."""
     now = _now()
     if now > facts.expires:
         raise IdentityError(
-            f"{path} expired on {facts.expires:%Y-%m-%d}", fix="have a new certificate made", code="expired"
+            f"{path} expired on {facts.expires:%Y-%m-%d}",
+            fix="have a new one made on the coordinator: flamest-coordinator silo renew NAME, or renew for its own",
+            code="expired",
         )
     if now < facts.begins:
         raise IdentityError(
@@ -195,7 +212,9 @@ def check_not_expired(auth_context: AuthContext) -> None:
     for pem in auth_context.get("x509_pem_cert") or ():
         if _now() > _expiry(pem):
             raise IdentityError(
-                "the caller's certificate has expired", fix="have a new certificate made", code="expired"
+                "the caller's certificate has expired",
+                fix="have a new certificate made: flamest-coordinator silo renew NAME",
+                code="expired",
             )
 
 

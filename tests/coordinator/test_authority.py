@@ -127,3 +127,117 @@ def test_the_server_certificate_is_renewed_for_the_same_key_and_names(folder):
     assert (folder / "server.pem").read_bytes() != before
     authority.renew_server(folder, ["10.0.0.1"])
     assert read_facts((folder / "server.pem").read_bytes(), whose="x").names == ("10.0.0.1",)
+
+
+# --- renewal ---
+
+
+def handed_over(folder, name: str) -> str:
+    path = folder / "silos" / name / "silo.pem"
+    return read_facts(path.read_bytes(), whose=name).sha256
+
+
+def test_beside_a_renewed_certificate_the_one_before_counts_until_revoke_shuts_out_both(folder, tmp_path):
+    allow_list = authority.AllowList(folder / "silos.json")
+    first = enrol(folder, tmp_path, "a")
+    entry = authority.renew_enrolment(folder, "a", None)
+    second = handed_over(folder, "a")
+    assert (entry.certificate_sha256, set(entry.earlier)) == (second, {first})
+    assert [refusal(allow_list, "a", sha256) for sha256 in (first, second, "x")] == [None, None, "old_certificate"]
+    authority.revoke_silo(folder, "a")
+    assert [refusal(allow_list, "a", sha256) for sha256 in (first, second)] == ["revoked", "revoked"]
+    third = enrol(folder, tmp_path, "a")
+    told = [refusal(allow_list, "a", sha256) for sha256 in (first, second, third)]
+    assert told == ["old_certificate", "old_certificate", None]
+
+
+def test_a_renewed_certificate_is_for_the_same_key_and_name(folder, tmp_path):
+    made = make_request("a", tmp_path / "a")
+    hand_over = authority.add_silo(folder, "a", made.csr_path.read_bytes())
+    files = TlsFiles(hand_over / "ca.pem", hand_over / "silo.pem", made.key_path)
+    before = check_files(files)
+    authority.renew_enrolment(folder, "a", None)
+    after = check_files(files)
+    assert after.sha256 != before.sha256
+    assert after.names == before.names == ("spiffe://flamest/silo/a",)
+
+
+def test_a_request_brings_a_new_key(folder, tmp_path):
+    first = enrol(folder, tmp_path, "a")
+    made = make_request("a", tmp_path / "new")
+    authority.renew_enrolment(folder, "a", made.csr_path.read_bytes())
+    hand_over = folder / "silos" / "a"
+    new = check_files(TlsFiles(hand_over / "ca.pem", hand_over / "silo.pem", made.key_path)).sha256
+    allow_list = authority.AllowList(folder / "silos.json")
+    assert [refusal(allow_list, "a", sha256) for sha256 in (first, new)] == [None, None]
+    with pytest.raises(IdentityError) as error:
+        authority.renew_enrolment(folder, "a", request(tmp_path, "b"))
+    assert error.value.code == "request_name"
+
+
+def test_certificates_that_have_ended_leave_the_list_at_the_next_renewal(folder, tmp_path, monkeypatch):
+    ended = enrol(folder, tmp_path, "a")
+    silos = authority.read_silos(folder / "silos.json").silos
+    silos["a"] = authority.Enrolment(ended, silos["a"].added, "2020-01-01T00:00:00Z")
+    authority._write(folder / "silos.json", authority.Silos(silos))
+    authority.renew_enrolment(folder, "a", None)
+    second = handed_over(folder, "a")
+    entry = authority.renew_enrolment(folder, "a", None)
+    assert set(entry.earlier) == {second}
+
+
+def test_only_a_silo_that_is_enrolled_is_renewed(folder, tmp_path):
+    enrol(folder, tmp_path, "a")
+    authority.revoke_silo(folder, "a")
+    for name in ("a", "b"):
+        with pytest.raises(DataError) as error:
+            authority.renew_enrolment(folder, name, None)
+        assert error.value.code == "unknown_silo"
+        assert f"silo add {name}" in error.value.fix
+
+
+@pytest.mark.parametrize("harm", ["gone", "another's"])
+def test_without_the_silos_certificate_a_request_is_asked_for(folder, tmp_path, harm):
+    enrol(folder, tmp_path, "a")
+    enrol(folder, tmp_path, "b")
+    path = folder / "silos" / "a" / "silo.pem"
+    path.unlink() if harm == "gone" else path.write_bytes((folder / "silos" / "b" / "silo.pem").read_bytes())
+    before = (folder / "silos.json").read_bytes()
+    with pytest.raises(DataError) as error:
+        authority.renew_enrolment(folder, "a", None)
+    assert error.value.code == "no_certificate"
+    assert "silo renew a --csr" in error.value.fix
+    assert (folder / "silos.json").read_bytes() == before
+
+
+def test_a_crash_between_the_list_and_the_certificate_shuts_no_one_out(folder, tmp_path, monkeypatch):
+    first = enrol(folder, tmp_path, "a")
+    write = authority.write_atomic
+
+    def crash(path, content, **options):
+        if path.name == "silo.pem":
+            raise StorageError("no space")
+        write(path, content, **options)
+
+    monkeypatch.setattr(authority, "write_atomic", crash)
+    with pytest.raises(StorageError):
+        authority.renew_enrolment(folder, "a", None)
+    monkeypatch.undo()
+    authority.renew_enrolment(folder, "a", None)
+    allow_list = authority.AllowList(folder / "silos.json")
+    assert [refusal(allow_list, "a", sha256) for sha256 in (first, handed_over(folder, "a"))] == [None, None]
+
+
+def test_an_allow_list_of_before_renewals_loads_and_what_is_not_renewed_is_written_as_then(folder):
+    """Files of earlier versions, and what such a version could still read."""
+    old = (
+        '{"silos": {"a": {"certificate_sha256": "aa", "added": "2026-01-01T00:00:00Z", '
+        '"expires": "2027-01-01T00:00:00Z", "revoked": null}, "b": {"certificate_sha256": "bb", '
+        '"added": "2026-01-01T00:00:00Z", "expires": "2027-01-01T00:00:00Z", "revoked": "2026-02-01T00:00:00Z"}}}'
+    )
+    (folder / "silos.json").write_text(old)
+    silos = authority.read_silos(folder / "silos.json")
+    assert (authority.enrolled(silos), silos.silos["a"].earlier) == (["a"], {})
+    authority._write(folder / "silos.json", silos)
+    assert "earlier" not in (folder / "silos.json").read_text()
+    assert authority.read_silos(folder / "silos.json") == silos

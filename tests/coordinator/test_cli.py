@@ -66,6 +66,27 @@ def test_from_init_to_a_checked_configuration(tmp_path):
     assert "revoked 2" in told("silo", "list", "--dir", fed)
 
 
+def test_a_renewed_silo_is_listed_with_the_end_of_both_certificates(make_federation):
+    federation = make_federation("a", "b")
+    (before,) = (silo for silo in typed("silo", "list", "--dir", federation.folder)[1]["silos"] if silo["name"] == "a")
+    code, renewed, _ = typed("silo", "renew", "a", "--dir", federation.folder)
+    assert (code, renewed["files"]) == (0, ["silo.pem", "ca.pem"])
+    assert renewed["earlier"] == {before["certificate_sha256"]: before["expires"]}
+    a, b = typed("silo", "list", "--dir", federation.folder)[1]["silos"]
+    assert (a["expires"], a["earlier"]) == (renewed["expires"], renewed["earlier"])
+    assert (b["revoked"], b["earlier"]) == (None, {})
+    line, other = told("silo", "list", "--dir", federation.folder).splitlines()
+    assert f"certificate until {a['expires'][:10]} (365 days), the one before until {before['expires'][:10]}" in line
+    assert "before" not in other
+    assert "by itself, without a restart" in told("silo", "renew", "b", "--dir", federation.folder)
+
+
+def test_renew_says_that_a_running_server_needs_no_restart():
+    said = told("renew", "--help")
+    assert "SIGHUP" in said
+    assert "Start the server again" not in said
+
+
 def test_init_says_what_to_do_next(tmp_path):
     said = told("init", tmp_path / "fed", "--host", "localhost")
     for words in ("flamest-agent keygen", "flamest-coordinator silo add", "flamest-coordinator run --config"):
@@ -84,6 +105,8 @@ def test_init_says_what_to_do_next(tmp_path):
         (["silo", "add", "c", "--csr", "{csr}", "--dir", "{fed}"], 77, "request_name"),
         (["silo", "add", "C!", "--csr", "{csr}", "--dir", "{fed}"], 2, "usage"),
         (["silo", "revoke", "c", "--dir", "{fed}"], 65, "unknown_silo"),
+        (["silo", "renew", "c", "--dir", "{fed}"], 65, "unknown_silo"),
+        (["silo", "renew", "a", "--csr", "{new}", "--dir", "{fed}"], 78, "settings"),
         (["silo", "list", "--dir", "{new}"], 74, "storage"),
         (["run", "--config", "{new}"], 78, "settings"),
         (["status", "--config", "{fed}/coordinator.toml"], 65, "no_state"),

@@ -1,10 +1,12 @@
 """What `doctor` finds, and the way back that it names."""
 
 import json
+import time
 
+import msgspec
 import pytest
 from flamest.base.errors import DataError, LockedError
-from flamest.coordinator import cli
+from flamest.coordinator import authority, cli
 from flamest.coordinator.backup import back_up, check_backup, restore
 from flamest.coordinator.database import FILE
 from flamest.coordinator.doctor import examine
@@ -45,6 +47,29 @@ def test_a_sound_coordinator_has_nothing_wrong_and_nothing_is_changed(federation
     left = {path for path in federation.folder.rglob("*") if path.is_file()} - before.keys()
     assert {path: path.read_bytes() for path in before} == before
     assert {path.name for path in left} <= {f"{FILE}-wal", f"{FILE}-shm"}  # SQLite's own, for whoever reads
+
+
+def test_silos_whose_certificate_ends_soon_are_named_with_the_command_that_renews_it(federation):
+    path = federation.folder / "silos.json"
+    silos = authority.read_silos(path).silos
+    a, b = silos["a"], silos["b"]
+    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 29 * 86400))
+    ended = msgspec.structs.replace(b, expires="2026-01-02T00:00:00Z")
+    left = {
+        "a": msgspec.structs.replace(a, expires=soon),
+        "b": ended,
+        "c": msgspec.structs.replace(ended, revoked=soon),
+    }
+    authority._write(path, authority.Silos(left))
+    told = [(one.detail, one.fix) for one in examine(federation.config) if one.check == "silos" and one.state == "warn"]
+    assert [detail for detail, _ in told] == [
+        f"silo 'a': its certificate ends on {soon[:10]}",
+        "silo 'b': its certificate ended on 2026-01-02",
+    ]
+    assert f"flamest-coordinator silo renew a --dir {federation.folder};" in told[0][1]
+    for name in ("a", "b"):
+        authority.renew_enrolment(federation.folder, name, None)
+    assert "silos" not in found(federation, "warn")
 
 
 def test_a_damaged_database_is_named_with_the_command_that_restores_it(federation):

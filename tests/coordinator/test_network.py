@@ -257,6 +257,21 @@ def test_t21_a_rotated_certificate_is_served_without_a_restart_and_no_call_is_lo
     assert calls
 
 
+def test_t21_a_renewed_silo_is_served_with_both_certificates_until_revoke_refuses_both(federation, joined, tmp_path):
+    """Renewal beside connections that stand: no call in between is refused, and none after `silo revoke`."""
+    standing, *_ = joined
+    settings = federation.link_settings("a")
+    kept = outsider(federation, tmp_path / "old", settings.certificate.read_bytes(), settings.key.read_bytes())
+    authority.renew_enrolment(federation.folder, "a", None)
+    assert kept.certificate.read_bytes() != settings.certificate.read_bytes()
+    with open_channel(kept) as old, open_channel(settings) as new:
+        for channel in (standing, old, new):
+            ask(channel, wire.JOIN, JOIN)
+        authority.revoke_silo(federation.folder, "a")
+        for channel in (standing, old, new):
+            assert refused(ask, channel, wire.JOIN, JOIN) == ("PERMISSION_DENIED", "revoked")
+
+
 def test_t22_whatever_a_silo_claims_the_name_is_its_certificates(federation, joined):
     """T22 identity spoof: headers and user agent of silo b with the certificate of silo a."""
     channel, run, standing = joined

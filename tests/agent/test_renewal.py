@@ -1,0 +1,247 @@
+"""New certificate files beside a running agent: used when they can be, left alone when not; the end is told in time."""
+
+import datetime
+import json
+import os
+import time
+
+import msgspec
+import pytest
+from flamest.agent import renewal
+from flamest.agent.cli import app
+from flamest.agent.egress import read_ledger
+from flamest.agent.gate import Gate
+from flamest.agent.keys import make_request
+from flamest.agent.link import Link, LinkSettings, Retry
+from flamest.agent.policy import Policy
+from flamest.agent.renewal import Renewal
+from flamest.agent.status import AgentStatus, write_status
+from flamest.base.errors import IdentityError
+from flamest.coordinator import authority
+from flamest.fedproto import tls
+from flamest.fedproto.certificates import make_authority, make_silo_request, sign_silo
+from flamest.fedproto.head import initial_params
+from flamest.fedproto.records import Update
+from flamest.fedproto.tls import read_facts
+from typer.testing import CliRunner
+
+OFTEN = Retry(patience_s=2.0, first_s=0.02, longest_s=0.1, spread_s=0.2)
+
+
+@pytest.fixture
+def federation(make_federation):
+    federation = make_federation("a", "b", rounds=3, min_silos=2)
+    federation.start()
+    return federation
+
+
+class Silo:
+    """Silo a with files of its own, its link and what looks after its certificate."""
+
+    def __init__(self, federation, folder) -> None:
+        self.federation, self.state = federation, folder / "state"
+        self.state.mkdir(parents=True)
+        given = federation.link_settings("a")
+        self.settings = LinkSettings(given.address, folder / "ca.pem", folder / "silo.pem", folder / "a.key")
+        for source, target in zip(given.files.__dict__.values(), self.settings.files.__dict__.values(), strict=True):
+            replace(target, source.read_bytes())
+        self.gate = Gate.open(self.state, Policy(), "a", self.settings)
+        self.link = Link.open(self.settings, retry=OFTEN, leaving=self.gate.leaving)
+        self.renewal = Renewal(self.link, self.settings.files)
+
+    def renewed(self) -> str:
+        """A new certificate made on the coordinator and put in place here; its hash."""
+        entry = authority.renew_enrolment(self.federation.folder, "a", None)
+        replace(self.settings.certificate, (self.federation.folder / "silos" / "a" / "silo.pem").read_bytes())
+        return entry.certificate_sha256
+
+    def shown(self) -> list[str]:
+        return [entry.sha256 for entry in read_ledger(self.state).of("enrolment")]
+
+
+def replace(path, content: bytes) -> None:
+    new = path.with_name("new")
+    new.write_bytes(content)
+    os.replace(new, path)
+
+
+@pytest.fixture
+def silo(federation, tmp_path):
+    silo = Silo(federation, tmp_path / "a")
+    yield silo
+    silo.link.close()
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The certificate that the coordinator was shown, call by call."""
+    hashes, check = [], authority.AllowList.check
+
+    def watched(self, name, sha256):
+        hashes.append(sha256)
+        check(self, name, sha256)
+
+    monkeypatch.setattr(authority.AllowList, "check", watched)
+    return hashes
+
+
+def test_a_renewed_certificate_is_shown_from_the_next_call_on_and_the_round_goes_on(silo, seen):
+    run = silo.link.join()
+    standing = silo.link.wait(run, 0, 5)
+    model = silo.link.fetch(run, standing)
+    old = silo.link.certificate.sha256
+    assert not silo.renewal.look()
+    new = silo.renewed()
+    sent = silo.link.sent_bytes
+    assert silo.renewal.look()
+    assert not silo.renewal.look()
+    assert silo.link.sent_bytes > sent  # asking over the new one is counted
+    update = Update(1, model.sha256, silo.gate.update_id(run, model), 300, initial_params(run.head, 1))
+    receipt = silo.link.submit(run, silo.gate.keep(run, update, 300, None))
+    assert receipt.round == 1
+    assert seen == [old] * 3 + [new] * 2
+    assert len(silo.shown()) == 2
+
+
+def test_asked_for_the_files_are_read_again_even_when_they_are_the_same(silo, seen):
+    silo.link.join()
+    assert silo.renewal.look(asked=True)
+    assert len(set(seen)) == 1
+    assert len(silo.shown()) == 1
+
+
+def bad_files(silo, case: str) -> str:
+    """Puts files in place that cannot be used; the code that says why."""
+    files, ours = silo.settings.files, authority._authority(silo.federation.folder)
+    key, request = make_silo_request("a")
+    if case == "half a file":
+        replace(files.certificate, files.certificate.read_bytes()[:100])
+        return "bad_certificate"
+    if case == "gone":
+        files.certificate.unlink()
+        return "settings"
+    if case == "of another key":
+        replace(files.certificate, sign_silo(ours, "a", request))
+        return "key_mismatch"
+    if case == "ended":
+        replace(files.key, key)
+        replace(files.certificate, sign_silo(ours, "a", request, days=-0.01))
+        return "expired"
+    if case == "of another silo":
+        key, request = make_silo_request("b")
+        replace(files.key, key)
+        replace(files.certificate, sign_silo(ours, "b", request))
+        return "other_silo"
+    if case == "not enrolled":
+        replace(files.key, key)
+        replace(files.certificate, sign_silo(ours, "a", request))
+        return "old_certificate"
+    theirs = make_authority()
+    for path, content in zip(
+        (files.ca, files.certificate, files.key),
+        (theirs.certificate, sign_silo(theirs, "a", request), key),
+        strict=True,
+    ):
+        replace(path, content)
+    return "server_certificate"
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["half a file", "gone", "of another key", "ended", "of another silo", "not enrolled", "of another authority"],
+)
+def test_files_that_cannot_be_used_change_nothing_and_are_not_tried_again(silo, case, monkeypatch):
+    run = silo.link.join()
+    good = {path: path.read_bytes() for path in silo.settings.files.__dict__.values()}
+    told = []
+    monkeypatch.setattr(renewal.log, "error", lambda event, **fields: told.append((event, fields["code"])))
+    code = bad_files(silo, case)
+    assert not silo.renewal.look()
+    assert not silo.renewal.look()
+    assert told == [("certificate_kept", code)]
+    assert silo.renewal.problem.startswith(f"{code}: ")
+    assert silo.link.wait(run, 0, 5).round == 1
+    assert not silo.renewal.look(asked=True)  # a person asks: they are
+    assert len(told) == 2
+    for path, content in good.items():
+        replace(path, content)
+    assert silo.renewal.look()
+    assert silo.renewal.problem == ""
+    assert silo.link.wait(run, 0, 5).round == 1
+
+
+def test_bad_files_do_not_explain_why_the_coordinator_is_away(silo):
+    """The link keeps what it read: a coordinator that comes back is reached, whatever lies in the files' place."""
+    federation = silo.federation
+    federation.config.write_text(federation.config.read_text().replace("127.0.0.1:0", federation.address))
+    silo.link.join()
+    bad_files(silo, "of another authority")
+    federation.stop()
+    federation.start()
+    silo.link.redial()
+    assert silo.link.join().run == "run-1"
+
+
+def with_days(federation, folder, days: float) -> LinkSettings:
+    """Silo a with a certificate that ends that soon."""
+    made = make_request("a", folder)
+    certificate = sign_silo(authority._authority(federation.folder), "a", made.csr_path.read_bytes(), days=days)
+    (folder / "silo.pem").write_bytes(certificate)
+    silos = authority.read_silos(federation.folder / "silos.json").silos
+    silos["a"] = msgspec.structs.replace(silos["a"], certificate_sha256=read_facts(certificate, whose="a").sha256)
+    authority._write(federation.folder / "silos.json", authority.Silos(silos))
+    return LinkSettings(federation.address, federation.folder / "ca.pem", folder / "silo.pem", made.key_path)
+
+
+@pytest.mark.parametrize(("days", "warned"), [(31, 0), (29, 1)])
+def test_the_end_is_told_at_the_start_and_once_a_day(federation, tmp_path, monkeypatch, days, warned):
+    settings = with_days(federation, tmp_path / "x", days)
+    told, now = [], [1000.0]
+    monkeypatch.setattr(renewal.log, "warning", lambda event, **fields: told.append((event, fields)))
+    monkeypatch.setattr(renewal.time, "monotonic", lambda: now[0])
+    with Link.open(settings, retry=OFTEN) as link:
+        looked = Renewal(link, settings.files)
+        assert len(told) == warned
+        for _ in range(3):
+            now[0] += 28_000.0
+            looked.warn_daily()
+        assert len(told) == warned
+        now[0] += 28_000.0
+        looked.warn_daily()
+    assert len(told) == 2 * warned
+    for event, fields in told:
+        assert (event, fields["days"]) == ("certificate_expires", days)
+        assert "flamest-coordinator silo renew a" in fields["fix"]
+
+
+def test_an_ended_certificate_is_said_to_have_ended_whatever_lies_in_its_place(silo, monkeypatch):
+    """A handshake that fails says nothing of why; the link knows when what it shows has ended."""
+    link = silo.link
+    link.join()
+    bad_files(silo, "half a file")
+    silo.federation.stop()
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=366)
+    monkeypatch.setattr(tls, "_now", lambda: later)
+    with pytest.raises(IdentityError, match="expired on") as error:
+        link.join()
+    assert error.value.code == "expired"
+    assert "silo renew" in error.value.fix
+
+
+@pytest.mark.parametrize(("days", "asks"), [(200, False), (12, True)])
+def test_status_says_when_the_certificate_ends(tmp_path, days, asks):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "agent.toml").write_text(
+        'state = "state"\nstore = "s"\n[coordinator]\naddress = "h:1"\nca = "c"\ncertificate = "c"\nkey = "k"\n'
+    )
+    ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + days * 86400 + 600))
+    write_status(tmp_path / "state", AgentStatus(silo="a", certificate_expires=ends, certificate_problem="expired: x"))
+    words = ["status", "--config", str(tmp_path / "agent.toml")]
+    said = CliRunner().invoke(app, words).output
+    assert f"certificate: until {ends[:10]}, {days} days left" in said
+    assert ("flamest-coordinator silo renew a" in said) is asks
+    assert "not in use: expired: x" in said
+    told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout.splitlines()[-1])
+    assert (told["certificate_expires"], round(told["certificate_days"])) == (ends, days)
+    write_status(tmp_path / "state", AgentStatus(silo="a"))
+    assert "certificate" not in CliRunner().invoke(app, words).output
