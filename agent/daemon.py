@@ -282,9 +282,13 @@ class _Daemon:
                 threads=settings.work.threads,
                 trusted=settings.trust(),
                 wishes=settings.work.wishes,
+                trained_on=settings.precision,
             )
             extracted = self._worker.call(extract_new, request)
             log.info("extracted", **extracted.figures, **extracted.backends)
+            if extracted.followed:
+                precision = extracted.figures["precision"]
+                log.warning("precision_of_the_store", precision=precision, settings="name none under [work]")
             self._note(backends=extracted.backends or self._status.backends, extraction="")
         except WorkStopped:
             raise

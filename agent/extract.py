@@ -23,12 +23,13 @@ from ..runtime.backends.opening import Opening, Place, effective_precision
 from ..runtime.backends.wishes import NO_WISHES, Wishes
 from ..runtime.bundle import open_manifest
 from ..runtime.extractor import Extracted, Extractor, open_extractor
-from ..runtime.quickest import choose_quickest
+from ..runtime.quickest import Question
 from ..runtime.quickest_records import Choice
 from ..runtime.records import Clip
 from ..runtime.signature import TrustedKeys
 from ..runtime.video import DecodeLimits
 from .clips import ClipFolder, FoundClip, scan_clips
+from .standing import Measuring, Standing
 from .store import FeatureStore
 
 # Failures that lie in the file: the same content is not tried again. Others may be gone next time.
@@ -67,7 +68,8 @@ class ExtractReport:
     stopped: bool  # asked to end before all clips were done
     precision: str  # under which the features are stored
     places: tuple[Place, ...]  # where each graph ran; empty when nothing had to be extracted
-    choice: Choice | None = None  # what ``--precision auto`` came to
+    choice: Choice | None = None  # what ``--precision auto`` came to; None when nothing had to be extracted
+    followed: bool = False  # nothing was asked for, and the store's precision was taken
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class ExtractRequest:
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     trusted: TrustedKeys = ()  # one of them must have signed the bundle; none: anybody's will do
     wishes: Wishes = NO_WISHES  # where the networks run
+    trained_on: str | None = None  # the precision that the settings name for training
 
 
 def extract_folder(
@@ -125,36 +128,9 @@ def extract_clips(
 
     open_manifest(request.bundle, request.trusted)  # a wrong --bundle is said before a store is made
     with FeatureStore.open(request.store) as store:
-        choice = _choose(request, folder, store, notice, stop) if request.wishes.quickest else None
-        if choice is not None:
-            request = replace(request, wishes=choice.wishes)
         with closing(_Work(request, store, _Listeners(tell, notice))) as work:
             work.bring_in(folder.clips, stop)
-            return replace(_report(folder, outcomes, work), choice=choice)
-
-
-def _choose(
-    request: ExtractRequest,
-    folder: ClipFolder,
-    store: FeatureStore,
-    notice: Callable[[str], None],
-    stop: Callable[[], bool],
-) -> Choice:
-    """What ``--precision auto`` comes to; a store that has features of this bundle keeps to their kind."""
-    manifest, _ = open_manifest(request.bundle, request.trusted)
-    held = [kind.precision for kind in store.kinds() if kind.fingerprint == manifest.fingerprint]
-    choice = choose_quickest(
-        request.bundle,
-        [found.path for found in folder.clips],
-        held=held[0] if held else None,
-        threads=request.threads,
-        limits=request.limits,
-        trusted=request.trusted,
-        notice=notice,
-        stop=stop,
-    )
-    notice(choice.line)
-    return choice
+            return _report(folder, outcomes, work)
 
 
 @dataclass(frozen=True)
@@ -190,7 +166,9 @@ class _Work:
         self._store = store
         self._manifest, _ = open_manifest(request.bundle, request.trusted)
         self._fingerprint = self._manifest.fingerprint
-        self.precision = effective_precision(self._manifest, request.wishes)
+        self._standing = Standing.of(self._manifest, request.wishes, store, request.store, request.trained_on)
+        self.precision = self._standing.precision
+        self.choice: Choice | None = None
         self._seen: dict[str, _Seen] = {}  # by content
         self.spent_s = 0.0  # from the first clip's begin to the last one's end
         self._extractor: Extractor | None = None
@@ -204,14 +182,26 @@ class _Work:
         first = next(coming, None)
         if first is None:
             return
+        looked_at = [first]
+        self._settle(chain([first], _noted(coming, looked_at)), stop)
+        if stop():  # perhaps before it was known how
+            return
         extractor = self._ready()
         started = time.perf_counter()
-        with closing(extractor.extract_all(chain([first], coming))) as extracting:
+        with closing(extractor.extract_all(chain(looked_at, coming))) as extracting:
             for extracted in extracting:
                 self._tell(self._keep(extracted))
                 self.spent_s = time.perf_counter() - started
                 if stop():
                     return
+
+    def _settle(self, clips: Iterator[Clip], stop: Callable[[], bool]) -> None:
+        """How the networks are opened, now that there is a clip for them; ``clips`` may be measured with."""
+        request = self._request
+        question = Question(request.bundle, threads=request.threads, limits=request.limits, trusted=request.trusted)
+        wishes, self.choice = self._standing.settle(Measuring(question, self._notice, stop), clips)
+        self._request = replace(request, wishes=wishes)
+        self.precision = effective_precision(self._manifest, wishes)
 
     def _unknown(self, clips: Sequence[FoundClip], stop: Callable[[], bool]) -> Iterator[Clip]:
         """The clips to extract; what is known of the others is told on the way."""
@@ -267,6 +257,10 @@ class _Work:
             self._extractor.close()
 
     @property
+    def followed(self) -> bool:
+        return self._extractor is not None and self._standing.follows
+
+    @property
     def places(self) -> tuple[Place, ...]:
         return tuple(self._extractor.places.values()) if self._extractor else ()
 
@@ -284,6 +278,13 @@ class _Work:
                 request.bundle, opening=opening, limits=request.limits, trusted=request.trusted
             )
         return self._extractor
+
+
+def _noted(clips: Iterator[Clip], into: list[Clip]) -> Iterator[Clip]:
+    """The clips, each kept in ``into`` for whoever comes after."""
+    for clip in clips:
+        into.append(clip)
+        yield clip
 
 
 def _content(found: FoundClip) -> str:
@@ -333,4 +334,6 @@ def _report(folder: ClipFolder, outcomes: list[_Outcome], work: _Work) -> Extrac
         stopped=len(outcomes) < len(folder.clips),
         precision=work.precision,
         places=work.places,
+        choice=work.choice,
+        followed=work.followed,
     )

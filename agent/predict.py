@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ..base.files import sha256_file
 from ..fedproto.modelfile import ModelFile, read_model
 from ..runtime.backends.opening import Opening, Place
 from ..runtime.extractor import open_extractor
-from ..runtime.quickest import choose_quickest
+from ..runtime.quickest import Question, choose_quickest
 from ..runtime.records import Clip
 from ..runtime.signature import TrustedKeys
 from .training.trainer import HeadTrainer, log_softmax
@@ -53,7 +54,8 @@ def predict_videos(
     """
     opening = opening or Opening()
     if opening.wishes.quickest:
-        choice = choose_quickest(bundle, videos, threads=opening.threads, trusted=trusted, notice=opening.notice)
+        question = Question(bundle, threads=opening.threads, trusted=trusted)
+        choice = choose_quickest(question, _readable(videos), notice=opening.notice)
         opening.notice(choice.line)
         opening = replace(opening, wishes=choice.wishes)
     model = read_model(model_path)
@@ -75,6 +77,12 @@ def predict_videos(
                 continue
             x = np.concatenate([features.vlm, features.cnn])[None]
             yield Prediction(video, _top_labels(trainer, model, x, top), features.caption.text)
+
+
+def _readable(videos: Sequence[Path]) -> Iterator[Clip]:
+    for video in videos:
+        with suppress(StorageError):  # told when it is its turn
+            yield Clip(path=video, sha256=sha256_file(video))
 
 
 def _top_labels(trainer: HeadTrainer, model: ModelFile, x: np.ndarray, top: int) -> tuple[LabelProbability, ...]:

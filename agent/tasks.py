@@ -144,6 +144,7 @@ class Extracted:
 
     figures: dict[str, Any]  # counts and times only, for the log
     backends: dict[str, str]  # by graph: where it ran; empty when nothing had to be extracted
+    followed: bool = False  # the settings name no precision, that of the store was taken
 
 
 def extract_new(request: ExtractRequest) -> Extracted:
@@ -158,7 +159,7 @@ def extract_new(request: ExtractRequest) -> Extracted:
         "peak_mb": report.peak_mb,
         "precision": report.precision,
     }
-    return Extracted(figures, {place.graph: place.where for place in report.places})
+    return Extracted(figures, {place.graph: place.where for place in report.places}, report.followed)
 
 
 def _load(source: DataSource, run: RunSettings, policy: Policy) -> SiloData:

@@ -1,159 +1,228 @@
 """``--precision auto``: which CPU backend computes a bundle's graphs fastest here, and close enough.
 
-Every backend that is installed extracts a few of the silo's own clips, through the extractor as it is. The fastest
-whose captions are those of ONNX Runtime and whose vectors are within ``COSINE`` of its vectors is taken, and the choice
-kept for this bundle on this machine. Where a GPU can be used nothing is measured: the ladder's first rung is taken.
+Every backend that is installed computes a few of the silo's own clips (contest.py). The fastest is taken whose
+captions are those of ONNX Runtime and whose vectors are within ``COSINE`` of its vectors; ONNX Runtime, to which every
+other site can be compared, is left for a clear gain alone. The figures are kept for this bundle on this machine. Where
+a GPU can be used nothing is measured: the ladder's first rung is taken.
+
+Features that a store holds already decide in which precision others are computed: that one, or an error.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
-from ..base.errors import FlamestError, StorageError
-from ..base.files import sha256_bytes, sha256_file
+from ..base.errors import FlamestError, SettingsError
+from ..base.files import sha256_bytes
+from .backends.facts import MachineFacts
 from .backends.ladder import climb
 from .backends.opening import Opening, effective_precision, machine_facts
+from .backends.refusals import Refusal
 from .backends.wishes import NO_WISHES, Wishes
-from .bundle import open_manifest
-from .extractor import Extractor, open_extractor
+from .bundle import open_bundle, open_manifest
+from .contest import CLIPS, GAIN, PASSES, hold_contest, read_clips
 from .manifest import Manifest
-from .quickest_records import COSINE, Choice, Contender, keep_choice, kept_at, read_choice
-from .records import Clip, ClipFeatures
+from .quickest_records import (
+    COSINE,
+    REFERENCE,
+    WAYS,
+    Choice,
+    Contender,
+    Measured,
+    default_folder,
+    keep_measured,
+    read_measured,
+)
+from .records import Clip
 from .signature import TrustedKeys
-from .stages import graph_of
 from .video import DecodeLimits
 
-CLIPS = 4  # measured, each twice: the first pass allocates
+_MEMORY = 1.5  # times the size of the graphs' files, that a backend takes to open them
+
+
+@dataclass(frozen=True)
+class Question:
+    """For which bundle a way is looked for, and what binds it."""
+
+    bundle: Path
+    held: str | None = None  # the precision of the features that there are of this bundle: no other is chosen
+    threads: int | None = None
+    limits: DecodeLimits | None = None
+    trusted: TrustedKeys = ()
+    beside: Path | None = None  # a folder for the figures, where the machine's cache cannot be written
+    folder: Path | None = None  # in place of the machine's cache
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where the figures may be kept, the best place first."""
+        return [folder for folder in (self.folder or default_folder(), self.beside) if folder is not None]
 
 
 def choose_quickest(
-    bundle: Path,
-    videos: Iterable[Path],
+    question: Question,
+    clips: Iterable[Clip],
     *,
-    held: str | None = None,
-    threads: int | None = None,
-    limits: DecodeLimits | None = None,
-    trusted: TrustedKeys = (),
-    folder: Path | None = None,
     notice: Callable[[str], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Choice:
-    """The choice for ``bundle`` on this machine: the one that is kept in ``folder``, or a new one on ``videos``.
+    """The choice for a bundle on this machine, by figures that are kept or by a measurement on ``clips``.
 
-    ``held``: the precision of the features that the store has of this bundle; only ways that give the same kind are
-    measured then. The first ``CLIPS`` videos that can be read are used; nothing is measured where there is none or
-    ONNX Runtime, with which the others are compared, cannot run the bundle. ``notice`` is told before a measurement,
-    which takes up to a minute or two; ``stop`` is asked between its parts. Raises DataError as ``open_manifest``.
+    Only as many of ``clips`` are asked for as are needed: none when nothing is measured. ``notice`` is told before a
+    measurement, which takes up to a minute or two, and where its figures could not be kept; ``stop`` is asked between
+    its parts. Raises SettingsError ``held_precision`` when nothing here computes ``question.held`` of the bundle,
+    DataError as ``open_bundle``.
     """
-    manifest, _ = open_manifest(bundle, trusted)
-    facts = machine_facts()
-    if _on_gpu(manifest):
-        return Choice("auto", "a GPU runs the networks, nothing was measured")
-    if "openvino" not in facts.versions:
-        return Choice("auto", "ONNX Runtime is the only backend installed; pip install 'flamest[openvino]' adds one")
-    ways = {"onnxruntime": Wishes("onnxruntime", require=True), "openvino": Wishes("openvino", require=True)}
-    if facts.bf16:
-        ways["openvino bf16"] = Wishes("openvino", require=True, bf16=True)
+    manifest, _ = open_manifest(question.bundle, question.trusted)
+    facts, held = machine_facts(), question.held
     plain = effective_precision(manifest, NO_WISHES)
-    for name, wishes in list(ways.items())[1:]:
-        label = effective_precision(manifest, wishes)
-        if held not in (None, label) or (wishes.bf16 and label == plain):
-            del ways[name]
-    if held not in (None, plain) and len(ways) == 1:
-        return Choice("auto", f"the store holds features in {held}, which no backend here computes of this bundle")
-    path = kept_at(folder, _key(manifest, threads, tuple(ways)))
-    if (kept := read_choice(path)) is not None:
-        return kept
-    notice(f"precision auto: measuring {', '.join(ways)} on {CLIPS} of the clips; this is done once")
-    contest = _Contest(manifest, bundle, videos, Opening(threads=threads, facts=facts), limits, trusted)
-    choice = contest.run(ways, held, stop)
-    if choice.contenders and not choice.refused:  # what failed may go another time
-        keep_choice(path, choice)
-    return choice
+    if held in (None, plain) and _on_gpu(manifest, facts):
+        return Choice("auto", "a GPU runs the networks, nothing was measured")
+    possible = [name for name, refusals in _refusals(manifest, facts).items() if not refusals]
+    allowed = [name for name in possible if held in (None, effective_precision(manifest, WAYS[name]))]
+    if held is not None and not allowed:
+        raise held_precision(manifest, held)
+    if len(allowed) < 2 or REFERENCE not in possible:
+        return _only(allowed, held)
+    key = _key(manifest, question.threads)
+    measured = read_measured(question.folders, key)
+    if measured is not None:
+        return msgspec.structs.replace(_best(manifest, measured, held), kept=True)
+    if (free := _free_bytes()) is not None and (needed := _needed_bytes(manifest, possible)) > free:
+        why = f"nothing was measured: that takes {needed / 1e6:.0f} MB of memory, {free / 1e6:.0f} MB are free"
+        return Choice(REFERENCE, why)
+    return _measure(question, key, possible, clips, notice, stop)
 
 
-class _Contest:
-    """The contenders so far, and the clips that they extract."""
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        bundle: Path,
-        videos: Iterable[Path],
-        opening: Opening,
-        limits: DecodeLimits | None,
-        trusted: TrustedKeys,
-    ) -> None:
-        self._manifest = manifest
-        self._opening = opening
-        self._open = partial(open_extractor, bundle, limits=limits, trusted=trusted)
-        self._videos = iter(videos)
-        self._clips: list[Clip] = []
-        self._contenders: list[Contender] = []
-        self._refused: dict[str, str] = {}
-        self._reference: Mapping[str, ClipFeatures] = {}  # by content
-
-    def run(self, ways: Mapping[str, Wishes], held: str | None, stop: Callable[[], bool]) -> Choice:
-        for name, wishes in ways.items():
-            if stop():
-                return Choice("auto", "stopped before all was measured")
-            self._try(name, wishes)
-            if not self._contenders:  # ONNX Runtime itself
-                why = self._refused.get(name) or "none of the clips can be read"
-                return Choice("auto", f"nothing was measured: {why}", refused=self._refused)
-        if by_graph := _mixed(self._manifest, self._contenders):
-            self._try("each graph's fastest", Wishes(by_graph=by_graph))
-        eligible = [
-            each for each in self._contenders if held in (None, effective_precision(self._manifest, each.wishes))
-        ]
-        return _best(self._contenders, eligible, self._refused)
-
-    def _try(self, name: str, wishes: Wishes) -> None:
-        try:
-            with self._open(opening=replace(self._opening, wishes=wishes)) as extractor:
-                if not self._clips:
-                    self._clips = list(islice(self._readable(extractor), CLIPS))
-                list(extractor.extract_all(self._clips))  # the first pass allocates
-                began = time.perf_counter()
-                done = list(extractor.extract_all(self._clips))
-                spent_ms = (time.perf_counter() - began) * 1e3
-        except FlamestError as error:
-            self._refused[name] = error.message
-            return
-        features = {each.clip.sha256: each.features for each in done if each.features is not None}
-        if not features:
-            return
-        if len(features) < len(self._clips):
-            self._refused[name] = f"gave numbers for {len(features)} of {len(self._clips)} clips only"
-            return
-        self._reference = self._reference or features
-        self._contenders.append(_contender(name, wishes, spent_ms, features, self._reference))
-
-    def _readable(self, extractor: Extractor) -> Iterator[Clip]:
-        """The clips that can be extracted, one after the other."""
-        for path in self._videos:
-            try:
-                yield from (
-                    done.clip
-                    for done in extractor.extract_all([Clip(path, sha256_file(path))])
-                    if done.features is not None
-                )
-            except StorageError:  # not there any more, or not ours to read
-                continue
+def held_precision(manifest: Manifest, held: str) -> SettingsError:
+    """That nothing on this machine computes the bundle in the precision of the features that there are, and why."""
+    plain = effective_precision(manifest, NO_WISHES)
+    refusals = _refusals(manifest, machine_facts())
+    of = [each for name in refusals if effective_precision(manifest, WAYS[name]) == held for each in refusals[name]]
+    why = "; ".join(dict.fromkeys(map(str, of))) or f"it computes in {plain}"
+    fixes = [each.fix for each in of if each.fix]
+    if any(each.code.value == "OPENVINO_MISSING" for each in of):
+        fixes = ["pip install 'flamest[openvino]'"]
+    elif not of:
+        fixes = [f"use the bundle that was exported in {held}"]
+    other = f"give another store, for features in {plain}"
+    return SettingsError(
+        f"the store's features of this bundle are {held}, and nothing on this machine computes it in {held}: {why}",
+        fix="; or ".join((*dict.fromkeys(fixes), other)),
+        code="held_precision",
+    )
 
 
-def _on_gpu(manifest: Manifest) -> bool:
-    """Whether the ladder would put a graph on a GPU."""
+def must_compute(manifest: Manifest, held: str, wishes: Wishes) -> None:
+    """Raise ``held_precision`` when a graph cannot run in the precision ``held`` that the ``wishes`` ask for."""
     facts = machine_facts()
+    for name in manifest.needed_graphs:
+        if all(rung.refusal is not None for rung in climb(name, manifest.graphs[name], facts, wishes)):
+            raise held_precision(manifest, held)
+
+
+def _measure(
+    question: Question,
+    key: str,
+    ways: Sequence[str],
+    clips: Iterable[Clip],
+    notice: Callable[[str], None],
+    stop: Callable[[], bool],
+) -> Choice:
+    bundle = open_bundle(question.bundle, question.trusted)
+    opening = Opening(threads=question.threads, facts=machine_facts())
+    try:
+        read = read_clips(bundle, opening, clips, question.limits)
+    except FlamestError as error:  # ONNX Runtime's own
+        return Choice("auto", f"nothing was measured: {error.message}", refused={REFERENCE: error.message})
+    if not read:
+        return Choice("auto", "nothing was measured: none of the clips can be read")
+    clips_read = f"{len(read)} clip{'s' * (len(read) != 1)}"
+    few = "" if len(read) == CLIPS else f" (wanted were {CLIPS}: the figures are rough)"
+    notice(
+        f"precision auto: measuring {', '.join(ways)} on {clips_read}{few}, a warm-up and {PASSES} passes of the "
+        "networks each, in turns; this is done once for this bundle on this machine"
+    )
+    measured = hold_contest(bundle, opening, ways, read, stop)
+    if measured is None:
+        return Choice("auto", "stopped before all was measured")
+    kept_in = keep_measured(question.folders, key, measured)
+    if kept_in is None or kept_in != question.folders[0]:
+        where = "for this process alone" if kept_in is None else f"in {kept_in}"
+        cache = question.folder or default_folder() or "~/.cache"
+        notice(f"precision auto: the figures are kept {where}: the cache folder {cache} cannot be written")
+    return _best(bundle.manifest, measured, question.held)
+
+
+def _only(allowed: Sequence[str], held: str | None) -> Choice:
+    """What follows where nothing is left to choose among."""
+    if held is None and list(allowed) == [REFERENCE]:
+        return Choice("auto", "ONNX Runtime is the only backend that computes this bundle here, nothing was measured")
+    if not allowed:  # opening the graphs tells every reason
+        return Choice("auto", "no CPU backend computes this bundle here, nothing was measured")
+    kind = f"the store holds features in {held}; " if held else ""
+    return Choice(allowed[0], f"{kind}{allowed[0]} alone computes this bundle so here, nothing was measured")
+
+
+def _best(manifest: Manifest, measured: Measured, held: str | None) -> Choice:
+    """Each later way, less simple than those before it, must be clearly quicker than the one taken so far."""
+    if not measured.contenders:
+        why = measured.refused.get(REFERENCE, "ONNX Runtime gave nothing to compare with")
+        return Choice("auto", f"nothing was measured: {why}", refused=measured.refused)
+    reference = measured.contenders[0]
+    best = reference
+    eligible = [
+        each for each in measured.contenders if each.fits and held in (None, effective_precision(manifest, each.wishes))
+    ]
+    for each in eligible:
+        if each.ms_per_clip <= GAIN * best.ms_per_clip:
+            best = each
+    return Choice(best.backend, _reason(reference, best, eligible), measured.contenders, measured.refused)
+
+
+def _reason(reference: Contender, best: Contender, eligible: Sequence[Contender]) -> str:
+    basis = f"in the networks, medians of {PASSES} passes over {reference.clips} clip{'s' * (reference.clips != 1)}"
+    if best is not reference:
+        return (
+            f"{best.backend} takes {best.ms_per_clip:.0f} ms a clip {basis}, ONNX Runtime {reference.ms_per_clip:.0f}; "
+            f"{best.captions_equal} of {best.clips} captions equal, smallest cosine {best.smallest_cosine:.6f}"
+        )
+    others = [each for each in eligible if each is not reference]
+    second = min(others, key=lambda each: each.ms_per_clip, default=None)
+    if second is None:
+        return f"ONNX Runtime ({reference.ms_per_clip:.0f} ms a clip {basis}): no other gives what it gives"
+    return (
+        f"ONNX Runtime takes {reference.ms_per_clip:.0f} ms a clip {basis}, {second.backend} {second.ms_per_clip:.0f}; "
+        f"it is left for a gain of {100 - 100 * GAIN:.0f} % or more"
+    )
+
+
+def _refusals(manifest: Manifest, facts: MachineFacts) -> dict[str, list[Refusal]]:
+    """By way, why graphs cannot run so here. A way in bf16 is none where the bundle's own precision is no other."""
+    plain = effective_precision(manifest, NO_WISHES)
+    ways = {
+        name: wishes
+        for name, wishes in WAYS.items()
+        if not (wishes.bf16 and effective_precision(manifest, wishes) == plain)
+    }
+    refusals: dict[str, list[Refusal]] = {name: [] for name in ways}
+    for name, wishes in ways.items():
+        for graph in manifest.needed_graphs:
+            backend = wishes.backend_of(graph)
+            refusals[name] += [
+                rung.refusal
+                for rung in climb(graph, manifest.graphs[graph], facts, wishes)
+                if rung.backend == backend and rung.refusal is not None
+            ]
+    return refusals
+
+
+def _on_gpu(manifest: Manifest, facts: MachineFacts) -> bool:
+    """Whether the ladder would put a graph on a GPU."""
     return any(
         rung.refusal is None and rung.backend in ("tensorrt", "onnxruntime-cuda")
         for name in manifest.needed_graphs
@@ -161,80 +230,26 @@ def _on_gpu(manifest: Manifest) -> bool:
     )
 
 
-def _contender(
-    name: str,
-    wishes: Wishes,
-    spent_ms: float,
-    features: Mapping[str, ClipFeatures],
-    reference: Mapping[str, ClipFeatures],
-) -> Contender:
-    pairs = [(features[content], theirs) for content, theirs in reference.items()]
-    cosines = [
-        _cosine(getattr(mine, part), getattr(theirs, part))
-        for mine, theirs in pairs
-        for part in ("vlm", "cnn")
-        if len(getattr(theirs, part))
-    ]
-    stages = pairs[0][0].stages_ms
-    return Contender(
-        backend=name,
-        by_graph=dict(wishes.by_graph),
-        bf16=wishes.bf16,
-        ms_per_clip=spent_ms / len(pairs),
-        stages_ms={stage: float(np.mean([mine.stages_ms[stage] for mine, _ in pairs])) for stage in stages},
-        smallest_cosine=min(cosines),
-        captions_equal=sum(mine.caption == theirs.caption for mine, theirs in pairs),
-        clips=len(pairs),
-    )
+def _needed_bytes(manifest: Manifest, ways: Sequence[str]) -> float:
+    """All ways are open at the same time."""
+    graphs = sum(manifest.files[manifest.graphs[name].file].bytes for name in manifest.needed_graphs)
+    return _MEMORY * graphs * len(ways)
 
 
-def _mixed(manifest: Manifest, contenders: Sequence[Contender]) -> dict[str, str]:
-    """Each graph on the faster of the two backends; empty when that is one backend for all."""
-    whole = {each.backend: each for each in contenders if not each.bf16 and each.fits}
-    if set(whole) != {"onnxruntime", "openvino"}:
-        return {}
-    spent = {name: _by_graph(manifest, contender.stages_ms) for name, contender in whole.items()}
-    faster = {graph: min(whole, key=lambda name: spent[name][graph]) for graph in spent["openvino"]}
-    return faster if len(set(faster.values())) == 2 else {}
+def _free_bytes() -> int | None:
+    """What the machine has left; None where it does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
 
 
-def _by_graph(manifest: Manifest, stages_ms: Mapping[str, float]) -> dict[str, float]:
-    """Milliseconds of a clip by the graph that takes them."""
-    spent: dict[str, float] = {}
-    for stage, milliseconds in stages_ms.items():
-        graph = graph_of(stage, manifest.graphs)
-        if graph is not None:
-            spent[graph] = spent.get(graph, 0.0) + milliseconds
-    return spent
-
-
-def _best(contenders: Sequence[Contender], eligible: Sequence[Contender], refused: dict[str, str]) -> Choice:
-    """``contenders``: ONNX Runtime first; ``eligible``: those that may be chosen."""
-    reference = contenders[0]
-    fitting = [each for each in eligible if each.fits]
-    if not fitting:
-        return Choice("auto", "no backend gives what ONNX Runtime gives", tuple(contenders), refused)
-    best = min(fitting, key=lambda each: each.ms_per_clip)
-    if best is reference:
-        why = f"ONNX Runtime is fastest ({reference.ms_per_clip:.0f} ms a clip)"
-    else:
-        why = (
-            f"{best.backend} takes {best.ms_per_clip:.0f} ms a clip, ONNX Runtime {reference.ms_per_clip:.0f}; "
-            f"{best.captions_equal} of {best.clips} captions equal, smallest cosine {best.smallest_cosine:.6f}"
-        )
-    return Choice(best.backend, why, tuple(contenders), refused)
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    lengths = float(np.linalg.norm(a.astype(np.float64)) * np.linalg.norm(b.astype(np.float64)))
-    return float(a.astype(np.float64) @ b.astype(np.float64)) / lengths if lengths else float(np.array_equal(a, b))
-
-
-def _key(manifest: Manifest, threads: int | None, ways: tuple[str, ...]) -> str:
-    """What the choice depends on: the bundle, the processor and its cores, the backends and their versions."""
+def _key(manifest: Manifest, threads: int | None) -> str:
+    """What the figures depend on: the bundle, the processor and its cores, the backends and their versions."""
     graphs = {name: manifest.files[manifest.graphs[name].file].sha256 for name in manifest.needed_graphs}
     cores = threads or len(os.sched_getaffinity(0))
-    told = (manifest.fingerprint, graphs, _processor(), cores, machine_facts().versions, ways, CLIPS, COSINE)
+    told = (manifest.fingerprint, graphs, _processor(), cores, machine_facts().versions, CLIPS, PASSES, COSINE, GAIN)
     return sha256_bytes(msgspec.json.encode(told, order="deterministic"))
 
 

@@ -1,8 +1,9 @@
-"""What ``--precision auto`` measured and chose (quickest.py), and where a machine keeps it."""
+"""What ``--precision auto`` measured and chose (quickest.py), and where a machine keeps the figures."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,16 +13,23 @@ from ..base.files import write_atomic
 from .backends.wishes import NO_WISHES, Wishes
 
 COSINE = 0.999  # smallest, of a clip's vectors to ONNX Runtime's
+REFERENCE = "onnxruntime"
+MIXED = "each graph's fastest"
+_KEYFRAMES = {"keyframes": "onnxruntime"}  # the same frames whatever describes them
+WAYS: Mapping[str, Wishes] = {  # the simplest first
+    REFERENCE: Wishes("onnxruntime"),
+    "openvino": Wishes("openvino", by_graph=_KEYFRAMES),
+    "openvino bf16": Wishes("openvino", by_graph=_KEYFRAMES, bf16=True),
+}
 
 
 class Contender(msgspec.Struct, frozen=True):
     """What one way to compute gave."""
 
-    backend: str  # "onnxruntime", "openvino", "openvino bf16", "each graph's fastest"
-    by_graph: dict[str, str]  # where not all graphs run on one backend
-    bf16: bool
-    ms_per_clip: float  # wall, clips overlapping as they do in an extraction
-    stages_ms: dict[str, float]
+    backend: str  # of WAYS, or MIXED
+    by_graph: dict[str, str]  # MIXED: which backend of which graph; empty for the others
+    ms_per_clip: float  # in the networks alone, the sum of ``stages_ms``
+    stages_ms: dict[str, float]  # by stage, of a clip, medians over the passes
     smallest_cosine: float  # to ONNX Runtime's, of all clips' vectors
     captions_equal: int
     clips: int
@@ -32,28 +40,37 @@ class Contender(msgspec.Struct, frozen=True):
 
     @property
     def wishes(self) -> Wishes:
-        if self.by_graph:
-            return Wishes(by_graph=self.by_graph)
-        return Wishes(self.backend.partition(" ")[0], bf16=self.bf16)
+        return Wishes(by_graph={**self.by_graph, **_KEYFRAMES}) if self.by_graph else WAYS[self.backend]
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """The figures of all ways to compute a bundle on a machine; what may be chosen of them is asked afterwards."""
+
+    contenders: tuple[Contender, ...]  # ONNX Runtime first
+    refused: dict[str, str] = {}  # by way, why there are no figures of it
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """What was measured, and what follows. ``contenders`` is empty where nothing had to be measured."""
+    """What follows. ``contenders`` is empty where nothing had to be measured."""
 
-    chosen: str  # a contender's ``backend``, or "auto": the ladder decides
+    chosen: str  # of WAYS, MIXED, or "auto": the ladder decides
     why: str
     contenders: tuple[Contender, ...] = ()
-    refused: dict[str, str] = {}  # by backend, why it was not measured
+    refused: dict[str, str] = {}  # by way, why it was not measured
     kept: bool = False  # measured by an earlier run
 
     @property
     def wishes(self) -> Wishes:
-        return next((each.wishes for each in self.contenders if each.backend == self.chosen), NO_WISHES)
+        measured = (each.wishes for each in self.contenders if each.backend == self.chosen)
+        return next(measured, WAYS.get(self.chosen, NO_WISHES))
 
     @property
     def line(self) -> str:
         """For people."""
         return f"precision auto: {self.why}{' (measured before)' if self.kept else ''}"
+
+
+_in_process: dict[str, Measured] = {}  # by key, what could be kept in no folder
 
 
 def default_folder() -> Path | None:
@@ -65,27 +82,24 @@ def default_folder() -> Path | None:
         return None
 
 
-def kept_at(folder: Path | None, key: str) -> Path | None:
-    found = folder or default_folder()
-    return found / f"{key}.json" if found else None
+def read_measured(folders: Sequence[Path], key: str) -> Measured | None:
+    """What is kept under ``key``; a file that cannot be read, or is of another version, is as none."""
+    for folder in folders:
+        try:
+            return msgspec.json.decode((folder / f"{key}.json").read_bytes(), type=Measured)
+        except (OSError, msgspec.DecodeError):
+            continue
+    return _in_process.get(key)
 
 
-def read_choice(path: Path | None) -> Choice | None:
-    """A file that cannot be read, or is of another version, is as none."""
-    if path is None:
-        return None
-    try:
-        return msgspec.structs.replace(msgspec.json.decode(path.read_bytes(), type=Choice), kept=True)
-    except (OSError, msgspec.DecodeError):
-        return None
-
-
-def keep_choice(path: Path | None, choice: Choice) -> None:
-    """It is only a saving: where it cannot be written, the next run measures again."""
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomic(path, msgspec.json.encode(choice), mode=0o600)
-    except (OSError, StorageError):
-        return
+def keep_measured(folders: Sequence[Path], key: str, measured: Measured) -> Path | None:
+    """Keep it in the first folder that can be written; None: in none, for as long as this process lives."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_atomic(folder / f"{key}.json", msgspec.json.encode(measured), mode=0o600)
+        except (OSError, StorageError):
+            continue
+        return folder
+    _in_process[key] = measured
+    return None

@@ -1,19 +1,26 @@
-"""``--precision auto``: the fastest that gives the same, measured once."""
+"""``--precision auto``: the fastest that gives the same, by figures that are measured once."""
 
+import dataclasses
 import json
 from importlib.util import find_spec
 
 import msgspec
+import numpy as np
 import pytest
 from flamest.agent.cli import app
 from flamest.base.errors import SettingsError
-from flamest.runtime import quickest
+from flamest.base.files import sha256_file
+from flamest.runtime import contest, quickest, quickest_records
+from flamest.runtime.backends import opening
+from flamest.runtime.contest import PASSES, Numbers, hold_contest, mixture
 from flamest.runtime.manifest import read_manifest
-from flamest.runtime.quickest import choose_quickest
-from flamest.runtime.quickest_records import Contender, read_choice
+from flamest.runtime.quickest import Question, choose_quickest
+from flamest.runtime.quickest_records import Contender, Measured, keep_measured, read_measured
+from flamest.runtime.records import Caption, Clip
 from typer.testing import CliRunner
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
+BOTH = {"onnxruntime": "1", "openvino": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -24,97 +31,241 @@ def videos(clips, tmp_path_factory):
     return folder
 
 
-def contender(backend, ms, *, cosine=1.0, equal=4, bf16=False, **stages):
-    return Contender(backend, {}, bf16, ms, stages, cosine, equal, 4)
+@pytest.fixture
+def machine(monkeypatch):
+    """What this machine is taken for."""
+    genuine = opening.machine_facts()
+
+    def be(**changes):
+        facts = dataclasses.replace(genuine, gpu=None, **changes)
+        monkeypatch.setattr(quickest, "machine_facts", lambda: facts)
+        monkeypatch.setattr(opening, "machine_facts", lambda: facts)
+
+    return be
 
 
-def best(contenders):
-    return quickest._best(contenders, contenders, {})
+def silo_clips(folder):
+    return [Clip(path, sha256_file(path)) for path in sorted(folder.rglob("*.avi"))]
 
 
-def test_the_fastest_is_taken_only_if_its_captions_and_vectors_are_the_same():
-    slow = contender("onnxruntime", 100.0)
-    fast = contender("openvino", 60.0)
-    other_caption = contender("openvino bf16", 30.0, equal=3, bf16=True)
-    off = contender("openvino bf16", 30.0, cosine=0.9989, bf16=True)
-    assert best([slow, fast, other_caption]).chosen == "openvino"
-    assert best([slow, fast, off]).chosen == "openvino"
-    assert best([slow, off]).chosen == "onnxruntime"
-    both = best([slow, fast, contender("openvino bf16", 30.0, cosine=0.9991, bf16=True)])
-    assert (both.wishes.backend, both.wishes.bf16) == ("openvino", True)
+def contender(backend, ms, *, cosine=1.0, equal=4, **stages):
+    return Contender(backend, {}, ms, stages, cosine, equal, 4)
 
 
-def test_each_graph_may_run_where_it_is_faster(toy_bundle):
+def no_clips():
+    raise AssertionError("no clip should be asked for")
+    yield
+
+
+@pytest.fixture
+def best(toy_bundle):
     manifest = read_manifest(toy_bundle)
-    ort = contender("onnxruntime", 100.0, vision=30.0, caption=5.0, embed=1.0, cnn=60.0, keyframes=2.0, decode=9.0)
-    openvino = contender("openvino", 80.0, vision=20.0, caption=9.0, embed=1.0, cnn=40.0, keyframes=3.0, decode=1.0)
-    wanted = {"vision": "openvino", "text": "onnxruntime", "cnn": "openvino", "keyframes": "onnxruntime"}
-    assert quickest._mixed(manifest, [ort, openvino]) == wanted
-    assert quickest._mixed(manifest, [ort, msgspec.structs.replace(openvino, captions_equal=3)]) == {}
-    assert quickest._mixed(manifest, [ort]) == {}
+    return lambda *contenders, held=None: quickest._best(manifest, Measured(contenders), held)
+
+
+def test_the_fastest_is_taken_only_if_its_captions_and_vectors_are_the_same(best):
+    slow, fast = contender("onnxruntime", 100.0), contender("openvino", 60.0)
+    other_caption = contender("openvino bf16", 30.0, equal=3)
+    off = contender("openvino bf16", 30.0, cosine=0.9989)
+    assert best(slow, fast, other_caption).chosen == "openvino"
+    assert best(slow, fast, off).chosen == "openvino"
+    assert best(slow, off).chosen == "onnxruntime"
+    both = best(slow, fast, contender("openvino bf16", 30.0, cosine=0.9991))
+    assert (both.wishes.backend, both.wishes.bf16, both.wishes.backend_of("keyframes")) == (
+        "openvino",
+        True,
+        "onnxruntime",
+    )
+
+
+def test_the_reference_is_left_for_a_clear_gain_alone(best):
+    reference = contender("onnxruntime", 100.0)
+    stays = best(reference, contender("openvino", 91.0))
+    assert stays.chosen == "onnxruntime"
+    assert "ONNX Runtime takes 100 ms a clip" in stays.why
+    assert "openvino 91; it is left for a gain of 10 % or more" in stays.why
+    assert best(reference, contender("openvino", 90.0)).chosen == "openvino"
+    assert best(reference, contender("openvino", 80.0), contender("openvino bf16", 73.0)).chosen == "openvino"
+    assert best(reference, contender("openvino", 80.0), contender("openvino bf16", 72.0)).chosen == "openvino bf16"
+
+
+def test_what_is_held_decides_after_the_measurement(best):
+    all_ways = contender("onnxruntime", 100.0), contender("openvino", 70.0), contender("openvino bf16", 40.0)
+    assert best(*all_ways).chosen == "openvino bf16"
+    assert best(*all_ways, held="fp32").chosen == "openvino"
+
+
+def test_each_graph_may_run_where_it_is_faster_if_that_promises_a_gain(toy_bundle):
+    manifest = read_manifest(toy_bundle)
+    ort = contender("onnxruntime", 96.0, vision=30.0, caption=5.0, embed=1.0, cnn=60.0)
+    openvino = contender("openvino", 90.0, vision=20.0, caption=29.0, embed=1.0, cnn=40.0)
+    assert mixture(manifest, [ort, openvino]) == {"vision": "openvino", "text": "onnxruntime", "cnn": "openvino"}
+    little = contender("openvino", 69.0, vision=20.0, caption=8.0, embed=1.0, cnn=40.0)
+    assert mixture(manifest, [ort, little]) == {}
+    assert mixture(manifest, [ort, msgspec.structs.replace(openvino, captions_equal=3)]) == {}
+    assert mixture(manifest, [ort]) == {}
+
+
+class ScriptedNetworks:
+    """Networks whose stages take what a script says; ``log`` has who ran, in order."""
+
+    def __init__(self, name, script, log, caption="a"):
+        self._name, self._script, self._log, self._caption = name, iter(script), log, caption
+
+    def run(self, clips):
+        self._log.append(self._name)
+        spent = next(self._script)
+        if isinstance(spent, Exception):
+            raise spent
+        return [Numbers((np.ones(2, np.float32),), (Caption(self._caption, ()),), {"vision": spent}) for _ in clips]
+
+
+@pytest.fixture
+def scripted(toy_bundle, monkeypatch):
+    """``hold_contest`` on a script of milliseconds by way."""
+
+    def hold(scripts, stop=lambda: False):
+        log, names = [], iter(scripts)
+        monkeypatch.setattr(contest, "Networks", lambda *_: ScriptedNetworks(name := next(names), scripts[name], log))
+        monkeypatch.setattr(contest, "mixture", lambda *_: {})
+        return hold_contest(quickest.open_bundle(toy_bundle), opening.Opening(), list(scripts), [None] * 4, stop), log
+
+    return hold
+
+
+def test_ways_take_turns_and_a_busy_moment_does_not_decide(scripted):
+    measured, log = scripted({"onnxruntime": [900, 10, 500, 12], "openvino": [900, 20, 20, 400]})
+    assert PASSES == 3
+    assert log == ["onnxruntime", "openvino"] * 4
+    assert [(each.backend, each.ms_per_clip) for each in measured.contenders] == [("onnxruntime", 12), ("openvino", 20)]
+
+
+def test_a_way_that_fails_is_refused_and_the_others_go_on(scripted):
+    fails = SettingsError("does not open")
+    measured, _ = scripted({"onnxruntime": [1, 1, 1, 1], "openvino": [fails], "openvino bf16": [1, 1, fails]})
+    assert [each.backend for each in measured.contenders] == ["onnxruntime"]
+    assert measured.refused == {"openvino": "does not open", "openvino bf16": "does not open"}
+    measured, _ = scripted({"onnxruntime": [fails], "openvino": [1, 1, 1, 1]})
+    assert measured == Measured((), {"onnxruntime": "does not open"})
+
+
+def test_a_measurement_that_is_stopped_gives_nothing(scripted):
+    asked = iter([False] * 4 + [True] * 9)
+    measured, log = scripted({"onnxruntime": [1] * 4, "openvino": [1] * 4}, stop=lambda: next(asked))
+    assert measured is None
+    assert len(log) == 4
 
 
 @needs_openvino
-def test_backends_are_measured_on_clips_that_can_be_read_and_the_choice_is_kept(
-    toy_bundle, videos, tmp_path, monkeypatch
-):
-    paths = sorted(videos.rglob("*.avi"))
-    told = []
-    stopped = choose_quickest(toy_bundle, paths, threads=1, folder=tmp_path, stop=lambda: True)
-    assert (stopped.chosen, stopped.contenders) == ("auto", ())
-    choice = choose_quickest(toy_bundle, paths, threads=1, folder=tmp_path, notice=told.append)
-    assert ["measuring onnxruntime, openvino" in line for line in told] == [True]
-    assert [each.clips for each in choice.contenders] == [2] * len(choice.contenders)
-    assert {"onnxruntime", "openvino"} <= {each.backend for each in choice.contenders} | choice.refused.keys()
+def test_backends_are_measured_on_clips_that_can_be_read_and_only_once(toy_bundle, videos, tmp_path, machine):
+    machine(bf16=False)
+    question, told = Question(toy_bundle, threads=1, folder=tmp_path), []
+    stopped = choose_quickest(question, silo_clips(videos), stop=lambda: True)
+    assert (stopped.chosen, stopped.contenders, list(tmp_path.iterdir())) == ("auto", (), [])
+    choice = choose_quickest(question, silo_clips(videos), notice=told.append)
+    assert "measuring onnxruntime, openvino on 2 clips (wanted were 4: the figures are rough)" in told[0]
+    assert len(told) == 1
     assert choice.contenders[0].backend == "onnxruntime"
+    assert {each.backend for each in choice.contenders} >= {"onnxruntime", "openvino"}
+    for each in choice.contenders:
+        assert each.clips == 2
+        assert set(each.stages_ms) == {"vision", "caption", "embed", "cnn"}  # no decoding, no keyframes
+    assert choice.contenders[0].smallest_cosine == pytest.approx(1.0)
     assert choice.contenders[0].fits
-    fitting = [each for each in choice.contenders if each.fits]
-    assert choice.chosen == min(fitting, key=lambda each: each.ms_per_clip).backend
-    monkeypatch.setattr(quickest, "_Contest", None)  # not asked again
-    again = choose_quickest(toy_bundle, paths, threads=1, folder=tmp_path)
+    assert f"medians of {PASSES} passes over 2 clips" in choice.why
+
+    again = choose_quickest(question, no_clips(), notice=told.append)
     assert again == msgspec.structs.replace(choice, kept=True)
     assert again.line.endswith("(measured before)")
-    with pytest.raises(TypeError):  # other cores: another measurement
-        choose_quickest(toy_bundle, paths, threads=2, folder=tmp_path)
+    held = choose_quickest(dataclasses.replace(question, held="fp32"), no_clips())
+    assert held.contenders == choice.contenders
+    assert len(told) == 1
+    with pytest.raises(AssertionError):  # other cores: another measurement
+        choose_quickest(dataclasses.replace(question, threads=2), no_clips())
 
 
 @needs_openvino
-def test_clips_that_cannot_be_read_are_left_to_the_extraction_to_report(toy_bundle, videos, tmp_path):
-    choice = choose_quickest(toy_bundle, [videos / "absent.avi", videos / "wave" / "0.avi"], threads=1, folder=tmp_path)
+def test_figures_are_kept_with_refusals_and_where_the_cache_cannot_be_written(
+    toy_bundle, videos, tmp_path, monkeypatch, machine
+):
+    machine(bf16=False)
+    held = []
+    measured = Measured((contender("onnxruntime", 1.0),), {"openvino": "no"})
+    monkeypatch.setattr(quickest, "hold_contest", lambda *_: held.append(1) or measured)
+    monkeypatch.setattr(quickest_records, "_in_process", {})
+    (tmp_path / "file").touch()
+    nowhere = tmp_path / "file" / "choices"
+
+    question, told = Question(toy_bundle, folder=nowhere, beside=tmp_path / "beside"), []
+    for _ in range(2):
+        choice = choose_quickest(question, silo_clips(videos), notice=told.append)
+        assert (choice.chosen, choice.refused) == ("onnxruntime", {"openvino": "no"})
+    assert len(held) == 1
+    assert [f"kept in {tmp_path / 'beside'}: the cache folder {nowhere} cannot" in line for line in told] == [
+        False,
+        True,
+    ]
+
+    told.clear()
+    for _ in range(2):
+        choose_quickest(dataclasses.replace(question, beside=None), silo_clips(videos), notice=told.append)
+    assert len(held) == 2
+    assert ["kept for this process alone" in line for line in told] == [False, True]
+
+
+def test_figures_that_are_damaged_are_as_none(tmp_path):
+    assert read_measured([tmp_path], "key") is None
+    (tmp_path / "key.json").write_text('{"contenders": 3}')
+    assert read_measured([tmp_path], "key") is None
+    measured = Measured((contender("openvino", 1.0, vision=1.0),))
+    assert keep_measured([tmp_path], "key", measured) == tmp_path
+    assert read_measured([tmp_path / "absent", tmp_path], "key") == measured
+
+
+@needs_openvino
+def test_clips_that_cannot_be_read_are_left_to_the_extraction_to_report(toy_bundle, videos, tmp_path, machine):
+    machine()
+    unreadable = [Clip(videos / "absent.avi", "0" * 64), Clip(videos / "wave" / "0.avi", "1" * 64)]
+    choice = choose_quickest(Question(toy_bundle, threads=1, folder=tmp_path), unreadable)
     assert (choice.chosen, choice.contenders) == ("auto", ())
     assert "none of the clips can be read" in choice.line
     assert not list(tmp_path.iterdir())
 
 
-@needs_openvino
-def test_a_store_keeps_to_the_kind_of_features_that_it_has(toy_bundle, videos, tmp_path):
-    paths = sorted(videos.rglob("*.avi"))
-    choice = choose_quickest(toy_bundle, paths, held="fp32", threads=1, folder=tmp_path)
-    assert not any(each.bf16 for each in choice.contenders)
-    odd = choose_quickest(toy_bundle, paths, held="int8", threads=1, folder=tmp_path)
-    assert (odd.chosen, odd.contenders) == ("auto", ())
+def test_what_is_held_is_computed_or_the_error_names_it_and_the_way_out(toy_bundle, tmp_path, machine):
+    question = Question(toy_bundle, held="bf16", folder=tmp_path)
+    machine(versions=BOTH, bf16=True)
+    choice = choose_quickest(question, no_clips())
+    assert (choice.chosen, choice.wishes.bf16, choice.wishes.backend) == ("openvino bf16", True, "openvino")
+    machine(versions={"onnxruntime": "1"}, bf16=True)
+    with pytest.raises(SettingsError, match="are bf16, and nothing on this machine computes it in bf16") as caught:
+        choose_quickest(question, no_clips())
+    assert caught.value.code == "held_precision"
+    assert "pip install 'flamest[openvino]'; or give another store" in caught.value.fix
+    machine(versions=BOTH, bf16=False)
+    with pytest.raises(SettingsError, match="this processor does not compute bf16"):
+        choose_quickest(question, no_clips())
+    with pytest.raises(SettingsError, match="it computes in fp32") as caught:
+        choose_quickest(dataclasses.replace(question, held="int8"), no_clips())
+    assert "use the bundle that was exported in int8" in caught.value.fix
+
+
+def test_nothing_is_measured_where_there_is_nothing_to_choose(toy_bundle, tmp_path, machine, monkeypatch):
+    question = Question(toy_bundle, folder=tmp_path)
+    machine(versions={"onnxruntime": "1"})
+    alone = choose_quickest(question, no_clips())
+    assert (alone.chosen, alone.wishes) == ("auto", quickest.NO_WISHES)
+    assert "the only backend that computes this bundle here" in alone.why
+    machine(versions=BOTH)
+    monkeypatch.setattr(quickest, "_free_bytes", lambda: 1000)
+    tight = choose_quickest(question, no_clips())
+    assert tight.chosen == "onnxruntime"
+    assert "MB of memory" in tight.why
 
 
 @needs_openvino
-def test_without_a_reference_nothing_is_measured(toy_bundle, videos, tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise SettingsError("no such backend", fix="another", code="no_backend")
-
-    monkeypatch.setattr(quickest, "open_extractor", refuse)
-    choice = choose_quickest(toy_bundle, sorted(videos.rglob("*.avi")), threads=1, folder=tmp_path)
-    assert (choice.chosen, choice.contenders) == ("auto", ())
-    assert "no such backend" in choice.line
-
-
-def test_a_kept_choice_that_is_damaged_is_measured_anew(tmp_path):
-    path = tmp_path / "choice.json"
-    assert read_choice(path) is None
-    path.write_text('{"chosen": 3}')
-    assert read_choice(path) is None
-
-
-@needs_openvino
-def test_extraction_with_auto_says_what_it_chose(toy_bundle, videos, tmp_path, monkeypatch):
+def test_extraction_with_auto_says_what_it_chose(toy_bundle, videos, tmp_path, monkeypatch, machine):
+    machine()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     words = ["extract", "--bundle", toy_bundle, "--videos", videos, "--store", tmp_path / "s.sqlite", "--threads", "1"]
     done = CliRunner().invoke(app, [*map(str, words), "--precision", "auto", "--json"])

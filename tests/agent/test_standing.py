@@ -1,0 +1,145 @@
+"""The precision of a store that has features already is kept to: computed, or an error; never changed silently."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flamest.agent import extract, standing
+from flamest.agent.extract import ExtractRequest, clips_to_extract, extract_clips
+from flamest.agent.store import FeatureRow, FeatureStore
+from flamest.base.errors import SettingsError
+from flamest.runtime import quickest
+from flamest.runtime.backends import opening
+from flamest.runtime.backends.wishes import parse_wishes
+from flamest.runtime.manifest import read_manifest
+from flamest.runtime.quickest_records import Choice
+from flamest.runtime.records import Caption, Clip, ClipFeatures
+
+BOTH = {"onnxruntime": "1", "openvino": "1"}
+
+
+@pytest.fixture
+def silo(clips, toy_bundle, tmp_path, monkeypatch):
+    """A folder with one clip, and a store that is told what it holds; networks are not opened."""
+    clips.write_clip(tmp_path / "videos" / "wave" / "0.avi", frames=12)
+    return Silo(toy_bundle, tmp_path, monkeypatch)
+
+
+class Silo:
+    def __init__(self, bundle, folder, monkeypatch):
+        self.bundle, self.folder, self._monkeypatch = bundle, folder, monkeypatch
+        self.fingerprint = read_manifest(bundle).fingerprint
+        self.store = folder / "s.sqlite"
+        self.told = []
+        monkeypatch.setattr(
+            extract, "open_extractor", lambda _, **opened: FakeExtractor(self, opened["opening"].wishes)
+        )
+        self.be(versions=BOTH, bf16=True)
+
+    def be(self, **changes):
+        facts = dataclasses.replace(opening.gather_facts(), gpu=None, **changes)
+        for module in (quickest, opening):
+            self._monkeypatch.setattr(module, "machine_facts", lambda: facts)
+
+    def hold(self, *precisions, clip="0" * 64):
+        rows = [
+            FeatureRow(Clip(Path("old.avi"), clip, "wave"), np.ones(2, np.float32), 0, self.fingerprint, precision)
+            for precision in precisions
+        ]
+        with FeatureStore.open(self.store) as store:
+            store.add_rows([("old.avi", row) for row in rows])
+
+    def extract(self, *words, precision=None, **more):
+        wishes = parse_wishes(words, precision=precision)
+        request = ExtractRequest(self.bundle, self.folder / "videos", self.store, wishes=wishes, **more)
+        folder = clips_to_extract(request.videos)
+        return extract_clips(request, folder, on_clip=lambda: None, stop=lambda: False, notice=self.told.append)
+
+    def kinds(self):
+        with FeatureStore.open(self.store) as store:
+            return {kind.precision: kind.clips for kind in store.kinds()}
+
+
+class FakeExtractor:
+    decoder_peak_mb = 0.0
+
+    def __init__(self, silo, wishes):
+        self.places = {}
+        self._silo = silo
+        self._precision = opening.effective_precision(read_manifest(silo.bundle), wishes)
+
+    def extract_all(self, clips):
+        for clip in clips:
+            x = np.ones(1, np.float32)
+            features = ClipFeatures(x, x, Caption("", ()), -1, (), self._silo.fingerprint, self._precision)
+            yield extract.Extracted(clip, features)
+
+    def close(self):
+        pass
+
+
+def test_a_store_of_one_precision_is_followed_with_a_warning_where_nothing_is_said(silo):
+    silo.hold("bf16")
+    report = silo.extract()
+    assert (report.precision, report.followed, silo.kinds()) == ("bf16", True, {"bf16": 2})
+    assert [line.startswith("warning: new clips are computed in bf16, as the features") for line in silo.told] == [True]
+    assert 'precision = "bf16" under [work] of agent.toml' in silo.told[0]
+    again = silo.extract()
+    assert (again.extracted, again.skipped, again.precision, again.followed) == (0, 1, "bf16", False)
+    assert len(silo.told) == 1
+
+
+def test_a_store_is_followed_with_openvino_asked_for_and_not_with_another_backend(silo):
+    silo.hold("bf16")
+    assert silo.extract("openvino").precision == "bf16"
+    assert silo.extract("onnxruntime").precision == "fp32"
+    assert "holds bf16 features of this bundle, those of new clips are fp32" in silo.told[-1]
+
+
+def test_a_store_of_several_precisions_is_not_followed(silo):
+    silo.hold("bf16", "fp32")
+    assert (silo.extract().precision, silo.told) == ("fp32", [])
+
+
+def test_what_cannot_be_followed_is_an_error_and_nothing_is_stored(silo):
+    silo.hold("bf16")
+    silo.be(versions={"onnxruntime": "1"})
+    with pytest.raises(SettingsError, match="no package openvino is installed") as caught:
+        silo.extract()
+    assert caught.value.code == "held_precision"
+    assert silo.kinds() == {"bf16": 1}
+
+
+def test_auto_keeps_to_the_stores_precision_or_ends_in_an_error(silo):
+    silo.hold("bf16")
+    report = silo.extract(precision="auto")
+    assert (report.precision, report.choice.chosen, silo.kinds()) == ("bf16", "openvino bf16", {"bf16": 2})
+    silo.be(versions={"onnxruntime": "1"})
+    known = silo.extract(precision="auto")  # nothing to compute: nothing to refuse
+    assert (known.extracted, known.precision, known.choice) == (0, "bf16", None)
+    (silo.folder / "videos" / "wave" / "1.avi").write_bytes(b"another")
+    with pytest.raises(SettingsError) as caught:
+        silo.extract(precision="auto")
+    assert caught.value.code == "held_precision"
+    assert silo.kinds() == {"bf16": 2}
+
+
+def test_auto_asks_only_once_there_is_a_clip_to_extract(silo, monkeypatch):
+    asked = []
+
+    def choose(question, clips, *, notice, stop):
+        asked.append((question.held, question.beside, [clip.path.name for clip in clips]))
+        return Choice("openvino bf16", "quickest")
+
+    monkeypatch.setattr(standing, "choose_quickest", choose)
+    report = silo.extract(precision="auto")
+    assert (report.extracted, report.precision, silo.kinds()) == (1, "bf16", {"bf16": 1})
+    assert silo.extract(precision="auto").choice is None
+    assert asked == [(None, silo.folder / "s.sqlite.choices", ["0.avi"])]
+
+
+def test_the_precision_that_training_asks_for_is_kept_to(silo):
+    silo.hold("bf16")
+    assert silo.extract(trained_on="fp32").precision == "fp32"
+    assert silo.extract(precision="auto", trained_on="bf16").precision == "bf16"
