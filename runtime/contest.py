@@ -31,7 +31,9 @@ from .stages import graph_of, stages_of, timed
 from .video import DecodeLimits, VideoDecoder
 
 CLIPS = 4
-PASSES = 3  # timed, after one that allocates and is compared
+PASSES = 3  # timed at least, after one that allocates and is compared
+MOST_PASSES = 25  # of small networks, whose passes are short
+ENOUGH_MS = 1000.0  # timed of each way
 GAIN = 0.9  # of the time that the simpler way takes: less of a gain may be noise
 _TRIED = 12  # clips at most that are looked at for CLIPS that can be read
 
@@ -127,16 +129,13 @@ def hold_contest(
         opener = GraphOpener(bundle, replace(opening, wishes=replace(WAYS[name], require=True)))
         contest.enter(name, partial(Networks, bundle, opener.open))
     contest.take_turns()
-    if (reference := contest.entries.get(REFERENCE)) is None:
-        return None if contest.stopped else Measured((), contest.refused)
-    whole = contest.entries
-    contenders = [entry.contender(name, reference) for name, entry in whole.items() if entry.passes]
-    if not contest.stopped and (by_graph := mixture(bundle.manifest, contenders)):
-        contest.entries = {}
-        contest.enter(MIXED, partial(Networks, bundle, lambda graph: whole[by_graph[graph]].networks.session(graph)))
-        contest.take_turns()
-        contenders += [entry.contender(name, reference, by_graph) for name, entry in contest.entries.items()]
-    return None if contest.stopped else Measured(tuple(contenders), contest.refused)
+    of = {name: entry.networks for name, entry in contest.entries.items()}
+    by_graph = mixture(bundle.manifest, contest.contenders())
+    if by_graph:
+        contest.enter(MIXED, partial(Networks, bundle, lambda graph: of[by_graph[graph]].session(graph)))
+        if MIXED in contest.entries:
+            contest.take_turns()  # all again: what ran at another time is not compared
+    return None if contest.stopped else Measured(contest.contenders(by_graph), contest.refused)
 
 
 @dataclass(eq=False)
@@ -147,18 +146,23 @@ class _Entry:
     first: list[Numbers]
     passes: list[dict[str, float]] = field(default_factory=list)
 
-    def contender(self, name: str, reference: _Entry, by_graph: Mapping[str, str] | None = None) -> Contender:
+    @property
+    def spent_ms(self) -> float:
+        return len(self.first) * sum(sum(stages.values()) for stages in self.passes)
+
+    def contender(self, name: str, reference: _Entry, mixed: Mapping[str, str] | None = None) -> Contender:
         stages = {stage: median(each[stage] for each in self.passes) for stage in self.passes[0]}
         pairs = list(zip(self.first, reference.first, strict=True))
         vectors = [each for mine, theirs in pairs for each in zip(mine.vectors, theirs.vectors, strict=True)]
         return Contender(
             backend=name,
-            by_graph=dict(by_graph or {}),
+            by_graph=dict(mixed or {}) if name == MIXED else {},
             ms_per_clip=sum(stages.values()),
             stages_ms=stages,
             smallest_cosine=min(_cosine(mine, theirs) for mine, theirs in vectors),
             captions_equal=sum(mine.captions == theirs.captions for mine, theirs in pairs),
             clips=len(pairs),
+            passes=len(self.passes),
         )
 
 
@@ -182,8 +186,12 @@ class _Contest:
                 self.refused[name] = error.message
 
     def take_turns(self) -> None:
-        """``PASSES`` through all; a way that fails on the way is out."""
-        for _ in range(PASSES):
+        """Time all anew, ``PASSES`` each and more of small networks; a way that fails on the way is out."""
+        for entry in self.entries.values():
+            entry.passes = []
+        for passed in range(MOST_PASSES):
+            if passed >= PASSES and all(entry.spent_ms >= ENOUGH_MS for entry in self.entries.values()):
+                return
             for name, entry in list(self.entries.items()):
                 if not self._goes_on():
                     return
@@ -193,9 +201,15 @@ class _Contest:
                     self.refused[name] = error.message
                     del self.entries[name]
                     continue
-                entry.passes.append(
-                    {stage: fmean(each.stages_ms[stage] for each in done) for stage in done[0].stages_ms}
-                )
+                stages = done[0].stages_ms
+                entry.passes.append({stage: fmean(each.stages_ms[stage] for each in done) for stage in stages})
+
+    def contenders(self, mixed: Mapping[str, str] | None = None) -> tuple[Contender, ...]:
+        """The figures, ONNX Runtime's first; none without it, and none of what was stopped."""
+        reference = self.entries.get(REFERENCE)
+        if self.stopped or reference is None:
+            return ()
+        return tuple(entry.contender(name, reference, mixed) for name, entry in self.entries.items())
 
     def _goes_on(self) -> bool:
         self.stopped = self.stopped or self._stop()

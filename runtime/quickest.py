@@ -10,13 +10,13 @@ Features that a store holds already decide in which precision others are compute
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from ..base.cores import usable_cores
 from ..base.errors import FlamestError, SettingsError
 from ..base.files import sha256_bytes
 from .backends.facts import MachineFacts
@@ -141,11 +141,11 @@ def _measure(
         return Choice("auto", f"nothing was measured: {error.message}", refused={REFERENCE: error.message})
     if not read:
         return Choice("auto", "nothing was measured: none of the clips can be read")
-    clips_read = f"{len(read)} clip{'s' * (len(read) != 1)}"
+    clips_read = _clips(len(read))
     few = "" if len(read) == CLIPS else f" (wanted were {CLIPS}: the figures are rough)"
     notice(
-        f"precision auto: measuring {', '.join(ways)} on {clips_read}{few}, a warm-up and {PASSES} passes of the "
-        "networks each, in turns; this is done once for this bundle on this machine"
+        f"precision auto: measuring {', '.join(ways)} on {clips_read}{few}, a warm-up and {PASSES} passes or more "
+        "of the networks each, in turns; this is done once for this bundle on this machine"
     )
     measured = hold_contest(bundle, opening, ways, read, stop)
     if measured is None:
@@ -185,7 +185,7 @@ def _best(manifest: Manifest, measured: Measured, held: str | None) -> Choice:
 
 
 def _reason(reference: Contender, best: Contender, eligible: Sequence[Contender]) -> str:
-    basis = f"in the networks, medians of {PASSES} passes over {reference.clips} clip{'s' * (reference.clips != 1)}"
+    basis = f"in the networks, medians of {reference.passes} passes over {_clips(reference.clips)}"
     if best is not reference:
         return (
             f"{best.backend} takes {best.ms_per_clip:.0f} ms a clip {basis}, ONNX Runtime {reference.ms_per_clip:.0f}; "
@@ -199,6 +199,10 @@ def _reason(reference: Contender, best: Contender, eligible: Sequence[Contender]
         f"ONNX Runtime takes {reference.ms_per_clip:.0f} ms a clip {basis}, {second.backend} {second.ms_per_clip:.0f}; "
         f"it is left for a gain of {100 - 100 * GAIN:.0f} % or more"
     )
+
+
+def _clips(count: int) -> str:
+    return "1 clip" if count == 1 else f"{count} clips"
 
 
 def _refusals(manifest: Manifest, facts: MachineFacts) -> dict[str, list[Refusal]]:
@@ -248,7 +252,7 @@ def _free_bytes() -> int | None:
 def _key(manifest: Manifest, threads: int | None) -> str:
     """What the figures depend on: the bundle, the processor and its cores, the backends and their versions."""
     graphs = {name: manifest.files[manifest.graphs[name].file].sha256 for name in manifest.needed_graphs}
-    cores = threads or len(os.sched_getaffinity(0))
+    cores = threads or usable_cores()
     told = (manifest.fingerprint, graphs, _processor(), cores, machine_facts().versions, CLIPS, PASSES, COSINE, GAIN)
     return sha256_bytes(msgspec.json.encode(told, order="deterministic"))
 

@@ -33,6 +33,7 @@ class Contender(msgspec.Struct, frozen=True):
     smallest_cosine: float  # to ONNX Runtime's, of all clips' vectors
     captions_equal: int
     clips: int
+    passes: int  # that were timed
 
     @property
     def fits(self) -> bool:

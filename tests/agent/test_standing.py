@@ -8,6 +8,7 @@ import pytest
 from flamest.agent import extract, standing
 from flamest.agent.extract import ExtractRequest, clips_to_extract, extract_clips
 from flamest.agent.store import FeatureRow, FeatureStore
+from flamest.agent.tasks import extract_new
 from flamest.base.errors import SettingsError
 from flamest.runtime import quickest
 from flamest.runtime.backends import opening
@@ -88,6 +89,14 @@ def test_a_store_of_one_precision_is_followed_with_a_warning_where_nothing_is_sa
     again = silo.extract()
     assert (again.extracted, again.skipped, again.precision, again.followed) == (0, 1, "bf16", False)
     assert len(silo.told) == 1
+
+
+def test_the_daemon_is_told_that_the_store_was_followed(silo):
+    silo.hold("bf16")
+    request = ExtractRequest(silo.bundle, silo.folder / "videos", silo.store)
+    done = extract_new(request)
+    assert (done.followed, done.figures["precision"]) == (True, "bf16")
+    assert not extract_new(request).followed  # nothing was computed
 
 
 def test_a_store_is_followed_with_openvino_asked_for_and_not_with_another_backend(silo):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from importlib.util import find_spec
+from itertools import repeat
 
 import msgspec
 import numpy as np
@@ -15,7 +16,7 @@ from flamest.runtime.backends import opening
 from flamest.runtime.contest import PASSES, Numbers, hold_contest, mixture
 from flamest.runtime.manifest import read_manifest
 from flamest.runtime.quickest import Question, choose_quickest
-from flamest.runtime.quickest_records import Contender, Measured, keep_measured, read_measured
+from flamest.runtime.quickest_records import MIXED, Contender, Measured, keep_measured, read_measured
 from flamest.runtime.records import Caption, Clip
 from typer.testing import CliRunner
 
@@ -49,7 +50,7 @@ def silo_clips(folder):
 
 
 def contender(backend, ms, *, cosine=1.0, equal=4, **stages):
-    return Contender(backend, {}, ms, stages, cosine, equal, 4)
+    return Contender(backend, {}, ms, stages, cosine, equal, 4, 3)
 
 
 def no_clips():
@@ -124,36 +125,63 @@ class ScriptedNetworks:
 def scripted(toy_bundle, monkeypatch):
     """``hold_contest`` on a script of milliseconds by way."""
 
-    def hold(scripts, stop=lambda: False):
+    def hold(scripts, *, stop=lambda: False, mixed=None):
         log, names = [], iter(scripts)
         monkeypatch.setattr(contest, "Networks", lambda *_: ScriptedNetworks(name := next(names), scripts[name], log))
-        monkeypatch.setattr(contest, "mixture", lambda *_: {})
-        return hold_contest(quickest.open_bundle(toy_bundle), opening.Opening(), list(scripts), [None] * 4, stop), log
+        monkeypatch.setattr(contest, "mixture", lambda *_: mixed)
+        ways = [name for name in scripts if name != MIXED]
+        return hold_contest(quickest.open_bundle(toy_bundle), opening.Opening(), ways, [None] * 4, stop), log
 
     return hold
 
 
 def test_ways_take_turns_and_a_busy_moment_does_not_decide(scripted):
-    measured, log = scripted({"onnxruntime": [900, 10, 500, 12], "openvino": [900, 20, 20, 400]})
+    measured, log = scripted({"onnxruntime": [9000, 100, 5000, 120], "openvino": [9000, 200, 200, 4000]})
     assert PASSES == 3
     assert log == ["onnxruntime", "openvino"] * 4
-    assert [(each.backend, each.ms_per_clip) for each in measured.contenders] == [("onnxruntime", 12), ("openvino", 20)]
+    assert [(each.backend, each.ms_per_clip, each.passes) for each in measured.contenders] == [
+        ("onnxruntime", 120, 3),
+        ("openvino", 200, 3),
+    ]
+
+
+def test_small_networks_are_timed_more_often(scripted):
+    measured, _ = scripted({"onnxruntime": repeat(25.0), "openvino": repeat(100.0)})
+    assert [each.passes for each in measured.contenders] == [10, 10]  # 4 clips of 25 ms: a second
+    measured, _ = scripted({"onnxruntime": repeat(0.1)})
+    assert [each.passes for each in measured.contenders] == [25]
+
+
+def test_the_mixture_is_compared_in_turns_of_its_own(scripted):
+    by_graph = {"vision": "openvino", "text": "onnxruntime", "cnn": "openvino"}
+    first, second = [900.0] * 4, [300.0] * 3
+    scripts = {"onnxruntime": first + second, "openvino": first + second, MIXED: [500.0] * 4}
+    measured, log = scripted(scripts, mixed=by_graph)
+    assert log == ["onnxruntime", "openvino"] * 4 + [MIXED] + ["onnxruntime", "openvino", MIXED] * 3
+    assert [(each.ms_per_clip, each.by_graph) for each in measured.contenders] == [
+        (300, {}),
+        (300, {}),
+        (500, by_graph),
+    ]
+    assert measured.contenders[-1].wishes.by_graph == {**by_graph, "keyframes": "onnxruntime"}
 
 
 def test_a_way_that_fails_is_refused_and_the_others_go_on(scripted):
     fails = SettingsError("does not open")
-    measured, _ = scripted({"onnxruntime": [1, 1, 1, 1], "openvino": [fails], "openvino bf16": [1, 1, fails]})
+    steady = [300.0] * 4
+    measured, _ = scripted({"onnxruntime": steady, "openvino": [fails], "openvino bf16": [300.0, 300.0, fails]})
     assert [each.backend for each in measured.contenders] == ["onnxruntime"]
     assert measured.refused == {"openvino": "does not open", "openvino bf16": "does not open"}
-    measured, _ = scripted({"onnxruntime": [fails], "openvino": [1, 1, 1, 1]})
+    measured, _ = scripted({"onnxruntime": [fails], "openvino": steady})
     assert measured == Measured((), {"onnxruntime": "does not open"})
 
 
 def test_a_measurement_that_is_stopped_gives_nothing(scripted):
-    asked = iter([False] * 4 + [True] * 9)
-    measured, log = scripted({"onnxruntime": [1] * 4, "openvino": [1] * 4}, stop=lambda: next(asked))
-    assert measured is None
-    assert len(log) == 4
+    for asked_before in range(1, 10):
+        asked = iter([False] * asked_before + [True] * 99)
+        steady = {"onnxruntime": repeat(300.0), "openvino": repeat(300.0)}
+        measured, log = scripted(steady, stop=lambda asked=asked: next(asked))
+        assert (measured is None, len(log)) == (asked_before < 8, min(asked_before, 8))
 
 
 @needs_openvino
@@ -170,9 +198,9 @@ def test_backends_are_measured_on_clips_that_can_be_read_and_only_once(toy_bundl
     for each in choice.contenders:
         assert each.clips == 2
         assert set(each.stages_ms) == {"vision", "caption", "embed", "cnn"}  # no decoding, no keyframes
-    assert choice.contenders[0].smallest_cosine == pytest.approx(1.0)
+        assert each.passes >= PASSES
     assert choice.contenders[0].fits
-    assert f"medians of {PASSES} passes over 2 clips" in choice.why
+    assert f"medians of {choice.contenders[0].passes} passes over 2 clips" in choice.why
 
     again = choose_quickest(question, no_clips(), notice=told.append)
     assert again == msgspec.structs.replace(choice, kept=True)
