@@ -190,5 +190,5 @@ def test_a_killed_agent_loses_no_clip_and_resumes_its_upload(
 def test_an_agent_killed_at_twenty_five_instants(make_federation, toy_bundle, make_clips, tmp_path, monkeypatch, seed):
     """T02: 200 random instants, in eight runs."""
     strikes = ["extracting"] * 3 + random.Random(seed).choices(["training", "uploading"], k=22)
-    federation = federation_for(make_federation, toy_bundle, 60)  # more than the strikes let pass
+    federation = federation_for(make_federation, toy_bundle, 150)  # more than the strikes let pass
     kill_again_and_again(federation, tmp_path / "silo", make_clips, toy_bundle, monkeypatch, strikes, seed)
