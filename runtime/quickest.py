@@ -42,7 +42,7 @@ from .records import Clip
 from .signature import TrustedKeys
 from .video import DecodeLimits
 
-_MEMORY = 1.5  # times the size of the graphs' files, that a backend takes to open them
+_MEMORY = 2.2  # times the size of the graphs' files, that a backend takes: three at full size came to 6.4 GB
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from importlib.util import find_spec
 from itertools import repeat
+from weakref import ref
 
 import msgspec
 import numpy as np
@@ -185,12 +186,17 @@ def test_a_measurement_that_is_stopped_gives_nothing(scripted):
 
 
 @needs_openvino
-def test_backends_are_measured_on_clips_that_can_be_read_and_only_once(toy_bundle, videos, tmp_path, machine):
+def test_backends_are_measured_on_clips_that_can_be_read_and_only_once(
+    toy_bundle, videos, tmp_path, machine, monkeypatch
+):
     machine(bf16=False)
+    opened, make = [], contest.Networks
+    monkeypatch.setattr(contest, "Networks", lambda *given: opened.append(ref(made := make(*given))) or made)
     question, told = Question(toy_bundle, threads=1, folder=tmp_path), []
     stopped = choose_quickest(question, silo_clips(videos), stop=lambda: True)
     assert (stopped.chosen, stopped.contenders, list(tmp_path.iterdir())) == ("auto", (), [])
     choice = choose_quickest(question, silo_clips(videos), notice=told.append)
+    assert [networks() for networks in opened] == [None] * len(opened)  # their memory is free for the extraction
     assert "measuring onnxruntime, openvino on 2 clips (wanted were 4: the figures are rough)" in told[0]
     assert len(told) == 1
     assert choice.contenders[0].backend == "onnxruntime"
