@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +14,9 @@ from .cli_doctor import doctor
 from .cli_egress import egress
 from .cli_extract import TrustedKeyOption, extract, features, import_features
 from .cli_keys import keygen
+
+if TYPE_CHECKING:
+    from .settings import AgentSettings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -99,6 +103,10 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
             say(f"  {now.code + ': ' if now.code else ''}{now.detail}")
         if now.extraction:
             say(f"  the last look through the videos failed: {now.extraction}")
+        if now.failed_clips:
+            counts = ", ".join(f"{count} {code}" for code, count in now.failed_clips.items())
+            say(f"clips of the videos that cannot be used: {sum(now.failed_clips.values())} ({counts})")
+            say(f"  which, and why: {_extract_command(settings)}")
         if now.epsilon_budget is not None:
             say(f"privacy: epsilon {now.epsilon_spent or 0:.3f} of {now.epsilon_budget:g} spent, over all runs")
         say(f"silo {now.silo}, run {now.run or '-'}: last answered round {now.round} of {now.rounds}")
@@ -219,6 +227,20 @@ def predict(
     if not as_json:
         show_places(places, wishes)
     return {"predictions": predictions, "backends": {place.graph: place.as_json() for place in places}}
+
+
+def _extract_command(settings: AgentSettings) -> str:
+    """What the daemon's extraction is as a command; with --retry it tries clips again that failed."""
+    words = ["flamest-agent", "extract"]
+    for option, path in (("bundle", settings.bundle), ("videos", settings.videos), ("store", settings.store)):
+        words += [f"--{option}", str(path)]
+    work = settings.work
+    words += ["--clip-timeout", f"{work.clip_timeout:g}"] + ["--require-backend"] * work.require_backend
+    words += [] if work.backend == "auto" else ["--backend", work.backend]
+    words += [] if work.precision is None else ["--precision", work.precision]
+    for key in settings.trusted_keys:
+        words += ["--trusted-key", key]
+    return shlex.join(words) + "  (--retry tries them again)"
 
 
 def main() -> None:

@@ -36,10 +36,10 @@ def doctor(
 ) -> dict[str, Any]:
     """Say where this machine can run the networks, and what to type where something is missing.
 
-    First where it would run; then every backend from the best to the one that is always there, each with
-    ok or the reason why not. What is marked optional is not needed: the network runs without. Nothing is
-    changed, and no video is touched. With --bundle each network of it is looked at: its precision, and
-    whether its TensorRT plans fit this machine.
+    First where it would run; then every backend from the best to the one that is always there, each with ok or
+    the reason why not. What is marked optional is not needed: the network runs without. The process that
+    decodes videos is started once, to see that it runs. Nothing is changed, and no video is touched. With
+    --bundle each network of it is looked at: its precision, and whether its TensorRT plans fit this machine.
     """
     import msgspec
 
@@ -58,19 +58,40 @@ def doctor(
     facts = gather_facts()
     rungs = ladders(facts, manifest, wishes)
     packages = [find_package(name) for name in PACKAGES]
+    decoder = decoder_problem()
     if not as_json:
         for line in (*first_lines(rungs, wishes), "", *machine_lines(facts), "", *ladder_lines(rungs)):
             say(line)
         for package in packages:
             if not package.version:
                 print(f"missing {package.name}\n    fix: {package.fix}")
+        if decoder:
+            say(decoder)
+            say("    fix: pip install --force-reinstall --no-deps av, or what the line above asks for")
     return {
         "machine": machine_row(facts),
         "ladder": ladder_rows(rungs),
         "packages": msgspec.to_builtins(packages),
+        "decoder": {"ok": not decoder, "problem": decoder},
         "ok": all(package.version for package in packages)
+        and not decoder
         and all(any(rung.refusal is None for rung in of) for of in rungs.values()),
     }
+
+
+def decoder_problem() -> str:
+    """Why the process that decodes videos does not run here, tried by starting one; empty when it does."""
+    from ..base.errors import SettingsError
+    from ..runtime.decoder_process import DecoderProcess
+
+    decoder = DecoderProcess()
+    try:
+        decoder.ready()
+    except SettingsError as error:
+        return error.message
+    finally:
+        decoder.close()
+    return ""
 
 
 def find_package(name: str) -> Package:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..base.console import command, say
+from ..base.errors import DataError
 from .cli_backends import BackendOption, ComputeOption, RequireOption, notice, show_places
 
 if TYPE_CHECKING:
@@ -38,9 +40,16 @@ def extract(
         int | None,
         typer.Option("--threads", min=1, help="Threads for each network; usually all cores that this process may use."),
     ] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Try clips again that could not be read before.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Try clips again that failed in an earlier run.")] = False,
     clip_timeout: Annotated[
-        float, typer.Option("--clip-timeout", min=1.0, help="Seconds that decoding one clip may take.")
+        float,
+        typer.Option(
+            "--clip-timeout",
+            min=1.0,
+            max=86400.0,
+            help="Seconds that decoding one clip may take; with more than before, those that took too long are "
+            "tried again.",
+        ),
     ] = 120.0,
     trusted_key: TrustedKeyOption = None,
     backend: BackendOption = None,
@@ -52,7 +61,8 @@ def extract(
 
     Nothing is sent anywhere. Clips are known by their content: run the command again after adding
     clips, changing labels or an interruption, and only what is new is computed. A clip that cannot
-    be read is reported and skipped. Ctrl-C ends after the clip in hand; nothing is lost.
+    be read is reported and skipped, and not tried again until --retry asks for it; where none can be used,
+    the command ends with 65. Ctrl-C ends after the clip in hand; nothing is lost.
 
     At the end stands where each network really ran; flamest-agent doctor says what this machine can
     run, and what it lacks.
@@ -81,7 +91,12 @@ def extract(
         show_places(report.places, wishes)
     said = dict(msgspec.to_builtins(report))
     del said["places"]
-    return {**said, "backends": {place.graph: place.as_json() for place in report.places}}
+    said["backends"] = {place.graph: place.as_json() for place in report.places}
+    if report.nothing_usable:
+        if as_json:
+            print(json.dumps(said, default=str))  # the error is the last line
+        raise _nothing_usable(report)
+    return said
 
 
 @command
@@ -173,6 +188,20 @@ def _show(report: ExtractReport, store: Path) -> None:
     for warned in report.warnings:
         say(f"warning: {warned.clip}: {warned.warning}")
     for failed in report.failed:
-        say(f"failed: {failed.clip}: {failed.reason}")
+        say(f"failed{' before' if failed.known else ''}: {failed.clip}: {failed.reason}")
+    if known := sum(failed.known for failed in report.failed):
+        say(f"{known} of them failed in an earlier run and were not tried again: --retry tries them")
     if report.stopped:
         say("stopped before the end; run the same command again to go on")
+
+
+def _nothing_usable(report: ExtractReport) -> DataError:
+    from .failures import count_by_code
+
+    counts = ", ".join(f"{count} {code}" for code, count in count_by_code(report.failed).items())
+    known = all(failed.known for failed in report.failed)
+    return DataError(
+        f"not one of {report.clips} clips can be used: {counts}",
+        fix="try them again: the same command with --retry" if known else "flamest-agent doctor",
+        code="all_clips_failed",
+    )

@@ -78,14 +78,15 @@ def find_clips(folder: Path) -> list[FoundClip]:
 def scan_clips(folder: Path) -> ClipFolder:
     """Look through ``folder`` (see the module's text for the layouts). Opens no video.
 
-    Raises StorageError when the folder cannot be read, DataError naming the line when its
-    labels.csv is not one.
+    A folder inside that cannot be read is a problem like a file's. Raises StorageError when ``folder`` itself
+    cannot, DataError naming the line when its labels.csv is not one.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise StorageError(f"{printable_path(folder)} is not a folder of videos", fix="give a folder with --videos")
     table = folder / LABELS_FILE
-    listed = _read_labels(table) if table.is_file() else _walk(folder)
+    unread: list[OSError] = []
+    listed = _read_labels(table) if table.is_file() else _walk(folder, unread)
     root = folder.resolve()
     clips, problems = [], []
     for path, label, group in listed:
@@ -95,6 +96,9 @@ def scan_clips(folder: Path) -> ClipFolder:
             problems.append(ClipProblem(name, *problem))
         else:
             clips.append(FoundClip(path, name, label, group or default_group(path.stem, label)))
+    for error in unread:
+        reason = f"this folder cannot be read: {error.strerror}"
+        problems.append(ClipProblem(_name(Path(error.filename), folder), "unreadable", reason))
     return ClipFolder(
         tuple(sorted(clips, key=lambda clip: clip.name)), tuple(sorted(problems, key=lambda found: found.name))
     )
@@ -118,9 +122,18 @@ def default_group(stem: str, label: str | None) -> str:
     return _printable(stem)
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, str | None, str]]:
-    """Every file with a video's suffix; hidden files and folders are left alone."""
-    for here, folders, files in os.walk(folder, followlinks=False, onerror=_raise):
+def _walk(folder: Path, unread: list[OSError]) -> Iterator[tuple[Path, str | None, str]]:
+    """Every file with a video's suffix; hidden files and folders are left alone.
+
+    ``unread`` is given what was wrong with a folder inside; StorageError when ``folder`` itself cannot be read.
+    """
+
+    def note(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise StorageError(f"cannot read the folder {printable_path(folder)}: {error.strerror}") from error
+        unread.append(error)
+
+    for here, folders, files in os.walk(folder, followlinks=False, onerror=note):
         inside = Path(here).relative_to(folder)
         linked = [name for name in folders if not name.startswith(".") and Path(here, name).is_symlink()]
         for name in linked:  # reported when it leads outside, not followed otherwise
@@ -131,10 +144,6 @@ def _walk(folder: Path) -> Iterator[tuple[Path, str | None, str]]:
         for name in files:
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
                 yield Path(here, name), label, ""
-
-
-def _raise(error: OSError) -> None:
-    raise StorageError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
 
 def _read_labels(table: Path) -> Iterator[tuple[Path, str | None, str]]:

@@ -19,6 +19,7 @@ from ..base.shutdown import Shutdown
 from ..fedproto.codecs import more_exact
 from ..fedproto.modelfile import ModelFile, read_model, write_model
 from ..fedproto.records import GlobalModel, Phase, RunSettings, Standing, SubjectEvaluation, Update
+from ..runtime.video import DecodeLimits
 from .corrections import Corrections
 from .extract import ExtractRequest
 from .gate import Gate
@@ -280,6 +281,7 @@ class _Daemon:
                 settings.videos,
                 settings.store,
                 threads=settings.work.threads,
+                limits=DecodeLimits(timeout_s=settings.work.clip_timeout),
                 trusted=settings.trust(),
                 wishes=settings.work.wishes,
                 trained_on=settings.precision,
@@ -289,11 +291,14 @@ class _Daemon:
             if extracted.followed:
                 precision = extracted.figures["precision"]
                 log.warning("precision_of_the_store", precision=precision, settings="name none under [work]")
-            self._note(backends=extracted.backends or self._status.backends, extraction="")
+            if extracted.failed:
+                log.warning("clips_failed", **extracted.failed)
+            backends = extracted.backends or self._status.backends
+            self._note(backends=backends, extraction="", failed_clips=extracted.failed)
         except WorkStopped:
             raise
         except FlamestError as error:  # its message may name files: it goes to the status, not to the log
-            self._note(extraction=f"{error.code}: {error.message}")
+            self._note(extraction=" ".join((f"{error.code}: {error.message}", error.fix)).strip())
             log.error("extraction_failed", code=error.code, see="flamest-agent status")
             log.debug("extraction_failed", detail=error.message)
         self._scanned = time.monotonic()

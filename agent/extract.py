@@ -29,20 +29,9 @@ from ..runtime.records import Clip
 from ..runtime.signature import TrustedKeys
 from ..runtime.video import DecodeLimits
 from .clips import ClipFolder, FoundClip, scan_clips
+from .failures import REMEMBERED, FailedClip, failed_clip, still_holds, without_path
 from .standing import Measuring, Standing
-from .store import FeatureStore
-
-# Failures that lie in the file: the same content is not tried again. Others may be gone next time.
-REMEMBERED = frozenset(
-    {"video_empty", "video_not_video", "video_no_stream", "video_damaged", "video_too_large", "video_timeout"}
-    | {"video_unknown_codec", "decoder_crashed"}
-)
-
-
-@dataclass(frozen=True)
-class FailedClip:
-    clip: str  # relative to the video folder
-    reason: str  # "code: sentence"
+from .store import Failure, FeatureStore
 
 
 @dataclass(frozen=True)
@@ -70,6 +59,11 @@ class ExtractReport:
     places: tuple[Place, ...]  # where each graph ran; empty when nothing had to be extracted
     choice: Choice | None = None  # what ``--precision auto`` came to; None when nothing had to be extracted
     followed: bool = False  # nothing was asked for, and the store's precision was taken
+
+    @property
+    def nothing_usable(self) -> bool:
+        """Every clip that was found failed: rather the machine or the folder than the clips."""
+        return len(self.failed) == self.clips > 0
 
 
 @dataclass(frozen=True)
@@ -143,11 +137,14 @@ class _Outcome:
     warnings: tuple[ClipWarning, ...] = ()
 
 
-class _Seen(NamedTuple):
-    """The first file of a content, and how it looked then."""
+@dataclass(eq=False)
+class _Seen:
+    """A content: the first file of it, and those that wait for what becomes of that one."""
 
     found: FoundClip
-    stamp: tuple[int, int, int]
+    stamp: tuple[int, int, int]  # how the file looked then
+    outcome: _Outcome | None = None  # None while it is under way
+    copies: list[FoundClip] = field(default_factory=list)
 
 
 class _Listeners(NamedTuple):
@@ -190,7 +187,7 @@ class _Work:
         started = time.perf_counter()
         with closing(extractor.extract_all(chain(looked_at, coming))) as extracting:
             for extracted in extracting:
-                self._tell(self._keep(extracted))
+                self._conclude(self._seen[extracted.clip.sha256], self._keep(extracted))
                 self.spent_s = time.perf_counter() - started
                 if stop():
                     return
@@ -208,30 +205,56 @@ class _Work:
         for found in clips:
             if stop():
                 return
-            known = self._look_up(found)
-            if isinstance(known, Clip):
-                yield known
-            else:
-                self._tell(known)
+            clip = self._look_up(found)
+            if clip is not None:
+                yield clip
 
-    def _look_up(self, found: FoundClip) -> Clip | _Outcome:
-        """The clip, or what is known of it already."""
+    def _look_up(self, found: FoundClip) -> Clip | None:
+        """The clip, if it has to be extracted. Otherwise what is known of it is told, now or with its first file."""
         try:
             stamp = _stamp(found)
             clip = Clip(found.path, _content(found), found.label, found.group)
-            first = self._seen.setdefault(clip.sha256, _Seen(found, stamp))
-            _check_label(found, first.found)
         except DataError as error:
-            return _failed(found, error.code, error.message)
-        if first.found is not found:
-            return _Outcome()
+            self._tell(_Outcome(failed_clip(found, Failure(error.code, error.message))))
+            return None
+        seen = self._seen.setdefault(clip.sha256, _Seen(found, stamp))
+        if seen.found is not found:
+            seen.copies.append(found)
+            if seen.outcome is not None:
+                self._conclude_copies(seen, seen.outcome)
+            return None
+        known = self._known(clip, found)
+        if known is not None:
+            self._conclude(seen, known)
+            return None
+        return clip
+
+    def _known(self, clip: Clip, found: FoundClip) -> _Outcome | None:
+        """What earlier runs leave to say of a content; None when it has to be extracted."""
         if self._store.has(clip.sha256, self._fingerprint, self.precision):
             self._store.note_clip(clip, name=found.name)
             return _Outcome()
         failure = None if self._request.retry else self._store.failure(clip.sha256)
-        if failure is not None and failure.code in REMEMBERED:
-            return _failed(found, failure.code, failure.message)
-        return clip
+        if failure is not None and still_holds(failure, self._request.limits):
+            return _Outcome(failed_clip(found, failure, known=True))
+        return None
+
+    def _conclude(self, seen: _Seen, outcome: _Outcome) -> None:
+        """Tell what became of a content's first file, and thereby of the copies that have come so far."""
+        seen.outcome = outcome
+        self._tell(outcome)
+        self._conclude_copies(seen, outcome)
+
+    def _conclude_copies(self, seen: _Seen, outcome: _Outcome) -> None:
+        """A copy fails as its content did; its label is looked at only where there are numbers that it could be of."""
+        while seen.copies:
+            copy = seen.copies.pop(0)
+            if outcome.failed is not None:
+                self._tell(_Outcome(replace(outcome.failed, clip=copy.name)))
+            elif copy.label != seen.found.label:
+                self._tell(_Outcome(failed_clip(copy, _label_conflict(seen.found))))
+            else:
+                self._tell(_Outcome())
 
     def _keep(self, extracted: Extracted) -> _Outcome:
         """What was extracted goes to the store, or the reason why nothing was."""
@@ -245,9 +268,10 @@ class _Work:
                     f"{seen.found.name} changed while it was read; the next run takes it", code="video_changed"
                 )
         except DataError as error:
-            if error.code in REMEMBERED:
-                self._store.note_failure(seen.found.name, clip.sha256, error.code, error.message)
-            return _failed(seen.found, error.code, error.message)
+            failure = Failure(error.code, without_path(seen.found, error.message), self._request.limits.timeout_s)
+            if failure.code in REMEMBERED:
+                self._store.note_failure(seen.found.name, clip.sha256, failure)
+            return _Outcome(failed_clip(seen.found, failure))
         self._store.add(clip, features, name=seen.found.name)
         warnings = tuple(ClipWarning(seen.found.name, warning) for warning in features.warnings)
         return _Outcome(extracted=True, stages_ms=features.stages_ms, warnings=warnings)
@@ -303,18 +327,10 @@ def _stamp(found: FoundClip) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def _check_label(found: FoundClip, first: FoundClip) -> None:
-    if found.label != first.label:
-        raise DataError(
-            f"has the same content as {first.name}, which is labelled {first.label or 'unknown'}: that label is kept",
-            code="label_conflict",
-        )
-
-
-def _failed(found: FoundClip, code: str, message: str) -> _Outcome:
-    """The reason without the path that it begins with: the clip's name stands beside it."""
-    return _Outcome(
-        failed=FailedClip(found.name, f"{code}: {message.removeprefix(printable_path(found.path)).strip(': ')}")
+def _label_conflict(first: FoundClip) -> Failure:
+    label = first.label or "unknown"
+    return Failure(
+        "label_conflict", f"has the same content as {first.name}, which is labelled {label}: that label is kept"
     )
 
 

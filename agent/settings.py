@@ -13,9 +13,12 @@ from ..fedproto.tls import check_files
 from ..runtime.backends.wishes import Wishes, parse_wishes
 from ..runtime.bundle import open_manifest
 from ..runtime.signature import TrustedKeys, is_key_text, read_trusted_keys
+from ..runtime.video import DecodeLimits
 from .link import LinkSettings
 from .link_errors import split_address
 from .policy import Policy
+
+LONGEST_CLIP_S = 86400
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,6 +33,7 @@ class Work(_Record, frozen=True):
     rescan_s: float = 300.0  # how often the video folder is looked through for new clips
     backend: str = "auto"  # where the networks run, as --backend of extract: "openvino,text=onnxruntime"
     require_backend: bool = False  # a fallback is an error
+    clip_timeout: float = DecodeLimits.timeout_s  # seconds that decoding one clip may take
     precision: str | None = None  # "bf16": compute an fp32 bundle in it; "auto": whatever is quickest
 
     @property
@@ -74,6 +78,7 @@ key = "{key}"
 
 # [work]
 # backend = "auto"            # where the networks run; flamest-agent doctor shows what this machine can
+# clip_timeout = 120          # seconds to decode a clip in; with more, those that took too long are tried again
 
 # What this silo insists on, whatever the run asks for (docs/privacy.md). flamest-agent egress shows what has left.
 [policy]
@@ -110,6 +115,8 @@ def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> Ag
         problems.append("work.threads: expected 1 or more")
     if settings.work.idle_s < 0 or settings.work.rescan_s <= 0:
         problems.append("work: expected times above 0 seconds")
+    if not 1 <= settings.work.clip_timeout <= LONGEST_CLIP_S:
+        problems.append(f"work.clip_timeout: expected 1 to {LONGEST_CLIP_S} seconds")
     if settings.videos is not None and settings.bundle is None:
         problems.append("bundle: needed when videos is set")
     try:

@@ -36,6 +36,7 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     detail: str = ""  # for people: why, and what to do
     code: str = ""  # of the refusal or failure that ``detail`` tells of: policy_refused, diverged, …
     extraction: str = ""  # why the last look through the videos failed; empty: it did not
+    failed_clips: dict[str, int] = {}  # by code: clips that could not be used at the last look through the videos
     pid: int = 0
     since: str = ""  # UTC, when ``doing`` began
     silo: str = ""

@@ -40,6 +40,7 @@ class Failure(NamedTuple):
 
     code: str
     message: str
+    limit_s: float | None = None  # that decoding it could take then; None: not known
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,15 +169,16 @@ class FeatureStore:
             with self._writing():
                 self._put_clip(now)
 
-    def note_failure(self, path: str, sha256: str, code: str, message: str) -> None:
-        """Remember why the clip at ``path`` cannot be used; ``sha256`` is empty if it could not be read."""
+    def note_failure(self, path: str, sha256: str, failure: Failure) -> None:
+        """Remember why the clip at ``path`` cannot be used, in place of what was known of its content before."""
         with self._writing():
-            self._rows("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?)", (path, sha256, code, message))
+            self._rows("DELETE FROM failures WHERE sha256 = ?", (sha256,))
+            self._rows("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?)", (path, sha256, *failure))
 
     def failure(self, sha256: str) -> Failure | None:
         """Why this content could not be used when it was last tried."""
-        for code, message in self._rows("SELECT code, message FROM failures WHERE sha256 = ?", (sha256,)):
-            return Failure(code, message)
+        for row in self._rows("SELECT code, message, limit_s FROM failures WHERE sha256 = ?", (sha256,)):
+            return Failure(*row)
         return None
 
     def kinds(self) -> list[Kind]:

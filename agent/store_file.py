@@ -14,7 +14,7 @@ from ..base.files import printable_path
 if TYPE_CHECKING:
     import apsw
 
-SCHEMA = 1  # PRAGMA user_version
+SCHEMA = 2  # PRAGMA user_version
 APPLICATION_ID = 0x464C4D53  # "FLMS", PRAGMA application_id
 WAIT_MS = 10_000  # for another process's short transaction
 TABLES = """
@@ -37,11 +37,13 @@ CREATE TABLE features (
 ) STRICT;
 CREATE TABLE failures (
     path TEXT PRIMARY KEY,
-    sha256 TEXT NOT NULL,  -- empty when the file could not be read
+    sha256 TEXT NOT NULL,
     code TEXT NOT NULL,
-    message TEXT NOT NULL
+    message TEXT NOT NULL,
+    limit_s REAL           -- seconds that decoding could take then; NULL: not known
 ) STRICT;
 """
+UPGRADES = {2: "ALTER TABLE failures ADD COLUMN limit_s REAL"}  # by the version that each leads to
 
 
 def make_file(path: Path) -> None:
@@ -76,6 +78,7 @@ def connect(path: Path, *, read_only: bool) -> apsw.Connection:
             _check(path, database)
             if not read_only:
                 _make_durable(path, database)
+                _upgrade(database)
         except BaseException:
             database.close()
             raise
@@ -100,8 +103,18 @@ def _make_durable(path: Path, database: apsw.Connection) -> None:
     database.pragma("foreign_keys", True)
 
 
+def _upgrade(database: apsw.Connection) -> None:
+    """Bring an older store up to date; whoever only reads needs nothing of what is new."""
+    version = int(database.pragma("user_version"))
+    with database:  # all of it or nothing
+        for number in range(version + 1, SCHEMA + 1):
+            database.execute(UPGRADES[number])
+        if version < SCHEMA:
+            database.pragma("user_version", SCHEMA)
+
+
 def _check(path: Path, database: apsw.Connection) -> None:
-    """A store of this version, whole."""
+    """A store of this version, or of one that is upgraded where it is written to; whole."""
     if database.pragma("application_id") != APPLICATION_ID:
         raise DataError(
             f"{printable_path(path)} is a database, but not a feature store",
@@ -109,9 +122,9 @@ def _check(path: Path, database: apsw.Connection) -> None:
             code="not_a_store",
         )
     version = database.pragma("user_version")
-    if version != SCHEMA:
+    if not 1 <= version <= SCHEMA:
         raise SettingsError(
-            f"{printable_path(path)} is a feature store of version {version}, this flamest-agent reads {SCHEMA}",
+            f"{printable_path(path)} is a feature store of version {version}, this flamest-agent reads 1 to {SCHEMA}",
             fix="use the flamest-agent that wrote it, or extract into a new store; nothing was changed",
             code="store_version",
         )

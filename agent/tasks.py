@@ -16,6 +16,7 @@ from ..fedproto.records import CodedUpdate, Evaluation, GlobalModel, RunSettings
 from .accountant import Spend
 from .corrections import Corrections, TrainedRound
 from .extract import ExtractRequest, extract_folder
+from .failures import count_by_code
 from .measure import Adoption, adopt, measure
 from .policy import Policy, PolicyRefused
 from .store import FeatureStore
@@ -144,6 +145,7 @@ class Extracted:
 
     figures: dict[str, Any]  # counts and times only, for the log
     backends: dict[str, str]  # by graph: where it ran; empty when nothing had to be extracted
+    failed: dict[str, int]  # clips that cannot be used, by code
     followed: bool = False  # the settings name no precision, that of the store was taken
 
 
@@ -159,7 +161,8 @@ def extract_new(request: ExtractRequest) -> Extracted:
         "peak_mb": report.peak_mb,
         "precision": report.precision,
     }
-    return Extracted(figures, {place.graph: place.where for place in report.places}, report.followed)
+    places = {place.graph: place.where for place in report.places}
+    return Extracted(figures, places, count_by_code(report.failed), report.followed)
 
 
 def _load(source: DataSource, run: RunSettings, policy: Policy) -> SiloData:

@@ -25,6 +25,18 @@ def reuse_blocks() -> bool:
     return all(done)
 
 
+def give_back_freed() -> bool:
+    """Give freed memory back to the system that glibc would keep for later. False where there was none, or no glibc.
+
+    See malloc_trim(3), https://man7.org/linux/man-pages/man3/malloc_trim.3.html.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return False
+    return bool(trim(ctypes.c_size_t(0)))
+
+
 def peak_resident_kb() -> int:
     """The largest resident memory of this program so far, KiB (VmHWM, proc(5)).
 

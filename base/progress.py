@@ -47,16 +47,23 @@ class _Lines:
     def __init__(self, title: str, total: int, unit: str) -> None:
         self._title, self._total, self._unit = title, total, unit
         self._done = 0
-        self._started = self._said = time.monotonic()
+        self._said = time.monotonic()
+        self._first: tuple[int, float] | None = None  # done, and when: what went before (networks opened) tells nothing
 
     def advance(self, steps: int = 1) -> None:
         self._done += steps
         now = time.monotonic()
+        self._first = self._first or (self._done, now)
         if now - self._said >= LINE_EVERY_S or self._done == self._total:
-            left = (now - self._started) / max(self._done, 1) * (self._total - self._done)
             unit = f" {self._unit}" if self._unit else ""
-            print(f"{self._title}: {self._done}/{self._total}{unit}, about {left:.0f} s left", file=sys.stderr)
+            print(f"{self._title}: {self._done}/{self._total}{unit}{self._left(*self._first, now)}", file=sys.stderr)
             self._said = now
+
+    def _left(self, done: int, at: float, now: float) -> str:
+        """How long the rest will take at the speed since the first step; nothing is known before the second."""
+        if self._done == done:
+            return ""
+        return f", about {(now - at) / (self._done - done) * (self._total - self._done):.0f} s left"
 
     def describe(self, text: str) -> None:
         print(f"{self._title}: {text}", file=sys.stderr)

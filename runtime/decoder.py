@@ -7,17 +7,30 @@ It is started, asked and ended by video.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import numpy as np
 
-from ..base.errors import DataError
-from ..base.memory import peak_resident_kb
-from .decoder_messages import Answer, FramesRead, OpenClip, Opened, ReadFrames, Refused, receive_request, send
+from ..base.errors import DataError, MissingExtra
+from ..base.memory import give_back_freed, peak_resident_kb
+from .decoder_messages import (
+    BROKEN,
+    Answer,
+    FramesRead,
+    OpenClip,
+    Opened,
+    ReadFrames,
+    Ready,
+    Refused,
+    receive_request,
+    send,
+)
 from .decoding import DecodedClip
 
 MEMORY_BYTES = 3 << 30  # address space: Python with ffmpeg takes 0.3 GiB before the first frame
@@ -33,7 +46,9 @@ def main() -> None:
 
     av.logging.set_level(None)
     _lock_down()
-    with link:
+    _say_nothing()
+    with link, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        send(link, Ready())
         _serve(link)
 
 
@@ -42,6 +57,13 @@ def _lock_down() -> None:
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_NOFILE, OPEN_FILES)
     _limit(resource.RLIMIT_AS, MEMORY_BYTES)
+
+
+def _say_nothing() -> None:
+    """Until here the parent reads what goes wrong from stderr; a clip's libraries have nothing to say there."""
+    if not os.environ.get("FLAMEST_TRACEBACK"):
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
 
 
 def _limit(kind: int, value: int) -> None:
@@ -88,10 +110,14 @@ def _serve(link: socket.socket) -> None:
             answer = Refused("video_too_large", f"needs more than {MEMORY_BYTES >> 20} MiB of memory to decode")
         except av.error.FFmpegError as error:
             answer = Refused("video_damaged", f"cannot be decoded: {error}")
-        try:
-            send(link, answer, payload)
-        except (BrokenPipeError, ConnectionResetError):
-            return
+        except (ImportError, MissingExtra) as error:  # no clip's fault
+            answer = Refused(BROKEN, str(error))
+        send(link, answer, payload)
+        payload = memoryview(b"")
+        if not isinstance(answer, Opened):
+            if clip is not None:
+                clip.let_go()
+            give_back_freed()  # the next clip may be long in coming: an idle decoder is small
 
 
 def _decode(request: OpenClip, fd: int | None) -> DecodedClip:

@@ -16,6 +16,7 @@ from .manifest import FramePreprocessing
 
 HEADER = struct.Struct("<IQ")
 LARGEST_JSON = 1 << 20  # bytes
+BROKEN = "decoder_broken"  # the code of a refusal that is no clip's fault
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -37,6 +38,10 @@ class ReadFrames(_Message, frozen=True):
 
     candidates: tuple[int, ...]  # numbers of candidates, not decreasing
     cpu_s: int
+
+
+class Ready(_Message, frozen=True):
+    """Said once, unasked, before the first request is read: PyAV is loaded and the limits are set."""
 
 
 class Opened(_Message, frozen=True):
@@ -65,7 +70,7 @@ class Refused(_Message, frozen=True):
 
 
 Request = OpenClip | ReadFrames
-Answer = Opened | FramesRead | Refused
+Answer = Ready | Opened | FramesRead | Refused
 
 
 def send(

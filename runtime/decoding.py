@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,13 +51,21 @@ class Survey:
     warnings: tuple[str, ...]
 
 
+class _Shape(NamedTuple):
+    """How a frame is stored."""
+
+    width: int
+    height: int
+    rotation: float  # degrees
+
+
 class DecodedClip:
     """A clip in an open file descriptor, decoded once, and again where frames were not kept."""
 
     def __init__(self, fd: int, *, candidates: int, largest_frame: int, held_bytes: int) -> None:
         self._fd = fd
         self._largest_frame = largest_frame
-        self._first: av.VideoFrame | None = None
+        self._shape: _Shape | None = None  # of the first frame, which all are brought to
         self._held: dict[int, av.VideoFrame] = {}
         self.survey = self._survey(candidates, held_bytes)
         self.candidates = uniform_indices(self.survey.frames, candidates)
@@ -74,6 +82,10 @@ class DecodedClip:
             for _ in range(int((wanted == index).sum())):
                 yield rgb
 
+    def let_go(self) -> None:
+        """Keep no frames; what is asked for from now on is decoded again."""
+        self._held = {}
+
     def _survey(self, candidates: int, held_bytes: int) -> Survey:
         container, stream = self._open()
         with container:
@@ -85,7 +97,7 @@ class DecodedClip:
                 if frame is None:
                     damaged += 1
                     continue
-                self._first = self._first or frame
+                self._shape = self._shape or _Shape(frame.width, frame.height, frame.rotation)
                 shelf.offer(len(times), frame)
                 times.append(frame.time)
                 damaged += bool(frame.is_corrupt)
@@ -109,9 +121,9 @@ class DecodedClip:
                     return
 
     def _upright_rgb(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
-        first = self._first or frame
-        rgb: Any = frame.reformat(first.width, first.height, format="rgb24", threads=1).to_ndarray()
-        return np.ascontiguousarray(np.rot90(rgb, round(first.rotation / 90) % 4))
+        shape = self._shape or _Shape(frame.width, frame.height, frame.rotation)
+        rgb: Any = frame.reformat(shape.width, shape.height, format="rgb24", threads=1).to_ndarray()
+        return np.ascontiguousarray(np.rot90(rgb, round(shape.rotation / 90) % 4))
 
     def _open(self) -> tuple[av.container.InputContainer, av.video.VideoStream]:
         """The container and its first real video stream, its frame size checked."""

@@ -38,21 +38,17 @@ __all__ = ["STAGES", "Extracted", "Extractor", "Lanes", "open_extractor"]
 
 _NOTHING = np.empty(0, dtype=np.float32)
 _NO_CAPTION = Caption("", ())
+CPU_READERS = 3  # two or three feed the networks there; each may hold 256 MB of frames (docs/speed.md)
+GPU_READERS = 8
 
 
 @dataclass(frozen=True)
 class Lanes:
     """How much is under way at once. Memory grows with it; the numbers do not depend on it."""
 
-    readers: int  # decoder processes
+    readers: int | None = None  # decoder processes; None: one per core, CPU_READERS at most, GPU_READERS elsewhere
     batch: int | None = None  # clips that one run of a graph sees; None: one on the CPU, GPU_BATCH elsewhere
     captions: int = 4  # captions in the making; at full size each holds 42 MB of keys and values
-
-    @classmethod
-    def usual(cls, threads: int | None = None) -> Lanes:
-        """For the CPU, where a network fills the cores with one clip and captions with several."""
-        cores = threads or usable_cores()
-        return cls(readers=max(1, min(cores, 8)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +67,16 @@ class Extractor:
         self.manifest: Manifest = bundle.manifest
         self.stages = stages_of(bundle.manifest)
         self.precision = effective_precision(bundle.manifest, opening.wishes)
-        self._lanes = lanes
         opener = GraphOpener(bundle, opening)
         self._describer = open_describer(bundle, opener.open, rows=lanes.captions, batch=lanes.batch)
         self._cnn = opener.open("cnn") if bundle.manifest.cnn else None
         on_host = self._cnn is None or self._cnn.computes_on_host
         self._batch = lanes.batch or (1 if on_host else GPU_BATCH)
+        self._readers = lanes.readers or min(len(videos), CPU_READERS if on_host else GPU_READERS)
         keyframes = KeyframeFeatures(opener.open("keyframes")) if "keyframes" in self.stages else None
         self.places: dict[str, Place] = opener.places  # by graph
         bundle.must_be_unchanged()  # what has been opened is what was hashed
-        self._ahead = ReadAhead([ClipReader(bundle.manifest, video, keyframes) for video in videos])
+        self._ahead = ReadAhead([ClipReader(bundle.manifest, video, keyframes) for video in videos[: self._readers]])
 
     def extract(self, clip: Clip) -> ClipFeatures:
         """The clip's embeddings (paper eqs. 3 to 7). Same clip and bundle, same machine: same bytes.
@@ -102,7 +98,7 @@ class Extractor:
         more = True
         try:
             while more or len(self._ahead) or jobs:
-                while more and len(self._ahead) < self._lanes.readers + self._batch:
+                while more and len(self._ahead) < self._readers + self._batch:
                     clip = next(coming, None)
                     more = clip is not None
                     if clip is not None:
@@ -247,8 +243,10 @@ def open_extractor(
     _check_frames(checked)
     if "keyframes" in stages_of(checked.manifest):
         load_clustering()
-    lanes = lanes or Lanes.usual(opening.threads)
-    videos = [VideoDecoder(checked.manifest.keyframes, limits) for _ in range(lanes.readers)]
+    lanes = lanes or Lanes()
+    cores = opening.threads or usable_cores()
+    readers = lanes.readers or min(cores, GPU_READERS)
+    videos = [VideoDecoder(checked.manifest.keyframes, limits) for _ in range(readers)]
     try:
         videos[0].start()  # it gets ready while the graphs are opened; the others start with their first clip
         return Extractor(checked, videos, lanes, opening)

@@ -7,6 +7,7 @@ a clip again gives the same vector.
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ import numpy.typing as npt
 from ..base.errors import DataError, MissingExtra
 
 Indices = npt.NDArray[np.int64]
+# Readers cluster in threads of one process, whose warning filters and thread pools are one for all of them: whoever
+# put them back while another clusters would leave the process changed.
+_TURN = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def _nearest_to_centres(features: npt.NDArray[np.float32], count: int, seed: int
     from sklearn.exceptions import ConvergenceWarning
 
     points = features.astype(np.float64)
-    with warnings.catch_warnings(), _one_thread():
+    with _TURN, warnings.catch_warnings(), _one_thread():
         # Fewer clusters than asked for: frames that differ by rounding only. They are repeated.
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = load_clustering()(count, init="k-means++", n_init=1, random_state=seed, algorithm="lloyd").fit(points)

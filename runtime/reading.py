@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..base.errors import DataError
 from .frames import Pixels, Rgb, prepare_frames
 from .keyframes import Indices, clip_seeds, draw_keyframes, pick_keyframes, spread_indices
 from .manifest import Manifest
 from .records import Candidates, Clip
 from .session import Session
 from .stages import stages_of, timed
-from .video import VideoDecoder
+from .video import DIED, VideoDecoder
 
 _NO_PIXELS: Pixels = np.empty(0, dtype=np.float32)
 _NO_ROWS: Indices = np.empty(0, dtype=np.int64)
@@ -75,7 +76,18 @@ class ClipReader:
         self.video = video
 
     def read(self, clip: Clip) -> PreparedClip:
-        """Raises DataError with a named reason when the file cannot be used (video.py lists the codes)."""
+        """Raises DataError with a named reason when the file cannot be used (video.py lists the codes).
+
+        A clip in which the decoder process died is read once more, in a fresh one, before it is called bad.
+        """
+        try:
+            return self._read(clip)
+        except DataError as error:
+            if error.code not in DIED:
+                raise
+        return self._read(clip)
+
+    def _read(self, clip: Clip) -> PreparedClip:
         seeds = clip_seeds(self._manifest.extraction_seed, clip.sha256)
         stages = dict.fromkeys(self._stages, 0.0)
         with timed(stages, "decode"):

@@ -15,19 +15,18 @@ clip is served:
     video_too_large   frames above the pixel limit, or more memory than a clip may take
     video_timeout     slower than a clip may be
     decoder_crashed   the decoder process died, or answered what cannot be
+    decoder_killed    it was killed from outside, as the system does when memory is short: not the file's fault
+
+A decoder that does not run at all is no clip's fault: SettingsError ``decoder_broken`` (decoder_process.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import math
 import os
 import signal
-import socket
 import stat
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -36,13 +35,14 @@ import numpy as np
 
 from ..base.errors import DataError, InvariantError, MissingExtra
 from ..base.files import printable_path
-from .decoder_messages import FramesRead, OpenClip, Opened, ReadFrames, Refused, Request, receive_answer, send
+from .decoder_messages import BROKEN, FramesRead, OpenClip, Opened, ReadFrames, Refused, Request, receive_answer, send
+from .decoder_process import DecoderProcess, broken
 from .keyframes import Indices
 from .manifest import KeyframeRule
 from .records import Candidates, Keyframes
 
-END_WITHIN_S = 2.0
 FRESH_AFTER = frozenset({"video_too_large"})  # memory is in doubt: the next clip gets a new process
+DIED = frozenset({"decoder_crashed", "decoder_killed"})  # another try, in a fresh process, may go well
 
 A = TypeVar("A", Opened, FramesRead)
 T = TypeVar("T", np.float32, np.uint8)
@@ -61,7 +61,8 @@ class VideoDecoder:
     """The parent's side. Not for use by several threads at once; close it when done.
 
     The process starts with ``start`` or the first clip, and again after a clip that killed it.
-    Raises MissingExtra when PyAV is not installed.
+    Raises MissingExtra when PyAV is not installed; SettingsError ``decoder_broken``, at the first clip, when it
+    does not load.
     """
 
     def __init__(self, rule: KeyframeRule, limits: DecodeLimits | None = None) -> None:
@@ -69,14 +70,13 @@ class VideoDecoder:
             raise MissingExtra("av", extra="agent")
         self._rule = rule
         self._limits = limits or DecodeLimits()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._link: socket.socket | None = None
+        self._process = DecoderProcess()
         self._opened = 0
         self.peak_kb = 0  # largest resident memory of a decoder process, KiB
 
     def start(self) -> None:
         """Start the process now, so that the first clip need not wait for it."""
-        self._started()
+        self._process.start()
 
     def candidates(self, path: Path) -> Candidates:
         """Decode the clip and give its candidate frames, prepared for the keyframe graph.
@@ -111,7 +111,7 @@ class VideoDecoder:
 
         ``candidates`` are those of the last clip opened; InvariantError otherwise.
         """
-        if candidates.number != self._opened or self._link is None:
+        if candidates.number != self._opened or self._process.link is None:
             raise InvariantError(f"keyframes of {candidates.path} were asked for after another clip was opened")
         request = ReadFrames(tuple(chosen.tolist()), self._cpu_s)
         largest = len(chosen) * self._limits.largest_frame * 3
@@ -120,9 +120,7 @@ class VideoDecoder:
         return Keyframes(rgb=rgb, t_s=candidates.t_s[chosen])
 
     def close(self) -> None:
-        if self._link is not None:
-            self._link.close()  # the process ends when its link does
-        self._reaped()
+        self._process.close()
 
     def __enter__(self) -> VideoDecoder:
         return self
@@ -137,30 +135,31 @@ class VideoDecoder:
     def _ask(
         self, request: Request, kind: type[A], largest_payload: int, path: Path, fd: int | None = None
     ) -> tuple[A, bytearray]:
-        """Send one request and read its answer; every way in which that fails becomes a DataError."""
-        link = self._started()
+        """Send one request and read its answer; every way in which a clip fails there becomes a DataError.
+
+        Without ``fd`` the request is about the open clip, and goes to the process that opened it.
+        """
+        held = self._process.link if fd is None else None
+        link = held or self._process.ready()
         link.settimeout(self._limits.timeout_s)
         try:
             send(link, request, fd=fd)
             answer, payload = receive_answer(link, largest_payload)
         except TimeoutError as error:
-            self._kill()
+            self._process.end()
             raise _too_slow(path, self._limits) from error
         except (EOFError, ConnectionError) as error:
-            status = self._reaped()
-            if status == -signal.SIGXCPU:
-                raise _too_slow(path, self._limits) from error
-            raise DataError(
-                f"{printable_path(path)}: the decoder process died of it (status {status})", code="decoder_crashed"
-            ) from error
+            raise self._died(path) from error
         except ValueError as error:
             raise self._nonsense(path, str(error)) from error
         if isinstance(answer, Refused):
             if answer.code in FRESH_AFTER:
-                self._kill()
+                self._process.end()
+            if answer.code == BROKEN:
+                raise broken(answer.message)
             raise DataError(f"{printable_path(path)} {answer.message}", code=answer.code)
         if not isinstance(answer, kind):
-            self._kill()
+            self._process.end()
             raise InvariantError(f"the decoder answered {type(answer).__name__}, expected {kind.__name__}")
         self.peak_kb = max(self.peak_kb, answer.peak_kb)
         return answer, payload
@@ -173,47 +172,26 @@ class VideoDecoder:
             raise self._nonsense(path, f"{len(payload)} bytes for {list(shape)}")
         return np.frombuffer(payload, dtype=dtype).reshape(shape)
 
+    def _died(self, path: Path) -> DataError:
+        """The process has ended in the middle of a clip: by whom, as its status tells."""
+        status = self._process.reaped()
+        if status == -signal.SIGXCPU:
+            return _too_slow(path, self._limits)
+        if status == -signal.SIGKILL:
+            return DataError(
+                f"{printable_path(path)}: the decoder process was killed, as the system does when memory is short",
+                fix="run it again with more memory free",
+                code="decoder_killed",
+            )
+        return DataError(
+            f"{printable_path(path)}: the decoder process died of it (status {status})", code="decoder_crashed"
+        )
+
     def _nonsense(self, path: Path, problem: str) -> DataError:
-        self._kill()
+        self._process.end()
         return DataError(
             f"{printable_path(path)}: the decoder's answer makes no sense: {problem}", code="decoder_crashed"
         )
-
-    def _started(self) -> socket.socket:
-        if self._link is not None and self._process is not None and self._process.poll() is None:
-            return self._link
-        self._kill()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                # -P: a file av.py in the current folder is not PyAV. -B: the process may write nothing.
-                [sys.executable, "-P", "-B", "-m", "flamest.runtime.decoder", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=None if os.environ.get("FLAMEST_TRACEBACK") else subprocess.DEVNULL,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            )
-        self._link = ours
-        return ours
-
-    def _reaped(self) -> int | None:
-        """End the process and its link; the status that it ended with by itself."""
-        status = None
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                status = self._process.wait(END_WITHIN_S)
-        self._kill()
-        return status
-
-    def _kill(self) -> None:
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
 
 
 def _open_regular(path: Path) -> int:

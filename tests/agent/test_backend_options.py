@@ -14,6 +14,7 @@ from flamest.agent.status import AgentStatus
 from flamest.agent.tasks import extract_new
 from flamest.base.errors import SettingsError
 from flamest.runtime.backends.wishes import parse_wishes
+from flamest.runtime.video import DecodeLimits
 from typer.testing import CliRunner
 
 
@@ -123,6 +124,18 @@ def test_the_settings_take_the_same_words(tmp_path):
     path.write_text(SETTINGS + 'backend = "gpu"\n')
     with pytest.raises(SettingsError, match="no such backend, expected one of auto, tensorrt"):
         load_agent_settings(path)
+
+
+def test_the_settings_say_how_long_a_clip_may_take(tmp_path):
+    path = tmp_path / "agent.toml"
+    path.write_text(SETTINGS)
+    assert load_agent_settings(path).work.clip_timeout == DecodeLimits().timeout_s == 120.0
+    path.write_text(SETTINGS + "clip_timeout = 600\n")
+    assert load_agent_settings(path).work.clip_timeout == 600.0
+    for wrong in ("0", "nan", "inf"):
+        path.write_text(SETTINGS + f"clip_timeout = {wrong}\n")
+        with pytest.raises(SettingsError, match=r"work\.clip_timeout: expected 1 to 86400 seconds"):
+            load_agent_settings(path)
 
 
 def test_the_daemon_learns_where_its_worker_ran(toy_bundle, videos, tmp_path):

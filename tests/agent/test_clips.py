@@ -183,6 +183,27 @@ def test_links_inside_the_folder_are_followed_and_loops_end(tmp_path):
     assert problems(tmp_path) == {"wave/again": "linked_folder", "wave/loop.avi": "unreadable"}
 
 
+def test_a_folder_inside_that_cannot_be_read_is_a_problem_and_the_rest_is_found(tmp_path, monkeypatch):
+    """lost+found of a disk belongs to root. Faked: permissions do not bind who may run the tests."""
+    put(tmp_path, "wave/a.avi", "lost+found/x.avi")
+    scandir, refused = os.scandir, []
+
+    def guarded(folder):
+        if Path(folder) in refused:
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    refused.append(tmp_path / "lost+found")
+    assert list(found(tmp_path)) == ["wave/a.avi"]
+    (problem,) = scan_clips(tmp_path).problems
+    assert (problem.name, problem.code) == ("lost+found", "unreadable")
+    assert problem.reason == "this folder cannot be read: Permission denied"
+    refused.append(tmp_path)
+    with pytest.raises(StorageError, match=r"cannot read the folder .*: Permission denied"):
+        scan_clips(tmp_path)
+
+
 def test_the_folder_itself_may_be_a_link(tmp_path):
     put(tmp_path / "real", "wave/a.avi")
     (tmp_path / "link").symlink_to(tmp_path / "real")

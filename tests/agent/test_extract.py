@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 from flamest.agent.cli import app
 from flamest.agent.extract import ExtractRequest, extract_folder
 from flamest.agent.store import FeatureStore
-from flamest.base.errors import DataError, LockedError
+from flamest.base.errors import DataError, LockedError, SettingsError
 from flamest.base.files import sha256_file
 from flamest.runtime.extractor import STAGES
+from flamest.runtime.video import DecodeLimits
 from typer.testing import CliRunner
 
 
@@ -128,7 +130,7 @@ def test_a_clip_that_failed_is_not_tried_again_until_asked_or_changed(request_, 
     read = ClipReader.read
     monkeypatch.setattr(ClipReader, "read", lambda self, clip: tried.append(clip.path.name) or read(self, clip))
     again = extract_folder(request_)
-    assert again.failed == first.failed
+    assert again.failed == tuple(replace(failed, known=True) for failed in first.failed)
     assert tried == []
     extract_folder(ExtractRequest(request_.bundle, request_.videos, request_.store, threads=1, retry=True))
     assert tried == ["text.mp4"]
@@ -165,6 +167,24 @@ def test_the_same_content_under_two_labels_is_reported_and_keeps_the_first(reque
     assert stored.labels[stored.paths.index("punch/1.avi")] == "punch"
 
 
+def test_copies_of_a_broken_file_fail_as_it_does_whatever_their_labels(request_):
+    """Empty files in three folders were told as a conflict of labels; a copy of a broken one as known already."""
+    shutil.copytree(request_.videos / "wave", request_.videos / "jump")  # copies under another label, of good clips
+    for label in ("jump", "punch", "wave"):
+        (request_.videos / label / "empty.mp4").touch()
+        (request_.videos / label / "text.mp4").write_text("not a video at all")
+    (request_.videos / "punch" / "text-again.mp4").write_text("not a video at all")
+    for known in (False, True):
+        report = extract_folder(request_)
+        told = {failed.clip: (failed.code, failed.known) for failed in report.failed}
+        empty = {f"{label}/empty.mp4": ("video_empty", known) for label in ("jump", "punch", "wave")}
+        names = ("jump/text.mp4", "punch/text.mp4", "punch/text-again.mp4", "wave/text.mp4")
+        conflicts = {f"wave/{number}.avi": ("label_conflict", False) for number in (1, 3)}
+        assert told == {**empty, **dict.fromkeys(names, ("video_not_video", known)), **conflicts}
+        assert (report.extracted, report.skipped) == ((0, 5) if known else (5, 0))
+        assert report.clips == len(report.failed) + 5
+
+
 def test_a_clip_that_changes_while_it_is_read_is_left_for_the_next_run(request_, monkeypatch):
     from flamest.runtime.reading import ClipReader
 
@@ -192,13 +212,109 @@ def test_a_clip_that_kills_the_decoder_is_reported_and_the_rest_is_extracted(req
 
     def deadly(self, path):
         if path.name == "2.avi":
-            os.kill(self._started() and self._process.pid, signal.SIGKILL)
+            os.kill(self._process.ready() and self._process.pid, signal.SIGKILL)
         return candidates(self, path)
 
     monkeypatch.setattr(VideoDecoder, "candidates", deadly)
     report = extract_folder(request_)
     assert report.extracted >= 4  # the process may be replaced before the clip is sent
-    assert {failed.reason.split(":")[0] for failed in report.failed} <= {"decoder_crashed"}
+    assert {failed.code for failed in report.failed} <= {"decoder_killed"}
+
+
+def dying(monkeypatch, *endings):
+    """The decoder ends with the next of ``endings`` (a signal, None: not at all) whenever clip 2 is decoded."""
+    from flamest.runtime.video import VideoDecoder
+
+    keyframes, tried = VideoDecoder.keyframes, []
+
+    def deadly(self, candidates, chosen):
+        if candidates.path.name == "2.avi":
+            tried.append(self._process.pid)
+            number = endings[min(len(tried), len(endings)) - 1]
+            if number is not None:
+                os.kill(self._process.pid, number)
+        return keyframes(self, candidates, chosen)
+
+    monkeypatch.setattr(VideoDecoder, "keyframes", deadly)
+    return tried
+
+
+def test_a_clip_that_crashes_its_decoder_is_tried_once_more_in_a_fresh_process(request_, monkeypatch):
+    tried = dying(monkeypatch, signal.SIGSEGV, None)
+    assert extract_folder(request_).extracted == 5
+    assert len(set(tried)) == 2
+
+
+def test_a_crash_is_remembered_and_a_kill_from_outside_is_not(request_, monkeypatch):
+    for number, code, tries in ((signal.SIGKILL, "decoder_killed", 2), (signal.SIGSEGV, "decoder_crashed", 0)):
+        with monkeypatch.context() as patch:
+            assert len(dying(patch, number)) == 0
+            (failed,) = extract_folder(request_).failed
+        assert (failed.clip, failed.code, failed.known) == ("punch/2.avi", code, False)
+        with monkeypatch.context() as patch:
+            tried = dying(patch, number)
+            (failed,) = extract_folder(request_).failed
+        assert (len(tried), failed.known) == (tries, tries == 0)
+    retried = replace(request_, retry=True)
+    assert (extract_folder(retried).extracted, extract_folder(retried).failed) == (1, ())
+
+
+@pytest.fixture
+def broken_av(tmp_path, monkeypatch):
+    """An installation of PyAV that does not load; calling it mends it."""
+    (tmp_path / "broken" / "av").mkdir(parents=True)
+    (tmp_path / "broken" / "av" / "__init__.py").write_text("raise ImportError('libavcodec.so.61: not found')")
+    before = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'broken'}{os.pathsep}{before}")
+    return lambda: monkeypatch.setenv("PYTHONPATH", before)
+
+
+def test_a_decoder_that_does_not_load_stops_the_run_and_is_held_against_no_clip(request_, broken_av):
+    with pytest.raises(SettingsError, match=r"does not run: ImportError: libavcodec\.so\.61: not found") as caught:
+        extract_folder(request_)
+    assert (caught.value.code, caught.value.fix) == ("decoder_broken", "flamest-agent doctor")
+    done = run("doctor", "--json")
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["ok"] is False
+    assert "libavcodec.so.61" in told["decoder"]["problem"]
+    assert "libavcodec.so.61" in run("doctor").stdout
+    broken_av()
+    assert extract_folder(request_).extracted == 5
+    assert json.loads(run("doctor", "--json").stdout.splitlines()[-1])["decoder"] == {"ok": True, "problem": ""}
+
+
+def too_slow(monkeypatch, needs_s):
+    """Clip 2 needs so many seconds of decoding."""
+    from flamest.runtime.reading import ClipReader
+    from flamest.runtime.video import _too_slow
+
+    read = ClipReader.read
+
+    def slow(self, clip):
+        if clip.path.name == "2.avi" and self.video._limits.timeout_s < needs_s:
+            raise _too_slow(clip.path, self.video._limits)
+        return read(self, clip)
+
+    monkeypatch.setattr(ClipReader, "read", slow)
+
+
+def test_a_clip_that_took_too_long_is_tried_again_with_more_time_and_only_then(request_, monkeypatch):
+    too_slow(monkeypatch, needs_s=300)
+    outcomes = []
+    for seconds in (120, 120, 60, 200, 200, 120, 400):
+        report = extract_folder(replace(request_, limits=DecodeLimits(timeout_s=seconds)))
+        outcomes.append([failed.known for failed in report.failed])
+        assert all("took longer than" in failed.reason for failed in report.failed)
+        assert all("--clip-timeout" in failed.reason for failed in report.failed)
+    assert outcomes == [[False], [True], [True], [False], [True], [True], []]
+
+
+def test_a_timeout_that_an_older_store_remembers_is_tried_again(request_, monkeypatch):
+    too_slow(monkeypatch, needs_s=300)
+    extract_folder(request_)
+    with FeatureStore.open(request_.store) as store:
+        store._rows("UPDATE failures SET limit_s = NULL")
+    assert [failed.known for failed in extract_folder(request_).failed] == [False]
 
 
 def test_a_harmed_bundle_is_an_error_and_not_five_failed_clips(request_, tmp_path):
@@ -248,7 +364,7 @@ def test_extract_ends_with_one_json_object_of_the_promised_keys(request_):
     report = json.loads(done.stdout.splitlines()[-1])
     assert report.keys() >= {"clips", "extracted", "skipped", "failed", "ms_per_clip", "stages_ms", "peak_mb"}
     assert (report["clips"], report["extracted"]) == (6, 5)
-    assert report["failed"] == [{"clip": "wave/empty.mp4", "reason": "video_empty: is empty"}]
+    assert report["failed"] == [{"clip": "wave/empty.mp4", "reason": "video_empty: is empty", "known": False}]
     assert "extracting: 6/6 clips" in done.stderr
 
 
@@ -259,6 +375,24 @@ def test_extract_tells_a_person_times_and_failures(request_):
     assert "failed: wave/empty.mp4: video_empty: is empty" in done.stdout
     for stage in STAGES:
         assert stage in done.stdout
+    again = run("extract", *arguments(request_), "--threads", 1)
+    assert "failed before: wave/empty.mp4: video_empty: is empty" in again.stdout
+    assert "1 of them failed in an earlier run and were not tried again: --retry tries them" in again.stdout
+
+
+def test_extract_ends_with_65_when_not_one_clip_can_be_used(request_):
+    shutil.rmtree(request_.videos)
+    (request_.videos / "wave").mkdir(parents=True)
+    (request_.videos / "wave" / "empty.mp4").touch()
+    (request_.videos / "wave" / "text.mp4").write_text("not a video at all")
+    for fix in ("flamest-agent doctor", "try them again: the same command with --retry"):
+        done = run("extract", *arguments(request_), "--threads", 1, "--json")
+        report, error = map(json.loads, done.stdout.splitlines()[-2:])
+        assert done.returncode == error["exit_code"] == 65
+        assert error["error"]["code"] == "all_clips_failed"
+        assert error["error"]["message"] == "not one of 2 clips can be used: 1 video_empty, 1 video_not_video"
+        assert error["error"]["fix"] == fix
+        assert len(report["failed"]) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import pytest
+from flamest.agent.cli import app
 from flamest.agent.status import read_status
 from flamest.agent.store import FeatureStore
 from flamest.agent.worker import Worker, WorkerCrashed
 from flamest.base.shutdown import Shutdown
 from flamest.experiments.processes import daemons, wait_until
 from flamest.runtime.bundle import open_manifest
+from typer.testing import CliRunner
 
 SECRET = "canary-in-a-message"
 
@@ -78,6 +80,13 @@ def test_t37_the_log_names_no_file_label_caption_or_number(silo):
     assert "failed=2" in log
     assert log.count("event=update_sent") == 2
     assert "canary" not in log
+    assert "event=clips_failed video_empty=1 video_not_video=1" in log
+    failed = {"video_empty": 1, "video_not_video": 1}
+    assert read_status(silo / "state").failed_clips == failed
+    said = CliRunner().invoke(app, ["status", "--config", str(silo / "agent.toml")]).stdout
+    assert "clips of the videos that cannot be used: 2 (1 video_empty, 1 video_not_video)" in said
+    assert "flamest-agent extract --bundle " in said
+    assert "canary-videos --store " in said.replace("\n", "")
     assert [canary for canary in canaries_of(silo) if canary in log] == []
 
 

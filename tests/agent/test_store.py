@@ -11,7 +11,7 @@ from pathlib import Path
 import apsw
 import numpy as np
 import pytest
-from flamest.agent.store import FeatureStore, Kind
+from flamest.agent.store import Failure, FeatureStore, Kind
 from flamest.base.errors import DataError, LockedError, SettingsError, StorageError
 from flamest.runtime.records import Caption, Clip, ClipFeatures
 
@@ -123,9 +123,10 @@ def test_an_empty_store_says_how_to_fill_it(path):
 
 def test_failures_are_kept_and_forgotten_when_the_clip_works(path):
     with FeatureStore.open(path) as store:
-        store.note_failure("wave/1.avi", clip(1).sha256, "video_damaged", "cut off")
-        store.note_failure("wave/2.avi", "", "video_unreadable", "no permission")
-        assert tuple(store.failure(clip(1).sha256)) == ("video_damaged", "cut off")
+        store.note_failure("wave/1.avi", clip(1).sha256, Failure("video_damaged", "cut off"))
+        assert store.failure(clip(1).sha256) == Failure("video_damaged", "cut off")
+        store.note_failure("wave/copy.avi", clip(1).sha256, Failure("video_timeout", "took long", 60.0))
+        assert store.failure(clip(1).sha256) == Failure("video_timeout", "took long", 60.0)
         assert store.failure(clip(3).sha256) is None
         store.add(clip(1), features(1), name="elsewhere.avi")
         assert store.failure(clip(1).sha256) is None
@@ -265,3 +266,20 @@ def test_times_are_stored_as_json_seconds(path):
     database = apsw.Connection(str(path))
     assert json.loads(next(database.execute("SELECT times FROM features"))[0]) == [0.0, 0.5]
     database.close()
+
+
+def test_a_store_of_version_1_is_read_as_it_is_and_upgraded_where_it_is_written_to(path):
+    filled(path)
+    database = apsw.Connection(str(path))
+    database.execute("ALTER TABLE failures DROP COLUMN limit_s")
+    database.execute("INSERT INTO failures VALUES ('a.avi', 'ff', 'video_timeout', 'took longer than 120 s')")
+    database.pragma("user_version", 1)
+    database.close()
+    with FeatureStore.open(path, read_only=True) as store:
+        before = store.read().x.tobytes()
+    with FeatureStore.open(path) as store:
+        assert store.failure("ff") == Failure("video_timeout", "took longer than 120 s", None)
+        store.note_failure("b.avi", "ff", Failure("video_timeout", "took longer than 240 s", 240.0))
+        assert store.failure("ff").limit_s == 240.0
+        assert store.read().x.tobytes() == before
+    assert apsw.Connection(str(path)).pragma("user_version") == 2

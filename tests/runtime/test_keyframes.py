@@ -3,7 +3,10 @@
 import os
 import subprocess
 import sys
+import time
+import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -134,3 +137,28 @@ def test_rows_are_spread_evenly_and_repeated_in_time_order_when_too_few():
     assert spread_indices(32, 8).tolist() == [2, 6, 10, 14, 18, 22, 26, 30]
     assert spread_indices(3, 8).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
     assert spread_indices(1, 4).tolist() == [0] * 4
+
+
+def test_readers_cluster_one_after_the_other_and_leave_the_process_as_it_was(monkeypatch):
+    """Warning filters and thread pools belong to the process, not to a thread."""
+    inside, most = [], []
+
+    class Slow:
+        def __init__(self, count, **_):
+            self._count = count
+
+        def fit(self, points):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.pop()
+            self.labels_ = np.arange(len(points)) % self._count
+            self.cluster_centers_ = points[: self._count]
+            return self
+
+    monkeypatch.setattr("flamest.runtime.keyframes.load_clustering", lambda: Slow)
+    filters = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: pick_keyframes(clustered([4] * 8, seed=seed), 8, seed), range(8)))
+    assert max(most) == 1
+    assert list(warnings.filters) == filters

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flamest.base.errors import DataError, InvariantError
-from flamest.runtime.decoder_messages import Opened, receive_answer, send
+from flamest.base.errors import DataError, InvariantError, SettingsError
+from flamest.runtime.decoder_messages import BROKEN, Opened, Refused, receive_answer, send
 from flamest.runtime.frames import prepare_frames
 from flamest.runtime.manifest import FramePreprocessing, KeyframeRule
 from flamest.runtime.video import DecodeLimits, VideoDecoder
@@ -239,8 +239,70 @@ def test_a_killed_decoder_costs_one_clip_and_comes_back(clips, tmp_path):
         os.kill(child_of(decoder), signal.SIGKILL)
         with pytest.raises(DataError) as caught:
             decoder.keyframes(candidates, ALL[:8])
-        assert caught.value.code == "decoder_crashed"
+        assert caught.value.code == "decoder_killed"
         assert decoder.candidates(path).frames == 40
+
+
+def test_a_decoder_that_crashes_is_told_from_one_that_is_killed(clips, tmp_path):
+    path = clips.write_clip(tmp_path / "a.avi")
+    with VideoDecoder(RULE) as decoder:
+        candidates = decoder.candidates(path)
+        os.kill(child_of(decoder), signal.SIGSEGV)
+        with pytest.raises(DataError, match="died of it \\(status -11\\)") as caught:
+            decoder.keyframes(candidates, ALL[:8])
+        assert caught.value.code == "decoder_crashed"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise ImportError('libav\\x1b is gone')", "ImportError: libav? is gone"),
+        ("import os; os._exit(3)", "status 3"),
+        ("import os; os.kill(os.getpid(), 9)", "killed, as the system does when memory is short"),
+    ],
+)
+def test_a_decoder_that_never_gets_ready_is_an_error_of_the_installation(clips, tmp_path, monkeypatch, code, words):
+    (tmp_path / "av.py").write_text(code)
+    path = clips.write_clip(tmp_path / "a.avi")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with VideoDecoder(RULE) as decoder:
+        decoder.start()
+        for _ in range(2):
+            with pytest.raises(SettingsError) as caught:
+                decoder.candidates(path)
+            assert (caught.value.code, caught.value.fix) == ("decoder_broken", "flamest-agent doctor")
+            assert words in caught.value.message
+
+
+def test_what_is_missing_in_the_decoder_is_held_against_no_clip(clips, tmp_path, monkeypatch):
+    path = clips.write_clip(tmp_path / "a.avi")
+    with VideoDecoder(RULE) as decoder:
+        decoder.start()
+        refusal = (Refused(BROKEN, "pillow is not installed"), bytearray())
+        monkeypatch.setattr("flamest.runtime.video.receive_answer", lambda *_: refusal)
+        with pytest.raises(SettingsError, match="pillow is not installed"):
+            decoder.candidates(path)
+
+
+def held_mb(decoder):
+    lines = Path(f"/proc/{child_of(decoder)}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+
+
+def test_an_idle_decoder_holds_no_frames_and_can_still_be_asked_for_some(clips, tmp_path):
+    small = clips.write_clip(tmp_path / "small.avi")
+    large = clips.write_clip(tmp_path / "large.avi", frames=40, width=1280, height=720)  # 55 MB of frames
+    with VideoDecoder(RULE) as decoder:
+        decoder.keyframes(decoder.candidates(small), ALL[:8])
+        before = held_mb(decoder)
+        candidates = decoder.candidates(large)
+        assert held_mb(decoder) > before + 50
+        first = decoder.keyframes(candidates, ALL[:8]).rgb
+        waited = time.monotonic()
+        while held_mb(decoder) > before + 15 and time.monotonic() < waited + 10:  # it lets go after it has answered
+            time.sleep(0.02)
+        assert held_mb(decoder) < before + 15
+        assert decoder.keyframes(candidates, ALL[:8]).rgb.tobytes() == first.tobytes()
 
 
 def test_a_decoder_that_hangs_is_killed_at_the_time_limit_and_comes_back(clips, tmp_path):
@@ -281,8 +343,8 @@ def test_signals_for_the_agent_do_not_end_the_clip_in_hand(decoder, clips, tmp_p
 def test_the_decoder_ends_with_its_parent(clips, tmp_path):
     decoder = VideoDecoder(RULE)
     decoder.candidates(clips.write_clip(tmp_path / "a.avi"))
-    child = decoder._process
-    decoder._link.close()  # as the kernel does when the parent dies
+    child = decoder._process._process
+    decoder._process.link.close()  # as the kernel does when the parent dies
     assert child.wait(5) == 0
     decoder.close()
     decoder.close()  # twice does no harm
