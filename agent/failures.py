@@ -51,4 +51,5 @@ def still_holds(failure: Failure, limits: DecodeLimits) -> bool:
 
 def count_by_code(failed: Iterable[FailedClip]) -> dict[str, int]:
     """How many clips failed of what, most first: what may be told where names may not."""
-    return dict(Counter(each.code for each in failed).most_common())
+    counts = Counter(each.code for each in failed)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

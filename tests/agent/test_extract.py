@@ -461,3 +461,17 @@ def test_what_is_missing_is_named_with_an_exit_code_and_no_traceback(command, co
     assert "nowhere" in result.stderr
     assert "Traceback" not in result.stderr
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_the_page_on_clips_tells_every_code_and_what_is_remembered():
+    """Codes that video.py lists, and those that the agent adds."""
+    import re
+
+    import flamest
+    from flamest.agent.failures import REMEMBERED, TIMEOUT
+    from flamest.runtime import video
+
+    rows = (Path(flamest.__path__[0]) / "docs" / "clips.md").read_text().splitlines()
+    table = {code: row for row in rows if row.startswith("| `") for code in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert table.keys() >= set(re.findall(r"^    (\w+_\w+)  ", video.__doc__, re.M)) | REMEMBERED
+    assert {code for code, row in table.items() if row.endswith("| not tried again |")} == REMEMBERED - {TIMEOUT}
