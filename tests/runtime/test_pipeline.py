@@ -180,3 +180,10 @@ def test_more_frames_than_places_are_refused(model, pixels):
     writing.add([0, 1], pixels[:2])
     with pytest.raises(InvariantError, match="1 frames for 0 free rows"):
         writing.add([2], pixels[2:3])
+
+
+@pytest.mark.parametrize(("threads", "readers"), [(1, 1), (2, 2), (8, 3)])
+def test_on_a_cpu_three_readers_at_most_are_at_work(toy_bundle, threads, readers):
+    """Each may hold 256 MB of frames, and two or three feed the networks."""
+    with open_extractor(toy_bundle, threads=threads) as extractor:
+        assert len(extractor._ahead._readers) == extractor._readers == readers
