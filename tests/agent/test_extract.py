@@ -385,7 +385,8 @@ def test_extract_ends_with_65_when_not_one_clip_can_be_used(request_):
     (request_.videos / "wave").mkdir(parents=True)
     (request_.videos / "wave" / "empty.mp4").touch()
     (request_.videos / "wave" / "text.mp4").write_text("not a video at all")
-    for fix in ("flamest-agent doctor", "try them again: the same command with --retry"):
+    doctor = "each reason stands above; flamest-agent doctor shows whether this machine can decode"
+    for fix in (doctor, "try them again: the same command with --retry"):
         done = run("extract", *arguments(request_), "--threads", 1, "--json")
         report, error = map(json.loads, done.stdout.splitlines()[-2:])
         assert done.returncode == error["exit_code"] == 65
