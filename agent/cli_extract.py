@@ -202,6 +202,8 @@ def _nothing_usable(report: ExtractReport) -> DataError:
     known = all(failed.known for failed in report.failed)
     return DataError(
         f"not one of {report.clips} clips can be used: {counts}",
-        fix="try them again: the same command with --retry" if known else "each reason stands above; flamest-agent doctor shows whether this machine can decode",
+        fix="try them again: the same command with --retry"
+        if known
+        else "each reason stands above; flamest-agent doctor shows whether this machine can decode",
         code="all_clips_failed",
     )
