@@ -7,6 +7,7 @@ certificates, a real server on loopback, and real links.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # some tests import onnxruntime before the package
 
 LABELS = ["fall", "run", "walk"]
 

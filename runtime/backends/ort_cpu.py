@@ -88,6 +88,7 @@ def _share_arena() -> None:
     """
     import onnxruntime as ort
 
+    ort.disable_telemetry_events()  # should onnxruntime have been imported before this package (__init__.py)
     place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     usual = -1
     as_asked = {"arena_extend_strategy": 1, "max_mem": 0}
