@@ -18,7 +18,7 @@ SENDERS_PARTS = {
     "fedproto/messages/evaluations.py", "fedproto/messages/models.py", "fedproto/messages/parsing.py",
     "fedproto/messages/updates.py", "fedproto/records.py", "fedproto/tls.py",
 }  # fmt: skip
-DECODER = ("runtime/decoder.py", "runtime/decoder_messages.py", "runtime/video.py")
+DECODER = ("runtime/decoder.py", "runtime/decoder_messages.py", "runtime/decoder_process.py")
 NETWORK = {
     "socket", "ssl", "grpc", "http", "urllib", "requests", "httpx", "aiohttp", "ftplib", "smtplib", "telnetlib",
     "xmlrpc", "socketserver", "asyncio",
