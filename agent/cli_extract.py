@@ -13,7 +13,7 @@ from ..base.errors import DataError
 from .cli_backends import BackendOption, ComputeOption, RequireOption, notice, show_places
 
 if TYPE_CHECKING:
-    from .extract import ExtractReport
+    from .extract_records import ExtractReport
 
 StoreOption = Annotated[Path, typer.Option("--store", help="The feature store, one file.")]
 TrustedKeyOption = Annotated[
@@ -74,7 +74,8 @@ def extract(
     from ..runtime.backends.wishes import parse_wishes
     from ..runtime.signature import read_trusted_keys
     from ..runtime.video import DecodeLimits
-    from .extract import ExtractRequest, clips_to_extract, extract_clips
+    from .extract import clips_to_extract, extract_clips
+    from .extract_records import ExtractRequest
 
     limits = DecodeLimits(timeout_s=clip_timeout)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")

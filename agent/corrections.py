@@ -25,8 +25,8 @@ from ..base.errors import DataError, StorageError
 from ..base.files import fsync_directory
 from ..base.log import Log
 from ..fedproto.arraysfile import ArraysFile, read_arrays, write_arrays
-from ..fedproto.codecs import Row, params_of, row_of
-from ..fedproto.head import HeadSpec, Params, check_params
+from ..fedproto.codecs import Row, row_of
+from ..fedproto.head import HeadSpec, Params, check_params, tensors_of
 from ..fedproto.records import GlobalModel, RunSettings
 from .training.local_round import Correction
 
@@ -117,7 +117,7 @@ class Corrections:
         arrays: dict[str, Any] = {f"h/{name}": array for name, array in trained.correction.items()}
         arrays |= {f"w/{name}": array for name, array in trained.params.items()}
         if trained.residual is not None:
-            arrays |= {f"e/{name}": array for name, array in params_of(self.head, trained.residual).items()}
+            arrays |= {f"e/{name}": array for name, array in tensors_of(self.head, trained.residual).items()}
         write_arrays(self._path(model.round), ArraysFile(told, arrays))
 
     def forget(self) -> None:

@@ -17,36 +17,23 @@ from ..base.files import FileLock
 from ..base.log import Log
 from ..base.shutdown import Shutdown
 from ..fedproto.codecs import more_exact
-from ..fedproto.modelfile import ModelFile, read_model, write_model
-from ..fedproto.records import GlobalModel, Phase, RunSettings, Standing, SubjectEvaluation, Update
+from ..fedproto.records import GlobalModel, Phase, RunSettings, Standing, Update
 from ..runtime.video import DecodeLimits
-from .corrections import Corrections
-from .extract import ExtractRequest
+from .extract_records import ExtractRequest
+from .finals import Finals
 from .gate import Gate
 from .instance import agent_instance
 from .link import DuplicateIdentity, Link, LinkStopped, RunChanged, StaleUpdate
-from .measure import Adoption
 from .policy import PolicyRefused
 from .renewal import Renewal
 from .settings import AgentSettings
 from .status import LOCK_FILE, AgentStatus, Doing, write_status
-from .tasks import (
-    DataSource,
-    RoundOutcome,
-    RoundWork,
-    choose_model,
-    extract_new,
-    measure_model,
-    train_round,
-)
+from .tasks import DataSource, RoundOutcome, RoundWork, extract_new, train_round
 from .worker import Worker, WorkerCrashed, WorkStopped
 
 DUPLICATE_S = 60.0  # how often an agent asks whether the other one of its identity is gone
 POLL_S = 20.0  # how long the coordinator may keep a question for work open
 RETRY_S = (1.0, 60.0)  # pause after an unreachable coordinator: doubles from the first to the second
-FINAL_MODEL = "model.safetensors"  # in use at this site: the run's, or this silo's own where that was better
-OWN_MODEL = "own.safetensors"  # what this silo trained last (policy.refuse_worse)
-REFUSED_MODEL = "model.refused.safetensors"
 DECLINED: tuple[Doing, ...] = ("refused_by_policy", "failed")
 
 log = Log("agent")
@@ -77,6 +64,8 @@ class _Daemon:
         self._worker = worker
         self._scanned = -settings.work.rescan_s
         self._instance = agent_instance(settings.state)
+        self._source = DataSource(settings.store, settings.precision, settings.policy.hold_out, settings.work.threads)
+        self._finals = Finals(settings.state, settings.policy, worker, self._source)
         self._status = AgentStatus(pid=os.getpid(), silo=silo, since=_now())
         write_status(settings.state, self._status)
 
@@ -137,7 +126,9 @@ class _Daemon:
             standing = link.wait(run, answered, POLL_S, instance=self._instance)
             self._count(link)
             if standing.phase is Phase.EVALUATE and measured != standing.model_sha256:
-                self._measure(link, run, standing)
+                self._become("evaluating")
+                self._finals.measure(link, run, standing)
+                self._count(link)
                 measured = standing.model_sha256
                 continue
             if standing.phase is Phase.OPEN:
@@ -146,7 +137,9 @@ class _Daemon:
                 continue
             if standing.phase in (Phase.FINISHED, Phase.EVALUATE):  # asked again: its report was refused
                 if saved != standing.model_sha256:
-                    self._keep_final_model(link, run, standing)
+                    kept = self._finals.keep(link, run, standing)
+                    self._count(link)
+                    self._note(adopted=kept.model, adopted_why=kept.why)
                     saved = standing.model_sha256
                 self._become("finished")
                 if once:
@@ -227,45 +220,13 @@ class _Daemon:
             policy=policy,
             spends=self._gate.spends,
             codec=more_exact(run.codec, policy.codec or run.codec),
-            own=settings.state / OWN_MODEL if policy.refuse_worse else None,
+            own=self._finals.own_model if policy.refuse_worse else None,
         )
         try:
             return self._worker.call(train_round, self._source, work)
         except (DataError, StorageError, WorkerCrashed) as error:
             self._say_why("training_failed", model.round, error)
             return None
-
-    @property
-    def _source(self) -> DataSource:
-        settings = self._settings
-        return DataSource(settings.store, settings.precision, settings.policy.hold_out, settings.work.threads)
-
-    def _measure(self, link: Link, run: RunSettings, standing: Standing) -> None:
-        """At the end of the run: tell how the models that it offers do on the held-out clips, or decline."""
-        self._become("evaluating")
-        results: list[SubjectEvaluation] = []
-        policy = self._settings.policy
-        try:
-            for subject in range(standing.subjects if policy.reports else 0):
-                params = link.fetch_subject(run, standing, subject)
-                told = self._worker.call(measure_model, self._source, run, params, policy)
-                if told is not None:
-                    results.append(SubjectEvaluation(subject, told))
-        except (DataError, StorageError, WorkerCrashed) as error:
-            if isinstance(error, RunChanged | DuplicateIdentity):
-                raise
-            results = []  # nothing half measured is told
-            log.error("evaluation_failed", round=standing.round, code=error.code)
-            log.debug("evaluation_failed", detail=error.message)
-        try:
-            link.report_evaluation(run, standing.round, results)
-        except (DataError, StorageError) as refused:
-            if isinstance(refused, RunChanged):
-                raise
-            log.error("evaluation_refused", round=standing.round, code=refused.code, detail=refused.message)
-        else:
-            log.info("evaluation_sent", round=standing.round, models=len(results), asked=standing.subjects)
-        self._count(link)
 
     def _extract_if_due(self) -> None:
         """Look through the video folder when it is time; a failure is logged and never ends the daemon."""
@@ -302,34 +263,6 @@ class _Daemon:
             log.error("extraction_failed", code=error.code, see="flamest-agent status")
             log.debug("extraction_failed", detail=error.message)
         self._scanned = time.monotonic()
-
-    def _keep_final_model(self, link: Link, run: RunSettings, standing: Standing) -> None:
-        model = link.fetch(run, standing)
-        self._count(link)
-        state = self._settings.state
-        final = ModelFile(run.head, model.params, run.labels, run.fingerprint, run.run, standing.round)
-        adoption = self._choose(run, model)
-        if adoption is not None and adoption.own:
-            write_model(state / REFUSED_MODEL, final)
-            write_model(state / FINAL_MODEL, read_model(state / OWN_MODEL))
-        else:
-            write_model(state / FINAL_MODEL, final)
-        kept = "own" if adoption is not None and adoption.own else "final"
-        self._note(adopted=kept, adopted_why=adoption.words if adoption else "")
-        Corrections.of_run(state, run).forget()
-        log.info("final_model", round=standing.round, sha256=model.sha256[:12], file=FINAL_MODEL, adopted=kept)
-
-    def _choose(self, run: RunSettings, model: GlobalModel) -> Adoption | None:
-        """Whether the own model stays in use; None when the policy does not ask, or nothing could be compared."""
-        policy, own = self._settings.policy, self._settings.state / OWN_MODEL
-        if not policy.refuse_worse:
-            return None
-        try:
-            return self._worker.call(choose_model, self._source, run, model.params, own, policy)
-        except (DataError, StorageError, WorkerCrashed) as error:
-            log.error("not_compared", code=error.code)
-            log.debug("not_compared", detail=error.message)
-            return None
 
     def _say_why(self, event: str, round_number: int, error: FlamestError) -> None:
         """In the status whole; in the log without the message, which may name files of this silo."""

@@ -20,65 +20,16 @@ from ..base.errors import DataError, StorageError
 from ..base.files import printable_path, sha256_file
 from ..base.memory import peak_resident_kb
 from ..runtime.backends.opening import Opening, Place, effective_precision
-from ..runtime.backends.wishes import NO_WISHES, Wishes
 from ..runtime.bundle import open_manifest
 from ..runtime.extractor import Extracted, Extractor, open_extractor
 from ..runtime.quickest import Question
 from ..runtime.quickest_records import Choice
 from ..runtime.records import Clip
-from ..runtime.signature import TrustedKeys
-from ..runtime.video import DecodeLimits
 from .clips import ClipFolder, FoundClip, scan_clips
+from .extract_records import ClipWarning, ExtractReport, ExtractRequest
 from .failures import REMEMBERED, FailedClip, failed_clip, still_holds, without_path
 from .standing import Measuring, Standing
 from .store import Failure, FeatureStore
-
-
-@dataclass(frozen=True)
-class ClipWarning:
-    """The clip is used, but something is wrong with its file."""
-
-    clip: str
-    warning: str
-
-
-@dataclass(frozen=True)
-class ExtractReport:
-    """How an extraction went. Times are of the clips extracted now; None when there were none."""
-
-    clips: int  # found, usable or not
-    extracted: int
-    skipped: int  # stored already, or the same content under another name
-    failed: tuple[FailedClip, ...]
-    warnings: tuple[ClipWarning, ...]
-    ms_per_clip: float | None  # wall, hashing and storing included, opening the networks not
-    stages_ms: dict[str, float]  # means; stages of several clips run at the same time, so their sum may be more
-    peak_mb: float  # this process and the decoders, resident, each at its largest
-    stopped: bool  # asked to end before all clips were done
-    precision: str  # under which the features are stored
-    places: tuple[Place, ...]  # where each graph ran; empty when nothing had to be extracted
-    choice: Choice | None = None  # what ``--precision auto`` came to; None when nothing had to be extracted
-    followed: bool = False  # nothing was asked for, and the store's precision was taken
-
-    @property
-    def nothing_usable(self) -> bool:
-        """Every clip that was found failed: rather the machine or the folder than the clips."""
-        return len(self.failed) == self.clips > 0
-
-
-@dataclass(frozen=True)
-class ExtractRequest:
-    """What to extract, with what, into what."""
-
-    bundle: Path
-    videos: Path
-    store: Path
-    threads: int | None = None  # cores for one network; None: all
-    retry: bool = False  # try clips again that failed before
-    limits: DecodeLimits = field(default_factory=DecodeLimits)
-    trusted: TrustedKeys = ()  # one of them must have signed the bundle; none: anybody's will do
-    wishes: Wishes = NO_WISHES  # where the networks run
-    trained_on: str | None = None  # the precision that the settings name for training
 
 
 def extract_folder(

@@ -15,7 +15,8 @@ from ..fedproto.modelfile import ModelFile, read_model, write_model
 from ..fedproto.records import CodedUpdate, Evaluation, GlobalModel, RunSettings
 from .accountant import Spend
 from .corrections import Corrections, TrainedRound
-from .extract import ExtractRequest, extract_folder
+from .extract import extract_folder
+from .extract_records import ExtractRequest
 from .failures import count_by_code
 from .measure import Adoption, adopt, measure
 from .policy import Policy, PolicyRefused

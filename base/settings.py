@@ -24,7 +24,10 @@ def load_settings(path: Path, kind: type[T]) -> T:
     try:
         text = Path(path).read_bytes()
     except OSError as error:
-        raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from error
+        raise SettingsError(
+            f"cannot read the settings file {path}: {error.strerror}",
+            fix="give its path with --config; flamest-agent keygen and flamest-coordinator init write a first one",
+        ) from error
     try:
         return msgspec.toml.decode(text, type=kind, dec_hook=_path_from_text)
     except msgspec.ValidationError as error:

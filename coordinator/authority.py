@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..base.errors import DataError, IdentityError, StorageError, UsageError
+from ..base.errors import DataError, IdentityError, SettingsError, StorageError, UsageError
 from ..base.files import FileLock, fsync_directory, new_directory, write_atomic
 from ..fedproto.certificates import (
     Identity,
@@ -240,6 +240,11 @@ class AllowList:
 
 
 def _authority(folder: Path) -> Identity:
+    if not (folder / "ca-key.pem").exists():
+        raise SettingsError(
+            f"{folder} holds no ca-key.pem: not the folder of a federation's authority",
+            fix="give the folder that flamest-coordinator init made with --dir",
+        )
     return Identity(key=read_file(folder / "ca-key.pem"), certificate=read_file(folder / "ca.pem"))
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..fedproto.codecs import code, moved, params_of, row_of
-from ..fedproto.head import Params
+from ..fedproto.codecs import code, moved, row_of
+from ..fedproto.head import Params, tensors_of
 from ..fedproto.records import RunSettings
 from .aggregate import Aggregated, ServerState
 
@@ -33,5 +33,5 @@ def broadcast(run: RunSettings, base: Params, made: Aggregated) -> Broadcast:
     left_out = row_of(made.state.residual) if made.state.residual else None
     coded = code(run.codec, run.head, made.params, base, left_out)
     params = moved(run.head, base, coded.decoded, whose="the next model")
-    residual = {name: tensor.astype(np.float64) for name, tensor in params_of(run.head, coded.residual).items()}
+    residual = {name: tensor.astype(np.float64) for name, tensor in tensors_of(run.head, coded.residual).items()}
     return Broadcast(params, replace(made.state, residual=residual), coded.payload, coded.error)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError, InvariantError
-from ..fedproto.head import HeadSpec, Params, all_finite, check_params
+from ..fedproto.head import HeadSpec, Params, all_finite, check_params, tensors_of
 
 DISTANCE_BLOCK = 1 << 13  # values; from 10,000 on OpenBLAS would share a dot product out to threads
 SUM_BLOCK = 1 << 16  # values; with their float64 they stay in the cache
@@ -118,16 +118,6 @@ def weighted_mean(spec: HeadSpec, contributions: Iterable[Contribution]) -> dict
         raise InvariantError("a mean of no updates")
     total /= examples
     return tensors_of(spec, total)
-
-
-def tensors_of(spec: HeadSpec, values: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
-    """Values laid end to end as the head's tensors, views."""
-    tensors, start = {}, 0
-    for name, shape in spec.shapes.items():
-        stop = start + int(np.prod(shape))
-        tensors[name] = values[start:stop].reshape(shape)
-        start = stop
-    return tensors
 
 
 def distance(params: Params, base: Params) -> float:

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import InvariantError
-from ..fedproto.head import HeadSpec, Params
-from .contributions import Contribution, HeldContribution, checked, distance, in_order, tensors_of
+from ..fedproto.head import HeadSpec, Params, tensors_of
+from .contributions import Contribution, HeldContribution, checked, distance, in_order
 
 BLOCK_BYTES = 64 << 20  # of all silos' values that are looked at together
 Reduce = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float64]]  # sorted [silos, values] to [values]

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..base.errors import DataError
 from .channel import CHUNK_BYTES
-from .head import HeadSpec, Params, check_params
+from .head import HeadSpec, Params, check_params, tensors_of
 
 MAX_PAYLOAD_BYTES = 256 << 20  # a head of 67 million parameters; larger ones do not belong on this wire
 
@@ -66,12 +66,7 @@ def decode_params(spec: HeadSpec, payload: bytes | bytearray | memoryview, *, wh
         raise DataError(f"{whose}: payload of {len(payload)} bytes, expected {expected}", code="payload_size")
     values = np.frombuffer(payload, dtype="<f4").astype(np.float32, copy=False)
     values.flags.writeable = False
-    params: Params = {}
-    start = 0
-    for name, shape in spec.shapes.items():
-        end = start + int(np.prod(shape))
-        params[name] = values[start:end].reshape(shape)
-        start = end
+    params = tensors_of(spec, values)
     check_params(spec, params, whose=whose)
     return params
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..base.errors import DataError
 from .codec import payload_bytes
-from .head import HeadSpec, Params
+from .head import HeadSpec, Params, tensors_of
 
 Codec = Literal["fp32", "fp16", "int8", "sparse_int8"]
 CODECS: tuple[Codec, ...] = ("fp32", "fp16", "int8", "sparse_int8")  # from exact to coarse
@@ -46,16 +46,6 @@ def more_exact(one: Codec, other: Codec) -> Codec:
 def row_of(params: Mapping[str, npt.NDArray[np.floating[Any]]]) -> Row:
     """All parameters in the head's order as one row (a copy)."""
     return np.concatenate([np.asarray(tensor, np.float32).ravel() for tensor in params.values()])
-
-
-def params_of(spec: HeadSpec, row: Row) -> Params:
-    """The row's tensors, as views."""
-    params, start = {}, 0
-    for name, shape in spec.shapes.items():
-        end = start + int(np.prod(shape))
-        params[name] = row[start:end].reshape(shape)
-        start = end
-    return params
 
 
 def code(codec: Codec, spec: HeadSpec, params: Params, base: Params, carried: Row | None) -> Coded:
@@ -87,7 +77,7 @@ def moved(spec: HeadSpec, base: Params, delta: Row, *, whose: str) -> Params:
     if not np.isfinite(row).all():
         raise DataError(f"{whose}: the model moved by its delta holds NaN or infinity", code="not_finite")
     row.flags.writeable = False
-    return params_of(spec, row)
+    return tensors_of(spec, row)
 
 
 def check_size(codec: Codec, spec: HeadSpec, size: int, *, whose: str) -> None:
@@ -138,7 +128,7 @@ def _decode_fp16(_: HeadSpec, payload: memoryview, whose: str) -> Row:
 
 def _encode_int8(spec: HeadSpec, wanted: Row) -> bytes:
     scales, values = [], []
-    for tensor in params_of(spec, wanted).values():
+    for tensor in tensors_of(spec, wanted).values():
         rows = tensor.reshape(_rows(tensor.shape), -1)
         scale = (np.abs(rows).max(axis=1) / np.float32(STEPS)).astype(np.float32)
         scales.append(scale.astype("<f4").tobytes())
@@ -152,7 +142,7 @@ def _decode_int8(spec: HeadSpec, payload: memoryview, whose: str) -> Row:
     values = _steps(payload[4 * count :], whose)
     delta = np.empty(spec.parameters, np.float32)
     row = 0
-    for tensor, steps in zip(params_of(spec, delta).values(), params_of(spec, values).values(), strict=True):
+    for tensor, steps in zip(tensors_of(spec, delta).values(), tensors_of(spec, values).values(), strict=True):
         rows = _rows(tensor.shape)
         np.multiply(steps.reshape(rows, -1), scales[row : row + rows, None], out=tensor.reshape(rows, -1))
         row += rows

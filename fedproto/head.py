@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -21,6 +21,7 @@ from ..base.errors import DataError
 _LATER = {"blocks": (), "standardise": False, "common": 256}
 _RGCF = ("v", "t")  # the two modalities, as the gates' formula names them
 Params = dict[str, npt.NDArray[np.float32]]
+Number = TypeVar("Number", bound=np.generic)
 
 
 class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -130,6 +131,16 @@ def check_params(spec: HeadSpec, params: Mapping[str, npt.NDArray[np.generic]], 
             )
         if not all_finite(tensor):
             raise DataError(f"{whose}: {name} holds NaN or infinity", code="not_finite")
+
+
+def tensors_of(spec: HeadSpec, row: npt.NDArray[Number]) -> dict[str, npt.NDArray[Number]]:
+    """All parameters in one row as the head's tensors, views of it."""
+    tensors, start = {}, 0
+    for name, shape in spec.shapes.items():
+        end = start + int(np.prod(shape))
+        tensors[name] = row[start:end].reshape(shape)
+        start = end
+    return tensors
 
 
 def all_finite(values: npt.NDArray[np.generic]) -> bool:

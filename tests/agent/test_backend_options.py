@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 from flamest.agent.cli import app
-from flamest.agent.extract import ExtractRequest
+from flamest.agent.extract_records import ExtractRequest
 from flamest.agent.settings import load_agent_settings
 from flamest.agent.status import AgentStatus
 from flamest.agent.tasks import extract_new

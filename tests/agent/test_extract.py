@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flamest.agent.cli import app
-from flamest.agent.extract import ExtractRequest, extract_folder
+from flamest.agent.extract import extract_folder
+from flamest.agent.extract_records import ExtractRequest
 from flamest.agent.store import FeatureStore
 from flamest.base.errors import DataError, LockedError, SettingsError
 from flamest.base.files import sha256_file

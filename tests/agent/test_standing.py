@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flamest.agent import extract, standing
-from flamest.agent.extract import ExtractRequest, clips_to_extract, extract_clips
+from flamest.agent.extract import clips_to_extract, extract_clips
+from flamest.agent.extract_records import ExtractRequest
 from flamest.agent.store import FeatureRow, FeatureStore
 from flamest.agent.tasks import extract_new
 from flamest.base.errors import SettingsError

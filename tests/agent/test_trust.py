@@ -111,7 +111,7 @@ def test_the_daemon_s_extraction_gets_the_keys_of_its_settings(bundle, key, clip
     """What the worker is asked for travels to another process: keys and all."""
     import pickle
 
-    from flamest.agent.extract import ExtractRequest
+    from flamest.agent.extract_records import ExtractRequest
     from flamest.agent.tasks import extract_new
 
     clips.write_clip(tmp_path / "videos" / "wave" / "0.avi", frames=12)

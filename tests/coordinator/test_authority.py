@@ -241,3 +241,9 @@ def test_an_allow_list_of_before_renewals_loads_and_what_is_not_renewed_is_writt
     authority._write(folder / "silos.json", silos)
     assert "earlier" not in (folder / "silos.json").read_text()
     assert authority.read_silos(folder / "silos.json") == silos
+
+
+def test_a_folder_without_an_authority_is_said_with_the_way_out(tmp_path):
+    with pytest.raises(SettingsError, match=r"holds no ca-key\.pem") as error:
+        authority.add_silo(tmp_path, "a", b"")
+    assert "--dir" in error.value.fix

@@ -12,11 +12,10 @@ from flamest.fedproto.codecs import (
     decode_delta,
     more_exact,
     moved,
-    params_of,
     row_of,
     size_bounds,
 )
-from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
+from flamest.fedproto.head import HeadSpec, initial_params, params_sha256, tensors_of
 
 SPEC = HeadSpec(inputs=3, outputs=2, hidden=())  # 0.weight [2, 3], 0.bias [2]
 BIG = HeadSpec(inputs=40, outputs=7, hidden=(16,))
@@ -28,12 +27,12 @@ def zeros(spec=SPEC):
 
 
 def params(*values):
-    return params_of(SPEC, np.array(values, np.float32))
+    return tensors_of(SPEC, np.array(values, np.float32))
 
 
 def changes(spec, seed):
     random = np.random.default_rng(seed)
-    return params_of(spec, random.standard_normal(spec.parameters).astype(np.float32))
+    return tensors_of(spec, random.standard_normal(spec.parameters).astype(np.float32))
 
 
 def test_fp16_is_two_little_endian_bytes_per_value():
@@ -53,7 +52,7 @@ def test_sparse_int8_is_count_scales_gaps_and_steps():
     spec = HeadSpec(inputs=300, outputs=2, hidden=())
     values = np.zeros(602, np.float32)
     values[[0, 260, 261, 601]] = [127, -254, 2, 127]
-    coded = code("sparse_int8", spec, params_of(spec, values), zeros(spec), None)
+    coded = code("sparse_int8", spec, tensors_of(spec, values), zeros(spec), None)
     assert coded.payload == bytes.fromhex(
         "04000000"  # four values
         "00000040 0000803f"  # a step of 0.weight is 2, of 0.bias 1
