@@ -15,7 +15,7 @@ from flamest.agent.status import AgentStatus, read_status
 from flamest.agent.store import FeatureRow, FeatureStore, StoredFeatures
 from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes
-from flamest.experiments.processes import Daemon, run_command
+from flamest.experiments.processes import Daemon, run_command, wait_until
 from flamest.fedproto.head import params_sha256
 from flamest.fedproto.modelfile import read_model
 from flamest.runtime.records import Clip
@@ -68,8 +68,13 @@ class Site:
             return AgentStatus()
 
     def start_coordinator(self, start: Callable[..., Daemon], *, once: bool = False) -> Daemon:
+        """Returns when it listens: a silo that comes earlier may wait for 15 s before it asks again."""
+        address = self.folder / "coordinator" / "state" / "address"
+        address.unlink(missing_ok=True)  # of one that was killed
         words = ["run", "--config", self.settings, *(["--once"] if once else [])]
-        return start("coordinator", self.folder / "coordinator" / "log", "coordinator", words)
+        server = start("coordinator", self.folder / "coordinator" / "log", "coordinator", words)
+        wait_until(address.exists, "the coordinator's start", seconds=60, watched=[server])
+        return server
 
     def start_silo(self, silo: str, start: Callable[..., Daemon], *, home: str | None = None) -> Daemon:
         """With ``home``: from another folder, as a second agent with the same certificate would."""
