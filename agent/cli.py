@@ -60,10 +60,8 @@ def run(
     """
     import msgspec
 
-    from ..base.crash import keep_crashes_private
     from ..base.log import configure_logging
-    from ..base.memory import reuse_blocks
-    from ..base.shutdown import Shutdown
+    from ..base.process import Shutdown, keep_crashes_private, reuse_blocks
     from .settings import check_surroundings, load_agent_settings
 
     settings = load_agent_settings(config, also_trusted=tuple(trusted_key or ()))

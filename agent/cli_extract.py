@@ -69,8 +69,8 @@ def extract(
     """
     import msgspec
 
+    from ..base.process import Shutdown
     from ..base.progress import progress_bar
-    from ..base.shutdown import Shutdown
     from ..runtime.backends.wishes import parse_wishes
     from ..runtime.signature import read_trusted_keys
     from ..runtime.video import DecodeLimits

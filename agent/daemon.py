@@ -15,7 +15,7 @@ import msgspec
 from ..base.errors import DataError, FlamestError, IdentityError, StorageError, UnreachableError
 from ..base.files import FileLock
 from ..base.log import Log
-from ..base.shutdown import Shutdown
+from ..base.process import Shutdown
 from ..fedproto.codecs import more_exact
 from ..fedproto.records import GlobalModel, Phase, RunSettings, Standing, Update
 from ..runtime.video import DecodeLimits

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ..base.errors import DataError, StorageError
 from ..base.files import printable_path, sha256_file
-from ..base.memory import peak_resident_kb
+from ..base.process import peak_resident_kb
 from ..runtime.backends.opening import Opening, Place, effective_precision
 from ..runtime.bundle import open_manifest
 from ..runtime.extractor import Extracted, Extractor, open_extractor

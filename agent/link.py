@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from ..base.errors import DataError, IdentityError
-from ..base.shutdown import Shutdown
+from ..base.process import Shutdown
 from ..fedproto import channel as wire
 from ..fedproto import messages
 from ..fedproto.certificates import need

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import msgspec
 
 from ..base.errors import IdentityError, UnreachableError
-from ..base.shutdown import Shutdown
+from ..base.process import Shutdown
 from .link_errors import LinkStopped, lasting_problem
 
 if TYPE_CHECKING:

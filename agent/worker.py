@@ -15,9 +15,8 @@ from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ..base.crash import where
 from ..base.errors import FlamestError
-from ..base.shutdown import Shutdown
+from ..base.process import Shutdown, where
 
 T = TypeVar("T")
 WATCH_EVERY_S = 0.2

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from flamest.agent.link import Link, LinkSettings, Retry
-from flamest.base.memory import reuse_blocks
+from flamest.base.process import reuse_blocks
 from flamest.fedproto.codecs import code
 from flamest.fedproto.records import CodedUpdate, GlobalModel, Phase, RunSettings, Update
 

@@ -18,14 +18,7 @@ import msgspec
 
 from ..base.errors import DataError, IdentityError, SettingsError, StorageError, UsageError
 from ..base.files import FileLock, fsync_directory, new_directory, write_atomic
-from ..fedproto.certificates import (
-    Identity,
-    check_name,
-    make_authority,
-    make_server_certificate,
-    renew_silo,
-    sign_silo,
-)
+from ..fedproto.certificates import Identity, check_name, make_authority, make_server_certificate, renew_silo, sign_silo
 from ..fedproto.tls import WARN_DAYS, Facts, read_facts, read_file
 
 ALLOW_LIST = "silos.json"

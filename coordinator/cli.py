@@ -116,8 +116,7 @@ def run(
         return _check(config, as_json=as_json)
 
     from ..base.log import configure_logging
-    from ..base.memory import reuse_blocks
-    from ..base.shutdown import Shutdown
+    from ..base.process import Shutdown, reuse_blocks
     from .server import serve
 
     configure_logging(level=log_level)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..base.errors import FlamestError, LockedError, StorageError
 from ..base.files import write_atomic
 from ..base.log import Log
-from ..base.shutdown import Shutdown
+from ..base.process import Shutdown
 from ..fedproto import channel as wire
 from ..fedproto.certificates import need
 from ..fedproto.tls import WARN_DAYS, ServerFiles, check_files

@@ -18,15 +18,7 @@ from .cli_options import (
     TrustedKeyOption,
     VideomaeOption,
 )
-from .cli_show import (
-    extractor_row,
-    parity_rows,
-    show_extractors,
-    show_manifest,
-    show_parity,
-    show_signers,
-    signer_ids,
-)
+from .cli_show import extractor_row, parity_rows, show_extractors, show_manifest, show_parity, show_signers, signer_ids
 from .extractors import EXTRACTORS, count_networks, count_parameters
 
 if TYPE_CHECKING:

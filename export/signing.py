@@ -14,14 +14,7 @@ from ..base.errors import DataError, MissingExtra, SettingsError, StorageError, 
 from ..base.files import printable_path, write_atomic, write_new
 from ..runtime.bundle import open_bundle, read_manifest_bytes, read_signatures
 from ..runtime.manifest import Manifest
-from ..runtime.signature import (
-    SIGNATURE_FILE,
-    PublicKey,
-    Signature,
-    format_signatures,
-    parse_signatures,
-    sign_manifest,
-)
+from ..runtime.signature import SIGNATURE_FILE, PublicKey, Signature, format_signatures, parse_signatures, sign_manifest
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _LONGEST_KEY = 1 << 14  # bytes of a private key file

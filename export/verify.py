@@ -14,14 +14,7 @@ from ..base.files import printable_path
 from ..base.progress import Progress
 from ..runtime.bundle import open_bundle
 from ..runtime.graph_records import Precision
-from ..runtime.manifest import (
-    KEYFRAMES_SOURCE,
-    Manifest,
-    RetrievedCaption,
-    Source,
-    SpatioTemporal,
-    VisionLanguage,
-)
+from ..runtime.manifest import KEYFRAMES_SOURCE, Manifest, RetrievedCaption, Source, SpatioTemporal, VisionLanguage
 from ..runtime.parity_records import ChainParity, GraphParity
 from ..runtime.signature import PublicKey, TrustedKeys
 from .clip import encode_captions, hash_tokens, tokenize_captions

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.errors import DataError, MissingExtra
-from ..base.memory import give_back_freed, peak_resident_kb
+from ..base.process import give_back_freed, peak_resident_kb
 from .decoder_messages import (
     BROKEN,
     Answer,

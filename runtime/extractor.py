@@ -19,9 +19,9 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from ..base.cores import usable_cores
 from ..base.errors import DataError
 from ..base.files import printable_path
+from ..base.process import usable_cores
 from .backends.opening import GraphOpener, Opening, Place, effective_precision
 from .bundle import Bundle, open_bundle
 from .describers import GPU_BATCH, Described, open_describer

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import msgspec
 
-from ..base.cores import usable_cores
 from ..base.errors import FlamestError, SettingsError
 from ..base.files import sha256_bytes
+from ..base.process import usable_cores
 from .backends.facts import MachineFacts
 from .backends.ladder import climb
 from .backends.opening import Opening, effective_precision, machine_facts

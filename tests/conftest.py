@@ -68,7 +68,7 @@ class Federation:
         return load_coordinator_settings(self.config)
 
     def start(self, *, once: bool = False) -> None:
-        from flamest.base.shutdown import Shutdown
+        from flamest.base.process import Shutdown
         from flamest.coordinator.server import serve
 
         self._shutdown = Shutdown()

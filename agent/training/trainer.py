@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...base.cores import usable_cores
 from ...base.errors import DataError
+from ...base.process import usable_cores
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import Evaluation, TrainSettings
 from ...runtime.session import open_session

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...base.errors import DataError
 from ...base.files import write_atomic
-from ...base.shutdown import Shutdown
+from ...base.process import Shutdown
 from . import figures, plans
 from .failures import failure_sections, failures_job, find_failures
 from .features import table_name

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...base.errors import DataError, FlamestError
+from ...base.process import Shutdown
 from ...base.progress import progress_bar
-from ...base.shutdown import Shutdown
 from .features import ExperimentData, FeatureSource, open_features
 from .jobs import LASTING, Job, Results, RunFailure, RunFolder, RunResult, job_key, unique
 from .splits import SplitRule, split_data

@@ -12,8 +12,8 @@ import msgspec
 from ...agent.clips import find_clips
 from ...base.errors import DataError, UsageError
 from ...base.files import printable_path
+from ...base.process import Shutdown
 from ...base.progress import progress_bar
-from ...base.shutdown import Shutdown
 from ..datasets import KNOWN, find_videos
 from ..silos import is_miniworld
 from .commands import Desk

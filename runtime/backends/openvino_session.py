@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...base.cores import usable_cores
+from ...base.process import usable_cores
 from ..session import Array, Feed, Value, on_host, wanted_outputs
 from .refusals import Code, refuse
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ...base.cores import usable_cores
 from ...base.errors import DataError, MissingExtra
+from ...base.process import usable_cores
 from ..session import Array, Feed, Value, on_host, wanted_outputs
 
 if TYPE_CHECKING:

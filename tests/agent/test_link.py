@@ -9,7 +9,7 @@ import pytest
 from flamest.agent.link import Link, LinkSettings, LinkStopped, Retry, RunChanged, StaleUpdate
 from flamest.agent.link_errors import handshake_problem, split_address
 from flamest.base.errors import DataError, IdentityError, SettingsError, UnreachableError
-from flamest.base.shutdown import Shutdown
+from flamest.base.process import Shutdown
 from flamest.coordinator.authority import revoke_silo
 from flamest.fedproto.certificates import make_authority, make_silo_request, sign_silo
 from flamest.fedproto.codec import payload_bytes

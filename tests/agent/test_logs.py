@@ -10,7 +10,7 @@ from flamest.agent.cli import app
 from flamest.agent.status import read_status
 from flamest.agent.store import FeatureStore
 from flamest.agent.worker import Worker, WorkerCrashed
-from flamest.base.shutdown import Shutdown
+from flamest.base.process import Shutdown
 from flamest.experiments.processes import daemons, wait_until
 from flamest.runtime.bundle import open_manifest
 from typer.testing import CliRunner

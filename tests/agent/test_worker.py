@@ -13,7 +13,7 @@ import pytest
 from flamest.agent.worker import Worker, WorkerCrashed, WorkStopped
 from flamest.base.errors import DataError, StorageError
 from flamest.base.files import sha256_bytes, sha256_file
-from flamest.base.shutdown import Shutdown
+from flamest.base.process import Shutdown
 
 
 @pytest.fixture

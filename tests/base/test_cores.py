@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from flamest.base.cores import usable_cores
+from flamest.base.process import usable_cores
 
 HERE = len(os.sched_getaffinity(0))
 

@@ -13,7 +13,7 @@ from flamest.agent.link import Link, LinkSettings
 from flamest.agent.link_errors import refusal_code
 from flamest.base.errors import IdentityError, LockedError, StorageError
 from flamest.base.files import sha256_bytes
-from flamest.base.shutdown import Shutdown
+from flamest.base.process import Shutdown
 from flamest.coordinator import authority, intake, server
 from flamest.coordinator.server import serve
 from flamest.coordinator.state import RunStore

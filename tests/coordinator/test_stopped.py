@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from flamest.agent.link import Link, LinkStopped, Retry
 from flamest.base.errors import FlamestError
-from flamest.base.shutdown import Shutdown
+from flamest.base.process import Shutdown
 from flamest.coordinator import authority
 from flamest.fedproto.head import params_sha256
 from flamest.fedproto.modelfile import read_model

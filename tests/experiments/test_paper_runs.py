@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flamest.agent.store import FeatureStore
 from flamest.base.errors import DataError, UsageError
-from flamest.base.shutdown import Shutdown
+from flamest.base.process import Shutdown
 from flamest.experiments.paper import plans, pool
 from flamest.experiments.paper.commands import TABLES, Desk, run_all, run_experiment
 from flamest.experiments.paper.estimates import estimate, paired

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from flamest.base.errors import UsageError
-from flamest.base.shutdown import Shutdown
+from flamest.base.process import Shutdown
 from flamest.experiments import cli
 from flamest.experiments.datasets import groups_digest
 from flamest.experiments.miniworld import EXPERIMENT_TEST_SHARE

@@ -16,7 +16,7 @@ from flamest.agent.training.dataset import silo_data
 from flamest.agent.training.table import FeatureTable
 from flamest.base.errors import DataError
 from flamest.base.files import sha256_bytes
-from flamest.base.shutdown import Shutdown
+from flamest.base.process import Shutdown
 from flamest.experiments.simulation import SimulatedSilo, simulate
 from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import RunSettings, Strategy, TrainSettings

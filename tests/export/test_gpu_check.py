@@ -12,14 +12,7 @@ import pytest
 from flamest.base.errors import SettingsError
 from flamest.export import gpu_check, gpu_step
 from flamest.export.cli import app
-from flamest.export.gpu_check import (
-    GpuCheckRequest,
-    check_gpu,
-    compare_with_fp32,
-    make_report,
-    run_steps,
-    write_report,
-)
+from flamest.export.gpu_check import GpuCheckRequest, check_gpu, compare_with_fp32, make_report, run_steps, write_report
 from flamest.export.gpu_step import Step, last_json, run_step
 from flamest.runtime.backends.facts import Gpu, MachineFacts
 from typer.testing import CliRunner

@@ -5,16 +5,7 @@ import struct
 import numpy as np
 import pytest
 from flamest.base.errors import DataError
-from flamest.fedproto.codecs import (
-    CODECS,
-    apply,
-    code,
-    decode_delta,
-    more_exact,
-    moved,
-    row_of,
-    size_bounds,
-)
+from flamest.fedproto.codecs import CODECS, apply, code, decode_delta, more_exact, moved, row_of, size_bounds
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256, tensors_of
 
 SPEC = HeadSpec(inputs=3, outputs=2, hidden=())  # 0.weight [2, 3], 0.bias [2]
