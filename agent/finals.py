@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..base.errors import DataError, StorageError
 from ..base.log import Log
-from ..fedproto.modelfile import ModelFile, read_model, write_model
+from ..fedproto.model_file import ModelFile, read_model, write_model
 from ..fedproto.records import GlobalModel, RunSettings, Standing, SubjectEvaluation
 from .corrections import Corrections
 from .link import DuplicateIdentity, Link, RunChanged

@@ -19,10 +19,10 @@ from ..base.process import Shutdown
 from ..fedproto import channel as wire
 from ..fedproto import messages
 from ..fedproto.certificates import need
-from ..fedproto.codec import chunks, decode_params, param_bytes, payload_bytes, shapes
 from ..fedproto.codecs import apply, check_size
 from ..fedproto.head import Params, ParamsDigest, initial_params, params_sha256
 from ..fedproto.records import PROTOCOL, GlobalModel, Receipt, RunSettings, Standing, SubjectEvaluation, Update
+from ..fedproto.tensors import chunks, decode_params, param_bytes, payload_bytes, shapes
 from ..fedproto.tls import TlsFiles, certificate_silo, channel_credentials, check_dates, check_files, files_mark
 from .link_errors import DuplicateIdentity, LinkStopped, RunChanged, StaleUpdate, handshake_problem, split_address
 from .patience import Patience, Retry

@@ -14,10 +14,10 @@ import msgspec
 
 from ..base.errors import DataError, StorageError
 from ..base.files import sha256_bytes, write_atomic
-from ..fedproto.codec import decode_params, encode_params
 from ..fedproto.codecs import Codec
 from ..fedproto.head import HeadSpec
 from ..fedproto.records import CodedUpdate, Evaluation, Update
+from ..fedproto.tensors import decode_params, encode_params
 from .accountant import Spend
 
 FILE = "outgoing.update"

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..base.errors import DataError, StorageError
 from ..base.files import sha256_file
-from ..fedproto.modelfile import ModelFile, read_model
+from ..fedproto.model_file import ModelFile, read_model
 from ..runtime.backends.opening import Opening, Place
 from ..runtime.extractor import open_extractor
 from ..runtime.quickest import Question, choose_quickest

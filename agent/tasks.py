@@ -11,7 +11,7 @@ from typing import Any
 from ..base.errors import DataError, StorageError
 from ..fedproto.codecs import Codec, code
 from ..fedproto.head import HeadSpec, Params
-from ..fedproto.modelfile import ModelFile, read_model, write_model
+from ..fedproto.model_file import ModelFile, read_model, write_model
 from ..fedproto.records import CodedUpdate, Evaluation, GlobalModel, RunSettings
 from .accountant import Spend
 from .corrections import Corrections, TrainedRound

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from ..base.errors import DataError, StorageError
 from ..base.log import Log
 from ..fedproto import channel as wire
-from ..fedproto.codec import payload_bytes
 from ..fedproto.records import Receipt
+from ..fedproto.tensors import payload_bytes
 from .bounds import NormBound
 from .intake import Intake, Limits, Refused
 from .journal import StoredUpdate

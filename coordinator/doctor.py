@@ -14,7 +14,7 @@ from typing import Literal
 
 from ..base.errors import FlamestError
 from ..fedproto.head import params_sha256
-from ..fedproto.modelfile import read_model
+from ..fedproto.model_file import read_model
 from ..fedproto.tls import WARN_DAYS, check_files
 from .authority import ending_soon, enrolled, read_silos
 from .database import FILE, Running, read_database

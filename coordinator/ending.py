@@ -6,8 +6,8 @@ import time
 
 from ..base.errors import DataError, StorageError
 from ..base.log import Log
-from ..fedproto.codec import encode_params
 from ..fedproto.head import params_sha256
+from ..fedproto.tensors import encode_params
 from .aggregate import aggregate
 from .bounds import learnt_norm
 from .broadcast import Broadcast, broadcast

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from ..base.log import Log
 from ..fedproto import messages
-from ..fedproto.codec import encode_params
 from ..fedproto.head import params_sha256
 from ..fedproto.records import Evaluation
+from ..fedproto.tensors import encode_params
 from .evaluations import FINAL
 from .intake import Intake, Refused
 from .live import LiveRun

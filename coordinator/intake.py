@@ -16,10 +16,10 @@ import msgspec
 from ..base.errors import DataError
 from ..base.files import sha256_bytes
 from ..fedproto import messages
-from ..fedproto.codec import check_shapes, param_bytes, payload_bytes
 from ..fedproto.codecs import CODECS, apply, check_size
 from ..fedproto.head import Params, without_defaults
 from ..fedproto.records import Evaluation, RunSettings
+from ..fedproto.tensors import check_shapes, param_bytes, payload_bytes
 from .bounds import NormBound
 from .contributions import ArrivingDistance
 from .rounds import Offer, Report

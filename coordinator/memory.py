@@ -15,8 +15,8 @@ import numpy as np
 
 from ..base.errors import DataError, StorageError
 from ..base.files import fsync_directory, storage_code
-from ..fedproto.arraysfile import ArraysFile, read_arrays, write_arrays
 from ..fedproto.records import RunSettings
+from ..fedproto.tensor_file import ArraysFile, read_arrays, write_arrays
 from .aggregate import ServerState
 from .contributions import Sums
 from .models import damaged

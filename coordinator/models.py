@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..base.errors import DataError, StorageError
 from ..fedproto.head import Params, params_sha256
-from ..fedproto.modelfile import ModelFile, read_model, write_model
+from ..fedproto.model_file import ModelFile, read_model, write_model
 from ..fedproto.records import RunSettings
 
 

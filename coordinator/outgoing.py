@@ -6,10 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ..fedproto import messages
-from ..fedproto.codec import chunks, encode_params, payload_bytes
 from ..fedproto.codecs import Codec
 from ..fedproto.head import Params
 from ..fedproto.records import RunSettings
+from ..fedproto.tensors import chunks, encode_params, payload_bytes
 from .broadcast import Broadcast
 
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from ..base.errors import StorageError
 from ..base.files import fsync_directory, sha256_file, storage_code
-from ..fedproto.codec import decode_params
 from ..fedproto.head import HeadSpec, Params
+from ..fedproto.tensors import decode_params
 from .models import damaged
 from .rescue import move_aside
 from .spool import Spool, keep_spare

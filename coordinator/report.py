@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..base.errors import DataError
 from ..base.files import write_atomic
 from ..fedproto.head import params_sha256
-from ..fedproto.modelfile import decode_model
+from ..fedproto.model_file import decode_model
 from ..fedproto.records import Evaluation
 from ..fedproto.tls import read_facts, read_file
 from .authority import enrolled, read_silos

@@ -12,11 +12,11 @@ import msgspec
 
 from ..base.errors import DataError, SettingsError
 from ..base.settings import load_settings
-from ..fedproto.codec import MAX_PAYLOAD_BYTES
 from ..fedproto.codecs import Codec
 from ..fedproto.head import HeadSpec
 from ..fedproto.messages import MAX_EXAMPLES
 from ..fedproto.records import RunSettings, Strategy, TrainSettings, unprintable
+from ..fedproto.tensors import MAX_PAYLOAD_BYTES
 from ..fedproto.tls import TlsFiles
 
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")

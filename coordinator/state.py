@@ -23,9 +23,9 @@ import msgspec
 from ..base.errors import DataError, LockedError, SettingsError, StorageError
 from ..base.files import FileLock, fsync_directory, sha256_bytes, storage_code
 from ..base.log import Log
-from ..fedproto.codec import payload_bytes
 from ..fedproto.head import Params, initial_params, params_sha256
 from ..fedproto.records import Evaluation, RunSettings
+from ..fedproto.tensors import payload_bytes
 from .aggregate import ServerState
 from .database import FILE
 from .journal import Journal, RoundEnd, StoredUpdate

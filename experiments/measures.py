@@ -16,7 +16,7 @@ from ..agent.training.trainer import HeadTrainer
 from ..base.errors import DataError
 from ..base.progress import Progress
 from ..fedproto.head import HeadSpec
-from ..fedproto.modelfile import read_model
+from ..fedproto.model_file import read_model
 from ..fedproto.records import TrainSettings
 
 

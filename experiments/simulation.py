@@ -24,10 +24,10 @@ from ..coordinator.aggregate import aggregate, first_state
 from ..coordinator.bounds import WINDOW, NormBound, learnt_norm
 from ..coordinator.broadcast import broadcast
 from ..coordinator.contributions import HeldContribution, distance
-from ..fedproto.codec import decode_params, encode_params, payload_bytes
 from ..fedproto.codecs import Row, apply, code
 from ..fedproto.head import HeadSpec, Params, initial_params, params_sha256
 from ..fedproto.records import Evaluation, RunSettings
+from ..fedproto.tensors import decode_params, encode_params, payload_bytes
 
 
 @dataclass(frozen=True, eq=False)

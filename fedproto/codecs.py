@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError
-from .codec import payload_bytes
 from .head import HeadSpec, Params, tensors_of
+from .tensors import payload_bytes
 
 Codec = Literal["fp32", "fp16", "int8", "sparse_int8"]
 CODECS: tuple[Codec, ...] = ("fp32", "fp16", "int8", "sparse_int8")  # from exact to coarse

@@ -10,7 +10,7 @@ from typing import Any
 from ...base.errors import DataError
 from ...base.progress import progress_bar
 from ...fedproto.head import HeadSpec, Params, initial_params
-from ...fedproto.modelfile import ModelFile, write_model
+from ...fedproto.model_file import ModelFile, write_model
 from ...fedproto.records import Evaluation, TrainSettings
 from ..store import FeatureStore
 from .dataset import silo_data

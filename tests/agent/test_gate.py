@@ -14,10 +14,10 @@ from flamest.agent.outgoing import FILE
 from flamest.agent.policy import FLOOR, Policy, PolicyRefused
 from flamest.base.errors import InvariantError, StorageError
 from flamest.base.files import sha256_bytes
-from flamest.fedproto.codec import encode_params
 from flamest.fedproto.codecs import code
 from flamest.fedproto.head import initial_params
 from flamest.fedproto.records import CodedUpdate, Evaluation, Update
+from flamest.fedproto.tensors import encode_params
 
 DEFAULT = Policy()
 OFTEN = Retry(patience_s=5.0, first_s=0.02, longest_s=0.1)

@@ -12,9 +12,9 @@ from flamest.base.errors import DataError, IdentityError, SettingsError, Unreach
 from flamest.base.process import Shutdown
 from flamest.coordinator.authority import revoke_silo
 from flamest.fedproto.certificates import make_authority, make_silo_request, sign_silo
-from flamest.fedproto.codec import payload_bytes
 from flamest.fedproto.head import initial_params
 from flamest.fedproto.records import Evaluation, Phase, Update
+from flamest.fedproto.tensors import payload_bytes
 from flamest.fedproto.tls import TlsFiles
 
 

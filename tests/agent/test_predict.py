@@ -7,7 +7,7 @@ from flamest.agent.predict import predict_videos
 from flamest.base.errors import DataError
 from flamest.experiments.miniworld import render_dataset
 from flamest.fedproto.head import HeadSpec, initial_params
-from flamest.fedproto.modelfile import ModelFile, write_model
+from flamest.fedproto.model_file import ModelFile, write_model
 from flamest.runtime.backends.opening import Opening
 from flamest.runtime.manifest import read_manifest
 

@@ -23,9 +23,9 @@ from flamest.coordinator.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.rounds import Offer, Plan, Report, Roll, Verdict, after_close, on_update
 from flamest.coordinator.spool import Spool
 from flamest.coordinator.state import RunStore
-from flamest.fedproto.codec import encode_params
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings
+from flamest.fedproto.tensors import encode_params
 
 SPEC = HeadSpec(inputs=60, outputs=2, hidden=(20,))
 RUN = RunSettings("r", ("x", "y"), SPEC, rounds=1, min_silos=1, deadline_s=9.0, fingerprint="f")

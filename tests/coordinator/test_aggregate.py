@@ -7,9 +7,9 @@ import pytest
 from flamest.base.errors import DataError, InvariantError
 from flamest.coordinator.aggregate import fedavg, pooled
 from flamest.coordinator.contributions import ArrivingDistance, HeldContribution, distance
-from flamest.fedproto.codec import encode_params
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import Evaluation
+from flamest.fedproto.tensors import encode_params
 
 SPEC = HeadSpec(inputs=5, outputs=3, hidden=(4,))
 WIDE = HeadSpec(inputs=700, outputs=3, hidden=(110,))  # more values than a block has

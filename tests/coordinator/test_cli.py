@@ -7,7 +7,7 @@ import sys
 import pytest
 from flamest.coordinator import cli
 from flamest.coordinator.report import history_lines, status_of
-from flamest.fedproto.modelfile import read_model
+from flamest.fedproto.model_file import read_model
 from flamest.fedproto.records import Update
 from typer.testing import CliRunner
 

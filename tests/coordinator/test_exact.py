@@ -14,9 +14,9 @@ from flamest.coordinator.journal import StoredUpdate
 from flamest.coordinator.rounds import Offer, Plan, Report, Roll, on_update
 from flamest.coordinator.spool import Spool
 from flamest.coordinator.state import RunStore
-from flamest.fedproto.codec import encode_params
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings, Strategy
+from flamest.fedproto.tensors import encode_params
 
 SILOS = "abcdefghij"
 PLAN = Plan(rounds=1, min_silos=1, deadline_s=9.0)

@@ -26,9 +26,9 @@ from flamest.experiments.faults import Fault, FaultProxy
 from flamest.fedproto import certificates, messages
 from flamest.fedproto import channel as wire
 from flamest.fedproto import flamest_v1_pb2 as pb
-from flamest.fedproto.codec import chunks, encode_params, payload_bytes, shapes
 from flamest.fedproto.head import initial_params
 from flamest.fedproto.records import Update
+from flamest.fedproto.tensors import chunks, encode_params, payload_bytes, shapes
 from flamest.fedproto.tls import channel_credentials
 
 JOIN = messages.encode_join_request(1)

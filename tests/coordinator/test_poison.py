@@ -17,9 +17,9 @@ from flamest.coordinator import cli
 from flamest.coordinator.report import status_lines, status_of
 from flamest.fedproto import channel as wire
 from flamest.fedproto import messages
-from flamest.fedproto.codec import chunks, encode_params, shapes
 from flamest.fedproto.head import Params
 from flamest.fedproto.records import Phase, Update
+from flamest.fedproto.tensors import chunks, encode_params, shapes
 from flamest.fedproto.tls import channel_credentials
 from typer.testing import CliRunner
 

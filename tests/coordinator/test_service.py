@@ -20,10 +20,10 @@ from flamest.coordinator.state import RunStore
 from flamest.fedproto import channel as wire
 from flamest.fedproto import messages
 from flamest.fedproto.certificates import make_authority, make_server_certificate, make_silo_request, sign_silo
-from flamest.fedproto.codec import chunks, encode_params, shapes
 from flamest.fedproto.head import initial_params, params_sha256
-from flamest.fedproto.modelfile import read_model
+from flamest.fedproto.model_file import read_model
 from flamest.fedproto.records import Evaluation, Phase, Update
+from flamest.fedproto.tensors import chunks, encode_params, shapes
 from flamest.fedproto.tls import TlsFiles, channel_credentials
 
 HALF_AN_HOUR_AGO = -1 / 48  # days; certificates begin an hour ago

@@ -16,10 +16,10 @@ from flamest.coordinator.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.rounds import Offer, Plan, Report, Roll, after_abandon, after_close, on_update
 from flamest.coordinator.spool import Spool, keep_spare
 from flamest.coordinator.state import RunStore
-from flamest.fedproto.codec import encode_params
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
-from flamest.fedproto.modelfile import read_model
+from flamest.fedproto.model_file import read_model
 from flamest.fedproto.records import Evaluation, RunSettings, Strategy
+from flamest.fedproto.tensors import encode_params
 
 SPEC = HeadSpec(inputs=3, outputs=2, hidden=(4,))
 RUN = RunSettings("r", ("x", "y"), SPEC, rounds=3, min_silos=1, deadline_s=9.0, fingerprint="f", seed=4)

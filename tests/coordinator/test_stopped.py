@@ -17,7 +17,7 @@ from flamest.base.errors import FlamestError
 from flamest.base.process import Shutdown
 from flamest.coordinator import authority
 from flamest.fedproto.head import params_sha256
-from flamest.fedproto.modelfile import read_model
+from flamest.fedproto.model_file import read_model
 
 
 class Silo:

@@ -13,9 +13,9 @@ from flamest.agent.training.table import FeatureTable
 from flamest.base.errors import DataError
 from flamest.base.files import sha256_bytes
 from flamest.experiments.simulation import SimulatedSilo, simulate
-from flamest.fedproto.codec import payload_bytes
 from flamest.fedproto.codecs import CODECS, code, more_exact, size_bounds
 from flamest.fedproto.records import CodedUpdate, Phase, RunSettings, Standing, Update
+from flamest.fedproto.tensors import payload_bytes
 from flamest.runtime.records import Clip
 
 SIZES = {"a": 9, "b": 21}

@@ -17,7 +17,7 @@ from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes
 from flamest.experiments.processes import Daemon, run_command, wait_until
 from flamest.fedproto.head import params_sha256
-from flamest.fedproto.modelfile import read_model
+from flamest.fedproto.model_file import read_model
 from flamest.runtime.records import Clip
 
 SILOS = ("anna", "berta", "carla")

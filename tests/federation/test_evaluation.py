@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flamest.experiments.processes import daemons, run_command, wait_until
 from flamest.fedproto.head import params_sha256
-from flamest.fedproto.modelfile import read_model
+from flamest.fedproto.model_file import read_model
 
 SHARE = "share_for_evaluation = true"
 

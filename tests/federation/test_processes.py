@@ -14,7 +14,7 @@ from flamest.coordinator.aggregate import aggregate, first_state
 from flamest.coordinator.contributions import HeldContribution
 from flamest.experiments.processes import Daemon, daemons, run_command, wait_until
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
-from flamest.fedproto.modelfile import read_model
+from flamest.fedproto.model_file import read_model
 from flamest.fedproto.records import RunSettings, Strategy
 
 SILOS = ("anna", "berta", "carla")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flamest.base.errors import DataError, StorageError
 from flamest.base.files import sha256_bytes
-from flamest.fedproto.arraysfile import ArraysFile, read_arrays, write_arrays
+from flamest.fedproto.tensor_file import ArraysFile, read_arrays, write_arrays
 
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([np.pi]), "c": np.zeros((0, 4))}
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 from flamest.base.errors import DataError
-from flamest.fedproto.codec import check_shapes, chunks, decode_params, encode_params, payload_bytes, shapes
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
+from flamest.fedproto.tensors import check_shapes, chunks, decode_params, encode_params, payload_bytes, shapes
 
 SPEC = HeadSpec(inputs=3, outputs=2, hidden=(4,))
 

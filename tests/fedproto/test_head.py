@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flamest.base.errors import DataError
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
-from flamest.fedproto.modelfile import ModelFile, decode_model, encode_model
+from flamest.fedproto.model_file import ModelFile, decode_model, encode_model
 from flamest.fedproto.records import RunSettings, Strategy, TrainSettings, decode_run_settings
 
 RGCF = HeadSpec(10, 3, (5,), "rgcf", (4, 6), standardise=True, common=2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flamest.base.errors import DataError, StorageError
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
-from flamest.fedproto.modelfile import ModelFile, decode_model, encode_model, read_model, write_model
+from flamest.fedproto.model_file import ModelFile, decode_model, encode_model, read_model, write_model
 
 SPEC = HeadSpec(inputs=3, outputs=2, hidden=(4,))
 MODEL = ModelFile(

@@ -13,7 +13,7 @@ SENDER = ROOT / "agent" / "link.py"
 # What the sender is made of, imports of imports included: nothing that reads video, features, captions or labels.
 SENDERS_PARTS = {
     "agent/link.py", "agent/link_errors.py", "agent/patience.py", "base/errors.py", "base/process.py",
-    "fedproto/certificates.py", "fedproto/channel.py", "fedproto/codec.py", "fedproto/codecs.py",
+    "fedproto/certificates.py", "fedproto/channel.py", "fedproto/tensors.py", "fedproto/codecs.py",
     "fedproto/flamest_v1_pb2.py", "fedproto/head.py", "fedproto/messages/__init__.py", "fedproto/messages/asking.py",
     "fedproto/messages/evaluations.py", "fedproto/messages/models.py", "fedproto/messages/parsing.py",
     "fedproto/messages/updates.py", "fedproto/records.py", "fedproto/tls.py",

@@ -12,7 +12,7 @@ from flamest.agent.egress import read_ledger
 from flamest.base.process import Shutdown
 from flamest.coordinator.service import Service
 from flamest.fedproto import flamest_v1_pb2 as pb
-from flamest.fedproto.codec import payload_bytes
+from flamest.fedproto.tensors import payload_bytes
 from google.protobuf.message import DecodeError
 
 ROUNDS = 10

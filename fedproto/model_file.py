@@ -21,8 +21,8 @@ import numpy as np
 
 from ..base.errors import DataError, StorageError
 from ..base.files import write_atomic
-from .codec import MAX_PAYLOAD_BYTES, decode_params, encode_params
 from .head import HeadSpec, Params
+from .tensors import MAX_PAYLOAD_BYTES, decode_params, encode_params
 
 T = TypeVar("T")
 FORMAT = 1
