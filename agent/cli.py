@@ -200,8 +200,8 @@ def predict(
 ) -> dict[str, Any]:
     """Name the action in new videos: the likeliest labels and the caption of a keyframe."""
     from ..runtime.backends.opening import Opening, Place
-    from ..runtime.backends.wishes import parse_wishes
-    from ..runtime.signature import read_trusted_keys
+    from ..runtime.backends.options import parse_wishes
+    from ..runtime.bundle.signature import read_trusted_keys
     from .predict import predict_videos
 
     wishes = parse_wishes(backend or (), require=require_backend, precision=precision)

@@ -12,8 +12,8 @@ from ..base.errors import printable
 
 if TYPE_CHECKING:
     from ..runtime.backends.opening import Place
-    from ..runtime.backends.refusals import Refusal
-    from ..runtime.backends.wishes import Wishes
+    from ..runtime.backends.options import Wishes
+    from ..runtime.backends.unavailable import Refusal
 
 BackendOption = Annotated[
     list[str] | None,
@@ -51,9 +51,9 @@ def show_places(places: Sequence[Place], wishes: Wishes) -> None:
 
 
 def places_lines(places: Sequence[Place], wishes: Wishes) -> list[str]:
-    from ..runtime.backends.ladder import TITLES
-    from ..runtime.backends.refusals import Code
-    from ..runtime.backends.wishes import AUTO
+    from ..runtime.backends.options import AUTO
+    from ..runtime.backends.ranking import TITLES
+    from ..runtime.backends.unavailable import Code
 
     together: dict[tuple[str, str], list[str]] = {}
     for place in places:

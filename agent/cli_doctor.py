@@ -43,10 +43,10 @@ def doctor(
     """
     import msgspec
 
-    from ..runtime.backends.facts import gather_facts
+    from ..runtime.backends.machine import gather_facts
+    from ..runtime.backends.options import parse_wishes
     from ..runtime.backends.report import first_lines, ladder_lines, ladder_rows, ladders, machine_lines, machine_row
-    from ..runtime.backends.wishes import parse_wishes
-    from ..runtime.manifest import read_manifest
+    from ..runtime.bundle.manifest import read_manifest
 
     wishes = parse_wishes(backend or (), require=require_backend, precision=precision)
     if wishes.quickest:
@@ -82,7 +82,7 @@ def doctor(
 def decoder_problem() -> str:
     """Why the process that decodes videos does not run here, tried by starting one; empty when it does."""
     from ..base.errors import SettingsError
-    from ..runtime.decoder_process import DecoderProcess
+    from ..runtime.video.process import DecoderProcess
 
     decoder = DecoderProcess()
     try:

@@ -71,9 +71,9 @@ def extract(
 
     from ..base.process import Shutdown
     from ..base.progress import progress_bar
-    from ..runtime.backends.wishes import parse_wishes
-    from ..runtime.signature import read_trusted_keys
-    from ..runtime.video import DecodeLimits
+    from ..runtime.backends.options import parse_wishes
+    from ..runtime.bundle.signature import read_trusted_keys
+    from ..runtime.video.client import DecodeLimits
     from .extract import clips_to_extract, extract_clips
     from .extract_records import ExtractRequest
 

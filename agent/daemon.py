@@ -18,7 +18,7 @@ from ..base.log import Log
 from ..base.process import Shutdown
 from ..fedproto.codecs import more_exact
 from ..fedproto.records import GlobalModel, Phase, RunSettings, Standing, Update
-from ..runtime.video import DecodeLimits
+from ..runtime.video.client import DecodeLimits
 from .extract_records import ExtractRequest
 from .finals import Finals
 from .gate import Gate

@@ -19,11 +19,11 @@ from typing import NamedTuple
 from ..base.errors import DataError, StorageError
 from ..base.files import printable_path, sha256_file
 from ..base.process import peak_resident_kb
+from ..runtime.backends.autotune import Question
+from ..runtime.backends.autotune_records import Choice
 from ..runtime.backends.opening import Opening, Place, effective_precision
-from ..runtime.bundle import open_manifest
+from ..runtime.bundle.opening import open_manifest
 from ..runtime.extractor import Extracted, Extractor, open_extractor
-from ..runtime.quickest import Question
-from ..runtime.quickest_records import Choice
 from ..runtime.records import Clip
 from .clips import ClipFolder, FoundClip, scan_clips
 from .extract_records import ClipWarning, ExtractReport, ExtractRequest

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..runtime.backends.autotune_records import Choice
 from ..runtime.backends.opening import Place
-from ..runtime.backends.wishes import NO_WISHES, Wishes
-from ..runtime.quickest_records import Choice
-from ..runtime.signature import TrustedKeys
-from ..runtime.video import DecodeLimits
+from ..runtime.backends.options import NO_WISHES, Wishes
+from ..runtime.bundle.signature import TrustedKeys
+from ..runtime.video.client import DecodeLimits
 from .failures import FailedClip
 
 

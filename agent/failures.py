@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..base.files import printable_path
-from ..runtime.video import DecodeLimits
+from ..runtime.video.client import DecodeLimits
 from .clips import FoundClip
 from .store import Failure
 

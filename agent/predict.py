@@ -12,11 +12,11 @@ import numpy as np
 from ..base.errors import DataError, StorageError
 from ..base.files import sha256_file
 from ..fedproto.model_file import ModelFile, read_model
+from ..runtime.backends.autotune import Question, choose_quickest
 from ..runtime.backends.opening import Opening, Place
+from ..runtime.bundle.signature import TrustedKeys
 from ..runtime.extractor import open_extractor
-from ..runtime.quickest import Question, choose_quickest
 from ..runtime.records import Clip
-from ..runtime.signature import TrustedKeys
 from .training.trainer import HeadTrainer, log_softmax
 
 

@@ -10,10 +10,10 @@ from ..base.errors import SettingsError, UsageError
 from ..base.files import write_atomic
 from ..base.settings import load_settings
 from ..fedproto.tls import check_files
-from ..runtime.backends.wishes import Wishes, parse_wishes
-from ..runtime.bundle import open_manifest
-from ..runtime.signature import TrustedKeys, is_key_text, read_trusted_keys
-from ..runtime.video import DecodeLimits
+from ..runtime.backends.options import Wishes, parse_wishes
+from ..runtime.bundle.opening import open_manifest
+from ..runtime.bundle.signature import TrustedKeys, is_key_text, read_trusted_keys
+from ..runtime.video.client import DecodeLimits
 from .link import LinkSettings
 from .link_errors import split_address
 from .policy import Policy

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..base.files import printable_path
+from ..runtime.backends.autotune import Question, choose_quickest, must_compute
+from ..runtime.backends.autotune_records import Choice
 from ..runtime.backends.opening import effective_precision
-from ..runtime.backends.wishes import AUTO, Wishes
-from ..runtime.manifest import Manifest
-from ..runtime.quickest import Question, choose_quickest, must_compute
-from ..runtime.quickest_records import Choice
+from ..runtime.backends.options import AUTO, Wishes
+from ..runtime.bundle.manifest import Manifest
 from ..runtime.records import Clip
 from .store import FeatureStore
 

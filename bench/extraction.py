@@ -22,11 +22,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from flamest.runtime.backends.openvino_session import OpenVinoSession
-from flamest.runtime.bundle import Bundle, open_bundle
+from flamest.runtime.backends.openvino import OpenVinoSession
+from flamest.runtime.backends.session import Session, open_session
+from flamest.runtime.bundle.opening import Bundle, open_bundle
 from flamest.runtime.keyframes import pick_keyframes
-from flamest.runtime.session import Session, open_session
-from flamest.runtime.vlm import VisionLanguageModel
+from flamest.runtime.vision_language import VisionLanguageModel
 
 from .precision import SUFFIXES, network_inputs
 from .record import keep

@@ -22,14 +22,14 @@ import numpy as np
 from flamest.base.errors import FlamestError
 from flamest.export.limits import COSINES, row_cosines
 from flamest.export.precision.written import WrittenGraphs
-from flamest.runtime.backends.openvino_session import OpenVinoSession
-from flamest.runtime.bundle import Bundle, open_bundle
-from flamest.runtime.frames import prepare_frames
+from flamest.runtime.backends.openvino import OpenVinoSession
+from flamest.runtime.backends.session import Session
+from flamest.runtime.bundle.manifest import VisionLanguage
+from flamest.runtime.bundle.opening import Bundle, open_bundle
 from flamest.runtime.keyframes import clip_seeds, draw_keyframe, pick_keyframes
-from flamest.runtime.manifest import VisionLanguage
-from flamest.runtime.session import Session
-from flamest.runtime.video import VideoDecoder
-from flamest.runtime.vlm import VisionLanguageModel
+from flamest.runtime.video.client import VideoDecoder
+from flamest.runtime.video.preprocessing import prepare_frames
+from flamest.runtime.vision_language import VisionLanguageModel
 
 from .record import interleaved_ms, keep
 

@@ -22,7 +22,7 @@ from ..base.errors import DataError, StorageError
 from ..base.progress import progress_bar
 from ..fedproto.head import HeadSpec
 from ..fedproto.records import TrainSettings
-from ..runtime.manifest import Manifest, read_manifest
+from ..runtime.bundle.manifest import Manifest, read_manifest
 from .federation import AGENT_HOLD_OUT, FederationPlan, enrol, must_have_closed, run_federation
 from .film_strip import film_strip
 from .measures import Baselines, Rig, baselines, read_store, round_accuracies, test_table

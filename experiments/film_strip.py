@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError, MissingExtra
-from ..runtime.decoding import FORMATS
+from ..runtime.bundle.manifest import KeyframeRule
 from ..runtime.keyframes import uniform_indices
-from ..runtime.manifest import KeyframeRule
-from ..runtime.video import VideoDecoder
+from ..runtime.video.client import VideoDecoder
+from ..runtime.video.decoding import FORMATS
 
 
 def film_strip(video: Path, rule: KeyframeRule, *, pictures: int = 8, height: int = 120) -> tuple[bytes, ...]:

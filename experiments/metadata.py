@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import DataError, MissingExtra, StorageError
-from ..runtime.decoding import FORMATS
+from ..runtime.video.decoding import FORMATS
 
 if TYPE_CHECKING:
     import av.container

@@ -18,10 +18,10 @@ import numpy as np
 
 from ..base.errors import FlamestError
 from ..base.progress import Progress
-from ..runtime.backends.wishes import BACKENDS
-from ..runtime.bundle import open_bundle
-from ..runtime.signature import TrustedKeys
-from ..runtime.stages import graph_of
+from ..runtime.backends.options import BACKENDS
+from ..runtime.bundle.opening import open_bundle
+from ..runtime.bundle.signature import TrustedKeys
+from ..runtime.records import graph_of
 from .bench_child import Contestant
 from .bench_clips import find_clips, render_clips
 from .bench_process import Process
@@ -32,7 +32,7 @@ OUTPUTS = ("caption", "token_ids", "vlm", "cnn")  # of a clip, what two backends
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What to measure. ``backends``: words of runtime/backends/wishes.py, or BACKEND:bf16."""
+    """What to measure. ``backends``: words of runtime/backends/options.py, or BACKEND:bf16."""
 
     bundle: Path
     backends: tuple[str, ...] = BACKENDS

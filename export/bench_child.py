@@ -25,12 +25,12 @@ import numpy as np
 from ..base.errors import FlamestError
 from ..base.files import sha256_file
 from ..runtime.backends.opening import GraphOpener, Opening
-from ..runtime.backends.wishes import Wishes
-from ..runtime.bundle import Bundle, open_bundle
+from ..runtime.backends.options import Wishes
+from ..runtime.backends.session import Session
+from ..runtime.bundle.opening import Bundle, open_bundle
+from ..runtime.bundle.signature import read_trusted_keys
 from ..runtime.extractor import Extractor, open_extractor
 from ..runtime.records import Clip
-from ..runtime.session import Session
-from ..runtime.signature import read_trusted_keys
 from .bench_feeds import usual_feeds
 
 ON_GPU = ("tensorrt", "onnxruntime-cuda")
@@ -40,7 +40,7 @@ class Contestant(msgspec.Struct, frozen=True):
     """What this process opens, and where it must run."""
 
     bundle: str
-    backend: str  # of runtime/backends/wishes.py, and no other in its place
+    backend: str  # of runtime/backends/options.py, and no other in its place
     bf16: bool = False  # an fp32 bundle, computed in bf16
     threads: int | None = None
     trusted: tuple[str, ...] = ()  # keys as text

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.graph_records import Graph
+from ..runtime.bundle.records import Graph
 
 
 def usual_feeds(graph: Graph, sizes: Mapping[str, int]) -> dict[str, npt.NDArray[np.generic]]:

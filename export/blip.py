@@ -1,6 +1,6 @@
 """BLIP as two modules that only see tensors, over the weights of the Hugging Face model.
 
-Tensor names and the mask convention: runtime/manifest.py. Cross-attention keys and values depend on
+Tensor names and the mask convention: runtime/bundle/manifest.py. Cross-attention keys and values depend on
 the image alone, so the vision module computes them, once per frame. One text module serves caption
 prefill, caption step and bidirectional encoding: mask and positions are inputs.
 """
@@ -11,7 +11,7 @@ import inspect
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.manifest import TextShape
+from ..runtime.bundle.manifest import TextShape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

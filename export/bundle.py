@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..base.files import new_directory, sha256_file, write_atomic
 from ..base.progress import Progress
-from ..runtime.manifest import (
+from ..runtime.bundle.manifest import (
     KEYFRAMES_SOURCE,
     MANIFEST_FILE,
     SCHEMA,
@@ -26,7 +26,7 @@ from ..runtime.manifest import (
     VisionLanguage,
     encode_manifest,
 )
-from ..runtime.parity_records import Calibration, ChainParity, Parity
+from ..runtime.bundle.records import Calibration, ChainParity, Parity
 from .check import check_graphs, must_pass
 from .extractors import ExtractorEntry
 from .parts import (

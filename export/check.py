@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.errors import DataError, MissingExtra
-from ..runtime.bundle import open_bundle
-from ..runtime.graph_records import Graph
-from ..runtime.manifest import Manifest
-from ..runtime.onnx_outside import names_outside_data
-from ..runtime.signature import TrustedKeys
+from ..runtime.bundle.external_data import names_outside_data
+from ..runtime.bundle.manifest import Manifest
+from ..runtime.bundle.opening import open_bundle
+from ..runtime.bundle.records import Graph
+from ..runtime.bundle.signature import TrustedKeys
 from .graph_views import GraphView, view_graph
 from .precision.ledger import is_precision, product_kinds, read_ledger
 from .tensorrt_operators import NEWER_OPSETS, OPSETS, STANDARD, newer_operators, parser_problems

@@ -10,7 +10,7 @@ import typer
 
 from ..base.console import command
 from ..base.errors import UsageError
-from ..runtime.backends.wishes import BACKENDS
+from ..runtime.backends.options import BACKENDS
 from .cli_options import BundleArgument, JsonOption, ThreadsOption, TrustedKeyOption
 
 BF16 = ":bf16"
@@ -47,8 +47,8 @@ def bench(
     backend that does not run here is named with the reason and what to do about it.
     """
     from ..base.progress import progress_bar
-    from ..runtime.bundle import open_manifest
-    from ..runtime.signature import read_trusted_keys
+    from ..runtime.bundle.opening import open_manifest
+    from ..runtime.bundle.signature import read_trusted_keys
     from .bench import BenchRequest, run_bench
 
     names = tuple(backend or BACKENDS)

@@ -20,7 +20,7 @@ def check(bundle: BundleArgument, trusted_key: TrustedKeyOption = None, as_json:
     precision promises; every operator, with its element types, is one that TensorRT's parser takes from
     10.3 to 11 (our own list). A check that fails ends in exit code 65.
     """
-    from ..runtime.signature import read_trusted_keys
+    from ..runtime.bundle.signature import read_trusted_keys
     from .check import check_bundle, must_pass
 
     findings = check_bundle(bundle, read_trusted_keys(trusted_key or (), where="--trusted-key"))

@@ -23,10 +23,10 @@ def doctor(
     """
     import msgspec
 
-    from ..runtime.backends.facts import gather_facts
+    from ..runtime.backends.machine import gather_facts
+    from ..runtime.backends.options import NO_WISHES
     from ..runtime.backends.report import first_lines, ladder_lines, ladder_rows, ladders, machine_lines, machine_row
-    from ..runtime.backends.wishes import NO_WISHES
-    from ..runtime.manifest import read_manifest
+    from ..runtime.bundle.manifest import read_manifest
     from .doctor import TENSORRT, can_build_onnx, can_build_tensorrt, check_machine
 
     manifest = None if bundle is None else read_manifest(bundle)

@@ -22,7 +22,7 @@ from .cli_show import extractor_row, parity_rows, show_extractors, show_manifest
 from .extractors import EXTRACTORS, count_networks, count_parameters
 
 if TYPE_CHECKING:
-    from ..runtime.signature import PublicKey
+    from ..runtime.bundle.signature import PublicKey
 
 
 @command
@@ -59,9 +59,9 @@ def inspect(
     """
     import msgspec
 
-    from ..runtime.bundle import open_manifest
-    from ..runtime.manifest import read_manifest
-    from ..runtime.signature import read_trusted_keys
+    from ..runtime.bundle.manifest import read_manifest
+    from ..runtime.bundle.opening import open_manifest
+    from ..runtime.bundle.signature import read_trusted_keys
 
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
     signers: tuple[PublicKey, ...] | None
@@ -104,8 +104,8 @@ def verify(
     import msgspec
 
     from ..base.progress import progress_bar
-    from ..runtime.parity_records import Parity
-    from ..runtime.signature import read_trusted_keys
+    from ..runtime.bundle.records import Parity
+    from ..runtime.bundle.signature import read_trusted_keys
     from .libraries import quiet_libraries, torch_threads
     from .verify import PHASES, verify_bundle
 

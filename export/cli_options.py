@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..base.errors import UsageError
-from ..runtime.manifest import CrossAttention
+from ..runtime.bundle.manifest import CrossAttention
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..base.errors import UsageError
-from ..runtime.plan_records import HardwareCompat, PlanOptions
+from ..runtime.bundle.records import HardwareCompat, PlanOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

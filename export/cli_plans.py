@@ -11,7 +11,7 @@ import typer
 
 from ..base.console import command
 from ..base.errors import FlamestError
-from ..runtime.plan_records import PlanOptions
+from ..runtime.bundle.records import PlanOptions
 from .cli_options import BundleArgument, JsonOption, TrustedKeyOption
 from .cli_plan_options import (
     PLAN_OPTIONS,
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..base.progress import Progress
-    from ..runtime.backends.plan_supply import Site, Supplied
-    from ..runtime.bundle import Bundle
-    from ..runtime.manifest import Manifest
+    from ..runtime.backends.tensorrt.supply import Site, Supplied
+    from ..runtime.bundle.manifest import Manifest
+    from ..runtime.bundle.opening import Bundle
 
 
 def site_for_export(context: typer.Context, backend: str | None, out: Path) -> Site | None:
@@ -72,8 +72,8 @@ def plans_outlook(context: typer.Context, backend: str | None) -> PlansOutlook:
     if backend != "tensorrt" or given["with_plans"] is False:
         refuse_plan_options(given, backend)
         return PlansOutlook(wanted=False)
-    from ..runtime.backends.facts import gather_facts
-    from ..runtime.backends.plan_site import site_problems
+    from ..runtime.backends.machine import gather_facts
+    from ..runtime.backends.tensorrt.supply import site_problems
 
     options, facts = read_plan_options(given), gather_facts()
     capability = "" if facts.gpu is None else facts.gpu.compute_capability
@@ -87,10 +87,9 @@ def make_site(
 
     Raises one error that names all that is missing; ``otherwise``: what to type instead.
     """
-    from ..runtime.backends.facts import gather_facts
-    from ..runtime.backends.plan_cache import open_cache
-    from ..runtime.backends.plan_site import site_problems
-    from ..runtime.backends.plan_supply import Site
+    from ..runtime.backends.machine import gather_facts
+    from ..runtime.backends.tensorrt.cache import open_cache
+    from ..runtime.backends.tensorrt.supply import Site, site_problems
 
     facts = gather_facts()
     if problems := site_problems(facts):
@@ -164,9 +163,9 @@ def plans(
     of a signed bundle, which must not change, go into this machine's plan cache, where the agent finds
     them. Plans that are there already, for this TensorRT, GPU and options, are not built again.
     """
-    from ..runtime.backends.plan_supply import is_signed, sweep
-    from ..runtime.bundle import open_bundle, open_manifest
-    from ..runtime.signature import read_trusted_keys
+    from ..runtime.backends.tensorrt.supply import is_signed, sweep
+    from ..runtime.bundle.opening import open_bundle, open_manifest
+    from ..runtime.bundle.signature import read_trusted_keys
 
     given = {
         "opt_level": opt_level,
@@ -193,7 +192,7 @@ def plans(
 def supply(bundle: Bundle, site: Site) -> list[Supplied]:
     """A plan of every graph that the extractor runs, into the bundle or the cache, with a progress bar."""
     from ..base.progress import progress_bar
-    from ..runtime.backends.plan_progress import STEPS
+    from ..runtime.backends.tensorrt.progress import STEPS
 
     names = bundle.manifest.needed_graphs
     with progress_bar("building plans", STEPS * len(names), unit="steps") as progress:
@@ -201,7 +200,7 @@ def supply(bundle: Bundle, site: Site) -> list[Supplied]:
 
 
 def _supply_all(bundle: Bundle, names: Sequence[str], site: Site, progress: Progress) -> list[Supplied]:
-    from ..runtime.backends.plan_supply import is_signed, supply_bundle, supply_cache
+    from ..runtime.backends.tensorrt.supply import is_signed, supply_bundle, supply_cache
 
     done: list[Supplied] = []
     signed = is_signed(bundle.path)
@@ -220,8 +219,8 @@ def add_plans(out: Path, site: Site) -> tuple[Manifest, list[Supplied]]:
 
     An error leaves the ONNX bundle, with the plans that were built, and says how to go on.
     """
-    from ..runtime.bundle import open_bundle
-    from ..runtime.manifest import read_manifest
+    from ..runtime.bundle.manifest import read_manifest
+    from ..runtime.bundle.opening import open_bundle
 
     try:
         done = supply(open_bundle(out), site)

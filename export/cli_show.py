@@ -10,9 +10,9 @@ from ..base.console import say
 from .releases import licence_warning
 
 if TYPE_CHECKING:
-    from ..runtime.manifest import Manifest
-    from ..runtime.parity_records import ChainParity, GraphParity, Parity
-    from ..runtime.signature import PublicKey
+    from ..runtime.bundle.manifest import Manifest
+    from ..runtime.bundle.records import ChainParity, GraphParity, Parity
+    from ..runtime.bundle.signature import PublicKey
     from .extractors import ExtractorEntry
 
 
@@ -109,7 +109,7 @@ def _widths(manifest: Manifest) -> str:
 
 
 def _vlm_lines(manifest: Manifest) -> list[str]:
-    from ..runtime.manifest import RetrievedCaption
+    from ..runtime.bundle.manifest import RetrievedCaption
 
     if manifest.vlm is None:
         return []

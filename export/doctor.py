@@ -93,8 +93,8 @@ def _disk(folder: Path) -> Check:
 
 def _tensorrt() -> Check:
     """Whether plans can be built here; all that is missing at once."""
-    from ..runtime.backends.facts import gather_facts
-    from ..runtime.backends.plan_site import site_problems
+    from ..runtime.backends.machine import gather_facts
+    from ..runtime.backends.tensorrt.supply import site_problems
 
     facts = gather_facts()
     if problems := site_problems(facts):

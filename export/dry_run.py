@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.graph_records import Precision
+from ..runtime.bundle.records import Precision
 from .blip import vision_module
 from .extractors import ExtractorEntry
 from .hub import cached_folder, is_hub_id

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..base.errors import MissingExtra, UsageError
-from ..runtime.manifest import FrameChoice
+from ..runtime.bundle.manifest import FrameChoice
 
 Vlm = Literal["blip", "blip-text", "clip"]
 

@@ -20,9 +20,9 @@ from typing import Any
 
 from .. import __version__
 from ..base.files import write_atomic
-from ..runtime.backends.facts import MachineFacts, gather_facts
-from ..runtime.backends.plan_site import site_problems
-from ..runtime.backends.refusals import Code, Refusal, refuse
+from ..runtime.backends.machine import MachineFacts, gather_facts
+from ..runtime.backends.tensorrt.supply import site_problems
+from ..runtime.backends.unavailable import Code, Refusal, refuse
 from .bench import REFERENCE, beside
 from .gpu_step import Say, Step, run_step
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import InvariantError, MissingExtra
-from ..runtime.graph_records import AxisRange, Graph, Precision, Tensor
+from ..runtime.bundle.records import AxisRange, Graph, Precision, Tensor
 from .gelus import order_gelus
 from .precision.ledger import read_ledger
 
@@ -30,7 +30,7 @@ _TRACED = {"batch": 2, "tokens": 3, "past": 5, "frames": 4, "past + tokens": 8}
 
 @dataclass(frozen=True, eq=False)
 class GraphPlan:
-    """One graph to be: its module, and the names and shapes that runtime/manifest.py promises."""
+    """One graph to be: its module, and the names and shapes that runtime/bundle/manifest.py promises."""
 
     name: str
     module: nn.Module

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.graph_records import Precision
+from ..runtime.bundle.records import Precision
 
 LIMIT = 1e-4  # fp32: largest relative error of any output
 # The others: smallest cosine of a row of any output. What they change is spread over all numbers of a row.

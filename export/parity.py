@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError, InvariantError
-from ..runtime.manifest import FramePreprocessing
-from ..runtime.parity_records import GraphParity
+from ..runtime.bundle.manifest import FramePreprocessing
+from ..runtime.bundle.records import GraphParity
 from .calibration import calibration_clips
 from .limits import COSINES, LIMIT, row_cosines
 from .precision.written import WrittenGraphs

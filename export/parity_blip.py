@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError
-from ..runtime.manifest import MASKED, VisionLanguage
-from ..runtime.parity_records import GraphParity
-from ..runtime.session import Session
-from ..runtime.vlm import TokenIds, VisionLanguageModel
+from ..runtime.backends.session import Session
+from ..runtime.bundle.manifest import MASKED, VisionLanguage
+from ..runtime.bundle.records import GraphParity
+from ..runtime.vision_language import TokenIds, VisionLanguageModel
 from .blip import key_values, layer_names, resumed, text_shape
 from .parity import BATCHES, Comparison, pictures, summarise
 from .precision.written import WrittenGraphs

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError
-from ..runtime.manifest import RetrievedCaption
-from ..runtime.parity_records import GraphParity
+from ..runtime.bundle.manifest import RetrievedCaption
+from ..runtime.bundle.records import GraphParity
 from .clip import encode_captions, image_vectors
 from .parity import BATCHES, Comparison, pictures, summarise
 from .precision.written import WrittenGraphs

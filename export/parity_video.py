@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..runtime.parity_records import GraphParity
+from ..runtime.bundle.records import GraphParity
 from .architectures import VideoForm
 from .calibration import calibration_clips
 from .parity import BATCHES, SEED, Comparison, summarise

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import UsageError
 from ..base.files import write_atomic
 from ..base.progress import Progress
-from ..runtime.graph_records import Graph
-from ..runtime.manifest import (
+from ..runtime.bundle.manifest import (
     TOKENIZER_FILE,
     CaptionRule,
     FrameChoice,
@@ -24,7 +23,7 @@ from ..runtime.manifest import (
     SpatioTemporal,
     VisionLanguage,
 )
-from ..runtime.parity_records import GraphParity
+from ..runtime.bundle.records import Graph, GraphParity
 from .architectures import FRAMES, VideoForm, parameter_counts
 from .blip import text_shape
 from .clip import encode_captions, hash_tokens, read_captions, tokenize_captions

@@ -1,11 +1,11 @@
-"""The graphs of a bundle, as runtime/manifest.py promises them, over loaded models."""
+"""The graphs of a bundle, as runtime/bundle/manifest.py promises them, over loaded models."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.graph_records import AxisRange, Tensor
-from ..runtime.manifest import TextShape
+from ..runtime.bundle.manifest import TextShape
+from ..runtime.bundle.records import AxisRange, Tensor
 from .architectures import VideoForm
 from .blip import layer_names, text_module, text_shape, vision_module, words_module
 from .clip import clip_module

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..base.errors import DataError
-from ..runtime.manifest import FramePreprocessing
+from ..runtime.bundle.manifest import FramePreprocessing
 
 Triple = tuple[float, float, float]
 

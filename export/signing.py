@@ -1,4 +1,4 @@
-"""Keys of whoever vouches for bundles, and their signatures (runtime/signature.py has the format).
+"""Keys of whoever vouches for bundles, and their signatures (runtime/bundle/signature.py has the format).
 
 The private key is a PKCS #8 file in PEM, as OpenSSL and its kin read it; it is for signing bundles alone.
 """
@@ -12,9 +12,16 @@ from pathlib import Path
 
 from ..base.errors import DataError, MissingExtra, SettingsError, StorageError, UsageError
 from ..base.files import printable_path, write_atomic, write_new
-from ..runtime.bundle import open_bundle, read_manifest_bytes, read_signatures
-from ..runtime.manifest import Manifest
-from ..runtime.signature import SIGNATURE_FILE, PublicKey, Signature, format_signatures, parse_signatures, sign_manifest
+from ..runtime.bundle.manifest import Manifest
+from ..runtime.bundle.opening import open_bundle, read_manifest_bytes, read_signatures
+from ..runtime.bundle.signature import (
+    SIGNATURE_FILE,
+    PublicKey,
+    Signature,
+    format_signatures,
+    parse_signatures,
+    sign_manifest,
+)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _LONGEST_KEY = 1 << 14  # bytes of a private key file

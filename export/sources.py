@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import DataError, UsageError
-from ..runtime.manifest import FramePreprocessing, Source
+from ..runtime.bundle.manifest import FramePreprocessing, Source
 from .architectures import BLIP_BASE_CONFIG, BLIP_TINY_CONFIG, VideoForm, build_blip, parameter_counts
 from .checkpoints import BATCH_COUNT
 from .clip import CLIP_BASE_CONFIG, CLIP_TINY_CONFIG, build_clip, read_captions

@@ -12,11 +12,17 @@ from typing import TypeVar
 from ..base.errors import DataError, UnreachableError
 from ..base.files import printable_path
 from ..base.progress import Progress
-from ..runtime.bundle import open_bundle
-from ..runtime.graph_records import Precision
-from ..runtime.manifest import KEYFRAMES_SOURCE, Manifest, RetrievedCaption, Source, SpatioTemporal, VisionLanguage
-from ..runtime.parity_records import ChainParity, GraphParity
-from ..runtime.signature import PublicKey, TrustedKeys
+from ..runtime.bundle.manifest import (
+    KEYFRAMES_SOURCE,
+    Manifest,
+    RetrievedCaption,
+    Source,
+    SpatioTemporal,
+    VisionLanguage,
+)
+from ..runtime.bundle.opening import open_bundle
+from ..runtime.bundle.records import ChainParity, GraphParity, Precision
+from ..runtime.bundle.signature import PublicKey, TrustedKeys
 from .clip import encode_captions, hash_tokens, tokenize_captions
 from .hub import is_hub_id
 from .parity_blip import compare_blip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.manifest import FramePreprocessing, Network
+from ..runtime.bundle.manifest import FramePreprocessing, Network
 from . import preprocessing, random_convolutions, random_transformers, resnet3d, videomae
 from .architectures import (
     I3D_R50_FORM,

@@ -1,7 +1,7 @@
 """Clips in, their numbers out: the paper's Figure 1, from a bundle and without PyTorch.
 
-    readers (readahead.py)    file -> frames that the networks read; several clips at once, ahead of what follows
-    describer (describers.py) frames -> caption and vector; several frames at once
+    readers (video/read_ahead.py)    file -> frames that the networks read; several clips at once, ahead of what follows
+    describer (captioner.py) frames -> caption and vector; several frames at once
     graph cnn                 frames -> vector
 
 Which parts there are, how many frames each sees and how these are chosen stands in the manifest. The
@@ -23,16 +23,15 @@ from ..base.errors import DataError
 from ..base.files import printable_path
 from ..base.process import usable_cores
 from .backends.opening import GraphOpener, Opening, Place, effective_precision
-from .bundle import Bundle, open_bundle
-from .describers import GPU_BATCH, Described, open_describer
+from .bundle.manifest import Manifest
+from .bundle.opening import Bundle, open_bundle
+from .bundle.signature import TrustedKeys
+from .captioner import GPU_BATCH, Described, open_describer
 from .keyframes import load_clustering
-from .manifest import Manifest
-from .readahead import ReadAhead, RefusedClip
-from .reading import ClipReader, KeyframeFeatures, PreparedClip
-from .records import Caption, Clip, ClipFeatures
-from .signature import TrustedKeys
-from .stages import STAGES, stages_of, timed
-from .video import DecodeLimits, VideoDecoder
+from .records import STAGES, Caption, Clip, ClipFeatures, stages_of, timed
+from .video.client import DecodeLimits, VideoDecoder
+from .video.read_ahead import ReadAhead, RefusedClip
+from .video.reader import ClipReader, KeyframeFeatures, PreparedClip
 
 __all__ = ["STAGES", "Extracted", "Extractor", "Lanes", "open_extractor"]
 
@@ -81,7 +80,7 @@ class Extractor:
     def extract(self, clip: Clip) -> ClipFeatures:
         """The clip's embeddings (paper eqs. 3 to 7). Same clip and bundle, same machine: same bytes.
 
-        Raises DataError with a named reason when the file cannot be used (video.py lists the codes)
+        Raises DataError with a named reason when the file cannot be used (video/client.py lists the codes)
         or a network's output is not finite.
         """
         (done,) = self.extract_all([clip])

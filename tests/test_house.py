@@ -169,7 +169,7 @@ def test_no_module_prints_outside_the_command_line():
 
 
 def test_openvino_is_imported_in_one_place_where_it_is_kept_from_reporting_to_google():
-    """Use ``runtime.backends.openvino_session.import_openvino``: a plain import tells Google Analytics of it."""
+    """Use ``runtime.backends.openvino.import_openvino``: a plain import tells Google Analytics of it."""
     importing = [
         str(path.relative_to(ROOT))
         for room in (*ROOMS, "bench", "tests")
@@ -178,7 +178,7 @@ def test_openvino_is_imported_in_one_place_where_it_is_kept_from_reporting_to_go
         if (isinstance(node, ast.Import) and any(name.name.split(".")[0] == "openvino" for name in node.names))
         or (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "openvino")
     ]
-    assert importing == ["runtime/backends/openvino_session.py"]
+    assert importing == ["runtime/backends/openvino.py"]
 
 
 def test_every_direct_dependency_is_pinned_within_its_bounds_for_development():

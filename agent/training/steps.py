@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import TrainSettings
-from ...runtime.backends.ort_cpu import OrtSession
+from ...runtime.backends.onnxruntime import OrtSession
 from .adam import AdamScalars, Moving, adam_scalars, adam_step
 from .graph import linear_maps
 from .private import SampleNoise, sample_factors

@@ -18,7 +18,7 @@ from ...base.errors import DataError
 from ...base.process import usable_cores
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import Evaluation, TrainSettings
-from ...runtime.session import open_session
+from ...runtime.backends.session import open_session
 from .graph import forward_graph, gradient_graph, product_graph
 from .private import SampleNoise, Sampling, poisson_batch
 from .protection import OPEN, Protection, fresh_generator

@@ -176,7 +176,7 @@ def _is_current(bundle: Path, origin: BundleOrigin, request: ExtractionRequest) 
 
 def _from_manifest(bundle: Path, origin: BundleOrigin) -> BundleOrigin:
     """What a bundle without a record seems to be made from: the names of its sources."""
-    from ...runtime.manifest import read_manifest
+    from ...runtime.bundle.manifest import read_manifest
 
     names = {source.name for source in read_manifest(bundle).sources.values()}
     said = names.pop() if len(names) == 1 else ""
@@ -188,7 +188,7 @@ def _from_manifest(bundle: Path, origin: BundleOrigin) -> BundleOrigin:
 
 def _replace(bundle: Path, building: Path, store: Path) -> None:
     """Put the new bundle in place; where it makes other numbers, the old one's store is kept under another name."""
-    from ...runtime.manifest import read_manifest
+    from ...runtime.bundle.manifest import read_manifest
 
     if bundle.is_dir():
         before, now = read_manifest(bundle).fingerprint, read_manifest(building).fingerprint

@@ -23,9 +23,9 @@ import numpy.typing as npt
 from ...agent.holdout import hold_out_groups
 from ...base.errors import DataError, UsageError
 from ...base.progress import Progress
+from ...runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from ...runtime.keyframes import spread_indices
-from ...runtime.manifest import FramePreprocessing, KeyframeRule
-from ...runtime.video import VideoDecoder
+from ...runtime.video.client import VideoDecoder
 from ..datasets import groups_digest
 from ..silos import LabelledVideo, labelled_videos
 

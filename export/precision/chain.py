@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError
-from ...runtime.graph_records import Precision
-from ...runtime.manifest import FramePreprocessing, RetrievedCaption, VisionLanguage
-from ...runtime.parity_records import ChainParity, Cosine
-from ...runtime.session import Feed, Session, Value, on_host, wanted_outputs
-from ...runtime.vlm import VisionLanguageModel
+from ...runtime.backends.session import Feed, Session, Value, on_host, wanted_outputs
+from ...runtime.bundle.manifest import FramePreprocessing, RetrievedCaption, VisionLanguage
+from ...runtime.bundle.records import ChainParity, Cosine, Precision
+from ...runtime.vision_language import VisionLanguageModel
 from ..graphs import GraphPlan
 from ..limits import COSINES, row_cosines
 from .footage import Footage

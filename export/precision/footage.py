@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from ...base.errors import DataError, StorageError
 from ...base.files import printable_path
-from ...runtime.frames import prepare_frames
+from ...runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from ...runtime.keyframes import spread_indices
-from ...runtime.manifest import FramePreprocessing, KeyframeRule
-from ...runtime.video import VideoDecoder
+from ...runtime.video.client import VideoDecoder
+from ...runtime.video.preprocessing import prepare_frames
 from ..calibration import calibration_clips
 
 Pixels = npt.NDArray[np.float32]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...base.errors import InvariantError, MissingExtra
-from ...runtime.graph_records import WITH_INT8_WEIGHTS, Ledger, Precision
+from ...runtime.bundle.records import WITH_INT8_WEIGHTS, Ledger, Precision
 
 PRODUCTS = ("MatMul", "Gemm", "Conv", "MatMulInteger", "ConvInteger", "com.microsoft.MatMulNBits")
 # What else is worth knowing of: where half precision and int8 lose most.

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ...base.errors import InvariantError, MissingExtra
-from ...runtime.graph_records import WITH_INT8_WEIGHTS, Graph
-from ...runtime.manifest import FramePreprocessing
+from ...runtime.bundle.manifest import FramePreprocessing
+from ...runtime.bundle.records import WITH_INT8_WEIGHTS, Graph
 from ..graphs import GraphPlan, check_and_save, write_graph
 from .choice import FP32, PrecisionChoice
 from .footage import CALIBRATION_SEED, Footage, seeded_footage

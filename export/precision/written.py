@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.graph_records import Graph, Precision
-from ...runtime.session import Session, open_session
+from ...runtime.backends.session import Session, open_session
+from ...runtime.bundle.records import Graph, Precision
 from .emulation import WHERE, emulate_bf16
 
 

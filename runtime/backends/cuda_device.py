@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..session import Array
-from .refusals import Code, refuse
+from .session import Array
+from .unavailable import Code, refuse
 
 Shape = tuple[int, ...]
 NO_DRIVER = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorInitializationError")

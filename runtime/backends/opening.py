@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...base.errors import FlamestError, SettingsError
-from ..bundle import Bundle
-from ..graph_records import precision_label
-from ..manifest import Manifest
-from ..session import Session, open_session
-from .facts import MachineFacts, gather_facts
-from .ladder import TITLES, Kind, Rung, climb
-from .refusals import Code, Refusal
-from .wishes import NO_WISHES, Wishes
+from ..bundle.manifest import Manifest
+from ..bundle.opening import Bundle
+from ..bundle.records import precision_label
+from .machine import MachineFacts, gather_facts
+from .options import NO_WISHES, Wishes
+from .ranking import TITLES, Kind, Rung, climb
+from .session import Session, open_session
+from .unavailable import Code, Refusal
 
 if TYPE_CHECKING:
-    from .tensorrt_opening import TensorRtOpener
+    from .tensorrt.loader import TensorRtOpener
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,18 @@ class GraphOpener:
         if rung.kind == "onnxruntime":
             return open_session(onnx, threads=threads)
         if rung.kind == "openvino":
-            from .openvino_session import OpenVinoSession
+            from .openvino import OpenVinoSession
 
             bf16 = precision_of(self._bundle.manifest, name, self._opening.wishes) == "bf16"
             return OpenVinoSession.open(onnx, computed="bf16" if bf16 else "f32", threads=threads)
         if rung.kind == "onnxruntime-cuda":
-            from .ort_cuda import OrtCudaSession
+            from .onnxruntime_cuda import OrtCudaSession
 
             return OrtCudaSession.open(onnx, gpu=self._facts.gpu.name if self._facts.gpu else "GPU")
         return self._open_tensorrt(rung, name)
 
     def _open_tensorrt(self, rung: Rung, name: str) -> Session:
-        from .tensorrt_opening import TensorRtOpener
+        from .tensorrt.loader import TensorRtOpener
 
         if self._tensorrt is None:
             self._tensorrt = TensorRtOpener(self._bundle, self._facts, self._opening.notice)

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
-from ..graph_records import Graph
-from ..manifest import Manifest
-from .facts import MachineFacts
-from .ladder import TITLES, Rung, climb
-from .wishes import AUTO, Wishes
+from ..bundle.manifest import Manifest
+from ..bundle.records import Graph
+from .machine import MachineFacts
+from .options import AUTO, Wishes
+from .ranking import TITLES, Rung, climb
 
 ANY_GRAPH = "an fp32 graph without plans"
 _PLAIN = Graph("", 18, (), (), {}, "fp32", {})

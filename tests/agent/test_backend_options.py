@@ -13,8 +13,8 @@ from flamest.agent.settings import load_agent_settings
 from flamest.agent.status import AgentStatus
 from flamest.agent.tasks import extract_new
 from flamest.base.errors import SettingsError
-from flamest.runtime.backends.wishes import parse_wishes
-from flamest.runtime.video import DecodeLimits
+from flamest.runtime.backends.options import parse_wishes
+from flamest.runtime.video.client import DecodeLimits
 from typer.testing import CliRunner
 
 
@@ -74,7 +74,7 @@ def test_words_that_mean_nothing_end_before_any_work(toy_bundle, videos, tmp_pat
 
 @pytest.fixture
 def no_gpu():
-    from flamest.runtime.backends.facts import gather_facts
+    from flamest.runtime.backends.machine import gather_facts
     from flamest.runtime.backends.opening import machine_facts
 
     machine_facts.cache_clear()  # asked while other tests had stand-in packages about

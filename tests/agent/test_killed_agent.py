@@ -20,7 +20,7 @@ from flamest.base.files import sha256_file
 from flamest.coordinator.history import History
 from flamest.coordinator.intake import Intake
 from flamest.experiments.faults import FaultProxy
-from flamest.runtime.bundle import open_manifest
+from flamest.runtime.bundle.opening import open_manifest
 
 CLIPS = 9
 LINE = 400_000  # bytes per second

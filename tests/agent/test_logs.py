@@ -12,7 +12,7 @@ from flamest.agent.store import FeatureStore
 from flamest.agent.worker import Worker, WorkerCrashed
 from flamest.base.process import Shutdown
 from flamest.experiments.processes import daemons, wait_until
-from flamest.runtime.bundle import open_manifest
+from flamest.runtime.bundle.opening import open_manifest
 from typer.testing import CliRunner
 
 SECRET = "canary-in-a-message"

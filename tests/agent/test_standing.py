@@ -11,11 +11,10 @@ from flamest.agent.extract_records import ExtractRequest
 from flamest.agent.store import FeatureRow, FeatureStore
 from flamest.agent.tasks import extract_new
 from flamest.base.errors import SettingsError
-from flamest.runtime import quickest
-from flamest.runtime.backends import opening
-from flamest.runtime.backends.wishes import parse_wishes
-from flamest.runtime.manifest import read_manifest
-from flamest.runtime.quickest_records import Choice
+from flamest.runtime.backends import autotune, opening
+from flamest.runtime.backends.autotune_records import Choice
+from flamest.runtime.backends.options import parse_wishes
+from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.records import Caption, Clip, ClipFeatures
 
 BOTH = {"onnxruntime": "1", "openvino": "1"}
@@ -41,7 +40,7 @@ class Silo:
 
     def be(self, **changes):
         facts = dataclasses.replace(opening.gather_facts(), gpu=None, **changes)
-        for module in (quickest, opening):
+        for module in (autotune, opening):
             self._monkeypatch.setattr(module, "machine_facts", lambda: facts)
 
     def hold(self, *precisions, clip="0" * 64):

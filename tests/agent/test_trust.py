@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flamest.agent.cli import app
 from flamest.agent.settings import check_surroundings, load_agent_settings
 from flamest.base.errors import DataError, SettingsError
-from flamest.runtime.signature import PublicKey, format_signatures, sign_manifest
+from flamest.runtime.bundle.signature import PublicKey, format_signatures, sign_manifest
 from typer.testing import CliRunner
 
 OPERATOR, STRANGER = bytes([7]) * 32, bytes([8]) * 32
@@ -64,7 +64,7 @@ def test_extract_takes_a_bundle_that_the_trusted_key_signed(clips, bundle, key, 
 def test_predict_refuses_a_bundle_that_no_trusted_key_signed(bundle, key, tmp_path):
     from flamest.fedproto.head import HeadSpec, initial_params
     from flamest.fedproto.model_file import ModelFile, write_model
-    from flamest.runtime.manifest import read_manifest
+    from flamest.runtime.bundle.manifest import read_manifest
 
     head = HeadSpec(inputs=9, outputs=2, hidden=(4,))
     model = tmp_path / "model.safetensors"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flamest.base.errors import DataError
 from flamest.experiments.film_strip import film_strip
-from flamest.runtime.manifest import FramePreprocessing, KeyframeRule
+from flamest.runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from PIL import Image
 
 GREY = FramePreprocessing(size=32, fit="crop", filter="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -123,7 +123,7 @@ def test_training_prepares_frames_as_the_exporters_bundles_do(footage: Footage) 
     from flamest.experiments.pretraining.captioner import prepare_stills
     from flamest.experiments.pretraining.motion import prepare_films
     from flamest.export.preprocessing import blip_frames, small_clip_frames, small_video_frames
-    from flamest.runtime.frames import prepare_frames
+    from flamest.runtime.video.preprocessing import prepare_frames
 
     still, film = footage.stills[0], footage.films[0]
     assert small_clip_frames(96) == blip_frames(96)

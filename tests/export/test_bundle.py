@@ -8,7 +8,7 @@ import pytest
 from flamest.base.errors import DataError, StorageError
 from flamest.base.files import sha256_file
 from flamest.export.extractors import EXTRACTORS
-from flamest.runtime.manifest import read_manifest
+from flamest.runtime.bundle.manifest import read_manifest
 
 GRAPHS = {"vision", "text", "cnn", "keyframes"}
 

@@ -13,8 +13,8 @@ from flamest.export.check import CHECKS, check_bundle, check_graphs, must_pass
 from flamest.export.cli import app
 from flamest.export.graph_views import view_graph
 from flamest.export.tensorrt_operators import NEWER, OPERATORS, parser_problems
-from flamest.runtime.graph_records import AxisRange
-from flamest.runtime.manifest import read_manifest
+from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.bundle.records import AxisRange
 from onnx import TensorProto, helper, numpy_helper, save_model
 from typer.testing import CliRunner
 

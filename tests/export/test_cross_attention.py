@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 from flamest.export.calibration import calibration_clips
-from flamest.runtime.manifest import read_manifest
-from flamest.runtime.session import open_session
-from flamest.runtime.vlm import VisionLanguageModel
+from flamest.runtime.backends.session import open_session
+from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.vision_language import VisionLanguageModel
 
 
 @pytest.fixture(scope="module")

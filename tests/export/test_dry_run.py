@@ -8,8 +8,8 @@ import pytest
 from flamest.export.cli import app
 from flamest.export.dry_run import estimate
 from flamest.export.extractors import EXTRACTORS
-from flamest.runtime.backends.facts import Gpu, MachineFacts
-from flamest.runtime.manifest import read_manifest
+from flamest.runtime.backends.machine import Gpu, MachineFacts
+from flamest.runtime.bundle.manifest import read_manifest
 from typer.testing import CliRunner
 
 TINY = dict.fromkeys(("blip", "clip", "slow", "i3d", "resnet3d", "videomae"), "random:tiny")
@@ -102,7 +102,7 @@ TESLA = Gpu("Tesla T4", "7.5", 16_000)
     ],
 )
 def test_notes_and_plans_are_shown_as_the_export_would_have_them(monkeypatch, facts, said_of_plans, vision):
-    monkeypatch.setattr("flamest.runtime.backends.facts.gather_facts", lambda: facts)
+    monkeypatch.setattr("flamest.runtime.backends.machine.gather_facts", lambda: facts)
     out = shown("--backend", "tensorrt", "--precision", "fp16", "--tf32")
     assert said_of_plans in out
     assert f"note: vision is {vision}, not fp16" in out

@@ -6,8 +6,8 @@ import onnxruntime
 import torch
 from flamest.export.gelus import order_gelus
 from flamest.export.graphs import GraphPlan, write_graph
-from flamest.runtime.graph_records import AxisRange, Tensor
-from flamest.runtime.session import open_session
+from flamest.runtime.backends.session import open_session
+from flamest.runtime.bundle.records import AxisRange, Tensor
 
 
 def plan(module):

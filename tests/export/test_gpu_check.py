@@ -14,7 +14,7 @@ from flamest.export import gpu_check, gpu_step
 from flamest.export.cli import app
 from flamest.export.gpu_check import GpuCheckRequest, check_gpu, compare_with_fp32, make_report, run_steps, write_report
 from flamest.export.gpu_step import Step, last_json, run_step
-from flamest.runtime.backends.facts import Gpu, MachineFacts
+from flamest.runtime.backends.machine import Gpu, MachineFacts
 from typer.testing import CliRunner
 
 H100 = MachineFacts(gpu=Gpu("NVIDIA H100 80GB HBM3", "9.0", 81_559), driver="580.95.05", cuda="13.0")

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 from flamest.base.errors import InvariantError
-from flamest.runtime.graph_records import Tensor
-from flamest.runtime.manifest import MASKED, read_manifest
-from flamest.runtime.session import open_session
+from flamest.runtime.backends.session import open_session
+from flamest.runtime.bundle.manifest import MASKED, read_manifest
+from flamest.runtime.bundle.records import Tensor
 
 GRAPHS = ("vision", "text", "cnn", "keyframes")
 

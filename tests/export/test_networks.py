@@ -21,11 +21,11 @@ from flamest.export.plans import words_plan
 from flamest.export.precision.written import WrittenGraphs
 from flamest.export.sources import open_clip, open_video
 from flamest.export.verify import verify_bundle
+from flamest.runtime.backends.session import open_session
+from flamest.runtime.bundle.manifest import KEYFRAMES_SOURCE, read_manifest
+from flamest.runtime.bundle.records import Graph
 from flamest.runtime.extractor import open_extractor
-from flamest.runtime.graph_records import Graph
-from flamest.runtime.manifest import KEYFRAMES_SOURCE, read_manifest
 from flamest.runtime.records import Clip
-from flamest.runtime.session import open_session
 
 TINY = dict.fromkeys(("blip", "clip", "slow", "i3d", "resnet3d", "videomae"), "random:tiny")
 FORMS = {"i3d": (8, 2048), "resnet3d": (3, 512), "videomae": (16, 768)}

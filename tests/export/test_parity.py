@@ -17,8 +17,8 @@ from flamest.export.precision.written import WrittenGraphs
 from flamest.export.slow import keyframe_module, pooled_module, slow_module
 from flamest.export.sources import open_video
 from flamest.export.verify import verify_bundle
-from flamest.runtime.graph_records import Graph
-from flamest.runtime.manifest import read_manifest
+from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.bundle.records import Graph
 
 FP32 = WrittenGraphs(Path("."), {"slow": Graph("slow.onnx", 18, (), (), {}, "fp32", {})})
 
@@ -153,7 +153,7 @@ def test_verify_compares_again_what_can_be_loaded_again(tiny_bundle, silent):
 def with_source(tiny_bundle, folder, part, **values):
     """A copy of the bundle whose manifest names another source."""
     import msgspec
-    from flamest.runtime.manifest import encode_manifest
+    from flamest.runtime.bundle.manifest import encode_manifest
 
     shutil.copytree(tiny_bundle, folder)
     manifest = read_manifest(folder)

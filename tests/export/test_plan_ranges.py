@@ -4,8 +4,8 @@ import pytest
 from flamest.export import plans
 from flamest.export.sources import open_clip
 from flamest.export.video_networks import VIDEO_NETWORKS
-from flamest.runtime.backends.profiles import input_ranges, largest_shapes
-from flamest.runtime.graph_records import Graph
+from flamest.runtime.backends.tensorrt.profile import input_ranges, largest_shapes
+from flamest.runtime.bundle.records import Graph
 
 
 def cnn(name):

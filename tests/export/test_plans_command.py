@@ -20,14 +20,14 @@ from flamest.base.errors import DataError
 from flamest.export.cli import app
 from flamest.export.cli_plans import add_plans, onnx_now_plans_later
 from flamest.export.signing import make_key_pair, sign_bundle
-from flamest.runtime.backends.facts import Gpu, MachineFacts
-from flamest.runtime.backends.plan_cache import open_cache
-from flamest.runtime.backends.plan_header import plan_version
-from flamest.runtime.backends.plan_supply import Site
-from flamest.runtime.backends.refusals import Code, refuse
-from flamest.runtime.bundle import open_bundle
-from flamest.runtime.manifest import read_manifest
-from flamest.runtime.plan_records import PlanOptions
+from flamest.runtime.backends.machine import Gpu, MachineFacts
+from flamest.runtime.backends.tensorrt.cache import open_cache
+from flamest.runtime.backends.tensorrt.engine import plan_version
+from flamest.runtime.backends.tensorrt.supply import Site
+from flamest.runtime.backends.unavailable import Code, refuse
+from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.bundle.opening import open_bundle
+from flamest.runtime.bundle.records import PlanOptions
 from typer.testing import CliRunner
 
 GRAPHS = ["keyframes", "vision", "text", "cnn"]
@@ -160,7 +160,7 @@ def test_an_export_whose_plans_fail_keeps_the_onnx_bundle_and_says_how_to_go_on(
 @pytest.fixture
 def bare():
     """An environment that finds no driver and no tensorrt; skipped where this machine has one of its own."""
-    from flamest.runtime.backends.facts import gather_facts
+    from flamest.runtime.backends.machine import gather_facts
 
     facts = gather_facts()
     if facts.gpu is not None or "tensorrt" in facts.versions:

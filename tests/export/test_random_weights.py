@@ -7,9 +7,9 @@ import pytest
 from flamest.base.errors import DataError
 from flamest.export.calibration import calibration_clips
 from flamest.export.sources import hash_weights, open_video
-from flamest.runtime.manifest import read_manifest
-from flamest.runtime.session import open_session
-from flamest.runtime.vlm import VisionLanguageModel
+from flamest.runtime.backends.session import open_session
+from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.vision_language import VisionLanguageModel
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ SENDERS_PARTS = {
     "fedproto/messages/evaluations.py", "fedproto/messages/models.py", "fedproto/messages/parsing.py",
     "fedproto/messages/updates.py", "fedproto/records.py", "fedproto/tls.py",
 }  # fmt: skip
-DECODER = ("runtime/decoder.py", "runtime/decoder_messages.py", "runtime/decoder_process.py")
+DECODER = ("runtime/video/decoder.py", "runtime/video/messages.py", "runtime/video/process.py")
 NETWORK = {
     "socket", "ssl", "grpc", "http", "urllib", "requests", "httpx", "aiohttp", "ftplib", "smtplib", "telnetlib",
     "xmlrpc", "socketserver", "asyncio",
@@ -95,7 +95,7 @@ def test_t33_the_import_graph_can_see_a_wrong_import(tmp_path):
     (tmp_path / "runtime").mkdir()
     (tmp_path / "runtime" / "video.py").write_text("z = 1\n")
     found = {path.relative_to(tmp_path).as_posix() for path in reachable(tmp_path / "agent" / "link.py")}
-    assert found == {"agent/link.py", "agent/store.py", "runtime/video.py"}
+    assert found == {"agent/link.py", "agent/store.py", "runtime/video/client.py"}
 
 
 def test_t33_two_modules_of_an_agent_know_the_network():

@@ -7,9 +7,9 @@ import msgspec
 import onnx
 import pytest
 from flamest.base.errors import DataError
-from flamest.runtime.bundle import open_bundle
-from flamest.runtime.manifest import read_manifest
-from flamest.runtime.onnx_outside import names_outside_data
+from flamest.runtime.bundle.external_data import names_outside_data
+from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.bundle.opening import open_bundle
 
 GRAPHS = ("vision", "text", "cnn", "keyframes")
 

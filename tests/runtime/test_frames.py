@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from flamest.base.errors import DataError
-from flamest.runtime.frames import prepare_frames, resized_size
-from flamest.runtime.manifest import FramePreprocessing
+from flamest.runtime.bundle.manifest import FramePreprocessing
+from flamest.runtime.video.preprocessing import prepare_frames, resized_size
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from flamest.base.errors import InvariantError
 from flamest.base.files import sha256_file
-from flamest.runtime.backends.ort_cpu import OrtSession
-from flamest.runtime.captioning import CaptionRows
-from flamest.runtime.describers import GPU_BATCH, BatchWriter
+from flamest.runtime.backends.onnxruntime import OrtSession
+from flamest.runtime.backends.session import open_session
+from flamest.runtime.caption_batch import CaptionRows
+from flamest.runtime.captioner import GPU_BATCH, BatchWriter
 from flamest.runtime.extractor import Lanes, open_extractor
 from flamest.runtime.records import Clip
-from flamest.runtime.session import open_session
-from flamest.runtime.vlm import VisionLanguageModel
+from flamest.runtime.vision_language import VisionLanguageModel
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_clips_are_asked_for_only_a_few_ahead_so_that_memory_does_not_grow_with_
 
 
 def toy_longest(bundle):
-    from flamest.runtime.manifest import read_manifest
+    from flamest.runtime.bundle.manifest import read_manifest
 
     return read_manifest(bundle).vlm.caption.max_new_tokens
 
@@ -123,7 +123,7 @@ def test_where_graphs_run_beside_the_cpu_a_run_sees_as_many_clips_as_plans_are_m
 
 @pytest.fixture(scope="module")
 def model(toy_bundle):
-    from flamest.runtime.manifest import read_manifest
+    from flamest.runtime.bundle.manifest import read_manifest
 
     sessions = (open_session(toy_bundle / f"{name}.onnx") for name in ("vision", "text"))
     return VisionLanguageModel(*sessions, read_manifest(toy_bundle).vlm)

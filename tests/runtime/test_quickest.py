@@ -12,12 +12,11 @@ import pytest
 from flamest.agent.cli import app
 from flamest.base.errors import SettingsError
 from flamest.base.files import sha256_file
-from flamest.runtime import contest, quickest, quickest_records
-from flamest.runtime.backends import opening
-from flamest.runtime.contest import PASSES, Numbers, hold_contest, mixture
-from flamest.runtime.manifest import read_manifest
-from flamest.runtime.quickest import Question, choose_quickest
-from flamest.runtime.quickest_records import MIXED, Contender, Measured, keep_measured, read_measured
+from flamest.runtime.backends import autotune, autotune_records, benchmark, opening
+from flamest.runtime.backends.autotune import Question, choose_quickest
+from flamest.runtime.backends.autotune_records import MIXED, Contender, Measured, keep_measured, read_measured
+from flamest.runtime.backends.benchmark import PASSES, Numbers, hold_contest, mixture
+from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.records import Caption, Clip
 from typer.testing import CliRunner
 
@@ -40,7 +39,7 @@ def machine(monkeypatch):
 
     def be(**changes):
         facts = dataclasses.replace(genuine, gpu=None, **changes)
-        monkeypatch.setattr(quickest, "machine_facts", lambda: facts)
+        monkeypatch.setattr(autotune, "machine_facts", lambda: facts)
         monkeypatch.setattr(opening, "machine_facts", lambda: facts)
 
     return be
@@ -62,7 +61,7 @@ def no_clips():
 @pytest.fixture
 def best(toy_bundle):
     manifest = read_manifest(toy_bundle)
-    return lambda *contenders, held=None: quickest._best(manifest, Measured(contenders), held)
+    return lambda *contenders, held=None: autotune._best(manifest, Measured(contenders), held)
 
 
 def test_the_fastest_is_taken_only_if_its_captions_and_vectors_are_the_same(best):
@@ -128,10 +127,10 @@ def scripted(toy_bundle, monkeypatch):
 
     def hold(scripts, *, stop=lambda: False, mixed=None):
         log, names = [], iter(scripts)
-        monkeypatch.setattr(contest, "Networks", lambda *_: ScriptedNetworks(name := next(names), scripts[name], log))
-        monkeypatch.setattr(contest, "mixture", lambda *_: mixed)
+        monkeypatch.setattr(benchmark, "Networks", lambda *_: ScriptedNetworks(name := next(names), scripts[name], log))
+        monkeypatch.setattr(benchmark, "mixture", lambda *_: mixed)
         ways = [name for name in scripts if name != MIXED]
-        return hold_contest(quickest.open_bundle(toy_bundle), opening.Opening(), ways, [None] * 4, stop), log
+        return hold_contest(autotune.open_bundle(toy_bundle), opening.Opening(), ways, [None] * 4, stop), log
 
     return hold
 
@@ -190,8 +189,8 @@ def test_backends_are_measured_on_clips_that_can_be_read_and_only_once(
     toy_bundle, videos, tmp_path, machine, monkeypatch
 ):
     machine(bf16=False)
-    opened, make = [], contest.Networks
-    monkeypatch.setattr(contest, "Networks", lambda *given: opened.append(ref(made := make(*given))) or made)
+    opened, make = [], benchmark.Networks
+    monkeypatch.setattr(benchmark, "Networks", lambda *given: opened.append(ref(made := make(*given))) or made)
     question, told = Question(toy_bundle, threads=1, folder=tmp_path), []
     stopped = choose_quickest(question, silo_clips(videos), stop=lambda: True)
     assert (stopped.chosen, stopped.contenders, list(tmp_path.iterdir())) == ("auto", (), [])
@@ -225,8 +224,8 @@ def test_figures_are_kept_with_refusals_and_where_the_cache_cannot_be_written(
     machine(bf16=False)
     held = []
     measured = Measured((contender("onnxruntime", 1.0),), {"openvino": "no"})
-    monkeypatch.setattr(quickest, "hold_contest", lambda *_: held.append(1) or measured)
-    monkeypatch.setattr(quickest_records, "_in_process", {})
+    monkeypatch.setattr(autotune, "hold_contest", lambda *_: held.append(1) or measured)
+    monkeypatch.setattr(autotune_records, "_in_process", {})
     (tmp_path / "file").touch()
     nowhere = tmp_path / "file" / "choices"
 
@@ -288,10 +287,10 @@ def test_nothing_is_measured_where_there_is_nothing_to_choose(toy_bundle, tmp_pa
     question = Question(toy_bundle, folder=tmp_path)
     machine(versions={"onnxruntime": "1"})
     alone = choose_quickest(question, no_clips())
-    assert (alone.chosen, alone.wishes) == ("auto", quickest.NO_WISHES)
+    assert (alone.chosen, alone.wishes) == ("auto", autotune.NO_WISHES)
     assert "the only backend that computes this bundle here" in alone.why
     machine(versions=BOTH)
-    monkeypatch.setattr(quickest, "_free_bytes", lambda: 1000)
+    monkeypatch.setattr(autotune, "_free_bytes", lambda: 1000)
     tight = choose_quickest(question, no_clips())
     assert tight.chosen == "onnxruntime"
     assert "MB of memory" in tight.why

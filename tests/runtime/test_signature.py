@@ -3,7 +3,7 @@
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flamest.base.errors import DataError, SettingsError
-from flamest.runtime.signature import (
+from flamest.runtime.bundle.signature import (
     PublicKey,
     check_signatures,
     format_signatures,

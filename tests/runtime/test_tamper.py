@@ -14,10 +14,10 @@ import onnx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flamest.base.errors import DataError, FlamestError, MissingExtra
-from flamest.runtime.bundle import open_bundle
+from flamest.runtime.bundle.manifest import FileEntry, encode_manifest, read_manifest
+from flamest.runtime.bundle.opening import open_bundle
+from flamest.runtime.bundle.signature import SIGNATURE_FILE, PublicKey, format_signatures, sign_manifest
 from flamest.runtime.extractor import open_extractor
-from flamest.runtime.manifest import FileEntry, encode_manifest, read_manifest
-from flamest.runtime.signature import SIGNATURE_FILE, PublicKey, format_signatures, sign_manifest
 
 OPERATOR, STRANGER = bytes([7]) * 32, bytes([8]) * 32
 TRUSTED = (PublicKey(Ed25519PrivateKey.from_private_bytes(OPERATOR).public_key().public_bytes_raw(), "operator"),)

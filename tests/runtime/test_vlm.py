@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from flamest.base.errors import DataError, InvariantError
-from flamest.runtime.session import open_session
-from flamest.runtime.vlm import VisionLanguageModel
+from flamest.runtime.backends.session import open_session
+from flamest.runtime.vision_language import VisionLanguageModel
 
 SEED = 1
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from flamest.runtime.graph_records import Graph, Tensor
-from flamest.runtime.manifest import (
+from flamest.runtime.bundle.manifest import (
     CaptionRule,
     FileEntry,
     FramePreprocessing,
@@ -22,7 +21,7 @@ from flamest.runtime.manifest import (
     VisionLanguage,
     encode_manifest,
 )
-from flamest.runtime.parity_records import Parity
+from flamest.runtime.bundle.records import Graph, Parity, Tensor
 from onnx import TensorProto, helper, numpy_helper
 
 WORDS = ["[PAD]", "[START]", "[END]", "[CLS]", "[SEP]", "[UNK]"] + [f"word{number}" for number in range(26)]

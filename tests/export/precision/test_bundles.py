@@ -14,8 +14,8 @@ from flamest.export.limits import COSINES
 from flamest.export.precision.chain import ChainPart, sum_up
 from flamest.export.precision.footage import own_footage, seeded_footage
 from flamest.export.verify import verify_bundle
-from flamest.runtime.manifest import encode_manifest, read_manifest
-from flamest.runtime.session import open_session
+from flamest.runtime.backends.session import open_session
+from flamest.runtime.bundle.manifest import encode_manifest, read_manifest
 from typer.testing import CliRunner
 
 WORDS = ("--backend", "onnx", "--weights", "miniworld", "--threads", "1", "--json")
@@ -128,7 +128,7 @@ def test_a_chain_with_numbers_that_are_not_finite_fails():
 
 
 def test_own_clips_are_decoded_and_counted(tmp_path, clips):
-    from flamest.runtime.manifest import FramePreprocessing
+    from flamest.runtime.bundle.manifest import FramePreprocessing
 
     rule = FramePreprocessing(size=32, fit="crop", filter="bilinear", mean=(0.45,) * 3, std=(0.225,) * 3)
     for number in range(2):

@@ -14,9 +14,9 @@ from flamest.export.limits import COSINES, row_cosines
 from flamest.export.precision.half import half_module
 from flamest.export.precision.ledger import check_ledger
 from flamest.export.precision.written import WrittenGraphs
-from flamest.runtime.backends.openvino_session import OpenVinoSession
-from flamest.runtime.graph_records import AxisRange, Tensor
-from flamest.runtime.session import open_session
+from flamest.runtime.backends.openvino import OpenVinoSession
+from flamest.runtime.backends.session import open_session
+from flamest.runtime.bundle.records import AxisRange, Tensor
 from torch import nn
 
 WIDTH = 32

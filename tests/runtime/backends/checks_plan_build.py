@@ -6,10 +6,9 @@ import pytest
 import tensorrt as trt
 from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes
-from flamest.runtime.backends.plan_build import PlanRequest, build_plan
-from flamest.runtime.backends.plan_progress import STEPS, PlanProgress, make_monitor
-from flamest.runtime.graph_records import AxisRange, Graph, Tensor
-from flamest.runtime.plan_records import PlanOptions
+from flamest.runtime.backends.tensorrt.builder import PlanRequest, build_plan
+from flamest.runtime.backends.tensorrt.progress import STEPS, PlanProgress, make_monitor
+from flamest.runtime.bundle.records import AxisRange, Graph, PlanOptions, Tensor
 from tensorrt_fakes import Fakes
 
 VERSION = tuple(int(part) for part in trt.__version__.split(".")[:3])

@@ -15,9 +15,9 @@ import tensorrt as trt
 from flamest.base.errors import FlamestError, InvariantError
 from flamest.base.files import sha256_bytes
 from flamest.runtime.backends.cuda_device import CudaDevice, DeviceValue
-from flamest.runtime.backends.tensorrt_engine import Engine, PlanFile, load_engine
-from flamest.runtime.backends.tensorrt_package import Log
-from flamest.runtime.backends.tensorrt_session import TensorRtSession
+from flamest.runtime.backends.tensorrt.engine import Engine, PlanFile, load_engine
+from flamest.runtime.backends.tensorrt.package import Log
+from flamest.runtime.backends.tensorrt.runner import TensorRtSession
 from tensorrt_fakes import Fakes
 
 sys.path.insert(0, str(Path(__file__).parent))

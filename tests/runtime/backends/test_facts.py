@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 from flamest.runtime.backends.child import run_child
-from flamest.runtime.backends.facts import MachineFacts, ask_driver, gather_facts, no_gpu
+from flamest.runtime.backends.machine import MachineFacts, ask_driver, gather_facts, no_gpu
 
 DRIVER = """
 #include <stdlib.h>

@@ -7,12 +7,11 @@ import dataclasses
 import msgspec
 import pytest
 from flamest.base.errors import UsageError
-from flamest.runtime.backends.facts import Gpu, MachineFacts
-from flamest.runtime.backends.ladder import RUNGS, climb
-from flamest.runtime.backends.refusals import Code
-from flamest.runtime.backends.wishes import BACKENDS, Wishes, parse_wishes
-from flamest.runtime.graph_records import Graph
-from flamest.runtime.plan_records import Plan, PlanOptions
+from flamest.runtime.backends.machine import Gpu, MachineFacts
+from flamest.runtime.backends.options import BACKENDS, Wishes, parse_wishes
+from flamest.runtime.backends.ranking import RUNGS, climb
+from flamest.runtime.backends.unavailable import Code
+from flamest.runtime.bundle.records import Graph, Plan, PlanOptions
 
 H100 = Gpu("NVIDIA H100", "9.0", 80_000)
 T4 = Gpu("Tesla T4", "7.5", 16_000)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from flamest.base.errors import SettingsError
 from flamest.base.files import sha256_file
-from flamest.runtime.backends.facts import Gpu, MachineFacts, gather_facts
+from flamest.runtime.backends.machine import Gpu, MachineFacts, gather_facts
 from flamest.runtime.backends.opening import GraphOpener, Opening, effective_precision
-from flamest.runtime.backends.wishes import parse_wishes
-from flamest.runtime.bundle import open_bundle
+from flamest.runtime.backends.options import parse_wishes
+from flamest.runtime.bundle.manifest import encode_manifest, read_manifest
+from flamest.runtime.bundle.opening import open_bundle
+from flamest.runtime.bundle.records import Plan, PlanOptions
 from flamest.runtime.extractor import open_extractor
-from flamest.runtime.manifest import encode_manifest, read_manifest
-from flamest.runtime.plan_records import Plan, PlanOptions
 from flamest.runtime.records import Clip
 
 NO_GPU = MachineFacts(driver_problem="no driver here", versions={"onnxruntime": "1"}, bf16=True)
@@ -44,7 +44,7 @@ def clip(clips, tmp_path_factory):
 
 def bundle_with_plans(toy_bundle, folder):
     """A copy whose vision graph has a plan for GPU."""
-    from flamest.runtime.backends.plan_supply import with_plan
+    from flamest.runtime.backends.tensorrt.supply import with_plan
 
     copy = shutil.copytree(toy_bundle, folder / "bundle")
     plan = Plan("vision.plan", "0" * 64, "10.16.1.11", "13.0", "580", "Made-up GPU", "9.0", PlanOptions(), 1.0)

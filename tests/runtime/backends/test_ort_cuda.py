@@ -9,9 +9,9 @@ import numpy as np
 import onnxruntime
 import pytest
 from flamest.base.errors import FlamestError
-from flamest.runtime.backends import ort_cuda
-from flamest.runtime.backends.ort_cuda import CUDA, OrtCudaSession, cpu_operators
-from flamest.runtime.session import open_session
+from flamest.runtime.backends import onnxruntime_cuda
+from flamest.runtime.backends.onnxruntime_cuda import CUDA, OrtCudaSession, cpu_operators
+from flamest.runtime.backends.session import open_session
 
 # What onnxruntime-gpu lists where there is no driver too.
 LISTED = ["TensorrtExecutionProvider", CUDA, "CPUExecutionProvider"]
@@ -57,7 +57,7 @@ def test_the_library_that_cuda_lacks_is_named_though_onnxruntime_tells_its_log_a
     error = refused(text)
     assert error.code == "ORT_CUDA_LIBS"
     assert "libonnxruntime_providers_cuda.so" in error.message
-    monkeypatch.setattr(ort_cuda, "missing_library", lambda: "libcuda.so.1: cannot open shared object file")
+    monkeypatch.setattr(onnxruntime_cuda, "missing_library", lambda: "libcuda.so.1: cannot open shared object file")
     assert refused(text).code == "NO_DRIVER_OR_GPU"
 
 
@@ -170,4 +170,4 @@ def test_io_binding_gives_the_very_bits_and_keeps_values_where_they_are(monkeypa
     assert caption(bound) == caption(plain)
     value = bound.value(cross["cross_key_00"])
     assert bound.value(value) is value
-    assert ort_cuda.SHAPE_OPERATORS.isdisjoint({"MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization"})
+    assert onnxruntime_cuda.SHAPE_OPERATORS.isdisjoint({"MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization"})

@@ -4,8 +4,8 @@ import os
 
 import pytest
 from flamest.base.errors import DataError, StorageError
-from flamest.runtime.backends.plan_cache import PlanKey, default_folder, open_cache
-from flamest.runtime.plan_records import Plan, PlanOptions
+from flamest.runtime.backends.tensorrt.cache import PlanKey, default_folder, open_cache
+from flamest.runtime.bundle.records import Plan, PlanOptions
 
 KEY = PlanKey("a" * 64, "11.4.0.106", "NVIDIA H100", "9.0", PlanOptions())
 PLAN = Plan("cnn.plan", "a" * 64, "11.4.0.106", "12.8", "570.1", "NVIDIA H100", "9.0", PlanOptions(), 12.5)

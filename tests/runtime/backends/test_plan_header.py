@@ -2,7 +2,7 @@
 
 import pytest
 from flamest.base.errors import DataError, StorageError
-from flamest.runtime.backends.plan_header import Version, plan_version, version_problem
+from flamest.runtime.backends.tensorrt.engine import Version, plan_version, version_problem
 
 
 def plan(version=(10, 16, 1, 11), tag=b"ftrt", serialisation=0):

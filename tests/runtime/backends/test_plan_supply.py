@@ -7,16 +7,25 @@ from pathlib import Path
 import msgspec
 import pytest
 from flamest.base.errors import FlamestError
-from flamest.runtime.backends.facts import Gpu, MachineFacts
-from flamest.runtime.backends.plan_build import BuiltPlan
-from flamest.runtime.backends.plan_cache import open_cache
-from flamest.runtime.backends.plan_header import Version
-from flamest.runtime.backends.plan_progress import STEPS
-from flamest.runtime.backends.plan_site import plan_file, plan_key, site_problems
-from flamest.runtime.backends.plan_supply import Site, kept_plan, rebuild_options, supply_bundle, supply_cache, sweep
-from flamest.runtime.backends.refusals import Code, refuse
-from flamest.runtime.bundle import open_bundle
-from flamest.runtime.plan_records import PlanOptions
+from flamest.runtime.backends.machine import Gpu, MachineFacts
+from flamest.runtime.backends.tensorrt.builder import BuiltPlan
+from flamest.runtime.backends.tensorrt.cache import open_cache
+from flamest.runtime.backends.tensorrt.engine import Version
+from flamest.runtime.backends.tensorrt.progress import STEPS
+from flamest.runtime.backends.tensorrt.supply import (
+    Site,
+    kept_plan,
+    plan_file,
+    plan_key,
+    rebuild_options,
+    site_problems,
+    supply_bundle,
+    supply_cache,
+    sweep,
+)
+from flamest.runtime.backends.unavailable import Code, refuse
+from flamest.runtime.bundle.opening import open_bundle
+from flamest.runtime.bundle.records import PlanOptions
 
 FACTS = MachineFacts(
     gpu=Gpu("NVIDIA H100", "9.0", 80_000),

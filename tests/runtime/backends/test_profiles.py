@@ -5,8 +5,8 @@ import dataclasses
 import msgspec
 import pytest
 from flamest.base.errors import InvariantError
-from flamest.runtime.backends.profiles import InputRange, input_ranges, largest_shapes, range_refusal
-from flamest.runtime.graph_records import AxisRange, Graph, Tensor
+from flamest.runtime.backends.tensorrt.profile import InputRange, input_ranges, largest_shapes, range_refusal
+from flamest.runtime.bundle.records import AxisRange, Graph, Tensor
 
 GRAPH = Graph(
     file="text.onnx",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from flamest.base.errors import DataError, FlamestError
-from flamest.runtime.backends.refusals import TABLE, Code, Refusal, refuse
+from flamest.runtime.backends.unavailable import TABLE, Code, Refusal, refuse
 
 
 @pytest.mark.parametrize("code", Code)

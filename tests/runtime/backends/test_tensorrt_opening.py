@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import pytest
 from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes, sha256_file
-from flamest.runtime.backends import tensorrt_opening
-from flamest.runtime.backends.facts import Gpu, MachineFacts
-from flamest.runtime.backends.plan_cache import KeptPlan
-from flamest.runtime.backends.plan_supply import with_plan
-from flamest.runtime.backends.refusals import Code, refuse
-from flamest.runtime.backends.tensorrt_opening import TensorRtOpener
-from flamest.runtime.bundle import open_bundle
-from flamest.runtime.manifest import encode_manifest, read_manifest
-from flamest.runtime.plan_records import Plan, PlanOptions
+from flamest.runtime.backends.machine import Gpu, MachineFacts
+from flamest.runtime.backends.tensorrt import loader
+from flamest.runtime.backends.tensorrt.cache import KeptPlan
+from flamest.runtime.backends.tensorrt.loader import TensorRtOpener
+from flamest.runtime.backends.tensorrt.supply import with_plan
+from flamest.runtime.backends.unavailable import Code, refuse
+from flamest.runtime.bundle.manifest import encode_manifest, read_manifest
+from flamest.runtime.bundle.opening import open_bundle
+from flamest.runtime.bundle.records import Plan, PlanOptions
 
 FACTS = MachineFacts(gpu=Gpu("Made-up GPU", "9.0", 1000), versions={"tensorrt": "11.4.0"}, tensorrt_builds=True)
 PLAN = b"ftrt" + bytes(20) + bytes((11, 4, 0, 106)) + b"native code"
@@ -48,9 +48,9 @@ def did(monkeypatch, tmp_path):
     """What was done, in order; nothing needs TensorRT."""
     done = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(tensorrt_opening, "import_tensorrt", lambda: SimpleNamespace(__version__="11.4.0"))
-    monkeypatch.setattr(tensorrt_opening, "try_plan", lambda file: done.append(("tried", file)))
-    monkeypatch.setattr(tensorrt_opening, "load_engine", lambda trt, file: done.append(("opened", file)))
+    monkeypatch.setattr(loader, "import_tensorrt", lambda: SimpleNamespace(__version__="11.4.0"))
+    monkeypatch.setattr(loader, "try_plan", lambda file: done.append(("tried", file)))
+    monkeypatch.setattr(loader, "load_engine", lambda trt, file: done.append(("opened", file)))
     monkeypatch.setattr(
         tensorrt_opening, "CudaDevice", SimpleNamespace(open=lambda: done.append(("device", None)) or "GPU 0")
     )
@@ -94,7 +94,7 @@ def test_a_plan_that_fails_its_trial_is_never_opened_here(bundle, did, monkeypat
     def fails(file):
         raise refuse(Code.PLAN_REJECTED, "signal SIGSEGV").error()
 
-    monkeypatch.setattr(tensorrt_opening, "try_plan", fails)
+    monkeypatch.setattr(loader, "try_plan", fails)
     with pytest.raises(FlamestError) as caught:
         TensorRtOpener(bundle, FACTS, lambda text: None).open_plan("text", bundle.manifest.graphs["text"].plans[0])
     assert caught.value.code == "PLAN_REJECTED"
@@ -107,11 +107,11 @@ def test_a_plan_is_built_once_with_a_word_before_and_found_the_next_time(bundle,
     def build(bundle, name, site, progress):
         built.append((name, site.options))
         kept = KeptPlan(plan_of(name), PLAN)
-        key = tensorrt_opening.plan_key(FACTS, bundle.manifest.files[f"{name}.onnx"].sha256, site.options)
+        key = loader.plan_key(FACTS, bundle.manifest.files[f"{name}.onnx"].sha256, site.options)
         site.cache.keep(key, kept.record, kept.data)
         return kept
 
-    monkeypatch.setattr(tensorrt_opening, "kept_plan", build)
+    monkeypatch.setattr(loader, "kept_plan", build)
     opener = TensorRtOpener(bundle, FACTS, told.append)
     opener.open_rebuilt("cnn")
     opener.open_rebuilt("cnn")

@@ -1,0 +1,265 @@
+"""``--precision auto``: which CPU backend computes a bundle's graphs fastest here, and close enough.
+
+Every backend that is installed computes a few of the silo's own clips (benchmark.py). The fastest is taken whose
+captions are those of ONNX Runtime and whose vectors are within ``COSINE`` of its vectors; ONNX Runtime, to which every
+other site can be compared, is left for a clear gain alone. The figures are kept for this bundle on this machine. Where
+a GPU can be used nothing is measured: the ladder's first rung is taken.
+
+Features that a store holds already decide in which precision others are computed: that one, or an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ...base.errors import FlamestError, SettingsError
+from ...base.files import sha256_bytes
+from ...base.process import usable_cores
+from ..bundle.manifest import Manifest
+from ..bundle.opening import open_bundle, open_manifest
+from ..bundle.signature import TrustedKeys
+from ..records import Clip
+from ..video.client import DecodeLimits
+from .autotune_records import (
+    COSINE,
+    REFERENCE,
+    WAYS,
+    Choice,
+    Contender,
+    Measured,
+    default_folder,
+    keep_measured,
+    read_measured,
+)
+from .benchmark import CLIPS, GAIN, PASSES, hold_contest, read_clips
+from .machine import MachineFacts
+from .opening import Opening, effective_precision, machine_facts
+from .options import NO_WISHES, Wishes
+from .ranking import climb
+from .unavailable import Refusal
+
+_MEMORY = 2.2  # times the size of the graphs' files, that a backend takes: three at full size came to 6.4 GB
+
+
+@dataclass(frozen=True)
+class Question:
+    """For which bundle a way is looked for, and what binds it."""
+
+    bundle: Path
+    held: str | None = None  # the precision of the features that there are of this bundle: no other is chosen
+    threads: int | None = None
+    limits: DecodeLimits | None = None
+    trusted: TrustedKeys = ()
+    beside: Path | None = None  # a folder for the figures, where the machine's cache cannot be written
+    folder: Path | None = None  # in place of the machine's cache
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where the figures may be kept, the best place first."""
+        return [folder for folder in (self.folder or default_folder(), self.beside) if folder is not None]
+
+
+def choose_quickest(
+    question: Question,
+    clips: Iterable[Clip],
+    *,
+    notice: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Choice:
+    """The choice for a bundle on this machine, by figures that are kept or by a measurement on ``clips``.
+
+    Only as many of ``clips`` are asked for as are needed: none when nothing is measured. ``notice`` is told before a
+    measurement, which takes up to a minute or two, and where its figures could not be kept; ``stop`` is asked between
+    its parts. Raises SettingsError ``held_precision`` when nothing here computes ``question.held`` of the bundle,
+    DataError as ``open_bundle``.
+    """
+    manifest, _ = open_manifest(question.bundle, question.trusted)
+    facts, held = machine_facts(), question.held
+    plain = effective_precision(manifest, NO_WISHES)
+    if held in (None, plain) and _on_gpu(manifest, facts):
+        return Choice("auto", "a GPU runs the networks, nothing was measured")
+    possible = [name for name, refusals in _refusals(manifest, facts).items() if not refusals]
+    allowed = [name for name in possible if held in (None, effective_precision(manifest, WAYS[name]))]
+    if held is not None and not allowed:
+        raise held_precision(manifest, held)
+    if len(allowed) < 2 or REFERENCE not in possible:
+        return _only(allowed, held)
+    key = _key(manifest, question.threads)
+    measured = read_measured(question.folders, key)
+    if measured is not None:
+        return msgspec.structs.replace(_best(manifest, measured, held), kept=True)
+    if (free := _free_bytes()) is not None and (needed := _needed_bytes(manifest, possible)) > free:
+        why = f"nothing was measured: that takes {needed / 1e6:.0f} MB of memory, {free / 1e6:.0f} MB are free"
+        return Choice(REFERENCE, why)
+    return _measure(question, key, possible, clips, notice, stop)
+
+
+def held_precision(manifest: Manifest, held: str) -> SettingsError:
+    """That nothing on this machine computes the bundle in the precision of the features that there are, and why."""
+    plain = effective_precision(manifest, NO_WISHES)
+    refusals = _refusals(manifest, machine_facts())
+    of = [each for name in refusals if effective_precision(manifest, WAYS[name]) == held for each in refusals[name]]
+    why = "; ".join(dict.fromkeys(map(str, of))) or f"it computes in {plain}"
+    fixes = [each.fix for each in of if each.fix]
+    if any(each.code.value == "OPENVINO_MISSING" for each in of):
+        fixes = ["pip install 'flamest[openvino]'"]
+    elif not of:
+        fixes = [f"use the bundle that was exported in {held}"]
+    other = f"give another store, for features in {plain}"
+    return SettingsError(
+        f"the store's features of this bundle are {held}, and nothing on this machine computes it in {held}: {why}",
+        fix="; or ".join((*dict.fromkeys(fixes), other)),
+        code="held_precision",
+    )
+
+
+def must_compute(manifest: Manifest, held: str, wishes: Wishes) -> None:
+    """Raise ``held_precision`` when a graph cannot run in the precision ``held`` that the ``wishes`` ask for."""
+    facts = machine_facts()
+    for name in manifest.needed_graphs:
+        if all(rung.refusal is not None for rung in climb(name, manifest.graphs[name], facts, wishes)):
+            raise held_precision(manifest, held)
+
+
+def _measure(
+    question: Question,
+    key: str,
+    ways: Sequence[str],
+    clips: Iterable[Clip],
+    notice: Callable[[str], None],
+    stop: Callable[[], bool],
+) -> Choice:
+    bundle = open_bundle(question.bundle, question.trusted)
+    opening = Opening(threads=question.threads, facts=machine_facts())
+    try:
+        read = read_clips(bundle, opening, clips, question.limits)
+    except FlamestError as error:  # ONNX Runtime's own
+        return Choice("auto", f"nothing was measured: {error.message}", refused={REFERENCE: error.message})
+    if not read:
+        return Choice("auto", "nothing was measured: none of the clips can be read")
+    clips_read = _clips(len(read))
+    few = "" if len(read) == CLIPS else f" (wanted were {CLIPS}: the figures are rough)"
+    notice(
+        f"precision auto: measuring {', '.join(ways)} on {clips_read}{few}, a warm-up and {PASSES} passes or more "
+        "of the networks each, in turns; this is done once for this bundle on this machine"
+    )
+    measured = hold_contest(bundle, opening, ways, read, stop)
+    if measured is None:
+        return Choice("auto", "stopped before all was measured")
+    kept_in = keep_measured(question.folders, key, measured)
+    if kept_in is None or kept_in != question.folders[0]:
+        where = "for this process alone" if kept_in is None else f"in {kept_in}"
+        cache = question.folder or default_folder() or "~/.cache"
+        notice(f"precision auto: the figures are kept {where}: the cache folder {cache} cannot be written")
+    return _best(bundle.manifest, measured, question.held)
+
+
+def _only(allowed: Sequence[str], held: str | None) -> Choice:
+    """What follows where nothing is left to choose among."""
+    if held is None and list(allowed) == [REFERENCE]:
+        return Choice("auto", "ONNX Runtime is the only backend that computes this bundle here, nothing was measured")
+    if not allowed:  # opening the graphs tells every reason
+        return Choice("auto", "no CPU backend computes this bundle here, nothing was measured")
+    kind = f"the store holds features in {held}; " if held else ""
+    return Choice(allowed[0], f"{kind}{allowed[0]} alone computes this bundle so here, nothing was measured")
+
+
+def _best(manifest: Manifest, measured: Measured, held: str | None) -> Choice:
+    """Each later way, less simple than those before it, must be clearly quicker than the one taken so far."""
+    if not measured.contenders:
+        why = measured.refused.get(REFERENCE, "ONNX Runtime gave nothing to compare with")
+        return Choice("auto", f"nothing was measured: {why}", refused=measured.refused)
+    reference = measured.contenders[0]
+    best = reference
+    eligible = [
+        each for each in measured.contenders if each.fits and held in (None, effective_precision(manifest, each.wishes))
+    ]
+    for each in eligible:
+        if each.ms_per_clip <= GAIN * best.ms_per_clip:
+            best = each
+    return Choice(best.backend, _reason(reference, best, eligible), measured.contenders, measured.refused)
+
+
+def _reason(reference: Contender, best: Contender, eligible: Sequence[Contender]) -> str:
+    basis = f"in the networks, medians of {reference.passes} passes over {_clips(reference.clips)}"
+    if best is not reference:
+        return (
+            f"{best.backend} takes {best.ms_per_clip:.0f} ms a clip {basis}, ONNX Runtime {reference.ms_per_clip:.0f}; "
+            f"{best.captions_equal} of {best.clips} captions equal, smallest cosine {best.smallest_cosine:.6f}"
+        )
+    others = [each for each in eligible if each is not reference]
+    second = min(others, key=lambda each: each.ms_per_clip, default=None)
+    if second is None:
+        return f"ONNX Runtime ({reference.ms_per_clip:.0f} ms a clip {basis}): no other gives what it gives"
+    return (
+        f"ONNX Runtime takes {reference.ms_per_clip:.0f} ms a clip {basis}, {second.backend} {second.ms_per_clip:.0f}; "
+        f"it is left for a gain of {100 - 100 * GAIN:.0f} % or more"
+    )
+
+
+def _clips(count: int) -> str:
+    return "1 clip" if count == 1 else f"{count} clips"
+
+
+def _refusals(manifest: Manifest, facts: MachineFacts) -> dict[str, list[Refusal]]:
+    """By way, why graphs cannot run so here. A way in bf16 is none where the bundle's own precision is no other."""
+    plain = effective_precision(manifest, NO_WISHES)
+    ways = {
+        name: wishes
+        for name, wishes in WAYS.items()
+        if not (wishes.bf16 and effective_precision(manifest, wishes) == plain)
+    }
+    refusals: dict[str, list[Refusal]] = {name: [] for name in ways}
+    for name, wishes in ways.items():
+        for graph in manifest.needed_graphs:
+            backend = wishes.backend_of(graph)
+            refusals[name] += [
+                rung.refusal
+                for rung in climb(graph, manifest.graphs[graph], facts, wishes)
+                if rung.backend == backend and rung.refusal is not None
+            ]
+    return refusals
+
+
+def _on_gpu(manifest: Manifest, facts: MachineFacts) -> bool:
+    """Whether the ladder would put a graph on a GPU."""
+    return any(
+        rung.refusal is None and rung.backend in ("tensorrt", "onnxruntime-cuda")
+        for name in manifest.needed_graphs
+        for rung in climb(name, manifest.graphs[name], facts, NO_WISHES)
+    )
+
+
+def _needed_bytes(manifest: Manifest, ways: Sequence[str]) -> float:
+    """All ways are open at the same time."""
+    graphs = sum(manifest.files[manifest.graphs[name].file].bytes for name in manifest.needed_graphs)
+    return _MEMORY * graphs * len(ways)
+
+
+def _free_bytes() -> int | None:
+    """What the machine has left; None where it does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+
+
+def _key(manifest: Manifest, threads: int | None) -> str:
+    """What the figures depend on: the bundle, the processor and its cores, the backends and their versions."""
+    graphs = {name: manifest.files[manifest.graphs[name].file].sha256 for name in manifest.needed_graphs}
+    cores = threads or usable_cores()
+    told = (manifest.fingerprint, graphs, _processor(), cores, machine_facts().versions, CLIPS, PASSES, COSINE, GAIN)
+    return sha256_bytes(msgspec.json.encode(told, order="deterministic"))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

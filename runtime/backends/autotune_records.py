@@ -1,0 +1,106 @@
+"""What ``--precision auto`` measured and chose (autotune.py), and where a machine keeps the figures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from ...base.errors import StorageError
+from ...base.files import write_atomic
+from .options import NO_WISHES, Wishes
+
+COSINE = 0.999  # smallest, of a clip's vectors to ONNX Runtime's
+REFERENCE = "onnxruntime"
+MIXED = "each graph's fastest"
+_KEYFRAMES = {"keyframes": "onnxruntime"}  # the same frames whatever describes them
+WAYS: Mapping[str, Wishes] = {  # the simplest first
+    REFERENCE: Wishes("onnxruntime"),
+    "openvino": Wishes("openvino", by_graph=_KEYFRAMES),
+    "openvino bf16": Wishes("openvino", by_graph=_KEYFRAMES, bf16=True),
+}
+
+
+class Contender(msgspec.Struct, frozen=True):
+    """What one way to compute gave."""
+
+    backend: str  # of WAYS, or MIXED
+    by_graph: dict[str, str]  # MIXED: which backend of which graph; empty for the others
+    ms_per_clip: float  # in the networks alone, the sum of ``stages_ms``
+    stages_ms: dict[str, float]  # by stage, of a clip, medians over the passes
+    smallest_cosine: float  # to ONNX Runtime's, of all clips' vectors
+    captions_equal: int
+    clips: int
+    passes: int  # that were timed
+
+    @property
+    def fits(self) -> bool:
+        return self.captions_equal == self.clips and self.smallest_cosine >= COSINE
+
+    @property
+    def wishes(self) -> Wishes:
+        return Wishes(by_graph={**self.by_graph, **_KEYFRAMES}) if self.by_graph else WAYS[self.backend]
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """The figures of all ways to compute a bundle on a machine; what may be chosen of them is asked afterwards."""
+
+    contenders: tuple[Contender, ...]  # ONNX Runtime first
+    refused: dict[str, str] = {}  # by way, why there are no figures of it
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """What follows. ``contenders`` is empty where nothing had to be measured."""
+
+    chosen: str  # of WAYS, MIXED, or "auto": the ladder decides
+    why: str
+    contenders: tuple[Contender, ...] = ()
+    refused: dict[str, str] = {}  # by way, why it was not measured
+    kept: bool = False  # measured by an earlier run
+
+    @property
+    def wishes(self) -> Wishes:
+        measured = (each.wishes for each in self.contenders if each.backend == self.chosen)
+        return next(measured, WAYS.get(self.chosen, NO_WISHES))
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        return f"precision auto: {self.why}{' (measured before)' if self.kept else ''}"
+
+
+_in_process: dict[str, Measured] = {}  # by key, what could be kept in no folder
+
+
+def default_folder() -> Path | None:
+    """``$XDG_CACHE_HOME/flamest/choices``, or ``~/.cache/flamest/choices``; None for a user without a home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "flamest" / "choices"
+    except RuntimeError:
+        return None
+
+
+def read_measured(folders: Sequence[Path], key: str) -> Measured | None:
+    """What is kept under ``key``; a file that cannot be read, or is of another version, is as none."""
+    for folder in folders:
+        try:
+            return msgspec.json.decode((folder / f"{key}.json").read_bytes(), type=Measured)
+        except (OSError, msgspec.DecodeError):
+            continue
+    return _in_process.get(key)
+
+
+def keep_measured(folders: Sequence[Path], key: str, measured: Measured) -> Path | None:
+    """Keep it in the first folder that can be written; None: in none, for as long as this process lives."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_atomic(folder / f"{key}.json", msgspec.json.encode(measured), mode=0o600)
+        except (OSError, StorageError):
+            continue
+        return folder
+    _in_process[key] = measured
+    return None

@@ -1,0 +1,114 @@
+"""ONNX Runtime on the CPU. It is the reference of all other backends, and runs the training step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ...base.errors import DataError, MissingExtra
+from ...base.process import usable_cores
+from .session import Array, Feed, Value, on_host, wanted_outputs
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+class OrtSession:
+    """An opened graph (session.py). Its values are OrtValues. Not tied to a thread; runs may overlap."""
+
+    where = "ONNX Runtime CPU"
+    computes_on_host = True
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self.inputs: tuple[str, ...] = tuple(value.name for value in session.get_inputs())
+        self.outputs: tuple[str, ...] = tuple(value.name for value in session.get_outputs())
+
+    @classmethod
+    def open(cls, graph: Path | bytes, *, threads: int | None, spin: bool = False) -> OrtSession:
+        """See ``open_session``."""
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtra("onnxruntime", extra="agent") from error
+
+        _share_arena()
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.enable_mem_pattern = False  # it would keep the most that a run ever took, for each graph
+        options.intra_op_num_threads = threads or usable_cores()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        if spin:  # within a run only: between two runs the cores are somebody else's
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+        source = graph if isinstance(graph, bytes) else str(graph)
+        try:
+            return cls(onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]))
+        except Exception as error:  # onnxruntime's own exception types share no public base
+            name = "graph" if isinstance(graph, bytes) else str(graph)
+            raise DataError(f"{name} cannot be opened by ONNX Runtime: {error}", code="bad_graph") from error
+
+    def value(self, of: Feed) -> Value:
+        return cast(Value, of if _is_own(of) else as_value(on_host(of)))
+
+    def borrow(self, array: Array) -> Value:
+        import onnxruntime
+
+        return cast(Value, onnxruntime.OrtValue.ortvalue_from_numpy(array, "cpu"))
+
+    def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        names = wanted_outputs(self, outputs)
+        arrays = {name: on_host(feed) for name, feed in feeds.items()}
+        return dict(zip(names, self._session.run(names, arrays), strict=True))
+
+    def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
+        names = wanted_outputs(self, outputs)
+        values = {name: self.value(feed) for name, feed in feeds.items()}
+        return dict(zip(names, self._session.run_with_ort_values(names, values), strict=True))
+
+    def bind(self) -> Any:
+        """A fresh onnxruntime IOBinding for loops that reuse their buffers."""
+        return self._session.io_binding()
+
+    def run_bound(self, binding: Any) -> None:
+        self._session.run_with_iobinding(binding)
+
+
+@functools.cache
+def _share_arena() -> None:
+    """One arena for all graphs of the process, which grows by what is asked for and not by doubling.
+
+    Each graph's own would keep the most that this graph ever took, and the graphs of an extractor take turns.
+    https://onnxruntime.ai/docs/get-started/with-c.html (sharing allocators between sessions)
+    """
+    import onnxruntime as ort
+
+    ort.disable_telemetry_events()  # should onnxruntime have been imported before this package (__init__.py)
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    usual = -1
+    as_asked = {"arena_extend_strategy": 1, "max_mem": 0}
+    sizes = {"initial_chunk_size_bytes": usual, "max_dead_bytes_per_chunk": usual}
+    ort.create_and_register_allocator(place, ort.OrtArenaCfg(as_asked | sizes))
+
+
+def as_value(array: Array) -> Any:
+    """An OrtValue over a copy of ``array``, owned by ONNX Runtime.
+
+    (A value made over NumPy's memory does not keep it alive: onnxruntime 1.32 reads freed memory.)
+    """
+    import onnxruntime
+
+    value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(array.shape), array.dtype.type, "cpu")
+    value.update_inplace(np.ascontiguousarray(array))
+    return value
+
+
+def _is_own(feed: Feed) -> bool:
+    import onnxruntime
+
+    return isinstance(feed, onnxruntime.OrtValue) and feed.device_name() == "cpu"

@@ -1,0 +1,202 @@
+"""ONNX Runtime on an NVIDIA GPU: IO binding, values that stay on the device, and no silent step to the CPU.
+
+With no driver, or with a CUDA library missing, ONNX Runtime makes a CPU session of a CUDA one and says so
+in its log only. Two things are asked here: of the session, that no node may go to the CPU
+(``session.disable_cpu_ep_fallback``), and of the opened session, what its providers are.
+
+Not run on hardware yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from .session import Array, Feed, Value, on_host, wanted_outputs
+from .unavailable import Code, refuse
+
+CUDA = "CUDAExecutionProvider"
+# Arithmetic on shapes. ONNX Runtime puts it on the CPU on purpose, next to who needs the result, and the
+# flag above counts that as a fallback: graphs with dynamic axes would never open. Each of these has a CUDA
+# kernel for floating-point tensors, so that one on the CPU is arithmetic on a handful of integers.
+SHAPE_OPERATORS = frozenset(
+    {"Shape", "Size", "Gather", "Concat", "Slice", "Unsqueeze", "Squeeze", "Reshape", "Cast", "Identity"}
+    | {"Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", "Equal", "Less", "Greater", "Not", "Where", "Range"}
+    | {"ConstantOfShape", "Expand", "ReduceProd", "Split"}
+)
+
+
+class OrtCudaSession:
+    """An opened graph (session.py). Its values are OrtValues on the device. One thread at a time."""
+
+    computes_on_host = False
+    kind = "cuda"  # of the device, in ONNX Runtime's words
+
+    def __init__(self, session: Any, device: int, where: str) -> None:
+        self._session = session
+        self._device = device
+        self.inputs: tuple[str, ...] = tuple(value.name for value in session.get_inputs())
+        self.outputs: tuple[str, ...] = tuple(value.name for value in session.get_outputs())
+        self.where = where
+
+    @classmethod
+    def open(cls, graph: Path, *, gpu: str, device: int = 0, tf32: bool = False) -> OrtCudaSession:
+        """Open ``graph`` on GPU number ``device``, called ``gpu`` in ``where``.
+
+        ``tf32``: products of float32 round their inputs to 10 bits of mantissa; off, because features of a
+        CPU and a GPU are then the same to 1e-4. Raises the errors of ORT_MISSING, ORT_NO_CUDA,
+        ORT_CUDA_LIBS, GPU_MEMORY, CPU_FALLBACK, BACKEND_FAILED.
+        """
+        ort = import_onnxruntime_gpu()
+        providers = [(CUDA, {"device_id": str(device), "use_tf32": str(int(tf32))})]
+        with _quiet(ort):
+            try:
+                session = _strict(ort, graph, providers)
+            except Exception as error:  # onnxruntime's own exception types share no public base
+                if "assigned to the default CPU EP" not in str(error):
+                    raise _opening_refused(graph, error) from error
+                session = _with_shapes_on_cpu(ort, graph, providers)
+        _check_providers(session, graph)
+        return cls(session, device, f"ONNX Runtime {ort.__version__} CUDA on {gpu}")
+
+    def value(self, of: Feed) -> Value:
+        import onnxruntime
+
+        if isinstance(of, onnxruntime.OrtValue) and of.device_name() == self.kind:
+            return cast(Value, of)
+        array = np.asarray(on_host(of), order="C")
+        # A value of its own on the device, not a view of NumPy's memory.
+        return cast(Value, onnxruntime.OrtValue.ortvalue_from_numpy(array, self.kind, self._device))
+
+    def borrow(self, array: Array) -> Value:
+        return self.value(array)
+
+    def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        return {name: value.numpy() for name, value in self.run_values(feeds, outputs).items()}
+
+    def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
+        """Results are allocated on the device by ONNX Runtime: a step's ``present`` is the next one's ``past``."""
+        names = wanted_outputs(self, outputs)
+        values = {name: self.value(feed) for name, feed in feeds.items()}  # they live until the run has ended
+        binding = self._session.io_binding()
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in names:
+            binding.bind_output(name, self.kind, self._device)
+        self._session.run_with_iobinding(binding)
+        return dict(zip(names, binding.get_outputs(), strict=True))
+
+
+def import_onnxruntime_gpu() -> Any:
+    """onnxruntime with a CUDA provider and NVIDIA's libraries loaded; raises ORT_MISSING or ORT_NO_CUDA."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise refuse(Code.ORT_MISSING, str(error), fix="pip install 'flamest[gpu]'").error() from error
+    if CUDA not in onnxruntime.get_available_providers():
+        said = f"onnxruntime {onnxruntime.__version__} has {', '.join(onnxruntime.get_available_providers())}"
+        raise refuse(Code.ORT_NO_CUDA, said).error()
+    if hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints; opening says what is missing
+            onnxruntime.preload_dlls()
+    return onnxruntime
+
+
+@contextlib.contextmanager
+def _quiet(ort: Any) -> Iterator[None]:
+    """Without pages of red text on stderr: what is wrong is asked and said once, as a refusal."""
+    ort.set_default_logger_severity(4)  # fatal
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(2)  # warning, the default
+
+
+def _options(ort: Any, **entries: str) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # fatal: see _quiet
+    for key, value in entries.items():
+        options.add_session_config_entry(f"session.{key}", value)
+    return options
+
+
+def _strict(ort: Any, graph: Path, providers: list[Any]) -> Any:
+    """Every node on the GPU, or an exception."""
+    return ort.InferenceSession(str(graph), _options(ort, disable_cpu_ep_fallback="1"), providers=providers)
+
+
+def _with_shapes_on_cpu(ort: Any, graph: Path, providers: list[Any]) -> Any:
+    """Nothing on the CPU but arithmetic on shapes; raises CPU_FALLBACK with the operators that are there."""
+    options = _options(ort, record_ep_graph_assignment_info="1")
+    try:
+        session = ort.InferenceSession(str(graph), options, providers=providers)
+    except Exception as error:
+        raise _opening_refused(graph, error) from error
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        said = f"{graph.name}: some nodes are on the CPU, and onnxruntime {ort.__version__} does not say which"
+        raise refuse(Code.CPU_FALLBACK, said, fix="pip install --upgrade onnxruntime-gpu").error()
+    _check_providers(session, graph)
+    strays = cpu_operators(session.get_provider_graph_assignment_info())
+    if strays:
+        said = ", ".join(f"{count} {operator}" for operator, count in sorted(strays.items()))
+        raise refuse(Code.CPU_FALLBACK, f"{graph.name}: ONNX Runtime put {said} on the CPU").error()
+    return session
+
+
+def cpu_operators(assignment: Sequence[Any]) -> Counter[str]:
+    """Operators that are not on the GPU and are no arithmetic on shapes, of a session's assignment info."""
+    return Counter(
+        node.op_type
+        for part in assignment
+        if part.ep_name != CUDA
+        for node in part.get_nodes()
+        if node.domain not in ("", "ai.onnx") or node.op_type not in SHAPE_OPERATORS
+    )
+
+
+def _check_providers(session: Any, graph: Path) -> None:
+    """Ask the opened session what it really is: asked for CUDA, it may have become a CPU session."""
+    found = session.get_providers()
+    if found and found[0] == CUDA:
+        return
+    said = f"{graph.name}: asked for {CUDA}, the opened session has {', '.join(found) or 'none'}"
+    if missing := missing_library():
+        code = Code.NO_DRIVER_OR_GPU if "libcuda.so" in missing else Code.ORT_CUDA_LIBS
+        raise refuse(code, f"{said}: {missing}").error()
+    raise refuse(Code.CPU_FALLBACK, said, fix="flamest-agent doctor says what CUDA lacks here").error()
+
+
+def missing_library() -> str:
+    """What the loader says of the CUDA provider's library; empty when it loads, or is not there.
+
+    ONNX Runtime tells this to its log alone, and opens the graph on the CPU.
+    """
+    import onnxruntime
+
+    library = Path(onnxruntime.__file__).with_name("capi") / "libonnxruntime_providers_cuda.so"
+    if not library.is_file():
+        return ""
+    try:
+        ctypes.CDLL(str(library), mode=os.RTLD_LAZY | os.RTLD_LOCAL)
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def _opening_refused(graph: Path, error: Exception) -> Exception:
+    said = str(error)
+    if "cannot open shared object file" in said or "Failed to load library" in said:
+        code = Code.ORT_CUDA_LIBS
+    elif "out of memory" in said or "Failed to allocate memory" in said:
+        code = Code.GPU_MEMORY
+    else:
+        code = Code.BACKEND_FAILED
+    return refuse(code, f"{graph.name}: {said.strip()}").error()

@@ -1,0 +1,113 @@
+"""OpenVINO on the CPU: the same ONNX files, and bf16 at compile time where the processor has it."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ...base.process import usable_cores
+from .session import Array, Feed, Value, on_host, wanted_outputs
+from .unavailable import Code, refuse
+
+Computed = Literal["f32", "bf16"]
+# OpenVINO's names for the layers in which products are computed
+PRODUCT_LAYERS = frozenset({"Convolution", "FullyConnected", "MatMul", "Deconvolution", "ScaledDotProductAttention"})
+
+
+@dataclass(frozen=True, eq=False)
+class HostValue:
+    """An array of its own; nothing else writes to it."""
+
+    array: Array
+
+    def numpy(self) -> Array:
+        return self.array
+
+
+class OpenVinoSession:
+    """An opened graph (session.py). One thread at a time."""
+
+    computes_on_host = True
+
+    def __init__(self, compiled: Any, computed: Computed) -> None:
+        self._request = compiled.create_infer_request()
+        self.inputs: tuple[str, ...] = tuple(port.get_any_name() for port in compiled.inputs)
+        self.outputs: tuple[str, ...] = tuple(port.get_any_name() for port in compiled.outputs)
+        self.where = f"OpenVINO CPU {computed}"
+
+    @classmethod
+    def open(cls, graph: Path, *, computed: Computed = "f32", threads: int | None = None) -> OpenVinoSession:
+        """Compile ``graph`` so that float products are computed in ``computed``; int8 products stay int8.
+
+        Raises the errors of OPENVINO_MISSING, OPENVINO_REJECTED, and PRECISION when the compiled graph
+        says that it computes in something else (a processor without bf16 falls back to f32 silently).
+        """
+        openvino = import_openvino()
+        settings = {
+            "INFERENCE_PRECISION_HINT": computed,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads or usable_cores(),
+        }
+        try:
+            compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
+        except Exception as error:  # openvino's exceptions share no public base
+            raise refuse(Code.OPENVINO_REJECTED, f"{graph.name}: {_last_line(error)}").error() from error
+        found = product_precisions(compiled)
+        if (computed == "bf16" and not found["bf16"]) or found["f16"]:
+            said = f"{graph.name}: asked for {computed}, OpenVINO computes its products in {dict(found)}"
+            raise refuse(Code.PRECISION, said, fix="leave --precision out, or run on a processor with bf16").error()
+        return cls(compiled, computed)
+
+    def value(self, of: Feed) -> Value:
+        return of if isinstance(of, HostValue) else HostValue(np.array(on_host(of)))
+
+    def borrow(self, array: Array) -> Value:
+        return HostValue(array)
+
+    def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        # Called once for all outputs: calling the compiled model per output would compute the graph as often.
+        arrays = {name: np.asarray(on_host(feed), order="C") for name, feed in feeds.items()}
+        results = self._request.infer(arrays, share_inputs=True, share_outputs=True)
+        # The request's own memory is written again by the next run.
+        return {name: np.array(results[name]) for name in wanted_outputs(self, outputs)}
+
+    def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
+        return {name: HostValue(array) for name, array in self.run(feeds, outputs).items()}
+
+
+def import_openvino() -> Any:
+    """The module ``openvino``, kept from talking; raises the error of OPENVINO_MISSING.
+
+    Importing openvino starts a process that reports the import to Google Analytics unless somebody has
+    opted out (seen with 2026.4: openvino/tools/ovc/__init__.py, enable_opt_in_dialog=False), and writes an
+    identifier to ~/intel. A silo tells nobody anything: openvino works without its telemetry package.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # "cannot be imported"
+    try:
+        import openvino
+    except ImportError as error:
+        raise refuse(Code.OPENVINO_MISSING, str(error)).error() from error
+    return openvino
+
+
+def product_precisions(compiled: Any) -> Counter[str]:
+    """In which types the compiled graph computes its products, as its runtime model says: {"bf16": 18}."""
+    found: Counter[str] = Counter()
+    for operation in compiled.get_runtime_model().get_ops():
+        facts = operation.get_rt_info()
+        if facts["layerType"].astype(str) in PRODUCT_LAYERS:
+            found[facts["runtimePrecision"].astype(str)] += 1
+    return found
+
+
+def _last_line(error: Exception) -> str:
+    """OpenVINO's messages begin with places in its source; what is wrong stands at their end."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,75 @@
+"""What a person asks of the backends: ``--backend``, ``--require-backend``, ``--precision``, and agent.toml's words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from ...base.errors import UsageError
+
+Backend = Literal["tensorrt", "onnxruntime-cuda", "openvino", "onnxruntime"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)  # from the top of the ladder to its foot
+AUTO = "auto"
+GRAPHS = ("keyframes", "vision", "text", "words", "clip", "cnn")
+EXAMPLE = "--backend openvino --backend text=onnxruntime"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """Where graphs should run. The default asks for nothing: the ladder decides."""
+
+    backend: str = AUTO  # of BACKENDS, or AUTO; where no other is given for a graph
+    by_graph: Mapping[str, str] = field(default_factory=dict)
+    require: bool = False  # another backend than the one asked for is an error
+    bf16: bool = False  # compute float32 graphs in bf16; all but keyframes, which decides what is seen
+    quickest: bool = (
+        False  # what runs where is found out by a measurement (runtime/backends/autotune.py); nothing else is asked
+    )
+
+    def backend_of(self, graph: str) -> str:
+        return self.by_graph.get(graph, self.backend)
+
+    def bf16_of(self, graph: str) -> bool:
+        return self.bf16 and graph != "keyframes"
+
+
+NO_WISHES = Wishes()
+
+
+def parse_wishes(words: Sequence[str], *, require: bool = False, precision: str | None = None) -> Wishes:
+    """From ``openvino`` and ``text=onnxruntime`` (each word may hold several, with commas).
+
+    ``precision``: None for that of the bundle, ``bf16``, or ``auto``: what is quickest. Raises UsageError.
+    """
+    everywhere, by_graph = AUTO, dict[str, str]()
+    for word in (part.strip() for text in words for part in text.split(",")):
+        graph, equals, backend = word.rpartition("=")
+        if backend not in (AUTO, *BACKENDS):
+            raise UsageError(
+                f"--backend {word}: no such backend, expected one of {', '.join((AUTO, *BACKENDS))}",
+                fix=f"for one graph alone: {EXAMPLE}",
+            )
+        if equals and graph not in GRAPHS:
+            raise UsageError(f"--backend {word}: no such graph, expected one of {', '.join(GRAPHS)}", fix=EXAMPLE)
+        if equals:
+            by_graph[graph] = backend
+        else:
+            everywhere = backend
+    if precision not in (None, "bf16", "auto"):
+        raise UsageError(
+            f"--precision {precision}: expected bf16, which OpenVINO computes of an fp32 bundle, or auto",
+            fix="other precisions stand in the bundle: flamest-export --backend onnx --precision int8 --out DIR",
+        )
+    if precision == "auto" and {everywhere, *by_graph.values()} != {AUTO}:
+        raise UsageError(
+            "--precision auto finds the backend too: expected no --backend beside it",
+            fix="leave out either of the two",
+        )
+    wishes = Wishes(everywhere, by_graph, require, precision == "bf16", precision == "auto")
+    if require and AUTO in (everywhere, *by_graph.values()):
+        raise UsageError(
+            "--require-backend: no backend is named that could be required",
+            fix=f"add one of {', '.join(f'--backend {name}' for name in BACKENDS)}",
+        )
+    return wishes

@@ -1,0 +1,84 @@
+"""One ONNX graph, opened for running: what every backend's session can do. The training step's too.
+
+A backend keeps arrays where it computes (host memory, a GPU): a ``Value`` is such an array. Results of
+one run feed the next, or another graph of the same backend, without a copy through the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from .onnxruntime import OrtSession
+
+Array = npt.NDArray[Any]
+
+
+class Value(Protocol):
+    """An array that may live on a device. Not changed after it is made."""
+
+    def numpy(self) -> Array:
+        """On the host; waits until it is computed."""
+
+
+Feed: TypeAlias = Value | Array
+
+
+class Session(Protocol):
+    """An opened graph: named arrays in, named arrays out. One thread at a time, unless the backend says more."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+
+    @property
+    def where(self) -> str:
+        """What runs it, as the runtime itself says: "ONNX Runtime CPU", "TensorRT 10.16 on NVIDIA H100"."""
+
+    @property
+    def computes_on_host(self) -> bool:
+        """Whether it computes in the memory where NumPy's arrays are."""
+
+    def borrow(self, array: Array) -> Value:
+        """A Value over the array's own memory where the session computes on the host, else a copy. The caller
+        keeps the array alive, and changes it only between runs."""
+
+    def value(self, of: Feed) -> Value:
+        """``of`` where this session computes: an array is copied, a Value of this backend comes back as it
+        is, a foreign one goes through the host."""
+
+    def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run once. ``feeds``: every input by name. Returns the wanted outputs (all when None) on the host."""
+
+    def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
+        """Like ``run``, and the results stay where they were computed. Each is a Value of its own: the next
+        run does not change it."""
+
+
+def wanted_outputs(session: Session, outputs: Sequence[str] | None) -> list[str]:
+    """The names that ``run`` and ``run_values`` return, in order."""
+    return list(session.outputs if outputs is None else outputs)
+
+
+def on_host(feed: Feed) -> Array:
+    """The feed as an array."""
+    return feed if isinstance(feed, np.ndarray) else feed.numpy()
+
+
+def open_session(graph: Path | bytes, *, threads: int | None = None, spin: bool = False) -> OrtSession:
+    """Open an ONNX file (or its bytes) on the CPU with ONNX Runtime, the rung that every machine has.
+
+    ``threads``: how many cores one run may use (None: all that this process may use). ``spin``: idle
+    threads wait busily, which is faster for many small runs and costs those who share the machine.
+    Raises MissingExtra without onnxruntime, DataError when the graph cannot be loaded.
+    """
+    from .onnxruntime import OrtSession
+
+    return OrtSession.open(graph, threads=threads, spin=spin)

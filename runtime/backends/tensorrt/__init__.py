@@ -1,0 +1,1 @@
+"""TensorRT: building, caching, loading and running engines."""

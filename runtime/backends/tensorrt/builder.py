@@ -1,0 +1,187 @@
+"""One ONNX graph becomes one TensorRT plan: the raw API, one path for TensorRT 10.3 to 11.
+
+Precision is never asked of the builder: every network is strongly typed (a flag in 10, always so in 11), so
+each layer computes in the type that the ONNX graph says. After parsing, ``network.py`` compares what
+TensorRT made of it with the graph's ledger; half precision that would be lost is an error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ....base.errors import StorageError
+from ....base.files import sha256_bytes, write_atomic
+from ....base.progress import Progress
+from ...bundle.records import Graph, PlanOptions
+from ..unavailable import Code, refuse
+from .engine import Version, plan_version
+from .network import check_network
+from .package import Log, import_tensorrt, make_builder, make_logger
+from .profile import input_ranges
+from .progress import PlanProgress, make_monitor
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What to build from what."""
+
+    name: str  # of the graph, for messages
+    onnx: Path
+    onnx_sha256: str  # the bytes that are parsed are these, or nothing is
+    graph: Graph
+    options: PlanOptions
+    timing_cache: Path | None = None  # kernels' times from earlier builds; read if there, and written
+
+
+@dataclass(frozen=True)
+class BuiltPlan:
+    data: bytes  # native code: whoever can change it before it is loaded can run anything
+    version: Version  # of TensorRT, from the plan's header
+    seconds: float
+    remarks: tuple[str, ...]  # what the person should know and is no error
+
+
+def build_plan(request: PlanRequest, progress: Progress) -> BuiltPlan:
+    """Build the plan of one graph; ``progress`` counts ``plan_progress.STEPS`` steps.
+
+    Raises the errors of TRT_MISSING, TRT_LIBS, TRT_NO_BUILDER, NO_DRIVER_OR_GPU, PLAN_BUILD (the parser or
+    the builder refused; every line of theirs is in the message) and PRECISION, UNTRUSTED when the ONNX file
+    is not the one of ``onnx_sha256``, StorageError, KeyboardInterrupt when interrupted.
+    """
+    trt = import_tensorrt()
+    log, remarks = Log(), list[str]()
+    logger = make_logger(trt, log)
+    builder = make_builder(trt, logger, log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    # The parser owns weights that the network points to: it must live until the plan is built.
+    parser = parse_onnx(trt, network, logger, request, log)
+    check_network(trt, network, request.name, request.graph)
+    config = make_config(trt, builder, request.options, request.name)
+    _add_profile(builder, config, request)
+    cache = _attach_timing_cache(config, request.timing_cache, remarks)
+    ended = PlanProgress(progress)
+    monitor = make_monitor(trt, ended)
+    config.progress_monitor = monitor
+    started = time.monotonic()
+    serialized = builder.build_serialized_network(network, config)
+    seconds = time.monotonic() - started
+    if ended.interrupted:
+        raise KeyboardInterrupt
+    if serialized is None:
+        said = log.errors or "TensorRT logged nothing"
+        raise refuse(Code.PLAN_BUILD, f"graph '{request.name}': TensorRT built no plan: {said}").error()
+    ended.finish()
+    data = bytes(serialized)
+    _save_timing_cache(config, request.timing_cache, remarks)
+    del parser, cache
+    return BuiltPlan(data, plan_version(data), seconds, tuple(remarks))
+
+
+def parse_onnx(trt: Any, network: Any, logger: Any, request: PlanRequest, log: Log) -> Any:
+    """Fill ``network`` from the ONNX file's bytes; the parser, or the error of PLAN_BUILD with all it said."""
+    try:
+        model = request.onnx.read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot read {request.onnx}: {error.strerror}") from error
+    if sha256_bytes(model) != request.onnx_sha256:
+        raise refuse(Code.UNTRUSTED, f"{request.onnx} is not the file of the manifest").error()
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model):
+        said = f"graph '{request.name}' ({request.onnx.name}): {parser_errors(parser, log)}"
+        raise refuse(Code.PLAN_BUILD, said).error()
+    return parser
+
+
+def parser_errors(parser: Any, log: Log) -> str:
+    """Every error of TensorRT's ONNX parser (or its refitting kin), a line each."""
+    lines = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
+    return "\n".join(["TensorRT's ONNX parser refused it:", *(lines or [log.errors or "it said nothing"])])
+
+
+def _parser_error(error: Any) -> str:
+    """Node, operator and reason; the fields are the same in 10.3 and 11."""
+    where = f"node {error.node()} '{error.node_name()}' ({error.node_operator()})"
+    word = str(error.code()).rpartition(".")[2]  # in 10.3 this one enumeration's ``name`` is a method
+    return f"  {where}: {error.desc()} [{word}]"
+
+
+def make_config(trt: Any, builder: Any, options: PlanOptions, name: str) -> Any:
+    """The builder's configuration; every option is set, whatever TensorRT's default is in this version."""
+    config = builder.create_builder_config()
+    flags: tuple[tuple[str, bool], ...] = (
+        ("TF32", options.tf32),  # on by default in every version
+        ("VERSION_COMPATIBLE", options.version_compatible),
+        ("STRIP_PLAN", options.strip_weights),
+        # Refitted with the very weights that it was built from: other refit modes cost speed, and REFIT is
+        # known to drop biases of products in 11.3 (its release notes).
+        ("REFIT_IDENTICAL", options.strip_weights),
+    )
+    for flag, wanted in flags:
+        switch: Callable[[Any], None] = config.set_flag if wanted else config.clear_flag
+        switch(getattr(trt.BuilderFlag, flag))
+    config.builder_optimization_level = options.opt_level
+    config.hardware_compatibility_level = _hardware_level(trt, options, name)
+    if options.workspace_mb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb * MIB)
+    return config
+
+
+def _hardware_level(trt: Any, options: PlanOptions, name: str) -> Any:
+    levels = trt.HardwareCompatibilityLevel
+    word = {"none": "NONE", "ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}[options.hardware_compat]
+    if not hasattr(levels, word):
+        raise refuse(
+            Code.PLAN_BUILD,
+            f"graph '{name}': --hardware-compat {options.hardware_compat} needs TensorRT 10.9 or newer, "
+            f"here is {trt.__version__}",
+            fix="leave --hardware-compat out, or pip install --upgrade tensorrt",
+        ).error()
+    return getattr(levels, word)
+
+
+def _add_profile(builder: Any, config: Any, request: PlanRequest) -> None:
+    profile = builder.create_optimization_profile()
+    try:
+        for wanted in input_ranges(request.graph):
+            profile.set_shape(wanted.name, wanted.smallest, wanted.usual, wanted.largest)
+    except ValueError as error:
+        said = f"graph '{request.name}': TensorRT refused the range of input {wanted.name}: {error}"
+        raise refuse(Code.PLAN_BUILD, said).error() from error
+    if config.add_optimization_profile(profile) < 0:
+        raise refuse(Code.PLAN_BUILD, f"graph '{request.name}': TensorRT refused its optimisation profile").error()
+
+
+def _attach_timing_cache(config: Any, path: Path | None, remarks: list[str]) -> Any:
+    """The cache must outlive the build. One of another GPU or version is no error: the build takes longer."""
+    if path is None:
+        return None
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    except OSError as error:
+        raise StorageError(f"cannot read the timing cache {path}: {error.strerror}") from error
+    cache = config.create_timing_cache(data)
+    if cache is not None and config.set_timing_cache(cache, False):
+        return cache
+    remarks.append(f"the timing cache {path} is of another GPU or TensorRT and was not used; it is written anew")
+    cache = config.create_timing_cache(b"")
+    config.set_timing_cache(cache, False)
+    return cache
+
+
+def _save_timing_cache(config: Any, path: Path | None, remarks: list[str]) -> None:
+    """Losing it costs time only, so a failure is a remark."""
+    cache = config.get_timing_cache() if path is not None else None
+    if cache is None or path is None:
+        return
+    try:
+        write_atomic(path, bytes(cache.serialize()), mode=0o600)
+    except (StorageError, OSError) as error:
+        remarks.append(f"the timing cache was not kept: {error}")

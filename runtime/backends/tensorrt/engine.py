@@ -1,0 +1,173 @@
+"""A plan's bytes become an engine. A plan is native code: its hash has been checked before, or it is not opened.
+
+Where there is no driver, ``deserialize_cuda_engine`` ends the process (seen with the lean runtime of 11.4):
+``backends/machine.py`` asks the driver first, and ``trial.py`` opens a plan for the first time in a child.
+
+A TensorRT plan's version, read from its first 28 bytes without TensorRT, and what that version may run on.
+
+TensorRT has no question "would you take this plan?": it is asked by deserialising, and a plan is native
+code. The header is plain bytes (NVIDIA's trtexec reads it in ``printPlanVersion``,
+https://github.com/NVIDIA/TensorRT/blob/main/samples/common/sampleEngines.cpp): bytes 0 to 3 ``ftrt``, a
+serialisation version 0 as four bytes, and in bytes 24 to 27 major, minor, patch and build of TensorRT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ....base.errors import StorageError
+from ....base.files import sha256_bytes
+from ..unavailable import Code, refuse
+from .package import Log, make_logger
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """One plan on the disk, and what belongs to it."""
+
+    graph: str  # name, for messages
+    plan: Path
+    sha256: str
+    onnx: Path | None = None  # the graph whose weights a stripped plan gets; None: it has its own
+    onnx_sha256: str = ""
+    host_code: bool = False  # a version-compatible plan brings code of its own for this machine's processor
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """``log`` and ``kept`` must live as long as the engine."""
+
+    engine: Any
+    log: Log
+    kept: tuple[Any, ...]
+
+
+def load_engine(trt: Any, file: PlanFile) -> Engine:
+    """Deserialise and, where it is stripped, refit. Raises UNTRUSTED, PLAN_REJECTED, PLAN_REFIT, StorageError."""
+    plan = read_trusted(file.plan, file.sha256)
+    log = Log()
+    logger = make_logger(trt, log)
+    try:
+        runtime = trt.Runtime(logger)
+        if file.host_code:
+            runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(plan)
+    except Exception as error:  # pybind11 turns TensorRT's C++ exceptions into several types
+        raise _rejected(file, f"{type(error).__name__}: {error}", log) from error
+    if engine is None:
+        raise _rejected(file, "TensorRT returned no engine", log)
+    if file.onnx is not None:
+        refit(trt, engine, logger, log, file)
+    return Engine(engine, log, (runtime, logger))
+
+
+def refit(trt: Any, engine: Any, logger: Any, log: Log, file: PlanFile) -> None:
+    """Put the ONNX graph's weights into an engine that was built without."""
+    assert file.onnx is not None
+    model = read_trusted(file.onnx, file.onnx_sha256)
+    try:
+        refitter = trt.Refitter(engine, logger)
+    except TypeError as error:  # pybind11: "factory function returned nullptr"
+        raise _not_refitted(file, f"the plan takes no weights ({error}); built without --strip-weights?") from error
+    parser = trt.OnnxParserRefitter(refitter, logger)
+    if not parser.refit_from_bytes(model):
+        said = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        raise _not_refitted(file, "; ".join(said) or log.errors)
+    if missing := refitter.get_missing_weights():
+        raise _not_refitted(file, f"{len(missing)} weights are missing, the first is {missing[0]}")
+    if not refitter.refit_cuda_engine():
+        raise _not_refitted(file, log.errors)
+
+
+def read_trusted(path: Path, sha256: str) -> bytes:
+    """The file's bytes, which are those of the hash; raises UNTRUSTED, StorageError."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    if sha256_bytes(data) != sha256:
+        raise refuse(Code.UNTRUSTED, f"{path} is not the file whose SHA-256 is {sha256[:12]}…").error()
+    return data
+
+
+def _rejected(file: PlanFile, how: str, log: Log) -> Exception:
+    said = f"{how}; TensorRT says: {log.errors}" if log.errors else how
+    return refuse(Code.PLAN_REJECTED, f"graph '{file.graph}', {file.plan.name}: {said}").error()
+
+
+def _not_refitted(file: PlanFile, said: str) -> Exception:
+    return refuse(Code.PLAN_REFIT, f"graph '{file.graph}', {file.plan.name}: {said or 'no reason given'}").error()
+
+
+TAG = b"ftrt"
+HEADER_BYTES = 28
+
+
+class Version(NamedTuple):
+    """``build`` is None where it is not known: a package may call itself 10.3.0 and its library be 10.3.0.26."""
+
+    major: int
+    minor: int
+    patch: int
+    build: int | None
+
+    def __str__(self) -> str:
+        return ".".join(str(part) for part in self if part is not None)
+
+    @classmethod
+    def parse(cls, text: str) -> Version:
+        """From "10.16.1.11", "10.3.0", "11.4.0.106.post1"; raises ValueError for anything else."""
+        parts = text.strip().split(".")
+        if len(parts) < 3:
+            raise ValueError(f"{text!r} is no version of TensorRT, expected MAJOR.MINOR.PATCH or more")
+        major, minor, patch = (int(part) for part in parts[:3])
+        return cls(major, minor, patch, int(parts[3]) if len(parts) > 3 and parts[3].isdigit() else None)
+
+
+def plan_version(plan: Path | bytes) -> Version:
+    """The version of TensorRT that built ``plan``; nothing of it is executed.
+
+    Raises the error of PLAN_HEADER when the file does not begin as a plan does, StorageError.
+    """
+    if isinstance(plan, bytes):
+        name, head = "the plan", plan[:HEADER_BYTES]
+    else:
+        name = str(plan)
+        try:
+            with plan.open("rb") as file:
+                head = file.read(HEADER_BYTES)
+        except OSError as error:
+            raise StorageError(f"cannot read {plan}: {error.strerror}") from error
+    if len(head) < HEADER_BYTES:
+        raise refuse(Code.PLAN_HEADER, f"{name} has {len(head)} bytes, expected at least {HEADER_BYTES}").error()
+    if head[:4] != TAG:
+        raise refuse(Code.PLAN_HEADER, f"{name} begins with {head[:4]!r}, expected {TAG!r}").error()
+    if (serialisation := int.from_bytes(head[4:8], "little")) != 0:
+        said = f"{name} has serialisation version {serialisation}, this version of flamest knows 0 only"
+        raise refuse(Code.PLAN_HEADER, said).error()
+    return Version(*head[24:28])
+
+
+def version_problem(built: Version, here: Version, *, version_compatible: bool) -> str:
+    """Why a plan of TensorRT ``built`` cannot run on TensorRT ``here``; empty when it can.
+
+    Without ``version_compatible`` only the same version may run it. With it the same version or a newer one
+    of the same major, and 11 runs plans of 10
+    (https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/engine-compatibility.html).
+    """
+    if _known(built, here):
+        return ""
+    if not version_compatible:
+        return f"built by TensorRT {built}, here is {here}; it was not built with --version-compatible"
+    if built.major == here.major:
+        return "" if built <= here else f"built by TensorRT {built}, here is the older {here}"
+    if (built.major, here.major) == (10, 11):
+        return ""
+    return f"built by TensorRT {built}, here is {here}: another major version"
+
+
+def _known(built: Version, here: Version) -> bool:
+    """Equal in all that is known of both."""
+    return built[:3] == here[:3] and (None in (built.build, here.build) or built.build == here.build)

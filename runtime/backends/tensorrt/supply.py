@@ -1,0 +1,202 @@
+"""Where a plan that is built here goes: into the bundle beside its ONNX graph, or into this node's plan cache.
+
+A signed bundle does not change: its plans of this node are kept in the cache. Each plan is added by itself,
+so what was built stays when a later graph fails, and the next run goes on from there.
+
+Can plans be built on this machine, and what is written down about where one was built.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ....base.errors import StorageError
+from ....base.files import fsync_directory, sha256_bytes, write_atomic
+from ....base.progress import Progress
+from ...bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, encode_manifest, read_manifest
+from ...bundle.opening import Bundle
+from ...bundle.records import Graph, Plan, PlanOptions
+from ...bundle.signature import SIGNATURE_FILE
+from ..machine import MachineFacts, no_gpu
+from ..unavailable import Code, Refusal, refuse
+from .build_process import build_plan_apart
+from .builder import BuiltPlan, PlanRequest
+from .cache import KeptPlan, PlanCache, PlanKey
+from .progress import STEPS
+
+Build = Callable[[PlanRequest, Progress], BuiltPlan]
+SUFFIX = ".plan"
+
+
+@dataclass(frozen=True)
+class Site:
+    """This machine as a place where plans are built."""
+
+    facts: MachineFacts
+    options: PlanOptions
+    cache: PlanCache
+    timing_cache: Path | None = None  # None: the one of this TensorRT and GPU in ``cache``
+    build: Build = build_plan_apart
+    again: bool = False  # build what is there already too
+
+
+@dataclass(frozen=True)
+class Supplied:
+    """A plan of one graph that is now there."""
+
+    graph: str
+    path: Path
+    bytes: int
+    plan: Plan
+    fresh: bool  # built now; else it was there already
+    remarks: tuple[str, ...] = ()
+
+
+def rebuild_options(manifest: Manifest, name: str) -> PlanOptions:
+    """How a node builds a plan for itself: as the exporter did where that changes numbers, else the default."""
+    plans = manifest.graphs[name].plans
+    return PlanOptions(tf32=plans[0].options.tf32) if plans else PlanOptions()
+
+
+def kept_plan(bundle: Bundle, name: str, site: Site, progress: Progress) -> KeptPlan:
+    """This node's plan of graph ``name``: from the cache, or built now (minutes) and kept there.
+
+    ``progress`` counts ``plan_progress.STEPS``. Raises what ``build_plan`` raises.
+    """
+    key = _key(bundle.manifest, name, site)
+    if not site.again and (kept := site.cache.find(key)) is not None:
+        progress.advance(STEPS)
+        return kept
+    built = _build(bundle, name, key, site, progress)
+    record = record_plan(name, built, key, site.facts)
+    site.cache.keep(key, record, built.data)
+    return KeptPlan(record, built.data)
+
+
+def supply_cache(bundle: Bundle, name: str, site: Site, progress: Progress) -> Supplied:
+    """Make sure that the cache holds this node's plan of graph ``name``."""
+    key = _key(bundle.manifest, name, site)
+    there = not site.again and site.cache.find(key) is not None
+    kept = kept_plan(bundle, name, site, progress)
+    path = site.cache.folder / f"{key.digest}{SUFFIX}"
+    return Supplied(name, path, len(kept.data), kept.record, fresh=not there)
+
+
+def supply_bundle(bundle: Bundle, name: str, site: Site, progress: Progress) -> tuple[Bundle, Supplied]:
+    """Add this machine's plan of graph ``name`` to the bundle folder, unless it holds it; the bundle as it is now."""
+    manifest = bundle.manifest
+    key, graph = _key(manifest, name, site), manifest.graphs[name]
+    if not site.again and (plan := find_plan(name, graph, key)) is not None:
+        progress.advance(STEPS)
+        return bundle, Supplied(name, bundle.path / plan.file, manifest.files[plan.file].bytes, plan, fresh=False)
+    built = _build(bundle, name, key, site, progress)
+    plan = record_plan(name, built, key, site.facts)
+    manifest = with_plan(manifest, name, plan, built.data)
+    _put(bundle.path, plan.file, built.data, manifest)
+    supplied = Supplied(name, bundle.path / plan.file, len(built.data), plan, fresh=True, remarks=built.remarks)
+    return Bundle(bundle.path, manifest), supplied
+
+
+def with_plan(manifest: Manifest, name: str, plan: Plan, data: bytes) -> Manifest:
+    """The manifest of the same bundle with one more plan, or another of the same file; its fingerprint is the same."""
+    graph = manifest.graphs[name]
+    others = (other for other in graph.plans if other.file != plan.file)
+    graphs = {**manifest.graphs, name: msgspec.structs.replace(graph, plans=(*others, plan))}
+    files = {**manifest.files, plan.file: FileEntry(sha256=sha256_bytes(data), bytes=len(data))}
+    files = dict(sorted(files.items()))
+    return msgspec.structs.replace(manifest, graphs=graphs, files=files)
+
+
+def sweep(folder: Path) -> None:
+    """Remove plans that the manifest does not know: what a crash between the two writes of ``_put`` leaves."""
+    known = read_manifest(folder).files
+    for file in folder.glob(f"*{SUFFIX}"):
+        if file.name not in known and file.is_file() and not file.is_symlink():
+            file.unlink()
+
+
+def _put(folder: Path, file: str, data: bytes, manifest: Manifest) -> None:
+    """Write the plan beside the bundle, move it in, then replace the manifest."""
+    try:
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".plans", dir=folder.resolve().parent))
+    except OSError as error:
+        raise StorageError(f"cannot write beside {folder}: {error.strerror}") from error
+    try:
+        write_atomic(beside / file, data)
+        os.replace(beside / file, folder / file)
+        fsync_directory(folder)
+    except OSError as error:
+        raise StorageError(f"cannot write {folder / file}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    write_atomic(folder / MANIFEST_FILE, encode_manifest(manifest))
+
+
+def _key(manifest: Manifest, name: str, site: Site) -> PlanKey:
+    return plan_key(site.facts, manifest.files[manifest.graphs[name].file].sha256, site.options)
+
+
+def _build(bundle: Bundle, name: str, key: PlanKey, site: Site, progress: Progress) -> BuiltPlan:
+    timings = site.timing_cache or site.cache.timings(key.tensorrt, key.gpu)
+    request = PlanRequest(
+        name, bundle.graph(name), key.onnx_sha256, bundle.manifest.graphs[name], site.options, timings
+    )
+    return site.build(request, progress)
+
+
+def is_signed(folder: Path) -> bool:
+    return (folder / SIGNATURE_FILE).is_file()
+
+
+def site_problems(facts: MachineFacts) -> tuple[Refusal, ...]:
+    """All that is missing here to build plans, driver first; empty when they can be built."""
+    problems = []
+    if facts.gpu is None:
+        problems.append(no_gpu(facts))
+    if facts.tensorrt_problem:
+        problems.append(refuse(Code.TRT_LIBS, facts.tensorrt_problem))
+    elif "tensorrt" not in facts.versions:
+        problems.append(refuse(Code.TRT_MISSING, "the Python package tensorrt is not installed"))
+    elif not facts.tensorrt_builds:
+        problems.append(refuse(Code.TRT_NO_BUILDER, f"tensorrt {facts.versions['tensorrt']} has no Builder"))
+    return tuple(problems)
+
+
+def plan_key(facts: MachineFacts, onnx_sha256: str, options: PlanOptions) -> PlanKey:
+    """What a plan built here would be; raises the first of ``site_problems``."""
+    if problems := site_problems(facts):
+        raise problems[0].error()
+    gpu, capability = ("", "") if facts.gpu is None else (facts.gpu.name, facts.gpu.compute_capability)
+    return PlanKey(onnx_sha256, facts.versions["tensorrt"], gpu, capability, options)
+
+
+def plan_file(name: str, key: PlanKey) -> str:
+    """The file of graph ``name``'s plan in a bundle: one per key, readable up to its last word."""
+    capability = key.compute_capability.replace(".", "")
+    return f"{name}.trt{key.tensorrt}-sm{capability}-{key.digest[:8]}.plan"
+
+
+def find_plan(name: str, graph: Graph, key: PlanKey) -> Plan | None:
+    """The plan of ``key`` among those of the bundle."""
+    return next((plan for plan in graph.plans if plan.file == plan_file(name, key)), None)
+
+
+def record_plan(name: str, built: BuiltPlan, key: PlanKey, facts: MachineFacts) -> Plan:
+    return Plan(
+        file=plan_file(name, key),
+        onnx_sha256=key.onnx_sha256,
+        tensorrt=str(built.version),
+        cuda=facts.cuda,
+        driver=facts.driver or "unknown",
+        gpu=key.gpu,
+        compute_capability=key.compute_capability,
+        options=key.options,
+        build_seconds=round(built.seconds, 2),
+    )

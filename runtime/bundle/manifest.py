@@ -1,0 +1,267 @@
+"""``bundle.json``: what a bundle is, what its numbers mean, and the proof that it was exported right.
+
+Reading it needs no runtime and no numpy. An extractor has a vision-language part, a spatio-temporal
+part, or both; ``Manifest.needed_graphs`` says which graphs it runs. The graphs' tensor names are fixed
+here, in one place, for the exporter that writes them and the runtime that feeds them (records of a
+graph: records.py; of the comparison with PyTorch: records.py):
+
+``vision``     pixels f32[batch, 3, S, S] -> per decoder layer NN:
+               cross_key_NN   f32[batch, heads, head_dim, patches] (transposed, scaled by head_dim**-0.5)
+               cross_value_NN f32[batch, heads, patches, head_dim]
+``text``       token_ids i64[batch, tokens], positions i64[batch, tokens],
+               mask f32[batch, 1, tokens, past + tokens] (added to the attention scores: 0 keeps, MASKED drops),
+               past_key_NN, past_value_NN f32[batch, heads, past, head_dim], cross_key_NN, cross_value_NN
+               -> logits f32[batch, vocabulary] of the last token, hidden f32[batch, tokens, width],
+               present_key_NN, present_value_NN f32[batch, heads, past + tokens, head_dim]
+``words``      token_ids i64[batch, tokens], positions i64[batch, tokens], mask f32[batch, 1, 1, tokens]
+               -> hidden f32[batch, tokens, width]: the text alone, no image
+``clip``       pixels f32[batch, 3, S, S] -> vector f32[batch, 2 w] (the image's vector, then that of the
+               caption nearest to it), caption_index i64[batch]
+``cnn``        frames f32[batch, 3, K, S, S] -> embedding f32[batch, width]
+``keyframes``  frames f32[frames, 3, S, S] -> features f32[frames, C]; in every bundle
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ...base.errors import DataError
+from .records import Calibration, Graph, Parity, Record, precision_label
+
+SCHEMA = 3
+MANIFEST_FILE = "bundle.json"
+TOKENIZER_FILE = "tokenizer.json"
+MASKED = -1e4  # added to an attention score to drop it; fits fp16
+
+CrossAttention = Literal["bidirectional", "causal-last", "causal-first"]
+Reading = Literal["bidirectional", "causal-last", "causal-first", "text"]
+Network = Literal["slow", "i3d", "resnet3d", "videomae"]
+FrameChoice = Literal["keyframes", "uniform"]
+KEYFRAMES_SOURCE = "keyframes"  # in Manifest.sources where the bundle holds Slow's first layers and no more of it
+
+
+class FramePreprocessing(Record, frozen=True):
+    """RGB frame -> float32[3, size, size]: resize, crop, (value / 255 - mean) / std.
+
+    ``filter``: ``bicubic`` and ``bilinear-pillow`` as Pillow (antialiased, to whole byte values);
+    ``bilinear`` as torch's interpolate (not antialiased), ``bilinear-bytes`` the same, rounded to
+    whole byte values as torchvision does with byte tensors.
+    """
+
+    size: int  # pixels
+    fit: Literal["stretch", "crop"]  # to size x size whatever the aspect; or short side to size, centre crop
+    filter: Literal["bicubic", "bilinear", "bilinear-pillow", "bilinear-bytes"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resized: tuple[int, int] | None = None  # height and width before the centre crop, whatever the aspect
+
+
+class KeyframeRule(Record, frozen=True):
+    """Paper eq. 3; NOTES decision 4: k-means over per-frame features of uniform candidates."""
+
+    count: int  # K of the vision-language part; a spatio-temporal part may ask for another number
+    candidates: int
+    preprocessing: FramePreprocessing
+    feature_width: int
+    space: str  # where the features are read, for people: "slow stem to res3, mean"
+
+
+class CaptionRule(Record, frozen=True):
+    """Greedy decoding from ``start_id`` until ``end_id`` or ``max_new_tokens``."""
+
+    start_id: int
+    end_id: int
+    pad_id: int
+    cls_id: int
+    sep_id: int
+    max_new_tokens: int
+
+
+class TextShape(Record, frozen=True):
+    layers: int
+    heads: int
+    head_dim: int
+    width: int
+    vocabulary: int
+
+
+class VisionLanguage(Record, frozen=True, tag="vision-language"):
+    """Graphs ``vision`` and ``text``: caption of a frame, and caption and frame as one vector (NOTES decision 1).
+
+    ``reading`` says how: ``bidirectional``, ``causal-last`` and ``causal-first`` read the caption with
+    the frame through graph ``text``; ``text`` reads the caption alone through graph ``words``.
+    """
+
+    preprocessing: FramePreprocessing
+    text: TextShape
+    caption: CaptionRule
+    reading: Reading
+    width: int  # of the embedding
+    captioned_frames: int = 1  # keyframes that are captioned; their embeddings are averaged
+
+
+class RetrievedCaption(Record, frozen=True, tag="retrieved-caption"):
+    """Graph ``clip``: a frame's vector and that of the nearest of ``captions`` (NOTES decision 10).
+
+    Captions were written beforehand and encoded once: their vectors are constants of the graph.
+    Vectors are the towers' projections, not normalised; nearest is by cosine.
+    """
+
+    preprocessing: FramePreprocessing
+    captions: tuple[str, ...]
+    tokens_sha256: str  # of the captions' token ids: another tokenizer gives other vectors
+    width: int  # of the embedding: image and caption together
+    captioned_frames: int = 1
+
+
+class SpatioTemporal(Record, frozen=True):
+    """Graph ``cnn``: the embedding of several frames in time order."""
+
+    network: Network
+    preprocessing: FramePreprocessing
+    frames: int
+    choice: FrameChoice  # as many clusters as frames; or frames spread evenly over the candidates
+    width: int  # of the embedding
+    pooling: str  # for people: "mean of the head's sliding windows"
+
+
+class Source(Record, frozen=True):
+    """Where weights came from."""
+
+    name: str  # as given: hub id, path's last part, random:full, random:tiny
+    revision: str
+    weights_sha256: str  # over names, dtypes, shapes and values of all tensors, in name order
+    parameters: int  # as the paper's Table 1 counts them
+    parameters_tied: int  # each stored value once
+    licence: str
+
+
+class FileEntry(Record, frozen=True):
+    sha256: str
+    bytes: int
+
+
+class Manifest(Record, frozen=True):
+    schema: int
+    created: str  # UTC, RFC 3339
+    extractor: str  # "blip+slow"
+    backend: str  # whose form its ONNX graphs have: "onnx" or "tensorrt"; plans are each graph's own matter
+    extraction_seed: int
+    graphs: dict[str, Graph]
+    keyframes: KeyframeRule
+    vlm: VisionLanguage | RetrievedCaption | None
+    cnn: SpatioTemporal | None
+    sources: dict[str, Source]  # by network: "blip", "slow", …; KEYFRAMES_SOURCE where Slow is not one of them
+    files: dict[str, FileEntry]  # every file of the bundle but the manifest itself
+    parity: Parity
+    versions: dict[str, str]
+    calibration: Calibration | None = None  # None where no activation has a fixed int8 scale
+
+    @property
+    def width(self) -> int:
+        """Numbers per clip: 2816 for BLIP + Slow."""
+        return sum(part.width for part in (self.vlm, self.cnn) if part is not None)
+
+    @property
+    def needed_graphs(self) -> tuple[str, ...]:
+        """The graphs that this extractor runs, in the order in which it does."""
+        names = ["keyframes"]
+        if isinstance(self.vlm, VisionLanguage):
+            names += ["vision", "text", *(["words"] if self.vlm.reading == "text" else [])]
+        elif self.vlm is not None:
+            names.append("clip")
+        return (*names, *(["cnn"] if self.cnn is not None else []))
+
+    @property
+    def precision(self) -> str:
+        """What the graphs that make embeddings compute in: ``int8``, or ``cnn=int8,text=fp32`` where they differ.
+
+        Part of a feature's key in the store. Graph ``keyframes`` is fp32 in every bundle: it decides
+        which frames are seen.
+        """
+        return precision_label(
+            {name: self.graphs[name].precision for name in self.needed_graphs if name != "keyframes"}
+        )
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Whether captions are written, and TOKENIZER_FILE is in the bundle."""
+        return isinstance(self.vlm, VisionLanguage)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides what an embedding means; not of precision, backend, plans or parity.
+
+        Features of two bundles may be mixed exactly when their fingerprints are equal.
+        """
+        meaning = {
+            "extractor": self.extractor,
+            "extraction_seed": self.extraction_seed,
+            "keyframes": self.keyframes,
+            "vlm": self.vlm,
+            "cnn": self.cnn,
+            "weights": {name: source.weights_sha256 for name, source in self.sources.items()},
+            "tokenizer": self.files[TOKENIZER_FILE].sha256 if self.needs_tokenizer else None,
+        }
+        return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """The manifest of the bundle folder ``bundle``; raises DataError when it is not one.
+
+    Nothing says yet that it is to be trusted: opening.py's ``open_manifest`` asks its signatures first.
+    """
+    path = Path(bundle) / MANIFEST_FILE
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise no_bundle(bundle, error.strerror or str(error)) from error
+    return decode_manifest(data, path)
+
+
+def no_bundle(bundle: Path, reason: str) -> DataError:
+    return DataError(
+        f"{bundle} is not a bundle: cannot read {MANIFEST_FILE} ({reason})",
+        fix="get the bundle from the operator, or build one: flamest-export --backend onnx --out DIR",
+    )
+
+
+def decode_manifest(data: bytes, path: Path) -> Manifest:
+    """``data``: the bytes of the file ``path``, which is named in the DataError when they are no manifest."""
+    again = "export the bundle again with this version of flamest-export"
+    try:
+        schema = msgspec.json.decode(data, type=_Version).schema
+        if schema != SCHEMA:
+            raise DataError(f"{path} has schema {schema}, this version reads schema {SCHEMA}", fix=again)
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} is not a manifest of schema {SCHEMA}: {error}", fix=again) from error
+    _check_parts(path, manifest)
+    return manifest
+
+
+class _Version(msgspec.Struct, frozen=True):
+    """What a manifest of any schema has."""
+
+    schema: int
+
+
+def _check_parts(path: Path, manifest: Manifest) -> None:
+    """What the types alone do not say."""
+    if manifest.vlm is None and manifest.cnn is None:
+        raise DataError(f"{path}: neither vlm nor cnn is given, expected at least one of them")
+    captioned = 1 if manifest.vlm is None else manifest.vlm.captioned_frames
+    if not 1 <= captioned <= manifest.keyframes.count:
+        raise DataError(
+            f"{path}: vlm.captioned_frames is {captioned}, expected 1 to {manifest.keyframes.count}, the keyframes"
+        )
+    if manifest.cnn is not None and manifest.cnn.frames < 1:
+        raise DataError(f"{path}: cnn.frames is {manifest.cnn.frames}, expected at least 1")

@@ -1,0 +1,224 @@
+"""Opening a bundle: nothing in it is parsed before it is known to be what was exported.
+
+The order matters: the signatures over the manifest's raw bytes, then the manifest (plain JSON, strict),
+its names, the listing of the folder, every file's SHA-256. Only then may a parser or a runtime open a
+file: a TensorRT plan is native code.
+
+What is opened is what was hashed (decision 011). Plans and the tokenizer are handed on as the bytes
+that were hashed (``Bundle.read``). An ONNX graph of half a gigabyte is opened by its name, so that it is
+not in memory twice, and ``Bundle.must_be_unchanged`` is asked after opening, before anything is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from ...base.errors import DataError, StorageError
+from ...base.files import HASH_CHUNK, printable_path, sha256_bytes
+from .external_data import names_outside_data
+from .manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, decode_manifest, no_bundle
+from .signature import LONGEST_SIGNATURES, SIGNATURE_FILE, PublicKey, TrustedKeys, check_signatures
+
+LONGEST_MANIFEST = 16 << 20  # bytes; CLIP's thousands of captions stand in it
+_Stamp = tuple[int, int, int, int, int]  # changes when a file is written to or another takes its name
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle folder whose every file has been checked against its manifest."""
+
+    path: Path
+    manifest: Manifest
+    signers: tuple[PublicKey, ...] = ()  # whose signatures are right; trusted ones carry the name given here
+    stamps: Mapping[str, _Stamp] = field(default_factory=dict, repr=False)
+
+    def graph(self, name: str) -> Path:
+        """The ONNX file of the graph ``name`` (manifest.py lists the names)."""
+        return self.path / self.manifest.graphs[name].file
+
+    @property
+    def tokenizer(self) -> Path:
+        """There is one where the manifest's ``needs_tokenizer`` says so."""
+        return self.path / TOKENIZER_FILE
+
+    def read(self, name: str) -> bytes:
+        """The content of the bundle's file ``name``, hashed as it was read: these bytes are the exported ones."""
+        data = _read_plain(self.path, name, self.manifest.files[name].bytes)
+        if sha256_bytes(data) != self.manifest.files[name].sha256:
+            raise _tampered(self.path, name, "was changed after the bundle was checked")
+        return data
+
+    def must_be_unchanged(self) -> None:
+        """Raise DataError when any file is not the one that was hashed: replaced, or written to since.
+
+        To be asked after a runtime has opened files by name, and before anything of them is run.
+        """
+        for name, stamp in self.stamps.items():
+            try:
+                now = _stamp((self.path / name).lstat())
+            except OSError as error:
+                raise _tampered(self.path, name, "has gone since the bundle was checked") from error
+            if now != stamp:
+                raise _tampered(self.path, name, "was changed after the bundle was checked")
+
+
+def open_bundle(path: Path, trusted: TrustedKeys = ()) -> Bundle:
+    """Check the bundle folder ``path`` completely.
+
+    ``trusted``: keys one of which must have signed; with none given, signatures need only be right.
+    Raises DataError: ``UNTRUSTED`` when a signature is wrong or none is of a trusted key, ``bad_data``
+    when the folder holds no manifest of this schema, ``bundle_tampered`` (naming the file) when a file
+    is missing, extra, a link (hard links too), outside of the folder, not the one that was exported, or
+    an ONNX graph that takes data from another file.
+    """
+    path = Path(path)
+    manifest, signers = open_manifest(path, trusted)
+    _check_names(path, manifest)
+    _check_listing(path, manifest)
+    stamps = {}
+    for name, entry in manifest.files.items():
+        size, sha256, stamps[name] = _measure(path, name)
+        if (size, sha256) != (entry.bytes, entry.sha256):
+            raise _tampered(path, name, f"has {size} bytes and SHA-256 {sha256[:12]}…, not those of the manifest")
+    for name in manifest.files:
+        if name.endswith(".onnx") and names_outside_data(path / name):
+            raise _tampered(path, name, "takes tensors from another file; a graph must be one file")
+    return Bundle(path, manifest, signers, stamps)
+
+
+def open_manifest(path: Path, trusted: TrustedKeys = ()) -> tuple[Manifest, tuple[PublicKey, ...]]:
+    """The manifest of the bundle folder ``path``, and who signed it; nothing is decoded before that is known.
+
+    The other files are not looked at. Raises DataError as ``open_bundle`` does.
+    """
+    data = read_manifest_bytes(path)
+    signers = check_signatures(data, read_signatures(path), trusted, bundle=path)
+    return decode_manifest(data, path / MANIFEST_FILE), signers
+
+
+def read_manifest_bytes(path: Path) -> bytes:
+    """What signatures are over. Raises DataError when the folder holds no such file, or no plain one."""
+    if not os.path.lexists(path / MANIFEST_FILE):
+        raise no_bundle(path, "no such file")
+    return _read_plain(path, MANIFEST_FILE, LONGEST_MANIFEST)
+
+
+def read_signatures(path: Path) -> bytes | None:
+    """The bytes of the bundle's ``bundle.sig``, as they are; None when there is none."""
+    if not os.path.lexists(path / SIGNATURE_FILE):
+        return None
+    return _read_plain(path, SIGNATURE_FILE, LONGEST_SIGNATURES)
+
+
+def _check_names(path: Path, manifest: Manifest) -> None:
+    """Plain relative names only, and the files that an extractor needs are among them."""
+    for name in manifest.files:
+        parts = name.split("/")
+        if (
+            name in (MANIFEST_FILE, SIGNATURE_FILE)
+            or "\\" in name
+            or "\0" in name
+            or any(part in ("", ".", "..") for part in parts)
+        ):
+            raise _tampered(path, MANIFEST_FILE, f"lists {name!r}, which is no plain name inside the folder")
+    missing = [graph for graph in manifest.needed_graphs if graph not in manifest.graphs]
+    if missing:
+        raise DataError(
+            f"{printable_path(path)}: its manifest names no graph {', '.join(missing)}",
+            fix="export the bundle again with this version of flamest-export",
+        )
+    tokenizer = (TOKENIZER_FILE,) if manifest.needs_tokenizer else ()
+    plans = (plan.file for graph in manifest.graphs.values() for plan in graph.plans)
+    for needed in (*tokenizer, *(graph.file for graph in manifest.graphs.values()), *plans):
+        if needed not in manifest.files:
+            raise _tampered(path, MANIFEST_FILE, f"lists no hash for {needed!r}")
+
+
+def _check_listing(path: Path, manifest: Manifest) -> None:
+    """The folder holds the manifest's files, signatures perhaps, and no other, and no links."""
+    found = set()
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            full = Path(folder, name)
+            inside = full.relative_to(path).as_posix()
+            mode = full.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise _tampered(path, inside, "is a link or a special file, expected a plain one")
+            if stat.S_ISREG(mode):
+                found.add(inside)
+    expected = {MANIFEST_FILE, *manifest.files}
+    for name in sorted(expected - found):
+        raise _tampered(path, name, "is missing")
+    for name in sorted(found - expected - {SIGNATURE_FILE}):
+        raise _tampered(path, name, "is not in the manifest")
+
+
+def _measure(path: Path, name: str) -> tuple[int, str, _Stamp]:
+    """Size in bytes, SHA-256 and stamp of a bundle's file."""
+    digest = hashlib.sha256()
+    size = 0
+    file, before = _open_plain(path, name)
+    with file:
+        try:
+            while chunk := file.read(HASH_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+        except OSError as error:
+            raise _unreadable(path, name, error) from error
+        if _stamp(os.fstat(file.fileno())) != before:
+            raise _tampered(path, name, "changed while it was read")
+    return size, digest.hexdigest(), before
+
+
+def _read_plain(path: Path, name: str, longest: int) -> bytes:
+    file, _ = _open_plain(path, name)
+    with file:
+        try:
+            data = file.read(longest + 1)
+        except OSError as error:
+            raise _unreadable(path, name, error) from error
+    if len(data) > longest:
+        raise _tampered(path, name, f"is longer than {longest} bytes")
+    return data
+
+
+def _open_plain(path: Path, name: str) -> tuple[BinaryIO, _Stamp]:
+    """An open file that is no link, no pipe, and has no second name: who can write there could write here."""
+    try:
+        handle = os.open(path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if (path / name).is_symlink():
+            raise _tampered(path, name, "is a link, expected a plain file") from error
+        raise _unreadable(path, name, error) from error
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        os.close(handle)
+        problem = (
+            f"is a hard link, the same file has {status.st_nlink} names: expected a copy of its own (cp -r)"
+            if stat.S_ISREG(status.st_mode)
+            else "is a special file or a folder, expected a plain one"
+        )
+        raise _tampered(path, name, problem)
+    return os.fdopen(handle, "rb"), _stamp(status)
+
+
+def _stamp(status: os.stat_result) -> _Stamp:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _unreadable(path: Path, name: str, error: OSError) -> StorageError:
+    return StorageError(f"cannot read {printable_path(path / name)}: {error.strerror}")
+
+
+def _tampered(path: Path, name: str, problem: str) -> DataError:
+    return DataError(
+        f"bundle {printable_path(path)}: {name} {problem}",
+        fix="copy the bundle again from where it came, or export it again; do not edit its files",
+        code="bundle_tampered",
+    )

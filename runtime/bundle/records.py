@@ -1,0 +1,141 @@
+"""What ``bundle.json`` says of one graph: its tensors, its axes, and what it computes in.
+
+What ``bundle.json`` says of how near the graphs are to PyTorch, and to their own fp32 form.
+
+What a TensorRT plan is, for people and for the manifest: how it was built, and where it may run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Ledger = dict[str, dict[str, int]]  # what is computed in -> operator -> nodes
+WITH_INT8_WEIGHTS = " with int8 weights"  # ends the kind of products whose weights alone are int8
+
+
+def precision_label(of: Mapping[str, str]) -> str:
+    """What several graphs compute in, as one word: ``int8``, or ``cnn=int8,text=fp32`` where they differ."""
+    if len(set(of.values())) == 1:
+        return next(iter(of.values()))
+    return ",".join(f"{name}={of[name]}" for name in sorted(of))
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Strict and immutable: an unknown field in a manifest is an error."""
+
+
+class Tensor(Record, frozen=True):
+    name: str
+    dtype: str  # numpy name: float32, int64, …
+    shape: tuple[int | str, ...]  # a word is a dynamic axis
+
+
+class AxisRange(Record, frozen=True):
+    """What a dynamic axis may be; becomes an optimisation profile."""
+
+    smallest: int
+    usual: int
+    largest: int
+
+
+class Graph(Record, frozen=True):
+    """One ONNX file. Inputs and outputs are float32 (and int64) whatever its products are computed in."""
+
+    file: str
+    opset: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    axes: dict[str, AxisRange]  # by the word used in the shapes
+    precision: Precision  # what its products are computed in
+    # Read back from the written file, so it proves the precision and does not promise it: float32, float16, bfloat16,
+    # int8, "float32 with int8 weights" -> operator ("com.microsoft." before one that is not standard ONNX) -> nodes.
+    ledger: Ledger
+    plans: tuple[Plan, ...] = ()  # TensorRT's, for GPUs and versions of their own; files of the bundle too
+
+
+class GraphParity(Record, frozen=True):
+    """Difference of one graph to PyTorch's fp32 over the batches compared."""
+
+    max_abs: float
+    max_rel: float  # max |a - b| / max |b| per output, the largest of the outputs
+    min_cosine: float  # of a row of any output: what belongs to one clip, as one vector
+    batches: tuple[int, ...]
+    ran_on: str  # who computed the graph: "ONNX Runtime CPU", …
+
+
+class Cosine(Record, frozen=True):
+    smallest: float
+    mean: float
+
+
+class ChainParity(Record, frozen=True):
+    """The whole chain of a bundle beside the same chain in fp32, on the calibration clips.
+
+    The embedding is compared given the fp32 caption: near-ties between captions are counted apart.
+    """
+
+    clips: int
+    embeddings: dict[str, Cosine]  # by part: "vlm", "cnn"
+    captions_equal: int
+    captions: int
+    ran_on: str
+
+
+class Parity(Record, frozen=True):
+    graphs: dict[str, GraphParity]
+    captions_equal: int  # to PyTorch's, of ``captions``
+    captions: int  # compared
+    chain: ChainParity | None = None  # None where all graphs are fp32: PyTorch is the measure
+
+
+class Calibration(Record, frozen=True):
+    """The clips on which the ranges of int8 activations were found."""
+
+    source: str  # "seeded" or "own clips"
+    clips: int
+
+
+HardwareCompat = Literal["none", "ampere+", "same-cc"]
+OPT_LEVELS = range(6)  # of TensorRT's builder: 0 builds fastest, 5 searches longest
+
+
+class PlanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a plan is built. Precision is not among them: it stands in the ONNX graph."""
+
+    opt_level: int = 3
+    hardware_compat: HardwareCompat = "none"
+    version_compatible: bool = False
+    strip_weights: bool = False  # the weights are put in on the node, from the ONNX graph beside the plan
+    tf32: bool = False  # float32 products may round their inputs to 10 bits of mantissa (Ampere and later)
+    workspace_mb: int | None = None  # MiB that a kernel may use beside its tensors; None: all of the GPU's
+
+    def flags(self) -> tuple[str, ...]:
+        """The options that differ from the default, as ``flamest-export`` takes them."""
+        words: list[str] = []
+        if self.opt_level != PlanOptions().opt_level:
+            words += ["--opt-level", str(self.opt_level)]
+        if self.hardware_compat != "none":
+            words += ["--hardware-compat", self.hardware_compat]
+        words += ["--version-compatible"] if self.version_compatible else []
+        words += ["--strip-weights"] if self.strip_weights else []
+        words += ["--tf32"] if self.tf32 else []
+        words += ["--workspace-mb", str(self.workspace_mb)] if self.workspace_mb is not None else []
+        return tuple(words)
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One plan file of a graph: native code for one GPU (or family) and one TensorRT (or major version)."""
+
+    file: str
+    onnx_sha256: str  # of the graph that it was built from
+    tensorrt: str  # version, from the plan's own header: "10.16.1.11"
+    cuda: str  # newest CUDA that the driver supports: "12.8"
+    driver: str  # "570.86.15"; "unknown" where the driver does not say
+    gpu: str  # "NVIDIA H100 80GB HBM3"
+    compute_capability: str  # "9.0"
+    options: PlanOptions
+    build_seconds: float

@@ -1,0 +1,1 @@
+"""Video files: decoder process, frames, preprocessing."""

@@ -1,0 +1,264 @@
+"""One video file -> its frames, through PyAV. Runs in the decoder process only.
+
+What the header says is not believed: HMDB51's files count one frame too many, a cut-off AVI loses
+half of its frames without an error. Frames are counted by decoding them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ...base.errors import DataError
+from ..bundle.manifest import FramePreprocessing
+from ..keyframes import uniform_indices
+from .preprocessing import prepare_frames
+
+if TYPE_CHECKING:
+    import av
+    import av.container
+    import av.video
+
+# Containers by demuxer name. Formats that name other files (ffconcat, HLS, DASH) are not among
+# them: with any format allowed, a text file called x.mp4 makes ffmpeg open what it names.
+FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg"
+SIGNATURES = (  # (offset, first bytes) of these containers
+    (4, b"ftyp"),
+    (4, b"moov"),
+    (4, b"mdat"),
+    (4, b"wide"),
+    (0, b"RIFF"),
+    (0, b"\x1a\x45\xdf\xa3"),
+    (0, b"\x00\x00\x01\xba"),
+    (0, b"\x30\x26\xb2\x75"),
+    (0, b"FLV"),
+    (0, b"OggS"),
+)
+LOST_SHARE = 0.1  # of the promised frames: more missing than this is worth a warning
+USUAL_RATE = 25.0  # frames per second, where a file does not say
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over a clip found."""
+
+    frames: int
+    t_s: npt.NDArray[np.float64]  # [frames], seconds from the first, not decreasing
+    warnings: tuple[str, ...]
+
+
+class _Shape(NamedTuple):
+    """How a frame is stored."""
+
+    width: int
+    height: int
+    rotation: float  # degrees
+
+
+class DecodedClip:
+    """A clip in an open file descriptor, decoded once, and again where frames were not kept."""
+
+    def __init__(self, fd: int, *, candidates: int, largest_frame: int, held_bytes: int) -> None:
+        self._fd = fd
+        self._largest_frame = largest_frame
+        self._shape: _Shape | None = None  # of the first frame, which all are brought to
+        self._held: dict[int, av.VideoFrame] = {}
+        self.survey = self._survey(candidates, held_bytes)
+        self.candidates = uniform_indices(self.survey.frames, candidates)
+
+    def prepared(self, rule: FramePreprocessing) -> npt.NDArray[np.float32]:
+        """The candidates as float32 [N, 3, size, size]."""
+        return np.concatenate([prepare_frames(rgb[None], rule) for rgb in self.rgb(range(len(self.candidates)))])
+
+    def rgb(self, numbers: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
+        """Candidates by number (not decreasing) as uint8 [H, W, 3], upright, all of the first frame's size."""
+        wanted = self.candidates[list(numbers)]
+        for index, frame in self._frames_at(set(wanted.tolist())):
+            rgb = self._upright_rgb(frame)
+            for _ in range(int((wanted == index).sum())):
+                yield rgb
+
+    def let_go(self) -> None:
+        """Keep no frames; what is asked for from now on is decoded again."""
+        self._held = {}
+
+    def _survey(self, candidates: int, held_bytes: int) -> Survey:
+        container, stream = self._open()
+        with container:
+            promised = _promised_frames(container, stream)
+            shelf = _Shelf(held_bytes, likely=set(uniform_indices(promised, candidates).tolist()))
+            times: list[float | None] = []
+            damaged = 0
+            for frame in _decoded(container, stream):
+                if frame is None:
+                    damaged += 1
+                    continue
+                self._shape = self._shape or _Shape(frame.width, frame.height, frame.rotation)
+                shelf.offer(len(times), frame)
+                times.append(frame.time)
+                damaged += bool(frame.is_corrupt)
+            if not times:
+                raise self._nothing_decoded(stream)
+            rate = float(stream.average_rate or USUAL_RATE)
+        self._held = shelf.frames
+        return Survey(len(times), _seconds(times, rate), _warnings(len(times), promised, damaged))
+
+    def _frames_at(self, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        if wanted <= self._held.keys():
+            yield from ((index, self._held[index]) for index in sorted(wanted))
+            return
+        container, stream = self._open()
+        with container:
+            frames = (frame for frame in _decoded(container, stream) if frame is not None)
+            for index, frame in enumerate(frames):
+                if index in wanted:
+                    yield index, frame
+                if index >= max(wanted):
+                    return
+
+    def _upright_rgb(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
+        shape = self._shape or _Shape(frame.width, frame.height, frame.rotation)
+        rgb: Any = frame.reformat(shape.width, shape.height, format="rgb24", threads=1).to_ndarray()
+        return np.ascontiguousarray(np.rot90(rgb, round(shape.rotation / 90) % 4))
+
+    def _open(self) -> tuple[av.container.InputContainer, av.video.VideoStream]:
+        """The container and its first real video stream, its frame size checked."""
+        import av
+
+        container = self._open_container({"max_pixels": str(self._largest_frame)})
+        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if not streams:
+            container.close()
+            raise DataError("holds no video stream", code="video_no_stream")
+        stream = streams[0]
+        context: av.VideoCodecContext | None = stream.codec_context
+        if context is None:
+            container.close()
+            raise DataError("is in a codec that this ffmpeg does not know", code="video_unknown_codec")
+        width, height = context.width, context.height
+        if width * height > self._largest_frame:
+            container.close()
+            raise _too_large(width, height, self._largest_frame)
+        # One thread: error concealment in damaged files must not depend on timing.
+        context.thread_count = 1
+        context.options = {"max_pixels": str(self._largest_frame)}
+        return container, stream
+
+    def _open_container(self, options: dict[str, str]) -> av.container.InputContainer:
+        import av
+        import av.error
+
+        allowed = {"format_whitelist": FORMATS, "protocol_whitelist": "file", **options}
+        try:
+            # metadata_errors: titles in HMDB51 are not UTF-8.
+            return av.open(f"/dev/fd/{self._fd}", options=allowed, metadata_errors="ignore")
+        except av.error.MemoryError:
+            raise
+        except av.error.FFmpegError as error:
+            raise self._not_opened() from error
+
+    def _not_opened(self) -> DataError:
+        with open(self._fd, "rb", closefd=False) as file:
+            file.seek(0)
+            start = file.read(16)
+        if not start:
+            return DataError("is empty", code="video_empty")
+        if any(start[offset:].startswith(magic) for offset, magic in SIGNATURES):
+            return DataError(
+                "begins like a video, but its index cannot be read: cut off or damaged", code="video_damaged"
+            )
+        return DataError(f"is not a video in one of the formats {FORMATS}", code="video_not_video")
+
+    def _nothing_decoded(self, stream: av.video.VideoStream) -> DataError:
+        """No frame came out: damaged, or refused for its size by a decoder that told no size."""
+        if not stream.codec_context.width:
+            with self._open_container({}) as container:
+                again = next(other for other in container.streams.video if other.index == stream.index)
+                if again.width * again.height > self._largest_frame:
+                    return _too_large(again.width, again.height, self._largest_frame)
+        return DataError("holds a video stream of which no frame can be decoded", code="video_damaged")
+
+
+class _Shelf:
+    """Decoded frames, kept while there is room; once it is full, only those of ``likely``.
+
+    ``likely`` are the candidates if the header's frame count is right. What is missing in the end
+    is decoded a second time, so a long clip costs time and not memory.
+    """
+
+    def __init__(self, room: int, *, likely: set[int]) -> None:
+        self.frames: dict[int, av.VideoFrame] = {}
+        self._room = room  # bytes
+        self._likely = likely
+        self._full = False
+
+    def offer(self, index: int, frame: av.VideoFrame) -> None:
+        size = _frame_bytes(frame)
+        if not self._full and size > self._room:
+            self._full = True
+            for unlikely in self.frames.keys() - self._likely:
+                self._room += _frame_bytes(self.frames.pop(unlikely))
+        if size <= self._room and (not self._full or index in self._likely):
+            self.frames[index] = frame
+            self._room -= size
+
+
+def _decoded(container: av.container.InputContainer, stream: av.video.VideoStream) -> Iterator[av.VideoFrame | None]:
+    """Every frame that can be decoded, in the order shown; None in the place of a damaged packet."""
+    import av.error
+
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)  # the last one is empty and flushes the decoder
+        except StopIteration:
+            return
+        except av.error.MemoryError:
+            raise
+        except av.error.FFmpegError:
+            packet = None  # the container is damaged from here on
+        try:
+            yield from packet.decode() if packet is not None else stream.decode(None)
+        except av.error.MemoryError:
+            raise
+        except av.error.FFmpegError:
+            yield None
+        if packet is None:
+            yield None
+            return
+
+
+def _promised_frames(container: av.container.InputContainer, stream: av.video.VideoStream) -> int:
+    """What the header says, by count or else by length; 0 when it says nothing."""
+    if stream.frames:
+        return int(stream.frames)
+    if container.duration and stream.average_rate:
+        return round(container.duration / 1e6 * float(stream.average_rate))
+    return 0
+
+
+def _warnings(frames: int, promised: int, damaged: int) -> tuple[str, ...]:
+    warnings = []
+    if promised - frames > max(2, LOST_SHARE * promised):
+        warnings.append(f"only {frames} of {promised} promised frames could be decoded: the file may be cut off")
+    if damaged:
+        warnings.append(f"damaged frames or packets: {damaged}")
+    return tuple(warnings)
+
+
+def _seconds(times: list[float | None], rate: float) -> npt.NDArray[np.float64]:
+    start = times[0] or 0.0
+    seconds = [index / rate if time is None else time - start for index, time in enumerate(times)]
+    return np.maximum.accumulate(np.array(seconds, dtype=np.float64))
+
+
+def _frame_bytes(frame: av.VideoFrame) -> int:
+    return sum(plane.buffer_size for plane in frame.planes)
+
+
+def _too_large(width: int, height: int, largest: int) -> DataError:
+    return DataError(f"has frames of {width}x{height}, at most {largest} pixels are allowed", code="video_too_large")

@@ -1,0 +1,77 @@
+"""Readers at work ahead of the networks: clips are read at the same time, and taken in the order given."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from ...base.errors import DataError
+from ..records import Clip
+from .reader import ClipReader, PreparedClip
+
+
+@dataclass(frozen=True, eq=False)
+class RefusedClip:
+    """A clip that cannot be used, and why."""
+
+    clip: Clip
+    error: DataError
+
+
+class ReadAhead:
+    """``give`` clips, ``take`` them prepared. For one thread; the readers work in threads of their own.
+
+    What is given and not taken yet is held in memory (``len`` tells how many): the caller bounds it.
+    """
+
+    def __init__(self, readers: Sequence[ClipReader]) -> None:
+        self._readers = tuple(readers)
+        self._idle: SimpleQueue[ClipReader] = SimpleQueue()
+        for reader in self._readers:
+            self._idle.put(reader)
+        self._pool = ThreadPoolExecutor(len(self._readers), thread_name_prefix="flamest-reader")
+        self._coming: deque[Future[PreparedClip | RefusedClip]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._coming)
+
+    @property
+    def ready(self) -> bool:
+        """Whether ``take`` returns without waiting."""
+        return bool(self._coming) and self._coming[0].done()
+
+    @property
+    def peak_kb(self) -> int:
+        """Largest resident memory of the decoder processes so far, each at its own largest, KiB."""
+        return sum(reader.video.peak_kb for reader in self._readers)
+
+    def give(self, clip: Clip) -> None:
+        self._coming.append(self._pool.submit(self._read, clip))
+
+    def take(self) -> PreparedClip | RefusedClip:
+        """The next clip in the order given; waits for it. Errors other than DataError are raised."""
+        return self._coming.popleft().result()
+
+    def drop(self) -> None:
+        """Forget what was given and not taken; clips that are being read are read to their end, unused."""
+        while self._coming:
+            self._coming.popleft().cancel()
+
+    def close(self) -> None:
+        """Wait for the clips that are being read, then end the decoders."""
+        self.drop()
+        self._pool.shutdown(wait=True)
+        for reader in self._readers:
+            reader.close()
+
+    def _read(self, clip: Clip) -> PreparedClip | RefusedClip:
+        reader = self._idle.get()
+        try:
+            return reader.read(clip)
+        except DataError as error:
+            return RefusedClip(clip, error)
+        finally:
+            self._idle.put(reader)

@@ -1,0 +1,146 @@
+"""A clip's file -> what its networks read: decoding, keyframes (paper eq. 3), resizing.
+
+Nothing here needs another clip, so several readers work at once, ahead of the networks (read_ahead.py).
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...base.errors import DataError
+from ..backends.session import Session
+from ..bundle.manifest import Manifest
+from ..keyframes import Indices, clip_seeds, draw_keyframes, pick_keyframes, spread_indices
+from ..records import Candidates, Clip, stages_of, timed
+from .client import DIED, VideoDecoder
+from .preprocessing import Pixels, Rgb, prepare_frames
+
+_NO_PIXELS: Pixels = np.empty(0, dtype=np.float32)
+_NO_ROWS: Indices = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedClip:
+    """A clip as its networks read it. A part that the extractor has not is empty."""
+
+    clip: Clip
+    captioned: npt.NDArray[np.float32]  # [F, 3, S, S], the keyframes to describe, the drawn one first
+    motion: npt.NDArray[np.float32]  # [3, K, S, S], the frames of graph cnn
+    keyframe: int  # which of the keyframes ``captioned[0]`` is; -1 for none
+    times_s: tuple[float, ...]  # seconds from clip start, of the frames that the first part sees
+    stages_ms: dict[str, float]  # decode, keyframes, prepare
+    warnings: tuple[str, ...]
+
+    @property
+    def frames(self) -> int:
+        """How many frames are described."""
+        return len(self.captioned)
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """Row numbers of candidates, not decreasing; empty for a part that the extractor has not."""
+
+    vlm: Indices
+    cnn: Indices
+
+
+class KeyframeFeatures:
+    """Graph ``keyframes``, for several readers: one run at a time, which takes all cores that there are."""
+
+    def __init__(self, graph: Session) -> None:
+        self._graph = graph
+        self._turn = threading.Lock()
+
+    def of(self, candidates: Candidates) -> npt.NDArray[np.float32]:
+        """float32 [N, C], a row per candidate."""
+        with self._turn:
+            return self._graph.run({"frames": candidates.pixels})["features"]
+
+
+class ClipReader:
+    """Reads clips with a decoder process of its own. One thread at a time.
+
+    ``features``: what frames are clustered by; None where they are spread evenly.
+    """
+
+    def __init__(self, manifest: Manifest, video: VideoDecoder, features: KeyframeFeatures | None) -> None:
+        self._manifest = manifest
+        self._features = features
+        self._stages = tuple(name for name in stages_of(manifest) if name in ("decode", "keyframes", "prepare"))
+        self.video = video
+
+    def read(self, clip: Clip) -> PreparedClip:
+        """Raises DataError with a named reason when the file cannot be used (client.py lists the codes).
+
+        A clip in which the decoder process died is read once more, in a fresh one, before it is called bad.
+        """
+        try:
+            return self._read(clip)
+        except DataError as error:
+            if error.code not in DIED:
+                raise
+        return self._read(clip)
+
+    def _read(self, clip: Clip) -> PreparedClip:
+        seeds = clip_seeds(self._manifest.extraction_seed, clip.sha256)
+        stages = dict.fromkeys(self._stages, 0.0)
+        with timed(stages, "decode"):
+            candidates = self.video.candidates(clip.path)
+        chosen = self._choose(candidates, seeds.clusters, stages)
+        with timed(stages, "decode"):
+            vlm_rgb, cnn_rgb = self._full_size(candidates, chosen)
+        with timed(stages, "prepare"):
+            drawn, captioned = self._captioned(vlm_rgb, seeds.draw)
+            motion = self._motion(cnn_rgb)
+        shown = chosen.vlm if len(chosen.vlm) else chosen.cnn
+        return PreparedClip(
+            clip=clip,
+            captioned=captioned,
+            motion=motion,
+            keyframe=drawn,
+            times_s=tuple(candidates.t_s[shown].tolist()),
+            stages_ms=stages,
+            warnings=candidates.warnings,
+        )
+
+    def close(self) -> None:
+        self.video.close()
+
+    def _choose(self, candidates: Candidates, seed: int, stages: dict[str, float]) -> _Chosen:
+        """Paper eq. 3: one clustering per number of frames, all over the same candidates' features."""
+        rule, vlm, cnn = self._manifest.keyframes, self._manifest.vlm, self._manifest.cnn
+        uniform = spread_indices(len(candidates.pixels), cnn.frames) if cnn else _NO_ROWS
+        if self._features is None:
+            return _Chosen(_NO_ROWS, uniform)
+        with timed(stages, "keyframes"):
+            features = self._features.of(candidates)
+            seen = pick_keyframes(features, rule.count, seed) if vlm else _NO_ROWS
+            if cnn is None or cnn.choice == "uniform":
+                return _Chosen(seen, uniform)
+            same = vlm is not None and cnn.frames == rule.count
+            return _Chosen(seen, seen if same else pick_keyframes(features, cnn.frames, seed))
+
+    def _full_size(self, candidates: Candidates, chosen: _Chosen) -> tuple[Rgb, Rgb]:
+        """The chosen frames for each part; a frame that both see is fetched once."""
+        wanted = np.unique(np.concatenate([chosen.vlm, chosen.cnn]))
+        rgb = self.video.keyframes(candidates, wanted).rgb
+        return rgb[np.searchsorted(wanted, chosen.vlm)], rgb[np.searchsorted(wanted, chosen.cnn)]
+
+    def _captioned(self, keyframes: Rgb, seed: int) -> tuple[int, Pixels]:
+        """Paper eq. 4: which keyframe was drawn first, and all that are described."""
+        spec = self._manifest.vlm
+        if spec is None:
+            return -1, _NO_PIXELS
+        drawn = draw_keyframes(len(keyframes), spec.captioned_frames, seed)
+        return drawn[0], prepare_frames(keyframes[list(drawn)], spec.preprocessing)
+
+    def _motion(self, frames: Rgb) -> Pixels:
+        spec = self._manifest.cnn
+        if spec is None:
+            return _NO_PIXELS
+        return np.ascontiguousarray(prepare_frames(frames, spec.preprocessing).transpose(1, 0, 2, 3))
