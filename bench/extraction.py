@@ -141,7 +141,7 @@ class Paper:
 
     def __init__(self, bundle: Bundle, seen: list[tuple[Any, Any]]) -> None:
         import torch
-        from flamest.export.sources import open_blip, open_video
+        from flamest.export.weights.sources import open_blip, open_video
 
         self._torch = torch
         self._model = open_blip("random:full").model.eval()
@@ -172,7 +172,7 @@ class Paper:
     def flop(self) -> dict[str, float]:
         """Of one clip, each frame seen once: two per multiply-add, products and convolutions."""
         import torch
-        from flamest.export.blip import text_module, text_shape, vision_module
+        from flamest.export.networks.blip import text_module, text_shape, vision_module
         from torch.utils.flop_counter import FlopCounterMode
 
         def counted(module: Any, *inputs: Any) -> float:

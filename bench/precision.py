@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 from flamest.base.errors import FlamestError
-from flamest.export.limits import COSINES, row_cosines
-from flamest.export.precision.written import WrittenGraphs
+from flamest.export.parity.comparison import COSINES, row_cosines
+from flamest.export.parity.written_graphs import WrittenGraphs
 from flamest.runtime.backends.openvino import OpenVinoSession
 from flamest.runtime.backends.session import Session
 from flamest.runtime.bundle.manifest import VisionLanguage
@@ -170,7 +170,7 @@ class Deployed:
             return {"pixels": pixels}
         if name == "cnn":
             return {"frames": motion}
-        from flamest.export.bench_feeds import usual_feeds
+        from flamest.export.bench.inputs import usual_feeds
 
         graph = self.manifest.graphs[name]
         return dict(usual_feeds(graph, {word: axis.usual for word, axis in graph.axes.items()}))

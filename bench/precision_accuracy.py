@@ -18,7 +18,7 @@ import numpy as np
 from flamest.agent.store import FeatureStore, StoredFeatures
 from flamest.agent.training.table import feature_table
 from flamest.experiments.simulation import SimulatedSilo, simulate
-from flamest.export.limits import row_cosines
+from flamest.export.parity.comparison import row_cosines
 from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import RunSettings
 

@@ -3,7 +3,7 @@
     a COLOUR OBJECT RELATION a COLOUR OBJECT [on|in GROUND]
 
 The actor comes first. A plain backdrop is not mentioned. Every word is in the small BLIP's vocabulary
-(export/small_vocabulary.py), and none of them says what moves.
+(export/weights/small_vocabulary.py), and none of them says what moves.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``python -m flamest.export`` is the command ``flamest-export``."""
 
-from .cli import main
+from .cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -27,8 +27,9 @@ from ..runtime.bundle.manifest import (
     encode_manifest,
 )
 from ..runtime.bundle.records import Calibration, ChainParity, Parity
-from .check import check_graphs, must_pass
-from .extractors import ExtractorEntry
+from .checks import check_graphs, must_pass
+from .networks.extractors import ExtractorEntry
+from .parity.chain import sum_up
 from .parts import (
     BLIP_STEPS,
     CLIP_STEPS,
@@ -42,11 +43,10 @@ from .parts import (
     export_keyframes,
     first_layers,
 )
-from .precision.chain import sum_up
-from .precision.footage import CHAIN_SEED, Footage, seeded_footage
+from .precision.calibration import CHAIN_SEED, Footage, seeded_footage
 from .precision.lowering import STATIC, Lowering
-from .releases import licence_warning
-from .sources import open_video
+from .weights.releases import licence_warning
+from .weights.sources import open_video
 
 LICENCES_FILE = "LICENCES.txt"
 
@@ -64,7 +64,7 @@ class ExportRequest:
     captions: Path | None = None  # CLIP's; None: those that come with its source
     extraction_seed: int = 0
     threads: int | None = None
-    check: bool = False  # with every check that needs no GPU (check.py)
+    check: bool = False  # with every check that needs no GPU (checks.py)
     lowering: Lowering = field(default_factory=Lowering)
     own_clips: Footage | None = None  # to compare chains on; None: seeded clips
 

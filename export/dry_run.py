@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.bundle.records import Precision
-from .blip import vision_module
-from .extractors import ExtractorEntry
-from .hub import cached_folder, is_hub_id
-from .releases import BY_SOURCE, MINIWORLD, licence_of, licence_warning, pinned_revision
-from .slow import keyframe_module
-from .video_networks import VIDEO_NETWORKS
+from .networks.blip import vision_module
+from .networks.extractors import ExtractorEntry
+from .networks.slow import keyframe_module
+from .networks.video import VIDEO_NETWORKS
+from .weights.hub import cached_folder, is_hub_id
+from .weights.releases import BY_SOURCE, MINIWORLD, licence_of, licence_warning, pinned_revision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,13 +137,13 @@ def _shapes(module: nn.Module, without: tuple[str, ...] = ()) -> list[Shape]:
 
 
 def _build_blip(word: str) -> Any:
-    from .architectures import BLIP_BASE_CONFIG, BLIP_TINY_CONFIG, build_blip
-    from .blip_checkpoint import CONFIG_FILE, read_config
+    from .networks.architectures import BLIP_BASE_CONFIG, BLIP_TINY_CONFIG, build_blip
+    from .weights.blip import CONFIG_FILE, read_config
 
     if word.startswith("random:tiny"):
         return build_blip(BLIP_TINY_CONFIG)
     if word == MINIWORLD:
-        from .small_networks import BUILDERS
+        from .networks.small import BUILDERS
 
         return BUILDERS["blip"]()
     folder = _folder_of(word)
@@ -151,10 +151,10 @@ def _build_blip(word: str) -> Any:
 
 
 def _build_clip(word: str) -> Any:
-    from .clip import CLIP_BASE_CONFIG, CLIP_TINY_CONFIG, build_clip
+    from .networks.clip import CLIP_BASE_CONFIG, CLIP_TINY_CONFIG, build_clip
 
     if word == MINIWORLD:
-        from .small_networks import BUILDERS
+        from .networks.small import BUILDERS
 
         return BUILDERS["clip"]()
     return build_clip(CLIP_TINY_CONFIG if word.startswith("random:tiny") else CLIP_BASE_CONFIG)
@@ -163,7 +163,7 @@ def _build_clip(word: str) -> Any:
 def _build_video(network: str, word: str) -> tuple[nn.Module, int]:
     """The network without its weights, and the frames that it sees of a clip."""
     if word == MINIWORLD:
-        from .small_networks import BUILDERS, SMALL_FORMS
+        from .networks.small import BUILDERS, SMALL_FORMS
 
         return BUILDERS[network](), SMALL_FORMS[network].frames
     entry = VIDEO_NETWORKS[network]
@@ -196,7 +196,7 @@ def _source(network: str, word: str) -> SourceEstimate:
 
 
 def _cached(word: str) -> bool:
-    from .checkpoints import WEIGHT_FILES
+    from .weights.checkpoints import WEIGHT_FILES
 
     if is_hub_id(word):
         folder = cached_folder(word)

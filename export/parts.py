@@ -24,22 +24,30 @@ from ..runtime.bundle.manifest import (
     VisionLanguage,
 )
 from ..runtime.bundle.records import Graph, GraphParity
-from .architectures import FRAMES, VideoForm, parameter_counts
-from .blip import text_shape
-from .clip import encode_captions, hash_tokens, read_captions, tokenize_captions
-from .graphs import GraphPlan
-from .parity_blip import compare_blip
-from .parity_clip import compare_clip
-from .parity_video import compare_cnn, compare_keyframes
-from .plans import CANDIDATES, MAX_NEW_TOKENS, clip_plan, cnn_plan, keyframe_plan, text_plan, vision_plan, words_plan
-from .precision.chain import ChainPart, compare_captioner, compare_motion, compare_retriever
-from .precision.footage import CHAIN_SEED, Footage, seeded_footage
+from .graphs.export import GraphPlan
+from .graphs.spec import (
+    CANDIDATES,
+    MAX_NEW_TOKENS,
+    clip_plan,
+    cnn_plan,
+    keyframe_plan,
+    text_plan,
+    vision_plan,
+    words_plan,
+)
+from .networks.architectures import FRAMES, VideoForm, parameter_counts
+from .networks.blip import text_shape
+from .networks.clip import encode_captions, hash_tokens, read_captions, tokenize_captions
+from .networks.preprocessing import blip_frames, pytorchvideo_frames
+from .networks.slow import keyframe_width
+from .parity.blip import compare_blip
+from .parity.chain import ChainPart, compare_captioner, compare_motion, compare_retriever
+from .parity.single_graphs import compare_clip, compare_cnn, compare_keyframes
+from .parity.written_graphs import WrittenGraphs
+from .precision.calibration import CHAIN_SEED, Footage, seeded_footage
 from .precision.lowering import Lowering, write_lowered
-from .precision.written import WrittenGraphs
-from .preprocessing import blip_frames, pytorchvideo_frames
-from .slow import keyframe_width
-from .sources import ClipSource, VideoSource, hash_weights, open_blip, open_clip
-from .tokenizer import token_id
+from .weights.sources import ClipSource, VideoSource, hash_weights, open_blip, open_clip
+from .weights.tokenizer import token_id
 
 if TYPE_CHECKING:
     from torch import nn

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 Vector = npt.NDArray[np.float32]
-GPU_BATCH = 16  # the most that the plans' profiles take (export/plans.py); on a CPU one clip fills the cores
+GPU_BATCH = 16  # the most that the plans' profiles take (export/graphs/spec.py); on a CPU one clip fills the cores
 
 
 @dataclass(frozen=True, eq=False)

@@ -127,7 +127,7 @@ def _origin_file(bundle: Path) -> Path:
 
 
 def _networks(name: str) -> tuple[str, ...]:
-    from ...export.extractors import find_extractor
+    from ...export.networks.extractors import find_extractor
 
     return tuple(find_extractor("blip" if name in VARIANTS else name).needed_networks)
 
@@ -143,7 +143,7 @@ def _origin(request: ExtractionRequest, name: str) -> BundleOrigin:
 
 def _trained_digest(request: ExtractionRequest, networks: Sequence[str]) -> str:
     """Of the mini-world's weights that these networks would be made of, so that a new training is noticed."""
-    from ...export.small_networks import SMALL_FORMS, weights_file
+    from ...export.networks.small import SMALL_FORMS, weights_file
 
     used = [name for name in networks if request.sources.get(name, request.weights) == MINIWORLD]
     return _file_digest([weights_file(name) for name in used if name == "blip" or name in SMALL_FORMS])

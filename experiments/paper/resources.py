@@ -24,7 +24,7 @@ def table1(classes: int) -> TableResult:
 
     Raises MissingExtra without the extra ``export``.
     """
-    from ...export.extractors import EXTRACTORS, count_parameters
+    from ...export.networks.extractors import EXTRACTORS, count_parameters
 
     counted = count_parameters()
     rows = []

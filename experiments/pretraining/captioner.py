@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from ...base.errors import InvariantError
 from ...base.progress import Progress
-from ...export.plans import MAX_NEW_TOKENS
-from ...export.preprocessing import CLIP_MEAN, CLIP_STD
-from ...export.small_networks import SMALL_FORMS, build_small_blip
-from ...export.small_vocabulary import DEC, PAD, SEP, small_tokenizer
+from ...export.graphs.spec import MAX_NEW_TOKENS
+from ...export.networks.preprocessing import CLIP_MEAN, CLIP_STD
+from ...export.networks.small import SMALL_FORMS, build_small_blip
+from ...export.weights.small_vocabulary import DEC, PAD, SEP, small_tokenizer
 from ..miniworld import OBJECTS
 from ..miniworld_captions import caption_nouns
 from .footage import STILL_SIZE, Footage

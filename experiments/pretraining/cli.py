@@ -11,7 +11,7 @@ import typer
 from ...base.console import command
 from ...base.errors import UsageError
 from ...base.progress import progress_bar
-from ...export.small_networks import SMALL_FORMS, WEIGHTS
+from ...export.networks.small import SMALL_FORMS, WEIGHTS
 from .training import HELD_OUT, TRAINED, plan_training, train_network
 
 app = typer.Typer(add_completion=False)

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.progress import Progress
-from ...export.small_networks import build_small_clip
-from ...export.small_vocabulary import PAD
+from ...export.networks.small import build_small_clip
+from ...export.weights.small_vocabulary import PAD
 from ..miniworld import MOTIONS, OBJECTS
 from ..miniworld_captions import class_captions
 from .captioner import (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...export.small_networks import SMALL_FORMS
+from ...export.networks.small import SMALL_FORMS
 from ...runtime.keyframes import clip_seeds, draw_keyframe, pick_keyframes
 from .footage import Footage
 

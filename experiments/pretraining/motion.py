@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.progress import Progress
-from ...export.preprocessing import PYTORCHVIDEO_MEAN, PYTORCHVIDEO_STD
-from ...export.small_networks import BUILDERS, SMALL_FORMS
+from ...export.networks.preprocessing import PYTORCHVIDEO_MEAN, PYTORCHVIDEO_STD
+from ...export.networks.small import BUILDERS, SMALL_FORMS
 from .captioner import check_loss, warm_cosine
 from .footage import FILM_SIZE, Footage
 

@@ -50,7 +50,7 @@ def train_network(
     name: str, seen: Footage, unseen: Footage, settings: Any, *, folder: Path, progress: Progress | None = None
 ) -> dict[str, float]:
     """Train on ``seen``, write weights and report to ``folder``, and measure what was written on ``unseen``."""
-    from ...export.small_networks import load_small
+    from ...export.networks.small import load_small
     from .weights import add_to_report, save_network
 
     started = time.monotonic()

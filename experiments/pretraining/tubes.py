@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...base.progress import Progress
-from ...export.small_networks import SMALL_FORMS, build_small_videomae
+from ...export.networks.small import SMALL_FORMS, build_small_videomae
 from .captioner import check_loss, warm_cosine
 from .footage import FILM_SIZE, Footage
 from .motion import View, augment_films

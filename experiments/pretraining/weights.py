@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...base.files import write_atomic
-from ...export.small_networks import SMALL_BLIP_CONFIG, WEIGHTS, weights_file
-from ...export.small_vocabulary import small_tokenizer
+from ...export.networks.small import SMALL_BLIP_CONFIG, WEIGHTS, weights_file
+from ...export.weights.small_vocabulary import small_tokenizer
 from ..miniworld_captions import class_captions
 
 if TYPE_CHECKING:

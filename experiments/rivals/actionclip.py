@@ -16,7 +16,7 @@ import numpy as np
 
 from ...base.errors import DataError, UsageError
 from ...base.progress import Progress
-from ...export.small_networks import SMALL_FORMS, weights_file
+from ...export.networks.small import SMALL_FORMS, weights_file
 from .checkpoints import run_key
 from .clip_towers import DEVIATION, MEAN, ClipTowers, Fusion, build_video_text, load_towers
 from .contrast import PROMPTS, TARGET_SHARPNESS, class_scores, class_sentences, contrastive_loss

@@ -8,7 +8,7 @@ from typing import get_args
 
 from ...base.errors import UsageError
 from ...runtime.bundle.records import Precision
-from ..extractors import ExtractorEntry
+from ..networks.extractors import ExtractorEntry
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _EXAMPLE = "flamest-export --backend onnx --precision int8 --precision text=fp32 --out DIR"

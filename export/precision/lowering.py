@@ -14,12 +14,12 @@ import numpy as np
 from ...base.errors import InvariantError, MissingExtra
 from ...runtime.bundle.manifest import FramePreprocessing
 from ...runtime.bundle.records import WITH_INT8_WEIGHTS, Graph
-from ..graphs import GraphPlan, check_and_save, write_graph
+from ..graphs.export import GraphPlan, check_and_save, write_graph
+from .calibration import CALIBRATION_SEED, Footage, seeded_footage
 from .choice import FP32, PrecisionChoice
-from .footage import CALIBRATION_SEED, Footage, seeded_footage
+from .dtypes import PRODUCT_OF, PRODUCTS, check_ledger, read_ledger
 from .half import half_module
 from .int8 import ONNX_FORM, TENSORRT_FORM, Int8Form, quantise_static, quantise_weights
-from .ledger import PRODUCT_OF, PRODUCTS, check_ledger, read_ledger
 
 LOOKS = 4  # frames of a calibration clip that an image encoder is calibrated on
 STATIC = ("vision", "clip", "cnn")  # int8 with scales from calibration clips; of the others weights alone are int8

@@ -97,7 +97,7 @@ def test_a_new_training_of_the_small_networks_makes_the_bundle_anew(
 ) -> None:
     trained = tmp_path / "slow.safetensors"
     trained.write_bytes(b"first")
-    monkeypatch.setattr("flamest.export.small_networks.weights_file", lambda name: trained)
+    monkeypatch.setattr("flamest.export.networks.small.weights_file", lambda name: trained)
     for content, exports in ((b"first", 1), (b"second", 2), (b"second", 2)):
         trained.write_bytes(content)
         ask(tmp_path, "slow", weights="miniworld", chosen=False)

@@ -14,7 +14,7 @@ from flamest.experiments.metadata import metadata_accuracy
 from flamest.experiments.miniworld import CLASSES, MOTIONS, OBJECTS, ClipOrder, clip_orders, render_dataset
 from flamest.experiments.miniworld_captions import caption_frame, caption_nouns, class_captions
 from flamest.experiments.miniworld_plan import plan_clip, plan_scene
-from flamest.export.small_vocabulary import small_vocabulary
+from flamest.export.weights.small_vocabulary import small_vocabulary
 
 GROUPS = 3
 

@@ -13,7 +13,7 @@ from flamest.experiments.miniworld import CLASSES, OBJECTS
 from flamest.experiments.pretraining.footage import Footage, film
 from flamest.experiments.pretraining.training import measure, plan_training, train_network
 from flamest.experiments.pretraining.weights import save_network
-from flamest.export.small_networks import SMALL_FORMS, WEIGHTS, load_small, weights_file
+from flamest.export.networks.small import SMALL_FORMS, WEIGHTS, load_small, weights_file
 
 BYTES = 12_000_000  # of all committed weights together
 
@@ -122,7 +122,7 @@ def test_committed_weights_load_and_keep_the_reports_figures(name: str, footage:
 def test_training_prepares_frames_as_the_exporters_bundles_do(footage: Footage) -> None:
     from flamest.experiments.pretraining.captioner import prepare_stills
     from flamest.experiments.pretraining.motion import prepare_films
-    from flamest.export.preprocessing import blip_frames, small_clip_frames, small_video_frames
+    from flamest.export.networks.preprocessing import blip_frames, small_clip_frames, small_video_frames
     from flamest.runtime.video.preprocessing import prepare_frames
 
     still, film = footage.stills[0], footage.films[0]

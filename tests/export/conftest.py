@@ -48,14 +48,14 @@ def slow_r50_shapes() -> dict[str, list[int]]:
 @pytest.fixture(scope="session")
 def tiny_blip() -> Any:
     """The ``random:tiny`` captioner as loaded. Read it; to change it, change a copy."""
-    from flamest.export.sources import open_blip
+    from flamest.export.weights.sources import open_blip
 
     return open_blip("random:tiny")
 
 
 @pytest.fixture(scope="session")
 def tiny_slow() -> Any:
-    from flamest.export.sources import open_video
+    from flamest.export.weights.sources import open_video
 
     return open_video("slow", "random:tiny")
 

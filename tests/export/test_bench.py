@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from flamest.export.bench import REFERENCE, _in_order, difference
-from flamest.export.bench_child import Contestant, gpu_used_mb, resident_mb
-from flamest.export.bench_clips import FRAMES, find_clips, render_clips
-from flamest.export.bench_process import Process, Refused
-from flamest.export.cli import app
+from flamest.export.bench.child import Contestant, gpu_used_mb, resident_mb
+from flamest.export.bench.comparison import REFERENCE, _in_order, difference
+from flamest.export.bench.inputs import FRAMES, find_clips, render_clips
+from flamest.export.bench.process import Process, Refused
+from flamest.export.cli.main import app
 from typer.testing import CliRunner
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from flamest.base.errors import DataError, UnreachableError, UsageError
-from flamest.export.architectures import BLIP_TINY_CONFIG
-from flamest.export.blip_checkpoint import read_config
-from flamest.export.sources import open_blip, open_clip, open_video
-from flamest.export.video_networks import VIDEO_NETWORKS
-from flamest.export.vocabulary import vocabulary
+from flamest.export.networks.architectures import BLIP_TINY_CONFIG
+from flamest.export.networks.video import VIDEO_NETWORKS
+from flamest.export.weights.blip import read_config
+from flamest.export.weights.sources import open_blip, open_clip, open_video
+from flamest.export.weights.vocabulary import vocabulary
 from safetensors.torch import save_file
 
 # As published with Salesforce/blip-image-captioning-base: nearly all is left to the library's defaults.

@@ -7,7 +7,7 @@ import json
 import pytest
 from flamest.base.errors import DataError, StorageError
 from flamest.base.files import sha256_file
-from flamest.export.extractors import EXTRACTORS
+from flamest.export.networks.extractors import EXTRACTORS
 from flamest.runtime.bundle.manifest import read_manifest
 
 GRAPHS = {"vision", "text", "cnn", "keyframes"}
@@ -27,12 +27,12 @@ def test_export_says_what_it_built(tiny_bundle):
 
 def test_every_graph_is_within_the_limit_of_pytorch_at_two_batch_sizes(tiny_bundle):
     parity = read_manifest(tiny_bundle).parity
-    assert set(parity.graphs) == GRAPHS
-    for graph in parity.graphs.values():
+    assert set(comparison.graphs) == GRAPHS
+    for graph in comparison.graphs.values():
         assert 0 < graph.max_rel <= 1e-4
         assert len(set(graph.batches)) == 2
         assert 1 in graph.batches
-    assert parity.captions_equal == parity.captions == sum(parity.graphs["text"].batches)
+    assert comparison.captions_equal == comparison.captions == sum(comparison.graphs["text"].batches)
 
 
 def test_the_manifest_lists_every_file_with_its_hash(tiny_bundle):
@@ -73,10 +73,10 @@ SOURCES = {"blip": "random:tiny", "slow": "random:tiny"}
 
 
 def test_a_graph_that_fails_parity_ends_in_65_and_leaves_no_bundle(tmp_path, monkeypatch, silent):
-    from flamest.export import parity
     from flamest.export.bundle import ExportRequest, export_bundle
+    from flamest.export.parity import comparison
 
-    monkeypatch.setattr(parity, "LIMIT", 1e-12)
+    monkeypatch.setattr(comparison, "LIMIT", 1e-12)
     request = ExportRequest(EXTRACTORS["slow"], SOURCES, tmp_path / "out" / "bundle")
     with pytest.raises(DataError, match=r"graph 'keyframes', output features.* expected at most 1e-12") as refused:
         export_bundle(request, silent)

@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 from flamest.base.errors import DataError
-from flamest.export.check import CHECKS, check_bundle, check_graphs, must_pass
-from flamest.export.cli import app
-from flamest.export.graph_views import view_graph
-from flamest.export.tensorrt_operators import NEWER, OPERATORS, parser_problems
+from flamest.export.checks import CHECKS, check_bundle, check_graphs, must_pass
+from flamest.export.cli.main import app
+from flamest.export.graphs.tensorrt_operators import NEWER, OPERATORS, parser_problems
+from flamest.export.graphs.views import view_graph
 from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.bundle.records import AxisRange
 from onnx import TensorProto, helper, numpy_helper, save_model
@@ -47,7 +47,7 @@ def test_an_exported_bundle_passes_every_check_of_every_graph(tiny_bundle):
 
 
 def test_the_command_prints_each_check_and_ends_in_65_when_one_fails(tiny_bundle, monkeypatch):
-    from flamest.export import tensorrt_operators
+    from flamest.export.graphs import tensorrt_operators
 
     run = CliRunner().invoke
     passed = run(app, ["check", str(tiny_bundle), "--json"])
@@ -113,7 +113,7 @@ def test_int8_outside_of_a_quantising_pair_is_named(tmp_path):
 
 def test_what_only_newer_versions_are_known_to_take_is_a_remark(tmp_path):
     """bf16 graphs: ONNX has convolutions in bf16 from opset 22 on."""
-    from flamest.export.check import _newer, _operators
+    from flamest.export.checks import _newer, _operators
 
     path = write_graph(tmp_path / "g.onnx", [helper.make_node("Gelu", ["x"], ["y"])], [X], [Y], opset=22)
     view = view_graph(path)
@@ -168,7 +168,7 @@ def test_a_graph_whose_shapes_contradict_each_other_fails_strict_inference(tmp_p
 
 
 def test_findings_about_tensorrt_are_remarks_where_int8_is_meant_for_another_backend(folder, monkeypatch):
-    from flamest.export import tensorrt_operators
+    from flamest.export.graphs import tensorrt_operators
 
     monkeypatch.delitem(tensorrt_operators.OPERATORS, "Conv")
     manifest = read_manifest(folder)
@@ -181,9 +181,9 @@ def test_findings_about_tensorrt_are_remarks_where_int8_is_meant_for_another_bac
 
 
 def test_export_with_check_leaves_no_bundle_when_a_check_fails(tmp_path, monkeypatch, silent):
-    from flamest.export import tensorrt_operators
     from flamest.export.bundle import ExportRequest, export_bundle
-    from flamest.export.extractors import EXTRACTORS
+    from flamest.export.graphs import tensorrt_operators
+    from flamest.export.networks.extractors import EXTRACTORS
 
     monkeypatch.delitem(tensorrt_operators.OPERATORS, "Relu")
     sources = {"slow": "random:tiny"}

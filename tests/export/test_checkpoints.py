@@ -8,10 +8,10 @@ import pickle
 import pytest
 import torch
 from flamest.base.errors import DataError
-from flamest.export.architectures import BLIP_BASE_CONFIG, build_blip, build_slow_r50, parameter_counts
-from flamest.export.blip_checkpoint import fill_blip
-from flamest.export.checkpoints import check_tensors, read_tensors
-from flamest.export.video_checkpoint import load_video
+from flamest.export.networks.architectures import BLIP_BASE_CONFIG, build_blip, build_slow_r50, parameter_counts
+from flamest.export.weights.blip import fill_blip
+from flamest.export.weights.checkpoints import check_tensors, read_tensors
+from flamest.export.weights.video import load_video
 from safetensors.torch import save_file
 
 WORDS = "text_decoder.bert.embeddings.word_embeddings.weight"
@@ -139,7 +139,7 @@ def test_a_model_zoo_file_is_read_with_its_model_state_unwrapped(tmp_path, slow_
 
 
 def test_the_same_weights_from_another_file_format_have_the_same_hash(tmp_path, slow_r50_shapes):
-    from flamest.export.sources import open_video
+    from flamest.export.weights.sources import open_video
 
     weights = some_slow_weights(slow_r50_shapes)
     counts = {name: torch.tensor(7) for name in slow_r50_shapes if name.endswith("num_batches_tracked")}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
-from flamest.export.calibration import calibration_clips
+from flamest.export.precision.calibration import calibration_clips
 from flamest.runtime.backends.session import open_session
 from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.vision_language import VisionLanguageModel

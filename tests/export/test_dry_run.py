@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from flamest.export.cli import app
+from flamest.export.cli.main import app
 from flamest.export.dry_run import estimate
-from flamest.export.extractors import EXTRACTORS
+from flamest.export.networks.extractors import EXTRACTORS
 from flamest.runtime.backends.machine import Gpu, MachineFacts
 from flamest.runtime.bundle.manifest import read_manifest
 from typer.testing import CliRunner

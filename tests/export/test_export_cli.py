@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from flamest.export.cli import app
+from flamest.export.cli.main import app
 from typer.testing import CliRunner
 
 
@@ -76,7 +76,7 @@ def test_inspect_describes_a_bundle(tiny_bundle):
 
 def test_inspect_loads_no_runtime(tiny_bundle):
     code = (
-        "import sys\nfrom flamest.export.cli import app\n"
+        "import sys\nfrom flamest.export.cli.main import app\n"
         "try:\n    app(['inspect', sys.argv[1]])\nexcept SystemExit as ended:\n    assert not ended.code\n"
         "print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy', 'transformers'} & set(sys.modules)))"
     )

@@ -6,8 +6,8 @@ import json
 
 import pytest
 from flamest.base.errors import UsageError
-from flamest.export.cli import app
-from flamest.export.extractors import EXTRACTORS, count_networks, count_parameters, find_extractor
+from flamest.export.cli.main import app
+from flamest.export.networks.extractors import EXTRACTORS, count_networks, count_parameters, find_extractor
 from typer.testing import CliRunner
 
 # The table of the project's notes on the paper; slow_r50's and slowfast_r50's counts are told apart there.

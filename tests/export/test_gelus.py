@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from flamest.export.gelus import order_gelus
-from flamest.export.graphs import GraphPlan, write_graph
+from flamest.export.graphs.export import GraphPlan, write_graph
+from flamest.export.graphs.folding import order_gelus
 from flamest.runtime.backends.session import open_session
 from flamest.runtime.bundle.records import AxisRange, Tensor
 

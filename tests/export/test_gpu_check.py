@@ -10,10 +10,17 @@ from pathlib import Path
 
 import pytest
 from flamest.base.errors import SettingsError
-from flamest.export import gpu_check, gpu_step
-from flamest.export.cli import app
-from flamest.export.gpu_check import GpuCheckRequest, check_gpu, compare_with_fp32, make_report, run_steps, write_report
-from flamest.export.gpu_step import Step, last_json, run_step
+from flamest.export.bench import gpu_check, gpu_step
+from flamest.export.bench.gpu_check import (
+    GpuCheckRequest,
+    check_gpu,
+    compare_with_fp32,
+    make_report,
+    run_steps,
+    write_report,
+)
+from flamest.export.bench.gpu_step import Step, last_json, run_step
+from flamest.export.cli.main import app
 from flamest.runtime.backends.machine import Gpu, MachineFacts
 from typer.testing import CliRunner
 

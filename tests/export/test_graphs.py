@@ -114,8 +114,8 @@ def test_a_masked_token_changes_nothing(tiny_bundle):
 def test_a_graph_of_another_shape_than_promised_is_refused(tmp_path, tiny_slow):
     import dataclasses
 
-    from flamest.export.graphs import write_graph
-    from flamest.export.plans import keyframe_plan
+    from flamest.export.graphs.export import write_graph
+    from flamest.export.graphs.spec import keyframe_plan
 
     plan = keyframe_plan(tiny_slow.net, tiny_slow.form)
     wrong = dataclasses.replace(plan, outputs=(Tensor("features", "float32", ("frames", 127)),))

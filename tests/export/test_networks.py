@@ -10,17 +10,16 @@ import torch
 from flamest.base.errors import DataError, UsageError
 from flamest.base.files import sha256_file
 from flamest.export.bundle import ExportRequest, export_bundle, steps_of
-from flamest.export.calibration import calibration_clips
-from flamest.export.extractors import EXTRACTORS
-from flamest.export.graphs import write_graph
-from flamest.export.parity_blip import compare_blip
-from flamest.export.parity_clip import compare_clip
-from flamest.export.parity_video import compare_cnn
+from flamest.export.graphs.export import write_graph
+from flamest.export.graphs.spec import words_plan
+from flamest.export.networks.extractors import EXTRACTORS
+from flamest.export.parity.blip import compare_blip
+from flamest.export.parity.single_graphs import compare_clip, compare_cnn
+from flamest.export.parity.verification import verify_bundle
+from flamest.export.parity.written_graphs import WrittenGraphs
 from flamest.export.parts import Workshop, export_cnn, vision_language
-from flamest.export.plans import words_plan
-from flamest.export.precision.written import WrittenGraphs
-from flamest.export.sources import open_clip, open_video
-from flamest.export.verify import verify_bundle
+from flamest.export.precision.calibration import calibration_clips
+from flamest.export.weights.sources import open_clip, open_video
 from flamest.runtime.backends.session import open_session
 from flamest.runtime.bundle.manifest import KEYFRAMES_SOURCE, read_manifest
 from flamest.runtime.bundle.records import Graph
@@ -166,7 +165,7 @@ def test_another_caption_or_tokenizer_is_another_fingerprint_and_is_found(clip_b
 
     manifest, folder = clip_bundle
     loaded = open_clip("random:tiny")
-    from flamest.export.clip import tokenize_captions
+    from flamest.export.networks.clip import tokenize_captions
 
     tokens = tokenize_captions(loaded.tokenizer, loaded.captions, loaded.model.config)
     assert compare_clip(loaded.model, tokens, of(folder), manifest.vlm).captions == 4

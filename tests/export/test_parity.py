@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from flamest.base.errors import DataError, InvariantError, UnreachableError
-from flamest.export.parity import BATCHES, Comparison, summarise
-from flamest.export.parity_blip import compare_blip
-from flamest.export.parity_video import compare_cnn, compare_keyframes
-from flamest.export.precision.written import WrittenGraphs
-from flamest.export.slow import keyframe_module, pooled_module, slow_module
-from flamest.export.sources import open_video
-from flamest.export.verify import verify_bundle
+from flamest.export.networks.slow import keyframe_module, pooled_module, slow_module
+from flamest.export.parity.blip import compare_blip
+from flamest.export.parity.comparison import BATCHES, Comparison, summarise
+from flamest.export.parity.single_graphs import compare_cnn, compare_keyframes
+from flamest.export.parity.verification import verify_bundle
+from flamest.export.parity.written_graphs import WrittenGraphs
+from flamest.export.weights.sources import open_video
 from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.bundle.records import Graph
 
@@ -163,27 +163,27 @@ def with_source(tiny_bundle, folder, part, **values):
 
 
 def test_verify_says_which_source_to_give_where_a_name_brings_no_weights(tiny_bundle, tmp_path, silent, monkeypatch):
-    from flamest.export import verify
+    from flamest.export.parity import verification
 
     def no_network(name):
         raise UnreachableError("no network")
 
     with_source(tiny_bundle, tmp_path / "a", "slow", name="SLOW_8x8_R50.pyth", revision="local file")
     folder = with_source(tmp_path / "a", tmp_path / "b", "blip", name="someone/captioner")
-    monkeypatch.setattr(verify, "open_blip", no_network)
-    monkeypatch.setattr(verify, "open_video", lambda *_: pytest.fail("a file's name brings no weights"))
-    done = verify.verify_bundle(folder, silent)
+    monkeypatch.setattr(verification, "open_blip", no_network)
+    monkeypatch.setattr(verification, "open_video", lambda *_: pytest.fail("a file's name brings no weights"))
+    done = verification.verify_bundle(folder, silent)
     assert (done.captions, done.graphs) == (0, {})
     assert "--slow SRC, where SRC is 'SLOW_8x8_R50.pyth' of the export" in done.not_compared["slow"]
     assert "--blip SRC, where SRC is 'someone/captioner' of the export" in done.not_compared["blip"]
 
 
 def test_verify_refuses_a_source_with_other_weights(tiny_bundle, tmp_path, silent, monkeypatch, tiny_blip):
-    from flamest.export import verify
+    from flamest.export.parity import verification
 
-    monkeypatch.setattr(verify, "open_blip", lambda name: tiny_blip)
+    monkeypatch.setattr(verification, "open_blip", lambda name: tiny_blip)
     with pytest.raises(DataError, match=r"--slow random:tiny:1 holds other weights") as refused:
-        verify.verify_bundle(tiny_bundle, silent, given={"slow": "random:tiny:1"})
+        verification.verify_bundle(tiny_bundle, silent, given={"slow": "random:tiny:1"})
     assert refused.value.code == "other_weights"
 
 

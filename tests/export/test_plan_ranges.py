@@ -1,9 +1,9 @@
 """Every graph of every extractor has, for each of its inputs, a range that TensorRT would accept."""
 
 import pytest
-from flamest.export import plans
-from flamest.export.sources import open_clip
-from flamest.export.video_networks import VIDEO_NETWORKS
+from flamest.export.graphs import spec
+from flamest.export.networks.video import VIDEO_NETWORKS
+from flamest.export.weights.sources import open_clip
 from flamest.runtime.backends.tensorrt.profile import input_ranges, largest_shapes
 from flamest.runtime.bundle.records import Graph
 
@@ -11,21 +11,21 @@ from flamest.runtime.bundle.records import Graph
 def cnn(name):
     network = VIDEO_NETWORKS[name]
     net, form = network.tiny()
-    return plans.cnn_plan(network, net, form)
+    return spec.cnn_plan(network, net, form)
 
 
 def clip():
     import torch
 
     model = open_clip("random:tiny").model
-    return plans.clip_plan(model, torch.zeros(3, model.config.projection_dim))
+    return spec.clip_plan(model, torch.zeros(3, model.config.projection_dim))
 
 
 GRAPHS = {
-    "vision": lambda blip, slow: plans.vision_plan(blip.model),
-    "text": lambda blip, slow: plans.text_plan(blip.model),
-    "words": lambda blip, slow: plans.words_plan(blip.model),
-    "keyframes": lambda blip, slow: plans.keyframe_plan(slow.net, slow.form),
+    "vision": lambda blip, slow: spec.vision_plan(blip.model),
+    "text": lambda blip, slow: spec.text_plan(blip.model),
+    "words": lambda blip, slow: spec.words_plan(blip.model),
+    "keyframes": lambda blip, slow: spec.keyframe_plan(slow.net, slow.form),
     "clip": lambda blip, slow: clip(),
     **{f"cnn of {name}": lambda blip, slow, name=name: cnn(name) for name in VIDEO_NETWORKS},
 }
@@ -45,7 +45,7 @@ def test_every_graph_has_ranges_that_tensorrt_accepts(tiny_blip, tiny_slow, name
 
 
 def test_the_mask_is_as_long_as_past_and_tokens_together(tiny_blip):
-    plan = plans.text_plan(tiny_blip.model)
+    plan = spec.text_plan(tiny_blip.model)
     ranges = {
         wanted.name: wanted for wanted in input_ranges(Graph("", 18, plan.inputs, (), dict(plan.axes), "fp32", {}))
     }

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 from flamest.base.errors import DataError
-from flamest.export.cli import app
-from flamest.export.cli_plans import add_plans, onnx_now_plans_later
+from flamest.export.cli.engines import add_plans, onnx_now_plans_later
+from flamest.export.cli.main import app
 from flamest.export.signing import make_key_pair, sign_bundle
 from flamest.runtime.backends.machine import Gpu, MachineFacts
 from flamest.runtime.backends.tensorrt.cache import open_cache
@@ -197,7 +197,7 @@ def test_where_precision_is_asked_for_tensorrts_form_is_kept_for_later():
 
 def test_asking_the_machine_loads_no_torch_and_no_tensorrt(bare):
     code = (
-        "import sys\nfrom flamest.export.cli import app\n"
+        "import sys\nfrom flamest.export.cli.main import app\n"
         "try:\n    app(['--backend', 'tensorrt', '--out', 'b'])\n"
         "except SystemExit as ended:\n    assert ended.code == 78\n"
         "print(sorted({'torch', 'onnx', 'onnxruntime', 'tensorrt', 'transformers'} & set(sys.modules)))"

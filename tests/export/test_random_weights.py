@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flamest.base.errors import DataError
-from flamest.export.calibration import calibration_clips
-from flamest.export.sources import hash_weights, open_video
+from flamest.export.precision.calibration import calibration_clips
+from flamest.export.weights.sources import hash_weights, open_video
 from flamest.runtime.backends.session import open_session
 from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.vision_language import VisionLanguageModel

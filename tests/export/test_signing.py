@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from flamest.export.cli import app
+from flamest.export.cli.main import app
 from typer.testing import CliRunner
 
 
@@ -98,7 +98,7 @@ def test_the_commands_that_open_a_bundle_refuse_one_that_no_trusted_key_signed(b
 
 
 def test_verify_says_who_signed(bundle, keys, monkeypatch):
-    from flamest.export.verify import _Again
+    from flamest.export.parity.verification import _Again
 
     for comparison in ("vision_language", "keyframes", "spatio_temporal"):
         monkeypatch.setattr(_Again, comparison, lambda self: iter(()))
@@ -158,7 +158,7 @@ def test_a_key_of_another_kind_is_refused(bundle, tmp_path):
 def test_inspect_of_a_signed_bundle_needs_nothing_to_check_signatures_with(bundle, keys):
     """The base install has no cryptography: it says so, unless a key is asked for."""
     run("sign", bundle, "--key", keys / "ann.key")
-    code = "import sys\nsys.modules['cryptography'] = None\nfrom flamest.export.cli import app\napp(sys.argv[1:])"
+    code = "import sys\nsys.modules['cryptography'] = None\nfrom flamest.export.cli.main import app\napp(sys.argv[1:])"
     command = [sys.executable, "-c", code, "inspect", str(bundle)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

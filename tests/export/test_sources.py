@@ -9,14 +9,14 @@ import shutil
 import pytest
 import torch
 from flamest.base.errors import DataError, StorageError, UnreachableError
-from flamest.export.architectures import build_i3d_tiny
-from flamest.export.clip import CLIP_TINY_CONFIG, read_captions, tokenize_captions
-from flamest.export.resnet3d import build_r3d_tiny
-from flamest.export.sources import open_blip, open_clip, open_video
-from flamest.export.tokenizer import synthetic_tokenizer
-from flamest.export.video_checkpoint import load_video
-from flamest.export.videomae import VIDEOMAE_TINY_CONFIG
-from flamest.export.vocabulary import CLS, SEP
+from flamest.export.networks.architectures import build_i3d_tiny
+from flamest.export.networks.clip import CLIP_TINY_CONFIG, read_captions, tokenize_captions
+from flamest.export.networks.resnet3d import build_r3d_tiny
+from flamest.export.networks.videomae import VIDEOMAE_TINY_CONFIG
+from flamest.export.weights.sources import open_blip, open_clip, open_video
+from flamest.export.weights.tokenizer import synthetic_tokenizer
+from flamest.export.weights.video import load_video
+from flamest.export.weights.vocabulary import CLS, SEP
 from safetensors.torch import save_file
 
 QUERY_BIAS = "videomae.encoder.layer.1.attention.attention.query.bias"
@@ -156,9 +156,9 @@ def test_without_network_the_weights_to_bring_are_named(monkeypatch, network, na
 
 
 def test_a_mini_world_network_that_is_not_trained_is_said_to_be_untrained(monkeypatch, tmp_path):
-    from flamest.export import small_networks
+    from flamest.export.networks import small
 
-    monkeypatch.setattr(small_networks, "load_small", functools.partial(small_networks.load_small, folder=tmp_path))
+    monkeypatch.setattr(small, "load_small", functools.partial(small.load_small, folder=tmp_path))
     openers = [lambda: open_blip("miniworld"), lambda: open_clip("miniworld")]
     openers += [lambda name=name: open_video(name, "miniworld") for name in ("slow", "i3d", "resnet3d", "videomae")]
     for opener in openers:
@@ -171,14 +171,14 @@ def test_a_mini_world_network_that_is_not_trained_is_said_to_be_untrained(monkey
 def test_a_mini_world_network_is_filled_from_its_half_precision_file_and_reads_frames_as_it_was_trained(
     monkeypatch, tmp_path
 ):
-    from flamest.export import small_networks
+    from flamest.export.networks import small
 
     torch.manual_seed(0)
-    weights = small_networks.build_small_resnet3d().state_dict()
+    weights = small.build_small_resnet3d().state_dict()
     save_file(
         {n: v.half() if v.is_floating_point() else v for n, v in weights.items()}, tmp_path / "resnet3d.safetensors"
     )
-    monkeypatch.setattr(small_networks, "load_small", functools.partial(small_networks.load_small, folder=tmp_path))
+    monkeypatch.setattr(small, "load_small", functools.partial(small.load_small, folder=tmp_path))
     loaded = open_video("resnet3d", "miniworld")
     for name, tensor in loaded.net.state_dict().items():
         assert torch.equal(tensor, weights[name].half().to(tensor.dtype)), name

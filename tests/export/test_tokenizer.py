@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from flamest.base.errors import DataError
-from flamest.export.tokenizer import read_tokenizer, synthetic_tokenizer
-from flamest.export.vocabulary import SIZE, vocabulary, word_ids
+from flamest.export.weights.tokenizer import read_tokenizer, synthetic_tokenizer
+from flamest.export.weights.vocabulary import SIZE, vocabulary, word_ids
 from tokenizers import Tokenizer
 
 

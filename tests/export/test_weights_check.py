@@ -7,10 +7,10 @@ import re
 
 import pytest
 from flamest.base.errors import DataError
-from flamest.export import weights_check
-from flamest.export.cli import app
-from flamest.export.releases import BY_SOURCE, RELEASES, licence_of, licence_warning, pinned_revision
-from flamest.export.weights_check import KnownCaption, caption_verdict, judge_file, network_of
+from flamest.export.cli.main import app
+from flamest.export.weights import verification
+from flamest.export.weights.releases import BY_SOURCE, RELEASES, licence_of, licence_warning, pinned_revision
+from flamest.export.weights.verification import KnownCaption, caption_verdict, judge_file, network_of
 from typer.testing import CliRunner
 
 
@@ -35,7 +35,7 @@ def test_hub_ids_are_pinned_and_model_zoos_have_no_revision():
 
 
 def test_every_published_source_has_a_release():
-    from flamest.export.sources import PUBLISHED
+    from flamest.export.weights.sources import PUBLISHED
 
     assert {release.source for release in RELEASES} == set(PUBLISHED.values())
     assert all(not licence_of(name).startswith("not known") for name in PUBLISHED.values())
@@ -43,7 +43,7 @@ def test_every_published_source_has_a_release():
 
 def test_a_pinned_hub_id_is_fetched_at_its_revision_unless_another_is_asked_for(monkeypatch, tmp_path):
     import huggingface_hub
-    from flamest.export.hub import fetch_folder
+    from flamest.export.weights.hub import fetch_folder
 
     (tmp_path / "model.safetensors").touch()
     asked = []
@@ -99,7 +99,7 @@ def test_a_known_file_is_known_under_any_name(tmp_path, monkeypatch):
     file = tmp_path / "renamed.bin"
     file.write_bytes(b"blip")
     known = replace(RELEASES[0], sha256=sha256_file(file))
-    monkeypatch.setattr(weights_check, "RELEASES", (known,))
+    monkeypatch.setattr(verification, "RELEASES", (known,))
     assert judge_file(file).verdict == "known"
     assert run(file)[1]["files"][0]["release"]["source"] == "Salesforce/blip-image-captioning-base"
 
@@ -116,12 +116,12 @@ def test_the_network_is_told_by_the_configuration_or_the_file_s_name(tmp_path):
 
 def test_a_caption_is_recorded_then_compared_and_another_one_is_an_error(tmp_path, monkeypatch):
     said = KnownCaption("a red ball", (1, 2), "2026-11-25", {"torch": "2"})
-    monkeypatch.setattr(weights_check, "_caption", lambda source: said)
+    monkeypatch.setattr(verification, "_caption", lambda source: said)
     weights, record = tmp_path / "w.bin", tmp_path / "known.json"
     weights.write_bytes(b"w")
     assert caption_verdict(tmp_path, weights, record).verdict == "recorded now"
     assert caption_verdict(tmp_path, weights, record).verdict == "the same as recorded"
-    monkeypatch.setattr(weights_check, "_caption", lambda source: KnownCaption("a dog", (3,), "2026-12-01", {}))
+    monkeypatch.setattr(verification, "_caption", lambda source: KnownCaption("a dog", (3,), "2026-12-01", {}))
     with pytest.raises(
         DataError, match="the caption of the picture is 'a dog', recorded on 2026-11-25 was 'a red ball'"
     ):
@@ -133,6 +133,6 @@ def test_a_caption_is_recorded_then_compared_and_another_one_is_an_error(tmp_pat
 
 def test_the_caption_is_the_model_s_own_of_a_seeded_picture():
     """random:tiny says what it says, twice the same."""
-    first, again = (weights_check._caption("random:tiny") for _ in range(2))
+    first, again = (verification._caption("random:tiny") for _ in range(2))
     assert first.token_ids == again.token_ids
     assert first.caption

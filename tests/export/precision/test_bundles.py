@@ -9,11 +9,11 @@ import msgspec
 import numpy as np
 import pytest
 from flamest.base.errors import DataError, StorageError
-from flamest.export.cli import app
-from flamest.export.limits import COSINES
-from flamest.export.precision.chain import ChainPart, sum_up
-from flamest.export.precision.footage import own_footage, seeded_footage
-from flamest.export.verify import verify_bundle
+from flamest.export.cli.main import app
+from flamest.export.parity.chain import ChainPart, sum_up
+from flamest.export.parity.comparison import COSINES
+from flamest.export.parity.verification import verify_bundle
+from flamest.export.precision.calibration import own_footage, seeded_footage
 from flamest.runtime.backends.session import open_session
 from flamest.runtime.bundle.manifest import encode_manifest, read_manifest
 from typer.testing import CliRunner
@@ -110,7 +110,7 @@ def test_verify_refuses_an_int8_bundle_that_claims_to_be_fp32(int8, tmp_path, si
 
 
 def test_an_embedding_too_far_from_fp32_ends_the_export_and_leaves_no_bundle(tmp_path, monkeypatch):
-    from flamest.export.precision import chain
+    from flamest.export.parity import chain
 
     monkeypatch.setattr(chain, "COSINES", dict(COSINES) | {"fp16": 1.1})
     result, said = export(tmp_path / "out" / "bundle", "--extractor", "slow", "--precision", "fp16")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from flamest.base.errors import UsageError
-from flamest.export.extractors import EXTRACTORS
+from flamest.export.networks.extractors import EXTRACTORS
 from flamest.export.precision.choice import choose_precision
 
 BLIP_SLOW, CLIP = EXTRACTORS["blip+slow"], EXTRACTORS["clip"]

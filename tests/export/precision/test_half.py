@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from flamest.base.errors import DataError, InvariantError
-from flamest.export.graphs import GraphPlan, write_graph
-from flamest.export.limits import COSINES, row_cosines
+from flamest.export.graphs.export import GraphPlan, write_graph
+from flamest.export.parity.comparison import COSINES, row_cosines
+from flamest.export.parity.written_graphs import WrittenGraphs
+from flamest.export.precision.dtypes import check_ledger
 from flamest.export.precision.half import half_module
-from flamest.export.precision.ledger import check_ledger
-from flamest.export.precision.written import WrittenGraphs
 from flamest.runtime.backends.openvino import OpenVinoSession
 from flamest.runtime.backends.session import open_session
 from flamest.runtime.bundle.records import AxisRange, Tensor

@@ -1,0 +1,207 @@
+"""One contestant of ``bench``, as a process of its own: its memory is its own, and a crash ends it alone.
+
+    python -m flamest.export.bench.child '{"bundle": …, "backend": …}'
+
+Questions come as JSON lines on stdin, answers go as JSON lines to stdout; what libraries print goes to
+stderr. An answer is ``{"ok": …}`` or ``{"error": {code, message, fix}}``; the process ends with its input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ...base.errors import FlamestError
+from ...base.files import sha256_file
+from ...runtime.backends.opening import GraphOpener, Opening
+from ...runtime.backends.options import Wishes
+from ...runtime.backends.session import Session
+from ...runtime.bundle.opening import Bundle, open_bundle
+from ...runtime.bundle.signature import read_trusted_keys
+from ...runtime.extractor import Extractor, open_extractor
+from ...runtime.records import Clip
+from .inputs import usual_feeds
+
+ON_GPU = ("tensorrt", "onnxruntime-cuda")
+
+
+class Contestant(msgspec.Struct, frozen=True):
+    """What this process opens, and where it must run."""
+
+    bundle: str
+    backend: str  # of runtime/backends/options.py, and no other in its place
+    bf16: bool = False  # an fp32 bundle, computed in bf16
+    threads: int | None = None
+    trusted: tuple[str, ...] = ()  # keys as text
+
+
+class Child:
+    """Answers one question at a time; a graph or the extractor is open, never both."""
+
+    def __init__(self, told: Contestant) -> None:
+        wishes = Wishes(told.backend, require=True, bf16=told.bf16)
+        self._on_gpu = told.backend in ON_GPU
+        self._opening = Opening(wishes, threads=told.threads)
+        self._trusted = read_trusted_keys(told.trusted, where="bench")
+        self._bundle: Bundle = open_bundle(Path(told.bundle), self._trusted)
+        self._graph = ""
+        self._session: Session | None = None
+        self._feeds: dict[str, Any] = {}
+        self._extractor: Extractor | None = None
+        self._base_mb = 0.0
+        self._base_gpu_mb = 0.0
+
+    def open_graph(self, name: str) -> dict[str, Any]:
+        """Open one graph, run it once (the first run allocates); outputs are kept to compare."""
+        self._forget()
+        graph = self._bundle.manifest.graphs[name]
+        sizes = {word: axis.usual for word, axis in graph.axes.items()}
+        self._feeds = dict(usual_feeds(graph, sizes))
+        opener = GraphOpener(self._bundle, self._opening)
+        self._session = opener.open(name)
+        self._bundle.must_be_unchanged()
+        self._graph = name
+        place = opener.places[name]
+        self._session.run(self._feeds)
+        return {"where": place.where, "precision": place.precision, "sizes": sizes}
+
+    def run_graph(self) -> float:
+        """Milliseconds of one run."""
+        assert self._session is not None
+        started = time.perf_counter()
+        self._session.run(self._feeds)
+        return 1000 * (time.perf_counter() - started)
+
+    def close_graph(self, outputs: str) -> dict[str, float | None]:
+        """Write the outputs to the file ``outputs`` (.npz); peak memory above the process's own."""
+        assert self._session is not None
+        memory = self._memory()
+        arrays: Any = self._session.run(self._feeds)
+        np.savez(outputs, **arrays)
+        self._forget()
+        return memory
+
+    def open_extractor(self) -> dict[str, Any]:
+        self._forget()
+        self._extractor = open_extractor(self._bundle.path, opening=self._opening, trusted=self._trusted)
+        return {name: place.where for name, place in self._extractor.places.items()}
+
+    def run_clip(self, path: str) -> dict[str, Any]:
+        """One clip through everything; its vectors as lists, its caption as token ids."""
+        assert self._extractor is not None
+        clip = Clip(Path(path), sha256_file(Path(path)))
+        started = time.perf_counter()
+        features = self._extractor.extract(clip)
+        return {
+            "ms": 1000 * (time.perf_counter() - started),
+            "stages_ms": features.stages_ms,
+            "caption": features.caption.text,
+            "token_ids": list(features.caption.token_ids),
+            "vlm": features.vlm.tolist(),
+            "cnn": features.cnn.tolist(),
+            "precision": features.precision,
+        }
+
+    def close_extractor(self) -> dict[str, float | None]:
+        assert self._extractor is not None
+        memory = {**self._memory(), "decoder_peak_mb": self._extractor.decoder_peak_mb}
+        self._forget()
+        return memory
+
+    def _forget(self) -> None:
+        """Close what is open; memory counts from here."""
+        if self._extractor is not None:
+            self._extractor.close()
+        self._session = self._extractor = None
+        self._feeds = {}
+        gc.collect()
+        release_memory()
+        reset_peak()
+        self._base_mb, self._base_gpu_mb = resident_mb("VmRSS"), self._gpu_mb() or 0.0
+
+    def _gpu_mb(self) -> float | None:
+        """To ask a GPU takes memory of its own: only where something is on it."""
+        return gpu_used_mb() if self._on_gpu else None
+
+    def _memory(self) -> dict[str, float | None]:
+        used = self._gpu_mb()
+        return {
+            "peak_mb": resident_mb("VmHWM") - self._base_mb,
+            "process_peak_mb": resident_mb("VmHWM"),
+            "gpu_mb": None if used is None else used - self._base_gpu_mb,
+        }
+
+
+def release_memory() -> None:
+    """Give back to the system what the C library keeps of freed memory: the next graph must not live on it unseen."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def reset_peak() -> None:
+    """Let the kernel count the largest resident memory anew (proc(5), clear_refs 5)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # an older peak stays: the figure is an upper bound
+
+
+def resident_mb(field: str) -> float:
+    """``VmRSS`` (now) or ``VmHWM`` (largest) of this process, MB."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def gpu_used_mb() -> float | None:
+    """Memory of the GPU in use by all processes, MB; None where none can be asked."""
+    try:
+        from cuda.bindings import runtime as cudart
+    except ImportError:
+        return None
+    error, free, total = cudart.cudaMemGetInfo()
+    return None if int(error) else (total - free) / 1e6
+
+
+def serve(told: Contestant, answer: Callable[[dict[str, Any]], None]) -> None:
+    try:
+        child = Child(told)
+    except FlamestError as error:
+        answer(_refused(error))
+        return
+    answer({"ok": None})
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            answer({"ok": getattr(child, question["do"])(*question["with"])})
+        except FlamestError as error:
+            answer(_refused(error))
+
+
+def _refused(error: FlamestError) -> dict[str, Any]:
+    return {"error": {"code": error.code, "message": error.message, "fix": error.fix}}
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(said: dict[str, Any]) -> None:
+        answers.write(json.dumps(said) + "\n")
+        answers.flush()
+
+    serve(msgspec.json.decode(sys.argv[1].encode(), type=Contestant), answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Every backend of this machine on the same graphs and clips, in turns, each in a process of its own.
+
+Turns, because what disturbs the machine then disturbs all alike. The first of the backends is what the
+others' numbers are compared with: ONNX Runtime's CPU provider, which every machine has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...base.errors import FlamestError
+from ...base.progress import Progress
+from ...runtime.backends.options import BACKENDS
+from ...runtime.bundle.opening import open_bundle
+from ...runtime.bundle.signature import TrustedKeys
+from ...runtime.records import graph_of
+from .child import Contestant
+from .inputs import find_clips, render_clips
+from .process import Process
+
+REFERENCE = "onnxruntime"  # what the others are compared with
+OUTPUTS = ("caption", "token_ids", "vlm", "cnn")  # of a clip, what two backends are compared by
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What to measure. ``backends``: words of runtime/backends/options.py, or BACKEND:bf16."""
+
+    bundle: Path
+    backends: tuple[str, ...] = BACKENDS
+    repeats: int = 20  # runs of each graph
+    clips: int = 8
+    videos: Path | None = None  # None: clips are rendered
+    threads: int | None = None
+    trusted: TrustedKeys = ()
+    vectors: bool = False  # whether the figures hold each clip's caption and vectors
+
+
+@dataclass
+class _Measured:
+    """What one backend has given so far."""
+
+    where: dict[str, str] = field(default_factory=dict)  # by graph
+    precision: str = ""
+    graphs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    clips: list[dict[str, Any]] = field(default_factory=list)
+    memory: dict[str, float | None] = field(default_factory=dict)
+
+
+class Contest:
+    """The contestants that are still in it, and why the others are not."""
+
+    def __init__(self, request: BenchRequest, stack: contextlib.ExitStack) -> None:
+        self.refused: dict[str, FlamestError] = {}
+        self.processes: dict[str, Process] = {}
+        self.measured: dict[str, _Measured] = {}
+        for name in _in_order(request.backends):
+            backend, _, computed = name.partition(":")
+            told = Contestant(
+                bundle=str(request.bundle),
+                backend=backend,
+                bf16=computed == "bf16",
+                threads=request.threads,
+                trusted=tuple(key.text for key in request.trusted),
+            )
+            try:
+                self.processes[name] = stack.enter_context(Process(told))
+                self.measured[name] = _Measured()
+            except FlamestError as error:
+                self.refused[name] = error
+
+    def ask_all(self, question: str, *arguments: Any) -> dict[str, Any]:
+        """The answers by contestant; one that refuses is out of the contest."""
+        answers = {}
+        for name, process in list(self.processes.items()):
+            try:
+                answers[name] = process.ask(question, *arguments)
+            except FlamestError as error:
+                self.drop(name, error)
+        return answers
+
+    def drop(self, name: str, error: FlamestError) -> None:
+        self.refused[name] = error
+        self.processes.pop(name).close()
+
+
+def run_bench(request: BenchRequest, progress: Progress) -> dict[str, Any]:
+    """Measure; the figures as one mapping (docs/checks.md says what they mean).
+
+    ``progress`` counts the graphs of the bundle, and the clips. A backend that does not run here stands
+    under ``refused`` with the reason. Raises DataError as ``open_bundle`` does, or ``no_clips``.
+    """
+    manifest = open_bundle(request.bundle, request.trusted).manifest
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flamest-bench-")))
+        if request.videos is None:
+            clips = render_clips(scratch, request.clips)
+        else:
+            clips = find_clips(request.videos, request.clips)
+        contest = Contest(request, stack)
+        for graph in manifest.needed_graphs:
+            progress.describe(f"graph '{graph}'")
+            _measure_graph(contest, graph, request.repeats, scratch)
+            progress.advance()
+        for name, places in contest.ask_all("open_extractor").items():
+            contest.measured[name].where |= places
+        progress.describe("clips")
+        contest.ask_all("run_clip", str(clips[0]))  # the first allocates
+        for clip in clips:
+            for name, result in contest.ask_all("run_clip", str(clip)).items():
+                contest.measured[name].clips.append(result)
+            progress.advance()
+        for name, memory in contest.ask_all("close_extractor").items():
+            contest.measured[name].memory = memory
+        reference = contest.measured[REFERENCE].clips if REFERENCE in contest.processes else []
+        results = {name: _summary(contest.measured[name], reference) for name in contest.processes}
+        if request.vectors:
+            for name, result in results.items():
+                result["vectors"] = [{part: run[part] for part in OUTPUTS} for run in contest.measured[name].clips]
+    return {
+        "clips": len(clips),
+        "rendered": request.videos is None,
+        "repeats": request.repeats,
+        "threads": request.threads,
+        "precision": manifest.precision,
+        "backends": results,
+        "refused": {
+            name: {"code": error.code, "message": error.message, "fix": error.fix}
+            for name, error in contest.refused.items()
+        },
+    }
+
+
+def _in_order(backends: Sequence[str]) -> list[str]:
+    """The reference first, then as they were named."""
+    return sorted(dict.fromkeys(backends), key=lambda name: name != REFERENCE)
+
+
+def _measure_graph(contest: Contest, graph: str, repeats: int, scratch: Path) -> None:
+    opened = contest.ask_all("open_graph", graph)
+    taken: dict[str, list[float]] = {name: [] for name in opened}
+    for _ in range(repeats):
+        for name, milliseconds in contest.ask_all("run_graph").items():
+            taken[name].append(milliseconds)
+    expected: Mapping[str, np.ndarray[Any, Any]] = {}
+    for name, process in list(contest.processes.items()):
+        outputs = scratch / f"{graph}-{name.replace(':', '-')}.npz"
+        try:
+            memory = process.ask("close_graph", str(outputs))
+        except FlamestError as error:
+            contest.drop(name, error)
+            continue
+        with np.load(outputs) as loaded:
+            got = {key: loaded[key] for key in loaded.files}
+        outputs.unlink()
+        expected = got if name == REFERENCE else expected
+        contest.measured[name].where[graph] = opened[name]["where"]
+        contest.measured[name].graphs[graph] = {
+            **quantiles(taken[name]),
+            "min_ms": min(taken[name]),
+            "runs": repeats,
+            "sizes": opened[name]["sizes"],
+            "where": opened[name]["where"],
+            "precision": opened[name]["precision"],
+            "peak_mb": memory["peak_mb"],
+            "gpu_mb": memory["gpu_mb"],
+            "beside_reference": difference(got, expected) if expected and name != REFERENCE else None,
+        }
+
+
+def quantiles(milliseconds: Sequence[float]) -> dict[str, float]:
+    p50, p95 = np.percentile(milliseconds, (50, 95))
+    return {"p50_ms": float(p50), "p95_ms": float(p95)}
+
+
+def difference(got: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, float]:
+    """Largest error of any output relative to its largest value, and the smallest cosine of an output's rows."""
+    largest, cosine = 0.0, 1.0
+    for name, want in expected.items():
+        if want.dtype.kind != "f" or not want.size:
+            continue
+        have, want = got[name].astype(np.float64), want.astype(np.float64)
+        largest = max(largest, float(np.abs(have - want).max() / (np.abs(want).max() or 1.0)))
+        cosine = min(cosine, *(_cosine(a, b) for a, b in zip(have, want, strict=True)))
+    return {"max_rel": largest, "min_cosine": cosine}
+
+
+def _cosine(a: Any, b: Any) -> float:
+    a, b = np.ravel(a).astype(np.float64), np.ravel(b).astype(np.float64)
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / lengths if lengths else float(np.array_equal(a, b))
+
+
+def _summary(measured: _Measured, reference: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    runs = measured.clips
+    times = [run["ms"] for run in runs]
+    graphs = measured.graphs
+    return {
+        "where": measured.where,
+        "precision": runs[0]["precision"],
+        "graphs": graphs,
+        "stages": {
+            stage: {
+                **quantiles([run["stages_ms"][stage] for run in runs]),
+                "peak_mb": _stage_memory(stage, measured),
+            }
+            for stage in runs[0]["stages_ms"]
+        },
+        "clip": quantiles(times),
+        "clips_per_second": 1000 / statistics.fmean(times),
+        "peak_mb": measured.memory["process_peak_mb"],
+        "decoder_peak_mb": measured.memory["decoder_peak_mb"],
+        "gpu_mb": measured.memory["gpu_mb"],
+        "beside_reference": beside(runs, reference) if reference and runs is not reference else None,
+    }
+
+
+def _stage_memory(stage: str, measured: _Measured) -> float:
+    """MB: the decoder process's, or that of the graph that the stage runs; frames are prepared beside the graphs."""
+    if stage == "decode":
+        return measured.memory["decoder_peak_mb"] or 0.0
+    graph = graph_of(stage, measured.graphs)
+    return 0.0 if graph is None else float(measured.graphs[graph]["peak_mb"])
+
+
+def beside(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Clip by clip beside the reference: captions token by token, vectors by cosine."""
+    pairs = list(zip(runs, reference, strict=True))
+    return {
+        "captions_equal": sum(a["token_ids"] == b["token_ids"] and a["caption"] == b["caption"] for a, b in pairs),
+        "captions": len(pairs),
+        "min_cosine": {
+            part: min(_cosine(a[part], b[part]) for a, b in pairs) for part in ("vlm", "cnn") if pairs[0][0][part]
+        },
+    }

@@ -1,0 +1,159 @@
+"""The checks of a bundle that need neither PyTorch nor a GPU nor a runtime."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..base.errors import DataError, MissingExtra
+from ..runtime.bundle.external_data import names_outside_data
+from ..runtime.bundle.manifest import Manifest
+from ..runtime.bundle.opening import open_bundle
+from ..runtime.bundle.records import Graph
+from ..runtime.bundle.signature import TrustedKeys
+from .graphs.tensorrt_operators import NEWER_OPSETS, OPSETS, STANDARD, newer_operators, parser_problems
+from .graphs.views import GraphView, view_graph
+from .precision.dtypes import is_precision, product_kinds, read_ledger
+
+CHECKS = (
+    "one file",
+    "ONNX checker",
+    "strict shape inference",
+    "tensors and axes",
+    "dtype ledger",
+    "TensorRT operators",
+)
+_SHOWN = 4  # problems of one kind that are named
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check of one graph. A remark is a problem that does not fail the check."""
+
+    graph: str
+    check: str  # of CHECKS
+    problems: tuple[str, ...]
+    remark: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return self.remark or not self.problems
+
+
+def check_bundle(bundle: Path, trusted: TrustedKeys = ()) -> tuple[Finding, ...]:
+    """Every check of every graph, in the order of CHECKS; raises DataError as ``open_bundle`` does."""
+    opened = open_bundle(bundle, trusted)
+    return check_graphs(bundle, opened.manifest)
+
+
+def check_graphs(folder: Path, manifest: Manifest) -> tuple[Finding, ...]:
+    """The same for a folder whose files are known to be right: one that is being exported."""
+    return tuple(
+        finding for name, graph in manifest.graphs.items() for finding in _check_graph(folder, name, graph, manifest)
+    )
+
+
+def must_pass(findings: tuple[Finding, ...], what: Path) -> None:
+    """Raise DataError (``check_failed``) that names every finding that is not ok."""
+    failed = [f"{finding.graph}: {finding.check}: {problem}" for finding in findings if not finding.ok
+              for problem in finding.problems]  # fmt: skip
+    if failed:
+        raise DataError(
+            f"{what}: {len(failed)} of the checks failed: " + "; ".join(failed),
+            fix="report this with the versions that flamest-export doctor prints",
+            code="check_failed",
+        )
+
+
+def _check_graph(folder: Path, name: str, graph: Graph, manifest: Manifest) -> Iterator[Finding]:
+    path = folder / graph.file
+
+    def found(check: str, problems: Iterator[str] | tuple[str, ...], *, remark: bool = False) -> Finding:
+        return Finding(name, check, tuple(problems), remark)
+
+    yield found("one file", ("takes tensors from another file",) if names_outside_data(path) else ())
+    yield found("ONNX checker", _checker(path))
+    try:
+        view = view_graph(path)
+    except DataError as error:
+        yield found("strict shape inference", (error.message,))
+        return
+    yield found("strict shape inference", ())
+    yield found("tensors and axes", _interface(graph, view))
+    yield found("dtype ledger", _ledger(path, graph))
+    # An int8 form that was chosen for another backend is not meant for TensorRT: said, and no failure.
+    elsewhere = graph.precision == "int8" and manifest.backend != "tensorrt"
+    yield found("TensorRT operators", _operators(view), remark=elsewhere)
+    if newer := tuple(_newer(view)):
+        yield found("TensorRT operators", newer, remark=True)
+
+
+def _checker(path: Path) -> Iterator[str]:
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtra("onnx", extra="agent") from error
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        yield str(error).strip().splitlines()[0]
+
+
+def _interface(graph: Graph, view: GraphView) -> Iterator[str]:
+    """Inputs, outputs and dynamic axes are those of the manifest, and every axis has a range that can be."""
+    for side, promised, have in (("input", graph.inputs, view.inputs), ("output", graph.outputs, view.outputs)):
+        want = {tensor.name: (tensor.dtype, tensor.shape) for tensor in promised}
+        for name in sorted(want.keys() | have.keys()):
+            if want.get(name) != have.get(name):
+                yield f"{side} {name} is {_shown(have.get(name))}, the manifest's is {_shown(want.get(name))}"
+    words = {word for tensor in (*graph.inputs, *graph.outputs) for size in tensor.shape for word in _words(size)}
+    for word in sorted(words - graph.axes.keys()):
+        yield f"axis '{word}' has no range"
+    for word, axis in graph.axes.items():
+        if not 0 <= axis.smallest <= axis.usual <= axis.largest or axis.largest < 1:
+            yield f"axis '{word}' ranges from {axis.smallest} over {axis.usual} to {axis.largest}"
+
+
+def _words(size: int | str) -> list[str]:
+    return [] if isinstance(size, int) else [word.strip() for word in size.split("+")]
+
+
+def _shown(tensor: tuple[str, tuple[int | str, ...]] | None) -> str:
+    return "absent" if tensor is None else f"{tensor[0]}[{', '.join(map(str, tensor[1]))}]"
+
+
+def _ledger(path: Path, graph: Graph) -> Iterator[str]:
+    """The file computes in what the manifest says, and that is what its precision promises."""
+    ledger = read_ledger(path)
+    if ledger != graph.ledger:
+        yield f"computes in {ledger}, the manifest says {graph.ledger}"
+    kinds = product_kinds(ledger)
+    if not is_precision(kinds, graph.precision):
+        yield f"its products are in {', '.join(sorted(kinds)) or 'nothing'}, its precision is {graph.precision}"
+
+
+def _newer(view: GraphView) -> Iterator[str]:
+    """What a TensorRT between 10.3 and 10.15 may not take."""
+    for domain, opset in view.opsets.items():
+        if domain in STANDARD and opset in NEWER_OPSETS:
+            yield f"opset {opset}: TensorRT 10.15 reads up to 24, 9.2 up to {OPSETS[-1]}: 10.3 may not read it"
+    yield from dict.fromkeys(problem for node in view.nodes for problem in newer_operators(node))
+
+
+def _operators(view: GraphView) -> Iterator[str]:
+    for domain, opset in view.opsets.items():
+        if domain in STANDARD and opset not in (*OPSETS, *NEWER_OPSETS):
+            yield f"opset {opset}, expected {OPSETS[0]} to {NEWER_OPSETS[-1]}"
+    told: Counter[str] = Counter()
+    where: dict[str, list[str]] = {}
+    for node in view.nodes:
+        for problem in parser_problems(node):
+            kind = node.node.op_type
+            told[kind] += 1
+            where.setdefault(kind, []).append(problem)
+    for kind, problems in where.items():
+        yield from dict.fromkeys(problems[:_SHOWN])
+        if told[kind] > _SHOWN and len(set(problems)) > _SHOWN:
+            yield f"{kind}: and {told[kind] - _SHOWN} more"

@@ -1,0 +1,160 @@
+"""What ``flamest-export`` prints for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...base.console import say
+from ..weights.releases import licence_warning
+
+if TYPE_CHECKING:
+    from ...runtime.bundle.manifest import Manifest
+    from ...runtime.bundle.records import ChainParity, GraphParity, Parity
+    from ...runtime.bundle.signature import PublicKey
+    from ..networks.extractors import ExtractorEntry
+
+
+def show_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        say(f"note: {note}")
+
+
+def show_parity(parity: Parity) -> None:
+    for name, graph in parity.graphs.items():
+        say(
+            f"  {name}: largest relative error against PyTorch {graph.max_rel:.1e}, smallest cosine "
+            f"{graph.min_cosine:.6f} ({graph.ran_on})"
+        )
+    if parity.captions:
+        say(f"  captions: {parity.captions_equal} of {parity.captions} equal to PyTorch's")
+    if parity.chain is not None:
+        show_chain(parity.chain)
+
+
+def show_chain(chain: ChainParity) -> None:
+    for name, cosine in chain.embeddings.items():
+        say(
+            f"  whole chain, {name} given the fp32 caption: cosine to fp32 at least {cosine.smallest:.6f}, "
+            f"mean {cosine.mean:.6f}, {chain.clips} clips"
+        )
+    if chain.captions:
+        say(f"  whole chain, captions: {chain.captions_equal} of {chain.captions} equal to fp32's")
+
+
+def show_signers(signers: Sequence[PublicKey] | None, trusted: Sequence[PublicKey]) -> str:
+    """The named ones are among the ``trusted`` keys; None: there is nothing to check signatures with."""
+    if signers is None:
+        return "not checked: pip install cryptography"
+    if not signers:
+        return "none"
+    remark = "" if trusted else "; not checked against a trusted key (--trusted-key NAME.pub)"
+    return ", ".join(map(str, signers)) + remark
+
+
+def signer_ids(signers: Sequence[PublicKey] | None, trusted: Sequence[PublicKey]) -> dict[str, Any]:
+    """Who signed, and who of them is among the keys that were asked for; for ``--json``."""
+    if signers is None:
+        return {"signed_by": None, "trusted": []}
+    asked = {key.raw for key in trusted}
+    return {
+        "signed_by": [signer.id for signer in signers],
+        "trusted": [signer.id for signer in signers if signer.raw in asked],
+    }
+
+
+def show_manifest(
+    bundle: Path, manifest: Manifest, signers: Sequence[PublicKey] | None, trusted: Sequence[PublicKey]
+) -> None:
+    say(f"{bundle}: {manifest.extractor}, {manifest.precision}, {manifest.backend}, made {manifest.created}")
+    say(f"  fingerprint   {manifest.fingerprint}")
+    say(f"  signatures    {show_signers(signers, trusted)}")
+    say(f"  features      {_widths(manifest)} numbers per clip")
+    for line in _vlm_lines(manifest):
+        say(line)
+    if manifest.cnn is not None:
+        cnn = manifest.cnn
+        say(f"  frames        {cnn.frames} of {cnn.preprocessing.size} px into {cnn.network}, {cnn.choice}")
+    rule = manifest.keyframes
+    say(f"  keyframes     {rule.count} of {rule.candidates} at {rule.preprocessing.size} px ({rule.space})")
+    for part, source in manifest.sources.items():
+        say(f"  {part:13} {source.name} ({source.revision}), licence: {source.licence}")
+        if warning := licence_warning(part, source.licence):
+            say(f"                WARNING: {warning}")
+        say(f"                {source.parameters:,} parameters as the paper counts, {source.parameters_tied:,} stored")
+    for name, graph in manifest.graphs.items():
+        size, parity = manifest.files[graph.file].bytes / 1e6, manifest.parity.graphs[name]
+        say(
+            f"  {name:13} {graph.file}, {size:.1f} MB, {graph.precision}, "
+            f"error {parity.max_rel:.1e}, cosine {parity.min_cosine:.6f} "
+            f"({parity.ran_on})"
+        )
+        for kind, operators in graph.ledger.items():
+            say(f"                {kind}: {', '.join(f'{count} {name}' for name, count in operators.items())}")
+        for plan in graph.plans:
+            where = f"TensorRT {plan.tensorrt}, {plan.gpu} ({plan.compute_capability})"
+            options = " ".join(plan.options.flags()) or "default options"
+            say(f"                plan for {where}, {options}, {manifest.files[plan.file].bytes / 1e6:.1f} MB")
+    if manifest.calibration is not None:
+        say(f"  calibration   {manifest.calibration.clips} clips, {manifest.calibration.source}")
+    if manifest.parity.chain is not None:
+        show_chain(manifest.parity.chain)
+    say("  built with    " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
+
+
+def _widths(manifest: Manifest) -> str:
+    widths = [part.width for part in (manifest.vlm, manifest.cnn) if part is not None]
+    return str(widths[0]) if len(widths) == 1 else f"{' + '.join(map(str, widths))} = {manifest.width}"
+
+
+def _vlm_lines(manifest: Manifest) -> list[str]:
+    from ...runtime.bundle.manifest import RetrievedCaption
+
+    if manifest.vlm is None:
+        return []
+    if isinstance(manifest.vlm, RetrievedCaption):
+        how = f"the nearest of {len(manifest.vlm.captions)} captions"
+    else:
+        how = manifest.vlm.reading
+    frames = manifest.vlm.captioned_frames
+    several = f", {frames} keyframes averaged" if frames > 1 else ""
+    return [f"  reading       {how}, extraction seed {manifest.extraction_seed}{several}"]
+
+
+def show_extractors(rows: list[dict[str, Any]]) -> None:
+    say(f"{'--extractor':19} {'frames':8} {'numbers':>7} {'parameters':>12} {'in the paper':>12}  remarks")
+    for row in rows:
+        paper = row["paper"]
+        printed = f"{paper['parameters']:,}" if paper else "-"
+        remarks = "; ".join(paper["slips"]) if paper else "not in the paper: the baseline of k-means frames"
+        numbers = f"{row['frames']:8} {row['dimension']:7,} {row['parameters']:12,} {printed:>12}"
+        say(f"{row['name']:19} {numbers}  {remarks}".rstrip())
+
+
+def extractor_row(entry: ExtractorEntry, parameters: int) -> dict[str, Any]:
+    """One extractor as a mapping for ``--json``."""
+    paper = entry.paper
+    return {
+        "name": entry.name,
+        "title": entry.title,
+        "frames": entry.frames,
+        "dimension": entry.dimension,
+        "parameters": parameters,
+        "paper": None
+        if paper is None
+        else {
+            "row": paper.number,
+            "parameters": paper.parameters,
+            "dimension": paper.dimension,
+            "head_parameters": paper.head_parameters,
+            "slips": list(paper.slips),
+        },
+    }
+
+
+def parity_rows(graphs: Mapping[str, GraphParity]) -> dict[str, dict[str, float]]:
+    return {
+        name: {"max_abs": graph.max_abs, "max_rel": graph.max_rel, "min_cosine": graph.min_cosine}
+        for name, graph in graphs.items()
+    }

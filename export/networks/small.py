@@ -1,0 +1,301 @@
+"""Small relatives of the six networks of Table 1, for the mini-world: same classes, few channels.
+
+A full-sized network cannot be trained where the mini-world is rendered. These have the parts, tensor
+names and forward passes of the real ones (Hugging Face's BLIP, CLIP and VideoMAE, PyTorchVideo's
+Slow and I3D, torchvision's VideoResNet), and are trained by ``flamest.experiments.pretraining``.
+``export/miniworld/`` holds the weights: ``blip/`` as a hub folder, the others as one file each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...base.errors import DataError, MissingExtra
+from ..weights.small_vocabulary import CLS, DEC, PAD, SEP, SIZE
+from .architectures import _pytorchvideo
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHTS = Path(__file__).resolve().parent / "miniworld"
+BLIP_FOLDER = WEIGHTS / "blip"
+CLIP_CAPTIONS = WEIGHTS / "clip-captions.json"  # {class: caption}, written beforehand (NOTES decision 10)
+MOTION_CLASSES = 5  # that the four video networks are trained on
+
+
+@dataclass(frozen=True)
+class SmallForm:
+    """What a small network reads and gives."""
+
+    frames: int  # per clip
+    crop: int  # pixels, of a frame
+    width: int  # of the embedding
+    keyframe_size: int  # pixels, of the frames among which keyframes are picked
+
+
+SMALL_FORMS: dict[str, SmallForm] = {
+    "blip": SmallForm(frames=1, crop=96, width=128, keyframe_size=64),
+    "clip": SmallForm(frames=1, crop=96, width=256, keyframe_size=64),  # image vector and caption vector, 128 each
+    "slow": SmallForm(frames=8, crop=64, width=256, keyframe_size=64),
+    "i3d": SmallForm(frames=8, crop=64, width=256, keyframe_size=64),
+    "resnet3d": SmallForm(frames=3, crop=64, width=128, keyframe_size=64),
+    "videomae": SmallForm(frames=16, crop=64, width=128, keyframe_size=64),
+}
+
+
+SMALL_BLIP_CONFIG: dict[str, Any] = {
+    "model_type": "blip",
+    "architectures": ["BlipForConditionalGeneration"],
+    "projection_dim": 128,
+    "image_text_hidden_size": 64,
+    "text_config": {
+        "model_type": "blip_text_model",
+        "vocab_size": SIZE,
+        "hidden_size": 128,
+        "encoder_hidden_size": 128,
+        "intermediate_size": 512,
+        "projection_dim": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,  # of 64, as in every published BLIP
+        "max_position_embeddings": 64,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "label_smoothing": 0.0,
+        "bos_token_id": DEC,
+        "eos_token_id": SEP,
+        "sep_token_id": SEP,
+        "cls_token_id": CLS,
+        "pad_token_id": PAD,
+    },
+    "vision_config": {
+        "model_type": "blip_vision_model",
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "projection_dim": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "image_size": 96,
+        "patch_size": 12,
+        "initializer_range": 0.02,  # the library's own 1e-10 would never learn
+    },
+}
+
+SMALL_CLIP_CONFIG: dict[str, Any] = {
+    "model_type": "clip",
+    "projection_dim": 128,
+    "text_config": {
+        "vocab_size": SIZE,
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "projection_dim": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32,
+        "bos_token_id": CLS,
+        "eos_token_id": SEP,  # the text vector is read there
+        "pad_token_id": PAD,
+    },
+    "vision_config": {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "projection_dim": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": 96,
+        "patch_size": 12,
+    },
+}
+
+
+def build_small_blip() -> nn.Module:
+    """``BlipForConditionalGeneration`` of ``SMALL_BLIP_CONFIG`` with the library's initial weights."""
+    transformers = _transformers()
+    config = transformers.BlipConfig(**SMALL_BLIP_CONFIG)
+    return transformers.BlipForConditionalGeneration._from_config(config, attn_implementation="eager")  # type: ignore[no-any-return]
+
+
+def build_small_clip() -> nn.Module:
+    """``CLIPModel`` of ``SMALL_CLIP_CONFIG``; its tokens are ``small_tokenizer``'s, [CLS] … [SEP]."""
+    transformers = _transformers()
+    config = transformers.CLIPConfig(**SMALL_CLIP_CONFIG)
+    return transformers.CLIPModel._from_config(config, attn_implementation="eager")  # type: ignore[no-any-return]
+
+
+def build_small_videomae() -> nn.Module:
+    """``VideoMAEForVideoClassification``: 16 frames of 64 px, tubes of 2 x 16 x 16, 4 layers of 128."""
+    transformers = _transformers()
+    config = transformers.VideoMAEConfig(
+        image_size=64,
+        patch_size=16,
+        num_frames=16,
+        tubelet_size=2,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=512,
+        decoder_num_attention_heads=4,
+        decoder_hidden_size=64,
+        decoder_num_hidden_layers=1,
+        decoder_intermediate_size=256,
+        num_labels=MOTION_CLASSES,
+        use_mean_pooling=True,
+    )
+    return transformers.VideoMAEForVideoClassification._from_config(config, attn_implementation="eager")  # type: ignore[no-any-return]
+
+
+def build_small_slow() -> nn.Module:
+    """``slow_r50``'s blocks, narrow: stem, res2 and res3 see one frame at a time, res4 and res5 three.
+
+    8 frames of 64 px; the head pools 4 x 4 positions by 3 x 3 windows, as ``slow_r50`` 8 x 8 by 7 x 7.
+    """
+    stages = (
+        _Stage(12, 12, 32, spans=(1,), stride=1),
+        _Stage(32, 16, 64, spans=(1,), stride=2),
+        _Stage(64, 32, 128, spans=(3, 3), stride=1),
+        _Stage(128, 64, 256, spans=(3, 3), stride=2),
+    )
+    return _build_net(stem_span=1, stages=stages, pool_after_first=False)
+
+
+def build_small_i3d() -> nn.Module:
+    """``i3d_r50``'s blocks, narrow: the stem spans five frames, stages one or three; res2 is pooled in time."""
+    stages = (
+        _Stage(12, 12, 32, spans=(3,), stride=1),
+        _Stage(32, 16, 64, spans=(3, 1), stride=2),
+        _Stage(64, 32, 128, spans=(3, 1), stride=1),
+        _Stage(128, 64, 256, spans=(1, 3), stride=2),
+    )
+    return _build_net(stem_span=5, stages=stages, pool_after_first=True)
+
+
+def build_small_resnet3d() -> nn.Module:
+    """torchvision's ``VideoResNet`` of basic blocks, one per stage, 16 to 128 channels (``r3d_18``: 64 to 512)."""
+    try:
+        from torch import nn
+        from torchvision.models.video.resnet import BasicBlock, Conv3DSimple, VideoResNet
+    except ImportError as error:
+        raise MissingExtra(error.name or "torchvision", extra="export") from error
+
+    class SmallVideoResNet(VideoResNet):  # type: ignore[misc]
+        """The library writes its channels down; only that call is given others."""
+
+        def _make_layer(self, block: Any, conv: Any, planes: int, blocks: int, stride: int = 1) -> nn.Sequential:
+            self.inplanes: int = 16 if planes == 64 else self.inplanes  # what the stem gives
+            return super()._make_layer(block, conv, planes // 4, blocks, stride)  # type: ignore[no-any-return]
+
+    def stem() -> nn.Sequential:
+        layer = nn.Conv3d(3, 16, kernel_size=(3, 7, 7), stride=(1, 2, 2), padding=(1, 3, 3), bias=False)
+        return nn.Sequential(layer, nn.BatchNorm3d(16), nn.ReLU(inplace=True))
+
+    net: Any = SmallVideoResNet(BasicBlock, [Conv3DSimple] * 4, [1, 1, 1, 1], stem)
+    net.fc = nn.Linear(128, MOTION_CLASSES)
+    return net  # type: ignore[no-any-return]
+
+
+BUILDERS: dict[str, Callable[[], nn.Module]] = {
+    "blip": build_small_blip,
+    "clip": build_small_clip,
+    "slow": build_small_slow,
+    "i3d": build_small_i3d,
+    "resnet3d": build_small_resnet3d,
+    "videomae": build_small_videomae,
+}
+
+
+def weights_file(name: str, folder: Path = WEIGHTS) -> Path:
+    """Where the trained weights of that network of ``SMALL_FORMS`` are, or would be."""
+    return folder / "blip" / "model.safetensors" if name == "blip" else folder / f"{name}.safetensors"
+
+
+def load_small(name: str, folder: Path = WEIGHTS) -> nn.Module:
+    """The trained small network of that name as fp32, in evaluation mode.
+
+    Raises DataError: ``untrained`` when its file is not there, otherwise naming the tensors that do
+    not fit; MissingExtra without the packages of ``flamest[export]``.
+    """
+    from ..weights.blip import fill_blip
+    from ..weights.checkpoints import check_tensors, read_tensors
+
+    path = weights_file(name, folder)
+    if not path.is_file():
+        raise DataError(
+            f"the mini-world's '{name}' is not trained: {path.name} is missing from {path.parent.name}/",
+            fix=f"python -m flamest.experiments.pretraining {name}",
+            code="untrained",
+        )
+    tensors = {key: value.float() if value.is_floating_point() else value for key, value in read_tensors(path).items()}
+    net: Any = BUILDERS[name]()
+    if name == "blip":
+        fill_blip(net, tensors, file=path)
+    else:
+        check_tensors(tensors, net.state_dict(), file=path, what=f"the small '{name}'")
+        net.load_state_dict(tensors, strict=True)
+    return net.eval()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One residual stage of bottleneck blocks."""
+
+    dim_in: int
+    dim_inner: int
+    dim_out: int
+    spans: Sequence[int]  # frames that each block's first convolution sees
+    stride: int  # in space
+
+
+def _build_net(*, stem_span: int, stages: Sequence[_Stage], pool_after_first: bool) -> nn.Module:
+    from torch import nn
+
+    resnet, head, net = (_pytorchvideo(f"models.{name}") for name in ("resnet", "head", "net"))
+    stem = _pytorchvideo("models.stem").create_res_basic_stem(
+        in_channels=3,
+        out_channels=stages[0].dim_in,
+        conv_kernel_size=(stem_span, 7, 7),
+        conv_stride=(1, 2, 2),
+        conv_padding=(stem_span // 2, 3, 3),
+        pool=nn.MaxPool3d,
+        pool_kernel_size=(1, 3, 3),
+        pool_stride=(1, 2, 2),
+        pool_padding=(0, 1, 1),
+        norm=nn.BatchNorm3d,
+        activation=nn.ReLU,
+    )
+    blocks = [stem]
+    for stage in stages:
+        blocks.append(
+            resnet.create_res_stage(
+                depth=len(stage.spans),
+                dim_in=stage.dim_in,
+                dim_inner=stage.dim_inner,
+                dim_out=stage.dim_out,
+                bottleneck=resnet.create_bottleneck_block,
+                conv_a_kernel_size=[(span, 1, 1) for span in stage.spans],
+                conv_a_stride=(1, 1, 1),
+                conv_a_padding=[(span // 2, 0, 0) for span in stage.spans],
+                conv_b_kernel_size=(1, 3, 3),
+                conv_b_stride=(1, stage.stride, stage.stride),
+                conv_b_padding=(0, 1, 1),
+            )
+        )
+        if pool_after_first and stage is stages[0]:
+            blocks.append(nn.MaxPool3d(kernel_size=(2, 1, 1), stride=(2, 1, 1)))
+    frames = SMALL_FORMS["slow"].frames // (2 if pool_after_first else 1)
+    blocks.append(
+        head.create_res_basic_head(
+            in_features=stages[-1].dim_out, out_features=MOTION_CLASSES, pool_kernel_size=(frames, 3, 3)
+        )
+    )
+    return net.Net(blocks=nn.ModuleList(blocks))  # type: ignore[no-any-return]
+
+
+def _transformers() -> Any:
+    try:
+        import torch  # noqa: F401
+        import transformers
+    except ImportError as error:
+        raise MissingExtra(error.name or "transformers", extra="export") from error
+    return transformers

@@ -1,0 +1,145 @@
+"""The whole chain of a bundle beside the same chain in fp32: what precision costs an embedding and a caption.
+
+The reference is PyTorch: the modules that the fp32 graphs are exported from, themselves compared with
+the libraries' networks in every fp32 export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...base.errors import DataError
+from ...runtime.backends.session import Feed, Session, Value, on_host, wanted_outputs
+from ...runtime.bundle.manifest import FramePreprocessing, RetrievedCaption, VisionLanguage
+from ...runtime.bundle.records import ChainParity, Cosine, Precision
+from ...runtime.vision_language import VisionLanguageModel
+from ..graphs.export import GraphPlan
+from ..precision.calibration import Footage
+from .comparison import COSINES, row_cosines
+from .written_graphs import WrittenGraphs
+
+
+@dataclass(frozen=True)
+class ChainPart:
+    """One part's share of a ChainParity: a cosine per clip, and its captions."""
+
+    cosines: npt.NDArray[np.float64]  # [clips]
+    ran_on: tuple[str, ...]
+    captions_equal: int = 0
+    captions: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    array: npt.NDArray[Any]
+
+    def numpy(self) -> npt.NDArray[Any]:
+        return self.array
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleSession:
+    """A planned graph run by PyTorch, as a Session."""
+
+    plan: GraphPlan
+    where: str = "PyTorch"
+    computes_on_host: bool = True
+    inputs: tuple[str, ...] = field(init=False)
+    outputs: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", tuple(tensor.name for tensor in self.plan.inputs))
+        object.__setattr__(self, "outputs", tuple(tensor.name for tensor in self.plan.outputs))
+
+    def value(self, of: Feed) -> Value:
+        return _Held(on_host(of))
+
+    def borrow(self, array: npt.NDArray[Any]) -> Value:
+        return _Held(array)
+
+    def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
+        import torch
+
+        with torch.no_grad():
+            made = self.plan.module(*(torch.from_numpy(np.array(on_host(feeds[name]))) for name in self.inputs))
+        found = dict(zip(self.outputs, made if isinstance(made, tuple) else (made,), strict=True))
+        return {name: found[name].numpy() for name in wanted_outputs(self, outputs)}
+
+    def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
+        return {name: _Held(array) for name, array in self.run(feeds, outputs).items()}
+
+
+def compare_captioner(
+    plans: Mapping[str, GraphPlan], written: WrittenGraphs, spec: VisionLanguage, footage: Footage
+) -> ChainPart:
+    """Graphs ``vision``, ``text`` and, where there is one, ``words``: a frame of each clip."""
+    reference = _captioner({name: ModuleSession(plan) for name, plan in plans.items()}, spec)
+    deployed = _captioner({name: written.open(name) for name in plans}, spec)
+    cosines, equal = [], 0
+    for pixels in footage.read(spec.preprocessing, 1):
+        seen, seen_deployed = reference.look(pixels), deployed.look(pixels)
+        captions = reference.caption_ids(seen)
+        equal += captions == deployed.caption_ids(seen_deployed)
+        embeddings = deployed.embed(seen_deployed, captions), reference.embed(seen, captions)
+        cosines.append(float(row_cosines(*embeddings)[0]))
+    return ChainPart(np.asarray(cosines), tuple(map(written.ran_on, plans)), equal, len(cosines))
+
+
+def _captioner(sessions: Mapping[str, Session], spec: VisionLanguage) -> VisionLanguageModel:
+    return VisionLanguageModel(sessions["vision"], sessions["text"], spec, words=sessions.get("words"))
+
+
+def compare_retriever(plan: GraphPlan, written: WrittenGraphs, spec: RetrievedCaption, footage: Footage) -> ChainPart:
+    """Graph ``clip``: the frame's own half of the vector, and which caption it retrieves."""
+    reference, deployed = ModuleSession(plan), written.open(plan.name)
+    cosines, equal = [], 0
+    for pixels in footage.read(spec.preprocessing, 1):
+        want, got = reference.run({"pixels": pixels}), deployed.run({"pixels": pixels})
+        equal += int(want["caption_index"][0]) == int(got["caption_index"][0])
+        half = want["vector"].shape[1] // 2
+        cosines.append(float(row_cosines(got["vector"][:, :half], want["vector"][:, :half])[0]))
+    return ChainPart(np.asarray(cosines), (written.ran_on(plan.name),), equal, len(cosines))
+
+
+def compare_motion(plan: GraphPlan, written: WrittenGraphs, rule: FramePreprocessing, footage: Footage) -> ChainPart:
+    """Graph ``cnn``: as many frames of each clip as it reads."""
+    reference, deployed = ModuleSession(plan), written.open(plan.name)
+    cosines = []
+    for pixels in footage.read(rule, int(plan.inputs[0].shape[2])):
+        feeds = {"frames": np.ascontiguousarray(pixels.swapaxes(0, 1)[None])}
+        cosines.append(float(row_cosines(deployed.run(feeds)["embedding"], reference.run(feeds)["embedding"])[0]))
+    return ChainPart(np.asarray(cosines), (written.ran_on(plan.name),))
+
+
+def sum_up(parts: Mapping[str, ChainPart], precisions: Mapping[str, Sequence[Precision]]) -> ChainParity | None:
+    """``parts`` by the embedding that they make (``vlm``, ``cnn``), ``precisions`` of the graphs of each.
+
+    None when no part was compared. Raises DataError (``parity_failed``) when an embedding is further from
+    fp32 than its least precise graph may be.
+    """
+    if not parts:
+        return None
+    for name, part in parts.items():
+        smallest, limit = float(part.cosines.min()), min(COSINES[precision] for precision in precisions[name])
+        if not smallest >= limit:
+            raise DataError(
+                f"embedding '{name}': cosine {smallest:.5f} to fp32 on a calibration clip, "
+                f"expected at least {limit} in {'+'.join(dict.fromkeys(precisions[name]))}",
+                fix="choose another precision for its graphs: --precision GRAPH=fp32, or calibrate on your own clips: "
+                "--calibration DIR",
+                code="parity_failed",
+            )
+    return ChainParity(
+        clips=max(len(part.cosines) for part in parts.values()),
+        embeddings={
+            name: Cosine(float(part.cosines.min()), float(part.cosines.mean())) for name, part in parts.items()
+        },
+        captions_equal=sum(part.captions_equal for part in parts.values()),
+        captions=sum(part.captions for part in parts.values()),
+        ran_on="; ".join(dict.fromkeys(where for part in parts.values() for where in part.ran_on)),
+    )

@@ -1,0 +1,109 @@
+"""How far from PyTorch's fp32 a graph may be.
+
+The proof of an export: what the written graphs compute is what the reference libraries compute.
+
+The references are the libraries' networks as they are, not the modules that were exported; the graphs
+run through the runtime's own session and decoder. The limit is on max |a - b| / max |b| of each
+output in fp32, on the cosine of its rows in other precisions (comparison.py). blip.py,
+single_graphs.py and single_graphs.py make the comparisons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...base.errors import DataError, InvariantError
+from ...runtime.bundle.manifest import FramePreprocessing
+from ...runtime.bundle.records import GraphParity, Precision
+from ..precision.calibration import calibration_clips
+from .written_graphs import WrittenGraphs
+
+LIMIT = 1e-4  # fp32: largest relative error of any output
+# The others: smallest cosine of a row of any output. What they change is spread over all numbers of a row.
+COSINES: Mapping[Precision, float] = {"fp32": 0.999999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.998}
+
+
+def row_cosines(got: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Cosine of each row, all that belongs to one clip taken as one vector: [B, …] twice -> float64 [B].
+
+    1.0 for equal rows; 0.0 where one side is zeros; NaN where a value is not finite.
+    """
+    a, b = (values.reshape(len(values), -1).astype(np.float64) for values in (got, expected))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return _cosines(a, b)
+
+
+def _cosines(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines = np.divide((a * b).sum(axis=1), lengths, out=np.zeros(len(a)), where=lengths != 0)
+    return np.where((a == b).all(axis=1), 1.0, cosines)
+
+
+BATCHES = (1, 3)
+SEED = 20_260_101  # of the frames compared: not those that random weights were measured on
+
+Arrays = Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One run of one graph: its outputs and the reference's, by name."""
+
+    graph: str
+    batch: int
+    got: Arrays
+    expected: Arrays
+
+
+def pictures(count: int, rule: FramePreprocessing) -> npt.NDArray[np.float32]:
+    """Seeded frames as ``rule`` normalises them: float32 [count, 3, size, size]."""
+    rgb = calibration_clips(SEED, clips=count, frames=1, size=rule.size, mean=0.0, std=1.0)[:, :, 0]
+    return np.asarray((rgb - np.reshape(rule.mean, (3, 1, 1))) / np.reshape(rule.std, (3, 1, 1)), dtype=np.float32)
+
+
+def summarise(written: WrittenGraphs, graph: str, runs: list[Comparison]) -> GraphParity:
+    """The largest differences of ``graph`` over ``runs``; raises DataError (``parity_failed``) beyond the limit of
+    its precision (comparison.py)."""
+    precision = written.precision(graph)
+    mine = [run for run in runs if run.graph == graph]
+    if not mine:
+        raise InvariantError(f"graph '{graph}' was never compared with PyTorch")
+    max_abs = max_rel = 0.0
+    min_cosine = 1.0
+    for run in mine:
+        for name, expected in run.expected.items():
+            largest = float(np.abs(expected).max())
+            if largest == 0.0:
+                raise _failed(
+                    f"graph '{graph}', output {name}: the reference output is zero and proves nothing",
+                    "export weights that are set",
+                )
+            difference = float(np.abs(run.got[name] - expected).max())
+            relative = difference / largest
+            cosine = float(row_cosines(run.got[name], expected).min())
+            if precision == "fp32":
+                if not relative <= LIMIT:  # a NaN fails too
+                    raise _failed(
+                        f"graph '{graph}', output {name}, batch {run.batch}: relative error {relative:.2e} "
+                        f"against PyTorch, expected at most {LIMIT:.0e}",
+                        "report this with the versions that flamest-export doctor prints",
+                    )
+            elif not cosine >= COSINES[precision]:
+                raise _failed(
+                    f"graph '{graph}' in {precision}, output {name}, batch {run.batch}: cosine {cosine:.5f} to "
+                    f"PyTorch's fp32, expected at least {COSINES[precision]}",
+                    f"choose another precision for it: --precision {graph}=fp32",
+                )
+            max_abs, max_rel = max(max_abs, difference), max(max_rel, relative)
+            min_cosine = min(min_cosine, cosine)
+    return GraphParity(
+        max_abs=max_abs, max_rel=max_rel, min_cosine=min_cosine, batches=BATCHES, ran_on=written.ran_on(graph)
+    )
+
+
+def _failed(message: str, fix: str) -> DataError:
+    return DataError(message, fix=fix, code="parity_failed")

@@ -1,0 +1,116 @@
+"""Seeded clips to measure on: shapes that move over soft backgrounds, with a little noise.
+
+They stand in for video wherever an export needs frames: batch-norm statistics of random weights,
+and the frames of the parity check.
+
+Frames to calibrate int8 on and to compare whole chains on: seeded clips, or a folder of the user's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ...base.errors import DataError, StorageError
+from ...base.files import printable_path
+from ...runtime.bundle.manifest import FramePreprocessing, KeyframeRule
+from ...runtime.keyframes import spread_indices
+from ...runtime.video.client import VideoDecoder
+from ...runtime.video.preprocessing import prepare_frames
+
+
+def calibration_clips(
+    seed: int, *, clips: int, frames: int, size: int, mean: float, std: float
+) -> npt.NDArray[np.float64]:
+    """float64 [clips, 3, frames, size, size]: (value - mean) / std of RGB values in 0 to 1."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    made = np.stack([_clip(generator, frames, size) for _ in range(clips)])
+    return (made - mean) / std
+
+
+def _clip(generator: np.random.Generator, frames: int, size: int) -> npt.NDArray[np.float64]:
+    """float64 [3, frames, size, size], values in 0 to 1."""
+    background = _soft(generator.uniform(0, 1, (3, 4, 4)), size)
+    video = np.repeat(background[:, None], frames, axis=1)
+    y, x = np.mgrid[0:size, 0:size] / size
+    for _ in range(int(generator.integers(1, 4))):
+        colour = generator.uniform(0, 1, 3)
+        centre, speed = generator.uniform(0.2, 0.8, 2), generator.uniform(-0.08, 0.08, 2)
+        radius, round_shape = generator.uniform(0.08, 0.25), bool(generator.integers(2))
+        for index in range(frames):
+            dy, dx = y - (centre[0] + speed[0] * index) % 1.0, x - (centre[1] + speed[1] * index) % 1.0
+            inside = dy**2 + dx**2 < radius**2 if round_shape else np.maximum(abs(dy), abs(dx)) < radius
+            video[:, index, inside] = colour[:, None]
+    return np.asarray(np.clip(video + generator.uniform(-0.04, 0.04, video.shape), 0, 1))
+
+
+def _soft(coarse: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
+    """[3, n, n] -> [3, size, size], linearly in between."""
+    n = coarse.shape[-1]
+    at = np.linspace(0, n - 1, size)
+    low = np.minimum(at.astype(int), n - 2)
+    part = at - low
+    rows = coarse[:, low] * (1 - part)[:, None] + coarse[:, low + 1] * part[:, None]
+    return np.asarray(rows[:, :, low] * (1 - part) + rows[:, :, low + 1] * part)
+
+
+Pixels = npt.NDArray[np.float32]
+CALIBRATION_SEED, CHAIN_SEED = 20_260_201, 20_260_202  # scales are not judged on the clips that they came from
+SEEDED_CLIPS = 8
+MOST_CLIPS = 32  # of a folder, spread evenly over its names
+SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+_DECODING = KeyframeRule(
+    count=8,
+    candidates=32,
+    preprocessing=FramePreprocessing(size=32, fit="crop", filter="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3),
+    feature_width=1,
+    space="",
+)
+
+
+@dataclass(frozen=True)
+class Footage:
+    """``read(rule, frames)`` gives per clip its frames, evenly spread and in order: float32 [frames, 3, S, S]."""
+
+    source: str  # "seeded" or "own clips"
+    clips: int
+    read: Callable[[FramePreprocessing, int], Iterator[Pixels]]
+
+
+def seeded_footage(seed: int, clips: int = SEEDED_CLIPS) -> Footage:
+    def read(rule: FramePreprocessing, frames: int) -> Iterator[Pixels]:
+        for index in range(clips):
+            made = calibration_clips(seed + 1000 * index, clips=1, frames=frames, size=rule.size, mean=0.0, std=1.0)
+            rgb = made[0].swapaxes(0, 1)
+            yield np.asarray((rgb - np.reshape(rule.mean, (3, 1, 1))) / np.reshape(rule.std, (3, 1, 1)), np.float32)
+
+    return Footage("seeded", clips, read)
+
+
+def own_footage(folder: Path) -> Footage:
+    """At most MOST_CLIPS videos below ``folder``. Raises StorageError without the folder, DataError without videos."""
+    if not folder.is_dir():
+        raise StorageError(f"--calibration {printable_path(folder)}: no such folder", fix="give a folder of videos")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise DataError(
+            f"--calibration {printable_path(folder)}: no videos in it",
+            fix=f"put some of your clips there ({', '.join(sorted(SUFFIXES))}), or leave the option out",
+        )
+    chosen = [found[index] for index in spread_indices(len(found), min(MOST_CLIPS, len(found)))]
+
+    def read(rule: FramePreprocessing, frames: int) -> Iterator[Pixels]:
+        decoder = VideoDecoder(_DECODING)
+        try:
+            for path in chosen:
+                candidates = decoder.candidates(path)
+                rows = spread_indices(len(candidates.pixels), frames)
+                yield prepare_frames(decoder.keyframes(candidates, rows).rgb, rule)
+        finally:
+            decoder.close()
+
+    return Footage("own clips", len(chosen), read)

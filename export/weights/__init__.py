@@ -1,0 +1,1 @@
+"""Sources of weights: hub, folder, checkpoint, mini-world, seed."""

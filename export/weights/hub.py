@@ -1,0 +1,67 @@
+"""A model's files from the Hugging Face hub, or from its cache on this machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ...base.errors import MissingExtra, UnreachableError
+from .releases import pinned_revision
+
+HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_WANTED = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "preprocessor_config.json")
+
+
+def is_hub_id(name: str) -> bool:
+    """Does ``name`` have the form of a hub id, OWNER/MODEL, with or without @REVISION?"""
+    return HUB_ID.fullmatch(name) is not None and not name.startswith((".", "/"))
+
+
+def cached_folder(name: str) -> Path | None:
+    """The snapshot of the hub id ``name`` in this machine's cache, at its revision or the pinned one; no network."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise MissingExtra("huggingface_hub", extra="export") from error
+    hub = HUB_ID.fullmatch(name)
+    if hub is None:
+        return None
+    repository, revision = hub["repository"], hub["revision"] or pinned_revision(hub["repository"])
+    try:
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except (OSError, ValueError):  # LocalEntryNotFoundError is both
+        return None
+
+
+def fetch_folder(name: str, *, option: str, to_bring: str) -> tuple[Path, str]:
+    """(folder, commit) of the hub id ``name``, at its revision, the one that releases.py pins, or its main branch.
+
+    Raises UnreachableError that names the files ``to_bring`` and the command to type then, with the
+    ``option`` that takes the folder.
+    """
+    try:
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise MissingExtra("huggingface_hub", extra="export") from error
+    hub = HUB_ID.fullmatch(name)
+    repository, revision = (name, None) if hub is None else (hub["repository"], hub["revision"])
+    revision = revision or pinned_revision(repository)
+    try:
+        folder = Path(_download(repository, revision, _WANTED))
+        if not (folder / "model.safetensors").is_file():
+            folder = Path(_download(repository, revision, ("pytorch_model.bin",)))
+    except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
+        short = repository.rpartition("/")[2]
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnreachableError(
+            f"cannot fetch '{repository}' from the hub, and it is not in this machine's cache: {reason}",
+            fix=f"where there is network, download {to_bring} of '{repository}' into a folder {short}, "
+            f"bring it here, then type: flamest-export --backend onnx {option} ./{short} --out DIR",
+        ) from error
+    return folder, f"commit {folder.name}"
+
+
+def _download(repository: str, revision: str | None, files: tuple[str, ...]) -> str:
+    from huggingface_hub import snapshot_download
+
+    return str(snapshot_download(repository, revision=revision, allow_patterns=list(files)))

@@ -1,0 +1,161 @@
+"""Are these the published weights? Their files' SHA-256 beside known ones, and BLIP's caption of a known picture."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ...base.errors import DataError, UsageError
+from ...base.files import printable_path, sha256_file, write_atomic
+from .checkpoints import PICKLED, WEIGHT_FILES
+from .hub import cached_folder, is_hub_id
+from .releases import BY_SOURCE, RELEASES, Release
+
+_MODEL_TYPES = {"blip": "blip", "clip": "clip", "videomae": "videomae"}  # of config.json -> network
+
+
+@dataclass(frozen=True)
+class FileVerdict:
+    """One weights file. ``verdict``: "known", "differs", "unknown here"."""
+
+    file: str
+    bytes: int
+    sha256: str
+    verdict: str
+    release: Release | None
+
+
+class KnownCaption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a captioner said of the picture, when its weights were first looked at."""
+
+    caption: str
+    token_ids: tuple[int, ...]
+    recorded: str  # date
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class CaptionVerdict:
+    caption: KnownCaption
+    verdict: str  # "recorded now", "the same as recorded"
+
+
+def find_weight_files(source: str) -> list[Path]:
+    """Weights files of a file, a folder as the hub has it, or a published source in this machine's caches.
+
+    Raises UsageError when there is no such thing here.
+    """
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+        files += sorted(file for file in path.iterdir() if file.suffix in PICKLED and file.name not in WEIGHT_FILES)
+        if files:
+            return files
+        raise DataError(f"{printable_path(path)} holds no weights: expected {' or '.join(WEIGHT_FILES)}, or a .pth")
+    folder = cached_folder(source) if is_hub_id(source) else None
+    if folder is not None:
+        return find_weight_files(str(folder))
+    if source in BY_SOURCE and not is_hub_id(source):
+        cached = _zoo_cache() / BY_SOURCE[source].file
+        if cached.is_file():
+            return [cached]
+    raise UsageError(
+        f"{source}: no such file or folder, and not in this machine's caches",
+        fix="flamest-export verify-weights FOLDER, with the files that docs/export.md lists under Sources of weights",
+    )
+
+
+def judge_file(path: Path) -> FileVerdict:
+    """The file beside the release of its name and network."""
+    digest, size = sha256_file(path), path.stat().st_size
+    for release in RELEASES:
+        if release.sha256 == digest:
+            return FileVerdict(path.name, size, digest, "known", release)
+    named = _release_of(path)
+    verdict = "differs" if named is not None and named.sha256 else "unknown here"
+    return FileVerdict(path.name, size, digest, verdict, named)
+
+
+def caption_verdict(source: Path, weights: Path, record: Path) -> CaptionVerdict:
+    """The captioner in the folder ``source`` looks at our picture: as it did when ``record`` was written?
+
+    ``weights``: its file, by whose SHA-256 the caption is recorded. A caption of weights that are new to
+    ``record`` is added to it. Raises DataError ``other_caption`` when it is another one now.
+    """
+    known = _read_record(record)
+    digest = sha256_file(weights)
+    said = _caption(source)
+    if digest in known:
+        before = known[digest]
+        if said.token_ids != before.token_ids:
+            raise DataError(
+                f"{printable_path(source)}: the caption of the picture is '{said.caption}', recorded on "
+                f"{before.recorded} was '{before.caption}', of the same weights",
+                fix=f"libraries then: {before.versions}; now: {said.versions}",
+                code="other_caption",
+            )
+        return CaptionVerdict(before, "the same as recorded")
+    content = msgspec.json.encode({**known, digest: said}, order="deterministic")
+    write_atomic(record, msgspec.json.format(content, indent=2) + b"\n")
+    return CaptionVerdict(said, "recorded now")
+
+
+def _caption(source: Path) -> KnownCaption:
+    """Greedy, at most 20 tokens, of a seeded picture (parity/comparison.py), by Hugging Face's own forward."""
+    from ..bundle import versions
+    from ..parity.blip import captions_of
+    from ..parity.comparison import pictures
+    from ..parts import vision_language
+    from .sources import open_blip
+
+    loaded = open_blip(str(source))
+    spec = vision_language(loaded.model, loaded.tokenizer, "bidirectional", 1)
+    (ids,) = captions_of(loaded.model, pictures(1, spec.preprocessing), spec)
+    from tokenizers import Tokenizer
+
+    text = Tokenizer.from_str(loaded.tokenizer.decode()).decode(list(ids), skip_special_tokens=True)
+    packages = {name: version for name, version in versions().items() if name in ("torch", "transformers")}
+    return KnownCaption(text, ids, time.strftime("%Y-%m-%d", time.gmtime()), packages)
+
+
+def _read_record(path: Path) -> dict[str, KnownCaption]:
+    if not path.exists():
+        return {}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, KnownCaption])
+    except msgspec.DecodeError as error:
+        raise DataError(
+            f"{printable_path(path)} is no record of captions: {error}", fix="give another --record"
+        ) from error
+
+
+def network_of(path: Path) -> str | None:
+    """Which network a weights file belongs to: by its folder's config.json, or its name."""
+    config = path.parent / "config.json"
+    if path.name in WEIGHT_FILES and config.is_file():
+        try:
+            described: Any = json.loads(config.read_bytes())
+        except ValueError:
+            return None
+        kind = described.get("model_type") if isinstance(described, Mapping) else None
+        return _MODEL_TYPES.get(str(kind))
+    return next((release.network for release in RELEASES if release.file == path.name), None)
+
+
+def _release_of(path: Path) -> Release | None:
+    network = network_of(path)
+    return next((one for one in RELEASES if one.network == network and one.file == path.name), None)
+
+
+def _zoo_cache() -> Path:
+    from torch import hub
+
+    return Path(hub.get_dir()) / "checkpoints"
