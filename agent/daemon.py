@@ -19,13 +19,12 @@ from ..base.process import Shutdown
 from ..fedproto.codecs import more_exact
 from ..fedproto.records import GlobalModel, Phase, RunSettings, Standing, Update
 from ..runtime.video.client import DecodeLimits
-from .extract_records import ExtractRequest
-from .finals import Finals
-from .gate import Gate
-from .instance import agent_instance
-from .link import DuplicateIdentity, Link, LinkStopped, RunChanged, StaleUpdate
-from .policy import PolicyRefused
-from .renewal import Renewal
+from .client import DuplicateIdentity, Link, LinkStopped, RunChanged, StaleUpdate
+from .egress.guard import Gate
+from .egress.policy import PolicyRefused
+from .extraction.records import ExtractRequest
+from .final_model import Finals
+from .identity import Renewal, agent_instance
 from .settings import AgentSettings
 from .status import LOCK_FILE, AgentStatus, Doing, write_status
 from .tasks import DataSource, RoundOutcome, RoundWork, extract_new, train_round

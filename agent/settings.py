@@ -14,9 +14,9 @@ from ..runtime.backends.options import Wishes, parse_wishes
 from ..runtime.bundle.opening import open_manifest
 from ..runtime.bundle.signature import TrustedKeys, is_key_text, read_trusted_keys
 from ..runtime.video.client import DecodeLimits
-from .link import LinkSettings
-from .link_errors import split_address
-from .policy import Policy
+from .client import LinkSettings
+from .client_errors import split_address
+from .egress.policy import Policy
 
 LONGEST_CLIP_S = 86400
 

@@ -13,17 +13,15 @@ from ..fedproto.codecs import Codec, code
 from ..fedproto.head import HeadSpec, Params
 from ..fedproto.model_file import ModelFile, read_model, write_model
 from ..fedproto.records import CodedUpdate, Evaluation, GlobalModel, RunSettings
-from .accountant import Spend
-from .corrections import Corrections, TrainedRound
-from .extract import extract_folder
-from .extract_records import ExtractRequest
-from .failures import count_by_code
-from .measure import Adoption, adopt, measure
-from .policy import Policy, PolicyRefused
-from .store import FeatureStore
-from .training.dataset import SiloData, silo_data
-from .training.local_round import Correction, train_silo
-from .training.table import FeatureTable
+from .egress.accountant import Spend
+from .egress.policy import Policy, PolicyRefused
+from .evaluation import Adoption, adopt, measure
+from .extraction.extract import extract_folder
+from .extraction.records import ExtractRequest, count_by_code
+from .extraction.store import FeatureStore
+from .training.client_state import Corrections, TrainedRound
+from .training.dataset import FeatureTable, SiloData, silo_data
+from .training.federated import Correction, train_silo
 from .training.trainer import HeadTrainer
 
 

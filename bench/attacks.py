@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from flamest.agent.training.table import FeatureTable
+from flamest.agent.training.dataset import FeatureTable
 from flamest.experiments.hostile import Attack, Heavy, Noise, SignFlip, by
 from flamest.experiments.partition import dirichlet
 from flamest.experiments.simulation import SimulatedSilo, Trial, simulate

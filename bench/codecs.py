@@ -22,8 +22,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from flamest.agent.holdout import hold_out_groups
-from flamest.agent.training.table import FeatureTable
+from flamest.agent.training.dataset import FeatureTable
+from flamest.agent.training.holdout import hold_out_groups
 from flamest.experiments.partition import dirichlet
 from flamest.experiments.simulation import SimulatedSilo, simulate
 from flamest.fedproto.codecs import CODECS, Codec

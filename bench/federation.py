@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flamest.agent.keys import make_request
+from flamest.agent.identity import make_request
 from flamest.coordinator.authority import add_silo, init_federation
 from flamest.fedproto.head import HeadSpec
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from flamest.agent.link import Link, LinkSettings, Retry
+from flamest.agent.client import Link, LinkSettings, Retry
 from flamest.base.process import reuse_blocks
 from flamest.fedproto.codecs import code
 from flamest.fedproto.records import CodedUpdate, GlobalModel, Phase, RunSettings, Update

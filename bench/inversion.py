@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from flamest.agent.policy import CLIP_NORM, NOISE
-from flamest.agent.training.protection import Protection, fresh_generator, protected
-from flamest.agent.training.table import FeatureTable
+from flamest.agent.egress.policy import CLIP_NORM, NOISE
+from flamest.agent.training.dataset import FeatureTable
+from flamest.agent.training.private import Protection, fresh_generator, protected
 from flamest.agent.training.trainer import HeadTrainer, shuffle_seed
 from flamest.experiments.inversion import Found, Search, divide, nearest, optimise, sgd_update
 from flamest.fedproto.head import HeadSpec, Params, initial_params

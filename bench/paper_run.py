@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flamest.agent.training.table import FeatureTable
+from flamest.agent.training.dataset import FeatureTable
 from flamest.experiments.simulation import SimulatedSilo, simulate
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.records import RunSettings, TrainSettings

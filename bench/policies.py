@@ -11,11 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from flamest.agent.accountant import Spend, epsilon_of
-from flamest.agent.policy import CLIP_NORM, DELTA, NOISE, SAMPLE_CLIP, Policy
-from flamest.agent.training.private import Sampling
-from flamest.agent.training.protection import OPEN, Protection
-from flamest.agent.training.table import FeatureTable
+from flamest.agent.egress.accountant import Spend, epsilon_of
+from flamest.agent.egress.policy import CLIP_NORM, DELTA, NOISE, SAMPLE_CLIP, Policy
+from flamest.agent.training.dataset import FeatureTable
+from flamest.agent.training.private import OPEN, Protection, Sampling
 from flamest.coordinator.contributions import Contribution
 from flamest.experiments.partition import dirichlet
 from flamest.experiments.simulation import SimulatedSilo, Trial, simulate

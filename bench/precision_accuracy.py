@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flamest.agent.store import FeatureStore, StoredFeatures
-from flamest.agent.training.table import feature_table
+from flamest.agent.extraction.store import FeatureStore, StoredFeatures
+from flamest.agent.training.dataset import feature_table
 from flamest.experiments.simulation import SimulatedSilo, simulate
 from flamest.export.parity.comparison import row_cosines
 from flamest.fedproto.head import HeadSpec

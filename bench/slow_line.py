@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flamest.agent.link import Link, LinkSettings, Retry
+from flamest.agent.client import Link, LinkSettings, Retry
 from flamest.experiments.faults import FaultProxy
 from flamest.fedproto.codecs import CODECS, code
 from flamest.fedproto.records import CodedUpdate, GlobalModel, Phase, RunSettings, Update

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from flamest.agent.training.table import FeatureTable
+from flamest.agent.training.dataset import FeatureTable
 from flamest.agent.training.trainer import HeadTrainer
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.records import TrainSettings

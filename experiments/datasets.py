@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..agent.clips import FoundClip, find_clips
+from ..agent.extraction.clips import FoundClip, find_clips
 from ..base.errors import DataError, UsageError
 from ..base.files import printable_path
 

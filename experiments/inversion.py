@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..agent.training.adam import BETA1, BETA2, EPSILON
-from ..agent.training.table import FeatureTable
+from ..agent.training.dataset import FeatureTable
 from ..base.errors import MissingExtra
 from ..fedproto.head import HeadSpec, Params
 from ..fedproto.records import TrainSettings

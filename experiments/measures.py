@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..agent.store import FeatureStore, StoredFeatures
-from ..agent.training.dataset import silo_data
+from ..agent.extraction.store import FeatureStore, StoredFeatures
+from ..agent.training.dataset import FeatureTable, feature_table, silo_data
 from ..agent.training.local import train_alone
-from ..agent.training.table import FeatureTable, feature_table
 from ..agent.training.trainer import HeadTrainer
 from ..base.errors import DataError
 from ..base.progress import Progress

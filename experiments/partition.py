@@ -2,7 +2,7 @@
 
 The first two give every row to exactly one silo, the third leaves rows over; the same seed gives
 the same split. Whole groups are held out for the test with
-``flamest.agent.holdout.hold_out_groups`` before the rest is split.
+``flamest.agent.training.holdout.hold_out_groups`` before the rest is split.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..agent.clips import find_clips
-from ..agent.holdout import hold_out_groups
+from ..agent.extraction.clips import find_clips
+from ..agent.training.holdout import hold_out_groups
 from ..base.errors import DataError
 from .partition import dirichlet
 

@@ -15,9 +15,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from ..agent.training.local_round import Correction, train_silo
-from ..agent.training.protection import OPEN, Protection
-from ..agent.training.table import FeatureTable
+from ..agent.training.dataset import FeatureTable
+from ..agent.training.federated import Correction, train_silo
+from ..agent.training.private import OPEN, Protection
 from ..agent.training.trainer import HeadTrainer
 from ..base.errors import DataError
 from ..coordinator.aggregate import aggregate, first_state

@@ -48,7 +48,7 @@ class Federation:
         self._error: BaseException | None = None
 
     def enrol(self, name: str) -> None:
-        from flamest.agent.keys import make_request
+        from flamest.agent.identity import make_request
         from flamest.coordinator.authority import add_silo
 
         made = make_request(name, self.silo_folder / name)
@@ -105,14 +105,14 @@ class Federation:
                 raise error
 
     def link_settings(self, name: str, *, address: str | None = None) -> Any:
-        from flamest.agent.link import LinkSettings
+        from flamest.agent.client import LinkSettings
 
         given = self.folder / "silos" / name
         key = self.silo_folder / name / f"{name}.key"
         return LinkSettings(address or self.address, given / "ca.pem", given / "silo.pem", key)
 
     def link(self, name: str, *, patience_s: float = 5.0) -> Any:
-        from flamest.agent.link import Link, Retry
+        from flamest.agent.client import Link, Retry
 
         return Link.open(
             self.link_settings(name), retry=Retry(patience_s=patience_s, first_s=0.02, longest_s=0.1, spread_s=0.2)

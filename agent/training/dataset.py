@@ -1,4 +1,7 @@
-"""From the feature store to the rows that a run trains on and the rows it measures with."""
+"""From the feature store to the rows that a run trains on and the rows it measures with.
+
+Rows to train on: features and class numbers.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from ..holdout import hold_out_each_alone, hold_out_groups
-from ..store import StoredFeatures
-from .table import FeatureTable, feature_table
+from ...base.errors import DataError
+from ..extraction.store import StoredFeatures
+from .holdout import hold_out_each_alone, hold_out_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,3 +51,27 @@ def silo_data(
         return SiloData(table, table.rows(nothing), ignored)
     train, held_out = hold_out_groups(groups, hold_out, seed, labels=names)
     return SiloData(table.rows(train), table.rows(held_out), ignored)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureTable:
+    """N clips as numbers; a row's class is ``labels[y]`` of the run."""
+
+    x: npt.NDArray[np.float32]  # [N, D], C order
+    y: npt.NDArray[np.int64]  # [N], in 0 … classes - 1
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def rows(self, index: npt.NDArray[np.int64]) -> FeatureTable:
+        return FeatureTable(self.x[index], self.y[index])
+
+
+def feature_table(x: npt.NDArray[np.float32], labels: Sequence[str], vocabulary: Sequence[str]) -> FeatureTable:
+    """Number the labels by their place in ``vocabulary``; DataError on a label it does not hold."""
+    number = {label: index for index, label in enumerate(vocabulary)}
+    strangers = sorted({label for label in labels if label not in number})
+    if strangers:
+        raise DataError(f"labels {strangers} are not among the model's: {list(vocabulary)}", code="unknown_label")
+    y = np.fromiter((number[label] for label in labels), dtype=np.int64, count=len(labels))
+    return FeatureTable(np.ascontiguousarray(x, dtype=np.float32), y)

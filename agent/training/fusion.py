@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...fedproto.head import HeadSpec
-from .writer import Writer
+from .graph_builder import Writer
 
 TINY = 1e-12  # added to a block's variance: a constant block becomes numbers of at most 1 (zeros, but for rounding)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...fedproto.head import HeadSpec
 from .fusion import Fused, Slope, fuse, fused_slopes, input_blocks
-from .writer import DType, Writer
+from .graph_builder import DType, Writer
 
 
 def forward_graph(spec: HeadSpec, *, dtype: DType = "float32") -> bytes:

@@ -12,10 +12,9 @@ from ...base.progress import progress_bar
 from ...fedproto.head import HeadSpec, Params, initial_params
 from ...fedproto.model_file import ModelFile, write_model
 from ...fedproto.records import Evaluation, TrainSettings
-from ..store import FeatureStore
-from .dataset import silo_data
-from .local_round import round_settings
-from .table import FeatureTable
+from ..extraction.store import FeatureStore
+from .dataset import FeatureTable, silo_data
+from .federated import round_settings
 from .trainer import HeadTrainer, shuffle_seed
 
 LOCAL = "local"  # stands where a silo's name stands in the shuffle's seed

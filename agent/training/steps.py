@@ -17,11 +17,10 @@ from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import TrainSettings
 from ...runtime.backends.onnxruntime import OrtSession
 from .adam import AdamScalars, Moving, adam_scalars, adam_step
+from .dataset import FeatureTable
 from .graph import linear_maps
-from .private import SampleNoise, sample_factors
-from .protection import fresh_generator
-from .table import FeatureTable
-from .writer import DType
+from .graph_builder import DType
+from .private import SampleNoise, fresh_generator, sample_factors
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]  # of a table

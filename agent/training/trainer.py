@@ -19,12 +19,11 @@ from ...base.process import usable_cores
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import Evaluation, TrainSettings
 from ...runtime.backends.session import open_session
+from .dataset import FeatureTable
 from .graph import forward_graph, gradient_graph, product_graph
-from .private import SampleNoise, Sampling, poisson_batch
-from .protection import OPEN, Protection, fresh_generator
+from .graph_builder import DType
+from .private import OPEN, Protection, SampleNoise, Sampling, fresh_generator, poisson_batch
 from .steps import Fixed, Rows, StepSessions, TrainingSteps
-from .table import FeatureTable
-from .writer import DType
 
 EVALUATION_BATCH = 1024  # rows
 

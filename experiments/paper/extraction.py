@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from ...agent.clips import find_clips
+from ...agent.extraction.clips import find_clips
 from ...base.errors import DataError, FlamestError, StorageError, UsageError
 from ...base.files import printable_path, write_atomic
 from ...base.progress import Progress, progress_bar
@@ -233,7 +233,7 @@ def rendered_before(folder: Path) -> tuple[str, ...]:
 
 def stored_clips(store: Path) -> int:
     """How many clips' features of its largest kind are in the store; 0 without one."""
-    from ...agent.store import FeatureStore
+    from ...agent.extraction.store import FeatureStore
 
     if not store.is_file():
         return 0

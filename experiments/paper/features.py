@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ...agent.store import ClipNote, FeatureStore, StoredFeatures
+from ...agent.extraction.store import ClipNote, FeatureStore, StoredFeatures
 from ...base.errors import DataError, UsageError
 from ...base.files import printable_path
 

@@ -55,7 +55,7 @@ class Plan:
     title: str
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()  # of table.py's EXTRA, beside best, last and paper
+    columns: tuple[str, ...] = ()  # of agent/training/dataset.py's EXTRA, beside best, last and paper
     independent: bool = True  # whether a row's runs are, so that their mean has an interval
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ...agent.clips import find_clips
+from ...agent.extraction.clips import find_clips
 from ...base.errors import DataError, UsageError
 from ...base.files import printable_path
 from ...base.process import Shutdown

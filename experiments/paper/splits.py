@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ...agent.holdout import hold_out_groups
+from ...agent.training.holdout import hold_out_groups
 from ...base.errors import DataError, UsageError
 from ..datasets import KNOWN, Leakage, find_split_folder, leakage, official_split, paper_split
 from .features import ExperimentData

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...agent.training.dataset import FeatureTable
 from ...agent.training.local import train_alone
-from ...agent.training.table import FeatureTable
 from ...agent.training.trainer import HeadTrainer
 from ...fedproto.head import HeadSpec, params_sha256
 from ...fedproto.records import RunSettings

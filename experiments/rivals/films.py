@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ...agent.holdout import hold_out_groups
+from ...agent.training.holdout import hold_out_groups
 from ...base.errors import DataError, UsageError
 from ...base.progress import Progress
 from ...runtime.bundle.manifest import FramePreprocessing, KeyframeRule

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...agent.holdout import hold_out_groups
+from ...agent.training.holdout import hold_out_groups
 from ...base.errors import DataError
 from ...base.progress import Progress
 from ..paper.given import SET_ASIDE

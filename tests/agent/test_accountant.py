@@ -4,7 +4,7 @@ import math
 import warnings
 
 import pytest
-from flamest.agent.accountant import ORDERS, Spend, epsilon_of, renyi
+from flamest.agent.egress.accountant import ORDERS, Spend, epsilon_of, renyi
 
 # (q, z, steps), and epsilon at delta 1e-5 and 1e-7 by dp-accounting 0.6.0, RdpAccountant with its own orders: from a
 # large silo to one whose every step looks at every clip.

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from flamest.agent.accountant import Spend
-from flamest.agent.cli import app
-from flamest.agent.egress import LEDGER_FILE, Ledger, TensorSent
+from flamest.agent.cli.main import app
+from flamest.agent.egress.accountant import Spend
+from flamest.agent.egress.ledger import LEDGER_FILE, Ledger, TensorSent
 from typer.testing import CliRunner
 
 

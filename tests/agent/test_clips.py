@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from flamest.agent.clips import default_group, find_clips, scan_clips
+from flamest.agent.extraction.clips import default_group, find_clips, scan_clips
 from flamest.base.errors import DataError, StorageError
 
 

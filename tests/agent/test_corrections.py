@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flamest.agent.corrections import Corrections, TrainedRound
-from flamest.agent.policy import Policy
-from flamest.agent.store import FeatureRow, FeatureStore
+from flamest.agent.egress.policy import Policy
+from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.agent.tasks import DataSource, RoundWork, train_round
-from flamest.agent.training.local_round import train_silo
-from flamest.agent.training.table import FeatureTable
+from flamest.agent.training.client_state import Corrections, TrainedRound
+from flamest.agent.training.dataset import FeatureTable
+from flamest.agent.training.federated import train_silo
 from flamest.agent.training.trainer import HeadTrainer
 from flamest.base.errors import StorageError
 from flamest.base.files import sha256_bytes
@@ -183,7 +183,7 @@ def test_what_cannot_be_kept_is_not_sent(tmp_path, source):
 
 def test_the_names_of_new_folders_are_durable_too(tmp_path, corrections, monkeypatch):
     synced = []
-    monkeypatch.setattr("flamest.agent.corrections.fsync_directory", synced.append)
+    monkeypatch.setattr("flamest.agent.training.client_state.fsync_directory", synced.append)
     corrections.keep(model(1), trained(1))
     corrections.keep(model(2), trained(2))
     assert synced == [tmp_path, tmp_path / "feddyn"]

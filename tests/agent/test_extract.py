@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flamest.agent.cli import app
-from flamest.agent.extract import extract_folder
-from flamest.agent.extract_records import ExtractRequest
-from flamest.agent.store import FeatureStore
+from flamest.agent.cli.main import app
+from flamest.agent.extraction.extract import extract_folder
+from flamest.agent.extraction.records import ExtractRequest
+from flamest.agent.extraction.store import FeatureStore
 from flamest.base.errors import DataError, LockedError, SettingsError
 from flamest.base.files import sha256_file
 from flamest.runtime.extractor import STAGES
@@ -71,7 +71,7 @@ def test_the_report_tells_times_per_stage_and_memory(request_):
 
 def test_a_second_run_extracts_nothing_and_opens_no_network(request_, monkeypatch):
     extract_folder(request_)
-    monkeypatch.setattr("flamest.agent.extract.open_extractor", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr("flamest.agent.extraction.extract.open_extractor", lambda *_, **__: pytest.fail("opened"))
     before = read(request_).x.tobytes()
     report = extract_folder(request_)
     assert (report.extracted, report.skipped, report.ms_per_clip, report.stages_ms) == (0, 5, None, {})
@@ -470,7 +470,7 @@ def test_the_page_on_clips_tells_every_code_and_what_is_remembered():
     import re
 
     import flamest
-    from flamest.agent.failures import REMEMBERED, TIMEOUT
+    from flamest.agent.extraction.records import REMEMBERED, TIMEOUT
     from flamest.runtime.video import client
 
     rows = (Path(flamest.__path__[0]) / "docs" / "clips.md").read_text().splitlines()

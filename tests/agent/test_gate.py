@@ -5,13 +5,13 @@ import os
 
 import msgspec
 import pytest
-from flamest.agent import gate
-from flamest.agent.accountant import Spend
-from flamest.agent.egress import LEDGER_FILE, read_ledger
-from flamest.agent.gate import Gate
-from flamest.agent.link import Link, Retry, StaleUpdate
-from flamest.agent.outgoing import FILE
-from flamest.agent.policy import FLOOR, Policy, PolicyRefused
+from flamest.agent.client import Link, Retry, StaleUpdate
+from flamest.agent.egress import guard
+from flamest.agent.egress.accountant import Spend
+from flamest.agent.egress.guard import Gate
+from flamest.agent.egress.ledger import LEDGER_FILE, read_ledger
+from flamest.agent.egress.pending_update import FILE
+from flamest.agent.egress.policy import FLOOR, Policy, PolicyRefused
 from flamest.base.errors import InvariantError, StorageError
 from flamest.base.files import sha256_bytes
 from flamest.fedproto.codecs import code
@@ -285,7 +285,7 @@ def test_an_override_is_in_the_ledger_with_the_update_that_needed_it(silo):
 
 def test_telling_how_models_do_with_record_dp_is_in_the_ledger_and_in_the_log(silo, monkeypatch):
     said = []
-    monkeypatch.setattr(gate.log, "warning", lambda event, **fields: said.append((event, fields)))
+    monkeypatch.setattr(guard.log, "warning", lambda event, **fields: said.append((event, fields)))
     telling = Policy(privacy="record-dp", report_evaluation=True)
     first = silo(telling)
     first.link.submit(first.run, first.made(1, spend=Spend(0.1, 1.0, 5)))

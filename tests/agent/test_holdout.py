@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from flamest.agent.holdout import hold_out_each_alone, hold_out_groups
+from flamest.agent.training.holdout import hold_out_each_alone, hold_out_groups
 from flamest.base.errors import InvariantError, UsageError
 
 

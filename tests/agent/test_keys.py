@@ -1,7 +1,7 @@
 import stat
 
 import pytest
-from flamest.agent.keys import make_request
+from flamest.agent.identity import make_request
 from flamest.base.errors import StorageError, UsageError
 from flamest.fedproto.certificates import make_authority, sign_silo
 

@@ -13,8 +13,8 @@ import time
 import apsw
 import numpy as np
 import pytest
+from flamest.agent.extraction.store import FeatureStore
 from flamest.agent.status import AgentStatus, read_status
-from flamest.agent.store import FeatureStore
 from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_file
 from flamest.coordinator.history import History

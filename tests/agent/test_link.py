@@ -6,8 +6,8 @@ import threading
 import time
 
 import pytest
-from flamest.agent.link import Link, LinkSettings, LinkStopped, Retry, RunChanged, StaleUpdate
-from flamest.agent.link_errors import handshake_problem, split_address
+from flamest.agent.client import Link, LinkSettings, LinkStopped, Retry, RunChanged, StaleUpdate
+from flamest.agent.client_errors import handshake_problem, split_address
 from flamest.base.errors import DataError, IdentityError, SettingsError, UnreachableError
 from flamest.base.process import Shutdown
 from flamest.coordinator.authority import revoke_silo

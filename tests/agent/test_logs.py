@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from flamest.agent.cli import app
+from flamest.agent.cli.main import app
+from flamest.agent.extraction.store import FeatureStore
 from flamest.agent.status import read_status
-from flamest.agent.store import FeatureStore
 from flamest.agent.worker import Worker, WorkerCrashed
 from flamest.base.process import Shutdown
 from flamest.experiments.processes import daemons, wait_until

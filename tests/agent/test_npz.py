@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flamest.agent.npz import imported_fingerprint, read_npz, write_npz
-from flamest.agent.store import FeatureStore
+from flamest.agent.extraction.npz import imported_fingerprint, read_npz, write_npz
+from flamest.agent.extraction.store import FeatureStore
 from flamest.base.errors import DataError, StorageError, UsageError
 
 X = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float16)

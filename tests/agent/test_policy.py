@@ -4,10 +4,10 @@ import pickle
 
 import msgspec
 import pytest
-from flamest.agent.accountant import Spend, epsilon_of
-from flamest.agent.policy import FLOOR, Policy, PolicyRefused
+from flamest.agent.egress.accountant import Spend, epsilon_of
+from flamest.agent.egress.policy import FLOOR, Policy, PolicyRefused
 from flamest.agent.settings import load_agent_settings, write_starter
-from flamest.agent.training.protection import Protection
+from flamest.agent.training.private import Protection
 from flamest.base.errors import SettingsError
 from flamest.fedproto.records import Evaluation, TrainSettings
 

@@ -7,14 +7,13 @@ import time
 
 import msgspec
 import pytest
-from flamest.agent import renewal
-from flamest.agent.cli import app
-from flamest.agent.egress import read_ledger
-from flamest.agent.gate import Gate
-from flamest.agent.keys import make_request
-from flamest.agent.link import Link, LinkSettings, Retry
-from flamest.agent.policy import Policy
-from flamest.agent.renewal import Renewal
+from flamest.agent import identity
+from flamest.agent.cli.main import app
+from flamest.agent.client import Link, LinkSettings, Retry
+from flamest.agent.egress.guard import Gate
+from flamest.agent.egress.ledger import read_ledger
+from flamest.agent.egress.policy import Policy
+from flamest.agent.identity import Renewal, make_request
 from flamest.agent.status import AgentStatus, write_status
 from flamest.base.errors import IdentityError
 from flamest.coordinator import authority
@@ -154,7 +153,7 @@ def test_files_that_cannot_be_used_change_nothing_and_are_not_tried_again(silo, 
     run = silo.link.join()
     good = {path: path.read_bytes() for path in silo.settings.files.__dict__.values()}
     told = []
-    monkeypatch.setattr(renewal.log, "error", lambda event, **fields: told.append((event, fields["code"])))
+    monkeypatch.setattr(identity.log, "error", lambda event, **fields: told.append((event, fields["code"])))
     code = bad_files(silo, case)
     assert not silo.renewal.look()
     assert not silo.renewal.look()
@@ -197,8 +196,8 @@ def with_days(federation, folder, days: float) -> LinkSettings:
 def test_the_end_is_told_at_the_start_and_once_a_day(federation, tmp_path, monkeypatch, days, warned):
     settings = with_days(federation, tmp_path / "x", days)
     told, now = [], [1000.0]
-    monkeypatch.setattr(renewal.log, "warning", lambda event, **fields: told.append((event, fields)))
-    monkeypatch.setattr(renewal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(identity.log, "warning", lambda event, **fields: told.append((event, fields)))
+    monkeypatch.setattr(identity.time, "monotonic", lambda: now[0])
     with Link.open(settings, retry=OFTEN) as link:
         looked = Renewal(link, settings.files)
         assert len(told) == warned

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flamest.agent import extract, standing
-from flamest.agent.extract import clips_to_extract, extract_clips
-from flamest.agent.extract_records import ExtractRequest
-from flamest.agent.store import FeatureRow, FeatureStore
+from flamest.agent.extraction import extract, precision_policy
+from flamest.agent.extraction.extract import clips_to_extract, extract_clips
+from flamest.agent.extraction.records import ExtractRequest
+from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.agent.tasks import extract_new
 from flamest.base.errors import SettingsError
 from flamest.runtime.backends import autotune, opening
@@ -141,7 +141,7 @@ def test_auto_asks_only_once_there_is_a_clip_to_extract(silo, monkeypatch):
         asked.append((question.held, question.beside, [clip.path.name for clip in clips]))
         return Choice("openvino bf16", "quickest")
 
-    monkeypatch.setattr(standing, "choose_quickest", choose)
+    monkeypatch.setattr(precision_policy, "choose_quickest", choose)
     report = silo.extract(precision="auto")
     assert (report.extracted, report.precision, silo.kinds()) == (1, "bf16", {"bf16": 1})
     assert silo.extract(precision="auto").choice is None

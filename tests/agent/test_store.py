@@ -11,7 +11,7 @@ from pathlib import Path
 import apsw
 import numpy as np
 import pytest
-from flamest.agent.store import Failure, FeatureStore, Kind
+from flamest.agent.extraction.store import Failure, FeatureStore, Kind
 from flamest.base.errors import DataError, LockedError, SettingsError, StorageError
 from flamest.runtime.records import Caption, Clip, ClipFeatures
 

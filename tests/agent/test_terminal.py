@@ -5,8 +5,8 @@ from pathlib import Path
 import grpc
 import pytest
 from flamest.agent import predict as prediction
-from flamest.agent.cli import app
-from flamest.agent.link_errors import lasting_problem
+from flamest.agent.cli.main import app
+from flamest.agent.client_errors import lasting_problem
 from flamest.agent.predict import LabelProbability, Prediction
 from flamest.agent.status import AgentStatus, write_status
 from typer.testing import CliRunner

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flamest.agent.cli import app
+from flamest.agent.cli.main import app
 from flamest.agent.settings import check_surroundings, load_agent_settings
 from flamest.base.errors import DataError, SettingsError
 from flamest.runtime.bundle.signature import PublicKey, format_signatures, sign_manifest
@@ -111,7 +111,7 @@ def test_the_daemon_s_extraction_gets_the_keys_of_its_settings(bundle, key, clip
     """What the worker is asked for travels to another process: keys and all."""
     import pickle
 
-    from flamest.agent.extract_records import ExtractRequest
+    from flamest.agent.extraction.records import ExtractRequest
     from flamest.agent.tasks import extract_new
 
     clips.write_clip(tmp_path / "videos" / "wave" / "0.avi", frames=12)

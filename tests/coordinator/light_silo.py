@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from flamest.agent.link import Link, LinkSettings, Retry, StaleUpdate
+from flamest.agent.client import Link, LinkSettings, Retry, StaleUpdate
 from flamest.fedproto.head import initial_params
 from flamest.fedproto.records import Phase, Update
 

@@ -2,7 +2,7 @@ import os
 import stat
 
 import pytest
-from flamest.agent.keys import make_request
+from flamest.agent.identity import make_request
 from flamest.base.errors import DataError, IdentityError, SettingsError, StorageError, UsageError
 from flamest.coordinator import authority
 from flamest.fedproto.tls import TlsFiles, certificate_silo, check_files, read_facts

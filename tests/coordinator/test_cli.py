@@ -44,7 +44,7 @@ def trained(make_federation):
 
 
 def test_from_init_to_a_checked_configuration(tmp_path):
-    from flamest.agent.keys import make_request
+    from flamest.agent.identity import make_request
 
     (tmp_path / "labels.txt").write_text("walk\nrun\n\n", encoding="utf-8")
     fed = tmp_path / "fed"

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from flamest.agent.link import Link, Retry, StaleUpdate
+from flamest.agent.client import Link, Retry, StaleUpdate
 from flamest.fedproto.records import Evaluation, GlobalModel, Phase, Update
 
 ROUNDS = 24

@@ -1,7 +1,7 @@
 """Which model is best, what the end of a run measures, and what it costs to get there."""
 
 import pytest
-from flamest.agent.measure import adopt, classes_to_tell
+from flamest.agent.evaluation import adopt, classes_to_tell
 from flamest.base.errors import DataError
 from flamest.coordinator import cli
 from flamest.coordinator.economy import bytes_to_share

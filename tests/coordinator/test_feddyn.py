@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flamest.agent.link import StaleUpdate
+from flamest.agent.client import StaleUpdate
 from flamest.coordinator.aggregate import ServerState, aggregate
 from flamest.coordinator.contributions import HeldContribution
 from flamest.fedproto.head import params_sha256

@@ -3,8 +3,8 @@
 import itertools
 
 import pytest
-from flamest.agent.instance import agent_instance
-from flamest.agent.link import DuplicateIdentity
+from flamest.agent.client import DuplicateIdentity
+from flamest.agent.identity import agent_instance
 from flamest.coordinator.leases import LEASE_S, Leases
 from flamest.fedproto.records import Phase, Update
 

@@ -17,8 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from flamest.agent.link import Link, LinkSettings, Retry
-from flamest.agent.link_errors import refusal_code
+from flamest.agent.client import Link, LinkSettings, Retry
+from flamest.agent.client_errors import refusal_code
 from flamest.base.errors import FlamestError, IdentityError
 from flamest.base.files import sha256_bytes
 from flamest.coordinator import authority, intake, keeper

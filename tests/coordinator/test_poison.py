@@ -9,8 +9,8 @@ import time
 import grpc
 import numpy as np
 import pytest
-from flamest.agent.link import StaleUpdate
-from flamest.agent.link_errors import refusal_code
+from flamest.agent.client import StaleUpdate
+from flamest.agent.client_errors import refusal_code
 from flamest.base.errors import DataError
 from flamest.base.files import sha256_bytes
 from flamest.coordinator import cli

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
-from flamest.agent.link import Link, LinkSettings
-from flamest.agent.link_errors import refusal_code
+from flamest.agent.client import Link, LinkSettings
+from flamest.agent.client_errors import refusal_code
 from flamest.base.errors import IdentityError, LockedError, StorageError
 from flamest.base.files import sha256_bytes
 from flamest.base.process import Shutdown

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from flamest.agent.link import Link, LinkStopped, Retry
+from flamest.agent.client import Link, LinkStopped, Retry
 from flamest.base.errors import FlamestError
 from flamest.base.process import Shutdown
 from flamest.coordinator import authority
@@ -120,7 +120,7 @@ HERD = 200
 
 def returns(retry: Retry, away_s: float, chance: random.Random, monkeypatch) -> list[float]:
     """When each of the herd is back, in seconds after the coordinator ended, if connecting takes no time."""
-    monkeypatch.setattr("flamest.agent.patience.random", chance)
+    monkeypatch.setattr("flamest.agent.retry.random", chance)
     back = []
     for _ in range(HERD):
         at, attempt = chance.uniform(0.0, 0.05), 1

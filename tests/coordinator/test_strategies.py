@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flamest.agent.training.local_round import train_silo
-from flamest.agent.training.table import FeatureTable
+from flamest.agent.training.dataset import FeatureTable
+from flamest.agent.training.federated import train_silo
+from flamest.agent.training.graph_builder import DType
 from flamest.agent.training.trainer import HeadTrainer, shuffle_seed
-from flamest.agent.training.writer import DType
 from flamest.base.errors import DataError, InvariantError
 from flamest.coordinator.aggregate import ServerState, aggregate, fedavg, feddyn, first_state
 from flamest.coordinator.contributions import HeldContribution

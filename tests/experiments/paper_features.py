@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from flamest.agent.store import FeatureRow, FeatureStore
+from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.runtime.records import Clip
 
 WIDTHS = {"blip": 6, "slow": 5, "blip-text": 4}

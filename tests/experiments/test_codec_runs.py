@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flamest.agent.link import Link
-from flamest.agent.policy import Policy
-from flamest.agent.store import FeatureRow, FeatureStore
+from flamest.agent.client import Link
+from flamest.agent.egress.policy import Policy
+from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.agent.tasks import DataSource, RoundWork, train_round
-from flamest.agent.training.dataset import silo_data
-from flamest.agent.training.table import FeatureTable
+from flamest.agent.training.dataset import FeatureTable, silo_data
 from flamest.base.errors import DataError
 from flamest.base.files import sha256_bytes
 from flamest.experiments.simulation import SimulatedSilo, simulate

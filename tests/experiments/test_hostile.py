@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flamest.agent.training.table import FeatureTable
+from flamest.agent.training.dataset import FeatureTable
 from flamest.coordinator.contributions import HeldContribution, distance
 from flamest.experiments.hostile import Heavy, Noise, SignFlip, by
 from flamest.experiments.partition import dirichlet

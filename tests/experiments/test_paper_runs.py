@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from flamest.agent.store import FeatureStore
+from flamest.agent.extraction.store import FeatureStore
 from flamest.base.errors import DataError, UsageError
 from flamest.base.process import Shutdown
 from flamest.experiments.paper import plans, pool
@@ -64,7 +64,7 @@ def test_a_pair_is_its_singles_side_by_side_and_rows_are_joined_by_clip(context:
 
 
 def test_a_store_of_the_pair_is_split_into_blip_and_slow(folder: Path, tmp_path: Path, context: Context) -> None:
-    from flamest.agent.store import FeatureRow
+    from flamest.agent.extraction.store import FeatureRow
     from flamest.runtime.records import Clip
 
     x = context.data.x("blip+slow")
@@ -188,7 +188,7 @@ def write_split_files(context: Context, videos: Path, *, test_group: str) -> Non
 @pytest.fixture
 def flat(tmp_path: Path, context: Context) -> Context:
     """The same features of clips whose file names are unlike each other, as UCF101's are."""
-    from flamest.agent.store import FeatureRow
+    from flamest.agent.extraction.store import FeatureRow
     from flamest.runtime.records import Clip
 
     with FeatureStore.open(tmp_path / "flat.sqlite") as store:

@@ -10,10 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 from flamest.agent.daemon import run_agent
+from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.agent.settings import load_agent_settings
-from flamest.agent.store import FeatureRow, FeatureStore
-from flamest.agent.training.dataset import silo_data
-from flamest.agent.training.table import FeatureTable
+from flamest.agent.training.dataset import FeatureTable, silo_data
 from flamest.base.errors import DataError
 from flamest.base.files import sha256_bytes
 from flamest.base.process import Shutdown

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flamest.agent.extraction.store import FeatureRow, FeatureStore, StoredFeatures
 from flamest.agent.status import AgentStatus, read_status
-from flamest.agent.store import FeatureRow, FeatureStore, StoredFeatures
 from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes
 from flamest.experiments.processes import Daemon, run_command, wait_until

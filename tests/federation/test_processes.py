@@ -8,7 +8,7 @@ from typing import Any
 
 from flamest.agent.settings import Policy
 from flamest.agent.training.dataset import silo_data
-from flamest.agent.training.local_round import train_silo
+from flamest.agent.training.federated import train_silo
 from flamest.agent.training.trainer import HeadTrainer
 from flamest.coordinator.aggregate import aggregate, first_state
 from flamest.coordinator.contributions import HeldContribution

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from flamest.agent.egress import read_ledger
+from flamest.agent.egress.ledger import read_ledger
 from flamest.coordinator import authority
 from flamest.experiments.processes import daemons, wait_until
 

@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from flamest.agent.egress import read_ledger
+from flamest.agent.egress.ledger import read_ledger
 from flamest.experiments.processes import daemons, wait_until
 
 

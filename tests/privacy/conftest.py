@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.agent.settings import AgentSettings, load_agent_settings
-from flamest.agent.store import FeatureRow, FeatureStore
 from flamest.base.files import sha256_bytes
 from flamest.runtime.records import Clip
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from flamest.agent.policy import CLIP_NORM, FLOOR, NOISE, Policy, PolicyRefused
-from flamest.agent.training.protection import Protection, fresh_generator, protected
-from flamest.agent.training.table import FeatureTable
+from flamest.agent.egress.policy import CLIP_NORM, FLOOR, NOISE, Policy, PolicyRefused
+from flamest.agent.training.dataset import FeatureTable
+from flamest.agent.training.private import Protection, fresh_generator, protected
 from flamest.agent.training.trainer import HeadTrainer
 from flamest.experiments.inversion import Search, divide, nearest, optimise, sgd_update
 from flamest.fedproto.head import HeadSpec, initial_params

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SENDER = ROOT / "agent" / "link.py"
 # What the sender is made of, imports of imports included: nothing that reads video, features, captions or labels.
 SENDERS_PARTS = {
-    "agent/link.py", "agent/link_errors.py", "agent/patience.py", "base/errors.py", "base/process.py",
+    "agent/client.py", "agent/client_errors.py", "agent/retry.py", "base/errors.py", "base/process.py",
     "fedproto/certificates.py", "fedproto/channel.py", "fedproto/tensors.py", "fedproto/codecs.py",
     "fedproto/flamest_v1_pb2.py", "fedproto/head.py", "fedproto/messages/__init__.py", "fedproto/messages/asking.py",
     "fedproto/messages/evaluations.py", "fedproto/messages/models.py", "fedproto/messages/parsing.py",
@@ -95,7 +95,7 @@ def test_t33_the_import_graph_can_see_a_wrong_import(tmp_path):
     (tmp_path / "runtime").mkdir()
     (tmp_path / "runtime" / "video.py").write_text("z = 1\n")
     found = {path.relative_to(tmp_path).as_posix() for path in reachable(tmp_path / "agent" / "link.py")}
-    assert found == {"agent/link.py", "agent/store.py", "runtime/video/client.py"}
+    assert found == {"agent/client.py", "agent/extraction/store.py", "runtime/video/client.py"}
 
 
 def test_t33_two_modules_of_an_agent_know_the_network():
@@ -111,9 +111,9 @@ def test_t33_two_modules_of_an_agent_know_the_network():
         if imports(path)[1] & NETWORK and "_pb2" not in path.name
     }
     assert knowing == {
-        "agent/link.py": ["grpc"],
-        "agent/link_errors.py": ["grpc", "socket", "ssl"],
-        "agent/patience.py": ["grpc"],
+        "agent/client.py": ["grpc"],
+        "agent/client_errors.py": ["grpc", "socket", "ssl"],
+        "agent/retry.py": ["grpc"],
         "fedproto/tls.py": ["grpc"],
         **{path: ["socket"] for path in DECODER},
     }

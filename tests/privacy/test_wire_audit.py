@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 from flamest.agent.daemon import run_agent
-from flamest.agent.egress import read_ledger
+from flamest.agent.egress.ledger import read_ledger
 from flamest.base.process import Shutdown
 from flamest.coordinator.service import Service
 from flamest.fedproto import flamest_v1_pb2 as pb

@@ -9,7 +9,7 @@ from weakref import ref
 import msgspec
 import numpy as np
 import pytest
-from flamest.agent.cli import app
+from flamest.agent.cli.main import app
 from flamest.base.errors import SettingsError
 from flamest.base.files import sha256_file
 from flamest.runtime.backends import autotune, autotune_records, benchmark, opening

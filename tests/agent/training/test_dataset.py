@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flamest.agent.holdout import hold_out_each_alone
-from flamest.agent.policy import Policy
-from flamest.agent.store import FeatureRow, FeatureStore, StoredFeatures
+from flamest.agent.egress.policy import Policy
+from flamest.agent.extraction.store import FeatureRow, FeatureStore, StoredFeatures
 from flamest.agent.tasks import DataSource, RoundWork, choose_model, measure_model, train_round
 from flamest.agent.training.dataset import SiloData, silo_data
+from flamest.agent.training.holdout import hold_out_each_alone
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.records import GlobalModel, RunSettings
 from flamest.runtime.records import Clip

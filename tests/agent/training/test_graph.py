@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flamest.agent.training import steps
+from flamest.agent.training.dataset import FeatureTable
 from flamest.agent.training.graph import gradient_graph, linear_maps, product_graph
-from flamest.agent.training.table import FeatureTable
 from flamest.agent.training.trainer import Anchor, HeadTrainer
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.records import TrainSettings

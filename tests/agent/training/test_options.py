@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from flamest.agent.training.local_round import round_settings, train_silo
-from flamest.agent.training.table import FeatureTable
+from flamest.agent.training.dataset import FeatureTable
+from flamest.agent.training.federated import round_settings, train_silo
 from flamest.agent.training.trainer import Anchor, HeadTrainer, class_weights, shuffle_seed
 from flamest.base.errors import DataError
 from flamest.fedproto.head import HeadSpec, initial_params

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flamest.agent.training import protection, steps, trainer
-from flamest.agent.training.private import FILL, Sampling, poisson_batch
-from flamest.agent.training.protection import OPEN, Protection, fresh_generator, protected
-from flamest.agent.training.table import FeatureTable
+from flamest.agent.training import private, steps, trainer
+from flamest.agent.training.dataset import FeatureTable
+from flamest.agent.training.private import FILL, OPEN, Protection, Sampling, fresh_generator, poisson_batch, protected
 from flamest.agent.training.trainer import HeadTrainer
 from flamest.base.errors import DataError
 from flamest.fedproto.head import HeadSpec, initial_params
@@ -151,7 +150,7 @@ def test_generators_are_seeded_by_the_operating_system(monkeypatch):
         asked.append(size)
         return bytes(range(size))
 
-    monkeypatch.setattr(protection.os, "urandom", urandom)
+    monkeypatch.setattr(private.os, "urandom", urandom)
     assert fresh_generator().random() == fresh_generator().random()
     assert asked == [32, 32]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flamest.agent.training.table import FeatureTable, feature_table
+from flamest.agent.training.dataset import FeatureTable, feature_table
 from flamest.agent.training.trainer import Anchor, HeadTrainer, shuffle_seed
 from flamest.base.errors import DataError
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..base.console import command, say
-from ..base.errors import UsageError
-from .cli_backends import BackendOption, ComputeOption, RequireOption
+from ...base.console import command, say
+from ...base.errors import UsageError
+from .backend_options import BackendOption, ComputeOption, RequireOption
 
 # What extraction, training and the daemon import, by the name of the distribution.
 PACKAGES = ("apsw", "av", "grpcio", "onnx", "onnxruntime", "pillow", "scikit-learn", "tokenizers")
@@ -43,10 +43,10 @@ def doctor(
     """
     import msgspec
 
-    from ..runtime.backends.machine import gather_facts
-    from ..runtime.backends.options import parse_wishes
-    from ..runtime.backends.report import first_lines, ladder_lines, ladder_rows, ladders, machine_lines, machine_row
-    from ..runtime.bundle.manifest import read_manifest
+    from ...runtime.backends.machine import gather_facts
+    from ...runtime.backends.options import parse_wishes
+    from ...runtime.backends.report import first_lines, ladder_lines, ladder_rows, ladders, machine_lines, machine_row
+    from ...runtime.bundle.manifest import read_manifest
 
     wishes = parse_wishes(backend or (), require=require_backend, precision=precision)
     if wishes.quickest:
@@ -81,8 +81,8 @@ def doctor(
 
 def decoder_problem() -> str:
     """Why the process that decodes videos does not run here, tried by starting one; empty when it does."""
-    from ..base.errors import SettingsError
-    from ..runtime.video.process import DecoderProcess
+    from ...base.errors import SettingsError
+    from ...runtime.video.process import DecoderProcess
 
     decoder = DecoderProcess()
     try:

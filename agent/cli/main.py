@@ -1,4 +1,7 @@
-"""``flamest-agent``: what a silo's administrator types."""
+"""``flamest-agent``: what a silo's administrator types.
+
+``flamest-agent keygen``: the first step of joining a federation.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..base.console import command, say
-from .cli_backends import BackendOption, ComputeOption, RequireOption, notice, show_places
-from .cli_doctor import doctor
-from .cli_egress import egress
-from .cli_extract import TrustedKeyOption, extract, features, import_features
-from .cli_keys import keygen
+from ...base.console import command, say
+from .backend_options import BackendOption, ComputeOption, RequireOption, notice, show_places
+from .doctor import doctor
+from .egress import egress
+from .extraction import TrustedKeyOption, extract, features, import_features
 
 if TYPE_CHECKING:
-    from .settings import AgentSettings
+    from ..settings import AgentSettings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,9 +62,9 @@ def run(
     """
     import msgspec
 
-    from ..base.log import configure_logging
-    from ..base.process import Shutdown, keep_crashes_private, reuse_blocks
-    from .settings import check_surroundings, load_agent_settings
+    from ...base.log import configure_logging
+    from ...base.process import Shutdown, keep_crashes_private, reuse_blocks
+    from ..settings import check_surroundings, load_agent_settings
 
     settings = load_agent_settings(config, also_trusted=tuple(trusted_key or ()))
     if check_config:
@@ -71,8 +73,8 @@ def run(
             say(f"{config}: fine")
         return {"config": str(config), "ok": True}
 
-    from ..fedproto.tls import certificate_silo
-    from .daemon import run_agent
+    from ...fedproto.tls import certificate_silo
+    from ..daemon import run_agent
 
     configure_logging(level=log_level)
     keep_crashes_private(say_all=log_level == "debug")
@@ -88,9 +90,9 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
     """What the daemon is doing, what it has sent, and whether it is alive."""
     import msgspec
 
-    from ..fedproto.tls import WARN_DAYS
-    from .settings import load_agent_settings
-    from .status import is_alive, read_status, renewal_fix
+    from ...fedproto.tls import WARN_DAYS
+    from ..settings import load_agent_settings
+    from ..status import is_alive, read_status, renewal_fix
 
     settings = load_agent_settings(config)
     now = read_status(settings.state)
@@ -148,9 +150,9 @@ def train(
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Train the classifier on this machine alone, without a coordinator."""
-    from ..base.errors import UsageError
-    from ..fedproto.records import TrainSettings
-    from .training.local import LocalRequest, train_from_store
+    from ...base.errors import UsageError
+    from ...fedproto.records import TrainSettings
+    from ..training.local import LocalRequest, train_from_store
 
     try:
         widths = tuple(int(width) for width in hidden.split(",") if width.strip())
@@ -199,10 +201,10 @@ def predict(
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Name the action in new videos: the likeliest labels and the caption of a keyframe."""
-    from ..runtime.backends.opening import Opening, Place
-    from ..runtime.backends.options import parse_wishes
-    from ..runtime.bundle.signature import read_trusted_keys
-    from .predict import predict_videos
+    from ...runtime.backends.opening import Opening, Place
+    from ...runtime.backends.options import parse_wishes
+    from ...runtime.bundle.signature import read_trusted_keys
+    from ..predict import predict_videos
 
     wishes = parse_wishes(backend or (), require=require_backend, precision=precision)
     opening = Opening(wishes, threads, notice=notice)
@@ -243,3 +245,29 @@ def _extract_command(settings: AgentSettings) -> str:
 
 def main() -> None:
     app()
+
+
+@command
+def keygen(
+    name: Annotated[str, typer.Argument(help="This silo's name: 1 to 40 of a-z, 0-9 and '-'.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the key and the request.")] = Path(),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")
+    ] = False,
+) -> dict[str, Any]:
+    """Make this silo's private key and the request that the coordinator's operator signs.
+
+    The key stays on this machine. The operator gives back silo.pem and ca.pem; agent.toml names all three.
+    """
+    from ..identity import make_request
+    from ..settings import write_starter
+
+    made = make_request(name, out)
+    starter = write_starter(out, made.key_path.name)
+    if not as_json:
+        print(f"key (keep it here, tell no one): {made.key_path}")
+        print(f"request (send it to the coordinator's operator): {made.csr_path}")
+        print(f"the operator runs: flamest-coordinator silo add {name} --csr {made.csr_path.name}")
+        if starter is not None:
+            print(f"settings to fill in: {starter}")
+    return {"name": name, "key": str(made.key_path), "csr": str(made.csr_path), "settings": starter and str(starter)}

@@ -24,8 +24,8 @@ from ..fedproto.head import Params, ParamsDigest, initial_params, params_sha256
 from ..fedproto.records import PROTOCOL, GlobalModel, Receipt, RunSettings, Standing, SubjectEvaluation, Update
 from ..fedproto.tensors import chunks, decode_params, param_bytes, payload_bytes, shapes
 from ..fedproto.tls import TlsFiles, certificate_silo, channel_credentials, check_dates, check_files, files_mark
-from .link_errors import DuplicateIdentity, LinkStopped, RunChanged, StaleUpdate, handshake_problem, split_address
-from .patience import Patience, Retry
+from .client_errors import DuplicateIdentity, LinkStopped, RunChanged, StaleUpdate, handshake_problem, split_address
+from .retry import Patience, Retry
 
 if TYPE_CHECKING:
     import grpc
@@ -182,7 +182,7 @@ class Link:
         """Where the run stands; answered at once when there is work, otherwise within ``seconds``.
 
         ``answered_round``: the last round that this silo answered or will not answer, 0 for none. ``instance``: tells
-        this agent from another of the same identity (instance.py); DuplicateIdentity when another one speaks for it.
+        this agent from another of the same identity (identity.py); DuplicateIdentity when another one speaks for it.
         """
         seconds = min(seconds, wire.MAX_WAIT_S)
         request = messages.encode_wait_request(messages.WaitRequest(run.sha256, answered_round, seconds, instance))

@@ -12,17 +12,17 @@ from typing import Any
 
 import msgspec
 
-from ..base.errors import DataError, InvariantError
-from ..base.files import sha256_bytes
-from ..base.log import Log
-from ..fedproto.head import HeadSpec
-from ..fedproto.messages import EvaluationReport, UpdateHeader
-from ..fedproto.records import Evaluation, GlobalModel, RunSettings, Update
-from ..fedproto.tls import read_file
+from ...base.errors import DataError, InvariantError
+from ...base.files import sha256_bytes
+from ...base.log import Log
+from ...fedproto.head import HeadSpec
+from ...fedproto.messages import EvaluationReport, UpdateHeader
+from ...fedproto.records import Evaluation, GlobalModel, RunSettings, Update
+from ...fedproto.tls import read_file
+from ..client import Leaving, LinkSettings
 from .accountant import Spend, epsilon_of
-from .egress import Entry, Ledger, TensorSent, What
-from .link import Leaving, LinkSettings
-from .outgoing import Outgoing, read_outgoing, write_outgoing
+from .ledger import Entry, Ledger, TensorSent, What
+from .pending_update import Outgoing, read_outgoing, write_outgoing
 from .policy import FLOOR, Policy, PolicyRefused
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8", "sparse_int8": "sparse int8"}

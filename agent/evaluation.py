@@ -11,7 +11,7 @@ from ..fedproto.records import ClassCount, Evaluation
 
 if TYPE_CHECKING:
     from ..fedproto.head import Params
-    from .training.table import FeatureTable
+    from .training.dataset import FeatureTable
     from .training.trainer import HeadTrainer
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..base.errors import InvariantError, UsageError
+from ...base.errors import InvariantError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np

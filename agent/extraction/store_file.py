@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..base.errors import DataError, LockedError, MissingExtra, SettingsError, StorageError
-from ..base.files import printable_path
+from ...base.errors import DataError, LockedError, MissingExtra, SettingsError, StorageError
+from ...base.files import printable_path
 
 if TYPE_CHECKING:
     import apsw

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..base.console import command, say
+from ...base.console import command, say
 
 if TYPE_CHECKING:
-    from .egress import Entry, Reading
+    from ..egress.ledger import Entry, Reading
 
 SETTINGS = Path("agent.toml")
 INDENT = " " * 22
@@ -37,8 +37,8 @@ def egress(
     """
     import msgspec
 
-    from ..base.errors import DataError
-    from .egress import HEAD_FILE, LEDGER_FILE, broken, read_ledger
+    from ...base.errors import DataError
+    from ..egress.ledger import HEAD_FILE, LEDGER_FILE, broken, read_ledger
 
     folder = _state_folder(config, state)
     if not (folder / LEDGER_FILE).exists() and not (folder / HEAD_FILE).exists():
@@ -70,13 +70,13 @@ def egress(
 
 
 def _state_folder(config: Path | None, state: Path | None) -> Path:
-    from ..base.errors import UsageError
+    from ...base.errors import UsageError
 
     if state is not None:
         return state
     if config is None and not SETTINGS.exists():
         raise UsageError("which silo? there is no agent.toml here", fix="flamest-agent egress --config agent.toml")
-    from .settings import load_agent_settings
+    from ..settings import load_agent_settings
 
     return load_agent_settings(config or SETTINGS).state
 

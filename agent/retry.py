@@ -14,7 +14,7 @@ import msgspec
 
 from ..base.errors import IdentityError, UnreachableError
 from ..base.process import Shutdown
-from .link_errors import LinkStopped, lasting_problem
+from .client_errors import LinkStopped, lasting_problem
 
 if TYPE_CHECKING:
     import grpc

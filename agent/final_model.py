@@ -9,11 +9,11 @@ from ..base.errors import DataError, StorageError
 from ..base.log import Log
 from ..fedproto.model_file import ModelFile, read_model, write_model
 from ..fedproto.records import GlobalModel, RunSettings, Standing, SubjectEvaluation
-from .corrections import Corrections
-from .link import DuplicateIdentity, Link, RunChanged
-from .measure import Adoption
-from .policy import Policy
+from .client import DuplicateIdentity, Link, RunChanged
+from .egress.policy import Policy
+from .evaluation import Adoption
 from .tasks import DataSource, choose_model, measure_model
+from .training.client_state import Corrections
 from .worker import Worker, WorkerCrashed
 
 FINAL_MODEL = "model.safetensors"  # in use at this site: the run's, or this silo's own where that was better

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from ..base.errors import DataError, StorageError
-from ..base.files import sha256_bytes, write_atomic
-from ..fedproto.codecs import Codec
-from ..fedproto.head import HeadSpec
-from ..fedproto.records import CodedUpdate, Evaluation, Update
-from ..fedproto.tensors import decode_params, encode_params
+from ...base.errors import DataError, StorageError
+from ...base.files import sha256_bytes, write_atomic
+from ...fedproto.codecs import Codec
+from ...fedproto.head import HeadSpec
+from ...fedproto.records import CodedUpdate, Evaluation, Update
+from ...fedproto.tensors import decode_params, encode_params
 from .accountant import Spend
 
 FILE = "outgoing.update"

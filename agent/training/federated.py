@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from ...fedproto.head import Params
 from ...fedproto.records import RunSettings, TrainSettings
-from .protection import OPEN, Protection, fresh_generator, protected
-from .table import FeatureTable
+from .dataset import FeatureTable
+from .private import OPEN, Protection, fresh_generator, protected
 from .trainer import Anchor, HeadTrainer, Trained, shuffle_seed
 
 Correction = Mapping[str, npt.NDArray[np.float64]]  # FedDyn's h_i by the head's tensors; empty: all zero

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..base.errors import DataError
-from ..base.files import FileLock, printable_path
-from ..runtime.records import Clip, ClipFeatures
+from ...base.errors import DataError
+from ...base.files import FileLock, printable_path
+from ...runtime.records import Clip, ClipFeatures
 from .store_file import connect, make_file, translated
 
 if TYPE_CHECKING:

@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from ..base.errors import DataError, StorageError
-from ..base.files import fsync_directory
-from ..base.log import Log
-from ..fedproto.codecs import Row, row_of
-from ..fedproto.head import HeadSpec, Params, check_params, tensors_of
-from ..fedproto.records import GlobalModel, RunSettings
-from ..fedproto.tensor_file import ArraysFile, read_arrays, write_arrays
-from .training.local_round import Correction
+from ...base.errors import DataError, StorageError
+from ...base.files import fsync_directory
+from ...base.log import Log
+from ...fedproto.codecs import Row, row_of
+from ...fedproto.head import HeadSpec, Params, check_params, tensors_of
+from ...fedproto.records import GlobalModel, RunSettings
+from ...fedproto.tensor_file import ArraysFile, read_arrays, write_arrays
+from .federated import Correction
 
 FOLDER = "feddyn"
 

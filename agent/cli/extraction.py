@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..base.console import command, say
-from ..base.errors import DataError
-from .cli_backends import BackendOption, ComputeOption, RequireOption, notice, show_places
+from ...base.console import command, say
+from ...base.errors import DataError
+from .backend_options import BackendOption, ComputeOption, RequireOption, notice, show_places
 
 if TYPE_CHECKING:
-    from .extract_records import ExtractReport
+    from ..extraction.records import ExtractReport
 
 StoreOption = Annotated[Path, typer.Option("--store", help="The feature store, one file.")]
 TrustedKeyOption = Annotated[
@@ -69,13 +69,13 @@ def extract(
     """
     import msgspec
 
-    from ..base.process import Shutdown
-    from ..base.progress import progress_bar
-    from ..runtime.backends.options import parse_wishes
-    from ..runtime.bundle.signature import read_trusted_keys
-    from ..runtime.video.client import DecodeLimits
-    from .extract import clips_to_extract, extract_clips
-    from .extract_records import ExtractRequest
+    from ...base.process import Shutdown
+    from ...base.progress import progress_bar
+    from ...runtime.backends.options import parse_wishes
+    from ...runtime.bundle.signature import read_trusted_keys
+    from ...runtime.video.client import DecodeLimits
+    from ..extraction.extract import clips_to_extract, extract_clips
+    from ..extraction.records import ExtractRequest
 
     limits = DecodeLimits(timeout_s=clip_timeout)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
@@ -117,8 +117,8 @@ def features(
     the vision-language part). Read it with numpy.load(FILE). The file tells what the videos show:
     keep it on this site.
     """
-    from .npz import write_npz
-    from .store import FeatureStore
+    from ..extraction.npz import write_npz
+    from ..extraction.store import FeatureStore
 
     with FeatureStore.open(store, create=False, read_only=True) as opened:
         stored = opened.read(fingerprint, precision)
@@ -152,8 +152,8 @@ def import_features(
     group (clips of one scene, held out together), clip (a name for each) and caption. The
     fingerprint that a run pins is imported:NAME:D. Importing the same file again changes nothing.
     """
-    from .npz import read_npz
-    from .store import FeatureStore
+    from ..extraction.npz import read_npz
+    from ..extraction.store import FeatureStore
 
     rows = read_npz(file, name)
     with FeatureStore.open(store) as opened:
@@ -197,7 +197,7 @@ def _show(report: ExtractReport, store: Path) -> None:
 
 
 def _nothing_usable(report: ExtractReport) -> DataError:
-    from .failures import count_by_code
+    from ..extraction.records import count_by_code
 
     counts = ", ".join(f"{count} {code}" for code, count in count_by_code(report.failed).items())
     known = all(failed.known for failed in report.failed)

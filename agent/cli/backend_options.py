@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..base.console import say
-from ..base.errors import printable
+from ...base.console import say
+from ...base.errors import printable
 
 if TYPE_CHECKING:
-    from ..runtime.backends.opening import Place
-    from ..runtime.backends.options import Wishes
-    from ..runtime.backends.unavailable import Refusal
+    from ...runtime.backends.opening import Place
+    from ...runtime.backends.options import Wishes
+    from ...runtime.backends.unavailable import Refusal
 
 BackendOption = Annotated[
     list[str] | None,
@@ -51,9 +51,9 @@ def show_places(places: Sequence[Place], wishes: Wishes) -> None:
 
 
 def places_lines(places: Sequence[Place], wishes: Wishes) -> list[str]:
-    from ..runtime.backends.options import AUTO
-    from ..runtime.backends.ranking import TITLES
-    from ..runtime.backends.unavailable import Code
+    from ...runtime.backends.options import AUTO
+    from ...runtime.backends.ranking import TITLES
+    from ...runtime.backends.unavailable import Code
 
     together: dict[tuple[str, str], list[str]] = {}
     for place in places:

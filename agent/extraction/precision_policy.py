@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..base.files import printable_path
-from ..runtime.backends.autotune import Question, choose_quickest, must_compute
-from ..runtime.backends.autotune_records import Choice
-from ..runtime.backends.opening import effective_precision
-from ..runtime.backends.options import AUTO, Wishes
-from ..runtime.bundle.manifest import Manifest
-from ..runtime.records import Clip
+from ...base.files import printable_path
+from ...runtime.backends.autotune import Question, choose_quickest, must_compute
+from ...runtime.backends.autotune_records import Choice
+from ...runtime.backends.opening import effective_precision
+from ...runtime.backends.options import AUTO, Wishes
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.records import Clip
 from .store import FeatureStore
 
 

@@ -16,19 +16,27 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from ..base.errors import DataError, StorageError
-from ..base.files import printable_path, sha256_file
-from ..base.process import peak_resident_kb
-from ..runtime.backends.autotune import Question
-from ..runtime.backends.autotune_records import Choice
-from ..runtime.backends.opening import Opening, Place, effective_precision
-from ..runtime.bundle.opening import open_manifest
-from ..runtime.extractor import Extracted, Extractor, open_extractor
-from ..runtime.records import Clip
+from ...base.errors import DataError, StorageError
+from ...base.files import printable_path, sha256_file
+from ...base.process import peak_resident_kb
+from ...runtime.backends.autotune import Question
+from ...runtime.backends.autotune_records import Choice
+from ...runtime.backends.opening import Opening, Place, effective_precision
+from ...runtime.bundle.opening import open_manifest
+from ...runtime.extractor import Extracted, Extractor, open_extractor
+from ...runtime.records import Clip
 from .clips import ClipFolder, FoundClip, scan_clips
-from .extract_records import ClipWarning, ExtractReport, ExtractRequest
-from .failures import REMEMBERED, FailedClip, failed_clip, still_holds, without_path
-from .standing import Measuring, Standing
+from .precision_policy import Measuring, Standing
+from .records import (
+    REMEMBERED,
+    ClipWarning,
+    ExtractReport,
+    ExtractRequest,
+    FailedClip,
+    failed_clip,
+    still_holds,
+    without_path,
+)
 from .store import Failure, FeatureStore
 
 

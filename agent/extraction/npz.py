@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..base.errors import DataError, StorageError, UsageError
-from ..base.files import printable_path, write_atomic
-from ..runtime.records import Clip
+from ...base.errors import DataError, StorageError, UsageError
+from ...base.files import printable_path, write_atomic
+from ...runtime.records import Clip
 from .clips import default_group
 from .store import FeatureRow, StoredFeatures
 

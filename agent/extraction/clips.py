@@ -27,8 +27,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..base.errors import DataError, StorageError
-from ..base.files import printable_path
+from ...base.errors import DataError, StorageError
+from ...base.files import printable_path
 
 LABELS_FILE = "labels.csv"
 SUFFIXES = frozenset(

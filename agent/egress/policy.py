@@ -10,12 +10,11 @@ from typing import Literal
 
 import msgspec
 
-from ..base.errors import DataError
-from ..fedproto.codecs import Codec
-from ..fedproto.records import Evaluation, TrainSettings
+from ...base.errors import DataError
+from ...fedproto.codecs import Codec
+from ...fedproto.records import Evaluation, TrainSettings
+from ..training.private import Protection, Sampling
 from .accountant import Spend, epsilon_of
-from .training.private import Sampling
-from .training.protection import Protection
 
 FLOOR = 256  # clips: below it embeddings were computed back from updates (docs/privacy.md has the figures)
 CLIP_NORM, NOISE = 1.0, 1e-3  # of privacy = "clip", where agent.toml says nothing

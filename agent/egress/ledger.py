@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..base.errors import DataError, StorageError
-from ..base.files import fsync_directory, storage_code, write_atomic
+from ...base.errors import DataError, StorageError
+from ...base.files import fsync_directory, storage_code, write_atomic
 from .accountant import Spend
 
 LEDGER_FILE = "egress.jsonl"

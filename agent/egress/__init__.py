@@ -1,0 +1,1 @@
+"""Everything that leaves a silo: policy, guard, ledger."""

@@ -1,0 +1,1 @@
+"""Clips to features: files, labels, the feature store."""

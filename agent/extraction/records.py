@@ -1,0 +1,111 @@
+"""What an extraction is asked for, and what it says of itself in the end.
+
+Clips that cannot be used: what is said of them, what is remembered, and when they are tried again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...base.files import printable_path
+from ...runtime.backends.autotune_records import Choice
+from ...runtime.backends.opening import Place
+from ...runtime.backends.options import NO_WISHES, Wishes
+from ...runtime.bundle.signature import TrustedKeys
+from ...runtime.video.client import DecodeLimits
+from .clips import FoundClip
+from .store import Failure
+
+
+@dataclass(frozen=True)
+class ClipWarning:
+    """The clip is used, but something is wrong with its file."""
+
+    clip: str
+    warning: str
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """How an extraction went. Times are of the clips extracted now; None when there were none."""
+
+    clips: int  # found, usable or not
+    extracted: int
+    skipped: int  # stored already, or the same content under another name
+    failed: tuple[FailedClip, ...]
+    warnings: tuple[ClipWarning, ...]
+    ms_per_clip: float | None  # wall, hashing and storing included, opening the networks not
+    stages_ms: dict[str, float]  # means; stages of several clips run at the same time, so their sum may be more
+    peak_mb: float  # this process and the decoders, resident, each at its largest
+    stopped: bool  # asked to end before all clips were done
+    precision: str  # under which the features are stored
+    places: tuple[Place, ...]  # where each graph ran; empty when nothing had to be extracted
+    choice: Choice | None = None  # what ``--precision auto`` came to; None when nothing had to be extracted
+    followed: bool = False  # nothing was asked for, and the store's precision was taken
+
+    @property
+    def nothing_usable(self) -> bool:
+        """Every clip that was found failed: rather the machine or the folder than the clips."""
+        return len(self.failed) == self.clips > 0
+
+
+@dataclass(frozen=True)
+class ExtractRequest:
+    """What to extract, with what, into what."""
+
+    bundle: Path
+    videos: Path
+    store: Path
+    threads: int | None = None  # cores for one network; None: all
+    retry: bool = False  # try clips again that failed before
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
+    trusted: TrustedKeys = ()  # one of them must have signed the bundle; none: anybody's will do
+    wishes: Wishes = NO_WISHES  # where the networks run
+    trained_on: str | None = None  # the precision that the settings name for training
+
+
+TIMEOUT = "video_timeout"
+# Failures that lie in the file: the same content is not tried again. Others may be gone next time.
+REMEMBERED = frozenset(
+    {"video_empty", "video_not_video", "video_no_stream", "video_damaged", "video_too_large", TIMEOUT}
+    | {"video_unknown_codec", "decoder_crashed"}
+)
+
+
+@dataclass(frozen=True)
+class FailedClip:
+    clip: str  # relative to the video folder
+    reason: str  # "code: sentence"
+    known: bool = False  # it failed in an earlier run, and was not tried again in this one
+
+    @property
+    def code(self) -> str:
+        return self.reason.partition(":")[0]
+
+
+def failed_clip(found: FoundClip, failure: Failure, *, known: bool = False) -> FailedClip:
+    """The reason without the path that it begins with: the clip's name stands beside it."""
+    sentence = without_path(found, failure.message)
+    if failure.code == TIMEOUT:
+        sentence += "; a larger --clip-timeout (agent.toml: clip_timeout in [work]) tries it again"
+    return FailedClip(found.name, f"{failure.code}: {sentence}", known)
+
+
+def without_path(found: FoundClip, message: str) -> str:
+    return message.removeprefix(printable_path(found.path)).strip(": ")
+
+
+def still_holds(failure: Failure, limits: DecodeLimits) -> bool:
+    """Whether a clip that failed so need not be tried under ``limits``."""
+    if failure.code == TIMEOUT and (failure.limit_s is None or failure.limit_s < limits.timeout_s):
+        return False
+    return failure.code in REMEMBERED
+
+
+def count_by_code(failed: Iterable[FailedClip]) -> dict[str, int]:
+    """How many clips failed of what, most first: what may be told where names may not."""
+    counts = Counter(each.code for each in failed)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
