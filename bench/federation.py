@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from flamest.agent.identity import make_request
-from flamest.coordinator.authority import add_silo, init_federation
+from flamest.coordinator.admin.authority import add_silo, init_federation
 from flamest.fedproto.head import HeadSpec
 
 HERE = Path(__file__).parent

@@ -15,7 +15,7 @@ from flamest.agent.egress.accountant import Spend, epsilon_of
 from flamest.agent.egress.policy import CLIP_NORM, DELTA, NOISE, SAMPLE_CLIP, Policy
 from flamest.agent.training.dataset import FeatureTable
 from flamest.agent.training.private import OPEN, Protection, Sampling
-from flamest.coordinator.contributions import Contribution
+from flamest.coordinator.strategies.contributions import Contribution
 from flamest.experiments.partition import dirichlet
 from flamest.experiments.simulation import SimulatedSilo, Trial, simulate
 from flamest.fedproto.head import HeadSpec, Params

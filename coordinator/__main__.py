@@ -1,6 +1,6 @@
 """``python -m flamest.coordinator`` is the command ``flamest-coordinator``."""
 
-from .cli import main
+from .cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..coordinator.contributions import HeldContribution, distance, float32
+from ..coordinator.strategies.contributions import HeldContribution, distance, float32
 from ..fedproto.head import Params
 
 Attack = Callable[[int, Params, HeldContribution], HeldContribution]

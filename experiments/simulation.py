@@ -20,10 +20,10 @@ from ..agent.training.federated import Correction, train_silo
 from ..agent.training.private import OPEN, Protection
 from ..agent.training.trainer import HeadTrainer
 from ..base.errors import DataError
-from ..coordinator.aggregate import aggregate, first_state
-from ..coordinator.bounds import WINDOW, NormBound, learnt_norm
-from ..coordinator.broadcast import broadcast
-from ..coordinator.contributions import HeldContribution, distance
+from ..coordinator.serving.model_broadcast import broadcast
+from ..coordinator.serving.norm_bound import WINDOW, NormBound, learnt_norm
+from ..coordinator.strategies.aggregate import aggregate, first_state
+from ..coordinator.strategies.contributions import HeldContribution, distance
 from ..fedproto.codecs import Row, apply, code
 from ..fedproto.head import HeadSpec, Params, initial_params, params_sha256
 from ..fedproto.records import Evaluation, RunSettings

@@ -28,8 +28,8 @@ class Federation:
     """Certificates of an authority and some silos in a folder, and at most one server at a time, in a thread."""
 
     def __init__(self, folder: Path, silos: tuple[str, ...], **run: Any) -> None:
-        from flamest.coordinator.authority import init_federation
-        from flamest.coordinator.starter import starter_settings
+        from flamest.coordinator.admin.authority import init_federation
+        from flamest.coordinator.admin.config_template import starter_settings
 
         self.folder = folder / "federation"
         self.silo_folder = folder / "silos"
@@ -49,7 +49,7 @@ class Federation:
 
     def enrol(self, name: str) -> None:
         from flamest.agent.identity import make_request
-        from flamest.coordinator.authority import add_silo
+        from flamest.coordinator.admin.authority import add_silo
 
         made = make_request(name, self.silo_folder / name)
         add_silo(self.folder, name, made.csr_path.read_bytes())
@@ -69,7 +69,7 @@ class Federation:
 
     def start(self, *, once: bool = False) -> None:
         from flamest.base.process import Shutdown
-        from flamest.coordinator.server import serve
+        from flamest.coordinator.serving.server import serve
 
         self._shutdown = Shutdown()
 
@@ -119,7 +119,7 @@ class Federation:
         )
 
     def rounds(self) -> list[dict[str, Any]]:
-        from flamest.coordinator.report import history_of
+        from flamest.coordinator.admin.report import history_of
 
         return history_of(self.settings())
 

@@ -17,8 +17,8 @@ from flamest.agent.extraction.store import FeatureStore
 from flamest.agent.status import AgentStatus, read_status
 from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_file
-from flamest.coordinator.history import History
-from flamest.coordinator.intake import Intake
+from flamest.coordinator.admin.history import History
+from flamest.coordinator.serving.upload import Intake
 from flamest.experiments.faults import FaultProxy
 from flamest.runtime.bundle.opening import open_manifest
 

@@ -10,7 +10,7 @@ from flamest.agent.client import Link, LinkSettings, LinkStopped, Retry, RunChan
 from flamest.agent.client_errors import handshake_problem, split_address
 from flamest.base.errors import DataError, IdentityError, SettingsError, UnreachableError
 from flamest.base.process import Shutdown
-from flamest.coordinator.authority import revoke_silo
+from flamest.coordinator.admin.authority import revoke_silo
 from flamest.fedproto.certificates import make_authority, make_silo_request, sign_silo
 from flamest.fedproto.head import initial_params
 from flamest.fedproto.records import Evaluation, Phase, Update

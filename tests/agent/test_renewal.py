@@ -16,7 +16,7 @@ from flamest.agent.egress.policy import Policy
 from flamest.agent.identity import Renewal, make_request
 from flamest.agent.status import AgentStatus, write_status
 from flamest.base.errors import IdentityError
-from flamest.coordinator import authority
+from flamest.coordinator.admin import authority
 from flamest.fedproto import tls
 from flamest.fedproto.certificates import make_authority, make_silo_request, sign_silo
 from flamest.fedproto.head import initial_params

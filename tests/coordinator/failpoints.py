@@ -15,14 +15,14 @@ from pathlib import Path
 
 from flamest.base import files
 from flamest.base.files import sha256_bytes
-from flamest.coordinator import payloads as payloads_module
-from flamest.coordinator import spool as spool_module
-from flamest.coordinator import state as state_module
-from flamest.coordinator.aggregate import fedavg
-from flamest.coordinator.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.rounds import Offer, Plan, Report, Roll, Verdict, after_close, on_update
-from flamest.coordinator.spool import Spool
-from flamest.coordinator.state import RunStore
+from flamest.coordinator.storage import payloads as payloads_module
+from flamest.coordinator.storage import run_store as state_module
+from flamest.coordinator.storage import spool as spool_module
+from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
+from flamest.coordinator.storage.run_store import RunStore
+from flamest.coordinator.storage.spool import Spool
+from flamest.coordinator.strategies.aggregate import fedavg
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings
 from flamest.fedproto.tensors import encode_params

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from flamest.base.errors import StorageError
 from flamest.base.files import sha256_bytes
-from flamest.coordinator.aggregate import fedavg
-from flamest.coordinator.health import FILE as HEALTH
-from flamest.coordinator.health import begin, note, read_health
-from flamest.coordinator.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.rounds import Offer, Plan, Report, Roll, after_close, on_update
-from flamest.coordinator.spool import Spool
-from flamest.coordinator.state import RunStore
+from flamest.coordinator.serving.health import FILE as HEALTH
+from flamest.coordinator.serving.health import begin, note, read_health
+from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
+from flamest.coordinator.storage.run_store import RunStore
+from flamest.coordinator.storage.spool import Spool
+from flamest.coordinator.strategies.aggregate import fedavg
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings
 from flamest.fedproto.tensors import encode_params

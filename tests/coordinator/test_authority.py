@@ -4,7 +4,7 @@ import stat
 import pytest
 from flamest.agent.identity import make_request
 from flamest.base.errors import DataError, IdentityError, SettingsError, StorageError, UsageError
-from flamest.coordinator import authority
+from flamest.coordinator.admin import authority
 from flamest.fedproto.tls import TlsFiles, certificate_silo, check_files, read_facts
 
 

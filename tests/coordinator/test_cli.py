@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from flamest.coordinator import cli
-from flamest.coordinator.report import history_lines, status_of
+from flamest.coordinator.admin.report import history_lines, status_of
+from flamest.coordinator.cli import main
 from flamest.fedproto.model_file import read_model
 from flamest.fedproto.records import Update
 from typer.testing import CliRunner
@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 def typed(*words) -> tuple[int, dict, str]:
     """Exit code, the last line of stdout as JSON, everything that was printed."""
-    result = CliRunner().invoke(cli.app, [*map(str, words), "--json"])
+    result = CliRunner().invoke(main.app, [*map(str, words), "--json"])
     lines = result.stdout.splitlines()
     return result.exit_code, json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}, result.output
 
 
 def told(*words) -> str:
     """What a person reads."""
-    result = CliRunner().invoke(cli.app, list(map(str, words)))
+    result = CliRunner().invoke(main.app, list(map(str, words)))
     assert result.exit_code == 0, result.output
     return result.output
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 from flamest.base.errors import IdentityError
-from flamest.coordinator.clock import ClockWatch
-from flamest.coordinator.report import history_lines
+from flamest.coordinator.admin.report import history_lines
+from flamest.coordinator.serving.clock import ClockWatch
 from flamest.fedproto import tls
 from flamest.fedproto.head import initial_params
 from flamest.fedproto.records import Phase, Update

@@ -10,10 +10,10 @@ import sys
 import apsw
 import pytest
 from flamest.base.errors import DataError, FlamestError, SettingsError
-from flamest.coordinator import database
-from flamest.coordinator.database import FILE, SCHEMA, SCHEMA_VERSION, open_database, read_database
 from flamest.coordinator.rounds import Plan, Roll
-from flamest.coordinator.state import RunStore
+from flamest.coordinator.storage import database
+from flamest.coordinator.storage.database import FILE, SCHEMA, SCHEMA_VERSION, open_database, read_database
+from flamest.coordinator.storage.run_store import RunStore
 from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import RunSettings
 

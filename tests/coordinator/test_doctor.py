@@ -6,10 +6,11 @@ import time
 import msgspec
 import pytest
 from flamest.base.errors import DataError, LockedError
-from flamest.coordinator import authority, cli
-from flamest.coordinator.backup import back_up, check_backup, restore
-from flamest.coordinator.database import FILE
-from flamest.coordinator.doctor import examine
+from flamest.coordinator.admin import authority
+from flamest.coordinator.admin.doctor import examine
+from flamest.coordinator.cli import main
+from flamest.coordinator.storage.backup import back_up, check_backup, restore
+from flamest.coordinator.storage.database import FILE
 from flamest.fedproto.records import Update
 from typer.testing import CliRunner
 
@@ -34,7 +35,7 @@ def found(federation, state: str) -> dict[str, str]:
 
 
 def typed(*words) -> tuple[int, dict]:
-    result = CliRunner().invoke(cli.app, [*map(str, words), "--json"])
+    result = CliRunner().invoke(main.app, [*map(str, words), "--json"])
     return result.exit_code, json.loads(result.stdout.splitlines()[-1])
 
 
@@ -108,7 +109,7 @@ def test_an_update_that_was_written_over_while_it_was_copied_is_copied_again(fed
             with target.open("r+b") as file:
                 file.write(b"other")
 
-    monkeypatch.setattr("flamest.coordinator.backup.shutil.copyfile", copyfile)
+    monkeypatch.setattr("flamest.coordinator.storage.backup.shutil.copyfile", copyfile)
     back_up(federation.state, tmp_path / "copy")
     assert copied.count(path) == 2
     assert (tmp_path / "copy" / path.relative_to(federation.state)).read_bytes() == path.read_bytes()

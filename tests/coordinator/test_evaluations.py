@@ -3,12 +3,11 @@
 import pytest
 from flamest.agent.evaluation import adopt, classes_to_tell
 from flamest.base.errors import DataError
-from flamest.coordinator import cli
-from flamest.coordinator.economy import bytes_to_share
-from flamest.coordinator.evaluations import Measured, best_of, decode_classes, encode_classes, pooled_classes
-from flamest.coordinator.history import RoundRow, UpdateRow
-from flamest.coordinator.report import history_of, reached_of, status_lines, status_of, take_model
-from flamest.coordinator.report_evaluation import evaluation_lines, evaluation_of
+from flamest.coordinator.admin.evaluation_report import evaluation_lines, evaluation_of
+from flamest.coordinator.admin.history import RoundRow, UpdateRow
+from flamest.coordinator.admin.report import bytes_to_share, history_of, reached_of, status_lines, status_of, take_model
+from flamest.coordinator.cli import main
+from flamest.coordinator.storage.evaluations import Measured, best_of, decode_classes, encode_classes, pooled_classes
 from flamest.fedproto.head import initial_params, params_sha256
 from flamest.fedproto.records import ClassCount, Evaluation, Phase, SubjectEvaluation, Update
 from typer.testing import CliRunner
@@ -215,6 +214,6 @@ def test_history_shows_every_silos_bytes_and_what_its_codec_left_out(finished):
     assert rows[0]["bytes_per_silo"] == pytest.approx((rows[0]["received_bytes"] + rows[0]["sent_bytes"]) / 3)
     assert sum(one["received_bytes"] for one in updates) == rows[0]["received_bytes"]
     assert [one["codec"] for one in reached_of(finished.settings())] == ["fp32"]
-    shown = CliRunner().invoke(cli.app, ["history", "--config", str(finished.config)]).output
+    shown = CliRunner().invoke(main.app, ["history", "--config", str(finished.config)]).output
     assert "MB/silo" in shown
     assert "95 % of the last accuracy" in shown

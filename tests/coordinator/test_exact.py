@@ -9,11 +9,11 @@ import tracemalloc
 
 import pytest
 from flamest.base.files import sha256_bytes
-from flamest.coordinator.aggregate import aggregate, first_state
-from flamest.coordinator.journal import StoredUpdate
 from flamest.coordinator.rounds import Offer, Plan, Report, Roll, on_update
-from flamest.coordinator.spool import Spool
-from flamest.coordinator.state import RunStore
+from flamest.coordinator.storage.journal import StoredUpdate
+from flamest.coordinator.storage.run_store import RunStore
+from flamest.coordinator.storage.spool import Spool
+from flamest.coordinator.strategies.aggregate import aggregate, first_state
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings, Strategy
 from flamest.fedproto.tensors import encode_params

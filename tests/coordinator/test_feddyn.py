@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flamest.agent.client import StaleUpdate
-from flamest.coordinator.aggregate import ServerState, aggregate
-from flamest.coordinator.contributions import HeldContribution
+from flamest.coordinator.strategies.aggregate import ServerState, aggregate
+from flamest.coordinator.strategies.contributions import HeldContribution
 from flamest.fedproto.head import params_sha256
 from flamest.fedproto.records import GlobalModel, Phase, Update
 

@@ -11,9 +11,9 @@ import grpc
 import numpy as np
 import pytest
 from flamest.base.errors import DataError, FlamestError
-from flamest.coordinator import backup as backup_module
-from flamest.coordinator import payloads as payloads_module
-from flamest.coordinator.backup import back_up, check_backup, restore
+from flamest.coordinator.storage import backup as backup_module
+from flamest.coordinator.storage import payloads as payloads_module
+from flamest.coordinator.storage.backup import back_up, check_backup, restore
 from flamest.fedproto import channel as wire
 from flamest.fedproto import messages
 from flamest.fedproto.head import initial_params

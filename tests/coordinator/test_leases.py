@@ -5,7 +5,7 @@ import itertools
 import pytest
 from flamest.agent.client import DuplicateIdentity
 from flamest.agent.identity import agent_instance
-from flamest.coordinator.leases import LEASE_S, Leases
+from flamest.coordinator.serving.limits import LEASE_S, Leases
 from flamest.fedproto.records import Phase, Update
 
 ONE, TWO = "0a" * 16, "0b" * 16

@@ -13,8 +13,8 @@ from flamest.agent.client import StaleUpdate
 from flamest.agent.client_errors import refusal_code
 from flamest.base.errors import DataError
 from flamest.base.files import sha256_bytes
-from flamest.coordinator import cli
-from flamest.coordinator.report import status_lines, status_of
+from flamest.coordinator.admin.report import status_lines, status_of
+from flamest.coordinator.cli import main
 from flamest.fedproto import channel as wire
 from flamest.fedproto import messages
 from flamest.fedproto.head import Params
@@ -210,14 +210,14 @@ def test_three_refusals_put_a_silo_in_quarantine_until_the_operator_releases_it(
         federation.start()
     with federation.link("c") as link:
         assert link.wait(bad.run, 1, 0.1).phase is Phase.WAIT  # a restart is no release
-        said = CliRunner().invoke(cli.app, ["silo", "release", "c", "--config", str(federation.config)])
+        said = CliRunner().invoke(main.app, ["silo", "release", "c", "--config", str(federation.config)])
         assert (said.exit_code, "out of quarantine" in said.output) == (0, True), said.output
         until = time.monotonic() + 10
         while (standing := link.wait(bad.run, 1, 0.2)).phase is not Phase.OPEN and time.monotonic() < until:
             pass
         model = link.fetch(bad.run, standing)
         link.submit(bad.run, Update(2, model.sha256, "ee" * 16, 31, honest(model.params, "c")))
-    again = CliRunner().invoke(cli.app, ["silo", "release", "c", "--config", str(federation.config)])
+    again = CliRunner().invoke(main.app, ["silo", "release", "c", "--config", str(federation.config)])
     assert again.exit_code == 65
 
 

@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 from flamest.base.errors import DataError, InvariantError
-from flamest.coordinator import robust
-from flamest.coordinator.aggregate import aggregate, first_state
-from flamest.coordinator.contributions import HeldContribution, distance, float32
-from flamest.coordinator.robust import clipped, median, trimmed, trimmed_mean
+from flamest.coordinator.strategies import robust
+from flamest.coordinator.strategies.aggregate import aggregate, first_state
+from flamest.coordinator.strategies.contributions import HeldContribution, distance, float32
+from flamest.coordinator.strategies.robust import clipped, median, trimmed, trimmed_mean
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings, Strategy
 

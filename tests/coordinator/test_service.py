@@ -14,9 +14,10 @@ from flamest.agent.client_errors import refusal_code
 from flamest.base.errors import IdentityError, LockedError, StorageError
 from flamest.base.files import sha256_bytes
 from flamest.base.process import Shutdown
-from flamest.coordinator import authority, intake, server
-from flamest.coordinator.server import serve
-from flamest.coordinator.state import RunStore
+from flamest.coordinator.admin import authority
+from flamest.coordinator.serving import server, upload
+from flamest.coordinator.serving.server import serve
+from flamest.coordinator.storage.run_store import RunStore
 from flamest.fedproto import channel as wire
 from flamest.fedproto import messages
 from flamest.fedproto.certificates import make_authority, make_server_certificate, make_silo_request, sign_silo
@@ -450,7 +451,7 @@ def test_a_run_without_silos_waits_in_its_first_round(make_federation):
 
 
 def test_an_upload_that_stands_still_is_cut(silo, monkeypatch):
-    monkeypatch.setattr(intake, "PART_S", 0.3)
+    monkeypatch.setattr(upload, "PART_S", 0.3)
 
     def stalling():
         yield silo.parts()[0]

@@ -1,7 +1,7 @@
 import pytest
 from flamest.base.errors import SettingsError
+from flamest.coordinator.admin.config_template import starter_settings
 from flamest.coordinator.settings import load_coordinator_settings
-from flamest.coordinator.starter import starter_settings
 from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import Strategy, TrainSettings, decode_run_settings
 

@@ -8,14 +8,14 @@ import msgspec
 import pytest
 from flamest.base.errors import DataError, LockedError, SettingsError, StorageError
 from flamest.base.files import FileLock, sha256_bytes
-from flamest.coordinator import state as state_module
-from flamest.coordinator.aggregate import aggregate, fedavg, first_state
-from flamest.coordinator.database import FILE
-from flamest.coordinator.history import History, is_served
-from flamest.coordinator.journal import RoundEnd, StoredUpdate
+from flamest.coordinator.admin.history import History, is_served
 from flamest.coordinator.rounds import Offer, Plan, Report, Roll, after_abandon, after_close, on_update
-from flamest.coordinator.spool import Spool, keep_spare
-from flamest.coordinator.state import RunStore
+from flamest.coordinator.storage import run_store as state_module
+from flamest.coordinator.storage.database import FILE
+from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
+from flamest.coordinator.storage.run_store import RunStore
+from flamest.coordinator.storage.spool import Spool, keep_spare
+from flamest.coordinator.strategies.aggregate import aggregate, fedavg, first_state
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.model_file import read_model
 from flamest.fedproto.records import Evaluation, RunSettings, Strategy
@@ -167,7 +167,7 @@ def test_what_was_written_for_a_round_that_was_not_committed_is_not_used(folder)
 
 def test_the_name_of_the_memorys_folder_is_durable_too(folder, monkeypatch):
     synced = []
-    monkeypatch.setattr("flamest.coordinator.memory.fsync_directory", synced.append)
+    monkeypatch.setattr("flamest.coordinator.storage.strategy_state.fsync_directory", synced.append)
     model_after_all_rounds(folder, msgspec.structs.replace(RUN, strategy=CARRYING["momentum"]), stopping=False)
     assert synced == [folder / "runs" / "r"]
 

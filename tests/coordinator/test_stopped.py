@@ -15,7 +15,7 @@ import pytest
 from flamest.agent.client import Link, LinkStopped, Retry
 from flamest.base.errors import FlamestError
 from flamest.base.process import Shutdown
-from flamest.coordinator import authority
+from flamest.coordinator.admin import authority
 from flamest.fedproto.head import params_sha256
 from flamest.fedproto.model_file import read_model
 

@@ -16,17 +16,17 @@ import pytest
 from flamest.base import files
 from flamest.base.errors import DataError, StorageError
 from flamest.base.files import sha256_bytes
-from flamest.coordinator import payloads as payloads_module
-from flamest.coordinator import spool as spool_module
-from flamest.coordinator import state as state_module
-from flamest.coordinator.aggregate import fedavg
-from flamest.coordinator.health import FINE, Health, begin, note, read_health
-from flamest.coordinator.journal import RoundEnd, StoredUpdate
-from flamest.coordinator.models import ModelShelf
-from flamest.coordinator.report import status_lines, status_of
+from flamest.coordinator.admin.report import status_lines, status_of
 from flamest.coordinator.rounds import Offer, Plan, Report, Roll, after_close, on_update
-from flamest.coordinator.spool import Spool
-from flamest.coordinator.state import RunStore
+from flamest.coordinator.serving.health import FINE, Health, begin, note, read_health
+from flamest.coordinator.storage import payloads as payloads_module
+from flamest.coordinator.storage import run_store as state_module
+from flamest.coordinator.storage import spool as spool_module
+from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
+from flamest.coordinator.storage.models import ModelShelf
+from flamest.coordinator.storage.run_store import RunStore
+from flamest.coordinator.storage.spool import Spool
+from flamest.coordinator.strategies.aggregate import fedavg
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings
 from flamest.fedproto.tensors import encode_params
@@ -150,7 +150,7 @@ def test_health_is_noted_in_place_and_read_back(tmp_path):
 
 def test_a_full_disk_shows_in_status_while_it_lasts(make_federation, monkeypatch):
     """T04: the server stays up, says DEGRADED disk_full, and recovers without a restart."""
-    from flamest.coordinator import server
+    from flamest.coordinator.serving import server
     from flamest.fedproto.records import Update
 
     monkeypatch.setattr(server, "DISK_RETRY_S", 0.05)

@@ -13,8 +13,8 @@ from flamest.agent.training.federated import train_silo
 from flamest.agent.training.graph_builder import DType
 from flamest.agent.training.trainer import HeadTrainer, shuffle_seed
 from flamest.base.errors import DataError, InvariantError
-from flamest.coordinator.aggregate import ServerState, aggregate, fedavg, feddyn, first_state
-from flamest.coordinator.contributions import HeldContribution
+from flamest.coordinator.strategies.aggregate import ServerState, aggregate, fedavg, feddyn, first_state
+from flamest.coordinator.strategies.contributions import HeldContribution
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings, Strategy, TrainSettings
 from scipy.stats import trim_mean

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flamest.agent.training.dataset import FeatureTable
-from flamest.coordinator.contributions import HeldContribution, distance
+from flamest.coordinator.strategies.contributions import HeldContribution, distance
 from flamest.experiments.hostile import Heavy, Noise, SignFlip, by
 from flamest.experiments.partition import dirichlet
 from flamest.experiments.simulation import SimulatedSilo, Trial, simulate

@@ -6,7 +6,7 @@ import os
 import signal
 
 from flamest.agent.egress.ledger import read_ledger
-from flamest.coordinator import authority
+from flamest.coordinator.admin import authority
 from flamest.experiments.processes import daemons, wait_until
 
 

@@ -10,7 +10,7 @@ import pytest
 from flamest.agent.daemon import run_agent
 from flamest.agent.egress.ledger import read_ledger
 from flamest.base.process import Shutdown
-from flamest.coordinator.service import Service
+from flamest.coordinator.serving.service import Service
 from flamest.fedproto import flamest_v1_pb2 as pb
 from flamest.fedproto.tensors import payload_bytes
 from google.protobuf.message import DecodeError

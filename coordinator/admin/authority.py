@@ -1,0 +1,270 @@
+"""Who belongs to the federation: its certificate authority and the allow-list of silos.
+
+DIR/ca.pem  ca-key.pem            the authority; the key signs silos and stays here
+DIR/server.pem  server-key.pem    the coordinator's own
+DIR/silos.json                    the allow-list, read by the running server on every call
+DIR/silos/NAME/silo.pem  ca.pem   what goes back to a silo; its key is what `silo renew` makes a new certificate for
+DIR/coordinator.toml              starter settings
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from ...base.errors import DataError, IdentityError, SettingsError, StorageError, UsageError
+from ...base.files import FileLock, fsync_directory, new_directory, write_atomic
+from ...fedproto.certificates import (
+    Identity,
+    check_name,
+    make_authority,
+    make_server_certificate,
+    renew_silo,
+    sign_silo,
+)
+from ...fedproto.tls import WARN_DAYS, Facts, read_facts, read_file
+
+ALLOW_LIST = "silos.json"
+
+
+class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One silo on the allow-list. Times are UTC, ISO 8601. What was never renewed or revoked is not written down."""
+
+    certificate_sha256: str  # of the newest certificate
+    added: str
+    expires: str
+    revoked: str | None = None  # when, or None
+    earlier: dict[str, str] = {}  # certificates before renewals, which count until they end: SHA-256 to that time
+
+    @property
+    def days_left(self) -> float:
+        """Until the newest certificate ends; below 0 after that."""
+        return _days_until(self.expires)
+
+
+class Silos(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The allow-list's content, by silo name."""
+
+    silos: dict[str, Enrolment] = {}
+
+
+def init_federation(folder: Path, hosts: Sequence[str], starter: str) -> None:
+    """Make the authority, the server's certificate for ``hosts``, an empty allow-list and starter settings.
+
+    ``folder`` appears whole or not at all and is never overwritten. Raises StorageError, UsageError.
+    """
+    authority = make_authority()
+    server = make_server_certificate(authority, hosts)
+    with new_directory(folder) as building:
+        write_atomic(building / "ca-key.pem", authority.key, mode=0o600)
+        write_atomic(building / "ca.pem", authority.certificate)
+        write_atomic(building / "server-key.pem", server.key, mode=0o600)
+        write_atomic(building / "server.pem", server.certificate)
+        write_atomic(building / "coordinator.toml", starter.encode())
+        _write(building / ALLOW_LIST, Silos())
+
+
+def renew_server(folder: Path, hosts: Sequence[str]) -> None:
+    """A new certificate for the server's key: for ``hosts``, or without any for those of the old one."""
+    authority = _authority(folder)
+    old = read_facts(read_file(folder / "server.pem"), whose=str(folder / "server.pem"))
+    key = read_file(folder / "server-key.pem")
+    renewed = make_server_certificate(authority, hosts or old.names, key=key)
+    write_atomic(folder / "server.pem", renewed.certificate)
+
+
+def add_silo(folder: Path, name: str, request: bytes) -> Path:
+    """Sign a silo's request and put the silo on the allow-list; the folder with what goes back to it.
+
+    The running server lets the silo in at once. Raises UsageError for a bad name or one that is
+    enrolled, DataError and IdentityError for a request that cannot be signed, StorageError.
+    """
+    check_name(name)
+    authority = _authority(folder)
+    with _sole_writer(folder):
+        silos = read_silos(folder / ALLOW_LIST)
+        known = silos.silos.get(name)
+        if known is not None and known.revoked is None:
+            raise UsageError(
+                f"silo '{name}' is enrolled already, since {known.added}",
+                fix=f"for a certificate that ends later: flamest-coordinator silo renew {name}; to shut out the key "
+                f"that it has: flamest-coordinator silo revoke {name}, then add it again",
+            )
+        certificate = sign_silo(authority, name, request)
+        hand_over = folder / "silos" / name
+        hand_over.mkdir(parents=True, exist_ok=True)
+        write_atomic(hand_over / "silo.pem", certificate)
+        write_atomic(hand_over / "ca.pem", authority.certificate)
+        fsync_directory(hand_over.parent)
+        facts = read_facts(certificate, whose=name)
+        entry = Enrolment(facts.sha256, added=_utc(), expires=_expires(facts))
+        _write(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
+    return hand_over
+
+
+def renew_enrolment(folder: Path, name: str, request: bytes | None) -> Enrolment:
+    """A new certificate for an enrolled silo, beside which the one it has counts until that ends.
+
+    It is for the key of the certificate that was handed over last, or of ``request`` (PEM), and takes that one's place
+    in the folder that goes back to the silo. Raises DataError (``unknown_silo``, ``no_certificate``), StorageError,
+    and for a request as ``add_silo``.
+    """
+    authority = _authority(folder)
+    with _sole_writer(folder):
+        silos = read_silos(folder / ALLOW_LIST)
+        known = _known(silos, name)
+        handed_over = folder / "silos" / name / "silo.pem"
+        if request is not None:
+            certificate = sign_silo(authority, name, request)
+        else:
+            certificate = renew_silo(authority, name, _last_handed_over(handed_over, name, known))
+        facts = read_facts(certificate, whose=name)
+        before = {**known.earlier, known.certificate_sha256: known.expires}
+        still = {sha256: ends for sha256, ends in before.items() if _days_until(ends) > 0}
+        entry = Enrolment(facts.sha256, known.added, _expires(facts), earlier=still)
+        # The list comes first: after a crash in between, the certificate that is handed over is still on it.
+        _write(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
+        handed_over.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(handed_over, certificate)
+        write_atomic(handed_over.with_name("ca.pem"), authority.certificate)
+        fsync_directory(handed_over.parent.parent)
+    return entry
+
+
+def _last_handed_over(path: Path, name: str, known: Enrolment) -> bytes:
+    """A silo's certificate (PEM) in the folder that goes back to it; only one on the allow-list is signed anew."""
+    ask = f"flamest-coordinator silo renew {name} --csr {name}.csr, with the request that keygen made on the silo"
+    try:
+        pem = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"the certificate of silo '{name}' is not at {path}: {error.strerror}", fix=ask, code="no_certificate"
+        ) from error
+    if read_facts(pem, whose=str(path)).sha256 not in {known.certificate_sha256, *known.earlier}:
+        raise DataError(f"{path} is not the certificate that is enrolled", fix=ask, code="no_certificate")
+    return pem
+
+
+def revoke_silo(folder: Path, name: str) -> None:
+    """Take a silo off the allow-list, with all its certificates: its next call is refused.
+
+    Raises DataError (``unknown_silo``).
+    """
+    with _sole_writer(folder):
+        silos = read_silos(folder / ALLOW_LIST)
+        entry = msgspec.structs.replace(_known(silos, name), revoked=_utc())
+        _write(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
+
+
+def _known(silos: Silos, name: str) -> Enrolment:
+    known = silos.silos.get(name)
+    if known is None or known.revoked is not None:
+        raise DataError(
+            f"silo '{name}' is not enrolled; enrolled: {', '.join(enrolled(silos)) or 'none'}",
+            fix=f"flamest-coordinator silo add {name} --csr {name}.csr",
+            code="unknown_silo",
+        )
+    return known
+
+
+def read_silos(path: Path) -> Silos:
+    """The allow-list in a file. Raises StorageError, DataError (``bad_allow_list``)."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Silos)
+    except OSError as error:
+        raise StorageError(
+            f"cannot read the allow-list {path}: {error.strerror}",
+            fix="name the folder that `flamest-coordinator init` made",
+        ) from error
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} is not an allow-list: {error}", code="bad_allow_list") from error
+
+
+def enrolled(silos: Silos) -> list[str]:
+    """The names that may call now, in ascending order."""
+    return sorted(name for name, entry in silos.silos.items() if entry.revoked is None)
+
+
+def ending_soon(silos: Silos) -> list[tuple[str, Enrolment]]:
+    """The silos that may call now and whose newest certificate ends within ``WARN_DAYS``, or has ended; by name."""
+    return [(name, silos.silos[name]) for name in enrolled(silos) if silos.silos[name].days_left < WARN_DAYS]
+
+
+class AllowList:
+    """The allow-list as the running server sees it: read again whenever the file was replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int, int] | None = None
+        self._silos = Silos()
+        self.silos()
+
+    def silos(self) -> Silos:
+        """The current list; costs one stat() while the file stays the same.
+
+        Raises StorageError when it cannot be read or is damaged: then no one is let in, and silos try again.
+        """
+        try:
+            now = self._path.stat()
+        except OSError as error:
+            raise StorageError(f"cannot read the allow-list {self._path}: {error.strerror}") from error
+        mark = (now.st_ino, now.st_mtime_ns, now.st_size)
+        if mark != self._seen:
+            try:
+                self._silos = read_silos(self._path)
+            except DataError as error:
+                raise StorageError(error.message, code=error.code) from error
+            self._seen = mark
+        return self._silos
+
+    def check(self, name: str, certificate_sha256: str) -> None:
+        """IdentityError (``not_enrolled``, ``revoked``, ``old_certificate``) unless this silo may call."""
+        entry = self.silos().silos.get(name)
+        if entry is None:
+            raise IdentityError(f"silo '{name}' is not enrolled", code="not_enrolled")
+        if entry.revoked is not None:
+            raise IdentityError(f"silo '{name}' was revoked on {entry.revoked}", code="revoked")
+        if certificate_sha256 != entry.certificate_sha256 and certificate_sha256 not in entry.earlier:
+            raise IdentityError(
+                f"silo '{name}' showed a certificate of before its enrolment on {entry.added}",
+                code="old_certificate",
+            )
+
+    def names(self) -> frozenset[str]:
+        """The silos that may call now."""
+        return frozenset(enrolled(self.silos()))
+
+
+def _authority(folder: Path) -> Identity:
+    if not (folder / "ca-key.pem").exists():
+        raise SettingsError(
+            f"{folder} holds no ca-key.pem: not the folder of a federation's authority",
+            fix="give the folder that flamest-coordinator init made with --dir",
+        )
+    return Identity(key=read_file(folder / "ca-key.pem"), certificate=read_file(folder / "ca.pem"))
+
+
+def _sole_writer(folder: Path) -> FileLock:
+    return FileLock.take(folder / f".{ALLOW_LIST}.lock", owner="another flamest-coordinator silo command")
+
+
+def _write(path: Path, silos: Silos) -> None:
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(silos, order="sorted")) + b"\n")
+
+
+def _expires(facts: Facts) -> str:
+    return f"{facts.expires:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _days_until(moment: str) -> float:
+    """From now to a time as the allow-list has it."""
+    ends = datetime.datetime.strptime(moment, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.UTC)
+    return (ends - datetime.datetime.now(datetime.UTC)).total_seconds() / 86400
+
+
+def _utc() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,169 @@
+"""`doctor`: what is wrong with a coordinator's settings, certificates and state, and the next command to type.
+
+Nothing is changed. Beside a running server everything is looked at but what it has open for itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ...base.errors import FlamestError
+from ...fedproto.head import params_sha256
+from ...fedproto.model_file import read_model
+from ...fedproto.tls import WARN_DAYS, check_files
+from ..serving.health import read_health
+from ..settings import CoordinatorSettings, load_coordinator_settings
+from ..storage.database import FILE, Running, read_database
+from .authority import ending_soon, enrolled, read_silos
+from .history import History, is_served, served_address
+
+WARN_FREE_BYTES = 2 << 30
+State = Literal["ok", "warn", "wrong"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    state: State
+    detail: str
+    fix: str = ""
+
+
+def examine(config: Path) -> list[Finding]:
+    """Every check in order; after settings that cannot be read there is nothing to look at."""
+    try:
+        settings = load_coordinator_settings(config)
+    except FlamestError as error:
+        return [Finding("settings", "wrong", error.message, error.fix)]
+    restore = f"flamest-coordinator restore --config {config} --from BACKUP"
+    found = [Finding("settings", "ok", f"run '{settings.run.name}', {settings.run.rounds} rounds")]
+    for check, look in (
+        ("certificate", _certificate),
+        ("key", _key),
+        ("silos", _silos),
+        ("state", _state),
+        ("database", _database),
+        ("model", _model),
+        ("server", _server),
+        ("quarantine", _quarantine),
+    ):
+        found += _told(check, look, settings, restore)
+    return found
+
+
+def _told(
+    check: str, look: Callable[[CoordinatorSettings], Iterator[Finding]], settings: CoordinatorSettings, restore: str
+) -> list[Finding]:
+    """What a check says; its error, where there is one, as a finding."""
+    try:
+        return list(look(settings))
+    except FlamestError as error:
+        if error.code == "no_state":
+            return [Finding(check, "ok", "not begun yet")]
+        damaged = check in ("database", "model") and error.code not in ("older_state", "newer_state")
+        return [Finding(check, "wrong", error.message, restore if damaged else error.fix)]
+
+
+def _certificate(settings: CoordinatorSettings) -> Iterator[Finding]:
+    facts = check_files(settings.server.files)
+    state: State = "warn" if facts.days_left < WARN_DAYS else "ok"
+    fix = "flamest-coordinator renew, then SIGHUP" if state == "warn" else ""
+    yield Finding("certificate", state, f"for {', '.join(facts.names)}, {facts.days_left:.0f} days left", fix)
+
+
+def _key(settings: CoordinatorSettings) -> Iterator[Finding]:
+    key = settings.server.key
+    mode = key.stat().st_mode & 0o777
+    if mode & 0o077:
+        yield Finding("key", "wrong", f"{key} can be read by others (mode {mode:o})", f"chmod 600 {key}")
+    else:
+        yield Finding("key", "ok", f"mode {mode:o}")
+
+
+def _silos(settings: CoordinatorSettings) -> Iterator[Finding]:
+    silos = read_silos(settings.server.silos)
+    names = enrolled(silos)
+    for name, entry in ending_soon(silos):
+        ends = f"its certificate {'ends' if entry.days_left > 0 else 'ended'} on {entry.expires[:10]}"
+        renew = f"flamest-coordinator silo renew {name} --dir {settings.server.silos.parent}"
+        yield Finding("silos", "warn", f"silo '{name}': {ends}", f"{renew}; then send it what that names")
+    if len(names) < settings.run.min_silos:
+        yield Finding(
+            "silos",
+            "warn",
+            f"{len(names)} enrolled, run.min_silos is {settings.run.min_silos}: no round can close",
+            "flamest-coordinator silo add NAME --csr NAME.csr",
+        )
+    else:
+        yield Finding("silos", "ok", f"{len(names)} enrolled")
+
+
+def _state(settings: CoordinatorSettings) -> Iterator[Finding]:
+    folder = settings.server.state
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        yield Finding("state", "wrong", f"{there} cannot be written by this user", f"chown or chmod {there}")
+        return
+    free = shutil.disk_usage(there).free
+    health = read_health(folder)
+    if is_served(folder) and health.degraded:
+        yield Finding(
+            "state", "wrong", f"DEGRADED {health.degraded} since {health.since}: {health.detail}", "free space"
+        )
+    elif free < WARN_FREE_BYTES:
+        yield Finding("state", "warn", f"{free / 1e9:.2f} GB free in {there}", "free space: 2 GB or more")
+    else:
+        yield Finding("state", "ok", f"{free / 1e9:.1f} GB free in {there}")
+
+
+def _database(settings: CoordinatorSettings) -> Iterator[Finding]:
+    path = settings.server.state / FILE
+    if not is_served(settings.server.state):
+        Running(path).check()
+    read_database(path).close()
+    yield Finding("database", "ok", "every page is whole")
+
+
+def _model(settings: CoordinatorSettings) -> Iterator[Finding]:
+    with History.open(settings.server.state, settings.run.name) as history:
+        path, number = history.model_file(None)
+        row = next((row for row in history.rounds() if row.round == number), None)
+    found = params_sha256(read_model(path).params)
+    if row is not None and row.model_sha256 != found:
+        yield Finding(
+            "model",
+            "wrong",
+            f"{path} is not the model of round {number}",
+            "start the server: it goes on from the last sound round, and puts the damaged file into quarantine/",
+        )
+    else:
+        yield Finding("model", "ok", f"round {number}, {found[:12]}…")
+
+
+def _server(settings: CoordinatorSettings) -> Iterator[Finding]:
+    address = served_address(settings.server.state)
+    if address:
+        yield Finding("server", "ok", f"listens at {address}")
+    else:
+        yield Finding("server", "warn", "not running", "flamest-coordinator run --config coordinator.toml")
+
+
+def _quarantine(settings: CoordinatorSettings) -> Iterator[Finding]:
+    with History.open(settings.server.state, settings.run.name) as history:
+        shut_out = [row for row in history.silos() if row.quarantined]
+    for row in shut_out:
+        yield Finding(
+            "quarantine",
+            "warn",
+            f"silo '{row.silo}' since {row.quarantined} ({row.last_refusal})",
+            f"flamest-coordinator silo release {row.silo}",
+        )
+    if not shut_out:
+        yield Finding("quarantine", "ok", "no silo")

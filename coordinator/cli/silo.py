@@ -1,0 +1,131 @@
+"""``flamest-coordinator silo …``: who may take part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...base.console import command
+
+silo_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Who may take part: add, list, renew, revoke, release."
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
+ConfigOption = Annotated[Path, typer.Option("--config", help="The server's settings, coordinator.toml.")]
+DirOption = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The folder that `init` made.")]
+
+
+@silo_app.command("add")
+@command
+def silo_add(
+    name: Annotated[str, typer.Argument(help="The silo's name: 1 to 40 of a-z, 0-9 and '-'.")],
+    csr: Annotated[Path, typer.Option("--csr", help="The request that `flamest-agent keygen NAME` wrote there.")],
+    folder: DirOption = Path(),
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Sign a silo's request and let it take part; a running server knows at once."""
+    from ...fedproto.tls import read_file
+    from ..admin.authority import add_silo
+
+    hand_over = add_silo(folder, name, read_file(csr))
+    if not as_json:
+        print(f"silo '{name}' is enrolled; send it what is in {hand_over}: silo.pem and ca.pem (neither is secret)")
+        print("there, agent.toml names them in [coordinator], with the key that keygen made; then:")
+        print("  flamest-agent run --config agent.toml")
+    return {"name": name, "hand_over": str(hand_over), "files": ["silo.pem", "ca.pem"]}
+
+
+@silo_app.command("renew")
+@command
+def silo_renew(
+    name: Annotated[str, typer.Argument(help="The silo's name.")],
+    csr: Annotated[
+        Path | None,
+        typer.Option("--csr", help="A new request of the silo, for a new key. Without it: for the key that it has."),
+    ] = None,
+    folder: DirOption = Path(),
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Make a new certificate for an enrolled silo, before the one that it has ends. Nothing stops meanwhile.
+
+    Both are good until the old one ends, or until `silo revoke`, which shuts out both. Send the silo what
+    this names; an agent that runs takes the new files by itself as soon as they are in place.
+    """
+    from ...fedproto.tls import read_file
+    from ..admin.authority import renew_enrolment
+
+    entry = renew_enrolment(folder, name, None if csr is None else read_file(csr))
+    hand_over = folder / "silos" / name
+    if not as_json:
+        print(f"silo '{name}' has a new certificate, until {entry.expires[:10]}; send it {hand_over / 'silo.pem'}")
+        print("there it takes the place of the old one; a running agent uses it by itself, without a restart")
+        for ends in sorted(entry.earlier.values())[-1:]:
+            print(f"what it has now is good until {ends[:10]}")
+    return {
+        "name": name,
+        "hand_over": str(hand_over),
+        "files": ["silo.pem", "ca.pem"],
+        "expires": entry.expires,
+        "earlier": entry.earlier,
+    }
+
+
+@silo_app.command("list")
+@command
+def silo_list(folder: DirOption = Path(), as_json: JsonOption = False) -> dict[str, Any]:
+    """Every silo that was ever added, and until when its certificate is good."""
+    import msgspec
+
+    from ..admin.authority import ALLOW_LIST, read_silos
+
+    silos = read_silos(folder / ALLOW_LIST).silos
+    if not as_json:
+        for name, entry in sorted(silos.items()):
+            state = f"enrolled, certificate until {entry.expires[:10]} ({entry.days_left:.0f} days)"
+            if entry.earlier:
+                state += f", the one before until {max(entry.earlier.values())[:10]}"
+            print(f"{name:20} {'revoked ' + entry.revoked if entry.revoked else state}")
+        if not silos:
+            print("no silo yet: flamest-coordinator silo add NAME --csr NAME.csr")
+    return {"silos": [{"name": name, **msgspec.structs.asdict(entry)} for name, entry in sorted(silos.items())]}
+
+
+@silo_app.command("revoke")
+@command
+def silo_revoke(
+    name: Annotated[str, typer.Argument(help="The silo's name.")],
+    folder: DirOption = Path(),
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Shut a silo out, with every certificate it has: a running server refuses its next call.
+
+    What it sent before stays in the model.
+    """
+    from ..admin.authority import revoke_silo
+
+    revoke_silo(folder, name)
+    if not as_json:
+        print(f"silo '{name}' is revoked")
+    return {"name": name, "revoked": True}
+
+
+@silo_app.command("release")
+@command
+def silo_release(
+    name: Annotated[str, typer.Argument(help="The silo's name.")], config: ConfigOption, as_json: JsonOption = False
+) -> dict[str, Any]:
+    """Let a silo out of quarantine, and forget its refused updates; a running server knows within a second.
+
+    `status` says who is in quarantine and why. What is wrong there should be mended first.
+    """
+    from ..settings import load_coordinator_settings
+    from ..storage.quarantine import release
+
+    told = release(load_coordinator_settings(config).server.state, name)
+    if not as_json:
+        state = "is out of quarantine" if told["was_quarantined"] else "was not in quarantine"
+        print(f"silo '{name}' {state}; {told['refusals']} refusals forgotten, the last one: {told['last']}")
+    return told

@@ -1,0 +1,119 @@
+"""``flamest-coordinator history``, ``evaluation``, ``backup``, ``restore`` and ``doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...base.console import command
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
+ConfigOption = Annotated[Path, typer.Option("--config", help="The server's settings, coordinator.toml.")]
+
+
+@command
+def history(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
+    """A row per round. Loss and accuracy are of the model that the round STARTED from, on the silos'
+    held-out clips; a silo's policy may keep them back. MB/silo is what an update and its model took; `lost` is what the
+    codec of an update left out, at most. --json has every silo's figures. Last: bytes to 95 % of the last accuracy.
+    """
+    from ..admin.report import history_lines, history_of, reached_lines, reached_of
+    from ..settings import load_coordinator_settings
+
+    settings = load_coordinator_settings(config)
+    rows, reached = history_of(settings), reached_of(settings)
+    if not as_json:
+        print("\n".join([*history_lines(rows), *reached_lines(reached)]))
+    return {"rounds": rows, "to_95_percent": reached}
+
+
+@command
+def evaluation(
+    config: ConfigOption,
+    round_number: Annotated[
+        int | None, typer.Option("--round", min=0, help="Of which round's model; the last measured one when not given.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """How a model does on the silos' held-out clips: in all, by silo, by class where silos tell it; and, at the end
+    of a run with final_evaluation = "sites", how each site's model does on every other's clips.
+    """
+    from ..admin.evaluation_report import evaluation_lines, evaluation_of
+    from ..settings import load_coordinator_settings
+
+    found = evaluation_of(load_coordinator_settings(config), round_number)
+    if not as_json:
+        print("\n".join(evaluation_lines(found)))
+    return found
+
+
+@command
+def backup(
+    config: ConfigOption,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new folder for the copy.")],
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Copy the state folder (rounds, updates, models), beside a running server too. Keys and settings are not in it."""
+    from ..settings import load_coordinator_settings
+    from ..storage.backup import back_up
+
+    made = back_up(load_coordinator_settings(config).server.state, to)
+    if not as_json:
+        print(f"{to}: {made['files']} files, {made['bytes'] / 1e6:.1f} MB")
+        print(f"back: flamest-coordinator restore --config {config} --from {to}")
+    return made
+
+
+@command
+def restore(
+    config: ConfigOption,
+    source: Annotated[Path, typer.Option("--from", metavar="DIR", help="A folder that `backup` made.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Only check that the backup is whole.")] = False,
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Put a backup in the place of the state folder; what was there is kept beside it. The server must not run.
+
+    Silos go on by themselves: rounds that the backup does not know are trained again.
+    """
+    from ..settings import load_coordinator_settings
+    from ..storage.backup import check_backup
+    from ..storage.backup import restore as put_back
+
+    state = load_coordinator_settings(config).server.state
+    if verify:
+        files = check_backup(source)
+        if not as_json:
+            print(f"{source}: {len(files)} files, all as they were written")
+        return {"backup": str(source), "files": len(files), "verified": True}
+    done = put_back(state, source)
+    if not as_json:
+        print(f"{state}: {done['files']} files" + (f"; what was there is in {done['kept']}" if done["kept"] else ""))
+        print(f"next: flamest-coordinator run --config {config}")
+    return done
+
+
+@command
+def doctor(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
+    """Look through settings, certificates, the state folder and its files; say what is wrong and how to mend it.
+
+    Works beside a running server and changes nothing. Ends with 0 when nothing is wrong, otherwise with 65.
+    """
+    from ...base.errors import DataError
+    from ..admin.doctor import examine
+
+    found = examine(config)
+    wrong = [one for one in found if one.state == "wrong"]
+    if not as_json:
+        for one in found:
+            print(f"{one.state:6} {one.check:14} {one.detail}")
+            if one.fix:
+                print(f"{'':21} fix: {one.fix}")
+    if wrong:
+        raise DataError(
+            f"{len(wrong)} of {len(found)} checks found something wrong: {', '.join(one.check for one in wrong)}",
+            fix=wrong[0].fix,
+            code="unhealthy",
+        )
+    return {"checks": [vars(one) for one in found], "healthy": True}

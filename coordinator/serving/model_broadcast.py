@@ -1,0 +1,83 @@
+"""The model that a round gives out: with a lossy codec, what the silos can make of the one before it.
+
+The run's model as messages: made once, sent to every silo; whole, or as a delta from the one before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ...fedproto import messages
+from ...fedproto.codecs import Codec, code, moved, row_of
+from ...fedproto.head import Params, tensors_of
+from ...fedproto.records import RunSettings
+from ...fedproto.tensors import chunks, encode_params, payload_bytes
+from ..strategies.aggregate import Aggregated, ServerState
+
+
+@dataclass(frozen=True, eq=False)
+class Broadcast:
+    """The next round's model, and how it travels."""
+
+    params: Params  # what every silo has, to the bit
+    state: ServerState
+    payload: bytes = b""  # the delta from the round's model; empty with fp32
+    error: float = 0.0  # norm of what the codec left out over the norm of what was to be sent
+
+
+def broadcast(run: RunSettings, base: Params, made: Aggregated) -> Broadcast:
+    """``made`` as silos that have ``base`` will have it.
+
+    With a lossy codec the model itself becomes what the codec makes of it, so that it has one hash everywhere, and
+    what was left out is carried to the next round (error feedback). Raises DataError (``not_finite``).
+    """
+    if run.codec == "fp32":
+        return Broadcast(made.params, made.state)
+    left_out = row_of(made.state.residual) if made.state.residual else None
+    coded = code(run.codec, run.head, made.params, base, left_out)
+    params = moved(run.head, base, coded.decoded, whose="the next model")
+    residual = {name: tensor.astype(np.float64) for name, tensor in tensors_of(run.head, coded.residual).items()}
+    return Broadcast(params, replace(made.state, residual=residual), coded.payload, coded.error)
+
+
+@dataclass(frozen=True)
+class _Delta:
+    """How the current model goes to a silo that has the one before."""
+
+    base_sha256: str
+    size: int
+    parts: list[bytes]
+
+
+class Outgoing:
+    """The current model on its way to the silos, and the bytes of it that went in this round."""
+
+    def __init__(self, run: RunSettings, params: Params) -> None:
+        self._run = run
+        self._size = payload_bytes(run.head)
+        self._parts = data_parts(encode_params(run.head, params))
+        self._delta: _Delta | None = None  # with a lossy codec; not kept over a restart
+        self.sent: Counter[str] = Counter()  # bytes of the open round's model, by silo
+
+    def replace(self, base_sha256: str, made: Broadcast, parts: list[bytes]) -> None:
+        """From here on ``made`` is sent, whole in ``parts``; the model before it was ``base_sha256``."""
+        self._delta = _Delta(base_sha256, len(made.payload), data_parts(made.payload)) if made.payload else None
+        self._parts = parts
+
+    def messages(self, round_number: int, model_sha256: str, held_sha256: str) -> list[bytes]:
+        """A header and the model's bytes, or what a silo that holds ``held_sha256`` needs to make it."""
+        size, parts = self._size, self._parts
+        codec: Codec = "fp32"
+        if held_sha256 == model_sha256:
+            size, parts = 0, []
+        elif self._delta is not None and held_sha256 == self._delta.base_sha256:
+            size, codec, parts = self._delta.size, self._run.codec, self._delta.parts
+        return [messages.encode_model_header(messages.ModelHeader(round_number, model_sha256, size, codec)), *parts]
+
+
+def data_parts(payload: bytes) -> list[bytes]:
+    """A model's payload as messages."""
+    return [messages.encode_model_data(piece) for piece in chunks(payload)]

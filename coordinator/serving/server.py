@@ -1,0 +1,169 @@
+"""The running server: listens, ends rounds, and ends in order when asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...base.errors import FlamestError, LockedError, StorageError
+from ...base.files import write_atomic
+from ...base.log import Log
+from ...base.process import Shutdown
+from ...fedproto import channel as wire
+from ...fedproto.certificates import need
+from ...fedproto.tls import WARN_DAYS, ServerFiles, check_files
+from ..admin.authority import AllowList, ending_soon
+from ..settings import CoordinatorSettings, split_listen
+from ..storage.run_store import RunStore
+from .active_run import Terms
+from .clock import ClockWatch
+from .health import begin, note
+from .run_service import RunKeeper
+from .service import Service
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+log = Log("coordinator")
+
+WATCH_S = 0.2  # how often the loop looks whether it was asked to end
+DISK_RETRY_S = 1.0
+ONCE_LINGER_S = 1.0  # and to fetch the final model after that
+STOP_GRACE_S = 5.0  # for calls in flight at the end
+WARN_EVERY_S = 86400.0  # of certificates that end soon
+
+
+@dataclass(frozen=True)
+class Served:
+    """How the run stood when the server ended."""
+
+    run: str
+    closed: int
+    rounds: int
+    model_sha256: str
+
+    @property
+    def finished(self) -> bool:
+        return self.closed >= self.rounds
+
+
+def serve(settings: CoordinatorSettings, shutdown: Shutdown, *, once: bool = False) -> Served:
+    """Serve the run until ``shutdown``, or with ``once`` until it has finished and the silos know.
+
+    Raises LockedError when the state folder or the port is taken, SettingsError, IdentityError and
+    DataError for files that cannot be used.
+    """
+    for package in ("grpc", "google.protobuf", "apsw"):
+        need(package)
+    wire.quiet()
+    check_files(settings.server.files)
+    allow_list = AllowList(settings.server.silos)
+    with RunStore.open(
+        settings.server.state, settings.run_settings(), keep_models=settings.server.keep_models
+    ) as store:
+        return asyncio.run(_serve(settings, store, allow_list, shutdown, once))
+
+
+async def _serve(
+    settings: CoordinatorSettings, store: RunStore, allow_list: AllowList, shutdown: Shutdown, once: bool
+) -> Served:
+    terms = Terms(settings.run.wanted, settings.run.wanted_share, settings.checks)
+    keeper = RunKeeper(settings.run_settings(), store, terms, enrolled=allow_list.names)
+    warning = asyncio.create_task(_warn_daily(settings, allow_list))
+    try:
+        tls = ServerFiles(settings.server.files)
+        server, address = await _listen(settings, Service(keeper, allow_list), tls)
+        address_file = settings.server.state / "address"
+        begin(settings.server.state)
+        write_atomic(address_file, f"{address}\n".encode())
+        log.info(
+            "listening", address=address, run=keeper.run.run, silos=len(allow_list.names()), closed=keeper.state.closed
+        )
+        try:
+            await _end_rounds(keeper, settings.server.state, shutdown, tls, once=once)
+        finally:
+            log.info("stopping", closed=keeper.state.closed)
+            await keeper.stop()
+            await server.stop(STOP_GRACE_S)
+            with contextlib.suppress(OSError):
+                address_file.unlink()
+    finally:
+        warning.cancel()
+        keeper.close()
+    state = keeper.state
+    return Served(keeper.run.run, state.closed, state.plan.rounds, state.model_sha256)
+
+
+async def _listen(settings: CoordinatorSettings, service: Service, tls: ServerFiles) -> tuple[grpc.aio.Server, str]:
+    import grpc.aio
+
+    server = grpc.aio.server(options=wire.server_options(), maximum_concurrent_rpcs=wire.MAX_CALLS)
+    server.add_generic_rpc_handlers(service.handlers())
+    host, _ = split_listen(settings.server.listen)
+    try:
+        port = server.add_secure_port(settings.server.listen, tls.credentials())
+    except RuntimeError as error:
+        raise LockedError(
+            f"cannot listen on {settings.server.listen}: the port is taken, or the address is not this machine's",
+            fix="stop what listens there, or change server.listen",
+        ) from error
+    await server.start()
+    return server, f"{host}:{port}"
+
+
+async def _end_rounds(keeper: RunKeeper, state: Path, shutdown: Shutdown, tls: ServerFiles, *, once: bool) -> None:
+    """The loop: end each round when it is time, until asked to end."""
+    degraded = False
+    finished_at: float | None = None
+    clock = ClockWatch()
+    while not shutdown.requested:
+        if moved := clock.look():
+            log.warning("clock_moved", seconds=round(moved, 1), fix="deadlines do not depend on it; times shown do")
+            keeper.note_clock(moved)
+        if shutdown.take_reload():
+            _reload(tls)
+        try:
+            await keeper.tick()
+            if degraded:
+                log.info("recovered")
+                note(state, None)
+            degraded = False
+        except StorageError as error:
+            if not degraded:
+                log.error("degraded", code=error.code, detail=error.message, fix=error.fix)
+                note(state, error)
+            degraded = True
+            await asyncio.sleep(DISK_RETRY_S)
+        if once and keeper.state.open is None:
+            finished_at = finished_at or time.monotonic()
+            if keeper.all_told or time.monotonic() - finished_at > keeper.grace_s:
+                await asyncio.sleep(ONCE_LINGER_S)
+                return
+        await keeper.nudged(WATCH_S)
+
+
+async def _warn_daily(settings: CoordinatorSettings, allow_list: AllowList) -> None:
+    """At the start and once a day: the certificates that end soon, the server's and the silos'."""
+    while True:
+        with contextlib.suppress(FlamestError):  # files that cannot be read: calls and SIGHUP say so
+            left = check_files(settings.server.files).days_left
+            if left < WARN_DAYS:
+                log.warning("certificate_expires", days=round(left), fix="flamest-coordinator renew")
+            for name, entry in ending_soon(allow_list.silos()):
+                fix = f"flamest-coordinator silo renew {name}"
+                log.warning("silo_certificate_expires", silo=name, days=round(entry.days_left), fix=fix)
+        await asyncio.sleep(WARN_EVERY_S)
+
+
+def _reload(tls: ServerFiles) -> None:
+    """After SIGHUP: new certificates for new handshakes; what cannot be used leaves the old ones in place."""
+    try:
+        facts = tls.reload()
+    except FlamestError as error:
+        log.error("certificates_kept", code=error.code, detail=error.message, fix=error.fix)
+    else:
+        log.info("certificates_reloaded", days=round(facts.days_left))

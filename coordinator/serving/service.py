@@ -1,0 +1,190 @@
+"""The calls of the wire, translated: raw bytes in, the keeper asked, bytes or a refusal out.
+
+The caller's name comes from its certificate and is looked up in the allow-list before a message is
+even parsed. Messages are parsed here and not by gRPC, so that a malformed one is INVALID_ARGUMENT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ...base.errors import DataError, FlamestError, IdentityError, StorageError
+from ...base.log import Log
+from ...fedproto import channel as wire
+from ...fedproto import messages
+from ...fedproto.records import PROTOCOL
+from ...fedproto.tls import certificate_sha256, check_not_expired, silo_name
+from ..admin.authority import AllowList
+from .run_service import RunKeeper
+
+if TYPE_CHECKING:
+    import grpc
+    import grpc.aio
+
+    Context = grpc.aio.ServicerContext[bytes, bytes]
+
+log = Log("coordinator")
+
+HEALTH_SERVICE = "grpc.health.v1.Health"  # https://github.com/grpc/grpc/blob/master/doc/health-checking.md
+HEALTH_QUESTIONS = (b"", b"\x0a" + bytes([len(wire.SERVICE)]) + wire.SERVICE.encode())  # HealthCheckRequest.service
+SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"  # HealthCheckResponse.status
+
+STATUS = {
+    # code of the refusal -> gRPC status; any other DataError is INVALID_ARGUMENT
+    "protocol": "FAILED_PRECONDITION",
+    "other_run": "FAILED_PRECONDITION",
+    "stale_round": "FAILED_PRECONDITION",
+    "stale_base": "FAILED_PRECONDITION",
+    "late": "FAILED_PRECONDITION",
+    "not_shared": "FAILED_PRECONDITION",
+    "duplicate_identity": "ALREADY_EXISTS",
+    "too_many_calls": "RESOURCE_EXHAUSTED",
+    "quarantined": "FAILED_PRECONDITION",
+    "already_answered": "ALREADY_EXISTS",
+    "reused_id": "ALREADY_EXISTS",
+    "payload_digest": "DATA_LOSS",
+    "too_slow": "DEADLINE_EXCEEDED",
+    "no_silo_name": "UNAUTHENTICATED",
+    "no_certificate": "UNAUTHENTICATED",
+    "expired": "UNAUTHENTICATED",
+}
+
+
+class Service:
+    """Handlers for one server; everything they know is in the keeper and the allow-list."""
+
+    def __init__(self, keeper: RunKeeper, allow_list: AllowList) -> None:
+        self._keeper = keeper
+        self._allow_list = allow_list
+        self._calls: Counter[str] = Counter()  # under way, by silo
+
+    def handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
+        """Our calls and the health check, without gRPC's own parsing."""
+        import grpc
+
+        health = grpc.method_handlers_generic_handler(
+            HEALTH_SERVICE, {"Check": grpc.unary_unary_rpc_method_handler(self.check_health)}
+        )
+        ours = grpc.method_handlers_generic_handler(
+            wire.SERVICE,
+            {
+                wire.JOIN: grpc.unary_unary_rpc_method_handler(self.join),
+                wire.WAIT_FOR_ROUND: grpc.unary_unary_rpc_method_handler(self.wait_for_round),
+                wire.FETCH_MODEL: grpc.unary_stream_rpc_method_handler(self.fetch_model),
+                wire.SUBMIT_UPDATE: grpc.stream_unary_rpc_method_handler(self.submit_update),
+                wire.REPORT_EVALUATION: grpc.unary_unary_rpc_method_handler(self.report_evaluation),
+            },
+        )
+        return ours, health
+
+    async def join(self, request: bytes, context: Context) -> bytes:
+        try:
+            with self._call(context) as silo:
+                asked = messages.decode_join_request(request)
+                if asked != PROTOCOL:
+                    raise DataError(f"this coordinator speaks protocol {PROTOCOL}, the agent {asked}", code="protocol")
+                log.info("joined", silo=silo)
+                return messages.encode_join_reply(PROTOCOL, self._keeper.run)
+        except FlamestError as error:
+            await refuse(context, error)
+
+    async def wait_for_round(self, request: bytes, context: Context) -> bytes:
+        try:
+            with self._call(context) as silo:
+                return messages.encode_standing(await self._keeper.wait(silo, messages.decode_wait_request(request)))
+        except FlamestError as error:
+            await refuse(context, error)
+
+    async def fetch_model(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
+        try:
+            with self._call(context) as silo:
+                parts = await self._keeper.model_parts(silo, messages.decode_fetch_request(request))
+                async with self._keeper.transfers.place():
+                    for part in parts:
+                        self._keeper.count_sent(silo, len(part))
+                        yield part
+        except FlamestError as error:
+            await refuse(context, error)
+
+    async def submit_update(self, parts: AsyncIterator[bytes], context: Context) -> bytes:
+        try:
+            with self._call(context) as silo:
+                return messages.encode_receipt(await self._keeper.submit(silo, parts, lambda: _gone(context)))
+        except FlamestError as error:
+            await refuse(context, error)
+
+    async def report_evaluation(self, request: bytes, context: Context) -> bytes:
+        try:
+            with self._call(context) as silo:
+                told = messages.decode_evaluation_report(request)
+                return messages.encode_evaluation_receipt(await self._keeper.report_final(silo, told))
+        except FlamestError as error:
+            await refuse(context, error)
+
+    async def check_health(self, request: bytes, context: Context) -> bytes:
+        """grpc.health.v1.Health/Check, for load balancers and probes with a certificate of the authority."""
+        if request not in HEALTH_QUESTIONS:
+            import grpc
+
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"known services: '' and {wire.SERVICE}")
+        return SERVING if self._keeper.serving else NOT_SERVING
+
+    @contextlib.contextmanager
+    def _call(self, context: Context) -> Iterator[str]:
+        """The calling silo, while its call is under way. Raises IdentityError, DataError (``too_many_calls``)."""
+        silo = self._caller(context)
+        if self._calls[silo] >= wire.MAX_CALLS_PER_SILO:
+            raise DataError(
+                f"silo '{silo}' has {wire.MAX_CALLS_PER_SILO} calls under way, more than one agent needs",
+                code="too_many_calls",
+            )
+        self._calls[silo] += 1
+        try:
+            yield silo
+        finally:
+            self._calls[silo] -= 1
+
+    def _caller(self, context: Context) -> str:
+        """The calling silo; IdentityError unless its certificate is the one on the allow-list."""
+        told = context.auth_context()
+        silo = silo_name(told)
+        check_not_expired(told)
+        self._allow_list.check(silo, certificate_sha256(told))
+        return silo
+
+
+async def _gone(context: Context) -> bool:
+    """Whether the caller's connection is lost. gRPC ends the stream then and says no more; only sending shows it."""
+    from grpc.aio import BaseError
+
+    try:
+        await context.send_initial_metadata(())
+    except BaseError:
+        return True
+    return False
+
+
+async def refuse(context: Context, error: FlamestError) -> NoReturn:
+    """End the call with the status, the code and the message of ``error``."""
+    import grpc
+
+    status = grpc.StatusCode[_status(error)]
+    if isinstance(error, IdentityError):
+        log.warning("caller_refused", code=error.code, detail=error.message)
+    elif not isinstance(error, DataError):
+        log.error("call_failed", code=error.code, detail=error.message)
+    await context.abort(status, error.message, ((wire.CODE_KEY, error.code),))
+    raise AssertionError("abort() does not return")
+
+
+def _status(error: FlamestError) -> str:
+    if isinstance(error, StorageError):
+        return "UNAVAILABLE"  # the disk is full, say: the silo tries again
+    if isinstance(error, IdentityError):
+        return STATUS.get(error.code, "PERMISSION_DENIED")
+    if isinstance(error, DataError):
+        return STATUS.get(error.code, "INVALID_ARGUMENT")
+    return "INTERNAL"

@@ -1,0 +1,164 @@
+"""A copy of the state folder that can be gone on from, made beside a running server; and the way back.
+
+    BACKUP/backup.json            every file's SHA-256
+    BACKUP/coordinator.sqlite     through SQLite's backup API: one moment of it
+    BACKUP/runs/NAME/…            models, memory, and the payloads of the open round
+
+Files are copied after the database, so a round that ends meanwhile may take away what the copied rows name, or write
+over it (spool.py): then the copy is made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ...base.errors import DataError, LockedError, StorageError
+from ...base.files import FileLock, new_directory, sha256_file, storage_code
+from ...fedproto.records import decode_run_settings
+from .database import FILE, copy_database, read_database
+from .models import ModelShelf
+from .strategy_state import Memory
+
+LISTING = "backup.json"
+PARTS = ("memory", "models", "updates")  # of memory only the last two rounds' are kept: it is copied first
+TRIES = 5
+
+
+class Backup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``backup.json``."""
+
+    files: dict[str, str]  # path in the backup -> SHA-256
+
+
+def back_up(state: Path, to: Path) -> dict[str, Any]:
+    """Copy ``state`` to the new folder ``to``. Keys: backup, files, bytes. Raises DataError, StorageError."""
+    with new_directory(to, mode=0o700) as building:
+        for _ in range(TRIES):
+            _copy(state, building)
+            if _is_whole(building):
+                break
+            for part in building.iterdir():
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+        else:
+            raise StorageError(f"{state} changed {TRIES} times while it was copied", fix="try again between two rounds")
+        files = [path for path in building.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
+        listing = Backup({str(path.relative_to(building)): sha256_file(path) for path in sorted(files)})
+        (building / LISTING).touch(mode=0o600)
+        (building / LISTING).write_bytes(msgspec.json.format(msgspec.json.encode(listing)) + b"\n")
+    return {"backup": str(to), "files": len(files), "bytes": size}
+
+
+def restore(state: Path, source: Path) -> dict[str, Any]:
+    """Put a backup in the place of ``state``, which is kept beside it. Keys: state, files, kept.
+
+    Every hash is checked before anything is moved. Raises DataError (``bad_backup``), LockedError while a coordinator
+    runs, StorageError.
+    """
+    files = check_backup(source)
+    if FileLock.is_held(state / "lock"):
+        raise LockedError(f"a coordinator is running on {state}", fix="stop it first")
+    kept = None
+    try:
+        if state.exists() and any(state.iterdir()):
+            kept = _free_name(state)
+            os.replace(state, kept)
+        with new_directory(state, mode=0o700) as building:
+            for name in files:
+                (building / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _copy_file(source / name, building / name)
+    except OSError as error:
+        raise StorageError(f"cannot restore {state}: {error.strerror}", code=storage_code(error)) from error
+    return {"state": str(state), "files": len(files), "kept": str(kept) if kept else None}
+
+
+def check_backup(source: Path) -> list[str]:
+    """The files of a backup whose every byte is what was written; DataError (``bad_backup``)."""
+    try:
+        listing = msgspec.json.decode((source / LISTING).read_bytes(), type=Backup)
+        wrong = [name for name, sha256 in listing.files.items() if sha256_file(source / name) != sha256]
+    except (OSError, msgspec.DecodeError, StorageError) as error:
+        raise _bad(source, str(error)) from error
+    if FILE not in listing.files or any(
+        not (source / name).resolve().is_relative_to(source.resolve()) for name in listing.files
+    ):
+        raise _bad(source, f"{LISTING} does not list a state folder")
+    if wrong:
+        raise _bad(source, f"{wrong[0]} is not what was written")
+    return list(listing.files)
+
+
+def _bad(source: Path, why: str) -> DataError:
+    return DataError(
+        f"{source} is no backup that can be used: {why}",
+        fix="choose another one; flamest-coordinator backup makes them",
+        code="bad_backup",
+    )
+
+
+def _copy(state: Path, building: Path) -> None:
+    database = read_database(state / FILE)
+    try:
+        copy_database(database, building / FILE)
+    finally:
+        database.close()
+    for part in (folder / name for folder in (state / "runs").glob("*") for name in PARTS):
+        for path in part.rglob("*"):
+            target = building / path.relative_to(state)
+            if path.is_file() and not path.name.endswith(".tmp"):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # taken away meanwhile: _is_whole says if it is needed
+                    _copy_file(path, target)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """Readable by the owner alone: silos' updates are among them."""
+    target.touch(mode=0o600)
+    shutil.copyfile(source, target)
+
+
+def _is_whole(building: Path) -> bool:
+    """Whether what the copied rows need is there, to the byte: the last model, what the strategy carries, and the open
+    round's updates."""
+    database = read_database(building / FILE)
+    try:
+        runs = list(database.execute("SELECT name, settings, initial_sha256 FROM runs"))
+        closed = list(
+            database.execute("SELECT run, number, model_sha256 FROM rounds WHERE status = 'closed' ORDER BY number")
+        )
+        updates = list(
+            database.execute(
+                "SELECT run, round, silo, payload_sha256 FROM updates JOIN rounds USING (run)"
+                " WHERE number = round AND status = 'open'"
+            )
+        )
+    finally:
+        database.close()
+    for name in (f"{FILE}-wal", f"{FILE}-shm"):  # of this very look
+        (building / name).unlink(missing_ok=True)
+    try:
+        for name, settings, initial_sha256 in runs:
+            run, folder = decode_run_settings(settings), building / "runs" / name
+            rounds = [(0, initial_sha256), *((number, sha256) for owner, number, sha256 in closed if owner == name)]
+            ModelShelf(folder / "models", run, keep=0).read(*rounds[-1])
+            Memory(folder / "memory", run).read(len(rounds) - 1, *rounds[-1])
+        paths = [
+            (building / "runs" / run / "updates" / f"{number:06d}" / f"{silo}.f32", sha256)
+            for run, number, silo, sha256 in updates
+        ]
+        return all(sha256_file(path) == sha256 for path, sha256 in paths)
+    except (DataError, StorageError):
+        return False
+
+
+def _free_name(state: Path) -> Path:
+    number = 1
+    while (free := state.with_name(f"{state.name}.before-restore-{number}")).exists():
+        number += 1
+    return free

@@ -1,0 +1,157 @@
+"""The payloads of acknowledged updates, one file for each silo: ``updates/000013/SILO.f32`` while round 13 is open."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ...base.errors import StorageError
+from ...base.files import fsync_directory, sha256_file, storage_code
+from ...fedproto.head import HeadSpec, Params
+from ...fedproto.tensors import decode_params
+from .models import damaged
+from .recovery import move_aside
+from .spool import Spool, keep_spare
+
+FileMark = tuple[int, int, int]  # inode, bytes, time of the last change in ns
+
+
+@dataclass(frozen=True)
+class StoredContribution:
+    """An acknowledged update on disk: nothing of it is in memory before it is read."""
+
+    silo: str
+    examples: int
+    head: HeadSpec
+    path: Path
+
+    @property
+    def params(self) -> Params:
+        """All of it. Raises DataError (``corrupt_update``; ``not_finite``), StorageError."""
+        values = np.empty(self.head.parameters, np.float32)
+        self.read(0, values)
+        return decode_params(self.head, values.data.cast("B"), whose=str(self.path))
+
+    def check(self, spec: HeadSpec) -> None:
+        """Its size is looked at when it is read, its digest was when it came."""
+
+    def read(self, start: int, out: npt.NDArray[np.float32]) -> None:
+        """Fill ``out`` with the values from ``start`` on. Raises DataError (``corrupt_update``), StorageError."""
+        with _damage(self.path):
+            handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                got = os.preadv(handle, [out.data], 4 * start)
+            finally:
+                os.close(handle)
+        if got != out.nbytes:
+            raise damaged(self.path, "it is cut short", code="corrupt_update")
+        if sys.byteorder == "big":
+            out.byteswap(inplace=True)
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Acknowledged updates on disk, in order; each file is checked when its turn comes.
+
+    A file that is the one hashed when it came (same inode, size and time) is not hashed again.
+    Raises DataError (``corrupt_update``) for a payload that is not what was acknowledged.
+    """
+
+    head: HeadSpec
+    stored: tuple[tuple[str, int, str, Path], ...]  # silo, examples, SHA-256 of the payload, its file
+    hashed: Mapping[Path, FileMark] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[StoredContribution]:
+        for silo, examples, sha256, path in self.stored:
+            with _damage(path):
+                known = self.hashed.get(path) == _mark(path)
+            if not known and sha256_file(path) != sha256:
+                raise damaged(path, "its digest is another", code="corrupt_update")
+            yield StoredContribution(silo, examples, self.head, path)
+
+
+class Payloads:
+    """The folder of a run's payloads, and which of them this process has seen whole."""
+
+    def __init__(self, folder: Path, head: HeadSpec) -> None:
+        self.folder = folder
+        self._head = head
+        self._hashed: dict[Path, FileMark] = {}  # payloads whose content this process has checked
+
+    def keep(self, round_number: int, silo: str, spool: Spool) -> None:
+        """Give an upload that is whole and durable its name. When this returns, that is durable too."""
+        path = self._path(round_number, silo)
+        try:
+            if not path.parent.exists():
+                path.parent.mkdir(mode=0o700)
+                fsync_directory(path.parent.parent)
+            spool.move_to(path)
+            fsync_directory(path.parent)
+            self._hashed[path] = _mark(path)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}", code=storage_code(error)) from error
+
+    def contributions(self, round_number: int, updates: Sequence[tuple[str, int, str]]) -> Contributions:
+        """The round's updates (silo, examples, SHA-256), to be run through as often as one likes."""
+        stored = [(silo, examples, sha256, self._path(round_number, silo)) for silo, examples, sha256 in updates]
+        return Contributions(self._head, tuple(stored), self._hashed)
+
+    def one(self, round_number: int, silo: str, sha256: str) -> Params:
+        """A silo's parameters in a round. Raises DataError (``corrupt_update``)."""
+        return next(iter(self.contributions(round_number, [(silo, 1, sha256)]))).params
+
+    def round_ended(self) -> None:
+        """No payload is read again."""
+        self._hashed.clear()
+
+    def give_up(self, round_number: int, spool_folder: Path) -> None:
+        """A round's files, to be written over by the next uploads."""
+        folder = self._round_folder(round_number)
+        with contextlib.suppress(OSError):
+            for path in folder.iterdir():
+                keep_spare(path, spool_folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def put_aside(self, round_number: int, target: Path) -> None:
+        """Keep a round's files for whoever wants to look at them. Raises StorageError."""
+        move_aside(self._round_folder(round_number), target)
+
+    def remove_all_but(self, round_number: int | None, silos: Iterable[str]) -> None:
+        """What a crash left: payloads without a row, folders of rounds that ended."""
+        current = None if round_number is None else self._round_folder(round_number)
+        for folder in self.folder.iterdir():
+            if folder != current:
+                shutil.rmtree(folder, ignore_errors=True)
+        if round_number is not None and current is not None and current.exists():
+            for path in set(current.iterdir()) - {self._path(round_number, silo) for silo in silos}:
+                path.unlink()
+
+    def _round_folder(self, round_number: int) -> Path:
+        return self.folder / f"{round_number:06d}"
+
+    def _path(self, round_number: int, silo: str) -> Path:
+        return self._round_folder(round_number) / f"{silo}.f32"
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """A file of ours that is gone is a damaged one; what the system refuses now it may give later."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise damaged(path, "it is gone", code="corrupt_update") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}", code=storage_code(error)) from error
+
+
+def _mark(path: Path) -> FileMark:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns

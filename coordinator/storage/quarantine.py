@@ -1,0 +1,95 @@
+"""Silos whose updates were refused too often: nothing of theirs is taken until the operator says so.
+
+Only refusals that an honest and working silo does not get are strikes. A late or repeated update, a lost connection, a
+full disk here are none. What a quarantined silo sent before stays in the model, as with a revoked one.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...base.errors import DataError
+from .database import FILE, Connection, read_database, state_errors
+
+STRIKES = frozenset(
+    {
+        "malformed",
+        "tensor_names",
+        "tensor_shape",
+        "payload_size",
+        "not_finite",
+        "norm",
+        "examples",
+        "too_many_examples",
+        "evaluation",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Strikes:
+    """What a silo has against it."""
+
+    silo: str
+    times: int
+    code: str  # of the last refusal
+    message: str
+    quarantined_at: float | None  # seconds since 1970
+
+
+def strike(database: Connection, silo: str, code: str, message: str, allowed: int) -> bool:
+    """Note a refusal inside the caller's transaction; True when it puts the silo in quarantine.
+
+    ``allowed``: the refusal that does it; 0 for never.
+    """
+    now = time.time()
+    database.execute(
+        "INSERT INTO strikes(silo, times, code, message, last_at) VALUES (?, 1, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET times = times + 1, code = excluded.code, message = excluded.message, "
+        "last_at = excluded.last_at",
+        (silo, code, message, now),
+    )
+    if allowed < 1:
+        return False
+    database.execute(
+        "UPDATE strikes SET quarantined_at = ? WHERE silo = ? AND quarantined_at IS NULL AND times >= ?",
+        (now, silo, allowed),
+    )
+    return bool(database.changes())
+
+
+def quarantined(database: Connection) -> frozenset[str]:
+    """The silos in quarantine now."""
+    return frozenset(row[0] for row in database.execute("SELECT silo FROM strikes WHERE quarantined_at IS NOT NULL"))
+
+
+def all_strikes(database: Connection) -> dict[str, Strikes]:
+    """By silo, whoever has any."""
+    rows = database.execute("SELECT silo, times, code, message, quarantined_at FROM strikes ORDER BY silo")
+    return {row[0]: Strikes(*row) for row in rows}
+
+
+def release(state: Path, silo: str) -> dict[str, Any]:
+    """Forget what a silo has against it, server running or not; a running one knows within a second.
+
+    One row in a transaction of its own: the database takes a second writer, it makes him wait his turn.
+    Raises DataError (``no_strikes``) when there is nothing to forget.
+    """
+    database = read_database(state / FILE, writing=True)
+    try:
+        with state_errors(state / FILE), database:
+            known = all_strikes(database)
+            database.execute("DELETE FROM strikes WHERE silo = ?", (silo,))
+    finally:
+        database.close()
+    if silo not in known:
+        raise DataError(
+            f"nothing was refused from silo '{silo}' that counts; with refusals: {', '.join(known) or 'none'}",
+            fix="flamest-coordinator status",
+            code="no_strikes",
+        )
+    was = known[silo]
+    return {"name": silo, "was_quarantined": was.quarantined_at is not None, "refusals": was.times, "last": was.code}

@@ -1,0 +1,92 @@
+"""The server's memory of a run on disk: FedDyn's h, FedAvgM's and FedAdam's moments, the sum for ``average_last``.
+
+One file for each of the last two closed rounds (the older one for the day when the newer model is found damaged),
+``STATE/runs/NAME/memory/round-000012.arrays``, durable before the row that closes
+the round is committed. A run that carries nothing over its rounds has no file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...base.errors import DataError, StorageError
+from ...base.files import fsync_directory, storage_code
+from ...fedproto.records import RunSettings
+from ...fedproto.tensor_file import ArraysFile, read_arrays, write_arrays
+from ..strategies.aggregate import ServerState
+from ..strategies.contributions import Sums
+from .models import damaged
+
+KINDS = ("h", "velocity", "squares", "residual", "tail")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Reads and writes the state of one run."""
+
+    folder: Path
+    run: RunSettings
+
+    def write(self, round_number: int, model_sha256: str, state: ServerState) -> None:
+        """Durable when it returns. Raises StorageError."""
+        arrays = {f"{kind}/{name}": array for kind in KINDS for name, array in getattr(state, kind).items()}
+        if not arrays:
+            return
+        told: dict[str, str | int] = {"model_sha256": model_sha256, "left": state.left, "tail_count": state.tail_count}
+        try:
+            if not self.folder.exists():
+                self.folder.mkdir(mode=0o700)
+                fsync_directory(self.folder.parent)
+        except OSError as error:
+            raise StorageError(f"cannot make {self.folder}: {error.strerror}", code=storage_code(error)) from error
+        write_arrays(self.path(round_number), ArraysFile(told, arrays))
+
+    def read(self, closed: int, round_number: int, model_sha256: str) -> ServerState:
+        """The state after ``closed`` rounds, the last of them ``round_number``, which made that model.
+
+        Raises DataError (``corrupt_memory``) unless it is what was written.
+        """
+        left = self.run.rounds - closed
+        if not self._carries(closed):
+            return ServerState(left=left)
+        path = self.path(round_number)
+        try:
+            content = read_arrays(path)
+        except (DataError, StorageError) as error:
+            raise damaged(path, error.message, code="corrupt_memory") from error
+        if (content.told.get("model_sha256"), content.told.get("left")) != (model_sha256, left):
+            raise damaged(path, f"not of the model {model_sha256[:12]}…", code="corrupt_memory")
+        shapes = {f"{kind}/{name}": shape for kind in KINDS for name, shape in self.run.head.shapes.items()}
+        if any(shapes.get(name) != array.shape for name, array in content.arrays.items()):
+            raise damaged(path, "its arrays are not the head's", code="corrupt_memory")
+        parts = {kind: self._part(content, kind) for kind in KINDS}
+        return ServerState(left, **parts, tail_count=int(content.told.get("tail_count", 0)))
+
+    def remove_old(self, *kept: int) -> None:
+        """All but the files of these rounds, and what an interrupted write left."""
+        paths = {self.path(number) for number in kept}
+        for path in self.folder.glob("*"):
+            if path not in paths:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def _carries(self, closed: int) -> bool:
+        strategy = self.run.strategy
+        tail = self.run.rounds - closed < strategy.average_last
+        moves = strategy.name == "feddyn" or strategy.server_momentum > 0 or strategy.server_adam > 0
+        return closed > 0 and (moves or tail or self.run.codec != "fp32")
+
+    def _part(self, content: ArraysFile, kind: str) -> Sums:
+        return {
+            name: content.arrays[f"{kind}/{name}"].astype(np.float64, copy=False)
+            for name in self.run.head.shapes
+            if f"{kind}/{name}" in content.arrays
+        }
+
+    def path(self, round_number: int) -> Path:
+        """Of the round's file."""
+        return self.folder / f"round-{round_number:06d}.arrays"
