@@ -11,7 +11,7 @@ import typer
 
 from ..base.console import command
 from ..base.errors import DataError, UsageError
-from .rivals.cli import actionclip, kd
+from .baselines.cli import actionclip, kd
 
 if TYPE_CHECKING:
     from .paper.commands import Desk
@@ -125,7 +125,7 @@ def _experiment(name: str) -> Callable[..., None]:
         as_json: JsonOption = False,
     ) -> dict[str, Any]:
         _refuse_unused(name, {"rounds": rounds, "epochs": epochs, "seeds": seeds, "silos": silos})
-        from .paper.beside import rival_warnings
+        from .paper.baseline_notes import rival_warnings
         from .paper.request import Request, open_desk
 
         request = Request(

@@ -24,12 +24,12 @@ from ..fedproto.head import HeadSpec
 from ..fedproto.records import TrainSettings
 from ..runtime.bundle.manifest import Manifest, read_manifest
 from .federation import AGENT_HOLD_OUT, FederationPlan, enrol, must_have_closed, run_federation
-from .film_strip import film_strip
+from .keyframe_strip import film_strip
 from .measures import Baselines, Rig, baselines, read_store, round_accuracies, test_table
 from .metadata import metadata_accuracy
-from .miniworld import CLASSES, EXPERIMENT_SEED, render_dataset
+from .miniworld.videos import CLASSES, EXPERIMENT_SEED, render_dataset
 from .processes import run_command
-from .report import DemoReport, Prediction, RoundAccuracy, SiloReport, write_report
+from .report.page import DemoReport, Prediction, RoundAccuracy, SiloReport, write_report
 from .silos import LabelledVideo, Split, labelled_videos, lay_out_videos, split_videos
 
 SCENES = 16  # of the mini-world, a clip of each class in each: 400 clips

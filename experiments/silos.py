@@ -50,7 +50,7 @@ def labelled_videos(folder: Path) -> tuple[LabelledVideo, ...]:
 
 def is_miniworld(folder: Path) -> bool:
     """Whether the folder is a rendered mini-world: captions.csv beside labels.csv, and folders of its classes."""
-    from .miniworld import MOTIONS, OBJECTS
+    from .miniworld.videos import MOTIONS, OBJECTS
 
     if not (folder / "labels.csv").is_file() or not (folder / "captions.csv").is_file():
         return False

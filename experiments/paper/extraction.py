@@ -21,7 +21,7 @@ from ...agent.extraction.clips import find_clips
 from ...base.errors import DataError, FlamestError, StorageError, UsageError
 from ...base.files import printable_path, write_atomic
 from ...base.progress import Progress, progress_bar
-from ..miniworld import CLASSES, EXPERIMENT_GROUPS, EXPERIMENT_SEED, render_dataset
+from ..miniworld.videos import CLASSES, EXPERIMENT_GROUPS, EXPERIMENT_SEED, render_dataset
 from ..processes import CommandFailed, run_command
 from .features import SINGLE, VARIANTS, untrained_marker
 from .numbers import MINIWORLD

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError, StorageError
-from ..report_html import count, definitions, node
+from ..report.html import count, definitions, node
 from .features import table_name
 from .jobs import Job, Results, RunResult
 from .settings import Context
@@ -93,7 +93,7 @@ def _keyframes(videos: Path | None, name: str, times_s: Sequence[float]) -> tupl
     """The stored keyframes as small JPEGs; none without the videos, or of a clip that cannot be read."""
     if videos is None or not times_s or not (videos / name).is_file():
         return ()
-    from ..film_strip import frames_at
+    from ..keyframe_strip import frames_at
 
     try:
         return frames_at(videos / name, times_s)

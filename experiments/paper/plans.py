@@ -14,9 +14,9 @@ import msgspec
 from ...fedproto.records import Strategy
 from ..partition import LabelSkew
 from . import numbers
-from .beside import rival_note
+from .baseline_notes import rival_note
+from .external_runs import GivenRun
 from .features import FLAMEST, READY, table_name
-from .given import GivenRun
 from .jobs import Job, PartitionRule
 from .numbers import ACTIONCLIP, KD, PaperValue
 from .settings import Context

@@ -9,8 +9,8 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, tostring
 
 from ...base.files import write_atomic
-from ..report_html import Child, definitions, node, scroll, table
-from ..report_style import STYLE
+from ..report.html import Child, definitions, node, scroll, table
+from ..report.style import STYLE
 from .findings import Finding
 from .tables import HEADINGS, MEASURED, Row, TableResult, paper_number, row_numbers, shown, signed
 

@@ -17,6 +17,7 @@ from ...base.progress import progress_bar
 from ..datasets import KNOWN, find_videos
 from ..silos import is_miniworld
 from .commands import Desk
+from .external_runs import read_given
 from .extraction import (
     ExtractionRequest,
     check_extractors,
@@ -27,7 +28,6 @@ from .extraction import (
     stored_clips,
 )
 from .features import SINGLE, VARIANTS, FeatureSource, open_features, untrained_marker
-from .given import read_given
 from .numbers import MINIWORLD
 from .pool import Workplace
 from .settings import OTHER, SCALES, Context, Scale, Settings

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...fedproto.records import TrainSettings
-from ..miniworld import EXPERIMENT_TEST_SHARE
+from ..miniworld.videos import EXPERIMENT_TEST_SHARE
+from .external_runs import GivenRuns
 from .features import ExperimentData
-from .given import GivenRuns
 from .jobs import Job, PartitionRule
 from .numbers import HMDB51, MINIWORLD, UCF101
 from .splits import SplitRule

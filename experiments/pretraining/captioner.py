@@ -22,9 +22,9 @@ from ...export.graphs.spec import MAX_NEW_TOKENS
 from ...export.networks.preprocessing import CLIP_MEAN, CLIP_STD
 from ...export.networks.small import SMALL_FORMS, build_small_blip
 from ...export.weights.small_vocabulary import DEC, PAD, SEP, small_tokenizer
-from ..miniworld import OBJECTS
-from ..miniworld_captions import caption_nouns
-from .footage import STILL_SIZE, Footage
+from ..miniworld.plan import caption_nouns
+from ..miniworld.videos import OBJECTS
+from .clips import STILL_SIZE, Footage
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -30,7 +30,7 @@ def train(
     """Render the world that the small networks are trained on, train them, and write weights and figures."""
     import torch
 
-    from .footage import film
+    from .clips import film
 
     chosen = names or list(SMALL_FORMS)
     unknown = [name for name in chosen if name not in SMALL_FORMS]

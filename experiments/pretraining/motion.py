@@ -1,7 +1,7 @@
 """Training of three small video networks on the mini-world's motions: five classes, labels only.
 
 Frames are drawn at random and put in order, so that the uneven stride of k-means keyframes is nothing
-new to them. tubes.py trains the fourth, VideoMAE, which labels alone do not teach.
+new to them. videomae.py trains the fourth, VideoMAE, which labels alone do not teach.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ...base.progress import Progress
 from ...export.networks.preprocessing import PYTORCHVIDEO_MEAN, PYTORCHVIDEO_STD
 from ...export.networks.small import BUILDERS, SMALL_FORMS
 from .captioner import check_loss, warm_cosine
-from .footage import FILM_SIZE, Footage
+from .clips import FILM_SIZE, Footage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...base.progress import Progress
 
 if TYPE_CHECKING:
-    from .footage import Footage
+    from .clips import Footage
 
 TRAINED, HELD_OUT = 54, 6  # scenes
 # Steps where a network's differ from its settings' own; chosen for 2 cores, not searched.
@@ -27,11 +27,11 @@ def plan_training(name: str, *, share: float = 1.0) -> tuple[Any, int]:
 
         settings: Any = CaptionerSettings()
     elif name == "clip":
-        from .contrast import ContrastSettings
+        from .clip import ContrastSettings
 
         settings = ContrastSettings()
     elif name == "videomae":
-        from .tubes import TubeSettings
+        from .videomae import TubeSettings
 
         settings = TubeSettings()
     else:
@@ -59,11 +59,11 @@ def train_network(
 
         net: Any = train_captioner(seen, settings, progress=progress)
     elif name == "clip":
-        from .contrast import train_clip
+        from .clip import train_clip
 
         net = train_clip(seen, settings, progress=progress)
     elif name == "videomae":
-        from .tubes import train_tubes
+        from .videomae import train_tubes
 
         net = train_tubes(seen, settings, progress=progress)
     else:
@@ -84,7 +84,7 @@ def measure(name: str, net: Any, footage: Footage) -> dict[str, float]:
 
         return measure_captioner(net, footage)
     if name == "clip":
-        from .contrast import measure_clip
+        from .clip import measure_clip
 
         return measure_clip(net, footage)
     from .motion import measure_motion

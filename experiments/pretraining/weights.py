@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ...base.files import write_atomic
 from ...export.networks.small import SMALL_BLIP_CONFIG, WEIGHTS, weights_file
 from ...export.weights.small_vocabulary import small_tokenizer
-from ..miniworld_captions import class_captions
+from ..miniworld.plan import class_captions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

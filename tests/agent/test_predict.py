@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from flamest.agent.predict import predict_videos
 from flamest.base.errors import DataError
-from flamest.experiments.miniworld import render_dataset
+from flamest.experiments.miniworld.videos import render_dataset
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.model_file import ModelFile, write_model
 from flamest.runtime.backends.opening import Opening

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from flamest.experiments.miniworld import render_dataset
+from flamest.experiments.miniworld.videos import render_dataset
 
 MOTIONS = ("lifting", "swinging")
 ROOT = Path(__file__).resolve().parents[2]

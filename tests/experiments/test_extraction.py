@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from flamest.base.errors import UsageError
-from flamest.experiments.miniworld import render_dataset
+from flamest.experiments.miniworld.videos import render_dataset
 from flamest.experiments.paper import extraction, request
 from flamest.experiments.paper.extraction import ExtractionRequest, extract_all, report_file
 from flamest.experiments.paper.features import untrained_marker

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 from flamest.base.errors import DataError
-from flamest.experiments.film_strip import film_strip
+from flamest.experiments.keyframe_strip import film_strip
 from flamest.runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from PIL import Image
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flamest.base.errors import DataError, StorageError
 from flamest.experiments.metadata import metadata_accuracy, metadata_features
-from flamest.experiments.miniworld import CLASSES, render_dataset
+from flamest.experiments.miniworld.videos import CLASSES, render_dataset
 from flamest.experiments.silos import labelled_videos
 
 

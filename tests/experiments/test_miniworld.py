@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from flamest.base.errors import StorageError, UsageError
 from flamest.experiments.metadata import metadata_accuracy
-from flamest.experiments.miniworld import CLASSES, MOTIONS, OBJECTS, ClipOrder, clip_orders, render_dataset
-from flamest.experiments.miniworld_captions import caption_frame, caption_nouns, class_captions
-from flamest.experiments.miniworld_plan import plan_clip, plan_scene
+from flamest.experiments.miniworld.plan import caption_frame, caption_nouns, class_captions, plan_clip, plan_scene
+from flamest.experiments.miniworld.videos import CLASSES, MOTIONS, OBJECTS, ClipOrder, clip_orders, render_dataset
 from flamest.export.weights.small_vocabulary import small_vocabulary
 
 GROUPS = 3

@@ -17,10 +17,10 @@ from flamest.base.process import Shutdown
 from flamest.experiments.paper import plans, pool
 from flamest.experiments.paper.commands import TABLES, Desk, run_all, run_experiment
 from flamest.experiments.paper.estimates import estimate, paired
+from flamest.experiments.paper.external_runs import GivenRun, GivenRuns, read_given
 from flamest.experiments.paper.features import FeatureSource, open_features, table_name, untrained_marker
 from flamest.experiments.paper.figures import classes_to_show, pca_projection
 from flamest.experiments.paper.findings import finding_jobs, findings
-from flamest.experiments.paper.given import GivenRun, GivenRuns, read_given
 from flamest.experiments.paper.jobs import Job, PartitionRule, RunFailure, RunFolder, RunResult, job_key
 from flamest.experiments.paper.plan_beyond import beyond
 from flamest.experiments.paper.pool import Stopped, Workplace, run_jobs

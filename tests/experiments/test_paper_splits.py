@@ -13,20 +13,20 @@ import pytest
 from flamest.base.errors import UsageError
 from flamest.base.process import Shutdown
 from flamest.experiments import cli
+from flamest.experiments.baselines.cli import default_test_share
+from flamest.experiments.baselines.clips import plan_films
 from flamest.experiments.datasets import groups_digest
-from flamest.experiments.miniworld import EXPERIMENT_TEST_SHARE
+from flamest.experiments.miniworld.videos import EXPERIMENT_TEST_SHARE
 from flamest.experiments.paper import plans, request
-from flamest.experiments.paper.beside import rival_warnings
+from flamest.experiments.paper.baseline_notes import rival_warnings
 from flamest.experiments.paper.commands import Desk, run_experiment
+from flamest.experiments.paper.external_runs import GivenRun, read_given
 from flamest.experiments.paper.features import FeatureSource, open_features
 from flamest.experiments.paper.figures import pca_projection
-from flamest.experiments.paper.given import GivenRun, read_given
 from flamest.experiments.paper.pool import Workplace
 from flamest.experiments.paper.request import Request, open_desk
 from flamest.experiments.paper.settings import OTHER, SCALES, Context, Settings
 from flamest.experiments.paper.splits import SplitRule, split_data
-from flamest.experiments.rivals.cli import default_test_share
-from flamest.experiments.rivals.films import plan_films
 from flamest.fedproto.records import TrainSettings
 from typer.testing import CliRunner
 

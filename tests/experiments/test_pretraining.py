@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flamest.base.errors import DataError, InvariantError
-from flamest.experiments.miniworld import CLASSES, OBJECTS
-from flamest.experiments.pretraining.footage import Footage, film
+from flamest.experiments.miniworld.videos import CLASSES, OBJECTS
+from flamest.experiments.pretraining.clips import Footage, film
 from flamest.experiments.pretraining.training import measure, plan_training, train_network
 from flamest.experiments.pretraining.weights import save_network
 from flamest.export.networks.small import SMALL_FORMS, WEIGHTS, load_small, weights_file
@@ -86,7 +86,7 @@ def test_tracks_say_where_the_actor_is_in_the_films(footage: Footage) -> None:
 
 def test_moments_follow_the_crop_and_the_mirror() -> None:
     from flamest.experiments.pretraining.motion import View
-    from flamest.experiments.pretraining.tubes import moments_of
+    from flamest.experiments.pretraining.videomae import moments_of
 
     tracks = np.zeros((2, 4, 3), np.float32)
     tracks[:, :, 0], tracks[:, :, 1], tracks[:, :, 2] = (0.25, 0.5, 0.75, 1.0), 0.5, 0.1

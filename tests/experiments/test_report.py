@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from flamest.base.errors import StorageError
-from flamest.experiments.report import DemoReport, Prediction, RoundAccuracy, SiloReport, write_report
+from flamest.experiments.report.page import DemoReport, Prediction, RoundAccuracy, SiloReport, write_report
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 PNG = b"\x89PNG\r\n\x1a\nnot really"

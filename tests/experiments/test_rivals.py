@@ -12,22 +12,21 @@ import numpy as np
 import pytest
 import torch
 from flamest.base.errors import DataError, InvariantError, UsageError
-from flamest.experiments.rivals.actionclip import (
+from flamest.experiments.baselines.actionclip import (
     ActionClipRequest,
     actionclip_settings,
     actionclip_steps,
     run_actionclip,
 )
-from flamest.experiments.rivals.asynchrony import Arrival, mix, mixing_share, schedule_arrivals, versions_needed
-from flamest.experiments.rivals.checkpoints import load_checkpoint, save_checkpoint
-from flamest.experiments.rivals.clip_towers import build_video_text, load_towers
-from flamest.experiments.rivals.contrast import class_scores, class_words, contrastive_loss
-from flamest.experiments.rivals.distillation import distillation_loss
-from flamest.experiments.rivals.films import FilmShape, film, plan_films
-from flamest.experiments.rivals.kd import kd_steps, plan_kd, run_kd
-from flamest.experiments.rivals.kd_settings import CentralSettings, KdRequest, KdSettings, kd_settings
-from flamest.experiments.rivals.networks import as_input, build_network, count_parameters
-from flamest.experiments.rivals.training import Fit, batches, rate_at
+from flamest.experiments.baselines.asynchrony import Arrival, mix, mixing_share, schedule_arrivals, versions_needed
+from flamest.experiments.baselines.checkpoints import load_checkpoint, save_checkpoint
+from flamest.experiments.baselines.clip_towers import build_video_text, load_towers
+from flamest.experiments.baselines.clips import FilmShape, film, plan_films
+from flamest.experiments.baselines.kd import kd_steps, plan_kd, run_kd
+from flamest.experiments.baselines.kd_settings import CentralSettings, KdRequest, KdSettings, kd_settings
+from flamest.experiments.baselines.losses import class_scores, class_words, contrastive_loss, distillation_loss
+from flamest.experiments.baselines.networks import as_input, build_network, count_parameters
+from flamest.experiments.baselines.training import Fit, batches, rate_at
 
 SIDE = 32
 

@@ -1,4 +1,4 @@
-"""``python -m flamest.experiments.rivals``: KD and ActionCLIP, trained on the clips themselves."""
+"""``python -m flamest.experiments.baselines``: KD and ActionCLIP, trained on the clips themselves."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def main() -> None:
 
 def default_test_share(dataset: str) -> float:
     """What the tables hold out of that data set where they hold out whole groups."""
-    from ..miniworld import EXPERIMENT_TEST_SHARE
+    from ..miniworld.videos import EXPERIMENT_TEST_SHARE
 
     return EXPERIMENT_TEST_SHARE if dataset == "miniworld" else 0.2
 

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..base.errors import MissingExtra, SettingsError, UsageError
-from ..base.files import new_directory
-from ..base.progress import Progress
+from ...base.errors import MissingExtra, SettingsError, UsageError
+from ...base.files import new_directory
+from ...base.progress import Progress
 
 if TYPE_CHECKING:
-    from .miniworld_frames import Image
-    from .miniworld_plan import ClipPlan
+    from .frames import Image
+    from .plan import ClipPlan
 
 OBJECTS: Final[tuple[str, ...]] = ("ball", "box", "star", "ring", "cross")
 MOTIONS: Final[tuple[str, ...]] = ("crossing", "lifting", "circling", "approaching", "swinging")
@@ -65,7 +65,7 @@ class ClipOrder:
         return f"{self.label}/{self.group_name}_c{self.number:02d}.mp4"
 
     def plan(self) -> ClipPlan:
-        from .miniworld_plan import plan_clip
+        from .plan import plan_clip
 
         return plan_clip(self.seed, self.group, self.kind, self.motion, self.number)
 
@@ -169,8 +169,8 @@ def _codec_options(codec: str, quality: int) -> dict[str, str]:
 
 def _render(folder: Path, order: ClipOrder) -> ClipOrder:
     """Draw one clip and write its file (in a rendering process)."""
-    from .miniworld_frames import draw_frames
-    from .miniworld_plan import generator
+    from .frames import draw_frames
+    from .plan import generator
 
     plan = order.plan()
     key = (order.group, 1 + OBJECTS.index(order.kind), 1 + MOTIONS.index(order.motion), order.number, 1)
@@ -187,8 +187,8 @@ def _label_rows(orders: Sequence[ClipOrder]) -> Iterator[tuple[str, ...]]:
 
 
 def _caption_rows(orders: Sequence[ClipOrder]) -> Iterator[tuple[str, ...]]:
-    from ..runtime.keyframes import uniform_indices
-    from .miniworld_captions import caption_frame
+    from ...runtime.keyframes import uniform_indices
+    from .plan import caption_frame
 
     for order in orders:
         plan = order.plan()

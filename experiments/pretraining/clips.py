@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.progress import Progress
-from ..miniworld import MOTIONS, OBJECTS, PRETRAINING_SEED, ClipOrder, clip_orders, render_clips
-from ..miniworld_captions import caption_frame
+from ..miniworld.plan import caption_frame
+from ..miniworld.videos import MOTIONS, OBJECTS, PRETRAINING_SEED, ClipOrder, clip_orders, render_clips
 
 CANDIDATES = 32  # frames of a clip, as the runtime picks keyframes among
 STILLS = 12  # captioned frames of a clip

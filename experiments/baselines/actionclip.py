@@ -19,8 +19,8 @@ from ...base.progress import Progress
 from ...export.networks.small import SMALL_FORMS, weights_file
 from .checkpoints import run_key
 from .clip_towers import DEVIATION, MEAN, ClipTowers, Fusion, build_video_text, load_towers
-from .contrast import PROMPTS, TARGET_SHARPNESS, class_scores, class_sentences, contrastive_loss
-from .films import Bytes, Filmed, FilmShape, Rows, film, plan_films
+from .clips import Bytes, Filmed, FilmShape, Rows, film, plan_films
+from .losses import PROMPTS, TARGET_SHARPNESS, class_scores, class_sentences, contrastive_loss
 from .networks import Scale, as_input, count_parameters
 from .result import Device, RivalResult, best_and_last, describe_machine, torch_on, write_result
 from .training import Fit, Lesson, accuracy, learn

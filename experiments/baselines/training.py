@@ -13,7 +13,7 @@ import numpy as np
 
 from ...base.progress import Progress
 from .checkpoints import MOMENTS, load_checkpoint, pack_optimiser, save_checkpoint, unpack_optimiser
-from .films import Bytes, Films, Rows
+from .clips import Bytes, Films, Rows
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...base.progress import Progress
 from .asynchrony import Arrival, mix, mixing_share, versions_needed
 from .checkpoints import load_checkpoint, save_checkpoint
-from .films import Bytes, Films, Rows
+from .clips import Bytes, Films, Rows
 from .kd_settings import FederatedSettings
 from .training import Learned, batches, stream
 

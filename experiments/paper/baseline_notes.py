@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...base.errors import FlamestError
 from ..datasets import groups_digest
-from .given import GivenRun
+from .external_runs import GivenRun
 from .settings import Context
 from .splits import split_data
 

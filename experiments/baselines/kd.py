@@ -16,14 +16,14 @@ import numpy as np
 from ...agent.training.holdout import hold_out_groups
 from ...base.errors import DataError
 from ...base.progress import Progress
-from ..paper.given import SET_ASIDE
+from ..paper.external_runs import SET_ASIDE
 from ..partition import dirichlet, iid
 from .asynchrony import Arrival, schedule_arrivals
 from .checkpoints import run_key
-from .distillation import distillation_loss
-from .films import Bytes, Filmed, FilmPlan, Films, Rows, film, plan_films
+from .clips import Bytes, Filmed, FilmPlan, Films, Rows, film, plan_films
 from .kd_federation import Federation, fine_tune
 from .kd_settings import KdRequest
+from .losses import distillation_loss
 from .networks import DEVIATION, MEAN, Role, as_input, build_network, count_parameters, replace_classifier
 from .result import RivalResult, best_and_last, describe_machine, torch_on, write_result
 from .training import Fit, Learned, Lesson, accuracy, learn

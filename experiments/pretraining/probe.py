@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ...export.networks.small import SMALL_FORMS
 from ...runtime.keyframes import clip_seeds, draw_keyframe, pick_keyframes
-from .footage import Footage
+from .clips import Footage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

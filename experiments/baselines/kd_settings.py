@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...base.errors import UsageError
-from .films import FilmShape
+from .clips import FilmShape
 from .networks import Dimensions, Scale
 from .result import Device
 from .training import Fit

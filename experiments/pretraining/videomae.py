@@ -17,7 +17,7 @@ import numpy as np
 from ...base.progress import Progress
 from ...export.networks.small import SMALL_FORMS, build_small_videomae
 from .captioner import check_loss, warm_cosine
-from .footage import FILM_SIZE, Footage
+from .clips import FILM_SIZE, Footage
 from .motion import View, augment_films
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from .miniworld_plan import ClipPlan, Scene, Thing, generator
+from .plan import ClipPlan, Scene, Thing, generator
 
 Image = npt.NDArray[np.uint8]  # [H, W, 3], RGB
 Planes = npt.NDArray[np.int16]  # [3, H, W]

@@ -2,6 +2,12 @@
 
 A label is not a number but a sentence. A batch's clips and its labels' sentences are compared each with
 each, and the similarities are to match the table of which clip and which sentence share a class.
+
+Knowledge distillation's loss (Hinton et al. 2015, https://arxiv.org/abs/1503.02531), as KD uses it twice.
+
+Jain et al. (2021, https://arxiv.org/abs/2107.12147) compress at the centre, before anything is
+federated: teacher to assistant, assistant to student (the assistant of Mirzadeh et al. 2020,
+https://arxiv.org/abs/1902.03393, bridges the gap in size).
 """
 
 from __future__ import annotations
@@ -67,3 +73,21 @@ def class_scores(clips: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
 
     similarity = scale * torch.einsum("bd,pkd->bpk", clips, texts)
     return similarity.softmax(-1).mean(1)
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, y: Tensor, *, temperature: float, alpha: float) -> Tensor:
+    """(1 - alpha) CE(student, y) + alpha T² KL(softmax(teacher / T) || softmax(student / T)), mean over the batch.
+
+    ``student``, ``teacher``: logits float32 [B, K], the teacher's without gradient; ``y``: int64 [B].
+    T² keeps the size of the second gradient when T changes.
+    """
+    import torch.nn.functional as F
+
+    hard = F.cross_entropy(student, y)
+    soft = F.kl_div(
+        F.log_softmax(student / temperature, dim=1),
+        F.log_softmax(teacher / temperature, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return (1 - alpha) * hard + alpha * temperature**2 * soft

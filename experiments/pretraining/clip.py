@@ -16,8 +16,8 @@ import numpy.typing as npt
 from ...base.progress import Progress
 from ...export.networks.small import build_small_clip
 from ...export.weights.small_vocabulary import PAD
-from ..miniworld import MOTIONS, OBJECTS
-from ..miniworld_captions import class_captions
+from ..miniworld.plan import class_captions
+from ..miniworld.videos import MOTIONS, OBJECTS
 from .captioner import (
     augment_stills,
     check_loss,
@@ -27,7 +27,7 @@ from .captioner import (
     prepare_stills,
     warm_cosine,
 )
-from .footage import Footage
+from .clips import Footage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

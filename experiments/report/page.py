@@ -12,22 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree.ElementTree import Element, tostring
 
-from ..base.files import write_atomic
-from .report_chart import Baseline, accuracy_chart
-from .report_html import (
-    Child,
-    count,
-    data_size,
-    definitions,
-    duration,
-    meter_bar,
-    node,
-    percent,
-    scroll,
-    table,
-    timestamp,
-)
-from .report_style import STYLE
+from ...base.files import write_atomic
+from .chart import Baseline, accuracy_chart
+from .html import Child, count, data_size, definitions, duration, meter_bar, node, percent, scroll, table, timestamp
+from .style import STYLE
 
 MOST_COLUMNS = 12  # classes that the table of silos shows one by one
 

@@ -1,0 +1,1 @@
+"""The mini-world: rendered video of five objects doing five motions."""
