@@ -62,5 +62,6 @@ def report_error(error: FlamestError, *, as_json: bool) -> int:
 
 
 def _printable_lines(text: str) -> str:
-    """A message of ours may have several lines; what it quotes from the other side has none left (agent/client_errors.py)."""
+    """A message of ours may have several lines; what it quotes from the other side has none left
+    (agent/client_errors.py)."""
     return "\n".join(printable(line) for line in text.split("\n"))

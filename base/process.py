@@ -169,7 +169,8 @@ class Shutdown:
 
 
 def where(error: BaseException) -> str:
-    """``KeyError in agent/extraction/store.py:81 read <- agent/tasks.py:60 train_round``: kinds and places, no messages.
+    """``KeyError in agent/extraction/store.py:81 read <- agent/tasks.py:60 train_round``:
+    kinds and places, no messages.
 
     A message can hold a file's name, a label, or values.
     """

@@ -37,7 +37,6 @@ ThreadsOption = Annotated[
     typer.Option("--threads", min=1, help="Threads for each network; usually all cores that this process may use."),
 ]
 
-app.command("keygen")(keygen)
 app.command("doctor")(doctor)
 app.command("egress")(egress)
 app.command("extract")(extract)
@@ -247,6 +246,7 @@ def main() -> None:
     app()
 
 
+@app.command("keygen")
 @command
 def keygen(
     name: Annotated[str, typer.Argument(help="This silo's name: 1 to 40 of a-z, 0-9 and '-'.")],

@@ -1,7 +1,7 @@
 """The served run in memory: where it stands, its model, and who is to be woken; its store in a thread of its own.
 
-run_service.py answers questions from it, update_handler.py takes updates into it, round_end.py ends its rounds. All of them run in
-one event loop; the store must not be used by two at a time, so disk work goes through ``on_disk``.
+run_service.py answers questions from it, update_handler.py takes updates into it, round_end.py ends its rounds.
+All of them run in one event loop; the store must not be used by two at a time, so disk work goes through ``on_disk``.
 """
 
 from __future__ import annotations

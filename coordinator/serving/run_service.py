@@ -1,7 +1,8 @@
 """The run that the server serves: answers the silos' questions, and hands the rest to the parts that do it.
 
-    wait ──> limits.py, rounds.py    model_parts ──> model_broadcast.py    submit ──> update_handler.py    tick ──> round_end.py
-                     report_final ──> final_evaluation.py           all of them look at active_run.py
+    wait ──> limits.py, rounds.py        model_parts ──> model_broadcast.py
+    submit ──> update_handler.py         tick ──> round_end.py
+    report_final ──> final_evaluation.py, and all of them look at active_run.py
 
 All methods run in one event loop. Disk and hash work is done in threads: the store in one of its own, payloads in a few
 others. What must not be torn by a caller that hangs up runs as a task of its own.

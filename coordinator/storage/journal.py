@@ -183,7 +183,8 @@ class Journal:
             return quarantined(self.db)
 
     def farthest(self) -> dict[str, float]:
-        """By silo: the farthest that an update of it went in the last closed rounds that serving/norm_bound.py remembers."""
+        """By silo: the farthest that an update of it went in the last closed rounds that
+        serving/norm_bound.py remembers."""
         rows = self.all(
             "SELECT silo, max(norm) FROM updates WHERE run = ? AND norm IS NOT NULL AND round IN (SELECT number "
             "FROM rounds WHERE run = ? AND status = 'closed' ORDER BY number DESC LIMIT ?) GROUP BY silo",

@@ -20,7 +20,7 @@ from .architectures import _pytorchvideo
 if TYPE_CHECKING:
     from torch import nn
 
-WEIGHTS = Path(__file__).resolve().parent / "miniworld"
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "miniworld"
 BLIP_FOLDER = WEIGHTS / "blip"
 CLIP_CAPTIONS = WEIGHTS / "clip-captions.json"  # {class: caption}, written beforehand (NOTES decision 10)
 MOTION_CLASSES = 5  # that the four video networks are trained on

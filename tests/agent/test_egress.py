@@ -4,7 +4,7 @@ import errno
 import os
 
 import pytest
-from flamest.agent.egress import ledger
+from flamest.agent.egress import ledger as ledger_module
 from flamest.agent.egress.accountant import Spend
 from flamest.agent.egress.ledger import HEAD_FILE, LEDGER_FILE, Ledger, TensorSent, read_ledger
 from flamest.base.errors import DataError, StorageError
@@ -65,7 +65,7 @@ def test_a_ledger_that_is_gone_is_missed(ledger, tmp_path):
     (tmp_path / LEDGER_FILE).unlink()
     assert read_ledger(tmp_path).problems
     (tmp_path / HEAD_FILE).unlink()
-    assert read_ledger(tmp_path) == ledger.Reading((), "0" * 64, ())
+    assert read_ledger(tmp_path) == ledger_module.Reading((), "0" * 64, ())
 
 
 def test_a_line_that_a_crash_cut_short_stays_and_the_next_ones_follow(ledger, tmp_path):
@@ -93,7 +93,7 @@ def test_what_cannot_be_written_raises_and_the_ledger_goes_on_when_there_is_room
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(ledger.os, "write", full)
+        patched.setattr(ledger_module.os, "write", full)
         for _ in range(2):
             with pytest.raises(StorageError, match="not sent") as error:
                 ledger.append("update", **update(5))
@@ -108,7 +108,7 @@ def test_a_line_that_was_written_though_the_disk_failed_is_not_written_twice(led
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(ledger.os, "fsync", failing)
+        patched.setattr(ledger_module.os, "fsync", failing)
         with pytest.raises(StorageError):
             ledger.append("update", **update(5))
     ledger.append("update", **update(6))
@@ -125,7 +125,7 @@ def test_the_line_is_durable_before_append_returns(tmp_path, monkeypatch):
             calls.append(name)
             return real(*arguments)
 
-        monkeypatch.setattr(ledger.os, name, watched)
+        monkeypatch.setattr(ledger_module.os, name, watched)
     Ledger.open(tmp_path).append("update", **update(1))
     assert calls[:2] == ["write", "fsync"]
 

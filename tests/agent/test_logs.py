@@ -116,7 +116,7 @@ def test_t37_what_nobody_foresaw_in_the_worker_is_told_without_its_message():
 
 CRASH = """
 import sys, threading
-from flamest.base.crash import keep_crashes_private
+from flamest.base.process import keep_crashes_private
 keep_crashes_private(say_all="debug" in sys.argv)
 def fail(): int(sys.argv[1])
 thread = threading.Thread(target=fail)
@@ -144,8 +144,8 @@ def test_t37_an_error_that_nobody_caught_names_kinds_and_places_only(level):
 CORE = """
 import resource
 from flamest.agent.worker import Worker
-from flamest.base.crash import keep_crashes_private
-from flamest.base.shutdown import Shutdown
+from flamest.base.process import keep_crashes_private
+from flamest.base.process import Shutdown
 if __name__ == "__main__":
     keep_crashes_private(say_all=False)
     with Worker(Shutdown()) as worker:

@@ -232,7 +232,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from flamest.agent.store import FeatureStore
+from flamest.agent.extraction.store import FeatureStore
 from flamest.runtime.records import Caption, Clip, ClipFeatures
 one = np.ones(8, np.float32)
 with FeatureStore.open(Path(sys.argv[1])) as store:

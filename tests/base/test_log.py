@@ -41,7 +41,7 @@ def test_json_lines_are_json(capsys, quiet_root, monkeypatch):
 
 LOOP = """
 import sys
-from flamest.base.shutdown import Shutdown
+from flamest.base.process import Shutdown
 stop = Shutdown.on_signals()
 print("ready", flush=True)
 stop.wait(20)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from flamest.coordinator.admin.report import history_lines, status_of
-from flamest.coordinator.cli import main
+from flamest.coordinator.cli.main import main
 from flamest.fedproto.model_file import read_model
 from flamest.fedproto.records import Update
 from typer.testing import CliRunner
@@ -176,8 +176,8 @@ def test_the_coordinator_loads_no_heavy_module_when_it_runs(make_federation):
     code = """
 import sys
 from pathlib import Path
-from flamest.base.shutdown import Shutdown
-from flamest.coordinator.server import serve
+from flamest.base.process import Shutdown
+from flamest.coordinator.serving.server import serve
 from flamest.coordinator.settings import load_coordinator_settings
 shutdown = Shutdown()
 shutdown.request()

@@ -27,7 +27,7 @@ import os, sys
 from pathlib import Path
 import msgspec
 from flamest.coordinator.rounds import Plan, Roll
-from flamest.coordinator.state import RunStore
+from flamest.coordinator.storage.run_store import RunStore
 from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import RunSettings
 run = RunSettings("r", ("x", "y"), HeadSpec(3, 2, (4,)), rounds=3, min_silos=1, deadline_s=9.0, fingerprint="f")

@@ -22,7 +22,8 @@ from flamest.agent.client_errors import refusal_code
 from flamest.base.errors import FlamestError, IdentityError
 from flamest.base.files import sha256_bytes
 from flamest.coordinator.admin import authority
-from flamest.coordinator.serving import run_service, upload
+from flamest.coordinator.serving import run_service
+from flamest.coordinator.serving import upload as upload_module
 from flamest.experiments.faults import Fault, FaultProxy
 from flamest.fedproto import certificates, messages
 from flamest.fedproto import channel as wire
@@ -370,7 +371,7 @@ def test_t25_what_is_too_large_is_refused_and_a_good_silo_is_served(federation, 
 def test_t26_idle_and_slow_connections_are_cut_and_a_round_goes_on(make_federation, monkeypatch):
     """T26, 60 of the 800 idle sockets, a handshake bound of 1 s in place of 10, 2 of the 50 slow bodies."""
     monkeypatch.setattr(wire, "HANDSHAKE_MS", 1000)
-    monkeypatch.setattr(upload, "PART_S", 0.5)
+    monkeypatch.setattr(upload_module, "PART_S", 0.5)
     monkeypatch.setattr(run_service.wire, "transfer_s", lambda _: 2.0)
     federation = make_federation("a", "b", rounds=3, min_silos=1)
     federation.start()

@@ -15,7 +15,8 @@ from flamest.base.errors import IdentityError, LockedError, StorageError
 from flamest.base.files import sha256_bytes
 from flamest.base.process import Shutdown
 from flamest.coordinator.admin import authority
-from flamest.coordinator.serving import server, upload
+from flamest.coordinator.serving import server
+from flamest.coordinator.serving import upload as upload_module
 from flamest.coordinator.serving.server import serve
 from flamest.coordinator.storage.run_store import RunStore
 from flamest.fedproto import channel as wire
@@ -451,7 +452,7 @@ def test_a_run_without_silos_waits_in_its_first_round(make_federation):
 
 
 def test_an_upload_that_stands_still_is_cut(silo, monkeypatch):
-    monkeypatch.setattr(upload, "PART_S", 0.3)
+    monkeypatch.setattr(upload_module, "PART_S", 0.3)
 
     def stalling():
         yield silo.parts()[0]

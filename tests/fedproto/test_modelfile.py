@@ -47,7 +47,7 @@ def test_the_same_model_gives_the_same_bytes_in_every_process():
     code = """
 import hashlib
 from flamest.fedproto.head import HeadSpec, initial_params
-from flamest.fedproto.modelfile import ModelFile, encode_model
+from flamest.fedproto.model_file import ModelFile, encode_model
 spec = HeadSpec(inputs=3, outputs=2, hidden=(4,))
 model = ModelFile(spec, initial_params(spec, 5), ("gehen", "stürzen"), "abc", "r", 7, {"accuracy": "0.5", "site": "x"})
 print(hashlib.sha256(encode_model(model)).hexdigest())

@@ -9,7 +9,7 @@ from flamest.fedproto import flamest_v1_pb2 as pb
 from google.protobuf.descriptor import FieldDescriptor
 
 ROOT = Path(__file__).resolve().parents[2]
-SENDER = ROOT / "agent" / "link.py"
+SENDER = ROOT / "agent" / "client.py"
 # What the sender is made of, imports of imports included: nothing that reads video, features, captions or labels.
 SENDERS_PARTS = {
     "agent/client.py", "agent/client_errors.py", "agent/retry.py", "base/errors.py", "base/process.py",
@@ -89,12 +89,14 @@ def test_t33_the_sender_is_made_of_nothing_that_knows_a_clip():
 
 
 def test_t33_the_import_graph_can_see_a_wrong_import(tmp_path):
-    (tmp_path / "agent").mkdir()
-    (tmp_path / "agent" / "link.py").write_text("def f():\n    from .store import x\n    from .. import runtime\n")
-    (tmp_path / "agent" / "store.py").write_text("from ..runtime.video import y\n")
-    (tmp_path / "runtime").mkdir()
-    (tmp_path / "runtime" / "video.py").write_text("z = 1\n")
-    found = {path.relative_to(tmp_path).as_posix() for path in reachable(tmp_path / "agent" / "link.py")}
+    (tmp_path / "agent" / "extraction").mkdir(parents=True)
+    (tmp_path / "agent" / "client.py").write_text(
+        "def f():\n    from .extraction.store import x\n    from .. import runtime\n"
+    )
+    (tmp_path / "agent" / "extraction" / "store.py").write_text("from ...runtime.video.client import y\n")
+    (tmp_path / "runtime" / "video").mkdir(parents=True)
+    (tmp_path / "runtime" / "video" / "client.py").write_text("z = 1\n")
+    found = {path.relative_to(tmp_path).as_posix() for path in reachable(tmp_path / "agent" / "client.py")}
     assert found == {"agent/client.py", "agent/extraction/store.py", "runtime/video/client.py"}
 
 
@@ -136,7 +138,7 @@ sys.addaudithook(hook)
 from pathlib import Path
 from flamest.agent.daemon import run_agent
 from flamest.agent.settings import load_agent_settings
-from flamest.base.shutdown import Shutdown
+from flamest.base.process import Shutdown
 run_agent(load_agent_settings(Path(sys.argv[1])), "a", Shutdown(), once=True)
 print("calls:", sorted(set(calls)))
 """

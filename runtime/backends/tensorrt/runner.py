@@ -49,7 +49,8 @@ class _Captured:
 
 
 class TensorRtSession:
-    """An opened engine (backends/session.py). Runs of a device's sessions wait for each other, whatever thread they come from.
+    """An opened engine (backends/session.py). Runs of a device's sessions wait for each other,
+    whatever thread they come from.
 
     ``cuda_graphs=False`` launches every run anew.
     """

@@ -89,7 +89,7 @@ def hear(event, arguments):
         heard.append(event)
 sys.addaudithook(hear)
 from pathlib import Path
-from flamest.runtime.backends.openvino_session import OpenVinoSession
+from flamest.runtime.backends.openvino import OpenVinoSession
 OpenVinoSession.open(Path(sys.argv[1]), threads=1)
 print(sorted(set(heard)), "openvino" in sys.modules)
 """

@@ -8,9 +8,9 @@ BUILD = """
 import sys
 from pathlib import Path
 from flamest.base.errors import FlamestError
-from flamest.runtime.backends.plan_build import PlanRequest, build_plan
-from flamest.runtime.graph_records import Graph
-from flamest.runtime.plan_records import PlanOptions
+from flamest.runtime.backends.tensorrt.builder import PlanRequest, build_plan
+from flamest.runtime.bundle.records import Graph
+from flamest.runtime.bundle.records import PlanOptions
 
 graph = Graph("x.onnx", 18, (), (), {}, "fp32", {})
 try:

@@ -51,12 +51,8 @@ def did(monkeypatch, tmp_path):
     monkeypatch.setattr(loader, "import_tensorrt", lambda: SimpleNamespace(__version__="11.4.0"))
     monkeypatch.setattr(loader, "try_plan", lambda file: done.append(("tried", file)))
     monkeypatch.setattr(loader, "load_engine", lambda trt, file: done.append(("opened", file)))
-    monkeypatch.setattr(
-        tensorrt_opening, "CudaDevice", SimpleNamespace(open=lambda: done.append(("device", None)) or "GPU 0")
-    )
-    monkeypatch.setattr(
-        tensorrt_opening, "TensorRtSession", lambda trt, opened, device, *, name, where: (name, where, device)
-    )
+    monkeypatch.setattr(loader, "CudaDevice", SimpleNamespace(open=lambda: done.append(("device", None)) or "GPU 0"))
+    monkeypatch.setattr(loader, "TensorRtSession", lambda trt, opened, device, *, name, where: (name, where, device))
     return done
 
 
