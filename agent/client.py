@@ -21,27 +21,36 @@ from ..fedproto import messages
 from ..fedproto.certificates import need
 from ..fedproto.codecs import apply, check_size
 from ..fedproto.head import Params, ParamsDigest, initial_params, params_sha256
-from ..fedproto.records import PROTOCOL, GlobalModel, Receipt, RunSettings, Standing, SubjectEvaluation, Update
+from ..fedproto.records import PROTOCOL, GlobalModel, Receipt, RunSettings, SubjectEvaluation, TaskStatus, Update
 from ..fedproto.tensors import chunks, decode_params, param_bytes, payload_bytes, shapes
 from ..fedproto.tls import TlsFiles, certificate_silo, channel_credentials, check_dates, check_files, files_mark
-from .client_errors import DuplicateIdentity, LinkStopped, RunChanged, StaleUpdate, handshake_problem, split_address
-from .retry import Patience, Retry
+from .client_errors import ClientStopped, DuplicateIdentity, RunChanged, StaleUpdate, handshake_problem, split_address
+from .retry import Backoff, RetryPolicy
 
 if TYPE_CHECKING:
     import grpc
 
-__all__ = ["DuplicateIdentity", "Leaving", "Link", "LinkSettings", "LinkStopped", "Retry", "RunChanged", "StaleUpdate"]
+__all__ = [
+    "Backoff",
+    "ClientStopped",
+    "ConnectionSettings",
+    "CoordinatorClient",
+    "DuplicateIdentity",
+    "EgressHooks",
+    "RunChanged",
+    "StaleUpdate",
+]
 
 
-class Leaving(NamedTuple):
+class EgressHooks(NamedTuple):
     """Whom to ask before something of this silo is sent: what they raise stops it. With the message as it will go."""
 
     update: Callable[[messages.UpdateHeader, bytes], None]
     evaluation: Callable[[messages.EvaluationReport, bytes], None]
-    certificate: Callable[[LinkSettings], None]  # another one than the link began with
+    certificate: Callable[[ConnectionSettings], None]  # another one than the link began with
 
 
-class LinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ConnectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[coordinator] in agent.toml: where it is, and this silo's identity."""
 
     address: str  # host:port
@@ -54,8 +63,11 @@ class LinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return TlsFiles(self.ca, self.certificate, self.key)
 
 
-class Link:
-    """A silo's line to its coordinator, used by one thread. ``with Link.open(settings) as link: run = link.join() …``
+class CoordinatorClient:
+    """A silo's connection to its coordinator, used by one thread.
+
+    ``with CoordinatorClient.open(settings) as client: run = client.join() …``
+
 
     Every call may raise UnreachableError (its patience is over), IdentityError (refused: a person must
     act), RunChanged (join again), LinkStopped (the process was asked to end) and DataError (the other
@@ -64,10 +76,10 @@ class Link:
 
     def __init__(
         self,
-        settings: LinkSettings,
-        retry: Retry,
+        settings: ConnectionSettings,
+        retry: Backoff,
         shutdown: Shutdown | None,
-        leaving: Leaving | None,
+        leaving: EgressHooks | None,
     ) -> None:
         self._settings = settings
         self._retry = retry
@@ -77,7 +89,7 @@ class Link:
         self.certificate = check_files(settings.files)
         self._credentials = channel_credentials(settings.files)
         self._channel = self._new_channel()
-        self._patience = Patience(settings.address, retry, shutdown, self._handshake_problem)
+        self._patience = RetryPolicy(settings.address, retry, shutdown, self._handshake_problem)
         self.silo = certificate_silo(settings.certificate)
         self._held: tuple[str, Params] | None = None  # the last model and its hash, in a run with a lossy codec
         self.sent_bytes = 0  # protobuf messages, every attempt counted; TLS and HTTP/2 come on top
@@ -86,12 +98,12 @@ class Link:
     @classmethod
     def open(
         cls,
-        settings: LinkSettings,
+        settings: ConnectionSettings,
         *,
         shutdown: Shutdown | None = None,
-        retry: Retry | None = None,
-        leaving: Leaving | None = None,
-    ) -> Link:
+        retry: Backoff | None = None,
+        leaving: EgressHooks | None = None,
+    ) -> CoordinatorClient:
         """Check this silo's files and make ready to connect; the first call connects.
 
         With ``shutdown``, a call that waits ends with LinkStopped soon after the process is asked to end. ``leaving``
@@ -102,7 +114,7 @@ class Link:
         wire.quiet()
         split_address(settings.address)
         if retry is None:
-            retry = Retry() if shutdown is None else Retry(sleep=shutdown.wait)
+            retry = Backoff() if shutdown is None else Backoff(sleep=shutdown.wait)
         return cls(settings, retry, shutdown, leaving)
 
     def reopen(self) -> None:
@@ -110,7 +122,7 @@ class Link:
 
         Raises what ``open`` and ``join`` raise, and IdentityError (``other_silo``); then this link goes on as it was.
         """
-        with Link.open(self._settings, shutdown=self._shutdown, retry=self._retry) as fresh:
+        with CoordinatorClient.open(self._settings, shutdown=self._shutdown, retry=self._retry) as fresh:
             if fresh.silo != self.silo:
                 raise IdentityError(
                     f"{self._settings.certificate} is of silo '{fresh.silo}', this agent is '{self.silo}'",
@@ -158,7 +170,7 @@ class Link:
     def close(self) -> None:
         self._channel.close()
 
-    def __enter__(self) -> Link:
+    def __enter__(self) -> CoordinatorClient:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -178,7 +190,7 @@ class Link:
         payload_bytes(run.head)  # refuses a head that is too large before anything is allocated
         return run
 
-    def wait(self, run: RunSettings, answered_round: int, seconds: float, *, instance: str = "") -> Standing:
+    def wait(self, run: RunSettings, answered_round: int, seconds: float, *, instance: str = "") -> TaskStatus:
         """Where the run stands; answered at once when there is work, otherwise within ``seconds``.
 
         ``answered_round``: the last round that this silo answered or will not answer, 0 for none. ``instance``: tells
@@ -186,9 +198,9 @@ class Link:
         """
         seconds = min(seconds, wire.MAX_WAIT_S)
         request = messages.encode_wait_request(messages.WaitRequest(run.sha256, answered_round, seconds, instance))
-        return messages.decode_standing(self._ask(wire.WAIT_FOR_ROUND, request, seconds + wire.CALL_S))
+        return messages.decode_task_status(self._ask(wire.WAIT_FOR_ROUND, request, seconds + wire.CALL_S))
 
-    def fetch(self, run: RunSettings, standing: Standing) -> GlobalModel:
+    def fetch(self, run: RunSettings, standing: TaskStatus) -> GlobalModel:
         """The model that the open round starts from, or the final one of a finished run; its hash is checked.
 
         Raises StaleUpdate when the round closed meanwhile.
@@ -209,7 +221,7 @@ class Link:
             self._held = found, params
         return GlobalModel(round=header.round, params=params, sha256=found)
 
-    def fetch_subject(self, run: RunSettings, standing: Standing, subject: int) -> Params:
+    def fetch_subject(self, run: RunSettings, standing: TaskStatus, subject: int) -> Params:
         """A model to measure at the end of the run: 0 the final one, from 1 single silos'; its hash is checked."""
         if subject == 0:
             return self.fetch(run, standing).params

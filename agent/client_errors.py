@@ -41,7 +41,7 @@ class DuplicateIdentity(DataError):
     code = "duplicate_identity"
 
 
-class LinkStopped(FlamestError):
+class ClientStopped(FlamestError):
     """The call was given up because this process was asked to end."""
 
     code = "stopped"

@@ -17,10 +17,10 @@ from ..base.files import FileLock
 from ..base.log import Log
 from ..base.process import Shutdown
 from ..fedproto.codecs import more_exact
-from ..fedproto.records import GlobalModel, Phase, RunSettings, Standing, Update
+from ..fedproto.records import GlobalModel, Phase, RunSettings, TaskStatus, Update
 from ..runtime.video.client import DecodeLimits
-from .client import DuplicateIdentity, Link, LinkStopped, RunChanged, StaleUpdate
-from .egress.guard import Gate
+from .client import ClientStopped, CoordinatorClient, DuplicateIdentity, RunChanged, StaleUpdate
+from .egress.guard import EgressGuard
 from .egress.policy import PolicyRefused
 from .extraction.records import ExtractRequest
 from .final_model import Finals
@@ -70,14 +70,18 @@ class _Daemon:
 
     def serve(self, *, once: bool) -> AgentStatus:
         log.info("starting", silo=self._silo, coordinator=self._settings.coordinator.address)
-        self._gate = Gate.open(self._settings.state, self._settings.policy, self._silo, self._settings.coordinator)
+        self._gate = EgressGuard.open(
+            self._settings.state, self._settings.policy, self._silo, self._settings.coordinator
+        )
         self._note_budget()
-        with Link.open(self._settings.coordinator, shutdown=self._shutdown, leaving=self._gate.leaving) as link:
+        with CoordinatorClient.open(
+            self._settings.coordinator, shutdown=self._shutdown, leaving=self._gate.leaving
+        ) as link:
             self._renewal = Renewal(link, self._settings.coordinator.files)
             self._note_certificate()
             return self._serve_runs(link, once=once)
 
-    def _serve_runs(self, link: Link, *, once: bool) -> AgentStatus:
+    def _serve_runs(self, link: CoordinatorClient, *, once: bool) -> AgentStatus:
         """One run after the other, over whatever happens to the line."""
         pause = RETRY_S[0]
         while not self._shutdown.requested:
@@ -87,7 +91,7 @@ class _Daemon:
                 pause = RETRY_S[0]
                 if self._serve_run(link, run, once=once):
                     return self._status
-            except (WorkStopped, LinkStopped):
+            except (WorkStopped, ClientStopped):
                 break
             except RunChanged as change:
                 log.info("run_changed", detail=change.message)
@@ -111,7 +115,7 @@ class _Daemon:
         """Leave in the status why the daemon ended."""
         self._become("stopped", detail=error.message, code=error.code)
 
-    def _serve_run(self, link: Link, run: RunSettings, *, once: bool) -> bool:
+    def _serve_run(self, link: CoordinatorClient, run: RunSettings, *, once: bool) -> bool:
         """From joining to what ends it; True when the run has finished and ``once`` asks to end then."""
         self._extract_if_due()
         log.info("joined", run=run.run, rounds=run.rounds, settings=run.sha256[:12])
@@ -157,7 +161,7 @@ class _Daemon:
         self._note_certificate()
         return renewed
 
-    def _answer(self, link: Link, run: RunSettings, standing: Standing) -> None:
+    def _answer(self, link: CoordinatorClient, run: RunSettings, standing: TaskStatus) -> None:
         """Train on the round's model and send the update, unless this silo's policy forbids it."""
         self._become("training")
         try:
@@ -177,7 +181,7 @@ class _Daemon:
         except (DataError, StorageError) as error:  # refused by the coordinator, or no room for the ledger's line
             self._say_why("update_failed", standing.round, error)
 
-    def _submit(self, link: Link, run: RunSettings, update: Update) -> None:
+    def _submit(self, link: CoordinatorClient, run: RunSettings, update: Update) -> None:
         receipt = link.submit(run, update)
         self._count(link)
         self._become("waiting")
@@ -185,7 +189,7 @@ class _Daemon:
         self._note_budget()
         log.info("update_sent", round=receipt.round, examples=update.examples)
 
-    def _made(self, run: RunSettings, model: GlobalModel, standing: Standing) -> Update | None:
+    def _made(self, run: RunSettings, model: GlobalModel, standing: TaskStatus) -> Update | None:
         """A new update, ready to leave; None when this silo's data cannot serve the round (said in the status)."""
         outcome = self._train(run, model, standing)
         if outcome is None:
@@ -199,7 +203,7 @@ class _Daemon:
             round=model.round,
             base_sha256=model.sha256,
             update_id=self._gate.update_id(run, model),
-            examples=policy.told_count(outcome.examples),
+            examples=policy.rounded_count(outcome.examples),
             params=outcome.params,
             coded=outcome.coded,
             evaluation=outcome.evaluation,
@@ -207,7 +211,7 @@ class _Daemon:
         )
         return self._gate.keep(run, update, outcome.examples, outcome.spend)
 
-    def _train(self, run: RunSettings, model: GlobalModel, standing: Standing) -> RoundOutcome | None:
+    def _train(self, run: RunSettings, model: GlobalModel, standing: TaskStatus) -> RoundOutcome | None:
         """The round's outcome; None when this silo's data cannot serve it (said in the status)."""
         settings, policy = self._settings, self._settings.policy
         work = RoundWork(
@@ -282,7 +286,7 @@ class _Daemon:
     def _note_certificate(self) -> None:
         self._note(certificate_expires=self._renewal.expires, certificate_problem=self._renewal.problem)
 
-    def _count(self, link: Link) -> None:
+    def _count(self, link: CoordinatorClient) -> None:
         self._note(sent_bytes=link.sent_bytes, received_bytes=link.received_bytes)
 
     def _note(self, **changes: Any) -> None:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from ..base.errors import DataError, StorageError
 from ..base.log import Log
 from ..fedproto.model_file import ModelFile, read_model, write_model
-from ..fedproto.records import GlobalModel, RunSettings, Standing, SubjectEvaluation
-from .client import DuplicateIdentity, Link, RunChanged
+from ..fedproto.records import GlobalModel, RunSettings, SubjectEvaluation, TaskStatus
+from .client import CoordinatorClient, DuplicateIdentity, RunChanged
 from .egress.policy import Policy
 from .evaluation import Adoption
 from .tasks import DataSource, choose_model, measure_model
@@ -44,7 +44,7 @@ class Finals:
         """Where the model that this silo trained last is kept."""
         return self._state / OWN_MODEL
 
-    def measure(self, link: Link, run: RunSettings, standing: Standing) -> None:
+    def measure(self, link: CoordinatorClient, run: RunSettings, standing: TaskStatus) -> None:
         """Tell how the offered models do on the held-out clips, or decline. Raises what ends a run: RunChanged,
         DuplicateIdentity, UnreachableError, IdentityError."""
         results: list[SubjectEvaluation] = []
@@ -69,7 +69,7 @@ class Finals:
         else:
             log.info("evaluation_sent", round=standing.round, models=len(results), asked=standing.subjects)
 
-    def keep(self, link: Link, run: RunSettings, standing: Standing) -> Kept:
+    def keep(self, link: CoordinatorClient, run: RunSettings, standing: TaskStatus) -> Kept:
         """Fetch the final model and keep it for use, or beside this silo's own where the policy finds that better."""
         model = link.fetch(run, standing)
         final = ModelFile(run.head, model.params, run.labels, run.fingerprint, run.run, standing.round)

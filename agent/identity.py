@@ -22,7 +22,7 @@ from ..base.files import write_atomic, write_new
 from ..base.log import Log
 from ..fedproto.certificates import make_silo_request
 from ..fedproto.tls import WARN_DAYS, TlsFiles, files_mark
-from .client import Link, LinkStopped
+from .client import ClientStopped, CoordinatorClient
 from .status import renewal_fix
 
 FILE = "instance"
@@ -88,7 +88,7 @@ log = Log("agent")
 class Renewal:
     """A link's: looked at between rounds, by the daemon alone."""
 
-    def __init__(self, link: Link, files: TlsFiles) -> None:
+    def __init__(self, link: CoordinatorClient, files: TlsFiles) -> None:
         self._link = link
         self._files = files
         self._refused: object = None  # the files that could not be used, as they were then
@@ -112,7 +112,7 @@ class Renewal:
             return False
         try:
             self._link.reopen()
-        except LinkStopped:
+        except ClientStopped:
             return False
         except FlamestError as error:
             not_theirs = isinstance(error, UnreachableError | StorageError)

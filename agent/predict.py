@@ -12,7 +12,7 @@ import numpy as np
 from ..base.errors import DataError, StorageError
 from ..base.files import sha256_file
 from ..fedproto.model_file import ModelFile, read_model
-from ..runtime.backends.autotune import Question, choose_quickest
+from ..runtime.backends.autotune import AutotuneRequest, autotune_backends
 from ..runtime.backends.opening import Opening, Place
 from ..runtime.bundle.signature import TrustedKeys
 from ..runtime.extractor import open_extractor
@@ -54,8 +54,8 @@ def predict_videos(
     """
     opening = opening or Opening()
     if opening.wishes.quickest:
-        question = Question(bundle, threads=opening.threads, trusted=trusted)
-        choice = choose_quickest(question, _readable(videos), notice=opening.notice)
+        question = AutotuneRequest(bundle, threads=opening.threads, trusted=trusted)
+        choice = autotune_backends(question, _readable(videos), notice=opening.notice)
         opening.notice(choice.line)
         opening = replace(opening, wishes=choice.wishes)
     model = read_model(model_path)

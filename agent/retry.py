@@ -14,7 +14,7 @@ import msgspec
 
 from ..base.errors import IdentityError, UnreachableError
 from ..base.process import Shutdown
-from .client_errors import LinkStopped, lasting_problem
+from .client_errors import ClientStopped, lasting_problem
 
 if TYPE_CHECKING:
     import grpc
@@ -23,7 +23,7 @@ T = TypeVar("T")
 WATCH_S = 0.3  # how often a running call looks whether the process was asked to end
 
 
-class Retry(msgspec.Struct, frozen=True):
+class Backoff(msgspec.Struct, frozen=True):
     """How long a call is tried again. Pauses double from the first to the longest, each varied by half.
 
     A coordinator that is still away after the first pause lost all its silos at one moment, and they must not come back
@@ -43,11 +43,11 @@ class Retry(msgspec.Struct, frozen=True):
         return min(self.first_s * 2.0 ** min(attempt - 1, 30), self.longest_s) * random.uniform(0.5, 1.5)
 
 
-class Patience:
+class RetryPolicy:
     """One link's: ``losses`` counts the attempts that no one answered. ``explain`` looks why no handshake succeeds."""
 
     def __init__(
-        self, address: str, retry: Retry, shutdown: Shutdown | None, explain: Callable[[], IdentityError | None]
+        self, address: str, retry: Backoff, shutdown: Shutdown | None, explain: Callable[[], IdentityError | None]
     ) -> None:
         self._address = address
         self._retry = retry
@@ -65,7 +65,7 @@ class Patience:
             try:
                 return attempt()
             except grpc.FutureCancelledError as error:
-                raise LinkStopped("asked to end while talking to the coordinator") from error
+                raise ClientStopped("asked to end while talking to the coordinator") from error
             except grpc.RpcError as error:
                 self._end_if_asked()
                 problem = lasting_problem(error, self._address)
@@ -93,7 +93,7 @@ class Patience:
 
     def _end_if_asked(self) -> None:
         if self._shutdown is not None and self._shutdown.requested:
-            raise LinkStopped("asked to end while talking to the coordinator")
+            raise ClientStopped("asked to end while talking to the coordinator")
 
     @contextmanager
     def watched(self, call: Any) -> Iterator[None]:

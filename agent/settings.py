@@ -10,11 +10,11 @@ from ..base.errors import SettingsError, UsageError
 from ..base.files import write_atomic
 from ..base.settings import load_settings
 from ..fedproto.tls import check_files
-from ..runtime.backends.options import Wishes, parse_wishes
+from ..runtime.backends.options import BackendOptions, parse_backend_options
 from ..runtime.bundle.opening import open_manifest
 from ..runtime.bundle.signature import TrustedKeys, is_key_text, read_trusted_keys
 from ..runtime.video.client import DecodeLimits
-from .client import LinkSettings
+from .client import ConnectionSettings
 from .client_errors import split_address
 from .egress.policy import Policy
 
@@ -37,9 +37,9 @@ class Work(_Record, frozen=True):
     precision: str | None = None  # "bf16": compute an fp32 bundle in it; "auto": whatever is quickest
 
     @property
-    def wishes(self) -> Wishes:
+    def wishes(self) -> BackendOptions:
         """Raises UsageError for words that mean nothing."""
-        return parse_wishes((self.backend,), require=self.require_backend, precision=self.precision)
+        return parse_backend_options((self.backend,), require=self.require_backend, precision=self.precision)
 
 
 class AgentSettings(_Record, frozen=True):
@@ -47,7 +47,7 @@ class AgentSettings(_Record, frozen=True):
 
     state: Path
     store: Path
-    coordinator: LinkSettings
+    coordinator: ConnectionSettings
     bundle: Path | None = None  # needed with videos
     videos: Path | None = None  # absent: train on what the store holds
     precision: str | None = None  # which of several in the store

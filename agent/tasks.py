@@ -122,7 +122,7 @@ def measure_model(source: DataSource, run: RunSettings, params: Params, policy: 
 def _told(trainer: HeadTrainer, params: Params, data: SiloData, policy: Policy) -> Evaluation | None:
     if not policy.reports:
         return None
-    return policy.told_evaluation(measure(trainer, params, data.held_out, policy.report_classes))
+    return policy.redact_evaluation(measure(trainer, params, data.held_out, policy.report_classes))
 
 
 def choose_model(source: DataSource, run: RunSettings, final: Params, own: Path, policy: Policy) -> Adoption:

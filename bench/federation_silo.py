@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from flamest.agent.client import Link, LinkSettings, Retry
+from flamest.agent.client import Backoff, ConnectionSettings, CoordinatorClient
 from flamest.base.process import reuse_blocks
 from flamest.fedproto.codecs import code
 from flamest.fedproto.records import CodedUpdate, GlobalModel, Phase, RunSettings, Update
@@ -39,9 +39,11 @@ def answer(run: RunSettings, model: GlobalModel, examples: int) -> Update:
 def main() -> None:
     address, ca, certificate, key, examples = sys.argv[1:]
     reuse_blocks()  # as flamest-agent does
-    settings = LinkSettings(address, Path(ca), Path(certificate), Path(key))
+    settings = ConnectionSettings(address, Path(ca), Path(certificate), Path(key))
     opened, answered = [], 0
-    with Link.open(settings, retry=Retry(patience_s=300.0, first_s=0.05, longest_s=0.5, spread_s=0.5)) as link:
+    with CoordinatorClient.open(
+        settings, retry=Backoff(patience_s=300.0, first_s=0.05, longest_s=0.5, spread_s=0.5)
+    ) as link:
         run = link.join()
         waiting_mb = memory_mb("VmRSS")
         before = (link.sent_bytes, link.received_bytes)

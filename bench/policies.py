@@ -64,7 +64,7 @@ def _run(seed: int, policy: Policy, protection: Protection) -> tuple[float, int]
     run = RunSettings("policies", tuple(map(str, range(CLASSES))), head, ROUNDS, 1, 1.0, "f", seed=seed, train=SETTINGS)
 
     def told(_round: int, _base: Params, honest: Contribution) -> Contribution:
-        return replace(honest, examples=policy.told_count(honest.examples))
+        return replace(honest, examples=policy.rounded_count(honest.examples))
 
     done = simulate(run, silos, test=test, workers=2, trial=Trial(told, protection=protection))
     return 100 * done.rounds[-1].correct / done.rounds[-1].count, min(len(silo.train) for silo in silos)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flamest.agent.client import Link, LinkSettings, Retry
+from flamest.agent.client import Backoff, ConnectionSettings, CoordinatorClient
 from flamest.experiments.faults import FaultProxy
 from flamest.fedproto.codecs import CODECS, code
 from flamest.fedproto.records import CodedUpdate, GlobalModel, Phase, RunSettings, Update
@@ -65,9 +65,13 @@ def measure(rounds: int = 3, codec: str = "fp32") -> dict[str, Any]:
 def drive(site: Any, proxy: FaultProxy) -> tuple[list[float], list[int]]:
     """Seconds and bytes through the proxy of every round, both directions."""
     name = site.names[0]
-    settings = LinkSettings(proxy.address, site.given(name, "ca.pem"), site.given(name, "silo.pem"), site.key(name))
+    settings = ConnectionSettings(
+        proxy.address, site.given(name, "ca.pem"), site.given(name, "silo.pem"), site.key(name)
+    )
     seconds, moved, answered = [], [], 0
-    with Link.open(settings, retry=Retry(patience_s=120.0, first_s=0.1, longest_s=0.5, spread_s=0.5)) as link:
+    with CoordinatorClient.open(
+        settings, retry=Backoff(patience_s=120.0, first_s=0.1, longest_s=0.5, spread_s=0.5)
+    ) as link:
         run = link.join()
         while True:
             began, before = time.monotonic(), link.sent_bytes + link.received_bytes

@@ -24,7 +24,7 @@ from ..fedproto.records import Phase
 
 
 @dataclass(frozen=True)
-class Plan:
+class RoundPolicy:
     """What the run's settings say about rounds."""
 
     rounds: int  # that must close
@@ -43,7 +43,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Offer:
+class Submission:
     """An update that a silo hands in."""
 
     round: int
@@ -52,14 +52,14 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Roll:
+class Cohort:
     """Whom a round opens for."""
 
     silos: frozenset[str]  # that may report, as far as is known when it opens
     wanted: int  # reports that close it before the deadline
 
     @classmethod
-    def call(cls, silos: frozenset[str], wanted: int | None, share: float | None, min_silos: int) -> Roll:
+    def call(cls, silos: frozenset[str], wanted: int | None, share: float | None, min_silos: int) -> Cohort:
         """``wanted`` reports, or ``share`` of the silos, or without either all; never fewer than the minimum."""
         if wanted is None:
             wanted = len(silos) if share is None else math.ceil(share * len(silos) - 1e-9)
@@ -71,7 +71,7 @@ class OpenRound:
     """The round that is given out now."""
 
     number: int
-    roll: Roll
+    roll: Cohort
     deadline: float | None = None  # None until the first silo is given the round
     reports: Mapping[str, Report] = field(default_factory=lambda: MappingProxyType({}))  # by silo
     declined: frozenset[str] = frozenset()  # silos that will not report
@@ -86,7 +86,7 @@ class OpenRound:
 class RunState:
     """Where a run stands."""
 
-    plan: Plan
+    plan: RoundPolicy
     closed: int  # rounds that count
     model_sha256: str  # the current global model
     last_round: int  # number of the round that ended last, 0 for none
@@ -114,7 +114,7 @@ class Decision(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Stand:
+class RoundStatus:
     """What a silo is told; the service adds when to ask again."""
 
     phase: Phase
@@ -123,7 +123,7 @@ class Stand:
     counted: int = 0  # the last closed round in which the silo's update counts, 0 for none
 
 
-def start_run(plan: Plan, model_sha256: str, roll: Roll) -> RunState:
+def start_run(plan: RoundPolicy, model_sha256: str, roll: Cohort) -> RunState:
     """A new run, its first round open."""
     return RunState(plan=plan, closed=0, model_sha256=model_sha256, last_round=0, open=OpenRound(1, roll))
 
@@ -135,16 +135,16 @@ def resumed(state: RunState, now: float) -> RunState:
     return state
 
 
-def stand_for(state: RunState, silo: str, answered_round: int, now: float) -> Stand:
+def status_for(state: RunState, silo: str, answered_round: int, now: float) -> RoundStatus:
     """What ``silo`` is told, which has answered or declined everything up to ``answered_round``."""
     current = state.open
     if current is None:
-        return Stand(Phase.FINISHED, state.last_round, 0.0)
+        return RoundStatus(Phase.FINISHED, state.last_round, 0.0)
     whole = state.plan.deadline_s
     left = whole if current.deadline is None else min(max(current.deadline - now, 0.0), whole)
     if silo in current.reports or answered_round >= current.number or left == 0.0:
-        return Stand(Phase.WAIT, state.last_round, 0.0)
-    return Stand(Phase.OPEN, current.number, left, state.counted.get(silo, 0))
+        return RoundStatus(Phase.WAIT, state.last_round, 0.0)
+    return RoundStatus(Phase.OPEN, current.number, left, state.counted.get(silo, 0))
 
 
 def on_contact(state: RunState, silo: str, answered_round: int, now: float) -> RunState:
@@ -166,7 +166,7 @@ def on_leave(state: RunState, silos: frozenset[str]) -> RunState:
     return replace(state, open=replace(current, declined=current.declined | (silos - current.reports.keys())))
 
 
-def on_update(state: RunState, offer: Offer, known: Report | None, now: float) -> tuple[RunState, Verdict]:
+def on_update(state: RunState, offer: Submission, known: Report | None, now: float) -> tuple[RunState, Verdict]:
     """Decide about an offer whose content has passed its checks.
 
     ``known``: the report of the same silo in the same round that counts already, of whatever round.
@@ -201,7 +201,7 @@ def on_tick(state: RunState, now: float) -> Decision:
     return Decision.CLOSE if reported >= state.plan.min_silos else Decision.ABANDON
 
 
-def after_close(state: RunState, model_sha256: str, roll: Roll) -> RunState:
+def after_close(state: RunState, model_sha256: str, roll: Cohort) -> RunState:
     """The open round has become a model: the next one opens from it, or the run is finished."""
     current, closed = _open(state), state.closed + 1
     number = current.number
@@ -210,7 +210,7 @@ def after_close(state: RunState, model_sha256: str, roll: Roll) -> RunState:
     return replace(state, closed=closed, model_sha256=model_sha256, last_round=number, open=following, counted=counted)
 
 
-def after_abandon(state: RunState, roll: Roll) -> RunState:
+def after_abandon(state: RunState, roll: Cohort) -> RunState:
     """The open round came to nothing: the next one opens from the same model."""
     number = _open(state).number
     return replace(state, last_round=number, open=OpenRound(number + 1, roll))

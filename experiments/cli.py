@@ -14,7 +14,7 @@ from ..base.errors import DataError, UsageError
 from .baselines.cli import actionclip, kd
 
 if TYPE_CHECKING:
-    from .paper.commands import Desk
+    from .paper.commands import ExperimentContext
     from .paper.tables import TableResult
 
 app = typer.Typer(
@@ -165,7 +165,7 @@ def _count(dataset: str, out: Path, as_json: bool) -> dict[str, Any]:
     return {"experiment": "table1", "rows": as_rows(result), "out": str(out), "measured_on": {}}
 
 
-def _run_one(name: str, desk: Desk, as_json: bool) -> dict[str, Any]:
+def _run_one(name: str, desk: ExperimentContext, as_json: bool) -> dict[str, Any]:
     from .paper.commands import TABLES, as_rows, run_experiment, summary
     from .paper.tables import GIVEN, MEASURED
 
@@ -180,7 +180,7 @@ def _run_one(name: str, desk: Desk, as_json: bool) -> dict[str, Any]:
     return {"experiment": name, "rows": as_rows(result), "out": str(desk.out), "measured_on": summary(desk.context)}
 
 
-def _run_all(desk: Desk, as_json: bool) -> dict[str, Any]:
+def _run_all(desk: ExperimentContext, as_json: bool) -> dict[str, Any]:
     import msgspec
 
     from .paper.commands import as_rows, run_all, summary

@@ -93,7 +93,7 @@ def simulate(
         for number in range(1, run.rounds + 1):
             moved += down * len(silos)
             parts: Iterable[HeldContribution] = guard.passed(number, params, crew.contributions(number, params))
-            if run.strategy.looks_twice:
+            if run.strategy.needs_two_passes:
                 parts = list(parts)
             made = broadcast(run, params, aggregate(run.strategy, run.head, params, parts, state, len(silos)))
             params, state = made.params, made.state

@@ -35,15 +35,15 @@ from .parts import (
     CLIP_STEPS,
     CNN_STEPS,
     KEYFRAME_STEPS,
+    ExportContext,
     Part,
-    Workshop,
     export_blip,
     export_clip,
     export_cnn,
     export_keyframes,
     first_layers,
 )
-from .precision.calibration import CHAIN_SEED, Footage, seeded_footage
+from .precision.calibration import CHAIN_SEED, CalibrationClips, seeded_footage
 from .precision.lowering import STATIC, Lowering
 from .weights.releases import licence_warning
 from .weights.sources import open_video
@@ -66,7 +66,7 @@ class ExportRequest:
     threads: int | None = None
     check: bool = False  # with every check that needs no GPU (checks.py)
     lowering: Lowering = field(default_factory=Lowering)
-    own_clips: Footage | None = None  # to compare chains on; None: seeded clips
+    own_clips: CalibrationClips | None = None  # to compare chains on; None: seeded clips
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Exported:
     started = time.monotonic()
     with new_directory(request.out) as folder:
         footage = request.own_clips or seeded_footage(CHAIN_SEED)
-        shop = Workshop(folder, progress, request.threads, request.lowering, footage)
+        shop = ExportContext(folder, progress, request.threads, request.lowering, footage)
         parts: list[Part] = []
         # One model at a time: each is freed before the next is loaded.
         vlm = _export_vlm(request, shop, parts)
@@ -144,7 +144,9 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Exported:
     return Exported(manifest, time.monotonic() - started)
 
 
-def _export_vlm(request: ExportRequest, shop: Workshop, parts: list[Part]) -> VisionLanguage | RetrievedCaption | None:
+def _export_vlm(
+    request: ExportRequest, shop: ExportContext, parts: list[Part]
+) -> VisionLanguage | RetrievedCaption | None:
     """The extractor's vision-language part, if it has one; what it adds goes to ``parts``."""
     vlm: VisionLanguage | RetrievedCaption
     if request.extractor.vlm is None:

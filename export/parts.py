@@ -13,18 +13,18 @@ from ..base.files import write_atomic
 from ..base.progress import Progress
 from ..runtime.bundle.manifest import (
     TOKENIZER_FILE,
+    AttentionMode,
     CaptionRule,
     FrameChoice,
     FramePreprocessing,
     KeyframeRule,
-    Reading,
     RetrievedCaption,
     Source,
     SpatioTemporal,
     VisionLanguage,
 )
 from ..runtime.bundle.records import Graph, GraphParity
-from .graphs.export import GraphPlan
+from .graphs.export import GraphSpec
 from .graphs.spec import (
     CANDIDATES,
     MAX_NEW_TOKENS,
@@ -44,7 +44,7 @@ from .parity.blip import compare_blip
 from .parity.chain import ChainPart, compare_captioner, compare_motion, compare_retriever
 from .parity.single_graphs import compare_clip, compare_cnn, compare_keyframes
 from .parity.written_graphs import WrittenGraphs
-from .precision.calibration import CHAIN_SEED, Footage, seeded_footage
+from .precision.calibration import CHAIN_SEED, CalibrationClips, seeded_footage
 from .precision.lowering import Lowering, write_lowered
 from .weights.sources import ClipSource, VideoSource, hash_weights, open_blip, open_clip
 from .weights.tokenizer import token_id
@@ -55,14 +55,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Workshop:
+class ExportContext:
     """Where the parts are made: the bundle's folder, who watches, and how many cores there are."""
 
     folder: Path
     progress: Progress
     threads: int | None
     lowering: Lowering = field(default_factory=Lowering)
-    footage: Footage = field(default_factory=lambda: seeded_footage(CHAIN_SEED))  # for the comparison of whole chains
+    footage: CalibrationClips = field(
+        default_factory=lambda: seeded_footage(CHAIN_SEED)
+    )  # for the comparison of whole chains
 
     @contextlib.contextmanager
     def phase(self, text: str) -> Iterator[None]:
@@ -71,7 +73,7 @@ class Workshop:
         yield
         self.progress.advance()
 
-    def write(self, plan: GraphPlan, frames: FramePreprocessing | None = None) -> dict[str, Graph]:
+    def write(self, plan: GraphSpec, frames: FramePreprocessing | None = None) -> dict[str, Graph]:
         """``frames``: how frames are prepared for the graph, where it sees any."""
         with self.phase(f"write graph '{plan.name}'"):
             return {plan.name: write_lowered(plan, self.folder, self.lowering, frames)}
@@ -95,7 +97,9 @@ class Part:
 BLIP_STEPS, CLIP_STEPS, KEYFRAME_STEPS, CNN_STEPS = 4, 3, 3, 3  # phases of a part; CNN_STEPS with its loading
 
 
-def export_blip(name: str, reading: Reading, captioned_frames: int, shop: Workshop) -> tuple[VisionLanguage, Part]:
+def export_blip(
+    name: str, reading: AttentionMode, captioned_frames: int, shop: ExportContext
+) -> tuple[VisionLanguage, Part]:
     """The captioner from the source ``name``: graphs ``vision``, ``text`` and, read alone, ``words``; its tokenizer."""
     with shop.phase(f"load BLIP ({name})"):
         loaded = open_blip(name)
@@ -111,7 +115,7 @@ def export_blip(name: str, reading: Reading, captioned_frames: int, shop: Worksh
     return spec, Part(graphs, parity.graphs, sources, parity.captions, parity.captions_equal, chain)
 
 
-def captioner_plans(model: BlipForConditionalGeneration, reading: Reading) -> dict[str, GraphPlan]:
+def captioner_plans(model: BlipForConditionalGeneration, reading: AttentionMode) -> dict[str, GraphSpec]:
     plans = (vision_plan(model), text_plan(model), *((words_plan(model),) if reading == "text" else ()))
     return {plan.name: plan for plan in plans}
 
@@ -121,7 +125,7 @@ def is_fp32(graphs: Mapping[str, Graph]) -> bool:
 
 
 def export_clip(
-    name: str, captions: Path | None, captioned_frames: int, shop: Workshop
+    name: str, captions: Path | None, captioned_frames: int, shop: ExportContext
 ) -> tuple[RetrievedCaption, Part]:
     """CLIP from the source ``name`` with the captions of that file, or those that come with the source."""
     with shop.phase(f"load CLIP ({name})"):
@@ -137,7 +141,7 @@ def export_clip(
     return spec, Part(graphs, {"clip": parity.graph}, sources, parity.captions, parity.captions_equal, chain)
 
 
-def export_keyframes(slow: VideoSource, shop: Workshop) -> tuple[KeyframeRule, Part]:
+def export_keyframes(slow: VideoSource, shop: ExportContext) -> tuple[KeyframeRule, Part]:
     """Graph ``keyframes`` from Slow; ``sources`` stays empty: the caller knows whether all of Slow is in the bundle."""
     graphs = shop.write(keyframe_plan(slow.net, slow.form))
     with shop.phase("compare keyframe features with PyTorch"):
@@ -145,7 +149,7 @@ def export_keyframes(slow: VideoSource, shop: Workshop) -> tuple[KeyframeRule, P
     return keyframe_rule(slow.net, slow.form), Part(graphs, {"keyframes": parity}, {})
 
 
-def export_cnn(loaded: VideoSource, choice: FrameChoice, shop: Workshop) -> tuple[SpatioTemporal, Part]:
+def export_cnn(loaded: VideoSource, choice: FrameChoice, shop: ExportContext) -> tuple[SpatioTemporal, Part]:
     """Graph ``cnn`` from a loaded network."""
     network, net, form = loaded.network, loaded.net, loaded.form
     plan = cnn_plan(network, net, form)
@@ -183,7 +187,7 @@ def first_layers(slow: VideoSource) -> Source:
 
 
 def vision_language(
-    model: BlipForConditionalGeneration, tokenizer: bytes, reading: Reading, captioned_frames: int
+    model: BlipForConditionalGeneration, tokenizer: bytes, reading: AttentionMode, captioned_frames: int
 ) -> VisionLanguage:
     """Preprocessing, caption rule and reading of a captioner (NOTES decision 1: greedy, no prompt)."""
     config, shape = model.config, text_shape(model)

@@ -67,7 +67,7 @@ class Strategy(_Record, frozen=True):
     server_tau: float = 1e-3  # added to the square root; how adaptive the steps are
 
     @property
-    def looks_twice(self) -> bool:
+    def needs_two_passes(self) -> bool:
         """Whether combining the updates needs to go through them more than once."""
         return self.clip > 0 or self.combine != "mean"
 
@@ -96,7 +96,7 @@ class Strategy(_Record, frozen=True):
             wrong.append(f"trim: {self.combine} has none; expected 0, or combine = 'trimmed_mean'")
         if not (self.clip >= 0 and math.isfinite(self.clip)):
             wrong.append("clip: expected 0 (none) or more")
-        if self.name == "feddyn" and self.looks_twice:
+        if self.name == "feddyn" and self.needs_two_passes:
             wrong.append("combine, clip: feddyn corrects the plain mean by its own state; expected 'mean' and 0")
         return wrong
 
@@ -203,7 +203,7 @@ class Phase(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Standing:
+class TaskStatus:
     """Answer to "is there work for me?"."""
 
     phase: Phase

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..base.errors import InvariantError
 from .bundle.manifest import MASKED
-from .vision_language import ImageMemory, TokenIds, VisionLanguageModel
+from .vision_language import CrossAttentionCache, TokenIds, VisionLanguageModel
 
 Floats = npt.NDArray[np.float32]
 
@@ -70,7 +70,7 @@ class CaptionRows:
                 array[place] = 0.0  # a masked NaN of the frame before would still be a NaN
             self._rows[place : place + 1] = [_Row(key)]
 
-    def step(self) -> list[tuple[Hashable, TokenIds, ImageMemory]]:
+    def step(self) -> list[tuple[Hashable, TokenIds, CrossAttentionCache]]:
         """One token further in all captions. What has ended: key, token ids, and what the text graph reads of the
         frame, which holds until the next ``add`` or ``step``."""
         self._close_gaps()
@@ -112,9 +112,9 @@ class CaptionRows:
                 self._rows[ended[0]] = self._rows[last]
             self._rows.pop()
 
-    def _memory(self, first: int, end: int) -> ImageMemory:
+    def _memory(self, first: int, end: int) -> CrossAttentionCache:
         rows = {name: array[first:end] for name, array in self._cross.items()}
-        return ImageMemory(self._model.borrow(rows), end - first)
+        return CrossAttentionCache(self._model.borrow(rows), end - first)
 
     def _mask(self, ages: npt.NDArray[np.int64]) -> Floats:
         """float32 [n, 1, 1, window + 1]: each row's own tokens so far, and the newest at the end."""

@@ -1,6 +1,7 @@
 """The vision-language part of an extractor: prepared frames in, one vector and one caption each out.
 
-A ``RowWriter`` or a ``BatchWriter`` writes captions and reads each with its frame (paper eqs. 5 and 6): the
+A ``ContinuousBatchCaptioner`` or a ``StaticBatchCaptioner`` writes captions and encodes each with its frame
+(paper eqs. 5 and 6): the
 first gives the place of an ended caption to the next frame and needs a text graph on the host, the second
 writes a batch to its end, on any backend. A ``Retriever`` finds the nearest of the captions that were
 written beforehand (NOTES decision 10). Frames go in with ``add``, each ``advance`` does a part of the work.
@@ -22,7 +23,7 @@ from .bundle.manifest import TOKENIZER_FILE, RetrievedCaption, VisionLanguage
 from .bundle.opening import Bundle
 from .caption_batch import CaptionRows
 from .records import Caption, timed
-from .vision_language import ImageMemory, TokenIds, VisionLanguageModel
+from .vision_language import CrossAttentionCache, TokenIds, VisionLanguageModel
 
 if TYPE_CHECKING:
     import tokenizers
@@ -41,7 +42,7 @@ class Described:
     stages_ms: dict[str, float]  # vision, caption, embed: its share
 
 
-class Describer(Protocol):
+class Captioner(Protocol):
     @property
     def room(self) -> int:
         """How many frames more are welcome now."""
@@ -79,7 +80,7 @@ class _Waiting:
         return [key for key, _ in taken], np.stack([pixels for _, pixels in taken])
 
 
-class Words:
+class CaptionTokenizer:
     """From token ids to text and back, by the bundle's tokenizer."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
@@ -93,10 +94,10 @@ class Words:
         return tuple(self._tokenizer.encode(caption.text, add_special_tokens=False).ids)
 
 
-class RowWriter:
+class ContinuousBatchCaptioner:
     """Writes captions row by row (caption_batch.py). ``batch``: frames that the vision graph sees at once."""
 
-    def __init__(self, model: VisionLanguageModel, words: Words, *, rows: int, batch: int) -> None:
+    def __init__(self, model: VisionLanguageModel, words: CaptionTokenizer, *, rows: int, batch: int) -> None:
         self._model = model
         self._words = words
         self._batch = batch
@@ -137,7 +138,7 @@ class RowWriter:
             self._rows.add(keys, pixels)
         self._spent |= {key: {"vision": taken["vision"] / len(keys), "caption": 0.0, "embed": 0.0} for key in keys}
 
-    def _read(self, key: Hashable, ids: TokenIds, memory: ImageMemory) -> Described:
+    def _read(self, key: Hashable, ids: TokenIds, memory: CrossAttentionCache) -> Described:
         spent = self._spent.pop(key)
         caption = self._words.caption(ids)
         with timed(spent, "embed"):
@@ -167,10 +168,10 @@ class _Batches:
         self.waiting.clear()
 
 
-class BatchWriter(_Batches):
+class StaticBatchCaptioner(_Batches):
     """Writes the captions of a batch until the last has ended."""
 
-    def __init__(self, model: VisionLanguageModel, words: Words, *, batch: int) -> None:
+    def __init__(self, model: VisionLanguageModel, words: CaptionTokenizer, *, batch: int) -> None:
         super().__init__(batch)
         self._model = model
         self._words = words
@@ -222,7 +223,7 @@ class Retriever(_Batches):
 
 def open_describer(
     bundle: Bundle, open_graph: Callable[[str], Session], *, rows: int, batch: int | None
-) -> Describer | None:
+) -> Captioner | None:
     """The describer of a checked bundle; None when its extractor has no vision-language part.
 
     ``open_graph`` opens a graph of the bundle by its name. ``rows``: captions in the making at once,
@@ -239,13 +240,13 @@ def open_describer(
 
 def _open_writer(
     bundle: Bundle, spec: VisionLanguage, open_graph: Callable[[str], Session], *, rows: int, batch: int | None
-) -> Describer:
-    words = Words(_open_tokenizer(bundle))
+) -> Captioner:
+    words = CaptionTokenizer(_open_tokenizer(bundle))
     alone = open_graph("words") if spec.reading == "text" else None
     model = VisionLanguageModel(open_graph("vision"), open_graph("text"), spec, words=alone)
     if model.computes_on_host:
-        return RowWriter(model, words, rows=rows, batch=batch or 1)
-    return BatchWriter(model, words, batch=batch or GPU_BATCH)
+        return ContinuousBatchCaptioner(model, words, rows=rows, batch=batch or 1)
+    return StaticBatchCaptioner(model, words, batch=batch or GPU_BATCH)
 
 
 def _usual_batch(graph: Session) -> int:

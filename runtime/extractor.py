@@ -33,7 +33,7 @@ from .video.client import DecodeLimits, VideoDecoder
 from .video.read_ahead import ReadAhead, RefusedClip
 from .video.reader import ClipReader, KeyframeFeatures, PreparedClip
 
-__all__ = ["STAGES", "Extracted", "Extractor", "Lanes", "open_extractor"]
+__all__ = ["STAGES", "Extracted", "Extractor", "PipelineOptions", "open_extractor"]
 
 _NOTHING = np.empty(0, dtype=np.float32)
 _NO_CAPTION = Caption("", ())
@@ -42,7 +42,7 @@ GPU_READERS = 8
 
 
 @dataclass(frozen=True)
-class Lanes:
+class PipelineOptions:
     """How much is under way at once. Memory grows with it; the numbers do not depend on it."""
 
     readers: int | None = None  # decoder processes; None: one per core, CPU_READERS at most, GPU_READERS elsewhere
@@ -62,7 +62,9 @@ class Extracted:
 class Extractor:
     """Turns clips into ClipFeatures. Open with ``open_extractor``; a context manager; one thread at a time."""
 
-    def __init__(self, bundle: Bundle, videos: Sequence[VideoDecoder], lanes: Lanes, opening: Opening) -> None:
+    def __init__(
+        self, bundle: Bundle, videos: Sequence[VideoDecoder], lanes: PipelineOptions, opening: Opening
+    ) -> None:
         self.manifest: Manifest = bundle.manifest
         self.stages = stages_of(bundle.manifest)
         self.precision = effective_precision(bundle.manifest, opening.wishes)
@@ -74,7 +76,7 @@ class Extractor:
         self._readers = lanes.readers or min(len(videos), CPU_READERS if on_host else GPU_READERS)
         keyframes = KeyframeFeatures(opener.open("keyframes")) if "keyframes" in self.stages else None
         self.places: dict[str, Place] = opener.places  # by graph
-        bundle.must_be_unchanged()  # what has been opened is what was hashed
+        bundle.verify_unchanged()  # what has been opened is what was hashed
         self._ahead = ReadAhead([ClipReader(bundle.manifest, video, keyframes) for video in videos[: self._readers]])
 
     def extract(self, clip: Clip) -> ClipFeatures:
@@ -147,7 +149,7 @@ class Extractor:
                     describer.add((job, index), pixels)
         self._embed_motion(admitted)
         for job in admitted:
-            job.let_go()
+            job.release_frames()
 
     def _embed_motion(self, jobs: list[_Job]) -> None:
         """Paper eq. 7."""
@@ -208,7 +210,7 @@ class _Job:
         first = self.described[0] if self.described else None
         return first.caption if first else _NO_CAPTION
 
-    def let_go(self) -> None:
+    def release_frames(self) -> None:
         """The networks have the frames: they need not be held until the caption is written."""
         self.prepared = replace(self.prepared, captioned=_NOTHING, motion=_NOTHING)
 
@@ -225,7 +227,7 @@ def open_extractor(
     bundle: Path,
     *,
     threads: int | None = None,
-    lanes: Lanes | None = None,
+    lanes: PipelineOptions | None = None,
     limits: DecodeLimits | None = None,
     trusted: TrustedKeys = (),
     opening: Opening | None = None,
@@ -242,7 +244,7 @@ def open_extractor(
     _check_frames(checked)
     if "keyframes" in stages_of(checked.manifest):
         load_clustering()
-    lanes = lanes or Lanes()
+    lanes = lanes or PipelineOptions()
     cores = opening.threads or usable_cores()
     readers = lanes.readers or min(cores, GPU_READERS)
     videos = [VideoDecoder(checked.manifest.keyframes, limits) for _ in range(readers)]

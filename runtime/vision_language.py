@@ -20,7 +20,7 @@ TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class ImageMemory:
+class CrossAttentionCache:
     """What the text graph reads of a batch of frames: cross-attention keys and values per layer."""
 
     values: Mapping[str, Value]  # the text graph's own, by input name: cross_key_NN, cross_value_NN
@@ -62,13 +62,13 @@ class VisionLanguageModel:
         """The arrays as the text graph reads them, without a copy where it can."""
         return {name: self._text.borrow(array) for name, array in arrays.items()}
 
-    def look(self, pixels: npt.NDArray[np.float32]) -> ImageMemory:
+    def look(self, pixels: npt.NDArray[np.float32]) -> CrossAttentionCache:
         """Encode frames, float32 [B, 3, S, S] (already normalised), once for all that follows."""
         seen = self._vision.run_values({"pixels": pixels}, self._cross)
         # Once, not at every step: the vision graph may run on another backend than the text graph.
-        return ImageMemory({name: self._text.value(value) for name, value in seen.items()}, len(pixels))
+        return CrossAttentionCache({name: self._text.value(value) for name, value in seen.items()}, len(pixels))
 
-    def caption_ids(self, memory: ImageMemory) -> list[TokenIds]:
+    def caption_ids(self, memory: CrossAttentionCache) -> list[TokenIds]:
         """Greedy captions: one tuple of token ids per frame, without start and end token.
 
         Starts from ``start_id`` and takes the likeliest token (the lowest id of equals) until
@@ -94,7 +94,7 @@ class VisionLanguageModel:
             tokens = np.where(ended, rule.pad_id, tokens)
         return [tuple(ids) for ids in captions]
 
-    def embed(self, memory: ImageMemory, token_ids: Sequence[TokenIds]) -> npt.NDArray[np.float32]:
+    def embed(self, memory: CrossAttentionCache, token_ids: Sequence[TokenIds]) -> npt.NDArray[np.float32]:
         """Frame and caption as one vector each: float32 [B, width] (paper eq. 6, NOTES decision 1).
 
         ``token_ids``: per frame the caption's ids, without [CLS] and [SEP]. The reading is the
@@ -124,7 +124,7 @@ class VisionLanguageModel:
 
     def step(
         self,
-        memory: ImageMemory,
+        memory: CrossAttentionCache,
         past: Mapping[str, Value],
         tokens: npt.NDArray[np.int64],
         positions: npt.NDArray[np.int64],

@@ -105,17 +105,17 @@ class Federation:
                 raise error
 
     def link_settings(self, name: str, *, address: str | None = None) -> Any:
-        from flamest.agent.client import LinkSettings
+        from flamest.agent.client import ConnectionSettings
 
         given = self.folder / "silos" / name
         key = self.silo_folder / name / f"{name}.key"
-        return LinkSettings(address or self.address, given / "ca.pem", given / "silo.pem", key)
+        return ConnectionSettings(address or self.address, given / "ca.pem", given / "silo.pem", key)
 
     def link(self, name: str, *, patience_s: float = 5.0) -> Any:
-        from flamest.agent.client import Link, Retry
+        from flamest.agent.client import Backoff, CoordinatorClient
 
-        return Link.open(
-            self.link_settings(name), retry=Retry(patience_s=patience_s, first_s=0.02, longest_s=0.1, spread_s=0.2)
+        return CoordinatorClient.open(
+            self.link_settings(name), retry=Backoff(patience_s=patience_s, first_s=0.02, longest_s=0.1, spread_s=0.2)
         )
 
     def rounds(self) -> list[dict[str, Any]]:

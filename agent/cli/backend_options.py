@@ -12,8 +12,8 @@ from ...base.errors import printable
 
 if TYPE_CHECKING:
     from ...runtime.backends.opening import Place
-    from ...runtime.backends.options import Wishes
-    from ...runtime.backends.unavailable import Refusal
+    from ...runtime.backends.options import BackendOptions
+    from ...runtime.backends.unavailable import BackendUnavailable
 
 BackendOption = Annotated[
     list[str] | None,
@@ -44,13 +44,13 @@ def notice(text: str) -> None:
     typer.echo(printable(text), err=True)
 
 
-def show_places(places: Sequence[Place], wishes: Wishes) -> None:
+def show_places(places: Sequence[Place], wishes: BackendOptions) -> None:
     """Which graphs ran where; with a backend asked for by name, also why the others did not run there."""
     for line in places_lines(places, wishes):
         say(line)
 
 
-def places_lines(places: Sequence[Place], wishes: Wishes) -> list[str]:
+def places_lines(places: Sequence[Place], wishes: BackendOptions) -> list[str]:
     from ...runtime.backends.options import AUTO
     from ...runtime.backends.ranking import TITLES
     from ...runtime.backends.unavailable import Code
@@ -59,7 +59,9 @@ def places_lines(places: Sequence[Place], wishes: Wishes) -> list[str]:
     for place in places:
         together.setdefault((place.where, place.precision), []).append(place.graph)
     lines = [f"{', '.join(graphs)} ran on {where}, {precision}" for (where, precision), graphs in together.items()]
-    refused: dict[Refusal, tuple[dict[str, None], dict[str, None]]] = {}  # graphs and rungs, each once, in order
+    refused: dict[
+        BackendUnavailable, tuple[dict[str, None], dict[str, None]]
+    ] = {}  # graphs and rungs, each once, in order
     for place in places:
         for kind, refusal in place.refused if wishes.backend_of(place.graph) != AUTO else ():
             if refusal.code is not Code.NOT_ASKED:

@@ -44,11 +44,11 @@ def doctor(
     import msgspec
 
     from ...runtime.backends.machine import gather_facts
-    from ...runtime.backends.options import parse_wishes
+    from ...runtime.backends.options import parse_backend_options
     from ...runtime.backends.report import first_lines, ladder_lines, ladder_rows, ladders, machine_lines, machine_row
     from ...runtime.bundle.manifest import read_manifest
 
-    wishes = parse_wishes(backend or (), require=require_backend, precision=precision)
+    wishes = parse_backend_options(backend or (), require=require_backend, precision=precision)
     if wishes.quickest:
         raise UsageError(
             "--precision auto: doctor looks at what is there and measures nothing",

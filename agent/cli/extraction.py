@@ -71,7 +71,7 @@ def extract(
 
     from ...base.process import Shutdown
     from ...base.progress import progress_bar
-    from ...runtime.backends.options import parse_wishes
+    from ...runtime.backends.options import parse_backend_options
     from ...runtime.bundle.signature import read_trusted_keys
     from ...runtime.video.client import DecodeLimits
     from ..extraction.extract import clips_to_extract, extract_clips
@@ -79,7 +79,7 @@ def extract(
 
     limits = DecodeLimits(timeout_s=clip_timeout)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
-    wishes = parse_wishes(backend or (), require=require_backend, precision=precision)
+    wishes = parse_backend_options(backend or (), require=require_backend, precision=precision)
     request = ExtractRequest(bundle, videos, store, threads, retry, limits, trusted, wishes)
     folder = clips_to_extract(videos)
     shutdown = Shutdown.on_signals()

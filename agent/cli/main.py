@@ -201,11 +201,11 @@ def predict(
 ) -> dict[str, Any]:
     """Name the action in new videos: the likeliest labels and the caption of a keyframe."""
     from ...runtime.backends.opening import Opening, Place
-    from ...runtime.backends.options import parse_wishes
+    from ...runtime.backends.options import parse_backend_options
     from ...runtime.bundle.signature import read_trusted_keys
     from ..predict import predict_videos
 
-    wishes = parse_wishes(backend or (), require=require_backend, precision=precision)
+    wishes = parse_backend_options(backend or (), require=require_backend, precision=precision)
     opening = Opening(wishes, threads, notice=notice)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
     places: list[Place] = []

@@ -19,7 +19,7 @@ from ...fedproto.head import HeadSpec
 from ...fedproto.messages import EvaluationReport, UpdateHeader
 from ...fedproto.records import Evaluation, GlobalModel, RunSettings, Update
 from ...fedproto.tls import read_file
-from ..client import Leaving, LinkSettings
+from ..client import ConnectionSettings, EgressHooks
 from .accountant import Spend, epsilon_of
 from .ledger import Entry, Ledger, TensorSent, What
 from .pending_update import Outgoing, read_outgoing, write_outgoing
@@ -30,7 +30,7 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8", "sparse_int8": "
 log = Log("agent")
 
 
-class Gate:
+class EgressGuard:
     """One state folder's; used by the daemon alone."""
 
     def __init__(self, state: Path, policy: Policy, silo: str, ledger: Ledger) -> None:
@@ -41,7 +41,7 @@ class Gate:
         self._next: tuple[RunSettings, Outgoing] | None = None
 
     @classmethod
-    def open(cls, state: Path, policy: Policy, silo: str, link: LinkSettings) -> Gate:
+    def open(cls, state: Path, policy: Policy, silo: str, link: ConnectionSettings) -> EgressGuard:
         """Enters in the ledger what is new: the policy in force, and the certificate that the coordinator will see.
 
         Raises DataError (``ledger_broken``), StorageError.
@@ -56,7 +56,7 @@ class Gate:
             log.warning("policy_override", what=override)
         return gate
 
-    def shows_certificate(self, link: LinkSettings) -> None:
+    def shows_certificate(self, link: ConnectionSettings) -> None:
         """Call before a handshake shows a certificate, with this silo's name and public key: it is entered once."""
         shown = read_file(link.certificate)
         sha256 = sha256_bytes(shown)
@@ -115,9 +115,9 @@ class Gate:
         return update
 
     @property
-    def leaving(self) -> Leaving:
+    def leaving(self) -> EgressHooks:
         """What the link has to ask."""
-        return Leaving(self._update_leaves, self._evaluation_leaves, self.shows_certificate)
+        return EgressHooks(self._update_leaves, self._evaluation_leaves, self.shows_certificate)
 
     def _update_leaves(self, header: UpdateHeader, message: bytes) -> None:
         """The update's entry; ``message`` is the header's. Durable when it returns.

@@ -83,19 +83,19 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Of everything in it: an update that another policy let through is not sent under this one."""
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
 
-    def told_count(self, count: int) -> int:
+    def rounded_count(self, count: int) -> int:
         """A number of clips as the coordinator is told it: exact, or the nearest power of two (on a log scale)."""
         if self.report_counts == "exact" or count < 1:
             return count
         return int(2 ** round(math.log2(count)))
 
-    def told_evaluation(self, evaluation: Evaluation | None) -> Evaluation | None:
+    def redact_evaluation(self, evaluation: Evaluation | None) -> Evaluation | None:
         """What may be said of an evaluation; None: nothing."""
         if evaluation is None or not self.reports:
             return None
         if self.report_counts == "exact":
             return evaluation
-        count = self.told_count(evaluation.count)
+        count = self.rounded_count(evaluation.count)
         correct = round(evaluation.correct * count / evaluation.count)
         return replace(evaluation, correct=correct, count=count)
 

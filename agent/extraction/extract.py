@@ -19,14 +19,14 @@ from typing import NamedTuple
 from ...base.errors import DataError, StorageError
 from ...base.files import printable_path, sha256_file
 from ...base.process import peak_resident_kb
-from ...runtime.backends.autotune import Question
+from ...runtime.backends.autotune import AutotuneRequest
 from ...runtime.backends.autotune_records import Choice
 from ...runtime.backends.opening import Opening, Place, effective_precision
 from ...runtime.bundle.opening import open_manifest
 from ...runtime.extractor import Extracted, Extractor, open_extractor
 from ...runtime.records import Clip
 from .clips import ClipFolder, FoundClip, scan_clips
-from .precision_policy import Measuring, Standing
+from .precision_policy import Measuring, PrecisionPolicy
 from .records import (
     REMEMBERED,
     ClipWarning,
@@ -122,7 +122,7 @@ class _Work:
         self._store = store
         self._manifest, _ = open_manifest(request.bundle, request.trusted)
         self._fingerprint = self._manifest.fingerprint
-        self._standing = Standing.of(self._manifest, request.wishes, store, request.store, request.trained_on)
+        self._standing = PrecisionPolicy.of(self._manifest, request.wishes, store, request.store, request.trained_on)
         self.precision = self._standing.precision
         self.choice: Choice | None = None
         self._seen: dict[str, _Seen] = {}  # by content
@@ -154,7 +154,9 @@ class _Work:
     def _settle(self, clips: Iterator[Clip], stop: Callable[[], bool]) -> None:
         """How the networks are opened, now that there is a clip for them; ``clips`` may be measured with."""
         request = self._request
-        question = Question(request.bundle, threads=request.threads, limits=request.limits, trusted=request.trusted)
+        question = AutotuneRequest(
+            request.bundle, threads=request.threads, limits=request.limits, trusted=request.trusted
+        )
         wishes, self.choice = self._standing.settle(Measuring(question, self._notice, stop), clips)
         self._request = replace(request, wishes=wishes)
         self.precision = effective_precision(self._manifest, wishes)

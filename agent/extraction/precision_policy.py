@@ -12,36 +12,36 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...base.files import printable_path
-from ...runtime.backends.autotune import Question, choose_quickest, must_compute
+from ...runtime.backends.autotune import AutotuneRequest, autotune_backends, must_compute
 from ...runtime.backends.autotune_records import Choice
 from ...runtime.backends.opening import effective_precision
-from ...runtime.backends.options import AUTO, Wishes
+from ...runtime.backends.options import AUTO, BackendOptions
 from ...runtime.bundle.manifest import Manifest
 from ...runtime.records import Clip
 from .store import FeatureStore
 
 
-class Settled(NamedTuple):
+class ResolvedPrecision(NamedTuple):
     """How the networks are opened."""
 
-    wishes: Wishes
+    wishes: BackendOptions
     choice: Choice | None = None  # what ``--precision auto`` came to
 
 
 @dataclass(frozen=True)
-class Standing:
+class PrecisionPolicy:
     """What is asked for beside what there is."""
 
     manifest: Manifest
-    wishes: Wishes
+    wishes: BackendOptions
     kinds: tuple[str, ...]  # precisions of the bundle's features in the store, the most frequent first
     trained_on: str | None  # the precision that the settings name for training
     store: Path
 
     @classmethod
     def of(
-        cls, manifest: Manifest, wishes: Wishes, store: FeatureStore, path: Path, trained_on: str | None
-    ) -> Standing:
+        cls, manifest: Manifest, wishes: BackendOptions, store: FeatureStore, path: Path, trained_on: str | None
+    ) -> PrecisionPolicy:
         kinds = tuple(kind.precision for kind in store.kinds() if kind.fingerprint == manifest.fingerprint)
         return cls(manifest, wishes, kinds, trained_on, path)
 
@@ -70,16 +70,16 @@ class Standing:
             return self.held
         return effective_precision(self.manifest, self.wishes)
 
-    def settle(self, measuring: Measuring, clips: Iterable[Clip]) -> Settled:
+    def settle(self, measuring: Measuring, clips: Iterable[Clip]) -> ResolvedPrecision:
         """To be asked once there is a clip to extract; ``clips`` are those, in order, and looked at when measured.
 
         Raises SettingsError ``held_precision`` where nothing here computes in the store's precision.
         """
         if self.wishes.quickest:
             question = replace(measuring.question, held=self.held, beside=_beside(self.store))
-            choice = choose_quickest(question, clips, notice=measuring.notice, stop=measuring.stop)
+            choice = autotune_backends(question, clips, notice=measuring.notice, stop=measuring.stop)
             measuring.notice(choice.line)
-            return Settled(choice.wishes, choice)
+            return ResolvedPrecision(choice.wishes, choice)
         if self.follows and self.held is not None:
             must_compute(self.manifest, self.held, self._lowered)
             measuring.notice(
@@ -87,16 +87,16 @@ class Standing:
                 f"{printable_path(self.store)} are; to ask for it: --precision {self.held}, or "
                 f'precision = "{self.held}" under [work] of agent.toml'
             )
-            return Settled(self._lowered)
+            return ResolvedPrecision(self._lowered)
         if self.kinds and self.precision not in self.kinds:
             measuring.notice(
                 f"warning: {printable_path(self.store)} holds {', '.join(self.kinds)} features of this bundle, "
                 f"those of new clips are {self.precision}: they are not trained on together"
             )
-        return Settled(self.wishes)
+        return ResolvedPrecision(self.wishes)
 
     @property
-    def _lowered(self) -> Wishes:
+    def _lowered(self) -> BackendOptions:
         return replace(self.wishes, bf16=True)
 
 
@@ -104,7 +104,7 @@ class Standing:
 class Measuring:
     """What ``--precision auto`` needs to measure."""
 
-    question: Question
+    question: AutotuneRequest
     notice: Callable[[str], None]
     stop: Callable[[], bool]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ...base.files import printable_path
 from ...runtime.backends.autotune_records import Choice
 from ...runtime.backends.opening import Place
-from ...runtime.backends.options import NO_WISHES, Wishes
+from ...runtime.backends.options import DEFAULT_OPTIONS, BackendOptions
 from ...runtime.bundle.signature import TrustedKeys
 from ...runtime.video.client import DecodeLimits
 from .clips import FoundClip
@@ -63,7 +63,7 @@ class ExtractRequest:
     retry: bool = False  # try clips again that failed before
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     trusted: TrustedKeys = ()  # one of them must have signed the bundle; none: anybody's will do
-    wishes: Wishes = NO_WISHES  # where the networks run
+    wishes: BackendOptions = DEFAULT_OPTIONS  # where the networks run
     trained_on: str | None = None  # the precision that the settings name for training
 
 

@@ -21,7 +21,7 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's defaults
 
 
 @dataclass(frozen=True, eq=False)
-class Moving:
+class AdamState:
     """Some numbers of a weight and what Adam keeps for each: flat arrays of one length, changed in place."""
 
     weight: Array
@@ -45,7 +45,7 @@ class AdamScalars:
 def adam_scalars(settings: TrainSettings, time: int, dtype: str, mu: float = 0.0) -> AdamScalars:
     """The numbers of step ``time`` (from 1).
 
-    With M and V as in ``Moving``, Adam's update
+    With M and V as in ``AdamState``, Adam's update
     learning_rate / (1 - beta1**t) · m / (sqrt(v / (1 - beta2**t)) + EPSILON)
     is ``step_size`` · M / (sqrt(V) + ``epsilon``).
     """
@@ -56,7 +56,7 @@ def adam_scalars(settings: TrainSettings, time: int, dtype: str, mu: float = 0.0
 
 
 @np.errstate(all="ignore")  # training that diverges is told by what it ends with
-def adam_step(moving: Moving, gradient: Array, scratch: Array, scalars: AdamScalars) -> None:
+def adam_step(moving: AdamState, gradient: Array, scratch: Array, scalars: AdamScalars) -> None:
     """One step of ``moving`` along ``gradient``, which is overwritten, as is ``scratch`` (both of its length).
 
     With an anchor the gradient of (mu/2)·‖w - anchor‖² is added first (FedProx, Li et al. 2020, arXiv 1812.06127).

@@ -3,7 +3,7 @@
     STATE/feddyn/RUN/round-000012.arrays     both after round 12, and the parameters that were trained
 
 A file is durable before its update is sent. Whether it counts, the coordinator says when it opens the next
-round (``Standing.counted_round``): that file is where training goes on from, and the others are removed. So an
+round (``TaskStatus.counted_round``): that file is where training goes on from, and the others are removed. So an
 update that was refused, came late, or belonged to a round that was abandoned is rolled back by itself, and a
 crash at any moment leaves either the file or nothing.
 

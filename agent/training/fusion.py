@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...fedproto.head import HeadSpec
-from .graph_builder import Writer
+from .graph_builder import OnnxGraphBuilder
 
 TINY = 1e-12  # added to a block's variance: a constant block becomes numbers of at most 1 (zeros, but for rounding)
 
@@ -44,7 +44,7 @@ class Slope:
     below: str  # what enters it, [batch, inputs]
 
 
-def input_blocks(write: Writer, spec: HeadSpec) -> list[str]:
+def input_blocks(write: OnnxGraphBuilder, spec: HeadSpec) -> list[str]:
     """The modalities of ``x``, standardised if the head asks for it; one when nothing depends on them."""
     if not spec.standardise and spec.kind == "mlp":
         return ["x"]
@@ -58,28 +58,28 @@ def input_blocks(write: Writer, spec: HeadSpec) -> list[str]:
     return blocks
 
 
-def _standardised(write: Writer, block: str) -> str:
+def _standardised(write: OnnxGraphBuilder, block: str) -> str:
     """(block - mean) / sqrt(variance + TINY), over each row's own numbers."""
     centred = write.op("Sub", block, write.op("ReduceMean", block, axes=[1]))
     variance = write.op("ReduceMean", write.op("Mul", centred, centred), axes=[1])
     return write.op("Div", centred, write.op("Sqrt", write.op("Add", variance, write.number(TINY))))
 
 
-def fuse(write: Writer, first: str, second: str) -> Fused:
+def fuse(write: OnnxGraphBuilder, first: str, second: str) -> Fused:
     """[v'; t'] from the two blocks."""
     v, t = linear(write, "v", first), linear(write, "t", second)
     gated_v, gated_t = _gated(write, "v", v, t), _gated(write, "t", t, v)
     return Fused((first, second), gated_v, gated_t, write.op("Concat", gated_v.out, gated_t.out, axis=1))
 
 
-def _gated(write: Writer, name: str, own: str, other: str) -> _Gated:
+def _gated(write: OnnxGraphBuilder, name: str, own: str, other: str) -> _Gated:
     both = write.op("Concat", own, other, axis=1)
     gate = write.op("Sigmoid", linear(write, f"{name}.gate", both))
     carried = linear(write, f"{name}.carry", other)
     return _Gated(own, other, both, gate, carried, write.op("Add", own, write.op("Mul", gate, carried)))
 
 
-def fused_slopes(write: Writer, fused: Fused, gradient: str) -> dict[str, Slope]:
+def fused_slopes(write: OnnxGraphBuilder, fused: Fused, gradient: str) -> dict[str, Slope]:
     """Slopes of the fusion's linear maps from the gradient of [v'; t']."""
     of_v, of_t = write.split(gradient)
     slopes: dict[str, Slope] = {}
@@ -90,7 +90,9 @@ def fused_slopes(write: Writer, fused: Fused, gradient: str) -> dict[str, Slope]
     return slopes
 
 
-def _gated_slopes(write: Writer, name: str, gated: _Gated, gradient: str, slopes: dict[str, Slope]) -> tuple[str, str]:
+def _gated_slopes(
+    write: OnnxGraphBuilder, name: str, gated: _Gated, gradient: str, slopes: dict[str, Slope]
+) -> tuple[str, str]:
     """Adds the gate's and the carry's slopes to ``slopes``; gives the gradients of own and of other."""
     of_carried = write.op("Mul", gradient, gated.gate)
     bend = write.op("Mul", gated.gate, write.op("Sub", write.number(1.0), gated.gate))
@@ -102,6 +104,6 @@ def _gated_slopes(write: Writer, name: str, gated: _Gated, gradient: str, slopes
     return write.op("Add", gradient, through_own), write.op("Add", through_other, carried)
 
 
-def linear(write: Writer, name: str, x: str) -> str:
+def linear(write: OnnxGraphBuilder, name: str, x: str) -> str:
     """x W^T + b."""
     return write.op("Gemm", x, f"{name}.weight", f"{name}.bias", transB=1)

@@ -15,12 +15,12 @@ from typing import Any
 
 from ...fedproto.head import HeadSpec
 from .fusion import Fused, Slope, fuse, fused_slopes, input_blocks
-from .graph_builder import DType, Writer
+from .graph_builder import DType, OnnxGraphBuilder
 
 
 def forward_graph(spec: HeadSpec, *, dtype: DType = "float32") -> bytes:
     """x[batch, inputs] and the parameters -> ``logits`` [batch, classes]. A serialised ONNX model."""
-    write = Writer(dtype)
+    write = OnnxGraphBuilder(dtype)
     write.op("Identity", _forward(write, spec).logits, name="logits")
     inputs = [write.value("x", ["batch", spec.inputs]), *_parameter_values(write, spec)]
     return write.finish("head_forward", inputs, [write.value("logits", ["batch", spec.outputs])])
@@ -48,7 +48,7 @@ def gradient_graph(spec: HeadSpec, *, balanced: bool = False, dtype: DType = "fl
     of the linear maps' outputs, transposed and one below the other in ``linear_maps``' order; and what
     ``below`` names.
     """
-    write = Writer(dtype)
+    write = OnnxGraphBuilder(dtype)
     trace = _forward(write, spec)
     loss, gradient = _cross_entropy(write, trace.logits, spec.outputs, balanced=balanced)
     write.op("Identity", loss, name="loss")
@@ -72,13 +72,13 @@ def product_graph(*, dtype: DType = "float32") -> bytes:
 
     The gradient of some rows of a weight, from the gradients of their outputs and what entered the linear map.
     """
-    write = Writer(dtype)
+    write = OnnxGraphBuilder(dtype)
     write.op("MatMul", "slope", "below", name="gradient")
     inputs = [write.value("slope", ["rows", "batch"]), write.value("below", ["batch", "columns"])]
     return write.finish("weight_gradient", inputs, [write.value("gradient", ["rows", "columns"])])
 
 
-def _parameter_values(write: Writer, spec: HeadSpec) -> list[Any]:
+def _parameter_values(write: OnnxGraphBuilder, spec: HeadSpec) -> list[Any]:
     return [write.value(name, list(shape)) for name, shape in spec.shapes.items()]
 
 
@@ -94,7 +94,7 @@ class _Trace:
         return self.activations[-1]
 
 
-def _forward(write: Writer, spec: HeadSpec) -> _Trace:
+def _forward(write: OnnxGraphBuilder, spec: HeadSpec) -> _Trace:
     blocks = input_blocks(write, spec)
     fused = fuse(write, *blocks) if spec.kind == "rgcf" else None
     activations = [fused.out if fused else blocks[0] if len(blocks) == 1 else write.op("Concat", *blocks, axis=1)]
@@ -105,7 +105,7 @@ def _forward(write: Writer, spec: HeadSpec) -> _Trace:
     return _Trace(activations, fused)
 
 
-def _cross_entropy(write: Writer, logits: str, classes: int, *, balanced: bool) -> tuple[str, str]:
+def _cross_entropy(write: OnnxGraphBuilder, logits: str, classes: int, *, balanced: bool) -> tuple[str, str]:
     """Mean cross-entropy over the batch, and its gradient with respect to the logits."""
     log_probability = write.op("LogSoftmax", logits, axis=-1)
     column = write.op("Unsqueeze", "y", write.constant(write.np.array([1], "int64")))
@@ -123,7 +123,7 @@ def _cross_entropy(write: Writer, logits: str, classes: int, *, balanced: bool) 
     return write.op("Neg", write.op("Div", picked, whole)), write.op("Div", excess, whole)
 
 
-def _backward(write: Writer, spec: HeadSpec, trace: _Trace, gradient: str) -> dict[str, Slope]:
+def _backward(write: OnnxGraphBuilder, spec: HeadSpec, trace: _Trace, gradient: str) -> dict[str, Slope]:
     """Every linear map's slope by name, from the gradient of the logits."""
     slopes: dict[str, Slope] = {}
     zero = write.number(0.0)

@@ -10,7 +10,7 @@ OPSET = 17
 DType = Literal["float32", "float64"]
 
 
-class Writer:
+class OnnxGraphBuilder:
     """Collects nodes; each method adds one and gives the name of what it makes."""
 
     def __init__(self, dtype: DType) -> None:

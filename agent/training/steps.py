@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import TrainSettings
 from ...runtime.backends.onnxruntime import OrtSession
-from .adam import AdamScalars, Moving, adam_scalars, adam_step
+from .adam import AdamScalars, AdamState, adam_scalars, adam_step
 from .dataset import FeatureTable
 from .graph import linear_maps
 from .graph_builder import DType
@@ -45,7 +45,7 @@ class StepSessions:
 
 
 @dataclass(frozen=True, eq=False)
-class Fixed:
+class StepConfig:
     """What stays the same over the steps."""
 
     class_weight: Array | None = None  # [classes]
@@ -60,7 +60,7 @@ class _Block:
 
     linear_map: str
     slopes: slice  # the rows of the gradient graph's ``slopes`` that belong to them
-    pieces: list[Moving]  # one after the other
+    pieces: list[AdamState]  # one after the other
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class TrainingSteps:
     """
 
     def __init__(
-        self, sessions: StepSessions, spec: HeadSpec, params: Mapping[str, Array], dtype: DType, fixed: Fixed
+        self, sessions: StepSessions, spec: HeadSpec, params: Mapping[str, Array], dtype: DType, fixed: StepConfig
     ) -> None:
         self.steps = 0
         self._width = spec.inputs
@@ -160,17 +160,17 @@ class TrainingSteps:
         start = 0
         for piece in self._blocks[block].pieces:
             size = len(piece.weight)
-            self._blur(gradient[start : start + size], scratch[:size], thread)
+            self._add_noise(gradient[start : start + size], scratch[:size], thread)
             adam_step(piece, gradient[start : start + size], scratch[:size], scalars)
             start += size
 
     def _change_biases(self, bound: _Bound, scalars: AdamScalars, thread: int) -> None:
         gradient = bound.slopes.sum(axis=1)
         scratch = np.empty_like(gradient)
-        self._blur(gradient, scratch, thread)
+        self._add_noise(gradient, scratch, thread)
         adam_step(self._biases, gradient, scratch, scalars)
 
-    def _blur(self, gradient: Array, scratch: Array, thread: int) -> None:
+    def _add_noise(self, gradient: Array, scratch: Array, thread: int) -> None:
         """Fresh noise on a part of the gradient; every number gets its own."""
         if self._noise is not None:
             self._random[thread].standard_normal(out=scratch, dtype=scratch.dtype.type)
@@ -200,9 +200,9 @@ class TrainingSteps:
             stored[name][...] = value
         return stored
 
-    def _moving(self, tensor: str, start: int, stop: int | None) -> Moving:
+    def _moving(self, tensor: str, start: int, stop: int | None) -> AdamState:
         """Rows ``start`` to ``stop`` of ``tensor``."""
-        return Moving(**{name: tensors[tensor][start:stop].reshape(-1) for name, tensors in self._state.items()})
+        return AdamState(**{name: tensors[tensor][start:stop].reshape(-1) for name, tensors in self._state.items()})
 
     def _cut(self) -> list[_Block]:
         """Every weight in blocks of about ``BLOCK`` numbers, in pieces of about ``PIECE``."""

@@ -23,7 +23,7 @@ from .dataset import FeatureTable
 from .graph import forward_graph, gradient_graph, product_graph
 from .graph_builder import DType
 from .private import OPEN, Protection, SampleNoise, Sampling, fresh_generator, poisson_batch
-from .steps import Fixed, Rows, StepSessions, TrainingSteps
+from .steps import Rows, StepConfig, StepSessions, TrainingSteps
 
 EVALUATION_BATCH = 1024  # rows
 
@@ -81,7 +81,7 @@ class HeadTrainer:
         Raises DataError (``diverged``; ``class_balanced`` where record-dp is to weigh rows by the others' classes).
         """
         noise = _sample_noise(protection, len(table), settings)
-        fixed = Fixed(
+        fixed = StepConfig(
             class_weights(table.y, self.spec.outputs) if settings.class_balanced else None,
             anchor.strength if anchor else 0.0,
             anchor.centre if anchor else None,

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from ...base.errors import InvariantError, StorageError
 from ...fedproto.records import RunSettings
-from ..rounds import OpenRound, Plan, Roll, resumed
+from ..rounds import Cohort, OpenRound, RoundPolicy, resumed
 from ..settings import CheckSettings
 from ..storage.run_store import RunStore
 from .norm_bound import learnt_norm
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Terms:
+class ServerPolicy:
     """What the operator decides, beside the run's settings that the silos are told."""
 
     wanted: int | None  # reports that close a round early
@@ -33,11 +33,11 @@ class Terms:
     checks: CheckSettings
 
 
-class LiveRun:
+class ActiveRun:
     """Loads the run; ``enrolled`` tells which silos may call now."""
 
     def __init__(
-        self, run: RunSettings, store: RunStore, terms: Terms, *, enrolled: Callable[[], frozenset[str]]
+        self, run: RunSettings, store: RunStore, terms: ServerPolicy, *, enrolled: Callable[[], frozenset[str]]
     ) -> None:
         self.run, self.store, self.terms, self.enrolled = run, store, terms, enrolled
         self.turn = asyncio.Lock()  # one change of what is on disk at a time
@@ -49,7 +49,7 @@ class LiveRun:
         self.clock_moved = 0.0  # seconds that the wall clock jumped while the round was open
         self._disk = ThreadPoolExecutor(1, "flamest-state")
         self.quarantined = store.journal.quarantined()
-        plan = Plan(rounds=run.rounds, min_silos=run.min_silos, deadline_s=run.deadline_s)
+        plan = RoundPolicy(rounds=run.rounds, min_silos=run.min_silos, deadline_s=run.deadline_s)
         state, self.params = store.load(plan, self.roll())
         self.state = resumed(state, time.monotonic())
         self.carried = store.server_state(state)
@@ -62,10 +62,10 @@ class LiveRun:
             raise InvariantError("a round was ended in a run that is finished")
         return self.state.open
 
-    def roll(self) -> Roll:
+    def roll(self) -> Cohort:
         """Whom a round that opens now is for."""
         silos = self.enrolled() - self.quarantined
-        return Roll.call(silos, self.terms.wanted, self.terms.wanted_share, self.run.min_silos)
+        return Cohort.call(silos, self.terms.wanted, self.terms.wanted_share, self.run.min_silos)
 
     def left(self) -> frozenset[str]:
         """Silos that the open round was for and that are revoked or in quarantine now."""
@@ -77,7 +77,7 @@ class LiveRun:
         self.changed.set()
         self.changed = asyncio.Event()
 
-    def nudge(self) -> None:
+    def notify(self) -> None:
         """The open round may be complete: have it looked at."""
         self._nudge.set()
 

@@ -12,9 +12,9 @@ from ...fedproto.head import params_sha256
 from ...fedproto.records import Evaluation
 from ...fedproto.tensors import encode_params
 from ..storage.evaluations import FINAL
-from .active_run import LiveRun
+from .active_run import ActiveRun
 from .model_broadcast import data_parts
-from .upload import Intake, Refused
+from .upload import Refused, Upload
 
 log = Log("coordinator")
 
@@ -22,7 +22,7 @@ log = Log("coordinator")
 class Finals:
     """The evaluation at the end of the run, if its settings ask for one."""
 
-    def __init__(self, live: LiveRun, intake: Intake) -> None:
+    def __init__(self, live: ActiveRun, intake: Upload) -> None:
         self._live = live
         self._intake = intake
         self._reported: dict[str, int] = {}  # by silo: its results, once the run has finished

@@ -43,7 +43,7 @@ class Leases:
         return True
 
 
-class Turnstile:
+class TransferLimiter:
     """``async with turnstile.place(): …`` waits for one of ``places``, first come first served.
 
     A transfer that is not over after ``hold_s`` gives its place up and goes on: silos on slow lines must

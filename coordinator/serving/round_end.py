@@ -11,7 +11,7 @@ from ...fedproto.tensors import encode_params
 from ..rounds import Decision, OpenRound, after_abandon, after_close, on_leave, on_tick
 from ..storage.journal import RoundEnd
 from ..strategies.aggregate import aggregate
-from .active_run import LiveRun
+from .active_run import ActiveRun
 from .final_evaluation import Finals
 from .model_broadcast import Broadcast, Outgoing, broadcast, data_parts
 from .norm_bound import learnt_norm
@@ -24,7 +24,7 @@ LOOK = "look for what damages files on this disk; the silos train again in the n
 class Ending:
     """Ends the rounds of a run when it is time."""
 
-    def __init__(self, live: LiveRun, outgoing: Outgoing, finals: Finals) -> None:
+    def __init__(self, live: ActiveRun, outgoing: Outgoing, finals: Finals) -> None:
         self._live = live
         self._outgoing = outgoing
         self._finals = finals

@@ -20,16 +20,16 @@ from dataclasses import replace
 from ...base.errors import DataError, StorageError
 from ...fedproto import channel as wire
 from ...fedproto import messages
-from ...fedproto.records import Phase, Receipt, RunSettings, Standing
-from ..rounds import RunState, Stand, Verdict, on_contact, stand_for
+from ...fedproto.records import Phase, Receipt, RunSettings, TaskStatus
+from ..rounds import RoundStatus, RunState, Verdict, on_contact, status_for
 from ..storage.run_store import RunStore
-from .active_run import LiveRun, Terms
+from .active_run import ActiveRun, ServerPolicy
 from .final_evaluation import Finals
-from .limits import Leases, Turnstile
+from .limits import Leases, TransferLimiter
 from .model_broadcast import Outgoing
 from .round_end import Ending
-from .update_handler import Admission
-from .upload import Intake, Refused
+from .update_handler import UpdateHandler
+from .upload import Refused, Upload
 
 ASK_AGAIN_S = {Phase.OPEN: 0.0, Phase.WAIT: 0.2, Phase.FINISHED: 15.0, Phase.EVALUATE: 15.0}  # each varied by a fifth
 STOPPING_AGAIN_S = 1.0
@@ -38,20 +38,20 @@ TRANSFERS = 8  # models and updates on their way at one time, all silos together
 TRANSFER_HOLD_S = 0.5  # a slower one goes on beside the others
 
 
-class RunKeeper:
+class RunService:
     """Serves one run. ``enrolled`` tells which silos may call now."""
 
     def __init__(
-        self, run: RunSettings, store: RunStore, terms: Terms, *, enrolled: Callable[[], frozenset[str]]
+        self, run: RunSettings, store: RunStore, terms: ServerPolicy, *, enrolled: Callable[[], frozenset[str]]
     ) -> None:
         self.run = run
         self._told_finished: set[str] = set()
         self._met: set[str] = set()  # silos that asked for work since the server started
-        self._live = LiveRun(run, store, terms, enrolled=enrolled)
-        self._intake = Intake(run, store.spool_folder, terms.checks.max_examples)
-        self.transfers = Turnstile(TRANSFERS, TRANSFER_HOLD_S)
+        self._live = ActiveRun(run, store, terms, enrolled=enrolled)
+        self._intake = Upload(run, store.spool_folder, terms.checks.max_examples)
+        self.transfers = TransferLimiter(TRANSFERS, TRANSFER_HOLD_S)
         self._outgoing = Outgoing(run, self._live.params)
-        self._admission = Admission(self._live, self._intake, self._outgoing, self.transfers)
+        self._admission = UpdateHandler(self._live, self._intake, self._outgoing, self.transfers)
         self._finals = Finals(self._live, self._intake)
         self._ending = Ending(self._live, self._outgoing, self._finals)
         self._leases = Leases()
@@ -82,7 +82,7 @@ class RunKeeper:
 
     # --- what silos ask ---
 
-    async def wait(self, silo: str, request: messages.WaitRequest) -> Standing:
+    async def wait(self, silo: str, request: messages.WaitRequest) -> TaskStatus:
         """Answered the moment that there is work for the silo, or at the end of its patience."""
         self._intake.check_run(request.settings_sha256)
         await self._take_lease(silo, request)
@@ -109,7 +109,7 @@ class RunKeeper:
         if stand.phase is Phase.OPEN:  # at work, it need not ask again before the deadline
             self._leases.take(silo, request.instance, time.monotonic(), stand.deadline_s)
         told = (stand.phase, stand.round, live.state.model_sha256, stand.deadline_s, again)
-        return Standing(*told, counted_round=counted, subjects=subjects)
+        return TaskStatus(*told, counted_round=counted, subjects=subjects)
 
     async def _take_lease(self, silo: str, request: messages.WaitRequest) -> None:
         """Refused (``duplicate_identity``) while another agent speaks for this silo."""
@@ -122,19 +122,19 @@ class RunKeeper:
             await self._admission.note_refusal(silo, problem)
             raise problem
 
-    def _stand(self, silo: str, answered_round: int, now: float) -> Stand:
+    def _stand(self, silo: str, answered_round: int, now: float) -> RoundStatus:
         live = self._live
         if live.ending or live.stopping:  # nothing is given out any more
-            stand = stand_for(live.state, silo, answered_round, now)
+            stand = status_for(live.state, silo, answered_round, now)
             work = stand.phase is Phase.OPEN or (stand.phase is Phase.FINISHED and self._finals.asks(silo))
-            return Stand(Phase.WAIT, live.state.last_round, 0.0) if work else stand
+            return RoundStatus(Phase.WAIT, live.state.last_round, 0.0) if work else stand
         before = live.state
         if silo in live.quarantined and before.open is not None:
             answered_round = before.open.number  # it is given no work
         live.state = on_contact(before, silo, answered_round, now)
         if live.state != before:
-            live.nudge()  # it may have declined, and be the last that the round waited for
-        stand = stand_for(live.state, silo, answered_round, now)
+            live.notify()  # it may have declined, and be the last that the round waited for
+        stand = status_for(live.state, silo, answered_round, now)
         if stand.phase is Phase.FINISHED and self._finals.asks(silo):
             return replace(stand, phase=Phase.EVALUATE)
         return stand

@@ -19,10 +19,10 @@ from ...fedproto.tls import WARN_DAYS, ServerFiles, check_files
 from ..admin.authority import AllowList, ending_soon
 from ..settings import CoordinatorSettings, split_listen
 from ..storage.run_store import RunStore
-from .active_run import Terms
+from .active_run import ServerPolicy
 from .clock import ClockWatch
 from .health import begin, note
-from .run_service import RunKeeper
+from .run_service import RunService
 from .service import Service
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def serve(settings: CoordinatorSettings, shutdown: Shutdown, *, once: bool = Fal
 async def _serve(
     settings: CoordinatorSettings, store: RunStore, allow_list: AllowList, shutdown: Shutdown, once: bool
 ) -> Served:
-    terms = Terms(settings.run.wanted, settings.run.wanted_share, settings.checks)
-    keeper = RunKeeper(settings.run_settings(), store, terms, enrolled=allow_list.names)
+    terms = ServerPolicy(settings.run.wanted, settings.run.wanted_share, settings.checks)
+    keeper = RunService(settings.run_settings(), store, terms, enrolled=allow_list.names)
     warning = asyncio.create_task(_warn_daily(settings, allow_list))
     try:
         tls = ServerFiles(settings.server.files)
@@ -115,7 +115,7 @@ async def _listen(settings: CoordinatorSettings, service: Service, tls: ServerFi
     return server, f"{host}:{port}"
 
 
-async def _end_rounds(keeper: RunKeeper, state: Path, shutdown: Shutdown, tls: ServerFiles, *, once: bool) -> None:
+async def _end_rounds(keeper: RunService, state: Path, shutdown: Shutdown, tls: ServerFiles, *, once: bool) -> None:
     """The loop: end each round when it is time, until asked to end."""
     degraded = False
     finished_at: float | None = None

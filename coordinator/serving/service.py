@@ -18,7 +18,7 @@ from ...fedproto import messages
 from ...fedproto.records import PROTOCOL
 from ...fedproto.tls import certificate_sha256, check_not_expired, silo_name
 from ..admin.authority import AllowList
-from .run_service import RunKeeper
+from .run_service import RunService
 
 if TYPE_CHECKING:
     import grpc
@@ -56,7 +56,7 @@ STATUS = {
 class Service:
     """Handlers for one server; everything they know is in the keeper and the allow-list."""
 
-    def __init__(self, keeper: RunKeeper, allow_list: AllowList) -> None:
+    def __init__(self, keeper: RunService, allow_list: AllowList) -> None:
         self._keeper = keeper
         self._allow_list = allow_list
         self._calls: Counter[str] = Counter()  # under way, by silo
@@ -94,7 +94,7 @@ class Service:
     async def wait_for_round(self, request: bytes, context: Context) -> bytes:
         try:
             with self._call(context) as silo:
-                return messages.encode_standing(await self._keeper.wait(silo, messages.decode_wait_request(request)))
+                return messages.encode_task_status(await self._keeper.wait(silo, messages.decode_wait_request(request)))
         except FlamestError as error:
             await refuse(context, error)
 

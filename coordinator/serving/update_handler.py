@@ -12,14 +12,14 @@ from ...base.log import Log
 from ...fedproto import channel as wire
 from ...fedproto.records import Receipt
 from ...fedproto.tensors import payload_bytes
-from ..rounds import Offer, Verdict, on_leave, on_update
+from ..rounds import Submission, Verdict, on_leave, on_update
 from ..storage.journal import StoredUpdate
 from ..storage.spool import Spool
-from .active_run import LiveRun
-from .limits import Turnstile
+from .active_run import ActiveRun
+from .limits import TransferLimiter
 from .model_broadcast import Outgoing
 from .norm_bound import NormBound
-from .upload import Intake, Limits, Refused
+from .upload import Limits, Refused, Upload
 
 log = Log("coordinator")
 
@@ -34,10 +34,10 @@ REFUSALS = {
 }
 
 
-class Admission:
+class UpdateHandler:
     """Takes updates into the run, a few transfers at a time."""
 
-    def __init__(self, live: LiveRun, intake: Intake, outgoing: Outgoing, transfers: Turnstile) -> None:
+    def __init__(self, live: ActiveRun, intake: Upload, outgoing: Outgoing, transfers: TransferLimiter) -> None:
         self._live = live
         self._intake = intake
         self._outgoing = outgoing
@@ -62,7 +62,7 @@ class Admission:
             raise problem from error
         except StorageError as problem:
             self._live.trouble = problem
-            self._live.nudge()
+            self._live.notify()
             raise
         except DataError as problem:
             if problem.code in CUT_SHORT and await gone():
@@ -110,7 +110,7 @@ class Admission:
         _check(await asyncio.shield(keeping), offer)
         return receipt
 
-    async def _keep(self, offer: Offer, stored: StoredUpdate, spool: Spool) -> Verdict:
+    async def _keep(self, offer: Submission, stored: StoredUpdate, spool: Spool) -> Verdict:
         """Decide for good, and make an accepted update durable before it counts."""
         live, silo = self._live, offer.report.silo
         try:
@@ -125,7 +125,7 @@ class Admission:
             spool.discard()
         if verdict is Verdict.ACCEPTED:
             log.info("update_accepted", round=offer.round, silo=silo, examples=offer.report.examples)
-            live.nudge()
+            live.notify()
         return verdict
 
     def _limits(self) -> Limits:
@@ -150,11 +150,11 @@ class Admission:
             log.error("silo_quarantined", silo=silo, code=code, fix=f"flamest-coordinator silo release {silo}")
             live.quarantined |= {silo}
             live.state = on_leave(live.state, live.quarantined)
-            live.nudge()
+            live.notify()
         return shut_out
 
 
-def _check(verdict: Verdict, offer: Offer) -> None:
+def _check(verdict: Verdict, offer: Submission) -> None:
     """Raise Refused unless the update counts, or counted already."""
     if verdict not in (Verdict.ACCEPTED, Verdict.DUPLICATE):
         said = REFUSALS.get(verdict, f"round {offer.round} is not open")

@@ -20,7 +20,7 @@ from ...fedproto.codecs import CODECS, apply, check_size
 from ...fedproto.head import Params, without_defaults
 from ...fedproto.records import Evaluation, RunSettings
 from ...fedproto.tensors import check_shapes, param_bytes, payload_bytes
-from ..rounds import Offer, Report
+from ..rounds import Report, Submission
 from ..storage.spool import Spool
 from ..strategies.contributions import ArrivingDistance
 from .norm_bound import NormBound
@@ -45,7 +45,7 @@ class Announced:
     """An update's header, checked, and what it says as an offer to the run."""
 
     header: messages.UpdateHeader
-    offer: Offer
+    offer: Submission
     size: int  # bytes of the header's message
     until: float  # the event loop's time at which the upload is cut
 
@@ -72,7 +72,7 @@ class Limits:
     bound: NormBound
 
 
-class Intake:
+class Upload:
     """Takes uploads for one run; memory per upload is a few chunks until its payload is checked."""
 
     def __init__(self, run: RunSettings, spool_folder: Path, max_examples: int) -> None:
@@ -108,7 +108,7 @@ class Intake:
         if header.evaluation is not None:
             self.check_evaluation(header.evaluation, whose=whose)
         report = Report(silo, header.update_id, header.examples, _digest(header))
-        return Announced(header, Offer(header.round, header.base_sha256, report), len(raw), until)
+        return Announced(header, Submission(header.round, header.base_sha256, report), len(raw), until)
 
     def check_evaluation(self, told: Evaluation, *, whose: str) -> None:
         """Refuse an evaluation on more clips than a silo may have, or by classes that the run does not have."""

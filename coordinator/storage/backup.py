@@ -22,8 +22,8 @@ from ...base.errors import DataError, LockedError, StorageError
 from ...base.files import FileLock, new_directory, sha256_file, storage_code
 from ...fedproto.records import decode_run_settings
 from .database import FILE, copy_database, read_database
-from .models import ModelShelf
-from .strategy_state import Memory
+from .models import ModelStore
+from .strategy_state import StrategyState
 
 LISTING = "backup.json"
 PARTS = ("memory", "models", "updates")  # of memory only the last two rounds' are kept: it is copied first
@@ -146,8 +146,8 @@ def _is_whole(building: Path) -> bool:
         for name, settings, initial_sha256 in runs:
             run, folder = decode_run_settings(settings), building / "runs" / name
             rounds = [(0, initial_sha256), *((number, sha256) for owner, number, sha256 in closed if owner == name)]
-            ModelShelf(folder / "models", run, keep=0).read(*rounds[-1])
-            Memory(folder / "memory", run).read(len(rounds) - 1, *rounds[-1])
+            ModelStore(folder / "models", run, keep=0).read(*rounds[-1])
+            StrategyState(folder / "memory", run).read(len(rounds) - 1, *rounds[-1])
         paths = [
             (building / "runs" / run / "updates" / f"{number:06d}" / f"{silo}.f32", sha256)
             for run, number, silo, sha256 in updates

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...fedproto.codecs import Codec
 from ...fedproto.records import Evaluation, RunSettings
-from ..rounds import OpenRound, Report, Roll, RunState
+from ..rounds import Cohort, OpenRound, Report, RunState
 from ..serving.norm_bound import WINDOW
 from .database import Running, open_database, state_errors
 from .evaluations import best_of, encode_classes, measured_models
@@ -90,7 +90,7 @@ class Journal:
         )
         return [ClosedRound(0, initial_sha256), *(ClosedRound(*row) for row in rows)]
 
-    def give_up_after(self, sound: ClosedRound, roll: Roll) -> None:
+    def give_up_after(self, sound: ClosedRound, roll: Cohort) -> None:
         """What came after ``sound`` is lost: the run goes on from there."""
         now = time.time()
         with state_errors(self.path), self.db:
@@ -107,7 +107,7 @@ class Journal:
         row = self.one("SELECT max(number) FROM rounds WHERE run = ? AND status != 'open'", self._run.run)
         return (row[0] if row else None) or 0
 
-    def open_round(self, roll: Roll) -> OpenRound | None:
+    def open_round(self, roll: Cohort) -> OpenRound | None:
         """The open round and its reports, for the silos of ``roll``; None in a finished run."""
         row = self.one("SELECT number, wanted FROM rounds WHERE run = ? AND status = 'open'", self._run.run)
         if row is None:
@@ -116,7 +116,7 @@ class Journal:
             "SELECT silo, update_id, examples, digest FROM updates WHERE run = ? AND round = ?", self._run.run, row[0]
         )
         reports = MappingProxyType({report[0]: Report(*report) for report in rows})
-        return OpenRound(row[0], Roll(roll.silos, row[1]), reports=reports)
+        return OpenRound(row[0], Cohort(roll.silos, row[1]), reports=reports)
 
     def counted(self) -> MappingProxyType[str, int]:
         """By silo: the last closed round in which its update counts."""

@@ -23,7 +23,7 @@ def model_path(folder: Path, round_number: int) -> Path:
 
 
 @dataclass(frozen=True)
-class ModelShelf:
+class ModelStore:
     """Reads and writes the models of one run."""
 
     folder: Path

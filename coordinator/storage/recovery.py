@@ -11,8 +11,8 @@ from ...base.errors import DataError, StorageError
 from ...base.files import fsync_directory, storage_code
 from ...fedproto.head import Params
 from ..strategies.aggregate import ServerState
-from .models import ModelShelf
-from .strategy_state import Memory
+from .models import ModelStore
+from .strategy_state import StrategyState
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Sound:
     carried: ServerState
 
 
-def last_sound(models: ModelShelf, memory: Memory, rounds: Sequence[ClosedRound]) -> Sound:
+def last_sound(models: ModelStore, memory: StrategyState, rounds: Sequence[ClosedRound]) -> Sound:
     """The last of ``rounds`` (the start first) whose model, and what the strategy carries, is what was written.
 
     Raises the DataError (``corrupt_model``, ``corrupt_memory``) of the newest one when there is none.

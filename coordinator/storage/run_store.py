@@ -26,15 +26,15 @@ from ...base.log import Log
 from ...fedproto.head import Params, initial_params, params_sha256
 from ...fedproto.records import Evaluation, RunSettings
 from ...fedproto.tensors import payload_bytes
-from ..rounds import Plan, Report, Roll, RunState, start_run
+from ..rounds import Cohort, Report, RoundPolicy, RunState, start_run
 from ..strategies.aggregate import ServerState
 from .database import FILE
 from .journal import Journal, RoundEnd, StoredUpdate
-from .models import ModelShelf, models_folder
+from .models import ModelStore, models_folder
 from .payloads import Contributions, Payloads
 from .recovery import ClosedRound, last_sound, move_aside
 from .spool import Spool, remove_spares
-from .strategy_state import Memory
+from .strategy_state import StrategyState
 
 log = Log("coordinator")
 
@@ -49,8 +49,8 @@ class RunStore:
         self._state = folder
         self._folder = folder / "runs" / run.run
         self._run = run
-        self._models = ModelShelf(models_folder(folder, run.run), run, keep_models)
-        self._memory = Memory(self._folder / "memory", run)
+        self._models = ModelStore(models_folder(folder, run.run), run, keep_models)
+        self._memory = StrategyState(self._folder / "memory", run)
         self._payloads = Payloads(self._folder / "updates", run.head)
         self._tidy: RunState | None = None  # the last round's end, until ``tidy``
         self._lock = lock
@@ -92,7 +92,7 @@ class RunStore:
 
     # --- start ---
 
-    def load(self, plan: Plan, roll: Roll) -> tuple[RunState, Params]:
+    def load(self, plan: RoundPolicy, roll: Cohort) -> tuple[RunState, Params]:
         """Where the run stands, and its current model; a new run is begun.
 
         When the last model is damaged, the run goes on from the last one that is not; the rounds after it are lost,
@@ -120,7 +120,7 @@ class RunStore:
         """What the strategy carries on from the last closed round; DataError (``corrupt_memory``)."""
         return self._memory.read(state.closed, self.journal.closed_rounds()[-1].number, state.model_sha256)
 
-    def _fall_back(self, lost: Sequence[ClosedRound], sound: ClosedRound, roll: Roll) -> None:
+    def _fall_back(self, lost: Sequence[ClosedRound], sound: ClosedRound, roll: Cohort) -> None:
         """Give up what was made after ``sound``, in one transaction, once the damaged files are out of the way."""
         aside = self._state / "quarantine"
         for at in lost:
@@ -135,7 +135,7 @@ class RunStore:
             fix="look for what damages files on this disk; flamest-coordinator history shows the lost rounds",
         )
 
-    def _begin(self, plan: Plan, roll: Roll) -> RunState:
+    def _begin(self, plan: RoundPolicy, roll: Cohort) -> RunState:
         if self._models.has_more_than_the_start():
             raise DataError(
                 f"{self._folder} holds models, but {self.journal.path} knows nothing of the run",
@@ -159,7 +159,7 @@ class RunStore:
                 code="other_settings",
             )
 
-    def _resume(self, plan: Plan, roll: Roll, initial_sha256: str) -> RunState:
+    def _resume(self, plan: RoundPolicy, roll: Cohort, initial_sha256: str) -> RunState:
         closed = self.journal.closed_rounds(initial_sha256)
         return RunState(
             plan=plan,

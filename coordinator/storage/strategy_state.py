@@ -25,7 +25,7 @@ KINDS = ("h", "velocity", "squares", "residual", "tail")
 
 
 @dataclass(frozen=True)
-class Memory:
+class StrategyState:
     """Reads and writes the state of one run."""
 
     folder: Path

@@ -23,7 +23,7 @@ from .clips import Bytes, Filmed, FilmShape, Rows, film, plan_films
 from .losses import PROMPTS, TARGET_SHARPNESS, class_scores, class_sentences, contrastive_loss
 from .networks import Scale, as_input, count_parameters
 from .result import Device, RivalResult, best_and_last, describe_machine, torch_on, write_result
-from .training import Fit, Lesson, accuracy, learn
+from .training import Fit, TrainJob, accuracy, learn
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +107,7 @@ def run_actionclip(request: ActionClipRequest, progress: Progress) -> RivalResul
         progress.describe("fine-tuning CLIP")
         untaught = teaching.test()
         learned = learn(
-            Lesson(
+            TrainJob(
                 net=teaching.net,
                 step=teaching.step,
                 test=teaching.test,

@@ -26,7 +26,7 @@ from .kd_settings import KdRequest
 from .losses import distillation_loss
 from .networks import DEVIATION, MEAN, Role, as_input, build_network, count_parameters, replace_classifier
 from .result import RivalResult, best_and_last, describe_machine, torch_on, write_result
-from .training import Fit, Learned, Lesson, accuracy, learn
+from .training import Fit, Learned, TrainJob, accuracy, learn
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +111,7 @@ def run_kd(request: KdRequest, progress: Progress) -> RivalResult:
             dimensions=request.settings.dimensions,
             **request.inputs(),
         )
-        school = _School(request, filmed, centre, request.out / "checkpoints" / f"kd-{key}", device)
+        school = Distillation(request, filmed, centre, request.out / "checkpoints" / f"kd-{key}", device)
         learned = {role: school.teach(role, progress) for role in ROLES}
         student = school.nets["student"]
         if centre.films.labels != filmed.films.labels:
@@ -174,7 +174,7 @@ def _film_centre(request: KdRequest, plan: KdPlan, filmed: Filmed, progress: Pro
     return _Centre(own.films, own.train)
 
 
-class _School:
+class Distillation:
     """The three networks of the centre; each is taught by the one before."""
 
     def __init__(self, request: KdRequest, filmed: Filmed, centre: _Centre, folder: Path, device: torch.device) -> None:
@@ -193,7 +193,7 @@ class _School:
         master = self.nets[ROLES[number - 1]] if number else None
         same_labels = films.labels == self.filmed.films.labels
         fit: Fit = getattr(request.settings.central, role)
-        lesson = Lesson(
+        lesson = TrainJob(
             net=net,
             step=lambda frames, y, _: self._step(net, master, frames, y),
             test=(lambda: self.test(net)) if same_labels else None,
@@ -243,7 +243,9 @@ def _arrivals(request: KdRequest, sizes: list[int]) -> list[Arrival]:
     )
 
 
-def _federation(request: KdRequest, plan: KdPlan, filmed: Filmed, school: _School, device: torch.device) -> Federation:
+def _federation(
+    request: KdRequest, plan: KdPlan, filmed: Filmed, school: Distillation, device: torch.device
+) -> Federation:
     readable = set(filmed.train.tolist())
     silos = [np.array([row for row in rows if row in readable], dtype=np.int64) for rows in plan.silo_rows]
     settings = request.settings.federated

@@ -48,7 +48,7 @@ class Learned:
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TrainJob:
     """One network, what it is taught, and where it is kept."""
 
     net: nn.Module  # all that is trained, as one module
@@ -62,7 +62,7 @@ class Lesson:
     before_epoch: Callable[[], None] = lambda: None
 
 
-def learn(lesson: Lesson, progress: Progress) -> Learned:
+def learn(lesson: TrainJob, progress: Progress) -> Learned:
     """Train ``lesson.net`` in place to the end of its epochs. ``progress`` advances by one per clip.
 
     The checkpoint is written after every epoch, and read first. Raises DataError on one that is damaged.
@@ -132,7 +132,7 @@ def accuracy(
     return right / len(rows) if len(rows) else math.nan
 
 
-def _resume(lesson: Lesson, optimiser: torch.optim.Optimizer) -> Learned:
+def _resume(lesson: TrainJob, optimiser: torch.optim.Optimizer) -> Learned:
     found = load_checkpoint(lesson.file)
     if found is None:
         return Learned()
@@ -142,7 +142,7 @@ def _resume(lesson: Lesson, optimiser: torch.optim.Optimizer) -> Learned:
     return Learned(**record)
 
 
-def _learn_epoch(lesson: Lesson, optimiser: torch.optim.Optimizer, epoch: int, progress: Progress) -> int:
+def _learn_epoch(lesson: TrainJob, optimiser: torch.optim.Optimizer, epoch: int, progress: Progress) -> int:
     """One pass over the clips; how many were recognised on the way."""
     random = stream(*lesson.seed, epoch)
     right = seen = 0

@@ -24,7 +24,7 @@ from .jobs import Job, Results
 from .plan_beyond import beyond
 from .plans import Plan
 from .plots import confusion_figure, curves_figure, figure_bytes, scatter_figure, write_figure
-from .pool import Workplace, run_jobs
+from .pool import WorkerConfig, run_jobs
 from .report import Part, picture, write_page, write_report
 from .resources import resources, table1
 from .settings import Context
@@ -51,17 +51,17 @@ EXPERIMENTS = (
 
 
 @dataclass(frozen=True)
-class Desk:
+class ExperimentContext:
     """Where an experiment works."""
 
     context: Context
-    place: Workplace
+    place: WorkerConfig
     out: Path
     stop: Shutdown
     project: figures.Projection = figures.umap_projection
 
 
-def run_experiment(name: str, desk: Desk) -> Part:
+def run_experiment(name: str, desk: ExperimentContext) -> Part:
     """Run, and write OUT/NAME.{json,csv,png,svg}. Raises Stopped, and DataError as reading does."""
     desk.out.mkdir(parents=True, exist_ok=True)
     if name in TABLES:
@@ -78,7 +78,7 @@ def run_experiment(name: str, desk: Desk) -> Part:
     return _failures(desk)
 
 
-def run_all(desk: Desk) -> tuple[dict[str, TableResult], tuple[Finding, ...], Path]:
+def run_all(desk: ExperimentContext) -> tuple[dict[str, TableResult], tuple[Finding, ...], Path]:
     """Every experiment and one page. The trainings of all are run together, so that no process waits."""
     started = time.perf_counter()
     left_out = _not_drawn(desk.context)
@@ -117,11 +117,11 @@ def summary(context: Context) -> Mapping[str, Any]:
     return dict(_facts(context))
 
 
-def _run(desk: Desk, jobs: list[Job]) -> Results:
+def _run(desk: ExperimentContext, jobs: list[Job]) -> Results:
     return run_jobs(jobs, desk.context.data, desk.place, stop=desk.stop)
 
 
-def _written(result: TableResult, desk: Desk) -> Part:
+def _written(result: TableResult, desk: ExperimentContext) -> Part:
     known = dict(_facts(desk.context))
     result = msgspec.structs.replace(result, settings=known)
     write_table(result, desk.out)
@@ -129,7 +129,7 @@ def _written(result: TableResult, desk: Desk) -> Part:
     return Part(result, png.read_bytes())
 
 
-def _curves(plan: CurvePlan, desk: Desk) -> Part:
+def _curves(plan: CurvePlan, desk: ExperimentContext) -> Part:
     result, curves = figures.curve_table(plan, _run(desk, plan.jobs))
     result = msgspec.structs.replace(result, settings=dict(_facts(desk.context)))
     figure = curves_figure(result.title, curves, plan.across)
@@ -140,7 +140,7 @@ def _curves(plan: CurvePlan, desk: Desk) -> Part:
     return Part(result, figure_bytes(figure, "png"))
 
 
-def _embeddings(desk: Desk) -> Part:
+def _embeddings(desk: ExperimentContext) -> Part:
     data = desk.context.data
     figures.check_classes(desk.context)
     pairs = figures.classes_to_show(desk.context)
@@ -160,7 +160,7 @@ def _embeddings(desk: Desk) -> Part:
     return Part(result, figure_bytes(figure, "png"))
 
 
-def _failures(desk: Desk) -> Part:
+def _failures(desk: ExperimentContext) -> Part:
     results = _run(desk, [failures_job(desk.context)])
     found = find_failures(desk.context, results)
     table = msgspec.structs.replace(found.table, settings=dict(_facts(desk.context)))

@@ -31,7 +31,7 @@ class Stopped(FlamestError):
 
 
 @dataclass(frozen=True)
-class Workplace:
+class WorkerConfig:
     """What a process needs to run jobs."""
 
     source: FeatureSource
@@ -41,7 +41,9 @@ class Workplace:
     processes: int = 1
 
 
-def run_jobs(jobs: Sequence[Job], data: ExperimentData, place: Workplace, *, stop: Shutdown | None = None) -> Results:
+def run_jobs(
+    jobs: Sequence[Job], data: ExperimentData, place: WorkerConfig, *, stop: Shutdown | None = None
+) -> Results:
     """Every job's result, from disk or by running it.
 
     A run that cannot be (LASTING) has a RunFailure, any other error ends the command. The splits are made
@@ -72,7 +74,7 @@ def run_jobs(jobs: Sequence[Job], data: ExperimentData, place: Workplace, *, sto
     return {job: result for job, result in results.items() if result is not None}
 
 
-def _keys(jobs: Sequence[Job], data: ExperimentData, place: Workplace) -> dict[Job, str]:
+def _keys(jobs: Sequence[Job], data: ExperimentData, place: WorkerConfig) -> dict[Job, str]:
     rows: dict[SplitRule, str] = {}
     for rule in dict.fromkeys(job.split for job in jobs):
         split = split_data(data, rule, dataset=place.dataset, videos=place.videos)
@@ -80,7 +82,7 @@ def _keys(jobs: Sequence[Job], data: ExperimentData, place: Workplace) -> dict[J
     return {job: job_key(job, data.digest(job.extractor), rows[job.split]) for job in jobs}
 
 
-def _run_and_keep(job: Job, key: str, data: ExperimentData, place: Workplace) -> None:
+def _run_and_keep(job: Job, key: str, data: ExperimentData, place: WorkerConfig) -> None:
     result: RunResult | RunFailure
     try:
         result = run_job(job, data, dataset=place.dataset, videos=place.videos)
@@ -91,7 +93,7 @@ def _run_and_keep(job: Job, key: str, data: ExperimentData, place: Workplace) ->
     RunFolder(place.runs).keep(key, data.digest(job.extractor), job, result)
 
 
-def _in_processes(jobs: Mapping[Job, str], place: Workplace, stop: Shutdown, advance: Callable[[], None]) -> None:
+def _in_processes(jobs: Mapping[Job, str], place: WorkerConfig, stop: Shutdown, advance: Callable[[], None]) -> None:
     # Spawned, not forked: ONNX Runtime's threads do not survive a fork.
     pool = ProcessPoolExecutor(
         min(place.processes, len(jobs)), multiprocessing.get_context("spawn"), _ignore_interrupts
@@ -124,5 +126,5 @@ def _opened(source: FeatureSource) -> ExperimentData:
     return open_features(source)
 
 
-def _work(job: Job, key: str, place: Workplace) -> None:
+def _work(job: Job, key: str, place: WorkerConfig) -> None:
     _run_and_keep(job, key, _opened(place.source), place)

@@ -16,7 +16,7 @@ from ...base.process import Shutdown
 from ...base.progress import progress_bar
 from ..datasets import KNOWN, find_videos
 from ..silos import is_miniworld
-from .commands import Desk
+from .commands import ExperimentContext
 from .external_runs import read_given
 from .extraction import (
     ExtractionRequest,
@@ -29,7 +29,7 @@ from .extraction import (
 )
 from .features import SINGLE, VARIANTS, FeatureSource, open_features, untrained_marker
 from .numbers import MINIWORLD
-from .pool import Workplace
+from .pool import WorkerConfig
 from .settings import OTHER, SCALES, Context, Scale, Settings
 from .splits import SPLITS, SplitRule
 
@@ -82,7 +82,7 @@ class Extracted:
     warnings: tuple[str, ...] = ()
 
 
-def open_desk(request: Request) -> Desk:
+def open_desk(request: Request) -> ExperimentContext:
     """Find the features (extracting them first where videos are given and stores are missing) and fill in the defaults.
 
     Raises UsageError on a name that does not exist, DataError when there are no features.
@@ -103,8 +103,8 @@ def open_desk(request: Request) -> Desk:
     source = _source(request)
     data = open_features(source)
     context = Context(data, settings, read_given(request.results, request.dataset))
-    place = Workplace(source, request.out / "runs", settings.dataset, request.videos, request.jobs)
-    return Desk(context, place, request.out, Shutdown.on_signals())
+    place = WorkerConfig(source, request.out / "runs", settings.dataset, request.videos, request.jobs)
+    return ExperimentContext(context, place, request.out, Shutdown.on_signals())
 
 
 def extract_features(asked: Extraction) -> Extracted:

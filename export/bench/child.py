@@ -25,7 +25,7 @@ import numpy as np
 from ...base.errors import FlamestError
 from ...base.files import sha256_file
 from ...runtime.backends.opening import GraphOpener, Opening
-from ...runtime.backends.options import Wishes
+from ...runtime.backends.options import BackendOptions
 from ...runtime.backends.session import Session
 from ...runtime.bundle.opening import Bundle, open_bundle
 from ...runtime.bundle.signature import read_trusted_keys
@@ -50,7 +50,7 @@ class Child:
     """Answers one question at a time; a graph or the extractor is open, never both."""
 
     def __init__(self, told: Contestant) -> None:
-        wishes = Wishes(told.backend, require=True, bf16=told.bf16)
+        wishes = BackendOptions(told.backend, require=True, bf16=told.bf16)
         self._on_gpu = told.backend in ON_GPU
         self._opening = Opening(wishes, threads=told.threads)
         self._trusted = read_trusted_keys(told.trusted, where="bench")
@@ -70,7 +70,7 @@ class Child:
         self._feeds = dict(usual_feeds(graph, sizes))
         opener = GraphOpener(self._bundle, self._opening)
         self._session = opener.open(name)
-        self._bundle.must_be_unchanged()
+        self._bundle.verify_unchanged()
         self._graph = name
         place = opener.places[name]
         self._session.run(self._feeds)

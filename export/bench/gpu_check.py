@@ -22,7 +22,7 @@ from ... import __version__
 from ...base.files import write_atomic
 from ...runtime.backends.machine import MachineFacts, gather_facts
 from ...runtime.backends.tensorrt.supply import site_problems
-from ...runtime.backends.unavailable import Code, Refusal, refuse
+from ...runtime.backends.unavailable import BackendUnavailable, Code, unavailable
 from .comparison import REFERENCE, beside
 from .gpu_step import Say, Step, run_step
 
@@ -71,7 +71,7 @@ def check_gpu(request: GpuCheckRequest, say: Say, *, facts: MachineFacts | None 
 
 def require_gpu(facts: MachineFacts) -> None:
     if facts.gpu is None:
-        raise refuse(
+        raise unavailable(
             Code.NO_DRIVER_OR_GPU,
             f"gpu-check needs an NVIDIA GPU, and there is none here: {facts.driver_problem or 'no driver'}",
             fix="run it on the machine with the GPU: make gpu-check (nvidia-smi there shows what the driver sees); "
@@ -83,10 +83,10 @@ def require_packages(facts: MachineFacts) -> None:
     """Raise what is missing to build plans and to run both GPU backends: a long export must not end in that."""
     problems = list(site_problems(facts))
     if not problems and "cuda-bindings" not in facts.versions:
-        problems.append(refuse(Code.CUDA_BINDINGS, "the Python package cuda-bindings is not installed"))
+        problems.append(unavailable(Code.CUDA_BINDINGS, "the Python package cuda-bindings is not installed"))
     if not facts.ort_has_cuda:
         problems.append(
-            refuse(
+            unavailable(
                 Code.ORT_NO_CUDA,
                 "ONNX Runtime's CUDA provider is not installed",
                 fix=f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install '{CUDA_PACKAGE}'",
@@ -95,7 +95,7 @@ def require_packages(facts: MachineFacts) -> None:
     if problems:
         fixes = dict.fromkeys(problem.fix for problem in problems)
         evidence = "; ".join([problems[0].evidence, *(str(problem) for problem in problems[1:])])
-        raise Refusal(
+        raise BackendUnavailable(
             problems[0].code, evidence, "; ".join((*fixes, "or all at once in a checkout: make gpu-setup"))
         ).error()
 

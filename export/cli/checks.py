@@ -73,7 +73,7 @@ def doctor(
     import msgspec
 
     from ...runtime.backends.machine import gather_facts
-    from ...runtime.backends.options import NO_WISHES
+    from ...runtime.backends.options import DEFAULT_OPTIONS
     from ...runtime.backends.report import first_lines, ladder_lines, ladder_rows, ladders, machine_lines, machine_row
     from ...runtime.bundle.manifest import read_manifest
     from ..doctor import TENSORRT, can_build_onnx, can_build_tensorrt, check_machine
@@ -81,11 +81,11 @@ def doctor(
     manifest = None if bundle is None else read_manifest(bundle)
     checks = check_machine(Path.cwd())
     facts = gather_facts()
-    rungs = ladders(facts, manifest, NO_WISHES)
+    rungs = ladders(facts, manifest, DEFAULT_OPTIONS)
     if not as_json:
         onnx, tensorrt = can_build_onnx(checks), can_build_tensorrt(checks)
         print(f"ONNX bundles can{'' if onnx else 'not'} be built here, TensorRT plans can{'' if tensorrt else 'not'}")
-        for line in (*first_lines(rungs, NO_WISHES), ""):
+        for line in (*first_lines(rungs, DEFAULT_OPTIONS), ""):
             print(line)
         for check in checks:
             print(f"{'ok     ' if check.ok else 'missing'} {check.name}: {check.found}")

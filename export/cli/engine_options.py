@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...base.errors import UsageError
-from ...runtime.bundle.records import HardwareCompat, PlanOptions
+from ...runtime.bundle.records import EngineOptions, HardwareCompat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,7 +95,7 @@ PLAN_OPTIONS = (
 _FLAGS = {"with_plans": "--plans/--no-plans"}
 
 
-def read_plan_options(given: Mapping[str, Any]) -> PlanOptions:
+def read_plan_options(given: Mapping[str, Any]) -> EngineOptions:
     """From the command line's values by parameter name; None is not given. Raises UsageError."""
     compat = given.get("hardware_compat")
     if compat is not None and compat not in HARDWARE:
@@ -103,8 +103,8 @@ def read_plan_options(given: Mapping[str, Any]) -> PlanOptions:
             f"--hardware-compat {compat}: expected one of {', '.join(HARDWARE)}",
             fix="flamest-export --backend tensorrt --hardware-compat ampere+ --out DIR",
         )
-    chosen = {word: given[word] for word in PlanOptions.__struct_fields__ if given.get(word) is not None}
-    return PlanOptions(**chosen)
+    chosen = {word: given[word] for word in EngineOptions.__struct_fields__ if given.get(word) is not None}
+    return EngineOptions(**chosen)
 
 
 def refuse_plan_options(given: Mapping[str, Any], backend: str | None) -> None:

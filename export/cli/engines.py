@@ -11,7 +11,7 @@ import typer
 
 from ...base.console import command
 from ...base.errors import FlamestError
-from ...runtime.bundle.records import PlanOptions
+from ...runtime.bundle.records import EngineOptions
 from .engine_options import (
     PLAN_OPTIONS,
     HardwareCompatOption,
@@ -81,7 +81,7 @@ def plans_outlook(context: typer.Context, backend: str | None) -> PlansOutlook:
 
 
 def make_site(
-    options: PlanOptions, timing_cache: Path | None, plan_cache: Path | None, otherwise: str, *, again: bool = False
+    options: EngineOptions, timing_cache: Path | None, plan_cache: Path | None, otherwise: str, *, again: bool = False
 ) -> Site:
     """This machine as a place to build plans, asked before any long work.
 
@@ -101,7 +101,7 @@ def make_site(
     return Site(facts, options, open_cache(plan_cache), timing_cache, again=again)
 
 
-def onnx_now_plans_later(words: Sequence[str], out: Path, options: PlanOptions) -> str:
+def onnx_now_plans_later(words: Sequence[str], out: Path, options: EngineOptions) -> str:
     """What to do on a machine that cannot build plans. ``words``: the other options of this export, as typed.
 
     In fp32 the graphs of both backends are the same; where precision is asked for, TensorRT wants its own form.

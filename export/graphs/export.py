@@ -29,7 +29,7 @@ _TRACED = {"batch": 2, "tokens": 3, "past": 5, "frames": 4, "past + tokens": 8}
 
 
 @dataclass(frozen=True, eq=False)
-class GraphPlan:
+class GraphSpec:
     """One graph to be: its module, and the names and shapes that runtime/bundle/manifest.py promises."""
 
     name: str
@@ -40,7 +40,7 @@ class GraphPlan:
     precision: Precision = "fp32"
 
 
-def write_graph(plan: GraphPlan, folder: Path) -> Graph:
+def write_graph(plan: GraphSpec, folder: Path) -> Graph:
     """Export ``plan`` to ``folder/NAME.onnx`` and describe what was written.
 
     Raises MissingExtra, InvariantError when the exported graph is not what the plan promises.
@@ -105,7 +105,7 @@ def _example(tensor: Tensor, sizes: Mapping[str, int]) -> torch.Tensor:
     return torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
 
 
-def _dynamic_shapes(plan: GraphPlan) -> tuple[Any, ...]:
+def _dynamic_shapes(plan: GraphSpec) -> tuple[Any, ...]:
     """Per argument of ``forward`` its dynamic axes; what follows ``*args`` is one argument, a tuple."""
     import inspect
 

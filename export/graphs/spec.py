@@ -11,7 +11,7 @@ from ..networks.blip import layer_names, text_module, text_shape, vision_module,
 from ..networks.clip import clip_module
 from ..networks.slow import keyframe_module, keyframe_width
 from ..networks.video import VideoNetwork
-from .export import GraphPlan
+from .export import GraphSpec
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +25,9 @@ CANDIDATES = 32  # frames among which keyframes are picked
 _BATCH = AxisRange(1, 1, 16)
 
 
-def vision_plan(model: BlipForConditionalGeneration) -> GraphPlan:
+def vision_plan(model: BlipForConditionalGeneration) -> GraphSpec:
     size, patches = model.config.vision_config.image_size, image_patches(model)
-    return GraphPlan(
+    return GraphSpec(
         "vision",
         vision_module(model),
         (Tensor("pixels", "float32", ("batch", 3, size, size)),),
@@ -36,7 +36,7 @@ def vision_plan(model: BlipForConditionalGeneration) -> GraphPlan:
     )
 
 
-def text_plan(model: BlipForConditionalGeneration) -> GraphPlan:
+def text_plan(model: BlipForConditionalGeneration) -> GraphSpec:
     shape, patches = text_shape(model), image_patches(model)
     inputs = (
         Tensor("token_ids", "int64", ("batch", "tokens")),
@@ -56,11 +56,11 @@ def text_plan(model: BlipForConditionalGeneration) -> GraphPlan:
         "past": AxisRange(0, MAX_NEW_TOKENS // 2, MAX_TOKENS),
         "patches": AxisRange(patches, patches, patches),
     }
-    return GraphPlan("text", text_module(model), inputs, outputs, axes)
+    return GraphSpec("text", text_module(model), inputs, outputs, axes)
 
 
-def words_plan(model: BlipForConditionalGeneration) -> GraphPlan:
-    return GraphPlan(
+def words_plan(model: BlipForConditionalGeneration) -> GraphSpec:
+    return GraphSpec(
         "words",
         words_module(model),
         (
@@ -73,10 +73,10 @@ def words_plan(model: BlipForConditionalGeneration) -> GraphPlan:
     )
 
 
-def clip_plan(model: Any, captions: torch.Tensor) -> GraphPlan:
+def clip_plan(model: Any, captions: torch.Tensor) -> GraphSpec:
     """``model``: a ``CLIPModel``; ``captions``: the vectors of its captions, float32 [N, w]."""
     size = model.config.vision_config.image_size
-    return GraphPlan(
+    return GraphSpec(
         "clip",
         clip_module(model, captions),
         (Tensor("pixels", "float32", ("batch", 3, size, size)),),
@@ -88,8 +88,8 @@ def clip_plan(model: Any, captions: torch.Tensor) -> GraphPlan:
     )
 
 
-def cnn_plan(network: VideoNetwork, net: nn.Module, form: VideoForm) -> GraphPlan:
-    return GraphPlan(
+def cnn_plan(network: VideoNetwork, net: nn.Module, form: VideoForm) -> GraphSpec:
+    return GraphSpec(
         "cnn",
         network.module(net, form.frames),
         (Tensor("frames", "float32", ("batch", 3, form.frames, form.crop, form.crop)),),
@@ -98,10 +98,10 @@ def cnn_plan(network: VideoNetwork, net: nn.Module, form: VideoForm) -> GraphPla
     )
 
 
-def keyframe_plan(net: nn.Module, form: VideoForm) -> GraphPlan:
+def keyframe_plan(net: nn.Module, form: VideoForm) -> GraphSpec:
     """``net``, ``form``: those of Slow."""
     size = form.keyframe_size
-    return GraphPlan(
+    return GraphSpec(
         "keyframes",
         keyframe_module(net),
         (Tensor("frames", "float32", ("frames", 3, size, size)),),

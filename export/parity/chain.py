@@ -18,8 +18,8 @@ from ...runtime.backends.session import Feed, Session, Value, on_host, wanted_ou
 from ...runtime.bundle.manifest import FramePreprocessing, RetrievedCaption, VisionLanguage
 from ...runtime.bundle.records import ChainParity, Cosine, Precision
 from ...runtime.vision_language import VisionLanguageModel
-from ..graphs.export import GraphPlan
-from ..precision.calibration import Footage
+from ..graphs.export import GraphSpec
+from ..precision.calibration import CalibrationClips
 from .comparison import COSINES, row_cosines
 from .written_graphs import WrittenGraphs
 
@@ -46,7 +46,7 @@ class _Held:
 class ModuleSession:
     """A planned graph run by PyTorch, as a Session."""
 
-    plan: GraphPlan
+    plan: GraphSpec
     where: str = "PyTorch"
     computes_on_host: bool = True
     inputs: tuple[str, ...] = field(init=False)
@@ -75,7 +75,7 @@ class ModuleSession:
 
 
 def compare_captioner(
-    plans: Mapping[str, GraphPlan], written: WrittenGraphs, spec: VisionLanguage, footage: Footage
+    plans: Mapping[str, GraphSpec], written: WrittenGraphs, spec: VisionLanguage, footage: CalibrationClips
 ) -> ChainPart:
     """Graphs ``vision``, ``text`` and, where there is one, ``words``: a frame of each clip."""
     reference = _captioner({name: ModuleSession(plan) for name, plan in plans.items()}, spec)
@@ -94,7 +94,9 @@ def _captioner(sessions: Mapping[str, Session], spec: VisionLanguage) -> VisionL
     return VisionLanguageModel(sessions["vision"], sessions["text"], spec, words=sessions.get("words"))
 
 
-def compare_retriever(plan: GraphPlan, written: WrittenGraphs, spec: RetrievedCaption, footage: Footage) -> ChainPart:
+def compare_retriever(
+    plan: GraphSpec, written: WrittenGraphs, spec: RetrievedCaption, footage: CalibrationClips
+) -> ChainPart:
     """Graph ``clip``: the frame's own half of the vector, and which caption it retrieves."""
     reference, deployed = ModuleSession(plan), written.open(plan.name)
     cosines, equal = [], 0
@@ -106,7 +108,9 @@ def compare_retriever(plan: GraphPlan, written: WrittenGraphs, spec: RetrievedCa
     return ChainPart(np.asarray(cosines), (written.ran_on(plan.name),), equal, len(cosines))
 
 
-def compare_motion(plan: GraphPlan, written: WrittenGraphs, rule: FramePreprocessing, footage: Footage) -> ChainPart:
+def compare_motion(
+    plan: GraphSpec, written: WrittenGraphs, rule: FramePreprocessing, footage: CalibrationClips
+) -> ChainPart:
     """Graph ``cnn``: as many frames of each clip as it reads."""
     reference, deployed = ModuleSession(plan), written.open(plan.name)
     cosines = []

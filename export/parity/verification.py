@@ -25,7 +25,7 @@ from ...runtime.bundle.records import ChainParity, GraphParity, Precision
 from ...runtime.bundle.signature import PublicKey, TrustedKeys
 from ..graphs.spec import clip_plan, cnn_plan
 from ..networks.clip import encode_captions, hash_tokens, tokenize_captions
-from ..parts import Workshop, captioner_plans, first_layers
+from ..parts import ExportContext, captioner_plans, first_layers
 from ..precision.calibration import CHAIN_SEED, seeded_footage
 from ..weights.hub import is_hub_id
 from ..weights.sources import PUBLISHED, VideoSource, is_self_contained, open_blip, open_clip, open_video
@@ -69,11 +69,11 @@ def verify_bundle(
     else, and (``other_weights``) when a source's weights are not those of the bundle.
     """
     started = time.monotonic()
-    shop = Workshop(bundle, progress, threads)
+    shop = ExportContext(bundle, progress, threads)
     with shop.phase("check files"):
         opened = open_bundle(bundle, trusted)
         manifest = opened.manifest
-    again = _Again(manifest, bundle, dict(given or {}), threads)
+    again = BundleVerifier(manifest, bundle, dict(given or {}), threads)
     graphs: dict[str, GraphParity] = {}
     with shop.phase("compare the vision-language part with PyTorch"):
         graphs |= dict(again.vision_language())
@@ -94,7 +94,7 @@ def verify_bundle(
     )
 
 
-class _Again:
+class BundleVerifier:
     """The comparisons of an export, on an existing bundle; what cannot be loaded is noted."""
 
     def __init__(self, manifest: Manifest, bundle: Path, given: dict[str, str], threads: int | None) -> None:

@@ -73,7 +73,7 @@ _DECODING = KeyframeRule(
 
 
 @dataclass(frozen=True)
-class Footage:
+class CalibrationClips:
     """``read(rule, frames)`` gives per clip its frames, evenly spread and in order: float32 [frames, 3, S, S]."""
 
     source: str  # "seeded" or "own clips"
@@ -81,17 +81,17 @@ class Footage:
     read: Callable[[FramePreprocessing, int], Iterator[Pixels]]
 
 
-def seeded_footage(seed: int, clips: int = SEEDED_CLIPS) -> Footage:
+def seeded_footage(seed: int, clips: int = SEEDED_CLIPS) -> CalibrationClips:
     def read(rule: FramePreprocessing, frames: int) -> Iterator[Pixels]:
         for index in range(clips):
             made = calibration_clips(seed + 1000 * index, clips=1, frames=frames, size=rule.size, mean=0.0, std=1.0)
             rgb = made[0].swapaxes(0, 1)
             yield np.asarray((rgb - np.reshape(rule.mean, (3, 1, 1))) / np.reshape(rule.std, (3, 1, 1)), np.float32)
 
-    return Footage("seeded", clips, read)
+    return CalibrationClips("seeded", clips, read)
 
 
-def own_footage(folder: Path) -> Footage:
+def own_footage(folder: Path) -> CalibrationClips:
     """At most MOST_CLIPS videos below ``folder``. Raises StorageError without the folder, DataError without videos."""
     if not folder.is_dir():
         raise StorageError(f"--calibration {printable_path(folder)}: no such folder", fix="give a folder of videos")
@@ -113,4 +113,4 @@ def own_footage(folder: Path) -> Footage:
         finally:
             decoder.close()
 
-    return Footage("own clips", len(chosen), read)
+    return CalibrationClips("own clips", len(chosen), read)

@@ -14,8 +14,8 @@ import numpy as np
 from ...base.errors import InvariantError, MissingExtra
 from ...runtime.bundle.manifest import FramePreprocessing
 from ...runtime.bundle.records import WITH_INT8_WEIGHTS, Graph
-from ..graphs.export import GraphPlan, check_and_save, write_graph
-from .calibration import CALIBRATION_SEED, Footage, seeded_footage
+from ..graphs.export import GraphSpec, check_and_save, write_graph
+from .calibration import CALIBRATION_SEED, CalibrationClips, seeded_footage
 from .choice import FP32, PrecisionChoice
 from .dtypes import PRODUCT_OF, PRODUCTS, check_ledger, read_ledger
 from .half import half_module
@@ -31,19 +31,19 @@ class Lowering:
 
     choice: PrecisionChoice = FP32
     form: Int8Form = ONNX_FORM
-    footage: Footage = dataclasses.field(default_factory=lambda: seeded_footage(CALIBRATION_SEED))
+    footage: CalibrationClips = dataclasses.field(default_factory=lambda: seeded_footage(CALIBRATION_SEED))
     threads: int | None = None
 
 
 def plan_lowering(
-    choice: PrecisionChoice, backend: str, own_clips: Footage | None, threads: int | None = None
+    choice: PrecisionChoice, backend: str, own_clips: CalibrationClips | None, threads: int | None = None
 ) -> Lowering:
     """``backend`` decides the form of int8: ``tensorrt`` wants other pairs than ONNX Runtime."""
     form = TENSORRT_FORM if backend == "tensorrt" else ONNX_FORM
     return Lowering(choice, form, own_clips or seeded_footage(CALIBRATION_SEED), threads)
 
 
-def calibration_notes(choice: PrecisionChoice, own_clips: Footage | None) -> tuple[str, ...]:
+def calibration_notes(choice: PrecisionChoice, own_clips: CalibrationClips | None) -> tuple[str, ...]:
     """What a person should know of the scales of int8."""
     drawn = [name for name in STATIC if choice.of(name) == "int8"]
     if own_clips is not None or not drawn:
@@ -54,7 +54,7 @@ def calibration_notes(choice: PrecisionChoice, own_clips: Footage | None) -> tup
     )
 
 
-def write_lowered(plan: GraphPlan, folder: Path, lowering: Lowering, frames: FramePreprocessing | None) -> Graph:
+def write_lowered(plan: GraphSpec, folder: Path, lowering: Lowering, frames: FramePreprocessing | None) -> Graph:
     """Export ``plan`` to ``folder/NAME.onnx`` in its chosen precision.
 
     ``frames``: how frames are prepared for the graph; None for a graph that sees none. Raises as
@@ -70,7 +70,7 @@ def write_lowered(plan: GraphPlan, folder: Path, lowering: Lowering, frames: Fra
     return graph
 
 
-def _write_int8(plan: GraphPlan, folder: Path, lowering: Lowering, frames: FramePreprocessing | None) -> Graph:
+def _write_int8(plan: GraphSpec, folder: Path, lowering: Lowering, frames: FramePreprocessing | None) -> Graph:
     try:
         import onnx
     except ImportError as error:
@@ -102,7 +102,7 @@ def _write_int8(plan: GraphPlan, folder: Path, lowering: Lowering, frames: Frame
     )
 
 
-def _feeds(plan: GraphPlan, footage: Footage, rule: FramePreprocessing) -> Iterator[dict[str, Any]]:
+def _feeds(plan: GraphSpec, footage: CalibrationClips, rule: FramePreprocessing) -> Iterator[dict[str, Any]]:
     (tensor,) = plan.inputs
     if tensor.name == "pixels":
         for pixels in footage.read(rule, LOOKS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...base.errors import DataError
-from ..records import Phase, RunSettings, Standing, decode_run_settings
+from ..records import Phase, RunSettings, TaskStatus, decode_run_settings
 from .parsing import INSTANCE_BYTES, SHA256_BYTES, digest_hex, malformed, milliseconds, parse
 
 
@@ -76,7 +76,7 @@ def decode_wait_request(data: bytes) -> WaitRequest:
     )
 
 
-def encode_standing(standing: Standing) -> bytes:
+def encode_task_status(standing: TaskStatus) -> bytes:
     from .. import flamest_v1_pb2 as pb
 
     return pb.WaitReply(
@@ -90,14 +90,14 @@ def encode_standing(standing: Standing) -> bytes:
     ).SerializeToString()
 
 
-def decode_standing(data: bytes) -> Standing:
+def decode_task_status(data: bytes) -> TaskStatus:
     from .. import flamest_v1_pb2 as pb
 
     reply = parse(pb.WaitReply(), data)
     phases: dict[int, Phase] = {pb.Phase.Value(f"PHASE_{phase.name}"): phase for phase in Phase}
     if reply.phase not in phases:
         raise malformed("WaitReply", f"phase {reply.phase} has no meaning")
-    return Standing(
+    return TaskStatus(
         phase=phases[reply.phase],
         round=reply.round,
         model_sha256=digest_hex(reply.model_sha256, SHA256_BYTES, "model_sha256"),

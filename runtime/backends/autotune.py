@@ -25,28 +25,28 @@ from ..bundle.signature import TrustedKeys
 from ..records import Clip
 from ..video.client import DecodeLimits
 from .autotune_records import (
+    CONFIGURATIONS,
     COSINE,
     REFERENCE,
-    WAYS,
     Choice,
-    Contender,
     Measured,
+    Measurement,
     default_folder,
     keep_measured,
     read_measured,
 )
-from .benchmark import CLIPS, GAIN, PASSES, hold_contest, read_clips
+from .benchmark import CLIPS, GAIN, PASSES, benchmark_backends, read_clips
 from .machine import MachineFacts
 from .opening import Opening, effective_precision, machine_facts
-from .options import NO_WISHES, Wishes
-from .ranking import climb
-from .unavailable import Refusal
+from .options import DEFAULT_OPTIONS, BackendOptions
+from .ranking import rank_backends
+from .unavailable import BackendUnavailable
 
 _MEMORY = 2.2  # times the size of the graphs' files, that a backend takes: three at full size came to 6.4 GB
 
 
 @dataclass(frozen=True)
-class Question:
+class AutotuneRequest:
     """For which bundle a way is looked for, and what binds it."""
 
     bundle: Path
@@ -63,8 +63,8 @@ class Question:
         return [folder for folder in (self.folder or default_folder(), self.beside) if folder is not None]
 
 
-def choose_quickest(
-    question: Question,
+def autotune_backends(
+    question: AutotuneRequest,
     clips: Iterable[Clip],
     *,
     notice: Callable[[str], None] = lambda _: None,
@@ -79,11 +79,11 @@ def choose_quickest(
     """
     manifest, _ = open_manifest(question.bundle, question.trusted)
     facts, held = machine_facts(), question.held
-    plain = effective_precision(manifest, NO_WISHES)
+    plain = effective_precision(manifest, DEFAULT_OPTIONS)
     if held in (None, plain) and _on_gpu(manifest, facts):
         return Choice("auto", "a GPU runs the networks, nothing was measured")
     possible = [name for name, refusals in _refusals(manifest, facts).items() if not refusals]
-    allowed = [name for name in possible if held in (None, effective_precision(manifest, WAYS[name]))]
+    allowed = [name for name in possible if held in (None, effective_precision(manifest, CONFIGURATIONS[name]))]
     if held is not None and not allowed:
         raise held_precision(manifest, held)
     if len(allowed) < 2 or REFERENCE not in possible:
@@ -100,9 +100,14 @@ def choose_quickest(
 
 def held_precision(manifest: Manifest, held: str) -> SettingsError:
     """That nothing on this machine computes the bundle in the precision of the features that there are, and why."""
-    plain = effective_precision(manifest, NO_WISHES)
+    plain = effective_precision(manifest, DEFAULT_OPTIONS)
     refusals = _refusals(manifest, machine_facts())
-    of = [each for name in refusals if effective_precision(manifest, WAYS[name]) == held for each in refusals[name]]
+    of = [
+        each
+        for name in refusals
+        if effective_precision(manifest, CONFIGURATIONS[name]) == held
+        for each in refusals[name]
+    ]
     why = "; ".join(dict.fromkeys(map(str, of))) or f"it computes in {plain}"
     fixes = [each.fix for each in of if each.fix]
     if any(each.code.value == "OPENVINO_MISSING" for each in of):
@@ -117,16 +122,16 @@ def held_precision(manifest: Manifest, held: str) -> SettingsError:
     )
 
 
-def must_compute(manifest: Manifest, held: str, wishes: Wishes) -> None:
+def must_compute(manifest: Manifest, held: str, wishes: BackendOptions) -> None:
     """Raise ``held_precision`` when a graph cannot run in the precision ``held`` that the ``wishes`` ask for."""
     facts = machine_facts()
     for name in manifest.needed_graphs:
-        if all(rung.refusal is not None for rung in climb(name, manifest.graphs[name], facts, wishes)):
+        if all(rung.refusal is not None for rung in rank_backends(name, manifest.graphs[name], facts, wishes)):
             raise held_precision(manifest, held)
 
 
 def _measure(
-    question: Question,
+    question: AutotuneRequest,
     key: str,
     ways: Sequence[str],
     clips: Iterable[Clip],
@@ -147,7 +152,7 @@ def _measure(
         f"precision auto: measuring {', '.join(ways)} on {clips_read}{few}, a warm-up and {PASSES} passes or more "
         "of the networks each, in turns; this is done once for this bundle on this machine"
     )
-    measured = hold_contest(bundle, opening, ways, read, stop)
+    measured = benchmark_backends(bundle, opening, ways, read, stop)
     if measured is None:
         return Choice("auto", "stopped before all was measured")
     kept_in = keep_measured(question.folders, key, measured)
@@ -184,7 +189,7 @@ def _best(manifest: Manifest, measured: Measured, held: str | None) -> Choice:
     return Choice(best.backend, _reason(reference, best, eligible), measured.contenders, measured.refused)
 
 
-def _reason(reference: Contender, best: Contender, eligible: Sequence[Contender]) -> str:
+def _reason(reference: Measurement, best: Measurement, eligible: Sequence[Measurement]) -> str:
     basis = f"in the networks, medians of {reference.passes} passes over {_clips(reference.clips)}"
     if best is not reference:
         return (
@@ -205,21 +210,21 @@ def _clips(count: int) -> str:
     return "1 clip" if count == 1 else f"{count} clips"
 
 
-def _refusals(manifest: Manifest, facts: MachineFacts) -> dict[str, list[Refusal]]:
+def _refusals(manifest: Manifest, facts: MachineFacts) -> dict[str, list[BackendUnavailable]]:
     """By way, why graphs cannot run so here. A way in bf16 is none where the bundle's own precision is no other."""
-    plain = effective_precision(manifest, NO_WISHES)
+    plain = effective_precision(manifest, DEFAULT_OPTIONS)
     ways = {
         name: wishes
-        for name, wishes in WAYS.items()
+        for name, wishes in CONFIGURATIONS.items()
         if not (wishes.bf16 and effective_precision(manifest, wishes) == plain)
     }
-    refusals: dict[str, list[Refusal]] = {name: [] for name in ways}
+    refusals: dict[str, list[BackendUnavailable]] = {name: [] for name in ways}
     for name, wishes in ways.items():
         for graph in manifest.needed_graphs:
             backend = wishes.backend_of(graph)
             refusals[name] += [
                 rung.refusal
-                for rung in climb(graph, manifest.graphs[graph], facts, wishes)
+                for rung in rank_backends(graph, manifest.graphs[graph], facts, wishes)
                 if rung.backend == backend and rung.refusal is not None
             ]
     return refusals
@@ -230,7 +235,7 @@ def _on_gpu(manifest: Manifest, facts: MachineFacts) -> bool:
     return any(
         rung.refusal is None and rung.backend in ("tensorrt", "onnxruntime-cuda")
         for name in manifest.needed_graphs
-        for rung in climb(name, manifest.graphs[name], facts, NO_WISHES)
+        for rung in rank_backends(name, manifest.graphs[name], facts, DEFAULT_OPTIONS)
     )
 
 

@@ -10,20 +10,20 @@ import msgspec
 
 from ...base.errors import StorageError
 from ...base.files import write_atomic
-from .options import NO_WISHES, Wishes
+from .options import DEFAULT_OPTIONS, BackendOptions
 
 COSINE = 0.999  # smallest, of a clip's vectors to ONNX Runtime's
 REFERENCE = "onnxruntime"
 MIXED = "each graph's fastest"
 _KEYFRAMES = {"keyframes": "onnxruntime"}  # the same frames whatever describes them
-WAYS: Mapping[str, Wishes] = {  # the simplest first
-    REFERENCE: Wishes("onnxruntime"),
-    "openvino": Wishes("openvino", by_graph=_KEYFRAMES),
-    "openvino bf16": Wishes("openvino", by_graph=_KEYFRAMES, bf16=True),
+CONFIGURATIONS: Mapping[str, BackendOptions] = {  # the simplest first
+    REFERENCE: BackendOptions("onnxruntime"),
+    "openvino": BackendOptions("openvino", by_graph=_KEYFRAMES),
+    "openvino bf16": BackendOptions("openvino", by_graph=_KEYFRAMES, bf16=True),
 }
 
 
-class Contender(msgspec.Struct, frozen=True):
+class Measurement(msgspec.Struct, frozen=True):
     """What one way to compute gave."""
 
     backend: str  # of WAYS, or MIXED
@@ -40,14 +40,16 @@ class Contender(msgspec.Struct, frozen=True):
         return self.captions_equal == self.clips and self.smallest_cosine >= COSINE
 
     @property
-    def wishes(self) -> Wishes:
-        return Wishes(by_graph={**self.by_graph, **_KEYFRAMES}) if self.by_graph else WAYS[self.backend]
+    def wishes(self) -> BackendOptions:
+        return (
+            BackendOptions(by_graph={**self.by_graph, **_KEYFRAMES}) if self.by_graph else CONFIGURATIONS[self.backend]
+        )
 
 
 class Measured(msgspec.Struct, frozen=True):
     """The figures of all ways to compute a bundle on a machine; what may be chosen of them is asked afterwards."""
 
-    contenders: tuple[Contender, ...]  # ONNX Runtime first
+    contenders: tuple[Measurement, ...]  # ONNX Runtime first
     refused: dict[str, str] = {}  # by way, why there are no figures of it
 
 
@@ -56,14 +58,14 @@ class Choice(msgspec.Struct, frozen=True):
 
     chosen: str  # of WAYS, MIXED, or "auto": the ladder decides
     why: str
-    contenders: tuple[Contender, ...] = ()
+    contenders: tuple[Measurement, ...] = ()
     refused: dict[str, str] = {}  # by way, why it was not measured
     kept: bool = False  # measured by an earlier run
 
     @property
-    def wishes(self) -> Wishes:
+    def wishes(self) -> BackendOptions:
         measured = (each.wishes for each in self.contenders if each.backend == self.chosen)
-        return next(measured, WAYS.get(self.chosen, NO_WISHES))
+        return next(measured, CONFIGURATIONS.get(self.chosen, DEFAULT_OPTIONS))
 
     @property
     def line(self) -> str:

@@ -21,11 +21,11 @@ from ...base.errors import DataError, FlamestError, StorageError
 from ..bundle.manifest import Manifest
 from ..bundle.opening import Bundle
 from ..captioner import Described, open_describer
-from ..extractor import Lanes
+from ..extractor import PipelineOptions
 from ..records import Caption, Clip, graph_of, stages_of, timed
 from ..video.client import DecodeLimits, VideoDecoder
 from ..video.reader import ClipReader, KeyframeFeatures, PreparedClip
-from .autotune_records import MIXED, REFERENCE, WAYS, Contender, Measured
+from .autotune_records import CONFIGURATIONS, MIXED, REFERENCE, Measured, Measurement
 from .opening import GraphOpener, Opening
 from .session import Session
 
@@ -56,10 +56,10 @@ class Networks:
             self._sessions[name] = open_graph(name)
             return self._sessions[name]
 
-        lanes = Lanes(readers=1)  # as an extraction does it
+        lanes = PipelineOptions(readers=1)  # as an extraction does it
         self._describer = open_describer(bundle, opened, rows=lanes.captions, batch=lanes.batch)
         self._cnn = opened("cnn") if bundle.manifest.cnn else None
-        bundle.must_be_unchanged()  # what has been opened is what was hashed
+        bundle.verify_unchanged()  # what has been opened is what was hashed
 
     def session(self, name: str) -> Session:
         return self._sessions[name]
@@ -101,9 +101,9 @@ def read_clips(
     bundle: Bundle, opening: Opening, clips: Iterable[Clip], limits: DecodeLimits | None
 ) -> list[PreparedClip]:
     """The first ``CLIPS`` that can be read, of at most ``_TRIED``. Raises as ``GraphOpener.open``."""
-    opener = GraphOpener(bundle, replace(opening, wishes=WAYS[REFERENCE]))
+    opener = GraphOpener(bundle, replace(opening, wishes=CONFIGURATIONS[REFERENCE]))
     features = KeyframeFeatures(opener.open("keyframes")) if "keyframes" in stages_of(bundle.manifest) else None
-    bundle.must_be_unchanged()
+    bundle.verify_unchanged()
     read: list[PreparedClip] = []
     with closing(ClipReader(bundle.manifest, VideoDecoder(bundle.manifest.keyframes, limits), features)) as reader:
         for _, clip in zip(range(_TRIED), clips, strict=False):
@@ -116,16 +116,17 @@ def read_clips(
     return read
 
 
-def hold_contest(
+def benchmark_backends(
     bundle: Bundle, opening: Opening, ways: Sequence[str], clips: Sequence[PreparedClip], stop: Callable[[], bool]
 ) -> Measured | None:
-    """The figures of ``ways``, of WAYS, and of their mixture where it promises a gain; None when ``stop`` said so.
+    """The figures of ``ways``, of CONFIGURATIONS, and of their mixture where it promises a gain;
+    None when ``stop`` said so.
 
     Without figures of ONNX Runtime, which the others are compared with, there are none at all.
     """
     contest = _Contest(clips, stop)
     for name in ways:
-        opener = GraphOpener(bundle, replace(opening, wishes=replace(WAYS[name], require=True)))
+        opener = GraphOpener(bundle, replace(opening, wishes=replace(CONFIGURATIONS[name], require=True)))
         contest.enter(name, partial(Networks, bundle, opener.open))
     contest.take_turns()
     of = {name: entry.networks for name, entry in contest.entries.items()}
@@ -149,11 +150,11 @@ class _Entry:
     def spent_ms(self) -> float:
         return len(self.first) * sum(sum(stages.values()) for stages in self.passes)
 
-    def contender(self, name: str, reference: _Entry, mixed: Mapping[str, str] | None = None) -> Contender:
+    def contender(self, name: str, reference: _Entry, mixed: Mapping[str, str] | None = None) -> Measurement:
         stages = {stage: median(each[stage] for each in self.passes) for stage in self.passes[0]}
         pairs = list(zip(self.first, reference.first, strict=True))
         vectors = [each for mine, theirs in pairs for each in zip(mine.vectors, theirs.vectors, strict=True)]
-        return Contender(
+        return Measurement(
             backend=name,
             by_graph=dict(mixed or {}) if name == MIXED else {},
             ms_per_clip=sum(stages.values()),
@@ -203,7 +204,7 @@ class _Contest:
                 stages = done[0].stages_ms
                 entry.passes.append({stage: fmean(each.stages_ms[stage] for each in done) for stage in stages})
 
-    def contenders(self, mixed: Mapping[str, str] | None = None) -> tuple[Contender, ...]:
+    def contenders(self, mixed: Mapping[str, str] | None = None) -> tuple[Measurement, ...]:
         """The figures, ONNX Runtime's first; none without it, and none of what was stopped."""
         reference = self.entries.get(REFERENCE)
         if self.stopped or reference is None:
@@ -215,7 +216,7 @@ class _Contest:
         return not self.stopped
 
 
-def mixture(manifest: Manifest, contenders: Sequence[Contender]) -> dict[str, str]:
+def mixture(manifest: Manifest, contenders: Sequence[Measurement]) -> dict[str, str]:
     """Each graph on the faster of the two backends; empty when that promises no gain over the faster one alone."""
     whole = {each.backend: each for each in contenders if each.fits and each.backend in (REFERENCE, "openvino")}
     if len(whole) != 2:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .session import Array
-from .unavailable import Code, refuse
+from .unavailable import Code, unavailable
 
 Shape = tuple[int, ...]
 NO_DRIVER = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorInitializationError")
@@ -153,7 +153,7 @@ class CudaDevice:
         return results[0] if results else None
 
 
-_REFUSED = tuple({type(refuse(code, "").error()) for code in (Code.NO_DRIVER_OR_GPU, Code.BACKEND_FAILED)})
+_REFUSED = tuple({type(unavailable(code, "").error()) for code in (Code.NO_DRIVER_OR_GPU, Code.BACKEND_FAILED)})
 
 
 def _refused(failed: CudaFailed) -> Exception:
@@ -163,7 +163,7 @@ def _refused(failed: CudaFailed) -> Exception:
         code = Code.GPU_MEMORY
     else:
         code = Code.BACKEND_FAILED
-    return refuse(code, str(failed)).error()
+    return unavailable(code, str(failed)).error()
 
 
 def size_of(shape: Shape, dtype: npt.DTypeLike) -> int:
@@ -176,5 +176,5 @@ def import_cuda_runtime() -> Any:
     try:
         from cuda.bindings import runtime
     except (ImportError, RuntimeError) as error:  # RuntimeError: a library of CUDA's is not found
-        raise refuse(Code.CUDA_BINDINGS, f"{type(error).__name__}: {error}").error() from error
+        raise unavailable(Code.CUDA_BINDINGS, f"{type(error).__name__}: {error}").error() from error
     return runtime

@@ -16,7 +16,7 @@ from typing import Any
 
 from . import driver_probe
 from .child import Ended, run_child
-from .unavailable import Code, Refusal, refuse
+from .unavailable import BackendUnavailable, Code, unavailable
 
 DRIVER_LIBRARY = "libcuda.so.1"
 # What a child may take to answer. Usually 20 ms and a second; a busy machine, or gigabytes of libraries that are read
@@ -60,10 +60,10 @@ class MachineFacts:
     bf16: bool = False  # whether the processor computes bf16
 
 
-def no_gpu(facts: MachineFacts) -> Refusal:
+def no_gpu(facts: MachineFacts) -> BackendUnavailable:
     """Why there is no GPU to use, with the way out: another one without a driver than with one."""
     fix = "install the NVIDIA driver (in a container: start it with --gpus all)" if facts.driver_missing else ""
-    return refuse(Code.NO_DRIVER_OR_GPU, facts.driver_problem, fix=fix)
+    return unavailable(Code.NO_DRIVER_OR_GPU, facts.driver_problem, fix=fix)
 
 
 def gather_facts(*, driver_library: str = DRIVER_LIBRARY) -> MachineFacts:

@@ -21,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 
 from .session import Array, Feed, Value, on_host, wanted_outputs
-from .unavailable import Code, refuse
+from .unavailable import Code, unavailable
 
 CUDA = "CUDAExecutionProvider"
 # Arithmetic on shapes. ONNX Runtime puts it on the CPU on purpose, next to who needs the result, and the
@@ -100,10 +100,10 @@ def import_onnxruntime_gpu() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise refuse(Code.ORT_MISSING, str(error), fix="pip install 'flamest[gpu]'").error() from error
+        raise unavailable(Code.ORT_MISSING, str(error), fix="pip install 'flamest[gpu]'").error() from error
     if CUDA not in onnxruntime.get_available_providers():
         said = f"onnxruntime {onnxruntime.__version__} has {', '.join(onnxruntime.get_available_providers())}"
-        raise refuse(Code.ORT_NO_CUDA, said).error()
+        raise unavailable(Code.ORT_NO_CUDA, said).error()
     if hasattr(onnxruntime, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):  # it prints; opening says what is missing
             onnxruntime.preload_dlls()
@@ -142,12 +142,12 @@ def _with_shapes_on_cpu(ort: Any, graph: Path, providers: list[Any]) -> Any:
         raise _opening_refused(graph, error) from error
     if not hasattr(session, "get_provider_graph_assignment_info"):
         said = f"{graph.name}: some nodes are on the CPU, and onnxruntime {ort.__version__} does not say which"
-        raise refuse(Code.CPU_FALLBACK, said, fix="pip install --upgrade onnxruntime-gpu").error()
+        raise unavailable(Code.CPU_FALLBACK, said, fix="pip install --upgrade onnxruntime-gpu").error()
     _check_providers(session, graph)
     strays = cpu_operators(session.get_provider_graph_assignment_info())
     if strays:
         said = ", ".join(f"{count} {operator}" for operator, count in sorted(strays.items()))
-        raise refuse(Code.CPU_FALLBACK, f"{graph.name}: ONNX Runtime put {said} on the CPU").error()
+        raise unavailable(Code.CPU_FALLBACK, f"{graph.name}: ONNX Runtime put {said} on the CPU").error()
     return session
 
 
@@ -170,8 +170,8 @@ def _check_providers(session: Any, graph: Path) -> None:
     said = f"{graph.name}: asked for {CUDA}, the opened session has {', '.join(found) or 'none'}"
     if missing := missing_library():
         code = Code.NO_DRIVER_OR_GPU if "libcuda.so" in missing else Code.ORT_CUDA_LIBS
-        raise refuse(code, f"{said}: {missing}").error()
-    raise refuse(Code.CPU_FALLBACK, said, fix="flamest-agent doctor says what CUDA lacks here").error()
+        raise unavailable(code, f"{said}: {missing}").error()
+    raise unavailable(Code.CPU_FALLBACK, said, fix="flamest-agent doctor says what CUDA lacks here").error()
 
 
 def missing_library() -> str:
@@ -199,4 +199,4 @@ def _opening_refused(graph: Path, error: Exception) -> Exception:
         code = Code.GPU_MEMORY
     else:
         code = Code.BACKEND_FAILED
-    return refuse(code, f"{graph.name}: {said.strip()}").error()
+    return unavailable(code, f"{graph.name}: {said.strip()}").error()

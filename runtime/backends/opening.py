@@ -12,10 +12,10 @@ from ..bundle.manifest import Manifest
 from ..bundle.opening import Bundle
 from ..bundle.records import precision_label
 from .machine import MachineFacts, gather_facts
-from .options import NO_WISHES, Wishes
-from .ranking import TITLES, Kind, Rung, climb
+from .options import DEFAULT_OPTIONS, BackendOptions
+from .ranking import TITLES, Candidate, Kind, rank_backends
 from .session import Session, open_session
-from .unavailable import Code, Refusal
+from .unavailable import BackendUnavailable, Code
 
 if TYPE_CHECKING:
     from .tensorrt.loader import TensorRtOpener
@@ -29,7 +29,7 @@ class Place:
     backend: str  # of wishes.BACKENDS
     where: str  # the session's own words: "OpenVINO CPU bf16"
     precision: str  # what its products are computed in
-    refused: tuple[tuple[Kind, Refusal], ...]  # the rungs above, best first
+    refused: tuple[tuple[Kind, BackendUnavailable], ...]  # the rungs above, best first
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -44,7 +44,7 @@ class Place:
 class Opening:
     """How graphs are opened. ``facts``: None asks this machine."""
 
-    wishes: Wishes = NO_WISHES
+    wishes: BackendOptions = DEFAULT_OPTIONS
     threads: int | None = None  # cores for one run of a graph on the CPU; None: all that this process may use
     facts: MachineFacts | None = None
     notice: Callable[[str], None] = lambda _: None  # told what takes minutes, before it begins
@@ -67,8 +67,8 @@ class GraphOpener:
         graph that ONNX Runtime itself, the last rung, cannot open.
         """
         graph = self._bundle.manifest.graphs[name]
-        refused: list[tuple[Kind, Refusal]] = []
-        for rung in climb(name, graph, self._facts, self._opening.wishes):
+        refused: list[tuple[Kind, BackendUnavailable]] = []
+        for rung in rank_backends(name, graph, self._facts, self._opening.wishes):
             if rung.refusal is not None:
                 refused.append((rung.kind, rung.refusal))
                 continue
@@ -77,14 +77,14 @@ class GraphOpener:
             except FlamestError as error:
                 if error.code not in Code.__members__:
                     raise
-                refused.append((rung.kind, Refusal.of(error)))
+                refused.append((rung.kind, BackendUnavailable.of(error)))
                 continue
             precision = precision_of(self._bundle.manifest, name, self._opening.wishes)
             self.places[name] = Place(name, rung.backend, session.where, precision, tuple(refused))
             return session
         raise no_backend(name, self._opening.wishes, refused)
 
-    def _open_on(self, rung: Rung, name: str) -> Session:
+    def _open_on(self, rung: Candidate, name: str) -> Session:
         onnx, threads = self._bundle.graph(name), self._opening.threads
         if rung.kind == "onnxruntime":
             return open_session(onnx, threads=threads)
@@ -99,7 +99,7 @@ class GraphOpener:
             return OrtCudaSession.open(onnx, gpu=self._facts.gpu.name if self._facts.gpu else "GPU")
         return self._open_tensorrt(rung, name)
 
-    def _open_tensorrt(self, rung: Rung, name: str) -> Session:
+    def _open_tensorrt(self, rung: Candidate, name: str) -> Session:
         from .tensorrt.loader import TensorRtOpener
 
         if self._tensorrt is None:
@@ -115,19 +115,19 @@ def machine_facts() -> MachineFacts:
     return gather_facts()
 
 
-def precision_of(manifest: Manifest, name: str, wishes: Wishes) -> str:
+def precision_of(manifest: Manifest, name: str, wishes: BackendOptions) -> str:
     """What the graph's products are computed in when the wishes are met."""
     precision = manifest.graphs[name].precision
     return "bf16" if precision == "fp32" and wishes.bf16_of(name) else precision
 
 
-def effective_precision(manifest: Manifest, wishes: Wishes) -> str:
+def effective_precision(manifest: Manifest, wishes: BackendOptions) -> str:
     """The label under which features are stored: the manifest's, unless precision is lowered when compiling."""
     of = {name: precision_of(manifest, name, wishes) for name in manifest.needed_graphs if name != "keyframes"}
     return precision_label(of)
 
 
-def no_backend(name: str, wishes: Wishes, refused: list[tuple[Kind, Refusal]]) -> SettingsError:
+def no_backend(name: str, wishes: BackendOptions, refused: list[tuple[Kind, BackendUnavailable]]) -> SettingsError:
     """All that was tried and why it was refused, as one error."""
     lines = [f"  {TITLES[kind]}: {refusal}" for kind, refusal in refused]
     asked = wishes.backend_of(name)
@@ -137,6 +137,6 @@ def no_backend(name: str, wishes: Wishes, refused: list[tuple[Kind, Refusal]]) -
     return SettingsError("\n".join((f"{head}:", *lines)), fix="; or: ".join(fixes), code="no_backend")
 
 
-def refusal_row(kind: Kind, refusal: Refusal) -> dict[str, str]:
+def refusal_row(kind: Kind, refusal: BackendUnavailable) -> dict[str, str]:
     """One refusal for ``--json``."""
     return {"rung": kind, "code": refusal.code.value, "evidence": refusal.evidence, "fix": refusal.fix}

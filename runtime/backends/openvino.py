@@ -13,7 +13,7 @@ import numpy as np
 
 from ...base.process import usable_cores
 from .session import Array, Feed, Value, on_host, wanted_outputs
-from .unavailable import Code, refuse
+from .unavailable import Code, unavailable
 
 Computed = Literal["f32", "bf16"]
 # OpenVINO's names for the layers in which products are computed
@@ -58,11 +58,13 @@ class OpenVinoSession:
         try:
             compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
         except Exception as error:  # openvino's exceptions share no public base
-            raise refuse(Code.OPENVINO_REJECTED, f"{graph.name}: {_last_line(error)}").error() from error
+            raise unavailable(Code.OPENVINO_REJECTED, f"{graph.name}: {_last_line(error)}").error() from error
         found = product_precisions(compiled)
         if (computed == "bf16" and not found["bf16"]) or found["f16"]:
             said = f"{graph.name}: asked for {computed}, OpenVINO computes its products in {dict(found)}"
-            raise refuse(Code.PRECISION, said, fix="leave --precision out, or run on a processor with bf16").error()
+            raise unavailable(
+                Code.PRECISION, said, fix="leave --precision out, or run on a processor with bf16"
+            ).error()
         return cls(compiled, computed)
 
     def value(self, of: Feed) -> Value:
@@ -93,7 +95,7 @@ def import_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise refuse(Code.OPENVINO_MISSING, str(error)).error() from error
+        raise unavailable(Code.OPENVINO_MISSING, str(error)).error() from error
     return openvino
 
 

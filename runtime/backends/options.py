@@ -16,7 +16,7 @@ EXAMPLE = "--backend openvino --backend text=onnxruntime"
 
 
 @dataclass(frozen=True)
-class Wishes:
+class BackendOptions:
     """Where graphs should run. The default asks for nothing: the ladder decides."""
 
     backend: str = AUTO  # of BACKENDS, or AUTO; where no other is given for a graph
@@ -34,10 +34,12 @@ class Wishes:
         return self.bf16 and graph != "keyframes"
 
 
-NO_WISHES = Wishes()
+DEFAULT_OPTIONS = BackendOptions()
 
 
-def parse_wishes(words: Sequence[str], *, require: bool = False, precision: str | None = None) -> Wishes:
+def parse_backend_options(
+    words: Sequence[str], *, require: bool = False, precision: str | None = None
+) -> BackendOptions:
     """From ``openvino`` and ``text=onnxruntime`` (each word may hold several, with commas).
 
     ``precision``: None for that of the bundle, ``bf16``, or ``auto``: what is quickest. Raises UsageError.
@@ -66,7 +68,7 @@ def parse_wishes(words: Sequence[str], *, require: bool = False, precision: str 
             "--precision auto finds the backend too: expected no --backend beside it",
             fix="leave out either of the two",
         )
-    wishes = Wishes(everywhere, by_graph, require, precision == "bf16", precision == "auto")
+    wishes = BackendOptions(everywhere, by_graph, require, precision == "bf16", precision == "auto")
     if require and AUTO in (everywhere, *by_graph.values()):
         raise UsageError(
             "--require-backend: no backend is named that could be required",

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..bundle.records import Graph, Plan
+from ..bundle.records import EngineRecord, Graph
 from .machine import MachineFacts, no_gpu
-from .options import AUTO, BACKENDS, Backend, Wishes
+from .options import AUTO, BACKENDS, Backend, BackendOptions
 from .tensorrt.engine import Version, version_problem
-from .unavailable import Code, Refusal, refuse
+from .unavailable import BackendUnavailable, Code, unavailable
 
 Kind = Literal["plan", "rebuild", "onnxruntime-cuda", "openvino", "onnxruntime"]
-RUNGS: tuple[tuple[Kind, Backend], ...] = (
+BACKEND_KINDS: tuple[tuple[Kind, Backend], ...] = (
     ("plan", "tensorrt"),
     ("rebuild", "tensorrt"),
     ("onnxruntime-cuda", "onnxruntime-cuda"),
@@ -39,29 +39,29 @@ _SAME_EVERYWHERE = "add --backend openvino to flamest-agent extract, the same at
 
 
 @dataclass(frozen=True)
-class Rung:
+class Candidate:
     """One way of running one graph; ``refusal`` is None where it may be tried."""
 
     kind: Kind
     backend: Backend
-    refusal: Refusal | None = None
-    plan: Plan | None = None  # the one that matches this machine, of the rung ``plan``
+    refusal: BackendUnavailable | None = None
+    plan: EngineRecord | None = None  # the one that matches this machine, of the rung ``plan``
 
 
-def climb(name: str, graph: Graph, facts: MachineFacts, wishes: Wishes) -> tuple[Rung, ...]:
+def rank_backends(name: str, graph: Graph, facts: MachineFacts, wishes: BackendOptions) -> tuple[Candidate, ...]:
     """The rungs of graph ``name``, best first: those from the backend that is asked for on down.
 
     With ``wishes.require`` those of that backend alone.
     """
     asked = wishes.backend_of(name)
     rungs = []
-    for kind, backend in RUNGS:
+    for kind, backend in BACKEND_KINDS:
         if asked != AUTO and BACKENDS.index(backend) < BACKENDS.index(_backend(asked)):
             continue
         if wishes.require and backend != asked:
             continue
         plan, problem = _try_rung(kind, name, graph, facts, wishes)
-        rungs.append(Rung(kind, backend, problem, plan))
+        rungs.append(Candidate(kind, backend, problem, plan))
     return tuple(rungs)
 
 
@@ -70,8 +70,8 @@ def _backend(word: str) -> Backend:
 
 
 def _try_rung(
-    kind: Kind, name: str, graph: Graph, facts: MachineFacts, wishes: Wishes
-) -> tuple[Plan | None, Refusal | None]:
+    kind: Kind, name: str, graph: Graph, facts: MachineFacts, wishes: BackendOptions
+) -> tuple[EngineRecord | None, BackendUnavailable | None]:
     if kind == "plan":
         if problem := _tensorrt_problem(name, graph, facts, wishes):
             return None, problem
@@ -85,7 +85,9 @@ def _try_rung(
     return None, _ort_problem(name, graph, facts, wishes)
 
 
-def _tensorrt_problem(name: str, graph: Graph, facts: MachineFacts, wishes: Wishes) -> Refusal | None:
+def _tensorrt_problem(
+    name: str, graph: Graph, facts: MachineFacts, wishes: BackendOptions
+) -> BackendUnavailable | None:
     """The driver first: without one TensorRT is of no use, and may crash when it is used."""
     missing = _missing_for_tensorrt(facts)
     if facts.gpu is None:
@@ -93,13 +95,13 @@ def _tensorrt_problem(name: str, graph: Graph, facts: MachineFacts, wishes: Wish
     if missing:
         return missing[0]
     if wishes.bf16_of(name):
-        return refuse(
+        return unavailable(
             Code.PRECISION,
             "TensorRT takes precision from the graph, and cannot be asked for bf16 afterwards",
             fix="flamest-export --backend tensorrt --precision bf16 --out DIR",
         )
     if foreign := _foreign_operators(graph):
-        return refuse(
+        return unavailable(
             Code.PRECISION,
             f"the {graph.precision} graph has {foreign}, which TensorRT does not know",
             fix=f"flamest-export --backend tensorrt --precision {graph.precision} --out DIR",
@@ -107,30 +109,30 @@ def _tensorrt_problem(name: str, graph: Graph, facts: MachineFacts, wishes: Wish
     return _bf16_gpu_problem(graph, facts.gpu.compute_capability, facts.gpu.name)
 
 
-def _missing_for_tensorrt(facts: MachineFacts) -> list[Refusal]:
+def _missing_for_tensorrt(facts: MachineFacts) -> list[BackendUnavailable]:
     """The packages that running a plan lacks here."""
     missing = []
     if facts.tensorrt_problem:
-        missing.append(refuse(Code.TRT_LIBS, facts.tensorrt_problem))
+        missing.append(unavailable(Code.TRT_LIBS, facts.tensorrt_problem))
     elif "tensorrt" not in facts.versions:
-        missing.append(refuse(Code.TRT_MISSING, "no package tensorrt is installed"))
+        missing.append(unavailable(Code.TRT_MISSING, "no package tensorrt is installed"))
     if "cuda-bindings" not in facts.versions:
-        missing.append(refuse(Code.CUDA_BINDINGS, "no package cuda-bindings is installed"))
+        missing.append(unavailable(Code.CUDA_BINDINGS, "no package cuda-bindings is installed"))
     return missing
 
 
-def _without_gpu(facts: MachineFacts, missing: Sequence[Refusal] = ()) -> Refusal:
+def _without_gpu(facts: MachineFacts, missing: Sequence[BackendUnavailable] = ()) -> BackendUnavailable:
     """The driver's refusal, which also tells what else is ``missing``: all at once, not one after the other."""
     first = no_gpu(facts)
     evidence = "; ".join((first.evidence, *map(str, missing)))
     fix = "; then: ".join(dict.fromkeys((first.fix, *(one.fix for one in missing))))
-    return refuse(first.code, evidence, fix=f"{fix}; without a GPU: leave --backend out")
+    return unavailable(first.code, evidence, fix=f"{fix}; without a GPU: leave --backend out")
 
 
-def _matching_plan(graph: Graph, facts: MachineFacts) -> tuple[Plan | None, Refusal | None]:
+def _matching_plan(graph: Graph, facts: MachineFacts) -> tuple[EngineRecord | None, BackendUnavailable | None]:
     """The first plan for this TensorRT and this GPU; else why each of the bundle's is not."""
     if not graph.plans:
-        return None, refuse(Code.PLAN_MISSING, "the bundle holds no plan of this graph")
+        return None, unavailable(Code.PLAN_MISSING, "the bundle holds no plan of this graph")
     versions, gpus = [], []
     for plan in graph.plans:
         if problem := _version_problem(plan, facts):
@@ -140,10 +142,10 @@ def _matching_plan(graph: Graph, facts: MachineFacts) -> tuple[Plan | None, Refu
         else:
             return plan, None
     code = Code.PLAN_GPU if gpus else Code.PLAN_VERSION
-    return None, refuse(code, "; ".join((*gpus, *versions)))
+    return None, unavailable(code, "; ".join((*gpus, *versions)))
 
 
-def _version_problem(plan: Plan, facts: MachineFacts) -> str:
+def _version_problem(plan: EngineRecord, facts: MachineFacts) -> str:
     try:
         built, here = Version.parse(plan.tensorrt), Version.parse(facts.versions["tensorrt"])
     except ValueError as error:
@@ -151,7 +153,7 @@ def _version_problem(plan: Plan, facts: MachineFacts) -> str:
     return version_problem(built, here, version_compatible=plan.options.version_compatible)
 
 
-def _gpu_problem(plan: Plan, facts: MachineFacts) -> str:
+def _gpu_problem(plan: EngineRecord, facts: MachineFacts) -> str:
     """Why the plan's kernels do not fit this GPU; empty when they do (--hardware-compat)."""
     if facts.gpu is None:
         return "no GPU"
@@ -166,27 +168,29 @@ def _gpu_problem(plan: Plan, facts: MachineFacts) -> str:
     return "" if fits else f"{built_for}, here is {here.name} ({here.compute_capability})"
 
 
-def _builder_problem(facts: MachineFacts) -> Refusal | None:
+def _builder_problem(facts: MachineFacts) -> BackendUnavailable | None:
     if facts.tensorrt_builds:
         return None
-    return refuse(Code.TRT_NO_BUILDER, f"tensorrt {facts.versions['tensorrt']} has no Builder")
+    return unavailable(Code.TRT_NO_BUILDER, f"tensorrt {facts.versions['tensorrt']} has no Builder")
 
 
-def _ort_cuda_problem(name: str, graph: Graph, facts: MachineFacts, wishes: Wishes) -> Refusal | None:
+def _ort_cuda_problem(
+    name: str, graph: Graph, facts: MachineFacts, wishes: BackendOptions
+) -> BackendUnavailable | None:
     if facts.gpu is None:
         return _without_gpu(facts)
     if problem := _onnxruntime_missing(facts, "pip install 'flamest[gpu]'"):
         return problem
     if not facts.ort_has_cuda:
-        return refuse(Code.ORT_NO_CUDA, f"onnxruntime {_onnxruntime(facts)} came without a CUDA provider")
+        return unavailable(Code.ORT_NO_CUDA, f"onnxruntime {_onnxruntime(facts)} came without a CUDA provider")
     if wishes.bf16_of(name):
-        return refuse(
+        return unavailable(
             Code.PRECISION,
             "ONNX Runtime takes precision from the graph, and cannot be asked for bf16 afterwards",
             fix="flamest-export --backend onnx --precision bf16 --out DIR",
         )
     if graph.precision == "int8":
-        return refuse(
+        return unavailable(
             Code.PRECISION,
             "ONNX Runtime's CUDA provider has no int8 products: it would compute them in float32 or on the CPU",
             fix="flamest-export --backend onnx --precision fp16 --out DIR",
@@ -194,35 +198,37 @@ def _ort_cuda_problem(name: str, graph: Graph, facts: MachineFacts, wishes: Wish
     return _bf16_gpu_problem(graph, facts.gpu.compute_capability, facts.gpu.name)
 
 
-def _openvino_problem(name: str, graph: Graph, facts: MachineFacts, wishes: Wishes) -> Refusal | None:
+def _openvino_problem(
+    name: str, graph: Graph, facts: MachineFacts, wishes: BackendOptions
+) -> BackendUnavailable | None:
     asked = wishes.backend_of(name) == "openvino" or wishes.bf16
     if "openvino" not in facts.versions:
         fix = "" if asked else f"pip install 'flamest[openvino]', and {_SAME_EVERYWHERE}"
-        return refuse(Code.OPENVINO_MISSING, "no package openvino is installed", fix=fix)
+        return unavailable(Code.OPENVINO_MISSING, "no package openvino is installed", fix=fix)
     if not asked:
-        return refuse(
+        return unavailable(
             Code.NOT_ASKED,
             f"openvino {facts.versions['openvino']} is installed; its rounding differs from ONNX Runtime's",
             fix=_SAME_EVERYWHERE,
         )
     if graph.precision == "fp16":
-        return refuse(Code.PRECISION, "OpenVINO's CPU device would compute the fp16 graph in float32")
+        return unavailable(Code.PRECISION, "OpenVINO's CPU device would compute the fp16 graph in float32")
     if foreign := _foreign_operators(graph):
-        return refuse(Code.PRECISION, f"the {graph.precision} graph has {foreign}, which are ONNX Runtime's own")
+        return unavailable(Code.PRECISION, f"the {graph.precision} graph has {foreign}, which are ONNX Runtime's own")
     if wishes.bf16_of(name) and graph.precision not in ("fp32", "bf16"):
-        return refuse(Code.PRECISION, f"bf16 is asked for, the graph is {graph.precision} already")
+        return unavailable(Code.PRECISION, f"bf16 is asked for, the graph is {graph.precision} already")
     if (wishes.bf16_of(name) or graph.precision == "bf16") and not facts.bf16:
-        return refuse(Code.PRECISION, "this processor does not compute bf16", fix="leave --precision bf16 out")
+        return unavailable(Code.PRECISION, "this processor does not compute bf16", fix="leave --precision bf16 out")
     return None
 
 
-def _ort_problem(name: str, graph: Graph, facts: MachineFacts, wishes: Wishes) -> Refusal | None:
+def _ort_problem(name: str, graph: Graph, facts: MachineFacts, wishes: BackendOptions) -> BackendUnavailable | None:
     if problem := _onnxruntime_missing(facts, "pip install 'flamest[agent]'"):
         return problem
     if graph.precision == "bf16":
-        return refuse(Code.PRECISION, "ONNX Runtime's CPU provider cannot load bf16 graphs")
+        return unavailable(Code.PRECISION, "ONNX Runtime's CPU provider cannot load bf16 graphs")
     if wishes.bf16_of(name):
-        return refuse(
+        return unavailable(
             Code.PRECISION,
             "ONNX Runtime's CPU provider does not compute in bf16",
             fix="leave --precision bf16 out, or pip install 'flamest[openvino]'",
@@ -230,10 +236,10 @@ def _ort_problem(name: str, graph: Graph, facts: MachineFacts, wishes: Wishes) -
     return None
 
 
-def _bf16_gpu_problem(graph: Graph, capability: str, gpu: str) -> Refusal | None:
+def _bf16_gpu_problem(graph: Graph, capability: str, gpu: str) -> BackendUnavailable | None:
     if graph.precision != "bf16" or _capability(capability) >= (8, 0):
         return None
-    return refuse(
+    return unavailable(
         Code.PRECISION,
         f"the graph is bf16; {gpu} has compute capability {capability}, bf16 begins with 8.0",
         fix="flamest-export --backend tensorrt --precision fp16 --precision vision=fp32 --out DIR "
@@ -251,8 +257,10 @@ def _onnxruntime(facts: MachineFacts) -> str:
     return facts.versions.get("onnxruntime-gpu") or facts.versions.get("onnxruntime", "")
 
 
-def _onnxruntime_missing(facts: MachineFacts, fix: str) -> Refusal | None:
-    return None if _onnxruntime(facts) else refuse(Code.ORT_MISSING, "no package onnxruntime is installed", fix=fix)
+def _onnxruntime_missing(facts: MachineFacts, fix: str) -> BackendUnavailable | None:
+    return (
+        None if _onnxruntime(facts) else unavailable(Code.ORT_MISSING, "no package onnxruntime is installed", fix=fix)
+    )
 
 
 def _capability(text: str) -> tuple[int, ...]:

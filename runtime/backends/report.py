@@ -10,8 +10,8 @@ from typing import Any
 from ..bundle.manifest import Manifest
 from ..bundle.records import Graph
 from .machine import MachineFacts
-from .options import AUTO, Wishes
-from .ranking import TITLES, Rung, climb
+from .options import AUTO, BackendOptions
+from .ranking import TITLES, Candidate, rank_backends
 
 ANY_GRAPH = "an fp32 graph without plans"
 _PLAIN = Graph("", 18, (), (), {}, "fp32", {})
@@ -22,19 +22,19 @@ def machine_row(facts: MachineFacts) -> dict[str, Any]:
     return asdict(facts)
 
 
-def ladders(facts: MachineFacts, manifest: Manifest | None, wishes: Wishes) -> dict[str, tuple[Rung, ...]]:
+def ladders(facts: MachineFacts, manifest: Manifest | None, wishes: BackendOptions) -> dict[str, tuple[Candidate, ...]]:
     """By graph its rungs; without a bundle those of ANY_GRAPH."""
     if manifest is None:
-        return {ANY_GRAPH: climb("cnn", _PLAIN, facts, wishes)}
-    return {name: climb(name, manifest.graphs[name], facts, wishes) for name in manifest.needed_graphs}
+        return {ANY_GRAPH: rank_backends("cnn", _PLAIN, facts, wishes)}
+    return {name: rank_backends(name, manifest.graphs[name], facts, wishes) for name in manifest.needed_graphs}
 
 
-def ladder_rows(rungs: Mapping[str, tuple[Rung, ...]]) -> dict[str, list[dict[str, Any]]]:
+def ladder_rows(rungs: Mapping[str, tuple[Candidate, ...]]) -> dict[str, list[dict[str, Any]]]:
     """The same for ``--json``: {graph: [{rung, backend, ok, code, evidence, fix}]}; first where ok it is opened."""
     return {name: [_row(rung) for rung in of] for name, of in rungs.items()}
 
 
-def _row(rung: Rung) -> dict[str, Any]:
+def _row(rung: Candidate) -> dict[str, Any]:
     row: dict[str, Any] = {"rung": rung.kind, "backend": rung.backend, "ok": rung.refusal is None}
     if rung.refusal is not None:
         row |= {"code": rung.refusal.code.value, "evidence": rung.refusal.evidence, "fix": rung.refusal.fix}
@@ -56,7 +56,7 @@ def machine_lines(facts: MachineFacts) -> list[str]:
     ]
 
 
-def ladder_lines(rungs: Mapping[str, tuple[Rung, ...]]) -> list[str]:
+def ladder_lines(rungs: Mapping[str, tuple[Candidate, ...]]) -> list[str]:
     """Graphs with the same rungs stand together."""
     together: dict[tuple[str, ...], list[str]] = {}
     for name, of in rungs.items():
@@ -64,7 +64,7 @@ def ladder_lines(rungs: Mapping[str, tuple[Rung, ...]]) -> list[str]:
     return [line for lines, names in together.items() for line in (f"{', '.join(names)}:", *lines)]
 
 
-def _rung_lines(rungs: tuple[Rung, ...]) -> Iterator[str]:
+def _rung_lines(rungs: tuple[Candidate, ...]) -> Iterator[str]:
     """Neighbours with one reason share it. What would only run it on a better rung is optional."""
     label = "optional" if any(rung.refusal is None for rung in rungs) else "fix"
     for refusal, same in groupby(rungs, key=lambda rung: rung.refusal):
@@ -77,7 +77,7 @@ def _rung_lines(rungs: tuple[Rung, ...]) -> Iterator[str]:
             yield f"        {label}: {refusal.fix}"
 
 
-def first_lines(rungs: Mapping[str, tuple[Rung, ...]], wishes: Wishes) -> list[str]:
+def first_lines(rungs: Mapping[str, tuple[Candidate, ...]], wishes: BackendOptions) -> list[str]:
     """Where each graph would be opened first."""
     asked = "" if wishes.backend == AUTO else f" (--backend {wishes.backend})"
     together: dict[str, list[str]] = {}

@@ -1,7 +1,7 @@
 """Why a backend does not run a graph here: a code, what was seen, and what to type next.
 
 A refusal and an error are the same thing seen from two sides: the ladder collects refusals and goes
-one rung down; where nothing may fall back, ``Refusal.error`` is raised. docs/backends.md shows this table.
+one rung down; where nothing may fall back, ``BackendUnavailable.error`` is raised. docs/backends.md shows this table.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ TABLE = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Refusal:
+class BackendUnavailable:
     """One backend, one graph, one reason."""
 
     code: Code
@@ -187,7 +187,7 @@ class Refusal:
         return TABLE[self.code].error(f"{self.code}: {self.evidence}", fix=self.fix, code=self.code.value)
 
     @classmethod
-    def of(cls, error: FlamestError) -> Refusal:
+    def of(cls, error: FlamestError) -> BackendUnavailable:
         """What an error says, as a refusal: ``error()`` turned round; BACKEND_FAILED for foreign errors."""
         if error.code in Code.__members__:
             code = Code(error.code)
@@ -196,6 +196,6 @@ class Refusal:
         return cls(Code.BACKEND_FAILED, evidence, error.fix or TABLE[Code.BACKEND_FAILED].fix)
 
 
-def refuse(code: Code, evidence: str, *, fix: str = "") -> Refusal:
+def unavailable(code: Code, evidence: str, *, fix: str = "") -> BackendUnavailable:
     """A refusal with the table's fix, unless there is a better one for this case."""
-    return Refusal(code, evidence or TABLE[code].meaning, fix or TABLE[code].fix)
+    return BackendUnavailable(code, evidence or TABLE[code].meaning, fix or TABLE[code].fix)

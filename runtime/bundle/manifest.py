@@ -38,7 +38,7 @@ TOKENIZER_FILE = "tokenizer.json"
 MASKED = -1e4  # added to an attention score to drop it; fits fp16
 
 CrossAttention = Literal["bidirectional", "causal-last", "causal-first"]
-Reading = Literal["bidirectional", "causal-last", "causal-first", "text"]
+AttentionMode = Literal["bidirectional", "causal-last", "causal-first", "text"]
 Network = Literal["slow", "i3d", "resnet3d", "videomae"]
 FrameChoice = Literal["keyframes", "uniform"]
 KEYFRAMES_SOURCE = "keyframes"  # in Manifest.sources where the bundle holds Slow's first layers and no more of it
@@ -99,7 +99,7 @@ class VisionLanguage(Record, frozen=True, tag="vision-language"):
     preprocessing: FramePreprocessing
     text: TextShape
     caption: CaptionRule
-    reading: Reading
+    reading: AttentionMode
     width: int  # of the embedding
     captioned_frames: int = 1  # keyframes that are captioned; their embeddings are averaged
 

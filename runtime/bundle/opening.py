@@ -6,7 +6,7 @@ file: a TensorRT plan is native code.
 
 What is opened is what was hashed (decision 011). Plans and the tokenizer are handed on as the bytes
 that were hashed (``Bundle.read``). An ONNX graph of half a gigabyte is opened by its name, so that it is
-not in memory twice, and ``Bundle.must_be_unchanged`` is asked after opening, before anything is run.
+not in memory twice, and ``Bundle.verify_unchanged`` is asked after opening, before anything is run.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Bundle:
             raise _tampered(self.path, name, "was changed after the bundle was checked")
         return data
 
-    def must_be_unchanged(self) -> None:
+    def verify_unchanged(self) -> None:
         """Raise DataError when any file is not the one that was hashed: replaced, or written to since.
 
         To be asked after a runtime has opened files by name, and before anything of them is run.

@@ -54,7 +54,7 @@ class Graph(Record, frozen=True):
     # Read back from the written file, so it proves the precision and does not promise it: float32, float16, bfloat16,
     # int8, "float32 with int8 weights" -> operator ("com.microsoft." before one that is not standard ONNX) -> nodes.
     ledger: Ledger
-    plans: tuple[Plan, ...] = ()  # TensorRT's, for GPUs and versions of their own; files of the bundle too
+    plans: tuple[EngineRecord, ...] = ()  # TensorRT's, for GPUs and versions of their own; files of the bundle too
 
 
 class GraphParity(Record, frozen=True):
@@ -103,7 +103,7 @@ HardwareCompat = Literal["none", "ampere+", "same-cc"]
 OPT_LEVELS = range(6)  # of TensorRT's builder: 0 builds fastest, 5 searches longest
 
 
-class PlanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a plan is built. Precision is not among them: it stands in the ONNX graph."""
 
     opt_level: int = 3
@@ -116,7 +116,7 @@ class PlanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def flags(self) -> tuple[str, ...]:
         """The options that differ from the default, as ``flamest-export`` takes them."""
         words: list[str] = []
-        if self.opt_level != PlanOptions().opt_level:
+        if self.opt_level != EngineOptions().opt_level:
             words += ["--opt-level", str(self.opt_level)]
         if self.hardware_compat != "none":
             words += ["--hardware-compat", self.hardware_compat]
@@ -127,7 +127,7 @@ class PlanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(words)
 
 
-class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One plan file of a graph: native code for one GPU (or family) and one TensorRT (or major version)."""
 
     file: str
@@ -137,5 +137,5 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     driver: str  # "570.86.15"; "unknown" where the driver does not say
     gpu: str  # "NVIDIA H100 80GB HBM3"
     compute_capability: str  # "9.0"
-    options: PlanOptions
+    options: EngineOptions
     build_seconds: float

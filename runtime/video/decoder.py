@@ -105,7 +105,7 @@ def _serve(link: socket.socket) -> None:
         payload = memoryview(b"")
         if not isinstance(answer, Opened):
             if clip is not None:
-                clip.let_go()
+                clip.release_frames()
             give_back_freed()  # the next clip may be long in coming: an idle decoder is small
 
 

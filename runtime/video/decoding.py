@@ -82,7 +82,7 @@ class DecodedClip:
             for _ in range(int((wanted == index).sum())):
                 yield rgb
 
-    def let_go(self) -> None:
+    def release_frames(self) -> None:
         """Keep no frames; what is asked for from now on is decoded again."""
         self._held = {}
 

@@ -13,7 +13,7 @@ from flamest.agent.settings import load_agent_settings
 from flamest.agent.status import AgentStatus
 from flamest.agent.tasks import extract_new
 from flamest.base.errors import SettingsError
-from flamest.runtime.backends.options import parse_wishes
+from flamest.runtime.backends.options import parse_backend_options
 from flamest.runtime.video.client import DecodeLimits
 from typer.testing import CliRunner
 
@@ -120,7 +120,7 @@ def test_the_settings_take_the_same_words(tmp_path):
     path = tmp_path / "agent.toml"
     path.write_text(SETTINGS + 'backend = "openvino,text=onnxruntime"\nprecision = "bf16"\nrequire_backend = true\n')
     wishes = load_agent_settings(path).work.wishes
-    assert wishes == parse_wishes(["openvino", "text=onnxruntime"], require=True, precision="bf16")
+    assert wishes == parse_backend_options(["openvino", "text=onnxruntime"], require=True, precision="bf16")
     path.write_text(SETTINGS + 'backend = "gpu"\n')
     with pytest.raises(SettingsError, match="no such backend, expected one of auto, tensorrt"):
         load_agent_settings(path)

@@ -5,10 +5,10 @@ import os
 
 import msgspec
 import pytest
-from flamest.agent.client import Link, Retry, StaleUpdate
+from flamest.agent.client import Backoff, CoordinatorClient, StaleUpdate
 from flamest.agent.egress import guard
 from flamest.agent.egress.accountant import Spend
-from flamest.agent.egress.guard import Gate
+from flamest.agent.egress.guard import EgressGuard
 from flamest.agent.egress.ledger import LEDGER_FILE, read_ledger
 from flamest.agent.egress.pending_update import FILE
 from flamest.agent.egress.policy import FLOOR, Policy, PolicyRefused
@@ -20,7 +20,7 @@ from flamest.fedproto.records import CodedUpdate, Evaluation, Update
 from flamest.fedproto.tensors import encode_params
 
 DEFAULT = Policy()
-OFTEN = Retry(patience_s=5.0, first_s=0.02, longest_s=0.1)
+OFTEN = Backoff(patience_s=5.0, first_s=0.02, longest_s=0.1)
 
 
 class Silo:
@@ -29,8 +29,8 @@ class Silo:
     def __init__(self, federation, state, policy: Policy, before: "Silo | None" = None) -> None:
         settings = federation.link_settings("a")
         self.state = state
-        self.gate = Gate.open(state, policy, "a", settings)
-        self.link = Link.open(settings, retry=OFTEN, leaving=self.gate.leaving)
+        self.gate = EgressGuard.open(state, policy, "a", settings)
+        self.link = CoordinatorClient.open(settings, retry=OFTEN, leaving=self.gate.leaving)
         self._federation = federation
         self.run = self.link.join()
         self.standing = before.standing if before else self.link.wait(self.run, 0, 5)
@@ -45,9 +45,9 @@ class Silo:
             self.standing.round,
             self.model.sha256,
             self.gate.update_id(self.run, self.model),
-            self.gate.policy.told_count(clips),
+            self.gate.policy.rounded_count(clips),
             initial_params(self.run.head, seed),
-            self.gate.policy.told_evaluation(Evaluation(0.5, 6, 8)),
+            self.gate.policy.redact_evaluation(Evaluation(0.5, 6, 8)),
         )
         return self.gate.keep(self.run, update, clips, spend)
 
@@ -109,7 +109,7 @@ def test_the_line_is_there_before_the_first_byte_is_sent(silo, monkeypatch):
         seen.append([entry.update_id for entry in ledger(first)])
         raise KeyboardInterrupt  # the process ends here
 
-    monkeypatch.setattr(Link, "_submit_once", dead)
+    monkeypatch.setattr(CoordinatorClient, "_submit_once", dead)
     with pytest.raises(KeyboardInterrupt):
         first.link.submit(first.run, update)
     assert seen == [[update.update_id]]
@@ -233,7 +233,7 @@ def test_a_lost_file_of_an_update_with_noise_is_withdrawn(silo):
 def test_the_coordinator_would_not_have_counted_two_either(silo):
     first = silo()
     first.link.submit(first.run, first.made(1))
-    with Link.open(first._federation.link_settings("a"), retry=OFTEN) as ungated:
+    with CoordinatorClient.open(first._federation.link_settings("a"), retry=OFTEN) as ungated:
         with pytest.raises(StaleUpdate):
             ungated.submit(first.run, dataclasses.replace(first.made(2), evaluation=None))
 
@@ -311,7 +311,7 @@ def test_what_the_budget_has_spent_is_read_from_the_ledger(silo):
     assert again.gate.spends == (Spend(0.1, 1.0, 50),)
     assert again.gate.epsilon == pytest.approx(first.gate.epsilon)
     assert again.gate.epsilon > 0
-    assert Gate.open(again.state, Policy(), "a", again._federation.link_settings("a")).epsilon is None
+    assert EgressGuard.open(again.state, Policy(), "a", again._federation.link_settings("a")).epsilon is None
 
 
 def test_the_kept_file_and_the_ledger_are_their_owners_alone(silo):

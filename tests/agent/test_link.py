@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from flamest.agent.client import Link, LinkSettings, LinkStopped, Retry, RunChanged, StaleUpdate
+from flamest.agent.client import Backoff, ClientStopped, ConnectionSettings, CoordinatorClient, RunChanged, StaleUpdate
 from flamest.agent.client_errors import handshake_problem, split_address
 from flamest.base.errors import DataError, IdentityError, SettingsError, UnreachableError
 from flamest.base.process import Shutdown
@@ -68,7 +68,9 @@ def test_no_answer_is_tried_again_soon_and_then_at_any_time_until_patience_is_ov
         pauses.append(seconds)
         time.sleep(seconds)
 
-    with Link.open(settings, retry=Retry(patience_s=1.0, first_s=0.05, spread_s=0.4, sleep=sleep)) as link:
+    with CoordinatorClient.open(
+        settings, retry=Backoff(patience_s=1.0, first_s=0.05, spread_s=0.4, sleep=sleep)
+    ) as link:
         with pytest.raises(UnreachableError, match=settings.address) as error:
             link.join()
     assert error.value.exit_code == 69
@@ -174,7 +176,7 @@ def test_files_that_cannot_work_are_refused_before_anything_is_sent(federation, 
         tmp_path, (federation.folder / "ca.pem").read_bytes(), sign_silo(make_authority(), "a", request), key
     )
     with pytest.raises(IdentityError) as error:
-        Link.open(LinkSettings(federation.address, foreign.ca, foreign.certificate, foreign.key))
+        CoordinatorClient.open(ConnectionSettings(federation.address, foreign.ca, foreign.certificate, foreign.key))
     assert error.value.code == "foreign_certificate"
 
 
@@ -201,7 +203,7 @@ def test_a_server_under_another_name_is_not_trusted(federation):
     federation.start()
     settings = federation.link_settings("a")
     assert settings.address.startswith("127.0.0.2:")  # its certificate is for 127.0.0.1 and localhost
-    with Link.open(settings) as link:
+    with CoordinatorClient.open(settings) as link:
         with pytest.raises(IdentityError) as error:
             link.join()
     assert error.value.code == "server_certificate"
@@ -211,14 +213,14 @@ def test_a_server_under_another_name_is_not_trusted(federation):
 def test_a_call_ends_soon_after_the_process_is_asked_to_end(federation, connected):
     settings = federation.link_settings("a")
     shutdown = Shutdown()
-    with Link.open(settings, shutdown=shutdown) as link:
+    with CoordinatorClient.open(settings, shutdown=shutdown) as link:
         run = link.join()
         link.wait(run, 0, 5)  # the first question of a silo is answered at once, whatever it says that it answered
         if not connected:
             federation.stop()
         threading.Timer(0.4, shutdown.request).start()
         began = time.monotonic()
-        with pytest.raises(LinkStopped):
+        with pytest.raises(ClientStopped):
             link.wait(run, 1, 60)
         assert time.monotonic() - began < 3
 

@@ -95,15 +95,15 @@ def test_whoever_uncomments_record_dp_in_the_starter_file_tells_nothing_that_eps
 
 def test_counts_are_told_exactly_or_as_the_nearest_power_of_two():
     exact, coarse = Policy(), Policy(report_counts="power-of-two")
-    assert [exact.told_count(count) for count in (1, 300, 1000)] == [1, 300, 1000]
-    assert [coarse.told_count(count) for count in (1, 300, 362, 363, 1000)] == [1, 256, 256, 512, 1024]
-    told = coarse.told_evaluation(Evaluation(0.5, 60, 80))
+    assert [exact.rounded_count(count) for count in (1, 300, 1000)] == [1, 300, 1000]
+    assert [coarse.rounded_count(count) for count in (1, 300, 362, 363, 1000)] == [1, 256, 256, 512, 1024]
+    told = coarse.redact_evaluation(Evaluation(0.5, 60, 80))
     assert told == Evaluation(0.5, 48, 64)
-    assert exact.told_evaluation(Evaluation(0.5, 60, 80)) == Evaluation(0.5, 60, 80)
+    assert exact.redact_evaluation(Evaluation(0.5, 60, 80)) == Evaluation(0.5, 60, 80)
 
 
 def test_nothing_is_told_of_held_out_clips_when_the_policy_says_so():
-    assert Policy(report_evaluation=False).told_evaluation(Evaluation(0.5, 60, 80)) is None
+    assert Policy(report_evaluation=False).redact_evaluation(Evaluation(0.5, 60, 80)) is None
 
 
 def test_too_few_clips_are_refused_with_a_code():

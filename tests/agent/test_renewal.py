@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from flamest.agent import identity
 from flamest.agent.cli.main import app
-from flamest.agent.client import Link, LinkSettings, Retry
-from flamest.agent.egress.guard import Gate
+from flamest.agent.client import Backoff, ConnectionSettings, CoordinatorClient
+from flamest.agent.egress.guard import EgressGuard
 from flamest.agent.egress.ledger import read_ledger
 from flamest.agent.egress.policy import Policy
 from flamest.agent.identity import Renewal, make_request
@@ -24,7 +24,7 @@ from flamest.fedproto.records import Update
 from flamest.fedproto.tls import read_facts
 from typer.testing import CliRunner
 
-OFTEN = Retry(patience_s=2.0, first_s=0.02, longest_s=0.1, spread_s=0.2)
+OFTEN = Backoff(patience_s=2.0, first_s=0.02, longest_s=0.1, spread_s=0.2)
 
 
 @pytest.fixture
@@ -41,11 +41,11 @@ class Silo:
         self.federation, self.state = federation, folder / "state"
         self.state.mkdir(parents=True)
         given = federation.link_settings("a")
-        self.settings = LinkSettings(given.address, folder / "ca.pem", folder / "silo.pem", folder / "a.key")
+        self.settings = ConnectionSettings(given.address, folder / "ca.pem", folder / "silo.pem", folder / "a.key")
         for source, target in zip(given.files.__dict__.values(), self.settings.files.__dict__.values(), strict=True):
             replace(target, source.read_bytes())
-        self.gate = Gate.open(self.state, Policy(), "a", self.settings)
-        self.link = Link.open(self.settings, retry=OFTEN, leaving=self.gate.leaving)
+        self.gate = EgressGuard.open(self.state, Policy(), "a", self.settings)
+        self.link = CoordinatorClient.open(self.settings, retry=OFTEN, leaving=self.gate.leaving)
         self.renewal = Renewal(self.link, self.settings.files)
 
     def renewed(self) -> str:
@@ -181,7 +181,7 @@ def test_bad_files_do_not_explain_why_the_coordinator_is_away(silo):
     assert silo.link.join().run == "run-1"
 
 
-def with_days(federation, folder, days: float) -> LinkSettings:
+def with_days(federation, folder, days: float) -> ConnectionSettings:
     """Silo a with a certificate that ends that soon."""
     made = make_request("a", folder)
     certificate = sign_silo(authority._authority(federation.folder), "a", made.csr_path.read_bytes(), days=days)
@@ -189,7 +189,7 @@ def with_days(federation, folder, days: float) -> LinkSettings:
     silos = authority.read_silos(federation.folder / "silos.json").silos
     silos["a"] = msgspec.structs.replace(silos["a"], certificate_sha256=read_facts(certificate, whose="a").sha256)
     authority._write(federation.folder / "silos.json", authority.Silos(silos))
-    return LinkSettings(federation.address, federation.folder / "ca.pem", folder / "silo.pem", made.key_path)
+    return ConnectionSettings(federation.address, federation.folder / "ca.pem", folder / "silo.pem", made.key_path)
 
 
 @pytest.mark.parametrize(("days", "warned"), [(31, 0), (29, 1)])
@@ -198,7 +198,7 @@ def test_the_end_is_told_at_the_start_and_once_a_day(federation, tmp_path, monke
     told, now = [], [1000.0]
     monkeypatch.setattr(identity.log, "warning", lambda event, **fields: told.append((event, fields)))
     monkeypatch.setattr(identity.time, "monotonic", lambda: now[0])
-    with Link.open(settings, retry=OFTEN) as link:
+    with CoordinatorClient.open(settings, retry=OFTEN) as link:
         looked = Renewal(link, settings.files)
         assert len(told) == warned
         for _ in range(3):

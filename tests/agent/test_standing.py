@@ -13,7 +13,7 @@ from flamest.agent.tasks import extract_new
 from flamest.base.errors import SettingsError
 from flamest.runtime.backends import autotune, opening
 from flamest.runtime.backends.autotune_records import Choice
-from flamest.runtime.backends.options import parse_wishes
+from flamest.runtime.backends.options import parse_backend_options
 from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.records import Caption, Clip, ClipFeatures
 
@@ -52,7 +52,7 @@ class Silo:
             store.add_rows([("old.avi", row) for row in rows])
 
     def extract(self, *words, precision=None, **more):
-        wishes = parse_wishes(words, precision=precision)
+        wishes = parse_backend_options(words, precision=precision)
         request = ExtractRequest(self.bundle, self.folder / "videos", self.store, wishes=wishes, **more)
         folder = clips_to_extract(request.videos)
         return extract_clips(request, folder, on_clip=lambda: None, stop=lambda: False, notice=self.told.append)
@@ -141,7 +141,7 @@ def test_auto_asks_only_once_there_is_a_clip_to_extract(silo, monkeypatch):
         asked.append((question.held, question.beside, [clip.path.name for clip in clips]))
         return Choice("openvino bf16", "quickest")
 
-    monkeypatch.setattr(precision_policy, "choose_quickest", choose)
+    monkeypatch.setattr(precision_policy, "autotune_backends", choose)
     report = silo.extract(precision="auto")
     assert (report.extracted, report.precision, silo.kinds()) == (1, "bf16", {"bf16": 1})
     assert silo.extract(precision="auto").choice is None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from flamest.base import files
 from flamest.base.files import sha256_bytes
-from flamest.coordinator.rounds import Offer, Plan, Report, Roll, Verdict, after_close, on_update
+from flamest.coordinator.rounds import Cohort, Report, RoundPolicy, Submission, Verdict, after_close, on_update
 from flamest.coordinator.storage import payloads as payloads_module
 from flamest.coordinator.storage import run_store as state_module
 from flamest.coordinator.storage import spool as spool_module
@@ -29,7 +29,7 @@ from flamest.fedproto.tensors import encode_params
 
 SPEC = HeadSpec(inputs=60, outputs=2, hidden=(20,))
 RUN = RunSettings("r", ("x", "y"), SPEC, rounds=1, min_silos=1, deadline_s=9.0, fingerprint="f")
-PLAN, ROLL = Plan(1, 1, 9.0), Roll(frozenset("ab"), 2)
+PLAN, ROLL = RoundPolicy(1, 1, 9.0), Cohort(frozenset("ab"), 2)
 DIED = 77
 
 
@@ -91,7 +91,7 @@ def submit(store: RunStore, state, silo: str, receipt: Callable[[], None]):
     content = payload(silo)
     report = Report(silo, f"{ord(silo):032x}", 5, f"digest of {silo}")
     known = store.report(1, silo)
-    state, verdict = on_update(state, Offer(1, state.model_sha256, report), known, 0.0)
+    state, verdict = on_update(state, Submission(1, state.model_sha256, report), known, 0.0)
     if verdict is Verdict.ACCEPTED:
         upload = Spool(store.spool_folder, len(content))
         upload.feed(content)

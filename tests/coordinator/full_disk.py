@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flamest.base.errors import StorageError
 from flamest.base.files import sha256_bytes
-from flamest.coordinator.rounds import Offer, Plan, Report, Roll, after_close, on_update
+from flamest.coordinator.rounds import Cohort, Report, RoundPolicy, Submission, after_close, on_update
 from flamest.coordinator.serving.health import FILE as HEALTH
 from flamest.coordinator.serving.health import begin, note, read_health
 from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
@@ -24,7 +24,7 @@ from flamest.fedproto.tensors import encode_params
 
 SPEC = HeadSpec(inputs=500, outputs=2, hidden=(200,))  # 400 kB
 RUN = RunSettings("r", ("x", "y"), SPEC, rounds=2, min_silos=1, deadline_s=9.0, fingerprint="f")
-ROLL = Roll(frozenset("a"), 1)
+ROLL = Cohort(frozenset("a"), 1)
 
 
 def fill(folder: Path) -> Path:
@@ -43,7 +43,7 @@ def fill(folder: Path) -> Path:
 def submit(store: RunStore, state):
     content = encode_params(SPEC, initial_params(SPEC, state.open.number))
     report = Report("a", f"{state.open.number:032x}", 5, "d")
-    after, _ = on_update(state, Offer(state.open.number, state.model_sha256, report), None, 0.0)
+    after, _ = on_update(state, Submission(state.open.number, state.model_sha256, report), None, 0.0)
     spool = Spool(store.spool_folder, len(content))
     try:
         spool.feed(content)
@@ -74,7 +74,7 @@ def main(mount: Path) -> None:
     folder = mount / "state"
     told: dict[str, object] = {}
     with RunStore.open(folder, RUN) as store:
-        state, _ = store.load(Plan(2, 1, 9.0), ROLL)
+        state, _ = store.load(RoundPolicy(2, 1, 9.0), ROLL)
         begin(folder)
         state = close(store, submit(store, state))
         filler = fill(mount)
@@ -94,7 +94,7 @@ def main(mount: Path) -> None:
         told["health after"] = read_health(folder).degraded
         told["finished"] = state.open is None
     with RunStore.open(folder, RUN) as store:
-        told["same after a restart"] = store.load(Plan(2, 1, 9.0), ROLL)[0].model_sha256 == state.model_sha256
+        told["same after a restart"] = store.load(RoundPolicy(2, 1, 9.0), ROLL)[0].model_sha256 == state.model_sha256
     told["left"] = [path.name for path in folder.rglob("*") if path.name.endswith((".tmp", ".f32"))]
     told["size of health"] = os.stat(folder / HEALTH).st_size
     sys.stdout.write(json.dumps(told) + "\n")

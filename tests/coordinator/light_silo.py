@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from flamest.agent.client import Link, LinkSettings, Retry, StaleUpdate
+from flamest.agent.client import Backoff, ConnectionSettings, CoordinatorClient, StaleUpdate
 from flamest.fedproto.head import initial_params
 from flamest.fedproto.records import Phase, Update
 
@@ -19,8 +19,8 @@ def say(*words: object) -> None:
 
 
 def main(address: str, ca: str, certificate: str, key: str, think_s: float) -> None:
-    settings = LinkSettings(address, Path(ca), Path(certificate), Path(key))
-    with Link.open(settings, retry=Retry(first_s=0.05, longest_s=0.5, spread_s=0.5)) as link:
+    settings = ConnectionSettings(address, Path(ca), Path(certificate), Path(key))
+    with CoordinatorClient.open(settings, retry=Backoff(first_s=0.05, longest_s=0.5, spread_s=0.5)) as link:
         run, answered = link.join(), 0
         while (standing := link.wait(run, answered, 20.0)).phase is not Phase.FINISHED:
             if standing.phase is not Phase.OPEN:

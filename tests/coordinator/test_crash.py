@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from flamest.agent.client import Link, Retry, StaleUpdate
+from flamest.agent.client import Backoff, CoordinatorClient, StaleUpdate
 from flamest.fedproto.records import Evaluation, GlobalModel, Phase, Update
 
 ROUNDS = 24
@@ -34,9 +34,9 @@ def trained(model: GlobalModel, silo: str) -> Update:
 def take_part(federation, silo: str, address: str, failures: list) -> None:
     """A silo's loop: what agent/daemon.py does, without the training."""
     settings = federation.link_settings(silo, address=address)
-    retry = Retry(patience_s=20.0, first_s=0.02, longest_s=0.2, spread_s=0.2)
+    retry = Backoff(patience_s=20.0, first_s=0.02, longest_s=0.2, spread_s=0.2)
     try:
-        with Link.open(settings, retry=retry) as link:
+        with CoordinatorClient.open(settings, retry=retry) as link:
             run, answered = link.join(), 0
             while (standing := link.wait(run, answered, 5)).phase is not Phase.FINISHED:
                 if standing.phase is Phase.OPEN:

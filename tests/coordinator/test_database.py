@@ -10,7 +10,7 @@ import sys
 import apsw
 import pytest
 from flamest.base.errors import DataError, FlamestError, SettingsError
-from flamest.coordinator.rounds import Plan, Roll
+from flamest.coordinator.rounds import Cohort, RoundPolicy
 from flamest.coordinator.storage import database
 from flamest.coordinator.storage.database import FILE, SCHEMA, SCHEMA_VERSION, open_database, read_database
 from flamest.coordinator.storage.run_store import RunStore
@@ -18,7 +18,7 @@ from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import RunSettings
 
 RUN = RunSettings("r", ("x", "y"), HeadSpec(3, 2, (4,)), rounds=3, min_silos=1, deadline_s=9.0, fingerprint="f")
-PLAN, ROLL = Plan(3, 1, 9.0), Roll(frozenset("ab"), 2)
+PLAN, ROLL = RoundPolicy(3, 1, 9.0), Cohort(frozenset("ab"), 2)
 
 PAGE = 4096
 
@@ -26,7 +26,7 @@ BEGIN_AND_DIE = """
 import os, sys
 from pathlib import Path
 import msgspec
-from flamest.coordinator.rounds import Plan, Roll
+from flamest.coordinator.rounds import RoundPolicy, Roll
 from flamest.coordinator.storage.run_store import RunStore
 from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import RunSettings

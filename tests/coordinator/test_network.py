@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from flamest.agent.client import Link, LinkSettings, Retry
+from flamest.agent.client import Backoff, ConnectionSettings, CoordinatorClient
 from flamest.agent.client_errors import refusal_code
 from flamest.base.errors import FlamestError, IdentityError
 from flamest.base.files import sha256_bytes
@@ -36,7 +36,7 @@ from flamest.fedproto.tls import channel_credentials
 JOIN = messages.encode_join_request(1)
 
 
-def open_channel(settings: LinkSettings, **changed: int) -> grpc.Channel:
+def open_channel(settings: ConnectionSettings, **changed: int) -> grpc.Channel:
     options = [(key, changed.get(key.removeprefix("grpc."), value)) for key, value in wire.client_options()]
     return grpc.secure_channel(settings.address, channel_credentials(settings.files), options=options)
 
@@ -77,7 +77,9 @@ def update_parts(
 def one_round(federation, name: str, answered: int, *, address: str | None = None, patience_s: float = 60.0) -> None:
     """A silo's round from joining to the receipt."""
     settings = federation.link_settings(name, address=address)
-    with Link.open(settings, retry=Retry(patience_s=patience_s, first_s=0.02, longest_s=0.2, spread_s=0.2)) as link:
+    with CoordinatorClient.open(
+        settings, retry=Backoff(patience_s=patience_s, first_s=0.02, longest_s=0.2, spread_s=0.2)
+    ) as link:
         run = link.join()
         standing = link.wait(run, answered, 20)
         model = link.fetch(run, standing)
@@ -119,7 +121,7 @@ def handled(monkeypatch):
 # --- T20, T21, T22: who may call ---
 
 
-def outsider(federation, folder, certificate: bytes, key: bytes, ca: bytes | None = None) -> LinkSettings:
+def outsider(federation, folder, certificate: bytes, key: bytes, ca: bytes | None = None) -> ConnectionSettings:
     folder.mkdir()
     for name, content in (
         ("ca.pem", ca or (federation.folder / "ca.pem").read_bytes()),
@@ -127,7 +129,7 @@ def outsider(federation, folder, certificate: bytes, key: bytes, ca: bytes | Non
         ("c.key", key),
     ):
         (folder / name).write_bytes(content)
-    return LinkSettings(federation.address, folder / "ca.pem", folder / "c.pem", folder / "c.key")
+    return ConnectionSettings(federation.address, folder / "ca.pem", folder / "c.pem", folder / "c.key")
 
 
 def issued(ours, names: list[str], *, begins_h: float = -1.0, ends_h: float = 24.0) -> tuple[bytes, bytes]:
@@ -200,7 +202,9 @@ def test_t20_a_silo_that_trusts_another_root_does_not_talk(federation, handled, 
     other = certificates.make_authority()
     key, request = certificates.make_silo_request("a")
     settings = outsider(federation, tmp_path / "x", certificates.sign_silo(other, "a", request), key, other.certificate)
-    with Link.open(settings, retry=Retry(patience_s=10.0, first_s=0.02, longest_s=0.1, spread_s=0.2)) as link:
+    with CoordinatorClient.open(
+        settings, retry=Backoff(patience_s=10.0, first_s=0.02, longest_s=0.1, spread_s=0.2)
+    ) as link:
         with pytest.raises(IdentityError, match="is not trusted") as error:
             link.join()
     assert error.value.exit_code == 77
@@ -505,6 +509,8 @@ def test_errors_of_the_network_are_flamest_errors(federation):
     with FaultProxy(federation.address) as proxy:
         proxy.arm(Fault("cut", "up", 1))
         settings = federation.link_settings("a", address=proxy.address)
-    with Link.open(settings, retry=Retry(patience_s=0.3, first_s=0.05, longest_s=0.1, spread_s=0.1)) as link:
+    with CoordinatorClient.open(
+        settings, retry=Backoff(patience_s=0.3, first_s=0.05, longest_s=0.1, spread_s=0.1)
+    ) as link:
         with pytest.raises(FlamestError):
             link.join()

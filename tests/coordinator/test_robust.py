@@ -105,7 +105,7 @@ def test_one_of_five_who_sends_anything_moves_the_model_only_where_no_defence_is
     hostile = HeldContribution("4", 10, full(1e30))
     made = aggregate(strategy, SPEC, full(0.0), [*honest, hostile], first_state(RUN), 5).params
     largest = max(float(np.abs(tensor).max()) for tensor in made.values())
-    assert (largest < 1.0) is strategy.looks_twice
+    assert (largest < 1.0) is strategy.needs_two_passes
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 from flamest.base.errors import InvariantError
 from flamest.coordinator.rounds import (
+    Cohort,
     Decision,
-    Offer,
-    Plan,
     Report,
-    Roll,
+    RoundPolicy,
+    Submission,
     Verdict,
     after_abandon,
     after_close,
@@ -18,28 +18,30 @@ from flamest.coordinator.rounds import (
     on_tick,
     on_update,
     resumed,
-    stand_for,
     start_run,
+    status_for,
 )
 from flamest.fedproto.records import Phase
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-PLAN = Plan(rounds=2, min_silos=2, deadline_s=10.0)
+PLAN = RoundPolicy(rounds=2, min_silos=2, deadline_s=10.0)
 
 
-def roll(count: int, silos: str = "abcd") -> Roll:
+def roll(count: int, silos: str = "abcd") -> Cohort:
     """``count`` reports are wanted, of so many silos."""
-    return Roll(frozenset(silos[:count] if count < len(silos) else silos), count)
+    return Cohort(frozenset(silos[:count] if count < len(silos) else silos), count)
 
 
-def started(plan: Plan = PLAN, wanted: int = 3):
+def started(plan: RoundPolicy = PLAN, wanted: int = 3):
     return start_run(plan, "model-0", roll(wanted))
 
 
-def offer(silo: str, number: int = 1, base: str = "model-0", update_id: str | None = None, digest: str = "d") -> Offer:
-    return Offer(number, base, Report(silo, update_id or f"id-{silo}-{number}", 5, digest))
+def offer(
+    silo: str, number: int = 1, base: str = "model-0", update_id: str | None = None, digest: str = "d"
+) -> Submission:
+    return Submission(number, base, Report(silo, update_id or f"id-{silo}-{number}", 5, digest))
 
 
 def with_reports(*silos: str, state=None, now: float = 0.0):
@@ -52,18 +54,18 @@ def with_reports(*silos: str, state=None, now: float = 0.0):
 
 def test_a_silo_is_given_the_open_round_once():
     state = on_contact(started(), "a", 0, now=100.0)
-    assert stand_for(state, "a", 0, 100.0).phase is Phase.OPEN
+    assert status_for(state, "a", 0, 100.0).phase is Phase.OPEN
     state = with_reports("a", state=state, now=101.0)
-    assert stand_for(state, "a", 0, 101.0).phase is Phase.WAIT
-    assert stand_for(state, "b", 0, 101.0).phase is Phase.OPEN
+    assert status_for(state, "a", 0, 101.0).phase is Phase.WAIT
+    assert status_for(state, "b", 0, 101.0).phase is Phase.OPEN
 
 
 def test_the_clock_runs_from_the_first_silo_that_is_given_the_round():
     state = started()
     assert on_tick(state, 1e9) is Decision.COLLECT
-    assert stand_for(state, "a", 0, 1e9).deadline_s == 10.0
+    assert status_for(state, "a", 0, 1e9).deadline_s == 10.0
     state = on_contact(state, "a", 0, now=100.0)
-    assert stand_for(state, "b", 0, 104.0).deadline_s == 6.0
+    assert status_for(state, "b", 0, 104.0).deadline_s == 6.0
     state = on_contact(state, "b", 0, now=109.0)
     assert (on_tick(state, 109.9), on_tick(state, 110.0)) == (Decision.COLLECT, Decision.ABANDON)
 
@@ -84,15 +86,15 @@ def test_a_silo_that_declines_is_not_waited_for():
 
 
 def test_a_silo_is_told_the_last_closed_round_in_which_it_counts():
-    state = after_close(with_reports("a", "b", state=started(Plan(9, 2, 10.0))), "model-1", roll(3))
+    state = after_close(with_reports("a", "b", state=started(RoundPolicy(9, 2, 10.0))), "model-1", roll(3))
     state = after_abandon(with_reports("a", state=state), roll(3))  # what it sent in round 2 does not count
-    assert [stand_for(state, silo, 0, 0.0).counted for silo in "abc"] == [1, 1, 0]
+    assert [status_for(state, silo, 0, 0.0).counted for silo in "abc"] == [1, 1, 0]
     state = after_close(with_reports("b", "c", state=state), "model-3", roll(3))
-    assert [stand_for(state, silo, 0, 0.0).counted for silo in "abc"] == [1, 3, 3]
+    assert [status_for(state, silo, 0, 0.0).counted for silo in "abc"] == [1, 3, 3]
 
 
 def test_k_of_n_closes_a_round_with_k_of_them_and_a_decline_does_not_lower_k():
-    four = start_run(PLAN, "model-0", Roll(frozenset("abcd"), 3))
+    four = start_run(PLAN, "model-0", Cohort(frozenset("abcd"), 3))
     state = on_contact(with_reports("a", "b", state=four), "c", 1, now=1.0)
     assert on_tick(state, 1.0) is Decision.COLLECT  # d may still come
     assert on_tick(with_reports("d", state=state), 1.0) is Decision.CLOSE
@@ -104,7 +106,7 @@ def test_k_of_n_closes_a_round_with_k_of_them_and_a_decline_does_not_lower_k():
 def test_what_is_wanted_is_a_number_or_a_share_of_those_enrolled_and_never_less_than_the_minimum(
     wanted, share, expected
 ):
-    assert Roll.call(frozenset("abcdefghij"), wanted, share, 2).wanted == expected
+    assert Cohort.call(frozenset("abcdefghij"), wanted, share, 2).wanted == expected
 
 
 def test_a_silo_that_leaves_is_not_waited_for_and_what_it_sent_stays():
@@ -137,14 +139,14 @@ def test_after_a_close_the_next_round_opens_from_the_new_model():
     assert (state.open.number, state.open.roll.wanted, state.closed, state.last_round) == (2, 4, 1, 1)
     assert not state.open.reports
     assert state.open.deadline is None
-    assert stand_for(state, "a", 1, 0.0).phase is Phase.OPEN
+    assert status_for(state, "a", 1, 0.0).phase is Phase.OPEN
 
 
 def test_after_the_last_round_the_run_is_finished():
     state = after_close(with_reports("a"), "model-1", roll(3))
     state = after_close(with_reports("a", state=state), "model-2", roll(3))
     assert state.open is None
-    assert stand_for(state, "a", 0, 0.0).phase is Phase.FINISHED
+    assert status_for(state, "a", 0, 0.0).phase is Phase.FINISHED
     assert on_tick(state, 1e9) is Decision.COLLECT
     assert on_update(state, offer("a", 2, "model-1"), None, 0.0)[1] is Verdict.STALE_ROUND
 
@@ -152,7 +154,7 @@ def test_after_the_last_round_the_run_is_finished():
 def test_an_abandoned_round_takes_a_number_and_leaves_the_model():
     state = after_abandon(with_reports("a"), roll(3))
     assert (state.open.number, state.closed, state.model_sha256, state.last_round) == (2, 0, "model-0", 1)
-    assert stand_for(state, "a", 1, 0.0).phase is Phase.OPEN
+    assert status_for(state, "a", 1, 0.0).phase is Phase.OPEN
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,7 @@ class AnyHistory(RuleBasedStateMachine):
         enrolled=st.frozensets(SILOS),
     )
     def begin(self, rounds, min_silos, wanted, share, deadline, enrolled):
-        self.plan = Plan(rounds, min_silos, deadline)
+        self.plan = RoundPolicy(rounds, min_silos, deadline)
         self.wanted, self.share, self.enrolled = wanted, share, enrolled
         self.state = start_run(self.plan, "m0", self.call())
         self.opened_for = enrolled
@@ -235,7 +237,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.counted = {}  # round -> silos, of closed rounds
 
     def call(self):
-        return Roll.call(self.enrolled, self.wanted, None if self.wanted else self.share, self.plan.min_silos)
+        return Cohort.call(self.enrolled, self.wanted, None if self.wanted else self.share, self.plan.min_silos)
 
     @rule(silo=SILOS)
     def join(self, silo):
@@ -253,7 +255,7 @@ class AnyHistory(RuleBasedStateMachine):
         if self.state.open and (self.state.open.number, silo) not in self.rows:
             (self.gone.add if answered >= self.state.open.number else self.gone.discard)(silo)
         self.state = on_contact(self.state, silo, answered, self.now)
-        stand = stand_for(self.state, silo, answered, self.now)
+        stand = status_for(self.state, silo, answered, self.now)
         if stand.phase is Phase.OPEN:
             assert stand.round == self.state.open.number > answered
             assert (stand.round, silo) not in self.rows
@@ -273,7 +275,7 @@ class AnyHistory(RuleBasedStateMachine):
         base = self.base.get(number, "none") if honest else "forged"
         known = self.rows.get((number, silo))
         before = self.state
-        self.state, verdict = on_update(before, Offer(number, base, Report(silo, uid, 3, digest)), known, self.now)
+        self.state, verdict = on_update(before, Submission(number, base, Report(silo, uid, 3, digest)), known, self.now)
         if verdict is Verdict.ACCEPTED:
             assert known is None
             assert before.open is not None
@@ -321,7 +323,7 @@ class AnyHistory(RuleBasedStateMachine):
             self.opened_for, self.gone = self.enrolled, set()
             read = replace(
                 self.state.open,
-                roll=Roll(self.enrolled, self.state.open.roll.wanted),
+                roll=Cohort(self.enrolled, self.state.open.roll.wanted),
                 deadline=None,
                 declined=frozenset(),
                 reports={silo: report for (at, silo), report in self.rows.items() if at == number},

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
-from flamest.agent.client import Link, LinkSettings
+from flamest.agent.client import ConnectionSettings, CoordinatorClient
 from flamest.agent.client_errors import refusal_code
 from flamest.base.errors import IdentityError, LockedError, StorageError
 from flamest.base.files import sha256_bytes
@@ -31,7 +31,7 @@ from flamest.fedproto.tls import TlsFiles, channel_credentials
 HALF_AN_HOUR_AGO = -1 / 48  # days; certificates begin an hour ago
 
 
-def raw_channel(federation, name: str, settings: LinkSettings | None = None) -> grpc.Channel:
+def raw_channel(federation, name: str, settings: ConnectionSettings | None = None) -> grpc.Channel:
     settings = settings or federation.link_settings(name)
     return grpc.secure_channel(settings.address, channel_credentials(settings.files), options=wire.client_options())
 
@@ -343,15 +343,15 @@ def handled(monkeypatch):
     return names
 
 
-def outsider(federation, folder, certificate: bytes, key: bytes) -> LinkSettings:
+def outsider(federation, folder, certificate: bytes, key: bytes) -> ConnectionSettings:
     folder.mkdir()
     files = TlsFiles(federation.folder / "ca.pem", folder / "c.pem", folder / "c.key")
     files.certificate.write_bytes(certificate)
     files.key.write_bytes(key)
-    return LinkSettings(federation.address, files.ca, files.certificate, files.key)
+    return ConnectionSettings(federation.address, files.ca, files.certificate, files.key)
 
 
-def rejected(federation, settings: LinkSettings | None = None, credentials=None) -> str:
+def rejected(federation, settings: ConnectionSettings | None = None, credentials=None) -> str:
     credentials = credentials or channel_credentials(settings.files)
     with grpc.secure_channel(federation.address, credentials, options=wire.client_options()) as channel:
         return refused(ask, channel, wire.JOIN, messages.encode_join_request(1))[0]
@@ -413,7 +413,7 @@ def test_a_silo_does_not_trust_another_coordinator(federation, tmp_path):
     federation.start()
     settings = federation.link_settings("a")
     assert settings.ca.read_bytes() == ours
-    with Link.open(settings) as link:
+    with CoordinatorClient.open(settings) as link:
         with pytest.raises(IdentityError, match="is not trusted") as error:
             link.join()
     assert error.value.code == "server_certificate"

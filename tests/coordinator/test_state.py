@@ -9,7 +9,7 @@ import pytest
 from flamest.base.errors import DataError, LockedError, SettingsError, StorageError
 from flamest.base.files import FileLock, sha256_bytes
 from flamest.coordinator.admin.history import History, is_served
-from flamest.coordinator.rounds import Offer, Plan, Report, Roll, after_abandon, after_close, on_update
+from flamest.coordinator.rounds import Cohort, Report, RoundPolicy, Submission, after_abandon, after_close, on_update
 from flamest.coordinator.storage import run_store as state_module
 from flamest.coordinator.storage.database import FILE
 from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
@@ -23,8 +23,8 @@ from flamest.fedproto.tensors import encode_params
 
 SPEC = HeadSpec(inputs=3, outputs=2, hidden=(4,))
 RUN = RunSettings("r", ("x", "y"), SPEC, rounds=3, min_silos=1, deadline_s=9.0, fingerprint="f", seed=4)
-PLAN = Plan(rounds=3, min_silos=1, deadline_s=9.0)
-ROLL = Roll(frozenset("ab"), 2)
+PLAN = RoundPolicy(rounds=3, min_silos=1, deadline_s=9.0)
+ROLL = Cohort(frozenset("ab"), 2)
 END = RoundEnd(seconds=1.5, sent_bytes=77)
 
 
@@ -50,7 +50,7 @@ def send(store, state, silo: str, seed: int = 1, examples: int = 5):
     """An accepted update, durable; the state that counts it."""
     payload = encode_params(SPEC, initial_params(SPEC, seed))
     report = Report(silo, "0a" * 16, examples, f"digest-{silo}")
-    state, _ = on_update(state, Offer(state.open.number, state.model_sha256, report), None, 0.0)
+    state, _ = on_update(state, Submission(state.open.number, state.model_sha256, report), None, 0.0)
     spool = Spool(store.spool_folder, len(payload))
     try:
         spool.feed(payload)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from flamest.agent.client import Link, LinkStopped, Retry
+from flamest.agent.client import Backoff, ClientStopped, CoordinatorClient
 from flamest.base.errors import FlamestError
 from flamest.base.process import Shutdown
 from flamest.coordinator.admin import authority
@@ -118,7 +118,7 @@ def test_a_silo_stopped_past_the_deadline_is_refused_and_goes_on_with_the_open_r
 HERD = 200
 
 
-def returns(retry: Retry, away_s: float, chance: random.Random, monkeypatch) -> list[float]:
+def returns(retry: Backoff, away_s: float, chance: random.Random, monkeypatch) -> list[float]:
     """When each of the herd is back, in seconds after the coordinator ended, if connecting takes no time."""
     monkeypatch.setattr("flamest.agent.retry.random", chance)
     back = []
@@ -139,7 +139,7 @@ def most_in_a_second(times: list[float]) -> int:
 def test_silos_that_lost_their_coordinator_at_one_moment_do_not_come_back_at_one_moment(away_s, monkeypatch):
     """T19, the pauses alone: 200 silos, at most a quarter in any second, all within 30 s of its return."""
     for seed in range(20):
-        back = returns(Retry(), away_s, random.Random(seed), monkeypatch)
+        back = returns(Backoff(), away_s, random.Random(seed), monkeypatch)
         assert most_in_a_second(back) <= HERD / 4
         assert back[-1] - away_s < 30.0
 
@@ -147,19 +147,22 @@ def test_silos_that_lost_their_coordinator_at_one_moment_do_not_come_back_at_one
 class Herd:
     """Many links in threads: each asks for work again and again, as the daemon does, and declines every round."""
 
-    def __init__(self, federation, address: str, names: list[str], retry: Retry) -> None:
+    def __init__(self, federation, address: str, names: list[str], retry: Backoff) -> None:
         self.shutdown = Shutdown()
         settings = [federation.link_settings(name, address=address) for name in names]
         self._threads = [threading.Thread(target=self._live, args=(one, retry)) for one in settings]
         for thread in self._threads:
             thread.start()
 
-    def _live(self, settings, retry: Retry) -> None:
+    def _live(self, settings, retry: Backoff) -> None:
         while not self.shutdown.requested:
-            with contextlib.suppress(FlamestError), Link.open(settings, shutdown=self.shutdown, retry=retry) as link:
+            with (
+                contextlib.suppress(FlamestError),
+                CoordinatorClient.open(settings, shutdown=self.shutdown, retry=retry) as link,
+            ):
                 run = link.join()
                 while not self.shutdown.requested:
-                    with contextlib.suppress(LinkStopped):
+                    with contextlib.suppress(ClientStopped):
                         self.shutdown.wait(link.wait(run, 99, 20.0).poll_after_s)
 
     def end(self) -> None:
@@ -185,7 +188,7 @@ def herd_comes_back(make_federation, monkeypatch, size: int, spread_s: float, aw
 
     monkeypatch.setattr(authority.AllowList, "check", watched)
     federation.start()
-    herd = Herd(federation, address, names, Retry(spread_s=spread_s))
+    herd = Herd(federation, address, names, Backoff(spread_s=spread_s))
     try:
         until(lambda: len(seen) == size, 120)
         federation.stop()
@@ -207,6 +210,6 @@ def test_every_silo_comes_back_after_a_restart(make_federation, monkeypatch):
 @pytest.mark.soak
 def test_two_hundred_silos_come_back_after_a_restart_spread_over_time(make_federation, monkeypatch):
     """T19: at most a quarter in any second, all within 30 s."""
-    back = herd_comes_back(make_federation, monkeypatch, HERD, spread_s=Retry().spread_s, away_s=2.0)
+    back = herd_comes_back(make_federation, monkeypatch, HERD, spread_s=Backoff().spread_s, away_s=2.0)
     assert most_in_a_second(back) <= HERD / 4
     assert back[-1] < 30.0

@@ -17,13 +17,13 @@ from flamest.base import files
 from flamest.base.errors import DataError, StorageError
 from flamest.base.files import sha256_bytes
 from flamest.coordinator.admin.report import status_lines, status_of
-from flamest.coordinator.rounds import Offer, Plan, Report, Roll, after_close, on_update
+from flamest.coordinator.rounds import Cohort, Report, RoundPolicy, Submission, after_close, on_update
 from flamest.coordinator.serving.health import FINE, Health, begin, note, read_health
 from flamest.coordinator.storage import payloads as payloads_module
 from flamest.coordinator.storage import run_store as state_module
 from flamest.coordinator.storage import spool as spool_module
 from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
-from flamest.coordinator.storage.models import ModelShelf
+from flamest.coordinator.storage.models import ModelStore
 from flamest.coordinator.storage.run_store import RunStore
 from flamest.coordinator.storage.spool import Spool
 from flamest.coordinator.strategies.aggregate import fedavg
@@ -33,7 +33,7 @@ from flamest.fedproto.tensors import encode_params
 
 SPEC = HeadSpec(inputs=3, outputs=2, hidden=(4,))
 RUN = RunSettings("r", ("x", "y"), SPEC, rounds=1, min_silos=1, deadline_s=9.0, fingerprint="f")
-PLAN, ROLL = Plan(1, 1, 9.0), Roll(frozenset("a"), 1)
+PLAN, ROLL = RoundPolicy(1, 1, 9.0), Cohort(frozenset("a"), 1)
 PROGRAM = Path(__file__).with_name("full_disk.py")
 
 
@@ -48,7 +48,7 @@ def may_mount() -> bool:
 def submit(store: RunStore, state):
     content = encode_params(SPEC, initial_params(SPEC, 9))
     report = Report("a", "0a" * 16, 5, "d")
-    after, _ = on_update(state, Offer(1, state.model_sha256, report), None, 0.0)
+    after, _ = on_update(state, Submission(1, state.model_sha256, report), None, 0.0)
     spool = Spool(store.spool_folder, len(content))
     try:
         spool.feed(content)
@@ -111,7 +111,7 @@ def test_wherever_the_disk_is_full_nothing_is_half_done_and_the_next_try_works(t
             if store.report(1, "a") is None:
                 state = submit(store, state)
             else:
-                state, _ = on_update(state, Offer(1, state.model_sha256, store.report(1, "a")), None, 0.0)
+                state, _ = on_update(state, Submission(1, state.model_sha256, store.report(1, "a")), None, 0.0)
             assert close(store, state) == expected
 
 
@@ -231,7 +231,7 @@ def damaged_files(whole: bytes, flips: int, cuts: int):
 
 def test_every_turned_bit_and_every_cut_of_a_checkpoint_is_found(tmp_path):
     """T06: 200 flips and 100 cuts of one model file, all found."""
-    shelf = ModelShelf(tmp_path, RUN, keep=0)
+    shelf = ModelStore(tmp_path, RUN, keep=0)
     params = initial_params(SPEC, 1)
     shelf.write(3, params)
     path, expected = shelf.path(3), params_sha256(params)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flamest.agent.client import Link
+from flamest.agent.client import CoordinatorClient
 from flamest.agent.egress.policy import Policy
 from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.agent.tasks import DataSource, RoundWork, train_round
@@ -13,7 +13,7 @@ from flamest.base.errors import DataError
 from flamest.base.files import sha256_bytes
 from flamest.experiments.simulation import SimulatedSilo, simulate
 from flamest.fedproto.codecs import CODECS, code, more_exact, size_bounds
-from flamest.fedproto.records import CodedUpdate, Phase, RunSettings, Standing, Update
+from flamest.fedproto.records import CodedUpdate, Phase, RunSettings, TaskStatus, Update
 from flamest.fedproto.tensors import payload_bytes
 from flamest.runtime.records import Clip
 
@@ -47,7 +47,7 @@ class Silo:
                     for clip, x in zip(clips, table.x, strict=True)
                 ]
             )
-        self.link: Link = federation.link(name)
+        self.link: CoordinatorClient = federation.link(name)
         self.run: RunSettings = self.link.join()
 
     def table(self) -> FeatureTable:
@@ -60,7 +60,7 @@ class Silo:
         self.link = self.federation.link(self.name)
         self.link.join()
 
-    def train(self, standing: Standing) -> Update:
+    def train(self, standing: TaskStatus) -> Update:
         model = self.link.fetch(self.run, standing)
         source = DataSource(self.folder / "store.sqlite", None, 0.0, 1)
         codec = more_exact(self.run.codec, self.insists)

@@ -15,7 +15,7 @@ from flamest.agent.extraction.store import FeatureStore
 from flamest.base.errors import DataError, UsageError
 from flamest.base.process import Shutdown
 from flamest.experiments.paper import plans, pool
-from flamest.experiments.paper.commands import TABLES, Desk, run_all, run_experiment
+from flamest.experiments.paper.commands import TABLES, ExperimentContext, run_all, run_experiment
 from flamest.experiments.paper.estimates import estimate, paired
 from flamest.experiments.paper.external_runs import GivenRun, GivenRuns, read_given
 from flamest.experiments.paper.features import FeatureSource, open_features, table_name, untrained_marker
@@ -23,7 +23,7 @@ from flamest.experiments.paper.figures import classes_to_show, pca_projection
 from flamest.experiments.paper.findings import finding_jobs, findings
 from flamest.experiments.paper.jobs import Job, PartitionRule, RunFailure, RunFolder, RunResult, job_key
 from flamest.experiments.paper.plan_beyond import beyond
-from flamest.experiments.paper.pool import Stopped, Workplace, run_jobs
+from flamest.experiments.paper.pool import Stopped, WorkerConfig, run_jobs
 from flamest.experiments.paper.settings import OTHER, Context, Settings
 from flamest.experiments.paper.splits import SplitRule, split_data
 from flamest.experiments.paper.tables import as_text, build_table
@@ -50,8 +50,8 @@ def context(folder: Path) -> Context:
 
 
 @pytest.fixture
-def place(folder: Path, tmp_path: Path) -> Workplace:
-    return Workplace(FeatureSource(folder=folder), tmp_path / "runs")
+def place(folder: Path, tmp_path: Path) -> WorkerConfig:
+    return WorkerConfig(FeatureSource(folder=folder), tmp_path / "runs")
 
 
 def test_a_pair_is_its_singles_side_by_side_and_rows_are_joined_by_clip(context: Context) -> None:
@@ -123,7 +123,9 @@ def test_another_split_seed_or_number_is_another_key_and_the_same_is_the_same(co
     assert job_key(job, digest) == job_key(context.job(), digest)
 
 
-def test_a_finished_run_is_not_run_again(context: Context, place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_is_not_run_again(
+    context: Context, place: WorkerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = run_jobs([context.job()], context.data, place)
     monkeypatch.setattr(pool, "run_job", lambda *_, **__: pytest.fail("ran again"))
     again = run_jobs([context.job()], context.data, place)
@@ -134,16 +136,16 @@ def test_a_finished_run_is_not_run_again(context: Context, place: Workplace, mon
         run_jobs([context.job()], context.data, place)
 
 
-def test_processes_give_the_same_bits_as_one(context: Context, place: Workplace, tmp_path: Path) -> None:
+def test_processes_give_the_same_bits_as_one(context: Context, place: WorkerConfig, tmp_path: Path) -> None:
     jobs = [context.job(seed=seed) for seed in range(2)]
     one = run_jobs(jobs, context.data, place)
-    two = run_jobs(jobs, context.data, Workplace(place.source, tmp_path / "other", processes=2))
+    two = run_jobs(jobs, context.data, WorkerConfig(place.source, tmp_path / "other", processes=2))
     assert [one[job].model_sha256 for job in jobs] == [two[job].model_sha256 for job in jobs]
     assert one[jobs[0]].model_sha256 != one[jobs[1]].model_sha256
 
 
 def test_stopping_keeps_what_is_done_and_the_next_call_goes_on(
-    context: Context, place: Workplace, monkeypatch: pytest.MonkeyPatch
+    context: Context, place: WorkerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs, stop, ran = [context.job(seed=seed) for seed in range(3)], Shutdown(), []
     real = pool.run_job
@@ -160,7 +162,9 @@ def test_stopping_keeps_what_is_done_and_the_next_call_goes_on(
     assert ran == jobs
 
 
-def test_a_run_that_cannot_be_is_a_row_that_says_why_and_the_rest_goes_on(context: Context, place: Workplace) -> None:
+def test_a_run_that_cannot_be_is_a_row_that_says_why_and_the_rest_goes_on(
+    context: Context, place: WorkerConfig
+) -> None:
     impossible = context.job(partition=PartitionRule("iid", silos=1000))
     plan = plans.Plan("t", "t", (plans.Line("bad", (impossible,)), plans.Line("good", (context.job(),))))
     results = run_jobs(plan.jobs, context.data, place)
@@ -171,7 +175,7 @@ def test_a_run_that_cannot_be_is_a_row_that_says_why_and_the_rest_goes_on(contex
     assert good.last is not None
 
 
-def official(place: Workplace, videos: Path) -> Workplace:
+def official(place: WorkerConfig, videos: Path) -> WorkerConfig:
     return dataclasses.replace(place, dataset="ucf101", videos=videos)
 
 
@@ -203,7 +207,7 @@ def flat(tmp_path: Path, context: Context) -> Context:
     return Context(data, Settings("ucf101", OTHER, 1, 1, QUICK, SplitRule("official-1")))
 
 
-def test_missing_split_files_end_the_command_and_nothing_of_it_is_kept(flat: Context, place: Workplace) -> None:
+def test_missing_split_files_end_the_command_and_nothing_of_it_is_kept(flat: Context, place: WorkerConfig) -> None:
     videos = place.runs.parent / "videos"
     videos.mkdir()
     job, where = flat.job(), official(place, videos)
@@ -218,7 +222,7 @@ def test_missing_split_files_end_the_command_and_nothing_of_it_is_kept(flat: Con
     assert first.model_sha256 != second.model_sha256
 
 
-def test_a_failure_that_may_pass_is_run_again_though_a_file_holds_it(context: Context, place: Workplace) -> None:
+def test_a_failure_that_may_pass_is_run_again_though_a_file_holds_it(context: Context, place: WorkerConfig) -> None:
     job, digest = context.job(), context.data.digest("blip+slow")
     folder = RunFolder(place.runs)
     for code, lasts in (("no_split_files", False), ("diverged", True)):
@@ -226,7 +230,9 @@ def test_a_failure_that_may_pass_is_run_again_though_a_file_holds_it(context: Co
         assert (folder.find(job_key(job, digest)) is not None) is lasts
 
 
-def test_an_error_of_the_machine_is_no_row(context: Context, place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_machine_is_no_row(
+    context: Context, place: WorkerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise DataError("the store is gone")
 
@@ -236,7 +242,7 @@ def test_an_error_of_the_machine_is_no_row(context: Context, place: Workplace, m
     assert not list(place.runs.glob("*.json"))
 
 
-def test_clips_of_one_group_cannot_be_held_out_and_the_way_out_is_said(tmp_path: Path, place: Workplace) -> None:
+def test_clips_of_one_group_cannot_be_held_out_and_the_way_out_is_said(tmp_path: Path, place: WorkerConfig) -> None:
     folder = paper_features.make_stores(tmp_path / "one", objects=2, motions=2, groups=1)
     data = open_features(FeatureSource(folder=folder))
     context = Context(data, Settings("", OTHER, 1, 1, QUICK, SplitRule()))
@@ -245,7 +251,7 @@ def test_clips_of_one_group_cannot_be_held_out_and_the_way_out_is_said(tmp_path:
     assert "--split paper" in caught.value.fix
 
 
-def test_best_is_over_the_rounds_and_last_is_the_final_model(context: Context, place: Workplace) -> None:
+def test_best_is_over_the_rounds_and_last_is_the_final_model(context: Context, place: WorkerConfig) -> None:
     job = context.job(rounds=4)
     [result] = run_jobs([job], context.data, place).values()
     assert isinstance(result, RunResult)
@@ -257,7 +263,7 @@ def test_best_is_over_the_rounds_and_last_is_the_final_model(context: Context, p
     assert not set(np.array(context.data.groups)[split.train]) & set(np.array(context.data.groups)[split.test])
 
 
-def test_together_the_modalities_tell_what_neither_tells_alone(context: Context, place: Workplace) -> None:
+def test_together_the_modalities_tell_what_neither_tells_alone(context: Context, place: WorkerConfig) -> None:
     train = TrainSettings(epochs=5, batch_size=16, learning_rate=0.003)
     jobs = {name: context.job(name, train=train, rounds=5) for name in ("blip", "slow", "blip+slow")}
     results = run_jobs(list(jobs.values()), context.data, place)
@@ -298,7 +304,7 @@ def stand_in(run: RunResult, *lasts: float) -> list[RunResult]:
 
 
 @pytest.fixture
-def finished_run(context: Context, place: Workplace) -> RunResult:
+def finished_run(context: Context, place: WorkerConfig) -> RunResult:
     [run] = run_jobs([context.job(rounds=1)], context.data, place).values()
     assert isinstance(run, RunResult)
     return run
@@ -339,7 +345,7 @@ def test_failures_of_unlike_seeds_leave_the_seeds_that_both_have(context: Contex
     assert (value.mean, value.count) == (pytest.approx(10.0), 1)
 
 
-def test_one_seed_has_no_interval_and_several_say_what_theirs_holds(context: Context, place: Workplace) -> None:
+def test_one_seed_has_no_interval_and_several_say_what_theirs_holds(context: Context, place: WorkerConfig) -> None:
     for seeds in (1, 2):
         some = Context(context.data, dataclasses.replace(context.settings, seeds=seeds, rounds=1))
         base = plans.line(some, "base", some.job())
@@ -351,7 +357,7 @@ def test_one_seed_has_no_interval_and_several_say_what_theirs_holds(context: Con
         assert ("one and the same test clips" in as_text(result)) is (seeds > 1)
 
 
-def test_overlapping_splits_have_a_deviation_and_no_interval(context: Context, place: Workplace) -> None:
+def test_overlapping_splits_have_a_deviation_and_no_interval(context: Context, place: WorkerConfig) -> None:
     quick = dataclasses.replace(context.settings, rounds=1, scale=dataclasses.replace(OTHER, folds=3))
     plan = plans.cross_validation(Context(context.data, quick))
     [row] = build_table(plan, run_jobs(plan.jobs, context.data, place)).rows
@@ -398,11 +404,11 @@ def test_figure_4_shows_one_pair_that_shares_the_object_and_one_that_shares_the_
 
 
 @pytest.fixture
-def desk(context: Context, place: Workplace, tmp_path: Path) -> Desk:
-    return Desk(context, place, tmp_path / "out", Shutdown(), pca_projection)
+def desk(context: Context, place: WorkerConfig, tmp_path: Path) -> ExperimentContext:
+    return ExperimentContext(context, place, tmp_path / "out", Shutdown(), pca_projection)
 
 
-def test_a_table_is_written_as_json_csv_png_and_svg(desk: Desk) -> None:
+def test_a_table_is_written_as_json_csv_png_and_svg(desk: ExperimentContext) -> None:
     part = run_experiment("table6", desk)
     rows = json.loads((desk.out / "table6.json").read_text())["rows"]
     with (desk.out / "table6.csv").open() as file:
@@ -415,7 +421,7 @@ def test_a_table_is_written_as_json_csv_png_and_svg(desk: Desk) -> None:
     assert "training accuracy" in as_text(part.result)
 
 
-def test_failures_count_every_wrong_clip_and_show_caption_truth_and_prediction(desk: Desk) -> None:
+def test_failures_count_every_wrong_clip_and_show_caption_truth_and_prediction(desk: ExperimentContext) -> None:
     few = dataclasses.replace(desk.context.settings, rounds=1, train=TrainSettings(learning_rate=1e-6))  # at chance
     desk = dataclasses.replace(desk, context=Context(desk.context.data, few))
     run_experiment("failures", desk)
@@ -431,7 +437,9 @@ def test_failures_count_every_wrong_clip_and_show_caption_truth_and_prediction(d
     assert f"of {wrong}</h2>" in page
 
 
-def test_all_makes_one_self_contained_page_with_every_experiment(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_makes_one_self_contained_page_with_every_experiment(
+    desk: ExperimentContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from flamest.experiments.paper import commands
 
     cheap = ("table2", "table4")

@@ -19,11 +19,11 @@ from flamest.experiments.datasets import groups_digest
 from flamest.experiments.miniworld.videos import EXPERIMENT_TEST_SHARE
 from flamest.experiments.paper import plans, request
 from flamest.experiments.paper.baseline_notes import rival_warnings
-from flamest.experiments.paper.commands import Desk, run_experiment
+from flamest.experiments.paper.commands import ExperimentContext, run_experiment
 from flamest.experiments.paper.external_runs import GivenRun, read_given
 from flamest.experiments.paper.features import FeatureSource, open_features
 from flamest.experiments.paper.figures import pca_projection
-from flamest.experiments.paper.pool import Workplace
+from flamest.experiments.paper.pool import WorkerConfig
 from flamest.experiments.paper.request import Request, open_desk
 from flamest.experiments.paper.settings import OTHER, SCALES, Context, Settings
 from flamest.experiments.paper.splits import SplitRule, split_data
@@ -165,8 +165,8 @@ def test_table_9_sets_its_epochs_itself_and_says_so_where_all_has_others(folder:
 
 def test_a_curves_csv_says_on_which_split_it_was_measured(folder: Path, tmp_path: Path) -> None:
     context = context_of(folder, scale=dataclasses.replace(OTHER, figure_rounds=2), seeds=1)
-    place = Workplace(FeatureSource(folder=folder), tmp_path / "runs")
-    run_experiment("figure2", Desk(context, place, tmp_path / "out", Shutdown(), pca_projection))
+    place = WorkerConfig(FeatureSource(folder=folder), tmp_path / "runs")
+    run_experiment("figure2", ExperimentContext(context, place, tmp_path / "out", Shutdown(), pca_projection))
     with (tmp_path / "out" / "figure2.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2  # curves, rounds

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from flamest.export.graphs.export import GraphPlan, write_graph
+from flamest.export.graphs.export import GraphSpec, write_graph
 from flamest.export.graphs.folding import order_gelus
 from flamest.runtime.backends.session import open_session
 from flamest.runtime.bundle.records import AxisRange, Tensor
@@ -12,7 +12,7 @@ from flamest.runtime.bundle.records import AxisRange, Tensor
 
 def plan(module):
     tensors = (Tensor("x", "float32", ("batch", 8)),)
-    return GraphPlan("net", module, tensors, (Tensor("y", "float32", ("batch", 8)),), {"batch": AxisRange(1, 1, 4)})
+    return GraphSpec("net", module, tensors, (Tensor("y", "float32", ("batch", 8)),), {"batch": AxisRange(1, 1, 4)})
 
 
 def operators_after_fusion(path, tmp_path):

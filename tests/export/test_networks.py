@@ -17,7 +17,7 @@ from flamest.export.parity.blip import compare_blip
 from flamest.export.parity.single_graphs import compare_clip, compare_cnn
 from flamest.export.parity.verification import verify_bundle
 from flamest.export.parity.written_graphs import WrittenGraphs
-from flamest.export.parts import Workshop, export_cnn, vision_language
+from flamest.export.parts import ExportContext, export_cnn, vision_language
 from flamest.export.precision.calibration import calibration_clips
 from flamest.export.weights.sources import open_clip, open_video
 from flamest.runtime.backends.session import open_session
@@ -41,7 +41,7 @@ def video(request, tmp_path_factory, unwatched):
     """A ``random:tiny`` network, the folder of its exported graph, and what the manifest says of it."""
     loaded = open_video(request.param, "random:tiny")
     folder = tmp_path_factory.mktemp(request.param)
-    return loaded, folder, *export_cnn(loaded, "keyframes", Workshop(folder, unwatched, 1))
+    return loaded, folder, *export_cnn(loaded, "keyframes", ExportContext(folder, unwatched, 1))
 
 
 def size_and_spread(vectors):

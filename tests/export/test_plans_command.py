@@ -24,10 +24,10 @@ from flamest.runtime.backends.machine import Gpu, MachineFacts
 from flamest.runtime.backends.tensorrt.cache import open_cache
 from flamest.runtime.backends.tensorrt.engine import plan_version
 from flamest.runtime.backends.tensorrt.supply import Site
-from flamest.runtime.backends.unavailable import Code, refuse
+from flamest.runtime.backends.unavailable import Code, unavailable
 from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.bundle.opening import open_bundle
-from flamest.runtime.bundle.records import PlanOptions
+from flamest.runtime.bundle.records import EngineOptions
 from typer.testing import CliRunner
 
 GRAPHS = ["keyframes", "vision", "text", "cnn"]
@@ -146,10 +146,10 @@ def test_an_export_for_tensorrt_ends_in_a_bundle_with_plans(one_machine, tmp_pat
 
 def test_an_export_whose_plans_fail_keeps_the_onnx_bundle_and_says_how_to_go_on(bundle, tmp_path):
     def fail(request, progress):
-        raise refuse(Code.PLAN_BUILD, "no implementation").error()
+        raise unavailable(Code.PLAN_BUILD, "no implementation").error()
 
     facts = MachineFacts(gpu=Gpu("Stand-in GPU", "9.0", 8), versions={"tensorrt": "11.4.0.106"}, tensorrt_builds=True)
-    site = Site(facts, PlanOptions(tf32=True), open_cache(tmp_path / "cache"), build=fail)
+    site = Site(facts, EngineOptions(tf32=True), open_cache(tmp_path / "cache"), build=fail)
     with pytest.raises(DataError, match=f"The ONNX bundle {bundle} is whole") as caught:
         add_plans(bundle, site)
     assert caught.value.code == "PLAN_BUILD"
@@ -190,7 +190,7 @@ def test_without_gpu_and_tensorrt_one_message_says_what_is_missing_and_what_to_t
 
 def test_where_precision_is_asked_for_tensorrts_form_is_kept_for_later():
     words = ["--precision", "int8", "--out", "b"]
-    now, later = onnx_now_plans_later(words, Path("b"), PlanOptions(tf32=True)).splitlines()
+    now, later = onnx_now_plans_later(words, Path("b"), EngineOptions(tf32=True)).splitlines()
     assert now.endswith("flamest-export --backend tensorrt --no-plans --precision int8 --out b")
     assert later.endswith("flamest-export plans b --tf32")
 

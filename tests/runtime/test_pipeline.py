@@ -7,8 +7,8 @@ from flamest.base.files import sha256_file
 from flamest.runtime.backends.onnxruntime import OrtSession
 from flamest.runtime.backends.session import open_session
 from flamest.runtime.caption_batch import CaptionRows
-from flamest.runtime.captioner import GPU_BATCH, BatchWriter
-from flamest.runtime.extractor import Lanes, open_extractor
+from flamest.runtime.captioner import GPU_BATCH, StaticBatchCaptioner
+from flamest.runtime.extractor import PipelineOptions, open_extractor
 from flamest.runtime.records import Clip
 from flamest.runtime.vision_language import VisionLanguageModel
 
@@ -34,18 +34,18 @@ def bytes_of(done):
 
 @pytest.fixture(scope="module")
 def one_by_one(toy_bundle, many):
-    return extracted(toy_bundle, many, Lanes(readers=1, batch=1, captions=1))
+    return extracted(toy_bundle, many, PipelineOptions(readers=1, batch=1, captions=1))
 
 
 @pytest.mark.parametrize(("readers", "captions"), [(1, 8), (3, 1), (2, 3), (4, 16)])
 def test_bytes_and_order_do_not_depend_on_readers_or_captions(toy_bundle, many, one_by_one, readers, captions):
-    found = extracted(toy_bundle, many, Lanes(readers=readers, captions=captions))
+    found = extracted(toy_bundle, many, PipelineOptions(readers=readers, captions=captions))
     assert [done.clip for done in found] == many
     assert list(map(bytes_of, found)) == list(map(bytes_of, one_by_one))
 
 
 def test_a_batch_of_clips_gives_the_same_to_a_hundred_thousandth(toy_bundle, many, one_by_one):
-    found = extracted(toy_bundle, many, Lanes(readers=4, batch=4, captions=4))
+    found = extracted(toy_bundle, many, PipelineOptions(readers=4, batch=4, captions=4))
     for done, alone in zip(found, one_by_one, strict=True):
         assert (done.features is None) == (alone.features is None)
         if done.features is not None:
@@ -59,20 +59,22 @@ def test_a_broken_clip_comes_out_in_its_place_with_its_reason(one_by_one):
 
 
 def test_a_real_bundle_captions_the_same_whatever_stands_beside(tiny_bundle, many):
-    alone = extracted(tiny_bundle, many[:3], Lanes(readers=1, captions=1))
-    beside = extracted(tiny_bundle, many[:3], Lanes(readers=2, captions=3))
+    alone = extracted(tiny_bundle, many[:3], PipelineOptions(readers=1, captions=1))
+    beside = extracted(tiny_bundle, many[:3], PipelineOptions(readers=2, captions=3))
     assert list(map(bytes_of, beside)) == list(map(bytes_of, alone))
 
 
 @pytest.mark.parametrize("extractor", ["clip+slow", "blip-text+resnet3d", "slow-uniform"])
 def test_every_kind_of_extractor_goes_through_the_same_pipeline(toys, many, tmp_path, extractor):
     bundle = toys.write_bundle(tmp_path / "bundle", extractor=extractor)
-    alone = extracted(bundle, many, Lanes(readers=1, captions=1))
-    assert list(map(bytes_of, extracted(bundle, many, Lanes(readers=3, captions=4)))) == list(map(bytes_of, alone))
+    alone = extracted(bundle, many, PipelineOptions(readers=1, captions=1))
+    assert list(map(bytes_of, extracted(bundle, many, PipelineOptions(readers=3, captions=4)))) == list(
+        map(bytes_of, alone)
+    )
 
 
 def test_clips_are_asked_for_only_a_few_ahead_so_that_memory_does_not_grow_with_the_folder(toy_bundle, many):
-    asked, lanes = [], Lanes(readers=2, captions=2)
+    asked, lanes = [], PipelineOptions(readers=2, captions=2)
 
     def coming():
         for number in range(40):
@@ -94,7 +96,7 @@ def toy_longest(bundle):
 
 
 def test_an_extraction_that_is_left_early_leaves_nothing_behind(toy_bundle, many, one_by_one):
-    with open_extractor(toy_bundle, threads=1, lanes=Lanes(readers=2, captions=3)) as extractor:
+    with open_extractor(toy_bundle, threads=1, lanes=PipelineOptions(readers=2, captions=3)) as extractor:
         extracting = extractor.extract_all(many)
         next(extracting)
         extracting.close()
@@ -108,7 +110,7 @@ def test_where_graphs_run_beside_the_cpu_a_run_sees_as_many_clips_as_plans_are_m
     monkeypatch.setattr(OrtSession, "computes_on_host", False)
     with open_extractor(toy_bundle, threads=1) as extractor:
         described = extractor._describer
-        assert isinstance(described, BatchWriter)
+        assert isinstance(described, StaticBatchCaptioner)
         assert (described.batch, extractor._batch) == (GPU_BATCH, GPU_BATCH)
         found = list(extractor.extract_all(many))
     for one, alone in zip(found, one_by_one, strict=True):

@@ -13,9 +13,9 @@ from flamest.agent.cli.main import app
 from flamest.base.errors import SettingsError
 from flamest.base.files import sha256_file
 from flamest.runtime.backends import autotune, autotune_records, benchmark, opening
-from flamest.runtime.backends.autotune import Question, choose_quickest
-from flamest.runtime.backends.autotune_records import MIXED, Contender, Measured, keep_measured, read_measured
-from flamest.runtime.backends.benchmark import PASSES, Numbers, hold_contest, mixture
+from flamest.runtime.backends.autotune import AutotuneRequest, autotune_backends
+from flamest.runtime.backends.autotune_records import MIXED, Measured, Measurement, keep_measured, read_measured
+from flamest.runtime.backends.benchmark import PASSES, Numbers, benchmark_backends, mixture
 from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.records import Caption, Clip
 from typer.testing import CliRunner
@@ -50,7 +50,7 @@ def silo_clips(folder):
 
 
 def contender(backend, ms, *, cosine=1.0, equal=4, **stages):
-    return Contender(backend, {}, ms, stages, cosine, equal, 4, 3)
+    return Measurement(backend, {}, ms, stages, cosine, equal, 4, 3)
 
 
 def no_clips():
@@ -123,14 +123,14 @@ class ScriptedNetworks:
 
 @pytest.fixture
 def scripted(toy_bundle, monkeypatch):
-    """``hold_contest`` on a script of milliseconds by way."""
+    """``benchmark_backends`` on a script of milliseconds by way."""
 
     def hold(scripts, *, stop=lambda: False, mixed=None):
         log, names = [], iter(scripts)
         monkeypatch.setattr(benchmark, "Networks", lambda *_: ScriptedNetworks(name := next(names), scripts[name], log))
         monkeypatch.setattr(benchmark, "mixture", lambda *_: mixed)
         ways = [name for name in scripts if name != MIXED]
-        return hold_contest(autotune.open_bundle(toy_bundle), opening.Opening(), ways, [None] * 4, stop), log
+        return benchmark_backends(autotune.open_bundle(toy_bundle), opening.Opening(), ways, [None] * 4, stop), log
 
     return hold
 
@@ -191,10 +191,10 @@ def test_backends_are_measured_on_clips_that_can_be_read_and_only_once(
     machine(bf16=False)
     opened, make = [], benchmark.Networks
     monkeypatch.setattr(benchmark, "Networks", lambda *given: opened.append(ref(made := make(*given))) or made)
-    question, told = Question(toy_bundle, threads=1, folder=tmp_path), []
-    stopped = choose_quickest(question, silo_clips(videos), stop=lambda: True)
+    question, told = AutotuneRequest(toy_bundle, threads=1, folder=tmp_path), []
+    stopped = autotune_backends(question, silo_clips(videos), stop=lambda: True)
     assert (stopped.chosen, stopped.contenders, list(tmp_path.iterdir())) == ("auto", (), [])
-    choice = choose_quickest(question, silo_clips(videos), notice=told.append)
+    choice = autotune_backends(question, silo_clips(videos), notice=told.append)
     assert [networks() for networks in opened] == [None] * len(opened)  # their memory is free for the extraction
     assert "measuring onnxruntime, openvino on 2 clips (wanted were 4: the figures are rough)" in told[0]
     assert len(told) == 1
@@ -207,14 +207,14 @@ def test_backends_are_measured_on_clips_that_can_be_read_and_only_once(
     assert choice.contenders[0].fits
     assert f"medians of {choice.contenders[0].passes} passes over 2 clips" in choice.why
 
-    again = choose_quickest(question, no_clips(), notice=told.append)
+    again = autotune_backends(question, no_clips(), notice=told.append)
     assert again == msgspec.structs.replace(choice, kept=True)
     assert again.line.endswith("(measured before)")
-    held = choose_quickest(dataclasses.replace(question, held="fp32"), no_clips())
+    held = autotune_backends(dataclasses.replace(question, held="fp32"), no_clips())
     assert held.contenders == choice.contenders
     assert len(told) == 1
     with pytest.raises(AssertionError):  # other cores: another measurement
-        choose_quickest(dataclasses.replace(question, threads=2), no_clips())
+        autotune_backends(dataclasses.replace(question, threads=2), no_clips())
 
 
 @needs_openvino
@@ -224,14 +224,14 @@ def test_figures_are_kept_with_refusals_and_where_the_cache_cannot_be_written(
     machine(bf16=False)
     held = []
     measured = Measured((contender("onnxruntime", 1.0),), {"openvino": "no"})
-    monkeypatch.setattr(autotune, "hold_contest", lambda *_: held.append(1) or measured)
+    monkeypatch.setattr(autotune, "benchmark_backends", lambda *_: held.append(1) or measured)
     monkeypatch.setattr(autotune_records, "_in_process", {})
     (tmp_path / "file").touch()
     nowhere = tmp_path / "file" / "choices"
 
-    question, told = Question(toy_bundle, folder=nowhere, beside=tmp_path / "beside"), []
+    question, told = AutotuneRequest(toy_bundle, folder=nowhere, beside=tmp_path / "beside"), []
     for _ in range(2):
-        choice = choose_quickest(question, silo_clips(videos), notice=told.append)
+        choice = autotune_backends(question, silo_clips(videos), notice=told.append)
         assert (choice.chosen, choice.refused) == ("onnxruntime", {"openvino": "no"})
     assert len(held) == 1
     assert [f"kept in {tmp_path / 'beside'}: the cache folder {nowhere} cannot" in line for line in told] == [
@@ -241,7 +241,7 @@ def test_figures_are_kept_with_refusals_and_where_the_cache_cannot_be_written(
 
     told.clear()
     for _ in range(2):
-        choose_quickest(dataclasses.replace(question, beside=None), silo_clips(videos), notice=told.append)
+        autotune_backends(dataclasses.replace(question, beside=None), silo_clips(videos), notice=told.append)
     assert len(held) == 2
     assert ["kept for this process alone" in line for line in told] == [False, True]
 
@@ -259,39 +259,39 @@ def test_figures_that_are_damaged_are_as_none(tmp_path):
 def test_clips_that_cannot_be_read_are_left_to_the_extraction_to_report(toy_bundle, videos, tmp_path, machine):
     machine()
     unreadable = [Clip(videos / "absent.avi", "0" * 64), Clip(videos / "wave" / "0.avi", "1" * 64)]
-    choice = choose_quickest(Question(toy_bundle, threads=1, folder=tmp_path), unreadable)
+    choice = autotune_backends(AutotuneRequest(toy_bundle, threads=1, folder=tmp_path), unreadable)
     assert (choice.chosen, choice.contenders) == ("auto", ())
     assert "none of the clips can be read" in choice.line
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_held_is_computed_or_the_error_names_it_and_the_way_out(toy_bundle, tmp_path, machine):
-    question = Question(toy_bundle, held="bf16", folder=tmp_path)
+    question = AutotuneRequest(toy_bundle, held="bf16", folder=tmp_path)
     machine(versions=BOTH, bf16=True)
-    choice = choose_quickest(question, no_clips())
+    choice = autotune_backends(question, no_clips())
     assert (choice.chosen, choice.wishes.bf16, choice.wishes.backend) == ("openvino bf16", True, "openvino")
     machine(versions={"onnxruntime": "1"}, bf16=True)
     with pytest.raises(SettingsError, match="are bf16, and nothing on this machine computes it in bf16") as caught:
-        choose_quickest(question, no_clips())
+        autotune_backends(question, no_clips())
     assert caught.value.code == "held_precision"
     assert "pip install 'flamest[openvino]'; or give another store" in caught.value.fix
     machine(versions=BOTH, bf16=False)
     with pytest.raises(SettingsError, match="this processor does not compute bf16"):
-        choose_quickest(question, no_clips())
+        autotune_backends(question, no_clips())
     with pytest.raises(SettingsError, match="it computes in fp32") as caught:
-        choose_quickest(dataclasses.replace(question, held="int8"), no_clips())
+        autotune_backends(dataclasses.replace(question, held="int8"), no_clips())
     assert "use the bundle that was exported in int8" in caught.value.fix
 
 
 def test_nothing_is_measured_where_there_is_nothing_to_choose(toy_bundle, tmp_path, machine, monkeypatch):
-    question = Question(toy_bundle, folder=tmp_path)
+    question = AutotuneRequest(toy_bundle, folder=tmp_path)
     machine(versions={"onnxruntime": "1"})
-    alone = choose_quickest(question, no_clips())
-    assert (alone.chosen, alone.wishes) == ("auto", autotune.NO_WISHES)
+    alone = autotune_backends(question, no_clips())
+    assert (alone.chosen, alone.wishes) == ("auto", autotune.DEFAULT_OPTIONS)
     assert "the only backend that computes this bundle here" in alone.why
     machine(versions=BOTH)
     monkeypatch.setattr(autotune, "_free_bytes", lambda: 1000)
-    tight = choose_quickest(question, no_clips())
+    tight = autotune_backends(question, no_clips())
     assert tight.chosen == "onnxruntime"
     assert "MB of memory" in tight.why
 

@@ -196,7 +196,7 @@ def test_a_bundle_without_a_trusted_signature_is_refused_before_its_manifest_is_
 @pytest.mark.parametrize("name", LISTED)
 def test_a_file_that_changes_after_it_was_hashed_is_found_before_anything_runs(bundle, name, change):
     opened = open_bundle(bundle, TRUSTED)
-    opened.must_be_unchanged()
+    opened.verify_unchanged()
     data = bytearray((bundle / name).read_bytes())
     data[len(data) // 2] ^= 1
     if change == "replaced":  # the old file lives on, whoever has it open
@@ -207,7 +207,7 @@ def test_a_file_that_changes_after_it_was_hashed_is_found_before_anything_runs(b
         (bundle / name).write_bytes(data)
         os.utime(bundle / name, ns=(before.st_atime_ns, before.st_mtime_ns))  # what an attacker would do
     with pytest.raises(DataError, match=f"{name} was changed after the bundle was checked"):
-        opened.must_be_unchanged()
+        opened.verify_unchanged()
     with pytest.raises(DataError, match=f"{name} was changed after the bundle was checked"):
         opened.read(name)
 

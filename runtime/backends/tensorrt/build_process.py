@@ -19,10 +19,10 @@ import msgspec
 
 from ....base.errors import FlamestError
 from ....base.progress import Progress
-from ...bundle.records import Graph, PlanOptions
+from ...bundle.records import EngineOptions, Graph
 from ..child import child_environment, how_ended
-from ..unavailable import Code, Refusal, refuse
-from .builder import BuiltPlan, PlanRequest, build_plan
+from ..unavailable import BackendUnavailable, Code, unavailable
+from .builder import BuiltEngine, EngineRequest, build_plan
 from .engine import plan_version
 
 LAST_WORDS = 2000  # characters of a child's stderr that are kept
@@ -34,7 +34,7 @@ class _Job(msgspec.Struct, frozen=True):
     onnx: str
     onnx_sha256: str
     graph: Graph
-    options: PlanOptions
+    options: EngineOptions
     timing_cache: str | None
 
 
@@ -57,7 +57,7 @@ class _Said(msgspec.Struct, frozen=True):
     error: _Error | None = None
 
 
-def build_plan_apart(request: PlanRequest, progress: Progress) -> BuiltPlan:
+def build_plan_apart(request: EngineRequest, progress: Progress) -> BuiltEngine:
     """As ``plan_build.build_plan``, in a child; a child that crashes is the error of PLAN_BUILD."""
     with tempfile.TemporaryDirectory(prefix="flamest-plan-") as private:  # mode 0700
         out = Path(private, "plan")
@@ -69,9 +69,11 @@ def build_plan_apart(request: PlanRequest, progress: Progress) -> BuiltPlan:
         if said.error is not None:
             raise _raised(said.error)
         if said.built is None:
-            raise refuse(Code.PLAN_BUILD, f"graph '{request.name}': building the plan ended with {problem}").error()
+            raise unavailable(
+                Code.PLAN_BUILD, f"graph '{request.name}': building the plan ended with {problem}"
+            ).error()
         data = out.read_bytes()
-    return BuiltPlan(data, plan_version(data), said.built.seconds, said.built.remarks)
+    return BuiltEngine(data, plan_version(data), said.built.seconds, said.built.remarks)
 
 
 def _run(job: _Job, out: Path, progress: Progress) -> tuple[_Said, str]:
@@ -123,7 +125,7 @@ def _raised(said: _Error) -> FlamestError:
     """The child's error again, of its own class where its code is one of backends/unavailable.py."""
     if said.code in Code.__members__:
         code = Code(said.code)
-        return Refusal(code, said.message.removeprefix(f"{code}: "), said.fix).error()
+        return BackendUnavailable(code, said.message.removeprefix(f"{code}: "), said.fix).error()
     return FlamestError(said.message, fix=said.fix, code=said.code)
 
 
@@ -151,7 +153,7 @@ def main() -> None:
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=_Job)
     pipe = _Pipe(writing)
     cache = None if job.timing_cache is None else Path(job.timing_cache)
-    request = PlanRequest(job.name, Path(job.onnx), job.onnx_sha256, job.graph, job.options, cache)
+    request = EngineRequest(job.name, Path(job.onnx), job.onnx_sha256, job.graph, job.options, cache)
     try:
         built = build_plan(request, pipe)
     except FlamestError as error:

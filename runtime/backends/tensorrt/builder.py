@@ -16,8 +16,8 @@ from typing import Any
 from ....base.errors import StorageError
 from ....base.files import sha256_bytes, write_atomic
 from ....base.progress import Progress
-from ...bundle.records import Graph, PlanOptions
-from ..unavailable import Code, refuse
+from ...bundle.records import EngineOptions, Graph
+from ..unavailable import Code, unavailable
 from .engine import Version, plan_version
 from .network import check_network
 from .package import Log, import_tensorrt, make_builder, make_logger
@@ -28,26 +28,26 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True)
-class PlanRequest:
+class EngineRequest:
     """What to build from what."""
 
     name: str  # of the graph, for messages
     onnx: Path
     onnx_sha256: str  # the bytes that are parsed are these, or nothing is
     graph: Graph
-    options: PlanOptions
+    options: EngineOptions
     timing_cache: Path | None = None  # kernels' times from earlier builds; read if there, and written
 
 
 @dataclass(frozen=True)
-class BuiltPlan:
+class BuiltEngine:
     data: bytes  # native code: whoever can change it before it is loaded can run anything
     version: Version  # of TensorRT, from the plan's header
     seconds: float
     remarks: tuple[str, ...]  # what the person should know and is no error
 
 
-def build_plan(request: PlanRequest, progress: Progress) -> BuiltPlan:
+def build_plan(request: EngineRequest, progress: Progress) -> BuiltEngine:
     """Build the plan of one graph; ``progress`` counts ``plan_progress.STEPS`` steps.
 
     Raises the errors of TRT_MISSING, TRT_LIBS, TRT_NO_BUILDER, NO_DRIVER_OR_GPU, PLAN_BUILD (the parser or
@@ -75,26 +75,26 @@ def build_plan(request: PlanRequest, progress: Progress) -> BuiltPlan:
         raise KeyboardInterrupt
     if serialized is None:
         said = log.errors or "TensorRT logged nothing"
-        raise refuse(Code.PLAN_BUILD, f"graph '{request.name}': TensorRT built no plan: {said}").error()
+        raise unavailable(Code.PLAN_BUILD, f"graph '{request.name}': TensorRT built no plan: {said}").error()
     ended.finish()
     data = bytes(serialized)
     _save_timing_cache(config, request.timing_cache, remarks)
     del parser, cache
-    return BuiltPlan(data, plan_version(data), seconds, tuple(remarks))
+    return BuiltEngine(data, plan_version(data), seconds, tuple(remarks))
 
 
-def parse_onnx(trt: Any, network: Any, logger: Any, request: PlanRequest, log: Log) -> Any:
+def parse_onnx(trt: Any, network: Any, logger: Any, request: EngineRequest, log: Log) -> Any:
     """Fill ``network`` from the ONNX file's bytes; the parser, or the error of PLAN_BUILD with all it said."""
     try:
         model = request.onnx.read_bytes()
     except OSError as error:
         raise StorageError(f"cannot read {request.onnx}: {error.strerror}") from error
     if sha256_bytes(model) != request.onnx_sha256:
-        raise refuse(Code.UNTRUSTED, f"{request.onnx} is not the file of the manifest").error()
+        raise unavailable(Code.UNTRUSTED, f"{request.onnx} is not the file of the manifest").error()
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
         said = f"graph '{request.name}' ({request.onnx.name}): {parser_errors(parser, log)}"
-        raise refuse(Code.PLAN_BUILD, said).error()
+        raise unavailable(Code.PLAN_BUILD, said).error()
     return parser
 
 
@@ -111,7 +111,7 @@ def _parser_error(error: Any) -> str:
     return f"  {where}: {error.desc()} [{word}]"
 
 
-def make_config(trt: Any, builder: Any, options: PlanOptions, name: str) -> Any:
+def make_config(trt: Any, builder: Any, options: EngineOptions, name: str) -> Any:
     """The builder's configuration; every option is set, whatever TensorRT's default is in this version."""
     config = builder.create_builder_config()
     flags: tuple[tuple[str, bool], ...] = (
@@ -132,11 +132,11 @@ def make_config(trt: Any, builder: Any, options: PlanOptions, name: str) -> Any:
     return config
 
 
-def _hardware_level(trt: Any, options: PlanOptions, name: str) -> Any:
+def _hardware_level(trt: Any, options: EngineOptions, name: str) -> Any:
     levels = trt.HardwareCompatibilityLevel
     word = {"none": "NONE", "ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}[options.hardware_compat]
     if not hasattr(levels, word):
-        raise refuse(
+        raise unavailable(
             Code.PLAN_BUILD,
             f"graph '{name}': --hardware-compat {options.hardware_compat} needs TensorRT 10.9 or newer, "
             f"here is {trt.__version__}",
@@ -145,16 +145,16 @@ def _hardware_level(trt: Any, options: PlanOptions, name: str) -> Any:
     return getattr(levels, word)
 
 
-def _add_profile(builder: Any, config: Any, request: PlanRequest) -> None:
+def _add_profile(builder: Any, config: Any, request: EngineRequest) -> None:
     profile = builder.create_optimization_profile()
     try:
         for wanted in input_ranges(request.graph):
             profile.set_shape(wanted.name, wanted.smallest, wanted.usual, wanted.largest)
     except ValueError as error:
         said = f"graph '{request.name}': TensorRT refused the range of input {wanted.name}: {error}"
-        raise refuse(Code.PLAN_BUILD, said).error() from error
+        raise unavailable(Code.PLAN_BUILD, said).error() from error
     if config.add_optimization_profile(profile) < 0:
-        raise refuse(Code.PLAN_BUILD, f"graph '{request.name}': TensorRT refused its optimisation profile").error()
+        raise unavailable(Code.PLAN_BUILD, f"graph '{request.name}': TensorRT refused its optimisation profile").error()
 
 
 def _attach_timing_cache(config: Any, path: Path | None, remarks: list[str]) -> Any:

@@ -16,19 +16,19 @@ import msgspec
 
 from ....base.errors import DataError, StorageError
 from ....base.files import sha256_bytes, write_atomic
-from ...bundle.records import Plan, PlanOptions
+from ...bundle.records import EngineOptions, EngineRecord
 
 RECORD, PLAN, TIMINGS = ".json", ".plan", ".timings"
 
 
-class PlanKey(msgspec.Struct, frozen=True):
+class EngineKey(msgspec.Struct, frozen=True):
     """What decides whether a plan may be used again."""
 
     onnx_sha256: str
     tensorrt: str
     gpu: str
     compute_capability: str
-    options: PlanOptions
+    options: EngineOptions
 
     @property
     def digest(self) -> str:
@@ -37,24 +37,24 @@ class PlanKey(msgspec.Struct, frozen=True):
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    key: PlanKey
-    plan: Plan
+    key: EngineKey
+    plan: EngineRecord
     sha256: str  # of the plan file
 
 
 @dataclass(frozen=True)
-class KeptPlan:
-    record: Plan
+class CachedEngine:
+    record: EngineRecord
     data: bytes  # hashed as it was read
 
 
 @dataclass(frozen=True)
-class PlanCache:
+class EngineCache:
     """A folder of plans of one user. Open with ``open_cache``."""
 
     folder: Path
 
-    def find(self, key: PlanKey) -> KeptPlan | None:
+    def find(self, key: EngineKey) -> CachedEngine | None:
         """The plan of ``key``, or None when there is none that is whole: it is then built again."""
         stem = self.folder / key.digest
         try:
@@ -64,9 +64,9 @@ class PlanCache:
             return None
         if entry.key != key or sha256_bytes(data) != entry.sha256:
             return None
-        return KeptPlan(entry.plan, data)
+        return CachedEngine(entry.plan, data)
 
-    def keep(self, key: PlanKey, plan: Plan, data: bytes) -> Path:
+    def keep(self, key: EngineKey, plan: EngineRecord, data: bytes) -> Path:
         """Write the plan, then its record: an entry that a crash cut short is not found. The plan's path."""
         stem = self.folder / key.digest
         write_atomic(stem.with_suffix(PLAN), data, mode=0o600)
@@ -85,7 +85,7 @@ def default_folder() -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "flamest" / "plans"
 
 
-def open_cache(folder: Path | None = None) -> PlanCache:
+def open_cache(folder: Path | None = None) -> EngineCache:
     """The cache in ``folder`` (default: ``default_folder``), made where it is not there.
 
     Raises StorageError when it cannot be made, DataError when others than this user own it or may write to it.
@@ -111,7 +111,7 @@ def open_cache(folder: Path | None = None) -> PlanCache:
             fix=f"chmod 700 {folder}, or give another one with --plan-cache DIR",
             code="UNTRUSTED",
         )
-    return PlanCache(folder)
+    return EngineCache(folder)
 
 
 def _read_own(path: Path) -> bytes:

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 from ....base.errors import StorageError
 from ....base.files import sha256_bytes
-from ..unavailable import Code, refuse
+from ..unavailable import Code, unavailable
 from .package import Log, make_logger
 
 
 @dataclass(frozen=True)
-class PlanFile:
+class EngineFile:
     """One plan on the disk, and what belongs to it."""
 
     graph: str  # name, for messages
@@ -36,7 +36,7 @@ class PlanFile:
 
 
 @dataclass(frozen=True, eq=False)
-class Engine:
+class LoadedEngine:
     """``log`` and ``kept`` must live as long as the engine."""
 
     engine: Any
@@ -44,7 +44,7 @@ class Engine:
     kept: tuple[Any, ...]
 
 
-def load_engine(trt: Any, file: PlanFile) -> Engine:
+def load_engine(trt: Any, file: EngineFile) -> LoadedEngine:
     """Deserialise and, where it is stripped, refit. Raises UNTRUSTED, PLAN_REJECTED, PLAN_REFIT, StorageError."""
     plan = read_trusted(file.plan, file.sha256)
     log = Log()
@@ -60,10 +60,10 @@ def load_engine(trt: Any, file: PlanFile) -> Engine:
         raise _rejected(file, "TensorRT returned no engine", log)
     if file.onnx is not None:
         refit(trt, engine, logger, log, file)
-    return Engine(engine, log, (runtime, logger))
+    return LoadedEngine(engine, log, (runtime, logger))
 
 
-def refit(trt: Any, engine: Any, logger: Any, log: Log, file: PlanFile) -> None:
+def refit(trt: Any, engine: Any, logger: Any, log: Log, file: EngineFile) -> None:
     """Put the ONNX graph's weights into an engine that was built without."""
     assert file.onnx is not None
     model = read_trusted(file.onnx, file.onnx_sha256)
@@ -88,17 +88,17 @@ def read_trusted(path: Path, sha256: str) -> bytes:
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
     if sha256_bytes(data) != sha256:
-        raise refuse(Code.UNTRUSTED, f"{path} is not the file whose SHA-256 is {sha256[:12]}…").error()
+        raise unavailable(Code.UNTRUSTED, f"{path} is not the file whose SHA-256 is {sha256[:12]}…").error()
     return data
 
 
-def _rejected(file: PlanFile, how: str, log: Log) -> Exception:
+def _rejected(file: EngineFile, how: str, log: Log) -> Exception:
     said = f"{how}; TensorRT says: {log.errors}" if log.errors else how
-    return refuse(Code.PLAN_REJECTED, f"graph '{file.graph}', {file.plan.name}: {said}").error()
+    return unavailable(Code.PLAN_REJECTED, f"graph '{file.graph}', {file.plan.name}: {said}").error()
 
 
-def _not_refitted(file: PlanFile, said: str) -> Exception:
-    return refuse(Code.PLAN_REFIT, f"graph '{file.graph}', {file.plan.name}: {said or 'no reason given'}").error()
+def _not_refitted(file: EngineFile, said: str) -> Exception:
+    return unavailable(Code.PLAN_REFIT, f"graph '{file.graph}', {file.plan.name}: {said or 'no reason given'}").error()
 
 
 TAG = b"ftrt"
@@ -141,12 +141,12 @@ def plan_version(plan: Path | bytes) -> Version:
         except OSError as error:
             raise StorageError(f"cannot read {plan}: {error.strerror}") from error
     if len(head) < HEADER_BYTES:
-        raise refuse(Code.PLAN_HEADER, f"{name} has {len(head)} bytes, expected at least {HEADER_BYTES}").error()
+        raise unavailable(Code.PLAN_HEADER, f"{name} has {len(head)} bytes, expected at least {HEADER_BYTES}").error()
     if head[:4] != TAG:
-        raise refuse(Code.PLAN_HEADER, f"{name} begins with {head[:4]!r}, expected {TAG!r}").error()
+        raise unavailable(Code.PLAN_HEADER, f"{name} begins with {head[:4]!r}, expected {TAG!r}").error()
     if (serialisation := int.from_bytes(head[4:8], "little")) != 0:
         said = f"{name} has serialisation version {serialisation}, this version of flamest knows 0 only"
-        raise refuse(Code.PLAN_HEADER, said).error()
+        raise unavailable(Code.PLAN_HEADER, said).error()
     return Version(*head[24:28])
 
 

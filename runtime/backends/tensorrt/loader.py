@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ....base.files import sha256_bytes
 from ...bundle.opening import Bundle
-from ...bundle.records import Plan
+from ...bundle.records import EngineRecord
 from ..cuda_device import CudaDevice
 from ..machine import MachineFacts
 from ..session import Session
-from ..unavailable import Code, refuse
+from ..unavailable import Code, unavailable
 from .cache import open_cache
-from .engine import PlanFile, Version, load_engine, plan_version, version_problem
+from .engine import EngineFile, Version, load_engine, plan_version, version_problem
 from .package import import_tensorrt
 from .runner import TensorRtSession
 from .supply import SUFFIX, Site, kept_plan, plan_key, rebuild_options
@@ -27,7 +27,7 @@ class TensorRtOpener:
         self._bundle, self._facts, self._notice = bundle, facts, notice
         self._device: CudaDevice | None = None
 
-    def open_plan(self, name: str, plan: Plan) -> Session:
+    def open_plan(self, name: str, plan: EngineRecord) -> Session:
         """A plan of the bundle. Raises the errors of trial.py and engine.py."""
         return self._open(name, self._bundle.path / plan.file, self._bundle.manifest.files[plan.file].sha256, plan)
 
@@ -42,10 +42,10 @@ class TensorRtOpener:
         path = site.cache.folder / f"{key.digest}{SUFFIX}"
         return self._open(name, path, sha256_bytes(kept.data), kept.record)
 
-    def _open(self, name: str, path: Path, sha256: str, plan: Plan) -> Session:
+    def _open(self, name: str, path: Path, sha256: str, plan: EngineRecord) -> Session:
         self._check_version(name, path, plan)
         stripped = plan.options.strip_weights
-        file = PlanFile(
+        file = EngineFile(
             graph=name,
             plan=path,
             sha256=sha256,
@@ -62,12 +62,12 @@ class TensorRtOpener:
         where = f"TensorRT {trt.__version__} on {gpu}"
         return TensorRtSession(trt, opened, self._device, name=name, where=where)
 
-    def _check_version(self, name: str, path: Path, plan: Plan) -> None:
+    def _check_version(self, name: str, path: Path, plan: EngineRecord) -> None:
         """What the file itself says, whatever its record does; nothing of it is executed."""
         here = Version.parse(self._facts.versions["tensorrt"])
         problem = version_problem(plan_version(path), here, version_compatible=plan.options.version_compatible)
         if problem:
-            raise refuse(Code.PLAN_VERSION, f"graph '{name}', {path.name}: {problem}").error()
+            raise unavailable(Code.PLAN_VERSION, f"graph '{name}', {path.name}: {problem}").error()
 
     def _sha256_of(self, name: str) -> str:
         """Of the graph's ONNX file."""

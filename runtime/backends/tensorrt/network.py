@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...bundle.records import WITH_INT8_WEIGHTS, Graph, Tensor
-from ..unavailable import Code, refuse
+from ..unavailable import Code, unavailable
 
 # TensorRT's DataType by name -> numpy name, for what our graphs hold
 DTYPES = {
@@ -35,20 +35,22 @@ def check_network(trt: Any, network: Any, name: str, graph: Graph) -> None:
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     if int(trt.__version__.partition(".")[0]) < 11 and not network.get_flag(flag):
         said = f"graph '{name}': TensorRT {trt.__version__} did not make the network strongly typed"
-        raise refuse(Code.PRECISION, said).error()
+        raise unavailable(Code.PRECISION, said).error()
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     _check_tensors(name, "inputs", inputs, graph.inputs)
     _check_tensors(name, "outputs", outputs, graph.outputs)
     if problem := precision_problem(graph, product_dtypes(network), count_layers(network, "QUANTIZE")):
-        raise refuse(Code.PRECISION, f"graph '{name}' in TensorRT {trt.__version__}: {problem}").error()
+        raise unavailable(Code.PRECISION, f"graph '{name}' in TensorRT {trt.__version__}: {problem}").error()
 
 
 def _check_tensors(name: str, side: str, found: list[Any], promised: tuple[Tensor, ...]) -> None:
     have = {tensor.name: DTYPES.get(tensor.dtype.name, tensor.dtype.name) for tensor in found}
     want = {tensor.name: tensor.dtype for tensor in promised}
     if have != want:
-        raise refuse(Code.PLAN_BUILD, f"graph '{name}': TensorRT's {side} are {have}, the manifest's {want}").error()
+        raise unavailable(
+            Code.PLAN_BUILD, f"graph '{name}': TensorRT's {side} are {have}, the manifest's {want}"
+        ).error()
 
 
 def _layers(network: Any) -> Iterator[Any]:

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from typing import Any
 
-from ..unavailable import Code, refuse
+from ..unavailable import Code, unavailable
 
 KEPT_LINES = 40  # of the log: what stands in an error is its end
 
@@ -20,11 +20,11 @@ def import_tensorrt() -> Any:
     try:
         import tensorrt
     except ModuleNotFoundError as error:
-        raise refuse(Code.TRT_MISSING, str(error)).error() from error
+        raise unavailable(Code.TRT_MISSING, str(error)).error() from error
     except ImportError as error:  # "libnvonnxparser.so.10: cannot open shared object file: …"
-        raise refuse(Code.TRT_LIBS, str(error)).error() from error
+        raise unavailable(Code.TRT_LIBS, str(error)).error() from error
     except OSError as error:  # raised by the package of the libraries, which opens them with ctypes
-        raise refuse(Code.TRT_LIBS, str(error)).error() from error
+        raise unavailable(Code.TRT_LIBS, str(error)).error() from error
     return tensorrt
 
 
@@ -65,9 +65,9 @@ def make_logger(trt: Any, log: Log) -> Any:
 def make_builder(trt: Any, logger: Any, log: Log) -> Any:
     """``trt.Builder``, the first object that needs a driver; raises NO_DRIVER_OR_GPU or TRT_NO_BUILDER."""
     if not hasattr(trt, "Builder"):
-        raise refuse(Code.TRT_NO_BUILDER, f"{trt.__name__} {trt.__version__} has no Builder").error()
+        raise unavailable(Code.TRT_NO_BUILDER, f"{trt.__name__} {trt.__version__} has no Builder").error()
     try:
         return trt.Builder(logger)
     except TypeError as error:  # pybind11: "factory function returned nullptr"
         said = log.errors or "TensorRT logged nothing"
-        raise refuse(Code.NO_DRIVER_OR_GPU, f"TensorRT cannot make a builder ({error}): {said}").error() from error
+        raise unavailable(Code.NO_DRIVER_OR_GPU, f"TensorRT cannot make a builder ({error}): {said}").error() from error

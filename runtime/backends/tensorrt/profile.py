@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ....base.errors import InvariantError
 from ...bundle.records import AxisRange, Graph, Tensor
-from ..unavailable import Code, Refusal, refuse
+from ..unavailable import BackendUnavailable, Code, unavailable
 
 Shape = tuple[int, ...]
 
@@ -37,7 +37,7 @@ def largest_shapes(graph: Graph) -> dict[str, Shape]:
     return {tensor.name: _range(tensor, graph.axes).largest for tensor in (*graph.inputs, *graph.outputs)}
 
 
-def range_refusal(name: str, ranges: tuple[InputRange, ...], shapes: Mapping[str, Shape]) -> Refusal | None:
+def range_refusal(name: str, ranges: tuple[InputRange, ...], shapes: Mapping[str, Shape]) -> BackendUnavailable | None:
     """The refusal PROFILE_RANGE of graph ``name`` when a shape lies outside of its range; None when all fit.
 
     ``shapes`` has every input of ``ranges``.
@@ -49,7 +49,7 @@ def range_refusal(name: str, ranges: tuple[InputRange, ...], shapes: Mapping[str
         )
         if not fits:
             allowed = f"{list(wanted.smallest)} to {list(wanted.largest)}"
-            return refuse(
+            return unavailable(
                 Code.PROFILE_RANGE, f"graph '{name}': input {wanted.name} is {list(shape)}, expected {allowed}"
             )
     return None

@@ -22,8 +22,8 @@ import numpy as np
 from ....base.errors import InvariantError
 from ..cuda_device import Block, CudaDevice, DeviceValue, Shape, size_of
 from ..session import Array, Feed, Value, on_host, wanted_outputs
-from ..unavailable import Code, refuse
-from .engine import Engine
+from ..unavailable import Code, unavailable
+from .engine import LoadedEngine
 from .network import DTYPES
 from .profile import InputRange, range_refusal
 
@@ -58,7 +58,7 @@ class TensorRtSession:
     computes_on_host = False
 
     def __init__(
-        self, trt: Any, opened: Engine, device: CudaDevice, *, name: str, where: str, cuda_graphs: bool = True
+        self, trt: Any, opened: LoadedEngine, device: CudaDevice, *, name: str, where: str, cuda_graphs: bool = True
     ) -> None:
         self._opened, self._device, self._name = opened, device, name
         self.where = where
@@ -66,7 +66,7 @@ class TensorRtSession:
         # No memory of its own: see above.
         self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self._context is None:
-            raise refuse(Code.GPU_MEMORY, f"graph '{name}': no execution context: {opened.log.errors}").error()
+            raise unavailable(Code.GPU_MEMORY, f"graph '{name}': no execution context: {opened.log.errors}").error()
         size = int(engine.device_memory_size_v2)
         self._scratch = device.take((name, "scratch"), size)
         self._context.set_device_memory(self._scratch.pointer, size)
@@ -181,14 +181,14 @@ class TensorRtSession:
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
                 said = f"TensorRT did not take {name} of shape {list(shape)}: {self._opened.log.errors}"
-                raise refuse(Code.PROFILE_RANGE, f"graph '{self._name}': {said}").error()
+                raise unavailable(Code.PROFILE_RANGE, f"graph '{self._name}': {said}").error()
         if unknown := self._context.infer_shapes():
             raise self._failed(f"TensorRT cannot infer shapes without {', '.join(unknown)}")
         return {name: tuple(self._context.get_tensor_shape(name)) for name in self.outputs}
 
     def _failed(self, what: str) -> Exception:
         said = f"graph '{self._name}': {what}: {self._opened.log.errors or 'nothing was logged'}"
-        return refuse(Code.BACKEND_FAILED, said).error()
+        return unavailable(Code.BACKEND_FAILED, said).error()
 
 
 def _range(engine: Any, name: str) -> InputRange:
@@ -202,4 +202,6 @@ def _dtype(engine: Any, name: str) -> np.dtype[Any]:
     try:
         return np.dtype(DTYPES[word])
     except (KeyError, TypeError) as error:
-        raise refuse(Code.PLAN_REJECTED, f"tensor {name} is {word}, which NumPy has no type for").error() from error
+        raise unavailable(
+            Code.PLAN_REJECTED, f"tensor {name} is {word}, which NumPy has no type for"
+        ).error() from error

@@ -22,16 +22,16 @@ from ....base.files import fsync_directory, sha256_bytes, write_atomic
 from ....base.progress import Progress
 from ...bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, encode_manifest, read_manifest
 from ...bundle.opening import Bundle
-from ...bundle.records import Graph, Plan, PlanOptions
+from ...bundle.records import EngineOptions, EngineRecord, Graph
 from ...bundle.signature import SIGNATURE_FILE
 from ..machine import MachineFacts, no_gpu
-from ..unavailable import Code, Refusal, refuse
+from ..unavailable import BackendUnavailable, Code, unavailable
 from .build_process import build_plan_apart
-from .builder import BuiltPlan, PlanRequest
-from .cache import KeptPlan, PlanCache, PlanKey
+from .builder import BuiltEngine, EngineRequest
+from .cache import CachedEngine, EngineCache, EngineKey
 from .progress import STEPS
 
-Build = Callable[[PlanRequest, Progress], BuiltPlan]
+Build = Callable[[EngineRequest, Progress], BuiltEngine]
 SUFFIX = ".plan"
 
 
@@ -40,8 +40,8 @@ class Site:
     """This machine as a place where plans are built."""
 
     facts: MachineFacts
-    options: PlanOptions
-    cache: PlanCache
+    options: EngineOptions
+    cache: EngineCache
     timing_cache: Path | None = None  # None: the one of this TensorRT and GPU in ``cache``
     build: Build = build_plan_apart
     again: bool = False  # build what is there already too
@@ -54,18 +54,18 @@ class Supplied:
     graph: str
     path: Path
     bytes: int
-    plan: Plan
+    plan: EngineRecord
     fresh: bool  # built now; else it was there already
     remarks: tuple[str, ...] = ()
 
 
-def rebuild_options(manifest: Manifest, name: str) -> PlanOptions:
+def rebuild_options(manifest: Manifest, name: str) -> EngineOptions:
     """How a node builds a plan for itself: as the exporter did where that changes numbers, else the default."""
     plans = manifest.graphs[name].plans
-    return PlanOptions(tf32=plans[0].options.tf32) if plans else PlanOptions()
+    return EngineOptions(tf32=plans[0].options.tf32) if plans else EngineOptions()
 
 
-def kept_plan(bundle: Bundle, name: str, site: Site, progress: Progress) -> KeptPlan:
+def kept_plan(bundle: Bundle, name: str, site: Site, progress: Progress) -> CachedEngine:
     """This node's plan of graph ``name``: from the cache, or built now (minutes) and kept there.
 
     ``progress`` counts ``plan_progress.STEPS``. Raises what ``build_plan`` raises.
@@ -77,7 +77,7 @@ def kept_plan(bundle: Bundle, name: str, site: Site, progress: Progress) -> Kept
     built = _build(bundle, name, key, site, progress)
     record = record_plan(name, built, key, site.facts)
     site.cache.keep(key, record, built.data)
-    return KeptPlan(record, built.data)
+    return CachedEngine(record, built.data)
 
 
 def supply_cache(bundle: Bundle, name: str, site: Site, progress: Progress) -> Supplied:
@@ -104,7 +104,7 @@ def supply_bundle(bundle: Bundle, name: str, site: Site, progress: Progress) -> 
     return Bundle(bundle.path, manifest), supplied
 
 
-def with_plan(manifest: Manifest, name: str, plan: Plan, data: bytes) -> Manifest:
+def with_plan(manifest: Manifest, name: str, plan: EngineRecord, data: bytes) -> Manifest:
     """The manifest of the same bundle with one more plan, or another of the same file; its fingerprint is the same."""
     graph = manifest.graphs[name]
     others = (other for other in graph.plans if other.file != plan.file)
@@ -139,13 +139,13 @@ def _put(folder: Path, file: str, data: bytes, manifest: Manifest) -> None:
     write_atomic(folder / MANIFEST_FILE, encode_manifest(manifest))
 
 
-def _key(manifest: Manifest, name: str, site: Site) -> PlanKey:
+def _key(manifest: Manifest, name: str, site: Site) -> EngineKey:
     return plan_key(site.facts, manifest.files[manifest.graphs[name].file].sha256, site.options)
 
 
-def _build(bundle: Bundle, name: str, key: PlanKey, site: Site, progress: Progress) -> BuiltPlan:
+def _build(bundle: Bundle, name: str, key: EngineKey, site: Site, progress: Progress) -> BuiltEngine:
     timings = site.timing_cache or site.cache.timings(key.tensorrt, key.gpu)
-    request = PlanRequest(
+    request = EngineRequest(
         name, bundle.graph(name), key.onnx_sha256, bundle.manifest.graphs[name], site.options, timings
     )
     return site.build(request, progress)
@@ -155,41 +155,41 @@ def is_signed(folder: Path) -> bool:
     return (folder / SIGNATURE_FILE).is_file()
 
 
-def site_problems(facts: MachineFacts) -> tuple[Refusal, ...]:
+def site_problems(facts: MachineFacts) -> tuple[BackendUnavailable, ...]:
     """All that is missing here to build plans, driver first; empty when they can be built."""
     problems = []
     if facts.gpu is None:
         problems.append(no_gpu(facts))
     if facts.tensorrt_problem:
-        problems.append(refuse(Code.TRT_LIBS, facts.tensorrt_problem))
+        problems.append(unavailable(Code.TRT_LIBS, facts.tensorrt_problem))
     elif "tensorrt" not in facts.versions:
-        problems.append(refuse(Code.TRT_MISSING, "the Python package tensorrt is not installed"))
+        problems.append(unavailable(Code.TRT_MISSING, "the Python package tensorrt is not installed"))
     elif not facts.tensorrt_builds:
-        problems.append(refuse(Code.TRT_NO_BUILDER, f"tensorrt {facts.versions['tensorrt']} has no Builder"))
+        problems.append(unavailable(Code.TRT_NO_BUILDER, f"tensorrt {facts.versions['tensorrt']} has no Builder"))
     return tuple(problems)
 
 
-def plan_key(facts: MachineFacts, onnx_sha256: str, options: PlanOptions) -> PlanKey:
+def plan_key(facts: MachineFacts, onnx_sha256: str, options: EngineOptions) -> EngineKey:
     """What a plan built here would be; raises the first of ``site_problems``."""
     if problems := site_problems(facts):
         raise problems[0].error()
     gpu, capability = ("", "") if facts.gpu is None else (facts.gpu.name, facts.gpu.compute_capability)
-    return PlanKey(onnx_sha256, facts.versions["tensorrt"], gpu, capability, options)
+    return EngineKey(onnx_sha256, facts.versions["tensorrt"], gpu, capability, options)
 
 
-def plan_file(name: str, key: PlanKey) -> str:
+def plan_file(name: str, key: EngineKey) -> str:
     """The file of graph ``name``'s plan in a bundle: one per key, readable up to its last word."""
     capability = key.compute_capability.replace(".", "")
     return f"{name}.trt{key.tensorrt}-sm{capability}-{key.digest[:8]}.plan"
 
 
-def find_plan(name: str, graph: Graph, key: PlanKey) -> Plan | None:
+def find_plan(name: str, graph: Graph, key: EngineKey) -> EngineRecord | None:
     """The plan of ``key`` among those of the bundle."""
     return next((plan for plan in graph.plans if plan.file == plan_file(name, key)), None)
 
 
-def record_plan(name: str, built: BuiltPlan, key: PlanKey, facts: MachineFacts) -> Plan:
-    return Plan(
+def record_plan(name: str, built: BuiltEngine, key: EngineKey, facts: MachineFacts) -> EngineRecord:
+    return EngineRecord(
         file=plan_file(name, key),
         onnx_sha256=key.onnx_sha256,
         tensorrt=str(built.version),

@@ -15,8 +15,8 @@ import numpy as np
 
 from ....base.errors import FlamestError
 from ..child import run_child
-from ..unavailable import Code, Refusal, refuse
-from .engine import PlanFile, load_engine
+from ..unavailable import BackendUnavailable, Code, unavailable
+from .engine import EngineFile, load_engine
 
 TRIAL_S = 300.0  # that deserialising, refitting and three runs may take
 RUNS = 3  # plain, captured, replayed
@@ -30,7 +30,7 @@ class _Said(msgspec.Struct, frozen=True):
     fix: str = ""
 
 
-def try_plan(file: PlanFile, *, timeout_s: float = TRIAL_S) -> None:
+def try_plan(file: EngineFile, *, timeout_s: float = TRIAL_S) -> None:
     """Return when a child could open and run the plan; raise its error, or that of PLAN_REJECTED, when not."""
     job = msgspec.json.encode(file, enc_hook=str).decode()
     ended = run_child(["-m", "flamest.runtime.backends.tensorrt.trial", job], timeout_s=timeout_s)
@@ -40,7 +40,7 @@ def try_plan(file: PlanFile, *, timeout_s: float = TRIAL_S) -> None:
     if ended.problem or said is None:
         how = ended.problem or "no answer"
         what = f"graph '{file.graph}', {file.plan.name}: the process that opened it first ended with {how}"
-        raise refuse(Code.PLAN_REJECTED, what).error()
+        raise unavailable(Code.PLAN_REJECTED, what).error()
 
 
 def _last_line(out: str) -> _Said | None:
@@ -54,11 +54,11 @@ def _last_line(out: str) -> _Said | None:
 def _error(said: _Said) -> FlamestError:
     """The child's error again; one that has no code of backends/unavailable.py stays what it was to the ladder."""
     error = FlamestError(said.message, fix=said.fix, code=said.code)
-    return Refusal.of(error).error()
+    return BackendUnavailable.of(error).error()
 
 
 def main() -> None:
-    file = msgspec.json.decode(sys.argv[1], type=PlanFile, dec_hook=lambda kind, text: kind(text))
+    file = msgspec.json.decode(sys.argv[1], type=EngineFile, dec_hook=lambda kind, text: kind(text))
     try:
         _run(file)
         said = _Said()
@@ -70,7 +70,7 @@ def main() -> None:
     os._exit(0)
 
 
-def _run(file: PlanFile) -> None:
+def _run(file: EngineFile) -> None:
     from ..cuda_device import CudaDevice
     from .package import import_tensorrt
     from .runner import TensorRtSession
@@ -84,7 +84,7 @@ def _run(file: PlanFile) -> None:
         again = session.run(feeds)
         if any(first[name].tobytes() != again[name].tobytes() for name in first):
             said = f"graph '{file.graph}', {file.plan.name}: the same inputs gave other outputs when run again"
-            raise refuse(Code.PLAN_REJECTED, said).error()
+            raise unavailable(Code.PLAN_REJECTED, said).error()
 
 
 if __name__ == "__main__":

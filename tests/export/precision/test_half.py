@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flamest.base.errors import DataError, InvariantError
-from flamest.export.graphs.export import GraphPlan, write_graph
+from flamest.export.graphs.export import GraphSpec, write_graph
 from flamest.export.parity.comparison import COSINES, row_cosines
 from flamest.export.parity.written_graphs import WrittenGraphs
 from flamest.export.precision.dtypes import check_ledger
@@ -43,7 +43,7 @@ def block():
 
 def plan_of(module, precision):
     tensors = [Tensor(name, "float32", ("batch", WIDTH)) for name in ("x", "y")]
-    return GraphPlan("half", module, tensors[:1], tensors[1:], {"batch": AxisRange(1, 1, 8)}, precision)
+    return GraphSpec("half", module, tensors[:1], tensors[1:], {"batch": AxisRange(1, 1, 8)}, precision)
 
 
 @pytest.fixture(scope="module", params=DTYPES)

@@ -6,9 +6,9 @@ import pytest
 import tensorrt as trt
 from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes
-from flamest.runtime.backends.tensorrt.builder import PlanRequest, build_plan
+from flamest.runtime.backends.tensorrt.builder import EngineRequest, build_plan
 from flamest.runtime.backends.tensorrt.progress import STEPS, PlanProgress, make_monitor
-from flamest.runtime.bundle.records import AxisRange, Graph, PlanOptions, Tensor
+from flamest.runtime.bundle.records import AxisRange, EngineOptions, Graph, Tensor
 from tensorrt_fakes import Fakes
 
 VERSION = tuple(int(part) for part in trt.__version__.split(".")[:3])
@@ -87,7 +87,7 @@ class Workbench:
         self.network.configure_mock(**{"num_layers": len(made), "get_layer.side_effect": made.__getitem__})
 
     def build(self, graph=GRAPH, cache=None, **options):
-        request = PlanRequest("cnn", self.onnx, sha256_bytes(MODEL), graph, PlanOptions(**options), cache)
+        request = EngineRequest("cnn", self.onnx, sha256_bytes(MODEL), graph, EngineOptions(**options), cache)
         try:
             return build_plan(request, self.progress)
         finally:
@@ -278,16 +278,16 @@ def test_a_timing_cache_of_another_machine_costs_time_and_is_no_error(bench, tmp
 def test_progress_follows_nested_phases_and_ctrl_c_stops_the_build(bench):
     def build(network, config):
         monitor = config.progress_monitor
-        monitor.phase_start("Building Engine", None, 2)
-        monitor.phase_start("Tactics", "Building Engine", 4)
+        monitor.phase_start("Building LoadedEngine", None, 2)
+        monitor.phase_start("Tactics", "Building LoadedEngine", 4)
         assert monitor.step_complete("Tactics", 0)
         seen.append(bench.progress.steps)
         assert monitor.step_complete("Tactics", 3)
         monitor.phase_finish("Tactics")
-        assert monitor.step_complete("Building Engine", 0)
+        assert monitor.step_complete("Building LoadedEngine", 0)
         seen.append(bench.progress.steps)
         bench.progress.advance = interrupt
-        assert not monitor.step_complete("Building Engine", 1)
+        assert not monitor.step_complete("Building LoadedEngine", 1)
 
     def interrupt(steps):
         raise KeyboardInterrupt

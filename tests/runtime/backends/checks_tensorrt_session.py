@@ -15,7 +15,7 @@ import tensorrt as trt
 from flamest.base.errors import FlamestError, InvariantError
 from flamest.base.files import sha256_bytes
 from flamest.runtime.backends.cuda_device import CudaDevice, DeviceValue
-from flamest.runtime.backends.tensorrt.engine import Engine, PlanFile, load_engine
+from flamest.runtime.backends.tensorrt.engine import EngineFile, LoadedEngine, load_engine
 from flamest.runtime.backends.tensorrt.package import Log
 from flamest.runtime.backends.tensorrt.runner import TensorRtSession
 from tensorrt_fakes import Fakes
@@ -61,7 +61,7 @@ class Step:
         self.device = CudaDevice(self.cuda)
 
     def session(self, **options):
-        opened = Engine(self.engine, Log(), ())
+        opened = LoadedEngine(self.engine, Log(), ())
         return TensorRtSession(trt, opened, self.device, name="text", where="TensorRT on a stand-in", **options)
 
     def _set_shape(self, name, shape):
@@ -243,8 +243,8 @@ def files(tmp_path, monkeypatch):
     parser = fakes.make("OnnxParserRefitter", **{"refit_from_bytes.return_value": True, "num_errors": 0})
     for name, fake in (("Runtime", runtime), ("Refitter", refitter), ("OnnxParserRefitter", parser)):
         monkeypatch.setattr(trt, name, fakes.constructor(name, fake))
-    file = PlanFile("text", tmp_path / "text.plan", sha256_bytes(PLAN))
-    stripped = PlanFile("text", file.plan, file.sha256, tmp_path / "text.onnx", sha256_bytes(ONNX))
+    file = EngineFile("text", tmp_path / "text.plan", sha256_bytes(PLAN))
+    stripped = EngineFile("text", file.plan, file.sha256, tmp_path / "text.onnx", sha256_bytes(ONNX))
     yield fakes, file, stripped, runtime, refitter, parser
     fakes.check()
 
@@ -273,7 +273,7 @@ def test_code_for_this_machines_processor_is_allowed_for_a_version_compatible_pl
     runtime.engine_host_code_allowed = False
     load_engine(trt, file)
     assert runtime.engine_host_code_allowed is False
-    load_engine(trt, PlanFile("text", file.plan, file.sha256, host_code=True))
+    load_engine(trt, EngineFile("text", file.plan, file.sha256, host_code=True))
     assert runtime.engine_host_code_allowed is True
 
 

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 from flamest.base.errors import UsageError
 from flamest.runtime.backends.machine import Gpu, MachineFacts
-from flamest.runtime.backends.options import BACKENDS, Wishes, parse_wishes
-from flamest.runtime.backends.ranking import RUNGS, climb
+from flamest.runtime.backends.options import BACKENDS, BackendOptions, parse_backend_options
+from flamest.runtime.backends.ranking import BACKEND_KINDS, rank_backends
 from flamest.runtime.backends.unavailable import Code
-from flamest.runtime.bundle.records import Graph, Plan, PlanOptions
+from flamest.runtime.bundle.records import EngineOptions, EngineRecord, Graph
 
 H100 = Gpu("NVIDIA H100", "9.0", 80_000)
 T4 = Gpu("Tesla T4", "7.5", 16_000)
@@ -20,8 +20,8 @@ FULL = MachineFacts(
     gpu=H100, cuda="13.0", driver="580.95", versions=VERSIONS, tensorrt_builds=True, ort_has_cuda=True, bf16=True
 )
 BARE = MachineFacts(driver_problem="libcuda.so.1: cannot open shared object file", versions={"onnxruntime": "1.32.0"})
-OPTIONS = PlanOptions()
-PLAN = Plan("cnn.plan", "0" * 64, "10.16.1.11", "13.0", "580.95", "NVIDIA H100", "9.0", OPTIONS, 60.0)
+OPTIONS = EngineOptions()
+PLAN = EngineRecord("cnn.plan", "0" * 64, "10.16.1.11", "13.0", "580.95", "NVIDIA H100", "9.0", OPTIONS, 60.0)
 GRAPH = Graph("cnn.onnx", 18, (), (), {}, "fp32", {"float32": {"MatMul": 2}}, (PLAN,))
 
 
@@ -41,7 +41,7 @@ def lacking(facts, *packages):
 
 def refused(facts=FULL, graph=GRAPH, wishes=None, name="cnn"):
     """By rung the code of its refusal, or None."""
-    rungs = climb(name, graph, facts, wishes or Wishes())
+    rungs = rank_backends(name, graph, facts, wishes or BackendOptions())
     return {rung.kind: rung.refusal.code.value if rung.refusal else None for rung in rungs}
 
 
@@ -53,7 +53,7 @@ def test_a_full_machine_takes_the_plan_and_leaves_openvino_until_it_is_asked_for
         "openvino": "NOT_ASKED",
         "onnxruntime": None,
     }
-    assert climb("cnn", GRAPH, FULL, Wishes())[0].plan == PLAN
+    assert rank_backends("cnn", GRAPH, FULL, BackendOptions())[0].plan == PLAN
 
 
 def test_a_bare_machine_has_the_last_rung_and_the_driver_is_the_first_reason():
@@ -67,7 +67,9 @@ def test_a_bare_machine_has_the_last_rung_and_the_driver_is_the_first_reason():
 
 
 def test_without_a_gpu_tensorrt_tells_at_once_what_else_is_missing():
-    plan, rebuild, cuda, *_ = climb("cnn", GRAPH, dataclasses.replace(BARE, driver_missing=True), Wishes())
+    plan, rebuild, cuda, *_ = rank_backends(
+        "cnn", GRAPH, dataclasses.replace(BARE, driver_missing=True), BackendOptions()
+    )
     for rung in (plan, rebuild):
         assert rung.refusal.evidence.startswith(f"{BARE.driver_problem}; TRT_MISSING: no package tensorrt")
         assert "CUDA_BINDINGS: no package cuda-bindings" in rung.refusal.evidence
@@ -101,12 +103,12 @@ def test_what_the_machine_lacks_is_the_reason(facts, rung, code):
     [
         ([], "PLAN_MISSING"),
         ([{"tensorrt": "10.3.0.26"}], "PLAN_VERSION"),
-        ([{"tensorrt": "11.4.0.106", "options": PlanOptions(version_compatible=True)}], "PLAN_VERSION"),
-        ([{"tensorrt": "10.3.0.26", "options": PlanOptions(version_compatible=True)}], None),
+        ([{"tensorrt": "11.4.0.106", "options": EngineOptions(version_compatible=True)}], "PLAN_VERSION"),
+        ([{"tensorrt": "10.3.0.26", "options": EngineOptions(version_compatible=True)}], None),
         ([{"gpu": "Tesla T4", "compute_capability": "7.5"}], "PLAN_GPU"),
         ([{"gpu": "NVIDIA H200"}], "PLAN_GPU"),
-        ([{"gpu": "NVIDIA H200", "options": PlanOptions(hardware_compat="same-cc")}], None),
-        ([{"gpu": "A100", "compute_capability": "8.0", "options": PlanOptions(hardware_compat="ampere+")}], None),
+        ([{"gpu": "NVIDIA H200", "options": EngineOptions(hardware_compat="same-cc")}], None),
+        ([{"gpu": "A100", "compute_capability": "8.0", "options": EngineOptions(hardware_compat="ampere+")}], None),
         ([{"tensorrt": "10.3.0"}, {"gpu": "Tesla T4"}], "PLAN_GPU"),
         ([{"tensorrt": "10.3.0"}, {}], None),
         ([{"tensorrt": "?"}], "PLAN_VERSION"),
@@ -118,12 +120,14 @@ def test_a_plan_runs_where_its_version_and_its_gpu_are(plans, code):
 
 def test_ampere_plus_does_not_reach_down_to_turing():
     older = dataclasses.replace(FULL, gpu=T4)
-    plan = {"gpu": "A100", "compute_capability": "8.0", "options": PlanOptions(hardware_compat="ampere+")}
+    plan = {"gpu": "A100", "compute_capability": "8.0", "options": EngineOptions(hardware_compat="ampere+")}
     assert refused(older, with_plans(plan))["plan"] == "PLAN_GPU"
 
 
 def test_a_refused_plan_says_what_it_was_built_for_and_what_is_here():
-    (plan, *_) = climb("cnn", with_plans({"gpu": "NVIDIA H200"}, {"tensorrt": "10.3.0"}), FULL, Wishes())
+    (plan, *_) = rank_backends(
+        "cnn", with_plans({"gpu": "NVIDIA H200"}, {"tensorrt": "10.3.0"}), FULL, BackendOptions()
+    )
     for word in ("NVIDIA H200", "NVIDIA H100", "10.3.0", "10.16.1.11", "cnn.plan"):
         assert word in plan.refusal.evidence
 
@@ -143,22 +147,22 @@ def test_a_refused_plan_says_what_it_was_built_for_and_what_is_here():
 )
 def test_a_precision_that_a_backend_cannot_compute_is_the_reason(precision, operator, codes):
     graph = with_precision(precision, operator)
-    found = refused(graph=graph) | refused(graph=graph, wishes=Wishes("openvino"))
-    assert found == dict.fromkeys((kind for kind, _ in RUNGS), None) | codes
+    found = refused(graph=graph) | refused(graph=graph, wishes=BackendOptions("openvino"))
+    assert found == dict.fromkeys((kind for kind, _ in BACKEND_KINDS), None) | codes
 
 
 def test_bf16_needs_a_gpu_or_a_processor_that_has_it():
     older = dataclasses.replace(FULL, gpu=T4, bf16=False)
     codes = refused(older, with_precision("bf16"))
     assert {codes[kind] for kind in ("plan", "rebuild", "onnxruntime-cuda")} == {"PRECISION"}
-    assert refused(older, with_precision("bf16"), Wishes("openvino"))["openvino"] == "PRECISION"
-    fix = climb("vision", with_precision("bf16"), older, Wishes())[1].refusal.fix
+    assert refused(older, with_precision("bf16"), BackendOptions("openvino"))["openvino"] == "PRECISION"
+    fix = rank_backends("vision", with_precision("bf16"), older, BackendOptions())[1].refusal.fix
     assert "--precision fp16 --precision vision=fp32" in fix
     assert "tf32" not in fix  # which begins with 8.0 too
 
 
 def test_bf16_that_is_asked_for_is_computed_by_openvino_alone_and_never_for_keyframes():
-    asked = Wishes(bf16=True)
+    asked = BackendOptions(bf16=True)
     codes = refused(wishes=asked)
     assert codes.pop("openvino") is None
     assert set(codes.values()) == {"PRECISION"}
@@ -169,19 +173,19 @@ def test_bf16_that_is_asked_for_is_computed_by_openvino_alone_and_never_for_keyf
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_named_backend_is_the_first_rung_and_what_is_below_it_follows(backend):
-    kinds = [kind for kind, of in RUNGS if BACKENDS.index(of) >= BACKENDS.index(backend)]
-    assert list(refused(wishes=Wishes(backend))) == kinds
-    required = [kind for kind, of in RUNGS if of == backend]
-    assert list(refused(wishes=Wishes(backend, require=True))) == required
+    kinds = [kind for kind, of in BACKEND_KINDS if BACKENDS.index(of) >= BACKENDS.index(backend)]
+    assert list(refused(wishes=BackendOptions(backend))) == kinds
+    required = [kind for kind, of in BACKEND_KINDS if of == backend]
+    assert list(refused(wishes=BackendOptions(backend, require=True))) == required
 
 
 def test_openvino_is_no_fallback_of_another_backend():
-    assert refused(BARE, wishes=Wishes("tensorrt"))["openvino"] == "OPENVINO_MISSING"
-    assert refused(wishes=Wishes("onnxruntime-cuda"))["openvino"] == "NOT_ASKED"
+    assert refused(BARE, wishes=BackendOptions("tensorrt"))["openvino"] == "OPENVINO_MISSING"
+    assert refused(wishes=BackendOptions("onnxruntime-cuda"))["openvino"] == "NOT_ASKED"
 
 
 def test_one_graph_may_go_elsewhere():
-    wishes = parse_wishes(["openvino, text=onnxruntime"])
+    wishes = parse_backend_options(["openvino, text=onnxruntime"])
     assert list(refused(wishes=wishes, name="cnn")) == ["openvino", "onnxruntime"]
     assert list(refused(wishes=wishes, name="text")) == ["onnxruntime"]
 
@@ -189,7 +193,7 @@ def test_one_graph_may_go_elsewhere():
 @pytest.mark.parametrize("facts", [FULL, BARE, lacking(BARE, "onnxruntime"), dataclasses.replace(FULL, gpu=T4)])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_every_refusal_says_what_was_seen_and_what_to_type(facts, precision):
-    for rung in climb("cnn", with_precision(precision), facts, Wishes("tensorrt")):
+    for rung in rank_backends("cnn", with_precision(precision), facts, BackendOptions("tensorrt")):
         if rung.refusal is not None:
             assert rung.refusal.evidence
             assert rung.refusal.fix
@@ -208,10 +212,10 @@ def test_every_refusal_says_what_was_seen_and_what_to_type(facts, precision):
 )
 def test_words_that_mean_nothing_are_refused_with_what_is_known(words, options, said):
     with pytest.raises(UsageError, match=said) as caught:
-        parse_wishes(words, **options)
+        parse_backend_options(words, **options)
     assert caught.value.fix
 
 
 def test_nothing_asked_is_the_ladder():
-    assert parse_wishes([]) == Wishes()
-    assert parse_wishes(["auto"]) == Wishes()
+    assert parse_backend_options([]) == BackendOptions()
+    assert parse_backend_options(["auto"]) == BackendOptions()

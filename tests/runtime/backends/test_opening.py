@@ -12,10 +12,10 @@ from flamest.base.errors import SettingsError
 from flamest.base.files import sha256_file
 from flamest.runtime.backends.machine import Gpu, MachineFacts, gather_facts
 from flamest.runtime.backends.opening import GraphOpener, Opening, effective_precision
-from flamest.runtime.backends.options import parse_wishes
+from flamest.runtime.backends.options import parse_backend_options
 from flamest.runtime.bundle.manifest import encode_manifest, read_manifest
 from flamest.runtime.bundle.opening import open_bundle
-from flamest.runtime.bundle.records import Plan, PlanOptions
+from flamest.runtime.bundle.records import EngineOptions, EngineRecord
 from flamest.runtime.extractor import open_extractor
 from flamest.runtime.records import Clip
 
@@ -47,7 +47,9 @@ def bundle_with_plans(toy_bundle, folder):
     from flamest.runtime.backends.tensorrt.supply import with_plan
 
     copy = shutil.copytree(toy_bundle, folder / "bundle")
-    plan = Plan("vision.plan", "0" * 64, "10.16.1.11", "13.0", "580", "Made-up GPU", "9.0", PlanOptions(), 1.0)
+    plan = EngineRecord(
+        "vision.plan", "0" * 64, "10.16.1.11", "13.0", "580", "Made-up GPU", "9.0", EngineOptions(), 1.0
+    )
     data = b"ftrt" + bytes(20) + bytes((10, 16, 1, 11)) + b"native code"
     (copy / plan.file).write_bytes(data)
     manifest = with_plan(read_manifest(copy), "vision", plan, data)
@@ -61,7 +63,7 @@ def test_a_plan_that_crashes_costs_a_child_and_the_graph_goes_to_the_next_rung(t
     (package / "__init__.py").write_text(CRASHES)
     monkeypatch.syspath_prepend(package.parent)
     before = os.getpid()
-    opening = Opening(parse_wishes(["auto"]), 1, GPU)
+    opening = Opening(parse_backend_options(["auto"]), 1, GPU)
     with open_extractor(bundle_with_plans(toy_bundle, tmp_path), opening=opening) as extractor:
         features = extractor.extract(clip)
     with open_extractor(toy_bundle, threads=1) as plain:
@@ -83,7 +85,7 @@ def test_a_plan_that_crashes_costs_a_child_and_the_graph_goes_to_the_next_rung(t
 
 
 def test_a_required_backend_that_does_not_run_is_an_error_with_every_reason(toy_bundle):
-    wishes = parse_wishes(["tensorrt"], require=True)
+    wishes = parse_backend_options(["tensorrt"], require=True)
     opener = GraphOpener(open_bundle(toy_bundle), Opening(wishes, 1, NO_GPU))
     with pytest.raises(SettingsError, match="does not run on tensorrt, which is required") as caught:
         opener.open("vision")
@@ -94,7 +96,7 @@ def test_a_required_backend_that_does_not_run_is_an_error_with_every_reason(toy_
 
 
 def test_a_named_backend_that_is_not_there_falls_to_the_next_and_says_so(toy_bundle):
-    opener = GraphOpener(open_bundle(toy_bundle), Opening(parse_wishes(["openvino"]), 1, NO_GPU))
+    opener = GraphOpener(open_bundle(toy_bundle), Opening(parse_backend_options(["openvino"]), 1, NO_GPU))
     opener.open("cnn")
     place = opener.places["cnn"].as_json()
     assert (place["backend"], place["where"], place["precision"]) == ("onnxruntime", "ONNX Runtime CPU", "fp32")
@@ -103,7 +105,7 @@ def test_a_named_backend_that_is_not_there_falls_to_the_next_and_says_so(toy_bun
 
 
 def test_bf16_is_never_silently_float32(toy_bundle):
-    opener = GraphOpener(open_bundle(toy_bundle), Opening(parse_wishes([], precision="bf16"), 1, NO_GPU))
+    opener = GraphOpener(open_bundle(toy_bundle), Opening(parse_backend_options([], precision="bf16"), 1, NO_GPU))
     opener.open("keyframes")  # always float32
     with pytest.raises(SettingsError, match="PRECISION: ONNX Runtime's CPU provider does not compute in bf16"):
         opener.open("cnn")
@@ -111,16 +113,16 @@ def test_bf16_is_never_silently_float32(toy_bundle):
 
 def test_what_features_are_called_follows_from_the_bundle_and_the_wishes(toy_bundle):
     manifest = read_manifest(toy_bundle)
-    assert effective_precision(manifest, parse_wishes([])) == manifest.precision == "fp32"
-    assert effective_precision(manifest, parse_wishes(["openvino"])) == "fp32"
-    assert effective_precision(manifest, parse_wishes([], precision="bf16")) == "bf16"
+    assert effective_precision(manifest, parse_backend_options([])) == manifest.precision == "fp32"
+    assert effective_precision(manifest, parse_backend_options(["openvino"])) == "fp32"
+    assert effective_precision(manifest, parse_backend_options([], precision="bf16")) == "bf16"
 
 
 @pytest.mark.skipif(not gather_facts().bf16, reason="this processor has no bf16")
 def test_a_clip_in_bf16_is_near_the_float32_one_and_kept_apart(tiny_bundle, clip):
     with open_extractor(tiny_bundle, threads=1) as plain:
         exact = plain.extract(clip)
-    wishes = parse_wishes(["openvino"], precision="bf16", require=True)
+    wishes = parse_backend_options(["openvino"], precision="bf16", require=True)
     with open_extractor(tiny_bundle, opening=Opening(wishes, 1)) as extractor:
         features = extractor.extract(clip)
     assert {name: place.where for name, place in extractor.places.items()} == {
@@ -136,7 +138,7 @@ def test_a_clip_in_bf16_is_near_the_float32_one_and_kept_apart(tiny_bundle, clip
 
 
 def test_graphs_of_one_model_may_run_on_two_backends(tiny_bundle, clip):
-    wishes = parse_wishes(["openvino,text=onnxruntime"])
+    wishes = parse_backend_options(["openvino,text=onnxruntime"])
     with open_extractor(tiny_bundle, opening=Opening(wishes, 1)) as extractor:
         mixed = extractor.extract(clip)
     with open_extractor(tiny_bundle, threads=1) as plain:

@@ -8,7 +8,7 @@ BUILD = """
 import sys
 from pathlib import Path
 from flamest.base.errors import FlamestError
-from flamest.runtime.backends.tensorrt.builder import PlanRequest, build_plan
+from flamest.runtime.backends.tensorrt.builder import EngineRequest, build_plan
 from flamest.runtime.bundle.records import Graph
 from flamest.runtime.bundle.records import PlanOptions
 

@@ -4,11 +4,11 @@ import os
 
 import pytest
 from flamest.base.errors import DataError, StorageError
-from flamest.runtime.backends.tensorrt.cache import PlanKey, default_folder, open_cache
-from flamest.runtime.bundle.records import Plan, PlanOptions
+from flamest.runtime.backends.tensorrt.cache import EngineKey, default_folder, open_cache
+from flamest.runtime.bundle.records import EngineOptions, EngineRecord
 
-KEY = PlanKey("a" * 64, "11.4.0.106", "NVIDIA H100", "9.0", PlanOptions())
-PLAN = Plan("cnn.plan", "a" * 64, "11.4.0.106", "12.8", "570.1", "NVIDIA H100", "9.0", PlanOptions(), 12.5)
+KEY = EngineKey("a" * 64, "11.4.0.106", "NVIDIA H100", "9.0", EngineOptions())
+PLAN = EngineRecord("cnn.plan", "a" * 64, "11.4.0.106", "12.8", "570.1", "NVIDIA H100", "9.0", EngineOptions(), 12.5)
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ def test_a_plan_comes_back_with_its_record(cache):
         {"tensorrt": "10.3.0"},
         {"gpu": "NVIDIA L4"},
         {"compute_capability": "8.9"},
-        {"options": PlanOptions(tf32=True)},
+        {"options": EngineOptions(tf32=True)},
     ],
 )
 def test_another_graph_version_gpu_or_option_is_another_plan(cache, other):
     cache.keep(KEY, PLAN, b"native code")
     fields = {name: getattr(KEY, name) for name in KEY.__struct_fields__}
-    assert cache.find(PlanKey(**{**fields, **other})) is None
+    assert cache.find(EngineKey(**{**fields, **other})) is None
 
 
 def test_a_changed_byte_makes_the_plan_not_found(cache):
@@ -58,7 +58,7 @@ def test_half_an_entry_is_not_found(cache, suffix):
 
 def test_a_record_under_another_key_is_not_found(cache):
     cache.keep(KEY, PLAN, b"native code")
-    other = PlanKey("b" * 64, "11.4.0.106", "NVIDIA H100", "9.0", PlanOptions())
+    other = EngineKey("b" * 64, "11.4.0.106", "NVIDIA H100", "9.0", EngineOptions())
     for suffix in (".plan", ".json"):
         os.rename(cache.folder / f"{KEY.digest}{suffix}", cache.folder / f"{other.digest}{suffix}")
     assert cache.find(other) is None

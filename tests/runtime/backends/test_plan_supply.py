@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from flamest.base.errors import FlamestError
 from flamest.runtime.backends.machine import Gpu, MachineFacts
-from flamest.runtime.backends.tensorrt.builder import BuiltPlan
+from flamest.runtime.backends.tensorrt.builder import BuiltEngine
 from flamest.runtime.backends.tensorrt.cache import open_cache
 from flamest.runtime.backends.tensorrt.engine import Version
 from flamest.runtime.backends.tensorrt.progress import STEPS
@@ -23,9 +23,9 @@ from flamest.runtime.backends.tensorrt.supply import (
     supply_cache,
     sweep,
 )
-from flamest.runtime.backends.unavailable import Code, refuse
+from flamest.runtime.backends.unavailable import Code, unavailable
 from flamest.runtime.bundle.opening import open_bundle
-from flamest.runtime.bundle.records import PlanOptions
+from flamest.runtime.bundle.records import EngineOptions
 
 FACTS = MachineFacts(
     gpu=Gpu("NVIDIA H100", "9.0", 80_000),
@@ -47,7 +47,7 @@ class Builder:
         if self.error is not None:
             raise self.error
         progress.advance(STEPS)
-        return BuiltPlan(f"plan of {request.name}".encode(), Version(10, 3, 0, 26), 1.234, ("a remark",))
+        return BuiltEngine(f"plan of {request.name}".encode(), Version(10, 3, 0, 26), 1.234, ("a remark",))
 
 
 class Counted:
@@ -68,7 +68,7 @@ def toy_bundle(toy_bundle, tmp_path):
 
 @pytest.fixture
 def site(tmp_path):
-    return Site(FACTS, PlanOptions(tf32=True), open_cache(tmp_path / "cache"), build=Builder())
+    return Site(FACTS, EngineOptions(tf32=True), open_cache(tmp_path / "cache"), build=Builder())
 
 
 def test_a_plan_is_added_to_the_bundle_which_stays_whole_and_means_the_same(toy_bundle, site):
@@ -94,12 +94,12 @@ def test_a_plan_is_added_to_the_bundle_which_stays_whole_and_means_the_same(toy_
 
 def test_a_plan_of_other_options_stands_beside_the_first(toy_bundle, site):
     bundle, _ = supply_bundle(open_bundle(toy_bundle), "cnn", site, Counted())
-    other = Site(FACTS, PlanOptions(opt_level=5), site.cache, build=site.build)
+    other = Site(FACTS, EngineOptions(opt_level=5), site.cache, build=site.build)
     supply_bundle(bundle, "cnn", other, Counted())
     plans = open_bundle(toy_bundle).manifest.graphs["cnn"].plans
     assert len({plan.file for plan in plans}) == 2
-    assert rebuild_options(open_bundle(toy_bundle).manifest, "cnn") == PlanOptions(tf32=True)
-    assert rebuild_options(open_bundle(toy_bundle).manifest, "keyframes") == PlanOptions()
+    assert rebuild_options(open_bundle(toy_bundle).manifest, "cnn") == EngineOptions(tf32=True)
+    assert rebuild_options(open_bundle(toy_bundle).manifest, "keyframes") == EngineOptions()
 
 
 def test_again_builds_what_is_there_and_puts_it_in_its_place(toy_bundle, site):
@@ -115,7 +115,7 @@ def test_again_builds_what_is_there_and_puts_it_in_its_place(toy_bundle, site):
 
 def test_a_build_that_fails_changes_nothing(toy_bundle, site):
     before = {file.name: file.read_bytes() for file in toy_bundle.iterdir()}
-    failing = Site(FACTS, PlanOptions(), site.cache, build=Builder(refuse(Code.PLAN_BUILD, "no").error()))
+    failing = Site(FACTS, EngineOptions(), site.cache, build=Builder(unavailable(Code.PLAN_BUILD, "no").error()))
     with pytest.raises(FlamestError):
         supply_bundle(open_bundle(toy_bundle), "cnn", failing, Counted())
     assert {file.name: file.read_bytes() for file in toy_bundle.iterdir()} == before
@@ -142,7 +142,7 @@ def test_the_timing_cache_is_one_per_version_and_gpu_unless_it_is_given(toy_bund
     kept_plan(bundle, "keyframes", site, Counted())
     first, second = site.build.requests
     assert first.timing_cache == second.timing_cache == site.cache.timings("10.3.0", "NVIDIA H100")
-    given = Site(FACTS, PlanOptions(), site.cache, tmp_path / "mine", site.build)
+    given = Site(FACTS, EngineOptions(), site.cache, tmp_path / "mine", site.build)
     kept_plan(bundle, "cnn", given, Counted())
     assert site.build.requests[-1].timing_cache == tmp_path / "mine"
 
@@ -158,7 +158,7 @@ def test_unknown_plans_are_swept_and_nothing_else(toy_bundle, site):
 
 
 def test_a_plans_file_name_says_graph_version_and_capability():
-    key = plan_key(FACTS, "a" * 64, PlanOptions())
+    key = plan_key(FACTS, "a" * 64, EngineOptions())
     assert plan_file("cnn", key) == f"cnn.trt10.3.0-sm90-{key.digest[:8]}.plan"
 
 
@@ -178,14 +178,14 @@ def test_all_that_is_missing_is_found_at_once_and_first_the_driver(change, codes
     assert [problem.code for problem in site_problems(facts)] == codes
     if codes:
         with pytest.raises(FlamestError) as caught:
-            plan_key(facts, "a" * 64, PlanOptions())
+            plan_key(facts, "a" * 64, EngineOptions())
         assert caught.value.code == codes[0]
 
 
 def test_flags_of_options_can_be_typed_again():
-    options = PlanOptions(1, "same-cc", version_compatible=True, strip_weights=True, tf32=True, workspace_mb=512)
+    options = EngineOptions(1, "same-cc", version_compatible=True, strip_weights=True, tf32=True, workspace_mb=512)
     assert " ".join(options.flags()) == (
         "--opt-level 1 --hardware-compat same-cc --version-compatible --strip-weights --tf32 --workspace-mb 512"
     )
-    assert PlanOptions().flags() == ()
-    assert msgspec.json.decode(msgspec.json.encode(options), type=PlanOptions) == options
+    assert EngineOptions().flags() == ()
+    assert msgspec.json.decode(msgspec.json.encode(options), type=EngineOptions) == options

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from flamest.base.errors import DataError, FlamestError
-from flamest.runtime.backends.unavailable import TABLE, Code, Refusal, refuse
+from flamest.runtime.backends.unavailable import TABLE, BackendUnavailable, Code, unavailable
 
 
 @pytest.mark.parametrize("code", Code)
@@ -20,12 +20,12 @@ def test_every_code_has_a_meaning_and_a_next_command(code):
 
 @pytest.mark.parametrize("code", Code)
 def test_a_refusal_becomes_an_error_and_comes_back_the_same(code):
-    refusal = refuse(code, "seen with own eyes")
+    refusal = unavailable(code, "seen with own eyes")
     error = refusal.error()
     assert error.code == code.value
     assert error.message == f"{code}: seen with own eyes"
     assert error.fix == refusal.fix
-    assert Refusal.of(pickle.loads(pickle.dumps(error))) == refusal
+    assert BackendUnavailable.of(pickle.loads(pickle.dumps(error))) == refusal
 
 
 def test_the_documentation_lists_every_code_with_its_meaning_and_fix():
@@ -35,12 +35,12 @@ def test_the_documentation_lists_every_code_with_its_meaning_and_fix():
 
 
 def test_an_error_without_a_code_of_the_table_keeps_what_it_said():
-    refusal = Refusal.of(DataError("the graph is cracked", code="bad_graph"))
+    refusal = BackendUnavailable.of(DataError("the graph is cracked", code="bad_graph"))
     assert refusal.code is Code.BACKEND_FAILED
     assert "bad_graph: the graph is cracked" in refusal.evidence
     assert refusal.fix
 
 
 def test_a_better_fix_takes_the_place_of_the_tables():
-    assert refuse(Code.PLAN_GPU, "built for sm_75").fix == TABLE[Code.PLAN_GPU].fix
-    assert refuse(Code.PLAN_GPU, "built for sm_75", fix="flamest-export --here").fix == "flamest-export --here"
+    assert unavailable(Code.PLAN_GPU, "built for sm_75").fix == TABLE[Code.PLAN_GPU].fix
+    assert unavailable(Code.PLAN_GPU, "built for sm_75", fix="flamest-export --here").fix == "flamest-export --here"

@@ -10,21 +10,21 @@ from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes, sha256_file
 from flamest.runtime.backends.machine import Gpu, MachineFacts
 from flamest.runtime.backends.tensorrt import loader
-from flamest.runtime.backends.tensorrt.cache import KeptPlan
+from flamest.runtime.backends.tensorrt.cache import CachedEngine
 from flamest.runtime.backends.tensorrt.loader import TensorRtOpener
 from flamest.runtime.backends.tensorrt.supply import with_plan
-from flamest.runtime.backends.unavailable import Code, refuse
+from flamest.runtime.backends.unavailable import Code, unavailable
 from flamest.runtime.bundle.manifest import encode_manifest, read_manifest
 from flamest.runtime.bundle.opening import open_bundle
-from flamest.runtime.bundle.records import Plan, PlanOptions
+from flamest.runtime.bundle.records import EngineOptions, EngineRecord
 
 FACTS = MachineFacts(gpu=Gpu("Made-up GPU", "9.0", 1000), versions={"tensorrt": "11.4.0"}, tensorrt_builds=True)
 PLAN = b"ftrt" + bytes(20) + bytes((11, 4, 0, 106)) + b"native code"
 
 
 def plan_of(name, **options):
-    return Plan(
-        f"{name}.plan", "0" * 64, "11.4.0.106", "13.0", "580", "Made-up GPU", "9.0", PlanOptions(**options), 1.0
+    return EngineRecord(
+        f"{name}.plan", "0" * 64, "11.4.0.106", "13.0", "580", "Made-up GPU", "9.0", EngineOptions(**options), 1.0
     )
 
 
@@ -88,7 +88,7 @@ def test_what_the_files_first_bytes_say_counts_more_than_its_record(bundle, did,
 
 def test_a_plan_that_fails_its_trial_is_never_opened_here(bundle, did, monkeypatch):
     def fails(file):
-        raise refuse(Code.PLAN_REJECTED, "signal SIGSEGV").error()
+        raise unavailable(Code.PLAN_REJECTED, "signal SIGSEGV").error()
 
     monkeypatch.setattr(loader, "try_plan", fails)
     with pytest.raises(FlamestError) as caught:
@@ -102,7 +102,7 @@ def test_a_plan_is_built_once_with_a_word_before_and_found_the_next_time(bundle,
 
     def build(bundle, name, site, progress):
         built.append((name, site.options))
-        kept = KeptPlan(plan_of(name), PLAN)
+        kept = CachedEngine(plan_of(name), PLAN)
         key = loader.plan_key(FACTS, bundle.manifest.files[f"{name}.onnx"].sha256, site.options)
         site.cache.keep(key, kept.record, kept.data)
         return kept
@@ -111,7 +111,7 @@ def test_a_plan_is_built_once_with_a_word_before_and_found_the_next_time(bundle,
     opener = TensorRtOpener(bundle, FACTS, told.append)
     opener.open_rebuilt("cnn")
     opener.open_rebuilt("cnn")
-    assert built == [("cnn", PlanOptions())] * 2
+    assert built == [("cnn", EngineOptions())] * 2
     assert len(told) == 1
     assert "building a TensorRT plan for Made-up GPU" in told[0]
     files = [file for what, file in did if what == "opened"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes
-from flamest.runtime.backends.tensorrt.engine import PlanFile
+from flamest.runtime.backends.tensorrt.engine import EngineFile
 from flamest.runtime.backends.tensorrt.trial import try_plan
 
 PLAN = b"native code"
@@ -27,7 +27,7 @@ class Runtime:
 @pytest.fixture
 def file(tmp_path):
     (tmp_path / "cnn.plan").write_bytes(PLAN)
-    return PlanFile("cnn", tmp_path / "cnn.plan", sha256_bytes(PLAN))
+    return EngineFile("cnn", tmp_path / "cnn.plan", sha256_bytes(PLAN))
 
 
 def tensorrt_that(does, folder, monkeypatch):

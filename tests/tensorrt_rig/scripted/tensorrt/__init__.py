@@ -96,7 +96,7 @@ def _build(logger, config):
         while config.progress_monitor.step_complete("forever", 0):
             time.sleep(0.01)
         return None
-    for phase in ("Building Engine", "Tactics"):
+    for phase in ("Building LoadedEngine", "Tactics"):
         config.progress_monitor.phase_start(phase, None, 2)
         config.progress_monitor.step_complete(phase, 0)
         config.progress_monitor.phase_finish(phase)
