@@ -67,7 +67,7 @@ def dirichlet(
     """Non-IID: each class is shared out by its own p ~ Dir(beta · 1) over the silos.
 
     Hsu et al. 2019, https://arxiv.org/abs/1909.06335, drawn per class as in the paper's
-    experiments (NOTES decision 7). A small ``beta`` gives most of a class to one silo; a large one
+    experiments (docs/paper.md, reading 7). A small ``beta`` gives most of a class to one silo; a large one
     comes near equal shares. The whole split is drawn again, from the seed's next stream, until
     every silo has ``smallest`` rows.
 
@@ -108,7 +108,7 @@ def label_skew(
     seed: int,
     skew: LabelSkew = LabelSkew(),
 ) -> Partition:
-    """Non-IID with a fixed size per class and silo (paper section 6.4, scaling approach 2; NOTES decision 8).
+    """Non-IID with a fixed size per class and silo (paper section 6.4, scaling approach 2; docs/paper.md, reading 8).
 
     Of every class each silo first gets b = base · u rows, u = n // most_silos; where b is no whole
     number each silo has b rounded down and, with the probability of what is left, one row more. Of the

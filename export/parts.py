@@ -189,7 +189,7 @@ def first_layers(slow: VideoSource) -> Source:
 def vision_language(
     model: BlipForConditionalGeneration, tokenizer: bytes, reading: AttentionMode, captioned_frames: int
 ) -> VisionLanguage:
-    """Preprocessing, caption rule and reading of a captioner (NOTES decision 1: greedy, no prompt)."""
+    """Preprocessing, caption rule and reading of a captioner (docs/paper.md, reading 1: greedy, no prompt)."""
     config, shape = model.config, text_shape(model)
     return VisionLanguage(
         preprocessing=blip_frames(config.vision_config.image_size),

@@ -91,7 +91,7 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def parameters(self) -> int:
-        """1,599,589 for 2816 inputs and 101 classes (NOTES on Table 1)."""
+        """1,599,589 for 2816 inputs and 101 classes (docs/paper.md, parameter counts)."""
         return sum(int(np.prod(shape)) for shape in self.shapes.values())
 
 

@@ -4,7 +4,7 @@ A ``ContinuousBatchCaptioner`` or a ``StaticBatchCaptioner`` writes captions and
 (paper eqs. 5 and 6): the
 first gives the place of an ended caption to the next frame and needs a text graph on the host, the second
 writes a batch to its end, on any backend. A ``Retriever`` finds the nearest of the captions that were
-written beforehand (NOTES decision 10). Frames go in with ``add``, each ``advance`` does a part of the work.
+written beforehand (docs/paper.md, reading 10). Frames go in with ``add``, each ``advance`` does a part of the work.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class CaptionTokenizer:
         return Caption(self._tokenizer.decode(list(ids), skip_special_tokens=True), ids)
 
     def again(self, caption: Caption) -> TokenIds:
-        """NOTES decision 1: the caption's text is tokenised again, to be read with the frame."""
+        """docs/paper.md, reading 1: the caption's text is tokenised again, to be read with the frame."""
         return tuple(self._tokenizer.encode(caption.text, add_special_tokens=False).ids)
 
 

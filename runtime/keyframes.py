@@ -61,7 +61,7 @@ def draw_keyframes(count: int, captioned: int, seed: int) -> tuple[int, ...]:
 
 
 def pick_keyframes(features: npt.NDArray[np.float32], count: int, seed: int) -> Indices:
-    """k-means over frames; from each cluster the frame nearest its centre, in time order (NOTES decision 4).
+    """k-means over frames; from each cluster the frame nearest its centre, in time order (docs/paper.md, reading 4).
 
     ``features``: float32 [N, C], a row per candidate frame in time order. Returns int64 [count],
     not decreasing. With fewer distinct frames than ``count`` every distinct one is taken and some

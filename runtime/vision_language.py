@@ -1,7 +1,7 @@
 """The vision-language model: what is in a frame, said in words, and frame and words as one vector.
 
 Two graphs (tensor names and mask convention: bundle/manifest.py). The vision graph runs once per frame;
-caption and embedding both read its result (NOTES decision 2), and so equal a two-pass computation.
+caption and embedding both read its result (docs/paper.md, reading 2), and so equal a two-pass computation.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class VisionLanguageModel:
         return [tuple(ids) for ids in captions]
 
     def embed(self, memory: CrossAttentionCache, token_ids: Sequence[TokenIds]) -> npt.NDArray[np.float32]:
-        """Frame and caption as one vector each: float32 [B, width] (paper eq. 6, NOTES decision 1).
+        """Frame and caption as one vector each: float32 [B, width] (paper eq. 6, docs/paper.md, reading 1).
 
         ``token_ids``: per frame the caption's ids, without [CLS] and [SEP]. The reading is the
         manifest's: ``bidirectional`` (position 0, every token sees every other), ``causal-last`` (last

@@ -1,4 +1,4 @@
-"""Training and evaluating the head on rows of features (paper eq. 11; NOTES decision 7).
+"""Training and evaluating the head on rows of features (paper eq. 11; docs/paper.md, reading 7).
 
 A pure computation: no clock, socket or disk. The same inputs give the same bytes on one machine.
 """

@@ -47,7 +47,7 @@ def caption_nouns(caption: str) -> tuple[str, ...]:
 
 
 def class_captions() -> dict[str, str]:
-    """One caption per class, written beforehand, for CLIP's retrieval (NOTES decision 10)."""
+    """One caption per class, written beforehand, for CLIP's retrieval (docs/paper.md, reading 10)."""
 
     return {f"{kind}_{motion}": f"a {kind} {motion}" for kind in OBJECTS for motion in MOTIONS}
 

@@ -239,7 +239,7 @@ def table9(context: Context) -> Plan:
         train = msgspec.structs.replace(context.settings.train, epochs=epochs)
         lines.append(line(context, name, context.job(fusion="rgcf", train=train), printed.get(name)))
     notes: tuple[str, ...] = (
-        "Residual gated cross fusion as NOTES.md decision 9 reads it: the supplement is not in our hands.",
+        "Residual gated cross fusion as docs/paper.md (reading 9) has it: the supplement is not in our hands.",
     )
     if context.settings.train.epochs != 5:
         notes += (f"RGCF's 5 and 50 epochs are the table's own; concatenation has {context.settings.train.epochs}.",)

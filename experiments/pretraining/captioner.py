@@ -2,7 +2,7 @@
 
 The loss is that of ``BlipForConditionalGeneration``: the caption's next token, teacher-forced. Two more
 make a small network learn in minutes; both have heads that are thrown away. One asks each patch what
-covers it. The other asks the vector at [CLS], read as the embedding is (NOTES decision 1: the caption
+covers it. The other asks the vector at [CLS], read as the embedding is (docs/paper.md, reading 1: the caption
 with the frame, every token seeing every other), which two objects there are, as BLIP's own pretraining
 trains that vector by image-text matching (https://arxiv.org/abs/2201.12086).
 """

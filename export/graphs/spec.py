@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import BlipForConditionalGeneration
 
-MAX_NEW_TOKENS = 20  # of a caption (paper section 5.1; NOTES decision 1)
+MAX_NEW_TOKENS = 20  # of a caption (paper section 5.1; docs/paper.md, reading 1)
 MAX_TOKENS = 64  # of an encoded caption: its decoded text may fall into more pieces than were generated
 CANDIDATES = 32  # frames among which keyframes are picked
 

@@ -107,7 +107,7 @@ def words_module(model: BlipForConditionalGeneration) -> nn.Module:
     """(token_ids, positions, mask [B, 1, 1, T]) -> hidden [B, T, width]: the text decoder's BERT without an image.
 
     Its cross-attention is left out, as the library does when it is given no image: every token sees
-    every other that the mask keeps (NOTES decision 11).
+    every other that the mask keeps (docs/paper.md, reading 11).
     """
     import torch
     from torch import nn

@@ -1,4 +1,4 @@
-"""CLIP with captions that were written beforehand (NOTES decision 10): Hugging Face's ``CLIPModel``.
+"""CLIP with captions that were written beforehand (docs/paper.md, reading 10): Hugging Face's ``CLIPModel``.
 
 The published network is ViT-B/32 (https://arxiv.org/abs/2103.00020): the parameters that the paper
 prints are its, not those of ViT-L/14 that its text names.

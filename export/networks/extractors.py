@@ -18,7 +18,7 @@ Vlm = Literal["blip", "blip-text", "clip"]
 
 @dataclass(frozen=True)
 class PaperRow:
-    """What the paper's Table 1 prints of an extractor, and what is wrong with it (NOTES, parameter counts)."""
+    """What the paper's Table 1 prints of an extractor, and what is wrong with it (docs/paper.md, parameter counts)."""
 
     number: int
     parameters: int

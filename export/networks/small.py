@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "miniworld"
 BLIP_FOLDER = WEIGHTS / "blip"
-CLIP_CAPTIONS = WEIGHTS / "clip-captions.json"  # {class: caption}, written beforehand (NOTES decision 10)
+CLIP_CAPTIONS = WEIGHTS / "clip-captions.json"  # {class: caption}, written beforehand (docs/paper.md, reading 10)
 MOTION_CLASSES = 5  # that the four video networks are trained on
 
 

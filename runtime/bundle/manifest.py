@@ -61,7 +61,7 @@ class FramePreprocessing(Record, frozen=True):
 
 
 class KeyframeRule(Record, frozen=True):
-    """Paper eq. 3; NOTES decision 4: k-means over per-frame features of uniform candidates."""
+    """Paper eq. 3; docs/paper.md, reading 4: k-means over per-frame features of uniform candidates."""
 
     count: int  # K of the vision-language part; a spatio-temporal part may ask for another number
     candidates: int
@@ -90,7 +90,7 @@ class TextShape(Record, frozen=True):
 
 
 class VisionLanguage(Record, frozen=True, tag="vision-language"):
-    """Graphs ``vision`` and ``text``: caption of a frame, and caption and frame as one vector (NOTES decision 1).
+    """Graphs ``vision`` and ``text``: caption of a frame, and caption and frame as one vector (docs/paper.md, reading 1).
 
     ``reading`` says how: ``bidirectional``, ``causal-last`` and ``causal-first`` read the caption with
     the frame through graph ``text``; ``text`` reads the caption alone through graph ``words``.
@@ -105,7 +105,7 @@ class VisionLanguage(Record, frozen=True, tag="vision-language"):
 
 
 class RetrievedCaption(Record, frozen=True, tag="retrieved-caption"):
-    """Graph ``clip``: a frame's vector and that of the nearest of ``captions`` (NOTES decision 10).
+    """Graph ``clip``: a frame's vector and that of the nearest of ``captions`` (docs/paper.md, reading 10).
 
     Captions were written beforehand and encoded once: their vectors are constants of the graph.
     Vectors are the towers' projections, not normalised; nearest is by cosine.

@@ -1,4 +1,4 @@
-"""The three readings of eq. 6 (NOTES decision 1): which of them see the caption.
+"""The three readings of eq. 6 (docs/paper.md, reading 1): which of them see the caption.
 
 Through the exported graphs and the deployed decoder, as extraction does it.
 """

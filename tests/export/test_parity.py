@@ -95,7 +95,7 @@ def test_the_other_readings_of_eq_6_agree_with_pytorch_too(tiny_bundle, tiny_bli
 
 
 def test_the_slow_embedding_is_the_mean_of_the_windows_and_not_the_global_mean(tiny_slow):
-    """NOTES decision 3."""
+    """docs/paper.md, reading 3."""
     net = tiny_slow.net
     frames = torch.randn(1, 3, 8, 112, 112, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -87,7 +87,7 @@ def test_no_tensorrt_in_the_child_is_said_as_such(file, tmp_path, monkeypatch):
 
 
 def test_the_genuine_lean_runtime_without_a_driver_ends_the_child_and_not_this_process(lean_rig, file):
-    """FACTS: its Runtime constructs without a driver, and deserialising is a segmentation fault."""
+    """Its Runtime constructs without a driver, and deserialising is a segmentation fault."""
     if Path("/proc/driver/nvidia").exists():
         pytest.skip("this machine has a driver")
     code = (
