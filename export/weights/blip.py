@@ -1,6 +1,6 @@
 """A BLIP captioner from files: configuration checked first, then every tensor.
 
-Two traps decide what is checked . A configuration that does not state the text
+Two traps decide what is checked. A configuration that does not state the text
 decoder's heads loads with 8 where the published captioners have 12, and no tensor has another shape
 for it (https://github.com/huggingface/transformers/issues/22625). And newer libraries tie the output
 projection to the word embedding, whatever a file holds for it.

@@ -90,7 +90,8 @@ class TextShape(Record, frozen=True):
 
 
 class VisionLanguage(Record, frozen=True, tag="vision-language"):
-    """Graphs ``vision`` and ``text``: caption of a frame, and caption and frame as one vector (docs/paper.md, reading 1).
+    """Graphs ``vision`` and ``text``: caption of a frame, and caption and frame as one vector
+    (docs/paper.md, reading 1).
 
     ``reading`` says how: ``bidirectional``, ``causal-last`` and ``causal-first`` read the caption with
     the frame through graph ``text``; ``text`` reads the caption alone through graph ``words``.
