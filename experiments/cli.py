@@ -11,6 +11,7 @@ import typer
 
 from ..base.console import command
 from ..base.errors import DataError, UsageError
+from ..base.options import JsonOption
 from .baselines.cli import actionclip, kd
 
 if TYPE_CHECKING:
@@ -67,7 +68,6 @@ DATASETS = ("miniworld", "ucf101", "hmdb51")
 SourceOption = Annotated[
     str, typer.Option(metavar="SRC", help="This network's own source, in place of --weights, as flamest-export has it.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of results, runs and extracted features.")]
 DatasetOption = Annotated[
     str, typer.Option("--dataset", help="miniworld, ucf101 or hmdb51: defaults, split, and the paper's column.")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..base.console import command
+from ..base.options import JsonOption
 
 app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -37,7 +38,7 @@ def demo(
     test_share: Annotated[float, typer.Option(min=0.05, max=0.8, help="Share of the clips held out, by groups.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Of the clips, the splits and the training.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Cores per silo.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Run FLAMeST from video files to a federated model, on this machine alone.
 

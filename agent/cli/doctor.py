@@ -10,6 +10,7 @@ import typer
 
 from ...base.console import command, say
 from ...base.errors import UsageError
+from ...base.options import JsonOption
 from .backend_options import BackendOption, ComputeOption, RequireOption
 
 # What extraction, training and the daemon import, by the name of the distribution.
@@ -30,9 +31,7 @@ def doctor(
     backend: BackendOption = None,
     require_backend: RequireOption = False,
     precision: ComputeOption = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Say where this machine can run the networks, and what to type where something is missing.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...base.console import command, say
+from ...base.options import JsonOption
 
 if TYPE_CHECKING:
     from ..egress.ledger import Entry, Reading
@@ -25,9 +26,7 @@ def egress(
     verify: Annotated[
         bool, typer.Option("--verify", help="Only check the ledger; exit code 65 when it is broken.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Show what has left this silo for the coordinator, and what its policy refused to send.
 

@@ -10,22 +10,13 @@ import typer
 
 from ...base.console import command, say
 from ...base.errors import DataError
+from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
 from .backend_options import BackendOption, ComputeOption, RequireOption, notice, show_places
 
 if TYPE_CHECKING:
     from ..extraction.records import ExtractReport
 
 StoreOption = Annotated[Path, typer.Option("--store", help="The feature store, one file.")]
-TrustedKeyOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--trusted-key",
-        metavar="KEY",
-        help="A public key (NAME.pub, or ed25519:…) that must have signed the bundle; may be given several times, "
-        "then one of them must. Without it nobody is asked for.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
 
 
 @command
@@ -36,10 +27,7 @@ def extract(
         typer.Option("--videos", help="Folder of clips as LABEL/clip.mp4, or with a labels.csv (path,label,group)."),
     ],
     store: StoreOption,
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", min=1, help="Threads for each network; usually all cores that this process may use."),
-    ] = None,
+    threads: ThreadsOption = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try clips again that failed in an earlier run.")] = False,
     clip_timeout: Annotated[
         float,

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...base.console import command, say
+from ...base.options import JsonOption, LogLevelOption, ThreadsOption, TrustedKeyOption
 from .backend_options import BackendOption, ComputeOption, RequireOption, notice, show_places
 from .doctor import doctor
 from .egress import egress
-from .extraction import TrustedKeyOption, extract, features, import_features
+from .extraction import extract, features, import_features
 
 if TYPE_CHECKING:
     from ..settings import AgentSettings
@@ -29,13 +30,8 @@ app = typer.Typer(
     "trained model's parameters. Videos, captions and labels stay on this machine.",
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
 ConfigOption = Annotated[Path, typer.Option("--config", help="The agent's settings, agent.toml.")]
 StoreOption = Annotated[Path, typer.Option("--store", help="The feature store made by extract.")]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option("--threads", min=1, help="Threads for each network; usually all cores that this process may use."),
-]
 
 app.command("doctor")(doctor)
 app.command("egress")(egress)
@@ -50,7 +46,7 @@ def run(
     config: ConfigOption,
     check_config: Annotated[bool, typer.Option("--check-config", help="Check the settings file and end.")] = False,
     once: Annotated[bool, typer.Option("--once", help="End when the run has finished instead of waiting.")] = False,
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="What is logged.")] = "info",
+    log_level: LogLevelOption = "info",
     trusted_key: TrustedKeyOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
@@ -251,9 +247,7 @@ def main() -> None:
 def keygen(
     name: Annotated[str, typer.Argument(help="This silo's name: 1 to 40 of a-z, 0-9 and '-'.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the key and the request.")] = Path(),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Make this silo's private key and the request that the coordinator's operator signs.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from ...base.console import command
 from ...base.errors import UsageError
+from ...base.options import JsonOption, LogLevelOption
+from .options import ConfigOption, DirOption
 from .silo import silo_app
 from .status import backup, doctor, evaluation, history, restore
 
@@ -27,10 +29,6 @@ app.command("backup")(backup)
 app.command("restore")(restore)
 app.command("doctor")(doctor)
 
-LogLevel = Literal["debug", "info", "warning", "error"]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
-ConfigOption = Annotated[Path, typer.Option("--config", help="The server's settings, coordinator.toml.")]
-DirOption = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The folder that `init` made.")]
 HostOption = Annotated[
     list[str] | None,
     typer.Option("--host", help="A DNS name or address under which silos reach this server; may be repeated."),
@@ -101,7 +99,7 @@ def run(
     config: ConfigOption,
     check_config: Annotated[bool, typer.Option("--check-config", help="Check settings and files, and end.")] = False,
     once: Annotated[bool, typer.Option("--once", help="End when the run has finished and the silos know.")] = False,
-    log_level: Annotated[LogLevel, typer.Option(help="The least serious events to show.")] = "info",
+    log_level: LogLevelOption = "info",
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Serve the run of the settings file until stopped (Ctrl-C or SIGTERM); started again, it goes on.

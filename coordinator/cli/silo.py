@@ -8,14 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from ...base.console import command
+from ...base.options import JsonOption
+from .options import ConfigOption, DirOption
 
 silo_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Who may take part: add, list, renew, revoke, release."
 )
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
-ConfigOption = Annotated[Path, typer.Option("--config", help="The server's settings, coordinator.toml.")]
-DirOption = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The folder that `init` made.")]
 
 
 @silo_app.command("add")

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from ...base.console import command
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
-ConfigOption = Annotated[Path, typer.Option("--config", help="The server's settings, coordinator.toml.")]
+from ...base.options import JsonOption
+from .options import ConfigOption
 
 
 @command

@@ -10,6 +10,7 @@ import typer
 
 from ...base.console import command
 from ...base.errors import UsageError
+from ...base.options import JsonOption
 from ...base.progress import progress_bar
 from .result import RivalResult, as_record
 
@@ -38,7 +39,6 @@ TestShare = Annotated[
         help="Of the clips, held out by whole groups; by default as the tables do: 0.75 of the mini-world, else 0.2.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
 @app.command()
@@ -64,7 +64,7 @@ def kd(
     seed: Seed = 0,
     threads: Threads = 2,
     device: DeviceOption = "auto",
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """KD (Jain et al. 2021): teacher, assistant and student at the centre, then an asynchronous federation.
 
@@ -119,7 +119,7 @@ def actionclip(
     seed: Seed = 0,
     threads: Threads = 2,
     device: DeviceOption = "auto",
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """ActionCLIP (Wang et al. 2021): CLIP fine-tuned on clips and the words of their labels, in one place.
 

@@ -10,8 +10,9 @@ import typer
 
 from ...base.console import command
 from ...base.errors import UsageError
+from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
 from ...runtime.backends.options import BACKENDS
-from .options import BundleArgument, JsonOption, ThreadsOption, TrustedKeyOption
+from .options import BundleArgument
 
 BF16 = ":bf16"
 

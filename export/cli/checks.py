@@ -14,7 +14,8 @@ import typer
 
 from ...base.console import command
 from ...base.errors import DataError
-from .options import BundleArgument, JsonOption, TrustedKeyOption
+from ...base.options import JsonOption, TrustedKeyOption
+from .options import BundleArgument
 
 if TYPE_CHECKING:
     from ..checks import Finding

@@ -11,6 +11,7 @@ import typer
 
 from ...base.console import command
 from ...base.errors import FlamestError
+from ...base.options import JsonOption, TrustedKeyOption
 from ...runtime.bundle.records import EngineOptions
 from .engine_options import (
     PLAN_OPTIONS,
@@ -25,7 +26,7 @@ from .engine_options import (
     read_plan_options,
     refuse_plan_options,
 )
-from .options import BundleArgument, JsonOption, TrustedKeyOption
+from .options import BundleArgument
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

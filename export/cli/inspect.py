@@ -6,19 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...base.console import command
 from ...base.errors import MissingExtra
+from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
 from ..networks.extractors import EXTRACTORS, count_networks, count_parameters
-from .options import (
-    BlipOption,
-    BundleArgument,
-    ClipOption,
-    I3dOption,
-    JsonOption,
-    Resnet3dOption,
-    SlowOption,
-    ThreadsOption,
-    TrustedKeyOption,
-    VideomaeOption,
-)
+from .options import BlipOption, BundleArgument, ClipOption, I3dOption, Resnet3dOption, SlowOption, VideomaeOption
 from .output import extractor_row, parity_rows, show_extractors, show_manifest, show_parity, show_signers, signer_ids
 
 if TYPE_CHECKING:

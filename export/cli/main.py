@@ -9,6 +9,7 @@ import typer
 
 from ...base.console import command
 from ...base.errors import UsageError
+from ...base.options import JsonOption, ThreadsOption
 from ..networks.extractors import DEFAULT_EXTRACTOR, find_extractor
 from ..precision.choice import choose_precision
 from .bench import bench
@@ -36,11 +37,9 @@ from .options import (
     CheckOption,
     ClipOption,
     I3dOption,
-    JsonOption,
     PrecisionOption,
     Resnet3dOption,
     SlowOption,
-    ThreadsOption,
     VideomaeOption,
     check_choices,
     check_uses,

@@ -15,23 +15,9 @@ if TYPE_CHECKING:
 
     from ..networks.extractors import ExtractorEntry
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
 CheckOption = Annotated[
     bool,
     typer.Option("--check", help="Check the graphs too as flamest-export check does; leave no bundle when one fails."),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option("--threads", min=1, help="Threads for each network; usually all cores that this process may use."),
-]
-TrustedKeyOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--trusted-key",
-        metavar="KEY",
-        help="A public key (NAME.pub, or ed25519:…) that must have signed the bundle; may be given several times, "
-        "then one of them must.",
-    ),
 ]
 BundleArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The bundle folder.")]
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from ...base.console import command
-from .options import BundleArgument, JsonOption
+from ...base.options import JsonOption
+from .options import BundleArgument
 
 
 @command

@@ -9,7 +9,7 @@ import typer
 
 from ...base.console import command
 from ...base.errors import DataError
-from .options import JsonOption
+from ...base.options import JsonOption
 
 if TYPE_CHECKING:
     from ..weights.verification import FileVerdict

@@ -1,0 +1,11 @@
+"""Options that several commands of ``flamest-coordinator`` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="The server's settings, coordinator.toml.")]
+DirOption = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The folder that `init` made.")]
