@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from ..base.clock import utc_text
 from ..base.errors import DataError, FlamestError, IdentityError, StorageError, UnreachableError
 from ..base.files import FileLock
 from ..base.log import Log
@@ -65,7 +66,7 @@ class _Daemon:
         self._instance = agent_instance(settings.state)
         self._source = DataSource(settings.store, settings.precision, settings.policy.hold_out, settings.work.threads)
         self._finals = Finals(settings.state, settings.policy, worker, self._source)
-        self._status = AgentStatus(pid=os.getpid(), silo=silo, since=_now())
+        self._status = AgentStatus(pid=os.getpid(), silo=silo, since=utc_text())
         write_status(settings.state, self._status)
 
     def serve(self, *, once: bool) -> AgentStatus:
@@ -276,7 +277,7 @@ class _Daemon:
 
     def _become(self, doing: Doing, *, detail: str = "", code: str = "") -> None:
         if (doing, detail) != (self._status.doing, self._status.detail):
-            self._note(doing=doing, detail=detail, code=code, since=_now())
+            self._note(doing=doing, detail=detail, code=code, since=utc_text())
 
     def _note_budget(self) -> None:
         """What record-dp has spent, and of how much."""
@@ -294,7 +295,3 @@ class _Daemon:
         if changed != self._status:
             self._status = changed
             write_status(self._settings.state, changed)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from ..base.clock import days_until, parse_utc
 from ..base.errors import DataError, StorageError
 from ..base.files import FileLock, write_atomic
 
@@ -62,8 +62,7 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Until the certificate in use ends; None in a status of before this was kept."""
         if not self.certificate_expires:
             return None
-        ends = datetime.datetime.fromisoformat(self.certificate_expires)
-        return (ends - datetime.datetime.now(datetime.UTC)).total_seconds() / 86400
+        return days_until(parse_utc(self.certificate_expires))
 
     def graphs_by_place(self) -> dict[str, list[str]]:
         places: dict[str, list[str]] = {}

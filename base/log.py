@@ -10,8 +10,9 @@ import json
 import logging
 import os
 import sys
-import time
 from typing import Any
+
+from .clock import utc_text
 
 _ROOT = logging.getLogger("flamest")
 
@@ -45,7 +46,7 @@ def configure_logging(*, level: str = "info") -> None:
 
 
 def _record_fields(record: logging.LogRecord) -> dict[str, Any]:
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+    stamp = f"{utc_text(record.created)[:-1]}.{int(record.msecs):03d}Z"
     part = record.name.removeprefix("flamest.")
     fields = getattr(record, "fields", {})
     return {"ts": stamp, "level": record.levelname.lower(), "part": part, "event": record.getMessage(), **fields}

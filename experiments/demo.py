@@ -18,6 +18,7 @@ from typing import Any
 
 from .. import __version__
 from ..agent.status import AgentStatus
+from ..base.clock import utc_text
 from ..base.errors import DataError, StorageError
 from ..base.progress import progress_bar
 from ..fedproto.head import HeadSpec
@@ -277,7 +278,7 @@ def _report(
         ms_per_clip=extraction["ms_per_clip"],
         stages_ms=extraction["stages_ms"],
         seconds=seconds,
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        created=utc_text(),
         prediction=Prediction(
             video=Path(predicted["video"]).name,
             labels=tuple((item["label"], item["probability"]) for item in predicted["labels"]),

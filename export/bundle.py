@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import gc
 import importlib.metadata
 import platform
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..base.clock import utc_text
 from ..base.files import new_directory, sha256_file, write_atomic
 from ..base.progress import Progress
 from ..runtime.bundle.manifest import (
@@ -119,7 +119,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Exported:
         write_atomic(folder / LICENCES_FILE, _licences(sources))
         manifest = Manifest(
             schema=SCHEMA,
-            created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            created=utc_text(),
             extractor=request.extractor.name,
             backend=request.backend,
             extraction_seed=request.extraction_seed,

@@ -6,10 +6,10 @@ The private key is a PKCS #8 file in PEM, as OpenSSL and its kin read it; it is 
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..base.clock import utc_date
 from ..base.errors import DataError, MissingExtra, SettingsError, StorageError, UsageError
 from ..base.files import printable_path, write_atomic, write_new
 from ..runtime.bundle.manifest import Manifest
@@ -62,7 +62,7 @@ def make_key_pair(name: str, folder: Path) -> KeyPair:
     public = PublicKey(private.public_key().public_bytes_raw(), name)
     made = KeyPair(folder / f"{name}.key", folder / f"{name}.pub", public)
     text = (
-        f"# Public key '{name}' of a signer of FLAMeST bundles, made {time.strftime('%Y-%m-%d', time.gmtime())}.\n"
+        f"# Public key '{name}' of a signer of FLAMeST bundles, made {utc_date()}.\n"
         f"# Key id: {public.id}\n"
         f'# In agent.toml: trusted_keys = ["{name}.pub"]\n'
         f"{public.text}\n"

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..base.clock import utc_now
 from ..base.errors import DataError, IdentityError, MissingExtra, UsageError
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _issue(authority: Identity, leaf: _Leaf) -> bytes:
 def _builder(subject: x509.Name, public: EllipticCurvePublicKey, days: float) -> x509.CertificateBuilder:
     from cryptography import x509
 
-    now = datetime.datetime.now(datetime.UTC)
+    now = utc_now()
     builder = x509.CertificateBuilder().subject_name(subject).public_key(public)
     builder = builder.serial_number(x509.random_serial_number())
     builder = builder.not_valid_before(now - CLOCK_SLACK).not_valid_after(now + datetime.timedelta(days=days))

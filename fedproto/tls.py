@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from ..base.clock import days_until, utc_now
 from ..base.errors import IdentityError, SettingsError
 from .certificates import NAME, SILO_URI, load_certificate, load_key, need
 
@@ -43,7 +44,7 @@ class Facts:
 
     @property
     def days_left(self) -> float:
-        return (self.expires - _now()).total_seconds() / 86400
+        return days_until(self.expires)
 
 
 def read_facts(certificate: bytes, *, whose: str) -> Facts:
@@ -107,7 +108,7 @@ def files_mark(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:
 
 def check_dates(facts: Facts, path: Path) -> None:
     """IdentityError (``expired``, ``not_yet_valid``) unless the certificate that was read from ``path`` counts now."""
-    now = _now()
+    now = utc_now()
     if now > facts.expires:
         raise IdentityError(
             f"{path} expired on {facts.expires:%Y-%m-%d}",
@@ -210,7 +211,7 @@ def check_not_expired(auth_context: AuthContext) -> None:
     A handshake looks at the date once; a connection may stand for an hour.
     """
     for pem in auth_context.get("x509_pem_cert") or ():
-        if _now() > _expiry(pem):
+        if utc_now() > _expiry(pem):
             raise IdentityError(
                 "the caller's certificate has expired",
                 fix="have a new certificate made: flamest-coordinator silo renew NAME",
@@ -241,7 +242,3 @@ def read_file(path: Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from ...base.clock import utc_text
 from ...base.errors import DataError, StorageError
 from ...base.files import fsync_directory, storage_code, write_atomic
 from .accountant import Spend
@@ -146,22 +146,18 @@ def _has_open_end(path: Path) -> bool:
         return False
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
 @dataclass(eq=False)
 class Ledger:
     """A ledger to write to; one process at a time (the daemon, under the lock of its state folder)."""
 
     state: Path
     reading: Reading  # up to date after every line
-    now: Callable[[], str] = _now
+    now: Callable[[], str] = utc_text
     _open_end: bool = False  # the file ends in the middle of a line
     _failed: bool = False  # the last line may be there or not
 
     @classmethod
-    def open(cls, state: Path, *, now: Callable[[], str] = _now) -> Ledger:
+    def open(cls, state: Path, *, now: Callable[[], str] = utc_text) -> Ledger:
         """Raises DataError (``ledger_broken``) when lines were changed or removed: nothing more is sent then."""
         reading = read_ledger(state)
         if reading.problems:

@@ -9,13 +9,12 @@ DIR/coordinator.toml              starter settings
 
 from __future__ import annotations
 
-import datetime
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from ...base.clock import days_until, parse_utc, utc_text
 from ...base.errors import DataError, IdentityError, SettingsError, StorageError, UsageError
 from ...base.files import FileLock, fsync_directory, new_directory, write_atomic
 from ...fedproto.certificates import (
@@ -26,7 +25,7 @@ from ...fedproto.certificates import (
     renew_silo,
     sign_silo,
 )
-from ...fedproto.tls import WARN_DAYS, Facts, read_facts, read_file
+from ...fedproto.tls import WARN_DAYS, read_facts, read_file
 
 ALLOW_LIST = "silos.json"
 
@@ -43,7 +42,7 @@ class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     @property
     def days_left(self) -> float:
         """Until the newest certificate ends; below 0 after that."""
-        return _days_until(self.expires)
+        return days_until(parse_utc(self.expires))
 
 
 class Silos(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,7 +100,7 @@ def add_silo(folder: Path, name: str, request: bytes) -> Path:
         write_atomic(hand_over / "ca.pem", authority.certificate)
         fsync_directory(hand_over.parent)
         facts = read_facts(certificate, whose=name)
-        entry = Enrolment(facts.sha256, added=_utc(), expires=_expires(facts))
+        entry = Enrolment(facts.sha256, added=utc_text(), expires=utc_text(facts.expires.timestamp()))
         _write(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
     return hand_over
 
@@ -124,8 +123,8 @@ def renew_enrolment(folder: Path, name: str, request: bytes | None) -> Enrolment
             certificate = renew_silo(authority, name, _last_handed_over(handed_over, name, known))
         facts = read_facts(certificate, whose=name)
         before = {**known.earlier, known.certificate_sha256: known.expires}
-        still = {sha256: ends for sha256, ends in before.items() if _days_until(ends) > 0}
-        entry = Enrolment(facts.sha256, known.added, _expires(facts), earlier=still)
+        still = {sha256: ends for sha256, ends in before.items() if days_until(parse_utc(ends)) > 0}
+        entry = Enrolment(facts.sha256, known.added, utc_text(facts.expires.timestamp()), earlier=still)
         # The list comes first: after a crash in between, the certificate that is handed over is still on it.
         _write(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
         handed_over.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +155,7 @@ def revoke_silo(folder: Path, name: str) -> None:
     """
     with _sole_writer(folder):
         silos = read_silos(folder / ALLOW_LIST)
-        entry = msgspec.structs.replace(_known(silos, name), revoked=_utc())
+        entry = msgspec.structs.replace(_known(silos, name), revoked=utc_text())
         _write(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
 
 
@@ -254,17 +253,3 @@ def _sole_writer(folder: Path) -> FileLock:
 
 def _write(path: Path, silos: Silos) -> None:
     write_atomic(path, msgspec.json.format(msgspec.json.encode(silos, order="sorted")) + b"\n")
-
-
-def _expires(facts: Facts) -> str:
-    return f"{facts.expires:%Y-%m-%dT%H:%M:%SZ}"
-
-
-def _days_until(moment: str) -> float:
-    """From now to a time as the allow-list has it."""
-    ends = datetime.datetime.strptime(moment, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.UTC)
-    return (ends - datetime.datetime.now(datetime.UTC)).total_seconds() / 86400
-
-
-def _utc() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

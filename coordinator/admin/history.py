@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...base.clock import utc_text
 from ...base.errors import DataError
 from ...base.files import FileLock
 from ...fedproto.records import Evaluation
@@ -111,7 +111,7 @@ class History:
                     round=number,
                     status="lost" if lost else status,
                     wanted=wanted,
-                    opened=_utc(opened),
+                    opened=utc_text(opened),
                     seconds=seconds,
                     model_sha256=sha256,
                     sent_bytes=sent,
@@ -153,7 +153,7 @@ class History:
             "FROM updates WHERE run = ? GROUP BY silo"
         )
         for silo, updates, last_round, last_at, received, sent in self._rows(query):
-            last = _utc(last_at)
+            last = utc_text(last_at)
             rows[silo] = SiloRow(
                 silo, updates, last_round, last, 0, None, received_bytes=received, sent_bytes=int(sent)
             )
@@ -166,7 +166,7 @@ class History:
         for silo, told in against.items():
             if told.quarantined_at is not None:
                 known = rows.get(silo, SiloRow(silo, 0, None, None, told.times, told.code))
-                rows[silo] = replace(known, quarantined=_utc(told.quarantined_at))
+                rows[silo] = replace(known, quarantined=utc_text(told.quarantined_at))
         return [rows[silo] for silo in sorted(rows)]
 
     def model_file(self, round_number: int | None) -> tuple[Path, int]:
@@ -202,7 +202,3 @@ def served_address(state: Path) -> str | None:
         return (state / "address").read_text().strip() if is_served(state) else None
     except OSError:
         return None
-
-
-def _utc(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

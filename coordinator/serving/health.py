@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from pathlib import Path
 
 import msgspec
 
+from ...base.clock import utc_text
 from ...base.errors import FlamestError
 from ...base.files import write_atomic
 
@@ -37,7 +37,7 @@ def begin(state: Path) -> None:
 
 def note(state: Path, problem: FlamestError | None) -> None:
     """Say what is wrong, or with None that all is well; never raises."""
-    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    since = utc_text()
     health = FINE if problem is None else Health(problem.code, problem.message[: SIZE // 8], since)
     with contextlib.suppress(OSError):
         handle = os.open(state / FILE, os.O_WRONLY)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...base.clock import ClockWatch
 from ...base.errors import FlamestError, LockedError, StorageError
 from ...base.files import write_atomic
 from ...base.log import Log
@@ -20,7 +21,6 @@ from ..admin.authority import AllowList, ending_soon
 from ..settings import CoordinatorSettings, split_listen
 from ..storage.run_store import RunStore
 from .active_run import ServerPolicy
-from .clock import ClockWatch
 from .health import begin, note
 from .run_service import RunService
 from .service import Service
@@ -121,7 +121,7 @@ async def _end_rounds(keeper: RunService, state: Path, shutdown: Shutdown, tls: 
     finished_at: float | None = None
     clock = ClockWatch()
     while not shutdown.requested:
-        if moved := clock.look():
+        if moved := clock.jump():
             log.warning("clock_moved", seconds=round(moved, 1), fix="deadlines do not depend on it; times shown do")
             keeper.note_clock(moved)
         if shutdown.take_reload():

@@ -12,13 +12,13 @@ import os
 import platform
 import re
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ...base.clock import utc_date
 from ...base.files import write_atomic
 from ...runtime.backends.machine import MachineFacts, gather_facts
 from ...runtime.backends.tensorrt.supply import site_problems
@@ -53,9 +53,7 @@ def check_gpu(request: GpuCheckRequest, say: Say, *, facts: MachineFacts | None 
     facts = gather_facts() if facts is None else facts
     require_gpu(facts)
     require_packages(facts)
-    measured = time.strftime(
-        "%Y-%m-%d", time.gmtime()
-    )  # of the beginning: the report's name does not change at midnight
+    measured = utc_date()  # of the beginning: the report's name does not change at midnight
     steps: list[Step] = []
 
     def run(name: str, words: Sequence[str]) -> Step:

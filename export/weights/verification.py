@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from ...base.clock import utc_date
 from ...base.errors import DataError, UsageError
 from ...base.files import printable_path, sha256_file, write_atomic
 from .checkpoints import PICKLED, WEIGHT_FILES
@@ -123,7 +123,7 @@ def _caption(source: Path) -> KnownCaption:
 
     text = Tokenizer.from_str(loaded.tokenizer.decode()).decode(list(ids), skip_special_tokens=True)
     packages = {name: version for name, version in versions().items() if name in ("torch", "transformers")}
-    return KnownCaption(text, ids, time.strftime("%Y-%m-%d", time.gmtime()), packages)
+    return KnownCaption(text, ids, utc_date(), packages)
 
 
 def _read_record(path: Path) -> dict[str, KnownCaption]:

@@ -220,7 +220,7 @@ def test_an_ended_certificate_is_said_to_have_ended_whatever_lies_in_its_place(s
     bad_files(silo, "half a file")
     silo.federation.stop()
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=366)
-    monkeypatch.setattr(tls, "_now", lambda: later)
+    monkeypatch.setattr(tls, "utc_now", lambda: later)
     with pytest.raises(IdentityError, match="expired on") as error:
         link.join()
     assert error.value.code == "expired"
