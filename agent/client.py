@@ -23,7 +23,7 @@ from ..fedproto.codecs import apply, check_size
 from ..fedproto.head import Params, ParamsDigest, initial_params, params_sha256
 from ..fedproto.records import PROTOCOL, GlobalModel, Receipt, RunSettings, SubjectEvaluation, TaskStatus, Update
 from ..fedproto.tensors import chunks, decode_params, param_bytes, payload_bytes, shapes
-from ..fedproto.tls import TlsFiles, certificate_silo, channel_credentials, check_dates, check_files, files_mark
+from ..fedproto.tls import TlsFiles, certificate_silo, channel_credentials, check_dates, check_files, file_stamps
 from .client_errors import ClientStopped, DuplicateIdentity, RunChanged, StaleUpdate, handshake_problem, split_address
 from .retry import Backoff, RetryPolicy
 
@@ -85,7 +85,7 @@ class CoordinatorClient:
         self._retry = retry
         self._shutdown = shutdown
         self._leaving = leaving
-        self._mark = files_mark(settings.files)  # before they are read: what comes later is a change
+        self._mark = file_stamps(settings.files)  # before they are read: what comes later is a change
         self.certificate = check_files(settings.files)
         self._credentials = channel_credentials(settings.files)
         self._channel = self._new_channel()
@@ -160,7 +160,7 @@ class CoordinatorClient:
     @property
     def files_changed(self) -> bool:
         """Whether certificate, key or authority were replaced since this link read them; costs three stat()."""
-        return files_mark(self._settings.files) != self._mark
+        return file_stamps(self._settings.files) != self._mark
 
     @property
     def losses(self) -> int:

@@ -21,7 +21,7 @@ from ..base.errors import FlamestError, StorageError, UnreachableError
 from ..base.files import write_atomic, write_new
 from ..base.log import Log
 from ..fedproto.certificates import make_silo_request
-from ..fedproto.tls import WARN_DAYS, TlsFiles, files_mark
+from ..fedproto.tls import WARN_DAYS, TlsFiles, file_stamps
 from .client import ClientStopped, CoordinatorClient
 from .status import renewal_fix
 
@@ -107,7 +107,7 @@ class Renewal:
         They are new when they differ from those in use and were not refused before, or when a person asked (SIGHUP).
         Files that cannot be used change nothing; the log has the code, and ``problem`` says why.
         """
-        found = files_mark(self._files)
+        found = file_stamps(self._files)
         if not asked and (found == self._refused or not self._link.files_changed):
             return False
         try:

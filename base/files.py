@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import LockedError, StorageError
 
@@ -35,6 +36,25 @@ def sha256_file(path: Path) -> str:
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
     return digest.hexdigest()
+
+
+class FileStamp(NamedTuple):
+    """Identity of a file's content without reading it: changes when the file is written to or replaced."""
+
+    device: int
+    inode: int
+    size: int  # bytes
+    mtime_ns: int  # last change of the content
+    ctime_ns: int  # last change of content, name count or permissions; a program cannot set it
+
+    @classmethod
+    def of(cls, path: Path) -> FileStamp:
+        """Return the stamp of the file that ``path`` leads to, links followed. Raises OSError."""
+        return cls.from_status(os.stat(path))
+
+    @classmethod
+    def from_status(cls, status: os.stat_result) -> FileStamp:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def storage_code(error: OSError) -> str:

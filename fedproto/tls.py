@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from ..base.clock import days_until, utc_now
 from ..base.errors import IdentityError, SettingsError
+from ..base.files import FileStamp
 from .certificates import NAME, SILO_URI, load_certificate, load_key, need
 
 if TYPE_CHECKING:
@@ -93,17 +94,16 @@ def check_files(files: TlsFiles) -> Facts:
     return facts
 
 
-def files_mark(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:
-    """What differs once one of the files was replaced or written to; costs three stat()."""
+def file_stamps(files: TlsFiles) -> tuple[FileStamp | None, ...]:
+    """Stamps of the three files, None for one that is missing: they differ once a file was replaced or written to."""
 
-    def mark(path: Path) -> tuple[int, int, int] | None:
+    def stamp(path: Path) -> FileStamp | None:
         try:
-            now = path.stat()
+            return FileStamp.of(path)
         except OSError:
             return None
-        return now.st_ino, now.st_mtime_ns, now.st_size
 
-    return tuple(mark(path) for path in (files.ca, files.certificate, files.key))
+    return tuple(stamp(path) for path in (files.ca, files.certificate, files.key))
 
 
 def check_dates(facts: Facts, path: Path) -> None:

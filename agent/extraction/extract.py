@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from ...base.errors import DataError, StorageError
-from ...base.files import printable_path, sha256_file
+from ...base.files import FileStamp, printable_path, sha256_file
 from ...base.process import peak_resident_kb
 from ...runtime.backends.autotune import AutotuneRequest
 from ...runtime.backends.autotune_records import Choice
@@ -101,7 +101,7 @@ class _Seen:
     """A content: the first file of it, and those that wait for what becomes of that one."""
 
     found: FoundClip
-    stamp: tuple[int, int, int]  # how the file looked then
+    stamp: FileStamp  # how the file looked then
     outcome: _Outcome | None = None  # None while it is under way
     copies: list[FoundClip] = field(default_factory=list)
 
@@ -279,13 +279,12 @@ def _content(found: FoundClip) -> str:
         raise DataError(error.message, code="video_unreadable") from error
 
 
-def _stamp(found: FoundClip) -> tuple[int, int, int]:
+def _stamp(found: FoundClip) -> FileStamp:
     """Changes when the file is written to or replaced."""
     try:
-        status = found.path.stat()
+        return FileStamp.of(found.path)
     except OSError as error:
         raise DataError(f"cannot read {found.name}: {error.strerror}", code="video_unreadable") from error
-    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _label_conflict(first: FoundClip) -> Failure:

@@ -16,7 +16,7 @@ import msgspec
 
 from ...base.clock import days_until, parse_utc, utc_text
 from ...base.errors import DataError, IdentityError, SettingsError, StorageError, UsageError
-from ...base.files import FileLock, fsync_directory, new_directory, write_atomic
+from ...base.files import FileLock, FileStamp, fsync_directory, new_directory, write_atomic
 from ...fedproto.certificates import (
     Identity,
     check_name,
@@ -198,7 +198,7 @@ class AllowList:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: FileStamp | None = None
         self._silos = Silos()
         self.silos()
 
@@ -208,16 +208,15 @@ class AllowList:
         Raises StorageError when it cannot be read or is damaged: then no one is let in, and silos try again.
         """
         try:
-            now = self._path.stat()
+            stamp = FileStamp.of(self._path)
         except OSError as error:
             raise StorageError(f"cannot read the allow-list {self._path}: {error.strerror}") from error
-        mark = (now.st_ino, now.st_mtime_ns, now.st_size)
-        if mark != self._seen:
+        if stamp != self._seen:
             try:
                 self._silos = read_silos(self._path)
             except DataError as error:
                 raise StorageError(error.message, code=error.code) from error
-            self._seen = mark
+            self._seen = stamp
         return self._silos
 
     def check(self, name: str, certificate_sha256: str) -> None:

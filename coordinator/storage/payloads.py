@@ -14,14 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import StorageError
-from ...base.files import fsync_directory, sha256_file, storage_code
+from ...base.files import FileStamp, fsync_directory, sha256_file, storage_code
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.tensors import decode_params
 from .models import damaged
 from .recovery import move_aside
 from .spool import Spool, keep_spare
-
-FileMark = tuple[int, int, int]  # inode, bytes, time of the last change in ns
 
 
 @dataclass(frozen=True)
@@ -61,18 +59,18 @@ class StoredContribution:
 class Contributions:
     """Acknowledged updates on disk, in order; each file is checked when its turn comes.
 
-    A file that is the one hashed when it came (same inode, size and time) is not hashed again.
+    A file that is the one hashed when it came (same stamp) is not hashed again.
     Raises DataError (``corrupt_update``) for a payload that is not what was acknowledged.
     """
 
     head: HeadSpec
     stored: tuple[tuple[str, int, str, Path], ...]  # silo, examples, SHA-256 of the payload, its file
-    hashed: Mapping[Path, FileMark] = field(default_factory=dict)
+    hashed: Mapping[Path, FileStamp] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[StoredContribution]:
         for silo, examples, sha256, path in self.stored:
             with _damage(path):
-                known = self.hashed.get(path) == _mark(path)
+                known = self.hashed.get(path) == FileStamp.of(path)
             if not known and sha256_file(path) != sha256:
                 raise damaged(path, "its digest is another", code="corrupt_update")
             yield StoredContribution(silo, examples, self.head, path)
@@ -84,7 +82,7 @@ class Payloads:
     def __init__(self, folder: Path, head: HeadSpec) -> None:
         self.folder = folder
         self._head = head
-        self._hashed: dict[Path, FileMark] = {}  # payloads whose content this process has checked
+        self._hashed: dict[Path, FileStamp] = {}  # payloads whose content this process has checked
 
     def keep(self, round_number: int, silo: str, spool: Spool) -> None:
         """Give an upload that is whole and durable its name. When this returns, that is durable too."""
@@ -95,7 +93,7 @@ class Payloads:
                 fsync_directory(path.parent.parent)
             spool.move_to(path)
             fsync_directory(path.parent)
-            self._hashed[path] = _mark(path)
+            self._hashed[path] = FileStamp.of(path)
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}", code=storage_code(error)) from error
 
@@ -150,8 +148,3 @@ def _damage(path: Path) -> Iterator[None]:
         raise damaged(path, "it is gone", code="corrupt_update") from error
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}", code=storage_code(error)) from error
-
-
-def _mark(path: Path) -> FileMark:
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...base.errors import DataError, StorageError
-from ...base.files import HASH_CHUNK, printable_path, sha256_bytes
+from ...base.files import HASH_CHUNK, FileStamp, printable_path, sha256_bytes
 from .external_data import names_outside_data
 from .manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, decode_manifest, no_bundle
 from .signature import LONGEST_SIGNATURES, SIGNATURE_FILE, PublicKey, TrustedKeys, check_signatures
 
 LONGEST_MANIFEST = 16 << 20  # bytes; CLIP's thousands of captions stand in it
-_Stamp = tuple[int, int, int, int, int]  # changes when a file is written to or another takes its name
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     signers: tuple[PublicKey, ...] = ()  # whose signatures are right; trusted ones carry the name given here
-    stamps: Mapping[str, _Stamp] = field(default_factory=dict, repr=False)
+    stamps: Mapping[str, FileStamp] = field(default_factory=dict, repr=False)
 
     def graph(self, name: str) -> Path:
         """The ONNX file of the graph ``name`` (manifest.py lists the names)."""
@@ -61,7 +60,7 @@ class Bundle:
         """
         for name, stamp in self.stamps.items():
             try:
-                now = _stamp((self.path / name).lstat())
+                now = FileStamp.from_status((self.path / name).lstat())
             except OSError as error:
                 raise _tampered(self.path, name, "has gone since the bundle was checked") from error
             if now != stamp:
@@ -159,7 +158,7 @@ def _check_listing(path: Path, manifest: Manifest) -> None:
         raise _tampered(path, name, "is not in the manifest")
 
 
-def _measure(path: Path, name: str) -> tuple[int, str, _Stamp]:
+def _measure(path: Path, name: str) -> tuple[int, str, FileStamp]:
     """Size in bytes, SHA-256 and stamp of a bundle's file."""
     digest = hashlib.sha256()
     size = 0
@@ -171,7 +170,7 @@ def _measure(path: Path, name: str) -> tuple[int, str, _Stamp]:
                 size += len(chunk)
         except OSError as error:
             raise _unreadable(path, name, error) from error
-        if _stamp(os.fstat(file.fileno())) != before:
+        if FileStamp.from_status(os.fstat(file.fileno())) != before:
             raise _tampered(path, name, "changed while it was read")
     return size, digest.hexdigest(), before
 
@@ -188,7 +187,7 @@ def _read_plain(path: Path, name: str, longest: int) -> bytes:
     return data
 
 
-def _open_plain(path: Path, name: str) -> tuple[BinaryIO, _Stamp]:
+def _open_plain(path: Path, name: str) -> tuple[BinaryIO, FileStamp]:
     """An open file that is no link, no pipe, and has no second name: who can write there could write here."""
     try:
         handle = os.open(path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -205,11 +204,7 @@ def _open_plain(path: Path, name: str) -> tuple[BinaryIO, _Stamp]:
             else "is a special file or a folder, expected a plain one"
         )
         raise _tampered(path, name, problem)
-    return os.fdopen(handle, "rb"), _stamp(status)
-
-
-def _stamp(status: os.stat_result) -> _Stamp:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return os.fdopen(handle, "rb"), FileStamp.from_status(status)
 
 
 def _unreadable(path: Path, name: str, error: OSError) -> StorageError:
