@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ..base.errors import FlamestError
-from ..base.process import Shutdown, where
+from ..base.process import Shutdown, error_location
 
 T = TypeVar("T")
 WATCH_EVERY_S = 0.2
@@ -129,7 +129,7 @@ def _serve(pipe: Connection[Any, Any]) -> None:
         except FlamestError as error:
             answer = (False, error)
         except Exception as error:  # its message may hold data, and goes nowhere
-            answer = (False, WorkerCrashed(f"the worker met an unexpected {where(error)}"))
+            answer = (False, WorkerCrashed(f"the worker met an unexpected {error_location(error)}"))
         try:
             pipe.send(answer)
         except OSError:

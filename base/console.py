@@ -1,4 +1,4 @@
-"""What all commands share: one JSON object as the last line, errors with a way out, exit codes."""
+"""Behaviour that all commands share: one JSON object as the last line, errors with a fix, exit codes."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def command(function: Callable[P, Mapping[str, Any] | None]) -> Callable[P, None
 
 
 def say(text: str) -> None:
-    """Print a line for the person; names in it may come from elsewhere, so no control character gets through."""
+    """Print a line for the person, its control characters escaped: names in it may come from elsewhere."""
     print(printable(text))
 
 
 def report_error(error: FlamestError, *, as_json: bool) -> int:
-    """Say ``error`` to the person (stderr) and, if asked, to the machine (stdout); its exit code."""
+    """Print ``error`` for the person (stderr) and, with ``as_json``, for a program (stdout); return its exit code."""
     print(f"error: {_printable_lines(error.message)}", file=sys.stderr)
     if error.fix:
         print(f"  fix: {_printable_lines(error.fix)}", file=sys.stderr)
@@ -62,6 +62,8 @@ def report_error(error: FlamestError, *, as_json: bool) -> int:
 
 
 def _printable_lines(text: str) -> str:
-    """A message of ours may have several lines; what it quotes from the other side has none left
-    (agent/client_errors.py)."""
+    """Return ``text`` with control characters escaped, its line breaks kept.
+
+    Only our own messages have line breaks: text from the other side has lost them (agent/client_errors.py).
+    """
     return "\n".join(printable(line) for line in text.split("\n"))

@@ -1,17 +1,17 @@
 """Every error that FLAMeST raises on purpose, each with its exit code.
 
     FlamestError            1   something unexpected
-    ├── UsageError          2   the command line asks for something that cannot be
-    ├── DataError          65   a file, a bundle, a store or a message is not what it should be
+    ├── UsageError          2   the command line asks for something impossible
+    ├── DataError          65   a file, a bundle, a store or a message is not as expected
     ├── UnreachableError   69   the other side, or a hub, cannot be reached
     ├── InvariantError     70   a promise between our own parts is broken: a bug
     ├── StorageError       74   reading or writing failed: disk full, no permission
     ├── LockedError        75   another process holds what this one needs
     ├── IdentityError      77   a certificate was refused
-    └── SettingsError      78   a settings file or the installation is not right
+    └── SettingsError      78   a settings file or the installation is wrong
         └── MissingExtra        a package of an optional extra is not installed
 
-A message says who, what and what was expected; ``fix`` is the next thing to type or do.
+A message says who, what and what was expected; ``fix`` is the next command to type, or thing to do.
 docs/exit-codes.md lists the same codes for administrators.
 """
 
@@ -38,12 +38,15 @@ class FlamestError(Exception):
             self.code = code
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Errors cross from the worker process to the daemon, whatever their constructors take.
+        # Errors cross from the worker process to the daemon, whatever arguments their constructors have.
         return _rebuild, (type(self), self.__dict__)
 
 
 def printable(text: str) -> str:
-    """Text from elsewhere, fit for a message, a log and a terminal: what is not printable is escaped, newlines too."""
+    """Return ``text`` with every character that is not printable escaped, newlines included.
+
+    For text from elsewhere that goes into a message, a log or a terminal.
+    """
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
@@ -94,9 +97,9 @@ class SettingsError(FlamestError):
 
 
 class MissingExtra(SettingsError):
-    """A heavy package is needed here and is not installed.
+    """A package that this code needs is not installed.
 
-    ``MissingExtra("onnxruntime", extra="agent")`` names the one command that brings it.
+    ``MissingExtra("onnxruntime", extra="agent")`` names the one command that installs it.
     """
 
     code = "missing_extra"

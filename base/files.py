@@ -58,12 +58,12 @@ class FileStamp(NamedTuple):
 
 
 def storage_code(error: OSError) -> str:
-    """``disk_full``, or ``storage`` for whatever else the system refused: the code of a StorageError."""
+    """Return the code for a StorageError: ``disk_full``, or ``storage`` for any other failure."""
     return "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError.code
 
 
 def printable_path(path: Path) -> str:
-    """The path for messages: as it is, or escaped when a name holds a newline or is not UTF-8."""
+    """Return the path for a message: as it is, or escaped when a name holds a newline or is not UTF-8."""
     text = str(path)
     return text if text.isprintable() else ascii(text)
 
@@ -80,7 +80,7 @@ def fsync_directory(path: Path) -> None:
 def write_atomic(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> None:
     """Write ``data`` to ``path`` so that a crash leaves the old content or the new, never a part.
 
-    Write to a neighbour, fsync, rename, fsync the folder. Raises StorageError.
+    Writes a temporary file in the same folder, fsyncs it, renames it and fsyncs the folder. Raises StorageError.
     """
     path = Path(path)
     temporary: str | None = None
@@ -107,7 +107,7 @@ def write_atomic(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> 
 
 
 def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Like ``write_atomic``, but FileExistsError when ``path`` is there (a rename would replace it)."""
+    """Write like ``write_atomic``, but raise FileExistsError when ``path`` exists (a rename would replace it)."""
     whole = path.with_name(f".{path.name}.new")
     write_atomic(whole, data, mode=mode)
     try:
@@ -119,10 +119,10 @@ def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: Path, *, mode: int = 0o755) -> Iterator[Path]:
-    """A folder that appears whole: fill the yielded one, and it is renamed to ``path`` at the end.
+    """Make a folder that appears whole: fill the yielded one; it is renamed to ``path`` at the end.
 
-    If the block raises, nothing is left behind. ``mode``: the folder's permissions. ``path`` must not exist or be an
-    empty folder; otherwise StorageError.
+    If the block raises, nothing is left behind. ``mode``: the folder's permissions. Raises StorageError when ``path``
+    exists and is not an empty folder.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -168,13 +168,13 @@ class FileLock:
             os.close(handle)
             raise LockedError(
                 f"{path} is held by another process: {owner} is running already",
-                fix="stop the other process first, or give this one its own state folder",
+                fix="stop the other process first, or give this one a state folder of its own",
             ) from error
         return cls(handle)
 
     @staticmethod
     def is_held(path: Path) -> bool:
-        """Whether another process holds the lock now; nothing is created. Asks for a shared lock for an instant."""
+        """Return True when another process holds the lock now. Creates nothing; takes a shared lock for an instant."""
         try:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:

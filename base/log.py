@@ -18,7 +18,7 @@ _ROOT = logging.getLogger("flamest")
 
 
 class Log:
-    """Events of one part of the program; ``log = Log("coordinator")``."""
+    """Logger for the events of one part of the program: ``log = Log("coordinator")``."""
 
     def __init__(self, name: str) -> None:
         self._logger = _ROOT.getChild(name)

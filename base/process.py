@@ -1,10 +1,8 @@
-"""How many cores this process may use.
+"""This process: its cores, its memory, its orderly end, and crash messages that name no data.
 
-This process's memory: how the C library keeps it (daemons move blocks of megabytes again and again), its peak.
-
-Ending in order: the first SIGTERM or SIGINT asks, the second one ends at once. SIGHUP asks to read files anew.
-
-What a crash may say: where it happened, not with which data. For processes that handle what may not leave them.
+Memory: settings of the C library for daemons that allocate and free blocks of megabytes, and the peak.
+End: the first SIGTERM or SIGINT asks for it, the second ends the process at once. SIGHUP asks to read files again.
+Crash: the message says where the error happened, not with which data.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ OWN = Path("/proc/self/cgroup")
 
 
 def usable_cores(cgroups: Path = CGROUPS, own: Path = OWN) -> int:
-    """The cores that the system schedules this process on, or fewer where it has a quota of processor time.
+    """Return the number of cores that this process may use: those it is scheduled on, or fewer under a CPU quota.
 
     A quota (``docker run --cpus 2``, systemd's ``CPUQuota=``) takes no core away: threads for all of a host's 64 cores
     would share the time of two, and wait for each other. https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max),
@@ -38,7 +36,7 @@ def usable_cores(cgroups: Path = CGROUPS, own: Path = OWN) -> int:
 
 
 def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
-    """Cores' worth of processor time, of every group that this process is in and that has a limit."""
+    """Yield the CPU quota, in cores, of every control group of this process that has one."""
     for folder in _groups(cgroups, own):
         try:
             quota, period = (folder / "cpu.max").read_text().split()
@@ -54,7 +52,7 @@ def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
 
 
 def _groups(cgroups: Path, own: Path) -> Iterator[Path]:
-    """Version 2's groups from this process's own up to the root; a container sees its own as the root."""
+    """Yield the control groups (version 2) from the root to this process's own; a container sees its own as root."""
     try:
         lines = own.read_text().splitlines()
     except OSError:
@@ -80,23 +78,23 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h of glib
 REUSED_BYTES = 32 << 20  # the largest that glibc takes
 
 
-def reuse_blocks() -> bool:
-    """Let freed blocks up to 32 MiB be used again instead of being given back and faulted in anew, page by page.
+def tune_malloc() -> bool:
+    """Make the C library keep freed blocks up to 32 MiB, instead of returning and faulting them in again.
 
-    Two heaps in all, or every thread would keep its own. False where there is no glibc; nothing changes then. Call it
-    before threads are started. See mallopt(3), https://man7.org/linux/man-pages/man3/mallopt.3.html.
+    Limits it to two heaps; otherwise every thread keeps its own. Call it before threads start. Returns False, and
+    changes nothing, where there is no glibc. See mallopt(3), https://man7.org/linux/man-pages/man3/mallopt.3.html.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
     wanted = ((M_MMAP_THRESHOLD, REUSED_BYTES), (M_TRIM_THRESHOLD, REUSED_BYTES), (M_ARENA_MAX, 2))
-    done = [mallopt(which, value) == 1 for which, value in wanted]  # each, also after one that was refused
+    done = [mallopt(which, value) == 1 for which, value in wanted]  # a list: each is set, also after a failure
     return all(done)
 
 
-def give_back_freed() -> bool:
-    """Give freed memory back to the system that glibc would keep for later. False where there was none, or no glibc.
+def trim_memory() -> bool:
+    """Return freed memory that glibc keeps to the system; False when there was none, or no glibc.
 
     See malloc_trim(3), https://man7.org/linux/man-pages/man3/malloc_trim.3.html.
     """
@@ -108,10 +106,10 @@ def give_back_freed() -> bool:
 
 
 def peak_resident_kb() -> int:
-    """The largest resident memory of this program so far, KiB (VmHWM, proc(5)).
+    """Return the peak resident memory of this process so far, KiB (VmHWM, proc(5)).
 
-    ``ru_maxrss`` of getrusage(2), which stands in where there is no /proc, begins at what the parent held when it
-    started this process.
+    Falls back to ``ru_maxrss`` of getrusage(2) where there is no /proc; that starts at the parent's memory at the time
+    of the fork.
     """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -121,7 +119,7 @@ def peak_resident_kb() -> int:
 
 
 class Shutdown:
-    """A flag that signals raise and loops watch.
+    """Flag that signals set and loops check.
 
     >>> stop = Shutdown.on_signals()
     >>> while not stop.wait(5.0):    # seconds
@@ -154,25 +152,24 @@ class Shutdown:
         self._reload.set()
 
     def take_reload(self) -> bool:
-        """Whether SIGHUP came since the last question."""
-        asked = self._reload.is_set()
+        """Return True when SIGHUP came since the last call."""
+        requested = self._reload.is_set()
         self._reload.clear()
-        return asked
+        return requested
 
     @property
     def requested(self) -> bool:
         return self._event.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep up to ``seconds``; True as soon as the end was asked for."""
+        """Sleep up to ``seconds``; return True as soon as shutdown is requested."""
         return self._event.wait(seconds)
 
 
-def where(error: BaseException) -> str:
-    """``KeyError in agent/extraction/store.py:81 read <- agent/tasks.py:60 train_round``:
-    kinds and places, no messages.
+def error_location(error: BaseException) -> str:
+    """Return the error's types and places without its messages, which can hold file names, labels or values.
 
-    A message can hold a file's name, a label, or values.
+    For example ``KeyError in extraction/store.py:81 read <- agent/tasks.py:60 train_round``.
     """
     parts = []
     seen: BaseException | None = error
@@ -187,28 +184,28 @@ def where(error: BaseException) -> str:
 
 
 def no_core_dumps() -> None:
-    """A core file would hold features, captions and labels: none is written, by this process and those it starts."""
+    """Disable core dumps of this process and its children: a dump would hold features, captions and labels."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def keep_crashes_private(*, say_all: bool) -> None:
-    """No core dumps, and errors that nobody caught are told by ``where``; with ``say_all`` as Python tells them."""
+def keep_crashes_private(*, full_messages: bool) -> None:
+    """Disable core dumps and report uncaught errors by location only; with ``full_messages``, as Python does."""
     no_core_dumps()
-    if say_all:
+    if full_messages:
         return
 
-    def tell(error: BaseException) -> None:
+    def report(error: BaseException) -> None:
         sys.stderr.write(
-            f"error: unexpected {where(error)}\n"
-            "  fix: please report it; --log-level debug tells its message too, which may name data\n"
+            f"error: unexpected {error_location(error)}\n"
+            "  fix: please report it; --log-level debug shows its message too, which may name data\n"
         )
 
     def of_main(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        tell(error.with_traceback(trace))
+        report(error.with_traceback(trace))
 
     def of_thread(arguments: Any) -> None:
         if arguments.exc_value is not None and arguments.exc_type is not SystemExit:
-            tell(arguments.exc_value)
+            report(arguments.exc_value)
 
     sys.excepthook = of_main
     threading.excepthook = of_thread

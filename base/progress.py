@@ -1,4 +1,4 @@
-"""Progress of long work: a bar where someone watches, one line every ten seconds elsewhere."""
+"""Progress of long work: a bar on a terminal, one line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LINE_EVERY_S = 10.0
 
 
 class Progress(Protocol):
-    """What the work calls: ``advance`` after each item, ``describe`` when the phase changes."""
+    """Interface for the work: call ``advance`` after each item and ``describe`` when the phase changes."""
 
     def advance(self, steps: int = 1) -> None: ...
 
@@ -21,7 +21,7 @@ class Progress(Protocol):
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int, *, unit: str = "") -> Iterator[Progress]:
-    """A rich bar with the remaining time on a terminal; plain lines on stderr otherwise."""
+    """Show a rich bar with the remaining time on a terminal, plain lines on stderr otherwise."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -47,20 +47,20 @@ class _Lines:
     def __init__(self, title: str, total: int, unit: str) -> None:
         self._title, self._total, self._unit = title, total, unit
         self._done = 0
-        self._said = time.monotonic()
-        self._first: tuple[int, float] | None = None  # done, and when: what went before (networks opened) tells nothing
+        self._printed_at = time.monotonic()
+        self._first: tuple[int, float] | None = None  # items done, time: the start-up before it says nothing of speed
 
     def advance(self, steps: int = 1) -> None:
         self._done += steps
         now = time.monotonic()
         self._first = self._first or (self._done, now)
-        if now - self._said >= LINE_EVERY_S or self._done == self._total:
+        if now - self._printed_at >= LINE_EVERY_S or self._done == self._total:
             unit = f" {self._unit}" if self._unit else ""
             print(f"{self._title}: {self._done}/{self._total}{unit}{self._left(*self._first, now)}", file=sys.stderr)
-            self._said = now
+            self._printed_at = now
 
     def _left(self, done: int, at: float, now: float) -> str:
-        """How long the rest will take at the speed since the first step; nothing is known before the second."""
+        """Return the estimated time left, from the speed since the first step; empty before the second."""
         if self._done == done:
             return ""
         return f", about {(now - at) / (self._done - done) * (self._total - self._done):.0f} s left"

@@ -1,4 +1,4 @@
-"""TOML settings decoded into typed records; an unknown key is an error that says what is known."""
+"""TOML settings decoded into typed records; an unknown key is an error that lists the known ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load_settings(path: Path, kind: type[T]) -> T:
 
 
 def _path_from_text(kind: type, value: Any) -> Any:
-    """msgspec's hook for types it does not know: a path is written as text."""
+    """Decode a path from text; msgspec calls this for types that it does not know."""
     if kind is Path and isinstance(value, str):
         return Path(value)
     raise ValueError(f"Expected `{'str' if kind is Path else kind.__name__}`, got `{type(value).__name__}`")
@@ -58,7 +58,7 @@ def _explain(problem: str, kind: Any) -> str:
 
 
 def _section_type(kind: Any, where: str) -> Any:
-    """The Struct that the dotted path ``where`` leads to inside ``kind``."""
+    """Return the Struct type at the dotted path ``where`` inside ``kind``."""
     for name in filter(None, where.split(".")):
         name = name.split("[")[0]
         for field in msgspec.structs.fields(kind):

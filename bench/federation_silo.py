@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from flamest.agent.client import Backoff, ConnectionSettings, CoordinatorClient
-from flamest.base.process import reuse_blocks
+from flamest.base.process import tune_malloc
 from flamest.fedproto.codecs import code
 from flamest.fedproto.records import CodedUpdate, GlobalModel, Phase, RunSettings, Update
 
@@ -38,7 +38,7 @@ def answer(run: RunSettings, model: GlobalModel, examples: int) -> Update:
 
 def main() -> None:
     address, ca, certificate, key, examples = sys.argv[1:]
-    reuse_blocks()  # as flamest-agent does
+    tune_malloc()  # as flamest-agent does
     settings = ConnectionSettings(address, Path(ca), Path(certificate), Path(key))
     opened, answered = [], 0
     with CoordinatorClient.open(

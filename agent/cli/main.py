@@ -58,7 +58,7 @@ def run(
     import msgspec
 
     from ...base.log import configure_logging
-    from ...base.process import Shutdown, keep_crashes_private, reuse_blocks
+    from ...base.process import Shutdown, keep_crashes_private, tune_malloc
     from ..settings import check_surroundings, load_agent_settings
 
     settings = load_agent_settings(config, also_trusted=tuple(trusted_key or ()))
@@ -72,9 +72,9 @@ def run(
     from ..daemon import run_agent
 
     configure_logging(level=log_level)
-    keep_crashes_private(say_all=log_level == "debug")
+    keep_crashes_private(full_messages=log_level == "debug")
     silo = certificate_silo(settings.coordinator.certificate)
-    reuse_blocks()
+    tune_malloc()
     status = run_agent(settings, silo, Shutdown.on_signals(), once=once)
     return dict(msgspec.to_builtins(status))
 

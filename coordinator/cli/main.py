@@ -114,11 +114,11 @@ def run(
         return _check(config, as_json=as_json)
 
     from ...base.log import configure_logging
-    from ...base.process import Shutdown, reuse_blocks
+    from ...base.process import Shutdown, tune_malloc
     from ..serving.server import serve
 
     configure_logging(level=log_level)
-    reuse_blocks()
+    tune_malloc()
     served = serve(settings, Shutdown.on_signals(), once=once)
     state = "finished" if served.finished else f"stopped after {served.closed} of {served.rounds} rounds"
     if not as_json:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ...base.errors import DataError, MissingExtra
-from ...base.process import give_back_freed, peak_resident_kb
+from ...base.process import peak_resident_kb, trim_memory
 from .decoding import DecodedClip
 from .messages import BROKEN, Answer, FramesRead, OpenClip, Opened, ReadFrames, Ready, Refused, receive_request, send
 
@@ -106,7 +106,7 @@ def _serve(link: socket.socket) -> None:
         if not isinstance(answer, Opened):
             if clip is not None:
                 clip.release_frames()
-            give_back_freed()  # the next clip may be long in coming: an idle decoder is small
+            trim_memory()  # the next clip may be long in coming: an idle decoder is small
 
 
 def _decode(request: OpenClip, fd: int | None) -> DecodedClip:

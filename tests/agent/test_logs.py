@@ -117,7 +117,7 @@ def test_t37_what_nobody_foresaw_in_the_worker_is_told_without_its_message():
 CRASH = """
 import sys, threading
 from flamest.base.process import keep_crashes_private
-keep_crashes_private(say_all="debug" in sys.argv)
+keep_crashes_private(full_messages="debug" in sys.argv)
 def fail(): int(sys.argv[1])
 thread = threading.Thread(target=fail)
 thread.start()
@@ -147,7 +147,7 @@ from flamest.agent.worker import Worker
 from flamest.base.process import keep_crashes_private
 from flamest.base.process import Shutdown
 if __name__ == "__main__":
-    keep_crashes_private(say_all=False)
+    keep_crashes_private(full_messages=False)
     with Worker(Shutdown()) as worker:
         print(resource.getrlimit(resource.RLIMIT_CORE), worker.call(resource.getrlimit, resource.RLIMIT_CORE))
 """

@@ -27,7 +27,7 @@ def test_the_result_is_one_json_line(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_an_error_is_said_to_the_person_and_to_the_machine(capsys):
+def test_an_error_is_reported_on_stderr_and_as_json(capsys):
     with pytest.raises(SystemExit) as ended:
         bad(as_json=True)
     out, err = capsys.readouterr()
@@ -51,7 +51,7 @@ HOSTILE = "\x1b[2Jclean\x07\x9b31m"
 
 @command
 def quoting(*, as_json: bool) -> None:
-    raise DataError(f"no backend:\n  run '{HOSTILE}'", fix=f"tell {HOSTILE}")
+    raise DataError(f"no backend:\n  run '{HOSTILE}'", fix=f"report {HOSTILE}")
 
 
 def test_text_from_elsewhere_is_printed_with_its_control_characters_escaped(capsys):
@@ -59,7 +59,7 @@ def test_text_from_elsewhere_is_printed_with_its_control_characters_escaped(caps
     assert capsys.readouterr().out == "Läufer \\x1b[2Jclean\\x07\\x9b31m\\nerror: forged\n"
 
 
-def test_an_error_says_no_control_character_and_keeps_its_lines(capsys):
+def test_an_error_message_keeps_its_lines_and_no_control_character(capsys):
     for as_json in (True, False):
         with pytest.raises(SystemExit):
             quoting(as_json=as_json)
@@ -67,12 +67,12 @@ def test_an_error_says_no_control_character_and_keeps_its_lines(capsys):
         assert err.splitlines() == [
             "error: no backend:",
             "  run '\\x1b[2Jclean\\x07\\x9b31m'",
-            "  fix: tell \\x1b[2Jclean\\x07\\x9b31m",
+            "  fix: report \\x1b[2Jclean\\x07\\x9b31m",
         ]
         assert (out + err).replace("\n", "").isprintable()
 
 
-def test_what_is_made_printable_is_printable_whatever_it_was():
+def test_printable_text_has_only_printable_characters():
     every = "".join(map(chr, range(0x300))) + "\u200b\u202e\u2028\udcff\U0001f600"
     assert printable(every).isprintable()
     assert printable("Zoë's clip 7") == "Zoë's clip 7"

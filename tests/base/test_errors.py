@@ -12,11 +12,11 @@ def test_every_error_has_an_exit_code_of_the_table():
 
 
 def test_an_error_keeps_its_fix_and_code_across_processes():
-    error = pickle.loads(pickle.dumps(DataError("broken", fix="mend it", code="video_damaged")))
-    assert (error.message, error.fix, error.code, error.exit_code) == ("broken", "mend it", "video_damaged", 65)
+    error = pickle.loads(pickle.dumps(DataError("broken", fix="copy it again", code="video_damaged")))
+    assert (error.message, error.fix, error.code, error.exit_code) == ("broken", "copy it again", "video_damaged", 65)
 
 
-def test_a_missing_extra_names_the_command_that_brings_it():
+def test_a_missing_extra_names_the_command_that_installs_it():
     error = MissingExtra("onnxruntime", extra="agent")
     assert "onnxruntime" in error.message
     assert error.fix == "pip install 'flamest[agent]'"

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 from flamest.base.errors import LockedError, StorageError
-from flamest.base.files import FileLock, new_directory, sha256_file, write_atomic
+from flamest.base.files import FileLock, FileStamp, new_directory, sha256_file, write_atomic
 
 
 def test_a_written_file_is_whole_and_leaves_no_temporary(tmp_path):
@@ -62,3 +62,16 @@ def test_a_file_hash_is_sha256_and_a_missing_file_is_named(tmp_path):
     assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     with pytest.raises(StorageError, match="missing"):
         sha256_file(tmp_path / "missing")
+
+
+def test_a_file_stamp_changes_with_content_and_with_replacement(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    first = FileStamp.of(path)
+    assert FileStamp.of(path) == first
+    path.write_bytes(b"two")
+    os.utime(path, ns=(0, first.mtime_ns))  # an older time does not hide the write
+    written = FileStamp.of(path)
+    assert written != first
+    write_atomic(path, b"two")
+    assert FileStamp.of(path).inode != written.inode

@@ -1,10 +1,5 @@
 import json
 import logging
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 from flamest.base.log import Log, configure_logging
@@ -37,28 +32,3 @@ def test_json_lines_are_json(capsys, quiet_root, monkeypatch):
     Log("agent").warning("late", round=3)
     entry = json.loads(capsys.readouterr().err)
     assert (entry["level"], entry["event"], entry["round"]) == ("warning", "late", 3)
-
-
-LOOP = """
-import sys
-from flamest.base.process import Shutdown
-stop = Shutdown.on_signals()
-print("ready", flush=True)
-stop.wait(20)
-if sys.argv[1] == "stuck":
-    import time; time.sleep(20)
-print("ended in order", flush=True)
-"""
-
-
-@pytest.mark.parametrize(("mode", "signals", "status"), [("fine", 1, 0), ("stuck", 2, 128 + signal.SIGTERM)])
-def test_the_first_sigterm_asks_and_the_second_ends_at_once(mode, signals, status):
-    process = subprocess.Popen([sys.executable, "-c", LOOP, mode], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    for _ in range(signals):
-        os.kill(process.pid, signal.SIGTERM)
-        time.sleep(0.2)
-    out, _ = process.communicate(timeout=10)
-    assert process.returncode == status
-    assert ("ended in order" in out) == (status == 0)

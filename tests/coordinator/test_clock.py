@@ -4,7 +4,6 @@ import datetime
 import time
 
 import pytest
-from flamest.base.clock import ClockWatch
 from flamest.base.errors import IdentityError
 from flamest.coordinator.admin.report import history_lines
 from flamest.fedproto import tls
@@ -87,15 +86,3 @@ def test_certificates_follow_the_wall_clock(make_federation, wall):
         assert refused.value.code == "expired"
         wall.ahead = 0.0
         link.join()
-
-
-def test_a_jump_is_noted_once_and_a_correction_is_none():
-    wall, steady = [1000.0], [50.0]
-    watch = ClockWatch(lambda: wall[0], lambda: steady[0])
-    wall[0], steady[0] = 1010.0, 60.0
-    assert watch.jump() == 0.0
-    wall[0] -= 2.0  # a correction
-    assert watch.jump() == 0.0
-    wall[0] += 3600.0
-    assert watch.jump() == pytest.approx(3598.0)
-    assert watch.jump() == 0.0
