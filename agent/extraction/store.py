@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...base.errors import DataError
-from ...base.files import FileLock, printable_path
+from ...base.errors import DataError, StorageError
+from ...base.files import FileLock, printable_path, storage_code
+from ...base.sqlite import open_for_reading, open_for_writing, translated_errors
 from ...runtime.records import Clip, ClipFeatures
-from .store_file import connect, make_file, translated
+from .store_schema import FEATURE_STORE
 
 if TYPE_CHECKING:
     import apsw
@@ -108,17 +109,23 @@ class FeatureStore:
                     fix="make one with: flamest-agent extract --bundle DIR --videos DIR --store FILE",
                     code="store_missing",
                 )
-            make_file(path)
-        lock = None if read_only else FileLock.take(path.with_name(path.name + ".lock"), owner="an extraction")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StorageError(
+                    f"cannot create {printable_path(path)}: {error.strerror}", code=storage_code(error)
+                ) from error
+        if read_only:
+            return cls(path, open_for_reading(path, FEATURE_STORE), None)
+        lock = FileLock.take(path.with_name(path.name + ".lock"), owner="an extraction")
         try:
-            return cls(path, connect(path, read_only=read_only), lock)
+            return cls(path, open_for_writing(path, FEATURE_STORE), lock)
         except BaseException:
-            if lock is not None:
-                lock.release()
+            lock.release()
             raise
 
     def close(self) -> None:
-        with translated(self._path):
+        with translated_errors(self._path, FEATURE_STORE):
             self._database.close()
         if self._lock is not None:
             self._lock.release()
@@ -258,7 +265,7 @@ class FeatureStore:
         self._rows(query, row)
 
     def _rows(self, query: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
-        with translated(self._path):
+        with translated_errors(self._path, FEATURE_STORE):
             return list(self._database.execute(query, values))
 
     @contextlib.contextmanager

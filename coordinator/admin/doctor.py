@@ -18,7 +18,7 @@ from ...fedproto.model_file import read_model
 from ...fedproto.tls import WARN_DAYS, check_files
 from ..serving.health import read_health
 from ..settings import CoordinatorSettings, load_coordinator_settings
-from ..storage.database import FILE, Running, read_database
+from ..storage.database import FILE, WriterMark, read_database
 from .authority import ending_soon, enrolled, read_silos
 from .history import History, is_served, served_address
 
@@ -126,7 +126,7 @@ def _state(settings: CoordinatorSettings) -> Iterator[Finding]:
 def _database(settings: CoordinatorSettings) -> Iterator[Finding]:
     path = settings.server.state / FILE
     if not is_served(settings.server.state):
-        Running(path).check()
+        WriterMark(path).check()
     read_database(path).close()
     yield Finding("database", "ok", "every page is whole")
 

@@ -13,7 +13,7 @@ from ...base.clock import utc_text
 from ...base.errors import DataError
 from ...base.files import FileLock
 from ...fedproto.records import Evaluation
-from ..storage.database import FILE, read_database, state_errors
+from ..storage.database import FILE, database_errors, read_database
 from ..storage.evaluations import Cell, Measured, cells, measured_models
 from ..storage.models import model_path, models_folder
 from ..storage.quarantine import all_strikes
@@ -137,12 +137,12 @@ class History:
 
     def measured(self) -> list[Measured]:
         """The models that silos measured on their held-out clips, by round."""
-        with state_errors(self._state / FILE):
+        with database_errors(self._state / FILE):
             return measured_models(self._db, self._run)
 
     def cells(self) -> list[Cell]:
         """What the evaluation at the end of the run found."""
-        with state_errors(self._state / FILE):
+        with database_errors(self._state / FILE):
             return cells(self._db, self._run)
 
     def silos(self) -> list[SiloRow]:
@@ -161,7 +161,7 @@ class History:
         for silo, refused, code, _ in self._rows(query):
             known = rows.get(silo, SiloRow(silo, 0, None, None, 0, None))
             rows[silo] = replace(known, refused=refused, last_refusal=code)
-        with state_errors(self._state / FILE):
+        with database_errors(self._state / FILE):
             against = all_strikes(self._db)
         for silo, told in against.items():
             if told.quarantined_at is not None:
@@ -187,7 +187,7 @@ class History:
         return path, number
 
     def _rows(self, query: str) -> list[tuple[Any, ...]]:
-        with state_errors(self._state / FILE):
+        with database_errors(self._state / FILE):
             return list(self._db.execute(query, (self._run,)))
 
 

@@ -20,8 +20,9 @@ import msgspec
 
 from ...base.errors import DataError, LockedError, StorageError
 from ...base.files import FileLock, new_directory, sha256_file, storage_code
+from ...base.sqlite import copy_database
 from ...fedproto.records import decode_run_settings
-from .database import FILE, copy_database, read_database
+from .database import FILE, read_database
 from .models import ModelStore
 from .strategy_state import StrategyState
 

@@ -1,27 +1,29 @@
-"""The coordinator's SQLite file: what it holds, and its errors in our words.
-
-WAL with synchronous=FULL: a transaction that has been committed survives a crash and a power cut.
-Through apsw, which brings its own SQLite (the standard library's may have the WAL-reset bug that
-SQLite 3.51.3 fixed, https://sqlite.org/releaselog/3_51_3.html).
-"""
+"""The coordinator's SQLite file: its tables, how it is opened, and the mark of its writer."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ...base.errors import DataError, FlamestError, LockedError, SettingsError, StorageError
-from ...base.files import fsync_directory, storage_code, write_atomic
-from ...base.log import Log
-from ...fedproto.certificates import need
+from ...base.errors import DataError, SettingsError
+from ...base.files import fsync_directory, write_atomic
+from ...base.sqlite import Fault, Schema, damaged, open_for_reading, open_for_writing, translated_errors
 
-log = Log("coordinator")
+if TYPE_CHECKING:
+    from apsw import Connection
 
 FILE = "coordinator.sqlite"
-SCHEMA = """
+
+# rounds.lost_at: when the round's model was found damaged; its status is abandoned then.
+# rounds.codec_error: of the model that the round made, on its way to the silos.
+# rounds.clock_moved: seconds that the wall clock jumped while the round was open.
+# updates.norm: distance from the round's model.
+# updates.codec_error: norm of what the codec left out over that of all. updates.sent_bytes: of the round's model, to
+# this silo, until its update was accepted. updates.by_class: [[label, correct, count], …]; NULL: not reported.
+# updates.shared: 1: other silos that agree too may measure this update.
+TABLES = """
 CREATE TABLE runs(
     name TEXT PRIMARY KEY,
     settings BLOB NOT NULL,            -- canonical JSON of RunSettings
@@ -38,7 +40,7 @@ CREATE TABLE rounds(
     ended_at REAL,
     seconds REAL,                      -- from its first contact to its end, by a monotonic clock
     model_sha256 TEXT,                 -- of the model that it made
-    sent_bytes INTEGER NOT NULL DEFAULT 0,
+    sent_bytes INTEGER NOT NULL DEFAULT 0, lost_at REAL, codec_error REAL, clock_moved REAL,
     PRIMARY KEY (run, number)
 ) STRICT;
 CREATE TABLE updates(
@@ -53,7 +55,8 @@ CREATE TABLE updates(
     loss REAL,                         -- of the base model on the silo's held-out clips; NULL: not reported
     correct INTEGER,
     count INTEGER,
-    received_at REAL NOT NULL,
+    received_at REAL NOT NULL, norm REAL, codec TEXT, codec_error REAL, sent_bytes INTEGER, by_class TEXT, \
+shared INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (run, round, silo),
     FOREIGN KEY (run, round) REFERENCES rounds(run, number)
 ) STRICT;
@@ -67,13 +70,6 @@ CREATE TABLE refusals(
     last_at REAL NOT NULL,
     PRIMARY KEY (run, round, silo, code)
 ) STRICT;
-"""
-
-# What was added since, by the version that it makes; a new file is made by the same steps.
-UPGRADES = {
-    2: """
-ALTER TABLE updates ADD COLUMN norm REAL;    -- distance from the round's model; NULL: from before this column
-ALTER TABLE rounds ADD COLUMN lost_at REAL;  -- when its model was found damaged; its status is abandoned then
 CREATE TABLE strikes(
     silo TEXT PRIMARY KEY,
     times INTEGER NOT NULL,            -- refusals that count towards quarantine
@@ -82,15 +78,6 @@ CREATE TABLE strikes(
     last_at REAL NOT NULL,
     quarantined_at REAL                -- NULL: not yet
 ) STRICT;
-""",
-    3: """
-ALTER TABLE updates ADD COLUMN codec TEXT;             -- that it came in; NULL: from before these columns
-ALTER TABLE updates ADD COLUMN codec_error REAL;       -- norm of what the codec left out over that of all
-ALTER TABLE updates ADD COLUMN sent_bytes INTEGER;     -- of the round's model, to this silo, until its update was taken
-ALTER TABLE updates ADD COLUMN by_class TEXT;          -- [[label, correct, count], …]; NULL: not told
-ALTER TABLE updates ADD COLUMN shared INTEGER NOT NULL DEFAULT 0;  -- 1: other silos that agree too may measure it
-ALTER TABLE rounds ADD COLUMN codec_error REAL;        -- of the model that it made, on its way to the silos
-ALTER TABLE rounds ADD COLUMN clock_moved REAL;        -- seconds that the wall clock jumped while it was open
 CREATE TABLE final_reports(
     run TEXT NOT NULL,
     silo TEXT NOT NULL,
@@ -108,171 +95,53 @@ CREATE TABLE final_evaluations(
     by_class TEXT,
     PRIMARY KEY (run, silo, subject)
 ) STRICT;
-""",
-}
-SCHEMA_VERSION = max(UPGRADES)
-Connection = Any  # apsw.Connection; apsw is imported late
+"""
+SCHEMA = Schema(
+    kind="coordinator's database",
+    extra="coordinator",
+    tables=TABLES,
+    first_version=3,
+    copy_before_migration=True,
+    damaged=Fault(
+        DataError,
+        "corrupt_state",
+        "go back to a backup: flamest-coordinator restore --config coordinator.toml --from BACKUP",
+    ),
+    older=Fault(DataError, "older_state", "start the coordinator once: it migrates the file, and keeps a copy"),
+    newer=Fault(SettingsError, "newer_state", "install the newer version again"),
+)
 
 
 def open_database(path: Path) -> Connection:
-    """Open the file for the one writer; made when absent, brought to this version when older.
+    """Open the file for the one writer; made when absent. Raises as ``base.sqlite.open_for_writing``."""
+    return open_for_writing(path, SCHEMA)
 
-    Integrity and version are checked first. Raises DataError (``corrupt_state``), SettingsError (``newer_state``),
-    StorageError.
+
+def read_database(path: Path, *, small_changes: bool = False) -> Connection:
+    """Open the file for reading, next to a coordinator that may be writing it; ``small_changes``: to change a row too.
+
+    Raises DataError (``no_state`` when there is none) and as ``base.sqlite.open_for_reading``.
     """
-    need("apsw")
-    import apsw
-
-    with state_errors(path):
-        connection = apsw.Connection(str(path))
-        with _closed_on_error(connection):
-            connection.set_busy_timeout(5000)
-            connection.pragma("journal_mode", "wal")
-            connection.pragma("synchronous", "full")
-            connection.pragma("foreign_keys", True)
-            check_database(connection, path)
-            _upgrade(connection, path)
-    return connection
-
-
-@contextlib.contextmanager
-def _closed_on_error(connection: Connection) -> Iterator[None]:
-    """Close it when the block fails; of a damaged file nothing is written, not even what is in its -wal file."""
-    import apsw
-
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, SettingsError):
-            with contextlib.suppress(apsw.Error):
-                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        connection.close()
-        raise
-
-
-def _upgrade(connection: Connection, path: Path) -> None:
-    """One transaction from any older version to this one; a file that holds something is copied before."""
-    version = connection.pragma("user_version")
-    if version == SCHEMA_VERSION:
-        return
-    if version > 0:
-        copy = path.with_name(f"{path.name}.schema-{version}")
-        copy_database(connection, copy)
-        log.info("upgrading", file=path.name, schema=version, to=SCHEMA_VERSION, copy=copy.name)
-    with connection:
-        if version == 0:
-            connection.execute(SCHEMA)
-        for number in range(max(version, 1) + 1, SCHEMA_VERSION + 1):
-            connection.execute(UPGRADES[number])
-        connection.pragma("user_version", SCHEMA_VERSION)
-
-
-def copy_database(connection: Connection, copy: Path) -> None:
-    """The file as it is now, whole and durable under the name ``copy``."""
-    import apsw
-
-    building = copy.with_name(f".{copy.name}.tmp")
-    building.unlink(missing_ok=True)
-    building.touch(mode=0o600)
-    target = apsw.Connection(str(building))
-    try:
-        with target.backup("main", connection, "main") as backup:
-            while not backup.done:
-                backup.step()
-        target.pragma("journal_mode", "delete")
-    finally:
-        target.close()
-    try:
-        with building.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(building, copy)
-        fsync_directory(copy.parent)
-    except OSError as error:
-        raise StorageError(f"cannot write {copy}: {error.strerror}", code=storage_code(error)) from error
-
-
-def read_database(path: Path, *, writing: bool = False) -> Connection:
-    """Open the file for reading, beside a coordinator that may be writing it; ``writing``: for a small change too.
-
-    Raises DataError (``no_state`` when there is none, ``older_state``).
-    """
-    need("apsw")
-    import apsw
-
     if not path.exists():
         raise DataError(
             f"{path.parent} holds no coordinator's state",
             fix="start it once: flamest-coordinator run --config coordinator.toml",
             code="no_state",
         )
-    with state_errors(path):
-        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
-        connection.set_busy_timeout(5000)
-        # The last one who closes would else remove the -wal file, and a crash and a lost -wal would look alike.
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        with _closed_on_error(connection):
-            connection.pragma("query_only", not writing)
-            check_database(connection, path)
-            version = connection.pragma("user_version")
-            if version < SCHEMA_VERSION:
-                raise DataError(
-                    f"{path} was written by an older version (schema {version}, this one knows {SCHEMA_VERSION})",
-                    fix="start the coordinator once: it upgrades the file, and keeps a copy",
-                    code="older_state",
-                )
-    return connection
+    return open_for_reading(path, SCHEMA, small_changes=small_changes)
 
 
-def check_database(connection: Connection, path: Path) -> None:
-    """Raise unless the file is whole and of a version that this code knows."""
-    found = connection.pragma("quick_check")
-    if found != "ok":
-        raise _corrupt(path, str(found))
-    version = connection.pragma("user_version")
-    if version > SCHEMA_VERSION:
-        raise SettingsError(
-            f"{path} was written by a newer version (schema {version}, this one knows {SCHEMA_VERSION})",
-            fix="install the newer version again",
-            code="newer_state",
-        )
+def database_errors(path: Path) -> AbstractContextManager[None]:
+    """Raise SQLite's errors inside the block as errors of base/errors.py."""
+    return translated_errors(path, SCHEMA)
 
 
-@contextlib.contextmanager
-def state_errors(path: Path) -> Iterator[None]:
-    """SQLite's errors inside the block, as ours."""
-    import apsw
+class WriterMark:
+    """A file next to the database while it is open for writing, so that a missing -wal file is noticed.
 
-    try:
-        yield
-    except (apsw.CorruptError, apsw.NotADBError) as error:
-        raise _corrupt(path, str(error)) from error
-    except (apsw.BusyError, apsw.LockedError) as error:
-        raise LockedError(f"{path} is in use by another process: {error}") from error
-    except (apsw.FullError, apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError) as error:
-        raise StorageError(
-            f"cannot write {path}: {error}",
-            fix=f"check free space and permissions of {path.parent}",
-            code="disk_full" if isinstance(error, apsw.FullError) else None,
-        ) from error
-    except apsw.Error as error:
-        raise FlamestError(f"{path}: {error}") from error
-
-
-def _corrupt(path: Path, said: str) -> DataError:
-    return DataError(
-        f"{path} is damaged: {said}",
-        fix="nothing was changed; go back to a backup: "
-        "flamest-coordinator restore --config coordinator.toml --from BACKUP",
-        code="corrupt_state",
-    )
-
-
-class Running:
-    """A mark beside the file while it is open for writing, so that a -wal file that was taken away is noticed.
-
-    Without it SQLite would open the file as it was at the last checkpoint: acknowledged updates and whole rounds
-    would be gone without a word. An ordinary end folds the -wal file into the main one first, and then takes the
-    mark away; a crash leaves both, a lost -wal file leaves the mark alone.
+    Without it SQLite would open the database as it was at the last checkpoint: acknowledged updates and whole rounds
+    would be missing without an error. An ordinary end moves the -wal file's content into the database, and then removes
+    the mark; a crash leaves both, a lost -wal file leaves the mark alone.
     """
 
     def __init__(self, path: Path) -> None:
@@ -280,20 +149,20 @@ class Running:
         self._mark = path.with_name(f"{path.name}.running")
 
     def check(self) -> None:
-        """Before the file is opened. Raises DataError (``corrupt_state``)."""
+        """Raise DataError (``corrupt_state``) when the last changes are missing. Call before the file is opened."""
         log_file = self._path.with_name(f"{self._path.name}-wal")
         if self._mark.exists() and not (self._path.exists() and log_file.exists()):
-            lost = log_file if self._path.exists() else self._path
-            raise _corrupt(self._path, f"{lost.name}, which held the last changes, is gone")
+            missing = log_file if self._path.exists() else self._path
+            raise damaged(self._path, SCHEMA, f"{missing.name}, which held the last changes, is gone")
 
     def begin(self, connection: Connection) -> None:
-        """After the file was opened."""
-        with state_errors(self._path):
-            connection.pragma("user_version", SCHEMA_VERSION)  # something is written: from here on there is a -wal file
+        """Write the mark. Call after the file was opened."""
+        with database_errors(self._path):
+            connection.pragma("user_version", SCHEMA.version)  # something is written: from here on there is a -wal file
         write_atomic(self._mark, b"a coordinator writes here, or ended by a crash\n")
 
     def end(self, connection: Connection) -> None:
-        """Before it is closed. Nothing is lost if this cannot be done."""
+        """Remove the mark. Call before the file is closed; nothing is lost if it fails."""
         import apsw
 
         with contextlib.suppress(apsw.Error, OSError):

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ...fedproto.records import ClassCount, Evaluation
 from ..strategies.aggregate import pooled
-from .database import Connection
+
+if TYPE_CHECKING:
+    from apsw import Connection
 
 FINAL = ""  # the subject that is the run's final model; other subjects are silos' names
 COUNTED = """

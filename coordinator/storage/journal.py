@@ -17,7 +17,7 @@ from ...fedproto.codecs import Codec
 from ...fedproto.records import Evaluation, RunSettings
 from ..rounds import Cohort, OpenRound, Report, RunState
 from ..serving.norm_bound import WINDOW
-from .database import Running, open_database, state_errors
+from .database import WriterMark, database_errors, open_database
 from .evaluations import best_of, encode_classes, measured_models
 from .quarantine import STRIKES, quarantined, strike
 from .recovery import ClosedRound
@@ -60,7 +60,7 @@ class Journal:
     def __init__(self, path: Path, run: RunSettings) -> None:
         self.path = path
         self._run = run
-        self._running = Running(path)
+        self._running = WriterMark(path)
         self._running.check()
         self.db = open_database(path)
         self._running.begin(self.db)
@@ -79,7 +79,7 @@ class Journal:
     def begin(self, state: RunState) -> None:
         """A new run, and its first round."""
         row = (self._run.run, self._run.encode(), state.model_sha256, time.time())
-        with state_errors(self.path), self.db:
+        with database_errors(self.path), self.db:
             self.db.execute("INSERT INTO runs VALUES (?, ?, ?, ?)", row)
             self._insert_open_round(state.model_sha256, state.open)
 
@@ -93,7 +93,7 @@ class Journal:
     def give_up_after(self, sound: ClosedRound, roll: Cohort) -> None:
         """What came after ``sound`` is lost: the run goes on from there."""
         now = time.time()
-        with state_errors(self.path), self.db:
+        with database_errors(self.path), self.db:
             self.db.execute(
                 "UPDATE rounds SET status = 'abandoned', lost_at = ?, ended_at = coalesce(ended_at, ?) "
                 "WHERE run = ? AND number > ? AND status != 'abandoned'",
@@ -160,7 +160,7 @@ class Journal:
             encode_classes(told.by_class) if told else None,
             update.shared,
         )
-        with state_errors(self.path), self.db:
+        with database_errors(self.path), self.db:
             self.db.execute(f"INSERT INTO updates({UPDATE_COLUMNS}) VALUES ({', '.join('?' * len(row))})", row)
 
     def refuse(self, round_number: int, silo: str, code: str, message: str, *, allowed: int = 0) -> bool:
@@ -169,7 +169,7 @@ class Journal:
         ``allowed``: so many that an honest silo does not get put it in quarantine, 0 for never. True when this one did.
         """
         row = (self._run.run, round_number, silo, code, message[:500], time.time())
-        with state_errors(self.path), self.db:
+        with database_errors(self.path), self.db:
             self.db.execute(
                 "INSERT INTO refusals(run, round, silo, code, times, message, last_at) VALUES (?, ?, ?, ?, 1, ?, ?) "
                 "ON CONFLICT DO UPDATE SET times = times + 1, message = excluded.message, last_at = excluded.last_at",
@@ -179,7 +179,7 @@ class Journal:
 
     def quarantined(self) -> frozenset[str]:
         """Silos of which nothing is taken."""
-        with state_errors(self.path):
+        with database_errors(self.path):
             return quarantined(self.db)
 
     def farthest(self) -> dict[str, float]:
@@ -217,7 +217,7 @@ class Journal:
             end.codec_error,
             end.clock_moved or None,
         )
-        with state_errors(self.path), self.db:
+        with database_errors(self.path), self.db:
             self.db.execute(
                 "UPDATE rounds SET status = ?, ended_at = ?, seconds = ?, model_sha256 = ?, sent_bytes = ?, "
                 "codec_error = ?, clock_moved = ? WHERE run = ? AND number = ?",
@@ -237,7 +237,7 @@ class Journal:
 
     def best_round(self) -> int | None:
         """The round whose model did best on the silos' held-out clips; None when no one told."""
-        with state_errors(self.path):
+        with database_errors(self.path):
             best = best_of(measured_models(self.db, self._run.run))
         return best[0] if best else None
 
@@ -261,7 +261,7 @@ class Journal:
             (self._run.run, silo, subject, told.loss, told.correct, told.count, encode_classes(told.by_class))
             for subject, told in results.items()
         ]
-        with state_errors(self.path), self.db:
+        with database_errors(self.path), self.db:
             for row in rows:
                 self.db.execute("INSERT INTO final_evaluations VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             self.db.execute(
@@ -277,5 +277,5 @@ class Journal:
 
     def all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         """Every row."""
-        with state_errors(self.path):
+        with database_errors(self.path):
             return list(self.db.execute(query, values))

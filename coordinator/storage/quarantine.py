@@ -9,10 +9,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...base.errors import DataError
-from .database import FILE, Connection, read_database, state_errors
+from .database import FILE, database_errors, read_database
+
+if TYPE_CHECKING:
+    from apsw import Connection
 
 STRIKES = frozenset(
     {
@@ -78,9 +81,9 @@ def release(state: Path, silo: str) -> dict[str, Any]:
     One row in a transaction of its own: the database takes a second writer, it makes him wait his turn.
     Raises DataError (``no_strikes``) when there is nothing to forget.
     """
-    database = read_database(state / FILE, writing=True)
+    database = read_database(state / FILE, small_changes=True)
     try:
-        with state_errors(state / FILE), database:
+        with database_errors(state / FILE), database:
             known = all_strikes(database)
             database.execute("DELETE FROM strikes WHERE silo = ?", (silo,))
     finally:

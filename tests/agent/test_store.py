@@ -266,20 +266,3 @@ def test_times_are_stored_as_json_seconds(path):
     database = apsw.Connection(str(path))
     assert json.loads(next(database.execute("SELECT times FROM features"))[0]) == [0.0, 0.5]
     database.close()
-
-
-def test_a_store_of_version_1_is_read_as_it_is_and_upgraded_where_it_is_written_to(path):
-    filled(path)
-    database = apsw.Connection(str(path))
-    database.execute("ALTER TABLE failures DROP COLUMN limit_s")
-    database.execute("INSERT INTO failures VALUES ('a.avi', 'ff', 'video_timeout', 'took longer than 120 s')")
-    database.pragma("user_version", 1)
-    database.close()
-    with FeatureStore.open(path, read_only=True) as store:
-        before = store.read().x.tobytes()
-    with FeatureStore.open(path) as store:
-        assert store.failure("ff") == Failure("video_timeout", "took longer than 120 s", None)
-        store.note_failure("b.avi", "ff", Failure("video_timeout", "took longer than 240 s", 240.0))
-        assert store.failure("ff").limit_s == 240.0
-        assert store.read().x.tobytes() == before
-    assert apsw.Connection(str(path)).pragma("user_version") == 2

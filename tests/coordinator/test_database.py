@@ -11,8 +11,7 @@ import apsw
 import pytest
 from flamest.base.errors import DataError, FlamestError, SettingsError
 from flamest.coordinator.rounds import Cohort, RoundPolicy
-from flamest.coordinator.storage import database
-from flamest.coordinator.storage.database import FILE, SCHEMA, SCHEMA_VERSION, open_database, read_database
+from flamest.coordinator.storage.database import FILE, read_database
 from flamest.coordinator.storage.run_store import RunStore
 from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import RunSettings
@@ -26,13 +25,13 @@ BEGIN_AND_DIE = """
 import os, sys
 from pathlib import Path
 import msgspec
-from flamest.coordinator.rounds import RoundPolicy, Roll
+from flamest.coordinator.rounds import Cohort, RoundPolicy
 from flamest.coordinator.storage.run_store import RunStore
 from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import RunSettings
 run = RunSettings("r", ("x", "y"), HeadSpec(3, 2, (4,)), rounds=3, min_silos=1, deadline_s=9.0, fingerprint="f")
 store = RunStore.open(Path(sys.argv[1]), run)
-store.load(Plan(3, 1, 9.0), Roll(frozenset("ab"), 2))
+store.load(RoundPolicy(3, 1, 9.0), Cohort(frozenset("ab"), 2))
 os._exit(9)
 """
 
@@ -103,56 +102,12 @@ def test_after_an_ordinary_end_the_main_file_alone_holds_everything(folder):
     assert sorted(path.name for path in folder.iterdir() if path.name.startswith(FILE)) == [FILE]
 
 
-def old_file(path) -> None:
-    """As schema 1 left it, with a round in it."""
-    connection = apsw.Connection(str(path))
-    connection.pragma("journal_mode", "wal")
-    with connection:
-        connection.execute(SCHEMA)
-        connection.execute("INSERT INTO runs VALUES ('r', x'00', 'aa', 1.0)")
-        connection.execute("INSERT INTO rounds VALUES ('r', 1, 'closed', 2, 'aa', 1.0, 2.0, 1.0, 'bb', 7)")
-        connection.execute("INSERT INTO updates VALUES ('r', 1, 'a', 'id', 'd', 5, 's', 9, NULL, NULL, NULL, 1.5)")
-        connection.pragma("user_version", 1)
-    connection.close()
-
-
-def test_an_older_file_is_copied_and_brought_to_this_version(tmp_path):
-    """T08."""
-    old_file(tmp_path / FILE)
-    with pytest.raises(DataError, match="older version") as refused:
-        read_database(tmp_path / FILE)
-    assert refused.value.code == "older_state"
-    now = open_database(tmp_path / FILE)
-    assert now.pragma("user_version") == SCHEMA_VERSION
-    assert list(now.execute("SELECT silo, examples, norm FROM updates")) == [("a", 5, None)]
-    assert list(now.execute("SELECT number, status, lost_at FROM rounds")) == [(1, "closed", None)]
-    now.close()
-    copy = apsw.Connection(str(tmp_path / f"{FILE}.schema-1"))
-    assert copy.pragma("user_version") == 1
-    assert next(iter(copy.execute("SELECT * FROM updates")))[:3] == ("r", 1, "a")
-    copy.close()
-
-
-def test_an_upgrade_that_fails_half_way_changes_nothing(tmp_path, monkeypatch):
-    """T08: one transaction; the next start tries again."""
-    old_file(tmp_path / FILE)
-    whole = dict(database.UPGRADES)
-    monkeypatch.setitem(database.UPGRADES, SCHEMA_VERSION, whole[SCHEMA_VERSION] + "INSERT INTO nowhere VALUES (1);")
-    with pytest.raises(FlamestError, match="nowhere"):
-        open_database(tmp_path / FILE)
-    left = apsw.Connection(str(tmp_path / FILE))
-    assert left.pragma("user_version") == 1
-    assert not list(left.execute("SELECT name FROM sqlite_schema WHERE name = 'strikes'"))
-    left.close()
-    monkeypatch.setattr(database, "UPGRADES", whole)
-    open_database(tmp_path / FILE).close()
-
-
-def test_an_old_binary_refuses_a_newer_file_and_changes_no_byte(tmp_path, monkeypatch):
-    """T08: exit code 78."""
+def test_a_newer_database_is_refused_and_no_byte_changes(tmp_path):
     begin(tmp_path)
+    newer = apsw.Connection(str(tmp_path / FILE))
+    newer.pragma("user_version", 99)
+    newer.close()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr(database, "SCHEMA_VERSION", SCHEMA_VERSION - 1)
     with pytest.raises(SettingsError, match="newer version") as refused:
         RunStore.open(tmp_path, RUN)
     assert (refused.value.code, refused.value.exit_code) == ("newer_state", 78)
