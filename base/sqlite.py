@@ -7,6 +7,7 @@ SQLite comes with apsw: the standard library's may have the WAL-reset bug that S
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,7 +68,9 @@ def open_for_writing(path: Path, schema: Schema) -> Connection:
     Raises the schema's faults, LockedError when another process holds a lock for more than ``WAIT_MS``, StorageError,
     MissingExtra.
     """
-    apsw = _import_apsw(schema)
+    _need_apsw(schema)
+    import apsw
+
     _make_private_file(path)
     with translated_errors(path, schema):
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
@@ -91,7 +94,9 @@ def open_for_reading(path: Path, schema: Schema, *, small_changes: bool = False)
     ``small_changes``: for short transactions too. Raises as ``open_for_writing``; ``older`` for a file that its
     writer has yet to migrate.
     """
-    apsw = _import_apsw(schema)
+    _need_apsw(schema)
+    import apsw
+
     flags = apsw.SQLITE_OPEN_READWRITE if small_changes else apsw.SQLITE_OPEN_READONLY
     with translated_errors(path, schema):
         connection = apsw.Connection(str(path), flags=flags)
@@ -158,12 +163,9 @@ def copy_database(connection: Connection, copy: Path) -> None:
         raise StorageError(f"cannot write {copy}: {error.strerror}", code=storage_code(error)) from error
 
 
-def _import_apsw(schema: Schema):  # type: ignore[no-untyped-def]  # a module, known only where it is installed
-    try:
-        import apsw
-    except ImportError as error:
-        raise MissingExtra("apsw", extra=schema.extra) from error
-    return apsw
+def _need_apsw(schema: Schema) -> None:
+    if importlib.util.find_spec("apsw") is None:
+        raise MissingExtra("apsw", extra=schema.extra)
 
 
 def _make_private_file(path: Path) -> None:

@@ -175,7 +175,8 @@ class Journal:
                 "ON CONFLICT DO UPDATE SET times = times + 1, message = excluded.message, last_at = excluded.last_at",
                 row,
             )
-            return code in STRIKES and strike(self.db, silo, code, message[:500], allowed)
+            quarantined_now = code in STRIKES and strike(self.db, silo, code, message[:500], allowed)
+        return quarantined_now
 
     def quarantined(self) -> frozenset[str]:
         """Silos of which nothing is taken."""

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from flamest.coordinator.admin.report import history_lines, status_of
-from flamest.coordinator.cli.main import main
+from flamest.coordinator.cli import main
 from flamest.fedproto.model_file import read_model
 from flamest.fedproto.records import Update
 from typer.testing import CliRunner

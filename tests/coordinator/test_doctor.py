@@ -8,7 +8,7 @@ import pytest
 from flamest.base.errors import DataError, LockedError
 from flamest.coordinator.admin import authority
 from flamest.coordinator.admin.doctor import examine
-from flamest.coordinator.cli.main import main
+from flamest.coordinator.cli import main
 from flamest.coordinator.storage.backup import back_up, check_backup, restore
 from flamest.coordinator.storage.database import FILE
 from flamest.fedproto.records import Update

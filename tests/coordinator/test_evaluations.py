@@ -6,7 +6,7 @@ from flamest.base.errors import DataError
 from flamest.coordinator.admin.evaluation_report import evaluation_lines, evaluation_of
 from flamest.coordinator.admin.history import RoundRow, UpdateRow
 from flamest.coordinator.admin.report import bytes_to_share, history_of, reached_of, status_lines, status_of, take_model
-from flamest.coordinator.cli.main import main
+from flamest.coordinator.cli import main
 from flamest.coordinator.storage.evaluations import Measured, best_of, decode_classes, encode_classes, pooled_classes
 from flamest.fedproto.head import initial_params, params_sha256
 from flamest.fedproto.records import ClassCount, Evaluation, Phase, SubjectEvaluation, Update
