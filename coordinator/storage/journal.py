@@ -169,13 +169,15 @@ class Journal:
         ``allowed``: so many that an honest silo does not get put it in quarantine, 0 for never. True when this one did.
         """
         row = (self._run.run, round_number, silo, code, message[:500], time.time())
+        quarantined_now = False
         with database_errors(self.path), self.db:
             self.db.execute(
                 "INSERT INTO refusals(run, round, silo, code, times, message, last_at) VALUES (?, ?, ?, ?, 1, ?, ?) "
                 "ON CONFLICT DO UPDATE SET times = times + 1, message = excluded.message, last_at = excluded.last_at",
                 row,
             )
-            quarantined_now = code in STRIKES and strike(self.db, silo, code, message[:500], allowed)
+            if code in STRIKES:
+                quarantined_now = strike(self.db, silo, code, message[:500], allowed)
         return quarantined_now
 
     def quarantined(self) -> frozenset[str]:
