@@ -19,7 +19,7 @@ from ..base.log import Log
 from ..base.process import Shutdown
 from ..fedproto.codecs import more_exact
 from ..fedproto.records import GlobalModel, Phase, RunSettings, TaskStatus, Update
-from ..runtime.video.client import DecodeLimits
+from ..runtime.video.decoder import DecodeLimits
 from .client import ClientStopped, CoordinatorClient, DuplicateIdentity, RunChanged, StaleUpdate
 from .egress.guard import EgressGuard
 from .egress.policy import PolicyRefused

@@ -12,7 +12,7 @@ import numpy as np
 from ..base.errors import DataError, StorageError
 from ..base.files import sha256_file
 from ..fedproto.model_file import ModelFile, read_model
-from ..runtime.backends.autotune import AutotuneRequest, autotune_backends
+from ..runtime.autotune.selection import AutotuneRequest, autotune_backends
 from ..runtime.backends.opening import Opening, Place
 from ..runtime.bundle.signature import TrustedKeys
 from ..runtime.extractor import open_extractor

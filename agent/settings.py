@@ -13,7 +13,7 @@ from ..fedproto.tls import check_files
 from ..runtime.backends.options import BackendOptions, parse_backend_options
 from ..runtime.bundle.opening import open_manifest
 from ..runtime.bundle.signature import TrustedKeys, is_key_text, read_trusted_keys
-from ..runtime.video.client import DecodeLimits
+from ..runtime.video.decoder import DecodeLimits
 from .client import ConnectionSettings
 from .client_errors import split_address
 from .egress.policy import Policy

@@ -27,7 +27,7 @@ from flamest.runtime.backends.session import Session
 from flamest.runtime.bundle.manifest import VisionLanguage
 from flamest.runtime.bundle.opening import Bundle, open_bundle
 from flamest.runtime.keyframes import clip_seeds, draw_keyframe, pick_keyframes
-from flamest.runtime.video.client import VideoDecoder
+from flamest.runtime.video.decoder import VideoDecoder
 from flamest.runtime.video.preprocessing import prepare_frames
 from flamest.runtime.vision_language import VisionLanguageModel
 

@@ -77,7 +77,7 @@ def torch_training(
 def gemm_peak() -> float:
     """Floating-point operations per second of a square fp32 product in ONNX Runtime, the best of ten."""
     import onnx
-    from flamest.runtime.backends.session import open_session
+    from flamest.runtime.backends.onnxruntime import open_session
     from onnx import helper
 
     side = [GEMM, GEMM]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import DataError, MissingExtra, StorageError
-from ..runtime.video.decoding import FORMATS
+from ..runtime.video.decoded_clip import FORMATS
 
 if TYPE_CHECKING:
     import av.container

@@ -29,9 +29,9 @@ from .bundle.signature import TrustedKeys
 from .captioner import GPU_BATCH, Described, open_describer
 from .keyframes import load_clustering
 from .records import STAGES, Caption, Clip, ClipFeatures, stages_of, timed
-from .video.client import DecodeLimits, VideoDecoder
+from .video.clip_reader import ClipReader, KeyframeFeatures, PreparedClip
+from .video.decoder import DecodeLimits, VideoDecoder
 from .video.read_ahead import ReadAhead, RefusedClip
-from .video.reader import ClipReader, KeyframeFeatures, PreparedClip
 
 __all__ = ["STAGES", "Extracted", "Extractor", "PipelineOptions", "open_extractor"]
 
@@ -82,7 +82,7 @@ class Extractor:
     def extract(self, clip: Clip) -> ClipFeatures:
         """The clip's embeddings (paper eqs. 3 to 7). Same clip and bundle, same machine: same bytes.
 
-        Raises DataError with a named reason when the file cannot be used (video/client.py lists the codes)
+        Raises DataError with a named reason when the file cannot be used (video/decoder.py lists the codes)
         or a network's output is not finite.
         """
         (done,) = self.extract_all([clip])

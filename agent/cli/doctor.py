@@ -81,7 +81,7 @@ def doctor(
 def decoder_problem() -> str:
     """Why the process that decodes videos does not run here, tried by starting one; empty when it does."""
     from ...base.errors import SettingsError
-    from ...runtime.video.process import DecoderProcess
+    from ...runtime.video.decoder import DecoderProcess
 
     decoder = DecoderProcess()
     try:

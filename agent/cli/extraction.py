@@ -61,7 +61,7 @@ def extract(
     from ...base.progress import progress_bar
     from ...runtime.backends.options import parse_backend_options
     from ...runtime.bundle.signature import read_trusted_keys
-    from ...runtime.video.client import DecodeLimits
+    from ...runtime.video.decoder import DecodeLimits
     from ..extraction.extract import clips_to_extract, extract_clips
     from ..extraction.records import ExtractRequest
 

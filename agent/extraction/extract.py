@@ -19,8 +19,8 @@ from typing import NamedTuple
 from ...base.errors import DataError, StorageError
 from ...base.files import FileStamp, printable_path, sha256_file
 from ...base.process import peak_resident_kb
-from ...runtime.backends.autotune import AutotuneRequest
-from ...runtime.backends.autotune_records import Choice
+from ...runtime.autotune.records import Choice
+from ...runtime.autotune.selection import AutotuneRequest
 from ...runtime.backends.opening import Opening, Place, effective_precision
 from ...runtime.bundle.opening import open_manifest
 from ...runtime.extractor import Extracted, Extractor, open_extractor

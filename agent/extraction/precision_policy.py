@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...base.files import printable_path
-from ...runtime.backends.autotune import AutotuneRequest, autotune_backends, must_compute
-from ...runtime.backends.autotune_records import Choice
+from ...runtime.autotune.records import Choice
+from ...runtime.autotune.selection import AutotuneRequest, autotune_backends, must_compute
 from ...runtime.backends.opening import effective_precision
 from ...runtime.backends.options import AUTO, BackendOptions
 from ...runtime.bundle.manifest import Manifest

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...base.files import printable_path
-from ...runtime.backends.autotune_records import Choice
+from ...runtime.autotune.records import Choice
 from ...runtime.backends.opening import Place
 from ...runtime.backends.options import DEFAULT_OPTIONS, BackendOptions
 from ...runtime.bundle.signature import TrustedKeys
-from ...runtime.video.client import DecodeLimits
+from ...runtime.video.decoder import DecodeLimits
 from .clips import FoundClip
 from .store import Failure
 

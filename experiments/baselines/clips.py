@@ -25,7 +25,7 @@ from ...base.errors import DataError, UsageError
 from ...base.progress import Progress
 from ...runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from ...runtime.keyframes import spread_indices
-from ...runtime.video.client import VideoDecoder
+from ...runtime.video.decoder import VideoDecoder
 from ..datasets import groups_digest
 from ..silos import LabelledVideo, labelled_videos
 

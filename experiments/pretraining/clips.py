@@ -108,7 +108,7 @@ def _shoot_all(orders: Sequence[ClipOrder], folder: Path, processes: int) -> Ite
 def _shoot(folder: Path, order: ClipOrder) -> _Shot:
     """Render one clip, decode it as the runtime does, and say what is true of its stills."""
     from ...runtime.bundle.manifest import FramePreprocessing
-    from ...runtime.video.decoding import DecodedClip
+    from ...runtime.video.decoded_clip import DecodedClip
     from ...runtime.video.preprocessing import prepare_frames
 
     (_,) = render_clips([order], folder, processes=1)

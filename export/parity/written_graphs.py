@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...runtime.backends.session import Session, open_session
+from ...runtime.backends.onnxruntime import open_session
+from ...runtime.backends.session import Session
 from ...runtime.bundle.records import Graph, Precision
 from ..precision.dtypes import value_types
 

@@ -19,7 +19,7 @@ from ...base.errors import DataError, StorageError
 from ...base.files import printable_path
 from ...runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from ...runtime.keyframes import spread_indices
-from ...runtime.video.client import VideoDecoder
+from ...runtime.video.decoder import VideoDecoder
 from ...runtime.video.preprocessing import prepare_frames
 
 

@@ -28,31 +28,6 @@ class OrtSession:
         self.inputs: tuple[str, ...] = tuple(value.name for value in session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(value.name for value in session.get_outputs())
 
-    @classmethod
-    def open(cls, graph: Path | bytes, *, threads: int | None, spin: bool = False) -> OrtSession:
-        """See ``open_session``."""
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtra("onnxruntime", extra="agent") from error
-
-        _share_arena()
-        options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        options.enable_mem_pattern = False  # it would keep the most that a run ever took, for each graph
-        options.intra_op_num_threads = threads or usable_cores()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-        if spin:  # within a run only: between two runs the cores are somebody else's
-            options.add_session_config_entry("session.force_spinning_stop", "1")
-        source = graph if isinstance(graph, bytes) else str(graph)
-        try:
-            return cls(onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]))
-        except Exception as error:  # onnxruntime's own exception types share no public base
-            name = "graph" if isinstance(graph, bytes) else str(graph)
-            raise DataError(f"{name} cannot be opened by ONNX Runtime: {error}", code="bad_graph") from error
-
     def value(self, of: Feed) -> Value:
         return cast(Value, of if _is_own(of) else as_value(on_host(of)))
 
@@ -77,6 +52,36 @@ class OrtSession:
 
     def run_bound(self, binding: Any) -> None:
         self._session.run_with_iobinding(binding)
+
+
+def open_session(graph: Path | bytes, *, threads: int | None = None, spin: bool = False) -> OrtSession:
+    """Open an ONNX file (or its bytes) on the CPU.
+
+    ``threads``: cores that one run may use (None: all that this process may use). ``spin``: idle threads wait
+    busily, which is faster for many small runs and costs other processes of the machine.
+    Raises MissingExtra without onnxruntime, DataError (``bad_graph``) when the graph cannot be loaded.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("onnxruntime", extra="agent") from error
+
+    _share_arena()
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.enable_mem_pattern = False  # it would keep the most that a run ever took, for each graph
+    options.intra_op_num_threads = threads or usable_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    if spin:  # within a run only: between two runs the cores are somebody else's
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    source = graph if isinstance(graph, bytes) else str(graph)
+    try:
+        return OrtSession(onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]))
+    except Exception as error:  # onnxruntime's own exception types share no public base
+        name = "graph" if isinstance(graph, bytes) else str(graph)
+        raise DataError(f"{name} cannot be opened by ONNX Runtime: {error}", code="bad_graph") from error
 
 
 @functools.cache

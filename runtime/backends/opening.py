@@ -12,9 +12,10 @@ from ..bundle.manifest import Manifest
 from ..bundle.opening import Bundle
 from ..bundle.records import precision_label
 from .machine import MachineFacts, gather_facts
+from .onnxruntime import open_session
 from .options import DEFAULT_OPTIONS, BackendOptions
 from .ranking import TITLES, Candidate, Kind, rank_backends
-from .session import Session, open_session
+from .session import Session
 from .unavailable import BackendUnavailable, Code
 
 if TYPE_CHECKING:

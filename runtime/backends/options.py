@@ -24,7 +24,7 @@ class BackendOptions:
     require: bool = False  # another backend than the one asked for is an error
     bf16: bool = False  # compute float32 graphs in bf16; all but keyframes, which decides what is seen
     quickest: bool = (
-        False  # what runs where is found out by a measurement (runtime/backends/autotune.py); nothing else is asked
+        False  # what runs where is found out by a measurement (runtime/autotune/selection.py); nothing else is asked
     )
 
     def backend_of(self, graph: str) -> str:

@@ -7,14 +7,10 @@ one run feed the next, or another graph of the same backend, without a copy thro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from .onnxruntime import OrtSession
 
 Array = npt.NDArray[Any]
 
@@ -70,15 +66,3 @@ def wanted_outputs(session: Session, outputs: Sequence[str] | None) -> list[str]
 def on_host(feed: Feed) -> Array:
     """The feed as an array."""
     return feed if isinstance(feed, np.ndarray) else feed.numpy()
-
-
-def open_session(graph: Path | bytes, *, threads: int | None = None, spin: bool = False) -> OrtSession:
-    """Open an ONNX file (or its bytes) on the CPU with ONNX Runtime, the rung that every machine has.
-
-    ``threads``: how many cores one run may use (None: all that this process may use). ``spin``: idle
-    threads wait busily, which is faster for many small runs and costs those who share the machine.
-    Raises MissingExtra without onnxruntime, DataError when the graph cannot be loaded.
-    """
-    from .onnxruntime import OrtSession
-
-    return OrtSession.open(graph, threads=threads, spin=spin)

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 
 from ...base.errors import DataError
 from ..records import Clip
-from .reader import ClipReader, PreparedClip
+from .clip_reader import ClipReader, PreparedClip
 
 
 @dataclass(frozen=True, eq=False)

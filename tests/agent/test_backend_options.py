@@ -14,7 +14,7 @@ from flamest.agent.status import AgentStatus
 from flamest.agent.tasks import extract_new
 from flamest.base.errors import SettingsError
 from flamest.runtime.backends.options import parse_backend_options
-from flamest.runtime.video.client import DecodeLimits
+from flamest.runtime.video.decoder import DecodeLimits
 from typer.testing import CliRunner
 
 

@@ -19,7 +19,7 @@ from flamest.agent.extraction.store import FeatureStore
 from flamest.base.errors import DataError, LockedError, SettingsError
 from flamest.base.files import sha256_file
 from flamest.runtime.extractor import STAGES
-from flamest.runtime.video.client import DecodeLimits
+from flamest.runtime.video.decoder import DecodeLimits
 from typer.testing import CliRunner
 
 
@@ -125,7 +125,7 @@ def test_a_clip_that_failed_is_not_tried_again_until_asked_or_changed(request_, 
     broken = request_.videos / "wave" / "text.mp4"
     broken.write_text("not a video at all")
     first = extract_folder(request_)
-    from flamest.runtime.video.reader import ClipReader
+    from flamest.runtime.video.clip_reader import ClipReader
 
     tried = []
     read = ClipReader.read
@@ -187,7 +187,7 @@ def test_copies_of_a_broken_file_fail_as_it_does_whatever_their_labels(request_)
 
 
 def test_a_clip_that_changes_while_it_is_read_is_left_for_the_next_run(request_, monkeypatch):
-    from flamest.runtime.video.reader import ClipReader
+    from flamest.runtime.video.clip_reader import ClipReader
 
     read = ClipReader.read
 
@@ -207,7 +207,7 @@ def test_a_clip_that_changes_while_it_is_read_is_left_for_the_next_run(request_,
 
 
 def test_a_clip_that_kills_the_decoder_is_reported_and_the_rest_is_extracted(request_, monkeypatch):
-    from flamest.runtime.video.client import VideoDecoder
+    from flamest.runtime.video.decoder import VideoDecoder
 
     candidates = VideoDecoder.candidates
 
@@ -224,7 +224,7 @@ def test_a_clip_that_kills_the_decoder_is_reported_and_the_rest_is_extracted(req
 
 def dying(monkeypatch, *endings):
     """The decoder ends with the next of ``endings`` (a signal, None: not at all) whenever clip 2 is decoded."""
-    from flamest.runtime.video.client import VideoDecoder
+    from flamest.runtime.video.decoder import VideoDecoder
 
     keyframes, tried = VideoDecoder.keyframes, []
 
@@ -286,8 +286,8 @@ def test_a_decoder_that_does_not_load_stops_the_run_and_is_held_against_no_clip(
 
 def too_slow(monkeypatch, needs_s):
     """Clip 2 needs so many seconds of decoding."""
-    from flamest.runtime.video.client import _too_slow
-    from flamest.runtime.video.reader import ClipReader
+    from flamest.runtime.video.clip_reader import ClipReader
+    from flamest.runtime.video.decoder import _too_slow
 
     read = ClipReader.read
 
@@ -466,14 +466,14 @@ def test_what_is_missing_is_named_with_an_exit_code_and_no_traceback(command, co
 
 
 def test_the_page_on_clips_tells_every_code_and_what_is_remembered():
-    """Codes that client.py lists, and those that the agent adds."""
+    """Codes that decoder.py lists, and those that the agent adds."""
     import re
 
     import flamest
     from flamest.agent.extraction.records import REMEMBERED, TIMEOUT
-    from flamest.runtime.video import client
+    from flamest.runtime.video import decoder
 
     rows = (Path(flamest.__path__[0]) / "docs" / "clips.md").read_text().splitlines()
     table = {code: row for row in rows if row.startswith("| `") for code in re.findall(r"`(\w+)`", row.split("|")[1])}
-    assert table.keys() >= set(re.findall(r"^    (\w+_\w+)  ", client.__doc__, re.M)) | REMEMBERED
+    assert table.keys() >= set(re.findall(r"^    (\w+_\w+)  ", decoder.__doc__, re.M)) | REMEMBERED
     assert {code for code, row in table.items() if row.endswith("| not tried again |")} == REMEMBERED - {TIMEOUT}

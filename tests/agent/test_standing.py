@@ -11,8 +11,9 @@ from flamest.agent.extraction.records import ExtractRequest
 from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.agent.tasks import extract_new
 from flamest.base.errors import SettingsError
-from flamest.runtime.backends import autotune, opening
-from flamest.runtime.backends.autotune_records import Choice
+from flamest.runtime.autotune import selection
+from flamest.runtime.autotune.records import Choice
+from flamest.runtime.backends import opening
 from flamest.runtime.backends.options import parse_backend_options
 from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.records import Caption, Clip, ClipFeatures
@@ -40,7 +41,7 @@ class Silo:
 
     def be(self, **changes):
         facts = dataclasses.replace(opening.gather_facts(), gpu=None, **changes)
-        for module in (autotune, opening):
+        for module in (selection, opening):
             self._monkeypatch.setattr(module, "machine_facts", lambda: facts)
 
     def hold(self, *precisions, clip="0" * 64):

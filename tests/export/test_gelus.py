@@ -6,7 +6,7 @@ import onnxruntime
 import torch
 from flamest.export.graphs.export import GraphSpec, write_graph
 from flamest.export.graphs.folding import order_gelus
-from flamest.runtime.backends.session import open_session
+from flamest.runtime.backends.onnxruntime import open_session
 from flamest.runtime.bundle.records import AxisRange, Tensor
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from flamest.base.errors import InvariantError
-from flamest.runtime.backends.session import open_session
+from flamest.runtime.backends.onnxruntime import open_session
 from flamest.runtime.bundle.manifest import MASKED, read_manifest
 from flamest.runtime.bundle.records import Tensor
 

@@ -20,7 +20,7 @@ from flamest.export.parity.written_graphs import WrittenGraphs
 from flamest.export.parts import ExportContext, export_cnn, vision_language
 from flamest.export.precision.calibration import calibration_clips
 from flamest.export.weights.sources import open_clip, open_video
-from flamest.runtime.backends.session import open_session
+from flamest.runtime.backends.onnxruntime import open_session
 from flamest.runtime.bundle.manifest import KEYFRAMES_SOURCE, read_manifest
 from flamest.runtime.bundle.records import Graph
 from flamest.runtime.extractor import open_extractor

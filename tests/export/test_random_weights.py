@@ -7,7 +7,7 @@ import pytest
 from flamest.base.errors import DataError
 from flamest.export.precision.calibration import calibration_clips
 from flamest.export.weights.sources import hash_weights, open_video
-from flamest.runtime.backends.session import open_session
+from flamest.runtime.backends.onnxruntime import open_session
 from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.vision_language import VisionLanguageModel
 

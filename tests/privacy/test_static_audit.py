@@ -18,7 +18,7 @@ SENDERS_PARTS = {
     "fedproto/messages/evaluations.py", "fedproto/messages/models.py", "fedproto/messages/parsing.py",
     "fedproto/messages/updates.py", "fedproto/records.py", "fedproto/tls.py",
 }  # fmt: skip
-DECODER = ("runtime/video/decoder.py", "runtime/video/messages.py", "runtime/video/process.py")
+DECODER = ("runtime/video/decoder_process.py", "runtime/video/decoder_messages.py", "runtime/video/decoder.py")
 NETWORK = {
     "socket", "ssl", "grpc", "http", "urllib", "requests", "httpx", "aiohttp", "ftplib", "smtplib", "telnetlib",
     "xmlrpc", "socketserver", "asyncio",
@@ -93,11 +93,11 @@ def test_t33_the_import_graph_can_see_a_wrong_import(tmp_path):
     (tmp_path / "agent" / "client.py").write_text(
         "def f():\n    from .extraction.store import x\n    from .. import runtime\n"
     )
-    (tmp_path / "agent" / "extraction" / "store.py").write_text("from ...runtime.video.client import y\n")
+    (tmp_path / "agent" / "extraction" / "store.py").write_text("from ...runtime.video.decoder import y\n")
     (tmp_path / "runtime" / "video").mkdir(parents=True)
-    (tmp_path / "runtime" / "video" / "client.py").write_text("z = 1\n")
+    (tmp_path / "runtime" / "video" / "decoder.py").write_text("z = 1\n")
     found = {path.relative_to(tmp_path).as_posix() for path in reachable(tmp_path / "agent" / "client.py")}
-    assert found == {"agent/client.py", "agent/extraction/store.py", "runtime/video/client.py"}
+    assert found == {"agent/client.py", "agent/extraction/store.py", "runtime/video/decoder.py"}
 
 
 def test_t33_two_modules_of_an_agent_know_the_network():

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from flamest.base.errors import DataError, MissingExtra
 from flamest.base.files import sha256_file
-from flamest.runtime.backends.session import open_session
+from flamest.runtime.backends.onnxruntime import open_session
 from flamest.runtime.extractor import STAGES, open_extractor
 from flamest.runtime.keyframes import clip_seeds, draw_keyframe, pick_keyframes, uniform_indices
 from flamest.runtime.records import Clip
-from flamest.runtime.video.client import VideoDecoder
+from flamest.runtime.video.decoder import VideoDecoder
 from flamest.runtime.video.preprocessing import prepare_frames
 from flamest.runtime.vision_language import VisionLanguageModel
 

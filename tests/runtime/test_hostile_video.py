@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flamest.base.errors import DataError
 from flamest.runtime.bundle.manifest import FramePreprocessing, KeyframeRule
-from flamest.runtime.video.client import DecodeLimits, VideoDecoder
+from flamest.runtime.video.decoder import DecodeLimits, VideoDecoder
 
 SMALL = FramePreprocessing(size=24, fit="crop", filter="bilinear", mean=(0.45,) * 3, std=(0.225,) * 3)
 RULE = KeyframeRule(count=8, candidates=32, preprocessing=SMALL, feature_width=1, space="")

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from flamest.base.errors import InvariantError
 from flamest.base.files import sha256_file
-from flamest.runtime.backends.onnxruntime import OrtSession
-from flamest.runtime.backends.session import open_session
+from flamest.runtime.backends.onnxruntime import OrtSession, open_session
 from flamest.runtime.caption_batch import CaptionRows
 from flamest.runtime.captioner import GPU_BATCH, StaticBatchCaptioner
 from flamest.runtime.extractor import PipelineOptions, open_extractor

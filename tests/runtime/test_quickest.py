@@ -12,10 +12,11 @@ import pytest
 from flamest.agent.cli.main import app
 from flamest.base.errors import SettingsError
 from flamest.base.files import sha256_file
-from flamest.runtime.backends import autotune, autotune_records, benchmark, opening
-from flamest.runtime.backends.autotune import AutotuneRequest, autotune_backends
-from flamest.runtime.backends.autotune_records import MIXED, Measured, Measurement, keep_measured, read_measured
-from flamest.runtime.backends.benchmark import PASSES, Numbers, benchmark_backends, mixture
+from flamest.runtime.autotune import benchmark, records, selection
+from flamest.runtime.autotune.benchmark import PASSES, Numbers, benchmark_backends, mixture
+from flamest.runtime.autotune.records import MIXED, Measured, Measurement, keep_measured, read_measured
+from flamest.runtime.autotune.selection import AutotuneRequest, autotune_backends
+from flamest.runtime.backends import opening
 from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.records import Caption, Clip
 from typer.testing import CliRunner
@@ -39,7 +40,7 @@ def machine(monkeypatch):
 
     def be(**changes):
         facts = dataclasses.replace(genuine, gpu=None, **changes)
-        monkeypatch.setattr(autotune, "machine_facts", lambda: facts)
+        monkeypatch.setattr(selection, "machine_facts", lambda: facts)
         monkeypatch.setattr(opening, "machine_facts", lambda: facts)
 
     return be
@@ -61,7 +62,7 @@ def no_clips():
 @pytest.fixture
 def best(toy_bundle):
     manifest = read_manifest(toy_bundle)
-    return lambda *contenders, held=None: autotune._best(manifest, Measured(contenders), held)
+    return lambda *contenders, held=None: selection._best(manifest, Measured(contenders), held)
 
 
 def test_the_fastest_is_taken_only_if_its_captions_and_vectors_are_the_same(best):
@@ -130,7 +131,7 @@ def scripted(toy_bundle, monkeypatch):
         monkeypatch.setattr(benchmark, "Networks", lambda *_: ScriptedNetworks(name := next(names), scripts[name], log))
         monkeypatch.setattr(benchmark, "mixture", lambda *_: mixed)
         ways = [name for name in scripts if name != MIXED]
-        return benchmark_backends(autotune.open_bundle(toy_bundle), opening.Opening(), ways, [None] * 4, stop), log
+        return benchmark_backends(selection.open_bundle(toy_bundle), opening.Opening(), ways, [None] * 4, stop), log
 
     return hold
 
@@ -224,8 +225,8 @@ def test_figures_are_kept_with_refusals_and_where_the_cache_cannot_be_written(
     machine(bf16=False)
     held = []
     measured = Measured((contender("onnxruntime", 1.0),), {"openvino": "no"})
-    monkeypatch.setattr(autotune, "benchmark_backends", lambda *_: held.append(1) or measured)
-    monkeypatch.setattr(autotune_records, "_in_process", {})
+    monkeypatch.setattr(selection, "benchmark_backends", lambda *_: held.append(1) or measured)
+    monkeypatch.setattr(records, "_in_process", {})
     (tmp_path / "file").touch()
     nowhere = tmp_path / "file" / "choices"
 
@@ -287,10 +288,10 @@ def test_nothing_is_measured_where_there_is_nothing_to_choose(toy_bundle, tmp_pa
     question = AutotuneRequest(toy_bundle, folder=tmp_path)
     machine(versions={"onnxruntime": "1"})
     alone = autotune_backends(question, no_clips())
-    assert (alone.chosen, alone.wishes) == ("auto", autotune.DEFAULT_OPTIONS)
+    assert (alone.chosen, alone.wishes) == ("auto", selection.DEFAULT_OPTIONS)
     assert "the only backend that computes this bundle here" in alone.why
     machine(versions=BOTH)
-    monkeypatch.setattr(autotune, "_free_bytes", lambda: 1000)
+    monkeypatch.setattr(selection, "_free_bytes", lambda: 1000)
     tight = autotune_backends(question, no_clips())
     assert tight.chosen == "onnxruntime"
     assert "MB of memory" in tight.why

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from flamest.base.errors import DataError, InvariantError, SettingsError
 from flamest.runtime.bundle.manifest import FramePreprocessing, KeyframeRule
-from flamest.runtime.video.client import DecodeLimits, VideoDecoder
-from flamest.runtime.video.messages import BROKEN, Opened, Refused, receive_answer, send
+from flamest.runtime.video.decoder import DecodeLimits, VideoDecoder
+from flamest.runtime.video.decoder_messages import BROKEN, Opened, Refused, receive_answer, send
 from flamest.runtime.video.preprocessing import prepare_frames
 
 SMALL = FramePreprocessing(size=24, fit="crop", filter="bilinear", mean=(0.45,) * 3, std=(0.225,) * 3)
@@ -279,7 +279,7 @@ def test_what_is_missing_in_the_decoder_is_held_against_no_clip(clips, tmp_path,
     with VideoDecoder(RULE) as decoder:
         decoder.start()
         refusal = (Refused(BROKEN, "pillow is not installed"), bytearray())
-        monkeypatch.setattr("flamest.runtime.video.client.receive_answer", lambda *_: refusal)
+        monkeypatch.setattr("flamest.runtime.video.decoder.receive_answer", lambda *_: refusal)
         with pytest.raises(SettingsError, match="pillow is not installed"):
             decoder.candidates(path)
 
@@ -358,7 +358,7 @@ def test_a_decoder_that_lies_is_ended_and_believed_nothing(clips, tmp_path, monk
     with VideoDecoder(RULE) as decoder:
         with monkeypatch.context() as patch:
             lie = (Opened(times, 1, (), 1), bytearray(payload))
-            patch.setattr("flamest.runtime.video.client.receive_answer", lambda *_: lie)
+            patch.setattr("flamest.runtime.video.decoder.receive_answer", lambda *_: lie)
             assert refused(decoder, path) == "decoder_crashed"
         assert decoder.candidates(path).frames == 40
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from ....base.files import sha256_bytes
 from ...bundle.opening import Bundle
 from ...bundle.records import EngineRecord
-from ..cuda_device import CudaDevice
 from ..machine import MachineFacts
 from ..session import Session
 from ..unavailable import Code, unavailable
 from .cache import open_cache
+from .cuda_device import CudaDevice
 from .engine import EngineFile, Version, load_engine, plan_version, version_problem
 from .package import import_tensorrt
 from .runner import TensorRtSession

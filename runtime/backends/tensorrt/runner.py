@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from ....base.errors import InvariantError
-from ..cuda_device import Block, CudaDevice, DeviceValue, Shape, size_of
 from ..session import Array, Feed, Value, on_host, wanted_outputs
 from ..unavailable import Code, unavailable
+from .cuda_device import Block, CudaDevice, DeviceValue, Shape, size_of
 from .engine import LoadedEngine
 from .network import DTYPES
 from .profile import InputRange, range_refusal

@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _run(file: EngineFile) -> None:
-    from ..cuda_device import CudaDevice
+    from .cuda_device import CudaDevice
     from .package import import_tensorrt
     from .runner import TensorRtSession
 

@@ -14,8 +14,8 @@ from flamest.export.parity.comparison import COSINES, row_cosines
 from flamest.export.parity.written_graphs import WrittenGraphs
 from flamest.export.precision.dtypes import check_ledger
 from flamest.export.precision.half import half_module
+from flamest.runtime.backends.onnxruntime import open_session
 from flamest.runtime.backends.openvino import OpenVinoSession
-from flamest.runtime.backends.session import open_session
 from flamest.runtime.bundle.records import AxisRange, Tensor
 from torch import nn
 

@@ -14,7 +14,7 @@ import pytest
 import tensorrt as trt
 from flamest.base.errors import FlamestError, InvariantError
 from flamest.base.files import sha256_bytes
-from flamest.runtime.backends.cuda_device import CudaDevice, DeviceValue
+from flamest.runtime.backends.tensorrt.cuda_device import CudaDevice, DeviceValue
 from flamest.runtime.backends.tensorrt.engine import EngineFile, LoadedEngine, load_engine
 from flamest.runtime.backends.tensorrt.package import Log
 from flamest.runtime.backends.tensorrt.runner import TensorRtSession

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flamest.base.errors import FlamestError
-from flamest.runtime.backends.cuda_device import CudaDevice
+from flamest.runtime.backends.tensorrt.cuda_device import CudaDevice
 
 
 @pytest.fixture(scope="module")

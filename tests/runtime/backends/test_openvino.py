@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flamest.base.errors import FlamestError
 from flamest.runtime.backends.machine import gather_facts
+from flamest.runtime.backends.onnxruntime import open_session
 from flamest.runtime.backends.openvino import HostValue, OpenVinoSession
-from flamest.runtime.backends.session import open_session
 from flamest.runtime.bundle.manifest import read_manifest
 
 needs_bf16 = pytest.mark.skipif(not gather_facts().bf16, reason="this processor has no bf16")

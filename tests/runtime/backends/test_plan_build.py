@@ -10,11 +10,11 @@ from pathlib import Path
 from flamest.base.errors import FlamestError
 from flamest.runtime.backends.tensorrt.builder import EngineRequest, build_plan
 from flamest.runtime.bundle.records import Graph
-from flamest.runtime.bundle.records import PlanOptions
+from flamest.runtime.bundle.records import EngineOptions
 
 graph = Graph("x.onnx", 18, (), (), {}, "fp32", {})
 try:
-    build_plan(PlanRequest("cnn", Path("x.onnx"), "", graph, PlanOptions()), None)
+    build_plan(EngineRequest("cnn", Path("x.onnx"), "", graph, EngineOptions()), None)
 except FlamestError as error:
     print(error.code, error.exit_code, error.message, error.fix, sep="|")
 """

@@ -94,9 +94,9 @@ def test_the_genuine_lean_runtime_without_a_driver_ends_the_child_and_not_this_p
         "import sys\n"
         "from pathlib import Path\n"
         "from flamest.base.errors import FlamestError\n"
-        "from flamest.runtime.backends.tensorrt.engine import PlanFile\n"
+        "from flamest.runtime.backends.tensorrt.engine import EngineFile\n"
         "from flamest.runtime.backends.tensorrt.trial import try_plan\n"
-        "try: try_plan(PlanFile('cnn', Path(sys.argv[1]), sys.argv[2]))\n"
+        "try: try_plan(EngineFile('cnn', Path(sys.argv[1]), sys.argv[2]))\n"
         "except FlamestError as error: print(error.code, error.message)\n"
     )
     alias = file.plan.parent / "tensorrt"

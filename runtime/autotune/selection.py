@@ -19,12 +19,18 @@ import msgspec
 from ...base.errors import FlamestError, SettingsError
 from ...base.files import sha256_bytes
 from ...base.process import usable_cores
+from ..backends.machine import MachineFacts
+from ..backends.opening import Opening, effective_precision, machine_facts
+from ..backends.options import DEFAULT_OPTIONS, BackendOptions
+from ..backends.ranking import rank_backends
+from ..backends.unavailable import BackendUnavailable
 from ..bundle.manifest import Manifest
 from ..bundle.opening import open_bundle, open_manifest
 from ..bundle.signature import TrustedKeys
 from ..records import Clip
-from ..video.client import DecodeLimits
-from .autotune_records import (
+from ..video.decoder import DecodeLimits
+from .benchmark import CLIPS, GAIN, PASSES, benchmark_backends, read_clips
+from .records import (
     CONFIGURATIONS,
     COSINE,
     REFERENCE,
@@ -35,12 +41,6 @@ from .autotune_records import (
     keep_measured,
     read_measured,
 )
-from .benchmark import CLIPS, GAIN, PASSES, benchmark_backends, read_clips
-from .machine import MachineFacts
-from .opening import Opening, effective_precision, machine_facts
-from .options import DEFAULT_OPTIONS, BackendOptions
-from .ranking import rank_backends
-from .unavailable import BackendUnavailable
 
 _MEMORY = 2.2  # times the size of the graphs' files, that a backend takes: three at full size came to 6.4 GB
 

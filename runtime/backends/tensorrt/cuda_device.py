@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .session import Array
-from .unavailable import Code, unavailable
+from ..session import Array
+from ..unavailable import Code, unavailable
 
 Shape = tuple[int, ...]
 NO_DRIVER = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorInitializationError")

@@ -1,4 +1,4 @@
-"""What ``--precision auto`` measured and chose (autotune.py), and where a machine keeps the figures."""
+"""What ``--precision auto`` measured and chose (selection.py), and where a machine keeps the figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 from ...base.errors import StorageError
 from ...base.files import write_atomic
-from .options import DEFAULT_OPTIONS, BackendOptions
+from ..backends.options import DEFAULT_OPTIONS, BackendOptions
 
 COSINE = 0.999  # smallest, of a clip's vectors to ONNX Runtime's
 REFERENCE = "onnxruntime"

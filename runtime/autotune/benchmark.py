@@ -18,16 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError, FlamestError, StorageError
+from ..backends.opening import GraphOpener, Opening
+from ..backends.session import Session
 from ..bundle.manifest import Manifest
 from ..bundle.opening import Bundle
 from ..captioner import Described, open_describer
 from ..extractor import PipelineOptions
 from ..records import Caption, Clip, graph_of, stages_of, timed
-from ..video.client import DecodeLimits, VideoDecoder
-from ..video.reader import ClipReader, KeyframeFeatures, PreparedClip
-from .autotune_records import CONFIGURATIONS, MIXED, REFERENCE, Measured, Measurement
-from .opening import GraphOpener, Opening
-from .session import Session
+from ..video.clip_reader import ClipReader, KeyframeFeatures, PreparedClip
+from ..video.decoder import DecodeLimits, VideoDecoder
+from .records import CONFIGURATIONS, MIXED, REFERENCE, Measured, Measurement
 
 CLIPS = 4
 PASSES = 3  # timed at least, after one that allocates and is compared

@@ -16,7 +16,7 @@ from ..backends.session import Session
 from ..bundle.manifest import Manifest
 from ..keyframes import Indices, clip_seeds, draw_keyframes, pick_keyframes, spread_indices
 from ..records import Candidates, Clip, stages_of, timed
-from .client import DIED, VideoDecoder
+from .decoder import DIED, VideoDecoder
 from .preprocessing import Pixels, Rgb, prepare_frames
 
 _NO_PIXELS: Pixels = np.empty(0, dtype=np.float32)
@@ -75,7 +75,7 @@ class ClipReader:
         self.video = video
 
     def read(self, clip: Clip) -> PreparedClip:
-        """Raises DataError with a named reason when the file cannot be used (client.py lists the codes).
+        """Raises DataError with a named reason when the file cannot be used (decoder.py lists the codes).
 
         A clip in which the decoder process died is read once more, in a fresh one, before it is called bad.
         """

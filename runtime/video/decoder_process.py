@@ -1,0 +1,146 @@
+"""The decoder process: ``python -m flamest.runtime.video.decoder_process FD``.
+
+Video files are untrusted and ffmpeg is large, so they meet here, in a process that may take only
+so much memory, processor time and files, writes nothing, and may die without taking the agent along.
+It is started, asked and ended by decoder.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ...base.errors import DataError, MissingExtra
+from ...base.process import trim_memory, peak_resident_kb
+from .decoded_clip import DecodedClip
+from .decoder_messages import (
+    BROKEN,
+    Answer,
+    FramesRead,
+    OpenClip,
+    Opened,
+    ReadFrames,
+    Ready,
+    Refused,
+    receive_request,
+    send,
+)
+
+MEMORY_BYTES = 3 << 30  # address space: Python with ffmpeg takes 0.3 GiB before the first frame
+OPEN_FILES = 32
+
+
+def main() -> None:
+    # Both go to the whole process group or cgroup; the agent finishes its clip first and then closes us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    link = socket.socket(fileno=int(sys.argv[1]))
+    import av
+
+    av.logging.set_level(None)
+    _lock_down()
+    _say_nothing()
+    with link, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        send(link, Ready())
+        _serve(link)
+
+
+def _lock_down() -> None:
+    _limit(resource.RLIMIT_CORE, 0)  # a core file would hold the silo's frames
+    _limit(resource.RLIMIT_FSIZE, 0)
+    _limit(resource.RLIMIT_NOFILE, OPEN_FILES)
+    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
+
+
+def _say_nothing() -> None:
+    """Until here the parent reads what goes wrong from stderr; a clip's libraries have nothing to say there."""
+    if not os.environ.get("FLAMEST_TRACEBACK"):
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+
+
+def _limit(kind: int, value: int) -> None:
+    """Set both limits, to less where the administrator allows less."""
+    _, hard = resource.getrlimit(kind)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def _allow_cpu(seconds: int) -> None:
+    """Let this clip take ``seconds`` more processor time; the kernel then ends the process (SIGXCPU)."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    soft = int(used.ru_utime + used.ru_stime) + 1 + seconds
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def _serve(link: socket.socket) -> None:
+    import av.error
+
+    clip: DecodedClip | None = None
+    fd: int | None = None
+    while True:
+        try:
+            request, brought = receive_request(link)
+        except (EOFError, ConnectionResetError):
+            return
+        _allow_cpu(request.cpu_s)
+        payload = memoryview(b"")
+        answer: Answer
+        try:
+            if isinstance(request, OpenClip):
+                clip = None  # its frames go before the next clip's come
+                if fd is not None:
+                    os.close(fd)
+                fd = brought
+                clip = _decode(request, fd)
+                payload, answer = _candidates(clip, request)
+            else:
+                payload, answer = _frames(clip, request)
+        except DataError as error:
+            answer = Refused(error.code, error.message)
+        except MemoryError:  # before FFmpegError, which PyAV's own MemoryError is too
+            answer = Refused("video_too_large", f"needs more than {MEMORY_BYTES >> 20} MiB of memory to decode")
+        except av.error.FFmpegError as error:
+            answer = Refused("video_damaged", f"cannot be decoded: {error}")
+        except (ImportError, MissingExtra) as error:  # no clip's fault
+            answer = Refused(BROKEN, str(error))
+        send(link, answer, payload)
+        payload = memoryview(b"")
+        if not isinstance(answer, Opened):
+            if clip is not None:
+                clip.release_frames()
+            trim_memory()  # the next clip may be long in coming: an idle decoder is small
+
+
+def _decode(request: OpenClip, fd: int | None) -> DecodedClip:
+    if fd is None:
+        raise ValueError("a request to open a clip came without a file")
+    return DecodedClip(
+        fd, candidates=request.candidates, largest_frame=request.largest_frame, held_bytes=request.held_bytes
+    )
+
+
+def _candidates(clip: DecodedClip, request: OpenClip) -> tuple[memoryview, Opened]:
+    pixels = clip.prepared(request.preprocessing)
+    survey = clip.survey
+    times = tuple(survey.t_s[clip.candidates].tolist())
+    return pixels.data.cast("B"), Opened(times, survey.frames, survey.warnings, peak_resident_kb())
+
+
+def _frames(clip: DecodedClip | None, request: ReadFrames) -> tuple[memoryview, FramesRead]:
+    if clip is None:
+        raise ValueError("frames were asked for before a clip was opened")
+    rgb = np.stack(list(clip.rgb(request.candidates)))
+    return rgb.data.cast("B"), FramesRead(len(rgb), rgb.shape[1], rgb.shape[2], peak_resident_kb())
+
+
+if __name__ == "__main__":
+    main()
