@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ...base.errors import DataError, MissingExtra
-from ...base.process import trim_memory, peak_resident_kb
+from ...base.process import peak_resident_kb, trim_memory
 from .decoded_clip import DecodedClip
 from .decoder_messages import (
     BROKEN,
