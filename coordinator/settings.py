@@ -18,6 +18,7 @@ from ..fedproto.messages import MAX_EXAMPLES
 from ..fedproto.records import RunSettings, Strategy, TrainSettings, unprintable
 from ..fedproto.tensors import MAX_PAYLOAD_BYTES
 from ..fedproto.tls import TlsFiles
+from .strategies.composition import strategy_problems
 
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
 MAX_DEADLINE_S = 30 * 86400.0
@@ -182,7 +183,7 @@ def _run_problems(run: RunTable) -> list[str]:
 
 def _train_problems(run: RunTable) -> list[str]:
     problems = [f"run.train.{problem}" for problem in run.train.problems()]
-    return problems + [f"run.strategy.{problem}" for problem in run.strategy.problems()]
+    return problems + [f"run.strategy.{problem}" for problem in strategy_problems(run.strategy)]
 
 
 def _check_problems(checks: CheckSettings) -> list[str]:

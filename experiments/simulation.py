@@ -21,9 +21,9 @@ from ..agent.training.private import OPEN, Protection
 from ..agent.training.trainer import HeadTrainer
 from ..base.errors import DataError
 from ..coordinator.serving.model_broadcast import broadcast
-from ..coordinator.serving.norm_bound import WINDOW, NormBound, learnt_norm
-from ..coordinator.strategies.aggregate import aggregate, first_state
+from ..coordinator.strategies.composition import aggregate, first_state, needs_two_passes
 from ..coordinator.strategies.contributions import HeldContribution, distance
+from ..coordinator.strategies.norm_bound import WINDOW, NormBound, learnt_norm
 from ..fedproto.codecs import Row, apply, code
 from ..fedproto.head import HeadSpec, Params, initial_params, params_sha256
 from ..fedproto.records import Evaluation, RunSettings
@@ -93,7 +93,7 @@ def simulate(
         for number in range(1, run.rounds + 1):
             moved += down * len(silos)
             parts: Iterable[HeldContribution] = guard.passed(number, params, crew.contributions(number, params))
-            if run.strategy.needs_two_passes:
+            if needs_two_passes(run.strategy):
                 parts = list(parts)
             made = broadcast(run, params, aggregate(run.strategy, run.head, params, parts, state, len(silos)))
             params, state = made.params, made.state

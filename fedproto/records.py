@@ -66,57 +66,24 @@ class Strategy(_Record, frozen=True):
     server_beta2: float = 0.99
     server_tau: float = 1e-3  # added to the square root; how adaptive the steps are
 
-    @property
-    def needs_two_passes(self) -> bool:
-        """Whether combining the updates needs to go through them more than once."""
-        return self.clip > 0 or self.combine != "mean"
+    def term_problems(self, owner: str, field: str) -> list[str]:
+        """Check the weight of a term in the silos' loss: more than 0 in a run of ``owner``, 0 in every other run."""
+        value = getattr(self, field)
+        if self.name == owner and not (value > 0 and math.isfinite(value)):
+            return [f"{field}: {owner} needs more than 0"]
+        if self.name != owner and value != 0:
+            return [f"{field}: {self.name} has none; expected 0, or name = '{owner}'"]
+        return []
 
     def problems(self) -> list[str]:
-        """What makes no sense together, each beginning with the field's name."""
-        wrong = []
-        for owner, field in (("fedprox", "mu"), ("feddyn", "alpha")):
-            value = getattr(self, field)
-            if self.name == owner and not (value > 0 and math.isfinite(value)):
-                wrong.append(f"{field}: {owner} needs more than 0")
-            if self.name != owner and value != 0:
-                wrong.append(f"{field}: {self.name} has none; expected 0, or name = '{owner}'")
-        if not 0 <= self.server_momentum < 1:
-            wrong.append("server_momentum: expected 0 (none) or more, and less than 1")
-        elif self.server_momentum and self.name == "feddyn":
-            wrong.append("server_momentum: feddyn moves the model by its own state; expected 0")
-        if self.average_last < 0:
-            wrong.append("average_last: expected 0 (none) or more")
-        return wrong + self._combine_problems() + self._adam_problems()
+        """Return what silos cannot train with, each problem beginning with the field's name.
 
-    def _combine_problems(self) -> list[str]:
-        wrong = []
-        if self.combine == "trimmed_mean" and not 0 < self.trim < 0.5:
-            wrong.append("trim: trimmed_mean needs more than 0 and less than 0.5")
-        if self.combine != "trimmed_mean" and self.trim != 0:
-            wrong.append(f"trim: {self.combine} has none; expected 0, or combine = 'trimmed_mean'")
-        if not (self.clip >= 0 and math.isfinite(self.clip)):
-            wrong.append("clip: expected 0 (none) or more")
-        if self.name == "feddyn" and self.needs_two_passes:
-            wrong.append("combine, clip: feddyn corrects the plain mean by its own state; expected 'mean' and 0")
-        return wrong
+        The coordinator checks its own part of a strategy in coordinator/strategies/.
+        """
+        return [problem for owner, field in CLIENT_TERMS for problem in self.term_problems(owner, field)]
 
-    def _adam_problems(self) -> list[str]:
-        wrong = []
-        if not (self.server_adam >= 0 and math.isfinite(self.server_adam)):
-            wrong.append("server_adam: expected 0 (none) or more")
-        elif self.server_adam and (self.server_momentum or self.name == "feddyn"):
-            wrong.append("server_adam: not with server_momentum or feddyn, which move the model themselves; expected 0")
-        for field in ("server_beta1", "server_beta2"):
-            if not 0 <= getattr(self, field) < 1:
-                wrong.append(f"{field}: expected 0 or more, and less than 1")
-        if not (self.server_tau > 0 and math.isfinite(self.server_tau)):
-            wrong.append("server_tau: expected more than 0")
-        if not self.server_adam:
-            for field in ("server_beta1", "server_beta2", "server_tau"):
-                if getattr(self, field) != _LATER_STRATEGY[field]:
-                    wrong.append(f"{field}: fedadam only; expected {_LATER_STRATEGY[field]}, or server_adam above 0")
-        return wrong
 
+CLIENT_TERMS = (("fedprox", "mu"), ("feddyn", "alpha"))  # strategy and the weight of its term in the silos' loss
 
 # Fields that came after protocol 1: left out at their default, so that older runs keep their bytes.
 _LATER_TRAIN = {"learning_rate_decay": 1.0, "class_balanced": False}

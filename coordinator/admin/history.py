@@ -14,10 +14,9 @@ from ...base.errors import DataError
 from ...base.files import FileLock
 from ...fedproto.records import Evaluation
 from ..storage.database import FILE, database_errors, read_database
-from ..storage.evaluations import Cell, Measured, cells, measured_models
+from ..storage.evaluations import Cell, Measured, cells, measured_models, pooled
 from ..storage.models import model_path, models_folder
 from ..storage.quarantine import all_strikes
-from ..strategies.aggregate import pooled
 
 ROUNDS = """
 SELECT number, status, wanted, opened_at, seconds, model_sha256, sent_bytes, codec_error, clock_moved,

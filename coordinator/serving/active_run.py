@@ -19,7 +19,7 @@ from ...fedproto.records import RunSettings
 from ..rounds import Cohort, OpenRound, RoundPolicy, resumed
 from ..settings import CheckSettings
 from ..storage.run_store import RunStore
-from .norm_bound import learnt_norm
+from ..strategies.norm_bound import learnt_norm
 
 T = TypeVar("T")
 

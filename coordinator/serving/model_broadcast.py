@@ -15,7 +15,8 @@ from ...fedproto.codecs import Codec, code, moved, row_of
 from ...fedproto.head import Params, tensors_of
 from ...fedproto.records import RunSettings
 from ...fedproto.tensors import chunks, encode_params, payload_bytes
-from ..strategies.aggregate import Aggregated, ServerState
+from ..strategies.algorithm import ServerState
+from ..strategies.composition import Aggregated
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,11 @@ from ...fedproto.head import params_sha256
 from ...fedproto.tensors import encode_params
 from ..rounds import Decision, OpenRound, after_abandon, after_close, on_leave, on_tick
 from ..storage.journal import RoundEnd
-from ..strategies.aggregate import aggregate
+from ..strategies.composition import aggregate
+from ..strategies.norm_bound import learnt_norm
 from .active_run import ActiveRun
 from .final_evaluation import Finals
 from .model_broadcast import Broadcast, Outgoing, broadcast, data_parts
-from .norm_bound import learnt_norm
 
 log = Log("coordinator")
 

@@ -15,10 +15,10 @@ from ...fedproto.tensors import payload_bytes
 from ..rounds import Submission, Verdict, on_leave, on_update
 from ..storage.journal import StoredUpdate
 from ..storage.spool import Spool
+from ..strategies.norm_bound import NormBound
 from .active_run import ActiveRun
 from .limits import TransferLimiter
 from .model_broadcast import Outgoing
-from .norm_bound import NormBound
 from .upload import Limits, Refused, Upload
 
 log = Log("coordinator")

@@ -22,8 +22,7 @@ from ...fedproto.records import Evaluation, RunSettings
 from ...fedproto.tensors import check_shapes, param_bytes, payload_bytes
 from ..rounds import Report, Submission
 from ..storage.spool import Spool
-from ..strategies.contributions import ArrivingDistance
-from .norm_bound import NormBound
+from ..strategies.norm_bound import ArrivingDistance, NormBound
 
 T = TypeVar("T")
 

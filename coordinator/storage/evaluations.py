@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ...fedproto.records import ClassCount, Evaluation
-from ..strategies.aggregate import pooled
 
 if TYPE_CHECKING:
     from apsw import Connection
@@ -93,6 +92,18 @@ def best_of(measured: Sequence[Measured]) -> tuple[int, Evaluation] | None:
         key=lambda one: (one[1].correct / one[1].count, one[0]),
         default=None,
     )
+
+
+def pooled(evaluations: Sequence[Evaluation]) -> Evaluation | None:
+    """Evaluate all silos' held-out clips as one set: mean loss weighted by clips, correct predictions, clips.
+
+    In the given order (ascending silo name); None when no silo reported.
+    """
+    count = sum(part.count for part in evaluations)
+    if count == 0:
+        return None
+    loss = sum(part.loss * part.count for part in evaluations) / count
+    return Evaluation(loss=loss, correct=sum(part.correct for part in evaluations), count=count)
 
 
 def pooled_classes(evaluations: Sequence[Evaluation]) -> tuple[ClassCount, ...]:

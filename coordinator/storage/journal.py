@@ -16,7 +16,7 @@ from typing import Any
 from ...fedproto.codecs import Codec
 from ...fedproto.records import Evaluation, RunSettings
 from ..rounds import Cohort, OpenRound, Report, RunState
-from ..serving.norm_bound import WINDOW
+from ..strategies.norm_bound import WINDOW
 from .database import WriterMark, database_errors, open_database
 from .evaluations import best_of, encode_classes, measured_models
 from .quarantine import STRIKES, quarantined, strike
@@ -187,7 +187,7 @@ class Journal:
 
     def farthest(self) -> dict[str, float]:
         """By silo: the farthest that an update of it went in the last closed rounds that
-        serving/norm_bound.py remembers."""
+        strategies/norm_bound.py remembers."""
         rows = self.all(
             "SELECT silo, max(norm) FROM updates WHERE run = ? AND norm IS NOT NULL AND round IN (SELECT number "
             "FROM rounds WHERE run = ? AND status = 'closed' ORDER BY number DESC LIMIT ?) GROUP BY silo",

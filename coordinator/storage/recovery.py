@@ -10,7 +10,7 @@ from pathlib import Path
 from ...base.errors import DataError, StorageError
 from ...base.files import fsync_directory, storage_code
 from ...fedproto.head import Params
-from ..strategies.aggregate import ServerState
+from ..strategies.algorithm import ServerState
 from .models import ModelStore
 from .strategy_state import StrategyState
 

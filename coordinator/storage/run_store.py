@@ -27,7 +27,7 @@ from ...fedproto.head import Params, initial_params, params_sha256
 from ...fedproto.records import Evaluation, RunSettings
 from ...fedproto.tensors import payload_bytes
 from ..rounds import Cohort, Report, RoundPolicy, RunState, start_run
-from ..strategies.aggregate import ServerState
+from ..strategies.algorithm import ServerState
 from .database import FILE
 from .journal import Journal, RoundEnd, StoredUpdate
 from .models import ModelStore, models_folder

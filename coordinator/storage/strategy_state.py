@@ -17,11 +17,12 @@ from ...base.errors import DataError, StorageError
 from ...base.files import fsync_directory, storage_code
 from ...fedproto.records import RunSettings
 from ...fedproto.tensor_file import ArraysFile, read_arrays, write_arrays
-from ..strategies.aggregate import ServerState
+from ..strategies.algorithm import ServerState
+from ..strategies.composition import state_arrays
 from ..strategies.contributions import Sums
 from .models import damaged
 
-KINDS = ("h", "velocity", "squares", "residual", "tail")
+SERVER_ARRAYS = ("residual", "tail")  # of every strategy; an algorithm's own come before them
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class StrategyState:
 
     def write(self, round_number: int, model_sha256: str, state: ServerState) -> None:
         """Durable when it returns. Raises StorageError."""
-        arrays = {f"{kind}/{name}": array for kind in KINDS for name, array in getattr(state, kind).items()}
+        sums = {**state.arrays, "residual": state.residual, "tail": state.tail}
+        arrays = {f"{kind}/{name}": array for kind, tensors in sums.items() for name, array in tensors.items()}
         if not arrays:
             return
         told: dict[str, str | int] = {"model_sha256": model_sha256, "left": state.left, "tail_count": state.tail_count}
@@ -60,11 +62,14 @@ class StrategyState:
             raise damaged(path, error.message, code="corrupt_memory") from error
         if (content.told.get("model_sha256"), content.told.get("left")) != (model_sha256, left):
             raise damaged(path, f"not of the model {model_sha256[:12]}…", code="corrupt_memory")
-        shapes = {f"{kind}/{name}": shape for kind in KINDS for name, shape in self.run.head.shapes.items()}
+        own = state_arrays(self.run.strategy)
+        kinds = (*own, *SERVER_ARRAYS)
+        shapes = {f"{kind}/{name}": shape for kind in kinds for name, shape in self.run.head.shapes.items()}
         if any(shapes.get(name) != array.shape for name, array in content.arrays.items()):
             raise damaged(path, "its arrays are not the head's", code="corrupt_memory")
-        parts = {kind: self._part(content, kind) for kind in KINDS}
-        return ServerState(left, **parts, tail_count=int(content.told.get("tail_count", 0)))
+        arrays = {kind: part for kind in own if (part := self._part(content, kind))}
+        residual, tail = (self._part(content, kind) for kind in SERVER_ARRAYS)
+        return ServerState(left, arrays, residual, tail, tail_count=int(content.told.get("tail_count", 0)))
 
     def remove_old(self, *kept: int) -> None:
         """All but the files of these rounds, and what an interrupted write left."""
@@ -77,8 +82,7 @@ class StrategyState:
     def _carries(self, closed: int) -> bool:
         strategy = self.run.strategy
         tail = self.run.rounds - closed < strategy.average_last
-        moves = strategy.name == "feddyn" or strategy.server_momentum > 0 or strategy.server_adam > 0
-        return closed > 0 and (moves or tail or self.run.codec != "fp32")
+        return closed > 0 and (bool(state_arrays(strategy)) or tail or self.run.codec != "fp32")
 
     def _part(self, content: ArraysFile, kind: str) -> Sums:
         return {

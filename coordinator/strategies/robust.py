@@ -1,12 +1,16 @@
-"""Combining updates when some may be hostile: coordinate median, trimmed mean, norm clipping.
+"""Combining updates when some may be hostile: coordinate-wise median, trimmed mean, norm clipping.
 
-Median and trimmed mean give every silo the same weight: a weight is a claim that an attacker can make as large
-as he likes. They need all silos' values of a coordinate at once, so they go through the updates block by block:
-``contributions`` must be an iterable that can be run through more than once (a list, or the store's).
+Median and trimmed mean: Yin et al. 2018 (https://arxiv.org/abs/1803.01498). Clipping: Sun et al. 2019
+(https://arxiv.org/abs/1911.07963). Settings: ``combine``, ``trim``, ``clip``.
+
+Median and trimmed mean give every silo the same weight: a weight is a claim, and an attacker may claim any. They need
+all silos' values of a coordinate at once, so they iterate over the updates block by block: ``contributions`` must be an
+iterable that can be iterated more than once (a list, or the store's).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -15,16 +19,18 @@ import numpy.typing as npt
 
 from ...base.errors import InvariantError
 from ...fedproto.head import HeadSpec, Params, tensors_of
+from ...fedproto.records import Strategy
+from .algorithm import Algorithm
 from .contributions import Contribution, HeldContribution, checked, distance, in_order
 
-BLOCK_BYTES = 64 << 20  # of all silos' values that are looked at together
+BLOCK_BYTES = 64 << 20  # of all silos' values in memory at once
 Reduce = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float64]]  # sorted [silos, values] to [values]
 
 
 def median(spec: HeadSpec, contributions: Iterable[Contribution]) -> dict[str, npt.NDArray[np.float64]]:
-    """The median of every coordinate over the silos (Yin et al. 2018, definition 1, https://arxiv.org/abs/1803.01498).
+    """Return the median of every coordinate over the silos, in float64 (Yin et al. 2018, definition 1).
 
-    Of an even number the mean of the middle two, in float64. Weights are not used.
+    Of an even number of silos it is the mean of the middle two. Weights are not used.
     """
 
     def middle(ordered: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -37,9 +43,10 @@ def median(spec: HeadSpec, contributions: Iterable[Contribution]) -> dict[str, n
 def trimmed_mean(
     spec: HeadSpec, contributions: Iterable[Contribution], trim: float
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """The mean of every coordinate without its largest and its smallest ``trim`` share (Yin et al. 2018, definition 2).
+    """Return the mean of every coordinate without its largest and smallest ``trim`` share.
 
-    Of m silos floor(trim · m) are left out at either end; 0 ≤ trim < 1/2. Weights are not used.
+    Yin et al. 2018, definition 2, in float64. Of m silos floor(trim · m) are left out at either end; 0 ≤ trim < 1/2.
+    Weights are not used.
     """
 
     def inner(ordered: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -51,16 +58,16 @@ def trimmed_mean(
 
 
 def trimmed(silos: int, trim: float) -> int:
-    """How many of so many silos are left out at either end."""
+    """Return the number of silos, of ``silos``, that are left out at either end."""
     return int(trim * silos + 1e-9)  # 0.29 * 100 is 28.999…
 
 
 @dataclass(frozen=True, eq=False)
 class ClippedContribution:
-    """A contribution moved towards ``base`` to ``share`` of its distance, where that is below 1.
+    """A contribution moved towards ``base``, to ``share`` of its distance where that is below 1.
 
     Norm clipping: w_t + (wᵢ − w_t) / max(1, ‖wᵢ − w_t‖ / bound), rounded to float32 (Sun et al. 2019,
-    https://arxiv.org/abs/1911.07963). An update within the bound passes to the bit.
+    https://arxiv.org/abs/1911.07963). An update within the bound passes unchanged, to the bit.
     """
 
     whole: Contribution
@@ -103,7 +110,7 @@ class ClippedContribution:
 
 @dataclass(frozen=True, eq=False)
 class Clipped:
-    """Contributions by their silo's share of its way; can be run through as often as ``parts``."""
+    """Contributions, each clipped to its silo's share of its distance; can be iterated as often as ``parts``."""
 
     parts: Iterable[Contribution]
     base: Params
@@ -116,9 +123,9 @@ class Clipped:
 
 
 def clipped(spec: HeadSpec, contributions: Iterable[Contribution], base: Params, clip: float) -> Clipped:
-    """``contributions`` clipped to ``clip`` times the median of their own distances from ``base``.
+    """Return ``contributions`` clipped to ``clip`` times the median of their own distances from ``base``.
 
-    Sun et al. take a constant bound; the round's median needs no guess, follows the run as updates grow smaller, and
+    Sun et al. use a constant bound; the round's median needs no guess, follows the run as updates grow smaller, and
     is an honest silo's (or lies between two) while fewer than half are hostile.
     """
     lengths = {part.silo: distance(part.params, base) for part in checked(spec, contributions)}
@@ -139,12 +146,46 @@ def _by_coordinate(
     width = max(1, BLOCK_BYTES // (4 * parts))
     for start in range(0, spec.parameters, width):
         block = np.empty((parts, min(width, spec.parameters - start)), np.float32)
-        came = 0
+        filled = 0
         for row, part in zip(block, in_order(contributions), strict=False):
             part.read(start, row)
-            came += 1
-        if came < parts:
-            raise InvariantError("contributions that can be run through once only")
+            filled += 1
+        if filled < parts:
+            raise InvariantError("contributions that can be iterated only once")
         block.sort(axis=0)
         result[start : start + width] = reduce(block)
     return tensors_of(spec, result)
+
+
+def _validate_trim(strategy: Strategy) -> list[str]:
+    if strategy.combine == "trimmed_mean" and not 0 < strategy.trim < 0.5:
+        return ["trim: trimmed_mean needs more than 0 and less than 0.5"]
+    if strategy.combine != "trimmed_mean" and strategy.trim != 0:
+        return [f"trim: {strategy.combine} has none; expected 0, or combine = 'trimmed_mean'"]
+    return []
+
+
+def _validate_clip(strategy: Strategy) -> list[str]:
+    return [] if strategy.clip >= 0 and math.isfinite(strategy.clip) else ["clip: expected 0 (none) or more"]
+
+
+MEDIAN = Algorithm(
+    setting="combine",
+    enabled=lambda strategy: strategy.combine == "median",
+    combine=lambda given: median(given.spec, given.contributions),
+    two_passes=True,
+)
+TRIMMED_MEAN = Algorithm(
+    setting="combine",
+    enabled=lambda strategy: strategy.combine == "trimmed_mean",
+    validate=_validate_trim,
+    combine=lambda given: trimmed_mean(given.spec, given.contributions, given.strategy.trim),
+    two_passes=True,
+)
+CLIPPING = Algorithm(
+    setting="clip",
+    enabled=lambda strategy: strategy.clip > 0,
+    validate=_validate_clip,
+    adjust=lambda given: clipped(given.spec, given.contributions, given.base, given.strategy.clip),
+    two_passes=True,
+)

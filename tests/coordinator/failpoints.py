@@ -22,7 +22,7 @@ from flamest.coordinator.storage import spool as spool_module
 from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.storage.run_store import RunStore
 from flamest.coordinator.storage.spool import Spool
-from flamest.coordinator.strategies.aggregate import fedavg
+from flamest.coordinator.strategies.fedavg import fedavg
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings
 from flamest.fedproto.tensors import encode_params

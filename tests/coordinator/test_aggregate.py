@@ -5,8 +5,10 @@ import itertools
 import numpy as np
 import pytest
 from flamest.base.errors import DataError, InvariantError
-from flamest.coordinator.strategies.aggregate import fedavg, pooled
-from flamest.coordinator.strategies.contributions import ArrivingDistance, HeldContribution, distance
+from flamest.coordinator.storage.evaluations import pooled
+from flamest.coordinator.strategies.contributions import HeldContribution, distance
+from flamest.coordinator.strategies.fedavg import fedavg
+from flamest.coordinator.strategies.norm_bound import ArrivingDistance
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import Evaluation
 from flamest.fedproto.tensors import encode_params

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 from flamest.base.errors import DataError
-from flamest.coordinator.serving.norm_bound import ADAM_BETAS, NormBound, adam_travel, learnt_norm, reach
+from flamest.coordinator.strategies.norm_bound import ADAM_BETAS, NormBound, adam_travel, learnt_norm, reach
 from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import TrainSettings
 

@@ -13,7 +13,7 @@ from flamest.coordinator.rounds import Cohort, Report, RoundPolicy, Submission, 
 from flamest.coordinator.storage.journal import StoredUpdate
 from flamest.coordinator.storage.run_store import RunStore
 from flamest.coordinator.storage.spool import Spool
-from flamest.coordinator.strategies.aggregate import aggregate, first_state
+from flamest.coordinator.strategies.composition import aggregate, first_state
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings, Strategy
 from flamest.fedproto.tensors import encode_params

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flamest.agent.client import StaleUpdate
-from flamest.coordinator.strategies.aggregate import ServerState, aggregate
+from flamest.coordinator.strategies.algorithm import ServerState
+from flamest.coordinator.strategies.composition import aggregate
 from flamest.coordinator.strategies.contributions import HeldContribution
 from flamest.fedproto.head import params_sha256
 from flamest.fedproto.records import GlobalModel, Phase, Update

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from flamest.coordinator.strategies.aggregate import aggregate, first_state
+from flamest.coordinator.strategies.composition import aggregate, first_state
 from flamest.coordinator.strategies.contributions import HeldContribution
 from flamest.fedproto.head import HeadSpec, Params, initial_params
 from flamest.fedproto.records import RunSettings, Strategy

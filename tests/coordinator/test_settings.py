@@ -121,5 +121,5 @@ def test_every_option_reaches_the_silos(tmp_path):
 
 def test_momentum_on_feddyn_is_refused(tmp_path):
     text = STARTER.replace('name = "fedavg"', 'name = "feddyn"').replace("alpha = 0.0", "alpha = 0.1")
-    with pytest.raises(SettingsError, match="feddyn moves the model by its own state"):
+    with pytest.raises(SettingsError, match="server_momentum: not with feddyn"):
         load(tmp_path, text.replace("server_momentum = 0.0", "server_momentum = 0.5"))

@@ -15,7 +15,8 @@ from flamest.coordinator.storage.database import FILE
 from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.storage.run_store import RunStore
 from flamest.coordinator.storage.spool import Spool, keep_spare
-from flamest.coordinator.strategies.aggregate import aggregate, fedavg, first_state
+from flamest.coordinator.strategies.composition import aggregate, first_state
+from flamest.coordinator.strategies.fedavg import fedavg
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.model_file import read_model
 from flamest.fedproto.records import Evaluation, RunSettings, Strategy
@@ -161,7 +162,7 @@ def test_what_was_written_for_a_round_that_was_not_committed_is_not_used(folder)
         again, _ = load(store)
         found = store.server_state(again)
     assert found.left == carried.left == 2
-    assert all((found.h[name] == tensor).all() for name, tensor in carried.h.items())
+    assert all((found.arrays["h"][name] == tensor).all() for name, tensor in carried.arrays["h"].items())
     assert [path.name for path in (folder / "runs" / "r" / "memory").iterdir()] == ["round-000001.arrays"]
 
 
@@ -186,7 +187,9 @@ def test_a_memory_that_is_not_the_runs_is_found_at_the_start_and_the_round_befor
         elif harm == "lost":
             path.unlink()
         else:
-            store._memory.write(2, "ab" * 32, dataclasses.replace(first_state(run), h={"0.bias": params["0.bias"]}))
+            store._memory.write(
+                2, "ab" * 32, dataclasses.replace(first_state(run), arrays={"h": {"0.bias": params["0.bias"]}})
+            )
     with opened(folder, run) as store:
         state, params = load(store)
         assert (state.closed, state.last_round, state.open.number) == (1, 3, 4)

@@ -13,8 +13,11 @@ from flamest.agent.training.federated import train_silo
 from flamest.agent.training.graph_builder import DType
 from flamest.agent.training.trainer import HeadTrainer, shuffle_seed
 from flamest.base.errors import DataError, InvariantError
-from flamest.coordinator.strategies.aggregate import ServerState, aggregate, fedavg, feddyn, first_state
+from flamest.coordinator.strategies.algorithm import ServerState
+from flamest.coordinator.strategies.composition import aggregate, first_state
 from flamest.coordinator.strategies.contributions import HeldContribution
+from flamest.coordinator.strategies.fedavg import fedavg
+from flamest.coordinator.strategies.feddyn import feddyn
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings, Strategy, TrainSettings
 from scipy.stats import trim_mean
@@ -203,20 +206,20 @@ def test_a_bad_update_gives_an_error_and_leaves_the_state_as_it_was(name):
     run = settings_of(STRATEGIES[name])
     base, good = initial_params(SPEC, 0), parts_of(1, 2)
     state = aggregate(run.strategy, SPEC, base, good, first_state(run), 4).state
-    before = {kind: {key: value.copy() for key, value in getattr(state, kind).items()} for kind in ("h", "velocity")}
+    before = {kind: {key: value.copy() for key, value in part.items()} for kind, part in state.arrays.items()}
     bad = parts_of(1, 2)
     bad[1].params["0.bias"][0] = np.inf
     with pytest.raises(DataError, match="silo-2"):
         aggregate(run.strategy, SPEC, base, bad, state, 4)
     aggregate(run.strategy, SPEC, base, good, state, 4)
     for kind, arrays in before.items():
-        assert all((getattr(state, kind)[key] == value).all() for key, value in arrays.items())
+        assert all((state.arrays[kind][key] == value).all() for key, value in arrays.items())
 
 
 def test_without_options_the_model_is_fedavgs_to_the_bit():
     made = aggregate(Strategy(), SPEC, initial_params(SPEC, 0), parts_of(1, 2, 3), ServerState(left=5), 3)
     assert params_sha256(made.params) == params_sha256(fedavg(SPEC, parts_of(1, 2, 3)))
-    assert (made.state.left, made.state.h, made.state.velocity, made.state.tail) == (4, {}, {}, {})
+    assert (made.state.left, made.state.arrays, made.state.tail) == (4, {}, {})
 
 
 @pytest.mark.parametrize(("last", "averaged"), [(0, 1), (1, 1), (2, 2), (3, 3), (9, 3)])

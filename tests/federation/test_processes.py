@@ -10,7 +10,7 @@ from flamest.agent.settings import Policy
 from flamest.agent.training.dataset import silo_data
 from flamest.agent.training.federated import train_silo
 from flamest.agent.training.trainer import HeadTrainer
-from flamest.coordinator.strategies.aggregate import aggregate, first_state
+from flamest.coordinator.strategies.composition import aggregate, first_state
 from flamest.coordinator.strategies.contributions import HeldContribution
 from flamest.experiments.processes import Daemon, daemons, run_command, wait_until
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
