@@ -1,9 +1,9 @@
 # `make demo` and `make test` do everything from a fresh clone: they set up the environment first.
 VENV ?= .venv
 PY := $(VENV)/bin/python
-ROOMS := base export runtime fedproto agent coordinator experiments
+PACKAGES := base export runtime fedproto agent coordinator experiments
 # mypy takes modules by name: their files would be named after the folder of this checkout.
-MODULES = $(shell find $(ROOMS) -name '*.py' ! -name '*_pb2*' | sed -e 's,/__init__.py,,' -e 's,.py$$,,' -e 's,/,.,g' -e 's,^,-m flamest.,')
+MODULES = $(shell find $(PACKAGES) -name '*.py' ! -name '*_pb2*' | sed -e 's,/__init__.py,,' -e 's,.py$$,,' -e 's,/,.,g' -e 's,^,-m flamest.,')
 STAMP := $(VENV)/.flamest-dev
 GPU_STAMP := $(VENV)/.flamest-gpu
 RIG := build/tensorrt/.installed

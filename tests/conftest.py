@@ -1,7 +1,7 @@
-"""What tests of several folders share: a tiny bundle, and a federation on this machine.
+"""Fixtures that tests of several folders share: a tiny bundle, a federation on this machine, TensorRT's classes.
 
-The bundle is exported once per session, by the command itself. The federation has real
-certificates, a real server on loopback, and real links.
+The bundle is exported once per session, by the command itself. The federation has real certificates, a real server on
+loopback, and real connections.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 
 import pytest
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # some tests import onnxruntime before the package
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # some tests import onnxruntime before flamest
 
 LABELS = ["fall", "run", "walk"]
 
 
 class Federation:
-    """Certificates of an authority and some silos in a folder, and at most one server at a time, in a thread."""
+    """Authority and silos with certificates in a folder, and at most one server at a time, in a thread."""
 
     def __init__(self, folder: Path, silos: tuple[str, ...], **run: Any) -> None:
         from flamest.coordinator.admin.authority import init_federation
@@ -35,7 +35,7 @@ class Federation:
         self.silo_folder = folder / "silos"
         self.config = self.folder / "coordinator.toml"
         run = {"inputs": 6, "hidden": [5], "rounds": 3, "min_silos": 1, "deadline_s": 60.0, **run}
-        run = {"norm_times": 0, "quarantine_after": 0, **run}  # what tests send was not trained
+        run = {"norm_times": 0, "quarantine_after": 0, **run}  # the updates that tests send are not trained ones
         text = starter_settings(LABELS, "fingerprint").replace("0.0.0.0:7443", "127.0.0.1:0")
         for key, value in run.items():
             line = f"{key} = {str(value).lower() if isinstance(value, bool) else value}"
@@ -89,7 +89,7 @@ class Federation:
             time.sleep(0.005)
 
     def join(self) -> None:
-        """Until the server has ended by itself."""
+        """Wait until the server has ended by itself."""
         assert self._thread is not None
         self._thread.join(30)
         self.stop()
@@ -126,11 +126,11 @@ class Federation:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of ``--blip random:tiny --slow random:tiny``. Read it; to change it, change a copy."""
+    """Bundle of ``--blip random:tiny --slow random:tiny``. Read it only; to change it, change a copy."""
     folder = tmp_path_factory.mktemp("export") / "tiny"
     source = "random:tiny"
     command = [sys.executable, "-m", "flamest.export", "--backend", "onnx", "--blip", source, "--slow", source]
-    # One thread: the networks are tiny, and threads that wait for each other would cost more than they do.
+    # One thread: for tiny networks, synchronising threads costs more than the work.
     options = ["--threads", "1", "--out", str(folder), "--json"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -139,7 +139,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _rig(version: str) -> Any:
-    """tests/tensorrt_rig/rig.py; tests are no package, so there is nothing to import it from."""
+    """Load tests/tensorrt_rig/rig.py; the tests are no package, so it cannot be imported."""
     path = Path(__file__).parent / "tensorrt_rig" / "rig.py"
     spec = importlib.util.spec_from_file_location("flamest_tests_tensorrt_rig", path)
     assert spec is not None
@@ -155,25 +155,25 @@ def _rig(version: str) -> Any:
 
 @pytest.fixture(scope="session", params=["10.3", "10.16", "11.4"])
 def tensorrt_rig(request: pytest.FixtureRequest) -> Any:
-    """The genuine Python classes of TensorRT, three versions one after the other; no GPU, nothing computes."""
+    """TensorRT's genuine Python classes, one version after the other; without a GPU, nothing is computed."""
     return _rig(request.param)
 
 
 @pytest.fixture(scope="session")
 def one_rig() -> Any:
-    """``tensorrt_rig`` of the newest version alone, for what does not depend on it."""
+    """``tensorrt_rig`` of the newest version alone, for tests that do not depend on the version."""
     return _rig("11.4")
 
 
 @pytest.fixture(scope="session")
 def lean_rig() -> Any:
-    """The genuine lean runtime of TensorRT 11.4."""
+    """Genuine lean runtime of TensorRT 11.4."""
     return _rig("lean")
 
 
 @pytest.fixture
 def make_federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
-    """``make_federation("a", "b", rounds=5)``: any [run] setting; stopped at the end of the test."""
+    """Make federations: ``make_federation("a", "b", rounds=5)`` takes any [run] setting; the test's end stops them."""
     made: list[Federation] = []
 
     def make(*silos: str, **run: Any) -> Federation:

@@ -1,4 +1,4 @@
-"""What each extra brings, from the installed packages' own requirements."""
+"""Distributions that each extra installs, from the installed packages' own requirements."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ FORBIDDEN = {
 }
 
 
-def brought_by(extra: str) -> set[str]:
-    """All distributions that ``pip install flamest[extra]`` would bring, by name."""
+def installed_by(extra: str) -> set[str]:
+    """Return the names of all distributions that ``pip install flamest[extra]`` would install."""
     found: set[str] = set()
     pending = [("flamest", frozenset({extra} if extra else ()))]
     seen = set(pending)
@@ -27,8 +27,8 @@ def brought_by(extra: str) -> set[str]:
         except metadata.PackageNotFoundError:
             continue  # for another platform: not installed here
         for requirement in requirements:
-            wanted, asked_for = parse(requirement)
-            if asked_for is None or asked_for in extras:
+            wanted, extra_of = parse(requirement)
+            if extra_of is None or extra_of in extras:
                 entry = (wanted[0], frozenset(wanted[1]))
                 if entry not in seen:
                     seen.add(entry)
@@ -37,7 +37,7 @@ def brought_by(extra: str) -> set[str]:
 
 
 def parse(requirement: str) -> tuple[tuple[str, tuple[str, ...]], str | None]:
-    """(name, its extras) and the extra that asks for it, of one Requires-Dist line."""
+    """Split a Requires-Dist line into (name, its extras) and the extra that it belongs to."""
     match = re.match(r"\s*([A-Za-z0-9._-]+)\s*(?:\[([^\]]*)\])?", requirement)
     assert match is not None
     name = re.sub(r"[-_.]+", "-", match[1]).lower()
@@ -47,11 +47,11 @@ def parse(requirement: str) -> tuple[tuple[str, tuple[str, ...]], str | None]:
 
 
 @pytest.mark.parametrize("extra", sorted(FORBIDDEN), ids=lambda extra: extra or "base")
-def test_an_install_stays_free_of_what_its_role_does_not_need(extra):
-    assert brought_by(extra) & FORBIDDEN[extra] == set()
+def test_an_install_has_only_what_its_role_needs(extra):
+    assert installed_by(extra) & FORBIDDEN[extra] == set()
 
 
-def test_the_walk_sees_what_an_extra_does_bring():
-    assert {"grpcio", "apsw", "cryptography", "numpy"} <= brought_by("coordinator")
-    assert {"onnxruntime", "av", "scikit-learn", "scipy"} <= brought_by("agent")
-    assert {"torch", "transformers"} <= brought_by("export")
+def test_the_requirements_of_each_extra_are_found():
+    assert {"grpcio", "apsw", "cryptography", "numpy"} <= installed_by("coordinator")
+    assert {"onnxruntime", "av", "scikit-learn", "scipy"} <= installed_by("agent")
+    assert {"torch", "transformers"} <= installed_by("export")

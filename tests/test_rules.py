@@ -1,4 +1,4 @@
-"""Rules about the house itself: what may import what, and what must stay light."""
+"""Rules about the packages: imports between them, imports that must stay light, the dependencies they may have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("base", "export", "runtime", "fedproto", "agent", "coordinator", "experiments")
+PACKAGES = ("base", "export", "runtime", "fedproto", "agent", "coordinator", "experiments")
 MAY_IMPORT = {
     "base": set(),
     "runtime": {"base"},
@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "export": {"runtime", "base"},
     "agent": {"runtime", "fedproto", "base"},
     "coordinator": {"fedproto", "base"},
-    "experiments": set(ROOMS),
+    "experiments": set(PACKAGES),
 }
 HEAVY = {
     "torch", "torchvision", "transformers", "pytorchvideo", "tensorrt", "onnx", "onnxruntime", "openvino",
@@ -29,13 +29,13 @@ HEAVY = {
 COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 MODULES = sorted(
     ".".join(("flamest", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
-    for room in ROOMS
-    for path in (ROOT / room).rglob("*.py")
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
 )
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """The rooms that a file imports from, its own left out."""
+def imported_packages(path: Path) -> set[str]:
+    """Return the packages that a file imports from, its own left out."""
     parts = path.relative_to(ROOT).parts
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -43,39 +43,39 @@ def imported_rooms(path: Path) -> set[str]:
             base = parts[: len(parts) - node.level]
             target = (*base, *(node.module.split(".") if node.module else ()))
             names = [target[0]] if target else [alias.name for alias in node.names]
-            found.update(name for name in names if name in ROOMS)
+            found.update(name for name in names if name in PACKAGES)
         elif isinstance(node, ast.ImportFrom | ast.Import):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             found.update(name.split(".")[1] for name in names if name.startswith("flamest."))
     return found - {parts[0]}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_from_the_rooms_below_it(room):
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_only_from_the_packages_below_it(package):
     wrong = {
-        str(path.relative_to(ROOT)): sorted(imported_rooms(path) - MAY_IMPORT[room])
-        for path in (ROOT / room).rglob("*.py")
-        if imported_rooms(path) - MAY_IMPORT[room]
+        str(path.relative_to(ROOT)): sorted(imported_packages(path) - MAY_IMPORT[package])
+        for path in (ROOT / package).rglob("*.py")
+        if imported_packages(path) - MAY_IMPORT[package]
     }
     assert wrong == {}
 
 
-def test_the_import_rule_can_see_a_wrong_import(tmp_path, monkeypatch):
+def test_the_package_rule_finds_a_wrong_import(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     (tmp_path / "agent" / "training").mkdir(parents=True)
     file = tmp_path / "agent" / "training" / "x.py"
     file.write_text(
         "from ...coordinator.rounds import Round\nfrom ... import export\nimport flamest.experiments.demo\n"
     )
-    assert imported_rooms(file) == {"coordinator", "export", "experiments"}
+    assert imported_packages(file) == {"coordinator", "export", "experiments"}
 
 
 def test_the_package_list_is_the_folders():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     folders = {
         ".".join(("flamest", *path.parent.relative_to(ROOT).parts))
-        for room in ROOMS
-        for path in (ROOT / room).rglob("__init__.py")
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("__init__.py")
     }
     assert listed == folders | {"flamest"}
 
@@ -100,7 +100,7 @@ print("loaded:", *sorted(set(heavy.split(",")) & set(sys.modules)))
 
 
 def subcommands() -> list[tuple[str, tuple[str, ...]]]:
-    """Every command and subcommand, found by asking the command line itself."""
+    """Return every command and subcommand, read from the command line itself."""
     import importlib
 
     import typer
@@ -146,34 +146,34 @@ BASE_INSTALL = {
     "flamest", "__editable___flamest_0_1_0_finder", "msgspec", "typer", "rich", "click", "shellingham",
     "typing_extensions", "annotated_doc", "markdown_it", "mdurl", "pygments", "numpy",
 }  # fmt: skip
-NEEDS_THE_WIRE = {"_pb2", "_pb2_grpc"}  # generated code imports protobuf and grpc at its top
+GENERATED = {"_pb2", "_pb2_grpc"}  # protobuf code imports protobuf and grpc at its top
 
 
 def test_every_module_imports_with_no_extra_installed():
-    modules = [module for module in MODULES if not any(module.endswith(end) for end in NEEDS_THE_WIRE)]
+    modules = [module for module in MODULES if not any(module.endswith(end) for end in GENERATED)]
     assert len(modules) > 30
     assert run_python(BARE, ",".join(sorted(BASE_INSTALL)), *modules) == ""
 
 
 def test_no_module_prints_outside_the_command_line():
-    speaking = {"cli.py", "demo_cli.py", "console.py", "progress.py"}
+    printing = {"cli.py", "demo_cli.py", "console.py", "progress.py"}
     wrong = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
-        for room in ROOMS
-        for path in (ROOT / room).rglob("*.py")
-        if path.name not in speaking and path.parent.name != "cli"
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if path.name not in printing and path.parent.name != "cli"
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
     assert wrong == []
 
 
-def test_openvino_is_imported_in_one_place_where_it_is_kept_from_reporting_to_google():
-    """Use ``runtime.backends.openvino.import_openvino``: a plain import tells Google Analytics of it."""
+def test_openvino_is_imported_in_one_place_that_turns_its_telemetry_off():
+    """Use ``runtime.backends.openvino.import_openvino``: a plain import reports to Google Analytics."""
     importing = [
         str(path.relative_to(ROOT))
-        for room in (*ROOMS, "bench", "tests")
-        for path in (ROOT / room).rglob("*.py")
+        for package in (*PACKAGES, "bench", "tests")
+        for path in (ROOT / package).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if (isinstance(node, ast.Import) and any(name.name.split(".")[0] == "openvino" for name in node.names))
         or (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "openvino")
