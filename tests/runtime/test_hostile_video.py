@@ -1,4 +1,4 @@
-"""Damaged and hostile files, T38 and T39 of the reliability list: a named end for each, and the parent lives."""
+"""Damaged and hostile files: a named outcome for each (docs/guarantees.md), and the parent lives."""
 
 import ctypes
 import os
