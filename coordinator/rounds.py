@@ -71,7 +71,7 @@ class OpenRound:
     """The round that is given out now."""
 
     number: int
-    roll: Cohort
+    cohort: Cohort
     deadline: float | None = None  # None until the first silo is given the round
     reports: Mapping[str, Report] = field(default_factory=lambda: MappingProxyType({}))  # by silo
     declined: frozenset[str] = frozenset()  # silos that will not report
@@ -79,14 +79,14 @@ class OpenRound:
     @property
     def enough(self) -> int:
         """Reports that close it now: those wanted, or of all who can still report if these are fewer."""
-        return min(self.roll.wanted, len((self.roll.silos - self.declined) | self.reports.keys()))
+        return min(self.cohort.wanted, len((self.cohort.silos - self.declined) | self.reports.keys()))
 
 
 @dataclass(frozen=True)
 class RunState:
     """Where a run stands."""
 
-    plan: RoundPolicy
+    policy: RoundPolicy
     closed: int  # rounds that count
     model_sha256: str  # the current global model
     last_round: int  # number of the round that ended last, 0 for none
@@ -123,9 +123,9 @@ class RoundStatus:
     counted: int = 0  # the last closed round in which the silo's update counts, 0 for none
 
 
-def start_run(plan: RoundPolicy, model_sha256: str, roll: Cohort) -> RunState:
+def start_run(policy: RoundPolicy, model_sha256: str, cohort: Cohort) -> RunState:
     """A new run, its first round open."""
-    return RunState(plan=plan, closed=0, model_sha256=model_sha256, last_round=0, open=OpenRound(1, roll))
+    return RunState(policy=policy, closed=0, model_sha256=model_sha256, last_round=0, open=OpenRound(1, cohort))
 
 
 def resumed(state: RunState, now: float) -> RunState:
@@ -140,7 +140,7 @@ def status_for(state: RunState, silo: str, answered_round: int, now: float) -> R
     current = state.open
     if current is None:
         return RoundStatus(Phase.FINISHED, state.last_round, 0.0)
-    whole = state.plan.deadline_s
+    whole = state.policy.deadline_s
     left = whole if current.deadline is None else min(max(current.deadline - now, 0.0), whole)
     if silo in current.reports or answered_round >= current.number or left == 0.0:
         return RoundStatus(Phase.WAIT, state.last_round, 0.0)
@@ -166,20 +166,20 @@ def on_leave(state: RunState, silos: frozenset[str]) -> RunState:
     return replace(state, open=replace(current, declined=current.declined | (silos - current.reports.keys())))
 
 
-def on_update(state: RunState, offer: Submission, known: Report | None, now: float) -> tuple[RunState, Verdict]:
+def on_update(state: RunState, submission: Submission, known: Report | None, now: float) -> tuple[RunState, Verdict]:
     """Decide about an offer whose content has passed its checks.
 
     ``known``: the report of the same silo in the same round that counts already, of whatever round.
     Only ACCEPTED changes the state.
     """
-    current, report = state.open, offer.report
+    current, report = state.open, submission.report
     if known is not None and known.update_id == report.update_id:
         return state, Verdict.DUPLICATE if known.digest == report.digest else Verdict.REUSED_ID
-    if current is None or offer.round != current.number:
+    if current is None or submission.round != current.number:
         return state, Verdict.STALE_ROUND
     if known is not None or report.silo in current.reports:
         return state, Verdict.ALREADY_ANSWERED
-    if offer.base_sha256 != state.model_sha256:
+    if submission.base_sha256 != state.model_sha256:
         return state, Verdict.STALE_BASE
     if current.deadline is not None and now >= current.deadline:
         return state, Verdict.LATE
@@ -194,26 +194,26 @@ def on_tick(state: RunState, now: float) -> Decision:
     if current is None:
         return Decision.COLLECT
     reported = len(current.reports)
-    if reported >= max(state.plan.min_silos, current.enough):
+    if reported >= max(state.policy.min_silos, current.enough):
         return Decision.CLOSE
     if current.deadline is None or now < current.deadline:
         return Decision.COLLECT
-    return Decision.CLOSE if reported >= state.plan.min_silos else Decision.ABANDON
+    return Decision.CLOSE if reported >= state.policy.min_silos else Decision.ABANDON
 
 
-def after_close(state: RunState, model_sha256: str, roll: Cohort) -> RunState:
+def after_close(state: RunState, model_sha256: str, cohort: Cohort) -> RunState:
     """The open round has become a model: the next one opens from it, or the run is finished."""
     current, closed = _open(state), state.closed + 1
     number = current.number
     counted = MappingProxyType({**state.counted, **dict.fromkeys(current.reports, number)})
-    following = OpenRound(number + 1, roll) if closed < state.plan.rounds else None
+    following = OpenRound(number + 1, cohort) if closed < state.policy.rounds else None
     return replace(state, closed=closed, model_sha256=model_sha256, last_round=number, open=following, counted=counted)
 
 
-def after_abandon(state: RunState, roll: Cohort) -> RunState:
+def after_abandon(state: RunState, cohort: Cohort) -> RunState:
     """The open round came to nothing: the next one opens from the same model."""
     number = _open(state).number
-    return replace(state, last_round=number, open=OpenRound(number + 1, roll))
+    return replace(state, last_round=number, open=OpenRound(number + 1, cohort))
 
 
 def _open(state: RunState) -> OpenRound:
@@ -223,4 +223,4 @@ def _open(state: RunState) -> OpenRound:
 
 
 def _running(state: RunState, current: OpenRound, now: float) -> OpenRound:
-    return current if current.deadline is not None else replace(current, deadline=now + state.plan.deadline_s)
+    return current if current.deadline is not None else replace(current, deadline=now + state.policy.deadline_s)

@@ -37,22 +37,22 @@ class ActiveRun:
     """Loads the run; ``enrolled`` tells which silos may call now."""
 
     def __init__(
-        self, run: RunSettings, store: RunStore, terms: ServerPolicy, *, enrolled: Callable[[], frozenset[str]]
+        self, run: RunSettings, store: RunStore, server_policy: ServerPolicy, *, enrolled: Callable[[], frozenset[str]]
     ) -> None:
-        self.run, self.store, self.terms, self.enrolled = run, store, terms, enrolled
+        self.run, self.store, self.server_policy, self.enrolled = run, store, server_policy, enrolled
         self.turn = asyncio.Lock()  # one change of what is on disk at a time
         self.changed = asyncio.Event()  # set, and replaced, when a round ends or the server stops
-        self._nudge = asyncio.Event()  # set when the round may be complete
+        self._round_may_end = asyncio.Event()  # set when the round may be complete
         self.ending = False  # the open round is being closed and is not given out any more
         self.stopping = False
-        self.trouble: StorageError | None = None  # why nothing can be made durable now
+        self.storage_problem: StorageError | None = None  # why nothing can be made durable now
         self.clock_moved = 0.0  # seconds that the wall clock jumped while the round was open
         self._disk = ThreadPoolExecutor(1, "flamest-state")
         self.quarantined = store.journal.quarantined()
-        plan = RoundPolicy(rounds=run.rounds, min_silos=run.min_silos, deadline_s=run.deadline_s)
-        state, self.params = store.load(plan, self.roll())
+        policy = RoundPolicy(rounds=run.rounds, min_silos=run.min_silos, deadline_s=run.deadline_s)
+        state, self.params = store.load(policy, self.cohort())
         self.state = resumed(state, time.monotonic())
-        self.carried = store.server_state(state)
+        self.server_state = store.server_state(state)
         self.learnt = learnt_norm(store.journal.farthest())
 
     @property
@@ -62,15 +62,15 @@ class ActiveRun:
             raise InvariantError("a round was ended in a run that is finished")
         return self.state.open
 
-    def roll(self) -> Cohort:
+    def cohort(self) -> Cohort:
         """Whom a round that opens now is for."""
         silos = self.enrolled() - self.quarantined
-        return Cohort.call(silos, self.terms.wanted, self.terms.wanted_share, self.run.min_silos)
+        return Cohort.call(silos, self.server_policy.wanted, self.server_policy.wanted_share, self.run.min_silos)
 
     def left(self) -> frozenset[str]:
         """Silos that the open round was for and that are revoked or in quarantine now."""
         current = self.state.open
-        return frozenset() if current is None else current.roll.silos - (self.enrolled() - self.quarantined)
+        return frozenset() if current is None else current.cohort.silos - (self.enrolled() - self.quarantined)
 
     def wake(self) -> None:
         """Answer everyone who waits."""
@@ -79,13 +79,13 @@ class ActiveRun:
 
     def notify(self) -> None:
         """The open round may be complete: have it looked at."""
-        self._nudge.set()
+        self._round_may_end.set()
 
-    async def nudged(self, seconds: float) -> None:
+    async def round_may_end(self, seconds: float) -> None:
         """Until a round may be complete, at most ``seconds``."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._nudge.wait(), seconds)
-        self._nudge.clear()
+            await asyncio.wait_for(self._round_may_end.wait(), seconds)
+        self._round_may_end.clear()
 
     async def on_disk(self, work: Callable[[], T]) -> T:
         """``work`` in the store's thread."""

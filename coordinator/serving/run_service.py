@@ -42,33 +42,33 @@ class RunService:
     """Serves one run. ``enrolled`` tells which silos may call now."""
 
     def __init__(
-        self, run: RunSettings, store: RunStore, terms: ServerPolicy, *, enrolled: Callable[[], frozenset[str]]
+        self, run: RunSettings, store: RunStore, server_policy: ServerPolicy, *, enrolled: Callable[[], frozenset[str]]
     ) -> None:
         self.run = run
-        self._told_finished: set[str] = set()
+        self._know_the_end: set[str] = set()
         self._met: set[str] = set()  # silos that asked for work since the server started
-        self._live = ActiveRun(run, store, terms, enrolled=enrolled)
-        self._intake = Upload(run, store.spool_folder, terms.checks.max_examples)
+        self._active = ActiveRun(run, store, server_policy, enrolled=enrolled)
+        self._intake = Upload(run, store.spool_folder, server_policy.checks.max_examples)
         self.transfers = TransferLimiter(TRANSFERS, TRANSFER_HOLD_S)
-        self._outgoing = Outgoing(run, self._live.params)
-        self._admission = UpdateHandler(self._live, self._intake, self._outgoing, self.transfers)
-        self._finals = Finals(self._live, self._intake)
-        self._ending = Ending(self._live, self._outgoing, self._finals)
+        self._outgoing = Outgoing(run, self._active.params)
+        self._admission = UpdateHandler(self._active, self._intake, self._outgoing, self.transfers)
+        self._finals = Finals(self._active, self._intake)
+        self._ending = Ending(self._active, self._outgoing, self._finals)
         self._leases = Leases()
 
     @property
     def state(self) -> RunState:
-        return self._live.state
+        return self._active.state
 
     @property
     def serving(self) -> bool:
         """Whether silos are given work."""
-        return not self._live.stopping
+        return not self._active.stopping
 
     @property
-    def trouble(self) -> StorageError | None:
+    def storage_problem(self) -> StorageError | None:
         """Why nothing can be made durable now; None when it can."""
-        return self._live.trouble
+        return self._active.storage_problem
 
     @property
     def grace_s(self) -> float:
@@ -76,9 +76,9 @@ class RunService:
         return ONCE_GRACE_S if self.run.final_evaluation == "none" else max(ONCE_GRACE_S, self.run.deadline_s)
 
     @property
-    def all_told(self) -> bool:
+    def all_know_the_end(self) -> bool:
         """Whether every silo that took part since the start knows that the run has finished."""
-        return bool(self._met) and self._met <= self._told_finished
+        return bool(self._met) and self._met <= self._know_the_end
 
     # --- what silos ask ---
 
@@ -86,29 +86,29 @@ class RunService:
         """Answered the moment that there is work for the silo, or at the end of its patience."""
         self._intake.check_run(request.settings_sha256)
         await self._take_lease(silo, request)
-        live = self._live
+        active = self._active
         # What it answered before this server started may be of rounds that a restored backup has not seen.
         answered_round = request.answered_round if silo in self._met else 0
         self._met.add(silo)
         until = time.monotonic() + min(request.max_wait_s, wire.MAX_WAIT_S)
         while True:
-            changed, now = live.changed, time.monotonic()
-            stand = self._stand(silo, answered_round, now)
-            if stand.phase is not Phase.WAIT or live.stopping or now >= until:
+            changed, now = active.changed, time.monotonic()
+            status = self._status_for(silo, answered_round, now)
+            if status.phase is not Phase.WAIT or active.stopping or now >= until:
                 break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), until - now)
-        if stand.phase is Phase.FINISHED:
-            self._told_finished.add(silo)
-        pause = STOPPING_AGAIN_S if live.stopping else ASK_AGAIN_S[stand.phase]
+        if status.phase is Phase.FINISHED:
+            self._know_the_end.add(silo)
+        pause = STOPPING_AGAIN_S if active.stopping else ASK_AGAIN_S[status.phase]
         again = pause * random.uniform(0.8, 1.2)
         # Only silos that carry something from round to round need to know, and agents from before this field refuse it.
         carries = self.run.strategy.name == "feddyn" or self.run.codec != "fp32"
-        counted = stand.counted if carries else 0
-        subjects = self._finals.subjects(silo) if stand.phase is Phase.EVALUATE else 0
-        if stand.phase is Phase.OPEN:  # at work, it need not ask again before the deadline
-            self._leases.take(silo, request.instance, time.monotonic(), stand.deadline_s)
-        told = (stand.phase, stand.round, live.state.model_sha256, stand.deadline_s, again)
+        counted = status.counted if carries else 0
+        subjects = self._finals.subjects(silo) if status.phase is Phase.EVALUATE else 0
+        if status.phase is Phase.OPEN:  # at work, it need not ask again before the deadline
+            self._leases.take(silo, request.instance, time.monotonic(), status.deadline_s)
+        told = (status.phase, status.round, active.state.model_sha256, status.deadline_s, again)
         return TaskStatus(*told, counted_round=counted, subjects=subjects)
 
     async def _take_lease(self, silo: str, request: messages.WaitRequest) -> None:
@@ -122,27 +122,27 @@ class RunService:
             await self._admission.note_refusal(silo, problem)
             raise problem
 
-    def _stand(self, silo: str, answered_round: int, now: float) -> RoundStatus:
-        live = self._live
-        if live.ending or live.stopping:  # nothing is given out any more
-            stand = status_for(live.state, silo, answered_round, now)
-            work = stand.phase is Phase.OPEN or (stand.phase is Phase.FINISHED and self._finals.asks(silo))
-            return RoundStatus(Phase.WAIT, live.state.last_round, 0.0) if work else stand
-        before = live.state
-        if silo in live.quarantined and before.open is not None:
+    def _status_for(self, silo: str, answered_round: int, now: float) -> RoundStatus:
+        active = self._active
+        if active.ending or active.stopping:  # nothing is given out any more
+            status = status_for(active.state, silo, answered_round, now)
+            work = status.phase is Phase.OPEN or (status.phase is Phase.FINISHED and self._finals.asks(silo))
+            return RoundStatus(Phase.WAIT, active.state.last_round, 0.0) if work else status
+        before = active.state
+        if silo in active.quarantined and before.open is not None:
             answered_round = before.open.number  # it is given no work
-        live.state = on_contact(before, silo, answered_round, now)
-        if live.state != before:
-            live.notify()  # it may have declined, and be the last that the round waited for
-        stand = status_for(live.state, silo, answered_round, now)
-        if stand.phase is Phase.FINISHED and self._finals.asks(silo):
-            return replace(stand, phase=Phase.EVALUATE)
-        return stand
+        active.state = on_contact(before, silo, answered_round, now)
+        if active.state != before:
+            active.notify()  # it may have declined, and be the last that the round waited for
+        status = status_for(active.state, silo, answered_round, now)
+        if status.phase is Phase.FINISHED and self._finals.asks(silo):
+            return replace(status, phase=Phase.EVALUATE)
+        return status
 
     async def model_parts(self, silo: str, request: messages.FetchRequest) -> list[bytes]:
         """The messages that carry the open round's model, or the final one of a finished run, or one to measure."""
         self._intake.check_run(request.settings_sha256)
-        state = self._live.state
+        state = self._active.state
         given = state.open.number if state.open else state.last_round
         if request.round != given:
             raise Refused(f"round {request.round} is not open, {given} is", code=Verdict.STALE_ROUND.value)
@@ -175,19 +175,19 @@ class RunService:
 
     def note_clock(self, moved: float) -> None:
         """The wall clock jumped by so many seconds: the open round's times are not to be trusted."""
-        self._live.clock_moved += moved
+        self._active.clock_moved += moved
 
-    async def nudged(self, seconds: float) -> None:
+    async def round_may_end(self, seconds: float) -> None:
         """Until a round may be complete, at most ``seconds``."""
-        await self._live.nudged(seconds)
+        await self._active.round_may_end(seconds)
 
     async def stop(self) -> None:
         """Answer everyone who waits, and let what is being made durable become so."""
-        self._live.stopping = True
-        self._live.wake()
+        self._active.stopping = True
+        self._active.wake()
         await self._admission.settle()
 
     def close(self) -> None:
         """End the threads; nothing may be called any more."""
         self._intake.close()
-        self._live.close()
+        self._active.close()

@@ -71,31 +71,35 @@ def serve(settings: CoordinatorSettings, shutdown: Shutdown, *, once: bool = Fal
 async def _serve(
     settings: CoordinatorSettings, store: RunStore, allow_list: AllowList, shutdown: Shutdown, once: bool
 ) -> Served:
-    terms = ServerPolicy(settings.run.wanted, settings.run.wanted_share, settings.checks)
-    keeper = RunService(settings.run_settings(), store, terms, enrolled=allow_list.names)
+    server_policy = ServerPolicy(settings.run.wanted, settings.run.wanted_share, settings.checks)
+    run_service = RunService(settings.run_settings(), store, server_policy, enrolled=allow_list.names)
     warning = asyncio.create_task(_warn_daily(settings, allow_list))
     try:
         tls = ServerFiles(settings.server.files)
-        server, address = await _listen(settings, Service(keeper, allow_list), tls)
+        server, address = await _listen(settings, Service(run_service, allow_list), tls)
         address_file = settings.server.state / "address"
         begin(settings.server.state)
         write_atomic(address_file, f"{address}\n".encode())
         log.info(
-            "listening", address=address, run=keeper.run.run, silos=len(allow_list.names()), closed=keeper.state.closed
+            "listening",
+            address=address,
+            run=run_service.run.run,
+            silos=len(allow_list.names()),
+            closed=run_service.state.closed,
         )
         try:
-            await _end_rounds(keeper, settings.server.state, shutdown, tls, once=once)
+            await _end_rounds(run_service, settings.server.state, shutdown, tls, once=once)
         finally:
-            log.info("stopping", closed=keeper.state.closed)
-            await keeper.stop()
+            log.info("stopping", closed=run_service.state.closed)
+            await run_service.stop()
             await server.stop(STOP_GRACE_S)
             with contextlib.suppress(OSError):
                 address_file.unlink()
     finally:
         warning.cancel()
-        keeper.close()
-    state = keeper.state
-    return Served(keeper.run.run, state.closed, state.plan.rounds, state.model_sha256)
+        run_service.close()
+    state = run_service.state
+    return Served(run_service.run.run, state.closed, state.policy.rounds, state.model_sha256)
 
 
 async def _listen(settings: CoordinatorSettings, service: Service, tls: ServerFiles) -> tuple[grpc.aio.Server, str]:
@@ -115,7 +119,9 @@ async def _listen(settings: CoordinatorSettings, service: Service, tls: ServerFi
     return server, f"{host}:{port}"
 
 
-async def _end_rounds(keeper: RunService, state: Path, shutdown: Shutdown, tls: ServerFiles, *, once: bool) -> None:
+async def _end_rounds(
+    run_service: RunService, state: Path, shutdown: Shutdown, tls: ServerFiles, *, once: bool
+) -> None:
     """The loop: end each round when it is time, until asked to end."""
     degraded = False
     finished_at: float | None = None
@@ -123,11 +129,11 @@ async def _end_rounds(keeper: RunService, state: Path, shutdown: Shutdown, tls: 
     while not shutdown.requested:
         if moved := clock.jump():
             log.warning("clock_moved", seconds=round(moved, 1), fix="deadlines do not depend on it; times shown do")
-            keeper.note_clock(moved)
+            run_service.note_clock(moved)
         if shutdown.take_reload():
             _reload(tls)
         try:
-            await keeper.tick()
+            await run_service.tick()
             if degraded:
                 log.info("recovered")
                 note(state, None)
@@ -138,12 +144,12 @@ async def _end_rounds(keeper: RunService, state: Path, shutdown: Shutdown, tls: 
                 note(state, error)
             degraded = True
             await asyncio.sleep(DISK_RETRY_S)
-        if once and keeper.state.open is None:
+        if once and run_service.state.open is None:
             finished_at = finished_at or time.monotonic()
-            if keeper.all_told or time.monotonic() - finished_at > keeper.grace_s:
+            if run_service.all_know_the_end or time.monotonic() - finished_at > run_service.grace_s:
                 await asyncio.sleep(ONCE_LINGER_S)
                 return
-        await keeper.nudged(WATCH_S)
+        await run_service.round_may_end(WATCH_S)
 
 
 async def _warn_daily(settings: CoordinatorSettings, allow_list: AllowList) -> None:

@@ -56,8 +56,8 @@ STATUS = {
 class Service:
     """Handlers for one server; everything they know is in the keeper and the allow-list."""
 
-    def __init__(self, keeper: RunService, allow_list: AllowList) -> None:
-        self._keeper = keeper
+    def __init__(self, run_service: RunService, allow_list: AllowList) -> None:
+        self._run_service = run_service
         self._allow_list = allow_list
         self._calls: Counter[str] = Counter()  # under way, by silo
 
@@ -87,24 +87,26 @@ class Service:
                 if asked != PROTOCOL:
                     raise DataError(f"this coordinator speaks protocol {PROTOCOL}, the agent {asked}", code="protocol")
                 log.info("joined", silo=silo)
-                return messages.encode_join_reply(PROTOCOL, self._keeper.run)
+                return messages.encode_join_reply(PROTOCOL, self._run_service.run)
         except FlamestError as error:
             await refuse(context, error)
 
     async def wait_for_round(self, request: bytes, context: Context) -> bytes:
         try:
             with self._call(context) as silo:
-                return messages.encode_task_status(await self._keeper.wait(silo, messages.decode_wait_request(request)))
+                return messages.encode_task_status(
+                    await self._run_service.wait(silo, messages.decode_wait_request(request))
+                )
         except FlamestError as error:
             await refuse(context, error)
 
     async def fetch_model(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         try:
             with self._call(context) as silo:
-                parts = await self._keeper.model_parts(silo, messages.decode_fetch_request(request))
-                async with self._keeper.transfers.place():
+                parts = await self._run_service.model_parts(silo, messages.decode_fetch_request(request))
+                async with self._run_service.transfers.place():
                     for part in parts:
-                        self._keeper.count_sent(silo, len(part))
+                        self._run_service.count_sent(silo, len(part))
                         yield part
         except FlamestError as error:
             await refuse(context, error)
@@ -112,7 +114,7 @@ class Service:
     async def submit_update(self, parts: AsyncIterator[bytes], context: Context) -> bytes:
         try:
             with self._call(context) as silo:
-                return messages.encode_receipt(await self._keeper.submit(silo, parts, lambda: _gone(context)))
+                return messages.encode_receipt(await self._run_service.submit(silo, parts, lambda: _gone(context)))
         except FlamestError as error:
             await refuse(context, error)
 
@@ -120,7 +122,7 @@ class Service:
         try:
             with self._call(context) as silo:
                 told = messages.decode_evaluation_report(request)
-                return messages.encode_evaluation_receipt(await self._keeper.report_final(silo, told))
+                return messages.encode_evaluation_receipt(await self._run_service.report_final(silo, told))
         except FlamestError as error:
             await refuse(context, error)
 
@@ -130,7 +132,7 @@ class Service:
             import grpc
 
             await context.abort(grpc.StatusCode.NOT_FOUND, f"known services: '' and {wire.SERVICE}")
-        return SERVING if self._keeper.serving else NOT_SERVING
+        return SERVING if self._run_service.serving else NOT_SERVING
 
     @contextlib.contextmanager
     def _call(self, context: Context) -> Iterator[str]:

@@ -37,12 +37,12 @@ REFUSALS = {
 class UpdateHandler:
     """Takes updates into the run, a few transfers at a time."""
 
-    def __init__(self, live: ActiveRun, intake: Upload, outgoing: Outgoing, transfers: TransferLimiter) -> None:
-        self._live = live
+    def __init__(self, active: ActiveRun, intake: Upload, outgoing: Outgoing, transfers: TransferLimiter) -> None:
+        self._active = active
         self._intake = intake
         self._outgoing = outgoing
         self._transfers = transfers
-        self._expected = payload_bytes(live.run.head)
+        self._expected = payload_bytes(active.run.head)
         self._slots: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(UPLOADS_PER_SILO))
         self._tasks: set[asyncio.Task[Verdict]] = set()
 
@@ -61,8 +61,8 @@ class UpdateHandler:
             await self.note_refusal(silo, problem)
             raise problem from error
         except StorageError as problem:
-            self._live.trouble = problem
-            self._live.notify()
+            self._active.storage_problem = problem
+            self._active.notify()
             raise
         except DataError as problem:
             if problem.code in CUT_SHORT and await gone():
@@ -78,23 +78,23 @@ class UpdateHandler:
             await asyncio.wait(self._tasks)
 
     async def _take(self, silo: str, parts: AsyncIterator[bytes], until: float) -> Receipt:
-        live = self._live
-        if silo in live.quarantined:
+        active = self._active
+        if silo in active.quarantined:
             raise Refused(f"silo '{silo}': {IN_QUARANTINE}", code="quarantined")
         announced = await self._intake.announced(silo, parts, until)
-        header, offer = announced.header, announced.offer
-        known = await live.on_disk(lambda: live.store.report(offer.round, silo))
-        receipt = Receipt(round=offer.round, update_id=header.update_id, sha256=header.payload_sha256)
-        verdict = on_update(live.state, offer, known, time.monotonic())[1]
-        _check(verdict, offer)  # before its bytes are read
+        header, submission = announced.header, announced.submission
+        known = await active.on_disk(lambda: active.store.report(submission.round, silo))
+        receipt = Receipt(round=submission.round, update_id=header.update_id, sha256=header.payload_sha256)
+        verdict = on_update(active.state, submission, known, time.monotonic())[1]
+        _check(verdict, submission)  # before its bytes are read
         if verdict is Verdict.DUPLICATE:
             return receipt
         limits = self._limits()  # the verdict says that the update was trained from the round's model
         async with self._transfers.place():
             taken = await self._intake.payload(announced, parts, limits)
         stored = StoredUpdate(
-            round=offer.round,
-            report=offer.report,
+            round=submission.round,
+            report=submission.report,
             payload_sha256=taken.sha256,
             received_bytes=announced.size + taken.received,
             evaluation=header.evaluation,
@@ -104,57 +104,57 @@ class UpdateHandler:
             sent_bytes=self._outgoing.sent[silo],
             shared=header.shared,
         )
-        keeping = asyncio.create_task(self._keep(offer, stored, taken.spool))  # goes on if the caller hangs up
+        keeping = asyncio.create_task(self._keep(submission, stored, taken.spool))  # goes on if the caller hangs up
         self._tasks.add(keeping)
         keeping.add_done_callback(self._tasks.discard)
-        _check(await asyncio.shield(keeping), offer)
+        _check(await asyncio.shield(keeping), submission)
         return receipt
 
-    async def _keep(self, offer: Submission, stored: StoredUpdate, spool: Spool) -> Verdict:
+    async def _keep(self, submission: Submission, stored: StoredUpdate, spool: Spool) -> Verdict:
         """Decide for good, and make an accepted update durable before it counts."""
-        live, silo = self._live, offer.report.silo
+        active, silo = self._active, submission.report.silo
         try:
-            async with live.turn:
+            async with active.turn:
                 now = time.monotonic()
-                known = await live.on_disk(lambda: live.store.report(offer.round, silo))
-                verdict = on_update(live.state, offer, known, now)[1]
+                known = await active.on_disk(lambda: active.store.report(submission.round, silo))
+                verdict = on_update(active.state, submission, known, now)[1]
                 if verdict is Verdict.ACCEPTED:
-                    await live.on_disk(lambda: live.store.accept(stored, spool))
-                    live.state = on_update(live.state, offer, known, now)[0]  # silos may have asked meanwhile
+                    await active.on_disk(lambda: active.store.accept(stored, spool))
+                    active.state = on_update(active.state, submission, known, now)[0]  # silos may have asked meanwhile
         finally:
             spool.discard()
         if verdict is Verdict.ACCEPTED:
-            log.info("update_accepted", round=offer.round, silo=silo, examples=offer.report.examples)
-            live.notify()
+            log.info("update_accepted", round=submission.round, silo=silo, examples=submission.report.examples)
+            active.notify()
         return verdict
 
     def _limits(self) -> Limits:
-        live = self._live
-        times = live.terms.checks.norm_times
-        bound = NormBound(live.run.head, live.run.train, times, live.open_round.number, live.learnt)
-        return Limits(live.params, bound)
+        active = self._active
+        times = active.server_policy.checks.norm_times
+        bound = NormBound(active.run.head, active.run.train, times, active.open_round.number, active.learnt)
+        return Limits(active.params, bound)
 
     async def note_refusal(self, silo: str, problem: DataError) -> bool:
         """Count it in the history; True when it puts the silo in quarantine."""
-        live = self._live
-        number = live.state.open.number if live.state.open else live.state.last_round
+        active = self._active
+        number = active.state.open.number if active.state.open else active.state.last_round
         log.warning("update_refused", round=number, silo=silo, code=problem.code, detail=problem.message)
-        code, allowed = problem.code, live.terms.checks.quarantine_after
+        code, allowed = problem.code, active.server_policy.checks.quarantine_after
         try:
-            shut_out = await live.on_disk(
-                lambda: live.store.journal.refuse(number, silo, code, problem.message, allowed=allowed)
+            shut_out = await active.on_disk(
+                lambda: active.store.journal.refuse(number, silo, code, problem.message, allowed=allowed)
             )
         except StorageError:  # a full disk must not hide why the update was refused
             return False
         if shut_out:
             log.error("silo_quarantined", silo=silo, code=code, fix=f"flamest-coordinator silo release {silo}")
-            live.quarantined |= {silo}
-            live.state = on_leave(live.state, live.quarantined)
-            live.notify()
+            active.quarantined |= {silo}
+            active.state = on_leave(active.state, active.quarantined)
+            active.notify()
         return shut_out
 
 
-def _check(verdict: Verdict, offer: Submission) -> None:
+def _check(verdict: Verdict, submission: Submission) -> None:
     """Raise Refused unless the update counts, or counted already."""
     if verdict not in (Verdict.ACCEPTED, Verdict.DUPLICATE):
         said = REFUSALS.get(verdict, f"round {offer.round} is not open")

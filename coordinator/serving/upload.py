@@ -44,7 +44,7 @@ class Announced:
     """An update's header, checked, and what it says as an offer to the run."""
 
     header: messages.UpdateHeader
-    offer: Submission
+    submission: Submission
     size: int  # bytes of the header's message
     until: float  # the event loop's time at which the upload is cut
 

@@ -90,7 +90,7 @@ class Journal:
         )
         return [ClosedRound(0, initial_sha256), *(ClosedRound(*row) for row in rows)]
 
-    def give_up_after(self, sound: ClosedRound, roll: Cohort) -> None:
+    def give_up_after(self, sound: ClosedRound, cohort: Cohort) -> None:
         """What came after ``sound`` is lost: the run goes on from there."""
         now = time.time()
         with database_errors(self.path), self.db:
@@ -100,14 +100,14 @@ class Journal:
                 (now, now, self._run.run, sound.number),
             )
             row = self.one("SELECT max(number) FROM rounds WHERE run = ?", self._run.run)
-            self._insert_open_round(sound.model_sha256, OpenRound((row[0] if row else 0) + 1, roll))
+            self._insert_open_round(sound.model_sha256, OpenRound((row[0] if row else 0) + 1, cohort))
 
     def last_ended(self) -> int:
         """The number of the round that ended last, 0 for none."""
         row = self.one("SELECT max(number) FROM rounds WHERE run = ? AND status != 'open'", self._run.run)
         return (row[0] if row else None) or 0
 
-    def open_round(self, roll: Cohort) -> OpenRound | None:
+    def open_round(self, cohort: Cohort) -> OpenRound | None:
         """The open round and its reports, for the silos of ``roll``; None in a finished run."""
         row = self.one("SELECT number, wanted FROM rounds WHERE run = ? AND status = 'open'", self._run.run)
         if row is None:
@@ -116,7 +116,7 @@ class Journal:
             "SELECT silo, update_id, examples, digest FROM updates WHERE run = ? AND round = ?", self._run.run, row[0]
         )
         reports = MappingProxyType({report[0]: Report(*report) for report in rows})
-        return OpenRound(row[0], Cohort(roll.silos, row[1]), reports=reports)
+        return OpenRound(row[0], Cohort(cohort.silos, row[1]), reports=reports)
 
     def counted(self) -> MappingProxyType[str, int]:
         """By silo: the last closed round in which its update counts."""
@@ -233,7 +233,7 @@ class Journal:
             self.db.execute(
                 "INSERT INTO rounds(run, number, status, wanted, base_sha256, opened_at) "
                 "VALUES (?, ?, 'open', ?, ?, ?)",
-                (self._run.run, opened.number, opened.roll.wanted, base_sha256, time.time()),
+                (self._run.run, opened.number, opened.cohort.wanted, base_sha256, time.time()),
             )
 
     # --- after the last round ---

@@ -30,7 +30,7 @@ class Sound:
     closed: int  # rounds that had closed then
     at: ClosedRound
     params: Params
-    carried: ServerState
+    server_state: ServerState
 
 
 def last_sound(models: ModelStore, memory: StrategyState, rounds: Sequence[ClosedRound]) -> Sound:

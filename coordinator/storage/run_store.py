@@ -92,7 +92,7 @@ class RunStore:
 
     # --- start ---
 
-    def load(self, plan: RoundPolicy, roll: Cohort) -> tuple[RunState, Params]:
+    def load(self, policy: RoundPolicy, cohort: Cohort) -> tuple[RunState, Params]:
         """Where the run stands, and its current model; a new run is begun.
 
         When the last model is damaged, the run goes on from the last one that is not; the rounds after it are lost,
@@ -104,15 +104,15 @@ class RunStore:
             (self._folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
         known = self.journal.begun()
         if known is None:
-            state = self._begin(plan, roll)
+            state = self._begin(policy, cohort)
             params = self._models.read(0, state.model_sha256)
         else:
             self._check_settings(known[0])
             rounds = self.journal.closed_rounds(known[1])
             sound = last_sound(self._models, self._memory, rounds)
             if lost := rounds[sound.closed + 1 :]:
-                self._fall_back(lost, sound.at, roll)
-            state, params = self._resume(plan, roll, known[1]), sound.params
+                self._fall_back(lost, sound.at, cohort)
+            state, params = self._resume(policy, cohort, known[1]), sound.params
         self._remove_leftovers(state)
         return state, params
 
@@ -120,13 +120,13 @@ class RunStore:
         """What the strategy carries on from the last closed round; DataError (``corrupt_memory``)."""
         return self._memory.read(state.closed, self.journal.closed_rounds()[-1].number, state.model_sha256)
 
-    def _fall_back(self, lost: Sequence[ClosedRound], sound: ClosedRound, roll: Cohort) -> None:
+    def _fall_back(self, lost: Sequence[ClosedRound], sound: ClosedRound, cohort: Cohort) -> None:
         """Give up what was made after ``sound``, in one transaction, once the damaged files are out of the way."""
         aside = self._state / "quarantine"
         for at in lost:
             for path in (self._models.path(at.number), self._memory.path(at.number)):
                 move_aside(path, aside / f"{self._run.run}-{path.name}")
-        self.journal.give_up_after(sound, roll)
+        self.journal.give_up_after(sound, cohort)
         log.error(
             "models_damaged",
             lost=",".join(str(at.number) for at in lost),
@@ -135,7 +135,7 @@ class RunStore:
             fix="look for what damages files on this disk; flamest-coordinator history shows the lost rounds",
         )
 
-    def _begin(self, plan: RoundPolicy, roll: Cohort) -> RunState:
+    def _begin(self, policy: RoundPolicy, cohort: Cohort) -> RunState:
         if self._models.has_more_than_the_start():
             raise DataError(
                 f"{self._folder} holds models, but {self.journal.path} knows nothing of the run",
@@ -143,7 +143,7 @@ class RunStore:
                 code="lost_run",
             )
         params = initial_params(self._run.head, self._run.seed)
-        state = start_run(plan, params_sha256(params), roll)
+        state = start_run(policy, params_sha256(params), cohort)
         self._models.write(0, params)
         for folder in (self._folder, self._folder.parent, self._state):
             fsync_directory(folder)
@@ -159,14 +159,14 @@ class RunStore:
                 code="other_settings",
             )
 
-    def _resume(self, plan: RoundPolicy, roll: Cohort, initial_sha256: str) -> RunState:
+    def _resume(self, policy: RoundPolicy, cohort: Cohort, initial_sha256: str) -> RunState:
         closed = self.journal.closed_rounds(initial_sha256)
         return RunState(
-            plan=plan,
+            policy=policy,
             closed=len(closed) - 1,
             model_sha256=closed[-1].model_sha256,
             last_round=self.journal.last_ended(),
-            open=self.journal.open_round(roll),
+            open=self.journal.open_round(cohort),
             counted=self.journal.counted(),
         )
 
@@ -205,15 +205,17 @@ class RunStore:
 
     # --- the end of a round ---
 
-    def close_round(self, after: RunState, params: Params, end: RoundEnd, carried: ServerState | None = None) -> None:
+    def close_round(
+        self, after: RunState, params: Params, end: RoundEnd, server_state: ServerState | None = None
+    ) -> None:
         """Keep the model that round ``after.last_round`` made, and open the next round, in one transaction.
 
         ``carried``: what the strategy needs in the next round; durable with the model.
         """
         number = after.last_round
         self._models.write(number, params)
-        if carried is not None:
-            self._memory.write(number, after.model_sha256, carried)
+        if server_state is not None:
+            self._memory.write(number, after.model_sha256, server_state)
         self._end_round(after, end, after.model_sha256)
 
     def abandon_round(self, after: RunState, end: RoundEnd) -> None:

@@ -29,7 +29,7 @@ from flamest.fedproto.tensors import encode_params
 
 SPEC = HeadSpec(inputs=60, outputs=2, hidden=(20,))
 RUN = RunSettings("r", ("x", "y"), SPEC, rounds=1, min_silos=1, deadline_s=9.0, fingerprint="f")
-PLAN, ROLL = RoundPolicy(1, 1, 9.0), Cohort(frozenset("ab"), 2)
+POLICY, ROLL = RoundPolicy(1, 1, 9.0), Cohort(frozenset("ab"), 2)
 DIED = 77
 
 
@@ -109,7 +109,7 @@ def close(store: RunStore, state) -> str:
 
 def child(folder: Path, counter: Counter, receipts: int) -> None:
     store = RunStore.open(folder, RUN)
-    state, _ = store.load(PLAN, ROLL)
+    state, _ = store.load(POLICY, ROLL)
     arm(store, counter)
     answer = counter.watched("reply", lambda silo: os.write(receipts, silo.encode()))
     for silo in "ab":
@@ -133,7 +133,7 @@ def run_child(folder: Path, counter: Counter) -> tuple[int, bytes]:
 def go_on(folder: Path) -> dict:
     """The next start: silos that had no receipt send again; then the round closes, if it has not."""
     with RunStore.open(folder, RUN) as store:
-        state, _ = store.load(PLAN, ROLL)
+        state, _ = store.load(POLICY, ROLL)
         verdicts = {}
         if state.open is not None:
             for silo in "ab":
@@ -144,7 +144,7 @@ def go_on(folder: Path) -> dict:
             model = state.model_sha256
         rows = store.journal.all("SELECT silo FROM updates ORDER BY silo")
     with RunStore.open(folder, RUN) as store:  # and one more start, which cleans up
-        store.load(PLAN, ROLL)
+        store.load(POLICY, ROLL)
     left = [path.name for path in folder.rglob("*") if path.name.endswith((".tmp", ".f32", ".running"))]
     return {"model": model, "verdicts": verdicts, "rows": [row[0] for row in rows], "left": left}
 

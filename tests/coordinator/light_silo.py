@@ -22,20 +22,20 @@ def main(address: str, ca: str, certificate: str, key: str, think_s: float) -> N
     settings = ConnectionSettings(address, Path(ca), Path(certificate), Path(key))
     with CoordinatorClient.open(settings, retry=Backoff(first_s=0.05, longest_s=0.5, spread_s=0.5)) as link:
         run, answered = link.join(), 0
-        while (standing := link.wait(run, answered, 20.0)).phase is not Phase.FINISHED:
-            if standing.phase is not Phase.OPEN:
-                time.sleep(standing.poll_after_s)
+        while (status := link.wait(run, answered, 20.0)).phase is not Phase.FINISHED:
+            if status.phase is not Phase.OPEN:
+                time.sleep(status.poll_after_s)
                 continue
-            model = link.fetch(run, standing)
-            say("got", standing.round)
+            model = link.fetch(run, status)
+            say("got", status.round)
             time.sleep(think_s)
-            params = initial_params(run.head, standing.round)
+            params = initial_params(run.head, status.round)
             try:
-                link.submit(run, Update(standing.round, model.sha256, f"{standing.round:032x}", 5, params))
-                say("sent", standing.round)
+                link.submit(run, Update(status.round, model.sha256, f"{standing.round:032x}", 5, params))
+                say("sent", status.round)
             except StaleUpdate as stale:
-                say("refused", standing.round, stale.code)
-            answered = standing.round
+                say("refused", status.round, stale.code)
+            answered = status.round
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ def trained(make_federation):
     for name in "ab":
         with federation.link(name) as link:
             run = link.join()
-            standing = link.wait(run, 0, 5)
-            model = link.fetch(run, standing)
+            status = link.wait(run, 0, 5)
+            model = link.fetch(run, status)
             link.submit(run, Update(1, model.sha256, name.encode().hex() * 16, 10, model.params))
     with federation.link("a") as link:
         link.wait(run, 1, 5)

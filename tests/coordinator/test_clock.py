@@ -29,10 +29,10 @@ def wall(monkeypatch):
 def send(federation, silo: str, answered: int) -> None:
     with federation.link(silo) as link:
         run = link.join()
-        standing = link.wait(run, answered, 10)
-        assert standing.phase is Phase.OPEN
+        status = link.wait(run, answered, 10)
+        assert status.phase is Phase.OPEN
         update_id = f"{standing.round:031x}{silo}"
-        link.submit(run, Update(standing.round, standing.model_sha256, update_id, 5, initial_params(run.head, 1)))
+        link.submit(run, Update(status.round, status.model_sha256, update_id, 5, initial_params(run.head, 1)))
 
 
 def until(ready) -> None:

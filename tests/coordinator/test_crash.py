@@ -38,11 +38,11 @@ def take_part(federation, silo: str, address: str, failures: list) -> None:
     try:
         with CoordinatorClient.open(settings, retry=retry) as link:
             run, answered = link.join(), 0
-            while (standing := link.wait(run, answered, 5)).phase is not Phase.FINISHED:
-                if standing.phase is Phase.OPEN:
+            while (status := link.wait(run, answered, 5)).phase is not Phase.FINISHED:
+                if status.phase is Phase.OPEN:
                     with contextlib.suppress(StaleUpdate):
-                        link.submit(run, trained(link.fetch(run, standing), silo))
-                    answered = standing.round
+                        link.submit(run, trained(link.fetch(run, status), silo))
+                    answered = status.round
     except BaseException as error:  # the test's own thread must see it
         failures.append((silo, error))
 

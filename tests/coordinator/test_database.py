@@ -17,7 +17,7 @@ from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import RunSettings
 
 RUN = RunSettings("r", ("x", "y"), HeadSpec(3, 2, (4,)), rounds=3, min_silos=1, deadline_s=9.0, fingerprint="f")
-PLAN, ROLL = RoundPolicy(3, 1, 9.0), Cohort(frozenset("ab"), 2)
+POLICY, ROLL = RoundPolicy(3, 1, 9.0), Cohort(frozenset("ab"), 2)
 
 PAGE = 4096
 
@@ -43,14 +43,14 @@ def folder(tmp_path):
 
 def begin(folder) -> None:
     with RunStore.open(folder, RUN) as store:
-        store.load(PLAN, ROLL)
+        store.load(POLICY, ROLL)
 
 
 def started(folder):
     """Where the run stands, or the code of the refusal."""
     try:
         with RunStore.open(folder, RUN) as store:
-            return store.load(PLAN, ROLL)[0]
+            return store.load(POLICY, ROLL)[0]
     except FlamestError as error:
         return error.code, error.exit_code
 
@@ -59,7 +59,7 @@ def test_a_changed_database_is_found_at_the_start_or_changes_nothing(folder, tmp
     """T07: every page overwritten in turn; the start refuses with exit code 65, or knows all that was there."""
     begin(folder)
     with RunStore.open(folder, RUN) as store:
-        expected = store.load(PLAN, ROLL)[0]
+        expected = store.load(POLICY, ROLL)[0]
     whole, found = (folder / FILE).read_bytes(), 0
     for place in range(0, len(whole), PAGE):
         content = bytearray(whole)
@@ -88,7 +88,7 @@ def test_a_log_file_that_was_taken_away_after_a_crash_is_missed(folder):
     assert (folder / FILE).read_bytes() == before
     log_file.write_bytes(kept)  # found again
     with RunStore.open(folder, RUN) as store:
-        assert store.load(PLAN, ROLL)[0].open.number == 1
+        assert store.load(POLICY, ROLL)[0].open.number == 1
 
 
 def test_a_look_at_the_state_after_a_crash_leaves_the_log_file_where_it_is(folder):

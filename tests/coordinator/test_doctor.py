@@ -23,9 +23,9 @@ def federation(make_federation):
     for name, answered in (("a", 0), ("b", 0), ("a", 1)):
         with federation.link(name) as link:
             run = link.join()
-            standing = link.wait(run, answered, 5)
-            model = link.fetch(run, standing)
-            link.submit(run, Update(standing.round, model.sha256, f"{standing.round:031x}{name}", 5, model.params))
+            status = link.wait(run, answered, 5)
+            model = link.fetch(run, status)
+            link.submit(run, Update(status.round, model.sha256, f"{standing.round:031x}{name}", 5, model.params))
     federation.stop()
     return federation
 
@@ -135,8 +135,8 @@ def test_a_run_goes_on_from_a_backup_made_beside_the_server(federation, tmp_path
     assert [row["model_sha256"] for row in federation.rounds()] == [row["model_sha256"] for row in before]
     with federation.link("b") as link:  # the open round closes with the update that the backup held
         run = link.join()
-        standing = link.wait(run, 1, 5)
-        link.submit(run, Update(2, standing.model_sha256, "0c" * 16, 5, link.fetch(run, standing).params))
+        status = link.wait(run, 1, 5)
+        link.submit(run, Update(2, status.model_sha256, "0c" * 16, 5, link.fetch(run, status).params))
         assert link.wait(run, 2, 5).round == 3
 
 

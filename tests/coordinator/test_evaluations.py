@@ -91,11 +91,11 @@ def answer(federation, silo: str, *, correct: int, shared: bool = True, answered
     """A silo's round; its held-out clips are told as ``correct`` of 10."""
     with federation.link(silo) as link:
         run = link.join()
-        standing = link.wait(run, answered, 5)
-        model = link.fetch(run, standing)
-        params = initial_params(run.head, seed=100 * standing.round + ord(silo))
+        status = link.wait(run, answered, 5)
+        model = link.fetch(run, status)
+        params = initial_params(run.head, seed=100 * status.round + ord(silo))
         told = Evaluation(0.5, correct, 10, (ClassCount(1, 1, 3),))
-        update = Update(standing.round, model.sha256, f"{standing.round:031x}{silo}", 5, params, told, shared=shared)
+        update = Update(status.round, model.sha256, f"{standing.round:031x}{silo}", 5, params, told, shared=shared)
         link.submit(run, update)
 
 
@@ -122,18 +122,18 @@ def test_at_the_end_silos_that_share_are_asked_for_each_others_models_and_others
     for silo in "abc":
         with finished.link(silo) as link:
             run = link.join()
-            standing = link.wait(run, 2, 5)
-            assert (standing.phase, standing.round) == (Phase.EVALUATE, 2)
-            subjects[silo] = standing.subjects
-            models = [link.fetch_subject(run, standing, number) for number in range(standing.subjects)]
+            status = link.wait(run, 2, 5)
+            assert (status.phase, status.round) == (Phase.EVALUATE, 2)
+            subjects[silo] = status.subjects
+            models = [link.fetch_subject(run, status, number) for number in range(status.subjects)]
             seen[silo] = {params_sha256(params) for params in models[1:]}
-            assert params_sha256(models[0]) == standing.model_sha256
+            assert params_sha256(models[0]) == status.model_sha256
     assert subjects == {"a": 3, "b": 3, "c": 1}
     sent = {params_sha256(initial_params(run.head, seed=200 + ord(silo))) for silo in "ab"}
     assert seen == {"a": sent, "b": sent, "c": set()}
     with finished.link("c") as link:
         with pytest.raises(DataError, match="no model 1 to measure"):
-            link.fetch_subject(run, standing, 1)
+            link.fetch_subject(run, status, 1)
 
 
 def test_a_report_counts_once_is_durable_and_survives_a_restart(finished):
@@ -146,9 +146,9 @@ def test_a_report_counts_once_is_durable_and_survives_a_restart(finished):
         run = link.join()
         assert link.wait(run, 2, 5).phase is Phase.FINISHED
     with finished.link("b") as link:
-        standing = link.wait(run, 2, 5)
-        assert standing.phase is Phase.EVALUATE
-        link.fetch_subject(run, standing, 2)  # payloads are still there
+        status = link.wait(run, 2, 5)
+        assert status.phase is Phase.EVALUATE
+        link.fetch_subject(run, status, 2)  # payloads are still there
     report(finished, "b", [])  # declines
     report(finished, "c", told[:1])
     updates = finished.state / "runs" / "run-1" / "updates"

@@ -19,7 +19,7 @@ from flamest.fedproto.records import RunSettings, Strategy
 from flamest.fedproto.tensors import encode_params
 
 SILOS = "abcdefghij"
-PLAN = RoundPolicy(rounds=1, min_silos=1, deadline_s=9.0)
+POLICY = RoundPolicy(rounds=1, min_silos=1, deadline_s=9.0)
 STRATEGIES = {
     "mean": Strategy(),
     "clipped": Strategy(clip=0.9),
@@ -59,7 +59,7 @@ def test_the_order_of_arrival_does_not_show_in_one_bit_of_the_model(tmp_path, mo
     for number, order in enumerate(sorted(orders)):
         with RunStore.open(tmp_path, run_of(Strategy(), spec, f"run-{number}")) as store:
             store.journal.db.pragma("synchronous", "off")
-            state, base = store.load(PLAN, Cohort(frozenset(SILOS), 10))
+            state, base = store.load(POLICY, Cohort(frozenset(SILOS), 10))
             for silo in order:
                 state = keep(store, state, silo, *parts[silo])
             stored = store.contributions(1)
@@ -78,7 +78,7 @@ def test_memory_is_that_of_a_few_models_however_many_silos_report(tmp_path, name
     run = run_of(STRATEGIES[name], spec)
     for silos in (3, 30):
         with RunStore.open(tmp_path / str(silos), run) as store:
-            state, base = store.load(PLAN, Cohort(frozenset(), silos))
+            state, base = store.load(POLICY, Cohort(frozenset(), silos))
             for number in range(silos):
                 payload = encode_params(spec, initial_params(spec, number))
                 state = keep(store, state, f"silo-{number:02d}", payload, 5 + number)

@@ -31,9 +31,9 @@ class Silos:
 
     def begin(self):
         """What every silo is to train on."""
-        standing = {name: link.wait(self.run, self.answered, 5) for name, link in self.links.items()}
-        assert {each.phase for each in standing.values()} == {Phase.OPEN}
-        return {name: self.links[name].fetch(self.run, each) for name, each in standing.items()}
+        status = {name: link.wait(self.run, self.answered, 5) for name, link in self.links.items()}
+        assert {each.phase for each in status.values()} == {Phase.OPEN}
+        return {name: self.links[name].fetch(self.run, each) for name, each in status.items()}
 
     def send(self, name, model, params=None, examples=5):
         params = params or initial_params(self.run.head, model.round)

@@ -65,14 +65,14 @@ def test_a_second_agent_of_an_identity_is_refused_and_counted_and_the_first_goes
     """T23: one update in a round, the second agent told why, the refusals in the history and in the status."""
     with federation.link("a") as first, federation.link("a") as second, federation.link("b") as other:
         run = first.join()
-        standing = first.wait(run, 0, 5, instance=ONE)
-        assert standing.phase is Phase.OPEN
+        status = first.wait(run, 0, 5, instance=ONE)
+        assert status.phase is Phase.OPEN
         for _ in range(3):
             with pytest.raises(DuplicateIdentity, match="another agent speaks for silo 'a'") as refused:
                 second.wait(run, 0, 0.1, instance=TWO)
         assert "enrol this one" in refused.value.fix
         for link, name in ((first, "1"), (other, "2")):
-            model = link.fetch(run, standing)
+            model = link.fetch(run, status)
             link.submit(run, Update(1, model.sha256, name * 32, 5, model.params))
         assert first.wait(run, 1, 5, instance=ONE).round == 2
         with pytest.raises(DuplicateIdentity):

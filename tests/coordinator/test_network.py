@@ -57,13 +57,13 @@ def refused(call, *arguments, **options) -> tuple[str, str | None]:
 
 
 def update_parts(
-    run, standing, *, seed: int = 1, update_id: str = "ab" * 16, piece: int = wire.CHUNK_BYTES
+    run, status, *, seed: int = 1, update_id: str = "ab" * 16, piece: int = wire.CHUNK_BYTES
 ) -> list[bytes]:
     payload = encode_params(run.head, initial_params(run.head, seed))
     header = messages.UpdateHeader(
         settings_sha256=run.sha256,
-        round=standing.round,
-        base_sha256=standing.model_sha256,
+        round=status.round,
+        base_sha256=status.model_sha256,
         update_id=update_id,
         examples=9,
         shapes=shapes(run.head),
@@ -81,10 +81,10 @@ def one_round(federation, name: str, answered: int, *, address: str | None = Non
         settings, retry=Backoff(patience_s=patience_s, first_s=0.02, longest_s=0.2, spread_s=0.2)
     ) as link:
         run = link.join()
-        standing = link.wait(run, answered, 20)
-        model = link.fetch(run, standing)
-        params = initial_params(run.head, standing.round)
-        link.submit(run, Update(standing.round, model.sha256, sha256_bytes(bytes([answered % 256]))[:32], 5, params))
+        status = link.wait(run, answered, 20)
+        model = link.fetch(run, status)
+        params = initial_params(run.head, status.round)
+        link.submit(run, Update(status.round, model.sha256, sha256_bytes(bytes([answered % 256]))[:32], 5, params))
 
 
 @pytest.fixture
@@ -99,9 +99,9 @@ def joined(federation):
     """A channel of silo a, its run and the open round."""
     with federation.link("a") as link:
         run = link.join()
-        standing = link.wait(run, 0, 5)
+        status = link.wait(run, 0, 5)
     channel = open_channel(federation.link_settings("a"))
-    yield channel, run, standing
+    yield channel, run, status
     channel.close()
 
 
@@ -265,34 +265,34 @@ def test_t21_a_rotated_certificate_is_served_without_a_restart_and_no_call_is_lo
 
 def test_t21_a_renewed_silo_is_served_with_both_certificates_until_revoke_refuses_both(federation, joined, tmp_path):
     """Renewal beside connections that stand: no call in between is refused, and none after `silo revoke`."""
-    standing, *_ = joined
+    status, *_ = joined
     settings = federation.link_settings("a")
     kept = outsider(federation, tmp_path / "old", settings.certificate.read_bytes(), settings.key.read_bytes())
     authority.renew_enrolment(federation.folder, "a", None)
     assert kept.certificate.read_bytes() != settings.certificate.read_bytes()
     with open_channel(kept) as old, open_channel(settings) as new:
-        for channel in (standing, old, new):
+        for channel in (status, old, new):
             ask(channel, wire.JOIN, JOIN)
         authority.revoke_silo(federation.folder, "a")
-        for channel in (standing, old, new):
+        for channel in (status, old, new):
             assert refused(ask, channel, wire.JOIN, JOIN) == ("PERMISSION_DENIED", "revoked")
 
 
 def test_t22_whatever_a_silo_claims_the_name_is_its_certificates(federation, joined):
     """T22 identity spoof: headers and user agent of silo b with the certificate of silo a."""
-    channel, run, standing = joined
+    channel, run, status = joined
     claims = [("silo", "b"), ("x-silo-id", "b"), ("spiffe", "spiffe://flamest/silo/b"), ("authorization", "Bearer b")]
-    upload(channel, update_parts(run, standing), metadata=claims)
+    upload(channel, update_parts(run, status), metadata=claims)
     stored = {path.stem for path in (federation.state / "runs" / "run-1" / "updates").rglob("*.f32")}
     assert stored == {"a"}
 
 
 def test_t23_two_agents_of_one_identity_have_one_update_in_a_round(federation, joined):
     """T23, as far as it is built: the second is refused, and nothing is counted twice. There is no lease."""
-    channel, run, standing = joined
+    channel, run, status = joined
     with open_channel(federation.link_settings("a")) as twin:
-        upload(channel, update_parts(run, standing, seed=1, update_id="0a" * 16))
-        told = refused(upload, twin, update_parts(run, standing, seed=2, update_id="0b" * 16))
+        upload(channel, update_parts(run, status, seed=1, update_id="0a" * 16))
+        told = refused(upload, twin, update_parts(run, status, seed=2, update_id="0b" * 16))
     assert told == ("ALREADY_EXISTS", "already_answered")
     assert federation.rounds()[0]["accepted"] == 1
 
@@ -316,8 +316,8 @@ def mutated(good: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_headers(joined, federation, times: int) -> set[str]:
-    channel, run, standing = joined
-    header, *data = update_parts(run, standing)
+    channel, run, status = joined
+    header, *data = update_parts(run, status)
     rng, told = random.Random(5), set()
     for _ in range(times):
         try:
@@ -349,8 +349,8 @@ def test_t24_ten_thousand_mutated_messages(federation, joined):
 
 def test_t25_what_is_too_large_is_refused_and_a_good_silo_is_served(federation, joined):
     """T25: a plain message, a compressed bomb, a million fields, metadata, streams. (16 MiB of zeros here.)"""
-    channel, run, standing = joined
-    header = update_parts(run, standing)[0]
+    channel, run, status = joined
+    header = update_parts(run, status)[0]
     with open_channel(federation.link_settings("a"), max_send_message_length=-1) as big:
         zeros = messages.encode_update_data(bytes(16 << 20))
         assert refused(upload, big, [header, zeros])[0] == "RESOURCE_EXHAUSTED"
@@ -385,8 +385,8 @@ def test_t26_idle_and_slow_connections_are_cut_and_a_round_goes_on(make_federati
         each.sendall(b"\x16\x03\x01\x02")  # the beginning of a handshake
     with federation.link("a") as link:
         run = link.join()
-        standing = link.wait(run, 0, 5)
-    header = update_parts(run, standing)[0]
+        status = link.wait(run, 0, 5)
+    header = update_parts(run, status)[0]
 
     def slow():
         yield header

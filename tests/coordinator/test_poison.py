@@ -46,15 +46,15 @@ class Sender:
         self.silo = silo
         with federation.link(silo) as link:
             self.run = link.join()
-            self.standing = link.wait(self.run, 0, 5)
-            self.model = link.fetch(self.run, self.standing)
+            self.status = link.wait(self.run, 0, 5)
+            self.model = link.fetch(self.run, self.status)
 
     def parts(self, values: Params | bytes | None = None, **changes: object) -> list[bytes]:
         values = honest(self.model.params, self.silo) if values is None else values
         payload = values if isinstance(values, bytes) else b"".join(v.astype("<f4").tobytes() for v in values.values())
         header = messages.UpdateHeader(
             settings_sha256=self.run.sha256,
-            round=self.standing.round,
+            round=self.status.round,
             base_sha256=self.model.sha256,
             update_id=os.urandom(16).hex(),
             examples=EXAMPLES[self.silo],
@@ -213,9 +213,9 @@ def test_three_refusals_put_a_silo_in_quarantine_until_the_operator_releases_it(
         said = CliRunner().invoke(main.app, ["silo", "release", "c", "--config", str(federation.config)])
         assert (said.exit_code, "out of quarantine" in said.output) == (0, True), said.output
         until = time.monotonic() + 10
-        while (standing := link.wait(bad.run, 1, 0.2)).phase is not Phase.OPEN and time.monotonic() < until:
+        while (status := link.wait(bad.run, 1, 0.2)).phase is not Phase.OPEN and time.monotonic() < until:
             pass
-        model = link.fetch(bad.run, standing)
+        model = link.fetch(bad.run, status)
         link.submit(bad.run, Update(2, model.sha256, "ee" * 16, 31, honest(model.params, "c")))
     again = CliRunner().invoke(main.app, ["silo", "release", "c", "--config", str(federation.config)])
     assert again.exit_code == 65

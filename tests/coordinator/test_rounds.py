@@ -26,19 +26,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-PLAN = RoundPolicy(rounds=2, min_silos=2, deadline_s=10.0)
+POLICY = RoundPolicy(rounds=2, min_silos=2, deadline_s=10.0)
 
 
-def roll(count: int, silos: str = "abcd") -> Cohort:
+def cohort(count: int, silos: str = "abcd") -> Cohort:
     """``count`` reports are wanted, of so many silos."""
     return Cohort(frozenset(silos[:count] if count < len(silos) else silos), count)
 
 
-def started(plan: RoundPolicy = PLAN, wanted: int = 3):
-    return start_run(plan, "model-0", roll(wanted))
+def started(policy: RoundPolicy = POLICY, wanted: int = 3):
+    return start_run(policy, "model-0", cohort(wanted))
 
 
-def offer(
+def submission(
     silo: str, number: int = 1, base: str = "model-0", update_id: str | None = None, digest: str = "d"
 ) -> Submission:
     return Submission(number, base, Report(silo, update_id or f"id-{silo}-{number}", 5, digest))
@@ -47,7 +47,7 @@ def offer(
 def with_reports(*silos: str, state=None, now: float = 0.0):
     state = state or started()
     for silo in silos:
-        state, verdict = on_update(state, offer(silo, state.open.number, state.model_sha256), None, now)
+        state, verdict = on_update(state, submission(silo, state.open.number, state.model_sha256), None, now)
         assert verdict is Verdict.ACCEPTED
     return state
 
@@ -86,15 +86,15 @@ def test_a_silo_that_declines_is_not_waited_for():
 
 
 def test_a_silo_is_told_the_last_closed_round_in_which_it_counts():
-    state = after_close(with_reports("a", "b", state=started(RoundPolicy(9, 2, 10.0))), "model-1", roll(3))
-    state = after_abandon(with_reports("a", state=state), roll(3))  # what it sent in round 2 does not count
+    state = after_close(with_reports("a", "b", state=started(RoundPolicy(9, 2, 10.0))), "model-1", cohort(3))
+    state = after_abandon(with_reports("a", state=state), cohort(3))  # what it sent in round 2 does not count
     assert [status_for(state, silo, 0, 0.0).counted for silo in "abc"] == [1, 1, 0]
-    state = after_close(with_reports("b", "c", state=state), "model-3", roll(3))
+    state = after_close(with_reports("b", "c", state=state), "model-3", cohort(3))
     assert [status_for(state, silo, 0, 0.0).counted for silo in "abc"] == [1, 3, 3]
 
 
 def test_k_of_n_closes_a_round_with_k_of_them_and_a_decline_does_not_lower_k():
-    four = start_run(PLAN, "model-0", Cohort(frozenset("abcd"), 3))
+    four = start_run(POLICY, "model-0", Cohort(frozenset("abcd"), 3))
     state = on_contact(with_reports("a", "b", state=four), "c", 1, now=1.0)
     assert on_tick(state, 1.0) is Decision.COLLECT  # d may still come
     assert on_tick(with_reports("d", state=state), 1.0) is Decision.CLOSE
@@ -135,24 +135,24 @@ def test_a_silo_that_declined_may_still_report():
 
 
 def test_after_a_close_the_next_round_opens_from_the_new_model():
-    state = after_close(with_reports("a", "b", "c"), "model-1", roll(4))
-    assert (state.open.number, state.open.roll.wanted, state.closed, state.last_round) == (2, 4, 1, 1)
+    state = after_close(with_reports("a", "b", "c"), "model-1", cohort(4))
+    assert (state.open.number, state.open.cohort.wanted, state.closed, state.last_round) == (2, 4, 1, 1)
     assert not state.open.reports
     assert state.open.deadline is None
     assert status_for(state, "a", 1, 0.0).phase is Phase.OPEN
 
 
 def test_after_the_last_round_the_run_is_finished():
-    state = after_close(with_reports("a"), "model-1", roll(3))
-    state = after_close(with_reports("a", state=state), "model-2", roll(3))
+    state = after_close(with_reports("a"), "model-1", cohort(3))
+    state = after_close(with_reports("a", state=state), "model-2", cohort(3))
     assert state.open is None
     assert status_for(state, "a", 0, 0.0).phase is Phase.FINISHED
     assert on_tick(state, 1e9) is Decision.COLLECT
-    assert on_update(state, offer("a", 2, "model-1"), None, 0.0)[1] is Verdict.STALE_ROUND
+    assert on_update(state, submission("a", 2, "model-1"), None, 0.0)[1] is Verdict.STALE_ROUND
 
 
 def test_an_abandoned_round_takes_a_number_and_leaves_the_model():
-    state = after_abandon(with_reports("a"), roll(3))
+    state = after_abandon(with_reports("a"), cohort(3))
     assert (state.open.number, state.closed, state.model_sha256, state.last_round) == (2, 0, "model-0", 1)
     assert status_for(state, "a", 1, 0.0).phase is Phase.OPEN
 
@@ -160,11 +160,11 @@ def test_an_abandoned_round_takes_a_number_and_leaves_the_model():
 @pytest.mark.parametrize(
     ("told", "now", "verdict"),
     [
-        (offer("b", number=0), 1.0, Verdict.STALE_ROUND),
-        (offer("b", number=2), 1.0, Verdict.STALE_ROUND),
-        (offer("b", base="model-9"), 1.0, Verdict.STALE_BASE),
-        (offer("b"), 10.0, Verdict.LATE),
-        (offer("b"), 9.9, Verdict.ACCEPTED),
+        (submission("b", number=0), 1.0, Verdict.STALE_ROUND),
+        (submission("b", number=2), 1.0, Verdict.STALE_ROUND),
+        (submission("b", base="model-9"), 1.0, Verdict.STALE_BASE),
+        (submission("b"), 10.0, Verdict.LATE),
+        (submission("b"), 9.9, Verdict.ACCEPTED),
     ],
 )
 def test_only_an_update_for_this_round_and_model_in_time_counts(told, now, verdict):
@@ -177,9 +177,9 @@ def test_only_an_update_for_this_round_and_model_in_time_counts(told, now, verdi
 @pytest.mark.parametrize(
     ("told", "verdict"),
     [
-        (offer("a"), Verdict.DUPLICATE),
-        (offer("a", digest="other"), Verdict.REUSED_ID),
-        (offer("a", update_id="id-2"), Verdict.ALREADY_ANSWERED),
+        (submission("a"), Verdict.DUPLICATE),
+        (submission("a", digest="other"), Verdict.REUSED_ID),
+        (submission("a", update_id="id-2"), Verdict.ALREADY_ANSWERED),
     ],
 )
 def test_a_second_update_of_a_silo_never_counts(told, verdict):
@@ -189,9 +189,9 @@ def test_a_second_update_of_a_silo_never_counts(told, verdict):
 
 def test_a_duplicate_gets_its_receipt_after_the_round_closed_too():
     closed = with_reports("a", "b", "c")
-    after = after_close(closed, "model-1", roll(3))
-    assert on_update(after, offer("a"), closed.open.reports["a"], 1.0) == (after, Verdict.DUPLICATE)
-    assert on_update(after, offer("z"), None, 1.0)[1] is Verdict.STALE_ROUND
+    after = after_close(closed, "model-1", cohort(3))
+    assert on_update(after, submission("a"), closed.open.reports["a"], 1.0) == (after, Verdict.DUPLICATE)
+    assert on_update(after, submission("z"), None, 1.0)[1] is Verdict.STALE_ROUND
 
 
 def test_after_a_restart_a_round_with_reports_is_running_and_one_without_waits():
@@ -203,9 +203,9 @@ def test_after_a_restart_a_round_with_reports_is_running_and_one_without_waits()
 def test_ending_a_finished_run_is_a_bug():
     state = replace(started(), open=None)
     with pytest.raises(InvariantError):
-        after_close(state, "m", roll(1))
+        after_close(state, "m", cohort(1))
     with pytest.raises(InvariantError):
-        after_abandon(state, roll(1))
+        after_abandon(state, cohort(1))
 
 
 SILOS = st.sampled_from(["a", "b", "c", "d"])
@@ -226,9 +226,9 @@ class AnyHistory(RuleBasedStateMachine):
         enrolled=st.frozensets(SILOS),
     )
     def begin(self, rounds, min_silos, wanted, share, deadline, enrolled):
-        self.plan = RoundPolicy(rounds, min_silos, deadline)
+        self.policy = RoundPolicy(rounds, min_silos, deadline)
         self.wanted, self.share, self.enrolled = wanted, share, enrolled
-        self.state = start_run(self.plan, "m0", self.call())
+        self.state = start_run(self.policy, "m0", self.call())
         self.opened_for = enrolled
         self.gone = set()  # of those that the open round was for: left, or declined
         self.now = 0.0
@@ -237,7 +237,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.counted = {}  # round -> silos, of closed rounds
 
     def call(self):
-        return Cohort.call(self.enrolled, self.wanted, None if self.wanted else self.share, self.plan.min_silos)
+        return Cohort.call(self.enrolled, self.wanted, None if self.wanted else self.share, self.policy.min_silos)
 
     @rule(silo=SILOS)
     def join(self, silo):
@@ -259,7 +259,7 @@ class AnyHistory(RuleBasedStateMachine):
         if stand.phase is Phase.OPEN:
             assert stand.round == self.state.open.number > answered
             assert (stand.round, silo) not in self.rows
-            assert 0 < stand.deadline_s <= self.plan.deadline_s
+            assert 0 < stand.deadline_s <= self.policy.deadline_s
         assert (stand.phase is Phase.FINISHED) == (self.state.open is None)
 
     @rule(
@@ -295,17 +295,17 @@ class AnyHistory(RuleBasedStateMachine):
     def tick(self):
         decision, before = on_tick(self.state, self.now), self.state
         if decision is Decision.CLOSE:
-            assert len(before.open.reports) >= self.plan.min_silos
+            assert len(before.open.reports) >= self.policy.min_silos
             assert self.complete() or self.now >= before.open.deadline
             self.counted[before.open.number] = set(before.open.reports)
             self.state = after_close(before, f"m{before.open.number}", self.call())
         elif decision is Decision.ABANDON:
-            assert len(before.open.reports) < self.plan.min_silos
+            assert len(before.open.reports) < self.policy.min_silos
             assert self.now >= before.open.deadline
             self.state = after_abandon(before, self.call())
             assert self.state.model_sha256 == before.model_sha256
         elif before.open:
-            assert not (self.complete() and len(before.open.reports) >= self.plan.min_silos)
+            assert not (self.complete() and len(before.open.reports) >= self.policy.min_silos)
             assert before.open.deadline is None or self.now < before.open.deadline
         if decision is not Decision.COLLECT and self.state.open:
             self.base[self.state.open.number] = self.state.model_sha256
@@ -314,7 +314,7 @@ class AnyHistory(RuleBasedStateMachine):
     def complete(self):
         """Enough have reported, or everyone has who was to and did not go away."""
         reported = self.state.open.reports.keys()
-        return len(reported) >= self.state.open.roll.wanted or self.opened_for - self.gone <= reported
+        return len(reported) >= self.state.open.cohort.wanted or self.opened_for - self.gone <= reported
 
     @rule()
     def restart(self):
@@ -323,7 +323,7 @@ class AnyHistory(RuleBasedStateMachine):
             self.opened_for, self.gone = self.enrolled, set()
             read = replace(
                 self.state.open,
-                roll=Cohort(self.enrolled, self.state.open.roll.wanted),
+                cohort=Cohort(self.enrolled, self.state.open.cohort.wanted),
                 deadline=None,
                 declined=frozenset(),
                 reports={silo: report for (at, silo), report in self.rows.items() if at == number},
@@ -338,8 +338,8 @@ class AnyHistory(RuleBasedStateMachine):
 
     @invariant()
     def rounds_are_counted_and_numbered(self):
-        assert self.state.closed == len(self.counted) <= self.plan.rounds
-        assert (self.state.open is None) == (self.state.closed == self.plan.rounds)
+        assert self.state.closed == len(self.counted) <= self.policy.rounds
+        assert (self.state.open is None) == (self.state.closed == self.policy.rounds)
         if self.state.open:
             assert self.state.open.number == self.state.last_round + 1
 

@@ -60,8 +60,8 @@ class Silo:
         self.channel = raw_channel(federation, name)
         with federation.link(name) as link:
             self.run = link.join()
-            self.standing = link.wait(self.run, 0, 5)
-            self.model = link.fetch(self.run, self.standing)
+            self.status = link.wait(self.run, 0, 5)
+            self.model = link.fetch(self.run, self.status)
         self.params = initial_params(self.run.head, seed=sum(name.encode()))
         self.update_id = os.urandom(16).hex()
 
@@ -69,7 +69,7 @@ class Silo:
         payload = self.payload()
         header = messages.UpdateHeader(
             settings_sha256=self.run.sha256,
-            round=self.standing.round,
+            round=self.status.round,
             base_sha256=self.model.sha256,
             update_id=self.update_id,
             examples=20,
@@ -115,13 +115,13 @@ def test_three_silos_of_unequal_size_make_the_weighted_mean_to_the_last_bit(fede
     for name, examples in sizes.items():
         with federation.link(name) as link:
             run = link.join()
-            standing = link.wait(run, 0, 5)
-            model = link.fetch(run, standing)
+            status = link.wait(run, 0, 5)
+            model = link.fetch(run, status)
             sent[name] = initial_params(run.head, seed=examples)
-            link.submit(run, Update(standing.round, model.sha256, os.urandom(16).hex(), examples, sent[name]))
+            link.submit(run, Update(status.round, model.sha256, os.urandom(16).hex(), examples, sent[name]))
     with federation.link("a") as link:
-        standing = link.wait(run, 1, 5)
-        mean = link.fetch(run, standing)
+        status = link.wait(run, 1, 5)
+        mean = link.fetch(run, status)
     for name, tensor in mean.params.items():
         for place in np.ndindex(tensor.shape):
             total = sum(float(sizes[silo]) * float(sent[silo][name][place]) for silo in sorted(sizes))
@@ -138,8 +138,8 @@ def test_whoever_waits_is_answered_the_moment_the_next_round_opens(federation):
 
     def wait() -> None:
         with federation.link("a") as link:
-            standing = link.wait(first.run, 1, 30)
-            answered.append((time.monotonic(), standing))
+            status = link.wait(first.run, 1, 30)
+            answered.append((time.monotonic(), status))
 
     waiting = threading.Thread(target=wait)
     waiting.start()
@@ -149,8 +149,8 @@ def test_whoever_waits_is_answered_the_moment_the_next_round_opens(federation):
     before = time.monotonic()
     third.send()
     waiting.join(10)
-    at, standing = answered[0]
-    assert (standing.phase, standing.round) == (Phase.OPEN, 2)
+    at, status = answered[0]
+    assert (status.phase, status.round) == (Phase.OPEN, 2)
     assert at - before < 15  # of 30 s of patience
     for silo in (first, second, third):
         silo.close()
@@ -430,11 +430,11 @@ def test_at_the_deadline_a_round_with_enough_closes_and_one_with_too_few_is_aban
     for silo in silos:
         silo.send()
     with federation.link("a") as link:
-        standing = link.wait(silos[0].run, 1, 10)
-        assert (standing.phase, standing.round) == (Phase.OPEN, 2)
-        first = standing.model_sha256
-        standing = link.wait(silos[0].run, 2, 10)  # declines: no one reports
-        assert (standing.phase, standing.round, standing.model_sha256) == (Phase.OPEN, 3, first)
+        status = link.wait(silos[0].run, 1, 10)
+        assert (status.phase, status.round) == (Phase.OPEN, 2)
+        first = status.model_sha256
+        status = link.wait(silos[0].run, 2, 10)  # declines: no one reports
+        assert (status.phase, status.round, status.model_sha256) == (Phase.OPEN, 3, first)
     assert [row["status"] for row in federation.rounds()] == ["closed", "abandoned", "open"]
     assert refused(upload, silos[0].channel, silos[0].parts(round=2, update_id="00" * 16)) == (
         "FAILED_PRECONDITION",
@@ -557,9 +557,9 @@ def test_once_ends_when_the_silos_know_and_have_the_final_model(make_federation)
     for name in "ab":
         with federation.link(name) as link:
             run = link.join()
-            standing = link.wait(run, 1, 5)
-            assert (standing.phase, standing.round) == (Phase.FINISHED, 1)
-            assert link.fetch(run, standing).sha256 == standing.model_sha256
+            status = link.wait(run, 1, 5)
+            assert (status.phase, status.round) == (Phase.FINISHED, 1)
+            assert link.fetch(run, status).sha256 == status.model_sha256
     federation.join()
     assert federation.served.finished
     assert not (federation.state / "address").exists()
@@ -572,9 +572,9 @@ def test_without_once_a_finished_run_is_still_served_after_a_restart(make_federa
     for _ in range(2):
         with federation.link("a") as link:
             run = link.join()
-            standing = link.wait(run, 0, 5)
-            assert standing.phase is Phase.FINISHED
-            link.fetch(run, standing)
+            status = link.wait(run, 0, 5)
+            assert status.phase is Phase.FINISHED
+            link.fetch(run, status)
         federation.stop()
         federation.start()
 

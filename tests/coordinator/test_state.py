@@ -24,7 +24,7 @@ from flamest.fedproto.tensors import encode_params
 
 SPEC = HeadSpec(inputs=3, outputs=2, hidden=(4,))
 RUN = RunSettings("r", ("x", "y"), SPEC, rounds=3, min_silos=1, deadline_s=9.0, fingerprint="f", seed=4)
-PLAN = RoundPolicy(rounds=3, min_silos=1, deadline_s=9.0)
+POLICY = RoundPolicy(rounds=3, min_silos=1, deadline_s=9.0)
 ROLL = Cohort(frozenset("ab"), 2)
 END = RoundEnd(seconds=1.5, sent_bytes=77)
 
@@ -44,7 +44,7 @@ def opened(folder, run=RUN, **options):
 
 
 def load(store):
-    return store.load(PLAN, ROLL)
+    return store.load(POLICY, ROLL)
 
 
 def send(store, state, silo: str, seed: int = 1, examples: int = 5):
@@ -108,8 +108,8 @@ CARRYING = {
 }
 
 
-def close_with(store, run, state, params, carried):
-    made = aggregate(run.strategy, SPEC, params, store.contributions(state.open.number), carried, 4)
+def close_with(store, run, state, params, server_state):
+    made = aggregate(run.strategy, SPEC, params, store.contributions(state.open.number), server_state, 4)
     after = after_close(state, params_sha256(made.params), ROLL)
     store.close_round(after, made.params, END, made.state)
     store.tidy()
@@ -120,11 +120,11 @@ def model_after_all_rounds(folder, run, *, stopping: bool) -> str:
     """Of three rounds that close and one that does not; with ``stopping`` the coordinator starts anew in each."""
     store = opened(folder, run)
     state, params = load(store)
-    carried = store.server_state(state)
+    server_state = store.server_state(state)
     while state.open:
         for silo in "ab":
             state = send(store, state, silo, seed=state.open.number + ord(silo))
-        state, params, carried = close_with(store, run, state, params, carried)
+        state, params, server_state = close_with(store, run, state, params, server_state)
         if state.open and state.last_round == 1:
             state = after_abandon(state, ROLL)
             store.abandon_round(state, END)
@@ -132,7 +132,7 @@ def model_after_all_rounds(folder, run, *, stopping: bool) -> str:
             store.close()
             store = opened(folder, run)
             state, params = load(store)
-            carried = store.server_state(state)
+            server_state = store.server_state(state)
     store.close()
     return state.model_sha256
 
@@ -156,13 +156,13 @@ def test_what_was_written_for_a_round_that_was_not_committed_is_not_used(folder)
     run = msgspec.structs.replace(RUN, strategy=CARRYING["feddyn"])
     with opened(folder, run) as store:
         state, params = load(store)
-        state, params, carried = close_with(store, run, send(store, state, "a"), params, store.server_state(state))
-        store._memory.write(2, "ab" * 32, carried)  # and then the power failed
+        state, params, server_state = close_with(store, run, send(store, state, "a"), params, store.server_state(state))
+        store._memory.write(2, "ab" * 32, server_state)  # and then the power failed
     with opened(folder, run) as store:
         again, _ = load(store)
         found = store.server_state(again)
-    assert found.left == carried.left == 2
-    assert all((found.arrays["h"][name] == tensor).all() for name, tensor in carried.arrays["h"].items())
+    assert found.left == server_state.left == 2
+    assert all((found.arrays["h"][name] == tensor).all() for name, tensor in server_state.arrays["h"].items())
     assert [path.name for path in (folder / "runs" / "r" / "memory").iterdir()] == ["round-000001.arrays"]
 
 
@@ -178,9 +178,9 @@ def test_a_memory_that_is_not_the_runs_is_found_at_the_start_and_the_round_befor
     run = msgspec.structs.replace(RUN, strategy=CARRYING["feddyn"])
     with opened(folder, run) as store:
         state, params = load(store)
-        carried = store.server_state(state)
+        server_state = store.server_state(state)
         for _ in range(2):
-            state, params, carried = close_with(store, run, send(store, state, "a"), params, carried)
+            state, params, server_state = close_with(store, run, send(store, state, "a"), params, server_state)
         path = folder / "runs" / "r" / "memory" / "round-000002.arrays"
         if harm == "damaged":
             damage(path)

@@ -33,7 +33,7 @@ from flamest.fedproto.tensors import encode_params
 
 SPEC = HeadSpec(inputs=3, outputs=2, hidden=(4,))
 RUN = RunSettings("r", ("x", "y"), SPEC, rounds=1, min_silos=1, deadline_s=9.0, fingerprint="f")
-PLAN, ROLL = RoundPolicy(1, 1, 9.0), Cohort(frozenset("a"), 1)
+POLICY, ROLL = RoundPolicy(1, 1, 9.0), Cohort(frozenset("a"), 1)
 PROGRAM = Path(__file__).with_name("full_disk.py")
 
 
@@ -92,7 +92,7 @@ class Disk:
 def test_wherever_the_disk_is_full_nothing_is_half_done_and_the_next_try_works(tmp_path, monkeypatch):
     """T04: no space at each step of an update and of the round's end; then there is space again."""
     with monkeypatch.context() as patch, RunStore.open(tmp_path / "calm", RUN) as store:
-        state, _ = store.load(PLAN, ROLL)
+        state, _ = store.load(POLICY, ROLL)
         disk = Disk(patch, failing=0)
         expected = close(store, submit(store, state))
         steps = disk.calls
@@ -100,7 +100,7 @@ def test_wherever_the_disk_is_full_nothing_is_half_done_and_the_next_try_works(t
     for failing in range(1, steps + 1):
         folder = tmp_path / str(failing)
         with RunStore.open(folder, RUN) as store:
-            state, _ = store.load(PLAN, ROLL)
+            state, _ = store.load(POLICY, ROLL)
             before = {path for path in folder.rglob("*") if path.suffix != ".f32"}
             with monkeypatch.context() as patch:
                 Disk(patch, failing)
