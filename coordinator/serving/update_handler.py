@@ -157,5 +157,5 @@ class UpdateHandler:
 def _check(verdict: Verdict, submission: Submission) -> None:
     """Raise Refused unless the update counts, or counted already."""
     if verdict not in (Verdict.ACCEPTED, Verdict.DUPLICATE):
-        said = REFUSALS.get(verdict, f"round {offer.round} is not open")
-        raise Refused(f"update from silo '{offer.report.silo}': {said}", code=verdict.value)
+        said = REFUSALS.get(verdict, f"round {submission.round} is not open")
+        raise Refused(f"update from silo '{submission.report.silo}': {said}", code=verdict.value)

@@ -50,7 +50,7 @@ class Announced:
 
     @property
     def whose(self) -> str:
-        return f"update from silo '{self.offer.report.silo}'"
+        return f"update from silo '{self.submission.report.silo}'"
 
 
 @dataclass(frozen=True)

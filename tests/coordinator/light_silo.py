@@ -31,7 +31,7 @@ def main(address: str, ca: str, certificate: str, key: str, think_s: float) -> N
             time.sleep(think_s)
             params = initial_params(run.head, status.round)
             try:
-                link.submit(run, Update(status.round, model.sha256, f"{standing.round:032x}", 5, params))
+                link.submit(run, Update(status.round, model.sha256, f"{status.round:032x}", 5, params))
                 say("sent", status.round)
             except StaleUpdate as stale:
                 say("refused", status.round, stale.code)

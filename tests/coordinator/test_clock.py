@@ -31,7 +31,7 @@ def send(federation, silo: str, answered: int) -> None:
         run = link.join()
         status = link.wait(run, answered, 10)
         assert status.phase is Phase.OPEN
-        update_id = f"{standing.round:031x}{silo}"
+        update_id = f"{status.round:031x}{silo}"
         link.submit(run, Update(status.round, status.model_sha256, update_id, 5, initial_params(run.head, 1)))
 
 

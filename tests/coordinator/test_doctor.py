@@ -25,7 +25,7 @@ def federation(make_federation):
             run = link.join()
             status = link.wait(run, answered, 5)
             model = link.fetch(run, status)
-            link.submit(run, Update(status.round, model.sha256, f"{standing.round:031x}{name}", 5, model.params))
+            link.submit(run, Update(status.round, model.sha256, f"{status.round:031x}{name}", 5, model.params))
     federation.stop()
     return federation
 

@@ -95,7 +95,7 @@ def answer(federation, silo: str, *, correct: int, shared: bool = True, answered
         model = link.fetch(run, status)
         params = initial_params(run.head, seed=100 * status.round + ord(silo))
         told = Evaluation(0.5, correct, 10, (ClassCount(1, 1, 3),))
-        update = Update(status.round, model.sha256, f"{standing.round:031x}{silo}", 5, params, told, shared=shared)
+        update = Update(status.round, model.sha256, f"{status.round:031x}{silo}", 5, params, told, shared=shared)
         link.submit(run, update)
 
 
