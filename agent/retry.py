@@ -30,7 +30,7 @@ class Backoff(msgspec.Struct, frozen=True):
     at one moment: from then on pauses are anything from 0 to ``spread_s``.
     """
 
-    patience_s: float = 30.0  # in all, per call
+    give_up_after_s: float = 30.0  # in all, per call
     first_s: float = 0.2
     longest_s: float = 8.0
     spread_s: float = 15.0
@@ -77,7 +77,7 @@ class RetryPolicy:
                 away = cast("grpc.Call", error).code() is grpc.StatusCode.UNAVAILABLE
                 self.losses += away
                 pause = self._retry.pause_s(attempt_number, away=away)
-                if time.monotonic() - started + pause > self._retry.patience_s:
+                if time.monotonic() - started + pause > self._retry.give_up_after_s:
                     raise self._unreachable(error) from error
             self._retry.sleep(pause)
             self._end_if_asked()

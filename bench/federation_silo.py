@@ -42,7 +42,7 @@ def main() -> None:
     settings = ConnectionSettings(address, Path(ca), Path(certificate), Path(key))
     opened, answered = [], 0
     with CoordinatorClient.open(
-        settings, retry=Backoff(patience_s=300.0, first_s=0.05, longest_s=0.5, spread_s=0.5)
+        settings, retry=Backoff(give_up_after_s=300.0, first_s=0.05, longest_s=0.5, spread_s=0.5)
     ) as link:
         run = link.join()
         waiting_mb = memory_mb("VmRSS")

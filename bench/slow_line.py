@@ -70,7 +70,7 @@ def drive(site: Any, proxy: FaultProxy) -> tuple[list[float], list[int]]:
     )
     seconds, moved, answered = [], [], 0
     with CoordinatorClient.open(
-        settings, retry=Backoff(patience_s=120.0, first_s=0.1, longest_s=0.5, spread_s=0.5)
+        settings, retry=Backoff(give_up_after_s=120.0, first_s=0.1, longest_s=0.5, spread_s=0.5)
     ) as link:
         run = link.join()
         while True:

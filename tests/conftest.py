@@ -104,18 +104,19 @@ class Federation:
                 error, self._error = self._error, None
                 raise error
 
-    def link_settings(self, name: str, *, address: str | None = None) -> Any:
+    def connection_settings(self, name: str, *, address: str | None = None) -> Any:
         from flamest.agent.client import ConnectionSettings
 
         given = self.folder / "silos" / name
         key = self.silo_folder / name / f"{name}.key"
         return ConnectionSettings(address or self.address, given / "ca.pem", given / "silo.pem", key)
 
-    def link(self, name: str, *, patience_s: float = 5.0) -> Any:
+    def client(self, name: str, *, give_up_after_s: float = 5.0) -> Any:
         from flamest.agent.client import Backoff, CoordinatorClient
 
         return CoordinatorClient.open(
-            self.link_settings(name), retry=Backoff(patience_s=patience_s, first_s=0.02, longest_s=0.1, spread_s=0.2)
+            self.connection_settings(name),
+            retry=Backoff(give_up_after_s=give_up_after_s, first_s=0.02, longest_s=0.1, spread_s=0.2),
         )
 
     def rounds(self) -> list[dict[str, Any]]:

@@ -20,14 +20,14 @@ from flamest.fedproto.records import CodedUpdate, Evaluation, Update
 from flamest.fedproto.tensors import encode_params
 
 DEFAULT = Policy()
-OFTEN = Backoff(patience_s=5.0, first_s=0.02, longest_s=0.1)
+OFTEN = Backoff(give_up_after_s=5.0, first_s=0.02, longest_s=0.1)
 
 
 class Silo:
     """A silo's daemon as far as the gate and the link go; ``restarted`` is the next process in its state folder."""
 
     def __init__(self, federation, state, policy: Policy, before: "Silo | None" = None) -> None:
-        settings = federation.link_settings("a")
+        settings = federation.connection_settings("a")
         self.state = state
         self.gate = EgressGuard.open(state, policy, "a", settings)
         self.link = CoordinatorClient.open(settings, retry=OFTEN, leaving=self.gate.leaving)
@@ -97,7 +97,7 @@ def test_an_update_is_in_the_ledger_with_everything_that_left(silo):
     assert entry.reported == {"loss": 0.5, "correct": 6.0, "count": 8.0}
     assert entry.overrides == ()
     (certificate,) = ledger(first, "enrolment")
-    assert certificate.sha256 == sha256_bytes(first._federation.link_settings("a").certificate.read_bytes())
+    assert certificate.sha256 == sha256_bytes(first._federation.connection_settings("a").certificate.read_bytes())
 
 
 def test_the_line_is_there_before_the_first_byte_is_sent(silo, monkeypatch):
@@ -233,7 +233,7 @@ def test_a_lost_file_of_an_update_with_noise_is_withdrawn(silo):
 def test_the_coordinator_would_not_have_counted_two_either(silo):
     first = silo()
     first.link.submit(first.run, first.made(1))
-    with CoordinatorClient.open(first._federation.link_settings("a"), retry=OFTEN) as ungated:
+    with CoordinatorClient.open(first._federation.connection_settings("a"), retry=OFTEN) as ungated:
         with pytest.raises(StaleUpdate):
             ungated.submit(first.run, dataclasses.replace(first.made(2), evaluation=None))
 
@@ -311,7 +311,7 @@ def test_what_the_budget_has_spent_is_read_from_the_ledger(silo):
     assert again.gate.spends == (Spend(0.1, 1.0, 50),)
     assert again.gate.epsilon == pytest.approx(first.gate.epsilon)
     assert again.gate.epsilon > 0
-    assert EgressGuard.open(again.state, Policy(), "a", again._federation.link_settings("a")).epsilon is None
+    assert EgressGuard.open(again.state, Policy(), "a", again._federation.connection_settings("a")).epsilon is None
 
 
 def test_the_kept_file_and_the_ledger_are_their_owners_alone(silo):

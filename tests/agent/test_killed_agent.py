@@ -133,7 +133,7 @@ def kill_again_and_again(federation, folder, make_clips, bundle, monkeypatch, st
     chance = random.Random(seed)
     federation.start()
     with FaultProxy(federation.address, bytes_per_s=LINE) as proxy:
-        link = federation.link_settings("a")
+        link = federation.connection_settings("a")
         (folder / "agent.toml").write_text(SETTINGS.format(bundle=bundle, address=proxy.address, link=link))
         silo = Silo(folder, proxy)
         for where in strikes:

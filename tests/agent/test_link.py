@@ -31,7 +31,7 @@ def update_for(run, standing, seed: int = 1, update_id: str = "ab" * 16) -> Upda
 
 
 def test_a_round_from_joining_to_the_receipt(federation):
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         assert link.silo == "a"
         run = link.join()
         assert (run.run, run.labels, run.rounds) == ("run-1", ("fall", "run", "walk"), 2)
@@ -48,7 +48,7 @@ def test_a_round_from_joining_to_the_receipt(federation):
 
 
 def test_bytes_are_counted_and_a_round_costs_little_more_than_its_tensors(federation):
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         run = link.join()
         standing = link.wait(run, 0, 5)
         before = (link.sent_bytes, link.received_bytes)
@@ -61,7 +61,7 @@ def test_bytes_are_counted_and_a_round_costs_little_more_than_its_tensors(federa
 
 def test_no_answer_is_tried_again_soon_and_then_at_any_time_until_patience_is_over(federation):
     pauses = []
-    settings = federation.link_settings("a")
+    settings = federation.connection_settings("a")
     federation.stop()
 
     def sleep(seconds: float) -> None:
@@ -69,7 +69,7 @@ def test_no_answer_is_tried_again_soon_and_then_at_any_time_until_patience_is_ov
         time.sleep(seconds)
 
     with CoordinatorClient.open(
-        settings, retry=Backoff(patience_s=1.0, first_s=0.05, spread_s=0.4, sleep=sleep)
+        settings, retry=Backoff(give_up_after_s=1.0, first_s=0.05, spread_s=0.4, sleep=sleep)
     ) as link:
         with pytest.raises(UnreachableError, match=settings.address) as error:
             link.join()
@@ -81,7 +81,7 @@ def test_no_answer_is_tried_again_soon_and_then_at_any_time_until_patience_is_ov
 
 def test_a_call_outlives_a_restart_of_the_coordinator(federation):
     federation.config.write_text(federation.config.read_text().replace("127.0.0.1:0", federation.address))
-    with federation.link("a", patience_s=15.0) as link:
+    with federation.client("a", give_up_after_s=15.0) as link:
         run = link.join()
         standing = link.wait(run, 0, 5)
         federation.stop()
@@ -94,13 +94,13 @@ def test_a_call_outlives_a_restart_of_the_coordinator(federation):
 
 
 def test_another_run_on_the_coordinator_asks_to_join_again(federation):
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         run = link.join()
         standing = link.wait(run, 0, 5)
     federation.stop()
     federation.config.write_text(federation.config.read_text().replace('name = "run-1"', 'name = "run-2"'))
     federation.start()
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         for call in (
             lambda: link.wait(run, 0, 1),
             lambda: link.fetch(run, standing),
@@ -112,7 +112,7 @@ def test_another_run_on_the_coordinator_asks_to_join_again(federation):
 
 
 def test_work_that_no_round_needs_is_stale_and_says_why(federation):
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         run = link.join()
         standing = link.wait(run, 0, 5)
         good = update_for(run, standing)
@@ -132,7 +132,7 @@ def test_work_that_no_round_needs_is_stale_and_says_why(federation):
 
 
 def test_a_model_with_another_hash_than_announced_is_refused(federation):
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         run = link.join()
         standing = link.wait(run, 0, 5)
         with pytest.raises(DataError, match="has the hash") as error:
@@ -141,7 +141,7 @@ def test_a_model_with_another_hash_than_announced_is_refused(federation):
 
 
 def test_an_update_that_is_not_the_heads_is_not_even_sent(federation):
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         run = link.join()
         standing = link.wait(run, 0, 5)
         update = update_for(run, standing)
@@ -153,7 +153,7 @@ def test_an_update_that_is_not_the_heads_is_not_even_sent(federation):
 
 
 def test_a_revoked_silo_is_told_so_and_does_not_try_again(federation):
-    with federation.link("a", patience_s=60.0) as link:
+    with federation.client("a", give_up_after_s=60.0) as link:
         run = link.join()
         revoke_silo(federation.folder, "a")
         began = time.monotonic()
@@ -192,16 +192,16 @@ def test_the_cause_of_a_failed_handshake_is_told(federation, tmp_path):
     problem = handshake_problem(federation.address, untrusting)
     assert problem is not None
     assert problem.code == "server_certificate"
-    assert handshake_problem(federation.address, federation.link_settings("a").files) is None
-    assert handshake_problem("127.0.0.1:9", federation.link_settings("a").files) is None
+    assert handshake_problem(federation.address, federation.connection_settings("a").files) is None
+    assert handshake_problem("127.0.0.1:9", federation.connection_settings("a").files) is None
 
 
 def test_a_server_under_another_name_is_not_trusted(federation):
-    settings = federation.link_settings("a", address=federation.address.replace("127.0.0.1", "127.0.0.2"))
+    settings = federation.connection_settings("a", address=federation.address.replace("127.0.0.1", "127.0.0.2"))
     federation.stop()
     federation.config.write_text(federation.config.read_text().replace("127.0.0.1:0", "127.0.0.2:0"))
     federation.start()
-    settings = federation.link_settings("a")
+    settings = federation.connection_settings("a")
     assert settings.address.startswith("127.0.0.2:")  # its certificate is for 127.0.0.1 and localhost
     with CoordinatorClient.open(settings) as link:
         with pytest.raises(IdentityError) as error:
@@ -211,7 +211,7 @@ def test_a_server_under_another_name_is_not_trusted(federation):
 
 @pytest.mark.parametrize("connected", [True, False])
 def test_a_call_ends_soon_after_the_process_is_asked_to_end(federation, connected):
-    settings = federation.link_settings("a")
+    settings = federation.connection_settings("a")
     shutdown = Shutdown()
     with CoordinatorClient.open(settings, shutdown=shutdown) as link:
         run = link.join()
@@ -237,7 +237,7 @@ def test_addresses_of_both_kinds_are_understood():
 
 
 def test_many_silos_of_one_machine_do_not_share_a_connection(federation):
-    links = [federation.link(name) for name in "ab"]
+    links = [federation.client(name) for name in "ab"]
     try:
         runs = [link.join() for link in links]
         for link, run in zip(links, runs, strict=True):

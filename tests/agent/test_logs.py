@@ -35,7 +35,7 @@ def silo(clips, toy_bundle, make_federation, tmp_path):
     (videos / "canary-label-run" / "canary-broken.avi").write_bytes(b"no video")
     (videos / "canary-label-run" / "canary-empty.avi").write_bytes(b"")
     federation.start()
-    link = federation.link_settings("a")
+    link = federation.connection_settings("a")
     (home / "agent.toml").write_text(f"""
 state = "state"
 store = "canary-store.sqlite"

@@ -24,7 +24,7 @@ from flamest.fedproto.records import Update
 from flamest.fedproto.tls import read_facts
 from typer.testing import CliRunner
 
-OFTEN = Backoff(patience_s=2.0, first_s=0.02, longest_s=0.1, spread_s=0.2)
+OFTEN = Backoff(give_up_after_s=2.0, first_s=0.02, longest_s=0.1, spread_s=0.2)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ class Silo:
     def __init__(self, federation, folder) -> None:
         self.federation, self.state = federation, folder / "state"
         self.state.mkdir(parents=True)
-        given = federation.link_settings("a")
+        given = federation.connection_settings("a")
         self.settings = ConnectionSettings(given.address, folder / "ca.pem", folder / "silo.pem", folder / "a.key")
         for source, target in zip(given.files.__dict__.values(), self.settings.files.__dict__.values(), strict=True):
             replace(target, source.read_bytes())

@@ -32,12 +32,12 @@ def trained(make_federation):
     federation = make_federation("a", "b", rounds=2, min_silos=1)
     federation.start()
     for name in "ab":
-        with federation.link(name) as link:
+        with federation.client(name) as link:
             run = link.join()
             status = link.wait(run, 0, 5)
             model = link.fetch(run, status)
             link.submit(run, Update(1, model.sha256, name.encode().hex() * 16, 10, model.params))
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         link.wait(run, 1, 5)
     federation.stop()
     return federation
@@ -134,7 +134,7 @@ def test_status_tells_where_the_run_stands_beside_the_server_and_without_it(trai
 def test_status_says_when_the_run_is_finished(make_federation):
     federation = make_federation("a", rounds=1)
     federation.start()
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         run = link.join()
         model = link.fetch(run, link.wait(run, 0, 5))
         link.submit(run, Update(1, model.sha256, "aa" * 16, 10, model.params))

@@ -27,7 +27,7 @@ def wall(monkeypatch):
 
 
 def send(federation, silo: str, answered: int) -> None:
-    with federation.link(silo) as link:
+    with federation.client(silo) as link:
         run = link.join()
         status = link.wait(run, answered, 10)
         assert status.phase is Phase.OPEN
@@ -78,7 +78,7 @@ def test_a_deadline_comes_when_it_comes_whatever_the_wall_clock_says(make_federa
 def test_certificates_follow_the_wall_clock(make_federation, wall):
     federation = make_federation("a", rounds=2)
     federation.start()
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         link.join()
         wall.ahead = 30 * YEAR
         with pytest.raises(IdentityError, match="expired") as refused:

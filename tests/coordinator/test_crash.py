@@ -33,8 +33,8 @@ def trained(model: GlobalModel, silo: str) -> Update:
 
 def take_part(federation, silo: str, address: str, failures: list) -> None:
     """A silo's loop: what agent/daemon.py does, without the training."""
-    settings = federation.link_settings(silo, address=address)
-    retry = Backoff(patience_s=20.0, first_s=0.02, longest_s=0.2, spread_s=0.2)
+    settings = federation.connection_settings(silo, address=address)
+    retry = Backoff(give_up_after_s=20.0, first_s=0.02, longest_s=0.2, spread_s=0.2)
     try:
         with CoordinatorClient.open(settings, retry=retry) as link:
             run, answered = link.join(), 0

@@ -21,7 +21,7 @@ def federation(make_federation):
     federation = make_federation("a", "b", rounds=3, min_silos=2)
     federation.start()
     for name, answered in (("a", 0), ("b", 0), ("a", 1)):
-        with federation.link(name) as link:
+        with federation.client(name) as link:
             run = link.join()
             status = link.wait(run, answered, 5)
             model = link.fetch(run, status)
@@ -133,7 +133,7 @@ def test_a_run_goes_on_from_a_backup_made_beside_the_server(federation, tmp_path
     federation.start()
     assert [(row["status"], row["accepted"]) for row in federation.rounds()] == [("closed", 2), ("open", 1)]
     assert [row["model_sha256"] for row in federation.rounds()] == [row["model_sha256"] for row in before]
-    with federation.link("b") as link:  # the open round closes with the update that the backup held
+    with federation.client("b") as link:  # the open round closes with the update that the backup held
         run = link.join()
         status = link.wait(run, 1, 5)
         link.submit(run, Update(2, status.model_sha256, "0c" * 16, 5, link.fetch(run, status).params))

@@ -89,7 +89,7 @@ def test_bytes_to_95_percent_of_the_last_accuracy_are_the_mean_of_a_codecs_silos
 
 def answer(federation, silo: str, *, correct: int, shared: bool = True, answered: int = 0) -> None:
     """A silo's round; its held-out clips are told as ``correct`` of 10."""
-    with federation.link(silo) as link:
+    with federation.client(silo) as link:
         run = link.join()
         status = link.wait(run, answered, 5)
         model = link.fetch(run, status)
@@ -107,20 +107,20 @@ def finished(make_federation):
     for number in (1, 2):
         for silo in "abc":
             answer(federation, silo, correct=number + 2, shared=silo != "c", answered=number - 1)
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         assert link.wait(link.join(), 2, 10).phase is Phase.EVALUATE  # the last round has closed
     return federation
 
 
 def report(federation, silo: str, results, round_number: int = 2) -> None:
-    with federation.link(silo) as link:
+    with federation.client(silo) as link:
         link.report_evaluation(link.join(), round_number, results)
 
 
 def test_at_the_end_silos_that_share_are_asked_for_each_others_models_and_others_for_the_final_one(finished):
     subjects, seen = {}, {}
     for silo in "abc":
-        with finished.link(silo) as link:
+        with finished.client(silo) as link:
             run = link.join()
             status = link.wait(run, 2, 5)
             assert (status.phase, status.round) == (Phase.EVALUATE, 2)
@@ -131,7 +131,7 @@ def test_at_the_end_silos_that_share_are_asked_for_each_others_models_and_others
     assert subjects == {"a": 3, "b": 3, "c": 1}
     sent = {params_sha256(initial_params(run.head, seed=200 + ord(silo))) for silo in "ab"}
     assert seen == {"a": sent, "b": sent, "c": set()}
-    with finished.link("c") as link:
+    with finished.client("c") as link:
         with pytest.raises(DataError, match="no model 1 to measure"):
             link.fetch_subject(run, status, 1)
 
@@ -142,10 +142,10 @@ def test_a_report_counts_once_is_durable_and_survives_a_restart(finished):
     finished.stop()
     finished.start()
     report(finished, "a", told[:1])  # again: the first one stands
-    with finished.link("a") as link:
+    with finished.client("a") as link:
         run = link.join()
         assert link.wait(run, 2, 5).phase is Phase.FINISHED
-    with finished.link("b") as link:
+    with finished.client("b") as link:
         status = link.wait(run, 2, 5)
         assert status.phase is Phase.EVALUATE
         link.fetch_subject(run, status, 2)  # payloads are still there

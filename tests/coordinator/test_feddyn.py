@@ -26,7 +26,7 @@ def update(model: GlobalModel, silo: str) -> Update:
 
 
 def test_an_abandoned_round_does_not_count_and_a_closed_one_does(federation):
-    with federation.link("a") as a, federation.link("b") as b:
+    with federation.client("a") as a, federation.client("b") as b:
         run = a.join()
         first = a.wait(run, 0, 5)
         start = a.fetch(run, first)
@@ -51,7 +51,7 @@ def test_an_abandoned_round_does_not_count_and_a_closed_one_does(federation):
 
 
 def test_what_counted_is_known_after_a_restart(federation):
-    with federation.link("a") as a, federation.link("b") as b:
+    with federation.client("a") as a, federation.client("b") as b:
         run = a.join()
         model = a.fetch(run, a.wait(run, 0, 5))
         for silo, link in (("a", a), ("b", b)):
@@ -59,7 +59,7 @@ def test_what_counted_is_known_after_a_restart(federation):
         assert a.wait(run, 1, 30).round == 2
     federation.stop()
     federation.start()
-    with federation.link("a") as a, federation.link("c") as c:
+    with federation.client("a") as a, federation.client("c") as c:
         assert a.wait(run, 1, 30).counted_round == 1
         assert c.wait(run, 0, 30).counted_round == 0
 
@@ -67,7 +67,7 @@ def test_what_counted_is_known_after_a_restart(federation):
 def test_silos_of_another_strategy_are_told_as_before(make_federation):
     plain = make_federation("a", rounds=2)
     plain.start()
-    with plain.link("a") as a:
+    with plain.client("a") as a:
         run = a.join()
         a.submit(run, update(a.fetch(run, a.wait(run, 0, 5)), "a"))
         second = a.wait(run, 1, 30)

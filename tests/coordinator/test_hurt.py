@@ -25,7 +25,7 @@ class Silos:
     """Links of silos that answer rounds by hand, each knowing what it answered last."""
 
     def __init__(self, federation, *names):
-        self.links = {name: federation.link(name) for name in names}
+        self.links = {name: federation.client(name) for name in names}
         self.run = next(iter(self.links.values())).join()
         self.answered = 0
 
@@ -250,7 +250,7 @@ def test_the_last_evaluation_is_no_way_around_quarantine_or_the_cap_on_examples(
 def test_one_silo_cannot_take_all_the_calls(made):
     federation, silos = made()
     silos.links["a"].wait(silos.run, 0, 1)  # it has work now: from here on it declines, and waits
-    settings = federation.link_settings("a")
+    settings = federation.connection_settings("a")
     request = messages.encode_wait_request(messages.WaitRequest(silos.run.sha256, 1, 60.0))
     channels = [
         grpc.secure_channel(settings.address, channel_credentials(settings.files), options=wire.client_options())

@@ -63,7 +63,7 @@ def federation(make_federation):
 
 def test_a_second_agent_of_an_identity_is_refused_and_counted_and_the_first_goes_on(federation):
     """T23: one update in a round, the second agent told why, the refusals in the history and in the status."""
-    with federation.link("a") as first, federation.link("a") as second, federation.link("b") as other:
+    with federation.client("a") as first, federation.client("a") as second, federation.client("b") as other:
         run = first.join()
         status = first.wait(run, 0, 5, instance=ONE)
         assert status.phase is Phase.OPEN
@@ -83,10 +83,10 @@ def test_a_second_agent_of_an_identity_is_refused_and_counted_and_the_first_goes
 
 
 def test_a_restarted_coordinator_knows_no_lease(federation):
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         run = link.join()
         link.wait(run, 0, 5, instance=ONE)
     federation.stop()
     federation.start()
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         assert link.wait(run, 0, 5, instance=TWO).phase is Phase.OPEN

@@ -74,11 +74,13 @@ def update_parts(
     return [messages.encode_update_header(header), *map(messages.encode_update_data, chunks(payload, piece))]
 
 
-def one_round(federation, name: str, answered: int, *, address: str | None = None, patience_s: float = 60.0) -> None:
+def one_round(
+    federation, name: str, answered: int, *, address: str | None = None, give_up_after_s: float = 60.0
+) -> None:
     """A silo's round from joining to the receipt."""
-    settings = federation.link_settings(name, address=address)
+    settings = federation.connection_settings(name, address=address)
     with CoordinatorClient.open(
-        settings, retry=Backoff(patience_s=patience_s, first_s=0.02, longest_s=0.2, spread_s=0.2)
+        settings, retry=Backoff(give_up_after_s=give_up_after_s, first_s=0.02, longest_s=0.2, spread_s=0.2)
     ) as link:
         run = link.join()
         status = link.wait(run, answered, 20)
@@ -97,10 +99,10 @@ def federation(make_federation):
 @pytest.fixture
 def joined(federation):
     """A channel of silo a, its run and the open round."""
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         run = link.join()
         status = link.wait(run, 0, 5)
-    channel = open_channel(federation.link_settings("a"))
+    channel = open_channel(federation.connection_settings("a"))
     yield channel, run, status
     channel.close()
 
@@ -187,7 +189,7 @@ def test_t20_a_certificate_that_is_not_an_enrolled_silos_reaches_no_handler(
     if case == "none":
         credentials = grpc.ssl_channel_credentials((fed / "ca.pem").read_bytes())
     elif case == "revoked":
-        credentials = channel_credentials(federation.link_settings("a").files)
+        credentials = channel_credentials(federation.connection_settings("a").files)
         authority.revoke_silo(fed, "a")
     else:
         credentials = channel_credentials(outsider(federation, tmp_path / "x", *made[case]()).files)
@@ -198,12 +200,12 @@ def test_t20_a_certificate_that_is_not_an_enrolled_silos_reaches_no_handler(
 
 def test_t20_a_silo_that_trusts_another_root_does_not_talk(federation, handled, tmp_path):
     """T20, the eighth case: exit 77 with the cause named."""
-    known = federation.link_settings("a")
+    known = federation.connection_settings("a")
     other = certificates.make_authority()
     key, request = certificates.make_silo_request("a")
     settings = outsider(federation, tmp_path / "x", certificates.sign_silo(other, "a", request), key, other.certificate)
     with CoordinatorClient.open(
-        settings, retry=Backoff(patience_s=10.0, first_s=0.02, longest_s=0.1, spread_s=0.2)
+        settings, retry=Backoff(give_up_after_s=10.0, first_s=0.02, longest_s=0.1, spread_s=0.2)
     ) as link:
         with pytest.raises(IdentityError, match="is not trusted") as error:
             link.join()
@@ -266,7 +268,7 @@ def test_t21_a_rotated_certificate_is_served_without_a_restart_and_no_call_is_lo
 def test_t21_a_renewed_silo_is_served_with_both_certificates_until_revoke_refuses_both(federation, joined, tmp_path):
     """Renewal beside connections that stand: no call in between is refused, and none after `silo revoke`."""
     status, *_ = joined
-    settings = federation.link_settings("a")
+    settings = federation.connection_settings("a")
     kept = outsider(federation, tmp_path / "old", settings.certificate.read_bytes(), settings.key.read_bytes())
     authority.renew_enrolment(federation.folder, "a", None)
     assert kept.certificate.read_bytes() != settings.certificate.read_bytes()
@@ -290,7 +292,7 @@ def test_t22_whatever_a_silo_claims_the_name_is_its_certificates(federation, joi
 def test_t23_two_agents_of_one_identity_have_one_update_in_a_round(federation, joined):
     """T23, as far as it is built: the second is refused, and nothing is counted twice. There is no lease."""
     channel, run, status = joined
-    with open_channel(federation.link_settings("a")) as twin:
+    with open_channel(federation.connection_settings("a")) as twin:
         upload(channel, update_parts(run, status, seed=1, update_id="0a" * 16))
         told = refused(upload, twin, update_parts(run, status, seed=2, update_id="0b" * 16))
     assert told == ("ALREADY_EXISTS", "already_answered")
@@ -351,17 +353,17 @@ def test_t25_what_is_too_large_is_refused_and_a_good_silo_is_served(federation, 
     """T25: a plain message, a compressed bomb, a million fields, metadata, streams. (16 MiB of zeros here.)"""
     channel, run, status = joined
     header = update_parts(run, status)[0]
-    with open_channel(federation.link_settings("a"), max_send_message_length=-1) as big:
+    with open_channel(federation.connection_settings("a"), max_send_message_length=-1) as big:
         zeros = messages.encode_update_data(bytes(16 << 20))
         assert refused(upload, big, [header, zeros])[0] == "RESOURCE_EXHAUSTED"
         told = refused(upload, big, [header, zeros], compression=grpc.Compression.Gzip)
         assert told[0] == "RESOURCE_EXHAUSTED"
     many = pb.UpdatePart(header=pb.UpdateHeader(tensors=[pb.TensorShape()] * 1_000_000)).SerializeToString()
     assert refused(upload, channel, [many]) == ("INVALID_ARGUMENT", "malformed")
-    with open_channel(federation.link_settings("b")) as other:
+    with open_channel(federation.connection_settings("b")) as other:
         told = refused(ask, other, wire.JOIN, JOIN, metadata=[("x", "y" * (64 << 10))])
         assert told[0] in ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL")  # gRPC's own, before any handler
-    with open_channel(federation.link_settings("b")) as busy:
+    with open_channel(federation.connection_settings("b")) as busy:
         request = messages.encode_wait_request(messages.WaitRequest(run.sha256, 9, 30.0))
         waiting = busy.unary_unary(wire.method_path(wire.WAIT_FOR_ROUND), None, None)
         calls = [waiting.future(request, timeout=60) for _ in range(1000)]
@@ -383,7 +385,7 @@ def test_t26_idle_and_slow_connections_are_cut_and_a_round_goes_on(make_federati
     idle = [socket.create_connection((host, int(port))) for _ in range(60)]
     for each in idle[:10]:
         each.sendall(b"\x16\x03\x01\x02")  # the beginning of a handshake
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         run = link.join()
         status = link.wait(run, 0, 5)
     header = update_parts(run, status)[0]
@@ -394,7 +396,7 @@ def test_t26_idle_and_slow_connections_are_cut_and_a_round_goes_on(make_federati
             time.sleep(0.1)
             yield messages.encode_update_data(b"x")
 
-    with open_channel(federation.link_settings("b")) as channel:
+    with open_channel(federation.connection_settings("b")) as channel:
         call = channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None)
         bodies = [call.future(slow(), timeout=60) for _ in range(2)]
         one_round(federation, "a", 0)
@@ -429,7 +431,7 @@ def rounds_through_faults(make_federation, buckets: int, kinds: tuple[str, ...])
             proxy.arm(Fault(kind, direction, 3000 + bucket * size // buckets, seconds=0.05))
             one_round(federation, "a", number, address=proxy.address)
             struck += proxy.struck
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         assert link.wait(link.join(), len(faults), 20).round == len(faults) + 1
     rows = federation.rounds()
     assert [row["status"] for row in rows[:-1]] == ["closed"] * len(faults)
@@ -487,7 +489,7 @@ def test_t28_a_silos_link_listens_on_nothing(federation):
         return {each.laddr for each in found if each.status == psutil.CONN_LISTEN}
 
     before = listening()
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         link.wait(link.join(), 0, 5)
         assert listening() == before
     assert len(before) == 1  # the coordinator's port, in this process
@@ -499,7 +501,7 @@ def test_a_slow_line_is_used_to_the_full(make_federation):
     federation.start()
     with FaultProxy(federation.address, bytes_per_s=1e6, delay_s=0.04) as proxy:
         one_round(federation, "a", 0, address=proxy.address)
-        with federation.link("a") as link:
+        with federation.client("a") as link:
             size = payload_bytes(link.join().head)
         assert min(proxy.passed.values()) > size
     assert federation.rounds()[0]["accepted"] == 1
@@ -508,9 +510,9 @@ def test_a_slow_line_is_used_to_the_full(make_federation):
 def test_errors_of_the_network_are_flamest_errors(federation):
     with FaultProxy(federation.address) as proxy:
         proxy.arm(Fault("cut", "up", 1))
-        settings = federation.link_settings("a", address=proxy.address)
+        settings = federation.connection_settings("a", address=proxy.address)
     with CoordinatorClient.open(
-        settings, retry=Backoff(patience_s=0.3, first_s=0.05, longest_s=0.1, spread_s=0.1)
+        settings, retry=Backoff(give_up_after_s=0.3, first_s=0.05, longest_s=0.1, spread_s=0.1)
     ) as link:
         with pytest.raises(FlamestError):
             link.join()

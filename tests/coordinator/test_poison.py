@@ -39,12 +39,12 @@ class Sender:
     """A silo that can send what no agent would."""
 
     def __init__(self, federation, silo: str) -> None:
-        settings = federation.link_settings(silo)
+        settings = federation.connection_settings(silo)
         self.channel = grpc.secure_channel(
             settings.address, channel_credentials(settings.files), options=wire.client_options()
         )
         self.silo = silo
-        with federation.link(silo) as link:
+        with federation.client(silo) as link:
             self.run = link.join()
             self.status = link.wait(self.run, 0, 5)
             self.model = link.fetch(self.run, self.status)
@@ -105,7 +105,7 @@ def flipped(sender: Sender, times: float) -> Params:
 def model_after_one_round(federation, senders: list[Sender]) -> str:
     for sender in senders:
         assert sender.send(sender.parts()) == "accepted"
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         return link.wait(senders[0].run, 1, 20).model_sha256
 
 
@@ -164,7 +164,7 @@ def test_small_and_unusual_values_are_no_reason_to_refuse(start):
 def test_an_update_beyond_what_the_last_rounds_showed_is_refused(start):
     """T30: the bound is learnt from closed rounds; ten times the honest length is refused, twice passes."""
     federation = start(min_silos=3)
-    with federation.link("a") as a, federation.link("b") as b, federation.link("c") as c:
+    with federation.client("a") as a, federation.client("b") as b, federation.client("c") as c:
         run = a.join()
         for number in (1, 2):
             for silo, link in (("a", a), ("b", b), ("c", c)):
@@ -176,7 +176,7 @@ def test_an_update_beyond_what_the_last_rounds_showed_is_refused(start):
             a.submit(run, Update(3, model.sha256, "aa" * 16, 40, far))
         federation.stop()
         federation.start()  # the bound is in the database
-    with federation.link("a") as a:
+    with federation.client("a") as a:
         with pytest.raises(DataError, match=r"4 times the median silo's farthest"):
             a.submit(run, Update(3, model.sha256, "bb" * 16, 40, far))
         a.submit(run, Update(3, model.sha256, "cc" * 16, 40, twice))
@@ -187,7 +187,7 @@ def test_three_refusals_put_a_silo_in_quarantine_until_the_operator_releases_it(
     federation = start(min_silos=2, quarantine_after=3, rounds=2)
     bad = Sender(federation, "c")
     told = []
-    with federation.link("c") as link:
+    with federation.client("c") as link:
         for index in range(3):
             with pytest.raises(DataError) as error:
                 link.submit(bad.run, Update(1, bad.model.sha256, f"{index:032x}", 40, flipped(bad, 100.0)))
@@ -201,14 +201,14 @@ def test_three_refusals_put_a_silo_in_quarantine_until_the_operator_releases_it(
         for silo in "ab":
             sender = Sender(federation, silo)
             assert sender.send(sender.parts()) == "accepted"
-        with federation.link("a") as other:
+        with federation.client("a") as other:
             assert other.wait(bad.run, 1, 20).round == 2
         now = status_of(federation.settings())
         assert [silo["quarantined"] is not None for silo in now["silos"]] == [False, False, True]
         assert any("silo release c" in line for line in status_lines(now))
         federation.stop()
         federation.start()
-    with federation.link("c") as link:
+    with federation.client("c") as link:
         assert link.wait(bad.run, 1, 0.1).phase is Phase.WAIT  # a restart is no release
         said = CliRunner().invoke(main.app, ["silo", "release", "c", "--config", str(federation.config)])
         assert (said.exit_code, "out of quarantine" in said.output) == (0, True), said.output

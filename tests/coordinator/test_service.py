@@ -32,7 +32,7 @@ HALF_AN_HOUR_AGO = -1 / 48  # days; certificates begin an hour ago
 
 
 def raw_channel(federation, name: str, settings: ConnectionSettings | None = None) -> grpc.Channel:
-    settings = settings or federation.link_settings(name)
+    settings = settings or federation.connection_settings(name)
     return grpc.secure_channel(settings.address, channel_credentials(settings.files), options=wire.client_options())
 
 
@@ -58,7 +58,7 @@ class Silo:
         self.name = name
         self.federation = federation
         self.channel = raw_channel(federation, name)
-        with federation.link(name) as link:
+        with federation.client(name) as link:
             self.run = link.join()
             self.status = link.wait(self.run, 0, 5)
             self.model = link.fetch(self.run, self.status)
@@ -113,13 +113,13 @@ def test_three_silos_of_unequal_size_make_the_weighted_mean_to_the_last_bit(fede
     sizes = {"c": 17, "a": 301, "b": 94}  # the order of arrival
     sent = {}
     for name, examples in sizes.items():
-        with federation.link(name) as link:
+        with federation.client(name) as link:
             run = link.join()
             status = link.wait(run, 0, 5)
             model = link.fetch(run, status)
             sent[name] = initial_params(run.head, seed=examples)
             link.submit(run, Update(status.round, model.sha256, os.urandom(16).hex(), examples, sent[name]))
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         status = link.wait(run, 1, 5)
         mean = link.fetch(run, status)
     for name, tensor in mean.params.items():
@@ -137,7 +137,7 @@ def test_whoever_waits_is_answered_the_moment_the_next_round_opens(federation):
     answered = []
 
     def wait() -> None:
-        with federation.link("a") as link:
+        with federation.client("a") as link:
             status = link.wait(first.run, 1, 30)
             answered.append((time.monotonic(), status))
 
@@ -168,7 +168,7 @@ def same_update_from_many_threads(federation, times: int, threads: int) -> set:
     """The receipts of one update, sent by a link of each thread again and again; and once more at the end."""
 
     def work(_: int) -> list:
-        with federation.link("a", patience_s=60.0) as link:
+        with federation.client("a", give_up_after_s=60.0) as link:
             run = link.join()
             start = params_sha256(initial_params(run.head, run.seed))
             update = Update(1, start, "0a" * 16, 20, initial_params(run.head, seed=3))
@@ -210,7 +210,7 @@ def test_an_update_sent_again_after_its_round_closed_gets_its_receipt(silo, fede
     for other in others:
         other.send()
         other.close()
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         assert link.wait(silo.run, 1, 5).round == 2
     assert silo.send() == receipt
 
@@ -302,7 +302,7 @@ def test_a_malformed_request_is_invalid_argument_and_never_internal(silo):
 
 def test_an_oversized_message_is_refused_and_the_server_lives(silo):
     big = messages.encode_update_data(bytes(wire.MAX_MESSAGE_BYTES))
-    settings = silo.federation.link_settings("a")
+    settings = silo.federation.connection_settings("a")
     options = [(key, -1 if key == "grpc.max_send_message_length" else value) for key, value in wire.client_options()]
     with grpc.secure_channel(settings.address, channel_credentials(settings.files), options=options) as channel:
         assert refused(upload, channel, [silo.parts()[0], big])[0] == "RESOURCE_EXHAUSTED"
@@ -382,7 +382,7 @@ def test_a_caller_that_is_not_an_enrolled_silo_reaches_no_handler(federation, ha
     with grpc.insecure_channel(federation.address) as channel:
         assert refused(ask, channel, wire.JOIN, messages.encode_join_request(1))[0] == "UNAVAILABLE"
     assert handled == []
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         link.join()
     assert handled == ["a"]
 
@@ -397,7 +397,7 @@ def test_a_revoked_silo_is_refused_on_its_next_call(silo, federation, handled):
 
 def test_a_silo_enrolled_while_the_server_runs_can_join_at_once(federation):
     federation.enrol("late")
-    with federation.link("late") as link:
+    with federation.client("late") as link:
         assert link.join().run == "run-1"
 
 
@@ -411,7 +411,7 @@ def test_a_silo_does_not_trust_another_coordinator(federation, tmp_path):
     ours = (fed / "ca.pem").read_bytes()
     (fed / "ca.pem").write_bytes(other.certificate)
     federation.start()
-    settings = federation.link_settings("a")
+    settings = federation.connection_settings("a")
     assert settings.ca.read_bytes() == ours
     with CoordinatorClient.open(settings) as link:
         with pytest.raises(IdentityError, match="is not trusted") as error:
@@ -429,7 +429,7 @@ def test_at_the_deadline_a_round_with_enough_closes_and_one_with_too_few_is_aban
     silos = [Silo(federation, name) for name in "ab"]
     for silo in silos:
         silo.send()
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         status = link.wait(silos[0].run, 1, 10)
         assert (status.phase, status.round) == (Phase.OPEN, 2)
         first = status.model_sha256
@@ -521,11 +521,11 @@ def test_a_stopped_server_goes_on_where_it_was(make_federation):
     federation.start()
     row = federation.rounds()[0]
     assert (row["status"], row["accepted"]) == ("open", 1)
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         run = link.join()
         assert link.wait(run, 0, 0.1).phase is Phase.WAIT  # its update is known
     run_round(federation, "b")
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         assert link.wait(run, 1, 5).round == 2
 
 
@@ -536,7 +536,7 @@ def test_stopping_answers_whoever_waits(make_federation):
     got = []
 
     def wait() -> None:
-        with federation.link("a") as link:
+        with federation.client("a") as link:
             got.append(link.wait(link.join(), 1, 50))
 
     waiting = threading.Thread(target=wait)
@@ -555,7 +555,7 @@ def test_once_ends_when_the_silos_know_and_have_the_final_model(make_federation)
     for name in "ab":
         run_round(federation, name)
     for name in "ab":
-        with federation.link(name) as link:
+        with federation.client(name) as link:
             run = link.join()
             status = link.wait(run, 1, 5)
             assert (status.phase, status.round) == (Phase.FINISHED, 1)
@@ -570,7 +570,7 @@ def test_without_once_a_finished_run_is_still_served_after_a_restart(make_federa
     federation.start()
     run_round(federation, "a")
     for _ in range(2):
-        with federation.link("a") as link:
+        with federation.client("a") as link:
             run = link.join()
             status = link.wait(run, 0, 5)
             assert status.phase is Phase.FINISHED
@@ -590,7 +590,7 @@ def test_a_second_server_on_the_port_or_the_state_is_refused_at_once(make_federa
     with pytest.raises(LockedError, match="cannot listen"):
         serve(second.settings(), Shutdown())
     assert time.monotonic() - began < 2
-    with first.link("a") as link:
+    with first.client("a") as link:
         link.join()
 
 
@@ -611,7 +611,7 @@ def test_an_update_whose_sender_hangs_up_while_it_is_made_durable_still_counts(s
         other = Silo(federation, name)
         other.send()
         other.close()
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         assert link.wait(silo.run, 1, 10).round == 2
     assert federation.rounds()[0]["accepted"] == 3
 
@@ -631,7 +631,7 @@ def test_a_full_disk_at_a_rounds_end_leaves_the_server_up_and_it_recovers_by_its
         other = Silo(federation, name)
         other.send()
         other.close()
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         assert link.wait(silo.run, 1, 10).round == 2
     assert failures == []
     assert [row["status"] for row in federation.rounds()] == ["closed", "open"]
@@ -657,7 +657,7 @@ def test_an_acknowledged_update_that_was_damaged_meanwhile_makes_no_model(silo, 
         other = Silo(federation, name)
         other.send()
         other.close()
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         assert link.wait(silo.run, 1, 10).round == 2
     assert [row["status"] for row in federation.rounds()] == ["abandoned", "open"]
     (kept,) = (federation.state / "quarantine").glob("*/a.f32")

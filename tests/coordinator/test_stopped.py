@@ -24,7 +24,7 @@ class Silo:
     """A light silo in a process of its own."""
 
     def __init__(self, federation, name: str, think_s: float) -> None:
-        files = federation.link_settings(name)
+        files = federation.connection_settings(name)
         words = [files.address, files.ca, files.certificate, files.key, think_s]
         program = [sys.executable, str(Path(__file__).with_name("light_silo.py")), *map(str, words)]
         self.process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
@@ -90,7 +90,7 @@ def test_a_stopped_and_a_killed_silo_cost_a_round_its_deadline_and_no_more(make_
     start = params_sha256(read_model(models / "round-000000.safetensors").params)
     if status == "abandoned":
         assert not (models / "round-000001.safetensors").exists()
-        with federation.link("d") as link:  # the next round starts from the very same model
+        with federation.client("d") as link:  # the next round starts from the very same model
             assert link.wait(link.join(), 0, 10).model_sha256 == start
 
 
@@ -149,7 +149,7 @@ class Herd:
 
     def __init__(self, federation, address: str, names: list[str], retry: Backoff) -> None:
         self.shutdown = Shutdown()
-        settings = [federation.link_settings(name, address=address) for name in names]
+        settings = [federation.connection_settings(name, address=address) for name in names]
         self._threads = [threading.Thread(target=self._live, args=(one, retry)) for one in settings]
         for thread in self._threads:
             thread.start()

@@ -169,7 +169,7 @@ def test_a_full_disk_shows_in_status_while_it_lasts(make_federation, monkeypatch
 
     monkeypatch.setattr(RunStore, "accept", sometimes(0))
     monkeypatch.setattr(RunStore, "probe", sometimes(1))
-    with federation.link("a", patience_s=60.0) as link:
+    with federation.client("a", give_up_after_s=60.0) as link:
         run = link.join()
         model = link.fetch(run, link.wait(run, 0, 5))
 
@@ -188,7 +188,7 @@ def test_a_full_disk_shows_in_status_while_it_lasts(make_federation, monkeypatch
         full = False
         sending.join(60)
         assert not sending.is_alive()
-    with federation.link("a") as link:
+    with federation.client("a") as link:
         link.wait(run, 1, 20)
     deadline = 600
     while status_of(federation.settings())["degraded"] and (deadline := deadline - 1):

@@ -47,7 +47,7 @@ class Silo:
                     for clip, x in zip(clips, table.x, strict=True)
                 ]
             )
-        self.link: CoordinatorClient = federation.link(name)
+        self.link: CoordinatorClient = federation.client(name)
         self.run: RunSettings = self.link.join()
 
     def table(self) -> FeatureTable:
@@ -57,7 +57,7 @@ class Silo:
 
     def reconnect(self) -> None:
         self.link.close()
-        self.link = self.federation.link(self.name)
+        self.link = self.federation.client(self.name)
         self.link.join()
 
     def train(self, standing: TaskStatus) -> Update:

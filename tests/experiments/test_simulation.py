@@ -72,7 +72,7 @@ def fill_store(path: Path, silo: str, count: int) -> None:
 
 def agent_file(folder: Path, federation, silo: str, *, hold_out: float) -> Path:
     """agent.toml of a silo whose store is filled already."""
-    link = federation.link_settings(silo)
+    link = federation.connection_settings(silo)
     text = f"""
 state = "state"
 store = "features.sqlite"

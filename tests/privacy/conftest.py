@@ -60,7 +60,7 @@ class Tap:
     """Ends the silo's TLS with the server's certificate, and goes on to the coordinator with the silo's."""
 
     def __init__(self, federation, silo: str) -> None:
-        files = federation.link_settings(silo).files
+        files = federation.connection_settings(silo).files
         host, _, port = federation.address.rpartition(":")
         self._target = (host, int(port))
         self._near = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -165,7 +165,7 @@ class Home:
     canaries: tuple[bytes | str, ...]  # what must not leave: no label of the run among them
 
     def settings(self, federation, *, address: str | None = None, policy: str = "") -> AgentSettings:
-        link = federation.link_settings("a", address=address)
+        link = federation.connection_settings("a", address=address)
         text = f"""
 state = "state"
 store = "canary-store.sqlite"
