@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: setup demo rig test check bench gpu-setup gpu-check protos soak clean help
 
-help:  ## say what each target does
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## make the virtual environment with everything a developer needs
@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[all]'
 	@touch $@
 
-demo: setup  ## the whole system on this machine: bundle, four silos, one coordinator, real video
+demo: setup  ## run the whole system on this machine: bundle, four silos, a coordinator, real video
 	@rm -rf demo-out
 	@$(VENV)/bin/flamest-demo --out demo-out
 
@@ -32,21 +32,21 @@ $(RIG): tests/tensorrt_rig/install.py | $(STAMP)
 	@$(PY) tests/tensorrt_rig/install.py build/tensorrt
 	@touch $@
 
-test: setup rig  ## the test suite (soak tests left out)
+test: setup rig  ## run the test suite without the soak tests
 	$(PY) -m pytest -m "not soak" --durations=15
 
-check: setup  ## formatter, linter, types
+check: setup  ## check format, lint and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	@mkdir -p build/typing && ln -sfn ../.. build/typing/flamest
 	@$(VENV)/bin/mypy $(MODULES)
 
-bench: setup  ## measurements, results kept in bench/results
+bench: setup  ## measure; results go to bench/results
 	$(PY) -m bench
 
 gpu-setup: $(GPU_STAMP)  ## setup, with TensorRT and ONNX Runtime CUDA (large downloads)
 
-# onnxruntime and onnxruntime-gpu share a folder: both go before the one comes, or one's files overwrite the other's.
+# onnxruntime and onnxruntime-gpu share a folder: uninstall both before installing one, or one's files overwrite the other's.
 $(GPU_STAMP): $(STAMP)
 	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[all,tensorrt]'
 	@$(PY) -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
@@ -59,7 +59,7 @@ gpu-check: gpu-setup  ## on a machine with an NVIDIA GPU: build, verify, measure
 protos: setup  ## regenerate the protobuf code from fedproto/flamest_v1.proto
 	$(PY) -m flamest.fedproto.generate
 
-soak: setup  ## the long tests
+soak: setup  ## run the soak tests
 	$(PY) -m pytest -m soak
 
 clean:  ## remove what the other targets made

@@ -4,9 +4,9 @@
     ├── UsageError          2   the command line asks for something impossible
     ├── DataError          65   a file, a bundle, a store or a message is not as expected
     ├── UnreachableError   69   the other side, or a hub, cannot be reached
-    ├── InvariantError     70   a promise between our own parts is broken: a bug
+    ├── InvariantError     70   an internal invariant is broken: a bug
     ├── StorageError       74   reading or writing failed: disk full, no permission
-    ├── LockedError        75   another process holds what this one needs
+    ├── LockedError        75   another process has locked what this one needs
     ├── IdentityError      77   a certificate was refused
     └── SettingsError      78   a settings file or the installation is wrong
         └── MissingExtra        a package of an optional extra is not installed
