@@ -18,11 +18,11 @@ from ..base.errors import DataError, IdentityError
 from ..base.process import Shutdown
 from ..fedproto import channel as wire
 from ..fedproto import messages
-from ..fedproto.certificates import need
-from ..fedproto.codecs import apply, check_size
+from ..fedproto.certificates import require_package
+from ..fedproto.codecs import apply_delta, check_size
 from ..fedproto.head import Params, ParamsDigest, initial_params, params_sha256
 from ..fedproto.records import PROTOCOL, GlobalModel, Receipt, RunSettings, SubjectEvaluation, TaskStatus, Update
-from ..fedproto.tensors import chunks, decode_params, param_bytes, payload_bytes, shapes
+from ..fedproto.tensors import chunks, decode_params, param_views, payload_bytes, shapes
 from ..fedproto.tls import TlsFiles, certificate_silo, channel_credentials, check_dates, check_files, file_stamps
 from .client_errors import ClientStopped, DuplicateIdentity, RunChanged, StaleUpdate, handshake_problem, split_address
 from .retry import Backoff, RetryPolicy
@@ -110,8 +110,8 @@ class CoordinatorClient:
         is asked before the first byte of an update or an evaluation is sent.
         Raises SettingsError, DataError or IdentityError for files that cannot work.
         """
-        need("grpc")
-        wire.quiet()
+        require_package("grpc")
+        wire.silence_grpc()
         split_address(settings.address)
         if retry is None:
             retry = Backoff() if shutdown is None else Backoff(sleep=shutdown.wait)
@@ -248,8 +248,8 @@ class CoordinatorClient:
         Sending the same update again, after a crash or a lost answer, gets the same receipt. Raises
         StaleUpdate when the round has no use for it.
         """
-        coded = update.coded
-        payload = param_bytes(run.head, update.params or {}) if coded is None else [memoryview(coded.payload)]
+        encoded = update.encoded
+        payload = param_views(run.head, update.params or {}) if encoded is None else [memoryview(encoded.payload)]
         header = messages.UpdateHeader(
             settings_sha256=run.sha256,
             round=update.round,
@@ -260,8 +260,8 @@ class CoordinatorClient:
             payload_bytes=sum(map(len, payload)),
             payload_sha256=_sha256(payload),
             evaluation=update.evaluation,
-            codec=coded.codec if coded else "fp32",
-            codec_error=coded.error if coded else 0.0,
+            codec=encoded.codec if encoded else "fp32",
+            codec_error=encoded.error if encoded else 0.0,
             shared=update.shared,
         )
         if self._leaving is not None:
@@ -315,7 +315,7 @@ class CoordinatorClient:
         if self._held is not None and not payload:
             return header, self._held[1], self._held[0]
         if self._held is not None and header.codec != "fp32":
-            params = apply(header.codec, run.head, payload, self._held[1], whose=whose)
+            params = apply_delta(header.codec, run.head, payload, self._held[1], whose=whose)
             return header, params, params_sha256(params)
         return header, decode_params(run.head, payload, whose=whose), digest.hexdigest()
 

@@ -206,7 +206,7 @@ class _Daemon:
             update_id=self._gate.update_id(run, model),
             examples=policy.rounded_count(outcome.examples),
             params=outcome.params,
-            coded=outcome.coded,
+            encoded=outcome.encoded,
             evaluation=outcome.evaluation,
             shared=run.final_evaluation == "sites" and policy.share_for_evaluation,
         )

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import DataError, StorageError
-from ..fedproto.codecs import Codec, code
+from ..fedproto.codecs import Codec, encode_delta
 from ..fedproto.head import HeadSpec, Params
 from ..fedproto.model_file import ModelFile, read_model, write_model
-from ..fedproto.records import CodedUpdate, Evaluation, GlobalModel, RunSettings
+from ..fedproto.records import EncodedUpdate, Evaluation, GlobalModel, RunSettings
 from .egress.accountant import Spend
 from .egress.policy import Policy, PolicyRefused
 from .evaluation import Adoption, adopt, measure
@@ -54,8 +54,8 @@ class RoundWork:
 class RoundOutcome:
     """What one round of local training came to."""
 
-    params: Params | None  # None: refused, nothing was trained; or they are in ``coded``
-    coded: CodedUpdate | None  # with a lossy codec
+    params: Params | None  # None: refused, nothing was trained; or they are in ``encoded``
+    encoded: EncodedUpdate | None  # with a lossy codec
     examples: int
     held_out: int
     ignored: int  # clips that the run cannot use
@@ -76,20 +76,20 @@ def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
     except PolicyRefused as refused:
         return RoundOutcome(None, None, len(data.train), held_out, ignored, math.nan, None, refused=refused)
     evaluation = _told(trainer, model.params, data, policy)
-    coded = None
+    encoded = None
     if run.strategy.name == "feddyn" or work.codec != "fp32":
-        trained, coded = _train_carrying(trainer, work, data.train)
+        trained, encoded = _train_carrying(trainer, work, data.train)
     else:
         trained = _train(trainer, work, data.train, {})
     if work.own is not None:
         write_model(work.own, ModelFile(run.head, trained.params, run.labels, run.fingerprint, run.run, model.round))
-    params = trained.params if coded is None else None
-    return RoundOutcome(params, coded, trained.examples, held_out, ignored, trained.loss, evaluation, spend)
+    params = trained.params if encoded is None else None
+    return RoundOutcome(params, encoded, trained.examples, held_out, ignored, trained.loss, evaluation, spend)
 
 
 def _train_carrying(
     trainer: HeadTrainer, work: RoundWork, table: FeatureTable
-) -> tuple[TrainedRound, CodedUpdate | None]:
+) -> tuple[TrainedRound, EncodedUpdate | None]:
     """FedDyn and lossy codecs: from what counts to what comes next, which is durable before anything is sent."""
     corrections = Corrections.of_run(work.state, work.run)
     correction = corrections.before(work.model.round, work.counted_round)
@@ -98,9 +98,9 @@ def _train_carrying(
     update = None
     if work.codec != "fp32":
         carried = corrections.residual(work.counted_round)
-        coded = code(work.codec, work.run.head, trained.params, work.model.params, carried)
-        trained = replace(trained, residual=coded.residual)
-        update = CodedUpdate(work.codec, coded.payload, coded.error)
+        encoded = encode_delta(work.codec, work.run.head, trained.params, work.model.params, carried)
+        trained = replace(trained, residual=encoded.residual)
+        update = EncodedUpdate(work.codec, encoded.payload, encoded.error)
     if known is None:
         corrections.keep(work.model, trained, work.policy.sha256)
     return trained, update

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from flamest.agent.client import Backoff, ConnectionSettings, CoordinatorClient
 from flamest.base.process import tune_malloc
-from flamest.fedproto.codecs import code
-from flamest.fedproto.records import CodedUpdate, GlobalModel, Phase, RunSettings, Update
+from flamest.fedproto.codecs import encode_delta
+from flamest.fedproto.records import EncodedUpdate, GlobalModel, Phase, RunSettings, Update
 
 
 def memory_mb(field: str) -> float:
@@ -31,8 +31,8 @@ def answer(run: RunSettings, model: GlobalModel, examples: int) -> Update:
     if run.codec == "fp32":
         return Update(model.round, model.sha256, name, examples, model.params)
     moved = {key: tensor * np.float32(1.01) for key, tensor in model.params.items()}
-    coded = code(run.codec, run.head, moved, model.params, None)
-    made = CodedUpdate(run.codec, coded.payload, coded.error)
+    encoded = encode_delta(run.codec, run.head, moved, model.params, None)
+    made = EncodedUpdate(run.codec, encoded.payload, encoded.error)
     return Update(model.round, model.sha256, name, examples, None, None, made)
 
 

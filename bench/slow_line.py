@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from flamest.agent.client import Backoff, ConnectionSettings, CoordinatorClient
 from flamest.experiments.faults import FaultProxy
-from flamest.fedproto.codecs import CODECS, code
-from flamest.fedproto.records import CodedUpdate, GlobalModel, Phase, RunSettings, Update
+from flamest.fedproto.codecs import CODECS, encode_delta
+from flamest.fedproto.records import EncodedUpdate, GlobalModel, Phase, RunSettings, Update
 
 BITS_PER_S, ROUND_TRIP_S = 20e6, 0.08
 
@@ -98,8 +98,8 @@ def trained(run: RunSettings, model: GlobalModel) -> Update:
     }
     if run.codec == "fp32":
         return Update(model.round, model.sha256, f"{model.round:032x}", 100, params)
-    coded = code(run.codec, run.head, params, model.params, None)
-    made = CodedUpdate(run.codec, coded.payload, coded.error)
+    encoded = encode_delta(run.codec, run.head, params, model.params, None)
+    made = EncodedUpdate(run.codec, encoded.payload, encoded.error)
     return Update(model.round, model.sha256, f"{model.round:032x}", 100, None, None, made)
 
 

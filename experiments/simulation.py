@@ -24,7 +24,7 @@ from ..coordinator.serving.model_broadcast import broadcast
 from ..coordinator.strategies.composition import aggregate, first_state, needs_two_passes
 from ..coordinator.strategies.contributions import HeldContribution, distance
 from ..coordinator.strategies.norm_bound import WINDOW, NormBound, learnt_norm
-from ..fedproto.codecs import Row, apply, code
+from ..fedproto.codecs import FlatParams, apply_delta, encode_delta
 from ..fedproto.head import HeadSpec, Params, initial_params, params_sha256
 from ..fedproto.records import Evaluation, RunSettings
 from ..fedproto.tensors import decode_params, encode_params, payload_bytes
@@ -144,7 +144,7 @@ class _Crew:
         self._run = run
         self._protection = protection
         self._silos = sorted(silos, key=lambda silo: silo.name)  # the coordinator's order
-        self._residuals: dict[str, Row] = {}  # what a lossy codec left out of each silo's last update
+        self._residuals: dict[str, FlatParams] = {}  # what a lossy codec left out of each silo's last update
         self.sent_bytes = 0  # payloads of all updates
         self._corrections: dict[str, Correction] = {silo.name: {} for silo in silos}  # FedDyn's h_i
         self._trainers: SimpleQueue[HeadTrainer] = SimpleQueue()
@@ -176,7 +176,7 @@ class _Crew:
         codec, head, whose = self._run.codec, self._run.head, f"update from silo '{name}'"
         if codec == "fp32":
             return decode_params(head, payload, whose=whose)
-        return apply(codec, head, payload, base, whose=whose)
+        return apply_delta(codec, head, payload, base, whose=whose)
 
     def evaluate(self, params: Params, test: FeatureTable) -> Evaluation:
         trainer = self._trainers.get()
@@ -199,9 +199,9 @@ class _Crew:
             self._trainers.put(trainer)
         if run.codec == "fp32":
             return encode_params(run.head, trained.params)
-        coded = code(run.codec, run.head, trained.params, params, self._residuals.get(silo.name))
-        self._residuals[silo.name] = coded.residual
-        return coded.payload
+        encoded = encode_delta(run.codec, run.head, trained.params, params, self._residuals.get(silo.name))
+        self._residuals[silo.name] = encoded.residual
+        return encoded.payload
 
 
 def _check(run: RunSettings, silos: Sequence[SimulatedSilo], test: FeatureTable | None) -> None:

@@ -44,7 +44,7 @@ def check_name(name: str) -> None:
         raise UsageError(f"silo name '{name}': expected 1 to 40 of a-z, 0-9 and '-'")
 
 
-def need(package: str) -> None:
+def require_package(package: str) -> None:
     """MissingExtra unless ``package`` is installed; call before the first late import of it."""
     try:
         found = importlib.util.find_spec(package) is not None
@@ -56,7 +56,7 @@ def need(package: str) -> None:
 
 def make_authority() -> Identity:
     """A new certificate authority, valid for ten years. Its key signs every certificate of the federation."""
-    need("cryptography")
+    require_package("cryptography")
     from cryptography import x509
 
     key = _new_key()
@@ -75,7 +75,7 @@ def make_server_certificate(
     ``key``: an existing private key (PEM) to renew for. Raises UsageError for no host, or a host that
     is neither a DNS name nor an address.
     """
-    need("cryptography")
+    require_package("cryptography")
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
     names = [host_name(host) for host in hosts]
@@ -90,7 +90,7 @@ def make_server_certificate(
 def make_silo_request(name: str) -> tuple[bytes, bytes]:
     """A new private key and the signing request for it, both PEM. Raises UsageError for a bad name."""
     check_name(name)
-    need("cryptography")
+    require_package("cryptography")
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.serialization import Encoding
@@ -111,7 +111,7 @@ def sign_silo(authority: Identity, name: str, request: bytes, *, days: float = L
     or was not made with the key that it shows.
     """
     check_name(name)
-    need("cryptography")
+    require_package("cryptography")
     from cryptography import x509
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -146,7 +146,7 @@ def renew_silo(authority: Identity, name: str, certificate: bytes, *, days: floa
 
 def load_certificate(pem: bytes, whose: str) -> x509.Certificate:
     """DataError (``bad_certificate``) when ``pem`` is no PEM certificate."""
-    need("cryptography")
+    require_package("cryptography")
     from cryptography import x509
 
     try:
@@ -157,7 +157,7 @@ def load_certificate(pem: bytes, whose: str) -> x509.Certificate:
 
 def load_key(pem: bytes, whose: str) -> EllipticCurvePrivateKey:
     """DataError (``bad_key``) when ``pem`` is no P-256 private key in PEM without a password."""
-    need("cryptography")
+    require_package("cryptography")
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 

@@ -72,7 +72,7 @@ def client_options() -> Options:
     ]
 
 
-def quiet() -> None:
+def silence_grpc() -> None:
     """Keep gRPC's own lines off stderr, unless GRPC_VERBOSITY asks for them; call before grpc is imported."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 

@@ -1,9 +1,9 @@
-"""The lossy codecs: a change of the model in fewer bytes. docs/wire.md specifies the bytes.
+"""Lossy codecs with error feedback: the change of a model in fewer bytes. docs/wire.md specifies the bytes.
 
-What is coded is a delta against a model that both sides have, as one row of float32 in the head's order.
-What a codec leaves out is the residual; whoever codes adds it to the next delta (error feedback: Seide et al. 2014,
+A codec encodes the delta against a model that both sides have, flat: float32 [parameters] in the head's order.
+The residual is what it leaves out; the sender adds it to its next delta (error feedback: Seide et al. 2014,
 https://doi.org/10.21437/Interspeech.2014-274; Karimireddy et al. 2019, https://arxiv.org/abs/1901.09847), so that
-nothing is lost for good. Decoding is the same on every machine, to the bit.
+nothing is lost for good. Decoding gives the same bits on every machine.
 """
 
 from __future__ import annotations
@@ -17,71 +17,73 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError
-from .head import HeadSpec, Params, tensors_of
+from .head import HeadSpec, Params, split_params
 from .tensors import payload_bytes
 
 Codec = Literal["fp32", "fp16", "int8", "sparse_int8"]
 CODECS: tuple[Codec, ...] = ("fp32", "fp16", "int8", "sparse_int8")  # from exact to coarse
-KEPT = 0.1  # sparse_int8: the share of values that is sent, those of the largest magnitude
-STEPS = 127  # int8: values are -127 … 127 times their row's scale
+SPARSE_SHARE = 0.1  # sparse_int8: share of the values that is sent, those of the largest magnitude
+STEPS = 127  # int8: values are -127 … 127 times their scale
 FP16_MAX = 65504.0
-Row = npt.NDArray[np.float32]
+FlatParams = npt.NDArray[np.float32]  # [parameters], all tensors in the head's order
 
 
 @dataclass(frozen=True, eq=False)
-class Coded:
-    """A delta as it goes over the wire, and what became of it."""
+class EncodedDelta:
+    """A delta as it goes over the wire, and what the codec left out of it."""
 
     payload: bytes
-    decoded: Row  # float32 [parameters], what the other side reads
-    residual: Row  # float32 [parameters], what was left out: wanted - decoded
-    error: float  # norm of the residual over the norm of what was wanted; 0 for nothing
+    decoded: FlatParams  # the delta that the receiver decodes
+    residual: FlatParams  # what was left out: delta - decoded
+    error: float  # norm of the residual over the norm of the delta; 0 for an empty delta
 
 
 def more_exact(one: Codec, other: Codec) -> Codec:
-    """The one that loses less."""
+    """Return the codec that loses less."""
     return min(one, other, key=CODECS.index)
 
 
-def row_of(params: Mapping[str, npt.NDArray[np.floating[Any]]]) -> Row:
-    """All parameters in the head's order as one row (a copy)."""
+def flatten_params(params: Mapping[str, npt.NDArray[np.floating[Any]]]) -> FlatParams:
+    """Return all parameters as one flat array (a copy); ``head.split_params`` is its inverse."""
     return np.concatenate([np.asarray(tensor, np.float32).ravel() for tensor in params.values()])
 
 
-def code(codec: Codec, spec: HeadSpec, params: Params, base: Params, carried: Row | None) -> Coded:
-    """``params`` - ``base`` and what the last coding left out (``carried``), coded."""
-    wanted = row_of(params)
-    wanted -= row_of(base)
-    if carried is not None:
-        wanted += carried
-    payload = _ENCODE[codec](spec, wanted)
-    decoded = decode_delta(codec, spec, payload, whose="what was just coded")
-    residual = wanted - decoded
-    norm = float(np.linalg.norm(wanted.astype(np.float64)))
+def encode_delta(
+    codec: Codec, spec: HeadSpec, params: Params, base: Params, residual: FlatParams | None
+) -> EncodedDelta:
+    """Encode ``params`` - ``base`` + ``residual``, where ``residual`` is what the sender's last encoding left out."""
+    delta = flatten_params(params)
+    delta -= flatten_params(base)
+    if residual is not None:
+        delta += residual
+    payload = _ENCODE[codec](spec, delta)
+    decoded = decode_delta(codec, spec, payload, whose="the encoded delta")
+    residual = delta - decoded
+    norm = float(np.linalg.norm(delta.astype(np.float64)))
     lost = float(np.linalg.norm(residual.astype(np.float64)))
-    return Coded(payload, decoded, residual, lost / norm if norm > 0 else 0.0)
+    return EncodedDelta(payload, decoded, residual, lost / norm if norm > 0 else 0.0)
 
 
-def apply(codec: Codec, spec: HeadSpec, payload: bytes | memoryview, base: Params, *, whose: str) -> Params:
-    """``base`` moved by a coded delta: what sender and receiver agree on to the bit.
+def apply_delta(codec: Codec, spec: HeadSpec, payload: bytes | memoryview, base: Params, *, whose: str) -> Params:
+    """Return ``base`` plus an encoded delta: sender and receiver get the same bits.
 
     Raises DataError (``payload_size``, ``bad_codes``; ``not_finite`` when the sum is beyond float32).
     """
-    return moved(spec, base, decode_delta(codec, spec, payload, whose=whose), whose=whose)
+    return add_delta(spec, base, decode_delta(codec, spec, payload, whose=whose), whose=whose)
 
 
-def moved(spec: HeadSpec, base: Params, delta: Row, *, whose: str) -> Params:
-    """``base`` + ``delta`` in float32. Raises DataError (``not_finite``)."""
+def add_delta(spec: HeadSpec, base: Params, delta: FlatParams, *, whose: str) -> Params:
+    """Return ``base`` + ``delta`` in float32, read-only. Raises DataError (``not_finite``)."""
     with np.errstate(over="ignore"):
-        row = row_of(base) + delta
-    if not np.isfinite(row).all():
-        raise DataError(f"{whose}: the model moved by its delta holds NaN or infinity", code="not_finite")
-    row.flags.writeable = False
-    return tensors_of(spec, row)
+        values = flatten_params(base) + delta
+    if not np.isfinite(values).all():
+        raise DataError(f"{whose}: model plus delta holds NaN or infinity", code="not_finite")
+    values.flags.writeable = False
+    return split_params(spec, values)
 
 
 def check_size(codec: Codec, spec: HeadSpec, size: int, *, whose: str) -> None:
-    """DataError (``payload_size``) for a payload that this codec cannot make of this head."""
+    """Raise DataError (``payload_size``) for a size that no payload of this codec and head has."""
     least, most = size_bounds(codec, spec)
     if not least <= size <= most:
         expected = f"{least}" if least == most else f"{least} to {most}"
@@ -89,98 +91,98 @@ def check_size(codec: Codec, spec: HeadSpec, size: int, *, whose: str) -> None:
 
 
 def size_bounds(codec: Codec, spec: HeadSpec) -> tuple[int, int]:
-    """Least and most bytes of a payload."""
+    """Return the least and the most bytes of a payload."""
     whole = payload_bytes(spec)
     if codec == "fp32":
         return whole, whole
     if codec == "fp16":
         return whole // 2, whole // 2
     if codec == "int8":
-        size = 4 * sum(_rows(shape) for shape in spec.shapes.values()) + spec.parameters
+        size = 4 * sum(_scale_count(shape) for shape in spec.shapes.values()) + spec.parameters
         return size, size
     head = 4 + 4 * len(spec.shapes)
     return head, head + 2 * spec.parameters + spec.parameters // 255
 
 
-def decode_delta(codec: Codec, spec: HeadSpec, payload: bytes | memoryview, *, whose: str) -> Row:
-    """The delta in a payload, float32 [parameters]. Raises DataError (``payload_size``, ``bad_codes``)."""
+def decode_delta(codec: Codec, spec: HeadSpec, payload: bytes | memoryview, *, whose: str) -> FlatParams:
+    """Return the delta in a payload. Raises DataError (``payload_size``, ``bad_codes``)."""
     check_size(codec, spec, len(payload), whose=whose)
-    with np.errstate(over="ignore"):  # what is beyond float32 is found where the delta is added
+    with np.errstate(over="ignore"):  # add_delta finds what is beyond float32
         return _DECODE[codec](spec, memoryview(payload), whose)
 
 
 # --- fp16 ---
 
 
-def _encode_fp16(_: HeadSpec, wanted: Row) -> bytes:
-    return np.clip(wanted, -FP16_MAX, FP16_MAX).astype("<f2").tobytes()
+def _encode_fp16(_: HeadSpec, delta: FlatParams) -> bytes:
+    return np.clip(delta, -FP16_MAX, FP16_MAX).astype("<f2").tobytes()
 
 
-def _decode_fp16(_: HeadSpec, payload: memoryview, whose: str) -> Row:
+def _decode_fp16(_: HeadSpec, payload: memoryview, whose: str) -> FlatParams:
     delta = np.frombuffer(payload, "<f2").astype(np.float32)
     if not np.isfinite(delta).all():
-        raise _bad(whose, "a delta holds NaN or infinity")
+        raise _bad_codes(whose, "a delta holds NaN or infinity")
     return delta
 
 
-# --- int8: the scales of every tensor's rows, then every value as a whole number of them ---
+# --- int8: the scale of every row of every tensor, then every value as a multiple of its scale ---
 
 
-def _encode_int8(spec: HeadSpec, wanted: Row) -> bytes:
+def _encode_int8(spec: HeadSpec, delta: FlatParams) -> bytes:
     scales, values = [], []
-    for tensor in tensors_of(spec, wanted).values():
-        rows = tensor.reshape(_rows(tensor.shape), -1)
+    for tensor in split_params(spec, delta).values():
+        rows = tensor.reshape(_scale_count(tensor.shape), -1)
         scale = (np.abs(rows).max(axis=1) / np.float32(STEPS)).astype(np.float32)
         scales.append(scale.astype("<f4").tobytes())
-        values.append(_whole_steps(rows, scale[:, None]).tobytes())
+        values.append(_quantize(rows, scale[:, None]).tobytes())
     return b"".join((*scales, *values))
 
 
-def _decode_int8(spec: HeadSpec, payload: memoryview, whose: str) -> Row:
-    count = sum(_rows(shape) for shape in spec.shapes.values())
-    scales = _scales(payload[: 4 * count], whose)
-    values = _steps(payload[4 * count :], whose)
+def _decode_int8(spec: HeadSpec, payload: memoryview, whose: str) -> FlatParams:
+    count = sum(_scale_count(shape) for shape in spec.shapes.values())
+    scales = _read_scales(payload[: 4 * count], whose)
+    values = _read_steps(payload[4 * count :], whose)
     delta = np.empty(spec.parameters, np.float32)
     row = 0
-    for tensor, steps in zip(tensors_of(spec, delta).values(), tensors_of(spec, values).values(), strict=True):
-        rows = _rows(tensor.shape)
+    for tensor, steps in zip(split_params(spec, delta).values(), split_params(spec, values).values(), strict=True):
+        rows = _scale_count(tensor.shape)
         np.multiply(steps.reshape(rows, -1), scales[row : row + rows, None], out=tensor.reshape(rows, -1))
         row += rows
     return delta
 
 
-# --- sparse_int8: how many values, a scale per tensor, the gaps between places, the values ---
+# --- sparse_int8: the number of values, a scale per tensor, the gaps between their positions, the values ---
 
 
-def _encode_sparse(spec: HeadSpec, wanted: Row) -> bytes:
-    magnitude = np.abs(wanted)
-    count = min(int(np.ceil(KEPT * spec.parameters)), int(np.count_nonzero(magnitude)))
-    places = np.sort(np.argpartition(magnitude, -count)[-count:]) if count else np.empty(0, np.int64)
-    owner = np.searchsorted(_ends(spec), places, side="right")
+def _encode_sparse(spec: HeadSpec, delta: FlatParams) -> bytes:
+    magnitude = np.abs(delta)
+    count = min(int(np.ceil(SPARSE_SHARE * spec.parameters)), int(np.count_nonzero(magnitude)))
+    positions = np.sort(np.argpartition(magnitude, -count)[-count:]) if count else np.empty(0, np.int64)
+    owner = np.searchsorted(_tensor_ends(spec), positions, side="right")
     scales = np.zeros(len(spec.shapes), np.float32)
-    np.maximum.at(scales, owner, magnitude[places])
+    np.maximum.at(scales, owner, magnitude[positions])
     scales = (scales / np.float32(STEPS)).astype(np.float32)
-    values = _whole_steps(wanted[places], scales[owner])
+    values = _quantize(delta[positions], scales[owner])
     head = struct.pack("<I", count) + scales.astype("<f4").tobytes()
-    return head + _encode_gaps(places) + values.tobytes()
+    return head + _encode_gaps(positions) + values.tobytes()
 
 
-def _decode_sparse(spec: HeadSpec, payload: memoryview, whose: str) -> Row:
+def _decode_sparse(spec: HeadSpec, payload: memoryview, whose: str) -> FlatParams:
     (count,) = struct.unpack_from("<I", payload)
     start = 4 + 4 * len(spec.shapes)
     if count > len(payload) - start:
-        raise _bad(whose, f"{count} values in a payload of {len(payload)} bytes")
-    scales = _scales(payload[4:start], whose)
-    places = _decode_gaps(payload[start : len(payload) - count], count, spec.parameters, whose)
-    values = _steps(payload[len(payload) - count :], whose)
+        raise _bad_codes(whose, f"{count} values in a payload of {len(payload)} bytes")
+    scales = _read_scales(payload[4:start], whose)
+    positions = _decode_gaps(payload[start : len(payload) - count], count, spec.parameters, whose)
+    values = _read_steps(payload[len(payload) - count :], whose)
     delta = np.zeros(spec.parameters, np.float32)
-    delta[places] = values * scales[np.searchsorted(_ends(spec), places, side="right")]
+    delta[positions] = values * scales[np.searchsorted(_tensor_ends(spec), positions, side="right")]
     return delta
 
 
-def _encode_gaps(places: npt.NDArray[np.int64]) -> bytes:
-    """Values skipped before each place: a byte below 255 ends a gap, 255 says "255 more"."""
-    gaps = np.diff(places, prepend=-1) - 1
+def _encode_gaps(positions: npt.NDArray[np.int64]) -> bytes:
+    """Encode the number of values skipped before each position: a byte below 255 ends a gap, 255 means "255 more"."""
+    gaps = np.diff(positions, prepend=-1) - 1
     ends = np.cumsum(gaps // 255 + 1) - 1
     out = np.full(int(ends[-1]) + 1 if len(ends) else 0, 255, np.uint8)
     out[ends] = gaps % 255
@@ -191,46 +193,47 @@ def _decode_gaps(gaps: memoryview, count: int, parameters: int, whose: str) -> n
     skipped = np.frombuffer(gaps, np.uint8)
     ends = np.flatnonzero(skipped < 255)
     if len(ends) != count or (len(skipped) and skipped[-1] == 255):
-        raise _bad(whose, f"{len(ends)} gaps for {count} values")
-    places = np.cumsum(skipped, dtype=np.int64)[ends] + np.arange(count)
-    if count and places[-1] >= parameters:
-        raise _bad(whose, f"a value at place {places[-1]} of {parameters}")
-    return places
+        raise _bad_codes(whose, f"{len(ends)} gaps for {count} values")
+    positions = np.cumsum(skipped, dtype=np.int64)[ends] + np.arange(count)
+    if count and positions[-1] >= parameters:
+        raise _bad_codes(whose, f"a value at position {positions[-1]} of {parameters}")
+    return positions
 
 
-# --- what they share ---
+# --- shared by the codecs ---
 
 
-def _rows(shape: tuple[int, ...]) -> int:
-    """How many scales a tensor has with int8: one per output of a weight, one for a bias."""
+def _scale_count(shape: tuple[int, ...]) -> int:
+    """Number of scales of a tensor with int8: one per output of a weight, one for a bias."""
     return shape[0] if len(shape) > 1 else 1
 
 
-def _ends(spec: HeadSpec) -> npt.NDArray[np.int64]:
+def _tensor_ends(spec: HeadSpec) -> npt.NDArray[np.int64]:
+    """Position after the last value of each tensor."""
     return np.cumsum([int(np.prod(shape)) for shape in spec.shapes.values()])
 
 
-def _whole_steps(values: Row, scale: Row) -> npt.NDArray[np.int8]:
+def _quantize(values: FlatParams, scale: FlatParams) -> npt.NDArray[np.int8]:
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.where(scale > 0, values / scale, 0)
     return np.clip(np.rint(steps), -STEPS, STEPS).astype(np.int8)
 
 
-def _scales(raw: memoryview, whose: str) -> Row:
+def _read_scales(raw: memoryview, whose: str) -> FlatParams:
     scales = np.frombuffer(raw, "<f4").astype(np.float32)
     if not (np.isfinite(scales).all() and (scales >= 0).all()):
-        raise _bad(whose, "a scale is not finite, or below 0")
+        raise _bad_codes(whose, "a scale is not finite, or below 0")
     return scales
 
 
-def _steps(raw: memoryview, whose: str) -> npt.NDArray[Any]:
+def _read_steps(raw: memoryview, whose: str) -> npt.NDArray[Any]:
     values = np.frombuffer(raw, np.int8)
     if values.size and values.min() < -STEPS:
-        raise _bad(whose, "a value is -128")
+        raise _bad_codes(whose, "a value is -128")
     return values
 
 
-def _bad(whose: str, why: str) -> DataError:
+def _bad_codes(whose: str, why: str) -> DataError:
     return DataError(f"{whose}: {why}", code="bad_codes")
 
 

@@ -1,6 +1,6 @@
-"""The trainable head: which tensors it has, in which order, and how it starts.
+"""The trainable head: its tensors, their order, and their initial values.
 
-One ``HeadSpec`` decides the update's layout on the wire, the training-step graph on the silo and
+One ``HeadSpec`` determines the update's layout on the wire, the training-step graph on the silo and
 the initial model on the coordinator.
 """
 
@@ -17,25 +17,25 @@ import numpy.typing as npt
 
 from ..base.errors import DataError
 
-# Fields that came after protocol 1: left out at their default, so that older settings keep their bytes.
-_LATER = {"blocks": (), "standardise": False, "common": 256}
+# Fields that are left out of settings and model files at their default.
+_LEFT_OUT_AT_DEFAULT = {"blocks": (), "standardise": False, "common": 256}
 _RGCF = ("v", "t")  # the two modalities, as the gates' formula names them
 Params = dict[str, npt.NDArray[np.float32]]
 Number = TypeVar("Number", bound=np.generic)
 
 
 class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is trained: a perceptron with ReLU between its layers (paper section 4: 512 and 256).
+    """The trained model: a perceptron with ReLU between its layers (paper section 4: 512 and 256).
 
-    ``mlp`` reads the row as it is (the modalities concatenated, paper eq. 8). ``rgcf`` first fuses two
+    ``mlp`` takes the features as they are (the modalities concatenated, paper eq. 8). ``rgcf`` first fuses two
     modalities by residual gated cross fusion (paper section 6.5; its supplement is not public, so this is
-    our reading): v and t are projected to ``common`` numbers each, and
+    our reading): v and t are projected to ``common`` dimensions each, and
 
         v' = v + sigmoid(W_g [v; t]) * W_t t        t' = t + sigmoid(U_g [t; v]) * U_v v
 
     enter the perceptron as [v'; t']. Every linear map has a bias. ``hidden=()`` is softmax regression.
-    ``standardise`` makes of a block b (b - mean) / sqrt(variance + 1e-12), mean and variance over the block's
-    own numbers in that row, in training and in use.
+    ``standardise`` replaces a block b by (b - mean) / sqrt(variance + 1e-12), mean and variance over the block's
+    values in that row, in training and in inference.
     Raises DataError (``bad_head``) when blocks, kind and common do not fit each other.
     """
 
@@ -44,7 +44,7 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hidden: tuple[int, ...] = (512, 256)
     kind: Literal["mlp", "rgcf"] = "mlp"
     blocks: tuple[int, ...] = ()  # widths of the modalities in a row, in order; empty: the row is one
-    standardise: bool = False  # every block of every row to mean 0 and deviation 1 over its own numbers
+    standardise: bool = False  # every block of every row to mean 0 and standard deviation 1
     common: int = 256  # rgcf only: width that both modalities are projected to
 
     def __post_init__(self) -> None:
@@ -60,13 +60,13 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of the perceptron: what enters it, its hidden layers, the classes."""
+        """Widths of the perceptron: its input, its hidden layers, the classes."""
         first = 2 * self.common if self.kind == "rgcf" else self.inputs
         return (first, *self.hidden, self.outputs)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor by name, in wire order: ``0.weight`` [out, in], ``0.bias`` [out], ``1.weight`` …
+        """Shapes of all tensors by name, in wire order: ``0.weight`` [out, in], ``0.bias`` [out], ``1.weight`` …
 
         With rgcf, before them: for v and then t ``v.weight`` [common, block], ``v.gate.weight``
         [common, 2 * common] (W_g, over [v; t]) and ``v.carry.weight`` [common, common] (W_t, over t), each
@@ -85,23 +85,23 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
         return shapes
 
-    def told(self) -> dict[str, Any]:
-        """The fields as plain values, for settings and model files; later fields only where they say something."""
-        return without_defaults(msgspec.to_builtins(self), _LATER)
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values, for settings and model files."""
+        return without_defaults(msgspec.to_builtins(self), _LEFT_OUT_AT_DEFAULT)
 
     @property
     def parameters(self) -> int:
-        """1,599,589 for 2816 inputs and 101 classes (docs/paper.md, parameter counts)."""
+        """Number of parameters: 1,599,589 for 2816 inputs and 101 classes (docs/paper.md, parameter counts)."""
         return sum(int(np.prod(shape)) for shape in self.shapes.values())
 
 
-def without_defaults(fields: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """``fields`` without those of ``later`` that have the value given there."""
-    return {name: value for name, value in fields.items() if name not in later or value != later[name]}
+def without_defaults(fields: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``fields`` without those that have the value given in ``defaults``."""
+    return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
 
 
 def initial_params(spec: HeadSpec, seed: int) -> Params:
-    """Weights as PyTorch's ``Linear`` starts: uniform in ±1/sqrt(fan in), from NumPy's PCG64.
+    """Return initial values as of PyTorch's ``Linear``: uniform in ±1/sqrt(fan in), from NumPy's PCG64.
 
     Same spec and seed give the same bytes on every machine.
     """
@@ -133,8 +133,8 @@ def check_params(spec: HeadSpec, params: Mapping[str, npt.NDArray[np.generic]], 
             raise DataError(f"{whose}: {name} holds NaN or infinity", code="not_finite")
 
 
-def tensors_of(spec: HeadSpec, row: npt.NDArray[Number]) -> dict[str, npt.NDArray[Number]]:
-    """All parameters in one row as the head's tensors, views of it."""
+def split_params(spec: HeadSpec, row: npt.NDArray[Number]) -> dict[str, npt.NDArray[Number]]:
+    """Return the head's tensors as views of ``row``, all parameters as one flat array."""
     tensors, start = {}, 0
     for name, shape in spec.shapes.items():
         end = start + int(np.prod(shape))
@@ -144,13 +144,13 @@ def tensors_of(spec: HeadSpec, row: npt.NDArray[Number]) -> dict[str, npt.NDArra
 
 
 def all_finite(values: npt.NDArray[np.generic]) -> bool:
-    """Whether there is no NaN and no infinity: by their sum, and one by one only where that is not finite itself."""
+    """Return True when no value is NaN or infinite; looks at each one only when their sum is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
 
 
 def params_sha256(params: Mapping[str, npt.NDArray[np.float32]]) -> str:
-    """SHA-256 over names, shapes and little-endian values, in the mapping's order."""
+    """Return the SHA-256 over names, shapes and little-endian values, in the mapping's order."""
     digest = hashlib.sha256()
     for name, tensor in params.items():
         digest.update(f"{name}:{','.join(map(str, tensor.shape))};".encode())
@@ -159,15 +159,15 @@ def params_sha256(params: Mapping[str, npt.NDArray[np.float32]]) -> str:
 
 
 class ParamsDigest:
-    """``params_sha256`` of a head's parameters, made from their little-endian values as these come, in any pieces."""
+    """``params_sha256`` of a head's parameters, computed while their little-endian bytes arrive."""
 
     def __init__(self, spec: HeadSpec) -> None:
         self._digest = hashlib.sha256()
-        self._left = 0  # bytes until the next tensor begins
+        self._left = 0  # bytes until the next tensor starts
         self._tensors = iter(spec.shapes.items())
 
     def update(self, data: bytes | memoryview) -> None:
-        """The next bytes; ValueError when there are more than the head has."""
+        """Add the next bytes. Raises ValueError when there are more than the head has."""
         view = memoryview(data)
         while view:
             if self._left == 0:

@@ -1,9 +1,7 @@
-"""``MODEL.safetensors``: a trained head with all that is needed to use it.
+"""``MODEL.safetensors``: a trained head with everything that is needed to use it.
 
-The format is https://github.com/huggingface/safetensors#format, and any reader of it opens these
-files. The header is written here and not by the library, whose order of metadata keys changes from
-one process to the next: the same model gives the same bytes, on every machine. Metadata (each value
-one JSON text): ``flamest.format``, ``flamest.head``, ``flamest.labels``, ``flamest.fingerprint``,
+The format is https://github.com/huggingface/safetensors#format, and any reader of it opens these files. Metadata (each
+value one JSON text): ``flamest.format``, ``flamest.head``, ``flamest.labels``, ``flamest.fingerprint``,
 ``flamest.run``, ``flamest.round``, and the caller's own under ``flamest.metadata``.
 """
 
@@ -21,18 +19,19 @@ import numpy as np
 
 from ..base.errors import DataError, StorageError
 from ..base.files import write_atomic
-from .head import HeadSpec, Params
-from .tensors import MAX_PAYLOAD_BYTES, decode_params, encode_params
+from .certificates import require_package
+from .head import HeadSpec, Params, check_params
+from .tensors import MAX_PAYLOAD_BYTES, encode_params
 
 T = TypeVar("T")
 FORMAT = 1
 MAX_HEADER_BYTES = 4 << 20
-_KEY = "flamest."
+_PREFIX = "flamest."
 
 
 @dataclass(frozen=True, eq=False)
 class ModelFile:
-    """What the file holds."""
+    """Contents of a file."""
 
     head: HeadSpec
     params: Params
@@ -52,19 +51,20 @@ def write_model(path: Path, model: ModelFile) -> None:
 
 
 def encode_model(model: ModelFile) -> bytes:
-    """The file's content. Raises DataError when params or labels do not fit the head."""
+    """Return the file's content. Raises DataError when params or labels do not fit the head."""
     _check_labels(model.head, model.labels, "the model to write")
     payload = encode_params(model.head, model.params)
-    told: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "format": FORMAT,
-        "head": model.head.told(),
+        "head": model.head.as_dict(),
         "labels": model.labels,
         "fingerprint": model.fingerprint,
         "run": model.run,
         "round": model.round,
         "metadata": dict(sorted(model.metadata.items())),
     }
-    header: dict[str, Any] = {"__metadata__": {_KEY + key: json.dumps(value) for key, value in told.items()}}
+    # Not by the library's writer: its order of metadata keys changes from one process to the next.
+    header: dict[str, Any] = {"__metadata__": {_PREFIX + key: json.dumps(value) for key, value in metadata.items()}}
     start = 0
     for name, shape in model.head.shapes.items():
         end = start + 4 * int(np.prod(shape))
@@ -76,86 +76,93 @@ def encode_model(model: ModelFile) -> bytes:
 
 
 def read_model(path: Path) -> ModelFile:
-    """Read a file that ``write_model`` made, strictly.
+    """Read a file that ``write_model`` made.
 
-    Raises StorageError when it cannot be read, DataError (``bad_model``) naming the broken rule.
+    Sizes are bounded before the library reads anything; its own checks refuse overlaps and gaps between tensors.
+    Raises StorageError when the file cannot be read, DataError (``bad_model``) naming the broken rule, MissingExtra.
     """
+    require_package("safetensors")
+    from safetensors import SafetensorError, safe_open
+
+    whose = str(path)
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(8 + MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES + 1)
+        _check_sizes(Path(path), whose)
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            head, labels = _read_head(metadata, whose)
+            _check_layout(head, file, whose)
+            params = {name: np.asarray(file.get_tensor(name)) for name in head.shapes}
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    return decode_model(data, whose=str(path))
-
-
-def decode_model(data: bytes, *, whose: str) -> ModelFile:
-    """The model in a file's content; DataError (``bad_model``) begins with ``whose``."""
-    header, payload = _split(data, whose)
-    told = header.pop("__metadata__", None)
-    if not isinstance(told, dict) or _KEY + "format" not in told:
-        raise _bad(whose, "no FLAMeST metadata, expected a model from flamest-agent train or flamest-coordinator model")
-    if _value(told, "format", int, whose) != FORMAT:
-        raise _bad(whose, f"format {told[_KEY + 'format']}, this version reads {FORMAT}")
-    head = _value(told, "head", HeadSpec, whose)
-    labels = _value(told, "labels", tuple[str, ...], whose)
-    _check_labels(head, labels, whose)
-    _check_layout(head, header, whose)
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise _bad_model(whose, f"not a whole safetensors file ({error})") from error
     try:
-        params = decode_params(head, payload, whose=whose)
+        check_params(head, params, whose=whose)
     except DataError as error:
         raise DataError(error.message, code="bad_model") from error
     return ModelFile(
         head=head,
         params=params,
         labels=labels,
-        fingerprint=_value(told, "fingerprint", str, whose),
-        run=_value(told, "run", str, whose),
-        round=_value(told, "round", int, whose),
-        metadata=_value(told, "metadata", dict[str, str], whose),
+        fingerprint=_decode_value(metadata, "fingerprint", str, whose),
+        run=_decode_value(metadata, "run", str, whose),
+        round=_decode_value(metadata, "round", int, whose),
+        metadata=_decode_value(metadata, "metadata", dict[str, str], whose),
     )
 
 
-def _split(data: bytes, whose: str) -> tuple[dict[str, Any], bytes]:
-    if len(data) < 8:
-        raise _bad(whose, f"{len(data)} bytes, expected a safetensors file")
-    size = struct.unpack_from("<Q", data)[0]
-    if not 2 <= size <= min(MAX_HEADER_BYTES, len(data) - 8):
-        raise _bad(whose, f"a header of {size} bytes in a file of {len(data)}; it is cut short, or no safetensors file")
-    try:
-        header = json.loads(data[8 : 8 + size])
-    except (ValueError, RecursionError) as error:
-        raise _bad(whose, "its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise _bad(whose, "its header is not a JSON object")
-    return header, data[8 + size :]
+def _check_sizes(path: Path, whose: str) -> None:
+    """Raise DataError for a header or a file that is larger than any model's, or cut short. Raises OSError."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+    header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 2 <= header <= min(MAX_HEADER_BYTES, size - 8):
+        problem = f"a header of {header} bytes in a file of {size}; it is cut short, or not a safetensors file"
+        raise _bad_model(whose, problem)
+    if size - 8 - header > MAX_PAYLOAD_BYTES:
+        raise _bad_model(whose, f"{size - 8 - header} bytes of tensors, expected at most {MAX_PAYLOAD_BYTES}")
 
 
-def _value(told: dict[str, Any], key: str, kind: type[T], whose: str) -> T:
-    text = told.get(_KEY + key)
-    if not isinstance(text, str):
-        raise _bad(whose, f"no metadata '{_KEY}{key}'")
+def _read_head(metadata: Mapping[str, str], whose: str) -> tuple[HeadSpec, tuple[str, ...]]:
+    """Return head and labels of a file in this version's format."""
+    if _PREFIX + "format" not in metadata:
+        problem = "no FLAMeST metadata, expected a model from flamest-agent train or flamest-coordinator model"
+        raise _bad_model(whose, problem)
+    if _decode_value(metadata, "format", int, whose) != FORMAT:
+        raise _bad_model(whose, f"format {metadata[_PREFIX + 'format']}, this version reads {FORMAT}")
+    head = _decode_value(metadata, "head", HeadSpec, whose)
+    labels = _decode_value(metadata, "labels", tuple[str, ...], whose)
+    _check_labels(head, labels, whose)
+    return head, labels
+
+
+def _decode_value(metadata: Mapping[str, str], key: str, kind: type[T], whose: str) -> T:
+    text = metadata.get(_PREFIX + key)
+    if text is None:
+        raise _bad_model(whose, f"no metadata '{_PREFIX}{key}'")
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, DataError) as error:
-        raise _bad(whose, f"metadata '{_KEY}{key}': {error}") from error
+        raise _bad_model(whose, f"metadata '{_PREFIX}{key}': {error}") from error
 
 
 def _check_labels(head: HeadSpec, labels: tuple[str, ...], whose: str) -> None:
     if len(labels) != head.outputs:
-        raise _bad(whose, f"{len(labels)} labels, its head has {head.outputs} outputs")
+        raise _bad_model(whose, f"{len(labels)} labels, its head has {head.outputs} outputs")
 
 
-def _check_layout(head: HeadSpec, header: dict[str, Any], whose: str) -> None:
-    """The tensors must be the head's, one after the other in its order, as ``encode_model`` lays them."""
-    if set(header) != set(head.shapes):
-        raise _bad(whose, f"tensors {sorted(header)}, expected {list(head.shapes)}")
-    start = 0
+def _check_layout(head: HeadSpec, file: Any, whose: str) -> None:
+    """Raise unless an open file holds exactly the head's tensors."""
+    names = set(file.keys())
+    if names != set(head.shapes):
+        raise _bad_model(whose, f"tensors {sorted(names)}, expected {list(head.shapes)}")
     for name, shape in head.shapes.items():
-        end = start + 4 * int(np.prod(shape))
-        if header[name] != {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}:
-            raise _bad(whose, f"{name} is {header[name]}, expected F32 {list(shape)} at bytes {start} to {end}")
-        start = end
+        tensor = file.get_slice(name)
+        found = (tensor.get_dtype(), tensor.get_shape())
+        if found != ("F32", list(shape)):
+            raise _bad_model(whose, f"{name} is {found[0]} {found[1]}, expected F32 {list(shape)}")
 
 
-def _bad(whose: str, why: str) -> DataError:
+def _bad_model(whose: str, why: str) -> DataError:
     return DataError(f"{whose}: {why}", code="bad_model")

@@ -1,4 +1,4 @@
-"""What silo and coordinator tell each other, as records; messages.py turns them into protobuf."""
+"""Records that silo and coordinator exchange; messages/ encodes them as protobuf."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TrainSettings(_Record, frozen=True):
-    """Local training (paper section 4): Adam, its moments starting anew each round."""
+    """Local training (paper section 4) with Adam, whose moments start at zero in each round."""
 
     epochs: int = 5
     batch_size: int = 128
     learning_rate: float = 0.01
     weight_decay: float = 1e-4  # Adam's L2 term: added to the gradient
     learning_rate_decay: float = 1.0  # round r (from 1) trains at learning_rate * decay ** (r - 1)
-    class_balanced: bool = False  # a silo weighs its classes equally: N / (K * n_c) over the K that it has
+    class_balanced: bool = False  # a silo weights its classes equally: N / (K * n_c) over its K classes
 
     def problems(self) -> list[str]:
-        """What cannot be trained with, each beginning with the field's name."""
+        """Return what is out of range, each problem beginning with the field's name."""
         wrong = [f"{name}: expected 1 or more" for name in ("epochs", "batch_size") if getattr(self, name) < 1]
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             wrong.append("learning_rate: expected more than 0")
@@ -44,7 +44,7 @@ class TrainSettings(_Record, frozen=True):
 
 
 class Strategy(_Record, frozen=True):
-    """How silos train and how their models become one.
+    """The algorithm: how silos train, and how their models are aggregated.
 
     fedavg: eq. 12. fedprox: the same average; silos add (mu/2)·‖w − w_t‖² (Li et al. 2020,
     arXiv 1812.06127). feddyn: silos add −<h_i, w> + (alpha/2)·‖w − w_t‖², the coordinator corrects the
@@ -57,10 +57,10 @@ class Strategy(_Record, frozen=True):
     mu: float = 0.0  # fedprox only
     alpha: float = 0.0  # feddyn only
     server_momentum: float = 0.0  # FedAvgM on top of the average (Hsu et al. 2019, arXiv 1909.06335); not feddyn
-    average_last: int = 0  # above 0: the final model is the plain mean of the models of so many last rounds
+    average_last: int = 0  # above 0: the final model is the plain mean of the models of this many last rounds
     combine: Literal["mean", "median", "trimmed_mean"] = "mean"  # of the updates; median and trimmed mean: unweighted
     trim: float = 0.0  # trimmed_mean only: share of the silos left out at either end of every coordinate
-    clip: float = 0.0  # above 0: no update counts farther from the round's model than so many times the median one
+    clip: float = 0.0  # above 0: updates are clipped to this multiple of the median distance from the round's model
     server_adam: float = 0.0  # above 0: FedAdam's learning rate (Reddi et al. 2021, arXiv 2003.00295)
     server_beta1: float = 0.9  # FedAdam only, like the next two
     server_beta2: float = 0.99
@@ -85,10 +85,10 @@ class Strategy(_Record, frozen=True):
 
 CLIENT_TERMS = (("fedprox", "mu"), ("feddyn", "alpha"))  # strategy and the weight of its term in the silos' loss
 
-# Fields that came after protocol 1: left out at their default, so that older runs keep their bytes.
-_LATER_TRAIN = {"learning_rate_decay": 1.0, "class_balanced": False}
-_LATER_RUN = {"codec": "fp32", "final_evaluation": "none"}
-_LATER_STRATEGY = {
+# Fields that are left out of the canonical JSON at their default.
+_TRAIN_DEFAULTS = {"learning_rate_decay": 1.0, "class_balanced": False}
+_RUN_DEFAULTS = {"codec": "fp32", "final_evaluation": "none"}
+_STRATEGY_DEFAULTS = {
     "alpha": 0.0,
     "server_momentum": 0.0,
     "average_last": 0,
@@ -103,7 +103,7 @@ _LATER_STRATEGY = {
 
 
 class RunSettings(_Record, frozen=True):
-    """All that the silos must agree on; made by the coordinator, the only text on the wire."""
+    """Everything that the silos must agree on. The coordinator makes it; it is the only text on the wire."""
 
     run: str
     labels: tuple[str, ...]  # class k is labels[k]
@@ -116,16 +116,16 @@ class RunSettings(_Record, frozen=True):
     strategy: Strategy = Strategy()
     train: TrainSettings = TrainSettings()
     codec: Codec = "fp32"  # the coarsest that a silo may send, and the one that models are sent in
-    # After the last round silos measure nothing, the final model, or also each other's last updates (who agree).
+    # After the last round silos evaluate nothing, the final model, or also the last updates of silos that agreed.
     final_evaluation: Literal["none", "model", "sites"] = "none"
 
     def encode(self) -> bytes:
-        """Canonical JSON: fields in their order, later ones only where they say something."""
-        told = msgspec.to_builtins(self)
-        told["head"] = self.head.told()
-        told["strategy"] = without_defaults(told["strategy"], _LATER_STRATEGY)
-        told["train"] = without_defaults(told["train"], _LATER_TRAIN)
-        return msgspec.json.encode(without_defaults(told, _LATER_RUN))
+        """Return the canonical JSON: fields in their order, some only where they differ from their default."""
+        fields = msgspec.to_builtins(self)
+        fields["head"] = self.head.as_dict()
+        fields["strategy"] = without_defaults(fields["strategy"], _STRATEGY_DEFAULTS)
+        fields["train"] = without_defaults(fields["train"], _TRAIN_DEFAULTS)
+        return msgspec.json.encode(without_defaults(fields, _RUN_DEFAULTS))
 
     @property
     def sha256(self) -> str:
@@ -133,14 +133,15 @@ class RunSettings(_Record, frozen=True):
 
 
 def unprintable(*names: str) -> list[str]:
-    """Those that hold a control character or another that cannot be printed, escaped."""
+    """Return the names that hold a character that cannot be printed, escaped."""
     return [ascii(name) for name in names if not name.isprintable()]
 
 
 def decode_run_settings(data: bytes) -> RunSettings:
-    """Strict: DataError on an unknown key, a wrong type, labels that do not fit the head, or senseless options.
+    """Decode settings strictly. Raises DataError for an unknown key, a wrong type or labels that do not fit the head.
 
-    Names that cannot be printed are refused (``bad_settings``): they would reach the silo's terminal and logs.
+    Raises DataError (``bad_settings``) for options that silos cannot train with, and for names that cannot be printed:
+    they would reach the silo's terminal and logs.
     """
     try:
         settings = msgspec.json.decode(data, type=RunSettings)
@@ -156,32 +157,31 @@ def decode_run_settings(data: bytes) -> RunSettings:
             code="bad_settings",
         )
     if wrong := [*settings.strategy.problems(), *settings.train.problems()]:
-        raise DataError(f"the coordinator's run settings make no sense: {'; '.join(wrong)}", code="bad_settings")
+        raise DataError(f"the coordinator's run settings cannot be used: {'; '.join(wrong)}", code="bad_settings")
     return settings
 
 
 class Phase(enum.Enum):
-    """Where a run stands, as a silo sees it."""
+    """State of a run, as one silo sees it."""
 
     WAIT = "wait"  # nothing to do now: ask again after poll_after_s
     OPEN = "open"  # round is open and this silo has not answered it
-    FINISHED = "finished"
-    EVALUATE = "evaluate"  # finished, and ``subjects`` models wait to be measured on this silo's held-out clips
+    FINISHED = "finished"  # all rounds have closed
+    EVALUATE = "evaluate"  # finished, and ``subjects`` models are to be evaluated on this silo's held-out clips
 
 
 @dataclass(frozen=True)
 class TaskStatus:
-    """Answer to "is there work for me?"."""
+    """What a silo is to do now: the answer to WaitForRound."""
 
     phase: Phase
     round: int  # the round that is open, or the last one that closed
     model_sha256: str  # of the model that the open round starts from; with FINISHED, of the final one
     deadline_s: float  # seconds until the open round closes
     poll_after_s: float  # seconds to wait before the next question, jitter included
-    counted_round: int = (
-        0  # feddyn and lossy codecs, OPEN: the last closed round in which this silo's update counts; 0: none
-    )
-    subjects: int = 0  # EVALUATE: models to measure; subject 0 is the final one, 1 and up are single silos'
+    # With OPEN, for feddyn and lossy codecs: the last closed round in which this silo's update counts; 0: none.
+    counted_round: int = 0
+    subjects: int = 0  # EVALUATE: models to evaluate; subject 0 is the final one, 1 and up are single silos'
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,57 +195,57 @@ class GlobalModel:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """Hits in one class."""
+    """Correct predictions in one class."""
 
-    label: int  # its place in the run's labels
+    label: int  # index in the run's labels
     correct: int
     count: int
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model does on a silo's held-out clips: the incoming global one before local training, or a subject."""
+    """Results on a silo's held-out clips: of the incoming global model before local training, or of a subject."""
 
     loss: float  # mean cross-entropy, nats
     correct: int
     count: int
-    by_class: tuple[ClassCount, ...] = ()  # ascending labels; only what the silo's policy lets out
+    by_class: tuple[ClassCount, ...] = ()  # ascending labels; only what the silo's policy allows
 
 
 @dataclass(frozen=True)
 class SubjectEvaluation:
-    """How one of the models of a final evaluation does on a silo's held-out clips."""
+    """Results of one of the models of a final evaluation on a silo's held-out clips."""
 
     subject: int  # 0: the run's final model
     evaluation: Evaluation
 
 
 @dataclass(frozen=True, eq=False)
-class CodedUpdate:
-    """A silo's parameters as a lossy codec made them, a delta against the round's model."""
+class EncodedUpdate:
+    """A silo's parameters, encoded by a lossy codec as a delta against the round's model."""
 
     codec: Codec
     payload: bytes
-    error: float  # norm of what was left out over the norm of what was to be sent
+    error: float  # norm of what the codec left out over the norm of the delta
 
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What a silo sends back: its trained parameters and how many examples stand behind them."""
+    """A silo's answer to a round: its trained parameters and the number of examples behind them."""
 
     round: int
     base_sha256: str  # GlobalModel.sha256 that training started from
     update_id: str  # 32 hexadecimal digits, chosen by the silo, kept over retries
     examples: int
-    params: Params | None  # None: they are in ``coded``
+    params: Params | None  # None: see ``encoded``
     evaluation: Evaluation | None = None
-    coded: CodedUpdate | None = None
-    shared: bool = False  # the silo agrees that the other silos that agree measure it (final_evaluation = "sites")
+    encoded: EncodedUpdate | None = None
+    shared: bool = False  # the silo agrees that other silos that agree evaluate it (final_evaluation = "sites")
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """The coordinator holds the update durably; the same bytes again get the same receipt."""
+    """Says that the coordinator holds the update durably; the same bytes again get the same receipt."""
 
     round: int
     update_id: str

@@ -1,8 +1,8 @@
-"""A file of named arrays that a later process reads back to the bit: what FedDyn and momentum carry over rounds.
+"""A file of named tensors that a later process reads back to the bit: state that is kept from round to round.
 
-Eight bytes with the header's length, little-endian; the header, JSON: ``told`` (the writer's own words), ``arrays``
-([name, dtype, shape] each, in the payload's order) and ``sha256`` of the payload; the payload, little-endian
-values without gaps. Written whole or not at all, private to its owner.
+Eight bytes with the header's length, little-endian; the header, JSON; the payload, little-endian values without gaps.
+The header's keys are ``told`` (the writer's metadata), ``arrays`` ([name, dtype, shape] each, in the payload's order)
+and ``sha256`` (of the payload). Written whole or not at all, private to its owner.
 """
 
 from __future__ import annotations
@@ -27,35 +27,37 @@ MAX_HEADER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
-class ArraysFile:
-    """What the file holds."""
+class TensorFile:
+    """Contents of a file."""
 
-    told: Mapping[str, str | int]
-    arrays: Mapping[str, npt.NDArray[np.floating[Any]]]  # float32 or float64
+    metadata: Mapping[str, str | int]
+    tensors: Mapping[str, npt.NDArray[np.floating[Any]]]  # float32 or float64
 
 
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    told: dict[str, str | int]
-    arrays: list[tuple[str, str, tuple[int, ...]]]
+class _Header(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"metadata": "told", "tensors": "arrays"}
+):
+    metadata: dict[str, str | int]
+    tensors: list[tuple[str, str, tuple[int, ...]]]
     sha256: str
 
 
-def write_arrays(path: Path, content: ArraysFile) -> None:
-    """Durable when it returns; the same content gives the same bytes. Raises StorageError."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in content.arrays.items()}
-    arrays = {name: array.astype(array.dtype.newbyteorder("<"), copy=False) for name, array in arrays.items()}
-    payload = b"".join(array.tobytes() for array in arrays.values())
+def write_tensors(path: Path, content: TensorFile) -> None:
+    """Write ``content`` durably; the same content gives the same bytes. Raises StorageError."""
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in content.tensors.items()}
+    tensors = {name: tensor.astype(tensor.dtype.newbyteorder("<"), copy=False) for name, tensor in tensors.items()}
+    payload = b"".join(tensor.tobytes() for tensor in tensors.values())
     header = {
-        "told": dict(content.told),
-        "arrays": [[name, f"<f{array.itemsize}", list(array.shape)] for name, array in arrays.items()],
+        "told": dict(content.metadata),
+        "arrays": [[name, f"<f{tensor.itemsize}", list(tensor.shape)] for name, tensor in tensors.items()],
         "sha256": sha256_bytes(payload),
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     write_atomic(path, struct.pack("<Q", len(text)) + text + payload, mode=0o600)
 
 
-def read_arrays(path: Path) -> ArraysFile:
-    """What ``write_arrays`` wrote. Raises StorageError when there is no such file, DataError (``damaged``)."""
+def read_tensors(path: Path) -> TensorFile:
+    """Read a file that ``write_tensors`` wrote. Raises StorageError when it is absent, DataError (``damaged``)."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -70,18 +72,18 @@ def read_arrays(path: Path) -> ArraysFile:
     payload = memoryview(data)[8 + size :]
     if sha256_bytes(payload) != header.sha256:
         raise _damaged(path, "its values are not the ones written")
-    arrays, start = {}, 0
-    for name, dtype, shape in header.arrays:
+    tensors, start = {}, 0
+    for name, dtype, shape in header.tensors:
         count = math.prod(shape)
         end = start + count * int(dtype[-1]) if dtype in DTYPES and min(shape, default=0) >= 0 else -1
         if not start <= end <= len(payload):
-            raise _damaged(path, f"{name} is {dtype}{list(shape)}")
+            raise _damaged(path, f"{name} is {dtype}{list(shape)}, more than the file holds or of another kind")
         values = np.frombuffer(payload[start:end], dtype).reshape(shape)
-        arrays[name] = values.astype(values.dtype.newbyteorder("="))
+        tensors[name] = values.astype(values.dtype.newbyteorder("="))
         start = end
     if start != len(payload):
         raise _damaged(path, f"{len(payload) - start} bytes too many")
-    return ArraysFile(header.told, arrays)
+    return TensorFile(header.metadata, tensors)
 
 
 def _damaged(path: Path, why: str) -> DataError:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 from ..base.clock import days_until, utc_now
 from ..base.errors import IdentityError, SettingsError
 from ..base.files import FileStamp
-from .certificates import NAME, SILO_URI, load_certificate, load_key, need
+from .certificates import NAME, SILO_URI, load_certificate, load_key, require_package
 
 if TYPE_CHECKING:
     import grpc
@@ -35,7 +35,7 @@ class TlsFiles:
 
 
 @dataclass(frozen=True)
-class Facts:
+class CertificateInfo:
     """What a certificate says."""
 
     names: tuple[str, ...]  # its DNS names, addresses and URIs
@@ -48,7 +48,7 @@ class Facts:
         return days_until(self.expires)
 
 
-def read_facts(certificate: bytes, *, whose: str) -> Facts:
+def certificate_info(certificate: bytes, *, whose: str) -> CertificateInfo:
     """What a PEM certificate says; DataError (``bad_certificate``) when it cannot be read."""
     loaded = load_certificate(certificate, whose)
     from cryptography import x509
@@ -59,7 +59,7 @@ def read_facts(certificate: bytes, *, whose: str) -> Facts:
         told = tuple(str(name.value) for name in names)
     except x509.ExtensionNotFound:
         told = ()
-    return Facts(
+    return CertificateInfo(
         names=told,
         begins=loaded.not_valid_before_utc,
         expires=loaded.not_valid_after_utc,
@@ -67,7 +67,7 @@ def read_facts(certificate: bytes, *, whose: str) -> Facts:
     )
 
 
-def check_files(files: TlsFiles) -> Facts:
+def check_files(files: TlsFiles) -> CertificateInfo:
     """Look at this end's own files before any connection is tried; the facts of its certificate.
 
     Raises SettingsError for a file that cannot be read, DataError for one that is not PEM of its kind,
@@ -89,7 +89,7 @@ def check_files(files: TlsFiles) -> Facts:
             fix="take both files from the same operator",
             code="foreign_certificate",
         ) from error
-    facts = read_facts(pem, whose=str(files.certificate))
+    facts = certificate_info(pem, whose=str(files.certificate))
     check_dates(facts, files.certificate)
     return facts
 
@@ -106,7 +106,7 @@ def file_stamps(files: TlsFiles) -> tuple[FileStamp | None, ...]:
     return tuple(stamp(path) for path in (files.ca, files.certificate, files.key))
 
 
-def check_dates(facts: Facts, path: Path) -> None:
+def check_dates(facts: CertificateInfo, path: Path) -> None:
     """IdentityError (``expired``, ``not_yet_valid``) unless the certificate that was read from ``path`` counts now."""
     now = utc_now()
     if now > facts.expires:
@@ -129,7 +129,7 @@ def certificate_silo(path: Path) -> str:
     Raises SettingsError when the file cannot be read, DataError when it is no certificate,
     IdentityError (``no_silo_name``) when it names no silo.
     """
-    return _silo_of(read_facts(read_file(path), whose=str(path)).names, str(path))
+    return _silo_of(certificate_info(read_file(path), whose=str(path)).names, str(path))
 
 
 def silo_name(auth_context: AuthContext) -> str:
@@ -142,7 +142,7 @@ def silo_name(auth_context: AuthContext) -> str:
 
 
 def certificate_sha256(auth_context: AuthContext) -> str:
-    """SHA-256 of the caller's certificate in DER form, as ``Facts.sha256``. Raises IdentityError."""
+    """SHA-256 of the caller's certificate in DER form, as ``CertificateInfo.sha256``. Raises IdentityError."""
     for pem in auth_context.get("x509_pem_cert") or ():
         body = b"".join(line for line in pem.splitlines() if not line.startswith(b"-----"))
         try:
@@ -165,7 +165,7 @@ def _silo_of(names: Sequence[str], whose: str) -> str:
     )
 
 
-class ServerFiles:
+class ServerTls:
     """Mutual TLS for the coordinator, from files that may be replaced while it runs.
 
     Callers without a certificate of this authority get no call. ``reload`` looks at the files again: handshakes from
@@ -178,14 +178,14 @@ class ServerFiles:
         self._lock = threading.Lock()
 
     def credentials(self) -> grpc.ServerCredentials:
-        need("grpc")
+        require_package("grpc")
         import grpc
 
         # gRPC takes None for "as before"; its stubs do not say so.
         fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._take)
         return grpc.dynamic_ssl_server_credentials(self._read(), fetch, require_client_authentication=True)
 
-    def reload(self) -> Facts:
+    def reload(self) -> CertificateInfo:
         """Read the files anew; the facts of the new certificate. Raises as ``check_files``; then the old ones stay."""
         facts, fresh = check_files(self._files), self._read()
         with self._lock:
@@ -221,12 +221,12 @@ def check_not_expired(auth_context: AuthContext) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def _expiry(pem: bytes) -> datetime.datetime:
-    return read_facts(pem, whose="the caller's certificate").expires
+    return certificate_info(pem, whose="the caller's certificate").expires
 
 
 def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
     """Mutual TLS for a silo: the coordinator must show a certificate of this authority."""
-    need("grpc")
+    require_package("grpc")
     import grpc
 
     return grpc.ssl_channel_credentials(

@@ -16,7 +16,7 @@ from ...base.errors import DataError, StorageError
 from ...base.files import sha256_bytes, write_atomic
 from ...fedproto.codecs import Codec
 from ...fedproto.head import HeadSpec
-from ...fedproto.records import CodedUpdate, Evaluation, Update
+from ...fedproto.records import EncodedUpdate, Evaluation, Update
 from ...fedproto.tensors import decode_params, encode_params
 from .accountant import Spend
 
@@ -53,8 +53,8 @@ class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def write_outgoing(state: Path, head: HeadSpec, outgoing: Outgoing) -> None:
     """Durable when it returns. Raises StorageError."""
     update = outgoing.update
-    coded = update.coded
-    payload = encode_params(head, update.params or {}) if coded is None else coded.payload
+    encoded = update.encoded
+    payload = encode_params(head, update.params or {}) if encoded is None else encoded.payload
     told = _Head(
         run_sha256=outgoing.run_sha256,
         policy_sha256=outgoing.policy_sha256,
@@ -64,8 +64,8 @@ def write_outgoing(state: Path, head: HeadSpec, outgoing: Outgoing) -> None:
         base_sha256=update.base_sha256,
         update_id=update.update_id,
         examples=update.examples,
-        codec=coded.codec if coded else "fp32",
-        codec_error=coded.error if coded else 0.0,
+        codec=encoded.codec if encoded else "fp32",
+        codec_error=encoded.error if encoded else 0.0,
         evaluation=update.evaluation,
         shared=update.shared,
         sha256=sha256_bytes(payload),
@@ -97,6 +97,6 @@ def read_outgoing(state: Path, head: HeadSpec) -> Outgoing | None:
         params=decode_params(head, payload, whose=str(path)) if exact else None,
         evaluation=told.evaluation,
         shared=told.shared,
-        coded=None if exact else CodedUpdate(told.codec, payload, told.codec_error),
+        encoded=None if exact else EncodedUpdate(told.codec, payload, told.codec_error),
     )
     return Outgoing(told.run_sha256, told.policy_sha256, told.clips, told.spend, update)

@@ -24,10 +24,10 @@ import numpy as np
 from ...base.errors import DataError, StorageError
 from ...base.files import fsync_directory
 from ...base.log import Log
-from ...fedproto.codecs import Row, row_of
-from ...fedproto.head import HeadSpec, Params, check_params, tensors_of
+from ...fedproto.codecs import FlatParams, flatten_params
+from ...fedproto.head import HeadSpec, Params, check_params, split_params
 from ...fedproto.records import GlobalModel, RunSettings
-from ...fedproto.tensor_file import ArraysFile, read_arrays, write_arrays
+from ...fedproto.tensor_file import TensorFile, read_tensors, write_tensors
 from .federated import Correction
 
 FOLDER = "feddyn"
@@ -43,7 +43,7 @@ class TrainedRound:
     examples: int
     loss: float  # last epoch's, nats
     correction: Correction  # h_i if the update counts
-    residual: Row | None = None  # what a lossy codec left out, if the update counts
+    residual: FlatParams | None = None  # what a lossy codec left out, if the update counts
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Corrections:
             log.warning("correction_lost", round=counted_round, detail=error.message)
             return {}
 
-    def residual(self, counted_round: int) -> Row | None:
+    def residual(self, counted_round: int) -> FlatParams | None:
         """What the codec left out of the last update that counted; None: nothing, or it is lost (said in the log)."""
         if counted_round == 0:
             return None
@@ -117,8 +117,8 @@ class Corrections:
         arrays: dict[str, Any] = {f"h/{name}": array for name, array in trained.correction.items()}
         arrays |= {f"w/{name}": array for name, array in trained.params.items()}
         if trained.residual is not None:
-            arrays |= {f"e/{name}": array for name, array in tensors_of(self.head, trained.residual).items()}
-        write_arrays(self._path(model.round), ArraysFile(told, arrays))
+            arrays |= {f"e/{name}": array for name, array in split_params(self.head, trained.residual).items()}
+        write_tensors(self._path(model.round), TensorFile(told, arrays))
 
     def forget(self) -> None:
         """Remove everything: the run has finished."""
@@ -127,18 +127,18 @@ class Corrections:
     def _read(self, round_number: int, wanted: tuple[str, str] | None) -> TrainedRound:
         """``wanted``: the model that it must have been trained from, and the policy."""
         path = self._path(round_number)
-        content = read_arrays(path)
+        content = read_tensors(path)
         parts: dict[str, dict[str, np.ndarray]] = {"h": {}, "w": {}, "e": {}}
-        for name, array in content.arrays.items():
+        for name, array in content.tensors.items():
             parts[name[0]][name[2:]] = array
-        if wanted not in (None, (content.told["base_sha256"], content.told.get("policy_sha256", ""))):
+        if wanted not in (None, (content.metadata["base_sha256"], content.metadata.get("policy_sha256", ""))):
             raise DataError(f"{path} was trained from another model, or under another policy", code="damaged")
         params = {name: array.astype(np.float32) for name, array in parts["w"].items()}
         check_params(self.head, params, whose=str(path))
         correction = {name: array.astype(np.float64, copy=False) for name, array in parts["h"].items()}
-        loss = float.fromhex(str(content.told["loss"]))
-        residual = row_of(parts["e"]) if parts["e"] else None
-        return TrainedRound(params, int(content.told["examples"]), loss, correction, residual)
+        loss = float.fromhex(str(content.metadata["loss"]))
+        residual = flatten_params(parts["e"]) if parts["e"] else None
+        return TrainedRound(params, int(content.metadata["examples"]), loss, correction, residual)
 
     def _path(self, round_number: int) -> Path:
         return self.folder / f"round-{round_number:06d}.arrays"

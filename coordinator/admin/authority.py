@@ -25,7 +25,7 @@ from ...fedproto.certificates import (
     renew_silo,
     sign_silo,
 )
-from ...fedproto.tls import WARN_DAYS, read_facts, read_file
+from ...fedproto.tls import WARN_DAYS, certificate_info, read_file
 
 ALLOW_LIST = "silos.json"
 
@@ -70,7 +70,7 @@ def init_federation(folder: Path, hosts: Sequence[str], starter: str) -> None:
 def renew_server(folder: Path, hosts: Sequence[str]) -> None:
     """A new certificate for the server's key: for ``hosts``, or without any for those of the old one."""
     authority = _authority(folder)
-    old = read_facts(read_file(folder / "server.pem"), whose=str(folder / "server.pem"))
+    old = certificate_info(read_file(folder / "server.pem"), whose=str(folder / "server.pem"))
     key = read_file(folder / "server-key.pem")
     renewed = make_server_certificate(authority, hosts or old.names, key=key)
     write_atomic(folder / "server.pem", renewed.certificate)
@@ -99,7 +99,7 @@ def add_silo(folder: Path, name: str, request: bytes) -> Path:
         write_atomic(hand_over / "silo.pem", certificate)
         write_atomic(hand_over / "ca.pem", authority.certificate)
         fsync_directory(hand_over.parent)
-        facts = read_facts(certificate, whose=name)
+        facts = certificate_info(certificate, whose=name)
         entry = Enrolment(facts.sha256, added=utc_text(), expires=utc_text(facts.expires.timestamp()))
         _write(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
     return hand_over
@@ -121,7 +121,7 @@ def renew_enrolment(folder: Path, name: str, request: bytes | None) -> Enrolment
             certificate = sign_silo(authority, name, request)
         else:
             certificate = renew_silo(authority, name, _last_handed_over(handed_over, name, known))
-        facts = read_facts(certificate, whose=name)
+        facts = certificate_info(certificate, whose=name)
         before = {**known.earlier, known.certificate_sha256: known.expires}
         still = {sha256: ends for sha256, ends in before.items() if days_until(parse_utc(ends)) > 0}
         entry = Enrolment(facts.sha256, known.added, utc_text(facts.expires.timestamp()), earlier=still)
@@ -143,7 +143,7 @@ def _last_handed_over(path: Path, name: str, known: Enrolment) -> bytes:
         raise DataError(
             f"the certificate of silo '{name}' is not at {path}: {error.strerror}", fix=ask, code="no_certificate"
         ) from error
-    if read_facts(pem, whose=str(path)).sha256 not in {known.certificate_sha256, *known.earlier}:
+    if certificate_info(pem, whose=str(path)).sha256 not in {known.certificate_sha256, *known.earlier}:
         raise DataError(f"{path} is not the certificate that is enrolled", fix=ask, code="no_certificate")
     return pem
 

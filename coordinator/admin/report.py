@@ -14,11 +14,10 @@ from statistics import fmean
 from typing import Any, Literal
 
 from ...base.errors import DataError
-from ...base.files import write_atomic
 from ...fedproto.head import params_sha256
-from ...fedproto.model_file import decode_model
+from ...fedproto.model_file import read_model, write_model
 from ...fedproto.records import Evaluation
-from ...fedproto.tls import read_facts, read_file
+from ...fedproto.tls import certificate_info, read_file
 from ..serving.health import FINE, read_health
 from ..settings import CoordinatorSettings
 from ..storage.evaluations import Measured, best_of
@@ -71,7 +70,7 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
         rows, silos, measured = history.rounds(), history.silos(), history.measured()
     closed = [row for row in rows if row.status == "closed"]
     current = rows[-1] if rows and rows[-1].status == "open" else None
-    facts = read_facts(read_file(settings.server.certificate), whose=str(settings.server.certificate))
+    facts = certificate_info(read_file(settings.server.certificate), whose=str(settings.server.certificate))
     health = read_health(settings.server.state) if is_served(settings.server.state) else FINE
     allowed = enrolled(read_silos(settings.server.silos))
     return {
@@ -233,9 +232,8 @@ def take_model(settings: CoordinatorSettings, out: Path, round_number: int | Lit
                 )
             round_number = best[0]
         path, number = history.model_file(round_number)
-    content = path.read_bytes()
-    found = decode_model(content, whose=str(path))
-    write_atomic(out, content)
+    found = read_model(path)
+    write_model(out, found)  # what was read and checked; the same model gives the same bytes
     return {
         "model": str(out),
         "run": found.run,
@@ -244,5 +242,5 @@ def take_model(settings: CoordinatorSettings, out: Path, round_number: int | Lit
         "parameters": found.head.parameters,
         "labels": len(found.labels),
         "fingerprint": found.fingerprint,
-        "bytes": len(content),
+        "bytes": out.stat().st_size,
     }

@@ -83,11 +83,11 @@ def renew(
     Without --host it is for the names of the old one. A running server takes it on SIGHUP
     (kill -HUP PID), without a restart; connections that stand go on. For a silo's: `silo renew`.
     """
-    from ...fedproto.tls import read_facts, read_file
+    from ...fedproto.tls import certificate_info, read_file
     from ..admin.authority import renew_server
 
     renew_server(folder, host or [])
-    facts = read_facts(read_file(folder / "server.pem"), whose="server.pem")
+    facts = certificate_info(read_file(folder / "server.pem"), whose="server.pem")
     if not as_json:
         print(f"{folder / 'server.pem'}: for {', '.join(facts.names)}, until {facts.expires:%Y-%m-%d}")
     return {"hosts": list(facts.names), "expires": f"{facts.expires:%Y-%m-%dT%H:%M:%SZ}"}

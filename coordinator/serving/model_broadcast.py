@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...fedproto import messages
-from ...fedproto.codecs import Codec, code, moved, row_of
-from ...fedproto.head import Params, tensors_of
+from ...fedproto.codecs import Codec, add_delta, encode_delta, flatten_params
+from ...fedproto.head import Params, split_params
 from ...fedproto.records import RunSettings
 from ...fedproto.tensors import chunks, encode_params, payload_bytes
 from ..strategies.algorithm import ServerState
@@ -37,11 +37,11 @@ def broadcast(run: RunSettings, base: Params, made: Aggregated) -> Broadcast:
     """
     if run.codec == "fp32":
         return Broadcast(made.params, made.state)
-    left_out = row_of(made.state.residual) if made.state.residual else None
-    coded = code(run.codec, run.head, made.params, base, left_out)
-    params = moved(run.head, base, coded.decoded, whose="the next model")
-    residual = {name: tensor.astype(np.float64) for name, tensor in tensors_of(run.head, coded.residual).items()}
-    return Broadcast(params, replace(made.state, residual=residual), coded.payload, coded.error)
+    left_out = flatten_params(made.state.residual) if made.state.residual else None
+    encoded = encode_delta(run.codec, run.head, made.params, base, left_out)
+    params = add_delta(run.head, base, encoded.decoded, whose="the next model")
+    residual = {name: tensor.astype(np.float64) for name, tensor in split_params(run.head, encoded.residual).items()}
+    return Broadcast(params, replace(made.state, residual=residual), encoded.payload, encoded.error)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from ...base.files import write_atomic
 from ...base.log import Log
 from ...base.process import Shutdown
 from ...fedproto import channel as wire
-from ...fedproto.certificates import need
-from ...fedproto.tls import WARN_DAYS, ServerFiles, check_files
+from ...fedproto.certificates import require_package
+from ...fedproto.tls import WARN_DAYS, ServerTls, check_files
 from ..admin.authority import AllowList, ending_soon
 from ..settings import CoordinatorSettings, split_listen
 from ..storage.run_store import RunStore
@@ -58,8 +58,8 @@ def serve(settings: CoordinatorSettings, shutdown: Shutdown, *, once: bool = Fal
     DataError for files that cannot be used.
     """
     for package in ("grpc", "google.protobuf", "apsw"):
-        need(package)
-    wire.quiet()
+        require_package(package)
+    wire.silence_grpc()
     check_files(settings.server.files)
     allow_list = AllowList(settings.server.silos)
     with RunStore.open(
@@ -75,7 +75,7 @@ async def _serve(
     run_service = RunService(settings.run_settings(), store, server_policy, enrolled=allow_list.names)
     warning = asyncio.create_task(_warn_daily(settings, allow_list))
     try:
-        tls = ServerFiles(settings.server.files)
+        tls = ServerTls(settings.server.files)
         server, address = await _listen(settings, Service(run_service, allow_list), tls)
         address_file = settings.server.state / "address"
         begin(settings.server.state)
@@ -102,7 +102,7 @@ async def _serve(
     return Served(run_service.run.run, state.closed, state.policy.rounds, state.model_sha256)
 
 
-async def _listen(settings: CoordinatorSettings, service: Service, tls: ServerFiles) -> tuple[grpc.aio.Server, str]:
+async def _listen(settings: CoordinatorSettings, service: Service, tls: ServerTls) -> tuple[grpc.aio.Server, str]:
     import grpc.aio
 
     server = grpc.aio.server(options=wire.server_options(), maximum_concurrent_rpcs=wire.MAX_CALLS)
@@ -119,9 +119,7 @@ async def _listen(settings: CoordinatorSettings, service: Service, tls: ServerFi
     return server, f"{host}:{port}"
 
 
-async def _end_rounds(
-    run_service: RunService, state: Path, shutdown: Shutdown, tls: ServerFiles, *, once: bool
-) -> None:
+async def _end_rounds(run_service: RunService, state: Path, shutdown: Shutdown, tls: ServerTls, *, once: bool) -> None:
     """The loop: end each round when it is time, until asked to end."""
     degraded = False
     finished_at: float | None = None
@@ -165,7 +163,7 @@ async def _warn_daily(settings: CoordinatorSettings, allow_list: AllowList) -> N
         await asyncio.sleep(WARN_EVERY_S)
 
 
-def _reload(tls: ServerFiles) -> None:
+def _reload(tls: ServerTls) -> None:
     """After SIGHUP: new certificates for new handshakes; what cannot be used leaves the old ones in place."""
     try:
         facts = tls.reload()

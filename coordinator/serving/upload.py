@@ -16,10 +16,10 @@ import msgspec
 from ...base.errors import DataError
 from ...base.files import sha256_bytes
 from ...fedproto import messages
-from ...fedproto.codecs import CODECS, apply, check_size
+from ...fedproto.codecs import CODECS, apply_delta, check_size
 from ...fedproto.head import Params, without_defaults
 from ...fedproto.records import Evaluation, RunSettings
-from ...fedproto.tensors import check_shapes, param_bytes, payload_bytes
+from ...fedproto.tensors import check_shapes, param_views, payload_bytes
 from ..rounds import Report, Submission
 from ..storage.spool import Spool
 from ..strategies.norm_bound import ArrivingDistance, NormBound
@@ -172,9 +172,9 @@ class Upload:
             if sha256_bytes(payload) != header.payload_sha256:
                 raise Refused(f"{announced.whose}: payload has not its header's digest", code="payload_digest")
             head = self._run.head
-            params = apply(header.codec, head, memoryview(payload), base, whose=announced.whose)
+            params = apply_delta(header.codec, head, memoryview(payload), base, whose=announced.whose)
             moved = ArrivingDistance(base, whose=announced.whose)
-            for tensor in param_bytes(head, params):
+            for tensor in param_views(head, params):
                 spool.feed(tensor)
                 moved.feed(tensor)
             return Taken(spool, spool.finish(), received, moved.so_far)

@@ -16,7 +16,7 @@ import numpy as np
 from ...base.errors import DataError, StorageError
 from ...base.files import fsync_directory, storage_code
 from ...fedproto.records import RunSettings
-from ...fedproto.tensor_file import ArraysFile, read_arrays, write_arrays
+from ...fedproto.tensor_file import TensorFile, read_tensors, write_tensors
 from ..strategies.algorithm import ServerState
 from ..strategies.composition import state_arrays
 from ..strategies.contributions import Sums
@@ -45,7 +45,7 @@ class StrategyState:
                 fsync_directory(self.folder.parent)
         except OSError as error:
             raise StorageError(f"cannot make {self.folder}: {error.strerror}", code=storage_code(error)) from error
-        write_arrays(self.path(round_number), ArraysFile(told, arrays))
+        write_tensors(self.path(round_number), TensorFile(told, arrays))
 
     def read(self, closed: int, round_number: int, model_sha256: str) -> ServerState:
         """The state after ``closed`` rounds, the last of them ``round_number``, which made that model.
@@ -57,19 +57,19 @@ class StrategyState:
             return ServerState(left=left)
         path = self.path(round_number)
         try:
-            content = read_arrays(path)
+            content = read_tensors(path)
         except (DataError, StorageError) as error:
             raise damaged(path, error.message, code="corrupt_memory") from error
-        if (content.told.get("model_sha256"), content.told.get("left")) != (model_sha256, left):
+        if (content.metadata.get("model_sha256"), content.metadata.get("left")) != (model_sha256, left):
             raise damaged(path, f"not of the model {model_sha256[:12]}…", code="corrupt_memory")
         own = state_arrays(self.run.strategy)
         kinds = (*own, *SERVER_ARRAYS)
         shapes = {f"{kind}/{name}": shape for kind in kinds for name, shape in self.run.head.shapes.items()}
-        if any(shapes.get(name) != array.shape for name, array in content.arrays.items()):
+        if any(shapes.get(name) != array.shape for name, array in content.tensors.items()):
             raise damaged(path, "its arrays are not the head's", code="corrupt_memory")
         arrays = {kind: part for kind in own if (part := self._part(content, kind))}
         residual, tail = (self._part(content, kind) for kind in SERVER_ARRAYS)
-        return ServerState(left, arrays, residual, tail, tail_count=int(content.told.get("tail_count", 0)))
+        return ServerState(left, arrays, residual, tail, tail_count=int(content.metadata.get("tail_count", 0)))
 
     def remove_old(self, *kept: int) -> None:
         """All but the files of these rounds, and what an interrupted write left."""
@@ -84,11 +84,11 @@ class StrategyState:
         tail = self.run.rounds - closed < strategy.average_last
         return closed > 0 and (bool(state_arrays(strategy)) or tail or self.run.codec != "fp32")
 
-    def _part(self, content: ArraysFile, kind: str) -> Sums:
+    def _part(self, content: TensorFile, kind: str) -> Sums:
         return {
-            name: content.arrays[f"{kind}/{name}"].astype(np.float64, copy=False)
+            name: content.tensors[f"{kind}/{name}"].astype(np.float64, copy=False)
             for name in self.run.head.shapes
-            if f"{kind}/{name}" in content.arrays
+            if f"{kind}/{name}" in content.tensors
         }
 
     def path(self, round_number: int) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import InvariantError
-from ...fedproto.head import HeadSpec, Params, all_finite, check_params, tensors_of
+from ...fedproto.head import HeadSpec, Params, all_finite, check_params, split_params
 
 DISTANCE_BLOCK = 1 << 13  # values; from 10,000 on OpenBLAS would share a dot product out to threads
 SUM_BLOCK = 1 << 16  # values; with their float64 they stay in the cache
@@ -116,7 +116,7 @@ def weighted_mean(spec: HeadSpec, contributions: Iterable[Contribution]) -> dict
     if examples == 0:
         raise InvariantError("a mean of no updates")
     total /= examples
-    return tensors_of(spec, total)
+    return split_params(spec, total)
 
 
 def distance(params: Params, base: Params) -> float:

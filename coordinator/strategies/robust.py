@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import InvariantError
-from ...fedproto.head import HeadSpec, Params, tensors_of
+from ...fedproto.head import HeadSpec, Params, split_params
 from ...fedproto.records import Strategy
 from .algorithm import Algorithm
 from .contributions import Contribution, HeldContribution, checked, distance, in_order
@@ -154,7 +154,7 @@ def _by_coordinate(
             raise InvariantError("contributions that can be iterated only once")
         block.sort(axis=0)
         result[start : start + width] = reduce(block)
-    return tensors_of(spec, result)
+    return split_params(spec, result)
 
 
 def _validate_trim(strategy: Strategy) -> list[str]:

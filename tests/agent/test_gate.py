@@ -14,9 +14,9 @@ from flamest.agent.egress.pending_update import FILE
 from flamest.agent.egress.policy import FLOOR, Policy, PolicyRefused
 from flamest.base.errors import InvariantError, StorageError
 from flamest.base.files import sha256_bytes
-from flamest.fedproto.codecs import code
+from flamest.fedproto.codecs import encode_delta
 from flamest.fedproto.head import initial_params
-from flamest.fedproto.records import CodedUpdate, Evaluation, Update
+from flamest.fedproto.records import EncodedUpdate, Evaluation, Update
 from flamest.fedproto.tensors import encode_params
 
 DEFAULT = Policy()
@@ -253,18 +253,18 @@ def test_a_coded_update_comes_back_as_it_was(make_federation, tmp_path):
     state = tmp_path / "agent-state"
     state.mkdir()
     silo = Silo(federation, state, Policy())
-    coded = code("int8", silo.run.head, initial_params(silo.run.head, 7), silo.model.params, None)
-    update = dataclasses.replace(silo.made(1), params=None, coded=CodedUpdate("int8", coded.payload, coded.error))
+    delta = encode_delta("int8", silo.run.head, initial_params(silo.run.head, 7), silo.model.params, None)
+    update = dataclasses.replace(silo.made(1), params=None, encoded=EncodedUpdate("int8", delta.payload, delta.error))
     silo.gate.keep(silo.run, update, 300, None)
     again = silo.restarted(Policy())
     resumed = again.gate.resume(again.run, again.model)
     assert resumed is not None
     assert resumed.params is None
-    assert vars(resumed.coded) == vars(update.coded)
+    assert vars(resumed.encoded) == vars(update.encoded)
     again.link.submit(again.run, resumed)
     (entry,) = ledger(again)
     assert (entry.codec, {tensor.dtype for tensor in entry.tensors}) == ("int8", {"int8"})
-    assert entry.sha256 == sha256_bytes(coded.payload)
+    assert entry.sha256 == sha256_bytes(delta.payload)
     again.link.close()
 
 

@@ -21,7 +21,7 @@ from flamest.fedproto import tls
 from flamest.fedproto.certificates import make_authority, make_silo_request, sign_silo
 from flamest.fedproto.head import initial_params
 from flamest.fedproto.records import Update
-from flamest.fedproto.tls import read_facts
+from flamest.fedproto.tls import certificate_info
 from typer.testing import CliRunner
 
 OFTEN = Backoff(give_up_after_s=2.0, first_s=0.02, longest_s=0.1, spread_s=0.2)
@@ -187,7 +187,7 @@ def with_days(federation, folder, days: float) -> ConnectionSettings:
     certificate = sign_silo(authority._authority(federation.folder), "a", made.csr_path.read_bytes(), days=days)
     (folder / "silo.pem").write_bytes(certificate)
     silos = authority.read_silos(federation.folder / "silos.json").silos
-    silos["a"] = msgspec.structs.replace(silos["a"], certificate_sha256=read_facts(certificate, whose="a").sha256)
+    silos["a"] = msgspec.structs.replace(silos["a"], certificate_sha256=certificate_info(certificate, whose="a").sha256)
     authority._write(federation.folder / "silos.json", authority.Silos(silos))
     return ConnectionSettings(federation.address, federation.folder / "ca.pem", folder / "silo.pem", made.key_path)
 

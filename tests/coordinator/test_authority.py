@@ -5,7 +5,7 @@ import pytest
 from flamest.agent.identity import make_request
 from flamest.base.errors import DataError, IdentityError, SettingsError, StorageError, UsageError
 from flamest.coordinator.admin import authority
-from flamest.fedproto.tls import TlsFiles, certificate_silo, check_files, read_facts
+from flamest.fedproto.tls import TlsFiles, certificate_info, certificate_silo, check_files
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def request(tmp_path, name: str) -> bytes:
 def enrol(folder, tmp_path, name: str) -> str:
     """Add a silo; the hash of its certificate."""
     hand_over = authority.add_silo(folder, name, request(tmp_path, name))
-    return read_facts((hand_over / "silo.pem").read_bytes(), whose=name).sha256
+    return certificate_info((hand_over / "silo.pem").read_bytes(), whose=name).sha256
 
 
 def test_init_makes_what_the_server_needs_and_keys_that_only_the_owner_reads(folder):
@@ -126,7 +126,7 @@ def test_the_server_certificate_is_renewed_for_the_same_key_and_names(folder):
     assert facts.names == ("localhost",)
     assert (folder / "server.pem").read_bytes() != before
     authority.renew_server(folder, ["10.0.0.1"])
-    assert read_facts((folder / "server.pem").read_bytes(), whose="x").names == ("10.0.0.1",)
+    assert certificate_info((folder / "server.pem").read_bytes(), whose="x").names == ("10.0.0.1",)
 
 
 # --- renewal ---
@@ -134,7 +134,7 @@ def test_the_server_certificate_is_renewed_for_the_same_key_and_names(folder):
 
 def handed_over(folder, name: str) -> str:
     path = folder / "silos" / name / "silo.pem"
-    return read_facts(path.read_bytes(), whose=name).sha256
+    return certificate_info(path.read_bytes(), whose=name).sha256
 
 
 def test_beside_a_renewed_certificate_the_one_before_counts_until_revoke_shuts_out_both(folder, tmp_path):

@@ -12,8 +12,8 @@ from flamest.agent.training.dataset import FeatureTable, silo_data
 from flamest.base.errors import DataError
 from flamest.base.files import sha256_bytes
 from flamest.experiments.simulation import SimulatedSilo, simulate
-from flamest.fedproto.codecs import CODECS, code, more_exact, size_bounds
-from flamest.fedproto.records import CodedUpdate, Phase, RunSettings, TaskStatus, Update
+from flamest.fedproto.codecs import CODECS, encode_delta, more_exact, size_bounds
+from flamest.fedproto.records import EncodedUpdate, Phase, RunSettings, TaskStatus, Update
 from flamest.fedproto.tensors import payload_bytes
 from flamest.runtime.records import Clip
 
@@ -67,7 +67,7 @@ class Silo:
         state = self.folder / "state"
         out = train_round(source, RoundWork(self.run, self.name, model, standing.counted_round, state, FEW, (), codec))
         name = sha256_bytes(f"{self.name}{model.round}".encode())[:32]
-        return Update(model.round, model.sha256, name, out.examples, out.params, None, out.coded)
+        return Update(model.round, model.sha256, name, out.examples, out.params, None, out.encoded)
 
     def answer(self, before: int) -> None:
         standing = self.link.wait(self.run, before, 20)
@@ -130,8 +130,8 @@ def test_a_silo_may_send_more_exactly_than_the_run_asks_and_not_less(make_federa
     exact.answer(0)
     standing = silo.link.wait(silo.run, 0, 20)
     model = silo.link.fetch(silo.run, standing)
-    coded = code("sparse_int8", silo.run.head, model.params, model.params, None)
-    coarse = CodedUpdate("sparse_int8", coded.payload, coded.error)
+    encoded = encode_delta("sparse_int8", silo.run.head, model.params, model.params, None)
+    coarse = EncodedUpdate("sparse_int8", encoded.payload, encoded.error)
     with pytest.raises(DataError, match="this run takes int8 at most") as refused:
         silo.link.submit(silo.run, Update(1, model.sha256, "0f" * 16, 5, None, None, coarse))
     assert refused.value.code == "codec"

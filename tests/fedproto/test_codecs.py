@@ -5,8 +5,17 @@ import struct
 import numpy as np
 import pytest
 from flamest.base.errors import DataError
-from flamest.fedproto.codecs import CODECS, apply, code, decode_delta, more_exact, moved, row_of, size_bounds
-from flamest.fedproto.head import HeadSpec, initial_params, params_sha256, tensors_of
+from flamest.fedproto.codecs import (
+    CODECS,
+    add_delta,
+    apply_delta,
+    decode_delta,
+    encode_delta,
+    flatten_params,
+    more_exact,
+    size_bounds,
+)
+from flamest.fedproto.head import HeadSpec, initial_params, params_sha256, split_params
 
 SPEC = HeadSpec(inputs=3, outputs=2, hidden=())  # 0.weight [2, 3], 0.bias [2]
 BIG = HeadSpec(inputs=40, outputs=7, hidden=(16,))
@@ -18,22 +27,22 @@ def zeros(spec=SPEC):
 
 
 def params(*values):
-    return tensors_of(SPEC, np.array(values, np.float32))
+    return split_params(SPEC, np.array(values, np.float32))
 
 
 def changes(spec, seed):
     random = np.random.default_rng(seed)
-    return tensors_of(spec, random.standard_normal(spec.parameters).astype(np.float32))
+    return split_params(spec, random.standard_normal(spec.parameters).astype(np.float32))
 
 
 def test_fp16_is_two_little_endian_bytes_per_value():
-    coded = code("fp16", SPEC, params(1, -2, 0.5, 0, 65504, 1e6, -1e6, 2**-24), zeros(), None)
+    coded = encode_delta("fp16", SPEC, params(1, -2, 0.5, 0, 65504, 1e6, -1e6, 2**-24), zeros(), None)
     assert coded.payload.hex(" ", 2) == "003c 00c0 0038 0000 ff7b ff7b fffb 0100"
     assert coded.residual[5] == np.float32(1e6) - 65504  # what is beyond fp16 waits for the next round
 
 
 def test_int8_is_the_rows_scales_and_then_the_steps():
-    coded = code("int8", SPEC, params(127, -127, 63, 0, 0, 0, 25.4, -12.7), zeros(), None)
+    coded = encode_delta("int8", SPEC, params(127, -127, 63, 0, 0, 0, 25.4, -12.7), zeros(), None)
     scales = struct.pack("<fff", 1.0, 0.0, np.float32(25.4) / np.float32(127))  # two rows of the weight, one bias
     assert coded.payload == scales + bytes.fromhex("7f 81 3f 00 00 00 7f c0")
     assert coded.payload[:8].hex() == "0000803f00000000"
@@ -43,7 +52,7 @@ def test_sparse_int8_is_count_scales_gaps_and_steps():
     spec = HeadSpec(inputs=300, outputs=2, hidden=())
     values = np.zeros(602, np.float32)
     values[[0, 260, 261, 601]] = [127, -254, 2, 127]
-    coded = code("sparse_int8", spec, tensors_of(spec, values), zeros(spec), None)
+    coded = encode_delta("sparse_int8", spec, split_params(spec, values), zeros(spec), None)
     assert coded.payload == bytes.fromhex(
         "04000000"  # four values
         "00000040 0000803f"  # a step of 0.weight is 2, of 0.bias 1
@@ -59,7 +68,7 @@ def test_the_sizes_of_the_papers_head():
     assert size_bounds("fp16", spec) == (3199178, 3199178)
     assert size_bounds("int8", spec) == (1603077, 1603077)
     kept = 159959
-    coded = code("sparse_int8", spec, changes(spec, 1), zeros(spec), None)
+    coded = encode_delta("sparse_int8", spec, changes(spec, 1), zeros(spec), None)
     assert struct.unpack_from("<I", coded.payload) == (kept,)
     assert 2 * len(coded.payload) < 700_000
 
@@ -67,9 +76,9 @@ def test_the_sizes_of_the_papers_head():
 @pytest.mark.parametrize("codec", LOSSY)
 def test_both_sides_have_the_same_model_to_the_bit(codec):
     base, wanted = initial_params(BIG, 1), initial_params(BIG, 2)
-    coded = code(codec, BIG, wanted, base, None)
-    read = apply(codec, BIG, coded.payload, base, whose="x")
-    assert params_sha256(read) == params_sha256(moved(BIG, base, coded.decoded, whose="x"))
+    coded = encode_delta(codec, BIG, wanted, base, None)
+    read = apply_delta(codec, BIG, coded.payload, base, whose="x")
+    assert params_sha256(read) == params_sha256(add_delta(BIG, base, coded.decoded, whose="x"))
     assert np.array_equal(decode_delta(codec, BIG, coded.payload, whose="x"), coded.decoded)
     assert 0 < coded.error < 1
     assert coded.error == pytest.approx(np.linalg.norm(coded.residual) / np.linalg.norm(coded.decoded + coded.residual))
@@ -81,21 +90,23 @@ def test_with_error_feedback_the_sum_of_what_arrives_follows_the_sum_of_what_was
     meant, arrived, carried = np.zeros(BIG.parameters), np.zeros(BIG.parameters), None
     for seed in range(60):
         delta = changes(BIG, seed)
-        coded = code(codec, BIG, delta, base, carried)
-        meant += row_of(delta)
+        coded = encode_delta(codec, BIG, delta, base, carried)
+        meant += flatten_params(delta)
         arrived += coded.decoded
         carried = coded.residual
     assert np.abs(meant - arrived - carried).max() < 1e-3  # nothing but what is still carried is missing
-    without = sum(code(codec, BIG, changes(BIG, seed), base, None).decoded.astype(np.float64) for seed in range(60))
+    without = sum(
+        encode_delta(codec, BIG, changes(BIG, seed), base, None).decoded.astype(np.float64) for seed in range(60)
+    )
     assert np.linalg.norm(meant - arrived) < 0.5 * np.linalg.norm(meant - without) or codec != "sparse_int8"
 
 
 @pytest.mark.parametrize("codec", LOSSY)
 def test_nothing_to_send_is_sent_without_loss(codec):
     base = initial_params(BIG, 1)
-    coded = code(codec, BIG, base, base, None)
+    coded = encode_delta(codec, BIG, base, base, None)
     assert coded.error == 0.0
-    assert params_sha256(apply(codec, BIG, coded.payload, base, whose="x")) == params_sha256(base)
+    assert params_sha256(apply_delta(codec, BIG, coded.payload, base, whose="x")) == params_sha256(base)
 
 
 def test_a_silo_may_insist_on_a_more_exact_codec_and_not_on_a_coarser_one():
@@ -135,8 +146,8 @@ SPARSE = "{count:08x}0000803f0000803f{rest}"
         ("sparse_int8", "02000000" + "0000803f" * 2 + "00" + "0101", "1 gaps for 2"),
         ("sparse_int8", "01000000" + "0000803f" * 2 + "0000" + "01", "2 gaps for 1"),
         ("sparse_int8", "01000000" + "0000803f" * 2 + "00ff" + "01", "1 gaps for 1"),
-        ("sparse_int8", "01000000" + "0000803f" * 2 + "08" + "01", "place 8 of 8"),
-        ("sparse_int8", "01000000" + "0000803f" * 2 + "ff00" + "01", "place 255 of 8"),
+        ("sparse_int8", "01000000" + "0000803f" * 2 + "08" + "01", "position 8 of 8"),
+        ("sparse_int8", "01000000" + "0000803f" * 2 + "ff00" + "01", "position 255 of 8"),
         ("sparse_int8", "ffffffff" + "0000803f" * 2 + "00" + "01", "4294967295 values"),
         ("sparse_int8", "00000000" + "0000807f" + "0000803f", "not finite"),
     ],
@@ -151,14 +162,14 @@ def test_a_sum_beyond_float32_is_refused():
     base = params(*([3e38] * 8))
     payload = struct.pack("<fff", 3e36, 0, 0) + bytes.fromhex("7f7f7f0000000000")
     with pytest.raises(DataError, match="NaN or infinity") as refused:
-        apply("int8", SPEC, payload, base, whose="x")
+        apply_delta("int8", SPEC, payload, base, whose="x")
     assert refused.value.code == "not_finite"
 
 
 @pytest.mark.parametrize("codec", LOSSY)
 def test_mutated_payloads_are_refused_or_decode_and_never_crash(codec):
     random = np.random.default_rng(0)
-    good = bytearray(code(codec, BIG, changes(BIG, 3), zeros(BIG), None).payload)
+    good = bytearray(encode_delta(codec, BIG, changes(BIG, 3), zeros(BIG), None).payload)
     for _ in range(500):
         bad = good.copy()
         for place in random.integers(0, len(bad), 3):

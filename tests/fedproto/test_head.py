@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flamest.base.errors import DataError
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
-from flamest.fedproto.model_file import ModelFile, decode_model, encode_model
+from flamest.fedproto.model_file import ModelFile, read_model, write_model
 from flamest.fedproto.records import RunSettings, Strategy, TrainSettings, decode_run_settings
 
 RGCF = HeadSpec(10, 3, (5,), "rgcf", (4, 6), standardise=True, common=2)
@@ -68,9 +68,10 @@ def test_a_gated_head_has_its_maps_before_the_perceptron():
     }
 
 
-def test_a_gated_head_survives_its_model_file():
+def test_a_gated_head_survives_its_model_file(tmp_path):
     params = initial_params(RGCF, 1)
-    model = decode_model(encode_model(ModelFile(RGCF, params, ("x", "y", "z"), "f")), whose="m")
+    write_model(tmp_path / "m", ModelFile(RGCF, params, ("x", "y", "z"), "f"))
+    model = read_model(tmp_path / "m")
     assert model.head == RGCF
     assert params_sha256(model.params) == params_sha256(params)
 

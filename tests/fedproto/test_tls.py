@@ -10,7 +10,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from flamest.base.errors import DataError, IdentityError, SettingsError, UsageError
 from flamest.base.files import sha256_bytes
 from flamest.fedproto import certificates as made
-from flamest.fedproto.tls import TlsFiles, certificate_sha256, certificate_silo, check_files, read_facts, silo_name
+from flamest.fedproto.tls import (
+    TlsFiles,
+    certificate_info,
+    certificate_sha256,
+    certificate_silo,
+    check_files,
+    silo_name,
+)
 
 AUTHORITY = made.make_authority()
 
@@ -21,13 +28,13 @@ def signed(name: str = "a", **options) -> tuple[bytes, bytes]:
 
 
 def test_a_silo_certificate_carries_the_operators_name_and_nothing_else():
-    facts = read_facts(signed("site-7")[1], whose="x")
+    facts = certificate_info(signed("site-7")[1], whose="x")
     assert facts.names == ("spiffe://flamest/silo/site-7",)
     assert 364 < facts.days_left <= 365
 
 
 def test_the_authority_is_good_for_ten_years_and_signs_only_leaves():
-    facts = read_facts(AUTHORITY.certificate, whose="x")
+    facts = certificate_info(AUTHORITY.certificate, whose="x")
     assert 3640 < facts.days_left <= 3650
     certificate = x509.load_pem_x509_certificate(AUTHORITY.certificate)
     basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
@@ -42,7 +49,7 @@ def test_all_keys_are_p256():
 
 def test_the_server_certificate_names_hosts_and_addresses():
     server = made.make_server_certificate(AUTHORITY, ["fl.example.org", "10.0.0.7", "::1"])
-    assert read_facts(server.certificate, whose="x").names == ("fl.example.org", "10.0.0.7", "::1")
+    assert certificate_info(server.certificate, whose="x").names == ("fl.example.org", "10.0.0.7", "::1")
 
 
 @pytest.mark.parametrize("host", ["", "a b", "fl.example.org:7443", "-x", "ex..org", "https://x"])
@@ -85,7 +92,7 @@ def test_a_request_for_another_name_is_not_signed(names):
 
 def test_a_request_without_a_name_gets_the_operators():
     certificate = made.sign_silo(AUTHORITY, "a", request_for(ec.generate_private_key(ec.SECP256R1()), []))
-    assert read_facts(certificate, whose="x").names == ("spiffe://flamest/silo/a",)
+    assert certificate_info(certificate, whose="x").names == ("spiffe://flamest/silo/a",)
 
 
 @pytest.mark.parametrize("key", [ed25519.Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP384R1())])
@@ -199,6 +206,6 @@ def test_a_caller_without_exactly_one_silo_name_has_none(names):
 def test_the_callers_certificate_has_the_hash_that_the_allow_list_has():
     pem = signed()[1]
     der = x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
-    assert certificate_sha256({"x509_pem_cert": [pem]}) == read_facts(pem, whose="x").sha256 == sha256_bytes(der)
+    assert certificate_sha256({"x509_pem_cert": [pem]}) == certificate_info(pem, whose="x").sha256 == sha256_bytes(der)
     with pytest.raises(IdentityError):
         certificate_sha256({})
