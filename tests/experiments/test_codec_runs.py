@@ -151,8 +151,8 @@ def test_an_update_that_did_not_count_leaves_the_residual_as_it_was(make_federat
         silo.answer(0)
     standing = silos[0].link.wait(silos[0].run, 1, 20)
     assert standing.counted_round == 1
-    first = silos[0].train(standing).coded.payload
-    again = silos[0].train(standing).coded.payload  # after a crash: the same bytes
+    first = silos[0].train(standing).encoded.payload
+    again = silos[0].train(standing).encoded.payload  # after a crash: the same bytes
     files = sorted(path.name for path in (tmp_path / "a" / "state").rglob("round-*.arrays"))
     assert first == again
     assert files == ["round-000001.arrays", "round-000002.arrays"]
