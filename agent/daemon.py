@@ -248,7 +248,7 @@ class _Daemon:
                 threads=settings.work.threads,
                 limits=DecodeLimits(timeout_s=settings.work.clip_timeout),
                 trusted=settings.trust(),
-                wishes=settings.work.wishes,
+                backend_options=settings.work.backend_options,
                 trained_on=settings.precision,
             )
             extracted = self._worker.call(extract_new, request)

@@ -53,11 +53,11 @@ def predict_videos(
     given, has signed the bundle.
     """
     opening = opening or Opening()
-    if opening.wishes.quickest:
+    if opening.backend_options.autotune:
         question = AutotuneRequest(bundle, threads=opening.threads, trusted=trusted)
         choice = autotune_backends(question, _readable(videos), notice=opening.notice)
         opening.notice(choice.line)
-        opening = replace(opening, wishes=choice.wishes)
+        opening = replace(opening, backend_options=choice.backend_options)
     model = read_model(model_path)
     trainer = HeadTrainer(model.head, threads=opening.threads)
     with open_extractor(bundle, opening=opening, trusted=trusted) as extractor:

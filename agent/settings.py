@@ -37,7 +37,7 @@ class Work(_Record, frozen=True):
     precision: str | None = None  # "bf16": compute an fp32 bundle in it; "auto": whatever is quickest
 
     @property
-    def wishes(self) -> BackendOptions:
+    def backend_options(self) -> BackendOptions:
         """Raises UsageError for words that mean nothing."""
         return parse_backend_options((self.backend,), require=self.require_backend, precision=self.precision)
 
@@ -120,7 +120,7 @@ def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> Ag
     if settings.videos is not None and settings.bundle is None:
         problems.append("bundle: needed when videos is set")
     try:
-        _ = settings.work.wishes
+        _ = settings.work.backend_options
     except UsageError as error:
         problems.append(f"work: {error.message}")
     if problems:

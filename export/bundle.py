@@ -154,8 +154,8 @@ def _export_vlm(
     if request.extractor.vlm == "clip":
         vlm, part = export_clip(request.sources["clip"], request.captions, request.captioned_frames, shop)
     else:
-        reading = "text" if request.extractor.vlm == "blip-text" else request.cross_attention
-        vlm, part = export_blip(request.sources["blip"], reading, request.captioned_frames, shop)
+        attention_mode = "text" if request.extractor.vlm == "blip-text" else request.cross_attention
+        vlm, part = export_blip(request.sources["blip"], attention_mode, request.captioned_frames, shop)
     parts.append(part)
     return vlm
 

@@ -126,10 +126,10 @@ def _shown(tensor: tuple[str, tuple[int | str, ...]] | None) -> str:
 
 def _ledger(path: Path, graph: Graph) -> Iterator[str]:
     """The file computes in what the manifest says, and that is what its precision promises."""
-    ledger = read_ledger(path)
-    if ledger != graph.ledger:
-        yield f"computes in {ledger}, the manifest says {graph.ledger}"
-    kinds = product_kinds(ledger)
+    dtype_histogram = read_ledger(path)
+    if dtype_histogram != graph.dtype_histogram:
+        yield f"computes in {dtype_histogram}, the manifest says {graph.dtype_histogram}"
+    kinds = product_kinds(dtype_histogram)
     if not is_precision(kinds, graph.precision):
         yield f"its products are in {', '.join(sorted(kinds)) or 'nothing'}, its precision is {graph.precision}"
 

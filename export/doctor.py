@@ -94,10 +94,10 @@ def _disk(folder: Path) -> Check:
 def _tensorrt() -> Check:
     """Whether plans can be built here; all that is missing at once."""
     from ..runtime.backends.machine import gather_facts
-    from ..runtime.backends.tensorrt.supply import site_problems
+    from ..runtime.backends.tensorrt.supply import build_problems
 
     facts = gather_facts()
-    if problems := site_problems(facts):
+    if problems := build_problems(facts):
         found = "; ".join(str(problem) for problem in problems)
         fixes = "; ".join(dict.fromkeys(problem.fix for problem in problems))
         return Check(TENSORRT, False, found, f"{fixes}. Without it: flamest-export --backend onnx --out DIR")

@@ -98,14 +98,14 @@ BLIP_STEPS, CLIP_STEPS, KEYFRAME_STEPS, CNN_STEPS = 4, 3, 3, 3  # phases of a pa
 
 
 def export_blip(
-    name: str, reading: AttentionMode, captioned_frames: int, shop: ExportContext
+    name: str, attention_mode: AttentionMode, captioned_frames: int, shop: ExportContext
 ) -> tuple[VisionLanguage, Part]:
     """The captioner from the source ``name``: graphs ``vision``, ``text`` and, read alone, ``words``; its tokenizer."""
     with shop.phase(f"load BLIP ({name})"):
         loaded = open_blip(name)
-    spec = vision_language(loaded.model, loaded.tokenizer, reading, captioned_frames)
+    spec = vision_language(loaded.model, loaded.tokenizer, attention_mode, captioned_frames)
     write_atomic(shop.folder / TOKENIZER_FILE, loaded.tokenizer)
-    plans = captioner_plans(loaded.model, reading)
+    plans = captioner_plans(loaded.model, attention_mode)
     graphs = {name: graph for plan in plans.values() for name, graph in shop.write(plan, spec.preprocessing).items()}
     with shop.phase("compare BLIP with PyTorch"):
         written = shop.written(graphs)
@@ -115,8 +115,8 @@ def export_blip(
     return spec, Part(graphs, parity.graphs, sources, parity.captions, parity.captions_equal, chain)
 
 
-def captioner_plans(model: BlipForConditionalGeneration, reading: AttentionMode) -> dict[str, GraphSpec]:
-    plans = (vision_plan(model), text_plan(model), *((words_plan(model),) if reading == "text" else ()))
+def captioner_plans(model: BlipForConditionalGeneration, attention_mode: AttentionMode) -> dict[str, GraphSpec]:
+    plans = (vision_plan(model), text_plan(model), *((words_plan(model),) if attention_mode == "text" else ()))
     return {plan.name: plan for plan in plans}
 
 
@@ -187,7 +187,7 @@ def first_layers(slow: VideoSource) -> Source:
 
 
 def vision_language(
-    model: BlipForConditionalGeneration, tokenizer: bytes, reading: AttentionMode, captioned_frames: int
+    model: BlipForConditionalGeneration, tokenizer: bytes, attention_mode: AttentionMode, captioned_frames: int
 ) -> VisionLanguage:
     """Preprocessing, caption rule and reading of a captioner (docs/paper.md, reading 1: greedy, no prompt)."""
     config, shape = model.config, text_shape(model)
@@ -202,7 +202,7 @@ def vision_language(
             sep_id=token_id(tokenizer, "[SEP]"),
             max_new_tokens=MAX_NEW_TOKENS,
         ),
-        reading=reading,
+        attention_mode=attention_mode,
         width=shape.width,
         captioned_frames=captioned_frames,
     )

@@ -33,7 +33,7 @@ GPU_BATCH = 16  # the most that the plans' profiles take (export/graphs/spec.py)
 
 
 @dataclass(frozen=True, eq=False)
-class Described:
+class FrameEmbedding:
     """What was found out about one frame."""
 
     key: Hashable
@@ -54,7 +54,7 @@ class Captioner(Protocol):
     def add(self, key: Hashable, pixels: Vector) -> None:
         """A frame, float32 [3, S, S]; ``key`` comes back with what is found."""
 
-    def advance(self) -> list[Described]:
+    def advance(self) -> list[FrameEmbedding]:
         """A part of the work; the frames that are done with it."""
 
     def drop(self) -> None:
@@ -116,7 +116,7 @@ class ContinuousBatchCaptioner:
     def add(self, key: Hashable, pixels: Vector) -> None:
         self._waiting.put(key, pixels)
 
-    def advance(self) -> list[Described]:
+    def advance(self) -> list[FrameEmbedding]:
         while len(self._waiting) and self._rows.free:
             self._look()
         taken = {"caption": 0.0}
@@ -138,12 +138,12 @@ class ContinuousBatchCaptioner:
             self._rows.add(keys, pixels)
         self._spent |= {key: {"vision": taken["vision"] / len(keys), "caption": 0.0, "embed": 0.0} for key in keys}
 
-    def _read(self, key: Hashable, ids: TokenIds, memory: CrossAttentionCache) -> Described:
+    def _read(self, key: Hashable, ids: TokenIds, memory: CrossAttentionCache) -> FrameEmbedding:
         spent = self._spent.pop(key)
         caption = self._words.caption(ids)
         with timed(spent, "embed"):
             (vector,) = self._model.embed(memory, [self._words.again(caption)])
-        return Described(key, vector, caption, spent)
+        return FrameEmbedding(key, vector, caption, spent)
 
 
 @dataclass(eq=False)
@@ -176,7 +176,7 @@ class StaticBatchCaptioner(_Batches):
         self._model = model
         self._words = words
 
-    def advance(self) -> list[Described]:
+    def advance(self) -> list[FrameEmbedding]:
         if not self.busy:
             return []
         keys, pixels = self.waiting.take(self.batch)
@@ -188,7 +188,7 @@ class StaticBatchCaptioner(_Batches):
         with timed(spent, "embed"):
             vectors = self._model.embed(memory, [self._words.again(caption) for caption in captions])
         share = {stage: milliseconds / len(keys) for stage, milliseconds in spent.items()}
-        return [Described(*found, dict(share)) for found in zip(keys, vectors, captions, strict=True)]
+        return [FrameEmbedding(*found, dict(share)) for found in zip(keys, vectors, captions, strict=True)]
 
 
 class Retriever(_Batches):
@@ -199,7 +199,7 @@ class Retriever(_Batches):
         self._graph = graph
         self._captions = spec.captions
 
-    def advance(self) -> list[Described]:
+    def advance(self) -> list[FrameEmbedding]:
         """Raises DataError when the graph names a caption that is not in the manifest."""
         if not self.busy:
             return []
@@ -209,7 +209,7 @@ class Retriever(_Batches):
             found = self._graph.run({"pixels": pixels}, ["vector", "caption_index"])
         captions = [Caption(self._caption(int(index)), ()) for index in found["caption_index"]]
         share = {"vision": spent["vision"] / len(keys)}
-        return [Described(*each, dict(share)) for each in zip(keys, found["vector"], captions, strict=True)]
+        return [FrameEmbedding(*each, dict(share)) for each in zip(keys, found["vector"], captions, strict=True)]
 
     def _caption(self, index: int) -> str:
         if not 0 <= index < len(self._captions):
@@ -221,7 +221,7 @@ class Retriever(_Batches):
         return self._captions[index]
 
 
-def open_describer(
+def open_captioner(
     bundle: Bundle, open_graph: Callable[[str], Session], *, rows: int, batch: int | None
 ) -> Captioner | None:
     """The describer of a checked bundle; None when its extractor has no vision-language part.
@@ -242,7 +242,7 @@ def _open_writer(
     bundle: Bundle, spec: VisionLanguage, open_graph: Callable[[str], Session], *, rows: int, batch: int | None
 ) -> Captioner:
     words = CaptionTokenizer(_open_tokenizer(bundle))
-    alone = open_graph("words") if spec.reading == "text" else None
+    alone = open_graph("words") if spec.attention_mode == "text" else None
     model = VisionLanguageModel(open_graph("vision"), open_graph("text"), spec, words=alone)
     if model.computes_on_host:
         return ContinuousBatchCaptioner(model, words, rows=rows, batch=batch or 1)

@@ -26,7 +26,7 @@ from .backends.opening import GraphOpener, Opening, Place, effective_precision
 from .bundle.manifest import Manifest
 from .bundle.opening import Bundle, open_bundle
 from .bundle.signature import TrustedKeys
-from .captioner import GPU_BATCH, Described, open_describer
+from .captioner import GPU_BATCH, FrameEmbedding, open_captioner
 from .keyframes import load_clustering
 from .records import STAGES, Caption, Clip, ClipFeatures, stages_of, timed
 from .video.clip_reader import ClipReader, KeyframeFeatures, PreparedClip
@@ -63,17 +63,17 @@ class Extractor:
     """Turns clips into ClipFeatures. Open with ``open_extractor``; a context manager; one thread at a time."""
 
     def __init__(
-        self, bundle: Bundle, videos: Sequence[VideoDecoder], lanes: PipelineOptions, opening: Opening
+        self, bundle: Bundle, videos: Sequence[VideoDecoder], pipeline: PipelineOptions, opening: Opening
     ) -> None:
         self.manifest: Manifest = bundle.manifest
         self.stages = stages_of(bundle.manifest)
-        self.precision = effective_precision(bundle.manifest, opening.wishes)
+        self.precision = effective_precision(bundle.manifest, opening.backend_options)
         opener = GraphOpener(bundle, opening)
-        self._describer = open_describer(bundle, opener.open, rows=lanes.captions, batch=lanes.batch)
+        self._describer = open_captioner(bundle, opener.open, rows=pipeline.captions, batch=pipeline.batch)
         self._cnn = opener.open("cnn") if bundle.manifest.cnn else None
         on_host = self._cnn is None or self._cnn.computes_on_host
-        self._batch = lanes.batch or (1 if on_host else GPU_BATCH)
-        self._readers = lanes.readers or min(len(videos), CPU_READERS if on_host else GPU_READERS)
+        self._batch = pipeline.batch or (1 if on_host else GPU_BATCH)
+        self._readers = pipeline.readers or min(len(videos), CPU_READERS if on_host else GPU_READERS)
         keyframes = KeyframeFeatures(opener.open("keyframes")) if "keyframes" in self.stages else None
         self.places: dict[str, Place] = opener.places  # by graph
         bundle.verify_unchanged()  # what has been opened is what was hashed
@@ -192,7 +192,7 @@ class _Job:
     prepared: PreparedClip
     stages_ms: dict[str, float]
     cnn: npt.NDArray[np.float32] = field(default_factory=lambda: _NOTHING)
-    described: list[Described | None] = field(init=False)  # by captioned frame
+    described: list[FrameEmbedding | None] = field(init=False)  # by captioned frame
 
     def __post_init__(self) -> None:
         self.described = [None] * self.prepared.frames
@@ -227,7 +227,7 @@ def open_extractor(
     bundle: Path,
     *,
     threads: int | None = None,
-    lanes: PipelineOptions | None = None,
+    pipeline: PipelineOptions | None = None,
     limits: DecodeLimits | None = None,
     trusted: TrustedKeys = (),
     opening: Opening | None = None,
@@ -244,13 +244,13 @@ def open_extractor(
     _check_frames(checked)
     if "keyframes" in stages_of(checked.manifest):
         load_clustering()
-    lanes = lanes or PipelineOptions()
+    pipeline = pipeline or PipelineOptions()
     cores = opening.threads or usable_cores()
-    readers = lanes.readers or min(cores, GPU_READERS)
+    readers = pipeline.readers or min(cores, GPU_READERS)
     videos = [VideoDecoder(checked.manifest.keyframes, limits) for _ in range(readers)]
     try:
         videos[0].start()  # it gets ready while the graphs are opened; the others start with their first clip
-        return Extractor(checked, videos, lanes, opening)
+        return Extractor(checked, videos, pipeline, opening)
     except BaseException:
         for video in videos:
             video.close()

@@ -47,8 +47,10 @@ class VisionLanguageModel:
         _check_names("vision", "outputs", vision.outputs, self._cross)
         _check_names("text", "inputs", text.inputs, ("token_ids", "positions", "mask", *self.past_names, *self._cross))
         _check_names("text", "outputs", text.outputs, ("logits", "hidden", *self.present_names))
-        if (words is not None) != (spec.reading == "text"):
-            raise InvariantError(f"graph 'words' belongs to the reading 'text' alone, this one is '{spec.reading}'")
+        if (words is not None) != (spec.attention_mode == "text"):
+            raise InvariantError(
+                f"graph 'words' belongs to the attention mode 'text' alone, this one is '{spec.attention_mode}'"
+            )
         if words is not None:
             _check_names("words", "inputs", words.inputs, ("token_ids", "positions", "mask"))
             _check_names("words", "outputs", words.outputs, ("hidden",))
@@ -104,14 +106,14 @@ class VisionLanguageModel:
         """
         if len(token_ids) != memory.frames:
             raise InvariantError(f"{len(token_ids)} captions given for {memory.frames} frames, expected one each")
-        rule, reading = self.spec.caption, self.spec.reading
+        rule, attention_mode = self.spec.caption, self.spec.attention_mode
         rows = [(rule.cls_id, *ids, rule.sep_id) for ids in token_ids]
         lengths = np.array([len(row) for row in rows])
         tokens = np.full((len(rows), lengths.max()), rule.pad_id, dtype=np.int64)
         for index, row in enumerate(rows):
             tokens[index, : len(row)] = row
         positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-        mask = _attention_mask(lengths, causal=reading.startswith("causal"))
+        mask = _attention_mask(lengths, causal=attention_mode.startswith("causal"))
         feeds: dict[str, Feed] = {"token_ids": tokens, "positions": positions}
         if self._words is not None:
             values = self._words.run_values({**feeds, "mask": mask[:, :, :1]}, ["hidden"])
@@ -119,7 +121,7 @@ class VisionLanguageModel:
             feeds |= {"mask": mask, **self._empty_past(len(rows)), **memory.values}
             values = self._text.run_values(feeds, ["hidden"])
         hidden: npt.NDArray[np.float32] = values["hidden"].numpy()
-        read_at = lengths - 1 if reading == "causal-last" else np.zeros_like(lengths)
+        read_at = lengths - 1 if attention_mode == "causal-last" else np.zeros_like(lengths)
         return np.ascontiguousarray(hidden[np.arange(len(rows)), read_at])
 
     def step(

@@ -44,13 +44,13 @@ def notice(text: str) -> None:
     typer.echo(printable(text), err=True)
 
 
-def show_places(places: Sequence[Place], wishes: BackendOptions) -> None:
+def show_places(places: Sequence[Place], backend_options: BackendOptions) -> None:
     """Which graphs ran where; with a backend asked for by name, also why the others did not run there."""
-    for line in places_lines(places, wishes):
+    for line in places_lines(places, backend_options):
         say(line)
 
 
-def places_lines(places: Sequence[Place], wishes: BackendOptions) -> list[str]:
+def places_lines(places: Sequence[Place], backend_options: BackendOptions) -> list[str]:
     from ...runtime.backends.options import AUTO
     from ...runtime.backends.ranking import TITLES
     from ...runtime.backends.unavailable import Code
@@ -63,10 +63,10 @@ def places_lines(places: Sequence[Place], wishes: BackendOptions) -> list[str]:
         BackendUnavailable, tuple[dict[str, None], dict[str, None]]
     ] = {}  # graphs and rungs, each once, in order
     for place in places:
-        for kind, refusal in place.refused if wishes.backend_of(place.graph) != AUTO else ():
-            if refusal.code is not Code.NOT_ASKED:
-                graphs, titles = refused.setdefault(refusal, ({}, {}))
+        for kind, reason in place.refused if backend_options.backend_of(place.graph) != AUTO else ():
+            if reason.code is not Code.NOT_ASKED:
+                graphs, titles = refused.setdefault(reason, ({}, {}))
                 graphs[place.graph] = titles[TITLES[kind]] = None
-    for refusal, (graphs, titles) in refused.items():
-        lines += [f"  {', '.join(graphs)} not on {'; '.join(titles)}", f"    {refusal}", f"    fix: {refusal.fix}"]
+    for reason, (graphs, titles) in refused.items():
+        lines += [f"  {', '.join(graphs)} not on {'; '.join(titles)}", f"    {reason}", f"    fix: {reason.fix}"]
     return lines

@@ -44,22 +44,35 @@ def doctor(
 
     from ...runtime.backends.machine import gather_facts
     from ...runtime.backends.options import parse_backend_options
-    from ...runtime.backends.report import first_lines, ladder_lines, ladder_rows, ladders, machine_lines, machine_row
+    from ...runtime.backends.report import (
+        candidate_lines,
+        candidate_rows,
+        machine_lines,
+        machine_row,
+        placement_lines,
+        rank_graphs,
+    )
     from ...runtime.bundle.manifest import read_manifest
 
-    wishes = parse_backend_options(backend or (), require=require_backend, precision=precision)
-    if wishes.quickest:
+    backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
+    if backend_options.autotune:
         raise UsageError(
             "--precision auto: doctor looks at what is there and measures nothing",
             fix="flamest-agent extract --precision auto measures, and says what it chose",
         )
     manifest = None if bundle is None else read_manifest(bundle)
     facts = gather_facts()
-    rungs = ladders(facts, manifest, wishes)
+    candidates = rank_graphs(facts, manifest, backend_options)
     packages = [find_package(name) for name in PACKAGES]
     decoder = decoder_problem()
     if not as_json:
-        for line in (*first_lines(rungs, wishes), "", *machine_lines(facts), "", *ladder_lines(rungs)):
+        for line in (
+            *placement_lines(candidates, backend_options),
+            "",
+            *machine_lines(facts),
+            "",
+            *candidate_lines(candidates),
+        ):
             say(line)
         for package in packages:
             if not package.version:
@@ -69,12 +82,12 @@ def doctor(
             say("    fix: pip install --force-reinstall --no-deps av, or what the line above asks for")
     return {
         "machine": machine_row(facts),
-        "ladder": ladder_rows(rungs),
+        "ladder": candidate_rows(candidates),
         "packages": msgspec.to_builtins(packages),
         "decoder": {"ok": not decoder, "problem": decoder},
         "ok": all(package.version for package in packages)
         and not decoder
-        and all(any(rung.refusal is None for rung in of) for of in rungs.values()),
+        and all(any(candidate.unavailable is None for candidate in of) for of in candidates.values()),
     }
 
 

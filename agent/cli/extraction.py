@@ -67,8 +67,8 @@ def extract(
 
     limits = DecodeLimits(timeout_s=clip_timeout)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
-    wishes = parse_backend_options(backend or (), require=require_backend, precision=precision)
-    request = ExtractRequest(bundle, videos, store, threads, retry, limits, trusted, wishes)
+    backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
+    request = ExtractRequest(bundle, videos, store, threads, retry, limits, trusted, backend_options)
     folder = clips_to_extract(videos)
     shutdown = Shutdown.on_signals()
     with progress_bar("extracting", len(folder.clips), unit="clips") as progress:
@@ -77,7 +77,7 @@ def extract(
         )
     if not as_json:
         _show(report, store)
-        show_places(report.places, wishes)
+        show_places(report.places, backend_options)
     said = dict(msgspec.to_builtins(report))
     del said["places"]
     said["backends"] = {place.graph: place.as_json() for place in report.places}

@@ -201,8 +201,8 @@ def predict(
     from ...runtime.bundle.signature import read_trusted_keys
     from ..predict import predict_videos
 
-    wishes = parse_backend_options(backend or (), require=require_backend, precision=precision)
-    opening = Opening(wishes, threads, notice=notice)
+    backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
+    opening = Opening(backend_options, threads, notice=notice)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
     places: list[Place] = []
     predictions = []
@@ -220,7 +220,7 @@ def predict(
                 say(f"  {item.probability:6.1%}  {item.label}")
             say(f"  {prediction.reason or 'caption: ' + prediction.caption}")
     if not as_json:
-        show_places(places, wishes)
+        show_places(places, backend_options)
     return {"predictions": predictions, "backends": {place.graph: place.as_json() for place in places}}
 
 

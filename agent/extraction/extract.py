@@ -122,7 +122,9 @@ class _Work:
         self._store = store
         self._manifest, _ = open_manifest(request.bundle, request.trusted)
         self._fingerprint = self._manifest.fingerprint
-        self._standing = PrecisionPolicy.of(self._manifest, request.wishes, store, request.store, request.trained_on)
+        self._standing = PrecisionPolicy.of(
+            self._manifest, request.backend_options, store, request.store, request.trained_on
+        )
         self.precision = self._standing.precision
         self.choice: Choice | None = None
         self._seen: dict[str, _Seen] = {}  # by content
@@ -157,9 +159,9 @@ class _Work:
         question = AutotuneRequest(
             request.bundle, threads=request.threads, limits=request.limits, trusted=request.trusted
         )
-        wishes, self.choice = self._standing.settle(Measuring(question, self._notice, stop), clips)
-        self._request = replace(request, wishes=wishes)
-        self.precision = effective_precision(self._manifest, wishes)
+        backend_options, self.choice = self._standing.settle(Measuring(question, self._notice, stop), clips)
+        self._request = replace(request, backend_options=backend_options)
+        self.precision = effective_precision(self._manifest, backend_options)
 
     def _unknown(self, clips: Sequence[FoundClip], stop: Callable[[], bool]) -> Iterator[Clip]:
         """The clips to extract; what is known of the others is told on the way."""
@@ -258,7 +260,7 @@ class _Work:
         """The networks take seconds to open: not before there is a clip that needs them."""
         if self._extractor is None:
             request = self._request
-            opening = Opening(request.wishes, request.threads, notice=self._notice)
+            opening = Opening(request.backend_options, request.threads, notice=self._notice)
             self._extractor = open_extractor(
                 request.bundle, opening=opening, limits=request.limits, trusted=request.trusted
             )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ...base.files import printable_path
 from ...runtime.autotune.records import Choice
-from ...runtime.autotune.selection import AutotuneRequest, autotune_backends, must_compute
+from ...runtime.autotune.selection import AutotuneRequest, autotune_backends, require_precision
 from ...runtime.backends.opening import effective_precision
 from ...runtime.backends.options import AUTO, BackendOptions
 from ...runtime.bundle.manifest import Manifest
@@ -24,7 +24,7 @@ from .store import FeatureStore
 class ResolvedPrecision(NamedTuple):
     """How the networks are opened."""
 
-    wishes: BackendOptions
+    backend_options: BackendOptions
     choice: Choice | None = None  # what ``--precision auto`` came to
 
 
@@ -33,17 +33,22 @@ class PrecisionPolicy:
     """What is asked for beside what there is."""
 
     manifest: Manifest
-    wishes: BackendOptions
+    backend_options: BackendOptions
     kinds: tuple[str, ...]  # precisions of the bundle's features in the store, the most frequent first
     trained_on: str | None  # the precision that the settings name for training
     store: Path
 
     @classmethod
     def of(
-        cls, manifest: Manifest, wishes: BackendOptions, store: FeatureStore, path: Path, trained_on: str | None
+        cls,
+        manifest: Manifest,
+        backend_options: BackendOptions,
+        store: FeatureStore,
+        path: Path,
+        trained_on: str | None,
     ) -> PrecisionPolicy:
         kinds = tuple(kind.precision for kind in store.kinds() if kind.fingerprint == manifest.fingerprint)
-        return cls(manifest, wishes, kinds, trained_on, path)
+        return cls(manifest, backend_options, kinds, trained_on, path)
 
     @property
     def held(self) -> str | None:
@@ -53,35 +58,35 @@ class PrecisionPolicy:
     @property
     def follows(self) -> bool:
         """Whether the store's precision is taken because nothing is asked for that forbids it."""
-        asked = {self.wishes.backend, *self.wishes.by_graph.values()}
+        asked = {self.backend_options.backend, *self.backend_options.by_graph.values()}
         return (
             self.held is not None
             and (self.trained_on is not None or len(self.kinds) == 1)
-            and not (self.wishes.quickest or self.wishes.bf16)
+            and not (self.backend_options.autotune or self.backend_options.bf16)
             and asked <= {AUTO, "openvino"}
-            and self.held != effective_precision(self.manifest, self.wishes)
+            and self.held != effective_precision(self.manifest, self.backend_options)
             and self.held == effective_precision(self.manifest, self._lowered)
         )
 
     @property
     def precision(self) -> str:
         """Under which the clips are looked for in the store; of an empty one, any."""
-        if self.held is not None and (self.wishes.quickest or self.follows):
+        if self.held is not None and (self.backend_options.autotune or self.follows):
             return self.held
-        return effective_precision(self.manifest, self.wishes)
+        return effective_precision(self.manifest, self.backend_options)
 
     def settle(self, measuring: Measuring, clips: Iterable[Clip]) -> ResolvedPrecision:
         """To be asked once there is a clip to extract; ``clips`` are those, in order, and looked at when measured.
 
         Raises SettingsError ``held_precision`` where nothing here computes in the store's precision.
         """
-        if self.wishes.quickest:
-            question = replace(measuring.question, held=self.held, beside=_beside(self.store))
+        if self.backend_options.autotune:
+            question = replace(measuring.question, stored_precision=self.held, fallback_folder=_beside(self.store))
             choice = autotune_backends(question, clips, notice=measuring.notice, stop=measuring.stop)
             measuring.notice(choice.line)
-            return ResolvedPrecision(choice.wishes, choice)
+            return ResolvedPrecision(choice.backend_options, choice)
         if self.follows and self.held is not None:
-            must_compute(self.manifest, self.held, self._lowered)
+            require_precision(self.manifest, self.held, self._lowered)
             measuring.notice(
                 f"warning: new clips are computed in {self.held}, as the features of this bundle in "
                 f"{printable_path(self.store)} are; to ask for it: --precision {self.held}, or "
@@ -93,11 +98,11 @@ class PrecisionPolicy:
                 f"warning: {printable_path(self.store)} holds {', '.join(self.kinds)} features of this bundle, "
                 f"those of new clips are {self.precision}: they are not trained on together"
             )
-        return ResolvedPrecision(self.wishes)
+        return ResolvedPrecision(self.backend_options)
 
     @property
     def _lowered(self) -> BackendOptions:
-        return replace(self.wishes, bf16=True)
+        return replace(self.backend_options, bf16=True)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class ExtractRequest:
     retry: bool = False  # try clips again that failed before
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     trusted: TrustedKeys = ()  # one of them must have signed the bundle; none: anybody's will do
-    wishes: BackendOptions = DEFAULT_OPTIONS  # where the networks run
+    backend_options: BackendOptions = DEFAULT_OPTIONS  # where the networks run
     trained_on: str | None = None  # the precision that the settings name for training
 
 

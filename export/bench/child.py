@@ -50,9 +50,9 @@ class Child:
     """Answers one question at a time; a graph or the extractor is open, never both."""
 
     def __init__(self, told: Contestant) -> None:
-        wishes = BackendOptions(told.backend, require=True, bf16=told.bf16)
+        backend_options = BackendOptions(told.backend, require=True, bf16=told.bf16)
         self._on_gpu = told.backend in ON_GPU
-        self._opening = Opening(wishes, threads=told.threads)
+        self._opening = Opening(backend_options, threads=told.threads)
         self._trusted = read_trusted_keys(told.trusted, where="bench")
         self._bundle: Bundle = open_bundle(Path(told.bundle), self._trusted)
         self._graph = ""

@@ -21,7 +21,7 @@ from ... import __version__
 from ...base.clock import utc_date
 from ...base.files import write_atomic
 from ...runtime.backends.machine import MachineFacts, gather_facts
-from ...runtime.backends.tensorrt.supply import site_problems
+from ...runtime.backends.tensorrt.supply import build_problems
 from ...runtime.backends.unavailable import BackendUnavailable, Code, unavailable
 from .comparison import REFERENCE, beside
 from .gpu_step import Say, Step, run_step
@@ -79,7 +79,7 @@ def require_gpu(facts: MachineFacts) -> None:
 
 def require_packages(facts: MachineFacts) -> None:
     """Raise what is missing to build plans and to run both GPU backends: a long export must not end in that."""
-    problems = list(site_problems(facts))
+    problems = list(build_problems(facts))
     if not problems and "cuda-bindings" not in facts.versions:
         problems.append(unavailable(Code.CUDA_BINDINGS, "the Python package cuda-bindings is not installed"))
     if not facts.ort_has_cuda:

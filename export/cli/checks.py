@@ -75,30 +75,37 @@ def doctor(
 
     from ...runtime.backends.machine import gather_facts
     from ...runtime.backends.options import DEFAULT_OPTIONS
-    from ...runtime.backends.report import first_lines, ladder_lines, ladder_rows, ladders, machine_lines, machine_row
+    from ...runtime.backends.report import (
+        candidate_lines,
+        candidate_rows,
+        machine_lines,
+        machine_row,
+        placement_lines,
+        rank_graphs,
+    )
     from ...runtime.bundle.manifest import read_manifest
     from ..doctor import TENSORRT, can_build_onnx, can_build_tensorrt, check_machine
 
     manifest = None if bundle is None else read_manifest(bundle)
     checks = check_machine(Path.cwd())
     facts = gather_facts()
-    rungs = ladders(facts, manifest, DEFAULT_OPTIONS)
+    candidates = rank_graphs(facts, manifest, DEFAULT_OPTIONS)
     if not as_json:
         onnx, tensorrt = can_build_onnx(checks), can_build_tensorrt(checks)
         print(f"ONNX bundles can{'' if onnx else 'not'} be built here, TensorRT plans can{'' if tensorrt else 'not'}")
-        for line in (*first_lines(rungs, DEFAULT_OPTIONS), ""):
+        for line in (*placement_lines(candidates, DEFAULT_OPTIONS), ""):
             print(line)
         for check in checks:
             print(f"{'ok     ' if check.ok else 'missing'} {check.name}: {check.found}")
             if check.fix:
                 print(f"          {'optional' if check.name == TENSORRT else 'fix'}: {check.fix}")
-        for line in ("", *machine_lines(facts), "", *ladder_lines(rungs)):
+        for line in ("", *machine_lines(facts), "", *candidate_lines(candidates)):
             print(line)
     return {
         "can_build": {"onnx": can_build_onnx(checks), "tensorrt": can_build_tensorrt(checks)},
         "checks": msgspec.to_builtins(checks),
         "machine": machine_row(facts),
-        "ladder": ladder_rows(rungs),
+        "ladder": candidate_rows(candidates),
     }
 
 

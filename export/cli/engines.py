@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ...base.progress import Progress
-    from ...runtime.backends.tensorrt.supply import Site, Supplied
+    from ...runtime.backends.tensorrt.supply import BuildTarget, EngineResult
     from ...runtime.bundle.manifest import Manifest
     from ...runtime.bundle.opening import Bundle
 
 
-def site_for_export(context: typer.Context, backend: str | None, out: Path) -> Site | None:
+def site_for_export(context: typer.Context, backend: str | None, out: Path) -> BuildTarget | None:
     """For ``--backend tensorrt`` this machine, asked before any work; else None, and plans' options are refused."""
     given = context.params
     if backend == "tensorrt" and given["with_plans"] is not False:
@@ -74,32 +74,32 @@ def plans_outlook(context: typer.Context, backend: str | None) -> PlansOutlook:
         refuse_plan_options(given, backend)
         return PlansOutlook(wanted=False)
     from ...runtime.backends.machine import gather_facts
-    from ...runtime.backends.tensorrt.supply import site_problems
+    from ...runtime.backends.tensorrt.supply import build_problems
 
     options, facts = read_plan_options(given), gather_facts()
     capability = "" if facts.gpu is None else facts.gpu.compute_capability
-    return PlansOutlook(True, tuple(map(str, site_problems(facts))), capability, options.strip_weights)
+    return PlansOutlook(True, tuple(map(str, build_problems(facts))), capability, options.strip_weights)
 
 
 def make_site(
     options: EngineOptions, timing_cache: Path | None, plan_cache: Path | None, otherwise: str, *, again: bool = False
-) -> Site:
+) -> BuildTarget:
     """This machine as a place to build plans, asked before any long work.
 
     Raises one error that names all that is missing; ``otherwise``: what to type instead.
     """
     from ...runtime.backends.machine import gather_facts
     from ...runtime.backends.tensorrt.cache import open_cache
-    from ...runtime.backends.tensorrt.supply import Site, site_problems
+    from ...runtime.backends.tensorrt.supply import BuildTarget, build_problems
 
     facts = gather_facts()
-    if problems := site_problems(facts):
+    if problems := build_problems(facts):
         found = "\n".join(f"  {problem}" for problem in problems)
         error = problems[0].error()
         raise type(error)(
             f"TensorRT plans cannot be built on this machine:\n{found}", fix=otherwise, code=problems[0].code.value
         )
-    return Site(facts, options, open_cache(plan_cache), timing_cache, again=again)
+    return BuildTarget(facts, options, open_cache(plan_cache), timing_cache, again=again)
 
 
 def onnx_now_plans_later(words: Sequence[str], out: Path, options: EngineOptions) -> str:
@@ -164,7 +164,7 @@ def plans(
     of a signed bundle, which must not change, go into this machine's plan cache, where the agent finds
     them. Plans that are there already, for this TensorRT, GPU and options, are not built again.
     """
-    from ...runtime.backends.tensorrt.supply import is_signed, sweep
+    from ...runtime.backends.tensorrt.supply import is_signed, remove_unlisted_engines
     from ...runtime.bundle.opening import open_bundle, open_manifest
     from ...runtime.bundle.signature import read_trusted_keys
 
@@ -181,41 +181,41 @@ def plans(
     open_manifest(bundle, trusted)  # before a machine is asked about a folder that is no bundle
     typed = shlex.join(["flamest-export", "plans", str(bundle), *options.flags()])
     otherwise = f"mend what is named above, and type again: {typed}; without plans the bundle runs on ONNX Runtime"
-    site = make_site(options, timing_cache, plan_cache, otherwise, again=again)
+    target = make_site(options, timing_cache, plan_cache, otherwise, again=again)
     if not is_signed(bundle):
-        sweep(bundle)
-    done = supply(open_bundle(bundle, trusted), site)
+        remove_unlisted_engines(bundle)
+    done = supply(open_bundle(bundle, trusted), target)
     if not as_json:
         show_supplied(done)
     return {"bundle": str(bundle), "plans": supplied_rows(done)}
 
 
-def supply(bundle: Bundle, site: Site) -> list[Supplied]:
+def supply(bundle: Bundle, target: BuildTarget) -> list[EngineResult]:
     """A plan of every graph that the extractor runs, into the bundle or the cache, with a progress bar."""
     from ...base.progress import progress_bar
     from ...runtime.backends.tensorrt.progress import STEPS
 
     names = bundle.manifest.needed_graphs
     with progress_bar("building plans", STEPS * len(names), unit="steps") as progress:
-        return _supply_all(bundle, names, site, progress)
+        return _supply_all(bundle, names, target, progress)
 
 
-def _supply_all(bundle: Bundle, names: Sequence[str], site: Site, progress: Progress) -> list[Supplied]:
-    from ...runtime.backends.tensorrt.supply import is_signed, supply_bundle, supply_cache
+def _supply_all(bundle: Bundle, names: Sequence[str], target: BuildTarget, progress: Progress) -> list[EngineResult]:
+    from ...runtime.backends.tensorrt.supply import ensure_bundled_engine, ensure_cached_engine, is_signed
 
-    done: list[Supplied] = []
+    done: list[EngineResult] = []
     signed = is_signed(bundle.path)
     for name in names:
         progress.describe(f"graph {name}")
         if signed:
-            done.append(supply_cache(bundle, name, site, progress))
+            done.append(ensure_cached_engine(bundle, name, target, progress))
         else:
-            bundle, supplied = supply_bundle(bundle, name, site, progress)
+            bundle, supplied = ensure_bundled_engine(bundle, name, target, progress)
             done.append(supplied)
     return done
 
 
-def add_plans(out: Path, site: Site) -> tuple[Manifest, list[Supplied]]:
+def add_plans(out: Path, target: BuildTarget) -> tuple[Manifest, list[EngineResult]]:
     """Plans for the bundle that was just exported; the manifest as it is then.
 
     An error leaves the ONNX bundle, with the plans that were built, and says how to go on.
@@ -224,9 +224,9 @@ def add_plans(out: Path, site: Site) -> tuple[Manifest, list[Supplied]]:
     from ...runtime.bundle.opening import open_bundle
 
     try:
-        done = supply(open_bundle(out), site)
+        done = supply(open_bundle(out), target)
     except FlamestError as error:
-        again = shlex.join(["flamest-export", "plans", str(out), *site.options.flags()])
+        again = shlex.join(["flamest-export", "plans", str(out), *target.options.flags()])
         raise type(error)(
             f"{error.message}\nThe ONNX bundle {out} is whole and can be used; plans are missing",
             fix=f"{error.fix}\n       then: {again}" if error.fix else again,
@@ -235,18 +235,18 @@ def add_plans(out: Path, site: Site) -> tuple[Manifest, list[Supplied]]:
     return read_manifest(out), done
 
 
-def show_supplied(done: Sequence[Supplied]) -> None:
+def show_supplied(done: Sequence[EngineResult]) -> None:
     for one in done:
-        how = f"built in {one.plan.build_seconds:.1f} s" if one.fresh else "was there already"
+        how = f"built in {one.record.build_seconds:.1f} s" if one.fresh else "was there already"
         print(f"  {one.graph:13} {one.path}, {one.bytes / 1e6:.1f} MB, {how}")
         for remark in one.remarks:
             print(f"                {remark}")
     if done:
-        plan = done[0].plan
+        plan = done[0].record
         print(f"  TensorRT {plan.tensorrt} on {plan.gpu} ({plan.compute_capability}), driver {plan.driver}")
 
 
-def supplied_rows(done: Sequence[Supplied]) -> list[dict[str, Any]]:
+def supplied_rows(done: Sequence[EngineResult]) -> list[dict[str, Any]]:
     import msgspec
 
     return [
@@ -256,7 +256,7 @@ def supplied_rows(done: Sequence[Supplied]) -> list[dict[str, Any]]:
             "bytes": one.bytes,
             "built_now": one.fresh,
             "remarks": list(one.remarks),
-            **msgspec.to_builtins(one.plan),
+            **msgspec.to_builtins(one.record),
         }
         for one in done
     ]

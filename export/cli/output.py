@@ -90,9 +90,9 @@ def show_manifest(
             f"error {parity.max_rel:.1e}, cosine {parity.min_cosine:.6f} "
             f"({parity.ran_on})"
         )
-        for kind, operators in graph.ledger.items():
+        for kind, operators in graph.dtype_histogram.items():
             say(f"                {kind}: {', '.join(f'{count} {name}' for name, count in operators.items())}")
-        for plan in graph.plans:
+        for plan in graph.engines:
             where = f"TensorRT {plan.tensorrt}, {plan.gpu} ({plan.compute_capability})"
             options = " ".join(plan.options.flags()) or "default options"
             say(f"                plan for {where}, {options}, {manifest.files[plan.file].bytes / 1e6:.1f} MB")
@@ -116,7 +116,7 @@ def _vlm_lines(manifest: Manifest) -> list[str]:
     if isinstance(manifest.vlm, RetrievedCaption):
         how = f"the nearest of {len(manifest.vlm.captions)} captions"
     else:
-        how = manifest.vlm.reading
+        how = manifest.vlm.attention_mode
     frames = manifest.vlm.captioned_frames
     several = f", {frames} keyframes averaged" if frames > 1 else ""
     return [f"  reading       {how}, extraction seed {manifest.extraction_seed}{several}"]

@@ -86,7 +86,7 @@ def write_graph(plan: GraphSpec, folder: Path) -> Graph:
         outputs=plan.outputs,
         axes=dict(plan.axes),
         precision=plan.precision,
-        ledger=read_ledger(path),
+        dtype_histogram=read_ledger(path),
     )
 
 

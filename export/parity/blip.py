@@ -35,9 +35,9 @@ def compare_blip(model: BlipForConditionalGeneration, written: WrittenGraphs, sp
     Raises DataError (``parity_failed``) when a graph is further off than comparison.py allows, or a caption
     differs although all graphs are fp32. Embeddings are compared given PyTorch's caption.
     """
-    names = ("vision", "text", "words") if spec.reading == "text" else ("vision", "text")
+    names = ("vision", "text", "words") if spec.attention_mode == "text" else ("vision", "text")
     vision, text = written.open("vision"), written.open("text")
-    words = written.open("words") if spec.reading == "text" else None
+    words = written.open("words") if spec.attention_mode == "text" else None
     exact = {written.precision(name) for name in names} == {"fp32"}
     deployed = VisionLanguageModel(vision, text, spec, words=words)
     embedding = "text" if words is None else "words"  # the graph that gives it
@@ -95,10 +95,10 @@ def _embedding_of(
             tokens = torch.tensor([[spec.caption.cls_id, *ids, spec.caption.sep_id]])
             hidden = model.text_decoder.bert(
                 tokens,
-                encoder_hidden_states=None if spec.reading == "text" else image[index : index + 1],
-                is_decoder=spec.reading.startswith("causal"),
+                encoder_hidden_states=None if spec.attention_mode == "text" else image[index : index + 1],
+                is_decoder=spec.attention_mode.startswith("causal"),
             ).last_hidden_state
-            rows.append(hidden[0, -1 if spec.reading == "causal-last" else 0].numpy())
+            rows.append(hidden[0, -1 if spec.attention_mode == "causal-last" else 0].numpy())
     return np.stack(rows)
 
 

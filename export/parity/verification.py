@@ -117,7 +117,7 @@ class BundleVerifier:
                 blip = compare_blip(captioner.model, self._written, spec)
                 self.captions += blip.captions
                 self.captions_equal += blip.captions_equal
-                plans = captioner_plans(captioner.model, spec.reading)
+                plans = captioner_plans(captioner.model, spec.attention_mode)
                 if not self._is_fp32(plans):
                     self.chain["vlm"] = compare_captioner(plans, self._written, spec, self._footage)
                 yield from blip.graphs.items()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...base.errors import InvariantError, MissingExtra
-from ...runtime.bundle.records import WITH_INT8_WEIGHTS, Ledger, Precision
+from ...runtime.bundle.records import WITH_INT8_WEIGHTS, DtypeHistogram, Precision
 
 PRODUCTS = ("MatMul", "Gemm", "Conv", "MatMulInteger", "ConvInteger", "com.microsoft.MatMulNBits")
 # What else is worth knowing of: where half precision and int8 lose most.
@@ -24,7 +24,7 @@ _WITHOUT_DATA = {"MatMulInteger": "int8", "ConvInteger": "int8", "com.microsoft.
 PRODUCT_OF: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 
 
-def read_ledger(path: Path) -> Ledger:
+def read_ledger(path: Path) -> DtypeHistogram:
     """The ledger of the ONNX file ``path``: what is computed in -> operator -> nodes."""
     try:
         import onnx
@@ -41,9 +41,9 @@ def read_ledger(path: Path) -> Ledger:
     return {kind: dict(sorted(counts[kind].items())) for kind in sorted(counts)}
 
 
-def product_kinds(ledger: Ledger) -> set[str]:
+def product_kinds(dtype_histogram: DtypeHistogram) -> set[str]:
     """What the products of a graph compute in."""
-    return {kind for kind, operators in ledger.items() if any(operator in PRODUCTS for operator in operators)}
+    return {kind for kind, operators in dtype_histogram.items() if any(operator in PRODUCTS for operator in operators)}
 
 
 def is_precision(kinds: set[str], precision: Precision) -> bool:
@@ -57,9 +57,9 @@ def is_precision(kinds: set[str], precision: Precision) -> bool:
     return kinds == {PRODUCT_OF[precision]}
 
 
-def check_ledger(graph: str, precision: Precision, ledger: Ledger) -> None:
+def check_ledger(graph: str, precision: Precision, dtype_histogram: DtypeHistogram) -> None:
     """Raise InvariantError when a graph that should compute in ``precision`` does not: it must not be lost silently."""
-    kinds = product_kinds(ledger)
+    kinds = product_kinds(dtype_histogram)
     if not is_precision(kinds, precision):
         found = ", ".join(sorted(kinds)) or "nothing"
         raise InvariantError(

@@ -66,7 +66,7 @@ def write_lowered(plan: GraphSpec, folder: Path, lowering: Lowering, frames: Fra
     if precision != "fp32":
         plan = dataclasses.replace(plan, module=half_module(plan.module, precision), precision=precision)
     graph = write_graph(plan, folder)
-    check_ledger(plan.name, precision, graph.ledger)
+    check_ledger(plan.name, precision, graph.dtype_histogram)
     return graph
 
 
@@ -87,8 +87,8 @@ def _write_int8(plan: GraphSpec, folder: Path, lowering: Lowering, frames: Frame
         expected, kind = quantise_static(model, feeds, lowering.form, threads=lowering.threads), "int8"
     path = folder / graph.file
     check_and_save(model, path)
-    ledger = read_ledger(path)
-    found = sum(count for operator, count in ledger.get(kind, {}).items() if operator in PRODUCTS)
+    dtype_histogram = read_ledger(path)
+    found = sum(count for operator, count in dtype_histogram.get(kind, {}).items() if operator in PRODUCTS)
     if found != expected or not found:
         raise InvariantError(f"graph '{plan.name}': {found} of {expected} products are {kind} in its file")
     return Graph(
@@ -98,7 +98,7 @@ def _write_int8(plan: GraphSpec, folder: Path, lowering: Lowering, frames: Frame
         outputs=graph.outputs,
         axes=graph.axes,
         precision="int8",
-        ledger=ledger,
+        dtype_histogram=dtype_histogram,
     )
 
 

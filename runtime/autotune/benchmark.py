@@ -22,7 +22,7 @@ from ..backends.opening import GraphOpener, Opening
 from ..backends.session import Session
 from ..bundle.manifest import Manifest
 from ..bundle.opening import Bundle
-from ..captioner import Described, open_describer
+from ..captioner import FrameEmbedding, open_captioner
 from ..extractor import PipelineOptions
 from ..records import Caption, Clip, graph_of, stages_of, timed
 from ..video.clip_reader import ClipReader, KeyframeFeatures, PreparedClip
@@ -56,8 +56,8 @@ class Networks:
             self._sessions[name] = open_graph(name)
             return self._sessions[name]
 
-        lanes = PipelineOptions(readers=1)  # as an extraction does it
-        self._describer = open_describer(bundle, opened, rows=lanes.captions, batch=lanes.batch)
+        pipeline = PipelineOptions(readers=1)  # as an extraction does it
+        self._describer = open_captioner(bundle, opened, rows=pipeline.captions, batch=pipeline.batch)
         self._cnn = opened("cnn") if bundle.manifest.cnn else None
         bundle.verify_unchanged()  # what has been opened is what was hashed
 
@@ -69,8 +69,8 @@ class Networks:
         described = self._describe(clips)
         return [self._numbers(clip, described[index]) for index, clip in enumerate(clips)]
 
-    def _describe(self, clips: Sequence[PreparedClip]) -> list[list[Described]]:
-        found: list[dict[int, Described]] = [{} for _ in clips]
+    def _describe(self, clips: Sequence[PreparedClip]) -> list[list[FrameEmbedding]]:
+        found: list[dict[int, FrameEmbedding]] = [{} for _ in clips]
         if (describer := self._describer) is not None:
             frames = deque((at, frame) for at, clip in enumerate(clips) for frame in range(clip.frames))
             while frames or describer.busy:
@@ -82,7 +82,7 @@ class Networks:
                     found[at][frame] = each
         return [[of[frame] for frame in sorted(of)] for of in found]
 
-    def _numbers(self, clip: PreparedClip, described: Sequence[Described]) -> Numbers:
+    def _numbers(self, clip: PreparedClip, described: Sequence[FrameEmbedding]) -> Numbers:
         vectors = [each.vector for each in described]
         stages: dict[str, float] = {}
         for each in described:
@@ -101,7 +101,7 @@ def read_clips(
     bundle: Bundle, opening: Opening, clips: Iterable[Clip], limits: DecodeLimits | None
 ) -> list[PreparedClip]:
     """The first ``CLIPS`` that can be read, of at most ``_TRIED``. Raises as ``GraphOpener.open``."""
-    opener = GraphOpener(bundle, replace(opening, wishes=CONFIGURATIONS[REFERENCE]))
+    opener = GraphOpener(bundle, replace(opening, backend_options=CONFIGURATIONS[REFERENCE]))
     features = KeyframeFeatures(opener.open("keyframes")) if "keyframes" in stages_of(bundle.manifest) else None
     bundle.verify_unchanged()
     read: list[PreparedClip] = []
@@ -126,16 +126,16 @@ def benchmark_backends(
     """
     contest = _Contest(clips, stop)
     for name in ways:
-        opener = GraphOpener(bundle, replace(opening, wishes=replace(CONFIGURATIONS[name], require=True)))
+        opener = GraphOpener(bundle, replace(opening, backend_options=replace(CONFIGURATIONS[name], require=True)))
         contest.enter(name, partial(Networks, bundle, opener.open))
     contest.take_turns()
     of = {name: entry.networks for name, entry in contest.entries.items()}
-    by_graph = mixture(bundle.manifest, contest.contenders())
+    by_graph = mixture(bundle.manifest, contest.measurements())
     if by_graph:
         contest.enter(MIXED, partial(Networks, bundle, lambda graph: of[by_graph[graph]].session(graph)))
         if MIXED in contest.entries:
             contest.take_turns()  # all again: what ran at another time is not compared
-    return None if contest.stopped else Measured(contest.contenders(by_graph), contest.refused)
+    return None if contest.stopped else Measured(contest.measurements(by_graph), contest.refused)
 
 
 @dataclass(eq=False)
@@ -150,7 +150,7 @@ class _Entry:
     def spent_ms(self) -> float:
         return len(self.first) * sum(sum(stages.values()) for stages in self.passes)
 
-    def contender(self, name: str, reference: _Entry, mixed: Mapping[str, str] | None = None) -> Measurement:
+    def measurement(self, name: str, reference: _Entry, mixed: Mapping[str, str] | None = None) -> Measurement:
         stages = {stage: median(each[stage] for each in self.passes) for stage in self.passes[0]}
         pairs = list(zip(self.first, reference.first, strict=True))
         vectors = [each for mine, theirs in pairs for each in zip(mine.vectors, theirs.vectors, strict=True)]
@@ -204,27 +204,27 @@ class _Contest:
                 stages = done[0].stages_ms
                 entry.passes.append({stage: fmean(each.stages_ms[stage] for each in done) for stage in stages})
 
-    def contenders(self, mixed: Mapping[str, str] | None = None) -> tuple[Measurement, ...]:
+    def measurements(self, mixed: Mapping[str, str] | None = None) -> tuple[Measurement, ...]:
         """The figures, ONNX Runtime's first; none without it, and none of what was stopped."""
         reference = self.entries.get(REFERENCE)
         if self.stopped or reference is None:
             return ()
-        return tuple(entry.contender(name, reference, mixed) for name, entry in self.entries.items())
+        return tuple(entry.measurement(name, reference, mixed) for name, entry in self.entries.items())
 
     def _goes_on(self) -> bool:
         self.stopped = self.stopped or self._stop()
         return not self.stopped
 
 
-def mixture(manifest: Manifest, contenders: Sequence[Measurement]) -> dict[str, str]:
+def mixture(manifest: Manifest, measurements: Sequence[Measurement]) -> dict[str, str]:
     """Each graph on the faster of the two backends; empty when that promises no gain over the faster one alone."""
-    whole = {each.backend: each for each in contenders if each.fits and each.backend in (REFERENCE, "openvino")}
+    whole = {each.backend: each for each in measurements if each.fits and each.backend in (REFERENCE, "openvino")}
     if len(whole) != 2:
         return {}
-    spent = {name: _by_graph(manifest, contender.stages_ms) for name, contender in whole.items()}
+    spent = {name: _by_graph(manifest, measurement.stages_ms) for name, measurement in whole.items()}
     faster = {graph: min(whole, key=lambda name: spent[name][graph]) for graph in spent[REFERENCE]}
     promised = sum(spent[name][graph] for graph, name in faster.items())
-    alone = min(contender.ms_per_clip for contender in whole.values())
+    alone = min(measurement.ms_per_clip for measurement in whole.values())
     return faster if promised <= GAIN * alone else {}
 
 

@@ -40,7 +40,7 @@ class Measurement(msgspec.Struct, frozen=True):
         return self.captions_equal == self.clips and self.smallest_cosine >= COSINE
 
     @property
-    def wishes(self) -> BackendOptions:
+    def backend_options(self) -> BackendOptions:
         return (
             BackendOptions(by_graph={**self.by_graph, **_KEYFRAMES}) if self.by_graph else CONFIGURATIONS[self.backend]
         )
@@ -49,7 +49,7 @@ class Measurement(msgspec.Struct, frozen=True):
 class Measured(msgspec.Struct, frozen=True):
     """The figures of all ways to compute a bundle on a machine; what may be chosen of them is asked afterwards."""
 
-    contenders: tuple[Measurement, ...]  # ONNX Runtime first
+    measurements: tuple[Measurement, ...] = msgspec.field(name="contenders")  # ONNX Runtime first
     refused: dict[str, str] = {}  # by way, why there are no figures of it
 
 
@@ -58,13 +58,13 @@ class Choice(msgspec.Struct, frozen=True):
 
     chosen: str  # of WAYS, MIXED, or "auto": the ladder decides
     why: str
-    contenders: tuple[Measurement, ...] = ()
+    measurements: tuple[Measurement, ...] = msgspec.field(name="contenders", default=())
     refused: dict[str, str] = {}  # by way, why it was not measured
     kept: bool = False  # measured by an earlier run
 
     @property
-    def wishes(self) -> BackendOptions:
-        measured = (each.wishes for each in self.contenders if each.backend == self.chosen)
+    def backend_options(self) -> BackendOptions:
+        measured = (each.backend_options for each in self.measurements if each.backend == self.chosen)
         return next(measured, CONFIGURATIONS.get(self.chosen, DEFAULT_OPTIONS))
 
     @property

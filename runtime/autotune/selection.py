@@ -50,21 +50,23 @@ class AutotuneRequest:
     """For which bundle a way is looked for, and what binds it."""
 
     bundle: Path
-    held: str | None = None  # the precision of the features that there are of this bundle: no other is chosen
+    stored_precision: str | None = (
+        None  # the precision of the features that there are of this bundle: no other is chosen
+    )
     threads: int | None = None
     limits: DecodeLimits | None = None
     trusted: TrustedKeys = ()
-    beside: Path | None = None  # a folder for the figures, where the machine's cache cannot be written
+    fallback_folder: Path | None = None  # a folder for the figures, where the machine's cache cannot be written
     folder: Path | None = None  # in place of the machine's cache
 
     @property
     def folders(self) -> list[Path]:
         """Where the figures may be kept, the best place first."""
-        return [folder for folder in (self.folder or default_folder(), self.beside) if folder is not None]
+        return [folder for folder in (self.folder or default_folder(), self.fallback_folder) if folder is not None]
 
 
 def autotune_backends(
-    question: AutotuneRequest,
+    request: AutotuneRequest,
     clips: Iterable[Clip],
     *,
     notice: Callable[[str], None] = lambda _: None,
@@ -74,38 +76,38 @@ def autotune_backends(
 
     Only as many of ``clips`` are asked for as are needed: none when nothing is measured. ``notice`` is told before a
     measurement, which takes up to a minute or two, and where its figures could not be kept; ``stop`` is asked between
-    its parts. Raises SettingsError ``held_precision`` when nothing here computes ``question.held`` of the bundle,
-    DataError as ``open_bundle``.
+    its parts. Raises SettingsError ``held_precision`` when nothing here computes the bundle in
+    ``request.stored_precision``, DataError as ``open_bundle``.
     """
-    manifest, _ = open_manifest(question.bundle, question.trusted)
-    facts, held = machine_facts(), question.held
+    manifest, _ = open_manifest(request.bundle, request.trusted)
+    facts, stored = machine_facts(), request.stored_precision
     plain = effective_precision(manifest, DEFAULT_OPTIONS)
-    if held in (None, plain) and _on_gpu(manifest, facts):
+    if stored in (None, plain) and _on_gpu(manifest, facts):
         return Choice("auto", "a GPU runs the networks, nothing was measured")
     possible = [name for name, refusals in _refusals(manifest, facts).items() if not refusals]
-    allowed = [name for name in possible if held in (None, effective_precision(manifest, CONFIGURATIONS[name]))]
-    if held is not None and not allowed:
-        raise held_precision(manifest, held)
+    allowed = [name for name in possible if stored in (None, effective_precision(manifest, CONFIGURATIONS[name]))]
+    if stored is not None and not allowed:
+        raise precision_unavailable(manifest, stored)
     if len(allowed) < 2 or REFERENCE not in possible:
-        return _only(allowed, held)
-    key = _key(manifest, question.threads)
-    measured = read_measured(question.folders, key)
+        return _only(allowed, stored)
+    key = _key(manifest, request.threads)
+    measured = read_measured(request.folders, key)
     if measured is not None:
-        return msgspec.structs.replace(_best(manifest, measured, held), kept=True)
+        return msgspec.structs.replace(_best(manifest, measured, stored), kept=True)
     if (free := _free_bytes()) is not None and (needed := _needed_bytes(manifest, possible)) > free:
         why = f"nothing was measured: that takes {needed / 1e6:.0f} MB of memory, {free / 1e6:.0f} MB are free"
         return Choice(REFERENCE, why)
-    return _measure(question, key, possible, clips, notice, stop)
+    return _measure(request, key, possible, clips, notice, stop)
 
 
-def held_precision(manifest: Manifest, held: str) -> SettingsError:
+def precision_unavailable(manifest: Manifest, stored: str) -> SettingsError:
     """That nothing on this machine computes the bundle in the precision of the features that there are, and why."""
     plain = effective_precision(manifest, DEFAULT_OPTIONS)
     refusals = _refusals(manifest, machine_facts())
     of = [
         each
         for name in refusals
-        if effective_precision(manifest, CONFIGURATIONS[name]) == held
+        if effective_precision(manifest, CONFIGURATIONS[name]) == stored
         for each in refusals[name]
     ]
     why = "; ".join(dict.fromkeys(map(str, of))) or f"it computes in {plain}"
@@ -113,35 +115,38 @@ def held_precision(manifest: Manifest, held: str) -> SettingsError:
     if any(each.code.value == "OPENVINO_MISSING" for each in of):
         fixes = ["pip install 'flamest[openvino]'"]
     elif not of:
-        fixes = [f"use the bundle that was exported in {held}"]
+        fixes = [f"use the bundle that was exported in {stored}"]
     other = f"give another store, for features in {plain}"
     return SettingsError(
-        f"the store's features of this bundle are {held}, and nothing on this machine computes it in {held}: {why}",
+        f"the store's features of this bundle are {stored}, and nothing on this machine computes it in {stored}: {why}",
         fix="; or ".join((*dict.fromkeys(fixes), other)),
         code="held_precision",
     )
 
 
-def must_compute(manifest: Manifest, held: str, wishes: BackendOptions) -> None:
-    """Raise ``held_precision`` when a graph cannot run in the precision ``held`` that the ``wishes`` ask for."""
+def require_precision(manifest: Manifest, stored: str, backend_options: BackendOptions) -> None:
+    """Raise ``precision_unavailable`` when a graph cannot run in the precision ``stored`` with ``backend_options``."""
     facts = machine_facts()
     for name in manifest.needed_graphs:
-        if all(rung.refusal is not None for rung in rank_backends(name, manifest.graphs[name], facts, wishes)):
-            raise held_precision(manifest, held)
+        if all(
+            candidate.unavailable is not None
+            for candidate in rank_backends(name, manifest.graphs[name], facts, backend_options)
+        ):
+            raise precision_unavailable(manifest, stored)
 
 
 def _measure(
-    question: AutotuneRequest,
+    request: AutotuneRequest,
     key: str,
     ways: Sequence[str],
     clips: Iterable[Clip],
     notice: Callable[[str], None],
     stop: Callable[[], bool],
 ) -> Choice:
-    bundle = open_bundle(question.bundle, question.trusted)
-    opening = Opening(threads=question.threads, facts=machine_facts())
+    bundle = open_bundle(request.bundle, request.trusted)
+    opening = Opening(threads=request.threads, facts=machine_facts())
     try:
-        read = read_clips(bundle, opening, clips, question.limits)
+        read = read_clips(bundle, opening, clips, request.limits)
     except FlamestError as error:  # ONNX Runtime's own
         return Choice("auto", f"nothing was measured: {error.message}", refused={REFERENCE: error.message})
     if not read:
@@ -155,38 +160,40 @@ def _measure(
     measured = benchmark_backends(bundle, opening, ways, read, stop)
     if measured is None:
         return Choice("auto", "stopped before all was measured")
-    kept_in = keep_measured(question.folders, key, measured)
-    if kept_in is None or kept_in != question.folders[0]:
+    kept_in = keep_measured(request.folders, key, measured)
+    if kept_in is None or kept_in != request.folders[0]:
         where = "for this process alone" if kept_in is None else f"in {kept_in}"
-        cache = question.folder or default_folder() or "~/.cache"
+        cache = request.folder or default_folder() or "~/.cache"
         notice(f"precision auto: the figures are kept {where}: the cache folder {cache} cannot be written")
-    return _best(bundle.manifest, measured, question.held)
+    return _best(bundle.manifest, measured, request.stored_precision)
 
 
-def _only(allowed: Sequence[str], held: str | None) -> Choice:
+def _only(allowed: Sequence[str], stored: str | None) -> Choice:
     """What follows where nothing is left to choose among."""
-    if held is None and list(allowed) == [REFERENCE]:
+    if stored is None and list(allowed) == [REFERENCE]:
         return Choice("auto", "ONNX Runtime is the only backend that computes this bundle here, nothing was measured")
     if not allowed:  # opening the graphs tells every reason
         return Choice("auto", "no CPU backend computes this bundle here, nothing was measured")
-    kind = f"the store holds features in {held}; " if held else ""
+    kind = f"the store holds features in {stored}; " if stored else ""
     return Choice(allowed[0], f"{kind}{allowed[0]} alone computes this bundle so here, nothing was measured")
 
 
-def _best(manifest: Manifest, measured: Measured, held: str | None) -> Choice:
+def _best(manifest: Manifest, measured: Measured, stored: str | None) -> Choice:
     """Each later way, less simple than those before it, must be clearly quicker than the one taken so far."""
-    if not measured.contenders:
+    if not measured.measurements:
         why = measured.refused.get(REFERENCE, "ONNX Runtime gave nothing to compare with")
         return Choice("auto", f"nothing was measured: {why}", refused=measured.refused)
-    reference = measured.contenders[0]
+    reference = measured.measurements[0]
     best = reference
     eligible = [
-        each for each in measured.contenders if each.fits and held in (None, effective_precision(manifest, each.wishes))
+        each
+        for each in measured.measurements
+        if each.fits and stored in (None, effective_precision(manifest, each.backend_options))
     ]
     for each in eligible:
         if each.ms_per_clip <= GAIN * best.ms_per_clip:
             best = each
-    return Choice(best.backend, _reason(reference, best, eligible), measured.contenders, measured.refused)
+    return Choice(best.backend, _reason(reference, best, eligible), measured.measurements, measured.refused)
 
 
 def _reason(reference: Measurement, best: Measurement, eligible: Sequence[Measurement]) -> str:
@@ -214,18 +221,18 @@ def _refusals(manifest: Manifest, facts: MachineFacts) -> dict[str, list[Backend
     """By way, why graphs cannot run so here. A way in bf16 is none where the bundle's own precision is no other."""
     plain = effective_precision(manifest, DEFAULT_OPTIONS)
     ways = {
-        name: wishes
-        for name, wishes in CONFIGURATIONS.items()
-        if not (wishes.bf16 and effective_precision(manifest, wishes) == plain)
+        name: backend_options
+        for name, backend_options in CONFIGURATIONS.items()
+        if not (backend_options.bf16 and effective_precision(manifest, backend_options) == plain)
     }
     refusals: dict[str, list[BackendUnavailable]] = {name: [] for name in ways}
-    for name, wishes in ways.items():
+    for name, backend_options in ways.items():
         for graph in manifest.needed_graphs:
-            backend = wishes.backend_of(graph)
+            backend = backend_options.backend_of(graph)
             refusals[name] += [
-                rung.refusal
-                for rung in rank_backends(graph, manifest.graphs[graph], facts, wishes)
-                if rung.backend == backend and rung.refusal is not None
+                candidate.unavailable
+                for candidate in rank_backends(graph, manifest.graphs[graph], facts, backend_options)
+                if candidate.backend == backend and candidate.unavailable is not None
             ]
     return refusals
 
@@ -233,9 +240,9 @@ def _refusals(manifest: Manifest, facts: MachineFacts) -> dict[str, list[Backend
 def _on_gpu(manifest: Manifest, facts: MachineFacts) -> bool:
     """Whether the ladder would put a graph on a GPU."""
     return any(
-        rung.refusal is None and rung.backend in ("tensorrt", "onnxruntime-cuda")
+        candidate.unavailable is None and candidate.backend in ("tensorrt", "onnxruntime-cuda")
         for name in manifest.needed_graphs
-        for rung in rank_backends(name, manifest.graphs[name], facts, DEFAULT_OPTIONS)
+        for candidate in rank_backends(name, manifest.graphs[name], facts, DEFAULT_OPTIONS)
     )
 
 

@@ -37,7 +37,7 @@ class Place:
             "backend": self.backend,
             "where": self.where,
             "precision": self.precision,
-            "refused": [refusal_row(kind, refusal) for kind, refusal in self.refused],
+            "refused": [refusal_row(kind, reason) for kind, reason in self.refused],
         }
 
 
@@ -45,7 +45,7 @@ class Place:
 class Opening:
     """How graphs are opened. ``facts``: None asks this machine."""
 
-    wishes: BackendOptions = DEFAULT_OPTIONS
+    backend_options: BackendOptions = DEFAULT_OPTIONS
     threads: int | None = None  # cores for one run of a graph on the CPU; None: all that this process may use
     facts: MachineFacts | None = None
     notice: Callable[[str], None] = lambda _: None  # told what takes minutes, before it begins
@@ -64,50 +64,50 @@ class GraphOpener:
     def open(self, name: str) -> Session:
         """The graph on the first rung that takes it.
 
-        Raises SettingsError ``no_backend`` with every refusal when none does, DataError ``bad_graph`` for a
+        Raises SettingsError ``no_backend`` with every reason when none does, DataError ``bad_graph`` for a
         graph that ONNX Runtime itself, the last rung, cannot open.
         """
         graph = self._bundle.manifest.graphs[name]
         refused: list[tuple[Kind, BackendUnavailable]] = []
-        for rung in rank_backends(name, graph, self._facts, self._opening.wishes):
-            if rung.refusal is not None:
-                refused.append((rung.kind, rung.refusal))
+        for candidate in rank_backends(name, graph, self._facts, self._opening.backend_options):
+            if candidate.unavailable is not None:
+                refused.append((candidate.kind, candidate.unavailable))
                 continue
             try:
-                session = self._open_on(rung, name)
+                session = self._open_on(candidate, name)
             except FlamestError as error:
                 if error.code not in Code.__members__:
                     raise
-                refused.append((rung.kind, BackendUnavailable.of(error)))
+                refused.append((candidate.kind, BackendUnavailable.of(error)))
                 continue
-            precision = precision_of(self._bundle.manifest, name, self._opening.wishes)
-            self.places[name] = Place(name, rung.backend, session.where, precision, tuple(refused))
+            precision = precision_of(self._bundle.manifest, name, self._opening.backend_options)
+            self.places[name] = Place(name, candidate.backend, session.where, precision, tuple(refused))
             return session
-        raise no_backend(name, self._opening.wishes, refused)
+        raise no_backend(name, self._opening.backend_options, refused)
 
-    def _open_on(self, rung: Candidate, name: str) -> Session:
+    def _open_on(self, candidate: Candidate, name: str) -> Session:
         onnx, threads = self._bundle.graph(name), self._opening.threads
-        if rung.kind == "onnxruntime":
+        if candidate.kind == "onnxruntime":
             return open_session(onnx, threads=threads)
-        if rung.kind == "openvino":
+        if candidate.kind == "openvino":
             from .openvino import OpenVinoSession
 
-            bf16 = precision_of(self._bundle.manifest, name, self._opening.wishes) == "bf16"
+            bf16 = precision_of(self._bundle.manifest, name, self._opening.backend_options) == "bf16"
             return OpenVinoSession.open(onnx, computed="bf16" if bf16 else "f32", threads=threads)
-        if rung.kind == "onnxruntime-cuda":
+        if candidate.kind == "onnxruntime-cuda":
             from .onnxruntime_cuda import OrtCudaSession
 
             return OrtCudaSession.open(onnx, gpu=self._facts.gpu.name if self._facts.gpu else "GPU")
-        return self._open_tensorrt(rung, name)
+        return self._open_tensorrt(candidate, name)
 
-    def _open_tensorrt(self, rung: Candidate, name: str) -> Session:
+    def _open_tensorrt(self, candidate: Candidate, name: str) -> Session:
         from .tensorrt.loader import TensorRtOpener
 
         if self._tensorrt is None:
             self._tensorrt = TensorRtOpener(self._bundle, self._facts, self._opening.notice)
-        if rung.plan is not None:
-            return self._tensorrt.open_plan(name, rung.plan)
-        return self._tensorrt.open_rebuilt(name)
+        if candidate.engine is not None:
+            return self._tensorrt.open_bundled(name, candidate.engine)
+        return self._tensorrt.open_built(name)
 
 
 @functools.cache
@@ -116,28 +116,32 @@ def machine_facts() -> MachineFacts:
     return gather_facts()
 
 
-def precision_of(manifest: Manifest, name: str, wishes: BackendOptions) -> str:
+def precision_of(manifest: Manifest, name: str, backend_options: BackendOptions) -> str:
     """What the graph's products are computed in when the wishes are met."""
     precision = manifest.graphs[name].precision
-    return "bf16" if precision == "fp32" and wishes.bf16_of(name) else precision
+    return "bf16" if precision == "fp32" and backend_options.bf16_of(name) else precision
 
 
-def effective_precision(manifest: Manifest, wishes: BackendOptions) -> str:
+def effective_precision(manifest: Manifest, backend_options: BackendOptions) -> str:
     """The label under which features are stored: the manifest's, unless precision is lowered when compiling."""
-    of = {name: precision_of(manifest, name, wishes) for name in manifest.needed_graphs if name != "keyframes"}
+    of = {name: precision_of(manifest, name, backend_options) for name in manifest.needed_graphs if name != "keyframes"}
     return precision_label(of)
 
 
-def no_backend(name: str, wishes: BackendOptions, refused: list[tuple[Kind, BackendUnavailable]]) -> SettingsError:
+def no_backend(
+    name: str, backend_options: BackendOptions, refused: list[tuple[Kind, BackendUnavailable]]
+) -> SettingsError:
     """All that was tried and why it was refused, as one error."""
-    lines = [f"  {TITLES[kind]}: {refusal}" for kind, refusal in refused]
-    asked = wishes.backend_of(name)
-    what = f"graph '{name}' does not run on {asked}, which is required" if wishes.require else f"graph '{name}'"
-    head = what if wishes.require else f"{what} runs on no backend of this machine (--backend {asked})"
-    fixes = dict.fromkeys(refusal.fix for _, refusal in refused)
+    lines = [f"  {TITLES[kind]}: {reason}" for kind, reason in refused]
+    asked = backend_options.backend_of(name)
+    what = (
+        f"graph '{name}' does not run on {asked}, which is required" if backend_options.require else f"graph '{name}'"
+    )
+    head = what if backend_options.require else f"{what} runs on no backend of this machine (--backend {asked})"
+    fixes = dict.fromkeys(reason.fix for _, reason in refused)
     return SettingsError("\n".join((f"{head}:", *lines)), fix="; or: ".join(fixes), code="no_backend")
 
 
-def refusal_row(kind: Kind, refusal: BackendUnavailable) -> dict[str, str]:
+def refusal_row(kind: Kind, reason: BackendUnavailable) -> dict[str, str]:
     """One refusal for ``--json``."""
-    return {"rung": kind, "code": refusal.code.value, "evidence": refusal.evidence, "fix": refusal.fix}
+    return {"rung": kind, "code": reason.code.value, "evidence": reason.evidence, "fix": reason.fix}

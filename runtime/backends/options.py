@@ -23,7 +23,7 @@ class BackendOptions:
     by_graph: Mapping[str, str] = field(default_factory=dict)
     require: bool = False  # another backend than the one asked for is an error
     bf16: bool = False  # compute float32 graphs in bf16; all but keyframes, which decides what is seen
-    quickest: bool = (
+    autotune: bool = (
         False  # what runs where is found out by a measurement (runtime/autotune/selection.py); nothing else is asked
     )
 
@@ -68,10 +68,10 @@ def parse_backend_options(
             "--precision auto finds the backend too: expected no --backend beside it",
             fix="leave out either of the two",
         )
-    wishes = BackendOptions(everywhere, by_graph, require, precision == "bf16", precision == "auto")
+    backend_options = BackendOptions(everywhere, by_graph, require, precision == "bf16", precision == "auto")
     if require and AUTO in (everywhere, *by_graph.values()):
         raise UsageError(
             "--require-backend: no backend is named that could be required",
             fix=f"add one of {', '.join(f'--backend {name}' for name in BACKENDS)}",
         )
-    return wishes
+    return backend_options

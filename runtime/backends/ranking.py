@@ -1,6 +1,6 @@
 """Where a graph can run on a machine: the rungs from the best to the one that is always there.
 
-    a matching TensorRT plan > a plan built on this machine > ONNX Runtime CUDA > OpenVINO > ONNX Runtime CPU
+    a matching TensorRT engine > a plan built on this machine > ONNX Runtime CUDA > OpenVINO > ONNX Runtime CPU
 
 Pure: from the manifest's graph, the machine's facts and the person's wishes to rungs, each chosen or
 refused with a reason. That a rung is not refused here means that it may be tried; opening.py tries.
@@ -44,49 +44,51 @@ class Candidate:
 
     kind: Kind
     backend: Backend
-    refusal: BackendUnavailable | None = None
-    plan: EngineRecord | None = None  # the one that matches this machine, of the rung ``plan``
+    unavailable: BackendUnavailable | None = None
+    engine: EngineRecord | None = None  # the one that matches this machine, of the rung ``plan``
 
 
-def rank_backends(name: str, graph: Graph, facts: MachineFacts, wishes: BackendOptions) -> tuple[Candidate, ...]:
+def rank_backends(
+    name: str, graph: Graph, facts: MachineFacts, backend_options: BackendOptions
+) -> tuple[Candidate, ...]:
     """The rungs of graph ``name``, best first: those from the backend that is asked for on down.
 
     With ``wishes.require`` those of that backend alone.
     """
-    asked = wishes.backend_of(name)
-    rungs = []
+    asked = backend_options.backend_of(name)
+    candidates = []
     for kind, backend in BACKEND_KINDS:
         if asked != AUTO and BACKENDS.index(backend) < BACKENDS.index(_backend(asked)):
             continue
-        if wishes.require and backend != asked:
+        if backend_options.require and backend != asked:
             continue
-        plan, problem = _try_rung(kind, name, graph, facts, wishes)
-        rungs.append(Candidate(kind, backend, problem, plan))
-    return tuple(rungs)
+        engine, problem = _availability(kind, name, graph, facts, backend_options)
+        candidates.append(Candidate(kind, backend, problem, engine))
+    return tuple(candidates)
 
 
 def _backend(word: str) -> Backend:
     return next(backend for backend in BACKENDS if backend == word)
 
 
-def _try_rung(
-    kind: Kind, name: str, graph: Graph, facts: MachineFacts, wishes: BackendOptions
+def _availability(
+    kind: Kind, name: str, graph: Graph, facts: MachineFacts, backend_options: BackendOptions
 ) -> tuple[EngineRecord | None, BackendUnavailable | None]:
     if kind == "plan":
-        if problem := _tensorrt_problem(name, graph, facts, wishes):
+        if problem := _tensorrt_problem(name, graph, facts, backend_options):
             return None, problem
-        return _matching_plan(graph, facts)
+        return _matching_engine(graph, facts)
     if kind == "rebuild":
-        return None, _tensorrt_problem(name, graph, facts, wishes) or _builder_problem(facts)
+        return None, _tensorrt_problem(name, graph, facts, backend_options) or _builder_problem(facts)
     if kind == "onnxruntime-cuda":
-        return None, _ort_cuda_problem(name, graph, facts, wishes)
+        return None, _ort_cuda_problem(name, graph, facts, backend_options)
     if kind == "openvino":
-        return None, _openvino_problem(name, graph, facts, wishes)
-    return None, _ort_problem(name, graph, facts, wishes)
+        return None, _openvino_problem(name, graph, facts, backend_options)
+    return None, _ort_problem(name, graph, facts, backend_options)
 
 
 def _tensorrt_problem(
-    name: str, graph: Graph, facts: MachineFacts, wishes: BackendOptions
+    name: str, graph: Graph, facts: MachineFacts, backend_options: BackendOptions
 ) -> BackendUnavailable | None:
     """The driver first: without one TensorRT is of no use, and may crash when it is used."""
     missing = _missing_for_tensorrt(facts)
@@ -94,7 +96,7 @@ def _tensorrt_problem(
         return _without_gpu(facts, missing)
     if missing:
         return missing[0]
-    if wishes.bf16_of(name):
+    if backend_options.bf16_of(name):
         return unavailable(
             Code.PRECISION,
             "TensorRT takes precision from the graph, and cannot be asked for bf16 afterwards",
@@ -129,42 +131,42 @@ def _without_gpu(facts: MachineFacts, missing: Sequence[BackendUnavailable] = ()
     return unavailable(first.code, evidence, fix=f"{fix}; without a GPU: leave --backend out")
 
 
-def _matching_plan(graph: Graph, facts: MachineFacts) -> tuple[EngineRecord | None, BackendUnavailable | None]:
+def _matching_engine(graph: Graph, facts: MachineFacts) -> tuple[EngineRecord | None, BackendUnavailable | None]:
     """The first plan for this TensorRT and this GPU; else why each of the bundle's is not."""
-    if not graph.plans:
+    if not graph.engines:
         return None, unavailable(Code.PLAN_MISSING, "the bundle holds no plan of this graph")
     versions, gpus = [], []
-    for plan in graph.plans:
-        if problem := _version_problem(plan, facts):
-            versions.append(f"{plan.file}: {problem}")
-        elif problem := _gpu_problem(plan, facts):
-            gpus.append(f"{plan.file}: {problem}")
+    for engine in graph.engines:
+        if problem := _version_problem(engine, facts):
+            versions.append(f"{engine.file}: {problem}")
+        elif problem := _gpu_problem(engine, facts):
+            gpus.append(f"{engine.file}: {problem}")
         else:
-            return plan, None
+            return engine, None
     code = Code.PLAN_GPU if gpus else Code.PLAN_VERSION
     return None, unavailable(code, "; ".join((*gpus, *versions)))
 
 
-def _version_problem(plan: EngineRecord, facts: MachineFacts) -> str:
+def _version_problem(engine: EngineRecord, facts: MachineFacts) -> str:
     try:
-        built, here = Version.parse(plan.tensorrt), Version.parse(facts.versions["tensorrt"])
+        built, here = Version.parse(engine.tensorrt), Version.parse(facts.versions["tensorrt"])
     except ValueError as error:
         return str(error)
-    return version_problem(built, here, version_compatible=plan.options.version_compatible)
+    return version_problem(built, here, version_compatible=engine.options.version_compatible)
 
 
-def _gpu_problem(plan: EngineRecord, facts: MachineFacts) -> str:
+def _gpu_problem(engine: EngineRecord, facts: MachineFacts) -> str:
     """Why the plan's kernels do not fit this GPU; empty when they do (--hardware-compat)."""
     if facts.gpu is None:
         return "no GPU"
-    here, reach = facts.gpu, plan.options.hardware_compat
-    built_for = f"built for {plan.gpu} (compute capability {plan.compute_capability}, --hardware-compat {reach})"
+    here, reach = facts.gpu, engine.options.hardware_compat
+    built_for = f"built for {engine.gpu} (compute capability {engine.compute_capability}, --hardware-compat {reach})"
     if reach == "ampere+":
         fits = _capability(here.compute_capability) >= (8, 0)
     elif reach == "same-cc":
-        fits = here.compute_capability == plan.compute_capability
+        fits = here.compute_capability == engine.compute_capability
     else:
-        fits = (here.name, here.compute_capability) == (plan.gpu, plan.compute_capability)
+        fits = (here.name, here.compute_capability) == (engine.gpu, engine.compute_capability)
     return "" if fits else f"{built_for}, here is {here.name} ({here.compute_capability})"
 
 
@@ -175,7 +177,7 @@ def _builder_problem(facts: MachineFacts) -> BackendUnavailable | None:
 
 
 def _ort_cuda_problem(
-    name: str, graph: Graph, facts: MachineFacts, wishes: BackendOptions
+    name: str, graph: Graph, facts: MachineFacts, backend_options: BackendOptions
 ) -> BackendUnavailable | None:
     if facts.gpu is None:
         return _without_gpu(facts)
@@ -183,7 +185,7 @@ def _ort_cuda_problem(
         return problem
     if not facts.ort_has_cuda:
         return unavailable(Code.ORT_NO_CUDA, f"onnxruntime {_onnxruntime(facts)} came without a CUDA provider")
-    if wishes.bf16_of(name):
+    if backend_options.bf16_of(name):
         return unavailable(
             Code.PRECISION,
             "ONNX Runtime takes precision from the graph, and cannot be asked for bf16 afterwards",
@@ -199,9 +201,9 @@ def _ort_cuda_problem(
 
 
 def _openvino_problem(
-    name: str, graph: Graph, facts: MachineFacts, wishes: BackendOptions
+    name: str, graph: Graph, facts: MachineFacts, backend_options: BackendOptions
 ) -> BackendUnavailable | None:
-    asked = wishes.backend_of(name) == "openvino" or wishes.bf16
+    asked = backend_options.backend_of(name) == "openvino" or backend_options.bf16
     if "openvino" not in facts.versions:
         fix = "" if asked else f"pip install 'flamest[openvino]', and {_SAME_EVERYWHERE}"
         return unavailable(Code.OPENVINO_MISSING, "no package openvino is installed", fix=fix)
@@ -215,19 +217,21 @@ def _openvino_problem(
         return unavailable(Code.PRECISION, "OpenVINO's CPU device would compute the fp16 graph in float32")
     if foreign := _foreign_operators(graph):
         return unavailable(Code.PRECISION, f"the {graph.precision} graph has {foreign}, which are ONNX Runtime's own")
-    if wishes.bf16_of(name) and graph.precision not in ("fp32", "bf16"):
+    if backend_options.bf16_of(name) and graph.precision not in ("fp32", "bf16"):
         return unavailable(Code.PRECISION, f"bf16 is asked for, the graph is {graph.precision} already")
-    if (wishes.bf16_of(name) or graph.precision == "bf16") and not facts.bf16:
+    if (backend_options.bf16_of(name) or graph.precision == "bf16") and not facts.bf16:
         return unavailable(Code.PRECISION, "this processor does not compute bf16", fix="leave --precision bf16 out")
     return None
 
 
-def _ort_problem(name: str, graph: Graph, facts: MachineFacts, wishes: BackendOptions) -> BackendUnavailable | None:
+def _ort_problem(
+    name: str, graph: Graph, facts: MachineFacts, backend_options: BackendOptions
+) -> BackendUnavailable | None:
     if problem := _onnxruntime_missing(facts, "pip install 'flamest[agent]'"):
         return problem
     if graph.precision == "bf16":
         return unavailable(Code.PRECISION, "ONNX Runtime's CPU provider cannot load bf16 graphs")
-    if wishes.bf16_of(name):
+    if backend_options.bf16_of(name):
         return unavailable(
             Code.PRECISION,
             "ONNX Runtime's CPU provider does not compute in bf16",
@@ -249,7 +253,7 @@ def _bf16_gpu_problem(graph: Graph, capability: str, gpu: str) -> BackendUnavail
 
 def _foreign_operators(graph: Graph) -> str:
     """Operators outside of standard ONNX that the graph computes with, for a message."""
-    found = {word for operators in graph.ledger.values() for word in operators if "." in word}
+    found = {word for operators in graph.dtype_histogram.values() for word in operators if "." in word}
     return ", ".join(sorted(found))
 
 

@@ -22,22 +22,28 @@ def machine_row(facts: MachineFacts) -> dict[str, Any]:
     return asdict(facts)
 
 
-def ladders(facts: MachineFacts, manifest: Manifest | None, wishes: BackendOptions) -> dict[str, tuple[Candidate, ...]]:
+def rank_graphs(
+    facts: MachineFacts, manifest: Manifest | None, backend_options: BackendOptions
+) -> dict[str, tuple[Candidate, ...]]:
     """By graph its rungs; without a bundle those of ANY_GRAPH."""
     if manifest is None:
-        return {ANY_GRAPH: rank_backends("cnn", _PLAIN, facts, wishes)}
-    return {name: rank_backends(name, manifest.graphs[name], facts, wishes) for name in manifest.needed_graphs}
+        return {ANY_GRAPH: rank_backends("cnn", _PLAIN, facts, backend_options)}
+    return {name: rank_backends(name, manifest.graphs[name], facts, backend_options) for name in manifest.needed_graphs}
 
 
-def ladder_rows(rungs: Mapping[str, tuple[Candidate, ...]]) -> dict[str, list[dict[str, Any]]]:
+def candidate_rows(candidates: Mapping[str, tuple[Candidate, ...]]) -> dict[str, list[dict[str, Any]]]:
     """The same for ``--json``: {graph: [{rung, backend, ok, code, evidence, fix}]}; first where ok it is opened."""
-    return {name: [_row(rung) for rung in of] for name, of in rungs.items()}
+    return {name: [_row(candidate) for candidate in of] for name, of in candidates.items()}
 
 
-def _row(rung: Candidate) -> dict[str, Any]:
-    row: dict[str, Any] = {"rung": rung.kind, "backend": rung.backend, "ok": rung.refusal is None}
-    if rung.refusal is not None:
-        row |= {"code": rung.refusal.code.value, "evidence": rung.refusal.evidence, "fix": rung.refusal.fix}
+def _row(candidate: Candidate) -> dict[str, Any]:
+    row: dict[str, Any] = {"rung": candidate.kind, "backend": candidate.backend, "ok": candidate.unavailable is None}
+    if candidate.unavailable is not None:
+        row |= {
+            "code": candidate.unavailable.code.value,
+            "evidence": candidate.unavailable.evidence,
+            "fix": candidate.unavailable.fix,
+        }
     return row
 
 
@@ -56,32 +62,32 @@ def machine_lines(facts: MachineFacts) -> list[str]:
     ]
 
 
-def ladder_lines(rungs: Mapping[str, tuple[Candidate, ...]]) -> list[str]:
+def candidate_lines(candidates: Mapping[str, tuple[Candidate, ...]]) -> list[str]:
     """Graphs with the same rungs stand together."""
     together: dict[tuple[str, ...], list[str]] = {}
-    for name, of in rungs.items():
+    for name, of in candidates.items():
         together.setdefault(tuple(_rung_lines(of)), []).append(name)
     return [line for lines, names in together.items() for line in (f"{', '.join(names)}:", *lines)]
 
 
-def _rung_lines(rungs: tuple[Candidate, ...]) -> Iterator[str]:
+def _rung_lines(candidates: tuple[Candidate, ...]) -> Iterator[str]:
     """Neighbours with one reason share it. What would only run it on a better rung is optional."""
-    label = "optional" if any(rung.refusal is None for rung in rungs) else "fix"
-    for refusal, same in groupby(rungs, key=lambda rung: rung.refusal):
-        kinds = [TITLES[rung.kind] for rung in same]
-        if refusal is None:
+    label = "optional" if any(candidate.unavailable is None for candidate in candidates) else "fix"
+    for reason, same in groupby(candidates, key=lambda candidate: candidate.unavailable):
+        kinds = [TITLES[candidate.kind] for candidate in same]
+        if reason is None:
             yield from (f"  ok  {title}" for title in kinds)
         else:
             yield from (f"  no  {title}" for title in kinds)
-            yield f"        {refusal}"
-            yield f"        {label}: {refusal.fix}"
+            yield f"        {reason}"
+            yield f"        {label}: {reason.fix}"
 
 
-def first_lines(rungs: Mapping[str, tuple[Candidate, ...]], wishes: BackendOptions) -> list[str]:
+def placement_lines(candidates: Mapping[str, tuple[Candidate, ...]], backend_options: BackendOptions) -> list[str]:
     """Where each graph would be opened first."""
-    asked = "" if wishes.backend == AUTO else f" (--backend {wishes.backend})"
+    asked = "" if backend_options.backend == AUTO else f" (--backend {backend_options.backend})"
     together: dict[str, list[str]] = {}
-    for name, of in rungs.items():
-        kind = next((rung.kind for rung in of if rung.refusal is None), None)
+    for name, of in candidates.items():
+        kind = next((candidate.kind for candidate in of if candidate.unavailable is None), None)
         together.setdefault(TITLES[kind] if kind else "no backend of this machine", []).append(name)
     return [f"{', '.join(names)} would run on {title}{asked}" for title, names in together.items()]

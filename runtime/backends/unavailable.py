@@ -1,6 +1,6 @@
 """Why a backend does not run a graph here: a code, what was seen, and what to type next.
 
-A refusal and an error are the same thing seen from two sides: the ladder collects refusals and goes
+A reason and an error are the same thing seen from two sides: the ladder collects refusals and goes
 one rung down; where nothing may fall back, ``BackendUnavailable.error`` is raised. docs/backends.md shows this table.
 """
 

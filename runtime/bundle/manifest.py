@@ -100,7 +100,7 @@ class VisionLanguage(Record, frozen=True, tag="vision-language"):
     preprocessing: FramePreprocessing
     text: TextShape
     caption: CaptionRule
-    reading: AttentionMode
+    attention_mode: AttentionMode = msgspec.field(name="reading")
     width: int  # of the embedding
     captioned_frames: int = 1  # keyframes that are captioned; their embeddings are averaged
 
@@ -172,7 +172,7 @@ class Manifest(Record, frozen=True):
         """The graphs that this extractor runs, in the order in which it does."""
         names = ["keyframes"]
         if isinstance(self.vlm, VisionLanguage):
-            names += ["vision", "text", *(["words"] if self.vlm.reading == "text" else [])]
+            names += ["vision", "text", *(["words"] if self.vlm.attention_mode == "text" else [])]
         elif self.vlm is not None:
             names.append("clip")
         return (*names, *(["cnn"] if self.cnn is not None else []))

@@ -133,7 +133,7 @@ def _check_names(path: Path, manifest: Manifest) -> None:
             fix="export the bundle again with this version of flamest-export",
         )
     tokenizer = (TOKENIZER_FILE,) if manifest.needs_tokenizer else ()
-    plans = (plan.file for graph in manifest.graphs.values() for plan in graph.plans)
+    plans = (plan.file for graph in manifest.graphs.values() for plan in graph.engines)
     for needed in (*tokenizer, *(graph.file for graph in manifest.graphs.values()), *plans):
         if needed not in manifest.files:
             raise _tampered(path, MANIFEST_FILE, f"lists no hash for {needed!r}")

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-Ledger = dict[str, dict[str, int]]  # what is computed in -> operator -> nodes
+DtypeHistogram = dict[str, dict[str, int]]  # what is computed in -> operator -> nodes
 WITH_INT8_WEIGHTS = " with int8 weights"  # ends the kind of products whose weights alone are int8
 
 
@@ -53,8 +53,9 @@ class Graph(Record, frozen=True):
     precision: Precision  # what its products are computed in
     # Read back from the written file, so it proves the precision and does not promise it: float32, float16, bfloat16,
     # int8, "float32 with int8 weights" -> operator ("com.microsoft." before one that is not standard ONNX) -> nodes.
-    ledger: Ledger
-    plans: tuple[EngineRecord, ...] = ()  # TensorRT's, for GPUs and versions of their own; files of the bundle too
+    dtype_histogram: DtypeHistogram = msgspec.field(name="ledger")
+    # TensorRT engines, each for its GPUs and TensorRT versions; their files are in the bundle too. JSON name "plans".
+    engines: tuple[EngineRecord, ...] = msgspec.field(name="plans", default=())
 
 
 class GraphParity(Record, frozen=True):

@@ -119,8 +119,8 @@ key = "silo.key"
 def test_the_settings_take_the_same_words(tmp_path):
     path = tmp_path / "agent.toml"
     path.write_text(SETTINGS + 'backend = "openvino,text=onnxruntime"\nprecision = "bf16"\nrequire_backend = true\n')
-    wishes = load_agent_settings(path).work.wishes
-    assert wishes == parse_backend_options(["openvino", "text=onnxruntime"], require=True, precision="bf16")
+    backend_options = load_agent_settings(path).work.backend_options
+    assert backend_options == parse_backend_options(["openvino", "text=onnxruntime"], require=True, precision="bf16")
     path.write_text(SETTINGS + 'backend = "gpu"\n')
     with pytest.raises(SettingsError, match="no such backend, expected one of auto, tensorrt"):
         load_agent_settings(path)

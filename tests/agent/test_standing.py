@@ -35,7 +35,7 @@ class Silo:
         self.store = folder / "s.sqlite"
         self.told = []
         monkeypatch.setattr(
-            extract, "open_extractor", lambda _, **opened: FakeExtractor(self, opened["opening"].wishes)
+            extract, "open_extractor", lambda _, **opened: FakeExtractor(self, opened["opening"].backend_options)
         )
         self.be(versions=BOTH, bf16=True)
 
@@ -53,8 +53,10 @@ class Silo:
             store.add_rows([("old.avi", row) for row in rows])
 
     def extract(self, *words, precision=None, **more):
-        wishes = parse_backend_options(words, precision=precision)
-        request = ExtractRequest(self.bundle, self.folder / "videos", self.store, wishes=wishes, **more)
+        backend_options = parse_backend_options(words, precision=precision)
+        request = ExtractRequest(
+            self.bundle, self.folder / "videos", self.store, backend_options=backend_options, **more
+        )
         folder = clips_to_extract(request.videos)
         return extract_clips(request, folder, on_clip=lambda: None, stop=lambda: False, notice=self.told.append)
 
@@ -66,10 +68,10 @@ class Silo:
 class FakeExtractor:
     decoder_peak_mb = 0.0
 
-    def __init__(self, silo, wishes):
+    def __init__(self, silo, backend_options):
         self.places = {}
         self._silo = silo
-        self._precision = opening.effective_precision(read_manifest(silo.bundle), wishes)
+        self._precision = opening.effective_precision(read_manifest(silo.bundle), backend_options)
 
     def extract_all(self, clips):
         for clip in clips:
@@ -139,7 +141,7 @@ def test_auto_asks_only_once_there_is_a_clip_to_extract(silo, monkeypatch):
     asked = []
 
     def choose(question, clips, *, notice, stop):
-        asked.append((question.held, question.beside, [clip.path.name for clip in clips]))
+        asked.append((question.stored_precision, question.fallback_folder, [clip.path.name for clip in clips]))
         return Choice("openvino bf16", "quickest")
 
     monkeypatch.setattr(precision_policy, "autotune_backends", choose)

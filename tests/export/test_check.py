@@ -146,8 +146,8 @@ def failing(folder, **changes):
 def test_a_manifest_that_says_another_precision_or_ledger_than_the_file_has_is_found(folder):
     graph = read_manifest(folder).graphs["cnn"]
     assert set(failing(folder, precision="fp16")) == {"dtype ledger"}
-    assert set(failing(folder, ledger={"int8": {"Conv": 23}})) == {"dtype ledger"}
-    assert failing(folder, ledger=graph.ledger) == {}
+    assert set(failing(folder, dtype_histogram={"int8": {"Conv": 23}})) == {"dtype ledger"}
+    assert failing(folder, dtype_histogram=graph.dtype_histogram) == {}
 
 
 def test_other_tensors_and_impossible_axes_are_found(folder):

@@ -26,8 +26,8 @@ def pixels(tiny_bundle):
     return clips[:, :, 0].astype(np.float32)
 
 
-def embed(opened, tiny_bundle, pixels, reading, captions):
-    spec = msgspec.structs.replace(read_manifest(tiny_bundle).vlm, reading=reading)
+def embed(opened, tiny_bundle, pixels, attention_mode, captions):
+    spec = msgspec.structs.replace(read_manifest(tiny_bundle).vlm, attention_mode=attention_mode)
     model = VisionLanguageModel(*opened, spec)
     return model.embed(model.look(pixels), captions)
 
@@ -39,11 +39,11 @@ def distance(a, b):
 CAPTION, OTHER = (500, 600, 700), (500, 900, 700)
 
 
-@pytest.mark.parametrize("reading", ["bidirectional", "causal-last"])
-def test_another_caption_for_the_same_frame_gives_another_embedding(opened, tiny_bundle, pixels, reading):
+@pytest.mark.parametrize("attention_mode", ["bidirectional", "causal-last"])
+def test_another_caption_for_the_same_frame_gives_another_embedding(opened, tiny_bundle, pixels, attention_mode):
     frame = pixels[:1]
-    first = embed(opened, tiny_bundle, frame, reading, [CAPTION])
-    second = embed(opened, tiny_bundle, frame, reading, [OTHER])
+    first = embed(opened, tiny_bundle, frame, attention_mode, [CAPTION])
+    second = embed(opened, tiny_bundle, frame, attention_mode, [OTHER])
     assert distance(first, second) > 0.01
 
 
@@ -54,13 +54,13 @@ def test_the_first_token_under_the_causal_mask_is_blind_to_the_caption(opened, t
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("reading", ["bidirectional", "causal-last", "causal-first"])
-def test_another_frame_with_the_same_caption_gives_another_embedding(opened, tiny_bundle, pixels, reading):
-    first, second = embed(opened, tiny_bundle, pixels, reading, [CAPTION, CAPTION])
+@pytest.mark.parametrize("attention_mode", ["bidirectional", "causal-last", "causal-first"])
+def test_another_frame_with_the_same_caption_gives_another_embedding(opened, tiny_bundle, pixels, attention_mode):
+    first, second = embed(opened, tiny_bundle, pixels, attention_mode, [CAPTION, CAPTION])
     assert distance(first, second) > 0.1
 
 
 def test_the_reading_is_part_of_the_fingerprint(tiny_bundle):
     manifest = read_manifest(tiny_bundle)
-    spec = msgspec.structs.replace(manifest.vlm, reading="causal-last")
+    spec = msgspec.structs.replace(manifest.vlm, attention_mode="causal-last")
     assert msgspec.structs.replace(manifest, vlm=spec).fingerprint != manifest.fingerprint

@@ -126,6 +126,6 @@ def test_a_graph_of_another_shape_than_promised_is_refused(tmp_path, tiny_slow):
 
 def test_the_ledger_of_fp32_graphs_names_nothing_but_fp32(tiny_bundle):
     graphs = read_manifest(tiny_bundle).graphs
-    assert {(graph.precision, *graph.ledger) for graph in graphs.values()} == {("fp32", "float32")}
-    assert graphs["text"].ledger["float32"]["Gemm"] == 2  # before and of the output projection
-    assert graphs["keyframes"].ledger["float32"]["Conv"] > 5
+    assert {(graph.precision, *graph.dtype_histogram) for graph in graphs.values()} == {("fp32", "float32")}
+    assert graphs["text"].dtype_histogram["float32"]["Gemm"] == 2  # before and of the output projection
+    assert graphs["keyframes"].dtype_histogram["float32"]["Conv"] > 5

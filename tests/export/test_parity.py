@@ -86,11 +86,11 @@ def test_a_small_change_of_one_weight_is_found(tiny_bundle, tiny_blip, graph, we
         compare_blip(model, of(tiny_bundle), read_manifest(tiny_bundle).vlm)
 
 
-@pytest.mark.parametrize("reading", ["causal-last", "causal-first"])
-def test_the_other_readings_of_eq_6_agree_with_pytorch_too(tiny_bundle, tiny_blip, reading):
+@pytest.mark.parametrize("attention_mode", ["causal-last", "causal-first"])
+def test_the_other_readings_of_eq_6_agree_with_pytorch_too(tiny_bundle, tiny_blip, attention_mode):
     import msgspec
 
-    spec = msgspec.structs.replace(read_manifest(tiny_bundle).vlm, reading=reading)
+    spec = msgspec.structs.replace(read_manifest(tiny_bundle).vlm, attention_mode=attention_mode)
     assert compare_blip(tiny_blip.model, of(tiny_bundle), spec).graphs["text"].max_rel <= 1e-4
 
 

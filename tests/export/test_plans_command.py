@@ -22,8 +22,8 @@ from flamest.export.cli.main import app
 from flamest.export.signing import make_key_pair, sign_bundle
 from flamest.runtime.backends.machine import Gpu, MachineFacts
 from flamest.runtime.backends.tensorrt.cache import open_cache
-from flamest.runtime.backends.tensorrt.engine import plan_version
-from flamest.runtime.backends.tensorrt.supply import Site
+from flamest.runtime.backends.tensorrt.engine import engine_version
+from flamest.runtime.backends.tensorrt.supply import BuildTarget
 from flamest.runtime.backends.unavailable import Code, unavailable
 from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.bundle.opening import open_bundle
@@ -63,9 +63,9 @@ def test_plans_go_into_the_bundle_and_are_not_built_twice(machine, bundle, tmp_p
     checked = open_bundle(bundle)  # every hash, plans included
     assert checked.manifest.fingerprint == before.fingerprint
     for name in GRAPHS:
-        (plan,) = checked.manifest.graphs[name].plans
+        (plan,) = checked.manifest.graphs[name].engines
         data = (bundle / plan.file).read_bytes()
-        assert str(plan_version(data)) == plan.tensorrt
+        assert str(engine_version(data)) == plan.tensorrt
         assert before.files[before.graphs[name].file].sha256.encode() in data
         assert b"(4, 'HardwareCompatibilityLevel.AMPERE_PLUS')" in data
         assert (plan.gpu, plan.compute_capability, plan.cuda) == ("Stand-in GPU", "9.0", "12.8")
@@ -116,7 +116,7 @@ def test_a_build_that_fails_leaves_the_onnx_bundle_whole(one_machine, bundle, sc
     assert error["code"] == "PLAN_BUILD"
     assert words in error["message"]
     assert "graph 'keyframes'" in error["message"]
-    assert open_bundle(bundle).manifest.graphs["keyframes"].plans == ()
+    assert open_bundle(bundle).manifest.graphs["keyframes"].engines == ()
 
 
 def test_a_build_does_not_outlive_the_command_that_is_interrupted(one_machine, bundle, tmp_path):
@@ -130,7 +130,7 @@ def test_a_build_does_not_outlive_the_command_that_is_interrupted(one_machine, b
         running.send_signal(signal.SIGINT)
         assert running.wait(60) != 0
     assert not Path("/proc", note.read_text()).exists()
-    assert not any(graph.plans for graph in open_bundle(bundle).manifest.graphs.values())
+    assert not any(graph.engines for graph in open_bundle(bundle).manifest.graphs.values())
 
 
 def test_an_export_for_tensorrt_ends_in_a_bundle_with_plans(one_machine, tmp_path):
@@ -149,9 +149,9 @@ def test_an_export_whose_plans_fail_keeps_the_onnx_bundle_and_says_how_to_go_on(
         raise unavailable(Code.PLAN_BUILD, "no implementation").error()
 
     facts = MachineFacts(gpu=Gpu("Stand-in GPU", "9.0", 8), versions={"tensorrt": "11.4.0.106"}, tensorrt_builds=True)
-    site = Site(facts, EngineOptions(tf32=True), open_cache(tmp_path / "cache"), build=fail)
+    target = BuildTarget(facts, EngineOptions(tf32=True), open_cache(tmp_path / "cache"), build=fail)
     with pytest.raises(DataError, match=f"The ONNX bundle {bundle} is whole") as caught:
-        add_plans(bundle, site)
+        add_plans(bundle, target)
     assert caught.value.code == "PLAN_BUILD"
     assert f"then: flamest-export plans {bundle} --tf32" in caught.value.fix
     open_bundle(bundle)

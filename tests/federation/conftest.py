@@ -43,7 +43,7 @@ def fill_store(path: Path, silo: str) -> None:
 
 
 @dataclass(frozen=True)
-class Site:
+class BuildTarget:
     """A federation on disk."""
 
     folder: Path
@@ -164,7 +164,7 @@ def enrolled(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def site(enrolled, tmp_path) -> Callable[..., Site]:
+def site(enrolled, tmp_path) -> Callable[..., BuildTarget]:
     def make(
         name: str,
         *,
@@ -172,7 +172,7 @@ def site(enrolled, tmp_path) -> Callable[..., Site]:
         min_samples: dict[str, int] | None = None,
         run: str = "",
         policy: dict[str, str] | None = None,
-    ) -> Site:
+    ) -> BuildTarget:
         """``run`` and ``policy``: further lines of [run], which replace its defaults, and of a silo's [policy]."""
         folder = tmp_path / name
         shutil.copytree(enrolled, folder)
@@ -185,6 +185,6 @@ def site(enrolled, tmp_path) -> Callable[..., Site]:
         for silo in SILOS:
             floor = (min_samples or {}).get(silo, 1)
             (folder / silo / "agent.toml").write_text(agent_settings(silo, port, floor, (policy or {}).get(silo, "")))
-        return Site(folder)
+        return BuildTarget(folder)
 
     return make

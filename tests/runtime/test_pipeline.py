@@ -21,8 +21,8 @@ def many(clips, tmp_path_factory):
     return [Clip(path, sha256_file(path)) for path in paths]
 
 
-def extracted(bundle, clips, lanes):
-    with open_extractor(bundle, threads=1, lanes=lanes) as extractor:
+def extracted(bundle, clips, pipeline):
+    with open_extractor(bundle, threads=1, pipeline=pipeline) as extractor:
         return list(extractor.extract_all(clips))
 
 
@@ -59,8 +59,8 @@ def test_a_broken_clip_comes_out_in_its_place_with_its_reason(one_by_one):
 
 def test_a_real_bundle_captions_the_same_whatever_stands_beside(tiny_bundle, many):
     alone = extracted(tiny_bundle, many[:3], PipelineOptions(readers=1, captions=1))
-    beside = extracted(tiny_bundle, many[:3], PipelineOptions(readers=2, captions=3))
-    assert list(map(bytes_of, beside)) == list(map(bytes_of, alone))
+    fallback_folder = extracted(tiny_bundle, many[:3], PipelineOptions(readers=2, captions=3))
+    assert list(map(bytes_of, fallback_folder)) == list(map(bytes_of, alone))
 
 
 @pytest.mark.parametrize("extractor", ["clip+slow", "blip-text+resnet3d", "slow-uniform"])
@@ -73,18 +73,18 @@ def test_every_kind_of_extractor_goes_through_the_same_pipeline(toys, many, tmp_
 
 
 def test_clips_are_asked_for_only_a_few_ahead_so_that_memory_does_not_grow_with_the_folder(toy_bundle, many):
-    asked, lanes = [], PipelineOptions(readers=2, captions=2)
+    asked, pipeline = [], PipelineOptions(readers=2, captions=2)
 
     def coming():
         for number in range(40):
             asked.append(number)
             yield many[number % 3]
 
-    with open_extractor(toy_bundle, threads=1, lanes=lanes) as extractor:
-        most = lanes.readers + 1 + lanes.captions + 1
+    with open_extractor(toy_bundle, threads=1, pipeline=pipeline) as extractor:
+        most = pipeline.readers + 1 + pipeline.captions + 1
         for number, _ in enumerate(extractor.extract_all(coming())):
             # A clip may end while an older one's caption is still being written: it waits for its turn.
-            assert len(asked) - number <= most + toy_longest(toy_bundle) * lanes.captions
+            assert len(asked) - number <= most + toy_longest(toy_bundle) * pipeline.captions
     assert len(asked) == 40
 
 
@@ -95,7 +95,7 @@ def toy_longest(bundle):
 
 
 def test_an_extraction_that_is_left_early_leaves_nothing_behind(toy_bundle, many, one_by_one):
-    with open_extractor(toy_bundle, threads=1, lanes=PipelineOptions(readers=2, captions=3)) as extractor:
+    with open_extractor(toy_bundle, threads=1, pipeline=PipelineOptions(readers=2, captions=3)) as extractor:
         extracting = extractor.extract_all(many)
         next(extracting)
         extracting.close()

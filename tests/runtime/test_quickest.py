@@ -50,7 +50,7 @@ def silo_clips(folder):
     return [Clip(path, sha256_file(path)) for path in sorted(folder.rglob("*.avi"))]
 
 
-def contender(backend, ms, *, cosine=1.0, equal=4, **stages):
+def measurement(backend, ms, *, cosine=1.0, equal=4, **stages):
     return Measurement(backend, {}, ms, stages, cosine, equal, 4, 3)
 
 
@@ -62,18 +62,18 @@ def no_clips():
 @pytest.fixture
 def best(toy_bundle):
     manifest = read_manifest(toy_bundle)
-    return lambda *contenders, held=None: selection._best(manifest, Measured(contenders), held)
+    return lambda *measurements, held=None: selection._best(manifest, Measured(measurements), held)
 
 
 def test_the_fastest_is_taken_only_if_its_captions_and_vectors_are_the_same(best):
-    slow, fast = contender("onnxruntime", 100.0), contender("openvino", 60.0)
-    other_caption = contender("openvino bf16", 30.0, equal=3)
-    off = contender("openvino bf16", 30.0, cosine=0.9989)
+    slow, fast = measurement("onnxruntime", 100.0), measurement("openvino", 60.0)
+    other_caption = measurement("openvino bf16", 30.0, equal=3)
+    off = measurement("openvino bf16", 30.0, cosine=0.9989)
     assert best(slow, fast, other_caption).chosen == "openvino"
     assert best(slow, fast, off).chosen == "openvino"
     assert best(slow, off).chosen == "onnxruntime"
-    both = best(slow, fast, contender("openvino bf16", 30.0, cosine=0.9991))
-    assert (both.wishes.backend, both.wishes.bf16, both.wishes.backend_of("keyframes")) == (
+    both = best(slow, fast, measurement("openvino bf16", 30.0, cosine=0.9991))
+    assert (both.backend_options.backend, both.backend_options.bf16, both.backend_options.backend_of("keyframes")) == (
         "openvino",
         True,
         "onnxruntime",
@@ -81,28 +81,28 @@ def test_the_fastest_is_taken_only_if_its_captions_and_vectors_are_the_same(best
 
 
 def test_the_reference_is_left_for_a_clear_gain_alone(best):
-    reference = contender("onnxruntime", 100.0)
-    stays = best(reference, contender("openvino", 91.0))
+    reference = measurement("onnxruntime", 100.0)
+    stays = best(reference, measurement("openvino", 91.0))
     assert stays.chosen == "onnxruntime"
     assert "ONNX Runtime takes 100 ms a clip" in stays.why
     assert "openvino 91; it is left for a gain of 10 % or more" in stays.why
-    assert best(reference, contender("openvino", 90.0)).chosen == "openvino"
-    assert best(reference, contender("openvino", 80.0), contender("openvino bf16", 73.0)).chosen == "openvino"
-    assert best(reference, contender("openvino", 80.0), contender("openvino bf16", 72.0)).chosen == "openvino bf16"
+    assert best(reference, measurement("openvino", 90.0)).chosen == "openvino"
+    assert best(reference, measurement("openvino", 80.0), measurement("openvino bf16", 73.0)).chosen == "openvino"
+    assert best(reference, measurement("openvino", 80.0), measurement("openvino bf16", 72.0)).chosen == "openvino bf16"
 
 
 def test_what_is_held_decides_after_the_measurement(best):
-    all_ways = contender("onnxruntime", 100.0), contender("openvino", 70.0), contender("openvino bf16", 40.0)
+    all_ways = measurement("onnxruntime", 100.0), measurement("openvino", 70.0), measurement("openvino bf16", 40.0)
     assert best(*all_ways).chosen == "openvino bf16"
     assert best(*all_ways, held="fp32").chosen == "openvino"
 
 
 def test_each_graph_may_run_where_it_is_faster_if_that_promises_a_gain(toy_bundle):
     manifest = read_manifest(toy_bundle)
-    ort = contender("onnxruntime", 96.0, vision=30.0, caption=5.0, embed=1.0, cnn=60.0)
-    openvino = contender("openvino", 90.0, vision=20.0, caption=29.0, embed=1.0, cnn=40.0)
+    ort = measurement("onnxruntime", 96.0, vision=30.0, caption=5.0, embed=1.0, cnn=60.0)
+    openvino = measurement("openvino", 90.0, vision=20.0, caption=29.0, embed=1.0, cnn=40.0)
     assert mixture(manifest, [ort, openvino]) == {"vision": "openvino", "text": "onnxruntime", "cnn": "openvino"}
-    little = contender("openvino", 69.0, vision=20.0, caption=8.0, embed=1.0, cnn=40.0)
+    little = measurement("openvino", 69.0, vision=20.0, caption=8.0, embed=1.0, cnn=40.0)
     assert mixture(manifest, [ort, little]) == {}
     assert mixture(manifest, [ort, msgspec.structs.replace(openvino, captions_equal=3)]) == {}
     assert mixture(manifest, [ort]) == {}
@@ -140,7 +140,7 @@ def test_ways_take_turns_and_a_busy_moment_does_not_decide(scripted):
     measured, log = scripted({"onnxruntime": [9000, 100, 5000, 120], "openvino": [9000, 200, 200, 4000]})
     assert PASSES == 3
     assert log == ["onnxruntime", "openvino"] * 4
-    assert [(each.backend, each.ms_per_clip, each.passes) for each in measured.contenders] == [
+    assert [(each.backend, each.ms_per_clip, each.passes) for each in measured.measurements] == [
         ("onnxruntime", 120, 3),
         ("openvino", 200, 3),
     ]
@@ -148,9 +148,9 @@ def test_ways_take_turns_and_a_busy_moment_does_not_decide(scripted):
 
 def test_small_networks_are_timed_more_often(scripted):
     measured, _ = scripted({"onnxruntime": repeat(25.0), "openvino": repeat(100.0)})
-    assert [each.passes for each in measured.contenders] == [10, 10]  # 4 clips of 25 ms: a second
+    assert [each.passes for each in measured.measurements] == [10, 10]  # 4 clips of 25 ms: a second
     measured, _ = scripted({"onnxruntime": repeat(0.1)})
-    assert [each.passes for each in measured.contenders] == [25]
+    assert [each.passes for each in measured.measurements] == [25]
 
 
 def test_the_mixture_is_compared_in_turns_of_its_own(scripted):
@@ -159,19 +159,19 @@ def test_the_mixture_is_compared_in_turns_of_its_own(scripted):
     scripts = {"onnxruntime": first + second, "openvino": first + second, MIXED: [500.0] * 4}
     measured, log = scripted(scripts, mixed=by_graph)
     assert log == ["onnxruntime", "openvino"] * 4 + [MIXED] + ["onnxruntime", "openvino", MIXED] * 3
-    assert [(each.ms_per_clip, each.by_graph) for each in measured.contenders] == [
+    assert [(each.ms_per_clip, each.by_graph) for each in measured.measurements] == [
         (300, {}),
         (300, {}),
         (500, by_graph),
     ]
-    assert measured.contenders[-1].wishes.by_graph == {**by_graph, "keyframes": "onnxruntime"}
+    assert measured.measurements[-1].backend_options.by_graph == {**by_graph, "keyframes": "onnxruntime"}
 
 
 def test_a_way_that_fails_is_refused_and_the_others_go_on(scripted):
     fails = SettingsError("does not open")
     steady = [300.0] * 4
     measured, _ = scripted({"onnxruntime": steady, "openvino": [fails], "openvino bf16": [300.0, 300.0, fails]})
-    assert [each.backend for each in measured.contenders] == ["onnxruntime"]
+    assert [each.backend for each in measured.measurements] == ["onnxruntime"]
     assert measured.refused == {"openvino": "does not open", "openvino bf16": "does not open"}
     measured, _ = scripted({"onnxruntime": [fails], "openvino": steady})
     assert measured == Measured((), {"onnxruntime": "does not open"})
@@ -194,25 +194,25 @@ def test_backends_are_measured_on_clips_that_can_be_read_and_only_once(
     monkeypatch.setattr(benchmark, "Networks", lambda *given: opened.append(ref(made := make(*given))) or made)
     question, told = AutotuneRequest(toy_bundle, threads=1, folder=tmp_path), []
     stopped = autotune_backends(question, silo_clips(videos), stop=lambda: True)
-    assert (stopped.chosen, stopped.contenders, list(tmp_path.iterdir())) == ("auto", (), [])
+    assert (stopped.chosen, stopped.measurements, list(tmp_path.iterdir())) == ("auto", (), [])
     choice = autotune_backends(question, silo_clips(videos), notice=told.append)
     assert [networks() for networks in opened] == [None] * len(opened)  # their memory is free for the extraction
     assert "measuring onnxruntime, openvino on 2 clips (wanted were 4: the figures are rough)" in told[0]
     assert len(told) == 1
-    assert choice.contenders[0].backend == "onnxruntime"
-    assert {each.backend for each in choice.contenders} >= {"onnxruntime", "openvino"}
-    for each in choice.contenders:
+    assert choice.measurements[0].backend == "onnxruntime"
+    assert {each.backend for each in choice.measurements} >= {"onnxruntime", "openvino"}
+    for each in choice.measurements:
         assert each.clips == 2
         assert set(each.stages_ms) == {"vision", "caption", "embed", "cnn"}  # no decoding, no keyframes
         assert each.passes >= PASSES
-    assert choice.contenders[0].fits
-    assert f"medians of {choice.contenders[0].passes} passes over 2 clips" in choice.why
+    assert choice.measurements[0].fits
+    assert f"medians of {choice.measurements[0].passes} passes over 2 clips" in choice.why
 
     again = autotune_backends(question, no_clips(), notice=told.append)
     assert again == msgspec.structs.replace(choice, kept=True)
     assert again.line.endswith("(measured before)")
-    held = autotune_backends(dataclasses.replace(question, held="fp32"), no_clips())
-    assert held.contenders == choice.contenders
+    held = autotune_backends(dataclasses.replace(question, stored_precision="fp32"), no_clips())
+    assert held.measurements == choice.measurements
     assert len(told) == 1
     with pytest.raises(AssertionError):  # other cores: another measurement
         autotune_backends(dataclasses.replace(question, threads=2), no_clips())
@@ -224,13 +224,13 @@ def test_figures_are_kept_with_refusals_and_where_the_cache_cannot_be_written(
 ):
     machine(bf16=False)
     held = []
-    measured = Measured((contender("onnxruntime", 1.0),), {"openvino": "no"})
+    measured = Measured((measurement("onnxruntime", 1.0),), {"openvino": "no"})
     monkeypatch.setattr(selection, "benchmark_backends", lambda *_: held.append(1) or measured)
     monkeypatch.setattr(records, "_in_process", {})
     (tmp_path / "file").touch()
     nowhere = tmp_path / "file" / "choices"
 
-    question, told = AutotuneRequest(toy_bundle, folder=nowhere, beside=tmp_path / "beside"), []
+    question, told = AutotuneRequest(toy_bundle, folder=nowhere, fallback_folder=tmp_path / "beside"), []
     for _ in range(2):
         choice = autotune_backends(question, silo_clips(videos), notice=told.append)
         assert (choice.chosen, choice.refused) == ("onnxruntime", {"openvino": "no"})
@@ -242,7 +242,7 @@ def test_figures_are_kept_with_refusals_and_where_the_cache_cannot_be_written(
 
     told.clear()
     for _ in range(2):
-        autotune_backends(dataclasses.replace(question, beside=None), silo_clips(videos), notice=told.append)
+        autotune_backends(dataclasses.replace(question, fallback_folder=None), silo_clips(videos), notice=told.append)
     assert len(held) == 2
     assert ["kept for this process alone" in line for line in told] == [False, True]
 
@@ -251,7 +251,7 @@ def test_figures_that_are_damaged_are_as_none(tmp_path):
     assert read_measured([tmp_path], "key") is None
     (tmp_path / "key.json").write_text('{"contenders": 3}')
     assert read_measured([tmp_path], "key") is None
-    measured = Measured((contender("openvino", 1.0, vision=1.0),))
+    measured = Measured((measurement("openvino", 1.0, vision=1.0),))
     assert keep_measured([tmp_path], "key", measured) == tmp_path
     assert read_measured([tmp_path / "absent", tmp_path], "key") == measured
 
@@ -261,16 +261,20 @@ def test_clips_that_cannot_be_read_are_left_to_the_extraction_to_report(toy_bund
     machine()
     unreadable = [Clip(videos / "absent.avi", "0" * 64), Clip(videos / "wave" / "0.avi", "1" * 64)]
     choice = autotune_backends(AutotuneRequest(toy_bundle, threads=1, folder=tmp_path), unreadable)
-    assert (choice.chosen, choice.contenders) == ("auto", ())
+    assert (choice.chosen, choice.measurements) == ("auto", ())
     assert "none of the clips can be read" in choice.line
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_held_is_computed_or_the_error_names_it_and_the_way_out(toy_bundle, tmp_path, machine):
-    question = AutotuneRequest(toy_bundle, held="bf16", folder=tmp_path)
+    question = AutotuneRequest(toy_bundle, stored_precision="bf16", folder=tmp_path)
     machine(versions=BOTH, bf16=True)
     choice = autotune_backends(question, no_clips())
-    assert (choice.chosen, choice.wishes.bf16, choice.wishes.backend) == ("openvino bf16", True, "openvino")
+    assert (choice.chosen, choice.backend_options.bf16, choice.backend_options.backend) == (
+        "openvino bf16",
+        True,
+        "openvino",
+    )
     machine(versions={"onnxruntime": "1"}, bf16=True)
     with pytest.raises(SettingsError, match="are bf16, and nothing on this machine computes it in bf16") as caught:
         autotune_backends(question, no_clips())
@@ -280,7 +284,7 @@ def test_what_is_held_is_computed_or_the_error_names_it_and_the_way_out(toy_bund
     with pytest.raises(SettingsError, match="this processor does not compute bf16"):
         autotune_backends(question, no_clips())
     with pytest.raises(SettingsError, match="it computes in fp32") as caught:
-        autotune_backends(dataclasses.replace(question, held="int8"), no_clips())
+        autotune_backends(dataclasses.replace(question, stored_precision="int8"), no_clips())
     assert "use the bundle that was exported in int8" in caught.value.fix
 
 
@@ -288,7 +292,7 @@ def test_nothing_is_measured_where_there_is_nothing_to_choose(toy_bundle, tmp_pa
     question = AutotuneRequest(toy_bundle, folder=tmp_path)
     machine(versions={"onnxruntime": "1"})
     alone = autotune_backends(question, no_clips())
-    assert (alone.chosen, alone.wishes) == ("auto", selection.DEFAULT_OPTIONS)
+    assert (alone.chosen, alone.backend_options) == ("auto", selection.DEFAULT_OPTIONS)
     assert "the only backend that computes this bundle here" in alone.why
     machine(versions=BOTH)
     monkeypatch.setattr(selection, "_free_bytes", lambda: 1000)

@@ -15,8 +15,8 @@ def model_of(toys):
     vision = open_session(toys.vision_graph(weights).SerializeToString(), threads=1)
     text = open_session(toys.text_graph(weights).SerializeToString(), threads=1)
     words = open_session(toys.words_graph(weights).SerializeToString(), threads=1)
-    return lambda reading="bidirectional": VisionLanguageModel(
-        vision, text, toys.vision_language(reading), words=words if reading == "text" else None
+    return lambda attention_mode="bidirectional": VisionLanguageModel(
+        vision, text, toys.vision_language(attention_mode), words=words if attention_mode == "text" else None
     )
 
 
@@ -75,32 +75,34 @@ def test_a_caption_has_no_start_and_end_and_at_most_the_longest_length(toys, mod
     assert max(map(len, captions)) == toys.LONGEST
 
 
-@pytest.mark.parametrize("reading", ["bidirectional", "causal-last", "causal-first", "text"])
-def test_embeddings_of_a_padded_batch_equal_single_rows_by_hand(toys, model_of, pixels, reading):
-    model = model_of(reading)
+@pytest.mark.parametrize("attention_mode", ["bidirectional", "causal-last", "causal-first", "text"])
+def test_embeddings_of_a_padded_batch_equal_single_rows_by_hand(toys, model_of, pixels, attention_mode):
+    model = model_of(attention_mode)
     captions = [(9,), (10, 11, 12, 13), (), (20, 6)]
     got = model.embed(model.look(pixels[:4]), captions)
     assert got.shape == (4, toys.D)
     assert got.dtype == np.float32
     for row, image, caption in zip(got, pixels, captions, strict=False):
-        seen, causal = None if reading == "text" else image, reading.startswith("causal")
+        seen, causal = None if attention_mode == "text" else image, attention_mode.startswith("causal")
         hidden = hidden_by_hand(toys, seen, (toys.CLS, *caption, toys.SEP), causal)
-        np.testing.assert_allclose(row, hidden[-1 if reading == "causal-last" else 0], atol=1e-4)
+        np.testing.assert_allclose(row, hidden[-1 if attention_mode == "causal-last" else 0], atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("reading", "hears"), [("bidirectional", True), ("causal-last", True), ("causal-first", False), ("text", True)]
+    ("attention_mode", "hears"), [("bidirectional", True), ("causal-last", True), ("causal-first", False), ("text", True)]
 )
-def test_another_caption_gives_another_embedding_except_in_the_blind_reading(model_of, pixels, reading, hears):
-    model = model_of(reading)
+def test_another_caption_gives_another_embedding_except_in_the_blind_reading(model_of, pixels, attention_mode, hears):
+    model = model_of(attention_mode)
     memory = model.look(pixels[:1])
     one, other = (model.embed(memory, [caption])[0] for caption in [(9, 10), (11, 12)])
     assert (one.tobytes() != other.tobytes()) == hears
 
 
-@pytest.mark.parametrize(("reading", "sees"), [("bidirectional", True), ("causal-last", True), ("text", False)])
-def test_another_frame_gives_another_embedding_except_where_the_text_is_read_alone(model_of, pixels, reading, sees):
-    model = model_of(reading)
+@pytest.mark.parametrize(("attention_mode", "sees"), [("bidirectional", True), ("causal-last", True), ("text", False)])
+def test_another_frame_gives_another_embedding_except_where_the_text_is_read_alone(
+    model_of, pixels, attention_mode, sees
+):
+    model = model_of(attention_mode)
     one, other = (model.embed(model.look(image[None]), [(9, 10)])[0] for image in pixels[:2])
     assert (one.tobytes() != other.tobytes()) == sees
 
@@ -109,7 +111,7 @@ def test_the_words_graph_belongs_to_the_reading_of_text_alone(toys):
     weights = toys.weights(SEED)
     graphs = [toys.vision_graph, toys.text_graph, toys.words_graph]
     vision, text, words = (open_session(graph(weights).SerializeToString(), threads=1) for graph in graphs)
-    with pytest.raises(InvariantError, match="belongs to the reading 'text' alone, this one is 'bidirectional'"):
+    with pytest.raises(InvariantError, match="belongs to the attention mode 'text' alone, this one is 'bidirectional'"):
         VisionLanguageModel(vision, text, toys.vision_language(), words=words)
     with pytest.raises(InvariantError, match="this one is 'text'"):
         VisionLanguageModel(vision, text, toys.vision_language("text"))

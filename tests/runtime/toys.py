@@ -217,12 +217,12 @@ def keyframes_graph(w):
     return _graph("keyframes", nodes, [frames], [("features", ["frames_", 6])], {"frame": w["frame"]})
 
 
-def vision_language(reading="bidirectional", captioned_frames=1):
+def vision_language(attention_mode="bidirectional", captioned_frames=1):
     return VisionLanguage(
         preprocessing=FramePreprocessing(IMAGE, "stretch", "bicubic", (0.5,) * 3, (0.25,) * 3),
         text=TextShape(layers=1, heads=1, head_dim=D, width=D, vocabulary=len(WORDS)),
         caption=CaptionRule(START, END, PAD, CLS, SEP, max_new_tokens=LONGEST),
-        reading=reading,
+        attention_mode=attention_mode,
         width=D,
         captioned_frames=captioned_frames,
     )
@@ -238,12 +238,12 @@ def spatio_temporal(network="slow", choice="keyframes"):
     return SpatioTemporal(network, crop, NETWORKS[network], choice, SLOW_WIDTH, "mean")
 
 
-def parts_of(extractor, reading="bidirectional", captioned_frames=1):
+def parts_of(extractor, attention_mode="bidirectional", captioned_frames=1):
     """(vlm, cnn) of an extractor's name, as the manifest describes them."""
     vlm = cnn = None
     for part in extractor.split("+"):
         if part in ("blip", "blip-text"):
-            vlm = vision_language("text" if part == "blip-text" else reading, captioned_frames)
+            vlm = vision_language("text" if part == "blip-text" else attention_mode, captioned_frames)
         elif part == "clip":
             vlm = retrieved_caption()
         else:
@@ -253,18 +253,24 @@ def parts_of(extractor, reading="bidirectional", captioned_frames=1):
 
 
 def write_bundle(
-    folder: Path, *, seed=1, extraction_seed=0, extractor="blip+slow", reading="bidirectional", captioned_frames=1
+    folder: Path,
+    *,
+    seed=1,
+    extraction_seed=0,
+    extractor="blip+slow",
+    attention_mode="bidirectional",
+    captioned_frames=1,
 ) -> Path:
     """A complete bundle of toy graphs in ``folder`` (made), its hashes and manifest right."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     folder.mkdir(parents=True)
     w = weights(seed)
-    vlm, cnn = parts_of(extractor, reading, captioned_frames)
+    vlm, cnn = parts_of(extractor, attention_mode, captioned_frames)
     graphs = {"keyframes": keyframes_graph(w)}
     if isinstance(vlm, VisionLanguage):
         graphs |= {"vision": vision_graph(w), "text": text_graph(w)}
-        if vlm.reading == "text":
+        if vlm.attention_mode == "text":
             graphs["words"] = words_graph(w)
         tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -1,4 +1,4 @@
-"""``build_plan`` in a process of its own: TensorRT may crash, and it keeps gigabytes until its process ends.
+"""``build_engine`` in a process of its own: TensorRT may crash, and it keeps gigabytes until its process ends.
 
 The child writes the plan to a file and what happens to a pipe, one JSON object a line: ``{"steps": 3}``, then
 ``{"built": …}`` or ``{"error": …}``. A child that ends without either crashed; its last words are the evidence.
@@ -22,8 +22,8 @@ from ....base.progress import Progress
 from ...bundle.records import EngineOptions, Graph
 from ..child import child_environment, how_ended
 from ..unavailable import BackendUnavailable, Code, unavailable
-from .builder import BuiltEngine, EngineRequest, build_plan
-from .engine import plan_version
+from .builder import BuiltEngine, EngineRequest, build_engine
+from .engine import engine_version
 
 LAST_WORDS = 2000  # characters of a child's stderr that are kept
 PATIENCE_S = 10.0  # from asking a child to end to killing it
@@ -57,8 +57,8 @@ class _Said(msgspec.Struct, frozen=True):
     error: _Error | None = None
 
 
-def build_plan_apart(request: EngineRequest, progress: Progress) -> BuiltEngine:
-    """As ``plan_build.build_plan``, in a child; a child that crashes is the error of PLAN_BUILD."""
+def build_engine_in_child(request: EngineRequest, progress: Progress) -> BuiltEngine:
+    """As ``plan_build.build_engine``, in a child; a child that crashes is the error of PLAN_BUILD."""
     with tempfile.TemporaryDirectory(prefix="flamest-plan-") as private:  # mode 0700
         out = Path(private, "plan")
         cache = None if request.timing_cache is None else str(request.timing_cache)
@@ -73,14 +73,14 @@ def build_plan_apart(request: EngineRequest, progress: Progress) -> BuiltEngine:
                 Code.PLAN_BUILD, f"graph '{request.name}': building the plan ended with {problem}"
             ).error()
         data = out.read_bytes()
-    return BuiltEngine(data, plan_version(data), said.built.seconds, said.built.remarks)
+    return BuiltEngine(data, engine_version(data), said.built.seconds, said.built.remarks)
 
 
 def _run(job: _Job, out: Path, progress: Progress) -> tuple[_Said, str]:
     """The child's last line, and how it ended."""
     last = _Said()
-    reading, writing = os.pipe()
-    with tempfile.TemporaryFile() as words, os.fdopen(reading, "rb") as lines:
+    attention_mode, writing = os.pipe()
+    with tempfile.TemporaryFile() as words, os.fdopen(attention_mode, "rb") as lines:
         with _child([str(out), str(writing)], words, writing) as child:
             os.close(writing)
             assert child.stdin is not None
@@ -155,7 +155,7 @@ def main() -> None:
     cache = None if job.timing_cache is None else Path(job.timing_cache)
     request = EngineRequest(job.name, Path(job.onnx), job.onnx_sha256, job.graph, job.options, cache)
     try:
-        built = build_plan(request, pipe)
+        built = build_engine(request, pipe)
     except FlamestError as error:
         pipe.say(_Said(error=_Error(error.code, error.message, error.fix)))
         # TensorRT's destructors were seen to crash without a driver: what there is to say has been said.

@@ -18,11 +18,11 @@ from ....base.files import sha256_bytes, write_atomic
 from ....base.progress import Progress
 from ...bundle.records import EngineOptions, Graph
 from ..unavailable import Code, unavailable
-from .engine import Version, plan_version
+from .engine import Version, engine_version
 from .network import check_network
 from .package import Log, import_tensorrt, make_builder, make_logger
 from .profile import input_ranges
-from .progress import PlanProgress, make_monitor
+from .progress import BuildProgress, make_monitor
 
 MIB = 1 << 20
 
@@ -47,7 +47,7 @@ class BuiltEngine:
     remarks: tuple[str, ...]  # what the person should know and is no error
 
 
-def build_plan(request: EngineRequest, progress: Progress) -> BuiltEngine:
+def build_engine(request: EngineRequest, progress: Progress) -> BuiltEngine:
     """Build the plan of one graph; ``progress`` counts ``plan_progress.STEPS`` steps.
 
     Raises the errors of TRT_MISSING, TRT_LIBS, TRT_NO_BUILDER, NO_DRIVER_OR_GPU, PLAN_BUILD (the parser or
@@ -65,7 +65,7 @@ def build_plan(request: EngineRequest, progress: Progress) -> BuiltEngine:
     config = make_config(trt, builder, request.options, request.name)
     _add_profile(builder, config, request)
     cache = _attach_timing_cache(config, request.timing_cache, remarks)
-    ended = PlanProgress(progress)
+    ended = BuildProgress(progress)
     monitor = make_monitor(trt, ended)
     config.progress_monitor = monitor
     started = time.monotonic()
@@ -80,7 +80,7 @@ def build_plan(request: EngineRequest, progress: Progress) -> BuiltEngine:
     data = bytes(serialized)
     _save_timing_cache(config, request.timing_cache, remarks)
     del parser, cache
-    return BuiltEngine(data, plan_version(data), seconds, tuple(remarks))
+    return BuiltEngine(data, engine_version(data), seconds, tuple(remarks))
 
 
 def parse_onnx(trt: Any, network: Any, logger: Any, request: EngineRequest, log: Log) -> Any:

@@ -38,7 +38,7 @@ class EngineKey(msgspec.Struct, frozen=True):
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: EngineKey
-    plan: EngineRecord
+    record: EngineRecord = msgspec.field(name="plan")
     sha256: str  # of the plan file
 
 
@@ -64,13 +64,13 @@ class EngineCache:
             return None
         if entry.key != key or sha256_bytes(data) != entry.sha256:
             return None
-        return CachedEngine(entry.plan, data)
+        return CachedEngine(entry.record, data)
 
-    def keep(self, key: EngineKey, plan: EngineRecord, data: bytes) -> Path:
+    def keep(self, key: EngineKey, record: EngineRecord, data: bytes) -> Path:
         """Write the plan, then its record: an entry that a crash cut short is not found. The plan's path."""
         stem = self.folder / key.digest
         write_atomic(stem.with_suffix(PLAN), data, mode=0o600)
-        entry = _Entry(key, plan, sha256_bytes(data))
+        entry = _Entry(key, record, sha256_bytes(data))
         write_atomic(stem.with_suffix(RECORD), msgspec.json.encode(entry), mode=0o600)
         return stem.with_suffix(PLAN)
 

@@ -28,7 +28,7 @@ class EngineFile:
     """One plan on the disk, and what belongs to it."""
 
     graph: str  # name, for messages
-    plan: Path
+    path: Path
     sha256: str
     onnx: Path | None = None  # the graph whose weights a stripped plan gets; None: it has its own
     onnx_sha256: str = ""
@@ -46,7 +46,7 @@ class LoadedEngine:
 
 def load_engine(trt: Any, file: EngineFile) -> LoadedEngine:
     """Deserialise and, where it is stripped, refit. Raises UNTRUSTED, PLAN_REJECTED, PLAN_REFIT, StorageError."""
-    plan = read_trusted(file.plan, file.sha256)
+    plan = read_trusted(file.path, file.sha256)
     log = Log()
     logger = make_logger(trt, log)
     try:
@@ -94,11 +94,11 @@ def read_trusted(path: Path, sha256: str) -> bytes:
 
 def _rejected(file: EngineFile, how: str, log: Log) -> Exception:
     said = f"{how}; TensorRT says: {log.errors}" if log.errors else how
-    return unavailable(Code.PLAN_REJECTED, f"graph '{file.graph}', {file.plan.name}: {said}").error()
+    return unavailable(Code.PLAN_REJECTED, f"graph '{file.graph}', {file.path.name}: {said}").error()
 
 
 def _not_refitted(file: EngineFile, said: str) -> Exception:
-    return unavailable(Code.PLAN_REFIT, f"graph '{file.graph}', {file.plan.name}: {said or 'no reason given'}").error()
+    return unavailable(Code.PLAN_REFIT, f"graph '{file.graph}', {file.path.name}: {said or 'no reason given'}").error()
 
 
 TAG = b"ftrt"
@@ -126,7 +126,7 @@ class Version(NamedTuple):
         return cls(major, minor, patch, int(parts[3]) if len(parts) > 3 and parts[3].isdigit() else None)
 
 
-def plan_version(plan: Path | bytes) -> Version:
+def engine_version(plan: Path | bytes) -> Version:
     """The version of TensorRT that built ``plan``; nothing of it is executed.
 
     Raises the error of PLAN_HEADER when the file does not begin as a plan does, StorageError.

@@ -13,11 +13,11 @@ from ..session import Session
 from ..unavailable import Code, unavailable
 from .cache import open_cache
 from .cuda_device import CudaDevice
-from .engine import EngineFile, Version, load_engine, plan_version, version_problem
+from .engine import EngineFile, Version, engine_version, load_engine, version_problem
 from .package import import_tensorrt
 from .runner import TensorRtSession
-from .supply import SUFFIX, Site, kept_plan, plan_key, rebuild_options
-from .trial import try_plan
+from .supply import SUFFIX, BuildTarget, cached_engine, engine_key, local_build_options
+from .trial import try_engine
 
 
 class TensorRtOpener:
@@ -27,33 +27,35 @@ class TensorRtOpener:
         self._bundle, self._facts, self._notice = bundle, facts, notice
         self._device: CudaDevice | None = None
 
-    def open_plan(self, name: str, plan: EngineRecord) -> Session:
+    def open_bundled(self, name: str, record: EngineRecord) -> Session:
         """A plan of the bundle. Raises the errors of trial.py and engine.py."""
-        return self._open(name, self._bundle.path / plan.file, self._bundle.manifest.files[plan.file].sha256, plan)
+        return self._open(
+            name, self._bundle.path / record.file, self._bundle.manifest.files[record.file].sha256, record
+        )
 
-    def open_rebuilt(self, name: str) -> Session:
+    def open_built(self, name: str) -> Session:
         """A plan that was built on this machine before, or is built now, which takes minutes."""
         manifest = self._bundle.manifest
-        site = Site(self._facts, rebuild_options(manifest, name), open_cache())
-        key = plan_key(self._facts, self._sha256_of(name), site.options)
-        if site.cache.find(key) is None:
+        target = BuildTarget(self._facts, local_build_options(manifest, name), open_cache())
+        key = engine_key(self._facts, self._sha256_of(name), target.options)
+        if target.cache.find(key) is None:
             self._notice(f"graph '{name}': building a TensorRT plan for {key.gpu}; minutes, and once only")
-        kept = kept_plan(self._bundle, name, site, _Unseen())
-        path = site.cache.folder / f"{key.digest}{SUFFIX}"
+        kept = cached_engine(self._bundle, name, target, _Unseen())
+        path = target.cache.folder / f"{key.digest}{SUFFIX}"
         return self._open(name, path, sha256_bytes(kept.data), kept.record)
 
-    def _open(self, name: str, path: Path, sha256: str, plan: EngineRecord) -> Session:
-        self._check_version(name, path, plan)
-        stripped = plan.options.strip_weights
+    def _open(self, name: str, path: Path, sha256: str, record: EngineRecord) -> Session:
+        self._check_version(name, path, record)
+        stripped = record.options.strip_weights
         file = EngineFile(
             graph=name,
-            plan=path,
+            path=path,
             sha256=sha256,
             onnx=self._bundle.graph(name) if stripped else None,
             onnx_sha256=self._sha256_of(name) if stripped else "",
-            host_code=plan.options.version_compatible,
+            host_code=record.options.version_compatible,
         )
-        try_plan(file)
+        try_engine(file)
         trt = import_tensorrt()
         opened = load_engine(trt, file)
         if self._device is None:
@@ -62,10 +64,10 @@ class TensorRtOpener:
         where = f"TensorRT {trt.__version__} on {gpu}"
         return TensorRtSession(trt, opened, self._device, name=name, where=where)
 
-    def _check_version(self, name: str, path: Path, plan: EngineRecord) -> None:
+    def _check_version(self, name: str, path: Path, record: EngineRecord) -> None:
         """What the file itself says, whatever its record does; nothing of it is executed."""
         here = Version.parse(self._facts.versions["tensorrt"])
-        problem = version_problem(plan_version(path), here, version_compatible=plan.options.version_compatible)
+        problem = version_problem(engine_version(path), here, version_compatible=record.options.version_compatible)
         if problem:
             raise unavailable(Code.PLAN_VERSION, f"graph '{name}', {path.name}: {problem}").error()
 

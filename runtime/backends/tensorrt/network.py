@@ -76,7 +76,7 @@ def precision_problem(graph: Graph, products: Counter[str], quantizers: int) -> 
     layers (int8 products stand between those, and TensorRT states float for them).
     """
     asked, int8 = Counter[str](), False
-    for kind, operators in graph.ledger.items():
+    for kind, operators in graph.dtype_histogram.items():
         dtype = kind.removesuffix(WITH_INT8_WEIGHTS)
         int8 = int8 or dtype == "int8" or dtype != kind
         # Products of int8 operands: TensorRT states the float type into which they are dequantised.

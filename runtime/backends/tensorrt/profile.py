@@ -37,8 +37,8 @@ def largest_shapes(graph: Graph) -> dict[str, Shape]:
     return {tensor.name: _range(tensor, graph.axes).largest for tensor in (*graph.inputs, *graph.outputs)}
 
 
-def range_refusal(name: str, ranges: tuple[InputRange, ...], shapes: Mapping[str, Shape]) -> BackendUnavailable | None:
-    """The refusal PROFILE_RANGE of graph ``name`` when a shape lies outside of its range; None when all fit.
+def range_problem(name: str, ranges: tuple[InputRange, ...], shapes: Mapping[str, Shape]) -> BackendUnavailable | None:
+    """The reason PROFILE_RANGE of graph ``name`` when a shape lies outside of its range; None when all fit.
 
     ``shapes`` has every input of ``ranges``.
     """

@@ -22,7 +22,7 @@ class _Phase:
     done: int = 0
 
 
-class PlanProgress:
+class BuildProgress:
     """Counts to STEPS while one plan is built. Thread-safe; never goes back."""
 
     def __init__(self, progress: Progress) -> None:
@@ -67,7 +67,7 @@ class PlanProgress:
             self._told = steps
 
 
-def make_monitor(trt: Any, progress: PlanProgress) -> Any:
+def make_monitor(trt: Any, progress: BuildProgress) -> Any:
     """A ``trt.IProgressMonitor`` that tells ``progress``. It must live as long as the build.
 
     Ctrl-C arrives inside these calls, and an exception may not pass through TensorRT's C++: it is noted,

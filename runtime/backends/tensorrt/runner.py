@@ -25,7 +25,7 @@ from ..unavailable import Code, unavailable
 from .cuda_device import Block, CudaDevice, DeviceValue, Shape, size_of
 from .engine import LoadedEngine
 from .network import DTYPES
-from .profile import InputRange, range_refusal
+from .profile import InputRange, range_problem
 
 MOST_CAPTURED = 128  # graphs of one session: 20 caption steps, each with some sets of addresses
 Key = tuple[tuple[Shape, ...], tuple[int, ...]]  # shapes of the inputs, addresses of all tensors
@@ -112,7 +112,7 @@ class TensorRtSession:
     def _run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None) -> dict[str, Value]:
         ready = {name: self._ready(name, feeds) for name in self.inputs}
         shapes = {name: feed.shape for name, feed in ready.items()}
-        if problem := range_refusal(self._name, self._ranges, shapes):
+        if problem := range_problem(self._name, self._ranges, shapes):
             raise problem.error()
         addresses = {name: self._address(name, feed) for name, feed in ready.items()}
         blocks = {name: self._device.take((self._name, name), tensor.size) for name, tensor in self._results.items()}

@@ -26,7 +26,7 @@ from ...bundle.records import EngineOptions, EngineRecord, Graph
 from ...bundle.signature import SIGNATURE_FILE
 from ..machine import MachineFacts, no_gpu
 from ..unavailable import BackendUnavailable, Code, unavailable
-from .build_process import build_plan_apart
+from .build_process import build_engine_in_child
 from .builder import BuiltEngine, EngineRequest
 from .cache import CachedEngine, EngineCache, EngineKey
 from .progress import STEPS
@@ -36,85 +36,89 @@ SUFFIX = ".plan"
 
 
 @dataclass(frozen=True)
-class Site:
+class BuildTarget:
     """This machine as a place where plans are built."""
 
     facts: MachineFacts
     options: EngineOptions
     cache: EngineCache
     timing_cache: Path | None = None  # None: the one of this TensorRT and GPU in ``cache``
-    build: Build = build_plan_apart
+    build: Build = build_engine_in_child
     again: bool = False  # build what is there already too
 
 
 @dataclass(frozen=True)
-class Supplied:
+class EngineResult:
     """A plan of one graph that is now there."""
 
     graph: str
     path: Path
     bytes: int
-    plan: EngineRecord
+    record: EngineRecord
     fresh: bool  # built now; else it was there already
     remarks: tuple[str, ...] = ()
 
 
-def rebuild_options(manifest: Manifest, name: str) -> EngineOptions:
+def local_build_options(manifest: Manifest, name: str) -> EngineOptions:
     """How a node builds a plan for itself: as the exporter did where that changes numbers, else the default."""
-    plans = manifest.graphs[name].plans
+    plans = manifest.graphs[name].engines
     return EngineOptions(tf32=plans[0].options.tf32) if plans else EngineOptions()
 
 
-def kept_plan(bundle: Bundle, name: str, site: Site, progress: Progress) -> CachedEngine:
+def cached_engine(bundle: Bundle, name: str, target: BuildTarget, progress: Progress) -> CachedEngine:
     """This node's plan of graph ``name``: from the cache, or built now (minutes) and kept there.
 
-    ``progress`` counts ``plan_progress.STEPS``. Raises what ``build_plan`` raises.
+    ``progress`` counts ``plan_progress.STEPS``. Raises what ``build_engine`` raises.
     """
-    key = _key(bundle.manifest, name, site)
-    if not site.again and (kept := site.cache.find(key)) is not None:
+    key = _key(bundle.manifest, name, target)
+    if not target.again and (kept := target.cache.find(key)) is not None:
         progress.advance(STEPS)
         return kept
-    built = _build(bundle, name, key, site, progress)
-    record = record_plan(name, built, key, site.facts)
-    site.cache.keep(key, record, built.data)
+    built = _build(bundle, name, key, target, progress)
+    record = record_engine(name, built, key, target.facts)
+    target.cache.keep(key, record, built.data)
     return CachedEngine(record, built.data)
 
 
-def supply_cache(bundle: Bundle, name: str, site: Site, progress: Progress) -> Supplied:
+def ensure_cached_engine(bundle: Bundle, name: str, target: BuildTarget, progress: Progress) -> EngineResult:
     """Make sure that the cache holds this node's plan of graph ``name``."""
-    key = _key(bundle.manifest, name, site)
-    there = not site.again and site.cache.find(key) is not None
-    kept = kept_plan(bundle, name, site, progress)
-    path = site.cache.folder / f"{key.digest}{SUFFIX}"
-    return Supplied(name, path, len(kept.data), kept.record, fresh=not there)
+    key = _key(bundle.manifest, name, target)
+    there = not target.again and target.cache.find(key) is not None
+    kept = cached_engine(bundle, name, target, progress)
+    path = target.cache.folder / f"{key.digest}{SUFFIX}"
+    return EngineResult(name, path, len(kept.data), kept.record, fresh=not there)
 
 
-def supply_bundle(bundle: Bundle, name: str, site: Site, progress: Progress) -> tuple[Bundle, Supplied]:
+def ensure_bundled_engine(
+    bundle: Bundle, name: str, target: BuildTarget, progress: Progress
+) -> tuple[Bundle, EngineResult]:
     """Add this machine's plan of graph ``name`` to the bundle folder, unless it holds it; the bundle as it is now."""
     manifest = bundle.manifest
-    key, graph = _key(manifest, name, site), manifest.graphs[name]
-    if not site.again and (plan := find_plan(name, graph, key)) is not None:
+    key, graph = _key(manifest, name, target), manifest.graphs[name]
+    if not target.again and (record := find_engine(name, graph, key)) is not None:
         progress.advance(STEPS)
-        return bundle, Supplied(name, bundle.path / plan.file, manifest.files[plan.file].bytes, plan, fresh=False)
-    built = _build(bundle, name, key, site, progress)
-    plan = record_plan(name, built, key, site.facts)
-    manifest = with_plan(manifest, name, plan, built.data)
-    _put(bundle.path, plan.file, built.data, manifest)
-    supplied = Supplied(name, bundle.path / plan.file, len(built.data), plan, fresh=True, remarks=built.remarks)
+        return bundle, EngineResult(
+            name, bundle.path / record.file, manifest.files[record.file].bytes, record, fresh=False
+        )
+    built = _build(bundle, name, key, target, progress)
+    record = record_engine(name, built, key, target.facts)
+    manifest = with_engine(manifest, name, record, built.data)
+    _put(bundle.path, record.file, built.data, manifest)
+    supplied = EngineResult(name, bundle.path / record.file, len(built.data), record, fresh=True, remarks=built.remarks)
     return Bundle(bundle.path, manifest), supplied
 
 
-def with_plan(manifest: Manifest, name: str, plan: EngineRecord, data: bytes) -> Manifest:
+def with_engine(manifest: Manifest, name: str, record: EngineRecord, data: bytes) -> Manifest:
     """The manifest of the same bundle with one more plan, or another of the same file; its fingerprint is the same."""
     graph = manifest.graphs[name]
-    others = (other for other in graph.plans if other.file != plan.file)
-    graphs = {**manifest.graphs, name: msgspec.structs.replace(graph, plans=(*others, plan))}
-    files = {**manifest.files, plan.file: FileEntry(sha256=sha256_bytes(data), bytes=len(data))}
+    others = (other for other in graph.engines if other.file != record.file)
+    graphs = {**manifest.graphs, name: msgspec.structs.replace(graph, engines=(*others, record))}
+    files = {**manifest.files, record.file: FileEntry(sha256=sha256_bytes(data), bytes=len(data))}
     files = dict(sorted(files.items()))
     return msgspec.structs.replace(manifest, graphs=graphs, files=files)
 
 
-def sweep(folder: Path) -> None:
+def remove_unlisted_engines(folder: Path) -> None:
     """Remove plans that the manifest does not know: what a crash between the two writes of ``_put`` leaves."""
     known = read_manifest(folder).files
     for file in folder.glob(f"*{SUFFIX}"):
@@ -125,37 +129,39 @@ def sweep(folder: Path) -> None:
 def _put(folder: Path, file: str, data: bytes, manifest: Manifest) -> None:
     """Write the plan beside the bundle, move it in, then replace the manifest."""
     try:
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".plans", dir=folder.resolve().parent))
+        fallback_folder = Path(
+            tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".plans", dir=folder.resolve().parent)
+        )
     except OSError as error:
         raise StorageError(f"cannot write beside {folder}: {error.strerror}") from error
     try:
-        write_atomic(beside / file, data)
-        os.replace(beside / file, folder / file)
+        write_atomic(fallback_folder / file, data)
+        os.replace(fallback_folder / file, folder / file)
         fsync_directory(folder)
     except OSError as error:
         raise StorageError(f"cannot write {folder / file}: {error.strerror}") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(fallback_folder, ignore_errors=True)
     write_atomic(folder / MANIFEST_FILE, encode_manifest(manifest))
 
 
-def _key(manifest: Manifest, name: str, site: Site) -> EngineKey:
-    return plan_key(site.facts, manifest.files[manifest.graphs[name].file].sha256, site.options)
+def _key(manifest: Manifest, name: str, target: BuildTarget) -> EngineKey:
+    return engine_key(target.facts, manifest.files[manifest.graphs[name].file].sha256, target.options)
 
 
-def _build(bundle: Bundle, name: str, key: EngineKey, site: Site, progress: Progress) -> BuiltEngine:
-    timings = site.timing_cache or site.cache.timings(key.tensorrt, key.gpu)
+def _build(bundle: Bundle, name: str, key: EngineKey, target: BuildTarget, progress: Progress) -> BuiltEngine:
+    timings = target.timing_cache or target.cache.timings(key.tensorrt, key.gpu)
     request = EngineRequest(
-        name, bundle.graph(name), key.onnx_sha256, bundle.manifest.graphs[name], site.options, timings
+        name, bundle.graph(name), key.onnx_sha256, bundle.manifest.graphs[name], target.options, timings
     )
-    return site.build(request, progress)
+    return target.build(request, progress)
 
 
 def is_signed(folder: Path) -> bool:
     return (folder / SIGNATURE_FILE).is_file()
 
 
-def site_problems(facts: MachineFacts) -> tuple[BackendUnavailable, ...]:
+def build_problems(facts: MachineFacts) -> tuple[BackendUnavailable, ...]:
     """All that is missing here to build plans, driver first; empty when they can be built."""
     problems = []
     if facts.gpu is None:
@@ -169,28 +175,28 @@ def site_problems(facts: MachineFacts) -> tuple[BackendUnavailable, ...]:
     return tuple(problems)
 
 
-def plan_key(facts: MachineFacts, onnx_sha256: str, options: EngineOptions) -> EngineKey:
-    """What a plan built here would be; raises the first of ``site_problems``."""
-    if problems := site_problems(facts):
+def engine_key(facts: MachineFacts, onnx_sha256: str, options: EngineOptions) -> EngineKey:
+    """What a plan built here would be; raises the first of ``build_problems``."""
+    if problems := build_problems(facts):
         raise problems[0].error()
     gpu, capability = ("", "") if facts.gpu is None else (facts.gpu.name, facts.gpu.compute_capability)
     return EngineKey(onnx_sha256, facts.versions["tensorrt"], gpu, capability, options)
 
 
-def plan_file(name: str, key: EngineKey) -> str:
+def engine_file_name(name: str, key: EngineKey) -> str:
     """The file of graph ``name``'s plan in a bundle: one per key, readable up to its last word."""
     capability = key.compute_capability.replace(".", "")
     return f"{name}.trt{key.tensorrt}-sm{capability}-{key.digest[:8]}.plan"
 
 
-def find_plan(name: str, graph: Graph, key: EngineKey) -> EngineRecord | None:
+def find_engine(name: str, graph: Graph, key: EngineKey) -> EngineRecord | None:
     """The plan of ``key`` among those of the bundle."""
-    return next((plan for plan in graph.plans if plan.file == plan_file(name, key)), None)
+    return next((record for record in graph.engines if record.file == engine_file_name(name, key)), None)
 
 
-def record_plan(name: str, built: BuiltEngine, key: EngineKey, facts: MachineFacts) -> EngineRecord:
+def record_engine(name: str, built: BuiltEngine, key: EngineKey, facts: MachineFacts) -> EngineRecord:
     return EngineRecord(
-        file=plan_file(name, key),
+        file=engine_file_name(name, key),
         onnx_sha256=key.onnx_sha256,
         tensorrt=str(built.version),
         cuda=facts.cuda,

@@ -30,7 +30,7 @@ class _Said(msgspec.Struct, frozen=True):
     fix: str = ""
 
 
-def try_plan(file: EngineFile, *, timeout_s: float = TRIAL_S) -> None:
+def try_engine(file: EngineFile, *, timeout_s: float = TRIAL_S) -> None:
     """Return when a child could open and run the plan; raise its error, or that of PLAN_REJECTED, when not."""
     job = msgspec.json.encode(file, enc_hook=str).decode()
     ended = run_child(["-m", "flamest.runtime.backends.tensorrt.trial", job], timeout_s=timeout_s)
@@ -39,7 +39,7 @@ def try_plan(file: EngineFile, *, timeout_s: float = TRIAL_S) -> None:
         raise _error(said)
     if ended.problem or said is None:
         how = ended.problem or "no answer"
-        what = f"graph '{file.graph}', {file.plan.name}: the process that opened it first ended with {how}"
+        what = f"graph '{file.graph}', {file.path.name}: the process that opened it first ended with {how}"
         raise unavailable(Code.PLAN_REJECTED, what).error()
 
 
@@ -83,7 +83,7 @@ def _run(file: EngineFile) -> None:
     for _ in range(RUNS - 1):
         again = session.run(feeds)
         if any(first[name].tobytes() != again[name].tobytes() for name in first):
-            said = f"graph '{file.graph}', {file.plan.name}: the same inputs gave other outputs when run again"
+            said = f"graph '{file.graph}', {file.path.name}: the same inputs gave other outputs when run again"
             raise unavailable(Code.PLAN_REJECTED, said).error()
 
 

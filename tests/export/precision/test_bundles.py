@@ -38,7 +38,7 @@ def test_an_int8_bundle_says_what_it_computes_in_and_how_near_it_is(int8):
     out, said = int8
     manifest = read_manifest(out)
     assert said["precision"] == manifest.precision == "int8"
-    ledgers = {name: graph.ledger for name, graph in manifest.graphs.items()}
+    ledgers = {name: graph.dtype_histogram for name, graph in manifest.graphs.items()}
     assert set(ledgers["vision"]) == {"float32", "int8"}
     assert ledgers["vision"]["int8"]["MatMul"] == 4 * 4 + 2 * 3  # of each layer, and of the text's keys and values
     assert {"LayerNormalization", "Softmax"} <= set(ledgers["vision"]["float32"])

@@ -6,8 +6,8 @@ import pytest
 import tensorrt as trt
 from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes
-from flamest.runtime.backends.tensorrt.builder import EngineRequest, build_plan
-from flamest.runtime.backends.tensorrt.progress import STEPS, PlanProgress, make_monitor
+from flamest.runtime.backends.tensorrt.builder import EngineRequest, build_engine
+from flamest.runtime.backends.tensorrt.progress import STEPS, BuildProgress, make_monitor
 from flamest.runtime.bundle.records import AxisRange, EngineOptions, Graph, Tensor
 from tensorrt_fakes import Fakes
 
@@ -21,7 +21,7 @@ GRAPH = Graph(
     outputs=(Tensor("embedding", "float32", ("batch", 16)),),
     axes={"batch": AxisRange(1, 1, 16)},
     precision="fp32",
-    ledger={"float32": {"Conv": 2, "Gemm": 1}},
+    dtype_histogram={"float32": {"Conv": 2, "Gemm": 1}},
 )
 FLAGS = [getattr(trt.BuilderFlag, word) for word in ("TF32", "VERSION_COMPATIBLE", "STRIP_PLAN", "REFIT_IDENTICAL")]
 
@@ -89,7 +89,7 @@ class Workbench:
     def build(self, graph=GRAPH, cache=None, **options):
         request = EngineRequest("cnn", self.onnx, sha256_bytes(MODEL), graph, EngineOptions(**options), cache)
         try:
-            return build_plan(request, self.progress)
+            return build_engine(request, self.progress)
         finally:
             self.fakes.check()
 
@@ -212,8 +212,11 @@ def test_other_inputs_or_outputs_than_the_manifests_are_an_error(bench):
     assert "outputs are {'embedding': 'float16'}" in refused(bench, "PLAN_BUILD").message
 
 
-def with_ledger(ledger):
-    return Graph(**{name: getattr(GRAPH, name) for name in GRAPH.__struct_fields__ if name != "ledger"}, ledger=ledger)
+def with_ledger(dtype_histogram):
+    return Graph(
+        **{name: getattr(GRAPH, name) for name in GRAPH.__struct_fields__ if name != "dtype_histogram"},
+        dtype_histogram=dtype_histogram,
+    )
 
 
 def test_half_precision_that_would_be_lost_is_an_error_and_nothing_is_built(bench):
@@ -233,8 +236,8 @@ def test_bfloat16_and_int8_that_would_be_lost_are_errors(bench):
     bench.layers(("MATRIX_MULTIPLY", "BF16"))
     bench.build(graph=with_ledger({"bfloat16": {"MatMul": 1}}))
     bench.layers(("CONVOLUTION", "FLOAT"))
-    for ledger in ({"int8": {"Conv": 1}}, {"float32 with int8 weights": {"Conv": 1}}):
-        assert "no quantising layer" in refused(bench, "PRECISION", graph=with_ledger(ledger)).message
+    for dtype_histogram in ({"int8": {"Conv": 1}}, {"float32 with int8 weights": {"Conv": 1}}):
+        assert "no quantising layer" in refused(bench, "PRECISION", graph=with_ledger(dtype_histogram)).message
     bench.layers(("QUANTIZE", "INT8"), ("DEQUANTIZE", "FLOAT"), ("CONVOLUTION", "FLOAT"))
     bench.build(graph=with_ledger({"int8": {"Conv": 1}}))
 
@@ -301,7 +304,7 @@ def test_progress_follows_nested_phases_and_ctrl_c_stops_the_build(bench):
 
 def test_progress_never_goes_back():
     counted = Counted()
-    monitor = make_monitor(trt, PlanProgress(counted))
+    monitor = make_monitor(trt, BuildProgress(counted))
     monitor.phase_start("a", None, 1)
     monitor.step_complete("a", 0)
     monitor.phase_start("b", None, 10)

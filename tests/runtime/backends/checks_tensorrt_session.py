@@ -244,7 +244,7 @@ def files(tmp_path, monkeypatch):
     for name, fake in (("Runtime", runtime), ("Refitter", refitter), ("OnnxParserRefitter", parser)):
         monkeypatch.setattr(trt, name, fakes.constructor(name, fake))
     file = EngineFile("text", tmp_path / "text.plan", sha256_bytes(PLAN))
-    stripped = EngineFile("text", file.plan, file.sha256, tmp_path / "text.onnx", sha256_bytes(ONNX))
+    stripped = EngineFile("text", file.path, file.sha256, tmp_path / "text.onnx", sha256_bytes(ONNX))
     yield fakes, file, stripped, runtime, refitter, parser
     fakes.check()
 
@@ -273,7 +273,7 @@ def test_code_for_this_machines_processor_is_allowed_for_a_version_compatible_pl
     runtime.engine_host_code_allowed = False
     load_engine(trt, file)
     assert runtime.engine_host_code_allowed is False
-    load_engine(trt, EngineFile("text", file.plan, file.sha256, host_code=True))
+    load_engine(trt, EngineFile("text", file.path, file.sha256, host_code=True))
     assert runtime.engine_host_code_allowed is True
 
 
@@ -289,11 +289,11 @@ def test_no_engine_and_an_exception_are_a_rejected_plan(files):
 
 def test_a_file_that_is_not_the_one_of_the_manifest_never_reaches_tensorrt(files):
     fakes, file, stripped, *_ = files
-    file.plan.write_bytes(PLAN + b"!")
+    file.path.write_bytes(PLAN + b"!")
     error = refused(file)
     assert (error.code, error.exit_code) == ("UNTRUSTED", 65)
     assert fakes.calls == []
-    file.plan.write_bytes(PLAN)
+    file.path.write_bytes(PLAN)
     stripped.onnx.write_bytes(b"another graph")
     assert refused(stripped).code == "UNTRUSTED"
     assert not any("refit" in call for call in fakes.calls)

@@ -26,11 +26,11 @@ GRAPH = Graph("cnn.onnx", 18, (), (), {}, "fp32", {"float32": {"MatMul": 2}}, (P
 
 
 def with_precision(precision, operator="MatMul"):
-    return msgspec.structs.replace(GRAPH, precision=precision, ledger={"x": {operator: 1}})
+    return msgspec.structs.replace(GRAPH, precision=precision, dtype_histogram={"x": {operator: 1}})
 
 
 def with_plans(*plans):
-    return msgspec.structs.replace(GRAPH, plans=tuple(msgspec.structs.replace(PLAN, **changes) for changes in plans))
+    return msgspec.structs.replace(GRAPH, engines=tuple(msgspec.structs.replace(PLAN, **changes) for changes in plans))
 
 
 def lacking(facts, *packages):
@@ -39,10 +39,12 @@ def lacking(facts, *packages):
     )
 
 
-def refused(facts=FULL, graph=GRAPH, wishes=None, name="cnn"):
+def refused(facts=FULL, graph=GRAPH, backend_options=None, name="cnn"):
     """By rung the code of its refusal, or None."""
-    rungs = rank_backends(name, graph, facts, wishes or BackendOptions())
-    return {rung.kind: rung.refusal.code.value if rung.refusal else None for rung in rungs}
+    candidates = rank_backends(name, graph, facts, backend_options or BackendOptions())
+    return {
+        candidate.kind: candidate.unavailable.code.value if candidate.unavailable else None for candidate in candidates
+    }
 
 
 def test_a_full_machine_takes_the_plan_and_leaves_openvino_until_it_is_asked_for():
@@ -53,7 +55,7 @@ def test_a_full_machine_takes_the_plan_and_leaves_openvino_until_it_is_asked_for
         "openvino": "NOT_ASKED",
         "onnxruntime": None,
     }
-    assert rank_backends("cnn", GRAPH, FULL, BackendOptions())[0].plan == PLAN
+    assert rank_backends("cnn", GRAPH, FULL, BackendOptions())[0].engine == PLAN
 
 
 def test_a_bare_machine_has_the_last_rung_and_the_driver_is_the_first_reason():
@@ -70,17 +72,17 @@ def test_without_a_gpu_tensorrt_tells_at_once_what_else_is_missing():
     plan, rebuild, cuda, *_ = rank_backends(
         "cnn", GRAPH, dataclasses.replace(BARE, driver_missing=True), BackendOptions()
     )
-    for rung in (plan, rebuild):
-        assert rung.refusal.evidence.startswith(f"{BARE.driver_problem}; TRT_MISSING: no package tensorrt")
-        assert "CUDA_BINDINGS: no package cuda-bindings" in rung.refusal.evidence
-        assert rung.refusal.fix.startswith("install the NVIDIA driver")
-        assert rung.refusal.fix.count("then: pip install 'flamest[tensorrt]'") == 1
-        assert rung.refusal.fix.endswith("without a GPU: leave --backend out")
-    assert cuda.refusal.evidence == BARE.driver_problem
+    for candidate in (plan, rebuild):
+        assert candidate.unavailable.evidence.startswith(f"{BARE.driver_problem}; TRT_MISSING: no package tensorrt")
+        assert "CUDA_BINDINGS: no package cuda-bindings" in candidate.unavailable.evidence
+        assert candidate.unavailable.fix.startswith("install the NVIDIA driver")
+        assert candidate.unavailable.fix.count("then: pip install 'flamest[tensorrt]'") == 1
+        assert candidate.unavailable.fix.endswith("without a GPU: leave --backend out")
+    assert cuda.unavailable.evidence == BARE.driver_problem
 
 
 @pytest.mark.parametrize(
-    ("facts", "rung", "code"),
+    ("facts", "candidate", "code"),
     [
         (lacking(FULL, "tensorrt"), "plan", "TRT_MISSING"),
         (dataclasses.replace(FULL, tensorrt_problem="libnvinfer.so.10: cannot open"), "plan", "TRT_LIBS"),
@@ -93,9 +95,9 @@ def test_without_a_gpu_tensorrt_tells_at_once_what_else_is_missing():
         (lacking(FULL, "openvino"), "openvino", "OPENVINO_MISSING"),
     ],
 )
-def test_what_the_machine_lacks_is_the_reason(facts, rung, code):
-    assert refused(facts)[rung] == code
-    assert refused()[rung] in (None, "NOT_ASKED")  # and it is the only one
+def test_what_the_machine_lacks_is_the_reason(facts, candidate, code):
+    assert refused(facts)[candidate] == code
+    assert refused()[candidate] in (None, "NOT_ASKED")  # and it is the only one
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_a_refused_plan_says_what_it_was_built_for_and_what_is_here():
         "cnn", with_plans({"gpu": "NVIDIA H200"}, {"tensorrt": "10.3.0"}), FULL, BackendOptions()
     )
     for word in ("NVIDIA H200", "NVIDIA H100", "10.3.0", "10.16.1.11", "cnn.plan"):
-        assert word in plan.refusal.evidence
+        assert word in plan.unavailable.evidence
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_a_refused_plan_says_what_it_was_built_for_and_what_is_here():
 )
 def test_a_precision_that_a_backend_cannot_compute_is_the_reason(precision, operator, codes):
     graph = with_precision(precision, operator)
-    found = refused(graph=graph) | refused(graph=graph, wishes=BackendOptions("openvino"))
+    found = refused(graph=graph) | refused(graph=graph, backend_options=BackendOptions("openvino"))
     assert found == dict.fromkeys((kind for kind, _ in BACKEND_KINDS), None) | codes
 
 
@@ -156,48 +158,48 @@ def test_bf16_needs_a_gpu_or_a_processor_that_has_it():
     codes = refused(older, with_precision("bf16"))
     assert {codes[kind] for kind in ("plan", "rebuild", "onnxruntime-cuda")} == {"PRECISION"}
     assert refused(older, with_precision("bf16"), BackendOptions("openvino"))["openvino"] == "PRECISION"
-    fix = rank_backends("vision", with_precision("bf16"), older, BackendOptions())[1].refusal.fix
+    fix = rank_backends("vision", with_precision("bf16"), older, BackendOptions())[1].unavailable.fix
     assert "--precision fp16 --precision vision=fp32" in fix
     assert "tf32" not in fix  # which begins with 8.0 too
 
 
 def test_bf16_that_is_asked_for_is_computed_by_openvino_alone_and_never_for_keyframes():
     asked = BackendOptions(bf16=True)
-    codes = refused(wishes=asked)
+    codes = refused(backend_options=asked)
     assert codes.pop("openvino") is None
     assert set(codes.values()) == {"PRECISION"}
-    assert refused(wishes=asked, name="keyframes")["plan"] is None
-    assert refused(dataclasses.replace(FULL, bf16=False), wishes=asked)["openvino"] == "PRECISION"
-    assert refused(graph=with_precision("int8"), wishes=asked)["openvino"] == "PRECISION"
+    assert refused(backend_options=asked, name="keyframes")["plan"] is None
+    assert refused(dataclasses.replace(FULL, bf16=False), backend_options=asked)["openvino"] == "PRECISION"
+    assert refused(graph=with_precision("int8"), backend_options=asked)["openvino"] == "PRECISION"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_named_backend_is_the_first_rung_and_what_is_below_it_follows(backend):
     kinds = [kind for kind, of in BACKEND_KINDS if BACKENDS.index(of) >= BACKENDS.index(backend)]
-    assert list(refused(wishes=BackendOptions(backend))) == kinds
+    assert list(refused(backend_options=BackendOptions(backend))) == kinds
     required = [kind for kind, of in BACKEND_KINDS if of == backend]
-    assert list(refused(wishes=BackendOptions(backend, require=True))) == required
+    assert list(refused(backend_options=BackendOptions(backend, require=True))) == required
 
 
 def test_openvino_is_no_fallback_of_another_backend():
-    assert refused(BARE, wishes=BackendOptions("tensorrt"))["openvino"] == "OPENVINO_MISSING"
-    assert refused(wishes=BackendOptions("onnxruntime-cuda"))["openvino"] == "NOT_ASKED"
+    assert refused(BARE, backend_options=BackendOptions("tensorrt"))["openvino"] == "OPENVINO_MISSING"
+    assert refused(backend_options=BackendOptions("onnxruntime-cuda"))["openvino"] == "NOT_ASKED"
 
 
 def test_one_graph_may_go_elsewhere():
-    wishes = parse_backend_options(["openvino, text=onnxruntime"])
-    assert list(refused(wishes=wishes, name="cnn")) == ["openvino", "onnxruntime"]
-    assert list(refused(wishes=wishes, name="text")) == ["onnxruntime"]
+    backend_options = parse_backend_options(["openvino, text=onnxruntime"])
+    assert list(refused(backend_options=backend_options, name="cnn")) == ["openvino", "onnxruntime"]
+    assert list(refused(backend_options=backend_options, name="text")) == ["onnxruntime"]
 
 
 @pytest.mark.parametrize("facts", [FULL, BARE, lacking(BARE, "onnxruntime"), dataclasses.replace(FULL, gpu=T4)])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_every_refusal_says_what_was_seen_and_what_to_type(facts, precision):
-    for rung in rank_backends("cnn", with_precision(precision), facts, BackendOptions("tensorrt")):
-        if rung.refusal is not None:
-            assert rung.refusal.evidence
-            assert rung.refusal.fix
-            assert rung.refusal.code in Code
+    for candidate in rank_backends("cnn", with_precision(precision), facts, BackendOptions("tensorrt")):
+        if candidate.unavailable is not None:
+            assert candidate.unavailable.evidence
+            assert candidate.unavailable.fix
+            assert candidate.unavailable.code in Code
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def clip(clips, tmp_path_factory):
 
 def bundle_with_plans(toy_bundle, folder):
     """A copy whose vision graph has a plan for GPU."""
-    from flamest.runtime.backends.tensorrt.supply import with_plan
+    from flamest.runtime.backends.tensorrt.supply import with_engine
 
     copy = shutil.copytree(toy_bundle, folder / "bundle")
     plan = EngineRecord(
@@ -52,7 +52,7 @@ def bundle_with_plans(toy_bundle, folder):
     )
     data = b"ftrt" + bytes(20) + bytes((10, 16, 1, 11)) + b"native code"
     (copy / plan.file).write_bytes(data)
-    manifest = with_plan(read_manifest(copy), "vision", plan, data)
+    manifest = with_engine(read_manifest(copy), "vision", plan, data)
     (copy / "bundle.json").write_bytes(encode_manifest(manifest))
     return copy
 
@@ -72,7 +72,7 @@ def test_a_plan_that_crashes_costs_a_child_and_the_graph_goes_to_the_next_rung(t
     np.testing.assert_array_equal(features.vlm, expected.vlm)
     vision = extractor.places["vision"]
     assert (vision.backend, vision.where) == ("onnxruntime", "ONNX Runtime CPU")
-    told = {kind: (refusal.code.value, refusal.evidence) for kind, refusal in vision.refused}
+    told = {kind: (reason.code.value, reason.evidence) for kind, reason in vision.refused}
     assert told["plan"][0] == "PLAN_REJECTED"
     assert "signal SIGSEGV" in told["plan"][1]
     assert [code for code, _ in told.values()] == [
@@ -85,8 +85,8 @@ def test_a_plan_that_crashes_costs_a_child_and_the_graph_goes_to_the_next_rung(t
 
 
 def test_a_required_backend_that_does_not_run_is_an_error_with_every_reason(toy_bundle):
-    wishes = parse_backend_options(["tensorrt"], require=True)
-    opener = GraphOpener(open_bundle(toy_bundle), Opening(wishes, 1, NO_GPU))
+    backend_options = parse_backend_options(["tensorrt"], require=True)
+    opener = GraphOpener(open_bundle(toy_bundle), Opening(backend_options, 1, NO_GPU))
     with pytest.raises(SettingsError, match="does not run on tensorrt, which is required") as caught:
         opener.open("vision")
     assert (caught.value.code, caught.value.exit_code) == ("no_backend", 78)
@@ -122,8 +122,8 @@ def test_what_features_are_called_follows_from_the_bundle_and_the_wishes(toy_bun
 def test_a_clip_in_bf16_is_near_the_float32_one_and_kept_apart(tiny_bundle, clip):
     with open_extractor(tiny_bundle, threads=1) as plain:
         exact = plain.extract(clip)
-    wishes = parse_backend_options(["openvino"], precision="bf16", require=True)
-    with open_extractor(tiny_bundle, opening=Opening(wishes, 1)) as extractor:
+    backend_options = parse_backend_options(["openvino"], precision="bf16", require=True)
+    with open_extractor(tiny_bundle, opening=Opening(backend_options, 1)) as extractor:
         features = extractor.extract(clip)
     assert {name: place.where for name, place in extractor.places.items()} == {
         "keyframes": "OpenVINO CPU f32",
@@ -138,8 +138,8 @@ def test_a_clip_in_bf16_is_near_the_float32_one_and_kept_apart(tiny_bundle, clip
 
 
 def test_graphs_of_one_model_may_run_on_two_backends(tiny_bundle, clip):
-    wishes = parse_backend_options(["openvino,text=onnxruntime"])
-    with open_extractor(tiny_bundle, opening=Opening(wishes, 1)) as extractor:
+    backend_options = parse_backend_options(["openvino,text=onnxruntime"])
+    with open_extractor(tiny_bundle, opening=Opening(backend_options, 1)) as extractor:
         mixed = extractor.extract(clip)
     with open_extractor(tiny_bundle, threads=1) as plain:
         exact = plain.extract(clip)

@@ -8,13 +8,13 @@ BUILD = """
 import sys
 from pathlib import Path
 from flamest.base.errors import FlamestError
-from flamest.runtime.backends.tensorrt.builder import EngineRequest, build_plan
+from flamest.runtime.backends.tensorrt.builder import EngineRequest, build_engine
 from flamest.runtime.bundle.records import Graph
 from flamest.runtime.bundle.records import EngineOptions
 
 graph = Graph("x.onnx", 18, (), (), {}, "fp32", {})
 try:
-    build_plan(EngineRequest("cnn", Path("x.onnx"), "", graph, EngineOptions()), None)
+    build_engine(EngineRequest("cnn", Path("x.onnx"), "", graph, EngineOptions()), None)
 except FlamestError as error:
     print(error.code, error.exit_code, error.message, error.fix, sep="|")
 """

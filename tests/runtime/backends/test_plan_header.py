@@ -2,7 +2,7 @@
 
 import pytest
 from flamest.base.errors import DataError, StorageError
-from flamest.runtime.backends.tensorrt.engine import Version, plan_version, version_problem
+from flamest.runtime.backends.tensorrt.engine import Version, engine_version, version_problem
 
 
 def plan(version=(10, 16, 1, 11), tag=b"ftrt", serialisation=0):
@@ -11,8 +11,8 @@ def plan(version=(10, 16, 1, 11), tag=b"ftrt", serialisation=0):
 
 def test_the_version_is_read_from_bytes_and_from_a_file(tmp_path):
     (tmp_path / "x.plan").write_bytes(plan())
-    assert plan_version(plan()) == plan_version(tmp_path / "x.plan") == Version(10, 16, 1, 11)
-    assert str(plan_version(plan())) == "10.16.1.11"
+    assert engine_version(plan()) == engine_version(tmp_path / "x.plan") == Version(10, 16, 1, 11)
+    assert str(engine_version(plan())) == "10.16.1.11"
 
 
 @pytest.mark.parametrize(
@@ -28,14 +28,14 @@ def test_the_version_is_read_from_bytes_and_from_a_file(tmp_path):
 def test_what_does_not_begin_as_a_plan_is_refused_with_its_code(tmp_path, data, said):
     (tmp_path / "x.plan").write_bytes(data)
     with pytest.raises(DataError, match=said) as caught:
-        plan_version(tmp_path / "x.plan")
+        engine_version(tmp_path / "x.plan")
     assert caught.value.code == "PLAN_HEADER"
     assert "x.plan" in caught.value.message
 
 
 def test_a_plan_that_cannot_be_read_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError):
-        plan_version(tmp_path / "none.plan")
+        engine_version(tmp_path / "none.plan")
 
 
 @pytest.mark.parametrize("text", ["10.3", "", "newest", "10.x.1"])

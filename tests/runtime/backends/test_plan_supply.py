@@ -13,15 +13,15 @@ from flamest.runtime.backends.tensorrt.cache import open_cache
 from flamest.runtime.backends.tensorrt.engine import Version
 from flamest.runtime.backends.tensorrt.progress import STEPS
 from flamest.runtime.backends.tensorrt.supply import (
-    Site,
-    kept_plan,
-    plan_file,
-    plan_key,
-    rebuild_options,
-    site_problems,
-    supply_bundle,
-    supply_cache,
-    sweep,
+    BuildTarget,
+    build_problems,
+    cached_engine,
+    engine_file_name,
+    engine_key,
+    ensure_bundled_engine,
+    ensure_cached_engine,
+    local_build_options,
+    remove_unlisted_engines,
 )
 from flamest.runtime.backends.unavailable import Code, unavailable
 from flamest.runtime.bundle.opening import open_bundle
@@ -37,7 +37,7 @@ FACTS = MachineFacts(
 
 
 class Builder:
-    """``build_plan`` without TensorRT; counts its calls."""
+    """``build_engine`` without TensorRT; counts its calls."""
 
     def __init__(self, error=None):
         self.requests, self.error = [], error
@@ -67,99 +67,101 @@ def toy_bundle(toy_bundle, tmp_path):
 
 
 @pytest.fixture
-def site(tmp_path):
-    return Site(FACTS, EngineOptions(tf32=True), open_cache(tmp_path / "cache"), build=Builder())
+def target(tmp_path):
+    return BuildTarget(FACTS, EngineOptions(tf32=True), open_cache(tmp_path / "cache"), build=Builder())
 
 
-def test_a_plan_is_added_to_the_bundle_which_stays_whole_and_means_the_same(toy_bundle, site):
+def test_a_plan_is_added_to_the_bundle_which_stays_whole_and_means_the_same(toy_bundle, target):
     before, progress = open_bundle(toy_bundle), Counted()
-    after, supplied = supply_bundle(before, "cnn", site, progress)
+    after, supplied = ensure_bundled_engine(before, "cnn", target, progress)
     assert progress.steps == STEPS
     assert supplied.fresh
     assert supplied.remarks == ("a remark",)
     checked = open_bundle(toy_bundle)
     assert checked.manifest == after.manifest
     assert checked.manifest.fingerprint == before.manifest.fingerprint
-    (plan,) = checked.manifest.graphs["cnn"].plans
+    (plan,) = checked.manifest.graphs["cnn"].engines
     assert (toy_bundle / plan.file).read_bytes() == b"plan of cnn"
     assert (plan.tensorrt, plan.cuda, plan.driver, plan.build_seconds) == ("10.3.0.26", "12.8", "570.86", 1.23)
     assert plan.options.tf32
-    (request,) = site.build.requests
+    (request,) = target.build.requests
     assert request.onnx_sha256 == plan.onnx_sha256 == checked.manifest.files["cnn.onnx"].sha256
-    _, again = supply_bundle(after, "cnn", site, progress)
+    _, again = ensure_bundled_engine(after, "cnn", target, progress)
     assert not again.fresh
-    assert len(site.build.requests) == 1
+    assert len(target.build.requests) == 1
     assert progress.steps == 2 * STEPS
 
 
-def test_a_plan_of_other_options_stands_beside_the_first(toy_bundle, site):
-    bundle, _ = supply_bundle(open_bundle(toy_bundle), "cnn", site, Counted())
-    other = Site(FACTS, EngineOptions(opt_level=5), site.cache, build=site.build)
-    supply_bundle(bundle, "cnn", other, Counted())
-    plans = open_bundle(toy_bundle).manifest.graphs["cnn"].plans
+def test_a_plan_of_other_options_stands_beside_the_first(toy_bundle, target):
+    bundle, _ = ensure_bundled_engine(open_bundle(toy_bundle), "cnn", target, Counted())
+    other = BuildTarget(FACTS, EngineOptions(opt_level=5), target.cache, build=target.build)
+    ensure_bundled_engine(bundle, "cnn", other, Counted())
+    plans = open_bundle(toy_bundle).manifest.graphs["cnn"].engines
     assert len({plan.file for plan in plans}) == 2
-    assert rebuild_options(open_bundle(toy_bundle).manifest, "cnn") == EngineOptions(tf32=True)
-    assert rebuild_options(open_bundle(toy_bundle).manifest, "keyframes") == EngineOptions()
+    assert local_build_options(open_bundle(toy_bundle).manifest, "cnn") == EngineOptions(tf32=True)
+    assert local_build_options(open_bundle(toy_bundle).manifest, "keyframes") == EngineOptions()
 
 
-def test_again_builds_what_is_there_and_puts_it_in_its_place(toy_bundle, site):
-    bundle, _ = supply_bundle(open_bundle(toy_bundle), "cnn", site, Counted())
-    kept_plan(bundle, "cnn", site, Counted())
-    again = dataclasses.replace(site, again=True)
-    _, supplied = supply_bundle(bundle, "cnn", again, Counted())
+def test_again_builds_what_is_there_and_puts_it_in_its_place(toy_bundle, target):
+    bundle, _ = ensure_bundled_engine(open_bundle(toy_bundle), "cnn", target, Counted())
+    cached_engine(bundle, "cnn", target, Counted())
+    again = dataclasses.replace(target, again=True)
+    _, supplied = ensure_bundled_engine(bundle, "cnn", again, Counted())
     assert supplied.fresh
-    assert supply_cache(bundle, "cnn", again, Counted()).fresh
-    assert len(site.build.requests) == 4
-    assert len(open_bundle(toy_bundle).manifest.graphs["cnn"].plans) == 1
+    assert ensure_cached_engine(bundle, "cnn", again, Counted()).fresh
+    assert len(target.build.requests) == 4
+    assert len(open_bundle(toy_bundle).manifest.graphs["cnn"].engines) == 1
 
 
-def test_a_build_that_fails_changes_nothing(toy_bundle, site):
+def test_a_build_that_fails_changes_nothing(toy_bundle, target):
     before = {file.name: file.read_bytes() for file in toy_bundle.iterdir()}
-    failing = Site(FACTS, EngineOptions(), site.cache, build=Builder(unavailable(Code.PLAN_BUILD, "no").error()))
+    failing = BuildTarget(
+        FACTS, EngineOptions(), target.cache, build=Builder(unavailable(Code.PLAN_BUILD, "no").error())
+    )
     with pytest.raises(FlamestError):
-        supply_bundle(open_bundle(toy_bundle), "cnn", failing, Counted())
+        ensure_bundled_engine(open_bundle(toy_bundle), "cnn", failing, Counted())
     assert {file.name: file.read_bytes() for file in toy_bundle.iterdir()} == before
     assert not list(toy_bundle.parent.glob(".*"))
 
 
-def test_the_nodes_own_plan_is_built_once_and_kept_outside_of_the_bundle(toy_bundle, site):
+def test_the_nodes_own_plan_is_built_once_and_kept_outside_of_the_bundle(toy_bundle, target):
     before = {file.name: file.read_bytes() for file in toy_bundle.iterdir()}
     bundle = open_bundle(toy_bundle)
-    assert kept_plan(bundle, "cnn", site, Counted()).data == b"plan of cnn"
-    kept = kept_plan(bundle, "cnn", site, Counted())
+    assert cached_engine(bundle, "cnn", target, Counted()).data == b"plan of cnn"
+    kept = cached_engine(bundle, "cnn", target, Counted())
     assert kept.data == b"plan of cnn"
     assert kept.record.gpu == "NVIDIA H100"
-    supplied = supply_cache(bundle, "cnn", site, Counted())
+    supplied = ensure_cached_engine(bundle, "cnn", target, Counted())
     assert not supplied.fresh
     assert supplied.path.read_bytes() == b"plan of cnn"
-    assert len(site.build.requests) == 1
+    assert len(target.build.requests) == 1
     assert {file.name: file.read_bytes() for file in toy_bundle.iterdir()} == before
 
 
-def test_the_timing_cache_is_one_per_version_and_gpu_unless_it_is_given(toy_bundle, site, tmp_path):
+def test_the_timing_cache_is_one_per_version_and_gpu_unless_it_is_given(toy_bundle, target, tmp_path):
     bundle = open_bundle(toy_bundle)
-    kept_plan(bundle, "cnn", site, Counted())
-    kept_plan(bundle, "keyframes", site, Counted())
-    first, second = site.build.requests
-    assert first.timing_cache == second.timing_cache == site.cache.timings("10.3.0", "NVIDIA H100")
-    given = Site(FACTS, EngineOptions(), site.cache, tmp_path / "mine", site.build)
-    kept_plan(bundle, "cnn", given, Counted())
-    assert site.build.requests[-1].timing_cache == tmp_path / "mine"
+    cached_engine(bundle, "cnn", target, Counted())
+    cached_engine(bundle, "keyframes", target, Counted())
+    first, second = target.build.requests
+    assert first.timing_cache == second.timing_cache == target.cache.timings("10.3.0", "NVIDIA H100")
+    given = BuildTarget(FACTS, EngineOptions(), target.cache, tmp_path / "mine", target.build)
+    cached_engine(bundle, "cnn", given, Counted())
+    assert target.build.requests[-1].timing_cache == tmp_path / "mine"
 
 
-def test_unknown_plans_are_swept_and_nothing_else(toy_bundle, site):
-    supply_bundle(open_bundle(toy_bundle), "cnn", site, Counted())
+def test_unknown_plans_are_swept_and_nothing_else(toy_bundle, target):
+    ensure_bundled_engine(open_bundle(toy_bundle), "cnn", target, Counted())
     (toy_bundle / "cnn.trt1-sm10-0.plan").write_bytes(b"")
     (toy_bundle / "notes.txt").write_text("mine")
-    sweep(toy_bundle)
+    remove_unlisted_engines(toy_bundle)
     assert (toy_bundle / "notes.txt").exists()
     (toy_bundle / "notes.txt").unlink()
-    assert len(open_bundle(toy_bundle).manifest.graphs["cnn"].plans) == 1
+    assert len(open_bundle(toy_bundle).manifest.graphs["cnn"].engines) == 1
 
 
 def test_a_plans_file_name_says_graph_version_and_capability():
-    key = plan_key(FACTS, "a" * 64, EngineOptions())
-    assert plan_file("cnn", key) == f"cnn.trt10.3.0-sm90-{key.digest[:8]}.plan"
+    key = engine_key(FACTS, "a" * 64, EngineOptions())
+    assert engine_file_name("cnn", key) == f"cnn.trt10.3.0-sm90-{key.digest[:8]}.plan"
 
 
 @pytest.mark.parametrize(
@@ -175,10 +177,10 @@ def test_a_plans_file_name_says_graph_version_and_capability():
 )
 def test_all_that_is_missing_is_found_at_once_and_first_the_driver(change, codes):
     facts = MachineFacts(**{**{name: getattr(FACTS, name) for name in FACTS.__dataclass_fields__}, **change})
-    assert [problem.code for problem in site_problems(facts)] == codes
+    assert [problem.code for problem in build_problems(facts)] == codes
     if codes:
         with pytest.raises(FlamestError) as caught:
-            plan_key(facts, "a" * 64, EngineOptions())
+            engine_key(facts, "a" * 64, EngineOptions())
         assert caught.value.code == codes[0]
 
 

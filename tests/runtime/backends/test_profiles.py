@@ -5,7 +5,7 @@ import dataclasses
 import msgspec
 import pytest
 from flamest.base.errors import InvariantError
-from flamest.runtime.backends.tensorrt.profile import InputRange, input_ranges, largest_shapes, range_refusal
+from flamest.runtime.backends.tensorrt.profile import InputRange, input_ranges, largest_shapes, range_problem
 from flamest.runtime.bundle.records import AxisRange, Graph, Tensor
 
 GRAPH = Graph(
@@ -25,7 +25,7 @@ GRAPH = Graph(
         "patches": AxisRange(577, 577, 577),
     },
     precision="fp32",
-    ledger={},
+    dtype_histogram={},
 )
 
 
@@ -54,9 +54,9 @@ FITTING = {"token_ids": (2, 3), "mask": (2, 1, 3, 3), "past_key_00": (2, 2, 0, 8
 
 def test_shapes_at_the_bounds_are_inside():
     ranges = input_ranges(GRAPH)
-    assert range_refusal("text", ranges, FITTING) is None
-    assert range_refusal("text", ranges, {wanted.name: wanted.smallest for wanted in ranges}) is None
-    assert range_refusal("text", ranges, {wanted.name: wanted.largest for wanted in ranges}) is None
+    assert range_problem("text", ranges, FITTING) is None
+    assert range_problem("text", ranges, {wanted.name: wanted.smallest for wanted in ranges}) is None
+    assert range_problem("text", ranges, {wanted.name: wanted.largest for wanted in ranges}) is None
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_shapes_at_the_bounds_are_inside():
     [("token_ids", (17, 3)), ("token_ids", (2, 0)), ("token_ids", (2,)), ("cross_key_00", (2, 2, 8, 576))],
 )
 def test_a_shape_outside_is_refused_with_its_code_and_what_is_allowed(name, shape):
-    refusal = range_refusal("text", input_ranges(GRAPH), {**FITTING, name: shape})
-    assert refusal.code == "PROFILE_RANGE"
-    assert f"graph 'text': input {name} is {list(shape)}, expected [" in refusal.evidence
-    assert dataclasses.asdict(refusal)["fix"]
+    reason = range_problem("text", input_ranges(GRAPH), {**FITTING, name: shape})
+    assert reason.code == "PROFILE_RANGE"
+    assert f"graph 'text': input {name} is {list(shape)}, expected [" in reason.evidence
+    assert dataclasses.asdict(reason)["fix"]

@@ -20,12 +20,12 @@ def test_every_code_has_a_meaning_and_a_next_command(code):
 
 @pytest.mark.parametrize("code", Code)
 def test_a_refusal_becomes_an_error_and_comes_back_the_same(code):
-    refusal = unavailable(code, "seen with own eyes")
-    error = refusal.error()
+    reason = unavailable(code, "seen with own eyes")
+    error = reason.error()
     assert error.code == code.value
     assert error.message == f"{code}: seen with own eyes"
-    assert error.fix == refusal.fix
-    assert BackendUnavailable.of(pickle.loads(pickle.dumps(error))) == refusal
+    assert error.fix == reason.fix
+    assert BackendUnavailable.of(pickle.loads(pickle.dumps(error))) == reason
 
 
 def test_the_documentation_lists_every_code_with_its_meaning_and_fix():
@@ -35,10 +35,10 @@ def test_the_documentation_lists_every_code_with_its_meaning_and_fix():
 
 
 def test_an_error_without_a_code_of_the_table_keeps_what_it_said():
-    refusal = BackendUnavailable.of(DataError("the graph is cracked", code="bad_graph"))
-    assert refusal.code is Code.BACKEND_FAILED
-    assert "bad_graph: the graph is cracked" in refusal.evidence
-    assert refusal.fix
+    reason = BackendUnavailable.of(DataError("the graph is cracked", code="bad_graph"))
+    assert reason.code is Code.BACKEND_FAILED
+    assert "bad_graph: the graph is cracked" in reason.evidence
+    assert reason.fix
 
 
 def test_a_better_fix_takes_the_place_of_the_tables():

@@ -12,7 +12,7 @@ from flamest.runtime.backends.machine import Gpu, MachineFacts
 from flamest.runtime.backends.tensorrt import loader
 from flamest.runtime.backends.tensorrt.cache import CachedEngine
 from flamest.runtime.backends.tensorrt.loader import TensorRtOpener
-from flamest.runtime.backends.tensorrt.supply import with_plan
+from flamest.runtime.backends.tensorrt.supply import with_engine
 from flamest.runtime.backends.unavailable import Code, unavailable
 from flamest.runtime.bundle.manifest import encode_manifest, read_manifest
 from flamest.runtime.bundle.opening import open_bundle
@@ -38,7 +38,7 @@ def bundle(toy_bundle, tmp_path):
         ("text", plan_of("text", version_compatible=True)),
     ):
         (copy / plan.file).write_bytes(PLAN)
-        manifest = with_plan(manifest, name, plan, PLAN)
+        manifest = with_engine(manifest, name, plan, PLAN)
     (copy / "bundle.json").write_bytes(encode_manifest(manifest))
     return open_bundle(copy)
 
@@ -49,7 +49,7 @@ def did(monkeypatch, tmp_path):
     done = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(loader, "import_tensorrt", lambda: SimpleNamespace(__version__="11.4.0"))
-    monkeypatch.setattr(loader, "try_plan", lambda file: done.append(("tried", file)))
+    monkeypatch.setattr(loader, "try_engine", lambda file: done.append(("tried", file)))
     monkeypatch.setattr(loader, "load_engine", lambda trt, file: done.append(("opened", file)))
     monkeypatch.setattr(loader, "CudaDevice", SimpleNamespace(open=lambda: done.append(("device", None)) or "GPU 0"))
     monkeypatch.setattr(loader, "TensorRtSession", lambda trt, opened, device, *, name, where: (name, where, device))
@@ -58,18 +58,18 @@ def did(monkeypatch, tmp_path):
 
 def test_a_plan_is_tried_before_it_is_opened_with_all_that_belongs_to_it(bundle, did):
     opener = TensorRtOpener(bundle, FACTS, lambda text: None)
-    name, where, _ = opener.open_plan("vision", bundle.manifest.graphs["vision"].plans[0])
+    name, where, _ = opener.open_bundled("vision", bundle.manifest.graphs["vision"].engines[0])
     assert (name, where) == ("vision", "TensorRT 11.4.0 on Made-up GPU")
     assert [what for what, _ in did] == ["tried", "opened", "device"]
     file = did[0][1]
     assert file == did[1][1]
-    assert (file.plan, file.sha256) == (bundle.path / "vision.plan", sha256_bytes(PLAN))
+    assert (file.path, file.sha256) == (bundle.path / "vision.plan", sha256_bytes(PLAN))
     assert (file.onnx, file.onnx_sha256) == (bundle.graph("vision"), sha256_file(bundle.graph("vision")))
     assert file.host_code is False
 
 
 def test_a_plan_with_its_own_weights_is_given_none_and_a_compatible_one_may_bring_code(bundle, did):
-    TensorRtOpener(bundle, FACTS, lambda text: None).open_plan("text", bundle.manifest.graphs["text"].plans[0])
+    TensorRtOpener(bundle, FACTS, lambda text: None).open_bundled("text", bundle.manifest.graphs["text"].engines[0])
     file = did[0][1]
     assert (file.onnx, file.onnx_sha256, file.host_code) == (None, "", True)
 
@@ -81,7 +81,9 @@ def test_a_plan_with_its_own_weights_is_given_none_and_a_compatible_one_may_brin
 def test_what_the_files_first_bytes_say_counts_more_than_its_record(bundle, did, plan, code):
     (bundle.path / "vision.plan").write_bytes(plan)
     with pytest.raises(FlamestError) as caught:
-        TensorRtOpener(bundle, FACTS, lambda text: None).open_plan("vision", bundle.manifest.graphs["vision"].plans[0])
+        TensorRtOpener(bundle, FACTS, lambda text: None).open_bundled(
+            "vision", bundle.manifest.graphs["vision"].engines[0]
+        )
     assert caught.value.code == code
     assert did == []
 
@@ -90,9 +92,9 @@ def test_a_plan_that_fails_its_trial_is_never_opened_here(bundle, did, monkeypat
     def fails(file):
         raise unavailable(Code.PLAN_REJECTED, "signal SIGSEGV").error()
 
-    monkeypatch.setattr(loader, "try_plan", fails)
+    monkeypatch.setattr(loader, "try_engine", fails)
     with pytest.raises(FlamestError) as caught:
-        TensorRtOpener(bundle, FACTS, lambda text: None).open_plan("text", bundle.manifest.graphs["text"].plans[0])
+        TensorRtOpener(bundle, FACTS, lambda text: None).open_bundled("text", bundle.manifest.graphs["text"].engines[0])
     assert caught.value.code == "PLAN_REJECTED"
     assert did == []
 
@@ -100,22 +102,22 @@ def test_a_plan_that_fails_its_trial_is_never_opened_here(bundle, did, monkeypat
 def test_a_plan_is_built_once_with_a_word_before_and_found_the_next_time(bundle, did, monkeypatch):
     told, built = [], []
 
-    def build(bundle, name, site, progress):
-        built.append((name, site.options))
+    def build(bundle, name, target, progress):
+        built.append((name, target.options))
         kept = CachedEngine(plan_of(name), PLAN)
-        key = loader.plan_key(FACTS, bundle.manifest.files[f"{name}.onnx"].sha256, site.options)
-        site.cache.keep(key, kept.record, kept.data)
+        key = loader.engine_key(FACTS, bundle.manifest.files[f"{name}.onnx"].sha256, target.options)
+        target.cache.keep(key, kept.record, kept.data)
         return kept
 
-    monkeypatch.setattr(loader, "kept_plan", build)
+    monkeypatch.setattr(loader, "cached_engine", build)
     opener = TensorRtOpener(bundle, FACTS, told.append)
-    opener.open_rebuilt("cnn")
-    opener.open_rebuilt("cnn")
+    opener.open_built("cnn")
+    opener.open_built("cnn")
     assert built == [("cnn", EngineOptions())] * 2
     assert len(told) == 1
     assert "building a TensorRT plan for Made-up GPU" in told[0]
     files = [file for what, file in did if what == "opened"]
     assert files[0] == files[1]
-    assert files[0].plan.read_bytes() == PLAN
+    assert files[0].path.read_bytes() == PLAN
     assert files[0].sha256 == sha256_bytes(PLAN)
     assert [what for what, _ in did].count("device") == 1

@@ -9,7 +9,7 @@ import pytest
 from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes
 from flamest.runtime.backends.tensorrt.engine import EngineFile
-from flamest.runtime.backends.tensorrt.trial import try_plan
+from flamest.runtime.backends.tensorrt.trial import try_engine
 
 PLAN = b"native code"
 RUNTIME = """
@@ -40,7 +40,7 @@ def tensorrt_that(does, folder, monkeypatch):
 
 def refused(file, **options):
     with pytest.raises(FlamestError) as caught:
-        try_plan(file, **options)
+        try_engine(file, **options)
     return caught.value
 
 
@@ -73,7 +73,7 @@ def test_a_plan_that_hangs_is_given_up(file, tmp_path, monkeypatch):
 
 def test_what_the_child_knows_better_keeps_its_code(file, tmp_path, monkeypatch):
     tensorrt_that("os.abort()", tmp_path, monkeypatch)
-    file.plan.write_bytes(b"another plan")  # hashes are looked at before TensorRT is
+    file.path.write_bytes(b"another plan")  # hashes are looked at before TensorRT is
     error = refused(file)
     assert (error.code, error.exit_code) == ("UNTRUSTED", 65)
 
@@ -95,16 +95,16 @@ def test_the_genuine_lean_runtime_without_a_driver_ends_the_child_and_not_this_p
         "from pathlib import Path\n"
         "from flamest.base.errors import FlamestError\n"
         "from flamest.runtime.backends.tensorrt.engine import EngineFile\n"
-        "from flamest.runtime.backends.tensorrt.trial import try_plan\n"
-        "try: try_plan(EngineFile('cnn', Path(sys.argv[1]), sys.argv[2]))\n"
+        "from flamest.runtime.backends.tensorrt.trial import try_engine\n"
+        "try: try_engine(EngineFile('cnn', Path(sys.argv[1]), sys.argv[2]))\n"
         "except FlamestError as error: print(error.code, error.message)\n"
     )
-    alias = file.plan.parent / "tensorrt"
+    alias = file.path.parent / "tensorrt"
     alias.mkdir()
     (alias / "__init__.py").write_text("from tensorrt_lean import *\nfrom tensorrt_lean import __version__\n")
     folder = lean_rig.environment()["PYTHONPATH"]
     paths = os.pathsep.join([str(alias.parent), folder])
-    done = lean_rig.python(code, file.plan, file.sha256, extra={"PYTHONPATH": paths})
+    done = lean_rig.python(code, file.path, file.sha256, extra={"PYTHONPATH": paths})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("PLAN_REJECTED"), done.stdout + done.stderr
     assert "signal SIGSEGV" in done.stdout
