@@ -89,9 +89,10 @@ def test_embeddings_of_a_padded_batch_equal_single_rows_by_hand(toys, model_of, 
 
 
 @pytest.mark.parametrize(
-    ("attention_mode", "hears"), [("bidirectional", True), ("causal-last", True), ("causal-first", False), ("text", True)]
+    ("attention_mode", "hears"),
+    [("bidirectional", True), ("causal-last", True), ("causal-first", False), ("text", True)],
 )
-def test_another_caption_gives_another_embedding_except_in_the_blind_reading(model_of, pixels, attention_mode, hears):
+def test_another_caption_gives_another_embedding_except_in_the_blind_mode(model_of, pixels, attention_mode, hears):
     model = model_of(attention_mode)
     memory = model.look(pixels[:1])
     one, other = (model.embed(memory, [caption])[0] for caption in [(9, 10), (11, 12)])
