@@ -1,4 +1,4 @@
-"""Fills a small file system under a running store, and makes room again. A program for test_storage.py, run in a
+"""Fills a small file system under a running store, and makes room again. A program for test_full_disk.py, run in a
 name space of its own (``unshare -Urm``) where it may mount one. Prints what happened as one JSON object."""
 
 from __future__ import annotations
