@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from flamest.base.process import error_location, peak_resident_kb, trim_memory, usable_cores
@@ -93,7 +94,8 @@ def test_an_error_location_names_types_and_places_without_messages():
             raise ValueError("walking") from error
     except ValueError as error:
         text = error_location(error)
-    assert text.startswith("ValueError in base/test_process.py:")
-    assert "; after KeyError in base/test_process.py:" in text
+    here = f"{Path(__file__).parent.name}/{Path(__file__).name}"
+    assert text.startswith(f"ValueError in {here}:")
+    assert f"; after KeyError in {here}:" in text
     assert "patient" not in text
     assert "walking" not in text
