@@ -9,7 +9,7 @@ import typer
 
 from ...base.console import command
 from ...base.options import JsonOption
-from .options import ConfigOption, DirOption
+from . import ConfigOption, DirOption
 
 silo_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Who may take part: add, list, renew, revoke, release."

@@ -1,4 +1,4 @@
-"""``flamest-coordinator history``, ``evaluation``, ``backup``, ``restore`` and ``doctor``."""
+"""``flamest-coordinator backup``, ``restore`` and ``doctor``: the state folder's health."""
 
 from __future__ import annotations
 
@@ -9,43 +9,7 @@ import typer
 
 from ...base.console import command
 from ...base.options import JsonOption
-from .options import ConfigOption
-
-
-@command
-def history(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
-    """A row per round. Loss and accuracy are of the model that the round STARTED from, on the silos'
-    held-out clips; a silo's policy may keep them back. MB/silo is what an update and its model took; `lost` is what the
-    codec of an update left out, at most. --json has every silo's figures. Last: bytes to 95 % of the last accuracy.
-    """
-    from ..admin.report import history_lines, history_of, reached_lines, reached_of
-    from ..settings import load_coordinator_settings
-
-    settings = load_coordinator_settings(config)
-    rows, reached = history_of(settings), reached_of(settings)
-    if not as_json:
-        print("\n".join([*history_lines(rows), *reached_lines(reached)]))
-    return {"rounds": rows, "to_95_percent": reached}
-
-
-@command
-def evaluation(
-    config: ConfigOption,
-    round_number: Annotated[
-        int | None, typer.Option("--round", min=0, help="Of which round's model; the last measured one when not given.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> dict[str, Any]:
-    """How a model does on the silos' held-out clips: in all, by silo, by class where silos tell it; and, at the end
-    of a run with final_evaluation = "sites", how each site's model does on every other's clips.
-    """
-    from ..admin.evaluation_report import evaluation_lines, evaluation_of
-    from ..settings import load_coordinator_settings
-
-    found = evaluation_of(load_coordinator_settings(config), round_number)
-    if not as_json:
-        print("\n".join(evaluation_lines(found)))
-    return found
+from . import ConfigOption
 
 
 @command
