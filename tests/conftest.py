@@ -29,14 +29,14 @@ class Federation:
 
     def __init__(self, folder: Path, silos: tuple[str, ...], **run: Any) -> None:
         from flamest.coordinator.admin.authority import init_federation
-        from flamest.coordinator.admin.config_template import starter_settings
+        from flamest.coordinator.admin.config_template import render_config_template
 
         self.folder = folder / "federation"
         self.silo_folder = folder / "silos"
         self.config = self.folder / "coordinator.toml"
         run = {"inputs": 6, "hidden": [5], "rounds": 3, "min_silos": 1, "deadline_s": 60.0, **run}
         run = {"norm_times": 0, "quarantine_after": 0, **run}  # the updates that tests send are not trained ones
-        text = starter_settings(LABELS, "fingerprint").replace("0.0.0.0:7443", "127.0.0.1:0")
+        text = render_config_template(LABELS, "fingerprint").replace("0.0.0.0:7443", "127.0.0.1:0")
         for key, value in run.items():
             line = f"{key} = {str(value).lower() if isinstance(value, bool) else value}"
             text, found = re.subn(rf"^(# )?{key} = .*$", line, text, count=1, flags=re.MULTILINE)
@@ -120,7 +120,7 @@ class Federation:
         )
 
     def rounds(self) -> list[dict[str, Any]]:
-        from flamest.coordinator.admin.report import history_of
+        from flamest.coordinator.admin.status import history_of
 
         return history_of(self.settings())
 

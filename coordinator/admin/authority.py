@@ -1,10 +1,10 @@
-"""Who belongs to the federation: its certificate authority and the allow-list of silos.
+"""Membership of the federation: its certificate authority and the allow-list of silos.
 
 DIR/ca.pem  ca-key.pem            the authority; the key signs silos and stays here
 DIR/server.pem  server-key.pem    the coordinator's own
 DIR/silos.json                    the allow-list, read by the running server on every call
-DIR/silos/NAME/silo.pem  ca.pem   what goes back to a silo; its key is what `silo renew` makes a new certificate for
-DIR/coordinator.toml              starter settings
+DIR/silos/NAME/silo.pem  ca.pem   files for a silo; `silo renew` makes a new certificate for the key of silo.pem
+DIR/coordinator.toml              settings
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ ALLOW_LIST = "silos.json"
 
 
 class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One silo on the allow-list. Times are UTC, ISO 8601. What was never renewed or revoked is not written down."""
+    """One silo on the allow-list. Times are UTC, ISO 8601. Fields at their default are not written."""
 
     certificate_sha256: str  # of the newest certificate
     added: str
     expires: str
     revoked: str | None = None  # when, or None
-    earlier: dict[str, str] = {}  # certificates before renewals, which count until they end: SHA-256 to that time
+    earlier: dict[str, str] = {}  # older certificates that are still valid: SHA-256 to the time when they end
 
     @property
     def days_left(self) -> float:
@@ -51,8 +51,8 @@ class Silos(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     silos: dict[str, Enrolment] = {}
 
 
-def init_federation(folder: Path, hosts: Sequence[str], starter: str) -> None:
-    """Make the authority, the server's certificate for ``hosts``, an empty allow-list and starter settings.
+def init_federation(folder: Path, hosts: Sequence[str], settings: str) -> None:
+    """Make the authority, the server's certificate for ``hosts``, an empty allow-list and a settings file.
 
     ``folder`` appears whole or not at all and is never overwritten. Raises StorageError, UsageError.
     """
@@ -63,12 +63,12 @@ def init_federation(folder: Path, hosts: Sequence[str], starter: str) -> None:
         write_atomic(building / "ca.pem", authority.certificate)
         write_atomic(building / "server-key.pem", server.key, mode=0o600)
         write_atomic(building / "server.pem", server.certificate)
-        write_atomic(building / "coordinator.toml", starter.encode())
+        write_atomic(building / "coordinator.toml", settings.encode())
         _write(building / ALLOW_LIST, Silos())
 
 
 def renew_server(folder: Path, hosts: Sequence[str]) -> None:
-    """A new certificate for the server's key: for ``hosts``, or without any for those of the old one."""
+    """Make a new certificate for the server's key: for ``hosts``, or without any for those of the old one."""
     authority = _authority(folder)
     old = certificate_info(read_file(folder / "server.pem"), whose=str(folder / "server.pem"))
     key = read_file(folder / "server-key.pem")
@@ -77,9 +77,9 @@ def renew_server(folder: Path, hosts: Sequence[str]) -> None:
 
 
 def add_silo(folder: Path, name: str, request: bytes) -> Path:
-    """Sign a silo's request and put the silo on the allow-list; the folder with what goes back to it.
+    """Sign a silo's request and put the silo on the allow-list; return the folder with the files for it.
 
-    The running server lets the silo in at once. Raises UsageError for a bad name or one that is
+    A running server accepts the silo at once. Raises UsageError for a bad name or one that is
     enrolled, DataError and IdentityError for a request that cannot be signed, StorageError.
     """
     check_name(name)
@@ -90,7 +90,7 @@ def add_silo(folder: Path, name: str, request: bytes) -> Path:
         if known is not None and known.revoked is None:
             raise UsageError(
                 f"silo '{name}' is enrolled already, since {known.added}",
-                fix=f"for a certificate that ends later: flamest-coordinator silo renew {name}; to shut out the key "
+                fix=f"for a certificate that ends later: flamest-coordinator silo renew {name}; to revoke the key "
                 f"that it has: flamest-coordinator silo revoke {name}, then add it again",
             )
         certificate = sign_silo(authority, name, request)
@@ -106,10 +106,10 @@ def add_silo(folder: Path, name: str, request: bytes) -> Path:
 
 
 def renew_enrolment(folder: Path, name: str, request: bytes | None) -> Enrolment:
-    """A new certificate for an enrolled silo, beside which the one it has counts until that ends.
+    """Make a new certificate for an enrolled silo; the one that it has stays valid until it ends.
 
-    It is for the key of the certificate that was handed over last, or of ``request`` (PEM), and takes that one's place
-    in the folder that goes back to the silo. Raises DataError (``unknown_silo``, ``no_certificate``), StorageError,
+    It is for the key of the newest certificate, or of ``request`` (PEM), and replaces that certificate in the folder
+    with the silo's files. Raises DataError (``unknown_silo``, ``no_certificate``), StorageError,
     and for a request as ``add_silo``.
     """
     authority = _authority(folder)
@@ -120,12 +120,12 @@ def renew_enrolment(folder: Path, name: str, request: bytes | None) -> Enrolment
         if request is not None:
             certificate = sign_silo(authority, name, request)
         else:
-            certificate = renew_silo(authority, name, _last_handed_over(handed_over, name, known))
+            certificate = renew_silo(authority, name, _newest_certificate(handed_over, name, known))
         facts = certificate_info(certificate, whose=name)
         before = {**known.earlier, known.certificate_sha256: known.expires}
         still = {sha256: ends for sha256, ends in before.items() if days_until(parse_utc(ends)) > 0}
         entry = Enrolment(facts.sha256, known.added, utc_text(facts.expires.timestamp()), earlier=still)
-        # The list comes first: after a crash in between, the certificate that is handed over is still on it.
+        # The list comes first: after a crash in between, the certificate in the folder is still on it.
         _write(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
         handed_over.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(handed_over, certificate)
@@ -134,8 +134,8 @@ def renew_enrolment(folder: Path, name: str, request: bytes | None) -> Enrolment
     return entry
 
 
-def _last_handed_over(path: Path, name: str, known: Enrolment) -> bytes:
-    """A silo's certificate (PEM) in the folder that goes back to it; only one on the allow-list is signed anew."""
+def _newest_certificate(path: Path, name: str, known: Enrolment) -> bytes:
+    """Return a silo's certificate (PEM) from the folder with its files. Raises DataError unless it is enrolled."""
     ask = f"flamest-coordinator silo renew {name} --csr {name}.csr, with the request that keygen made on the silo"
     try:
         pem = path.read_bytes()
@@ -149,7 +149,7 @@ def _last_handed_over(path: Path, name: str, known: Enrolment) -> bytes:
 
 
 def revoke_silo(folder: Path, name: str) -> None:
-    """Take a silo off the allow-list, with all its certificates: its next call is refused.
+    """Revoke a silo with all its certificates: its next call is refused.
 
     Raises DataError (``unknown_silo``).
     """
@@ -171,7 +171,7 @@ def _known(silos: Silos, name: str) -> Enrolment:
 
 
 def read_silos(path: Path) -> Silos:
-    """The allow-list in a file. Raises StorageError, DataError (``bad_allow_list``)."""
+    """Read an allow-list. Raises StorageError, DataError (``bad_allow_list``)."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Silos)
     except OSError as error:
@@ -184,17 +184,17 @@ def read_silos(path: Path) -> Silos:
 
 
 def enrolled(silos: Silos) -> list[str]:
-    """The names that may call now, in ascending order."""
+    """Return the names of the silos that may call now, in ascending order."""
     return sorted(name for name, entry in silos.silos.items() if entry.revoked is None)
 
 
 def ending_soon(silos: Silos) -> list[tuple[str, Enrolment]]:
-    """The silos that may call now and whose newest certificate ends within ``WARN_DAYS``, or has ended; by name."""
+    """Return the silos that may call now and whose newest certificate ends within ``WARN_DAYS``, or has; by name."""
     return [(name, silos.silos[name]) for name in enrolled(silos) if silos.silos[name].days_left < WARN_DAYS]
 
 
 class AllowList:
-    """The allow-list as the running server sees it: read again whenever the file was replaced."""
+    """The allow-list of a running server: read again whenever the file was replaced."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -203,9 +203,9 @@ class AllowList:
         self.silos()
 
     def silos(self) -> Silos:
-        """The current list; costs one stat() while the file stays the same.
+        """Return the current list; costs one stat() while the file stays the same.
 
-        Raises StorageError when it cannot be read or is damaged: then no one is let in, and silos try again.
+        Raises StorageError when it cannot be read or is damaged: then no silo is accepted, and silos try again.
         """
         try:
             stamp = FileStamp.of(self._path)
@@ -220,7 +220,7 @@ class AllowList:
         return self._silos
 
     def check(self, name: str, certificate_sha256: str) -> None:
-        """IdentityError (``not_enrolled``, ``revoked``, ``old_certificate``) unless this silo may call."""
+        """Raise IdentityError (``not_enrolled``, ``revoked``, ``old_certificate``) unless this silo may call."""
         entry = self.silos().silos.get(name)
         if entry is None:
             raise IdentityError(f"silo '{name}' is not enrolled", code="not_enrolled")
@@ -228,12 +228,12 @@ class AllowList:
             raise IdentityError(f"silo '{name}' was revoked on {entry.revoked}", code="revoked")
         if certificate_sha256 != entry.certificate_sha256 and certificate_sha256 not in entry.earlier:
             raise IdentityError(
-                f"silo '{name}' showed a certificate of before its enrolment on {entry.added}",
+                f"silo '{name}' showed a certificate from before its enrolment on {entry.added}",
                 code="old_certificate",
             )
 
     def names(self) -> frozenset[str]:
-        """The silos that may call now."""
+        """Return the silos that may call now."""
         return frozenset(enrolled(self.silos()))
 
 

@@ -1,11 +1,11 @@
-"""The settings file that `flamest-coordinator init` writes."""
+"""The template of coordinator.toml, which `flamest-coordinator init` fills in."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 
-_STARTER = """\
+_TEMPLATE = """\
 # Settings of flamest-coordinator. Relative paths start at this file's folder.
 # Check it with: flamest-coordinator run --config coordinator.toml --check-config
 
@@ -16,27 +16,27 @@ certificate = "server.pem"
 key = "server-key.pem"
 silos = "silos.json"          # who may take part: flamest-coordinator silo add / revoke / list
 state = "state"               # rounds, updates and models; back this folder up
-keep_models = 0               # models of how many of the last rounds stay, beside the best one; 0 keeps all
+keep_models = 0               # models of how many last rounds are kept, next to the best one; 0 keeps all
 
 [run]                         # other settings need another name
 name = "run-1"
 labels = {labels}
 fingerprint = {fingerprint}
-inputs = 2816                 # numbers per clip: 768 of BLIP and 2048 of Slow
+inputs = 2816                 # width of a clip's embedding: 768 of BLIP and 2048 of Slow
 hidden = [512, 256]           # layers of the classifier
 rounds = 80
 min_silos = 2                 # fewer updates at the deadline: the round is abandoned, the model stays
-# wanted = 4                  # so many updates close a round early; not set: all silos enrolled when it opens
+# wanted = 4                  # this many updates close a round early; not set: all silos enrolled when it opens
 # wanted_share = 0.75         # or this share of the silos enrolled when it opens
-deadline_s = 600.0            # from the first silo that is given the round
+deadline_s = 600.0            # seconds from the first silo that gets the round
 seed = 0
 codec = "fp32"                # how models travel; or "fp16", "int8", "sparse_int8": half, a quarter, a twentieth
-# final_evaluation = "model"  # after the last round silos measure the final model; "sites": and each other's, who agree
+# final_evaluation = "model"  # after the last round silos evaluate the final model; "sites": others' too, who agree
 
 [run.head]
 kind = "mlp"                  # or "rgcf": residual gated cross fusion of two blocks
 blocks = []                   # widths of the modalities in a row, like [768, 2048]; rgcf needs two
-standardise = false           # every block of every row to mean 0 and deviation 1
+standardise = false           # every block of every row to mean 0 and standard deviation 1
 common = 256                  # rgcf only: width that both blocks are projected to
 
 [run.strategy]
@@ -47,26 +47,26 @@ server_momentum = 0.0         # FedAvgM on top of the average; not with feddyn
 server_adam = 0.0             # above 0: FedAdam with this learning rate on top of the average; not with feddyn
 combine = "mean"              # or "median", or "trimmed_mean": against hostile silos, unweighted; not with feddyn
 trim = 0.0                    # trimmed_mean: share of the silos left out at either end of every coordinate, like 0.2
-clip = 0.0                    # above 0: updates longer than so many times the round's median one are shortened
-average_last = 0              # above 0: the final model is the mean of the models of so many last rounds
+clip = 0.0                    # above 0: updates are clipped to this multiple of the round's median one
+average_last = 0              # above 0: the final model is the mean of the models of this many last rounds
 
-[run.train]                   # what every silo does in a round
+[run.train]                   # local training in a round
 epochs = 5
 batch_size = 128
 learning_rate = 0.01
 weight_decay = 1e-4
 learning_rate_decay = 1.0     # round r trains at learning_rate * decay ** (r - 1)
-class_balanced = false        # every silo weighs its classes equally
+class_balanced = false        # every silo weights its classes equally
 
-[checks]                      # of every update, before any of it counts; these may change from start to start
-norm_times = 4.0              # farther from the model than so many times the median silo in the last rounds: refused
-max_examples = 1000000        # an update of more is refused; set it to what your largest silo may have
-quarantine_after = 3          # refusals after which nothing of a silo is taken until: flamest-coordinator silo release
+[checks]                      # of every update, before it counts; may be changed between starts
+norm_times = 4.0              # farther from the model than this multiple of the median silo in the last rounds: refused
+max_examples = 1000000        # an update of more is refused; set it to the size of your largest silo
+quarantine_after = 3          # after this many refusals a silo is in quarantine until: flamest-coordinator silo release
 """
 
 
-def starter_settings(labels: Sequence[str], fingerprint: str) -> str:
-    """The file's text; what was not given is left empty, for `--check-config` to ask for."""
+def render_config_template(labels: Sequence[str], fingerprint: str) -> str:
+    """Return the file's text. Values that are not given are left empty; `--check-config` asks for them."""
     listed = json.dumps(list(labels), ensure_ascii=False)
     if len(listed) > 80:
         listed = "[\n" + "".join(f"    {json.dumps(label, ensure_ascii=False)},\n" for label in labels) + "]"
@@ -74,4 +74,4 @@ def starter_settings(labels: Sequence[str], fingerprint: str) -> str:
     print_line = json.dumps(fingerprint)
     if not fingerprint:
         print_line += "  # TO FILL IN: flamest-export inspect BUNDLE prints it"
-    return _STARTER.format(labels=labels_line, fingerprint=print_line)
+    return _TEMPLATE.format(labels=labels_line, fingerprint=print_line)

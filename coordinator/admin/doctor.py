@@ -1,6 +1,6 @@
-"""`doctor`: what is wrong with a coordinator's settings, certificates and state, and the next command to type.
+"""`doctor`: checks of a coordinator's settings, certificates and state, with the command that fixes each problem.
 
-Nothing is changed. Beside a running server everything is looked at but what it has open for itself.
+Nothing is changed. Next to a running server everything is checked except what only the server itself can see.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ State = Literal["ok", "warn", "wrong"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found."""
+    """Result of one check."""
 
     check: str
     state: State
@@ -37,14 +37,14 @@ class Finding:
 
 
 def examine(config: Path) -> list[Finding]:
-    """Every check in order; after settings that cannot be read there is nothing to look at."""
+    """Run every check in order; without readable settings there is nothing else to check."""
     try:
         settings = load_coordinator_settings(config)
     except FlamestError as error:
         return [Finding("settings", "wrong", error.message, error.fix)]
     restore = f"flamest-coordinator restore --config {config} --from BACKUP"
     found = [Finding("settings", "ok", f"run '{settings.run.name}', {settings.run.rounds} rounds")]
-    for check, look in (
+    for name, check in (
         ("certificate", _certificate),
         ("key", _key),
         ("silos", _silos),
@@ -54,21 +54,21 @@ def examine(config: Path) -> list[Finding]:
         ("server", _server),
         ("quarantine", _quarantine),
     ):
-        found += _told(check, look, settings, restore)
+        found += _run_check(name, check, settings, restore)
     return found
 
 
-def _told(
-    check: str, look: Callable[[CoordinatorSettings], Iterator[Finding]], settings: CoordinatorSettings, restore: str
+def _run_check(
+    name: str, check: Callable[[CoordinatorSettings], Iterator[Finding]], settings: CoordinatorSettings, restore: str
 ) -> list[Finding]:
-    """What a check says; its error, where there is one, as a finding."""
+    """Return the findings of a check; an error that it raises is a finding too."""
     try:
-        return list(look(settings))
+        return list(check(settings))
     except FlamestError as error:
         if error.code == "no_state":
-            return [Finding(check, "ok", "not begun yet")]
-        damaged = check in ("database", "model") and error.code not in ("older_state", "newer_state")
-        return [Finding(check, "wrong", error.message, restore if damaged else error.fix)]
+            return [Finding(name, "ok", "not started yet")]
+        damaged = name in ("database", "model") and error.code not in ("older_state", "newer_state")
+        return [Finding(name, "wrong", error.message, restore if damaged else error.fix)]
 
 
 def _certificate(settings: CoordinatorSettings) -> Iterator[Finding]:
@@ -93,7 +93,7 @@ def _silos(settings: CoordinatorSettings) -> Iterator[Finding]:
     for name, entry in ending_soon(silos):
         ends = f"its certificate {'ends' if entry.days_left > 0 else 'ended'} on {entry.expires[:10]}"
         renew = f"flamest-coordinator silo renew {name} --dir {settings.server.silos.parent}"
-        yield Finding("silos", "warn", f"silo '{name}': {ends}", f"{renew}; then send it what that names")
+        yield Finding("silos", "warn", f"silo '{name}': {ends}", f"{renew}; then send it the new files")
     if len(names) < settings.run.min_silos:
         yield Finding(
             "silos",
@@ -128,7 +128,7 @@ def _database(settings: CoordinatorSettings) -> Iterator[Finding]:
     if not is_served(settings.server.state):
         WriterMark(path).check()
     read_database(path).close()
-    yield Finding("database", "ok", "every page is whole")
+    yield Finding("database", "ok", "every page is intact")
 
 
 def _model(settings: CoordinatorSettings) -> Iterator[Finding]:
@@ -141,7 +141,7 @@ def _model(settings: CoordinatorSettings) -> Iterator[Finding]:
             "model",
             "wrong",
             f"{path} is not the model of round {number}",
-            "start the server: it goes on from the last sound round, and puts the damaged file into quarantine/",
+            "start the server: it resumes from the last intact round, and moves the damaged file to quarantine/",
         )
     else:
         yield Finding("model", "ok", f"round {number}, {found[:12]}…")
@@ -157,13 +157,13 @@ def _server(settings: CoordinatorSettings) -> Iterator[Finding]:
 
 def _quarantine(settings: CoordinatorSettings) -> Iterator[Finding]:
     with History.open(settings.server.state, settings.run.name) as history:
-        shut_out = [row for row in history.silos() if row.quarantined]
-    for row in shut_out:
+        quarantined = [row for row in history.silos() if row.quarantined]
+    for row in quarantined:
         yield Finding(
             "quarantine",
             "warn",
             f"silo '{row.silo}' since {row.quarantined} ({row.last_refusal})",
             f"flamest-coordinator silo release {row.silo}",
         )
-    if not shut_out:
+    if not quarantined:
         yield Finding("quarantine", "ok", "no silo")

@@ -1,4 +1,4 @@
-"""What the state folder tells, for `status`, `history` and `model`: read only, server running or not."""
+"""Rows of a run in the state folder, for `status`, `history`, `evaluation` and `model`: read only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...base.errors import DataError
 from ...base.files import FileLock
 from ...fedproto.records import Evaluation
 from ..storage.database import FILE, database_errors, read_database
-from ..storage.evaluations import Cell, Measured, cells, measured_models, pooled
+from ..storage.evaluations import ModelEvaluation, SiteEvaluation, model_evaluations, pool_evaluations, site_evaluations
 from ..storage.models import model_path, models_folder
 from ..storage.quarantine import all_strikes
 
@@ -32,13 +32,13 @@ FROM updates WHERE run = ? ORDER BY round, silo
 
 @dataclass(frozen=True)
 class UpdateRow:
-    """What one silo brought to a round."""
+    """One silo's update in a round."""
 
     silo: str
     examples: int
     norm: float | None  # its distance from the round's model
-    codec: str | None  # that it came in; None: from before this was kept
-    codec_error: float | None  # norm of what the codec left out over that of what was to be sent
+    codec: str | None  # that it was encoded with
+    codec_error: float | None  # norm of what the codec left out over the norm of the delta
     received_bytes: int
     sent_bytes: int | None  # of the round's model, to this silo, since the last start of the server
     evaluation: Evaluation | None  # of the model that the round STARTED from, on its held-out clips
@@ -46,29 +46,29 @@ class UpdateRow:
 
 @dataclass(frozen=True)
 class RoundRow:
-    """One round."""
+    """A round and its updates."""
 
     round: int
-    status: str  # open, closed, abandoned; lost: its model was found damaged later
+    status: str  # open, closed, abandoned; lost: its model was damaged later
     wanted: int
     opened: str  # UTC
-    seconds: float | None  # from the first silo that was given it to its end
+    seconds: float | None  # from the first silo that was given the round to its end
     model_sha256: str | None  # of the model that it made
-    sent_bytes: int  # models, to all silos, since the last start of the server
+    sent_bytes: int  # models, to all silos, since the server's last start
     accepted: int
     refused: int  # refused updates while it was open
     examples: int
     received_bytes: int  # accepted updates
     farthest: float | None  # of an accepted update from the model that the round started from
     evaluation: Evaluation | None  # of the model that the round STARTED from, over all silos; None: no one reported
-    model_codec_error: float | None  # as of an update, of the model that it made on its way to the silos
-    clock_moved: float | None  # seconds that the wall clock jumped while it was open: its times cannot be trusted
+    model_codec_error: float | None  # like an update's, of the model that it made on its way to the silos
+    clock_moved: float | None  # seconds that the wall clock jumped while it was open
     updates: tuple[UpdateRow, ...] = ()  # ascending silo names
 
 
 @dataclass(frozen=True)
 class SiloRow:
-    """What a silo has done in the run."""
+    """Totals of a silo in a run."""
 
     silo: str
     updates: int
@@ -82,7 +82,11 @@ class SiloRow:
 
 
 class History:
-    """The rounds of one run in a state folder; ``with History.open(state, run) as history:``"""
+    """Reader of one run in a state folder, next to a running server or without one.
+
+    >>> with History.open(state, run) as history:
+    ...     history.rounds()
+    """
 
     def __init__(self, state: Path, run: str, connection: Any) -> None:
         self._state = state
@@ -92,7 +96,7 @@ class History:
     @classmethod
     @contextlib.contextmanager
     def open(cls, state: Path, run: str) -> Iterator[History]:
-        """Raises DataError when there is no state yet, or it is damaged."""
+        """Open the database. Raises DataError when there is no state yet, or it is damaged."""
         connection = read_database(state / FILE)
         try:
             yield cls(state, run, connection)
@@ -100,11 +104,11 @@ class History:
             connection.close()
 
     def rounds(self) -> list[RoundRow]:
-        """Every round so far, the open one last."""
+        """Return every round so far, the open one last."""
         rows, updates = [], self._updates()
         for number, status, wanted, opened, seconds, sha256, sent, *rest in self._rows(ROUNDS):
             codec_error, moved, refused, lost = rest
-            told = updates[number]
+            accepted = updates[number]
             rows.append(
                 RoundRow(
                     round=number,
@@ -114,15 +118,15 @@ class History:
                     seconds=seconds,
                     model_sha256=sha256,
                     sent_bytes=sent,
-                    accepted=len(told),
+                    accepted=len(accepted),
                     refused=refused or 0,
-                    examples=sum(one.examples for one in told),
-                    received_bytes=sum(one.received_bytes for one in told),
-                    farthest=max((one.norm for one in told if one.norm is not None), default=None),
-                    evaluation=pooled([one.evaluation for one in told if one.evaluation is not None]),
+                    examples=sum(one.examples for one in accepted),
+                    received_bytes=sum(one.received_bytes for one in accepted),
+                    farthest=max((one.norm for one in accepted if one.norm is not None), default=None),
+                    evaluation=pool_evaluations([one.evaluation for one in accepted if one.evaluation is not None]),
                     model_codec_error=codec_error,
                     clock_moved=moved,
-                    updates=tuple(told),
+                    updates=tuple(accepted),
                 )
             )
         return rows
@@ -130,22 +134,22 @@ class History:
     def _updates(self) -> dict[int, list[UpdateRow]]:
         found: dict[int, list[UpdateRow]] = defaultdict(list)
         for number, silo, examples, norm, codec, error, received, sent, loss, correct, count in self._rows(UPDATES):
-            told = None if count is None else Evaluation(loss, correct, count)
-            found[number].append(UpdateRow(silo, examples, norm, codec, error, received, sent, told))
+            evaluation = None if count is None else Evaluation(loss, correct, count)
+            found[number].append(UpdateRow(silo, examples, norm, codec, error, received, sent, evaluation))
         return found
 
-    def measured(self) -> list[Measured]:
-        """The models that silos measured on their held-out clips, by round."""
+    def model_evaluations(self) -> list[ModelEvaluation]:
+        """Return the evaluations of models on the silos' held-out clips, by round."""
         with database_errors(self._state / FILE):
-            return measured_models(self._db, self._run)
+            return model_evaluations(self._db, self._run)
 
-    def cells(self) -> list[Cell]:
-        """What the evaluation at the end of the run found."""
+    def site_evaluations(self) -> list[SiteEvaluation]:
+        """Return the results of the evaluation at the end of the run."""
         with database_errors(self._state / FILE):
-            return cells(self._db, self._run)
+            return site_evaluations(self._db, self._run)
 
     def silos(self) -> list[SiloRow]:
-        """Every silo that has sent something, in ascending order of name."""
+        """Return every silo that has sent something, in ascending order of name."""
         rows: dict[str, SiloRow] = {}
         query = (
             "SELECT silo, count(*), max(round), max(received_at), sum(received_bytes), total(sent_bytes) "
@@ -161,15 +165,15 @@ class History:
             known = rows.get(silo, SiloRow(silo, 0, None, None, 0, None))
             rows[silo] = replace(known, refused=refused, last_refusal=code)
         with database_errors(self._state / FILE):
-            against = all_strikes(self._db)
-        for silo, told in against.items():
-            if told.quarantined_at is not None:
-                known = rows.get(silo, SiloRow(silo, 0, None, None, told.times, told.code))
-                rows[silo] = replace(known, quarantined=utc_text(told.quarantined_at))
+            strikes = all_strikes(self._db)
+        for silo, found in strikes.items():
+            if found.quarantined_at is not None:
+                known = rows.get(silo, SiloRow(silo, 0, None, None, found.times, found.code))
+                rows[silo] = replace(known, quarantined=utc_text(found.quarantined_at))
         return [rows[silo] for silo in sorted(rows)]
 
     def model_file(self, round_number: int | None) -> tuple[Path, int]:
-        """The file of the model that a round made (the last one without a number; 0: before round 1), and its round.
+        """Return the file of the model that a round made, and the round (None: the last one; 0: the initial model).
 
         Raises DataError (``no_model``) when there is none.
         """
@@ -190,13 +194,23 @@ class History:
             return list(self._db.execute(query, (self._run,)))
 
 
+def evaluation_figures(found: Evaluation | None) -> dict[str, Any]:
+    """Return loss, correct, count and accuracy; None where nothing was reported."""
+    return {
+        "loss": found.loss if found else None,
+        "correct": found.correct if found else None,
+        "count": found.count if found else None,
+        "accuracy": found.correct / found.count if found else None,
+    }
+
+
 def is_served(state: Path) -> bool:
-    """Whether a coordinator holds the state folder now."""
+    """Return True while a coordinator holds the state folder."""
     return FileLock.is_held(state / "lock")
 
 
 def served_address(state: Path) -> str | None:
-    """host:port of the coordinator that holds the state folder; None when none does."""
+    """Return host:port of the coordinator that holds the state folder; None when none does."""
     try:
         return (state / "address").read_text().strip() if is_served(state) else None
     except OSError:

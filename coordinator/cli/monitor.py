@@ -15,8 +15,8 @@ from . import ConfigOption
 
 @command
 def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
-    """Where the run stands; works beside a running server and without one."""
-    from ..admin.report import status_lines, status_of
+    """Show the state of the run; works next to a running server and without one."""
+    from ..admin.status import status_lines, status_of
     from ..settings import load_coordinator_settings
 
     now = status_of(load_coordinator_settings(config))
@@ -27,17 +27,19 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
 
 @command
 def history(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
-    """A row per round. Loss and accuracy are of the model that the round STARTED from, on the silos'
-    held-out clips; a silo's policy may keep them back. MB/silo is what an update and its model took; `lost` is what the
-    codec of an update left out, at most. --json has every silo's figures. Last: bytes to 95 % of the last accuracy.
+    """Show a row per round. Loss and accuracy are of the model that the round STARTED from, on the silos'
+    held-out clips, where the silo's policy allows to report them. MB/silo is the size of an update and its model;
+    `lost` is the largest share that the codec of an update left out. --json has every silo's figures. Last line: bytes
+    until a model had 95 % of the last accuracy.
     """
-    from ..admin.report import history_lines, history_of, reached_lines, reached_of
+    from ..admin.communication_cost import communication_cost_lines, communication_cost_of
+    from ..admin.status import history_lines, history_of
     from ..settings import load_coordinator_settings
 
     settings = load_coordinator_settings(config)
-    rows, reached = history_of(settings), reached_of(settings)
+    rows, reached = history_of(settings), communication_cost_of(settings)
     if not as_json:
-        print("\n".join([*history_lines(rows), *reached_lines(reached)]))
+        print("\n".join([*history_lines(rows), *communication_cost_lines(reached)]))
     return {"rounds": rows, "to_95_percent": reached}
 
 
@@ -45,14 +47,15 @@ def history(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]
 def evaluation(
     config: ConfigOption,
     round_number: Annotated[
-        int | None, typer.Option("--round", min=0, help="Of which round's model; the last measured one when not given.")
+        int | None,
+        typer.Option("--round", min=0, help="Of which round; the last evaluated one when not given."),
     ] = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """How a model does on the silos' held-out clips: in all, by silo, by class where silos tell it; and, at the end
-    of a run with final_evaluation = "sites", how each site's model does on every other's clips.
+    """Show results of a model on the silos' held-out clips: in all, by silo, by class where silos report it; and, at
+    the end of a run with final_evaluation = "sites", results of each site's model on every other's clips.
     """
-    from ..admin.evaluation_report import evaluation_lines, evaluation_of
+    from ..admin.models import evaluation_lines, evaluation_of
     from ..settings import load_coordinator_settings
 
     found = evaluation_of(load_coordinator_settings(config), round_number)
@@ -64,17 +67,18 @@ def evaluation(
 @command
 def model(
     config: ConfigOption,
-    out: Annotated[Path, typer.Option("--out", metavar="MODEL.safetensors", help="Where the model goes.")],
+    out: Annotated[Path, typer.Option("--out", metavar="MODEL.safetensors", help="The file to write.")],
     round_number: Annotated[
-        int | None, typer.Option("--round", min=0, help="After which round; the last closed one when not given.")
+        int | None, typer.Option("--round", min=0, help="Of which round; the last closed one when not given.")
     ] = None,
     best: Annotated[
-        bool, typer.Option("--best", help="The one that did best on the silos' held-out clips (`evaluation` shows it).")
+        bool,
+        typer.Option("--best", help="The one with the highest accuracy on held-out clips."),
     ] = False,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Copy a round's model out of the state folder, with its labels and fingerprint inside."""
-    from ..admin.report import take_model
+    from ..admin.models import take_model
     from ..settings import load_coordinator_settings
 
     if best and round_number is not None:

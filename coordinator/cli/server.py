@@ -20,10 +20,10 @@ def run(
     log_level: LogLevelOption = "info",
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Serve the run of the settings file until stopped (Ctrl-C or SIGTERM); started again, it goes on.
+    """Serve the run of the settings file until stopped (Ctrl-C or SIGTERM); started again, it resumes.
 
     A finished run is served until stopped, so that every silo can fetch the final model. The event
-    `listening` on stderr says that the server is ready, and at which address.
+    `listening` on stderr shows that the server is ready, and at which address.
     """
     from ..settings import load_coordinator_settings
 
@@ -52,7 +52,7 @@ def run(
 
 
 def _check(config: Path, *, as_json: bool) -> dict[str, Any]:
-    """Look at the settings' files too; no network, nothing written."""
+    """Check the settings and the files that they name; no network, nothing written."""
     from ...fedproto.tls import check_files
     from ..admin.authority import enrolled, read_silos
     from ..settings import load_coordinator_settings
@@ -62,7 +62,7 @@ def _check(config: Path, *, as_json: bool) -> dict[str, Any]:
     silos = enrolled(read_silos(settings.server.silos))
     head = settings.run_settings().head
     if not as_json:
-        print(f"{config}: fine")
+        print(f"{config}: OK")
         print(f"  server for {', '.join(facts.names)}, certificate until {facts.expires:%Y-%m-%d}")
         print(f"  silos: {', '.join(silos) or 'none yet'}")
         print(f"  run '{settings.run.name}': {settings.run.rounds} rounds, head of {head.parameters:,} parameters")

@@ -31,22 +31,22 @@ def init(
     ] = "",
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Make a federation: its certificate authority, the server's key and certificate, starter settings.
+    """Make a federation: its certificate authority, the server's key and certificate, a settings file.
 
-    Nothing that exists is overwritten. Keep ca-key.pem safe: who has it can let silos in.
+    Nothing that exists is overwritten. Keep ca-key.pem safe: whoever has it can enrol silos.
     """
     from ..admin.authority import init_federation
-    from ..admin.config_template import starter_settings
+    from ..admin.config_template import render_config_template
 
     if not host:
         raise UsageError("--host is missing", fix="flamest-coordinator init DIR --host fl.example.org")
     names = _read_labels(labels, labels_file)
-    init_federation(folder, host, starter_settings(names, fingerprint))
+    init_federation(folder, host, render_config_template(names, fingerprint))
     config = folder / "coordinator.toml"
     if not as_json:
         print(f"made {folder}: authority, server certificate for {', '.join(host)}, {config.name}")
         print("next:")
-        print(f"  1. look through {config}")
+        print(f"  1. edit {config}")
         print("  2. at each silo: flamest-agent keygen NAME, and send the .csr file here")
         print(f"  3. flamest-coordinator silo add NAME --csr NAME.csr --dir {folder}")
         print(f"  4. flamest-coordinator run --config {config}")
@@ -61,8 +61,8 @@ def renew(
 ) -> dict[str, Any]:
     """Make a new certificate for the server's key: before the old one ends, or for other host names.
 
-    Without --host it is for the names of the old one. A running server takes it on SIGHUP
-    (kill -HUP PID), without a restart; connections that stand go on. For a silo's: `silo renew`.
+    Without --host it is for the names of the old one. A running server loads it on SIGHUP
+    (kill -HUP PID), without a restart; open connections stay. For a silo's: `silo renew`.
     """
     from ...fedproto.tls import certificate_info, read_file
     from ..admin.authority import renew_server

@@ -1,4 +1,4 @@
-"""``flamest-coordinator silo …``: who may take part."""
+"""``flamest-coordinator silo …``: enrol, renew, revoke and release silos."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def silo_add(
     folder: DirOption = Path(),
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Sign a silo's request and let it take part; a running server knows at once."""
+    """Sign a silo's request and let it take part; a running server accepts it at once."""
     from ...fedproto.tls import read_file
     from ..admin.authority import add_silo
 
@@ -47,10 +47,10 @@ def silo_renew(
     folder: DirOption = Path(),
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Make a new certificate for an enrolled silo, before the one that it has ends. Nothing stops meanwhile.
+    """Make a new certificate for an enrolled silo, before the one that it has ends. The run is not interrupted.
 
-    Both are good until the old one ends, or until `silo revoke`, which shuts out both. Send the silo what
-    this names; an agent that runs takes the new files by itself as soon as they are in place.
+    Both are valid until the old one ends, or until `silo revoke`, which revokes both. Send the files that this command
+    names to the silo; a running agent uses them as soon as they are in place.
     """
     from ...fedproto.tls import read_file
     from ..admin.authority import renew_enrolment
@@ -59,9 +59,9 @@ def silo_renew(
     hand_over = folder / "silos" / name
     if not as_json:
         print(f"silo '{name}' has a new certificate, until {entry.expires[:10]}; send it {hand_over / 'silo.pem'}")
-        print("there it takes the place of the old one; a running agent uses it by itself, without a restart")
+        print("replace the old one with it there; a running agent uses it without a restart")
         for ends in sorted(entry.earlier.values())[-1:]:
-            print(f"what it has now is good until {ends[:10]}")
+            print(f"the old one is valid until {ends[:10]}")
     return {
         "name": name,
         "hand_over": str(hand_over),
@@ -74,7 +74,7 @@ def silo_renew(
 @silo_app.command("list")
 @command
 def silo_list(folder: DirOption = Path(), as_json: JsonOption = False) -> dict[str, Any]:
-    """Every silo that was ever added, and until when its certificate is good."""
+    """List every silo that was ever added, and until when its certificate is valid."""
     import msgspec
 
     from ..admin.authority import ALLOW_LIST, read_silos
@@ -84,7 +84,7 @@ def silo_list(folder: DirOption = Path(), as_json: JsonOption = False) -> dict[s
         for name, entry in sorted(silos.items()):
             state = f"enrolled, certificate until {entry.expires[:10]} ({entry.days_left:.0f} days)"
             if entry.earlier:
-                state += f", the one before until {max(entry.earlier.values())[:10]}"
+                state += f", the old one until {max(entry.earlier.values())[:10]}"
             print(f"{name:20} {'revoked ' + entry.revoked if entry.revoked else state}")
         if not silos:
             print("no silo yet: flamest-coordinator silo add NAME --csr NAME.csr")
@@ -98,9 +98,9 @@ def silo_revoke(
     folder: DirOption = Path(),
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Shut a silo out, with every certificate it has: a running server refuses its next call.
+    """Revoke every certificate of a silo: a running server refuses its next call.
 
-    What it sent before stays in the model.
+    Its earlier updates stay in the model.
     """
     from ..admin.authority import revoke_silo
 
@@ -115,15 +115,15 @@ def silo_revoke(
 def silo_release(
     name: Annotated[str, typer.Argument(help="The silo's name.")], config: ConfigOption, as_json: JsonOption = False
 ) -> dict[str, Any]:
-    """Let a silo out of quarantine, and forget its refused updates; a running server knows within a second.
+    """Let a silo out of quarantine, and forget its refused updates; a running server notices within a second.
 
-    `status` says who is in quarantine and why. What is wrong there should be mended first.
+    `status` shows who is in quarantine and why. Fix the cause at the silo first.
     """
     from ..settings import load_coordinator_settings
     from ..storage.quarantine import release
 
-    told = release(load_coordinator_settings(config).server.state, name)
+    released = release(load_coordinator_settings(config).server.state, name)
     if not as_json:
-        state = "is out of quarantine" if told["was_quarantined"] else "was not in quarantine"
-        print(f"silo '{name}' {state}; {told['refusals']} refusals forgotten, the last one: {told['last']}")
-    return told
+        state = "was let out of quarantine" if released["was_quarantined"] else "was not in quarantine"
+        print(f"silo '{name}' {state}; {released['refusals']} refusals forgotten, the last one: {released['last']}")
+    return released

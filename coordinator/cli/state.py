@@ -1,4 +1,4 @@
-"""``flamest-coordinator backup``, ``restore`` and ``doctor``: the state folder's health."""
+"""``flamest-coordinator backup``, ``restore`` and ``doctor``: care of the state folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def backup(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new folder for the copy.")],
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Copy the state folder (rounds, updates, models), beside a running server too. Keys and settings are not in it."""
+    """Copy the state folder (rounds, updates, models), also while the server runs; no keys, no settings."""
     from ..settings import load_coordinator_settings
     from ..storage.backup import back_up
 
     made = back_up(load_coordinator_settings(config).server.state, to)
     if not as_json:
         print(f"{to}: {made['files']} files, {made['bytes'] / 1e6:.1f} MB")
-        print(f"back: flamest-coordinator restore --config {config} --from {to}")
+        print(f"to restore it: flamest-coordinator restore --config {config} --from {to}")
     return made
 
 
@@ -36,9 +36,9 @@ def restore(
     verify: Annotated[bool, typer.Option("--verify", help="Only check that the backup is whole.")] = False,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Put a backup in the place of the state folder; what was there is kept beside it. The server must not run.
+    """Replace the state folder by a backup; the old folder is kept next to it. The server must not run.
 
-    Silos go on by themselves: rounds that the backup does not know are trained again.
+    Silos continue by themselves: rounds that the backup does not know are trained again.
     """
     from ..settings import load_coordinator_settings
     from ..storage.backup import check_backup
@@ -48,20 +48,20 @@ def restore(
     if verify:
         files = check_backup(source)
         if not as_json:
-            print(f"{source}: {len(files)} files, all as they were written")
+            print(f"{source}: {len(files)} files, all of them intact")
         return {"backup": str(source), "files": len(files), "verified": True}
     done = put_back(state, source)
     if not as_json:
-        print(f"{state}: {done['files']} files" + (f"; what was there is in {done['kept']}" if done["kept"] else ""))
+        print(f"{state}: {done['files']} files" + (f"; the old folder is {done['kept']}" if done["kept"] else ""))
         print(f"next: flamest-coordinator run --config {config}")
     return done
 
 
 @command
 def doctor(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
-    """Look through settings, certificates, the state folder and its files; say what is wrong and how to mend it.
+    """Check settings, certificates, the state folder and its files; show what is wrong and how to fix it.
 
-    Works beside a running server and changes nothing. Ends with 0 when nothing is wrong, otherwise with 65.
+    Works next to a running server and changes nothing. Ends with 0 when nothing is wrong, otherwise with 65.
     """
     from ...base.errors import DataError
     from ..admin.doctor import examine

@@ -18,7 +18,7 @@ from ...fedproto.records import Evaluation, RunSettings
 from ..rounds import Cohort, OpenRound, Report, RunState
 from ..strategies.norm_bound import WINDOW
 from .database import WriterMark, database_errors, open_database
-from .evaluations import best_of, encode_classes, measured_models
+from .evaluations import best_model, encode_classes, model_evaluations
 from .quarantine import STRIKES, quarantined, strike
 from .recovery import ClosedRound
 
@@ -241,7 +241,7 @@ class Journal:
     def best_round(self) -> int | None:
         """The round whose model did best on the silos' held-out clips; None when no one told."""
         with database_errors(self.path):
-            best = best_of(measured_models(self.db, self._run.run))
+            best = best_model(model_evaluations(self.db, self._run.run))
         return best[0] if best else None
 
     def shared(self, round_number: int) -> list[tuple[str, int, str]]:

@@ -18,7 +18,7 @@ from ...base.files import FileStamp, fsync_directory, sha256_file, storage_code
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.tensors import decode_params
 from .models import damaged
-from .recovery import move_aside
+from .recovery import move_to_quarantine
 from .spool import Spool, keep_spare
 
 
@@ -118,9 +118,9 @@ class Payloads:
                 keep_spare(path, spool_folder)
         shutil.rmtree(folder, ignore_errors=True)
 
-    def put_aside(self, round_number: int, target: Path) -> None:
+    def quarantine_round(self, round_number: int, target: Path) -> None:
         """Keep a round's files for whoever wants to look at them. Raises StorageError."""
-        move_aside(self._round_folder(round_number), target)
+        move_to_quarantine(self._round_folder(round_number), target)
 
     def remove_all_but(self, round_number: int | None, silos: Iterable[str]) -> None:
         """What a crash left: payloads without a row, folders of rounds that ended."""

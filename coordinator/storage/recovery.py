@@ -24,7 +24,7 @@ class ClosedRound:
 
 
 @dataclass(frozen=True, eq=False)
-class Sound:
+class IntactState:
     """The last state of a run that can be read whole."""
 
     closed: int  # rounds that had closed then
@@ -33,7 +33,7 @@ class Sound:
     server_state: ServerState
 
 
-def last_sound(models: ModelStore, memory: StrategyState, rounds: Sequence[ClosedRound]) -> Sound:
+def last_intact(models: ModelStore, memory: StrategyState, rounds: Sequence[ClosedRound]) -> IntactState:
     """The last of ``rounds`` (the start first) whose model, and what the strategy carries, is what was written.
 
     Raises the DataError (``corrupt_model``, ``corrupt_memory``) of the newest one when there is none.
@@ -42,7 +42,7 @@ def last_sound(models: ModelStore, memory: StrategyState, rounds: Sequence[Close
     for closed in range(len(rounds) - 1, -1, -1):
         at = rounds[closed]
         try:
-            return Sound(
+            return IntactState(
                 closed,
                 at,
                 models.read(at.number, at.model_sha256),
@@ -54,7 +54,7 @@ def last_sound(models: ModelStore, memory: StrategyState, rounds: Sequence[Close
     raise first_problem
 
 
-def move_aside(path: Path, target: Path) -> None:
+def move_to_quarantine(path: Path, target: Path) -> None:
     """Keep a damaged file for whoever wants to look at it; nothing is ever overwritten. Raises StorageError."""
     if not path.exists():
         return

@@ -32,7 +32,7 @@ from .database import FILE
 from .journal import Journal, RoundEnd, StoredUpdate
 from .models import ModelStore, models_folder
 from .payloads import Contributions, Payloads
-from .recovery import ClosedRound, last_sound, move_aside
+from .recovery import ClosedRound, last_intact, move_to_quarantine
 from .spool import Spool, remove_spares
 from .strategy_state import StrategyState
 
@@ -109,7 +109,7 @@ class RunStore:
         else:
             self._check_settings(known[0])
             rounds = self.journal.closed_rounds(known[1])
-            sound = last_sound(self._models, self._memory, rounds)
+            sound = last_intact(self._models, self._memory, rounds)
             if lost := rounds[sound.closed + 1 :]:
                 self._fall_back(lost, sound.at, cohort)
             state, params = self._resume(policy, cohort, known[1]), sound.params
@@ -125,7 +125,7 @@ class RunStore:
         aside = self._state / "quarantine"
         for at in lost:
             for path in (self._models.path(at.number), self._memory.path(at.number)):
-                move_aside(path, aside / f"{self._run.run}-{path.name}")
+                move_to_quarantine(path, aside / f"{self._run.run}-{path.name}")
         self.journal.give_up_after(sound, cohort)
         log.error(
             "models_damaged",
@@ -222,10 +222,10 @@ class RunStore:
         """Note that round ``after.last_round`` came to nothing, and open the next round."""
         self._end_round(after, end, None)
 
-    def put_updates_aside(self, round_number: int) -> Path:
+    def quarantine_updates(self, round_number: int) -> Path:
         """Move a round's updates, one of which is damaged, to ``STATE/quarantine``; where they are then."""
         target = self._state / "quarantine" / f"{self._run.run}-updates-{round_number:06d}"
-        self._payloads.put_aside(round_number, target)
+        self._payloads.quarantine_round(round_number, target)
         return target
 
     def _end_round(self, after: RunState, end: RoundEnd, model_sha256: str | None) -> None:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from flamest.base.errors import DataError, InvariantError
-from flamest.coordinator.storage.evaluations import pooled
+from flamest.coordinator.storage.evaluations import pool_evaluations
 from flamest.coordinator.strategies.contributions import HeldContribution, distance
 from flamest.coordinator.strategies.fedavg import fedavg
 from flamest.coordinator.strategies.norm_bound import ArrivingDistance
@@ -92,9 +92,9 @@ def test_large_values_do_not_overflow_on_the_way():
 
 
 def test_pooled_evaluations_are_those_of_all_clips_together():
-    told = pooled([Evaluation(1.0, 2, 4), Evaluation(3.0, 9, 12)])
+    told = pool_evaluations([Evaluation(1.0, 2, 4), Evaluation(3.0, 9, 12)])
     assert told == Evaluation(loss=(1.0 * 4 + 3.0 * 12) / 16, correct=11, count=16)
-    assert pooled([]) is None
+    assert pool_evaluations([]) is None
 
 
 @pytest.mark.parametrize("sizes", [(1 << 20,), (7, 4, 1021), (8192 * 4 + 2,)])

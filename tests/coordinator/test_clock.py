@@ -5,7 +5,7 @@ import time
 
 import pytest
 from flamest.base.errors import IdentityError
-from flamest.coordinator.admin.report import history_lines
+from flamest.coordinator.admin.status import history_lines
 from flamest.fedproto import tls
 from flamest.fedproto.head import initial_params
 from flamest.fedproto.records import Phase, Update

@@ -13,7 +13,7 @@ from flamest.agent.client import StaleUpdate
 from flamest.agent.client_errors import refusal_code
 from flamest.base.errors import DataError
 from flamest.base.files import sha256_bytes
-from flamest.coordinator.admin.report import status_lines, status_of
+from flamest.coordinator.admin.status import status_lines, status_of
 from flamest.coordinator.cli import main
 from flamest.fedproto import channel as wire
 from flamest.fedproto import messages

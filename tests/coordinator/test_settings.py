@@ -1,11 +1,11 @@
 import pytest
 from flamest.base.errors import SettingsError
-from flamest.coordinator.admin.config_template import starter_settings
+from flamest.coordinator.admin.config_template import render_config_template
 from flamest.coordinator.settings import load_coordinator_settings
 from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import Strategy, TrainSettings, decode_run_settings
 
-STARTER = starter_settings(["a", "b"], "f")
+STARTER = render_config_template(["a", "b"], "f")
 
 
 def load(tmp_path, text):
@@ -34,12 +34,12 @@ def test_a_starter_file_without_labels_asks_for_them(tmp_path):
     with pytest.raises(
         SettingsError, match=r"run\.labels: expected 2 or more.*run\.fingerprint: expected the bundle's"
     ):
-        load(tmp_path, starter_settings([], ""))
+        load(tmp_path, render_config_template([], ""))
 
 
 def test_many_and_strange_labels_survive_the_starter_file(tmp_path):
     labels = [f'class "{i}" \\ ü' for i in range(101)]
-    assert load(tmp_path, starter_settings(labels, "f")).run.labels == tuple(labels)
+    assert load(tmp_path, render_config_template(labels, "f")).run.labels == tuple(labels)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from flamest.coordinator.admin.report import history_lines, status_of
+from flamest.coordinator.admin.status import history_lines, status_of
 from flamest.coordinator.cli import main
 from flamest.fedproto.model_file import read_model
 from flamest.fedproto.records import Update
@@ -76,9 +76,9 @@ def test_a_renewed_silo_is_listed_with_the_end_of_both_certificates(make_federat
     assert (a["expires"], a["earlier"]) == (renewed["expires"], renewed["earlier"])
     assert (b["revoked"], b["earlier"]) == (None, {})
     line, other = told("silo", "list", "--dir", federation.folder).splitlines()
-    assert f"certificate until {a['expires'][:10]} (365 days), the one before until {before['expires'][:10]}" in line
-    assert "before" not in other
-    assert "by itself, without a restart" in told("silo", "renew", "b", "--dir", federation.folder)
+    assert f"certificate until {a['expires'][:10]} (365 days), the old one until {before['expires'][:10]}" in line
+    assert "the old one" not in other
+    assert "uses it without a restart" in told("silo", "renew", "b", "--dir", federation.folder)
 
 
 def test_renew_says_that_a_running_server_needs_no_restart():

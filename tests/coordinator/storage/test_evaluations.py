@@ -3,40 +3,47 @@
 import pytest
 from flamest.agent.evaluation import adopt, classes_to_tell
 from flamest.base.errors import DataError
-from flamest.coordinator.admin.evaluation_report import evaluation_lines, evaluation_of
+from flamest.coordinator.admin.communication_cost import communication_cost_of, communication_costs
 from flamest.coordinator.admin.history import RoundRow, UpdateRow
-from flamest.coordinator.admin.report import bytes_to_share, history_of, reached_of, status_lines, status_of, take_model
+from flamest.coordinator.admin.models import evaluation_lines, evaluation_of, take_model
+from flamest.coordinator.admin.status import history_of, status_lines, status_of
 from flamest.coordinator.cli import main
-from flamest.coordinator.storage.evaluations import Measured, best_of, decode_classes, encode_classes, pooled_classes
+from flamest.coordinator.storage.evaluations import (
+    ModelEvaluation,
+    best_model,
+    decode_classes,
+    encode_classes,
+    pool_classes,
+)
 from flamest.fedproto.head import initial_params, params_sha256
 from flamest.fedproto.records import ClassCount, Evaluation, Phase, SubjectEvaluation, Update
 from typer.testing import CliRunner
 
 
-def measured(*figures: tuple[int, int, int]) -> list[Measured]:
+def measured(*figures: tuple[int, int, int]) -> list[ModelEvaluation]:
     """(round, correct, count)"""
-    return [Measured(number, (("a", Evaluation(1.0, correct, count)),)) for number, correct, count in figures]
+    return [ModelEvaluation(number, (("a", Evaluation(1.0, correct, count)),)) for number, correct, count in figures]
 
 
 def test_the_best_model_has_the_largest_share_right_and_the_later_of_equals_wins():
-    assert best_of(measured((1, 5, 10), (2, 8, 10), (3, 8, 10), (4, 7, 10)))[0] == 3
-    assert best_of([]) is None
-    assert best_of([Measured(1, ())]) is None
+    assert best_model(measured((1, 5, 10), (2, 8, 10), (3, 8, 10), (4, 7, 10)))[0] == 3
+    assert best_model([]) is None
+    assert best_model([ModelEvaluation(1, ())]) is None
 
 
 def test_a_model_that_few_clips_measured_does_not_win_by_luck_nor_does_the_start():
-    assert best_of(measured((0, 40, 40), (1, 30, 40), (2, 3, 3), (3, 28, 40)))[0] == 1
+    assert best_model(measured((0, 40, 40), (1, 30, 40), (2, 3, 3), (3, 28, 40)))[0] == 1
 
 
 def test_metrics_of_silos_are_weighted_by_their_clips():
-    told = Measured(2, (("a", Evaluation(1.0, 9, 10)), ("b", Evaluation(4.0, 10, 50))))
+    told = ModelEvaluation(2, (("a", Evaluation(1.0, 9, 10)), ("b", Evaluation(4.0, 10, 50))))
     assert told.all == Evaluation((1.0 * 10 + 4.0 * 50) / 60, 19, 60)
 
 
 def test_classes_are_summed_over_the_silos_that_tell_them_and_survive_their_column():
     first = Evaluation(1.0, 5, 9, (ClassCount(0, 2, 4), ClassCount(2, 3, 5)))
     second = Evaluation(1.0, 1, 4, (ClassCount(2, 1, 4),))
-    assert pooled_classes([first, second]) == (ClassCount(0, 2, 4), ClassCount(2, 4, 9))
+    assert pool_classes([first, second]) == (ClassCount(0, 2, 4), ClassCount(2, 4, 9))
     assert decode_classes(encode_classes(first.by_class)) == first.by_class
     assert encode_classes(()) is None
     assert decode_classes(None) == ()
@@ -75,13 +82,13 @@ def row(number: int, *updates: tuple[str, str, int]) -> RoundRow:
 
 def test_bytes_to_95_percent_of_the_last_accuracy_are_the_mean_of_a_codecs_silos():
     rounds = [row(number, ("a", "int8", 100), ("b", "fp32", 400), ("c", "int8", 200)) for number in (1, 2, 3)]
-    found = bytes_to_share(rounds, measured((0, 1, 100), (1, 50, 100), (2, 95, 100), (3, 100, 100)))
+    found = communication_costs(rounds, measured((0, 1, 100), (1, 50, 100), (2, 95, 100), (3, 100, 100)))
     assert [(one.codec, one.round, one.silos, one.bytes_per_silo) for one in found] == [
         ("fp32", 2, 1, 2 * 410.0),
         ("int8", 2, 2, 2 * 160.0),
     ]
     assert found[0].final_accuracy == 1.0
-    assert bytes_to_share(rounds, measured((0, 1, 100))) == []
+    assert communication_costs(rounds, measured((0, 1, 100))) == []
 
 
 # --- over the wire ---
@@ -162,7 +169,7 @@ def test_a_report_counts_once_is_durable_and_survives_a_restart(finished):
     }
     shown = "\n".join(evaluation_lines(found))
     assert "clips of" in shown
-    assert "model of round 2 on held-out clips: 16 of 18 right (0.889)" in shown
+    assert "model of round 2 on held-out clips: 16 of 18 correct (0.889)" in shown
 
 
 @pytest.mark.parametrize(
@@ -198,10 +205,10 @@ def test_best_and_last_are_kept_and_can_be_taken(finished, tmp_path):
 def test_without_a_measured_model_there_is_no_best_one(make_federation, tmp_path):
     federation = make_federation("a", rounds=2)
     federation.start()
-    with pytest.raises(DataError, match="none is the best") as error:
+    with pytest.raises(DataError, match="no model is known to be the best") as error:
         take_model(federation.settings(), tmp_path / "m.safetensors", "best")
     assert error.value.code == "not_measured"
-    with pytest.raises(DataError, match="no silo has told how the model of round 7 does"):
+    with pytest.raises(DataError, match="no silo has reported an evaluation of the model of round 7"):
         evaluation_of(federation.settings(), 7)
 
 
@@ -213,7 +220,7 @@ def test_history_shows_every_silos_bytes_and_what_its_codec_left_out(finished):
     assert all(one["received_bytes"] > 0 and one["sent_bytes"] > 0 for one in updates)
     assert rows[0]["bytes_per_silo"] == pytest.approx((rows[0]["received_bytes"] + rows[0]["sent_bytes"]) / 3)
     assert sum(one["received_bytes"] for one in updates) == rows[0]["received_bytes"]
-    assert [one["codec"] for one in reached_of(finished.settings())] == ["fp32"]
+    assert [one["codec"] for one in communication_cost_of(finished.settings())] == ["fp32"]
     shown = CliRunner().invoke(main.app, ["history", "--config", str(finished.config)]).output
     assert "MB/silo" in shown
     assert "95 % of the last accuracy" in shown

@@ -16,7 +16,7 @@ import pytest
 from flamest.base import files
 from flamest.base.errors import DataError, StorageError
 from flamest.base.files import sha256_bytes
-from flamest.coordinator.admin.report import status_lines, status_of
+from flamest.coordinator.admin.status import status_lines, status_of
 from flamest.coordinator.rounds import Cohort, Report, RoundPolicy, Submission, after_close, on_update
 from flamest.coordinator.serving.health import FINE, Health, begin, note, read_health
 from flamest.coordinator.storage import payloads as payloads_module

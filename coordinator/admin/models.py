@@ -1,0 +1,134 @@
+"""`evaluation` and `model`: results of a run's models on the silos' held-out clips, and a copy of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from ...base.errors import DataError
+from ...fedproto.head import params_sha256
+from ...fedproto.model_file import read_model, write_model
+from ...fedproto.records import ClassCount
+from ..settings import CoordinatorSettings
+from ..storage.evaluations import FINAL, SiteEvaluation, best_model
+from .history import History, evaluation_figures
+
+
+def evaluation_of(settings: CoordinatorSettings, round_number: int | None) -> dict[str, Any]:
+    """Return a model's evaluations: run, round, all, silos[], classes[], best, sites{models[], rows[]}.
+
+    ``round_number``: of the model; None: the last one that was evaluated. ``sites`` is None unless the run evaluated
+    sites' models. Raises DataError (``not_measured``).
+    """
+    with History.open(settings.server.state, settings.run.name) as history:
+        measured, site_evaluations = history.model_evaluations(), history.site_evaluations()
+    reported = [one for one in measured if one.silos]
+    shown = next((one for one in reversed(reported) if round_number in (None, one.round)), None)
+    if shown is None:
+        which = "a model" if round_number is None else f"the model of round {round_number}"
+        raise DataError(
+            f"no silo has reported an evaluation of {which}",
+            fix="a model is evaluated in the round after it, and the last one with run.final_evaluation; "
+            "silos decide in [policy] report_evaluation",
+            code="not_measured",
+        )
+    best = best_model(measured)
+    return {
+        "run": settings.run.name,
+        "round": shown.round,
+        "all": evaluation_figures(shown.all),
+        "silos": [
+            {"silo": silo, **evaluation_figures(one), "by_class": _classes(one.by_class, settings)}
+            for silo, one in shown.silos
+        ],
+        "classes": _classes(shown.by_class, settings),
+        "best": {"round": best[0], **evaluation_figures(best[1])} if best else None,
+        "sites": _table(site_evaluations),
+    }
+
+
+def _classes(by_class: Sequence[ClassCount], settings: CoordinatorSettings) -> list[dict[str, Any]]:
+    labels = settings.run.labels
+    return [
+        {"label": labels[one.label], "correct": one.correct, "count": one.count, "accuracy": one.correct / one.count}
+        for one in by_class
+    ]
+
+
+def _table(site_evaluations: Sequence[SiteEvaluation]) -> dict[str, Any] | None:
+    """Table with a row for each silo's clips, and a column for the final model and each silo's model."""
+    models = sorted({cell.model for cell in site_evaluations})
+    if models in ([], [FINAL]):
+        return None
+    rows: dict[str, dict[str, Any]] = {}
+    for cell in site_evaluations:
+        rows.setdefault(cell.data, {})[cell.model or "final"] = evaluation_figures(cell.evaluation)
+    return {"models": [model or "final" for model in models], "rows": [{"data": silo, **rows[silo]} for silo in rows]}
+
+
+def evaluation_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return ``evaluation_of`` as text."""
+    lines = [f"run '{found['run']}', model of round {found['round']} on held-out clips: {_summary(found['all'])}"]
+    lines += [f"  {one['silo']:20} {_summary(one)}" for one in found["silos"]]
+    if found["classes"]:
+        lines.append("by class, over the silos that report it:")
+        lines += [
+            f"  {one['label'][:40]:40} {one['correct']:5} of {one['count']:5} {one['accuracy']:.3f}"
+            for one in found["classes"]
+        ]
+    if found["best"]:
+        lines.append(f"best model: round {found['best']['round']}, {_summary(found['best'])}")
+        lines.append("  flamest-coordinator model --best --out MODEL.safetensors takes it")
+    if found["sites"]:
+        lines += ["", "accuracy of each site's last model on each site's held-out clips (* its own):"]
+        lines += _table_lines(found["sites"])
+    return lines
+
+
+def _table_lines(table: Mapping[str, Any]) -> list[str]:
+    models = table["models"]
+    widths = {model: max(len(model), 6) for model in models}
+    lines = [f"  {'clips of':20} " + "  ".join(f"{model:>{widths[model]}}" for model in models)]
+    for row in table["rows"]:
+        site_evaluations = (_cell(row.get(model), own=model == row["data"]).rjust(widths[model]) for model in models)
+        lines.append(f"  {row['data']:20} " + "  ".join(site_evaluations))
+    return lines
+
+
+def _cell(figures: Mapping[str, Any] | None, *, own: bool) -> str:
+    return "-" if figures is None else f"{figures['accuracy']:.3f}{'*' if own else ''}"
+
+
+def _summary(figures: Mapping[str, Any]) -> str:
+    return f"{figures['correct']} of {figures['count']} correct ({figures['accuracy']:.3f}), loss {figures['loss']:.4f}"
+
+
+def take_model(settings: CoordinatorSettings, out: Path, round_number: int | Literal["best"] | None) -> dict[str, Any]:
+    """Check a round's model (None: the last one) and copy it to ``out``.
+
+    Raises DataError (``not_measured`` for "best" when no silo has reported an evaluation), StorageError.
+    """
+    with History.open(settings.server.state, settings.run.name) as history:
+        if round_number == "best":
+            best = best_model(history.model_evaluations())
+            if best is None:
+                raise DataError(
+                    "no silo has reported an evaluation, so no model is known to be the best",
+                    fix="take the last one, without --best; silos decide in [policy] report_evaluation",
+                    code="not_measured",
+                )
+            round_number = best[0]
+        path, number = history.model_file(round_number)
+    found = read_model(path)
+    write_model(out, found)  # what was read and checked; the same model gives the same bytes
+    return {
+        "model": str(out),
+        "run": found.run,
+        "round": number,
+        "sha256": params_sha256(found.params),
+        "parameters": found.head.parameters,
+        "labels": len(found.labels),
+        "fingerprint": found.fingerprint,
+        "bytes": out.stat().st_size,
+    }
