@@ -1,7 +1,8 @@
 """A process for the heavy work, started when there is some and ended when idle.
 
 The waiting daemon holds no video decoder, no runtime and no scikit-learn: they live here. A crash in
-them ends this process, not the daemon.
+them ends this process, not the daemon. It uses multiprocessing and not base/child_process.py, because its tasks take
+and return Python objects (settings, arrays, errors of any class), which JSON messages do not carry.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ def doctor(
         rank_graphs,
     )
     from ...runtime.bundle.manifest import read_manifest
+    from ...runtime.video.decoder import decoder_problem
 
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
     if backend_options.autotune:
@@ -89,21 +90,6 @@ def doctor(
         and not decoder
         and all(any(candidate.unavailable is None for candidate in of) for of in candidates.values()),
     }
-
-
-def decoder_problem() -> str:
-    """Why the process that decodes videos does not run here, tried by starting one; empty when it does."""
-    from ...base.errors import SettingsError
-    from ...runtime.video.decoder import DecoderProcess
-
-    decoder = DecoderProcess()
-    try:
-        decoder.ready()
-    except SettingsError as error:
-        return error.message
-    finally:
-        decoder.close()
-    return ""
 
 
 def find_package(name: str) -> Package:

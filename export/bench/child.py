@@ -1,9 +1,6 @@
-"""One contestant of ``bench``, as a process of its own: its memory is its own, and a crash ends it alone.
+"""One contestant of ``bench`` in a child process: its memory is measured alone, and a crash ends it alone.
 
-    python -m flamest.export.bench.child '{"bundle": …, "backend": …}'
-
-Questions come as JSON lines on stdin, answers go as JSON lines to stdout; what libraries print goes to
-stderr. An answer is ``{"ok": …}`` or ``{"error": {code, message, fix}}``; the process ends with its input.
+The parent sends a Contestant, then questions; process.py is its side. The process ends with its connection.
 """
 
 from __future__ import annotations
@@ -11,17 +8,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import json
-import os
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
+from ...base.child_process import Channel, Failed, Message
 from ...base.errors import FlamestError
 from ...base.files import sha256_file
 from ...runtime.backends.opening import GraphOpener, Opening
@@ -36,7 +29,7 @@ from .inputs import usual_feeds
 ON_GPU = ("tensorrt", "onnxruntime-cuda")
 
 
-class Contestant(msgspec.Struct, frozen=True):
+class Contestant(Message, frozen=True):
     """What this process opens, and where it must run."""
 
     bundle: str
@@ -44,6 +37,17 @@ class Contestant(msgspec.Struct, frozen=True):
     bf16: bool = False  # an fp32 bundle, computed in bf16
     threads: int | None = None
     trusted: tuple[str, ...] = ()  # keys as text
+
+
+class Question(Message, frozen=True):
+    """A method of ``Child`` and its arguments."""
+
+    method: str
+    arguments: tuple[Any, ...] = ()
+
+
+class Answer(Message, frozen=True):
+    result: Any
 
 
 class Child:
@@ -173,34 +177,25 @@ def gpu_used_mb() -> float | None:
     return None if int(error) else (total - free) / 1e6
 
 
-def serve(told: Contestant, answer: Callable[[dict[str, Any]], None]) -> None:
-    try:
-        child = Child(told)
-    except FlamestError as error:
-        answer(_refused(error))
-        return
-    answer({"ok": None})
-    for line in sys.stdin:
-        question = json.loads(line)
-        try:
-            answer({"ok": getattr(child, question["do"])(*question["with"])})
-        except FlamestError as error:
-            answer(_refused(error))
-
-
-def _refused(error: FlamestError) -> dict[str, Any]:
-    return {"error": {"code": error.code, "message": error.message, "fix": error.fix}}
-
-
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def answer(said: dict[str, Any]) -> None:
-        answers.write(json.dumps(said) + "\n")
-        answers.flush()
-
-    serve(msgspec.json.decode(sys.argv[1].encode(), type=Contestant), answer)
+    parent = Channel.to_parent()
+    contestant, _ = parent.receive(Contestant)
+    try:
+        child = Child(contestant)
+    except FlamestError as error:
+        parent.send(Failed.of(error))
+        return
+    parent.send(Answer(None))
+    while True:
+        try:
+            question, _ = parent.receive(Question)
+        except (EOFError, ConnectionResetError):
+            return
+        try:
+            answer: Answer | Failed = Answer(getattr(child, question.method)(*question.arguments))
+        except FlamestError as error:
+            answer = Failed.of(error)
+        parent.send(answer)
 
 
 if __name__ == "__main__":

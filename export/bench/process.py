@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
 from types import TracebackType
 from typing import Any
 
-import msgspec
-
+from ...base.child_process import ChildEnded, ChildProcess, Failed, Message
 from ...base.errors import DataError, FlamestError
-from .child import Contestant
+from .child import Answer, Contestant, Question
+
+END_WITHIN_S = 10.0
 
 
 class Refused(FlamestError):
-    """The contestant said why it does not run, or its process ended; the contest goes on without it."""
+    """The contestant reported why it does not run, or its process ended; the others go on."""
 
     exit_code = DataError.exit_code
     code = "refused"
@@ -28,38 +25,25 @@ class Process:
     Raises Refused with the child's own code, message and fix, from the constructor too.
     """
 
-    def __init__(self, told: Contestant) -> None:
-        self.told = told
-        command = [sys.executable, "-m", "flamest.export.bench.child", msgspec.json.encode(told).decode()]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, contestant: Contestant) -> None:
+        self.contestant = contestant
+        self._child = ChildProcess("flamest.export.bench.child")
         try:
-            self._answer()
+            self._ask(contestant)
         except BaseException:
-            self.close()
+            self._child.kill()
             raise
 
-    def ask(self, question: str, *arguments: Any) -> Any:
-        """The result of ``Child.question(*arguments)``."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps({"do": question, "with": arguments}) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # what ended it is found below
-        return self._answer()
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """The result of ``Child.method(*arguments)``."""
+        return self._ask(Question(method, arguments))
 
     def close(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None and not pipe.closed:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    continue
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._child.close(within_s=END_WITHIN_S)
 
     def __enter__(self) -> Process:
         return self
@@ -69,17 +53,12 @@ class Process:
     ) -> None:
         self.close()
 
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise Refused(f"its process ended: {self._ending()}", code="BACKEND_FAILED")
-        said = json.loads(line)
-        if "error" in said:
-            error = said["error"]
-            raise Refused(error["message"], fix=error["fix"], code=error["code"])
-        return said["ok"]
-
-    def _ending(self) -> str:
-        status = self._process.wait()
-        return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
+    def _ask(self, message: Message) -> Any:
+        self._child.send(message)
+        try:
+            answer, _ = self._child.receive(Answer | Failed)
+        except ChildEnded as ended:
+            raise Refused(f"its process ended: {ended}", code="BACKEND_FAILED") from ended
+        if isinstance(answer, Failed):
+            raise Refused(answer.message, fix=answer.fix, code=answer.code)
+        return answer.result

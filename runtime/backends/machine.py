@@ -1,24 +1,25 @@
-"""What this machine has, found out without loading into this process what could crash it or take a second.
+"""Facts about this machine: GPU, driver, installed runtimes.
 
-The driver is asked first, by a child process and ctypes: TensorRT's own Runtime constructs happily where
-there is no driver, and ends the process when it is given a plan.
+Nothing that could crash this process or take a second is loaded into it: the driver and TensorRT are asked in child
+processes (machine_probe.py). The driver comes first, because TensorRT's Runtime constructs without a driver and ends
+its process when it deserialises an engine.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from . import driver_probe
-from .child import Ended, run_child
+import msgspec
+
+from ...base.child_process import ChildEnded, ask_child
 from .unavailable import BackendUnavailable, Code, unavailable
 
 DRIVER_LIBRARY = "libcuda.so.1"
+PROBE = Path(__file__).with_name("machine_probe.py")
 # What a child may take to answer. Usually 20 ms and a second; a busy machine, or gigabytes of libraries that are read
 # from a cold disk, must not be taken for a machine without a GPU.
 DRIVER_S, TENSORRT_S = 30.0, 120.0
@@ -44,9 +45,27 @@ class Gpu:
     memory_mb: int  # in all, free or not
 
 
+class DriverAnswer(msgspec.Struct, frozen=True):
+    """Answer of ``machine_probe.py driver``."""
+
+    cuda: str = ""
+    gpus: tuple[Gpu, ...] = ()
+    problem: str = ""
+    missing: bool = False  # there is no driver library
+
+
+class TensorRtAnswer(msgspec.Struct, frozen=True):
+    """Answer of ``machine_probe.py tensorrt``."""
+
+    version: str = ""
+    builds: bool = False
+    problem: str = ""
+    missing: bool = False  # the package is not installed
+
+
 @dataclass(frozen=True)
 class MachineFacts:
-    """What the ladder decides by. ``versions`` holds what is installed, under the names of DISTRIBUTIONS."""
+    """The facts that backends are ranked by. ``versions``: what is installed, under the names of DISTRIBUTIONS."""
 
     gpu: Gpu | None = None
     cuda: str = ""  # the newest CUDA that the driver knows: "13.0"; empty without one
@@ -68,66 +87,49 @@ def no_gpu(facts: MachineFacts) -> BackendUnavailable:
 
 def gather_facts(*, driver_library: str = DRIVER_LIBRARY) -> MachineFacts:
     """Ask this machine. At most two children; a tenth of a second where neither driver nor TensorRT is."""
-    said = ask_driver(driver_library)
-    gpus = [Gpu(**gpu) for gpu in said.get("gpus", ())]
-    problem = said.get("problem", "" if gpus else "the driver sees no GPU (CUDA_VISIBLE_DEVICES hides them all?)")
+    driver = ask_driver(driver_library)
+    problem = driver.problem
+    if not driver.gpus and not problem:
+        problem = "the driver sees no GPU (CUDA_VISIBLE_DEVICES hides them all?)"
     versions = {
         name: version for name, brought_by in DISTRIBUTIONS.items() if (version := _version_of(brought_by)) is not None
     }
-    tensorrt = _ask_tensorrt() if "tensorrt" in versions or _is_there("tensorrt") else {}
-    if tensorrt.get("version"):
-        versions["tensorrt"] = tensorrt["version"]
-    elif tensorrt.get("missing"):
+    tensorrt = _ask_tensorrt() if "tensorrt" in versions or _is_there("tensorrt") else TensorRtAnswer()
+    if tensorrt.version:
+        versions["tensorrt"] = tensorrt.version
+    elif tensorrt.missing:
         versions.pop("tensorrt", None)
     return MachineFacts(
-        gpu=gpus[0] if gpus else None,
-        cuda=said.get("cuda", ""),
+        gpu=driver.gpus[0] if driver.gpus else None,
+        cuda=driver.cuda,
         driver=_kernel_module(),
         driver_problem=problem,
-        driver_missing=bool(said.get("missing", False)),
+        driver_missing=driver.missing,
         versions=versions,
-        tensorrt_problem=tensorrt.get("problem", ""),
-        tensorrt_builds=bool(tensorrt.get("builds", False)),
+        tensorrt_problem=tensorrt.problem,
+        tensorrt_builds=tensorrt.builds,
         ort_has_cuda=_has_cuda_provider(),
         bf16=_processor_has_bf16(),
     )
 
 
-def ask_driver(library: str = DRIVER_LIBRARY) -> dict[str, Any]:
-    """What ``driver_probe.py`` says; a child that crashed or hung is a problem like any other."""
-    return _answer(run_child([str(driver_probe.__file__), library], timeout_s=DRIVER_S, bare=True), "asking the driver")
-
-
-_IMPORT_TENSORRT = """
-import json
-try:
-    import tensorrt
-    said = {"version": tensorrt.__version__, "builds": hasattr(tensorrt, "Builder")}
-except ModuleNotFoundError as error:
-    missing = (error.name or "").partition(".")[0] == "tensorrt"
-    said = {"missing": True, "problem": str(error)} if missing else {"problem": str(error)}
-except Exception as error:
-    said = {"problem": f"{type(error).__name__}: {error}"}
-print(json.dumps(said), flush=True)
-import os
-os._exit(0)
-"""
-
-
-def _ask_tensorrt() -> dict[str, Any]:
-    """Import it in a child: its libraries may be missing, and they are gigabytes."""
-    return _answer(run_child(["-c", _IMPORT_TENSORRT], timeout_s=TENSORRT_S), "importing tensorrt")
-
-
-def _answer(ended: Ended, doing: str) -> dict[str, Any]:
-    if ended.problem:
-        return {"problem": f"{doing} ended with {ended.problem}"}
-    lines = ended.out.strip().splitlines()
+def ask_driver(library: str = DRIVER_LIBRARY) -> DriverAnswer:
+    """Return the driver's answer; a child that crashed or hung is a problem like any other."""
     try:
-        said = json.loads(lines[-1])
-    except (IndexError, ValueError):
-        return {"problem": f"{doing} gave no answer"}
-    return said if isinstance(said, dict) else {"problem": f"{doing} gave no answer"}
+        answer: DriverAnswer = ask_child(
+            PROBE, None, DriverAnswer, timeout_s=DRIVER_S, arguments=("driver", library), isolated=True
+        )
+    except ChildEnded as ended:
+        return DriverAnswer(problem=f"asking the driver ended with {ended}")
+    return answer
+
+
+def _ask_tensorrt() -> TensorRtAnswer:
+    try:
+        answer: TensorRtAnswer = ask_child(PROBE, None, TensorRtAnswer, timeout_s=TENSORRT_S, arguments=("tensorrt",))
+    except ChildEnded as ended:
+        return TensorRtAnswer(problem=f"importing tensorrt ended with {ended}")
+    return answer
 
 
 def _version_of(distributions: Sequence[str]) -> str | None:

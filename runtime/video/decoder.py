@@ -1,9 +1,8 @@
-"""Video file -> candidate frames -> keyframes, through the decoder process.
+"""Video file -> candidate frames -> keyframes, through a decoder process.
 
-A clip is asked for twice: ``candidates`` gives small frames, uniform over those that were really
-decoded; from them the caller chooses, and ``keyframes`` gives the chosen ones at full size.
-Everything that can be wrong with a file ends in a DataError with one of these codes, and the next
-clip is served:
+A clip takes two requests: ``candidates`` gives small frames, uniform over those that were really decoded; the caller
+chooses from them, and ``keyframes`` gives the chosen ones at full size. Everything that can be wrong with a file ends
+in a DataError with one of these codes, and the next clip is served:
 
     video_unreadable  no such file, no permission
     video_not_a_file  a folder, a pipe, a device; nothing is opened that could block
@@ -17,51 +16,37 @@ clip is served:
     decoder_crashed   the decoder process died, or answered what cannot be
     decoder_killed    it was killed from outside, as the system does when memory is short: not the file's fault
 
-A decoder that does not run at all is no clip's fault: SettingsError ``decoder_broken`` (decoder.py).
-
-The decoder process as its parent sees it: started, known to be ready, ended, and how it ended.
-
-A process that cannot decode at all (PyAV that does not load, no memory to begin with) never says ``Ready``.
-That is an error of the installation, with the last line that it wrote to stderr, and no clip's fault.
+A decoder that does not run at all (PyAV does not load, no memory to begin with) is no clip's fault: SettingsError
+``decoder_broken``, with the last line of its stderr.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import math
 import os
 import signal
-import socket
 import stat
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from ...base.child_process import ChildEnded, ChildProcess, ChildProtocolError, ChildTimeout
 from ...base.errors import DataError, InvariantError, MissingExtra, SettingsError
 from ...base.files import printable_path
 from ..bundle.manifest import KeyframeRule
 from ..keyframes import Indices
 from ..records import Candidates, Keyframes
-from .decoder_messages import (
-    BROKEN,
-    FramesRead,
-    OpenClip,
-    Opened,
-    ReadFrames,
-    Ready,
-    Refused,
-    Request,
-    receive_answer,
-    send,
-)
+from .decoder_messages import BROKEN, Answer, FramesRead, OpenClip, Opened, ReadFrames, Ready, Refused, Request
 
+PROGRAM = "flamest.runtime.video.decoder_process"
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+START_WITHIN_S = 120.0  # importing PyAV takes 0.3 s; from a slow disk under load much longer
+LONGEST_REASON = 300  # characters of the last line of stderr
 FRESH_AFTER = frozenset({"video_too_large"})  # memory is in doubt: the next clip gets a new process
-DIED = frozenset({"decoder_crashed", "decoder_killed"})  # another try, in a fresh process, may go well
+DIED = frozenset({"decoder_crashed", "decoder_killed"})  # another attempt, in a fresh process, may succeed
 
 A = TypeVar("A", Opened, FramesRead)
 T = TypeVar("T", np.float32, np.uint8)
@@ -89,13 +74,21 @@ class VideoDecoder:
             raise MissingExtra("av", extra="agent")
         self._rule = rule
         self._limits = limits or DecodeLimits()
-        self._process = DecoderProcess()
+        self._process: ChildProcess | None = None
+        self._is_ready = False
         self._opened = 0
         self.peak_kb = 0  # largest resident memory of a decoder process, KiB
 
+    @property
+    def pid(self) -> int | None:
+        """Of the decoder process; None before the first clip and after ``close``."""
+        return self._process.pid if self._process is not None else None
+
     def start(self) -> None:
-        """Start the process now, so that the first clip need not wait for it."""
-        self._process.start()
+        """Start the process, unless it runs, so that the first clip need not wait for it."""
+        if self._process is None or not self._process.running:
+            self._end()
+            self._process = _start()
 
     def candidates(self, path: Path) -> Candidates:
         """Decode the clip and give its candidate frames, prepared for the keyframe graph.
@@ -130,7 +123,7 @@ class VideoDecoder:
 
         ``candidates`` are those of the last clip opened; InvariantError otherwise.
         """
-        if candidates.number != self._opened or self._process.link is None:
+        if candidates.number != self._opened or self._process is None:
             raise InvariantError(f"keyframes of {candidates.path} were asked for after another clip was opened")
         request = ReadFrames(tuple(chosen.tolist()), self._cpu_s)
         largest = len(chosen) * self._limits.largest_frame * 3
@@ -139,7 +132,10 @@ class VideoDecoder:
         return Keyframes(rgb=rgb, t_s=candidates.t_s[chosen])
 
     def close(self) -> None:
-        self._process.close()
+        """Let the process end by itself, as it does without its connection."""
+        if self._process is not None:
+            self._process.close()
+        self._end()
 
     def __enter__(self) -> VideoDecoder:
         return self
@@ -154,31 +150,25 @@ class VideoDecoder:
     def _ask(
         self, request: Request, kind: type[A], largest_payload: int, path: Path, fd: int | None = None
     ) -> tuple[A, bytearray]:
-        """Send one request and read its answer; every way in which a clip fails there becomes a DataError.
+        """Send one request and read its answer; every failure of the clip becomes a DataError.
 
         Without ``fd`` the request is about the open clip, and goes to the process that opened it.
         """
-        held = self._process.link if fd is None else None
-        link = held or self._process.ready()
-        link.settimeout(self._limits.timeout_s)
+        process = self._process if fd is None and self._process is not None else self._ready()
+        process.send(request, descriptor=fd)
         try:
-            send(link, request, fd=fd)
-            answer, payload = receive_answer(link, largest_payload)
-        except TimeoutError as error:
-            self._process.end()
-            raise _too_slow(path, self._limits) from error
-        except (EOFError, ConnectionError) as error:
-            raise self._died(path) from error
-        except ValueError as error:
-            raise self._nonsense(path, str(error)) from error
+            answer, payload = process.receive(Answer, timeout_s=self._limits.timeout_s, largest_payload=largest_payload)
+        except ChildEnded as ended:
+            self._end()
+            raise _clip_failure(ended, path, self._limits) from ended
         if isinstance(answer, Refused):
             if answer.code in FRESH_AFTER:
-                self._process.end()
+                self._end()
             if answer.code == BROKEN:
-                raise broken(answer.message)
+                raise _broken(answer.message)
             raise DataError(f"{printable_path(path)} {answer.message}", code=answer.code)
         if not isinstance(answer, kind):
-            self._process.end()
+            self._end()
             raise InvariantError(f"the decoder answered {type(answer).__name__}, expected {kind.__name__}")
         self.peak_kb = max(self.peak_kb, answer.peak_kb)
         return answer, payload
@@ -188,29 +178,86 @@ class VideoDecoder:
     ) -> np.ndarray[tuple[int, ...], np.dtype[T]]:
         """The payload as an array; a decoder that a file has taken over may answer anything."""
         if min(shape) < 1 or len(payload) != math.prod(shape) * np.dtype(dtype).itemsize:
-            raise self._nonsense(path, f"{len(payload)} bytes for {list(shape)}")
+            self._end()
+            raise _senseless(path, f"{len(payload)} bytes for {list(shape)}")
         return np.frombuffer(payload, dtype=dtype).reshape(shape)
 
-    def _died(self, path: Path) -> DataError:
-        """The process has ended in the middle of a clip: by whom, as its status tells."""
-        status = self._process.reaped()
-        if status == -signal.SIGXCPU:
-            return _too_slow(path, self._limits)
-        if status == -signal.SIGKILL:
-            return DataError(
-                f"{printable_path(path)}: the decoder process was killed, as the system does when memory is short",
-                fix="run it again with more memory free",
-                code="decoder_killed",
-            )
-        return DataError(
-            f"{printable_path(path)}: the decoder process died of it (status {status})", code="decoder_crashed"
-        )
+    def _ready(self) -> ChildProcess:
+        """A process that can decode. Raises SettingsError ``decoder_broken`` when it does not get ready."""
+        self.start()
+        assert self._process is not None
+        if not self._is_ready:
+            try:
+                _await_ready(self._process)
+            except SettingsError:
+                self._end()
+                raise
+            self._is_ready = True
+        return self._process
 
-    def _nonsense(self, path: Path, problem: str) -> DataError:
-        self._process.end()
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+        self._process, self._is_ready = None, False
+
+
+def decoder_problem() -> str:
+    """Why the decoder process does not run on this machine, tried by starting one; empty when it runs."""
+    try:
+        with _start() as process:
+            _await_ready(process)
+    except SettingsError as error:
+        return error.message
+    return ""
+
+
+def _start() -> ChildProcess:
+    try:
+        return ChildProcess(PROGRAM, environment=ONE_THREAD)
+    except ChildEnded as ended:
+        raise _broken(ended.reason) from ended
+
+
+def _await_ready(process: ChildProcess) -> None:
+    try:
+        process.receive(Ready, timeout_s=START_WITHIN_S)
+    except ChildEnded as ended:
+        raise _broken(_start_failure(ended)) from ended
+
+
+def _broken(reason: str) -> SettingsError:
+    """The error of a decoder that cannot run on this machine; no clip is to blame."""
+    return SettingsError(f"the video decoder does not run: {reason}", fix="flamest-agent doctor", code=BROKEN)
+
+
+def _start_failure(ended: ChildEnded) -> str:
+    if isinstance(ended, ChildTimeout):
+        return f"it was not ready within {START_WITHIN_S:g} s"
+    lines = [line.strip() for line in ended.output.splitlines() if line.strip()]
+    if lines:
+        return "".join(letter if letter.isprintable() else "?" for letter in lines[-1][:LONGEST_REASON])
+    if ended.status == -signal.SIGKILL:
+        return "it was killed, as the system does when memory is short"
+    return f"it ended with {ended.reason}"
+
+
+def _clip_failure(ended: ChildEnded, path: Path, limits: DecodeLimits) -> DataError:
+    """The error of a clip in whose middle the process ended, by its status."""
+    if isinstance(ended, ChildTimeout) or ended.status == -signal.SIGXCPU:
+        return _too_slow(path, limits)
+    if isinstance(ended, ChildProtocolError):
+        return _senseless(path, ended.reason)
+    if ended.status == -signal.SIGKILL:
         return DataError(
-            f"{printable_path(path)}: the decoder's answer makes no sense: {problem}", code="decoder_crashed"
+            f"{printable_path(path)}: the decoder process was killed, as the system does when memory is short",
+            fix="run it again with more memory free",
+            code="decoder_killed",
         )
+    return DataError(f"{printable_path(path)}: the decoder process died of it ({ended.reason})", code="decoder_crashed")
+
+
+def _senseless(path: Path, problem: str) -> DataError:
+    return DataError(f"{printable_path(path)}: the decoder's answer makes no sense: {problem}", code="decoder_crashed")
 
 
 def _open_regular(path: Path) -> int:
@@ -234,117 +281,3 @@ def _too_slow(path: Path, limits: DecodeLimits) -> DataError:
         fix="cut it into shorter clips",
         code="video_timeout",
     )
-
-
-START_WITHIN_S = 120.0  # importing PyAV takes 0.3 s; from a slow disk under load much longer
-END_WITHIN_S = 2.0
-LONGEST_WORDS = 300  # characters of the last line
-
-
-class DecoderProcess:
-    """One process and the link to it, or none. Not for use by several threads at once."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._link: socket.socket | None = None
-        self._said_ready = False
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
-
-    @property
-    def link(self) -> socket.socket | None:
-        """To the process that was started last, dead or alive; None after ``end``."""
-        return self._link
-
-    def start(self) -> None:
-        """Start a process, unless one runs; it gets ready while the caller does other things."""
-        if self._link is not None and self._process is not None and self._process.poll() is None:
-            return
-        self.end()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                # -P: a file av.py in the current folder is not PyAV. -B: the process may write nothing.
-                [sys.executable, "-P", "-B", "-m", "flamest.runtime.video.decoder_process", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=None if os.environ.get("FLAMEST_TRACEBACK") else subprocess.PIPE,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            )
-        self._link, self._said_ready = ours, False
-
-    def ready(self) -> socket.socket:
-        """The link to a process that can decode. Raises SettingsError ``decoder_broken`` when it never says so."""
-        self.start()
-        if self._link is None:
-            raise InvariantError("a decoder process was started without a link")
-        if not self._said_ready:
-            self._await_ready(self._link)
-        return self._link
-
-    def reaped(self) -> int | None:
-        """End the process and its link; the status that it ended with by itself."""
-        status = None
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                status = self._process.wait(END_WITHIN_S)
-        self.end()
-        return status
-
-    def close(self) -> None:
-        """Let it end by itself, as it does without its link."""
-        if self._link is not None:
-            self._link.close()
-        self.reaped()
-
-    def end(self) -> None:
-        """Kill it."""
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            if self._process.stderr is not None:
-                self._process.stderr.close()
-            self._process = None
-
-    def _await_ready(self, link: socket.socket) -> None:
-        link.settimeout(START_WITHIN_S)
-        try:
-            answer, _ = receive_answer(link, 0)
-        except TimeoutError as error:
-            self.end()
-            raise broken(f"nothing was heard of it for {START_WITHIN_S:g} s") from error
-        except (EOFError, ConnectionError, ValueError) as error:
-            raise broken(self._last_words()) from error
-        if not isinstance(answer, Ready):
-            self.end()
-            raise InvariantError(f"the decoder began with {type(answer).__name__}, expected Ready")
-        if self._process is not None and self._process.stderr is not None:
-            self._process.stderr.close()  # it writes nothing more (decoder_process.py)
-        self._said_ready = True
-
-    def _last_words(self) -> str:
-        """Why it ended: the last line of its stderr, or else its status."""
-        process, status, written = self._process, None, b""
-        if process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                status = process.wait(END_WITHIN_S)
-            process.kill()  # where it closed the link and lives on, reading would wait for it
-            written = process.stderr.read() if process.stderr is not None else b""
-        self.end()
-        lines = [line.strip() for line in written.decode(errors="replace").splitlines() if line.strip()]
-        if lines:
-            return "".join(letter if letter.isprintable() else "?" for letter in lines[-1][:LONGEST_WORDS])
-        if status == -signal.SIGKILL:
-            return "it was killed, as the system does when memory is short"
-        return f"it ended with status {status}"
-
-
-def broken(words: str) -> SettingsError:
-    """The decoder cannot run on this machine as it is: nothing that a clip could be blamed for."""
-    return SettingsError(f"the video decoder does not run: {words}", fix="flamest-agent doctor", code=BROKEN)

@@ -1,8 +1,7 @@
-"""The decoder process: ``python -m flamest.runtime.video.decoder_process FD``.
+"""The decoder process: the program that decoder.py starts, asks and ends.
 
-Video files are untrusted and ffmpeg is large, so they meet here, in a process that may take only
-so much memory, processor time and files, writes nothing, and may die without taking the agent along.
-It is started, asked and ended by decoder.py.
+Video files are untrusted and ffmpeg is large. They meet in this process, which has limits of memory, processor time
+and open files, writes nothing, and can crash without ending the agent.
 """
 
 from __future__ import annotations
@@ -11,12 +10,11 @@ import contextlib
 import os
 import resource
 import signal
-import socket
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from ...base.child_process import Channel
 from ...base.errors import DataError, MissingExtra
 from ...base.process import peak_resident_kb, trim_memory
 from .decoded_clip import DecodedClip
@@ -29,8 +27,7 @@ from .decoder_messages import (
     ReadFrames,
     Ready,
     Refused,
-    receive_request,
-    send,
+    Request,
 )
 
 MEMORY_BYTES = 3 << 30  # address space: Python with ffmpeg takes 0.3 GiB before the first frame
@@ -41,15 +38,15 @@ def main() -> None:
     # Both go to the whole process group or cgroup; the agent finishes its clip first and then closes us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    link = socket.socket(fileno=int(sys.argv[1]))
+    parent = Channel.to_parent()
     import av
 
     av.logging.set_level(None)
     _lock_down()
-    _say_nothing()
-    with link, contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        send(link, Ready())
-        _serve(link)
+    _silence()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        parent.send(Ready())
+        _serve(parent)
 
 
 def _lock_down() -> None:
@@ -59,10 +56,11 @@ def _lock_down() -> None:
     _limit(resource.RLIMIT_AS, MEMORY_BYTES)
 
 
-def _say_nothing() -> None:
-    """Until here the parent reads what goes wrong from stderr; a clip's libraries have nothing to say there."""
+def _silence() -> None:
+    """Drop what a clip's libraries print. Before this, stderr explains to the parent why the decoder does not run."""
     if not os.environ.get("FLAMEST_TRACEBACK"):
         with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
 
 
@@ -81,14 +79,14 @@ def _allow_cpu(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
-def _serve(link: socket.socket) -> None:
+def _serve(parent: Channel) -> None:
     import av.error
 
     clip: DecodedClip | None = None
     fd: int | None = None
     while True:
         try:
-            request, brought = receive_request(link)
+            request, attached = parent.receive_with_descriptor(Request)
         except (EOFError, ConnectionResetError):
             return
         _allow_cpu(request.cpu_s)
@@ -99,7 +97,7 @@ def _serve(link: socket.socket) -> None:
                 clip = None  # its frames go before the next clip's come
                 if fd is not None:
                     os.close(fd)
-                fd = brought
+                fd = attached
                 clip = _decode(request, fd)
                 payload, answer = _candidates(clip, request)
             else:
@@ -112,7 +110,7 @@ def _serve(link: socket.socket) -> None:
             answer = Refused("video_damaged", f"cannot be decoded: {error}")
         except (ImportError, MissingExtra) as error:  # no clip's fault
             answer = Refused(BROKEN, str(error))
-        send(link, answer, payload)
+        parent.send(answer, payload)
         payload = memoryview(b"")
         if not isinstance(answer, Opened):
             if clip is not None:

@@ -1,90 +1,88 @@
-"""Opens a plan for the first time in a child process: TensorRT may crash, hang, or hand back nothing.
+"""First opening of an engine, in a child process: TensorRT may crash, hang, or return nothing.
 
-The child deserialises (and refits) the plan, makes a session of it and runs it three times at the usual
-sizes, so that a captured graph is replayed too. However that ends, this process goes on, and what was seen
-is the evidence. The module is the child's program as well: ``python -m flamest.runtime.backends.tensorrt.trial``.
+The child deserialises (and refits) the engine, makes a session of it and runs it three times at the usual sizes, so
+that a captured CUDA graph is replayed too. A child that fails is the evidence of PLAN_REJECTED, and this process goes
+on. The module is the child's program as well.
 """
 
 from __future__ import annotations
 
 import os
-import sys
+from pathlib import Path
 
-import msgspec
 import numpy as np
 
+from ....base.child_process import Channel, ChildEnded, Failed, Message, ask_child
 from ....base.errors import FlamestError
-from ..child import run_child
 from ..unavailable import BackendUnavailable, Code, unavailable
 from .engine import EngineFile, load_engine
 
-TRIAL_S = 300.0  # that deserialising, refitting and three runs may take
+PROGRAM = "flamest.runtime.backends.tensorrt.trial"
+TRIAL_S = 300.0  # for deserialising, refitting and three runs
 RUNS = 3  # plain, captured, replayed
 
 
-class _Said(msgspec.Struct, frozen=True):
-    """The child's last line. ``code`` is empty when all went well."""
+class Trial(Message, frozen=True):
+    """The engine to open, as ``engine.EngineFile``."""
 
-    code: str = ""
-    message: str = ""
-    fix: str = ""
+    graph: str
+    path: str
+    sha256: str
+    onnx: str | None
+    onnx_sha256: str
+    host_code: bool
+
+    @property
+    def file(self) -> EngineFile:
+        onnx = None if self.onnx is None else Path(self.onnx)
+        return EngineFile(self.graph, Path(self.path), self.sha256, onnx, self.onnx_sha256, self.host_code)
+
+
+class Passed(Message, frozen=True):
+    """The engine ran and gave the same outputs each time."""
 
 
 def try_engine(file: EngineFile, *, timeout_s: float = TRIAL_S) -> None:
-    """Return when a child could open and run the plan; raise its error, or that of PLAN_REJECTED, when not."""
-    job = msgspec.json.encode(file, enc_hook=str).decode()
-    ended = run_child(["-m", "flamest.runtime.backends.tensorrt.trial", job], timeout_s=timeout_s)
-    said = _last_line(ended.out)
-    if said is not None and said.code:
-        raise _error(said)
-    if ended.problem or said is None:
-        how = ended.problem or "no answer"
-        what = f"graph '{file.graph}', {file.path.name}: the process that opened it first ended with {how}"
-        raise unavailable(Code.PLAN_REJECTED, what).error()
-
-
-def _last_line(out: str) -> _Said | None:
-    lines = out.strip().splitlines()
+    """Return when a child could open and run the engine; otherwise raise the child's error or PLAN_REJECTED."""
+    onnx = None if file.onnx is None else str(file.onnx)
+    trial = Trial(file.graph, str(file.path), file.sha256, onnx, file.onnx_sha256, file.host_code)
     try:
-        return msgspec.json.decode(lines[-1], type=_Said)
-    except (IndexError, msgspec.DecodeError):
-        return None
-
-
-def _error(said: _Said) -> FlamestError:
-    """The child's error again; one that has no code of backends/unavailable.py stays what it was to the ladder."""
-    error = FlamestError(said.message, fix=said.fix, code=said.code)
-    return BackendUnavailable.of(error).error()
+        answer = ask_child(PROGRAM, trial, Passed | Failed, timeout_s=timeout_s)
+    except ChildEnded as ended:
+        evidence = f"graph '{file.graph}', {file.path.name}: the process that opened it first ended with {ended}"
+        raise unavailable(Code.PLAN_REJECTED, evidence).error() from ended
+    if isinstance(answer, Failed):
+        raise BackendUnavailable.of(answer.error()).error()
 
 
 def main() -> None:
-    file = msgspec.json.decode(sys.argv[1], type=EngineFile, dec_hook=lambda kind, text: kind(text))
+    parent = Channel.to_parent()
+    trial, _ = parent.receive(Trial)
     try:
-        _run(file)
-        said = _Said()
+        run_trial(trial.file)
     except FlamestError as error:
-        said = _Said(error.code, error.message, error.fix)
-    sys.stdout.write("\n" + msgspec.json.encode(said).decode() + "\n")
-    sys.stdout.flush()
-    # TensorRT's destructors were seen to crash without a driver: what there is to say has been said.
-    os._exit(0)
+        parent.send(Failed.of(error))
+    else:
+        parent.send(Passed())
+    os._exit(0)  # TensorRT's destructors were seen to crash without a driver
 
 
-def _run(file: EngineFile) -> None:
+def run_trial(file: EngineFile) -> None:
+    """Open the engine and run it ``RUNS`` times; raises PLAN_REJECTED when the outputs differ."""
     from .cuda_device import CudaDevice
     from .package import import_tensorrt
     from .runner import TensorRtSession
 
     trt = import_tensorrt()
-    opened = load_engine(trt, file)
-    session = TensorRtSession(trt, opened, CudaDevice.open(), name=file.graph, where="trial")
+    loaded = load_engine(trt, file)
+    session = TensorRtSession(trt, loaded, CudaDevice.open(), name=file.graph, where="trial")
     feeds = {name: np.zeros(shape, dtype) for name, (shape, dtype) in session.usual.items()}
     first = session.run(feeds)
     for _ in range(RUNS - 1):
-        again = session.run(feeds)
-        if any(first[name].tobytes() != again[name].tobytes() for name in first):
-            said = f"graph '{file.graph}', {file.path.name}: the same inputs gave other outputs when run again"
-            raise unavailable(Code.PLAN_REJECTED, said).error()
+        repeated = session.run(feeds)
+        if any(first[name].tobytes() != repeated[name].tobytes() for name in first):
+            evidence = f"graph '{file.graph}', {file.path.name}: the same inputs gave other outputs when run again"
+            raise unavailable(Code.PLAN_REJECTED, evidence).error()
 
 
 if __name__ == "__main__":

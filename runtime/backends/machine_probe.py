@@ -1,21 +1,27 @@
-"""Asks the NVIDIA driver what it sees, through ctypes alone. Runs as a script in a child process.
+"""Ask the NVIDIA driver, or TensorRT's package, what it is. A script that machine.py runs in a child process.
 
-Names and numbers are those of the CUDA driver API
-(https://docs.nvidia.com/cuda/cuda-driver-api/). Imports nothing of this package: it starts in 20 ms.
+    machine_probe.py FD driver LIBRARY     the driver through ctypes, by the CUDA driver API
+                                           (https://docs.nvidia.com/cuda/cuda-driver-api/)
+    machine_probe.py FD tensorrt           import the package: its libraries may be missing, and are gigabytes
+
+It imports nothing of this package, so that asking the driver takes 20 ms, and writes its one answer, a JSON object,
+in the form of base/child_process.py.
 """
 
 import ctypes
 import json
+import os
+import struct
 import sys
 from typing import Any
 
 CC_MAJOR, CC_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
-def ask(library: str) -> dict[str, Any]:
-    """{"cuda", "gpus": [{name, compute_capability, memory_mb}]}, or {"problem"} with what the driver said.
+def ask_driver(library: str) -> dict[str, Any]:
+    """Return {"cuda", "gpus": [{name, compute_capability, memory_mb}]}, or {"problem"} with the driver's words.
 
-    ``missing`` stands beside the problem where there is no such library at all.
+    ``missing`` is true where there is no such library at all.
     """
     try:
         cuda = ctypes.CDLL(library)
@@ -55,5 +61,22 @@ def name_of(cuda: Any, code: int) -> str:
     return f"{(text.value or b'unknown').decode()} ({code})"
 
 
+def ask_tensorrt() -> dict[str, Any]:
+    """Return {"version", "builds"}, or {"problem"} with the import's words; ``missing`` where it is not installed."""
+    try:
+        import tensorrt
+    except ModuleNotFoundError as error:
+        return {"missing": (error.name or "").partition(".")[0] == "tensorrt", "problem": str(error)}
+    except Exception as error:  # its packages load libraries in several ways
+        return {"problem": f"{type(error).__name__}: {error}"}
+    return {"version": tensorrt.__version__, "builds": hasattr(tensorrt, "Builder")}
+
+
+def main() -> None:
+    body = json.dumps(ask_driver(sys.argv[3]) if sys.argv[2] == "driver" else ask_tensorrt()).encode()
+    os.write(int(sys.argv[1]), struct.pack("<IQ", len(body), 0) + body)
+    os._exit(0)  # libraries of CUDA were seen to crash while they are unloaded
+
+
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(ask(sys.argv[1])))
+    main()
