@@ -1,6 +1,6 @@
-"""The daemon's loop: extract what is new, ask for work, train, send, ask again.
+"""The daemon's loop: extract new clips, ask the coordinator for work, train, send, ask again.
 
-The heavy work runs in the worker process; this one only waits, talks and keeps the status.
+The heavy work runs in the worker process; this one waits, communicates and keeps the status.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from ..fedproto.records import GlobalModel, Phase, RunSettings, TaskStatus, Upda
 from ..runtime.video.decoder import DecodeLimits
 from .client import ClientStopped, CoordinatorClient, DuplicateIdentity, RunChanged, StaleUpdate
 from .egress.guard import EgressGuard
+from .egress.pending_update import PendingUpdate
 from .egress.policy import PolicyRefused
+from .end_of_run import OWN_MODEL, EndOfRun
 from .extraction.records import ExtractRequest
-from .final_model import Finals
-from .identity import Renewal, agent_instance
+from .identity import agent_instance
+from .renewal import Renewal
 from .settings import AgentSettings
 from .status import LOCK_FILE, AgentStatus, Doing, write_status
 from .tasks import DataSource, RoundOutcome, RoundWork, extract_new, train_round
 from .worker import Worker, WorkerCrashed, WorkStopped
 
-DUPLICATE_S = 60.0  # how often an agent asks whether the other one of its identity is gone
-POLL_S = 20.0  # how long the coordinator may keep a question for work open
+DUPLICATE_S = 60.0  # pause before an agent asks again whether the other one with its identity is gone
+POLL_S = 20.0  # how long the coordinator may hold a request for work open
 RETRY_S = (1.0, 60.0)  # pause after an unreachable coordinator: doubles from the first to the second
-DECLINED: tuple[Doing, ...] = ("refused_by_policy", "failed")
+NOT_SENT: tuple[Doing, ...] = ("refused_by_policy", "failed")
 
 log = Log("agent")
 
@@ -52,7 +54,7 @@ def run_agent(settings: AgentSettings, silo: str, shutdown: Shutdown, *, once: b
             try:
                 return daemon.serve(once=once)
             except FlamestError as error:
-                daemon.give_up(error)
+                daemon.note_failure(error)
                 raise
 
 
@@ -65,181 +67,181 @@ class _Daemon:
         self._scanned = -settings.work.rescan_s
         self._instance = agent_instance(settings.state)
         self._source = DataSource(settings.store, settings.precision, settings.policy.hold_out, settings.work.threads)
-        self._finals = Finals(settings.state, settings.policy, worker, self._source)
         self._status = AgentStatus(pid=os.getpid(), silo=silo, since=utc_text())
         write_status(settings.state, self._status)
 
     def serve(self, *, once: bool) -> AgentStatus:
-        log.info("starting", silo=self._silo, coordinator=self._settings.coordinator.address)
-        self._gate = EgressGuard.open(
-            self._settings.state, self._settings.policy, self._silo, self._settings.coordinator
-        )
+        settings = self._settings
+        log.info("starting", silo=self._silo, coordinator=settings.coordinator.address)
+        self._guard = EgressGuard.open(settings.state, settings.policy, self._silo, settings.coordinator)
+        self._end_of_run = EndOfRun(settings.state, self._guard, self._worker, self._source)
         self._note_budget()
-        with CoordinatorClient.open(
-            self._settings.coordinator, shutdown=self._shutdown, leaving=self._gate.leaving
-        ) as link:
-            self._renewal = Renewal(link, self._settings.coordinator.files)
+        with CoordinatorClient.open(settings.coordinator, shutdown=self._shutdown) as client:
+            self._renewal = Renewal(client, self._guard)
             self._note_certificate()
-            return self._serve_runs(link, once=once)
+            return self._serve_runs(client, once=once)
 
-    def _serve_runs(self, link: CoordinatorClient, *, once: bool) -> AgentStatus:
-        """One run after the other, over whatever happens to the line."""
+    def _serve_runs(self, client: CoordinatorClient, *, once: bool) -> AgentStatus:
+        """Serve one run after the other, and survive every loss of the connection."""
         pause = RETRY_S[0]
         while not self._shutdown.requested:
             try:
                 self._renew_if_due()
-                run = link.join()
+                run = client.join()
                 pause = RETRY_S[0]
-                if self._serve_run(link, run, once=once):
+                if self._serve_run(client, run, once=once):
                     return self._status
             except (WorkStopped, ClientStopped):
                 break
             except RunChanged as change:
                 log.info("run_changed", detail=change.message)
             except DuplicateIdentity as error:
-                self._become("duplicate_identity", detail=f"{error.message}; {error.fix}")
+                self._set_state("duplicate_identity", detail=f"{error.message}; {error.fix}")
                 log.error("duplicate_identity", detail=error.message, fix=error.fix)
                 self._shutdown.wait(DUPLICATE_S * random.uniform(0.8, 1.2))
             except IdentityError:
-                if not self._renew_if_due():  # otherwise: refused with a certificate that was renewed meanwhile
+                if not self._renew_if_due():  # otherwise the refused certificate was replaced meanwhile
                     raise
             except UnreachableError as error:
-                link.redial()
-                self._become("unreachable", detail=error.message)
+                client.reconnect()
+                self._set_state("unreachable", detail=error.message)
                 log.warning("unreachable", retry_s=pause, detail=error.message)
                 self._shutdown.wait(pause * random.uniform(0.5, 1.5))
                 pause = min(2 * pause, RETRY_S[1])
-        self._become("stopped")
+        self._set_state("stopped")
         return self._status
 
-    def give_up(self, error: FlamestError) -> None:
-        """Leave in the status why the daemon ended."""
-        self._become("stopped", detail=error.message, code=error.code)
+    def note_failure(self, error: FlamestError) -> None:
+        """Leave the reason why the daemon ended in the status."""
+        self._set_state("stopped", detail=error.message, code=error.code)
 
-    def _serve_run(self, link: CoordinatorClient, run: RunSettings, *, once: bool) -> bool:
-        """From joining to what ends it; True when the run has finished and ``once`` asks to end then."""
+    def _serve_run(self, client: CoordinatorClient, run: RunSettings, *, once: bool) -> bool:
+        """Serve a run from joining to its end; True when it has finished and ``once`` asks to end then."""
         self._extract_if_due()
         log.info("joined", run=run.run, rounds=run.rounds, settings=run.sha256[:12])
         self._note(run=run.run, rounds=run.rounds)
-        answered = losses = 0
-        saved = measured = ""  # hashes of the final model
+        answered = failed_attempts = 0
+        adopted = evaluated = ""  # hashes of final models
         while not self._shutdown.requested:
-            if losses != link.losses:  # it was away, and may have come back from an older backup
-                answered, losses = 0, link.losses
+            if failed_attempts != client.failed_attempts:  # the coordinator was away, perhaps restored from a backup
+                answered, failed_attempts = 0, client.failed_attempts
             self._renew_if_due()
-            standing = link.wait(run, answered, POLL_S, instance=self._instance)
-            self._count(link)
-            if standing.phase is Phase.EVALUATE and measured != standing.model_sha256:
-                self._become("evaluating")
-                self._finals.measure(link, run, standing)
-                self._count(link)
-                measured = standing.model_sha256
+            task = client.wait(run, answered, POLL_S, instance=self._instance)
+            self._note_traffic(client)
+            if task.phase is Phase.EVALUATE and evaluated != task.model_sha256:
+                self._set_state("evaluating")
+                self._end_of_run.evaluate(client, run, task)
+                self._note_traffic(client)
+                evaluated = task.model_sha256
                 continue
-            if standing.phase is Phase.OPEN:
-                self._answer(link, run, standing)
-                answered = standing.round
+            if task.phase is Phase.OPEN:
+                self._answer_round(client, run, task)
+                answered = task.round
                 continue
-            if standing.phase in (Phase.FINISHED, Phase.EVALUATE):  # asked again: its report was refused
-                if saved != standing.model_sha256:
-                    kept = self._finals.keep(link, run, standing)
-                    self._count(link)
-                    self._note(adopted=kept.model, adopted_why=kept.why)
-                    saved = standing.model_sha256
-                self._become("finished")
+            if task.phase in (Phase.FINISHED, Phase.EVALUATE):  # EVALUATE again: the report was refused
+                if adopted != task.model_sha256:
+                    in_use = self._end_of_run.adopt_model(client, run, task)
+                    self._note_traffic(client)
+                    self._note(adopted=in_use.model, adopted_why=in_use.why)
+                    adopted = task.model_sha256
+                self._set_state("finished")
                 if once:
                     return True
-            elif self._status.doing not in DECLINED:  # why nothing was sent stays to be read until the next round
-                self._become("waiting")
+            elif self._status.doing not in NOT_SENT:  # the reason why nothing was sent stays until the next round
+                self._set_state("waiting")
             self._worker.rest()
-            self._shutdown.wait(standing.poll_after_s)
+            self._shutdown.wait(task.poll_after_s)
             self._extract_if_due()
         return False
 
     def _renew_if_due(self) -> bool:
-        """Take a renewed certificate into use; whether one was. Only the line changes, nothing of the run is lost."""
-        renewed = self._renewal.look(asked=self._shutdown.take_reload())
+        """Use a renewed certificate, if there is one; True if so. The run goes on over the new connection."""
+        renewed = self._renewal.reload(requested=self._shutdown.take_reload())
         self._renewal.warn_daily()
         self._note_certificate()
         return renewed
 
-    def _answer(self, link: CoordinatorClient, run: RunSettings, standing: TaskStatus) -> None:
+    def _answer_round(self, client: CoordinatorClient, run: RunSettings, task: TaskStatus) -> None:
         """Train on the round's model and send the update, unless this silo's policy forbids it."""
-        self._become("training")
+        self._set_state("training")
         try:
-            model = link.fetch(run, standing)
+            model = client.fetch(run, task)
             try:
-                update = self._gate.resume(run, model) or self._made(run, model, standing)
-                if update is not None:
-                    self._submit(link, run, update)
+                pending = self._guard.pending(run, model) or self._train(run, model, task)
+                if pending is not None:
+                    self._send(client, run, pending)
             except PolicyRefused as refused:
-                self._gate.refuse(run, model, refused)
-                self._become("refused_by_policy", detail=refused.message, code=refused.code)
+                self._guard.record_refusal(run, model, refused)
+                self._set_state("refused_by_policy", detail=refused.message, code=refused.code)
                 log.warning(refused.code, round=model.round, reason=refused.reason, examples=refused.examples)
         except (RunChanged, DuplicateIdentity):
             raise
         except StaleUpdate as stale:
-            log.warning("update_not_taken", round=standing.round, code=stale.code, detail=stale.message)
-        except (DataError, StorageError) as error:  # refused by the coordinator, or no room for the ledger's line
-            self._say_why("update_failed", standing.round, error)
+            log.warning("update_not_taken", round=task.round, code=stale.code, detail=stale.message)
+        except (DataError, StorageError) as error:  # refused by the coordinator, or the ledger cannot be written
+            self._note_error("update_failed", task.round, error)
 
-    def _submit(self, link: CoordinatorClient, run: RunSettings, update: Update) -> None:
-        receipt = link.submit(run, update)
-        self._count(link)
-        self._become("waiting")
+    def _send(self, client: CoordinatorClient, run: RunSettings, pending: PendingUpdate) -> None:
+        receipt = self._guard.send(client, run, pending)
+        self._note_traffic(client)
+        self._set_state("waiting")
         self._note(round=receipt.round, updates_sent=self._status.updates_sent + 1)
         self._note_budget()
-        log.info("update_sent", round=receipt.round, examples=update.examples)
+        log.info("update_sent", round=receipt.round, examples=pending.update.examples)
 
-    def _made(self, run: RunSettings, model: GlobalModel, standing: TaskStatus) -> Update | None:
-        """A new update, ready to leave; None when this silo's data cannot serve the round (said in the status)."""
-        outcome = self._train(run, model, standing)
+    def _train(self, run: RunSettings, model: GlobalModel, task: TaskStatus) -> PendingUpdate | None:
+        """Train a new update; None when this silo's data cannot serve the round (the status has the reason).
+
+        Raises PolicyRefused.
+        """
+        policy = self._settings.policy
+        outcome = self._run_training(run, model, task)
         if outcome is None:
             return None
         self._note(clips=outcome.examples, held_out=outcome.held_out, ignored=outcome.ignored)
         if outcome.refused is not None:
             raise outcome.refused
         log.info("trained", round=model.round, clips=outcome.examples, loss=outcome.loss)
-        policy = self._settings.policy
         update = Update(
             round=model.round,
             base_sha256=model.sha256,
-            update_id=self._gate.update_id(run, model),
+            update_id=self._guard.update_id(run, model.round, model.sha256),
             examples=policy.rounded_count(outcome.examples),
             params=outcome.params,
             encoded=outcome.encoded,
             evaluation=outcome.evaluation,
             shared=run.final_evaluation == "sites" and policy.share_for_evaluation,
         )
-        return self._gate.keep(run, update, outcome.examples, outcome.spend)
+        return PendingUpdate(run.sha256, policy.sha256, outcome.examples, outcome.spend, update)
 
-    def _train(self, run: RunSettings, model: GlobalModel, standing: TaskStatus) -> RoundOutcome | None:
-        """The round's outcome; None when this silo's data cannot serve it (said in the status)."""
+    def _run_training(self, run: RunSettings, model: GlobalModel, task: TaskStatus) -> RoundOutcome | None:
+        """Train in the worker process; None when it failed (the status has the reason)."""
         settings, policy = self._settings, self._settings.policy
         work = RoundWork(
             run=run,
             silo=self._silo,
             model=model,
-            counted_round=standing.counted_round,
+            counted_round=task.counted_round,
             state=settings.state,
             policy=policy,
-            spends=self._gate.spends,
+            spends=self._guard.spends,
             codec=more_exact(run.codec, policy.codec or run.codec),
-            own=self._finals.own_model if policy.refuse_worse else None,
+            own=settings.state / OWN_MODEL if policy.refuse_worse else None,
         )
         try:
             return self._worker.call(train_round, self._source, work)
         except (DataError, StorageError, WorkerCrashed) as error:
-            self._say_why("training_failed", model.round, error)
+            self._note_error("training_failed", model.round, error)
             return None
 
     def _extract_if_due(self) -> None:
-        """Look through the video folder when it is time; a failure is logged and never ends the daemon."""
+        """Extract new clips of the video folder when it is time; a failure is logged and never ends the daemon."""
         settings = self._settings
         if settings.videos is None or settings.bundle is None:
             return
         if time.monotonic() - self._scanned < settings.work.rescan_s:
             return
-        self._become("extracting")
+        self._set_state("extracting")
         try:
             request = ExtractRequest(
                 settings.bundle,
@@ -268,27 +270,27 @@ class _Daemon:
             log.debug("extraction_failed", detail=error.message)
         self._scanned = time.monotonic()
 
-    def _say_why(self, event: str, round_number: int, error: FlamestError) -> None:
-        """In the status whole; in the log without the message, which may name files of this silo."""
-        said = " ".join((f"round {round_number}: {error.message}", error.fix)).strip()
-        self._become("failed", detail=said, code=error.code)
+    def _note_error(self, event: str, round_number: int, error: FlamestError) -> None:
+        """Note an error in the status, and log it without its message, which may name files of this silo."""
+        detail = " ".join((f"round {round_number}: {error.message}", error.fix)).strip()
+        self._set_state("failed", detail=detail, code=error.code)
         log.error(event, round=round_number, code=error.code, see="flamest-agent status")
         log.debug(event, detail=error.message)
 
-    def _become(self, doing: Doing, *, detail: str = "", code: str = "") -> None:
+    def _set_state(self, doing: Doing, *, detail: str = "", code: str = "") -> None:
         if (doing, detail) != (self._status.doing, self._status.detail):
             self._note(doing=doing, detail=detail, code=code, since=utc_text())
 
     def _note_budget(self) -> None:
-        """What record-dp has spent, and of how much."""
+        """Note the privacy budget of record-dp, and how much of it is spent."""
         if (budget := self._settings.policy.budget) is not None:
-            self._note(epsilon_spent=self._gate.epsilon, epsilon_budget=budget[0])
+            self._note(epsilon_spent=self._guard.epsilon, epsilon_budget=budget[0])
 
     def _note_certificate(self) -> None:
         self._note(certificate_expires=self._renewal.expires, certificate_problem=self._renewal.problem)
 
-    def _count(self, link: CoordinatorClient) -> None:
-        self._note(sent_bytes=link.sent_bytes, received_bytes=link.received_bytes)
+    def _note_traffic(self, client: CoordinatorClient) -> None:
+        self._note(sent_bytes=client.sent_bytes, received_bytes=client.received_bytes)
 
     def _note(self, **changes: Any) -> None:
         changed = msgspec.structs.replace(self._status, **changes)

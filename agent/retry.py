@@ -1,4 +1,4 @@
-"""How a call to the coordinator is tried again, and given up when the process is asked to end."""
+"""Retries of calls to the coordinator, cancelled when the process is asked to end."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import msgspec
 
 from ..base.errors import IdentityError, UnreachableError
 from ..base.process import Shutdown
-from .client_errors import ClientStopped, lasting_problem
+from .client_errors import ClientStopped, permanent_error
 
 if TYPE_CHECKING:
     import grpc
 
 T = TypeVar("T")
-WATCH_S = 0.3  # how often a running call looks whether the process was asked to end
+STOP_CHECK_S = 0.3  # how often a running call checks whether the process was asked to end
 
 
 class Backoff(msgspec.Struct, frozen=True):
-    """How long a call is tried again. Pauses double from the first to the longest, each varied by half.
+    """Pauses between retries: they double from the first to the longest, each varied by half.
 
-    A coordinator that is still away after the first pause lost all its silos at one moment, and they must not come back
-    at one moment: from then on pauses are anything from 0 to ``spread_s``.
+    When a coordinator is still away after the first pause, all its silos lost it at the same moment, and they must
+    not all come back at the same moment: from then on a pause is anything from 0 to ``spread_s``.
     """
 
     give_up_after_s: float = 30.0  # in all, per call
@@ -37,26 +37,29 @@ class Backoff(msgspec.Struct, frozen=True):
     sleep: Callable[[float], object] = time.sleep
 
     def pause_s(self, attempt: int, *, away: bool) -> float:
-        """Before trying again after failed attempt ``attempt`` (from 1); ``away``: no one answered."""
+        """Return the pause after failed attempt ``attempt`` (from 1); ``away``: no one answered."""
         if away and attempt > 1:
             return random.uniform(0.0, self.spread_s)
         return min(self.first_s * 2.0 ** min(attempt - 1, 30), self.longest_s) * random.uniform(0.5, 1.5)
 
 
 class RetryPolicy:
-    """One link's: ``losses`` counts the attempts that no one answered. ``explain`` looks why no handshake succeeds."""
+    """Retries of one connection. ``failed_attempts`` counts the attempts that no one answered.
+
+    ``explain`` returns the reason why no TLS handshake succeeds, if it finds one.
+    """
 
     def __init__(
-        self, address: str, retry: Backoff, shutdown: Shutdown | None, explain: Callable[[], IdentityError | None]
+        self, address: str, backoff: Backoff, shutdown: Shutdown | None, explain: Callable[[], IdentityError | None]
     ) -> None:
         self._address = address
-        self._retry = retry
+        self._backoff = backoff
         self._shutdown = shutdown
         self._explain = explain
-        self.losses = 0
+        self.failed_attempts = 0
 
-    def persist(self, attempt: Callable[[], T]) -> T:
-        """``attempt`` until it succeeds, fails for good, or patience is over."""
+    def call(self, attempt: Callable[[], T]) -> T:
+        """Repeat ``attempt`` until it succeeds, fails permanently, or ``give_up_after_s`` is over."""
         import grpc
 
         started = time.monotonic()
@@ -67,49 +70,48 @@ class RetryPolicy:
             except grpc.FutureCancelledError as error:
                 raise ClientStopped("asked to end while talking to the coordinator") from error
             except grpc.RpcError as error:
-                self._end_if_asked()
-                problem = lasting_problem(error, self._address)
+                self._raise_if_stopped()
+                problem = permanent_error(error, self._address)
                 if problem is None and not explained:
                     problem = self._explain()
                     explained = True
                 if problem is not None:
                     raise problem from error
                 away = cast("grpc.Call", error).code() is grpc.StatusCode.UNAVAILABLE
-                self.losses += away
-                pause = self._retry.pause_s(attempt_number, away=away)
-                if time.monotonic() - started + pause > self._retry.give_up_after_s:
+                self.failed_attempts += away
+                pause = self._backoff.pause_s(attempt_number, away=away)
+                if time.monotonic() - started + pause > self._backoff.give_up_after_s:
                     raise self._unreachable(error) from error
-            self._retry.sleep(pause)
-            self._end_if_asked()
+            self._backoff.sleep(pause)
+            self._raise_if_stopped()
         raise AssertionError("count() does not end")
 
     def _unreachable(self, error: grpc.RpcError) -> UnreachableError:
         call = cast("grpc.Call", error)
-        said = f"{call.code().name}: {call.details()}"
         return UnreachableError(
-            f"the coordinator at {self._address} does not answer ({said})",
+            f"the coordinator at {self._address} does not answer ({call.code().name}: {call.details()})",
             fix="check that it runs, the address, and that the firewall lets this machine dial out to it",
         )
 
-    def _end_if_asked(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if self._shutdown is not None and self._shutdown.requested:
             raise ClientStopped("asked to end while talking to the coordinator")
 
     @contextmanager
-    def watched(self, call: Any) -> Iterator[None]:
+    def cancelled_on_shutdown(self, call: Any) -> Iterator[None]:
         """Cancel ``call`` when the process is asked to end; this thread is blocked in it meanwhile."""
         ended = threading.Event()
 
         def watch(stop: Shutdown) -> None:
-            while not ended.wait(WATCH_S):
+            while not ended.wait(STOP_CHECK_S):
                 if stop.requested:
                     call.cancel()
                     return
 
         if self._shutdown is not None:
-            threading.Thread(target=watch, args=(self._shutdown,), name="flamest-link-watch", daemon=True).start()
+            threading.Thread(target=watch, args=(self._shutdown,), name="flamest-stop-watch", daemon=True).start()
         try:
             yield
         finally:
             ended.set()
-            call.cancel()  # nothing happens to a call that is over
+            call.cancel()  # has no effect on a call that is over

@@ -14,8 +14,7 @@ from ..runtime.backends.options import BackendOptions, parse_backend_options
 from ..runtime.bundle.opening import open_manifest
 from ..runtime.bundle.signature import TrustedKeys, is_key_text, read_trusted_keys
 from ..runtime.video.decoder import DecodeLimits
-from .client import ConnectionSettings
-from .client_errors import split_address
+from .connection import ConnectionSettings, split_address
 from .egress.policy import Policy
 
 LONGEST_CLIP_S = 86400

@@ -14,7 +14,7 @@ import numpy as np
 from flamest.agent.egress.accountant import Spend, epsilon_of
 from flamest.agent.egress.policy import CLIP_NORM, DELTA, NOISE, SAMPLE_CLIP, Policy
 from flamest.agent.training.dataset import FeatureTable
-from flamest.agent.training.private import OPEN, Protection, Sampling
+from flamest.agent.training.private import UNPROTECTED, Protection, Sampling
 from flamest.coordinator.strategies.contributions import Contribution
 from flamest.experiments.partition import dirichlet
 from flamest.experiments.simulation import SimulatedSilo, Trial, simulate
@@ -25,8 +25,8 @@ SEEDS = (0, 1, 2)
 CLASSES, WIDTH, ROWS, TEST, SILOS, ROUNDS = 20, 64, 4000, 1000, 4, 40
 SETTINGS = TrainSettings(epochs=1, batch_size=64)
 POLICIES = {
-    "off": (Policy(), OPEN),
-    "counts as powers of two": (Policy(report_counts="power-of-two"), OPEN),
+    "off": (Policy(), UNPROTECTED),
+    "counts as powers of two": (Policy(report_counts="power-of-two"), UNPROTECTED),
     "clip, as it comes": (Policy(), Protection("clip", CLIP_NORM, NOISE)),
     "clip, five times as far": (Policy(), Protection("clip", 5 * CLIP_NORM, NOISE)),
     "record-dp, noise 1": (Policy(), Protection("record-dp", SAMPLE_CLIP, 1.0)),

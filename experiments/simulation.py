@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from ..agent.training.dataset import FeatureTable
-from ..agent.training.federated import Correction, train_silo
-from ..agent.training.private import OPEN, Protection
+from ..agent.training.feddyn import Correction
+from ..agent.training.federated import train_silo
+from ..agent.training.private import UNPROTECTED, Protection
 from ..agent.training.trainer import HeadTrainer
 from ..base.errors import DataError
 from ..coordinator.serving.model_broadcast import broadcast
@@ -57,7 +58,7 @@ class Trial:
     # A silo's honest contribution to what it sends instead; given the round and the model that it started from.
     sent: Callable[[int, Params, HeldContribution], HeldContribution] = lambda _number, _base, honest: honest
     norm_times: float = 0.0  # the coordinator's [checks] norm_times; 0: nothing is refused
-    protection: Protection = OPEN  # every silo's policy
+    protection: Protection = UNPROTECTED  # every silo's policy
 
 
 NO_TRIAL = Trial()

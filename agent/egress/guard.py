@@ -1,14 +1,15 @@
-"""The gate: what may leave this silo is decided by its policy, and written down before it goes.
+"""The egress guard: the only way out of a silo.
 
-Every update passes here: kept as a file, entered in the egress ledger, sent. So an update identifier never stands for
-two different updates: after a restart the same bytes go out again, or, when the policy has changed meanwhile, none.
+Every update goes through :meth:`EgressGuard.send`: checked against the policy, kept as a file, entered in the egress
+ledger, and only then sent. So an update identifier never refers to two different updates: after a restart the same
+bytes are sent again, or, when the policy has changed meanwhile, none.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -16,13 +17,14 @@ from ...base.errors import DataError, InvariantError
 from ...base.files import sha256_bytes
 from ...base.log import Log
 from ...fedproto.head import HeadSpec
-from ...fedproto.messages import EvaluationReport, UpdateHeader
-from ...fedproto.records import Evaluation, GlobalModel, RunSettings, Update
+from ...fedproto.records import Evaluation, GlobalModel, Receipt, RunSettings, SubjectEvaluation
 from ...fedproto.tls import read_file
-from ..client import ConnectionSettings, EgressHooks
+from ..client import CoordinatorClient
+from ..connection import ConnectionSettings
 from .accountant import Spend, epsilon_of
 from .ledger import Entry, Ledger, TensorSent, What
-from .pending_update import Outgoing, read_outgoing, write_outgoing
+from .messages import EvaluationMessage, UpdateMessage
+from .pending_update import PendingUpdate, read_pending, write_pending
 from .policy import FLOOR, Policy, PolicyRefused
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8", "sparse_int8": "sparse int8"}
@@ -31,75 +33,68 @@ log = Log("agent")
 
 
 class EgressGuard:
-    """One state folder's; used by the daemon alone."""
+    """One silo's policy and egress ledger; used by the daemon alone."""
 
     def __init__(self, state: Path, policy: Policy, silo: str, ledger: Ledger) -> None:
         self.policy = policy
-        self._state = state
         self.silo = silo
+        self._state = state
         self._ledger = ledger
-        self._next: tuple[RunSettings, Outgoing] | None = None
 
     @classmethod
-    def open(cls, state: Path, policy: Policy, silo: str, link: ConnectionSettings) -> EgressGuard:
-        """Enters in the ledger what is new: the policy in force, and the certificate that the coordinator will see.
+    def open(cls, state: Path, policy: Policy, silo: str, connection: ConnectionSettings) -> EgressGuard:
+        """Open the ledger, and enter the policy and the certificate where they are new.
 
         Raises DataError (``ledger_broken``), StorageError.
         """
-        gate = cls(state, policy, silo, Ledger.open(state))
-        gate.shows_certificate(link)
-        told = {key: value for key, value in msgspec.to_builtins(policy).items() if value is not None}
-        last = max(gate._ledger.reading.of("policy"), key=lambda entry: entry.n, default=None)
-        if last is None or (last.policy, last.overrides) != (told, policy.overrides()):
-            gate._ledger.append("policy", policy=told, overrides=policy.overrides())
+        guard = cls(state, policy, silo, Ledger.open(state))
+        guard.record_certificate(connection)
+        keys = {key: value for key, value in msgspec.to_builtins(policy).items() if value is not None}
+        last = max(guard._ledger.reading.of("policy"), key=lambda entry: entry.n, default=None)
+        if last is None or (last.policy, last.overrides) != (keys, policy.overrides()):
+            guard._ledger.append("policy", policy=keys, overrides=policy.overrides())
         for override in policy.overrides():
             log.warning("policy_override", what=override)
-        return gate
-
-    def shows_certificate(self, link: ConnectionSettings) -> None:
-        """Call before a handshake shows a certificate, with this silo's name and public key: it is entered once."""
-        shown = read_file(link.certificate)
-        sha256 = sha256_bytes(shown)
-        if all(entry.sha256 != sha256 for entry in self._ledger.reading.of("enrolment")):
-            detail = f"certificate of silo '{self.silo}', shown to {link.address}: name and public key"
-            self._ledger.append("enrolment", sha256=sha256, bytes=len(shown), detail=detail)
+        return guard
 
     @property
     def spends(self) -> tuple[Spend, ...]:
-        """Of everything with record-dp that ever left."""
+        """Privacy spent by all updates with record-dp that ever left."""
         return tuple(self._ledger.reading.spends().values())
 
     @property
     def epsilon(self) -> float | None:
-        """Spent so far; None without record-dp."""
+        """Privacy loss so far; None without record-dp."""
         budget = self.policy.budget
         return None if budget is None else epsilon_of(self.spends, budget[1])
 
-    def update_id(self, run: RunSettings, model: GlobalModel) -> str:
-        """The same round trained again after a crash has the same one, so it is counted once."""
-        text = f"{run.sha256}/{model.round}/{model.sha256}/{self.silo}".encode()
+    def update_id(self, run: RunSettings, round_number: int, model_sha256: str) -> str:
+        """Return the identifier of this silo's update of a round, trained from the model with this hash.
+
+        A round that is trained again after a crash has the same one, so the coordinator counts it once.
+        """
+        text = f"{run.sha256}/{round_number}/{model_sha256}/{self.silo}".encode()
         return hashlib.sha256(text).hexdigest()[:32]
 
-    def resume(self, run: RunSettings, model: GlobalModel) -> Update | None:
-        """The update of this round that a restart interrupted; None: there is none, train.
+    def pending(self, run: RunSettings, model: GlobalModel) -> PendingUpdate | None:
+        """Return this round's update that a restart interrupted, to be sent again; None: there is none, train.
 
-        Raises PolicyRefused (``withdrawn``) when one may have been sent already, and cannot be sent again as it was:
-        the policy is another one now, or its noise is gone. Without noise, training again comes to the same (which
-        ``leaving`` looks at): that is for a coordinator that went back to a backup.
+        Raises PolicyRefused (``withdrawn``) when an update may have been sent already and cannot be sent again as it
+        was: the policy has changed, or its noise cannot be drawn again. Without noise, training again gives the same
+        bytes (``send`` checks this): that is for a coordinator that was restored from a backup.
         """
-        update_id = self.update_id(run, model)
+        update_id = self.update_id(run, model.round, model.sha256)
         try:
-            kept = read_outgoing(self._state, run.head)
+            pending = read_pending(self._state, run.head)
         except DataError as damaged:
             log.warning("outgoing_lost", code=damaged.code)
-            kept = None
+            pending = None
         wanted = run.sha256, self.policy.sha256, update_id
-        if kept is not None and (kept.run_sha256, kept.policy_sha256, kept.update.update_id) == wanted:
-            self._next = run, kept
-            return kept.update
-        before = self._entries(update_id)
-        again = self.policy.privacy == "off" and {entry.policy_sha256 for entry in before} == {self.policy.sha256}
-        if before and not again:
+        if pending is not None and (pending.run_sha256, pending.policy_sha256, pending.update.update_id) == wanted:
+            return pending
+        earlier = self._entries(update_id)
+        repeatable = self.policy.privacy == "off" and {entry.policy_sha256 for entry in earlier} == {self.policy.sha256}
+        if earlier and not repeatable:
             raise PolicyRefused(
                 f"an update of round {model.round} may have been sent before, and cannot be sent again as it was (the "
                 "policy changed, or its file is gone): it is withdrawn, and no other one is sent in this round",
@@ -107,32 +102,76 @@ class EgressGuard:
             )
         return None
 
-    def keep(self, run: RunSettings, update: Update, clips: int, spend: Spend | None) -> Update:
-        """Make the update the one that may leave next; durable when it returns."""
-        outgoing = Outgoing(run.sha256, self.policy.sha256, clips, spend, update)
-        write_outgoing(self._state, run.head, outgoing)
-        self._next = run, outgoing
-        return update
+    def send(self, client: CoordinatorClient, run: RunSettings, pending: PendingUpdate) -> Receipt:
+        """Check the update against the policy, keep it as a file, enter it in the ledger, then send it.
 
-    @property
-    def leaving(self) -> EgressHooks:
-        """What the link has to ask."""
-        return EgressHooks(self._update_leaves, self._evaluation_leaves, self.shows_certificate)
+        Each step is durable before the next one. Returns when the coordinator holds the update durably. To send the
+        same update again (``pending`` after a crash) sends the same bytes under a further ledger entry; the retries
+        of one call share its entry.
 
-    def _update_leaves(self, header: UpdateHeader, message: bytes) -> None:
-        """The update's entry; ``message`` is the header's. Durable when it returns.
-
-        Raises InvariantError for anything that was not kept here, StorageError when the ledger cannot be written,
-        PolicyRefused when the same identifier left with other content.
+        Raises InvariantError for an update that was made for another round, run or policy, PolicyRefused for one that
+        the policy forbids or whose identifier left before with other content, StorageError when file or ledger cannot
+        be written, and what ``client.send_update`` raises.
         """
-        if self._next is None or self._next[1].update.update_id != header.update_id:
-            raise InvariantError(f"an update of round {header.round} is about to leave that the policy has not seen")
-        run, outgoing = self._next
-        known = self._entries(header.update_id)
-        if any(
-            (entry.sha256, entry.header_sha256) != (header.payload_sha256, sha256_bytes(message)) for entry in known
-        ):
+        update = pending.update
+        expected = run.sha256, self.policy.sha256, self.update_id(run, update.round, update.base_sha256)
+        if (pending.run_sha256, pending.policy_sha256, update.update_id) != expected:
+            raise InvariantError(f"the update of round {update.round} was not made for this run under this policy")
+        self.policy.require_samples(pending.clips)
+        write_pending(self._state, run.head, pending)
+        message = UpdateMessage.of(run, update)
+        content = message.header.payload_sha256, sha256_bytes(message.encoded_header)
+        if any((entry.sha256, entry.header_sha256) != content for entry in self._entries(update.update_id)):
             raise PolicyRefused("an update with this identifier left before with other content", reason="withdrawn")
+        self._record_update(run, pending, message)
+        return client.send_update(message)
+
+    def send_evaluation(
+        self, client: CoordinatorClient, run: RunSettings, round_number: int, results: Sequence[SubjectEvaluation]
+    ) -> None:
+        """Enter an evaluation at the end of a run in the ledger, then send it; no results: this silo declines.
+
+        Raises StorageError when the ledger cannot be written, and what ``client.send_evaluation`` raises.
+        """
+        message = EvaluationMessage.of(run, round_number, results)
+        first = results[0].evaluation if results else None
+        self._ledger.append(
+            "evaluation",
+            round=round_number,
+            bytes=len(message.encoded),
+            sha256=sha256_bytes(message.encoded),
+            models=len(results),
+            reported=_reported(first),
+            overrides=self.policy.overridden(FLOOR, evaluation=first is not None),
+        )
+        client.send_evaluation(message)
+
+    def record_certificate(self, connection: ConnectionSettings) -> None:
+        """Enter a certificate, once, before a handshake shows it: it holds this silo's name and public key."""
+        certificate = read_file(connection.certificate)
+        sha256 = sha256_bytes(certificate)
+        if all(entry.sha256 != sha256 for entry in self._ledger.reading.of("enrolment")):
+            detail = f"certificate of silo '{self.silo}', shown to {connection.address}: name and public key"
+            self._ledger.append("enrolment", sha256=sha256, bytes=len(certificate), detail=detail)
+
+    def record_refusal(self, run: RunSettings, model: GlobalModel, refused: PolicyRefused) -> None:
+        """Enter a refusal; once, however often the round is asked for."""
+        what: What = "withdrawn" if refused.reason == "withdrawn" else "refused"
+        update_id = self.update_id(run, model.round, model.sha256)
+        if not any(
+            (entry.update_id, entry.code) == (update_id, refused.reason) for entry in self._ledger.reading.of(what)
+        ):
+            self._ledger.append(
+                what,
+                run=run.run,
+                round=model.round,
+                update_id=update_id,
+                code=refused.reason,
+                detail=refused.message,
+            )
+
+    def _record_update(self, run: RunSettings, pending: PendingUpdate, message: UpdateMessage) -> None:
+        header = message.header
         self._ledger.append(
             "update",
             run=run.run,
@@ -141,39 +180,15 @@ class EgressGuard:
             examples=header.examples,
             tensors=_tensors(run.head, DTYPES[header.codec]),
             codec=header.codec,
-            bytes=len(message) + header.payload_bytes,
+            bytes=message.size,
             sha256=header.payload_sha256,
-            header_sha256=sha256_bytes(message),
+            header_sha256=sha256_bytes(message.encoded_header),
             reported=_reported(header.evaluation),
             shared=header.shared,
-            policy_sha256=outgoing.policy_sha256,
-            privacy=outgoing.spend,
-            overrides=self.policy.overridden(outgoing.clips, evaluation=header.evaluation is not None),
+            policy_sha256=pending.policy_sha256,
+            privacy=pending.spend,
+            overrides=self.policy.overridden(pending.clips, evaluation=header.evaluation is not None),
         )
-
-    def _evaluation_leaves(self, report: EvaluationReport, message: bytes) -> None:
-        """The entry of an evaluation at the end of a run. Raises StorageError."""
-        first = report.results[0].evaluation if report.results else None
-        self._ledger.append(
-            "evaluation",
-            round=report.round,
-            bytes=len(message),
-            sha256=sha256_bytes(message),
-            models=len(report.results),
-            reported=_reported(first),
-            overrides=self.policy.overridden(FLOOR, evaluation=first is not None),
-        )
-
-    def refuse(self, run: RunSettings, model: GlobalModel, refused: PolicyRefused) -> None:
-        """Enter a refusal; once, however often the round is asked for."""
-        what: What = "withdrawn" if refused.reason == "withdrawn" else "refused"
-        told: dict[str, Any] = {"run": run.run, "round": model.round, "update_id": self.update_id(run, model)}
-        told |= {"code": refused.reason, "detail": refused.message}
-        if not any(
-            (entry.update_id, entry.code) == (told["update_id"], told["code"])
-            for entry in self._ledger.reading.of(what)
-        ):
-            self._ledger.append(what, **told)
 
     def _entries(self, update_id: str) -> list[Entry]:
         return [entry for entry in self._ledger.reading.of("update") if entry.update_id == update_id]
@@ -183,8 +198,8 @@ def _tensors(head: HeadSpec, dtype: str) -> tuple[TensorSent, ...]:
     return tuple(TensorSent(name, shape, dtype) for name, shape in head.shapes.items())
 
 
-def _reported(told: Evaluation | None) -> dict[str, float]:
-    if told is None:
+def _reported(evaluation: Evaluation | None) -> dict[str, float]:
+    if evaluation is None:
         return {}
-    numbers: dict[str, float] = {"loss": told.loss, "correct": told.correct, "count": told.count}
-    return numbers | ({"classes": len(told.by_class)} if told.by_class else {})
+    figures: dict[str, float] = {"loss": evaluation.loss, "correct": evaluation.correct, "count": evaluation.count}
+    return figures | ({"classes": len(evaluation.by_class)} if evaluation.by_class else {})

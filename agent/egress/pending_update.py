@@ -1,8 +1,8 @@
-"""The update that is on its way out, as a file: after a crash the very same bytes are sent again, or nothing.
+"""The update that is being sent, as a file: after a crash the same bytes are sent again, or nothing.
 
     STATE/outgoing.update       one line of JSON, then the values as they are sent
 
-It is durable before the ledger's line is, and that before anything is sent. A later update takes its place.
+The file is durable before the ledger's line is, and the line before anything is sent. A later update replaces it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ FILE = "outgoing.update"
 
 
 @dataclass(frozen=True, eq=False)
-class Outgoing:
-    """An update, and under which circumstances this silo let it out."""
+class PendingUpdate:
+    """An update that is ready to be sent, and what it was made for."""
 
     run_sha256: str  # of the run's settings
     policy_sha256: str
-    clips: int  # that it was trained on; the coordinator may be told another number
-    spend: Spend | None
+    clips: int  # that it was trained on; ``update.examples`` may be rounded
+    spend: Spend | None  # of the privacy budget, with record-dp
     update: Update
 
 
-class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_sha256: str
     policy_sha256: str
     clips: int
@@ -50,16 +50,26 @@ class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str  # of the values
 
 
-def write_outgoing(state: Path, head: HeadSpec, outgoing: Outgoing) -> None:
-    """Durable when it returns. Raises StorageError."""
-    update = outgoing.update
+def write_pending(state: Path, head: HeadSpec, pending: PendingUpdate) -> None:
+    """Write the file, unless it holds this very update already; durable when it returns. Raises StorageError."""
+    path, content = state / FILE, _encode(head, pending)
+    try:
+        if path.read_bytes() == content:
+            return
+    except OSError:  # there is none, or it cannot be read: it is replaced
+        pass
+    write_atomic(path, content, mode=0o600)
+
+
+def _encode(head: HeadSpec, pending: PendingUpdate) -> bytes:
+    update = pending.update
     encoded = update.encoded
     payload = encode_params(head, update.params or {}) if encoded is None else encoded.payload
-    told = _Head(
-        run_sha256=outgoing.run_sha256,
-        policy_sha256=outgoing.policy_sha256,
-        clips=outgoing.clips,
-        spend=outgoing.spend,
+    header = _Header(
+        run_sha256=pending.run_sha256,
+        policy_sha256=pending.policy_sha256,
+        clips=pending.clips,
+        spend=pending.spend,
         round=update.round,
         base_sha256=update.base_sha256,
         update_id=update.update_id,
@@ -70,11 +80,11 @@ def write_outgoing(state: Path, head: HeadSpec, outgoing: Outgoing) -> None:
         shared=update.shared,
         sha256=sha256_bytes(payload),
     )
-    write_atomic(state / FILE, msgspec.json.encode(told) + b"\n" + payload, mode=0o600)
+    return msgspec.json.encode(header) + b"\n" + payload
 
 
-def read_outgoing(state: Path, head: HeadSpec) -> Outgoing | None:
-    """What was on its way out; None when nothing was. Raises DataError (``damaged``), StorageError."""
+def read_pending(state: Path, head: HeadSpec) -> PendingUpdate | None:
+    """Read the last update that was to be sent, if any. Raises DataError (``damaged``), StorageError."""
     path = state / FILE
     try:
         first, _, payload = path.read_bytes().partition(b"\n")
@@ -83,20 +93,20 @@ def read_outgoing(state: Path, head: HeadSpec) -> Outgoing | None:
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
     try:
-        told = msgspec.json.decode(first, type=_Head)
+        header = msgspec.json.decode(first, type=_Header)
     except msgspec.DecodeError as error:
         raise DataError(f"{path} is damaged: {error}", code="damaged") from error
-    if sha256_bytes(payload) != told.sha256:
-        raise DataError(f"{path} is damaged: its values are not the ones written", code="damaged")
-    exact = told.codec == "fp32"
+    if sha256_bytes(payload) != header.sha256:
+        raise DataError(f"{path} is damaged: its values do not match their hash", code="damaged")
+    exact = header.codec == "fp32"
     update = Update(
-        round=told.round,
-        base_sha256=told.base_sha256,
-        update_id=told.update_id,
-        examples=told.examples,
+        round=header.round,
+        base_sha256=header.base_sha256,
+        update_id=header.update_id,
+        examples=header.examples,
         params=decode_params(head, payload, whose=str(path)) if exact else None,
-        evaluation=told.evaluation,
-        shared=told.shared,
-        encoded=None if exact else EncodedUpdate(told.codec, payload, told.codec_error),
+        evaluation=header.evaluation,
+        shared=header.shared,
+        encoded=None if exact else EncodedUpdate(header.codec, payload, header.codec_error),
     )
-    return Outgoing(told.run_sha256, told.policy_sha256, told.clips, told.spend, update)
+    return PendingUpdate(header.run_sha256, header.policy_sha256, header.clips, header.spend, update)

@@ -118,8 +118,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises PolicyRefused: ``few_samples``; ``class_balanced`` and ``budget_spent`` with record-dp. ``spends``: of
         all updates that ever left.
         """
-        if examples < self.min_samples:
-            raise self._too_few(examples)
+        self.require_samples(examples)
         if self.budget is None:
             return None
         if train.class_balanced:
@@ -140,14 +139,16 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         return spend
 
-    def _too_few(self, examples: int) -> PolicyRefused:
-        return PolicyRefused(
-            f"{examples} labelled clips to train on, this silo's policy asks for {self.min_samples}: "
-            "no update was sent. Add clips, or lower policy.min_samples if you accept what an update of few clips "
-            "can tell (docs/privacy.md)",
-            reason="few_samples",
-            examples=examples,
-        )
+    def require_samples(self, examples: int) -> None:
+        """Raise PolicyRefused (``few_samples``) for an update trained on fewer clips than ``min_samples``."""
+        if examples < self.min_samples:
+            raise PolicyRefused(
+                f"{examples} labelled clips to train on, this silo's policy asks for {self.min_samples}: "
+                "no update was sent. Add clips, or lower policy.min_samples if you accept what an update of few clips "
+                "can tell (docs/privacy.md)",
+                reason="few_samples",
+                examples=examples,
+            )
 
     def problems(self) -> list[str]:
         """What makes no sense, each beginning with the key's name."""

@@ -1,7 +1,7 @@
 """Adam with L2 weight decay on rows of a weight, in place (Kingma and Ba 2015, arXiv 1412.6980).
 
-NumPy's operators, because they write where they are told to: the same eleven operators as ONNX nodes make a new
-array each, and take a third longer (docs/training.md).
+It uses NumPy's operators, because they can write into given arrays: the same eleven operators as ONNX nodes allocate
+a new array each, and take a third longer (docs/training.md).
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's defaults
 
 @dataclass(frozen=True, eq=False)
 class AdamState:
-    """Some numbers of a weight and what Adam keeps for each: flat arrays of one length, changed in place."""
+    """Some values of a weight and their moments: flat arrays of one length, changed in place."""
 
     weight: Array
     m: Array  # M = m / (1 - BETA1): a moment is kept without its factor, which saves a pass over memory
     v: Array  # V = v / (1 - BETA2)
-    anchor: Array | None = None  # FedProx's centre
+    anchor: Array | None = None  # centre of the proximal term (FedProx, FedDyn)
 
 
 @dataclass(frozen=True)
 class AdamScalars:
-    """One step's numbers, in the dtype of the training: NumPy would widen float32 arrays by a float64 scalar."""
+    """One step's scalars, in the dtype of the training: NumPy would widen float32 arrays by a float64 scalar."""
 
     step_size: np.floating[Any]
     epsilon: np.floating[Any]
     weight_decay: np.floating[Any]
-    mu: np.floating[Any]  # FedProx's strength
+    mu: np.floating[Any]  # strength of the proximal term
     beta1: np.floating[Any]
     beta2: np.floating[Any]
 
 
 def adam_scalars(settings: TrainSettings, time: int, dtype: str, mu: float = 0.0) -> AdamScalars:
-    """The numbers of step ``time`` (from 1).
+    """Return the scalars of step ``time`` (from 1).
 
     With M and V as in ``AdamState``, Adam's update
     learning_rate / (1 - beta1**t) · m / (sqrt(v / (1 - beta2**t)) + EPSILON)
@@ -51,21 +51,21 @@ def adam_scalars(settings: TrainSettings, time: int, dtype: str, mu: float = 0.0
     """
     scale = math.sqrt((1.0 - BETA2**time) / (1.0 - BETA2))
     step_size = settings.learning_rate * (1.0 - BETA1) / (1.0 - BETA1**time) * scale
-    numbers = (step_size, EPSILON * scale, settings.weight_decay, mu, BETA1, BETA2)
-    return AdamScalars(*(np.dtype(dtype).type(number) for number in numbers))
+    values = (step_size, EPSILON * scale, settings.weight_decay, mu, BETA1, BETA2)
+    return AdamScalars(*(np.dtype(dtype).type(value) for value in values))
 
 
-@np.errstate(all="ignore")  # training that diverges is told by what it ends with
-def adam_step(moving: AdamState, gradient: Array, scratch: Array, scalars: AdamScalars) -> None:
-    """One step of ``moving`` along ``gradient``, which is overwritten, as is ``scratch`` (both of its length).
+@np.errstate(all="ignore")  # the trainer checks the final parameters
+def adam_step(state: AdamState, gradient: Array, scratch: Array, scalars: AdamScalars) -> None:
+    """Make one step of ``state`` along ``gradient``. ``gradient`` and ``scratch``, of its length, are overwritten.
 
-    With an anchor the gradient of (mu/2)·‖w - anchor‖² is added first (FedProx, Li et al. 2020, arXiv 1812.06127).
+    With an anchor the gradient of (mu/2)·‖w - anchor‖² is added first (FedProx).
     """
-    weight, m, v = moving.weight, moving.m, moving.v
+    weight, m, v = state.weight, state.m, state.v
     np.multiply(weight, scalars.weight_decay, out=scratch)
     np.add(gradient, scratch, out=gradient)
-    if moving.anchor is not None:
-        np.subtract(weight, moving.anchor, out=scratch)
+    if state.anchor is not None:
+        np.subtract(weight, state.anchor, out=scratch)
         np.multiply(scratch, scalars.mu, out=scratch)
         np.add(gradient, scratch, out=gradient)
     np.multiply(m, scalars.beta1, out=m)

@@ -1,14 +1,14 @@
-"""What a silo carries from round to round, on disk: FedDyn's h_i, and what a lossy codec left out (the residual).
+"""The state that a silo carries from round to round, on disk: FedDyn's h_i, and a lossy codec's residual.
 
     STATE/feddyn/RUN/round-000012.arrays     both after round 12, and the parameters that were trained
 
-A file is durable before its update is sent. Whether it counts, the coordinator says when it opens the next
-round (``TaskStatus.counted_round``): that file is where training goes on from, and the others are removed. So an
-update that was refused, came late, or belonged to a round that was abandoned is rolled back by itself, and a
-crash at any moment leaves either the file or nothing.
+A file is durable before its update is sent. When the coordinator opens the next round, it says whether the update
+counted (``TaskStatus.counted_round``): training resumes from that round's file, and the others are removed. So an
+update that was refused, came late, or belonged to a round that was abandoned is rolled back, and a crash at any moment
+leaves either the file or nothing.
 
-The parameters are kept too: a round that is trained again, after a crash, sends what it sent before, even if the
-clips have changed meanwhile. Otherwise the coordinator might count one update, and h_i come from another.
+The parameters are kept too: a round that is trained again after a crash sends what it sent before, even if the clips
+have changed meanwhile. Otherwise the coordinator might count one update, and h_i follow from another.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ...fedproto.codecs import FlatParams, flatten_params
 from ...fedproto.head import HeadSpec, Params, check_params, split_params
 from ...fedproto.records import GlobalModel, RunSettings
 from ...fedproto.tensor_file import TensorFile, read_tensors, write_tensors
-from .federated import Correction
+from .feddyn import Correction
 
 FOLDER = "feddyn"
 
@@ -37,32 +37,32 @@ log = Log("agent")
 
 @dataclass(frozen=True, eq=False)
 class TrainedRound:
-    """What a round of local training came to."""
+    """The result of a round of local training."""
 
     params: Params
     examples: int
     loss: float  # last epoch's, nats
     correction: Correction  # h_i if the update counts
-    residual: FlatParams | None = None  # what a lossy codec left out, if the update counts
+    residual: FlatParams | None = None  # the rounding error of a lossy codec, if the update counts
 
 
 @dataclass(frozen=True)
-class Corrections:
+class ClientState:
     """One run's files."""
 
     folder: Path
     head: HeadSpec
 
     @classmethod
-    def of_run(cls, state: Path, run: RunSettings) -> Corrections:
-        """In the agent's state folder; a run is known by its settings."""
+    def of_run(cls, state: Path, run: RunSettings) -> ClientState:
+        """Open the files in the agent's state folder; a run is identified by its settings."""
         return cls(state / FOLDER / run.sha256[:16], run.head)
 
-    def before(self, round_number: int, counted_round: int) -> Correction:
-        """h_i to train round ``round_number`` with; ``counted_round`` is the last one that counted, 0 for none.
+    def correction(self, round_number: int, counted_round: int) -> Correction:
+        """Return h_i to train round ``round_number`` with; ``counted_round`` is the last one that counted, 0 for none.
 
-        What a lost or damaged file held cannot be had again: h_i then begins anew at zero, as for a new silo, and
-        the log says so.
+        The content of a lost or damaged file cannot be restored: h_i then starts at zero again, as for a new silo, and
+        the log has a warning.
         """
         for path in self.folder.glob("*"):
             if path not in (self._path(counted_round), self._path(round_number)):
@@ -77,7 +77,7 @@ class Corrections:
             return {}
 
     def residual(self, counted_round: int) -> FlatParams | None:
-        """What the codec left out of the last update that counted; None: nothing, or it is lost (said in the log)."""
+        """Return the codec's residual of the last update that counted; None: none, or lost (logged)."""
         if counted_round == 0:
             return None
         try:
@@ -86,10 +86,10 @@ class Corrections:
             log.warning("residual_lost", round=counted_round, detail=error.message)
             return None
 
-    def sent(self, model: GlobalModel, policy_sha256: str = "") -> TrainedRound | None:
-        """What this silo trained from this model before, in a round that was interrupted; None: nothing.
+    def trained(self, model: GlobalModel, policy_sha256: str = "") -> TrainedRound | None:
+        """Return what this silo trained from this model before, in a round that was interrupted; None: nothing.
 
-        What was trained under another policy does not count.
+        A result of another policy is not returned.
         """
         if not self._path(model.round).exists():
             return None
@@ -99,8 +99,8 @@ class Corrections:
             log.warning("correction_lost", round=model.round, detail=error.message)
             return None
 
-    def keep(self, model: GlobalModel, trained: TrainedRound, policy_sha256: str = "") -> None:
-        """Durable when it returns: to be called before the update is sent. Raises StorageError."""
+    def save(self, model: GlobalModel, trained: TrainedRound, policy_sha256: str = "") -> None:
+        """Write a round's result before its update is sent; durable when it returns. Raises StorageError."""
         try:
             for folder in (self.folder.parent, self.folder):
                 if not folder.exists():
@@ -108,7 +108,7 @@ class Corrections:
                     fsync_directory(folder.parent)
         except OSError as error:
             raise StorageError(f"cannot make {self.folder}: {error.strerror}") from error
-        told: dict[str, str | int] = {
+        header: dict[str, str | int] = {
             "base_sha256": model.sha256,
             "policy_sha256": policy_sha256,
             "examples": trained.examples,
@@ -118,14 +118,14 @@ class Corrections:
         arrays |= {f"w/{name}": array for name, array in trained.params.items()}
         if trained.residual is not None:
             arrays |= {f"e/{name}": array for name, array in split_params(self.head, trained.residual).items()}
-        write_tensors(self._path(model.round), TensorFile(told, arrays))
+        write_tensors(self._path(model.round), TensorFile(header, arrays))
 
-    def forget(self) -> None:
-        """Remove everything: the run has finished."""
+    def remove(self) -> None:
+        """Remove all files of the run, when it has finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, round_number: int, wanted: tuple[str, str] | None) -> TrainedRound:
-        """``wanted``: the model that it must have been trained from, and the policy."""
+        """Read a round's file. ``wanted``: the model that it must have been trained from, and the policy."""
         path = self._path(round_number)
         content = read_tensors(path)
         parts: dict[str, dict[str, np.ndarray]] = {"h": {}, "w": {}, "e": {}}

@@ -1,7 +1,4 @@
-"""From the feature store to the rows that a run trains on and the rows it measures with.
-
-Rows to train on: features and class numbers.
-"""
+"""The rows of the feature store that a silo trains on, and those that it holds out for evaluation."""
 
 from __future__ import annotations
 
@@ -31,11 +28,11 @@ def silo_data(
     """Keep the clips whose label is in ``labels`` and hold out ``hold_out`` of their groups.
 
     The split depends on the clips' groups and labels, the share and ``seed``: it is the same in every round while the
-    clips are the same, and clips that come or go may move groups to the other side. With one group, or a share of 0,
-    nothing is held out.
+    clips are the same, and clips that are added or removed may move groups to the other side. With one group, or a
+    share of 0, nothing is held out.
 
-    ``each_alone`` (record-dp): each group by its name alone (``hold_out_each_alone``). A clip that comes or goes then
-    changes its own row and no other; the share is met on average only, and either side may be empty.
+    ``each_alone`` (record-dp): each group by its name alone (``hold_out_each_alone``). A clip that is added or removed
+    then changes its own row and no other; the share is met on average only, and either side may be empty.
     """
     known = set(labels)
     kept = [row for row, label in enumerate(stored.labels) if label in known]
@@ -55,7 +52,7 @@ def silo_data(
 
 @dataclass(frozen=True, eq=False)
 class FeatureTable:
-    """N clips as numbers; a row's class is ``labels[y]`` of the run."""
+    """Embeddings and classes of N clips; a row's class is ``labels[y]`` of the run."""
 
     x: npt.NDArray[np.float32]  # [N, D], C order
     y: npt.NDArray[np.int64]  # [N], in 0 … classes - 1
@@ -70,8 +67,8 @@ class FeatureTable:
 def feature_table(x: npt.NDArray[np.float32], labels: Sequence[str], vocabulary: Sequence[str]) -> FeatureTable:
     """Number the labels by their place in ``vocabulary``; DataError on a label it does not hold."""
     number = {label: index for index, label in enumerate(vocabulary)}
-    strangers = sorted({label for label in labels if label not in number})
-    if strangers:
-        raise DataError(f"labels {strangers} are not among the model's: {list(vocabulary)}", code="unknown_label")
+    unknown = sorted({label for label in labels if label not in number})
+    if unknown:
+        raise DataError(f"labels {unknown} are not among the model's: {list(vocabulary)}", code="unknown_label")
     y = np.fromiter((number[label] for label in labels), dtype=np.int64, count=len(labels))
     return FeatureTable(np.ascontiguousarray(x, dtype=np.float32), y)

@@ -1,7 +1,7 @@
-"""What stands before the perceptron in a head's graph: standardised blocks, and residual gated cross fusion.
+"""The part of a head's graph before the perceptron: standardised blocks, and residual gated cross fusion.
 
-The formulas are ``fedproto/head.py``'s (paper section 6.5, our reading); here are their nodes and the nodes of
-their gradients.
+The formulas are in ``fedproto/head.py`` (paper section 6.5, docs/paper.md); here they are ONNX nodes, with the nodes
+of their gradients.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from ...fedproto.head import HeadSpec
 from .graph_builder import OnnxGraphBuilder
 
-TINY = 1e-12  # added to a block's variance: a constant block becomes numbers of at most 1 (zeros, but for rounding)
+TINY = 1e-12  # added to a block's variance: a constant block becomes values of at most 1 (zeros, except for rounding)
 
 
 @dataclass(frozen=True)
 class _Gated:
-    """v' = v + gate * carried, and what its gradient needs."""
+    """Values of v' = v + gate * carried that its gradient needs."""
 
     own: str  # v [batch, common]
     other: str  # t
@@ -37,73 +37,73 @@ class Fused:
 
 
 @dataclass(frozen=True)
-class Slope:
-    """What a linear map's gradient is made of: that of its weight is gradient^T @ below."""
+class LinearGradient:
+    """The factors of a linear map's gradient: that of its weight is output_gradient^T @ layer_input."""
 
-    gradient: str  # of its output, [batch, outputs]
-    below: str  # what enters it, [batch, inputs]
+    output_gradient: str  # [batch, outputs]
+    layer_input: str  # [batch, inputs]
 
 
-def input_blocks(write: OnnxGraphBuilder, spec: HeadSpec) -> list[str]:
-    """The modalities of ``x``, standardised if the head asks for it; one when nothing depends on them."""
+def input_blocks(builder: OnnxGraphBuilder, spec: HeadSpec) -> list[str]:
+    """Return the modalities of ``x``, standardised if the head asks for it; one when nothing depends on them."""
     if not spec.standardise and spec.kind == "mlp":
         return ["x"]
     widths = spec.blocks or (spec.inputs,)
     blocks, start = [], 0
     for width in widths:
-        ends = [write.constant(write.np.array([end], "int64")) for end in (start, start + width, 1)]  # of axis 1
-        block = write.op("Slice", "x", *ends) if len(widths) > 1 else "x"
-        blocks.append(_standardised(write, block) if spec.standardise else block)
+        ends = [builder.constant(builder.np.array([end], "int64")) for end in (start, start + width, 1)]  # of axis 1
+        block = builder.op("Slice", "x", *ends) if len(widths) > 1 else "x"
+        blocks.append(_standardised(builder, block) if spec.standardise else block)
         start += width
     return blocks
 
 
-def _standardised(write: OnnxGraphBuilder, block: str) -> str:
-    """(block - mean) / sqrt(variance + TINY), over each row's own numbers."""
-    centred = write.op("Sub", block, write.op("ReduceMean", block, axes=[1]))
-    variance = write.op("ReduceMean", write.op("Mul", centred, centred), axes=[1])
-    return write.op("Div", centred, write.op("Sqrt", write.op("Add", variance, write.number(TINY))))
+def _standardised(builder: OnnxGraphBuilder, block: str) -> str:
+    """(block - mean) / sqrt(variance + TINY), over each row's own values."""
+    centred = builder.op("Sub", block, builder.op("ReduceMean", block, axes=[1]))
+    variance = builder.op("ReduceMean", builder.op("Mul", centred, centred), axes=[1])
+    return builder.op("Div", centred, builder.op("Sqrt", builder.op("Add", variance, builder.number(TINY))))
 
 
-def fuse(write: OnnxGraphBuilder, first: str, second: str) -> Fused:
-    """[v'; t'] from the two blocks."""
-    v, t = linear(write, "v", first), linear(write, "t", second)
-    gated_v, gated_t = _gated(write, "v", v, t), _gated(write, "t", t, v)
-    return Fused((first, second), gated_v, gated_t, write.op("Concat", gated_v.out, gated_t.out, axis=1))
+def fuse(builder: OnnxGraphBuilder, first: str, second: str) -> Fused:
+    """Compute [v'; t'] from the two blocks."""
+    v, t = linear(builder, "v", first), linear(builder, "t", second)
+    gated_v, gated_t = _gated(builder, "v", v, t), _gated(builder, "t", t, v)
+    return Fused((first, second), gated_v, gated_t, builder.op("Concat", gated_v.out, gated_t.out, axis=1))
 
 
-def _gated(write: OnnxGraphBuilder, name: str, own: str, other: str) -> _Gated:
-    both = write.op("Concat", own, other, axis=1)
-    gate = write.op("Sigmoid", linear(write, f"{name}.gate", both))
-    carried = linear(write, f"{name}.carry", other)
-    return _Gated(own, other, both, gate, carried, write.op("Add", own, write.op("Mul", gate, carried)))
+def _gated(builder: OnnxGraphBuilder, name: str, own: str, other: str) -> _Gated:
+    both = builder.op("Concat", own, other, axis=1)
+    gate = builder.op("Sigmoid", linear(builder, f"{name}.gate", both))
+    carried = linear(builder, f"{name}.carry", other)
+    return _Gated(own, other, both, gate, carried, builder.op("Add", own, builder.op("Mul", gate, carried)))
 
 
-def fused_slopes(write: OnnxGraphBuilder, fused: Fused, gradient: str) -> dict[str, Slope]:
-    """Slopes of the fusion's linear maps from the gradient of [v'; t']."""
-    of_v, of_t = write.split(gradient)
-    slopes: dict[str, Slope] = {}
-    v_own, v_other = _gated_slopes(write, "v", fused.v, of_v, slopes)
-    t_own, t_other = _gated_slopes(write, "t", fused.t, of_t, slopes)
-    slopes["v"] = Slope(write.op("Add", v_own, t_other), fused.blocks[0])
-    slopes["t"] = Slope(write.op("Add", t_own, v_other), fused.blocks[1])
-    return slopes
+def fused_gradients(builder: OnnxGraphBuilder, fused: Fused, gradient: str) -> dict[str, LinearGradient]:
+    """Return the gradients of the fusion's linear maps from the gradient of [v'; t']."""
+    of_v, of_t = builder.split(gradient)
+    gradients: dict[str, LinearGradient] = {}
+    v_own, v_other = _gated_gradients(builder, "v", fused.v, of_v, gradients)
+    t_own, t_other = _gated_gradients(builder, "t", fused.t, of_t, gradients)
+    gradients["v"] = LinearGradient(builder.op("Add", v_own, t_other), fused.blocks[0])
+    gradients["t"] = LinearGradient(builder.op("Add", t_own, v_other), fused.blocks[1])
+    return gradients
 
 
-def _gated_slopes(
-    write: OnnxGraphBuilder, name: str, gated: _Gated, gradient: str, slopes: dict[str, Slope]
+def _gated_gradients(
+    builder: OnnxGraphBuilder, name: str, gated: _Gated, gradient: str, gradients: dict[str, LinearGradient]
 ) -> tuple[str, str]:
-    """Adds the gate's and the carry's slopes to ``slopes``; gives the gradients of own and of other."""
-    of_carried = write.op("Mul", gradient, gated.gate)
-    bend = write.op("Mul", gated.gate, write.op("Sub", write.number(1.0), gated.gate))
-    of_gate = write.op("Mul", write.op("Mul", gradient, gated.carried), bend)
-    slopes[f"{name}.gate"] = Slope(of_gate, gated.both)
-    slopes[f"{name}.carry"] = Slope(of_carried, gated.other)
-    through_own, through_other = write.split(write.op("MatMul", of_gate, f"{name}.gate.weight"))
-    carried = write.op("MatMul", of_carried, f"{name}.carry.weight")
-    return write.op("Add", gradient, through_own), write.op("Add", through_other, carried)
+    """Add the gate's and the carry's gradients to ``gradients``; returns the gradients of own and of other."""
+    of_carried = builder.op("Mul", gradient, gated.gate)
+    slope = builder.op("Mul", gated.gate, builder.op("Sub", builder.number(1.0), gated.gate))
+    of_gate = builder.op("Mul", builder.op("Mul", gradient, gated.carried), slope)
+    gradients[f"{name}.gate"] = LinearGradient(of_gate, gated.both)
+    gradients[f"{name}.carry"] = LinearGradient(of_carried, gated.other)
+    through_own, through_other = builder.split(builder.op("MatMul", of_gate, f"{name}.gate.weight"))
+    carried = builder.op("MatMul", of_carried, f"{name}.carry.weight")
+    return builder.op("Add", gradient, through_own), builder.op("Add", through_other, carried)
 
 
-def linear(write: OnnxGraphBuilder, name: str, x: str) -> str:
-    """x W^T + b."""
-    return write.op("Gemm", x, f"{name}.weight", f"{name}.bias", transB=1)
+def linear(builder: OnnxGraphBuilder, name: str, x: str) -> str:
+    """Compute x W^T + b."""
+    return builder.op("Gemm", x, f"{name}.weight", f"{name}.bias", transB=1)

@@ -1,11 +1,11 @@
-"""The head's forward pass, and the products of its training step, written as ONNX graphs.
+"""The head's forward pass and its training step as ONNX graphs.
 
-A training step runs two graphs and Adam (``adam``). The first goes forward and back down to the gradients of every
-linear map's output; the second makes the gradient of any rows of any weight from them. The same runtime that runs
-extraction runs them, so the silo needs no torch.
+A training step runs two graphs, then Adam (``adam``). The first graph goes forward and then back to the gradients of
+every linear map's output; the second computes the gradient of some rows of a weight from them. They run in the same
+runtime as extraction, so the silo needs no torch.
 
-Two graphs, because Adam is bound by memory: on a few rows at a time, all that it touches stays in a core's
-cache (docs/training.md).
+There are two graphs because Adam is limited by memory bandwidth: on a few rows at a time, all that it reads and writes
+stays in a core's cache (docs/training.md).
 """
 
 from __future__ import annotations
@@ -14,79 +14,81 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...fedproto.head import HeadSpec
-from .fusion import Fused, Slope, fuse, fused_slopes, input_blocks
+from .fusion import Fused, LinearGradient, fuse, fused_gradients, input_blocks
 from .graph_builder import DType, OnnxGraphBuilder
 
 
 def forward_graph(spec: HeadSpec, *, dtype: DType = "float32") -> bytes:
-    """x[batch, inputs] and the parameters -> ``logits`` [batch, classes]. A serialised ONNX model."""
-    write = OnnxGraphBuilder(dtype)
-    write.op("Identity", _forward(write, spec).logits, name="logits")
-    inputs = [write.value("x", ["batch", spec.inputs]), *_parameter_values(write, spec)]
-    return write.finish("head_forward", inputs, [write.value("logits", ["batch", spec.outputs])])
+    """Serialised ONNX model from ``x`` [batch, inputs] and the parameters to ``logits`` [batch, classes]."""
+    builder = OnnxGraphBuilder(dtype)
+    builder.op("Identity", _forward(builder, spec).logits, name="logits")
+    inputs = [builder.value("x", ["batch", spec.inputs]), *_parameter_values(builder, spec)]
+    return builder.finish("head_forward", inputs, [builder.value("logits", ["batch", spec.outputs])])
 
 
 def linear_maps(spec: HeadSpec) -> dict[str, tuple[int, ...]]:
-    """The head's linear maps in the order of its tensors: name -> (outputs, inputs)."""
+    """Return the head's linear maps in the order of its tensors: name -> (outputs, inputs)."""
     return {name.removesuffix(".weight"): shape for name, shape in spec.shapes.items() if name.endswith(".weight")}
 
 
 @dataclass(frozen=True)
 class GradientGraph:
-    """A serialised ONNX model, and where it leaves what enters each linear map."""
+    """A serialised ONNX model, and the names of its outputs that hold the linear maps' inputs."""
 
     model: bytes
-    below: dict[str, str]  # linear map -> "x", or the output that holds it [batch, inputs]
+    layer_inputs: dict[str, str]  # linear map -> "x", or the output that holds it [batch, inputs]
 
 
 def gradient_graph(spec: HeadSpec, *, balanced: bool = False, dtype: DType = "float32") -> GradientGraph:
-    """Forward, loss and backward of one batch, down to the gradients of the linear maps' outputs.
+    """Build forward pass, loss and backward pass of one batch, to the gradients of the linear maps' outputs.
 
     Inputs: ``x`` [batch, inputs], ``y`` int64[batch], every parameter. With ``balanced`` also
-    ``class_weight`` [classes]: a row counts by its class, and the mean is over the batch's weights.
-    Outputs: ``loss`` (mean cross-entropy of the batch, nats); ``slopes`` [all outputs, batch], the gradients
-    of the linear maps' outputs, transposed and one below the other in ``linear_maps``' order; and what
-    ``below`` names.
+    ``class_weight`` [classes]: a row is weighted by its class, and the mean is over the batch's weights.
+    Outputs: ``loss`` (mean cross-entropy of the batch, nats); ``output_gradients`` [all outputs, batch], the gradients
+    of the linear maps' outputs, transposed and stacked in ``linear_maps``' order; and the
+    outputs that ``layer_inputs`` names.
     """
-    write = OnnxGraphBuilder(dtype)
-    trace = _forward(write, spec)
-    loss, gradient = _cross_entropy(write, trace.logits, spec.outputs, balanced=balanced)
-    write.op("Identity", loss, name="loss")
-    slopes, maps = _backward(write, spec, trace, gradient), linear_maps(spec)
-    write.op("Concat", *(write.op("Transpose", slopes[name].gradient) for name in maps), name="slopes", axis=0)
-    below = {name: "x" if slopes[name].below == "x" else f"{name}.below" for name in maps}
-    outputs = [write.value("loss", []), write.value("slopes", [sum(shape[0] for shape in maps.values()), "batch"])]
-    for name, output in below.items():
+    builder = OnnxGraphBuilder(dtype)
+    trace = _forward(builder, spec)
+    loss, gradient = _cross_entropy(builder, trace.logits, spec.outputs, balanced=balanced)
+    builder.op("Identity", loss, name="loss")
+    gradients, maps = _backward(builder, spec, trace, gradient), linear_maps(spec)
+    transposed = [builder.op("Transpose", gradients[name].output_gradient) for name in maps]
+    builder.op("Concat", *transposed, name="output_gradients", axis=0)
+    layer_inputs = {name: "x" if gradients[name].layer_input == "x" else f"{name}.layer_inputs" for name in maps}
+    stacked = sum(shape[0] for shape in maps.values())
+    outputs = [builder.value("loss", []), builder.value("output_gradients", [stacked, "batch"])]
+    for name, output in layer_inputs.items():
         if output != "x":
-            write.op("Identity", slopes[name].below, name=output)
-            outputs.append(write.value(output, ["batch", maps[name][1]]))
-    inputs = [write.value("x", ["batch", spec.inputs]), write.value("y", ["batch"], integer=True)]
-    inputs += _parameter_values(write, spec)
+            builder.op("Identity", gradients[name].layer_input, name=output)
+            outputs.append(builder.value(output, ["batch", maps[name][1]]))
+    inputs = [builder.value("x", ["batch", spec.inputs]), builder.value("y", ["batch"], integer=True)]
+    inputs += _parameter_values(builder, spec)
     if balanced:
-        inputs.append(write.value("class_weight", [spec.outputs]))
-    return GradientGraph(write.finish("head_gradients", inputs, outputs), below)
+        inputs.append(builder.value("class_weight", [spec.outputs]))
+    return GradientGraph(builder.finish("head_gradients", inputs, outputs), layer_inputs)
 
 
 def product_graph(*, dtype: DType = "float32") -> bytes:
-    """``slope`` [rows, batch] · ``below`` [batch, columns] -> ``gradient`` [rows, columns]. A serialised ONNX model.
+    """Serialised ONNX model of the gradient of some rows of a weight.
 
-    The gradient of some rows of a weight, from the gradients of their outputs and what entered the linear map.
+    ``output_gradients`` [rows, batch] · ``layer_inputs`` [batch, columns] -> ``gradient`` [rows, columns].
     """
-    write = OnnxGraphBuilder(dtype)
-    write.op("MatMul", "slope", "below", name="gradient")
-    inputs = [write.value("slope", ["rows", "batch"]), write.value("below", ["batch", "columns"])]
-    return write.finish("weight_gradient", inputs, [write.value("gradient", ["rows", "columns"])])
+    builder = OnnxGraphBuilder(dtype)
+    builder.op("MatMul", "output_gradients", "layer_inputs", name="gradient")
+    inputs = [builder.value("output_gradients", ["rows", "batch"]), builder.value("layer_inputs", ["batch", "columns"])]
+    return builder.finish("weight_gradient", inputs, [builder.value("gradient", ["rows", "columns"])])
 
 
-def _parameter_values(write: OnnxGraphBuilder, spec: HeadSpec) -> list[Any]:
-    return [write.value(name, list(shape)) for name, shape in spec.shapes.items()]
+def _parameter_values(builder: OnnxGraphBuilder, spec: HeadSpec) -> list[Any]:
+    return [builder.value(name, list(shape)) for name, shape in spec.shapes.items()]
 
 
 @dataclass(frozen=True)
 class _Trace:
-    """What the forward pass leaves for the backward one."""
+    """Intermediate values of the forward pass that the backward pass needs."""
 
-    activations: list[str]  # what enters each layer of the perceptron, then the logits
+    activations: list[str]  # inputs of each layer of the perceptron, then the logits
     fused: Fused | None  # rgcf's part, before them
 
     @property
@@ -94,45 +96,45 @@ class _Trace:
         return self.activations[-1]
 
 
-def _forward(write: OnnxGraphBuilder, spec: HeadSpec) -> _Trace:
-    blocks = input_blocks(write, spec)
-    fused = fuse(write, *blocks) if spec.kind == "rgcf" else None
-    activations = [fused.out if fused else blocks[0] if len(blocks) == 1 else write.op("Concat", *blocks, axis=1)]
+def _forward(builder: OnnxGraphBuilder, spec: HeadSpec) -> _Trace:
+    blocks = input_blocks(builder, spec)
+    fused = fuse(builder, *blocks) if spec.kind == "rgcf" else None
+    activations = [fused.out if fused else blocks[0] if len(blocks) == 1 else builder.op("Concat", *blocks, axis=1)]
     last = len(spec.widths) - 2
     for layer in range(last + 1):
-        sums = write.op("Gemm", activations[-1], f"{layer}.weight", f"{layer}.bias", transB=1)
-        activations.append(sums if layer == last else write.op("Relu", sums))
+        sums = builder.op("Gemm", activations[-1], f"{layer}.weight", f"{layer}.bias", transB=1)
+        activations.append(sums if layer == last else builder.op("Relu", sums))
     return _Trace(activations, fused)
 
 
-def _cross_entropy(write: OnnxGraphBuilder, logits: str, classes: int, *, balanced: bool) -> tuple[str, str]:
+def _cross_entropy(builder: OnnxGraphBuilder, logits: str, classes: int, *, balanced: bool) -> tuple[str, str]:
     """Mean cross-entropy over the batch, and its gradient with respect to the logits."""
-    log_probability = write.op("LogSoftmax", logits, axis=-1)
-    column = write.op("Unsqueeze", "y", write.constant(write.np.array([1], "int64")))
-    is_class = write.op("Equal", column, write.constant(write.np.arange(classes, dtype="int64")))
-    one_hot = write.cast(is_class)
-    first = write.constant(write.np.array([0], "int64"))
-    excess = write.op("Sub", write.op("Exp", log_probability), one_hot)
+    log_probability = builder.op("LogSoftmax", logits, axis=-1)
+    column = builder.op("Unsqueeze", "y", builder.constant(builder.np.array([1], "int64")))
+    is_class = builder.op("Equal", column, builder.constant(builder.np.arange(classes, dtype="int64")))
+    one_hot = builder.cast(is_class)
+    first = builder.constant(builder.np.array([0], "int64"))
+    excess = builder.op("Sub", builder.op("Exp", log_probability), one_hot)
     if balanced:
-        weights = write.op("Gather", "class_weight", column)  # [batch, 1]
-        whole = write.op("ReduceSum", weights, keepdims=0)
-        one_hot, excess = write.op("Mul", one_hot, weights), write.op("Mul", excess, weights)
+        weights = builder.op("Gather", "class_weight", column)  # [batch, 1]
+        whole = builder.op("ReduceSum", weights, keepdims=0)
+        one_hot, excess = builder.op("Mul", one_hot, weights), builder.op("Mul", excess, weights)
     else:
-        whole = write.cast(write.op("Squeeze", write.op("Shape", "y"), first))
-    picked = write.op("ReduceSum", write.op("Mul", log_probability, one_hot), keepdims=0)
-    return write.op("Neg", write.op("Div", picked, whole)), write.op("Div", excess, whole)
+        whole = builder.cast(builder.op("Squeeze", builder.op("Shape", "y"), first))
+    picked = builder.op("ReduceSum", builder.op("Mul", log_probability, one_hot), keepdims=0)
+    return builder.op("Neg", builder.op("Div", picked, whole)), builder.op("Div", excess, whole)
 
 
-def _backward(write: OnnxGraphBuilder, spec: HeadSpec, trace: _Trace, gradient: str) -> dict[str, Slope]:
-    """Every linear map's slope by name, from the gradient of the logits."""
-    slopes: dict[str, Slope] = {}
-    zero = write.number(0.0)
+def _backward(builder: OnnxGraphBuilder, spec: HeadSpec, trace: _Trace, gradient: str) -> dict[str, LinearGradient]:
+    """Return every linear map's gradient by name, from the gradient of the logits."""
+    gradients: dict[str, LinearGradient] = {}
+    zero = builder.number(0.0)
     for layer in reversed(range(len(spec.widths) - 1)):
-        below = trace.activations[layer]
-        slopes[str(layer)] = Slope(gradient, below)
+        layer_input = trace.activations[layer]
+        gradients[str(layer)] = LinearGradient(gradient, layer_input)
         if layer > 0:
-            through = write.op("MatMul", gradient, f"{layer}.weight")
-            gradient = write.op("Where", write.op("Greater", below, zero), through, zero)
+            through = builder.op("MatMul", gradient, f"{layer}.weight")
+            gradient = builder.op("Where", builder.op("Greater", layer_input, zero), through, zero)
     if trace.fused is not None:
-        slopes |= fused_slopes(write, trace.fused, write.op("MatMul", gradient, "0.weight"))
-    return slopes
+        gradients |= fused_gradients(builder, trace.fused, builder.op("MatMul", gradient, "0.weight"))
+    return gradients

@@ -1,4 +1,4 @@
-"""Holding out clips for evaluation: whole groups, so that no scene or person is on both sides."""
+"""Hold out clips for evaluation by whole groups, so that no scene or person is on both sides."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def hold_out_groups(
     """Split N clips into (train, test): two int64 arrays of row numbers, ascending, each row in one.
 
     ``groups``: every clip's group; a clip whose group is None is a group of its own.
-    ``fraction``: how much of every label's clips to hold out, about: 0 (nothing) to below 1.
+    ``fraction``: the approximate share of every label's clips to hold out: 0 (nothing) to below 1.
     ``labels``: every clip's class; None treats all clips as of one class.
 
     - A group is on one side only.
     - Every label is in train, and in test too if whole groups allow it. (The one exception: when
-      no group at all can be held out without taking a label from train, one is held out still.)
+      no group can be held out without removing a label from train, one is held out nevertheless.)
     - With two groups or more neither side is empty; with one, test is empty.
     - The split depends on the seed and on all groups' names and clips, not on the order of the
       clips (those without a group go by their row number). So a clip that comes or goes may move
@@ -62,11 +62,11 @@ def hold_out_each_alone(groups: Sequence[str], fraction: float, seed: int) -> tu
     """Split N clips into (train, test) like ``hold_out_groups``, each group by its name alone.
 
     A group is held out when the hash of seed and name, as a number from 0 to 1, is below ``fraction``: no clip that is
-    added or removed moves another one to the other side, which is what differential privacy for every clip counts on.
+    added or removed moves another one to the other side, as differential privacy for every clip requires.
 
-    What it costs: the share is met on average only (of G groups of one size the held-out share has a deviation of
-    √(fraction·(1 − fraction)/G)), and no label is sure to be on either side. With few groups a side may be empty:
-    train too, so the caller has to look at its size.
+    The cost: the share is met on average only (with G groups of one size its standard deviation is
+    √(fraction·(1 − fraction)/G)), and no label is certain to be on either side. With few groups a side may be empty,
+    even train, so the caller has to check its size.
 
     Raises UsageError on a fraction below 0 or not below 1.
     """
@@ -84,7 +84,7 @@ def _check(fraction: float) -> None:
 
 
 def _drawn(seed: int, key: Key) -> bytes:
-    """32 bytes that depend on nothing but the seed and the group."""
+    """Return 32 bytes that depend only on the seed and the group."""
     return hashlib.sha256(f"{seed}:{key[0]}:{key[1]}".encode()).digest()
 
 
@@ -95,7 +95,7 @@ def _sides(in_test: npt.NDArray[np.bool_]) -> tuple[Rows, Rows]:
 
 
 def _choose(groups: Sequence[Counter[str]], fraction: float) -> frozenset[int]:
-    """Which groups (by place) to hold out."""
+    """Choose the groups (by place) to hold out."""
     total: Counter[str] = Counter()
     for group in groups:
         total.update(group)
@@ -123,12 +123,12 @@ def _choose(groups: Sequence[Counter[str]], fraction: float) -> frozenset[int]:
 
 
 def _leaves_every_label(group: Counts, held: Counts, total: Counts) -> bool:
-    """Whether train still has every label when ``group`` is held out too."""
+    """True when train still has every label if ``group`` is held out too."""
     return all(held[label] + count < total[label] for label, count in group.items())
 
 
 def _overshoot(group: Counts, held: Counts, wanted: Mapping[str, float]) -> float:
-    """By how many clips the test moves away from the wanted number per label (negative: nearer)."""
+    """Return by how many clips the test set moves away from the wanted number per label (negative: nearer)."""
     return sum(
         abs(held[label] + count - wanted[label]) - abs(held[label] - wanted[label]) for label, count in group.items()
     )

@@ -14,28 +14,28 @@ from ...fedproto.model_file import ModelFile, write_model
 from ...fedproto.records import Evaluation, TrainSettings
 from ..extraction.store import FeatureStore
 from .dataset import FeatureTable, silo_data
-from .federated import round_settings
-from .trainer import HeadTrainer, shuffle_seed
+from .federated import RoundKey, run_round
+from .trainer import HeadTrainer
 
-LOCAL = "local"  # stands where a silo's name stands in the shuffle's seed
+LOCAL = "local"  # in place of a silo's name in the shuffles' seed
 
 
 @dataclass(frozen=True, eq=False)
 class LocalModel:
-    """The model after the last pass, and how it did along the way."""
+    """The model after the last pass, and its evaluations along the way."""
 
     params: Params
     epochs: int
-    measured: tuple[Evaluation, ...]  # on the test rows, after each pass; empty without test rows
+    evaluations: tuple[Evaluation, ...]  # on the test rows, after each pass; empty without test rows
 
     @property
     def last(self) -> float:
         """Top-1 accuracy after the last pass, 0 to 1."""
-        return self.measured[-1].correct / self.measured[-1].count
+        return self.evaluations[-1].correct / self.evaluations[-1].count
 
     @property
     def best(self) -> float:
-        return max(evaluation.correct / evaluation.count for evaluation in self.measured)
+        return max(evaluation.correct / evaluation.count for evaluation in self.evaluations)
 
 
 def train_alone(
@@ -48,25 +48,24 @@ def train_alone(
     seed: int,
     on_pass: Callable[[int], None] = lambda _: None,
 ) -> LocalModel:
-    """``passes`` × ``settings.epochs`` epochs from the head that a run of ``seed`` would start with.
+    """Train ``passes`` × ``settings.epochs`` epochs from the head that a run of ``seed`` would start with.
 
-    The counterpart of a federated run of ``passes`` rounds with the same work: the optimiser starts
-    anew in each pass, as it does in each round, and the model is measured on ``test`` after each.
+    The counterpart of a federated run of ``passes`` rounds with the same work: each pass is such a round, in which
+    the optimiser starts again, and the model is evaluated on ``test`` after each.
     """
     params = initial_params(trainer.spec, seed)
-    measured = []
+    evaluations = []
     for number in range(1, passes + 1):
-        rates = round_settings(settings, number)
-        params = trainer.train(params, train, rates, seed=shuffle_seed(seed, number, LOCAL)).params
+        params = run_round(trainer, params, train, settings, RoundKey(seed, number, LOCAL)).params
         if len(test):
-            measured.append(trainer.evaluate(params, test))
+            evaluations.append(trainer.evaluate(params, test))
         on_pass(number)
-    return LocalModel(params, passes * settings.epochs, tuple(measured))
+    return LocalModel(params, passes * settings.epochs, tuple(evaluations))
 
 
 @dataclass(frozen=True)
 class LocalRequest:
-    """What ``flamest-agent train`` was asked for."""
+    """The options of ``flamest-agent train``."""
 
     store: Path
     fingerprint: str | None
@@ -82,7 +81,7 @@ class LocalRequest:
 def train_from_store(request: LocalRequest, out: Path) -> dict[str, Any]:
     """Train on a store's labelled clips and write the model to ``out``.
 
-    Returns the measured figures. Raises DataError when fewer than two classes are labelled.
+    Returns the figures of ``--json``. Raises DataError when fewer than two classes are labelled.
     """
     with FeatureStore.open(request.store, create=False, read_only=True) as store:
         stored = store.read(request.fingerprint, request.precision)

@@ -22,7 +22,7 @@ from ...runtime.backends.onnxruntime import open_session
 from .dataset import FeatureTable
 from .graph import forward_graph, gradient_graph, product_graph
 from .graph_builder import DType
-from .private import OPEN, Protection, SampleNoise, Sampling, fresh_generator, poisson_batch
+from .private import UNPROTECTED, Protection, SampleNoise, Sampling, fresh_generator, poisson_batch
 from .steps import Rows, StepConfig, StepSessions, TrainingSteps
 
 EVALUATION_BATCH = 1024  # rows
@@ -30,7 +30,7 @@ EVALUATION_BATCH = 1024  # rows
 
 @dataclass(frozen=True, eq=False)
 class Anchor:
-    """(strength/2)·‖w − centre‖² added to the loss: FedProx's term, and FedDyn's once its square is completed."""
+    """The proximal term (strength/2)·‖w − centre‖² that is added to the loss (``fedprox``, ``feddyn``)."""
 
     strength: float
     centre: Mapping[str, npt.NDArray[np.floating[Any]]]  # by the head's tensors
@@ -38,13 +38,15 @@ class Anchor:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
+    """The result of a training."""
+
     params: Params
     loss: float  # mean over the last epoch's batches, weighted by rows, nats
     steps: int
 
 
 def shuffle_seed(run_seed: int, round_number: int, silo: str) -> int:
-    """The seed of a silo's shuffles in one round, the same in a real run and in a simulation."""
+    """Return the seed of a silo's shuffles in one round, the same in a real run and in a simulation."""
     text = f"{run_seed}/{round_number}/{silo}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
 
@@ -71,24 +73,24 @@ class HeadTrainer:
         *,
         seed: int,
         anchor: Anchor | None = None,
-        protection: Protection = OPEN,
+        protection: Protection = UNPROTECTED,
     ) -> Trained:
         """Run ``settings.epochs`` over ``table`` from ``params``; Adam's moments start at zero.
 
-        Rows are shuffled anew each epoch by NumPy's PCG64 of ``seed``; the last batch may be smaller.
-        With ``protection`` of mode ``record-dp`` the batches are drawn as ``private`` says, and ``seed`` has no
-        meaning. ``settings.learning_rate`` is used as it is: ``local_round.round_settings`` applies the decay.
-        Raises DataError (``diverged``; ``class_balanced`` where record-dp is to weigh rows by the others' classes).
+        Rows are shuffled again in each epoch by NumPy's PCG64 of ``seed``; the last batch may be smaller.
+        With ``protection`` of mode ``record-dp`` the batches are drawn as in ``private``, and ``seed`` has no
+        effect. ``settings.learning_rate`` is used as it is: ``federated.round_settings`` applies the decay.
+        Raises DataError (``diverged``; ``class_balanced`` where record-dp would weight rows by the others' classes).
         """
         noise = _sample_noise(protection, len(table), settings)
-        fixed = StepConfig(
+        config = StepConfig(
             class_weights(table.y, self.spec.outputs) if settings.class_balanced else None,
             anchor.strength if anchor else 0.0,
             anchor.centre if anchor else None,
             noise,
         )
         sessions = self._step_sessions(balanced=settings.class_balanced)
-        training = TrainingSteps(sessions, self.spec, params, self._dtype, fixed)
+        training = TrainingSteps(sessions, self.spec, params, self._dtype, config)
         random = fresh_generator() if noise else np.random.Generator(np.random.PCG64(seed))
         loss = math.nan
         with training.running():
@@ -105,7 +107,7 @@ class HeadTrainer:
         return trained
 
     def logits(self, params: Params, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        """Class scores [N, classes] of ``x`` [N, D]."""
+        """Return the class scores [N, classes] of ``x`` [N, D]."""
         typed = {name: tensor.astype(self._dtype, copy=False) for name, tensor in params.items()}
         parts = [np.empty((0, self.spec.outputs), self._dtype)]
         for start in range(0, len(x), EVALUATION_BATCH):
@@ -114,19 +116,19 @@ class HeadTrainer:
         return np.concatenate(parts)
 
     def evaluate(self, params: Params, table: FeatureTable) -> Evaluation:
-        """Mean cross-entropy and top-1 hits over ``table``; loss is NaN for an empty one."""
+        """Return mean cross-entropy and correct top-1 predictions over ``table``; the loss is NaN for an empty one."""
         log_probability = log_softmax(self.logits(params, table.x))
-        hits = int((log_probability.argmax(axis=1) == table.y).sum())
+        correct = int((log_probability.argmax(axis=1) == table.y).sum())
         picked = log_probability[np.arange(len(table)), table.y]
         loss = float(-picked.mean()) if len(table) else math.nan
-        return Evaluation(loss=loss, correct=hits, count=len(table))
+        return Evaluation(loss=loss, correct=correct, count=len(table))
 
     def _step_sessions(self, *, balanced: bool) -> StepSessions:
         if balanced not in self._steps:
             gradients = gradient_graph(self.spec, balanced=balanced, dtype=self._dtype)
             self._steps[balanced] = StepSessions(
                 open_session(gradients.model, threads=self._threads, spin=True),
-                gradients.below,
+                gradients.layer_inputs,
                 open_session(product_graph(dtype=self._dtype), threads=1),
                 self._threads,
             )
@@ -138,7 +140,7 @@ def _sample_noise(protection: Protection, rows: int, settings: TrainSettings) ->
         return None
     if settings.class_balanced:
         raise DataError(
-            "record-dp cannot train with class_balanced: a clip's weight would tell the classes of the others",
+            "record-dp cannot train with class_balanced: a clip's weight would depend on the classes of the others",
             code="class_balanced",
         )
     return SampleNoise(protection.clip, protection.noise, Sampling.of(rows, settings))
@@ -147,7 +149,7 @@ def _sample_noise(protection: Protection, rows: int, settings: TrainSettings) ->
 def _batches(
     random: np.random.Generator, rows: int, settings: TrainSettings, noise: SampleNoise | None
 ) -> tuple[list[Rows], list[int]]:
-    """One epoch's batches; with noise also how many rows of each count."""
+    """Return one epoch's batches; with noise also how many rows of each count."""
     size = settings.batch_size
     if noise is None:
         order = random.permutation(rows)
@@ -158,13 +160,13 @@ def _batches(
 
 
 def class_weights(y: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float64]:
-    """N / (K·n_c) for each of the K classes that ``y`` holds, 0 for the others: [classes]."""
+    """Return N / (K·n_c) for each of the K classes in ``y``, 0 for the others: [classes]."""
     counts = np.bincount(y, minlength=classes)
     present = counts > 0
     return np.where(present, len(y) / (max(int(present.sum()), 1) * np.maximum(counts, 1)), 0.0)
 
 
 def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Log-probabilities of ``logits`` [N, classes], in float64."""
+    """Return the log-probabilities of ``logits`` [N, classes], in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

@@ -1,4 +1,4 @@
-"""New certificate files beside a running agent: used when they can be, left alone when not; the end is told in time."""
+"""New certificate files of a running agent: used if valid, ignored otherwise; a warning before the end."""
 
 import datetime
 import json
@@ -7,13 +7,15 @@ import time
 
 import msgspec
 import pytest
-from flamest.agent import identity
+from flamest.agent import renewal
 from flamest.agent.cli.main import app
 from flamest.agent.client import Backoff, ConnectionSettings, CoordinatorClient
 from flamest.agent.egress.guard import EgressGuard
 from flamest.agent.egress.ledger import read_ledger
+from flamest.agent.egress.pending_update import PendingUpdate
 from flamest.agent.egress.policy import Policy
-from flamest.agent.identity import Renewal, make_request
+from flamest.agent.identity import make_request
+from flamest.agent.renewal import Renewal
 from flamest.agent.status import AgentStatus, write_status
 from flamest.base.errors import IdentityError
 from flamest.coordinator.admin import authority
@@ -35,7 +37,7 @@ def federation(make_federation):
 
 
 class Silo:
-    """Silo a with files of its own, its link and what looks after its certificate."""
+    """Silo a with files of its own, its client and its certificate's renewal."""
 
     def __init__(self, federation, folder) -> None:
         self.federation, self.state = federation, folder / "state"
@@ -44,9 +46,9 @@ class Silo:
         self.settings = ConnectionSettings(given.address, folder / "ca.pem", folder / "silo.pem", folder / "a.key")
         for source, target in zip(given.files.__dict__.values(), self.settings.files.__dict__.values(), strict=True):
             replace(target, source.read_bytes())
-        self.gate = EgressGuard.open(self.state, Policy(), "a", self.settings)
-        self.link = CoordinatorClient.open(self.settings, retry=OFTEN, leaving=self.gate.leaving)
-        self.renewal = Renewal(self.link, self.settings.files)
+        self.guard = EgressGuard.open(self.state, Policy(), "a", self.settings)
+        self.client = CoordinatorClient.open(self.settings, retry=OFTEN)
+        self.renewal = Renewal(self.client, self.guard)
 
     def renewed(self) -> str:
         """A new certificate made on the coordinator and put in place here; its hash."""
@@ -68,7 +70,7 @@ def replace(path, content: bytes) -> None:
 def silo(federation, tmp_path):
     silo = Silo(federation, tmp_path / "a")
     yield silo
-    silo.link.close()
+    silo.client.close()
 
 
 @pytest.fixture
@@ -84,27 +86,29 @@ def seen(monkeypatch):
     return hashes
 
 
-def test_a_renewed_certificate_is_shown_from_the_next_call_on_and_the_round_goes_on(silo, seen):
-    run = silo.link.join()
-    standing = silo.link.wait(run, 0, 5)
-    model = silo.link.fetch(run, standing)
-    old = silo.link.certificate.sha256
-    assert not silo.renewal.look()
+def test_a_renewed_certificate_is_shown_from_the_next_call_on(silo, seen):
+    run = silo.client.join()
+    task = silo.client.wait(run, 0, 5)
+    model = silo.client.fetch(run, task)
+    old = silo.client.certificate.sha256
+    assert not silo.renewal.reload()
     new = silo.renewed()
-    sent = silo.link.sent_bytes
-    assert silo.renewal.look()
-    assert not silo.renewal.look()
-    assert silo.link.sent_bytes > sent  # asking over the new one is counted
-    update = Update(1, model.sha256, silo.gate.update_id(run, model), 300, initial_params(run.head, 1))
-    receipt = silo.link.submit(run, silo.gate.keep(run, update, 300, None))
+    sent = silo.client.sent_bytes
+    assert silo.renewal.reload()
+    assert not silo.renewal.reload()
+    assert silo.client.sent_bytes > sent  # asking over the new one is counted
+    update_id = silo.guard.update_id(run, 1, model.sha256)
+    update = Update(1, model.sha256, update_id, 300, initial_params(run.head, 1))
+    pending = PendingUpdate(run.sha256, silo.guard.policy.sha256, 300, None, update)
+    receipt = silo.guard.send(silo.client, run, pending)
     assert receipt.round == 1
     assert seen == [old] * 3 + [new] * 2
     assert len(silo.shown()) == 2
 
 
-def test_asked_for_the_files_are_read_again_even_when_they_are_the_same(silo, seen):
-    silo.link.join()
-    assert silo.renewal.look(asked=True)
+def test_a_request_reads_unchanged_files_again(silo, seen):
+    silo.client.join()
+    assert silo.renewal.reload(requested=True)
     assert len(set(seen)) == 1
     assert len(silo.shown()) == 1
 
@@ -149,36 +153,36 @@ def bad_files(silo, case: str) -> str:
     "case",
     ["half a file", "gone", "of another key", "ended", "of another silo", "not enrolled", "of another authority"],
 )
-def test_files_that_cannot_be_used_change_nothing_and_are_not_tried_again(silo, case, monkeypatch):
-    run = silo.link.join()
+def test_invalid_files_change_nothing_and_are_not_tried_again(silo, case, monkeypatch):
+    run = silo.client.join()
     good = {path: path.read_bytes() for path in silo.settings.files.__dict__.values()}
-    told = []
-    monkeypatch.setattr(identity.log, "error", lambda event, **fields: told.append((event, fields["code"])))
+    logged = []
+    monkeypatch.setattr(renewal.log, "error", lambda event, **fields: logged.append((event, fields["code"])))
     code = bad_files(silo, case)
-    assert not silo.renewal.look()
-    assert not silo.renewal.look()
-    assert told == [("certificate_kept", code)]
+    assert not silo.renewal.reload()
+    assert not silo.renewal.reload()
+    assert logged == [("certificate_kept", code)]
     assert silo.renewal.problem.startswith(f"{code}: ")
-    assert silo.link.wait(run, 0, 5).round == 1
-    assert not silo.renewal.look(asked=True)  # a person asks: they are
-    assert len(told) == 2
+    assert silo.client.wait(run, 0, 5).round == 1
+    assert not silo.renewal.reload(requested=True)  # a person requests it: they are
+    assert len(logged) == 2
     for path, content in good.items():
         replace(path, content)
-    assert silo.renewal.look()
+    assert silo.renewal.reload()
     assert silo.renewal.problem == ""
-    assert silo.link.wait(run, 0, 5).round == 1
+    assert silo.client.wait(run, 0, 5).round == 1
 
 
-def test_bad_files_do_not_explain_why_the_coordinator_is_away(silo):
-    """The link keeps what it read: a coordinator that comes back is reached, whatever lies in the files' place."""
+def test_invalid_files_do_not_keep_a_client_from_a_coordinator_that_returns(silo):
+    """The client keeps the files that it read."""
     federation = silo.federation
     federation.config.write_text(federation.config.read_text().replace("127.0.0.1:0", federation.address))
-    silo.link.join()
+    silo.client.join()
     bad_files(silo, "of another authority")
     federation.stop()
     federation.start()
-    silo.link.redial()
-    assert silo.link.join().run == "run-1"
+    silo.client.reconnect()
+    assert silo.client.join().run == "run-1"
 
 
 def with_days(federation, folder, days: float) -> ConnectionSettings:
@@ -193,42 +197,44 @@ def with_days(federation, folder, days: float) -> ConnectionSettings:
 
 
 @pytest.mark.parametrize(("days", "warned"), [(31, 0), (29, 1)])
-def test_the_end_is_told_at_the_start_and_once_a_day(federation, tmp_path, monkeypatch, days, warned):
+def test_a_warning_before_the_end_at_start_and_once_a_day(federation, tmp_path, monkeypatch, days, warned):
     settings = with_days(federation, tmp_path / "x", days)
-    told, now = [], [1000.0]
-    monkeypatch.setattr(identity.log, "warning", lambda event, **fields: told.append((event, fields)))
-    monkeypatch.setattr(identity.time, "monotonic", lambda: now[0])
-    with CoordinatorClient.open(settings, retry=OFTEN) as link:
-        looked = Renewal(link, settings.files)
-        assert len(told) == warned
+    logged, now = [], [1000.0]
+    monkeypatch.setattr(renewal.log, "warning", lambda event, **fields: logged.append((event, fields)))
+    monkeypatch.setattr(renewal.time, "monotonic", lambda: now[0])
+    with CoordinatorClient.open(settings, retry=OFTEN) as client:
+        state = tmp_path / "state"
+        state.mkdir()
+        watched = Renewal(client, EgressGuard.open(state, Policy(), "a", settings))
+        assert len(logged) == warned
         for _ in range(3):
             now[0] += 28_000.0
-            looked.warn_daily()
-        assert len(told) == warned
+            watched.warn_daily()
+        assert len(logged) == warned
         now[0] += 28_000.0
-        looked.warn_daily()
-    assert len(told) == 2 * warned
-    for event, fields in told:
+        watched.warn_daily()
+    assert len(logged) == 2 * warned
+    for event, fields in logged:
         assert (event, fields["days"]) == ("certificate_expires", days)
         assert "flamest-coordinator silo renew a" in fields["fix"]
 
 
-def test_an_ended_certificate_is_said_to_have_ended_whatever_lies_in_its_place(silo, monkeypatch):
-    """A handshake that fails says nothing of why; the link knows when what it shows has ended."""
-    link = silo.link
-    link.join()
+def test_an_expired_certificate_is_named_whatever_replaced_its_file(silo, monkeypatch):
+    """A failed handshake gives no reason; the client knows when the certificate in use has ended."""
+    client = silo.client
+    client.join()
     bad_files(silo, "half a file")
     silo.federation.stop()
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=366)
     monkeypatch.setattr(tls, "utc_now", lambda: later)
     with pytest.raises(IdentityError, match="expired on") as error:
-        link.join()
+        client.join()
     assert error.value.code == "expired"
     assert "silo renew" in error.value.fix
 
 
 @pytest.mark.parametrize(("days", "asks"), [(200, False), (12, True)])
-def test_status_says_when_the_certificate_ends(tmp_path, days, asks):
+def test_status_shows_when_the_certificate_ends(tmp_path, days, asks):
     (tmp_path / "state").mkdir()
     (tmp_path / "agent.toml").write_text(
         'state = "state"\nstore = "s"\n[coordinator]\naddress = "h:1"\nca = "c"\ncertificate = "c"\nkey = "k"\n'
@@ -240,7 +246,7 @@ def test_status_says_when_the_certificate_ends(tmp_path, days, asks):
     assert f"certificate: until {ends[:10]}, {days} days left" in said
     assert ("flamest-coordinator silo renew a" in said) is asks
     assert "not in use: expired: x" in said
-    told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout.splitlines()[-1])
-    assert (told["certificate_expires"], round(told["certificate_days"])) == (ends, days)
+    logged = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout.splitlines()[-1])
+    assert (logged["certificate_expires"], round(logged["certificate_days"])) == (ends, days)
     write_status(tmp_path / "state", AgentStatus(silo="a"))
     assert "certificate" not in CliRunner().invoke(app, words).output

@@ -6,7 +6,7 @@ import grpc
 import pytest
 from flamest.agent import predict as prediction
 from flamest.agent.cli.main import app
-from flamest.agent.client_errors import lasting_problem
+from flamest.agent.client_errors import permanent_error
 from flamest.agent.predict import LabelProbability, Prediction
 from flamest.agent.status import AgentStatus, write_status
 from typer.testing import CliRunner
@@ -67,6 +67,6 @@ def test_what_the_coordinator_answers_is_one_printable_line_of_an_error(status):
         def trailing_metadata(self):
             return ()
 
-    problem = lasting_problem(Failed(), "host:7443")
+    problem = permanent_error(Failed(), "host:7443")
     assert ESCAPED in problem.message
     assert problem.message.isprintable()

@@ -1,4 +1,4 @@
-"""T33: what the code that talks to the coordinator could know, and who opens sockets at all."""
+"""What the code that talks to the coordinator can reach, and which modules use the network at all."""
 
 import ast
 import subprocess
@@ -9,15 +9,9 @@ from flamest.fedproto import flamest_v1_pb2 as pb
 from google.protobuf.descriptor import FieldDescriptor
 
 ROOT = Path(__file__).resolve().parents[2]
-SENDER = ROOT / "agent" / "client.py"
-# What the sender is made of, imports of imports included: nothing that reads video, features, captions or labels.
-SENDERS_PARTS = {
-    "agent/client.py", "agent/client_errors.py", "agent/retry.py", "base/errors.py", "base/process.py",
-    "fedproto/certificates.py", "fedproto/channel.py", "fedproto/tensors.py", "fedproto/codecs.py",
-    "fedproto/flamest_v1_pb2.py", "fedproto/head.py", "fedproto/messages/__init__.py", "fedproto/messages/asking.py",
-    "fedproto/messages/evaluations.py", "fedproto/messages/models.py", "fedproto/messages/parsing.py",
-    "fedproto/messages/updates.py", "fedproto/records.py", "fedproto/tls.py",
-}  # fmt: skip
+# The client may use these packages, but no part of the agent that reads video, features, captions or labels.
+CLIENT_PACKAGES = {"agent", "base", "fedproto"}
+CLIP_READERS = ("agent/extraction", "agent/training", "agent/tasks.py", "agent/predict.py", "agent/settings.py")
 CHILDREN = "base/child_process.py"
 NETWORK = {
     "socket", "ssl", "grpc", "http", "urllib", "requests", "httpx", "aiohttp", "ftplib", "smtplib", "telnetlib",
@@ -26,7 +20,7 @@ NETWORK = {
 
 
 def imports(path: Path) -> tuple[set[Path], set[str]]:
-    """The files of this package that a file imports, and the names of other packages."""
+    """Return the files of this package that a file imports, and the names of other packages."""
     inside, outside = set(), set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -46,7 +40,7 @@ def _holds_code(path: Path) -> bool:
 
 
 def used_of(module: str, path: Path) -> set[str]:
-    """The attributes of ``module`` that a file uses, where it imports all of it."""
+    """Return the attributes of ``module`` that a file uses, where it imports all of it."""
     return {
         node.attr
         for node in ast.walk(ast.parse(path.read_text()))
@@ -55,6 +49,7 @@ def used_of(module: str, path: Path) -> set[str]:
 
 
 def reachable(start: Path) -> set[Path]:
+    """Return the files that ``start`` imports, imports of imports included."""
     seen, pending = set(), [start]
     while pending:
         path = pending.pop()
@@ -64,67 +59,90 @@ def reachable(start: Path) -> set[Path]:
     return seen
 
 
-def test_t33_no_message_of_a_silo_has_a_text_field():
-    """T33: numbers, digests, identifiers and values only."""
+def clip_readers_of(client: Path, root: Path) -> set[str]:
+    """Return the modules that the client reaches and that could know a clip, type annotations included."""
+    reached = {path.relative_to(root) for path in reachable(client)}
+    return {
+        path.as_posix()
+        for path in reached
+        if path.parts[0] not in CLIENT_PACKAGES or any(path.is_relative_to(reader) for reader in CLIP_READERS)
+    }
+
+
+def senders(folder: Path) -> set[str]:
+    """Return the modules in ``folder`` that call a method with which a client sends an update or an evaluation."""
+    methods = {"send_update", "send_evaluation", "submit", "report_evaluation"}
+    return {
+        path.name
+        for path in folder.rglob("*.py")
+        if "training" not in path.parts  # its ``submit`` is a thread pool's
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in methods
+        if not (isinstance(node.func.value, ast.Attribute) and node.func.value.attr == "_guard")
+    }
+
+
+def test_no_message_of_a_silo_has_a_text_field():
+    """Counts, digests, identifiers and parameters only."""
     kinds = (
         pb.JoinRequest, pb.WaitRequest, pb.FetchRequest, pb.UpdatePart, pb.UpdateHeader, pb.TensorShape, pb.Evaluation,
         pb.ClassCount, pb.EvaluationReport, pb.SubjectEvaluation,
     )  # fmt: skip
-    text = [
-        f"{kind.DESCRIPTOR.name}.{field.name}"
-        for kind in kinds
-        for field in kind.DESCRIPTOR.fields
-        if field.type == FieldDescriptor.TYPE_STRING
-    ]
-    assert text == []
-    held = {
-        field.name for kind in kinds for field in kind.DESCRIPTOR.fields if field.type == FieldDescriptor.TYPE_BYTES
-    }
-    assert held == {"settings_sha256", "held_sha256", "base_sha256", "update_id", "payload_sha256", "data", "instance"}
+    fields = [(kind, field) for kind in kinds for field in kind.DESCRIPTOR.fields]
+    assert [
+        f"{kind.__name__}.{field.name}" for kind, field in fields if field.type == FieldDescriptor.TYPE_STRING
+    ] == []
+    assert {field.name for _, field in fields if field.type == FieldDescriptor.TYPE_BYTES} == {
+        "settings_sha256", "held_sha256", "base_sha256", "update_id", "payload_sha256", "data", "instance",
+    }  # fmt: skip
 
 
-def test_t33_the_sender_is_made_of_nothing_that_knows_a_clip():
-    """T33: import graph of the module that talks to the coordinator, type annotations included."""
-    assert {str(path.relative_to(ROOT)) for path in reachable(SENDER)} == SENDERS_PARTS
+def test_the_client_reaches_no_module_that_reads_clips():
+    assert clip_readers_of(ROOT / "agent" / "client.py", ROOT) == set()
 
 
-def test_t33_the_import_graph_can_see_a_wrong_import(tmp_path):
-    (tmp_path / "agent" / "extraction").mkdir(parents=True)
-    (tmp_path / "agent" / "client.py").write_text(
-        "def f():\n    from .extraction.store import x\n    from .. import runtime\n"
-    )
-    (tmp_path / "agent" / "extraction" / "store.py").write_text("from ...runtime.video.decoder import y\n")
-    (tmp_path / "runtime" / "video").mkdir(parents=True)
-    (tmp_path / "runtime" / "video" / "decoder.py").write_text("z = 1\n")
-    found = {path.relative_to(tmp_path).as_posix() for path in reachable(tmp_path / "agent" / "client.py")}
-    assert found == {"agent/client.py", "agent/extraction/store.py", "runtime/video/decoder.py"}
+def test_the_import_rule_finds_a_client_that_reaches_a_clip_reader(tmp_path):
+    for name, text in {
+        "agent/client.py": "def f():\n    from .extraction.store import x\n    from .. import runtime\n",
+        "agent/extraction/store.py": "from ...runtime.video.decoder import y\n",
+        "runtime/video/decoder.py": "z = 1\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = clip_readers_of(tmp_path / "agent" / "client.py", tmp_path)
+    assert found == {"agent/extraction/store.py", "runtime/video/decoder.py"}
 
 
-def test_t33_two_modules_of_an_agent_know_the_network():
-    """T33: the link, and the probe beside it that finds out why a handshake fails.
+def test_only_the_egress_guard_sends_updates_and_evaluations():
+    assert senders(ROOT / "agent") == {"client.py", "guard.py"}
 
-    patience.py and fedproto's have gRPC's names; child processes talk to their parent over a pair of sockets that no
-    address leads to.
+
+def test_the_sending_rule_finds_another_sender(tmp_path):
+    (tmp_path / "daemon.py").write_text("def f(client):\n    client.submit(1, 2)\n")
+    (tmp_path / "right.py").write_text("def f(self, client):\n    self._guard.send_evaluation(client)\n")
+    assert senders(tmp_path) == {"daemon.py"}
+
+
+def test_only_the_connections_modules_import_network_modules():
+    """gRPC in client, retries and error translation; a socket in the probe that explains a failed handshake.
+
+    Child processes talk to their parent over a pair of connected sockets, which have no address.
     """
-    knowing = {
-        str(path.relative_to(ROOT)): sorted(imports(path)[1] & NETWORK)
-        for room in ("agent", "runtime", "fedproto", "base")
-        for path in (ROOT / room).rglob("*.py")
+    found = {
+        path.relative_to(ROOT).as_posix(): sorted(imports(path)[1] & NETWORK)
+        for package in ("agent", "runtime", "fedproto", "base")
+        for path in (ROOT / package).rglob("*.py")
         if imports(path)[1] & NETWORK and "_pb2" not in path.name
     }
-    assert knowing == {
+    assert found == {
         "agent/client.py": ["grpc"],
-        "agent/client_errors.py": ["grpc", "socket", "ssl"],
+        "agent/client_errors.py": ["grpc"],
+        "agent/connection.py": ["socket", "ssl"],
         "agent/retry.py": ["grpc"],
         "fedproto/tls.py": ["grpc"],
         CHILDREN: ["socket"],
     }
-    assert used_of("socket", ROOT / CHILDREN) <= {
-        "socket",
-        "socketpair",
-        "send_fds",
-        "recv_fds",
-    }
+    assert used_of("socket", ROOT / CHILDREN) <= {"socket", "socketpair", "send_fds", "recv_fds"}
 
 
 WATCHED = """
@@ -144,8 +162,8 @@ print("calls:", sorted(set(calls)))
 """
 
 
-def test_t33_a_whole_run_opens_no_socket_but_the_links(canary_federation, home):
-    """T33, audit hook: Python opens none at all; gRPC's are its own, opened in the link."""
+def test_a_whole_run_opens_no_socket_from_python(canary_federation, home):
+    """Watched by an audit hook; gRPC opens the client's connection in its own code."""
     canary_federation.start()
     home.settings(canary_federation)
     done = subprocess.run(

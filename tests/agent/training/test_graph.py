@@ -51,8 +51,14 @@ def test_float32_gradients_are_those_of_autograd_to_1e_5(head):
     made = open_session(graph.model, threads=2).run({"x": x, "y": y, **params})
     product, expected, start = open_session(product_graph(), threads=1), torch_gradients(spec, params, x, y), 0
     for name, (outputs, _) in linear_maps(spec).items():
-        feeds = {"slope": made["slopes"][start : start + outputs], "below": {"x": x, **made}[graph.below[name]]}
-        found = {f"{name}.weight": product.run(feeds)["gradient"], f"{name}.bias": feeds["slope"].sum(axis=1)}
+        feeds = {
+            "output_gradients": made["output_gradients"][start : start + outputs],
+            "layer_inputs": {"x": x, **made}[graph.layer_inputs[name]],
+        }
+        found = {
+            f"{name}.weight": product.run(feeds)["gradient"],
+            f"{name}.bias": feeds["output_gradients"].sum(axis=1),
+        }
         for tensor, gradient in found.items():
             apart = np.linalg.norm(gradient - expected[tensor]) / np.linalg.norm(expected[tensor])
             assert apart < 1e-5, tensor

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from flamest.agent.training import private, steps, trainer
 from flamest.agent.training.dataset import FeatureTable
-from flamest.agent.training.private import FILL, OPEN, Protection, Sampling, fresh_generator, poisson_batch, protected
+from flamest.agent.training.private import (
+    FILL,
+    UNPROTECTED,
+    Protection,
+    Sampling,
+    fresh_generator,
+    poisson_batch,
+    protected,
+)
 from flamest.agent.training.trainer import HeadTrainer
 from flamest.base.errors import DataError
 from flamest.fedproto.head import HeadSpec, initial_params
@@ -229,7 +237,7 @@ def test_an_update_within_the_norm_is_left_alone():
     left = protected(base, params, Protection("clip", 1e3, 0.0), fresh_generator())
     for name in base:
         np.testing.assert_allclose(left[name], params[name], rtol=0, atol=1e-7)
-    assert protected(base, params, OPEN, fresh_generator()) is params
+    assert protected(base, params, UNPROTECTED, fresh_generator()) is params
 
 
 def test_an_updates_noise_is_a_share_of_the_norm():

@@ -1,7 +1,7 @@
 """Which model is best, what the end of a run measures, and what it costs to get there."""
 
 import pytest
-from flamest.agent.evaluation import adopt, classes_to_tell
+from flamest.agent.training.evaluation import adopt, reportable_classes
 from flamest.base.errors import DataError
 from flamest.coordinator.admin.communication_cost import communication_cost_of, communication_costs
 from flamest.coordinator.admin.history import RoundRow, UpdateRow
@@ -61,8 +61,8 @@ def test_classes_are_summed_over_the_silos_that_tell_them_and_survive_their_colu
     ],
 )
 def test_a_class_below_the_floor_is_not_told_and_cannot_be_had_by_subtracting(counts, floor, told):
-    assert classes_to_tell(counts, floor) == told
-    left = sum(counts.values()) - sum(counts[label] for label in classes_to_tell(counts, floor))
+    assert reportable_classes(counts, floor) == told
+    left = sum(counts.values()) - sum(counts[label] for label in reportable_classes(counts, floor))
     assert left == 0 or left >= floor or not told
 
 
@@ -72,7 +72,7 @@ def test_a_silo_keeps_its_own_model_only_if_that_got_more_of_the_same_clips_righ
     assert not adopt(good, bad).own
     assert not adopt(good, good).own
     assert not adopt(None, None).own
-    assert "8 of 10 held-out clips right, this silo's own 9" in adopt(bad, good).words
+    assert "8 of 10 held-out clips right, this silo's own 9" in adopt(bad, good).text
 
 
 def row(number: int, *updates: tuple[str, str, int]) -> RoundRow:

@@ -1,4 +1,4 @@
-"""FedDyn's h_i over rounds that count, rounds that do not, and crashes in between."""
+"""FedDyn's h_i over rounds that count, rounds that do not, and crashes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from flamest.agent.egress.policy import Policy
 from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.agent.tasks import DataSource, RoundWork, train_round
-from flamest.agent.training.client_state import Corrections, TrainedRound
+from flamest.agent.training.client_state import ClientState, TrainedRound
 from flamest.agent.training.dataset import FeatureTable
 from flamest.agent.training.federated import train_silo
 from flamest.agent.training.trainer import HeadTrainer
@@ -33,78 +33,78 @@ def trained(number: int) -> TrainedRound:
 
 
 @pytest.fixture
-def corrections(tmp_path) -> Corrections:
-    return Corrections.of_run(tmp_path, RUN)
+def state(tmp_path) -> ClientState:
+    return ClientState.of_run(tmp_path, RUN)
 
 
 def value(correction) -> float:
-    """Of the files above: one number everywhere."""
+    """Return the one value that fills a file above."""
     assert list(correction) in ([], list(SPEC.shapes))
     values = {float(x) for tensor in correction.values() for x in tensor.flat}
     return values.pop() if values else 0.0
 
 
-def test_a_new_silo_begins_at_zero(corrections):
-    assert corrections.before(1, 0) == {}
-    assert corrections.sent(model(1)) is None
+def test_a_new_silo_starts_at_zero(state):
+    assert state.correction(1, 0) == {}
+    assert state.trained(model(1)) is None
 
 
-def test_a_round_that_counted_is_where_training_goes_on(corrections):
-    corrections.keep(model(1), trained(1))
-    assert value(corrections.before(2, 1)) == 1.1
-    corrections.keep(model(2), trained(2))
-    assert value(corrections.before(3, 2)) == 2.1
-    assert [path.name for path in corrections.folder.iterdir()] == ["round-000002.arrays"]
+def test_training_resumes_from_the_round_that_counted(state):
+    state.save(model(1), trained(1))
+    assert value(state.correction(2, 1)) == 1.1
+    state.save(model(2), trained(2))
+    assert value(state.correction(3, 2)) == 2.1
+    assert [path.name for path in state.folder.iterdir()] == ["round-000002.arrays"]
 
 
-def test_a_round_that_did_not_count_is_rolled_back(corrections):
-    corrections.keep(model(1), trained(1))
-    corrections.before(2, 1)
-    corrections.keep(model(2), trained(2))  # refused, late, or abandoned
-    assert value(corrections.before(3, 1)) == 1.1
-    assert [path.name for path in corrections.folder.iterdir()] == ["round-000001.arrays"]
+def test_a_round_that_did_not_count_is_rolled_back(state):
+    state.save(model(1), trained(1))
+    state.correction(2, 1)
+    state.save(model(2), trained(2))  # refused, late, or abandoned
+    assert value(state.correction(3, 1)) == 1.1
+    assert [path.name for path in state.folder.iterdir()] == ["round-000001.arrays"]
 
 
-def test_a_first_round_that_did_not_count_goes_back_to_zero(corrections):
-    corrections.keep(model(1), trained(1))
-    assert corrections.before(2, 0) == {}
-    assert list(corrections.folder.iterdir()) == []
+def test_a_first_round_that_did_not_count_goes_back_to_zero(state):
+    state.save(model(1), trained(1))
+    assert state.correction(2, 0) == {}
+    assert list(state.folder.iterdir()) == []
 
 
-def test_a_round_that_was_interrupted_sends_what_it_sent_before(corrections):
-    corrections.keep(model(4), trained(4))
-    corrections.before(4, 0)
-    again = corrections.sent(model(4))
+def test_an_interrupted_round_returns_what_was_trained_before(state):
+    state.save(model(4), trained(4))
+    state.correction(4, 0)
+    again = state.trained(model(4))
     assert again is not None
     assert params_sha256(again.params) == params_sha256(trained(4).params)
     assert (again.examples, again.loss, value(again.correction)) == (14, 0.125, 4.1)
 
 
-def test_another_model_under_the_same_number_is_trained_anew(corrections):
-    corrections.keep(model(4), trained(4))
-    assert corrections.sent(model(4, seed=77)) is None
+def test_another_model_of_the_same_round_is_trained_again(state):
+    state.save(model(4), trained(4))
+    assert state.trained(model(4, seed=77)) is None
 
 
 @pytest.mark.parametrize("harm", ["removed", "cut", "flipped"])
-def test_a_lost_file_begins_anew_at_zero_and_ends_nothing(corrections, harm):
-    corrections.keep(model(3), trained(3))
-    path = corrections.folder / "round-000003.arrays"
+def test_a_lost_file_starts_again_at_zero(state, harm):
+    state.save(model(3), trained(3))
+    path = state.folder / "round-000003.arrays"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     if harm == "removed":
         path.unlink()
     else:
         path.write_bytes(content if harm == "flipped" else content[:40])
-    assert corrections.before(4, 3) == {}
+    assert state.correction(4, 3) == {}
 
 
-def test_runs_do_not_share_corrections_and_a_finished_one_leaves_none(tmp_path, corrections):
-    other = Corrections.of_run(tmp_path, RunSettings(**{**vars_of(RUN), "run": "other"}))
-    corrections.keep(model(1), trained(1))
-    assert other.before(2, 1) == {}
-    other.keep(model(1), trained(2))
-    other.forget()
-    assert value(corrections.before(2, 1)) == 1.1
+def test_runs_share_no_state_and_a_finished_one_leaves_none(tmp_path, state):
+    other = ClientState.of_run(tmp_path, RunSettings(**{**vars_of(RUN), "run": "other"}))
+    state.save(model(1), trained(1))
+    assert other.correction(2, 1) == {}
+    other.save(model(1), trained(2))
+    other.remove()
+    assert value(state.correction(2, 1)) == 1.1
     assert not other.folder.exists()
 
 
@@ -142,8 +142,8 @@ def expected_rounds(source, start: GlobalModel, numbers: list[int]) -> list[str]
     table, correction, found = FeatureTable(stored.x, np.array(labels)), {}, []
     trainer = HeadTrainer(SPEC, threads=1)
     for number in numbers:
-        made, correction = train_silo(trainer, RUN, "anna", number, start.params, table, correction)
-        found.append(params_sha256(made.params))
+        result, correction = train_silo(trainer, RUN, "anna", number, start.params, table, correction)
+        found.append(params_sha256(result.params))
     return found
 
 
@@ -156,7 +156,7 @@ def test_the_workers_rounds_are_those_of_the_pure_function(tmp_path, source):
     assert len(set(found)) == 3
 
 
-def test_the_workers_round_after_one_that_did_not_count_is_as_if_that_had_not_been(tmp_path, source):
+def test_a_round_that_did_not_count_has_no_effect_on_the_next(tmp_path, source):
     start = model(0)
     first = train_round(source, work(tmp_path, 1, 0, start))
     train_round(source, work(tmp_path, 2, 1, start))
@@ -165,25 +165,25 @@ def test_the_workers_round_after_one_that_did_not_count_is_as_if_that_had_not_be
     assert params_sha256(third.params) != expected_rounds(source, start, [1, 2, 3])[2]
 
 
-def test_a_crash_after_training_sends_the_same_update_although_clips_were_added(tmp_path, source):
+def test_a_crash_after_training_gives_the_same_update_despite_new_clips(tmp_path, source):
     start = model(0)
-    before = train_round(source, work(tmp_path, 1, 0, start))
+    earlier = train_round(source, work(tmp_path, 1, 0, start))
     fill(source.store, 30, 60)
     after = train_round(source, work(tmp_path, 1, 0, start))
-    assert (params_sha256(after.params), after.examples) == (params_sha256(before.params), 30)
+    assert (params_sha256(after.params), after.examples) == (params_sha256(earlier.params), 30)
     assert train_round(source, work(tmp_path, 2, 1, start)).examples == 60
 
 
-def test_what_cannot_be_kept_is_not_sent(tmp_path, source):
+def test_a_state_that_cannot_be_saved_ends_the_round(tmp_path, source):
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "feddyn").write_text("in the way")
     with pytest.raises(StorageError, match="feddyn"):
         train_round(source, work(tmp_path, 1, 0, model(0)))
 
 
-def test_the_names_of_new_folders_are_durable_too(tmp_path, corrections, monkeypatch):
+def test_the_names_of_new_folders_are_durable_too(tmp_path, state, monkeypatch):
     synced = []
     monkeypatch.setattr("flamest.agent.training.client_state.fsync_directory", synced.append)
-    corrections.keep(model(1), trained(1))
-    corrections.keep(model(2), trained(2))
+    state.save(model(1), trained(1))
+    state.save(model(2), trained(2))
     assert synced == [tmp_path, tmp_path / "feddyn"]

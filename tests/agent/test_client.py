@@ -1,4 +1,4 @@
-"""The silo's link against a real coordinator: what it retries, what it gives up, what it says."""
+"""The silo's client against a real coordinator: what it retries, what it gives up, what it says."""
 
 import dataclasses
 import os
@@ -7,7 +7,7 @@ import time
 
 import pytest
 from flamest.agent.client import Backoff, ClientStopped, ConnectionSettings, CoordinatorClient, RunChanged, StaleUpdate
-from flamest.agent.client_errors import handshake_problem, split_address
+from flamest.agent.connection import handshake_problem, split_address
 from flamest.base.errors import DataError, IdentityError, SettingsError, UnreachableError
 from flamest.base.process import Shutdown
 from flamest.coordinator.admin.authority import revoke_silo
@@ -25,38 +25,38 @@ def federation(make_federation):
     return federation
 
 
-def update_for(run, standing, seed: int = 1, update_id: str = "ab" * 16) -> Update:
+def update_for(run, task, seed: int = 1, update_id: str = "ab" * 16) -> Update:
     params = initial_params(run.head, seed)
-    return Update(standing.round, standing.model_sha256, update_id, 12, params, Evaluation(0.5, 1, 2))
+    return Update(task.round, task.model_sha256, update_id, 12, params, Evaluation(0.5, 1, 2))
 
 
 def test_a_round_from_joining_to_the_receipt(federation):
-    with federation.client("a") as link:
-        assert link.silo == "a"
-        run = link.join()
+    with federation.client("a") as client:
+        assert client.silo == "a"
+        run = client.join()
         assert (run.run, run.labels, run.rounds) == ("run-1", ("fall", "run", "walk"), 2)
-        standing = link.wait(run, 0, 5)
-        assert (standing.phase, standing.round) == (Phase.OPEN, 1)
-        assert 0 < standing.deadline_s <= 60
-        model = link.fetch(run, standing)
-        assert model.sha256 == standing.model_sha256
-        update = update_for(run, standing)
-        receipt = link.submit(run, update)
+        task = client.wait(run, 0, 5)
+        assert (task.phase, task.round) == (Phase.OPEN, 1)
+        assert 0 < task.deadline_s <= 60
+        model = client.fetch(run, task)
+        assert model.sha256 == task.model_sha256
+        update = update_for(run, task)
+        receipt = client.submit(run, update)
         assert (receipt.round, receipt.update_id) == (1, update.update_id)
-        assert link.submit(run, update) == receipt
-        assert link.wait(run, 1, 0.2).phase is Phase.WAIT
+        assert client.submit(run, update) == receipt
+        assert client.wait(run, 1, 0.2).phase is Phase.WAIT
 
 
 def test_bytes_are_counted_and_a_round_costs_little_more_than_its_tensors(federation):
-    with federation.client("a") as link:
-        run = link.join()
-        standing = link.wait(run, 0, 5)
-        before = (link.sent_bytes, link.received_bytes)
-        link.fetch(run, standing)
-        link.submit(run, update_for(run, standing))
+    with federation.client("a") as client:
+        run = client.join()
+        task = client.wait(run, 0, 5)
+        before = (client.sent_bytes, client.received_bytes)
+        client.fetch(run, task)
+        client.submit(run, update_for(run, task))
         size = payload_bytes(run.head)
-        assert size < link.sent_bytes - before[0] < size + 600
-        assert size < link.received_bytes - before[1] < size + 600
+        assert size < client.sent_bytes - before[0] < size + 600
+        assert size < client.received_bytes - before[1] < size + 600
 
 
 def test_no_answer_is_tried_again_soon_and_then_at_any_time_until_patience_is_over(federation):
@@ -70,9 +70,9 @@ def test_no_answer_is_tried_again_soon_and_then_at_any_time_until_patience_is_ov
 
     with CoordinatorClient.open(
         settings, retry=Backoff(give_up_after_s=1.0, first_s=0.05, spread_s=0.4, sleep=sleep)
-    ) as link:
+    ) as client:
         with pytest.raises(UnreachableError, match=settings.address) as error:
-            link.join()
+            client.join()
     assert error.value.exit_code == 69
     assert len(pauses) >= 3
     assert 0.5 * 0.05 <= pauses[0] <= 1.5 * 0.05
@@ -81,84 +81,84 @@ def test_no_answer_is_tried_again_soon_and_then_at_any_time_until_patience_is_ov
 
 def test_a_call_outlives_a_restart_of_the_coordinator(federation):
     federation.config.write_text(federation.config.read_text().replace("127.0.0.1:0", federation.address))
-    with federation.client("a", give_up_after_s=15.0) as link:
-        run = link.join()
-        standing = link.wait(run, 0, 5)
+    with federation.client("a", give_up_after_s=15.0) as client:
+        run = client.join()
+        task = client.wait(run, 0, 5)
         federation.stop()
         restarted = threading.Timer(0.5, federation.start)
         restarted.start()
-        receipt = link.submit(run, update_for(run, standing))
+        receipt = client.submit(run, update_for(run, task))
         restarted.join()
     assert receipt.round == 1
     assert federation.rounds()[0]["accepted"] == 1
 
 
 def test_another_run_on_the_coordinator_asks_to_join_again(federation):
-    with federation.client("a") as link:
-        run = link.join()
-        standing = link.wait(run, 0, 5)
+    with federation.client("a") as client:
+        run = client.join()
+        task = client.wait(run, 0, 5)
     federation.stop()
     federation.config.write_text(federation.config.read_text().replace('name = "run-1"', 'name = "run-2"'))
     federation.start()
-    with federation.client("a") as link:
+    with federation.client("a") as client:
         for call in (
-            lambda: link.wait(run, 0, 1),
-            lambda: link.fetch(run, standing),
-            lambda: link.submit(run, update_for(run, standing)),
+            lambda: client.wait(run, 0, 1),
+            lambda: client.fetch(run, task),
+            lambda: client.submit(run, update_for(run, task)),
         ):
             with pytest.raises(RunChanged, match="run-2"):
                 call()
-        assert link.join().run == "run-2"
+        assert client.join().run == "run-2"
 
 
 def test_work_that_no_round_needs_is_stale_and_says_why(federation):
-    with federation.client("a") as link:
-        run = link.join()
-        standing = link.wait(run, 0, 5)
-        good = update_for(run, standing)
+    with federation.client("a") as client:
+        run = client.join()
+        task = client.wait(run, 0, 5)
+        good = update_for(run, task)
         for update, code in [
             (dataclasses.replace(good, round=2), "stale_round"),
             (dataclasses.replace(good, base_sha256="00" * 32), "stale_base"),
         ]:
             with pytest.raises(StaleUpdate) as error:
-                link.submit(run, update)
+                client.submit(run, update)
             assert error.value.code == code
-        link.submit(run, good)
+        client.submit(run, good)
         with pytest.raises(StaleUpdate) as error:
-            link.submit(run, dataclasses.replace(good, update_id="cd" * 16))
+            client.submit(run, dataclasses.replace(good, update_id="cd" * 16))
         assert error.value.code == "already_answered"
         with pytest.raises(StaleUpdate):
-            link.fetch(run, dataclasses.replace(standing, round=7))
+            client.fetch(run, dataclasses.replace(task, round=7))
 
 
 def test_a_model_with_another_hash_than_announced_is_refused(federation):
-    with federation.client("a") as link:
-        run = link.join()
-        standing = link.wait(run, 0, 5)
+    with federation.client("a") as client:
+        run = client.join()
+        task = client.wait(run, 0, 5)
         with pytest.raises(DataError, match="has the hash") as error:
-            link.fetch(run, dataclasses.replace(standing, model_sha256="00" * 32))
+            client.fetch(run, dataclasses.replace(task, model_sha256="00" * 32))
         assert error.value.code == "digest"
 
 
 def test_an_update_that_is_not_the_heads_is_not_even_sent(federation):
-    with federation.client("a") as link:
-        run = link.join()
-        standing = link.wait(run, 0, 5)
-        update = update_for(run, standing)
+    with federation.client("a") as client:
+        run = client.join()
+        task = client.wait(run, 0, 5)
+        update = update_for(run, task)
         update.params["0.bias"][0] = float("nan")
-        sent = link.sent_bytes
+        sent = client.sent_bytes
         with pytest.raises(DataError, match="NaN"):
-            link.submit(run, update)
-        assert link.sent_bytes == sent
+            client.submit(run, update)
+        assert client.sent_bytes == sent
 
 
 def test_a_revoked_silo_is_told_so_and_does_not_try_again(federation):
-    with federation.client("a", give_up_after_s=60.0) as link:
-        run = link.join()
+    with federation.client("a", give_up_after_s=60.0) as client:
+        run = client.join()
         revoke_silo(federation.folder, "a")
         began = time.monotonic()
         with pytest.raises(IdentityError, match="was revoked") as error:
-            link.wait(run, 0, 5)
+            client.wait(run, 0, 5)
         assert time.monotonic() - began < 2
     assert (error.value.code, error.value.exit_code) == ("revoked", 77)
 
@@ -203,9 +203,9 @@ def test_a_server_under_another_name_is_not_trusted(federation):
     federation.start()
     settings = federation.connection_settings("a")
     assert settings.address.startswith("127.0.0.2:")  # its certificate is for 127.0.0.1 and localhost
-    with CoordinatorClient.open(settings) as link:
+    with CoordinatorClient.open(settings) as client:
         with pytest.raises(IdentityError) as error:
-            link.join()
+            client.join()
     assert error.value.code == "server_certificate"
 
 
@@ -213,15 +213,15 @@ def test_a_server_under_another_name_is_not_trusted(federation):
 def test_a_call_ends_soon_after_the_process_is_asked_to_end(federation, connected):
     settings = federation.connection_settings("a")
     shutdown = Shutdown()
-    with CoordinatorClient.open(settings, shutdown=shutdown) as link:
-        run = link.join()
-        link.wait(run, 0, 5)  # the first question of a silo is answered at once, whatever it says that it answered
+    with CoordinatorClient.open(settings, shutdown=shutdown) as client:
+        run = client.join()
+        client.wait(run, 0, 5)  # the first question of a silo is answered at once, whatever it says that it answered
         if not connected:
             federation.stop()
         threading.Timer(0.4, shutdown.request).start()
         began = time.monotonic()
         with pytest.raises(ClientStopped):
-            link.wait(run, 1, 60)
+            client.wait(run, 1, 60)
         assert time.monotonic() - began < 3
 
 
@@ -237,14 +237,14 @@ def test_addresses_of_both_kinds_are_understood():
 
 
 def test_many_silos_of_one_machine_do_not_share_a_connection(federation):
-    links = [federation.client(name) for name in "ab"]
+    clients = [federation.client(name) for name in "ab"]
     try:
-        runs = [link.join() for link in links]
-        for link, run in zip(links, runs, strict=True):
-            link.submit(run, update_for(run, link.wait(run, 0, 5), update_id=os.urandom(16).hex()))
+        runs = [client.join() for client in clients]
+        for client, run in zip(clients, runs, strict=True):
+            client.submit(run, update_for(run, client.wait(run, 0, 5), update_id=os.urandom(16).hex()))
     finally:
-        for link in links:
-            link.close()
+        for client in clients:
+            client.close()
     silos = {path.stem for path in (federation.state / "runs" / "run-1").rglob("*.f32")}
     assert federation.rounds()[0]["accepted"] == 2
     assert silos <= {"a", "b"}
