@@ -1,4 +1,7 @@
-"""From sources of weights to one bundle folder, with its proof of parity. All or nothing."""
+"""The whole build of a bundle: sources of weights -> graphs -> parity -> manifest -> TensorRT engines.
+
+All or nothing up to the manifest; engines come after it, because the bundle can be used without them.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,21 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..base.clock import utc_text
 from ..base.files import new_directory, sha256_file, write_atomic
-from ..base.progress import Progress
+from ..base.progress import Progress, progress_bar
+from ..runtime.backends.tensorrt.supply import BuildTarget, EngineResult
 from ..runtime.bundle.manifest import (
-    KEYFRAMES_SOURCE,
     MANIFEST_FILE,
     SCHEMA,
+    TOKENIZER_FILE,
     CrossAttention,
     FileEntry,
+    KeyframeRule,
     Manifest,
     RetrievedCaption,
     Source,
@@ -26,96 +32,101 @@ from ..runtime.bundle.manifest import (
     VisionLanguage,
     encode_manifest,
 )
-from ..runtime.bundle.records import Calibration, ChainParity, Parity
+from ..runtime.bundle.records import Calibration
 from .checks import check_graphs, must_pass
+from .engines import add_engines
 from .networks.extractors import ExtractorEntry
-from .parity.chain import sum_up
+from .networks.reference import quiet_libraries, torch_threads
 from .parts import (
-    BLIP_STEPS,
-    CLIP_STEPS,
-    CNN_STEPS,
-    KEYFRAME_STEPS,
     ExportContext,
-    Part,
-    export_blip,
-    export_clip,
-    export_cnn,
-    export_keyframes,
-    first_layers,
+    ExportedPart,
+    captioner_part,
+    keyframe_part,
+    motion_part,
+    phase,
+    retrieved_caption,
+    retriever_part,
+    spatio_temporal,
+    total_parity,
+    vision_language,
 )
-from .precision.calibration import CHAIN_SEED, CalibrationClips, seeded_footage
-from .precision.lowering import STATIC, Lowering
+from .precision.calibration import CHAIN_SEED, CalibrationClips, seeded_clips
+from .precision.choice import FP32, PrecisionChoice
+from .precision.lowering import STATIC, choose_lowering
+from .weights.loading import LoadedVideo, open_blip, open_clip, open_video
 from .weights.releases import licence_warning
-from .weights.sources import open_video
+from .weights.source import WeightSource
 
 LICENCES_FILE = "LICENCES.txt"
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to build, and where."""
+    """A bundle to build: all that the options of ``flamest-export`` decide."""
 
     extractor: ExtractorEntry
-    sources: Mapping[str, str]  # by network; at least those of the extractor's ``needed_networks``
+    sources: Mapping[str, WeightSource]  # by network; at least those of the extractor's ``needed_networks``
     out: Path
-    backend: str = "onnx"  # or "tensorrt": the graphs' form; plans are built afterwards
+    backend: str = "onnx"  # or "tensorrt": the form of the graphs
+    precision: PrecisionChoice = FP32
     cross_attention: CrossAttention = "bidirectional"
     captioned_frames: int = 1
     captions: Path | None = None  # CLIP's; None: those that come with its source
     extraction_seed: int = 0
     threads: int | None = None
     check: bool = False  # with every check that needs no GPU (checks.py)
-    lowering: Lowering = field(default_factory=Lowering)
-    own_clips: CalibrationClips | None = None  # to compare chains on; None: seeded clips
+    own_clips: CalibrationClips | None = None  # to calibrate int8 and compare chains on; None: seeded clips
+    target: BuildTarget | None = None  # for which TensorRT engines are built; None: no engines
 
 
 @dataclass(frozen=True)
 class Exported:
     manifest: Manifest
-    seconds: float
+    seconds: float  # without the engines
+    engines: tuple[EngineResult, ...] = ()
+
+
+def build_bundle(request: ExportRequest) -> Exported:
+    """Build the bundle of ``request`` with its engines, showing progress.
+
+    Raises as ``export_bundle`` and ``add_engines``.
+    """
+    with (
+        progress_bar("exporting", steps_of(request.extractor), unit="steps") as progress,
+        quiet_libraries(),
+        torch_threads(request.threads),
+    ):
+        exported = export_bundle(request, progress)
+    if request.target is None:
+        return exported
+    manifest, engines = add_engines(request.out, request.target)
+    return Exported(manifest, exported.seconds, tuple(engines))
 
 
 def steps_of(entry: ExtractorEntry) -> int:
-    """How many steps the export of an extractor counts."""
-    steps = KEYFRAME_STEPS
-    if entry.vlm is not None:
-        steps += {"clip": CLIP_STEPS, "blip": BLIP_STEPS, "blip-text": BLIP_STEPS + 1}[entry.vlm]
-    if entry.network is not None:
-        steps += CNN_STEPS - (1 if entry.network == "slow" else 0)
-    return steps
+    """Steps that ``export_bundle`` counts: loading, each graph, the comparison, for every network."""
+    vlm = {None: 0, "clip": 3, "blip": 4, "blip-text": 5}[entry.vlm]
+    cnn = 0 if entry.network is None else 2 if entry.network == "slow" else 3
+    return vlm + 3 + cnn
 
 
 def export_bundle(request: ExportRequest, progress: Progress) -> Exported:
     """Build the ONNX bundle ``request.out``; nothing is left behind when anything fails.
 
-    ``progress`` counts ``steps_of`` the extractor. Raises DataError when sources are not what they
-    should be or parity fails, UnreachableError without network, StorageError when the folder exists.
+    ``progress`` counts ``steps_of`` the extractor. Raises DataError when a source's files are wrong or
+    parity fails, UnreachableError without network, StorageError when the folder exists.
     """
     started = time.monotonic()
     with new_directory(request.out) as folder:
-        footage = request.own_clips or seeded_footage(CHAIN_SEED)
-        shop = ExportContext(folder, progress, request.threads, request.lowering, footage)
-        parts: list[Part] = []
+        lowering = choose_lowering(request.precision, request.backend, request.own_clips, request.threads)
+        clips = request.own_clips or seeded_clips(CHAIN_SEED)
+        context = ExportContext(folder, progress, request.threads, lowering, clips)
         # One model at a time: each is freed before the next is loaded.
-        vlm = _export_vlm(request, shop, parts)
+        vlm = _export_vlm(request, context)
         gc.collect()
-        with shop.phase(f"load Slow ({request.sources['slow']})"):
-            slow = open_video("slow", request.sources["slow"])
-        keyframes, part = export_keyframes(slow, shop)
-        parts.append(part)
-        network = request.extractor.network
-        sources = {} if network == "slow" else {KEYFRAMES_SOURCE: first_layers(slow)}
-        cnn: SpatioTemporal | None = None
-        if network is not None:
-            loaded = slow
-            if network != "slow":
-                del slow
-                with shop.phase(f"load {network} ({request.sources[network]})"):
-                    loaded = open_video(network, request.sources[network])
-            cnn, part = export_cnn(loaded, request.extractor.choice, shop)
-            parts.append(part)
-        for made in parts:
-            sources |= made.sources
+        keyframes, cnn = _export_video(request, context)
+        parts: list[ExportedPart[Any]] = [part for part in (vlm, keyframes, cnn) if part is not None]
+        sources = {name: source for part in (keyframes, vlm, cnn) if part for name, source in part.sources.items()}
         write_atomic(folder / LICENCES_FILE, _licences(sources))
         manifest = Manifest(
             schema=SCHEMA,
@@ -123,20 +134,15 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Exported:
             extractor=request.extractor.name,
             backend=request.backend,
             extraction_seed=request.extraction_seed,
-            graphs={name: graph for made in parts for name, graph in made.graphs.items()},
-            keyframes=keyframes,
-            vlm=vlm,
-            cnn=cnn,
+            graphs={name: graph for part in parts for name, graph in part.graphs.items()},
+            keyframes=keyframes.record,
+            vlm=None if vlm is None else vlm.record,
+            cnn=None if cnn is None else cnn.record,
             sources=sources,
             files=_list_files(folder),
-            parity=Parity(
-                graphs={name: figures for made in parts for name, figures in made.parity.items()},
-                captions_equal=sum(made.captions_equal for made in parts),
-                captions=sum(made.captions for made in parts),
-                chain=_chain(parts),
-            ),
+            parity=total_parity([part.compared for part in parts]),
             versions=versions(),
-            calibration=_calibration(request.lowering),
+            calibration=_calibration(request.precision, lowering.clips),
         )
         write_atomic(folder / MANIFEST_FILE, encode_manifest(manifest))
         if request.check:
@@ -145,36 +151,50 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Exported:
 
 
 def _export_vlm(
-    request: ExportRequest, shop: ExportContext, parts: list[Part]
-) -> VisionLanguage | RetrievedCaption | None:
-    """The extractor's vision-language part, if it has one; what it adds goes to ``parts``."""
-    vlm: VisionLanguage | RetrievedCaption
+    request: ExportRequest, context: ExportContext
+) -> ExportedPart[VisionLanguage] | ExportedPart[RetrievedCaption] | None:
+    """The vision-language part, where the extractor has one."""
+    sources, progress = request.sources, context.progress
     if request.extractor.vlm is None:
         return None
     if request.extractor.vlm == "clip":
-        vlm, part = export_clip(request.sources["clip"], request.captions, request.captioned_frames, shop)
-    else:
-        attention_mode = "text" if request.extractor.vlm == "blip-text" else request.cross_attention
-        vlm, part = export_blip(request.sources["blip"], attention_mode, request.captioned_frames, shop)
-    parts.append(part)
-    return vlm
+        with phase(progress, f"load CLIP ({sources['clip'].text})"):
+            clip = open_clip(sources["clip"])
+            record = retrieved_caption(clip, request.captions, request.captioned_frames)
+        return context.export(retriever_part(clip, record))
+    with phase(progress, f"load BLIP ({sources['blip'].text})"):
+        blip = open_blip(sources["blip"])
+    write_atomic(context.folder / TOKENIZER_FILE, blip.tokenizer)
+    attention = "text" if request.extractor.vlm == "blip-text" else request.cross_attention
+    vlm = vision_language(blip.model, blip.tokenizer, attention, request.captioned_frames)
+    return context.export(captioner_part(blip, vlm))
 
 
-def _chain(parts: list[Part]) -> ChainParity | None:
-    compared = [part for part in parts if part.chain is not None]
-    named = {"cnn" if "cnn" in part.graphs else "vlm": part for part in compared}
-    return sum_up(
-        {name: part.chain for name, part in named.items() if part.chain is not None},
-        {name: [graph.precision for graph in part.graphs.values()] for name, part in named.items()},
-    )
+def _export_video(
+    request: ExportRequest, context: ExportContext
+) -> tuple[ExportedPart[KeyframeRule], ExportedPart[SpatioTemporal] | None]:
+    """The keyframe graph from Slow, and the spatio-temporal part where the extractor has one."""
+    network = request.extractor.network
+    loaded = _load_video("slow", request, context)
+    keyframes = context.export(keyframe_part(loaded, alone=network != "slow"))
+    if network is None:
+        return keyframes, None
+    if network != "slow":
+        del loaded  # freed before the next network is loaded
+        loaded = _load_video(network, request, context)
+    return keyframes, context.export(motion_part(loaded, spatio_temporal(loaded, request.extractor.choice)))
 
 
-def _calibration(lowering: Lowering) -> Calibration | None:
-    """Where the scales of int8 activations came from; None where there are none."""
-    static = {graph for graph in STATIC if lowering.choice.of(graph) == "int8"}
-    if not static:
-        return None
-    return Calibration(source=lowering.footage.source, clips=lowering.footage.clips)
+def _load_video(network: str, request: ExportRequest, context: ExportContext) -> LoadedVideo:
+    title = "Slow" if network == "slow" else network
+    with phase(context.progress, f"load {title} ({request.sources[network].text})"):
+        return open_video(request.sources[network])
+
+
+def _calibration(choice: PrecisionChoice, clips: CalibrationClips) -> Calibration | None:
+    """The clips that the scales of int8 activations came from; None where there are no such scales."""
+    static = {graph for graph in STATIC if choice.of(graph) == "int8"}
+    return Calibration(source=clips.source, clips=clips.clips) if static else None
 
 
 def _licences(sources: dict[str, Source]) -> bytes:
@@ -191,7 +211,7 @@ def _list_files(folder: Path) -> dict[str, FileEntry]:
 
 
 def versions() -> dict[str, str]:
-    """What built the bundle, by package."""
+    """Versions of Python and of the packages that built the bundle."""
     packages = ("flamest", "onnx", "onnxruntime", "onnxscript", "pytorchvideo", "torch", "torchvision", "transformers")
     found = {"python": platform.python_version()}
     for package in packages:

@@ -15,14 +15,14 @@ from ..runtime.bundle.records import Graph
 from ..runtime.bundle.signature import TrustedKeys
 from .graphs.tensorrt_operators import NEWER_OPSETS, OPSETS, STANDARD, newer_operators, parser_problems
 from .graphs.views import GraphView, view_graph
-from .precision.dtypes import is_precision, product_kinds, read_ledger
+from .precision.dtypes import is_precision, product_kinds, read_dtype_histogram
 
 CHECKS = (
     "one file",
     "ONNX checker",
     "strict shape inference",
     "tensors and axes",
-    "dtype ledger",
+    "dtype histogram",
     "TensorRT operators",
 )
 _SHOWN = 4  # problems of one kind that are named
@@ -82,7 +82,7 @@ def _check_graph(folder: Path, name: str, graph: Graph, manifest: Manifest) -> I
         return
     yield found("strict shape inference", ())
     yield found("tensors and axes", _interface(graph, view))
-    yield found("dtype ledger", _ledger(path, graph))
+    yield found("dtype histogram", _dtypes(path, graph))
     # An int8 form that was chosen for another backend is not meant for TensorRT: said, and no failure.
     elsewhere = graph.precision == "int8" and manifest.backend != "tensorrt"
     yield found("TensorRT operators", _operators(view), remark=elsewhere)
@@ -124,12 +124,12 @@ def _shown(tensor: tuple[str, tuple[int | str, ...]] | None) -> str:
     return "absent" if tensor is None else f"{tensor[0]}[{', '.join(map(str, tensor[1]))}]"
 
 
-def _ledger(path: Path, graph: Graph) -> Iterator[str]:
+def _dtypes(path: Path, graph: Graph) -> Iterator[str]:
     """The file computes in what the manifest says, and that is what its precision promises."""
-    dtype_histogram = read_ledger(path)
-    if dtype_histogram != graph.dtype_histogram:
-        yield f"computes in {dtype_histogram}, the manifest says {graph.dtype_histogram}"
-    kinds = product_kinds(dtype_histogram)
+    histogram = read_dtype_histogram(path)
+    if histogram != graph.dtype_histogram:
+        yield f"computes in {histogram}, the manifest says {graph.dtype_histogram}"
+    kinds = product_kinds(histogram)
     if not is_precision(kinds, graph.precision):
         yield f"its products are in {', '.join(sorted(kinds)) or 'nothing'}, its precision is {graph.precision}"
 

@@ -1,4 +1,4 @@
-"""What an export would do, without doing it: sources, sizes, memory, downloads. No weights are read.
+"""Estimate of an export: sources, sizes, memory, downloads. No weights are read.
 
 The networks are built from their configurations with memory that is not set, and their graphs' constants
 counted: the sizes of the files follow to a few per cent. Seconds, whatever the networks' sizes.
@@ -17,9 +17,12 @@ from ..runtime.bundle.records import Precision
 from .networks.blip import vision_module
 from .networks.extractors import ExtractorEntry
 from .networks.slow import keyframe_module
-from .networks.video import VIDEO_NETWORKS
-from .weights.hub import cached_folder, is_hub_id
-from .weights.releases import BY_SOURCE, MINIWORLD, licence_of, licence_warning, pinned_revision
+from .networks.small import BUILDERS, SMALL_FORMS
+from .weights.checkpoints import WEIGHT_FILES
+from .weights.hub import cached_folder
+from .weights.releases import BY_SOURCE, licence_warning, pinned_revision
+from .weights.source import WeightSource
+from .weights.video import VIDEO_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,9 +71,12 @@ class Estimate:
 
 
 def estimate(
-    entry: ExtractorEntry, sources: Mapping[str, str], out: Path, precisions: Mapping[str, Precision] | None = None
+    entry: ExtractorEntry,
+    sources: Mapping[str, WeightSource],
+    out: Path,
+    precisions: Mapping[str, Precision] | None = None,
 ) -> Estimate:
-    """``sources``: by network the source word; ``precisions``: by graph, fp32 where none is given.
+    """``sources``: by network; ``precisions``: by graph, fp32 where none is given.
 
     Raises DataError when a local folder's configuration describes no network.
     """
@@ -83,7 +89,7 @@ def estimate(
         size = wide * BYTES[precision] + (values - wide) * 4 + _NODES
         graphs.append(GraphEstimate(name, precision, values, size))
         largest = max(largest, 4 * values)
-    found = tuple(_source(network, sources[network]) for network in entry.needed_networks)
+    found = tuple(_estimate_source(sources[network]) for network in entry.needed_networks)
     tokenizer = _TOKENIZER if entry.vlm in ("blip", "blip-text") else 0
     warnings = [licence_warning(source.network, source.licence) for source in found]
     return Estimate(
@@ -99,7 +105,7 @@ def estimate(
 Shape = tuple[int, ...]
 
 
-def _graph_shapes(entry: ExtractorEntry, sources: Mapping[str, str]) -> Iterator[tuple[str, list[Shape]]]:
+def _graph_shapes(entry: ExtractorEntry, sources: Mapping[str, WeightSource]) -> Iterator[tuple[str, list[Shape]]]:
     """By graph the shapes of its constants, one network at a time."""
     if entry.vlm == "clip":
         model = _build_clip(sources["clip"])
@@ -113,13 +119,13 @@ def _graph_shapes(entry: ExtractorEntry, sources: Mapping[str, str]) -> Iterator
             yield "words", _shapes(model.text_decoder.bert, without=("crossattention",))
         del model
         gc.collect()
-    slow, frames = _build_video("slow", sources["slow"])
+    slow, frames = _build_video(sources["slow"])
     yield "keyframes", _shapes(keyframe_module(slow))
     if entry.network is not None:
         net = slow
         if entry.network != "slow":
-            net, frames = _build_video(entry.network, sources[entry.network])
-        module = VIDEO_NETWORKS[entry.network].module(net, frames)
+            net, frames = _build_video(sources[entry.network])
+        module = VIDEO_WEIGHTS[entry.network].network.module(net, frames)
         yield "cnn", _shapes(module, without=("proj", "classifier", "fc"))
 
 
@@ -136,74 +142,61 @@ def _shapes(module: nn.Module, without: tuple[str, ...] = ()) -> list[Shape]:
     return shapes
 
 
-def _build_blip(word: str) -> Any:
-    from .networks.architectures import BLIP_BASE_CONFIG, BLIP_TINY_CONFIG, build_blip
-    from .weights.blip import CONFIG_FILE, read_config
+def _build_blip(source: WeightSource) -> Any:
+    from .networks.blip import BLIP_BASE_CONFIG, BLIP_TINY_CONFIG, build_blip
+    from .weights.transformers import CONFIG_FILE, read_blip_config
 
-    if word.startswith("random:tiny"):
-        return build_blip(BLIP_TINY_CONFIG)
-    if word == MINIWORLD:
-        from .networks.small import BUILDERS
-
+    if source.kind == "random":
+        return build_blip(BLIP_TINY_CONFIG if source.tiny else BLIP_BASE_CONFIG)
+    if source.kind == "miniworld":
         return BUILDERS["blip"]()
-    folder = _folder_of(word)
-    return build_blip(BLIP_BASE_CONFIG if folder is None else read_config(folder / CONFIG_FILE))
+    folder = source.folder if source.kind == "files" else cached_folder(*source.hub_id)
+    return build_blip(BLIP_BASE_CONFIG if folder is None else read_blip_config(folder / CONFIG_FILE))
 
 
-def _build_clip(word: str) -> Any:
+def _build_clip(source: WeightSource) -> Any:
     from .networks.clip import CLIP_BASE_CONFIG, CLIP_TINY_CONFIG, build_clip
 
-    if word == MINIWORLD:
-        from .networks.small import BUILDERS
+    return (
+        BUILDERS["clip"]()
+        if source.kind == "miniworld"
+        else build_clip(CLIP_TINY_CONFIG if source.tiny else CLIP_BASE_CONFIG)
+    )
 
-        return BUILDERS["clip"]()
-    return build_clip(CLIP_TINY_CONFIG if word.startswith("random:tiny") else CLIP_BASE_CONFIG)
 
-
-def _build_video(network: str, word: str) -> tuple[nn.Module, int]:
+def _build_video(source: WeightSource) -> tuple[nn.Module, int]:
     """The network without its weights, and the frames that it sees of a clip."""
-    if word == MINIWORLD:
-        from .networks.small import BUILDERS, SMALL_FORMS
-
-        return BUILDERS[network](), SMALL_FORMS[network].frames
-    entry = VIDEO_NETWORKS[network]
-    net, form = entry.tiny() if word.startswith("random:tiny") else entry.full()
+    if source.kind == "miniworld":
+        return BUILDERS[source.network](), SMALL_FORMS[source.network].frames
+    network = VIDEO_WEIGHTS[source.network].network
+    net, form = network.tiny() if source.tiny else network.full()
     return net, form.frames
 
 
-def _folder_of(word: str) -> Path | None:
-    path = Path(word)
-    if path.exists():
-        return path if path.is_dir() else path.parent
-    return cached_folder(word) if is_hub_id(word) else None
-
-
-def _source(network: str, word: str) -> SourceEstimate:
-    licence = licence_of(word)
-    if word.startswith("random:"):
-        return SourceEstimate(network, word, "", "none", "made from a seed", 0)
-    if word == MINIWORLD:
-        return SourceEstimate(network, word, "", licence, "in this package", 0)
-    if Path(word).exists():
-        return SourceEstimate(network, Path(word).name, "local files", licence, "local files", 0)
-    repository, _, asked = word.partition("@")
-    revision = asked or pinned_revision(repository) or ("main branch" if is_hub_id(word) else "")
-    if _cached(word):
-        return SourceEstimate(network, word, revision, licence, "in this machine's cache", 0)
+def _estimate_source(source: WeightSource) -> SourceEstimate:
+    network, name, licence = source.network, source.name, source.licence
+    if source.kind == "random":
+        return SourceEstimate(network, name, "", licence, "made from a seed", 0)
+    if source.kind == "miniworld":
+        return SourceEstimate(network, name, "", licence, "in this package", 0)
+    if source.kind == "files":
+        return SourceEstimate(network, name, "local files", licence, "local files", 0)
+    repository, revision = source.hub_id
+    revision = revision or pinned_revision(repository) or ("main branch" if source.kind == "hub" else "")
+    if _cached(source):
+        return SourceEstimate(network, name, revision, licence, "in this machine's cache", 0)
     release = BY_SOURCE.get(repository)
     size = release.about_bytes if release else 4 * _published_values(network)
-    return SourceEstimate(network, word, revision, licence, "to be downloaded", size)
+    return SourceEstimate(network, name, revision, licence, "to be downloaded", size)
 
 
-def _cached(word: str) -> bool:
-    from .weights.checkpoints import WEIGHT_FILES
-
-    if is_hub_id(word):
-        folder = cached_folder(word)
+def _cached(source: WeightSource) -> bool:
+    if source.kind == "hub":
+        folder = cached_folder(*source.hub_id)
         return folder is not None and any((folder / name).is_file() for name in WEIGHT_FILES)
     from torch import hub
 
-    return word in BY_SOURCE and (Path(hub.get_dir()) / "checkpoints" / BY_SOURCE[word].file).is_file()
+    return (Path(hub.get_dir()) / "checkpoints" / BY_SOURCE[source.text].file).is_file()
 
 
 def _published_values(network: str) -> int:

@@ -1,18 +1,21 @@
-"""The parts of a bundle, each from a loaded network to graphs with their proof and the manifest's record of it."""
+"""The parts of a bundle: the graphs of each, its record in the manifest, and the comparisons that prove it.
+
+An export makes a part from a loaded network, writes its graphs and compares them; ``flamest-export verify``
+makes the same part from the manifest's record and compares the graphs that are there.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ..base.errors import UsageError
-from ..base.files import write_atomic
+from ..base.errors import DataError, UsageError
 from ..base.progress import Progress
 from ..runtime.bundle.manifest import (
-    TOKENIZER_FILE,
+    KEYFRAMES_SOURCE,
     AttentionMode,
     CaptionRule,
     FrameChoice,
@@ -23,173 +26,201 @@ from ..runtime.bundle.manifest import (
     SpatioTemporal,
     VisionLanguage,
 )
-from ..runtime.bundle.records import Graph, GraphParity
-from .graphs.export import GraphSpec
+from ..runtime.bundle.records import Graph, Parity
 from .graphs.spec import (
     CANDIDATES,
     MAX_NEW_TOKENS,
-    clip_plan,
-    cnn_plan,
-    keyframe_plan,
-    text_plan,
-    vision_plan,
-    words_plan,
+    GraphSpec,
+    clip_spec,
+    cnn_spec,
+    keyframe_spec,
+    text_spec,
+    vision_spec,
+    words_spec,
 )
-from .networks.architectures import FRAMES, VideoForm, parameter_counts
 from .networks.blip import text_shape
 from .networks.clip import encode_captions, hash_tokens, read_captions, tokenize_captions
 from .networks.preprocessing import blip_frames, pytorchvideo_frames
-from .networks.slow import keyframe_width
+from .networks.slow import FRAMES, keyframe_width
 from .parity.blip import compare_blip
-from .parity.chain import ChainPart, compare_captioner, compare_motion, compare_retriever
+from .parity.chain import ChainPart, compare_captioner, compare_motion, compare_retriever, sum_up
+from .parity.comparison import PartParity
 from .parity.single_graphs import compare_clip, compare_cnn, compare_keyframes
 from .parity.written_graphs import WrittenGraphs
-from .precision.calibration import CHAIN_SEED, CalibrationClips, seeded_footage
+from .precision.calibration import CalibrationClips
 from .precision.lowering import Lowering, write_lowered
-from .weights.sources import ClipSource, VideoSource, hash_weights, open_blip, open_clip
+from .weights.loading import LoadedBlip, LoadedClip, LoadedVideo, describe_weights
 from .weights.tokenizer import token_id
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import BlipForConditionalGeneration
 
+Record = TypeVar("Record")  # of the manifest
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Generic[Record]):
+    """One network of a bundle."""
+
+    title: str  # for people
+    record: Record
+    sources: Mapping[str, Source]  # for the manifest
+    specs: tuple[GraphSpec, ...]
+    frames: FramePreprocessing | None  # how the frames of its graphs are prepared; None: by the keyframe rule
+    compare: Callable[[WrittenGraphs], PartParity]  # with the library's network
+    compare_chain: Callable[[WrittenGraphs, CalibrationClips], ChainPart] | None  # with the same chain in fp32
+
+
+@dataclass(frozen=True)
+class ComparedPart:
+    """Figures of a part; ``chain`` is None where all its graphs are fp32."""
+
+    parity: PartParity
+    chain: ChainPart | None = None
+
+
+@dataclass(frozen=True)
+class ExportedPart(Generic[Record]):
+    """A part whose graphs are written and compared."""
+
+    record: Record
+    sources: Mapping[str, Source]
+    graphs: dict[str, Graph]
+    compared: ComparedPart
+
 
 @dataclass(frozen=True)
 class ExportContext:
-    """Where the parts are made: the bundle's folder, who watches, and how many cores there are."""
+    """The bundle's folder, its progress, and the settings that all parts share."""
 
     folder: Path
     progress: Progress
     threads: int | None
-    lowering: Lowering = field(default_factory=Lowering)
-    footage: CalibrationClips = field(
-        default_factory=lambda: seeded_footage(CHAIN_SEED)
-    )  # for the comparison of whole chains
+    lowering: Lowering
+    clips: CalibrationClips  # for the comparison of whole chains
 
-    @contextlib.contextmanager
-    def phase(self, text: str) -> Iterator[None]:
-        """One step of long work: said when it begins, counted when it is done."""
-        self.progress.describe(text)
-        yield
-        self.progress.advance()
+    def export(self, part: Part[Record]) -> ExportedPart[Record]:
+        """Write the graphs of ``part`` in the precisions that were chosen for them, and compare them with PyTorch.
 
-    def write(self, plan: GraphSpec, frames: FramePreprocessing | None = None) -> dict[str, Graph]:
-        """``frames``: how frames are prepared for the graph, where it sees any."""
-        with self.phase(f"write graph '{plan.name}'"):
-            return {plan.name: write_lowered(plan, self.folder, self.lowering, frames)}
-
-    def written(self, graphs: Mapping[str, Graph]) -> WrittenGraphs:
-        return WrittenGraphs(self.folder, graphs, self.threads)
+        Raises DataError (``parity_failed``) when a graph is further off than its precision allows.
+        """
+        graphs: dict[str, Graph] = {}
+        for spec in part.specs:
+            with phase(self.progress, f"write graph '{spec.name}'"):
+                graphs[spec.name] = write_lowered(spec, self.folder, self.lowering, part.frames)
+        with phase(self.progress, f"compare {part.title} with PyTorch"):
+            compared = compare_part(part, WrittenGraphs(self.folder, graphs, self.threads), self.clips)
+        return ExportedPart(part.record, part.sources, graphs, compared)
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one part adds to the manifest."""
-
-    graphs: dict[str, Graph]
-    parity: dict[str, GraphParity]
-    sources: dict[str, Source]
-    captions: int = 0  # compared with PyTorch's
-    captions_equal: int = 0
-    chain: ChainPart | None = None  # beside fp32, where a graph is in another precision
+@contextlib.contextmanager
+def phase(progress: Progress, text: str) -> Iterator[None]:
+    """One step of long work: described when it begins, counted when it is done."""
+    progress.describe(text)
+    yield
+    progress.advance()
 
 
-BLIP_STEPS, CLIP_STEPS, KEYFRAME_STEPS, CNN_STEPS = 4, 3, 3, 3  # phases of a part; CNN_STEPS with its loading
+def compare_part(part: Part[Any], written: WrittenGraphs, clips: CalibrationClips) -> ComparedPart:
+    """Compare the written graphs of ``part`` with PyTorch, and the whole chain with fp32 where one is lowered."""
+    parity = part.compare(written)
+    lowered = any(written.precision(spec.name) != "fp32" for spec in part.specs)
+    chain = part.compare_chain(written, clips) if lowered and part.compare_chain is not None else None
+    return ComparedPart(parity, chain)
 
 
-def export_blip(
-    name: str, attention_mode: AttentionMode, captioned_frames: int, shop: ExportContext
-) -> tuple[VisionLanguage, Part]:
-    """The captioner from the source ``name``: graphs ``vision``, ``text`` and, read alone, ``words``; its tokenizer."""
-    with shop.phase(f"load BLIP ({name})"):
-        loaded = open_blip(name)
-    spec = vision_language(loaded.model, loaded.tokenizer, attention_mode, captioned_frames)
-    write_atomic(shop.folder / TOKENIZER_FILE, loaded.tokenizer)
-    plans = captioner_plans(loaded.model, attention_mode)
-    graphs = {name: graph for plan in plans.values() for name, graph in shop.write(plan, spec.preprocessing).items()}
-    with shop.phase("compare BLIP with PyTorch"):
-        written = shop.written(graphs)
-        parity = compare_blip(loaded.model, written, spec)
-        chain = None if is_fp32(graphs) else compare_captioner(plans, written, spec, shop.footage)
-    sources = {"blip": loaded.source}
-    return spec, Part(graphs, parity.graphs, sources, parity.captions, parity.captions_equal, chain)
-
-
-def captioner_plans(model: BlipForConditionalGeneration, attention_mode: AttentionMode) -> dict[str, GraphSpec]:
-    plans = (vision_plan(model), text_plan(model), *((words_plan(model),) if attention_mode == "text" else ()))
-    return {plan.name: plan for plan in plans}
-
-
-def is_fp32(graphs: Mapping[str, Graph]) -> bool:
-    return {graph.precision for graph in graphs.values()} == {"fp32"}
-
-
-def export_clip(
-    name: str, captions: Path | None, captioned_frames: int, shop: ExportContext
-) -> tuple[RetrievedCaption, Part]:
-    """CLIP from the source ``name`` with the captions of that file, or those that come with the source."""
-    with shop.phase(f"load CLIP ({name})"):
-        loaded = open_clip(name)
-        spec, tokens = retrieved_caption(loaded, _captions(loaded, captions), captioned_frames)
-    plan = clip_plan(loaded.model, encode_captions(loaded.model, tokens))
-    graphs = shop.write(plan, spec.preprocessing)
-    with shop.phase("compare CLIP with PyTorch"):
-        written = shop.written(graphs)
-        parity = compare_clip(loaded.model, tokens, written, spec)
-        chain = None if is_fp32(graphs) else compare_retriever(plan, written, spec, shop.footage)
-    sources = {"clip": loaded.source}
-    return spec, Part(graphs, {"clip": parity.graph}, sources, parity.captions, parity.captions_equal, chain)
-
-
-def export_keyframes(slow: VideoSource, shop: ExportContext) -> tuple[KeyframeRule, Part]:
-    """Graph ``keyframes`` from Slow; ``sources`` stays empty: the caller knows whether all of Slow is in the bundle."""
-    graphs = shop.write(keyframe_plan(slow.net, slow.form))
-    with shop.phase("compare keyframe features with PyTorch"):
-        parity = compare_keyframes(slow.net, shop.written(graphs), slow.form)
-    return keyframe_rule(slow.net, slow.form), Part(graphs, {"keyframes": parity}, {})
-
-
-def export_cnn(loaded: VideoSource, choice: FrameChoice, shop: ExportContext) -> tuple[SpatioTemporal, Part]:
-    """Graph ``cnn`` from a loaded network."""
-    network, net, form = loaded.network, loaded.net, loaded.form
-    plan = cnn_plan(network, net, form)
-    graphs = shop.write(plan, loaded.preprocessing)
-    with shop.phase(f"compare {network.name} with PyTorch"):
-        written = shop.written(graphs)
-        parity = compare_cnn(network, net, written, form)
-        chain = None if is_fp32(graphs) else compare_motion(plan, written, loaded.preprocessing, shop.footage)
-    spec = SpatioTemporal(
-        network=network.name,
-        preprocessing=loaded.preprocessing,
-        frames=form.frames,
-        choice=choice,
-        width=form.width,
-        pooling=network.pooling,
+def total_parity(parts: Sequence[ComparedPart]) -> Parity:
+    """The manifest's parity figures; raises DataError (``parity_failed``) as ``sum_up``."""
+    return Parity(
+        graphs={name: figures for part in parts for name, figures in part.parity.graphs.items()},
+        captions_equal=sum(part.parity.captions_equal for part in parts),
+        captions=sum(part.parity.captions for part in parts),
+        chain=sum_up([part.chain for part in parts if part.chain is not None]),
     )
-    return spec, Part(graphs, {"cnn": parity}, {network.name: loaded.source}, chain=chain)
 
 
-def first_layers(slow: VideoSource) -> Source:
-    """The source of a keyframe graph alone: Slow's stem to res3, with their own hash and parameters."""
-    from torch import nn
+def captioner_part(loaded: LoadedBlip, vlm: VisionLanguage) -> Part[VisionLanguage]:
+    """BLIP: graphs ``vision``, ``text`` and, where the caption is encoded alone, ``words``."""
+    model = loaded.model
+    specs = (vision_spec(model), text_spec(model), *((words_spec(model),) if vlm.attention_mode == "text" else ()))
+    return Part(
+        title="BLIP",
+        record=vlm,
+        sources={"blip": loaded.source},
+        specs=specs,
+        frames=vlm.preprocessing,
+        compare=lambda written: compare_blip(model, written, vlm),
+        compare_chain=lambda written, clips: compare_captioner(specs, written, vlm, clips),
+    )
 
-    net: Any = slow.net
-    layers = nn.Sequential(*net.blocks[:3])
-    counted, stored = parameter_counts(layers)
-    return Source(
-        name=slow.source.name,
-        revision=f"stem to res3 of Slow, {slow.source.revision}",
-        weights_sha256=hash_weights(layers),
-        parameters=counted,
-        parameters_tied=stored,
-        licence=slow.source.licence,
+
+def retriever_part(loaded: LoadedClip, vlm: RetrievedCaption) -> Part[RetrievedCaption]:
+    """CLIP: graph ``clip``, which holds the vectors of the captions.
+
+    Raises DataError (``other_weights``) when the tokenizer is not the one of the record.
+    """
+    model = loaded.model
+    tokens = tokenize_captions(loaded.tokenizer, vlm.captions, model.config)
+    if hash_tokens(tokens) != vlm.tokens_sha256:
+        raise DataError("--clip has another tokenizer than that of the export", code="other_weights")
+    spec = clip_spec(model, encode_captions(model, tokens))
+    return Part(
+        title="CLIP",
+        record=vlm,
+        sources={"clip": loaded.source},
+        specs=(spec,),
+        frames=vlm.preprocessing,
+        compare=lambda written: compare_clip(model, tokens, written, vlm),
+        compare_chain=lambda written, clips: compare_retriever(spec, written, vlm, clips),
+    )
+
+
+def keyframe_part(slow: LoadedVideo, *, alone: bool) -> Part[KeyframeRule]:
+    """The first layers of Slow: graph ``keyframes``, which is fp32 in every bundle.
+
+    ``alone``: the bundle holds no more of Slow, so these layers are a source of their own.
+    """
+    net, form = slow.net, slow.form
+    sources = {KEYFRAMES_SOURCE: _first_layers(slow)} if alone else {}
+    rule = KeyframeRule(
+        count=FRAMES,
+        candidates=CANDIDATES,
+        preprocessing=pytorchvideo_frames(form.keyframe_size),
+        feature_width=keyframe_width(net),
+        space="slow stem to res3, mean over positions",
+    )
+    spec = keyframe_spec(net, form)
+    return Part(
+        title="keyframe features",
+        record=rule,
+        sources=sources,
+        specs=(spec,),
+        frames=None,
+        compare=lambda written: compare_keyframes(net, written, form),
+        compare_chain=None,
+    )
+
+
+def motion_part(loaded: LoadedVideo, cnn: SpatioTemporal) -> Part[SpatioTemporal]:
+    """A spatio-temporal network: graph ``cnn``."""
+    network, net, form = loaded.network, loaded.net, loaded.form
+    spec = cnn_spec(network, net, form)
+    return Part(
+        title=network.name,
+        record=cnn,
+        sources={network.name: loaded.source},
+        specs=(spec,),
+        frames=cnn.preprocessing,
+        compare=lambda written: compare_cnn(network, net, written, form),
+        compare_chain=lambda written, clips: compare_motion(spec, written, cnn.preprocessing, clips),
     )
 
 
 def vision_language(
-    model: BlipForConditionalGeneration, tokenizer: bytes, attention_mode: AttentionMode, captioned_frames: int
+    model: BlipForConditionalGeneration, tokenizer: bytes, attention: AttentionMode, captioned_frames: int
 ) -> VisionLanguage:
-    """Preprocessing, caption rule and reading of a captioner (docs/paper.md, reading 1: greedy, no prompt)."""
+    """The manifest's record of a captioner (docs/paper.md, reading 1: greedy, no prompt)."""
     config, shape = model.config, text_shape(model)
     return VisionLanguage(
         preprocessing=blip_frames(config.vision_config.image_size),
@@ -202,43 +233,48 @@ def vision_language(
             sep_id=token_id(tokenizer, "[SEP]"),
             max_new_tokens=MAX_NEW_TOKENS,
         ),
-        attention_mode=attention_mode,
+        attention_mode=attention,
         width=shape.width,
         captioned_frames=captioned_frames,
     )
 
 
-def retrieved_caption(
-    loaded: ClipSource, captions: tuple[str, ...], captioned_frames: int
-) -> tuple[RetrievedCaption, list[list[int]]]:
-    """The manifest's record, and the captions' token ids."""
-    config = loaded.model.config
-    tokens = tokenize_captions(loaded.tokenizer, captions, config)
-    spec = RetrievedCaption(
-        preprocessing=loaded.preprocessing,
-        captions=captions,
-        tokens_sha256=hash_tokens(tokens),
-        width=2 * config.projection_dim,
-        captioned_frames=captioned_frames,
-    )
-    return spec, tokens
-
-
-def _captions(loaded: ClipSource, file: Path | None) -> tuple[str, ...]:
-    captions = loaded.captions if file is None else read_captions(file)
-    if not captions:
+def retrieved_caption(loaded: LoadedClip, captions: Path | None, captioned_frames: int) -> RetrievedCaption:
+    """The manifest's record of a CLIP, with the captions of that file or those that come with its weights."""
+    texts = loaded.captions if captions is None else read_captions(captions)
+    if not texts:
         raise UsageError(
             "CLIP retrieves captions that were written beforehand, and none are given",
             fix='write {"CLASS": "a caption of that class", …} into a file, and give it with --captions FILE.json',
         )
-    return captions
-
-
-def keyframe_rule(net: nn.Module, form: VideoForm) -> KeyframeRule:
-    return KeyframeRule(
-        count=FRAMES,
-        candidates=CANDIDATES,
-        preprocessing=pytorchvideo_frames(form.keyframe_size),
-        feature_width=keyframe_width(net),
-        space="slow stem to res3, mean over positions",
+    config = loaded.model.config
+    return RetrievedCaption(
+        preprocessing=loaded.preprocessing,
+        captions=texts,
+        tokens_sha256=hash_tokens(tokenize_captions(loaded.tokenizer, texts, config)),
+        width=2 * config.projection_dim,
+        captioned_frames=captioned_frames,
     )
+
+
+def spatio_temporal(loaded: LoadedVideo, choice: FrameChoice) -> SpatioTemporal:
+    """The manifest's record of a spatio-temporal network."""
+    return SpatioTemporal(
+        network=loaded.network.name,
+        preprocessing=loaded.preprocessing,
+        frames=loaded.form.frames,
+        choice=choice,
+        width=loaded.form.width,
+        pooling=loaded.network.pooling,
+    )
+
+
+def _first_layers(slow: LoadedVideo) -> Source:
+    """The source of a keyframe graph alone: Slow's stem to res3, with their own hash and parameters."""
+    from torch import nn
+
+    net: Any = slow.net
+    layers: nn.Module = nn.Sequential(*net.blocks[:3])
+    source = slow.source
+    revision = f"stem to res3 of Slow, {source.revision}"
+    return describe_weights(layers, name=source.name, revision=revision, licence=source.licence)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...base.errors import DataError, MissingExtra, UsageError
 from ...export.networks.small import build_small_clip, load_small
-from ...export.weights.small_vocabulary import small_tokenizer
+from ...export.weights.tokenizer import small_tokenizer
 
 if TYPE_CHECKING:
     import torch

@@ -3,7 +3,7 @@
     a COLOUR OBJECT RELATION a COLOUR OBJECT [on|in GROUND]
 
 The actor comes first. A plain backdrop is not mentioned. Every word is in the small BLIP's vocabulary
-(export/weights/small_vocabulary.py), and none of them says what moves.
+(export/weights/vocabulary.py), and none of them says what moves.
 
 What happens in a clip of the mini-world, before a pixel is drawn: who, where, how large, when.
 

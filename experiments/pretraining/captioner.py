@@ -21,7 +21,8 @@ from ...base.progress import Progress
 from ...export.graphs.spec import MAX_NEW_TOKENS
 from ...export.networks.preprocessing import CLIP_MEAN, CLIP_STD
 from ...export.networks.small import SMALL_FORMS, build_small_blip
-from ...export.weights.small_vocabulary import DEC, PAD, SEP, small_tokenizer
+from ...export.weights.tokenizer import small_tokenizer
+from ...export.weights.vocabulary import PAD, SEP, SMALL_DEC
 from ..miniworld.plan import caption_nouns
 from ..miniworld.videos import OBJECTS
 from .clips import STILL_SIZE, Footage
@@ -108,10 +109,10 @@ def check_loss(loss: Tensor, name: str) -> None:
 
 
 def _language_loss(model: Any, image: Tensor, ids: Tensor) -> Tensor:
-    """Of the next token, after [DEC] in the place of [CLS], as the library computes it."""
+    """Of the next token, after [SMALL_DEC] in the place of [CLS], as the library computes it."""
     import torch
 
-    spoken = torch.where(torch.arange(ids.shape[1]) == 0, DEC, ids)
+    spoken = torch.where(torch.arange(ids.shape[1]) == 0, SMALL_DEC, ids)
     labels = spoken.masked_fill(ids == PAD, -100)
     mask = (ids != PAD).long()
     said = model.text_decoder(
@@ -168,7 +169,7 @@ def write_captions(model: BlipForConditionalGeneration, pixels: Tensor) -> list[
     decoder: Any = model.text_decoder
     with torch.inference_mode():
         image = model.vision_model(pixels).last_hidden_state
-        ids = torch.full((len(pixels), 1), DEC)
+        ids = torch.full((len(pixels), 1), SMALL_DEC)
         for _ in range(MAX_NEW_TOKENS):
             logits = decoder(input_ids=ids, encoder_hidden_states=image).logits
             ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], dim=1)

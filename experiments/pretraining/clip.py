@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ...base.progress import Progress
 from ...export.networks.small import build_small_clip
-from ...export.weights.small_vocabulary import PAD
+from ...export.weights.vocabulary import PAD
 from ..miniworld.plan import class_captions
 from ..miniworld.videos import MOTIONS, OBJECTS
 from .captioner import (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...base.files import write_atomic
 from ...export.networks.small import SMALL_BLIP_CONFIG, WEIGHTS, weights_file
-from ...export.weights.small_vocabulary import small_tokenizer
+from ...export.weights.tokenizer import small_tokenizer
 from ..miniworld.plan import class_captions
 
 if TYPE_CHECKING:

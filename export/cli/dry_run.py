@@ -1,47 +1,29 @@
-"""What ``flamest-export --dry-run`` says; cli.py has the option."""
+"""``flamest-export --dry-run``: what would be built, from which sources, with which resources."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from .output import show_notes
 
 if TYPE_CHECKING:
+    from ..bundle import ExportRequest
     from ..dry_run import Estimate
+    from ..engines import RequestedEngines
     from ..networks.extractors import ExtractorEntry
-    from ..precision.choice import PrecisionChoice
-    from .engines import PlansOutlook
-
-DryRunOption = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="Say what would be built, of what, how large, with what memory, downloads and plans, and build nothing.",
-    ),
-]
 
 
-def dry_run(
-    entry: ExtractorEntry,
-    sources: Mapping[str, str],
-    out: Path | None,
-    choice: PrecisionChoice,
-    plans: PlansOutlook,
-    *,
-    as_json: bool,
-) -> dict[str, Any]:
+def dry_run(request: ExportRequest, engines: RequestedEngines | None, *, as_json: bool) -> dict[str, Any]:
     from ..dry_run import estimate
-    from ..libraries import quiet_libraries
+    from ..networks.reference import quiet_libraries
 
+    entry, choice = request.extractor, request.precision
     with quiet_libraries():
-        found = estimate(entry, sources, out or Path(), choice.by_graph)
+        found = estimate(entry, request.sources, request.out, choice.by_graph)
+    problems = [] if engines is None else [str(problem) for problem in engines.problems]
     if not as_json:
         show_notes(choice.notes)
-        show_estimate(entry, found, plans.line)
+        show_estimate(entry, found, _engines_line(engines, problems))
     return {
         "dry_run": True,
         "extractor": entry.name,
@@ -64,16 +46,25 @@ def dry_run(
         "download_bytes": found.download_bytes,
         "free_bytes": found.free_bytes,
         "notes": list(choice.notes),
-        "plans": {"wanted": plans.wanted, "problems": list(plans.problems)},
+        "plans": {"wanted": engines is not None, "problems": problems},
         "warnings": list(found.warnings),
     }
 
 
-def show_estimate(entry: ExtractorEntry, found: Estimate, plans: str) -> None:
+def _engines_line(engines: RequestedEngines | None, problems: list[str]) -> str:
+    if engines is None:
+        return "engines: none"
+    if problems:
+        return f"engines: cannot be built on this machine: {'; '.join(problems)}"
+    size = "without weights" if engines.options.strip_weights else "about the graph's size"
+    return f"engines: one per graph, {size}, built on this machine"
+
+
+def show_estimate(entry: ExtractorEntry, found: Estimate, engines: str) -> None:
     print(f"would build: {entry.name} ({entry.title}), about {found.bundle_bytes / 1e6:,.0f} MB")
     for graph in found.graphs:
         print(f"  {graph.name:10} {graph.precision}, {graph.values:,} values, about {graph.bytes / 1e6:,.1f} MB")
-    print(f"  {plans}")
+    print(f"  {engines}")
     print("from:")
     for source in found.sources:
         fetched = f", about {source.download_bytes / 1e6:,.0f} MB" if source.download_bytes else ""

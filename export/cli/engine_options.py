@@ -1,7 +1,9 @@
-"""The options of TensorRT plans, as ``--backend tensorrt`` and ``flamest-export plans`` share them."""
+"""The options of TensorRT engines, which ``--backend tensorrt`` and ``flamest-export engines`` share."""
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +13,7 @@ from ...base.errors import UsageError
 from ...runtime.bundle.records import EngineOptions, HardwareCompat
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from ..engines import RequestedEngines
 
 OptLevelOption = Annotated[
     int | None,
@@ -19,7 +21,7 @@ OptLevelOption = Annotated[
         "--opt-level",
         min=0,
         max=5,
-        help="How long the builder searches: 0 builds fastest, 5 longest. 3 when not given.",
+        help="Effort of the builder: 0 builds fastest, 5 searches longest. 3 when not given.",
     ),
 ]
 HardwareCompatOption = Annotated[
@@ -27,7 +29,7 @@ HardwareCompatOption = Annotated[
     typer.Option(
         "--hardware-compat",
         metavar="WHICH",
-        help="Which GPUs the plans run on: none (this model only), ampere+ (Ampere and newer), same-cc (all of this "
+        help="GPUs that the engines run on: none (this model only), ampere+ (Ampere and newer), same-cc (all of this "
         "compute capability; TensorRT 10.9 or newer). None when not given.",
     ),
 ]
@@ -35,21 +37,21 @@ VersionCompatibleOption = Annotated[
     bool | None,
     typer.Option(
         "--version-compatible",
-        help="Plans that newer TensorRT of this major version runs too, and 11 where 10 built them; may be slower.",
+        help="Engines that newer TensorRT of this major version runs too, and 11 where 10 built them; may be slower.",
     ),
 ]
 StripWeightsOption = Annotated[
     bool | None,
     typer.Option(
         "--strip-weights",
-        help="Small plans without weights: the node puts them in from the ONNX graph beside.",
+        help="Small engines without weights: each node fills them in from the ONNX graph.",
     ),
 ]
 Tf32Option = Annotated[
     bool | None,
     typer.Option(
         "--tf32/--no-tf32",
-        help="Whether float32 products may round their inputs to 10 bits (faster on Ampere and newer). "
+        help="Let float32 products round their inputs to 10 bits (faster on Ampere and newer). "
         "--no-tf32 when not given.",
     ),
 ]
@@ -59,7 +61,7 @@ WorkspaceOption = Annotated[
         "--workspace-mb",
         min=1,
         metavar="MIB",
-        help="Memory that a kernel may use beside its tensors. All of the GPU's when not given.",
+        help="Memory that a kernel may use in addition to its tensors. All of the GPU's when not given.",
     ),
 ]
 TimingCacheOption = Annotated[
@@ -67,54 +69,76 @@ TimingCacheOption = Annotated[
     typer.Option(
         "--timing-cache",
         metavar="FILE",
-        help="Kernels' times of earlier builds, read and written: builds after the first are quicker. One per TensorRT "
-        "and GPU in the plan cache when not given.",
+        help="Kernel timings of earlier builds, read and written: builds after the first are quicker. One per TensorRT "
+        "and GPU in the engine cache when not given.",
     ),
 ]
-PlanCacheOption = Annotated[
+EngineCacheOption = Annotated[
     Path | None,
     typer.Option(
         "--plan-cache",
         metavar="DIR",
-        help="Folder of this machine's own plans, for signed bundles. ~/.cache/flamest/plans when not given.",
+        help="Folder of this machine's own engines, for signed bundles. ~/.cache/flamest/plans when not given.",
     ),
 ]
-PlansOption = Annotated[
+WithEnginesOption = Annotated[
     bool | None,
     typer.Option(
         "--plans/--no-plans",
-        help="Whether --backend tensorrt builds plans now. --no-plans needs no GPU: flamest-export plans builds them "
+        help="Build engines now, with --backend tensorrt. --no-plans needs no GPU: flamest-export engines builds them "
         "on the machine that has one.",
     ),
 ]
 HARDWARE: tuple[HardwareCompat, ...] = ("none", "ampere+", "same-cc")
-PLAN_OPTIONS = (
-    *("opt_level", "hardware_compat", "version_compatible", "strip_weights", "tf32", "workspace_mb"),
-    *("timing_cache", "plan_cache", "with_plans"),
-)
-_FLAGS = {"with_plans": "--plans/--no-plans"}
 
 
-def read_plan_options(given: Mapping[str, Any]) -> EngineOptions:
-    """From the command line's values by parameter name; None is not given. Raises UsageError."""
-    compat = given.get("hardware_compat")
-    if compat is not None and compat not in HARDWARE:
-        raise UsageError(
-            f"--hardware-compat {compat}: expected one of {', '.join(HARDWARE)}",
-            fix="flamest-export --backend tensorrt --hardware-compat ampere+ --out DIR",
-        )
-    chosen = {word: given[word] for word in EngineOptions.__struct_fields__ if given.get(word) is not None}
-    return EngineOptions(**chosen)
+@dataclass(frozen=True)
+class EngineFlags:
+    """The options that decide an engine; None where one is not given."""
+
+    opt_level: OptLevelOption = None
+    hardware_compat: HardwareCompatOption = None
+    version_compatible: VersionCompatibleOption = None
+    strip_weights: StripWeightsOption = None
+    tf32: Tf32Option = None
+    workspace_mb: WorkspaceOption = None
+    timing_cache: TimingCacheOption = None
+    plan_cache: EngineCacheOption = None
+
+    def given(self) -> dict[str, Any]:
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+    def options(self) -> EngineOptions:
+        """The manifest's record of them; raises UsageError for a value that is none."""
+        compat = self.hardware_compat
+        if compat is not None and compat not in HARDWARE:
+            raise UsageError(
+                f"--hardware-compat {compat}: expected one of {', '.join(HARDWARE)}",
+                fix="flamest-export --backend tensorrt --hardware-compat ampere+ --out DIR",
+            )
+        given = self.given()
+        return EngineOptions(**{name: given[name] for name in EngineOptions.__struct_fields__ if name in given})
 
 
-def refuse_plan_options(given: Mapping[str, Any], backend: str | None) -> None:
-    """Raises UsageError for options of plans in an export that builds none."""
-    useless = [word for word in PLAN_OPTIONS if given.get(word) is not None]
-    if backend == "tensorrt":
-        useless.remove("with_plans")
+ENGINE_OPTIONS = (*(field.name for field in dataclasses.fields(EngineFlags)), "with_plans")
+
+
+def requested_engines(backend: str | None, with_engines: bool | None, flags: EngineFlags) -> RequestedEngines | None:
+    """The engines that an export should build, on the machine as it is; None without any.
+
+    Raises UsageError for options of engines in an export that builds none.
+    """
+    if backend == "tensorrt" and with_engines is not False:
+        from ...runtime.backends.machine import gather_facts
+        from ..engines import RequestedEngines
+
+        return RequestedEngines(flags.options(), gather_facts(), flags.timing_cache, flags.plan_cache)
+    useless = [f"--{name.replace('_', '-')}" for name in flags.given()]
+    if with_engines is not None and backend != "tensorrt":
+        useless.append("--plans/--no-plans")
     if useless:
-        flags = (_FLAGS.get(word, f"--{word.replace('_', '-')}") for word in useless)
         raise UsageError(
-            f"{', '.join(flags)}: only with --backend tensorrt that builds plans",
-            fix="flamest-export --backend tensorrt --out DIR, or flamest-export plans DIR afterwards",
+            f"{', '.join(useless)}: only with --backend tensorrt that builds engines",
+            fix="flamest-export --backend tensorrt --out DIR, or flamest-export engines DIR afterwards",
         )
+    return None

@@ -1,19 +1,18 @@
-"""The options that ``flamest-export`` shares between its commands, and what it refuses before any work."""
+"""Options that several commands of ``flamest-export`` take, and records of options that are handed on whole."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from ...base.errors import UsageError
-from ...runtime.bundle.manifest import CrossAttention
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ..networks.extractors import ExtractorEntry
+T = TypeVar("T")
 
 CheckOption = Annotated[
     bool,
@@ -43,80 +42,65 @@ Resnet3dOption = Annotated[
 ]
 VideomaeOption = Annotated[str | None, typer.Option(metavar="SRC", help=f"VideoMAE: {_HUB}, or a word of --weights.")]
 
-PrecisionOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--precision",
-        metavar="[GRAPH=]WORD",
-        help="What the graphs multiply in: fp32, fp16, bf16 or int8, for all graphs or for one of vision, text, words, "
-        "clip, cnn. Can be given several times: --precision int8 --precision text=fp32.",
-    ),
-]
-CalibrationOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--calibration",
-        metavar="DIR",
-        help="A folder of your own clips: int8 gets its ranges from them, and whole chains are compared on them. "
-        "Without it, clips that the exporter draws.",
-    ),
-]
 
-READINGS: tuple[CrossAttention, ...] = ("bidirectional", "causal-last", "causal-first")
-MOST_CAPTIONED = 8  # keyframes
+@dataclass(frozen=True)
+class SourceOptions:
+    """The source of each network, as typed; None where the option is not given."""
+
+    blip: BlipOption = None
+    clip: ClipOption = None
+    slow: SlowOption = None
+    i3d: I3dOption = None
+    resnet3d: Resnet3dOption = None
+    videomae: VideomaeOption = None
+
+    def given(self) -> dict[str, str]:
+        """By network the sources that are given."""
+        return {network: text for network, text in dataclasses.asdict(self).items() if text is not None}
 
 
-EXAMPLE = "flamest-export --backend onnx --out DIR"
+def takes_records(body: Callable[..., T]) -> Callable[..., T]:
+    """Let the body of a command take records of options.
+
+    Typer sees each field of a dataclass parameter as an option of its own, with the field's annotation and
+    default; fields that are dataclasses are taken apart likewise.
+    """
+    hints = get_type_hints(body, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(body).parameters.values():
+        if dataclasses.is_dataclass(hints[parameter.name]):
+            parameters += _fields(hints[parameter.name])
+        else:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(kind=kind, annotation=hints[parameter.name]))
+
+    @functools.wraps(body)
+    def run(**given: Any) -> T:
+        return body(**{name: _filled(hint, name, given) for name, hint in hints.items() if name != "return"})
+
+    annotations = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {**annotations, "return": hints.get("return")}
+    return run
 
 
-def check_choices(backend: str | None, cross_attention: str) -> None:
-    if backend is None:
-        raise UsageError("no backend given: expected --backend onnx or --backend tensorrt", fix=EXAMPLE)
-    if backend not in ("onnx", "tensorrt"):
-        raise UsageError(f"--backend {backend}: no such backend, expected onnx or tensorrt", fix=EXAMPLE)
-    if cross_attention not in READINGS:
-        raise UsageError(f"--cross-attention {cross_attention}: expected one of {', '.join(READINGS)}")
+def _fields(record: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(record, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    for field in dataclasses.fields(record):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            parameters += _fields(hint)
+        else:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(field.name, kind, default=field.default, annotation=hint))
+    return parameters
 
 
-def check_uses(
-    entry: ExtractorEntry,
-    given: Mapping[str, str | None],
-    cross_attention: str,
-    captions: Path | None,
-    captioned_frames: int,
-) -> None:
-    """An option that this extractor has no use for would be a misunderstanding."""
-    for network, source in given.items():
-        if source is not None and network not in entry.needed_networks:
-            raise UsageError(
-                f"--{network} {source}: extractor {entry.name} has no such network, expected only "
-                f"{', '.join(f'--{name}' for name in entry.needed_networks)}",
-                fix="flamest-export extractors",
-            )
-    if cross_attention != READINGS[0] and entry.vlm != "blip":
-        raise UsageError(
-            f"--cross-attention {cross_attention}: extractor {entry.name} reads no caption with its frame",
-            fix=f"flamest-export --backend onnx --extractor blip --cross-attention {cross_attention} --out DIR",
-        )
-    if captions is not None and entry.vlm != "clip":
-        raise UsageError(
-            f"--captions {captions}: extractor {entry.name} retrieves none",
-            fix=f"flamest-export --backend onnx --extractor clip --captions {captions} --out DIR",
-        )
-    if not 1 <= captioned_frames <= MOST_CAPTIONED:
-        raise UsageError(f"--captioned-frames {captioned_frames}: expected one of 1 to {MOST_CAPTIONED}")
-    if captioned_frames > 1 and entry.vlm is None:
-        raise UsageError(f"--captioned-frames {captioned_frames}: extractor {entry.name} captions none", fix=EXAMPLE)
-
-
-def choose_sources(entry: ExtractorEntry, weights: str, given: Mapping[str, str | None]) -> dict[str, str]:
-    """By network of the extractor the source word; ``published`` becomes the publisher's name."""
-    from ..weights.sources import PUBLISHED, is_self_contained
-
-    if weights != "published" and not is_self_contained(weights):
-        raise UsageError(
-            f"--weights {weights}: expected published, miniworld, random:full or random:tiny",
-            fix="a file goes to its own network: flamest-export --backend onnx --blip FOLDER --slow FILE --out DIR",
-        )
-    words = {network: given[network] or weights for network in entry.needed_networks}
-    return {network: PUBLISHED[network] if word == "published" else word for network, word in words.items()}
+def _filled(hint: Any, name: str, given: dict[str, Any]) -> Any:
+    """The argument ``name`` from the flat values of the command line."""
+    if not dataclasses.is_dataclass(hint):
+        return given[name]
+    hints = get_type_hints(hint, include_extras=True)
+    record: Any = hint
+    return record(**{field.name: _filled(hints[field.name], field.name, given) for field in dataclasses.fields(record)})

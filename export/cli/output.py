@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from ...runtime.bundle.manifest import Manifest
     from ...runtime.bundle.records import ChainParity, GraphParity, Parity
     from ...runtime.bundle.signature import PublicKey
-    from ..networks.extractors import ExtractorEntry
 
 
 def show_notes(notes: Sequence[str]) -> None:
@@ -120,37 +119,6 @@ def _vlm_lines(manifest: Manifest) -> list[str]:
     frames = manifest.vlm.captioned_frames
     several = f", {frames} keyframes averaged" if frames > 1 else ""
     return [f"  reading       {how}, extraction seed {manifest.extraction_seed}{several}"]
-
-
-def show_extractors(rows: list[dict[str, Any]]) -> None:
-    say(f"{'--extractor':19} {'frames':8} {'numbers':>7} {'parameters':>12} {'in the paper':>12}  remarks")
-    for row in rows:
-        paper = row["paper"]
-        printed = f"{paper['parameters']:,}" if paper else "-"
-        remarks = "; ".join(paper["slips"]) if paper else "not in the paper: the baseline of k-means frames"
-        numbers = f"{row['frames']:8} {row['dimension']:7,} {row['parameters']:12,} {printed:>12}"
-        say(f"{row['name']:19} {numbers}  {remarks}".rstrip())
-
-
-def extractor_row(entry: ExtractorEntry, parameters: int) -> dict[str, Any]:
-    """One extractor as a mapping for ``--json``."""
-    paper = entry.paper
-    return {
-        "name": entry.name,
-        "title": entry.title,
-        "frames": entry.frames,
-        "dimension": entry.dimension,
-        "parameters": parameters,
-        "paper": None
-        if paper is None
-        else {
-            "row": paper.number,
-            "parameters": paper.parameters,
-            "dimension": paper.dimension,
-            "head_parameters": paper.head_parameters,
-            "slips": list(paper.slips),
-        },
-    }
 
 
 def parity_rows(graphs: Mapping[str, GraphParity]) -> dict[str, dict[str, float]]:

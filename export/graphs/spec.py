@@ -1,17 +1,17 @@
-"""The graphs of a bundle, as runtime/bundle/manifest.py promises them, over loaded models."""
+"""Specifications of a bundle's graphs: which module each is exported from, with which tensors and axes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.bundle.manifest import TextShape
-from ...runtime.bundle.records import AxisRange, Tensor
-from ..networks.architectures import VideoForm
+from ...runtime.bundle.records import AxisRange, Precision, Tensor
 from ..networks.blip import layer_names, text_module, text_shape, vision_module, words_module
 from ..networks.clip import clip_module
+from ..networks.reference import VideoForm, VideoNetwork
 from ..networks.slow import keyframe_module, keyframe_width
-from ..networks.video import VideoNetwork
-from .export import GraphSpec
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,19 @@ CANDIDATES = 32  # frames among which keyframes are picked
 _BATCH = AxisRange(1, 1, 16)
 
 
-def vision_plan(model: BlipForConditionalGeneration) -> GraphSpec:
+@dataclass(frozen=True, eq=False)
+class GraphSpec:
+    """A graph to export: its module, with the names and shapes that runtime/bundle/manifest.py promises."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    axes: Mapping[str, AxisRange]
+    precision: Precision = "fp32"
+
+
+def vision_spec(model: BlipForConditionalGeneration) -> GraphSpec:
     size, patches = model.config.vision_config.image_size, image_patches(model)
     return GraphSpec(
         "vision",
@@ -36,7 +48,7 @@ def vision_plan(model: BlipForConditionalGeneration) -> GraphSpec:
     )
 
 
-def text_plan(model: BlipForConditionalGeneration) -> GraphSpec:
+def text_spec(model: BlipForConditionalGeneration) -> GraphSpec:
     shape, patches = text_shape(model), image_patches(model)
     inputs = (
         Tensor("token_ids", "int64", ("batch", "tokens")),
@@ -59,7 +71,7 @@ def text_plan(model: BlipForConditionalGeneration) -> GraphSpec:
     return GraphSpec("text", text_module(model), inputs, outputs, axes)
 
 
-def words_plan(model: BlipForConditionalGeneration) -> GraphSpec:
+def words_spec(model: BlipForConditionalGeneration) -> GraphSpec:
     return GraphSpec(
         "words",
         words_module(model),
@@ -73,7 +85,7 @@ def words_plan(model: BlipForConditionalGeneration) -> GraphSpec:
     )
 
 
-def clip_plan(model: Any, captions: torch.Tensor) -> GraphSpec:
+def clip_spec(model: Any, captions: torch.Tensor) -> GraphSpec:
     """``model``: a ``CLIPModel``; ``captions``: the vectors of its captions, float32 [N, w]."""
     size = model.config.vision_config.image_size
     return GraphSpec(
@@ -88,7 +100,7 @@ def clip_plan(model: Any, captions: torch.Tensor) -> GraphSpec:
     )
 
 
-def cnn_plan(network: VideoNetwork, net: nn.Module, form: VideoForm) -> GraphSpec:
+def cnn_spec(network: VideoNetwork, net: nn.Module, form: VideoForm) -> GraphSpec:
     return GraphSpec(
         "cnn",
         network.module(net, form.frames),
@@ -98,7 +110,7 @@ def cnn_plan(network: VideoNetwork, net: nn.Module, form: VideoForm) -> GraphSpe
     )
 
 
-def keyframe_plan(net: nn.Module, form: VideoForm) -> GraphSpec:
+def keyframe_spec(net: nn.Module, form: VideoForm) -> GraphSpec:
     """``net``, ``form``: those of Slow."""
     size = form.keyframe_size
     return GraphSpec(

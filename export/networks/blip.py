@@ -1,4 +1,5 @@
-"""BLIP as two modules that only see tensors, over the weights of the Hugging Face model.
+"""BLIP: Hugging Face's ``BlipForConditionalGeneration`` (https://arxiv.org/abs/2201.12086), exported as modules
+that only see tensors.
 
 Tensor names and the mask convention: runtime/bundle/manifest.py. Cross-attention keys and values depend on
 the image alone, so the vision module computes them, once per frame. One text module serves caption
@@ -11,11 +12,73 @@ import inspect
 import math
 from typing import TYPE_CHECKING, Any
 
+from ...base.errors import MissingExtra
 from ...runtime.bundle.manifest import TextShape
+from .reference import unset
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import BlipForConditionalGeneration
+
+
+VOCABULARY = 30_524  # BERT uncased's 30,522 words and BLIP's [DEC] and [ENC]
+
+# config.json of Salesforce/blip-image-captioning-base, the fields that decide the network's form.
+BLIP_BASE_CONFIG: dict[str, Any] = {
+    "model_type": "blip",
+    "text_config": {
+        "model_type": "blip_text_model",
+        "vocab_size": VOCABULARY,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    },
+    "vision_config": {
+        "model_type": "blip_vision_model",
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 384,
+        "patch_size": 16,
+    },
+}
+BLIP_TINY_CONFIG: dict[str, Any] = {
+    "model_type": "blip",
+    "text_config": {
+        **BLIP_BASE_CONFIG["text_config"],
+        "intermediate_size": 768,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 64,
+    },
+    "vision_config": {
+        **BLIP_BASE_CONFIG["vision_config"],
+        "hidden_size": 192,
+        "intermediate_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "image_size": 96,
+    },
+}
+
+
+def build_blip(config: dict[str, Any]) -> BlipForConditionalGeneration:
+    """A BLIP captioner of that configuration, in evaluation mode; its weights are not set."""
+    try:
+        import torch
+        from transformers import BlipConfig, BlipForConditionalGeneration
+    except ImportError as error:
+        raise MissingExtra(error.name or "transformers", extra="export") from error
+
+    with torch.device("meta"):  # the library's own initialisation takes 29 s, and is thrown away
+        # Eager attention is the arithmetic of the paper's code, and what parity is measured against.
+        model = BlipForConditionalGeneration._from_config(BlipConfig(**config), attn_implementation="eager")
+    model = unset(model)
+    model.tie_weights()
+    embeddings = model.text_decoder.bert.embeddings  # its one buffer is not in checkpoints
+    embeddings.position_ids.copy_(torch.arange(embeddings.position_ids.shape[-1]))
+    return model
 
 
 def text_shape(model: BlipForConditionalGeneration) -> TextShape:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...base.errors import DataError, MissingExtra, StorageError
-from .architectures import unset
+from .reference import unset
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

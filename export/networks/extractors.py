@@ -32,7 +32,7 @@ class ExtractorEntry:
     name: str  # of the command line
     title: str  # of the tables
     vlm: Vlm | None
-    network: str | None  # of the spatio-temporal part: a key of video_networks.VIDEO_NETWORKS
+    network: str | None  # of the spatio-temporal part: a key of weights/video.py VIDEO_WEIGHTS
     choice: FrameChoice  # of its frames
     frames: str  # as the paper counts: "9 (1+8)"
     dimension: int  # numbers per clip with the published networks
@@ -164,11 +164,12 @@ def count_networks() -> dict[str, Count]:
         VideoMAEForVideoClassification,
     )
 
-    from .architectures import BLIP_BASE_CONFIG, _pytorchvideo, parameter_counts
+    from .blip import BLIP_BASE_CONFIG
     from .clip import CLIP_BASE_CONFIG
+    from .reference import import_pytorchvideo, parameter_counts
     from .videomae import VIDEOMAE_BASE_CONFIG
 
-    hub = _pytorchvideo("models.hub")
+    hub = import_pytorchvideo("models.hub")
     classifier: dict[str, Any] = {**VIDEOMAE_BASE_CONFIG, "num_labels": 101}
     with torch.device("meta"):
         nets = {

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import MissingExtra
-from .architectures import VideoForm, unset
-from .slow import inputs_of
+from .preprocessing import resnet3d_frames
+from .reference import VideoForm, VideoNetwork, inputs_of, unset
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,7 +31,7 @@ def build_r3d_tiny() -> nn.Module:
 
 
 def published_url() -> str:
-    """Where torchvision says that the published Kinetics weights are."""
+    """URL of the published Kinetics weights, as torchvision states it."""
     return str(_torchvision().R3D_18_Weights.KINETICS400_V1.url)
 
 
@@ -51,7 +51,7 @@ def resnet3d_module(net: nn.Module) -> nn.Module:
 
 
 def before_fc(net: nn.Module, frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The reference: what enters the last dense layer in torchvision's own forward."""
+    """Input of the last dense layer in torchvision's own forward: the reference."""
     whole: Any = net
     (seen,) = inputs_of(whole.fc, net, frames)
     return seen.numpy()
@@ -74,3 +74,14 @@ def _torchvision() -> Any:
     except ImportError as error:
         raise MissingExtra(error.name or "torchvision", extra="export") from error
     return video
+
+
+RESNET3D = VideoNetwork(
+    name="resnet3d",
+    full=lambda: (build_r3d_18(), R3D_18_FORM),
+    tiny=lambda: (build_r3d_tiny(), R3D_TINY_FORM),
+    module=lambda net, _frames: resnet3d_module(net),
+    reference=before_fc,
+    preprocessing=resnet3d_frames,
+    pooling="mean over all positions",
+)

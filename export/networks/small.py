@@ -3,19 +3,19 @@
 A full-sized network cannot be trained where the mini-world is rendered. These have the parts, tensor
 names and forward passes of the real ones (Hugging Face's BLIP, CLIP and VideoMAE, PyTorchVideo's
 Slow and I3D, torchvision's VideoResNet), and are trained by ``flamest.experiments.pretraining``.
-``export/miniworld/`` holds the weights: ``blip/`` as a hub folder, the others as one file each.
+``export/weights/miniworld/`` holds the weights: ``blip/`` as a hub folder, the others as one file each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...base.errors import DataError, MissingExtra
-from ..weights.small_vocabulary import CLS, DEC, PAD, SEP, SIZE
-from .architectures import _pytorchvideo
+from ..weights.vocabulary import CLS, PAD, SEP, SMALL_DEC, SMALL_SIZE
+from .reference import VideoForm
+from .slow import Stage, bottleneck_net
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,23 +26,13 @@ CLIP_CAPTIONS = WEIGHTS / "clip-captions.json"  # {class: caption}, written befo
 MOTION_CLASSES = 5  # that the four video networks are trained on
 
 
-@dataclass(frozen=True)
-class SmallForm:
-    """What a small network reads and gives."""
-
-    frames: int  # per clip
-    crop: int  # pixels, of a frame
-    width: int  # of the embedding
-    keyframe_size: int  # pixels, of the frames among which keyframes are picked
-
-
-SMALL_FORMS: dict[str, SmallForm] = {
-    "blip": SmallForm(frames=1, crop=96, width=128, keyframe_size=64),
-    "clip": SmallForm(frames=1, crop=96, width=256, keyframe_size=64),  # image vector and caption vector, 128 each
-    "slow": SmallForm(frames=8, crop=64, width=256, keyframe_size=64),
-    "i3d": SmallForm(frames=8, crop=64, width=256, keyframe_size=64),
-    "resnet3d": SmallForm(frames=3, crop=64, width=128, keyframe_size=64),
-    "videomae": SmallForm(frames=16, crop=64, width=128, keyframe_size=64),
+SMALL_FORMS: dict[str, VideoForm] = {
+    "blip": VideoForm(frames=1, crop=96, width=128, keyframe_size=64),
+    "clip": VideoForm(frames=1, crop=96, width=256, keyframe_size=64),  # image vector and caption vector, 128 each
+    "slow": VideoForm(frames=8, crop=64, width=256, keyframe_size=64),
+    "i3d": VideoForm(frames=8, crop=64, width=256, keyframe_size=64),
+    "resnet3d": VideoForm(frames=3, crop=64, width=128, keyframe_size=64),
+    "videomae": VideoForm(frames=16, crop=64, width=128, keyframe_size=64),
 }
 
 
@@ -53,7 +43,7 @@ SMALL_BLIP_CONFIG: dict[str, Any] = {
     "image_text_hidden_size": 64,
     "text_config": {
         "model_type": "blip_text_model",
-        "vocab_size": SIZE,
+        "vocab_size": SMALL_SIZE,
         "hidden_size": 128,
         "encoder_hidden_size": 128,
         "intermediate_size": 512,
@@ -64,7 +54,7 @@ SMALL_BLIP_CONFIG: dict[str, Any] = {
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "label_smoothing": 0.0,
-        "bos_token_id": DEC,
+        "bos_token_id": SMALL_DEC,
         "eos_token_id": SEP,
         "sep_token_id": SEP,
         "cls_token_id": CLS,
@@ -87,7 +77,7 @@ SMALL_CLIP_CONFIG: dict[str, Any] = {
     "model_type": "clip",
     "projection_dim": 128,
     "text_config": {
-        "vocab_size": SIZE,
+        "vocab_size": SMALL_SIZE,
         "hidden_size": 128,
         "intermediate_size": 512,
         "projection_dim": 128,
@@ -152,23 +142,23 @@ def build_small_slow() -> nn.Module:
     8 frames of 64 px; the head pools 4 x 4 positions by 3 x 3 windows, as ``slow_r50`` 8 x 8 by 7 x 7.
     """
     stages = (
-        _Stage(12, 12, 32, spans=(1,), stride=1),
-        _Stage(32, 16, 64, spans=(1,), stride=2),
-        _Stage(64, 32, 128, spans=(3, 3), stride=1),
-        _Stage(128, 64, 256, spans=(3, 3), stride=2),
+        Stage(12, 12, 32, spans=(1,), stride=1),
+        Stage(32, 16, 64, spans=(1,), stride=2),
+        Stage(64, 32, 128, spans=(3, 3), stride=1),
+        Stage(128, 64, 256, spans=(3, 3), stride=2),
     )
-    return _build_net(stem_span=1, stages=stages, pool_after_first=False)
+    return bottleneck_net(stages, stem_span=1, window=(8, 3, 3), classes=MOTION_CLASSES)
 
 
 def build_small_i3d() -> nn.Module:
     """``i3d_r50``'s blocks, narrow: the stem spans five frames, stages one or three; res2 is pooled in time."""
     stages = (
-        _Stage(12, 12, 32, spans=(3,), stride=1),
-        _Stage(32, 16, 64, spans=(3, 1), stride=2),
-        _Stage(64, 32, 128, spans=(3, 1), stride=1),
-        _Stage(128, 64, 256, spans=(1, 3), stride=2),
+        Stage(12, 12, 32, spans=(3,), stride=1),
+        Stage(32, 16, 64, spans=(3, 1), stride=2),
+        Stage(64, 32, 128, spans=(3, 1), stride=1),
+        Stage(128, 64, 256, spans=(1, 3), stride=2),
     )
-    return _build_net(stem_span=5, stages=stages, pool_after_first=True)
+    return bottleneck_net(stages, stem_span=5, window=(4, 3, 3), classes=MOTION_CLASSES, pool_after_first=True)
 
 
 def build_small_resnet3d() -> nn.Module:
@@ -206,7 +196,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
 
 
 def weights_file(name: str, folder: Path = WEIGHTS) -> Path:
-    """Where the trained weights of that network of ``SMALL_FORMS`` are, or would be."""
+    """Path of the trained weights of that network of ``SMALL_FORMS``, whether they are there or not."""
     return folder / "blip" / "model.safetensors" if name == "blip" else folder / f"{name}.safetensors"
 
 
@@ -216,8 +206,8 @@ def load_small(name: str, folder: Path = WEIGHTS) -> nn.Module:
     Raises DataError: ``untrained`` when its file is not there, otherwise naming the tensors that do
     not fit; MissingExtra without the packages of ``flamest[export]``.
     """
-    from ..weights.blip import fill_blip
     from ..weights.checkpoints import check_tensors, read_tensors
+    from ..weights.transformers import fill_blip
 
     path = weights_file(name, folder)
     if not path.is_file():
@@ -234,62 +224,6 @@ def load_small(name: str, folder: Path = WEIGHTS) -> nn.Module:
         check_tensors(tensors, net.state_dict(), file=path, what=f"the small '{name}'")
         net.load_state_dict(tensors, strict=True)
     return net.eval()  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """One residual stage of bottleneck blocks."""
-
-    dim_in: int
-    dim_inner: int
-    dim_out: int
-    spans: Sequence[int]  # frames that each block's first convolution sees
-    stride: int  # in space
-
-
-def _build_net(*, stem_span: int, stages: Sequence[_Stage], pool_after_first: bool) -> nn.Module:
-    from torch import nn
-
-    resnet, head, net = (_pytorchvideo(f"models.{name}") for name in ("resnet", "head", "net"))
-    stem = _pytorchvideo("models.stem").create_res_basic_stem(
-        in_channels=3,
-        out_channels=stages[0].dim_in,
-        conv_kernel_size=(stem_span, 7, 7),
-        conv_stride=(1, 2, 2),
-        conv_padding=(stem_span // 2, 3, 3),
-        pool=nn.MaxPool3d,
-        pool_kernel_size=(1, 3, 3),
-        pool_stride=(1, 2, 2),
-        pool_padding=(0, 1, 1),
-        norm=nn.BatchNorm3d,
-        activation=nn.ReLU,
-    )
-    blocks = [stem]
-    for stage in stages:
-        blocks.append(
-            resnet.create_res_stage(
-                depth=len(stage.spans),
-                dim_in=stage.dim_in,
-                dim_inner=stage.dim_inner,
-                dim_out=stage.dim_out,
-                bottleneck=resnet.create_bottleneck_block,
-                conv_a_kernel_size=[(span, 1, 1) for span in stage.spans],
-                conv_a_stride=(1, 1, 1),
-                conv_a_padding=[(span // 2, 0, 0) for span in stage.spans],
-                conv_b_kernel_size=(1, 3, 3),
-                conv_b_stride=(1, stage.stride, stage.stride),
-                conv_b_padding=(0, 1, 1),
-            )
-        )
-        if pool_after_first and stage is stages[0]:
-            blocks.append(nn.MaxPool3d(kernel_size=(2, 1, 1), stride=(2, 1, 1)))
-    frames = SMALL_FORMS["slow"].frames // (2 if pool_after_first else 1)
-    blocks.append(
-        head.create_res_basic_head(
-            in_features=stages[-1].dim_out, out_features=MOTION_CLASSES, pool_kernel_size=(frames, 3, 3)
-        )
-    )
-    return net.Net(blocks=nn.ModuleList(blocks))  # type: ignore[no-any-return]
 
 
 def _transformers() -> Any:

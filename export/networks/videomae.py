@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import MissingExtra
-from .architectures import VideoForm, unset
-from .slow import inputs_of
+from .preprocessing import videomae_frames
+from .reference import VideoForm, VideoNetwork, inputs_of, unset
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,7 +55,7 @@ def build_videomae(config: dict[str, Any]) -> nn.Module:
 
 
 def videomae_module(net: nn.Module) -> nn.Module:
-    """frames float32 [B, 3, K, S, S] -> embedding float32 [B, width]: what the classifier reads.
+    """frames float32 [B, 3, K, S, S] -> embedding float32 [B, width]: the classifier's input.
 
     That is the mean of all tokens, normalised, where the configuration pools (as published), and the
     first token where it does not.
@@ -78,7 +78,23 @@ def videomae_module(net: nn.Module) -> nn.Module:
 
 
 def before_classifier(net: nn.Module, frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The reference: what enters the classifier in Hugging Face's own forward."""
+    """Input of the classifier in Hugging Face's own forward: the reference."""
     whole: Any = net
     (seen,) = inputs_of(whole.classifier, net, np.ascontiguousarray(frames.swapaxes(1, 2)))
     return seen.numpy()
+
+
+def _built(config: dict[str, Any]) -> tuple[nn.Module, VideoForm]:
+    net: Any = build_videomae(config)
+    return net, videomae_form(net.config)
+
+
+VIDEOMAE = VideoNetwork(
+    name="videomae",
+    full=lambda: _built(VIDEOMAE_BASE_CONFIG),
+    tiny=lambda: _built(VIDEOMAE_TINY_CONFIG),
+    module=lambda net, _frames: videomae_module(net),
+    reference=before_classifier,
+    preprocessing=videomae_frames,
+    pooling="mean of all tokens, normalised, as the classifier reads it",
+)

@@ -1,9 +1,8 @@
-"""Graphs ``vision``, ``text`` and ``words`` beside Hugging Face's BLIP."""
+"""Graphs ``vision``, ``text`` and ``words`` compared with Hugging Face's BLIP."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,42 +11,34 @@ import numpy.typing as npt
 from ...base.errors import DataError
 from ...runtime.backends.session import Session
 from ...runtime.bundle.manifest import MASKED, VisionLanguage
-from ...runtime.bundle.records import GraphParity
 from ...runtime.vision_language import TokenIds, VisionLanguageModel
 from ..networks.blip import key_values, layer_names, resumed, text_shape
-from .comparison import BATCHES, Comparison, pictures, summarise
+from .comparison import BATCHES, Comparison, PartParity, pictures, summarise
 from .written_graphs import WrittenGraphs
 
 if TYPE_CHECKING:
     from transformers import BlipForConditionalGeneration
 
 
-@dataclass(frozen=True)
-class BlipParity:
-    graphs: dict[str, GraphParity]
-    captions: int  # compared
-    captions_equal: int
-
-
-def compare_blip(model: BlipForConditionalGeneration, written: WrittenGraphs, spec: VisionLanguage) -> BlipParity:
-    """Graphs ``vision``, ``text`` and, where the caption is read alone, ``words`` beside ``model``.
+def compare_blip(model: BlipForConditionalGeneration, written: WrittenGraphs, vlm: VisionLanguage) -> PartParity:
+    """Graphs ``vision``, ``text`` and, where the caption is encoded alone, ``words`` compared with ``model``.
 
     Raises DataError (``parity_failed``) when a graph is further off than comparison.py allows, or a caption
     differs although all graphs are fp32. Embeddings are compared given PyTorch's caption.
     """
-    names = ("vision", "text", "words") if spec.attention_mode == "text" else ("vision", "text")
+    names = ("vision", "text", "words") if vlm.attention_mode == "text" else ("vision", "text")
     vision, text = written.open("vision"), written.open("text")
-    words = written.open("words") if spec.attention_mode == "text" else None
+    words = written.open("words") if vlm.attention_mode == "text" else None
     exact = {written.precision(name) for name in names} == {"fp32"}
-    deployed = VisionLanguageModel(vision, text, spec, words=words)
+    deployed = VisionLanguageModel(vision, text, vlm, words=words)
     embedding = "text" if words is None else "words"  # the graph that gives it
     runs: list[Comparison] = []
     captions = equal = 0
     for batch in BATCHES:
-        pixels = pictures(batch, spec.preprocessing)
-        expected = captions_of(model, pixels, spec)
-        memory = deployed.look(pixels)
-        got = deployed.caption_ids(memory)
+        pixels = pictures(batch, vlm.preprocessing)
+        expected = captions_of(model, pixels, vlm)
+        image = deployed.look(pixels)
+        got = deployed.caption_ids(image)
         if exact and got != expected:
             raise DataError(
                 f"captions differ from PyTorch's for the same frames: {got}, expected {expected}", code="parity_failed"
@@ -55,27 +46,27 @@ def compare_blip(model: BlipForConditionalGeneration, written: WrittenGraphs, sp
         captions += batch
         equal += sum(mine == theirs for mine, theirs in zip(got, expected, strict=True))
         runs += _compare_graphs(model, vision, text, pixels, expected)
-        embedded = {"embedding": deployed.embed(memory, expected)}
-        reference = {"embedding": _embedding_of(model, pixels, expected, spec)}
-        if exact or words is not None:  # otherwise it tells of graph vision too: precision/chain.py compares it
+        embedded = {"embedding": deployed.embed(image, expected)}
+        reference = {"embedding": _embedding_of(model, pixels, expected, vlm)}
+        if exact or words is not None:  # otherwise graph vision counts too: chain.py compares it
             runs.append(Comparison(embedding, batch, embedded, reference))
-    return BlipParity({name: summarise(written, name, runs) for name in names}, captions, equal)
+    return PartParity({name: summarise(written, name, runs) for name in names}, captions, equal)
 
 
 def captions_of(
-    model: BlipForConditionalGeneration, pixels: npt.NDArray[np.float32], spec: VisionLanguage
+    model: BlipForConditionalGeneration, pixels: npt.NDArray[np.float32], vlm: VisionLanguage
 ) -> list[TokenIds]:
-    """What Hugging Face's ``generate`` says, without start, end and padding."""
+    """Captions by Hugging Face's ``generate``, without start, end and padding."""
     import torch
 
-    rule = spec.caption
+    rule = vlm.caption
     rows = model.generate(
         torch.from_numpy(pixels), max_new_tokens=rule.max_new_tokens, do_sample=False, num_beams=1
     ).tolist()
     captions = []
     for row in rows:
-        said = row[1:]
-        captions.append(tuple(said[: said.index(rule.end_id)] if rule.end_id in said else said))
+        tokens = row[1:]
+        captions.append(tuple(tokens[: tokens.index(rule.end_id)] if rule.end_id in tokens else tokens))
     return captions
 
 
@@ -83,7 +74,7 @@ def _embedding_of(
     model: BlipForConditionalGeneration,
     pixels: npt.NDArray[np.float32],
     captions: list[TokenIds],
-    spec: VisionLanguage,
+    vlm: VisionLanguage,
 ) -> npt.NDArray[np.float32]:
     """Eq. 6 the long way: each frame and caption by itself, through the text decoder's BERT, or the caption alone."""
     import torch
@@ -92,13 +83,13 @@ def _embedding_of(
     with torch.no_grad():
         image = model.vision_model(torch.from_numpy(pixels)).last_hidden_state
         for index, ids in enumerate(captions):
-            tokens = torch.tensor([[spec.caption.cls_id, *ids, spec.caption.sep_id]])
+            tokens = torch.tensor([[vlm.caption.cls_id, *ids, vlm.caption.sep_id]])
             hidden = model.text_decoder.bert(
                 tokens,
-                encoder_hidden_states=None if spec.attention_mode == "text" else image[index : index + 1],
-                is_decoder=spec.attention_mode.startswith("causal"),
+                encoder_hidden_states=None if vlm.attention_mode == "text" else image[index : index + 1],
+                is_decoder=vlm.attention_mode.startswith("causal"),
             ).last_hidden_state
-            rows.append(hidden[0, -1 if spec.attention_mode == "causal-last" else 0].numpy())
+            rows.append(hidden[0, -1 if vlm.attention_mode == "causal-last" else 0].numpy())
     return np.stack(rows)
 
 
@@ -120,7 +111,7 @@ def _compare_graphs(
         image = model.vision_model(torch.from_numpy(pixels)).last_hidden_state
         first = decoder(torch.from_numpy(prompt), encoder_hidden_states=image, use_cache=True)
         hidden = bert(torch.from_numpy(prompt), encoder_hidden_states=image, is_decoder=True).last_hidden_state
-    cross = _cross_memory(key_values(first), layers)
+    cross = _cross_cache(key_values(first), layers)
     yield Comparison("vision", batch, vision.run({"pixels": pixels}), cross)
 
     text_form = text_shape(model)
@@ -166,15 +157,15 @@ def _mask(rows: npt.NDArray[np.float64], batch: int) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(np.broadcast_to(rows, (batch, 1, *rows.shape)), dtype=np.float32)
 
 
-def _cross_memory(cache: Any, layers: int) -> dict[str, npt.NDArray[np.float32]]:
+def _cross_cache(cache: Any, layers: int) -> dict[str, npt.NDArray[np.float32]]:
     """Hugging Face's cached cross-attention keys and values, in the form of the vision graph's outputs."""
-    memory = {}
+    cross = {}
     for layer in range(layers):
         entry = cache.cross_attention_cache.layers[layer]
         scale = np.float32(entry.keys.shape[-1] ** -0.5)
-        memory[f"cross_key_{layer:02d}"] = np.ascontiguousarray(entry.keys.numpy().swapaxes(2, 3) * scale)
-        memory[f"cross_value_{layer:02d}"] = entry.values.numpy()
-    return memory
+        cross[f"cross_key_{layer:02d}"] = np.ascontiguousarray(entry.keys.numpy().swapaxes(2, 3) * scale)
+        cross[f"cross_value_{layer:02d}"] = entry.values.numpy()
+    return cross
 
 
 def _self_cache(cache: Any, prefix: str, layers: int) -> dict[str, npt.NDArray[np.float32]]:

@@ -1,4 +1,4 @@
-"""The whole chain of a bundle beside the same chain in fp32: what precision costs an embedding and a caption.
+"""The whole chain of a bundle compared with the same chain in fp32: the cost of precision in embeddings and captions.
 
 The reference is PyTorch: the modules that the fp32 graphs are exported from, themselves compared with
 the libraries' networks in every fp32 export.
@@ -18,7 +18,7 @@ from ...runtime.backends.session import Feed, Session, Value, on_host, wanted_ou
 from ...runtime.bundle.manifest import FramePreprocessing, RetrievedCaption, VisionLanguage
 from ...runtime.bundle.records import ChainParity, Cosine, Precision
 from ...runtime.vision_language import VisionLanguageModel
-from ..graphs.export import GraphSpec
+from ..graphs.spec import GraphSpec
 from ..precision.calibration import CalibrationClips
 from .comparison import COSINES, row_cosines
 from .written_graphs import WrittenGraphs
@@ -28,6 +28,8 @@ from .written_graphs import WrittenGraphs
 class ChainPart:
     """One part's share of a ChainParity: a cosine per clip, and its captions."""
 
+    embedding: str  # that the part makes: "vlm" or "cnn"
+    precisions: tuple[Precision, ...]  # of its graphs
     cosines: npt.NDArray[np.float64]  # [clips]
     ran_on: tuple[str, ...]
     captions_equal: int = 0
@@ -44,17 +46,17 @@ class _Held:
 
 @dataclass(frozen=True, eq=False)
 class ModuleSession:
-    """A planned graph run by PyTorch, as a Session."""
+    """The module of a graph run by PyTorch, as a Session."""
 
-    plan: GraphSpec
+    spec: GraphSpec
     where: str = "PyTorch"
     computes_on_host: bool = True
     inputs: tuple[str, ...] = field(init=False)
     outputs: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", tuple(tensor.name for tensor in self.plan.inputs))
-        object.__setattr__(self, "outputs", tuple(tensor.name for tensor in self.plan.outputs))
+        object.__setattr__(self, "inputs", tuple(tensor.name for tensor in self.spec.inputs))
+        object.__setattr__(self, "outputs", tuple(tensor.name for tensor in self.spec.outputs))
 
     def value(self, of: Feed) -> Value:
         return _Held(on_host(of))
@@ -66,7 +68,7 @@ class ModuleSession:
         import torch
 
         with torch.no_grad():
-            made = self.plan.module(*(torch.from_numpy(np.array(on_host(feeds[name]))) for name in self.inputs))
+            made = self.spec.module(*(torch.from_numpy(np.array(on_host(feeds[name]))) for name in self.inputs))
         found = dict(zip(self.outputs, made if isinstance(made, tuple) else (made,), strict=True))
         return {name: found[name].numpy() for name in wanted_outputs(self, outputs)}
 
@@ -75,75 +77,86 @@ class ModuleSession:
 
 
 def compare_captioner(
-    plans: Mapping[str, GraphSpec], written: WrittenGraphs, spec: VisionLanguage, footage: CalibrationClips
+    specs: Sequence[GraphSpec], written: WrittenGraphs, vlm: VisionLanguage, clips: CalibrationClips
 ) -> ChainPart:
     """Graphs ``vision``, ``text`` and, where there is one, ``words``: a frame of each clip."""
-    reference = _captioner({name: ModuleSession(plan) for name, plan in plans.items()}, spec)
-    deployed = _captioner({name: written.open(name) for name in plans}, spec)
+    reference = _captioner({spec.name: ModuleSession(spec) for spec in specs}, vlm)
+    deployed = _captioner({spec.name: written.open(spec.name) for spec in specs}, vlm)
     cosines, equal = [], 0
-    for pixels in footage.read(spec.preprocessing, 1):
+    for pixels in clips.read(vlm.preprocessing, 1):
         seen, seen_deployed = reference.look(pixels), deployed.look(pixels)
         captions = reference.caption_ids(seen)
         equal += captions == deployed.caption_ids(seen_deployed)
         embeddings = deployed.embed(seen_deployed, captions), reference.embed(seen, captions)
         cosines.append(float(row_cosines(*embeddings)[0]))
-    return ChainPart(np.asarray(cosines), tuple(map(written.ran_on, plans)), equal, len(cosines))
+    return _chain_part("vlm", specs, written, cosines, equal, len(cosines))
 
 
-def _captioner(sessions: Mapping[str, Session], spec: VisionLanguage) -> VisionLanguageModel:
-    return VisionLanguageModel(sessions["vision"], sessions["text"], spec, words=sessions.get("words"))
+def _captioner(sessions: Mapping[str, Session], vlm: VisionLanguage) -> VisionLanguageModel:
+    return VisionLanguageModel(sessions["vision"], sessions["text"], vlm, words=sessions.get("words"))
 
 
 def compare_retriever(
-    plan: GraphSpec, written: WrittenGraphs, spec: RetrievedCaption, footage: CalibrationClips
+    spec: GraphSpec, written: WrittenGraphs, vlm: RetrievedCaption, clips: CalibrationClips
 ) -> ChainPart:
     """Graph ``clip``: the frame's own half of the vector, and which caption it retrieves."""
-    reference, deployed = ModuleSession(plan), written.open(plan.name)
+    reference, deployed = ModuleSession(spec), written.open(spec.name)
     cosines, equal = [], 0
-    for pixels in footage.read(spec.preprocessing, 1):
+    for pixels in clips.read(vlm.preprocessing, 1):
         want, got = reference.run({"pixels": pixels}), deployed.run({"pixels": pixels})
         equal += int(want["caption_index"][0]) == int(got["caption_index"][0])
         half = want["vector"].shape[1] // 2
         cosines.append(float(row_cosines(got["vector"][:, :half], want["vector"][:, :half])[0]))
-    return ChainPart(np.asarray(cosines), (written.ran_on(plan.name),), equal, len(cosines))
+    return _chain_part("vlm", (spec,), written, cosines, equal, len(cosines))
 
 
 def compare_motion(
-    plan: GraphSpec, written: WrittenGraphs, rule: FramePreprocessing, footage: CalibrationClips
+    spec: GraphSpec, written: WrittenGraphs, rule: FramePreprocessing, clips: CalibrationClips
 ) -> ChainPart:
     """Graph ``cnn``: as many frames of each clip as it reads."""
-    reference, deployed = ModuleSession(plan), written.open(plan.name)
+    reference, deployed = ModuleSession(spec), written.open(spec.name)
     cosines = []
-    for pixels in footage.read(rule, int(plan.inputs[0].shape[2])):
+    for pixels in clips.read(rule, int(spec.inputs[0].shape[2])):
         feeds = {"frames": np.ascontiguousarray(pixels.swapaxes(0, 1)[None])}
         cosines.append(float(row_cosines(deployed.run(feeds)["embedding"], reference.run(feeds)["embedding"])[0]))
-    return ChainPart(np.asarray(cosines), (written.ran_on(plan.name),))
+    return _chain_part("cnn", (spec,), written, cosines)
 
 
-def sum_up(parts: Mapping[str, ChainPart], precisions: Mapping[str, Sequence[Precision]]) -> ChainParity | None:
-    """``parts`` by the embedding that they make (``vlm``, ``cnn``), ``precisions`` of the graphs of each.
+def _chain_part(
+    embedding: str,
+    specs: Sequence[GraphSpec],
+    written: WrittenGraphs,
+    cosines: list[float],
+    captions_equal: int = 0,
+    captions: int = 0,
+) -> ChainPart:
+    names = [spec.name for spec in specs]
+    precisions, ran_on = tuple(map(written.precision, names)), tuple(map(written.ran_on, names))
+    return ChainPart(embedding, precisions, np.asarray(cosines), ran_on, captions_equal, captions)
 
-    None when no part was compared. Raises DataError (``parity_failed``) when an embedding is further from
-    fp32 than its least precise graph may be.
+
+def sum_up(parts: Sequence[ChainPart]) -> ChainParity | None:
+    """The figures of all parts together; None when no part was compared.
+
+    Raises DataError (``parity_failed``) when an embedding is further from fp32 than its least precise
+    graph may be.
     """
     if not parts:
         return None
-    for name, part in parts.items():
-        smallest, limit = float(part.cosines.min()), min(COSINES[precision] for precision in precisions[name])
+    for part in parts:
+        smallest, limit = float(part.cosines.min()), min(COSINES[precision] for precision in part.precisions)
         if not smallest >= limit:
             raise DataError(
-                f"embedding '{name}': cosine {smallest:.5f} to fp32 on a calibration clip, "
-                f"expected at least {limit} in {'+'.join(dict.fromkeys(precisions[name]))}",
+                f"embedding '{part.embedding}': cosine {smallest:.5f} to fp32 on a calibration clip, "
+                f"expected at least {limit} in {'+'.join(dict.fromkeys(part.precisions))}",
                 fix="choose another precision for its graphs: --precision GRAPH=fp32, or calibrate on your own clips: "
                 "--calibration DIR",
                 code="parity_failed",
             )
     return ChainParity(
-        clips=max(len(part.cosines) for part in parts.values()),
-        embeddings={
-            name: Cosine(float(part.cosines.min()), float(part.cosines.mean())) for name, part in parts.items()
-        },
-        captions_equal=sum(part.captions_equal for part in parts.values()),
-        captions=sum(part.captions for part in parts.values()),
-        ran_on="; ".join(dict.fromkeys(where for part in parts.values() for where in part.ran_on)),
+        clips=max(len(part.cosines) for part in parts),
+        embeddings={part.embedding: Cosine(float(part.cosines.min()), float(part.cosines.mean())) for part in parts},
+        captions_equal=sum(part.captions_equal for part in parts),
+        captions=sum(part.captions for part in parts),
+        ran_on="; ".join(dict.fromkeys(where for part in parts for where in part.ran_on)),
     )

@@ -1,11 +1,9 @@
-"""How far from PyTorch's fp32 a graph may be.
-
-The proof of an export: what the written graphs compute is what the reference libraries compute.
+"""The proof of an export: what the written graphs compute is what the reference libraries compute.
 
 The references are the libraries' networks as they are, not the modules that were exported; the graphs
 run through the runtime's own session and decoder. The limit is on max |a - b| / max |b| of each
-output in fp32, on the cosine of its rows in other precisions (comparison.py). blip.py,
-single_graphs.py and single_graphs.py make the comparisons.
+output in fp32, on the cosine of its rows in other precisions. blip.py and single_graphs.py make the comparisons,
+chain.py compares whole chains.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from ..precision.calibration import calibration_clips
 from .written_graphs import WrittenGraphs
 
 LIMIT = 1e-4  # fp32: largest relative error of any output
-# The others: smallest cosine of a row of any output. What they change is spread over all numbers of a row.
+# The others: smallest cosine of a row of any output. Their error is spread over all numbers of a row.
 COSINES: Mapping[Precision, float] = {"fp32": 0.999999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.998}
 
 
@@ -59,6 +57,15 @@ class Comparison:
     expected: Arrays
 
 
+@dataclass(frozen=True)
+class PartParity:
+    """Figures of one part of a bundle; captions are counted where it makes or retrieves some."""
+
+    graphs: dict[str, GraphParity]
+    captions: int = 0  # compared with PyTorch's
+    captions_equal: int = 0
+
+
 def pictures(count: int, rule: FramePreprocessing) -> npt.NDArray[np.float32]:
     """Seeded frames as ``rule`` normalises them: float32 [count, 3, size, size]."""
     rgb = calibration_clips(SEED, clips=count, frames=1, size=rule.size, mean=0.0, std=1.0)[:, :, 0]
@@ -66,8 +73,8 @@ def pictures(count: int, rule: FramePreprocessing) -> npt.NDArray[np.float32]:
 
 
 def summarise(written: WrittenGraphs, graph: str, runs: list[Comparison]) -> GraphParity:
-    """The largest differences of ``graph`` over ``runs``; raises DataError (``parity_failed``) beyond the limit of
-    its precision (comparison.py)."""
+    """The largest differences of ``graph`` over ``runs``; raises DataError (``parity_failed``) beyond the
+    limit of its precision."""
     precision = written.precision(graph)
     mine = [run for run in runs if run.graph == graph]
     if not mine:

@@ -1,12 +1,8 @@
-"""Graph ``clip`` beside Hugging Face's ``CLIPModel``.
-
-Graphs ``cnn`` and ``keyframes`` beside the libraries' own networks.
-"""
+"""Graphs ``clip``, ``cnn`` and ``keyframes`` compared with their libraries' own networks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,32 +10,23 @@ import numpy.typing as npt
 
 from ...base.errors import DataError
 from ...runtime.bundle.manifest import RetrievedCaption
-from ...runtime.bundle.records import GraphParity
-from ..networks.architectures import VideoForm
 from ..networks.clip import encode_captions, image_vectors
-from ..networks.video import VideoNetwork
+from ..networks.reference import VideoForm, VideoNetwork
 from ..precision.calibration import calibration_clips
-from .comparison import BATCHES, SEED, Comparison, pictures, summarise
+from .comparison import BATCHES, SEED, Comparison, PartParity, pictures, summarise
 from .written_graphs import WrittenGraphs
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True)
-class ClipParity:
-    graph: GraphParity
-    captions: int  # retrieved
-    captions_equal: int  # as PyTorch does
-
-
 def compare_clip(
     model: Any,
     tokens: Sequence[Sequence[int]],
     written: WrittenGraphs,
-    spec: RetrievedCaption,
-) -> ClipParity:
-    """Graph ``clip`` beside ``model``; ``tokens``: the captions' ids.
+    vlm: RetrievedCaption,
+) -> PartParity:
+    """Graph ``clip`` compared with ``model``; ``tokens``: the captions' ids.
 
     Raises DataError (``parity_failed``) when it is further off than comparison.py allows, or retrieves another
     caption in fp32. In other precisions the rows of equal captions are compared.
@@ -50,7 +37,7 @@ def compare_clip(
     captions = encode_captions(model, tokens)
     runs, retrieved, equal = [], 0, 0
     for batch in BATCHES:
-        pixels = pictures(batch, spec.preprocessing)
+        pixels = pictures(batch, vlm.preprocessing)
         image = image_vectors(model, torch.from_numpy(pixels))
         nearest = torch.nn.functional.cosine_similarity(image[:, None], captions[None], dim=-1).argmax(-1)
         got = graph.run({"pixels": pixels})
@@ -70,15 +57,15 @@ def compare_clip(
             runs.append(
                 Comparison("clip", batch, {"vector": got["vector"][same]}, {"vector": expected["vector"][same]})
             )
-    return ClipParity(summarise(written, "clip", runs), retrieved, equal)
+    return PartParity({"clip": summarise(written, "clip", runs)}, retrieved, equal)
 
 
 def _half(vectors: Mapping[str, npt.NDArray[np.float32]], width: int) -> dict[str, npt.NDArray[np.float32]]:
     return {"image": vectors["vector"][:, :width]}
 
 
-def compare_cnn(network: VideoNetwork, net: nn.Module, written: WrittenGraphs, form: VideoForm) -> GraphParity:
-    """Graph ``cnn`` beside ``net``.
+def compare_cnn(network: VideoNetwork, net: nn.Module, written: WrittenGraphs, form: VideoForm) -> PartParity:
+    """Graph ``cnn`` compared with ``net``.
 
     Raises DataError (``parity_failed``) when it is further off than comparison.py allows.
     """
@@ -89,11 +76,11 @@ def compare_cnn(network: VideoNetwork, net: nn.Module, written: WrittenGraphs, f
         frames = clips.astype(np.float32)
         expected = {"embedding": network.reference(net, frames)}
         runs.append(Comparison("cnn", batch, graph.run({"frames": frames}), expected))
-    return summarise(written, "cnn", runs)
+    return PartParity({"cnn": summarise(written, "cnn", runs)})
 
 
-def compare_keyframes(net: nn.Module, written: WrittenGraphs, form: VideoForm) -> GraphParity:
-    """Graph ``keyframes`` beside the first layers of Slow, ``net``; raises as ``compare_cnn``."""
+def compare_keyframes(net: nn.Module, written: WrittenGraphs, form: VideoForm) -> PartParity:
+    """Graph ``keyframes`` compared with the first layers of Slow, ``net``; raises as ``compare_cnn``."""
     import torch
 
     graph = written.open("keyframes")
@@ -106,4 +93,4 @@ def compare_keyframes(net: nn.Module, written: WrittenGraphs, form: VideoForm) -
             maps = whole.blocks[2](whole.blocks[1](whole.blocks[0](torch.from_numpy(video))))
         expected = {"features": maps.mean(dim=(3, 4))[0].T.numpy()}
         runs.append(Comparison("keyframes", batch, graph.run({"frames": video[0].swapaxes(0, 1)}), expected))
-    return summarise(written, "keyframes", runs)
+    return PartParity({"keyframes": summarise(written, "keyframes", runs)})

@@ -1,37 +1,35 @@
-"""Proving an existing bundle again: its files first, then its graphs against PyTorch."""
+"""Verification of an existing bundle: its files first, then its graphs against PyTorch."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ...base.errors import DataError, UnreachableError
 from ...base.files import printable_path
 from ...base.progress import Progress
-from ...runtime.bundle.manifest import (
-    KEYFRAMES_SOURCE,
-    Manifest,
-    RetrievedCaption,
-    Source,
-    SpatioTemporal,
-    VisionLanguage,
-)
+from ...runtime.bundle.manifest import KEYFRAMES_SOURCE, Manifest, RetrievedCaption, Source, VisionLanguage
 from ...runtime.bundle.opening import open_bundle
-from ...runtime.bundle.records import ChainParity, GraphParity, Precision
+from ...runtime.bundle.records import Parity
 from ...runtime.bundle.signature import PublicKey, TrustedKeys
-from ..graphs.spec import clip_plan, cnn_plan
-from ..networks.clip import encode_captions, hash_tokens, tokenize_captions
-from ..parts import ExportContext, captioner_plans, first_layers
-from ..precision.calibration import CHAIN_SEED, seeded_footage
-from ..weights.hub import is_hub_id
-from ..weights.sources import PUBLISHED, VideoSource, is_self_contained, open_blip, open_clip, open_video
-from .blip import compare_blip
-from .chain import ChainPart, compare_captioner, compare_motion, compare_retriever, sum_up
-from .single_graphs import compare_clip, compare_cnn, compare_keyframes
+from ..parts import (
+    ComparedPart,
+    Part,
+    captioner_part,
+    compare_part,
+    keyframe_part,
+    motion_part,
+    phase,
+    retriever_part,
+    total_parity,
+)
+from ..precision.calibration import CHAIN_SEED, seeded_clips
+from ..weights.loading import LoadedVideo, open_blip, open_clip, open_video
+from ..weights.source import WeightSource, recorded_source
 from .written_graphs import WrittenGraphs
 
 PHASES = 4  # of a verification
@@ -40,13 +38,10 @@ Loaded = TypeVar("Loaded")
 
 @dataclass(frozen=True)
 class Verified:
-    """What was compared. ``not_compared``: per source that cannot be loaded again, what to give."""
+    """Outcome of a verification. ``not_compared``: by source that cannot be loaded again, the option to give."""
 
     manifest: Manifest
-    graphs: dict[str, GraphParity]
-    captions: int  # compared
-    captions_equal: int
-    chain: ChainParity | None  # None where nothing but fp32 was compared
+    parity: Parity  # of the graphs that were compared
     not_compared: dict[str, str]
     signers: tuple[PublicKey, ...]
     seconds: float
@@ -56,7 +51,7 @@ def verify_bundle(
     bundle: Path,
     progress: Progress,
     *,
-    given: Mapping[str, str] | None = None,
+    given: Mapping[str, WeightSource] | None = None,
     threads: int | None = None,
     trusted: TrustedKeys = (),
 ) -> Verified:
@@ -64,126 +59,100 @@ def verify_bundle(
 
     ``given``: by network the source to compare with; others are the manifest's, where its name alone
     brings the weights (``random:*``, ``miniworld``, a hub id, ``slow_r50``). ``trusted``: as for
-    ``open_bundle``. Raises DataError
-    (``bundle_tampered``) for a changed file, (``parity_failed``) for a graph that computes something
-    else, and (``other_weights``) when a source's weights are not those of the bundle.
+    ``open_bundle``. Raises DataError (``bundle_tampered``) for a changed file, (``parity_failed``) for a
+    graph that computes something else, and (``other_weights``) when a source's weights are not those of
+    the bundle.
     """
     started = time.monotonic()
-    shop = ExportContext(bundle, progress, threads)
-    with shop.phase("check files"):
+    with phase(progress, "check files"):
         opened = open_bundle(bundle, trusted)
-        manifest = opened.manifest
-    again = BundleVerifier(manifest, bundle, dict(given or {}), threads)
-    graphs: dict[str, GraphParity] = {}
-    with shop.phase("compare the vision-language part with PyTorch"):
-        graphs |= dict(again.vision_language())
-    gc.collect()
-    with shop.phase("compare keyframe features with PyTorch"):
-        graphs |= dict(again.keyframes())
-    with shop.phase("compare the spatio-temporal part with PyTorch"):
-        graphs |= dict(again.spatio_temporal())
+    manifest = opened.manifest
+    verifier = BundleVerifier(bundle, manifest, given or {})
+    written, clips = WrittenGraphs(bundle, manifest.graphs, threads), seeded_clips(CHAIN_SEED)
+    compared: list[ComparedPart] = []
+    for title, find_part in (
+        ("the vision-language part", verifier.vision_language),
+        ("keyframe features", verifier.keyframes),
+        ("the spatio-temporal part", verifier.spatio_temporal),
+    ):
+        with phase(progress, f"compare {title} with PyTorch"):
+            part = find_part()
+            if part is not None:
+                compared.append(compare_part(part, written, clips))
+        del part
+        gc.collect()
     return Verified(
         manifest=manifest,
-        graphs=graphs,
-        captions=again.captions,
-        captions_equal=again.captions_equal,
-        chain=sum_up(again.chain, {name: again.precisions(name) for name in again.chain}),
-        not_compared=again.not_compared,
+        parity=total_parity(compared),
+        not_compared=verifier.not_compared,
         signers=opened.signers,
         seconds=time.monotonic() - started,
     )
 
 
 class BundleVerifier:
-    """The comparisons of an export, on an existing bundle; what cannot be loaded is noted."""
+    """Makes the parts of an existing bundle again, from its manifest's records and its sources.
 
-    def __init__(self, manifest: Manifest, bundle: Path, given: dict[str, str], threads: int | None) -> None:
-        self._manifest = manifest
+    Each method returns None where the bundle has no such part, and where its weights cannot be loaded: then
+    ``not_compared`` names the option to give.
+    """
+
+    def __init__(self, bundle: Path, manifest: Manifest, given: Mapping[str, WeightSource]) -> None:
         self._bundle = bundle
+        self._manifest = manifest
         self._given = given
-        self._written = WrittenGraphs(bundle, manifest.graphs, threads)
-        self._footage = seeded_footage(CHAIN_SEED)
-        self.captions = self.captions_equal = 0
-        self.chain: dict[str, ChainPart] = {}  # of the embeddings that a graph of lower precision makes
-        self._slow: VideoSource | None = None  # loaded once for two graphs
+        self._slow: LoadedVideo | None = None  # loaded once for two graphs
         self.not_compared: dict[str, str] = {}
 
-    def vision_language(self) -> Iterator[tuple[str, GraphParity]]:
-        spec = self._manifest.vlm
-        if isinstance(spec, VisionLanguage):
-            captioner = self._load("blip", open_blip)
-            if captioner is not None:
-                _check_same(captioner.source, self._manifest.sources["blip"], "--blip")
-                blip = compare_blip(captioner.model, self._written, spec)
-                self.captions += blip.captions
-                self.captions_equal += blip.captions_equal
-                plans = captioner_plans(captioner.model, spec.attention_mode)
-                if not self._is_fp32(plans):
-                    self.chain["vlm"] = compare_captioner(plans, self._written, spec, self._footage)
-                yield from blip.graphs.items()
-        elif isinstance(spec, RetrievedCaption):
-            loaded = self._load("clip", open_clip)
-            if loaded is not None:
-                _check_same(loaded.source, self._manifest.sources["clip"], "--clip")
-                tokens = tokenize_captions(loaded.tokenizer, spec.captions, loaded.model.config)
-                if hash_tokens(tokens) != spec.tokens_sha256:
-                    raise DataError("--clip has another tokenizer than that of the export", code="other_weights")
-                clip = compare_clip(loaded.model, tokens, self._written, spec)
-                self.captions += clip.captions
-                self.captions_equal += clip.captions_equal
-                if not self._is_fp32(["clip"]):
-                    plan = clip_plan(loaded.model, encode_captions(loaded.model, tokens))
-                    self.chain["vlm"] = compare_retriever(plan, self._written, spec, self._footage)
-                yield "clip", clip.graph
+    def vision_language(self) -> Part[VisionLanguage] | Part[RetrievedCaption] | None:
+        vlm = self._manifest.vlm
+        if isinstance(vlm, VisionLanguage):
+            blip = self._load("blip", open_blip)
+            return None if blip is None else self._checked(captioner_part(blip, vlm))
+        if isinstance(vlm, RetrievedCaption):
+            clip = self._load("clip", open_clip)
+            if clip is not None:
+                _check_same(clip.source, self._manifest.sources["clip"], "--clip")
+                return retriever_part(clip, vlm)
+        return None
 
-    def keyframes(self) -> Iterator[tuple[str, GraphParity]]:
-        recorded = "slow" if "slow" in self._manifest.sources else KEYFRAMES_SOURCE
-        slow = self._load(recorded, lambda name: open_video("slow", name), option="slow")
-        if slow is not None:
-            found = slow.source if recorded == "slow" else first_layers(slow)
-            _check_same(found, self._manifest.sources[recorded], "--slow")
-            self._slow = slow
-            yield "keyframes", compare_keyframes(slow.net, self._written, slow.form)
+    def keyframes(self) -> Part[Any] | None:
+        alone = "slow" not in self._manifest.sources
+        self._slow = self._load("slow", open_video, recorded=KEYFRAMES_SOURCE if alone else "slow")
+        if self._slow is None:
+            return None
+        if not alone:
+            _check_same(self._slow.source, self._manifest.sources["slow"], "--slow")
+        return self._checked(keyframe_part(self._slow, alone=alone))
 
-    def spatio_temporal(self) -> Iterator[tuple[str, GraphParity]]:
-        spec = self._manifest.cnn
-        loaded = None if spec is None else self._network(spec)
-        if spec is not None and loaded is not None:
-            _check_same(loaded.source, self._manifest.sources[spec.network], f"--{spec.network}")
-            compared = compare_cnn(loaded.network, loaded.net, self._written, loaded.form)
-            if not self._is_fp32(["cnn"]):
-                plan = cnn_plan(loaded.network, loaded.net, loaded.form)
-                self.chain["cnn"] = compare_motion(plan, self._written, spec.preprocessing, self._footage)
-            yield "cnn", compared
+    def spatio_temporal(self) -> Part[Any] | None:
+        cnn = self._manifest.cnn
+        if cnn is None:
+            return None
+        loaded = self._slow if cnn.network == "slow" else self._load(cnn.network, open_video)
+        return None if loaded is None else self._checked(motion_part(loaded, cnn))
 
-    def precisions(self, embedding: str) -> list[Precision]:
-        """Of the graphs that make the embedding ``vlm`` or ``cnn``."""
-        graphs = {*self._manifest.needed_graphs} - {"keyframes"}
-        mine = graphs & {"cnn"} if embedding == "cnn" else graphs - {"cnn"}
-        return [self._manifest.graphs[name].precision for name in sorted(mine)]
+    def _checked(self, part: Part[Any]) -> Part[Any]:
+        for name, found in part.sources.items():
+            option = "slow" if name == KEYFRAMES_SOURCE else name
+            _check_same(found, self._manifest.sources[name], f"--{option}")
+        return part
 
-    def _is_fp32(self, graphs: Iterable[str]) -> bool:
-        return {self._manifest.graphs[name].precision for name in graphs} == {"fp32"}
-
-    def _network(self, spec: SpatioTemporal) -> VideoSource | None:
-        if spec.network == "slow":
-            return self._slow
-        return self._load(spec.network, lambda name: open_video(spec.network, name))
-
-    def _load(self, part: str, opener: Callable[[str], Loaded], option: str | None = None) -> Loaded | None:
-        """The source as given, or as recorded; None, noted, when the recorded name does not bring the weights."""
-        option = option or part
-        recorded = self._manifest.sources[part]
-        if option in self._given:
-            return opener(self._given[option])
-        if is_self_contained(recorded.name):
-            return opener(recorded.name)
-        if is_hub_id(recorded.name) or recorded.name in PUBLISHED.values():
+    def _load(
+        self, network: str, opener: Callable[[WeightSource], Loaded], recorded: str | None = None
+    ) -> Loaded | None:
+        """The network from the source that was given, or from the one of the manifest's entry ``recorded``."""
+        recorded = recorded or network
+        entry = self._manifest.sources[recorded]
+        if network in self._given:
+            return opener(self._given[network])
+        source = recorded_source(network, entry.name)
+        if source is not None:
             try:
-                return opener(recorded.name)
+                return opener(source)
             except UnreachableError:
                 pass
-        self.not_compared[part] = _advice(recorded, f"--{option}", self._bundle)
+        self.not_compared[recorded] = _advice(entry, f"--{network}", self._bundle)
         return None
 
 

@@ -1,9 +1,8 @@
-"""Running a bf16 graph where no runtime computes bf16: in fp32, rounded to bf16 after every operator.
+"""Written graphs, opened to be compared, with the name of whatever computes them.
 
-That is what hardware does too, up to the order of sums: bf16 operands, fp32 accumulation, one rounding.
-ONNX Runtime's CPU provider has no bf16 arithmetic, but it can cast.
-
-Graphs that were written, opened to be compared: whatever computes them says so.
+No runtime at hand computes bf16: such a graph runs in fp32, rounded to bf16 after every operator. Hardware does the
+same, up to the order of sums: bf16 operands, fp32 accumulation, one rounding. ONNX Runtime's CPU provider has no bf16
+arithmetic, but it can cast.
 """
 
 from __future__ import annotations
@@ -55,6 +54,8 @@ def emulate_bf16(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class WrittenGraphs:
+    """Graphs of a bundle folder."""
+
     folder: Path
     graphs: Mapping[str, Graph]  # at least those that are opened
     threads: int | None = None

@@ -81,7 +81,7 @@ class CalibrationClips:
     read: Callable[[FramePreprocessing, int], Iterator[Pixels]]
 
 
-def seeded_footage(seed: int, clips: int = SEEDED_CLIPS) -> CalibrationClips:
+def seeded_clips(seed: int, clips: int = SEEDED_CLIPS) -> CalibrationClips:
     def read(rule: FramePreprocessing, frames: int) -> Iterator[Pixels]:
         for index in range(clips):
             made = calibration_clips(seed + 1000 * index, clips=1, frames=frames, size=rule.size, mean=0.0, std=1.0)
@@ -91,7 +91,7 @@ def seeded_footage(seed: int, clips: int = SEEDED_CLIPS) -> CalibrationClips:
     return CalibrationClips("seeded", clips, read)
 
 
-def own_footage(folder: Path) -> CalibrationClips:
+def folder_clips(folder: Path) -> CalibrationClips:
     """At most MOST_CLIPS videos below ``folder``. Raises StorageError without the folder, DataError without videos."""
     if not folder.is_dir():
         raise StorageError(f"--calibration {printable_path(folder)}: no such folder", fix="give a folder of videos")

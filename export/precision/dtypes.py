@@ -1,8 +1,8 @@
-"""The dtype ledger: what each arithmetic node of a written graph computes in, read back from its file.
+"""Dtype histogram of a written graph: how many nodes of each operator compute in which dtype, read from its file.
 
-ONNX says it by types alone: a product of float16 operands is a float16 product, a product whose
+In ONNX types decide: a product of float16 operands is a float16 product, a product whose
 operands both come from ``DequantizeLinear`` is an int8 product (a quantise-dequantise pair is how
-runtimes are told so), and one whose weight alone does is a float product with int8 weights.
+runtimes recognise it), and one whose weight alone does is a float product with int8 weights.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from ...base.errors import InvariantError, MissingExtra
 from ...runtime.bundle.records import WITH_INT8_WEIGHTS, DtypeHistogram, Precision
 
 PRODUCTS = ("MatMul", "Gemm", "Conv", "MatMulInteger", "ConvInteger", "com.microsoft.MatMulNBits")
-# What else is worth knowing of: where half precision and int8 lose most.
+# Others worth counting: half precision and int8 lose most there.
 _OTHERS = ("Softmax", "LayerNormalization", "Gelu", "Erf", "Sigmoid", "Tanh", "ReduceMean", "GlobalAveragePool")
 _SMALL = 4096  # bytes; larger constants are left out of type inference, which needs no values of theirs
 _WITHOUT_DATA = {"MatMulInteger": "int8", "ConvInteger": "int8", "com.microsoft.MatMulNBits": "int8"}
 PRODUCT_OF: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 
 
-def read_ledger(path: Path) -> DtypeHistogram:
-    """The ledger of the ONNX file ``path``: what is computed in -> operator -> nodes."""
+def read_dtype_histogram(path: Path) -> DtypeHistogram:
+    """The histogram of the ONNX file ``path``: dtype -> operator -> nodes."""
     try:
         import onnx
     except ImportError as error:
@@ -41,13 +41,13 @@ def read_ledger(path: Path) -> DtypeHistogram:
     return {kind: dict(sorted(counts[kind].items())) for kind in sorted(counts)}
 
 
-def product_kinds(dtype_histogram: DtypeHistogram) -> set[str]:
-    """What the products of a graph compute in."""
-    return {kind for kind, operators in dtype_histogram.items() if any(operator in PRODUCTS for operator in operators)}
+def product_kinds(histogram: DtypeHistogram) -> set[str]:
+    """Dtypes that the products of a graph compute in."""
+    return {kind for kind, operators in histogram.items() if any(operator in PRODUCTS for operator in operators)}
 
 
 def is_precision(kinds: set[str], precision: Precision) -> bool:
-    """Whether products in ``kinds`` are what ``precision`` promises.
+    """True where products in ``kinds`` are what ``precision`` promises.
 
     fp32, fp16 and bf16: every one, for a half that keeps float32 would be lost. int8 leaves some in float (the
     first layer, products of two activations).
@@ -57,9 +57,9 @@ def is_precision(kinds: set[str], precision: Precision) -> bool:
     return kinds == {PRODUCT_OF[precision]}
 
 
-def check_ledger(graph: str, precision: Precision, dtype_histogram: DtypeHistogram) -> None:
+def check_precision(graph: str, precision: Precision, histogram: DtypeHistogram) -> None:
     """Raise InvariantError when a graph that should compute in ``precision`` does not: it must not be lost silently."""
-    kinds = product_kinds(dtype_histogram)
+    kinds = product_kinds(histogram)
     if not is_precision(kinds, precision):
         found = ", ".join(sorted(kinds)) or "nothing"
         raise InvariantError(
@@ -82,7 +82,7 @@ def _computes_in(operator: str, node: Any, types: dict[str, str], makers: dict[s
 
 
 def _dequantised(name: str, makers: dict[str, Any]) -> bool:
-    """Does this value come from int8, with nothing but a change of shape or float type in between?"""
+    """True where the value comes from int8 with nothing but a change of shape or float type in between."""
     maker = makers.get(name)
     while maker is not None and maker.op_type in ("Cast", "Transpose", "Reshape"):
         maker = makers.get(maker.input[0])

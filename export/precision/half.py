@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..graphs.folding import fold_norms
+from ..networks.per_frame import fold_norms
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""One planned graph to one file in the precision that was chosen for it, and proof that it is."""
+"""Write a graph to a file in the precision that was chosen for it, and prove that it computes in it."""
 
 from __future__ import annotations
 
@@ -14,37 +14,38 @@ import numpy as np
 from ...base.errors import InvariantError, MissingExtra
 from ...runtime.bundle.manifest import FramePreprocessing
 from ...runtime.bundle.records import WITH_INT8_WEIGHTS, Graph
-from ..graphs.export import GraphSpec, check_and_save, write_graph
-from .calibration import CALIBRATION_SEED, CalibrationClips, seeded_footage
+from ..graphs.export import check_and_save, write_graph
+from ..graphs.spec import GraphSpec
+from .calibration import CALIBRATION_SEED, CalibrationClips, seeded_clips
 from .choice import FP32, PrecisionChoice
-from .dtypes import PRODUCT_OF, PRODUCTS, check_ledger, read_ledger
+from .dtypes import PRODUCT_OF, PRODUCTS, check_precision, read_dtype_histogram
 from .half import half_module
 from .int8 import ONNX_FORM, TENSORRT_FORM, Int8Form, quantise_static, quantise_weights
 
-LOOKS = 4  # frames of a calibration clip that an image encoder is calibrated on
+FRAMES_OF_CLIP = 4  # frames of a calibration clip that an image encoder is calibrated on
 STATIC = ("vision", "clip", "cnn")  # int8 with scales from calibration clips; of the others weights alone are int8
 
 
 @dataclass(frozen=True)
 class Lowering:
-    """How the graphs of one bundle are lowered. The default lowers none."""
+    """Settings by which the graphs of one bundle are lowered. The default lowers none."""
 
     choice: PrecisionChoice = FP32
     form: Int8Form = ONNX_FORM
-    footage: CalibrationClips = dataclasses.field(default_factory=lambda: seeded_footage(CALIBRATION_SEED))
+    clips: CalibrationClips = dataclasses.field(default_factory=lambda: seeded_clips(CALIBRATION_SEED))
     threads: int | None = None
 
 
-def plan_lowering(
+def choose_lowering(
     choice: PrecisionChoice, backend: str, own_clips: CalibrationClips | None, threads: int | None = None
 ) -> Lowering:
     """``backend`` decides the form of int8: ``tensorrt`` wants other pairs than ONNX Runtime."""
     form = TENSORRT_FORM if backend == "tensorrt" else ONNX_FORM
-    return Lowering(choice, form, own_clips or seeded_footage(CALIBRATION_SEED), threads)
+    return Lowering(choice, form, own_clips or seeded_clips(CALIBRATION_SEED), threads)
 
 
 def calibration_notes(choice: PrecisionChoice, own_clips: CalibrationClips | None) -> tuple[str, ...]:
-    """What a person should know of the scales of int8."""
+    """Remarks for the person on the scales of int8."""
     drawn = [name for name in STATIC if choice.of(name) == "int8"]
     if own_clips is not None or not drawn:
         return ()
@@ -54,43 +55,43 @@ def calibration_notes(choice: PrecisionChoice, own_clips: CalibrationClips | Non
     )
 
 
-def write_lowered(plan: GraphSpec, folder: Path, lowering: Lowering, frames: FramePreprocessing | None) -> Graph:
-    """Export ``plan`` to ``folder/NAME.onnx`` in its chosen precision.
+def write_lowered(spec: GraphSpec, folder: Path, lowering: Lowering, frames: FramePreprocessing | None) -> Graph:
+    """Export ``spec`` to ``folder/NAME.onnx`` in its chosen precision.
 
     ``frames``: how frames are prepared for the graph; None for a graph that sees none. Raises as
     ``write_graph``, and InvariantError when the file multiplies in something else than was chosen.
     """
-    precision = lowering.choice.of(plan.name)
+    precision = lowering.choice.of(spec.name)
     if precision == "int8":
-        return _write_int8(plan, folder, lowering, frames)
+        return _write_int8(spec, folder, lowering, frames)
     if precision != "fp32":
-        plan = dataclasses.replace(plan, module=half_module(plan.module, precision), precision=precision)
-    graph = write_graph(plan, folder)
-    check_ledger(plan.name, precision, graph.dtype_histogram)
+        spec = dataclasses.replace(spec, module=half_module(spec.module, precision), precision=precision)
+    graph = write_graph(spec, folder)
+    check_precision(spec.name, precision, graph.dtype_histogram)
     return graph
 
 
-def _write_int8(plan: GraphSpec, folder: Path, lowering: Lowering, frames: FramePreprocessing | None) -> Graph:
+def _write_int8(spec: GraphSpec, folder: Path, lowering: Lowering, frames: FramePreprocessing | None) -> Graph:
     try:
         import onnx
     except ImportError as error:
         raise MissingExtra("onnx", extra="export") from error
     with tempfile.TemporaryDirectory() as scratch:
-        graph = write_graph(plan, Path(scratch))
+        graph = write_graph(spec, Path(scratch))
         model = onnx.load(str(Path(scratch, graph.file)))
-    if plan.name not in STATIC:  # text: bound by reading its weights, and its rows differ most
+    if spec.name not in STATIC:  # text: bound by reading its weights, and its rows differ most
         expected, kind = quantise_weights(model), PRODUCT_OF["fp32"] + WITH_INT8_WEIGHTS
     else:
         if frames is None:
-            raise InvariantError(f"graph '{plan.name}' is calibrated on frames, and nothing says how it reads them")
-        feeds = _feeds(plan, lowering.footage, frames)
+            raise InvariantError(f"graph '{spec.name}' is calibrated on frames, and no preprocessing is given")
+        feeds = _feeds(spec, lowering.clips, frames)
         expected, kind = quantise_static(model, feeds, lowering.form, threads=lowering.threads), "int8"
     path = folder / graph.file
     check_and_save(model, path)
-    dtype_histogram = read_ledger(path)
-    found = sum(count for operator, count in dtype_histogram.get(kind, {}).items() if operator in PRODUCTS)
+    histogram = read_dtype_histogram(path)
+    found = sum(count for operator, count in histogram.get(kind, {}).items() if operator in PRODUCTS)
     if found != expected or not found:
-        raise InvariantError(f"graph '{plan.name}': {found} of {expected} products are {kind} in its file")
+        raise InvariantError(f"graph '{spec.name}': {found} of {expected} products are {kind} in its file")
     return Graph(
         file=graph.file,
         opset=graph.opset,
@@ -98,16 +99,16 @@ def _write_int8(plan: GraphSpec, folder: Path, lowering: Lowering, frames: Frame
         outputs=graph.outputs,
         axes=graph.axes,
         precision="int8",
-        dtype_histogram=dtype_histogram,
+        dtype_histogram=histogram,
     )
 
 
-def _feeds(plan: GraphSpec, footage: CalibrationClips, rule: FramePreprocessing) -> Iterator[dict[str, Any]]:
-    (tensor,) = plan.inputs
+def _feeds(spec: GraphSpec, clips: CalibrationClips, rule: FramePreprocessing) -> Iterator[dict[str, Any]]:
+    (tensor,) = spec.inputs
     if tensor.name == "pixels":
-        for pixels in footage.read(rule, LOOKS):
+        for pixels in clips.read(rule, FRAMES_OF_CLIP):
             yield {"pixels": pixels}
         return
     frames = int(tensor.shape[2])
-    for pixels in footage.read(rule, frames):
+    for pixels in clips.read(rule, frames):
         yield {"frames": np.ascontiguousarray(pixels.swapaxes(0, 1)[None])}

@@ -2,49 +2,38 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from ...base.errors import MissingExtra, UnreachableError
 from .releases import pinned_revision
+from .source import WeightSource
 
-HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _WANTED = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "preprocessor_config.json")
 
 
-def is_hub_id(name: str) -> bool:
-    """Does ``name`` have the form of a hub id, OWNER/MODEL, with or without @REVISION?"""
-    return HUB_ID.fullmatch(name) is not None and not name.startswith((".", "/"))
-
-
-def cached_folder(name: str) -> Path | None:
-    """The snapshot of the hub id ``name`` in this machine's cache, at its revision or the pinned one; no network."""
+def cached_folder(repository: str, revision: str | None) -> Path | None:
+    """The snapshot of ``repository`` in this machine's cache, at ``revision`` or the pinned one; no network."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise MissingExtra("huggingface_hub", extra="export") from error
-    hub = HUB_ID.fullmatch(name)
-    if hub is None:
-        return None
-    repository, revision = hub["repository"], hub["revision"] or pinned_revision(hub["repository"])
+    revision = revision or pinned_revision(repository)
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
     except (OSError, ValueError):  # LocalEntryNotFoundError is both
         return None
 
 
-def fetch_folder(name: str, *, option: str, to_bring: str) -> tuple[Path, str]:
-    """(folder, commit) of the hub id ``name``, at its revision, the one that releases.py pins, or its main branch.
+def fetch_folder(source: WeightSource, *, to_bring: str) -> tuple[Path, str]:
+    """(folder, commit) of a hub id, at its revision, the one that releases.py pins, or its main branch.
 
-    Raises UnreachableError that names the files ``to_bring`` and the command to type then, with the
-    ``option`` that takes the folder.
+    Raises UnreachableError that names the files ``to_bring`` and the command to type then.
     """
     try:
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
         raise MissingExtra("huggingface_hub", extra="export") from error
-    hub = HUB_ID.fullmatch(name)
-    repository, revision = (name, None) if hub is None else (hub["repository"], hub["revision"])
+    repository, revision = source.hub_id
     revision = revision or pinned_revision(repository)
     try:
         folder = Path(_download(repository, revision, _WANTED))
@@ -56,7 +45,7 @@ def fetch_folder(name: str, *, option: str, to_bring: str) -> tuple[Path, str]:
         raise UnreachableError(
             f"cannot fetch '{repository}' from the hub, and it is not in this machine's cache: {reason}",
             fix=f"where there is network, download {to_bring} of '{repository}' into a folder {short}, "
-            f"bring it here, then type: flamest-export --backend onnx {option} ./{short} --out DIR",
+            f"bring it here, then type: flamest-export --backend onnx {source.option} ./{short} --out DIR",
         ) from error
     return folder, f"commit {folder.name}"
 
@@ -65,3 +54,10 @@ def _download(repository: str, revision: str | None, files: tuple[str, ...]) -> 
     from huggingface_hub import snapshot_download
 
     return str(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
+
+
+def local_or_hub(source: WeightSource, *, to_bring: str) -> tuple[Path, str]:
+    """(folder or weights file, revision) of a source of kind ``files`` or ``hub``."""
+    if source.kind == "files":
+        return source.path, "local files"
+    return fetch_folder(source, to_bring=to_bring)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..networks.architectures import VideoForm
+from ..networks.reference import VideoForm
 from ..networks.resnet3d import TRUNK
 from ..precision.calibration import calibration_clips
 from .random_transformers import assign, draw, rounded

@@ -1,20 +1,13 @@
-"""Seeded numbers for ``random:*`` sources: the same bytes from the same seed on every machine.
+"""Seeded weights of BLIP, CLIP and VideoMAE for ``random:*`` sources that mean something numerically.
 
-Seeded weights of VideoMAE and CLIP for ``random:*`` that mean something numerically.
+The library's own initialisation proves nothing: BLIP's vision weights have a standard deviation of 1e-10, so its
+output is about 4e-6 and every export "passes". Here attention is sharp enough to choose, embeddings are of
+order 1 and differ between images, captions depend on the image, have a clear winner at each step, and end.
 
-Attention is sharp enough to choose. What all inputs share is taken out of an embedding, and what is
-left is brought to a deviation of 1, through the weights of the last norm: measured on seeded clips in
-float64, and rounded.
-
-Seeded weights of BLIP for ``random:full`` and ``random:tiny`` that mean something numerically.
-
-What the library initialises proves nothing: the vision weights have a deviation of 1e-10, so its
-output is about 4e-6 and every export "passes". Here attention is sharp enough to choose, embeddings
-are of order 1 and differ between images, captions depend on the image, have a clear winner at each
-step, and end. random_convolutions.py and random_transformers.py do the other networks.
-
-Draws come from NumPy's PCG64, one stream per tensor; what is measured on calibration frames is
-computed in float64 and rounded, so that the same seed gives the same bytes on every machine.
+Draws come from NumPy's PCG64, one stream per tensor. What all inputs share is taken out of an embedding, and
+the rest is brought to a standard deviation of 1, through the weights of the last norm: measured on seeded
+clips in float64, and rounded, so that the same seed gives the same bytes on every machine.
+random_convolutions.py does the other networks.
 """
 
 from __future__ import annotations
@@ -26,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..networks.architectures import VideoForm
 from ..networks.blip import key_values, resumed
+from ..networks.reference import VideoForm
 from ..precision.calibration import calibration_clips
 from .vocabulary import CLS, word_ids
 
@@ -36,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import BlipForConditionalGeneration
 
 ROUNDED_BITS = 14  # of the mantissa of measured values
-SCORE_GAIN = 1.5  # of queries and of keys: attention scores have its square as deviation
+SCORE_GAIN = 1.5  # of queries and of keys: attention scores have its square as standard deviation
 
 
 def draw(name: str, seed: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
@@ -61,9 +54,9 @@ def rounded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     return np.asarray(few, dtype=np.float32)
 
 
-WATCHED = 6  # clips, images or captions that a norm is measured on,
+SAMPLES = 6  # clips, images or captions that a norm is measured on,
 DEEP, FEW = 4, 3  # and how many of them where there are more layers than that: each takes seconds
-WORDS = 5  # of a caption that is watched
+SAMPLE_WORDS = 5  # of a caption among the samples
 
 
 def randomise_videomae(net: nn.Module, form: VideoForm, *, seed: int) -> None:
@@ -72,8 +65,8 @@ def randomise_videomae(net: nn.Module, form: VideoForm, *, seed: int) -> None:
 
     _draw_all(net, "videomae", seed)
     double: Any = copy.deepcopy(net).double()
-    watched = WATCHED if double.config.num_hidden_layers <= DEEP else FEW
-    clips = calibration_clips(seed, clips=watched, frames=form.frames, size=form.crop, mean=0.45, std=0.225)
+    samples = SAMPLES if double.config.num_hidden_layers <= DEEP else FEW
+    clips = calibration_clips(seed, clips=samples, frames=form.frames, size=form.crop, mean=0.45, std=0.225)
     with torch.no_grad():
         # One by one: the published form's attention takes a gigabyte for six clips.
         tokens = [double.videomae(clip[None]).last_hidden_state for clip in torch.from_numpy(clips).transpose(1, 2)]
@@ -87,9 +80,9 @@ def randomise_clip(model: Any, *, seed: int) -> None:
     _draw_all(model, "clip", seed)
     double: Any = copy.deepcopy(model).double()
     size, text = model.config.vision_config.image_size, model.config.text_config
-    images = calibration_clips(seed, clips=WATCHED, frames=1, size=size, mean=0.45, std=0.27)[:, :, 0]
+    images = calibration_clips(seed, clips=SAMPLES, frames=1, size=size, mean=0.45, std=0.27)[:, :, 0]
     generator = np.random.Generator(np.random.PCG64(seed))
-    words = generator.integers(text.eos_token_id + 1, text.vocab_size, (WATCHED, WORDS))
+    words = generator.integers(text.eos_token_id + 1, text.vocab_size, (SAMPLES, SAMPLE_WORDS))
     tokens = np.pad(words, ((0, 0), (1, 1)), constant_values=((0, 0), (text.bos_token_id, text.eos_token_id)))
     with torch.no_grad():
         _spread(model.vision_model.post_layernorm, double.vision_model(torch.from_numpy(images)).pooler_output)
@@ -116,16 +109,19 @@ def _values(name: str, drawn: npt.NDArray[np.float32]) -> npt.NDArray[np.float32
 
 
 def _spread(norm: Any, seen: Tensor) -> None:
-    """Change a layer norm's weight and bias so that ``seen``, its outputs [N, width], get mean 0 and deviation 1."""
+    """Change a layer norm's weight and bias so that ``seen``, its outputs [N, width], get mean 0 and
+    standard deviation 1."""
     gain = rounded(np.asarray(1 / seen.std(0).square().mean().sqrt().item()))
     assign(norm.weight, gain * norm.weight.detach().numpy())
     assign(norm.bias, gain * (norm.bias.detach().numpy() - rounded(seen.mean(0).numpy())))
 
 
-DEEP = 4  # layers; deeper text decoders add less per layer, or the first tokens and positions are forgotten
-DEEP_GAIN = 0.35  # of what each attention and MLP of a deep text decoder adds
-WORD_SCALE = 0.11  # of a word's embedding: logits, its product with a unit-variance vector, get deviation 3
-EARLY, END_AROUND, LATE, WATCHED = 3, 5, 6, 10  # words of a caption that is watched, to find where it shall end
+# A text decoder of more than DEEP layers adds less per layer, or the first tokens and positions are forgotten.
+DEEP_GAIN = 0.35  # of each attention and MLP of a deep text decoder
+WORD_SCALE = (
+    0.11  # of a word's embedding: logits, its product with a unit-variance vector, get a standard deviation of 3
+)
+EARLY, END_AROUND, LATE, ENDLESS = 3, 5, 6, 10  # words of an endless caption, to find where captions shall end
 END_GAIN = 3.0  # of the end token's logit between early and late words, in units of a winning logit
 UNSAID = -60.0  # bias of tokens that no caption may hold: special tokens and word pieces
 
@@ -165,9 +161,9 @@ def _blip_values(name: str, drawn: npt.NDArray[np.float32], *, text_gain: float)
 
 
 def _centre_embeddings(model: BlipForConditionalGeneration, *, seed: int) -> None:
-    """Take what all images share out of the embedding (last layer, position 0), through the last norm's bias.
+    """Remove what all images share from the embedding (last layer, position 0), through the last norm's bias.
 
-    A head trained on one silo's few classes would else drift along that shared direction first.
+    Otherwise a head trained on one silo's few classes would drift along that shared direction first.
     """
     import copy
 
@@ -234,7 +230,7 @@ def _endless_captions(double: BlipForConditionalGeneration, *, seed: int) -> tup
         image = double.vision_model(torch.from_numpy(clips[:, :, 0])).last_hidden_state
         tokens = torch.full((images, 1), config.text_config.bos_token_id)
         past, states, winners = None, [], []
-        for _ in range(WATCHED):
+        for _ in range(ENDLESS):
             step = decoder.bert(tokens, encoder_hidden_states=image, use_cache=True, is_decoder=True, **resumed(past))
             past = key_values(step)
             state = head.transform(step.last_hidden_state[:, -1])

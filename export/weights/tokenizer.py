@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...base.errors import DataError, MissingExtra
-from .vocabulary import CLS, MASK, PAD, SEP, UNK, vocabulary
+from .vocabulary import CLS, MASK, PAD, SEP, UNK, small_vocabulary, vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -20,6 +20,11 @@ _EXPECTED = {"[PAD]": PAD, "[UNK]": UNK, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": M
 def synthetic_tokenizer() -> bytes:
     """``tokenizer.json`` over the made-up vocabulary of ``random:*`` sources."""
     return _as_bytes(_wordpiece({token: index for index, token in enumerate(vocabulary())}))
+
+
+def small_tokenizer() -> bytes:
+    """``tokenizer.json`` of the small BLIP and CLIP: normalised and split as BERT uncased."""
+    return _as_bytes(_wordpiece({token: index for index, token in enumerate(small_vocabulary())}))
 
 
 def read_tokenizer(folder: Path, *, vocabulary_size: int) -> bytes:
@@ -91,7 +96,7 @@ def _check(tokenizer: Tokenizer, source: Path, vocabulary_size: int) -> None:
 
 
 def _as_bytes(tokenizer: Tokenizer) -> bytes:
-    # Captions are short and are batched by the runtime: what the file may say of both would only surprise.
+    # Captions are short and are batched by the runtime: settings of the file for both would only surprise.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return str(tokenizer.to_str(pretty=False)).encode()

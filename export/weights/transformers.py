@@ -1,4 +1,10 @@
-"""VideoMAE and CLIP from a folder as the hub has them: configuration, then every tensor."""
+"""BLIP, CLIP and VideoMAE from a folder as the hub has them: the configuration is checked first, then every tensor.
+
+Two traps decide what is checked of a BLIP. A configuration that does not state the text decoder's heads loads
+with 8 where the published captioners have 12, and no tensor has another shape for it
+(https://github.com/huggingface/transformers/issues/22625). And newer libraries tie the output
+projection to the word embedding, whatever a file holds for it.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +14,63 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...base.errors import DataError, MissingExtra
+from ..networks.blip import build_blip
 from ..networks.clip import build_clip
-from ..networks.preprocessing import check_stated, clip_frames, videomae_frames
+from ..networks.preprocessing import blip_frames, check_stated, clip_frames, videomae_frames
 from ..networks.videomae import build_videomae
 from .checkpoints import check_tensors, find_weights, read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import BlipForConditionalGeneration
 
-VIDEOMAE_FILES = "config.json, model.safetensors and preprocessor_config.json"
+CONFIG_FILE = "config.json"
+BLIP_FILES = "config.json, model.safetensors, tokenizer.json (or vocab.txt) and preprocessor_config.json"
 CLIP_FILES = "config.json, model.safetensors, tokenizer.json and preprocessor_config.json"
+VIDEOMAE_FILES = "config.json, model.safetensors and preprocessor_config.json"
+HEAD_WIDTH = 64  # of every published BLIP, in text and vision
+
+_WORDS = "text_decoder.bert.embeddings.word_embeddings.weight"
+_PROJECTION = "text_decoder.cls.predictions.decoder.weight"
+_BIAS = "text_decoder.cls.predictions.bias"
+_PROJECTION_BIAS = "text_decoder.cls.predictions.decoder.bias"
+_POSITION_IDS = "text_decoder.bert.embeddings.position_ids"
 # Published VideoMAE files name the biases of queries and values so; transformers 5 has other names, and its first
 # versions left these biases at zero without an error (https://github.com/huggingface/transformers/pull/48675).
 _RENAMED = {".attention.attention.q_bias": ".attention.attention.query.bias",
             ".attention.attention.v_bias": ".attention.attention.value.bias"}  # fmt: skip
 
 
-def load_videomae(path: Path) -> nn.Module:
-    """The classifier in a folder as the hub has them, or in a weights file inside such a folder.
+def load_blip(path: Path) -> BlipForConditionalGeneration:
+    """The captioner in a folder as the hub has it, or in a weights file inside such a folder.
 
     Raises DataError naming file and key when something is missing, extra, of another shape, or
     contradicts the configuration.
     """
+    folder = path if path.is_dir() else path.parent
+    config = read_blip_config(folder / CONFIG_FILE)
+    check_stated(folder / "preprocessor_config.json", blip_frames(size=0))
+    weights = find_weights(folder, BLIP_FILES) if path.is_dir() else path
+    model: BlipForConditionalGeneration = _build(build_blip, config, folder)
+    fill_blip(model, read_tensors(weights), file=weights, tied=config["tie_word_embeddings"])
+    return model
+
+
+def load_clip(path: Path) -> Any:
+    """The ``CLIPModel`` in such a folder or file; raises as ``load_blip``."""
+    folder = path if path.is_dir() else path.parent
+    config = _read_config(folder / "config.json", "clip", "CLIPModel", CLIP_FILES)
+    check_stated(folder / "preprocessor_config.json", clip_frames(size=0))
+    weights = find_weights(folder, CLIP_FILES) if path.is_dir() else path
+    model = _build(build_clip, config, folder)
+    tensors = read_tensors(weights)
+    for tower in ("text_model", "vision_model"):
+        _take_position_ids(tensors, f"{tower}.embeddings.position_ids", weights)
+    return _fill(model, tensors, file=weights, what="CLIPModel with this configuration")
+
+
+def load_videomae(path: Path) -> nn.Module:
+    """The VideoMAE classifier in such a folder or file; raises as ``load_blip``."""
     folder = path if path.is_dir() else path.parent
     config = _read_config(folder / "config.json", "videomae", "VideoMAEForVideoClassification", VIDEOMAE_FILES)
     check_stated(folder / "preprocessor_config.json", videomae_frames(size=0))
@@ -41,17 +82,65 @@ def load_videomae(path: Path) -> nn.Module:
     return filled
 
 
-def load_clip(path: Path) -> Any:
-    """The ``CLIPModel`` in such a folder, as ``load_videomae``."""
-    folder = path if path.is_dir() else path.parent
-    config = _read_config(folder / "config.json", "clip", "CLIPModel", CLIP_FILES)
-    check_stated(folder / "preprocessor_config.json", clip_frames(size=0))
-    weights = find_weights(folder, CLIP_FILES) if path.is_dir() else path
-    model = _build(build_clip, config, folder)
-    tensors = read_tensors(weights)
-    for tower in ("text_model", "vision_model"):
-        _take_position_ids(tensors, f"{tower}.embeddings.position_ids", weights)
-    return _fill(model, tensors, file=weights, what="CLIPModel with this configuration")
+def read_blip_config(path: Path) -> dict[str, Any]:
+    """A captioner's config.json, checked; ``tie_word_embeddings`` is set in all its parts. Raises DataError."""
+    config = _read_config(path, "blip", "BlipForConditionalGeneration", BLIP_FILES)
+    text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
+    if "num_attention_heads" not in text:
+        raise DataError(
+            f"{path} does not state text_config.num_attention_heads: the library would assume 8, "
+            "the published captioners have 12",
+            fix=f'add "num_attention_heads": 12 to text_config in {path}, if this is a published BLIP captioner',
+        )
+    for part, values in (("text_config", text), ("vision_config", vision)):
+        heads, width = values.get("num_attention_heads", 12), values.get("hidden_size", 768)
+        if not isinstance(heads, int) or not isinstance(width, int) or heads * HEAD_WIDTH != width:
+            raise DataError(
+                f"{path}: {part} has {heads} attention heads for a width of {width}, "
+                f"expected heads of {HEAD_WIDTH} as in every published BLIP (12 for a width of 768)"
+            )
+    tied = all(values.get("tie_word_embeddings", True) for values in (config, text))
+    return {
+        **config,
+        "text_config": {**text, "tie_word_embeddings": tied},
+        "vision_config": vision,
+        "tie_word_embeddings": tied,
+    }
+
+
+def fill_blip(
+    model: BlipForConditionalGeneration, tensors: dict[str, Tensor], *, file: Path, tied: bool = True
+) -> None:
+    """Set every weight of ``model`` from ``tensors``, which must fit to the last name and shape.
+
+    One exception: names of the same value (the tied output projection and its bias, and
+    the numbering of positions) may be given once or several times, and must then be equal.
+    """
+    expected = model.state_dict()
+    complete = dict(tensors)
+    _take_position_ids(complete, _POSITION_IDS, file)
+    _complete(complete, _BIAS, _PROJECTION_BIAS, file)
+    if tied:
+        _complete(complete, _WORDS, _PROJECTION, file)
+    check_tensors(complete, expected, file=file, what="BlipForConditionalGeneration with this configuration")
+    model.load_state_dict(complete, strict=True)
+
+
+def _complete(tensors: dict[str, Tensor], name: str, alias: str, file: Path) -> None:
+    """Give both names where one is there; raise DataError where both are, and differ."""
+    import torch
+
+    if name in tensors and alias in tensors:
+        if tensors[name].shape == tensors[alias].shape and not torch.equal(tensors[name], tensors[alias]):
+            raise DataError(
+                f"{file}: '{alias}' and '{name}' differ, expected equal values: the configuration ties them",
+                fix='if the model has an output projection of its own, set "tie_word_embeddings": false in config.json',
+                code="wrong_checkpoint",
+            )
+    elif name in tensors:
+        tensors[alias] = tensors[name]
+    elif alias in tensors:
+        tensors[name] = tensors[alias]
 
 
 def _read_config(path: Path, model_type: str, architecture: str, to_bring: str) -> dict[str, Any]:
@@ -64,7 +153,7 @@ def _read_config(path: Path, model_type: str, architecture: str, to_bring: str) 
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or config.get("model_type") != model_type:
-        raise DataError(f'{path} does not describe this model: expected "model_type": "{model_type}"')
+        raise DataError(f'{path} describes another model: expected "model_type": "{model_type}"')
     made_for = config.get("architectures") or [architecture]
     if architecture not in made_for:
         raise DataError(f"{path} describes {made_for[0]}, expected {architecture}")
@@ -77,7 +166,7 @@ def _build(build: Callable[[dict[str, Any]], Any], config: dict[str, Any], folde
     except MissingExtra:
         raise
     except Exception as error:  # the library checks fields with exceptions of several kinds
-        raise DataError(f"{folder / 'config.json'} describes no network that can be built: {error}") from error
+        raise DataError(f"{folder / CONFIG_FILE} describes no network that can be built: {error}") from error
 
 
 def _fill(net: Any, tensors: dict[str, Tensor], *, file: Path, what: str) -> Any:
@@ -94,7 +183,7 @@ def _renamed(name: str) -> str:
 
 
 def _take_position_ids(tensors: dict[str, Tensor], name: str, file: Path) -> None:
-    """Older libraries stored the numbers 0, 1, 2, … as a tensor."""
+    """Remove the numbers 0, 1, 2, …, which older libraries stored as a tensor."""
     import torch
 
     stored = tensors.pop(name, None)

@@ -14,8 +14,9 @@ from ...base.clock import utc_date
 from ...base.errors import DataError, UsageError
 from ...base.files import printable_path, sha256_file, write_atomic
 from .checkpoints import PICKLED, WEIGHT_FILES
-from .hub import cached_folder, is_hub_id
+from .hub import cached_folder
 from .releases import BY_SOURCE, RELEASES, Release
+from .source import parse_source, split_hub_id
 
 _MODEL_TYPES = {"blip": "blip", "clip": "clip", "videomae": "videomae"}  # of config.json -> network
 
@@ -60,10 +61,11 @@ def find_weight_files(source: str) -> list[Path]:
         if files:
             return files
         raise DataError(f"{printable_path(path)} holds no weights: expected {' or '.join(WEIGHT_FILES)}, or a .pth")
-    folder = cached_folder(source) if is_hub_id(source) else None
+    hub_id = split_hub_id(source)
+    folder = None if hub_id is None else cached_folder(*hub_id)
     if folder is not None:
         return find_weight_files(str(folder))
-    if source in BY_SOURCE and not is_hub_id(source):
+    if source in BY_SOURCE and hub_id is None:
         cached = _zoo_cache() / BY_SOURCE[source].file
         if cached.is_file():
             return [cached]
@@ -114,9 +116,9 @@ def _caption(source: Path) -> KnownCaption:
     from ..parity.blip import captions_of
     from ..parity.comparison import pictures
     from ..parts import vision_language
-    from .sources import open_blip
+    from .loading import open_blip
 
-    loaded = open_blip(str(source))
+    loaded = open_blip(parse_source("blip", str(source)))
     spec = vision_language(loaded.model, loaded.tokenizer, "bidirectional", 1)
     (ids,) = captions_of(loaded.model, pictures(1, spec.preprocessing), spec)
     from tokenizers import Tokenizer

@@ -1,34 +1,78 @@
-"""Slow, I3D and ResNet-3D from their publishers' model zoos, or from a checkpoint file of that architecture."""
+"""Weights of the spatio-temporal networks: of a model zoo, of the hub, of a local file, or seeded."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...base.errors import DataError, MissingExtra, UnreachableError
+from ..networks.reference import VideoForm, VideoNetwork
+from ..networks.resnet3d import RESNET3D, published_url
+from ..networks.slow import I3D, SLOW, zoo_url
+from ..networks.videomae import VIDEOMAE, videomae_form
 from .checkpoints import BATCH_COUNT, check_tensors, read_tensors
+from .hub import local_or_hub
+from .random_convolutions import randomise_i3d, randomise_resnet3d, randomise_slow
+from .random_transformers import randomise_videomae
+from .source import PUBLISHED, WeightSource
+from .transformers import VIDEOMAE_FILES, load_videomae
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class ZooEntry:
-    """One published checkpoint."""
+class ZooFile:
+    """One published checkpoint of a model zoo."""
 
-    name: str  # "slow_r50"
-    file: str  # "SLOW_8x8_R50.pyth"
+    name: str  # "SLOW_8x8_R50.pyth"
     zoo: str  # "PyTorchVideo's model zoo"
-    option: str  # of the command line that takes the file: "--slow"
+    url: Callable[[], str]
 
 
-def load_video(path: Path, net: nn.Module, *, what: str) -> nn.Module:
-    """``net`` with the weights of ``path``; raises DataError naming what does not fit ``what``."""
-    return _fill(net, read_tensors(path), file=path, what=what)
+@dataclass(frozen=True, eq=False)
+class VideoWeights:
+    """Sources of one network's weights."""
+
+    network: VideoNetwork
+    randomise: Callable[..., None]  # (net, form, *, seed)
+    zoo: ZooFile | None  # None: the hub has it
 
 
-def download_video(entry: ZooEntry, url: str, net: nn.Module) -> nn.Module:
+_PYTORCHVIDEO = "PyTorchVideo's model zoo"
+VIDEO_WEIGHTS: Mapping[str, VideoWeights] = {
+    "slow": VideoWeights(
+        SLOW, randomise_slow, ZooFile("SLOW_8x8_R50.pyth", _PYTORCHVIDEO, lambda: zoo_url("slow_r50"))
+    ),
+    "i3d": VideoWeights(I3D, randomise_i3d, ZooFile("I3D_8x8_R50.pyth", _PYTORCHVIDEO, lambda: zoo_url("i3d_r50"))),
+    "resnet3d": VideoWeights(
+        RESNET3D, randomise_resnet3d, ZooFile("r3d_18-b3b3357e.pth", "torchvision's model zoo", published_url)
+    ),
+    "videomae": VideoWeights(VIDEOMAE, randomise_videomae, None),
+}
+
+
+def load_video(weights: VideoWeights, source: WeightSource) -> tuple[nn.Module, VideoForm, str]:
+    """(network, form, revision) from local files, a model zoo or the hub.
+
+    Raises UnreachableError without network, DataError naming what does not fit the architecture.
+    """
+    net: Any
+    if weights.zoo is None:
+        path, revision = local_or_hub(source, to_bring=VIDEOMAE_FILES)
+        net = load_videomae(path)
+        return net, videomae_form(net.config), "local file" if path.is_file() else revision
+    net, form = weights.network.full()
+    if source.kind == "files":
+        what = f"{weights.zoo.name} ({PUBLISHED[source.network]}, 400 classes)"
+        filled = fill_video(net, read_tensors(source.path), file=source.path, what=what)
+        return filled, form, "local file"
+    return _download(weights.zoo, net, source), form, f"{weights.zoo.name} of {weights.zoo.zoo}"
+
+
+def _download(entry: ZooFile, net: nn.Module, source: WeightSource) -> nn.Module:
     """``net`` with its published weights, from PyTorch's download cache or the model zoo.
 
     Raises UnreachableError, naming the file to bring, when it is in neither.
@@ -37,20 +81,26 @@ def download_video(entry: ZooEntry, url: str, net: nn.Module) -> nn.Module:
         import torch
     except ImportError as error:
         raise MissingExtra("torch", extra="export") from error
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / entry.file
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / entry.name
     try:
-        content: Any = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, progress=False)
+        content: Any = torch.hub.load_state_dict_from_url(
+            entry.url(), map_location="cpu", weights_only=True, progress=False
+        )
     except OSError as error:  # no network, no name, an HTTP status: all are URLError
         raise UnreachableError(
-            f"the weights {entry.file} of {entry.name} are not on this machine and could not be downloaded: {error}",
-            fix=f"bring {entry.file} of {entry.zoo} ({entry.name}, Kinetics) to this machine, then type: "
-            f"flamest-export --backend onnx {entry.option} PATH/{entry.file} --out DIR",
+            f"the weights {entry.name} of {source.text} are not on this machine and could not be downloaded: {error}",
+            fix=f"bring {entry.name} of {entry.zoo} ({source.text}, Kinetics) to this machine, then type: "
+            f"flamest-export --backend onnx {source.option} PATH/{entry.name} --out DIR",
         ) from error
-    return _fill(net, content.get("model_state", content), file=cached, what=entry.name)
+    return fill_video(net, content.get("model_state", content), file=cached, what=source.text)
 
 
-def _fill(net: nn.Module, tensors: dict[str, Tensor], *, file: Path, what: str) -> nn.Module:
-    # How many batches a norm has seen matters in training only; older checkpoints leave it out.
+def fill_video(net: nn.Module, tensors: dict[str, Tensor], *, file: Path, what: str) -> nn.Module:
+    """Set every weight of ``net`` from ``tensors``, which must fit to the last name and shape.
+
+    ``what``: the architecture, for the DataError that names what does not fit.
+    """
+    # The number of batches that a norm has seen matters in training only; older checkpoints leave it out.
     counts = {name: value for name, value in net.state_dict().items() if name.endswith(BATCH_COUNT)}
     tensors = {**counts, **tensors}
     check_tensors(tensors, net.state_dict(), file=file, what=what)

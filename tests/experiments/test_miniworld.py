@@ -13,7 +13,7 @@ from flamest.base.errors import StorageError, UsageError
 from flamest.experiments.metadata import metadata_accuracy
 from flamest.experiments.miniworld.plan import caption_frame, caption_nouns, class_captions, plan_clip, plan_scene
 from flamest.experiments.miniworld.videos import CLASSES, MOTIONS, OBJECTS, ClipOrder, clip_orders, render_dataset
-from flamest.export.weights.small_vocabulary import small_vocabulary
+from flamest.export.weights.vocabulary import small_vocabulary
 
 GROUPS = 3
 

@@ -328,7 +328,7 @@ def test_actionclip_gives_a_result_file_and_goes_on_where_it_was_interrupted(cli
 
 def test_actionclip_at_full_scale_reads_a_published_folder_and_nothing_else(clips, tmp_path):
     from flamest.export.networks.small import build_small_clip
-    from flamest.export.weights.small_vocabulary import small_tokenizer
+    from flamest.export.weights.tokenizer import small_tokenizer
 
     request = tiny_actionclip(clips, tmp_path / "out", scale="full")
     with pytest.raises(UsageError, match="published CLIP"):

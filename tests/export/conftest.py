@@ -48,16 +48,18 @@ def slow_r50_shapes() -> dict[str, list[int]]:
 @pytest.fixture(scope="session")
 def tiny_blip() -> Any:
     """The ``random:tiny`` captioner as loaded. Read it; to change it, change a copy."""
-    from flamest.export.weights.sources import open_blip
+    from flamest.export.weights.loading import open_blip
+    from flamest.export.weights.source import parse_source
 
-    return open_blip("random:tiny")
+    return open_blip(parse_source("blip", "random:tiny"))
 
 
 @pytest.fixture(scope="session")
 def tiny_slow() -> Any:
-    from flamest.export.weights.sources import open_video
+    from flamest.export.weights.loading import open_video
+    from flamest.export.weights.source import parse_source
 
-    return open_video("slow", "random:tiny")
+    return open_video(parse_source("slow", "random:tiny"))
 
 
 class Silent:

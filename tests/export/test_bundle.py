@@ -8,6 +8,7 @@ import pytest
 from flamest.base.errors import DataError, StorageError
 from flamest.base.files import sha256_file
 from flamest.export.networks.extractors import EXTRACTORS
+from flamest.export.weights.source import parse_source
 from flamest.runtime.bundle.manifest import read_manifest
 
 GRAPHS = {"vision", "text", "cnn", "keyframes"}
@@ -69,7 +70,7 @@ def test_a_bundle_tells_nothing_of_the_machine_that_built_it(tiny_bundle):
         assert b"site-packages" not in data, file.name
 
 
-SOURCES = {"blip": "random:tiny", "slow": "random:tiny"}
+SOURCES = {name: parse_source(name, "random:tiny") for name in ("blip", "slow")}
 
 
 def test_a_graph_that_fails_parity_ends_in_65_and_leaves_no_bundle(tmp_path, monkeypatch, silent):

@@ -8,11 +8,12 @@ import pytest
 from flamest.export.cli.main import app
 from flamest.export.dry_run import estimate
 from flamest.export.networks.extractors import EXTRACTORS
+from flamest.export.weights.source import parse_source
 from flamest.runtime.backends.machine import Gpu, MachineFacts
 from flamest.runtime.bundle.manifest import read_manifest
 from typer.testing import CliRunner
 
-TINY = dict.fromkeys(("blip", "clip", "slow", "i3d", "resnet3d", "videomae"), "random:tiny")
+TINY = {name: parse_source(name, "random:tiny") for name in ("blip", "clip", "slow", "i3d", "resnet3d", "videomae")}
 
 
 def run(*words):
@@ -55,8 +56,8 @@ def test_every_extractor_can_be_estimated(extractor, tmp_path):
 def test_published_weights_are_named_with_revision_size_and_licence(monkeypatch, tmp_path):
     from flamest.export import dry_run
 
-    monkeypatch.setattr(dry_run, "_cached", lambda word: False)
-    monkeypatch.setattr(dry_run, "cached_folder", lambda word: None)
+    monkeypatch.setattr(dry_run, "_cached", lambda source: False)
+    monkeypatch.setattr(dry_run, "cached_folder", lambda repository, revision: None)
     said = run("--extractor", "blip+slow")
     blip = said["sources"]["blip"]
     assert blip["name"] == "Salesforce/blip-image-captioning-base"
@@ -71,7 +72,7 @@ def test_published_weights_are_named_with_revision_size_and_licence(monkeypatch,
 def test_weights_that_may_not_be_used_commercially_are_warned_of(monkeypatch):
     from flamest.export import dry_run
 
-    monkeypatch.setattr(dry_run, "_cached", lambda word: True)
+    monkeypatch.setattr(dry_run, "_cached", lambda source: True)
     said = run("--extractor", "videomae")
     assert ["NOT for commercial use" in warning for warning in said["warnings"]] == [True]
     assert said["sources"]["videomae"]["here"] == "in this machine's cache"
@@ -87,28 +88,28 @@ TESLA = Gpu("Tesla T4", "7.5", 16_000)
 
 
 @pytest.mark.parametrize(
-    ("facts", "said_of_plans", "vision"),
+    ("facts", "engines", "vision"),
     [
         (
             MachineFacts(driver_problem="no device"),
-            "plans: cannot be built on this machine: NO_DRIVER_OR_GPU: no",
+            "engines: cannot be built on this machine: NO_DRIVER_OR_GPU: no",
             "bf16",
         ),
         (
             MachineFacts(TESLA, versions={"tensorrt": "10.3.0"}, tensorrt_builds=True),
-            "plans: one per graph, about",
+            "engines: one per graph, about",
             "fp32",
         ),
     ],
 )
-def test_notes_and_plans_are_shown_as_the_export_would_have_them(monkeypatch, facts, said_of_plans, vision):
+def test_notes_and_engines_are_those_of_the_export(monkeypatch, facts, engines, vision):
     monkeypatch.setattr("flamest.runtime.backends.machine.gather_facts", lambda: facts)
     out = shown("--backend", "tensorrt", "--precision", "fp16", "--tf32")
-    assert said_of_plans in out
+    assert engines in out
     assert f"note: vision is {vision}, not fp16" in out
-    assert "plans: none" in shown("--backend", "onnx", "--extractor", "slow")
+    assert "engines: none" in shown("--backend", "onnx", "--extractor", "slow")
 
 
-def test_options_of_plans_are_refused_as_in_an_export_that_builds_none():
+def test_options_of_engines_are_refused_where_none_are_built():
     assert "--tf32: only with --backend tensorrt" in shown("--backend", "onnx", "--tf32", code=2)
     assert "--opt-level: only with" in shown("--backend", "tensorrt", "--no-plans", "--opt-level", "1", code=2)

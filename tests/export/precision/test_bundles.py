@@ -13,7 +13,7 @@ from flamest.export.cli.main import app
 from flamest.export.parity.chain import ChainPart, sum_up
 from flamest.export.parity.comparison import COSINES
 from flamest.export.parity.verification import verify_bundle
-from flamest.export.precision.calibration import own_footage, seeded_footage
+from flamest.export.precision.calibration import folder_clips, seeded_clips
 from flamest.runtime.backends.onnxruntime import open_session
 from flamest.runtime.bundle.manifest import encode_manifest, read_manifest
 from typer.testing import CliRunner
@@ -133,16 +133,16 @@ def test_own_clips_are_decoded_and_counted(tmp_path, clips):
     rule = FramePreprocessing(size=32, fit="crop", filter="bilinear", mean=(0.45,) * 3, std=(0.225,) * 3)
     for number in range(2):
         clips.write_clip(tmp_path / "deeper" / f"{number}.mp4")
-    footage = own_footage(tmp_path)
-    read = list(footage.read(rule, 4))
-    assert (footage.source, footage.clips, len(read)) == ("own clips", 2, 2)
+    clips = folder_clips(tmp_path)
+    read = list(clips.read(rule, 4))
+    assert (clips.source, clips.clips, len(read)) == ("own clips", 2, 2)
     assert {pixels.shape for pixels in read} == {(4, 3, 32, 32)}
-    assert [pixels.shape for pixels in seeded_footage(0, clips=1).read(rule, 4)] == [(4, 3, 32, 32)]
+    assert [pixels.shape for pixels in seeded_clips(0, clips=1).read(rule, 4)] == [(4, 3, 32, 32)]
 
 
 def test_a_calibration_folder_that_is_not_there_or_empty_is_refused(tmp_path):
     with pytest.raises(StorageError, match="no such folder"):
-        own_footage(tmp_path / "nowhere")
+        folder_clips(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("no video")
     with pytest.raises(DataError, match="no videos in it"):
-        own_footage(tmp_path)
+        folder_clips(tmp_path)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from flamest.base.errors import DataError, InvariantError
-from flamest.export.graphs.export import GraphSpec, write_graph
+from flamest.export.graphs.spec import GraphSpec, write_graph
 from flamest.export.parity.comparison import COSINES, row_cosines
 from flamest.export.parity.written_graphs import WrittenGraphs
-from flamest.export.precision.dtypes import check_ledger
+from flamest.export.precision.dtypes import check_precision
 from flamest.export.precision.half import half_module
 from flamest.runtime.backends.onnxruntime import open_session
 from flamest.runtime.backends.openvino import OpenVinoSession
@@ -60,7 +60,7 @@ def test_products_are_half_and_norm_and_softmax_are_fp32_and_so_are_inputs_and_o
     products = graph.dtype_histogram[DTYPES[graph.precision]]
     assert sum(products.values()) == 2
     assert graph.dtype_histogram["float32"] == {"LayerNormalization": 1, "Softmax": 1}
-    check_ledger("half", graph.precision, graph.dtype_histogram)
+    check_precision("half", graph.precision, graph.dtype_histogram)
     file = onnx.load(str(written.folder / graph.file)).graph
     ends = {value.type.tensor_type.elem_type for value in (*file.input, *file.output)}
     assert ends == {onnx.TensorProto.FLOAT}
@@ -109,4 +109,4 @@ def test_a_lower_precision_that_was_lost_is_an_error(block, tmp_path: Path, prec
     """A graph that was to be half and is fp32 all the same."""
     graph = write_graph(plan_of(block, "fp32"), tmp_path)
     with pytest.raises(InvariantError, match="its file multiplies in float32"):
-        check_ledger("half", precision, graph.dtype_histogram)
+        check_precision("half", precision, graph.dtype_histogram)

@@ -9,13 +9,15 @@ import shutil
 import pytest
 import torch
 from flamest.base.errors import DataError, StorageError, UnreachableError
-from flamest.export.networks.architectures import build_i3d_tiny
 from flamest.export.networks.clip import CLIP_TINY_CONFIG, read_captions, tokenize_captions
 from flamest.export.networks.resnet3d import build_r3d_tiny
+from flamest.export.networks.slow import build_i3d_tiny
 from flamest.export.networks.videomae import VIDEOMAE_TINY_CONFIG
-from flamest.export.weights.sources import open_blip, open_clip, open_video
+from flamest.export.weights.checkpoints import read_tensors
+from flamest.export.weights.loading import open_blip, open_clip, open_video
+from flamest.export.weights.source import parse_source
 from flamest.export.weights.tokenizer import synthetic_tokenizer
-from flamest.export.weights.video import load_video
+from flamest.export.weights.video import fill_video
 from flamest.export.weights.vocabulary import CLS, SEP
 from safetensors.torch import save_file
 
@@ -34,12 +36,12 @@ def written(folder, config, weights, tokenizer=None):
 
 @pytest.fixture(scope="module")
 def tiny_videomae():
-    return open_video("videomae", "random:tiny")
+    return open_video(parse_source("videomae", "random:tiny"))
 
 
 @pytest.fixture(scope="module")
 def tiny_clip():
-    return open_clip("random:tiny")
+    return open_clip(parse_source("clip", "random:tiny"))
 
 
 @pytest.fixture
@@ -57,7 +59,10 @@ def clip_folder(tmp_path, tiny_clip):
 def test_the_same_weights_from_a_folder_have_the_hash_of_the_source_they_came_from(
     videomae_folder, clip_folder, tiny_videomae, tiny_clip
 ):
-    video, clip = open_video("videomae", str(videomae_folder)), open_clip(str(clip_folder))
+    video, clip = (
+        open_video(parse_source("videomae", str(videomae_folder))),
+        open_clip(parse_source("clip", str(clip_folder))),
+    )
     assert video.source.weights_sha256 == tiny_videomae.source.weights_sha256
     assert clip.source.weights_sha256 == tiny_clip.source.weights_sha256
     assert (video.form, video.source.name) == (tiny_videomae.form, "videomae")
@@ -71,14 +76,16 @@ def test_tensors_that_older_libraries_named_and_stored_otherwise_are_taken(tmp_p
     }
     assert QUERY_BIAS not in renamed
     folder = written(tmp_path / "videomae", VIDEOMAE_TINY_CONFIG, renamed)
-    assert open_video("videomae", str(folder)).source.weights_sha256 == tiny_videomae.source.weights_sha256
+    assert (
+        open_video(parse_source("videomae", str(folder))).source.weights_sha256 == tiny_videomae.source.weights_sha256
+    )
     numbered = {**tiny_clip.model.state_dict(), POSITION_IDS: torch.arange(77)[None]}
     folder = written(tmp_path / "clip", tiny_clip.model.config.to_dict(), numbered, tiny_clip.tokenizer)
-    assert open_clip(str(folder)).source.weights_sha256 == tiny_clip.source.weights_sha256
+    assert open_clip(parse_source("clip", str(folder))).source.weights_sha256 == tiny_clip.source.weights_sha256
     numbered[POSITION_IDS] = torch.zeros(1, 77, dtype=torch.int64)
     save_file(numbered, folder / "model.safetensors")
     with pytest.raises(DataError, match=r"position_ids' is not 0, 1, 2"):
-        open_clip(str(folder))
+        open_clip(parse_source("clip", str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +104,7 @@ def test_a_tensor_that_does_not_fit_is_refused_by_name(videomae_folder, tiny_vid
     change(tensors)
     save_file(tensors, videomae_folder / "model.safetensors")
     with pytest.raises(DataError, match=said) as refused:
-        open_video("videomae", str(videomae_folder))
+        open_video(parse_source("videomae", str(videomae_folder)))
     assert refused.value.code == "wrong_checkpoint"
 
 
@@ -106,29 +113,33 @@ def test_a_checkpoint_file_of_another_network_is_refused(tmp_path, build):
     net = build()
     tensors = {name: torch.ones_like(tensor) for name, tensor in net.state_dict().items()}
     save_file(tensors, tmp_path / "a.safetensors")
-    filled = load_video(tmp_path / "a.safetensors", build(), what="the tiny one")
+    filled = fill_video(
+        build(), read_tensors(tmp_path / "a.safetensors"), file=tmp_path / "a.safetensors", what="the tiny one"
+    )
     assert all(bool((value == 1).all()) for value in filled.state_dict().values())
     name = next(iter(tensors))
     del tensors[name]
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(DataError, match=f"is not a checkpoint of the tiny one .*1 missing: '{name}'"):
-        load_video(tmp_path / "a.safetensors", build(), what="the tiny one")
+        fill_video(
+            build(), read_tensors(tmp_path / "a.safetensors"), file=tmp_path / "a.safetensors", what="the tiny one"
+        )
 
 
 def test_a_folder_of_another_model_is_refused(videomae_folder, clip_folder):
     with pytest.raises(DataError, match='expected "model_type": "clip"'):
-        open_clip(str(videomae_folder))
+        open_clip(parse_source("clip", str(videomae_folder)))
     config = {**VIDEOMAE_TINY_CONFIG, "architectures": ["VideoMAEForPreTraining"]}
     (videomae_folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(DataError, match="describes VideoMAEForPreTraining, expected VideoMAEForVideoClassification"):
-        open_video("videomae", str(videomae_folder))
+        open_video(parse_source("videomae", str(videomae_folder)))
     (clip_folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
     with pytest.raises(DataError, match=r"image_mean is \[0.5, 0.5, 0.5\], expected \(0.48145466"):
-        open_clip(str(clip_folder))
+        open_clip(parse_source("clip", str(clip_folder)))
     shutil.rmtree(videomae_folder)
     videomae_folder.mkdir()
     with pytest.raises(DataError, match=r"cannot read .*config\.json") as refused:
-        open_video("videomae", str(videomae_folder))
+        open_video(parse_source("videomae", str(videomae_folder)))
     assert "config.json, model.safetensors and preprocessor_config.json" in refused.value.fix
 
 
@@ -150,17 +161,23 @@ def test_without_network_the_weights_to_bring_are_named(monkeypatch, network, na
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
     with pytest.raises(UnreachableError) as refused:
-        open_clip(name) if network == "clip" else open_video(network, name)
+        open_clip(parse_source("clip", name)) if network == "clip" else open_video(parse_source(network, name))
     assert f"--{network} " in refused.value.fix
     assert file in refused.value.fix
 
 
 def test_a_mini_world_network_that_is_not_trained_is_said_to_be_untrained(monkeypatch, tmp_path):
-    from flamest.export.networks import small
+    from flamest.export.weights import loading
 
-    monkeypatch.setattr(small, "load_small", functools.partial(small.load_small, folder=tmp_path))
-    openers = [lambda: open_blip("miniworld"), lambda: open_clip("miniworld")]
-    openers += [lambda name=name: open_video(name, "miniworld") for name in ("slow", "i3d", "resnet3d", "videomae")]
+    monkeypatch.setattr(loading, "load_small", functools.partial(loading.load_small, folder=tmp_path))
+    openers = [
+        lambda: open_blip(parse_source("blip", "miniworld")),
+        lambda: open_clip(parse_source("clip", "miniworld")),
+    ]
+    openers += [
+        lambda name=name: open_video(parse_source(name, "miniworld"))
+        for name in ("slow", "i3d", "resnet3d", "videomae")
+    ]
     for opener in openers:
         with pytest.raises(DataError, match="is not trained") as refused:
             opener()
@@ -172,18 +189,19 @@ def test_a_mini_world_network_is_filled_from_its_half_precision_file_and_reads_f
     monkeypatch, tmp_path
 ):
     from flamest.export.networks import small
+    from flamest.export.weights import loading
 
     torch.manual_seed(0)
     weights = small.build_small_resnet3d().state_dict()
     save_file(
         {n: v.half() if v.is_floating_point() else v for n, v in weights.items()}, tmp_path / "resnet3d.safetensors"
     )
-    monkeypatch.setattr(small, "load_small", functools.partial(small.load_small, folder=tmp_path))
-    loaded = open_video("resnet3d", "miniworld")
+    monkeypatch.setattr(loading, "load_small", functools.partial(loading.load_small, folder=tmp_path))
+    loaded = open_video(parse_source("resnet3d", "miniworld"))
     for name, tensor in loaded.net.state_dict().items():
         assert torch.equal(tensor, weights[name].half().to(tensor.dtype)), name
     assert (loaded.form.frames, loaded.form.width, loaded.preprocessing.resized) == (3, 128, None)
-    assert open_video("resnet3d", "random:tiny").preprocessing.resized == (64, 86)
+    assert open_video(parse_source("resnet3d", "random:tiny")).preprocessing.resized == (64, 86)
 
 
 def test_captions_are_read_by_class_or_by_line_each_once(tmp_path):

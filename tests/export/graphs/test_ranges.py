@@ -2,32 +2,33 @@
 
 import pytest
 from flamest.export.graphs import spec
-from flamest.export.networks.video import VIDEO_NETWORKS
-from flamest.export.weights.sources import open_clip
+from flamest.export.weights.loading import open_clip
+from flamest.export.weights.source import parse_source
+from flamest.export.weights.video import VIDEO_WEIGHTS
 from flamest.runtime.backends.tensorrt.profile import input_ranges, largest_shapes
 from flamest.runtime.bundle.records import Graph
 
 
 def cnn(name):
-    network = VIDEO_NETWORKS[name]
+    network = VIDEO_WEIGHTS[name].network
     net, form = network.tiny()
-    return spec.cnn_plan(network, net, form)
+    return spec.cnn_spec(network, net, form)
 
 
 def clip():
     import torch
 
-    model = open_clip("random:tiny").model
-    return spec.clip_plan(model, torch.zeros(3, model.config.projection_dim))
+    model = open_clip(parse_source("clip", "random:tiny")).model
+    return spec.clip_spec(model, torch.zeros(3, model.config.projection_dim))
 
 
 GRAPHS = {
-    "vision": lambda blip, slow: spec.vision_plan(blip.model),
-    "text": lambda blip, slow: spec.text_plan(blip.model),
-    "words": lambda blip, slow: spec.words_plan(blip.model),
-    "keyframes": lambda blip, slow: spec.keyframe_plan(slow.net, slow.form),
+    "vision": lambda blip, slow: spec.vision_spec(blip.model),
+    "text": lambda blip, slow: spec.text_spec(blip.model),
+    "words": lambda blip, slow: spec.words_spec(blip.model),
+    "keyframes": lambda blip, slow: spec.keyframe_spec(slow.net, slow.form),
     "clip": lambda blip, slow: clip(),
-    **{f"cnn of {name}": lambda blip, slow, name=name: cnn(name) for name in VIDEO_NETWORKS},
+    **{f"cnn of {name}": lambda blip, slow, name=name: cnn(name) for name in VIDEO_WEIGHTS},
 }
 
 
@@ -45,7 +46,7 @@ def test_every_graph_has_ranges_that_tensorrt_accepts(tiny_blip, tiny_slow, name
 
 
 def test_the_mask_is_as_long_as_past_and_tokens_together(tiny_blip):
-    plan = spec.text_plan(tiny_blip.model)
+    plan = spec.text_spec(tiny_blip.model)
     ranges = {
         wanted.name: wanted for wanted in input_ranges(Graph("", 18, plan.inputs, (), dict(plan.axes), "fp32", {}))
     }

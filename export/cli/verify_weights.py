@@ -40,7 +40,7 @@ def verify_weights(
     to --record, later ones compare with it. A file that has the name of a release and another content
     ends in exit code 65.
     """
-    from ..libraries import quiet_libraries
+    from ..networks.reference import quiet_libraries
     from ..weights.releases import licence_warning
     from ..weights.verification import caption_verdict, find_weight_files, judge_file, network_of
 

@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from flamest.export.graphs.export import GraphSpec, write_graph
-from flamest.export.graphs.folding import order_gelus
+from flamest.export.graphs.export import order_gelus, write_graph
+from flamest.export.graphs.spec import GraphSpec
 from flamest.runtime.backends.onnxruntime import open_session
 from flamest.runtime.bundle.records import AxisRange, Tensor
 

@@ -16,7 +16,8 @@ from flamest.export.parity.comparison import BATCHES, Comparison, summarise
 from flamest.export.parity.single_graphs import compare_cnn, compare_keyframes
 from flamest.export.parity.verification import verify_bundle
 from flamest.export.parity.written_graphs import WrittenGraphs
-from flamest.export.weights.sources import open_video
+from flamest.export.weights.loading import open_video
+from flamest.export.weights.source import parse_source
 from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.bundle.records import Graph
 
@@ -57,7 +58,7 @@ def test_no_comparison_at_all_is_a_bug():
 
 
 def test_graphs_of_other_slow_weights_are_refused(tiny_bundle):
-    other = open_video("slow", "random:tiny:1")
+    other = open_video(parse_source("slow", "random:tiny:1"))
     with pytest.raises(DataError, match=r"graph 'cnn', output embedding, batch 1"):
         compare_cnn(other.network, other.net, of(tiny_bundle), other.form)
     with pytest.raises(DataError, match=r"graph 'keyframes', output features, batch 1"):
@@ -144,8 +145,8 @@ def test_keyframe_features_of_a_frame_do_not_depend_on_its_neighbours(tiny_slow)
 
 def test_verify_compares_again_what_can_be_loaded_again(tiny_bundle, silent):
     done = verify_bundle(tiny_bundle, silent)
-    assert set(done.graphs) == {"vision", "text", "cnn", "keyframes"}
-    assert done.captions_equal == done.captions == 4
+    assert set(done.parity.graphs) == {"vision", "text", "cnn", "keyframes"}
+    assert done.parity.captions_equal == done.parity.captions == 4
     assert done.not_compared == {}
     assert silent.steps == 4
 
@@ -165,7 +166,7 @@ def with_source(tiny_bundle, folder, part, **values):
 def test_verify_says_which_source_to_give_where_a_name_brings_no_weights(tiny_bundle, tmp_path, silent, monkeypatch):
     from flamest.export.parity import verification
 
-    def no_network(name):
+    def no_network(source):
         raise UnreachableError("no network")
 
     with_source(tiny_bundle, tmp_path / "a", "slow", name="SLOW_8x8_R50.pyth", revision="local file")
@@ -173,7 +174,7 @@ def test_verify_says_which_source_to_give_where_a_name_brings_no_weights(tiny_bu
     monkeypatch.setattr(verification, "open_blip", no_network)
     monkeypatch.setattr(verification, "open_video", lambda *_: pytest.fail("a file's name brings no weights"))
     done = verification.verify_bundle(folder, silent)
-    assert (done.captions, done.graphs) == (0, {})
+    assert (done.parity.captions, done.parity.graphs) == (0, {})
     assert "--slow SRC, where SRC is 'SLOW_8x8_R50.pyth' of the export" in done.not_compared["slow"]
     assert "--blip SRC, where SRC is 'someone/captioner' of the export" in done.not_compared["blip"]
 
@@ -181,9 +182,9 @@ def test_verify_says_which_source_to_give_where_a_name_brings_no_weights(tiny_bu
 def test_verify_refuses_a_source_with_other_weights(tiny_bundle, tmp_path, silent, monkeypatch, tiny_blip):
     from flamest.export.parity import verification
 
-    monkeypatch.setattr(verification, "open_blip", lambda name: tiny_blip)
+    monkeypatch.setattr(verification, "open_blip", lambda source: tiny_blip)
     with pytest.raises(DataError, match=r"--slow random:tiny:1 holds other weights") as refused:
-        verification.verify_bundle(tiny_bundle, silent, given={"slow": "random:tiny:1"})
+        verification.verify_bundle(tiny_bundle, silent, given={"slow": parse_source("slow", "random:tiny:1")})
     assert refused.value.code == "other_weights"
 
 

@@ -28,7 +28,7 @@ def said(result):
         (("--backend", "onnx", "--opt-level", "5", "--tf32", "--out", "b"), "--opt-level, --tf32: only with"),
         (
             ("--backend", "tensorrt", "--no-plans", "--blip", "nothing-here", "--out", "b"),
-            "nothing-here: no such folder",
+            "nothing-here: no such file or folder",
         ),
         (("--backend", "onnx", "--no-plans", "--out", "b"), "--plans/--no-plans: only with --backend tensorrt"),
         (("--backend", "tensorrt", "--no-plans", "--tf32", "--out", "b"), "--tf32: only with --backend tensorrt that"),
@@ -36,7 +36,7 @@ def said(result):
         (("--backend", "onnx", "--precision", "fp8", "--out", "b"), "no such precision, expected one of fp32, fp16"),
         (("--backend", "onnx", "--precision", "clip=int8", "--out", "b"), "no such graph, expected one of vision"),
         (("--backend", "onnx", "--cross-attention", "both", "--out", "b"), "expected one of bidirectional"),
-        (("--backend", "onnx", "--blip", "nothing-here", "--out", "b"), "--blip nothing-here: no such folder"),
+        (("--backend", "onnx", "--blip", "nothing-here", "--out", "b"), "--blip nothing-here: no such file or folder"),
         (("--backend", "onnx", "--extractor", "blip+clip", "--out", "b"), "no such extractor, expected one of blip,"),
         (("--backend", "onnx", "--weights", "random:huge", "--out", "b"), "expected published, miniworld, random:full"),
         (("--backend", "onnx", "--extractor", "i3d", "--blip", "x", "--out", "b"), "extractor i3d has no such network"),
@@ -48,7 +48,7 @@ def said(result):
         ),
         (
             ("--backend", "onnx", "--extractor", "blip-text", "--cross-attention", "causal-last", "--out", "b"),
-            "extractor blip-text reads no caption with its frame",
+            "extractor blip-text encodes no caption with its frame",
         ),
     ],
 )

@@ -1,7 +1,7 @@
-"""``flamest-export plans`` and ``--backend tensorrt``, whole commands: without a GPU, and on a scripted machine.
+"""``flamest-export engines`` and ``--backend tensorrt``, whole commands: without a GPU, and on a scripted machine.
 
 The scripted machine has NVIDIA's genuine Python classes, a driver that answers for one GPU, and a builder whose
-plans hold a right header and stand-in content: everything runs but TensorRT's own work.
+engines hold a right header and stand-in content: everything runs but TensorRT's own work.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 from flamest.base.errors import DataError
-from flamest.export.cli.engines import add_plans, onnx_now_plans_later
 from flamest.export.cli.main import app
+from flamest.export.engines import add_engines
 from flamest.export.signing import make_key_pair, sign_bundle
 from flamest.runtime.backends.machine import Gpu, MachineFacts
 from flamest.runtime.backends.tensorrt.cache import open_cache
@@ -54,10 +54,10 @@ def machine(tensorrt_rig, tmp_path):
     return {**environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
 
-def test_plans_go_into_the_bundle_and_are_not_built_twice(machine, bundle, tmp_path):
+def test_engines_go_into_the_bundle_and_are_not_built_twice(machine, bundle, tmp_path):
     before = read_manifest(bundle)
     (bundle / "keyframes.trt9.9.9-sm90-00000000.plan").write_bytes(b"what a crash before the manifest left")
-    first = said(run("plans", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", environment=machine))
+    first = said(run("engines", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", environment=machine))
     assert [plan["graph"] for plan in first["plans"]] == GRAPHS
     assert all(plan["built_now"] for plan in first["plans"])
     checked = open_bundle(bundle)  # every hash, plans included
@@ -73,7 +73,7 @@ def test_plans_go_into_the_bundle_and_are_not_built_twice(machine, bundle, tmp_p
         assert plan.build_seconds >= 0
     shown = CliRunner().invoke(app, ["inspect", str(bundle)]).stdout
     assert shown.count("Stand-in GPU (9.0), --opt-level 4 --hardware-compat ampere+, 0.0 MB") == len(GRAPHS)
-    again = said(run("plans", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", environment=machine))
+    again = said(run("engines", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", environment=machine))
     assert not any(plan["built_now"] for plan in again["plans"])
     assert not list(tmp_path.glob(".*"))
     (cache,) = (tmp_path / "cache" / "flamest" / "plans").iterdir()
@@ -85,11 +85,11 @@ def one_machine(one_rig, tmp_path):
     return {**one_rig.environment(driver=True, scripted=True), "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
 
-def test_a_signed_bundle_is_not_touched_and_its_plans_go_to_the_cache(one_machine, bundle, tmp_path):
+def test_a_signed_bundle_is_not_touched_and_its_engines_go_to_the_cache(one_machine, bundle, tmp_path):
     pair = make_key_pair("builder", tmp_path)
     sign_bundle(bundle, pair.private_path)
     before = {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()}
-    words = ("plans", bundle, "--trusted-key", pair.public_path)
+    words = ("engines", bundle, "--trusted-key", pair.public_path)
     plans = said(run(*words, environment=one_machine))["plans"]
     assert {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()} == before
     folder = tmp_path / "cache" / "flamest" / "plans"
@@ -98,9 +98,9 @@ def test_a_signed_bundle_is_not_touched_and_its_plans_go_to_the_cache(one_machin
     assert all(Path(plan["path"]).parent == folder and plan["built_now"] for plan in plans)
 
 
-def test_a_bundle_that_no_trusted_key_signed_gets_no_plans(bundle, tmp_path):
+def test_a_bundle_that_no_trusted_key_signed_gets_no_engines(bundle, tmp_path):
     pair = make_key_pair("stranger", tmp_path)
-    done = run("plans", bundle, "--trusted-key", pair.public_path)
+    done = run("engines", bundle, "--trusted-key", pair.public_path)
     assert said(done)["error"]["code"] == "UNTRUSTED"
     assert done.returncode in (65, 77)
 
@@ -110,7 +110,7 @@ def test_a_bundle_that_no_trusted_key_signed_gets_no_plans(bundle, tmp_path):
     [("crash", "ended with signal SIGSEGV"), ("refuse", "Could not find any implementation for node {conv}")],
 )
 def test_a_build_that_fails_leaves_the_onnx_bundle_whole(one_machine, bundle, script, words):
-    done = run("plans", bundle, environment={**one_machine, "FLAMEST_SCRIPT": script})
+    done = run("engines", bundle, environment={**one_machine, "FLAMEST_SCRIPT": script})
     error = said(done)["error"]
     assert done.returncode == 65
     assert error["code"] == "PLAN_BUILD"
@@ -122,7 +122,7 @@ def test_a_build_that_fails_leaves_the_onnx_bundle_whole(one_machine, bundle, sc
 def test_a_build_does_not_outlive_the_command_that_is_interrupted(one_machine, bundle, tmp_path):
     note = tmp_path / "pid"
     environment = {**one_machine, "FLAMEST_SCRIPT": "hang", "FLAMEST_SCRIPT_PID": str(note)}
-    command = [sys.executable, "-m", "flamest.export", "plans", str(bundle)]
+    command = [sys.executable, "-m", "flamest.export", "engines", str(bundle)]
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True) as running:
         while not (note.exists() and note.read_text()):
             assert running.poll() is None
@@ -133,7 +133,7 @@ def test_a_build_does_not_outlive_the_command_that_is_interrupted(one_machine, b
     assert not any(graph.engines for graph in open_bundle(bundle).manifest.graphs.values())
 
 
-def test_an_export_for_tensorrt_ends_in_a_bundle_with_plans(one_machine, tmp_path):
+def test_an_export_for_tensorrt_ends_in_a_bundle_with_engines(one_machine, tmp_path):
     words = ("--backend", "tensorrt", "--extractor", "slow", "--weights", "random:tiny", "--threads", 1)
     done = run(*words, "--tf32", "--out", tmp_path / "b", environment=one_machine)
     found = said(done)
@@ -144,16 +144,16 @@ def test_an_export_for_tensorrt_ends_in_a_bundle_with_plans(one_machine, tmp_pat
     assert (manifest.fingerprint, manifest.backend) == (found["fingerprint"], "tensorrt")
 
 
-def test_an_export_whose_plans_fail_keeps_the_onnx_bundle_and_says_how_to_go_on(bundle, tmp_path):
+def test_an_export_whose_engines_fail_keeps_the_onnx_bundle(bundle, tmp_path):
     def fail(request, progress):
         raise unavailable(Code.PLAN_BUILD, "no implementation").error()
 
     facts = MachineFacts(gpu=Gpu("Stand-in GPU", "9.0", 8), versions={"tensorrt": "11.4.0.106"}, tensorrt_builds=True)
-    target = BuildTarget(facts, EngineOptions(tf32=True), open_cache(tmp_path / "cache"), build=fail)
-    with pytest.raises(DataError, match=f"The ONNX bundle {bundle} is whole") as caught:
-        add_plans(bundle, target)
+    site = BuildTarget(facts, EngineOptions(tf32=True), open_cache(tmp_path / "cache"), build=fail)
+    with pytest.raises(DataError, match=f"The ONNX bundle {bundle} is complete") as caught:
+        add_engines(bundle, site)
     assert caught.value.code == "PLAN_BUILD"
-    assert f"then: flamest-export plans {bundle} --tf32" in caught.value.fix
+    assert f"then: flamest-export engines {bundle} --tf32" in caught.value.fix
     open_bundle(bundle)
 
 
@@ -164,7 +164,7 @@ def bare():
 
     facts = gather_facts()
     if facts.gpu is not None or "tensorrt" in facts.versions:
-        pytest.skip("this machine can build plans")
+        pytest.skip("this machine can build engines")
     return {**os.environ}
 
 
@@ -182,17 +182,23 @@ def test_without_gpu_and_tensorrt_one_message_says_what_is_missing_and_what_to_t
     assert now == f"here, now: flamest-export --backend onnx {typed}"
     assert "copy the folder to the machine" in later
     assert (
-        "pip install 'flamest[agent,tensorrt]' && flamest-export plans 'my bundle' --hardware-compat ampere+" in later
+        "pip install 'flamest[agent,tensorrt]' && flamest-export engines 'my bundle' --hardware-compat ampere+" in later
     )
     assert list(tmp_path.iterdir()) == []
     assert done.stderr.count("error:") == 1
 
 
-def test_where_precision_is_asked_for_tensorrts_form_is_kept_for_later():
-    words = ["--precision", "int8", "--out", "b"]
-    now, later = onnx_now_plans_later(words, Path("b"), EngineOptions(tf32=True)).splitlines()
-    assert now.endswith("flamest-export --backend tensorrt --no-plans --precision int8 --out b")
-    assert later.endswith("flamest-export plans b --tf32")
+def test_where_precision_is_asked_for_tensorrts_form_is_kept_for_later(bare, tmp_path):
+    words = ("--backend", "tensorrt", "--precision", "int8", "--tf32", "--out", "b")
+    now, later = said(run(*words, environment=bare, cwd=tmp_path))["error"]["fix"].splitlines()
+    assert now.endswith("flamest-export --backend tensorrt --no-plans --out b --precision int8")
+    assert later.endswith("flamest-export engines b --tf32")
+
+
+def test_the_command_has_its_former_name_too(tmp_path):
+    done = run("plans", tmp_path)
+    assert done.returncode == 65
+    assert "is not a bundle" in said(done)["error"]["message"]
 
 
 def test_asking_the_machine_loads_no_torch_and_no_tensorrt(bare):
@@ -206,7 +212,7 @@ def test_asking_the_machine_loads_no_torch_and_no_tensorrt(bare):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_plans_of_what_is_no_bundle_ends_in_65(tmp_path):
-    done = run("plans", tmp_path)
+def test_engines_of_a_folder_that_is_no_bundle_end_in_65(tmp_path):
+    done = run("engines", tmp_path)
     assert done.returncode == 65
     assert "is not a bundle" in said(done)["error"]["message"]

@@ -8,10 +8,12 @@ import pickle
 import pytest
 import torch
 from flamest.base.errors import DataError
-from flamest.export.networks.architectures import BLIP_BASE_CONFIG, build_blip, build_slow_r50, parameter_counts
-from flamest.export.weights.blip import fill_blip
+from flamest.export.networks.blip import BLIP_BASE_CONFIG, build_blip
+from flamest.export.networks.reference import parameter_counts
+from flamest.export.networks.slow import build_slow_r50
 from flamest.export.weights.checkpoints import check_tensors, read_tensors
-from flamest.export.weights.video import load_video
+from flamest.export.weights.transformers import fill_blip
+from flamest.export.weights.video import fill_video
 from safetensors.torch import save_file
 
 WORDS = "text_decoder.bert.embeddings.word_embeddings.weight"
@@ -133,19 +135,27 @@ def some_slow_weights(shapes):
 def test_a_model_zoo_file_is_read_with_its_model_state_unwrapped(tmp_path, slow_r50_shapes):
     weights = some_slow_weights(slow_r50_shapes)
     torch.save({"model_state": weights}, tmp_path / "SLOW_8x8_R50.pyth")
-    net = load_video(tmp_path / "SLOW_8x8_R50.pyth", build_slow_r50(), what="slow_r50")
+    net = fill_video(
+        build_slow_r50(),
+        read_tensors(tmp_path / "SLOW_8x8_R50.pyth"),
+        file=tmp_path / "SLOW_8x8_R50.pyth",
+        what="slow_r50",
+    )
     for name, tensor in weights.items():
         assert torch.equal(net.state_dict()[name], tensor), name
 
 
 def test_the_same_weights_from_another_file_format_have_the_same_hash(tmp_path, slow_r50_shapes):
-    from flamest.export.weights.sources import open_video
+    from flamest.export.weights.loading import open_video
+    from flamest.export.weights.source import parse_source
 
     weights = some_slow_weights(slow_r50_shapes)
     counts = {name: torch.tensor(7) for name in slow_r50_shapes if name.endswith("num_batches_tracked")}
     torch.save(weights, tmp_path / "a.pth")
     save_file({**weights, **counts}, tmp_path / "b.safetensors")
-    first, second = (open_video("slow", str(tmp_path / name)).source for name in ("a.pth", "b.safetensors"))
+    first, second = (
+        open_video(parse_source("slow", str(tmp_path / name))).source for name in ("a.pth", "b.safetensors")
+    )
     assert first.weights_sha256 == second.weights_sha256
     assert (first.name, second.name) == ("a.pth", "b.safetensors")
     assert first.parameters == 32_454_096
@@ -196,7 +206,9 @@ def test_a_negative_variance_is_refused(tmp_path, slow_r50_shapes):
     weights["blocks.0.norm.running_var"] = -weights["blocks.0.norm.running_var"]
     save_file(weights, tmp_path / "a.safetensors")
     with pytest.raises(DataError, match=r"'blocks.0.norm.running_var' holds a negative variance"):
-        load_video(tmp_path / "a.safetensors", build_slow_r50(), what="slow_r50")
+        fill_video(
+            build_slow_r50(), read_tensors(tmp_path / "a.safetensors"), file=tmp_path / "a.safetensors", what="slow_r50"
+        )
 
 
 def test_golden_lists_hold_names_and_shapes_only(blip_base_shapes, slow_r50_shapes):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flamest.base.errors import DataError
 from flamest.export.precision.calibration import calibration_clips
-from flamest.export.weights.sources import hash_weights, open_video
+from flamest.export.weights.loading import hash_weights, open_video
+from flamest.export.weights.source import parse_source
 from flamest.runtime.backends.onnxruntime import open_session
 from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.vision_language import VisionLanguageModel
@@ -36,7 +37,7 @@ def size_and_spread(vectors):
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_slow):
-    again, other = open_video("slow", "random:tiny:0"), open_video("slow", "random:tiny:1")
+    again, other = open_video(parse_source("slow", "random:tiny:0")), open_video(parse_source("slow", "random:tiny:1"))
     assert again.source.weights_sha256 == tiny_slow.source.weights_sha256
     assert other.source.weights_sha256 != tiny_slow.source.weights_sha256
 

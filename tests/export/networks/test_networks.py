@@ -19,14 +19,15 @@ from flamest.export.parity.verification import verify_bundle
 from flamest.export.parity.written_graphs import WrittenGraphs
 from flamest.export.parts import ExportContext, export_cnn, vision_language
 from flamest.export.precision.calibration import calibration_clips
-from flamest.export.weights.sources import open_clip, open_video
+from flamest.export.weights.loading import open_clip, open_video
+from flamest.export.weights.source import parse_source
 from flamest.runtime.backends.onnxruntime import open_session
 from flamest.runtime.bundle.manifest import KEYFRAMES_SOURCE, read_manifest
 from flamest.runtime.bundle.records import Graph
 from flamest.runtime.extractor import open_extractor
 from flamest.runtime.records import Clip
 
-TINY = dict.fromkeys(("blip", "clip", "slow", "i3d", "resnet3d", "videomae"), "random:tiny")
+TINY = {name: parse_source(name, "random:tiny") for name in ("blip", "clip", "slow", "i3d", "resnet3d", "videomae")}
 FORMS = {"i3d": (8, 2048), "resnet3d": (3, 512), "videomae": (16, 768)}
 
 
@@ -39,7 +40,7 @@ def of(folder):
 @pytest.fixture(scope="module", params=FORMS)
 def video(request, tmp_path_factory, unwatched):
     """A ``random:tiny`` network, the folder of its exported graph, and what the manifest says of it."""
-    loaded = open_video(request.param, "random:tiny")
+    loaded = open_video(parse_source(request.param, "random:tiny"))
     folder = tmp_path_factory.mktemp(request.param)
     return loaded, folder, *export_cnn(loaded, "keyframes", ExportContext(folder, unwatched, 1))
 
@@ -89,7 +90,7 @@ def test_a_small_change_of_one_weight_is_found(video):
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
-    shas = [open_video("i3d", f"random:tiny:{seed}").source.weights_sha256 for seed in (0, 0, 1)]
+    shas = [open_video(parse_source("i3d", f"random:tiny:{seed}")).source.weights_sha256 for seed in (0, 0, 1)]
     assert shas[0] == shas[1] != shas[2]
 
 
@@ -100,7 +101,7 @@ CLIP_SHA256 = "5995cfcc4a7fb151"
 def test_the_weights_of_seed_0_are_the_same_on_every_machine(video):
     """Federated silos compare fingerprints; a change here changes every random:tiny bundle."""
     assert video[0].source.weights_sha256.startswith(SHA256[video[0].network.name])
-    assert open_clip("random:tiny").source.weights_sha256.startswith(CLIP_SHA256)
+    assert open_clip(parse_source("clip", "random:tiny")).source.weights_sha256.startswith(CLIP_SHA256)
 
 
 def test_a_caption_read_alone_is_that_of_the_librarys_bert_without_an_image(tiny_bundle, tiny_blip, tmp_path):
@@ -164,7 +165,7 @@ def test_another_caption_or_tokenizer_is_another_fingerprint_and_is_found(clip_b
     import msgspec
 
     manifest, folder = clip_bundle
-    loaded = open_clip("random:tiny")
+    loaded = open_clip(parse_source("clip", "random:tiny"))
     from flamest.export.networks.clip import tokenize_captions
 
     tokens = tokenize_captions(loaded.tokenizer, loaded.captions, loaded.model.config)
@@ -178,10 +179,10 @@ def test_another_caption_or_tokenizer_is_another_fingerprint_and_is_found(clip_b
 def test_published_clip_weights_bring_no_captions_and_the_error_says_what_to_write(monkeypatch, tmp_path, silent):
     import dataclasses
 
-    from flamest.export import parts
+    from flamest.export import bundle
 
-    loaded = dataclasses.replace(open_clip("random:tiny"), captions=())
-    monkeypatch.setattr(parts, "open_clip", lambda name: loaded)
+    loaded = dataclasses.replace(open_clip(parse_source("clip", "random:tiny")), captions=())
+    monkeypatch.setattr(bundle, "open_clip", lambda source: loaded)
     with pytest.raises(UsageError, match="none are given") as refused:
         export_bundle(ExportRequest(EXTRACTORS["clip"], TINY, tmp_path / "b", threads=1), silent)
     assert "--captions FILE.json" in refused.value.fix

@@ -35,7 +35,7 @@ def test_hub_ids_are_pinned_and_model_zoos_have_no_revision():
 
 
 def test_every_published_source_has_a_release():
-    from flamest.export.weights.sources import PUBLISHED
+    from flamest.export.weights.source import PUBLISHED
 
     assert {release.source for release in RELEASES} == set(PUBLISHED.values())
     assert all(not licence_of(name).startswith("not known") for name in PUBLISHED.values())
@@ -44,6 +44,7 @@ def test_every_published_source_has_a_release():
 def test_a_pinned_hub_id_is_fetched_at_its_revision_unless_another_is_asked_for(monkeypatch, tmp_path):
     import huggingface_hub
     from flamest.export.weights.hub import fetch_folder
+    from flamest.export.weights.source import parse_source
 
     (tmp_path / "model.safetensors").touch()
     asked = []
@@ -51,7 +52,7 @@ def test_a_pinned_hub_id_is_fetched_at_its_revision_unless_another_is_asked_for(
         huggingface_hub, "snapshot_download", lambda name, *, revision, **_: asked.append(revision) or str(tmp_path)
     )
     for name in ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch32@main", "someone/else"):
-        fetch_folder(name, option="--clip", to_bring="files")
+        fetch_folder(parse_source("clip", name), to_bring="files")
     assert asked == [pinned_revision("openai/clip-vit-base-patch32"), "main", None]
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import json
 
 import numpy as np
 import pytest
 import torch
 from flamest.base.errors import DataError, UnreachableError, UsageError
-from flamest.export.networks.architectures import BLIP_TINY_CONFIG
-from flamest.export.networks.video import VIDEO_NETWORKS
-from flamest.export.weights.blip import read_config
-from flamest.export.weights.sources import open_blip, open_clip, open_video
+from flamest.export.networks.blip import BLIP_TINY_CONFIG
+from flamest.export.weights.loading import open_blip, open_video
+from flamest.export.weights.source import PUBLISHED, parse_source
+from flamest.export.weights.transformers import read_blip_config
 from flamest.export.weights.vocabulary import vocabulary
 from safetensors.torch import save_file
 
@@ -80,7 +79,7 @@ def test_the_published_captioner_loads_with_its_474_tensors(tmp_path, blip_base_
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PUBLISHED_PREPROCESSING))
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary()[:30_522]))
     save_file(weights, tmp_path / "model.safetensors")
-    loaded = open_blip(str(tmp_path))
+    loaded = open_blip(parse_source("blip", str(tmp_path)))
     assert loaded.source.parameters == 247_414_076
     assert loaded.source.parameters_tied == 223_971_644
     assert (loaded.source.name, loaded.source.revision) == (tmp_path.name, "local files")
@@ -97,7 +96,7 @@ def test_a_configuration_that_does_not_state_its_text_heads_is_refused(tmp_path)
     text = {key: value for key, value in PUBLISHED_CONFIG["text_config"].items() if key != "num_attention_heads"}
     path = write_config(tmp_path, {**PUBLISHED_CONFIG, "text_config": text})
     with pytest.raises(DataError, match=r"does not state text_config.num_attention_heads.*would assume 8.*have 12"):
-        read_config(path)
+        read_blip_config(path)
 
 
 @pytest.mark.parametrize(("part", "heads"), [("text_config", 8), ("vision_config", 8), ("text_config", 24)])
@@ -106,30 +105,31 @@ def test_another_number_of_heads_than_published_is_refused(tmp_path, part, heads
     with pytest.raises(
         DataError, match=rf"{part} has {heads} attention heads for a width of 768, expected heads of 64"
     ):
-        read_config(path)
+        read_blip_config(path)
 
 
 def test_a_configuration_of_another_model_is_refused(tmp_path):
-    with pytest.raises(DataError, match="does not describe a BLIP model"):
-        read_config(write_config(tmp_path, {"model_type": "bert"}))
+    with pytest.raises(DataError, match="describes another model: expected"):
+        read_blip_config(write_config(tmp_path, {"model_type": "bert"}))
     asked = {**PUBLISHED_CONFIG, "architectures": ["BlipForQuestionAnswering"]}
-    with pytest.raises(DataError, match=r"describes BlipForQuestionAnswering, expected a captioner"):
-        read_config(write_config(tmp_path, asked))
+    with pytest.raises(DataError, match=r"describes BlipForQuestionAnswering, expected BlipForConditionalGeneration"):
+        read_blip_config(write_config(tmp_path, asked))
     (tmp_path / "model.safetensors").write_bytes(b"")
+    path = write_config(tmp_path, changed(PUBLISHED_CONFIG, "text_config", hidden_act=3)).parent
     with pytest.raises(DataError, match=r"config\.json describes no network that can be built: .*hidden_act"):
-        open_blip(str(write_config(tmp_path, changed(PUBLISHED_CONFIG, "text_config", hidden_act=3)).parent))
+        open_blip(parse_source("blip", str(path)))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DataError, match=r"config\.json is not valid JSON"):
-        read_config(tmp_path / "config.json")
+        read_blip_config(tmp_path / "config.json")
 
 
 def test_a_folder_without_its_files_says_which_to_bring(tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*config\.json") as refused:
-        open_blip(str(tmp_path))
+        open_blip(parse_source("blip", str(tmp_path)))
     assert "config.json, model.safetensors, tokenizer.json (or vocab.txt)" in refused.value.fix
     write_config(tmp_path, PUBLISHED_CONFIG)
     with pytest.raises(DataError, match=r"holds no weights: expected model\.safetensors or pytorch_model\.bin"):
-        open_blip(str(tmp_path))
+        open_blip(parse_source("blip", str(tmp_path)))
 
 
 @pytest.fixture
@@ -143,7 +143,10 @@ def tiny_folder(tmp_path, tiny_blip):
 
 
 def test_the_same_weights_from_files_have_the_hash_of_the_source_they_came_from(tiny_folder, tiny_blip):
-    from_folder, from_file = open_blip(str(tiny_folder)), open_blip(str(tiny_folder / "model.safetensors"))
+    from_folder, from_file = (
+        open_blip(parse_source("blip", str(tiny_folder))),
+        open_blip(parse_source("blip", str(tiny_folder / "model.safetensors"))),
+    )
     assert from_folder.source.weights_sha256 == tiny_blip.source.weights_sha256
     assert from_file.source.weights_sha256 == tiny_blip.source.weights_sha256
     assert from_folder.tokenizer == tiny_blip.tokenizer
@@ -152,13 +155,13 @@ def test_the_same_weights_from_files_have_the_hash_of_the_source_they_came_from(
 def test_other_preprocessing_than_published_is_refused(tiny_folder):
     (tiny_folder / "preprocessor_config.json").write_text(json.dumps({**PUBLISHED_PREPROCESSING, "resample": 2}))
     with pytest.raises(DataError, match=r"resample is 2, expected 3"):
-        open_blip(str(tiny_folder))
+        open_blip(parse_source("blip", str(tiny_folder)))
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tiny_folder):
     (tiny_folder / "tokenizer.json").unlink()
     with pytest.raises(DataError, match=r"holds neither tokenizer\.json nor vocab\.txt"):
-        open_blip(str(tiny_folder))
+        open_blip(parse_source("blip", str(tiny_folder)))
 
 
 def test_without_network_the_error_names_the_files_and_the_next_command(monkeypatch):
@@ -169,7 +172,7 @@ def test_without_network_the_error_names_the_files_and_the_next_command(monkeypa
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
     with pytest.raises(UnreachableError, match=r"cannot fetch 'Salesforce/blip-image-captioning-base'") as refused:
-        open_blip("Salesforce/blip-image-captioning-base")
+        open_blip(parse_source("blip", "Salesforce/blip-image-captioning-base"))
     assert refused.value.exit_code == 69
     for wanted in ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt"):
         assert wanted in refused.value.fix
@@ -189,7 +192,7 @@ def test_a_hub_id_is_fetched_at_its_revision_and_the_commit_is_recorded(monkeypa
         return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    source = open_blip("someone/captioner@v2").source
+    source = open_blip(parse_source("blip", "someone/captioner@v2")).source
     assert source.name == "someone/captioner@v2"
     assert source.revision == f"commit {commit}"
     assert source.licence.startswith("not known")
@@ -208,13 +211,12 @@ def test_without_network_the_slow_weights_to_bring_are_named(monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
     with pytest.raises(UnreachableError, match=r"SLOW_8x8_R50\.pyth") as refused:
-        open_video("slow", "slow_r50")
+        open_video(parse_source("slow", "slow_r50"))
     assert "--slow PATH/SLOW_8x8_R50.pyth" in refused.value.fix
 
 
 @pytest.mark.parametrize("name", ["nothing-here", "random:huge", "random:", "./no/folder", "/no/folder"])
 def test_a_source_of_no_known_form_is_a_usage_error(name):
-    openers = [open_blip, open_clip, *(functools.partial(open_video, network) for network in VIDEO_NETWORKS)]
-    for opener in openers:
+    for network in PUBLISHED:
         with pytest.raises(UsageError, match="expected"):
-            opener(name)
+            parse_source(network, name)

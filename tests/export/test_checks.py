@@ -13,6 +13,7 @@ from flamest.export.checks import CHECKS, check_bundle, check_graphs, must_pass
 from flamest.export.cli.main import app
 from flamest.export.graphs.tensorrt_operators import NEWER, OPERATORS, parser_problems
 from flamest.export.graphs.views import view_graph
+from flamest.export.weights.source import parse_source
 from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.bundle.records import AxisRange
 from onnx import TensorProto, helper, numpy_helper, save_model
@@ -145,8 +146,8 @@ def failing(folder, **changes):
 
 def test_a_manifest_that_says_another_precision_or_ledger_than_the_file_has_is_found(folder):
     graph = read_manifest(folder).graphs["cnn"]
-    assert set(failing(folder, precision="fp16")) == {"dtype ledger"}
-    assert set(failing(folder, dtype_histogram={"int8": {"Conv": 23}})) == {"dtype ledger"}
+    assert set(failing(folder, precision="fp16")) == {"dtype histogram"}
+    assert set(failing(folder, dtype_histogram={"int8": {"Conv": 23}})) == {"dtype histogram"}
     assert failing(folder, dtype_histogram=graph.dtype_histogram) == {}
 
 
@@ -186,7 +187,7 @@ def test_export_with_check_leaves_no_bundle_when_a_check_fails(tmp_path, monkeyp
     from flamest.export.networks.extractors import EXTRACTORS
 
     monkeypatch.delitem(tensorrt_operators.OPERATORS, "Relu")
-    sources = {"slow": "random:tiny"}
+    sources = {"slow": parse_source("slow", "random:tiny")}
     request = ExportRequest(EXTRACTORS["slow-uniform"], sources, tmp_path / "out" / "b", threads=1, check=True)
     with pytest.raises(DataError, match="Relu: not in the list"):
         export_bundle(request, silent)

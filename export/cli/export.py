@@ -1,0 +1,130 @@
+"""``flamest-export`` without a command: build a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ...base.console import command
+from ...base.options import JsonOption
+from .dry_run import dry_run
+from .engine_options import ENGINE_OPTIONS, requested_engines
+from .engines import engine_rows, show_engines
+from .export_request import ExportOptions, read_request
+from .options import takes_records
+from .output import parity_rows, show_notes, show_parity
+
+if TYPE_CHECKING:
+    from ...runtime.bundle.records import EngineOptions
+
+
+@command
+@takes_records
+def export(context: typer.Context, options: ExportOptions, as_json: JsonOption = False) -> dict[str, Any] | None:
+    """Build a bundle: the frozen networks of an extractor as ONNX graphs in one folder.
+
+    Every silo of a federation extracts its features with the same bundle. The export ends with a
+    comparison of each graph with PyTorch on the same weights; when one is further off than its
+    precision allows (fp32: 1e-4, and every caption equal), no bundle is left and the exit code is 65.
+
+    A lower precision is faster and smaller and changes the numbers a little: docs/precision.md says
+    by how much, and which runs where. Features of two precisions are kept apart in a store.
+
+    random:full and random:tiny are seeded weights for tests, measurements and the demo: full has
+    the published architecture, tiny a small one with the same outputs. A seed may follow, as in
+    random:tiny:7.
+
+    Examples:
+
+      flamest-export --backend onnx --out bundle
+
+      flamest-export --backend onnx --extractor blip+i3d --weights random:tiny --out tiny-bundle
+
+      flamest-export --backend tensorrt --hardware-compat ampere+ --out bundle
+
+      flamest-export --backend onnx --precision int8 --calibration my-clips --out bundle
+
+      flamest-export inspect bundle
+    """
+    if context.invoked_subcommand is not None:
+        return None
+    engines = requested_engines(options.backend, options.with_plans, options.engines)
+    request = read_request(options, "" if engines is None else engines.capability)
+    if options.dry:
+        return dry_run(request, engines, as_json=as_json)
+    if engines is not None:
+        otherwise = _graphs_here_engines_there(_other_options(context), request.out, engines.options)
+        request = dataclasses.replace(request, target=engines.target(fix=otherwise))
+    import msgspec
+
+    from ..bundle import build_bundle
+    from ..precision.lowering import calibration_notes
+
+    notes = (*request.precision.notes, *calibration_notes(request.precision, request.own_clips))
+    if not as_json:
+        show_notes(notes)
+    built = build_bundle(request)
+    manifest = built.manifest
+    if not as_json:
+        print(f"{request.out}: bundle {manifest.fingerprint[:16]}, {built.seconds:.0f} s")
+        show_parity(manifest.parity)
+        show_engines(built.engines)
+    return {
+        "bundle": str(request.out),
+        "extractor": manifest.extractor,
+        "width": manifest.width,
+        "fingerprint": manifest.fingerprint,
+        "precision": manifest.precision,
+        "notes": list(notes),
+        "parameters": {part: source.parameters for part, source in manifest.sources.items()},
+        "parameters_tied": {part: source.parameters_tied for part, source in manifest.sources.items()},
+        "parity": parity_rows(manifest.parity.graphs),
+        "captions_equal": manifest.parity.captions_equal == manifest.parity.captions,
+        "chain": msgspec.to_builtins(manifest.parity.chain),
+        "bytes": sum(entry.bytes for entry in manifest.files.values()),
+        "plans": engine_rows(built.engines),
+        "seconds": round(built.seconds, 1),
+    }
+
+
+def _graphs_here_engines_there(words: list[str], out: Path, options: EngineOptions) -> str:
+    """The way out on a machine that cannot build engines. ``words``: the other options of this export, as typed.
+
+    In fp32 the graphs of both backends are the same; where precision is asked for, TensorRT wants its own form.
+    """
+    from ..engines import engines_command
+
+    form = ["--backend", "tensorrt", "--no-plans"] if "--precision" in words else ["--backend", "onnx"]
+    now = shlex.join(["flamest-export", *form, *words])
+    return (
+        f"here, now: {now}\n"
+        f"       then copy the folder to the machine with the GPU that will run it, and type there: "
+        f"pip install 'flamest[agent,tensorrt]' && {engines_command(out, options)}"
+    )
+
+
+def _other_options(context: typer.Context) -> list[str]:
+    """The options that were typed, except ``--backend`` and those of engines, to be typed again."""
+    words: list[str] = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name in ("backend", "as_json", *ENGINE_OPTIONS):
+            continue
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            value = context.params[name]
+            values = value if isinstance(value, list | tuple) else [value]
+            for each in values:
+                words += _typed(parameter, each)
+    return words
+
+
+def _typed(parameter: Any, value: Any) -> list[str]:
+    """One option as it is typed: ``--name value``, or the flag alone."""
+    if isinstance(value, bool):
+        return [parameter.opts[0] if value else parameter.secondary_opts[0]]
+    return [str(parameter.opts[0]), str(value)]

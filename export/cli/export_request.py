@@ -1,0 +1,185 @@
+"""From the options of an export to its ExportRequest, with all that is refused before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...base.errors import UsageError
+from ...base.options import ThreadsOption
+from ...runtime.bundle.manifest import CrossAttention
+from ..networks.extractors import DEFAULT_EXTRACTOR, ExtractorEntry, find_extractor
+from .engine_options import EngineFlags, WithEnginesOption
+from .options import SourceOptions
+
+if TYPE_CHECKING:
+    from ..bundle import ExportRequest
+    from ..weights.source import WeightSource
+
+ATTENTION_MODES: tuple[CrossAttention, ...] = ("bidirectional", "causal-last", "causal-first")
+MOST_CAPTIONED = 8  # keyframes
+EXAMPLE = "flamest-export --backend onnx --out DIR"
+
+PrecisionOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--precision",
+        metavar="[GRAPH=]WORD",
+        help="What the graphs multiply in: fp32, fp16, bf16 or int8, for all graphs or for one of vision, text, words, "
+        "clip, cnn. Can be given several times: --precision int8 --precision text=fp32.",
+    ),
+]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="DIR",
+        help="A folder of your own clips: int8 gets its ranges from them, and whole chains are compared on them. "
+        "Without it, clips that the exporter draws.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The command line of an export."""
+
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="onnx: graphs that every backend runs. tensorrt: the same, with engines for this machine's GPU."
+        ),
+    ] = None
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The bundle folder to make.")] = None
+    extractor: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="The networks that make a clip's embedding; flamest-export extractors lists them."
+        ),
+    ] = DEFAULT_EXTRACTOR
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="SRC",
+            help="The source of every network that is not given one of its own: published, miniworld (small networks "
+            "that this project trained), random:full or random:tiny.",
+        ),
+    ] = "published"
+    sources: SourceOptions = field(default_factory=SourceOptions)
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Captions that CLIP retrieves: a JSON object {class: caption}, or a caption a line."
+        ),
+    ] = None
+    captioned_frames: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help=f"Keyframes of a clip that are captioned, 1 to {MOST_CAPTIONED}; their embeddings are averaged.",
+        ),
+    ] = 1
+    precision: PrecisionOption = None
+    calibration: CalibrationOption = None
+    cross_attention: Annotated[
+        str,
+        typer.Option(
+            help="How frame and caption become one vector: bidirectional ([CLS], every token sees every other), "
+            "causal-last (last token, decoder's mask), causal-first ([CLS], decoder's mask: blind to the caption)."
+        ),
+    ] = "bidirectional"
+    extraction_seed: Annotated[
+        int, typer.Option(min=0, help="Decides which keyframe of a clip is captioned; part of the fingerprint.")
+    ] = 0
+    threads: ThreadsOption = None
+    with_plans: WithEnginesOption = None
+    engines: EngineFlags = field(default_factory=EngineFlags)
+    checked: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Check the graphs too as flamest-export check does; leave no bundle when one fails."
+        ),
+    ] = False
+    dry: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would be built, from which sources, its size, memory and downloads; build nothing.",
+        ),
+    ] = False
+
+
+def read_request(options: ExportOptions, capability: str) -> ExportRequest:
+    """The request that ``options`` make; ``capability``: of the GPU that engines are built for, empty without one.
+
+    Raises UsageError for options that contradict each other, StorageError or DataError for a folder of
+    clips that holds none.
+    """
+    from ..bundle import ExportRequest
+    from ..precision.calibration import folder_clips
+    from ..precision.choice import choose_precision
+
+    if options.backend is None:
+        raise UsageError("no backend given: expected --backend onnx or --backend tensorrt", fix=EXAMPLE)
+    if options.backend not in ("onnx", "tensorrt"):
+        raise UsageError(f"--backend {options.backend}: no such backend, expected onnx or tensorrt", fix=EXAMPLE)
+    mode = next((known for known in ATTENTION_MODES if known == options.cross_attention), None)
+    if mode is None:
+        expected = ", ".join(ATTENTION_MODES)
+        raise UsageError(f"--cross-attention {options.cross_attention}: expected one of {expected}")
+    entry = find_extractor(options.extractor)
+    precision = choose_precision(options.precision or (), entry, options.backend, capability)
+    if options.out is None and not options.dry:
+        raise UsageError("no folder given for the bundle: expected --out DIR", fix=EXAMPLE)
+    _check_uses(options, entry)
+    return ExportRequest(
+        extractor=entry,
+        sources=_sources(options, entry),
+        out=options.out or Path(),
+        backend=options.backend,
+        precision=precision,
+        cross_attention=mode,
+        captioned_frames=options.captioned_frames,
+        captions=options.captions,
+        extraction_seed=options.extraction_seed,
+        threads=options.threads,
+        check=options.checked,
+        own_clips=None if options.calibration is None else folder_clips(options.calibration),
+    )
+
+
+def _sources(options: ExportOptions, entry: ExtractorEntry) -> dict[str, WeightSource]:
+    """By network of the extractor its source."""
+    from ..weights.source import parse_common_source, parse_source
+
+    given, common = options.sources.given(), parse_common_source(options.weights)
+    return {network: parse_source(network, given.get(network, common)) for network in entry.needed_networks}
+
+
+def _check_uses(options: ExportOptions, entry: ExtractorEntry) -> None:
+    """Refuse options that the extractor has no use for: they would be a misunderstanding."""
+    for network, source in options.sources.given().items():
+        if network not in entry.needed_networks:
+            raise UsageError(
+                f"--{network} {source}: extractor {entry.name} has no such network, expected only "
+                f"{', '.join(f'--{name}' for name in entry.needed_networks)}",
+                fix="flamest-export extractors",
+            )
+    mode, captions, frames = options.cross_attention, options.captions, options.captioned_frames
+    if mode != ATTENTION_MODES[0] and entry.vlm != "blip":
+        raise UsageError(
+            f"--cross-attention {mode}: extractor {entry.name} encodes no caption with its frame",
+            fix=f"flamest-export --backend onnx --extractor blip --cross-attention {mode} --out DIR",
+        )
+    if captions is not None and entry.vlm != "clip":
+        raise UsageError(
+            f"--captions {captions}: extractor {entry.name} retrieves none",
+            fix=f"flamest-export --backend onnx --extractor clip --captions {captions} --out DIR",
+        )
+    if not 1 <= frames <= MOST_CAPTIONED:
+        raise UsageError(f"--captioned-frames {frames}: expected one of 1 to {MOST_CAPTIONED}")
+    if frames > 1 and entry.vlm is None:
+        raise UsageError(f"--captioned-frames {frames}: extractor {entry.name} captions none", fix=EXAMPLE)

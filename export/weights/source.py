@@ -1,0 +1,118 @@
+"""Sources of weights: parsed once, from the text of the command line or the name in a manifest.
+
+Every network takes ``random:full``, ``random:tiny`` (a seed may follow: ``random:tiny:7``),
+``miniworld`` (the small network that the project trained and carries) and ``published``; and its own:
+
+    --blip, --clip, --videomae     OWNER/MODEL[@REVISION] | FOLDER | FOLDER/FILE.safetensors
+    --slow, --i3d, --resnet3d      slow_r50, i3d_r50, r3d_18 | FILE.safetensors | FILE.pth | FILE.pyth
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ...base.errors import UsageError
+from .releases import MINIWORLD, RELEASES, licence_of
+
+PUBLISHED = {release.network: release.source for release in RELEASES}
+ON_HUB = ("blip", "clip", "videomae")  # the others' published weights are files of a model zoo
+_EVERYWHERE = "published, miniworld, random:full or random:tiny"
+_RANDOM = re.compile(r"random:(?P<size>full|tiny)(:(?P<seed>\d{1,9}))?")
+_HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Where the weights of one network come from."""
+
+    network: str  # "blip", "clip", "slow", "i3d", "resnet3d", "videomae"
+    kind: Literal["random", "miniworld", "files", "hub", "zoo"]
+    text: str  # as given
+    tiny: bool = False  # random: the tiny architecture instead of the published one
+    seed: int = 0  # random
+
+    @property
+    def path(self) -> Path:
+        """The folder or weights file of kind ``files``."""
+        return Path(self.text)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of ``path``, which holds the configuration."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def name(self) -> str:
+        """Name for the manifest, which holds no path of the exporting machine."""
+        return self.path.name if self.kind == "files" else self.text
+
+    @property
+    def hub_id(self) -> tuple[str, str | None]:
+        """Repository of kind ``hub``, and the revision that was asked for."""
+        return split_hub_id(self.text) or (self.text, None)
+
+    @property
+    def option(self) -> str:
+        """The command-line option that takes it."""
+        return f"--{self.network}"
+
+    @property
+    def licence(self) -> str:
+        return "none" if self.kind == "random" else licence_of(self.text)
+
+
+def parse_source(network: str, text: str) -> WeightSource:
+    """The source of ``network`` that ``text`` names; raises UsageError where it names none."""
+    if text == "published":
+        text = PUBLISHED[network]
+    if seeded := _RANDOM.fullmatch(text):
+        return WeightSource(network, "random", text, tiny=seeded["size"] == "tiny", seed=int(seeded["seed"] or 0))
+    if text == MINIWORLD:
+        return WeightSource(network, "miniworld", text)
+    if Path(text).exists():
+        return WeightSource(network, "files", text)
+    if network in ON_HUB:
+        if is_hub_id(text):
+            return WeightSource(network, "hub", text)
+        expected = "a hub id (OWNER/MODEL[@REVISION]), a folder with config.json and model.safetensors"
+    else:
+        if text == PUBLISHED[network]:
+            return WeightSource(network, "zoo", text)
+        expected = f"{PUBLISHED[network]}, FILE.safetensors, FILE.pth, FILE.pyth"
+    raise UsageError(
+        f"--{network} {text}: no such file or folder; expected {expected}, {_EVERYWHERE}",
+        fix=f"flamest-export --backend onnx --{network} {PUBLISHED[network]} --out DIR",
+    )
+
+
+def parse_common_source(text: str) -> str:
+    """``text`` of ``--weights``, which serves every network; raises UsageError for a source of one network only."""
+    if text in ("published", MINIWORLD) or _RANDOM.fullmatch(text):
+        return text
+    raise UsageError(
+        f"--weights {text}: expected {_EVERYWHERE}",
+        fix="give files to their network: flamest-export --backend onnx --blip FOLDER --slow FILE --out DIR",
+    )
+
+
+def recorded_source(network: str, name: str) -> WeightSource | None:
+    """The source that a manifest's ``name`` brings again; None for local files, of which only the name is recorded."""
+    try:
+        source = parse_source(network, name)
+    except UsageError:
+        return None
+    return None if source.kind == "files" else source
+
+
+def is_hub_id(text: str) -> bool:
+    """True where ``text`` has the form of a hub id, OWNER/MODEL, with or without @REVISION."""
+    return split_hub_id(text) is not None and not text.startswith((".", "/"))
+
+
+def split_hub_id(text: str) -> tuple[str, str | None] | None:
+    """(repository, revision or None) of a hub id; None where ``text`` is none."""
+    hub = _HUB_ID.fullmatch(text)
+    return None if hub is None else (hub["repository"], hub["revision"])
