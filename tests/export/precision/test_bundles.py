@@ -93,9 +93,9 @@ def test_a_clip_does_not_depend_on_its_neighbours_in_an_int8_batch(int8, name):
 
 def test_verify_compares_an_int8_bundle_again_whole_chain_included(int8, silent):
     done = verify_bundle(int8[0], silent, threads=1)
-    assert done.chain.embeddings.keys() == {"vlm", "cnn"}
-    assert done.captions == 4
-    assert done.graphs["vision"].min_cosine >= COSINES["int8"]
+    assert done.parity.chain.embeddings.keys() == {"vlm", "cnn"}
+    assert done.parity.captions == 4
+    assert done.parity.graphs["vision"].min_cosine >= COSINES["int8"]
 
 
 def test_verify_refuses_an_int8_bundle_that_claims_to_be_fp32(int8, tmp_path, silent):
@@ -123,7 +123,7 @@ def test_an_embedding_too_far_from_fp32_ends_the_export_and_leaves_no_bundle(tmp
 
 def test_a_chain_with_numbers_that_are_not_finite_fails():
     with pytest.raises(DataError, match="cosine nan to fp32"):
-        sum_up({"vlm": ChainPart(np.array([1.0, np.nan]), ("x",))}, {"vlm": ["fp16", "fp32"]})
+        sum_up([ChainPart("vlm", ("fp16", "fp32"), np.array([1.0, np.nan]), ("x",))])
     assert sum_up({}, {}) is None
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from flamest.base.errors import DataError, InvariantError
-from flamest.export.graphs.spec import GraphSpec, write_graph
+from flamest.export.graphs.export import write_graph
+from flamest.export.graphs.spec import GraphSpec
 from flamest.export.parity.comparison import COSINES, row_cosines
 from flamest.export.parity.written_graphs import WrittenGraphs
 from flamest.export.precision.dtypes import check_precision

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from flamest.base.errors import DataError
-from flamest.export.precision.dtypes import dtype_histogram
+from flamest.export.precision.dtypes import read_dtype_histogram
 from flamest.export.precision.int8 import ONNX_FORM, TENSORRT_FORM, int8_by_channel, quantise_static, quantise_weights
 from flamest.export.precision.ranges import observe
 from flamest.runtime.backends.onnxruntime import open_session
@@ -108,7 +108,7 @@ def test_int8_stays_near_fp32_and_is_valid_onnx_of_standard_operators(form, tmp_
     assert "DynamicQuantizeLinear" not in {node.op_type for node in made.graph.node}
     assert cosine(run(made, x=X), run(layers(), x=X)) > 0.999
     kind = "float32 with int8 weights" if form == "weights" else "int8"
-    assert dtype_histogram(tmp_path / "g.onnx") == {kind: {"MatMul": 2}}
+    assert read_dtype_histogram(tmp_path / "g.onnx") == {kind: {"MatMul": 2}}
 
 
 @pytest.mark.parametrize("form", MADE)
@@ -129,7 +129,7 @@ def test_the_first_convolution_stays_in_fp32_and_the_others_become_int8(tmp_path
         made = convolutions()
         assert quantise_static(made, [{"pixels": pixels}], form) == 1
         onnx.save(made, tmp_path / "g.onnx")
-        assert dtype_histogram(tmp_path / "g.onnx") == {"float32": {"Conv": 1}, "int8": {"Conv": 1}}
+        assert read_dtype_histogram(tmp_path / "g.onnx") == {"float32": {"Conv": 1}, "int8": {"Conv": 1}}
         assert cosine(run(made, pixels=pixels), run(convolutions(), pixels=pixels)) > 0.999
 
 
