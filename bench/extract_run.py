@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .precision import SUFFIXES
+from flamest.runtime.video import find_video_files
+
 from .record import keep
 
 
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--name", default="bundle", help="of the result: bench/results/extract_run_NAME.json")
     parser.add_argument("words", nargs="*", help="more words for extract, after --")
     given = parser.parse_args()
-    found = sorted(path for path in given.videos.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = find_video_files(given.videos)
     if len(found) < given.most:
         print(f"only {len(found)} clips under {given.videos}")
     chosen = [found[index * len(found) // given.most] for index in range(min(given.most, len(found)))]

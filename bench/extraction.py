@@ -27,9 +27,10 @@ from flamest.runtime.backends.openvino import OpenVinoSession
 from flamest.runtime.backends.session import Session
 from flamest.runtime.bundle.opening import Bundle, open_bundle
 from flamest.runtime.keyframes import pick_keyframes
+from flamest.runtime.video import find_video_files
 from flamest.runtime.vision_language import VisionLanguageModel
 
-from .precision import SUFFIXES, network_inputs
+from .precision import network_inputs
 from .record import keep
 from .training import gemm_peak
 
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--int8", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
-    found = sorted(path for path in given.clips.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = find_video_files(given.clips)
     chosen = found[:: max(1, len(found) // BATCH)][:BATCH]
     if len(chosen) < BATCH:
         raise SystemExit(f"{len(chosen)} clips under {given.clips}, expected {BATCH} or more")
@@ -142,11 +143,12 @@ class Paper:
 
     def __init__(self, bundle: Bundle, seen: list[tuple[Any, Any]]) -> None:
         import torch
-        from flamest.export.weights.sources import open_blip, open_video
+        from flamest.export.weights.loading import open_blip, open_video
+        from flamest.export.weights.source import parse_source
 
         self._torch = torch
-        self._model = open_blip("random:full").model.eval()
-        video = open_video("slow", "random:full")
+        self._model = open_blip(parse_source("blip", "random:full")).model.eval()
+        video = open_video(parse_source("slow", "random:full"))
         self._net, self._form = video.net.eval(), video.form
         self._spec = bundle.manifest.vlm
         pixels, motion = seen[0]

@@ -20,20 +20,20 @@ from typing import Any, Literal
 
 import numpy as np
 from flamest.base.errors import FlamestError
-from flamest.export.parity.comparison import COSINES, row_cosines
+from flamest.export.parity.comparison import COSINES
 from flamest.export.parity.written_graphs import WrittenGraphs
 from flamest.runtime.backends.openvino import OpenVinoSession
 from flamest.runtime.backends.session import Session
 from flamest.runtime.bundle.manifest import VisionLanguage
 from flamest.runtime.bundle.opening import Bundle, open_bundle
 from flamest.runtime.keyframes import clip_seeds, draw_keyframe, pick_keyframes
+from flamest.runtime.similarity import row_cosines
+from flamest.runtime.video import find_video_files
 from flamest.runtime.video.decoder import VideoDecoder
 from flamest.runtime.video.preprocessing import prepare_frames
 from flamest.runtime.vision_language import VisionLanguageModel
 
 from .record import interleaved_ms, keep
-
-SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm")
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
         parser.add_argument(f"--{precision}", type=Path, required=precision == "fp32")
     given = parser.parse_args()
     bundles = {word: open_bundle(path) for word in COSINES if (path := getattr(given, word)) is not None}
-    found = sorted(path for path in given.clips.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = find_video_files(given.clips)
     chosen = found[:: max(1, len(found) // given.most)][: given.most]
     figures = measure(bundles, chosen, given.repeats)
     print(json.dumps(figures, indent=2))

@@ -18,9 +18,9 @@ import numpy as np
 from flamest.agent.extraction.store import FeatureStore, StoredFeatures
 from flamest.agent.training.dataset import feature_table
 from flamest.experiments.simulation import SimulatedSilo, simulate
-from flamest.export.parity.comparison import row_cosines
 from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import RunSettings
+from flamest.runtime.similarity import row_cosines
 
 from .record import keep
 

@@ -29,12 +29,9 @@ from pathlib import Path
 
 from ...base.errors import DataError, StorageError
 from ...base.files import printable_path
+from ...runtime.video import is_video_name
 
 LABELS_FILE = "labels.csv"
-SUFFIXES = frozenset(
-    {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
-    | {".wmv", ".asf", ".flv", ".ogv", ".3gp", ".3g2"}
-)
 DEEPEST = 16  # folders inside each other
 
 UCF101 = re.compile(r"v_(?P<action>.+)_g(?P<group>\d+)_c\d+")
@@ -142,7 +139,7 @@ def _walk(folder: Path, unread: list[OSError]) -> Iterator[tuple[Path, str | Non
         folders[:] = sorted(kept) if len(inside.parts) < DEEPEST else []
         label = _printable(inside.name) if inside.parts else None
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+            if not name.startswith(".") and is_video_name(name):
                 yield Path(here, name), label, ""
 
 

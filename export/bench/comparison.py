@@ -22,6 +22,7 @@ from ...runtime.backends.options import BACKENDS
 from ...runtime.bundle.opening import open_bundle
 from ...runtime.bundle.signature import TrustedKeys
 from ...runtime.records import graph_of
+from ...runtime.similarity import cosine, row_cosines
 from .child import Contestant
 from .inputs import find_clips, render_clips
 from .process import Process
@@ -183,20 +184,14 @@ def quantiles(milliseconds: Sequence[float]) -> dict[str, float]:
 
 def difference(got: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, float]:
     """Largest error of any output relative to its largest value, and the smallest cosine of an output's rows."""
-    largest, cosine = 0.0, 1.0
+    largest, smallest = 0.0, 1.0
     for name, want in expected.items():
         if want.dtype.kind != "f" or not want.size:
             continue
         have, want = got[name].astype(np.float64), want.astype(np.float64)
         largest = max(largest, float(np.abs(have - want).max() / (np.abs(want).max() or 1.0)))
-        cosine = min(cosine, *(_cosine(a, b) for a, b in zip(have, want, strict=True)))
-    return {"max_rel": largest, "min_cosine": cosine}
-
-
-def _cosine(a: Any, b: Any) -> float:
-    a, b = np.ravel(a).astype(np.float64), np.ravel(b).astype(np.float64)
-    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / lengths if lengths else float(np.array_equal(a, b))
+        smallest = min(smallest, float(row_cosines(have, want).min()))
+    return {"max_rel": largest, "min_cosine": smallest}
 
 
 def _summary(measured: _Measured, reference: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -238,6 +233,6 @@ def beside(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, A
         "captions_equal": sum(a["token_ids"] == b["token_ids"] and a["caption"] == b["caption"] for a, b in pairs),
         "captions": len(pairs),
         "min_cosine": {
-            part: min(_cosine(a[part], b[part]) for a, b in pairs) for part in ("vlm", "cnn") if pairs[0][0][part]
+            part: min(cosine(a[part], b[part]) for a, b in pairs) for part in ("vlm", "cnn") if pairs[0][0][part]
         },
     }

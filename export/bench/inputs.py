@@ -15,16 +15,16 @@ import numpy.typing as npt
 from ...base.errors import DataError, MissingExtra
 from ...base.files import printable_path
 from ...runtime.bundle.records import Graph
+from ...runtime.video import find_video_files
 from ..precision.calibration import calibration_clips
 
-SUFFIXES = frozenset({".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v"})
 FRAMES, SIZE, RATE = 75, 240, 25  # of a clip that is made here: three seconds
 _SEED = 20_261_125
 
 
 def find_clips(folder: Path, most: int) -> list[Path]:
     """The first ``most`` video files under ``folder``, by name; raises DataError ``no_clips`` when there is none."""
-    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = find_video_files(folder)
     if not found:
         raise DataError(f"{printable_path(folder)} holds no video files", code="no_clips")
     return found[:most]

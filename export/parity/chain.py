@@ -17,10 +17,11 @@ from ...base.errors import DataError
 from ...runtime.backends.session import Feed, Session, Value, on_host, wanted_outputs
 from ...runtime.bundle.manifest import FramePreprocessing, RetrievedCaption, VisionLanguage
 from ...runtime.bundle.records import ChainParity, Cosine, Precision
+from ...runtime.similarity import row_cosines
 from ...runtime.vision_language import VisionLanguageModel
 from ..graphs.spec import GraphSpec
 from ..precision.calibration import CalibrationClips
-from .comparison import COSINES, row_cosines
+from .comparison import COSINES
 from .written_graphs import WrittenGraphs
 
 

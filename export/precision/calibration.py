@@ -19,6 +19,7 @@ from ...base.errors import DataError, StorageError
 from ...base.files import printable_path
 from ...runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from ...runtime.keyframes import spread_indices
+from ...runtime.video import VIDEO_SUFFIXES, find_video_files
 from ...runtime.video.decoder import VideoDecoder
 from ...runtime.video.preprocessing import prepare_frames
 
@@ -62,7 +63,6 @@ Pixels = npt.NDArray[np.float32]
 CALIBRATION_SEED, CHAIN_SEED = 20_260_201, 20_260_202  # scales are not judged on the clips that they came from
 SEEDED_CLIPS = 8
 MOST_CLIPS = 32  # of a folder, spread evenly over its names
-SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 _DECODING = KeyframeRule(
     count=8,
     candidates=32,
@@ -95,11 +95,11 @@ def folder_clips(folder: Path) -> CalibrationClips:
     """At most MOST_CLIPS videos below ``folder``. Raises StorageError without the folder, DataError without videos."""
     if not folder.is_dir():
         raise StorageError(f"--calibration {printable_path(folder)}: no such folder", fix="give a folder of videos")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = find_video_files(folder)
     if not found:
         raise DataError(
             f"--calibration {printable_path(folder)}: no videos in it",
-            fix=f"put some of your clips there ({', '.join(sorted(SUFFIXES))}), or leave the option out",
+            fix=f"put some of your clips there ({', '.join(sorted(VIDEO_SUFFIXES))}), or leave the option out",
         )
     chosen = [found[index] for index in spread_indices(len(found), min(MOST_CLIPS, len(found)))]
 

@@ -25,6 +25,7 @@ from ..bundle.opening import Bundle
 from ..captioner import FrameEmbedding, open_captioner
 from ..extractor import PipelineOptions
 from ..records import Caption, Clip, graph_of, stages_of, timed
+from ..similarity import cosine
 from ..video.clip_reader import ClipReader, KeyframeFeatures, PreparedClip
 from ..video.decoder import DecodeLimits, VideoDecoder
 from .records import CONFIGURATIONS, MIXED, REFERENCE, Measured, Measurement
@@ -159,7 +160,7 @@ class _Entry:
             by_graph=dict(mixed or {}) if name == MIXED else {},
             ms_per_clip=sum(stages.values()),
             stages_ms=stages,
-            smallest_cosine=min(_cosine(mine, theirs) for mine, theirs in vectors),
+            smallest_cosine=min(cosine(mine, theirs) for mine, theirs in vectors),
             captions_equal=sum(mine.captions == theirs.captions for mine, theirs in pairs),
             clips=len(pairs),
             passes=len(self.passes),
@@ -236,8 +237,3 @@ def _by_graph(manifest: Manifest, stages_ms: Mapping[str, float]) -> dict[str, f
         if graph is not None:
             spent[graph] = spent.get(graph, 0.0) + milliseconds
     return spent
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    lengths = float(np.linalg.norm(a.astype(np.float64)) * np.linalg.norm(b.astype(np.float64)))
-    return float(a.astype(np.float64) @ b.astype(np.float64)) / lengths if lengths else float(np.array_equal(a, b))

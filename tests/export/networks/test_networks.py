@@ -137,7 +137,7 @@ def test_a_bundle_of_clip_retrieves_as_pytorch_does_and_holds_what_it_needs(clip
     assert manifest.parity.captions == 4
     assert 0 < manifest.parity.graphs["clip"].max_rel <= 1e-4
     done = verify_bundle(folder, silent, threads=1)
-    assert (set(done.graphs), done.captions_equal, done.captions) == ({"clip", "keyframes"}, 4, 4)
+    assert (set(done.parity.graphs), done.parity.captions_equal, done.parity.captions) == ({"clip", "keyframes"}, 4, 4)
     assert done.not_compared == {}
 
 
