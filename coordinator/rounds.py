@@ -1,13 +1,13 @@
-"""When a round opens, whose update counts, and when it ends. No clock, no socket, no disk.
+"""The state machine of a run: when a round opens, whose update counts, when it ends. No clock, no socket, no disk.
 
-A round is given out until it has an end: CLOSE when enough silos have reported, or at its deadline with
-at least ``min_silos``; ABANDON at the deadline with fewer: then the model stays, and the next round
-number starts from it. The deadline runs from the first silo that is given the round: a run without
-silos waits in one round, and does not spin through them.
+An open round ends in one of two ways: CLOSE when enough silos have reported, or at its deadline with
+at least ``min_silos``; ABANDON at the deadline with fewer. Then the model stays, and the next round
+number starts from it. The deadline runs from the first silo that gets the round: a run without
+silos waits in one round instead of abandoning one after another.
 
-    WAIT ──on_contact──> the clock runs ──on_update──> … ──on_tick──> CLOSE | ABANDON ──after──> next round
+    opened ──on_contact──> deadline set ──on_update──> … ──on_tick──> CLOSE | ABANDON ──after_*──> next round
 
-Every function takes a state and gives the next one; nothing is changed in place. Times are seconds of
+Every function takes a state and returns the next one; nothing is changed in place. Times are seconds of
 one monotonic clock, the caller's.
 """
 
@@ -25,9 +25,9 @@ from ..fedproto.records import Phase
 
 @dataclass(frozen=True)
 class RoundPolicy:
-    """What the run's settings say about rounds."""
+    """The run's settings about rounds."""
 
-    rounds: int  # that must close
+    rounds: int  # rounds that must close
     min_silos: int
     deadline_s: float
 
@@ -44,7 +44,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Submission:
-    """An update that a silo hands in."""
+    """A silo's update as the round sees it."""
 
     round: int
     base_sha256: str
@@ -53,14 +53,14 @@ class Submission:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Whom a round opens for."""
+    """The silos that a round opens for."""
 
-    silos: frozenset[str]  # that may report, as far as is known when it opens
+    silos: frozenset[str]  # enrolled when it opens
     wanted: int  # reports that close it before the deadline
 
     @classmethod
     def call(cls, silos: frozenset[str], wanted: int | None, share: float | None, min_silos: int) -> Cohort:
-        """``wanted`` reports, or ``share`` of the silos, or without either all; never fewer than the minimum."""
+        """Return a cohort that wants ``wanted`` reports, or ``share`` of the silos, or all; at least ``min_silos``."""
         if wanted is None:
             wanted = len(silos) if share is None else math.ceil(share * len(silos) - 1e-9)
         return cls(silos, max(wanted, min_silos))
@@ -68,26 +68,26 @@ class Cohort:
 
 @dataclass(frozen=True)
 class OpenRound:
-    """The round that is given out now."""
+    """The round that is open."""
 
     number: int
     cohort: Cohort
-    deadline: float | None = None  # None until the first silo is given the round
+    deadline: float | None = None  # None until the first silo gets the round
     reports: Mapping[str, Report] = field(default_factory=lambda: MappingProxyType({}))  # by silo
     declined: frozenset[str] = frozenset()  # silos that will not report
 
     @property
     def enough(self) -> int:
-        """Reports that close it now: those wanted, or of all who can still report if these are fewer."""
+        """Reports that close it now: those wanted, or those of all silos that can still report if these are fewer."""
         return min(self.cohort.wanted, len((self.cohort.silos - self.declined) | self.reports.keys()))
 
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands."""
+    """The state of a run."""
 
     policy: RoundPolicy
-    closed: int  # rounds that count
+    closed: int  # rounds that closed
     model_sha256: str  # the current global model
     last_round: int  # number of the round that ended last, 0 for none
     open: OpenRound | None  # None: the run is finished
@@ -96,7 +96,7 @@ class RunState:
 
 
 class Verdict(enum.Enum):
-    """What becomes of an offer; the value is the code of the refusal."""
+    """Decision about a submission; the value is the code of the refusal."""
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"  # the same update again: same receipt
@@ -107,6 +107,17 @@ class Verdict(enum.Enum):
     LATE = "late"  # the deadline has passed
 
 
+def explain(verdict: Verdict, submission: Submission) -> str:
+    """Return why a submission with this verdict does not count, for people."""
+    reasons = {
+        Verdict.REUSED_ID: "this update id was used for another update, which counts",
+        Verdict.ALREADY_ANSWERED: "another update of this silo counts in this round",
+        Verdict.STALE_BASE: "the update was trained from another model than this round's",
+        Verdict.LATE: "the round's deadline has passed",
+    }
+    return reasons.get(verdict, f"round {submission.round} is not open")
+
+
 class Decision(enum.Enum):
     COLLECT = "collect"
     CLOSE = "close"
@@ -115,7 +126,7 @@ class Decision(enum.Enum):
 
 @dataclass(frozen=True)
 class RoundStatus:
-    """What a silo is told; the service adds when to ask again."""
+    """Answer to a silo that asks for work; the service adds when to ask again."""
 
     phase: Phase
     round: int
@@ -124,19 +135,19 @@ class RoundStatus:
 
 
 def start_run(policy: RoundPolicy, model_sha256: str, cohort: Cohort) -> RunState:
-    """A new run, its first round open."""
+    """Return a new run with its first round open."""
     return RunState(policy=policy, closed=0, model_sha256=model_sha256, last_round=0, open=OpenRound(1, cohort))
 
 
 def resumed(state: RunState, now: float) -> RunState:
-    """``state`` as read from disk after a stop: a round that has reports is running, from now."""
+    """Return ``state``, read from disk after a stop; the deadline of a round that has reports runs from now."""
     if state.open is not None and state.open.reports:
         return replace(state, open=_running(state, state.open, now))
     return state
 
 
 def status_for(state: RunState, silo: str, answered_round: int, now: float) -> RoundStatus:
-    """What ``silo`` is told, which has answered or declined everything up to ``answered_round``."""
+    """Return the status for ``silo``, which has answered or declined every round up to ``answered_round``."""
     current = state.open
     if current is None:
         return RoundStatus(Phase.FINISHED, state.last_round, 0.0)
@@ -148,18 +159,18 @@ def status_for(state: RunState, silo: str, answered_round: int, now: float) -> R
 
 
 def on_contact(state: RunState, silo: str, answered_round: int, now: float) -> RunState:
-    """A silo asks for work: it is given the open round (whose clock runs from then), or declines it."""
+    """Handle a silo that asks for work: it gets the open round (whose deadline runs from then), or declines it."""
     current = state.open
     if current is None or silo in current.reports:
         return state
     if answered_round >= current.number:
         return replace(state, open=replace(current, declined=current.declined | {silo}))
-    given = replace(current, declined=current.declined - {silo})
-    return replace(state, open=_running(state, given, now))
+    asked = replace(current, declined=current.declined - {silo})
+    return replace(state, open=_running(state, asked, now))
 
 
 def on_leave(state: RunState, silos: frozenset[str]) -> RunState:
-    """These silos take no part any more: none that has not reported is waited for."""
+    """Stop waiting for these silos; reports that they have made stay."""
     current = state.open
     if current is None or not silos - current.declined - current.reports.keys():
         return state
@@ -167,9 +178,9 @@ def on_leave(state: RunState, silos: frozenset[str]) -> RunState:
 
 
 def on_update(state: RunState, submission: Submission, known: Report | None, now: float) -> tuple[RunState, Verdict]:
-    """Decide about an offer whose content has passed its checks.
+    """Decide about a submission whose content has passed its checks.
 
-    ``known``: the report of the same silo in the same round that counts already, of whatever round.
+    ``known``: the report of the same silo in the same round that counts already; that round need not be open.
     Only ACCEPTED changes the state.
     """
     current, report = state.open, submission.report
@@ -184,12 +195,12 @@ def on_update(state: RunState, submission: Submission, known: Report | None, now
     if current.deadline is not None and now >= current.deadline:
         return state, Verdict.LATE
     reports = MappingProxyType({**current.reports, report.silo: report})
-    taken = replace(current, reports=reports, declined=current.declined - {report.silo})
-    return replace(state, open=_running(state, taken, now)), Verdict.ACCEPTED
+    accepted = replace(current, reports=reports, declined=current.declined - {report.silo})
+    return replace(state, open=_running(state, accepted, now)), Verdict.ACCEPTED
 
 
 def on_tick(state: RunState, now: float) -> Decision:
-    """Whether the open round ends now."""
+    """Decide if the open round ends now."""
     current = state.open
     if current is None:
         return Decision.COLLECT
@@ -202,7 +213,7 @@ def on_tick(state: RunState, now: float) -> Decision:
 
 
 def after_close(state: RunState, model_sha256: str, cohort: Cohort) -> RunState:
-    """The open round has become a model: the next one opens from it, or the run is finished."""
+    """Return the state after the open round made a model: the next round opens from it, or the run is finished."""
     current, closed = _open(state), state.closed + 1
     number = current.number
     counted = MappingProxyType({**state.counted, **dict.fromkeys(current.reports, number)})
@@ -211,7 +222,7 @@ def after_close(state: RunState, model_sha256: str, cohort: Cohort) -> RunState:
 
 
 def after_abandon(state: RunState, cohort: Cohort) -> RunState:
-    """The open round came to nothing: the next one opens from the same model."""
+    """Return the state after the open round was abandoned: the next one opens from the same model."""
     number = _open(state).number
     return replace(state, last_round=number, open=OpenRound(number + 1, cohort))
 

@@ -1,7 +1,7 @@
-"""The served run in memory: where it stands, its model, and who is to be woken; its store in a thread of its own.
+"""The run that is being served, in memory: its state, its current model, and the event that wakes waiting silos.
 
-run_service.py answers questions from it, update_handler.py takes updates into it, round_end.py ends its rounds.
-All of them run in one event loop; the store must not be used by two at a time, so disk work goes through ``on_disk``.
+run_service.py answers silos from it, update_handler.py adds updates to it, round_end.py ends its rounds. All of them
+run in one event loop. The store must not be used by two threads at a time, so disk work goes through ``on_disk``.
 """
 
 from __future__ import annotations
@@ -14,40 +14,45 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ...base.errors import InvariantError, StorageError
-from ...fedproto.records import RunSettings
-from ..rounds import Cohort, OpenRound, RoundPolicy, resumed
+from ...base.errors import DataError, InvariantError, StorageError
+from ...base.log import Log
+from ...fedproto.records import Evaluation, RunSettings
+from ..rounds import Cohort, OpenRound, RoundPolicy, on_leave, resumed
 from ..settings import CheckSettings
 from ..storage.run_store import RunStore
-from ..strategies.norm_bound import learnt_norm
+from ..strategies.norm_bound import NormBound, learnt_norm
+
+log = Log("coordinator")
 
 T = TypeVar("T")
+IN_QUARANTINE = "it is in quarantine: nothing from it is accepted until the coordinator's operator releases it"
 
 
 @dataclass(frozen=True)
 class ServerPolicy:
-    """What the operator decides, beside the run's settings that the silos are told."""
+    """Settings of the operator that are not sent to the silos."""
 
-    wanted: int | None  # reports that close a round early
+    wanted: int | None  # updates that close a round early
     wanted_share: float | None  # or this share of the silos; without either all of them
     checks: CheckSettings
 
 
 class ActiveRun:
-    """Loads the run; ``enrolled`` tells which silos may call now."""
+    """Loads the run from ``store``. ``enrolled`` returns the silos that may call now."""
 
     def __init__(
         self, run: RunSettings, store: RunStore, server_policy: ServerPolicy, *, enrolled: Callable[[], frozenset[str]]
     ) -> None:
         self.run, self.store, self.server_policy, self.enrolled = run, store, server_policy, enrolled
-        self.turn = asyncio.Lock()  # one change of what is on disk at a time
+        self.write_lock = asyncio.Lock()  # one change of the state and of its files at a time
         self.changed = asyncio.Event()  # set, and replaced, when a round ends or the server stops
-        self._round_may_end = asyncio.Event()  # set when the round may be complete
-        self.ending = False  # the open round is being closed and is not given out any more
+        self._round_may_end = asyncio.Event()
+        self.closing = False  # the open round is being ended and is not given out any more
         self.stopping = False
         self.storage_problem: StorageError | None = None  # why nothing can be made durable now
         self.clock_moved = 0.0  # seconds that the wall clock jumped while the round was open
         self._disk = ThreadPoolExecutor(1, "flamest-state")
+        self._run_sha256 = run.sha256
         self.quarantined = store.journal.quarantined()
         policy = RoundPolicy(rounds=run.rounds, min_silos=run.min_silos, deadline_s=run.deadline_s)
         state, self.params = store.load(policy, self.cohort())
@@ -63,32 +68,82 @@ class ActiveRun:
         return self.state.open
 
     def cohort(self) -> Cohort:
-        """Whom a round that opens now is for."""
+        """Return the cohort of a round that opens now."""
         silos = self.enrolled() - self.quarantined
         return Cohort.call(silos, self.server_policy.wanted, self.server_policy.wanted_share, self.run.min_silos)
 
     def left(self) -> frozenset[str]:
-        """Silos that the open round was for and that are revoked or in quarantine now."""
+        """Return the silos of the open round's cohort that have been revoked or quarantined since it opened."""
         current = self.state.open
         return frozenset() if current is None else current.cohort.silos - (self.enrolled() - self.quarantined)
 
+    def norm_bound(self) -> NormBound:
+        """Return the norm bound of the open round."""
+        times = self.server_policy.checks.norm_times
+        return NormBound(self.run.head, self.run.train, times, self.open_round.number, self.learnt)
+
+    # --- refusals ---
+
+    def check_run(self, settings_sha256: str) -> None:
+        """Refuse a silo that joined another run, or this one with other settings. Raises DataError (``other_run``)."""
+        if settings_sha256 != self._run_sha256:
+            raise DataError(f"this coordinator serves run '{self.run.run}' with other settings", code="other_run")
+
+    def check_not_quarantined(self, silo: str) -> None:
+        """Refuse a silo in quarantine. Raises DataError (``quarantined``)."""
+        if silo in self.quarantined:
+            raise DataError(f"silo '{silo}': {IN_QUARANTINE}", code="quarantined")
+
+    def check_evaluation(self, evaluation: Evaluation, *, whose: str) -> None:
+        """Refuse an evaluation on more clips than a silo may have, or of classes that the run does not have.
+
+        Raises DataError (``evaluation``).
+        """
+        most, classes = self.server_policy.checks.max_examples, self.run.head.outputs
+        if evaluation.count > most:
+            problem = f"an evaluation on {evaluation.count} clips, this coordinator accepts at most {most}"
+            raise DataError(f"{whose}: {problem}", code="evaluation")
+        if any(one.label >= classes for one in evaluation.by_class):
+            problem = f"an evaluation of class {evaluation.by_class[-1].label}, the run has {classes}"
+            raise DataError(f"{whose}: {problem}", code="evaluation")
+
+    async def record_refusal(self, silo: str, problem: DataError) -> bool:
+        """Count a refusal in the history; return whether it puts the silo in quarantine."""
+        number = self.state.open.number if self.state.open else self.state.last_round
+        log.warning("update_refused", round=number, silo=silo, code=problem.code, detail=problem.message)
+        code, allowed = problem.code, self.server_policy.checks.quarantine_after
+        try:
+            quarantined = await self.on_disk(
+                lambda: self.store.journal.refuse(number, silo, code, problem.message, allowed=allowed)
+            )
+        except StorageError:  # a full disk must not hide why the update was refused
+            return False
+        if quarantined:
+            log.error("silo_quarantined", silo=silo, code=code, fix=f"flamest-coordinator silo release {silo}")
+            self.quarantined |= {silo}
+            self.state = on_leave(self.state, self.quarantined)
+            self.notify()
+        return quarantined
+
+    # --- waiting ---
+
     def wake(self) -> None:
-        """Answer everyone who waits."""
+        """Answer every silo that waits."""
         self.changed.set()
         self.changed = asyncio.Event()
 
     def notify(self) -> None:
-        """The open round may be complete: have it looked at."""
+        """Report that the open round may be complete."""
         self._round_may_end.set()
 
     async def round_may_end(self, seconds: float) -> None:
-        """Until a round may be complete, at most ``seconds``."""
+        """Wait until the open round may be complete, at most ``seconds``."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._round_may_end.wait(), seconds)
         self._round_may_end.clear()
 
     async def on_disk(self, work: Callable[[], T]) -> T:
-        """``work`` in the store's thread."""
+        """Run ``work`` in the store's thread and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)
 
     def close(self) -> None:

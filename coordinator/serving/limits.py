@@ -1,11 +1,10 @@
-"""Who speaks for a silo: one agent at a time, told apart by the instance that it names. No clock of its own.
+"""Limits on what silos may do at one time: one agent per identity (``Leases``), a few transfers (``TransferLimiter``).
 
-Two agents with one certificate (a copied machine, a forgotten test) would answer rounds in turns. The first one that
-asks holds the identity until it has not been heard of for ``LEASE_S``, longer while it is at work on a round; another
-is refused (``duplicate_identity``) and may ask again. An agent keeps its instance over restarts until its machine is
-rebooted: then it waits. Agents that name none, from before this field, neither hold nor are refused.
-
-Lets a few transfers through at a time, so that memory does not grow with the number of silos.
+Two agents with one certificate (a copied machine, a forgotten test) would both answer rounds. The first one that
+asks holds the identity until it has been silent for ``LEASE_S``, longer while it is at work on a round; another
+is refused (``duplicate_identity``) and may ask again. Agents are distinguished by the instance that they name. It stays
+the same over an agent's restarts until its machine is rebooted: then the agent waits until its old lease ends. An agent
+that names no instance neither holds a lease nor is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-LEASE_S = 60.0  # a second agent takes over at the earliest so long after the last word of the first
+LEASE_S = 60.0  # a second agent is accepted at the earliest this long after the first was last heard
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,13 @@ class Lease:
 
 
 class Leases:
-    """The leases of a run's silos; in memory, so that a restart of the coordinator begins without any."""
+    """The leases of a run's silos, without a clock of their own; in memory, so a restart drops them."""
 
     def __init__(self) -> None:
         self._held: dict[str, Lease] = {}
 
     def take(self, silo: str, instance: str, now: float, seconds: float) -> bool:
-        """Whether ``instance`` speaks for ``silo``; if so, for ``seconds`` and a lease's time from now at least."""
+        """Return whether ``instance`` may speak for ``silo``; if so, for ``seconds`` and a lease from ``now``."""
         if not instance:
             return True
         held = self._held.get(silo)
@@ -44,10 +43,11 @@ class Leases:
 
 
 class TransferLimiter:
-    """``async with turnstile.place(): …`` waits for one of ``places``, first come first served.
+    """Limits transfers to ``places`` at a time, so that memory does not grow with the number of silos.
 
-    A transfer that is not over after ``hold_s`` gives its place up and goes on: silos on slow lines must
-    not keep the others waiting, and what they have in flight is little.
+    ``async with limiter.place(): …`` waits for a place, first come first served. A transfer that is not over after
+    ``hold_s`` gives its place up and continues: silos on slow connections must not keep the others waiting, and they
+    have little data in flight.
     """
 
     def __init__(self, places: int, hold_s: float) -> None:
@@ -56,6 +56,7 @@ class TransferLimiter:
 
     @contextlib.asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
+        """Hold a place for the block, at most ``hold_s`` seconds."""
         await self._free.acquire()
         holding = True
 

@@ -1,6 +1,6 @@
-"""The model that a round gives out: with a lossy codec, what the silos can make of the one before it.
+"""The model on its way to the silos: whole, or with a lossy codec as a delta from the model before it.
 
-The run's model as messages: made once, sent to every silo; whole, or as a delta from the one before.
+``broadcast`` decides which model that is; ``ModelMessages`` holds it as messages, made once and sent to every silo.
 """
 
 from __future__ import annotations
@@ -21,55 +21,55 @@ from ..strategies.composition import Aggregated
 
 @dataclass(frozen=True, eq=False)
 class Broadcast:
-    """The next round's model, and how it travels."""
+    """The next round's model as every silo will have it."""
 
-    params: Params  # what every silo has, to the bit
+    params: Params  # the same on every silo, to the bit
     state: ServerState
     payload: bytes = b""  # the delta from the round's model; empty with fp32
     error: float = 0.0  # norm of what the codec left out over the norm of what was to be sent
 
 
-def broadcast(run: RunSettings, base: Params, made: Aggregated) -> Broadcast:
-    """``made`` as silos that have ``base`` will have it.
+def broadcast(run: RunSettings, base: Params, aggregated: Aggregated) -> Broadcast:
+    """Return ``aggregated`` as silos that have ``base`` will have it.
 
     With a lossy codec the model itself becomes what the codec makes of it, so that it has one hash everywhere, and
     what was left out is carried to the next round (error feedback). Raises DataError (``not_finite``).
     """
     if run.codec == "fp32":
-        return Broadcast(made.params, made.state)
-    left_out = flatten_params(made.state.residual) if made.state.residual else None
-    encoded = encode_delta(run.codec, run.head, made.params, base, left_out)
+        return Broadcast(aggregated.params, aggregated.state)
+    left_out = flatten_params(aggregated.state.residual) if aggregated.state.residual else None
+    encoded = encode_delta(run.codec, run.head, aggregated.params, base, left_out)
     params = add_delta(run.head, base, encoded.decoded, whose="the next model")
     residual = {name: tensor.astype(np.float64) for name, tensor in split_params(run.head, encoded.residual).items()}
-    return Broadcast(params, replace(made.state, residual=residual), encoded.payload, encoded.error)
+    return Broadcast(params, replace(aggregated.state, residual=residual), encoded.payload, encoded.error)
 
 
 @dataclass(frozen=True)
 class _Delta:
-    """How the current model goes to a silo that has the one before."""
+    """The current model for a silo that has the one before it."""
 
     base_sha256: str
     size: int
     parts: list[bytes]
 
 
-class Outgoing:
-    """The current model on its way to the silos, and the bytes of it that went in this round."""
+class ModelMessages:
+    """The current model as messages, and the bytes of it that were sent in this round."""
 
     def __init__(self, run: RunSettings, params: Params) -> None:
         self._run = run
         self._size = payload_bytes(run.head)
         self._parts = data_parts(encode_params(run.head, params))
-        self._delta: _Delta | None = None  # with a lossy codec; not kept over a restart
+        self._delta: _Delta | None = None  # with a lossy codec; lost at a restart
         self.sent: Counter[str] = Counter()  # bytes of the open round's model, by silo
 
-    def replace(self, base_sha256: str, made: Broadcast, parts: list[bytes]) -> None:
-        """From here on ``made`` is sent, whole in ``parts``; the model before it was ``base_sha256``."""
-        self._delta = _Delta(base_sha256, len(made.payload), data_parts(made.payload)) if made.payload else None
+    def replace(self, base_sha256: str, model: Broadcast, parts: list[bytes]) -> None:
+        """Send ``model`` from now on, whole as ``parts``; the model before it has the hash ``base_sha256``."""
+        self._delta = _Delta(base_sha256, len(model.payload), data_parts(model.payload)) if model.payload else None
         self._parts = parts
 
     def messages(self, round_number: int, model_sha256: str, held_sha256: str) -> list[bytes]:
-        """A header and the model's bytes, or what a silo that holds ``held_sha256`` needs to make it."""
+        """Return a header and the model's bytes, or what a silo that holds ``held_sha256`` needs to make it."""
         size, parts = self._size, self._parts
         codec: Codec = "fp32"
         if held_sha256 == model_sha256:
@@ -80,5 +80,5 @@ class Outgoing:
 
 
 def data_parts(payload: bytes) -> list[bytes]:
-    """A model's payload as messages."""
+    """Return a model's payload as messages."""
     return [messages.encode_model_data(piece) for piece in chunks(payload)]

@@ -13,21 +13,21 @@ from ..storage.journal import RoundEnd
 from ..strategies.composition import aggregate
 from ..strategies.norm_bound import learnt_norm
 from .active_run import ActiveRun
-from .final_evaluation import Finals
-from .model_broadcast import Broadcast, Outgoing, broadcast, data_parts
+from .final_evaluation import FinalEvaluation
+from .model_broadcast import Broadcast, ModelMessages, broadcast, data_parts
 
 log = Log("coordinator")
 
-LOOK = "look for what damages files on this disk; the silos train again in the next round"
+FIND_CAUSE = "find out what damages files on this disk; the silos train again in the next round"
 
 
-class Ending:
-    """Ends the rounds of a run when it is time."""
+class RoundCloser:
+    """Closes or abandons the open round when it is time."""
 
-    def __init__(self, active: ActiveRun, outgoing: Outgoing, finals: Finals) -> None:
+    def __init__(self, active: ActiveRun, model: ModelMessages, final_evaluation: FinalEvaluation) -> None:
         self._active = active
-        self._outgoing = outgoing
-        self._finals = finals
+        self._model = model
+        self._final_evaluation = final_evaluation
 
     async def tick(self) -> None:
         """End the open round if it is time. Raises StorageError when that cannot be made durable: try again."""
@@ -44,20 +44,18 @@ class Ending:
     async def _tick(self) -> None:
         active = self._active
         if active.quarantined:
-            active.quarantined = await active.on_disk(
-                active.store.journal.quarantined
-            )  # the operator may have released one
-        async with active.turn:
+            active.quarantined = await active.on_disk(active.store.journal.quarantined)  # the operator may release one
+        async with active.write_lock:
             active.state = on_leave(active.state, active.left())
             decision = on_tick(active.state, time.monotonic())
             if decision is Decision.COLLECT or active.stopping:
                 return
-            active.ending = True
+            active.closing = True
             try:
                 await (self._close() if decision is Decision.CLOSE else self._abandon())
             finally:
-                active.ending = False
-        self._outgoing.sent.clear()
+                active.closing = False
+        self._model.sent.clear()
         active.clock_moved = 0.0
         active.wake()
         await active.on_disk(active.store.tidy)
@@ -67,24 +65,25 @@ class Ending:
         current = active.open_round
         silos = len(active.enrolled() | current.reports.keys())  # one may have been revoked after it reported
 
-        def combine() -> tuple[Broadcast, str, list[bytes]]:
-            parts = active.store.contributions(current.number)
-            mean = aggregate(run.strategy, run.head, active.params, parts, active.server_state, silos)
-            made = broadcast(run, active.params, mean)
-            return made, params_sha256(made.params), data_parts(encode_params(run.head, made.params))
+        def next_model() -> tuple[Broadcast, str, list[bytes]]:
+            contributions = active.store.contributions(current.number)
+            base, before = active.params, active.server_state
+            aggregated = aggregate(run.strategy, run.head, base, contributions, before, silos)
+            model = broadcast(run, base, aggregated)
+            return model, params_sha256(model.params), data_parts(encode_params(run.head, model.params))
 
         try:
-            made, sha256, parts = await active.on_disk(combine)
+            model, sha256, parts = await active.on_disk(next_model)
         except DataError as problem:
             await self._give_up(problem)
             return
-        after, end = after_close(state, sha256, active.cohort()), self._round_end(current, made.error)
-        await active.on_disk(lambda: active.store.close_round(after, made.params, end, made.state))
+        after, end = after_close(state, sha256, active.cohort()), self._round_end(current, model.error)
+        await active.on_disk(lambda: active.store.close_round(after, model.params, end, model.state))
         active.learnt = learnt_norm(await active.on_disk(active.store.journal.farthest))
         if after.open is None:
-            await active.on_disk(lambda: self._finals.begin(after.last_round))
-        self._outgoing.replace(state.model_sha256, made, parts)
-        active.state, active.params, active.server_state = after, made.params, made.state
+            await active.on_disk(lambda: self._final_evaluation.begin(after.last_round))
+        self._model.replace(state.model_sha256, model, parts)
+        active.state, active.params, active.server_state = after, model.params, model.state
         log.info(
             "round_closed",
             round=current.number,
@@ -99,12 +98,12 @@ class Ending:
             log.info("run_finished", run=run.run, rounds=after.closed, model=sha256[:12])
 
     async def _give_up(self, problem: DataError) -> None:
-        """The round's updates have no mean: one was damaged on disk, or they are too large. The model stays."""
+        """Abandon a round whose updates have no mean: a file was damaged on disk, or values are too large."""
         number = self._active.open_round.number
         log.error("round_unusable", round=number, code=problem.code, detail=problem.message)
         if problem.code == "corrupt_update":
             kept = await self._active.on_disk(lambda: self._active.store.quarantine_updates(number))
-            log.error("updates_put_aside", round=number, kept_in=kept.parent.name, fix=LOOK)
+            log.error("updates_put_aside", round=number, kept_in=kept.parent.name, fix=FIND_CAUSE)
         await self._abandon()
 
     async def _abandon(self) -> None:
@@ -119,4 +118,4 @@ class Ending:
     def _round_end(self, current: OpenRound, codec_error: float = 0.0) -> RoundEnd:
         active, now = self._active, time.monotonic()
         started = now if current.deadline is None else current.deadline - active.run.deadline_s
-        return RoundEnd(now - started, self._outgoing.sent.total(), codec_error, active.clock_moved)
+        return RoundEnd(now - started, self._model.sent.total(), codec_error, active.clock_moved)

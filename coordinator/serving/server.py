@@ -127,7 +127,7 @@ async def _end_rounds(run_service: RunService, state: Path, shutdown: Shutdown, 
     while not shutdown.requested:
         if moved := clock.jump():
             log.warning("clock_moved", seconds=round(moved, 1), fix="deadlines do not depend on it; times shown do")
-            run_service.note_clock(moved)
+            run_service.note_clock_jump(moved)
         if shutdown.take_reload():
             _reload(tls)
         try:

@@ -114,15 +114,18 @@ class Service:
     async def submit_update(self, parts: AsyncIterator[bytes], context: Context) -> bytes:
         try:
             with self._call(context) as silo:
-                return messages.encode_receipt(await self._run_service.submit(silo, parts, lambda: _gone(context)))
+                return messages.encode_receipt(
+                    await self._run_service.updates.submit(silo, parts, lambda: _gone(context))
+                )
         except FlamestError as error:
             await refuse(context, error)
 
     async def report_evaluation(self, request: bytes, context: Context) -> bytes:
         try:
             with self._call(context) as silo:
-                told = messages.decode_evaluation_report(request)
-                return messages.encode_evaluation_receipt(await self._run_service.report_final(silo, told))
+                report = messages.decode_evaluation_report(request)
+                receipt = await self._run_service.final_evaluation.report(silo, report)
+                return messages.encode_evaluation_receipt(receipt)
         except FlamestError as error:
             await refuse(context, error)
 

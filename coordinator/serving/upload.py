@@ -1,4 +1,8 @@
-"""An update on its way in: its header checked, its payload on disk and checked. run_service.py decides if it counts."""
+"""Receiving an update: its header is checked first, its payload on the way to a file.
+
+Memory per upload is a few pieces until the payload is checked. Nothing here decides if the update counts: that is
+update_handler.py's.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ import hashlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -18,30 +21,23 @@ from ...base.files import sha256_bytes
 from ...fedproto import messages
 from ...fedproto.codecs import CODECS, apply_delta, check_size
 from ...fedproto.head import Params, without_defaults
-from ...fedproto.records import Evaluation, RunSettings
 from ...fedproto.tensors import check_shapes, param_views, payload_bytes
 from ..rounds import Report, Submission
+from ..storage.journal import StoredUpdate
 from ..storage.spool import Spool
 from ..strategies.norm_bound import ArrivingDistance, NormBound
+from .active_run import ActiveRun
 
 T = TypeVar("T")
 
 PART_S = 30.0  # an upload that sends nothing for so long is cut
-LATER_FIELDS = {
-    "codec": "fp32",
-    "codec_error": 0.0,
-    "shared": False,
-}  # left out of the digest at their default: it stays what it was
+LATER_FIELDS = {"codec": "fp32", "codec_error": 0.0, "shared": False}  # not part of the digest at their default
 THREADS = 4  # that write, hash and check payloads
 
 
-class Refused(DataError):
-    """An update or a question that this run has no use for; ``code`` says why."""
-
-
 @dataclass(frozen=True)
-class Announced:
-    """An update's header, checked, and what it says as an offer to the run."""
+class AnnouncedUpdate:
+    """An update's header, checked."""
 
     header: messages.UpdateHeader
     submission: Submission
@@ -50,99 +46,83 @@ class Announced:
 
     @property
     def whose(self) -> str:
+        """The update's name in messages: ``update from silo 'b'``."""
         return f"update from silo '{self.submission.report.silo}'"
 
 
-@dataclass(frozen=True)
-class Taken:
-    """An update's parameters as float32 in a file that is durable, and not yet anything that counts."""
+class UploadReceiver:
+    """Receives the uploads of the run that is being served."""
 
-    spool: Spool
-    sha256: str  # of the file
-    received: int  # bytes of the messages
-    norm: float  # distance from the round's model
-
-
-@dataclass(frozen=True, eq=False)
-class Limits:
-    """What an update of the open round is measured against."""
-
-    base: Params  # the model that the round started from
-    bound: NormBound
-
-
-class Upload:
-    """Takes uploads for one run; memory per upload is a few chunks until its payload is checked."""
-
-    def __init__(self, run: RunSettings, spool_folder: Path, max_examples: int) -> None:
-        self._run = run
-        self._max_examples = max_examples
-        self._run_sha256 = run.sha256
-        self._expected = payload_bytes(run.head)
-        self._spool_folder = spool_folder
+    def __init__(self, active: ActiveRun) -> None:
+        self._active = active
+        self._run = active.run
+        self._expected = payload_bytes(active.run.head)
         self._threads = ThreadPoolExecutor(THREADS, "flamest-payload")
 
-    def check_run(self, settings_sha256: str) -> None:
-        """Refuse a silo that joined another run, or this one with other settings (``other_run``)."""
-        if settings_sha256 != self._run_sha256:
-            raise Refused(f"this coordinator serves run '{self._run.run}' with other settings", code="other_run")
+    async def header(self, silo: str, parts: AsyncIterator[bytes], until: float) -> AnnouncedUpdate:
+        """Receive and check the first message of an upload.
 
-    async def announced(self, silo: str, parts: AsyncIterator[bytes], until: float) -> Announced:
-        """The first message of an upload. Raises DataError for one that no run of this head could use, TimeoutError."""
+        Raises DataError for an update that no run of this head could use, TimeoutError.
+        """
         raw = await _next_part(parts, until)
         header = messages.decode_update_part(raw) if raw is not None else None
         if raw is None or not isinstance(header, messages.UpdateHeader):
-            raise Refused("an update begins with its header", code="malformed")
-        self.check_run(header.settings_sha256)
-        whose = f"update from silo '{silo}'"
-        if header.examples > self._max_examples:
-            raise Refused(
-                f"{whose}: {header.examples} examples, this coordinator takes at most {self._max_examples}",
+            raise DataError("an update begins with its header", code="malformed")
+        self._active.check_run(header.settings_sha256)
+        whose, most = f"update from silo '{silo}'", self._active.server_policy.checks.max_examples
+        if header.examples > most:
+            raise DataError(
+                f"{whose}: {header.examples} examples, this coordinator accepts at most {most}",
                 code="too_many_examples",
             )
         check_shapes(self._run.head, header.shapes, whose=whose)
         if CODECS.index(header.codec) > CODECS.index(self._run.codec):
-            raise Refused(f"{whose}: coded as {header.codec}, this run takes {self._run.codec} at most", code="codec")
+            raise DataError(
+                f"{whose}: coded as {header.codec}, this run allows {self._run.codec} at most", code="codec"
+            )
         check_size(header.codec, self._run.head, header.payload_bytes, whose=whose)
         if header.evaluation is not None:
-            self.check_evaluation(header.evaluation, whose=whose)
+            self._active.check_evaluation(header.evaluation, whose=whose)
         report = Report(silo, header.update_id, header.examples, _digest(header))
-        return Announced(header, Submission(header.round, header.base_sha256, report), len(raw), until)
+        return AnnouncedUpdate(header, Submission(header.round, header.base_sha256, report), len(raw), until)
 
-    def check_evaluation(self, told: Evaluation, *, whose: str) -> None:
-        """Refuse an evaluation on more clips than a silo may have, or by classes that the run does not have."""
-        if told.count > self._max_examples:
-            raise Refused(
-                f"{whose}: an evaluation on {told.count} clips, this coordinator takes at most {self._max_examples}",
-                code="evaluation",
-            )
-        if any(one.label >= self._run.head.outputs for one in told.by_class):
-            raise Refused(
-                f"{whose}: an evaluation of class {told.by_class[-1].label}, the run has {self._run.head.outputs}",
-                code="evaluation",
-            )
+    async def payload(
+        self, announced: AnnouncedUpdate, parts: AsyncIterator[bytes], base: Params, bound: NormBound
+    ) -> tuple[StoredUpdate, Spool]:
+        """Receive the other messages: the update's float32 parameters, durable in a spool and checked.
 
-    async def payload(self, announced: Announced, parts: AsyncIterator[bytes], limits: Limits) -> Taken:
-        """The other messages: the update's parameters, durable in a spool and checked.
-
-        ``limits``: of the round, whose model is also what a lossy codec's delta is against. The caller discards the
-        spool. Raises DataError (``malformed``, ``payload_size``, ``payload_digest``, ``not_finite``, ``bad_codes``,
-        ``norm``), StorageError,
-        TimeoutError; then nothing is left.
+        ``base``: the round's model, which a lossy codec's delta is against; ``bound``: the round's. The caller discards
+        the spool. Raises DataError (``malformed``, ``payload_size``, ``payload_digest``, ``not_finite``, ``bad_codes``,
+        ``norm``), StorageError, TimeoutError; then no file is left.
         """
-        spool = Spool(self._spool_folder, self._expected)  # not in a thread: a caller that hangs up would lose it
+        spool = Spool(
+            self._active.store.spool_folder, self._expected
+        )  # not in a thread: a caller that hangs up would lose it
+        header = announced.header
         try:
-            take = self._take_plain if announced.header.codec == "fp32" else self._take_coded
-            taken = await take(announced, parts, limits.base, spool)
-            header = announced.header
-            limits.bound.check(taken.norm, header.examples, header.codec, whose=announced.whose)
+            receive = self._receive_plain if header.codec == "fp32" else self._receive_coded
+            sha256, received, norm = await receive(announced, parts, base, spool)
+            bound.check(norm, header.examples, header.codec, whose=announced.whose)
         except BaseException:
             spool.discard()
             raise
-        return taken
+        stored = StoredUpdate(
+            round=header.round,
+            report=announced.submission.report,
+            payload_sha256=sha256,
+            received_bytes=announced.size + received,
+            evaluation=header.evaluation,
+            norm=norm,
+            codec=header.codec,
+            codec_error=header.codec_error,
+            shared=header.shared,
+        )
+        return stored, spool
 
-    async def _take_plain(self, announced: Announced, parts: AsyncIterator[bytes], base: Params, spool: Spool) -> Taken:
-        """fp32: to the file and through the checks piece by piece."""
+    async def _receive_plain(
+        self, announced: AnnouncedUpdate, parts: AsyncIterator[bytes], base: Params, spool: Spool
+    ) -> tuple[str, int, float]:
+        """Write fp32 piece by piece; return the file's SHA-256, the messages' bytes, and the distance from ``base``."""
         moved = ArrivingDistance(base, whose=announced.whose)
 
         def feed(data: bytes | memoryview) -> None:
@@ -154,30 +134,32 @@ class Upload:
             await self._in_thread(functools.partial(feed, data))
             received += size
         sha256 = await self._in_thread(functools.partial(spool.finish, announced_sha256))
-        return Taken(spool, sha256, received, moved.so_far)
+        return sha256, received, moved.so_far
 
-    async def _take_coded(self, announced: Announced, parts: AsyncIterator[bytes], base: Params, spool: Spool) -> Taken:
-        """A delta: whole in memory, since it is small, and kept as the parameters that it means."""
+    async def _receive_coded(
+        self, announced: AnnouncedUpdate, parts: AsyncIterator[bytes], base: Params, spool: Spool
+    ) -> tuple[str, int, float]:
+        """Hold a delta in memory, since it is small, and write the parameters that it makes of ``base``."""
         header, received, payload = announced.header, 0, bytearray()
         async for data, size in _pieces(parts, announced):
             if len(payload) + len(data) > header.payload_bytes:
-                raise Refused(f"payload of more than {header.payload_bytes} bytes", code="payload_size")
+                raise DataError(f"payload of more than {header.payload_bytes} bytes", code="payload_size")
             payload += data
             received += size
 
-        def decode() -> Taken:
+        def decode() -> tuple[str, int, float]:
             if len(payload) != header.payload_bytes:
                 size = f"payload of {len(payload)} bytes, expected {header.payload_bytes}"
-                raise Refused(f"{announced.whose}: {size}", code="payload_size")
+                raise DataError(f"{announced.whose}: {size}", code="payload_size")
             if sha256_bytes(payload) != header.payload_sha256:
-                raise Refused(f"{announced.whose}: payload has not its header's digest", code="payload_digest")
+                raise DataError(f"{announced.whose}: the payload's SHA-256 is not the header's", code="payload_digest")
             head = self._run.head
             params = apply_delta(header.codec, head, memoryview(payload), base, whose=announced.whose)
             moved = ArrivingDistance(base, whose=announced.whose)
             for tensor in param_views(head, params):
                 spool.feed(tensor)
                 moved.feed(tensor)
-            return Taken(spool, spool.finish(), received, moved.so_far)
+            return spool.finish(), received, moved.so_far
 
         return await self._in_thread(decode)
 
@@ -185,30 +167,33 @@ class Upload:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def close(self) -> None:
+        """End the threads."""
         self._threads.shutdown()
 
 
 def _digest(header: messages.UpdateHeader) -> str:
-    """Over everything that an update says, its payload through the payload's own digest."""
-    told = without_defaults(msgspec.to_builtins(header), LATER_FIELDS)
-    if told["evaluation"] is not None:
-        told["evaluation"] = without_defaults(told["evaluation"], {"by_class": []})
-    return hashlib.sha256(msgspec.json.encode(told)).hexdigest()
+    """Return the digest of all that an update contains, its payload through the payload's own digest."""
+    fields = without_defaults(msgspec.to_builtins(header), LATER_FIELDS)
+    if fields["evaluation"] is not None:
+        fields["evaluation"] = without_defaults(fields["evaluation"], {"by_class": []})
+    return hashlib.sha256(msgspec.json.encode(fields)).hexdigest()
 
 
-async def _pieces(parts: AsyncIterator[bytes], announced: Announced) -> AsyncIterator[tuple[bytes | memoryview, int]]:
-    """The pieces of the payload, each with its message's size."""
+async def _pieces(
+    parts: AsyncIterator[bytes], announced: AnnouncedUpdate
+) -> AsyncIterator[tuple[bytes | memoryview, int]]:
+    """Yield the pieces of the payload, each with its message's size."""
     while (raw := await _next_part(parts, announced.until)) is not None:
         data = messages.decode_update_part(raw)
         if isinstance(data, messages.UpdateHeader) or not data:
-            raise Refused("expected a piece of the update's payload", code="malformed")
+            raise DataError("expected a piece of the update's payload", code="malformed")
         yield data, len(raw)
 
 
 async def _next_part(parts: AsyncIterator[bytes], until: float) -> bytes | None:
-    """The next message of an upload; None at its end. Raises TimeoutError.
+    """Return the next message of an upload; None at its end. Raises TimeoutError.
 
-    The end is looked at for every message, so that many quick ones cannot outlast it.
+    The time limit is checked for every message, so that many quick ones cannot outlast it.
     """
     left = until - asyncio.get_running_loop().time()
     if left <= 0:

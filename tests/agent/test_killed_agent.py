@@ -18,7 +18,7 @@ from flamest.agent.status import AgentStatus, read_status
 from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_file
 from flamest.coordinator.admin.history import History
-from flamest.coordinator.serving.upload import Upload
+from flamest.coordinator.serving.upload import UploadReceiver
 from flamest.experiments.faults import FaultProxy
 from flamest.runtime.bundle.opening import open_manifest
 
@@ -120,14 +120,14 @@ def strike(silo: Silo, where: str, chance: random.Random) -> None:
 
 def kill_again_and_again(federation, folder, make_clips, bundle, monkeypatch, strikes: list[str], seed: int) -> None:
     announced: list[tuple[int, str]] = []
-    original = Upload.announced
+    original = UploadReceiver.header
 
     async def watched(self, silo, parts, until):
         told = await original(self, silo, parts, until)
         announced.append((told.header.round, told.header.update_id))
         return told
 
-    monkeypatch.setattr(Upload, "announced", watched)
+    monkeypatch.setattr(UploadReceiver, "header", watched)
     folder.mkdir()
     make_clips(folder / "videos")
     chance = random.Random(seed)
