@@ -1,4 +1,4 @@
-"""``coordinator.toml``: everything the server is told, and the defaults, in one place."""
+"""The settings file ``coordinator.toml``: every key, its default and its check."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ServerSettings(_Record, frozen=True):
-    """[server]: where it listens, who it is, where it keeps what it must not lose."""
+    """[server]: its address, its identity, and the folder of its durable state."""
 
     ca: Path
     certificate: Path
     key: Path
     silos: Path  # the allow-list, written by `silo add` and `silo revoke`
     state: Path  # rounds, updates, models
-    listen: str = "0.0.0.0:7443"  # address:port; port 0 takes a free one and logs it
-    keep_models: int = 0  # the model of how many of the last rounds stay on disk; 0 keeps all
+    listen: str = "0.0.0.0:7443"  # address:port; port 0 picks a free one and logs it
+    keep_models: int = 0  # models of this many last rounds stay on disk; 0 keeps all
 
     @property
     def files(self) -> TlsFiles:
@@ -49,32 +49,32 @@ class HeadTable(_Record, frozen=True):
 
     kind: Literal["mlp", "rgcf"] = "mlp"
     blocks: tuple[int, ...] = ()  # widths of the modalities in a row, adding up to run.inputs
-    standardise: bool = False  # every block of every row to mean 0 and deviation 1
+    standardise: bool = False  # every block of every row to mean 0 and standard deviation 1
     common: int = 256  # rgcf: width that both modalities are projected to
 
 
 class RunTable(_Record, frozen=True):
-    """[run]: what the silos do together. The same name always means the same settings."""
+    """[run]: the run that the silos take part in. The same name always means the same settings."""
 
     name: str
     labels: tuple[str, ...]  # class k is labels[k]
     fingerprint: str  # of the bundle whose features are trained on
-    inputs: int = 2816  # numbers per clip
+    inputs: int = 2816  # values of a clip's embedding
     hidden: tuple[int, ...] = (512, 256)  # widths of the head's hidden layers
-    rounds: int = 80  # that must close; abandoned ones do not count
+    rounds: int = 80  # rounds that must close; abandoned ones do not count
     min_silos: int = 2  # fewer updates at the deadline: the round is abandoned, the model stays
-    wanted: int | None = None  # as many updates close a round early; silos enrolled at its opening when not set
+    wanted: int | None = None  # updates that close a round early; not set: the silos enrolled at its opening
     wanted_share: float | None = None  # instead of wanted: this share of the silos enrolled at its opening, rounded up
-    deadline_s: float = 600.0  # seconds from the first silo that is given the round
+    deadline_s: float = 600.0  # seconds from the first silo that gets the round
     seed: int = 0  # of the initial model and the silos' shuffles
     head: HeadTable = HeadTable()
     strategy: Strategy = Strategy()
     train: TrainSettings = TrainSettings()
-    codec: Codec = "fp32"  # how models travel; the coarsest that a silo may send
-    final_evaluation: Literal["none", "model", "sites"] = "none"  # what silos measure after the last round
+    codec: Codec = "fp32"  # of models on their way; the coarsest that a silo may send
+    final_evaluation: Literal["none", "model", "sites"] = "none"  # models that silos measure after the last round
 
     def head_spec(self) -> HeadSpec:
-        """What is trained. Raises DataError (``bad_head``) for options that do not fit each other."""
+        """Return the head that is trained. Raises DataError (``bad_head``) for options that do not fit each other."""
         head = self.head
         return HeadSpec(
             inputs=self.inputs,
@@ -88,22 +88,22 @@ class RunTable(_Record, frozen=True):
 
 
 class CheckSettings(_Record, frozen=True):
-    """[checks]: what an update must pass before any of it counts. Not told to the silos; may change between starts."""
+    """[checks]: bounds that an update must pass before it counts. Not sent to the silos; may change between starts."""
 
-    norm_times: float = 4.0  # times the median silo's farthest update of the last rounds; 0: no bound, Adam's neither
-    max_examples: int = 1_000_000  # of one update: a silo's weight in the mean is what it says it has
-    quarantine_after: int = 3  # refusals that an honest silo does not get; 0: never
+    norm_times: float = 4.0  # times the median silo's farthest update of the last rounds; 0: no bound, not even Adam's
+    max_examples: int = 1_000_000  # of one update: a silo claims its own weight in the mean
+    quarantine_after: int = 3  # so many refusals that an honest silo does not get; 0: never
 
 
 class CoordinatorSettings(_Record, frozen=True):
-    """The whole file. Relative paths are relative to the file's folder."""
+    """The settings file. Relative paths are relative to its folder."""
 
     server: ServerSettings
     run: RunTable
     checks: CheckSettings = CheckSettings()
 
     def run_settings(self) -> RunSettings:
-        """What goes to the silos."""
+        """Return the settings that are sent to the silos."""
         run = self.run
         return RunSettings(
             run=run.name,
@@ -124,7 +124,10 @@ class CoordinatorSettings(_Record, frozen=True):
 def load_coordinator_settings(path: Path) -> CoordinatorSettings:
     """Read and check ``coordinator.toml``; SettingsError names file, key and what was expected."""
     settings = load_settings(path, CoordinatorSettings)
-    problems = [*_server_problems(settings.server), *_run_problems(settings.run), *_train_problems(settings.run)]
+    run = settings.run
+    problems = [*_server_problems(settings.server), *_run_problems(run)]
+    problems += [f"run.train.{problem}" for problem in run.train.problems()]
+    problems += [f"run.strategy.{problem}" for problem in strategy_problems(run.strategy)]
     problems += _check_problems(settings.checks)
     if problems:
         raise SettingsError(f"{path}: " + "; ".join(problems), fix=f"edit {path}")
@@ -132,7 +135,7 @@ def load_coordinator_settings(path: Path) -> CoordinatorSettings:
 
 
 def split_listen(listen: str) -> tuple[str, int]:
-    """``address:port`` or ``[v6]:port``; ValueError when it is neither."""
+    """Split ``address:port`` or ``[v6]:port``; ValueError when it is neither."""
     host, colon, port = listen.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise ValueError(listen)
@@ -181,11 +184,6 @@ def _run_problems(run: RunTable) -> list[str]:
     return problems
 
 
-def _train_problems(run: RunTable) -> list[str]:
-    problems = [f"run.train.{problem}" for problem in run.train.problems()]
-    return problems + [f"run.strategy.{problem}" for problem in strategy_problems(run.strategy)]
-
-
 def _check_problems(checks: CheckSettings) -> list[str]:
     problems = []
     if checks.norm_times != 0 and not (1 <= checks.norm_times < math.inf):
@@ -210,7 +208,7 @@ def _head_problem(run: RunTable) -> str:
 
 
 def _anchored(settings: CoordinatorSettings, folder: Path) -> CoordinatorSettings:
-    """Every relative path taken from the settings file's folder."""
+    """Resolve every relative path against the settings file's folder."""
     server = settings.server
     anchored = msgspec.structs.replace(
         server,
