@@ -1,1 +1,1 @@
-"""The ground floor: errors, files, settings, logs and signals that every room stands on."""
+"""Foundation of every package: errors, files, clock, settings, SQLite, logs, processes, command-line options."""

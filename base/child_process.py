@@ -35,7 +35,7 @@ END_WITHIN_S = 2.0
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """Strict and immutable; the JSON names its kind in ``type``."""
+    """Base of all messages: strict and immutable; the JSON names its kind in ``type``."""
 
 
 class Failed(Message, frozen=True):

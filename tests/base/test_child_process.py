@@ -121,8 +121,8 @@ def test_a_file_in_the_current_folder_shadows_no_package(program, tmp_path, monk
 
 
 def test_an_error_crosses_with_code_message_and_fix():
-    error = Failed.of(DataError("bad", fix="mend it", code="odd")).error()
-    assert (error.code, error.message, error.fix) == ("odd", "bad", "mend it")
+    error = Failed.of(DataError("bad", fix="fix it", code="odd")).error()
+    assert (error.code, error.message, error.fix) == ("odd", "bad", "fix it")
 
 
 def test_a_descriptor_travels_with_a_message(tmp_path):
