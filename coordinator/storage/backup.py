@@ -1,11 +1,11 @@
-"""A copy of the state folder that can be gone on from, made beside a running server; and the way back.
+"""Backup of the state folder, made next to a running server, and its restoration.
 
     BACKUP/backup.json            every file's SHA-256
     BACKUP/coordinator.sqlite     through SQLite's backup API: one moment of it
-    BACKUP/runs/NAME/…            models, memory, and the payloads of the open round
+    BACKUP/runs/NAME/…            models, strategy state, and the payloads of the open round
 
-Files are copied after the database, so a round that ends meanwhile may take away what the copied rows name, or write
-over it (spool.py): then the copy is made anew.
+Files are copied after the database, so a round that ends meanwhile may remove files that the copied rows name, or
+overwrite them (spool.py): then the copy is made again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .models import ModelStore
 from .strategy_state import StrategyState
 
 LISTING = "backup.json"
-PARTS = ("memory", "models", "updates")  # of memory only the last two rounds' are kept: it is copied first
+PARTS = ("memory", "models", "updates")  # memory first: only the last two rounds' files are kept there
 TRIES = 5
 
 
@@ -38,7 +38,7 @@ class Backup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def back_up(state: Path, to: Path) -> dict[str, Any]:
-    """Copy ``state`` to the new folder ``to``. Keys: backup, files, bytes. Raises DataError, StorageError."""
+    """Copy ``state`` to the new folder ``to``. Raises DataError, StorageError. Keys: backup, files, bytes."""
     with new_directory(to, mode=0o700) as building:
         for _ in range(TRIES):
             _copy(state, building)
@@ -57,7 +57,7 @@ def back_up(state: Path, to: Path) -> dict[str, Any]:
 
 
 def restore(state: Path, source: Path) -> dict[str, Any]:
-    """Put a backup in the place of ``state``, which is kept beside it. Keys: state, files, kept.
+    """Replace ``state`` by a backup; the old folder is kept next to it. Keys: state, files, kept.
 
     Every hash is checked before anything is moved. Raises DataError (``bad_backup``), LockedError while a coordinator
     runs, StorageError.
@@ -80,7 +80,7 @@ def restore(state: Path, source: Path) -> dict[str, Any]:
 
 
 def check_backup(source: Path) -> list[str]:
-    """The files of a backup whose every byte is what was written; DataError (``bad_backup``)."""
+    """Return the names of a backup's files. Raises DataError (``bad_backup``) unless each has its listed hash."""
     try:
         listing = msgspec.json.decode((source / LISTING).read_bytes(), type=Backup)
         wrong = [name for name, sha256 in listing.files.items() if sha256_file(source / name) != sha256]
@@ -97,7 +97,7 @@ def check_backup(source: Path) -> list[str]:
 
 def _bad(source: Path, why: str) -> DataError:
     return DataError(
-        f"{source} is no backup that can be used: {why}",
+        f"{source} cannot be used as a backup: {why}",
         fix="choose another one; flamest-coordinator backup makes them",
         code="bad_backup",
     )
@@ -114,19 +114,19 @@ def _copy(state: Path, building: Path) -> None:
             target = building / path.relative_to(state)
             if path.is_file() and not path.name.endswith(".tmp"):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(FileNotFoundError):  # taken away meanwhile: _is_whole says if it is needed
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile: _is_whole finds out if it is needed
                     _copy_file(path, target)
 
 
 def _copy_file(source: Path, target: Path) -> None:
-    """Readable by the owner alone: silos' updates are among them."""
+    """Copy a file, readable by the owner alone: silos' updates are among them."""
     target.touch(mode=0o600)
     shutil.copyfile(source, target)
 
 
 def _is_whole(building: Path) -> bool:
-    """Whether what the copied rows need is there, to the byte: the last model, what the strategy carries, and the open
-    round's updates."""
+    """Return True when the files that the copied rows name are there and intact: the last model, the strategy's state,
+    the open round's updates."""
     database = read_database(building / FILE)
     try:
         runs = list(database.execute("SELECT name, settings, initial_sha256 FROM runs"))
@@ -141,7 +141,7 @@ def _is_whole(building: Path) -> bool:
         )
     finally:
         database.close()
-    for name in (f"{FILE}-wal", f"{FILE}-shm"):  # of this very look
+    for name in (f"{FILE}-wal", f"{FILE}-shm"):  # of this reader
         (building / name).unlink(missing_ok=True)
     try:
         for name, settings, initial_sha256 in runs:

@@ -1,4 +1,4 @@
-"""The shelf of a run's models: one file for each closed round, ``round-000012.safetensors``; 0 is the start."""
+"""The models of a run: one file for each closed round, ``round-000012.safetensors``; 0 is the initial model."""
 
 from __future__ import annotations
 
@@ -10,63 +10,58 @@ from ...base.errors import DataError, StorageError
 from ...fedproto.head import Params, params_sha256
 from ...fedproto.model_file import ModelFile, read_model, write_model
 from ...fedproto.records import RunSettings
+from .damaged_files import damaged_file
 
 
 def models_folder(state: Path, run: str) -> Path:
-    """Where a run's models lie in a state folder."""
+    """Return the folder of a run's models in a state folder."""
     return state / "runs" / run / "models"
 
 
 def model_path(folder: Path, round_number: int) -> Path:
-    """The file of the model that ``round_number`` made."""
+    """Return the file of the model that ``round_number`` made."""
     return folder / f"round-{round_number:06d}.safetensors"
 
 
 @dataclass(frozen=True)
 class ModelStore:
-    """Reads and writes the models of one run."""
+    """Reader and writer of one run's models."""
 
     folder: Path
     run: RunSettings
     keep: int  # how many of the last models stay; 0: all
 
     def path(self, round_number: int) -> Path:
-        """Of the round's model."""
+        """Return the file of the round's model."""
         return model_path(self.folder, round_number)
 
     def write(self, round_number: int, params: Params) -> None:
-        """Durable when it returns. Raises StorageError."""
+        """Write a model; it is durable when this returns. Raises StorageError."""
         run = self.run
         model = ModelFile(run.head, params, run.labels, run.fingerprint, run.run, round_number)
         write_model(model_path(self.folder, round_number), model)
 
     def read(self, round_number: int, sha256: str) -> Params:
-        """The parameters; DataError (``corrupt_model``) unless they are the ones with this params_sha256."""
+        """Return a model. Raises DataError (``corrupt_model``) unless its ``params_sha256`` is ``sha256``."""
         path = model_path(self.folder, round_number)
         try:
             model = read_model(path)
         except (DataError, StorageError) as error:
-            raise damaged(path, error.message, code="corrupt_model") from error
+            raise damaged_file(path, error.message, code="corrupt_model") from error
         if model.head != self.run.head or params_sha256(model.params) != sha256:
-            raise damaged(path, f"not the model {sha256[:12]}… of round {round_number}", code="corrupt_model")
+            raise damaged_file(path, f"not the model {sha256[:12]}… of round {round_number}", code="corrupt_model")
         return model.params
 
-    def has_more_than_the_start(self) -> bool:
+    def has_trained_models(self) -> bool:
+        """Return True when there is a model of a closed round."""
         start = model_path(self.folder, 0)
         return any(path != start for path in self.folder.glob("*.safetensors"))
 
     def remove_old(self, best: int | None = None) -> None:
-        """All but the last ``keep`` and the best one, and what an interrupted write left."""
+        """Remove all but the last ``keep`` models and that of round ``best``, and what an interrupted write left."""
         old = sorted(self.folder.glob("round-*.safetensors"))[: -self.keep] if self.keep else []
         kept = None if best is None else self.path(best)
         for path in (*old, *self.folder.glob(".*.tmp")):
             if path != kept:
                 with contextlib.suppress(OSError):
                     path.unlink()
-
-
-def damaged(path: Path, why: str, *, code: str) -> DataError:
-    """The error for a file of ours that is not what was written."""
-    return DataError(
-        f"{path} is damaged: {why}", fix="restore the state folder from a backup; nothing was changed", code=code
-    )

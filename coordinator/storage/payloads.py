@@ -17,14 +17,13 @@ from ...base.errors import StorageError
 from ...base.files import FileStamp, fsync_directory, sha256_file, storage_code
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.tensors import decode_params
-from .models import damaged
-from .recovery import move_to_quarantine
+from .damaged_files import damaged_file, keep_damaged, reading
 from .spool import Spool, keep_spare
 
 
 @dataclass(frozen=True)
 class StoredContribution:
-    """An acknowledged update on disk: nothing of it is in memory before it is read."""
+    """An acknowledged update on disk; nothing of it is in memory before it is read."""
 
     silo: str
     examples: int
@@ -33,31 +32,31 @@ class StoredContribution:
 
     @property
     def params(self) -> Params:
-        """All of it. Raises DataError (``corrupt_update``; ``not_finite``), StorageError."""
+        """Read all parameters. Raises DataError (``corrupt_update``; ``not_finite``), StorageError."""
         values = np.empty(self.head.parameters, np.float32)
         self.read(0, values)
         return decode_params(self.head, values.data.cast("B"), whose=str(self.path))
 
     def check(self, spec: HeadSpec) -> None:
-        """Its size is looked at when it is read, its digest was when it came."""
+        """Do nothing: the size is checked when it is read, the digest was checked when it arrived."""
 
     def read(self, start: int, out: npt.NDArray[np.float32]) -> None:
         """Fill ``out`` with the values from ``start`` on. Raises DataError (``corrupt_update``), StorageError."""
-        with _damage(self.path):
+        with reading(self.path, code="corrupt_update"):
             handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 got = os.preadv(handle, [out.data], 4 * start)
             finally:
                 os.close(handle)
         if got != out.nbytes:
-            raise damaged(self.path, "it is cut short", code="corrupt_update")
+            raise damaged_file(self.path, "it is cut short", code="corrupt_update")
         if sys.byteorder == "big":
             out.byteswap(inplace=True)
 
 
 @dataclass(frozen=True)
 class Contributions:
-    """Acknowledged updates on disk, in order; each file is checked when its turn comes.
+    """Acknowledged updates on disk, in order; each file is checked when the iteration reaches it.
 
     A file that is the one hashed when it came (same stamp) is not hashed again.
     Raises DataError (``corrupt_update``) for a payload that is not what was acknowledged.
@@ -69,15 +68,15 @@ class Contributions:
 
     def __iter__(self) -> Iterator[StoredContribution]:
         for silo, examples, sha256, path in self.stored:
-            with _damage(path):
+            with reading(path, code="corrupt_update"):
                 known = self.hashed.get(path) == FileStamp.of(path)
             if not known and sha256_file(path) != sha256:
-                raise damaged(path, "its digest is another", code="corrupt_update")
+                raise damaged_file(path, "its digest is not the acknowledged one", code="corrupt_update")
             yield StoredContribution(silo, examples, self.head, path)
 
 
 class Payloads:
-    """The folder of a run's payloads, and which of them this process has seen whole."""
+    """The folder of a run's payloads; remembers which of them this process has hashed."""
 
     def __init__(self, folder: Path, head: HeadSpec) -> None:
         self.folder = folder
@@ -85,7 +84,7 @@ class Payloads:
         self._hashed: dict[Path, FileStamp] = {}  # payloads whose content this process has checked
 
     def keep(self, round_number: int, silo: str, spool: Spool) -> None:
-        """Give an upload that is whole and durable its name. When this returns, that is durable too."""
+        """Give an upload that is whole and durable its final name; the name is durable when this returns."""
         path = self._path(round_number, silo)
         try:
             if not path.parent.exists():
@@ -98,32 +97,32 @@ class Payloads:
             raise StorageError(f"cannot write {path}: {error.strerror}", code=storage_code(error)) from error
 
     def contributions(self, round_number: int, updates: Sequence[tuple[str, int, str]]) -> Contributions:
-        """The round's updates (silo, examples, SHA-256), to be run through as often as one likes."""
+        """Return the round's updates (silo, examples, SHA-256); they can be iterated more than once."""
         stored = [(silo, examples, sha256, self._path(round_number, silo)) for silo, examples, sha256 in updates]
         return Contributions(self._head, tuple(stored), self._hashed)
 
     def one(self, round_number: int, silo: str, sha256: str) -> Params:
-        """A silo's parameters in a round. Raises DataError (``corrupt_update``)."""
+        """Return a silo's parameters in a round. Raises DataError (``corrupt_update``)."""
         return next(iter(self.contributions(round_number, [(silo, 1, sha256)]))).params
 
     def round_ended(self) -> None:
-        """No payload is read again."""
+        """Forget the stamps: the round's payloads are not read again."""
         self._hashed.clear()
 
-    def give_up(self, round_number: int, spool_folder: Path) -> None:
-        """A round's files, to be written over by the next uploads."""
+    def recycle(self, round_number: int, spool_folder: Path) -> None:
+        """Hand a round's files to the next uploads, which overwrite them."""
         folder = self._round_folder(round_number)
         with contextlib.suppress(OSError):
             for path in folder.iterdir():
                 keep_spare(path, spool_folder)
         shutil.rmtree(folder, ignore_errors=True)
 
-    def quarantine_round(self, round_number: int, target: Path) -> None:
-        """Keep a round's files for whoever wants to look at them. Raises StorageError."""
-        move_to_quarantine(self._round_folder(round_number), target)
+    def keep_damaged(self, round_number: int, target: Path) -> None:
+        """Move a round's files out of the way, for later inspection. Raises StorageError."""
+        keep_damaged(self._round_folder(round_number), target)
 
     def remove_all_but(self, round_number: int | None, silos: Iterable[str]) -> None:
-        """What a crash left: payloads without a row, folders of rounds that ended."""
+        """Remove every payload but those of these silos in this round."""
         current = None if round_number is None else self._round_folder(round_number)
         for folder in self.folder.iterdir():
             if folder != current:
@@ -137,14 +136,3 @@ class Payloads:
 
     def _path(self, round_number: int, silo: str) -> Path:
         return self._round_folder(round_number) / f"{silo}.f32"
-
-
-@contextlib.contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """A file of ours that is gone is a damaged one; what the system refuses now it may give later."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise damaged(path, "it is gone", code="corrupt_update") from error
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}", code=storage_code(error)) from error

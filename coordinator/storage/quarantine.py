@@ -1,7 +1,7 @@
-"""Silos whose updates were refused too often: nothing of theirs is taken until the operator says so.
+"""Quarantine of silos whose updates were refused too often: none is accepted until the operator releases the silo.
 
-Only refusals that an honest and working silo does not get are strikes. A late or repeated update, a lost connection, a
-full disk here are none. What a quarantined silo sent before stays in the model, as with a revoked one.
+Only refusals that an honest and working silo does not get are strikes: not a late or repeated update, a lost connection
+or a full disk of the coordinator. Earlier updates of a quarantined silo stay in the model, like those of a revoked one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STRIKES = frozenset(
 
 @dataclass(frozen=True)
 class Strikes:
-    """What a silo has against it."""
+    """Refusals of a silo that count towards quarantine."""
 
     silo: str
     times: int
@@ -44,9 +44,9 @@ class Strikes:
 
 
 def strike(database: Connection, silo: str, code: str, message: str, allowed: int) -> bool:
-    """Note a refusal inside the caller's transaction; True when it puts the silo in quarantine.
+    """Count a refusal inside the caller's transaction; return True when it puts the silo in quarantine.
 
-    ``allowed``: the refusal that does it; 0 for never.
+    ``allowed``: the number of refusals that does so, 0 for never.
     """
     now = time.time()
     database.execute(
@@ -65,21 +65,21 @@ def strike(database: Connection, silo: str, code: str, message: str, allowed: in
 
 
 def quarantined(database: Connection) -> frozenset[str]:
-    """The silos in quarantine now."""
+    """Return the silos in quarantine."""
     return frozenset(row[0] for row in database.execute("SELECT silo FROM strikes WHERE quarantined_at IS NOT NULL"))
 
 
 def all_strikes(database: Connection) -> dict[str, Strikes]:
-    """By silo, whoever has any."""
+    """Return strikes by silo."""
     rows = database.execute("SELECT silo, times, code, message, quarantined_at FROM strikes ORDER BY silo")
     return {row[0]: Strikes(*row) for row in rows}
 
 
 def release(state: Path, silo: str) -> dict[str, Any]:
-    """Forget what a silo has against it, server running or not; a running one knows within a second.
+    """Delete a silo's strikes, server running or not; a running one notices within a second.
 
-    One row in a transaction of its own: the database takes a second writer, it makes him wait his turn.
-    Raises DataError (``no_strikes``) when there is nothing to forget.
+    A transaction of one row: the server's own transactions wait for it. Raises DataError (``no_strikes``) when the silo
+    has none. Keys: name, was_quarantined, refusals, last.
     """
     database = read_database(state / FILE, small_changes=True)
     try:
@@ -90,7 +90,7 @@ def release(state: Path, silo: str) -> dict[str, Any]:
         database.close()
     if silo not in known:
         raise DataError(
-            f"nothing was refused from silo '{silo}' that counts; with refusals: {', '.join(known) or 'none'}",
+            f"silo '{silo}' has no refusals that count; silos with refusals: {', '.join(known) or 'none'}",
             fix="flamest-coordinator status",
             code="no_strikes",
         )

@@ -1,71 +1,127 @@
-"""Which of a run's models can be gone on from, and where the damaged ones go."""
+"""The start of a server: a new run, or the run as it was, resumed from the last model that is intact.
+
+When the newest model or its strategy state is damaged, the rounds after the last intact one are lost: the log and the
+history say so, and their files are kept in ``STATE/quarantine``.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...base.errors import DataError, StorageError
-from ...base.files import fsync_directory, storage_code
-from ...fedproto.head import Params
-from ..strategies.algorithm import ServerState
+import msgspec
+
+from ...base.errors import DataError, SettingsError
+from ...base.files import fsync_directory
+from ...base.log import Log
+from ...fedproto.head import Params, initial_params, params_sha256
+from ...fedproto.records import RunSettings
+from ..rounds import Cohort, RoundPolicy, RunState, start_run
+from .damaged_files import FOLDER, keep_damaged
+from .journal import ClosedRound, Journal
 from .models import ModelStore
 from .strategy_state import StrategyState
 
+log = Log("coordinator")
+
 
 @dataclass(frozen=True)
-class ClosedRound:
-    """A round that made a model; number 0 is the start of the run."""
+class Recovery:
+    """Brings one run into memory: ``start_or_resume``."""
 
-    number: int
-    model_sha256: str
+    state: Path  # the state folder
+    run: RunSettings
+    journal: Journal
+    models: ModelStore
+    strategy_state: StrategyState
 
+    def start_or_resume(self, policy: RoundPolicy, cohort: Cohort) -> tuple[RunState, Params]:
+        """Return the run's state and its current model; a run that the journal does not know is started.
 
-@dataclass(frozen=True, eq=False)
-class IntactState:
-    """The last state of a run that can be read whole."""
+        Raises SettingsError (``other_settings``) when the run was started with other settings, DataError when files
+        are missing (``lost_run``) or no model is intact (``corrupt_model``, ``corrupt_memory``).
+        """
+        started = self.journal.started()
+        if started is None:
+            run_state = self._start(policy, cohort)
+            return run_state, self.models.read(0, run_state.model_sha256)
+        settings, initial_sha256 = started
+        self._check_settings(settings)
+        rounds = self.journal.closed_rounds(initial_sha256)
+        intact, params = self._last_intact(rounds)
+        if lost := rounds[intact + 1 :]:
+            self._give_up(lost, rounds[intact], cohort)
+        return self._resume(policy, cohort, initial_sha256), params
 
-    closed: int  # rounds that had closed then
-    at: ClosedRound
-    params: Params
-    server_state: ServerState
-
-
-def last_intact(models: ModelStore, memory: StrategyState, rounds: Sequence[ClosedRound]) -> IntactState:
-    """The last of ``rounds`` (the start first) whose model, and what the strategy carries, is what was written.
-
-    Raises the DataError (``corrupt_model``, ``corrupt_memory``) of the newest one when there is none.
-    """
-    first_problem: DataError | None = None
-    for closed in range(len(rounds) - 1, -1, -1):
-        at = rounds[closed]
-        try:
-            return IntactState(
-                closed,
-                at,
-                models.read(at.number, at.model_sha256),
-                memory.read(closed, at.number, at.model_sha256),
+    def _start(self, policy: RoundPolicy, cohort: Cohort) -> RunState:
+        folder = self.models.folder.parent
+        if self.models.has_trained_models():
+            raise DataError(
+                f"{folder} holds models, but {self.journal.path} does not know the run",
+                fix=f"restore {self.state} from a backup, or move {folder} away to start the run again",
+                code="lost_run",
             )
-        except DataError as problem:
-            first_problem = first_problem or problem
-    assert first_problem is not None, "there is always the start"
-    raise first_problem
+        params = initial_params(self.run.head, self.run.seed)
+        run_state = start_run(policy, params_sha256(params), cohort)
+        self.models.write(0, params)
+        for each in (folder, folder.parent, self.state):
+            fsync_directory(each)
+        self.journal.start(run_state)
+        return run_state
+
+    def _check_settings(self, settings: bytes) -> None:
+        if settings != self.run.encode():
+            changed = _differences(settings, self.run.encode())
+            raise SettingsError(
+                f"run '{self.run.run}' was started with other settings ({', '.join(changed)} differ)",
+                fix="give the new settings another [run] name, or change them back",
+                code="other_settings",
+            )
+
+    def _last_intact(self, rounds: Sequence[ClosedRound]) -> tuple[int, Params]:
+        """Return the index of the last round whose model and strategy state are what was written, and the model.
+
+        Raises the DataError of the newest one when there is none.
+        """
+        problems: list[DataError] = []
+        for closed in range(len(rounds) - 1, -1, -1):
+            at = rounds[closed]
+            try:
+                params = self.models.read(at.number, at.model_sha256)
+                self.strategy_state.read(closed, at.number, at.model_sha256)
+            except DataError as problem:
+                problems.append(problem)
+            else:
+                return closed, params
+        raise problems[0]
+
+    def _give_up(self, lost: Sequence[ClosedRound], intact: ClosedRound, cohort: Cohort) -> None:
+        """Abandon the rounds after ``intact`` in one transaction, once their files are out of the way."""
+        for at in lost:
+            for path in (self.models.path(at.number), self.strategy_state.path(at.number)):
+                keep_damaged(path, self.state / FOLDER / f"{self.run.run}-{path.name}")
+        self.journal.abandon_after(intact, cohort)
+        log.error(
+            "models_damaged",
+            lost=",".join(str(at.number) for at in lost),
+            resumed_from=intact.number,
+            kept_in=FOLDER,
+            fix="look for what damages files on this disk; flamest-coordinator history shows the lost rounds",
+        )
+
+    def _resume(self, policy: RoundPolicy, cohort: Cohort, initial_sha256: str) -> RunState:
+        closed = self.journal.closed_rounds(initial_sha256)
+        return RunState(
+            policy=policy,
+            closed=len(closed) - 1,
+            model_sha256=closed[-1].model_sha256,
+            last_round=self.journal.last_ended(),
+            open=self.journal.open_round(cohort),
+            counted=self.journal.counted(),
+        )
 
 
-def move_to_quarantine(path: Path, target: Path) -> None:
-    """Keep a damaged file for whoever wants to look at it; nothing is ever overwritten. Raises StorageError."""
-    if not path.exists():
-        return
-    try:
-        target.parent.mkdir(mode=0o700, exist_ok=True)
-        free, number = target, 1
-        while free.exists():
-            number += 1
-            free = target.with_name(f"{target.name}.{number}")
-        os.replace(path, free)
-        fsync_directory(path.parent)
-        fsync_directory(target.parent)
-    except OSError as error:
-        raise StorageError(f"cannot move {path}: {error.strerror}", code=storage_code(error)) from error
+def _differences(old: bytes, new: bytes) -> list[str]:
+    before, after = msgspec.json.decode(old), msgspec.json.decode(new)
+    return [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]

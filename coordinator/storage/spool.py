@@ -1,4 +1,4 @@
-"""An update's payload on its way in: written to disk piece by piece, so that memory stays flat."""
+"""The payload of an update during its upload: written to disk piece by piece, so that memory stays flat."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ SPARE = "spare."
 
 
 def keep_spare(path: Path, folder: Path) -> None:
-    """Leave a payload that is not needed any more for the next upload to write over. Raises OSError.
+    """Keep a payload that is not needed any more, for the next upload to overwrite. Raises OSError.
 
-    A file whose blocks are there costs half of what a new one does; what was in it goes when the next upload comes,
-    when the run ends or when the coordinator starts, whichever is first.
+    Overwriting allocated blocks takes half the time of a new file. The old content is gone with the next upload, at the
+    end of the run or at the coordinator's next start, whichever is first.
     """
     os.replace(path, folder / (SPARE + path.name))
 
 
 def remove_spares(folder: Path) -> None:
-    """All that ``keep_spare`` left."""
+    """Remove every file that ``keep_spare`` kept."""
     for path in folder.glob(SPARE + "*"):
         path.unlink(missing_ok=True)
 
 
 def _new_file(folder: Path) -> tuple[BinaryIO, Path]:
-    """A file to write from its beginning: a spare one under a name of its own, or an empty one."""
+    """Open a file to write from its beginning: a spare one under a new name, or an empty one."""
     for spare in folder.glob(SPARE + "*"):
         path = folder / f"upload.{secrets.token_hex(8)}.tmp"
-        with contextlib.suppress(FileNotFoundError):  # another upload was quicker
+        with contextlib.suppress(FileNotFoundError):  # another upload took it
             os.replace(spare, path)
             return path.open("r+b", buffering=0), path
     handle, name = tempfile.mkstemp(prefix="upload.", suffix=".tmp", dir=folder)
@@ -45,10 +45,10 @@ def _new_file(folder: Path) -> tuple[BinaryIO, Path]:
 
 
 class Spool:
-    """A file that one upload fills: ``feed`` its pieces, ``finish``, ``move_to`` where it stays, ``discard``.
+    """A file for one upload: ``feed`` its pieces, ``finish``, ``move_to`` its final place, ``discard``.
 
-    ``expected``: the payload's size in bytes; more is refused as soon as it comes. The methods may be
-    called from different threads, so that a caller who hangs up can be cleaned up after at any time.
+    ``expected``: the payload's size in bytes; more is refused as soon as it arrives. The methods may be
+    called from different threads, so that an upload can be discarded whenever its silo disconnects.
     """
 
     def __init__(self, folder: Path, expected: int) -> None:
@@ -75,7 +75,7 @@ class Spool:
             self._size += len(data)
 
     def finish(self, sha256: str | None = None) -> str:
-        """Check the size, and the digest where one was announced; make the content durable. The content's SHA-256.
+        """Check the size, and the digest where one was announced; make the content durable; return its SHA-256.
 
         Raises DataError (``payload_size``; ``payload_digest`` when bytes were changed on the way).
         """
@@ -84,15 +84,15 @@ class Spool:
                 raise DataError(f"payload of {self._size} bytes, expected {self._expected}", code="payload_size")
             found = self._digest.hexdigest()
             if sha256 is not None and found != sha256:
-                raise DataError(f"payload has not the digest {sha256[:12]}… of its header", code="payload_digest")
+                raise DataError(f"payload does not have the digest {sha256[:12]}… of its header", code="payload_digest")
             with self._storage_errors():
-                if os.fstat(self._file.fileno()).st_size != self._size:  # a spare one was longer
+                if os.fstat(self._file.fileno()).st_size != self._size:  # a longer spare file
                     self._file.truncate(self._size)
                 os.fsync(self._file.fileno())
             return found
 
     def content(self) -> bytes:
-        """What has been written, as read from the file. Raises StorageError."""
+        """Return what has been written, read back from the file. Raises StorageError."""
         with self._lock, self._storage_errors():
             return self._file_path.read_bytes()
 
@@ -114,7 +114,7 @@ class Spool:
     @property
     def _file_path(self) -> Path:
         if self._path is None:
-            raise StorageError("the upload was given up")
+            raise StorageError("the upload was discarded")
         return self._path
 
     @contextlib.contextmanager
@@ -123,5 +123,5 @@ class Spool:
             yield
         except OSError as error:
             raise StorageError(f"cannot write {self._path}: {error.strerror}", code=storage_code(error)) from error
-        except ValueError as error:  # closed meanwhile
-            raise StorageError("the upload was given up") from error
+        except ValueError as error:  # closed by another thread
+            raise StorageError("the upload was discarded") from error

@@ -1,8 +1,8 @@
-"""The server's memory of a run on disk: FedDyn's h, FedAvgM's and FedAdam's moments, the sum for ``average_last``.
+"""The strategy's state on disk: FedDyn's h, FedAvgM's and FedAdam's moments, the sum for ``average_last``.
 
-One file for each of the last two closed rounds (the older one for the day when the newer model is found damaged),
-``STATE/runs/NAME/memory/round-000012.arrays``, durable before the row that closes
-the round is committed. A run that carries nothing over its rounds has no file.
+``STATE/runs/NAME/memory/round-000012.arrays``, one file for each of the last two closed rounds (the older one in case
+the newer model is damaged), durable before the row that closes the round is committed. A run whose strategy keeps no
+state has no file.
 """
 
 from __future__ import annotations
@@ -20,66 +20,66 @@ from ...fedproto.tensor_file import TensorFile, read_tensors, write_tensors
 from ..strategies.algorithm import ServerState
 from ..strategies.composition import state_arrays
 from ..strategies.contributions import Sums
-from .models import damaged
+from .damaged_files import damaged_file
 
 SERVER_ARRAYS = ("residual", "tail")  # of every strategy; an algorithm's own come before them
 
 
 @dataclass(frozen=True)
 class StrategyState:
-    """Reads and writes the state of one run."""
+    """Reader and writer of one run's strategy state."""
 
     folder: Path
     run: RunSettings
 
     def write(self, round_number: int, model_sha256: str, state: ServerState) -> None:
-        """Durable when it returns. Raises StorageError."""
+        """Write the state after a round, if there is any; it is durable when this returns. Raises StorageError."""
         sums = {**state.arrays, "residual": state.residual, "tail": state.tail}
         arrays = {f"{kind}/{name}": array for kind, tensors in sums.items() for name, array in tensors.items()}
         if not arrays:
             return
-        told: dict[str, str | int] = {"model_sha256": model_sha256, "left": state.left, "tail_count": state.tail_count}
+        counts: dict[str, str | int] = {"left": state.left, "tail_count": state.tail_count}
         try:
             if not self.folder.exists():
                 self.folder.mkdir(mode=0o700)
                 fsync_directory(self.folder.parent)
         except OSError as error:
             raise StorageError(f"cannot make {self.folder}: {error.strerror}", code=storage_code(error)) from error
-        write_tensors(self.path(round_number), TensorFile(told, arrays))
+        write_tensors(self.path(round_number), TensorFile({"model_sha256": model_sha256, **counts}, arrays))
 
     def read(self, closed: int, round_number: int, model_sha256: str) -> ServerState:
-        """The state after ``closed`` rounds, the last of them ``round_number``, which made that model.
+        """Return the state after ``closed`` rounds, the last of them ``round_number``, which made that model.
 
         Raises DataError (``corrupt_memory``) unless it is what was written.
         """
         left = self.run.rounds - closed
-        if not self._carries(closed):
+        if not self._has_state(closed):
             return ServerState(left=left)
         path = self.path(round_number)
         try:
             content = read_tensors(path)
         except (DataError, StorageError) as error:
-            raise damaged(path, error.message, code="corrupt_memory") from error
+            raise damaged_file(path, error.message, code="corrupt_memory") from error
         if (content.metadata.get("model_sha256"), content.metadata.get("left")) != (model_sha256, left):
-            raise damaged(path, f"not of the model {model_sha256[:12]}…", code="corrupt_memory")
+            raise damaged_file(path, f"not of the model {model_sha256[:12]}…", code="corrupt_memory")
         own = state_arrays(self.run.strategy)
         kinds = (*own, *SERVER_ARRAYS)
         shapes = {f"{kind}/{name}": shape for kind in kinds for name, shape in self.run.head.shapes.items()}
         if any(shapes.get(name) != array.shape for name, array in content.tensors.items()):
-            raise damaged(path, "its arrays are not the head's", code="corrupt_memory")
+            raise damaged_file(path, "its arrays are not the head's", code="corrupt_memory")
         arrays = {kind: part for kind in own if (part := self._part(content, kind))}
         residual, tail = (self._part(content, kind) for kind in SERVER_ARRAYS)
         return ServerState(left, arrays, residual, tail, tail_count=int(content.metadata.get("tail_count", 0)))
 
     def remove_old(self, *kept: int) -> None:
-        """All but the files of these rounds, and what an interrupted write left."""
+        """Remove all but the files of these rounds, and what an interrupted write left."""
         paths = {self.path(number) for number in kept}
         for path in self.folder.glob("*"):
             if path not in paths:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
-    def _carries(self, closed: int) -> bool:
+    def _has_state(self, closed: int) -> bool:
         strategy = self.run.strategy
         tail = self.run.rounds - closed < strategy.average_last
         return closed > 0 and (bool(state_arrays(strategy)) or tail or self.run.codec != "fp32")
@@ -92,5 +92,5 @@ class StrategyState:
         }
 
     def path(self, round_number: int) -> Path:
-        """Of the round's file."""
+        """Return the round's file."""
         return self.folder / f"round-{round_number:06d}.arrays"

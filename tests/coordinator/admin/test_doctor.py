@@ -150,7 +150,7 @@ def test_a_backup_that_was_changed_is_refused_and_the_state_stays(federation, tm
         restore(federation.state, copy)
     assert refused.value.code == "bad_backup"
     assert (federation.state / FILE).read_bytes() == before
-    with pytest.raises(DataError, match="no backup"):
+    with pytest.raises(DataError, match="cannot be used as a backup"):
         check_backup(federation.state)
     code, told = typed("restore", "--config", federation.config, "--from", copy, "--verify")
     assert (code, told["error"]["code"]) == (65, "bad_backup")

@@ -17,7 +17,6 @@ from flamest.base import files
 from flamest.base.files import sha256_bytes
 from flamest.coordinator.rounds import Cohort, Report, RoundPolicy, Submission, Verdict, after_close, on_update
 from flamest.coordinator.storage import payloads as payloads_module
-from flamest.coordinator.storage import run_store as state_module
 from flamest.coordinator.storage import spool as spool_module
 from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.storage.run_store import RunStore
@@ -77,7 +76,7 @@ def arm(store: RunStore, counter: Counter) -> None:
     os.fsync = counter.watched("fsync", os.fsync)
     os.replace = counter.watched("rename", os.replace)
     fsync_directory = counter.watched("fsync of the folder", files.fsync_directory)
-    files.fsync_directory = state_module.fsync_directory = payloads_module.fsync_directory = fsync_directory
+    files.fsync_directory = payloads_module.fsync_directory = fsync_directory
     Spool.feed = counter.watched("write", Spool.feed)
     store.journal.db = WatchedDatabase(store.journal.db, counter)
 

@@ -20,7 +20,6 @@ from flamest.coordinator.admin.status import status_lines, status_of
 from flamest.coordinator.rounds import Cohort, Report, RoundPolicy, Submission, after_close, on_update
 from flamest.coordinator.serving.health import FINE, Health, begin, note, read_health
 from flamest.coordinator.storage import payloads as payloads_module
-from flamest.coordinator.storage import run_store as state_module
 from flamest.coordinator.storage import spool as spool_module
 from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.storage.models import ModelStore
@@ -71,7 +70,7 @@ class Disk:
     def __init__(self, monkeypatch, failing: int, number: int = errno.ENOSPC) -> None:
         self.calls, self._failing, self._errno = 0, failing, number
         fsync_directory = self._watched(files.fsync_directory)
-        for module in (files, state_module, payloads_module):
+        for module in (files, payloads_module):
             monkeypatch.setattr(module, "fsync_directory", fsync_directory)
         for name in ("fsync", "replace"):
             monkeypatch.setattr(os, name, self._watched(getattr(os, name)))

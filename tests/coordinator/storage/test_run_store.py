@@ -157,7 +157,7 @@ def test_what_was_written_for_a_round_that_was_not_committed_is_not_used(folder)
     with opened(folder, run) as store:
         state, params = load(store)
         state, params, server_state = close_with(store, run, send(store, state, "a"), params, store.server_state(state))
-        store._memory.write(2, "ab" * 32, server_state)  # and then the power failed
+        store._strategy_state.write(2, "ab" * 32, server_state)  # and then the power failed
     with opened(folder, run) as store:
         again, _ = load(store)
         found = store.server_state(again)
@@ -187,7 +187,7 @@ def test_a_memory_that_is_not_the_runs_is_found_at_the_start_and_the_round_befor
         elif harm == "lost":
             path.unlink()
         else:
-            store._memory.write(
+            store._strategy_state.write(
                 2, "ab" * 32, dataclasses.replace(first_state(run), arrays={"h": {"0.bias": params["0.bias"]}})
             )
     with opened(folder, run) as store:
@@ -335,7 +335,7 @@ def test_a_lost_database_does_not_start_the_run_anew(folder):
     for path in folder.glob(f"{FILE}*"):
         path.unlink()
     with opened(folder) as store:
-        with pytest.raises(DataError, match="knows nothing of the run") as refused:
+        with pytest.raises(DataError, match="does not know the run") as refused:
             load(store)
     assert refused.value.code == "lost_run"
 
@@ -477,7 +477,7 @@ def test_a_spool_takes_exactly_what_was_announced(tmp_path):
 def test_a_piece_that_comes_after_the_upload_was_given_up_is_not_written(tmp_path):
     spool = Spool(tmp_path, 4)
     spool.discard()
-    with pytest.raises(StorageError, match="given up"):
+    with pytest.raises(StorageError, match="discarded"):
         spool.feed(b"x")
-    with pytest.raises(StorageError, match="given up"):
+    with pytest.raises(StorageError, match="discarded"):
         spool.move_to(tmp_path / "y")
