@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 from flamest.agent.training.dataset import FeatureTable
-from flamest.experiments.hostile import Attack, Heavy, Noise, SignFlip, by
+from flamest.experiments.hostile import Attack, InflatedExamples, Noise, SignFlip, only_by
 from flamest.experiments.partition import dirichlet
-from flamest.experiments.simulation import SimulatedSilo, Trial, simulate
+from flamest.experiments.simulation import Scenario, SimulatedSilo, simulate
 from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import RunSettings, Strategy, TrainSettings
 
@@ -34,7 +34,7 @@ ATTACKS: dict[str, Attack | None] = {
     "sign flip x10": SignFlip(10.0),
     "sign flip x1": SignFlip(1.0),
     "noise x10": Noise(10.0),
-    "sign flip, 100 times the examples": Heavy(100),
+    "sign flip, 100 times the examples": InflatedExamples(100),
 }
 
 
@@ -71,6 +71,6 @@ def _run(
     labels = tuple(map(str, range(CLASSES)))
     head = HeadSpec(WIDTH, CLASSES, (32,))
     run = RunSettings("attacks", labels, head, ROUNDS, 1, 1.0, "f", seed=seed, strategy=strategy, train=settings)
-    trial = Trial(norm_times=norm_times) if attack is None else Trial(by(HOSTILE, attack), norm_times)
-    done = simulate(run, silos, test=test, workers=2, trial=trial)
+    scenario = Scenario(norm_times=norm_times) if attack is None else Scenario(only_by(HOSTILE, attack), norm_times)
+    done = simulate(run, silos, test=test, workers=2, scenario=scenario)
     return 100 * done.rounds[-1].correct / done.rounds[-1].count, len(done.refused)

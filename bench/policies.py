@@ -17,7 +17,7 @@ from flamest.agent.training.dataset import FeatureTable
 from flamest.agent.training.private import UNPROTECTED, Protection, Sampling
 from flamest.coordinator.strategies.contributions import Contribution
 from flamest.experiments.partition import dirichlet
-from flamest.experiments.simulation import SimulatedSilo, Trial, simulate
+from flamest.experiments.simulation import Scenario, SimulatedSilo, simulate
 from flamest.fedproto.head import HeadSpec, Params
 from flamest.fedproto.records import RunSettings, TrainSettings
 
@@ -66,5 +66,5 @@ def _run(seed: int, policy: Policy, protection: Protection) -> tuple[float, int]
     def told(_round: int, _base: Params, honest: Contribution) -> Contribution:
         return replace(honest, examples=policy.rounded_count(honest.examples))
 
-    done = simulate(run, silos, test=test, workers=2, trial=Trial(told, protection=protection))
+    done = simulate(run, silos, test=test, workers=2, scenario=Scenario(told, protection=protection))
     return 100 * done.rounds[-1].correct / done.rounds[-1].count, min(len(silo.train) for silo in silos)

@@ -1,1 +1,1 @@
-"""The demo, and the paper's tables and plots."""
+"""The demo, the simulation, the mini-world, and the paper's tables and figures."""

@@ -15,7 +15,7 @@ from ..base.options import JsonOption
 from .baselines.cli import actionclip, kd
 
 if TYPE_CHECKING:
-    from .paper.commands import ExperimentContext
+    from .paper.experiments import ExperimentContext
     from .paper.tables import TableResult
 
 app = typer.Typer(
@@ -23,16 +23,15 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="The paper's tables and figures, on features that were extracted before or on a folder of videos. "
-    "Every training is kept in OUT/runs: an interrupted command goes on where it ended, and tables share what they "
-    "have in common.",
+    help="The paper's tables and figures, on extracted features or on a folder of videos. Every training is stored in "
+    "OUT/runs: an interrupted command resumes from there, and tables share the trainings that they have in common.",
 )
 EXPERIMENTS = (
     "table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", "table9", "figure2", "figure3",
     "figure4", "cross-validation", "failures", "resources", "beyond",
 )  # fmt: skip
 SUMMARIES = {
-    "table1": "Table 1: parameters of every extractor, counted, beside the printed ones.",
+    "table1": "Table 1: parameters of every extractor, counted, next to the printed ones.",
     "table2": "Table 2: all extractors, federated.",
     "table3": "Table 3: all extractors, centralised.",
     "table4": "Table 4: ActionCLIP and FLAMeST: accuracy, seconds, trainable parameters.",
@@ -42,15 +41,15 @@ SUMMARIES = {
     "table8": "Table 8: 4, 8 and 10 silos, split in three ways.",
     "table9": "Table 9: gated fusion (RGCF) at 5 and 50 epochs against concatenation.",
     "figure2": "Figure 2: the global model over 50 rounds.",
-    "figure3": "Figure 3: training curves, centralised, beside ActionCLIP's.",
-    "figure4": "Figure 4: the embeddings of two classes in the plane (UMAP).",
-    "cross-validation": "20 random splits, 80:20 but for the mini-world's: mean and deviation.",
-    "failures": "The confusion matrix, and a page of wrong clips with keyframes, caption, truth and prediction.",
-    "resources": "Time per clip and stage, parameters, bytes that travel, storage.",
-    "beyond": "Options beyond the paper, each against the baseline, over the seeds.",
-    "all": "Everything above, and one self-contained page, OUT/report.html.",
+    "figure3": "Figure 3: training curves, centralised, with ActionCLIP's.",
+    "figure4": "Figure 4: the embeddings of two classes in two dimensions (UMAP).",
+    "cross-validation": "20 random splits (80:20, mini-world 25:75): mean and standard deviation.",
+    "failures": "The confusion matrix, and a page of misclassified clips with keyframes, caption and classes.",
+    "resources": "Time per clip and stage, parameters, bytes sent, storage.",
+    "beyond": "Options beyond the paper, each compared with the baseline over the seeds.",
+    "all": "All of the above, and one self-contained page, OUT/report.html.",
 }
-# Options that an experiment sets itself.
+# Options that the experiment sets itself.
 UNUSED = {
     "table1": ("rounds", "epochs", "seeds", "silos"),
     "table3": ("rounds",),
@@ -62,130 +61,150 @@ UNUSED = {
     "figure3": ("rounds", "epochs"),
     "cross-validation": ("seeds",),
 }
-RIVALLED = ("table2", "table3", "table4", "figure3", "all")  # that show KD or ActionCLIP
+WITH_EXTERNAL_RUNS = ("table2", "table3", "table4", "figure3", "all")  # that show KD or ActionCLIP
 CLASSES = {"miniworld": 25, "ucf101": 101, "hmdb51": 51}
 DATASETS = ("miniworld", "ucf101", "hmdb51")
 SourceOption = Annotated[
-    str, typer.Option(metavar="SRC", help="This network's own source, in place of --weights, as flamest-export has it.")
+    str, typer.Option(metavar="SRC", help="Source of this network in place of --weights, as for flamest-export.")
 ]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder of results, runs and extracted features.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for results, runs and extracted features.")]
 DatasetOption = Annotated[
-    str, typer.Option("--dataset", help="miniworld, ucf101 or hmdb51: defaults, split, and the paper's column.")
+    str, typer.Option("--dataset", help="miniworld, ucf101 or hmdb51: sets defaults, split and the paper's column.")
 ]
 CaptionsOption = Annotated[
     Path | None, typer.Option("--captions", help="CLIP's captions, one per class; published CLIP needs them.")
 ]
 VideosOption = Annotated[
-    Path | None, typer.Option("--videos", help="The videos: extracted first where features are missing.")
+    Path | None, typer.Option("--videos", help="Folder of videos; missing features are extracted first.")
 ]
 
 
 def _experiment(name: str) -> Callable[..., None]:
-    """The command ``name``; all have the same options."""
+    """The command of an experiment; all experiments have the same options."""
 
     @command
     def run(
         store: Annotated[
             Path | None,
-            typer.Option("--store", help="Features: a store, or a folder of NAME.sqlite; OUT/features by default."),
+            typer.Option("--store", help="Features: a store or a folder of NAME.sqlite; by default OUT/features."),
         ] = None,
         dataset: DatasetOption = "",
         videos: VideosOption = None,
         out: OutOption = Path("experiments-out"),
-        seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions; mean and interval are over them.")] = None,
+        seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions, for mean and interval.")] = None,
         rounds: Annotated[int | None, typer.Option(min=1, help="Communication rounds.")] = None,
         epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round.")] = None,
         batch_size: Annotated[int | None, typer.Option(min=1, help="Clips per step of training.")] = None,
-        learning_rate: Annotated[float | None, typer.Option(min=1e-9, help="Adam's.")] = None,
+        learning_rate: Annotated[float | None, typer.Option(min=1e-9, help="Learning rate of Adam.")] = None,
         silos: Annotated[
-            int | None, typer.Option(min=1, help="Silos, where the table does not vary them; 4 by default.")
+            int | None, typer.Option(min=1, help="Number of silos, where the table does not vary it; 4 by default.")
         ] = None,
         beta: Annotated[float, typer.Option(min=0.001, help="Dirichlet parameter of Non-IID.")] = 0.6,
         split: Annotated[
-            str, typer.Option(help="groups, paper, official-1, -2 or -3; by default the data set's.")
+            str, typer.Option(help="groups, paper, official-1, -2 or -3; by default the data set's own.")
         ] = "",
         test_share: Annotated[
             float | None,
             typer.Option(
-                min=0.01, max=0.99, help="Of the clips, where whole groups are held out; 0.2, mini-world 0.75."
+                min=0.01, max=0.99, help="Share of the clips held out, by whole groups; 0.2, mini-world 0.75."
             ),
         ] = None,
         results: Annotated[
-            Path | None, typer.Option("--results", help="Folder of kd.json and actionclip.json to take in.")
+            Path | None, typer.Option("--results", help="Folder of kd.json and actionclip.json to include.")
         ] = None,
-        classes: Annotated[str, typer.Option(help="Figure 4: two classes, with a comma between.")] = "",
-        jobs: Annotated[int, typer.Option("--jobs", min=1, help="Trainings at a time, one core each.")] = 2,
+        classes: Annotated[str, typer.Option(help="Two classes for figure 4, separated by a comma.")] = "",
+        jobs: Annotated[int, typer.Option("--jobs", min=1, help="Number of parallel trainings, one core each.")] = 2,
         captions: CaptionsOption = None,
         fingerprint: Annotated[
-            str | None, typer.Option(help="Of the features, or its beginning, where a store holds several kinds.")
+            str | None, typer.Option(help="Fingerprint of the features (or its start), if a store holds several kinds.")
         ] = None,
         precision: Annotated[
-            str | None, typer.Option(help="Of the features, where a store holds several kinds.")
+            str | None, typer.Option(help="Precision of the features, if a store holds several kinds.")
         ] = None,
         as_json: JsonOption = False,
     ) -> dict[str, Any]:
         _refuse_unused(name, {"rounds": rounds, "epochs": epochs, "seeds": seeds, "silos": silos})
-        from .paper.baseline_notes import rival_warnings
-        from .paper.request import Request, open_desk
+        from .paper.request import ExperimentRequest, open_context
 
-        request = Request(
-            store, dataset, videos, out, seeds, rounds, epochs, batch_size, learning_rate, silos or 4, beta, split,
-            test_share, results, tuple(part.strip() for part in classes.split(",") if part.strip()), jobs, captions,
-            fingerprint, precision,
-        )  # fmt: skip
+        request = ExperimentRequest(
+            store=store,
+            dataset=dataset,
+            videos=videos,
+            out=out,
+            seeds=seeds,
+            rounds=rounds,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            silos=silos or 4,
+            beta=beta,
+            split=split,
+            test_share=test_share,
+            results=results,
+            classes=_names(classes),
+            jobs=jobs,
+            captions=captions,
+            fingerprint=fingerprint,
+            precision=precision,
+        )
         if name == "table1" and store is None and videos is None and not (out / "features").is_dir():
-            return _count(dataset, out, as_json)
-        desk = open_desk(request)
-        if name in RIVALLED:
-            _warn(rival_warnings(desk.context))
-        return _run_all(desk, as_json) if name == "all" else _run_one(name, desk, as_json)
+            return _count_parameters(dataset, out, as_json)
+        context = open_context(request)
+        if name in WITH_EXTERNAL_RUNS:
+            _warn(context.inputs.split_warnings())
+        return _run_all(context, as_json) if name == "all" else _run_one(name, context, as_json)
 
     run.__doc__ = SUMMARIES[name]
     return run
 
 
-def _refuse_unused(name: str, given: dict[str, int | None]) -> None:
-    """An option that this experiment has no use for would be a misunderstanding."""
+def _refuse_unused(name: str, values: dict[str, int | None]) -> None:
+    """Raise UsageError on an option that the experiment sets itself."""
     for option in UNUSED.get(name, ()):
-        if given[option] is not None:
-            raise UsageError(f"--{option} {given[option]}: {name} sets that itself", fix=f"leave --{option} out")
+        if values[option] is not None:
+            raise UsageError(f"--{option} {values[option]}: {name} sets that itself", fix=f"leave --{option} out")
 
 
-def _count(dataset: str, out: Path, as_json: bool) -> dict[str, Any]:
-    """Table 1 on a machine without features: it counts networks."""
+def _count_parameters(dataset: str, out: Path, as_json: bool) -> dict[str, Any]:
+    """Table 1 without features: it counts the parameters of networks."""
     from .paper.resources import table1
-    from .paper.tables import write_table
+    from .paper.table_output import write_table
 
     result = table1(CLASSES.get(dataset, 101))
     out.mkdir(parents=True, exist_ok=True)
     write_table(result, out)
     _show(result, as_json)
-    from .paper.commands import as_rows
+    from .paper.experiments import as_rows
 
     return {"experiment": "table1", "rows": as_rows(result), "out": str(out), "measured_on": {}}
 
 
-def _run_one(name: str, desk: ExperimentContext, as_json: bool) -> dict[str, Any]:
-    from .paper.commands import TABLES, as_rows, run_experiment, summary
-    from .paper.tables import GIVEN, MEASURED
+def _run_one(name: str, context: ExperimentContext, as_json: bool) -> dict[str, Any]:
+    from .paper.experiments import TABLES, as_rows, run_experiment, summary
+    from .paper.tables import EXTERNAL, MEASURED
 
-    result = run_experiment(name, desk).result
+    result = run_experiment(name, context).result
     _show(result, as_json)
     if not as_json:
-        print(f"written: {desk.out / result.name}.json, .csv, .png, .svg")
-    if name in TABLES and not any(row.status in (MEASURED, GIVEN) for row in result.rows):
+        print(f"written: {context.out / result.name}.json, .csv, .png, .svg")
+    if name in TABLES and not any(row.status in (MEASURED, EXTERNAL) for row in result.rows):
         raise DataError(
-            f"{name}: nothing was measured; every row says why", fix="see the rows above", code="nothing_measured"
+            f"{name}: nothing was measured; every row has its reason", fix="see the rows above", code="nothing_measured"
         )
-    return {"experiment": name, "rows": as_rows(result), "out": str(desk.out), "measured_on": summary(desk.context)}
+    return {
+        "experiment": name,
+        "rows": as_rows(result),
+        "out": str(context.out),
+        "measured_on": summary(context.inputs),
+    }
 
 
-def _run_all(desk: ExperimentContext, as_json: bool) -> dict[str, Any]:
+def _run_all(context: ExperimentContext, as_json: bool) -> dict[str, Any]:
     import msgspec
 
-    from .paper.commands import as_rows, run_all, summary
+    from .paper.experiments import as_rows, run_all, summary
 
-    tables, found, page = run_all(desk)
+    tables, found, page = run_all(context)
     for result in tables.values():
         _show(result, as_json)
     if not as_json:
@@ -197,7 +216,7 @@ def _run_all(desk: ExperimentContext, as_json: bool) -> dict[str, Any]:
         "report": str(page),
         "rows": [{"table": name, **row} for name, result in tables.items() for row in as_rows(result)],
         "findings": msgspec.to_builtins(found),
-        "measured_on": summary(desk.context),
+        "measured_on": summary(context.inputs),
     }
 
 
@@ -207,7 +226,7 @@ def _warn(warnings: Iterable[str]) -> None:
 
 
 def _show(result: TableResult, as_json: bool) -> None:
-    from .paper.tables import as_text
+    from .paper.table_output import as_text
 
     if not as_json:
         print(as_text(result) + "\n")
@@ -216,11 +235,11 @@ def _show(result: TableResult, as_json: bool) -> None:
 @app.command("list")
 @command
 def list_experiments(as_json: JsonOption = False) -> dict[str, Any]:
-    """What can be run."""
+    """List all experiments."""
     if not as_json:
         for name, text in SUMMARIES.items():
             print(f"{name:17} {text}")
-        print(f"{'kd, actionclip':17} The rivals, trained on the videos themselves; their files are --results.")
+        print(f"{'kd, actionclip':17} The baselines that train on the videos; give their folder as --results.")
     return {"experiments": [{"name": name, "summary": text} for name, text in SUMMARIES.items()]}
 
 
@@ -233,11 +252,11 @@ def extract(
     weights: Annotated[
         str,
         typer.Option(
-            help="Of every network: miniworld, published, random:full or random:tiny. By default miniworld for the "
-            "mini-world's videos and published for all others."
+            help="Weights of all networks: miniworld, published, random:full or random:tiny; by default miniworld for "
+            "the mini-world's videos and published for all others."
         ),
     ] = "",
-    extractors: Annotated[str, typer.Option(help="Singles with commas between; all by default.")] = "",
+    extractors: Annotated[str, typer.Option(help="Single extractors, separated by commas; all by default.")] = "",
     captions: CaptionsOption = None,
     blip: SourceOption = "",
     clip: SourceOption = "",
@@ -247,25 +266,29 @@ def extract(
     videomae: SourceOption = "",
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Features of every single extractor into OUT/features: export, then extract. Resumable.
+    """Export and extract every single extractor into OUT/features. Resumable.
 
-    Without --videos the mini-world's own videos are rendered into OUT/videos; that rendering appears
-    whole or not at all, an interrupted one starts anew. Another choice of weights or captions than a
-    bundle was made from makes it anew; the store of the old one is moved aside.
+    Without --videos the mini-world is rendered into OUT/videos, whole or not at all: an interrupted rendering
+    starts again. With other weights or captions than before, a bundle is built again, and the store of the old
+    one is moved aside.
     """
-    from .paper.request import Extraction, extract_features
+    from .paper.request import ExtractOptions, extract_features
 
-    names = tuple(part.strip() for part in extractors.split(",") if part.strip())
-    given = {"blip": blip, "clip": clip, "slow": slow, "i3d": i3d, "resnet3d": resnet3d, "videomae": videomae}
-    sources = {network: source for network, source in given.items() if source}
-    done = extract_features(Extraction(out, dataset, videos, weights, names, captions, sources))
+    chosen = {"blip": blip, "clip": clip, "slow": slow, "i3d": i3d, "resnet3d": resnet3d, "videomae": videomae}
+    sources = {network: source for network, source in chosen.items() if source}
+    done = extract_features(ExtractOptions(out, dataset, videos, weights, _names(extractors), captions, sources))
     _warn(done.warnings)
     if not as_json:
-        print(f"weights: {done.weights} (of bundles made now; those that were there keep theirs, unless you choose)")
+        print(f"weights: {done.weights} (for new bundles; existing ones keep theirs unless you give --weights)")
         for name, report in done.reports.items():
             state = report.get("status") or f"{report.get('clips')} clips"
             print(f"{name:18} {state}{': ' + report['why'] if 'why' in report else ''}")
     return {"features": str(out / "features"), "weights": done.weights, "extractors": done.reports}
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The names in a list separated by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _check_names() -> None:

@@ -5,7 +5,7 @@
     hmdb51/brush_hair/TITLE_brush_hair_h_nm_np1_ba_goo_0.avi   hmdb51_org.rar, and a .rar per class in it
     testTrainMulti_7030_splits/brush_hair_test_split1.txt      test_train_splits.rar
 
-The split files may lie in the video folder or beside it. The paper's own split (10,619/2,701 and
+The split files may be in the video folder or next to it. The paper's own split (10,619/2,701 and
 5,413/1,353 clips) is 80:20 over clips: clips of one scene are on both sides, which ``leakage``
 counts. https://www.crcv.ucf.edu/data/UCF101.php,
 https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/
@@ -31,7 +31,7 @@ OFFICIAL_SPLITS = (1, 2, 3)
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """What a data set is when it is whole."""
+    """Size and split files of a complete data set."""
 
     name: str
     title: str
@@ -39,7 +39,7 @@ class KnownDataset:
     classes: int
     test: int  # clips of the paper's split
     split_folder: str
-    source: str  # what brings the split files
+    source: str  # archive of the split files
 
 
 UCF101 = KnownDataset(
@@ -54,13 +54,13 @@ class VideoSet:
     """The clips of a data set's folder."""
 
     clips: tuple[FoundClip, ...]
-    warnings: tuple[str, ...]  # how it differs from the whole data set
+    warnings: tuple[str, ...]  # differences from the complete data set
 
 
 def find_videos(known: KnownDataset, folder: Path) -> VideoSet:
-    """The labelled clips under ``folder``, and in what they differ from the whole data set.
+    """The labelled clips under ``folder``, and their differences from the complete data set.
 
-    Raises StorageError when there is no such folder, DataError when it holds no clip.
+    Raises StorageError when the folder does not exist, DataError when it holds no clip.
     """
     clips = tuple(clip for clip in find_clips(folder) if clip.label is not None)
     if not clips:
@@ -79,7 +79,7 @@ def find_videos(known: KnownDataset, folder: Path) -> VideoSet:
 
 
 def find_split_folder(known: KnownDataset, videos: Path) -> Path:
-    """The folder of the official split files, in the video folder or beside it. Raises DataError."""
+    """The folder of the official split files, in the video folder or next to it. Raises DataError."""
     videos = Path(videos)
     places = [videos / known.split_folder, videos.parent / known.split_folder, videos]
     for place in places:
@@ -88,7 +88,7 @@ def find_split_folder(known: KnownDataset, videos: Path) -> Path:
     raise DataError(
         f"the official split files of {known.title} are missing; looked for "
         + " and ".join(printable_path(place) for place in places[:2]),
-        fix=f"unpack {known.source} beside the video folder, or choose --split paper or --split groups",
+        fix=f"unpack {known.source} next to the video folder, or choose --split paper or --split groups",
         code="no_split_files",
     )
 
@@ -99,8 +99,8 @@ def official_split(
     """Rows (train, test) of clips by the official split ``number`` (1 to 3).
 
     ``names``: each clip's file name or path; ``labels``: its class. A clip that the split leaves
-    out (HMDB51's third mark, 0) is in neither. Raises UsageError on another number, DataError naming the
-    file that is missing or the line that cannot be read, and when the split knows none of the clips.
+    out (HMDB51's mark 0) is in neither. Raises UsageError on another number, DataError with the missing file
+    or the unreadable line, and when a side of the split contains none of the clips.
     """
     if number not in OFFICIAL_SPLITS:
         raise UsageError(f"{known.title} has the official splits 1, 2 and 3, not {number}")
@@ -112,8 +112,8 @@ def official_split(
     if not len(train) or not len(test):
         raise DataError(
             f"the official split {number} of {known.title} puts {len(train)} of {len(names)} clips into train and "
-            f"{len(test)} into test: the files' names are not those of {known.title}, for example {bare[:1]}",
-            fix="keep the files' names as they unpack, or choose --split groups",
+            f"{len(test)} into test: the file names are not those of {known.title}, for example {bare[:1]}",
+            fix="keep the original file names, or choose --split groups",
         )
     return train, test
 
@@ -121,8 +121,8 @@ def official_split(
 def paper_split(labels: Sequence[str], *, seed: int, test: int | None = None) -> tuple[Rows, Rows]:
     """Rows (train, test), stratified by class, without regard to groups (paper section 4: 80:20).
 
-    ``test``: clips in the test split; the paper's number for the whole UCF101 (2,701) and HMDB51 (1,353)
-    when it is not given, else 20 %. Every class gives its share, by largest remainder.
+    ``test``: clips in the test split; by default the paper's number for the complete UCF101 (2,701) and HMDB51
+    (1,353), else 20 %. Every class gives its share, by largest remainder.
     """
     names, classes = np.unique(np.asarray(labels, dtype=np.str_), return_inverse=True)
     if test is None:
@@ -141,11 +141,11 @@ def paper_split(labels: Sequence[str], *, seed: int, test: int | None = None) ->
 
 @dataclass(frozen=True)
 class Leakage:
-    """How far a test split shares scenes with its train split."""
+    """Overlap of scenes between test and training split."""
 
     groups: int  # on both sides
     test_groups: int
-    test_clips: int  # whose group is in train too
+    test_clips: int  # whose group is also in train
     test_total: int
 
     def __str__(self) -> str:
@@ -153,12 +153,12 @@ class Leakage:
             return f"no group of the {self.test_groups:,} in test is in train"
         return (
             f"{self.groups:,} of the {self.test_groups:,} groups in test are in train too: {self.test_clips:,} of "
-            f"{self.test_total:,} test clips have a sibling in train, and accuracy is flattered"
+            f"{self.test_total:,} test clips have a sibling in train, which inflates accuracy"
         )
 
 
 def leakage(groups: Sequence[str], train: Rows, test: Rows) -> Leakage:
-    """Count the groups and clips of ``test`` whose scene is in ``train`` too."""
+    """Count the groups and clips of ``test`` whose scene is also in ``train``."""
     in_train = {groups[row] for row in train}
     in_test = {groups[row] for row in test}
     leaked = sum(1 for row in test if groups[row] in in_train)
@@ -166,7 +166,7 @@ def leakage(groups: Sequence[str], train: Rows, test: Rows) -> Leakage:
 
 
 def groups_digest(groups: Iterable[str]) -> str:
-    """SHA-256 of the names, each once and sorted: two splits with the same hold out the same scenes."""
+    """SHA-256 of the sorted, distinct names; equal for two splits that hold out the same scenes."""
     return hashlib.sha256("\0".join(sorted(set(groups))).encode(errors="surrogateescape")).hexdigest()
 
 

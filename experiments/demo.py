@@ -1,8 +1,7 @@
-"""The whole system on this machine: bundle, clips, silos, rounds, baselines, prediction, report.
+"""The demo: the whole system on this machine, from bundle and clips to rounds, comparison and report.
 
-Every part is the real one: FLAMeST's own commands as processes, real video files, gRPC over mutual
-TLS. Where no clips and no bundle are given, the mini-world stands in for the world and the small
-networks trained on another mini-world for the published ones (docs/miniworld.md).
+Every part is the real one: FLAMeST's own commands as processes, real video files, gRPC over mutual TLS. Without
+clips and bundle, the mini-world's videos and small networks are used (docs/miniworld.md).
 """
 
 from __future__ import annotations
@@ -24,26 +23,33 @@ from ..base.progress import progress_bar
 from ..fedproto.head import HeadSpec
 from ..fedproto.records import TrainSettings
 from ..runtime.bundle.manifest import Manifest, read_manifest
-from .federation import AGENT_HOLD_OUT, FederationPlan, enrol, must_have_closed, run_federation
-from .keyframe_strip import film_strip
-from .measures import Baselines, Rig, baselines, read_store, round_accuracies, test_table
+from .demo_evaluation import (
+    ReferenceAccuracies,
+    TrainingSetup,
+    read_store,
+    round_accuracies,
+    test_table,
+    train_references,
+)
+from .federation import AGENT_HOLD_OUT, FederationSetup, check_rounds_closed, enrol, run_federation
 from .metadata import metadata_accuracy
 from .miniworld.videos import CLASSES, EXPERIMENT_SEED, render_dataset
 from .processes import run_command
 from .report.page import DemoReport, Prediction, RoundAccuracy, SiloReport, write_report
+from .report.video_frames import keyframe_strip
 from .silos import LabelledVideo, Split, labelled_videos, lay_out_videos, split_videos
 
-SCENES = 16  # of the mini-world, a clip of each class in each: 400 clips
-# The paper's batch of 128 and rate of 0.01 suit silos of thousands of clips; the demo's have about eighty.
+SCENES = 16  # of the mini-world, with one clip per class: 400 clips
+# The paper's batch of 128 and rate of 0.01 are for silos with thousands of clips; the demo's have about eighty.
 TRAIN = TrainSettings(batch_size=16, learning_rate=0.0005)
 PACKAGES = ("numpy", "onnxruntime", "grpcio", "av", "scikit-learn")
 
-Say = Callable[[str], None]
+Echo = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """What ``flamest-demo`` was asked for."""
+    """Options of ``flamest-demo``."""
 
     out: Path
     videos: Path | None  # None: render the mini-world
@@ -56,21 +62,21 @@ class DemoRequest:
     threads: int  # per silo
 
 
-def run_demo(request: DemoRequest, say: Say) -> dict[str, Any]:
-    """Run everything and write ``OUT/report.html``; the figures as one mapping. Raises FlamestError."""
+def run_demo(request: DemoRequest, echo: Echo) -> dict[str, Any]:
+    """Run the demo and write ``OUT/report.html``; returns the figures. Raises FlamestError."""
     started = time.monotonic()
-    _claim(request.out)
-    with ThreadPoolExecutor(1) as beside:  # the export keeps one core busy, and is another process
-        exporting = beside.submit(_bundle, request, say)
-        videos = _videos(request, say)
+    _create_output(request.out)
+    with ThreadPoolExecutor(1) as background:  # the export is another process, on one core
+        exporting = background.submit(_bundle, request, echo)
+        videos = _videos(request, echo)
         bundle, exported = exporting.result()
     manifest = read_manifest(bundle)
-    split = _split(request, videos, say)
-    extraction = _extract_test(request, bundle, split, say)
-    plan = _plan(request, bundle, manifest, split)
-    history = _federate(plan, split, say)
-    measured = _measure(request, plan, split, say)
-    predicted = _predict(request, plan, split, bundle)
+    split = _split(request, videos, echo)
+    extraction = _extract_test(request, bundle, split, echo)
+    setup = _setup(request, bundle, manifest, split)
+    history = _federate(setup, split, echo)
+    measured = _measure(request, setup, split, echo)
+    predicted = _predict(request, setup, split, bundle)
     report = _report(request, manifest, split, extraction, history, measured, predicted, time.monotonic() - started)
     write_report(request.out / "report.html", report)
     return {
@@ -81,7 +87,7 @@ def run_demo(request: DemoRequest, say: Say) -> dict[str, Any]:
         "rounds": request.rounds,
         "round_accuracy": [entry.accuracy for entry in report.rounds],
         "local_accuracy": report.local_accuracy,
-        "local_accuracies": measured.baselines.local,
+        "local_accuracies": measured.references.local,
         "centralised_accuracy": report.centralised_accuracy,
         "metadata_accuracy": report.metadata_accuracy,
         "test_clips": report.test_clips,
@@ -99,70 +105,70 @@ def run_demo(request: DemoRequest, say: Say) -> dict[str, Any]:
 @dataclass(frozen=True)
 class _Measured:
     rounds: list[float]  # accuracy of each round's model on the test clips, 0 to 1
-    baselines: Baselines
+    references: ReferenceAccuracies
     metadata: float
 
 
-def _claim(out: Path) -> None:
-    """The demo writes into a new folder only: it never mixes two runs or touches other files."""
+def _create_output(out: Path) -> None:
+    """Make the output folder. Raises StorageError unless it is new or empty, so that runs are never mixed."""
     if out.exists() and any(out.iterdir()):
-        raise StorageError(f"{out} exists already and is not empty", fix=f"rm -r {out}, or choose another --out")
+        raise StorageError(f"{out} exists and is not empty", fix=f"rm -r {out}, or use another --out")
     out.mkdir(parents=True, exist_ok=True)
 
 
-def _bundle(request: DemoRequest, say: Say) -> tuple[Path, dict[str, Any]]:
+def _bundle(request: DemoRequest, echo: Echo) -> tuple[Path, dict[str, Any]]:
     if request.bundle is not None:
-        say(f"1. using the bundle {request.bundle}")
+        echo(f"1. using the bundle {request.bundle}")
         return request.bundle, {}
-    say("1. exporting the mini-world's small networks (flamest-export --backend onnx --weights miniworld)")
+    echo("1. exporting the mini-world's small networks (flamest-export --backend onnx --weights miniworld)")
     out = request.out / "bundle"
     exported = run_command("export", "--backend", "onnx", "--weights", "miniworld", "--out", out)
-    say(f"   parity with PyTorch proved, captions equal: {exported['captions_equal']}, {exported['seconds']:.0f} s")
+    echo(f"   parity with PyTorch verified, captions equal: {exported['captions_equal']}, {exported['seconds']:.0f} s")
     return out, exported
 
 
-def _videos(request: DemoRequest, say: Say) -> tuple[LabelledVideo, ...]:
+def _videos(request: DemoRequest, echo: Echo) -> tuple[LabelledVideo, ...]:
     folder = request.videos
     if folder is None:
         folder = request.out / "clips"
         total = len(CLASSES) * SCENES
-        say(f"2. rendering {total} clips of the mini-world: {SCENES} scenes, {len(CLASSES)} classes")
+        echo(f"2. rendering {total} clips of the mini-world: {SCENES} scenes, {len(CLASSES)} classes")
         with progress_bar("rendering", total, unit="clips") as progress:
             render_dataset(folder, groups=SCENES, seed=EXPERIMENT_SEED + request.seed, progress=progress)
     else:
-        say(f"2. using the clips of {folder}")
+        echo(f"2. using the clips of {folder}")
     return labelled_videos(folder)
 
 
-def _split(request: DemoRequest, videos: Sequence[LabelledVideo], say: Say) -> Split:
+def _split(request: DemoRequest, videos: Sequence[LabelledVideo], echo: Echo) -> Split:
     split = split_videos(
         videos, silos=request.silos, beta=request.beta, test_share=request.test_share, seed=request.seed
     )
-    dealt = ", ".join(f"{silo} {len(share)}" for silo, share in split.silos.items())
+    shares = ", ".join(f"{silo} {len(share)}" for silo, share in split.silos.items())
     scenes = len({video.group for video in split.test})
-    say(f"   {len(split.test)} clips of {scenes} whole scenes are held out for the test; silos get {dealt}")
+    echo(f"   {len(split.test)} clips of {scenes} whole scenes are held out for the test; silos get {shares}")
     return split
 
 
-def _extract_test(request: DemoRequest, bundle: Path, split: Split, say: Say) -> dict[str, Any]:
-    say("3. extracting the held-out clips (flamest-agent extract)")
+def _extract_test(request: DemoRequest, bundle: Path, split: Split, echo: Echo) -> dict[str, Any]:
+    echo("3. extracting the held-out clips (flamest-agent extract)")
     lay_out_videos(split.test, request.out / "test" / "videos")
     for silo, videos in split.silos.items():
         lay_out_videos(videos, request.out / silo / "videos")
     folder, store = request.out / "test" / "videos", request.out / "test" / "features.sqlite"
     report = run_command("agent", "extract", "--bundle", bundle, "--videos", folder, "--store", store, quiet=False)
     for failure in report["failed"]:
-        say(f"   left out: {failure['clip']}: {failure['reason']}")
+        echo(f"   left out: {failure['clip']}: {failure['reason']}")
     if report["ms_per_clip"] is None:
-        raise DataError("no held-out clip could be extracted", fix="the reasons are above")
+        raise DataError("no held-out clip could be extracted", fix="see the reasons above")
     stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in report["stages_ms"].items())
-    say(f"   {report['ms_per_clip']:.1f} ms per clip ({stages}); peak memory {report['peak_mb']:.0f} MB")
+    echo(f"   {report['ms_per_clip']:.1f} ms per clip ({stages}); peak memory {report['peak_mb']:.0f} MB")
     return report
 
 
-def _plan(request: DemoRequest, bundle: Path, manifest: Manifest, split: Split) -> FederationPlan:
+def _setup(request: DemoRequest, bundle: Path, manifest: Manifest, split: Split) -> FederationSetup:
     clips = sum(len(share) for share in split.silos.values())
-    return FederationPlan(
+    return FederationSetup(
         folder=request.out,
         silos=tuple(split.silos),
         bundle=bundle,
@@ -173,18 +179,18 @@ def _plan(request: DemoRequest, bundle: Path, manifest: Manifest, split: Split) 
         train=TRAIN,
         seed=request.seed,
         threads=request.threads,
-        # The first round waits for the slowest silo's extraction: 5 s a clip is far above the slowest seen.
+        # The first round waits for the slowest silo's extraction: 5 s per clip is far above any measured time.
         deadline_s=60.0 + 5.0 * clips,
         finish_within_s=300.0 + 5.0 * clips + 10.0 * request.rounds,
     )
 
 
-def _federate(plan: FederationPlan, split: Split, say: Say) -> list[dict[str, Any]]:
-    say(f"4. one coordinator and {len(plan.silos)} silos as processes, mutual TLS on loopback")
-    say(f"   local training: {_training(plan.train)}")
-    say("   the silos' policy is lowered to 1 clip per update for the demo; a real silo keeps 256")
-    enrol(plan)
-    steps = plan.rounds + 1
+def _federate(setup: FederationSetup, split: Split, echo: Echo) -> list[dict[str, Any]]:
+    echo(f"4. one coordinator and {len(setup.silos)} silos as processes, mutual TLS on loopback")
+    echo(f"   local training: {_training(setup.train)}")
+    echo("   the silos' policy allows updates of 1 clip for the demo; the default for real silos is 256")
+    enrol(setup)
+    steps = setup.rounds + 1
     with progress_bar("federation", steps, unit="steps") as progress:
         done = 0
 
@@ -196,54 +202,56 @@ def _federate(plan: FederationPlan, split: Split, say: Say) -> list[dict[str, An
                 progress.advance(reached - done)
                 done = reached
 
-        history = run_federation(plan, on_progress)
-    must_have_closed(history, plan.rounds)
+        history = run_federation(setup, on_progress)
+    check_rounds_closed(history, setup.rounds)
     return history
 
 
-def _measure(request: DemoRequest, plan: FederationPlan, split: Split, say: Say) -> _Measured:
-    say("5. measuring on the held-out clips, and training the baselines")
-    rig = Rig(plan.labels, plan.train, plan.rounds, AGENT_HOLD_OUT, plan.seed)
-    test = test_table(read_store(request.out / "test" / "features.sqlite", plan.fingerprint), plan.labels)
-    stores = {silo: read_store(plan.store(silo), plan.fingerprint) for silo in plan.silos}
-    accuracies = round_accuracies(_round_models(request, plan), test)
-    with progress_bar("baselines", len(stores) + 1, unit="models") as progress:
-        base = baselines(stores, test, rig, progress)
+def _measure(request: DemoRequest, setup: FederationSetup, split: Split, echo: Echo) -> _Measured:
+    echo("5. evaluating on the held-out clips, and training the models to compare with")
+    training = TrainingSetup(setup.labels, setup.train, setup.rounds, AGENT_HOLD_OUT, setup.seed)
+    test = test_table(read_store(request.out / "test" / "features.sqlite", setup.fingerprint), setup.labels)
+    stores = {silo: read_store(setup.store(silo), setup.fingerprint) for silo in setup.silos}
+    accuracies = round_accuracies(_round_models(request, setup), test)
+    with progress_bar("comparison", len(stores) + 1, unit="models") as progress:
+        references = train_references(stores, test, training, progress)
     train = [video for videos in split.silos.values() for video in videos]
     meta = metadata_accuracy(*_paths_and_labels(train), *_paths_and_labels(split.test), seed=request.seed)
-    _say_accuracies(accuracies, base, meta, len(split.labels), say)
-    return _Measured(accuracies, base, meta)
+    _echo_accuracies(accuracies, references, meta, len(split.labels), echo)
+    return _Measured(accuracies, references, meta)
 
 
-def _round_models(request: DemoRequest, plan: FederationPlan) -> list[Path]:
-    settings = plan.coordinator / "coordinator.toml"
+def _round_models(request: DemoRequest, setup: FederationSetup) -> list[Path]:
+    settings = setup.coordinator / "coordinator.toml"
     folder = request.out / "models"
     folder.mkdir()
-    models = [folder / f"round-{number:03d}.safetensors" for number in range(1, plan.rounds + 1)]
+    models = [folder / f"round-{number:03d}.safetensors" for number in range(1, setup.rounds + 1)]
     for number, path in enumerate(models, start=1):
         run_command("coordinator", "model", "--config", settings, "--round", str(number), "--out", path)
     return models
 
 
-def _say_accuracies(rounds: Sequence[float], base: Baselines, meta: float, classes: int, say: Say) -> None:
+def _echo_accuracies(
+    rounds: Sequence[float], references: ReferenceAccuracies, meta: float, classes: int, echo: Echo
+) -> None:
     for number, accuracy in enumerate(rounds, start=1):
-        say(f"   round {number:3d}   {accuracy:6.1%}")
-    say(f"   federated    {rounds[-1]:6.1%}  (best {max(rounds):.1%})")
-    say(f"   centralised  {base.centralised:6.1%}")
-    alone = ", ".join(f"{silo} {accuracy:.1%}" for silo, accuracy in base.local.items())
-    say(f"   local only   {sum(base.local.values()) / len(base.local):6.1%}  ({alone})")
-    say(f"   metadata     {meta:6.1%}  (frame size, length, bytes)")
-    say(f"   chance       {1 / classes:6.1%}")
+        echo(f"   round {number:3d}   {accuracy:6.1%}")
+    echo(f"   federated    {rounds[-1]:6.1%}  (best {max(rounds):.1%})")
+    echo(f"   centralised  {references.centralised:6.1%}")
+    alone = ", ".join(f"{silo} {accuracy:.1%}" for silo, accuracy in references.local.items())
+    echo(f"   local only   {sum(references.local.values()) / len(references.local):6.1%}  ({alone})")
+    echo(f"   metadata     {meta:6.1%}  (frame size, length, bytes)")
+    echo(f"   chance       {1 / classes:6.1%}")
 
 
 def _paths_and_labels(videos: Sequence[LabelledVideo]) -> tuple[list[Path], list[str]]:
     return [video.path for video in videos], [video.label for video in videos]
 
 
-def _predict(request: DemoRequest, plan: FederationPlan, split: Split, bundle: Path) -> dict[str, Any]:
-    """Name the first held-out clip with the last round's model."""
+def _predict(request: DemoRequest, setup: FederationSetup, split: Split, bundle: Path) -> dict[str, Any]:
+    """Predict the first held-out clip with the last round's model."""
     video = split.test[0]
-    model = request.out / "models" / f"round-{plan.rounds:03d}.safetensors"
+    model = request.out / "models" / f"round-{setup.rounds:03d}.safetensors"
     result = run_command("agent", "predict", "--bundle", bundle, "--model", model, video.path)
     prediction: dict[str, Any] = {**result["predictions"][0], "truth": video.label}
     return prediction
@@ -265,12 +273,12 @@ def _report(
         chance=1 / len(split.labels),
         rounds=tuple(RoundAccuracy(number, value) for number, value in enumerate(measured.rounds, start=1)),
         silos=tuple(
-            SiloReport(silo, len(videos), Counter(video.label for video in videos), measured.baselines.local[silo])
+            SiloReport(silo, len(videos), Counter(video.label for video in videos), measured.references.local[silo])
             for silo, videos in split.silos.items()
         ),
         test_clips=len(split.test),
         test_groups=len({video.group for video in split.test}),
-        centralised_accuracy=measured.baselines.centralised,
+        centralised_accuracy=measured.references.centralised,
         metadata_accuracy=measured.metadata,
         bytes_per_silo_round=bytes_per_silo_round(history),
         head_parameters=head.parameters,
@@ -283,7 +291,7 @@ def _report(
             video=Path(predicted["video"]).name,
             labels=tuple((item["label"], item["probability"]) for item in predicted["labels"]),
             truth=predicted["truth"],
-            frames=film_strip(Path(predicted["video"]), manifest.keyframes),
+            frames=keyframe_strip(Path(predicted["video"]), manifest.keyframes),
             caption=predicted["caption"],
         ),
         settings={
@@ -297,11 +305,11 @@ def _report(
 
 
 def _training(train: TrainSettings) -> str:
-    return f"{train.epochs} epochs a round, batch {train.batch_size}, Adam at {train.learning_rate}"
+    return f"{train.epochs} epochs per round, batch {train.batch_size}, Adam at {train.learning_rate}"
 
 
 def bytes_per_silo_round(history: Sequence[dict[str, Any]]) -> int:
-    """Model down and update up, of one silo in one round; the mean over the closed rounds."""
+    """Bytes of the model down and the update up for one silo and round; the mean over the closed rounds."""
     closed = [row for row in history if row["status"] == "closed"]
     total = sum(row["sent_bytes"] + row["received_bytes"] for row in closed)
     updates = sum(row["accepted"] for row in closed)

@@ -1,4 +1,4 @@
-"""``flamest-demo``: see the whole system work, on this machine."""
+"""``flamest-demo``: the whole system at work on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_mark
 @command
 def demo(
     out: Annotated[
-        Path | None, typer.Option("--out", help="A new folder for all that the demo makes; a temporary one by default.")
+        Path | None, typer.Option("--out", help="A new folder for the demo's files; a temporary one by default.")
     ] = None,
     videos: Annotated[
         Path | None,
@@ -30,25 +30,25 @@ def demo(
         Path | None,
         typer.Option("--bundle", help="A bundle from flamest-export; the mini-world's small networks by default."),
     ] = None,
-    silos: Annotated[int, typer.Option(min=2, help="How many silos share the clips.")] = 4,
-    rounds: Annotated[int, typer.Option(min=1, help="How often the silos train and the coordinator averages.")] = 10,
+    silos: Annotated[int, typer.Option(min=2, help="Number of silos that share the clips.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of local training and averaging.")] = 10,
     beta: Annotated[
         float, typer.Option(min=0.01, help="Dirichlet split over silos: small is uneven, 100 is even.")
     ] = 0.6,
     test_share: Annotated[float, typer.Option(min=0.05, max=0.8, help="Share of the clips held out, by groups.")] = 0.3,
-    seed: Annotated[int, typer.Option(help="Of the clips, the splits and the training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the clips, the splits and the training.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Cores per silo.")] = 1,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Run FLAMeST from video files to a federated model, on this machine alone.
 
-    Four silos and a coordinator run as separate processes over mutual TLS. The end shows the
-    federated accuracy on held-out clips beside what each silo reaches alone, what one model on all
-    clips reaches, and what file sizes alone give away; the report page is in the output folder.
+    Four silos and a coordinator run as separate processes over mutual TLS. At the end the federated accuracy on
+    held-out clips is compared with each silo on its own, with one model on all clips, and with a prediction from
+    file sizes alone; the report page is in the output folder.
     """
     from .demo import DemoRequest, run_demo
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes it started are ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the started processes
     folder = out if out is not None else Path(tempfile.mkdtemp(prefix="flamest-demo-"))
     request = DemoRequest(folder, videos, bundle, silos, rounds, beta, test_share, seed, threads)
     result = run_demo(request, lambda line: print(line, flush=True))

@@ -1,11 +1,11 @@
-"""A TCP proxy with faults, for tests and measurements: what an unkind network does to a run.
+"""A TCP proxy that injects network faults, for tests and measurements.
 
     with FaultProxy("127.0.0.1:7443") as proxy:
         proxy.arm(Fault("reset", "up", 40_000))
         … dial proxy.address …
 
-A fault strikes once, when so many bytes have gone in its direction since it was armed. With ``bytes_per_s`` and
-``delay_s`` every direction of every connection has that rate and that latency.
+A fault occurs once, after a number of bytes in its direction since it was armed. ``bytes_per_s`` and ``delay_s``
+set rate and latency of every direction of every connection.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-Direction = Literal["up", "down"]  # up: from who dials to who listens
+Direction = Literal["up", "down"]  # up: from the client to the server
 READ_BYTES = 32 << 10
-BURST_S = 0.05  # a line that stood still, or a proxy that was not scheduled, makes up for so much
-WINDOW_BYTES = 512 << 10  # on their way in one direction at most
+BURST_S = 0.05  # idle time that an idle connection, or a proxy that was not scheduled, may catch up
+WINDOW_BYTES = 512 << 10  # in flight in one direction at most
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens, in which direction, after how many bytes."""
+    """Kind of a fault, its direction, and the number of bytes after which it occurs."""
 
-    kind: Literal["cut", "reset", "delay", "duplicate"]  # duplicate: the bytes around the place come twice
+    kind: Literal["cut", "reset", "delay", "duplicate"]  # duplicate: the bytes around that position are sent twice
     direction: Direction
     after: int
     seconds: float = 0.2  # of a delay
 
 
 class FaultProxy:
-    """Listens on loopback and passes on what comes to ``target`` (host:port)."""
+    """Listens on loopback and forwards to ``target`` (host:port)."""
 
     def __init__(self, target: str, *, bytes_per_s: float = 0.0, delay_s: float = 0.0) -> None:
         host, _, port = target.rpartition(":")
@@ -46,7 +46,7 @@ class FaultProxy:
         self._lock = threading.Lock()
         self._fault: Fault | None = None
         self._left = 0
-        self.struck = 0  # faults that have happened
+        self.struck = 0  # faults that have occurred
         self.passed = {"up": 0, "down": 0}  # bytes
         self._sockets: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -63,7 +63,7 @@ class FaultProxy:
                 _close(each)
 
     def arm(self, fault: Fault) -> None:
-        """The next fault, in place of one that has not struck."""
+        """Set the next fault; it replaces one that has not occurred yet."""
         with self._lock:
             self._fault, self._left = fault, fault.after
 
@@ -129,7 +129,7 @@ class FaultProxy:
                 return
 
     def _strike(self, fault: Fault, data: bytes, place: int, sink: socket.socket) -> bool:
-        """Whether the connection goes on."""
+        """Apply the fault; False when the connection ends."""
         sink.sendall(data[:place])
         if fault.kind == "delay":
             time.sleep(fault.seconds)
@@ -153,7 +153,7 @@ class FaultProxy:
             return fault, self._left
 
     def _drain(self, lane: queue.Queue[tuple[float, bytes]]) -> None:
-        """Let the reader end, which may wait for room."""
+        """Empty the queue, so that a reader that waits for space can end."""
         with contextlib.suppress(queue.Empty):
             while lane.get(timeout=1.0)[1]:
                 pass

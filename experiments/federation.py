@@ -16,12 +16,12 @@ from .processes import Daemon, daemons, run_command, wait_until
 
 HOST = "127.0.0.1"
 START_WITHIN_S = 30.0
-AGENT_HOLD_OUT = 0.2  # share of a silo's groups that it measures the incoming model with
+AGENT_HOLD_OUT = 0.2  # share of a silo's groups on which it evaluates the incoming model
 
 
 @dataclass(frozen=True)
-class FederationPlan:
-    """One run on disk: ``folder/coordinator`` and ``folder/SILO`` for each silo, whose clips lie in its ``videos``."""
+class FederationSetup:
+    """A run on disk: ``folder/coordinator``, and ``folder/SILO`` with its clips in ``videos`` for each silo."""
 
     folder: Path
     silos: tuple[str, ...]
@@ -38,59 +38,61 @@ class FederationPlan:
 
     @property
     def coordinator(self) -> Path:
+        """Folder of the coordinator."""
         return self.folder / "coordinator"
 
     def store(self, silo: str) -> Path:
+        """Feature store of a silo."""
         return self.folder / silo / "features.sqlite"
 
 
-def enrol(plan: FederationPlan) -> None:
-    """Make the coordinator's authority and, for each silo, key, request and signed certificate."""
-    run_command("coordinator", "init", plan.coordinator, "--host", HOST)
-    (plan.coordinator / "coordinator.toml").write_text(_coordinator_settings(plan))
-    for silo in plan.silos:
-        home = plan.folder / silo
+def enrol(setup: FederationSetup) -> None:
+    """Make the coordinator's authority and, for each silo, a key, a request and a signed certificate."""
+    run_command("coordinator", "init", setup.coordinator, "--host", HOST)
+    (setup.coordinator / "coordinator.toml").write_text(_coordinator_settings(setup))
+    for silo in setup.silos:
+        home = setup.folder / silo
         made = run_command("agent", "keygen", silo, "--out", home)
-        signed = run_command("coordinator", "silo", "add", silo, "--csr", made["csr"], "--dir", plan.coordinator)
+        signed = run_command("coordinator", "silo", "add", silo, "--csr", made["csr"], "--dir", setup.coordinator)
         for name in ("silo.pem", "ca.pem"):
             shutil.copyfile(Path(signed["hand_over"]) / name, home / name)
 
 
 def run_federation(
-    plan: FederationPlan, on_progress: Callable[[int, dict[str, AgentStatus]], None]
+    setup: FederationSetup, on_progress: Callable[[int, dict[str, AgentStatus]], None]
 ) -> list[dict[str, Any]]:
-    """Start everything, wait for the last round, end everything; the coordinator's history.
+    """Start all processes, wait for the last round, end them; returns the coordinator's history.
 
     ``on_progress(rounds closed, status by silo)`` is called a few times a second. Raises
     CommandFailed when a process dies, UnreachableError when the run takes too long.
     """
     with daemons() as start:
-        settings = plan.coordinator / "coordinator.toml"
-        server = start("flamest-coordinator", plan.coordinator / "log", "coordinator", ["run", "--config", settings])
-        address = plan.coordinator / "state" / "address"
+        settings = setup.coordinator / "coordinator.toml"
+        server = start("flamest-coordinator", setup.coordinator / "log", "coordinator", ["run", "--config", settings])
+        address = setup.coordinator / "state" / "address"
         wait_until(address.exists, "the coordinator's start", seconds=START_WITHIN_S, watched=[server])
-        agents = [_start_agent(plan, silo, address.read_text().strip(), start) for silo in plan.silos]
+        agents = [_start_agent(setup, silo, address.read_text().strip(), start) for silo in setup.silos]
 
         def finished() -> bool:
-            statuses = {silo: _status(plan, silo) for silo in plan.silos}
+            statuses = {silo: _status(setup, silo) for silo in setup.silos}
             on_progress(max(status.round for status in statuses.values()), statuses)
             return all(agent.process.poll() == 0 for agent in agents)
 
-        wait_until(finished, "the end of the last round", seconds=plan.finish_within_s, watched=[server, *agents])
+        wait_until(finished, "the end of the last round", seconds=setup.finish_within_s, watched=[server, *agents])
     rows: list[dict[str, Any]] = run_command("coordinator", "history", "--config", settings)["rounds"]
     return rows
 
 
-def _start_agent(plan: FederationPlan, silo: str, address: str, start: Callable[..., Daemon]) -> Daemon:
-    home = plan.folder / silo
+def _start_agent(setup: FederationSetup, silo: str, address: str, start: Callable[..., Daemon]) -> Daemon:
+    home = setup.folder / silo
     settings = home / "agent.toml"
-    settings.write_text(_agent_settings(plan, silo, address))
+    settings.write_text(_agent_settings(setup, silo, address))
     return start(f"flamest-agent of {silo}", home / "log", "agent", ["run", "--config", settings, "--once"])
 
 
-def _status(plan: FederationPlan, silo: str) -> AgentStatus:
+def _status(setup: FederationSetup, silo: str) -> AgentStatus:
     try:
-        return read_status(plan.folder / silo / "state")
+        return read_status(setup.folder / silo / "state")
     except FlamestError:
         return AgentStatus()
 
@@ -100,7 +102,7 @@ def _toml(value: str | Path | Sequence[str]) -> str:
     return json.dumps([*value] if isinstance(value, tuple) else str(value), ensure_ascii=False)
 
 
-def _coordinator_settings(plan: FederationPlan) -> str:
+def _coordinator_settings(setup: FederationSetup) -> str:
     return f"""\
 [server]
 listen = "{HOST}:0"
@@ -112,28 +114,28 @@ state = "state"
 
 [run]
 name = "demo"
-labels = {_toml(plan.labels)}
-inputs = {plan.inputs}
-rounds = {plan.rounds}
-min_silos = {len(plan.silos)}
-deadline_s = {plan.deadline_s}
-seed = {plan.seed}
-fingerprint = {_toml(plan.fingerprint)}
+labels = {_toml(setup.labels)}
+inputs = {setup.inputs}
+rounds = {setup.rounds}
+min_silos = {len(setup.silos)}
+deadline_s = {setup.deadline_s}
+seed = {setup.seed}
+fingerprint = {_toml(setup.fingerprint)}
 
 [run.train]
-epochs = {plan.train.epochs}
-batch_size = {plan.train.batch_size}
-learning_rate = {plan.train.learning_rate}
-weight_decay = {plan.train.weight_decay}
+epochs = {setup.train.epochs}
+batch_size = {setup.train.batch_size}
+learning_rate = {setup.train.learning_rate}
+weight_decay = {setup.train.weight_decay}
 """
 
 
-def _agent_settings(plan: FederationPlan, silo: str, address: str) -> str:
+def _agent_settings(setup: FederationSetup, silo: str, address: str) -> str:
     return f"""\
 # The demo's silos hold few clips, so their policy allows updates of few: a real silo keeps 256.
 state = "state"
 store = "features.sqlite"
-bundle = {_toml(plan.bundle.resolve())}
+bundle = {_toml(setup.bundle.resolve())}
 videos = "videos"
 
 [coordinator]
@@ -148,11 +150,11 @@ min_samples_override = true
 hold_out = {AGENT_HOLD_OUT}
 
 [work]
-threads = {plan.threads}
+threads = {setup.threads}
 """
 
 
-def must_have_closed(history: Sequence[dict[str, Any]], rounds: int) -> None:
+def check_rounds_closed(history: Sequence[dict[str, Any]], rounds: int) -> None:
     """Raises UnreachableError unless ``rounds`` rounds closed."""
     closed = sum(1 for row in history if row["status"] == "closed")
     if closed < rounds:

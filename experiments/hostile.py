@@ -1,8 +1,8 @@
-"""Silos that want to spoil the model: what they send in place of their honest update.
+"""Attacks of hostile silos: contributions that they send in place of their honest update.
 
-Each attack is a function of the round, the round's model, and the honest contributions of the hostile silos; a
-simulation shows what it costs with and without a defence (``bench/attacks.py``). All of them know the model and the
-other hostile silos, as one attacker with several sites would; none knows what the honest ones send.
+An attack is a function of the round, the round's model and the silo's honest contribution. ``bench/attacks.py``
+measures the effect with and without a defence. The attacker knows the model and controls several silos; he does not
+know the contributions of the others.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ..fedproto.head import Params
 Attack = Callable[[int, Params, HeldContribution], HeldContribution]
 
 
-def _moved(base: Params, honest: HeldContribution, share: float) -> HeldContribution:
-    """The honest update ``share`` times as far, in float32; a negative share turns it round."""
+def _scaled(base: Params, honest: HeldContribution, share: float) -> HeldContribution:
+    """The honest update scaled by ``share``, in float32; a negative share reverses it."""
     params = {
         name: base[name] + share * (tensor.astype(np.float64) - base[name]) for name, tensor in honest.params.items()
     }
@@ -28,17 +28,17 @@ def _moved(base: Params, honest: HeldContribution, share: float) -> HeldContribu
 
 @dataclass(frozen=True)
 class SignFlip:
-    """Turn the update round and send it ``times`` as far (Li et al. 2019, https://arxiv.org/abs/1811.03761)."""
+    """Reverse the update and scale it by ``times`` (Li et al. 2019, https://arxiv.org/abs/1811.03761)."""
 
     times: float
 
     def __call__(self, _round: int, base: Params, honest: HeldContribution) -> HeldContribution:
-        return _moved(base, honest, -self.times)
+        return _scaled(base, honest, -self.times)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Gaussian noise ``times`` as long as the honest update, in place of it (Li et al. 2019)."""
+    """Replace the update by Gaussian noise of ``times`` its length (Li et al. 2019)."""
 
     times: float
     seed: int = 0
@@ -52,17 +52,17 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Heavy:
-    """Turn the update round and claim ``times`` as many examples: the length stays that of an honest one."""
+class InflatedExamples:
+    """Reverse the update and claim ``times`` as many examples; the length is that of an honest one."""
 
     times: int
 
     def __call__(self, _round: int, base: Params, honest: HeldContribution) -> HeldContribution:
-        return replace(_moved(base, honest, -1.0), examples=honest.examples * self.times)
+        return replace(_scaled(base, honest, -1.0), examples=honest.examples * self.times)
 
 
-def by(silos: frozenset[str], attack: Attack) -> Attack:
-    """``attack`` by these silos, honesty by the others."""
+def only_by(silos: frozenset[str], attack: Attack) -> Attack:
+    """``attack`` by these silos; the others stay honest."""
 
     def sent(number: int, base: Params, honest: HeldContribution) -> HeldContribution:
         return attack(number, base, honest) if honest.silo in silos else honest

@@ -1,7 +1,7 @@
-"""The metadata-only baseline: how far frame size, length and bytes alone tell the class.
+"""Metadata-only baseline: prediction of the class from frame size, length and bytes of the file alone.
 
-Real data sets leak their classes through how they were cut and coded; an accuracy on video means
-little until it is held against this one.
+Real data sets leak their classes through cutting and encoding; an accuracy on video means little without this
+number to compare with.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ TREES = 100
 def metadata_features(paths: Sequence[Path]) -> Table:
     """float64 [N, 5]: each file's width and height (pixels), length (seconds), frames per second, bytes.
 
-    Only what the container says is read, no frame is used. What a header does not say, or all but
-    the bytes when it cannot be read, is 0. Raises MissingExtra without PyAV, StorageError when a
-    file is not there.
+    Read from the container alone, without frames. Values missing in the header, or all but the bytes when the
+    file cannot be read, are 0. Raises MissingExtra without PyAV, StorageError when a file does not exist.
     """
     import numpy as np
 
@@ -46,9 +45,9 @@ def metadata_accuracy(
     *,
     seed: int = 0,
 ) -> float:
-    """Share of the test clips (0 … 1) whose class a random forest finds from ``metadata_features``.
+    """Share of the test clips (0 … 1) whose class a random forest predicts from ``metadata_features``.
 
-    scikit-learn's RandomForestClassifier, 100 trees on the training clips, the rest its defaults;
+    scikit-learn's RandomForestClassifier with 100 trees and its other defaults, fitted on the training clips;
     the same seed gives the same value. Raises DataError when a side is empty, MissingExtra without
     scikit-learn or PyAV.
     """
@@ -79,7 +78,7 @@ def _header(path: Path) -> tuple[float, float, float, float]:
         import av
     except ImportError as error:
         raise MissingExtra("av", extra="agent") from error
-    # The runtime's list of formats: none of them names another file, as a playlist would.
+    # The runtime's list of formats: none of them can refer to another file, as a playlist does.
     allowed = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
     try:
         with av.open(str(path), metadata_errors="ignore", container_options=allowed) as container:

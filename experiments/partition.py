@@ -1,6 +1,6 @@
-"""Splitting a data set over silos: non-IID by a Dirichlet draw, IID, or by the paper's scaling approach 2.
+"""Split of a data set over silos: non-IID by a Dirichlet draw, IID, or by the paper's scaling approach 2.
 
-The first two give every row to exactly one silo, the third leaves rows over; the same seed gives
+The first two give every row to exactly one silo, the third leaves some rows unused; the same seed gives
 the same split. Whole groups are held out for the test with
 ``flamest.agent.training.holdout.hold_out_groups`` before the rest is split.
 """
@@ -16,39 +16,39 @@ import numpy.typing as npt
 
 from ..base.errors import DataError, UsageError
 
-MOST_DRAWS = 10_000  # of a Dirichlet split that shall leave no silo too small
-IMPOSSIBLE = "impossible_split"  # the code of every DataError here: the same clips would fail again
+MOST_DRAWS = 10_000  # of a Dirichlet split until no silo is too small
+IMPOSSIBLE = "impossible_split"  # code of every DataError here: the same clips would fail again
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class LabelSkew:
-    """The paper's scaling approach 2 (section 6.4) with what its supplement would have told.
+    """Parameters of the paper's scaling approach 2 (section 6.4), which are in a supplement that we do not have.
 
-    A class of n rows has u = n // ``most_silos`` rows for each silo, however many silos there are:
-    that is how samples per class and silo stay fixed as silos are added.
+    A class of n rows has u = n // ``most_silos`` rows for each silo, for any number of silos: samples per class
+    and silo stay fixed as silos are added.
     """
 
     most_silos: int = 10  # the largest federation of the comparison
     base: float = 0.5  # share of u that every silo gets of every class
     alpha: float = 2.0  # the class's proportion of the rest is drawn from Beta(alpha, beta)
     beta: float = 2.0
-    takers: float = 0.5  # a silo takes part in a class's rest with this probability (Bernoulli)
+    takers: float = 0.5  # probability that a silo takes a part of a class's rest (Bernoulli)
 
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Who got which rows, and all that is needed to make the same split again."""
+    """Rows of each silo, and the parameters that give the same split again."""
 
-    silos: tuple[Rows, ...]  # each int64 [n_i], ascending; no row twice, and none left out but by label_skew
+    silos: tuple[Rows, ...]  # each int64 [n_i], ascending; no row twice, and none missing except by label_skew
     scheme: Literal["dirichlet", "iid", "label-skew"]
     beta: float | None  # of the Dirichlet distribution; None for iid
     seed: int
-    smallest: int  # rows that every silo was to have at least
-    draws: int  # how often the split was drawn until every silo had them
+    smallest: int  # minimum number of rows of every silo
+    draws: int  # number of draws until every silo had them
     skew: LabelSkew | None = None  # of label-skew
-    unused: int = 0  # rows that no silo got
+    unused: int = 0  # rows of no silo
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -64,12 +64,12 @@ def dirichlet(
     seed: int,
     smallest: int = 1,
 ) -> Partition:
-    """Non-IID: each class is shared out by its own p ~ Dir(beta · 1) over the silos.
+    """Non-IID split: each class is divided over the silos by its own p ~ Dir(beta · 1).
 
     Hsu et al. 2019, https://arxiv.org/abs/1909.06335, drawn per class as in the paper's
     experiments (docs/paper.md, reading 7). A small ``beta`` gives most of a class to one silo; a large one
-    comes near equal shares. The whole split is drawn again, from the seed's next stream, until
-    every silo has ``smallest`` rows.
+    gives nearly equal shares. The whole split is drawn again, from the seed's next stream, until every silo
+    has ``smallest`` rows.
 
     ``labels``: the class of each of N rows. Raises UsageError on ``silos`` or ``beta`` not above
     0, DataError when N rows cannot give every silo ``smallest`` (at all, or in MOST_DRAWS draws).
@@ -91,14 +91,14 @@ def dirichlet(
 
 
 def iid(rows: int, *, silos: int, seed: int, smallest: int = 1) -> Partition:
-    """IID: ``rows`` row numbers shuffled and dealt out, silo sizes differing by one at most.
+    """IID split of ``rows`` shuffled row numbers; silo sizes differ by one at most.
 
     Raises UsageError on ``silos`` not above 0, DataError when a silo would get fewer than
     ``smallest`` rows.
     """
     _check_enough(rows, silos, smallest)
-    dealt = np.array_split(_stream(seed, 0).permutation(rows), silos)
-    return Partition(tuple(np.sort(part).astype(np.int64) for part in dealt), "iid", None, seed, smallest, 1)
+    parts = np.array_split(_stream(seed, 0).permutation(rows), silos)
+    return Partition(tuple(np.sort(part).astype(np.int64) for part in parts), "iid", None, seed, smallest, 1)
 
 
 def label_skew(
@@ -108,17 +108,17 @@ def label_skew(
     seed: int,
     skew: LabelSkew = LabelSkew(),
 ) -> Partition:
-    """Non-IID with a fixed size per class and silo (paper section 6.4, scaling approach 2; docs/paper.md, reading 8).
+    """Non-IID split with a fixed size per class and silo: the paper's scaling approach 2 (section 6.4).
 
-    Of every class each silo first gets b = base · u rows, u = n // most_silos; where b is no whole
-    number each silo has b rounded down and, with the probability of what is left, one row more. Of the
-    rest, silos · u less what was given, a share p ~ Beta is given out, in even parts, to the class's
-    takers: the silos for which a Bernoulli draw came out (one at random when none did). On average a
-    silo thus has b + E[p] · (u − b) rows of a class, for 4 silos as for 10; rows above that stay
-    unused. A silo may lack a class where b is below 1; every silo has at least 1 row in all.
+    Each silo first gets b = base · u rows of every class, u = n // most_silos. If b is not a whole number, a
+    silo has b rounded down and, with the probability of the remainder, one row more. Of the remaining
+    silos · u − (rows given) a share p ~ Beta goes in equal parts to the class's takers: the silos with a
+    positive Bernoulli draw (a random one if there is none). So a silo has on average b + E[p] · (u − b) rows of a
+    class, for 4 silos as for 10; further rows stay unused. A silo may lack a class where b is below 1; every silo
+    has at least 1 row in all. docs/experiments.md says why.
 
-    ``labels``: the class of each of N rows. Raises UsageError on parameters out of range and on
-    more silos than ``most_silos``, DataError when a class is too small (u is 0), or a silo gets no row.
+    ``labels``: the class of each of N rows. Raises UsageError on parameters out of range and on more silos
+    than ``most_silos``, DataError when a class is too small (u is 0) or a silo gets no row.
     """
     _check_skew(skew, silos)
     classes = np.unique(np.asarray(labels), return_inverse=True)[1]
@@ -126,16 +126,16 @@ def label_skew(
     shares: list[list[Rows]] = [[] for _ in range(silos)]
     for number in range(int(classes.max(initial=-1)) + 1):
         rows = random.permutation(np.flatnonzero(classes == number))
-        each = len(rows) // skew.most_silos
-        if each < 1:
+        unit = len(rows) // skew.most_silos
+        if unit < 1:
             raise DataError(
                 f"a class of {len(rows)} clips cannot give each of {skew.most_silos} silos one",
                 fix="use more clips, or fewer silos at most",
                 code=IMPOSSIBLE,
             )
-        whole, part_of_row = divmod(skew.base * each, 1)
+        whole, part_of_row = divmod(skew.base * unit, 1)
         sizes = int(whole) + (random.random(silos) < part_of_row).astype(np.int64)
-        quota = round(random.beta(skew.alpha, skew.beta) * (silos * each - int(sizes.sum())))
+        quota = round(random.beta(skew.alpha, skew.beta) * (silos * unit - int(sizes.sum())))
         takers = np.flatnonzero(random.random(silos) < skew.takers)
         takers = takers if len(takers) else random.integers(silos, size=1)
         sizes[takers] += quota // len(takers)
@@ -170,7 +170,7 @@ def _draw_dirichlet(
     shares: list[list[Rows]] = [[] for _ in range(silos)]
     for number in range(int(classes.max()) + 1):
         rows = random.permutation(np.flatnonzero(classes == number))
-        # The last cut is left out: what rounding leaves over belongs to the last silo.
+        # Without the last cut: the remainder of rounding belongs to the last silo.
         cuts = np.rint(np.cumsum(random.dirichlet(np.full(silos, beta)))[:-1] * len(rows)).astype(np.int64)
         for share, part in zip(shares, np.split(rows, cuts), strict=True):
             share.append(part)

@@ -1,4 +1,4 @@
-"""FLAMeST's own commands as real processes: run to their end, or kept running and ended in order."""
+"""FLAMeST's own commands as processes: run to their end, or kept running as daemons."""
 
 from __future__ import annotations
 
@@ -16,44 +16,48 @@ from typing import Any, Literal
 
 from ..base.errors import FlamestError, UnreachableError
 
-Room = Literal["export", "agent", "coordinator"]
-END_WITHIN_S = 30.0  # what the daemons promise after SIGTERM
-TAIL_LINES = 12  # of a failed process's log, shown to the person
+Program = Literal["export", "agent", "coordinator"]
+END_WITHIN_S = 30.0  # time for the daemons to end after SIGTERM
+TAIL_LINES = 12  # of a failed process's log, shown to the user
 
 
 class CommandFailed(FlamestError):
-    """A command that was run here did not end with exit code 0."""
+    """A command ended with an exit code other than 0."""
 
     code = "command_failed"
-    reported: str = ""  # the error code that its JSON line gave, where it gave one
-    said: str = ""  # its message there
-    status: int = 1  # its exit code
+    error_code: str = ""  # of its JSON line, if there is one
+    error_message: str = ""  # of its JSON line
+    exit_status: int = 1
 
 
-def command_line(room: Room, arguments: Sequence[str | Path]) -> list[str]:
-    return [sys.executable, "-m", f"flamest.{room}", *map(str, arguments)]
+def command_line(program: Program, arguments: Sequence[str | Path]) -> list[str]:
+    """The command line that runs ``flamest-PROGRAM`` with this Python."""
+    return [sys.executable, "-m", f"flamest.{program}", *map(str, arguments)]
 
 
-def run_command(room: Room, *arguments: str | Path, quiet: bool = True) -> dict[str, Any]:
-    """Run ``flamest-ROOM ARGUMENTS --json`` to its end; its JSON object.
+def run_command(program: Program, *arguments: str | Path, quiet: bool = True) -> dict[str, Any]:
+    """Run ``flamest-PROGRAM ARGUMENTS --json`` to its end and return its JSON object.
 
     With ``quiet`` its stderr is shown only on failure. Raises CommandFailed.
     """
-    line = command_line(room, [*arguments, "--json"])
+    line = command_line(program, [*arguments, "--json"])
     stderr = subprocess.PIPE if quiet else None
     done = subprocess.run(line, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False)
     if done.returncode != 0:
-        said = (done.stderr or "").strip() or done.stdout.strip()
-        failed = CommandFailed(f"flamest-{room} {arguments[0]} ended with status {done.returncode}: {said}")
-        failed.reported, failed.said = _reported(done.stdout, "code"), _reported(done.stdout, "message")
-        failed.status = done.returncode
+        output = (done.stderr or "").strip() or done.stdout.strip()
+        failed = CommandFailed(f"flamest-{program} {arguments[0]} ended with status {done.returncode}: {output}")
+        failed.error_code, failed.error_message = (
+            _error_field(done.stdout, "code"),
+            _error_field(done.stdout, "message"),
+        )
+        failed.exit_status = done.returncode
         raise failed
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def _reported(stdout: str, key: str) -> str:
-    """``key`` of ``{"error": {"code": …, "message": …}}``, a failed command's last line; empty when there is none."""
+def _error_field(stdout: str, key: str) -> str:
+    """``key`` of a failed command's last line ``{"error": {"code": …, "message": …}}``; empty without such a line."""
     try:
         return str(json.loads(stdout.splitlines()[-1])["error"][key])
     except (IndexError, ValueError, KeyError, TypeError):
@@ -68,8 +72,8 @@ class Daemon:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def must_run(self) -> None:
-        """Raises CommandFailed with the end of its log when it has ended with an error."""
+    def check_running(self) -> None:
+        """Raise CommandFailed with the end of the log if the process has ended with an error."""
         if self.process.poll() not in (None, 0):
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
             raise CommandFailed(
@@ -78,14 +82,14 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def daemons() -> Iterator[Callable[[str, Path, Room, Sequence[str | Path]], Daemon]]:
-    """Yields ``start(name, log, room, arguments)``; all that it started are ended at the exit."""
+def daemons() -> Iterator[Callable[[str, Path, Program, Sequence[str | Path]], Daemon]]:
+    """Yield ``start(name, log, program, arguments)``; ends all started daemons at the exit."""
     started: list[Daemon] = []
 
-    def start(name: str, log: Path, room: Room, arguments: Sequence[str | Path]) -> Daemon:
+    def start(name: str, log: Path, program: Program, arguments: Sequence[str | Path]) -> Daemon:
         with log.open("ab") as out:
             process = subprocess.Popen(
-                command_line(room, arguments), stdout=out, stderr=out, stdin=subprocess.DEVNULL, env={**os.environ}
+                command_line(program, arguments), stdout=out, stderr=out, stdin=subprocess.DEVNULL, env={**os.environ}
             )
         daemon = Daemon(name, process, log)
         started.append(daemon)
@@ -97,21 +101,21 @@ def daemons() -> Iterator[Callable[[str, Path, Room, Sequence[str | Path]], Daem
         for daemon in started:
             if daemon.process.poll() is None:
                 daemon.process.send_signal(signal.SIGTERM)
-        give_up = time.monotonic() + END_WITHIN_S
+        deadline = time.monotonic() + END_WITHIN_S
         for daemon in started:
             try:
-                daemon.process.wait(max(give_up - time.monotonic(), 0.1))
+                daemon.process.wait(max(deadline - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:
                 daemon.process.kill()
                 daemon.process.wait()
 
 
 def wait_until(ready: Callable[[], bool], what: str, *, seconds: float, watched: Sequence[Daemon] = ()) -> None:
-    """Ask ``ready`` a few times a second; UnreachableError when it stays false for ``seconds``."""
-    give_up = time.monotonic() + seconds
+    """Call ``ready`` a few times a second until it is true. Raises UnreachableError after ``seconds``."""
+    deadline = time.monotonic() + seconds
     while not ready():
         for daemon in watched:
-            daemon.must_run()
-        if time.monotonic() > give_up:
+            daemon.check_running()
+        if time.monotonic() > deadline:
             raise UnreachableError(f"{what} did not happen within {seconds:.0f} s")
         time.sleep(0.2)

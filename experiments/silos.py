@@ -1,4 +1,4 @@
-"""A federation laid out on disk: one folder for the coordinator, one per silo, one for the test clips."""
+"""Labelled videos split over silos and test, and laid out in one folder each."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from .partition import dirichlet
 
 @dataclass(frozen=True)
 class LabelledVideo:
+    """A video file with its label and its group (scene or person)."""
+
     path: Path
     label: str
     group: str
@@ -26,7 +28,7 @@ class LabelledVideo:
 
 @dataclass(frozen=True)
 class Split:
-    """Who gets which clip. Whole groups are held out for the test."""
+    """Clips of each silo and of the test, which holds out whole groups."""
 
     labels: tuple[str, ...]
     test: tuple[LabelledVideo, ...]
@@ -34,7 +36,7 @@ class Split:
 
 
 def labelled_videos(folder: Path) -> tuple[LabelledVideo, ...]:
-    """The labelled clips under ``folder``; DataError with the way out when there are too few."""
+    """The labelled clips under ``folder``. Raises DataError when they have fewer than two classes."""
     found = find_clips(folder)
     videos = tuple(
         LabelledVideo(clip.path, clip.label, clip.group or clip.path.stem) for clip in found if clip.label is not None
@@ -49,8 +51,8 @@ def labelled_videos(folder: Path) -> tuple[LabelledVideo, ...]:
 
 
 def is_miniworld(folder: Path) -> bool:
-    """Whether the folder is a rendered mini-world: captions.csv beside labels.csv, and folders of its classes."""
-    from .miniworld.videos import MOTIONS, OBJECTS
+    """True for a rendered mini-world: it holds captions.csv, labels.csv and only folders of its classes."""
+    from .miniworld.specs import MOTIONS, OBJECTS
 
     if not (folder / "labels.csv").is_file() or not (folder / "captions.csv").is_file():
         return False
@@ -60,13 +62,14 @@ def is_miniworld(folder: Path) -> bool:
 
 
 def split_videos(videos: Sequence[LabelledVideo], *, silos: int, beta: float, test_share: float, seed: int) -> Split:
-    """Hold out whole groups for the test and deal the rest to ``silos`` by Dir(beta) per class."""
+    """Hold out whole groups for the test and split the rest over ``silos`` by Dir(beta) per class."""
     labels = [video.label for video in videos]
     rest, test = hold_out_groups([video.group for video in videos], test_share, seed, labels=labels)
     smallest = max(2, len(rest) // (8 * silos))
-    dealt = dirichlet(np.array(labels)[rest], silos=silos, beta=beta, seed=seed, smallest=smallest)
+    partition = dirichlet(np.array(labels)[rest], silos=silos, beta=beta, seed=seed, smallest=smallest)
     shares = {
-        f"silo-{number}": tuple(videos[rest[row]] for row in rows) for number, rows in enumerate(dealt.silos, start=1)
+        f"silo-{number}": tuple(videos[rest[row]] for row in rows)
+        for number, rows in enumerate(partition.silos, start=1)
     }
     return Split(tuple(sorted(set(labels))), tuple(videos[row] for row in test), shares)
 

@@ -1,8 +1,8 @@
-"""Many silos in one process: what a federation of daemons computes, without its processes and its wire.
+"""Simulation of a federation in one process: the computation of the daemons without processes and network.
 
-Initial model, local training, codec and aggregation are the daemons' own functions, called in their order,
-so a simulated run and a real one with the same settings, rows and threads end in the same model to
-the bit. What is left out: waiting, certificates, gRPC, and the disk.
+Initial model, local training, codec and aggregation are the daemons' own functions, called in the same order. A
+simulated run and a real one with the same settings, rows and threads end in the same model, bit for bit. Left out
+are waiting, certificates, gRPC and the disk.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ..fedproto.tensors import decode_params, encode_params, payload_bytes
 
 @dataclass(frozen=True, eq=False)
 class SimulatedSilo:
-    """A silo by name and the rows that it trains on: held-out rows are taken out before."""
+    """A silo's name and its training rows, without held-out ones."""
 
     name: str
     train: FeatureTable
@@ -41,27 +41,27 @@ class SimulatedSilo:
 
 @dataclass(frozen=True, eq=False)
 class SimulatedRun:
-    """What a run came to."""
+    """Result of a simulated run."""
 
     params: Params  # of the final model
     sha256: str  # params_sha256(params)
-    rounds: tuple[Evaluation, ...]  # of the global model on the test rows after each round; () without them
+    rounds: tuple[Evaluation, ...]  # of the global model on the test rows after each round; () without test rows
     seconds: float  # wall clock of the whole run, evaluation included
-    bytes_per_silo_round: int  # payload of the model down and of the update up, the mean
+    bytes_per_silo_round: int  # mean payload of the model down and the update up
     refused: tuple[tuple[int, str], ...] = ()  # (round, silo) of updates beyond the norm bound
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What puts a run to the test."""
+class Scenario:
+    """Attack on a run, and the defences against it."""
 
-    # A silo's honest contribution to what it sends instead; given the round and the model that it started from.
-    sent: Callable[[int, Params, HeldContribution], HeldContribution] = lambda _number, _base, honest: honest
+    # The contribution that a silo sends in place of its honest one, given the round and its initial model.
+    attack: Callable[[int, Params, HeldContribution], HeldContribution] = lambda _number, _base, honest: honest
     norm_times: float = 0.0  # the coordinator's [checks] norm_times; 0: nothing is refused
-    protection: Protection = UNPROTECTED  # every silo's policy
+    protection: Protection = UNPROTECTED  # of every silo's updates
 
 
-NO_TRIAL = Trial()
+HONEST = Scenario()
 
 
 def simulate(
@@ -72,59 +72,60 @@ def simulate(
     threads: int = 1,
     workers: int = 1,
     on_round: Callable[[int], None] = lambda _: None,
-    trial: Trial = NO_TRIAL,
+    scenario: Scenario = HONEST,
 ) -> SimulatedRun:
-    """Run ``run.rounds`` rounds in which every silo answers, as daemons with ``work.threads = threads`` would.
+    """Run ``run.rounds`` rounds in which every silo answers, like daemons with ``work.threads = threads``.
 
-    ``workers`` silos train at one time, each on ``threads`` cores; the result does not depend on it, and
-    ``threads=1`` with a worker per core is the fastest. ``on_round`` is called with the number of every
-    round that has closed. ``run.min_silos`` and ``run.deadline_s`` have no meaning here. ``trial``: hostile silos, and
-    the coordinator's norm bound against them (no quarantine: a refused silo tries again in the next round).
+    ``workers`` silos train at a time, each on ``threads`` cores. The result does not depend on ``workers``;
+    ``threads=1`` with a worker per core is fastest. ``on_round`` is called with the number of every closed
+    round. ``run.min_silos`` and ``run.deadline_s`` are ignored. ``scenario``: hostile silos, and the coordinator's
+    norm bound against them (without quarantine: a refused silo tries again in the next round).
 
-    Raises DataError for silos or tables that the run cannot be made of, and as training does (``diverged``).
+    Raises DataError for silos or tables that do not fit the run, and as training does (``diverged``).
     """
     _check(run, silos, test)
     started = time.perf_counter()
     params, state = initial_params(run.head, run.seed), first_state(run)
-    measured = []
-    guard = _Guard(run, trial)
-    with _Crew(run, silos, trial.protection, threads=threads, workers=workers) as crew:
-        down = payload_bytes(run.head) if run.codec == "fp32" else 0  # else every silo makes the first model itself
-        moved = 0
+    evaluations = []
+    guard = _NormGuard(run, scenario)
+    with _SiloPool(run, silos, scenario.protection, threads=threads, workers=workers) as pool:
+        # With a lossy codec every silo makes the initial model itself.
+        down = payload_bytes(run.head) if run.codec == "fp32" else 0
+        received_bytes = 0
         for number in range(1, run.rounds + 1):
-            moved += down * len(silos)
-            parts: Iterable[HeldContribution] = guard.passed(number, params, crew.contributions(number, params))
+            received_bytes += down * len(silos)
+            parts: Iterable[HeldContribution] = guard.admitted(number, params, pool.contributions(number, params))
             if needs_two_passes(run.strategy):
                 parts = list(parts)
             made = broadcast(run, params, aggregate(run.strategy, run.head, params, parts, state, len(silos)))
             params, state = made.params, made.state
             down = len(made.payload) or payload_bytes(run.head)
             if test is not None and len(test):
-                measured.append(crew.evaluate(params, test))
+                evaluations.append(pool.evaluate(params, test))
             on_round(number)
-    size = round((moved + crew.sent_bytes) / (run.rounds * len(silos)))
+    size = round((received_bytes + pool.sent_bytes) / (run.rounds * len(silos)))
     seconds = time.perf_counter() - started
-    return SimulatedRun(params, params_sha256(params), tuple(measured), seconds, size, tuple(guard.refused))
+    return SimulatedRun(params, params_sha256(params), tuple(evaluations), seconds, size, tuple(guard.refused))
 
 
-class _Guard:
-    """Lets hostile silos send what they will, and keeps from the sum what the coordinator would refuse."""
+class _NormGuard:
+    """Applies the attack to the contributions, and drops those that the coordinator would refuse."""
 
-    def __init__(self, run: RunSettings, trial: Trial) -> None:
+    def __init__(self, run: RunSettings, scenario: Scenario) -> None:
         self._run = run
-        self._trial = trial
+        self._trial = scenario
         self._norms: deque[dict[str, float]] = deque(maxlen=WINDOW)  # of the last rounds, by silo
         self.refused: list[tuple[int, str]] = []
 
-    def passed(self, number: int, base: Params, parts: Iterable[HeldContribution]) -> Iterator[HeldContribution]:
-        run, trial = self._run, self._trial
+    def admitted(self, number: int, base: Params, parts: Iterable[HeldContribution]) -> Iterator[HeldContribution]:
+        run, scenario = self._run, self._trial
         silos = sorted({silo for norms in self._norms for silo in norms})
-        farthest = {silo: max(norms.get(silo, 0.0) for norms in self._norms) for silo in silos}
-        bound = NormBound(run.head, run.train, trial.norm_times, number, learnt_norm(farthest))
+        largest = {silo: max(norms.get(silo, 0.0) for norms in self._norms) for silo in silos}
+        bound = NormBound(run.head, run.train, scenario.norm_times, number, learnt_norm(largest))
         norms: dict[str, float] = {}
         for part in parts:
-            sent = trial.sent(number, base, part)
-            if trial.norm_times > 0:
+            sent = scenario.attack(number, base, part)
+            if scenario.norm_times > 0:
                 norm = distance(sent.params, base)
                 try:
                     bound.check(norm, sent.examples, run.codec, whose=f"update from silo '{sent.silo}'")
@@ -136,8 +137,8 @@ class _Guard:
         self._norms.append(norms)
 
 
-class _Crew:
-    """``workers`` threads, each with a trainer of its own for as long as it trains a silo."""
+class _SiloPool:
+    """``workers`` threads that train silos, each with a trainer of its own."""
 
     def __init__(
         self, run: RunSettings, silos: Sequence[SimulatedSilo], protection: Protection, *, threads: int, workers: int
@@ -145,7 +146,9 @@ class _Crew:
         self._run = run
         self._protection = protection
         self._silos = sorted(silos, key=lambda silo: silo.name)  # the coordinator's order
-        self._residuals: dict[str, FlatParams] = {}  # what a lossy codec left out of each silo's last update
+        self._residuals: dict[
+            str, FlatParams
+        ] = {}  # of a lossy codec, by silo: the part of its last update that was not sent
         self.sent_bytes = 0  # payloads of all updates
         self._corrections: dict[str, Correction] = {silo.name: {} for silo in silos}  # FedDyn's h_i
         self._trainers: SimpleQueue[HeadTrainer] = SimpleQueue()
@@ -155,7 +158,7 @@ class _Crew:
         self._pool = ThreadPoolExecutor(workers, "silo")
         self._exit = ExitStack()
 
-    def __enter__(self) -> _Crew:
+    def __enter__(self) -> _SiloPool:
         self._exit.callback(self._pool.shutdown, cancel_futures=True)
         return self
 
@@ -163,9 +166,9 @@ class _Crew:
         self._exit.close()
 
     def contributions(self, number: int, params: Params) -> Iterator[HeldContribution]:
-        """Every silo's part of round ``number``, in ascending order of name."""
+        """Every silo's contribution to round ``number``, in ascending order of name."""
         futures: dict[str, Future[bytes]] = {}
-        # The silo with most rows first: a short one fills the gap at the round's end.
+        # The largest silo first, so that small ones fill the gaps at the end of the round.
         for silo in sorted(self._silos, key=lambda silo: -len(silo.train)):
             futures[silo.name] = self._pool.submit(self._train, silo, number, params)
         for silo in self._silos:
@@ -187,7 +190,7 @@ class _Crew:
             self._trainers.put(trainer)
 
     def _train(self, silo: SimulatedSilo, number: int, params: Params) -> bytes:
-        """From the round's model, which every silo has to the bit, to the silo's update as it would go."""
+        """Train the silo on the round's model; returns the payload of its update."""
         run = self._run
         trainer = self._trainers.get()
         try:
@@ -208,12 +211,12 @@ class _Crew:
 def _check(run: RunSettings, silos: Sequence[SimulatedSilo], test: FeatureTable | None) -> None:
     names = [silo.name for silo in silos]
     if not silos or len(set(names)) < len(names):
-        raise DataError(f"silos {sorted(names)}: expected one or more, each with a name of its own", code="bad_silos")
+        raise DataError(f"silos {sorted(names)}: expected one or more with different names", code="bad_silos")
     for silo in silos:
         if not len(silo.train):
             raise DataError(
                 f"silo '{silo.name}' has no rows to train on",
-                fix="leave it out, or draw a partition with a smallest silo above 0",
+                fix="leave it out, or use a partition that gives every silo at least one row",
                 code="empty_silo",
             )
         _check_table(run.head, silo.train, f"silo '{silo.name}'")

@@ -1,1 +1,1 @@
-"""The two rivals of the paper's tables that train on video itself: KD (Jain et al. 2021) and ActionCLIP."""
+"""The two baselines of the paper's tables that train on the videos: KD (Jain et al. 2021) and ActionCLIP."""

@@ -1,12 +1,11 @@
-"""ActionCLIP, the paper's centralised rival (Wang et al. 2021): CLIP fine-tuned on clips and their labels' words.
+"""ActionCLIP, the paper's centralised baseline (Wang et al. 2021): CLIP fine-tuned on clips and their labels' words.
 
-https://arxiv.org/abs/2109.08472, with the settings of the authors' code. docs/rivals.md says what is
-theirs and what is our choice. Every parameter of CLIP is trained, on all clips in one place.
+https://arxiv.org/abs/2109.08472, with the settings of the authors' code. docs/baselines.md lists which choices
+are theirs and which are ours. Every parameter of CLIP is trained, on all clips in one place.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +17,12 @@ from ...base.errors import DataError, UsageError
 from ...base.progress import Progress
 from ...export.networks.small import SMALL_FORMS, weights_file
 from .checkpoints import run_key
-from .clip_towers import DEVIATION, MEAN, ClipTowers, Fusion, build_video_text, load_towers
-from .clips import Bytes, Filmed, FilmShape, Rows, film, plan_films
+from .clip_towers import MEAN, STD, ClipTowers, Fusion, build_video_text, load_towers
+from .clips import Bytes, ClipShape, DecodedClips, Rows, decode_clips, split_clips
 from .losses import PROMPTS, TARGET_SHARPNESS, class_scores, class_sentences, contrastive_loss
 from .networks import Scale, as_input, count_parameters
-from .result import Device, RivalResult, best_and_last, describe_machine, torch_on, write_result
-from .training import Fit, TrainJob, accuracy, learn
+from .result import BaselineResult, Device, best_and_last, describe_machine, settings_record, torch_on, write_result
+from .training import Fit, TrainJob, accuracy, train
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ActionClipSettings:
+    """Settings of a fine-tuning."""
+
     fit: Fit
-    film: FilmShape
+    shape: ClipShape
     fusion: Fusion = "mean"
     prompts: tuple[str, ...] = PROMPTS
     sharpness: float = TARGET_SHARPNESS
@@ -42,14 +43,17 @@ class ActionClipSettings:
 
 @dataclass(frozen=True)
 class ActionClipRequest:
-    """``clip``: miniworld, random, or a local folder of a CLIP model; "" takes the mini-world's if it is trained."""
+    """Clips, CLIP model and settings of a run.
+
+    ``clip``: miniworld, random, or a local folder of a CLIP model; "" takes the mini-world's if it is trained.
+    """
 
     videos: Path
     out: Path
     scale: Scale = "small"
     settings: ActionClipSettings = field(default_factory=lambda: actionclip_settings("small"))
     clip: str = ""
-    dataset: str = ""  # as the result names it; the folder's name by default
+    dataset: str = ""  # name in the result; the folder's name by default
     seed: int = 0
     threads: int = 2
     device: Device = "auto"
@@ -58,43 +62,43 @@ class ActionClipRequest:
 def actionclip_settings(scale: Scale, *, epochs: int | None = None) -> ActionClipSettings:
     """The defaults of a scale. Raises UsageError on ``epochs`` below 1."""
     if epochs is not None and epochs < 1:
-        raise UsageError(f"ActionCLIP was asked to train for {epochs} epochs, expected 1 or more")
+        raise UsageError(f"--epochs {epochs}: expected 1 or more")
     if scale == "full":  # the authors' optimiser, rate, decay, batch and warm-up; 80 epochs as the paper says
         fit = Fit(epochs or 80, 64, 5e-6, weight_decay=0.2, betas=(0.9, 0.98), warmup=0.1)
-        return ActionClipSettings(fit, FilmShape(frames=8, size=224, spare=1, margin=0, filter="bicubic"))
+        return ActionClipSettings(fit, ClipShape(frames=8, size=224, spare=1, margin=0, filter="bicubic"))
     fit = Fit(epochs or 12, 16, 5e-4, weight_decay=0.05, betas=(0.9, 0.98))
     size = SMALL_FORMS["clip"].crop
-    return ActionClipSettings(fit, FilmShape(frames=4, size=size, fit="stretch", filter="bicubic"))
+    return ActionClipSettings(fit, ClipShape(frames=4, size=size, fit="stretch", filter="bicubic"))
 
 
 def actionclip_steps(request: ActionClipRequest) -> int:
-    """How far ``run_actionclip`` advances its progress: clips decoded, and clips trained on in every epoch."""
-    plan = plan_films(request.videos, test_share=request.settings.test_share, seed=request.seed)
-    return len(plan.videos) + request.settings.fit.epochs * len(plan.train)
+    """Steps of ``run_actionclip``'s progress: clips decoded, and clips trained on in every epoch."""
+    split = split_clips(request.videos, test_share=request.settings.test_share, seed=request.seed)
+    return len(split.videos) + request.settings.fit.epochs * len(split.train)
 
 
-def run_actionclip(request: ActionClipRequest, progress: Progress) -> RivalResult:
-    """Fine-tune, test after every epoch; writes ``request.out``/actionclip.json and gives the same.
+def run_actionclip(request: ActionClipRequest, progress: Progress) -> BaselineResult:
+    """Fine-tune and test after every epoch; writes ``request.out``/actionclip.json and returns its content.
 
-    Takes up what the checkpoint under ``request.out``/checkpoints holds of the same run. ``progress``
-    advances by one per clip, ``actionclip_steps`` in all. Raises DataError, StorageError, UsageError,
+    Resumes from the checkpoint of the same run under ``request.out``/checkpoints. ``progress`` advances by
+    one per clip, ``actionclip_steps`` in all. Raises DataError, StorageError, UsageError,
     MissingExtra, SettingsError as its parts do.
     """
     settings = request.settings
-    plan = plan_films(request.videos, test_share=settings.test_share, seed=request.seed)
+    split = split_clips(request.videos, test_share=settings.test_share, seed=request.seed)
     source = _source(request)
     towers = load_towers(source, seed=request.seed)
-    if towers.image_size != settings.film.size:
+    if towers.image_size != settings.shape.size:
         raise UsageError(
-            f"this CLIP reads frames of {towers.image_size} pixels, {settings.film.size} were asked for",
+            f"this CLIP reads frames of {towers.image_size} pixels, got --size {settings.shape.size}",
             fix=f"--size {towers.image_size}",
         )
     with torch_on(request.device, request.threads) as device:
         progress.describe("decoding the clips")
-        filmed = film(plan, settings.film, progress)
+        decoded = decode_clips(split, settings.shape, progress)
         key = run_key(
             what="actionclip",
-            clips=plan.digest,
+            clips=split.digest,
             settings=settings,
             clip=f"{source}: {towers.origin}",
             weights=_weights_digest(towers),
@@ -103,48 +107,48 @@ def run_actionclip(request: ActionClipRequest, progress: Progress) -> RivalResul
             threads=request.threads,
             device=request.device,
         )
-        teaching = _Teaching(request, towers, filmed, device)
+        fine_tuning = _FineTuning(request, towers, decoded, device)
         progress.describe("fine-tuning CLIP")
-        untaught = teaching.test()
-        learned = learn(
+        before_training = fine_tuning.test()
+        history = train(
             TrainJob(
-                net=teaching.net,
-                step=teaching.step,
-                test=teaching.test,
+                net=fine_tuning.net,
+                step=fine_tuning.step,
+                test=fine_tuning.test,
                 fit=settings.fit,
-                films=filmed.films,
-                rows=filmed.train,
+                clips=decoded.clips,
+                rows=decoded.train,
                 seed=(request.seed, 0),
                 file=request.out / "checkpoints" / f"actionclip-{key}" / "clip.safetensors",
-                before_epoch=teaching.read_classes,
+                before_epoch=fine_tuning.encode_classes,
             ),
             progress,
         )
         started = time.monotonic()
-        teaching.test()
+        fine_tuning.test()
         seconds_test = time.monotonic() - started
         machine = describe_machine(device, request.threads)
-    best, last = best_and_last(learned.test_curve)
-    result = RivalResult(
+    best, last = best_and_last(history.test_curve)
+    result = BaselineResult(
         name="ActionCLIP",
         dataset=request.dataset or request.videos.resolve().name,
         scale=request.scale,
         best=best,
         last=last,
-        seconds_train=learned.seconds,
+        seconds_train=history.seconds,
         seconds_test=seconds_test,
-        trainable_parameters=count_parameters(teaching.net),
-        curve=tuple(learned.test_curve),
-        train_curve=tuple(learned.train_curve),
-        settings=dataclasses.asdict(settings),
+        trainable_parameters=count_parameters(fine_tuning.net),
+        curve=tuple(history.test_curve),
+        train_curve=tuple(history.train_curve),
+        settings=settings_record(settings),
         seed=request.seed,
         details={
             "initial_weights": towers.origin,
-            "before_training": untaught,
-            "classes": len(plan.labels),
-            "split": plan.split,
-            "clips": {"train": len(filmed.train), "test": len(filmed.test)},
-            "failed": list(filmed.failed),
+            "before_training": before_training,
+            "classes": len(split.labels),
+            "split": split.record,
+            "clips": {"train": len(decoded.train), "test": len(decoded.test)},
+            "failed": list(decoded.failed),
             "machine": machine,
         },
     )
@@ -153,11 +157,11 @@ def run_actionclip(request: ActionClipRequest, progress: Progress) -> RivalResul
 
 
 def _source(request: ActionClipRequest) -> str:
-    """Where CLIP's first weights come from; small ones may be untrained, full ones must be somebody's."""
+    """Source of CLIP's initial weights; only the small CLIP may be untrained."""
     if request.scale == "full" and request.clip in ("", "miniworld", "random"):
         raise UsageError(
-            "ActionCLIP at full scale fine-tunes a published CLIP, and none was given",
-            fix="--clip FOLDER with config.json, model.safetensors and tokenizer.json of openai/clip-vit-base-patch32",
+            "ActionCLIP at full scale fine-tunes a published CLIP, expected --clip FOLDER",
+            fix="give a folder with config.json, model.safetensors, tokenizer.json of openai/clip-vit-base-patch32",
         )
     if request.clip:
         return request.clip
@@ -165,28 +169,30 @@ def _source(request: ActionClipRequest) -> str:
 
 
 def _weights_digest(towers: ClipTowers) -> str:
-    """Enough of the first weights to tell two sets apart: sums of every tensor."""
+    """Digest of the initial weights, from the sum of every tensor."""
     return run_key(sums={name: float(tensor.double().sum()) for name, tensor in towers.net.state_dict().items()})
 
 
-class _Teaching:
-    """The network, its sentences, and one step of training."""
+class _FineTuning:
+    """The network, the sentences of its classes, and one training step."""
 
-    def __init__(self, request: ActionClipRequest, towers: ClipTowers, filmed: Filmed, device: torch.device) -> None:
+    def __init__(
+        self, request: ActionClipRequest, towers: ClipTowers, decoded: DecodedClips, device: torch.device
+    ) -> None:
         settings = request.settings
-        net = build_video_text(towers, settings.fusion, frames=settings.film.frames, seed=request.seed)
+        net = build_video_text(towers, settings.fusion, frames=settings.shape.frames, seed=request.seed)
         self.net: Any = net.to(device)
-        self.filmed, self.settings, self.device = filmed, settings, device
-        self.sentences = class_sentences(filmed.films.labels, settings.prompts)
-        if len(set(self.sentences[0])) < len(filmed.films.labels):
+        self.decoded, self.settings, self.device = decoded, settings, device
+        self.sentences = class_sentences(decoded.clips.labels, settings.prompts)
+        if len(set(self.sentences[0])) < len(decoded.clips.labels):
             raise DataError(
-                "two classes have the same words, so that no sentence can tell them apart",
+                "two classes have the same words: no sentence can tell them apart",
                 fix="rename their folders, or the labels in labels.csv",
             )
         self._classes: Tensor | None = None
 
-    def read_classes(self) -> None:
-        """Read every class in every prompt with the text tower as it is now."""
+    def encode_classes(self) -> None:
+        """Encode every class in every prompt with the current text tower."""
         import torch
 
         self.net.eval()
@@ -194,29 +200,29 @@ class _Teaching:
             self._classes = torch.stack([self.net.texts(row) for row in self.sentences])
 
     def step(self, frames: Bytes, y: Rows, random: np.random.Generator) -> tuple[Tensor, int]:
-        """ActionCLIP's loss of one batch, each label in a prompt drawn for it.
+        """ActionCLIP's loss of one batch, with a random prompt per label, and the number of correct predictions.
 
-        Recognised is a clip whose nearest class, as the text tower read it when the epoch began, is its own.
+        A prediction is the nearest class, as encoded when the epoch began.
         """
         import torch
 
         truth = torch.from_numpy(y).to(self.device)
         prompts = random.integers(len(self.sentences), size=len(y))
-        clips = self.net.clips(as_input(frames, MEAN, DEVIATION, self.device))
+        clips = self.net.clips(as_input(frames, MEAN, STD, self.device))
         texts = self.net.texts([self.sentences[prompt][row] for prompt, row in zip(prompts, y, strict=True)])
         with torch.no_grad():
-            right = int((self._scores(clips.detach()).argmax(1) == truth).sum())
-        return contrastive_loss(clips, texts, truth, self.net.scale(), sharpness=self.settings.sharpness), right
+            correct = int((self._scores(clips.detach()).argmax(1) == truth).sum())
+        return contrastive_loss(clips, texts, truth, self.net.scale(), sharpness=self.settings.sharpness), correct
 
     def test(self) -> float:
-        """Accuracy on the test clips, the classes read anew."""
-        self.read_classes()
-        return accuracy(self.net, self.filmed.films, self.filmed.test, self._guess, batch_size=32)
+        """Accuracy on the test clips, with freshly encoded classes."""
+        self.encode_classes()
+        return accuracy(self.net, self.decoded.clips, self.decoded.test, self._predict, batch_size=32)
 
-    def _guess(self, frames: Bytes) -> Rows:
-        seen = as_input(frames, MEAN, DEVIATION, self.device)
-        guessed: Rows = self._scores(self.net.clips(seen)).argmax(1).cpu().numpy()
-        return guessed
+    def _predict(self, frames: Bytes) -> Rows:
+        pixels = as_input(frames, MEAN, STD, self.device)
+        predicted: Rows = self._scores(self.net.clips(pixels)).argmax(1).cpu().numpy()
+        return predicted
 
     def _scores(self, clips: Tensor) -> Tensor:
         assert self._classes is not None

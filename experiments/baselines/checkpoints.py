@@ -1,8 +1,7 @@
-"""What a rival has learned so far, on disk after every epoch or round: safetensors files that appear whole.
+"""Checkpoints of the baselines, written after every epoch or round as safetensors files that appear whole.
 
-A file holds the network, the optimiser's moments and, as JSON in the header, the curves. Ctrl-C loses
-at most the epoch that it interrupts; the run goes on to the same end, bit for bit on the CPU with the
-same number of threads.
+A file holds the network, the optimiser's moments and, as JSON in the header, the curves. Ctrl-C loses at most
+the current epoch. A resumed run ends in the same model, bit for bit on the CPU with the same number of threads.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-MOMENTS = "optimiser/"  # before the names of an optimiser's tensors
+MOMENTS = "optimiser/"  # prefix of the optimiser's tensors
 
 
 def run_key(**inputs: Any) -> str:
-    """Names the folder of a run's checkpoints by all that decides what it learns: 16 hexadecimal digits."""
+    """Name of a run's checkpoint folder: 16 hexadecimal digits that depend on all ``inputs`` of the training."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -38,7 +37,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[s
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What ``save_checkpoint`` wrote; None when there is no such file. Raises DataError when it is damaged."""
+    """Content of ``save_checkpoint``'s file; None when it does not exist. Raises DataError when it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -49,7 +48,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
             return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118 (not a mapping)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"the checkpoint {path} cannot be read: {error}", fix=f"remove it, and that phase begins anew: rm {path}"
+            f"the checkpoint {path} cannot be read: {error}", fix=f"remove it to repeat that phase: rm {path}"
         ) from error
 
 
@@ -67,7 +66,7 @@ def pack_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def unpack_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put the moments of ``pack_optimiser`` back; entries of other names are left alone."""
+    """Restore the moments of ``pack_optimiser``; other entries are ignored."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith(MOMENTS):

@@ -1,10 +1,10 @@
-"""``python -m flamest.experiments.baselines``: KD and ActionCLIP, trained on the clips themselves."""
+"""``python -m flamest.experiments.baselines``: KD and ActionCLIP, trained on the videos."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,10 @@ from ...base.console import command
 from ...base.errors import UsageError
 from ...base.options import JsonOption
 from ...base.progress import progress_bar
-from .result import RivalResult, as_record
+from .result import BaselineResult, as_record
+
+if TYPE_CHECKING:
+    from .clips import ClipShape
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 
@@ -21,13 +24,11 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for the result file and
 ScaleOption = Annotated[str, typer.Option("--scale", help="small (2 cores, minutes) or full (a GPU, days).")]
 Dataset = Annotated[
     str,
-    typer.Option(
-        "--dataset", help="Name in the result; miniworld where the clips are its own, else the folder's by default."
-    ),
+    typer.Option("--dataset", help="Name in the result; by default miniworld for its clips, else the folder's name."),
 ]
-Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs: of each of KD's three networks, or of CLIP.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of the splits, the first weights, the order and the crops.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Of PyTorch on the CPU.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs of each of KD's three networks, or of CLIP.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the splits, the initial weights, the order and the crops.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of PyTorch on the CPU.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Frames = Annotated[int | None, typer.Option("--frames", min=1, help="Frames per clip.")]
 TestShare = Annotated[
@@ -36,7 +37,7 @@ TestShare = Annotated[
         "--test-share",
         min=0.01,
         max=0.99,
-        help="Of the clips, held out by whole groups; by default as the tables do: 0.75 of the mini-world, else 0.2.",
+        help="Share of the clips held out, by whole groups; as in the tables: 0.75 of the mini-world, else 0.2.",
     ),
 ]
 
@@ -49,14 +50,16 @@ def kd(
     scale: ScaleOption = "small",
     central: Annotated[
         Path | None,
-        typer.Option("--central", help="The centre's own labelled clips; else half of the groups are set aside."),
+        typer.Option("--central", help="The centre's own labelled clips; by default half of the training groups."),
     ] = None,
-    student: Annotated[str, typer.Option("--student", help="2d (as in Table 1) or 3d; the assistant is alike.")] = "2d",
+    student: Annotated[str, typer.Option("--student", help="2d (as in Table 1) or 3d, also for the assistant.")] = "2d",
     epochs: Epochs = None,
-    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Of as many reports as silos.")] = None,
-    silos: Annotated[int, typer.Option("--silos", min=2, help="That share the clips.")] = 4,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, help="Rounds of as many reports as there are silos.")
+    ] = None,
+    silos: Annotated[int, typer.Option("--silos", min=2, help="Number of silos.")] = 4,
     beta: Annotated[float, typer.Option("--beta", min=0.01, help="Dirichlet split over silos: small is uneven.")] = 0.6,
-    iid: Annotated[bool, typer.Option("--iid", help="An IID split instead.")] = False,
+    iid: Annotated[bool, typer.Option("--iid", help="Use an IID split instead.")] = False,
     frames: Frames = None,
     size: Annotated[int | None, typer.Option("--size", min=16, help="Pixels of a frame.")] = None,
     test_share: TestShare = None,
@@ -68,23 +71,23 @@ def kd(
 ) -> dict[str, Any]:
     """KD (Jain et al. 2021): teacher, assistant and student at the centre, then an asynchronous federation.
 
-    Writes OUT/kd.json. Interrupted, it goes on from OUT/checkpoints when started again.
+    Writes OUT/kd.json. An interrupted run resumes from OUT/checkpoints when started again.
     """
     from .kd import kd_steps, run_kd
     from .kd_settings import KdRequest, kd_settings
 
-    named = dataset or _detected(videos)
+    name = dataset or _detected(videos)
     settings = kd_settings(_one_of("scale", scale, "small", "full"), epochs=epochs)  # type: ignore[arg-type]
-    film = dataclasses.replace(settings.film, frames=frames or settings.film.frames, size=size or settings.film.size)
+    shape = _resized(settings.shape, frames, size)
     federated = dataclasses.replace(
         settings.federated, silos=silos, beta=None if iid else beta, rounds=rounds or settings.federated.rounds
     )
     settings = dataclasses.replace(
         settings,
-        film=film,
+        shape=shape,
         federated=federated,
         dimensions=_one_of("student", student, "2d", "3d"),  # type: ignore[arg-type]
-        test_share=test_share or default_test_share(named),
+        test_share=test_share or default_test_share(name),
     )
     request = KdRequest(
         videos=videos,
@@ -92,13 +95,13 @@ def kd(
         scale=scale,  # type: ignore[arg-type]
         settings=settings,
         central=central,
-        dataset=named,
+        dataset=name,
         seed=seed,
         threads=threads,
         device=_one_of("device", device, "auto", "cpu", "cuda"),  # type: ignore[arg-type]
     )
     with progress_bar("KD", kd_steps(request), unit="clips") as progress:
-        return _say(run_kd(request, progress))
+        return _report(run_kd(request, progress))
 
 
 @app.command()
@@ -110,10 +113,10 @@ def actionclip(
     clip: Annotated[
         str, typer.Option("--clip", help="miniworld, random (both small), or a local folder of a CLIP model.")
     ] = "",
-    fusion: Annotated[str, typer.Option("--fusion", help="Of the frames: mean, or transformer.")] = "mean",
+    fusion: Annotated[str, typer.Option("--fusion", help="Fusion of the frames: mean or transformer.")] = "mean",
     epochs: Epochs = None,
     frames: Frames = None,
-    size: Annotated[int | None, typer.Option("--size", min=16, help="Pixels that this CLIP reads.")] = None,
+    size: Annotated[int | None, typer.Option("--size", min=16, help="Frame size of this CLIP, pixels.")] = None,
     test_share: TestShare = None,
     dataset: Dataset = "",
     seed: Seed = 0,
@@ -123,18 +126,18 @@ def actionclip(
 ) -> dict[str, Any]:
     """ActionCLIP (Wang et al. 2021): CLIP fine-tuned on clips and the words of their labels, in one place.
 
-    Writes OUT/actionclip.json. Interrupted, it goes on from OUT/checkpoints when started again.
+    Writes OUT/actionclip.json. An interrupted run resumes from OUT/checkpoints when started again.
     """
     from .actionclip import ActionClipRequest, actionclip_settings, actionclip_steps, run_actionclip
 
-    named = dataset or _detected(videos)
+    name = dataset or _detected(videos)
     settings = actionclip_settings(_one_of("scale", scale, "small", "full"), epochs=epochs)  # type: ignore[arg-type]
-    film = dataclasses.replace(settings.film, frames=frames or settings.film.frames, size=size or settings.film.size)
+    shape = _resized(settings.shape, frames, size)
     settings = dataclasses.replace(
         settings,
-        film=film,
+        shape=shape,
         fusion=_one_of("fusion", fusion, "mean", "transformer"),  # type: ignore[arg-type]
-        test_share=test_share or default_test_share(named),
+        test_share=test_share or default_test_share(name),
     )
     request = ActionClipRequest(
         videos=videos,
@@ -142,13 +145,13 @@ def actionclip(
         scale=scale,  # type: ignore[arg-type]
         settings=settings,
         clip=clip,
-        dataset=named,
+        dataset=name,
         seed=seed,
         threads=threads,
         device=_one_of("device", device, "auto", "cpu", "cuda"),  # type: ignore[arg-type]
     )
     with progress_bar("ActionCLIP", actionclip_steps(request), unit="clips") as progress:
-        return _say(run_actionclip(request, progress))
+        return _report(run_actionclip(request, progress))
 
 
 def main() -> None:
@@ -156,7 +159,7 @@ def main() -> None:
 
 
 def default_test_share(dataset: str) -> float:
-    """What the tables hold out of that data set where they hold out whole groups."""
+    """Share of the clips that the tables hold out of that data set, where they hold out whole groups."""
     from ..miniworld.videos import EXPERIMENT_TEST_SHARE
 
     return EXPERIMENT_TEST_SHARE if dataset == "miniworld" else 0.2
@@ -168,13 +171,17 @@ def _detected(videos: Path) -> str:
     return "miniworld" if is_miniworld(videos) else ""
 
 
-def _say(result: RivalResult) -> dict[str, Any]:
+def _report(result: BaselineResult) -> dict[str, Any]:
     print(
         f"{result.name} on {result.dataset} ({result.scale}): best {result.best:.1%}, last {result.last:.1%} of "
         f"held-out clips; {result.trainable_parameters:,} parameters, {result.seconds_train:.0f} s of training, "
         f"{result.seconds_test:.1f} s of testing"
     )
     return as_record(result)
+
+
+def _resized(shape: ClipShape, frames: int | None, size: int | None) -> ClipShape:
+    return dataclasses.replace(shape, frames=frames or shape.frames, size=size or shape.size)
 
 
 def _one_of(name: str, value: str, *known: str) -> str:

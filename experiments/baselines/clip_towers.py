@@ -1,4 +1,4 @@
-"""CLIP's two towers for ActionCLIP, from the mini-world's small CLIP or a local folder, and the temporal part."""
+"""CLIP's two towers for ActionCLIP, loaded from the mini-world or a folder, and the fusion over frames."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 Fusion = Literal["mean", "transformer"]
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published CLIP
-DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+STD = (0.26862954, 0.26130258, 0.27577711)
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
-LARGEST_SCALE = 100.0  # of similarities, as CLIP was trained
+LARGEST_SCALE = 100.0  # of the similarities, as in CLIP's training
 
 
 @dataclass(frozen=True, eq=False)
 class ClipTowers:
-    """A CLIP to fine-tune, and how its weights began."""
+    """A CLIP model to fine-tune, with the origin of its weights."""
 
     net: Any  # transformers.CLIPModel
     tokenizer: Any  # tokenizers.Tokenizer
     image_size: int  # pixels
-    origin: str  # for the result
+    origin: str  # of the weights, for the result
 
 
 def load_towers(source: str, *, seed: int) -> ClipTowers:
-    """``miniworld`` (the trained small CLIP), ``random`` (the same, untrained), or a local folder.
+    """Load ``miniworld`` (the trained small CLIP), ``random`` (the same, untrained), or a local folder.
 
-    The folder is as the hub has it (``openai/clip-vit-base-patch32``): config.json, model.safetensors,
-    tokenizer.json. Raises DataError (``untrained`` when the small CLIP's weights are not there),
-    UsageError when it is no folder, MissingExtra.
+    The folder has the hub's layout (``openai/clip-vit-base-patch32``): config.json, model.safetensors,
+    tokenizer.json. Raises DataError (``untrained`` when the small CLIP has no weights), UsageError when
+    files are missing in the folder, MissingExtra.
     """
     try:
         import tokenizers
@@ -69,8 +69,7 @@ def _from_folder(folder: Path) -> Any:
     if missing:
         raise UsageError(
             f"{folder} is not a folder of a CLIP model: {', '.join(missing)} missing",
-            fix="where there is network, download openai/clip-vit-base-patch32 into a folder, bring it here, "
-            "and give it with --clip",
+            fix="download openai/clip-vit-base-patch32 into a folder and give it with --clip",
         )
     try:
         return transformers.CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
@@ -81,10 +80,10 @@ def _from_folder(folder: Path) -> Any:
 def build_video_text(towers: ClipTowers, fusion: Fusion, *, frames: int, seed: int) -> nn.Module:
     """ActionCLIP's network around the two towers.
 
-    ``clips(pixels float32 [B, T, 3, S, S])`` and ``texts(sentences)`` give unit vectors float32 [B, D];
-    ``scale()`` is what similarities are multiplied by. ``mean`` averages the frames' vectors and adds no
-    parameter; ``transformer`` lets them see each other first, in order (the authors' "Transf": as many
-    layers as 6, heads of 64), added to what it read.
+    ``clips(pixels float32 [B, T, 3, S, S])`` and ``texts(sentences)`` return unit vectors float32 [B, D];
+    ``scale()`` is the factor of similarities. ``mean`` averages the frames' vectors and adds no parameter.
+    ``transformer`` adds to each frame's vector the output of a transformer over all frames in order (the
+    authors' "Transf": 6 layers, heads of width 64).
     """
     import torch
     from torch import nn
@@ -98,8 +97,8 @@ def build_video_text(towers: ClipTowers, fusion: Fusion, *, frames: int, seed: i
             self.mixer = _mixer(width) if fusion == "transformer" else None
 
         def clips(self, pixels: Tensor) -> Tensor:
-            read: Any = self.clip.vision_model(pixel_values=pixels.flatten(0, 1)).pooler_output
-            frame_vectors: Tensor = self.clip.visual_projection(read).unflatten(0, pixels.shape[:2])
+            pooled: Any = self.clip.vision_model(pixel_values=pixels.flatten(0, 1)).pooler_output
+            frame_vectors: Tensor = self.clip.visual_projection(pooled).unflatten(0, pixels.shape[:2])
             if self.mixer is not None and self.order is not None:
                 frame_vectors = frame_vectors + self.mixer(frame_vectors + self.order)
             return nn.functional.normalize(frame_vectors.mean(1), dim=-1)
@@ -109,8 +108,8 @@ def build_video_text(towers: ClipTowers, fusion: Fusion, *, frames: int, seed: i
             device: torch.device = self.clip.logit_scale.device
             ids = torch.tensor([one.ids for one in encoded], device=device)
             mask = torch.tensor([one.attention_mask for one in encoded], device=device)
-            read: Any = self.clip.text_model(input_ids=ids, attention_mask=mask).pooler_output
-            return nn.functional.normalize(self.clip.text_projection(read), dim=-1)
+            pooled: Any = self.clip.text_model(input_ids=ids, attention_mask=mask).pooler_output
+            return nn.functional.normalize(self.clip.text_projection(pooled), dim=-1)
 
         def scale(self) -> Tensor:
             value: Tensor = self.clip.logit_scale.exp().clamp(max=LARGEST_SCALE)

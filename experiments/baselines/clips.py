@@ -1,7 +1,7 @@
-"""Labelled video files to small frames in memory: what the rivals train on.
+"""Labelled video files decoded to small frames in memory, which the baselines train on.
 
-FLAMeST's silos keep numbers; the rivals need pictures at every epoch. Every clip is decoded once, in
-the runtime's own decoder process, and kept as bytes.
+FLAMeST's silos keep embeddings; the baselines need the frames in every epoch. Every clip is decoded once, in
+the runtime's decoder process, and kept as bytes.
 """
 
 from __future__ import annotations
@@ -31,44 +31,44 @@ from ..silos import LabelledVideo, labelled_videos
 
 Bytes = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
-MEMORY_SHARE = 0.7  # of what the machine has free: more than this in frames is refused beforehand
+MEMORY_SHARE = 0.7  # of the free memory; more frames than that are refused before decoding
 
 
 @dataclass(frozen=True)
-class FilmShape:
-    """What is kept of a clip."""
+class ClipShape:
+    """Frames of a clip that are kept in memory, and those that a network sees."""
 
     frames: int  # that a network sees
     size: int  # pixels, height and width of what a network sees
-    spare: int = 2  # kept per frame seen: training sees one of them at random, testing the middle one
-    margin: int = 8  # pixels more than ``size``: training crops at random, testing in the middle
+    spare: int = 2  # frames kept per frame seen: training picks one at random, testing the middle one
+    margin: int = 8  # pixels beyond ``size``: training crops at random, testing in the centre
     fit: Literal["crop", "stretch"] = "crop"  # of a frame that is not square
     filter: Literal["bicubic", "bilinear"] = "bilinear"
 
     @property
     def stored(self) -> tuple[int, int, int, int]:
-        """[T, S, S, 3] of one clip in memory."""
+        """Shape [T, S, S, 3] of one clip in memory."""
         side = self.size + self.margin
         return self.frames * self.spare, side, side, 3
 
 
 @dataclass(frozen=True, eq=False)
-class Films:
+class ClipSet:
     """N clips as bytes, with their classes."""
 
-    shape: FilmShape
+    shape: ClipShape
     pixels: Bytes  # [N, T, S, S, 3] as ``shape.stored``
-    y: Rows  # int64 [N], rows of ``labels``
+    y: Rows  # int64 [N], indices into ``labels``
     labels: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.y)
 
     def take(self, rows: Rows, random: np.random.Generator | None) -> Bytes:
-        """uint8 [len(rows), frames, size, size, 3]: for training with ``random``, for testing without.
+        """Frames uint8 [len(rows), frames, size, size, 3]: augmented with ``random``, centred without.
 
-        Training draws for each clip one stored frame of every part, one crop and one reflection, the
-        same for all of its frames (left and right are no class in any data set of the paper).
+        Augmentation draws one stored frame of every part, and one crop and one reflection for all frames of
+        a clip (no class of the paper's data sets depends on left and right).
         """
         shape = self.shape
         out = np.empty((len(rows), shape.frames, shape.size, shape.size, 3), dtype=np.uint8)
@@ -80,14 +80,14 @@ class Films:
                 picked = parts + random.integers(shape.spare, size=shape.frames)
                 top, left = (int(start) for start in random.integers(shape.margin + 1, size=2))
                 mirrored = bool(random.integers(2))
-            seen = self.pixels[row, picked, top : top + shape.size, left : left + shape.size]
-            out[place] = seen[:, :, ::-1] if mirrored else seen
+            chosen = self.pixels[row, picked, top : top + shape.size, left : left + shape.size]
+            out[place] = chosen[:, :, ::-1] if mirrored else chosen
         return out
 
 
 @dataclass(frozen=True)
-class FilmPlan:
-    """The clips of a folder and who may see them, before anything is decoded."""
+class ClipSplit:
+    """The clips of a folder, split into training and test before anything is decoded."""
 
     videos: tuple[LabelledVideo, ...]
     labels: tuple[str, ...]
@@ -95,20 +95,20 @@ class FilmPlan:
     test: tuple[int, ...]
 
     @property
-    def split(self) -> dict[str, Any]:
-        """For a result: sizes of both sides, and a digest of the test's groups, by which a table knows its own."""
+    def record(self) -> dict[str, Any]:
+        """For a result: sizes of both sides, and a digest of the test's groups, which a table compares with its own."""
         groups = [self.videos[row].group for row in self.test]
         return {"train": len(self.train), "test": len(self.test), "test_groups_sha256": groups_digest(groups)}
 
     @property
     def digest(self) -> str:
-        """Of names, labels, groups, file sizes and the split: a checkpoint belongs to these."""
+        """SHA-256 of names, labels, groups, file sizes and the split; part of a checkpoint's key."""
         lines = (f"{v.path.name}\t{v.label}\t{v.group}\t{v.path.stat().st_size}" for v in self.videos)
         text = "\n".join(itertools.chain(lines, [str(self.train), str(self.test)]))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def plan_films(folder: Path, *, test_share: float, seed: int) -> FilmPlan:
+def split_clips(folder: Path, *, test_share: float, seed: int) -> ClipSplit:
     """Find the labelled clips of ``folder`` and hold out whole groups for the test (``test_share`` 0: none).
 
     Raises StorageError and DataError as ``labelled_videos`` does, DataError when nothing can be held out.
@@ -121,50 +121,52 @@ def plan_films(folder: Path, *, test_share: float, seed: int) -> FilmPlan:
             f"the clips of {folder} are all of one group: none can be held out for the test",
             fix="give groups in labels.csv (path,label,group)",
         )
-    return FilmPlan(videos, tuple(sorted(set(labels))), tuple(train.tolist()), tuple(test.tolist()))
+    return ClipSplit(videos, tuple(sorted(set(labels))), tuple(train.tolist()), tuple(test.tolist()))
 
 
 @dataclass(frozen=True, eq=False)
-class Filmed:
-    """Decoded clips with the split, and what could not be decoded."""
+class DecodedClips:
+    """Decoded clips with their split, and the files that could not be decoded."""
 
-    films: Films
-    train: Rows  # rows of ``films``
+    clips: ClipSet
+    train: Rows  # rows of ``clips``
     test: Rows
     failed: tuple[str, ...]  # "NAME: reason"
 
 
-def film(plan: FilmPlan, shape: FilmShape, progress: Progress, *, processes: int = 2) -> Filmed:
-    """Decode the clips of ``plan``. ``progress`` advances by one per clip.
+def decode_clips(split: ClipSplit, shape: ClipShape, progress: Progress, *, processes: int = 2) -> DecodedClips:
+    """Decode the clips of ``split``. ``progress`` advances by one per clip.
 
-    A clip that cannot be decoded is left out and named in ``failed``. Raises UsageError when the frames
-    would not fit into memory, DataError when a class has no readable clip left to train on.
+    A clip that cannot be decoded is left out and listed in ``failed``. Raises UsageError when the frames
+    would not fit into memory, DataError when a class has no readable training clip.
     """
-    _check_memory(len(plan.videos), shape)
-    pixels = np.empty((len(plan.videos), *shape.stored), dtype=np.uint8)
-    readable = np.ones(len(plan.videos), dtype=bool)
+    _check_memory(len(split.videos), shape)
+    pixels = np.empty((len(split.videos), *shape.stored), dtype=np.uint8)
+    readable = np.ones(len(split.videos), dtype=bool)
     failed = []
-    for row, answer in _decode_all([video.path for video in plan.videos], shape, processes):
-        if isinstance(answer, DataError):
+    for row, outcome in _decode_all([video.path for video in split.videos], shape, processes):
+        if isinstance(outcome, DataError):
             readable[row] = False
-            failed.append(str(answer))
+            failed.append(str(outcome))
         else:
-            pixels[row] = answer
+            pixels[row] = outcome
         progress.advance()
-    train, test = (np.array([row for row in rows if readable[row]], dtype=np.int64) for rows in (plan.train, plan.test))
-    y = np.array([plan.labels.index(video.label) for video in plan.videos], dtype=np.int64)
-    lost = sorted(set(plan.labels) - {plan.labels[number] for number in y[train]})
-    if lost or (plan.test and not len(test)):
-        what = f"no readable training clip of class '{lost[0]}'" if lost else "no readable test clip"
-        why = f" ({failed[0]})" if failed else ""
-        raise DataError(f"there is {what}{why}", fix="replace the damaged files, or leave that class out")
-    return Filmed(Films(shape, pixels, y, plan.labels), train, test, tuple(failed))
+    train, test = (
+        np.array([row for row in rows if readable[row]], dtype=np.int64) for rows in (split.train, split.test)
+    )
+    y = np.array([split.labels.index(video.label) for video in split.videos], dtype=np.int64)
+    lost = sorted(set(split.labels) - {split.labels[number] for number in y[train]})
+    if lost or (split.test and not len(test)):
+        missing = f"no readable training clip of class '{lost[0]}'" if lost else "no readable test clip"
+        reason = f" ({failed[0]})" if failed else ""
+        raise DataError(f"there is {missing}{reason}", fix="replace the damaged files, or leave out that class")
+    return DecodedClips(ClipSet(shape, pixels, y, split.labels), train, test, tuple(failed))
 
 
-def _check_memory(clips: int, shape: FilmShape) -> None:
+def _check_memory(clips: int, shape: ClipShape) -> None:
     needed = clips * int(np.prod(shape.stored))
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    # Pages that the kernel lends to its file cache count as taken there, and can be had back.
+    # SC_AVPHYS_PAGES counts the file cache as used, although the kernel gives it back on demand.
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
@@ -173,12 +175,12 @@ def _check_memory(clips: int, shape: FilmShape) -> None:
         raise UsageError(
             f"{clips} clips as {shape.frames * shape.spare} frames of {shape.size + shape.margin} pixels take "
             f"{needed / 1e9:.1f} GB of memory, of which {free / 1e9:.1f} GB are free",
-            fix="ask for fewer or smaller frames (--frames, --size), or use a machine with more memory",
+            fix="use fewer or smaller frames (--frames, --size), or a machine with more memory",
         )
 
 
-def _decode_all(paths: Sequence[Path], shape: FilmShape, processes: int) -> Iterator[tuple[int, Bytes | DataError]]:
-    """(row, pixels or what was wrong with the file) of every path, in order."""
+def _decode_all(paths: Sequence[Path], shape: ClipShape, processes: int) -> Iterator[tuple[int, Bytes | DataError]]:
+    """(row, pixels or the error of that file) of every path, in order."""
     workers = max(1, min(processes, len(paths)))
     with contextlib.ExitStack() as open_decoders:
         free: queue.SimpleQueue[VideoDecoder] = queue.SimpleQueue()
@@ -197,20 +199,20 @@ def _decode_all(paths: Sequence[Path], shape: FilmShape, processes: int) -> Iter
         with ThreadPoolExecutor(max_workers=workers) as pool:
             try:
                 yield from enumerate(pool.map(decode, paths))
-            except BaseException:  # Ctrl-C too: do not decode what nobody will see
+            except BaseException:  # including Ctrl-C: do not decode the rest
                 pool.shutdown(cancel_futures=True)
                 raise
 
 
-def _rule(shape: FilmShape) -> KeyframeRule:
-    """Uniform frames of the clip, their values left as they are (0 to 255)."""
+def _rule(shape: ClipShape) -> KeyframeRule:
+    """A decoding rule for uniform frames with unchanged values (0 to 255)."""
     side = shape.size + shape.margin
     plain = FramePreprocessing(side, shape.fit, shape.filter, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
     kept = shape.frames * shape.spare
     return KeyframeRule(count=kept, candidates=kept, preprocessing=plain, feature_width=1, space="none")
 
 
-def _as_bytes(pixels: npt.NDArray[np.float32], shape: FilmShape) -> Bytes:
-    """float32 [n, 3, S, S] of 0 to 255, n frames or fewer -> uint8 [T, S, S, 3]; a short clip's frames repeat."""
+def _as_bytes(pixels: npt.NDArray[np.float32], shape: ClipShape) -> Bytes:
+    """float32 [n, 3, S, S] of 0 to 255, n frames or fewer -> uint8 [T, S, S, 3]; frames of a short clip repeat."""
     kept = np.rint(np.clip(pixels, 0, 255)).astype(np.uint8).transpose(0, 2, 3, 1)
     return kept[spread_indices(len(kept), shape.frames * shape.spare)]

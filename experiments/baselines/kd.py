@@ -1,11 +1,10 @@
 """KD, the paper's baseline (Jain et al. 2021): distilled at the centre, fine-tuned in an asynchronous federation.
 
-https://arxiv.org/abs/2107.12147. docs/rivals.md says what is theirs and what is our choice.
+https://arxiv.org/abs/2107.12147. docs/baselines.md lists which choices are theirs and which are ours.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +15,16 @@ import numpy as np
 from ...agent.training.holdout import hold_out_groups
 from ...base.errors import DataError
 from ...base.progress import Progress
-from ..paper.external_runs import SET_ASIDE
 from ..partition import dirichlet, iid
-from .asynchrony import Arrival, schedule_arrivals
 from .checkpoints import run_key
-from .clips import Bytes, Filmed, FilmPlan, Films, Rows, film, plan_films
+from .clips import Bytes, ClipSet, ClipSplit, DecodedClips, Rows, decode_clips, split_clips
+from .fedasync import Arrival, schedule_arrivals
 from .kd_federation import Federation, fine_tune
 from .kd_settings import KdRequest
 from .losses import distillation_loss
-from .networks import DEVIATION, MEAN, Role, as_input, build_network, count_parameters, replace_classifier
-from .result import RivalResult, best_and_last, describe_machine, torch_on, write_result
-from .training import Fit, Learned, TrainJob, accuracy, learn
+from .networks import MEAN, STD, Role, as_input, build_network, count_parameters, replace_classifier
+from .result import SET_ASIDE, BaselineResult, best_and_last, describe_machine, settings_record, torch_on, write_result
+from .training import Fit, TrainingHistory, TrainJob, accuracy, train
 
 if TYPE_CHECKING:
     import torch
@@ -36,32 +34,33 @@ ROLES: tuple[Role, ...] = ("teacher", "assistant", "student")
 
 
 @dataclass(frozen=True)
-class KdPlan:
-    """Who has which clips, before anything is decoded."""
+class KdSplit:
+    """Clips of the centre, the silos and the test, before anything is decoded."""
 
-    clips: FilmPlan  # the silos' and the test's; with the centre's, when those were set aside
-    central: FilmPlan | None  # a folder of its own
+    clips: ClipSplit  # of the silos and the test, and of the centre when its clips were set aside
+    central: ClipSplit | None  # a folder of its own
     centre_rows: tuple[int, ...]  # of the training clips of ``clips``; () with a folder of its own
     silo_rows: tuple[tuple[int, ...], ...]  # of ``clips``
 
     @property
     def central_clips(self) -> int:
+        """Number of clips at the centre."""
         return len(self.central.train) if self.central else len(self.centre_rows)
 
 
-def plan_kd(request: KdRequest) -> KdPlan:
-    """Find the clips and share them out. Raises DataError, StorageError, UsageError."""
+def split_kd_clips(request: KdRequest) -> KdSplit:
+    """Find the clips and split them over centre, silos and test. Raises DataError, StorageError, UsageError."""
     settings = request.settings
-    clips = plan_films(request.videos, test_share=settings.test_share, seed=request.seed)
+    clips = split_clips(request.videos, test_share=settings.test_share, seed=request.seed)
     rest = np.array(clips.train)
     central, centre_rows = None, np.array([], dtype=np.int64)
     if request.central is not None:
-        central = plan_films(request.central, test_share=0.0, seed=request.seed)
+        central = split_clips(request.central, test_share=0.0, seed=request.seed)
     else:
         groups = [clips.videos[row].group for row in rest]
         labels = [clips.videos[row].label for row in rest]
-        kept, given = hold_out_groups(groups, settings.central.share, request.seed + 1, labels=labels)
-        rest, centre_rows = rest[kept], rest[given]
+        kept, set_aside = hold_out_groups(groups, settings.central.share, request.seed + 1, labels=labels)
+        rest, centre_rows = rest[kept], rest[set_aside]
         if not len(centre_rows):
             raise DataError(
                 "no clips can be set aside for the centre: the training clips are all of one group",
@@ -71,75 +70,75 @@ def plan_kd(request: KdRequest) -> KdPlan:
     federated = settings.federated
     smallest = max(2, len(rest) // (8 * federated.silos))
     if federated.beta is None:
-        dealt = iid(len(rest), silos=federated.silos, seed=request.seed, smallest=smallest)
+        partition = iid(len(rest), silos=federated.silos, seed=request.seed, smallest=smallest)
     else:
-        dealt = dirichlet(labels, silos=federated.silos, beta=federated.beta, seed=request.seed, smallest=smallest)
-    return KdPlan(
-        clips, central, tuple(centre_rows.tolist()), tuple(tuple(rest[rows].tolist()) for rows in dealt.silos)
+        partition = dirichlet(labels, silos=federated.silos, beta=federated.beta, seed=request.seed, smallest=smallest)
+    return KdSplit(
+        clips, central, tuple(centre_rows.tolist()), tuple(tuple(rest[rows].tolist()) for rows in partition.silos)
     )
 
 
 def kd_steps(request: KdRequest) -> int:
-    """How far ``run_kd`` advances its progress: clips decoded, and clips trained on in every epoch."""
-    plan = plan_kd(request)
+    """Steps of ``run_kd``'s progress: clips decoded, and clips trained on in every epoch."""
+    split = split_kd_clips(request)
     central, federated = request.settings.central, request.settings.federated
     epochs = central.teacher.epochs + central.assistant.epochs + central.student.epochs
-    sizes = [len(rows) for rows in plan.silo_rows]
+    sizes = [len(rows) for rows in split.silo_rows]
     arrivals = _arrivals(request, sizes)
-    decoded = len(plan.clips.videos) + (len(plan.central.videos) if plan.central else 0)
-    return decoded + epochs * plan.central_clips + federated.epochs * sum(sizes[one.silo] for one in arrivals)
+    decoded = len(split.clips.videos) + (len(split.central.videos) if split.central else 0)
+    return decoded + epochs * split.central_clips + federated.epochs * sum(sizes[one.silo] for one in arrivals)
 
 
-def run_kd(request: KdRequest, progress: Progress) -> RivalResult:
-    """Teacher, assistant, student, federation; writes ``request.out``/kd.json and gives the same.
+def run_kd(request: KdRequest, progress: Progress) -> BaselineResult:
+    """Train teacher, assistant, student and federation; writes ``request.out``/kd.json and returns its content.
 
-    Takes up what checkpoints under ``request.out``/checkpoints hold of the same run. ``progress``
-    advances by one per clip, ``kd_steps`` in all. Raises DataError, StorageError, UsageError, MissingExtra,
+    Resumes from the checkpoints of the same run under ``request.out``/checkpoints. ``progress`` advances by
+    one per clip, ``kd_steps`` in all. Raises DataError, StorageError, UsageError, MissingExtra,
     SettingsError as its parts do.
     """
-    plan = plan_kd(request)
+    split = split_kd_clips(request)
     with torch_on(request.device, request.threads) as device:
         progress.describe("decoding the clips")
-        filmed = film(plan.clips, request.settings.film, progress)
-        centre = _film_centre(request, plan, filmed, progress)
+        decoded = decode_clips(split.clips, request.settings.shape, progress)
+        centre = _decode_centre(request, split, decoded, progress)
         key = run_key(
             what="kd",
-            clips=plan.clips.digest,
-            centre=plan.central.digest if plan.central else str(plan.centre_rows),
-            film=request.settings.film,
+            clips=split.clips.digest,
+            centre=split.central.digest if split.central else str(split.centre_rows),
+            shape=request.settings.shape,
             central=request.settings.central,
             dimensions=request.settings.dimensions,
             **request.inputs(),
         )
-        school = Distillation(request, filmed, centre, request.out / "checkpoints" / f"kd-{key}", device)
-        learned = {role: school.teach(role, progress) for role in ROLES}
-        student = school.nets["student"]
-        if centre.films.labels != filmed.films.labels:
-            replace_classifier(student, len(filmed.films.labels), seed=request.seed + len(ROLES))
+        distillation = Distillation(request, decoded, centre, request.out / "checkpoints" / f"kd-{key}", device)
+        central = {role: distillation.train(role, progress) for role in ROLES}
+        student = distillation.nets["student"]
+        if centre.clips.labels != decoded.clips.labels:
+            replace_classifier(student, len(decoded.clips.labels), seed=request.seed + len(ROLES))
             student.to(device)
         progress.describe("federated fine-tuning")
-        tuned = fine_tune(_federation(request, plan, filmed, school, device), progress)
+        tuned = fine_tune(_federation(request, split, decoded, distillation, device), progress)
         started = time.monotonic()
-        accuracy(student, filmed.films, filmed.test, school.guess(student))
+        accuracy(student, decoded.clips, decoded.test, distillation.predict(student))
         seconds_test = time.monotonic() - started
         details = {
-            "classes": len(plan.clips.labels),
-            "split": plan.clips.split,
+            "classes": len(split.clips.labels),
+            "split": split.clips.record,
             "clips": {
                 "centre": len(centre.rows),
-                "silos": [len(rows) for rows in plan.silo_rows],
-                "test": len(filmed.test),
+                "silos": [len(rows) for rows in split.silo_rows],
+                "test": len(decoded.test),
             },
             "centre": str(request.central) if request.central else SET_ASIDE,
-            "central": {role: vars(one) for role, one in learned.items()},
+            "central": {role: vars(one) for role, one in central.items()},
             "seconds_federated": tuned.seconds,
             "bytes_per_report": sum(tensor.nbytes for tensor in student.state_dict().values()),
-            "failed": list(filmed.failed),
+            "failed": list(decoded.failed),
             "machine": describe_machine(device, request.threads),
         }
-    seconds_train = tuned.seconds + sum(one.seconds for one in learned.values())
+    seconds_train = tuned.seconds + sum(one.seconds for one in central.values())
     best, last = best_and_last(tuned.test_curve)
-    result = RivalResult(
+    result = BaselineResult(
         name="KD",
         dataset=request.dataset or request.videos.resolve().name,
         scale=request.scale,
@@ -150,7 +149,7 @@ def run_kd(request: KdRequest, progress: Progress) -> RivalResult:
         trainable_parameters=count_parameters(student),
         curve=tuple(tuned.test_curve),
         train_curve=tuple(tuned.train_curve),
-        settings=dataclasses.asdict(request.settings),
+        settings=settings_record(request.settings),
         seed=request.seed,
         details=details,
     )
@@ -160,76 +159,82 @@ def run_kd(request: KdRequest, progress: Progress) -> RivalResult:
 
 @dataclass(frozen=True, eq=False)
 class _Centre:
-    films: Films
+    """The centre's clips: rows of a set that may hold others too."""
+
+    clips: ClipSet
     rows: Rows
 
 
-def _film_centre(request: KdRequest, plan: KdPlan, filmed: Filmed, progress: Progress) -> _Centre:
-    if plan.central is None:
-        readable = set(filmed.train.tolist())
-        rows = np.array([row for row in plan.centre_rows if row in readable], dtype=np.int64)
-        return _Centre(filmed.films, rows)
+def _decode_centre(request: KdRequest, split: KdSplit, decoded: DecodedClips, progress: Progress) -> _Centre:
+    if split.central is None:
+        readable = set(decoded.train.tolist())
+        rows = np.array([row for row in split.centre_rows if row in readable], dtype=np.int64)
+        return _Centre(decoded.clips, rows)
     progress.describe("decoding the centre's clips")
-    own = film(plan.central, request.settings.film, progress)
-    return _Centre(own.films, own.train)
+    own = decode_clips(split.central, request.settings.shape, progress)
+    return _Centre(own.clips, own.train)
 
 
 class Distillation:
-    """The three networks of the centre; each is taught by the one before."""
+    """The three networks of the centre; each is the teacher of the next."""
 
-    def __init__(self, request: KdRequest, filmed: Filmed, centre: _Centre, folder: Path, device: torch.device) -> None:
-        self.request, self.filmed, self.centre = request, filmed, centre
+    def __init__(
+        self, request: KdRequest, decoded: DecodedClips, centre: _Centre, folder: Path, device: torch.device
+    ) -> None:
+        self.request, self.decoded, self.centre = request, decoded, centre
         self.folder, self.device = folder, device
         self.nets: dict[Role, nn.Module] = {}
 
-    def teach(self, role: Role, progress: Progress) -> Learned:
-        """Train that network, or take it from its checkpoint."""
+    def train(self, role: Role, progress: Progress) -> TrainingHistory:
+        """Train that network, resuming from its checkpoint."""
         progress.describe(f"{role} at the centre")
         number = ROLES.index(role)
-        request, films = self.request, self.centre.films
+        request, clips = self.request, self.centre.clips
         net = build_network(
-            role, request.scale, request.settings.dimensions, len(films.labels), seed=request.seed + number
+            role, request.scale, request.settings.dimensions, len(clips.labels), seed=request.seed + number
         ).to(self.device)
-        master = self.nets[ROLES[number - 1]] if number else None
-        same_labels = films.labels == self.filmed.films.labels
+        teacher = self.nets[ROLES[number - 1]] if number else None
+        same_labels = clips.labels == self.decoded.clips.labels
         fit: Fit = getattr(request.settings.central, role)
-        lesson = TrainJob(
+        job = TrainJob(
             net=net,
-            step=lambda frames, y, _: self._step(net, master, frames, y),
+            step=lambda frames, y, _: self._step(net, teacher, frames, y),
             test=(lambda: self.test(net)) if same_labels else None,
             fit=fit,
-            films=films,
+            clips=clips,
             rows=self.centre.rows,
             seed=(request.seed, number),
             file=self.folder / f"{role}.safetensors",
         )
         self.nets[role] = net
-        return learn(lesson, progress)
+        return train(job, progress)
 
     def test(self, net: nn.Module) -> float:
         """Accuracy on the test clips."""
-        return accuracy(net, self.filmed.films, self.filmed.test, self.guess(net))
+        return accuracy(net, self.decoded.clips, self.decoded.test, self.predict(net))
 
-    def guess(self, net: nn.Module) -> Any:
-        return lambda frames: net(self.seen(frames)).argmax(1).cpu().numpy()
+    def predict(self, net: nn.Module) -> Any:
+        """A function from frames to the classes that ``net`` predicts."""
+        return lambda frames: net(self.to_input(frames)).argmax(1).cpu().numpy()
 
-    def seen(self, frames: Bytes) -> Tensor:
-        return as_input(frames, MEAN, DEVIATION, self.device)
+    def to_input(self, frames: Bytes) -> Tensor:
+        """Frames as the networks' input, on the device."""
+        return as_input(frames, MEAN, STD, self.device)
 
-    def _step(self, net: nn.Module, master: nn.Module | None, frames: Bytes, y: Rows) -> tuple[Tensor, int]:
+    def _step(self, net: nn.Module, teacher: nn.Module | None, frames: Bytes, y: Rows) -> tuple[Tensor, int]:
         import torch
         import torch.nn.functional as F
 
-        seen, truth = self.seen(frames), torch.from_numpy(y).to(self.device)
-        logits = net(seen)
-        right = int((logits.argmax(1) == truth).sum())
-        if master is None:
-            return F.cross_entropy(logits, truth), right
+        pixels, truth = self.to_input(frames), torch.from_numpy(y).to(self.device)
+        logits = net(pixels)
+        correct = int((logits.argmax(1) == truth).sum())
+        if teacher is None:
+            return F.cross_entropy(logits, truth), correct
         with torch.no_grad():
-            wisdom = master(seen)
+            teacher_logits = teacher(pixels)
         central = self.request.settings.central
-        loss = distillation_loss(logits, wisdom, truth, temperature=central.temperature, alpha=central.alpha)
-        return loss, right
+        loss = distillation_loss(logits, teacher_logits, truth, temperature=central.temperature, alpha=central.alpha)
+        return loss, correct
 
 
 def _arrivals(request: KdRequest, sizes: list[int]) -> list[Arrival]:
@@ -244,21 +249,21 @@ def _arrivals(request: KdRequest, sizes: list[int]) -> list[Arrival]:
 
 
 def _federation(
-    request: KdRequest, plan: KdPlan, filmed: Filmed, school: Distillation, device: torch.device
+    request: KdRequest, split: KdSplit, decoded: DecodedClips, distillation: Distillation, device: torch.device
 ) -> Federation:
-    readable = set(filmed.train.tolist())
-    silos = [np.array([row for row in rows if row in readable], dtype=np.int64) for rows in plan.silo_rows]
+    readable = set(decoded.train.tolist())
+    silos = [np.array([row for row in rows if row in readable], dtype=np.int64) for rows in split.silo_rows]
     settings = request.settings.federated
-    student = school.nets["student"]
+    student = distillation.nets["student"]
     return Federation(
         net=student,
-        seen=school.seen,
-        test=lambda: school.test(student),
-        films=filmed.films,
+        to_input=distillation.to_input,
+        test=lambda: distillation.test(student),
+        clips=decoded.clips,
         silos=silos,
-        arrivals=_arrivals(request, [len(rows) for rows in plan.silo_rows]),
+        arrivals=_arrivals(request, [len(rows) for rows in split.silo_rows]),
         settings=settings,
         seed=(request.seed, len(ROLES)),
-        file=school.folder / f"federated-{run_key(settings=settings)}.safetensors",
+        file=distillation.folder / f"federated-{run_key(settings=settings)}.safetensors",
         device=device,
     )

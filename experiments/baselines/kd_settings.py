@@ -1,4 +1,4 @@
-"""How KD is run: what Jain et al. leave open, or say in a text that we do not have, stands here as a number."""
+"""Settings of KD, including values that Jain et al. leave open or give in a text that we do not have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...base.errors import UsageError
-from .clips import FilmShape
+from .clips import ClipShape
 from .networks import Dimensions, Scale
 from .result import Device
 from .training import Fit
@@ -15,7 +15,7 @@ from .training import Fit
 
 @dataclass(frozen=True)
 class CentralSettings:
-    """Teacher, assistant, student: before anything is federated, on clips that the centre has."""
+    """Distillation at the centre, on its own clips, before the federation."""
 
     teacher: Fit
     assistant: Fit
@@ -34,9 +34,9 @@ class FederatedSettings:
     rounds: int = 20  # of as many reports as there are silos
     epochs: int = 2  # that a silo trains before it reports
     batch_size: int = 16
-    learning_rate: float = 0.01  # SGD with momentum 0.9, begun anew each time
+    learning_rate: float = 0.01  # of SGD with momentum 0.9, reset for each report
     weight_decay: float = 1e-4
-    mixing: float = 0.6  # share of a fresh report in the centre's new model
+    mixing: float = 0.6  # share of an up-to-date report in the centre's new model
     staleness_power: float = 0.5  # a report s versions old has the share mixing · (1 + s) ** -power
     proximal: float = 0.005  # mu of (mu / 2) ‖w - w_t‖² in a silo's loss
     slowest: float = 3.0  # times the time of the fastest device
@@ -44,8 +44,10 @@ class FederatedSettings:
 
 @dataclass(frozen=True)
 class KdSettings:
+    """All settings of a run of KD."""
+
     central: CentralSettings
-    film: FilmShape
+    shape: ClipShape
     federated: FederatedSettings = field(default_factory=FederatedSettings)
     dimensions: Dimensions = "2d"  # of assistant and student
     test_share: float = 0.2
@@ -54,21 +56,22 @@ class KdSettings:
 def kd_settings(scale: Scale, *, epochs: int | None = None) -> KdSettings:
     """The defaults of a scale; ``epochs`` of each of the three central trainings. Raises UsageError below 1."""
     if epochs is not None and epochs < 1:
-        raise UsageError(f"KD was asked to train for {epochs} epochs, expected 1 or more")
+        raise UsageError(f"--epochs {epochs}: expected 1 or more")
     if scale == "full":
         fit = Fit(epochs or 50, batch_size=32, learning_rate=0.05, weight_decay=1e-4, optimiser="sgd")
         federated = FederatedSettings(rounds=80, epochs=1, batch_size=32, learning_rate=0.005)
-        return KdSettings(CentralSettings(fit, fit, fit), FilmShape(frames=8, size=112, spare=1), federated)
+        return KdSettings(CentralSettings(fit, fit, fit), ClipShape(frames=8, size=112, spare=1), federated)
     fit = Fit(epochs or 15, batch_size=16, learning_rate=3e-3, weight_decay=0.02)
-    return KdSettings(CentralSettings(fit, fit, fit), FilmShape(frames=8, size=64))
+    return KdSettings(CentralSettings(fit, fit, fit), ClipShape(frames=8, size=64))
 
 
 @dataclass(frozen=True)
 class KdRequest:
-    """``videos``: the silos' labelled clips, of which some groups are held out for the test.
+    """Clips and settings of a run.
 
+    ``videos``: the silos' labelled clips, of which some groups are held out for the test.
     ``central``: a folder of the centre's own labelled clips, of the same or other classes (Kinetics, in
-    Jain et al.); None sets a share of the training clips aside for it, which no silo then has.
+    Jain et al.); None sets a share of the training clips aside for the centre, which no silo then has.
     """
 
     videos: Path
@@ -76,11 +79,11 @@ class KdRequest:
     scale: Scale = "small"
     settings: KdSettings = field(default_factory=lambda: kd_settings("small"))
     central: Path | None = None
-    dataset: str = ""  # as the result names it; the folder's name by default
+    dataset: str = ""  # name in the result; the folder's name by default
     seed: int = 0
     threads: int = 2
     device: Device = "auto"
 
     def inputs(self) -> dict[str, Any]:
-        """What the result is made from, besides the clips."""
+        """Inputs that the result depends on, apart from clips and settings."""
         return {"scale": self.scale, "seed": self.seed, "device": self.device, "threads": self.threads}

@@ -1,9 +1,9 @@
 """KD's teacher, assistant and student: residual networks over a clip's frames, torchvision's classes.
 
-Every network takes float32 [B, T, 3, S, S], normalised, and gives logits float32 [B, K].
-Table 1's student of 11,689,512 parameters is torchvision's two-dimensional ResNet-18 with 1000
-classes: it sees single frames, and a clip's logits are the mean over its frames. The three-dimensional
-ResNet-18 (33,371,472 with 400 classes) sees motion. Both can be trained here.
+Every network takes float32 [B, T, 3, S, S], normalised, and returns logits float32 [B, K]. Table 1's student of
+11,689,512 parameters is torchvision's two-dimensional ResNet-18 with 1000 classes: it sees single frames, and
+a clip's logits are the mean over its frames. The three-dimensional ResNet-18 (33,371,472 parameters with 400
+classes) sees motion. Both can be trained here.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ BLOCKS: dict[tuple[Role, Scale], tuple[int, int, int, int]] = {
     ("assistant", "small"): (1, 2, 2, 1),
     ("student", "small"): (1, 1, 1, 1),
 }
-SMALL_STEM = 16  # channels, 64 in the full networks; the stages are narrower by the same factor
-MEAN, DEVIATION = 0.45, 0.225  # pytorchvideo's, of values between 0 and 1
+SMALL_STEM = 16  # channels, against 64 in the full networks; the stages are narrower by the same factor
+MEAN, STD = 0.45, 0.225  # pytorchvideo's, of values between 0 and 1
 
 
 def build_network(role: Role, scale: Scale, dimensions: Dimensions, classes: int, *, seed: int) -> nn.Module:
     """One of KD's three networks with torchvision's initial weights, drawn from ``seed``.
 
-    The teacher is three-dimensional whatever ``dimensions`` says: its knowledge of motion is what there
-    is to distil. Raises MissingExtra without torchvision.
+    The teacher is always three-dimensional: its knowledge of motion is what is distilled. Raises
+    MissingExtra without torchvision.
     """
     try:
         import torch
@@ -53,23 +53,23 @@ def build_network(role: Role, scale: Scale, dimensions: Dimensions, classes: int
 
 
 def count_parameters(net: nn.Module) -> int:
-    """Numbers that training changes."""
+    """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
 
 
-def as_input(frames: npt.NDArray[np.uint8], mean: object, deviation: object, device: torch.device) -> torch.Tensor:
-    """uint8 [B, T, S, S, 3] -> float32 [B, T, 3, S, S], (value / 255 - mean) / deviation per channel."""
+def as_input(frames: npt.NDArray[np.uint8], mean: object, std: object, device: torch.device) -> torch.Tensor:
+    """uint8 [B, T, S, S, 3] -> float32 [B, T, 3, S, S], (value / 255 - mean) / std per channel."""
     import torch
 
     pixels = torch.from_numpy(frames).to(device).permute(0, 1, 4, 2, 3).float().div_(255)
     shape = (1, 1, -1, 1, 1)
     centre = torch.as_tensor(mean, dtype=torch.float32, device=device).reshape(shape)
-    spread = torch.as_tensor(deviation, dtype=torch.float32, device=device).reshape(shape)
+    spread = torch.as_tensor(std, dtype=torch.float32, device=device).reshape(shape)
     return pixels.sub_(centre).div_(spread).contiguous()
 
 
 def replace_classifier(net: nn.Module, classes: int, *, seed: int) -> None:
-    """Give ``net`` a new last layer for ``classes``: what fine-tuning on other labels begins with."""
+    """Replace the last layer of ``net`` by a new one for ``classes``, for fine-tuning on other labels."""
     import torch
 
     inner: Any = net.net
@@ -82,7 +82,7 @@ def _per_frame(net: nn.Module) -> nn.Module:
     from torch import Tensor, nn
 
     class PerFrame(nn.Module):
-        """A network of single frames; the logits of a clip are the mean over its frames'."""
+        """A network over single frames; the logits of a clip are the mean over its frames."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -99,7 +99,7 @@ def _volume(net: nn.Module) -> nn.Module:
     from torch import Tensor, nn
 
     class Volume(nn.Module):
-        """A network of space and time."""
+        """A network over space and time."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -120,7 +120,7 @@ def _build_2d(blocks: tuple[int, ...], scale: Scale, classes: int) -> nn.Module:
         return ResNet(BasicBlock, list(blocks), num_classes=classes)  # type: ignore[no-any-return]
 
     class SmallResNet(ResNet):  # type: ignore[misc]
-        """The library writes its channels down; only that call is given others."""
+        """ResNet with fewer channels: the library fixes them in the calls of this method."""
 
         def _make_layer(self, block: Any, planes: int, *rest: Any, **more: Any) -> nn.Sequential:
             self.inplanes: int = SMALL_STEM if planes == 64 else self.inplanes
@@ -144,7 +144,7 @@ def _build_3d(blocks: tuple[int, ...], scale: Scale, classes: int, *, bottleneck
         return VideoResNet(block, makers, list(blocks), BasicStem, num_classes=classes)  # type: ignore[no-any-return]
 
     class SmallVideoResNet(VideoResNet):  # type: ignore[misc]
-        """As above."""
+        """VideoResNet with fewer channels, in the same way."""
 
         def _make_layer(self, block: Any, conv: Any, planes: int, *rest: Any, **more: Any) -> nn.Sequential:
             self.inplanes: int = SMALL_STEM if planes == 64 else self.inplanes

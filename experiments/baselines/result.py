@@ -1,4 +1,4 @@
-"""What a rival's run comes to, as a file that the tables take in; and the machine it ran on."""
+"""Result of a baseline's run as a file that the tables read, and the machine that it was measured on."""
 
 from __future__ import annotations
 
@@ -17,57 +17,65 @@ if TYPE_CHECKING:
     import torch
 
 Device = Literal["auto", "cpu", "cuda"]
+SET_ASIDE = "set aside from the training clips"  # in KD's result: origin of its centre's clips
 
 
 @dataclass(frozen=True)
-class RivalResult:
-    """Measured, not quoted. Accuracies are shares between 0 and 1, of clips held out by whole groups."""
+class BaselineResult:
+    """Figures of a run. Accuracies are shares between 0 and 1, on clips held out by whole groups."""
 
     name: str  # KD or ActionCLIP
     dataset: str
     scale: str  # small or full
     best: float  # over ``curve``
     last: float
-    seconds_train: float  # training alone, all phases, interrupted parts left out: no decoding, no evaluation
-    seconds_test: float  # the test clips once, decoded before
+    seconds_train: float  # of training in all phases, without decoding, evaluation and interrupted epochs
+    seconds_test: float  # one pass over the decoded test clips
     trainable_parameters: int  # of the network that is trained last: KD's student, ActionCLIP's whole CLIP
     curve: tuple[float, ...]  # on the test clips after every round (KD) or epoch (ActionCLIP)
     train_curve: tuple[float, ...]  # on the training clips while training, per round or epoch
     settings: Mapping[str, Any]
     seed: int
-    details: Mapping[str, Any]  # what else was measured, and on what
+    details: Mapping[str, Any]  # further figures, clips and machine
 
 
-def write_result(result: RivalResult, folder: Path) -> Path:
-    """``folder``/kd.json or actionclip.json, whole or not at all. Raises StorageError."""
+def write_result(result: BaselineResult, folder: Path) -> Path:
+    """Write ``folder``/kd.json or actionclip.json, whole or not at all. Raises StorageError."""
     path = folder / f"{result.name.lower()}.json"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (json.dumps(as_record(result), indent=2) + "\n").encode())
     return path
 
 
-def as_record(result: RivalResult) -> dict[str, Any]:
-    """Plain values for JSON."""
+def as_record(result: BaselineResult) -> dict[str, Any]:
+    """The result as plain values for JSON."""
     record: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(result), default=str))
     return record
 
 
+def settings_record(settings: Any) -> dict[str, Any]:
+    """A run's settings for its result, where the key of the clips' shape is ``film``."""
+    record = dataclasses.asdict(settings)
+    return {"film" if key == "shape" else key: value for key, value in record.items()}
+
+
 def best_and_last(curve: Sequence[float]) -> tuple[float, float]:
+    """The highest and the last accuracy of a curve."""
     return max(curve), curve[-1]
 
 
 @contextlib.contextmanager
 def torch_on(device: Device, threads: int) -> Iterator[torch.device]:
-    """The device to compute on, with PyTorch at ``threads`` threads until the end of the block.
+    """Yield the device to compute on; PyTorch uses ``threads`` threads until the end of the block.
 
-    Raises MissingExtra without PyTorch, SettingsError when CUDA is asked for and is not there.
+    Raises MissingExtra without PyTorch, SettingsError when CUDA is requested but not available.
     """
     try:
         import torch
     except ImportError as error:
         raise MissingExtra("torch", extra="export") from error
     if device == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("PyTorch finds no CUDA device here", fix="leave --device out, or give --device cpu")
+        raise SettingsError("PyTorch finds no CUDA device", fix="leave out --device, or give --device cpu")
     chosen = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -78,7 +86,7 @@ def torch_on(device: Device, threads: int) -> Iterator[torch.device]:
 
 
 def describe_machine(device: torch.device, threads: int) -> dict[str, Any]:
-    """What the seconds of a result belong to."""
+    """Hardware, threads and load that a result's seconds were measured with."""
     import os
     import platform
 

@@ -1,4 +1,4 @@
-"""Training a network on films, epoch by epoch, from wherever its checkpoint stands."""
+"""Training loop of the baselines: epoch by epoch over clips, resuming from a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import numpy as np
 
 from ...base.progress import Progress
 from .checkpoints import MOMENTS, load_checkpoint, pack_optimiser, save_checkpoint, unpack_optimiser
-from .clips import Bytes, Films, Rows
+from .clips import Bytes, ClipSet, Rows
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-# A batch's loss, and how many of its clips were recognised (with the network as it was for that loss).
-# What a step draws, it draws from the generator, so that a resumed epoch draws the same.
+# Loss of a batch and number of its correct predictions. All randomness of a step comes from the generator, so
+# that a resumed epoch is the same.
 Step = Callable[[Bytes, Rows, np.random.Generator], "tuple[Tensor, int]"]
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How one network is trained."""
+    """Hyperparameters of one network's training."""
 
     epochs: int
     batch_size: int
-    learning_rate: float  # the highest; rises over ``warmup`` and falls to 0 along a cosine
+    learning_rate: float  # the maximum, reached after ``warmup``; then it falls to 0 along a cosine
     weight_decay: float
     optimiser: Literal["sgd", "adamw"] = "adamw"  # SGD with momentum 0.9
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
@@ -38,56 +38,56 @@ class Fit:
 
 
 @dataclass(eq=False)
-class Learned:
-    """What came of it so far."""
+class TrainingHistory:
+    """Progress of a training so far; a checkpoint and the result hold it as JSON."""
 
     epochs: int = 0
-    seconds: float = 0.0  # training alone: no decoding, no evaluation
-    train_curve: list[float] = field(default_factory=list)  # per epoch, counted while training
+    seconds: float = 0.0  # of training, without decoding and evaluation
+    train_curve: list[float] = field(default_factory=list)  # accuracy per epoch, counted while training
     test_curve: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
 class TrainJob:
-    """One network, what it is taught, and where it is kept."""
+    """A network, its training step and data, and the file of its checkpoint."""
 
-    net: nn.Module  # all that is trained, as one module
+    net: nn.Module  # all trained parameters, as one module
     step: Step
-    test: Callable[[], float] | None  # accuracy on held-out clips; None: there is nothing to compare with
+    test: Callable[[], float] | None  # accuracy on held-out clips; None where their classes differ
     fit: Fit
-    films: Films
-    rows: Rows  # that are trained on
+    clips: ClipSet
+    rows: Rows  # of the training clips
     seed: tuple[int, ...]  # of the order and the crops
     file: Path
     before_epoch: Callable[[], None] = lambda: None
 
 
-def learn(lesson: TrainJob, progress: Progress) -> Learned:
-    """Train ``lesson.net`` in place to the end of its epochs. ``progress`` advances by one per clip.
+def train(job: TrainJob, progress: Progress) -> TrainingHistory:
+    """Train ``job.net`` in place for all its epochs. ``progress`` advances by one per clip.
 
-    The checkpoint is written after every epoch, and read first. Raises DataError on one that is damaged.
+    The checkpoint is read first and written after every epoch. Raises DataError when it is damaged.
     """
-    optimiser = make_optimiser(lesson.net, lesson.fit)
-    learned = _resume(lesson, optimiser)
-    progress.advance(learned.epochs * len(lesson.rows))
-    for epoch in range(learned.epochs, lesson.fit.epochs):
-        lesson.before_epoch()
-        lesson.net.train()
+    optimiser = make_optimiser(job.net, job.fit)
+    history = _resume(job, optimiser)
+    progress.advance(history.epochs * len(job.rows))
+    for epoch in range(history.epochs, job.fit.epochs):
+        job.before_epoch()
+        job.net.train()
         started = time.monotonic()
-        right = _learn_epoch(lesson, optimiser, epoch, progress)
-        learned.seconds += time.monotonic() - started
-        learned.epochs = epoch + 1
-        learned.train_curve.append(right / len(lesson.rows))
-        if lesson.test is not None:
-            learned.test_curve.append(lesson.test())
-        tensors = {**lesson.net.state_dict(), **pack_optimiser(optimiser)}
-        save_checkpoint(lesson.file, tensors, vars(learned))
-    lesson.net.eval()
-    return learned
+        correct = _train_epoch(job, optimiser, epoch, progress)
+        history.seconds += time.monotonic() - started
+        history.epochs = epoch + 1
+        history.train_curve.append(correct / len(job.rows))
+        if job.test is not None:
+            history.test_curve.append(job.test())
+        tensors = {**job.net.state_dict(), **pack_optimiser(optimiser)}
+        save_checkpoint(job.file, tensors, vars(history))
+    job.net.eval()
+    return history
 
 
 def make_optimiser(net: nn.Module, fit: Fit) -> torch.optim.Optimizer:
-    """The optimiser of ``fit`` over all that ``net`` trains."""
+    """The optimiser of ``fit`` over the trainable parameters of ``net``."""
     import torch
 
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
@@ -97,7 +97,7 @@ def make_optimiser(net: nn.Module, fit: Fit) -> torch.optim.Optimizer:
 
 
 def rate_at(fit: Fit, epoch: float) -> float:
-    """The learning rate ``epoch`` epochs after the start: a linear rise, then half a cosine (Loshchilov 2017)."""
+    """Learning rate after ``epoch`` epochs: a linear rise, then half a cosine (Loshchilov 2017)."""
     rise = fit.warmup * fit.epochs
     if epoch < rise:
         return fit.learning_rate * epoch / rise
@@ -105,7 +105,7 @@ def rate_at(fit: Fit, epoch: float) -> float:
 
 
 def batches(rows: Rows, size: int, random: np.random.Generator) -> Iterator[Rows]:
-    """``rows`` shuffled, in batches; one clip left over joins the last batch (batch statistics need two)."""
+    """Shuffled batches of ``rows``; a single remaining clip joins the last batch (batch statistics need two)."""
     order = random.permutation(rows)
     cuts = list(range(size, len(order), size))
     if cuts and len(order) - cuts[-1] == 1:
@@ -114,46 +114,46 @@ def batches(rows: Rows, size: int, random: np.random.Generator) -> Iterator[Rows
 
 
 def stream(*key: int) -> np.random.Generator:
-    """Random numbers of their own for every seed, phase and epoch."""
+    """An independent random generator for every seed, phase and epoch."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key[0], spawn_key=key[1:])))
 
 
 def accuracy(
-    net: nn.Module, films: Films, rows: Rows, guess: Callable[[Bytes], Rows], *, batch_size: int = 64
+    net: nn.Module, clips: ClipSet, rows: Rows, predict: Callable[[Bytes], Rows], *, batch_size: int = 64
 ) -> float:
-    """The share of ``rows`` whose class ``guess`` names, ``net`` in evaluation mode; nan without rows."""
+    """Share of ``rows`` whose class is predicted correctly, ``net`` in evaluation mode; nan without rows."""
     import torch
 
     net.eval()
-    right = 0
+    correct = 0
     with torch.inference_mode():
         for part in np.split(rows, range(batch_size, len(rows), batch_size)):
-            right += int((guess(films.take(part, None)) == films.y[part]).sum())
-    return right / len(rows) if len(rows) else math.nan
+            correct += int((predict(clips.take(part, None)) == clips.y[part]).sum())
+    return correct / len(rows) if len(rows) else math.nan
 
 
-def _resume(lesson: TrainJob, optimiser: torch.optim.Optimizer) -> Learned:
-    found = load_checkpoint(lesson.file)
+def _resume(job: TrainJob, optimiser: torch.optim.Optimizer) -> TrainingHistory:
+    found = load_checkpoint(job.file)
     if found is None:
-        return Learned()
+        return TrainingHistory()
     tensors, record = found
-    lesson.net.load_state_dict({name: t for name, t in tensors.items() if not name.startswith(MOMENTS)})
+    job.net.load_state_dict({name: t for name, t in tensors.items() if not name.startswith(MOMENTS)})
     unpack_optimiser(optimiser, tensors)
-    return Learned(**record)
+    return TrainingHistory(**record)
 
 
-def _learn_epoch(lesson: TrainJob, optimiser: torch.optim.Optimizer, epoch: int, progress: Progress) -> int:
-    """One pass over the clips; how many were recognised on the way."""
-    random = stream(*lesson.seed, epoch)
-    right = seen = 0
-    for rows in batches(lesson.rows, lesson.fit.batch_size, random):
+def _train_epoch(job: TrainJob, optimiser: torch.optim.Optimizer, epoch: int, progress: Progress) -> int:
+    """One pass over the clips; returns the number of correct predictions while training."""
+    random = stream(*job.seed, epoch)
+    correct = seen = 0
+    for rows in batches(job.rows, job.fit.batch_size, random):
         for group in optimiser.param_groups:
-            group["lr"] = rate_at(lesson.fit, epoch + (seen + len(rows) / 2) / len(lesson.rows))
+            group["lr"] = rate_at(job.fit, epoch + (seen + len(rows) / 2) / len(job.rows))
         optimiser.zero_grad(set_to_none=True)
-        loss, recognised = lesson.step(lesson.films.take(rows, random), lesson.films.y[rows], random)
+        loss, correct_in_batch = job.step(job.clips.take(rows, random), job.clips.y[rows], random)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        right += recognised
+        correct += correct_in_batch
         seen += len(rows)
         progress.advance(len(rows))
-    return right
+    return correct

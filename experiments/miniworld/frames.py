@@ -1,7 +1,7 @@
-"""The mini-world's pictures: a plan's frames, drawn one after another.
+"""Drawing of the mini-world's frames from a clip's specification.
 
-A picture is painted as three int16 planes, which is quicker than [H, W, 3]. The camera shakes, the
-backdrop slides past behind the objects, and every frame gets its own sensor noise.
+A frame is painted as three int16 planes, which is faster than [H, W, 3]. The camera shakes, the backdrop slides
+past behind the objects, and every frame has its own sensor noise.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from .plan import ClipPlan, Scene, Thing, generator
+from .specs import ClipSpec, Scene, SceneObject, generator
 
 Image = npt.NDArray[np.uint8]  # [H, W, 3], RGB
 Planes = npt.NDArray[np.int16]  # [3, H, W]
 Plane = npt.NDArray[np.float32]  # [H, W]
 
-SHAKE = 3  # pixels that the camera may be off, each way
-SLIDE = 24  # pixels by which the backdrop may have moved, each way
+SHAKE = 3  # largest camera offset, pixels, in each direction
+SLIDE = 24  # largest offset of the backdrop, pixels, in each direction
 MARGIN = SHAKE + SLIDE
-GRAINS = 32  # pixels by which the sensor's noise is shifted from frame to frame, at most
-_BASE = {  # of a backdrop, RGB
+GRAINS = 32  # largest shift of the sensor's noise between frames, pixels
+_BASE = {  # colour of a backdrop, RGB
     "plain": (112, 112, 116),
     "grass": (92, 122, 84),
     "sand": (142, 128, 102),
@@ -32,20 +32,20 @@ _BASE = {  # of a backdrop, RGB
 }
 
 
-def draw_frames(plan: ClipPlan, random: np.random.Generator) -> Iterator[Image]:
-    """The clip's frames in order. Shake, slide, noise and shading are drawn from ``random``."""
-    scene = plan.scene
+def draw_frames(spec: ClipSpec, random: np.random.Generator) -> Iterator[Image]:
+    """The clip's frames in order; shake, slide, noise and shading are drawn from ``random``."""
+    scene = spec.scene
     backdrop = _backdrop(scene)
-    shake = np.clip(np.rint(np.cumsum(random.normal(0, 0.6, size=(plan.frames, 2)), axis=0)), -SHAKE, SHAKE)
-    slide = np.rint(_slide(plan.frames, random))
+    shake = np.clip(np.rint(np.cumsum(random.normal(0, 0.6, size=(spec.frames, 2)), axis=0)), -SHAKE, SHAKE)
+    slide = np.rint(_slide(spec.frames, random))
     level = random.uniform(2, 6)
     grains = np.rint(random.normal(0, level, size=(scene.height + GRAINS, scene.width + GRAINS))).astype(np.int16)
-    offsets = random.integers(0, GRAINS, size=(plan.frames, 2))
+    offsets = random.integers(0, GRAINS, size=(spec.frames, 2))
     shading = random.uniform(0, math.tau)
-    for index in range(plan.frames):
+    for index in range(spec.frames):
         left, top = (MARGIN + shake[index] + slide[index]).astype(int)
         frame = backdrop[:, top : top + scene.height, left : left + scene.width].copy()
-        for thing in (plan.other, plan.actor):
+        for thing in (spec.other, spec.actor):
             _paint(frame, thing, index, scene, shake[index], shading)
         grain_x, grain_y = offsets[index]
         frame += grains[grain_y : grain_y + scene.height, grain_x : grain_x + scene.width]
@@ -54,16 +54,16 @@ def draw_frames(plan: ClipPlan, random: np.random.Generator) -> Iterator[Image]:
 
 
 def _slide(frames: int, random: np.random.Generator) -> npt.NDArray[np.float64]:
-    """[frames, 2]: one direction for the whole clip, at most SLIDE pixels from the middle."""
+    """Offsets [frames, 2] along one direction for the whole clip, at most SLIDE pixels from the centre."""
     end = random.uniform(-1, 1, size=2) * (SLIDE, 0.6 * SLIDE)
     start = random.uniform(-0.4, 0.4, size=2) * SLIDE
     return np.asarray(start + (end - start) * np.linspace(0, 1, frames)[:, None])
 
 
 def _paint(
-    frame: Planes, thing: Thing, index: int, scene: Scene, shake: npt.NDArray[np.float64], shading: float
+    frame: Planes, thing: SceneObject, index: int, scene: Scene, shake: npt.NDArray[np.float64], shading: float
 ) -> None:
-    """Put the thing as it is in frame ``index`` into ``frame``, the caller's own."""
+    """Paint the object as of frame ``index`` into ``frame``, in place."""
     height, width = frame.shape[1:]
     cover, shade = _cover(thing.kind, round(thing.radius[index] * height, 1), thing.tilt, shading)
     reach = len(cover) // 2
@@ -80,7 +80,7 @@ def _paint(
 
 @functools.lru_cache(maxsize=64)
 def _cover(kind: str, radius: float, tilt: float, shading: float) -> tuple[Plane, Plane]:
-    """How much of each pixel of a square the object covers (0 … 1), and how bright it is there (about 1)."""
+    """Coverage of the object (0 … 1) and its brightness (about 1) for each pixel of a square."""
     reach = math.ceil(1.5 * radius + 1)
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float32)
     inside = _inside(kind, x, y, radius, tilt)
@@ -91,7 +91,7 @@ def _cover(kind: str, radius: float, tilt: float, shading: float) -> tuple[Plane
 
 
 def _marks(kind: str, x: Plane, y: Plane, radius: float, tilt: float) -> Plane:
-    """What is painted on it, too fine to be seen at low detail: a ball shines, a box has a dark lid."""
+    """Brightness of marks too fine for low resolution: a ball has a highlight, a box a dark lid."""
     if kind == "ball":
         shine = np.hypot(_along(x, y, tilt) + 0.3 * radius, _along(x, y, tilt + math.pi / 2) + 0.3 * radius)
         return np.asarray(1 + 0.5 * np.clip(1.4 - 4 * shine / radius, 0, 1))
@@ -102,7 +102,7 @@ def _marks(kind: str, x: Plane, y: Plane, radius: float, tilt: float) -> Plane:
 
 
 def _inside(kind: str, x: Plane, y: Plane, radius: float, tilt: float) -> Plane:
-    """How far inside the object a point is, pixels, about; negative outside."""
+    """Approximate distance to the object's outline in pixels, positive inside."""
     across, along = abs(_along(x, y, tilt)), abs(_along(x, y, tilt + math.pi / 2))
     if kind == "ball":
         return np.asarray(radius - np.hypot(x, y), dtype=np.float32)
@@ -116,7 +116,7 @@ def _inside(kind: str, x: Plane, y: Plane, radius: float, tilt: float) -> Plane:
 
 
 def _inside_star(x: Plane, y: Plane, tip: float, tilt: float) -> Plane:
-    """A star of five points: inside are the points within at least four of the lines that join its tips."""
+    """A five-pointed star: inside are the points within at least four of the lines that join its tips."""
     first = second = np.full_like(x, np.inf)
     for point in range(5):
         distance = tip * math.cos(2 * math.pi / 5) - _along(x, y, tilt - math.pi / 2 + point * math.tau / 5)
@@ -127,7 +127,7 @@ def _inside_star(x: Plane, y: Plane, tip: float, tilt: float) -> Plane:
 
 @functools.lru_cache(maxsize=4)
 def _backdrop(scene: Scene) -> Planes:
-    """int16 [3, H + 2 MARGIN, W + 2 MARGIN]: the scene's colour under its texture, as lit. Not to be written to."""
+    """Read-only int16 [3, H + 2 MARGIN, W + 2 MARGIN]: the scene's lit colour with its texture."""
     random = generator(*scene.key, 0)
     height, width = scene.height + 2 * MARGIN, scene.width + 2 * MARGIN
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -163,12 +163,12 @@ def _texture(ground: str, x: Plane, y: Plane, unit: float, random: np.random.Gen
 
 
 def _along(x: Plane, y: Plane, angle: float) -> Plane:
-    """How far a point lies in the direction ``angle`` (radians)."""
+    """Coordinate of a point along the direction ``angle`` (radians)."""
     return x * math.cos(angle) + y * math.sin(angle)
 
 
 def _smooth_noise(height: int, width: int, *, cell: float, random: np.random.Generator) -> npt.NDArray[np.float64]:
-    """float64 [height, width]: normal values on a grid of ``cell`` pixels, joined bilinearly."""
+    """float64 [height, width]: normal values on a grid of ``cell`` pixels, interpolated bilinearly."""
     rows, columns = math.ceil(height / cell), math.ceil(width / cell)
     grid = random.normal(size=(rows + 1, columns + 1))
     i, row_share = np.divmod(np.arange(height) / cell, 1)

@@ -1,13 +1,13 @@
 """The mini-world: real video files in which a class is an object doing a motion.
 
 Five objects by five motions make 25 classes. An actor, large and of a vivid colour, does the motion;
-a smaller, dull distractor of another kind rests or drifts. One frame tells the object but hardly the
-motion; what is coarse and moves tells the motion but hardly the object. A group is one scene with its
-own backdrop, light, frame size, rate and codec, the same for every class, and is held out whole.
-docs/miniworld.md has the figures.
+a smaller, dull distractor of another kind rests or drifts. One frame shows the object but hardly the motion;
+coarse moving shapes show the motion but hardly the object. A group is one scene with its own backdrop, light,
+frame size, rate and codec, the same for every class, and is held out as a whole. docs/miniworld.md has the
+figures.
 
-Every clip is drawn from (seed, group, class, number) alone: the same seed gives the same bytes with
-the same build of the codecs, however many processes render.
+A clip depends on (seed, group, class, number) alone: the same seed gives the same bytes with the same build of
+the codecs, with any number of processes.
 """
 
 from __future__ import annotations
@@ -25,25 +25,23 @@ from typing import TYPE_CHECKING, Any, Final
 from ...base.errors import MissingExtra, SettingsError, UsageError
 from ...base.files import new_directory
 from ...base.progress import Progress
+from .specs import MOTIONS, OBJECTS, ClipSpec, caption_frame, generator, sample_clip
 
 if TYPE_CHECKING:
     from .frames import Image
-    from .plan import ClipPlan
 
-OBJECTS: Final[tuple[str, ...]] = ("ball", "box", "star", "ring", "cross")
-MOTIONS: Final[tuple[str, ...]] = ("crossing", "lifting", "circling", "approaching", "swinging")
 CLASSES: Final[tuple[str, ...]] = tuple(f"{kind}_{motion}" for kind in OBJECTS for motion in MOTIONS)
-EXPERIMENT_SEED: Final = 0  # of the clips that experiments and the demo run on
-EXPERIMENT_GROUPS: Final = 64  # scenes of the experiments, every class once in each (docs/decisions/006)
+EXPERIMENT_SEED: Final = 0  # of the clips of the experiments and the demo
+EXPERIMENT_GROUPS: Final = 64  # scenes of the experiments, with one clip per class (docs/decisions/006)
 EXPERIMENT_TEST_SHARE: Final = 0.75  # of their clips, by whole scenes
-PRETRAINING_SEED: Final = 1000  # of the clips that the small networks were trained on
+PRETRAINING_SEED: Final = 1000  # of the training clips of the small networks
 CAPTIONED = 8  # frames per clip
 CODECS = ("libx264", "mpeg4")
 
 
 @dataclass(frozen=True)
-class ClipOrder:
-    """What names one clip of the mini-world; everything about it follows."""
+class ClipKey:
+    """Key of a clip of the mini-world, which determines everything in it."""
 
     seed: int
     group: int
@@ -61,27 +59,26 @@ class ClipOrder:
 
     @property
     def path(self) -> str:
-        """Below the data set's folder."""
+        """Path of the file below the data set's folder."""
         return f"{self.label}/{self.group_name}_c{self.number:02d}.mp4"
 
-    def plan(self) -> ClipPlan:
-        from .plan import plan_clip
+    def spec(self) -> ClipSpec:
+        """The content of the clip."""
+        return sample_clip(self.seed, self.group, self.kind, self.motion, self.number)
 
-        return plan_clip(self.seed, self.group, self.kind, self.motion, self.number)
 
-
-def clip_orders(
+def clip_keys(
     *,
     groups: int,
     seed: int,
     clips_per_class_and_group: int = 1,
     objects: Sequence[str] = OBJECTS,
     motions: Sequence[str] = MOTIONS,
-) -> Iterator[ClipOrder]:
-    """The clips that ``render_dataset`` would make, in its order: by class, group and number."""
+) -> Iterator[ClipKey]:
+    """Keys of the clips of ``render_dataset``, in its order: by class, group and number."""
     for kind, motion in itertools.product(objects, motions):
         for group, number in itertools.product(range(groups), range(clips_per_class_and_group)):
-            yield ClipOrder(seed, group, kind, motion, number)
+            yield ClipKey(seed, group, kind, motion, number)
 
 
 def render_dataset(
@@ -102,14 +99,14 @@ def render_dataset(
     (``path,label,group``) and ``captions.csv`` (``path,frame,caption``: the true caption of the middle
     frame of each eighth of every clip). ``progress`` advances by one per clip.
 
-    Raises UsageError on a count below 1 or a word that is no object or motion, MissingExtra without
+    Raises UsageError on a count below 1 or an unknown object or motion, MissingExtra without
     PyAV, SettingsError when PyAV lacks an encoder, StorageError when the folder is not empty or cannot
     be written.
     """
-    _check_asked(groups, clips_per_class_and_group, processes, objects, motions)
+    _check_arguments(groups, clips_per_class_and_group, processes, objects, motions)
     _check_encoders()
-    orders = list(
-        clip_orders(
+    keys = list(
+        clip_keys(
             groups=groups,
             seed=seed,
             clips_per_class_and_group=clips_per_class_and_group,
@@ -118,34 +115,34 @@ def render_dataset(
         )
     )
     with new_directory(Path(folder)) as building:
-        for label in dict.fromkeys(order.label for order in orders):
+        for label in dict.fromkeys(key.label for key in keys):
             (building / label).mkdir()
-        for _ in render_clips(orders, building, processes=processes):
+        for _ in render_clips(keys, building, processes=processes):
             if progress is not None:
                 progress.advance()
-        _write_rows(building / "labels.csv", ("path", "label", "group"), _label_rows(orders))
-        _write_rows(building / "captions.csv", ("path", "frame", "caption"), _caption_rows(orders))
+        _write_rows(building / "labels.csv", ("path", "label", "group"), _label_rows(keys))
+        _write_rows(building / "captions.csv", ("path", "frame", "caption"), _caption_rows(keys))
 
 
-def render_clips(orders: Sequence[ClipOrder], folder: Path, *, processes: int) -> Iterator[ClipOrder]:
-    """Write the file of every order below ``folder``, whose label folders exist; gives each when it is done."""
+def render_clips(keys: Sequence[ClipKey], folder: Path, *, processes: int) -> Iterator[ClipKey]:
+    """Render the clip of every key below ``folder``, whose label folders exist; yields each key when it is done."""
     if processes == 1:
-        for order in orders:
-            _render(folder, order)
-            yield order
+        for key in keys:
+            _render(folder, key)
+            yield key
         return
     # Fresh processes: a fork of a program with running threads (ONNX Runtime, gRPC) may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=min(processes, len(orders)), mp_context=context) as pool:
+    with ProcessPoolExecutor(max_workers=min(processes, len(keys)), mp_context=context) as pool:
         try:
-            yield from pool.map(_render, itertools.repeat(folder), orders, chunksize=8)
-        except BaseException:  # Ctrl-C too: do not render what nobody will see
+            yield from pool.map(_render, itertools.repeat(folder), keys, chunksize=8)
+        except BaseException:  # including Ctrl-C: do not render the rest
             pool.shutdown(cancel_futures=True)
             raise
 
 
 def encode_clip(frames: Iterable[Image], *, fps: int, codec: str, quality: int) -> bytes:
-    """MP4 of frames uint8 [H, W, 3], yuv420p. ``quality``: x264's crf, or MPEG-4's quantiser (less is better)."""
+    """MP4 file of frames uint8 [H, W, 3], yuv420p. ``quality``: x264's crf or MPEG-4's quantiser (lower is better)."""
     import av
 
     file = io.BytesIO()
@@ -161,39 +158,37 @@ def encode_clip(frames: Iterable[Image], *, fps: int, codec: str, quality: int) 
 
 
 def _codec_options(codec: str, quality: int) -> dict[str, str]:
-    # One thread, since there is a process per core already, and the bytes must not depend on it.
+    # One thread: there is a process per core already, and the bytes must not depend on the number of threads.
     if codec == "libx264":
         return {"preset": "ultrafast", "crf": str(quality), "threads": "1"}
     return {"flags": "+qscale", "global_quality": str(118 * quality), "threads": "1"}  # 118: FF_QP2LAMBDA
 
 
-def _render(folder: Path, order: ClipOrder) -> ClipOrder:
-    """Draw one clip and write its file (in a rendering process)."""
+def _render(folder: Path, key: ClipKey) -> ClipKey:
+    """Draw one clip and write its file; runs in a rendering process."""
     from .frames import draw_frames
-    from .plan import generator
 
-    plan = order.plan()
-    key = (order.group, 1 + OBJECTS.index(order.kind), 1 + MOTIONS.index(order.motion), order.number, 1)
-    random = generator(order.seed, *key)
-    quality = int(random.integers(24, 34) if plan.scene.codec == "libx264" else random.integers(4, 10))
-    frames = draw_frames(plan, random)
-    (folder / order.path).write_bytes(encode_clip(frames, fps=plan.scene.fps, codec=plan.scene.codec, quality=quality))
-    return order
-
-
-def _label_rows(orders: Sequence[ClipOrder]) -> Iterator[tuple[str, ...]]:
-    for order in orders:
-        yield order.path, order.label, order.group_name
+    spec = key.spec()
+    stream = (key.group, 1 + OBJECTS.index(key.kind), 1 + MOTIONS.index(key.motion), key.number, 1)
+    random = generator(key.seed, *stream)
+    quality = int(random.integers(24, 34) if spec.scene.codec == "libx264" else random.integers(4, 10))
+    frames = draw_frames(spec, random)
+    (folder / key.path).write_bytes(encode_clip(frames, fps=spec.scene.fps, codec=spec.scene.codec, quality=quality))
+    return key
 
 
-def _caption_rows(orders: Sequence[ClipOrder]) -> Iterator[tuple[str, ...]]:
+def _label_rows(keys: Sequence[ClipKey]) -> Iterator[tuple[str, ...]]:
+    for key in keys:
+        yield key.path, key.label, key.group_name
+
+
+def _caption_rows(keys: Sequence[ClipKey]) -> Iterator[tuple[str, ...]]:
     from ...runtime.keyframes import uniform_indices
-    from .plan import caption_frame
 
-    for order in orders:
-        plan = order.plan()
-        for frame in uniform_indices(plan.frames, CAPTIONED).tolist():
-            yield order.path, str(frame), caption_frame(plan, frame)
+    for key in keys:
+        spec = key.spec()
+        for frame in uniform_indices(spec.frames, CAPTIONED).tolist():
+            yield key.path, str(frame), caption_frame(spec, frame)
 
 
 def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -203,14 +198,14 @@ def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]
         writer.writerows(rows)
 
 
-def _check_asked(groups: int, clips: int, processes: int, objects: Sequence[str], motions: Sequence[str]) -> None:
+def _check_arguments(groups: int, clips: int, processes: int, objects: Sequence[str], motions: Sequence[str]) -> None:
     if min(groups, clips, processes) < 1:
-        asked = f"groups={groups}, clips_per_class_and_group={clips}, processes={processes}"
-        raise UsageError(f"rendering needs at least 1 of each, got {asked}")
-    for what, given, known in (("object", objects, OBJECTS), ("motion", motions, MOTIONS)):
-        unknown = [word for word in given if word not in known]
-        if unknown or not given:
-            got = f"unknown {what} '{unknown[0]}'" if unknown else f"no {what} at all"
+        counts = f"groups={groups}, clips_per_class_and_group={clips}, processes={processes}"
+        raise UsageError(f"rendering needs at least 1 of each, got {counts}")
+    for kind, names, known in (("object", objects, OBJECTS), ("motion", motions, MOTIONS)):
+        unknown = [name for name in names if name not in known]
+        if unknown or not names:
+            got = f"unknown {kind} '{unknown[0]}'" if unknown else f"no {kind}"
             raise UsageError(f"{got}; the mini-world knows {', '.join(known)}")
 
 

@@ -1,4 +1,4 @@
-"""Runs made by other commands on the videos themselves: the KD baseline and ActionCLIP, as result files."""
+"""Results of KD and ActionCLIP, which other commands train on the videos themselves, read from their files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import msgspec
 
 from ...base.errors import DataError
 from ...base.files import printable_path
+from ..baselines.result import SET_ASIDE
 
-SET_ASIDE = "set aside from the training clips"  # as KD's result says where its centre's clips are from
 
-
-class GivenClips(msgspec.Struct, frozen=True):
-    """How many clips were where."""
+class ExternalClips(msgspec.Struct, frozen=True):
+    """Number of clips in each place."""
 
     train: int = 0  # ActionCLIP
     centre: int = 0  # KD
@@ -22,18 +21,22 @@ class GivenClips(msgspec.Struct, frozen=True):
     test: int = 0
 
 
-class GivenSplit(msgspec.Struct, frozen=True):
-    test_groups_sha256: str = ""  # datasets.groups_digest of the test's; "" in results of before
+class ExternalSplit(msgspec.Struct, frozen=True):
+    """The held-out groups of a run."""
+
+    test_groups_sha256: str = ""  # datasets.groups_digest of the test groups; "" when the file has none
 
 
-class GivenDetails(msgspec.Struct, frozen=True):
-    clips: GivenClips = GivenClips()
+class ExternalDetails(msgspec.Struct, frozen=True):
+    """The part of a result's details that a table shows."""
+
+    clips: ExternalClips = ExternalClips()
     centre: str = ""  # SET_ASIDE, or the folder of its own clips
-    split: GivenSplit = GivenSplit()
+    split: ExternalSplit = ExternalSplit()
 
 
-class GivenRun(msgspec.Struct, frozen=True):
-    """What DIR/kd.json or DIR/actionclip.json says; accuracies 0 to 1, further keys are left alone."""
+class ExternalRun(msgspec.Struct, frozen=True):
+    """Content of DIR/kd.json or DIR/actionclip.json; accuracies 0 to 1, further keys are ignored."""
 
     name: str
     dataset: str
@@ -46,53 +49,60 @@ class GivenRun(msgspec.Struct, frozen=True):
     train_curve: tuple[float, ...] = ()
     scale: str = ""
     settings: dict[str, Any] = {}
-    details: GivenDetails = GivenDetails()
+    details: ExternalDetails = ExternalDetails()
 
     @property
-    def how(self) -> str:
-        """What it was trained on and tested with; of KD also the centre's share and how the silos' clips were dealt."""
+    def description(self) -> str:
+        """The clips of training and test; for KD also the centre's share and the split over the silos."""
         clips, federated = self.details.clips, self.settings.get("federated")
-        said = [f"tested on {clips.test or 'the'} clips of held-out groups"]
+        parts = [f"tested on {clips.test or 'the'} clips of held-out groups"]
         if clips.train:
-            said.append(f"all {clips.train} training clips in one place")
+            parts.append(f"all {clips.train} training clips in one place")
         if clips.centre and self.details.centre in ("", SET_ASIDE):
-            said.append(f"{clips.centre} of {clips.centre + sum(clips.silos)} training clips at its centre, which no "
-                        "silo has")  # fmt: skip
+            parts.append(f"{clips.centre} of {clips.centre + sum(clips.silos)} training clips at its centre, which no "
+                         "silo has")  # fmt: skip
         elif clips.centre:
-            said.append(f"{clips.centre} clips of its centre's own")
+            parts.append(f"{clips.centre} clips of its centre's own")
         if isinstance(federated, dict) and "beta" in federated:
             beta = federated["beta"]
             sizes = f" of {min(clips.silos)} to {max(clips.silos)} clips" if clips.silos else ""
-            said.append(f"silos{sizes} " + ("IID" if beta is None else f"by Dirichlet {beta}, not IID"))
-        return ", ".join(said)
+            parts.append(f"silos{sizes} " + ("IID" if beta is None else f"by Dirichlet {beta}, not IID"))
+        return ", ".join(parts)
 
 
-class GivenRuns(msgspec.Struct, frozen=True):
-    kd: GivenRun | None = None
-    actionclip: GivenRun | None = None
+class ExternalRuns(msgspec.Struct, frozen=True):
+    """The results that were given with ``--results``."""
+
+    kd: ExternalRun | None = None
+    actionclip: ExternalRun | None = None
+
+    @property
+    def present(self) -> list[ExternalRun]:
+        """Those that are there, in order."""
+        return [run for run in (self.kd, self.actionclip) if run is not None]
 
 
-def read_given(folder: Path | None, dataset: str) -> GivenRuns:
-    """The result files of ``folder`` that are of ``dataset``. Raises DataError on one that cannot be read."""
+def read_external_runs(folder: Path | None, dataset: str) -> ExternalRuns:
+    """The result files of ``folder`` for ``dataset``. Raises DataError on one that cannot be read."""
     if folder is None:
-        return GivenRuns()
-    return GivenRuns(_read(folder / "kd.json", dataset), _read(folder / "actionclip.json", dataset))
+        return ExternalRuns()
+    return ExternalRuns(_read(folder / "kd.json", dataset), _read(folder / "actionclip.json", dataset))
 
 
-def _read(path: Path, dataset: str) -> GivenRun | None:
+def _read(path: Path, dataset: str) -> ExternalRun | None:
     try:
-        run = msgspec.json.decode(path.read_bytes(), type=GivenRun)
+        run = msgspec.json.decode(path.read_bytes(), type=ExternalRun)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:
         raise DataError(
             f"{printable_path(path)} is not a result of flamest-experiment kd or actionclip: {error}",
-            fix="make it again, or take the file away",
+            fix="run that command again, or remove the file",
         ) from error
     if dataset and run.dataset != dataset:
         raise DataError(
-            f"{printable_path(path)} was measured on {run.dataset}, this is {dataset}",
-            fix="give the --results folder of the same data set; where it is the same, run kd or actionclip with "
-            f"--dataset {dataset} (it goes on from its checkpoints)",
+            f"{printable_path(path)} was measured on {run.dataset}, expected {dataset}",
+            fix="give the --results folder of the same data set; if it is the same, run kd or actionclip with "
+            f"--dataset {dataset} (it resumes from its checkpoints)",
         )
     return run

@@ -1,8 +1,8 @@
-"""From videos to one feature store per extractor: the same two commands that a silo's administrator types.
+"""From videos to one feature store per extractor, by the two commands that a silo's administrator uses.
 
-Resumable: a bundle made from what is asked for is used, a store is brought up to date. A bundle of other
-weights is made again, and the store of the old one is moved aside. An extractor whose network is not
-trained leaves a marker, and its rows say "untrained"; one that fails does not end the rest.
+Resumable: a bundle made from the requested weights is reused, and its store is brought up to date. A bundle
+of other weights is built again, and the store of the old one is moved aside. An extractor whose network is
+not trained leaves a marker, and its rows say "untrained"; a failure does not end the other extractors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ...base.progress import Progress, progress_bar
 from ..miniworld.videos import CLASSES, EXPERIMENT_GROUPS, EXPERIMENT_SEED, render_dataset
 from ..processes import CommandFailed, run_command
 from .features import SINGLE, VARIANTS, untrained_marker
-from .numbers import MINIWORLD
+from .printed_values import MINIWORLD
 
 VARIANT_OPTIONS = {
     "blip-4frames": ("--extractor", "blip", "--captioned-frames", "4"),
@@ -36,17 +36,19 @@ MINIWORLD_CLIPS = EXPERIMENT_GROUPS * len(CLASSES)
 
 @dataclass(frozen=True)
 class ExtractionRequest:
-    folder: Path  # of the stores; bundles and reports stand beside them
+    """Extractors to run, on which videos, with which weights."""
+
+    folder: Path  # of the stores; bundles and reports are next to them
     videos: Path
     weights: str  # miniworld, published, random:tiny, …
     extractors: tuple[str, ...] = (*SINGLE, *VARIANTS)
-    captions: Path | None = None  # CLIP's, a file of caption per class
+    captions: Path | None = None  # CLIP's: a file with a caption per class
     sources: Mapping[str, str] = field(default_factory=dict)  # by network, in place of ``weights``
-    chosen: bool = True  # whether ``weights`` was asked for: a default gives way to the bundle that is there
+    chosen: bool = True  # the user chose ``weights``; a default accepts the existing bundle
 
 
 class BundleOrigin(msgspec.Struct, frozen=True):
-    """What a bundle was made from: a file beside it."""
+    """Origin of a bundle, in a file next to it."""
 
     weights: str
     sources: dict[str, str] = {}
@@ -62,10 +64,9 @@ def check_extractors(names: Sequence[str]) -> None:
 
 
 def extract_all(request: ExtractionRequest, progress: Progress) -> dict[str, Any]:
-    """Every extractor's state: its extraction's report, or ``status`` and ``why`` where there is none.
+    """Extract with every extractor; returns its report, or ``status`` and ``why`` where it failed.
 
-    Raises what the last one failed of when none could be extracted, with its exit code; UsageError on an
-    unknown name.
+    Raises the last failure, with its exit code, when none could be extracted; UsageError on an unknown name.
     """
     check_extractors(request.extractors)
     done: dict[str, Any] = {}
@@ -75,26 +76,28 @@ def extract_all(request: ExtractionRequest, progress: Progress) -> dict[str, Any
         try:
             done[name] = _extract_one(request, name)
         except CommandFailed as error:
-            if error.status < 0 or error.status > 128:  # ended by a signal: the person, or the machine
+            if error.exit_status < 0 or error.exit_status > 128:  # ended by a signal
                 raise
             failed = error
-            done[name] = {"status": "not extracted", "why": error.said or error.message}
+            done[name] = {"status": "not extracted", "why": error.error_message or error.message}
         progress.advance()
     if failed is not None and all(report.get("status") == "not extracted" for report in done.values()):
-        raise _as_reported(failed)
+        raise _with_exit_code(failed)
     return done
 
 
-def _as_reported(failed: CommandFailed) -> FlamestError:
-    """The failure with the exit code of the command that failed."""
+def _with_exit_code(failed: CommandFailed) -> FlamestError:
+    """The failure as an error with the exit code of the failed command."""
     known: dict[int, type[FlamestError]] = {kind.exit_code: kind for kind in (UsageError, DataError, StorageError)}
-    if failed.status not in known:
+    if failed.exit_status not in known:
         return failed
-    return known[failed.status](f"no extractor could be used; the last said: {failed.said or failed.message}")
+    return known[failed.exit_status](
+        f"no extractor could be used; the last error: {failed.error_message or failed.message}"
+    )
 
 
 def report_file(folder: Path, name: str) -> Path:
-    """What the last extraction that did something said: times per stage and memory."""
+    """Report of the last extraction that extracted a clip: times per stage and memory."""
     return folder / f"{name}.extraction.json"
 
 
@@ -109,7 +112,7 @@ def _extract_one(request: ExtractionRequest, name: str) -> dict[str, Any]:
         try:
             run_command("export", *_export_arguments(request, name, building))
         except CommandFailed as error:
-            if error.reported != "untrained":
+            if error.error_code != "untrained":
                 raise
             write_atomic(marker, error.message.encode())
             return {"status": "untrained"}
@@ -134,15 +137,18 @@ def _networks(name: str) -> tuple[str, ...]:
 
 def _origin(request: ExtractionRequest, name: str) -> BundleOrigin:
     networks = _networks(name)
-    given = {network: source for network, source in request.sources.items() if network in networks}
+    sources = {network: source for network, source in request.sources.items() if network in networks}
     captions = request.captions if name == "clip" else None
     return BundleOrigin(
-        request.weights, given, "" if captions is None else _file_digest([captions]), _trained_digest(request, networks)
+        request.weights,
+        sources,
+        "" if captions is None else _file_digest([captions]),
+        _trained_digest(request, networks),
     )
 
 
 def _trained_digest(request: ExtractionRequest, networks: Sequence[str]) -> str:
-    """Of the mini-world's weights that these networks would be made of, so that a new training is noticed."""
+    """Digest of the mini-world's weights of these networks, so that a new training is noticed."""
     from ...export.networks.small import SMALL_FORMS, weights_file
 
     used = [name for name in networks if request.sources.get(name, request.weights) == MINIWORLD]
@@ -160,7 +166,7 @@ def _file_digest(paths: Sequence[Path]) -> str:
 
 
 def _is_current(bundle: Path, origin: BundleOrigin, request: ExtractionRequest) -> bool:
-    """Whether the bundle is there and made from what is asked for; a default takes what there is."""
+    """True when the bundle exists and is made from the requested weights; a default accepts any."""
     if not bundle.is_dir():
         return False
     try:
@@ -175,19 +181,19 @@ def _is_current(bundle: Path, origin: BundleOrigin, request: ExtractionRequest) 
 
 
 def _from_manifest(bundle: Path, origin: BundleOrigin) -> BundleOrigin:
-    """What a bundle without a record seems to be made from: the names of its sources."""
+    """Origin of a bundle without a record, from the names of its sources."""
     from ...runtime.bundle.manifest import read_manifest
 
     names = {source.name for source in read_manifest(bundle).sources.values()}
-    said = names.pop() if len(names) == 1 else ""
-    self_contained = said == MINIWORLD or said.startswith("random:")
-    weights = said if self_contained else "published"
-    sources = origin.sources if said in origin.sources.values() else {}
+    name = names.pop() if len(names) == 1 else ""
+    self_contained = name == MINIWORLD or name.startswith("random:")
+    weights = name if self_contained else "published"
+    sources = origin.sources if name in origin.sources.values() else {}
     return BundleOrigin(weights, sources)
 
 
 def _replace(bundle: Path, building: Path, store: Path) -> None:
-    """Put the new bundle in place; where it makes other numbers, the old one's store is kept under another name."""
+    """Put the new bundle in place; if its embeddings differ, keep the old store under another name."""
     from ...runtime.bundle.manifest import read_manifest
 
     if bundle.is_dir():
@@ -215,24 +221,26 @@ def _export_arguments(request: ExtractionRequest, name: str, bundle: Path) -> li
 
 
 def miniworld_videos(folder: Path) -> Path:
-    """The experiments' mini-world in ``folder``, rendered when it is not there (whole or not at all)."""
+    """The experiments' mini-world in ``folder``, rendered if missing (whole or not at all)."""
     if not (folder / "labels.csv").is_file():
         with progress_bar("rendering the mini-world", MINIWORLD_CLIPS, unit="clips") as progress:
             render_dataset(folder, groups=EXPERIMENT_GROUPS, seed=EXPERIMENT_SEED, progress=progress)
     return folder
 
 
-def rendered_before(folder: Path) -> tuple[str, ...]:
-    """A warning where ``folder`` holds another mini-world than this version of FLAMeST renders."""
+def rendering_warnings(folder: Path) -> tuple[str, ...]:
+    """A warning if ``folder`` holds another mini-world than this version renders."""
     clips = len(find_clips(folder))
     if clips == MINIWORLD_CLIPS:
         return ()
     where = printable_path(folder)
-    return (f"{where} holds {clips} clips, the mini-world has {MINIWORLD_CLIPS:,}: take it away to have it rendered",)
+    return (
+        f"{where} holds {clips} clips, the mini-world has {MINIWORLD_CLIPS:,}: remove the folder to render it again",
+    )
 
 
 def stored_clips(store: Path) -> int:
-    """How many clips' features of its largest kind are in the store; 0 without one."""
+    """Number of clips of the largest kind of features in the store; 0 without a store."""
     from ...agent.extraction.store import FeatureStore
 
     if not store.is_file():
@@ -242,4 +250,5 @@ def stored_clips(store: Path) -> int:
 
 
 def default_weights(dataset: str) -> str:
+    """The weights of a data set: the mini-world's own, and published ones for all others."""
     return "miniworld" if dataset == MINIWORLD else "published"

@@ -1,4 +1,4 @@
-"""Where the model is wrong: the confusion matrix, and each wrong clip with keyframes, caption and classes."""
+"""Errors of the model: the confusion matrix, and each misclassified clip with keyframes, caption and classes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import numpy.typing as npt
 from ...base.errors import DataError, StorageError
 from ..report.html import count, definitions, node
 from .features import table_name
+from .inputs import ExperimentInputs
 from .jobs import Job, Results, RunResult
-from .settings import Context
-from .splits import split_data
 from .tables import Row, TableResult
 
 MOST_SHOWN = 40
@@ -24,6 +23,8 @@ MOST_SHOWN = 40
 
 @dataclass(frozen=True)
 class WrongClip:
+    """A misclassified test clip."""
+
     path: str  # relative to the video folder
     caption: str
     truth: str
@@ -34,6 +35,8 @@ class WrongClip:
 
 @dataclass(frozen=True, eq=False)
 class Failures:
+    """Confused classes and misclassified clips of one run."""
+
     table: TableResult  # the pairs most often confused
     confusion: npt.NDArray[np.int64]  # [classes, classes], truth down
     labels: tuple[str, ...]
@@ -41,18 +44,18 @@ class Failures:
     total: int  # wrong clips in all
 
 
-def failures_job(context: Context) -> Job:
-    """Seed 0 of Table 2's run on the main extractor."""
-    return context.job()
+def failures_job(inputs: ExperimentInputs) -> Job:
+    """Table 2's run on the main extractor, with seed 0."""
+    return inputs.job()
 
 
-def find_failures(context: Context, results: Results) -> Failures:
-    """Raises DataError when the run could not be made."""
-    result = results[failures_job(context)]
+def find_failures(inputs: ExperimentInputs, results: Results) -> Failures:
+    """Confusion matrix and wrong clips of the run. Raises DataError when the run failed."""
+    result = results[failures_job(inputs)]
     if not isinstance(result, RunResult):
-        raise DataError(f"the run behind the failures could not be made: {result.message}", code=result.code)
-    data = context.data
-    split = split_data(data, context.settings.split, dataset=context.settings.dataset, videos=context.settings.videos)
+        raise DataError(f"the run whose errors are shown has failed: {result.message}", code=result.code)
+    data = inputs.data
+    split = inputs.split()
     truth, predicted = data.y[split.test], np.array(result.predictions)
     confusion = np.zeros((len(data.labels),) * 2, np.int64)
     np.add.at(confusion, (truth, predicted), 1)
@@ -68,32 +71,34 @@ def find_failures(context: Context, results: Results) -> Failures:
         for a, b in pairs
         if off[a, b]
     )  # fmt: skip
-    notes = (f"{table_name(data.main)}, seed 0: {len(wrong)} of {len(truth)} test clips are wrong.",)
-    table = TableResult("failures", "Failures: classes taken for each other", rows, notes, ("clips", "of"), "clips")
-    # A clip of each pair before a second one of any.
+    notes = (f"{table_name(data.main)}, seed 0: {len(wrong)} of {len(truth)} test clips are misclassified.",)
+    table = TableResult("failures", "Failures: classes confused with each other", rows, notes, ("clips", "of"), "clips")
+    # One clip of each pair comes before the second one of any pair.
     seen: dict[tuple[int, int], int] = {}
     ranked = []
     for row in wrong:
         pair = (int(truth[row]), int(predicted[row]))
         seen[pair] = seen.get(pair, 0) + 1
         ranked.append((seen[pair], int(row)))
-    shown = [_wrong_clip(context, int(split.test[row]), int(predicted[row])) for _, row in sorted(ranked)[:MOST_SHOWN]]
+    shown = [_wrong_clip(inputs, int(split.test[row]), int(predicted[row])) for _, row in sorted(ranked)[:MOST_SHOWN]]
     return Failures(table, confusion, data.labels, tuple(shown), len(wrong))
 
 
-def _wrong_clip(context: Context, row: int, predicted: int) -> WrongClip:
-    data = context.data
+def _wrong_clip(inputs: ExperimentInputs, row: int, predicted: int) -> WrongClip:
+    data = inputs.data
     note = data.clips[row]
-    said = data.noted.get(note.sha256, note)
-    frames = _keyframes(context.settings.videos, note.path, said.times_s)
-    return WrongClip(note.path, said.caption, data.labels[data.y[row]], data.labels[predicted], said.times_s, frames)
+    captioned = data.noted.get(note.sha256, note)
+    frames = _keyframes(inputs.settings.videos, note.path, captioned.times_s)
+    return WrongClip(
+        note.path, captioned.caption, data.labels[data.y[row]], data.labels[predicted], captioned.times_s, frames
+    )
 
 
 def _keyframes(videos: Path | None, name: str, times_s: Sequence[float]) -> tuple[bytes, ...]:
-    """The stored keyframes as small JPEGs; none without the videos, or of a clip that cannot be read."""
+    """The stored keyframes as small JPEGs; none without the videos or when the clip cannot be read."""
     if videos is None or not times_s or not (videos / name).is_file():
         return ()
-    from ..keyframe_strip import frames_at
+    from ..report.video_frames import frames_at
 
     try:
         return frames_at(videos / name, times_s)
@@ -102,7 +107,7 @@ def _keyframes(videos: Path | None, name: str, times_s: Sequence[float]) -> tupl
 
 
 def failure_sections(failures: Failures, picture: Element) -> Iterator[Element]:
-    """The page's parts: the matrix, then a part per wrong clip."""
+    """Sections of the page: the matrix, then the wrong clips."""
     yield node(
         "section",
         node("h2", "Confusion matrix"),
@@ -122,5 +127,5 @@ def _clip_part(clip: WrongClip) -> Element:
         for place, frame in enumerate(clip.frames, start=1)
     ]
     facts = [("Truth", clip.truth), ("Predicted", clip.predicted), ("Caption", clip.caption or "(none stored)")]
-    film = node("div", *images, cls="film") if images else node("p", "no pictures: give --videos DIR", cls="note")
-    return node("div", node("h3", clip.path), film, definitions(facts), cls="failure")
+    strip = node("div", *images, cls="frames") if images else node("p", "no pictures: give --videos DIR", cls="note")
+    return node("div", node("h3", clip.path), strip, definitions(facts), cls="failure")

@@ -1,9 +1,9 @@
-"""The features that the experiments train on: one store per extractor, joined over the clips' SHA-256.
+"""Features that the experiments train on: one store per extractor, joined over the clips' SHA-256.
 
 A folder holds ``NAME.sqlite`` for every single extractor; pairs are concatenations. One store of
 ``blip+slow`` serves too (its vision-language part is BLIP, the rest Slow), and so does a store of
-imported features, whose only extractor is called ``store``. Numbers are read when they are asked
-for, so that a worker process holds only what its runs need.
+imported features, whose only extractor is called ``store``. Embeddings are read on first use, so that
+a worker process holds only those of its own runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ...agent.extraction.store import ClipNote, FeatureStore, StoredFeatures
 from ...base.errors import DataError, UsageError
 from ...base.files import printable_path
 
-# As our tables name them, after the paper's; stores' file names and the command line use the keys.
+# Names in our tables, after the paper's; the keys name stores and appear on the command line.
 SINGLE: dict[str, str] = {
     "blip": "BLIP",
     "clip": "CLIP",
@@ -32,13 +32,13 @@ SINGLE: dict[str, str] = {
     "videomae": "Video MAE",
     "blip-text": "BLIP text only",
 }
-# Other readings of BLIP, each its own store: they are rows of `beyond` where they are there.
+# Other ways to read BLIP, each in its own store: rows of `beyond` where the store exists.
 VARIANTS: dict[str, str] = {
     "blip-4frames": "BLIP, 4 captioned keyframes",
     "blip-causal-last": "BLIP, causal mask, last token",
     "blip-causal-first": "BLIP, causal mask, first token",
 }
-OWN = "store"
+OWN = "store"  # the only extractor of imported features
 NAMES = {**SINGLE, **VARIANTS, OWN: "Stored features"}
 FLAMEST = "blip+slow"
 READY, NOT_EXTRACTED, UNTRAINED = "ready", "not extracted", "untrained"
@@ -50,7 +50,7 @@ def table_name(extractor: str) -> str:
 
 
 def parts(extractor: str) -> tuple[str, ...]:
-    """The single extractors behind a name. Raises UsageError on one that does not exist."""
+    """The single extractors of a name. Raises UsageError on one that does not exist."""
     names = tuple(extractor.split("+"))
     for name in names:
         if name not in NAMES:
@@ -60,7 +60,7 @@ def parts(extractor: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Where the features are; exactly one of ``folder`` and ``store``."""
+    """Location of the features; exactly one of ``folder`` and ``store``."""
 
     folder: Path | None = None  # of NAME.sqlite
     store: Path | None = None
@@ -70,7 +70,7 @@ class FeatureSource:
 
 @dataclass(frozen=True)
 class _Part:
-    """A single extractor's numbers: columns of one store."""
+    """A single extractor's embeddings: columns of one store."""
 
     path: Path
     columns: slice
@@ -79,7 +79,7 @@ class _Part:
 class ExperimentData:
     """Clips with a label that every ready extractor has, in the order of their SHA-256.
 
-    ``open_features`` makes it. ``y`` numbers the labels, ``labels[y]`` names them.
+    Made by ``open_features``. ``y``: int64 [N], indices into ``labels``.
     """
 
     def __init__(self, source: FeatureSource, stores: Mapping[str, _Part], notes: Mapping[str, list[ClipNote]]) -> None:
@@ -101,8 +101,8 @@ class ExperimentData:
         self.noted: dict[str, ClipNote] = captioned[0] if captioned else first  # by SHA-256, captions of BLIP
         names = [note.label or "" for note in self.clips]
         self.labels: tuple[str, ...] = tuple(sorted(set(names)))
-        number = {label: index for index, label in enumerate(self.labels)}
-        self.y: npt.NDArray[np.int64] = np.array([number[name] for name in names], dtype=np.int64)
+        index_of = {label: index for index, label in enumerate(self.labels)}
+        self.y: npt.NDArray[np.int64] = np.array([index_of[name] for name in names], dtype=np.int64)
         self.groups: tuple[str, ...] = tuple(note.group for note in self.clips)
         self._read = functools.lru_cache(maxsize=3)(self._read_store)
         self._digests: dict[str, str] = {}
@@ -111,7 +111,7 @@ class ExperimentData:
 
     @property
     def main(self) -> str:
-        """What the ablations run on: FLAMeST's pair where it is there."""
+        """The extractor of the ablations: BLIP+Slow where both are extracted."""
         if all(self.state(part) == READY for part in parts(FLAMEST)):
             return FLAMEST
         return OWN if OWN in self._parts else next(iter(self._parts))
@@ -124,7 +124,7 @@ class ExperimentData:
         return UNTRAINED if any(part in self._untrained for part in wanted) else NOT_EXTRACTED
 
     def x(self, extractor: str) -> npt.NDArray[np.float32]:
-        """float32 [N, D], rows as ``clips``; a pair is its singles side by side. Raises DataError."""
+        """float32 [N, D], rows as ``clips``; a pair is its parts concatenated. Raises DataError."""
         if self.state(extractor) != READY:
             raise DataError(
                 f"the features of {extractor} are {self.state(extractor)}",
@@ -133,11 +133,11 @@ class ExperimentData:
         return np.ascontiguousarray(np.concatenate([self._columns(part) for part in parts(extractor)], axis=1))
 
     def widths(self, extractor: str) -> tuple[int, ...]:
-        """D of each part; they are the head's blocks."""
+        """D of each part: the blocks of the head."""
         return tuple(self._columns(part).shape[1] for part in parts(extractor))
 
     def digest(self, extractor: str) -> str:
-        """SHA-256 of what a run on this extractor sees: numbers, classes, groups. Raises DataError."""
+        """SHA-256 of a run's data on this extractor: embeddings, classes, groups. Raises DataError."""
         if extractor not in self._digests:
             digest = hashlib.sha256()
             for part in parts(extractor):
@@ -161,7 +161,7 @@ class ExperimentData:
 
 
 def open_features(source: FeatureSource) -> ExperimentData:
-    """Look into the stores of ``source``. Raises DataError when there are none or they share no clip."""
+    """Open the stores of ``source``. Raises DataError when there are none or they share no clip."""
     if source.store is not None:
         return _open_store(source, source.store)
     assert source.folder is not None
@@ -196,7 +196,7 @@ def _open_store(source: FeatureSource, path: Path) -> ExperimentData:
 
 
 def untrained_marker(folder: Path, name: str) -> Path:
-    """The file that says why an extractor could not be exported: its network is not trained."""
+    """The file with the reason why an extractor could not be exported: its network is not trained."""
     return folder / f"{name}.untrained"
 
 

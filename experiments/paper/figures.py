@@ -1,4 +1,4 @@
-"""Figures 2, 3 and 4: rounds, training curves, and the embeddings of some classes in the plane."""
+"""Figures 2, 3 and 4: accuracy over rounds and epochs, and the embeddings of some classes in the plane."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError, MissingExtra, UsageError
-from .estimates import estimate
 from .features import NAMES, READY, ExperimentData, table_name
+from .inputs import ExperimentInputs
 from .jobs import Job, Results, finished
-from .plans import TABLE_ORDER, seeded
-from .settings import Context
-from .tables import GIVEN, Row, TableResult, fact_columns, interval_notes
+from .table_output import fact_columns
+from .table_specs import TABLE_ORDER, seeded
+from .tables import EXTERNAL, Row, TableResult, estimate, interval_notes
 
 FEWEST_SHOWN = 4  # clips of each class
 Points = npt.NDArray[np.float32]
@@ -28,14 +28,14 @@ PAPER_CLASSES = {"ucf101": ("ApplyLipstick", "Archery"), "hmdb51": ("catch", "ca
 
 
 @dataclass(frozen=True)
-class CurvePlan:
-    """A figure of accuracy per step: the runs behind each curve, and curves that others measured."""
+class CurveSpec:
+    """Specification of a figure of accuracy per step: the runs of each curve, and curves of result files."""
 
     name: str
     title: str
     across: str
     curves: dict[str, tuple[Job, ...]]
-    given: dict[str, tuple[float, ...]]
+    external: dict[str, tuple[float, ...]]
     notes: tuple[str, ...] = ()
 
     @property
@@ -43,45 +43,49 @@ class CurvePlan:
         return [job for jobs in self.curves.values() for job in jobs]
 
 
-def figure2(context: Context) -> CurvePlan:
-    """The global model over 50 rounds, on test and on the training clips."""
-    rounds = context.settings.scale.figure_rounds
-    job = context.job(rounds=rounds)
+def figure2(inputs: ExperimentInputs) -> CurveSpec:
+    """The global model over 50 rounds, on the test and on the training clips."""
+    rounds = inputs.settings.scale.figure_rounds
+    job = inputs.job(rounds=rounds)
     on_train = msgspec.structs.replace(job, measured_on="train")
-    name = table_name(context.data.main)
-    curves = {f"{name}, test": seeded(context, job), f"{name}, training clips": seeded(context, on_train)}
-    return CurvePlan("figure2", f"Figure 2: {name} over {rounds} rounds, IID", "round", curves, {})
+    name = table_name(inputs.data.main)
+    curves = {f"{name}, test": seeded(inputs, job), f"{name}, training clips": seeded(inputs, on_train)}
+    return CurveSpec("figure2", f"Figure 2: {name} over {rounds} rounds, IID", "round", curves, {})
 
 
-def figure3(context: Context) -> CurvePlan:
-    """Centralised training accuracy over the epochs, ActionCLIP beside it where its result file is given."""
-    train = msgspec.structs.replace(context.settings.train, epochs=1)
-    job = context.job(
-        partition=context.iid(1), rounds=context.settings.scale.central_epochs, train=train, measured_on="train"
+def figure3(inputs: ExperimentInputs) -> CurveSpec:
+    """Centralised training accuracy over the epochs, with ActionCLIP's where its result file is given."""
+    train = msgspec.structs.replace(inputs.settings.train, epochs=1)
+    job = inputs.job(
+        partition=inputs.iid(1), rounds=inputs.settings.scale.central_epochs, train=train, measured_on="train"
     )
-    rival = context.given.actionclip
+    actionclip = inputs.external.actionclip
     notes: tuple[str, ...] = (
-        f"Adam's moments start anew after every epoch here (in table3 after every {context.settings.train.epochs}).",
+        f"Adam's moments are reset after every epoch here (in table3 after every {inputs.settings.train.epochs}).",
     )
-    notes += () if rival else ("ActionCLIP: not run (flamest-experiment actionclip; its folder is --results).",)
-    given = {"ActionCLIP (its own epochs)": rival.train_curve} if rival and rival.train_curve else {}
-    curves = {table_name(context.data.main): seeded(context, job)}
-    return CurvePlan("figure3", "Figure 3: training accuracy, centralised", "epoch", curves, given, notes)
+    notes += (
+        ()
+        if actionclip
+        else ("ActionCLIP: not run (run flamest-experiment actionclip and give its folder as --results).",)
+    )
+    external = {"ActionCLIP (its own epochs)": actionclip.train_curve} if actionclip and actionclip.train_curve else {}
+    curves = {table_name(inputs.data.main): seeded(inputs, job)}
+    return CurveSpec("figure3", "Figure 3: training accuracy, centralised", "epoch", curves, external, notes)
 
 
-def curve_table(plan: CurvePlan, results: Results) -> tuple[TableResult, dict[str, list[tuple[float, ...]]]]:
-    """The figure's ends as rows, and its curves [runs][steps]."""
-    curves = {name: [run.curve for run in finished(results, jobs)] for name, jobs in plan.curves.items()}
+def curve_table(spec: CurveSpec, results: Results) -> tuple[TableResult, dict[str, list[tuple[float, ...]]]]:
+    """Best and last of each curve as rows, and the curves [runs][steps]."""
+    curves = {name: [run.curve for run in finished(results, jobs)] for name, jobs in spec.curves.items()}
     curves = {name: runs for name, runs in curves.items() if runs}
     rows = [_curve_row(name, runs) for name, runs in curves.items()]
-    for name, curve in plan.given.items():
-        rows.append(Row(name, 100 * max(curve), 100 * curve[-1], None, GIVEN, seeds=1))
+    for name, curve in spec.external.items():
+        rows.append(Row(name, 100 * max(curve), 100 * curve[-1], None, EXTERNAL, seeds=1))
         curves[name] = [curve]
-    return TableResult(plan.name, plan.title, tuple(rows), (*plan.notes, *interval_notes(rows))), curves
+    return TableResult(spec.name, spec.title, tuple(rows), (*spec.notes, *interval_notes(rows))), curves
 
 
 def curve_csv(across: str, result: TableResult, curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
-    """A line per step of every curve and run, accuracy 0 to 1; the last columns say on which split."""
+    """A line per step of every curve and run, accuracy 0 to 1; the last columns name the split."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names, facts = fact_columns(result)
@@ -108,22 +112,22 @@ class Panel:
     extractor: str
     points: Points  # float32 [n, 2]
     labels: tuple[str, ...]
-    silhouette: float  # of the embedding itself, −1 to 1: how far its classes lie apart
+    silhouette: float  # of the embedding itself, −1 to 1: separation of the classes
 
 
-def classes_to_show(context: Context) -> tuple[tuple[str, ...], ...]:
-    """Pairs of classes: those asked for, the paper's, or for OBJECT_MOTION classes one pair that shares the
-    object and one that shares the motion. Raises UsageError on a class that is not there."""
-    labels = context.data.labels
-    asked = context.settings.classes or PAPER_CLASSES.get(context.settings.dataset, ())
-    if context.settings.classes and len(set(asked)) < 2:
-        raise UsageError(f"--classes {','.join(asked)}: expected two classes or more, with commas between")
+def classes_to_show(inputs: ExperimentInputs) -> tuple[tuple[str, ...], ...]:
+    """Pairs of classes: those of --classes, the paper's, or for OBJECT_MOTION classes one pair that shares the
+    object and one that shares the motion. Raises UsageError on an unknown class."""
+    labels = inputs.data.labels
+    asked = inputs.settings.classes or PAPER_CLASSES.get(inputs.settings.dataset, ())
+    if inputs.settings.classes and len(set(asked)) < 2:
+        raise UsageError(f"--classes {','.join(asked)}: expected two classes or more, separated by commas")
     if asked:
         missing = sorted(set(asked) - set(labels))
         if not missing:
             return (tuple(asked),)
-        if context.settings.classes:
-            raise UsageError(f"there are no classes {missing}; there are: {', '.join(labels)}")
+        if inputs.settings.classes:
+            raise UsageError(f"there are no classes {missing}; known: {', '.join(labels)}")
     first, *others = labels
     thing, _, motion = first.partition("_")
     same_object = next((label for label in others if label.partition("_")[0] == thing and motion), None)
@@ -133,10 +137,10 @@ def classes_to_show(context: Context) -> tuple[tuple[str, ...], ...]:
     return ((labels[0], labels[1]),)
 
 
-def check_classes(context: Context) -> None:
-    """Raises DataError where a class of the figure has too few clips for it, UsageError as classes_to_show."""
-    data = context.data
-    for name in (name for pair in classes_to_show(context) for name in pair):
+def check_classes(inputs: ExperimentInputs) -> None:
+    """Raises DataError where a class of the figure has too few clips, UsageError as classes_to_show."""
+    data = inputs.data
+    for name in (name for pair in classes_to_show(inputs) for name in pair):
         clips = int((data.y == data.labels.index(name)).sum())
         if clips < FEWEST_SHOWN:
             raise DataError(
@@ -147,11 +151,11 @@ def check_classes(context: Context) -> None:
 
 
 def embedding_panels(data: ExperimentData, classes: Sequence[str], project: Projection) -> list[Panel]:
-    """A panel for every extractor that is there."""
+    """A panel for every extractor whose features are ready."""
     from sklearn.metrics import silhouette_score
 
-    numbers = [data.labels.index(name) for name in classes]
-    rows = np.flatnonzero(np.isin(data.y, numbers))
+    indices = [data.labels.index(name) for name in classes]
+    rows = np.flatnonzero(np.isin(data.y, indices))
     extractors = [name for name in TABLE_ORDER if _known(name) and data.state(name) == READY] or [data.main]
     panels = []
     for extractor in extractors:
@@ -162,7 +166,7 @@ def embedding_panels(data: ExperimentData, classes: Sequence[str], project: Proj
 
 
 def panel_table(panels: Sequence[tuple[tuple[str, ...], list[Panel]]]) -> TableResult:
-    """How far apart the classes lie, as numbers: a picture alone proves little."""
+    """The silhouettes as a table, because a picture alone proves little."""
     rows = [
         Row(f"{table_name(panel.extractor)}: {' / '.join(classes)}", None, None, None, f"{panel.silhouette:.3f}")
         for classes, found in panels
@@ -170,7 +174,7 @@ def panel_table(panels: Sequence[tuple[tuple[str, ...], list[Panel]]]) -> TableR
     ]
     notes = (
         "The number is the silhouette of the two classes in the embedding itself (−1 to 1, higher is further apart), "
-        "not in the picture. The paper prints none.",
+        "not in the picture. The paper gives none.",
     )
     return TableResult("figure4", "Figure 4: embeddings of two classes, by UMAP", tuple(rows), notes)
 
@@ -178,7 +182,7 @@ def panel_table(panels: Sequence[tuple[tuple[str, ...], list[Panel]]]) -> TableR
 def umap_projection(x: Points) -> Points:
     """UMAP to the plane (McInnes et al. 2018), seeded; 15 neighbours, fewer where there are fewer clips."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numba and umap speak of their own internals
+        warnings.simplefilter("ignore")  # numba and umap warn of their own internals
         try:
             from umap import UMAP
         except ImportError as error:

@@ -1,4 +1,4 @@
-"""Did the paper's order come out? Each claim as a difference over the seeds, with its interval."""
+"""The paper's main claims, tested: each a difference over the seeds with its interval."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ from dataclasses import dataclass
 
 import msgspec
 
-from .estimates import Estimate, estimate, paired
 from .features import FLAMEST, READY
+from .inputs import ExperimentInputs
 from .jobs import Job, Results, RunResult
-from .plans import MU, seeded
-from .settings import Context
+from .paper_tables import MU
+from .table_specs import seeded
+from .tables import Estimate, estimate, paired
 
 
 class Finding(msgspec.Struct, frozen=True):
+    """A claim and its outcome."""
+
     claim: str
     holds: bool | None  # of the means; None: not measured
-    clear: bool  # the whole interval is on the claim's side
+    clear: bool  # the whole interval lies on one side of the bound
     value: Estimate | None  # points, or percent
     text: str
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What a claim asks of a number: ``value`` or more, or less than it."""
+    """The bound of a claim: at least ``value``, or below it."""
 
     value: float
     below: bool = False
@@ -32,14 +35,14 @@ class Bound:
         return (number < self.value) is self.below
 
 
-def finding_jobs(context: Context) -> list[Job]:
-    """The runs behind the claims; all of them stand in Tables 2 and 5 too."""
-    return [job for jobs in _sides(context).values() for job in jobs]
+def finding_jobs(inputs: ExperimentInputs) -> list[Job]:
+    """The runs of the claims; Tables 2 and 5 contain all of them too."""
+    return [job for jobs in _sides(inputs).values() for job in jobs]
 
 
-def findings(context: Context, results: Results) -> tuple[Finding, ...]:
-    """Each claim, from the last round's accuracies of the seeds that both sides have."""
-    sides = _sides(context)
+def findings(inputs: ExperimentInputs, results: Results) -> tuple[Finding, ...]:
+    """Every claim, from the last round's accuracies of the seeds that both sides have."""
+    sides = _sides(inputs)
 
     def accuracies(name: str) -> dict[int, float]:
         found = ((job.seed, results[job]) for job in sides.get(name, ()))
@@ -49,35 +52,35 @@ def findings(context: Context, results: Results) -> tuple[Finding, ...]:
         ours, theirs = accuracies(left), accuracies(right)
         both = sorted(ours.keys() & theirs.keys())
         value = paired([ours[seed] for seed in both], [theirs[seed] for seed in both])
-        return _judged(claim, value, bound, " points", context.settings.seeds)
+        return _finding(claim, value, bound, " points", inputs.settings.seeds)
 
     main = estimate(list(accuracies("BLIP+Slow").values()))
     return (
         difference("BLIP+Slow is at least 5 points above Slow", "BLIP+Slow", "Slow", Bound(5)),
         difference("BLIP+Slow is at least 5 points above BLIP", "BLIP+Slow", "BLIP", Bound(5)),
-        _judged("BLIP+Slow reaches 95 %", main, Bound(95), " %", context.settings.seeds),
+        _finding("BLIP+Slow reaches 95 %", main, Bound(95), " %", inputs.settings.seeds),
         difference("BLIP text only is below BLIP", "text", "BLIP", Bound(0, below=True)),
         difference("Non-IID is below IID", "Non-IID", "BLIP+Slow", Bound(0, below=True)),
         difference(f"FedProx (mu={MU}) is not below FedAvg on Non-IID", "FedProx", "Non-IID", Bound(0)),
     )
 
 
-def _sides(context: Context) -> dict[str, tuple[Job, ...]]:
+def _sides(inputs: ExperimentInputs) -> dict[str, tuple[Job, ...]]:
     replace = msgspec.structs.replace
-    skewed = context.job(FLAMEST, partition=context.dirichlet())
+    skewed = inputs.job(FLAMEST, partition=inputs.dirichlet())
     prox = replace(skewed, strategy=replace(skewed.strategy, name="fedprox", mu=MU))
     wanted = {
-        "BLIP+Slow": context.job(FLAMEST),
-        "Slow": context.job("slow"),
-        "BLIP": context.job("blip"),
-        "text": context.job("blip-text"),
+        "BLIP+Slow": inputs.job(FLAMEST),
+        "Slow": inputs.job("slow"),
+        "BLIP": inputs.job("blip"),
+        "text": inputs.job("blip-text"),
         "Non-IID": skewed,
         "FedProx": prox,
     }
-    return {name: seeded(context, job) for name, job in wanted.items() if context.data.state(job.extractor) == READY}
+    return {name: seeded(inputs, job) for name, job in wanted.items() if inputs.data.state(job.extractor) == READY}
 
 
-def _judged(claim: str, value: Estimate | None, bound: Bound, unit: str, seeds: int) -> Finding:
+def _finding(claim: str, value: Estimate | None, bound: Bound, unit: str, seeds: int) -> Finding:
     if value is None:
         return Finding(claim, None, False, None, "not measured")
     half = value.interval or 0.0
@@ -89,7 +92,7 @@ def _judged(claim: str, value: Estimate | None, bound: Bound, unit: str, seeds: 
     sign = "+" if unit == " points" and value.mean >= 0 else ""
     text = f"{word}: {sign}{value}{unit}"
     if value.count < seeds:
-        text += f" over the {value.count} of {seeds} seeds that both could be measured with"
+        text += f" over {value.count} of {seeds} seeds, for which both sides were measured"
     if value.interval is None:
         text += "; one seed: no interval"
     elif not clear:

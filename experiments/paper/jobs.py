@@ -1,4 +1,4 @@
-"""An elementary run: what it is, the key that it is remembered by, and what came out."""
+"""One training run of an experiment: its job, the key of its file, and its result."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ...fedproto.records import Strategy, TrainSettings
 from ..partition import IMPOSSIBLE, LabelSkew
 from .splits import SplitRule
 
-RUNS = 2  # raise it when the same job would give other numbers
+RUNS = 2  # part of every key; raise it when the same job would give other numbers
 SKEWED_RUNS = 3  # the same for jobs on a label-skew split
-# What the same job on the same features would meet again; any other error is of the machine or the command.
+# Failures that would recur with the same job and features; any other error is of the machine or the command.
 LASTING = ("diverged", IMPOSSIBLE)
 
 
 class PartitionRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the training clips come to the silos. One silo with ``iid`` is centralised training."""
+    """The split of the training clips over silos. One silo with ``iid`` is centralised training."""
 
     kind: Literal["iid", "dirichlet", "label-skew"] = "iid"
     silos: int = 4
@@ -30,7 +30,7 @@ class PartitionRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One training, all that decides its numbers but the features themselves."""
+    """One training run: everything that decides its result except the features."""
 
     extractor: str
     partition: PartitionRule = PartitionRule()
@@ -43,18 +43,18 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fusion: Literal["mlp", "rgcf"] = "mlp"
     standardise: bool = False
     measured_on: Literal["test", "train"] = "test"  # the curve's rows
-    timed: bool = False  # alone on the machine, one thread, the clock on training only
+    timed: bool = False  # runs alone, on one thread; only training is timed
 
 
 class RunFailure(msgspec.Struct, frozen=True, tag="failure"):
-    """A run that cannot be (LASTING): its clips cannot be shared out so, or training diverged."""
+    """A run that always fails (LASTING): an impossible split, or a training that diverged."""
 
     code: str
     message: str
 
 
 class RunResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="result"):
-    """What one run gave. Accuracies are shares of the rows, 0 to 1."""
+    """Result of one run. Accuracies are shares of the rows, 0 to 1."""
 
     curve: tuple[float, ...]  # of the global model after each round, on ``Job.measured_on``
     last: float  # of the final model on test
@@ -71,7 +71,7 @@ class RunResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="re
 
     @property
     def best(self) -> float:
-        """The best round's, or the final model's where that is better (averaged rounds)."""
+        """Accuracy of the best round, or of the final model where it is better (averaged rounds)."""
         return max((*self.curve, self.last))
 
 
@@ -85,10 +85,10 @@ class StoredRun(msgspec.Struct, frozen=True):
 
 
 def job_key(job: Job, data_digest: str, rows_digest: str = "") -> str:
-    """64 hexadecimal digits; another job, other features or another split give another.
+    """64 hexadecimal digits that differ with the job, the features and the split.
 
-    ``rows_digest``: of the rows that an official split trains on and tests with, as they come from files;
-    the other splits follow from the job and the features.
+    ``rows_digest``: of the rows of an official split, which come from files; the other splits follow from
+    the job and the features.
     """
     runs = SKEWED_RUNS if job.partition.kind == "label-skew" else RUNS
     body = msgspec.json.encode((runs, data_digest, job, *([rows_digest] if rows_digest else [])), order="deterministic")
@@ -96,7 +96,7 @@ def job_key(job: Job, data_digest: str, rows_digest: str = "") -> str:
 
 
 class RunFolder:
-    """OUT/runs: one JSON file per finished run, shared by all tables."""
+    """The folder OUT/runs: one JSON file per finished run, shared by all tables."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -106,15 +106,16 @@ class RunFolder:
         return self.folder / f"{key[:24]}.json"
 
     def find(self, key: str) -> RunResult | RunFailure | None:
-        """The result kept under ``key``; None when there is none, none that can be read, or a failure that may pass."""
+        """The result stored under ``key``; None when it is missing, unreadable, or a failure that may not recur."""
         try:
             stored = msgspec.json.decode(self._path(key).read_bytes(), type=StoredRun)
         except (FileNotFoundError, msgspec.DecodeError):
             return None
-        passing = isinstance(stored.result, RunFailure) and stored.result.code not in LASTING
-        return stored.result if stored.key == key and not passing else None
+        temporary = isinstance(stored.result, RunFailure) and stored.result.code not in LASTING
+        return stored.result if stored.key == key and not temporary else None
 
-    def keep(self, key: str, data: str, job: Job, result: RunResult | RunFailure) -> None:
+    def store(self, key: str, data: str, job: Job, result: RunResult | RunFailure) -> None:
+        """Write the run's file. Raises StorageError."""
         write_atomic(self._path(key), msgspec.json.format(msgspec.json.encode(StoredRun(key, data, job, result))))
 
 
@@ -122,11 +123,11 @@ Results = Mapping[Job, RunResult | RunFailure]
 
 
 def finished(results: Results, jobs: Iterable[Job]) -> list[RunResult]:
-    """The results of ``jobs`` that came to an end, in order."""
+    """The results of the ``jobs`` that finished, in order."""
     found = (results[job] for job in jobs)
     return [result for result in found if isinstance(result, RunResult)]
 
 
 def unique(jobs: Iterable[Job]) -> list[Job]:
-    """Each job once, in the order first asked for."""
+    """Each job once, in order of first appearance."""
     return list(dict.fromkeys(jobs))

@@ -1,4 +1,4 @@
-"""Pictures of tables and curves, PNG and SVG; matplotlib is imported here only."""
+"""Pictures of tables and curves as PNG and SVG. The only module that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import numpy.typing as npt
 
 from ...base.errors import MissingExtra
 from ...base.files import write_atomic
+from .tables import TableResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from .tables import TableResult
 
 OURS, PRINTED, SOFT = "#0b6e6e", "#b4530a", "#8d97a3"
 COLOURS = (OURS, PRINTED, "#7a4fa3", "#5b636d", "#2f6db0", "#a03a5a", "#6f7d1f", "#444444")
@@ -24,7 +23,7 @@ DOTS = 150  # per inch
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure in inches; MissingExtra without matplotlib. No display is touched."""
+    """An empty figure, sizes in inches; no display is needed. Raises MissingExtra without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -50,7 +49,7 @@ def write_figure(figure: Figure, stem: Path) -> None:
 
 
 def table_figure(result: TableResult) -> Figure:
-    """A bar per row (last), its best and interval, and the paper's number as a mark."""
+    """A bar per row (last), its best and interval, and the paper's number as a marker."""
     rows = list(result.rows)
     figure = new_figure(8.5, 1.2 + 0.34 * len(rows))
     axes = figure.subplots()
@@ -59,10 +58,10 @@ def table_figure(result: TableResult) -> Figure:
     drawn = [(place, row) for place, row in zip(places, rows, strict=True)]
     for place, row in drawn:
         if row.last is None:
-            said = axes.text(
+            status = axes.text(
                 0.01, place, row.status, va="center", fontsize=8, color=SOFT, transform=axes.get_yaxis_transform()
             )
-            said.set_in_layout(False)
+            status.set_in_layout(False)
         elif row.last_interval is not None:
             axes.errorbar(row.last, place, xerr=row.last_interval, color="black", capsize=3, linewidth=1)
     best = [(row.best, place) for place, row in drawn if row.best is not None]
@@ -87,7 +86,7 @@ def table_figure(result: TableResult) -> Figure:
 
 
 def curves_figure(title: str, curves: Mapping[str, Sequence[Sequence[float]]], across: str) -> Figure:
-    """Accuracy (0 to 1) per step: each curve is a list of runs; their mean, and all runs thin behind it."""
+    """Accuracy (0 to 1) per step: the mean of each curve's runs, and the runs as thin lines behind it."""
     figure = new_figure(8, 4.2)
     axes = figure.subplots()
     for (name, runs), colour in zip(curves.items(), COLOURS, strict=False):

@@ -1,7 +1,7 @@
-"""Many jobs: those that are not on disk yet are run, in processes, and each is on disk when it ends.
+"""Run many jobs in processes: those without a file are run, and each result is written as soon as it ends.
 
-The first Ctrl-C lets the runs in hand end and then stops, the second stops at once; a finished run
-is never lost, and the same command goes on from there.
+The first Ctrl-C lets the current runs finish, the second stops at once. A finished run is never lost, and
+the same command resumes from there.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .training import run_job
 
 
 class Stopped(FlamestError):
-    """The person asked to stop before all runs were done."""
+    """The user stopped the command before all runs were done."""
 
     code = "stopped"
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a process needs to run jobs."""
+    """Everything that a process needs to run jobs."""
 
     source: FeatureSource
     runs: Path  # OUT/runs
@@ -42,89 +42,91 @@ class WorkerConfig:
 
 
 def run_jobs(
-    jobs: Sequence[Job], data: ExperimentData, place: WorkerConfig, *, stop: Shutdown | None = None
+    jobs: Sequence[Job], data: ExperimentData, worker: WorkerConfig, *, stop: Shutdown | None = None
 ) -> Results:
     """Every job's result, from disk or by running it.
 
-    A run that cannot be (LASTING) has a RunFailure, any other error ends the command. The splits are made
-    before the first run, so that theirs come first. Raises Stopped when ``stop`` was asked for before all
-    were done, DataError and UsageError as split_data does.
+    A run that always fails (LASTING) has a RunFailure; any other error ends the command. The splits are
+    made before the first run, so that their errors come first. Raises Stopped when ``stop`` was requested
+    before all were done, DataError and UsageError as split_data does.
     """
     stop = stop or Shutdown()
-    folder = RunFolder(place.runs)
-    keys = _keys(unique(jobs), data, place)
+    folder = RunFolder(worker.runs)
+    keys = _keys(unique(jobs), data, worker)
     found = {job: folder.find(key) for job, key in keys.items()}
     missing = [job for job, result in found.items() if result is None]
     if missing:
         title = f"running {len(missing)} of {len(keys)} trainings"
         with progress_bar(title, len(missing), unit="trainings") as progress:
-            together = [job for job in missing if not job.timed]
-            if place.processes > 1 and len(together) > 1:
-                _in_processes({job: keys[job] for job in together}, place, stop, progress.advance)
+            parallel = [job for job in missing if not job.timed]
+            if worker.processes > 1 and len(parallel) > 1:
+                _run_in_processes({job: keys[job] for job in parallel}, worker, stop, progress.advance)
                 missing = [job for job in missing if job.timed]
             for job in missing:
                 if stop.requested:
                     break
-                _run_and_keep(job, keys[job], data, place)
+                _run_and_store(job, keys[job], data, worker)
                 progress.advance()
     results = {job: result or folder.find(keys[job]) for job, result in found.items()}
     left = sum(1 for result in results.values() if result is None)
     if left:
-        raise Stopped(f"stopped with {left} of {len(keys)} trainings to do", fix="run the same command to go on")
+        raise Stopped(f"stopped with {left} of {len(keys)} trainings left", fix="run the same command again to resume")
     return {job: result for job, result in results.items() if result is not None}
 
 
-def _keys(jobs: Sequence[Job], data: ExperimentData, place: WorkerConfig) -> dict[Job, str]:
+def _keys(jobs: Sequence[Job], data: ExperimentData, worker: WorkerConfig) -> dict[Job, str]:
     rows: dict[SplitRule, str] = {}
     for rule in dict.fromkeys(job.split for job in jobs):
-        split = split_data(data, rule, dataset=place.dataset, videos=place.videos)
+        split = split_data(data, rule, dataset=worker.dataset, videos=worker.videos)
         rows[rule] = split.digest if rule.official else ""
     return {job: job_key(job, data.digest(job.extractor), rows[job.split]) for job in jobs}
 
 
-def _run_and_keep(job: Job, key: str, data: ExperimentData, place: WorkerConfig) -> None:
+def _run_and_store(job: Job, key: str, data: ExperimentData, worker: WorkerConfig) -> None:
     result: RunResult | RunFailure
     try:
-        result = run_job(job, data, dataset=place.dataset, videos=place.videos)
+        result = run_job(job, data, dataset=worker.dataset, videos=worker.videos)
     except DataError as error:
         if error.code not in LASTING:
             raise
         result = RunFailure(error.code, error.message)
-    RunFolder(place.runs).keep(key, data.digest(job.extractor), job, result)
+    RunFolder(worker.runs).store(key, data.digest(job.extractor), job, result)
 
 
-def _in_processes(jobs: Mapping[Job, str], place: WorkerConfig, stop: Shutdown, advance: Callable[[], None]) -> None:
+def _run_in_processes(
+    jobs: Mapping[Job, str], worker: WorkerConfig, stop: Shutdown, advance: Callable[[], None]
+) -> None:
     # Spawned, not forked: ONNX Runtime's threads do not survive a fork.
     pool = ProcessPoolExecutor(
-        min(place.processes, len(jobs)), multiprocessing.get_context("spawn"), _ignore_interrupts
+        min(worker.processes, len(jobs)), multiprocessing.get_context("spawn"), _ignore_interrupts
     )
     waiting = list(jobs.items())[::-1]
     running: set[Future[None]] = set()
     try:
         while running or (waiting and not stop.requested):
-            while waiting and len(running) < place.processes and not stop.requested:
-                running.add(pool.submit(_work, *waiting.pop(), place))
+            while waiting and len(running) < worker.processes and not stop.requested:
+                running.add(pool.submit(_run_in_worker, *waiting.pop(), worker))
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 future.result()
                 advance()
     except BrokenProcessPool as error:
         raise FlamestError(
-            "a process that ran trainings was killed, perhaps for memory", fix="use --jobs 1, and run the command again"
+            "a training process was killed, perhaps for lack of memory", fix="run the command again with --jobs 1"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _ignore_interrupts() -> None:
-    """Ctrl-C reaches all processes of a terminal: the parent decides."""
+    """Leave Ctrl-C, which reaches all processes of a terminal, to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(source: FeatureSource) -> ExperimentData:
+def _open_cached(source: FeatureSource) -> ExperimentData:
     return open_features(source)
 
 
-def _work(job: Job, key: str, place: WorkerConfig) -> None:
-    _run_and_keep(job, key, _opened(place.source), place)
+def _run_in_worker(job: Job, key: str, worker: WorkerConfig) -> None:
+    _run_and_store(job, key, _open_cached(worker.source), worker)

@@ -1,4 +1,4 @@
-"""The pages: one self-contained HTML file of all tables and figures, and the failure page."""
+"""HTML pages of the experiments: the report with all tables and figures, and the page of errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ...base.files import write_atomic
 from ..report.html import Child, definitions, node, scroll, table
 from ..report.style import STYLE
 from .findings import Finding
-from .tables import HEADINGS, MEASURED, Row, TableResult, paper_number, row_numbers, shown, signed
+from .table_output import paper_number, row_numbers, shown, signed
+from .tables import HEADINGS, MEASURED, Row, TableResult
 
 MORE_STYLE = """
 img.figure { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 8px; padding: 0.5rem; }
@@ -32,17 +33,17 @@ class Part:
 def write_report(
     path: Path, title: str, facts: Sequence[tuple[str, str]], parts: Sequence[Part], found: Sequence[Finding]
 ) -> None:
-    """Everything in one file: no script, nothing loaded from elsewhere. Raises StorageError."""
+    """Write everything into one file, without scripts and without anything to load. Raises StorageError."""
     sections = [_section(part) for part in parts]
     if found:
         lines = [node("li", f"{finding.claim}: {finding.text}") for finding in found]
-        sections.insert(0, node("section", node("h2", "The paper's order"), node("ul", *lines, cls="verdicts")))
-    sections.append(node("section", node("h2", "How it was made"), definitions(facts)))
+        sections.insert(0, node("section", node("h2", "The paper's claims"), node("ul", *lines, cls="verdicts")))
+    sections.append(node("section", node("h2", "Data and settings"), definitions(facts)))
     write_page(path, title, sections)
 
 
 def write_page(path: Path, title: str, sections: Sequence[Element]) -> None:
-    """A page in the house's look around ``sections``. Raises StorageError."""
+    """Write a page with the report's style around ``sections``. Raises StorageError."""
     header = node("header", node("p", "FLAMeST experiments", cls="eyebrow"), node("h1", title))
     head = node(
         "head",
@@ -57,6 +58,7 @@ def write_page(path: Path, title: str, sections: Sequence[Element]) -> None:
 
 
 def picture(png: bytes, alt: str) -> Element:
+    """An image element that holds the PNG itself."""
     return node("img", src=f"data:image/png;base64,{b64encode(png).decode()}", alt=alt, cls="figure")
 
 

@@ -1,4 +1,4 @@
-"""From a command line to a desk: defaults of the data set, features found or extracted, worker processes."""
+"""From a request to an experiment's context: defaults of the data set, features found or extracted first."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from ...base.process import Shutdown
 from ...base.progress import progress_bar
 from ..datasets import KNOWN, find_videos
 from ..silos import is_miniworld
-from .commands import ExperimentContext
-from .external_runs import read_given
+from .experiments import ExperimentContext
+from .external_runs import read_external_runs
 from .extraction import (
     ExtractionRequest,
     check_extractors,
     default_weights,
     extract_all,
     miniworld_videos,
-    rendered_before,
+    rendering_warnings,
     stored_clips,
 )
 from .features import SINGLE, VARIANTS, FeatureSource, open_features, untrained_marker
-from .numbers import MINIWORLD
+from .inputs import OTHER, SCALES, ExperimentInputs, Scale, Settings
 from .pool import WorkerConfig
-from .settings import OTHER, SCALES, Context, Scale, Settings
+from .printed_values import MINIWORLD
 from .splits import SPLITS, SplitRule
 
 
 @dataclass(frozen=True)
-class Request:
-    """What was asked for; None and "" leave it to the data set's defaults."""
+class ExperimentRequest:
+    """Options of an experiment; None and "" mean the data set's defaults."""
 
     store: Path | None = None  # one store, or a folder of NAME.sqlite
     dataset: str = ""
@@ -60,12 +60,12 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Extraction:
-    """What ``extract`` was asked for."""
+class ExtractOptions:
+    """Options of ``extract``."""
 
     out: Path
     dataset: str = ""
-    videos: Path | None = None  # None: the mini-world's, rendered where they are missing
+    videos: Path | None = None  # None: the mini-world's, rendered if missing
     weights: str = ""  # "": the data set's
     names: tuple[str, ...] = ()  # all by default
     captions: Path | None = None
@@ -74,56 +74,53 @@ class Extraction:
 
 @dataclass(frozen=True)
 class Extracted:
-    """``weights``: those that were used; ``reports``: by extractor; ``warnings``: how the videos differ from the
-    whole data set."""
+    """The weights that were used, a report per extractor, and in what the videos differ from the whole data set."""
 
     weights: str
     reports: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
 
 
-def open_desk(request: Request) -> ExperimentContext:
-    """Find the features (extracting them first where videos are given and stores are missing) and fill in the defaults.
+def open_context(request: ExperimentRequest) -> ExperimentContext:
+    """Find the features and fill in the defaults; with videos, missing stores are extracted first.
 
-    Raises UsageError on a name that does not exist, DataError when there are no features.
+    Raises UsageError on an unknown name, DataError when there are no features.
     """
     _check_dataset(request.dataset)
     if request.split and request.split not in SPLITS:
         raise UsageError(f"--split {request.split}: expected one of {', '.join(SPLITS)}")
     if request.test_share is not None and _settings(request).split.kind != "groups":
-        raise UsageError(
-            f"--test-share {request.test_share:g} is of whole groups that are held out", fix="add --split groups"
-        )
+        raise UsageError(f"--test-share {request.test_share:g} needs a split by whole groups", fix="add --split groups")
     if request.results is not None and not request.results.is_dir():
         raise UsageError(
             f"--results {request.results}: there is no such folder",
             fix="give the folder that flamest-experiment kd or actionclip wrote with --out",
         )
     settings = _settings(request)
-    source = _source(request)
+    source = feature_source(request)
     data = open_features(source)
-    context = Context(data, settings, read_given(request.results, request.dataset))
-    place = WorkerConfig(source, request.out / "runs", settings.dataset, request.videos, request.jobs)
-    return ExperimentContext(context, place, request.out, Shutdown.on_signals())
+    inputs = ExperimentInputs(data, settings, read_external_runs(request.results, request.dataset))
+    worker = WorkerConfig(source, request.out / "runs", settings.dataset, request.videos, request.jobs)
+    return ExperimentContext(inputs, worker, request.out, Shutdown.on_signals())
 
 
-def extract_features(asked: Extraction) -> Extracted:
+def extract_features(options: ExtractOptions) -> Extracted:
     """Every single extractor's features into ``out``/features.
 
-    Everything that can be refused is refused before anything is rendered. Raises UsageError, DataError
-    and StorageError so, and what ``extract_all`` raises.
+    Options are checked before anything is rendered. Raises UsageError, DataError and StorageError, and what
+    ``extract_all`` raises.
     """
-    _check_dataset(asked.dataset)
-    check_extractors(asked.names)
-    if asked.captions is not None and not asked.captions.is_file():
-        raise UsageError(f"--captions {asked.captions}: there is no such file")
-    dataset, videos = asked.dataset, asked.videos
+    _check_dataset(options.dataset)
+    check_extractors(options.names)
+    if options.captions is not None and not options.captions.is_file():
+        raise UsageError(f"--captions {options.captions}: there is no such file")
+    dataset, videos = options.dataset, options.videos
     warnings: tuple[str, ...] = ()
     if videos is None:
         if dataset not in ("", MINIWORLD):
             raise UsageError(f"extract needs --videos DIR for {dataset}; only miniworld is rendered")
-        dataset, videos = MINIWORLD, miniworld_videos(asked.out / "videos")
-        warnings = rendered_before(videos)
+        dataset, videos = MINIWORLD, miniworld_videos(options.out / "videos")
+        warnings = rendering_warnings(videos)
     elif dataset in KNOWN:
         warnings = find_videos(KNOWN[dataset], videos).warnings
     elif not find_clips(videos):
@@ -132,12 +129,14 @@ def extract_features(asked: Extraction) -> Extracted:
         )
     if not dataset and is_miniworld(videos):
         dataset = MINIWORLD
-    folder = asked.out / "features"
+    folder = options.out / "features"
     folder.mkdir(parents=True, exist_ok=True)
-    weights = asked.weights or default_weights(dataset)
-    wanted = asked.names or (*SINGLE, *VARIANTS)
-    request = ExtractionRequest(folder, videos, weights, wanted, asked.captions, asked.sources, bool(asked.weights))
-    with progress_bar("extracting", len(wanted), unit="extractors") as progress:
+    weights = options.weights or default_weights(dataset)
+    names = options.names or (*SINGLE, *VARIANTS)
+    request = ExtractionRequest(
+        folder, videos, weights, names, options.captions, options.sources, bool(options.weights)
+    )
+    with progress_bar("extracting", len(names), unit="extractors") as progress:
         return Extracted(weights, extract_all(request, progress), warnings)
 
 
@@ -146,43 +145,45 @@ def _check_dataset(dataset: str) -> None:
         raise UsageError(f"--dataset {dataset}: expected one of {', '.join(SCALES)}")
 
 
-def _source(request: Request) -> FeatureSource:
+def feature_source(request: ExperimentRequest) -> FeatureSource:
+    """The requested store, or OUT/features after extracting what is missing there."""
     kind = FeatureSource(fingerprint=request.fingerprint, precision=request.precision)
     if request.store is not None:
-        given = request.store
-        return replace(kind, folder=given) if given.is_dir() else replace(kind, store=given)
+        is_folder = request.store.is_dir()
+        return replace(kind, folder=request.store) if is_folder else replace(kind, store=request.store)
     folder = request.out / "features"
     missing = _unfinished(request, folder)
     if missing:
-        asked = Extraction(request.out, request.dataset, request.videos, "", missing, request.captions)
-        extract_features(asked)
+        extract_features(ExtractOptions(request.out, request.dataset, request.videos, "", missing, request.captions))
     return replace(kind, folder=folder)
 
 
-def _unfinished(request: Request, folder: Path) -> tuple[str, ...]:
-    """The extractors whose store is missing or holds fewer clips than the videos are.
+def _unfinished(request: ExperimentRequest, folder: Path) -> tuple[str, ...]:
+    """The extractors whose store is missing or holds fewer clips than there are videos.
 
-    Without videos nothing is missing, but the mini-world's on a machine that has no features yet.
+    Without videos nothing is missing, except for the mini-world on a machine without features.
     """
-    every = (*SINGLE, *VARIANTS)
+    extractors = (*SINGLE, *VARIANTS)
     if request.videos is None:
-        return every if request.dataset == MINIWORLD and not folder.is_dir() else ()
+        return extractors if request.dataset == MINIWORLD and not folder.is_dir() else ()
     clips = len(find_clips(request.videos))
     return tuple(
         name
-        for name in every
+        for name in extractors
         if not untrained_marker(folder, name).is_file() and stored_clips(folder / f"{name}.sqlite") < clips
     )
 
 
-def _settings(request: Request) -> Settings:
+def _settings(request: ExperimentRequest) -> Settings:
     scale: Scale = SCALES.get(request.dataset, OTHER)
-    asked = {
+    changes = {
         "epochs": request.epochs,
         "batch_size": request.batch_size,
         "learning_rate": request.learning_rate,
     }
-    train = msgspec.structs.replace(scale.train, **{name: value for name, value in asked.items() if value is not None})
+    train = msgspec.structs.replace(
+        scale.train, **{name: value for name, value in changes.items() if value is not None}
+    )
     split = scale.split
     if request.split not in ("", split.kind):
         split = SplitRule(request.split)  # type: ignore[arg-type]

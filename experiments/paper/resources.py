@@ -1,16 +1,17 @@
-"""What it costs: parameters (Table 1), what travels, time per clip and stage, storage."""
+"""Costs: parameters (Table 1), communication (equations 13 and 14), time per clip and stage, storage."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...base.files import printable_path
-from . import numbers
-from .counts import BLIP_TIED, communication, head_parameters
+from ...fedproto.head import HeadSpec
+from . import printed_values
 from .extraction import report_file
 from .features import NAMES, READY, SINGLE, VARIANTS
-from .settings import Context
+from .inputs import ExperimentInputs
 from .tables import Row, TableResult, Value
 
 KEYS = {name: key for key, name in NAMES.items()}
@@ -20,7 +21,7 @@ COUNT_COLUMNS = (
 
 
 def table1(classes: int) -> TableResult:
-    """Parameters of every extractor, counted from the networks themselves, beside the printed ones.
+    """Parameters of every extractor, counted from the networks, next to the printed ones.
 
     Raises MissingExtra without the extra ``export``.
     """
@@ -28,7 +29,7 @@ def table1(classes: int) -> TableResult:
 
     counted = count_parameters()
     rows = []
-    for printed in numbers.TABLE_1:
+    for printed in printed_values.TABLE_1:
         key = "+".join(KEYS.get(part, "") for part in printed.name.split("+"))
         extra: dict[str, Value] = {"paper: input": printed.input_dimension}
         extra |= {"frames": printed.frames, "paper: in FL": printed.fl_parameters}
@@ -60,15 +61,15 @@ def _communication_notes(classes: int) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def resources(context: Context) -> TableResult:
-    """Milliseconds per clip and stage as the extraction measured them, bytes per round, bytes on disk."""
-    printed = numbers.RESOURCES
+def resources(inputs: ExperimentInputs) -> TableResult:
+    """Milliseconds per clip and stage as measured by the extraction, bytes per round, bytes on disk."""
+    printed = printed_values.RESOURCES
     rows: list[Row] = []
-    folder = context.data.source.folder
+    folder = inputs.data.source.folder
     for name in (*SINGLE, *VARIANTS) if folder is not None else ():
         assert folder is not None
-        if context.data.state(name) != READY:
-            rows.append(_cost(NAMES[name], None, context.data.state(name)))
+        if inputs.data.state(name) != READY:
+            rows.append(_cost(NAMES[name], None, inputs.data.state(name)))
             continue
         file = report_file(folder, name)
         report = json.loads(file.read_bytes()) if file.is_file() else {}
@@ -86,8 +87,8 @@ def resources(context: Context) -> TableResult:
             "store MB": _size_mb(folder / f"{name}.sqlite"),
         }
         rows.append(_cost(NAMES[name], extra, "measured", note))
-    classes = len(context.data.labels)
-    width = sum(context.data.widths(context.data.main))
+    classes = len(inputs.data.labels)
+    width = sum(inputs.data.widths(inputs.data.main))
     head = head_parameters(width, classes)
     note = f"fp32, {width} inputs, {classes} classes; both ways {8 * head:,} bytes per silo and round"
     rows.append(_cost("Classifier", {"bundle MB": round(4e-6 * head, 3)}, f"{head:,} parameters", note))
@@ -95,11 +96,11 @@ def resources(context: Context) -> TableResult:
         f"The paper: peak memory Slow {printed.slow_mb} MB, BLIP {printed.blip_mb} MB; storage BLIP "
         f"{printed.blip_storage_mb} MB, Slow {printed.slow_storage_mb} MB, MLP "
         f"{printed.mlp_storage_mb} MB ({printed.remark}).",
-        "Time per clip is wall time of this machine's last extraction, hashing and storing included.",
+        "Time per clip is the wall time of this machine's last extraction, including hashing and storing.",
         *_communication_notes(classes),
     )
-    if context.data.source.store is not None:
-        notes = (f"Only {printable_path(context.data.source.store)} was given: it tells no times.", *notes)
+    if inputs.data.source.store is not None:
+        notes = (f"Only {printable_path(inputs.data.source.store)} was given, which holds no times.", *notes)
     columns = ("ms per clip", "stages, ms", "peak MB", "bundle MB", "store MB")
     return TableResult("resources", "Resources", tuple(rows), notes, columns, "ms")
 
@@ -113,3 +114,46 @@ def _cost(name: str, extra: dict[str, Value] | None, status: str, note: str = ""
 def _size_mb(path: Path) -> float:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return round(sum(file.stat().st_size for file in files) / 1e6, 2)
+
+
+BLIP_PARAMETERS = 247_414_076  # word embedding and output projection counted as two matrices
+BLIP_TIED = 223_971_644
+SLOW_PARAMETERS = 32_454_096
+KD_STUDENT = 11_689_512  # ResNet-18, 1000 classes: two-dimensional
+RESNET_3D_18 = 33_371_472
+FLAMEST_INPUTS = 768 + 2048
+
+
+def head_parameters(inputs: int, outputs: int, hidden: tuple[int, ...] = (512, 256)) -> int:
+    """Parameters of the perceptron ``[inputs, *hidden, outputs]``: 1,573,889 for 2816 and 1."""
+    return HeadSpec(inputs, outputs, hidden).parameters
+
+
+def saving(whole: int, sent: int) -> float:
+    """Share of the ``whole`` parameters that need not be sent, 0 to 1."""
+    return (whole - sent) / whole
+
+
+@dataclass(frozen=True)
+class Communication:
+    """Communication cost of a head with ``outputs`` classes; savings are shares from 0 to 1."""
+
+    outputs: int
+    head: int
+    bytes_fp32: int
+    saved_against_full_model: float  # eq. 13
+    saved_against_kd: float  # eq. 14, the printed two-dimensional ResNet-18
+    saved_against_3d_student: float  # a 3-D ResNet-18, 33.4 M
+
+
+def communication(outputs: int, *, frozen: int = BLIP_PARAMETERS + SLOW_PARAMETERS) -> Communication:
+    """Equations 13 and 14. The paper's head has one output (99.4 % and 86.5 %); a classifier of K classes has K."""
+    head = head_parameters(FLAMEST_INPUTS, outputs)
+    return Communication(
+        outputs,
+        head,
+        4 * head,
+        saving(frozen + head, head),
+        saving(KD_STUDENT, head),
+        saving(RESNET_3D_18, head),
+    )

@@ -1,4 +1,4 @@
-"""What is trained on and what is measured with."""
+"""Split of the clips into training and test rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPLITS = ("groups", "paper", "official-1", "official-2", "official-3")
 
 class SplitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``groups`` holds out ``share`` of the clips in whole groups, ``paper`` 20 % of each class's clips whatever
-    their group, ``official-N`` follows the data set's own files."""
+    their group, ``official-N`` uses the data set's own split files."""
 
     kind: Literal["groups", "paper", "official-1", "official-2", "official-3"] = "groups"
     seed: int = 0
@@ -30,18 +30,19 @@ class SplitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def ratio(self) -> str:
-        """``80:20``: percent of the clips to train on and to test with, of a split that is not official."""
+        """``80:20``: percent of training and test clips of a split that is not official."""
         test = self.share if self.kind == "groups" else PAPER_SHARE
         return f"{100 - 100 * test:.3g}:{100 * test:.3g}"
 
     @property
     def official(self) -> bool:
+        """True for a split that is read from files."""
         return self.kind.startswith("official")
 
 
 @dataclass(frozen=True, eq=False)
 class DataSplit:
-    """Row numbers, int64, ascending."""
+    """Row numbers of both sides, int64, ascending."""
 
     train: npt.NDArray[np.int64]
     test: npt.NDArray[np.int64]
@@ -60,8 +61,8 @@ class DataSplit:
 def split_data(data: ExperimentData, rule: SplitRule, *, dataset: str = "", videos: Path | None = None) -> DataSplit:
     """Split the clips by ``rule``.
 
-    Raises UsageError where an official split is asked for that nothing has, DataError when its files are
-    missing or a side of the split is empty.
+    Raises UsageError when the data set has no official split, DataError when its files are missing or a
+    side of the split is empty.
     """
     names = [data.labels[number] for number in data.y]
     if rule.kind == "groups":
@@ -71,7 +72,7 @@ def split_data(data: ExperimentData, rule: SplitRule, *, dataset: str = "", vide
     else:
         if dataset not in KNOWN or videos is None:
             raise UsageError(
-                f"--split {rule.kind} needs --dataset {' or '.join(KNOWN)} and --videos DIR, where the split files are"
+                f"--split {rule.kind} needs --dataset {' or '.join(KNOWN)} and --videos DIR with the split files"
             )
         known = KNOWN[dataset]
         files = [note.path for note in data.clips]
@@ -80,6 +81,6 @@ def split_data(data: ExperimentData, rule: SplitRule, *, dataset: str = "", vide
         raise DataError(
             f"the split {rule.kind!r} of {len(names)} clips in {len(set(data.groups))} groups leaves {len(train)} to "
             f"train on and {len(test)} to test on",
-            fix="use more clips, in two groups (scenes) or more, or --split paper, which splits whatever the groups",
+            fix="use clips of two or more groups (scenes), or --split paper, which ignores groups",
         )
     return DataSplit(train, test, leakage(data.groups, train, test))

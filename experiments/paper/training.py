@@ -1,4 +1,4 @@
-"""One job, run: the simulation's local training, codec and aggregation on the job's features."""
+"""Run of one job: local training, codec and aggregation of the simulation, on the job's features."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .features import ExperimentData
 from .jobs import Job, PartitionRule, RunResult
 from .splits import split_data
 
-NO_DEADLINE_S = 1e6  # nobody waits in a simulation
+NO_DEADLINE_S = 1e6  # a simulation has no deadline
 
 
 def head_of(job: Job, data: ExperimentData) -> HeadSpec:
-    """The classifier of ``job``: its blocks are the extractor's modalities."""
+    """The classifier of ``job``, with a block per modality of the extractor."""
     widths = data.widths(job.extractor)
     blocks = widths if job.fusion == "rgcf" or job.standardise else ()
     return HeadSpec(sum(widths), len(data.labels), job.hidden, job.fusion, blocks=blocks, standardise=job.standardise)
 
 
 def partition_of(rule: PartitionRule, y: np.ndarray, seed: int) -> Partition:
-    """The training rows over the silos; a Dirichlet split leaves no silo below an eighth of its even share."""
+    """Split of the training rows over silos; no silo of a Dirichlet split is below an eighth of its even share."""
     if rule.kind == "label-skew":
         return label_skew(y, silos=rule.silos, seed=seed, skew=rule.skew)
     if rule.kind == "dirichlet":
@@ -39,7 +39,7 @@ def partition_of(rule: PartitionRule, y: np.ndarray, seed: int) -> Partition:
 
 
 def run_job(job: Job, data: ExperimentData, *, dataset: str = "", videos: Path | None = None) -> RunResult:
-    """Train as ``job`` says and measure on the test rows. Raises DataError as training and splitting do."""
+    """Train by ``job`` and measure on the test rows. Raises DataError as training and splitting do."""
     split = split_data(data, job.split, dataset=dataset, videos=videos)
     x = data.x(job.extractor)
     union = FeatureTable(x[split.train], data.y[split.train])
@@ -47,8 +47,8 @@ def run_job(job: Job, data: ExperimentData, *, dataset: str = "", videos: Path |
     spec = head_of(job, data)
     if job.timed:
         return _timed(job, spec, union, test)
-    dealt = partition_of(job.partition, union.y, job.seed)
-    silos = [SimulatedSilo(f"silo-{number}", union.rows(rows)) for number, rows in enumerate(dealt.silos, start=1)]
+    partition = partition_of(job.partition, union.y, job.seed)
+    silos = [SimulatedSilo(f"silo-{number}", union.rows(rows)) for number, rows in enumerate(partition.silos, start=1)]
     settings = RunSettings(
         run="experiment",
         labels=data.labels,
@@ -63,15 +63,15 @@ def run_job(job: Job, data: ExperimentData, *, dataset: str = "", videos: Path |
     )
     run = simulate(settings, silos, test=union if job.measured_on == "train" else test)
     trainer = HeadTrainer(spec, threads=1)
-    seen = union.rows(np.concatenate(dealt.silos))
+    trained_on = union.rows(np.concatenate(partition.silos))
     predictions, seconds_test = _predict(trainer, run.params, test)
     return RunResult(
         curve=tuple(round_.correct / round_.count for round_ in run.rounds),
         last=float((predictions == test.y).mean()),
-        train_last=_accuracy(trainer, run.params, seen),
+        train_last=_accuracy(trainer, run.params, trained_on),
         predictions=tuple(int(number) for number in predictions),
-        silo_rows=dealt.sizes,
-        unused_rows=dealt.unused,
+        silo_rows=partition.sizes,
+        unused_rows=partition.unused,
         test_rows=len(test),
         parameters=spec.parameters,
         bytes_per_silo_round=run.bytes_per_silo_round,
@@ -82,12 +82,12 @@ def run_job(job: Job, data: ExperimentData, *, dataset: str = "", videos: Path |
 
 
 def _timed(job: Job, spec: HeadSpec, union: FeatureTable, test: FeatureTable) -> RunResult:
-    """Centralised training of rounds × epochs epochs without measuring in between."""
+    """Centralised training for rounds × epochs epochs, without measurements in between."""
     trainer = HeadTrainer(spec, threads=1)
-    nothing = test.rows(np.empty(0, np.int64))
-    train_alone(trainer, union.rows(np.arange(min(len(union), 8))), nothing, job.train, passes=1, seed=job.seed)  # warm
+    no_rows = test.rows(np.empty(0, np.int64))
+    train_alone(trainer, union.rows(np.arange(min(len(union), 8))), no_rows, job.train, passes=1, seed=job.seed)  # warm
     start = time.perf_counter()
-    model = train_alone(trainer, union, nothing, job.train, passes=job.rounds, seed=job.seed)
+    model = train_alone(trainer, union, no_rows, job.train, passes=job.rounds, seed=job.seed)
     seconds = time.perf_counter() - start
     predictions, seconds_test = _predict(trainer, model.params, test)
     last = float((predictions == test.y).mean())

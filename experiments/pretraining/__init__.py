@@ -1,1 +1,1 @@
-"""How the small networks of the mini-world were trained."""
+"""Training of the mini-world's small networks."""

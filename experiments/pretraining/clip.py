@@ -1,8 +1,8 @@
-"""Training of the small CLIP: frames and captions of the mini-world, told apart within a batch.
+"""Training of the small CLIP: contrast within a batch between frames and captions of the mini-world.
 
-Its captions are full sentences of the grammar, or short ones ("a red ball", "a ball crossing"), as
-captions from the web name now this and now that. Captions that are equal are not told apart. The loss
-on patches is the captioner's, and its head is thrown away.
+Its captions are full sentences of the grammar, or short ones ("a red ball", "a ball crossing"), because captions
+from the web also name different parts of a picture. Equal captions count as the same. The loss on patches is the
+captioner's, and its head is thrown away.
 """
 
 from __future__ import annotations
@@ -16,27 +16,22 @@ import numpy.typing as npt
 from ...base.progress import Progress
 from ...export.networks.small import build_small_clip
 from ...export.weights.vocabulary import PAD
-from ..miniworld.plan import class_captions
-from ..miniworld.videos import MOTIONS, OBJECTS
-from .captioner import (
-    augment_stills,
-    check_loss,
-    encode_captions,
-    patch_targets,
-    place_patches,
-    prepare_stills,
-    warm_cosine,
-)
-from .clips import Footage
+from ..miniworld.specs import MOTIONS, OBJECTS, class_captions
+from .captioner import encode_captions
+from .clips import TrainingClips
+from .stills import PATCH_CLASSES, augment_stills, patch_loss, place_patches, prepare_stills
+from .training import Optimisation, minimise
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class ContrastSettings:
+class ClipSettings:
+    """Settings of the training; the fields are keys of report.json."""
+
     looking: int = 500  # steps of the loss on patches alone
-    steps: int = 600  # steps of both losses after them
+    steps: int = 600  # further steps of both losses
     batch: int = 96
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
@@ -45,60 +40,48 @@ class ContrastSettings:
     patches: float = 0.5  # weight of the loss on patches
 
 
-def train_clip(footage: Footage, settings: ContrastSettings, *, progress: Progress | None = None) -> nn.Module:
-    """A small CLIP, trained on all stills of ``footage``; ``progress``: one step per batch."""
+def train_clip(clips: TrainingClips, settings: ClipSettings, *, progress: Progress | None = None) -> nn.Module:
+    """Train a small CLIP on all stills of ``clips``. ``progress`` advances by one per step."""
     import torch
-    from torch.nn import functional
 
     torch.manual_seed(settings.seed)
     random = np.random.default_rng(settings.seed)
     model: Any = build_small_clip().train()
     place_patches(model.vision_model.embeddings.position_embedding.weight[None])
-    head = torch.nn.Linear(model.config.vision_config.hidden_size, 2 * len(OBJECTS) + 1)
-    parameters = [*model.parameters(), *head.parameters()]
-    optimiser = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98), fused=True
-    )
-    total = settings.looking + settings.steps
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, warm_cosine(settings.warm_up, total))
-    per_clip = footage.stills.shape[1]
-    weight = torch.ones(2 * len(OBJECTS) + 1)
-    weight[-1] = 0.2
-    for step in range(total):
-        rows = random.integers(len(footage), size=settings.batch)
+    head = torch.nn.Linear(model.config.vision_config.hidden_size, PATCH_CLASSES)
+    per_clip = clips.stills.shape[1]
+
+    def loss_at(step: int) -> Tensor:
+        rows = random.integers(len(clips), size=settings.batch)
         which = random.integers(per_clip, size=settings.batch)
-        pixels, seen = augment_stills(footage.stills[rows, which], footage.places[rows, which], random)
+        pixels, shown = augment_stills(clips.stills[rows, which], clips.places[rows, which], random)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             image = model.vision_model(pixel_values=pixels)
-            patches = image.last_hidden_state[:, 1:]
-            covered = patch_targets(seen, torch.from_numpy(footage.kinds[rows]), patches.shape[1])
-            guess = head(patches).flatten(0, 1).float()
-            loss = settings.patches * functional.cross_entropy(guess, covered.flatten(), weight=weight)
+            logits = head(image.last_hidden_state[:, 1:])
+            loss = settings.patches * patch_loss(logits, shown, torch.from_numpy(clips.kinds[rows]))
             if step >= settings.looking:
-                captions = [_caption(footage, row, still, random) for row, still in zip(rows, which, strict=True)]
-                loss = loss + _contrast(model, image.pooler_output, captions)
-        check_loss(loss, "clip")
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
-        if progress is not None:
-            progress.advance()
+                captions = [_draw_caption(clips, row, still, random) for row, still in zip(rows, which, strict=True)]
+                loss = loss + _contrastive_loss(model, image.pooler_output, captions)
+        return loss
+
+    optimisation = Optimisation(
+        settings.looking + settings.steps, settings.learning_rate, settings.weight_decay, settings.warm_up
+    )
+    minimise("clip", [*model.parameters(), *head.parameters()], loss_at, optimisation, progress)
     return model.eval()  # type: ignore[no-any-return]
 
 
-def measure_clip(model: Any, footage: Footage, *, still: int = 6) -> dict[str, float]:
+def measure_clip(model: Any, clips: TrainingClips, *, still: int = 6) -> dict[str, float]:
     """Share (0 … 1) of clips for whose middle still the nearest class caption names the actor."""
     import torch
 
     captions = list(class_captions().values())
     with torch.inference_mode():
         text = _text_vectors(model, captions)
-        image = image_vectors(model, footage.stills[:, still])
+        image = image_vectors(model, clips.stills[:, still])
         nearest = (image @ text.T).argmax(-1).numpy()
     kinds = np.array([OBJECTS.index(caption.split()[1]) for caption in captions])
-    return {"clips": float(len(footage)), "actor": float((kinds[nearest] == footage.kinds[:, 0]).mean())}
+    return {"clips": float(len(clips)), "actor": float((kinds[nearest] == clips.kinds[:, 0]).mean())}
 
 
 def image_vectors(model: Any, stills: npt.NDArray[np.uint8]) -> Tensor:
@@ -118,7 +101,7 @@ def _text_vectors(model: Any, captions: list[str]) -> Tensor:
     return functional.normalize(model.text_projection(pooled), dim=-1)
 
 
-def _contrast(model: Any, pooled: Tensor, captions: list[str]) -> Tensor:
+def _contrastive_loss(model: Any, pooled: Tensor, captions: list[str]) -> Tensor:
     import torch
     from torch.nn import functional
 
@@ -131,11 +114,12 @@ def _contrast(model: Any, pooled: Tensor, captions: list[str]) -> Tensor:
     return (functional.cross_entropy(scores, target) + functional.cross_entropy(scores.T, target)) / 2
 
 
-def _caption(footage: Footage, row: int, still: int, random: np.random.Generator) -> str:
-    full = footage.captions[row][still]
-    way = random.random()
-    if way < 0.5:
+def _draw_caption(clips: TrainingClips, row: int, still: int, random: np.random.Generator) -> str:
+    """The full caption of a still, its first three words, or actor and motion."""
+    full = clips.captions[row][still]
+    drawn = random.random()
+    if drawn < 0.5:
         return full
-    if way < 0.75:
+    if drawn < 0.75:
         return " ".join(full.split()[:3])
-    return f"a {OBJECTS[footage.kinds[row, 0]]} {MOTIONS[footage.motions[row]]}"
+    return f"a {OBJECTS[clips.kinds[row, 0]]} {MOTIONS[clips.motions[row]]}"

@@ -1,7 +1,7 @@
 """Training of three small video networks on the mini-world's motions: five classes, labels only.
 
-Frames are drawn at random and put in order, so that the uneven stride of k-means keyframes is nothing
-new to them. videomae.py trains the fourth, VideoMAE, which labels alone do not teach.
+Frames are drawn at random and sorted, so that the networks learn the uneven stride of k-means keyframes.
+videomae.py trains the fourth, VideoMAE, for which labels alone are not enough.
 """
 
 from __future__ import annotations
@@ -15,55 +15,51 @@ import numpy.typing as npt
 from ...base.progress import Progress
 from ...export.networks.preprocessing import PYTORCHVIDEO_MEAN, PYTORCHVIDEO_STD
 from ...export.networks.small import BUILDERS, SMALL_FORMS
-from .captioner import check_loss, warm_cosine
-from .clips import FILM_SIZE, Footage
+from .clips import FRAME_SIZE, TrainingClips
+from .training import Optimisation, minimise
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Indices = npt.NDArray[np.int64]
-SHADE = 0.15
+SHADE = 0.15  # largest relative change of each colour channel
 
 
 @dataclass(frozen=True)
 class MotionSettings:
+    """Settings of the training; the fields are keys of report.json."""
+
     steps: int = 900
     batch: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     warm_up: int = 100  # steps
     seed: int = 0
-    half: bool = True  # products in bf16
+    half: bool = True  # matrix products in bf16
 
 
 def train_motion(
-    name: str, footage: Footage, settings: MotionSettings, *, progress: Progress | None = None
+    name: str, clips: TrainingClips, settings: MotionSettings, *, progress: Progress | None = None
 ) -> nn.Module:
-    """The small network of that name (slow, i3d, resnet3d), trained; ``progress``: a step per batch."""
+    """Train the small network of that name (slow, i3d, resnet3d). ``progress`` advances by one per step."""
     import torch
     from torch.nn import functional
 
     torch.manual_seed(settings.seed)
     random = np.random.default_rng(settings.seed)
     net = BUILDERS[name]().train()
-    optimiser = torch.optim.AdamW(
-        net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, warm_cosine(settings.warm_up, settings.steps))
-    for _ in range(settings.steps):
-        rows = random.integers(len(footage), size=settings.batch)
-        pixels, _ = augment_films(footage.films, rows, SMALL_FORMS[name].frames, random)
+
+    def loss_at(step: int) -> Tensor:
+        rows = random.integers(len(clips), size=settings.batch)
+        pixels, _ = augment_clips(clips.videos, rows, SMALL_FORMS[name].frames, random)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.half):
             scores = classify(name, net, pixels)
-        loss = functional.cross_entropy(scores.float(), torch.from_numpy(footage.motions[rows]))
-        check_loss(loss, name)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if progress is not None:
-            progress.advance()
+        return functional.cross_entropy(scores.float(), torch.from_numpy(clips.motions[rows]))
+
+    optimisation = Optimisation(
+        settings.steps, settings.learning_rate, settings.weight_decay, settings.warm_up, betas=(0.9, 0.999)
+    )
+    minimise(name, net.parameters(), loss_at, optimisation, progress)
     return net.eval()
 
 
@@ -75,7 +71,7 @@ def classify(name: str, net: Any, pixels: Tensor) -> Tensor:
 
 
 def embed_clips(name: str, net: Any, pixels: Tensor) -> npt.NDArray[np.float32]:
-    """float32 [B, width]: what enters the last dense layer, averaged over the windows of the head."""
+    """Embeddings float32 [B, width]: the input of the last dense layer, averaged over the windows of the head."""
     import torch
 
     with torch.inference_mode():
@@ -92,32 +88,34 @@ def embed_clips(name: str, net: Any, pixels: Tensor) -> npt.NDArray[np.float32]:
     return np.asarray(vectors.numpy())
 
 
-def prepare_films(films: npt.NDArray[np.uint8]) -> Tensor:
-    """uint8 [B, K, 72, 72, 3] -> float32 [B, 3, K, 64, 64] as all four networks read them: the whole square."""
-    return _normalised(_resized(films))
+def prepare_clips(videos: npt.NDArray[np.uint8]) -> Tensor:
+    """uint8 [B, K, 72, 72, 3] -> float32 [B, 3, K, 64, 64], the whole square, as all four networks read it."""
+    return _normalised(_resized(videos))
 
 
-def measure_motion(name: str, net: nn.Module, footage: Footage, *, seed: int = 1, batch: int = 64) -> dict[str, float]:
-    """Share (0 … 1) of clips whose motion the network itself tells, by evenly spread and by random frames."""
+def measure_motion(
+    name: str, net: nn.Module, clips: TrainingClips, *, seed: int = 1, batch: int = 64
+) -> dict[str, float]:
+    """Share (0 … 1) of clips whose motion is predicted correctly, from evenly spread and from random frames."""
     import torch
 
     random = np.random.default_rng(seed)
     count = SMALL_FORMS[name].frames
-    even = (2 * np.arange(count) + 1) * footage.films.shape[1] // (2 * count)
-    right = {"even": 0, "random": 0}
-    for start in range(0, len(footage), batch):
-        films = footage.films[start : start + batch]
-        truth = torch.from_numpy(footage.motions[start : start + batch])
-        drawn = draw_frames(len(films), films.shape[1], count, random)
-        for way, picked in (("even", films[:, even]), ("random", np.take_along_axis(films, drawn, axis=1))):
+    even = (2 * np.arange(count) + 1) * clips.videos.shape[1] // (2 * count)
+    correct = {"even": 0, "random": 0}
+    for start in range(0, len(clips), batch):
+        videos = clips.videos[start : start + batch]
+        truth = torch.from_numpy(clips.motions[start : start + batch])
+        drawn = draw_frames(len(videos), videos.shape[1], count, random)
+        for choice, picked in (("even", videos[:, even]), ("random", np.take_along_axis(videos, drawn, axis=1))):
             with torch.inference_mode():
-                told = classify(name, net, prepare_films(picked)).argmax(-1)
-            right[way] += int((told == truth).sum())
-    return {"clips": float(len(footage)), **{way: hits / len(footage) for way, hits in right.items()}}
+                predicted = classify(name, net, prepare_clips(picked)).argmax(-1)
+            correct[choice] += int((predicted == truth).sum())
+    return {"clips": float(len(clips)), **{choice: count / len(clips) for choice, count in correct.items()}}
 
 
 def draw_frames(rows: int, frames: int, count: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
-    """int64 [rows, count, 1, 1, 1], increasing: half of the rows at random, half one from each equal part."""
+    """Frame indices int64 [rows, count, 1, 1, 1], increasing: for half of the rows any, for half one of each part."""
     loose = np.sort(random.random((rows, frames)).argsort(axis=1)[:, :count], axis=1)
     edges = np.arange(count) * frames / count
     spread = (edges + random.random((rows, count)) * frames / count).astype(np.int64)
@@ -126,39 +124,39 @@ def draw_frames(rows: int, frames: int, count: int, random: np.random.Generator)
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """What a batch was shown of its clips."""
+class Augmentation:
+    """Frames, crop and reflection of an augmented batch."""
 
     frames: Indices  # [B, K] of each clip's candidates, increasing
     corner: tuple[int, int]  # pixels from the left and from the top
-    size: int  # pixels, of the square that was looked at
+    size: int  # pixels, side of the crop
     mirrored: npt.NDArray[np.bool_]  # [B]
 
 
-def augment_films(
-    films: npt.NDArray[np.uint8], rows: Indices, count: int, random: np.random.Generator
-) -> tuple[Tensor, View]:
-    """``count`` frames drawn, a crop for the whole batch, half of the clips mirrored, shades of their own."""
+def augment_clips(
+    videos: npt.NDArray[np.uint8], rows: Indices, count: int, random: np.random.Generator
+) -> tuple[Tensor, Augmentation]:
+    """``count`` frames of each of ``rows``, with one crop for all, random reflections and changes of colour."""
     import torch
 
-    frames = draw_frames(len(rows), films.shape[1], count, random)[..., 0, 0, 0]
-    size = int(random.integers(SMALL_FORMS["slow"].crop, FILM_SIZE + 1))
-    left, top = (int(start) for start in random.integers(0, FILM_SIZE - size + 1, size=2))
+    frames = draw_frames(len(rows), videos.shape[1], count, random)[..., 0, 0, 0]
+    size = int(random.integers(SMALL_FORMS["slow"].crop, FRAME_SIZE + 1))
+    left, top = (int(start) for start in random.integers(0, FRAME_SIZE - size + 1, size=2))
     mirrored = random.random(len(rows)) < 0.5
-    pixels = _resized(films[rows[:, None], frames][:, :, top : top + size, left : left + size])
+    pixels = _resized(videos[rows[:, None], frames][:, :, top : top + size, left : left + size])
     pixels = torch.where(torch.from_numpy(mirrored)[:, None, None, None, None], pixels.flip(-1), pixels)
     gains = random.uniform(1 - SHADE, 1 + SHADE, size=(len(rows), 3, 1, 1, 1)).astype(np.float32)
     pixels = _normalised((pixels * torch.from_numpy(gains)).clamp(0, 255))
-    return pixels, View(frames, (left, top), size, mirrored)
+    return pixels, Augmentation(frames, (left, top), size, mirrored)
 
 
-def _resized(films: npt.NDArray[np.uint8]) -> Tensor:
+def _resized(videos: npt.NDArray[np.uint8]) -> Tensor:
     """uint8 [B, K, H, W, 3] -> float32 [B, 3, K, 64, 64], 0 … 255"""
     import torch
     from torch.nn import functional
 
-    rows, count = films.shape[:2]
-    pixels = torch.from_numpy(np.ascontiguousarray(films.transpose(0, 1, 4, 2, 3))).flatten(0, 1).float()
+    rows, count = videos.shape[:2]
+    pixels = torch.from_numpy(np.ascontiguousarray(videos.transpose(0, 1, 4, 2, 3))).flatten(0, 1).float()
     size = SMALL_FORMS["slow"].crop
     if pixels.shape[-2:] != (size, size):
         pixels = functional.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)

@@ -1,92 +1,75 @@
-"""One network's training from footage to files: settings, weights, figures of what was written."""
+"""The training loop that all small networks share: AdamW over a fixed number of steps."""
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from ...base.errors import InvariantError
 from ...base.progress import Progress
 
 if TYPE_CHECKING:
-    from .clips import Footage
+    from torch import Tensor, nn
 
-TRAINED, HELD_OUT = 54, 6  # scenes
-# Steps where a network's differ from its settings' own; chosen for 2 cores, not searched.
-MOTION_STEPS = {"slow": 900, "i3d": 700, "resnet3d": 800}
-# In bf16 the gradient of torchvision's 3 x 3 x 3 convolutions became NaN at the second step (torch 2.15, CPU);
-# PyTorchVideo's I3D has convolutions that span frames and pixels too.
-FULL_PRECISION = ("resnet3d", "i3d")
+LONGEST_GRADIENT = 1.0  # norm to which a step's gradient is clipped
 
 
-def plan_training(name: str, *, share: float = 1.0) -> tuple[Any, int]:
-    """The settings of that network's training, its steps scaled by ``share``; and how many steps these are."""
-    if name == "blip":
-        from .captioner import CaptionerSettings
+@dataclass(frozen=True)
+class Optimisation:
+    """Hyperparameters of the loop."""
 
-        settings: Any = CaptionerSettings()
-    elif name == "clip":
-        from .clip import ContrastSettings
-
-        settings = ContrastSettings()
-    elif name == "videomae":
-        from .videomae import TubeSettings
-
-        settings = TubeSettings()
-    else:
-        from .motion import MotionSettings
-
-        settings = MotionSettings(steps=MOTION_STEPS[name], half=name not in FULL_PRECISION)
-    scaled = {
-        field: max(1, round(getattr(settings, field) * share))
-        for field in ("looking", "steps")
-        if hasattr(settings, field)
-    }
-    return dataclasses.replace(settings, **scaled), sum(scaled.values())
+    steps: int
+    learning_rate: float  # the maximum, reached after ``warm_up``; then it falls to 0 along a cosine
+    weight_decay: float
+    warm_up: int  # steps
+    betas: tuple[float, float] = (0.9, 0.98)  # of AdamW
 
 
-def train_network(
-    name: str, seen: Footage, unseen: Footage, settings: Any, *, folder: Path, progress: Progress | None = None
-) -> dict[str, float]:
-    """Train on ``seen``, write weights and report to ``folder``, and measure what was written on ``unseen``."""
-    from ...export.networks.small import load_small
-    from .weights import add_to_report, save_network
+def minimise(
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    loss_at: Callable[[int], Tensor],
+    optimisation: Optimisation,
+    progress: Progress | None = None,
+) -> None:
+    """Change ``parameters`` to lower ``loss_at(step)``, the loss of a batch drawn for that step (from 0).
 
-    started = time.monotonic()
-    if name == "blip":
-        from .captioner import train_captioner
+    ``progress`` advances by one per step. Raises InvariantError when the loss of network ``name`` is no longer
+    finite: such a training never recovers.
+    """
+    import torch
 
-        net: Any = train_captioner(seen, settings, progress=progress)
-    elif name == "clip":
-        from .clip import train_clip
+    trained = list(parameters)
+    optimiser = torch.optim.AdamW(
+        trained,
+        lr=optimisation.learning_rate,
+        weight_decay=optimisation.weight_decay,
+        betas=optimisation.betas,
+        fused=True,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, warm_cosine(optimisation.warm_up, optimisation.steps))
+    for step in range(optimisation.steps):
+        loss = loss_at(step)
+        if not bool(loss.isfinite()):
+            raise InvariantError(f"the training of '{name}' gave a loss of {loss.item()}, expected a finite one")
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(trained, LONGEST_GRADIENT)
+        optimiser.step()
+        schedule.step()
+        if progress is not None:
+            progress.advance()
 
-        net = train_clip(seen, settings, progress=progress)
-    elif name == "videomae":
-        from .videomae import train_tubes
 
-        net = train_tubes(seen, settings, progress=progress)
-    else:
-        from .motion import train_motion
+def warm_cosine(warm_up: int, steps: int) -> Callable[[int], float]:
+    """Factor of the learning rate at a step: a linear rise over ``warm_up`` steps, then half a cosine down to 0."""
 
-        net = train_motion(name, seen, settings, progress=progress)
-    seconds = time.monotonic() - started
-    save_network(name, net, folder)
-    figures = measure(name, load_small(name, folder), unseen)
-    add_to_report(name, seconds, settings, figures, folder)
-    return figures
+    def rate(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return float(0.5 * (1 + np.cos(np.pi * (step - warm_up) / max(1, steps - warm_up))))
 
-
-def measure(name: str, net: Any, footage: Footage) -> dict[str, float]:
-    """The network's own figures (shares of 1) on ``footage``."""
-    if name == "blip":
-        from .captioner import measure_captioner
-
-        return measure_captioner(net, footage)
-    if name == "clip":
-        from .clip import measure_clip
-
-        return measure_clip(net, footage)
-    from .motion import measure_motion
-
-    return measure_motion(name, net, footage)
+    return rate

@@ -1,1 +1,1 @@
-"""The demo's report page."""
+"""Report pages: the demo's page, and the elements, chart and style that other pages share."""

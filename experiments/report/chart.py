@@ -1,6 +1,6 @@
 """The report's line chart, as inline SVG: accuracy per round over the baselines.
 
-Lines differ in colour, in dash and by a label at their end, so none of it rests on colour alone.
+Lines differ in colour, in dash and by a label at their end, so that colour alone carries no information.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from .html import node, percent
 
 WIDTH, HEIGHT = 860, 380
 LEFT, RIGHT, TOP, BOTTOM = 52, 196, 18, 46  # margins; the right one holds the labels
-LINE_HEIGHT = 17  # between two labels at least
-MOST_DOTS = 24  # rounds that get a dot each
+LINE_HEIGHT = 17  # minimum distance of two labels
+MOST_DOTS = 24  # with more rounds there are no dots
 MOST_TICKS = 10  # on the axis of rounds
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A horizontal line: an accuracy (0 … 1) that does not change with the rounds."""
+    """A horizontal line: an accuracy (0 … 1) that is the same for all rounds."""
 
     name: str
     accuracy: float | None  # None: not drawn
@@ -103,18 +103,20 @@ def _federated(
             yield node("circle", dot, cx=f"{x:.1f}", cy=f"{y:.1f}", r="4", cls="dot")
     x, y, best = max(known, key=lambda point: point[2])
     yield node("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="8", cls="ring")
-    # Its label stands above, or below where a baseline runs through the place above.
-    taken = y < TOP + 24 or any(8 < y - line < 30 for line in baselines)
-    yield node("text", f"best {percent(best)}", x=f"{x:.1f}", y=f"{y + 24 if taken else y - 14:.1f}", cls="best middle")
+    # Its label is above it, or below if a baseline crosses the space above.
+    occupied = y < TOP + 24 or any(8 < y - line < 30 for line in baselines)
+    yield node(
+        "text", f"best {percent(best)}", x=f"{x:.1f}", y=f"{y + 24 if occupied else y - 14:.1f}", cls="best middle"
+    )
 
 
 def _labels(ends: Sequence[tuple[str, float, str]]) -> Iterator[Element]:
-    """A label right of each line's end, moved apart where lines lie close, with a thin leader."""
+    """A label to the right of each line's end, moved apart where lines are close, with a thin leader line."""
     placed: list[float] = []
     order = sorted(ends, key=lambda end: end[1])
     for _, y, _ in order:
         placed.append(max(y, placed[-1] + LINE_HEIGHT) if placed else y)
-    # Pushed below the chart's foot: move the whole tail up again.
+    # Labels below the bottom of the chart are moved up again.
     foot = HEIGHT - BOTTOM
     for place in range(len(placed) - 1, -1, -1):
         limit = foot if place == len(placed) - 1 else placed[place + 1] - LINE_HEIGHT

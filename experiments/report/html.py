@@ -1,4 +1,4 @@
-"""Small pieces of the report: elements, and how numbers are written."""
+"""Elements of a report page, and the formatting of numbers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def duration(seconds: float) -> str:
 
 
 def timestamp(moment: str) -> str:
-    """RFC 3339 as people read it, ``2026-11-23 13:40 UTC``; as it stands when it is not UTC."""
+    """RFC 3339 in a readable form, ``2026-11-23 13:40 UTC``; unchanged if it is not UTC."""
     utc = moment.endswith(("Z", "+00:00")) and len(moment) >= len("2026-11-23T13:40")
     return f"{moment[:10]} {moment[11:16]} UTC" if utc else moment
 
@@ -62,7 +62,7 @@ def data_size(size: int) -> str:
 
 
 def meter_bar(name: str, value: float, kind: str = "accent") -> Element:
-    """A name, a share (0 … 1) in percent, and a bar as long; ``kind`` is the bar's class."""
+    """A name, a share (0 … 1) in percent, and a bar of that length; ``kind`` is the bar's class."""
     share = min(max(value, 0.0), 1.0)
     return node(
         "div",
@@ -74,7 +74,7 @@ def meter_bar(name: str, value: float, kind: str = "accent") -> Element:
 
 
 def table(rows: Sequence[Sequence[Child]], cls: str = "") -> Element:
-    """The first row is the head; the first cell of each row names it."""
+    """A table; the first row is its head, and the first cell of each row is a heading."""
     head, *body = rows
     return node(
         "table",
@@ -91,10 +91,10 @@ def table(rows: Sequence[Sequence[Child]], cls: str = "") -> Element:
 
 
 def definitions(facts: Sequence[tuple[str, str]]) -> Element:
-    """Names and what they stand for, one pair a line."""
+    """A list of names and values."""
     return node("dl", *(node("div", node("dt", name), node("dd", value)) for name, value in facts))
 
 
 def scroll(content: Element, label: str, cls: str = "scroll") -> Element:
-    """``content`` in a box that scrolls sideways where the window is narrow, by keyboard too."""
+    """``content`` in a box that scrolls sideways in narrow windows, also by keyboard."""
     return node("div", content, cls=cls, role="region", aria_label=label, tabindex="0")

@@ -1,7 +1,7 @@
-"""The demo's report: one HTML page that needs no network, no script and no other file.
+"""The demo's report: one HTML page without scripts and without anything to load.
 
-The page is built as a tree of elements and written by the standard library's serialiser, so every
-text in it (labels, captions, file names) is escaped; only the style sheet is written as it stands.
+The page is a tree of elements, written by the standard library's serialiser, so that all text (labels, captions,
+file names) is escaped; only the style sheet is written unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST_COLUMNS = 12  # classes that the table of silos shows one by one
 
 @dataclass(frozen=True)
 class RoundAccuracy:
-    """How the global model did after a round."""
+    """Accuracy of the global model after a round."""
 
     round: int
     accuracy: float | None  # share of the test clips, 0 … 1; None when the round was abandoned
@@ -30,17 +30,17 @@ class RoundAccuracy:
 
 @dataclass(frozen=True)
 class SiloReport:
-    """One silo's part."""
+    """Clips and local accuracy of one silo."""
 
     name: str
-    clips: int  # that it trained on
-    clips_per_class: Mapping[str, int] = field(default_factory=dict)  # labels left out count 0
+    clips: int  # of its training set
+    clips_per_class: Mapping[str, int] = field(default_factory=dict)  # missing labels count 0
     local_accuracy: float | None = None  # of a model trained on this silo alone, 0 … 1
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the final model says of one held-out clip."""
+    """Prediction of the final model for one held-out clip."""
 
     video: str  # file name
     labels: tuple[tuple[str, float], ...]  # (label, probability 0 … 1), most probable first
@@ -51,7 +51,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """All that the page shows. What is None or empty was not measured, and the page leaves it out."""
+    """Content of the page. None and empty values were not measured and are not shown."""
 
     labels: tuple[str, ...]
     chance: float  # accuracy of guessing, 0 … 1
@@ -62,8 +62,8 @@ class DemoReport:
     centralised_accuracy: float | None = None  # one model on all silos' clips together
     metadata_accuracy: float | None = None  # a classifier that sees frame size, length and bytes only
     bytes_per_silo_round: int | None = None  # sent and received by one silo in one round
-    head_parameters: int | None = None  # what is trained and travels
-    extractor_parameters: int | None = None  # what is frozen and stays
+    head_parameters: int | None = None  # trained and sent
+    extractor_parameters: int | None = None  # frozen, never sent
     ms_per_clip: float | None = None  # extraction, wall milliseconds
     stages_ms: Mapping[str, float] = field(default_factory=dict)  # the same by stage
     seconds: float | None = None  # the whole run
@@ -75,12 +75,12 @@ class DemoReport:
 
     @property
     def last(self) -> float | None:
-        """Accuracy after the last round that closed: the headline."""
+        """Accuracy after the last closed round, the headline."""
         return next((r.accuracy for r in reversed(self.rounds) if r.accuracy is not None), None)
 
     @property
     def best(self) -> RoundAccuracy | None:
-        """The round with the highest accuracy, the first of equals."""
+        """The round with the highest accuracy; the first if several are equal."""
         closed = [r for r in self.rounds if r.accuracy is not None]
         return max(closed, key=lambda r: r.accuracy or 0.0, default=None)
 
@@ -107,7 +107,7 @@ def write_report(path: Path, report: DemoReport) -> None:
         lang="en",
     )
     html = "<!DOCTYPE html>\n" + tostring(page, encoding="unicode", method="html") + "\n"
-    # A file name that is not UTF-8 reaches us with lone surrogates, which no page can hold.
+    # A file name that is not UTF-8 contains lone surrogates, which cannot be encoded.
     write_atomic(Path(path), html.encode("utf-8", errors="replace"))
 
 
@@ -164,7 +164,11 @@ def _results(report: DemoReport) -> Element:
             node(
                 "div",
                 node("p", percent(report.last), cls="hero"),
-                node("p", f"of {held_out} that no silo trained on are named right after the last round", cls="muted"),
+                node(
+                    "p",
+                    f"of {held_out} that no silo trained on are classified correctly after the last round",
+                    cls="muted",
+                ),
                 node("ul", *(node("li", line) for line in _comparisons(report)), cls="verdicts"),
             ),
             node("div", *(meter_bar(name, value, kind) for name, value, kind in bars if value is not None), cls="bars"),
@@ -172,9 +176,9 @@ def _results(report: DemoReport) -> Element:
         ),
         node(
             "p",
-            "Local only: each silo trains on its own clips. Centralised: one model on all clips in one place, which "
-            "the federation is to come near. ",
-            "Metadata only: a random forest that sees frame size, length and bytes of the file, but no picture."
+            "Local only: each silo trains on its own clips. Centralised: one model on all clips in one place, the "
+            "federation's goal. ",
+            "Metadata only: a random forest on frame size, length and bytes of the file, without frames."
             if report.metadata_accuracy is not None
             else None,
             cls="note",
@@ -225,10 +229,10 @@ def _silos(report: DemoReport) -> Element:
 
 
 def _prediction(prediction: Prediction) -> Element:
-    right = prediction.truth is not None and prediction.labels[:1] and prediction.labels[0][0] == prediction.truth
+    correct = prediction.truth is not None and prediction.labels[:1] and prediction.labels[0][0] == prediction.truth
     facts: list[tuple[str, str]] = [("Clip", prediction.video)]
     if prediction.truth is not None:
-        facts.append(("Its class", f"{prediction.truth} ({'found' if right else 'not found'})"))
+        facts.append(("Its class", f"{prediction.truth} ({'correct' if correct else 'not the prediction'})"))
     if prediction.caption is not None:
         facts.append(("Caption", prediction.caption or "(empty)"))
     images = (
@@ -237,7 +241,7 @@ def _prediction(prediction: Prediction) -> Element:
     )
     return _section(
         "One held-out clip",
-        node("div", *images, cls="film") if prediction.frames else None,
+        node("div", *images, cls="frames") if prediction.frames else None,
         node(
             "div",
             definitions(facts),
@@ -267,9 +271,9 @@ def _costs(report: DemoReport) -> Element:
         facts.append(("Traffic per silo and round", data_size(report.bytes_per_silo_round)))
         facts.append(("The same in bytes", f"{report.bytes_per_silo_round:,}"))
     if report.head_parameters is not None:
-        facts.append(("Parameters that travel", f"{report.head_parameters:,}"))
+        facts.append(("Parameters that are sent", f"{report.head_parameters:,}"))
     if report.extractor_parameters is not None:
-        facts.append(("Parameters that stay (frozen)", f"{report.extractor_parameters:,}"))
+        facts.append(("Frozen parameters (not sent)", f"{report.extractor_parameters:,}"))
     if report.head_parameters is not None and report.extractor_parameters:
         saved = 1 - report.head_parameters / (report.head_parameters + report.extractor_parameters)
         facts.append(("Saved against sending the whole model", percent(saved)))
@@ -286,7 +290,7 @@ def _how_made(report: DemoReport) -> Element:
     seeds = {f"seed: {name}": str(value) for name, value in report.seeds.items()}
     blocks = [("Settings", {**report.settings, **seeds}), ("Versions", report.versions)]
     return _section(
-        "How to get the same again",
+        "How to reproduce this",
         node(
             "div",
             *(node("div", node("h3", title), definitions(list(facts.items()))) for title, facts in blocks if facts),

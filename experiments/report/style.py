@@ -92,8 +92,8 @@ tbody tr:last-child > * { border-bottom: 0; }
   background: color-mix(in srgb, var(--accent) calc(var(--share) * 42%), transparent); }
 .meter { display: inline-grid; grid-template-columns: 3.6rem 6rem; align-items: center; gap: 0.75rem; }
 .meter .track { grid-column: auto; }
-.film { display: flex; gap: 0.5rem; overflow-x: auto; margin-bottom: 1.5rem; }
-.film img { display: block; flex: 1 1 0; min-width: 5.5rem; max-width: 11rem; border-radius: 8px; }
+.frames { display: flex; gap: 0.5rem; overflow-x: auto; margin-bottom: 1.5rem; }
+.frames img { display: block; flex: 1 1 0; min-width: 5.5rem; max-width: 11rem; border-radius: 8px; }
 dl { margin: 0; font-size: 0.925rem; }
 dl > div { display: flex; justify-content: space-between; gap: 1.5rem; padding: 0.45rem 0;
   border-bottom: 1px solid var(--line); }
@@ -112,8 +112,8 @@ dd { margin: 0; min-width: 4.5rem; text-align: right; font-weight: 550; overflow
   main { max-width: none; padding: 0; }
   section { border: 0; border-top: 1px solid var(--line); border-radius: 0; padding: 1.1rem 0; break-inside: avoid; }
   svg { min-width: 0; }
-  .chart, .scroll, .film { overflow: visible; }
-  .film img { min-width: 0; }
+  .chart, .scroll, .frames { overflow: visible; }
+  .frames img { min-width: 0; }
   .meter { grid-template-columns: 3.6rem 3rem; }
   summary { display: none; }
   details::details-content { content-visibility: visible; display: block; }

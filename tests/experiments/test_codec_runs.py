@@ -1,4 +1,4 @@
-"""Runs with a lossy codec: real coordinator, real links, the worker's own round; beside the simulation, to the bit."""
+"""Runs with a lossy codec: coordinator, clients and the worker's round, bit for bit like the simulation."""
 
 from pathlib import Path
 
@@ -30,10 +30,10 @@ def rows_of(silo: str) -> FeatureTable:
 
 
 class Silo:
-    """A silo's store, state and link, driven round by round."""
+    """A silo's store, state and client, driven round by round."""
 
-    def __init__(self, federation, folder: Path, name: str, insists: str = "sparse_int8") -> None:
-        self.name, self.federation, self.folder, self.insists = name, federation, folder / name, insists
+    def __init__(self, federation, folder: Path, name: str, coarsest: str = "sparse_int8") -> None:
+        self.name, self.federation, self.folder, self.coarsest = name, federation, folder / name, coarsest
         self.folder.mkdir()
         table = rows_of(name)
         with FeatureStore.open(self.folder / "store.sqlite") as store:
@@ -47,51 +47,51 @@ class Silo:
                     for clip, x in zip(clips, table.x, strict=True)
                 ]
             )
-        self.link: CoordinatorClient = federation.client(name)
-        self.run: RunSettings = self.link.join()
+        self.client: CoordinatorClient = federation.client(name)
+        self.run: RunSettings = self.client.join()
 
     def table(self) -> FeatureTable:
-        """What the worker trains on, in its order."""
+        """The worker's training rows, in its order."""
         with FeatureStore.open(self.folder / "store.sqlite", create=False, read_only=True) as store:
             return silo_data(store.read("fingerprint", None), LABELS, hold_out=0.0, seed=self.run.seed).train
 
     def reconnect(self) -> None:
-        self.link.close()
-        self.link = self.federation.client(self.name)
-        self.link.join()
+        self.client.close()
+        self.client = self.federation.client(self.name)
+        self.client.join()
 
-    def train(self, standing: TaskStatus) -> Update:
-        model = self.link.fetch(self.run, standing)
+    def train(self, status: TaskStatus) -> Update:
+        model = self.client.fetch(self.run, status)
         source = DataSource(self.folder / "store.sqlite", None, 0.0, 1)
-        codec = more_exact(self.run.codec, self.insists)
+        codec = more_exact(self.run.codec, self.coarsest)
         state = self.folder / "state"
-        out = train_round(source, RoundWork(self.run, self.name, model, standing.counted_round, state, FEW, (), codec))
+        out = train_round(source, RoundWork(self.run, self.name, model, status.counted_round, state, FEW, (), codec))
         name = sha256_bytes(f"{self.name}{model.round}".encode())[:32]
         return Update(model.round, model.sha256, name, out.examples, out.params, None, out.encoded)
 
     def answer(self, before: int) -> None:
-        standing = self.link.wait(self.run, before, 20)
-        assert standing.phase is Phase.OPEN
-        self.link.submit(self.run, self.train(standing))
+        status = self.client.wait(self.run, before, 20)
+        assert status.phase is Phase.OPEN
+        self.client.submit(self.run, self.train(status))
 
     def final(self) -> str:
-        standing = self.link.wait(self.run, ROUNDS, 20)
-        assert standing.phase is Phase.FINISHED
-        return self.link.fetch(self.run, standing).sha256
+        status = self.client.wait(self.run, ROUNDS, 20)
+        assert status.phase is Phase.FINISHED
+        return self.client.fetch(self.run, status).sha256
 
 
-def begun(make_federation, codec: str):
+def started(make_federation, codec: str):
     federation = make_federation(*SIZES, rounds=ROUNDS, min_silos=2, codec=f'"{codec}"')
     federation.start()
     return federation
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_real_run_ends_in_the_simulations_bytes_also_over_a_restart(make_federation, tmp_path, codec):
-    federation = begun(make_federation, codec)
+def test_a_run_with_a_restart_ends_in_the_simulations_bytes(make_federation, tmp_path, codec):
+    federation = started(make_federation, codec)
     silos = [Silo(federation, tmp_path, name) for name in SIZES]
     for number in range(ROUNDS):
-        if number == 2:  # what was left out lies on disk, on both sides
+        if number == 2:  # residuals are on disk on both sides
             federation.stop()
             federation.start()
             for silo in silos:
@@ -100,61 +100,61 @@ def test_a_real_run_ends_in_the_simulations_bytes_also_over_a_restart(make_feder
             silo.answer(number)
     finals = {silo.final() for silo in silos}
     for silo in silos:
-        silo.link.close()
+        silo.client.close()
     tables = [SimulatedSilo(silo.name, silo.table()) for silo in silos]
     assert finals == {simulate(silos[0].run, tables, threads=1).sha256}
 
 
 @pytest.mark.parametrize("codec", CODECS[1:])
-def test_a_round_costs_a_delta_down_and_a_delta_up(make_federation, tmp_path, codec):
-    federation = begun(make_federation, codec)
+def test_a_round_sends_a_delta_down_and_a_delta_up(make_federation, tmp_path, codec):
+    federation = started(make_federation, codec)
     silos = [Silo(federation, tmp_path, name) for name in SIZES]
     for silo in silos:
         silo.answer(0)
-    link, most = silos[0].link, size_bounds(codec, silos[0].run.head)[1]
-    before = link.sent_bytes + link.received_bytes
+    client, largest = silos[0].client, size_bounds(codec, silos[0].run.head)[1]
+    before = client.sent_bytes + client.received_bytes
     silos[0].answer(1)
-    assert link.sent_bytes + link.received_bytes - before < 2 * most + 700
+    assert client.sent_bytes + client.received_bytes - before < 2 * largest + 700
     silos[1].answer(1)
-    silos[1].reconnect()  # without the model before, the whole one comes
-    before = silos[1].link.received_bytes
-    silos[1].train(silos[1].link.wait(silos[1].run, 2, 20))
-    assert silos[1].link.received_bytes - before > payload_bytes(silos[1].run.head)
+    silos[1].reconnect()  # without the previous model the whole one is sent
+    before = silos[1].client.received_bytes
+    silos[1].train(silos[1].client.wait(silos[1].run, 2, 20))
+    assert silos[1].client.received_bytes - before > payload_bytes(silos[1].run.head)
     for silo in silos:
-        silo.link.close()
+        silo.client.close()
 
 
-def test_a_silo_may_send_more_exactly_than_the_run_asks_and_not_less(make_federation, tmp_path):
-    federation = begun(make_federation, "int8")
+def test_a_silo_may_use_a_more_exact_codec_but_no_coarser_one(make_federation, tmp_path):
+    federation = started(make_federation, "int8")
     exact, silo = Silo(federation, tmp_path, "a", "fp32"), Silo(federation, tmp_path, "b")
     exact.answer(0)
-    standing = silo.link.wait(silo.run, 0, 20)
-    model = silo.link.fetch(silo.run, standing)
+    status = silo.client.wait(silo.run, 0, 20)
+    model = silo.client.fetch(silo.run, status)
     encoded = encode_delta("sparse_int8", silo.run.head, model.params, model.params, None)
     coarse = EncodedUpdate("sparse_int8", encoded.payload, encoded.error)
     with pytest.raises(DataError, match="this run takes int8 at most") as refused:
-        silo.link.submit(silo.run, Update(1, model.sha256, "0f" * 16, 5, None, None, coarse))
+        silo.client.submit(silo.run, Update(1, model.sha256, "0f" * 16, 5, None, None, coarse))
     assert refused.value.code == "codec"
     silo.answer(0)
     for each in (exact, silo):
-        assert each.link.wait(each.run, 1, 20).round == 2
-        each.link.close()
+        assert each.client.wait(each.run, 1, 20).round == 2
+        each.client.close()
     payloads = {row["received_bytes"] for row in federation.rounds()[:1]}
     assert payloads
 
 
 @pytest.mark.parametrize("codec", ["int8", "sparse_int8"])
-def test_an_update_that_did_not_count_leaves_the_residual_as_it_was(make_federation, tmp_path, codec):
-    federation = begun(make_federation, codec)
+def test_an_update_that_was_not_counted_keeps_the_residual(make_federation, tmp_path, codec):
+    federation = started(make_federation, codec)
     silos = [Silo(federation, tmp_path, name) for name in SIZES]
     for silo in silos:
         silo.answer(0)
-    standing = silos[0].link.wait(silos[0].run, 1, 20)
-    assert standing.counted_round == 1
-    first = silos[0].train(standing).encoded.payload
-    again = silos[0].train(standing).encoded.payload  # after a crash: the same bytes
+    status = silos[0].client.wait(silos[0].run, 1, 20)
+    assert status.counted_round == 1
+    first = silos[0].train(status).encoded.payload
+    again = silos[0].train(status).encoded.payload  # after a crash: the same bytes
     files = sorted(path.name for path in (tmp_path / "a" / "state").rglob("round-*.arrays"))
     assert first == again
     assert files == ["round-000001.arrays", "round-000002.arrays"]
     for silo in silos:
-        silo.link.close()
+        silo.client.close()

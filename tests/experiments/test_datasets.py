@@ -1,4 +1,4 @@
-"""UCF101 and HMDB51 as they unpack, made up of empty files with their real kind of names."""
+"""UCF101 and HMDB51 in their original layout, with empty files of the same kind of names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flamest.experiments.datasets import (
 )
 
 ACTIONS = ("ApplyLipstick", "Archery")
-FILMS = ("April_09", "The_Boss", "Trumanshow")
+TITLES = ("April_09", "The_Boss", "Trumanshow")
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def hmdb51(tmp_path: Path) -> Path:
     for label in ("catch", "cartwheel"):
         (videos / label).mkdir(parents=True)
         lines = []
-        for mark, film in enumerate(FILMS):
+        for mark, title in enumerate(TITLES):
             for cut in (0, 1):
-                name = f"{film}_{label}_f_cm_np1_fr_med_{cut}.avi"
+                name = f"{title}_{label}_f_cm_np1_fr_med_{cut}.avi"
                 (videos / label / name).write_bytes(b"")
                 lines.append(f"{name} {mark} ")
         (splits / f"{label}_test_split1.txt").write_text("\n".join(lines))
@@ -59,7 +59,7 @@ def rows_of(known, videos: Path, number: int = 1):
     return clips, official_split(known, find_split_folder(known, videos), number, names, labels)
 
 
-def test_official_split_of_ucf101_is_by_groups_and_leaks_none(ucf101: Path) -> None:
+def test_the_official_split_of_ucf101_leaks_no_group(ucf101: Path) -> None:
     clips, (train, test) = rows_of(UCF101, ucf101)
     assert (len(train), len(test)) == (12, 8)
     assert {clips[row].group for row in test} == {f"{a}_g{g:02d}" for a in ACTIONS for g in (1, 2)}
@@ -68,7 +68,7 @@ def test_official_split_of_ucf101_is_by_groups_and_leaks_none(ucf101: Path) -> N
     assert "no group" in str(found)
 
 
-def test_official_split_of_hmdb51_knows_the_three_marks(hmdb51: Path) -> None:
+def test_the_official_split_of_hmdb51_reads_the_three_marks(hmdb51: Path) -> None:
     clips, (train, test) = rows_of(HMDB51, hmdb51)
     assert {clips[row].name.rsplit("/")[-1].split("_c")[0] for row in train} == {"The_Boss"}
     assert {clips[row].group for row in test} == {"Trumanshow"}
@@ -82,14 +82,14 @@ def test_groups_on_both_sides_are_counted() -> None:
     assert "1 of 2 test clips have a sibling in train" in str(found)
 
 
-def test_paper_split_leaks_groups_and_says_so(ucf101: Path) -> None:
+def test_the_paper_split_leaks_groups(ucf101: Path) -> None:
     clips = find_videos(UCF101, ucf101).clips
     train, test = paper_split([clip.label for clip in clips], seed=0)
     assert (len(train), len(test)) == (16, 4)
     assert leakage([clip.group for clip in clips], train, test).test_clips > 0
 
 
-def test_paper_split_has_the_papers_sizes_on_the_whole_data_sets() -> None:
+def test_the_paper_split_has_the_papers_sizes() -> None:
     # 100 clips or more of each class, as in the data sets; the sums are theirs.
     for known in (UCF101, HMDB51):
         labels = np.resize([f"class-{number:03d}" for number in range(known.classes)], known.clips)
@@ -101,7 +101,7 @@ def test_paper_split_has_the_papers_sizes_on_the_whole_data_sets() -> None:
     assert (UCF101.clips - UCF101.test, HMDB51.clips - HMDB51.test) == (10_619, 5_413)
 
 
-def test_paper_split_depends_on_the_seed_only() -> None:
+def test_the_paper_split_depends_on_the_seed_only() -> None:
     labels = ["a"] * 50 + ["b"] * 31
     first, again, other = (paper_split(labels, seed=seed)[1] for seed in (4, 4, 5))
     assert np.array_equal(first, again)
@@ -109,13 +109,13 @@ def test_paper_split_depends_on_the_seed_only() -> None:
     assert len(first) == 16
 
 
-def test_a_part_of_the_data_set_is_used_and_told(ucf101: Path) -> None:
+def test_a_part_of_a_data_set_is_used_with_warnings(ucf101: Path) -> None:
     found = find_videos(UCF101, ucf101)
     assert len(found.clips) == 20
     assert found.warnings == ("2 classes, UCF101 has 101", "20 clips, UCF101 has 13,320")
 
 
-def test_missing_split_files_are_named_with_the_way_out(ucf101: Path, hmdb51: Path) -> None:
+def test_missing_split_files_are_named_with_a_fix(ucf101: Path, hmdb51: Path) -> None:
     with pytest.raises(DataError, match=r"testlist02\.txt is missing|trainlist02\.txt is missing") as caught:
         rows_of(UCF101, ucf101, 2)
     assert "UCF101TrainTestSplits" in caught.value.fix
@@ -124,21 +124,21 @@ def test_missing_split_files_are_named_with_the_way_out(ucf101: Path, hmdb51: Pa
         rows_of(HMDB51, hmdb51)
 
 
-def test_no_split_folder_says_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_a_missing_split_folder_is_an_error_with_the_places_searched(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     with pytest.raises(DataError, match="ucfTrainTestlist") as caught:
         find_split_folder(UCF101, tmp_path / "videos")
     assert caught.value.code == "no_split_files"
 
 
-def test_bad_line_is_named(hmdb51: Path) -> None:
+def test_an_unreadable_line_is_named(hmdb51: Path) -> None:
     path = hmdb51.parent / "testTrainMulti_7030_splits" / "catch_test_split1.txt"
     path.write_text("a.avi 1\nb.avi 3\n")
     with pytest.raises(DataError, match=r"line 2: 'b\.avi 3', expected"):
         rows_of(HMDB51, hmdb51)
 
 
-def test_renamed_files_are_refused_not_left_out_silently(ucf101: Path) -> None:
+def test_renamed_files_are_refused(ucf101: Path) -> None:
     with pytest.raises(DataError, match="names are not those of UCF101"):
         official_split(UCF101, find_split_folder(UCF101, ucf101), 1, ["x/1.avi"], ["x"])
 

@@ -1,4 +1,4 @@
-"""The demo, from a built wheel, in another folder, with a relative --out: as a user runs it."""
+"""The demo as a user runs it: from a wheel, in another folder, with a relative --out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def wheel_site(tmp_path_factory) -> Path:
-    """FLAMeST as a wheel brings it, in a folder of its own; the other packages are this environment's."""
+    """A folder with FLAMeST installed from its wheel; the other packages are this environment's."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
     subprocess.run([*build, "--target", str(folder / "site"), str(ROOT)], check=True, capture_output=True)
@@ -31,7 +31,7 @@ def test_the_demo_runs_from_the_wheel_on_own_clips(wheel_site, tiny_bundle, tmp_
     with (tmp_path / "clips" / "labels.csv").open("a") as labels:
         labels.write("ball_lifting/broken.mp4,ball_lifting,g00\n")
 
-    words = [
+    arguments = [
         "--videos",
         "clips",
         "--bundle",
@@ -46,7 +46,7 @@ def test_the_demo_runs_from_the_wheel_on_own_clips(wheel_site, tiny_bundle, tmp_
     ]
     code = "import flamest, sys; from flamest.experiments.demo_cli import main; print(flamest.__file__); main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, *words],
+        [sys.executable, "-c", code, *arguments],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(wheel_site)},
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The baseline that sees file headers only."""
+"""The metadata-only baseline, which reads file headers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flamest.experiments.miniworld.videos import CLASSES, render_dataset
 from flamest.experiments.silos import labelled_videos
 
 
-def film(path: Path, *, width: int = 64, height: int = 48, frames: int = 12, fps: int = 10) -> Path:
+def write_video(path: Path, *, width: int = 64, height: int = 48, frames: int = 12, fps: int = 10) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -26,7 +26,7 @@ def film(path: Path, *, width: int = 64, height: int = 48, frames: int = 12, fps
 
 @pytest.mark.parametrize("kind", ["mp4", "avi", "mkv"])
 def test_columns_are_size_length_rate_and_bytes(kind: str, tmp_path: Path) -> None:
-    path = film(tmp_path / f"x.{kind}", width=96, height=64, frames=15, fps=10)
+    path = write_video(tmp_path / f"x.{kind}", width=96, height=64, frames=15, fps=10)
     rows = metadata_features([path])
     assert rows.dtype == np.float64
     assert rows[0] == pytest.approx([96, 64, 1.5, 10, path.stat().st_size])
@@ -36,50 +36,50 @@ def test_no_files_give_an_empty_table() -> None:
     assert metadata_features([]).shape == (0, 5)
 
 
-def test_file_that_is_no_video_has_its_bytes_and_zeros(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_video_has_only_its_bytes(tmp_path: Path) -> None:
     empty, text, cut = tmp_path / "a.mp4", tmp_path / "b.mp4", tmp_path / "c.mp4"
     empty.touch()
     text.write_text("no video at all")
-    cut.write_bytes(film(tmp_path / "x.mp4").read_bytes()[:200])
+    cut.write_bytes(write_video(tmp_path / "x.mp4").read_bytes()[:200])
     expected = [[0, 0, 0, 0, 0], [0, 0, 0, 0, 15], [0, 0, 0, 0, 200]]
     assert metadata_features([empty, text, cut]).tolist() == expected
 
 
-def test_playlist_does_not_lead_to_another_file(tmp_path: Path) -> None:
-    film(tmp_path / "secret.mp4")
+def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
+    write_video(tmp_path / "secret.mp4")
     trap = tmp_path / "trap.mp4"
     trap.write_text("ffconcat version 1.0\nfile secret.mp4\n")
     assert metadata_features([trap])[0, :4].tolist() == [0, 0, 0, 0]
 
 
-def test_file_that_is_not_there_is_a_storage_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot read"):
         metadata_features([tmp_path / "absent.mp4"])
 
 
-def test_classes_that_differ_in_length_are_found_and_equal_ones_are_not(tmp_path: Path) -> None:
-    short = [film(tmp_path / f"s{n}.avi", frames=4 + n % 3) for n in range(8)]
-    long = [film(tmp_path / f"l{n}.avi", frames=20 + n % 3) for n in range(8)]
+def test_only_classes_that_differ_in_length_are_predicted(tmp_path: Path) -> None:
+    short = [write_video(tmp_path / f"s{n}.avi", frames=4 + n % 3) for n in range(8)]
+    long = [write_video(tmp_path / f"l{n}.avi", frames=20 + n % 3) for n in range(8)]
     labels = ["short"] * 4 + ["long"] * 4
     apart = metadata_accuracy(short[:4] + long[:4], labels, short[4:] + long[4:], labels)
     assert apart == 1.0
-    alike = [film(tmp_path / f"m{n}.avi") for n in range(8)]
+    alike = [write_video(tmp_path / f"m{n}.avi") for n in range(8)]
     assert metadata_accuracy(alike[:4], ["a", "b"] * 2, alike[4:], ["a", "b"] * 2) == 0.5
 
 
 def test_same_seed_gives_the_same_accuracy(tmp_path: Path) -> None:
-    files = [film(tmp_path / f"{n}.avi", frames=3 + 2 * (n % 7)) for n in range(16)]
+    files = [write_video(tmp_path / f"{n}.avi", frames=3 + 2 * (n % 7)) for n in range(16)]
     labels = [str(n * n % 3) for n in range(16)]
     first, again = (metadata_accuracy(files[:10], labels[:10], files[10:], labels[10:], seed=3) for _ in range(2))
     assert first == again
 
 
-def test_side_without_clips_is_refused(tmp_path: Path) -> None:
+def test_a_side_without_clips_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 training and 0 test clips"):
-        metadata_accuracy([film(tmp_path / "x.mp4")], ["a"], [], [])
+        metadata_accuracy([write_video(tmp_path / "x.mp4")], ["a"], [], [])
 
 
-def test_headers_of_the_mini_world_hardly_tell_its_classes(tmp_path: Path) -> None:
+def test_the_mini_worlds_headers_hardly_predict_its_classes(tmp_path: Path) -> None:
     render_dataset(tmp_path / "clips", groups=6, seed=1, processes=1)
     clips = labelled_videos(tmp_path / "clips")
     train = [clip for clip in clips if clip.group < "g03"]

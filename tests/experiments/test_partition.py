@@ -32,7 +32,7 @@ def test_small_beta_skews_classes_and_large_beta_does_not() -> None:
     assert even < 0.3
 
 
-def test_classes_are_drawn_apart_from_each_other() -> None:
+def test_classes_are_drawn_independently() -> None:
     shares = class_shares(dirichlet(LABELS, silos=4, beta=0.6, seed=0))
     assert not np.allclose(shares[:, 0], shares[:, 1], atol=0.05)
 
@@ -46,21 +46,21 @@ def test_silo_shares_have_the_variance_of_the_dirichlet_distribution() -> None:
     assert shares.var(axis=0) == pytest.approx([expected] * silos, rel=0.15)
 
 
-def test_no_silo_is_smaller_than_asked_and_the_draws_are_recorded() -> None:
+def test_every_silo_has_the_minimum_and_draws_are_recorded() -> None:
     splits = [dirichlet(LABELS, silos=4, beta=0.2, seed=seed, smallest=40) for seed in range(10)]
     assert all(min(split.sizes) >= 40 for split in splits)
     assert max(split.draws for split in splits) > 1
     assert {split.smallest for split in splits} == {40}
 
 
-def test_first_draw_is_kept_when_it_suffices() -> None:
+def test_the_first_sufficient_draw_is_kept() -> None:
     free = dirichlet(LABELS, silos=4, seed=3, smallest=0)
     asked = dirichlet(LABELS, silos=4, seed=3, smallest=min(free.sizes))
     assert asked.draws == 1
     assert asked.sizes == free.sizes
 
 
-def test_same_seed_same_split_and_another_seed_another() -> None:
+def test_the_split_depends_on_the_seed() -> None:
     for first, again, other in (
         [dirichlet(LABELS, silos=3, seed=seed).silos for seed in (7, 7, 8)],
         [iid(90, silos=3, seed=seed).silos for seed in (7, 7, 8)],
@@ -75,7 +75,7 @@ def test_labels_may_be_names_or_numbers() -> None:
     assert dirichlet(numbers, silos=3, seed=1).sizes == dirichlet(names, silos=3, seed=1).sizes
 
 
-def test_iid_sizes_differ_by_one_at_most_and_rows_are_shuffled() -> None:
+def test_iid_sizes_differ_by_one_at_most() -> None:
     split = iid(10, silos=3, seed=0)
     assert sorted(split.sizes) == [3, 3, 4]
     assert list(np.concatenate(split.silos)) != list(range(10))
@@ -89,19 +89,19 @@ def test_too_few_rows_for_the_silos_are_refused() -> None:
         iid(2, silos=3, seed=0)
 
 
-def test_hopeless_minimum_ends_with_the_way_out() -> None:
+def test_an_unreachable_minimum_is_an_error_with_a_fix() -> None:
     with pytest.raises(DataError, match=r"no Dirichlet split with beta 0\.001") as caught:
         dirichlet(["a"] * 12, silos=4, beta=0.001, seed=0, smallest=3)
     assert "larger beta" in caught.value.fix
 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, float("nan")])
-def test_beta_not_above_zero_is_refused(beta: float) -> None:
+def test_beta_not_above_0_is_refused(beta: float) -> None:
     with pytest.raises(UsageError, match="beta"):
         dirichlet(LABELS, silos=2, beta=beta, seed=0)
 
 
-def test_no_silos_at_all_are_refused() -> None:
+def test_zero_silos_are_refused() -> None:
     with pytest.raises(UsageError, match="0 silos"):
         iid(10, silos=0, seed=0)
 
@@ -115,7 +115,7 @@ def per_class(split: Partition) -> np.ndarray:
 
 
 @pytest.mark.parametrize("silos", [4, 8, 10])
-def test_every_silo_has_the_balanced_base_and_no_row_goes_to_two(silos: int) -> None:
+def test_every_silo_has_the_base_and_no_row_is_shared(silos: int) -> None:
     split = label_skew(MANY, silos=silos, seed=3)
     together = np.concatenate(split.silos)
     assert len(set(together)) == len(together)
@@ -132,7 +132,7 @@ def test_rows_per_class_and_silo_stay_fixed_as_silos_are_added() -> None:
     assert list(means.values()) == pytest.approx([6.0, 6.0, 6.0], abs=0.25)
 
 
-def test_a_class_rest_is_divided_evenly_among_its_takers() -> None:
+def test_the_rest_of_a_class_is_divided_evenly_among_its_takers() -> None:
     counts = per_class(label_skew(MANY, silos=10, seed=1))
     for column in counts.T:
         extra = column[column > 4] - 4
@@ -140,7 +140,7 @@ def test_a_class_rest_is_divided_evenly_among_its_takers() -> None:
     assert len({tuple(column > 4) for column in counts.T}) > 1  # every class has its own takers
 
 
-def test_a_base_that_is_no_whole_number_of_rows_is_kept_on_average() -> None:
+def test_a_fractional_base_is_kept_on_average() -> None:
     labels = np.repeat(np.arange(20), 20)  # two rows of a class for each of ten silos: a base of half a row
     sizes = {
         base: np.mean([label_skew(labels, silos=4, seed=seed, skew=LabelSkew(base=base)).sizes for seed in range(200)])
@@ -156,14 +156,14 @@ def test_a_silo_left_without_a_row_is_refused() -> None:
         label_skew(["a"] * 10, silos=10, seed=0, skew=LabelSkew(base=0.0, takers=0.1))
 
 
-def test_a_base_of_all_is_balanced_and_a_small_base_is_skewed() -> None:
+def test_a_full_base_is_balanced_and_a_small_one_skewed() -> None:
     balanced = per_class(label_skew(MANY, silos=4, seed=0, skew=LabelSkew(base=1.0)))
     skewed = per_class(label_skew(MANY, silos=4, seed=0, skew=LabelSkew(base=0.125, takers=0.25)))
     assert set(balanced.ravel()) == {8}
     assert skewed.std() > 3
 
 
-def test_label_skew_is_the_same_for_the_same_seed_and_records_its_parameters() -> None:
+def test_label_skew_depends_on_the_seed_and_records_its_parameters() -> None:
     skew = LabelSkew(takers=0.3)
     first, again, other = (label_skew(MANY, silos=4, seed=seed, skew=skew) for seed in (5, 5, 6))
     assert all(np.array_equal(a, b) for a, b in zip(first.silos, again.silos, strict=True))
@@ -172,12 +172,12 @@ def test_label_skew_is_the_same_for_the_same_seed_and_records_its_parameters() -
 
 
 @pytest.mark.parametrize("skew", [LabelSkew(base=1.5), LabelSkew(takers=0.0), LabelSkew(alpha=0.0)])
-def test_senseless_skew_is_refused(skew: LabelSkew) -> None:
+def test_a_skew_out_of_range_is_refused(skew: LabelSkew) -> None:
     with pytest.raises(UsageError, match="label-skew split with base"):
         label_skew(MANY, silos=4, seed=0, skew=skew)
 
 
-def test_more_silos_than_the_comparison_has_and_classes_too_small_are_refused() -> None:
+def test_too_many_silos_and_too_small_classes_are_refused() -> None:
     with pytest.raises(UsageError, match="11 silos, expected 1 to 10"):
         label_skew(MANY, silos=11, seed=0)
     with pytest.raises(DataError, match="a class of 9 clips cannot give each of 10 silos one"):

@@ -1,4 +1,4 @@
-"""A simulated run beside the real one, and what the simulation refuses."""
+"""A simulated run compared with a real one, and inputs that the simulation refuses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flamest.runtime.records import Clip
 
 LABELS = ("fall", "run", "walk")  # make_federation's
 WIDTH = 24
-SIZES = {"anna": 31, "berta": 70, "carla": 12}  # unequal, and no multiple of the batch
+SIZES = {"anna": 31, "berta": 70, "carla": 12}  # unequal, not multiples of the batch
 ROUNDS = 3
 
 
@@ -48,7 +48,7 @@ def settings(**changes: object) -> RunSettings:
     return msgspec.structs.replace(run, **changes)
 
 
-def crew(sizes: dict[str, int] = SIZES) -> list[SimulatedSilo]:
+def silos_of(sizes: dict[str, int] = SIZES) -> list[SimulatedSilo]:
     return [SimulatedSilo(name, rows(name, count)) for name, count in sizes.items()]
 
 
@@ -71,7 +71,7 @@ def fill_store(path: Path, silo: str, count: int) -> None:
 
 
 def agent_file(folder: Path, federation, silo: str, *, hold_out: float) -> Path:
-    """agent.toml of a silo whose store is filled already."""
+    """agent.toml of a silo with a filled store."""
     link = federation.connection_settings(silo)
     text = f"""
 state = "state"
@@ -93,7 +93,7 @@ threads = 1
 
 
 def real_run(federation, folder: Path, *, hold_out: float) -> tuple[str, list[SimulatedSilo], RunSettings]:
-    """Daemons over mutual TLS to the run's end: the final model's hash, and what a simulation of it takes."""
+    """Run daemons over mutual TLS; returns the final model's hash, and silos and settings for a simulation."""
     federation.start(once=True)
     run = federation.settings().run_settings()
     silos, agents = [], []
@@ -115,7 +115,7 @@ def real_run(federation, folder: Path, *, hold_out: float) -> tuple[str, list[Si
 
 
 @pytest.mark.parametrize("hold_out", [0.0, 0.25], ids=["all rows", "groups held out"])
-def test_a_simulated_run_ends_in_the_very_model_of_a_real_run(make_federation, tmp_path, hold_out):
+def test_a_simulated_and_a_real_run_end_in_the_same_model(make_federation, tmp_path, hold_out):
     federation = make_federation(
         *SIZES, inputs=WIDTH, hidden=[16, 8], rounds=ROUNDS, min_silos=3, wanted=3, seed=7, batch_size=16, epochs=2
     )
@@ -126,9 +126,9 @@ def test_a_simulated_run_ends_in_the_very_model_of_a_real_run(make_federation, t
 
 
 @pytest.mark.parametrize("workers", [2, 8])
-def test_the_result_does_not_depend_on_how_many_silos_train_at_one_time(workers):
+def test_the_result_does_not_depend_on_the_number_of_workers(workers):
     test = rows("test", 40)
-    alone, together = (simulate(settings(), crew(), test=test, workers=count) for count in (1, workers))
+    alone, together = (simulate(settings(), silos_of(), test=test, workers=count) for count in (1, workers))
     assert together.sha256 == alone.sha256
     assert together.rounds == alone.rounds
 
@@ -142,34 +142,34 @@ STRATEGIES = {
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_ends_in_a_model_of_its_own_whatever_the_workers(strategy):
+def test_every_strategy_gives_its_own_model_with_any_number_of_workers(strategy):
     run = settings(strategy=STRATEGIES[strategy])
-    alone, together = (simulate(run, crew(), workers=count).sha256 for count in (1, 3))
-    assert alone == together != simulate(settings(), crew()).sha256
+    alone, together = (simulate(run, silos_of(), workers=count).sha256 for count in (1, 3))
+    assert alone == together != simulate(settings(), silos_of()).sha256
 
 
 def test_the_result_does_not_depend_on_the_order_of_the_silos():
-    assert simulate(settings(), crew()[::-1]).sha256 == simulate(settings(), crew()).sha256
+    assert simulate(settings(), silos_of()[::-1]).sha256 == simulate(settings(), silos_of()).sha256
 
 
-def test_every_round_is_measured_and_told():
-    told: list[int] = []
-    run = simulate(settings(), crew(), test=rows("test", 40), on_round=told.append)
-    assert told == [1, 2, 3]
+def test_every_round_is_evaluated_and_reported():
+    reported: list[int] = []
+    run = simulate(settings(), silos_of(), test=rows("test", 40), on_round=reported.append)
+    assert reported == [1, 2, 3]
     assert [evaluation.count for evaluation in run.rounds] == [40] * 3
     assert len({evaluation.loss for evaluation in run.rounds}) == 3
-    assert simulate(settings(), crew()).rounds == ()
+    assert simulate(settings(), silos_of()).rounds == ()
 
 
-def test_bytes_per_silo_and_round_are_the_model_down_and_the_update_up():
+def test_bytes_per_round_are_the_model_down_and_the_update_up():
     head = settings().head
-    assert simulate(settings(rounds=1), crew()).bytes_per_silo_round == 2 * 4 * head.parameters
+    assert simulate(settings(rounds=1), silos_of()).bytes_per_silo_round == 2 * 4 * head.parameters
 
 
 def test_a_silo_that_diverges_ends_the_simulation_with_its_error():
     wild = settings(train=TrainSettings(learning_rate=1e30))
     with pytest.raises(DataError) as raised:
-        simulate(wild, crew(), workers=2)
+        simulate(wild, silos_of(), workers=2)
     assert raised.value.code == "diverged"
 
 
@@ -186,9 +186,9 @@ def wrong_class(table: FeatureTable) -> FeatureTable:
         ([SimulatedSilo("a", rows("a", 5, width=WIDTH + 1))], "bad_table"),
         ([SimulatedSilo("a", wrong_class(rows("a", 5)))], "bad_table"),
     ],
-    ids=["none", "twice the same name", "no rows", "another width", "a class that the head has not"],
+    ids=["none", "twice the same name", "no rows", "another width", "a class beyond the head"],
 )
-def test_silos_that_no_run_can_be_made_of_are_refused(silos, code):
+def test_silos_that_do_not_fit_the_run_are_refused(silos, code):
     with pytest.raises(DataError) as raised:
         simulate(settings(), silos)
     assert raised.value.code == code

@@ -1,4 +1,4 @@
-"""What the demo measures when the run is over: every round's model on the test clips, and the baselines."""
+"""Evaluation of the demo's run: every round's model on the test clips, and local-only and centralised models."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ..fedproto.records import TrainSettings
 
 
 @dataclass(frozen=True)
-class Rig:
-    """What federated training and its baselines share, so that they can be compared."""
+class TrainingSetup:
+    """Settings that the federated run and its comparison models share."""
 
     labels: tuple[str, ...]
     train: TrainSettings
@@ -31,14 +31,15 @@ class Rig:
 
 
 @dataclass(frozen=True)
-class Baselines:
-    """Accuracies on the test clips, 0 to 1, after the same number of epochs as the federated run."""
+class ReferenceAccuracies:
+    """Test accuracies (0 to 1) of models trained for as many epochs as the federated one."""
 
-    local: dict[str, float]  # by silo: trained on its own rows only
+    local: dict[str, float]  # by silo, trained on its own rows only
     centralised: float  # one model on all silos' training rows
 
 
 def read_store(path: Path, fingerprint: str) -> StoredFeatures:
+    """Features of that fingerprint. Raises DataError."""
     with FeatureStore.open(path, create=False, read_only=True) as store:
         return store.read(fingerprint)
 
@@ -57,26 +58,28 @@ def round_accuracies(models: Sequence[Path], test: FeatureTable) -> list[float]:
 
 
 def test_table(stored: StoredFeatures, labels: Sequence[str]) -> FeatureTable:
-    """The test clips' rows. Raises DataError when there are none."""
+    """The features of the test clips. Raises DataError when there are none."""
     if not len(stored.labels):
         raise DataError("no test clip could be extracted")
     return feature_table(stored.x, [label or "" for label in stored.labels], labels)
 
 
-def baselines(silos: dict[str, StoredFeatures], test: FeatureTable, rig: Rig, progress: Progress) -> Baselines:
-    """Train on each silo alone and on all rows together, for rounds × epochs, as the federation did."""
+def train_references(
+    silos: dict[str, StoredFeatures], test: FeatureTable, training: TrainingSetup, progress: Progress
+) -> ReferenceAccuracies:
+    """Train on each silo alone and on all rows together, for rounds × epochs like the federation."""
     tables = {
-        silo: silo_data(stored, rig.labels, hold_out=rig.hold_out, seed=rig.seed).train
+        silo: silo_data(stored, training.labels, hold_out=training.hold_out, seed=training.seed).train
         for silo, stored in silos.items()
     }
     union = FeatureTable(
         np.concatenate([table.x for table in tables.values()]), np.concatenate([table.y for table in tables.values()])
     )
-    trainer = HeadTrainer(HeadSpec(inputs=test.x.shape[1], outputs=len(rig.labels)))
+    trainer = HeadTrainer(HeadSpec(inputs=test.x.shape[1], outputs=len(training.labels)))
 
     def accuracy(table: FeatureTable) -> float:
-        model = train_alone(trainer, table, test, rig.train, passes=rig.rounds, seed=rig.seed)
+        model = train_alone(trainer, table, test, training.train, passes=training.rounds, seed=training.seed)
         progress.advance()
         return model.last
 
-    return Baselines({silo: accuracy(table) for silo, table in tables.items()}, accuracy(union))
+    return ReferenceAccuracies({silo: accuracy(table) for silo, table in tables.items()}, accuracy(union))

@@ -1,4 +1,4 @@
-"""Small pictures of a clip."""
+"""Small pictures of a clip's frames."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 from flamest.base.errors import DataError
-from flamest.experiments.keyframe_strip import film_strip
+from flamest.experiments.report.video_frames import keyframe_strip
 from flamest.runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from PIL import Image
 
@@ -17,7 +17,7 @@ GREY = FramePreprocessing(size=32, fit="crop", filter="bilinear", mean=(0.5, 0.5
 RULE = KeyframeRule(count=8, candidates=16, preprocessing=GREY, feature_width=4, space="test")
 
 
-def film(path: Path, frames: int) -> Path:
+def write_video(path: Path, frames: int) -> Path:
     """Frames that brighten from black to white, 96 x 64 pixels."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
@@ -33,8 +33,8 @@ def brightness(jpeg: bytes) -> float:
     return float(np.asarray(Image.open(io.BytesIO(jpeg)).convert("L")).mean())
 
 
-def test_strip_shows_the_clip_from_its_beginning_to_its_end(tmp_path: Path) -> None:
-    strip = film_strip(film(tmp_path / "x.mp4", 30), RULE, pictures=5, height=32)
+def test_the_strip_spans_the_whole_clip(tmp_path: Path) -> None:
+    strip = keyframe_strip(write_video(tmp_path / "x.mp4", 30), RULE, pictures=5, height=32)
     levels = [brightness(picture) for picture in strip]
     assert len(strip) == 5
     assert levels == sorted(levels)
@@ -43,11 +43,11 @@ def test_strip_shows_the_clip_from_its_beginning_to_its_end(tmp_path: Path) -> N
     assert {Image.open(io.BytesIO(picture)).size for picture in strip} == {(48, 32)}
 
 
-def test_short_clip_gives_as_many_pictures_as_it_has_frames(tmp_path: Path) -> None:
-    assert len(film_strip(film(tmp_path / "x.mp4", 3), RULE)) == 3
+def test_a_short_clip_has_a_picture_per_frame(tmp_path: Path) -> None:
+    assert len(keyframe_strip(write_video(tmp_path / "x.mp4", 3), RULE)) == 3
 
 
-def test_file_that_is_no_video_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_video_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.mp4").write_text("no video")
     with pytest.raises(DataError):
-        film_strip(tmp_path / "x.mp4", RULE)
+        keyframe_strip(tmp_path / "x.mp4", RULE)

@@ -1,4 +1,4 @@
-"""The mini-world: files, captions, and what may and may not tell a class."""
+"""The mini-world: files, captions, and properties that may not depend on the class."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ import numpy as np
 import pytest
 from flamest.base.errors import StorageError, UsageError
 from flamest.experiments.metadata import metadata_accuracy
-from flamest.experiments.miniworld.plan import caption_frame, caption_nouns, class_captions, plan_clip, plan_scene
-from flamest.experiments.miniworld.videos import CLASSES, MOTIONS, OBJECTS, ClipOrder, clip_orders, render_dataset
+from flamest.experiments.miniworld.specs import (
+    MOTIONS,
+    OBJECTS,
+    caption_frame,
+    caption_nouns,
+    class_captions,
+    sample_clip,
+    sample_scene,
+)
+from flamest.experiments.miniworld.videos import CLASSES, ClipKey, clip_keys, render_dataset
 from flamest.export.weights.vocabulary import small_vocabulary
 
 GROUPS = 3
@@ -38,7 +46,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def test_same_seed_gives_the_same_bytes_whatever_the_processes(world: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_with_any_number_of_processes(world: Path, tmp_path: Path) -> None:
     some = {"objects": OBJECTS[:2], "motions": MOTIONS[:2]}
     render_dataset(tmp_path / "one", groups=2, seed=5, processes=1, **some)
     render_dataset(tmp_path / "two", groups=2, seed=5, processes=2, **some)
@@ -47,11 +55,11 @@ def test_same_seed_gives_the_same_bytes_whatever_the_processes(world: Path, tmp_
     assert one == two
     clips = [name for name in one if name.endswith(".mp4")]
     assert len(clips) == 8
-    assert all(one[name] == whole[name] for name in clips)  # a clip does not depend on which others are made
+    assert all(one[name] == whole[name] for name in clips)  # a clip does not depend on the others
     assert not any(one[name] == other[name] for name in clips)
 
 
-def test_every_class_has_a_clip_in_every_group_and_groups_do_not_straddle(world: Path) -> None:
+def test_every_class_has_one_clip_in_every_group(world: Path) -> None:
     labels = rows(world / "labels.csv")
     assert len({row["path"] for row in labels}) == len(labels) == len(CLASSES) * GROUPS
     assert {(row["label"], row["group"]) for row in labels} == {
@@ -62,7 +70,7 @@ def test_every_class_has_a_clip_in_every_group_and_groups_do_not_straddle(world:
         assert (world / row["path"]).is_file()
 
 
-def test_a_group_is_one_scene_and_its_header_tells_no_class(world: Path) -> None:
+def test_headers_are_the_same_within_a_group(world: Path) -> None:
     headers: dict[str, set[tuple[object, ...]]] = {}
     for row in rows(world / "labels.csv"):
         with av.open(str(world / row["path"])) as container:
@@ -74,10 +82,10 @@ def test_a_group_is_one_scene_and_its_header_tells_no_class(world: Path) -> None
 
 
 def test_both_codecs_occur() -> None:
-    assert {plan_scene(0, group).codec for group in range(30)} == {"libx264", "mpeg4"}
+    assert {sample_scene(0, group).codec for group in range(30)} == {"libx264", "mpeg4"}
 
 
-def test_metadata_hardly_tells_the_class(world: Path) -> None:
+def test_metadata_hardly_predicts_the_class(world: Path) -> None:
     labels = rows(world / "labels.csv")
     train = [row for row in labels if row["group"] != "g02"]
     test = [row for row in labels if row["group"] == "g02"]
@@ -98,24 +106,24 @@ def test_every_clip_has_eight_true_captions(world: Path) -> None:
 
 
 def test_caption_says_where_the_actor_is() -> None:
-    for order in clip_orders(groups=1, seed=3):
-        plan = order.plan()
-        for frame in (0, plan.frames - 1):
-            x = plan.actor.x[frame] - plan.other.x[frame]
-            caption = caption_frame(plan, frame)
+    for key in clip_keys(groups=1, seed=3):
+        spec = key.spec()
+        for frame in (0, spec.frames - 1):
+            x = spec.actor.x[frame] - spec.other.x[frame]
+            caption = caption_frame(spec, frame)
             assert not (" left of " in caption and x >= 0), caption
             assert not (" right of " in caption and x <= 0), caption
 
 
-def test_captions_written_beforehand_name_every_class() -> None:
+def test_every_class_has_a_fixed_caption() -> None:
     assert set(class_captions()) == set(CLASSES)
     assert set(" ".join(class_captions().values()).split()) <= set(small_vocabulary())
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
-def test_a_motion_moves_as_its_name_says(motion: str) -> None:
+def test_a_motion_has_the_shape_of_its_name(motion: str) -> None:
     for number in range(8):
-        actor = plan_clip(1, number, "ball", motion, 0).actor
+        actor = sample_clip(1, number, "ball", motion, 0).actor
         x, y, growth = np.ptp(actor.x), np.ptp(actor.y), actor.radius.max() / actor.radius.min()
         assert (growth > 1.5) == (motion == "approaching")
         turns = int((np.diff(np.sign(np.diff(actor.x))) != 0).sum())
@@ -130,14 +138,14 @@ def test_a_motion_moves_as_its_name_says(motion: str) -> None:
             assert (y > 0.25) or motion == "swinging"
 
 
-def test_colour_and_place_are_apart_from_the_class() -> None:
-    plans = [plan_clip(0, group, kind, motion, 0) for group in range(12) for kind in OBJECTS for motion in MOTIONS]
+def test_colour_and_distractor_vary_within_a_class() -> None:
+    specs = [sample_clip(0, group, kind, motion, 0) for group in range(12) for kind in OBJECTS for motion in MOTIONS]
     for label in CLASSES:
-        assert len({plan.actor.colour for plan in plans if plan.label == label}) >= 3
-        assert len({plan.other.kind for plan in plans if plan.label == label}) >= 3
+        assert len({spec.actor.colour for spec in specs if spec.label == label}) >= 3
+        assert len({spec.other.kind for spec in specs if spec.label == label}) >= 3
 
 
-def test_folder_with_files_in_it_is_refused_and_kept(tmp_path: Path) -> None:
+def test_a_folder_with_files_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(StorageError, match="not empty"):
         render_dataset(tmp_path, groups=1, seed=0, objects=OBJECTS[:1], motions=MOTIONS[:1], processes=1)
@@ -145,7 +153,7 @@ def test_folder_with_files_in_it_is_refused_and_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"groups": 0}, {"processes": 0}, {"objects": ("cat",)}, {"motions": ()}])
-def test_what_cannot_be_rendered_is_refused_before_a_file_is_made(wrong: dict[str, object], tmp_path: Path) -> None:
+def test_impossible_arguments_are_refused_before_rendering(wrong: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"at least 1|mini-world knows"):
         render_dataset(tmp_path / "d", **{"groups": 1, "seed": 0, **wrong})  # type: ignore[arg-type]
     assert not (tmp_path / "d").exists()
@@ -166,6 +174,6 @@ def test_progress_advances_once_per_clip(tmp_path: Path) -> None:
     assert steps.taken == 4
 
 
-def test_an_order_names_its_file() -> None:
-    order = ClipOrder(seed=0, group=3, kind="ring", motion="swinging", number=1)
-    assert (order.path, order.label) == ("ring_swinging/g03_c01.mp4", "ring_swinging")
+def test_a_key_names_its_file() -> None:
+    key = ClipKey(seed=0, group=3, kind="ring", motion="swinging", number=1)
+    assert (key.path, key.label) == ("ring_swinging/g03_c01.mp4", "ring_swinging")

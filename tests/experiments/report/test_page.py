@@ -49,7 +49,7 @@ LEAST = DemoReport(labels=("a", "b"), chance=0.5, rounds=(), silos=(), test_clip
 
 
 class Page(HTMLParser):
-    """What a browser would see; fails on a tag that is not closed in order."""
+    """The page as a browser sees it; fails on a tag that is not closed in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -82,13 +82,13 @@ def render(report: DemoReport, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("report", [FULL, LEAST])
-def test_page_is_well_formed_html_with_or_without_the_optional_parts(report: DemoReport, tmp_path: Path) -> None:
+def test_the_page_is_well_formed_with_and_without_optional_parts(report: DemoReport, tmp_path: Path) -> None:
     html = render(report, tmp_path)
     assert html.startswith("<!DOCTYPE html>\n<html lang=")
     assert len(Page(html).all("h1")) == 1
 
 
-def test_page_needs_nothing_from_elsewhere_and_no_script(tmp_path: Path) -> None:
+def test_the_page_loads_nothing_and_has_no_script(tmp_path: Path) -> None:
     html = render(FULL, tmp_path)
     page = Page(html)
     assert not re.search(r"https?:|//[a-z]|@import|url\(", html, re.IGNORECASE)
@@ -96,7 +96,7 @@ def test_page_needs_nothing_from_elsewhere_and_no_script(tmp_path: Path) -> None
     assert [image["src"] for image in page.all("img")] == ["data:image/png;base64,iVBORw0KGgpub3QgcmVhbGx5"]
 
 
-def test_every_number_of_the_record_is_on_the_page(tmp_path: Path) -> None:
+def test_every_number_of_the_report_is_on_the_page(tmp_path: Path) -> None:
     text = Page(render(FULL, tmp_path)).text
     for round_ in FULL.rounds:
         wanted = "abandoned" if round_.accuracy is None else f"{100 * round_.accuracy:.1f} %"
@@ -113,7 +113,7 @@ def test_every_number_of_the_record_is_on_the_page(tmp_path: Path) -> None:
     assert missing == []
 
 
-def test_headline_is_the_last_closed_round_with_the_best_beside_it(tmp_path: Path) -> None:
+def test_the_headline_is_the_last_closed_round(tmp_path: Path) -> None:
     assert FULL.last == 0.832
     assert FULL.best == RoundAccuracy(2, 0.877)
     assert FULL.local_accuracy == pytest.approx(0.557)
@@ -125,13 +125,13 @@ def test_headline_is_the_last_closed_round_with_the_best_beside_it(tmp_path: Pat
     assert "27.5 points above the silos on their own" in text
 
 
-def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
+def test_missing_measurements_are_not_shown(tmp_path: Path) -> None:
     text = Page(render(LEAST, tmp_path)).text
     for absent in ("Metadata only", "Centralised 0", "Federated", "What it costs", "One held-out clip", "None", "nan"):
         assert absent not in text
 
 
-def test_hostile_texts_are_shown_as_text(tmp_path: Path) -> None:
+def test_hostile_texts_are_escaped(tmp_path: Path) -> None:
     evil = "</style><script>alert(1)</script><img src=x onerror='alert(1)'>&amp;\"]]>"
     report = DemoReport(
         labels=(evil, "b"),
@@ -151,13 +151,13 @@ def test_hostile_texts_are_shown_as_text(tmp_path: Path) -> None:
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
 
 
-def test_name_that_is_not_utf8_does_not_stop_the_report(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_is_shown(tmp_path: Path) -> None:
     odd = b"caf\xe9.mp4".decode("utf-8", errors="surrogateescape")
     report = DemoReport(("a",), 1.0, (), (), 1, prediction=Prediction(odd, (("a", 1.0),)))
     assert "caf?.mp4" in render(report, tmp_path)
 
 
-def test_chart_tells_its_lines_apart_by_words_and_describes_itself(tmp_path: Path) -> None:
+def test_the_charts_lines_have_labels_and_a_description(tmp_path: Path) -> None:
     page = Page(render(FULL, tmp_path))
     assert [svg["role"] for svg in page.all("svg")] == ["img"]
     for label in ("Federated 83.2 %", "Centralised 90.3 %", "Local only, mean 55.7 %", "Chance 50.0 %"):
@@ -166,7 +166,7 @@ def test_chart_tells_its_lines_apart_by_words_and_describes_itself(tmp_path: Pat
 
 
 @pytest.mark.parametrize("base", [0.0, 0.5, 0.98])
-def test_labels_of_lines_that_lie_together_do_not_overlap_and_stay_on_the_chart(base: float, tmp_path: Path) -> None:
+def test_labels_of_close_lines_do_not_overlap(base: float, tmp_path: Path) -> None:
     silo = SiloReport("s", 1, {}, base + 0.01)
     report = DemoReport(("a",), base + 0.01, (RoundAccuracy(1, base),), (silo,), 1, None, base + 0.02, base)
     labels = [text for text in Page(render(report, tmp_path)).all("text") if (text["class"] or "").startswith("label")]
@@ -177,7 +177,7 @@ def test_labels_of_lines_that_lie_together_do_not_overlap_and_stay_on_the_chart(
     assert heights[-1] < 370
 
 
-def test_line_is_broken_where_a_round_was_abandoned(tmp_path: Path) -> None:
+def test_the_line_has_a_gap_at_an_abandoned_round(tmp_path: Path) -> None:
     lines = [path["d"] for path in Page(render(FULL, tmp_path)).all("path") if path.get("class") == "line federated"]
     assert len(lines) == 1
     assert (lines[0] or "").count("M") == 2
@@ -195,6 +195,6 @@ def test_many_classes_and_many_rounds_stay_readable(tmp_path: Path) -> None:
     assert len(ticks) <= 12
 
 
-def test_folder_that_is_not_there_is_a_storage_error(tmp_path: Path) -> None:
+def test_a_missing_folder_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot write"):
         write_report(tmp_path / "absent" / "report.html", LEAST)

@@ -1,4 +1,4 @@
-"""``extract``: what is asked for reaches the exporter, other weights make bundles anew, short stores are continued."""
+"""``extract``: options reach the exporter, other weights build bundles again, incomplete stores are completed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flamest.experiments.miniworld.videos import render_dataset
 from flamest.experiments.paper import extraction, request
 from flamest.experiments.paper.extraction import ExtractionRequest, extract_all, report_file
 from flamest.experiments.paper.features import untrained_marker
-from flamest.experiments.paper.request import Extraction, Request, extract_features
+from flamest.experiments.paper.request import ExperimentRequest, ExtractOptions, extract_features, feature_source
 from flamest.experiments.processes import CommandFailed
 
 
@@ -23,18 +23,18 @@ class Silent:
 
 
 class Commands:
-    """In place of the processes: bundles whose fingerprint is what they were made from, stores that name it."""
+    """Stand-ins for the processes: a bundle's fingerprint is the weights that it was made from, a store names it."""
 
     def __init__(self) -> None:
         self.exports: list[tuple[str, ...]] = []
         self.extractions: list[str] = []
         self.failing: set[str] = set()
 
-    def __call__(self, room: str, *arguments: str | Path, quiet: bool = True) -> dict[str, Any]:
+    def __call__(self, program: str, *arguments: str | Path, quiet: bool = True) -> dict[str, Any]:
         words = tuple(map(str, arguments))
-        pairs = words[1:] if room == "agent" else words
+        pairs = words[1:] if program == "agent" else words
         options = dict(zip(pairs[::2], pairs[1::2], strict=True))
-        if room == "export":
+        if program == "export":
             if options["--extractor"] in self.failing:
                 raise CommandFailed("flamest-export ended with status 65: no such weights")
             self.exports.append(words)
@@ -65,7 +65,7 @@ def ask(folder: Path, *names: str, weights: str = "random:tiny", **more: Any) ->
     return extract_all(ExtractionRequest(folder, folder / "videos", weights, names, **more), Silent())
 
 
-def test_the_same_question_makes_no_bundle_twice(tmp_path: Path, commands: Commands) -> None:
+def test_the_same_request_builds_no_bundle_twice(tmp_path: Path, commands: Commands) -> None:
     ask(tmp_path, "slow", "blip-4frames")
     ask(tmp_path, "slow", "blip-4frames")
     assert len(commands.exports) == 2
@@ -73,9 +73,7 @@ def test_the_same_question_makes_no_bundle_twice(tmp_path: Path, commands: Comma
     assert "--captioned-frames" in commands.exports[1]
 
 
-def test_other_weights_make_the_bundle_anew_and_keep_the_old_store_under_another_name(
-    tmp_path: Path, commands: Commands
-) -> None:
+def test_other_weights_build_a_new_bundle_and_keep_the_old_store(tmp_path: Path, commands: Commands) -> None:
     ask(tmp_path, "slow")
     before = (tmp_path / "slow.sqlite").read_text()
     report_file(tmp_path, "slow").write_text("{}")
@@ -86,13 +84,13 @@ def test_other_weights_make_the_bundle_anew_and_keep_the_old_store_under_another
     assert not (tmp_path / "bundles" / "slow.new").exists()
 
 
-def test_a_default_takes_the_bundle_that_is_there(tmp_path: Path, commands: Commands) -> None:
+def test_a_default_accepts_the_existing_bundle(tmp_path: Path, commands: Commands) -> None:
     ask(tmp_path, "slow", weights="random:full")
     ask(tmp_path, "slow", weights="miniworld", chosen=False)
     assert len(commands.exports) == 1
 
 
-def test_a_new_training_of_the_small_networks_makes_the_bundle_anew(
+def test_newly_trained_small_networks_build_a_new_bundle(
     tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = tmp_path / "slow.safetensors"
@@ -104,7 +102,7 @@ def test_a_new_training_of_the_small_networks_makes_the_bundle_anew(
         assert len(commands.exports) == exports
 
 
-def test_a_networks_own_source_reaches_its_extractors_and_no_others(tmp_path: Path, commands: Commands) -> None:
+def test_a_networks_own_source_reaches_only_its_extractors(tmp_path: Path, commands: Commands) -> None:
     ask(tmp_path, "slow", "blip", "i3d", sources={"slow": "weights.safetensors"})
     for words in commands.exports:  # every bundle picks keyframes with Slow's stem: all are made of it
         assert words[words.index("--slow") + 1] == "weights.safetensors"
@@ -112,7 +110,7 @@ def test_a_networks_own_source_reaches_its_extractors_and_no_others(tmp_path: Pa
     assert [words[words.index("--extractor") + 1] for words in commands.exports[3:]] == ["i3d"]
 
 
-def test_captions_reach_clip_alone_and_other_captions_make_its_bundle_anew(tmp_path: Path, commands: Commands) -> None:
+def test_captions_reach_only_clip_and_belong_to_its_bundle(tmp_path: Path, commands: Commands) -> None:
     captions = tmp_path / "captions.json"
     captions.write_text('{"ball": "a ball"}')
     ask(tmp_path, "clip", "slow", captions=captions)
@@ -126,7 +124,7 @@ def test_captions_reach_clip_alone_and_other_captions_make_its_bundle_anew(tmp_p
     assert [words[words.index("--extractor") + 1] for words in commands.exports[2:]] == ["clip"]
 
 
-def test_a_bundle_without_a_record_goes_by_its_manifest(
+def test_the_origin_of_a_bundle_without_record_is_its_manifest(
     tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask(tmp_path, "slow")
@@ -141,7 +139,7 @@ def test_a_bundle_without_a_record_goes_by_its_manifest(
     assert len(commands.exports) == 2
 
 
-def test_one_that_fails_leaves_the_others_and_its_own_bundle_alone(tmp_path: Path, commands: Commands) -> None:
+def test_a_failure_keeps_the_old_bundle_and_the_other_extractors(tmp_path: Path, commands: Commands) -> None:
     ask(tmp_path, "slow", "i3d")
     commands.failing.add("slow")
     done = ask(tmp_path, "slow", "i3d", weights="random:full")
@@ -151,52 +149,52 @@ def test_one_that_fails_leaves_the_others_and_its_own_bundle_alone(tmp_path: Pat
     assert "random:tiny" in (tmp_path / "slow.sqlite").read_text()
 
 
-def test_stores_that_hold_fewer_clips_than_the_videos_are_continued_and_no_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_incomplete_stores_are_extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = dict.fromkeys((*request.SINGLE, *request.VARIANTS), 4) | {"slow": 3, "blip": 0, "i3d": 0}
     monkeypatch.setattr(request, "find_clips", lambda videos: [None] * 4)
     monkeypatch.setattr(request, "stored_clips", lambda store: counts[store.stem])
-    asked: list[Extraction] = []
+    asked: list[ExtractOptions] = []
     monkeypatch.setattr(request, "extract_features", asked.append)
     captions = tmp_path / "captions.json"
     features = tmp_path / "features"
     features.mkdir()
     untrained_marker(features, "i3d").write_text("not trained")
-    given = Request(out=tmp_path, dataset="ucf101", videos=tmp_path, captions=captions)
-    assert request._source(given).folder == features
-    assert asked == [Extraction(tmp_path, "ucf101", tmp_path, "", ("blip", "slow"), captions)]
+    given = ExperimentRequest(out=tmp_path, dataset="ucf101", videos=tmp_path, captions=captions)
+    assert feature_source(given).folder == features
+    assert asked == [ExtractOptions(tmp_path, "ucf101", tmp_path, "", ("blip", "slow"), captions)]
     counts.update(slow=4, blip=4)
-    request._source(given)
+    feature_source(given)
     assert len(asked) == 1
 
 
-def test_a_mini_world_of_another_version_is_used_with_a_warning(tmp_path: Path, commands: Commands) -> None:
+def test_another_mini_world_is_used_with_a_warning(tmp_path: Path, commands: Commands) -> None:
     render_dataset(tmp_path / "out" / "videos", groups=1, seed=3, objects=("ball",), processes=1)
-    done = extract_features(Extraction(tmp_path / "out", weights="random:tiny", names=("slow",)))
+    done = extract_features(ExtractOptions(tmp_path / "out", weights="random:tiny", names=("slow",)))
     assert "holds 5 clips, the mini-world has 1,600" in done.warnings[0]
 
 
-def test_real_commands_bring_a_store_up_to_date_and_start_it_anew_for_other_weights(tmp_path: Path) -> None:
+def test_real_commands_update_a_store_and_replace_it_for_other_weights(tmp_path: Path) -> None:
     """With the networks themselves: two clips, a third one later, then other weights."""
     videos, out = tmp_path / "videos", tmp_path / "out"
     render_dataset(videos, groups=3, seed=3, objects=("ball",), motions=("lifting",), processes=1)
     table = (videos / "labels.csv").read_text().splitlines()
     (videos / "labels.csv").write_text("\n".join(table[:3]) + "\n")
-    asked = Extraction(out, videos=videos, weights="random:tiny", names=("slow",))
+    asked = ExtractOptions(out, videos=videos, weights="random:tiny", names=("slow",))
     assert extract_features(asked).reports["slow"]["extracted"] == 2
     (videos / "labels.csv").write_text("\n".join(table) + "\n")
     again = extract_features(asked).reports["slow"]
     assert (again["extracted"], again["skipped"]) == (1, 2)
     store = out / "features" / "slow.sqlite"
     assert extraction.stored_clips(store) == 3
-    anew = extract_features(Extraction(out, videos=videos, weights="miniworld", names=("slow",))).reports["slow"]
-    assert (anew["extracted"], extraction.stored_clips(store)) == (3, 3)
+    replaced = extract_features(ExtractOptions(out, videos=videos, weights="miniworld", names=("slow",))).reports[
+        "slow"
+    ]
+    assert (replaced["extracted"], extraction.stored_clips(store)) == (3, 3)
     [old] = (out / "features").glob("slow.*.sqlite")
     assert extraction.stored_clips(old) == 3
 
 
-def test_captions_that_are_not_there_are_refused_before_anything_is_rendered(tmp_path: Path) -> None:
+def test_missing_captions_are_refused_before_rendering(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no such file"):
-        extract_features(Extraction(tmp_path / "out", captions=tmp_path / "absent.json"))
+        extract_features(ExtractOptions(tmp_path / "out", captions=tmp_path / "absent.json"))
     assert not (tmp_path / "out").exists()

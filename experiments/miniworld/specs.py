@@ -1,15 +1,12 @@
-"""True captions of the mini-world's frames, from a small grammar.
+"""Content of a mini-world clip before a pixel is drawn: objects, places, sizes, motion, and true captions.
 
-    a COLOUR OBJECT RELATION a COLOUR OBJECT [on|in GROUND]
+Places are in shares of the frame's short side from the frame's middle, x to the right, y downwards. Sizes,
+places, phases, directions and colours vary widely and independently of the class, so that one frame shows the
+object but hardly the motion.
 
-The actor comes first. A plain backdrop is not mentioned. Every word is in the small BLIP's vocabulary
-(export/weights/vocabulary.py), and none of them says what moves.
-
-What happens in a clip of the mini-world, before a pixel is drawn: who, where, how large, when.
-
-Places are in shares of the frame's short side from the frame's middle, x to the right, y downwards.
-Sizes, places, phases, directions and colours are drawn widely and apart from the class, so that one
-frame tells the object but hardly the motion.
+Captions follow a small grammar, "a COLOUR OBJECT RELATION a COLOUR OBJECT [on|in GROUND]", the actor first. A plain
+backdrop is not mentioned. Every word is in the small BLIP's vocabulary (export/weights/vocabulary.py), and
+none names the motion.
 """
 
 from __future__ import annotations
@@ -17,48 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-_GROUND = {"plain": "", "grass": " on grass", "sand": " on sand", "bricks": " on bricks", "clouds": " in clouds"}
-
-
-def caption_frame(plan: ClipPlan, frame: int) -> str:
-    """ "a red ball above a grey box on grass": what is to be seen in that frame (from 0)."""
-    return f"{_named(plan.actor)} {relation(plan, frame)} {_named(plan.other)}{_GROUND[plan.scene.ground]}"
-
-
-def relation(plan: ClipPlan, frame: int) -> str:
-    """Where the actor is, seen from the distractor; the larger of both distances decides."""
-    x = plan.actor.x[frame] - plan.other.x[frame]
-    y = plan.actor.y[frame] - plan.other.y[frame]
-    if math.hypot(x, y) < TOUCHING * (plan.actor.radius[frame] + plan.other.radius[frame]):
-        return "in front of"
-    if abs(x) > abs(y):
-        return "left of" if x < 0 else "right of"
-    return "above" if y < 0 else "below"
-
-
-def caption_nouns(caption: str) -> tuple[str, ...]:
-    """The objects that a caption names, in its order: ("ball", "box")."""
-
-    return tuple(word for word in caption.split() if word in OBJECTS)
-
-
-def class_captions() -> dict[str, str]:
-    """One caption per class, written beforehand, for CLIP's retrieval (docs/paper.md, reading 10)."""
-
-    return {f"{kind}_{motion}": f"a {kind} {motion}" for kind in OBJECTS for motion in MOTIONS}
-
-
-def _named(thing: Thing) -> str:
-    article = "an" if thing.colour[0] in "aeiou" else "a"
-    return f"{article} {thing.colour} {thing.kind}"
-
-
-OBJECTS = ("ball", "box", "star", "ring", "cross")
-MOTIONS = ("crossing", "lifting", "circling", "approaching", "swinging")
+OBJECTS: Final[tuple[str, ...]] = ("ball", "box", "star", "ring", "cross")
+MOTIONS: Final[tuple[str, ...]] = ("crossing", "lifting", "circling", "approaching", "swinging")
 VIVID = {  # of actors, RGB
     "red": (225, 40, 40),
     "orange": (245, 140, 25),
@@ -70,16 +32,16 @@ VIVID = {  # of actors, RGB
 DULL = {"grey": (175, 175, 178), "brown": (72, 46, 30), "white": (238, 236, 230)}  # of distractors
 GROUNDS = ("plain", "grass", "sand", "bricks", "clouds")
 FRAME_SIZES = ((240, 180), (256, 192), (272, 208), (288, 216), (304, 228), (320, 240))  # (width, height), pixels
-TOUCHING = 0.85  # of the sum of both radii: nearer than this, one is in front of the other
+TOUCHING = 0.85  # of the sum of both radii; nearer than this, the actor is in front of the distractor
 
 Path = npt.NDArray[np.float64]  # [T], one value per frame
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What all clips of a group share; a header tells a clip's scene and nothing of its class."""
+    """Properties that all clips of a group share, so that a file's header identifies its scene but not its class."""
 
-    key: tuple[int, int]  # (seed, group): of its backdrop
+    key: tuple[int, int]  # (seed, group), from which the backdrop is drawn
     width: int  # pixels, even
     height: int
     fps: int
@@ -89,35 +51,36 @@ class Scene:
 
 
 @dataclass(frozen=True, eq=False)
-class Thing:
-    """An object of a clip, over its frames."""
+class SceneObject:
+    """An object of a clip, with its path over the frames."""
 
     kind: str  # of OBJECTS
     colour: str  # of VIVID or DULL
     rgb: tuple[float, float, float]  # 0 … 255, a shade of that colour
-    x: Path  # of its middle, shares of the short side
+    x: Path  # of its centre, shares of the short side
     y: Path
     radius: Path  # shares of the short side
     tilt: float  # radians
 
 
 @dataclass(frozen=True, eq=False)
-class ClipPlan:
-    """All that is true of a clip."""
+class ClipSpec:
+    """Everything that is shown in a clip."""
 
     scene: Scene
     label: str  # f"{actor.kind}_{motion}"
     frames: int
-    actor: Thing  # larger, of a vivid colour, does the class's motion
-    other: Thing  # smaller, dull, of another kind, rests or drifts
+    actor: SceneObject  # larger, of a vivid colour, does the class's motion
+    other: SceneObject  # smaller, dull, of another kind, rests or drifts
 
 
 def generator(*key: int) -> np.random.Generator:
-    """A stream of its own for every key: clips do not depend on which others are made."""
+    """An independent random generator per key, so that a clip does not depend on the others."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key[0], spawn_key=key[1:])))
 
 
-def plan_scene(seed: int, group: int) -> Scene:
+def sample_scene(seed: int, group: int) -> Scene:
+    """The scene of that group."""
     random = generator(seed, group)
     width, height = FRAME_SIZES[random.integers(len(FRAME_SIZES))]
     red, green, blue = (float(gain) for gain in random.uniform(0.92, 1.06, size=3))
@@ -132,17 +95,17 @@ def plan_scene(seed: int, group: int) -> Scene:
     )
 
 
-def plan_clip(seed: int, group: int, kind: str, motion: str, number: int) -> ClipPlan:
-    """The clip of that class, group and number: 2.2 to 3.6 s, drawn from these five values alone."""
-    scene = plan_scene(seed, group)
+def sample_clip(seed: int, group: int, kind: str, motion: str, number: int) -> ClipSpec:
+    """The clip of that class, group and number, 2.2 to 3.6 s long; it depends on these five values alone."""
+    scene = sample_scene(seed, group)
     random = generator(seed, group, 1 + OBJECTS.index(kind), 1 + MOTIONS.index(motion), number)
     frames = round(scene.fps * random.uniform(2.2, 3.6))
     x, y, radius = _MOVES[motion](np.linspace(0, 1, frames), random)
     drift = random.uniform(-0.03, 0.03, size=2)
     x, y = x + drift[0] * np.linspace(0, 1, frames), y + drift[1] * np.linspace(0, 1, frames)
-    actor = Thing(kind, *_shade(VIVID, random), x, y, radius, float(random.uniform(-0.35, 0.35)))
+    actor = SceneObject(kind, *_shade(VIVID, random), x, y, radius, float(random.uniform(-0.35, 0.35)))
     other_kind = str(random.choice([name for name in OBJECTS if name != kind]))
-    return ClipPlan(scene, f"{kind}_{motion}", frames, actor, _plan_other(other_kind, actor, scene, random))
+    return ClipSpec(scene, f"{kind}_{motion}", frames, actor, _sample_other(other_kind, actor, scene, random))
 
 
 def _shade(
@@ -154,8 +117,8 @@ def _shade(
     return name, (red, green, blue)
 
 
-def _plan_other(kind: str, actor: Thing, scene: Scene, random: np.random.Generator) -> Thing:
-    """The distractor, at a place where the actor never hides much of it, if there is one."""
+def _sample_other(kind: str, actor: SceneObject, scene: Scene, random: np.random.Generator) -> SceneObject:
+    """The distractor, placed where the actor never hides much of it, as far as possible."""
     frames = len(actor.x)
     radius = float(random.uniform(0.095, 0.115))
     reach_x = scene.width / scene.height / 2 - radius
@@ -171,7 +134,7 @@ def _plan_other(kind: str, actor: Thing, scene: Scene, random: np.random.Generat
         if gap > 0:
             break
     name, rgb = _shade(DULL, random)
-    return Thing(kind, name, rgb, *best, np.full(frames, radius), float(random.uniform(-0.35, 0.35)))
+    return SceneObject(kind, name, rgb, *best, np.full(frames, radius), float(random.uniform(-0.35, 0.35)))
 
 
 Move = tuple[Path, Path, Path]  # x, y, radius
@@ -182,7 +145,7 @@ def _usual_radius(t: Path, random: np.random.Generator) -> Path:
 
 
 def _one_way(t: Path, random: np.random.Generator) -> Path:
-    """-1 … 1, or back, at a speed that varies a little."""
+    """A path from -1 to 1, or back, at slightly varying speed."""
     eased = t + random.uniform(-0.1, 0.1) * np.sin(math.tau * t)
     return np.asarray((2 * eased - 1) * random.choice((-1, 1)))
 
@@ -224,3 +187,37 @@ _MOVES: dict[str, Callable[[Path, np.random.Generator], Move]] = {
     "approaching": _approaching,
     "swinging": _swinging,
 }
+
+
+_ON_GROUND = {"plain": "", "grass": " on grass", "sand": " on sand", "bricks": " on bricks", "clouds": " in clouds"}
+
+
+def caption_frame(spec: ClipSpec, frame: int) -> str:
+    """The true caption of frame ``frame`` (from 0), such as "a red ball above a grey box on grass"."""
+    return f"{_named(spec.actor)} {relation(spec, frame)} {_named(spec.other)}{_ON_GROUND[spec.scene.ground]}"
+
+
+def relation(spec: ClipSpec, frame: int) -> str:
+    """The actor's position relative to the distractor, along the axis of the larger distance."""
+    x = spec.actor.x[frame] - spec.other.x[frame]
+    y = spec.actor.y[frame] - spec.other.y[frame]
+    if math.hypot(x, y) < TOUCHING * (spec.actor.radius[frame] + spec.other.radius[frame]):
+        return "in front of"
+    if abs(x) > abs(y):
+        return "left of" if x < 0 else "right of"
+    return "above" if y < 0 else "below"
+
+
+def caption_nouns(caption: str) -> tuple[str, ...]:
+    """The objects of a caption in its order, such as ("ball", "box")."""
+    return tuple(word for word in caption.split() if word in OBJECTS)
+
+
+def class_captions() -> dict[str, str]:
+    """A fixed caption per class for CLIP's retrieval (docs/paper.md, reading 10)."""
+    return {f"{kind}_{motion}": f"a {kind} {motion}" for kind in OBJECTS for motion in MOTIONS}
+
+
+def _named(thing: SceneObject) -> str:
+    article = "an" if thing.colour[0] in "aeiou" else "a"
+    return f"{article} {thing.colour} {thing.kind}"

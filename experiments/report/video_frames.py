@@ -1,4 +1,4 @@
-"""A few small pictures of a clip, for the report."""
+"""Small pictures of a clip's frames, for the reports."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..base.errors import DataError, MissingExtra
-from ..runtime.bundle.manifest import KeyframeRule
-from ..runtime.keyframes import uniform_indices
-from ..runtime.video.decoded_clip import FORMATS
-from ..runtime.video.decoder import VideoDecoder
+from ...base.errors import DataError, MissingExtra
+from ...runtime.bundle.manifest import KeyframeRule
+from ...runtime.keyframes import uniform_indices
+from ...runtime.video.decoded_clip import FORMATS
+from ...runtime.video.decoder import VideoDecoder
 
 
-def film_strip(video: Path, rule: KeyframeRule, *, pictures: int = 8, height: int = 120) -> tuple[bytes, ...]:
-    """At most ``pictures`` frames of ``video`` in time order, evenly spread, each a JPEG file ``height`` pixels high.
+def keyframe_strip(video: Path, rule: KeyframeRule, *, pictures: int = 8, height: int = 120) -> tuple[bytes, ...]:
+    """At most ``pictures`` evenly spread frames of ``video`` in time order, as JPEG files ``height`` pixels high.
 
-    Decoded as for extraction (``rule``: the bundle's, says how many candidate frames there are).
+    Decoded as for extraction; ``rule`` is the bundle's and sets the number of candidate frames.
     Raises DataError when the clip cannot be read, MissingExtra without PyAV or Pillow.
     """
     with VideoDecoder(rule) as decoder:

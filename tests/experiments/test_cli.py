@@ -1,8 +1,7 @@
-"""``flamest-experiment`` as it is typed."""
+"""The command ``flamest-experiment``."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,26 +10,15 @@ from pathlib import Path
 import pytest
 from flamest.base.errors import FlamestError, UsageError
 from flamest.experiments import cli
-from flamest.experiments.paper import commands, extraction, request
+from flamest.experiments.paper import experiments, extraction, request
 from flamest.experiments.paper.extraction import ExtractionRequest, extract_all
 from flamest.experiments.paper.features import untrained_marker
-from flamest.experiments.paper.request import Extraction
-from flamest.experiments.paper.settings import SCALES
+from flamest.experiments.paper.inputs import SCALES
+from flamest.experiments.paper.request import ExtractOptions
 from flamest.experiments.processes import CommandFailed
 from typer.testing import CliRunner
 
-_spec = importlib.util.spec_from_file_location("paper_features", Path(__file__).with_name("paper_features.py"))
-assert _spec is not None
-assert _spec.loader is not None
-paper_features = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(paper_features)
-
 QUICK = ("--seeds", "1", "--rounds", "1", "--epochs", "1", "--jobs", "1")
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return paper_features.make_stores(tmp_path_factory.mktemp("features"), objects=2, motions=2, groups=15)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +33,7 @@ def run(*arguments: object) -> dict:
 
 def test_every_experiment_is_a_command_and_is_listed() -> None:
     listed = {found["name"] for found in run("list")["experiments"]}
-    assert listed == {*commands.EXPERIMENTS, "all"} == set(cli.SUMMARIES)
+    assert listed == {*experiments.EXPERIMENTS, "all"} == set(cli.SUMMARIES)
     registered = {found.name for found in cli.app.registered_commands}
     assert listed | {"list", "extract", "kd", "actionclip"} <= registered | {"extract"}
 
@@ -53,19 +41,19 @@ def test_every_experiment_is_a_command_and_is_listed() -> None:
 def test_rows_have_name_best_last_and_the_papers_number(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     quick = ("--seeds", "1", "--rounds", "1", "--jobs", "1")
-    said = run("table9", "--store", folder, "--dataset", "hmdb51", "--split", "groups", "--out", out, *quick)
-    rows = {row["name"]: row for row in said["rows"]}
+    printed = run("table9", "--store", folder, "--dataset", "hmdb51", "--split", "groups", "--out", out, *quick)
+    rows = {row["name"]: row for row in printed["rows"]}
     assert rows["Simple concatenation"]["paper"] == 70
     assert "cross-validation" in rows["Simple concatenation"]["note"]
     for row in rows.values():
         assert 0 <= row["last"] <= row["best"] <= 100
     assert (out / "table9.csv").is_file()
-    assert "no group" in said["measured_on"]["Groups"]
+    assert "no group" in printed["measured_on"]["Groups"]
 
 
-def test_table_1_counts_what_notes_count(folder: Path, tmp_path: Path) -> None:
-    said = run("table1", "--store", folder, "--out", tmp_path / "out")
-    rows = {row["name"]: row for row in said["rows"]}
+def test_table_1_counts_the_printed_parameters_except_slowfast(folder: Path, tmp_path: Path) -> None:
+    printed = run("table1", "--store", folder, "--out", tmp_path / "out")
+    rows = {row["name"]: row for row in printed["rows"]}
     for name, row in rows.items():
         if name in ("KD", "ActionCLIP"):
             assert row["last"] is None
@@ -85,30 +73,30 @@ def test_table_1_counts_what_notes_count(folder: Path, tmp_path: Path) -> None:
         (("--out", "nowhere"), "holds no feature stores"),
     ],
 )
-def test_what_cannot_be_is_said_with_its_exit_code(tmp_path: Path, folder: Path, arguments, message) -> None:
-    given = () if "nowhere" in arguments else ("--store", folder)
+def test_impossible_options_end_with_a_message_and_an_exit_code(
+    tmp_path: Path, folder: Path, arguments, message
+) -> None:
+    source = () if "nowhere" in arguments else ("--store", folder)
     arguments = tuple(tmp_path / word if word == "nowhere" else word for word in arguments)
-    said = run("table2", *given, *arguments)
-    assert message in said["error"]["message"] + said["error"]["fix"]
-    assert said["exit_code"] in (UsageError.exit_code, 65)
+    printed = run("table2", *source, *arguments)
+    assert message in printed["error"]["message"] + printed["error"]["fix"]
+    assert printed["exit_code"] in (UsageError.exit_code, 65)
 
 
 @pytest.mark.parametrize(
     ("name", "option"),
     [("table3", "--rounds"), ("table7", "--epochs"), ("cross-validation", "--seeds"), ("table8", "--silos")],
 )
-def test_an_option_that_an_experiment_has_no_use_for_is_refused(folder: Path, tmp_path: Path, name, option) -> None:
-    said = run(name, option, "5", "--store", folder, "--out", tmp_path / "out")
-    assert said["error"]["message"].startswith(f"{option} 5: {name}")
-    assert said["exit_code"] == UsageError.exit_code
+def test_an_option_that_the_experiment_sets_is_refused(folder: Path, tmp_path: Path, name, option) -> None:
+    printed = run(name, option, "5", "--store", folder, "--out", tmp_path / "out")
+    assert printed["error"]["message"].startswith(f"{option} 5: {name}")
+    assert printed["exit_code"] == UsageError.exit_code
     assert not (tmp_path / "out" / f"{name}.json").exists()
 
 
-def test_a_results_folder_that_is_not_there_is_an_error_and_not_a_row_without_figures(
-    folder: Path, tmp_path: Path
-) -> None:
-    said = run("table2", "--store", folder, "--out", tmp_path / "out", "--results", tmp_path / "absent")
-    assert "no such folder" in said["error"]["message"]
+def test_a_missing_results_folder_is_an_error(folder: Path, tmp_path: Path) -> None:
+    printed = run("table2", "--store", folder, "--out", tmp_path / "out", "--results", tmp_path / "absent")
+    assert "no such folder" in printed["error"]["message"]
 
 
 def test_table_1_needs_no_features(tmp_path: Path) -> None:
@@ -116,23 +104,21 @@ def test_table_1_needs_no_features(tmp_path: Path) -> None:
     assert rows["BLIP+Slow"]["last"] == 279_868_172
 
 
-def test_figure_4_of_one_class_is_refused_before_anything_is_drawn(folder: Path, tmp_path: Path) -> None:
-    said = run("figure4", "--classes", "ball_lifting", "--store", folder, "--out", tmp_path / "out")
-    assert "two classes" in said["error"]["message"]
+def test_figure_4_of_one_class_is_refused(folder: Path, tmp_path: Path) -> None:
+    printed = run("figure4", "--classes", "ball_lifting", "--store", folder, "--out", tmp_path / "out")
+    assert "two classes" in printed["error"]["message"]
 
 
-def test_an_untrained_network_leaves_a_marker_and_a_failure_of_all_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_untrained_network_leaves_a_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
 
-    def pretend(room, *arguments, quiet=True):
-        ran.append((room, arguments[0]))
-        if room == "export" and "i3d" in arguments:
+    def pretend(program, *arguments, quiet=True):
+        ran.append((program, arguments[0]))
+        if program == "export" and "i3d" in arguments:
             failed = CommandFailed("flamest-export ended with status 65: i3d is not trained")
-            failed.reported = "untrained"
+            failed.error_code = "untrained"
             raise failed
-        if room == "export":
+        if program == "export":
             Path(arguments[-1]).mkdir(parents=True)
         return {"clips": 3, "extracted": 3, "stages_ms": {}}
 
@@ -154,10 +140,10 @@ def test_an_untrained_network_leaves_a_marker_and_a_failure_of_all_is_an_error(
         extract_all(asked, Silent())
 
 
-def test_extract_refuses_names_that_are_no_single_extractor(tmp_path: Path) -> None:
+def test_extract_refuses_pairs_of_extractors(tmp_path: Path) -> None:
     with pytest.raises(FlamestError, match="no single extractor 'blip\\+slow'"):
         request.extract_features(
-            Extraction(tmp_path / "out", videos=tmp_path, weights="random:tiny", names=("blip+slow",))
+            ExtractOptions(tmp_path / "out", videos=tmp_path, weights="random:tiny", names=("blip+slow",))
         )
     assert not (tmp_path / "out").exists()
 
@@ -170,7 +156,7 @@ def test_the_papers_settings_are_the_defaults_of_its_data_sets() -> None:
         assert (scale.central_epochs, scale.figure_rounds, scale.folds) == (80, 50, 20)
 
 
-def test_help_names_what_the_command_does() -> None:
+def test_help_describes_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from flamest.experiments.cli import main; main()", "table8", "--help"],
         capture_output=True,

@@ -1,8 +1,8 @@
-"""Every number of the paper's Tables 1 to 9, as printed, with what is wrong with it beside it.
+"""Every number of the paper's Tables 1 to 9, as printed, with remarks on slips and contradictions.
 
-Accuracies are percent. A remark stands with the number that it concerns; ``PaperValue.remark`` is
-empty where there is nothing to say. The counts that the paper's equations 13 and 14 rest on are in
-counts.py, which also has those that follow from the architectures.
+Accuracies are percent. A remark is stored with the number that it concerns, and is empty where there is
+nothing to add. The counts behind the paper's equations 13 and 14 are in
+resources.py, which also has those that follow from the architectures.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class PaperValue:
 
 @dataclass(frozen=True)
 class CountRow:
-    """A line of Table 1, as printed."""
+    """A row of Table 1, as printed."""
 
     number: int
     name: str  # as our tables name it
     frames: str
     base_parameters: int
     input_dimension: int | None
-    fl_parameters: str  # text: one of them is no number
+    fl_parameters: str  # text, because one of them is not a number
     remark: str = ""
 
 
@@ -149,7 +149,7 @@ TABLE_3: dict[str, dict[str, PaperValue]] = {
 
 @dataclass(frozen=True)
 class CostRow:
-    """A line of Table 4: centralised, on an A100."""
+    """A row of Table 4: centralised, on an A100."""
 
     accuracy: PaperValue
     train_s: float
