@@ -97,7 +97,6 @@ def test_the_package_rule_finds_a_wrong_import(tmp_path, monkeypatch):
     assert imported_packages(file) == {"coordinator", "export", "runtime"}
 
 
-@pytest.mark.xfail(reason="experiments.paper.plots and tables still do", strict=False)
 def test_no_modules_import_each_other_in_a_circle():
     """Imports inside functions and those for types count too."""
     assert import_circle() == []
