@@ -11,14 +11,15 @@ from flamest.base.errors import DataError, UsageError
 from flamest.base.files import sha256_file
 from flamest.export.bundle import ExportRequest, export_bundle, steps_of
 from flamest.export.graphs.export import write_graph
-from flamest.export.graphs.spec import words_plan
+from flamest.export.graphs.spec import words_spec
 from flamest.export.networks.extractors import EXTRACTORS
 from flamest.export.parity.blip import compare_blip
 from flamest.export.parity.single_graphs import compare_clip, compare_cnn
 from flamest.export.parity.verification import verify_bundle
 from flamest.export.parity.written_graphs import WrittenGraphs
-from flamest.export.parts import ExportContext, export_cnn, vision_language
-from flamest.export.precision.calibration import calibration_clips
+from flamest.export.parts import ExportContext, motion_part, spatio_temporal, vision_language
+from flamest.export.precision.calibration import CHAIN_SEED, calibration_clips, seeded_clips
+from flamest.export.precision.lowering import Lowering
 from flamest.export.weights.loading import open_clip, open_video
 from flamest.export.weights.source import parse_source
 from flamest.runtime.backends.onnxruntime import open_session
@@ -39,14 +40,16 @@ def of(folder):
 
 @pytest.fixture(scope="module", params=FORMS)
 def video(request, tmp_path_factory, unwatched):
-    """A ``random:tiny`` network, the folder of its exported graph, and what the manifest says of it."""
+    """A ``random:tiny`` network, the folder of its exported graph, and the manifest's record of it."""
     loaded = open_video(parse_source(request.param, "random:tiny"))
     folder = tmp_path_factory.mktemp(request.param)
-    return loaded, folder, *export_cnn(loaded, "keyframes", ExportContext(folder, unwatched, 1))
+    context = ExportContext(folder, unwatched, 1, Lowering(), seeded_clips(CHAIN_SEED))
+    part = context.export(motion_part(loaded, spatio_temporal(loaded, "keyframes")))
+    return loaded, folder, part.record, part
 
 
 def size_and_spread(vectors):
-    """Root mean square, and the deviation across vectors, of float32 [N, D]."""
+    """Root mean square, and the standard deviation across vectors, of float32 [N, D]."""
     return float(np.sqrt((vectors**2).mean())), float(np.sqrt((vectors.std(axis=0) ** 2).mean()))
 
 
@@ -62,7 +65,7 @@ def test_the_graph_of_a_network_is_that_of_pytorch_and_the_manifest_says_what_it
         spec.preprocessing.size,
     )
     assert part.graphs["cnn"].outputs[0].shape == ("batch", spec.width)
-    assert 0 < part.parity["cnn"].max_rel <= 1e-4
+    assert 0 < part.compared.parity.graphs["cnn"].max_rel <= 1e-4
     assert part.sources == {name: loaded.source}
 
 
@@ -107,7 +110,7 @@ def test_the_weights_of_seed_0_are_the_same_on_every_machine(video):
 def test_a_caption_read_alone_is_that_of_the_librarys_bert_without_an_image(tiny_bundle, tiny_blip, tmp_path):
     for name in ("vision.onnx", "text.onnx"):
         (tmp_path / name).symlink_to(tiny_bundle / name)
-    write_graph(words_plan(tiny_blip.model), tmp_path)
+    write_graph(words_spec(tiny_blip.model), tmp_path)
     spec = vision_language(tiny_blip.model, tiny_blip.tokenizer, "text", captioned_frames=1)
     parity = compare_blip(tiny_blip.model, of(tmp_path), spec)
     assert set(parity.graphs) == {"vision", "text", "words"}
