@@ -1,1 +1,1 @@
-"""The contract between silo and coordinator: messages, tensors, the head's shape, identity."""
+"""The protocol between silo and coordinator: messages, tensors, the head, identity."""

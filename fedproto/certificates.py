@@ -1,4 +1,4 @@
-"""Making keys and certificates: a federation's authority, its coordinator, its silos.
+"""Keys and certificates of a federation: of its authority, its coordinator, its silos.
 
 P-256 throughout (gRPC refuses Ed25519 certificates). A silo's name is the URI
 ``spiffe://flamest/silo/NAME`` in its certificate and nowhere else on the wire. Certificates follow
@@ -39,13 +39,13 @@ class Identity:
 
 
 def check_name(name: str) -> None:
-    """UsageError unless ``name`` can be a silo's: 1 to 40 of a-z, 0-9 and '-'."""
+    """Raise UsageError unless ``name`` can be a silo's: 1 to 40 of a-z, 0-9 and '-'."""
     if not NAME.fullmatch(name):
         raise UsageError(f"silo name '{name}': expected 1 to 40 of a-z, 0-9 and '-'")
 
 
 def require_package(package: str) -> None:
-    """MissingExtra unless ``package`` is installed; call before the first late import of it."""
+    """Raise MissingExtra unless ``package`` is installed; call before its first late import."""
     try:
         found = importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:  # of a package inside a package
@@ -55,7 +55,7 @@ def require_package(package: str) -> None:
 
 
 def make_authority() -> Identity:
-    """A new certificate authority, valid for ten years. Its key signs every certificate of the federation."""
+    """Make a certificate authority, valid for ten years. Its key signs every certificate of the federation."""
     require_package("cryptography")
     from cryptography import x509
 
@@ -70,7 +70,7 @@ def make_authority() -> Identity:
 def make_server_certificate(
     authority: Identity, hosts: Sequence[str], *, key: bytes | None = None, days: float = LEAF_DAYS
 ) -> Identity:
-    """The coordinator's key and certificate for the host names and addresses that silos will dial.
+    """Make the coordinator's key and certificate for the host names and addresses that silos dial.
 
     ``key``: an existing private key (PEM) to renew for. Raises UsageError for no host, or a host that
     is neither a DNS name nor an address.
@@ -88,7 +88,7 @@ def make_server_certificate(
 
 
 def make_silo_request(name: str) -> tuple[bytes, bytes]:
-    """A new private key and the signing request for it, both PEM. Raises UsageError for a bad name."""
+    """Make a private key and the signing request for it, both PEM. Raises UsageError for a bad name."""
     check_name(name)
     require_package("cryptography")
     from cryptography import x509
@@ -103,12 +103,11 @@ def make_silo_request(name: str) -> tuple[bytes, bytes]:
 
 
 def sign_silo(authority: Identity, name: str, request: bytes, *, days: float = LEAF_DAYS) -> bytes:
-    """A silo's certificate (PEM) for the public key in ``request`` (PEM).
+    """Make a silo's certificate (PEM) for the public key in ``request`` (PEM).
 
-    The name is the operator's: of the request only the key is used, and a name in it must be the same.
-    Raises UsageError for a bad name, DataError (``bad_request``) for a request that cannot be read or
-    is not P-256, IdentityError (``request_name``, ``request_signature``) when it asks for another name
-    or was not made with the key that it shows.
+    The operator chooses the name; a name in the request must be the same. Raises UsageError for a bad name, DataError
+    (``bad_request``) for a request that cannot be read or is not P-256, IdentityError (``request_name``,
+    ``request_signature``) when it is for another name or not signed by the key that it holds.
     """
     check_name(name)
     require_package("cryptography")
@@ -127,9 +126,9 @@ def sign_silo(authority: Identity, name: str, request: bytes, *, days: float = L
 
 
 def renew_silo(authority: Identity, name: str, certificate: bytes, *, days: float = LEAF_DAYS) -> bytes:
-    """A new certificate (PEM) for the key in a silo's ``certificate`` (PEM), which was signed here before.
+    """Make a new certificate (PEM) for the key in a silo's ``certificate`` (PEM), which the authority signed before.
 
-    Raises UsageError for a bad name, DataError (``bad_certificate``) for what is no certificate of a P-256 key.
+    Raises UsageError for a bad name, DataError (``bad_certificate``) unless it is a certificate of a P-256 key.
     """
     check_name(name)
     old = load_certificate(certificate, f"the certificate of silo '{name}'")
@@ -145,7 +144,7 @@ def renew_silo(authority: Identity, name: str, certificate: bytes, *, days: floa
 
 
 def load_certificate(pem: bytes, whose: str) -> x509.Certificate:
-    """DataError (``bad_certificate``) when ``pem`` is no PEM certificate."""
+    """Parse a certificate. Raises DataError (``bad_certificate``) when ``pem`` is not a PEM certificate."""
     require_package("cryptography")
     from cryptography import x509
 
@@ -156,7 +155,7 @@ def load_certificate(pem: bytes, whose: str) -> x509.Certificate:
 
 
 def load_key(pem: bytes, whose: str) -> EllipticCurvePrivateKey:
-    """DataError (``bad_key``) when ``pem`` is no P-256 private key in PEM without a password."""
+    """Parse a private key. Raises DataError (``bad_key``) unless ``pem`` is a P-256 key in PEM without a password."""
     require_package("cryptography")
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -172,7 +171,7 @@ def load_key(pem: bytes, whose: str) -> EllipticCurvePrivateKey:
 
 
 def host_name(host: str) -> x509.GeneralName:
-    """``host`` as a certificate has it: an address or a DNS name. Raises UsageError."""
+    """Return ``host`` as an address or a DNS name of a certificate. Raises UsageError when it is neither."""
     from cryptography import x509
 
     try:
@@ -185,7 +184,7 @@ def host_name(host: str) -> x509.GeneralName:
     return x509.DNSName(host)
 
 
-# --- below: the words of X.509 ---
+# --- X.509 ---
 
 
 @dataclass(frozen=True)
@@ -238,7 +237,7 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _read_request(pem: bytes) -> tuple[EllipticCurvePublicKey, list[str]]:
-    """The public key of a signing request, and the names that it asks for."""
+    """Return the public key of a signing request, and the names that it asks for."""
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -254,7 +253,7 @@ def _read_request(pem: bytes) -> tuple[EllipticCurvePublicKey, list[str]]:
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
         raise DataError("the request's key is not P-256", fix="make it with flamest-agent keygen", code="bad_request")
     if not request.is_signature_valid:
-        raise IdentityError("the request was not signed with the key that it shows", code="request_signature")
+        raise IdentityError("the request was not signed with the key that it holds", code="request_signature")
     try:
         names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

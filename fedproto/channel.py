@@ -1,4 +1,4 @@
-"""How both ends of the wire are set up: bounds, timeouts and the names of the calls.
+"""Settings of both ends of the wire: bounds, timeouts and the names of the calls.
 
 One place, so that client and server cannot disagree. Bounds are for hostile or broken peers: an
 honest message is far below each of them. Option names: https://grpc.github.io/grpc/core/group__grpc__arg__keys.html
@@ -20,22 +20,22 @@ CONNECTION_AGE_MS = 3_600_000  # an expired certificate lives on its connection 
 CONNECTION_GRACE_MS = 600_000  # for the calls in flight when the age is reached
 KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
-RECONNECT_MS = (200, 1_000)  # pauses between attempts to connect; the link makes its own, longer ones
+RECONNECT_MS = (200, 1_000)  # pauses between attempts to connect; the client adds its own, longer ones
 
 CALL_S = 20.0  # deadline of a short call
-SLOWEST_BYTES_PER_S = 50_000  # a slower line cannot take part
+SLOWEST_BYTES_PER_S = 50_000  # a slower connection cannot take part
 MAX_WAIT_S = 60.0  # a long poll is answered after this at the latest
 
 SERVICE = "flamest.v1.Coordinator"
 JOIN, WAIT_FOR_ROUND, FETCH_MODEL, SUBMIT_UPDATE = "Join", "WaitForRound", "FetchModel", "SubmitUpdate"
 REPORT_EVALUATION = "ReportEvaluation"
-CODE_KEY = "flamest-code"  # trailing metadata: the stable word of a refusal (DataError.code)
+CODE_KEY = "flamest-code"  # trailing metadata: the code of a refusal (DataError.code)
 
 Options = list[tuple[str, int]]
 
 
 def server_options() -> Options:
-    """Channel arguments of the coordinator's server."""
+    """Return the channel arguments of the coordinator's server."""
     return [
         ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
@@ -55,7 +55,7 @@ def server_options() -> Options:
 
 
 def client_options() -> Options:
-    """Channel arguments of a silo's connection."""
+    """Return the channel arguments of a silo's connection."""
     return [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -67,21 +67,21 @@ def client_options() -> Options:
         ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS[0]),
         ("grpc.min_reconnect_backoff_ms", HANDSHAKE_MS),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MS[1]),
-        ("grpc.enable_retries", 0),  # the link retries itself, and counts what it sends
+        ("grpc.enable_retries", 0),  # the client retries by itself, and counts what it sends
         ("grpc.use_local_subchannel_pool", 1),
     ]
 
 
 def silence_grpc() -> None:
-    """Keep gRPC's own lines off stderr, unless GRPC_VERBOSITY asks for them; call before grpc is imported."""
+    """Keep gRPC's own log off stderr, unless GRPC_VERBOSITY asks for it; call before grpc is imported."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def method_path(name: str) -> str:
-    """The call's path on the wire: ``/flamest.v1.Coordinator/Join``."""
+    """Return the call's path on the wire: ``/flamest.v1.Coordinator/Join``."""
     return f"/{SERVICE}/{name}"
 
 
 def transfer_s(payload_bytes: int) -> float:
-    """Deadline in seconds for moving a payload of this size over the slowest line that is served."""
+    """Return the deadline in seconds for a payload of this size over the slowest connection that is served."""
     return 60.0 + payload_bytes / SLOWEST_BYTES_PER_S

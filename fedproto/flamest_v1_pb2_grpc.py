@@ -93,7 +93,7 @@ class CoordinatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportEvaluation(self, request, context):
-        """After the last round, where the run asks for it: how models do on this silo's held-out clips. Answered when durable.
+        """After the last round, where the run asks for it: evaluations on this silo's held-out clips. Answered when durable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

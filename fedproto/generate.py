@@ -1,4 +1,4 @@
-"""``python -m flamest.fedproto.generate``: the Python code of ``flamest_v1.proto``, written beside it."""
+"""``python -m flamest.fedproto.generate``: writes the Python code of ``flamest_v1.proto`` next to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RELATIVE = "from . import flamest_v1_pb2 as flamest__v1__pb2"
 
 
 def generated_code(proto: Path = FOLDER / PROTO) -> dict[str, bytes]:
-    """What protoc and the gRPC plugin make of ``proto``: file name -> content.
+    """Run protoc and the gRPC plugin on ``proto``; return file name -> content.
 
     Raises MissingExtra without grpcio-tools, FlamestError when the .proto does not compile (protoc's
     own message is on stderr).

@@ -1,4 +1,4 @@
-"""Mutual TLS: this end's files, and who is at the other end."""
+"""Mutual TLS: this end's files, and the identity of the other end."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .certificates import NAME, SILO_URI, load_certificate, load_key, require_pa
 if TYPE_CHECKING:
     import grpc
 
-WARN_DAYS = 30  # a certificate with fewer days left is told of, on both sides
-AuthContext = Mapping[str, Iterable[bytes]]  # what gRPC tells of a caller: ``context.auth_context()``
+WARN_DAYS = 30  # both sides warn of a certificate with fewer days left
+AuthContext = Mapping[str, Iterable[bytes]]  # of a caller: gRPC's ``context.auth_context()``
 
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """The three PEM files that each end of the wire is given."""
+    """The three PEM files of one end of the wire."""
 
     ca: Path
     certificate: Path
@@ -36,7 +36,7 @@ class TlsFiles:
 
 @dataclass(frozen=True)
 class CertificateInfo:
-    """What a certificate says."""
+    """Contents of a certificate."""
 
     names: tuple[str, ...]  # its DNS names, addresses and URIs
     begins: datetime.datetime  # UTC
@@ -49,18 +49,18 @@ class CertificateInfo:
 
 
 def certificate_info(certificate: bytes, *, whose: str) -> CertificateInfo:
-    """What a PEM certificate says; DataError (``bad_certificate``) when it cannot be read."""
+    """Return the contents of a PEM certificate. Raises DataError (``bad_certificate``) when it cannot be read."""
     loaded = load_certificate(certificate, whose)
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 
     try:
         names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        told = tuple(str(name.value) for name in names)
+        values = tuple(str(name.value) for name in names)
     except x509.ExtensionNotFound:
-        told = ()
+        values = ()
     return CertificateInfo(
-        names=told,
+        names=values,
         begins=loaded.not_valid_before_utc,
         expires=loaded.not_valid_after_utc,
         sha256=loaded.fingerprint(hashes.SHA256()).hex(),
@@ -68,7 +68,7 @@ def certificate_info(certificate: bytes, *, whose: str) -> CertificateInfo:
 
 
 def check_files(files: TlsFiles) -> CertificateInfo:
-    """Look at this end's own files before any connection is tried; the facts of its certificate.
+    """Check this end's own files before any connection is tried; return the contents of its certificate.
 
     Raises SettingsError for a file that cannot be read, DataError for one that is not PEM of its kind,
     IdentityError (``key_mismatch``, ``foreign_certificate``, ``expired``, ``not_yet_valid``).
@@ -107,7 +107,7 @@ def file_stamps(files: TlsFiles) -> tuple[FileStamp | None, ...]:
 
 
 def check_dates(facts: CertificateInfo, path: Path) -> None:
-    """IdentityError (``expired``, ``not_yet_valid``) unless the certificate that was read from ``path`` counts now."""
+    """Raise IdentityError (``expired``, ``not_yet_valid``) unless the certificate read from ``path`` is valid now."""
     now = utc_now()
     if now > facts.expires:
         raise IdentityError(
@@ -124,32 +124,32 @@ def check_dates(facts: CertificateInfo, path: Path) -> None:
 
 
 def certificate_silo(path: Path) -> str:
-    """The silo's name in the certificate file at ``path``.
+    """Return the silo's name in the certificate file at ``path``.
 
-    Raises SettingsError when the file cannot be read, DataError when it is no certificate,
+    Raises SettingsError when the file cannot be read, DataError when it is not a certificate,
     IdentityError (``no_silo_name``) when it names no silo.
     """
     return _silo_of(certificate_info(read_file(path), whose=str(path)).names, str(path))
 
 
 def silo_name(auth_context: AuthContext) -> str:
-    """The silo at the other end of a gRPC call, from its verified certificate.
+    """Return the name of the silo at the other end of a gRPC call, from its verified certificate.
 
     Raises IdentityError (``no_silo_name``).
     """
-    told = auth_context.get("x509_subject_alternative_name") or ()
-    return _silo_of([name.decode("utf-8", "replace") for name in told], "the caller's certificate")
+    names = auth_context.get("x509_subject_alternative_name") or ()
+    return _silo_of([name.decode("utf-8", "replace") for name in names], "the caller's certificate")
 
 
 def certificate_sha256(auth_context: AuthContext) -> str:
-    """SHA-256 of the caller's certificate in DER form, as ``CertificateInfo.sha256``. Raises IdentityError."""
+    """Return the SHA-256 of the caller's certificate in DER form, like ``CertificateInfo``. Raises IdentityError."""
     for pem in auth_context.get("x509_pem_cert") or ():
         body = b"".join(line for line in pem.splitlines() if not line.startswith(b"-----"))
         try:
             return hashlib.sha256(base64.b64decode(body, validate=True)).hexdigest()
         except binascii.Error:
             break
-    raise IdentityError("the caller showed no certificate", code="no_certificate")
+    raise IdentityError("the caller presented no certificate", code="no_certificate")
 
 
 def _silo_of(names: Sequence[str], whose: str) -> str:
@@ -157,9 +157,9 @@ def _silo_of(names: Sequence[str], whose: str) -> str:
         name = names[0].removeprefix(SILO_URI)
         if NAME.fullmatch(name):
             return name
-    told = ", ".join(names) or "nothing"
+    found = ", ".join(names) or "nothing"
     raise IdentityError(
-        f"{whose} names {told}, expected exactly {SILO_URI}NAME",
+        f"{whose} names {found}, expected exactly {SILO_URI}NAME",
         fix="use the silo.pem that `flamest-coordinator silo add` made",
         code="no_silo_name",
     )
@@ -168,8 +168,8 @@ def _silo_of(names: Sequence[str], whose: str) -> str:
 class ServerTls:
     """Mutual TLS for the coordinator, from files that may be replaced while it runs.
 
-    Callers without a certificate of this authority get no call. ``reload`` looks at the files again: handshakes from
-    then on are made with them, connections that stand are left alone.
+    Callers without a certificate of this authority are refused. ``reload`` reads the files again: later handshakes use
+    them, open connections stay as they are.
     """
 
     def __init__(self, files: TlsFiles) -> None:
@@ -186,7 +186,7 @@ class ServerTls:
         return grpc.dynamic_ssl_server_credentials(self._read(), fetch, require_client_authentication=True)
 
     def reload(self) -> CertificateInfo:
-        """Read the files anew; the facts of the new certificate. Raises as ``check_files``; then the old ones stay."""
+        """Read the files again; return the certificate's contents. Raises as ``check_files``; nothing changes then."""
         facts, fresh = check_files(self._files), self._read()
         with self._lock:
             self._fresh = fresh
@@ -199,16 +199,16 @@ class ServerTls:
         return grpc.ssl_server_certificate_configuration([pair], root_certificates=read_file(self._files.ca))
 
     def _take(self) -> grpc.ServerCertificateConfiguration | None:
-        """gRPC asks at every handshake; None: as before."""
+        """Return the new files; None: as before. gRPC calls it at every handshake."""
         with self._lock:
             fresh, self._fresh = self._fresh, None
         return fresh
 
 
 def check_not_expired(auth_context: AuthContext) -> None:
-    """Refuse a caller whose certificate has ended since its connection was made (``expired``).
+    """Raise IdentityError (``expired``) when the caller's certificate has ended since its connection was made.
 
-    A handshake looks at the date once; a connection may stand for an hour.
+    A handshake checks the date once; a connection may stay open for an hour.
     """
     for pem in auth_context.get("x509_pem_cert") or ():
         if utc_now() > _expiry(pem):
@@ -225,7 +225,7 @@ def _expiry(pem: bytes) -> datetime.datetime:
 
 
 def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
-    """Mutual TLS for a silo: the coordinator must show a certificate of this authority."""
+    """Return mutual TLS for a silo: the coordinator must present a certificate of this authority."""
     require_package("grpc")
     import grpc
 
@@ -237,7 +237,7 @@ def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a key or certificate file; SettingsError when it cannot be read."""
+    """Return the content of a key or certificate file. Raises SettingsError when it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -1,1 +1,1 @@
-"""The operator's view: authority, history, doctor."""
+"""Administration: who takes part, the state of a run, its models and their cost, checks."""

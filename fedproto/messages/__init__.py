@@ -1,22 +1,11 @@
-"""Records as protobuf messages, and back, strictly: one module for each kind of call.
+"""Encoding of records as protobuf messages, and strict decoding: one module for each kind of call.
 
-Handlers and clients see raw bytes and call these functions, so that a message that does not parse is
+Handlers and clients get raw bytes and call these functions, so that a message that does not parse is
 refused with a reason (gRPC alone would answer INTERNAL). Every decoder raises DataError
 (``malformed``) for bytes that are not the message, unknown fields, digests of a wrong length, enum
 values without a name and numbers out of range.
 """
 
-from .asking import (
-    WaitRequest,
-    decode_join_reply,
-    decode_join_request,
-    decode_task_status,
-    decode_wait_request,
-    encode_join_reply,
-    encode_join_request,
-    encode_task_status,
-    encode_wait_request,
-)
 from .evaluations import (
     MAX_SUBJECTS,
     EvaluationReceipt,
@@ -36,6 +25,17 @@ from .models import (
     encode_model_header,
 )
 from .parsing import MAX_EXAMPLES
+from .tasks import (
+    WaitRequest,
+    decode_join_reply,
+    decode_join_request,
+    decode_task_status,
+    decode_wait_request,
+    encode_join_reply,
+    encode_join_request,
+    encode_task_status,
+    encode_wait_request,
+)
 from .updates import (
     MAX_DIMS,
     MAX_TENSORS,

@@ -19,7 +19,7 @@ MAX_SUBJECTS = 4096  # models of one final evaluation
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What a silo says at the end of a run."""
+    """A silo's final evaluation, at the end of a run."""
 
     settings_sha256: str
     round: int  # the last of the run
@@ -28,33 +28,32 @@ class EvaluationReport:
 
 @dataclass(frozen=True)
 class EvaluationReceipt:
-    """The coordinator holds the report durably."""
+    """Says that the coordinator holds the report durably."""
 
     round: int
     results: int
 
 
-def encode_evaluation(told: Evaluation) -> pb.Evaluation:
-    """As a message."""
+def encode_evaluation(evaluation: Evaluation) -> pb.Evaluation:
+    """Return the message of an evaluation."""
     from .. import flamest_v1_pb2 as pb
 
-    by_class = [pb.ClassCount(label=one.label, correct=one.correct, count=one.count) for one in told.by_class]
-    return pb.Evaluation(loss=told.loss, correct=told.correct, count=told.count, by_class=by_class)
+    by_class = [pb.ClassCount(label=one.label, correct=one.correct, count=one.count) for one in evaluation.by_class]
+    return pb.Evaluation(loss=evaluation.loss, correct=evaluation.correct, count=evaluation.count, by_class=by_class)
 
 
-def decode_evaluation(told: pb.Evaluation) -> Evaluation:
-    """Strict: DataError (``evaluation``) for figures that cannot be."""
-    if not (
-        math.isfinite(told.loss) and told.loss >= 0 and told.correct <= told.count and 1 <= told.count < MAX_EXAMPLES
-    ):
+def decode_evaluation(message: pb.Evaluation) -> Evaluation:
+    """Return the evaluation of a message. Raises DataError (``evaluation``) for impossible figures."""
+    loss, correct, count = message.loss, message.correct, message.count
+    if not (math.isfinite(loss) and loss >= 0 and correct <= count and 1 <= count < MAX_EXAMPLES):
         raise DataError(
-            f"an evaluation of loss {told.loss} with {told.correct} of {told.count} correct, "
+            f"an evaluation of loss {loss} with {correct} of {count} correct, "
             "expected a finite loss of at least 0 and no more correct than counted",
             code="evaluation",
         )
-    by_class = tuple(ClassCount(one.label, one.correct, one.count) for one in told.by_class)
-    _check_classes(by_class, told.correct, told.count)
-    return Evaluation(loss=told.loss, correct=told.correct, count=told.count, by_class=by_class)
+    by_class = tuple(ClassCount(one.label, one.correct, one.count) for one in message.by_class)
+    _check_classes(by_class, correct, count)
+    return Evaluation(loss, correct, count, by_class)
 
 
 def _check_classes(by_class: Sequence[ClassCount], correct: int, count: int) -> None:
@@ -85,7 +84,7 @@ def encode_evaluation_report(report: EvaluationReport) -> bytes:
 
 
 def decode_evaluation_report(data: bytes) -> EvaluationReport:
-    """DataError codes besides ``malformed``: ``evaluation``."""
+    """Decode a report. DataError codes besides ``malformed``: ``evaluation``."""
     from .. import flamest_v1_pb2 as pb
 
     report = parse(pb.EvaluationReport(), data)

@@ -1,4 +1,4 @@
-"""FetchModel: a header, then the model's bytes in pieces."""
+"""Messages of FetchModel: a header, then the model's bytes in pieces."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def encode_model_data(data: bytes | memoryview) -> bytes:
 
 
 def decode_model_part(raw: bytes) -> ModelHeader | bytes | memoryview:
-    """A header, or a piece of the payload."""
+    """Return a header, or a piece of the payload."""
     if (data := plain_data(raw)) is not None:
         return data
     from .. import flamest_v1_pb2 as pb

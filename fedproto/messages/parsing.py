@@ -1,4 +1,4 @@
-"""How a message is read strictly, and how pieces of a payload pass by protobuf."""
+"""Strict parsing of messages; pieces of a payload without protobuf's copies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_EXAMPLES = 1 << 31  # of one update; more is a mistake or an attack on the w
 
 
 def parse(message: M, data: bytes) -> M:
-    """``message`` filled from ``data``; DataError (``malformed``), also for a field that is not known here."""
+    """Fill ``message`` from ``data``. Raises DataError (``malformed``), also for an unknown field."""
     from google.protobuf.message import DecodeError
 
     kind = message.DESCRIPTOR.name
@@ -36,35 +36,35 @@ def parse(message: M, data: bytes) -> M:
 
 
 def malformed(kind: str, why: str) -> DataError:
-    """The error for bytes that are not the message ``kind``."""
+    """Make the error for bytes that are not the message ``kind``."""
     return DataError(f"malformed {kind}: {why}", code="malformed")
 
 
 def digest_hex(digest: bytes, length: int, name: str) -> str:
-    """As hexadecimal digits; DataError (``malformed``) for another length."""
+    """Return a digest as hexadecimal digits. Raises DataError (``malformed``) for another length."""
     if len(digest) != length:
         raise DataError(f"malformed message: {name} has {len(digest)} bytes, expected {length}", code="malformed")
     return digest.hex()
 
 
 def milliseconds(seconds: float) -> int:
-    """Rounded up, within what a field holds."""
+    """Return milliseconds, rounded up, within the range of the field."""
     return min(max(math.ceil(seconds * 1000), 0), MAX_MS)
 
 
 def codec_value(codec: Codec) -> Any:
-    """The number of the enum."""
+    """Return the number of a codec in the enum."""
     from .. import flamest_v1_pb2 as pb
 
     return pb.Codec.Value(f"CODEC_{codec.upper()}")
 
 
 def read_codec(value: Any) -> Codec:
-    """The codec of an enum's number; DataError (``malformed``) for one without a name."""
+    """Return the codec of a number in the enum. Raises DataError (``malformed``) for an unknown one."""
     for codec in CODECS:
         if value == codec_value(codec):
             return codec
-    raise DataError(f"codec {value} is not known here, expected one of {', '.join(CODECS)}", code="malformed")
+    raise DataError(f"codec {value} is unknown, expected one of {', '.join(CODECS)}", code="malformed")
 
 
 # --- pieces of a payload: nearly all bytes of a round, so they are not copied through protobuf ---
@@ -73,7 +73,7 @@ _DATA_TAG = 0x12  # field 2, length-delimited: ``data`` of ModelPart and of Upda
 
 
 def encode_data(data: bytes | memoryview) -> bytes:
-    """``Part(data=data).SerializeToString()``, in one copy."""
+    """Return ``Part(data=data).SerializeToString()``, with a single copy of the data."""
     size, length = len(data), bytearray((_DATA_TAG,))
     while size > 0x7F:
         length.append(size & 0x7F | 0x80)
@@ -83,7 +83,7 @@ def encode_data(data: bytes | memoryview) -> bytes:
 
 
 def plain_data(raw: bytes) -> memoryview | None:
-    """The piece in a message of exactly one ``data`` field, as a view; None for any other message."""
+    """Return the piece in a message of exactly one ``data`` field, as a view; None for any other message."""
     if not raw or raw[0] != _DATA_TAG:
         return None
     size = shift = 0

@@ -1,4 +1,4 @@
-"""SubmitUpdate: a header, then the update's bytes in pieces; answered with a receipt."""
+"""Messages of SubmitUpdate: a header, then the update's bytes in pieces; answered with a receipt."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAX_DIMS = 8
 
 @dataclass(frozen=True)
 class UpdateHeader:
-    """Everything of an update but its values."""
+    """Everything in an update except its values."""
 
     settings_sha256: str
     round: int
@@ -45,7 +45,7 @@ class UpdateHeader:
     evaluation: Evaluation | None
     codec: Codec = "fp32"
     codec_error: float = 0.0
-    shared: bool = False  # the silo agrees that other silos measure it
+    shared: bool = False  # the silo agrees that other silos evaluate it
 
 
 def encode_update_header(header: UpdateHeader) -> bytes:
@@ -64,8 +64,8 @@ def encode_update_header(header: UpdateHeader) -> bytes:
         payload_sha256=bytes.fromhex(header.payload_sha256),
         shared=header.shared,
     )
-    if (told := header.evaluation) is not None:
-        message.evaluation.CopyFrom(encode_evaluation(told))
+    if header.evaluation is not None:
+        message.evaluation.CopyFrom(encode_evaluation(header.evaluation))
     return pb.UpdatePart(header=message).SerializeToString()
 
 
@@ -74,7 +74,7 @@ def encode_update_data(data: bytes | memoryview) -> bytes:
 
 
 def decode_update_part(raw: bytes) -> UpdateHeader | bytes | memoryview:
-    """A header, checked for what can be checked without the run; or a piece of the payload.
+    """Return a header, checked as far as possible without the run; or a piece of the payload.
 
     DataError codes besides ``malformed``: ``examples``, ``evaluation``.
     """

@@ -1,4 +1,4 @@
-"""Join and WaitForRound: what a silo asks before there is work."""
+"""Messages of Join and WaitForRound: a silo asks for the run's settings and for work."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from .parsing import INSTANCE_BYTES, SHA256_BYTES, digest_hex, malformed, millis
 
 @dataclass(frozen=True)
 class WaitRequest:
+    """A silo's question for work."""
+
     settings_sha256: str
     answered_round: int  # the last round that the silo answered or declined, 0 for none
     max_wait_s: float
@@ -40,7 +42,7 @@ def encode_join_reply(protocol: int, settings: RunSettings) -> bytes:
 
 
 def decode_join_reply(data: bytes) -> tuple[int, RunSettings]:
-    """Protocol and settings; DataError (``digest``) when the settings are not the ones hashed."""
+    """Return protocol and settings. Raises DataError (``digest``) when the settings do not have their digest."""
     from .. import flamest_v1_pb2 as pb
 
     reply = parse(pb.JoinReply(), data)
@@ -76,17 +78,17 @@ def decode_wait_request(data: bytes) -> WaitRequest:
     )
 
 
-def encode_task_status(standing: TaskStatus) -> bytes:
+def encode_task_status(status: TaskStatus) -> bytes:
     from .. import flamest_v1_pb2 as pb
 
     return pb.WaitReply(
-        phase=f"PHASE_{standing.phase.name}",
-        round=standing.round,
-        model_sha256=bytes.fromhex(standing.model_sha256),
-        deadline_ms=milliseconds(standing.deadline_s),
-        poll_after_ms=milliseconds(standing.poll_after_s),
-        counted_round=standing.counted_round,
-        subjects=standing.subjects,
+        phase=f"PHASE_{status.phase.name}",
+        round=status.round,
+        model_sha256=bytes.fromhex(status.model_sha256),
+        deadline_ms=milliseconds(status.deadline_s),
+        poll_after_ms=milliseconds(status.poll_after_s),
+        counted_round=status.counted_round,
+        subjects=status.subjects,
     ).SerializeToString()
 
 
