@@ -28,10 +28,10 @@ class LabelProbability:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one video; ``reason`` is set instead of labels when it could not be read."""
+    """The labels of one video; ``reason`` is set instead when it could not be read."""
 
     video: Path
-    labels: tuple[LabelProbability, ...] = ()  # the likeliest first
+    labels: tuple[LabelProbability, ...] = ()  # most probable first
     caption: str = ""
     reason: str = ""
 
@@ -46,9 +46,9 @@ def predict_videos(
     trusted: TrustedKeys = (),
     on_open: Callable[[Sequence[Place]], None] = lambda _: None,
 ) -> Iterator[Prediction]:
-    """One Prediction per video, in order; a broken video gives its reason and the rest goes on.
+    """Yield one Prediction per video, in order; a broken one yields its reason, and the others are not affected.
 
-    ``opening`` says where the networks run, ``on_open`` is told once where they do. Raises DataError when
+    ``opening`` chooses where the networks run, ``on_open`` is called once with where they do. Raises DataError when
     the model was trained on another bundle's features, or none of the ``trusted`` keys, where some are
     given, has signed the bundle.
     """
@@ -81,7 +81,7 @@ def predict_videos(
 
 def _readable(videos: Sequence[Path]) -> Iterator[Clip]:
     for video in videos:
-        with suppress(StorageError):  # told when it is its turn
+        with suppress(StorageError):  # reported when its turn comes
             yield Clip(path=video, sha256=sha256_file(video))
 
 

@@ -1,4 +1,4 @@
-"""``agent.toml``: everything the daemon is told, and the defaults, in one place."""
+"""``agent.toml``: all settings of the daemon, with their defaults."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ LONGEST_CLIP_S = 86400
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Strict and immutable: an unknown key is an error."""
+    """Strict and immutable record: an unknown key is an error."""
 
 
 class Work(_Record, frozen=True):
-    """How the heavy work runs."""
+    """[work] in agent.toml: settings of extraction and training."""
 
-    threads: int | None = None  # cores for one task; all when not set
+    threads: int | None = None  # cores for one task; all if not set
     idle_s: float = 60.0  # the worker process ends after this long without a task
-    rescan_s: float = 300.0  # how often the video folder is looked through for new clips
+    rescan_s: float = 300.0  # how often the video folder is searched for new clips
     backend: str = "auto"  # where the networks run, as --backend of extract: "openvino,text=onnxruntime"
     require_backend: bool = False  # a fallback is an error
     clip_timeout: float = DecodeLimits.timeout_s  # seconds that decoding one clip may take
-    precision: str | None = None  # "bf16": compute an fp32 bundle in it; "auto": whatever is quickest
+    precision: str | None = None  # "bf16": compute an fp32 bundle in it; "auto": the fastest
 
     @property
     def backend_options(self) -> BackendOptions:
-        """Raises UsageError for words that mean nothing."""
+        """Parse the backend keys. Raises UsageError for unknown words."""
         return parse_backend_options((self.backend,), require=self.require_backend, precision=self.precision)
 
 
@@ -49,21 +49,21 @@ class AgentSettings(_Record, frozen=True):
     coordinator: ConnectionSettings
     bundle: Path | None = None  # needed with videos
     videos: Path | None = None  # absent: train on what the store holds
-    precision: str | None = None  # which of several in the store
+    precision: str | None = None  # of the features to train on, where the store holds several
     trusted_keys: tuple[str, ...] = ()  # public key files, or ed25519:…; one of them must have signed the bundle
     policy: Policy = Policy()
     work: Work = Work()
 
     def trust(self) -> TrustedKeys:
-        """The keys of ``trusted_keys``; raises SettingsError when one is none."""
+        """Read the keys of ``trusted_keys``; raises SettingsError for one that is not a key."""
         return read_trusted_keys(self.trusted_keys, where="trusted_keys")
 
 
-STARTER = """\
+TEMPLATE = """\
 # Settings of flamest-agent on this silo. Relative paths start at this file's folder.
 # Check it with: flamest-agent run --config agent.toml --check-config
 
-state = "state"               # what the daemon remembers
+state = "state"               # the daemon's own files
 store = "features.sqlite"     # the feature store
 # bundle = "bundle"           # the exported models; with videos, new clips are extracted
 # videos = "videos"           # LABEL/clip.ext, or a labels.csv
@@ -77,36 +77,36 @@ key = "{key}"
 
 # [work]
 # backend = "auto"            # where the networks run; flamest-agent doctor shows what this machine can
-# clip_timeout = 120          # seconds to decode a clip in; with more, those that took too long are tried again
+# clip_timeout = 120          # seconds to decode a clip; with more, those that took too long are tried again
 
-# What this silo insists on, whatever the run asks for (docs/privacy.md). flamest-agent egress shows what has left.
+# This silo's policy, which the run cannot change (docs/privacy.md). flamest-agent egress shows what has left.
 [policy]
-min_samples = 256             # below this an update could give clips away: it is not sent
-hold_out = 0.2                # share of groups kept from training to measure with
-# report_evaluation = false   # loss and hits of the run's model on held-out clips are told, except with record-dp
-# report_classes = 10         # hits by class too, of classes with so many held-out clips
-# share_for_evaluation = true # other sites that share too may measure this site's last model (docs/evaluation.md)
+min_samples = 256             # with fewer clips an update could reveal them: it is not sent
+hold_out = 0.2                # share of groups kept from training, to evaluate on
+# report_evaluation = false   # report loss and correct predictions on held-out clips; default: except with record-dp
+# report_classes = 10         # report by class too, for classes with so many held-out clips
+# share_for_evaluation = true # sites that share too may evaluate this site's last model (docs/evaluation.md)
 # refuse_worse = true         # keep this site's own model where the run's final one is worse on the held-out clips
-# report_counts = "power-of-two"  # numbers of clips are told as the nearest power of two
-# codec = "fp32"              # send updates at least so exactly
-# privacy = "clip"            # bound and blur every update: clip_norm = 1.0, noise = 0.001
+# report_counts = "power-of-two"  # report clip counts as the nearest power of two
+# codec = "fp32"              # send updates at least this exactly
+# privacy = "clip"            # clip every update and add noise: clip_norm = 1.0, noise = 0.001
 # privacy = "record-dp"       # differential privacy for every clip: epsilon = 8.0, delta = 1e-5
 """
 
 
-def write_starter(folder: Path, key: str) -> Path | None:
-    """Write ``folder/agent.toml`` to begin with; None, and nothing is touched, when there is one."""
+def write_settings_template(folder: Path, key: str) -> Path | None:
+    """Write a first ``folder/agent.toml``; None, and nothing is changed, when there is one."""
     path = folder / "agent.toml"
     if path.exists():
         return None
-    write_atomic(path, STARTER.format(key=key).encode())
+    write_atomic(path, TEMPLATE.format(key=key).encode())
     return path
 
 
 def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> AgentSettings:
     """Read and check ``agent.toml``; SettingsError names file, key and what was expected.
 
-    ``also_trusted``: keys of the command line, beside those of the file.
+    ``also_trusted``: keys of the command line, added to those of the file.
     """
     settings = load_settings(path, AgentSettings)
     problems = [f"policy.{problem}" for problem in settings.policy.problems()]
@@ -131,9 +131,9 @@ def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> Ag
 
 
 def check_surroundings(settings: AgentSettings) -> None:
-    """Whether what the settings name is there and fits: address, key, certificates, bundle, videos.
+    """Check that address, key, certificates, bundle and videos of the settings exist and fit together.
 
-    Raises SettingsError, DataError or IdentityError for the first thing that is not right.
+    Raises SettingsError, DataError or IdentityError for the first problem.
     """
     split_address(settings.coordinator.address)
     check_files(settings.coordinator.files)
@@ -150,8 +150,8 @@ def check_surroundings(settings: AgentSettings) -> None:
 
 
 def _anchored(settings: AgentSettings, folder: Path) -> AgentSettings:
-    """Every relative path taken from the settings file's folder."""
-    link = settings.coordinator
+    """Resolve every relative path from the settings file's folder."""
+    connection = settings.coordinator
     return msgspec.structs.replace(
         settings,
         state=folder / settings.state,
@@ -160,6 +160,9 @@ def _anchored(settings: AgentSettings, folder: Path) -> AgentSettings:
         videos=folder / settings.videos if settings.videos else None,
         trusted_keys=tuple(key if is_key_text(key) else str(folder / key) for key in settings.trusted_keys),
         coordinator=msgspec.structs.replace(
-            link, ca=folder / link.ca, certificate=folder / link.certificate, key=folder / link.key
+            connection,
+            ca=folder / connection.ca,
+            certificate=folder / connection.certificate,
+            key=folder / connection.key,
         ),
     )

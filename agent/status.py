@@ -1,4 +1,4 @@
-"""What the daemon is doing, kept in ``STATE/status.json`` for ``flamest-agent status``."""
+"""The daemon's status, kept in ``STATE/status.json`` for ``flamest-agent status``."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One snapshot. Counts and identifiers only: no file names, labels or captions."""
 
     doing: Doing = "starting"
-    detail: str = ""  # for people: why, and what to do
-    code: str = ""  # of the refusal or failure that ``detail`` tells of: policy_refused, diverged, …
-    extraction: str = ""  # why the last look through the videos failed; empty: it did not
-    failed_clips: dict[str, int] = {}  # by code: clips that could not be used at the last look through the videos
+    detail: str = ""  # for people: the reason, and what to do
+    code: str = ""  # of the refusal or failure in ``detail``: policy_refused, diverged, …
+    extraction: str = ""  # why the last extraction failed; empty: it did not
+    failed_clips: dict[str, int] = {}  # by code: clips that could not be used in the last extraction
     pid: int = 0
     since: str = ""  # UTC, when ``doing`` began
     silo: str = ""
@@ -54,12 +54,12 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epsilon_spent: float | None = None  # record-dp: over all runs; None without
     epsilon_budget: float | None = None
     certificate_expires: str = ""  # UTC, of the one in use
-    certificate_problem: str = ""  # why new files of this silo's identity are not in use; empty: nothing is wrong
+    certificate_problem: str = ""  # why new certificate files are not in use; empty: no problem
     backends: dict[str, str] = {}  # by graph: where it ran when clips were last extracted
 
     @property
     def certificate_days(self) -> float | None:
-        """Until the certificate in use ends; None in a status of before this was kept."""
+        """Days until the certificate in use ends; None before the daemon has opened it."""
         if not self.certificate_expires:
             return None
         return days_until(parse_utc(self.certificate_expires))
@@ -76,7 +76,7 @@ def write_status(state: Path, status: AgentStatus) -> None:
 
 
 def read_status(state: Path) -> AgentStatus:
-    """The last snapshot; StorageError when no daemon has run here, DataError when it is damaged."""
+    """Read the last snapshot; StorageError when no daemon has run here, DataError when it is damaged."""
     path = state / STATUS_FILE
     try:
         return msgspec.json.decode(path.read_bytes(), type=AgentStatus)
@@ -85,14 +85,14 @@ def read_status(state: Path) -> AgentStatus:
             f"no status in {state}: {error.strerror}", fix="start the daemon: flamest-agent run --config agent.toml"
         ) from error
     except msgspec.DecodeError as error:
-        raise DataError(f"{path} is damaged: {error}", fix="remove it; the running daemon writes it anew") from error
+        raise DataError(f"{path} is damaged: {error}", fix="remove it; the running daemon writes it again") from error
 
 
 def is_alive(state: Path) -> bool:
-    """Whether a daemon holds the state folder now (its lock ends with its process)."""
+    """True while a daemon holds the lock of the state folder (which ends with its process)."""
     return FileLock.is_held(state / LOCK_FILE)
 
 
 def renewal_fix(silo: str) -> str:
-    """Whom to ask for a certificate that ends later, and for what."""
+    """Return what to do about a certificate that ends soon."""
     return f"ask the coordinator's operator for: flamest-coordinator silo renew {silo}; then put silo.pem in its place"

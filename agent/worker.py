@@ -118,7 +118,7 @@ class Worker:
 def _serve(pipe: Connection[Any, Any]) -> None:
     """The worker's loop: until the daemon closes its end, or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the daemon, which ends us
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # so does this one, which asks it to read its files anew
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # so does this one, which asks it to read its files again
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     while True:
         try:

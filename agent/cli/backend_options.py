@@ -1,4 +1,4 @@
-"""The options with which a person says where the networks run, and what is printed of where they did."""
+"""The options that choose where the networks run, and the lines that show where they ran."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help="Where the networks run: auto, tensorrt, onnxruntime-cuda, openvino or onnxruntime (the CPU); what does "
-        "not go there goes to the next below. GRAPH=NAME for one graph alone: text=onnxruntime. Can be repeated.",
+        help="Where the networks run: auto, tensorrt, onnxruntime-cuda, openvino or onnxruntime (the CPU); graphs "
+        "that cannot run there run on the next one below. GRAPH=NAME for one graph alone: text=onnxruntime. Can be "
+        "repeated.",
     ),
 ]
 RequireOption = Annotated[
-    bool, typer.Option("--require-backend", help="It is an error when a graph does not run on the backend named.")
+    bool, typer.Option("--require-backend", help="Fail if a graph does not run on the backend named.")
 ]
 ComputeOption = Annotated[
     str | None,
     typer.Option(
         "--precision",
         metavar="bf16|auto",
-        help="bf16: compute an fp32 bundle in bf16, which OpenVINO does on a CPU that has it; the features are kept "
-        "apart from fp32 ones. auto: measure once, on up to four new clips, what is clearly quicker here and gives the "
-        "same. A store that has features of the bundle keeps to their precision.",
+        help="bf16: compute an fp32 bundle in bf16, which OpenVINO does on a CPU that has it; its features are stored "
+        "separately from fp32 ones. auto: measure once, on up to four new clips, which precision is clearly faster "
+        "here and gives the same features. A store with features of the bundle keeps their precision.",
     ),
 ]
 
 
 def notice(text: str) -> None:
-    """Tell the person what takes minutes before it begins; stdout is for results."""
+    """Print a notice on stderr before something that takes minutes; stdout is for results."""
     typer.echo(printable(text), err=True)
 
 
 def show_places(places: Sequence[Place], backend_options: BackendOptions) -> None:
-    """Which graphs ran where; with a backend asked for by name, also why the others did not run there."""
+    """Print where each graph ran; with a backend chosen by name, also why the others did not run there."""
     for line in places_lines(places, backend_options):
         say(line)
 
@@ -61,7 +62,7 @@ def places_lines(places: Sequence[Place], backend_options: BackendOptions) -> li
     lines = [f"{', '.join(graphs)} ran on {where}, {precision}" for (where, precision), graphs in together.items()]
     refused: dict[
         BackendUnavailable, tuple[dict[str, None], dict[str, None]]
-    ] = {}  # graphs and rungs, each once, in order
+    ] = {}  # graphs and backends, each once, in order
     for place in places:
         for kind, reason in place.refused if backend_options.backend_of(place.graph) != AUTO else ():
             if reason.code is not Code.NOT_ASKED:

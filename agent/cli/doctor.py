@@ -1,4 +1,4 @@
-"""The command ``doctor``: what this machine can run, and what to type where something is missing."""
+"""The command ``doctor``: what this machine can run, and how to fix what is missing."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ...base.errors import UsageError
 from ...base.options import JsonOption
 from .backend_options import BackendOption, ComputeOption, RequireOption
 
-# What extraction, training and the daemon import, by the name of the distribution.
+# Packages that extraction, training and the daemon import, by the name of the distribution.
 PACKAGES = ("apsw", "av", "grpcio", "onnx", "onnxruntime", "pillow", "scikit-learn", "tokenizers")
-STANDS_IN = {"onnxruntime": "onnxruntime-gpu"}
+SUBSTITUTES = {"onnxruntime": "onnxruntime-gpu"}
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Package:
 
 @command
 def doctor(
-    bundle: Annotated[Path | None, typer.Option("--bundle", help="Say it of this bundle's networks.")] = None,
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="Check the networks of this bundle.")] = None,
     backend: BackendOption = None,
     require_backend: RequireOption = False,
     precision: ComputeOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Say where this machine can run the networks, and what to type where something is missing.
+    """Show where this machine can run the networks, and how to fix what is missing.
 
     First where it would run; then every backend from the best to the one that is always there, each with ok or
     the reason why not. What is marked optional is not needed: the network runs without. The process that
@@ -93,10 +93,10 @@ def doctor(
 
 
 def find_package(name: str) -> Package:
-    """What is installed, from its metadata: nothing is imported."""
+    """Find an installed package by its metadata, without importing it."""
     import importlib.metadata
 
-    for distribution in (name, STANDS_IN.get(name, name)):
+    for distribution in (name, SUBSTITUTES.get(name, name)):
         try:
             return Package(name, importlib.metadata.version(distribution), "")
         except importlib.metadata.PackageNotFoundError:

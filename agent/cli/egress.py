@@ -1,4 +1,4 @@
-"""The command ``egress``: what has left this silo, for the person who answers for it."""
+"""The command ``egress``: what has left this silo, for the person responsible for it."""
 
 from __future__ import annotations
 
@@ -81,41 +81,42 @@ def _state_folder(config: Path | None, state: Path | None) -> Path:
 
 
 def _lines(entry: Entry) -> list[str]:
-    """An entry in words."""
+    """Return an entry in words."""
     where = f"round {entry.round} of {entry.run}: "
     if entry.what == "update":
-        told = [
+        lines = [
             f"{where}the classifier's parameters left, {entry.bytes:,} bytes as {entry.codec}",
             f"{len(entry.tensors)} tensors: "
             + ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in entry.tensors),
-            f"told with them: {entry.examples} clips stand behind them" + "".join(_reported(entry)),
-            *(["the other silos that share may measure this model"] if entry.shared else []),
+            f"sent with them: trained on {entry.examples} clips" + "".join(_reported(entry)),
+            *(["the other silos that share may evaluate this model"] if entry.shared else []),
             f"SHA-256 {entry.sha256}",
         ]
         if entry.privacy is not None:
-            told.append(
+            lines.append(
                 f"differential privacy: {entry.privacy.steps} steps, a clip in each with chance "
                 f"{entry.privacy.rate:.3g}, noise {entry.privacy.multiplier:g}"
             )
     elif entry.what == "evaluation":
-        told = [f"end of the run: how {entry.models} models do on the clips held out, {entry.bytes:,} bytes"]
-        told += [f"SHA-256 {entry.sha256}" + "".join(_reported(entry))]
+        lines = [f"end of the run: {entry.models} models evaluated on the held-out clips, {entry.bytes:,} bytes"]
+        lines += [f"SHA-256 {entry.sha256}" + "".join(_reported(entry))]
     elif entry.what == "enrolment":
-        told = [f"{entry.detail}; {entry.bytes} bytes, SHA-256 {entry.sha256}"]
+        lines = [f"{entry.detail}; {entry.bytes} bytes, SHA-256 {entry.sha256}"]
     elif entry.what == "policy":
-        told = ["from here on this policy: " + ", ".join(f"{key} = {value}" for key, value in entry.policy.items())]
+        lines = ["policy from here on: " + ", ".join(f"{key} = {value}" for key, value in entry.policy.items())]
     else:
-        told = [f"{where}NOTHING LEFT, {entry.what} ({entry.code})", entry.detail]
-    told += [f"OVERRIDE: {override}" for override in entry.overrides]
-    return [f"{entry.time}  {told[0]}", *(INDENT + line for line in told[1:])]
+        lines = [f"{where}NOTHING LEFT, {entry.what} ({entry.code})", entry.detail]
+    lines += [f"OVERRIDE: {override}" for override in entry.overrides]
+    return [f"{entry.time}  {lines[0]}", *(INDENT + line for line in lines[1:])]
 
 
 def _reported(entry: Entry) -> list[str]:
     if not entry.reported:
         return []
-    told = entry.reported
+    reported = entry.reported
     return [
-        f"; of {told['count']:g} clips held out the run's model got {told['correct']:g} right, loss {told['loss']:.4f}"
+        f"; the run's model predicts {reported['correct']:g} of {reported['count']:g} held-out clips correctly, "
+        f"loss {reported['loss']:.4f}"
     ]
 
 

@@ -1,4 +1,4 @@
-"""The commands ``extract``, ``features`` and ``import-features``; cli.py registers them."""
+"""The commands ``extract``, ``features`` and ``import-features``."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def extract(
             "--clip-timeout",
             min=1.0,
             max=86400.0,
-            help="Seconds that decoding one clip may take; with more than before, those that took too long are "
-            "tried again.",
+            help="Seconds that decoding one clip may take; with more than before, clips that timed out are tried "
+            "again.",
         ),
     ] = 120.0,
     trusted_key: TrustedKeyOption = None,
@@ -45,15 +45,15 @@ def extract(
     precision: ComputeOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Turn a folder of video clips into features: 2816 numbers per clip in the feature store.
+    """Turn a folder of video clips into features: a 2816-d embedding per clip in the feature store.
 
-    Nothing is sent anywhere. Clips are known by their content: run the command again after adding
-    clips, changing labels or an interruption, and only what is new is computed. A clip that cannot
-    be read is reported and skipped, and not tried again until --retry asks for it; where none can be used,
-    the command ends with 65. Ctrl-C ends after the clip in hand; nothing is lost.
+    Nothing is sent anywhere. Clips are identified by their content: run the command again after adding
+    clips, changing labels or an interruption, and only new clips are computed. A clip that cannot
+    be read is reported and skipped, and not tried again until --retry asks for it; if no clip is usable,
+    the command exits with 65. Ctrl-C ends after the current clip; nothing is lost.
 
-    At the end stands where each network really ran; flamest-agent doctor says what this machine can
-    run, and what it lacks.
+    The last lines show where each network ran; flamest-agent doctor shows what this machine can run, and what
+    it lacks.
     """
     import msgspec
 
@@ -78,14 +78,14 @@ def extract(
     if not as_json:
         _show(report, store)
         show_places(report.places, backend_options)
-    said = dict(msgspec.to_builtins(report))
-    del said["places"]
-    said["backends"] = {place.graph: place.as_json() for place in report.places}
+    result = dict(msgspec.to_builtins(report))
+    del result["places"]
+    result["backends"] = {place.graph: place.as_json() for place in report.places}
     if report.nothing_usable:
         if as_json:
-            print(json.dumps(said, default=str))  # the error is the last line
+            print(json.dumps(result, default=str))  # the error is the last line
         raise _nothing_usable(report)
-    return said
+    return result
 
 
 @command
@@ -98,11 +98,11 @@ def features(
     precision: Annotated[str | None, typer.Option(help="Which precision, where the store holds several.")] = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Write features, labels and clip ids as .npz, for a notebook.
+    """Write features, labels and clip ids to an .npz file, for a notebook.
 
     Arrays: x float32 [N, D], y (class name, empty where unknown), clip (SHA-256 of the video file),
     group, caption, path; and the scalars fingerprint, precision and vlm_width (x[:, :vlm_width] is
-    the vision-language part). Read it with numpy.load(FILE). The file tells what the videos show:
+    the vision-language part). Read it with numpy.load(FILE). The file reveals what the videos show:
     keep it on this site.
     """
     from ..extraction.npz import write_npz
@@ -113,7 +113,7 @@ def features(
     write_npz(out, stored)
     clips, width = stored.x.shape
     if not as_json:
-        say(f"{out}: {clips} clips, {width} numbers each, {len(set(stored.labels) - {None})} classes")
+        say(f"{out}: {clips} clips, {width}-d embeddings, {len(set(stored.labels) - {None})} classes")
     return {
         "features": str(out),
         "clips": clips,
@@ -130,11 +130,11 @@ def import_features(
     file: Annotated[Path, typer.Argument(help="x [N, D], y class names, optional group and clip.", metavar="FILE.npz")],
     store: StoreOption,
     name: Annotated[
-        str, typer.Option("--name", help="What the embeddings are, the same at every silo of a run: vgg16-fc7.")
+        str, typer.Option("--name", help="Name of the embeddings, the same at every silo of a run, such as vgg16-fc7.")
     ] = "features",
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Take embeddings that you made yourself; they are trained and federated on like extracted ones.
+    """Import your own embeddings; they are trained and federated on like extracted ones.
 
     The file holds x (floating point [N, D]) and y (class names, fixed-width text), and may hold
     group (clips of one scene, held out together), clip (a name for each) and caption. The
@@ -161,11 +161,12 @@ def import_features(
 
 
 def _show(report: ExtractReport, store: Path) -> None:
-    """The report for a person: counts, time per stage, and what could not be used."""
+    """Print the report: counts, time per stage, and the clips that failed."""
     from rich.console import Console
     from rich.table import Table
 
-    say(f"{store}: {report.extracted} clips extracted, {report.skipped} known already, {len(report.failed)} failed")
+    failed_count = len(report.failed)
+    say(f"{store}: {report.extracted} clips extracted, {report.skipped} already in the store, {failed_count} failed")
     if report.ms_per_clip is not None:
         table = Table("stage", "ms per clip", box=None, pad_edge=False)
         table.columns[1].justify = "right"
@@ -177,11 +178,11 @@ def _show(report: ExtractReport, store: Path) -> None:
     for warned in report.warnings:
         say(f"warning: {warned.clip}: {warned.warning}")
     for failed in report.failed:
-        say(f"failed{' before' if failed.known else ''}: {failed.clip}: {failed.reason}")
+        say(f"failed{' earlier' if failed.known else ''}: {failed.clip}: {failed.reason}")
     if known := sum(failed.known for failed in report.failed):
-        say(f"{known} of them failed in an earlier run and were not tried again: --retry tries them")
+        say(f"{known} of them failed in an earlier run and were not tried again: use --retry")
     if report.stopped:
-        say("stopped before the end; run the same command again to go on")
+        say("stopped before the end; run the same command again to continue")
 
 
 def _nothing_usable(report: ExtractReport) -> DataError:
@@ -190,9 +191,9 @@ def _nothing_usable(report: ExtractReport) -> DataError:
     counts = ", ".join(f"{count} {code}" for code, count in count_by_code(report.failed).items())
     known = all(failed.known for failed in report.failed)
     return DataError(
-        f"not one of {report.clips} clips can be used: {counts}",
-        fix="try them again: the same command with --retry"
+        f"none of the {report.clips} clips is usable: {counts}",
+        fix="run the same command with --retry to try them again"
         if known
-        else "each reason stands above; flamest-agent doctor shows whether this machine can decode",
+        else "see the errors above; flamest-agent doctor shows if this machine can decode video",
         code="all_clips_failed",
     )

@@ -1,6 +1,6 @@
-"""What record-dp training has cost: (epsilon, delta) of the sampled Gaussian mechanism, by Rényi divergence.
+"""Privacy loss of record-dp training: (epsilon, delta) of the sampled Gaussian mechanism, by Rényi divergence.
 
-One step of training with rate q and multiplier z, looked at by someone who knows everything but one clip, is the
+One step of training with rate q and multiplier z, seen by someone who knows everything but one clip, is the
 sampled Gaussian mechanism (Mironov, Talwar, Zhang 2019, arXiv 1908.10530: section 3.3 has both formulas below).
 Rényi divergences of steps add up; the sum becomes epsilon by Canonne, Kamath, Steinke 2020 (arXiv 2004.00010,
 proposition 12).
@@ -21,7 +21,7 @@ LONGEST = 1000  # terms of a series
 
 
 class Spend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one update's training looked at."""
+    """The privacy spent by one update's training."""
 
     rate: float  # q
     multiplier: float  # z
@@ -77,7 +77,7 @@ def _moment(q: float, z: float, order: float) -> float:
     """log A for an order that is not whole: two series, for the two sides of the point z0 where the densities cross.
 
     The terms' signs, which change from the order on, are left out, as dp-accounting leaves them out: an upper bound,
-    and the same figure as an auditor gets with that package. An order whose series is too slow is given up (infinite).
+    and the same figure as an auditor gets with that package. An order whose series converges too slowly is infinite.
     """
     z0 = z * z * math.log(1 / q - 1) + 0.5
     below, above, last = -math.inf, -math.inf, (-math.inf, -math.inf)

@@ -1,13 +1,13 @@
 """The egress ledger: one line for everything that leaves this silo for the coordinator, and for what was refused.
 
     STATE/egress.jsonl      JSON Lines, only ever added to
-    STATE/egress.head       number and hash of the last line: lines cut off at the end are missed
+    STATE/egress.head       number and hash of the last line: lines removed at the end are noticed
 
-A line is on disk (fsync) BEFORE what it tells of is sent: a crash between the two leaves a line too many, never one too
-few. Every line holds the hash of the line before, so that a line that was changed or taken out is found. Whoever may
-write here can make a whole new ledger: the head's hash, noted elsewhere, would tell.
+A line is on disk (fsync) BEFORE its message is sent: a crash between the two leaves one line too many, never one too
+few. Every line holds the hash of the line before, so that a changed or removed line is found. Whoever may write here
+can write a whole new ledger: compare with the head's hash, noted elsewhere.
 
-A line that a crash or a full disk cut short stays where it is: nothing was sent for it.
+A line that a crash or a full disk cut short stays in the file: nothing was sent for it.
 """
 
 from __future__ import annotations
@@ -49,17 +49,19 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     run: str = ""
     round: int = 0
     update_id: str = ""
-    examples: int = 0  # clips that stand behind an update, as the coordinator was told
+    examples: int = 0  # clips that an update was trained on, as reported to the coordinator
     tensors: tuple[TensorSent, ...] = ()
     codec: str = ""
     bytes: int = 0  # of the messages: the header and the values; TLS and HTTP/2 come on top
     sha256: str = ""  # of the values as sent; of a certificate
     header_sha256: str = ""  # of the message before the values: counts, digests, evaluation
-    reported: dict[str, float] = {}  # of an evaluation: loss, correct, count, and the number of classes told one by one
-    models: int = 0  # what: evaluation; how many were measured
-    shared: bool = False  # other silos may measure the update
-    policy_sha256: str = ""  # of the policy that let an update out
-    privacy: Spend | None = None  # record-dp: what the update's training looked at
+    reported: dict[
+        str, float
+    ] = {}  # of an evaluation: loss, correct, count, and the number of classes reported one by one
+    models: int = 0  # what: evaluation; number of models evaluated
+    shared: bool = False  # other silos may evaluate the update
+    policy_sha256: str = ""  # of the policy that an update was sent under
+    privacy: Spend | None = None  # record-dp: privacy spent by the update's training
     policy: dict[str, Any] = {}  # what: policy
     overrides: tuple[str, ...] = ()  # where the policy is weaker than FLAMeST's default
     code: str = ""  # of a refusal
@@ -72,14 +74,14 @@ class Reading:
 
     entries: tuple[Entry, ...]
     head: str  # SHA-256 of the last line
-    problems: tuple[str, ...]  # what cannot have happened by itself; empty: the chain is whole
+    problems: tuple[str, ...]  # changes that no crash explains; empty: the chain is intact
     cut_short: int = 0  # lines that a crash interrupted
 
     def of(self, what: What) -> Iterator[Entry]:
         return (entry for entry in self.entries if entry.what == what)
 
     def spends(self) -> dict[str, Spend]:
-        """What was spent on privacy, by the values' hash: the same values sent again cost nothing more."""
+        """Return the privacy spent, by the payload's hash: the same payload sent again costs nothing more."""
         return {entry.sha256: entry.privacy for entry in self.of("update") if entry.privacy is not None}
 
 
@@ -116,7 +118,7 @@ def read_ledger(state: Path) -> Reading:
 
 
 def _missed(state: Path, hashes: list[str]) -> str | None:
-    """Whether the line that the head file names is gone."""
+    """Return the problem when the line that the head file names is gone."""
     try:
         count, head = (state / HEAD_FILE).read_text().split()
     except FileNotFoundError:
@@ -129,7 +131,7 @@ def _missed(state: Path, hashes: list[str]) -> str | None:
 
 
 def broken(state: Path, reading: Reading) -> DataError:
-    """What to say and do about a ledger with problems."""
+    """Return the error for a ledger with problems."""
     return DataError(
         f"the egress ledger {state / LEDGER_FILE} is broken: {'; '.join(reading.problems[:3])}. Nothing is sent until "
         "a person has looked",
@@ -148,7 +150,7 @@ def _has_open_end(path: Path) -> bool:
 
 @dataclass(eq=False)
 class Ledger:
-    """A ledger to write to; one process at a time (the daemon, under the lock of its state folder)."""
+    """A ledger to append to; by one process at a time (the daemon, under the lock of its state folder)."""
 
     state: Path
     reading: Reading  # up to date after every line
@@ -165,7 +167,7 @@ class Ledger:
         return cls(state, reading, now, _open_end=_has_open_end(state / LEDGER_FILE))
 
     def append(self, what: What, **fields: Any) -> Entry:
-        """Durable when it returns. Raises StorageError: what the line tells of must not be sent then."""
+        """Write a line; durable when it returns. Raises StorageError: the line's message must not be sent then."""
         if self._failed:
             self.reading, self._open_end = read_ledger(self.state), _has_open_end(self.state / LEDGER_FILE)
             self._failed = False

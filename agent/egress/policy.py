@@ -1,4 +1,4 @@
-"""``[policy]`` in agent.toml: what this silo insists on, whatever the coordinator's run asks (docs/privacy.md)."""
+"""``[policy]`` in agent.toml: this silo's own rules, which the coordinator's run cannot change (docs/privacy.md)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ..training.private import Protection, Sampling
 from .accountant import Spend, epsilon_of
 
 FLOOR = 256  # clips: below it embeddings were computed back from updates (docs/privacy.md has the figures)
-CLIP_NORM, NOISE = 1.0, 1e-3  # of privacy = "clip", where agent.toml says nothing
+CLIP_NORM, NOISE = 1.0, 1e-3  # of privacy = "clip", unless agent.toml sets them
 SAMPLE_CLIP, NOISE_MULTIPLIER, EPSILON, DELTA = 1.0, 1.0, 8.0, 1e-5  # of privacy = "record-dp"
 
 Reason = Literal["few_samples", "budget_spent", "class_balanced", "withdrawn"]
 
 
 class PolicyRefused(DataError):
-    """This silo's own policy forbids an update; nothing of it was sent. ``reason`` says which rule."""
+    """This silo's own policy forbids an update; nothing of it was sent. ``reason`` names the rule."""
 
     code = "policy_refused"
     reason: Reason
-    examples: int  # clips that would have stood behind it, where that is known
+    examples: int  # clips of the update, if known
 
     def __init__(self, message: str, *, reason: Reason, examples: int = 0, fix: str = "") -> None:
         super().__init__(message, fix=fix)
@@ -39,18 +39,20 @@ class PolicyRefused(DataError):
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The table. What is not set has the default of its mode; keys of another mode are an error."""
 
-    min_samples: int = FLOOR  # an update that fewer clips stand behind is not sent
-    min_samples_override: bool = False  # a min_samples below the floor is meant; the ledger says so
+    min_samples: int = FLOOR  # an update trained on fewer clips is not sent
+    min_samples_override: bool = False  # allows a min_samples below the floor; the ledger records it
     hold_out: float = 0.2  # share of this silo's groups kept from training, 0 to 0.9
     codec: Codec | None = None  # the coarsest that this silo's updates may be coded with; the run's when not set
-    report_evaluation: bool | None = None  # loss and hits on the held-out clips; not set: yes, but not with record-dp
-    report_classes: int = 0  # hits class by class too, of classes with at least so many held-out clips; 0: never
-    share_for_evaluation: bool = False  # other silos that share too measure this silo's last model, and it theirs
-    refuse_worse: bool = False  # a final model that does worse on the held-out clips than the own one is not adopted
+    report_evaluation: bool | None = (
+        None  # loss and correct predictions on held-out clips; unset: except with record-dp
+    )
+    report_classes: int = 0  # report by class too, for classes with at least so many held-out clips; 0: never
+    share_for_evaluation: bool = False  # silos that share evaluate each other's last models
+    refuse_worse: bool = False  # keep the own model where the final one is worse on the held-out clips
     report_counts: Literal["exact", "power-of-two"] = "exact"
     privacy: Literal["off", "clip", "record-dp"] = "off"
     clip_norm: float | None = None  # clip: the update's difference from the round's model has at most this norm
-    noise: float | None = None  # clip: Gaussian noise on every parameter, its deviation in units of clip_norm
+    noise: float | None = None  # clip: standard deviation of the noise on every parameter, in units of clip_norm
     sample_clip: float | None = None  # record-dp: the gradient of one clip has at most this norm
     noise_multiplier: float | None = None  # record-dp: of a step's sum of gradients, in units of sample_clip
     epsilon: float | None = None  # record-dp: the budget of all runs together; training stops when it is spent
@@ -58,7 +60,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def protection(self) -> Protection:
-        """What the mode does to training and to the update."""
+        """Protection that the mode applies in training and to the update."""
         if self.privacy == "clip":
             return Protection("clip", _or(self.clip_norm, CLIP_NORM), _or(self.noise, NOISE))
         if self.privacy == "record-dp":
@@ -75,22 +77,22 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def reports(self) -> bool:
-        """Whether evaluations may be told. Held-out clips are not covered by record-dp's epsilon."""
+        """True when evaluations are reported. Record-dp's epsilon does not cover held-out clips."""
         return self.privacy != "record-dp" if self.report_evaluation is None else self.report_evaluation
 
     @property
     def sha256(self) -> str:
-        """Of everything in it: an update that another policy let through is not sent under this one."""
+        """Hash of all keys: an update made under another policy is not sent under this one."""
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
 
     def rounded_count(self, count: int) -> int:
-        """A number of clips as the coordinator is told it: exact, or the nearest power of two (on a log scale)."""
+        """Return a number of clips as it is reported: exact, or the nearest power of two (on a log scale)."""
         if self.report_counts == "exact" or count < 1:
             return count
         return int(2 ** round(math.log2(count)))
 
     def redact_evaluation(self, evaluation: Evaluation | None) -> Evaluation | None:
-        """What may be said of an evaluation; None: nothing."""
+        """Return the reportable part of an evaluation; None: nothing."""
         if evaluation is None or not self.reports:
             return None
         if self.report_counts == "exact":
@@ -100,11 +102,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return replace(evaluation, correct=correct, count=count)
 
     def overrides(self) -> tuple[str, ...]:
-        """Where this silo gives up what FLAMeST keeps by default: for the ledger and the log."""
+        """Return where the policy is weaker than FLAMeST's default, for the ledger and the log."""
         return self.overridden(0, evaluation=True)
 
     def overridden(self, clips: int, *, evaluation: bool) -> tuple[str, ...]:
-        """Those of ``overrides`` that a message needs behind which so many clips stand, with an evaluation or not."""
+        """Return those ``overrides`` that a message of so many clips needs, with or without an evaluation."""
         given_up = []
         if self.min_samples < FLOOR and clips < FLOOR:
             given_up.append(f"min_samples {self.min_samples} is below the floor of {FLOOR}")
@@ -113,7 +115,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(given_up)
 
     def permit(self, examples: int, train: TrainSettings, spends: Iterable[Spend]) -> Spend | None:
-        """What training on so many clips will cost of the budget; None without record-dp.
+        """Return the privacy that training on so many clips will spend; None without record-dp.
 
         Raises PolicyRefused: ``few_samples``; ``class_balanced`` and ``budget_spent`` with record-dp. ``spends``: of
         all updates that ever left.
@@ -151,21 +153,21 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
 
     def problems(self) -> list[str]:
-        """What makes no sense, each beginning with the key's name."""
+        """Return the problems of the keys, each starting with the key's name."""
         wrong = []
         if self.min_samples < 1:
             wrong.append("min_samples: expected 1 or more")
         elif self.min_samples < FLOOR and not self.min_samples_override:
             wrong.append(
-                f"min_samples: {self.min_samples} is below the floor of {FLOOR}, under which clips' numbers can be "
-                "computed back from updates (docs/privacy.md); set min_samples_override = true if you accept that"
+                f"min_samples: {self.min_samples} is below the floor of {FLOOR}, below which clips' embeddings can be "
+                "reconstructed from updates (docs/privacy.md); set min_samples_override = true if you accept that"
             )
         if not 0.0 <= self.hold_out <= 0.9:
             wrong.append("hold_out: expected 0 to 0.9")
         if self.report_classes < 0:
             wrong.append("report_classes: expected 0 (never) or more")
         elif self.report_classes and self.report_counts != "exact":
-            wrong.append("report_classes: tells exact counts; expected 0, or report_counts = 'exact'")
+            wrong.append("report_classes: reports exact counts; expected 0, or report_counts = 'exact'")
         return wrong + self._mode_problems()
 
     def _mode_problems(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which video files a folder holds, and the class and group of each.
+"""The video files of a folder, with the class and group of each.
 
 Two layouts. Without a ``labels.csv`` the class is the name of the folder that holds the clip, at any
 depth (``LABEL/clip.avi``, ``train/LABEL/clip.avi``), and a clip directly in the given folder has no
@@ -61,19 +61,19 @@ class ClipProblem:
 
 @dataclass(frozen=True)
 class ClipFolder:
-    """What a folder holds."""
+    """The clips of a folder, and the files that cannot be clips."""
 
     clips: tuple[FoundClip, ...]  # by name
     problems: tuple[ClipProblem, ...]
 
 
 def find_clips(folder: Path) -> list[FoundClip]:
-    """The usable clips of ``folder``, by name; ``scan_clips`` tells the problems too."""
+    """Return the usable clips of ``folder``, by name; ``scan_clips`` returns the problems too."""
     return list(scan_clips(folder).clips)
 
 
 def scan_clips(folder: Path) -> ClipFolder:
-    """Look through ``folder`` (see the module's text for the layouts). Opens no video.
+    """Find the clips of ``folder`` (layouts: see the module's docstring). Opens no video.
 
     A folder inside that cannot be read is a problem like a file's. Raises StorageError when ``folder`` itself
     cannot, DataError naming the line when its labels.csv is not one.
@@ -102,7 +102,7 @@ def scan_clips(folder: Path) -> ClipFolder:
 
 
 def default_group(stem: str, label: str | None) -> str:
-    """The scene that a file name of a known data set tells, or else the name itself.
+    """Return the scene in a file name of a known data set, or else the name itself.
 
     UCF101 ``v_Punch_g23_c01`` -> ``Punch_g23``; HMDB51 ``TITLE_punch_f_cm_np1_fr_med_0`` -> ``TITLE``
     (cuts of one film); Kinetics ``VIDEOID12345_000010_000020`` -> ``VIDEOID12345``; UT-Interaction
@@ -120,9 +120,9 @@ def default_group(stem: str, label: str | None) -> str:
 
 
 def _walk(folder: Path, unread: list[OSError]) -> Iterator[tuple[Path, str | None, str]]:
-    """Every file with a video's suffix; hidden files and folders are left alone.
+    """Yield every file with a video's suffix; hidden files and folders are ignored.
 
-    ``unread`` is given what was wrong with a folder inside; StorageError when ``folder`` itself cannot be read.
+    Appends the errors of folders inside to ``unread``; raises StorageError when ``folder`` itself cannot be read.
     """
 
     def note(error: OSError) -> None:
@@ -144,7 +144,7 @@ def _walk(folder: Path, unread: list[OSError]) -> Iterator[tuple[Path, str | Non
 
 
 def _read_labels(table: Path) -> Iterator[tuple[Path, str | None, str]]:
-    """The rows of a labels.csv, checked; every DataError names file and line."""
+    """Yield the rows of a labels.csv, checked; every DataError names file and line."""
     try:
         text = table.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -174,7 +174,7 @@ def _read_row(
     if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise _bad_line(table, line, f"path {name!r}: expected a path inside {printable_path(table.parent)}")
     if name in seen:
-        raise _bad_line(table, line, f"path {name!r} stands in line {seen[name]} already")
+        raise _bad_line(table, line, f"path {name!r} is in line {seen[name]} already")
     seen[name] = line
     return table.parent / name, label or None, group
 
@@ -184,7 +184,7 @@ def _bad_line(table: Path, line: int, problem: str) -> DataError:
 
 
 def _problem(path: Path, root: Path) -> tuple[str, str] | None:
-    """Why ``path`` cannot be a clip: code and reason. None when it can."""
+    """Return code and reason why ``path`` cannot be a clip; None when it can."""
     try:
         real = path.resolve(strict=True)
         mode = real.stat().st_mode
@@ -205,5 +205,5 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _printable(text: str) -> str:
-    """Names that are not UTF-8, or hold control characters, with those parts escaped."""
+    """Escape the parts of a name that are not UTF-8 or are control characters."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

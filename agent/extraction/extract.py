@@ -1,7 +1,7 @@
-"""A folder of clips into the feature store: what ``flamest-agent extract`` and the daemon do.
+"""Extraction of a folder of clips into the feature store, for ``flamest-agent extract`` and the daemon.
 
-Every clip is stored by itself, known by the hash of its content: being killed costs at most the few
-clips in hand, and the next run goes on where this one ended. A clip that cannot be used is
+Every clip is stored by itself, identified by the hash of its content: being killed costs at most the few
+clips in progress, and the next run resumes there. A clip that cannot be used is
 reported and skipped; it is not tried again until its content changes, or ``retry`` asks for it.
 """
 
@@ -26,7 +26,7 @@ from ...runtime.bundle.opening import open_manifest
 from ...runtime.extractor import Extracted, Extractor, open_extractor
 from ...runtime.records import Clip
 from .clips import ClipFolder, FoundClip, scan_clips
-from .precision_policy import Measuring, PrecisionPolicy
+from .precision_policy import AutotuneSettings, PrecisionPolicy
 from .records import (
     REMEMBERED,
     ClipWarning,
@@ -72,23 +72,23 @@ def extract_clips(
     stop: Callable[[], bool],
     notice: Callable[[str], None] = lambda _: None,
 ) -> ExtractReport:
-    """The same for a folder that has been looked through already; ``notice`` is told what takes minutes."""
+    """Extract a folder that has been scanned already; ``notice`` is called before something that takes minutes."""
     outcomes: list[_Outcome] = []
 
-    def tell(outcome: _Outcome) -> None:
+    def report(outcome: _Outcome) -> None:
         outcomes.append(outcome)
         on_clip()
 
-    open_manifest(request.bundle, request.trusted)  # a wrong --bundle is said before a store is made
+    open_manifest(request.bundle, request.trusted)  # a wrong --bundle is reported before a store is created
     with FeatureStore.open(request.store) as store:
-        with closing(_Work(request, store, _Listeners(tell, notice))) as work:
-            work.bring_in(folder.clips, stop)
-            return _report(folder, outcomes, work)
+        with closing(_Extraction(request, store, _Callbacks(report, notice))) as extraction:
+            extraction.run(folder.clips, stop)
+            return _report(folder, outcomes, extraction)
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What became of one clip; neither extracted nor failed means skipped."""
+    """The outcome of one clip; neither extracted nor failed means skipped."""
 
     failed: FailedClip | None = None
     extracted: bool = False
@@ -98,102 +98,104 @@ class _Outcome:
 
 @dataclass(eq=False)
 class _Seen:
-    """A content: the first file of it, and those that wait for what becomes of that one."""
+    """The first file with a content, and its copies, which share its outcome."""
 
     found: FoundClip
-    stamp: FileStamp  # how the file looked then
-    outcome: _Outcome | None = None  # None while it is under way
+    stamp: FileStamp  # of the file when it was hashed
+    outcome: _Outcome | None = None  # None while it is in progress
     copies: list[FoundClip] = field(default_factory=list)
 
 
-class _Listeners(NamedTuple):
-    """Who hears of an extraction while it goes on."""
+class _Callbacks(NamedTuple):
+    """The callbacks of an extraction in progress."""
 
-    tell: Callable[[_Outcome], None]
+    report: Callable[[_Outcome], None]
     notice: Callable[[str], None]
 
 
-class _Work:
-    """One extraction's open things: the store, the extractor once it is needed, the contents seen."""
+class _Extraction:
+    """The state of one extraction: the store, the extractor once it is needed, the contents seen."""
 
-    def __init__(self, request: ExtractRequest, store: FeatureStore, listeners: _Listeners) -> None:
+    def __init__(self, request: ExtractRequest, store: FeatureStore, callbacks: _Callbacks) -> None:
         self._request = request
-        self._tell, self._notice = listeners
+        self._report, self._notice = callbacks
         self._store = store
         self._manifest, _ = open_manifest(request.bundle, request.trusted)
         self._fingerprint = self._manifest.fingerprint
-        self._standing = PrecisionPolicy.of(
+        self._precision_policy = PrecisionPolicy.of(
             self._manifest, request.backend_options, store, request.store, request.trained_on
         )
-        self.precision = self._standing.precision
+        self.precision = self._precision_policy.precision
         self.choice: Choice | None = None
         self._seen: dict[str, _Seen] = {}  # by content
         self.spent_s = 0.0  # from the first clip's begin to the last one's end
         self._extractor: Extractor | None = None
 
-    def bring_in(self, clips: Sequence[FoundClip], stop: Callable[[], bool]) -> None:
-        """Extract all clips that are not known; whatever is wrong with one becomes its outcome.
+    def run(self, clips: Sequence[FoundClip], stop: Callable[[], bool]) -> None:
+        """Extract all clips that are not in the store; a problem with one becomes its outcome.
 
-        When ``stop`` says so, the clips that are under way are left for the next run.
+        When ``stop`` returns True, the clips in progress are left for the next run.
         """
-        coming = self._unknown(clips, stop)
-        first = next(coming, None)
+        clips_to_extract = self._new_clips(clips, stop)
+        first = next(clips_to_extract, None)
         if first is None:
             return
-        looked_at = [first]
-        self._settle(chain([first], _noted(coming, looked_at)), stop)
-        if stop():  # perhaps before it was known how
+        measured_with = [first]
+        self._resolve_options(chain([first], _recorded(clips_to_extract, measured_with)), stop)
+        if stop():  # perhaps before the options were resolved
             return
-        extractor = self._ready()
+        extractor = self._open_extractor()
         started = time.perf_counter()
-        with closing(extractor.extract_all(chain(looked_at, coming))) as extracting:
+        with closing(extractor.extract_all(chain(measured_with, clips_to_extract))) as extracting:
             for extracted in extracting:
-                self._conclude(self._seen[extracted.clip.sha256], self._keep(extracted))
+                self._finish(self._seen[extracted.clip.sha256], self._store_result(extracted))
                 self.spent_s = time.perf_counter() - started
                 if stop():
                     return
 
-    def _settle(self, clips: Iterator[Clip], stop: Callable[[], bool]) -> None:
-        """How the networks are opened, now that there is a clip for them; ``clips`` may be measured with."""
+    def _resolve_options(self, clips: Iterator[Clip], stop: Callable[[], bool]) -> None:
+        """Choose how the networks are opened; ``clips`` may be used to measure."""
         request = self._request
-        question = AutotuneRequest(
+        autotune = AutotuneRequest(
             request.bundle, threads=request.threads, limits=request.limits, trusted=request.trusted
         )
-        backend_options, self.choice = self._standing.settle(Measuring(question, self._notice, stop), clips)
+        backend_options, self.choice = self._precision_policy.resolve(
+            AutotuneSettings(autotune, self._notice, stop), clips
+        )
         self._request = replace(request, backend_options=backend_options)
         self.precision = effective_precision(self._manifest, backend_options)
 
-    def _unknown(self, clips: Sequence[FoundClip], stop: Callable[[], bool]) -> Iterator[Clip]:
-        """The clips to extract; what is known of the others is told on the way."""
+    def _new_clips(self, clips: Sequence[FoundClip], stop: Callable[[], bool]) -> Iterator[Clip]:
+        """Yield the clips to extract; the outcome of the others is reported on the way."""
         for found in clips:
             if stop():
                 return
-            clip = self._look_up(found)
+            clip = self._new_clip(found)
             if clip is not None:
                 yield clip
 
-    def _look_up(self, found: FoundClip) -> Clip | None:
-        """The clip, if it has to be extracted. Otherwise what is known of it is told, now or with its first file."""
+    def _new_clip(self, found: FoundClip) -> Clip | None:
+        """Return the clip if it has to be extracted; otherwise report its outcome, now or with its first file."""
         try:
             stamp = _stamp(found)
-            clip = Clip(found.path, _content(found), found.label, found.group)
+            clip = Clip(found.path, _content_hash(found), found.label, found.group)
         except DataError as error:
-            self._tell(_Outcome(failed_clip(found, Failure(error.code, error.message))))
+            self._report(_Outcome(failed_clip(found, Failure(error.code, error.message))))
             return None
         seen = self._seen.setdefault(clip.sha256, _Seen(found, stamp))
         if seen.found is not found:
             seen.copies.append(found)
             if seen.outcome is not None:
-                self._conclude_copies(seen, seen.outcome)
+                self._finish_copies(seen, seen.outcome)
             return None
-        known = self._known(clip, found)
+        known = self._known_outcome(clip, found)
         if known is not None:
-            self._conclude(seen, known)
+            self._finish(seen, known)
             return None
         return clip
 
-    def _known(self, clip: Clip, found: FoundClip) -> _Outcome | None:
-        """What earlier runs leave to say of a content; None when it has to be extracted."""
+    def _known_outcome(self, clip: Clip, found: FoundClip) -> _Outcome | None:
+        """Return the outcome of earlier runs for a content; None when it has to be extracted."""
         if self._store.has(clip.sha256, self._fingerprint, self.precision):
             self._store.note_clip(clip, name=found.name)
             return _Outcome()
@@ -202,25 +204,25 @@ class _Work:
             return _Outcome(failed_clip(found, failure, known=True))
         return None
 
-    def _conclude(self, seen: _Seen, outcome: _Outcome) -> None:
-        """Tell what became of a content's first file, and thereby of the copies that have come so far."""
+    def _finish(self, seen: _Seen, outcome: _Outcome) -> None:
+        """Report the outcome of a content's first file, and of the copies found so far."""
         seen.outcome = outcome
-        self._tell(outcome)
-        self._conclude_copies(seen, outcome)
+        self._report(outcome)
+        self._finish_copies(seen, outcome)
 
-    def _conclude_copies(self, seen: _Seen, outcome: _Outcome) -> None:
-        """A copy fails as its content did; its label is looked at only where there are numbers that it could be of."""
+    def _finish_copies(self, seen: _Seen, outcome: _Outcome) -> None:
+        """Report copies: a copy fails as its content did; its label is compared only if there are features."""
         while seen.copies:
             copy = seen.copies.pop(0)
             if outcome.failed is not None:
-                self._tell(_Outcome(replace(outcome.failed, clip=copy.name)))
+                self._report(_Outcome(replace(outcome.failed, clip=copy.name)))
             elif copy.label != seen.found.label:
-                self._tell(_Outcome(failed_clip(copy, _label_conflict(seen.found))))
+                self._report(_Outcome(failed_clip(copy, _label_conflict(seen.found))))
             else:
-                self._tell(_Outcome())
+                self._report(_Outcome())
 
-    def _keep(self, extracted: Extracted) -> _Outcome:
-        """What was extracted goes to the store, or the reason why nothing was."""
+    def _store_result(self, extracted: Extracted) -> _Outcome:
+        """Store the features, or the reason why there are none."""
         clip, features = extracted.clip, extracted.features
         seen = self._seen[clip.sha256]
         try:
@@ -245,7 +247,7 @@ class _Work:
 
     @property
     def followed(self) -> bool:
-        return self._extractor is not None and self._standing.follows
+        return self._extractor is not None and self._precision_policy.follows
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -256,8 +258,8 @@ class _Work:
         own = peak_resident_kb() * 1024 / 1e6
         return own + (self._extractor.decoder_peak_mb if self._extractor else 0.0)
 
-    def _ready(self) -> Extractor:
-        """The networks take seconds to open: not before there is a clip that needs them."""
+    def _open_extractor(self) -> Extractor:
+        """Open the networks, which takes seconds, when the first clip needs them."""
         if self._extractor is None:
             request = self._request
             opening = Opening(request.backend_options, request.threads, notice=self._notice)
@@ -267,14 +269,14 @@ class _Work:
         return self._extractor
 
 
-def _noted(clips: Iterator[Clip], into: list[Clip]) -> Iterator[Clip]:
-    """The clips, each kept in ``into`` for whoever comes after."""
+def _recorded(clips: Iterator[Clip], into: list[Clip]) -> Iterator[Clip]:
+    """Yield the clips, and append each to ``into``."""
     for clip in clips:
         into.append(clip)
         yield clip
 
 
-def _content(found: FoundClip) -> str:
+def _content_hash(found: FoundClip) -> str:
     try:
         return sha256_file(found.path)
     except StorageError as error:
@@ -292,11 +294,11 @@ def _stamp(found: FoundClip) -> FileStamp:
 def _label_conflict(first: FoundClip) -> Failure:
     label = first.label or "unknown"
     return Failure(
-        "label_conflict", f"has the same content as {first.name}, which is labelled {label}: that label is kept"
+        "label_conflict", f"has the same content as {first.name}, which is labelled {label}: that label is used"
     )
 
 
-def _report(folder: ClipFolder, outcomes: list[_Outcome], work: _Work) -> ExtractReport:
+def _report(folder: ClipFolder, outcomes: list[_Outcome], extraction: _Extraction) -> ExtractReport:
     problems = [FailedClip(problem.name, f"{problem.code}: {problem.reason}") for problem in folder.problems]
     failed = [outcome.failed for outcome in outcomes if outcome.failed is not None]
     stages = [outcome.stages_ms for outcome in outcomes if outcome.extracted]
@@ -306,12 +308,12 @@ def _report(folder: ClipFolder, outcomes: list[_Outcome], work: _Work) -> Extrac
         skipped=len(outcomes) - len(stages) - len(failed),
         failed=(*problems, *failed),
         warnings=tuple(warning for outcome in outcomes for warning in outcome.warnings),
-        ms_per_clip=work.spent_s * 1e3 / len(stages) if stages else None,
+        ms_per_clip=extraction.spent_s * 1e3 / len(stages) if stages else None,
         stages_ms={name: fmean(stage[name] for stage in stages) for name in stages[0]} if stages else {},
-        peak_mb=work.peak_mb,
+        peak_mb=extraction.peak_mb,
         stopped=len(outcomes) < len(folder.clips),
-        precision=work.precision,
-        places=work.places,
-        choice=work.choice,
-        followed=work.followed,
+        precision=extraction.precision,
+        places=extraction.places,
+        choice=extraction.choice,
+        followed=extraction.followed,
     )

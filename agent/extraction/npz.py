@@ -30,7 +30,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def imported_fingerprint(name: str, width: int) -> str:
-    """What a run pins when its silos bring their own embeddings: ``imported:NAME:D``.
+    """Return the fingerprint that a run pins when its silos bring their own embeddings: ``imported:NAME:D``.
 
     Silos whose embeddings mean the same choose the same name, and only they can be averaged.
     Raises UsageError for a name that is not of lower-case letters, digits, dot, dash and underscore.
@@ -67,16 +67,16 @@ def read_npz(path: Path, name: str) -> list[tuple[str, FeatureRow]]:
     """The rows of a researcher's file, each with the path to remember, ready for the store.
 
     A clip that has a name is known by it: the same names with other embeddings (another ``name``)
-    are the same clips. Without names a clip is known by its place and its numbers.
+    are the same clips. Without names a clip is identified by its row and its embedding.
     Raises DataError saying which array is not what it should be.
     """
     arrays = _load(path)
     for needed in ("x", "y"):
         if needed not in arrays:
             raise DataError(f"{printable_path(path)} has no array '{needed}', expected x [N, D] and y [N]")
-    x = _numbers(path, arrays["x"])
+    x = _embeddings(path, arrays["x"])
     columns: dict[str, Text] = {
-        key: _words(path, key, arrays[key], len(x)) for key in ("y", "group", "clip", "caption") if key in arrays
+        key: _text_column(path, key, arrays[key], len(x)) for key in ("y", "group", "clip", "caption") if key in arrays
     }
     fingerprint = imported_fingerprint(name, x.shape[1])
     precision = "fp16" if arrays["x"].dtype == np.float16 else "fp32"
@@ -87,7 +87,7 @@ def read_npz(path: Path, name: str) -> list[tuple[str, FeatureRow]]:
 
 
 def _clips(columns: dict[str, Text], x: npt.NDArray[np.float32]) -> Iterator[tuple[Clip, str]]:
-    """Each row's clip and caption."""
+    """Yield each row's clip and caption."""
     for row in range(len(x)):
         known = {key: str(column[row]) for key, column in columns.items()}
         named = known.get("clip", "")
@@ -118,18 +118,18 @@ def _load(path: Path) -> dict[str, npt.NDArray[np.generic]]:
         ) from error
 
 
-def _numbers(path: Path, x: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+def _embeddings(path: Path, x: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     if x.ndim != 2 or not np.issubdtype(x.dtype, np.floating) or 0 in x.shape:
         raise DataError(f"{printable_path(path)}: x is {x.dtype}{list(x.shape)}, expected floating point [N, D]")
     with np.errstate(over="ignore"):
-        numbers = x.astype(np.float32)
-    if not np.isfinite(numbers).all():
-        row = int(np.flatnonzero(~np.isfinite(numbers).all(axis=1))[0])
+        embeddings = x.astype(np.float32)
+    if not np.isfinite(embeddings).all():
+        row = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[0])
         raise DataError(f"{printable_path(path)}: x holds NaN or infinity, first in row {row}", code="not_finite")
-    return numbers
+    return embeddings
 
 
-def _words(path: Path, key: str, column: npt.NDArray[np.generic], rows: int) -> Text:
+def _text_column(path: Path, key: str, column: npt.NDArray[np.generic], rows: int) -> Text:
     if column.shape != (rows,) or column.dtype.kind not in "US":
         raise DataError(f"{printable_path(path)}: {key} is {column.dtype}{list(column.shape)}, expected text [{rows}]")
     try:

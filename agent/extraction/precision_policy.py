@@ -1,7 +1,7 @@
-"""The precision that an extraction keeps to: what is asked for, and what the store has of the bundle already.
+"""The precision of an extraction: from the options, and from the features that the store holds already.
 
-Features of two precisions in one store are not trained on together, and a person who asked for none did not ask for a
-second. So a store that has features of one precision of the bundle is followed, where the bundle can be computed in it.
+Features of two precisions in one store are not trained on together, and a person who chose no precision did not choose
+a second one. So an extraction into a store that holds one precision of the bundle uses it, where this machine can.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .store import FeatureStore
 
 
 class ResolvedPrecision(NamedTuple):
-    """How the networks are opened."""
+    """The options that the networks are opened with."""
 
     backend_options: BackendOptions
-    choice: Choice | None = None  # what ``--precision auto`` came to
+    choice: Choice | None = None  # the result of ``--precision auto``
 
 
 @dataclass(frozen=True)
 class PrecisionPolicy:
-    """What is asked for beside what there is."""
+    """The precision requested, next to the precisions in the store."""
 
     manifest: Manifest
     backend_options: BackendOptions
@@ -52,12 +52,12 @@ class PrecisionPolicy:
 
     @property
     def held(self) -> str | None:
-        """What is kept to: the precision that training asks for, or that of the store."""
+        """Precision to keep: the one that training uses, or the store's."""
         return self.trained_on or (self.kinds[0] if self.kinds else None)
 
     @property
     def follows(self) -> bool:
-        """Whether the store's precision is taken because nothing is asked for that forbids it."""
+        """True when the store's precision is used because no option contradicts it."""
         asked = {self.backend_options.backend, *self.backend_options.by_graph.values()}
         return (
             self.held is not None
@@ -65,54 +65,54 @@ class PrecisionPolicy:
             and not (self.backend_options.autotune or self.backend_options.bf16)
             and asked <= {AUTO, "openvino"}
             and self.held != effective_precision(self.manifest, self.backend_options)
-            and self.held == effective_precision(self.manifest, self._lowered)
+            and self.held == effective_precision(self.manifest, self._in_bf16)
         )
 
     @property
     def precision(self) -> str:
-        """Under which the clips are looked for in the store; of an empty one, any."""
+        """Precision under which clips are looked up in the store; any for an empty store."""
         if self.held is not None and (self.backend_options.autotune or self.follows):
             return self.held
         return effective_precision(self.manifest, self.backend_options)
 
-    def settle(self, measuring: Measuring, clips: Iterable[Clip]) -> ResolvedPrecision:
-        """To be asked once there is a clip to extract; ``clips`` are those, in order, and looked at when measured.
+    def resolve(self, autotune: AutotuneSettings, clips: Iterable[Clip]) -> ResolvedPrecision:
+        """Choose the options once there is a clip to extract; ``clips`` are the clips to measure with, in order.
 
-        Raises SettingsError ``held_precision`` where nothing here computes in the store's precision.
+        Raises SettingsError ``held_precision`` when no backend here computes in the store's precision.
         """
         if self.backend_options.autotune:
-            question = replace(measuring.question, stored_precision=self.held, fallback_folder=_beside(self.store))
-            choice = autotune_backends(question, clips, notice=measuring.notice, stop=measuring.stop)
-            measuring.notice(choice.line)
+            request = replace(autotune.request, stored_precision=self.held, fallback_folder=_choices_folder(self.store))
+            choice = autotune_backends(request, clips, notice=autotune.notice, stop=autotune.stop)
+            autotune.notice(choice.line)
             return ResolvedPrecision(choice.backend_options, choice)
         if self.follows and self.held is not None:
-            require_precision(self.manifest, self.held, self._lowered)
-            measuring.notice(
-                f"warning: new clips are computed in {self.held}, as the features of this bundle in "
-                f"{printable_path(self.store)} are; to ask for it: --precision {self.held}, or "
+            require_precision(self.manifest, self.held, self._in_bf16)
+            autotune.notice(
+                f"warning: new clips are computed in {self.held}, like the features of this bundle in "
+                f"{printable_path(self.store)}; to choose it explicitly: --precision {self.held}, or "
                 f'precision = "{self.held}" under [work] of agent.toml'
             )
-            return ResolvedPrecision(self._lowered)
+            return ResolvedPrecision(self._in_bf16)
         if self.kinds and self.precision not in self.kinds:
-            measuring.notice(
+            autotune.notice(
                 f"warning: {printable_path(self.store)} holds {', '.join(self.kinds)} features of this bundle, "
                 f"those of new clips are {self.precision}: they are not trained on together"
             )
         return ResolvedPrecision(self.backend_options)
 
     @property
-    def _lowered(self) -> BackendOptions:
+    def _in_bf16(self) -> BackendOptions:
         return replace(self.backend_options, bf16=True)
 
 
 @dataclass(frozen=True)
-class Measuring:
-    """What ``--precision auto`` needs to measure."""
+class AutotuneSettings:
+    """The measurement of ``--precision auto``: its request, and its callbacks."""
 
-    question: AutotuneRequest
+    request: AutotuneRequest
     notice: Callable[[str], None]
     stop: Callable[[], bool]
 
 
-def _beside(store: Path) -> Path:
+def _choices_folder(store: Path) -> Path:
     return store.with_name(f"{store.name}.choices")

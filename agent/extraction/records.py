@@ -1,7 +1,4 @@
-"""What an extraction is asked for, and what it says of itself in the end.
-
-Clips that cannot be used: what is said of them, what is remembered, and when they are tried again.
-"""
+"""An extraction's request and report, and its failed clips: how they are reported, remembered and retried."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ class ClipWarning:
 
 @dataclass(frozen=True)
 class ExtractReport:
-    """How an extraction went. Times are of the clips extracted now; None when there were none."""
+    """The result of an extraction. Times are of the clips extracted now; None when there were none."""
 
     clips: int  # found, usable or not
     extracted: int
@@ -43,18 +40,18 @@ class ExtractReport:
     stopped: bool  # asked to end before all clips were done
     precision: str  # under which the features are stored
     places: tuple[Place, ...]  # where each graph ran; empty when nothing had to be extracted
-    choice: Choice | None = None  # what ``--precision auto`` came to; None when nothing had to be extracted
-    followed: bool = False  # nothing was asked for, and the store's precision was taken
+    choice: Choice | None = None  # result of ``--precision auto``; None when nothing had to be extracted
+    followed: bool = False  # no precision was chosen, and the store's was used
 
     @property
     def nothing_usable(self) -> bool:
-        """Every clip that was found failed: rather the machine or the folder than the clips."""
+        """True when every clip failed: the machine or the folder is the likely cause, not the clips."""
         return len(self.failed) == self.clips > 0
 
 
 @dataclass(frozen=True)
 class ExtractRequest:
-    """What to extract, with what, into what."""
+    """The clips to extract, the bundle to extract with, and the store."""
 
     bundle: Path
     videos: Path
@@ -62,13 +59,13 @@ class ExtractRequest:
     threads: int | None = None  # cores for one network; None: all
     retry: bool = False  # try clips again that failed before
     limits: DecodeLimits = field(default_factory=DecodeLimits)
-    trusted: TrustedKeys = ()  # one of them must have signed the bundle; none: anybody's will do
+    trusted: TrustedKeys = ()  # one of them must have signed the bundle; empty: no signature is required
     backend_options: BackendOptions = DEFAULT_OPTIONS  # where the networks run
     trained_on: str | None = None  # the precision that the settings name for training
 
 
 TIMEOUT = "video_timeout"
-# Failures that lie in the file: the same content is not tried again. Others may be gone next time.
+# Failures caused by the file: the same content is not tried again. Others may not occur next time.
 REMEMBERED = frozenset(
     {"video_empty", "video_not_video", "video_no_stream", "video_damaged", "video_too_large", TIMEOUT}
     | {"video_unknown_codec", "decoder_crashed"}
@@ -87,7 +84,7 @@ class FailedClip:
 
 
 def failed_clip(found: FoundClip, failure: Failure, *, known: bool = False) -> FailedClip:
-    """The reason without the path that it begins with: the clip's name stands beside it."""
+    """Return the failure with its reason, without the path at its start: the clip's name is shown with it."""
     sentence = without_path(found, failure.message)
     if failure.code == TIMEOUT:
         sentence += "; a larger --clip-timeout (agent.toml: clip_timeout in [work]) tries it again"
@@ -99,13 +96,13 @@ def without_path(found: FoundClip, message: str) -> str:
 
 
 def still_holds(failure: Failure, limits: DecodeLimits) -> bool:
-    """Whether a clip that failed so need not be tried under ``limits``."""
+    """True when a clip that failed like this need not be tried again under ``limits``."""
     if failure.code == TIMEOUT and (failure.limit_s is None or failure.limit_s < limits.timeout_s):
         return False
     return failure.code in REMEMBERED
 
 
 def count_by_code(failed: Iterable[FailedClip]) -> dict[str, int]:
-    """How many clips failed of what, most first: what may be told where names may not."""
+    """Count failures by code, most frequent first: for reports that must not name clips."""
     counts = Counter(each.code for each in failed)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

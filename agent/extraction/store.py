@@ -1,8 +1,8 @@
-"""The feature store: what a silo keeps of its clips, one SQLite file.
+"""The feature store: the features of a silo's clips, in one SQLite file.
 
 SQLite comes from apsw (the standard library's may be a version with a fault in its write-ahead
 log). One process writes at a time, others may read meanwhile. Every clip is one transaction with
-synchronous=FULL, so a power cut costs at most the clip in hand. All of it can be made again from
+synchronous=FULL, so a power cut costs at most the clip in progress. All of it can be extracted again from
 the clips; labels and groups come from the folder at each extraction.
 """
 
@@ -37,7 +37,7 @@ class Kind(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """Why a clip could not be used when it was last tried."""
+    """The reason why a clip could not be used when it was last tried."""
 
     code: str
     message: str
@@ -46,7 +46,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FeatureRow:
-    """The numbers of one clip, as they are stored."""
+    """The embedding of one clip, as it is stored."""
 
     clip: Clip
     x: npt.NDArray[np.float32]  # [D]
@@ -75,7 +75,7 @@ class StoredFeatures:
 
 @dataclass(frozen=True)
 class ClipNote:
-    """What a store knows of a clip beside its numbers."""
+    """Everything that a store holds of a clip except its embedding."""
 
     sha256: str
     label: str | None
@@ -95,7 +95,7 @@ class FeatureStore:
 
     @classmethod
     def open(cls, path: Path, *, create: bool = True, read_only: bool = False) -> FeatureStore:
-        """Open the store at ``path``, making it when it is not there and ``create`` says so.
+        """Open the store at ``path``, creating it when there is none and ``create`` is True.
 
         Raises LockedError when another process has it open for writing (and this one would write
         too), DataError ``store_missing`` or ``store_damaged``, SettingsError ``store_version`` for
@@ -137,7 +137,7 @@ class FeatureStore:
         self.close()
 
     def has(self, sha256: str, fingerprint: str, precision: str) -> bool:
-        """Whether the clip's features of this kind are stored."""
+        """True when the clip's features of this kind are stored."""
         query = "SELECT 1 FROM features WHERE sha256 = ? AND fingerprint = ? AND precision = ?"
         return any(self._rows(query, (sha256, fingerprint, precision)))
 
@@ -170,31 +170,31 @@ class FeatureStore:
                 self._rows("DELETE FROM failures WHERE path = ? OR sha256 = ?", (name, row.clip.sha256))
 
     def note_clip(self, clip: Clip, *, name: str = "") -> None:
-        """Remember the clip's label, group and path as they are now; its features stay."""
+        """Record the clip's current label, group and path; its features stay."""
         now = _clip_row(clip, name or clip.path.name)
         if self._rows("SELECT * FROM clips WHERE sha256 = ?", (clip.sha256,)) != [now]:
             with self._writing():
                 self._put_clip(now)
 
     def note_failure(self, path: str, sha256: str, failure: Failure) -> None:
-        """Remember why the clip at ``path`` cannot be used, in place of what was known of its content before."""
+        """Record why the clip at ``path`` cannot be used, in place of an earlier failure of its content."""
         with self._writing():
             self._rows("DELETE FROM failures WHERE sha256 = ?", (sha256,))
             self._rows("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?)", (path, sha256, *failure))
 
     def failure(self, sha256: str) -> Failure | None:
-        """Why this content could not be used when it was last tried."""
+        """Return the reason why this content could not be used when it was last tried."""
         for row in self._rows("SELECT code, message, limit_s FROM failures WHERE sha256 = ?", (sha256,)):
             return Failure(*row)
         return None
 
     def kinds(self) -> list[Kind]:
-        """What the store holds, the largest kind first."""
+        """Return the kinds of features in the store, the largest first."""
         query = "SELECT fingerprint, precision, count(*) FROM features GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
         return [Kind(*row) for row in self._rows(query)]
 
     def read(self, fingerprint: str | None = None, precision: str | None = None) -> StoredFeatures:
-        """All features of one kind; the kind must be named where the store holds several.
+        """Return all features of one kind; the kind must be named where the store holds several.
 
         ``fingerprint``: whole, or enough of its beginning. Raises DataError: ``store_empty``,
         ``no_such_features``, or ``several_kinds`` naming those that would fit.
@@ -218,7 +218,7 @@ class FeatureStore:
         return StoredFeatures(x, labels, groups, clips, captions, paths, kind.fingerprint, kind.precision, vlm_width)
 
     def notes(self, fingerprint: str | None = None, precision: str | None = None) -> list[ClipNote]:
-        """What ``read`` gives of the same clips in the same order, without the numbers. Raises as it does."""
+        """Return the same clips as ``read`` in the same order, without the embeddings. Raises as it does."""
         kind = self._choose(fingerprint, precision)
         query = (
             "SELECT sha256, label, grp, path, caption, times FROM features JOIN clips USING (sha256)"

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from flamest.agent.egress.accountant import Spend, epsilon_of
 from flamest.agent.egress.policy import FLOOR, Policy, PolicyRefused
-from flamest.agent.settings import load_agent_settings, write_starter
+from flamest.agent.settings import load_agent_settings, write_settings_template
 from flamest.agent.training.private import Protection
 from flamest.base.errors import SettingsError
 from flamest.fedproto.records import Evaluation, TrainSettings
@@ -84,7 +84,7 @@ def test_a_message_has_the_overrides_that_it_needed_and_no_other():
 
 
 def test_whoever_uncomments_record_dp_in_the_starter_file_tells_nothing_that_epsilon_does_not_cover(tmp_path):
-    assert write_starter(tmp_path, "silo.key") is not None
+    assert write_settings_template(tmp_path, "silo.key") is not None
     path = tmp_path / "agent.toml"
     assert load_agent_settings(path).policy == Policy()
     line = next(line for line in path.read_text().splitlines() if line.startswith('# privacy = "record-dp"'))

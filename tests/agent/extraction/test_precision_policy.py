@@ -140,8 +140,8 @@ def test_auto_keeps_to_the_stores_precision_or_ends_in_an_error(silo):
 def test_auto_asks_only_once_there_is_a_clip_to_extract(silo, monkeypatch):
     asked = []
 
-    def choose(question, clips, *, notice, stop):
-        asked.append((question.stored_precision, question.fallback_folder, [clip.path.name for clip in clips]))
+    def choose(request, clips, *, notice, stop):
+        asked.append((request.stored_precision, request.fallback_folder, [clip.path.name for clip in clips]))
         return Choice("openvino bf16", "quickest")
 
     monkeypatch.setattr(precision_policy, "autotune_backends", choose)

@@ -1,0 +1,154 @@
+"""The commands ``keygen``, ``run`` and ``status``: from this silo's key to its running daemon."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...base.console import command, say
+from ...base.options import JsonOption, LogLevelOption, TrustedKeyOption
+
+if TYPE_CHECKING:
+    from ..settings import AgentSettings
+    from ..status import AgentStatus
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="The agent's settings, agent.toml.")]
+
+
+@command
+def keygen(
+    name: Annotated[str, typer.Argument(help="This silo's name: 1 to 40 of a-z, 0-9 and '-'.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the key and the request.")] = Path(),
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Make this silo's private key and the request that the coordinator's operator signs.
+
+    The key stays on this machine. The operator returns silo.pem and ca.pem; agent.toml names all three.
+    """
+    from ..identity import make_request
+    from ..settings import write_settings_template
+
+    made = make_request(name, out)
+    template = write_settings_template(out, made.key_path.name)
+    if not as_json:
+        print(f"key (keep it here and secret): {made.key_path}")
+        print(f"request (send it to the coordinator's operator): {made.csr_path}")
+        print(f"the operator runs: flamest-coordinator silo add {name} --csr {made.csr_path.name}")
+        if template is not None:
+            print(f"settings to fill in: {template}")
+    return {"name": name, "key": str(made.key_path), "csr": str(made.csr_path), "settings": template and str(template)}
+
+
+@command
+def run(
+    config: ConfigOption,
+    check_config: Annotated[bool, typer.Option("--check-config", help="Check the settings file and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="End when the run has finished instead of waiting.")] = False,
+    log_level: LogLevelOption = "info",
+    trusted_key: TrustedKeyOption = None,
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Join a coordinator and train whenever it asks. Runs until stopped (Ctrl-C or SIGTERM).
+
+    A new certificate that replaces the old one is used from the next round on, without a restart;
+    SIGHUP (kill -HUP PID) requests it.
+    """
+    import msgspec
+
+    from ...base.log import configure_logging
+    from ...base.process import Shutdown, keep_crashes_private, tune_malloc
+    from ..settings import check_surroundings, load_agent_settings
+
+    settings = load_agent_settings(config, also_trusted=tuple(trusted_key or ()))
+    if check_config:
+        check_surroundings(settings)
+        if not as_json:
+            say(f"{config}: OK")
+        return {"config": str(config), "ok": True}
+
+    from ...fedproto.tls import certificate_silo
+    from ..daemon import run_agent
+
+    configure_logging(level=log_level)
+    keep_crashes_private(full_messages=log_level == "debug")
+    silo = certificate_silo(settings.coordinator.certificate)
+    tune_malloc()
+    status = run_agent(settings, silo, Shutdown.on_signals(), once=once)
+    return dict(msgspec.to_builtins(status))
+
+
+@command
+def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
+    """Show what the daemon is doing, what it has sent, and if it is running."""
+    import msgspec
+
+    from ..settings import load_agent_settings
+    from ..status import is_alive, read_status
+
+    settings = load_agent_settings(config)
+    now = read_status(settings.state)
+    alive = is_alive(settings.state)
+    if not as_json:
+        for line in _status_lines(now, settings, alive=alive):
+            say(line)
+    return {**msgspec.to_builtins(now), "alive": alive, "certificate_days": now.certificate_days}
+
+
+def _status_lines(status: AgentStatus, settings: AgentSettings, *, alive: bool) -> list[str]:
+    """Return the status in words, one fact a line."""
+    from ...fedproto.tls import WARN_DAYS
+    from ..status import renewal_fix
+
+    lines: list[str] = []
+    lines.append(f"{'running' if alive else 'NOT RUNNING'}: {status.doing} since {status.since}")
+    if status.detail:
+        lines.append(f"  {status.code + ': ' if status.code else ''}{status.detail}")
+    if status.extraction:
+        lines.append(f"  the last extraction failed: {status.extraction}")
+    if status.failed_clips:
+        counts = ", ".join(f"{count} {code}" for code, count in status.failed_clips.items())
+        lines.append(f"clips of the videos that cannot be used: {sum(status.failed_clips.values())} ({counts})")
+        lines.append(f"  which, and why: {_extract_command(settings)}")
+    if status.epsilon_budget is not None:
+        lines.append(
+            f"privacy: epsilon {status.epsilon_spent or 0:.3f} of {status.epsilon_budget:g} spent, over all runs"
+        )
+    lines.append(f"silo {status.silo}, run {status.run or '-'}: last answered round {status.round} of {status.rounds}")
+    lines.append(
+        f"clips: {status.clips} to train on, {status.held_out} held out, {status.ignored} without a label of the run"
+    )
+    lines.append(
+        f"left this site: {status.updates_sent} updates, {status.sent_bytes / 1e6:.2f} MB; "
+        f"received {status.received_bytes / 1e6:.2f} MB"
+    )
+    if (left := status.certificate_days) is not None:
+        lines.append(f"certificate: until {status.certificate_expires[:10]}, {left:.0f} days left")
+        if left < WARN_DAYS:
+            lines.append(f"  {renewal_fix(status.silo)}")
+        if status.certificate_problem:
+            lines.append(f"  the new files are not in use: {status.certificate_problem}")
+    if status.adopted:
+        which = {"own": "this silo's own", "final": "the final one of the run"}[status.adopted]
+        lines.append(f"model in use: {which}")
+        if status.adopted_why:
+            lines.append(f"  {status.adopted_why}")
+    for where, graphs in status.graphs_by_place().items():
+        lines.append(f"last extraction: {', '.join(graphs)} on {where}")
+    return lines
+
+
+def _extract_command(settings: AgentSettings) -> str:
+    """Return the daemon's extraction as a command line, to see its errors or to retry clips that failed."""
+    words = ["flamest-agent", "extract"]
+    for option, path in (("bundle", settings.bundle), ("videos", settings.videos), ("store", settings.store)):
+        words += [f"--{option}", str(path)]
+    work = settings.work
+    words += ["--clip-timeout", f"{work.clip_timeout:g}"] + ["--require-backend"] * work.require_backend
+    words += [] if work.backend == "auto" else ["--backend", work.backend]
+    words += [] if work.precision is None else ["--precision", work.precision]
+    for key in settings.trusted_keys:
+        words += ["--trusted-key", key]
+    return shlex.join(words) + "  (--retry tries them again)"
