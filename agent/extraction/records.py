@@ -97,7 +97,7 @@ def without_path(found: FoundClip, message: str) -> str:
 
 def still_holds(failure: Failure, limits: DecodeLimits) -> bool:
     """True when a clip that failed like this need not be tried again under ``limits``."""
-    if failure.code == TIMEOUT and (failure.limit_s is None or failure.limit_s < limits.timeout_s):
+    if failure.code == TIMEOUT and (failure.limit_s or 0.0) < limits.timeout_s:
         return False
     return failure.code in REMEMBERED
 

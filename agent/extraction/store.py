@@ -41,7 +41,7 @@ class Failure(NamedTuple):
 
     code: str
     message: str
-    limit_s: float | None = None  # that decoding it could take then; None: not known
+    limit_s: float | None = None  # seconds that decoding was allowed; None: not stored yet
 
 
 @dataclass(frozen=True, eq=False)

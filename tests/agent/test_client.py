@@ -47,7 +47,7 @@ def test_a_round_from_joining_to_the_receipt(federation):
         assert client.wait(run, 1, 0.2).phase is Phase.WAIT
 
 
-def test_bytes_are_counted_and_a_round_costs_little_more_than_its_tensors(federation):
+def test_a_round_sends_little_more_than_its_tensors(federation):
     with federation.client("a") as client:
         run = client.join()
         task = client.wait(run, 0, 5)
@@ -59,7 +59,7 @@ def test_bytes_are_counted_and_a_round_costs_little_more_than_its_tensors(federa
         assert size < client.received_bytes - before[1] < size + 600
 
 
-def test_no_answer_is_tried_again_soon_and_then_at_any_time_until_patience_is_over(federation):
+def test_retries_start_soon_then_spread_until_the_time_is_over(federation):
     pauses = []
     settings = federation.connection_settings("a")
     federation.stop()
@@ -111,7 +111,7 @@ def test_another_run_on_the_coordinator_asks_to_join_again(federation):
         assert client.join().run == "run-2"
 
 
-def test_work_that_no_round_needs_is_stale_and_says_why(federation):
+def test_an_update_that_no_round_needs_is_stale_with_a_reason(federation):
     with federation.client("a") as client:
         run = client.join()
         task = client.wait(run, 0, 5)
@@ -140,7 +140,7 @@ def test_a_model_with_another_hash_than_announced_is_refused(federation):
         assert error.value.code == "digest"
 
 
-def test_an_update_that_is_not_the_heads_is_not_even_sent(federation):
+def test_an_update_with_nan_is_not_sent(federation):
     with federation.client("a") as client:
         run = client.join()
         task = client.wait(run, 0, 5)
@@ -152,7 +152,7 @@ def test_an_update_that_is_not_the_heads_is_not_even_sent(federation):
         assert client.sent_bytes == sent
 
 
-def test_a_revoked_silo_is_told_so_and_does_not_try_again(federation):
+def test_a_revoked_silo_does_not_retry(federation):
     with federation.client("a", give_up_after_s=60.0) as client:
         run = client.join()
         revoke_silo(federation.folder, "a")
@@ -170,7 +170,7 @@ def files(folder, ca: bytes, certificate: bytes, key: bytes) -> TlsFiles:
     return made
 
 
-def test_files_that_cannot_work_are_refused_before_anything_is_sent(federation, tmp_path):
+def test_invalid_files_are_refused_before_anything_is_sent(federation, tmp_path):
     key, request = make_silo_request("a")
     foreign = files(
         tmp_path, (federation.folder / "ca.pem").read_bytes(), sign_silo(make_authority(), "a", request), key
@@ -180,7 +180,7 @@ def test_files_that_cannot_work_are_refused_before_anything_is_sent(federation, 
     assert error.value.code == "foreign_certificate"
 
 
-def test_the_cause_of_a_failed_handshake_is_told(federation, tmp_path):
+def test_a_failed_handshake_is_explained(federation, tmp_path):
     key, request = make_silo_request("a")
     theirs = make_authority()
     ours = (federation.folder / "ca.pem").read_bytes()
@@ -226,12 +226,12 @@ def test_a_call_ends_soon_after_the_process_is_asked_to_end(federation, connecte
 
 
 @pytest.mark.parametrize("address", ["", "host", "host:", ":7443", "host:0", "host:99999", "host:x"])
-def test_an_address_that_is_none_is_refused(address):
+def test_an_invalid_address_is_refused(address):
     with pytest.raises(SettingsError, match="expected host:port"):
         split_address(address)
 
 
-def test_addresses_of_both_kinds_are_understood():
+def test_host_and_ipv6_addresses_are_parsed():
     assert split_address("fl.example.org:7443") == ("fl.example.org", 7443)
     assert split_address("[::1]:7443") == ("::1", 7443)
 

@@ -1,4 +1,4 @@
-"""T02: an agent killed with SIGKILL while it extracts, trains and uploads loses no clip and sends no round twice.
+"""An agent killed with SIGKILL while it extracts, trains and uploads loses no clip and sends no round twice.
 
 The agent is the real process with its worker and decoder; clips, networks and the coordinator are real too. Its line to
 the coordinator is slow, so that an upload takes long enough to be struck.
@@ -179,7 +179,7 @@ def federation_for(make_federation, bundle, rounds: int):
 def test_a_killed_agent_loses_no_clip_and_resumes_its_upload(
     make_federation, toy_bundle, make_clips, tmp_path, monkeypatch
 ):
-    """T02, reduced: three instants, one in each phase."""
+    """Reduced: three instants, one in each phase."""
     federation = federation_for(make_federation, toy_bundle, 2)
     strikes = ["extracting", "training", "uploading"]
     kill_again_and_again(federation, tmp_path / "silo", make_clips, toy_bundle, monkeypatch, strikes, seed=5)
@@ -187,8 +187,10 @@ def test_a_killed_agent_loses_no_clip_and_resumes_its_upload(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(8))
-def test_an_agent_killed_at_twenty_five_instants(make_federation, toy_bundle, make_clips, tmp_path, monkeypatch, seed):
-    """T02: 200 random instants, in eight runs."""
+def test_an_agent_killed_at_25_instants_loses_nothing(
+    make_federation, toy_bundle, make_clips, tmp_path, monkeypatch, seed
+):
+    """200 random instants, in eight runs."""
     strikes = ["extracting"] * 3 + random.Random(seed).choices(["training", "uploading"], k=22)
     federation = federation_for(make_federation, toy_bundle, 150)  # more than the strikes let pass
     kill_again_and_again(federation, tmp_path / "silo", make_clips, toy_bundle, monkeypatch, strikes, seed)

@@ -1,4 +1,4 @@
-"""T37: what the agent's log says while it extracts, trains, sends and fails; and what a crash says."""
+"""What the agent's log says while it extracts, trains, sends and fails; and what a crash says."""
 
 import json
 import shutil
@@ -73,8 +73,8 @@ def canaries_of(home) -> list[str]:
     return [*(caption for caption in stored.captions if len(caption) > 6), *numbers]
 
 
-def test_t37_the_log_names_no_file_label_caption_or_number(silo):
-    """T37 at INFO: 0 canaries, whatever the agent does."""
+def test_the_log_names_no_file_label_caption_or_value(silo):
+    """At INFO: no canary appears, whatever the agent does."""
     log = run_to_the_end(silo, "info")
     assert "event=extracted" in log
     assert "failed=2" in log
@@ -90,8 +90,8 @@ def test_t37_the_log_names_no_file_label_caption_or_number(silo):
     assert [canary for canary in canaries_of(silo) if canary in log] == []
 
 
-def test_t37_a_failing_extraction_says_its_code_in_the_log_and_the_rest_in_the_status(silo):
-    """T37: the message names the folder, so it stays in the state folder; with --log-level debug it is told."""
+def test_a_failed_extraction_logs_its_code_and_nothing_else(silo):
+    """The message names the folder, so it stays in the state folder; with --log-level debug it is told."""
     shutil.rmtree(silo / "canary-videos")
     (silo / "canary-videos").mkdir()
     for level, told in (("info", False), ("debug", True)):
@@ -105,8 +105,8 @@ def test_t37_a_failing_extraction_says_its_code_in_the_log_and_the_rest_in_the_s
     assert "canary-videos holds no video files" in read_status(silo / "state").extraction
 
 
-def test_t37_what_nobody_foresaw_in_the_worker_is_told_without_its_message():
-    """T37: crash path of the worker; it says what kind of error and where, and the daemon goes on."""
+def test_an_unforeseen_error_in_the_worker_is_logged_without_its_message():
+    """Crash path of the worker; it says what kind of error and where, and the daemon goes on."""
     with Worker(Shutdown()) as worker:
         with pytest.raises(WorkerCrashed, match=r"ValueError in agent/worker\.py:\d+") as error:
             worker.call(int, SECRET)  # Python's message would repeat it
@@ -130,8 +130,8 @@ except ValueError as error:
 
 
 @pytest.mark.parametrize("level", ["info", "debug"])
-def test_t37_an_error_that_nobody_caught_names_kinds_and_places_only(level):
-    """T37: crash path of the daemon and its threads."""
+def test_an_uncaught_error_names_types_and_places_only(level):
+    """Crash path of the daemon and its threads."""
     done = subprocess.run([sys.executable, "-c", CRASH, SECRET, level], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert (SECRET in done.stdout + done.stderr) is (level == "debug")
@@ -153,8 +153,8 @@ if __name__ == "__main__":
 """
 
 
-def test_t37_no_core_is_dumped_by_the_daemon_and_its_worker(tmp_path):
-    """T37: and neither can switch it on again."""
+def test_daemon_and_worker_dump_no_core(tmp_path):
+    """And neither can switch it on again."""
     script = tmp_path / "script.py"
     script.write_text(CORE)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)

@@ -54,7 +54,7 @@ def test_predict_escapes_labels_captions_and_file_names(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("status", [grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INVALID_ARGUMENT])
-def test_what_the_coordinator_answers_is_one_printable_line_of_an_error(status):
+def test_the_coordinators_message_becomes_one_printable_line(status):
     """Escaped where it comes in: it goes on into status.json and the log."""
 
     class Failed(grpc.RpcError):

@@ -29,14 +29,14 @@ def test_work_runs_in_another_process_that_is_kept(worker):
     assert worker.call(sha256_bytes, b"abc")[:4] == "ba78"
 
 
-def test_an_error_comes_back_with_its_code_and_fix(worker, tmp_path):
+def test_an_error_keeps_its_code_and_fix(worker, tmp_path):
     with pytest.raises(StorageError, match="missing") as caught:
         worker.call(sha256_file, tmp_path / "missing")
     assert caught.value.code == "storage"
     assert worker.call(sha256_bytes, b"")
 
 
-def test_a_killed_worker_is_an_error_and_the_next_task_gets_a_new_one(worker):
+def test_a_killed_worker_is_an_error_and_is_replaced(worker):
     pid = worker.call(os.getpid)
     threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
     with pytest.raises(WorkerCrashed):
@@ -44,7 +44,7 @@ def test_a_killed_worker_is_an_error_and_the_next_task_gets_a_new_one(worker):
     assert worker.call(os.getpid) != pid
 
 
-def test_a_runtime_that_crashes_takes_the_worker_with_it_and_not_the_daemon(worker):
+def test_a_crashing_runtime_ends_the_worker_and_not_the_daemon(worker):
     with pytest.raises(WorkerCrashed, match="worker process ended"):
         worker.call(ctypes.string_at, 0)  # reads address 0
     assert worker.call(sha256_bytes, b"abc")[:4] == "ba78"
@@ -72,7 +72,7 @@ def test_an_idle_worker_ends_and_a_busy_one_does_not():
         assert psutil.pid_exists(pids[1])
 
 
-def test_an_error_that_is_not_ours_ends_the_worker_and_not_the_daemon(worker):
+def test_an_unexpected_error_is_reported_without_its_message(worker):
     with pytest.raises(WorkerCrashed):
         worker.call(int, "seven")
     assert worker.call(sha256_bytes, b"")

@@ -1,4 +1,4 @@
-"""T34: how many clips come back out of an update, and what the policy does about it. bench/inversion.py: full size."""
+"""How many clips come back out of an update, and what the policy does about it. bench/inversion.py: full size."""
 
 import numpy as np
 import pytest
@@ -29,36 +29,36 @@ def after_adam(count: int):
     return table, base, HeadTrainer(SPEC, threads=1).train(base, table, SETTINGS, seed=SHUFFLES).params
 
 
-def test_t34_without_a_policy_division_recovers_clips_of_a_small_update():
-    """T34: the attack works: with plain gradient descent, 4 clips, nothing in its way."""
+def test_without_a_policy_division_recovers_clips_of_a_small_update():
+    """The attack works: with plain gradient descent, 4 clips, nothing in its way."""
     table, base, update = after_sgd(4)
     found = nearest(divide(base, update), table.x)
     assert found.recovered >= 1
     assert found.cosines.max() > 0.99
 
 
-def test_t34_at_the_floor_division_recovers_nothing():
-    """T34: 0 of 256 within 5 %, with plain gradient descent."""
+def test_at_the_floor_division_recovers_nothing():
+    """0 of 256 within 5 %, with plain gradient descent."""
     table, base, update = after_sgd(FLOOR)
     assert nearest(divide(base, update), table.x).recovered == 0
 
 
-def test_t34_a_clipped_and_blurred_update_gives_nothing_back():
-    """T34: ``privacy = "clip"`` as it comes, on the small update that the attack works on."""
+def test_a_clipped_and_noised_update_reveals_nothing():
+    """``privacy = "clip"`` as it comes, on the small update that the attack works on."""
     table, base, update = after_sgd(4)
     sent = protected(base, update, Protection("clip", CLIP_NORM, NOISE), fresh_generator())
     assert nearest(divide(base, sent), table.x).recovered == 0
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_t34_division_fails_on_the_products_optimiser(count):
-    """T34: Adam divides every gradient by its own size, so that nothing is left to divide."""
+def test_division_fails_on_adam(count):
+    """Adam divides every gradient by its own size, so that nothing is left to divide."""
     table, base, update = after_adam(count)
     assert nearest(divide(base, update), table.x).recovered == 0
 
 
-def test_t34_the_optimisation_attack_works_where_it_can():
-    """T34: on one step of plain gradient descent it comes close to one clip, so that what it finds elsewhere counts."""
+def test_the_optimisation_attack_works_on_one_step_of_gradient_descent():
+    """On one step of plain gradient descent it comes close to one clip, so that what it finds elsewhere counts."""
     table, base = clips(1), initial_params(SPEC, 1)
     one_step = TrainSettings(epochs=1)
     update = sgd_update(SPEC, base, table, one_step, SHUFFLES)
@@ -66,8 +66,8 @@ def test_t34_the_optimisation_attack_works_where_it_can():
     assert found.cosines[0] > 0.99
 
 
-def test_t34_the_optimisation_attack_finds_a_direction_and_no_clip_in_an_update_of_adam():
-    """T34: the signs of a single clip's numbers shine through Adam; its numbers do not."""
+def test_the_optimisation_attack_finds_no_clip_in_an_update_of_adam():
+    """The signs of a single clip's numbers shine through Adam; its numbers do not."""
     table, base, update = after_adam(1)
     found = nearest(optimise(SPEC, base, update, table.y, (SETTINGS, SHUFFLES), Search(150, 20)), table.x)
     assert found.recovered == 0
@@ -75,8 +75,8 @@ def test_t34_the_optimisation_attack_finds_a_direction_and_no_clip_in_an_update_
 
 
 @pytest.mark.parametrize("count", [1, 4, 16, 64, FLOOR - 1])
-def test_t34_the_policy_refuses_every_update_below_the_floor(count):
-    """T34: ``policy_refused``, whatever the run asks for."""
+def test_the_policy_refuses_every_update_below_the_floor(count):
+    """``policy_refused``, whatever the run asks for."""
     with pytest.raises(PolicyRefused) as error:
         Policy().permit(count, SETTINGS, ())
     assert error.value.code == "policy_refused"

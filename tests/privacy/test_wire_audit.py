@@ -1,4 +1,4 @@
-"""T32 and T35: everything that an agent sends in ten rounds, decrypted, searched for what must stay on the silo."""
+"""Everything that an agent sends in ten rounds, decrypted, searched for what must stay on the silo."""
 
 import base64
 import threading
@@ -91,8 +91,8 @@ def fields_of(message, found: dict[str, set[str]]) -> None:
 
 
 @pytest.mark.parametrize("codec", ["fp32", "int8"])
-def test_t32_nothing_but_the_parameters_leaves(canary_federation, home, tap_of, find_hits, heard, codec):
-    """T32 wire audit: 0 canaries in all bytes of ten rounds, both directions; 0 fields that are not allowed."""
+def test_nothing_but_the_parameters_leaves(canary_federation, home, tap_of, find_hits, heard, codec):
+    """0 canaries in all bytes of ten rounds, both directions; 0 fields that are not allowed."""
     federation = canary_federation
     federation.config.write_text(federation.config.read_text().replace('codec = "fp32"', f'codec = "{codec}"'))
     federation.start()
@@ -127,8 +127,8 @@ def test_t32_nothing_but_the_parameters_leaves(canary_federation, home, tap_of, 
     assert told == [update.payload_sha256.hex() for update in updates]
 
 
-def test_t32_the_search_would_have_found_them(home, find_hits):
-    """T32: it bites, in every disguise."""
+def test_the_search_finds_canaries_in_every_disguise(home, find_hits):
+    """It bites, in every disguise."""
     caption, row = "a canary 59 as a caption", home.canaries[5]
     text = f"xx{caption}yy"
     for leak in (
@@ -160,8 +160,8 @@ def header_fields(home, federation, tap_of, policy: str) -> list[pb.UpdateHeader
     return headers
 
 
-def test_t35_by_default_exact_counts_and_one_figure_for_all_held_out_clips(canary_federation, home, tap_of):
-    """T35 metadata: the exact list of what is told besides the parameters."""
+def test_by_default_counts_are_exact_and_evaluation_is_one_figure(canary_federation, home, tap_of):
+    """The exact list of what is told besides the parameters."""
     headers = header_fields(home, canary_federation, tap_of, "hold_out = 0.25")
     known = sum(1 for number in range(60) if number % 10)
     for header in headers:
@@ -174,16 +174,16 @@ def test_t35_by_default_exact_counts_and_one_figure_for_all_held_out_clips(canar
         assert header.examples + header.evaluation.count == known
 
 
-def test_t35_a_policy_tells_less(canary_federation, home, tap_of):
-    """T35: no accuracy of this silo, and no exact number of its clips."""
+def test_a_policy_reports_less(canary_federation, home, tap_of):
+    """No accuracy of this silo, and no exact number of its clips."""
     policy = 'hold_out = 0.0\nreport_evaluation = false\nreport_counts = "power-of-two"'
     headers = header_fields(home, canary_federation, tap_of, policy)
     assert {header.examples for header in headers} == {64}  # of 54
     assert not any(header.HasField("evaluation") for header in headers)
 
 
-def test_t35_no_field_of_any_message_could_carry_more():
-    """T35 and T33: what the protocol has room for is what was looked through here."""
+def test_no_message_has_a_field_that_is_not_listed():
+    """What the protocol has room for is what was looked through here."""
     seen, pending = {}, [pb.JoinRequest, pb.WaitRequest, pb.FetchRequest, pb.UpdatePart, pb.EvaluationReport]
     while pending:
         kind = pending.pop().DESCRIPTOR

@@ -145,7 +145,7 @@ def test_a_file_of_very_many_streams_ends_in_a_code(clips, tmp_path, streams):
 
 
 def test_a_file_that_grows_while_it_is_read_ends_in_frames_or_a_code(decoder, clips, tmp_path):
-    """T39. extract looks at the file again afterwards, and takes none that changed (tests/agent/test_extract.py)."""
+    """Extraction rejects a file that changed meanwhile (tests/agent/extraction/test_extract.py)."""
     data = clips.write_clip(tmp_path / "whole.avi", frames=120, noise=60).read_bytes()
     path, stop = tmp_path / "growing.avi", threading.Event()
     path.write_bytes(data[: len(data) // 3])

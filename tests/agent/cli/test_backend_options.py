@@ -35,7 +35,7 @@ def extract(bundle, videos, store, *words, **options):
     return run("extract", "--bundle", bundle, "--videos", videos, "--store", store, "--threads", 1, *words, **options)
 
 
-def test_extraction_says_where_each_network_ran(toy_bundle, videos, tmp_path):
+def test_extraction_prints_where_each_network_ran(toy_bundle, videos, tmp_path):
     out = extract(toy_bundle, videos, tmp_path / "s.sqlite")
     assert "vision, text, cnn, keyframes ran on ONNX Runtime CPU, fp32" in out
     said = json.loads(extract(toy_bundle, videos, tmp_path / "t.sqlite", "--json").splitlines()[-1])
@@ -47,7 +47,7 @@ def test_extraction_says_where_each_network_ran(toy_bundle, videos, tmp_path):
     assert (again["extracted"], again["backends"]) == (0, {})
 
 
-def test_a_fallback_from_a_named_backend_is_told_with_its_reason_and_fix(toy_bundle, videos, tmp_path, no_gpu):
+def test_a_fallback_from_a_named_backend_is_explained(toy_bundle, videos, tmp_path, no_gpu):
     out = extract(toy_bundle, videos, tmp_path / "s.sqlite", "--backend", "onnxruntime-cuda")
     assert "ran on ONNX Runtime CPU" in out
     assert "vision, text, cnn, keyframes not on ONNX Runtime CUDA\n    NO_DRIVER_OR_GPU" in out
@@ -67,7 +67,7 @@ def test_a_required_backend_makes_the_fallback_an_error(toy_bundle, videos, tmp_
 
 
 @pytest.mark.parametrize("words", [("--backend", "cuda"), ("--require-backend",), ("--precision", "int8")])
-def test_words_that_mean_nothing_end_before_any_work(toy_bundle, videos, tmp_path, words):
+def test_unknown_backend_names_are_refused_before_any_work(toy_bundle, videos, tmp_path, words):
     extract(toy_bundle, videos, tmp_path / "s.sqlite", *words, code=2)
     assert not (tmp_path / "s.sqlite").exists()
 
@@ -82,7 +82,7 @@ def no_gpu():
         pytest.skip("this machine has a GPU")
 
 
-def test_doctor_shows_the_whole_ladder_and_what_to_type(toy_bundle, no_gpu):
+def test_doctor_shows_every_backend_with_a_fix(toy_bundle, no_gpu):
     out = run("doctor", "--bundle", toy_bundle)
     for words in (
         "NVIDIA GPU: none",
@@ -116,7 +116,7 @@ key = "silo.key"
 """
 
 
-def test_the_settings_take_the_same_words(tmp_path):
+def test_the_settings_accept_the_same_backend_names(tmp_path):
     path = tmp_path / "agent.toml"
     path.write_text(SETTINGS + 'backend = "openvino,text=onnxruntime"\nprecision = "bf16"\nrequire_backend = true\n')
     backend_options = load_agent_settings(path).work.backend_options
@@ -126,7 +126,7 @@ def test_the_settings_take_the_same_words(tmp_path):
         load_agent_settings(path)
 
 
-def test_the_settings_say_how_long_a_clip_may_take(tmp_path):
+def test_the_settings_bound_the_time_for_a_clip(tmp_path):
     path = tmp_path / "agent.toml"
     path.write_text(SETTINGS)
     assert load_agent_settings(path).work.clip_timeout == DecodeLimits().timeout_s == 120.0

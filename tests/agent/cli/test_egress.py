@@ -38,7 +38,7 @@ def run(*words):
     return CliRunner().invoke(app, ["egress", *map(str, words)])
 
 
-def test_it_says_in_words_what_left_and_what_did_not(state):
+def test_egress_prints_what_left_and_what_did_not(state):
     said = run("--state", state)
     assert said.exit_code == 0
     for words in (
@@ -57,7 +57,7 @@ def test_it_says_in_words_what_left_and_what_did_not(state):
         assert words in said.stdout
 
 
-def test_json_has_every_entry_and_the_sums(state):
+def test_json_has_every_entry_and_the_totals(state):
     told = json.loads(run("--state", state, "--json").stdout.splitlines()[-1])
     assert [entry["what"] for entry in told["entries"]] == ["enrolment", "policy", "update", "evaluation", "refused"]
     assert {key: told[key] for key in ("updates", "bytes", "refused", "overrides", "whole", "problems")} == {
@@ -70,7 +70,7 @@ def test_json_has_every_entry_and_the_sums(state):
     }
 
 
-def test_verify_ends_with_65_when_a_line_is_gone(state):
+def test_verify_exits_with_65_when_a_line_is_gone(state):
     assert run("--state", state, "--verify").exit_code == 0
     path = state / LEDGER_FILE
     kept = path.read_bytes().splitlines(keepends=True)
@@ -81,21 +81,21 @@ def test_verify_ends_with_65_when_a_line_is_gone(state):
     assert "BROKEN" in run("--state", state).stdout  # what is left can still be read
 
 
-def test_without_a_silo_it_says_what_to_type(tmp_path, monkeypatch):
+def test_without_settings_the_error_names_the_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = run()
     assert said.exit_code == 2
     assert "--config agent.toml" in said.output
 
 
-def test_a_silo_that_never_sent_an_update_says_so(tmp_path):
+def test_egress_of_a_silo_without_updates_counts_none(tmp_path):
     Ledger.open(tmp_path).append("policy", policy={"min_samples": 256})
     told = json.loads(run("--state", tmp_path, "--json").stdout.splitlines()[-1])
     assert [entry["what"] for entry in told["entries"]] == ["policy"]
     assert (told["updates"], told["bytes"], told["whole"]) == (0, 0, True)
 
 
-def test_a_folder_without_a_ledger_is_an_error_and_never_a_silo_that_nothing_has_left(tmp_path):
+def test_a_folder_without_a_ledger_is_an_error(tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
         done = run("--state", folder)
         assert done.exit_code == 65
@@ -103,7 +103,7 @@ def test_a_folder_without_a_ledger_is_an_error_and_never_a_silo_that_nothing_has
         assert "--config agent.toml" in done.output
 
 
-def test_what_the_coordinator_named_reaches_no_terminal_raw(tmp_path):
+def test_names_from_the_coordinator_are_escaped(tmp_path):
     Ledger.open(tmp_path).append("refused", run="\x1b[2J", round=1, code="min_samples", detail="too few")
     done = run("--state", tmp_path)
     assert done.exit_code == 0, done.output

@@ -21,7 +21,7 @@ def test_the_request_can_be_signed(tmp_path):
     assert b"BEGIN CERTIFICATE" in sign_silo(make_authority(), "a", made.csr_path.read_bytes())
 
 
-def test_a_name_that_no_silo_can_have_leaves_no_file(tmp_path):
+def test_an_invalid_silo_name_leaves_no_file(tmp_path):
     with pytest.raises(UsageError):
         make_request("../a", tmp_path / "new")
     assert list(tmp_path.iterdir()) == []

@@ -41,7 +41,7 @@ def run(*words):
 
 
 @pytest.mark.parametrize("signer", [None, STRANGER])
-def test_extract_refuses_a_bundle_that_no_trusted_key_signed_and_makes_no_store(clips, bundle, key, tmp_path, signer):
+def test_extract_refuses_a_bundle_that_no_trusted_key_signed(clips, bundle, key, tmp_path, signer):
     clips.write_clip(tmp_path / "videos" / "wave" / "0.avi", frames=12)
     if signer is not None:
         sign(bundle, signer)
@@ -53,7 +53,7 @@ def test_extract_refuses_a_bundle_that_no_trusted_key_signed_and_makes_no_store(
     assert not store.exists()
 
 
-def test_extract_takes_a_bundle_that_the_trusted_key_signed(clips, bundle, key, tmp_path):
+def test_extract_accepts_a_bundle_that_the_trusted_key_signed(clips, bundle, key, tmp_path):
     clips.write_clip(tmp_path / "videos" / "wave" / "0.avi", frames=12)
     sign(bundle, OPERATOR)
     words = ("extract", "--bundle", bundle, "--videos", tmp_path / "videos", "--store", tmp_path / "f.sqlite")
@@ -82,7 +82,7 @@ def settings_file(folder, *lines):
     return file
 
 
-def test_keys_of_the_settings_are_files_beside_them_or_texts(key, tmp_path):
+def test_keys_in_the_settings_are_relative_files_or_texts(key, tmp_path):
     text = public(STRANGER, "other").text
     settings = load_agent_settings(settings_file(tmp_path, f'trusted_keys = ["operator.pub", "{text}"]'))
     assert settings.trust() == (public(OPERATOR, "operator"), public(STRANGER, "other"))
@@ -92,12 +92,12 @@ def test_keys_of_the_settings_are_files_beside_them_or_texts(key, tmp_path):
 
 
 @pytest.mark.parametrize("entry", ["none.pub", "ed25519:AAAA"])
-def test_a_key_that_cannot_be_read_is_found_when_the_settings_are(tmp_path, entry):
+def test_an_unreadable_key_is_an_error_when_the_settings_are_loaded(tmp_path, entry):
     with pytest.raises(SettingsError, match="trusted_keys: "):
         load_agent_settings(settings_file(tmp_path, f'trusted_keys = ["{entry}"]'))
 
 
-def test_check_config_asks_who_signed_the_bundle(bundle, key, tmp_path, monkeypatch):
+def test_check_config_verifies_the_bundles_signature(bundle, key, tmp_path, monkeypatch):
     monkeypatch.setattr("flamest.agent.settings.check_files", lambda files: None)
     (tmp_path / "videos").mkdir()
     settings = load_agent_settings(settings_file(tmp_path, 'trusted_keys = ["operator.pub"]'))
@@ -107,7 +107,7 @@ def test_check_config_asks_who_signed_the_bundle(bundle, key, tmp_path, monkeypa
     check_surroundings(settings)
 
 
-def test_the_daemon_s_extraction_gets_the_keys_of_its_settings(bundle, key, clips, tmp_path):
+def test_the_daemons_extraction_uses_the_keys_of_its_settings(bundle, key, clips, tmp_path):
     """What the worker is asked for travels to another process: keys and all."""
     import pickle
 

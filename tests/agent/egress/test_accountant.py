@@ -1,4 +1,4 @@
-"""T36: the accountant's epsilon is dp-accounting's to 1e-6."""
+"""The accountant's epsilon is dp-accounting's to 1e-6."""
 
 import math
 import warnings
@@ -23,13 +23,13 @@ KEPT = [
 
 
 @pytest.mark.parametrize(("mechanism", "at_5", "at_7"), KEPT)
-def test_t36_epsilon_is_the_one_that_dp_accounting_gave(mechanism, at_5, at_7):
+def test_epsilon_equals_that_of_dp_accounting(mechanism, at_5, at_7):
     spend = Spend(*mechanism)
     assert epsilon_of([spend], 1e-5) == pytest.approx(at_5, abs=1e-6)
     assert epsilon_of([spend], 1e-7) == pytest.approx(at_7, abs=1e-6)
 
 
-def test_t36_epsilon_is_the_one_that_dp_accounting_gives_for_a_whole_history():
+def test_epsilon_of_a_history_equals_that_of_dp_accounting():
     """Asked anew where the package is there (`pip install 'flamest[privacy]'`): rounds of a silo that grows."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -58,13 +58,13 @@ def test_the_divergence_of_whole_orders_is_the_integral(order):
     assert renyi(q, z, order) == pytest.approx(math.log(total * width / 3) / (order - 1), rel=1e-9)
 
 
-def test_nothing_costs_nothing_and_no_noise_costs_everything():
+def test_nothing_spends_nothing_and_no_noise_spends_everything():
     assert epsilon_of([], 1e-5) == 0.0
     assert epsilon_of([Spend(0.0, 1.0, 10)], 1e-5) == 0.0
     assert epsilon_of([Spend(0.1, 0.0, 1)], 1e-5) == math.inf
 
 
-def test_more_steps_more_clips_and_less_noise_cost_more():
+def test_more_steps_more_clips_and_less_noise_spend_more():
     middle = epsilon_of([Spend(0.1, 1.0, 20)], 1e-5)
     for worse in (Spend(0.1, 1.0, 21), Spend(0.11, 1.0, 20), Spend(0.1, 0.9, 20)):
         assert epsilon_of([worse], 1e-5) > middle

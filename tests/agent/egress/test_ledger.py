@@ -31,7 +31,7 @@ def rewrite(folder, content):
     (folder / LEDGER_FILE).write_bytes(b"".join(content))
 
 
-def test_every_entry_is_a_line_that_holds_the_hash_of_the_one_before(ledger, tmp_path):
+def test_every_line_holds_the_hash_of_the_one_before(ledger, tmp_path):
     reading = read_ledger(tmp_path)
     assert reading.problems == ()
     assert [entry.n for entry in reading.entries] == [1, 2, 3, 4]
@@ -43,7 +43,7 @@ def test_every_entry_is_a_line_that_holds_the_hash_of_the_one_before(ledger, tmp
 
 
 @pytest.mark.parametrize("gone", [0, 1, 2, 3])
-def test_a_removed_line_is_found_wherever_it_was(ledger, tmp_path, gone):
+def test_a_removed_line_is_found(ledger, tmp_path, gone):
     kept = lines(tmp_path)
     del kept[gone]
     rewrite(tmp_path, kept)
@@ -54,21 +54,21 @@ def test_a_removed_line_is_found_wherever_it_was(ledger, tmp_path, gone):
 
 
 @pytest.mark.parametrize("line", [0, 1, 2, 3])
-def test_a_changed_line_is_found_wherever_it_is(ledger, tmp_path, line):
+def test_a_changed_line_is_found(ledger, tmp_path, line):
     kept = lines(tmp_path)
     kept[line] = kept[line].replace(b'"bytes":24', b'"bytes":23')
     rewrite(tmp_path, kept)
     assert read_ledger(tmp_path).problems
 
 
-def test_a_ledger_that_is_gone_is_missed(ledger, tmp_path):
+def test_a_missing_ledger_is_noticed(ledger, tmp_path):
     (tmp_path / LEDGER_FILE).unlink()
     assert read_ledger(tmp_path).problems
     (tmp_path / HEAD_FILE).unlink()
     assert read_ledger(tmp_path) == ledger_module.Reading((), "0" * 64, ())
 
 
-def test_a_line_that_a_crash_cut_short_stays_and_the_next_ones_follow(ledger, tmp_path):
+def test_a_line_cut_short_by_a_crash_stays(ledger, tmp_path):
     *kept, last = lines(tmp_path)
     rewrite(tmp_path, [*kept, last, last[:40]])
     again = Ledger.open(tmp_path)
@@ -85,7 +85,7 @@ def test_a_crash_before_the_head_was_written_is_no_loss(ledger, tmp_path):
     assert read_ledger(tmp_path).problems == ()
 
 
-def test_what_cannot_be_written_raises_and_the_ledger_goes_on_when_there_is_room(ledger, tmp_path, monkeypatch):
+def test_the_ledger_resumes_after_a_full_disk(ledger, tmp_path, monkeypatch):
     write = os.write
 
     def full(handle, data):
@@ -103,7 +103,7 @@ def test_what_cannot_be_written_raises_and_the_ledger_goes_on_when_there_is_room
     assert (reading.problems, len(reading.entries), reading.entries[-1].n) == ((), 5, 5)
 
 
-def test_a_line_that_was_written_though_the_disk_failed_is_not_written_twice(ledger, tmp_path, monkeypatch):
+def test_a_line_written_despite_an_error_is_not_written_twice(ledger, tmp_path, monkeypatch):
     def failing(handle):
         raise OSError(errno.EIO, "Input/output error")
 
@@ -130,7 +130,7 @@ def test_the_line_is_durable_before_append_returns(tmp_path, monkeypatch):
     assert calls[:2] == ["write", "fsync"]
 
 
-def test_the_same_values_sent_again_cost_no_privacy_again(tmp_path):
+def test_the_same_payload_sent_again_spends_no_privacy(tmp_path):
     ledger = Ledger.open(tmp_path)
     spend = Spend(0.1, 1.0, 10)
     for number, sha256 in ((1, "aa"), (1, "aa"), (2, "bb")):

@@ -29,14 +29,14 @@ def policy(text: str, tmp_path) -> Policy:
     return load_agent_settings(path).policy
 
 
-def test_the_defaults_are_the_careful_ones(tmp_path):
+def test_the_defaults_are_strict(tmp_path):
     made = policy("", tmp_path)
     assert (made.min_samples, made.report_counts, made.privacy, made.overrides()) == (FLOOR, "exact", "off", ())
     assert (made.reports, made.report_classes, made.share_for_evaluation) == (True, 0, False)
     assert made.protection == Protection()
 
 
-def test_a_floor_below_ours_has_to_be_meant(tmp_path):
+def test_a_floor_below_ours_needs_an_override(tmp_path):
     with pytest.raises(SettingsError, match="min_samples_override = true"):
         policy("min_samples = 50", tmp_path)
     made = policy("min_samples = 50\nmin_samples_override = true", tmp_path)
@@ -56,7 +56,7 @@ def test_a_floor_below_ours_has_to_be_meant(tmp_path):
         ("min_samples = 0", "min_samples"),
     ],
 )
-def test_what_makes_no_sense_is_said_by_key(tmp_path, text, said):
+def test_invalid_values_are_named_by_key(tmp_path, text, said):
     with pytest.raises(SettingsError, match=r"policy\.") as error:
         policy(text, tmp_path)
     assert said in error.value.message
@@ -83,7 +83,7 @@ def test_a_message_has_the_overrides_that_it_needed_and_no_other():
     assert both.overridden(FLOOR, evaluation=False) == ()
 
 
-def test_whoever_uncomments_record_dp_in_the_starter_file_tells_nothing_that_epsilon_does_not_cover(tmp_path):
+def test_record_dp_from_the_template_reports_no_evaluation(tmp_path):
     assert write_settings_template(tmp_path, "silo.key") is not None
     path = tmp_path / "agent.toml"
     assert load_agent_settings(path).policy == Policy()
@@ -93,7 +93,7 @@ def test_whoever_uncomments_record_dp_in_the_starter_file_tells_nothing_that_eps
     assert (private.privacy, private.reports, private.overrides()) == ("record-dp", False, ())
 
 
-def test_counts_are_told_exactly_or_as_the_nearest_power_of_two():
+def test_counts_are_exact_or_the_nearest_power_of_two():
     exact, coarse = Policy(), Policy(report_counts="power-of-two")
     assert [exact.rounded_count(count) for count in (1, 300, 1000)] == [1, 300, 1000]
     assert [coarse.rounded_count(count) for count in (1, 300, 362, 363, 1000)] == [1, 256, 256, 512, 1024]
@@ -102,7 +102,7 @@ def test_counts_are_told_exactly_or_as_the_nearest_power_of_two():
     assert exact.redact_evaluation(Evaluation(0.5, 60, 80)) == Evaluation(0.5, 60, 80)
 
 
-def test_nothing_is_told_of_held_out_clips_when_the_policy_says_so():
+def test_no_evaluation_is_reported_when_the_policy_forbids_it():
     assert Policy(report_evaluation=False).redact_evaluation(Evaluation(0.5, 60, 80)) is None
 
 
@@ -115,7 +115,7 @@ def test_too_few_clips_are_refused_with_a_code():
     assert (again.reason, again.message, again.examples) == ("few_samples", error.value.message, 255)
 
 
-def test_the_budget_stops_training_and_what_was_spent_before_counts():
+def test_the_budget_counts_earlier_updates_and_stops_training():
     private = Policy(privacy="record-dp", epsilon=3.0, noise_multiplier=2.0)
     train = TrainSettings(epochs=1, batch_size=64)
     spends: list[Spend] = []

@@ -38,12 +38,12 @@ def test_the_folder_that_holds_a_clip_is_its_label_at_any_depth(tmp_path):
     }
 
 
-def test_clips_come_in_the_order_of_their_names_whatever_the_disk_says(tmp_path):
+def test_clips_are_sorted_by_name(tmp_path):
     put(tmp_path, *(f"{label}/{number}.avi" for label in "cab" for number in (2, 1)))
     assert list(found(tmp_path)) == ["a/1.avi", "a/2.avi", "b/1.avi", "b/2.avi", "c/1.avi", "c/2.avi"]
 
 
-def test_files_that_are_no_videos_and_hidden_ones_are_left_alone(tmp_path):
+def test_files_that_are_no_videos_and_hidden_ones_are_ignored(tmp_path):
     put(tmp_path, "wave/a.avi", "wave/notes.txt", "wave/Thumbs.db", "wave/._a.avi", ".trash/wave/b.avi", "README.md")
     assert list(found(tmp_path)) == ["wave/a.avi"]
     assert problems(tmp_path) == {}
@@ -52,12 +52,12 @@ def test_files_that_are_no_videos_and_hidden_ones_are_left_alone(tmp_path):
 @pytest.mark.parametrize(
     "name", ["!!!.avi", "(HQ) 300+ Yards.avi", "%d.avi", "-rf.avi", "ünïcode 日本.avi", "a'b\"c.avi", " .avi"]
 )
-def test_odd_names_are_found(tmp_path, name):
+def test_unusual_names_are_found(tmp_path, name):
     put(tmp_path, f"wave (2)/{name}")
     assert found(tmp_path)[f"wave (2)/{name}"][0] == "wave (2)"
 
 
-def test_names_that_cannot_be_printed_are_escaped_and_the_file_is_still_reached(tmp_path):
+def test_unprintable_names_are_escaped_and_their_files_opened(tmp_path):
     folder = os.fsencode(tmp_path) + b"/wave\xff"
     os.mkdir(folder)
     for name in (b"/a\xe9.avi", b"/new\nline.avi"):
@@ -94,7 +94,7 @@ def test_the_scene_is_read_from_names_of_known_data_sets(stem, label, group):
     assert default_group(stem, label) == group
 
 
-def test_cuts_of_one_film_share_a_group(tmp_path):
+def test_clips_cut_from_one_video_share_a_group(tmp_path):
     names = [f"wave/TrumanShow_wave_f_nm_np1_fr_med_{number}.avi" for number in (1, 26)]
     put(tmp_path, *names)
     assert {group for _, group in found(tmp_path).values()} == {"TrumanShow"}
@@ -103,7 +103,7 @@ def test_cuts_of_one_film_share_a_group(tmp_path):
 # --- labels.csv ---
 
 
-def test_a_labels_csv_decides_which_clips_there_are_and_what_they_are(tmp_path):
+def test_a_labels_csv_lists_the_clips_with_labels_and_groups(tmp_path):
     put(tmp_path, "x/1.mp4", "x/2.mp4", "x/3.bin", "x/not-listed.mp4")
     labels_csv(tmp_path, "path,label,group\nx/1.mp4,fall,patient-17\nx/2.mp4,,\n\nx/3.bin,fall,\n")
     assert found(tmp_path) == {
@@ -113,13 +113,13 @@ def test_a_labels_csv_decides_which_clips_there_are_and_what_they_are(tmp_path):
     }
 
 
-def test_spreadsheets_are_read_too(tmp_path):
+def test_a_labels_csv_from_a_spreadsheet_is_read(tmp_path):
     put(tmp_path, "a, b.mp4")
     (tmp_path / "labels.csv").write_bytes('\ufeffpath,label\r\n"a, b.mp4", wave \r\n'.encode())
     assert found(tmp_path) == {"a, b.mp4": ("wave", "a, b")}
 
 
-def test_a_clip_that_is_listed_but_missing_is_reported_and_the_others_are_found(tmp_path):
+def test_a_listed_clip_that_is_missing_is_reported(tmp_path):
     put(tmp_path, "1.mp4")
     labels_csv(tmp_path, "path,label\n1.mp4,fall\n2.mp4,fall\n")
     assert list(found(tmp_path)) == ["1.mp4"]
@@ -183,7 +183,7 @@ def test_links_inside_the_folder_are_followed_and_loops_end(tmp_path):
     assert problems(tmp_path) == {"wave/again": "linked_folder", "wave/loop.avi": "unreadable"}
 
 
-def test_a_folder_inside_that_cannot_be_read_is_a_problem_and_the_rest_is_found(tmp_path, monkeypatch):
+def test_an_unreadable_subfolder_is_reported_and_the_rest_found(tmp_path, monkeypatch):
     """lost+found of a disk belongs to root. Faked: permissions do not bind who may run the tests."""
     put(tmp_path, "wave/a.avi", "lost+found/x.avi")
     scandir, refused = os.scandir, []
@@ -210,14 +210,14 @@ def test_the_folder_itself_may_be_a_link(tmp_path):
     assert list(found(tmp_path / "link")) == ["wave/a.avi"]
 
 
-def test_pipes_and_broken_links_are_reported_and_never_waited_for(tmp_path):
+def test_pipes_and_broken_links_are_reported_without_waiting(tmp_path):
     put(tmp_path, "wave/a.avi")
     os.mkfifo(tmp_path / "wave" / "pipe.avi")
     (tmp_path / "wave" / "gone.avi").symlink_to("nowhere.avi")
     assert problems(tmp_path) == {"wave/pipe.avi": "video_not_a_file", "wave/gone.avi": "missing"}
 
 
-def test_a_folder_that_is_none_is_an_error_naming_it(tmp_path):
+def test_a_path_that_is_no_folder_is_an_error_naming_it(tmp_path):
     with pytest.raises(StorageError, match="nowhere is not a folder"):
         find_clips(tmp_path / "nowhere")
     with pytest.raises(StorageError):

@@ -48,7 +48,7 @@ def read(request):
         return store.read()
 
 
-def test_every_clip_is_stored_with_label_group_and_all_its_numbers(request_):
+def test_every_clip_is_stored_with_label_group_and_embedding(request_):
     report = extract_folder(request_)
     assert (report.clips, report.extracted, report.skipped, report.failed) == (5, 5, 0, ())
     stored = read(request_)
@@ -59,7 +59,7 @@ def test_every_clip_is_stored_with_label_group_and_all_its_numbers(request_):
     assert sorted(stored.groups) == ["0", "1", "2", "3", "4"]
 
 
-def test_the_report_tells_times_per_stage_and_memory(request_):
+def test_the_report_has_times_per_stage_and_memory(request_):
     report = extract_folder(request_)
     assert set(report.stages_ms) == set(STAGES)
     assert all(spent > 0 for spent in report.stages_ms.values())
@@ -95,7 +95,7 @@ def test_only_new_content_is_extracted(request_, clips):
     assert (report.extracted, report.skipped) == (1, 5)
 
 
-def test_another_bundle_extracts_anew_beside_the_old_features(request_, toys, tmp_path):
+def test_another_bundle_extracts_again_and_keeps_the_old_features(request_, toys, tmp_path):
     extract_folder(request_)
     other = toys.write_bundle(tmp_path / "other", extraction_seed=1)
     report = extract_folder(ExtractRequest(other, request_.videos, request_.store, threads=1))
@@ -104,7 +104,7 @@ def test_another_bundle_extracts_anew_beside_the_old_features(request_, toys, tm
         assert [kind.clips for kind in store.kinds()] == [5, 5]
 
 
-def test_broken_clips_are_reported_by_name_and_reason_and_the_rest_is_extracted(request_):
+def test_broken_clips_are_reported_and_the_others_extracted(request_):
     folder = request_.videos
     (folder / "wave" / "0-empty.mp4").touch()
     (folder / "wave" / "text.mp4").write_text("not a video at all")
@@ -121,7 +121,7 @@ def test_broken_clips_are_reported_by_name_and_reason_and_the_rest_is_extracted(
     assert len(reasons) == 4
 
 
-def test_a_clip_that_failed_is_not_tried_again_until_asked_or_changed(request_, clips, monkeypatch):
+def test_a_failed_clip_is_retried_only_on_request_or_when_changed(request_, clips, monkeypatch):
     broken = request_.videos / "wave" / "text.mp4"
     broken.write_text("not a video at all")
     first = extract_folder(request_)
@@ -141,7 +141,7 @@ def test_a_clip_that_failed_is_not_tried_again_until_asked_or_changed(request_, 
     assert (report.extracted, report.failed) == (1, ())
 
 
-def test_a_truncated_clip_is_used_and_warned_of(request_, clips):
+def test_a_truncated_clip_is_used_with_a_warning(request_, clips):
     path = clips.write_clip(request_.videos / "wave" / "cut.avi", frames=60, noise=60)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
@@ -156,7 +156,7 @@ def test_the_same_content_under_two_names_is_one_clip(request_):
     assert (report.extracted, report.skipped, report.failed) == (5, 1, ())
 
 
-def test_the_same_content_under_two_labels_is_reported_and_keeps_the_first(request_):
+def test_the_same_content_under_two_labels_keeps_the_first(request_):
     shutil.copy(request_.videos / "wave" / "1.avi", request_.videos / "punch" / "1.avi")
     for _ in range(2):
         report = extract_folder(request_)
@@ -168,7 +168,7 @@ def test_the_same_content_under_two_labels_is_reported_and_keeps_the_first(reque
     assert stored.labels[stored.paths.index("punch/1.avi")] == "punch"
 
 
-def test_copies_of_a_broken_file_fail_as_it_does_whatever_their_labels(request_):
+def test_copies_of_a_broken_file_fail_as_it_does(request_):
     """Empty files in three folders were told as a conflict of labels; a copy of a broken one as known already."""
     shutil.copytree(request_.videos / "wave", request_.videos / "jump")  # copies under another label, of good clips
     for label in ("jump", "punch", "wave"):
@@ -186,7 +186,7 @@ def test_copies_of_a_broken_file_fail_as_it_does_whatever_their_labels(request_)
         assert report.clips == len(report.failed) + 5
 
 
-def test_a_clip_that_changes_while_it_is_read_is_left_for_the_next_run(request_, monkeypatch):
+def test_a_clip_that_changes_while_read_waits_for_the_next_run(request_, monkeypatch):
     from flamest.runtime.video.clip_reader import ClipReader
 
     read = ClipReader.read
@@ -206,7 +206,7 @@ def test_a_clip_that_changes_while_it_is_read_is_left_for_the_next_run(request_,
     assert extract_folder(request_).extracted == 1
 
 
-def test_a_clip_that_kills_the_decoder_is_reported_and_the_rest_is_extracted(request_, monkeypatch):
+def test_a_clip_that_kills_the_decoder_does_not_stop_the_others(request_, monkeypatch):
     from flamest.runtime.video.decoder import VideoDecoder
 
     candidates = VideoDecoder.candidates
@@ -240,7 +240,7 @@ def dying(monkeypatch, *endings):
     return tried
 
 
-def test_a_clip_that_crashes_its_decoder_is_tried_once_more_in_a_fresh_process(request_, monkeypatch):
+def test_a_clip_that_crashes_its_decoder_is_retried_in_a_new_process(request_, monkeypatch):
     tried = dying(monkeypatch, signal.SIGSEGV, None)
     assert extract_folder(request_).extracted == 5
     assert len(set(tried)) == 2
@@ -270,7 +270,7 @@ def broken_av(tmp_path, monkeypatch):
     return lambda: monkeypatch.setenv("PYTHONPATH", before)
 
 
-def test_a_decoder_that_does_not_load_stops_the_run_and_is_held_against_no_clip(request_, broken_av):
+def test_a_decoder_that_does_not_load_ends_the_run_without_failed_clips(request_, broken_av):
     with pytest.raises(SettingsError, match=r"does not run: ImportError: libavcodec\.so\.61: not found") as caught:
         extract_folder(request_)
     assert (caught.value.code, caught.value.fix) == ("decoder_broken", "flamest-agent doctor")
@@ -299,7 +299,7 @@ def too_slow(monkeypatch, needs_s):
     monkeypatch.setattr(ClipReader, "read", slow)
 
 
-def test_a_clip_that_took_too_long_is_tried_again_with_more_time_and_only_then(request_, monkeypatch):
+def test_a_clip_that_timed_out_is_retried_only_with_more_time(request_, monkeypatch):
     too_slow(monkeypatch, needs_s=300)
     outcomes = []
     for seconds in (120, 120, 60, 200, 200, 120, 400):
@@ -310,15 +310,7 @@ def test_a_clip_that_took_too_long_is_tried_again_with_more_time_and_only_then(r
     assert outcomes == [[False], [True], [True], [False], [True], [True], []]
 
 
-def test_a_timeout_that_an_older_store_remembers_is_tried_again(request_, monkeypatch):
-    too_slow(monkeypatch, needs_s=300)
-    extract_folder(request_)
-    with FeatureStore.open(request_.store) as store:
-        store._rows("UPDATE failures SET limit_s = NULL")
-    assert [failed.known for failed in extract_folder(request_).failed] == [False]
-
-
-def test_a_harmed_bundle_is_an_error_and_not_five_failed_clips(request_, tmp_path):
+def test_a_damaged_bundle_is_one_error_and_no_failed_clips(request_, tmp_path):
     bundle = shutil.copytree(request_.bundle, tmp_path / "bundle")
     (bundle / "cnn.onnx").write_bytes((bundle / "cnn.onnx").read_bytes() + b"\0")
     with pytest.raises(DataError) as caught:
@@ -326,7 +318,7 @@ def test_a_harmed_bundle_is_an_error_and_not_five_failed_clips(request_, tmp_pat
     assert caught.value.code == "bundle_tampered"
 
 
-def test_a_folder_without_clips_says_what_to_put_there(request_, tmp_path):
+def test_the_error_for_an_empty_folder_names_the_expected_layout(request_, tmp_path):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="holds no video files") as caught:
         extract_folder(ExtractRequest(request_.bundle, tmp_path / "nothing", request_.store))
@@ -338,7 +330,7 @@ def test_two_extractions_into_one_store_do_not_mix(request_):
         extract_folder(request_)
 
 
-def test_stopping_ends_between_clips_and_the_next_run_goes_on(request_):
+def test_a_stop_ends_between_clips_and_the_next_run_resumes(request_):
     done = []
     report = extract_folder(request_, on_clip=lambda: done.append(1), stop=lambda: len(done) == 2)
     assert (report.extracted, report.stopped, report.clips) == (2, True, 5)
@@ -358,7 +350,7 @@ def run(*command):
     return subprocess.run(program, capture_output=True, text=True, check=False)
 
 
-def test_extract_ends_with_one_json_object_of_the_promised_keys(request_):
+def test_extract_ends_with_one_json_object_of_the_documented_keys(request_):
     (request_.videos / "wave" / "empty.mp4").touch()
     done = run("extract", *arguments(request_), "--threads", 1, "--json")
     assert done.returncode == 0, done.stderr
@@ -369,7 +361,7 @@ def test_extract_ends_with_one_json_object_of_the_promised_keys(request_):
     assert "extracting: 6/6 clips" in done.stderr
 
 
-def test_extract_tells_a_person_times_and_failures(request_):
+def test_extract_prints_times_and_failures(request_):
     (request_.videos / "wave" / "empty.mp4").touch()
     done = run("extract", *arguments(request_), "--threads", 1)
     assert "5 clips extracted, 0 known already, 1 failed" in done.stdout
@@ -381,7 +373,7 @@ def test_extract_tells_a_person_times_and_failures(request_):
     assert "1 of them failed in an earlier run and were not tried again: --retry tries them" in again.stdout
 
 
-def test_extract_ends_with_65_when_not_one_clip_can_be_used(request_):
+def test_extract_exits_with_65_when_no_clip_is_usable(request_):
     shutil.rmtree(request_.videos)
     (request_.videos / "wave").mkdir(parents=True)
     (request_.videos / "wave" / "empty.mp4").touch()
@@ -398,7 +390,7 @@ def test_extract_ends_with_65_when_not_one_clip_can_be_used(request_):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_extract_with_nothing_lost(request_, clips, number):
+def test_a_signal_ends_extract_without_loss(request_, clips, number):
     for seed in range(20, 60):
         clips.write_clip(request_.videos / "wave" / f"{seed}.avi", frames=12, seed=seed)
     command = [sys.executable, "-m", "flamest.agent", "extract", *arguments(request_), "--threads", "1", "--json"]
@@ -425,7 +417,7 @@ def rows(store):
         return 0
 
 
-def test_features_come_out_for_a_notebook(request_, tmp_path):
+def test_features_are_written_for_a_notebook(request_, tmp_path):
     extract_folder(request_)
     out = tmp_path / "out.npz"
     result = CliRunner().invoke(app, ["features", "--store", str(request_.store), "--out", str(out), "--json"])
@@ -436,7 +428,7 @@ def test_features_come_out_for_a_notebook(request_, tmp_path):
         assert file["x"].tobytes() == read(request_).x.tobytes()
 
 
-def test_a_researchers_embeddings_go_in_and_come_out(tmp_path):
+def test_imported_embeddings_are_written_out_again(tmp_path):
     file, store, out = tmp_path / "in.npz", tmp_path / "store.sqlite", tmp_path / "out.npz"
     np.savez(file, x=np.eye(4, 7), y=np.array(["a", "a", "b", "b"]), clip=np.array(["p", "q", "r", "s"]))
     runner = CliRunner()
@@ -456,7 +448,7 @@ def test_a_researchers_embeddings_go_in_and_come_out(tmp_path):
         (["import-features", "nowhere.npz", "--store", "s.sqlite"], 74),
     ],
 )
-def test_what_is_missing_is_named_with_an_exit_code_and_no_traceback(command, code, tmp_path, monkeypatch):
+def test_a_missing_file_is_named_with_an_exit_code_and_no_traceback(command, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(*command)
     assert result.returncode == code
@@ -465,7 +457,7 @@ def test_what_is_missing_is_named_with_an_exit_code_and_no_traceback(command, co
     assert list(Path.cwd().iterdir()) == []
 
 
-def test_the_page_on_clips_tells_every_code_and_what_is_remembered():
+def test_the_page_on_clips_lists_every_code_and_which_are_remembered():
     """Codes that decoder.py lists, and those that the agent adds."""
     import re
 

@@ -29,7 +29,7 @@ def by_path(found):
     return dict(zip(found.paths, zip(found.labels, found.groups, found.x.tolist(), strict=True), strict=True))
 
 
-def test_a_researchers_file_becomes_features_that_are_read_like_others(tmp_path):
+def test_imported_features_are_read_like_extracted_ones(tmp_path):
     found = stored(saved(tmp_path / "f.npz", x=X, y=Y, clip=CLIPS, group=np.array(["a", "a", "b", "c"])))
     assert found.fingerprint == "imported:vgg16:6"
     assert (found.precision, found.vlm_width) == ("fp16", 0)
@@ -50,7 +50,7 @@ def test_groups_are_read_from_clip_names_where_none_are_given(tmp_path):
     }
 
 
-def test_without_names_every_row_is_a_clip_of_its_own_even_if_equal(tmp_path):
+def test_without_names_every_row_is_a_clip_of_its_own(tmp_path):
     found = stored(saved(tmp_path / "f.npz", x=np.ones((3, 2), np.float64), y=np.array(["a", "a", "b"])))
     assert len(found.clips) == 3
     assert len(set(found.groups)) == 3
@@ -64,13 +64,13 @@ def test_importing_again_changes_nothing(tmp_path):
     assert stored(nameless, store="b.sqlite").clips == stored(nameless, store="b.sqlite").clips
 
 
-def test_other_embeddings_of_the_same_clips_are_another_kind_of_the_same_clips(tmp_path):
+def test_other_embeddings_of_the_same_clips_are_another_kind(tmp_path):
     one = {row.clip.sha256 for _, row in read_npz(saved(tmp_path / "f.npz", x=X, y=Y, clip=CLIPS), "vgg16")}
     other = {row.clip.sha256 for _, row in read_npz(saved(tmp_path / "g.npz", x=X[:, :2], y=Y, clip=CLIPS), "clip")}
     assert one == other
 
 
-def test_what_was_written_is_read_back_whole(tmp_path):
+def test_a_written_file_is_read_back_whole(tmp_path):
     found = stored(saved(tmp_path / "f.npz", x=X, y=Y, clip=CLIPS))
     write_npz(tmp_path / "out.npz", found)
     again = stored(tmp_path / "out.npz", store="again.sqlite")
@@ -107,12 +107,12 @@ def test_what_was_written_is_read_back_whole(tmp_path):
         ({"x": X, "y": Y, "group": np.zeros((4, 1), "U1")}, "group is"),
     ],
 )
-def test_an_array_that_is_not_what_it_should_be_is_named(tmp_path, arrays, said):
+def test_an_invalid_array_is_named(tmp_path, arrays, said):
     with pytest.raises(DataError, match=said):
         read_npz(saved(tmp_path / "f.npz", **arrays), "vgg16")
 
 
-def test_numbers_that_are_not_finite_are_refused_with_their_row(tmp_path):
+def test_embeddings_that_are_not_finite_are_refused_with_their_row(tmp_path):
     for bad in (np.nan, np.inf, 1e39):
         x = np.ones((4, 2))
         x[2, 1] = bad
@@ -144,7 +144,7 @@ def test_a_file_with_python_objects_runs_no_code(tmp_path):
     assert not trap.exists()
 
 
-def test_files_that_are_no_npz_are_refused(tmp_path):
+def test_files_that_are_not_npz_are_refused(tmp_path):
     (tmp_path / "text.npz").write_text("x,y\n1,2\n")
     (tmp_path / "empty.npz").touch()
     (tmp_path / "zip.npz").write_bytes(b"PK\x03\x04 and nothing more")
@@ -156,7 +156,7 @@ def test_files_that_are_no_npz_are_refused(tmp_path):
         read_npz(tmp_path / "absent.npz", "vgg16")
 
 
-def test_the_fingerprint_says_name_and_width_and_refuses_names_that_silos_would_misspell():
+def test_an_imported_fingerprint_holds_name_and_width():
     assert imported_fingerprint("vgg16-fc7", 4096) == "imported:vgg16-fc7:4096"
     for name in ("", "VGG16", "a b", "-a", "a" * 65, "ü"):
         with pytest.raises(UsageError):

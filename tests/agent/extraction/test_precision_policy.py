@@ -83,7 +83,7 @@ class FakeExtractor:
         pass
 
 
-def test_a_store_of_one_precision_is_followed_with_a_warning_where_nothing_is_said(silo):
+def test_a_store_of_one_precision_is_followed_with_a_warning(silo):
     silo.hold("bf16")
     report = silo.extract()
     assert (report.precision, report.followed, silo.kinds()) == ("bf16", True, {"bf16": 2})
@@ -94,7 +94,7 @@ def test_a_store_of_one_precision_is_followed_with_a_warning_where_nothing_is_sa
     assert len(silo.told) == 1
 
 
-def test_the_daemon_is_told_that_the_store_was_followed(silo):
+def test_the_daemon_learns_that_the_store_was_followed(silo):
     silo.hold("bf16")
     request = ExtractRequest(silo.bundle, silo.folder / "videos", silo.store)
     done = extract_new(request)
@@ -102,7 +102,7 @@ def test_the_daemon_is_told_that_the_store_was_followed(silo):
     assert not extract_new(request).followed  # nothing was computed
 
 
-def test_a_store_is_followed_with_openvino_asked_for_and_not_with_another_backend(silo):
+def test_a_store_is_followed_with_openvino_and_no_other_named_backend(silo):
     silo.hold("bf16")
     assert silo.extract("openvino").precision == "bf16"
     assert silo.extract("onnxruntime").precision == "fp32"
@@ -114,7 +114,7 @@ def test_a_store_of_several_precisions_is_not_followed(silo):
     assert (silo.extract().precision, silo.told) == ("fp32", [])
 
 
-def test_what_cannot_be_followed_is_an_error_and_nothing_is_stored(silo):
+def test_a_precision_that_cannot_be_followed_is_an_error(silo):
     silo.hold("bf16")
     silo.be(versions={"onnxruntime": "1"})
     with pytest.raises(SettingsError, match="no package openvino is installed") as caught:
@@ -123,7 +123,7 @@ def test_what_cannot_be_followed_is_an_error_and_nothing_is_stored(silo):
     assert silo.kinds() == {"bf16": 1}
 
 
-def test_auto_keeps_to_the_stores_precision_or_ends_in_an_error(silo):
+def test_auto_keeps_the_stores_precision_or_fails(silo):
     silo.hold("bf16")
     report = silo.extract(precision="auto")
     assert (report.precision, report.choice.chosen, silo.kinds()) == ("bf16", "openvino bf16", {"bf16": 2})
@@ -137,7 +137,7 @@ def test_auto_keeps_to_the_stores_precision_or_ends_in_an_error(silo):
     assert silo.kinds() == {"bf16": 2}
 
 
-def test_auto_asks_only_once_there_is_a_clip_to_extract(silo, monkeypatch):
+def test_auto_measures_only_if_there_is_a_clip_to_extract(silo, monkeypatch):
     asked = []
 
     def choose(request, clips, *, notice, stop):
@@ -151,7 +151,7 @@ def test_auto_asks_only_once_there_is_a_clip_to_extract(silo, monkeypatch):
     assert asked == [(None, silo.folder / "s.sqlite.choices", ["0.avi"])]
 
 
-def test_the_precision_that_training_asks_for_is_kept_to(silo):
+def test_the_precision_for_training_is_kept(silo):
     silo.hold("bf16")
     assert silo.extract(trained_on="fp32").precision == "fp32"
     assert silo.extract(precision="auto", trained_on="bf16").precision == "bf16"

@@ -52,7 +52,7 @@ def reading(path):
     return FeatureStore.open(path, create=False, read_only=True)
 
 
-def test_what_was_stored_is_read_back_to_the_bit_in_the_order_of_the_hashes(path):
+def test_features_are_read_back_to_the_bit_sorted_by_hash(path):
     with reading(filled(path)) as store:
         stored = store.read()
     assert stored.clips == tuple(f"{number:064x}" for number in range(3))
@@ -67,7 +67,7 @@ def test_what_was_stored_is_read_back_to_the_bit_in_the_order_of_the_hashes(path
     assert (stored.fingerprint, stored.precision, stored.vlm_width) == (PRINT, "fp32", 3)
 
 
-def test_a_clip_is_known_by_content_fingerprint_and_precision(path):
+def test_a_clip_is_identified_by_content_fingerprint_and_precision(path):
     with FeatureStore.open(filled(path)) as store:
         sha256 = clip(1).sha256
         assert store.has(sha256, PRINT, "fp32")
@@ -76,7 +76,7 @@ def test_a_clip_is_known_by_content_fingerprint_and_precision(path):
         assert not store.has(clip(9).sha256, PRINT, "fp32")
 
 
-def test_a_new_label_is_taken_without_the_features_changing(path):
+def test_a_new_label_leaves_the_features_unchanged(path):
     with FeatureStore.open(filled(path)) as store:
         before = store.read()
         store.note_clip(clip(1, label=None, group="g2"), name="loose.avi")
@@ -94,7 +94,7 @@ def test_adding_again_replaces(path):
         assert store.read().captions[1] == "a person waves 7"
 
 
-def test_several_kinds_must_be_chosen_from_and_are_never_mixed(path):
+def test_several_kinds_of_features_are_never_mixed(path):
     with FeatureStore.open(filled(path)) as store:
         store.add(clip(5), features(5, "ab" * 32), name="5.avi")
         store.add(clip(5), features(6, precision="fp16"), name="5.avi")
@@ -113,7 +113,7 @@ def test_several_kinds_must_be_chosen_from_and_are_never_mixed(path):
             assert caught.value.code == "no_such_features"
 
 
-def test_an_empty_store_says_how_to_fill_it(path):
+def test_the_error_of_an_empty_store_says_how_to_fill_it(path):
     with FeatureStore.open(path) as store:
         with pytest.raises(DataError) as caught:
             store.read()
@@ -121,7 +121,7 @@ def test_an_empty_store_says_how_to_fill_it(path):
     assert "flamest-agent extract" in caught.value.fix
 
 
-def test_failures_are_kept_and_forgotten_when_the_clip_works(path):
+def test_failures_are_kept_until_the_clip_works(path):
     with FeatureStore.open(path) as store:
         store.note_failure("wave/1.avi", clip(1).sha256, Failure("video_damaged", "cut off"))
         assert store.failure(clip(1).sha256) == Failure("video_damaged", "cut off")
@@ -167,7 +167,7 @@ def test_only_its_owner_can_read_it(path):
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_store_that_is_not_there_is_not_made_by_reading(path):
+def test_reading_does_not_create_a_missing_store(path):
     for options in ({"create": False}, {"read_only": True}):
         with pytest.raises(DataError) as caught:
             FeatureStore.open(path, **options)
@@ -206,7 +206,7 @@ def test_another_programs_database_is_refused_and_not_changed(path):
     assert path.read_bytes() == before
 
 
-def test_a_damaged_store_is_refused_with_the_way_out(path):
+def test_a_damaged_store_is_refused_with_a_fix(path):
     filled(path, count=60)
     whole = path.read_bytes()
     refused = 0
@@ -243,7 +243,7 @@ with FeatureStore.open(Path(sys.argv[1])) as store:
 """
 
 
-def test_killed_at_any_moment_it_holds_every_clip_that_was_acknowledged(path):
+def test_a_killed_store_holds_every_acknowledged_clip(path):
     for number in range(6):
         path.unlink(missing_ok=True)
         for rest in path.parent.glob("features.sqlite-*"):

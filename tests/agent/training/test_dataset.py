@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flamest.agent.egress.policy import Policy
 from flamest.agent.extraction.store import FeatureRow, FeatureStore, StoredFeatures
-from flamest.agent.tasks import DataSource, RoundWork, choose_model, measure_model, train_round
+from flamest.agent.tasks import DataSource, RoundWork, choose_model, evaluate_model, train_round
 from flamest.agent.training.dataset import SiloData, silo_data
 from flamest.agent.training.holdout import hold_out_each_alone
 from flamest.fedproto.head import HeadSpec, initial_params
@@ -61,12 +61,12 @@ def moved(rows: list[tuple[int, str | None, str]], hold_out: float, seed: int, *
 
 
 @pytest.mark.parametrize("hold_out", [0.1, 0.2, 0.5])
-def test_each_group_alone_one_clip_less_moves_no_other(hold_out: float) -> None:
+def test_without_one_clip_no_other_moves_if_groups_are_alone(hold_out: float) -> None:
     for seed in range(40):
         assert moved(drawn(seed), hold_out, seed, each_alone=True) == 0
 
 
-def test_the_other_modes_meet_the_share_and_there_one_clip_may_move_others() -> None:
+def test_in_other_modes_the_share_is_met_and_clips_may_move() -> None:
     """So that the test above can fail, and docs/evaluation.md says what is true."""
     assert sum(moved(drawn(seed), 0.2, seed, each_alone=False) for seed in range(10)) > 0
 
@@ -87,7 +87,7 @@ def source_of(folder: Path, groups: list[str]) -> DataSource:
     return DataSource(path, None, PRIVATE.hold_out, 1)
 
 
-def test_a_round_with_record_dp_splits_each_group_alone_and_the_other_modes_by_all(tmp_path):
+def test_only_record_dp_splits_each_group_alone(tmp_path):
     source = source_of(tmp_path, [f"g{number}" for number in range(60)])
     rows = [(number, LABELS[number % 3], f"g{number}") for number in range(60)]
     alone = silo_data(stored(rows), LABELS, hold_out=0.5, seed=RUN.seed, each_alone=True)
@@ -96,11 +96,11 @@ def test_a_round_with_record_dp_splits_each_group_alone_and_the_other_modes_by_a
         outcome = train_round(source, RoundWork(RUN, "a", MODEL, 0, tmp_path, policy))
         assert (outcome.refused, outcome.examples, outcome.held_out) == (None, 60 - held_out, held_out)
         assert outcome.evaluation.count == held_out
-        assert measure_model(source, RUN, MODEL.params, policy).count == held_out
+        assert evaluate_model(source, RUN, MODEL.params, policy).count == held_out
         assert choose_model(source, RUN, MODEL.params, tmp_path / "none", policy).final.count == held_out
 
 
-def test_where_each_group_alone_holds_out_everything_the_update_is_refused_and_nothing_trained(tmp_path):
+def test_nothing_is_trained_when_every_clip_is_held_out(tmp_path):
     """One group is held out or not as a whole: never a training on nothing."""
     group = next(f"g{n}" for n in range(99) if len(hold_out_each_alone([f"g{n}"], 0.5, RUN.seed)[1]))
     source = source_of(tmp_path, [group] * 6)

@@ -40,7 +40,7 @@ def test_share_held_out_of_every_label_is_near_the_fraction(make: object, seed: 
     assert [[labels[i] for i in test].count(f"l{c}") for c in range(5)] == [12] * 5
 
 
-def test_label_with_two_groups_is_on_both_sides_however_small_the_fraction() -> None:
+def test_label_with_two_groups_is_on_both_sides() -> None:
     groups, labels = own_groups(2, 6, 5)
     for side in hold_out_groups(groups, 0.05, 0, labels):
         assert {labels[i] for i in side} == {f"l{c}" for c in range(6)}
@@ -113,7 +113,7 @@ def drawn_groups(seed: int) -> list[str]:
     return [f"g{number}" for number in random.integers(0, random.integers(1, 40), random.integers(1, 120))]
 
 
-def test_each_group_alone_every_row_is_on_one_side_and_no_group_on_both() -> None:
+def test_groups_alone_every_row_is_on_one_side_no_group_on_both() -> None:
     for seed in range(50):
         groups = drawn_groups(seed)
         train, test = hold_out_each_alone(groups, 0.3, seed)
@@ -122,14 +122,14 @@ def test_each_group_alone_every_row_is_on_one_side_and_no_group_on_both() -> Non
         assert not {groups[i] for i in train} & {groups[i] for i in test}
 
 
-def test_each_group_alone_the_share_is_met_within_four_standard_deviations_on_many_groups() -> None:
+def test_groups_alone_meet_the_share_within_four_standard_deviations() -> None:
     groups = [f"scene {number}" for number in range(20_000)]
     for seed, fraction in ((0, 0.2), (1, 0.2), (2, 0.5), (3, 0.9)):
         held_out = len(hold_out_each_alone(groups, fraction, seed)[1]) / len(groups)
         assert abs(held_out - fraction) < 4 * (fraction * (1 - fraction) / len(groups)) ** 0.5
 
 
-def test_each_group_alone_nothing_is_held_out_at_fraction_zero_and_another_seed_is_another_split() -> None:
+def test_groups_alone_hold_out_nothing_at_zero_and_depend_on_the_seed() -> None:
     groups = [f"g{number}" for number in range(300)]
     assert len(hold_out_each_alone(groups, 0.0, 0)[1]) == 0
     first, again, other = (list(hold_out_each_alone(groups, 0.3, seed)[1]) for seed in (0, 0, 1))

@@ -113,7 +113,7 @@ def test_every_head_scores_as_torch_does(head):
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 7.7, 123.4, 1e5])
-def test_a_block_without_any_spread_becomes_small_numbers_and_not_nan(value):
+def test_a_constant_block_becomes_small_values_and_not_nan(value):
     """Zeros but for the mean's rounding: with weights that sum a row up, each number adds 1 at most."""
     spec = HeadSpec(2048, 1, (), standardise=True)
     params = {"0.weight": np.ones((1, 2048), np.float32), "0.bias": np.zeros(1, np.float32)}
@@ -125,7 +125,7 @@ def test_a_block_without_any_spread_becomes_small_numbers_and_not_nan(value):
     assert np.abs(found["float64"]).max() <= 2.0
 
 
-def test_class_weights_make_the_classes_of_a_silo_equal():
+def test_class_weights_balance_the_classes_of_a_silo():
     y = np.array([0] * 6 + [2] * 3 + [3])
     weights = class_weights(y, 5)
     np.testing.assert_allclose(weights, [10 / 18, 0, 10 / 9, 10 / 3, 0])
@@ -165,7 +165,7 @@ def test_feddyn_trains_on_the_papers_local_loss_and_moves_its_correction():
 
 
 @pytest.mark.parametrize("strategy", [Strategy(), Strategy("fedprox", mu=0.1)], ids=["fedavg", "fedprox"])
-def test_only_feddyn_leaves_a_correction(strategy):
+def test_only_feddyn_returns_a_correction(strategy):
     spec, table = HEADS["regression"], random_table(20)
     trainer = HeadTrainer(spec, threads=1)
     params = initial_params(spec, 5)
@@ -177,7 +177,7 @@ def test_only_feddyn_leaves_a_correction(strategy):
     assert all((again.params[name] == trained.params[name]).all() for name in params)
 
 
-def test_training_that_diverges_with_a_gated_head_is_said():
+def test_training_that_diverges_with_a_gated_head_is_an_error():
     spec = HEADS["rgcf"]
     table = replace(random_table(40), x=random_table(40).x * np.float32(1e30))
     with pytest.raises(DataError) as refused:

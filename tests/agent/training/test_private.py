@@ -96,7 +96,7 @@ def one_step(monkeypatch):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_the_mean_gradient_is_that_of_the_samples_each_cut_to_the_norm(one_step, head):
+def test_the_mean_gradient_is_that_of_clipped_samples(one_step, head):
     spec = HEADS[head]
     params = initial_params(spec, 5)
     samples = sample_gradients(spec, params, random_table())[:DRAWN]
@@ -116,7 +116,7 @@ def test_a_large_bound_leaves_the_plain_sum_over_the_expected_size(one_step):
         np.testing.assert_allclose(found[name], sum(sample[name] for sample in samples) / ROWS, rtol=0, atol=1e-12)
 
 
-def test_no_sample_moves_the_sum_by_more_than_the_bound_in_float32(one_step):
+def test_no_sample_moves_the_sum_beyond_the_bound_in_float32(one_step):
     spec = HEADS["mlp"]
     params = initial_params(spec, 5)
     found = one_step(spec, params, 0.01, 0.0, dtype="float32")
@@ -124,7 +124,7 @@ def test_no_sample_moves_the_sum_by_more_than_the_bound_in_float32(one_step):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_noise_has_the_deviation_that_the_accountant_counts_on_every_parameter(one_step, monkeypatch, threads):
+def test_the_noise_has_the_standard_deviation_that_the_accountant_assumes(one_step, monkeypatch, threads):
     monkeypatch.setattr(steps, "BLOCK", 100)  # several blocks and pieces
     monkeypatch.setattr(steps, "PIECE", 50)
     spec = HeadSpec(32, 5, (160, 80))
@@ -139,8 +139,8 @@ def test_the_noise_has_the_deviation_that_the_accountant_counts_on_every_paramet
     assert len(np.unique(noise)) == count  # no two parameters share a draw
 
 
-def test_two_trainings_differ_whatever_the_seed_says():
-    """T36: noise and batches come from the operating system."""
+def test_two_private_trainings_differ_despite_the_same_seed():
+    """Noise and batches come from the operating system."""
     spec, table, params = HEADS["mlp"], random_table(), initial_params(HEADS["mlp"], 5)
     private = Protection("record-dp", 1.0, 1.0)
     settings = TrainSettings(epochs=1, batch_size=16)
@@ -151,7 +151,6 @@ def test_two_trainings_differ_whatever_the_seed_says():
 
 
 def test_generators_are_seeded_by_the_operating_system(monkeypatch):
-    """T36."""
     asked = []
 
     def urandom(size):
@@ -199,7 +198,7 @@ def test_training_with_little_noise_learns():
     assert head.evaluate(made.params, table).correct > 300 > head.evaluate(params, table).correct  # chance: 120
 
 
-def test_weights_by_class_are_refused():
+def test_class_weights_are_refused_with_record_dp():
     with pytest.raises(DataError) as error:
         HeadTrainer(HEADS["mlp"], threads=1).train(
             initial_params(HEADS["mlp"], 0),
@@ -223,7 +222,7 @@ def distance(one, other) -> float:
     return float(np.sqrt(sum(np.square(one[name].astype(np.float64) - other[name]).sum() for name in one)))
 
 
-def test_an_update_is_cut_to_the_norm_and_keeps_its_direction():
+def test_an_update_is_clipped_to_the_norm_and_keeps_its_direction():
     base, params = params_pair()
     cut = protected(base, params, Protection("clip", 1.0, 0.0), fresh_generator())
     assert distance(cut, base) == pytest.approx(1.0, rel=1e-4)
@@ -232,7 +231,7 @@ def test_an_update_is_cut_to_the_norm_and_keeps_its_direction():
         np.testing.assert_allclose(cut[name], base[name] + share * (params[name] - base[name]), rtol=0, atol=1e-6)
 
 
-def test_an_update_within_the_norm_is_left_alone():
+def test_an_update_within_the_norm_is_not_changed():
     base, params = params_pair()
     left = protected(base, params, Protection("clip", 1e3, 0.0), fresh_generator())
     for name in base:
@@ -240,7 +239,7 @@ def test_an_update_within_the_norm_is_left_alone():
     assert protected(base, params, UNPROTECTED, fresh_generator()) is params
 
 
-def test_an_updates_noise_is_a_share_of_the_norm():
+def test_an_updates_noise_scales_with_the_norm():
     base, params = params_pair()
     quiet = protected(base, params, Protection("clip", 2.0, 0.0), fresh_generator())
     noisy = protected(base, params, Protection("clip", 2.0, 0.05), fresh_generator())
