@@ -137,7 +137,7 @@ def test_a_listed_clip_that_is_missing_is_reported(tmp_path):
         ("path,label\n,x\n", 2, "expected a path inside"),
         ("path,label\n/etc/passwd,x\n", 2, "expected a path inside"),
         ("path,label\nx/../../a.mp4,x\n", 2, "expected a path inside"),
-        ("path,label\na.mp4,x\na.mp4,y\n", 3, "stands in line 2 already"),
+        ("path,label\na.mp4,x\na.mp4,y\n", 3, "is in line 2 already"),
         ('path,label\n"a.mp4,x\n', 2, "unexpected end"),
     ],
 )

@@ -169,7 +169,7 @@ def test_the_same_content_under_two_labels_keeps_the_first(request_):
 
 
 def test_copies_of_a_broken_file_fail_as_it_does(request_):
-    """Empty files in three folders were told as a conflict of labels; a copy of a broken one as known already."""
+    """Their labels are not compared."""
     shutil.copytree(request_.videos / "wave", request_.videos / "jump")  # copies under another label, of good clips
     for label in ("jump", "punch", "wave"):
         (request_.videos / label / "empty.mp4").touch()
@@ -213,7 +213,8 @@ def test_a_clip_that_kills_the_decoder_does_not_stop_the_others(request_, monkey
 
     def deadly(self, path):
         if path.name == "2.avi":
-            os.kill(self._process.ready() and self._process.pid, signal.SIGKILL)
+            self.start()
+            os.kill(self.pid, signal.SIGKILL)
         return candidates(self, path)
 
     monkeypatch.setattr(VideoDecoder, "candidates", deadly)
@@ -262,7 +263,7 @@ def test_a_crash_is_remembered_and_a_kill_from_outside_is_not(request_, monkeypa
 
 @pytest.fixture
 def broken_av(tmp_path, monkeypatch):
-    """An installation of PyAV that does not load; calling it mends it."""
+    """An installation of PyAV that does not load; calling it repairs it."""
     (tmp_path / "broken" / "av").mkdir(parents=True)
     (tmp_path / "broken" / "av" / "__init__.py").write_text("raise ImportError('libavcodec.so.61: not found')")
     before = os.environ.get("PYTHONPATH", "")
@@ -364,13 +365,13 @@ def test_extract_ends_with_one_json_object_of_the_documented_keys(request_):
 def test_extract_prints_times_and_failures(request_):
     (request_.videos / "wave" / "empty.mp4").touch()
     done = run("extract", *arguments(request_), "--threads", 1)
-    assert "5 clips extracted, 0 known already, 1 failed" in done.stdout
+    assert "5 clips extracted, 0 already in the store, 1 failed" in done.stdout
     assert "failed: wave/empty.mp4: video_empty: is empty" in done.stdout
     for stage in STAGES:
         assert stage in done.stdout
     again = run("extract", *arguments(request_), "--threads", 1)
-    assert "failed before: wave/empty.mp4: video_empty: is empty" in again.stdout
-    assert "1 of them failed in an earlier run and were not tried again: --retry tries them" in again.stdout
+    assert "failed earlier: wave/empty.mp4: video_empty: is empty" in again.stdout
+    assert "1 of them failed in an earlier run and were not tried again: use --retry" in again.stdout
 
 
 def test_extract_exits_with_65_when_no_clip_is_usable(request_):
@@ -378,13 +379,13 @@ def test_extract_exits_with_65_when_no_clip_is_usable(request_):
     (request_.videos / "wave").mkdir(parents=True)
     (request_.videos / "wave" / "empty.mp4").touch()
     (request_.videos / "wave" / "text.mp4").write_text("not a video at all")
-    doctor = "each reason stands above; flamest-agent doctor shows whether this machine can decode"
-    for fix in (doctor, "try them again: the same command with --retry"):
+    doctor = "see the errors above; flamest-agent doctor shows if this machine can decode video"
+    for fix in (doctor, "run the same command with --retry to try them again"):
         done = run("extract", *arguments(request_), "--threads", 1, "--json")
         report, error = map(json.loads, done.stdout.splitlines()[-2:])
         assert done.returncode == error["exit_code"] == 65
         assert error["error"]["code"] == "all_clips_failed"
-        assert error["error"]["message"] == "not one of 2 clips can be used: 1 video_empty, 1 video_not_video"
+        assert error["error"]["message"] == "none of the 2 clips is usable: 1 video_empty, 1 video_not_video"
         assert error["error"]["fix"] == fix
         assert len(report["failed"]) == 2
 
