@@ -87,7 +87,9 @@ def test_a_store_of_one_precision_is_followed_with_a_warning(silo):
     silo.hold("bf16")
     report = silo.extract()
     assert (report.precision, report.followed, silo.kinds()) == ("bf16", True, {"bf16": 2})
-    assert [line.startswith("warning: new clips are computed in bf16, like the features") for line in silo.told] == [True]
+    assert [line.startswith("warning: new clips are computed in bf16, like the features") for line in silo.told] == [
+        True
+    ]
     assert 'precision = "bf16" under [work] of agent.toml' in silo.told[0]
     again = silo.extract()
     assert (again.extracted, again.skipped, again.precision, again.followed) == (0, 1, "bf16", False)
