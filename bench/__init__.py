@@ -1,1 +1,1 @@
-"""What is measured, against what. ``python -m bench NAME``; results are kept in bench/results/."""
+"""Benchmarks: ``python -m bench NAME``. Results are stored in bench/results/."""

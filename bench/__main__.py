@@ -1,4 +1,4 @@
-"""``python -m bench`` measures everything; ``python -m bench training`` one thing."""
+"""``python -m bench`` runs all benchmarks; ``python -m bench training`` runs one."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import importlib
 import json
 import sys
 
-MEASUREMENTS = ("training", "paper_run", "attacks", "inversion", "policies")
+BENCHMARKS = ("training", "paper_run", "attacks", "inversion", "policies")
 
 
 def main() -> None:
-    for name in sys.argv[1:] or MEASUREMENTS:
-        if name not in MEASUREMENTS:
-            sys.exit(f"unknown measurement '{name}'; known: {', '.join(MEASUREMENTS)}")
-        from .record import keep
+    for name in sys.argv[1:] or BENCHMARKS:
+        if name not in BENCHMARKS:
+            sys.exit(f"unknown benchmark '{name}'; known: {', '.join(BENCHMARKS)}")
+        from .record import store_result
 
         figures = importlib.import_module(f"bench.{name}").measure()
         print(json.dumps(figures, indent=2))
-        print(f"kept in {keep(name, figures)}")
+        print(f"stored in {store_result(name, figures)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Two hostile silos of ten: final accuracy without and with each defence, on made-up features.
+"""Final accuracy with two hostile silos of ten, without and with each defence, on synthetic features.
 
 Twenty Gaussian classes in 64 dimensions, 2,000 rows over ten silos by a Dirichlet draw (beta 0.5), 1,000 test rows, a
 head with one hidden layer of 32, 40 rounds of two epochs, three seeds. Every figure is the mean over the seeds, in %.
@@ -19,7 +19,7 @@ from flamest.fedproto.records import RunSettings, Strategy, TrainSettings
 SEEDS = (0, 1, 2)
 CLASSES, WIDTH, ROWS, TEST, ROUNDS = 20, 64, 2000, 1000, 40
 HOSTILE = frozenset({"silo-3", "silo-7"})
-STAY_AWAY = "the two take no part"
+ABSENT = "the two take no part"
 DEFENCES = {
     "weighted mean": (Strategy(), 0.0),
     "norm bound": (Strategy(), 4.0),
@@ -30,7 +30,7 @@ DEFENCES = {
 }
 ATTACKS: dict[str, Attack | None] = {
     "none": None,
-    STAY_AWAY: None,  # what a defence that refuses all of their updates can reach at most
+    ABSENT: None,  # the best that a defence can reach by refusing all of their updates
     "sign flip x10": SignFlip(10.0),
     "sign flip x1": SignFlip(1.0),
     "noise x10": Noise(10.0),
@@ -39,11 +39,12 @@ ATTACKS: dict[str, Attack | None] = {
 
 
 def measure() -> dict[str, Any]:
+    """Accuracy for every attack and defence."""
     rows = []
     for attack_name, attack in ATTACKS.items():
         for defence_name, (strategy, norm_times) in DEFENCES.items():
-            away = HOSTILE if attack_name == STAY_AWAY else frozenset[str]()
-            found = [_run(seed, strategy, norm_times, attack, away) for seed in SEEDS]
+            absent = HOSTILE if attack_name == ABSENT else frozenset[str]()
+            found = [_run(seed, strategy, norm_times, attack, absent) for seed in SEEDS]
             rows.append(
                 {
                     "attack": attack_name,
@@ -56,9 +57,9 @@ def measure() -> dict[str, Any]:
 
 
 def _run(
-    seed: int, strategy: Strategy, norm_times: float, attack: Attack | None, away: frozenset[str]
+    seed: int, strategy: Strategy, norm_times: float, attack: Attack | None, absent: frozenset[str]
 ) -> tuple[float, int]:
-    """Accuracy in % of the last model, and how many updates were refused."""
+    """Accuracy of the last model in %, and the number of refused updates."""
     random = np.random.default_rng(seed)
     centres = random.normal(size=(CLASSES, WIDTH))
     y = random.integers(0, CLASSES, ROWS + TEST)
@@ -66,7 +67,7 @@ def _run(
     train, test = FeatureTable(x[:ROWS], y[:ROWS]), FeatureTable(x[ROWS:], y[ROWS:])
     split = dirichlet(train.y, beta=0.5, silos=10, seed=seed, smallest=20)
     drawn = [SimulatedSilo(f"silo-{index}", train.rows(rows)) for index, rows in enumerate(split.silos)]
-    silos = [silo for silo in drawn if silo.name not in away]
+    silos = [silo for silo in drawn if silo.name not in absent]
     settings = TrainSettings(epochs=2, batch_size=32)
     labels = tuple(map(str, range(CLASSES)))
     head = HeadSpec(WIDTH, CLASSES, (32,))

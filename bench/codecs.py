@@ -1,4 +1,4 @@
-"""What each codec costs in accuracy: the same federated run with fp32, fp16, int8 and sparse int8.
+"""Accuracy cost of each codec: the same federated run with fp32, fp16, int8 and sparse int8.
 
     python bench/codecs.py FOLDER --out codecs.json
 
@@ -31,7 +31,7 @@ from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import RunSettings, Strategy, TrainSettings
 
 SILOS, BETA, HELD_OUT = 4, 0.6, 0.2
-NEAR = 0.95  # of the final accuracy: how many bytes until then
+NEAR = 0.95  # of the final accuracy; the bytes until then are reported
 
 
 def main() -> None:
@@ -41,32 +41,38 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS))
     parser.add_argument("--rounds", type=int, default=80)
     parser.add_argument("--learning-rate", type=float, default=TrainSettings().learning_rate)
-    parser.add_argument("--average-last", type=int, default=0, help="the final model is the mean of so many rounds'")
+    parser.add_argument(
+        "--average-last", type=int, default=0, help="the final model is the mean of this many rounds' models"
+    )
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    found = sorted(asked.folder.glob("*.npz"))
+    arguments = parser.parse_args()
+    found = sorted(arguments.folder.glob("*.npz"))
     if len(found) != 1:
-        sys.exit(f"{asked.folder}: {len(found)} .npz files, expected one")
+        sys.exit(f"{arguments.folder}: {len(found)} .npz files, expected one")
     rows: list[dict[str, Any]] = []
     with np.load(found[0], allow_pickle=False) as data:
         x, y, groups = data["x"].astype(np.float32), data["y"], data["group"]
-    for seed, codec in itertools.product(range(asked.seeds), asked.codecs):
-        rows.append(one_run(x, y, groups, codec, Plan(seed, asked.rounds, asked.learning_rate, asked.average_last)))
-        figures = {"data": found[0].name, "rounds": asked.rounds, "silos": SILOS, "dirichlet": BETA}
+    for seed, codec in itertools.product(range(arguments.seeds), arguments.codecs):
+        rows.append(
+            one_run(
+                x, y, groups, codec, RunOptions(seed, arguments.rounds, arguments.learning_rate, arguments.average_last)
+            )
+        )
+        figures = {"data": found[0].name, "rounds": arguments.rounds, "silos": SILOS, "dirichlet": BETA}
         figures |= {
-            "learning_rate": asked.learning_rate,
-            "average_last": asked.average_last,
+            "learning_rate": arguments.learning_rate,
+            "average_last": arguments.average_last,
             "summary": summary(rows),
             "rows": rows,
         }
-        if asked.out:
-            asked.out.write_text(json.dumps(figures, indent=1) + "\n")
+        if arguments.out:
+            arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
         print(json.dumps(figures["summary"]), flush=True)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What one run is made of, beside its data and codec."""
+class RunOptions:
+    """Settings of a run, apart from data and codec."""
 
     seed: int
     rounds: int
@@ -74,8 +80,8 @@ class Plan:
     average_last: int
 
 
-def one_run(x: Any, y: Any, groups: Any, codec: Codec, plan: Plan) -> dict[str, Any]:
-    seed = plan.seed
+def one_run(x: Any, y: Any, groups: Any, codec: Codec, options: RunOptions) -> dict[str, Any]:
+    seed = options.seed
     labels = sorted(set(y.tolist()))
     classes = np.searchsorted(labels, y)
     whole = [f"{label}/{group}" for label, group in zip(y, groups, strict=True)]
@@ -89,13 +95,13 @@ def one_run(x: Any, y: Any, groups: Any, codec: Codec, plan: Plan) -> dict[str, 
         run="codecs",
         labels=tuple(labels),
         head=HeadSpec(inputs=x.shape[1], outputs=len(labels)),
-        rounds=plan.rounds,
+        rounds=options.rounds,
         min_silos=SILOS,
         deadline_s=600.0,
         fingerprint="bench",
         seed=seed,
-        train=TrainSettings(learning_rate=plan.learning_rate),
-        strategy=Strategy(average_last=plan.average_last),
+        train=TrainSettings(learning_rate=options.learning_rate),
+        strategy=Strategy(average_last=options.average_last),
     )
     return measured(run, codec, silos, FeatureTable(x[test], classes[test]))
 
@@ -120,15 +126,15 @@ def measured(run: RunSettings, codec: Codec, silos: Sequence[SimulatedSilo], tes
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Per codec the mean over seeds, and points lost against fp32, seed by seed."""
+    """Mean over seeds per codec, and points lost against fp32, seed by seed."""
     exact = {row["seed"]: row for row in rows if row["codec"] == "fp32"}
-    said = {}
+    by_codec = {}
     for codec in CODECS:
         mine = [row for row in rows if row["codec"] == codec]
         if not mine or len(exact) < len(mine):
             continue
         lost = [100 * (exact[row["seed"]]["accuracy"] - row["accuracy"]) for row in mine]
-        said[codec] = {
+        by_codec[codec] = {
             "accuracy": statistics.mean(row["accuracy"] for row in mine),
             "last_ten": statistics.mean(row["last_ten"] for row in mine),
             "points_lost": statistics.mean(lost),
@@ -136,7 +142,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "bytes_per_silo_round": round(statistics.mean(row["bytes_per_silo_round"] for row in mine)),
             "bytes_to_95_percent": round(statistics.mean(row["bytes_to_95_percent"] for row in mine)),
         }
-    return said
+    return by_codec
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""The embedding work of a clip, beside the paper's protocol in torch eager and beside the machine's limits.
+"""Embedding of a clip, compared with the paper's protocol in torch eager and with the machine's limits.
 
     python -m bench.extraction --clips DIR --fp32 DIR --int8 DIR [--repeats 5]
 
-Bundles of the same weights (``random:full``) in fp32 and int8, real clips. What counts: from prepared frames to 2816
-numbers, 12 caption steps on both sides whatever the tokens say. The paper's protocol: Hugging Face's ``generate``, then
-a second full pass of BLIP for the cross-attention embedding (it gives no way to reuse the first), then PyTorchVideo's
-Slow. All contestants in turns in one process; read ratios. No ``optimum``: it exports no BLIP (2.1).
+Bundles of the same weights (``random:full``) in fp32 and int8, real clips. Measured is the time from prepared frames to
+the 2816-d embedding, with 12 caption steps on both sides regardless of the tokens. The paper's protocol: Hugging Face's
+``generate``, then a second full pass of BLIP for the cross-attention embedding (the first cannot be reused), then
+PyTorchVideo's Slow. All candidates run interleaved in one process; compare ratios only. ``optimum`` (2.1) is not among
+them: it does not export BLIP.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from flamest.runtime.video import find_video_files
 from flamest.runtime.vision_language import VisionLanguageModel
 
 from .precision import network_inputs
-from .record import keep
+from .record import store_result
 from .training import gemm_peak
 
 STEPS = 12  # of a caption
 BATCH = 8
-SIDE = 2048  # of the product whose speed counts as the peak
+SIDE = 2048  # of the square matmul whose speed is the peak
 STAGES = ("vision", "caption and embedding", "cnn")
 
 
@@ -46,19 +47,19 @@ def main() -> None:
     parser.add_argument("--fp32", type=Path, required=True)
     parser.add_argument("--int8", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
-    found = find_video_files(given.clips)
+    arguments = parser.parse_args()
+    found = find_video_files(arguments.clips)
     chosen = found[:: max(1, len(found) // BATCH)][:BATCH]
     if len(chosen) < BATCH:
-        raise SystemExit(f"{len(chosen)} clips under {given.clips}, expected {BATCH} or more")
-    figures = measure(open_bundle(given.fp32), open_bundle(given.int8), chosen, given.repeats)
+        raise SystemExit(f"{len(chosen)} clips under {arguments.clips}, expected {BATCH} or more")
+    figures = measure(open_bundle(arguments.fp32), open_bundle(arguments.int8), chosen, arguments.repeats)
     print(json.dumps(figures, indent=2))
-    print(f"kept in {keep('extraction', figures)}")
+    print(f"stored in {store_result('extraction', figures)}")
 
 
 @dataclass
-class Contestant:
-    """``run`` gives the milliseconds of each stage for ``clips`` clips."""
+class Candidate:
+    """One way to compute the embedding; ``run`` returns the milliseconds of each stage for ``clips`` clips."""
 
     run: Callable[[], dict[str, float]]
     arithmetic: str  # fp32, bf16, int8
@@ -69,42 +70,43 @@ class Contestant:
 def measure(fp32: Bundle, int8: Bundle, clips: list[Path], repeats: int) -> dict[str, Any]:
     seen = list(network_inputs(fp32, clips))
     reference = Paper(fp32, seen)
-    contestants = {"torch eager, the paper's way": Contestant(reference.run, "fp32")}
-    contestants |= dict(_ours(fp32, int8, seen))
-    for contestant in contestants.values():
-        contestant.run()  # the first allocates
-    for _ in range(repeats):  # in turns, because the machine is shared
-        for contestant in contestants.values():
-            contestant.taken.append(contestant.run())
+    candidates = {"torch eager, the paper's way": Candidate(reference.run, "fp32")}
+    candidates |= dict(_ours(fp32, int8, seen))
+    for candidate in candidates.values():
+        candidate.run()  # the first allocates
+    for _ in range(repeats):  # interleaved, because the machine is shared
+        for candidate in candidates.values():
+            candidate.taken.append(candidate.run())
     peaks = {"fp32": gemm_peak(), **other_peaks()}
     work = reference.flop()
-    base = _median(contestants["torch eager, the paper's way"])
-    beside = keyframes(fp32, repeats)
-    fastest = min(map(_median, contestants.values()))
+    base = _median(candidates["torch eager, the paper's way"])
+    keyframe_times = keyframes(fp32, repeats)
+    fastest = min(map(_median, candidates.values()))
     return {
-        "keyframes": beside | {"percent_of_the_fastest_clip": 100 * beside["ms"] / (beside["ms"] + fastest)},
+        "keyframes": keyframe_times
+        | {"percent_of_the_fastest_clip": 100 * keyframe_times["ms"] / (keyframe_times["ms"] + fastest)},
         "what": f"{len(clips)} real clips, {STEPS} caption steps, medians of {repeats} in turns, ms per clip",
         "gflop": {stage: each / 1e9 for stage, each in work.items()},
         "peak_gflops": {name: peak / 1e9 for name, peak in peaks.items()},
         "contestants": {
             name: {
-                "ms_per_clip": _median(contestant),
-                "times_faster_than_the_paper": base / _median(contestant),
+                "ms_per_clip": _median(candidate),
+                "times_faster_than_the_paper": base / _median(candidate),
                 "stages_ms": {
-                    stage: statistics.median(each[stage] for each in contestant.taken) / contestant.clips
+                    stage: statistics.median(each[stage] for each in candidate.taken) / candidate.clips
                     for stage in STAGES
                 },
-                "batch": contestant.clips,
-                "percent_of_peak": 100 * sum(work.values()) / peaks[contestant.arithmetic] * 1e3 / _median(contestant),
-                "spread_ms": [sum(each.values()) / contestant.clips for each in contestant.taken],
+                "batch": candidate.clips,
+                "percent_of_peak": 100 * sum(work.values()) / peaks[candidate.arithmetic] * 1e3 / _median(candidate),
+                "spread_ms": [sum(each.values()) / candidate.clips for each in candidate.taken],
             }
-            for name, contestant in contestants.items()
+            for name, candidate in candidates.items()
         },
     }
 
 
 def keyframes(bundle: Bundle, repeats: int) -> dict[str, float]:
-    """The choice of a clip's keyframes, decoding aside: the graph over all candidates, k-means over its features."""
+    """Time of choosing a clip's keyframes without decoding: the graph over all candidate frames, then k-means."""
     rule = bundle.manifest.keyframes
     size = rule.preprocessing.size
     frames = np.random.default_rng(0).normal(size=(rule.candidates, 3, size, size)).astype(np.float32)
@@ -121,12 +123,12 @@ def keyframes(bundle: Bundle, repeats: int) -> dict[str, float]:
     return {"ms": sum(median.values()), "graph_ms": median["graph"], "k_means_ms": median["k-means"]}
 
 
-def _median(contestant: Contestant) -> float:
-    return statistics.median(sum(each.values()) for each in contestant.taken) / contestant.clips
+def _median(candidate: Candidate) -> float:
+    return statistics.median(sum(each.values()) for each in candidate.taken) / candidate.clips
 
 
 class Clock:
-    """Milliseconds by stage."""
+    """Stopwatch for the milliseconds of each stage."""
 
     def __init__(self) -> None:
         self.taken: dict[str, float] = {}
@@ -139,7 +141,7 @@ class Clock:
 
 
 class Paper:
-    """The paper's protocol: the libraries as they are."""
+    """The paper's protocol with unmodified libraries."""
 
     def __init__(self, bundle: Bundle, seen: list[tuple[Any, Any]]) -> None:
         import torch
@@ -155,7 +157,7 @@ class Paper:
         self._pixels, self._motion = torch.from_numpy(pixels), torch.from_numpy(motion)
 
     def run(self) -> dict[str, float]:
-        """The first pass of vision is counted as caption: ``generate`` does it."""
+        """Run once; the first vision pass counts as caption, because it is part of ``generate``."""
         clock = Clock()
         with self._torch.no_grad():
             rows = self._model.generate(
@@ -173,7 +175,7 @@ class Paper:
         return clock.taken
 
     def flop(self) -> dict[str, float]:
-        """Of one clip, each frame seen once: two per multiply-add, products and convolutions."""
+        """Operations per stage of one clip with one pass per frame: two per multiply-add."""
         import torch
         from flamest.export.networks.blip import text_module, text_shape, vision_module
         from torch.utils.flop_counter import FlopCounterMode
@@ -195,12 +197,12 @@ class Paper:
             cache = [torch.zeros(1, shape.heads, past, shape.head_dim) for _ in range(2 * shape.layers)]
             return counted(text_module(self._model), ids, ids, mask, *cache, *cross)
 
-        seen = counted(vision, self._pixels)
-        said = sum(text(1, past) for past in range(STEPS)) + text(STEPS + 2, 0)
-        return {"vision": seen, "caption and embedding": said, "cnn": counted(self._net, self._motion)}
+        vision_flop = counted(vision, self._pixels)
+        text_flop = sum(text(1, past) for past in range(STEPS)) + text(STEPS + 2, 0)
+        return {"vision": vision_flop, "caption and embedding": text_flop, "cnn": counted(self._net, self._motion)}
 
 
-def _ours(fp32: Bundle, int8: Bundle, seen: list[tuple[Any, Any]]) -> Iterator[tuple[str, Contestant]]:
+def _ours(fp32: Bundle, int8: Bundle, seen: list[tuple[Any, Any]]) -> Iterator[tuple[str, Candidate]]:
     def opened(bundle: Bundle, name: str, computed: str | None = None) -> Session:
         path = bundle.path / bundle.manifest.graphs[name].file
         if computed is None:
@@ -222,12 +224,12 @@ def _ours(fp32: Bundle, int8: Bundle, seen: list[tuple[Any, Any]]) -> Iterator[t
         for batch in (1, BATCH):
             yield (
                 f"{name}, batch {batch}",
-                Contestant(lambda ours=ours, batch=batch: ours.run(batch), arithmetic, batch),
+                Candidate(lambda ours=ours, batch=batch: ours.run(batch), arithmetic, batch),
             )  # type: ignore[misc]
 
 
 class Ours:
-    """The bundle's graphs as the extractor runs them."""
+    """The bundle's graphs, run like the extractor does."""
 
     def __init__(
         self, bundle: Bundle, vision: Session, text: Session, cnn: Session, seen: list[tuple[Any, Any]]
@@ -241,10 +243,10 @@ class Ours:
 
     def run(self, batch: int) -> dict[str, float]:
         clock = Clock()
-        memory = self._model.look(self._pixels[:batch])
+        cache = self._model.look(self._pixels[:batch])
         clock.lap("vision")
-        captions = self._model.caption_ids(memory)
-        self._model.embed(memory, captions)
+        captions = self._model.caption_ids(cache)
+        self._model.embed(cache, captions)
         clock.lap("caption and embedding")
         self._cnn.run({"frames": self._motion[:batch]})
         clock.lap("cnn")
@@ -252,7 +254,7 @@ class Ours:
 
 
 def other_peaks() -> dict[str, float]:
-    """Operations per second of a square product: bf16 in OpenVINO, uint8 by int8 in ONNX Runtime; the best of ten."""
+    """Operations per second of a square matmul, best of ten: bf16 in OpenVINO, uint8 by int8 in ONNX Runtime."""
     import tempfile
 
     import onnx

@@ -1,10 +1,10 @@
-"""What a round of the federation costs beside the wire's floor: no training, mutual TLS, real processes.
+"""Duration of a federated round compared with a minimal gRPC exchange: no training, mutual TLS, real processes.
 
     python bench/federation.py --silos 10 --rounds 20 --json
 
-1,599,589 fp32 parameters down and up per silo and round. The floor (federation_floor.py) and the same in plaintext
-run in the same call, one after the other, on the same machine: only the ratios mean something elsewhere.
-Seconds per round are the median over rounds, seen from the first silo; the first round is told apart.
+1,599,589 fp32 parameters down and up per silo and round. The floor (federation_floor.py), also in plaintext, runs in
+the same call on the same machine: only the ratios are comparable elsewhere. Seconds per round are the median over
+rounds as seen by the first silo; the first round is reported separately.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ min_silos = {silos}
 
 @dataclass(frozen=True)
 class Site:
-    """Certificates and settings of one bench."""
+    """Folder, certificates and port of one benchmark."""
 
     folder: Path
     silos: int
@@ -67,15 +67,15 @@ class Site:
     def key(self, name: str) -> Path:
         return self.folder / "keys" / name / f"{name}.key"
 
-    def given(self, name: str, file: str) -> Path:
+    def certificate(self, name: str, file: str) -> Path:
         return self.folder / "tls" / "silos" / name / file
 
 
 def measure(silos: int = 4, rounds: int = ROUNDS, codec: str = "fp32") -> dict[str, Any]:
-    """One bench; keys as DESIGN names them, and more."""
+    """Figures of one benchmark, as stored in bench/results."""
     with tempfile.TemporaryDirectory(prefix="flamest-bench-") as folder:
-        site = Site(Path(folder), silos, rounds, _free_port())
-        _make(site, codec)
+        site = Site(Path(folder), silos, rounds, free_port())
+        make_site(site, codec)
         floor = run_floor(site, plaintext=False)
         plain = run_floor(site, plaintext=True)
         ours = run_ours(site)
@@ -96,7 +96,7 @@ def measure(silos: int = 4, rounds: int = ROUNDS, codec: str = "fp32") -> dict[s
 
 
 def run_ours(site: Site) -> dict[str, Any]:
-    """flamest-coordinator as its users start it, and one silo process per silo, started together."""
+    """Figures of flamest-coordinator with one process per silo, all started together."""
     config = site.folder / "tls" / "coordinator.toml"
     began = time.monotonic()
     with _processes() as start:
@@ -105,25 +105,25 @@ def run_ours(site: Site) -> dict[str, Any]:
         )
         silos = []
         for place, name in enumerate(site.names):
-            parts = (site.given(name, "ca.pem"), site.given(name, "silo.pem"), site.key(name))
+            parts = (site.certificate(name, "ca.pem"), site.certificate(name, "silo.pem"), site.key(name))
             line = [f"127.0.0.1:{site.port}", *map(str, parts), str(100 + place)]
             silos.append(start(name, [sys.executable, str(HERE / "federation_silo.py"), *line]))
-        peak, cpu, told = _watched(server, silos)
-    ends = told[0]["ends"]
-    moved = [silo["sent_bytes"] + silo["received_bytes"] for silo in told]
+        peak, cpu, reports = _watched(server, silos)
+    ends = reports[0]["ends"]
+    moved = [silo["sent_bytes"] + silo["received_bytes"] for silo in reports]
     return {
         **_seconds(ends),
-        **_cpu(cpu, told, site.rounds),
+        **_cpu(cpu, reports, site.rounds),
         "first_round_s": ends[1] - began,
         "coordinator_peak_mb": peak,
         "bytes_per_silo_round": round(statistics.mean(moved) / site.rounds),
-        "silo_waiting_mb": max(silo["waiting_mb"] for silo in told),
-        "silo_peak_mb": max(silo["peak_mb"] for silo in told),
+        "silo_waiting_mb": max(silo["waiting_mb"] for silo in reports),
+        "silo_peak_mb": max(silo["peak_mb"] for silo in reports),
     }
 
 
 def run_floor(site: Site, *, plaintext: bool) -> dict[str, Any]:
-    script, port = str(HERE / "federation_floor.py"), _free_port()
+    script, port = str(HERE / "federation_floor.py"), free_port()
     common = ["--port", str(port), "--numbers", str(SPEC.parameters), "--rounds", str(site.rounds)]
     common += ["--tls", str(site.folder / "tls"), *(["--plaintext"] if plaintext else [])]
     uploads = site.folder / "uploads"
@@ -135,28 +135,28 @@ def run_floor(site: Site, *, plaintext: bool) -> dict[str, Any]:
             start(name, [sys.executable, script, "silo", *common, "--name", name, "--key", str(site.key(name))])
             for name in site.names
         ]
-        peak, cpu, told = _watched(server, silos)
-    return {**_seconds(told[0]["ends"]), "coordinator_peak_mb": peak, **_cpu(cpu, told, site.rounds)}
+        peak, cpu, reports = _watched(server, silos)
+    return {**_seconds(reports[0]["ends"]), "coordinator_peak_mb": peak, **_cpu(cpu, reports, site.rounds)}
 
 
 def _seconds(ends: Sequence[float]) -> dict[str, float]:
-    """Of the rounds after the first, in which processes still start."""
+    """Durations of the rounds after the first, during which processes still start."""
     lasted = [later - earlier for earlier, later in itertools.pairwise(ends)][1:] or [ends[-1] - ends[0]]
     return {"seconds_per_round": statistics.median(lasted), "slowest_round_s": max(lasted)}
 
 
-def _cpu(server: Sequence[tuple[float, float]], told: Sequence[Any], rounds: int) -> dict[str, float]:
-    """Processor seconds of a round, server and silos: what a busy machine does not change much."""
-    first, last = told[0]["ends"][1], told[0]["ends"][-1]
+def _cpu(server: Sequence[tuple[float, float]], reports: Sequence[Any], rounds: int) -> dict[str, float]:
+    """CPU seconds per round of server and silos, which depend little on other load."""
+    first, last = reports[0]["ends"][1], reports[0]["ends"][-1]
     used = [cpu for at, cpu in server if first <= at <= last] or [0.0]
     return {
         "server_cpu_s_per_round": (used[-1] - used[0]) / (rounds - 1),
-        "silo_cpu_s_per_round": statistics.mean(silo["cpu_s"] for silo in told) / (rounds - 1),
+        "silo_cpu_s_per_round": statistics.mean(silo["cpu_s"] for silo in reports) / (rounds - 1),
     }
 
 
 def _watched(server: Any, silos: Sequence[Any]) -> tuple[float, list[tuple[float, float]], list[Any]]:
-    """The server's peak resident memory in MB, its processor seconds over time, and what each silo printed."""
+    """The server's peak resident memory in MB, its CPU seconds over time, and each silo's JSON line."""
     peak, cpu = 0.0, []
     for silo in silos:
         while silo.poll() is None:
@@ -165,13 +165,13 @@ def _watched(server: Any, silos: Sequence[Any]) -> tuple[float, list[tuple[float
                 fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(") ")[2].split()
                 cpu.append((time.monotonic(), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")))
             time.sleep(0.05)
-    told = []
+    reports = []
     for silo in silos:
         out, _ = silo.communicate()
         if silo.returncode != 0:
             raise SystemExit(f"a silo ended with status {silo.returncode}; server: {server.poll()}")
-        told.append(json.loads(out.splitlines()[-1]))
-    return peak, cpu, told
+        reports.append(json.loads(out.splitlines()[-1]))
+    return peak, cpu, reports
 
 
 def _peak_mb(pid: int) -> float:
@@ -183,7 +183,7 @@ def _peak_mb(pid: int) -> float:
 
 @contextlib.contextmanager
 def _processes() -> Iterator[Any]:
-    """``start(name, command)``; all that still run at the end are ended. BENCH_LOG keeps the server's log."""
+    """Yield ``start(name, command)`` and end all running processes at the exit. BENCH_LOG: file of the server's log."""
     started: list[subprocess.Popen[str]] = []
 
     def start(name: str, command: Sequence[str]) -> subprocess.Popen[str]:
@@ -205,7 +205,7 @@ def _processes() -> Iterator[Any]:
             process.wait()
 
 
-def _make(site: Site, codec: str) -> None:
+def make_site(site: Site, codec: str) -> None:
     labels = json.dumps([f"class-{number}" for number in range(SPEC.outputs)])
     line = "" if codec == "fp32" else f'codec = "{codec}"'
     text = SETTINGS.format(port=site.port, labels=labels, rounds=site.rounds, silos=site.silos, codec=line)
@@ -215,7 +215,7 @@ def _make(site: Site, codec: str) -> None:
         add_silo(site.folder / "tls", name, made.csr_path.read_bytes())
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -228,15 +228,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--codec", default="fp32")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    parser.add_argument("--keep", action="store_true", help="keep the figures in bench/results")
-    asked = parser.parse_args()
-    figures = measure(asked.silos, asked.rounds, asked.codec)
-    if asked.keep:
+    parser.add_argument("--keep", action="store_true", help="store the figures in bench/results")
+    arguments = parser.parse_args()
+    figures = measure(arguments.silos, arguments.rounds, arguments.codec)
+    if arguments.keep:
         sys.path.insert(0, str(HERE.parent))  # run as a script, the package is not there
-        from bench.record import keep
+        from bench.record import store_result
 
-        keep(f"federation_{asked.codec}_{asked.silos}", figures)
-    print(json.dumps(figures) if asked.json else json.dumps(figures, indent=2))
+        store_result(f"federation_{arguments.codec}_{arguments.silos}", figures)
+    print(json.dumps(figures) if arguments.json else json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A silo of the federation bench, as a process: the agent's link, and no training.
+"""A silo of the federation benchmark as a process: the agent's client, without training.
 
 ``python bench/federation_silo.py ADDRESS CA CERTIFICATE KEY EXAMPLES`` takes part until the run has finished and prints
-one JSON line: when each round ended for this silo, bytes, and memory before the first model came.
+one JSON line: the end of each round for this silo, bytes, and memory before the first model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def memory_mb(field: str) -> float:
 
 
 def answer(run: RunSettings, model: GlobalModel, examples: int) -> Update:
-    """The model itself as an update; with a lossy codec a delta of the usual size."""
+    """The model itself as update; with a lossy codec, a delta of the usual size."""
     name = os.urandom(16).hex()
     if run.codec == "fp32":
         return Update(model.round, model.sha256, name, examples, model.params)
@@ -43,30 +43,30 @@ def main() -> None:
     opened, answered = [], 0
     with CoordinatorClient.open(
         settings, retry=Backoff(give_up_after_s=300.0, first_s=0.05, longest_s=0.5, spread_s=0.5)
-    ) as link:
-        run = link.join()
+    ) as client:
+        run = client.join()
         waiting_mb = memory_mb("VmRSS")
-        before = (link.sent_bytes, link.received_bytes)
-        while (standing := link.wait(run, answered, 60.0)).phase is not Phase.FINISHED:
-            if standing.phase is not Phase.OPEN:
-                time.sleep(standing.poll_after_s)
+        before = (client.sent_bytes, client.received_bytes)
+        while (status := client.wait(run, answered, 60.0)).phase is not Phase.FINISHED:
+            if status.phase is not Phase.OPEN:
+                time.sleep(status.poll_after_s)
                 continue
             opened.append(time.monotonic())
             if len(opened) == 2:
                 began = time.process_time()
-            model = link.fetch(run, standing)
-            link.submit(run, answer(run, model, int(examples)))
-            answered = standing.round
+            model = client.fetch(run, status)
+            client.submit(run, answer(run, model, int(examples)))
+            answered = status.round
         opened.append(time.monotonic())
-        told = {
+        report = {
             "ends": opened,
             "cpu_s": time.process_time() - began,
-            "sent_bytes": link.sent_bytes - before[0],
-            "received_bytes": link.received_bytes - before[1],
+            "sent_bytes": client.sent_bytes - before[0],
+            "received_bytes": client.received_bytes - before[1],
             "waiting_mb": waiting_mb,
             "peak_mb": memory_mb("VmHWM"),
         }
-    print(json.dumps(told), flush=True)
+    print(json.dumps(report), flush=True)
 
 
 if __name__ == "__main__":

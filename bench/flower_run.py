@@ -1,7 +1,7 @@
-"""The paper's federated run in Flower's simulation engine; a script for a Python that has flwr, ray and torch.
+"""The paper's federated run in Flower's simulation engine: a script for a Python with flwr, ray and torch.
 
-``python bench/flower_run.py '{"silos": 4, "rows": 2655, …}'`` prints one JSON line: the wall clock at the end of
-every round, seconds. The same work as ours: FedAvg weighted by examples, Adam with L2, fp32, one core per silo.
+``python bench/flower_run.py '{"silos": 4, "rows": 2655, …}'`` prints one JSON line: the seconds until the end of every
+round. The same work as ours: FedAvg weighted by examples, Adam with L2, fp32, one core per silo.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flwr.server.strategy import FedAvg
 from flwr.simulation import run_simulation
 
 WORK = json.loads(sys.argv[1])
-DATA: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of the silos that this process has trained
+DATA: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of the silos trained in this process
 ENDS: list[float] = []
 
 
@@ -50,8 +50,8 @@ class Silo(NumPyClient):
         torch.set_num_threads(1)
         model, (x, y) = head(), rows(self.number)
         with torch.no_grad():
-            for own, given in zip(model.parameters(), parameters, strict=True):
-                own.copy_(torch.from_numpy(given))
+            for own, received in zip(model.parameters(), parameters, strict=True):
+                own.copy_(torch.from_numpy(received))
         adam = torch.optim.Adam(model.parameters(), lr=WORK["rate"], weight_decay=WORK["decay"], fused=True)
         for _ in range(WORK["epochs"]):
             order = torch.randperm(len(y))

@@ -1,9 +1,9 @@
-"""The paper's federated run on random features: ours beside Flower's simulation engine and a plain PyTorch loop.
+"""The paper's federated run on random features: ours, Flower's simulation engine, and a plain PyTorch loop.
 
 4 silos, 10,619 x 2,816 samples in all, head 512-256-101, 5 local epochs, batch 128, fp32, FedAvg, 80 rounds.
-All three do the same arithmetic on every core of the machine. ``FLOWER_PYTHON`` names a Python that has
-flwr, ray and torch (Flower is no dependency of ours); without it Flower is said not to have run.
-``BENCH_ROUNDS`` shortens our run on a busy machine; the figures then say so.
+All three do the same arithmetic on every core of the machine. ``FLOWER_PYTHON`` is a Python with flwr, ray and torch
+(Flower is not a dependency of ours); without it Flower is "not run". ``BENCH_ROUNDS`` shortens our run on a busy
+machine; the figures then record it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from .training import gemm_peak
 
 ROWS = (2655, 2655, 2655, 2654)  # 10,619: UCF101's training clips in the paper's split
 ROUNDS = 80
-SHORT = 2  # rounds of a turn in the comparison
-TURNS = 2
+SHORT = 2  # rounds of each interleaved run
+REPEATS = 2
 CORES = len(os.sched_getaffinity(0))
 RUN = RunSettings(
     run="bench",
@@ -50,7 +50,7 @@ def measure() -> dict[str, Any]:
     silos = [SimulatedSilo(f"silo-{number}", _rows(number)) for number in range(len(ROWS))]
     peak, bandwidth = gemm_peak(), copy_bandwidth()
     seconds: dict[str, list[float]] = {"flamest": [], "torch_loop": [], "flower_simulation": []}
-    for _ in range(TURNS):  # in turns, because the machine may be shared
+    for _ in range(REPEATS):  # interleaved, because the machine may be shared
         seconds["flamest"] += ours(silos, SHORT)
         seconds["torch_loop"] += torch_loop(silos, SHORT)
         seconds["flower_simulation"] += flower(SHORT)
@@ -77,7 +77,7 @@ def measure() -> dict[str, Any]:
 
 
 def roofline(peak: float, bandwidth: float, seconds: float) -> dict[str, float]:
-    """What the machine could do at best: the products at their peak, every weight and moment moved once per step."""
+    """Lower bounds of the run time: matmuls at their peak, and every weight and moment moved once per step."""
     first, *others = (a * b for a, b in itertools.pairwise(RUN.head.widths))
     samples = sum(ROWS) * RUN.train.epochs * ROUNDS
     flop = 2 * samples * (2 * first + 3 * sum(others))  # the features need no gradient
@@ -95,7 +95,7 @@ def roofline(peak: float, bandwidth: float, seconds: float) -> dict[str, float]:
 
 
 def ours(silos: list[SimulatedSilo], rounds: int) -> list[float]:
-    """Seconds of every round, the opening of the graphs counted to the first."""
+    """Seconds of every round; loading the graphs counts as part of the first."""
     import msgspec
 
     ends = [time.perf_counter()]
@@ -167,7 +167,7 @@ def flower(rounds: int) -> list[float]:
 
 def copy_bandwidth() -> float:
     """Bytes read and written per second by every core copying at once, the best of five."""
-    size = 32 << 20  # numbers per core: more than the caches hold
+    size = 32 << 20  # values per core, more than the caches hold
     pairs = [(np.ones(size, np.float32), np.empty(size, np.float32)) for _ in range(CORES)]
     best = float("inf")
     with ThreadPoolExecutor(CORES) as pool:

@@ -1,8 +1,8 @@
-"""What a silo's policy costs in accuracy: coarse counts, clipped and blurred updates, differential privacy.
+"""Accuracy cost of a silo's policy: rounded counts, clipped and noised updates, differential privacy.
 
 Twenty Gaussian classes in 64 dimensions, 4,000 rows over four silos by a Dirichlet draw (beta 0.6), 1,000 test rows, a
 head with one hidden layer of 32, 40 rounds of one epoch in batches of 64, three seeds. Every figure is the mean over
-the seeds, in %; epsilon is that of the smallest silo, which pays most, at delta 1e-5.
+the seeds, in %; epsilon is that of the smallest silo, the largest, at delta 1e-5.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def measure() -> dict[str, Any]:
     rows = []
     for name, (policy, protection) in POLICIES.items():
         found = [_run(seed, policy, protection) for seed in SEEDS]
-        told = {"policy": name, "accuracy": round(float(np.mean([accuracy for accuracy, _ in found])), 2)}
+        row = {"policy": name, "accuracy": round(float(np.mean([accuracy for accuracy, _ in found])), 2)}
         if protection.mode == "record-dp":
-            told["epsilon"] = round(max(_epsilon(most, protection) for _, most in found), 2)
-        rows.append(told)
+            row["epsilon"] = round(max(_epsilon(smallest, protection) for _, smallest in found), 2)
+        rows.append(row)
     return {"silos": SILOS, "rounds": ROUNDS, "seeds": len(SEEDS), "rows": rows}
 
 
@@ -52,7 +52,7 @@ def _epsilon(rows: int, protection: Protection) -> float:
 
 
 def _run(seed: int, policy: Policy, protection: Protection) -> tuple[float, int]:
-    """Accuracy in % of the last model, and the rows of the smallest silo, which pays most."""
+    """Accuracy of the last model in %, and the rows of the smallest silo, which has the largest epsilon."""
     random = np.random.default_rng(seed)
     centres = random.normal(size=(CLASSES, WIDTH))
     y = random.integers(0, CLASSES, ROWS + TEST)
@@ -63,8 +63,8 @@ def _run(seed: int, policy: Policy, protection: Protection) -> tuple[float, int]
     head = HeadSpec(WIDTH, CLASSES, (32,))
     run = RunSettings("policies", tuple(map(str, range(CLASSES))), head, ROUNDS, 1, 1.0, "f", seed=seed, train=SETTINGS)
 
-    def told(_round: int, _base: Params, honest: Contribution) -> Contribution:
+    def rounded(_round: int, _base: Params, honest: Contribution) -> Contribution:
         return replace(honest, examples=policy.rounded_count(honest.examples))
 
-    done = simulate(run, silos, test=test, workers=2, scenario=Scenario(told, protection=protection))
+    done = simulate(run, silos, test=test, workers=2, scenario=Scenario(rounded, protection=protection))
     return 100 * done.rounds[-1].correct / done.rounds[-1].count, min(len(silo.train) for silo in silos)

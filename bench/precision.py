@@ -1,13 +1,13 @@
-"""What each precision costs: cosines to fp32 on real frames, captions, milliseconds, and federated accuracy.
+"""Cost of each precision: cosines to fp32 on real frames, captions, milliseconds.
 
 Needs bundles of the same weights in fp32, fp16, bf16 and int8, and clips:
 
     python -m bench.precision --clips DIR --fp32 DIR [--fp16 DIR] [--bf16 DIR] [--int8 DIR] [--name full]
 
-The keyframes are the same for all (graph ``keyframes`` is fp32 everywhere); each bundle's embedding is
-taken given the fp32 bundle's caption, because near-ties between captions say little about precision.
-A bf16 graph is computed by OpenVINO, and where that is not installed by ONNX Runtime with a rounding
-after every operator. Milliseconds are least times in turns within one run: read them as ratios.
+The keyframes are the same for all (graph ``keyframes`` is fp32 everywhere). Each bundle's embedding uses the fp32
+bundle's caption, because near-ties between captions depend little on precision. A bf16 graph is computed by OpenVINO,
+or without it by ONNX Runtime with rounding after every operator. Milliseconds are the least of interleaved runs:
+compare ratios only.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from flamest.runtime.video.decoder import VideoDecoder
 from flamest.runtime.video.preprocessing import prepare_frames
 from flamest.runtime.vision_language import VisionLanguageModel
 
-from .record import interleaved_ms, keep
+from .record import interleaved_ms, store_result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=Path, required=True)
-    parser.add_argument("--most", type=int, default=20, help="clips, spread evenly over their names")
+    parser.add_argument("--most", type=int, default=20, help="number of clips, spread evenly over their names")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--name", default="bundles", help="of the result: bench/results/precision_NAME.json")
+    parser.add_argument("--name", default="bundles", help="name of the result, bench/results/precision_NAME.json")
     for precision in COSINES:
         parser.add_argument(f"--{precision}", type=Path, required=precision == "fp32")
-    given = parser.parse_args()
-    bundles = {word: open_bundle(path) for word in COSINES if (path := getattr(given, word)) is not None}
-    found = find_video_files(given.clips)
-    chosen = found[:: max(1, len(found) // given.most)][: given.most]
-    figures = measure(bundles, chosen, given.repeats)
+    arguments = parser.parse_args()
+    bundles = {word: open_bundle(path) for word in COSINES if (path := getattr(arguments, word)) is not None}
+    found = find_video_files(arguments.clips)
+    chosen = found[:: max(1, len(found) // arguments.most)][: arguments.most]
+    figures = measure(bundles, chosen, arguments.repeats)
     print(json.dumps(figures, indent=2))
-    print(f"kept in {keep(f'precision_{given.name}', figures)}")
+    print(f"stored in {store_result(f'precision_{arguments.name}', figures)}")
 
 
 def measure(bundles: dict[str, Bundle], clips: list[Path], repeats: int) -> dict[str, Any]:
@@ -65,11 +65,11 @@ def measure(bundles: dict[str, Bundle], clips: list[Path], repeats: int) -> dict
     for word, deployed in runs.items():
         cosines: dict[str, list[float]] = {"vlm": [], "cnn": []}
         equal = 0
-        for one, (want, said) in zip(seen, reference, strict=True):
-            got, mine = deployed.embed(*one, said)
-            equal += mine == said
+        for one, (expected, reference_caption) in zip(seen, reference, strict=True):
+            got, caption = deployed.embed(*one, reference_caption)
+            equal += caption == reference_caption
             for part, vector in got.items():
-                cosines[part].append(float(row_cosines(vector, want[part])[0]))
+                cosines[part].append(float(row_cosines(vector, expected[part])[0]))
         rows[word] = {
             "precision": bundles[word].manifest.precision,
             "megabytes": {name: round(_bytes(bundles[word], name) / 1e6, 1) for name in deployed.graphs},
@@ -87,18 +87,18 @@ def measure(bundles: dict[str, Bundle], clips: list[Path], repeats: int) -> dict
             {
                 f"{word} {where}": (lambda session=session, feeds=feeds: session.run(feeds))  # type: ignore[misc]
                 for word, deployed in runs.items()
-                for where, session in deployed.contestants(name)
+                for where, session in deployed.sessions(name)
             },
             repeats=repeats,
         )
-        for contestant, figures in times.items():
-            word, _, where = contestant.partition(" ")
+        for session, figures in times.items():
+            word, _, where = session.partition(" ")
             rows[word].setdefault("least_ms", {}).setdefault(name, {})[where] = round(figures["least_ms"], 2)
     return {"clips": len(seen), "sources": {k: v.name for k, v in fp32.sources.items()}, "rows": rows}
 
 
 def network_inputs(bundle: Bundle, clips: list[Path]) -> Iterator[tuple[Any, Any]]:
-    """Per clip what the vision and the cnn graph read: keyframes as the runtime picks and prepares them."""
+    """Inputs of the vision and the cnn graph per clip: keyframes, picked and prepared as by the runtime."""
     manifest = bundle.manifest
     keyframes = WrittenGraphs(bundle.path, manifest.graphs).open("keyframes")
     decoder = VideoDecoder(manifest.keyframes)
@@ -137,14 +137,14 @@ class Deployed:
         self.where = sorted({session.where for session in self._sessions.values()})
 
     def _open(self, name: str) -> Session:
-        """bf16 by OpenVINO where it is installed, all else by ONNX Runtime."""
+        """Open bf16 graphs by OpenVINO where it is installed, all others by ONNX Runtime."""
         if self.manifest.graphs[name].precision == "bf16":
             opened = _openvino(self._written.folder / self.manifest.graphs[name].file, "bf16")
             if opened is not None:
                 return opened
         return self._written.open(name)
 
-    def contestants(self, name: str) -> Iterator[tuple[str, Session]]:
+    def sessions(self, name: str) -> Iterator[tuple[str, Session]]:
         yield self._sessions[name].where, self._sessions[name]
         precision = self.manifest.graphs[name].precision
         path = self._written.folder / self.manifest.graphs[name].file
@@ -153,13 +153,13 @@ class Deployed:
             if opened is not None:
                 yield opened.where, opened
 
-    def embed(self, pixels: Any, motion: Any, given: Any) -> tuple[dict[str, Any], Any]:
-        """(embeddings by part, the caption that it writes itself); the caption ``given`` is the one read."""
+    def embed(self, pixels: Any, motion: Any, caption_in: Any) -> tuple[dict[str, Any], Any]:
+        """Embeddings by part, read with the caption ``caption_in``, and the bundle's own caption."""
         found, caption = {}, None
         if self._captioner is not None:
-            memory = self._captioner.look(pixels)
-            caption = self._captioner.caption_ids(memory)
-            found["vlm"] = self._captioner.embed(memory, given or caption)
+            cache = self._captioner.look(pixels)
+            caption = self._captioner.caption_ids(cache)
+            found["vlm"] = self._captioner.embed(cache, caption_in or caption)
         if motion is not None:
             found["cnn"] = self._sessions["cnn"].run({"frames": motion})["embedding"]
         return found, caption
@@ -177,7 +177,7 @@ class Deployed:
 
 
 def _openvino(path: Path, computed: Literal["f32", "bf16"]) -> Session | None:
-    """None where OpenVINO is not installed, or does not open the graph."""
+    """A session of OpenVINO; None where it is not installed or does not open the graph."""
     try:
         return OpenVinoSession.open(path, computed=computed)
     except FlamestError as error:

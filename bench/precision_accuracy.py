@@ -1,9 +1,9 @@
-"""What a lower precision costs a federation: two stores of the same clips, trained on and tested alike.
+"""Accuracy cost of a lower precision: federated training and test on two stores of the same clips.
 
     python -m bench.precision_accuracy --fp32 STORE --other STORE [--rounds 40] [--seeds 5] [--test-share 0.75]
 
 The stores are made by ``flamest-agent extract`` with an fp32 bundle and one of lower precision. Four
-silos hold whole groups, a share of the groups is the test; the paper's head and training.
+silos hold whole groups and a share of the groups is held out for the test; the paper's head and training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import RunSettings
 from flamest.runtime.similarity import row_cosines
 
-from .record import keep
+from .record import store_result
 
 SILOS = 4
 
@@ -34,13 +34,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
-        "--test-share", type=float, default=0.75, help="of the groups: the mini-world's experiments' own"
+        "--test-share",
+        type=float,
+        default=0.75,
+        help="share of the groups held out; by default the mini-world experiments' own",
     )
-    parser.add_argument("--name", default="int8", help="of the result: bench/results/precision_accuracy_NAME.json")
-    given = parser.parse_args()
-    figures = measure(_read(given.fp32), _read(given.other), given.rounds, given.seeds, given.test_share)
+    parser.add_argument("--name", default="int8", help="name of the result, bench/results/precision_accuracy_NAME.json")
+    arguments = parser.parse_args()
+    figures = measure(
+        _read(arguments.fp32), _read(arguments.other), arguments.rounds, arguments.seeds, arguments.test_share
+    )
     print(json.dumps(figures, indent=2))
-    print(f"kept in {keep(f'precision_accuracy_{given.name}', figures)}")
+    print(f"stored in {store_result(f'precision_accuracy_{arguments.name}', figures)}")
 
 
 def _read(path: Path) -> StoredFeatures:
@@ -50,7 +55,7 @@ def _read(path: Path) -> StoredFeatures:
 
 def measure(fp32: StoredFeatures, other: StoredFeatures, rounds: int, seeds: int, test_share: float) -> dict[str, Any]:
     if fp32.clips != other.clips or fp32.fingerprint != other.fingerprint:
-        raise SystemExit("the stores hold other clips, or features of another meaning")
+        raise SystemExit("the stores hold different clips or features with different fingerprints")
     rows: dict[str, list[float]] = {fp32.precision: [], other.precision: []}
     for seed in range(seeds):
         for stored in (fp32, other):

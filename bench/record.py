@@ -1,4 +1,4 @@
-"""A measurement as a JSON file: the figures, and the machine and versions they hold for."""
+"""Storing of a benchmark's figures as a JSON file, with the machine and versions they were measured on."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("numpy", "onnxruntime", "torch", "grpcio", "av", "scikit-learn")
 
 
-def interleaved_ms(contestants: dict[str, Callable[[], object]], *, repeats: int) -> dict[str, dict[str, float]]:
-    """Run every contestant once per repeat, in turn, after one warm-up each: median and least ms.
+def interleaved_ms(candidates: dict[str, Callable[[], object]], *, repeats: int) -> dict[str, dict[str, float]]:
+    """Median and least milliseconds of each candidate; one warm-up each, then one run of each per repeat.
 
-    Turns, because the machine is shared: what slows one of them slows its neighbours too.
+    Interleaved, because the machine is shared: a disturbance slows all candidates.
     """
-    for run in contestants.values():
+    for run in candidates.values():
         run()
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+    times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
-        for name, run in contestants.items():
+        for name, run in candidates.items():
             started = time.perf_counter()
             run()
             times[name].append((time.perf_counter() - started) * 1e3)
@@ -33,7 +33,7 @@ def interleaved_ms(contestants: dict[str, Callable[[], object]], *, repeats: int
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores and versions; nothing that names the host."""
+    """Processor, cores and versions, without the name of the host."""
     processor = next(
         (
             line.split(":", 1)[1].strip()
@@ -56,7 +56,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def keep(name: str, figures: dict[str, Any]) -> Path:
+def store_result(name: str, figures: dict[str, Any]) -> Path:
     """Write ``bench/results/NAME.json``."""
     path = RESULTS / f"{name}.json"
     measured = time.strftime("%Y-%m-%d", time.gmtime())

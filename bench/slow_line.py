@@ -1,9 +1,9 @@
-"""A round over a slow line: 20 Mbit/s each way and 80 ms round trip, through experiments/faults.py.
+"""A round over a slow connection: 20 Mbit/s each way and 80 ms round trip, through experiments/faults.py.
 
     python bench/slow_line.py --json
 
-One silo, no training, 1,599,589 parameters, mutual TLS; a round is the question for work, the model down and the
-update up until the receipt. The least that it can take is bytes over bandwidth.
+One silo, no training, 1,599,589 parameters, mutual TLS; a round is the request for work, the model down and the update
+up until the receipt. The lower bound is bytes divided by bandwidth.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def measure(rounds: int = 3, codec: str = "fp32") -> dict[str, Any]:
     from bench import federation
 
     with tempfile.TemporaryDirectory(prefix="flamest-bench-") as folder:
-        site = federation.Site(Path(folder), 1, rounds, federation._free_port())
-        federation._make(site, codec)
+        site = federation.Site(Path(folder), 1, rounds, federation.free_port())
+        federation.make_site(site, codec)
         config = str(site.folder / "tls" / "coordinator.toml")
         server = subprocess.Popen(
             [sys.executable, "-m", "flamest.coordinator", "run", "--config", config, "--once"],
@@ -66,28 +66,28 @@ def drive(site: Any, proxy: FaultProxy) -> tuple[list[float], list[int]]:
     """Seconds and bytes through the proxy of every round, both directions."""
     name = site.names[0]
     settings = ConnectionSettings(
-        proxy.address, site.given(name, "ca.pem"), site.given(name, "silo.pem"), site.key(name)
+        proxy.address, site.certificate(name, "ca.pem"), site.certificate(name, "silo.pem"), site.key(name)
     )
     seconds, moved, answered = [], [], 0
     with CoordinatorClient.open(
         settings, retry=Backoff(give_up_after_s=120.0, first_s=0.1, longest_s=0.5, spread_s=0.5)
-    ) as link:
-        run = link.join()
+    ) as client:
+        run = client.join()
         while True:
-            began, before = time.monotonic(), link.sent_bytes + link.received_bytes
-            standing = link.wait(run, answered, 60.0)
-            if standing.phase is not Phase.OPEN:
-                if standing.phase is Phase.FINISHED:
+            began, before = time.monotonic(), client.sent_bytes + client.received_bytes
+            status = client.wait(run, answered, 60.0)
+            if status.phase is not Phase.OPEN:
+                if status.phase is Phase.FINISHED:
                     return seconds, moved
                 continue
-            model = link.fetch(run, standing)
+            model = client.fetch(run, status)
             fetched = time.monotonic()
-            update = trained(run, model)  # not counted: training is not what is measured
+            update = trained(run, model)  # not counted: training is not measured
             trained_s = time.monotonic() - fetched
-            link.submit(run, update)
+            client.submit(run, update)
             seconds.append(time.monotonic() - began - trained_s)
-            moved.append(link.sent_bytes + link.received_bytes - before)
-            answered = standing.round
+            moved.append(client.sent_bytes + client.received_bytes - before)
+            answered = status.round
 
 
 def trained(run: RunSettings, model: GlobalModel) -> Update:
@@ -108,14 +108,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--codec", choices=CODECS, default="fp32")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    parser.add_argument("--keep", action="store_true", help="keep the figures in bench/results")
-    asked = parser.parse_args()
-    figures = measure(asked.rounds, asked.codec)
-    if asked.keep:
-        from bench.record import keep
+    parser.add_argument("--keep", action="store_true", help="store the figures in bench/results")
+    arguments = parser.parse_args()
+    figures = measure(arguments.rounds, arguments.codec)
+    if arguments.keep:
+        from bench.record import store_result
 
-        keep(f"slow_line_{asked.codec}", figures)
-    print(json.dumps(figures) if asked.json else json.dumps(figures, indent=2))
+        store_result(f"slow_line_{arguments.codec}", figures)
+    print(json.dumps(figures) if arguments.json else json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

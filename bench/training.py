@@ -1,6 +1,6 @@
-"""Five local epochs of the paper's head: our step graphs beside PyTorch, and the arithmetic floor.
+"""Five local epochs of the paper's head: our step graphs, PyTorch, and the arithmetic lower bound.
 
-2,655 clips (a quarter of UCF101's training split) × 2,816 numbers, batch 128, head 512-256-101.
+2,655 clips (a quarter of UCF101's training split) with 2816-d embeddings, batch 128, head 512-256-101.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flamest.fedproto.records import TrainSettings
 from .record import interleaved_ms
 
 ROWS, SPEC, SETTINGS = 2655, HeadSpec(inputs=2816, outputs=101), TrainSettings()
-GEMM = 2048  # side of the square product whose speed counts as the peak
+GEMM = 2048  # side of the square matmul whose speed is the peak
 
 
 def measure(repeats: int = 5) -> dict[str, Any]:
@@ -24,15 +24,15 @@ def measure(repeats: int = 5) -> dict[str, Any]:
     table = FeatureTable(random.normal(size=(ROWS, SPEC.inputs)).astype(np.float32), random.integers(0, 101, ROWS))
     params = initial_params(SPEC, 0)
     trainer = HeadTrainer(SPEC)
-    contestants = {
+    candidates = {
         "flamest": lambda: trainer.train(params, table, SETTINGS, seed=0),
         "torch_fused_adam": lambda: torch_training(params, table, fused=True),
         "torch_fused_adam_medium": lambda: torch_training(params, table, fused=True, precision="medium"),
         "torch_adam": lambda: torch_training(params, table, fused=False),
     }
-    times = interleaved_ms(contestants, repeats=repeats)
+    times = interleaved_ms(candidates, repeats=repeats)
     first, *others = (a * b for a, b in zip(SPEC.widths, SPEC.widths[1:], strict=False))
-    # Forward, weight gradient and input gradient are a product each; the features need no gradient.
+    # Forward, weight gradient and input gradient are one matmul each; the features need no gradient.
     flop = 2 * ROWS * SETTINGS.epochs * (2 * first + 3 * sum(others))
     peak = gemm_peak()
     floor_ms = flop / peak * 1e3
@@ -52,7 +52,7 @@ def measure(repeats: int = 5) -> dict[str, Any]:
 def torch_training(
     params: dict[str, np.ndarray], table: FeatureTable, *, fused: bool, precision: str = "highest"
 ) -> None:
-    """``precision``: of torch's matrix products; "medium" leaves them float32 on this CPU, by other kernels."""
+    """Train once. ``precision`` of torch's matmuls: "medium" keeps float32 on this CPU, with other kernels."""
     import torch
 
     torch.set_float32_matmul_precision(precision)
@@ -75,7 +75,7 @@ def torch_training(
 
 
 def gemm_peak() -> float:
-    """Floating-point operations per second of a square fp32 product in ONNX Runtime, the best of ten."""
+    """Floating-point operations per second of a square fp32 matmul in ONNX Runtime, best of ten."""
     import onnx
     from flamest.runtime.backends.onnxruntime import open_session
     from onnx import helper

@@ -1,1 +1,1 @@
-"""The paper's tables and figures: its numbers as data, the runs behind ours, and the two side by side."""
+"""The paper's tables and figures: the printed numbers, our runs, and their comparison."""

@@ -114,7 +114,7 @@ def table5(inputs: ExperimentInputs) -> TableSpec:
         tuple(rows),
         (
             f"mu = {MU} and alpha = {ALPHA} were fixed beforehand; the rest of the grids ({MU_GRID} and {ALPHA_GRID}) "
-            "follows below; none was chosen by its test accuracy. The paper gives neither.",
+            "stands below them, none was chosen by its test accuracy. The paper gives neither.",
             REDRAWN,
         ),
         ("smallest_silo",),
@@ -176,9 +176,9 @@ def table8(inputs: ExperimentInputs) -> TableSpec:
         "Table 8: number of silos",
         tuple(rows),
         (
-            f"Non-IID-2 is scaling approach 2; its parameters are in a supplement that we do not have. Ours: base "
+            f"Non-IID-2 is scaling approach 2, whose parameters the paper keeps in its supplement; ours: base "
             f"{skew.base}, Beta({skew.alpha:g}, {skew.beta:g}), takers {skew.takers}, sized for "
-            f"{skew.most_silos} silos. Its silos keep their size as silos are added, so four silos train on less.",
+            f"{skew.most_silos} silos. Its silos keep their size as silos are added, so that four silos train on less.",
             REDRAWN,
         ),
         ("smallest_silo", "training_rows", "unused_rows"),
