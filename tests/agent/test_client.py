@@ -1,4 +1,4 @@
-"""The silo's client against a real coordinator: what it retries, what it gives up, what it says."""
+"""The silo's client against a real coordinator: retries, refusals, messages."""
 
 import dataclasses
 import os

@@ -34,9 +34,9 @@ videos = "videos"
 
 [coordinator]
 address = "{address}"
-ca = "{link.ca}"
-certificate = "{link.certificate}"
-key = "{link.key}"
+ca = "{connection.ca}"
+certificate = "{connection.certificate}"
+key = "{connection.key}"
 
 [policy]
 min_samples = 1
@@ -123,9 +123,9 @@ def kill_again_and_again(federation, folder, make_clips, bundle, monkeypatch, st
     original = UploadReceiver.header
 
     async def watched(self, silo, parts, until):
-        told = await original(self, silo, parts, until)
-        announced.append((told.header.round, told.header.update_id))
-        return told
+        reported = await original(self, silo, parts, until)
+        announced.append((reported.header.round, reported.header.update_id))
+        return reported
 
     monkeypatch.setattr(UploadReceiver, "header", watched)
     folder.mkdir()
@@ -133,8 +133,8 @@ def kill_again_and_again(federation, folder, make_clips, bundle, monkeypatch, st
     chance = random.Random(seed)
     federation.start()
     with FaultProxy(federation.address, bytes_per_s=LINE) as proxy:
-        link = federation.connection_settings("a")
-        (folder / "agent.toml").write_text(SETTINGS.format(bundle=bundle, address=proxy.address, link=link))
+        connection = federation.connection_settings("a")
+        (folder / "agent.toml").write_text(SETTINGS.format(bundle=bundle, address=proxy.address, connection=connection))
         silo = Silo(folder, proxy)
         for where in strikes:
             strike(silo, where, chance)
@@ -146,16 +146,16 @@ def kill_again_and_again(federation, folder, make_clips, bundle, monkeypatch, st
         stored = store.read()
     assert sorted(stored.clips) == sorted(sha256_file(path) for path in (folder / "videos").rglob("*.avi"))
     assert np.isfinite(stored.x).all()
-    for before, said in zip(silo.stored_before, silo.logs, strict=True):
-        for told in re.findall(r"event=extracted clips=(\d+) extracted=(\d+) skipped=(\d+) failed=0", said):
-            clips, extracted, skipped = map(int, told)
+    for before, output in zip(silo.stored_before, silo.logs, strict=True):
+        for reported in re.findall(r"event=extracted clips=(\d+) extracted=(\d+) skipped=(\d+) failed=0", output):
+            clips, extracted, skipped = map(int, reported)
             assert (clips, extracted + skipped) == (CLIPS, CLIPS)
             assert skipped >= before  # what was stored is not embedded again
     rows = federation.rounds()
     with History.open(federation.state, "run-1") as history:
         assert [row.last_refusal for row in history.silos()] == [None]
     assert {(row["status"], row["accepted"], row["refused"]) for row in rows} == {("closed", 1, 0)}
-    ids = {number: {told for at, told in announced if at == number} for number, _ in announced}
+    ids = {number: {reported for at, reported in announced if at == number} for number, _ in announced}
     assert all(len(of_round) == 1 for of_round in ids.values())  # an interrupted upload comes back as the same update
     if "uploading" in strikes:
         assert len(announced) > len(rows)

@@ -1,4 +1,4 @@
-"""What the agent's log says while it extracts, trains, sends and fails; and what a crash says."""
+"""The agent's log and crash reports: no file, label, caption or value of a clip."""
 
 import json
 import shutil
@@ -35,17 +35,17 @@ def silo(clips, toy_bundle, make_federation, tmp_path):
     (videos / "canary-label-run" / "canary-broken.avi").write_bytes(b"no video")
     (videos / "canary-label-run" / "canary-empty.avi").write_bytes(b"")
     federation.start()
-    link = federation.connection_settings("a")
+    connection = federation.connection_settings("a")
     (home / "agent.toml").write_text(f"""
 state = "state"
 store = "canary-store.sqlite"
 bundle = {json.dumps(str(toy_bundle))}
 videos = "canary-videos"
 [coordinator]
-address = {json.dumps(link.address)}
-ca = {json.dumps(str(link.ca))}
-certificate = {json.dumps(str(link.certificate))}
-key = {json.dumps(str(link.key))}
+address = {json.dumps(connection.address)}
+ca = {json.dumps(str(connection.ca))}
+certificate = {json.dumps(str(connection.certificate))}
+key = {json.dumps(str(connection.key))}
 [policy]
 min_samples = 1
 min_samples_override = true
@@ -83,25 +83,25 @@ def test_the_log_names_no_file_label_caption_or_value(silo):
     assert "event=clips_failed video_empty=1 video_not_video=1" in log
     failed = {"video_empty": 1, "video_not_video": 1}
     assert read_status(silo / "state").failed_clips == failed
-    said = CliRunner().invoke(app, ["status", "--config", str(silo / "agent.toml")]).stdout
-    assert "clips of the videos that cannot be used: 2 (1 video_empty, 1 video_not_video)" in said
-    assert "flamest-agent extract --bundle " in said
-    assert "canary-videos --store " in said.replace("\n", "")
+    output = CliRunner().invoke(app, ["status", "--config", str(silo / "agent.toml")]).stdout
+    assert "clips of the videos that cannot be used: 2 (1 video_empty, 1 video_not_video)" in output
+    assert "flamest-agent extract --bundle " in output
+    assert "canary-videos --store " in output.replace("\n", "")
     assert [canary for canary in canaries_of(silo) if canary in log] == []
 
 
 def test_a_failed_extraction_logs_its_code_and_nothing_else(silo):
-    """The message names the folder, so it stays in the state folder; with --log-level debug it is told."""
+    """The message names the folder, so it stays in the state folder; with --log-level debug it is logged."""
     shutil.rmtree(silo / "canary-videos")
     (silo / "canary-videos").mkdir()
-    for level, told in (("info", False), ("debug", True)):
+    for level, reported in (("info", False), ("debug", True)):
         with daemons() as start:
             words = ["run", "--config", silo / "agent.toml", "--log-level", level]
             agent = start("a", silo / f"log-{level}", "agent", words)
-            said = lambda: (silo / f"log-{level}").read_text()  # noqa: B023, E731
-            wait_until(lambda: "no_clips" in said(), "the failure", seconds=60, watched=[agent])  # noqa: B023
-            wait_until(lambda: "training_failed" in said(), "the next one", seconds=60, watched=[agent])  # noqa: B023
-        assert ("canary" in (silo / f"log-{level}").read_text()) is told
+            output = lambda: (silo / f"log-{level}").read_text()  # noqa: B023, E731
+            wait_until(lambda: "no_clips" in output(), "the failure", seconds=60, watched=[agent])  # noqa: B023
+            wait_until(lambda: "training_failed" in output(), "the next one", seconds=60, watched=[agent])  # noqa: B023
+        assert ("canary" in (silo / f"log-{level}").read_text()) is reported
     assert "canary-videos holds no video files" in read_status(silo / "state").extraction
 
 

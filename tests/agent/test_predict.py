@@ -1,4 +1,4 @@
-"""Prediction: labels and caption for each video, whatever is wrong with another."""
+"""Prediction: labels and caption for each video, independent of the others."""
 
 from __future__ import annotations
 

@@ -242,10 +242,10 @@ def test_status_shows_when_the_certificate_ends(tmp_path, days, asks):
     ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + days * 86400 + 600))
     write_status(tmp_path / "state", AgentStatus(silo="a", certificate_expires=ends, certificate_problem="expired: x"))
     words = ["status", "--config", str(tmp_path / "agent.toml")]
-    said = CliRunner().invoke(app, words).output
-    assert f"certificate: until {ends[:10]}, {days} days left" in said
-    assert ("flamest-coordinator silo renew a" in said) is asks
-    assert "not in use: expired: x" in said
+    output = CliRunner().invoke(app, words).output
+    assert f"certificate: until {ends[:10]}, {days} days left" in output
+    assert ("flamest-coordinator silo renew a" in output) is asks
+    assert "not in use: expired: x" in output
     logged = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout.splitlines()[-1])
     assert (logged["certificate_expires"], round(logged["certificate_days"])) == (ends, days)
     write_status(tmp_path / "state", AgentStatus(silo="a"))

@@ -1,4 +1,4 @@
-"""What others named never reaches an administrator's terminal raw."""
+"""Names from elsewhere are escaped on an administrator's terminal."""
 
 from pathlib import Path
 
@@ -33,23 +33,23 @@ ca = "ca.pem"
 certificate = "silo.pem"
 key = "silo.key"
 """)
-    told = {"detail": HOSTILE, "code": HOSTILE, "extraction": HOSTILE, "run": HOSTILE, "adopted_why": HOSTILE}
-    write_status(tmp_path, AgentStatus(**told, adopted="own", backends={HOSTILE: HOSTILE}))
+    reported = {"detail": HOSTILE, "code": HOSTILE, "extraction": HOSTILE, "run": HOSTILE, "adopted_why": HOSTILE}
+    write_status(tmp_path, AgentStatus(**reported, adopted="own", backends={HOSTILE: HOSTILE}))
     assert printed("status", "--config", tmp_path / "agent.toml").count(ESCAPED) == 7
     assert "\x1b" not in printed("status", "--config", tmp_path / "agent.toml", "--json")
 
 
 def test_predict_escapes_labels_captions_and_file_names(tmp_path, monkeypatch):
     clip = Path(f"{HOSTILE.replace('/', '')}\udcff.mp4")
-    told = [
+    reported = [
         Prediction(clip, (LabelProbability(HOSTILE, 0.9),), HOSTILE),
         Prediction(clip, reason=HOSTILE),
     ]
-    monkeypatch.setattr(prediction, "predict_videos", lambda *_, **__: iter(told))
+    monkeypatch.setattr(prediction, "predict_videos", lambda *_, **__: iter(reported))
     words = ["predict", "x.mp4", "--bundle", tmp_path, "--model", tmp_path / "m.safetensors"]
-    said = printed(*words)
-    assert said.count(ESCAPED) == 5
-    assert "\\udcff.mp4" in said
+    output = printed(*words)
+    assert output.count(ESCAPED) == 5
+    assert "\\udcff.mp4" in output
     printed(*words, "--json")
 
 

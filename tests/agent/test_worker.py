@@ -1,4 +1,4 @@
-"""The worker process: results and errors come back, crashes stay away, stops are quick."""
+"""The worker process: results and errors return, crashes are contained, stops are quick."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An auditor's tools: a proxy that ends TLS and keeps what passes, canaries, their disguises, a silo full of them."""
+"""Tools of an auditor: a proxy that decrypts traffic, canaries and their disguises, a silo full of them."""
 
 from __future__ import annotations
 
@@ -124,13 +124,13 @@ class Tap:
 
 
 def disguises(canary: bytes | str) -> list[bytes]:
-    """A canary as it is, in UTF-16, hexadecimal and base64 (whatever stands before it)."""
+    """A canary as it is, in UTF-16, hexadecimal and base64 (whatever precedes it)."""
     plain = (
         [canary] if isinstance(canary, bytes) else [canary.encode(form) for form in ("utf-8", "utf-16-le", "utf-16-be")]
     )
     made = []
     for each in plain:
-        # A letter of base64 is six bits: those that lie whole inside do not depend on what stands around them.
+        # A letter of base64 is six bits: those that lie whole inside do not depend on their surroundings.
         inner = [
             base64.b64encode(b"\0" * shift + each)[-(-8 * shift // 6) : 8 * (shift + len(each)) // 6]
             for shift in range(3)
@@ -151,8 +151,8 @@ def inflated(data: bytes) -> bytes:
     return b"".join(made)
 
 
-def hits(data: bytes, canaries) -> list[str]:
-    """The canaries that are in ``data``, whatever they are disguised as."""
+def canaries_in(data: bytes, canaries) -> list[str]:
+    """Return the canaries in ``data``, in any disguise."""
     searched = data + inflated(data)
     return [repr(canary) for canary in canaries if any(form in searched for form in disguises(canary))]
 
@@ -165,15 +165,15 @@ class Home:
     canaries: tuple[bytes | str, ...]  # what must not leave: no label of the run among them
 
     def settings(self, federation, *, address: str | None = None, policy: str = "") -> AgentSettings:
-        link = federation.connection_settings("a", address=address)
+        connection = federation.connection_settings("a", address=address)
         text = f"""
 state = "state"
 store = "canary-store.sqlite"
 [coordinator]
-address = {json.dumps(link.address)}
-ca = {json.dumps(str(link.ca))}
-certificate = {json.dumps(str(link.certificate))}
-key = {json.dumps(str(link.key))}
+address = {json.dumps(connection.address)}
+ca = {json.dumps(str(connection.ca))}
+certificate = {json.dumps(str(connection.certificate))}
+key = {json.dumps(str(connection.key))}
 [policy]
 min_samples = 1
 min_samples_override = true
@@ -227,5 +227,5 @@ def tap_of():
 
 
 @pytest.fixture
-def find_hits():
-    return hits
+def find_canaries():
+    return canaries_in

@@ -1,4 +1,4 @@
-"""How many clips come back out of an update, and what the policy does about it. bench/inversion.py: full size."""
+"""Clips recovered from an update by attacks, and the effect of the policy. bench/inversion.py: full size."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_the_optimisation_attack_works_on_one_step_of_gradient_descent():
 
 
 def test_the_optimisation_attack_finds_no_clip_in_an_update_of_adam():
-    """The signs of a single clip's numbers shine through Adam; its numbers do not."""
+    """The direction of a single clip is found, its embedding is not."""
     table, base, update = after_adam(1)
     found = nearest(optimise(SPEC, base, update, table.y, (SETTINGS, SHUFFLES), Search(150, 20)), table.x)
     assert found.recovered == 0

@@ -1,4 +1,4 @@
-"""What the code that talks to the coordinator can reach, and which modules use the network at all."""
+"""The modules that the client can reach, and the modules that use the network."""
 
 import ast
 import subprocess

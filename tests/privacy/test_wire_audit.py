@@ -1,4 +1,4 @@
-"""Everything that an agent sends in ten rounds, decrypted, searched for what must stay on the silo."""
+"""Everything that an agent sends in ten rounds, decrypted and searched for private data."""
 
 import base64
 import threading
@@ -48,7 +48,7 @@ def run_ten_rounds(federation, home, tap, policy: str = "") -> None:
 
 @pytest.fixture
 def heard(monkeypatch):
-    """What the coordinator was told beside the messages: the metadata of every call."""
+    """The metadata of every call that the coordinator received."""
     headers, caller = [], Service._caller
 
     def watched(self, context):
@@ -91,7 +91,7 @@ def fields_of(message, found: dict[str, set[str]]) -> None:
 
 
 @pytest.mark.parametrize("codec", ["fp32", "int8"])
-def test_nothing_but_the_parameters_leaves(canary_federation, home, tap_of, find_hits, heard, codec):
+def test_nothing_but_the_parameters_leaves(canary_federation, home, tap_of, find_canaries, heard, codec):
     """0 canaries in all bytes of ten rounds, both directions; 0 fields that are not allowed."""
     federation = canary_federation
     federation.config.write_text(federation.config.read_text().replace('codec = "fp32"', f'codec = "{codec}"'))
@@ -101,9 +101,9 @@ def test_nothing_but_the_parameters_leaves(canary_federation, home, tap_of, find
         sent = [message for connection in tap.connections for message in connection.messages()]
     mac = uuid.getnode().to_bytes(6)
     machine = (mac, mac.hex(":"))
-    assert find_hits(tap.up, (*home.canaries, *KNOWN, *machine)) == []
-    assert find_hits(tap.down, (*home.canaries, *machine)) == []
-    assert find_hits(tap.down, KNOWN) == [repr(label) for label in KNOWN]  # and they were looked for where they are
+    assert find_canaries(tap.up, (*home.canaries, *KNOWN, *machine)) == []
+    assert find_canaries(tap.down, (*home.canaries, *machine)) == []
+    assert find_canaries(tap.down, KNOWN) == [repr(label) for label in KNOWN]  # the search finds them where they are
 
     found: dict[str, set[str]] = {}
     updates = []
@@ -116,18 +116,18 @@ def test_nothing_but_the_parameters_leaves(canary_federation, home, tap_of, find
     assert set(found) <= set(ALLOWED)
     assert found["UpdateHeader"] >= {"update_id", "examples", "payload_sha256", "evaluation"}
     assert {key for key, _ in heard} <= HEADERS
-    assert find_hits(repr(heard).encode(), (*home.canaries, *KNOWN)) == []
+    assert find_canaries(repr(heard).encode(), (*home.canaries, *KNOWN)) == []
 
     run = federation.settings().run_settings()
     payload = updates[0].payload_bytes
     assert payload == payload_bytes(run.head) if codec == "fp32" else payload < payload_bytes(run.head) // 2
     assert len(updates) == ROUNDS
     assert len(tap.up) <= ROUNDS * (payload + 2048)
-    told = [entry.sha256 for entry in read_ledger(home.folder / "state").of("update")]
-    assert told == [update.payload_sha256.hex() for update in updates]
+    reported = [entry.sha256 for entry in read_ledger(home.folder / "state").of("update")]
+    assert reported == [update.payload_sha256.hex() for update in updates]
 
 
-def test_the_search_finds_canaries_in_every_disguise(home, find_hits):
+def test_the_search_finds_canaries_in_every_disguise(home, find_canaries):
     """It bites, in every disguise."""
     caption, row = "a canary 59 as a caption", home.canaries[5]
     text = f"xx{caption}yy"
@@ -141,8 +141,8 @@ def test_the_search_finds_canaries_in_every_disguise(home, find_hits):
         text.encode().hex().encode(),
         b"noise" + zlib.compress(text.encode()) + b"noise",
     ):
-        assert find_hits(np.random.default_rng(0).bytes(5000) + leak + b"rest", home.canaries) == [repr(caption)]
-    assert find_hits(b"before" + row + b"after", home.canaries) == [repr(row)]
+        assert find_canaries(np.random.default_rng(0).bytes(5000) + leak + b"rest", home.canaries) == [repr(caption)]
+    assert find_canaries(b"before" + row + b"after", home.canaries) == [repr(row)]
 
 
 def header_fields(home, federation, tap_of, policy: str) -> list[pb.UpdateHeader]:
@@ -161,7 +161,7 @@ def header_fields(home, federation, tap_of, policy: str) -> list[pb.UpdateHeader
 
 
 def test_by_default_counts_are_exact_and_evaluation_is_one_figure(canary_federation, home, tap_of):
-    """The exact list of what is told besides the parameters."""
+    """The exact list of fields that are sent with the parameters."""
     headers = header_fields(home, canary_federation, tap_of, "hold_out = 0.25")
     known = sum(1 for number in range(60) if number % 10)
     for header in headers:
@@ -183,7 +183,7 @@ def test_a_policy_reports_less(canary_federation, home, tap_of):
 
 
 def test_no_message_has_a_field_that_is_not_listed():
-    """What the protocol has room for is what was looked through here."""
+    """The protocol has exactly the fields that these tests allow."""
     seen, pending = {}, [pb.JoinRequest, pb.WaitRequest, pb.FetchRequest, pb.UpdatePart, pb.EvaluationReport]
     while pending:
         kind = pending.pop().DESCRIPTOR

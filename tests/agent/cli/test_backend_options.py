@@ -1,4 +1,4 @@
-"""Where networks run, as a person at a silo asks for it and is told."""
+"""The backend options of a silo's commands, and the lines that show where networks ran."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def extract(bundle, videos, store, *words, **options):
 def test_extraction_prints_where_each_network_ran(toy_bundle, videos, tmp_path):
     out = extract(toy_bundle, videos, tmp_path / "s.sqlite")
     assert "vision, text, cnn, keyframes ran on ONNX Runtime CPU, fp32" in out
-    said = json.loads(extract(toy_bundle, videos, tmp_path / "t.sqlite", "--json").splitlines()[-1])
-    assert said["precision"] == "fp32"
-    assert set(said["backends"]) == {"keyframes", "vision", "text", "cnn"}
-    assert said["backends"]["vision"]["where"] == "ONNX Runtime CPU"
-    assert {row["code"] for row in said["backends"]["vision"]["refused"]} >= {"NOT_ASKED"}
+    output = json.loads(extract(toy_bundle, videos, tmp_path / "t.sqlite", "--json").splitlines()[-1])
+    assert output["precision"] == "fp32"
+    assert set(output["backends"]) == {"keyframes", "vision", "text", "cnn"}
+    assert output["backends"]["vision"]["where"] == "ONNX Runtime CPU"
+    assert {row["code"] for row in output["backends"]["vision"]["refused"]} >= {"NOT_ASKED"}
     again = json.loads(extract(toy_bundle, videos, tmp_path / "t.sqlite", "--json").splitlines()[-1])
     assert (again["extracted"], again["backends"]) == (0, {})
 
@@ -96,12 +96,18 @@ def test_doctor_shows_every_backend_with_a_fix(toy_bundle, no_gpu):
     assert "keyframes, vision, text, cnn would run on ONNX Runtime CPU" in out.splitlines()[0]
     assert "the same at every silo of a run" in out
     assert "ok  ONNX Runtime CPU" in out
-    said = json.loads(run("doctor", "--json").splitlines()[-1])
-    (rungs,) = said["ladder"].values()
-    assert [row["rung"] for row in rungs] == ["plan", "rebuild", "onnxruntime-cuda", "openvino", "onnxruntime"]
-    assert rungs[0]["code"] == "NO_DRIVER_OR_GPU"
-    assert rungs[-1] == {"rung": "onnxruntime", "backend": "onnxruntime", "ok": True}
-    assert said["ok"] is True
+    output = json.loads(run("doctor", "--json").splitlines()[-1])
+    (candidates,) = output["ladder"].values()
+    assert [row["candidate"] for row in candidates] == [
+        "plan",
+        "rebuild",
+        "onnxruntime-cuda",
+        "openvino",
+        "onnxruntime",
+    ]
+    assert candidates[0]["code"] == "NO_DRIVER_OR_GPU"
+    assert candidates[-1] == {"candidate": "onnxruntime", "backend": "onnxruntime", "ok": True}
+    assert output["ok"] is True
 
 
 SETTINGS = """

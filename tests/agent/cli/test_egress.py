@@ -1,4 +1,4 @@
-"""``flamest-agent egress``: what an administrator reads."""
+"""``flamest-agent egress``: the ledger for people and for programs."""
 
 import json
 
@@ -39,8 +39,8 @@ def run(*words):
 
 
 def test_egress_prints_what_left_and_what_did_not(state):
-    said = run("--state", state)
-    assert said.exit_code == 0
+    output = run("--state", state)
+    assert output.exit_code == 0
     for words in (
         "2026-01-02T03:04:05Z  round 3 of run-1: the classifier's parameters left, 6,398,600 bytes as fp32",
         "0.weight [512, 2816], 0.bias [512]",
@@ -54,13 +54,19 @@ def test_egress_prints_what_left_and_what_did_not(state):
         "5 entries: 1 updates of 6.40 MB in all may have left, 1 were refused or withdrawn",
         "the ledger is whole",
     ):
-        assert words in said.stdout
+        assert words in output.stdout
 
 
 def test_json_has_every_entry_and_the_totals(state):
-    told = json.loads(run("--state", state, "--json").stdout.splitlines()[-1])
-    assert [entry["what"] for entry in told["entries"]] == ["enrolment", "policy", "update", "evaluation", "refused"]
-    assert {key: told[key] for key in ("updates", "bytes", "refused", "overrides", "whole", "problems")} == {
+    reported = json.loads(run("--state", state, "--json").stdout.splitlines()[-1])
+    assert [entry["what"] for entry in reported["entries"]] == [
+        "enrolment",
+        "policy",
+        "update",
+        "evaluation",
+        "refused",
+    ]
+    assert {key: reported[key] for key in ("updates", "bytes", "refused", "overrides", "whole", "problems")} == {
         "updates": 1,
         "bytes": 6_398_600,
         "refused": 1,
@@ -75,24 +81,24 @@ def test_verify_exits_with_65_when_a_line_is_gone(state):
     path = state / LEDGER_FILE
     kept = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(kept[:2] + kept[3:]))
-    said = run("--state", state, "--verify", "--json")
-    assert said.exit_code == 65
-    assert json.loads(said.stdout.splitlines()[-1])["error"]["code"] == "ledger_broken"
+    output = run("--state", state, "--verify", "--json")
+    assert output.exit_code == 65
+    assert json.loads(output.stdout.splitlines()[-1])["error"]["code"] == "ledger_broken"
     assert "BROKEN" in run("--state", state).stdout  # what is left can still be read
 
 
 def test_without_settings_the_error_names_the_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = run()
-    assert said.exit_code == 2
-    assert "--config agent.toml" in said.output
+    output = run()
+    assert output.exit_code == 2
+    assert "--config agent.toml" in output.output
 
 
 def test_egress_of_a_silo_without_updates_counts_none(tmp_path):
     Ledger.open(tmp_path).append("policy", policy={"min_samples": 256})
-    told = json.loads(run("--state", tmp_path, "--json").stdout.splitlines()[-1])
-    assert [entry["what"] for entry in told["entries"]] == ["policy"]
-    assert (told["updates"], told["bytes"], told["whole"]) == (0, 0, True)
+    reported = json.loads(run("--state", tmp_path, "--json").stdout.splitlines()[-1])
+    assert [entry["what"] for entry in reported["entries"]] == ["policy"]
+    assert (reported["updates"], reported["bytes"], reported["whole"]) == (0, 0, True)
 
 
 def test_a_folder_without_a_ledger_is_an_error(tmp_path):

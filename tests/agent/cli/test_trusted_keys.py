@@ -1,4 +1,4 @@
-"""The silo opens only bundles that a trusted key has signed, where it names some."""
+"""With trusted keys, the silo opens only bundles that one of them has signed."""
 
 import json
 import shutil
@@ -47,9 +47,9 @@ def test_extract_refuses_a_bundle_that_no_trusted_key_signed(clips, bundle, key,
         sign(bundle, signer)
     store = tmp_path / "features.sqlite"
     words = ("extract", "--bundle", bundle, "--videos", tmp_path / "videos", "--store", store, "--json")
-    code, said = run(*words, "--trusted-key", key)
-    assert (code, said["error"]["code"]) == (65, "UNTRUSTED")
-    assert "(operator)" in said["error"]["message"]
+    code, output = run(*words, "--trusted-key", key)
+    assert (code, output["error"]["code"]) == (65, "UNTRUSTED")
+    assert "(operator)" in output["error"]["message"]
     assert not store.exists()
 
 
@@ -57,8 +57,8 @@ def test_extract_accepts_a_bundle_that_the_trusted_key_signed(clips, bundle, key
     clips.write_clip(tmp_path / "videos" / "wave" / "0.avi", frames=12)
     sign(bundle, OPERATOR)
     words = ("extract", "--bundle", bundle, "--videos", tmp_path / "videos", "--store", tmp_path / "f.sqlite")
-    code, said = run(*words, "--trusted-key", key, "--threads", "1", "--json")
-    assert (code, said["extracted"]) == (0, 1)
+    code, output = run(*words, "--trusted-key", key, "--threads", "1", "--json")
+    assert (code, output["extracted"]) == (0, 1)
 
 
 def test_predict_refuses_a_bundle_that_no_trusted_key_signed(bundle, key, tmp_path):
@@ -71,8 +71,8 @@ def test_predict_refuses_a_bundle_that_no_trusted_key_signed(bundle, key, tmp_pa
     fingerprint = read_manifest(bundle).fingerprint
     write_model(model, ModelFile(head, initial_params(head, 0), ("a", "b"), fingerprint))
     words = ("predict", tmp_path / "x.avi", "--bundle", bundle, "--model", model, "--json")
-    code, said = run(*words, "--trusted-key", key)
-    assert (code, said["error"]["code"]) == (65, "UNTRUSTED")
+    code, output = run(*words, "--trusted-key", key)
+    assert (code, output["error"]["code"]) == (65, "UNTRUSTED")
 
 
 def settings_file(folder, *lines):

@@ -30,7 +30,7 @@ def test_epsilon_equals_that_of_dp_accounting(mechanism, at_5, at_7):
 
 
 def test_epsilon_of_a_history_equals_that_of_dp_accounting():
-    """Asked anew where the package is there (`pip install 'flamest[privacy]'`): rounds of a silo that grows."""
+    """Compared where the package is installed (`pip install 'flamest[privacy]'`): rounds of a silo that grows."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dp = pytest.importorskip("dp_accounting")

@@ -1,4 +1,4 @@
-"""The egress ledger: written before anything is sent, never shortened, and a missing line is found."""
+"""The egress ledger: written before anything is sent, never shortened; changes are found."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The silo's policy: what it lets out, what it refuses, and what it says about either."""
+"""The silo's policy: what it permits, refuses and reports."""
 
 import pickle
 
@@ -44,7 +44,7 @@ def test_a_floor_below_ours_needs_an_override(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("clip_norm = 1.0", "only with privacy = 'clip'"),
         ('privacy = "clip"\nepsilon = 1.0', "only with privacy = 'record-dp'"),
@@ -56,10 +56,10 @@ def test_a_floor_below_ours_needs_an_override(tmp_path):
         ("min_samples = 0", "min_samples"),
     ],
 )
-def test_invalid_values_are_named_by_key(tmp_path, text, said):
+def test_invalid_values_are_named_by_key(tmp_path, text, message):
     with pytest.raises(SettingsError, match=r"policy\.") as error:
         policy(text, tmp_path)
-    assert said in error.value.message
+    assert message in error.value.message
 
 
 def test_the_modes_have_their_defaults(tmp_path):
@@ -97,8 +97,8 @@ def test_counts_are_exact_or_the_nearest_power_of_two():
     exact, coarse = Policy(), Policy(report_counts="power-of-two")
     assert [exact.rounded_count(count) for count in (1, 300, 1000)] == [1, 300, 1000]
     assert [coarse.rounded_count(count) for count in (1, 300, 362, 363, 1000)] == [1, 256, 256, 512, 1024]
-    told = coarse.redact_evaluation(Evaluation(0.5, 60, 80))
-    assert told == Evaluation(0.5, 48, 64)
+    reported = coarse.redact_evaluation(Evaluation(0.5, 60, 80))
+    assert reported == Evaluation(0.5, 48, 64)
     assert exact.redact_evaluation(Evaluation(0.5, 60, 80)) == Evaluation(0.5, 60, 80)
 
 

@@ -1,4 +1,4 @@
-"""Which files are clips, what class and group they have, and what is said of the others."""
+"""The clips of a folder: class and group of each, and the problems of the other files."""
 
 import os
 from pathlib import Path
@@ -127,7 +127,7 @@ def test_a_listed_clip_that_is_missing_is_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "said"),
+    ("text", "line", "message"),
     [
         ("", 1, "expected path,label"),
         ("file,label\na.mp4,x\n", 1, "expected path,label"),
@@ -141,14 +141,14 @@ def test_a_listed_clip_that_is_missing_is_reported(tmp_path):
         ('path,label\n"a.mp4,x\n', 2, "unexpected end"),
     ],
 )
-def test_an_error_in_labels_csv_names_file_and_line(tmp_path, text, line, said):
+def test_an_error_in_labels_csv_names_file_and_line(tmp_path, text, line, message):
     put(tmp_path, "a.mp4", "b.mp4")
     labels_csv(tmp_path, text)
     with pytest.raises(DataError) as caught:
         find_clips(tmp_path)
     assert caught.value.code == "labels_csv"
     assert f"labels.csv, line {line}: " in caught.value.message
-    assert said in caught.value.message
+    assert message in caught.value.message
 
 
 def test_a_labels_csv_that_is_not_utf8_is_refused(tmp_path):

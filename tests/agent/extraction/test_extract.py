@@ -1,4 +1,4 @@
-"""A folder becomes a store: what is new is extracted, what is broken is said, nothing is lost."""
+"""Extraction of a folder into a store: new clips are extracted, broken ones reported, nothing is lost."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def test_the_report_has_times_per_stage_and_memory(request_):
     report = extract_folder(request_)
     assert set(report.stages_ms) == set(STAGES)
     assert all(spent > 0 for spent in report.stages_ms.values())
-    # Reading goes on beside the networks; their stages follow each other.
+    # Reading runs in parallel with the networks; their stages follow each other.
     assert sum(report.stages_ms[stage] for stage in ("vision", "caption", "embed", "cnn")) <= report.ms_per_clip
     assert report.peak_mb > 50
     assert not report.stopped
@@ -177,11 +177,11 @@ def test_copies_of_a_broken_file_fail_as_it_does(request_):
     (request_.videos / "punch" / "text-again.mp4").write_text("not a video at all")
     for known in (False, True):
         report = extract_folder(request_)
-        told = {failed.clip: (failed.code, failed.known) for failed in report.failed}
+        reported = {failed.clip: (failed.code, failed.known) for failed in report.failed}
         empty = {f"{label}/empty.mp4": ("video_empty", known) for label in ("jump", "punch", "wave")}
         names = ("jump/text.mp4", "punch/text.mp4", "punch/text-again.mp4", "wave/text.mp4")
         conflicts = {f"wave/{number}.avi": ("label_conflict", False) for number in (1, 3)}
-        assert told == {**empty, **dict.fromkeys(names, ("video_not_video", known)), **conflicts}
+        assert reported == {**empty, **dict.fromkeys(names, ("video_not_video", known)), **conflicts}
         assert (report.extracted, report.skipped) == ((0, 5) if known else (5, 0))
         assert report.clips == len(report.failed) + 5
 
@@ -276,9 +276,9 @@ def test_a_decoder_that_does_not_load_ends_the_run_without_failed_clips(request_
         extract_folder(request_)
     assert (caught.value.code, caught.value.fix) == ("decoder_broken", "flamest-agent doctor")
     done = run("doctor", "--json")
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["ok"] is False
-    assert "libavcodec.so.61" in told["decoder"]["problem"]
+    reported = json.loads(done.stdout.splitlines()[-1])
+    assert reported["ok"] is False
+    assert "libavcodec.so.61" in reported["decoder"]["problem"]
     assert "libavcodec.so.61" in run("doctor").stdout
     broken_av()
     assert extract_folder(request_).extracted == 5
@@ -423,8 +423,8 @@ def test_features_are_written_for_a_notebook(request_, tmp_path):
     out = tmp_path / "out.npz"
     result = CliRunner().invoke(app, ["features", "--store", str(request_.store), "--out", str(out), "--json"])
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout.splitlines()[-1])
-    assert (told["clips"], told["width"], told["vlm_width"], told["classes"]) == (5, 9, 4, 2)
+    reported = json.loads(result.stdout.splitlines()[-1])
+    assert (reported["clips"], reported["width"], reported["vlm_width"], reported["classes"]) == (5, 9, 4, 2)
     with np.load(out, allow_pickle=False) as file:
         assert file["x"].tobytes() == read(request_).x.tobytes()
 

@@ -1,4 +1,4 @@
-"""Features in and out as .npz, without pickle."""
+"""Features to and from .npz files, without pickle."""
 
 import pickle
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_a_written_file_is_read_back_whole(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "message"),
     [
         ({"y": Y}, "no array 'x'"),
         ({"x": X}, "no array 'y'"),
@@ -107,8 +107,8 @@ def test_a_written_file_is_read_back_whole(tmp_path):
         ({"x": X, "y": Y, "group": np.zeros((4, 1), "U1")}, "group is"),
     ],
 )
-def test_an_invalid_array_is_named(tmp_path, arrays, said):
-    with pytest.raises(DataError, match=said):
+def test_an_invalid_array_is_named(tmp_path, arrays, message):
+    with pytest.raises(DataError, match=message):
         read_npz(saved(tmp_path / "f.npz", **arrays), "vgg16")
 
 

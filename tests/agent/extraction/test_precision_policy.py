@@ -1,4 +1,4 @@
-"""The precision of a store that has features already is kept to: computed, or an error; never changed silently."""
+"""Extraction keeps the precision of a store's features, or fails; it never changes silently."""
 
 import dataclasses
 from pathlib import Path
@@ -23,7 +23,7 @@ BOTH = {"onnxruntime": "1", "openvino": "1"}
 
 @pytest.fixture
 def silo(clips, toy_bundle, tmp_path, monkeypatch):
-    """A folder with one clip, and a store that is told what it holds; networks are not opened."""
+    """A folder with one clip, and a store with given contents; networks are not opened."""
     clips.write_clip(tmp_path / "videos" / "wave" / "0.avi", frames=12)
     return Silo(toy_bundle, tmp_path, monkeypatch)
 
@@ -33,7 +33,7 @@ class Silo:
         self.bundle, self.folder, self._monkeypatch = bundle, folder, monkeypatch
         self.fingerprint = read_manifest(bundle).fingerprint
         self.store = folder / "s.sqlite"
-        self.told = []
+        self.notices = []
         monkeypatch.setattr(
             extract, "open_extractor", lambda _, **opened: FakeExtractor(self, opened["opening"].backend_options)
         )
@@ -58,7 +58,7 @@ class Silo:
             self.bundle, self.folder / "videos", self.store, backend_options=backend_options, **more
         )
         folder = clips_to_extract(request.videos)
-        return extract_clips(request, folder, on_clip=lambda: None, stop=lambda: False, notice=self.told.append)
+        return extract_clips(request, folder, on_clip=lambda: None, stop=lambda: False, notice=self.notices.append)
 
     def kinds(self):
         with FeatureStore.open(self.store) as store:
@@ -87,13 +87,13 @@ def test_a_store_of_one_precision_is_followed_with_a_warning(silo):
     silo.hold("bf16")
     report = silo.extract()
     assert (report.precision, report.followed, silo.kinds()) == ("bf16", True, {"bf16": 2})
-    assert [line.startswith("warning: new clips are computed in bf16, like the features") for line in silo.told] == [
+    assert [line.startswith("warning: new clips are computed in bf16, like the features") for line in silo.notices] == [
         True
     ]
-    assert 'precision = "bf16" under [work] of agent.toml' in silo.told[0]
+    assert 'precision = "bf16" under [work] of agent.toml' in silo.notices[0]
     again = silo.extract()
     assert (again.extracted, again.skipped, again.precision, again.followed) == (0, 1, "bf16", False)
-    assert len(silo.told) == 1
+    assert len(silo.notices) == 1
 
 
 def test_the_daemon_learns_that_the_store_was_followed(silo):
@@ -108,12 +108,12 @@ def test_a_store_is_followed_with_openvino_and_no_other_named_backend(silo):
     silo.hold("bf16")
     assert silo.extract("openvino").precision == "bf16"
     assert silo.extract("onnxruntime").precision == "fp32"
-    assert "holds bf16 features of this bundle, those of new clips are fp32" in silo.told[-1]
+    assert "holds bf16 features of this bundle, those of new clips are fp32" in silo.notices[-1]
 
 
 def test_a_store_of_several_precisions_is_not_followed(silo):
     silo.hold("bf16", "fp32")
-    assert (silo.extract().precision, silo.told) == ("fp32", [])
+    assert (silo.extract().precision, silo.notices) == ("fp32", [])
 
 
 def test_a_precision_that_cannot_be_followed_is_an_error(silo):

@@ -1,4 +1,4 @@
-"""The feature store keeps what it was given, through crashes, and says what is wrong with a file."""
+"""The feature store: it survives crashes, and its errors name what is wrong with a file."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Which of a silo's clips are trained on, and what one clip more or less changes."""
+"""The clips that a silo trains on, and the effect of one clip more or less."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def drawn(seed: int) -> list[tuple[int, str | None, str]]:
 
 
 def sides(data: SiloData) -> dict[int, str]:
-    told = {int(number): "train" for number in data.train.x[:, 0]}
-    return told | {int(number): "held out" for number in data.held_out.x[:, 0]}
+    reported = {int(number): "train" for number in data.train.x[:, 0]}
+    return reported | {int(number): "held out" for number in data.held_out.x[:, 0]}
 
 
 def moved(rows: list[tuple[int, str | None, str]], hold_out: float, seed: int, *, each_alone: bool) -> int:

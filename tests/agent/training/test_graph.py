@@ -1,4 +1,4 @@
-"""A training step's graphs and blocks: what the gradients are, and that neither blocks nor threads change a result."""
+"""The training step's graphs: correct gradients, independent of blocks and threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ONNX training step against PyTorch, which the silo does not have."""
+"""The ONNX training step against PyTorch, which a silo does not need."""
 
 from __future__ import annotations
 
