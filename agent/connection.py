@@ -1,4 +1,4 @@
-"""Where the coordinator is, with which files this silo connects, and why a TLS handshake fails."""
+"""The coordinator's address, this silo's TLS files, and the reason when a TLS handshake fails."""
 
 from __future__ import annotations
 

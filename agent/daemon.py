@@ -155,7 +155,7 @@ class _Daemon:
         return False
 
     def _renew_if_due(self) -> bool:
-        """Use a renewed certificate, if there is one; True if so. The run goes on over the new connection."""
+        """Use a renewed certificate, if there is one; True if so. The run continues over the new connection."""
         renewed = self._renewal.reload(requested=self._shutdown.take_reload())
         self._renewal.warn_daily()
         self._note_certificate()

@@ -24,7 +24,7 @@ log = Log("agent")
 
 
 class ModelInUse(NamedTuple):
-    """Which model is in use after a run, and why."""
+    """The model in use after a run, and the reason."""
 
     model: str  # "final" or "own"
     why: str

@@ -38,7 +38,7 @@ def doctor(
     First where it would run; then every backend from the best to the one that is always there, each with ok or
     the reason why not. What is marked optional is not needed: the network runs without. The process that
     decodes videos is started once, to see that it runs. Nothing is changed, and no video is touched. With
-    --bundle each network of it is looked at: its precision, and whether its TensorRT plans fit this machine.
+    --bundle each network of it is checked: its precision, and if its TensorRT engines fit this machine.
     """
     import msgspec
 

@@ -105,9 +105,9 @@ class EgressGuard:
     def send(self, client: CoordinatorClient, run: RunSettings, pending: PendingUpdate) -> Receipt:
         """Check the update against the policy, keep it as a file, enter it in the ledger, then send it.
 
-        Each step is durable before the next one. Returns when the coordinator holds the update durably. To send the
-        same update again (``pending`` after a crash) sends the same bytes under a further ledger entry; the retries
-        of one call share its entry.
+        Each step is durable before the next one. Returns when the coordinator holds the update durably. Sending the
+        same update again, as ``pending`` returns it after a crash, sends the same bytes under a further ledger entry;
+        the retries of one call share its entry.
 
         Raises InvariantError for an update that was made for another round, run or policy, PolicyRefused for one that
         the policy forbids or whose identifier left before with other content, StorageError when file or ledger cannot

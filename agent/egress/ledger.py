@@ -134,7 +134,7 @@ def broken(state: Path, reading: Reading) -> DataError:
     """Return the error for a ledger with problems."""
     return DataError(
         f"the egress ledger {state / LEDGER_FILE} is broken: {'; '.join(reading.problems[:3])}. Nothing is sent until "
-        "a person has looked",
+        "someone has checked it",
         fix=f"find out who changed it; then move {LEDGER_FILE} and {HEAD_FILE} elsewhere, and a new ledger begins "
         "(with a new privacy budget)",
         code="ledger_broken",

@@ -105,7 +105,7 @@ def default_group(stem: str, label: str | None) -> str:
     """Return the scene in a file name of a known data set, or else the name itself.
 
     UCF101 ``v_Punch_g23_c01`` -> ``Punch_g23``; HMDB51 ``TITLE_punch_f_cm_np1_fr_med_0`` -> ``TITLE``
-    (cuts of one film); Kinetics ``VIDEOID12345_000010_000020`` -> ``VIDEOID12345``; UT-Interaction
+    (clips cut from one video); Kinetics ``VIDEOID12345_000010_000020`` -> ``VIDEOID12345``; UT-Interaction
     ``set1_26_5_2`` -> ``set1_5`` (a sequence holds every action once).
     """
     if match := UCF101.fullmatch(stem):

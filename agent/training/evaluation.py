@@ -48,7 +48,7 @@ def reportable_classes(counts: Mapping[int, int], floor: int) -> list[int]:
 
 
 class Adoption(msgspec.Struct, frozen=True):
-    """Which model a silo uses after a run, and why."""
+    """The choice of the model that a silo uses after a run."""
 
     own: bool  # its own last model, because the final one is worse
     final: Evaluation | None  # on the held-out clips; None: none are held out

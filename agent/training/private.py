@@ -47,7 +47,7 @@ FILL = 32  # batches are filled up to a multiple of it, so that few sizes of buf
 
 @dataclass(frozen=True)
 class Sampling:
-    """How often a round of record-dp training samples the rows: the accountant's input."""
+    """Sampling of the rows in a round of record-dp training: the accountant's input."""
 
     rate: float  # q: the chance of a row to be in a step's batch
     steps: int
@@ -112,7 +112,7 @@ def sample_factors(
 
 @dataclass(frozen=True)
 class Protection:
-    """Which of the two protections, and how strong."""
+    """One of the two protections, with its strength."""
 
     mode: Literal["off", "clip", "record-dp"] = "off"
     clip: float = 0.0  # clip: norm of an update's difference; record-dp: of one sample's gradient

@@ -60,7 +60,7 @@ def heard(monkeypatch):
 
 
 def kind_of(raw: bytes) -> str:
-    """Which of the agent's messages this is: the one that knows its every field and makes it again byte by byte."""
+    """Return the kind of an agent's message: the one that knows every field and encodes it to the same bytes."""
     for kind in ("UpdatePart", "WaitRequest", "FetchRequest", "EvaluationReport", "JoinRequest"):
         message = getattr(pb, kind)()
         try:

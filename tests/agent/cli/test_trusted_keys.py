@@ -108,7 +108,7 @@ def test_check_config_verifies_the_bundles_signature(bundle, key, tmp_path, monk
 
 
 def test_the_daemons_extraction_uses_the_keys_of_its_settings(bundle, key, clips, tmp_path):
-    """What the worker is asked for travels to another process: keys and all."""
+    """The request that is sent to the worker process includes the keys."""
     import pickle
 
     from flamest.agent.extraction.records import ExtractRequest

@@ -48,7 +48,7 @@ def sides(data: SiloData) -> dict[int, str]:
 
 
 def moved(rows: list[tuple[int, str | None, str]], hold_out: float, seed: int, *, each_alone: bool) -> int:
-    """How many clips change side, over all removals of a single one."""
+    """Count the clips that change side, over all removals of a single one."""
     before = sides(silo_data(stored(rows), LABELS, hold_out=hold_out, seed=seed, each_alone=each_alone))
     count = 0
     for gone in range(len(rows)):
