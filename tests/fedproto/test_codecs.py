@@ -41,14 +41,14 @@ def test_fp16_is_two_little_endian_bytes_per_value():
     assert coded.residual[5] == np.float32(1e6) - 65504  # what is beyond fp16 waits for the next round
 
 
-def test_int8_is_the_rows_scales_and_then_the_steps():
+def test_int8_is_the_rows_scales_and_then_the_values():
     coded = encode_delta("int8", SPEC, params(127, -127, 63, 0, 0, 0, 25.4, -12.7), zeros(), None)
     scales = struct.pack("<fff", 1.0, 0.0, np.float32(25.4) / np.float32(127))  # two rows of the weight, one bias
     assert coded.payload == scales + bytes.fromhex("7f 81 3f 00 00 00 7f c0")
     assert coded.payload[:8].hex() == "0000803f00000000"
 
 
-def test_sparse_int8_is_count_scales_gaps_and_steps():
+def test_sparse_int8_is_count_scales_gaps_and_values():
     spec = HeadSpec(inputs=300, outputs=2, hidden=())
     values = np.zeros(602, np.float32)
     values[[0, 260, 261, 601]] = [127, -254, 2, 127]
@@ -85,7 +85,7 @@ def test_both_sides_have_the_same_model_to_the_bit(codec):
 
 
 @pytest.mark.parametrize("codec", LOSSY)
-def test_with_error_feedback_the_sum_of_what_arrives_follows_the_sum_of_what_was_meant(codec):
+def test_with_error_feedback_decoded_sums_follow_the_true_sums(codec):
     base = zeros(BIG)
     meant, arrived, carried = np.zeros(BIG.parameters), np.zeros(BIG.parameters), None
     for seed in range(60):
@@ -102,14 +102,14 @@ def test_with_error_feedback_the_sum_of_what_arrives_follows_the_sum_of_what_was
 
 
 @pytest.mark.parametrize("codec", LOSSY)
-def test_nothing_to_send_is_sent_without_loss(codec):
+def test_an_empty_delta_is_encoded_without_loss(codec):
     base = initial_params(BIG, 1)
     coded = encode_delta(codec, BIG, base, base, None)
     assert coded.error == 0.0
     assert params_sha256(apply_delta(codec, BIG, coded.payload, base, whose="x")) == params_sha256(base)
 
 
-def test_a_silo_may_insist_on_a_more_exact_codec_and_not_on_a_coarser_one():
+def test_the_more_exact_of_two_codecs_is_used():
     assert more_exact("int8", "fp32") == "fp32"
     assert more_exact("fp16", "sparse_int8") == "fp16"
 
@@ -152,7 +152,7 @@ SPARSE = "{count:08x}0000803f0000803f{rest}"
         ("sparse_int8", "00000000" + "0000807f" + "0000803f", "not finite"),
     ],
 )
-def test_codes_without_a_meaning_are_refused(codec, payload, why):
+def test_invalid_codes_are_refused(codec, payload, why):
     with pytest.raises(DataError, match=why) as refused:
         decode_delta(codec, SPEC, bytes.fromhex(payload), whose="x")
     assert refused.value.code == "bad_codes"

@@ -1,7 +1,7 @@
 from flamest.fedproto.generate import FOLDER, generated_code
 
 
-def test_the_committed_code_is_what_the_proto_gives():
+def test_the_committed_code_is_generated_from_the_proto():
     for name, content in generated_code().items():
         assert (FOLDER / name).read_bytes() == content, f"{name} is stale: run make protos"
 

@@ -17,7 +17,7 @@ OLD_BYTES = (
 )
 
 
-def test_a_run_without_the_later_options_has_the_bytes_it_always_had():
+def test_options_at_their_default_are_not_in_the_settings_bytes():
     assert OLD.encode() == OLD_BYTES
     assert decode_run_settings(OLD_BYTES) == OLD
 
@@ -34,7 +34,7 @@ def test_every_option_survives_the_settings():
     assert run.sha256 != OLD.sha256
 
 
-def test_the_papers_head_keeps_its_names_and_its_start():
+def test_the_papers_head_keeps_its_names_and_initial_values():
     spec = HeadSpec(6, 3, (4,))
     assert list(spec.shapes) == ["0.weight", "0.bias", "1.weight", "1.bias"]
     bound = np.sqrt(1 / 6)
@@ -47,7 +47,7 @@ def test_softmax_regression_is_a_head():
     assert HeadSpec(6, 3, ()).shapes == {"0.weight": (3, 6), "0.bias": (3,)}
 
 
-def test_a_gated_head_has_its_maps_before_the_perceptron():
+def test_a_gated_head_has_its_projections_before_the_perceptron():
     assert RGCF.shapes == {
         "v.weight": (2, 4),
         "v.bias": (2,),
@@ -86,7 +86,7 @@ def test_a_gated_head_survives_its_model_file(tmp_path):
         ({"common": 0}, "common: expected 1 or more"),
     ],
 )
-def test_a_head_that_cannot_be_is_refused(options, said):
+def test_contradictory_head_options_are_refused(options, said):
     with pytest.raises(DataError, match=said) as refused:
         HeadSpec(10, 3, **options)
     assert refused.value.code == "bad_head"
@@ -102,14 +102,14 @@ def test_a_head_that_cannot_be_is_refused(options, said):
         (b'"kind":"mlp"', b'"kind":"rgcf"'),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_by_the_silo(old, new):
+def test_settings_that_silos_cannot_train_with_are_refused(old, new):
     assert old in OLD_BYTES
     with pytest.raises(DataError):
         decode_run_settings(OLD_BYTES.replace(old, new))
 
 
 @pytest.mark.parametrize("name", ["\x1b[2J", "a\nb", "\u202egnp", "\x9b31m"])
-def test_names_that_cannot_be_printed_are_refused_by_the_silo_and_said_escaped(name):
+def test_unprintable_names_are_refused_and_shown_escaped(name):
     for changes in ({"run": name}, {"labels": ("x", name)}, {"fingerprint": name}):
         with pytest.raises(DataError, match="cannot be printed") as refused:
             decode_run_settings(msgspec.structs.replace(OLD, **changes).encode())

@@ -88,14 +88,14 @@ def test_no_field_of_the_proto_is_forgotten(name):
     assert unset_fields(kind.FromString(encode(record))) == []
 
 
-def test_the_forgotten_field_would_be_seen():
+def test_a_forgotten_field_would_be_noticed():
     assert unset_fields(pb.Receipt(round=1, update_id=b"x")) == ["Receipt.payload_sha256"]
 
 
 @pytest.mark.parametrize(
     "record", [HEADER, m.WaitRequest(A, 4, 2.5, "0d" * 16), m.ModelHeader(7, C, 640), Receipt(8, "0e" * 16, A)]
 )
-def test_every_field_of_a_record_survives_a_change_of_it(record):
+def test_every_changed_field_of_a_record_survives_the_wire(record):
     encode, decode, *_ = next(t for t in ROUND_TRIPS.values() if type(t[2]) is type(record))
     other = {str: lambda v: ("9d" * 32)[: len(v)], int: lambda v: v + 1, float: lambda v: v + 0.5}
     for field in dataclasses.fields(record):
@@ -200,7 +200,7 @@ def test_a_header_out_of_range_is_refused_with_its_code(fields, code):
         Evaluation(1.0, 1, 4, (ClassCount(0, 0, 0),)),
     ],
 )
-def test_an_evaluation_that_cannot_be_is_refused(told):
+def test_an_impossible_evaluation_is_refused(told):
     with pytest.raises(DataError) as refused:
         m.decode_update_part(m.encode_update_header(dataclasses.replace(HEADER, evaluation=told)))
     assert refused.value.code == "evaluation"
@@ -221,14 +221,14 @@ def test_tensors_out_of_order_are_refused():
         m.decode_update_part(message.SerializeToString())
 
 
-def test_a_phase_without_a_meaning_is_refused():
+def test_an_unknown_phase_is_refused():
     message = pb.WaitReply.FromString(m.encode_task_status(TaskStatus(Phase.WAIT, 1, A, 0, 0)))
     message.phase = 9
     with pytest.raises(DataError, match="phase 9"):
         m.decode_task_status(message.SerializeToString())
 
 
-def test_settings_that_are_not_the_ones_hashed_are_refused():
+def test_settings_with_another_digest_are_refused():
     message = pb.JoinReply.FromString(m.encode_join_reply(1, RUN))
     message.settings = message.settings.replace(b'"rounds":7', b'"rounds":8')
     with pytest.raises(DataError) as refused:
@@ -236,7 +236,7 @@ def test_settings_that_are_not_the_ones_hashed_are_refused():
     assert refused.value.code == "digest"
 
 
-def test_mutated_bytes_give_a_record_or_an_error_of_ours_and_nothing_else():
+def test_mutated_bytes_give_a_record_or_a_data_error():
     random_ = random.Random(4)
     refused = 0
     for _ in range(3000):

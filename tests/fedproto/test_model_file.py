@@ -113,7 +113,7 @@ def test_a_broken_rule_is_named(tmp_path, change, said):
     assert refused.value.message.startswith(f"{tmp_path / 'm'}: ")
 
 
-def test_the_rewriting_itself_breaks_nothing(tmp_path):
+def test_an_unchanged_rewritten_file_is_read(tmp_path):
     assert read_bytes(tmp_path, rewritten(lambda h, p: None)).round == 7
 
 

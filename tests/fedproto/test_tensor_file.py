@@ -69,6 +69,6 @@ def test_a_header_that_does_not_fit_the_payload_is_damaged(path, arrays):
         read_tensors(path)
 
 
-def test_a_file_that_is_not_there_is_no_damaged_one(tmp_path):
+def test_an_absent_file_is_not_a_damaged_one(tmp_path):
     with pytest.raises(StorageError):
         read_tensors(tmp_path / "nothing")

@@ -33,7 +33,7 @@ def test_a_silo_certificate_carries_the_operators_name_and_nothing_else():
     assert 364 < facts.days_left <= 365
 
 
-def test_the_authority_is_good_for_ten_years_and_signs_only_leaves():
+def test_the_authority_lasts_ten_years_and_signs_only_leaves():
     facts = certificate_info(AUTHORITY.certificate, whose="x")
     assert 3640 < facts.days_left <= 3650
     certificate = x509.load_pem_x509_certificate(AUTHORITY.certificate)
@@ -53,7 +53,7 @@ def test_the_server_certificate_names_hosts_and_addresses():
 
 
 @pytest.mark.parametrize("host", ["", "a b", "fl.example.org:7443", "-x", "ex..org", "https://x"])
-def test_a_host_that_is_none_is_refused(host):
+def test_an_invalid_host_is_refused(host):
     with pytest.raises(UsageError, match="expected a DNS name or an address"):
         made.make_server_certificate(AUTHORITY, [host])
 
@@ -64,7 +64,7 @@ def test_a_server_certificate_needs_a_host():
 
 
 @pytest.mark.parametrize("name", ["", "A", "a_b", "a/b", "a.b", "ä", "x" * 41, "a\n", "../x"])
-def test_a_name_that_no_silo_can_have_is_refused(name):
+def test_an_invalid_silo_name_is_refused(name):
     with pytest.raises(UsageError, match="expected 1 to 40 of a-z, 0-9 and '-'"):
         made.make_silo_request(name)
     with pytest.raises(UsageError):
@@ -122,7 +122,7 @@ def test_a_request_made_without_its_key_is_not_signed():
     "request_pem",
     [b"", b"-----BEGIN CERTIFICATE REQUEST-----\nAA==\n-----END CERTIFICATE REQUEST-----\n", AUTHORITY.certificate],
 )
-def test_what_is_no_request_is_not_signed(request_pem):
+def test_a_file_that_is_not_a_request_is_not_signed(request_pem):
     with pytest.raises(DataError) as refused:
         made.sign_silo(AUTHORITY, "a", request_pem)
     assert refused.value.code == "bad_request"
@@ -135,7 +135,7 @@ def files(folder, key: bytes, certificate: bytes, ca: bytes = AUTHORITY.certific
     return found
 
 
-def test_good_files_pass(tmp_path):
+def test_matching_files_pass(tmp_path):
     key, certificate = signed("a")
     good = files(tmp_path, key, certificate)
     assert check_files(good).names == ("spiffe://flamest/silo/a",)
@@ -197,7 +197,7 @@ def test_the_callers_name_is_the_one_uri_of_its_certificate():
         [b"spiffe://flamest/silo/\xff"],
     ],
 )
-def test_a_caller_without_exactly_one_silo_name_has_none(names):
+def test_a_caller_without_exactly_one_silo_name_is_refused(names):
     with pytest.raises(IdentityError) as refused:
         silo_name({"x509_subject_alternative_name": names})
     assert refused.value.code == "no_silo_name"

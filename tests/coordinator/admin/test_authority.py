@@ -58,7 +58,7 @@ def test_an_enrolled_name_is_not_given_again(folder, tmp_path):
     authority.AllowList(folder / "silos.json").check("a", first)
 
 
-def test_a_request_that_cannot_be_signed_enrols_no_one(folder, tmp_path):
+def test_an_unsigned_request_enrols_no_silo(folder, tmp_path):
     with pytest.raises(IdentityError):
         authority.add_silo(folder, "a", request(tmp_path, "b"))
     with pytest.raises(DataError):
@@ -67,7 +67,7 @@ def test_a_request_that_cannot_be_signed_enrols_no_one(folder, tmp_path):
     assert not (folder / "silos").exists()
 
 
-def test_another_folder_is_no_federation(tmp_path):
+def test_a_folder_without_authority_is_not_a_federation(tmp_path):
     with pytest.raises(SettingsError, match=r"ca-key\.pem"):
         authority.add_silo(tmp_path, "a", request(tmp_path, "a"))
 
@@ -94,14 +94,14 @@ def test_the_allow_list_follows_the_file_without_a_restart(folder, tmp_path):
     assert refusal(allow_list, "a", first) == "old_certificate"
 
 
-def test_while_the_file_stays_the_same_it_is_not_read_again(folder, monkeypatch):
+def test_an_unchanged_allow_list_is_not_read_again(folder, monkeypatch):
     allow_list = authority.AllowList(folder / "silos.json")
     monkeypatch.setattr(authority, "read_silos", lambda path: pytest.fail("read again"))
     for _ in range(3):
         assert refusal(allow_list, "a", "x") == "not_enrolled"
 
 
-def test_an_allow_list_that_cannot_be_read_lets_no_one_in(folder, tmp_path):
+def test_an_unreadable_allow_list_admits_no_silo(folder, tmp_path):
     sha256 = enrol(folder, tmp_path, "a")
     allow_list = authority.AllowList(folder / "silos.json")
     allow_list.check("a", sha256)
@@ -113,7 +113,7 @@ def test_an_allow_list_that_cannot_be_read_lets_no_one_in(folder, tmp_path):
         allow_list.check("a", sha256)
 
 
-def test_revoking_a_stranger_names_who_is_enrolled(folder, tmp_path):
+def test_revoking_an_unknown_silo_names_the_enrolled_ones(folder, tmp_path):
     enrol(folder, tmp_path, "a")
     with pytest.raises(DataError, match="enrolled: a"):
         authority.revoke_silo(folder, "b")
@@ -137,7 +137,7 @@ def handed_over(folder, name: str) -> str:
     return certificate_info(path.read_bytes(), whose=name).sha256
 
 
-def test_beside_a_renewed_certificate_the_one_before_counts_until_revoke_shuts_out_both(folder, tmp_path):
+def test_an_old_certificate_stays_valid_until_revoked(folder, tmp_path):
     allow_list = authority.AllowList(folder / "silos.json")
     first = enrol(folder, tmp_path, "a")
     entry = authority.renew_enrolment(folder, "a", None)
@@ -162,7 +162,7 @@ def test_a_renewed_certificate_is_for_the_same_key_and_name(folder, tmp_path):
     assert after.names == before.names == ("spiffe://flamest/silo/a",)
 
 
-def test_a_request_brings_a_new_key(folder, tmp_path):
+def test_renewing_with_a_request_takes_its_key(folder, tmp_path):
     first = enrol(folder, tmp_path, "a")
     made = make_request("a", tmp_path / "new")
     authority.renew_enrolment(folder, "a", made.csr_path.read_bytes())
@@ -186,7 +186,7 @@ def test_certificates_that_have_ended_leave_the_list_at_the_next_renewal(folder,
     assert set(entry.earlier) == {second}
 
 
-def test_only_a_silo_that_is_enrolled_is_renewed(folder, tmp_path):
+def test_only_an_enrolled_silo_is_renewed(folder, tmp_path):
     enrol(folder, tmp_path, "a")
     authority.revoke_silo(folder, "a")
     for name in ("a", "b"):
@@ -197,7 +197,7 @@ def test_only_a_silo_that_is_enrolled_is_renewed(folder, tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["gone", "another's"])
-def test_without_the_silos_certificate_a_request_is_asked_for(folder, tmp_path, harm):
+def test_without_the_silos_certificate_a_request_is_required(folder, tmp_path, harm):
     enrol(folder, tmp_path, "a")
     enrol(folder, tmp_path, "b")
     path = folder / "silos" / "a" / "silo.pem"
@@ -210,7 +210,7 @@ def test_without_the_silos_certificate_a_request_is_asked_for(folder, tmp_path, 
     assert (folder / "silos.json").read_bytes() == before
 
 
-def test_a_crash_between_the_list_and_the_certificate_shuts_no_one_out(folder, tmp_path, monkeypatch):
+def test_a_crash_during_renewal_locks_no_silo_out(folder, tmp_path, monkeypatch):
     first = enrol(folder, tmp_path, "a")
     write = authority.write_atomic
 
@@ -228,7 +228,7 @@ def test_a_crash_between_the_list_and_the_certificate_shuts_no_one_out(folder, t
     assert [refusal(allow_list, "a", sha256) for sha256 in (first, handed_over(folder, "a"))] == [None, None]
 
 
-def test_an_allow_list_of_before_renewals_loads_and_what_is_not_renewed_is_written_as_then(folder):
+def test_an_entry_that_was_never_renewed_has_no_earlier_key(folder):
     """Files of earlier versions, and what such a version could still read."""
     old = (
         '{"silos": {"a": {"certificate_sha256": "aa", "added": "2026-01-01T00:00:00Z", '
@@ -243,7 +243,7 @@ def test_an_allow_list_of_before_renewals_loads_and_what_is_not_renewed_is_writt
     assert authority.read_silos(folder / "silos.json") == silos
 
 
-def test_a_folder_without_an_authority_is_said_with_the_way_out(tmp_path):
+def test_a_folder_without_an_authority_is_named_with_a_fix(tmp_path):
     with pytest.raises(SettingsError, match=r"holds no ca-key\.pem") as error:
         authority.add_silo(tmp_path, "a", b"")
     assert "--dir" in error.value.fix

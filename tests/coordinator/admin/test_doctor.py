@@ -39,7 +39,7 @@ def typed(*words) -> tuple[int, dict]:
     return result.exit_code, json.loads(result.stdout.splitlines()[-1])
 
 
-def test_a_sound_coordinator_has_nothing_wrong_and_nothing_is_changed(federation):
+def test_a_healthy_coordinator_has_no_findings_and_nothing_changes(federation):
     before = {path: path.read_bytes() for path in federation.folder.rglob("*") if path.is_file()}
     assert found(federation, "wrong") == {}
     assert set(found(federation, "warn")) <= {"server", "state"}  # it does not run; a test machine's disk may be full
@@ -50,7 +50,7 @@ def test_a_sound_coordinator_has_nothing_wrong_and_nothing_is_changed(federation
     assert {path.name for path in left} <= {f"{FILE}-wal", f"{FILE}-shm"}  # SQLite's own, for whoever reads
 
 
-def test_silos_whose_certificate_ends_soon_are_named_with_the_command_that_renews_it(federation):
+def test_certificates_that_end_soon_are_named_with_the_renew_command(federation):
     path = federation.folder / "silos.json"
     silos = authority.read_silos(path).silos
     a, b = silos["a"], silos["b"]
@@ -73,8 +73,8 @@ def test_silos_whose_certificate_ends_soon_are_named_with_the_command_that_renew
     assert "silos" not in found(federation, "warn")
 
 
-def test_a_damaged_database_is_named_with_the_command_that_restores_it(federation):
-    """T07: `doctor` names the restore command, exit 65."""
+def test_a_damaged_database_is_named_with_the_restore_command(federation):
+    """Exit code 65."""
     path = federation.state / FILE
     content = bytearray(path.read_bytes())
     content[200:4000] = b"\xff" * 3800
@@ -85,7 +85,7 @@ def test_a_damaged_database_is_named_with_the_command_that_restores_it(federatio
     assert "flamest-coordinator restore" in told["error"]["fix"]
 
 
-def test_a_damaged_model_a_key_for_all_and_bad_settings_are_found(federation):
+def test_a_damaged_model_a_readable_key_and_bad_settings_are_found(federation):
     model = federation.state / "runs" / "run-1" / "models" / "round-000001.safetensors"
     content = bytearray(model.read_bytes())
     content[-1] ^= 1
@@ -98,7 +98,7 @@ def test_a_damaged_model_a_key_for_all_and_bad_settings_are_found(federation):
     assert set(found(federation, "wrong")) == {"settings"}
 
 
-def test_an_update_that_was_written_over_while_it_was_copied_is_copied_again(federation, tmp_path, monkeypatch):
+def test_an_update_overwritten_during_a_backup_is_copied_again(federation, tmp_path, monkeypatch):
     (path,) = federation.state.glob("runs/*/updates/*/a.f32")
     copied = []
 
@@ -115,7 +115,7 @@ def test_an_update_that_was_written_over_while_it_was_copied_is_copied_again(fed
     assert (tmp_path / "copy" / path.relative_to(federation.state)).read_bytes() == path.read_bytes()
 
 
-def test_a_run_goes_on_from_a_backup_made_beside_the_server(federation, tmp_path):
+def test_a_run_resumes_from_a_backup_of_a_running_server(federation, tmp_path):
     federation.start()
     copy = tmp_path / "copy"
     code, made = typed("backup", "--config", federation.config, "--to", copy)
@@ -140,7 +140,7 @@ def test_a_run_goes_on_from_a_backup_made_beside_the_server(federation, tmp_path
         assert link.wait(run, 2, 5).round == 3
 
 
-def test_a_backup_that_was_changed_is_refused_and_the_state_stays(federation, tmp_path):
+def test_a_changed_backup_is_refused_and_the_state_stays(federation, tmp_path):
     copy = tmp_path / "copy"
     back_up(federation.state, copy)
     damaged = copy / "runs" / "run-1" / "models" / "round-000001.safetensors"

@@ -66,7 +66,7 @@ def test_from_init_to_a_checked_configuration(tmp_path):
     assert "revoked 2" in told("silo", "list", "--dir", fed)
 
 
-def test_a_renewed_silo_is_listed_with_the_end_of_both_certificates(make_federation):
+def test_a_renewed_silo_is_listed_with_both_certificates(make_federation):
     federation = make_federation("a", "b")
     (before,) = (silo for silo in typed("silo", "list", "--dir", federation.folder)[1]["silos"] if silo["name"] == "a")
     code, renewed, _ = typed("silo", "renew", "a", "--dir", federation.folder)
@@ -114,14 +114,14 @@ def test_init_says_what_to_do_next(tmp_path):
         (["model", "--config", "{fed}/coordinator.toml", "--out", "{new}"], 65, "no_state"),
     ],
 )
-def test_an_error_has_its_exit_code_and_a_way_out(make_federation, tmp_path, words, exit_code, code):
+def test_an_error_has_its_exit_code_and_a_fix(make_federation, tmp_path, words, exit_code, code):
     federation = make_federation("a")
     places = {"new": tmp_path / "new", "fed": federation.folder, "csr": federation.silo_folder / "a" / "a.csr"}
     found, said, output = typed(*(word.format(**places) for word in words))
     assert (found, said["error"]["code"]) == (exit_code, code), output
 
 
-def test_status_tells_where_the_run_stands_beside_the_server_and_without_it(trained):
+def test_status_shows_the_run_with_and_without_a_server(trained):
     _, now, _ = typed("status", "--config", trained.config)
     assert (now["running"], now["address"], now["phase"], now["round"], now["closed"]) == (False, None, "open", 2, 1)
     assert [(silo["silo"], silo["updates"], silo["last_round"]) for silo in now["silos"]] == [("a", 1, 1), ("b", 1, 1)]
@@ -155,7 +155,7 @@ def test_history_is_a_row_per_round(trained):
     assert history_lines([])[0].split()[0] == "round"
 
 
-def test_the_model_is_taken_out_whole(trained, tmp_path):
+def test_model_exports_a_whole_file(trained, tmp_path):
     _, taken, _ = typed("model", "--config", trained.config, "--out", tmp_path / "m.safetensors")
     model = read_model(tmp_path / "m.safetensors")
     assert (taken["round"], model.round, model.run, list(model.labels)) == (1, 1, "run-1", ["fall", "run", "walk"])

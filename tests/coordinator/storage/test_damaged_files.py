@@ -84,7 +84,7 @@ def ended(federation):
     return [(row["round"], row["status"]) for row in federation.rounds() if row["status"] != "open"]
 
 
-def test_silos_that_were_training_while_a_backup_was_restored_are_given_its_round(made, tmp_path):
+def test_after_a_restore_training_silos_get_the_restored_round(made, tmp_path):
     federation, silos = made()
     silos.round()
     back_up(federation.state, tmp_path / "copy")
@@ -107,7 +107,7 @@ def test_silos_that_were_training_while_a_backup_was_restored_are_given_its_roun
     federation.stop()
 
 
-def test_a_silo_that_declined_is_asked_once_more_after_a_restart_and_may_decline_again(made):
+def test_a_silo_that_declined_is_asked_again_after_a_restart(made):
     federation, silos = made()
     silos.links["a"].wait(silos.run, 1, 0.05)
     federation.stop()
@@ -117,7 +117,7 @@ def test_a_silo_that_declined_is_asked_once_more_after_a_restart_and_may_decline
     federation.stop()
 
 
-def test_an_update_damaged_on_disk_is_put_aside_and_its_round_comes_to_nothing(made):
+def test_a_damaged_update_is_quarantined_and_its_round_abandoned(made):
     """P9: found, put aside, and the run goes on."""
     federation, silos = made()
     models = silos.begin()
@@ -138,7 +138,7 @@ def test_an_update_damaged_on_disk_is_put_aside_and_its_round_comes_to_nothing(m
     federation.stop()
 
 
-def test_what_cannot_be_read_now_is_read_later_and_no_damage(made, monkeypatch):
+def test_a_temporary_read_error_is_not_treated_as_damage(made, monkeypatch):
     federation, silos = made()
 
     class Refusing:
@@ -161,7 +161,7 @@ def test_what_cannot_be_read_now_is_read_later_and_no_damage(made, monkeypatch):
     federation.stop()
 
 
-def test_a_mean_beyond_float32_ends_its_round_and_not_the_coordinator(made):
+def test_a_mean_beyond_float32_abandons_the_round_only(made):
     federation, silos = made(server_momentum=0.9)
     for number in (1, 2):
         models = silos.begin()
@@ -174,7 +174,7 @@ def test_a_mean_beyond_float32_ends_its_round_and_not_the_coordinator(made):
     federation.stop()
 
 
-def test_a_backup_has_what_the_strategy_carries_though_rounds_close_meanwhile(made, tmp_path, monkeypatch):
+def test_a_backup_has_the_strategy_state_though_rounds_close_meanwhile(made, tmp_path, monkeypatch):
     federation, silos = made(server_momentum=0.9)
     silos.round()
     silos.round()
@@ -199,7 +199,7 @@ def test_a_backup_has_what_the_strategy_carries_though_rounds_close_meanwhile(ma
     federation.stop()
 
 
-def test_a_backup_and_what_is_restored_from_it_can_be_read_by_their_owner_alone(made, tmp_path):
+def test_backups_and_restored_files_are_readable_by_their_owner_only(made, tmp_path):
     federation, silos = made()
     models = silos.begin()
     silos.send("a", models["a"])
@@ -218,7 +218,7 @@ def test_a_backup_and_what_is_restored_from_it_can_be_read_by_their_owner_alone(
         assert path.stat().st_mode & 0o077 == 0, path
 
 
-def test_the_last_evaluation_is_no_way_around_quarantine_or_the_cap_on_examples(make_federation):
+def test_a_final_evaluation_obeys_quarantine_and_the_limit_of_examples(make_federation):
     run = {"rounds": 1, "min_silos": 2, "wanted": 2, "quarantine_after": 1, "final_evaluation": '"model"'}
     federation = make_federation("a", "b", "c", **run)
     federation.start()

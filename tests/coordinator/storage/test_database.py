@@ -55,8 +55,8 @@ def started(folder):
         return error.code, error.exit_code
 
 
-def test_a_changed_database_is_found_at_the_start_or_changes_nothing(folder, tmp_path):
-    """T07: every page overwritten in turn; the start refuses with exit code 65, or knows all that was there."""
+def test_a_changed_database_page_is_found_at_the_start_or_unused(folder, tmp_path):
+    """Every page overwritten in turn; the start refuses with exit code 65, or knows all that was there."""
     begin(folder)
     with RunStore.open(folder, RUN) as store:
         expected = store.load(POLICY, ROLL)[0]
@@ -74,8 +74,8 @@ def test_a_changed_database_is_found_at_the_start_or_changes_nothing(folder, tmp
     assert found > len(whole) // PAGE / 2
 
 
-def test_a_log_file_that_was_taken_away_after_a_crash_is_missed(folder):
-    """T07: without its -wal file the database would open as it was long before."""
+def test_a_missing_wal_file_after_a_crash_is_noticed(folder):
+    """Without its -wal file the database would open as it was long before."""
     subprocess.run([sys.executable, "-c", BEGIN_AND_DIE, str(folder)], check=False)
     log_file = folder / f"{FILE}-wal"
     kept = log_file.read_bytes()
@@ -91,13 +91,13 @@ def test_a_log_file_that_was_taken_away_after_a_crash_is_missed(folder):
         assert store.load(POLICY, ROLL)[0].open.number == 1
 
 
-def test_a_look_at_the_state_after_a_crash_leaves_the_log_file_where_it_is(folder):
+def test_reading_the_state_after_a_crash_keeps_the_wal_file(folder):
     subprocess.run([sys.executable, "-c", BEGIN_AND_DIE, str(folder)], check=False)
     read_database(folder / FILE).close()
     begin(folder)
 
 
-def test_after_an_ordinary_end_the_main_file_alone_holds_everything(folder):
+def test_an_orderly_end_leaves_only_the_main_file(folder):
     begin(folder)
     assert sorted(path.name for path in folder.iterdir() if path.name.startswith(FILE)) == [FILE]
 

@@ -25,13 +25,13 @@ def measured(*figures: tuple[int, int, int]) -> list[ModelEvaluation]:
     return [ModelEvaluation(number, (("a", Evaluation(1.0, correct, count)),)) for number, correct, count in figures]
 
 
-def test_the_best_model_has_the_largest_share_right_and_the_later_of_equals_wins():
+def test_the_best_model_has_the_highest_accuracy_later_wins_ties():
     assert best_model(measured((1, 5, 10), (2, 8, 10), (3, 8, 10), (4, 7, 10)))[0] == 3
     assert best_model([]) is None
     assert best_model([ModelEvaluation(1, ())]) is None
 
 
-def test_a_model_that_few_clips_measured_does_not_win_by_luck_nor_does_the_start():
+def test_few_clips_or_the_initial_model_cannot_be_best():
     assert best_model(measured((0, 40, 40), (1, 30, 40), (2, 3, 3), (3, 28, 40)))[0] == 1
 
 
@@ -40,7 +40,7 @@ def test_metrics_of_silos_are_weighted_by_their_clips():
     assert told.all == Evaluation((1.0 * 10 + 4.0 * 50) / 60, 19, 60)
 
 
-def test_classes_are_summed_over_the_silos_that_tell_them_and_survive_their_column():
+def test_class_counts_are_summed_and_survive_their_column():
     first = Evaluation(1.0, 5, 9, (ClassCount(0, 2, 4), ClassCount(2, 3, 5)))
     second = Evaluation(1.0, 1, 4, (ClassCount(2, 1, 4),))
     assert pool_classes([first, second]) == (ClassCount(0, 2, 4), ClassCount(2, 4, 9))
@@ -60,13 +60,13 @@ def test_classes_are_summed_over_the_silos_that_tell_them_and_survive_their_colu
         ({}, 10, []),
     ],
 )
-def test_a_class_below_the_floor_is_not_told_and_cannot_be_had_by_subtracting(counts, floor, told):
+def test_a_small_class_is_not_reported_nor_computable_by_subtraction(counts, floor, told):
     assert reportable_classes(counts, floor) == told
     left = sum(counts.values()) - sum(counts[label] for label in reportable_classes(counts, floor))
     assert left == 0 or left >= floor or not told
 
 
-def test_a_silo_keeps_its_own_model_only_if_that_got_more_of_the_same_clips_right():
+def test_a_silo_keeps_its_own_model_only_if_more_accurate():
     good, bad = Evaluation(1.0, 9, 10), Evaluation(0.5, 8, 10)
     assert adopt(bad, good).own
     assert not adopt(good, bad).own
@@ -80,7 +80,7 @@ def row(number: int, *updates: tuple[str, str, int]) -> RoundRow:
     return RoundRow(number, "closed", 2, "", 1.0, "", 0, len(told), 0, 0, 0, None, None, None, None, told)
 
 
-def test_bytes_to_95_percent_of_the_last_accuracy_are_the_mean_of_a_codecs_silos():
+def test_communication_cost_is_the_mean_over_a_codecs_silos():
     rounds = [row(number, ("a", "int8", 100), ("b", "fp32", 400), ("c", "int8", 200)) for number in (1, 2, 3)]
     found = communication_costs(rounds, measured((0, 1, 100), (1, 50, 100), (2, 95, 100), (3, 100, 100)))
     assert [(one.codec, one.round, one.silos, one.bytes_per_silo) for one in found] == [
@@ -124,7 +124,7 @@ def report(federation, silo: str, results, round_number: int = 2) -> None:
         link.report_evaluation(link.join(), round_number, results)
 
 
-def test_at_the_end_silos_that_share_are_asked_for_each_others_models_and_others_for_the_final_one(finished):
+def test_sharing_silos_evaluate_each_others_models_others_the_final_one(finished):
     subjects, seen = {}, {}
     for silo in "abc":
         with finished.client(silo) as link:
@@ -143,7 +143,7 @@ def test_at_the_end_silos_that_share_are_asked_for_each_others_models_and_others
             link.fetch_subject(run, status, 1)
 
 
-def test_a_report_counts_once_is_durable_and_survives_a_restart(finished):
+def test_a_final_evaluation_counts_once_and_survives_a_restart(finished):
     told = [SubjectEvaluation(number, Evaluation(0.1, 8 - number, 9)) for number in range(3)]
     report(finished, "a", told)
     finished.stop()
@@ -180,13 +180,13 @@ def test_a_report_counts_once_is_durable_and_survives_a_restart(finished):
         ([], 1),
     ],
 )
-def test_a_report_of_another_round_model_or_class_is_refused(finished, results, round_number):
+def test_a_final_evaluation_of_unknown_round_model_or_class_is_refused(finished, results, round_number):
     with pytest.raises(DataError):
         report(finished, "a", results, round_number)
     assert evaluation_of(finished.settings(), None)["sites"] is None
 
 
-def test_best_and_last_are_kept_and_can_be_taken(finished, tmp_path):
+def test_best_and_last_model_are_kept_and_can_be_exported(finished, tmp_path):
     models = finished.state / "runs" / "run-1" / "models"
     finished.stop()
     finished.start()
@@ -202,7 +202,7 @@ def test_best_and_last_are_kept_and_can_be_taken(finished, tmp_path):
     assert status_of(finished.settings())["best"] == {"round": 2, "accuracy": 0.9}
 
 
-def test_without_a_measured_model_there_is_no_best_one(make_federation, tmp_path):
+def test_without_an_evaluation_there_is_no_best_model(make_federation, tmp_path):
     federation = make_federation("a", rounds=2)
     federation.start()
     with pytest.raises(DataError, match="no model is known to be the best") as error:
@@ -212,7 +212,7 @@ def test_without_a_measured_model_there_is_no_best_one(make_federation, tmp_path
         evaluation_of(federation.settings(), 7)
 
 
-def test_history_shows_every_silos_bytes_and_what_its_codec_left_out(finished):
+def test_history_shows_each_silos_bytes_and_codec_error(finished):
     rows = history_of(finished.settings())
     updates = rows[0]["updates"]
     assert [one["silo"] for one in updates] == ["a", "b", "c"]

@@ -32,13 +32,13 @@ def check_all_points(folder: Path, *options: str) -> tuple[dict[str, int], int]:
     return calm["steps"], len(points)
 
 
-def test_wherever_the_process_ends_the_next_one_finishes_with_the_same_model(tmp_path):
-    """T03: before and after the first write, fsync, rename, fsync of the folder, statement, commit and reply."""
+def test_a_crash_at_any_step_leads_to_the_same_model(tmp_path):
+    """Before and after the first write, fsync, rename, fsync of the folder, statement, commit and reply."""
     assert check_all_points(tmp_path)[1] == 14
 
 
 @pytest.mark.soak
-def test_wherever_the_process_ends_in_taking_two_updates_and_closing_a_round(tmp_path):
-    """T03, every point of two updates and the round's end."""
+def test_a_crash_at_every_single_point_leads_to_the_same_model(tmp_path):
+    """Every point of two updates and the round's end."""
     steps, tried = check_all_points(tmp_path, "every")
     assert tried == 2 * sum(steps.values())

@@ -88,8 +88,8 @@ class Disk:
         return call
 
 
-def test_wherever_the_disk_is_full_nothing_is_half_done_and_the_next_try_works(tmp_path, monkeypatch):
-    """T04: no space at each step of an update and of the round's end; then there is space again."""
+def test_a_full_disk_at_any_step_leaves_nothing_half_done(tmp_path, monkeypatch):
+    """No space at each step of an update and of the round's end; then there is space again."""
     with monkeypatch.context() as patch, RunStore.open(tmp_path / "calm", RUN) as store:
         state, _ = store.load(POLICY, ROLL)
         disk = Disk(patch, failing=0)
@@ -115,8 +115,8 @@ def test_wherever_the_disk_is_full_nothing_is_half_done_and_the_next_try_works(t
 
 
 @pytest.mark.skipif(not may_mount(), reason="this machine lets no process mount a file system of its own")
-def test_on_a_file_system_that_is_really_full_the_run_stops_and_goes_on(tmp_path):
-    """T04: a real file system of 8 MB."""
+def test_on_a_really_full_file_system_the_run_stops_and_resumes(tmp_path):
+    """A real file system of 8 MB."""
     command = ["unshare", "-Urm", sys.executable, str(PROGRAM), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -134,7 +134,7 @@ def test_on_a_file_system_that_is_really_full_the_run_stops_and_goes_on(tmp_path
     }
 
 
-def test_health_is_noted_in_place_and_read_back(tmp_path):
+def test_health_is_written_in_place_and_read_back(tmp_path):
     assert read_health(tmp_path) == FINE
     begin(tmp_path)
     inode = (tmp_path / "health").stat().st_ino
@@ -148,7 +148,7 @@ def test_health_is_noted_in_place_and_read_back(tmp_path):
 
 
 def test_a_full_disk_shows_in_status_while_it_lasts(make_federation, monkeypatch):
-    """T04: the server stays up, says DEGRADED disk_full, and recovers without a restart."""
+    """The server stays up, says DEGRADED disk_full, and recovers without a restart."""
     from flamest.coordinator.serving import server
     from flamest.fedproto.records import Update
 
@@ -197,10 +197,8 @@ def test_a_full_disk_shows_in_status_while_it_lasts(make_federation, monkeypatch
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EACCES])
 @pytest.mark.parametrize("step", ["mkdir", "open"])
-def test_a_state_folder_that_cannot_be_used_ends_the_start_with_one_line_that_names_it(
-    tmp_path, monkeypatch, number, step
-):
-    """T05: exit code 74."""
+def test_an_unusable_state_folder_is_named_in_one_line(tmp_path, monkeypatch, number, step):
+    """Exit code 74."""
     folder, failing = tmp_path / "state", {"mkdir": Path, "open": os}[step]
     whole = getattr(failing, step)
 
@@ -228,8 +226,8 @@ def damaged_files(whole: bytes, flips: int, cuts: int):
         yield whole[:length]
 
 
-def test_every_turned_bit_and_every_cut_of_a_checkpoint_is_found(tmp_path):
-    """T06: 200 flips and 100 cuts of one model file, all found."""
+def test_every_flipped_bit_and_truncation_of_a_model_is_found(tmp_path):
+    """200 flips and 100 cuts of one model file, all found."""
     shelf = ModelStore(tmp_path, RUN, keep=0)
     params = initial_params(SPEC, 1)
     shelf.write(3, params)

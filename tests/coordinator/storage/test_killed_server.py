@@ -78,14 +78,14 @@ def run_all(federation, address: str, failures: list) -> list[threading.Thread]:
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_bytes(make_federation):
-    """T01, reduced: 4 random instants in 24 rounds."""
+    """4 random instants in 24 rounds."""
     kill_again_and_again(make_federation, ROUNDS, KILLS, seed=7)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_run_killed_at_sixty_random_instants_ends_with_the_same_bytes(make_federation, seed):
-    """T01: 60 instants in 150 rounds, three times, a head of 64,000 parameters."""
+    """60 instants in 150 rounds, three times, a head of 64,000 parameters."""
     kill_again_and_again(make_federation, 150, 60, seed=seed, inputs=400, hidden=[160])
 
 
@@ -127,7 +127,7 @@ def kill_again_and_again(make_federation, rounds: int, kills: int, seed: int, **
     assert left == []
 
 
-def test_sigterm_ends_the_process_in_order(make_federation):
+def test_sigterm_shuts_down_in_order(make_federation):
     federation = make_federation("a", rounds=2)
     process = start_process(federation)
     process.terminate()

@@ -82,7 +82,7 @@ def test_a_new_run_starts_from_the_settings_seed(folder):
 
 
 @pytest.mark.parametrize("stop_after", ["begin", "update", "close", "abandon", "finish"])
-def test_after_any_stop_the_run_goes_on_where_it_was(folder, stop_after):
+def test_a_restarted_run_resumes_where_it_stopped(folder, stop_after):
     with opened(folder) as store:
         state, _ = load(store)
         if stop_after != "begin":
@@ -138,7 +138,7 @@ def model_after_all_rounds(folder, run, *, stopping: bool) -> str:
 
 
 @pytest.mark.parametrize("name", CARRYING)
-def test_what_a_strategy_carries_survives_a_stop_to_the_bit(folder, name):
+def test_strategy_state_survives_a_restart_to_the_bit(folder, name):
     run = msgspec.structs.replace(RUN, strategy=CARRYING[name])
     quiet = model_after_all_rounds(folder / "quiet", run, stopping=False)
     assert model_after_all_rounds(folder / "stopping", run, stopping=True) == quiet
@@ -147,12 +147,12 @@ def test_what_a_strategy_carries_survives_a_stop_to_the_bit(folder, name):
     assert sorted(kept) == ["round-000003.arrays", "round-000004.arrays"]
 
 
-def test_a_run_that_carries_nothing_writes_nothing(folder):
+def test_a_strategy_without_state_writes_no_file(folder):
     model_after_all_rounds(folder, RUN, stopping=False)
     assert not (folder / "runs" / "r" / "memory").exists()
 
 
-def test_what_was_written_for_a_round_that_was_not_committed_is_not_used(folder):
+def test_strategy_state_of_an_uncommitted_round_is_not_used(folder):
     run = msgspec.structs.replace(RUN, strategy=CARRYING["feddyn"])
     with opened(folder, run) as store:
         state, params = load(store)
@@ -166,7 +166,7 @@ def test_what_was_written_for_a_round_that_was_not_committed_is_not_used(folder)
     assert [path.name for path in (folder / "runs" / "r" / "memory").iterdir()] == ["round-000001.arrays"]
 
 
-def test_the_name_of_the_memorys_folder_is_durable_too(folder, monkeypatch):
+def test_the_folder_of_the_strategy_state_is_durable(folder, monkeypatch):
     synced = []
     monkeypatch.setattr("flamest.coordinator.storage.strategy_state.fsync_directory", synced.append)
     model_after_all_rounds(folder, msgspec.structs.replace(RUN, strategy=CARRYING["momentum"]), stopping=False)
@@ -174,7 +174,7 @@ def test_the_name_of_the_memorys_folder_is_durable_too(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("harm", ["damaged", "lost", "of another model"])
-def test_a_memory_that_is_not_the_runs_is_found_at_the_start_and_the_round_before_is_gone_on_from(folder, harm):
+def test_with_damaged_strategy_state_the_run_resumes_one_round_earlier(folder, harm):
     run = msgspec.structs.replace(RUN, strategy=CARRYING["feddyn"])
     with opened(folder, run) as store:
         state, params = load(store)
@@ -198,7 +198,7 @@ def test_a_memory_that_is_not_the_runs_is_found_at_the_start_and_the_round_befor
         assert [row.status for row in history.rounds()] == ["closed", "lost", "lost", "open"]
 
 
-def test_contributions_come_in_order_of_name_whatever_the_order_of_arrival(folder):
+def test_contributions_are_in_order_of_silo_name(folder):
     results = []
     for order in ("abc", "cba", "bca"):
         with opened(folder / order) as store:
@@ -210,7 +210,7 @@ def test_contributions_come_in_order_of_name_whatever_the_order_of_arrival(folde
     assert len(set(results)) == 1
 
 
-def test_what_a_crash_left_is_removed_and_what_was_acknowledged_stays(folder):
+def test_leftovers_of_a_crash_are_removed_acknowledged_updates_stay(folder):
     with opened(folder) as store:
         send(store, load(store)[0], "a")
         (store.spool_folder / "upload.x.tmp").write_bytes(b"half")
@@ -249,7 +249,7 @@ def test_an_update_that_was_not_committed_does_not_count(folder):
         assert store.report(1, "a").silo == "a"
 
 
-def test_other_settings_under_the_same_name_are_refused_by_their_keys(folder):
+def test_changed_settings_of_a_run_are_refused_naming_their_keys(folder):
     with opened(folder) as store:
         load(store)
     changed = msgspec.structs.replace(RUN, rounds=9, seed=5)
@@ -260,7 +260,7 @@ def test_other_settings_under_the_same_name_are_refused_by_their_keys(folder):
         assert load(store)[0].open.number == 1
 
 
-def test_a_second_coordinator_is_refused_and_status_is_not_taken_for_one(folder):
+def test_a_second_coordinator_is_refused_status_is_not_one(folder):
     with opened(folder):
         assert is_served(folder)
         with pytest.raises(LockedError) as refused:
@@ -270,7 +270,7 @@ def test_a_second_coordinator_is_refused_and_status_is_not_taken_for_one(folder)
     assert not is_served(folder / "nowhere")
 
 
-def test_the_lock_is_tried_again_while_status_looks(folder, monkeypatch):
+def test_the_lock_is_tried_again_while_status_holds_it(folder, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(state_module, "LOCK_TRIES", 3)
     other = FileLock.take(folder / "lock", owner="status")
@@ -284,8 +284,8 @@ def damage(path):
     path.write_bytes(bytes(content))
 
 
-def test_a_damaged_model_is_put_aside_and_the_run_goes_on_from_the_one_before(folder):
-    """T06, P9: never silently, and nothing is overwritten."""
+def test_a_damaged_model_is_quarantined_and_the_run_resumes_earlier(folder):
+    """Never silently, and nothing is overwritten."""
     with opened(folder) as store:
         first = close(store, send(store, load(store)[0], "a"))
         close(store, send(store, first, "a", seed=2))
@@ -306,7 +306,7 @@ def test_a_damaged_model_is_put_aside_and_the_run_goes_on_from_the_one_before(fo
         assert [row.status for row in history.rounds()] == ["closed", "lost", "lost", "closed", "closed"]
 
 
-def test_without_any_sound_model_nothing_starts_and_nothing_is_changed(folder):
+def test_without_an_intact_model_nothing_starts_or_changes(folder):
     with opened(folder) as store:
         close(store, send(store, load(store)[0], "a"))
     models = folder / "runs" / "r" / "models"
@@ -329,7 +329,7 @@ def test_a_damaged_update_is_found_when_the_round_closes(folder):
     assert refused.value.code == "corrupt_update"
 
 
-def test_a_lost_database_does_not_start_the_run_anew(folder):
+def test_a_lost_database_does_not_restart_the_run(folder):
     with opened(folder) as store:
         close(store, send(store, load(store)[0], "a"))
     for path in folder.glob(f"{FILE}*"):
@@ -382,7 +382,7 @@ def test_a_model_on_disk_says_what_it_is(folder):
     assert params_sha256(model.params) == after.model_sha256
 
 
-def test_history_tells_each_round(folder):
+def test_history_has_a_row_per_round(folder):
     with opened(folder) as store:
         state = close(store, send(store, send(store, load(store)[0], "a"), "b", examples=11))
         store.journal.refuse(2, "c", "not_finite", "bad")
@@ -403,7 +403,7 @@ def test_history_tells_each_round(folder):
     ]
 
 
-def test_only_models_that_were_made_are_found(folder):
+def test_only_models_of_closed_rounds_are_found(folder):
     with opened(folder, keep_models=1) as store:
         close(store, send(store, load(store)[0], "a"))
     with History.open(folder, "r") as history:
@@ -426,7 +426,7 @@ def test_a_state_folder_that_cannot_be_made_is_named(tmp_path):
         opened(tmp_path / "file" / "state")
 
 
-def test_an_upload_writes_over_the_file_of_a_closed_round(tmp_path):
+def test_an_upload_overwrites_the_file_of_a_closed_round(tmp_path):
     old = tmp_path / "old"
     old.write_bytes(b"a longer one than the next")
     inode = old.stat().st_ino
@@ -441,7 +441,7 @@ def test_an_upload_writes_over_the_file_of_a_closed_round(tmp_path):
     assert list(tmp_path.iterdir()) == [kept]
 
 
-def test_files_of_closed_rounds_are_used_again_and_go_with_the_run(folder):
+def test_spare_files_are_reused_and_removed_with_the_run(folder):
     with opened(folder) as store:
         state, _ = load(store)
         inodes, spares = [], []
@@ -456,7 +456,7 @@ def test_files_of_closed_rounds_are_used_again_and_go_with_the_run(folder):
     assert spares == [["spare.a.f32", "spare.b.f32"]] * 2 + [[]]
 
 
-def test_a_spool_takes_exactly_what_was_announced(tmp_path):
+def test_a_spool_accepts_exactly_the_announced_bytes(tmp_path):
     spool = Spool(tmp_path, 4)
     spool.feed(b"abc")
     with pytest.raises(DataError, match="payload of 3 bytes, expected 4"):
@@ -474,7 +474,7 @@ def test_a_spool_takes_exactly_what_was_announced(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_piece_that_comes_after_the_upload_was_given_up_is_not_written(tmp_path):
+def test_a_piece_after_the_discard_is_not_written(tmp_path):
     spool = Spool(tmp_path, 4)
     spool.discard()
     with pytest.raises(StorageError, match="discarded"):
