@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
     not PYTHON,
     reason="FLOWER_PYTHON names no Python with flwr. To run this: python3 -m venv build/flower && "
     "build/flower/bin/pip install flwr==1.42.0 && "
-    "FLOWER_PYTHON=build/flower/bin/python .venv/bin/python -m pytest tests/coordinator/test_flower.py -rP",
+    "FLOWER_PYTHON=build/flower/bin/python .venv/bin/python -m pytest tests/coordinator/strategies/test_flower.py -rP",
 )
 SPEC = HeadSpec(inputs=40, outputs=7, hidden=(16,))
 ROUNDS = 6
