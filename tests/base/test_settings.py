@@ -40,7 +40,7 @@ def test_good_settings_are_decoded(tmp_path):
         ("name = ", r"agent.toml: not valid TOML"),
     ],
 )
-def test_a_bad_setting_is_named_with_what_was_expected(tmp_path, text, expected):
+def test_invalid_setting_is_named_with_the_expected_value(tmp_path, text, expected):
     with pytest.raises(SettingsError, match=expected) as caught:
         load_settings(written(tmp_path, text), Settings)
     assert caught.value.exit_code == 78

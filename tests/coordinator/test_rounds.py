@@ -1,4 +1,4 @@
-"""Rounds as a state machine: its rules one by one, then any history against them all."""
+"""The round state machine: its rules one by one, then random histories against a reference model."""
 
 from dataclasses import replace
 
@@ -52,7 +52,7 @@ def with_reports(*silos: str, state=None, now: float = 0.0):
     return state
 
 
-def test_a_silo_is_given_the_open_round_once():
+def test_silo_gets_the_open_round_once():
     state = on_contact(started(), "a", 0, now=100.0)
     assert status_for(state, "a", 0, 100.0).phase is Phase.OPEN
     state = with_reports("a", state=state, now=101.0)
@@ -60,7 +60,7 @@ def test_a_silo_is_given_the_open_round_once():
     assert status_for(state, "b", 0, 101.0).phase is Phase.OPEN
 
 
-def test_the_clock_runs_from_the_first_silo_that_is_given_the_round():
+def test_deadline_runs_from_the_first_silo_that_gets_the_round():
     state = started()
     assert on_tick(state, 1e9) is Decision.COLLECT
     assert status_for(state, "a", 0, 1e9).deadline_s == 10.0
@@ -80,12 +80,12 @@ def test_at_the_deadline_the_minimum_is_enough():
     assert on_tick(with_reports("a"), 10.0) is Decision.ABANDON
 
 
-def test_a_silo_that_declines_is_not_waited_for():
+def test_silo_that_declines_is_not_awaited():
     state = with_reports("a", "b")
     assert on_tick(on_contact(state, "c", 1, now=1.0), 1.0) is Decision.CLOSE
 
 
-def test_a_silo_is_told_the_last_closed_round_in_which_it_counts():
+def test_status_names_the_last_closed_round_with_the_silos_update():
     state = after_close(with_reports("a", "b", state=started(RoundPolicy(9, 2, 10.0))), "model-1", cohort(3))
     state = after_abandon(with_reports("a", state=state), cohort(3))  # what it sent in round 2 does not count
     assert [status_for(state, silo, 0, 0.0).counted for silo in "abc"] == [1, 1, 0]
@@ -93,7 +93,7 @@ def test_a_silo_is_told_the_last_closed_round_in_which_it_counts():
     assert [status_for(state, silo, 0, 0.0).counted for silo in "abc"] == [1, 3, 3]
 
 
-def test_k_of_n_closes_a_round_with_k_of_them_and_a_decline_does_not_lower_k():
+def test_wanted_reports_close_a_round_and_declines_do_not_lower_them():
     four = start_run(POLICY, "model-0", Cohort(frozenset("abcd"), 3))
     state = on_contact(with_reports("a", "b", state=four), "c", 1, now=1.0)
     assert on_tick(state, 1.0) is Decision.COLLECT  # d may still come
@@ -103,19 +103,17 @@ def test_k_of_n_closes_a_round_with_k_of_them_and_a_decline_does_not_lower_k():
 @pytest.mark.parametrize(
     ("wanted", "share", "expected"), [(None, None, 10), (3, None, 3), (None, 0.75, 8), (None, 0.1, 2), (None, 0.3, 3)]
 )
-def test_what_is_wanted_is_a_number_or_a_share_of_those_enrolled_and_never_less_than_the_minimum(
-    wanted, share, expected
-):
+def test_wanted_is_a_number_or_share_and_at_least_the_minimum(wanted, share, expected):
     assert Cohort.call(frozenset("abcdefghij"), wanted, share, 2).wanted == expected
 
 
-def test_a_silo_that_leaves_is_not_waited_for_and_what_it_sent_stays():
+def test_silo_that_leaves_is_not_awaited_and_its_report_stays():
     state = on_leave(with_reports("a", "b"), frozenset("bc"))
     assert on_tick(state, 1.0) is Decision.CLOSE
     assert list(state.open.reports) == ["a", "b"]
 
 
-def test_a_silo_that_joins_during_a_round_is_not_waited_for_but_may_report():
+def test_silo_that_joins_during_a_round_may_report():
     state = on_contact(with_reports("a", "b"), "z", 1, now=1.0)
     assert on_tick(state, 1.0) is Decision.COLLECT  # z declines, c is still to come
     assert on_tick(with_reports("z", state=state), 1.0) is Decision.CLOSE
@@ -151,14 +149,14 @@ def test_after_the_last_round_the_run_is_finished():
     assert on_update(state, submission("a", 2, "model-1"), None, 0.0)[1] is Verdict.STALE_ROUND
 
 
-def test_an_abandoned_round_takes_a_number_and_leaves_the_model():
+def test_abandoned_round_uses_a_number_and_keeps_the_model():
     state = after_abandon(with_reports("a"), cohort(3))
     assert (state.open.number, state.closed, state.model_sha256, state.last_round) == (2, 0, "model-0", 1)
     assert status_for(state, "a", 1, 0.0).phase is Phase.OPEN
 
 
 @pytest.mark.parametrize(
-    ("told", "now", "verdict"),
+    ("sent", "now", "verdict"),
     [
         (submission("b", number=0), 1.0, Verdict.STALE_ROUND),
         (submission("b", number=2), 1.0, Verdict.STALE_ROUND),
@@ -167,40 +165,40 @@ def test_an_abandoned_round_takes_a_number_and_leaves_the_model():
         (submission("b"), 9.9, Verdict.ACCEPTED),
     ],
 )
-def test_only_an_update_for_this_round_and_model_in_time_counts(told, now, verdict):
+def test_only_an_update_for_this_round_and_model_in_time_counts(sent, now, verdict):
     before = with_reports("a")
-    after, said = on_update(before, told, None, now)
-    assert said is verdict
+    after, found = on_update(before, sent, None, now)
+    assert found is verdict
     assert (after == before) is (verdict is not Verdict.ACCEPTED)
 
 
 @pytest.mark.parametrize(
-    ("told", "verdict"),
+    ("sent", "verdict"),
     [
         (submission("a"), Verdict.DUPLICATE),
         (submission("a", digest="other"), Verdict.REUSED_ID),
         (submission("a", update_id="id-2"), Verdict.ALREADY_ANSWERED),
     ],
 )
-def test_a_second_update_of_a_silo_never_counts(told, verdict):
+def test_a_second_update_of_a_silo_never_counts(sent, verdict):
     before = with_reports("a")
-    assert on_update(before, told, before.open.reports["a"], 1.0) == (before, verdict)
+    assert on_update(before, sent, before.open.reports["a"], 1.0) == (before, verdict)
 
 
-def test_a_duplicate_gets_its_receipt_after_the_round_closed_too():
+def test_duplicate_is_recognised_after_the_round_closed():
     closed = with_reports("a", "b", "c")
     after = after_close(closed, "model-1", cohort(3))
     assert on_update(after, submission("a"), closed.open.reports["a"], 1.0) == (after, Verdict.DUPLICATE)
     assert on_update(after, submission("z"), None, 1.0)[1] is Verdict.STALE_ROUND
 
 
-def test_after_a_restart_a_round_with_reports_is_running_and_one_without_waits():
+def test_deadline_runs_after_a_restart_if_there_are_reports():
     read = replace(with_reports("a"), open=replace(with_reports("a").open, deadline=None))
     assert resumed(read, 50.0).open.deadline == 60.0
     assert resumed(started(), 50.0).open.deadline is None
 
 
-def test_ending_a_finished_run_is_a_bug():
+def test_ending_a_finished_run_is_an_invariant_error():
     state = replace(started(), open=None)
     with pytest.raises(InvariantError):
         after_close(state, "m", cohort(1))
@@ -212,9 +210,9 @@ SILOS = st.sampled_from(["a", "b", "c", "d"])
 
 
 class AnyHistory(RuleBasedStateMachine):
-    """T10: silos join, leave, ask, send, resend, cheat; time passes; the server stops and starts.
+    """Silos join, leave, ask, send, resend, cheat; time passes; the server stops and starts.
 
-    Beside it runs the model: plain sets and dictionaries of what was enrolled, accepted and counted.
+    The reference model is plain sets and dictionaries of silos enrolled, accepted and counted.
     """
 
     @initialize(
@@ -230,9 +228,9 @@ class AnyHistory(RuleBasedStateMachine):
         self.wanted, self.share, self.enrolled = wanted, share, enrolled
         self.state = start_run(self.policy, "m0", self.call())
         self.opened_for = enrolled
-        self.gone = set()  # of those that the open round was for: left, or declined
+        self.gone = set()  # of the open round's cohort: left, or declined
         self.now = 0.0
-        self.rows = {}  # (round, silo) -> Report: what the database holds
+        self.rows = {}  # (round, silo) -> Report: the database
         self.base = {1: "m0"}
         self.counted = {}  # round -> silos, of closed rounds
 
@@ -255,12 +253,12 @@ class AnyHistory(RuleBasedStateMachine):
         if self.state.open and (self.state.open.number, silo) not in self.rows:
             (self.gone.add if answered >= self.state.open.number else self.gone.discard)(silo)
         self.state = on_contact(self.state, silo, answered, self.now)
-        stand = status_for(self.state, silo, answered, self.now)
-        if stand.phase is Phase.OPEN:
-            assert stand.round == self.state.open.number > answered
-            assert (stand.round, silo) not in self.rows
-            assert 0 < stand.deadline_s <= self.policy.deadline_s
-        assert (stand.phase is Phase.FINISHED) == (self.state.open is None)
+        status = status_for(self.state, silo, answered, self.now)
+        if status.phase is Phase.OPEN:
+            assert status.round == self.state.open.number > answered
+            assert (status.round, silo) not in self.rows
+            assert 0 < status.deadline_s <= self.policy.deadline_s
+        assert (status.phase is Phase.FINISHED) == (self.state.open is None)
 
     @rule(
         silo=SILOS,
@@ -312,7 +310,7 @@ class AnyHistory(RuleBasedStateMachine):
             self.opened_for, self.gone = self.enrolled, set()
 
     def complete(self):
-        """Enough have reported, or everyone has who was to and did not go away."""
+        """Return whether enough silos have reported, or all that can still report."""
         reported = self.state.open.reports.keys()
         return len(reported) >= self.state.open.cohort.wanted or self.opened_for - self.gone <= reported
 
@@ -361,6 +359,6 @@ TestAnyHistory.settings = ANY
 
 
 @pytest.mark.soak
-def test_many_histories():
-    """T10 at its full size: 2,000 histories of 50 steps."""
+def test_two_thousand_histories():
+    """2,000 histories of 50 steps."""
     run_state_machine_as_test(AnyHistory, settings=settings(ANY, max_examples=2000))

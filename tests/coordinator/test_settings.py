@@ -14,7 +14,7 @@ def load(tmp_path, text):
     return load_coordinator_settings(path)
 
 
-def test_the_starter_file_is_a_good_one_with_the_papers_defaults(tmp_path):
+def test_template_is_valid_with_the_papers_defaults(tmp_path):
     settings = load(tmp_path, STARTER)
     run = settings.run_settings()
     assert (run.head.widths, run.rounds, run.train.epochs, run.train.batch_size) == ((2816, 512, 256, 2), 80, 5, 128)
@@ -22,7 +22,7 @@ def test_the_starter_file_is_a_good_one_with_the_papers_defaults(tmp_path):
     assert decode_run_settings(run.encode()) == run
 
 
-def test_the_starter_file_says_every_default_as_it_is(tmp_path):
+def test_template_lists_every_default(tmp_path):
     keys = ("hidden", "inputs", "rounds", "min_silos", "deadline_s", "seed", "listen", "keep_models", "epochs")
     keys += ("batch_size", "learning_rate", "weight_decay", "mu", "alpha", "server_momentum", "average_last")
     keys += ("class_balanced", "kind", "blocks", "standardise", "common")
@@ -30,14 +30,14 @@ def test_the_starter_file_says_every_default_as_it_is(tmp_path):
     assert load(tmp_path, short) == load(tmp_path, STARTER)
 
 
-def test_a_starter_file_without_labels_asks_for_them(tmp_path):
+def test_template_without_labels_asks_for_them(tmp_path):
     with pytest.raises(
         SettingsError, match=r"run\.labels: expected 2 or more.*run\.fingerprint: expected the bundle's"
     ):
         load(tmp_path, render_config_template([], ""))
 
 
-def test_many_and_strange_labels_survive_the_starter_file(tmp_path):
+def test_unusual_labels_survive_the_template(tmp_path):
     labels = [f'class "{i}" \\ ü' for i in range(101)]
     assert load(tmp_path, render_config_template(labels, "f")).run.labels == tuple(labels)
 
@@ -88,7 +88,7 @@ def test_many_and_strange_labels_survive_the_starter_file(tmp_path):
         ('ca = "ca.pem"', "", "missing required field `ca`"),
     ],
 )
-def test_a_bad_setting_is_named_with_what_was_expected(tmp_path, old, new, said):
+def test_invalid_setting_is_named_with_the_expected_value(tmp_path, old, new, said):
     assert old in STARTER
     with pytest.raises(SettingsError, match=said) as refused:
         load(tmp_path, STARTER.replace(old, new))
@@ -119,7 +119,7 @@ def test_every_option_reaches_the_silos(tmp_path):
     assert run.train == TrainSettings(learning_rate_decay=0.9, class_balanced=True)
 
 
-def test_momentum_on_feddyn_is_refused(tmp_path):
+def test_server_momentum_with_feddyn_is_refused(tmp_path):
     text = STARTER.replace('name = "fedavg"', 'name = "feddyn"').replace("alpha = 0.0", "alpha = 0.1")
     with pytest.raises(SettingsError, match="server_momentum: not with feddyn"):
         load(tmp_path, text.replace("server_momentum = 0.0", "server_momentum = 0.5"))

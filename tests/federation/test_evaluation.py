@@ -1,4 +1,4 @@
-"""Evaluation that travels, with real processes: the table of sites, the best model, a silo that keeps its own."""
+"""Federated evaluation with real processes: models across silos, the best model, a silo that keeps its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run_to_the_end(site) -> None:
         wait_until(done, "the end", seconds=90, watched=[server, *silos])
 
 
-def test_sites_that_agree_measure_each_other_and_the_others_only_the_final_model(site):
+def test_silos_that_share_measure_each_other_others_the_final_model(site):
     run = 'rounds = 3\nfinal_evaluation = "sites"'
     policy = {
         "anna": f"{SHARE}\nreport_classes = 2\nrefuse_worse = true",
@@ -35,8 +35,8 @@ def test_sites_that_agree_measure_each_other_and_the_others_only_the_final_model
     assert [one["silo"] for one in found["silos"]] == ["anna", "carla"]
     assert {one["label"] for one in found["classes"]} <= set(shared.labels)
     assert sum(one["count"] for one in found["classes"]) <= found["all"]["count"]
-    assert found["classes"], "anna tells classes of two clips and more"
-    assert not list((shared.state / "runs" / "test" / "updates").iterdir())  # measured, and gone
+    assert found["classes"], "anna reports classes of two clips and more"
+    assert not list((shared.state / "runs" / "test" / "updates").iterdir())  # measured, and removed
 
     anna = shared.status("anna")
     own, used = (

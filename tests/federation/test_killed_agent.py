@@ -1,4 +1,4 @@
-"""T18 with real processes: an agent that dies while its update is on its way, and comes back with another policy."""
+"""A real agent killed while it sends its update, and restarted with the same policy or another one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def entries(site, what: str):
 
 
 @pytest.mark.parametrize("min_samples", [1, 512], ids=["the same policy", "another policy"])
-def test_t18_an_agent_killed_mid_round_never_has_two_updates_in_it(site, min_samples):
-    """T18: the coordinator stands still while anna sends, anna is killed, and comes back.
+def test_agent_killed_mid_round_has_at_most_one_update(site, min_samples):
+    """The coordinator is stopped while anna sends; anna is killed and restarted.
 
     With the same policy the same update arrives in the end; with another one it is withdrawn, unless it had arrived.
     """
@@ -29,7 +29,7 @@ def test_t18_an_agent_killed_mid_round_never_has_two_updates_in_it(site, min_sam
         anna = place.start_silo("anna", start)
         until = time.monotonic() + 60
         while not psutil.Process(anna.process.pid).children() and time.monotonic() < until:
-            time.sleep(0.005)  # its worker is started when the model has come, and takes longer to begin than this
+            time.sleep(0.005)  # its worker starts when the model has arrived, and takes longer to begin than this
         os.kill(server.process.pid, signal.SIGSTOP)
         wait_until(lambda: entries(place, "update") != [], "the ledger's line", seconds=60)
         anna.process.kill()

@@ -1,4 +1,4 @@
-"""Real coordinator and real silos as processes over mutual TLS: what happens when they are killed."""
+"""Real coordinator and real silos as processes over mutual TLS, some of them killed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def undisturbed(site: Any) -> str:
     return site.final_model()
 
 
-def test_a_killed_silo_rejoins_and_a_restarted_coordinator_goes_on_to_the_same_model(site):
+def test_killed_silo_and_restarted_coordinator_reach_the_same_model(site):
     quiet, rough = site("quiet"), site("rough")
     expected = undisturbed(quiet)
     assert quiet.history()[-1]["accuracy"] > 0.8  # on the silos' held-out rows; chance is 0.33
@@ -73,7 +73,7 @@ def test_a_killed_silo_rejoins_and_a_restarted_coordinator_goes_on_to_the_same_m
 
 
 def simulated(site: Any) -> str:
-    """The same run by the functions alone: no process, no wire, no disk."""
+    """Compute the same run with the functions alone: no process, no wire, no disk."""
     train = {silo: silo_data(site.store(silo), site.labels, hold_out=Policy().hold_out, seed=0).train for silo in SILOS}
     head = HeadSpec(site.width, len(site.labels), (16,))
     strategy = Strategy("feddyn", alpha=0.1, average_last=2)
@@ -91,7 +91,7 @@ def simulated(site: Any) -> str:
     return params_sha256(params)
 
 
-def test_feddyn_with_killed_silos_and_a_killed_coordinator_ends_in_the_functions_model(site):
+def test_feddyn_with_killed_processes_equals_the_simulation(site):
     dynamic = site("dynamic")
     dynamic.settings.write_text(dynamic.settings.read_text() + FEDDYN)
     with daemons() as start:
@@ -113,11 +113,11 @@ def test_feddyn_with_killed_silos_and_a_killed_coordinator_ends_in_the_functions
     assert list((dynamic.folder / "berta" / "state" / "feddyn").iterdir()) == []  # the run has finished
 
 
-def test_a_silo_below_its_own_floor_sends_nothing_and_says_so(site):
+def test_silo_below_its_minimum_sends_nothing_and_reports_it(site):
     careful = site("careful", min_silos=2, min_samples={"berta": 256})
     with daemons() as start:
         server = careful.start_coordinator(start)
-        berta = careful.start_silo("berta", start)  # alone: the others would end the run while it finds its way in
+        berta = careful.start_silo("berta", start)  # alone: the others would end the run before it joins
         refused = lambda: careful.status("berta").doing == "refused_by_policy"  # noqa: E731
         wait_until(refused, "berta's refusal", seconds=60, watched=[server, berta])
         silos = [berta, *(careful.start_silo(silo, start) for silo in SILOS if silo != "berta")]
@@ -130,7 +130,7 @@ def test_a_silo_below_its_own_floor_sends_nothing_and_says_so(site):
     assert {row["accepted"] for row in careful.history()} == {2}
 
 
-def test_a_silo_that_is_not_enrolled_ends_with_77_and_says_whom_to_ask(site):
+def test_unenrolled_silo_exits_with_77_and_names_the_operator(site):
     stranger = site("stranger")
     run_command("coordinator", "silo", "revoke", "carla", "--dir", stranger.folder / "coordinator")
     with daemons() as start:
@@ -142,7 +142,7 @@ def test_a_silo_that_is_not_enrolled_ends_with_77_and_says_whom_to_ask(site):
     assert "operator" in silo.log.read_text()
 
 
-def test_a_daemon_waits_for_a_coordinator_that_is_not_there_and_ends_in_order(site):
+def test_daemon_waits_for_an_absent_coordinator_and_stops_cleanly(site):
     lonely = site("lonely")
     with daemons() as start:
         silo = lonely.start_silo("anna", start)
@@ -154,7 +154,7 @@ def test_a_daemon_waits_for_a_coordinator_that_is_not_there_and_ends_in_order(si
     assert lonely.status("anna").updates_sent == 0
 
 
-def test_a_run_that_diverges_is_said_and_ends_no_silo(site):
+def test_diverging_run_is_reported_and_ends_no_silo(site):
     wild = site("wild", min_silos=2)
     settings = wild.settings.read_text() + "\n[run.train]\nlearning_rate = 1e30\n"
     wild.settings.write_text(settings)

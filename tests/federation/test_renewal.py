@@ -1,4 +1,4 @@
-"""Certificates renewed beside running agents, over real processes: none is restarted and no update is lost."""
+"""Certificates renewed while real agents run: none is restarted and no update is lost."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from flamest.experiments.processes import daemons, wait_until
 
 
 def put_in_place(site, silo: str, *, of: str | None = None) -> None:
-    """What the silo's administrator does with what the operator sent."""
+    """Install the certificate that the operator sent, as the silo's administrator does."""
     new = site.folder / silo / "new.pem"
     new.write_bytes((site.folder / "coordinator" / "silos" / (of or silo) / "silo.pem").read_bytes())
     os.replace(new, site.folder / silo / "silo.pem")
 
 
-def test_running_agents_take_renewed_certificates_in_the_middle_of_a_run(site):
+def test_running_agents_switch_to_renewed_certificates(site):
     """anna's are new and she sees it herself, berta is asked by SIGHUP, carla's cannot be used; all end the run."""
     federation = site("renewed", run="rounds = 16")
     with daemons() as start:
@@ -47,9 +47,9 @@ def test_running_agents_take_renewed_certificates_in_the_middle_of_a_run(site):
     assert shown == {"anna": 2, "berta": 1, "carla": 1}
 
 
-def test_an_agent_that_is_refused_goes_on_with_the_certificate_that_was_put_in_place_meanwhile(site):
-    """Enrolled anew while it trains: its update is refused with the old certificate, and sent with the new one."""
-    federation = site("anew", min_silos=3, run="rounds = 2")
+def test_refused_agent_continues_with_its_new_certificate(site):
+    """Enrolled again while it trains: its update is refused with the old certificate, and sent with the new one."""
+    federation = site("enrolled-again", min_silos=3, run="rounds = 2")
     folder = federation.folder / "coordinator"
     with daemons() as start:
         server = federation.start_coordinator(start, once=True)

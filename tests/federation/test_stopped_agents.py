@@ -1,4 +1,4 @@
-"""Real agents that are stopped past a deadline (T16), or that share an identity (T23)."""
+"""Real agents that are stopped past a deadline, or that share an identity."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def silos_of(row):
 
 
 def closed_without(site, silo):
-    """Whether a round closed that the silo is not in. A busy machine may abandon one first: too few in time."""
+    """Return whether a round closed without the silo. A busy machine may abandon one first: too few in time."""
     return any(row["status"] == "closed" and silo not in silos_of(row) for row in site.history())
 
 
-def test_an_agent_stopped_past_the_deadline_is_refused_and_trains_again_in_the_next_round(site):
-    """T16: SIGSTOP while it trains; its late update counts nowhere, and it is in a later round."""
+def test_agent_stopped_past_the_deadline_trains_in_the_next_round(site):
+    """SIGSTOP while it trains; its late update counts nowhere, and it is in a later round."""
     slow = site("slow", min_silos=2, run="wanted = 3\ndeadline_s = 9\nrounds = 6")
     with daemons() as start:
         server = slow.start_coordinator(start)
@@ -38,8 +38,8 @@ def test_an_agent_stopped_past_the_deadline_is_refused_and_trains_again_in_the_n
     assert any(took_part[1:])
 
 
-def test_a_second_agent_with_the_same_certificate_says_so_and_sends_nothing(site):
-    """T23, with real agents: the status names it, one update in each round, and the first is not disturbed."""
+def test_second_agent_with_the_same_certificate_sends_nothing(site):
+    """Its status names the reason; one update in each round, and the first agent is not disturbed."""
     twins = site("twins", min_silos=3, run="rounds = 3")
     shutil.copytree(twins.folder / "anna", twins.folder / "copy")
     with daemons() as start:

@@ -1,7 +1,7 @@
-"""A silo as a small process for tests that stop or kill one: the agent's link, and updates that were not trained.
+"""A silo as a small process for tests that stop or kill one: the agent's client, and untrained updates.
 
 ``python light_silo.py ADDRESS CA CERTIFICATE KEY THINK_S``: takes part until the run is over; prints ``got N`` when
-it has round N's model, thinks for so long, and prints ``sent N``, or ``refused N CODE``.
+it has round N's model, sleeps ``THINK_S`` seconds, and prints ``sent N``, or ``refused N CODE``.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What a silo is told about its updates over the wire: FedDyn's silos go on only from rounds that counted."""
+"""The round that a silo's status names as counted: FedDyn's silos resume only from rounds that counted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def update(model: GlobalModel, silo: str) -> Update:
     return Update(model.round, model.sha256, f"{model.round:030x}{ord(silo):02x}", 5, params)
 
 
-def test_an_abandoned_round_does_not_count_and_a_closed_one_does(federation):
+def test_counted_round_is_the_last_closed_one_not_an_abandoned(federation):
     with federation.client("a") as a, federation.client("b") as b:
         run = a.join()
         first = a.wait(run, 0, 5)
@@ -47,10 +47,10 @@ def test_an_abandoned_round_does_not_count_and_a_closed_one_does(federation):
         assert third.model_sha256 == params_sha256(made.params)
         with pytest.raises(StaleUpdate):
             b.submit(run, update(start, "b"))
-        assert b.wait(run, 2, 5).counted_round == 2  # what was refused changes nothing
+        assert b.wait(run, 2, 5).counted_round == 2  # a refused update changes nothing
 
 
-def test_what_counted_is_known_after_a_restart(federation):
+def test_counted_round_survives_a_restart(federation):
     with federation.client("a") as a, federation.client("b") as b:
         run = a.join()
         model = a.fetch(run, a.wait(run, 0, 5))
@@ -64,7 +64,7 @@ def test_what_counted_is_known_after_a_restart(federation):
         assert c.wait(run, 0, 30).counted_round == 0
 
 
-def test_silos_of_another_strategy_are_told_as_before(make_federation):
+def test_counted_round_is_absent_without_carried_state(make_federation):
     plain = make_federation("a", rounds=2)
     plain.start()
     with plain.client("a") as a:

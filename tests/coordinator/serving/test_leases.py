@@ -1,4 +1,4 @@
-"""T23, who speaks for a silo: the decision without a clock, the refusal over the real wire."""
+"""One agent per identity: the decision with times as arguments, the refusal over the real wire."""
 
 import itertools
 
@@ -11,18 +11,18 @@ from flamest.fedproto.records import Phase, Update
 ONE, TWO = "0a" * 16, "0b" * 16
 
 
-def test_the_first_agent_holds_the_identity_until_it_has_been_silent_for_a_lease():
+def test_first_agent_holds_its_identity_until_silent_for_a_lease():
     leases = Leases()
     assert leases.take("a", ONE, 0.0, 20.0)
     assert not leases.take("a", TWO, 1.0, 20.0)
     assert leases.take("b", TWO, 1.0, 20.0)  # another silo
-    assert leases.take("a", ONE, 15.0, 20.0)  # it goes on
+    assert leases.take("a", ONE, 15.0, 20.0)  # it continues
     assert not leases.take("a", TWO, 15.0 + 20.0 + LEASE_S - 0.1, 20.0)
     assert leases.take("a", TWO, 15.0 + 20.0 + LEASE_S, 20.0)
     assert not leases.take("a", ONE, 15.0 + 20.0 + LEASE_S + 1.0, 20.0)
 
 
-def test_two_agents_that_keep_asking_change_over_at_most_once_in_a_lease():
+def test_two_agents_that_keep_asking_alternate_at_most_once_a_lease():
     leases, holder, switches = Leases(), "", []
     for second in range(600):
         for instance, awake in ((ONE, second % 200 < 100), (TWO, True)):
@@ -32,14 +32,14 @@ def test_two_agents_that_keep_asking_change_over_at_most_once_in_a_lease():
     assert len(switches) == 2  # to the first one, and to the second when the first went away
 
 
-def test_an_agent_that_names_no_instance_is_neither_refused_nor_in_the_way():
+def test_agent_without_instance_is_not_refused_and_holds_no_lease():
     leases = Leases()
     assert leases.take("a", "", 0.0, 20.0)
     assert leases.take("a", ONE, 1.0, 20.0)
     assert leases.take("a", "", 2.0, 20.0)
 
 
-def test_an_agent_is_itself_after_a_restart_and_a_copied_machine_or_folder_is_another(tmp_path):
+def test_restarted_agent_keeps_its_instance_a_copied_machine_gets_another(tmp_path):
     boot = tmp_path / "boot_id"
     boot.write_text("first\n")
     for name in ("one", "two"):
@@ -61,8 +61,8 @@ def federation(make_federation):
     return federation
 
 
-def test_a_second_agent_of_an_identity_is_refused_and_counted_and_the_first_goes_on(federation):
-    """T23: one update in a round, the second agent told why, the refusals in the history and in the status."""
+def test_second_agent_of_an_identity_is_refused_and_the_refusal_counted(federation):
+    """One update in a round; the second agent gets the reason; the history counts the refusals."""
     with federation.client("a") as first, federation.client("a") as second, federation.client("b") as other:
         run = first.join()
         status = first.wait(run, 0, 5, instance=ONE)
@@ -82,7 +82,7 @@ def test_a_second_agent_of_an_identity_is_refused_and_counted_and_the_first_goes
     assert [row["refused"] for row in rows] == [3, 1]
 
 
-def test_a_restarted_coordinator_knows_no_lease(federation):
+def test_restarted_coordinator_has_no_leases(federation):
     with federation.client("a") as link:
         run = link.join()
         link.wait(run, 0, 5, instance=ONE)

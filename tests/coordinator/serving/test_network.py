@@ -1,4 +1,4 @@
-"""RELIABILITY's tests of network and identity, T20 to T28: real gRPC, mutual TLS, loopback. `soak`: full size."""
+"""Identity, hostile messages and network faults over real gRPC, mutual TLS and loopback. `soak`: full size."""
 
 import contextlib
 import datetime
@@ -11,6 +11,7 @@ import threading
 import time
 
 import grpc
+import msgspec
 import psutil
 import pytest
 from cryptography import x509
@@ -109,7 +110,7 @@ def joined(federation):
 
 @pytest.fixture
 def handled(monkeypatch):
-    """The names of the silos that got past the door."""
+    """The names of the silos whose calls reached a handler."""
     names, check = [], authority.AllowList.check
 
     def watched(self, name, sha256):
@@ -120,7 +121,11 @@ def handled(monkeypatch):
     return names
 
 
-# --- T20, T21, T22: who may call ---
+# --- identity ---
+
+
+def authority_of(folder) -> certificates.Identity:
+    return certificates.Identity(key=(folder / "ca-key.pem").read_bytes(), certificate=(folder / "ca.pem").read_bytes())
 
 
 def outsider(federation, folder, certificate: bytes, key: bytes, ca: bytes | None = None) -> ConnectionSettings:
@@ -172,11 +177,8 @@ NAME_A = "spiffe://flamest/silo/a"
         ("of an earlier enrolment", "PERMISSION_DENIED"),
     ],
 )
-def test_t20_a_certificate_that_is_not_an_enrolled_silos_reaches_no_handler(
-    federation, handled, tmp_path, case, status
-):
-    """T20 certificate matrix: 0 handler calls, whatever is shown."""
-    ours, fed = authority._authority(federation.folder), federation.folder
+def test_certificate_of_no_enrolled_silo_reaches_no_handler(federation, handled, tmp_path, case, status):
+    ours, fed = authority_of(federation.folder), federation.folder
     made = {
         "other authority": lambda: issued(certificates.make_authority(), [NAME_A]),
         "expired": lambda: issued(ours, [NAME_A], begins_h=-3, ends_h=-1),
@@ -198,8 +200,7 @@ def test_t20_a_certificate_that_is_not_an_enrolled_silos_reaches_no_handler(
     assert handled == []
 
 
-def test_t20_a_silo_that_trusts_another_root_does_not_talk(federation, handled, tmp_path):
-    """T20, the eighth case: exit 77 with the cause named."""
+def test_silo_that_trusts_another_authority_exits_with_77(federation, handled, tmp_path):
     known = federation.connection_settings("a")
     other = certificates.make_authority()
     key, request = certificates.make_silo_request("a")
@@ -214,14 +215,13 @@ def test_t20_a_silo_that_trusts_another_root_does_not_talk(federation, handled, 
     assert known.ca.read_bytes() != settings.ca.read_bytes()
 
 
-def test_t21_a_certificate_that_ends_on_a_live_connection_is_refused_on_the_next_call(federation, tmp_path):
-    """T21: the connection stands, its certificate's last second passes."""
-    ours = authority._authority(federation.folder)
+def test_certificate_that_expires_on_an_open_connection_is_refused_next_call(federation, tmp_path):
+    ours = authority_of(federation.folder)
     certificate, key = issued(ours, [NAME_A], ends_h=4 / 3600)
     silos = authority.read_silos(federation.folder / "silos.json").silos
     facts = sha256_bytes(x509.load_pem_x509_certificate(certificate).public_bytes(Encoding.DER))
     silos["a"] = authority.Enrolment(facts, silos["a"].added, silos["a"].expires)
-    authority._write(federation.folder / "silos.json", authority.Silos(silos))
+    (federation.folder / "silos.json").write_bytes(msgspec.json.encode(authority.Silos(silos)))
     ends = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
     with open_channel(outsider(federation, tmp_path / "x", certificate, key)) as channel:
         ask(channel, wire.JOIN, JOIN)
@@ -234,8 +234,8 @@ def served_serial(address: str) -> int:
     return x509.load_pem_x509_certificate(pem.encode()).serial_number
 
 
-def test_t21_a_rotated_certificate_is_served_without_a_restart_and_no_call_is_lost(federation, joined):
-    """T21: SIGHUP under load. A new server certificate for new handshakes, the connections that stand go on."""
+def test_renewed_server_certificate_needs_no_restart_and_loses_no_call(federation, joined):
+    """A reload under load: new handshakes get the new certificate, open connections continue."""
     channel, *_ = joined
     calls, failures, over = [], [], threading.Event()
 
@@ -265,8 +265,8 @@ def test_t21_a_rotated_certificate_is_served_without_a_restart_and_no_call_is_lo
     assert calls
 
 
-def test_t21_a_renewed_silo_is_served_with_both_certificates_until_revoke_refuses_both(federation, joined, tmp_path):
-    """Renewal beside connections that stand: no call in between is refused, and none after `silo revoke`."""
+def test_renewed_silo_may_use_both_certificates_until_revoked(federation, joined, tmp_path):
+    """Open connections survive the renewal; `silo revoke` refuses calls of both certificates."""
     status, *_ = joined
     settings = federation.connection_settings("a")
     kept = outsider(federation, tmp_path / "old", settings.certificate.read_bytes(), settings.key.read_bytes())
@@ -280,8 +280,8 @@ def test_t21_a_renewed_silo_is_served_with_both_certificates_until_revoke_refuse
             assert refused(ask, channel, wire.JOIN, JOIN) == ("PERMISSION_DENIED", "revoked")
 
 
-def test_t22_whatever_a_silo_claims_the_name_is_its_certificates(federation, joined):
-    """T22 identity spoof: headers and user agent of silo b with the certificate of silo a."""
+def test_silo_name_comes_from_its_certificate_whatever_headers_claim(federation, joined):
+    """Headers and user agent of silo b with the certificate of silo a."""
     channel, run, status = joined
     claims = [("silo", "b"), ("x-silo-id", "b"), ("spiffe", "spiffe://flamest/silo/b"), ("authorization", "Bearer b")]
     upload(channel, update_parts(run, status), metadata=claims)
@@ -289,8 +289,7 @@ def test_t22_whatever_a_silo_claims_the_name_is_its_certificates(federation, joi
     assert stored == {"a"}
 
 
-def test_t23_two_agents_of_one_identity_have_one_update_in_a_round(federation, joined):
-    """T23, as far as it is built: the second is refused, and nothing is counted twice. There is no lease."""
+def test_two_agents_of_one_identity_have_one_update_a_round(federation, joined):
     channel, run, status = joined
     with open_channel(federation.connection_settings("a")) as twin:
         upload(channel, update_parts(run, status, seed=1, update_id="0a" * 16))
@@ -299,7 +298,7 @@ def test_t23_two_agents_of_one_identity_have_one_update_in_a_round(federation, j
     assert federation.rounds()[0]["accepted"] == 1
 
 
-# --- T24, T25, T26: what may come ---
+# --- hostile messages and slow connections ---
 
 
 def mutated(good: bytes, rng: random.Random) -> bytes:
@@ -333,24 +332,24 @@ def mutate_headers(joined, federation, times: int) -> set[str]:
 KNOWN = {"accepted", "INVALID_ARGUMENT", "DATA_LOSS", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ALREADY_EXISTS"}
 
 
-def test_t24_mutated_messages_get_a_refusal_with_a_name(federation, joined):
-    """T24, 60 of the 10,000: never INTERNAL or UNKNOWN, and the server goes on."""
+def test_mutated_messages_are_refused_with_a_named_status(federation, joined):
+    """Never INTERNAL or UNKNOWN, and the server continues; the soak test sends 10,000."""
     assert mutate_headers(joined, federation, 60) <= KNOWN
     assert federation.rounds()[0]["accepted"] <= 1
     one_round(federation, "b", 0)
 
 
 @pytest.mark.soak
-def test_t24_ten_thousand_mutated_messages(federation, joined):
-    """T24 at full size, with this process's memory (client and server)."""
+def test_ten_thousand_mutated_messages_are_refused_in_bounded_memory(federation, joined):
+    """The memory is that of this process, client and server."""
     mutate_headers(joined, federation, 200)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert mutate_headers(joined, federation, 10_000) <= KNOWN
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 << 10  # KiB
 
 
-def test_t25_what_is_too_large_is_refused_and_a_good_silo_is_served(federation, joined):
-    """T25: a plain message, a compressed bomb, a million fields, metadata, streams. (16 MiB of zeros here.)"""
+def test_oversized_messages_are_refused_and_an_honest_silo_is_served(federation, joined):
+    """A message of 16 MiB, plain and compressed, a million fields, metadata, a thousand streams."""
     channel, run, status = joined
     header = update_parts(run, status)[0]
     with open_channel(federation.connection_settings("a"), max_send_message_length=-1) as big:
@@ -369,13 +368,13 @@ def test_t25_what_is_too_large_is_refused_and_a_good_silo_is_served(federation, 
         calls = [waiting.future(request, timeout=60) for _ in range(1000)]
         before = time.monotonic()
         one_round(federation, "a", 0)
-        assert time.monotonic() - before < 30  # beside a thousand streams; 8 of them are let in
+        assert time.monotonic() - before < 30  # with a thousand streams, of which 8 are let in
         for call in calls:
             call.cancel()
 
 
-def test_t26_idle_and_slow_connections_are_cut_and_a_round_goes_on(make_federation, monkeypatch):
-    """T26, 60 of the 800 idle sockets, a handshake bound of 1 s in place of 10, 2 of the 50 slow bodies."""
+def test_idle_and_slow_connections_are_cut_during_an_honest_round(make_federation, monkeypatch):
+    """60 idle sockets, 10 of them in a handshake with a limit of 1 s, and 2 slow bodies."""
     monkeypatch.setattr(wire, "HANDSHAKE_MS", 1000)
     monkeypatch.setattr(upload_module, "PART_S", 0.5)
     monkeypatch.setattr(run_service.wire, "transfer_s", lambda _: 2.0)
@@ -411,7 +410,7 @@ def test_t26_idle_and_slow_connections_are_cut_and_a_round_goes_on(make_federati
         each.close()
 
 
-# --- T27: an unkind network ---
+# --- network faults ---
 
 
 def rounds_through_faults(make_federation, buckets: int, kinds: tuple[str, ...]) -> int:
@@ -442,26 +441,26 @@ def rounds_through_faults(make_federation, buckets: int, kinds: tuple[str, ...])
 KINDS = ("cut", "reset", "delay", "duplicate")
 
 
-def test_t27_rounds_finish_whatever_the_network_does_and_every_update_counts_once(make_federation):
-    """T27, 8 of the 64 buckets of upload and download, each with one of the four faults."""
+def test_rounds_close_through_network_faults_and_updates_count_once(make_federation):
+    """8 places of upload and download, each with one of the four faults."""
     assert rounds_through_faults(make_federation, 8, KINDS) >= 14
 
 
 @pytest.mark.soak
-def test_t27_every_fault_in_every_bucket(make_federation):
-    """T27 at full size: 64 buckets, both directions, four faults."""
+def test_every_network_fault_at_every_place(make_federation):
+    """64 places, both directions, four faults."""
     assert rounds_through_faults(make_federation, 64, KINDS) >= 480
 
 
-# --- T28: what can be seen from outside ---
+# --- services that are visible from outside ---
 
 
 def health(channel: grpc.Channel, request: bytes = b"") -> bytes:
     return channel.unary_unary("/grpc.health.v1.Health/Check", None, None)(request, timeout=10)
 
 
-def test_t28_two_services_and_nothing_else(federation, joined):
-    """T28 surface: the coordinator's four calls and the health check; no reflection, no channelz."""
+def test_server_offers_two_services_and_nothing_else(federation, joined):
+    """The coordinator's calls and the health check; no reflection, no channelz."""
     channel, *_ = joined
     assert health(channel) == b"\x08\x01"
     assert (
@@ -481,9 +480,7 @@ def test_t28_two_services_and_nothing_else(federation, joined):
         assert refused(health, stranger)[0] == "UNAVAILABLE"
 
 
-def test_t28_a_silos_link_listens_on_nothing(federation):
-    """T28: only outgoing connections."""
-
+def test_silo_client_listens_on_nothing(federation):
     def listening() -> set[tuple]:
         found = psutil.Process(os.getpid()).net_connections("inet")
         return {each.laddr for each in found if each.status == psutil.CONN_LISTEN}
@@ -495,8 +492,8 @@ def test_t28_a_silos_link_listens_on_nothing(federation):
     assert len(before) == 1  # the coordinator's port, in this process
 
 
-def test_a_slow_line_is_used_to_the_full(make_federation):
-    """80 ms and 8 Mbit/s: the round finishes. How long it takes is for the bench to tell."""
+def test_round_closes_over_a_slow_connection(make_federation):
+    """80 ms and 8 Mbit/s; bench/slow_line.py measures the time."""
     federation = make_federation("a", rounds=2, min_silos=1, hidden=[900, 8])
     federation.start()
     with FaultProxy(federation.address, bytes_per_s=1e6, delay_s=0.04) as proxy:
@@ -507,7 +504,7 @@ def test_a_slow_line_is_used_to_the_full(make_federation):
     assert federation.rounds()[0]["accepted"] == 1
 
 
-def test_errors_of_the_network_are_flamest_errors(federation):
+def test_network_errors_are_flamest_errors(federation):
     with FaultProxy(federation.address) as proxy:
         proxy.arm(Fault("cut", "up", 1))
         settings = federation.connection_settings("a", address=proxy.address)

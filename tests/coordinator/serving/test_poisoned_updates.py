@@ -1,4 +1,4 @@
-"""Updates that no honest silo sends, over the real wire: refused by name, without weight, and three times is enough."""
+"""Updates that no honest silo sends, over the real wire: refused by code, without weight; three are a quarantine."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def model_after_one_round(federation, senders: list[Sender]) -> str:
         return link.wait(senders[0].run, 1, 20).model_sha256
 
 
-def test_what_no_honest_silo_sends_is_refused_by_its_code_and_leaves_no_trace_in_the_model(start):
-    """T29: silo c sends everything that is wrong, and nothing else; the model is that of a and b alone."""
+def test_dishonest_updates_are_refused_by_code_and_add_no_weight(start):
+    """Silo c sends one bad update of every kind; the model is that of a and b alone, to the bit."""
     calm = start(wanted=2)
     expected = model_after_one_round(calm, [Sender(calm, silo) for silo in "ab"])
     calm.stop()
@@ -145,14 +145,14 @@ def test_what_no_honest_silo_sends_is_refused_by_its_code_and_leaves_no_trace_in
     ]
     assert [bad.send(parts) for parts, _ in table] == [f"INVALID_ARGUMENT {code}" for _, code in table]
     header = messages.encode_update_header
-    with pytest.raises(ValueError, match=r"range|Value"):  # the field has no sign: it cannot even be said
+    with pytest.raises(ValueError, match=r"range|Value"):  # the field is unsigned
         header(dataclasses.replace(messages.decode_update_part(good), examples=-1))
     assert model_after_one_round(harsh, [Sender(harsh, silo) for silo in "ab"]) == expected
     row = harsh.rounds()[0]
     assert (row["accepted"], row["refused"], row["examples"]) == (2, len(table), EXAMPLES["a"] + EXAMPLES["b"])
 
 
-def test_small_and_unusual_values_are_no_reason_to_refuse(start):
+def test_denormal_and_negative_zero_values_are_accepted(start):
     federation = start(norm_times=0)
     sender = Sender(federation, "a")
     params = honest(sender.model.params, "a")
@@ -161,8 +161,8 @@ def test_small_and_unusual_values_are_no_reason_to_refuse(start):
     assert sender.send(sender.parts(params)) == "accepted"
 
 
-def test_an_update_beyond_what_the_last_rounds_showed_is_refused(start):
-    """T30: the bound is learnt from closed rounds; ten times the honest length is refused, twice passes."""
+def test_update_beyond_the_learnt_norm_bound_is_refused(start):
+    """The bound is learnt from closed rounds; ten times the honest length is refused, twice passes."""
     federation = start(min_silos=3)
     with federation.client("a") as a, federation.client("b") as b, federation.client("c") as c:
         run = a.join()
@@ -183,7 +183,7 @@ def test_an_update_beyond_what_the_last_rounds_showed_is_refused(start):
     assert federation.rounds()[2]["farthest"] == pytest.approx(2 * STEP * np.sqrt(53), rel=1e-3)
 
 
-def test_three_refusals_put_a_silo_in_quarantine_until_the_operator_releases_it(start):
+def test_three_strikes_quarantine_a_silo_until_the_operator_releases_it(start):
     federation = start(min_silos=2, quarantine_after=3, rounds=2)
     bad = Sender(federation, "c")
     told = []
@@ -197,7 +197,7 @@ def test_three_refusals_put_a_silo_in_quarantine_until_the_operator_releases_it(
         with pytest.raises(StaleUpdate, match="in quarantine") as error:
             link.submit(bad.run, Update(1, bad.model.sha256, "ff" * 16, 31, honest(bad.model.params, "c")))
         assert error.value.code == "quarantined"
-        assert link.wait(bad.run, 0, 0.1).phase is Phase.WAIT  # it is given no work, and not waited for:
+        assert link.wait(bad.run, 0, 0.1).phase is Phase.WAIT  # it gets no work, and no round waits for it:
         for silo in "ab":
             sender = Sender(federation, silo)
             assert sender.send(sender.parts()) == "accepted"

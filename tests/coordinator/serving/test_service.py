@@ -1,4 +1,4 @@
-"""The server as a silo meets it: real gRPC, mutual TLS, loopback. Nothing is faked."""
+"""The server from a silo's side: real gRPC, mutual TLS, loopback; nothing is faked."""
 
 import dataclasses
 import os
@@ -21,7 +21,13 @@ from flamest.coordinator.serving.server import serve
 from flamest.coordinator.storage.run_store import RunStore
 from flamest.fedproto import channel as wire
 from flamest.fedproto import messages
-from flamest.fedproto.certificates import make_authority, make_server_certificate, make_silo_request, sign_silo
+from flamest.fedproto.certificates import (
+    Identity,
+    make_authority,
+    make_server_certificate,
+    make_silo_request,
+    sign_silo,
+)
 from flamest.fedproto.head import initial_params, params_sha256
 from flamest.fedproto.model_file import read_model
 from flamest.fedproto.records import Evaluation, Phase, Update
@@ -109,7 +115,7 @@ def silo(federation):
     silo.close()
 
 
-def test_three_silos_of_unequal_size_make_the_weighted_mean_to_the_last_bit(federation):
+def test_model_is_the_weighted_mean_to_the_last_bit(federation):
     sizes = {"c": 17, "a": 301, "b": 94}  # the order of arrival
     sent = {}
     for name, examples in sizes.items():
@@ -130,7 +136,7 @@ def test_three_silos_of_unequal_size_make_the_weighted_mean_to_the_last_bit(fede
     assert params_sha256(stored.params) == mean.sha256
 
 
-def test_whoever_waits_is_answered_the_moment_the_next_round_opens(federation):
+def test_waiting_silo_is_answered_when_the_next_round_opens(federation):
     first, second = Silo(federation, "a"), Silo(federation, "b")
     third = Silo(federation, "c")
     first.send()
@@ -151,7 +157,7 @@ def test_whoever_waits_is_answered_the_moment_the_next_round_opens(federation):
     waiting.join(10)
     at, status = answered[0]
     assert (status.phase, status.round) == (Phase.OPEN, 2)
-    assert at - before < 15  # of 30 s of patience
+    assert at - before < 15  # of the 30 s that it would wait
     for silo in (first, second, third):
         silo.close()
 
@@ -181,15 +187,15 @@ def same_update_from_many_threads(federation, times: int, threads: int) -> set:
     return set(receipts)
 
 
-def test_the_same_update_again_gets_the_same_receipt_and_counts_once(federation):
-    """T12: 16 threads, 112 times, and once more."""
+def test_repeated_update_gets_the_same_receipt_and_counts_once(federation):
+    """16 threads with a connection each, 112 times, and once more."""
     assert len(same_update_from_many_threads(federation, 7, 16)) == 1
     row = federation.rounds()[0]
     assert (row["accepted"], row["examples"], row["refused"]) == (1, 20, 0)
 
 
-def test_more_calls_than_a_connection_may_have_are_told_to_try_again_and_never_counted_twice(silo, federation):
-    """T12 over one connection: gRPC refuses a ninth call (REFUSED_STREAM, UNAVAILABLE), which a link tries again."""
+def test_too_many_calls_on_a_connection_are_retried_and_counted_once(silo, federation):
+    """gRPC refuses a ninth call on a connection (REFUSED_STREAM, UNAVAILABLE), which the agent's client retries."""
 
     def send(_: int) -> tuple[str, bytes]:
         try:
@@ -221,8 +227,7 @@ def test_the_same_id_with_another_header_is_refused(silo, change):
     assert refused(upload, silo.channel, silo.parts(**change)) == ("ALREADY_EXISTS", "reused_id")
 
 
-def test_the_same_id_with_other_bytes_is_refused_and_the_first_stays(silo, federation):
-    """T13."""
+def test_same_id_with_other_bytes_is_refused_and_the_first_stays(silo, federation):
     silo.send()
     first = silo.payload()
     silo.params = initial_params(silo.run.head, seed=99)
@@ -238,7 +243,6 @@ def test_a_second_update_of_a_silo_in_a_round_is_refused(silo, federation):
 
 
 def test_an_update_for_another_round_model_or_run_is_refused(silo, federation):
-    """T14."""
     for change, code in [
         ({"round": 0}, "stale_round"),
         ({"round": 2}, "stale_round"),
@@ -249,7 +253,7 @@ def test_an_update_for_another_round_model_or_run_is_refused(silo, federation):
     assert federation.rounds()[0]["accepted"] == 0
 
 
-def test_an_update_with_nan_is_refused_and_adds_no_weight(silo, federation):
+def test_update_with_nan_is_refused_and_adds_no_weight(silo, federation):
     values = np.frombuffer(silo.payload(), "<f4").copy()
     for bad in (np.nan, np.inf, -np.inf):
         values[7] = bad
@@ -321,17 +325,17 @@ def test_a_closed_rounds_model_is_not_given_out(silo):
     assert refused(list, fetch(request, timeout=5)) == ("FAILED_PRECONDITION", "stale_round")
 
 
-def test_only_the_four_calls_are_served(silo):
+def test_only_the_documented_calls_are_served(silo):
     for path in ("/flamest.v1.Coordinator/Shutdown", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"):
         assert refused(silo.channel.unary_unary(path, None, None), b"")[0] == "UNIMPLEMENTED"
 
 
-# --- who may call ---
+# --- identity ---
 
 
 @pytest.fixture
 def handled(monkeypatch):
-    """The names of the silos that got past the door, in order."""
+    """The names of the silos whose calls reached a handler, in order."""
     names = []
     check = authority.AllowList.check
 
@@ -358,7 +362,8 @@ def rejected(federation, settings: ConnectionSettings | None = None, credentials
 
 
 def test_a_caller_that_is_not_an_enrolled_silo_reaches_no_handler(federation, handled, tmp_path):
-    ours = authority._authority(federation.folder)
+    fed = federation.folder
+    ours = Identity(key=(fed / "ca-key.pem").read_bytes(), certificate=(fed / "ca.pem").read_bytes())
     theirs = make_authority()
     key, request = make_silo_request("a")
     servers = TlsFiles(
@@ -419,11 +424,10 @@ def test_a_silo_does_not_trust_another_coordinator(federation, tmp_path):
     assert error.value.code == "server_certificate"
 
 
-# --- rounds in time ---
+# --- deadlines and slow uploads ---
 
 
-def test_at_the_deadline_a_round_with_enough_closes_and_one_with_too_few_is_abandoned(make_federation):
-    """T15, with silos that stay away."""
+def test_deadline_closes_a_round_with_enough_updates_and_abandons_others(make_federation):
     federation = make_federation("a", "b", "c", rounds=2, min_silos=2, deadline_s=3.0)
     federation.start()
     silos = [Silo(federation, name) for name in "ab"]
@@ -451,7 +455,7 @@ def test_a_run_without_silos_waits_in_its_first_round(make_federation):
     assert [(row["round"], row["status"]) for row in federation.rounds()] == [(1, "open")]
 
 
-def test_an_upload_that_stands_still_is_cut(silo, monkeypatch):
+def test_stalled_upload_is_cut(silo, monkeypatch):
     monkeypatch.setattr(upload_module, "PART_S", 0.3)
 
     def stalling():
@@ -462,7 +466,7 @@ def test_an_upload_that_stands_still_is_cut(silo, monkeypatch):
     assert refused(call, stalling()) == ("DEADLINE_EXCEEDED", "too_slow")
 
 
-def test_a_caller_that_hangs_up_leaves_nothing_behind(silo, federation):
+def test_caller_that_hangs_up_leaves_no_file(silo, federation):
     gate = threading.Event()
 
     def half():
@@ -483,8 +487,8 @@ def test_a_caller_that_hangs_up_leaves_nothing_behind(silo, federation):
     silo.send()
 
 
-def test_an_upload_that_is_cut_on_the_way_is_no_strike(silo, federation):
-    """A killed agent, a lost line: the stream ends too soon, and nothing is held against the silo."""
+def test_upload_cut_by_a_lost_connection_is_no_strike(silo, federation):
+    """A killed agent or a lost connection ends the stream too soon."""
     for _ in range(4):
         gate = threading.Event()
 
@@ -504,7 +508,7 @@ def test_an_upload_that_is_cut_on_the_way_is_no_strike(silo, federation):
     assert federation.rounds()[0]["refused"] == 0
 
 
-# --- the server's own life ---
+# --- start, stop and storage errors ---
 
 
 def run_round(federation, name: str) -> None:
@@ -513,7 +517,7 @@ def run_round(federation, name: str) -> None:
     silo.close()
 
 
-def test_a_stopped_server_goes_on_where_it_was(make_federation):
+def test_restarted_server_resumes_the_open_round(make_federation):
     federation = make_federation("a", "b", rounds=2, min_silos=1)
     federation.start()
     run_round(federation, "a")
@@ -529,7 +533,7 @@ def test_a_stopped_server_goes_on_where_it_was(make_federation):
         assert link.wait(run, 1, 5).round == 2
 
 
-def test_stopping_answers_whoever_waits(make_federation):
+def test_stopping_server_answers_waiting_silos(make_federation):
     federation = make_federation("a", "b", rounds=2)
     federation.start()
     run_round(federation, "a")
@@ -549,7 +553,7 @@ def test_stopping_answers_whoever_waits(make_federation):
     assert got[0].phase is Phase.WAIT
 
 
-def test_once_ends_when_the_silos_know_and_have_the_final_model(make_federation):
+def test_once_ends_when_silos_have_the_final_model(make_federation):
     federation = make_federation("a", "b", rounds=1)
     federation.start(once=True)
     for name in "ab":
@@ -565,7 +569,7 @@ def test_once_ends_when_the_silos_know_and_have_the_final_model(make_federation)
     assert not (federation.state / "address").exists()
 
 
-def test_without_once_a_finished_run_is_still_served_after_a_restart(make_federation):
+def test_finished_run_is_served_after_a_restart(make_federation):
     federation = make_federation("a", rounds=1)
     federation.start()
     run_round(federation, "a")
@@ -579,8 +583,7 @@ def test_without_once_a_finished_run_is_still_served_after_a_restart(make_federa
         federation.start()
 
 
-def test_a_second_server_on_the_port_or_the_state_is_refused_at_once(make_federation):
-    """T09."""
+def test_second_server_on_the_port_or_state_is_refused(make_federation):
     first, second = make_federation("a"), make_federation("a")
     first.start()
     began = time.monotonic()
@@ -594,7 +597,7 @@ def test_a_second_server_on_the_port_or_the_state_is_refused_at_once(make_federa
         link.join()
 
 
-def test_an_update_whose_sender_hangs_up_while_it_is_made_durable_still_counts(silo, federation, monkeypatch):
+def test_update_counts_if_its_sender_hangs_up_during_the_write(silo, federation, monkeypatch):
     begun = threading.Event()
     accept = RunStore.accept
 
@@ -616,7 +619,7 @@ def test_an_update_whose_sender_hangs_up_while_it_is_made_durable_still_counts(s
     assert federation.rounds()[0]["accepted"] == 3
 
 
-def test_a_full_disk_at_a_rounds_end_leaves_the_server_up_and_it_recovers_by_itself(silo, federation, monkeypatch):
+def test_server_recovers_from_a_full_disk_at_a_rounds_end(silo, federation, monkeypatch):
     monkeypatch.setattr(server, "DISK_RETRY_S", 0.05)
     close_round, failures = RunStore.close_round, [StorageError("no space left"), StorageError("no space left")]
 
@@ -637,7 +640,7 @@ def test_a_full_disk_at_a_rounds_end_leaves_the_server_up_and_it_recovers_by_its
     assert [row["status"] for row in federation.rounds()] == ["closed", "open"]
 
 
-def test_a_full_disk_during_an_upload_asks_the_silo_to_try_again(silo, federation, monkeypatch):
+def test_full_disk_during_an_upload_asks_the_silo_to_retry(silo, federation, monkeypatch):
     def full(*arguments) -> None:
         raise StorageError("no space left")
 
@@ -649,7 +652,7 @@ def test_a_full_disk_during_an_upload_asks_the_silo_to_try_again(silo, federatio
     assert federation.rounds()[0]["accepted"] == 1
 
 
-def test_an_acknowledged_update_that_was_damaged_meanwhile_makes_no_model(silo, federation):
+def test_update_damaged_on_disk_makes_no_model(silo, federation):
     silo.send()
     payload = federation.state / "runs" / "run-1" / "updates" / "000001" / "a.f32"
     payload.write_bytes(bytes(payload.stat().st_size))

@@ -1,4 +1,4 @@
-"""T15, T16, T19: silos that are stopped, killed, late, or that all come back at once; real processes and threads."""
+"""Silos that are stopped, killed, late, or that all return at once; real processes and threads."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ class Silo:
         self.process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
 
     def says(self, words: str) -> str:
-        """Its next line, which must begin so."""
+        """Return its next line, which must begin with ``words``."""
         line = self.process.stdout.readline().strip()
         assert line.startswith(words), line
         return line
@@ -64,13 +64,13 @@ def silos(request):
 def until(ready, seconds: float = 60.0) -> None:
     give_up = time.monotonic() + seconds
     while not ready():
-        assert time.monotonic() < give_up, "it did not happen"
+        assert time.monotonic() < give_up, "the condition did not come true in time"
         time.sleep(0.05)
 
 
 @pytest.mark.parametrize(("min_silos", "status"), [(3, "closed"), (4, "abandoned")])
-def test_a_stopped_and_a_killed_silo_cost_a_round_its_deadline_and_no_more(make_federation, silos, min_silos, status):
-    """T15: five silos, one SIGSTOPped and one SIGKILLed after they have the model."""
+def test_round_ends_at_its_deadline_without_stopped_and_killed_silos(make_federation, silos, min_silos, status):
+    """Five silos, one SIGSTOPped and one SIGKILLed after they have the model."""
     federation = make_federation(*"abcde", rounds=2, min_silos=min_silos, wanted=5, deadline_s=4.0)
     federation.start()
     stuck = silos(federation, "de", 600.0)
@@ -94,8 +94,8 @@ def test_a_stopped_and_a_killed_silo_cost_a_round_its_deadline_and_no_more(make_
             assert link.wait(link.join(), 0, 10).model_sha256 == start
 
 
-def test_a_silo_stopped_past_the_deadline_is_refused_and_goes_on_with_the_open_round(make_federation, silos):
-    """T16, with a light silo: its late update counts nowhere, and its next question brings it the open round."""
+def test_silo_stopped_past_the_deadline_is_refused_and_gets_the_open_round(make_federation, silos):
+    """Its late update counts nowhere, and its next request gets it the open round."""
     federation = make_federation(*"ab", rounds=3, min_silos=1, wanted=2, deadline_s=2.0)
     federation.start()
     late = silos(federation, "a", 0.3)["a"]
@@ -113,7 +113,7 @@ def test_a_silo_stopped_past_the_deadline_is_refused_and_goes_on_with_the_open_r
     assert (rows[0]["accepted"], [one["silo"] for one in rows[0]["updates"]]) == (1, ["b"])
 
 
-# --- T19: the herd ---
+# --- silos that return after an outage ---
 
 HERD = 200
 
@@ -136,8 +136,8 @@ def most_in_a_second(times: list[float]) -> int:
 
 
 @pytest.mark.parametrize("away_s", [1.0, 2.0, 5.0, 12.0])
-def test_silos_that_lost_their_coordinator_at_one_moment_do_not_come_back_at_one_moment(away_s, monkeypatch):
-    """T19, the pauses alone: 200 silos, at most a quarter in any second, all within 30 s of its return."""
+def test_silos_return_spread_over_time_after_an_outage(away_s, monkeypatch):
+    """The pauses alone: 200 silos, at most a quarter in any second, all within 30 s of its return."""
     for seed in range(20):
         back = returns(Backoff(), away_s, random.Random(seed), monkeypatch)
         assert most_in_a_second(back) <= HERD / 4
@@ -145,7 +145,7 @@ def test_silos_that_lost_their_coordinator_at_one_moment_do_not_come_back_at_one
 
 
 class Herd:
-    """Many links in threads: each asks for work again and again, as the daemon does, and declines every round."""
+    """Many clients in threads: each asks for work repeatedly, as the daemon does, and declines every round."""
 
     def __init__(self, federation, address: str, names: list[str], retry: Backoff) -> None:
         self.shutdown = Shutdown()
@@ -172,7 +172,7 @@ class Herd:
 
 
 def herd_comes_back(make_federation, monkeypatch, size: int, spread_s: float, away_s: float) -> list[float]:
-    """Seconds after the coordinator's return at which each silo was first heard of, sorted."""
+    """Return the seconds after the coordinator's return at which each silo called first, sorted."""
     names = [f"s{number}" for number in range(size)]
     federation = make_federation(*names, rounds=2, min_silos=1, deadline_s=600.0)
     with socket.socket() as free:
@@ -202,14 +202,14 @@ def herd_comes_back(make_federation, monkeypatch, size: int, spread_s: float, aw
     return sorted(at - returned for at in seen.values())
 
 
-def test_every_silo_comes_back_after_a_restart(make_federation, monkeypatch):
-    """T19, reduced: 12 silos, with shorter pauses."""
+def test_every_silo_reconnects_after_a_restart(make_federation, monkeypatch):
+    """12 silos, with shorter pauses."""
     assert len(herd_comes_back(make_federation, monkeypatch, 12, spread_s=2.0, away_s=0.5)) == 12
 
 
 @pytest.mark.soak
-def test_two_hundred_silos_come_back_after_a_restart_spread_over_time(make_federation, monkeypatch):
-    """T19: at most a quarter in any second, all within 30 s."""
+def test_two_hundred_silos_reconnect_spread_over_time(make_federation, monkeypatch):
+    """At most a quarter in any second, all within 30 s."""
     back = herd_comes_back(make_federation, monkeypatch, HERD, spread_s=Backoff().spread_s, away_s=2.0)
     assert most_in_a_second(back) <= HERD / 4
     assert back[-1] < 30.0

@@ -1,6 +1,6 @@
 """Flower's strategies over given updates, for test_flower.py; a script for a Python that has flwr.
 
-``python tests/coordinator/strategies/flower_rounds.py GIVEN.npz MADE.npz``. Given: ``cases``, JSON (a case's name to ``strategy``,
+``python flower_rounds.py GIVEN.npz MADE.npz``. Given: ``cases``, JSON (a case's name to ``strategy``,
 the class, and ``arguments``); for every tensor of the model ``start.NAME`` float32 [...] and ``NAME`` float32
 [rounds, silos, ...]; ``examples`` int64 [silos]; ``present`` bool [rounds, silos]. Made: for every case and tensor
 ``CASE.NAME`` float32 [rounds, ...], the model after each round, and ``versions``, JSON.

@@ -60,7 +60,7 @@ def settings_of(strategy: Strategy, rounds: int = ROUNDS) -> RunSettings:
 
 
 def ours(run: RunSettings, dtype: DType = "float64") -> dict[str, np.ndarray]:
-    """The functions that daemons and simulation call; models are float32 between silo and coordinator.
+    """Run the functions that daemons and simulation call; models are float32 between silo and coordinator.
 
     In float64 the step graph leaves only that rounding, which the independent side can do too.
     """
@@ -100,9 +100,9 @@ def independent_local(run: RunSettings, table, start: dict, h: dict, rate: float
         order = random.permutation(len(table))
         for first in range(0, len(order), run.train.batch_size):
             rows, time = order[first : first + run.train.batch_size], time + 1
-            slope = independent_gradient(w, table.x[rows].astype(float), table.y[rows], run.train.weight_decay)
+            gradient = independent_gradient(w, table.x[rows].astype(float), table.y[rows], run.train.weight_decay)
             for name in NAMES:
-                g = slope[name] - h[name] + pull * (w[name] - start[name])
+                g = gradient[name] - h[name] + pull * (w[name] - start[name])
                 m[name] = 0.9 * m[name] + 0.1 * g
                 v[name] = 0.999 * v[name] + 0.001 * g * g
                 w[name] = w[name] - rate * (m[name] / (1 - 0.9**time)) / (np.sqrt(v[name] / (1 - 0.999**time)) + 1e-8)
@@ -160,7 +160,7 @@ def independent(run: RunSettings, wire: type = np.float64) -> dict[str, np.ndarr
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_fifty_rounds_end_where_the_papers_equations_do(name):
+def test_fifty_rounds_agree_with_the_papers_equations(name):
     run = settings_of(STRATEGIES[name])
     found, expected = ours(run), independent(run, wire=np.float32)
     for tensor in NAMES:
@@ -168,7 +168,7 @@ def test_fifty_rounds_end_where_the_papers_equations_do(name):
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_rounding_to_float32_everywhere_stays_small_over_fifty_rounds(name):
+def test_float32_rounding_stays_small_over_fifty_rounds(name):
     """As daemons do it, against equations that never round; rounding adds up over the rounds (8.6e-7 was the most)."""
     run = settings_of(STRATEGIES[name])
     found, expected = ours(run, "float32"), independent(run)
@@ -176,7 +176,7 @@ def test_rounding_to_float32_everywhere_stays_small_over_fifty_rounds(name):
         np.testing.assert_allclose(found[tensor], expected[tensor], rtol=0, atol=1e-5)
 
 
-def test_the_strategies_end_in_different_models_so_that_the_comparison_can_fail():
+def test_strategies_end_in_different_models_so_comparisons_can_fail():
     ends = [independent(settings_of(strategy))["0.weight"] for strategy in STRATEGIES.values()]
     for index, one in enumerate(ends):
         for other in ends[:index]:
@@ -187,7 +187,7 @@ def parts_of(*seeds: int) -> list[HeldContribution]:
     return [HeldContribution(f"silo-{seed}", 3 + seed, initial_params(SPEC, seed)) for seed in seeds]
 
 
-def test_feddyn_by_hand():
+def test_feddyn_step_by_hand():
     full = lambda value: {name: np.full(shape, value, np.float32) for name, shape in SPEC.shapes.items()}  # noqa: E731
     parts = [HeldContribution("a", 100, full(3.0)), HeldContribution("b", 1, full(5.0))]
     old = {name: np.full(shape, 0.25) for name, shape in SPEC.shapes.items()}
@@ -196,13 +196,13 @@ def test_feddyn_by_hand():
     assert {float(value) for tensor in params.values() for value in tensor.flat} == {4.0 - (-0.5) / 0.5}
 
 
-def test_more_reports_than_silos_is_refused():
+def test_feddyn_refuses_more_updates_than_silos():
     with pytest.raises(InvariantError, match="2 updates of 1 silos"):
         feddyn(SPEC, parts_of(1, 2), {}, initial_params(SPEC, 0), 0.1, 1)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_bad_update_gives_an_error_and_leaves_the_state_as_it_was(name):
+def test_bad_update_raises_and_leaves_the_state_unchanged(name):
     run = settings_of(STRATEGIES[name])
     base, good = initial_params(SPEC, 0), parts_of(1, 2)
     state = aggregate(run.strategy, SPEC, base, good, first_state(run), 4).state
@@ -216,7 +216,7 @@ def test_a_bad_update_gives_an_error_and_leaves_the_state_as_it_was(name):
         assert all((state.arrays[kind][key] == value).all() for key, value in arrays.items())
 
 
-def test_without_options_the_model_is_fedavgs_to_the_bit():
+def test_default_strategy_is_fedavg_to_the_bit():
     made = aggregate(Strategy(), SPEC, initial_params(SPEC, 0), parts_of(1, 2, 3), ServerState(left=5), 3)
     assert params_sha256(made.params) == params_sha256(fedavg(SPEC, parts_of(1, 2, 3)))
     assert (made.state.left, made.state.arrays, made.state.tail) == (4, {}, {})

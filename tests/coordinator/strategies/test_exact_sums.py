@@ -47,9 +47,9 @@ def keep(store: RunStore, state, silo: str, payload: bytes, examples: int):
     return state
 
 
-def test_the_order_of_arrival_does_not_show_in_one_bit_of_the_model(tmp_path, monkeypatch):
-    """T11: ten silos of very unequal weight, 120 orders of arrival through the durable store, every strategy."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # 4,800 of them; what they are for is tested elsewhere
+def test_order_of_arrival_changes_no_bit_of_the_model(tmp_path, monkeypatch):
+    """Ten silos of very unequal weight, 120 orders of arrival through the durable store, every strategy."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # 4,800 of them; tests/coordinator/storage/ tests durability
     spec = HeadSpec(inputs=6, outputs=2, hidden=(4,))
     parts = {silo: (encode_params(spec, initial_params(spec, ord(silo))), 3 ** ord(silo) % 9973) for silo in SILOS}
     chance, orders = random.Random(11), set()
@@ -72,7 +72,7 @@ def test_the_order_of_arrival_does_not_show_in_one_bit_of_the_model(tmp_path, mo
 
 
 @pytest.mark.parametrize("name", ["mean", "clipped", "momentum", "feddyn"])
-def test_memory_is_that_of_a_few_models_however_many_silos_report(tmp_path, name):
+def test_memory_does_not_grow_with_the_number_of_silos(tmp_path, name):
     spec = HeadSpec(inputs=500, outputs=2, hidden=(120,))
     model_bytes, peaks = 4 * spec.parameters, []
     run = run_of(STRATEGIES[name], spec)

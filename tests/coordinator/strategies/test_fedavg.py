@@ -1,4 +1,4 @@
-"""Equation 12, by hand."""
+"""FedAvg (equation 12 of the paper) by hand, and distances of updates."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def contributions(*examples: int) -> list[HeldContribution]:
     return [HeldContribution(f"silo-{i}", n, initial_params(SPEC, seed=i)) for i, n in enumerate(examples)]
 
 
-def test_three_silos_make_the_weighted_mean_to_the_last_bit_of_float32():
+def test_weighted_mean_is_exact_to_the_last_bit():
     parts = contributions(17, 301, 94)
     result = fedavg(SPEC, parts)
     for name, tensor in result.items():
@@ -33,14 +33,14 @@ def test_three_silos_make_the_weighted_mean_to_the_last_bit_of_float32():
             assert tensor[place] == np.float32(total / (17 + 301 + 94))
 
 
-def test_a_float32_sum_would_not_pass_that_test():
+def test_float32_sum_would_differ():
     parts = contributions(17, 301, 94)
     name = "0.weight"
     plain = sum(np.float32(part.examples / 412) * part.params[name] for part in parts)
     assert (plain != fedavg(SPEC, parts)[name]).any()
 
 
-def test_one_silo_alone_is_the_mean():
+def test_mean_of_one_silo_is_its_model():
     part = contributions(7)
     assert params_sha256(fedavg(SPEC, part)) == params_sha256(part[0].params)
 
@@ -53,7 +53,7 @@ def test_weights_are_shares_of_examples():
     assert one.examples + two.examples == 4
 
 
-def test_another_order_is_refused_because_it_would_be_another_sum():
+def test_contributions_out_of_order_are_refused():
     parts = contributions(17, 301, 94)
     for order in itertools.permutations(parts):
         if list(order) != parts:
@@ -68,37 +68,37 @@ def test_a_silo_counts_once():
 
 
 @pytest.mark.parametrize("examples", [0, -1])
-def test_no_examples_have_no_weight(examples):
+def test_contribution_without_examples_is_refused(examples):
     with pytest.raises(InvariantError):
         fedavg(SPEC, [HeldContribution("a", examples, initial_params(SPEC, 0))])
 
 
-def test_no_updates_have_no_mean():
+def test_mean_of_no_updates_is_refused():
     with pytest.raises(InvariantError, match="no updates"):
         fedavg(SPEC, [])
 
 
-def test_an_update_with_nan_gives_an_error_and_no_mean():
+def test_nan_raises_and_gives_no_mean():
     good, bad = contributions(5, 5)
     bad.params["1.bias"][2] = np.nan
     with pytest.raises(DataError, match=r"update from silo 'silo-1': 1\.bias holds NaN"):
         fedavg(SPEC, [good, bad])
 
 
-def test_large_values_do_not_overflow_on_the_way():
+def test_large_values_do_not_overflow_in_the_sum():
     large = {name: np.full(shape, 3e38, np.float32) for name, shape in SPEC.shapes.items()}
     result = fedavg(SPEC, [HeldContribution("a", 2**31 - 1, large), HeldContribution("b", 2**31 - 1, large)])
     assert params_sha256(result) == params_sha256(large)
 
 
-def test_pooled_evaluations_are_those_of_all_clips_together():
+def test_pooled_evaluation_weighs_silos_by_clips():
     told = pool_evaluations([Evaluation(1.0, 2, 4), Evaluation(3.0, 9, 12)])
     assert told == Evaluation(loss=(1.0 * 4 + 3.0 * 12) / 16, correct=11, count=16)
     assert pool_evaluations([]) is None
 
 
 @pytest.mark.parametrize("sizes", [(1 << 20,), (7, 4, 1021), (8192 * 4 + 2,)])
-def test_an_updates_distance_is_measured_in_whatever_pieces_it_comes(sizes):
+def test_distance_does_not_depend_on_the_pieces_of_an_upload(sizes):
     base, there = initial_params(WIDE, 1), initial_params(WIDE, 2)
     moved = ArrivingDistance(base, whose="update from silo 'b'")
     payload, cycle = encode_params(WIDE, there), itertools.cycle(sizes)
@@ -109,7 +109,7 @@ def test_an_updates_distance_is_measured_in_whatever_pieces_it_comes(sizes):
     assert moved.so_far == pytest.approx(distance(there, base), rel=1e-6)
 
 
-def test_values_that_float32_cannot_square_have_a_distance_and_those_that_are_none_are_refused():
+def test_huge_values_have_a_distance_and_nan_is_refused():
     base = initial_params(WIDE, 1)
     far = {name: np.full(shape, 3e38, np.float32) for name, shape in WIDE.shapes.items()}
     moved = ArrivingDistance({name: -tensor for name, tensor in far.items()}, whose="it")
@@ -123,7 +123,7 @@ def test_values_that_float32_cannot_square_have_a_distance_and_those_that_are_no
             ArrivingDistance(base, whose="update from silo 'b'").feed(payload)
 
 
-def test_sums_are_the_same_bits_block_by_block_and_tensor_by_tensor():
+def test_block_sums_equal_tensor_sums_to_the_bit():
     parts = [HeldContribution(f"{seed:02d}", 3 + 1000 * seed, initial_params(WIDE, seed)) for seed in range(11)]
     expected = {name: np.zeros(shape) for name, shape in WIDE.shapes.items()}
     for part in parts:

@@ -150,7 +150,7 @@ def apart(models: list[Params], flower: dict[str, np.ndarray], name: str) -> lis
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_after_every_round_the_model_is_flowers(name, flower):
+def test_model_after_every_round_equals_flowers(name, flower):
     case = CASES[name]
     rounds, allowed = apart(ours(case.ours, drawn()), flower, name), case.roundings * HALF_ULP
     print(f"{name}: {max(rounds):.1e} apart, {allowed:.1e} allowed, {flower['versions']}")  # noqa: T201, for -rP
@@ -158,18 +158,18 @@ def test_after_every_round_the_model_is_flowers(name, flower):
 
 
 @pytest.mark.parametrize(("name", "wrong"), [(name, wrong) for name, some in SLIGHTLY_WRONG.items() for wrong in some])
-def test_a_setting_that_is_slightly_off_is_seen(name, wrong, flower):
+def test_slightly_different_setting_is_detected(name, wrong, flower):
     assert max(apart(ours(wrong, drawn()), flower, name)) > 10 * CASES[name].roundings * HALF_ULP
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedavgm", "fedadam", "clipped"])
-def test_one_example_more_of_the_smallest_silo_is_seen(name, flower):
+def test_one_more_example_is_detected(name, flower):
     given = drawn()
     given["examples"][0] += 1
     assert max(apart(ours(CASES[name].ours, given), flower, name)) > 10 * CASES[name].roundings * HALF_ULP
 
 
-def test_flowers_own_fedadam_takes_the_steps_that_the_docs_say(flower):
+def test_flowers_fedadam_differs_as_documented(flower):
     """Its first step is √(1 − β₂²) / (1 − β₁²) of ours, 0.74, where tau is small beside √v."""
     start = drawn()["start.0.weight"]
     first = ours(CASES["fedadam with our defaults"].ours, drawn())[0]["0.weight"] - start

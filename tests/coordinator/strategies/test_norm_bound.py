@@ -1,4 +1,4 @@
-"""How far an update may go: Adam's reach as a theorem, the learnt bound as a habit of the run."""
+"""The norm bound: Adam's reach as a theorem, the bound learnt from closed rounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRAIN = TrainSettings(epochs=2, batch_size=10, learning_rate=0.01)
 
 
 def adam(gradients: np.ndarray) -> float:
-    """Where a coordinate ends after these gradients, at rate 1 (Kingma and Ba, algorithm 1, epsilon 0)."""
+    """Return a coordinate's distance after these gradients, at rate 1 (Kingma and Ba, algorithm 1, epsilon 0)."""
     (one, two), m, v, w = ADAM_BETAS, 0.0, 0.0, 0.0
     for t, gradient in enumerate(gradients, 1):
         m, v = one * m + (1 - one) * gradient, two * v + (1 - two) * gradient**2
@@ -26,7 +26,7 @@ def adam(gradients: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 40, 150])
-def test_no_sequence_of_gradients_carries_adam_farther_than_its_reach(steps):
+def test_no_gradients_move_adam_beyond_its_reach(steps):
     random = np.random.default_rng(steps)
     sequences = [
         np.ones(steps),
@@ -36,7 +36,7 @@ def test_no_sequence_of_gradients_carries_adam_farther_than_its_reach(steps):
     sequences += [random.standard_cauchy(steps) for _ in range(50)]
     farthest = max(adam(sequence) for sequence in sequences)
     assert farthest <= adam_travel(steps) * (1 + 1e-9)
-    assert farthest > 0.7 * min(steps, 40)  # the bound is near enough to be of use
+    assert farthest > 0.7 * min(steps, 40)  # the bound is tight enough to be useful
 
 
 def test_the_first_step_of_adam_has_length_one():
@@ -52,18 +52,18 @@ def test_reach_grows_with_examples_and_shrinks_with_the_rate():
     assert np.isfinite(reach(HEAD, TRAIN, 1, 2**31 - 1))
 
 
-def test_fewer_than_half_of_the_silos_cannot_move_the_learnt_bound_past_honest_values():
+def test_minority_cannot_move_the_learnt_bound_past_honest_values():
     honest = {f"h{index}": 1.0 + index / 10 for index in range(6)}
     for hostile in itertools.product((0.0, 1e30), repeat=4):
-        told = {**honest, **{f"x{index}": value for index, value in enumerate(hostile)}}
-        assert 1.0 <= learnt_norm(told) <= 1.5
+        farthest = {**honest, **{f"x{index}": value for index, value in enumerate(hostile)}}
+        assert 1.0 <= learnt_norm(farthest) <= 1.5
 
 
-def test_with_fewer_than_three_silos_there_is_nothing_to_learn_from():
+def test_learnt_bound_needs_three_silos_that_moved():
     assert learnt_norm({}) is None
     assert learnt_norm({"a": 1.0, "b": 2.0}) is None
     assert learnt_norm({"a": 1.0, "b": 2.0, "c": 9.0}) == 2.0
-    assert learnt_norm({"a": 0.0, "b": 0.0, "c": 9.0}) is None  # most stood still: no reason to refuse who moves
+    assert learnt_norm({"a": 0.0, "b": 0.0, "c": 9.0}) is None  # most did not move: no reason to refuse one that does
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_with_fewer_than_three_silos_there_is_nothing_to_learn_from():
         (4.0, None, 0.11, True),  # Adam's reach for ten examples is 0.098
         (4.0, 0.02, 0.079, False),
         (4.0, 0.02, 0.081, True),
-        (4.0, 9.0, 0.11, True),  # a generous history does not lift the theorem
+        (4.0, 9.0, 0.11, True),  # a generous history does not raise the reach
         (0.0, 0.02, 1e30, False),
         (4.0, None, float("inf"), True),
     ],
 )
-def test_what_is_farther_than_either_bound_is_refused(times, learnt, norm, refused):
+def test_update_beyond_either_bound_is_refused(times, learnt, norm, refused):
     bound = NormBound(HEAD, TRAIN, times, 1, learnt)
     if not refused:
         return bound.check(norm, 10, whose="update from silo 'b'")

@@ -1,4 +1,4 @@
-"""Median, trimmed mean and clipping by hand, and what they are for."""
+"""Median, trimmed mean and clipping by hand, and against a hostile silo."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flamest.fedproto.records import RunSettings, Strategy
 
 SPEC = HeadSpec(inputs=5, outputs=3, hidden=(4,))
 RUN = RunSettings("r", ("x", "y", "z"), SPEC, 3, 1, 1.0, "f")
-LOOKS_TWICE = (
+TWO_PASSES = (
     Strategy(combine="median"),
     Strategy(combine="trimmed_mean", trim=0.25),
     Strategy(clip=1.0),
@@ -36,28 +36,28 @@ def parts(*numbers: float) -> list[HeldContribution]:
     return [HeldContribution(f"silo-{index}", 10**index, full(number)) for index, number in enumerate(numbers)]
 
 
-def test_the_median_is_the_middle_one_or_the_mean_of_the_two_in_the_middle():
+def test_median_is_the_middle_or_the_mean_of_two():
     assert values(median(SPEC, parts(3, 1, 100))) == {3.0}
     assert values(median(SPEC, parts(3, 1, 100, 4))) == {3.5}
     assert values(median(SPEC, parts(7))) == {7.0}
 
 
-def test_the_trimmed_mean_leaves_out_the_ends():
+def test_trimmed_mean_leaves_out_the_extremes():
     assert values(trimmed_mean(SPEC, parts(-1e30, 1, 2, 3, 1e30), 0.2)) == {2.0}
     assert values(trimmed_mean(SPEC, parts(4, 1, 2, 3), 0.2)) == {2.5}
 
 
 @pytest.mark.parametrize(("silos", "trim", "out"), [(10, 0.2, 2), (100, 0.29, 29), (4, 0.2, 0), (3, 0.49, 1)])
-def test_a_share_of_the_silos_is_left_out_at_either_end(silos, trim, out):
+def test_trim_leaves_out_a_share_of_silos_at_either_end(silos, trim, out):
     assert trimmed(silos, trim) == out
 
 
-def test_the_middle_is_exact_where_float32_would_overflow():
+def test_median_does_not_overflow_float32():
     assert values(float32(median(SPEC, parts(3e38, 3e38)))) == values(full(3e38))
 
 
 @pytest.mark.parametrize("bytes_at_once", [1, 40, 1 << 20])
-def test_the_size_of_a_block_does_not_show(bytes_at_once, monkeypatch):
+def test_result_does_not_depend_on_the_block_size(bytes_at_once, monkeypatch):
     given = [HeldContribution(f"{seed}", 1, initial_params(SPEC, seed)) for seed in range(6)]
     whole = median(SPEC, given)
     monkeypatch.setattr(robust, "BLOCK_BYTES", bytes_at_once)
@@ -66,7 +66,7 @@ def test_the_size_of_a_block_does_not_show(bytes_at_once, monkeypatch):
         np.testing.assert_array_equal(tensor, np.median([part.params[name].astype(float) for part in given], axis=0))
 
 
-def test_clipping_shortens_what_is_far_and_leaves_the_rest_to_the_bit():
+def test_clipping_shortens_far_updates_and_leaves_others_unchanged():
     base = full(1.0)
     given = parts(1.5, 2.0, 101.0)
     made = list(clipped(SPEC, given, base, 2.0))
@@ -76,8 +76,8 @@ def test_clipping_shortens_what_is_far_and_leaves_the_rest_to_the_bit():
     np.testing.assert_allclose(made[2].params["0.bias"], 3.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize("strategy", LOOKS_TWICE)
-def test_a_generator_that_can_be_run_through_once_is_refused_or_the_same(strategy):
+@pytest.mark.parametrize("strategy", TWO_PASSES)
+def test_one_pass_generator_is_refused_or_gives_the_same(strategy):
     given = [HeldContribution(f"{seed}", 1, initial_params(SPEC, seed)) for seed in range(4)]
     expected = aggregate(strategy, SPEC, full(0.0), given, first_state(RUN), 4)
     try:
@@ -87,8 +87,8 @@ def test_a_generator_that_can_be_run_through_once_is_refused_or_the_same(strateg
     assert params_sha256(made.params) == params_sha256(expected.params)
 
 
-@pytest.mark.parametrize("strategy", LOOKS_TWICE)
-def test_nothing_and_nonsense_have_no_result(strategy):
+@pytest.mark.parametrize("strategy", TWO_PASSES)
+def test_no_updates_nan_and_wrong_order_are_refused(strategy):
     with pytest.raises(InvariantError, match="no updates"):
         aggregate(strategy, SPEC, full(0.0), [], first_state(RUN), 4)
     bad = parts(1, 2, 3)
@@ -99,8 +99,8 @@ def test_nothing_and_nonsense_have_no_result(strategy):
         aggregate(strategy, SPEC, full(0.0), parts(1, 2)[::-1], first_state(RUN), 4)
 
 
-@pytest.mark.parametrize("strategy", [*LOOKS_TWICE[:3], Strategy()])
-def test_one_of_five_who_sends_anything_moves_the_model_only_where_no_defence_is(strategy):
+@pytest.mark.parametrize("strategy", [*TWO_PASSES[:3], Strategy()])
+def test_one_hostile_silo_of_five_moves_only_undefended_means(strategy):
     honest = [HeldContribution(f"{seed}", 10, initial_params(SPEC, seed)) for seed in range(4)]
     hostile = HeldContribution("4", 10, full(1e30))
     made = aggregate(strategy, SPEC, full(0.0), [*honest, hostile], first_state(RUN), 5).params
@@ -109,7 +109,7 @@ def test_one_of_five_who_sends_anything_moves_the_model_only_where_no_defence_is
 
 
 @pytest.mark.parametrize(
-    ("strategy", "told"),
+    ("strategy", "problem"),
     [
         (Strategy(combine="trimmed_mean"), "trim: trimmed_mean needs more than 0"),
         (Strategy(combine="trimmed_mean", trim=0.5), "trim: trimmed_mean needs more than 0"),
@@ -125,17 +125,17 @@ def test_one_of_five_who_sends_anything_moves_the_model_only_where_no_defence_is
         (Strategy(server_adam=0.1, server_tau=0.0), "server_tau: expected more than 0"),
     ],
 )
-def test_options_that_make_no_sense_are_named(strategy, told):
-    assert [problem for problem in strategy_problems(strategy) if problem.startswith(told)]
+def test_invalid_options_are_named(strategy, problem):
+    assert [one for one in strategy_problems(strategy) if one.startswith(problem)]
 
 
-def test_every_option_that_makes_sense_alone_or_together_is_taken():
+def test_every_sensible_combination_is_accepted():
     for combine, clip, adam in itertools.product(("mean", "median", "trimmed_mean"), (0.0, 1.0), (0.0, 0.1)):
         trim = 0.2 if combine == "trimmed_mean" else 0.0
         strategy = Strategy(combine=combine, trim=trim, clip=clip, server_adam=adam)
         assert strategy_problems(strategy) == []
 
 
-def test_settings_without_the_newer_options_have_the_bytes_that_they_always_had():
+def test_default_options_are_not_in_the_settings_bytes():
     assert b"combine" not in RUN.encode()
     assert b"server_adam" not in RUN.encode()
