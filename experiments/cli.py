@@ -46,7 +46,7 @@ SUMMARIES = {
     "all": "All of the above, and one self-contained page, OUT/report.html.",
 }
 # Options that the experiment sets itself.
-UNUSED = {
+FIXED_OPTIONS = {
     "table1": ("rounds", "epochs", "seeds", "silos"),
     "table3": ("rounds",),
     "table4": ("rounds",),
@@ -118,7 +118,7 @@ def _experiment(name: str) -> Callable[..., None]:
         ] = None,
         as_json: JsonOption = False,
     ) -> dict[str, Any]:
-        _refuse_unused(name, {"rounds": rounds, "epochs": epochs, "seeds": seeds, "silos": silos})
+        _refuse_fixed_options(name, {"rounds": rounds, "epochs": epochs, "seeds": seeds, "silos": silos})
         from .paper.request import ExperimentRequest, open_context
 
         request = ExperimentRequest(
@@ -153,9 +153,9 @@ def _experiment(name: str) -> Callable[..., None]:
     return run
 
 
-def _refuse_unused(name: str, values: dict[str, int | None]) -> None:
+def _refuse_fixed_options(name: str, values: dict[str, int | None]) -> None:
     """Raise UsageError on an option that the experiment sets itself."""
-    for option in UNUSED.get(name, ()):
+    for option in FIXED_OPTIONS.get(name, ()):
         if values[option] is not None:
             raise UsageError(f"--{option} {values[option]}: {name} sets that itself", fix=f"leave --{option} out")
 
