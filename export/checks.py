@@ -55,13 +55,13 @@ def check_graphs(folder: Path, manifest: Manifest) -> tuple[Finding, ...]:
     )
 
 
-def must_pass(findings: tuple[Finding, ...], what: Path) -> None:
+def must_pass(findings: tuple[Finding, ...], bundle: Path) -> None:
     """Raise DataError (``check_failed``) that names every finding that is not ok."""
     failed = [f"{finding.graph}: {finding.check}: {problem}" for finding in findings if not finding.ok
               for problem in finding.problems]  # fmt: skip
     if failed:
         raise DataError(
-            f"{what}: {len(failed)} of the checks failed: " + "; ".join(failed),
+            f"{bundle}: {len(failed)} checks failed: " + "; ".join(failed),
             fix="report this with the versions that flamest-export doctor prints",
             code="check_failed",
         )
@@ -83,7 +83,7 @@ def _check_graph(folder: Path, name: str, graph: Graph, manifest: Manifest) -> I
     yield found("strict shape inference", ())
     yield found("tensors and axes", _interface(graph, view))
     yield found("dtype histogram", _dtypes(path, graph))
-    # An int8 form that was chosen for another backend is not meant for TensorRT: said, and no failure.
+    # An int8 form that was chosen for another backend is not meant for TensorRT: a remark, no failure.
     elsewhere = graph.precision == "int8" and manifest.backend != "tensorrt"
     yield found("TensorRT operators", _operators(view), remark=elsewhere)
     if newer := tuple(_newer(view)):
@@ -125,7 +125,7 @@ def _shown(tensor: tuple[str, tuple[int | str, ...]] | None) -> str:
 
 
 def _dtypes(path: Path, graph: Graph) -> Iterator[str]:
-    """The file computes in what the manifest says, and that is what its precision promises."""
+    """The file computes in the dtypes of the manifest, and they fit its precision."""
     histogram = read_dtype_histogram(path)
     if histogram != graph.dtype_histogram:
         yield f"computes in {histogram}, the manifest says {graph.dtype_histogram}"
@@ -135,7 +135,7 @@ def _dtypes(path: Path, graph: Graph) -> Iterator[str]:
 
 
 def _newer(view: GraphView) -> Iterator[str]:
-    """What a TensorRT between 10.3 and 10.15 may not take."""
+    """Remarks on operators that a TensorRT between 10.3 and 10.15 may not accept."""
     for domain, opset in view.opsets.items():
         if domain in STANDARD and opset in NEWER_OPSETS:
             yield f"opset {opset}: TensorRT 10.15 reads up to 24, 9.2 up to {OPSETS[-1]}: 10.3 may not read it"
@@ -146,14 +146,14 @@ def _operators(view: GraphView) -> Iterator[str]:
     for domain, opset in view.opsets.items():
         if domain in STANDARD and opset not in (*OPSETS, *NEWER_OPSETS):
             yield f"opset {opset}, expected {OPSETS[0]} to {NEWER_OPSETS[-1]}"
-    told: Counter[str] = Counter()
+    found: Counter[str] = Counter()
     where: dict[str, list[str]] = {}
     for node in view.nodes:
         for problem in parser_problems(node):
             kind = node.node.op_type
-            told[kind] += 1
+            found[kind] += 1
             where.setdefault(kind, []).append(problem)
     for kind, problems in where.items():
         yield from dict.fromkeys(problems[:_SHOWN])
-        if told[kind] > _SHOWN and len(set(problems)) > _SHOWN:
-            yield f"{kind}: and {told[kind] - _SHOWN} more"
+        if found[kind] > _SHOWN and len(set(problems)) > _SHOWN:
+            yield f"{kind}: and {found[kind] - _SHOWN} more"

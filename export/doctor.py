@@ -1,4 +1,4 @@
-"""What this machine can build, and what to type where it cannot."""
+"""Checks of this machine: the bundles that it can build, with a fix for everything that is missing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Check:
     name: str
     ok: bool
     found: str
-    fix: str = ""  # what to type; empty when ok
+    fix: str = ""  # command or advice; empty when ok
 
 
 def check_machine(folder: Path) -> tuple[Check, ...]:
@@ -51,7 +51,7 @@ def can_build_onnx(checks: tuple[Check, ...]) -> bool:
 
 
 def _packages() -> list[Check]:
-    """A package that is installed may still fail to import: torchvision beside another build of torch does."""
+    """Import each package: an installed one may still fail, as torchvision next to another build of torch does."""
     code = (
         "import importlib, sys, warnings\n"
         "warnings.simplefilter('ignore')\n"
@@ -63,10 +63,10 @@ def _packages() -> list[Check]:
         "        print(name, f'{type(error).__name__}: {error}'.splitlines()[0], sep='\\t')\n"
     )
     ran = subprocess.run([sys.executable, "-c", code, *_PACKAGES], capture_output=True, text=True, check=False)
-    said = dict(line.split("\t", 1) for line in ran.stdout.splitlines() if "\t" in line)
+    results = dict(line.split("\t", 1) for line in ran.stdout.splitlines() if "\t" in line)
     checks = []
     for module in _PACKAGES:
-        package, result = module.partition(".")[0], said.get(module, "the import ended the process")
+        package, result = module.partition(".")[0], results.get(module, "the import ended the process")
         if result == "ok":
             checks.append(Check(package, True, importlib.metadata.version(package)))
         else:
@@ -92,7 +92,7 @@ def _disk(folder: Path) -> Check:
 
 
 def _tensorrt() -> Check:
-    """Whether plans can be built here; all that is missing at once."""
+    """Check that engines can be built here; all that is missing is reported at once."""
     from ..runtime.backends.machine import gather_facts
     from ..runtime.backends.tensorrt.supply import build_problems
 

@@ -46,7 +46,7 @@ class GraphEstimate:
 
 @dataclass(frozen=True)
 class SourceEstimate:
-    """``here``: where the weights are, in words; ``download_bytes``: 0 when nothing has to be fetched."""
+    """``here``: location of the weights, for people; ``download_bytes``: 0 when nothing has to be fetched."""
 
     network: str
     name: str

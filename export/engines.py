@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RequestedEngines:
-    """Engines that are asked for, and this machine as the place to build them; looked at before any long work."""
+    """Engines that are asked for, and this machine as the place to build them; examined before any long work."""
 
     options: EngineOptions
     facts: MachineFacts
@@ -86,7 +86,7 @@ def supply_engines(bundle: Bundle, target: BuildTarget) -> list[EngineResult]:
 def add_engines(out: Path, target: BuildTarget) -> tuple[Manifest, list[EngineResult]]:
     """Engines for the bundle that was just exported; the manifest with them.
 
-    An error leaves the ONNX bundle, with the engines that were built, and says how to continue.
+    An error leaves the ONNX bundle, with the engines that were built, and names the command to continue with.
     """
     try:
         done = supply_engines(open_bundle(out), target)

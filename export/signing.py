@@ -1,4 +1,4 @@
-"""Keys of whoever vouches for bundles, and their signatures (runtime/bundle/signature.py has the format).
+"""Keys of bundle signers and their signatures (runtime/bundle/signature.py has the format).
 
 The private key is a PKCS #8 file in PEM, as OpenSSL and its kin read it; it is for signing bundles alone.
 """
@@ -29,7 +29,7 @@ _LONGEST_KEY = 1 << 14  # bytes of a private key file
 
 @dataclass(frozen=True)
 class KeyPair:
-    """What ``make_key_pair`` wrote."""
+    """Files of ``make_key_pair``."""
 
     private_path: Path  # mode 0600
     public_path: Path  # to be given to everyone who opens bundles
@@ -46,7 +46,7 @@ class Signed:
 def make_key_pair(name: str, folder: Path) -> KeyPair:
     """Write ``NAME.key`` and ``NAME.pub`` into ``folder`` (made when absent).
 
-    No file is overwritten. Raises UsageError for a name that no key can have, StorageError.
+    No file is overwritten. Raises UsageError for an invalid name, StorageError.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} cannot name a key: expected 1 to 40 of a-z, 0-9 and '-'")
@@ -83,7 +83,7 @@ def make_key_pair(name: str, folder: Path) -> KeyPair:
 def sign_bundle(bundle: Path, key: Path) -> Signed:
     """Add the signature of the private key file ``key`` to ``bundle.sig``; those that are there stay.
 
-    The whole bundle is checked first: what is not as exported is not vouched for. Raises DataError as
+    The whole bundle is checked first: a bundle that is not as exported is not signed. Raises DataError as
     ``open_bundle`` does (a signature of another state of the bundle among them), SettingsError for a
     key file that others can read, or that is none.
     """
@@ -103,7 +103,7 @@ def sign_bundle(bundle: Path, key: Path) -> Signed:
     mine = sign_manifest(manifest, private)
     signatures: list[Signature] = [*(parse_signatures(before) if before else ()), mine]
     write_atomic(bundle / SIGNATURE_FILE, format_signatures(signatures))
-    checked = open_bundle(bundle, (mine.key,))  # what was signed is what was checked
+    checked = open_bundle(bundle, (mine.key,))  # the signed bundle is the checked one
     return Signed(opened.manifest, mine.key, checked.signers)
 
 
@@ -139,7 +139,7 @@ def _read_private(path: Path) -> bytes:
         private = load_pem_private_key(data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise SettingsError(
-            f"{shown} is no private key that can be read: expected the NAME.key of flamest-export keygen"
+            f"{shown} is not a readable private key: expected the NAME.key of flamest-export keygen"
         ) from error
     if not isinstance(private, Ed25519PrivateKey):
         raise SettingsError(

@@ -1,6 +1,6 @@
-"""One contestant of ``bench`` in a child process: its memory is measured alone, and a crash ends it alone.
+"""The child process in which ``bench`` measures one backend: its memory is its own, and a crash ends it alone.
 
-The parent sends a Contestant, then questions; process.py is its side. The process ends with its connection.
+The parent (process.py) sends a BenchJob, then questions. The process ends with its connection.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from .inputs import usual_feeds
 ON_GPU = ("tensorrt", "onnxruntime-cuda")
 
 
-class Contestant(Message, frozen=True):
-    """What this process opens, and where it must run."""
+class BenchJob(Message, frozen=True):
+    """A bundle, and the one backend that it must run on."""
 
     bundle: str
     backend: str  # of runtime/backends/options.py, and no other in its place
@@ -40,7 +40,7 @@ class Contestant(Message, frozen=True):
 
 
 class Question(Message, frozen=True):
-    """A method of ``Child`` and its arguments."""
+    """A method of ``BenchWorker`` and its arguments."""
 
     method: str
     arguments: tuple[Any, ...] = ()
@@ -50,15 +50,15 @@ class Answer(Message, frozen=True):
     result: Any
 
 
-class Child:
-    """Answers one question at a time; a graph or the extractor is open, never both."""
+class BenchWorker:
+    """Answers one question at a time; either a graph or the extractor is open, never both."""
 
-    def __init__(self, told: Contestant) -> None:
-        backend_options = BackendOptions(told.backend, require=True, bf16=told.bf16)
-        self._on_gpu = told.backend in ON_GPU
-        self._opening = Opening(backend_options, threads=told.threads)
-        self._trusted = read_trusted_keys(told.trusted, where="bench")
-        self._bundle: Bundle = open_bundle(Path(told.bundle), self._trusted)
+    def __init__(self, job: BenchJob) -> None:
+        backend_options = BackendOptions(job.backend, require=True, bf16=job.bf16)
+        self._on_gpu = job.backend in ON_GPU
+        self._opening = Opening(backend_options, threads=job.threads)
+        self._trusted = read_trusted_keys(job.trusted, where="bench")
+        self._bundle: Bundle = open_bundle(Path(job.bundle), self._trusted)
         self._graph = ""
         self._session: Session | None = None
         self._feeds: dict[str, Any] = {}
@@ -135,7 +135,7 @@ class Child:
         self._base_mb, self._base_gpu_mb = resident_mb("VmRSS"), self._gpu_mb() or 0.0
 
     def _gpu_mb(self) -> float | None:
-        """To ask a GPU takes memory of its own: only where something is on it."""
+        """Used memory of the GPU, asked only where a graph runs on it: asking takes memory of its own."""
         return gpu_used_mb() if self._on_gpu else None
 
     def _memory(self) -> dict[str, float | None]:
@@ -148,13 +148,13 @@ class Child:
 
 
 def release_memory() -> None:
-    """Give back to the system what the C library keeps of freed memory: the next graph must not live on it unseen."""
+    """Return freed memory that the C library keeps to the system: the next graph must not reuse it unseen."""
     with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak() -> None:
-    """Let the kernel count the largest resident memory anew (proc(5), clear_refs 5)."""
+    """Reset the peak of resident memory that the kernel keeps (proc(5), clear_refs 5)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -168,7 +168,7 @@ def resident_mb(field: str) -> float:
 
 
 def gpu_used_mb() -> float | None:
-    """Memory of the GPU in use by all processes, MB; None where none can be asked."""
+    """Memory of the GPU in use by all processes, MB; None without a GPU."""
     try:
         from cuda.bindings import runtime as cudart
     except ImportError:
@@ -179,9 +179,9 @@ def gpu_used_mb() -> float | None:
 
 def main() -> None:
     parent = Channel.to_parent()
-    contestant, _ = parent.receive(Contestant)
+    job, _ = parent.receive(BenchJob)
     try:
-        child = Child(contestant)
+        worker = BenchWorker(job)
     except FlamestError as error:
         parent.send(Failed.of(error))
         return
@@ -192,7 +192,7 @@ def main() -> None:
         except (EOFError, ConnectionResetError):
             return
         try:
-            answer: Answer | Failed = Answer(getattr(child, question.method)(*question.arguments))
+            answer: Answer | Failed = Answer(getattr(worker, question.method)(*question.arguments))
         except FlamestError as error:
             answer = Failed.of(error)
         parent.send(answer)

@@ -1,7 +1,7 @@
-"""Every backend of this machine on the same graphs and clips, in turns, each in a process of its own.
+"""Every backend of this machine on the same graphs and clips, interleaved, each in a process of its own.
 
-Turns, because what disturbs the machine then disturbs all alike. The first of the backends is what the
-others' numbers are compared with: ONNX Runtime's CPU provider, which every machine has.
+Interleaved runs let a disturbance of the machine affect all backends alike. The reference for the others' results is
+ONNX Runtime's CPU provider, which every machine has.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from ...runtime.bundle.opening import open_bundle
 from ...runtime.bundle.signature import TrustedKeys
 from ...runtime.records import graph_of
 from ...runtime.similarity import cosine, row_cosines
-from .child import Contestant
+from .child import BenchJob
 from .inputs import find_clips, render_clips
-from .process import Process
+from .process import BenchProcess
 
-REFERENCE = "onnxruntime"  # what the others are compared with
-OUTPUTS = ("caption", "token_ids", "vlm", "cnn")  # of a clip, what two backends are compared by
+REFERENCE = "onnxruntime"  # that the others are compared with
+OUTPUTS = ("caption", "token_ids", "vlm", "cnn")  # of a clip, compared between two backends
 
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What to measure. ``backends``: words of runtime/backends/options.py, or BACKEND:bf16."""
+    """A measurement to make. ``backends``: names of runtime/backends/options.py, or BACKEND:bf16."""
 
     bundle: Path
     backends: tuple[str, ...] = BACKENDS
@@ -42,12 +42,12 @@ class BenchRequest:
     videos: Path | None = None  # None: clips are rendered
     threads: int | None = None
     trusted: TrustedKeys = ()
-    vectors: bool = False  # whether the figures hold each clip's caption and vectors
+    vectors: bool = False  # the figures hold each clip's caption and vectors too
 
 
 @dataclass
 class _Measured:
-    """What one backend has given so far."""
+    """Results of one backend so far."""
 
     where: dict[str, str] = field(default_factory=dict)  # by graph
     precision: str = ""
@@ -56,16 +56,16 @@ class _Measured:
     memory: dict[str, float | None] = field(default_factory=dict)
 
 
-class Contest:
-    """The contestants that are still in it, and why the others are not."""
+class BenchRun:
+    """The backends that are still measured, and the reasons why others are not."""
 
     def __init__(self, request: BenchRequest, stack: contextlib.ExitStack) -> None:
         self.refused: dict[str, FlamestError] = {}
-        self.processes: dict[str, Process] = {}
+        self.processes: dict[str, BenchProcess] = {}
         self.measured: dict[str, _Measured] = {}
         for name in _in_order(request.backends):
             backend, _, computed = name.partition(":")
-            told = Contestant(
+            job = BenchJob(
                 bundle=str(request.bundle),
                 backend=backend,
                 bf16=computed == "bf16",
@@ -73,13 +73,13 @@ class Contest:
                 trusted=tuple(key.text for key in request.trusted),
             )
             try:
-                self.processes[name] = stack.enter_context(Process(told))
+                self.processes[name] = stack.enter_context(BenchProcess(job))
                 self.measured[name] = _Measured()
             except FlamestError as error:
                 self.refused[name] = error
 
     def ask_all(self, question: str, *arguments: Any) -> dict[str, Any]:
-        """The answers by contestant; one that refuses is out of the contest."""
+        """The answers by backend; one that refuses is left out from then on."""
         answers = {}
         for name, process in list(self.processes.items()):
             try:
@@ -96,8 +96,8 @@ class Contest:
 def run_bench(request: BenchRequest, progress: Progress) -> dict[str, Any]:
     """Measure; the figures as one mapping (docs/checks.md says what they mean).
 
-    ``progress`` counts the graphs of the bundle, and the clips. A backend that does not run here stands
-    under ``refused`` with the reason. Raises DataError as ``open_bundle`` does, or ``no_clips``.
+    ``progress`` counts the graphs of the bundle, and the clips. A backend that does not run here is
+    listed under ``refused`` with the reason. Raises DataError as ``open_bundle`` does, or ``no_clips``.
     """
     manifest = open_bundle(request.bundle, request.trusted).manifest
     with contextlib.ExitStack() as stack:
@@ -106,26 +106,26 @@ def run_bench(request: BenchRequest, progress: Progress) -> dict[str, Any]:
             clips = render_clips(scratch, request.clips)
         else:
             clips = find_clips(request.videos, request.clips)
-        contest = Contest(request, stack)
+        run = BenchRun(request, stack)
         for graph in manifest.needed_graphs:
             progress.describe(f"graph '{graph}'")
-            _measure_graph(contest, graph, request.repeats, scratch)
+            _measure_graph(run, graph, request.repeats, scratch)
             progress.advance()
-        for name, places in contest.ask_all("open_extractor").items():
-            contest.measured[name].where |= places
+        for name, places in run.ask_all("open_extractor").items():
+            run.measured[name].where |= places
         progress.describe("clips")
-        contest.ask_all("run_clip", str(clips[0]))  # the first allocates
+        run.ask_all("run_clip", str(clips[0]))  # the first allocates
         for clip in clips:
-            for name, result in contest.ask_all("run_clip", str(clip)).items():
-                contest.measured[name].clips.append(result)
+            for name, result in run.ask_all("run_clip", str(clip)).items():
+                run.measured[name].clips.append(result)
             progress.advance()
-        for name, memory in contest.ask_all("close_extractor").items():
-            contest.measured[name].memory = memory
-        reference = contest.measured[REFERENCE].clips if REFERENCE in contest.processes else []
-        results = {name: _summary(contest.measured[name], reference) for name in contest.processes}
+        for name, memory in run.ask_all("close_extractor").items():
+            run.measured[name].memory = memory
+        reference = run.measured[REFERENCE].clips if REFERENCE in run.processes else []
+        results = {name: _summary(run.measured[name], reference) for name in run.processes}
         if request.vectors:
             for name, result in results.items():
-                result["vectors"] = [{part: run[part] for part in OUTPUTS} for run in contest.measured[name].clips]
+                result["vectors"] = [{part: run[part] for part in OUTPUTS} for run in run.measured[name].clips]
     return {
         "clips": len(clips),
         "rendered": request.videos is None,
@@ -135,7 +135,7 @@ def run_bench(request: BenchRequest, progress: Progress) -> dict[str, Any]:
         "backends": results,
         "refused": {
             name: {"code": error.code, "message": error.message, "fix": error.fix}
-            for name, error in contest.refused.items()
+            for name, error in run.refused.items()
         },
     }
 
@@ -145,26 +145,26 @@ def _in_order(backends: Sequence[str]) -> list[str]:
     return sorted(dict.fromkeys(backends), key=lambda name: name != REFERENCE)
 
 
-def _measure_graph(contest: Contest, graph: str, repeats: int, scratch: Path) -> None:
-    opened = contest.ask_all("open_graph", graph)
+def _measure_graph(run: BenchRun, graph: str, repeats: int, scratch: Path) -> None:
+    opened = run.ask_all("open_graph", graph)
     taken: dict[str, list[float]] = {name: [] for name in opened}
     for _ in range(repeats):
-        for name, milliseconds in contest.ask_all("run_graph").items():
+        for name, milliseconds in run.ask_all("run_graph").items():
             taken[name].append(milliseconds)
     expected: Mapping[str, np.ndarray[Any, Any]] = {}
-    for name, process in list(contest.processes.items()):
+    for name, process in list(run.processes.items()):
         outputs = scratch / f"{graph}-{name.replace(':', '-')}.npz"
         try:
             memory = process.ask("close_graph", str(outputs))
         except FlamestError as error:
-            contest.drop(name, error)
+            run.drop(name, error)
             continue
         with np.load(outputs) as loaded:
             got = {key: loaded[key] for key in loaded.files}
         outputs.unlink()
         expected = got if name == REFERENCE else expected
-        contest.measured[name].where[graph] = opened[name]["where"]
-        contest.measured[name].graphs[graph] = {
+        run.measured[name].where[graph] = opened[name]["where"]
+        run.measured[name].graphs[graph] = {
             **quantiles(taken[name]),
             "min_ms": min(taken[name]),
             "runs": repeats,
@@ -214,20 +214,20 @@ def _summary(measured: _Measured, reference: Sequence[Mapping[str, Any]]) -> dic
         "peak_mb": measured.memory["process_peak_mb"],
         "decoder_peak_mb": measured.memory["decoder_peak_mb"],
         "gpu_mb": measured.memory["gpu_mb"],
-        "beside_reference": beside(runs, reference) if reference and runs is not reference else None,
+        "beside_reference": compare_clips(runs, reference) if reference and runs is not reference else None,
     }
 
 
 def _stage_memory(stage: str, measured: _Measured) -> float:
-    """MB: the decoder process's, or that of the graph that the stage runs; frames are prepared beside the graphs."""
+    """MB: the decoder process's, or that of the graph that the stage runs; frames are prepared outside the graphs."""
     if stage == "decode":
         return measured.memory["decoder_peak_mb"] or 0.0
     graph = graph_of(stage, measured.graphs)
     return 0.0 if graph is None else float(measured.graphs[graph]["peak_mb"])
 
 
-def beside(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Clip by clip beside the reference: captions token by token, vectors by cosine."""
+def compare_clips(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Clip by clip against the reference: captions token by token, vectors by cosine."""
     pairs = list(zip(runs, reference, strict=True))
     return {
         "captions_equal": sum(a["token_ids"] == b["token_ids"] and a["caption"] == b["caption"] for a, b in pairs),

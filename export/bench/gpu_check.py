@@ -1,7 +1,7 @@
 """One command for a machine with an NVIDIA GPU: build, verify, measure, and one report to send back.
 
 Every step is the command that a person would type, as a process of its own: a step that fails or crashes
-stands in the report with what it said, and the next one goes on. The report is written anew after every step, so that
+is in the report with its output, and the next one continues. The report is written after every step, so that
 Ctrl-C loses nothing but the step that ran. Nothing in it names the machine.
 """
 
@@ -23,12 +23,12 @@ from ...base.files import write_atomic
 from ...runtime.backends.machine import MachineFacts, gather_facts
 from ...runtime.backends.tensorrt.supply import build_problems
 from ...runtime.backends.unavailable import BackendUnavailable, Code, unavailable
-from .comparison import REFERENCE, beside
+from .comparison import REFERENCE, compare_clips
 from .gpu_step import Say, Step, run_step
 
 PRECISIONS = ("fp32", "fp16")
-BACKENDS = (REFERENCE, "tensorrt", "onnxruntime-cuda")  # the first is what the others are compared with
-CUDA = "onnxruntime-cuda"  # its fp32 outputs are what every backend's, of every precision, are compared with
+BACKENDS = (REFERENCE, "tensorrt", "onnxruntime-cuda")  # the others are compared with the first
+CUDA = "onnxruntime-cuda"  # every backend in every precision is compared with its fp32 outputs
 CUDA_PACKAGE = "onnxruntime-gpu[cuda,cudnn]"
 
 
@@ -78,7 +78,7 @@ def require_gpu(facts: MachineFacts) -> None:
 
 
 def require_packages(facts: MachineFacts) -> None:
-    """Raise what is missing to build plans and to run both GPU backends: a long export must not end in that."""
+    """Raise an error for all that is missing to build engines and to run both GPU backends, before a long export."""
     problems = list(build_problems(facts))
     if not problems and "cuda-bindings" not in facts.versions:
         problems.append(unavailable(Code.CUDA_BINDINGS, "the Python package cuda-bindings is not installed"))
@@ -99,7 +99,7 @@ def require_packages(facts: MachineFacts) -> None:
 
 
 def run_steps(request: GpuCheckRequest, run: Runner) -> list[Step]:
-    """Doctor; then per precision: build, plans, check, verify, bench. Without a bundle its later steps are left out."""
+    """Doctor; then per precision: build, engines, check, verify, bench. A bundle that fails ends its own steps."""
     steps = [run("doctor", ("doctor",))]
     for precision in request.precisions:
         bundle = f"bundle-{precision}"
@@ -111,7 +111,9 @@ def run_steps(request: GpuCheckRequest, run: Runner) -> list[Step]:
         steps.append(built)
         if built.exit_code != 0:
             continue
-        steps.append(run(f"{precision}: plans", ("plans", bundle)))  # when they fail, the other backends are measured
+        steps.append(
+            run(f"{precision}: engines", ("engines", bundle))
+        )  # when they fail, the other backends are measured
         backends = [word for name in BACKENDS for word in ("--backend", name)]
         sizes = ("--repeats", str(request.repeats), "--clips", str(request.clips))
         steps.append(run(f"{precision}: inspect", ("inspect", bundle)))
@@ -124,7 +126,7 @@ def run_steps(request: GpuCheckRequest, run: Runner) -> list[Step]:
 def make_report(
     request: GpuCheckRequest, facts: MachineFacts, steps: Sequence[Step], *, measured: str, finished: bool = True
 ) -> dict[str, Any]:
-    """What happened, on what; ``ok`` when every step ended in 0 and no backend was refused that should run.
+    """Outcome of the steps and the machine; ``ok`` when every step ended in 0 and no backend was refused wrongly.
 
     ``measured``: the date. ``finished``: False after each step but the last; a report that says so was interrupted.
     """
@@ -161,14 +163,14 @@ def make_report(
 
 def _is_expected(step: str, backend: str, message: str) -> bool:
     """TensorRT's fp16 form has BLIP's vision graph in bf16, which ONNX Runtime's CPU provider cannot load."""
-    # The required backend's error is ``no_backend``; the ladder's code stands in its message.
+    # The required backend's error is ``no_backend``; the candidate's code is in its message.
     return backend == REFERENCE and f"{Code.PRECISION}: " in message and not step.startswith("fp32:")
 
 
 def compare_with_fp32(steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
-    """Captions and embeddings of every benched backend beside ONNX Runtime CUDA's of the fp32 bundle, same clips.
+    """Captions and embeddings of every benched backend against ONNX Runtime CUDA's of the fp32 bundle, same clips.
 
-    By ``PRECISION: BACKEND``, what ``bench.beside`` gives; empty where the fp32 bundle did not run there.
+    By ``PRECISION: BACKEND``, the result of ``compare_clips``; empty where the fp32 bundle did not run there.
     """
     benched = {step.name.removesuffix(": bench"): step for step in steps if step.name.endswith(": bench")}
     runs = {
@@ -179,11 +181,13 @@ def compare_with_fp32(steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
     reference = runs.pop(("fp32", CUDA), None)
     if reference is None:
         return {}
-    return {f"{precision}: {backend}": beside(vectors, reference) for (precision, backend), vectors in runs.items()}
+    return {
+        f"{precision}: {backend}": compare_clips(vectors, reference) for (precision, backend), vectors in runs.items()
+    }
 
 
 def _without_vectors(said: Mapping[str, Any]) -> dict[str, Any]:
-    """They are compared, and a megabyte: the report holds what came of it."""
+    """Leave the vectors out, a megabyte: the report holds the comparison of them."""
     if not isinstance(said.get("backends"), dict):
         return dict(said)
     backends = {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# No step was timed on a GPU yet. An hour is meant to be far beyond the slowest (the plans of four graphs, or a full
+# No step was timed on a GPU yet. An hour is meant to be far beyond the slowest (the engines of four graphs, or a full
 # export on few cores), and soon enough for somebody who waits for a GPU that hangs.
 STEP_S = 3600.0
 _TAIL = 4000  # characters of what a failed step said

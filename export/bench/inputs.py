@@ -1,7 +1,4 @@
-"""The clips that ``bench`` measures on: a folder's, or seeded moving shapes written as real video files.
-
-What a graph is fed with when only its time or its sameness matters.
-"""
+"""Inputs of ``bench``: clips of a folder or rendered ones, and seeded tensors for single graphs."""
 
 from __future__ import annotations
 

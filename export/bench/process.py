@@ -1,4 +1,4 @@
-"""The parent's end of a contestant's process (child.py)."""
+"""The parent's side of the process that measures one backend (child.py)."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Any
 
 from ...base.child_process import ChildEnded, ChildProcess, Failed, Message
 from ...base.errors import DataError, FlamestError
-from .child import Answer, Contestant, Question
+from .child import Answer, BenchJob, Question
 
 END_WITHIN_S = 10.0
 
 
 class Refused(FlamestError):
-    """The contestant reported why it does not run, or its process ended; the others go on."""
+    """The backend reported why it does not run, or its process ended; the others continue."""
 
     exit_code = DataError.exit_code
     code = "refused"
 
 
-class Process:
-    """A contestant that answers one question after the other; a context manager.
+class BenchProcess:
+    """The process of one backend, which answers one question after the other; a context manager.
 
     Raises Refused with the child's own code, message and fix, from the constructor too.
     """
 
-    def __init__(self, contestant: Contestant) -> None:
-        self.contestant = contestant
+    def __init__(self, job: BenchJob) -> None:
+        self.job = job
         self._child = ChildProcess("flamest.export.bench.child")
         try:
-            self._ask(contestant)
+            self._ask(job)
         except BaseException:
             self._child.kill()
             raise
@@ -39,13 +39,13 @@ class Process:
         return self._child.pid
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """The result of ``Child.method(*arguments)``."""
+        """The result of ``BenchWorker.method(*arguments)``."""
         return self._ask(Question(method, arguments))
 
     def close(self) -> None:
         self._child.close(within_s=END_WITHIN_S)
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> BenchProcess:
         return self
 
     def __exit__(

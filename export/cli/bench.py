@@ -1,4 +1,4 @@
-"""The command ``bench``; cli.py registers it."""
+"""``flamest-export bench``: every backend of this machine on the same graphs and clips."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def bench(
 ) -> dict[str, Any]:
     """Measure every backend that this machine has, side by side: times per graph and stage, clips a second, memory.
 
-    Each backend runs in a process of its own and they take turns, so that what disturbs the machine
-    disturbs all alike. ONNX Runtime's CPU provider is what the others' numbers are compared with. A
-    backend that does not run here is named with the reason and what to do about it.
+    Each backend runs in a process of its own, and their runs are interleaved, so that a disturbance of the
+    machine affects all alike. Results are compared with those of ONNX Runtime's CPU provider. A backend
+    that does not run here is listed with the reason and the fix.
     """
     from ...base.progress import progress_bar
     from ...runtime.bundle.opening import open_manifest
@@ -73,7 +73,7 @@ def _check_backends(names: tuple[str, ...]) -> None:
 
 def show_bench(figures: Mapping[str, Any]) -> None:
     made = "rendered here" if figures["rendered"] else "of your folder"
-    print(f"{figures['clips']} clips {made}, {figures['repeats']} runs of each graph, backends in turns")
+    print(f"{figures['clips']} clips {made}, {figures['repeats']} runs of each graph, backends interleaved")
     for name, found in figures["backends"].items():
         print(f"\n{name} ({found['precision']}): {', '.join(sorted(set(found['where'].values())))}")
         gpu = "" if found["gpu_mb"] is None else f", GPU {found['gpu_mb']:.0f} MB"
@@ -88,13 +88,13 @@ def show_bench(figures: Mapping[str, Any]) -> None:
         print(f"  {'graph':12} {'p50 ms':>8} {'p95 ms':>8} {'peak MB':>8}  sizes, difference to ONNX Runtime CPU")
         for graph, row in found["graphs"].items():
             sizes = ", ".join(f"{word} {size}" for word, size in row["sizes"].items())
-            beside = row["beside_reference"]
-            other = f"; {beside['max_rel']:.1e}, cosine {beside['min_cosine']:.6f}" if beside else ""
+            compared = row["beside_reference"]
+            other = f"; {compared['max_rel']:.1e}, cosine {compared['min_cosine']:.6f}" if compared else ""
             print(f"  {graph:12} {row['p50_ms']:8.1f} {row['p95_ms']:8.1f} {row['peak_mb']:8.0f}  {sizes}{other}")
-        beside = found["beside_reference"]
-        if beside:
-            cosines = ", ".join(f"{part} {value:.6f}" for part, value in beside["min_cosine"].items())
-            print(f"  captions equal: {beside['captions_equal']} of {beside['captions']}; least cosine: {cosines}")
+        compared = found["beside_reference"]
+        if compared:
+            cosines = ", ".join(f"{part} {value:.6f}" for part, value in compared["min_cosine"].items())
+            print(f"  captions equal: {compared['captions_equal']} of {compared['captions']}; least cosine: {cosines}")
     for name, refused in figures["refused"].items():
         print(f"\n{name} does not run here: {refused['message']}")
         if refused["fix"]:

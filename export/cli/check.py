@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @command
 def check(bundle: BundleArgument, trusted_key: TrustedKeyOption = None, as_json: JsonOption = False) -> dict[str, Any]:
-    """Check a bundle's graphs without PyTorch, a runtime or a GPU: would TensorRT's parser take them?
+    """Check a bundle's graphs without PyTorch, a runtime or a GPU, and whether TensorRT's parser accepts them.
 
-    Per graph: no tensor stands in another file; ONNX's checker, full; strict shape inference; tensors
-    and axes are the manifest's; the dtype ledger, read again from the file, is the manifest's and what the
-    precision promises; every operator, with its element types, is one that TensorRT's parser takes from
+    Per graph: no tensor is in another file; ONNX's checker, full; strict shape inference; tensors
+    and axes are the manifest's; the dtype histogram of the file is the manifest's and fits the
+    precision; every operator, with its element types, is one that TensorRT's parser accepts from
     10.3 to 11 (our own list). A check that fails ends in exit code 65.
     """
     from ...runtime.bundle.signature import read_trusted_keys

@@ -11,7 +11,7 @@ from ..networks.extractors import EXTRACTORS, ExtractorEntry, count_networks, co
 
 @command
 def extractors(as_json: JsonOption = False) -> dict[str, Any]:
-    """List the extractors with frames, numbers per clip and parameters, beside what the paper prints.
+    """List the extractors with frames, embedding dimension and parameters, next to the paper's figures.
 
     Parameters are those of the published networks, counted from their architectures; BLIP's word
     embedding and output projection, which are one matrix, count twice, as in the paper.
@@ -34,13 +34,13 @@ def extractors(as_json: JsonOption = False) -> dict[str, Any]:
 
 
 def show_extractors(rows: list[dict[str, Any]]) -> None:
-    say(f"{'--extractor':19} {'frames':8} {'numbers':>7} {'parameters':>12} {'in the paper':>12}  remarks")
+    say(f"{'--extractor':19} {'frames':8} {'dims':>7} {'parameters':>12} {'in the paper':>12}  remarks")
     for row in rows:
         paper = row["paper"]
         printed = f"{paper['parameters']:,}" if paper else "-"
         remarks = "; ".join(paper["slips"]) if paper else "not in the paper: the baseline of k-means frames"
-        numbers = f"{row['frames']:8} {row['dimension']:7,} {row['parameters']:12,} {printed:>12}"
-        say(f"{row['name']:19} {numbers}  {remarks}".rstrip())
+        figures = f"{row['frames']:8} {row['dimension']:7,} {row['parameters']:12,} {printed:>12}"
+        say(f"{row['name']:19} {figures}  {remarks}".rstrip())
 
 
 def extractor_row(entry: ExtractorEntry, parameters: int) -> dict[str, Any]:

@@ -27,11 +27,11 @@ def gpu_check(
     clips: Annotated[int, typer.Option(min=1, help="Clips through the whole chain.")] = 16,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """On a machine with an NVIDIA GPU: build TensorRT plans, verify them, measure, and write one report file.
+    """On a machine with an NVIDIA GPU: build TensorRT engines, verify them, measure, and write one report file.
 
     The report (JSON) holds the GPU, driver and versions, how each step went, and TensorRT and ONNX
-    Runtime CUDA beside the CPU: differences per graph, captions token by token, p50 and p95, clips a
-    second, memory. It names neither host nor user: send it back. Without a GPU, or
+    Runtime CUDA against the CPU: differences per graph, captions token by token, p50 and p95, clips a
+    second, memory. It names neither host nor user: send it to us. Without a GPU, or
     where a package is missing, it ends at once (exit code 78). When a step failed the report is
     there all the same, and the exit code is 65.
     """
@@ -42,10 +42,10 @@ def gpu_check(
     if not report["ok"]:
         wrong = ", ".join((*report["failed"], *report["refused"]))
         raise DataError(
-            f"gpu-check: not all went well ({wrong}). The report is {path}",
-            fix="send the report back all the same; 'problem' of a step in it is what the step said",
+            f"gpu-check: some steps failed ({wrong}). The report is {path}",
+            fix="send the report all the same; 'problem' of a step in it holds the step's error output",
             code="gpu_check_failed",
         )
     if not as_json:
-        print(f"all steps went well: {path}")
+        print(f"all steps succeeded: {path}")
     return {"file": str(path), "ok": True}

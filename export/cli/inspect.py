@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def inspect(
     bundle: BundleArgument, trusted_key: TrustedKeyOption = None, as_json: JsonOption = False
 ) -> dict[str, Any]:
-    """Say what a bundle is, from its manifest alone, and who signed it. Needs no PyTorch and no runtime.
+    """Describe a bundle and its signatures from its manifest alone. Needs no PyTorch and no runtime.
 
-    Files other than the manifest are not looked at: flamest-export verify does that.
+    Files other than the manifest are not read: flamest-export verify does that.
     """
     import msgspec
 

@@ -1,4 +1,4 @@
-"""What ``flamest-export`` prints for people."""
+"""Output of ``flamest-export`` for people, and rows that several commands give with ``--json``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def show_parity(parity: Parity) -> None:
 def show_chain(chain: ChainParity) -> None:
     for name, cosine in chain.embeddings.items():
         say(
-            f"  whole chain, {name} given the fp32 caption: cosine to fp32 at least {cosine.smallest:.6f}, "
+            f"  whole chain, {name} with the fp32 caption: cosine to fp32 at least {cosine.smallest:.6f}, "
             f"mean {cosine.mean:.6f}, {chain.clips} clips"
         )
     if chain.captions:
@@ -43,7 +43,7 @@ def show_chain(chain: ChainParity) -> None:
 
 
 def show_signers(signers: Sequence[PublicKey] | None, trusted: Sequence[PublicKey]) -> str:
-    """The named ones are among the ``trusted`` keys; None: there is nothing to check signatures with."""
+    """The signers as text, named where they are among the ``trusted`` keys; None: signatures cannot be checked here."""
     if signers is None:
         return "not checked: pip install cryptography"
     if not signers:
@@ -53,7 +53,7 @@ def show_signers(signers: Sequence[PublicKey] | None, trusted: Sequence[PublicKe
 
 
 def signer_ids(signers: Sequence[PublicKey] | None, trusted: Sequence[PublicKey]) -> dict[str, Any]:
-    """Who signed, and who of them is among the keys that were asked for; for ``--json``."""
+    """The signers, and those of them that are among the ``trusted`` keys, for ``--json``."""
     if signers is None:
         return {"signed_by": None, "trusted": []}
     asked = {key.raw for key in trusted}
@@ -69,7 +69,7 @@ def show_manifest(
     say(f"{bundle}: {manifest.extractor}, {manifest.precision}, {manifest.backend}, made {manifest.created}")
     say(f"  fingerprint   {manifest.fingerprint}")
     say(f"  signatures    {show_signers(signers, trusted)}")
-    say(f"  features      {_widths(manifest)} numbers per clip")
+    say(f"  features      {_widths(manifest)} dimensions per clip")
     for line in _vlm_lines(manifest):
         say(line)
     if manifest.cnn is not None:
@@ -91,10 +91,10 @@ def show_manifest(
         )
         for kind, operators in graph.dtype_histogram.items():
             say(f"                {kind}: {', '.join(f'{count} {name}' for name, count in operators.items())}")
-        for plan in graph.engines:
-            where = f"TensorRT {plan.tensorrt}, {plan.gpu} ({plan.compute_capability})"
-            options = " ".join(plan.options.flags()) or "default options"
-            say(f"                plan for {where}, {options}, {manifest.files[plan.file].bytes / 1e6:.1f} MB")
+        for engine in graph.engines:
+            where = f"TensorRT {engine.tensorrt}, {engine.gpu} ({engine.compute_capability})"
+            options = " ".join(engine.options.flags()) or "default options"
+            say(f"                engine for {where}, {options}, {manifest.files[engine.file].bytes / 1e6:.1f} MB")
     if manifest.calibration is not None:
         say(f"  calibration   {manifest.calibration.clips} clips, {manifest.calibration.source}")
     if manifest.parity.chain is not None:
@@ -118,7 +118,7 @@ def _vlm_lines(manifest: Manifest) -> list[str]:
         how = manifest.vlm.attention_mode
     frames = manifest.vlm.captioned_frames
     several = f", {frames} keyframes averaged" if frames > 1 else ""
-    return [f"  reading       {how}, extraction seed {manifest.extraction_seed}{several}"]
+    return [f"  attention     {how}, extraction seed {manifest.extraction_seed}{several}"]
 
 
 def parity_rows(graphs: Mapping[str, GraphParity]) -> dict[str, dict[str, float]]:

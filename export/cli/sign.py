@@ -1,4 +1,4 @@
-"""The commands ``keygen`` and ``sign``; cli.py registers them."""
+"""``flamest-export keygen`` and ``sign``: keys and signatures of bundles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .options import BundleArgument
 
 @command
 def keygen(
-    name: Annotated[str, typer.Argument(help="What the key is called: 1 to 40 of a-z, 0-9 and '-'.")],
+    name: Annotated[str, typer.Argument(help="Name of the key: 1 to 40 of a-z, 0-9 and '-'.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the two files.")] = Path(),
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def keygen(
 
     made = make_key_pair(name, out)
     if not as_json:
-        print(f"private key (keep it here, tell no one): {made.private_path}")
+        print(f"private key (keep it here, show it to no one): {made.private_path}")
         print(f"public key (give it to the silos): {made.public_path}")
         print(f"key id, to compare by telephone: {made.public.id}")
         print(f"next: flamest-export sign BUNDLE --key {made.private_path}")
@@ -48,7 +48,7 @@ def sign(
 ) -> dict[str, Any]:
     """Vouch for a bundle: check every file of it, then sign its manifest, which holds their hashes.
 
-    The signature goes into bundle.sig beside bundle.json. Several people can sign one bundle: each
+    The signature goes into bundle.sig next to bundle.json. Several people can sign one bundle: each
     with a key of their own, in any order.
     """
     from ..signing import sign_bundle

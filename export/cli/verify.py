@@ -19,10 +19,10 @@ def verify(
     trusted_key: TrustedKeyOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Check every file of a bundle against its manifest, then compare its graphs with PyTorch again.
+    """Check every file of a bundle against its manifest, then compare its graphs with PyTorch.
 
-    The comparison needs the weights: those of random:* sources are made again, published ones are
-    taken from this machine's caches or the network, others are given as they were for the export.
+    The comparison needs the weights: those of random:* sources are generated again, published ones are
+    taken from this machine's caches or the network, others must be given as for the export.
     """
     import msgspec
 

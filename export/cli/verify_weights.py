@@ -1,4 +1,4 @@
-"""The command ``verify-weights``; cli.py registers it."""
+"""``flamest-export verify-weights``: weights files against known releases."""
 
 from __future__ import annotations
 
@@ -26,44 +26,44 @@ def verify_weights(
         ),
     ],
     caption: Annotated[
-        bool, typer.Option("--caption/--no-caption", help="For a BLIP folder: look at a known picture too.")
+        bool, typer.Option("--caption/--no-caption", help="For a BLIP folder: caption a known picture too.")
     ] = True,
     record: Annotated[
-        Path, typer.Option("--record", metavar="FILE", help="Where captions of the picture are kept between runs.")
+        Path, typer.Option("--record", metavar="FILE", help="File that keeps captions of the picture between runs.")
     ] = Path("known-captions.json"),
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Compare weights with known releases: the SHA-256 of their files, and what BLIP says of a known picture.
+    """Compare weights with known releases: the SHA-256 of their files, and BLIP's caption of a known picture.
 
     A hash that no public source states is printed, to be kept: nothing is invented. The picture is drawn
-    from a seed. What BLIP says of it can only be known where the weights are: the first run writes it
+    from a seed. Its caption can only be known where the weights are: the first run writes it
     to --record, later ones compare with it. A file that has the name of a release and another content
     ends in exit code 65.
     """
     from ..networks.reference import quiet_libraries
     from ..weights.releases import licence_warning
-    from ..weights.verification import caption_verdict, find_weight_files, judge_file, network_of
+    from ..weights.verification import caption_verdict, find_weight_files, identify_file, network_of
 
     with quiet_libraries():
         files = find_weight_files(source)
-        verdicts = [judge_file(file) for file in files]
-        said = None
+        verdicts = [identify_file(file) for file in files]
+        checked = None
         if caption and network_of(files[0]) == "blip":
-            said = caption_verdict(files[0].parent, files[0], record)
+            checked = caption_verdict(files[0].parent, files[0], record)
     warnings = {licence_warning(v.release.network, v.release.licence) for v in verdicts if v.release} - {""}
     if not as_json:
         for verdict in verdicts:
             _show(verdict)
-        if said is not None:
-            print(f"caption of the picture: '{said.caption.caption}' ({said.verdict}: {record})")
+        if checked is not None:
+            print(f"caption of the picture: '{checked.caption.caption}' ({checked.verdict}: {record})")
         for warning in sorted(warnings):
             print(f"WARNING: {warning}")
     _refuse_others(source, verdicts)
     return {
         "source": source,
         "files": [_row(verdict) for verdict in verdicts],
-        "caption": None if said is None else {"text": said.caption.caption, "verdict": said.verdict},
-        "record": None if said is None else str(record),
+        "caption": None if checked is None else {"text": checked.caption.caption, "verdict": checked.verdict},
+        "record": None if checked is None else str(record),
         "warnings": sorted(warnings),
     }
 
@@ -111,6 +111,6 @@ def _refuse_others(source: str, verdicts: list[FileVerdict]) -> None:
             raise DataError(
                 f"{source}: {verdict.file} has SHA-256 {verdict.sha256[:12]}…, {verdict.release.source} at the pinned "
                 f"revision has {verdict.release.sha256[:12]}…",
-                fix="if you trained these weights yourself, all is well; otherwise get the published file again",
+                fix="if you trained these weights yourself, ignore this; otherwise download the published file again",
                 code="other_weights",
             )

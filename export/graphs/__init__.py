@@ -1,1 +1,1 @@
-"""From a module to an ONNX graph: specification, export, rewrites, checks of operators."""
+"""ONNX graphs: specification, export, and the checks of their operators."""

@@ -1,4 +1,4 @@
-"""A module that only sees tensors becomes one ONNX file: no external data, axes by name, checked.
+"""Export of a module to one ONNX file: no external data, axes by name, checked.
 
 Written with PyTorch's graph-capturing exporter (``torch.onnx.export(dynamo=True)``): about a third
 of the nodes that the older tracing exporter leaves, and no shape arithmetic over fixed sizes.
@@ -29,9 +29,9 @@ _TRACED = {"batch": 2, "tokens": 3, "past": 5, "frames": 4, "past + tokens": 8}
 
 
 def write_graph(spec: GraphSpec, folder: Path) -> Graph:
-    """Export ``spec`` to ``folder/NAME.onnx`` and describe what was written.
+    """Export ``spec`` to ``folder/NAME.onnx`` and describe the file.
 
-    Raises MissingExtra, InvariantError when the exported graph is not what the spec promises.
+    Raises MissingExtra, InvariantError when the exported graph differs from the spec.
     """
     try:
         import onnx  # noqa: F401
@@ -94,7 +94,7 @@ def _example(tensor: Tensor, sizes: Mapping[str, int]) -> torch.Tensor:
 
 
 def _dynamic_shapes(spec: GraphSpec) -> tuple[Any, ...]:
-    """Per argument of ``forward`` its dynamic axes; what follows ``*args`` is one argument, a tuple."""
+    """Per argument of ``forward`` its dynamic axes; all after ``*args`` is one argument, a tuple."""
     import inspect
 
     import torch
@@ -109,7 +109,7 @@ def _dynamic_shapes(spec: GraphSpec) -> tuple[Any, ...]:
 
 
 def _strip(model: Any) -> None:
-    """Drop what the exporter notes for debugging: source lines and paths of the building machine."""
+    """Drop the exporter's debugging notes: source lines and paths of the building machine."""
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
     del model.graph.value_info[:]

@@ -1,6 +1,6 @@
-"""What TensorRT's ONNX parser takes, as far as our graphs need it: operators, element types, restrictions.
+"""Operators that TensorRT's ONNX parser accepts, as far as our graphs need them: element types, restrictions.
 
-Our own table in our own words, narrowed to what holds for every TensorRT from 10.3 to 11: what stands in
+Our own table in our own words, narrowed to what holds for every TensorRT from 10.3 to 11: what is in
 the parser's published lists of operators both for 9.2 (the last list before 10.3 that we could read) and for
 10.15, and is not taken back in the excerpts of 11.2's (https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md,
 its history, and https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/onnx-opset-guide.html).
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 OPSETS = range(9, 20)  # 9.2 reads up to opset 19, 10.15 up to 24, 11 up to 25
-NEWER_OPSETS = range(20, 25)  # read by 10.15 and later; whether 10.3 takes them, its own list would say
+NEWER_OPSETS = range(20, 25)  # read by 10.15 and later; 10.3 may not
 STANDARD = ("", "ai.onnx")  # the domains of ONNX itself
 
 _FLOATS = frozenset({"float32", "float16", "bfloat16"})
@@ -29,7 +29,7 @@ _BOOL = frozenset({"bool"})
 
 @dataclass(frozen=True, eq=False)
 class NodeView:
-    """One node, with what is known of its values."""
+    """One node, with the known properties of its values."""
 
     node: Any  # onnx.NodeProto
     types: Mapping[str, str]  # value -> numpy's name of its element type
@@ -62,10 +62,10 @@ def _first_output_alone(view: NodeView) -> str:
     return f"gives {', '.join(more)} too, expected its first output alone" if more else ""
 
 
-def _constant_input(position: int, what: str) -> Restriction:
+def _constant_input(position: int, name: str) -> Restriction:
     def check(view: NodeView) -> str:
         names = view.node.input[position : position + 1]
-        return f"computes its {what}, expected a constant" if any(n and n not in view.constants for n in names) else ""
+        return f"computes its {name}, expected a constant" if any(n and n not in view.constants for n in names) else ""
 
     return check
 
@@ -116,13 +116,13 @@ NEWER = {"Gelu": Operator(_FLOATS), "RMSNormalization": Operator(_FLOATS)}  # in
 
 
 def newer_operators(view: NodeView) -> Iterator[str]:
-    """What only newer TensorRTs are known to take of one node."""
+    """Remarks on a node that only newer TensorRTs are known to accept."""
     if view.node.domain in STANDARD and view.node.op_type in NEWER:
-        yield f"{view.node.op_type}: in TensorRT's list of 10.15, not in that of 9.2: 10.3 may not take it"
+        yield f"{view.node.op_type}: in TensorRT's list of 10.15, not in that of 9.2: 10.3 may not accept it"
 
 
 def parser_problems(view: NodeView) -> Iterator[str]:
-    """What TensorRT's parser would not take of one node, in words that begin with its operator."""
+    """Problems of one node with TensorRT's parser, each starting with its operator."""
     node = view.node
     name = f"{node.op_type} '{node.name}'"
     if node.domain not in STANDARD:
@@ -130,7 +130,7 @@ def parser_problems(view: NodeView) -> Iterator[str]:
         return
     known = OPERATORS.get(node.op_type) or NEWER.get(node.op_type)
     if known is None:
-        yield f"{node.op_type}: not in the list of what TensorRT 10.3 to 11 all take"
+        yield f"{node.op_type}: not in the list of operators that TensorRT 10.3 to 11 all accept"
         return
     value = node.input[0] if node.input else node.output[0]
     kind = view.types.get(value)

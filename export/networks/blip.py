@@ -72,7 +72,7 @@ def build_blip(config: dict[str, Any]) -> BlipForConditionalGeneration:
         raise MissingExtra(error.name or "transformers", extra="export") from error
 
     with torch.device("meta"):  # the library's own initialisation takes 29 s, and is thrown away
-        # Eager attention is the arithmetic of the paper's code, and what parity is measured against.
+        # Eager attention is the arithmetic of the paper's code, and the reference of the parity check.
         model = BlipForConditionalGeneration._from_config(BlipConfig(**config), attn_implementation="eager")
     model = unset(model)
     model.tie_weights()
@@ -115,11 +115,11 @@ def vision_module(model: BlipForConditionalGeneration) -> nn.Module:
 
         def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
             image = self.encoder(pixels).last_hidden_state
-            memory: list[Tensor] = []
+            cross: list[Tensor] = []
             for key, value in zip(self.keys, self.values, strict=True):
-                memory.append(_split_heads(key(image), shape).permute(0, 2, 3, 1))
-                memory.append(_split_heads(value(image), shape).permute(0, 2, 1, 3))
-            return tuple(memory)
+                cross.append(_split_heads(key(image), shape).permute(0, 2, 3, 1))
+                cross.append(_split_heads(value(image), shape).permute(0, 2, 1, 3))
+            return tuple(cross)
 
     return Vision().eval()
 

@@ -18,7 +18,7 @@ Vlm = Literal["blip", "blip-text", "clip"]
 
 @dataclass(frozen=True)
 class PaperRow:
-    """What the paper's Table 1 prints of an extractor, and what is wrong with it (docs/paper.md, parameter counts)."""
+    """Row of the paper's Table 1, and the slips in it (docs/paper.md, parameter counts)."""
 
     number: int
     parameters: int
@@ -35,7 +35,7 @@ class ExtractorEntry:
     network: str | None  # of the spatio-temporal part: a key of weights/video.py VIDEO_WEIGHTS
     choice: FrameChoice  # of its frames
     frames: str  # as the paper counts: "9 (1+8)"
-    dimension: int  # numbers per clip with the published networks
+    dimension: int  # of the embedding with the published networks
     paper: PaperRow | None = None
 
     @property
@@ -47,13 +47,13 @@ class ExtractorEntry:
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Whose parameters count."""
+        """Networks whose parameters count."""
         vlm = () if self.vlm is None else ("clip" if self.vlm == "clip" else "blip",)
         return (*vlm, *(() if self.network is None else (self.network,)))
 
     @property
     def needed_networks(self) -> tuple[str, ...]:
-        """Whose weights an export needs: keyframes are picked with Slow's first layers, whatever the extractor."""
+        """Networks whose weights an export needs: Slow's first layers pick the keyframes of every extractor."""
         return tuple(dict.fromkeys((*self.networks, "slow")))
 
 

@@ -57,7 +57,7 @@ def early_layers(module: nn.Module) -> nn.Module:
     def checked(layer: Any) -> nn.Module | None:
         if isinstance(layer, nn.Conv3d | nn.MaxPool3d) and not _sees_one_frame(layer):
             raise DataError(
-                f"{layer}: stem, res2 and res3 of the Slow network must look at one frame at a time, "
+                f"{layer}: stem, res2 and res3 of the Slow network must read one frame at a time, "
                 "expected a kernel of 1 in time",
                 fix="use slow_r50 or a checkpoint of its architecture for --slow",
             )
@@ -67,7 +67,7 @@ def early_layers(module: nn.Module) -> nn.Module:
 
 
 def _sees_one_frame(layer: Any) -> bool:
-    """A layer that is known to look at one frame alone, in a form that ``_flat`` can take over."""
+    """True for a layer that reads one frame alone, in a form that ``_flat`` supports."""
     from torch import nn
 
     if isinstance(layer, nn.Conv3d):
@@ -90,7 +90,7 @@ def _sees_three_frames(layer: Any) -> bool:
 
 
 def _flatten(module: nn.Module, flat_layer: Any) -> nn.Module:
-    """Change ``module``: every layer is what ``flat_layer`` makes of it, unless that is None."""
+    """Change ``module``: every layer is replaced by ``flat_layer`` of it, unless that is None."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             replacement = flat_layer(child)
@@ -100,7 +100,7 @@ def _flatten(module: nn.Module, flat_layer: Any) -> nn.Module:
 
 
 def _flat(layer: Any) -> nn.Module | None:
-    """``layer`` in two dimensions; None for what has no extent in time."""
+    """``layer`` in two dimensions; None for a layer without extent in time."""
     from torch import nn
 
     if isinstance(layer, nn.Conv3d):

@@ -1,4 +1,4 @@
-"""How each network's publishers prepare a frame, as the rule that the runtime follows."""
+"""Preprocessing of frames as each network's publishers do it, as the rule that the runtime follows."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def small_clip_frames(size: int) -> FramePreprocessing:
     return blip_frames(size)
 
 
-def check_stated(path: Path, rule: FramePreprocessing) -> None:
-    """Raise DataError when ``preprocessor_config.json`` at ``path`` is there and says something else than ``rule``."""
+def check_preprocessor(path: Path, rule: FramePreprocessing) -> None:
+    """Raise DataError when ``preprocessor_config.json`` at ``path`` exists and contradicts ``rule``."""
     if not path.is_file():
         return
     try:
-        stated = json.loads(path.read_bytes())
+        config = json.loads(path.read_bytes())
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}") from error
     for key, expected in (
@@ -80,6 +80,6 @@ def check_stated(path: Path, rule: FramePreprocessing) -> None:
         ("resample", _RESAMPLE[rule.filter]),
         ("do_center_crop", rule.fit == "crop"),
     ):
-        found = stated.get(key, expected)
+        found = config.get(key, expected)
         if (tuple(found) if isinstance(found, list) else found) != expected:
             raise DataError(f"{path}: {key} is {found}, expected {expected} as published with this model")

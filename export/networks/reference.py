@@ -1,4 +1,4 @@
-"""The libraries of the reference networks: what building, running and counting such a network takes.
+"""The libraries of the reference networks: building, running and counting such a network.
 
 The references are Hugging Face's BLIP, CLIP and VideoMAE, PyTorchVideo's Slow and I3D, and torchvision's
 ResNet-3D. Each has a file of its own next to this one.

@@ -201,7 +201,7 @@ def before_proj(net: nn.Module, frames: npt.NDArray[np.float32]) -> npt.NDArray[
 def keyframe_module(net: nn.Module) -> nn.Module:
     """frames float32 [N, 3, S, S] -> features float32 [N, C]: stem, res2, res3, mean over positions.
 
-    Raises DataError when one of these layers looks at more than one frame at a time: its features
+    Raises DataError when one of these layers reads more than one frame at a time: its features
     would then depend on a frame's neighbours.
     """
     from torch import nn

@@ -115,7 +115,7 @@ def build_small_clip() -> nn.Module:
 
 
 def build_small_videomae() -> nn.Module:
-    """``VideoMAEForVideoClassification``: 16 frames of 64 px, tubes of 2 x 16 x 16, 4 layers of 128."""
+    """``VideoMAEForVideoClassification``: 16 frames of 64 px, patches of 2 x 16 x 16, 4 layers of 128."""
     transformers = _transformers()
     config = transformers.VideoMAEConfig(
         image_size=64,
@@ -170,10 +170,10 @@ def build_small_resnet3d() -> nn.Module:
         raise MissingExtra(error.name or "torchvision", extra="export") from error
 
     class SmallVideoResNet(VideoResNet):  # type: ignore[misc]
-        """The library writes its channels down; only that call is given others."""
+        """The library fixes its channels; only this call is given others."""
 
         def _make_layer(self, block: Any, conv: Any, planes: int, blocks: int, stride: int = 1) -> nn.Sequential:
-            self.inplanes: int = 16 if planes == 64 else self.inplanes  # what the stem gives
+            self.inplanes: int = 16 if planes == 64 else self.inplanes  # channels of the stem
             return super()._make_layer(block, conv, planes // 4, blocks, stride)  # type: ignore[no-any-return]
 
     def stem() -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""The proof of an export: what the written graphs compute is what the reference libraries compute.
+"""The proof of an export: the written graphs compute the same as the reference libraries.
 
 The references are the libraries' networks as they are, not the modules that were exported; the graphs
 run through the runtime's own session and decoder. The limit is on max |a - b| / max |b| of each

@@ -1,1 +1,1 @@
-"""What a bundle's graphs compute in: half precision, int8, and the ledger that proves it."""
+"""Precision of a bundle's graphs: half precision, int8, and the dtype histogram that proves it."""

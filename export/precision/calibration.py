@@ -1,9 +1,8 @@
-"""Seeded clips to measure on: shapes that move over soft backgrounds, with a little noise.
+"""Clips to measure on: seeded ones, or the user's own.
 
-They stand in for video wherever an export needs frames: batch-norm statistics of random weights,
-and the frames of the parity check.
-
-Frames to calibrate int8 on and to compare whole chains on: seeded clips, or a folder of the user's own.
+Seeded clips show shapes that move over soft backgrounds, with a little noise. They replace video wherever an
+export needs frames: batch-norm statistics of random weights, the parity check, int8 calibration and the
+comparison of whole chains. The last two can use a folder of the user's own clips instead.
 """
 
 from __future__ import annotations

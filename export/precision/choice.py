@@ -1,4 +1,4 @@
-"""Which graph is computed in which precision: what was asked for, and what was made of it."""
+"""Choice of each graph's precision from ``--precision``, with notes on everything that differs from the request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OVERFLOWS = "BLIP's image encoder overflows in fp16 with the published weights"
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """``notes``: what was decided that the words alone do not say. They are printed: no precision changes silently."""
+    """``notes``: decisions that the options alone do not show. They are printed: no precision changes silently."""
 
     by_graph: Mapping[str, Precision]  # of the graphs that make embeddings
     notes: tuple[str, ...] = ()
@@ -45,9 +45,9 @@ def choose_precision(
 ) -> PrecisionChoice:
     """``words``: as given with ``--precision``, ``int8`` for all graphs or ``vision=bf16`` for one.
 
-    ``capability``: the compute capability ("7.5") of the GPU that TensorRT's plans are for; empty when not known.
+    ``capability``: the compute capability ("7.5") of the GPU that the TensorRT engines are for; empty when not known.
 
-    Raises UsageError for a word that names no precision or no graph of the extractor, or says a thing twice.
+    Raises UsageError for a word that names no precision or no graph of the extractor, or a graph twice.
     """
     graphs = embedding_graphs(entry)
     for_all, by_name = _read(words, graphs)

@@ -1,4 +1,4 @@
-"""Half precision at the level of PyTorch: products in fp16 or bf16, what is delicate in fp32.
+"""Half precision at the level of PyTorch: products in fp16 or bf16, delicate operations in fp32.
 
 Cast there and not in the finished file: tools that convert ONNX files to float16 were seen to write
 graphs that strict shape inference refuses. Layer norms, softmaxes and means are computed in fp32 and
@@ -60,7 +60,7 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _delicate_in_fp32() -> Any:
-    """A mode in which softmax, layer norm and mean read fp32 and give back what they were given."""
+    """A mode in which softmax, layer norm and mean compute in fp32 and return the dtype of their input."""
     import torch
     from torch.overrides import TorchFunctionMode
 

@@ -1,6 +1,6 @@
 """int8 as standard ONNX: ``QuantizeLinear``/``DequantizeLinear`` pairs around products, written into a finished file.
 
-Two ways, both without any scale that a batch shares at run time (a clip's numbers must not depend on
+Two forms, both without any scale that a batch shares at run time (a clip's embedding must not depend on
 its neighbours, as they do with ``DynamicQuantizeLinear``):
 
 ``static``   activations get fixed scales from calibration clips, weights one scale per output channel.
@@ -25,7 +25,7 @@ EMBEDDING = 1 << 20  # values from which a table of word vectors is stored as in
 
 @dataclass(frozen=True)
 class Int8Form:
-    """How a runtime wants its int8."""
+    """The form of int8 that a runtime fuses."""
 
     symmetric: bool  # activations as int8 around zero (TensorRT); otherwise uint8 with a zero point
     between: bool  # results of convolutions are quantised too, and biases are int32 (ONNX Runtime's fused kernels)
@@ -123,7 +123,7 @@ def _gemms_to_products(model: Any) -> None:
 
 
 class _Rewriter:
-    """Puts pairs into a graph, and what they make in order."""
+    """Inserts quantise-dequantise pairs into a graph, in the order of its nodes."""
 
     def __init__(self, model: Any) -> None:
         from onnx import numpy_helper
@@ -137,7 +137,7 @@ class _Rewriter:
                 self._readers.setdefault(name, []).append(node)
         self._after: dict[str, list[Any]] = {}  # value -> nodes that follow its maker
         self._first: list[Any] = []  # nodes that read constants alone
-        self._quantised: dict[str, str] = {}  # value -> what stands for it behind its pair
+        self._quantised: dict[str, str] = {}  # value -> its name after the pair
         self._scales: dict[str, npt.NDArray[np.float32]] = {}  # of values and weights
         self._weights: dict[tuple[str, int], str] = {}
 
@@ -146,7 +146,7 @@ class _Rewriter:
         return found is not None and found.dtype == np.float32 and dimensions in (None, found.ndim)
 
     def result_of(self, node: Any) -> str:
-        """Where the value that ``node`` makes is quantised: behind the Relu that alone reads it, or at once."""
+        """Name of the value at which the output of ``node`` is quantised: after its only reader, a Relu, or at once."""
         result = str(node.output[0])
         readers = self._readers.get(result, [])
         if len(readers) == 1 and readers[0].op_type == "Relu" and result not in self._outputs:
@@ -254,7 +254,7 @@ class _Rewriter:
 
 
 def _steps(seen: Range, form: Int8Form) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-    """(step, the integer that stands for zero) of a range, as arrays of no dimension."""
+    """(step, the integer of zero) of a range, as arrays of no dimension."""
     if form.symmetric:
         return np.asarray(max(-seen.low, seen.high, 1e-12) / 127, np.float32), np.zeros((), np.int8)
     step = max(seen.high - seen.low, 1e-12) / 255

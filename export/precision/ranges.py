@@ -1,4 +1,4 @@
-"""Which range an activation takes on calibration clips, cut where int8's squared error is smallest."""
+"""Range of each activation on calibration clips, cut where int8's squared error is smallest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CUTS = np.linspace(0.3, 1.0, 36)  # shares of the largest magnitude that are tr
 
 @dataclass(frozen=True)
 class Range:
-    """``low`` <= 0 <= ``high``: what int8 is to cover; what lies outside is cut off."""
+    """``low`` <= 0 <= ``high``: the values that int8 covers; those outside are clipped."""
 
     low: float
     high: float
@@ -29,7 +29,7 @@ class Range:
 
 @dataclass(eq=False)
 class _Histogram:
-    """How often which value was seen, over a span that doubles when a value lies outside."""
+    """Histogram of seen values, over a span that doubles when a value lies outside."""
 
     span: float = 0.0
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 # Of the norms that close a block. A branch adds little to the sum, as in trained networks: with gain 1 the sums
-# amplify rounding (bf16: cosine 0.90, with this one 0.9999), and no precision could be judged.
+# amplify rounding (bf16: cosine 0.90, with this one 0.9999), and no precision could be measured.
 CLOSING_GAIN = np.float32(0.15)
 CLOSING_SHIFT, LAST_SHIFT = -0.5, -0.25  # LAST: of the last stage, whose branches add as much as there is
 MEASURED = 128  # pixels; 256 would take four times as long in float64
@@ -30,7 +30,7 @@ MEASURED = 128  # pixels; 256 would take four times as long in float64
 
 @dataclass(frozen=True)
 class _Names:
-    """How a library names what is treated apart."""
+    """A library's names of the layers that are treated separately."""
 
     key: str  # of the draws
     last_stage: str  # its output is the embedding

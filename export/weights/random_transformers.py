@@ -188,8 +188,8 @@ def _restrict_words(model: BlipForConditionalGeneration, *, seed: int) -> None:
     """Captions hold whole words only, so that their text is tokenised to the same ids again."""
     config = model.config.text_config
     bias = np.full(config.vocab_size, UNSAID, dtype=np.float32)
-    said = np.asarray(word_ids())
-    bias[said] = 0.3 * draw("blip.said", seed, said.shape)
+    words = np.asarray(word_ids())
+    bias[words] = 0.3 * draw("blip.said", seed, words.shape)
     bias[config.sep_token_id] = 0.0
     assign(model.text_decoder.cls.predictions.decoder.bias, bias)
 

@@ -1,7 +1,7 @@
 """Published weight files: which revision we pin, the SHA-256 where a public source states it, and licences.
 
-No hash here is ours: none of these files was at hand. ``stated_by`` says where a hash was read; where we
-found none it is empty, and ``flamest-export verify-weights`` prints the file's own to be kept.
+No hash here is ours: none of these files was available to us. ``stated_by`` names the place where a hash was
+read; without a hash it is empty, and ``flamest-export verify-weights`` prints the file's own to be kept.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _ZOO = "Apache-2.0 (PyTorchVideo's repository; it states no separate licence for
 
 @dataclass(frozen=True)
 class Release:
-    """One weights file as its publisher gives it out."""
+    """One weights file as published."""
 
     network: str  # "blip", "slow", …
-    source: str  # hub id, or the name in a model zoo: what sources.py calls it
+    source: str  # hub id, or the name in a model zoo: as parse_source takes it
     revision: str  # the hub's commit that an export fetches; empty for a model zoo's file
     file: str
     licence: str
@@ -95,7 +95,7 @@ def licence_of(name: str) -> str:
 
 
 def licence_warning(part: str, licence: str) -> str:
-    """What a person has to be told of a licence before they deploy; empty when nothing."""
+    """Warning about a licence before deployment; empty without one."""
     if "-NC-" in licence or "non-commercial" in licence.lower():
         return f"{part}: these weights are NOT for commercial use ({licence})"
     if "out of scope" in licence:

@@ -26,7 +26,7 @@ _HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Where the weights of one network come from."""
+    """Origin of one network's weights."""
 
     network: str  # "blip", "clip", "slow", "i3d", "resnet3d", "videomae"
     kind: Literal["random", "miniworld", "files", "hub", "zoo"]
@@ -99,7 +99,7 @@ def parse_common_source(text: str) -> str:
 
 
 def recorded_source(network: str, name: str) -> WeightSource | None:
-    """The source that a manifest's ``name`` brings again; None for local files, of which only the name is recorded."""
+    """The source that a manifest's ``name`` stands for; None for local files, whose path is not recorded."""
     try:
         source = parse_source(network, name)
     except UsageError:

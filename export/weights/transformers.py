@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ...base.errors import DataError, MissingExtra
 from ..networks.blip import build_blip
 from ..networks.clip import build_clip
-from ..networks.preprocessing import blip_frames, check_stated, clip_frames, videomae_frames
+from ..networks.preprocessing import blip_frames, check_preprocessor, clip_frames, videomae_frames
 from ..networks.videomae import build_videomae
 from .checkpoints import check_tensors, find_weights, read_tensors
 
@@ -49,7 +49,7 @@ def load_blip(path: Path) -> BlipForConditionalGeneration:
     """
     folder = path if path.is_dir() else path.parent
     config = read_blip_config(folder / CONFIG_FILE)
-    check_stated(folder / "preprocessor_config.json", blip_frames(size=0))
+    check_preprocessor(folder / "preprocessor_config.json", blip_frames(size=0))
     weights = find_weights(folder, BLIP_FILES) if path.is_dir() else path
     model: BlipForConditionalGeneration = _build(build_blip, config, folder)
     fill_blip(model, read_tensors(weights), file=weights, tied=config["tie_word_embeddings"])
@@ -60,7 +60,7 @@ def load_clip(path: Path) -> Any:
     """The ``CLIPModel`` in such a folder or file; raises as ``load_blip``."""
     folder = path if path.is_dir() else path.parent
     config = _read_config(folder / "config.json", "clip", "CLIPModel", CLIP_FILES)
-    check_stated(folder / "preprocessor_config.json", clip_frames(size=0))
+    check_preprocessor(folder / "preprocessor_config.json", clip_frames(size=0))
     weights = find_weights(folder, CLIP_FILES) if path.is_dir() else path
     model = _build(build_clip, config, folder)
     tensors = read_tensors(weights)
@@ -73,7 +73,7 @@ def load_videomae(path: Path) -> nn.Module:
     """The VideoMAE classifier in such a folder or file; raises as ``load_blip``."""
     folder = path if path.is_dir() else path.parent
     config = _read_config(folder / "config.json", "videomae", "VideoMAEForVideoClassification", VIDEOMAE_FILES)
-    check_stated(folder / "preprocessor_config.json", videomae_frames(size=0))
+    check_preprocessor(folder / "preprocessor_config.json", videomae_frames(size=0))
     weights = find_weights(folder, VIDEOMAE_FILES) if path.is_dir() else path
     net = _build(build_videomae, config, folder)
     expected = net.state_dict()

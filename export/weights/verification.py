@@ -1,4 +1,4 @@
-"""Are these the published weights? Their files' SHA-256 beside known ones, and BLIP's caption of a known picture."""
+"""Verification of published weights: SHA-256 of their files, and BLIP's caption of a known picture."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FileVerdict:
 
 
 class KnownCaption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a captioner said of the picture, when its weights were first looked at."""
+    """A captioner's caption of the picture, when its weights were first verified."""
 
     caption: str
     token_ids: tuple[int, ...]
@@ -75,8 +75,8 @@ def find_weight_files(source: str) -> list[Path]:
     )
 
 
-def judge_file(path: Path) -> FileVerdict:
-    """The file beside the release of its name and network."""
+def identify_file(path: Path) -> FileVerdict:
+    """Compare the file with the release of its name and network."""
     digest, size = sha256_file(path), path.stat().st_size
     for release in RELEASES:
         if release.sha256 == digest:
@@ -87,27 +87,27 @@ def judge_file(path: Path) -> FileVerdict:
 
 
 def caption_verdict(source: Path, weights: Path, record: Path) -> CaptionVerdict:
-    """The captioner in the folder ``source`` looks at our picture: as it did when ``record`` was written?
+    """Compare the caption that the model in the folder ``source`` gives our picture with the one in ``record``.
 
     ``weights``: its file, by whose SHA-256 the caption is recorded. A caption of weights that are new to
     ``record`` is added to it. Raises DataError ``other_caption`` when it is another one now.
     """
     known = _read_record(record)
     digest = sha256_file(weights)
-    said = _caption(source)
+    now = _caption(source)
     if digest in known:
         before = known[digest]
-        if said.token_ids != before.token_ids:
+        if now.token_ids != before.token_ids:
             raise DataError(
-                f"{printable_path(source)}: the caption of the picture is '{said.caption}', recorded on "
+                f"{printable_path(source)}: the caption of the picture is '{now.caption}', recorded on "
                 f"{before.recorded} was '{before.caption}', of the same weights",
-                fix=f"libraries then: {before.versions}; now: {said.versions}",
+                fix=f"libraries then: {before.versions}; now: {now.versions}",
                 code="other_caption",
             )
         return CaptionVerdict(before, "the same as recorded")
-    content = msgspec.json.encode({**known, digest: said}, order="deterministic")
+    content = msgspec.json.encode({**known, digest: now}, order="deterministic")
     write_atomic(record, msgspec.json.format(content, indent=2) + b"\n")
-    return CaptionVerdict(said, "recorded now")
+    return CaptionVerdict(now, "recorded now")
 
 
 def _caption(source: Path) -> KnownCaption:
@@ -140,7 +140,7 @@ def _read_record(path: Path) -> dict[str, KnownCaption]:
 
 
 def network_of(path: Path) -> str | None:
-    """Which network a weights file belongs to: by its folder's config.json, or its name."""
+    """Network of a weights file, by its folder's config.json or its name; None when unknown."""
     config = path.parent / "config.json"
     if path.name in WEIGHT_FILES and config.is_file():
         try:

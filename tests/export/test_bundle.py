@@ -14,7 +14,7 @@ from flamest.runtime.bundle.manifest import read_manifest
 GRAPHS = {"vision", "text", "cnn", "keyframes"}
 
 
-def test_export_says_what_it_built(tiny_bundle):
+def test_the_json_of_an_export_describes_the_bundle(tiny_bundle):
     said = json.loads((tiny_bundle.parent / "said.json").read_text())
     manifest = read_manifest(tiny_bundle)
     assert said["bundle"] == str(tiny_bundle)
@@ -62,7 +62,7 @@ def test_the_manifest_states_what_the_embeddings_mean(tiny_bundle):
     assert {"torch", "transformers", "pytorchvideo", "onnx", "onnxruntime"} <= set(manifest.versions)
 
 
-def test_a_bundle_tells_nothing_of_the_machine_that_built_it(tiny_bundle):
+def test_a_bundle_holds_nothing_about_the_machine_that_built_it(tiny_bundle):
     """The exporter notes source files and lines in the graphs; a bundle goes to other sites."""
     for file in tiny_bundle.iterdir():
         data = file.read_bytes()

@@ -80,7 +80,7 @@ def test_the_command_prints_each_check_and_ends_in_65_when_one_fails(tiny_bundle
         (helper.make_node("ReduceMean", ["x", "axes"], ["y"]), (), "computes its axes, expected a constant"),
     ],
 )
-def test_what_tensorrt_does_not_parse_is_named(tmp_path, node, constants, said):
+def test_operators_that_tensorrt_does_not_parse_are_named(tmp_path, node, constants, said):
     inputs = [X, ("axes", TensorProto.INT64, [1])]
     path = write_graph(tmp_path / "g.onnx", [node], inputs, [Y], constants, domains=("com.microsoft",))
     assert any(said in problem for problem in problems(path)), problems(path)
@@ -112,7 +112,7 @@ def test_int8_outside_of_a_quantising_pair_is_named(tmp_path):
     assert [problem.split(",")[0] for problem in problems(path)] == ["Gather '' on int8", "Cast '' on int8"]
 
 
-def test_what_only_newer_versions_are_known_to_take_is_a_remark(tmp_path):
+def test_operators_of_newer_tensorrt_only_are_a_remark(tmp_path):
     """bf16 graphs: ONNX has convolutions in bf16 from opset 22 on."""
     from flamest.export.checks import _newer, _operators
 
@@ -144,7 +144,7 @@ def failing(folder, **changes):
     return {finding.check: finding.problems for finding in check_graphs(folder, changed) if not finding.ok}
 
 
-def test_a_manifest_that_says_another_precision_or_ledger_than_the_file_has_is_found(folder):
+def test_a_manifest_with_a_wrong_precision_or_dtype_histogram_is_found(folder):
     graph = read_manifest(folder).graphs["cnn"]
     assert set(failing(folder, precision="fp16")) == {"dtype histogram"}
     assert set(failing(folder, dtype_histogram={"int8": {"Conv": 23}})) == {"dtype histogram"}
@@ -168,7 +168,7 @@ def test_a_graph_whose_shapes_contradict_each_other_fails_strict_inference(tmp_p
         view_graph(path)
 
 
-def test_findings_about_tensorrt_are_remarks_where_int8_is_meant_for_another_backend(folder, monkeypatch):
+def test_tensorrt_findings_are_remarks_on_int8_for_other_backends(folder, monkeypatch):
     from flamest.export.graphs import tensorrt_operators
 
     monkeypatch.delitem(tensorrt_operators.OPERATORS, "Conv")

@@ -22,7 +22,7 @@ def run(*words):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_sizes_are_those_of_the_bundle_to_a_few_per_cent(tiny_bundle, tmp_path):
+def test_estimated_sizes_are_within_five_per_cent_of_the_bundle(tiny_bundle, tmp_path):
     said = run("--weights", "random:tiny", "--out", tmp_path / "b")
     manifest = read_manifest(tiny_bundle)
     assert set(said["graphs"]) == set(manifest.graphs)
@@ -69,7 +69,7 @@ def test_published_weights_are_named_with_revision_size_and_licence(monkeypatch,
     assert 485e6 < said["graphs"]["text"]["bytes"] < 505e6
 
 
-def test_weights_that_may_not_be_used_commercially_are_warned_of(monkeypatch):
+def test_non_commercial_weights_give_a_warning(monkeypatch):
     from flamest.export import dry_run
 
     monkeypatch.setattr(dry_run, "_cached", lambda source: True)

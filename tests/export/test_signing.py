@@ -55,7 +55,7 @@ def test_a_key_is_never_overwritten(keys):
 
 
 @pytest.mark.parametrize("name", ["Ann", "a b", "../ann", "", "a" * 41])
-def test_a_name_that_is_no_name_makes_no_key(tmp_path, name):
+def test_an_invalid_name_makes_no_key(tmp_path, name):
     assert run("keygen", name, "--out", tmp_path).exit_code == 2
     assert list(tmp_path.iterdir()) == []
 
@@ -74,7 +74,7 @@ def test_two_signers_in_any_order_and_each_is_enough(bundle, keys):
     assert (bundle / "bundle.sig").read_bytes() == again
 
 
-def test_sign_says_what_the_silos_do_next_and_inspect_whether_a_trusted_key_was_asked_for(bundle, keys):
+def test_sign_prints_the_silos_next_step_and_inspect_the_signers(bundle, keys):
     shown = run("sign", bundle, "--key", keys / "ann.key").stdout
     assert 'next: give ann.pub to the silos; they put trusted_keys = ["ann.pub"] into agent.toml' in shown
     assert "not checked against a trusted key" in run("inspect", bundle).stdout
@@ -88,7 +88,7 @@ def test_a_signature_changes_neither_fingerprint_nor_manifest(bundle, keys):
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify", "bench"])
-def test_the_commands_that_open_a_bundle_refuse_one_that_no_trusted_key_signed(bundle, keys, command):
+def test_a_bundle_that_no_trusted_key_signed_is_refused(bundle, keys, command):
     unsigned = run(command, bundle, "--trusted-key", keys / "ann.pub", "--json")
     assert (unsigned.exit_code, said(unsigned)["error"]["code"]) == (65, "UNTRUSTED")
     run("sign", bundle, "--key", keys / "bob.key")
@@ -97,7 +97,7 @@ def test_the_commands_that_open_a_bundle_refuse_one_that_no_trusted_key_signed(b
     assert "(ann)" in said(strange)["error"]["message"]
 
 
-def test_verify_says_who_signed(bundle, keys, monkeypatch):
+def test_verify_names_the_signers(bundle, keys, monkeypatch):
     from flamest.export.parity.verification import BundleVerifier
 
     for comparison in ("vision_language", "keyframes", "spatio_temporal"):
@@ -109,14 +109,14 @@ def test_verify_says_who_signed(bundle, keys, monkeypatch):
     assert "(ann)" in result.stdout
 
 
-def test_a_bundle_that_is_not_as_exported_is_not_signed(bundle, keys):
+def test_a_changed_bundle_is_not_signed(bundle, keys):
     (bundle / "cnn.onnx").write_bytes(b"x")
     result = run("sign", bundle, "--key", keys / "ann.key", "--json")
     assert (result.exit_code, said(result)["error"]["code"]) == (65, "bundle_tampered")
     assert not (bundle / "bundle.sig").exists()
 
 
-def test_a_bundle_that_was_changed_after_it_was_signed_is_not_signed_again_by_accident(bundle, keys):
+def test_a_bundle_changed_after_signing_is_not_signed_again(bundle, keys):
     run("sign", bundle, "--key", keys / "ann.key")
     (bundle / "bundle.json").write_bytes((bundle / "bundle.json").read_bytes() + b" ")
     result = run("sign", bundle, "--key", keys / "bob.key", "--json")
@@ -132,7 +132,7 @@ def test_a_private_key_that_others_can_read_is_refused(bundle, keys):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
-def test_what_is_no_private_key_is_refused(bundle, tmp_path, content):
+def test_a_file_that_is_no_private_key_is_refused(bundle, tmp_path, content):
     file = tmp_path / "x.key"
     file.write_bytes(content)
     file.chmod(0o600)
@@ -155,7 +155,7 @@ def test_a_key_of_another_kind_is_refused(bundle, tmp_path):
     assert "another kind" in said(result)["error"]["message"]
 
 
-def test_inspect_of_a_signed_bundle_needs_nothing_to_check_signatures_with(bundle, keys):
+def test_inspect_works_without_the_package_that_checks_signatures(bundle, keys):
     """The base install has no cryptography: it says so, unless a key is asked for."""
     run("sign", bundle, "--key", keys / "ann.key")
     code = "import sys\nsys.modules['cryptography'] = None\nfrom flamest.export.cli.main import app\napp(sys.argv[1:])"

@@ -8,10 +8,10 @@ import signal
 
 import numpy as np
 import pytest
-from flamest.export.bench.child import Contestant, gpu_used_mb, resident_mb
+from flamest.export.bench.child import BenchJob, gpu_used_mb, resident_mb
 from flamest.export.bench.comparison import REFERENCE, _in_order, difference
 from flamest.export.bench.inputs import FRAMES, find_clips, render_clips
-from flamest.export.bench.process import Process, Refused
+from flamest.export.bench.process import BenchProcess, Refused
 from flamest.export.cli.main import app
 from typer.testing import CliRunner
 
@@ -45,7 +45,7 @@ def test_every_graph_and_every_stage_has_times_and_memory(figures):
     assert (figures["clips"], figures["rendered"]) == (2, True)
 
 
-def test_vectors_of_every_clip_are_told_when_asked_for(figures):
+def test_vectors_of_every_clip_are_in_the_figures_on_request(figures):
     told = figures["backends"]["onnxruntime"]["vectors"]
     assert len(told) == 2
     for clip in told:
@@ -66,20 +66,20 @@ def test_an_unknown_backend_is_a_usage_error(tiny_bundle):
     assert run("bench", tiny_bundle, "--backend", "abacus").exit_code == 2
 
 
-def test_a_contestant_that_cannot_open_the_bundle_says_why(tmp_path):
+def test_a_backend_that_cannot_open_the_bundle_says_why(tmp_path):
     with pytest.raises(Refused, match="is not a bundle") as caught:
-        Process(Contestant(str(tmp_path), "onnxruntime"))
+        BenchProcess(BenchJob(str(tmp_path), "onnxruntime"))
     assert caught.value.code == "bad_data"
 
 
-def test_a_contestant_that_dies_is_refused_with_its_signal(tiny_bundle):
-    with Process(Contestant(str(tiny_bundle), "onnxruntime", threads=1)) as process:
+def test_a_backend_that_dies_is_refused_with_its_signal(tiny_bundle):
+    with BenchProcess(BenchJob(str(tiny_bundle), "onnxruntime", threads=1)) as process:
         os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(Refused, match="signal SIGKILL"):
             process.ask("run_graph")
 
 
-def test_the_reference_comes_first_and_nobody_twice():
+def test_the_reference_comes_first_and_no_backend_twice():
     assert _in_order(("tensorrt", "openvino", REFERENCE, "tensorrt")) == [REFERENCE, "tensorrt", "openvino"]
 
 

@@ -49,7 +49,7 @@ def vectors(*cnn):
     return [{"caption": "a", "token_ids": [1], "vlm": [], "cnn": list(cnn)}]
 
 
-def test_without_a_gpu_it_ends_at_once_with_what_to_do_and_writes_nothing(tmp_path):
+def test_without_a_gpu_it_ends_at_once_and_writes_nothing(tmp_path):
     facts = MachineFacts(driver_problem="libcuda.so.1: cannot open shared object file")
     with pytest.raises(SettingsError, match=r"NO_DRIVER_OR_GPU: .*there is none here: libcuda\.so\.1") as caught:
         check_gpu(GpuCheckRequest(tmp_path / "results"), print, facts=facts)
@@ -68,7 +68,7 @@ def test_the_command_without_a_gpu_is_an_error_for_machines_too(tmp_path, monkey
 def test_every_precision_is_built_checked_verified_and_measured(tmp_path):
     run, ran = fake_runner()
     steps = run_steps(GpuCheckRequest(tmp_path), run)
-    per_bundle = ["build", "plans", "inspect", "check", "verify", "bench"]
+    per_bundle = ["build", "engines", "inspect", "check", "verify", "bench"]
     assert ran == ["doctor", *(f"{precision}: {what}" for precision in ("fp32", "fp16") for what in per_bundle)]
     build = next(step for step in steps if step.name == "fp16: build")
     assert " ".join(build.command).startswith("--backend tensorrt --no-plans --weights random:full")
@@ -78,7 +78,7 @@ def test_every_precision_is_built_checked_verified_and_measured(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_bundle_that_was_not_built_is_not_measured_and_the_next_one_still_is(tmp_path):
+def test_a_bundle_that_failed_is_skipped_and_the_next_is_measured(tmp_path):
     run, ran = fake_runner(fails={"fp32: build"})
     report = report_of(GpuCheckRequest(tmp_path), run)
     assert [name for name in ran if name.startswith("fp32")] == ["fp32: build"]
@@ -87,14 +87,14 @@ def test_a_bundle_that_was_not_built_is_not_measured_and_the_next_one_still_is(t
     assert next(step for step in report["steps"] if step["name"] == "fp32: build")["problem"] == "it broke"
 
 
-def test_where_plans_cannot_be_built_the_other_backends_are_measured_all_the_same(tmp_path):
-    run, ran = fake_runner(fails={"fp32: plans"})
+def test_without_engines_the_other_backends_are_measured(tmp_path):
+    run, ran = fake_runner(fails={"fp32: engines"})
     report = report_of(GpuCheckRequest(tmp_path), run)
     assert "fp32: bench" in ran
-    assert (report["ok"], report["failed"]) == (False, ["fp32: plans"])
+    assert (report["ok"], report["failed"]) == (False, ["fp32: engines"])
 
 
-def test_a_backend_that_was_refused_is_not_a_report_that_all_is_well(tmp_path):
+def test_a_refused_backend_makes_the_report_not_ok(tmp_path):
     said = {
         "fp32: bench": {"backends": {}, "refused": {"tensorrt": {"code": "PLAN_REJECTED", "message": "", "fix": ""}}}
     }
@@ -103,7 +103,7 @@ def test_a_backend_that_was_refused_is_not_a_report_that_all_is_well(tmp_path):
     assert (report["ok"], report["refused"]) == (False, ["fp32: bench: tensorrt: PLAN_REJECTED"])
 
 
-def test_the_report_is_one_file_with_gpu_driver_versions_and_no_host_name(tmp_path):
+def test_the_report_names_gpu_driver_and_versions_but_no_host(tmp_path):
     import platform
 
     run, _ = fake_runner()
@@ -119,7 +119,7 @@ def test_the_report_is_one_file_with_gpu_driver_versions_and_no_host_name(tmp_pa
     assert str(tmp_path) not in path.read_text()
 
 
-def test_a_step_is_the_command_itself_and_its_failure_is_kept_without_paths_of_this_machine(tmp_path):
+def test_a_failed_step_is_kept_without_paths_of_this_machine(tmp_path):
     told = []
     good = run_step("list", ("inspect", "nothing"), tmp_path, told.append)
     assert good.exit_code == 65
@@ -129,12 +129,12 @@ def test_a_step_is_the_command_itself_and_its_failure_is_kept_without_paths_of_t
     assert told[0] == "list: flamest-export inspect nothing"
 
 
-def test_what_is_no_json_is_no_answer():
+def test_output_that_is_no_json_is_no_answer():
     assert last_json("") == last_json("words") == last_json("[1]") == {}
     assert last_json('progress\n{"a": 1}\n') == {"a": 1}
 
 
-def test_missing_packages_end_it_before_any_export_with_what_to_install(tmp_path, monkeypatch):
+def test_missing_packages_end_it_before_any_export(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "run_step", lambda *_: pytest.fail("a step ran"))
     with pytest.raises(SettingsError, match=r"^TRT_MISSING: .*; ORT_NO_CUDA: ") as caught:
         check_gpu(GpuCheckRequest(tmp_path / "results"), print, facts=H100)
@@ -154,7 +154,7 @@ def test_missing_packages_end_it_before_any_export_with_what_to_install(tmp_path
         ({"tensorrt_builds": False}, "TRT_NO_BUILDER"),
     ],
 )
-def test_each_missing_package_is_told_by_its_code(lacks, code):
+def test_each_missing_package_has_its_code(lacks, code):
     with pytest.raises(SettingsError) as caught:
         gpu_check.require_packages(dataclasses.replace(READY, **lacks))
     assert caught.value.code == code
@@ -187,7 +187,7 @@ def test_seeded_slow_stays_fp32_in_a_lower_precision_unless_it_was_named(tmp_pat
         ("fp16", "onnxruntime", "BACKEND_FAILED: it broke", False),
     ],
 )
-def test_only_the_references_refusal_of_bf16_is_expected(tmp_path, step, backend, why, ok):
+def test_only_the_reference_may_refuse_bf16(tmp_path, step, backend, why, ok):
     message = f"graph 'vision' does not run on {backend}, which is required:\n  ONNX Runtime CPU: {why}"
     run, _ = fake_runner(said={f"{step}: bench": {"refused": {backend: {"code": "no_backend", "message": message}}}})
     report = report_of(GpuCheckRequest(tmp_path), run)
@@ -195,7 +195,7 @@ def test_only_the_references_refusal_of_bf16_is_expected(tmp_path, step, backend
     assert report["refused_as_expected" if ok else "refused"] == [f"{step}: bench: {backend}: no_backend"]
 
 
-def test_every_backend_of_every_precision_is_compared_with_cuda_in_fp32_and_vectors_are_left_out(tmp_path):
+def test_every_backend_and_precision_is_compared_with_cuda_in_fp32(tmp_path):
     said = {
         "fp32: bench": {
             "backends": {
@@ -220,9 +220,9 @@ def test_without_cuda_in_fp32_nothing_is_compared():
     assert compare_with_fp32([bench]) == {}
 
 
-def test_the_report_is_there_after_every_step_so_that_ctrl_c_loses_only_one(tmp_path, monkeypatch):
+def test_the_report_is_written_after_every_step(tmp_path, monkeypatch):
     def step(name, words, scratch, say):
-        if name == "fp32: plans":
+        if name == "fp32: engines":
             raise KeyboardInterrupt
         return Step(name, tuple(words), 0, 1.0, {})
 
@@ -235,21 +235,21 @@ def test_the_report_is_there_after_every_step_so_that_ctrl_c_loses_only_one(tmp_
     assert (report["finished"], report["ok"]) == (False, False)
 
 
-def test_a_step_that_hangs_is_killed_with_its_children_and_has_failed(tmp_path, monkeypatch):
+def test_a_step_that_hangs_is_killed_with_its_children(tmp_path, monkeypatch):
     # The grandchild holds the pipes: unless it ends too, reading them never ends.
     script = tmp_path / "hang"
     script.write_text("#!/bin/sh\nsleep 60 &\nwait\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    step = run_step("plans", ("plans", "bundle"), tmp_path, lambda text: None, limit_s=0.2)
+    step = run_step("engines", ("engines", "bundle"), tmp_path, lambda text: None, limit_s=0.2)
     assert step.exit_code == -9
     assert step.seconds < 30
     assert step.problem == "ended by gpu-check: not done within 0.2 s"
     assert gpu_step.STEP_S >= 600
 
 
-def test_the_command_ends_in_65_when_a_step_failed_and_the_report_is_written(tmp_path, monkeypatch):
-    failing, _ = fake_runner(fails={"fp32: plans"})
+def test_a_failed_step_ends_the_command_in_65_with_a_report(tmp_path, monkeypatch):
+    failing, _ = fake_runner(fails={"fp32: engines"})
     monkeypatch.setattr(gpu_check, "gather_facts", lambda: READY)
     monkeypatch.setattr(gpu_check, "run_step", lambda name, words, scratch, say: failing(name, words))
     result = CliRunner().invoke(app, ["gpu-check", "--results", str(tmp_path), "--json"])
@@ -258,11 +258,11 @@ def test_the_command_ends_in_65_when_a_step_failed_and_the_report_is_written(tmp
     assert error["code"] == "gpu_check_failed"
     (path,) = tmp_path.iterdir()
     assert str(path) in error["message"]
-    assert "fp32: plans" in error["message"]
+    assert "fp32: engines" in error["message"]
     assert json.loads(path.read_text())["finished"]
 
 
-def test_the_command_ends_in_0_when_all_went_well(tmp_path, monkeypatch):
+def test_the_command_ends_in_0_when_all_steps_succeed(tmp_path, monkeypatch):
     good, _ = fake_runner()
     monkeypatch.setattr(gpu_check, "gather_facts", lambda: READY)
     monkeypatch.setattr(gpu_check, "run_step", lambda name, words, scratch, say: good(name, words))

@@ -109,7 +109,7 @@ def test_a_bundle_that_no_trusted_key_signed_gets_no_engines(bundle, tmp_path):
     ("script", "words"),
     [("crash", "ended with signal SIGSEGV"), ("refuse", "Could not find any implementation for node {conv}")],
 )
-def test_a_build_that_fails_leaves_the_onnx_bundle_whole(one_machine, bundle, script, words):
+def test_a_build_that_fails_leaves_the_onnx_bundle_complete(one_machine, bundle, script, words):
     done = run("engines", bundle, environment={**one_machine, "FLAMEST_SCRIPT": script})
     error = said(done)["error"]
     assert done.returncode == 65
@@ -168,7 +168,7 @@ def bare():
     return {**os.environ}
 
 
-def test_without_gpu_and_tensorrt_one_message_says_what_is_missing_and_what_to_type(bare, tmp_path):
+def test_without_gpu_one_message_names_everything_missing_and_a_fix(bare, tmp_path):
     words = ("--extractor", "slow", "--weights", "random:tiny", "--out", "my bundle")
     words = (*words, "--check", "--hardware-compat", "ampere+")
     done = run("--backend", "tensorrt", *words, environment=bare, cwd=tmp_path)
@@ -188,14 +188,14 @@ def test_without_gpu_and_tensorrt_one_message_says_what_is_missing_and_what_to_t
     assert done.stderr.count("error:") == 1
 
 
-def test_where_precision_is_asked_for_tensorrts_form_is_kept_for_later(bare, tmp_path):
+def test_with_precision_the_fix_keeps_tensorrts_form(bare, tmp_path):
     words = ("--backend", "tensorrt", "--precision", "int8", "--tf32", "--out", "b")
     now, later = said(run(*words, environment=bare, cwd=tmp_path))["error"]["fix"].splitlines()
     assert now.endswith("flamest-export --backend tensorrt --no-plans --out b --precision int8")
     assert later.endswith("flamest-export engines b --tf32")
 
 
-def test_the_command_has_its_former_name_too(tmp_path):
+def test_plans_is_an_alias_of_engines(tmp_path):
     done = run("plans", tmp_path)
     assert done.returncode == 65
     assert "is not a bundle" in said(done)["error"]["message"]

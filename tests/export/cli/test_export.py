@@ -52,7 +52,7 @@ def said(result):
         ),
     ],
 )
-def test_what_cannot_be_built_is_a_usage_error_with_the_command_to_type(tmp_path, monkeypatch, words, message):
+def test_an_export_that_cannot_be_built_is_a_usage_error_with_a_fix(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     result = run(*words, "--json")
     error = said(result)["error"]
@@ -70,7 +70,7 @@ def test_inspect_describes_a_bundle(tiny_bundle):
     assert set(found["graphs"]) == {"vision", "text", "cnn", "keyframes"}
     shown = run("inspect", tiny_bundle).stdout
     assert found["fingerprint"] in shown
-    assert "768 + 2048 = 2816 numbers per clip" in shown
+    assert "768 + 2048 = 2816 dimensions per clip" in shown
     assert "58,656,188 parameters as the paper counts, 35,213,756 stored" in shown
 
 
@@ -90,7 +90,7 @@ def test_inspect_of_something_else_ends_in_65(tmp_path):
     assert "is not a bundle" in said(result)["error"]["message"]
 
 
-def test_doctor_says_what_can_be_built_and_what_to_type(monkeypatch):
+def test_doctor_lists_what_can_be_built_with_fixes(monkeypatch):
     from flamest.export import doctor
 
     monkeypatch.setattr(doctor, "_PACKAGES", ("msgspec", "flamest_is_missing_this"))

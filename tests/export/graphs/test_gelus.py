@@ -36,7 +36,7 @@ def test_an_exported_gelu_is_fused_and_gives_the_same(tmp_path):
     np.testing.assert_allclose(open_session(tmp_path / "net.onnx").run({"x": x})["y"], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_half_of_something_else_stays_as_it_is(tmp_path):
+def test_a_half_outside_a_gelu_stays_as_it_is(tmp_path):
     class Other(torch.nn.Module):
         def forward(self, x):
             return x * (0.5 * (1 + torch.tanh(x)))

@@ -30,7 +30,7 @@ def described(values):
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_a_graph_has_the_tensors_that_the_manifest_says(tiny_bundle, models, name):
+def test_a_graph_has_the_tensors_of_the_manifest(tiny_bundle, models, name):
     said, graph = read_manifest(tiny_bundle).graphs[name], models[name].graph
     assert described(graph.input) == said.inputs
     assert described(graph.output) == said.outputs
@@ -124,7 +124,7 @@ def test_a_graph_of_another_shape_than_promised_is_refused(tmp_path, tiny_slow):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_ledger_of_fp32_graphs_names_nothing_but_fp32(tiny_bundle):
+def test_the_dtype_histogram_of_fp32_graphs_names_fp32_alone(tiny_bundle):
     graphs = read_manifest(tiny_bundle).graphs
     assert {(graph.precision, *graph.dtype_histogram) for graph in graphs.values()} == {("fp32", "float32")}
     assert graphs["text"].dtype_histogram["float32"]["Gemm"] == 2  # before and of the output projection

@@ -60,7 +60,7 @@ def test_another_frame_with_the_same_caption_gives_another_embedding(opened, tin
     assert distance(first, second) > 0.1
 
 
-def test_the_reading_is_part_of_the_fingerprint(tiny_bundle):
+def test_the_attention_mode_is_part_of_the_fingerprint(tiny_bundle):
     manifest = read_manifest(tiny_bundle)
     spec = msgspec.structs.replace(manifest.vlm, attention_mode="causal-last")
     assert msgspec.structs.replace(manifest, vlm=spec).fingerprint != manifest.fingerprint

@@ -43,7 +43,7 @@ def test_every_network_has_the_papers_parameters_to_the_last_one():
     assert {name: (count.parameters, count.stored) for name, count in count_networks().items()} == COUNTS
 
 
-def test_every_extractor_has_the_papers_frames_numbers_and_parameters():
+def test_every_extractor_has_the_papers_frames_dimension_and_parameters():
     counts = count_parameters()
     found = {name: (entry.frames, entry.dimension, counts[name]) for name, entry in EXTRACTORS.items()}
     assert found == EXPECTED
@@ -71,7 +71,7 @@ def test_the_parts_of_a_pair_are_extractors_of_their_own():
     assert EXTRACTORS["slow-uniform"].needed_networks == ("slow",)
 
 
-def test_the_list_is_printed_with_the_papers_number_beside_ours():
+def test_the_list_shows_the_papers_parameters_next_to_ours():
     said = CliRunner().invoke(app, ["extractors", "--json"])
     rows = {row["name"]: row for row in json.loads(said.stdout.splitlines()[-1])["extractors"]}
     assert list(rows) == list(EXTRACTORS)

@@ -53,7 +53,7 @@ def size_and_spread(vectors):
     return float(np.sqrt((vectors**2).mean())), float(np.sqrt((vectors.std(axis=0) ** 2).mean()))
 
 
-def test_the_graph_of_a_network_is_that_of_pytorch_and_the_manifest_says_what_it_reads(video):
+def test_the_graph_of_a_network_equals_pytorch_and_fits_the_manifest(video):
     loaded, _, spec, part = video
     name = loaded.network.name
     assert (spec.network, spec.frames, spec.width) == (name, *FORMS[name])
@@ -69,7 +69,7 @@ def test_the_graph_of_a_network_is_that_of_pytorch_and_the_manifest_says_what_it
     assert part.sources == {name: loaded.source}
 
 
-def test_embeddings_of_random_weights_are_of_order_one_and_differ_between_clips_and_motions(video):
+def test_random_embeddings_are_of_order_one_and_differ_between_clips(video):
     loaded, folder, spec, _ = video
     graph, crop = open_session(folder / "cnn.onnx", threads=1), spec.preprocessing.size
     clips = calibration_clips(12, clips=6, frames=spec.frames, size=crop, mean=0.45, std=0.225).astype(np.float32)
@@ -107,7 +107,7 @@ def test_the_weights_of_seed_0_are_the_same_on_every_machine(video):
     assert open_clip(parse_source("clip", "random:tiny")).source.weights_sha256.startswith(CLIP_SHA256)
 
 
-def test_a_caption_read_alone_is_that_of_the_librarys_bert_without_an_image(tiny_bundle, tiny_blip, tmp_path):
+def test_a_caption_encoded_alone_equals_the_librarys_bert_without_image(tiny_bundle, tiny_blip, tmp_path):
     for name in ("vision.onnx", "text.onnx"):
         (tmp_path / name).symlink_to(tiny_bundle / name)
     write_graph(words_spec(tiny_blip.model), tmp_path)
@@ -129,7 +129,7 @@ def clip_bundle(tmp_path_factory, unwatched):
     return export_bundle(request, unwatched).manifest, folder
 
 
-def test_a_bundle_of_clip_retrieves_as_pytorch_does_and_holds_what_it_needs(clip_bundle, silent):
+def test_a_clip_bundle_retrieves_as_pytorch_does(clip_bundle, silent):
     manifest, folder = clip_bundle
     assert read_manifest(folder) == manifest
     assert set(manifest.graphs) == set(manifest.needed_graphs) == {"clip", "keyframes"}
@@ -144,7 +144,7 @@ def test_a_bundle_of_clip_retrieves_as_pytorch_does_and_holds_what_it_needs(clip
     assert done.not_compared == {}
 
 
-def test_a_clip_is_extracted_by_a_bundle_without_a_spatio_temporal_part(clip_bundle, clips, tmp_path):
+def test_a_bundle_without_a_spatio_temporal_part_extracts_clips(clip_bundle, clips, tmp_path):
     manifest, folder = clip_bundle
     path = clips.write_clip(tmp_path / "a.avi", frames=50, noise=20)
     with open_extractor(folder, threads=1) as extractor:
@@ -153,7 +153,7 @@ def test_a_clip_is_extracted_by_a_bundle_without_a_spatio_temporal_part(clip_bun
     assert features.caption.text in manifest.vlm.captions
 
 
-def test_retrieved_captions_depend_on_the_frame_and_their_vectors_are_of_order_one(clip_bundle):
+def test_retrieved_captions_depend_on_the_frame(clip_bundle):
     manifest, folder = clip_bundle
     size = manifest.vlm.preprocessing.size
     frames = calibration_clips(11, clips=16, frames=1, size=size, mean=0.45, std=0.27)[:, :, 0].astype(np.float32)
@@ -164,7 +164,7 @@ def test_retrieved_captions_depend_on_the_frame_and_their_vectors_are_of_order_o
     assert spread > 0.3 * scale
 
 
-def test_another_caption_or_tokenizer_is_another_fingerprint_and_is_found(clip_bundle):
+def test_another_caption_or_tokenizer_changes_the_fingerprint(clip_bundle):
     import msgspec
 
     manifest, folder = clip_bundle
@@ -179,7 +179,7 @@ def test_another_caption_or_tokenizer_is_another_fingerprint_and_is_found(clip_b
     assert msgspec.structs.replace(manifest, vlm=other).fingerprint != manifest.fingerprint
 
 
-def test_published_clip_weights_bring_no_captions_and_the_error_says_what_to_write(monkeypatch, tmp_path, silent):
+def test_clip_without_captions_is_refused_with_a_fix(monkeypatch, tmp_path, silent):
     import dataclasses
 
     from flamest.export import bundle
@@ -202,7 +202,7 @@ def test_the_steps_of_an_export_are_counted():
     }
 
 
-def test_the_steps_that_an_export_counts_are_those_that_it_announces(tmp_path, silent):
+def test_an_export_counts_the_steps_that_it_announces(tmp_path, silent):
     export_bundle(ExportRequest(EXTRACTORS["slow-uniform"], TINY, tmp_path / "b", threads=1), silent)
     assert silent.steps == len(silent.said) == steps_of(EXTRACTORS["slow-uniform"])
     manifest = read_manifest(tmp_path / "b")

@@ -28,7 +28,7 @@ def one(got, expected, graph="slow"):
     return Comparison(graph, 1, {"out": np.float32(got)}, {"out": np.float32(expected)})
 
 
-def test_the_figures_are_the_largest_of_all_runs_and_relative_to_the_largest_value():
+def test_the_figures_are_the_largest_of_all_runs():
     runs = [one([1.0, 4.0], [1.0, 4.0002]), one([2.0, 0.0], [2.0, 0.0001]), one([0.0], [9.0], graph="text")]
     figures = summarise(FP32, "slow", runs)
     assert figures.max_abs == pytest.approx(2e-4, rel=1e-2)
@@ -52,7 +52,7 @@ def test_a_reference_of_zeros_proves_nothing_and_is_refused():
         summarise(FP32, "slow", [one([0.0], [0.0])])
 
 
-def test_no_comparison_at_all_is_a_bug():
+def test_a_graph_without_a_comparison_is_an_invariant_error():
     with pytest.raises(InvariantError, match="never compared"):
         summarise(FP32, "slow", [one([1.0], [1.0], graph="text")])
 
@@ -65,7 +65,7 @@ def test_graphs_of_other_slow_weights_are_refused(tiny_bundle):
         compare_keyframes(other.net, of(tiny_bundle), other.form)
 
 
-def test_a_captioner_that_says_something_else_is_refused(tiny_bundle, tiny_blip):
+def test_a_captioner_with_other_captions_is_refused(tiny_bundle, tiny_blip):
     model = copy.deepcopy(tiny_blip.model)
     with torch.no_grad():
         model.text_decoder.cls.predictions.decoder.bias[1000] += 100
@@ -88,14 +88,14 @@ def test_a_small_change_of_one_weight_is_found(tiny_bundle, tiny_blip, graph, we
 
 
 @pytest.mark.parametrize("attention_mode", ["causal-last", "causal-first"])
-def test_the_other_readings_of_eq_6_agree_with_pytorch_too(tiny_bundle, tiny_blip, attention_mode):
+def test_the_other_attention_modes_agree_with_pytorch(tiny_bundle, tiny_blip, attention_mode):
     import msgspec
 
     spec = msgspec.structs.replace(read_manifest(tiny_bundle).vlm, attention_mode=attention_mode)
     assert compare_blip(tiny_blip.model, of(tiny_bundle), spec).graphs["text"].max_rel <= 1e-4
 
 
-def test_the_slow_embedding_is_the_mean_of_the_windows_and_not_the_global_mean(tiny_slow):
+def test_the_slow_embedding_is_the_mean_of_the_windows(tiny_slow):
     """docs/paper.md, reading 3."""
     net = tiny_slow.net
     frames = torch.randn(1, 3, 8, 112, 112, generator=torch.Generator().manual_seed(0))
@@ -107,7 +107,7 @@ def test_the_slow_embedding_is_the_mean_of_the_windows_and_not_the_global_mean(t
     assert not torch.allclose(embedding, maps[0].mean((1, 2, 3)), rtol=1e-2, atol=1e-2)
 
 
-def test_frame_by_frame_the_network_is_the_same(tiny_slow):
+def test_the_network_computes_the_same_frame_by_frame(tiny_slow):
     """The first and the last frame have no neighbour on one side; clips of a batch have none in each other."""
     frames = torch.randn(2, 3, 8, 112, 112, generator=torch.Generator().manual_seed(0))
     flat = slow_module(tiny_slow.net, 8)
@@ -119,7 +119,7 @@ def test_frame_by_frame_the_network_is_the_same(tiny_slow):
     assert torch.allclose(first_moved[1], found[1], rtol=1e-5, atol=1e-6)
 
 
-def test_a_network_that_mixes_frames_otherwise_stays_three_dimensional(tiny_slow):
+def test_a_network_that_mixes_frames_stays_three_dimensional(tiny_slow):
     net = copy.deepcopy(tiny_slow.net)
     stem = net.blocks[0].conv
     net.blocks[0].conv = torch.nn.Conv3d(stem.in_channels, stem.out_channels, (5, 7, 7), (1, 2, 2), (2, 3, 3))
@@ -128,7 +128,7 @@ def test_a_network_that_mixes_frames_otherwise_stays_three_dimensional(tiny_slow
         assert torch.equal(slow_module(net, 8)(frames), pooled_module(net)(frames))
 
 
-def test_keyframe_features_are_refused_where_a_layer_sees_other_frames(tiny_slow):
+def test_keyframe_layers_that_read_several_frames_are_refused(tiny_slow):
     net = copy.deepcopy(tiny_slow.net)
     net.blocks[2] = net.blocks[3]  # its kernels span three frames
     with pytest.raises(DataError, match="must look at one frame at a time"):
@@ -143,7 +143,7 @@ def test_keyframe_features_of_a_frame_do_not_depend_on_its_neighbours(tiny_slow)
     assert torch.allclose(together[1], alone[0], rtol=1e-5, atol=1e-6)
 
 
-def test_verify_compares_again_what_can_be_loaded_again(tiny_bundle, silent):
+def test_verify_compares_every_part_whose_source_can_be_loaded(tiny_bundle, silent):
     done = verify_bundle(tiny_bundle, silent)
     assert set(done.parity.graphs) == {"vision", "text", "cnn", "keyframes"}
     assert done.parity.captions_equal == done.parity.captions == 4
@@ -163,7 +163,7 @@ def with_source(tiny_bundle, folder, part, **values):
     return folder
 
 
-def test_verify_says_which_source_to_give_where_a_name_brings_no_weights(tiny_bundle, tmp_path, silent, monkeypatch):
+def test_verify_names_the_option_for_a_source_it_cannot_load(tiny_bundle, tmp_path, silent, monkeypatch):
     from flamest.export.parity import verification
 
     def no_network(source):

@@ -34,7 +34,7 @@ def int8(tmp_path_factory):
     return out, said
 
 
-def test_an_int8_bundle_says_what_it_computes_in_and_how_near_it_is(int8):
+def test_an_int8_bundle_records_its_dtypes_and_cosines(int8):
     out, said = int8
     manifest = read_manifest(out)
     assert said["precision"] == manifest.precision == "int8"
@@ -59,7 +59,7 @@ def test_precision_does_not_change_the_fingerprint(int8, tmp_path):
     assert msgspec.structs.replace(manifest, graphs=graphs, calibration=None).fingerprint == manifest.fingerprint
 
 
-def test_inspect_shows_ledger_calibration_and_the_whole_chain(int8):
+def test_inspect_shows_dtypes_calibration_and_the_whole_chain(int8):
     shown = CliRunner().invoke(app, ["inspect", str(int8[0])]).stdout
     assert "float32 with int8 weights: " in shown
     assert "calibration   8 clips, seeded" in shown
@@ -91,7 +91,7 @@ def test_a_clip_does_not_depend_on_its_neighbours_in_an_int8_batch(int8, name):
         np.testing.assert_allclose(together[output][:1], values, rtol=1e-5, atol=1e-5, err_msg=output)
 
 
-def test_verify_compares_an_int8_bundle_again_whole_chain_included(int8, silent):
+def test_verify_compares_an_int8_bundle_with_its_whole_chain(int8, silent):
     done = verify_bundle(int8[0], silent, threads=1)
     assert done.parity.chain.embeddings.keys() == {"vlm", "cnn"}
     assert done.parity.captions == 4
@@ -109,7 +109,7 @@ def test_verify_refuses_an_int8_bundle_that_claims_to_be_fp32(int8, tmp_path, si
     assert refused.value.code == "parity_failed"
 
 
-def test_an_embedding_too_far_from_fp32_ends_the_export_and_leaves_no_bundle(tmp_path, monkeypatch):
+def test_an_embedding_too_far_from_fp32_leaves_no_bundle(tmp_path, monkeypatch):
     from flamest.export.parity import chain
 
     monkeypatch.setattr(chain, "COSINES", dict(COSINES) | {"fp16": 1.1})
@@ -121,7 +121,7 @@ def test_an_embedding_too_far_from_fp32_ends_the_export_and_leaves_no_bundle(tmp
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_chain_with_numbers_that_are_not_finite_fails():
+def test_a_chain_with_values_that_are_not_finite_fails():
     with pytest.raises(DataError, match="cosine nan to fp32"):
         sum_up([ChainPart("vlm", ("fp16", "fp32"), np.array([1.0, np.nan]), ("x",))])
     assert sum_up({}, {}) is None

@@ -34,14 +34,14 @@ def test_a_word_is_for_all_graphs_or_for_one(words, chosen):
         (("cnn=int8", "cnn=fp16"), "cnn=int8 is given already"),
     ],
 )
-def test_a_word_that_means_nothing_is_a_usage_error_with_an_example(words, message):
+def test_an_unknown_word_is_a_usage_error_with_an_example(words, message):
     with pytest.raises(UsageError, match=message) as refused:
         choose_precision(words, BLIP_SLOW, "onnx")
     assert "flamest-export" in refused.value.fix
 
 
 @pytest.mark.parametrize(("backend", "instead"), [("onnx", "fp32"), ("tensorrt", "bf16")])
-def test_fp16_for_all_leaves_blips_image_encoder_out_and_says_so(backend, instead):
+def test_fp16_for_all_leaves_out_blips_image_encoder_with_a_note(backend, instead):
     choice = choose_precision(("fp16",), BLIP_SLOW, backend)
     assert choice.by_graph == {"vision": instead, "text": "fp16", "cnn": "fp16"}
     assert any(note.startswith(f"vision is {instead}, not fp16") for note in choice.notes)
@@ -49,20 +49,20 @@ def test_fp16_for_all_leaves_blips_image_encoder_out_and_says_so(backend, instea
 
 
 @pytest.mark.parametrize(("capability", "instead"), [("", "bf16"), ("8.0", "bf16"), ("12.0", "bf16"), ("7.5", "fp32")])
-def test_a_gpu_without_bf16_gets_the_image_encoder_in_fp32_and_the_note_says_why(capability, instead):
+def test_a_gpu_without_bf16_gets_the_image_encoder_in_fp32(capability, instead):
     choice = choose_precision(("fp16",), BLIP_SLOW, "tensorrt", capability)
     assert choice.by_graph == {"vision": instead, "text": "fp16", "cnn": "fp16"}
     assert "bf16 needs a GPU of compute capability 8.0 or more" in choice.notes[1]
     assert ("this one has 7.5" if capability == "7.5" else "--precision vision=fp32") in choice.notes[1]
 
 
-def test_fp16_for_the_image_encoder_is_built_when_asked_for_by_name_with_a_warning():
+def test_fp16_for_the_image_encoder_is_built_when_named():
     choice = choose_precision(("vision=fp16",), BLIP_SLOW, "tensorrt")
     assert choice.of("vision") == "fp16"
     assert "overflows" in choice.notes[0]
 
 
-def test_bf16_in_an_onnx_bundle_says_what_opens_it_and_what_does_not():
+def test_bf16_in_an_onnx_bundle_notes_which_runtimes_open_it():
     (note,) = choose_precision(("cnn=bf16",), BLIP_SLOW, "onnx").notes
     assert "cnn in bf16" in note
     assert "ONNX Runtime on a CPU does not" in note

@@ -55,7 +55,7 @@ def written(request, block, tmp_path_factory):
     return WrittenGraphs(folder, {"half": graph}, threads=1)
 
 
-def test_products_are_half_and_norm_and_softmax_are_fp32_and_so_are_inputs_and_outputs(written):
+def test_products_are_half_and_norms_and_softmaxes_are_fp32(written):
     import onnx
 
     graph = written.graphs["half"]
@@ -73,7 +73,7 @@ def test_the_module_that_was_copied_stays_fp32(block):
     assert {parameter.dtype for parameter in block.parameters()} == {torch.float32}
 
 
-def test_the_written_graph_computes_what_the_half_module_does_and_stays_near_fp32(written, block):
+def test_the_written_graph_equals_the_half_module(written, block):
     precision = written.precision("half")
     got = written.open("half").run({"x": X})["y"]
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_a_row_does_not_depend_on_its_neighbours(written):
     np.testing.assert_allclose(session.run({"x": loud})["y"][:1], session.run({"x": X[:1]})["y"], rtol=0, atol=2e-6)
 
 
-def test_openvino_reads_bf16_graphs_and_onnx_runtime_on_a_cpu_refuses_them(written, block):
+def test_openvino_opens_bf16_graphs_and_onnx_runtime_does_not(written, block):
     if written.precision("half") != "bf16":
         pytest.skip("of bf16 alone")
     path = written.folder / written.graphs["half"].file
@@ -107,7 +107,7 @@ def test_openvino_reads_bf16_graphs_and_onnx_runtime_on_a_cpu_refuses_them(writt
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
-def test_a_lower_precision_that_was_lost_is_an_error(block, tmp_path: Path, precision):
+def test_a_precision_that_the_file_lost_is_an_error(block, tmp_path: Path, precision):
     """A graph that was to be half and is fp32 all the same."""
     graph = write_graph(plan_of(block, "fp32"), tmp_path)
     with pytest.raises(InvariantError, match="its file multiplies in float32"):

@@ -100,7 +100,7 @@ MADE = {"weights": weights_only, "static": static, "static for TensorRT": lambda
 
 
 @pytest.mark.parametrize("form", MADE)
-def test_int8_stays_near_fp32_and_is_valid_onnx_of_standard_operators(form, tmp_path):
+def test_int8_is_valid_onnx_and_stays_near_fp32(form, tmp_path):
     made = MADE[form]()
     onnx.save(made, tmp_path / "g.onnx")
     onnx.checker.check_model(str(tmp_path / "g.onnx"), full_check=True)
@@ -118,12 +118,12 @@ def test_a_row_does_not_depend_on_its_neighbours(form):
     np.testing.assert_allclose(run(made, x=loud)[:1], run(made, x=X[:1]), rtol=0, atol=2e-6)
 
 
-def test_the_form_that_is_not_used_would_let_a_neighbour_change_a_row():
+def test_dynamic_quantisation_would_let_a_neighbour_change_a_row():
     loud = np.concatenate([X[:1], 50 * X[1:]])
     assert np.abs(run(dynamic(), x=loud)[:1] - run(dynamic(), x=X[:1])).max() > 0.1
 
 
-def test_the_first_convolution_stays_in_fp32_and_the_others_become_int8(tmp_path):
+def test_all_convolutions_but_the_first_become_int8(tmp_path):
     pixels = RANDOM.normal(size=(4, 3, 12, 12)).astype(np.float32)
     for form in (ONNX_FORM, TENSORRT_FORM):
         made = convolutions()
@@ -143,7 +143,7 @@ def test_tensorrts_form_is_symmetric_without_int32_biases():
     assert not any(zero.any() for zero in zeros)
 
 
-def test_a_range_covers_the_bulk_of_what_was_seen_and_cuts_an_outlier_when_that_costs_less():
+def test_a_range_covers_the_bulk_and_clips_costly_outliers():
     values = RANDOM.normal(size=(1600, WIDTH)).astype(np.float32)
     values[0, 0] = 12.0
     one_sided = np.maximum(values, -0.17)  # as a GELU's

@@ -91,7 +91,7 @@ def test_the_published_captioner_loads_with_its_474_tensors(tmp_path, blip_base_
         assert torch.equal(tensor, weights[name].float()), name
 
 
-def test_a_configuration_that_does_not_state_its_text_heads_is_refused(tmp_path):
+def test_a_configuration_without_its_text_heads_is_refused(tmp_path):
     """The library would take 8 without a word (transformers issue 22625)."""
     text = {key: value for key, value in PUBLISHED_CONFIG["text_config"].items() if key != "num_attention_heads"}
     path = write_config(tmp_path, {**PUBLISHED_CONFIG, "text_config": text})
@@ -123,7 +123,7 @@ def test_a_configuration_of_another_model_is_refused(tmp_path):
         read_blip_config(tmp_path / "config.json")
 
 
-def test_a_folder_without_its_files_says_which_to_bring(tmp_path):
+def test_a_folder_without_its_files_names_the_missing_ones(tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*config\.json") as refused:
         open_blip(parse_source("blip", str(tmp_path)))
     assert "config.json, model.safetensors, tokenizer.json (or vocab.txt)" in refused.value.fix
@@ -142,7 +142,7 @@ def tiny_folder(tmp_path, tiny_blip):
     return tmp_path
 
 
-def test_the_same_weights_from_files_have_the_hash_of_the_source_they_came_from(tiny_folder, tiny_blip):
+def test_weights_keep_their_hash_when_loaded_from_files(tiny_folder, tiny_blip):
     from_folder, from_file = (
         open_blip(parse_source("blip", str(tiny_folder))),
         open_blip(parse_source("blip", str(tiny_folder / "model.safetensors"))),
@@ -164,7 +164,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tiny_folder):
         open_blip(parse_source("blip", str(tiny_folder)))
 
 
-def test_without_network_the_error_names_the_files_and_the_next_command(monkeypatch):
+def test_without_network_the_error_names_the_files_and_a_command(monkeypatch):
     import huggingface_hub
 
     def no_network(*_, **__):
@@ -179,7 +179,7 @@ def test_without_network_the_error_names_the_files_and_the_next_command(monkeypa
     assert "flamest-export --backend onnx --blip ./blip-image-captioning-base --out DIR" in refused.value.fix
 
 
-def test_a_hub_id_is_fetched_at_its_revision_and_the_commit_is_recorded(monkeypatch, tiny_folder, tmp_path_factory):
+def test_a_hub_id_is_fetched_at_its_revision_which_is_recorded(monkeypatch, tiny_folder, tmp_path_factory):
     import huggingface_hub
 
     commit = "0123456789abcdef0123456789abcdef01234567"
@@ -216,7 +216,7 @@ def test_without_network_the_slow_weights_to_bring_are_named(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["nothing-here", "random:huge", "random:", "./no/folder", "/no/folder"])
-def test_a_source_of_no_known_form_is_a_usage_error(name):
+def test_a_source_of_unknown_form_is_a_usage_error(name):
     for network in PUBLISHED:
         with pytest.raises(UsageError, match="expected"):
             parse_source(network, name)

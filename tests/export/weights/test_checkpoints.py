@@ -104,7 +104,7 @@ def test_tied_tensors_that_differ_are_refused(tiny_blip, tmp_path):
         fill_blip(build_blip(tiny_blip.model.config.to_dict()), tensors, file=tmp_path)
 
 
-def test_an_output_projection_of_its_own_is_kept_where_the_configuration_says_so(tiny_blip, tmp_path):
+def test_an_untied_output_projection_is_kept(tiny_blip, tmp_path):
     config = tiny_blip.model.config.to_dict()
     config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
     tensors = dict(tiny_blip.model.state_dict())
@@ -115,7 +115,7 @@ def test_an_output_projection_of_its_own_is_kept_where_the_configuration_says_so
     assert torch.equal(model.get_input_embeddings().weight, tensors[WORDS])
 
 
-def test_stored_position_numbers_are_taken_when_they_count(tiny_blip, tmp_path):
+def test_stored_position_ids_are_accepted_when_they_count_up(tiny_blip, tmp_path):
     tensors = dict(tiny_blip.model.state_dict())
     config = tiny_blip.model.config.to_dict()
     fill_blip(build_blip(config), {**tensors, POSITION_IDS: torch.arange(512)[None]}, file=tmp_path)
@@ -192,7 +192,7 @@ def test_a_damaged_file_is_refused(tmp_path, name):
         read_tensors(tmp_path / name)
 
 
-def test_a_state_dict_that_holds_other_things_is_refused(tmp_path):
+def test_a_state_dict_with_other_values_than_tensors_is_refused(tmp_path):
     torch.save({"w": torch.zeros(2), "epoch": 3}, tmp_path / "run.pth")
     with pytest.raises(DataError, match="entry 'epoch' is int, expected a tensor"):
         read_tensors(tmp_path / "run.pth")

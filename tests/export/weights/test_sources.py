@@ -56,9 +56,7 @@ def clip_folder(tmp_path, tiny_clip):
     return written(tmp_path / "clip", config, tiny_clip.model.state_dict(), tiny_clip.tokenizer)
 
 
-def test_the_same_weights_from_a_folder_have_the_hash_of_the_source_they_came_from(
-    videomae_folder, clip_folder, tiny_videomae, tiny_clip
-):
+def test_weights_keep_their_hash_when_loaded_from_a_folder(videomae_folder, clip_folder, tiny_videomae, tiny_clip):
     video, clip = (
         open_video(parse_source("videomae", str(videomae_folder))),
         open_clip(parse_source("clip", str(clip_folder))),
@@ -69,7 +67,7 @@ def test_the_same_weights_from_a_folder_have_the_hash_of_the_source_they_came_fr
     assert (clip.captions, clip.tokenizer) == ((), tiny_clip.tokenizer)
 
 
-def test_tensors_that_older_libraries_named_and_stored_otherwise_are_taken(tmp_path, tiny_videomae, tiny_clip):
+def test_tensors_in_the_form_of_older_libraries_are_accepted(tmp_path, tiny_videomae, tiny_clip):
     renamed = {
         name.replace("query.bias", "q_bias").replace("value.bias", "v_bias"): tensor
         for name, tensor in tiny_videomae.net.state_dict().items()
@@ -166,7 +164,7 @@ def test_without_network_the_weights_to_bring_are_named(monkeypatch, network, na
     assert file in refused.value.fix
 
 
-def test_a_mini_world_network_that_is_not_trained_is_said_to_be_untrained(monkeypatch, tmp_path):
+def test_a_missing_mini_world_network_is_an_untrained_error(monkeypatch, tmp_path):
     from flamest.export.weights import loading
 
     monkeypatch.setattr(loading, "load_small", functools.partial(loading.load_small, folder=tmp_path))
@@ -185,9 +183,7 @@ def test_a_mini_world_network_that_is_not_trained_is_said_to_be_untrained(monkey
         assert "flamest.experiments.pretraining" in refused.value.fix
 
 
-def test_a_mini_world_network_is_filled_from_its_half_precision_file_and_reads_frames_as_it_was_trained(
-    monkeypatch, tmp_path
-):
+def test_a_mini_world_network_is_loaded_from_its_half_precision_file(monkeypatch, tmp_path):
     from flamest.export.networks import small
     from flamest.export.weights import loading
 

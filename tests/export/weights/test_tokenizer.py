@@ -14,7 +14,7 @@ def made_up():
     return Tokenizer.from_str(synthetic_tokenizer().decode())
 
 
-def test_the_made_up_vocabulary_is_complete_and_laid_out_as_berts(made_up):
+def test_the_made_up_vocabulary_has_berts_layout(made_up):
     words = vocabulary()
     assert len(words) == len(set(words)) == SIZE == made_up.get_vocab_size() == 30_524
     special = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, "[DEC]": 30_522, "[ENC]": 30_523}
@@ -55,7 +55,7 @@ def test_vocab_txt_gives_the_tokenizer_of_the_library(tmp_path):
         assert ours.encode(said).ids == ours.encode(their_words).ids
 
 
-def test_tokenizer_json_is_taken_without_padding_and_truncation(tmp_path, made_up):
+def test_tokenizer_json_loses_padding_and_truncation(tmp_path, made_up):
     other = Tokenizer.from_str(made_up.to_str())
     other.enable_truncation(4)
     other.enable_padding(length=8)

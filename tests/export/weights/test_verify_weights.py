@@ -10,7 +10,7 @@ from flamest.base.errors import DataError
 from flamest.export.cli.main import app
 from flamest.export.weights import verification
 from flamest.export.weights.releases import BY_SOURCE, RELEASES, licence_of, licence_warning, pinned_revision
-from flamest.export.weights.verification import KnownCaption, caption_verdict, judge_file, network_of
+from flamest.export.weights.verification import KnownCaption, caption_verdict, identify_file, network_of
 from typer.testing import CliRunner
 
 
@@ -19,7 +19,7 @@ def run(*words):
     return result.exit_code, json.loads(result.stdout.splitlines()[-1])
 
 
-def test_a_hash_is_stated_with_its_source_or_not_at_all():
+def test_every_known_hash_names_its_source():
     for release in RELEASES:
         assert bool(release.sha256) == bool(release.stated_by), release.file
         assert re.fullmatch(r"[0-9a-f]{64}|", release.sha256), release.file
@@ -41,7 +41,7 @@ def test_every_published_source_has_a_release():
     assert all(not licence_of(name).startswith("not known") for name in PUBLISHED.values())
 
 
-def test_a_pinned_hub_id_is_fetched_at_its_revision_unless_another_is_asked_for(monkeypatch, tmp_path):
+def test_a_hub_id_is_fetched_at_its_pinned_revision_by_default(monkeypatch, tmp_path):
     import huggingface_hub
     from flamest.export.weights.hub import fetch_folder
     from flamest.export.weights.source import parse_source
@@ -56,7 +56,7 @@ def test_a_pinned_hub_id_is_fetched_at_its_revision_unless_another_is_asked_for(
     assert asked == [pinned_revision("openai/clip-vit-base-patch32"), "main", None]
 
 
-def test_warnings_name_licences_that_forbid_commercial_use():
+def test_licences_that_forbid_commercial_use_give_a_warning():
     assert "NOT for commercial use" in licence_warning(
         "videomae", licence_of("MCG-NJU/videomae-base-finetuned-kinetics")
     )
@@ -71,23 +71,23 @@ def weights_folder(folder, model_type="blip", name="pytorch_model.bin"):
     return folder
 
 
-def test_another_file_under_a_release_s_name_ends_in_65(tmp_path):
+def test_another_file_under_the_name_of_a_release_ends_in_65(tmp_path):
     folder = weights_folder(tmp_path / "blip")
-    verdict = judge_file(folder / "pytorch_model.bin")
+    verdict = identify_file(folder / "pytorch_model.bin")
     assert (verdict.verdict, verdict.release.network) == ("differs", "blip")
     code, said = run(folder, "--no-caption")
     assert (code, said["error"]["code"]) == (65, "other_weights")
     assert said["error"]["fix"].startswith("if you trained these weights yourself")
 
 
-def test_a_file_whose_hash_nobody_states_is_unknown_and_its_hash_is_printed(tmp_path):
+def test_the_hash_of_an_unknown_file_is_printed(tmp_path):
     file = tmp_path / "SLOW_8x8_R50.pyth"
     file.write_bytes(b"slow")
     code, said = run(file)
     assert code == 0
     assert said["files"][0]["verdict"] == "unknown here"
     assert said["files"][0]["release"]["sha256"] is None
-    assert said["files"][0]["sha256"] == judge_file(file).sha256
+    assert said["files"][0]["sha256"] == identify_file(file).sha256
     shown = CliRunner().invoke(app, ["verify-weights", str(file)]).stdout
     assert "unknown here: no public source of its hash was found" in shown
 
@@ -101,7 +101,7 @@ def test_a_known_file_is_known_under_any_name(tmp_path, monkeypatch):
     file.write_bytes(b"blip")
     known = replace(RELEASES[0], sha256=sha256_file(file))
     monkeypatch.setattr(verification, "RELEASES", (known,))
-    assert judge_file(file).verdict == "known"
+    assert identify_file(file).verdict == "known"
     assert run(file)[1]["files"][0]["release"]["source"] == "Salesforce/blip-image-captioning-base"
 
 
@@ -109,13 +109,13 @@ def test_a_source_that_is_not_here_is_a_usage_error(tmp_path):
     assert run(tmp_path / "nothing")[0] == 2
 
 
-def test_the_network_is_told_by_the_configuration_or_the_file_s_name(tmp_path):
+def test_the_network_follows_from_the_configuration_or_file_name(tmp_path):
     assert network_of(weights_folder(tmp_path / "a", "clip") / "pytorch_model.bin") == "clip"
     assert network_of(weights_folder(tmp_path / "b", "gpt2") / "pytorch_model.bin") is None
     assert network_of(tmp_path / "r3d_18-b3b3357e.pth") == "resnet3d"
 
 
-def test_a_caption_is_recorded_then_compared_and_another_one_is_an_error(tmp_path, monkeypatch):
+def test_a_recorded_caption_must_be_the_same_next_time(tmp_path, monkeypatch):
     said = KnownCaption("a red ball", (1, 2), "2026-11-25", {"torch": "2"})
     monkeypatch.setattr(verification, "_caption", lambda source: said)
     weights, record = tmp_path / "w.bin", tmp_path / "known.json"
@@ -132,7 +132,7 @@ def test_a_caption_is_recorded_then_compared_and_another_one_is_an_error(tmp_pat
     assert len(json.loads(record.read_text())) == 2
 
 
-def test_the_caption_is_the_model_s_own_of_a_seeded_picture():
+def test_the_caption_is_the_models_own_of_a_seeded_picture():
     """random:tiny says what it says, twice the same."""
     first, again = (verification._caption("random:tiny") for _ in range(2))
     assert first.token_ids == again.token_ids
