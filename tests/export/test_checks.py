@@ -58,7 +58,7 @@ def test_the_command_prints_each_check_and_ends_in_65_when_one_fails(tiny_bundle
     assert failed.exit_code == 65
     error = json.loads(failed.stdout.splitlines()[-1])["error"]
     assert error["code"] == "check_failed"
-    assert "Erf: not in the list of what TensorRT 10.3 to 11 all take" in error["message"]
+    assert "Erf: not in the list of operators that TensorRT 10.3 to 11 all accept" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_each_missing_package_has_its_code(lacks, code):
 
 
 def test_make_gpu_check_installs_tensorrt_and_swaps_onnx_runtime():
-    makefile = (Path(gpu_check.__file__).parents[1] / "Makefile").read_text()
+    makefile = (Path(gpu_check.__file__).parents[2] / "Makefile").read_text()
     assert re.search(r"^gpu-check: gpu-setup ", makefile, re.MULTILINE)
     stamp = makefile.partition("$(GPU_STAMP): $(STAMP)\n")[2].partition("\n\n")[0]
     order = [stamp.index(word) for word in (".[all,tensorrt]", "uninstall", gpu_check.CUDA_PACKAGE, "touch")]

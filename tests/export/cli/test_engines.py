@@ -85,7 +85,7 @@ def one_machine(one_rig, tmp_path):
     return {**one_rig.environment(driver=True, scripted=True), "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
 
-def test_a_signed_bundle_is_not_touched_and_its_engines_go_to_the_cache(one_machine, bundle, tmp_path):
+def test_a_signed_bundle_stays_and_its_engines_go_to_the_cache(one_machine, bundle, tmp_path):
     pair = make_key_pair("builder", tmp_path)
     sign_bundle(bundle, pair.private_path)
     before = {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()}

@@ -52,7 +52,7 @@ def said(result):
         ),
     ],
 )
-def test_an_export_that_cannot_be_built_is_a_usage_error_with_a_fix(tmp_path, monkeypatch, words, message):
+def test_an_export_that_cannot_work_is_a_usage_error_with_fix(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     result = run(*words, "--json")
     error = said(result)["error"]
