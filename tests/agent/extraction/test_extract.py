@@ -213,7 +213,7 @@ def test_a_clip_that_kills_the_decoder_does_not_stop_the_others(request_, monkey
 
     def deadly(self, path):
         if path.name == "2.avi":
-            self.start()
+            candidates(self, path)  # so that the process is ready
             os.kill(self.pid, signal.SIGKILL)
         return candidates(self, path)
 
@@ -267,8 +267,14 @@ def broken_av(tmp_path, monkeypatch):
     (tmp_path / "broken" / "av").mkdir(parents=True)
     (tmp_path / "broken" / "av" / "__init__.py").write_text("raise ImportError('libavcodec.so.61: not found')")
     before = os.environ.get("PYTHONPATH", "")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'broken'}{os.pathsep}{before}")
-    return lambda: monkeypatch.setenv("PYTHONPATH", before)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'broken'}{os.pathsep}{before}")  # for commands
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "broken"), *sys.path])  # for this process's children
+
+    def repair() -> None:
+        monkeypatch.setenv("PYTHONPATH", before)
+        monkeypatch.setattr(sys, "path", sys.path[1:])
+
+    return repair
 
 
 def test_a_decoder_that_does_not_load_ends_the_run_without_failed_clips(request_, broken_av):
