@@ -20,7 +20,7 @@ from flamest.agent.status import AgentStatus, write_status
 from flamest.base.errors import IdentityError
 from flamest.coordinator.admin import authority
 from flamest.fedproto import tls
-from flamest.fedproto.certificates import make_authority, make_silo_request, sign_silo
+from flamest.fedproto.certificates import Identity, make_authority, make_silo_request, sign_silo
 from flamest.fedproto.head import initial_params
 from flamest.fedproto.records import Update
 from flamest.fedproto.tls import certificate_info
@@ -113,9 +113,14 @@ def test_a_request_reads_unchanged_files_again(silo, seen):
     assert len(silo.shown()) == 1
 
 
+def authority_of(federation) -> Identity:
+    key, certificate = (federation.folder / name for name in ("ca-key.pem", "ca.pem"))
+    return Identity(key=key.read_bytes(), certificate=certificate.read_bytes())
+
+
 def bad_files(silo, case: str) -> str:
-    """Puts files in place that cannot be used; the code that says why."""
-    files, ours = silo.settings.files, authority._authority(silo.federation.folder)
+    """Put invalid files in place; returns the expected error code."""
+    files, ours = silo.settings.files, authority_of(silo.federation)
     key, request = make_silo_request("a")
     if case == "half a file":
         replace(files.certificate, files.certificate.read_bytes()[:100])
@@ -188,11 +193,11 @@ def test_invalid_files_do_not_keep_a_client_from_a_coordinator_that_returns(silo
 def with_days(federation, folder, days: float) -> ConnectionSettings:
     """Silo a with a certificate that ends that soon."""
     made = make_request("a", folder)
-    certificate = sign_silo(authority._authority(federation.folder), "a", made.csr_path.read_bytes(), days=days)
+    certificate = sign_silo(authority_of(federation), "a", made.csr_path.read_bytes(), days=days)
     (folder / "silo.pem").write_bytes(certificate)
     silos = authority.read_silos(federation.folder / "silos.json").silos
     silos["a"] = msgspec.structs.replace(silos["a"], certificate_sha256=certificate_info(certificate, whose="a").sha256)
-    authority._write(federation.folder / "silos.json", authority.Silos(silos))
+    (federation.folder / "silos.json").write_bytes(msgspec.json.encode(authority.Silos(silos)))
     return ConnectionSettings(federation.address, federation.folder / "ca.pem", folder / "silo.pem", made.key_path)
 
 

@@ -49,7 +49,7 @@ def run_ten_rounds(federation, home, tap, policy: str = "") -> None:
 @pytest.fixture
 def heard(monkeypatch):
     """The metadata of every call that the coordinator received."""
-    headers, caller = [], Service._caller
+    headers, caller = [], Service._caller  # every call of the service passes here
 
     def watched(self, context):
         headers.extend(context.invocation_metadata())

@@ -1,3 +1,5 @@
+"""``flamest-agent keygen``: the silo's private key and the request for its certificate."""
+
 import stat
 
 import pytest

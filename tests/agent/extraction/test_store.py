@@ -175,12 +175,6 @@ def test_reading_does_not_create_a_missing_store(path):
         assert not path.exists()
 
 
-def test_every_commit_is_durable(path):
-    with FeatureStore.open(path) as store:
-        assert store._database.pragma("journal_mode") == "wal"
-        assert store._database.pragma("synchronous") == 2  # FULL
-
-
 def test_a_store_of_another_version_is_refused_and_not_changed(path):
     filled(path)
     database = apsw.Connection(str(path))
