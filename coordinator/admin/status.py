@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...fedproto.tls import certificate_info, read_file
-from ..serving.health import FINE, read_health
+from ..serving.health import HEALTHY, read_health
 from ..settings import CoordinatorSettings
 from ..storage.evaluations import ModelEvaluation, best_model
 from .authority import enrolled, read_silos
@@ -24,7 +24,7 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
     closed = [row for row in rows if row.status == "closed"]
     current = rows[-1] if rows and rows[-1].status == "open" else None
     facts = certificate_info(read_file(settings.server.certificate), whose=str(settings.server.certificate))
-    health = read_health(settings.server.state) if is_served(settings.server.state) else FINE
+    health = read_health(settings.server.state) if is_served(settings.server.state) else HEALTHY
     allowed = enrolled(read_silos(settings.server.silos))
     return {
         "running": is_served(settings.server.state),

@@ -1,4 +1,4 @@
-"""Whether the running server can do its work, in a file that can be written when the disk is full.
+"""The health file: what keeps the running server from its work, in a file that can be written when the disk is full.
 
 ``STATE/health`` has a fixed size from the start and is overwritten in place: that needs no free block.
 """
@@ -20,25 +20,25 @@ SIZE = 1024  # bytes
 
 
 class Health(msgspec.Struct, frozen=True):
-    """``degraded`` is the code of what is wrong (``disk_full``, ``storage``), empty when nothing is."""
+    """The server's health; ``degraded`` is the code of the problem (``disk_full``, ``storage``), empty without one."""
 
     degraded: str = ""
     detail: str = ""
     since: str = ""  # UTC
 
 
-FINE = Health()
+HEALTHY = Health()
 
 
-def begin(state: Path) -> None:
-    """Make the file. Raises StorageError."""
-    write_atomic(state / FILE, _padded(FINE))
+def create_health_file(state: Path) -> None:
+    """Write the file with no problem. Raises StorageError."""
+    write_atomic(state / FILE, _padded(HEALTHY))
 
 
-def note(state: Path, problem: FlamestError | None) -> None:
-    """Say what is wrong, or with None that all is well; never raises."""
+def write_health(state: Path, problem: FlamestError | None) -> None:
+    """Write the problem, or None for no problem; never raises."""
     since = utc_text()
-    health = FINE if problem is None else Health(problem.code, problem.message[: SIZE // 8], since)
+    health = HEALTHY if problem is None else Health(problem.code, problem.message[: SIZE // 8], since)
     with contextlib.suppress(OSError):
         handle = os.open(state / FILE, os.O_WRONLY)
         try:
@@ -48,11 +48,11 @@ def note(state: Path, problem: FlamestError | None) -> None:
 
 
 def read_health(state: Path) -> Health:
-    """What the server noted last; fine where there is nothing to read."""
+    """Return the health that the server wrote last; healthy where there is nothing to read."""
     try:
         return msgspec.json.decode((state / FILE).read_bytes().strip(), type=Health)
     except (OSError, msgspec.DecodeError):
-        return FINE
+        return HEALTHY
 
 
 def _padded(health: Health) -> bytes:

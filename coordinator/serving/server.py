@@ -1,4 +1,4 @@
-"""The running server: listens, ends rounds, and ends in order when asked to."""
+"""The server process: listen, end rounds when it is time, stop cleanly when asked to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..admin.authority import AllowList, ending_soon
 from ..settings import CoordinatorSettings, split_listen
 from ..storage.run_store import RunStore
 from .active_run import ServerPolicy
-from .health import begin, note
+from .health import create_health_file, write_health
 from .run_service import RunService
 from .service import Service
 
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 log = Log("coordinator")
 
-WATCH_S = 0.2  # how often the loop looks whether it was asked to end
+WATCH_S = 0.2  # the longest that the loop sleeps before it checks for a signal
 DISK_RETRY_S = 1.0
-ONCE_LINGER_S = 1.0  # and to fetch the final model after that
+ONCE_LINGER_S = 1.0  # with --once: time for silos to fetch the final model after they know
 STOP_GRACE_S = 5.0  # for calls in flight at the end
 WARN_EVERY_S = 86400.0  # of certificates that end soon
 
 
 @dataclass(frozen=True)
 class Served:
-    """How the run stood when the server ended."""
+    """The state of the run when the server stopped."""
 
     run: str
     closed: int
@@ -52,9 +52,9 @@ class Served:
 
 
 def serve(settings: CoordinatorSettings, shutdown: Shutdown, *, once: bool = False) -> Served:
-    """Serve the run until ``shutdown``, or with ``once`` until it has finished and the silos know.
+    """Serve the run until ``shutdown``, or with ``once`` until it has finished and every silo knows.
 
-    Raises LockedError when the state folder or the port is taken, SettingsError, IdentityError and
+    Raises LockedError when the state folder or the port is in use, SettingsError, IdentityError and
     DataError for files that cannot be used.
     """
     for package in ("grpc", "google.protobuf", "apsw"):
@@ -78,7 +78,7 @@ async def _serve(
         tls = ServerTls(settings.server.files)
         server, address = await _listen(settings, Service(run_service, allow_list), tls)
         address_file = settings.server.state / "address"
-        begin(settings.server.state)
+        create_health_file(settings.server.state)
         write_atomic(address_file, f"{address}\n".encode())
         log.info(
             "listening",
@@ -112,21 +112,25 @@ async def _listen(settings: CoordinatorSettings, service: Service, tls: ServerTl
         port = server.add_secure_port(settings.server.listen, tls.credentials())
     except RuntimeError as error:
         raise LockedError(
-            f"cannot listen on {settings.server.listen}: the port is taken, or the address is not this machine's",
-            fix="stop what listens there, or change server.listen",
+            f"cannot listen on {settings.server.listen}: the port is in use, or the address is not this machine's",
+            fix="stop the program that listens there, or change server.listen",
         ) from error
     await server.start()
     return server, f"{host}:{port}"
 
 
 async def _end_rounds(run_service: RunService, state: Path, shutdown: Shutdown, tls: ServerTls, *, once: bool) -> None:
-    """The loop: end each round when it is time, until asked to end."""
+    """End each round when it is time, until asked to stop."""
     degraded = False
     finished_at: float | None = None
     clock = ClockWatch()
     while not shutdown.requested:
         if moved := clock.jump():
-            log.warning("clock_moved", seconds=round(moved, 1), fix="deadlines do not depend on it; times shown do")
+            log.warning(
+                "clock_moved",
+                seconds=round(moved, 1),
+                fix="none needed: deadlines do not depend on it; times in the history do",
+            )
             run_service.note_clock_jump(moved)
         if shutdown.take_reload():
             _reload(tls)
@@ -134,12 +138,12 @@ async def _end_rounds(run_service: RunService, state: Path, shutdown: Shutdown, 
             await run_service.tick()
             if degraded:
                 log.info("recovered")
-                note(state, None)
+                write_health(state, None)
             degraded = False
         except StorageError as error:
             if not degraded:
                 log.error("degraded", code=error.code, detail=error.message, fix=error.fix)
-                note(state, error)
+                write_health(state, error)
             degraded = True
             await asyncio.sleep(DISK_RETRY_S)
         if once and run_service.state.open is None:
@@ -151,9 +155,9 @@ async def _end_rounds(run_service: RunService, state: Path, shutdown: Shutdown, 
 
 
 async def _warn_daily(settings: CoordinatorSettings, allow_list: AllowList) -> None:
-    """At the start and once a day: the certificates that end soon, the server's and the silos'."""
+    """Log the certificates that end soon, the server's and the silos', at the start and once a day."""
     while True:
-        with contextlib.suppress(FlamestError):  # files that cannot be read: calls and SIGHUP say so
+        with contextlib.suppress(FlamestError):  # files that cannot be read: calls and SIGHUP report them
             left = check_files(settings.server.files).days_left
             if left < WARN_DAYS:
                 log.warning("certificate_expires", days=round(left), fix="flamest-coordinator renew")
@@ -164,7 +168,7 @@ async def _warn_daily(settings: CoordinatorSettings, allow_list: AllowList) -> N
 
 
 def _reload(tls: ServerTls) -> None:
-    """After SIGHUP: new certificates for new handshakes; what cannot be used leaves the old ones in place."""
+    """After SIGHUP, use the new certificate files for new handshakes; keep the old ones if they cannot be used."""
     try:
         facts = tls.reload()
     except FlamestError as error:

@@ -1,7 +1,7 @@
-"""The calls of the wire, translated: raw bytes in, the keeper asked, bytes or a refusal out.
+"""The gRPC calls: bytes in, a question to the run service, bytes or a refusal out.
 
-The caller's name comes from its certificate and is looked up in the allow-list before a message is
-even parsed. Messages are parsed here and not by gRPC, so that a malformed one is INVALID_ARGUMENT.
+The caller's name comes from its certificate and is looked up in the allow-list before the message is
+parsed. Messages are parsed here and not by gRPC, so that a malformed one is INVALID_ARGUMENT.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ STATUS = {
 
 
 class Service:
-    """Handlers for one server; everything they know is in the keeper and the allow-list."""
+    """Handlers of the calls; all state is in the run service and the allow-list."""
 
     def __init__(self, run_service: RunService, allow_list: AllowList) -> None:
         self._run_service = run_service
         self._allow_list = allow_list
-        self._calls: Counter[str] = Counter()  # under way, by silo
+        self._calls: Counter[str] = Counter()  # calls under way, by silo
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
-        """Our calls and the health check, without gRPC's own parsing."""
+        """Return the coordinator's calls and the health check, without gRPC's own parsing."""
         import grpc
 
         health = grpc.method_handlers_generic_handler(
@@ -139,11 +139,11 @@ class Service:
 
     @contextlib.contextmanager
     def _call(self, context: Context) -> Iterator[str]:
-        """The calling silo, while its call is under way. Raises IdentityError, DataError (``too_many_calls``)."""
+        """Yield the calling silo, while its call is under way. Raises IdentityError, DataError (``too_many_calls``)."""
         silo = self._caller(context)
         if self._calls[silo] >= wire.MAX_CALLS_PER_SILO:
             raise DataError(
-                f"silo '{silo}' has {wire.MAX_CALLS_PER_SILO} calls under way, more than one agent needs",
+                f"silo '{silo}' has {wire.MAX_CALLS_PER_SILO} calls under way, more than an agent needs",
                 code="too_many_calls",
             )
         self._calls[silo] += 1
@@ -153,16 +153,16 @@ class Service:
             self._calls[silo] -= 1
 
     def _caller(self, context: Context) -> str:
-        """The calling silo; IdentityError unless its certificate is the one on the allow-list."""
-        told = context.auth_context()
-        silo = silo_name(told)
-        check_not_expired(told)
-        self._allow_list.check(silo, certificate_sha256(told))
+        """Return the calling silo; IdentityError unless its certificate is the one on the allow-list."""
+        identity = context.auth_context()
+        silo = silo_name(identity)
+        check_not_expired(identity)
+        self._allow_list.check(silo, certificate_sha256(identity))
         return silo
 
 
 async def _gone(context: Context) -> bool:
-    """Whether the caller's connection is lost. gRPC ends the stream then and says no more; only sending shows it."""
+    """Return whether the caller's connection is lost. gRPC then only ends the stream; an attempt to send shows it."""
     from grpc.aio import BaseError
 
     try:
@@ -187,7 +187,7 @@ async def refuse(context: Context, error: FlamestError) -> NoReturn:
 
 def _status(error: FlamestError) -> str:
     if isinstance(error, StorageError):
-        return "UNAVAILABLE"  # the disk is full, say: the silo tries again
+        return "UNAVAILABLE"  # a full disk, for example: the silo tries again
     if isinstance(error, IdentityError):
         return STATUS.get(error.code, "PERMISSION_DENIED")
     if isinstance(error, DataError):

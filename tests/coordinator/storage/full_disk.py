@@ -13,7 +13,7 @@ from flamest.base.errors import StorageError
 from flamest.base.files import sha256_bytes
 from flamest.coordinator.rounds import Cohort, Report, RoundPolicy, Submission, after_close, on_update
 from flamest.coordinator.serving.health import FILE as HEALTH
-from flamest.coordinator.serving.health import begin, note, read_health
+from flamest.coordinator.serving.health import create_health_file, read_health, write_health
 from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.storage.run_store import RunStore
 from flamest.coordinator.storage.spool import Spool
@@ -75,13 +75,13 @@ def main(mount: Path) -> None:
     told: dict[str, object] = {}
     with RunStore.open(folder, RUN) as store:
         state, _ = store.load(RoundPolicy(2, 1, 9.0), ROLL)
-        begin(folder)
+        create_health_file(folder)
         state = close(store, submit(store, state))
         filler = fill(mount)
         problem = StorageError("full", code=fails(lambda: submit(store, state)))
         told["update"] = problem.code
         told["probe"] = fails(store.probe)
-        note(folder, problem)
+        write_health(folder, problem)
         told["health"] = read_health(folder).degraded
         filler.unlink()
         told["probe after"] = fails(store.probe)
@@ -90,7 +90,7 @@ def main(mount: Path) -> None:
         told["close"] = fails(lambda: close(store, state))
         filler.unlink()
         state = close(store, state)
-        note(folder, None)
+        write_health(folder, None)
         told["health after"] = read_health(folder).degraded
         told["finished"] = state.open is None
     with RunStore.open(folder, RUN) as store:

@@ -18,7 +18,7 @@ from flamest.base.errors import DataError, StorageError
 from flamest.base.files import sha256_bytes
 from flamest.coordinator.admin.status import status_lines, status_of
 from flamest.coordinator.rounds import Cohort, Report, RoundPolicy, Submission, after_close, on_update
-from flamest.coordinator.serving.health import FINE, Health, begin, note, read_health
+from flamest.coordinator.serving.health import HEALTHY, Health, create_health_file, read_health, write_health
 from flamest.coordinator.storage import payloads as payloads_module
 from flamest.coordinator.storage import spool as spool_module
 from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
@@ -135,16 +135,16 @@ def test_on_a_really_full_file_system_the_run_stops_and_resumes(tmp_path):
 
 
 def test_health_is_written_in_place_and_read_back(tmp_path):
-    assert read_health(tmp_path) == FINE
-    begin(tmp_path)
+    assert read_health(tmp_path) == HEALTHY
+    create_health_file(tmp_path)
     inode = (tmp_path / "health").stat().st_ino
-    note(tmp_path, StorageError("no room " * 1000, code="disk_full"))
+    write_health(tmp_path, StorageError("no room " * 1000, code="disk_full"))
     told = read_health(tmp_path)
     assert (told.degraded, bool(told.since), len(told.detail) < 200) == ("disk_full", True, True)
-    note(tmp_path, None)
+    write_health(tmp_path, None)
     assert read_health(tmp_path) == Health()
     assert (tmp_path / "health").stat().st_ino == inode
-    note(tmp_path / "nowhere", None)
+    write_health(tmp_path / "nowhere", None)
 
 
 def test_a_full_disk_shows_in_status_while_it_lasts(make_federation, monkeypatch):
