@@ -136,17 +136,17 @@ class _Extraction:
 
         When ``stop`` returns True, the clips in progress are left for the next run.
         """
-        clips_to_extract = self._new_clips(clips, stop)
-        first = next(clips_to_extract, None)
+        new_clips = self._new_clips(clips, stop)
+        first = next(new_clips, None)
         if first is None:
             return
         measured_with = [first]
-        self._resolve_options(chain([first], _recorded(clips_to_extract, measured_with)), stop)
+        self._resolve_options(chain([first], _recorded(new_clips, measured_with)), stop)
         if stop():  # perhaps before the options were resolved
             return
         extractor = self._open_extractor()
         started = time.perf_counter()
-        with closing(extractor.extract_all(chain(measured_with, clips_to_extract))) as extracting:
+        with closing(extractor.extract_all(chain(measured_with, new_clips))) as extracting:
             for extracted in extracting:
                 self._finish(self._seen[extracted.clip.sha256], self._store_result(extracted))
                 self.spent_s = time.perf_counter() - started

@@ -72,9 +72,8 @@ class _BatchBuffers:
     output_gradients: Array  # [all outputs, batch]
     gradients: Any  # an IOBinding
     products: list[list[Any]]  # by thread and block: an IOBinding that writes the thread's gradient
-    layer_inputs: Mapping[
-        str, Array
-    ]  # by output of the gradient graph: ONNX Runtime does not keep what a binding points into
+    # By output of the gradient graph. ONNX Runtime does not keep the arrays that a binding points to.
+    layer_inputs: Mapping[str, Array]
 
 
 class TrainingSteps:
