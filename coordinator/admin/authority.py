@@ -64,7 +64,7 @@ def init_federation(folder: Path, hosts: Sequence[str], settings: str) -> None:
         write_atomic(building / "server-key.pem", server.key, mode=0o600)
         write_atomic(building / "server.pem", server.certificate)
         write_atomic(building / "coordinator.toml", settings.encode())
-        _write(building / ALLOW_LIST, Silos())
+        write_silos(building / ALLOW_LIST, Silos())
 
 
 def renew_server(folder: Path, hosts: Sequence[str]) -> None:
@@ -101,7 +101,7 @@ def add_silo(folder: Path, name: str, request: bytes) -> Path:
         fsync_directory(hand_over.parent)
         facts = certificate_info(certificate, whose=name)
         entry = Enrolment(facts.sha256, added=utc_text(), expires=utc_text(facts.expires.timestamp()))
-        _write(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
+        write_silos(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
     return hand_over
 
 
@@ -126,7 +126,7 @@ def renew_enrolment(folder: Path, name: str, request: bytes | None) -> Enrolment
         still = {sha256: ends for sha256, ends in before.items() if days_until(parse_utc(ends)) > 0}
         entry = Enrolment(facts.sha256, known.added, utc_text(facts.expires.timestamp()), earlier=still)
         # The list comes first: after a crash in between, the certificate in the folder is still on it.
-        _write(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
+        write_silos(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
         handed_over.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(handed_over, certificate)
         write_atomic(handed_over.with_name("ca.pem"), authority.certificate)
@@ -156,7 +156,7 @@ def revoke_silo(folder: Path, name: str) -> None:
     with _sole_writer(folder):
         silos = read_silos(folder / ALLOW_LIST)
         entry = msgspec.structs.replace(_known(silos, name), revoked=utc_text())
-        _write(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
+        write_silos(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
 
 
 def _known(silos: Silos, name: str) -> Enrolment:
@@ -181,6 +181,11 @@ def read_silos(path: Path) -> Silos:
         ) from error
     except msgspec.DecodeError as error:
         raise DataError(f"{path} is not an allow-list: {error}", code="bad_allow_list") from error
+
+
+def write_silos(path: Path, silos: Silos) -> None:
+    """Write an allow-list, whole or not at all. Raises StorageError."""
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(silos, order="sorted")) + b"\n")
 
 
 def enrolled(silos: Silos) -> list[str]:
@@ -248,7 +253,3 @@ def _authority(folder: Path) -> Identity:
 
 def _sole_writer(folder: Path) -> FileLock:
     return FileLock.take(folder / f".{ALLOW_LIST}.lock", owner="another flamest-coordinator silo command")
-
-
-def _write(path: Path, silos: Silos) -> None:
-    write_atomic(path, msgspec.json.format(msgspec.json.encode(silos, order="sorted")) + b"\n")

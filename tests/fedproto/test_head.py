@@ -77,7 +77,7 @@ def test_a_gated_head_survives_its_model_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"blocks": (4, 5)}, r"blocks \[4, 5\]: expected widths that add up to inputs = 10"),
         ({"blocks": (11, -1)}, "blocks"),
@@ -86,8 +86,8 @@ def test_a_gated_head_survives_its_model_file(tmp_path):
         ({"common": 0}, "common: expected 1 or more"),
     ],
 )
-def test_contradictory_head_options_are_refused(options, said):
-    with pytest.raises(DataError, match=said) as refused:
+def test_contradictory_head_options_are_refused(options, message):
+    with pytest.raises(DataError, match=message) as refused:
         HeadSpec(10, 3, **options)
     assert refused.value.code == "bad_head"
 

@@ -185,7 +185,7 @@ def test_a_header_out_of_range_is_refused_with_its_code(fields, code):
 
 
 @pytest.mark.parametrize(
-    "told",
+    "impossible",
     [
         Evaluation(float("nan"), 1, 2),
         Evaluation(float("inf"), 1, 2),
@@ -200,9 +200,9 @@ def test_a_header_out_of_range_is_refused_with_its_code(fields, code):
         Evaluation(1.0, 1, 4, (ClassCount(0, 0, 0),)),
     ],
 )
-def test_an_impossible_evaluation_is_refused(told):
+def test_an_impossible_evaluation_is_refused(impossible):
     with pytest.raises(DataError) as refused:
-        m.decode_update_part(m.encode_update_header(dataclasses.replace(HEADER, evaluation=told)))
+        m.decode_update_part(m.encode_update_header(dataclasses.replace(HEADER, evaluation=impossible)))
     assert refused.value.code == "evaluation"
 
 

@@ -86,7 +86,7 @@ def metadata(key, value):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda h, p: h.pop("__metadata__"), "no FLAMeST metadata"),
         (lambda h, p: h["__metadata__"].pop("flamest.run"), "no metadata 'flamest.run'"),
@@ -106,8 +106,8 @@ def metadata(key, value):
         (metadata("round", "seven"), "flamest.round"),
     ],
 )
-def test_a_broken_rule_is_named(tmp_path, change, said):
-    with pytest.raises(DataError, match=said) as refused:
+def test_a_broken_rule_is_named(tmp_path, change, message):
+    with pytest.raises(DataError, match=message) as refused:
         read_bytes(tmp_path, rewritten(change))
     assert refused.value.code == "bad_model"
     assert refused.value.message.startswith(f"{tmp_path / 'm'}: ")

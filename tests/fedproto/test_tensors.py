@@ -53,7 +53,7 @@ def test_a_model_that_is_not_the_heads_is_not_sent():
 
 
 @pytest.mark.parametrize(
-    ("told", "code"),
+    ("shape", "code"),
     [
         (((4, 3), (4,), (2, 4)), "tensor_names"),
         (((4, 3), (4,), (2, 4), (2,), (1,)), "tensor_names"),
@@ -61,9 +61,9 @@ def test_a_model_that_is_not_the_heads_is_not_sent():
         (((12,), (4,), (2, 4), (2,)), "tensor_shape"),
     ],
 )
-def test_shapes_that_are_not_the_heads_are_refused(told, code):
+def test_shapes_that_are_not_the_heads_are_refused(shape, code):
     with pytest.raises(DataError) as refused:
-        check_shapes(SPEC, told, whose="x")
+        check_shapes(SPEC, shape, whose="x")
     assert refused.value.code == code
     check_shapes(SPEC, shapes(SPEC), whose="x")
 

@@ -147,8 +147,8 @@ def test_an_old_certificate_stays_valid_until_revoked(folder, tmp_path):
     authority.revoke_silo(folder, "a")
     assert [refusal(allow_list, "a", sha256) for sha256 in (first, second)] == ["revoked", "revoked"]
     third = enrol(folder, tmp_path, "a")
-    told = [refusal(allow_list, "a", sha256) for sha256 in (first, second, third)]
-    assert told == ["old_certificate", "old_certificate", None]
+    refusals = [refusal(allow_list, "a", sha256) for sha256 in (first, second, third)]
+    assert refusals == ["old_certificate", "old_certificate", None]
 
 
 def test_a_renewed_certificate_is_for_the_same_key_and_name(folder, tmp_path):
@@ -179,7 +179,7 @@ def test_certificates_that_have_ended_leave_the_list_at_the_next_renewal(folder,
     ended = enrol(folder, tmp_path, "a")
     silos = authority.read_silos(folder / "silos.json").silos
     silos["a"] = authority.Enrolment(ended, silos["a"].added, "2020-01-01T00:00:00Z")
-    authority._write(folder / "silos.json", authority.Silos(silos))
+    authority.write_silos(folder / "silos.json", authority.Silos(silos))
     authority.renew_enrolment(folder, "a", None)
     second = handed_over(folder, "a")
     entry = authority.renew_enrolment(folder, "a", None)
@@ -238,7 +238,7 @@ def test_an_entry_that_was_never_renewed_has_no_earlier_key(folder):
     (folder / "silos.json").write_text(old)
     silos = authority.read_silos(folder / "silos.json")
     assert (authority.enrolled(silos), silos.silos["a"].earlier) == (["a"], {})
-    authority._write(folder / "silos.json", silos)
+    authority.write_silos(folder / "silos.json", silos)
     assert "earlier" not in (folder / "silos.json").read_text()
     assert authority.read_silos(folder / "silos.json") == silos
 

@@ -21,11 +21,11 @@ def federation(make_federation):
     federation = make_federation("a", "b", rounds=3, min_silos=2)
     federation.start()
     for name, answered in (("a", 0), ("b", 0), ("a", 1)):
-        with federation.client(name) as link:
-            run = link.join()
-            status = link.wait(run, answered, 5)
-            model = link.fetch(run, status)
-            link.submit(run, Update(status.round, model.sha256, f"{status.round:031x}{name}", 5, model.params))
+        with federation.client(name) as client:
+            run = client.join()
+            status = client.wait(run, answered, 5)
+            model = client.fetch(run, status)
+            client.submit(run, Update(status.round, model.sha256, f"{status.round:031x}{name}", 5, model.params))
     federation.stop()
     return federation
 
@@ -43,8 +43,8 @@ def test_a_healthy_coordinator_has_no_findings_and_nothing_changes(federation):
     before = {path: path.read_bytes() for path in federation.folder.rglob("*") if path.is_file()}
     assert found(federation, "wrong") == {}
     assert set(found(federation, "warn")) <= {"server", "state"}  # it does not run; a test machine's disk may be full
-    code, told = typed("doctor", "--config", federation.config)
-    assert (code, told["healthy"]) == (0, True)
+    code, answer = typed("doctor", "--config", federation.config)
+    assert (code, answer["healthy"]) == (0, True)
     left = {path for path in federation.folder.rglob("*") if path.is_file()} - before.keys()
     assert {path: path.read_bytes() for path in before} == before
     assert {path.name for path in left} <= {f"{FILE}-wal", f"{FILE}-shm"}  # SQLite's own, for whoever reads
@@ -61,13 +61,13 @@ def test_certificates_that_end_soon_are_named_with_the_renew_command(federation)
         "b": ended,
         "c": msgspec.structs.replace(ended, revoked=soon),
     }
-    authority._write(path, authority.Silos(left))
-    told = [(one.detail, one.fix) for one in examine(federation.config) if one.check == "silos" and one.state == "warn"]
-    assert [detail for detail, _ in told] == [
+    authority.write_silos(path, authority.Silos(left))
+    warnings = [one for one in examine(federation.config) if (one.check, one.state) == ("silos", "warn")]
+    assert [one.detail for one in warnings] == [
         f"silo 'a': its certificate ends on {soon[:10]}",
         "silo 'b': its certificate ended on 2026-01-02",
     ]
-    assert f"flamest-coordinator silo renew a --dir {federation.folder};" in told[0][1]
+    assert f"flamest-coordinator silo renew a --dir {federation.folder};" in warnings[0].fix
     for name in ("a", "b"):
         authority.renew_enrolment(federation.folder, name, None)
     assert "silos" not in found(federation, "warn")
@@ -80,9 +80,9 @@ def test_a_damaged_database_is_named_with_the_restore_command(federation):
     content[200:4000] = b"\xff" * 3800
     path.write_bytes(content)
     assert f"flamest-coordinator restore --config {federation.config} --from" in found(federation, "wrong")["database"]
-    code, told = typed("doctor", "--config", federation.config)
-    assert (code, told["error"]["code"]) == (65, "unhealthy")
-    assert "flamest-coordinator restore" in told["error"]["fix"]
+    code, answer = typed("doctor", "--config", federation.config)
+    assert (code, answer["error"]["code"]) == (65, "unhealthy")
+    assert "flamest-coordinator restore" in answer["error"]["fix"]
 
 
 def test_a_damaged_model_a_readable_key_and_bad_settings_are_found(federation):
@@ -133,11 +133,11 @@ def test_a_run_resumes_from_a_backup_of_a_running_server(federation, tmp_path):
     federation.start()
     assert [(row["status"], row["accepted"]) for row in federation.rounds()] == [("closed", 2), ("open", 1)]
     assert [row["model_sha256"] for row in federation.rounds()] == [row["model_sha256"] for row in before]
-    with federation.client("b") as link:  # the open round closes with the update that the backup held
-        run = link.join()
-        status = link.wait(run, 1, 5)
-        link.submit(run, Update(2, status.model_sha256, "0c" * 16, 5, link.fetch(run, status).params))
-        assert link.wait(run, 2, 5).round == 3
+    with federation.client("b") as client:  # the open round closes with the update that the backup held
+        run = client.join()
+        status = client.wait(run, 1, 5)
+        client.submit(run, Update(2, status.model_sha256, "0c" * 16, 5, client.fetch(run, status).params))
+        assert client.wait(run, 2, 5).round == 3
 
 
 def test_a_changed_backup_is_refused_and_the_state_stays(federation, tmp_path):
@@ -152,5 +152,5 @@ def test_a_changed_backup_is_refused_and_the_state_stays(federation, tmp_path):
     assert (federation.state / FILE).read_bytes() == before
     with pytest.raises(DataError, match="cannot be used as a backup"):
         check_backup(federation.state)
-    code, told = typed("restore", "--config", federation.config, "--from", copy, "--verify")
-    assert (code, told["error"]["code"]) == (65, "bad_backup")
+    code, answer = typed("restore", "--config", federation.config, "--from", copy, "--verify")
+    assert (code, answer["error"]["code"]) == (65, "bad_backup")

@@ -19,7 +19,7 @@ def typed(*words) -> tuple[int, dict, str]:
     return result.exit_code, json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}, result.output
 
 
-def told(*words) -> str:
+def output_of(*words) -> str:
     """What a person reads."""
     result = CliRunner().invoke(main.app, list(map(str, words)))
     assert result.exit_code == 0, result.output
@@ -32,13 +32,13 @@ def trained(make_federation):
     federation = make_federation("a", "b", rounds=2, min_silos=1)
     federation.start()
     for name in "ab":
-        with federation.client(name) as link:
-            run = link.join()
-            status = link.wait(run, 0, 5)
-            model = link.fetch(run, status)
-            link.submit(run, Update(1, model.sha256, name.encode().hex() * 16, 10, model.params))
-    with federation.client("a") as link:
-        link.wait(run, 1, 5)
+        with federation.client(name) as client:
+            run = client.join()
+            status = client.wait(run, 0, 5)
+            model = client.fetch(run, status)
+            client.submit(run, Update(1, model.sha256, name.encode().hex() * 16, 10, model.params))
+    with federation.client("a") as client:
+        client.wait(run, 1, 5)
     federation.stop()
     return federation
 
@@ -63,7 +63,7 @@ def test_from_init_to_a_checked_configuration(tmp_path):
     assert {path: path.read_bytes() for path in fed.rglob("*") if path.is_file()} == before
     code, _, _ = typed("silo", "revoke", "ward-3", "--dir", fed)
     assert code == 0
-    assert "revoked 2" in told("silo", "list", "--dir", fed)
+    assert "revoked 2" in output_of("silo", "list", "--dir", fed)
 
 
 def test_a_renewed_silo_is_listed_with_both_certificates(make_federation):
@@ -75,22 +75,22 @@ def test_a_renewed_silo_is_listed_with_both_certificates(make_federation):
     a, b = typed("silo", "list", "--dir", federation.folder)[1]["silos"]
     assert (a["expires"], a["earlier"]) == (renewed["expires"], renewed["earlier"])
     assert (b["revoked"], b["earlier"]) == (None, {})
-    line, other = told("silo", "list", "--dir", federation.folder).splitlines()
+    line, other = output_of("silo", "list", "--dir", federation.folder).splitlines()
     assert f"certificate until {a['expires'][:10]} (365 days), the old one until {before['expires'][:10]}" in line
     assert "the old one" not in other
-    assert "uses it without a restart" in told("silo", "renew", "b", "--dir", federation.folder)
+    assert "uses it without a restart" in output_of("silo", "renew", "b", "--dir", federation.folder)
 
 
 def test_renew_says_that_a_running_server_needs_no_restart():
-    said = told("renew", "--help")
-    assert "SIGHUP" in said
-    assert "Start the server again" not in said
+    output = output_of("renew", "--help")
+    assert "SIGHUP" in output
+    assert "Start the server again" not in output
 
 
 def test_init_says_what_to_do_next(tmp_path):
-    said = told("init", tmp_path / "fed", "--host", "localhost")
+    output = output_of("init", tmp_path / "fed", "--host", "localhost")
     for words in ("flamest-agent keygen", "flamest-coordinator silo add", "flamest-coordinator run --config"):
-        assert words in said
+        assert words in output
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_init_says_what_to_do_next(tmp_path):
 def test_an_error_has_its_exit_code_and_a_fix(make_federation, tmp_path, words, exit_code, code):
     federation = make_federation("a")
     places = {"new": tmp_path / "new", "fed": federation.folder, "csr": federation.silo_folder / "a" / "a.csr"}
-    found, said, output = typed(*(word.format(**places) for word in words))
-    assert (found, said["error"]["code"]) == (exit_code, code), output
+    found, answer, output = typed(*(word.format(**places) for word in words))
+    assert (found, answer["error"]["code"]) == (exit_code, code), output
 
 
 def test_status_shows_the_run_with_and_without_a_server(trained):
@@ -128,17 +128,17 @@ def test_status_shows_the_run_with_and_without_a_server(trained):
     trained.start()
     now = status_of(trained.settings())
     assert (now["running"], now["address"]) == (True, trained.address)
-    assert f"running at {trained.address}" in told("status", "--config", trained.config)
+    assert f"running at {trained.address}" in output_of("status", "--config", trained.config)
 
 
 def test_status_says_when_the_run_is_finished(make_federation):
     federation = make_federation("a", rounds=1)
     federation.start()
-    with federation.client("a") as link:
-        run = link.join()
-        model = link.fetch(run, link.wait(run, 0, 5))
-        link.submit(run, Update(1, model.sha256, "aa" * 16, 10, model.params))
-        link.wait(run, 1, 5)
+    with federation.client("a") as client:
+        run = client.join()
+        model = client.fetch(run, client.wait(run, 0, 5))
+        client.submit(run, Update(1, model.sha256, "aa" * 16, 10, model.params))
+        client.wait(run, 1, 5)
     assert status_of(federation.settings())["phase"] == "finished"
 
 
@@ -149,7 +149,7 @@ def test_history_is_a_row_per_round(trained):
     assert first["received_bytes"] > 2 * 4 * 53
     assert first["sent_bytes"] > 2 * 4 * 53
     assert (second["status"], second["accepted"]) == ("open", 0)
-    table = told("history", "--config", trained.config).splitlines()
+    table = output_of("history", "--config", trained.config).splitlines()
     assert len(table) == 3
     assert len({len(line.split()) for line in table[1:]}) == 1
     assert history_lines([])[0].split()[0] == "round"
@@ -161,14 +161,14 @@ def test_model_exports_a_whole_file(trained, tmp_path):
     assert (taken["round"], model.round, model.run, list(model.labels)) == (1, 1, "run-1", ["fall", "run", "walk"])
     _, start, _ = typed("model", "--config", trained.config, "--out", tmp_path / "0.safetensors", "--round", 0)
     assert start["round"] == 0
-    code, said, _ = typed("model", "--config", trained.config, "--out", tmp_path / "9.safetensors", "--round", 9)
-    assert (code, said["error"]["code"]) == (65, "no_model")
+    code, answer, _ = typed("model", "--config", trained.config, "--out", tmp_path / "9.safetensors", "--round", 9)
+    assert (code, answer["error"]["code"]) == (65, "no_model")
 
 
 def test_renew_makes_a_certificate_for_the_same_names(make_federation):
     federation = make_federation()
-    _, said, _ = typed("renew", "--dir", federation.folder)
-    assert said["hosts"] == ["127.0.0.1", "localhost"]
+    _, answer, _ = typed("renew", "--dir", federation.folder)
+    assert answer["hosts"] == ["127.0.0.1", "localhost"]
 
 
 def test_the_coordinator_loads_no_heavy_module_when_it_runs(make_federation):

@@ -1,4 +1,4 @@
-"""Ends a process at every step of taking an update and of closing a round, and goes on in the next one.
+"""Ends a process at every step of accepting an update and of closing a round, and resumes in the next one.
 
 A program for test_failpoints.py: it forks, which a process with gRPC threads must not. Prints one JSON object a line:
 where the child was ended, whether the silo had its receipt, and what the next start made of it.
@@ -28,7 +28,7 @@ from flamest.fedproto.tensors import encode_params
 
 SPEC = HeadSpec(inputs=60, outputs=2, hidden=(20,))
 RUN = RunSettings("r", ("x", "y"), SPEC, rounds=1, min_silos=1, deadline_s=9.0, fingerprint="f")
-POLICY, ROLL = RoundPolicy(1, 1, 9.0), Cohort(frozenset("ab"), 2)
+POLICY, COHORT = RoundPolicy(1, 1, 9.0), Cohort(frozenset("ab"), 2)
 DIED = 77
 
 
@@ -86,7 +86,7 @@ def payload(silo: str) -> bytes:
 
 
 def submit(store: RunStore, state, silo: str, receipt: Callable[[], None]):
-    """As the keeper does it: decide, make durable, count, answer."""
+    """As the server does it: decide, make durable, count, answer."""
     content = payload(silo)
     report = Report(silo, f"{ord(silo):032x}", 5, f"digest of {silo}")
     known = store.report(1, silo)
@@ -102,13 +102,13 @@ def submit(store: RunStore, state, silo: str, receipt: Callable[[], None]):
 
 def close(store: RunStore, state) -> str:
     params = fedavg(SPEC, store.contributions(1))
-    store.close_round(after_close(state, params_sha256(params), ROLL), params, RoundEnd(1.0, 0))
+    store.close_round(after_close(state, params_sha256(params), COHORT), params, RoundEnd(1.0, 0))
     return params_sha256(params)
 
 
 def child(folder: Path, counter: Counter, receipts: int) -> None:
     store = RunStore.open(folder, RUN)
-    state, _ = store.load(POLICY, ROLL)
+    state, _ = store.load(POLICY, COHORT)
     arm(store, counter)
     answer = counter.watched("reply", lambda silo: os.write(receipts, silo.encode()))
     for silo in "ab":
@@ -129,10 +129,10 @@ def run_child(folder: Path, counter: Counter) -> tuple[int, bytes]:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), answered
 
 
-def go_on(folder: Path) -> dict:
+def resume(folder: Path) -> dict:
     """The next start: silos that had no receipt send again; then the round closes, if it has not."""
     with RunStore.open(folder, RUN) as store:
-        state, _ = store.load(POLICY, ROLL)
+        state, _ = store.load(POLICY, COHORT)
         verdicts = {}
         if state.open is not None:
             for silo in "ab":
@@ -143,7 +143,7 @@ def go_on(folder: Path) -> dict:
             model = state.model_sha256
         rows = store.journal.all("SELECT silo FROM updates ORDER BY silo")
     with RunStore.open(folder, RUN) as store:  # and one more start, which cleans up
-        store.load(POLICY, ROLL)
+        store.load(POLICY, COHORT)
     left = [path.name for path in folder.rglob("*") if path.name.endswith((".tmp", ".f32", ".running"))]
     return {"model": model, "verdicts": verdicts, "rows": [row[0] for row in rows], "left": left}
 
@@ -156,13 +156,13 @@ def main(folder: Path, every: bool) -> None:
     assert spool_module.os is os
     code, answered = run_child(folder / "calm", Counter("none", 0, "before"))
     steps = json.loads(answered.removeprefix(b"ab"))
-    tell({"point": "none", "code": code, "answered": "ab", "steps": steps, **go_on(folder / "calm")})
+    tell({"point": "none", "code": code, "answered": "ab", "steps": steps, **resume(folder / "calm")})
     points = [(step, number) for step, times in steps.items() for number in range(1, (times if every else 1) + 1)]
     for index, ((step, number), when) in enumerate(itertools.product(points, ("before", "after"))):
         at = folder / str(index)
         code, answered = run_child(at, Counter(step, number, when))
-        told = {"point": f"{when} {step} {number}", "code": code, "answered": answered.decode()}
-        tell({**told, **go_on(at)})
+        result = {"point": f"{when} {step} {number}", "code": code, "answered": answered.decode()}
+        tell({**result, **resume(at)})
 
 
 if __name__ == "__main__":

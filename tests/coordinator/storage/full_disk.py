@@ -24,7 +24,7 @@ from flamest.fedproto.tensors import encode_params
 
 SPEC = HeadSpec(inputs=500, outputs=2, hidden=(200,))  # 400 kB
 RUN = RunSettings("r", ("x", "y"), SPEC, rounds=2, min_silos=1, deadline_s=9.0, fingerprint="f")
-ROLL = Cohort(frozenset("a"), 1)
+COHORT = Cohort(frozenset("a"), 1)
 
 
 def fill(folder: Path) -> Path:
@@ -56,7 +56,7 @@ def submit(store: RunStore, state):
 
 def close(store: RunStore, state):
     params = fedavg(SPEC, store.contributions(state.open.number))
-    after = after_close(state, params_sha256(params), ROLL)
+    after = after_close(state, params_sha256(params), COHORT)
     store.close_round(after, params, RoundEnd(1.0, 0))
     return after
 
@@ -72,32 +72,32 @@ def fails(work) -> str:
 def main(mount: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(mount)], check=True)
     folder = mount / "state"
-    told: dict[str, object] = {}
+    found: dict[str, object] = {}
     with RunStore.open(folder, RUN) as store:
-        state, _ = store.load(RoundPolicy(2, 1, 9.0), ROLL)
+        state, _ = store.load(RoundPolicy(2, 1, 9.0), COHORT)
         create_health_file(folder)
         state = close(store, submit(store, state))
         filler = fill(mount)
         problem = StorageError("full", code=fails(lambda: submit(store, state)))
-        told["update"] = problem.code
-        told["probe"] = fails(store.probe)
+        found["update"] = problem.code
+        found["probe"] = fails(store.probe)
         write_health(folder, problem)
-        told["health"] = read_health(folder).degraded
+        found["health"] = read_health(folder).degraded
         filler.unlink()
-        told["probe after"] = fails(store.probe)
+        found["probe after"] = fails(store.probe)
         state = submit(store, state)
         filler = fill(mount)
-        told["close"] = fails(lambda: close(store, state))
+        found["close"] = fails(lambda: close(store, state))
         filler.unlink()
         state = close(store, state)
         write_health(folder, None)
-        told["health after"] = read_health(folder).degraded
-        told["finished"] = state.open is None
+        found["health after"] = read_health(folder).degraded
+        found["finished"] = state.open is None
     with RunStore.open(folder, RUN) as store:
-        told["same after a restart"] = store.load(RoundPolicy(2, 1, 9.0), ROLL)[0].model_sha256 == state.model_sha256
-    told["left"] = [path.name for path in folder.rglob("*") if path.name.endswith((".tmp", ".f32"))]
-    told["size of health"] = os.stat(folder / HEALTH).st_size
-    sys.stdout.write(json.dumps(told) + "\n")
+        found["same after a restart"] = store.load(RoundPolicy(2, 1, 9.0), COHORT)[0].model_sha256 == state.model_sha256
+    found["left"] = [path.name for path in folder.rglob("*") if path.name.endswith((".tmp", ".f32"))]
+    found["size of health"] = os.stat(folder / HEALTH).st_size
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

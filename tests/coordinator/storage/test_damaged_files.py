@@ -25,19 +25,19 @@ class Silos:
     """Links of silos that answer rounds by hand, each knowing what it answered last."""
 
     def __init__(self, federation, *names):
-        self.links = {name: federation.client(name) for name in names}
-        self.run = next(iter(self.links.values())).join()
+        self.clients = {name: federation.client(name) for name in names}
+        self.run = next(iter(self.clients.values())).join()
         self.answered = 0
 
     def begin(self):
         """What every silo is to train on."""
-        status = {name: link.wait(self.run, self.answered, 5) for name, link in self.links.items()}
+        status = {name: client.wait(self.run, self.answered, 5) for name, client in self.clients.items()}
         assert {each.phase for each in status.values()} == {Phase.OPEN}
-        return {name: self.links[name].fetch(self.run, each) for name, each in status.items()}
+        return {name: self.clients[name].fetch(self.run, each) for name, each in status.items()}
 
     def send(self, name, model, params=None, examples=5):
         params = params or initial_params(self.run.head, model.round)
-        self.links[name].submit(
+        self.clients[name].submit(
             self.run, Update(model.round, model.sha256, f"{model.round:031x}{name}", examples, params)
         )
 
@@ -48,8 +48,8 @@ class Silos:
         self.answered = models[name].round
 
     def close(self):
-        for link in self.links.values():
-            link.close()
+        for client in self.clients.values():
+            client.close()
 
 
 @pytest.fixture
@@ -109,16 +109,16 @@ def test_after_a_restore_training_silos_get_the_restored_round(made, tmp_path):
 
 def test_a_silo_that_declined_is_asked_again_after_a_restart(made):
     federation, silos = made()
-    silos.links["a"].wait(silos.run, 1, 0.05)
+    silos.clients["a"].wait(silos.run, 1, 0.05)
     federation.stop()
     federation.start()
-    phases = [silos.links["a"].wait(silos.run, 1, 0.05).phase for _ in range(2)]
+    phases = [silos.clients["a"].wait(silos.run, 1, 0.05).phase for _ in range(2)]
     assert phases == [Phase.OPEN, Phase.WAIT]
     federation.stop()
 
 
 def test_a_damaged_update_is_quarantined_and_its_round_abandoned(made):
-    """P9: found, put aside, and the run goes on."""
+    """The update is moved to quarantine and the run continues."""
     federation, silos = made()
     models = silos.begin()
     silos.send("a", models["a"])
@@ -231,7 +231,7 @@ def test_a_final_evaluation_obeys_quarantine_and_the_limit_of_examples(make_fede
     wait_for(lambda: ended(federation) == [(1, "closed")])
 
     def report(name, count):
-        silos.links[name].report_evaluation(
+        silos.clients[name].report_evaluation(
             silos.run, 1, [SubjectEvaluation(0, Evaluation(loss=0.5, correct=count, count=count))]
         )
 
@@ -249,7 +249,7 @@ def test_a_final_evaluation_obeys_quarantine_and_the_limit_of_examples(make_fede
 
 def test_one_silo_cannot_take_all_the_calls(made):
     federation, silos = made()
-    silos.links["a"].wait(silos.run, 0, 1)  # it has work now: from here on it declines, and waits
+    silos.clients["a"].wait(silos.run, 0, 1)  # it has work now: from here on it declines, and waits
     settings = federation.connection_settings("a")
     request = messages.encode_wait_request(messages.WaitRequest(silos.run.sha256, 1, 60.0))
     channels = [
@@ -261,9 +261,9 @@ def test_one_silo_cannot_take_all_the_calls(made):
         channel.unary_unary(method, None, None).future(request, timeout=60) for channel in channels for _ in range(8)
     ]
     wait_for(lambda: sum(call.done() for call in calls) == len(calls) - wire.MAX_CALLS_PER_SILO)
-    told = [(call.code(), dict(call.trailing_metadata())[wire.CODE_KEY]) for call in calls if call.done()]
-    assert set(told) == {(grpc.StatusCode.RESOURCE_EXHAUSTED, "too_many_calls")}
-    assert silos.links["b"].wait(silos.run, 0, 1).phase is Phase.OPEN
+    refusals = [(call.code(), dict(call.trailing_metadata())[wire.CODE_KEY]) for call in calls if call.done()]
+    assert set(refusals) == {(grpc.StatusCode.RESOURCE_EXHAUSTED, "too_many_calls")}
+    assert silos.clients["b"].wait(silos.run, 0, 1).phase is Phase.OPEN
     for call in calls:
         call.cancel()
     for channel in channels:

@@ -17,7 +17,7 @@ from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import RunSettings
 
 RUN = RunSettings("r", ("x", "y"), HeadSpec(3, 2, (4,)), rounds=3, min_silos=1, deadline_s=9.0, fingerprint="f")
-POLICY, ROLL = RoundPolicy(3, 1, 9.0), Cohort(frozenset("ab"), 2)
+POLICY, COHORT = RoundPolicy(3, 1, 9.0), Cohort(frozenset("ab"), 2)
 
 PAGE = 4096
 
@@ -43,14 +43,14 @@ def folder(tmp_path):
 
 def begin(folder) -> None:
     with RunStore.open(folder, RUN) as store:
-        store.load(POLICY, ROLL)
+        store.load(POLICY, COHORT)
 
 
 def started(folder):
-    """Where the run stands, or the code of the refusal."""
+    """State of the run, or code and exit code of the refusal."""
     try:
         with RunStore.open(folder, RUN) as store:
-            return store.load(POLICY, ROLL)[0]
+            return store.load(POLICY, COHORT)[0]
     except FlamestError as error:
         return error.code, error.exit_code
 
@@ -59,17 +59,17 @@ def test_a_changed_database_page_is_found_at_the_start_or_unused(folder, tmp_pat
     """Every page overwritten in turn; the start refuses with exit code 65, or knows all that was there."""
     begin(folder)
     with RunStore.open(folder, RUN) as store:
-        expected = store.load(POLICY, ROLL)[0]
+        expected = store.load(POLICY, COHORT)[0]
     whole, found = (folder / FILE).read_bytes(), 0
     for place in range(0, len(whole), PAGE):
         content = bytearray(whole)
         content[place : place + PAGE] = random.Random(place).randbytes(PAGE)
         shutil.copytree(folder, copy := tmp_path / f"copy-{place}")
         (copy / FILE).write_bytes(bytes(content))
-        told = started(copy)
-        if told == expected:  # an index that no query needed
+        found_at_start = started(copy)
+        if found_at_start == expected:  # an index that no query needed
             continue
-        assert told in (("corrupt_state", 65), ("lost_run", 65))
+        assert found_at_start in (("corrupt_state", 65), ("lost_run", 65))
         found += 1
     assert found > len(whole) // PAGE / 2
 
@@ -88,7 +88,7 @@ def test_a_missing_wal_file_after_a_crash_is_noticed(folder):
     assert (folder / FILE).read_bytes() == before
     log_file.write_bytes(kept)  # found again
     with RunStore.open(folder, RUN) as store:
-        assert store.load(POLICY, ROLL)[0].open.number == 1
+        assert store.load(POLICY, COHORT)[0].open.number == 1
 
 
 def test_reading_the_state_after_a_crash_keeps_the_wal_file(folder):

@@ -36,8 +36,8 @@ def test_few_clips_or_the_initial_model_cannot_be_best():
 
 
 def test_metrics_of_silos_are_weighted_by_their_clips():
-    told = ModelEvaluation(2, (("a", Evaluation(1.0, 9, 10)), ("b", Evaluation(4.0, 10, 50))))
-    assert told.all == Evaluation((1.0 * 10 + 4.0 * 50) / 60, 19, 60)
+    evaluated = ModelEvaluation(2, (("a", Evaluation(1.0, 9, 10)), ("b", Evaluation(4.0, 10, 50))))
+    assert evaluated.all == Evaluation((1.0 * 10 + 4.0 * 50) / 60, 19, 60)
 
 
 def test_class_counts_are_summed_and_survive_their_column():
@@ -50,7 +50,7 @@ def test_class_counts_are_summed_and_survive_their_column():
 
 
 @pytest.mark.parametrize(
-    ("counts", "floor", "told"),
+    ("counts", "floor", "evaluated"),
     [
         ({0: 10, 1: 12, 2: 30}, 10, [0, 1, 2]),
         ({0: 10, 1: 12, 2: 3}, 10, [1]),  # 3 clips would be what is left: class 0 is kept back with them
@@ -60,10 +60,10 @@ def test_class_counts_are_summed_and_survive_their_column():
         ({}, 10, []),
     ],
 )
-def test_a_small_class_is_not_reported_nor_computable_by_subtraction(counts, floor, told):
-    assert reportable_classes(counts, floor) == told
+def test_a_small_class_is_not_reported_nor_computable_by_subtraction(counts, floor, evaluated):
+    assert reportable_classes(counts, floor) == evaluated
     left = sum(counts.values()) - sum(counts[label] for label in reportable_classes(counts, floor))
-    assert left == 0 or left >= floor or not told
+    assert left == 0 or left >= floor or not evaluated
 
 
 def test_a_silo_keeps_its_own_model_only_if_more_accurate():
@@ -76,8 +76,8 @@ def test_a_silo_keeps_its_own_model_only_if_more_accurate():
 
 
 def row(number: int, *updates: tuple[str, str, int]) -> RoundRow:
-    told = tuple(UpdateRow(silo, 5, 1.0, codec, 0.1, size, 10, None) for silo, codec, size in updates)
-    return RoundRow(number, "closed", 2, "", 1.0, "", 0, len(told), 0, 0, 0, None, None, None, None, told)
+    evaluated = tuple(UpdateRow(silo, 5, 1.0, codec, 0.1, size, 10, None) for silo, codec, size in updates)
+    return RoundRow(number, "closed", 2, "", 1.0, "", 0, len(evaluated), 0, 0, 0, None, None, None, None, evaluated)
 
 
 def test_communication_cost_is_the_mean_over_a_codecs_silos():
@@ -95,15 +95,15 @@ def test_communication_cost_is_the_mean_over_a_codecs_silos():
 
 
 def answer(federation, silo: str, *, correct: int, shared: bool = True, answered: int = 0) -> None:
-    """A silo's round; its held-out clips are told as ``correct`` of 10."""
-    with federation.client(silo) as link:
-        run = link.join()
-        status = link.wait(run, answered, 5)
-        model = link.fetch(run, status)
+    """A silo's round; its held-out clips have ``correct`` of 10."""
+    with federation.client(silo) as client:
+        run = client.join()
+        status = client.wait(run, answered, 5)
+        model = client.fetch(run, status)
         params = initial_params(run.head, seed=100 * status.round + ord(silo))
-        told = Evaluation(0.5, correct, 10, (ClassCount(1, 1, 3),))
-        update = Update(status.round, model.sha256, f"{status.round:031x}{silo}", 5, params, told, shared=shared)
-        link.submit(run, update)
+        evaluated = Evaluation(0.5, correct, 10, (ClassCount(1, 1, 3),))
+        update = Update(status.round, model.sha256, f"{status.round:031x}{silo}", 5, params, evaluated, shared=shared)
+        client.submit(run, update)
 
 
 @pytest.fixture
@@ -114,50 +114,50 @@ def finished(make_federation):
     for number in (1, 2):
         for silo in "abc":
             answer(federation, silo, correct=number + 2, shared=silo != "c", answered=number - 1)
-    with federation.client("a") as link:
-        assert link.wait(link.join(), 2, 10).phase is Phase.EVALUATE  # the last round has closed
+    with federation.client("a") as client:
+        assert client.wait(client.join(), 2, 10).phase is Phase.EVALUATE  # the last round has closed
     return federation
 
 
 def report(federation, silo: str, results, round_number: int = 2) -> None:
-    with federation.client(silo) as link:
-        link.report_evaluation(link.join(), round_number, results)
+    with federation.client(silo) as client:
+        client.report_evaluation(client.join(), round_number, results)
 
 
 def test_sharing_silos_evaluate_each_others_models_others_the_final_one(finished):
     subjects, seen = {}, {}
     for silo in "abc":
-        with finished.client(silo) as link:
-            run = link.join()
-            status = link.wait(run, 2, 5)
+        with finished.client(silo) as client:
+            run = client.join()
+            status = client.wait(run, 2, 5)
             assert (status.phase, status.round) == (Phase.EVALUATE, 2)
             subjects[silo] = status.subjects
-            models = [link.fetch_subject(run, status, number) for number in range(status.subjects)]
+            models = [client.fetch_subject(run, status, number) for number in range(status.subjects)]
             seen[silo] = {params_sha256(params) for params in models[1:]}
             assert params_sha256(models[0]) == status.model_sha256
     assert subjects == {"a": 3, "b": 3, "c": 1}
     sent = {params_sha256(initial_params(run.head, seed=200 + ord(silo))) for silo in "ab"}
     assert seen == {"a": sent, "b": sent, "c": set()}
-    with finished.client("c") as link:
+    with finished.client("c") as client:
         with pytest.raises(DataError, match="no model 1 to measure"):
-            link.fetch_subject(run, status, 1)
+            client.fetch_subject(run, status, 1)
 
 
 def test_a_final_evaluation_counts_once_and_survives_a_restart(finished):
-    told = [SubjectEvaluation(number, Evaluation(0.1, 8 - number, 9)) for number in range(3)]
-    report(finished, "a", told)
+    evaluated = [SubjectEvaluation(number, Evaluation(0.1, 8 - number, 9)) for number in range(3)]
+    report(finished, "a", evaluated)
     finished.stop()
     finished.start()
-    report(finished, "a", told[:1])  # again: the first one stands
-    with finished.client("a") as link:
-        run = link.join()
-        assert link.wait(run, 2, 5).phase is Phase.FINISHED
-    with finished.client("b") as link:
-        status = link.wait(run, 2, 5)
+    report(finished, "a", evaluated[:1])  # again: the first one counts
+    with finished.client("a") as client:
+        run = client.join()
+        assert client.wait(run, 2, 5).phase is Phase.FINISHED
+    with finished.client("b") as client:
+        status = client.wait(run, 2, 5)
         assert status.phase is Phase.EVALUATE
-        link.fetch_subject(run, status, 2)  # payloads are still there
+        client.fetch_subject(run, status, 2)  # payloads are still there
     report(finished, "b", [])  # declines
-    report(finished, "c", told[:1])
+    report(finished, "c", evaluated[:1])
     updates = finished.state / "runs" / "run-1" / "updates"
     assert list(updates.iterdir()) == []
     found = evaluation_of(finished.settings(), None)

@@ -32,7 +32,7 @@ from flamest.fedproto.tensors import encode_params
 
 SPEC = HeadSpec(inputs=3, outputs=2, hidden=(4,))
 RUN = RunSettings("r", ("x", "y"), SPEC, rounds=1, min_silos=1, deadline_s=9.0, fingerprint="f")
-POLICY, ROLL = RoundPolicy(1, 1, 9.0), Cohort(frozenset("a"), 1)
+POLICY, COHORT = RoundPolicy(1, 1, 9.0), Cohort(frozenset("a"), 1)
 PROGRAM = Path(__file__).with_name("full_disk.py")
 
 
@@ -60,7 +60,7 @@ def submit(store: RunStore, state):
 
 def close(store: RunStore, state) -> str:
     params = fedavg(SPEC, store.contributions(1))
-    store.close_round(after_close(state, params_sha256(params), ROLL), params, RoundEnd(1.0, 0))
+    store.close_round(after_close(state, params_sha256(params), COHORT), params, RoundEnd(1.0, 0))
     return params_sha256(params)
 
 
@@ -91,7 +91,7 @@ class Disk:
 def test_a_full_disk_at_any_step_leaves_nothing_half_done(tmp_path, monkeypatch):
     """No space at each step of an update and of the round's end; then there is space again."""
     with monkeypatch.context() as patch, RunStore.open(tmp_path / "calm", RUN) as store:
-        state, _ = store.load(POLICY, ROLL)
+        state, _ = store.load(POLICY, COHORT)
         disk = Disk(patch, failing=0)
         expected = close(store, submit(store, state))
         steps = disk.calls
@@ -99,7 +99,7 @@ def test_a_full_disk_at_any_step_leaves_nothing_half_done(tmp_path, monkeypatch)
     for failing in range(1, steps + 1):
         folder = tmp_path / str(failing)
         with RunStore.open(folder, RUN) as store:
-            state, _ = store.load(POLICY, ROLL)
+            state, _ = store.load(POLICY, COHORT)
             before = {path for path in folder.rglob("*") if path.suffix != ".f32"}
             with monkeypatch.context() as patch:
                 Disk(patch, failing)
@@ -139,8 +139,8 @@ def test_health_is_written_in_place_and_read_back(tmp_path):
     create_health_file(tmp_path)
     inode = (tmp_path / "health").stat().st_ino
     write_health(tmp_path, StorageError("no room " * 1000, code="disk_full"))
-    told = read_health(tmp_path)
-    assert (told.degraded, bool(told.since), len(told.detail) < 200) == ("disk_full", True, True)
+    health = read_health(tmp_path)
+    assert (health.degraded, bool(health.since), len(health.detail) < 200) == ("disk_full", True, True)
     write_health(tmp_path, None)
     assert read_health(tmp_path) == Health()
     assert (tmp_path / "health").stat().st_ino == inode
@@ -168,16 +168,16 @@ def test_a_full_disk_shows_in_status_while_it_lasts(make_federation, monkeypatch
 
     monkeypatch.setattr(RunStore, "accept", sometimes(0))
     monkeypatch.setattr(RunStore, "probe", sometimes(1))
-    with federation.client("a", give_up_after_s=60.0) as link:
-        run = link.join()
-        model = link.fetch(run, link.wait(run, 0, 5))
+    with federation.client("a", give_up_after_s=60.0) as client:
+        run = client.join()
+        model = client.fetch(run, client.wait(run, 0, 5))
 
         def degraded() -> bool:
             now = status_of(federation.settings())
             return now["degraded"] == "disk_full" and "DEGRADED disk_full" in "\n".join(status_lines(now))
 
         sending = threading.Thread(
-            target=link.submit, args=(run, Update(1, model.sha256, "aa" * 16, 5, model.params)), daemon=True
+            target=client.submit, args=(run, Update(1, model.sha256, "aa" * 16, 5, model.params)), daemon=True
         )
         sending.start()
         deadline = 600
@@ -187,8 +187,8 @@ def test_a_full_disk_shows_in_status_while_it_lasts(make_federation, monkeypatch
         full = False
         sending.join(60)
         assert not sending.is_alive()
-    with federation.client("a") as link:
-        link.wait(run, 1, 20)
+    with federation.client("a") as client:
+        client.wait(run, 1, 20)
     deadline = 600
     while status_of(federation.settings())["degraded"] and (deadline := deadline - 1):
         threading.Event().wait(0.05)

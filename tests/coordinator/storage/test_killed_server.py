@@ -36,12 +36,12 @@ def take_part(federation, silo: str, address: str, failures: list) -> None:
     settings = federation.connection_settings(silo, address=address)
     retry = Backoff(give_up_after_s=20.0, first_s=0.02, longest_s=0.2, spread_s=0.2)
     try:
-        with CoordinatorClient.open(settings, retry=retry) as link:
-            run, answered = link.join(), 0
-            while (status := link.wait(run, answered, 5)).phase is not Phase.FINISHED:
+        with CoordinatorClient.open(settings, retry=retry) as client:
+            run, answered = client.join(), 0
+            while (status := client.wait(run, answered, 5)).phase is not Phase.FINISHED:
                 if status.phase is Phase.OPEN:
                     with contextlib.suppress(StaleUpdate):
-                        link.submit(run, trained(link.fetch(run, status), silo))
+                        client.submit(run, trained(client.fetch(run, status), silo))
                     answered = status.round
     except BaseException as error:  # the test's own thread must see it
         failures.append((silo, error))

@@ -15,6 +15,7 @@ from flamest.coordinator.storage.database import FILE
 from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.storage.run_store import RunStore
 from flamest.coordinator.storage.spool import Spool, keep_spare
+from flamest.coordinator.storage.strategy_state import StrategyState
 from flamest.coordinator.strategies.composition import aggregate, first_state
 from flamest.coordinator.strategies.fedavg import fedavg
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
@@ -25,7 +26,7 @@ from flamest.fedproto.tensors import encode_params
 SPEC = HeadSpec(inputs=3, outputs=2, hidden=(4,))
 RUN = RunSettings("r", ("x", "y"), SPEC, rounds=3, min_silos=1, deadline_s=9.0, fingerprint="f", seed=4)
 POLICY = RoundPolicy(rounds=3, min_silos=1, deadline_s=9.0)
-ROLL = Cohort(frozenset("ab"), 2)
+COHORT = Cohort(frozenset("ab"), 2)
 END = RoundEnd(seconds=1.5, sent_bytes=77)
 
 
@@ -44,7 +45,7 @@ def opened(folder, run=RUN, **options):
 
 
 def load(store):
-    return store.load(POLICY, ROLL)
+    return store.load(POLICY, COHORT)
 
 
 def send(store, state, silo: str, seed: int = 1, examples: int = 5):
@@ -64,7 +65,7 @@ def send(store, state, silo: str, seed: int = 1, examples: int = 5):
 
 def close(store, state):
     params = fedavg(SPEC, store.contributions(state.open.number))
-    after = after_close(state, params_sha256(params), ROLL)
+    after = after_close(state, params_sha256(params), COHORT)
     store.close_round(after, params, END)
     store.tidy()
     return after
@@ -90,7 +91,7 @@ def test_a_restarted_run_resumes_where_it_stopped(folder, stop_after):
         if stop_after in ("close", "abandon", "finish"):
             state = close(store, state)
         if stop_after == "abandon":
-            state = after_abandon(state, ROLL)
+            state = after_abandon(state, COHORT)
             store.abandon_round(state, END)
         while stop_after == "finish" and state.open:
             state = close(store, send(store, state, "a", seed=state.open.number))
@@ -110,14 +111,14 @@ CARRYING = {
 
 def close_with(store, run, state, params, server_state):
     made = aggregate(run.strategy, SPEC, params, store.contributions(state.open.number), server_state, 4)
-    after = after_close(state, params_sha256(made.params), ROLL)
+    after = after_close(state, params_sha256(made.params), COHORT)
     store.close_round(after, made.params, END, made.state)
     store.tidy()
     return after, made.params, made.state
 
 
 def model_after_all_rounds(folder, run, *, stopping: bool) -> str:
-    """Of three rounds that close and one that does not; with ``stopping`` the coordinator starts anew in each."""
+    """Of three rounds that close and one that does not; with ``stopping`` the coordinator restarts in each."""
     store = opened(folder, run)
     state, params = load(store)
     server_state = store.server_state(state)
@@ -126,7 +127,7 @@ def model_after_all_rounds(folder, run, *, stopping: bool) -> str:
             state = send(store, state, silo, seed=state.open.number + ord(silo))
         state, params, server_state = close_with(store, run, state, params, server_state)
         if state.open and state.last_round == 1:
-            state = after_abandon(state, ROLL)
+            state = after_abandon(state, COHORT)
             store.abandon_round(state, END)
         if stopping:
             store.close()
@@ -157,7 +158,7 @@ def test_strategy_state_of_an_uncommitted_round_is_not_used(folder):
     with opened(folder, run) as store:
         state, params = load(store)
         state, params, server_state = close_with(store, run, send(store, state, "a"), params, store.server_state(state))
-        store._strategy_state.write(2, "ab" * 32, server_state)  # and then the power failed
+        StrategyState(folder / "runs" / "r" / "memory", run).write(2, "ab" * 32, server_state)  # then a power cut
     with opened(folder, run) as store:
         again, _ = load(store)
         found = store.server_state(again)
@@ -187,9 +188,8 @@ def test_with_damaged_strategy_state_the_run_resumes_one_round_earlier(folder, h
         elif harm == "lost":
             path.unlink()
         else:
-            store._strategy_state.write(
-                2, "ab" * 32, dataclasses.replace(first_state(run), arrays={"h": {"0.bias": params["0.bias"]}})
-            )
+            of_another = dataclasses.replace(first_state(run), arrays={"h": {"0.bias": params["0.bias"]}})
+            StrategyState(path.parent, run).write(2, "ab" * 32, of_another)
     with opened(folder, run) as store:
         state, params = load(store)
         assert (state.closed, state.last_round, state.open.number) == (1, 3, 4)
@@ -387,8 +387,8 @@ def test_history_has_a_row_per_round(folder):
         state = close(store, send(store, send(store, load(store)[0], "a"), "b", examples=11))
         store.journal.refuse(2, "c", "not_finite", "bad")
         store.journal.refuse(2, "c", "not_finite", "bad again")
-        store.abandon_round(after_abandon(state, ROLL), END)
-        with History.open(folder, "r") as history:  # beside the writer
+        store.abandon_round(after_abandon(state, COHORT), END)
+        with History.open(folder, "r") as history:  # next to the writer
             first, second, third = history.rounds()
             silos = history.silos()
     assert (first.status, first.accepted, first.examples, first.received_bytes) == ("closed", 2, 16, 400)
