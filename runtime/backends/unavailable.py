@@ -91,7 +91,7 @@ TABLE = MappingProxyType(
         ),
         Code.PLAN_MISSING: Entry(
             "the bundle holds no TensorRT plan of this graph",
-            "flamest-export plans DIR, on this machine",
+            "flamest-export engines DIR, on this machine",
             DataError,
         ),
         Code.PLAN_HEADER: Entry(
@@ -101,17 +101,17 @@ TABLE = MappingProxyType(
         ),
         Code.PLAN_VERSION: Entry(
             "the plan was built by another version of TensorRT than this machine has",
-            "flamest-export plans DIR builds one for this machine's TensorRT; see also --version-compatible",
+            "flamest-export engines DIR builds one for this machine's TensorRT; see also --version-compatible",
             DataError,
         ),
         Code.PLAN_GPU: Entry(
             "the plan was built for another GPU",
-            "flamest-export plans DIR builds one for this GPU; see also --hardware-compat",
+            "flamest-export engines DIR builds one for this GPU; see also --hardware-compat",
             DataError,
         ),
         Code.PLAN_REJECTED: Entry(
             "TensorRT did not take the plan: it returned nothing, raised, crashed, or took too long",
-            "flamest-export plans DIR --again builds it anew; the evidence holds TensorRT's own words",
+            "flamest-export engines DIR --again builds it anew; the evidence holds TensorRT's own words",
             DataError,
         ),
         Code.PLAN_BUILD: Entry(
@@ -121,7 +121,7 @@ TABLE = MappingProxyType(
         ),
         Code.PLAN_REFIT: Entry(
             "a plan without weights could not be given those of the ONNX graph beside it",
-            "flamest-export plans DIR, without --strip-weights",
+            "flamest-export engines DIR, without --strip-weights",
             DataError,
         ),
         Code.PROFILE_RANGE: Entry(

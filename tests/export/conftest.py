@@ -1,4 +1,4 @@
-"""What the export tests share: loaded tiny models, and the published checkpoints' lists of tensors."""
+"""Fixtures of the export tests: loaded tiny models, and the published checkpoints' lists of tensors."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def silent() -> Silent:
 
 @pytest.fixture(scope="session")
 def unwatched() -> Silent:
-    """The same for what several tests share."""
+    """The same for fixtures that several tests share."""
     return Silent()
 
 

@@ -1,4 +1,4 @@
-"""What a finished bundle holds, and what is left when an export fails."""
+"""Contents of a finished bundle, and the empty folder after an export that fails."""
 
 from __future__ import annotations
 

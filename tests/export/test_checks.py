@@ -1,4 +1,4 @@
-"""The checks without a GPU: each finds what it is for, and an exported bundle passes them all."""
+"""Checks without a GPU: each finds its own kind of problem, and an exported bundle passes them all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an export would do is what it does: sizes to a few per cent, and nothing is written or fetched."""
+"""The estimate of an export is right to a few per cent, and nothing is written or fetched."""
 
 from __future__ import annotations
 

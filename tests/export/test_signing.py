@@ -156,7 +156,7 @@ def test_a_key_of_another_kind_is_refused(bundle, tmp_path):
 
 
 def test_inspect_works_without_the_package_that_checks_signatures(bundle, keys):
-    """The base install has no cryptography: it says so, unless a key is asked for."""
+    """The base install has no cryptography: inspect reports that, unless a key is required."""
     run("sign", bundle, "--key", keys / "ann.key")
     code = "import sys\nsys.modules['cryptography'] = None\nfrom flamest.export.cli.main import app\napp(sys.argv[1:])"
     command = [sys.executable, "-c", code, "inspect", str(bundle)]

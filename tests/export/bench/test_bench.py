@@ -1,4 +1,4 @@
-"""Backends side by side: what is measured, what is refused, and that one that dies does not end the contest."""
+"""Backends side by side: figures, refusals, and a backend that dies without ending the run."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def test_every_graph_and_every_stage_has_times_and_memory(figures):
 
 
 def test_vectors_of_every_clip_are_in_the_figures_on_request(figures):
-    told = figures["backends"]["onnxruntime"]["vectors"]
-    assert len(told) == 2
-    for clip in told:
+    clips = figures["backends"]["onnxruntime"]["vectors"]
+    assert len(clips) == 2
+    for clip in clips:
         assert clip["token_ids"]
         assert clip["caption"]
         assert len(clip["vlm"]) > 1

@@ -1,4 +1,4 @@
-"""gpu-check: what it does without a GPU, and the report that a machine with one would send back."""
+"""gpu-check: its refusals without a GPU, and the report of a machine with one."""
 
 from __future__ import annotations
 
@@ -120,13 +120,13 @@ def test_the_report_names_gpu_driver_and_versions_but_no_host(tmp_path):
 
 
 def test_a_failed_step_is_kept_without_paths_of_this_machine(tmp_path):
-    told = []
-    good = run_step("list", ("inspect", "nothing"), tmp_path, told.append)
+    lines = []
+    good = run_step("list", ("inspect", "nothing"), tmp_path, lines.append)
     assert good.exit_code == 65
     assert good.said["error"]["code"] == "bad_data"
     assert "is not a bundle" in good.problem
     assert str(tmp_path) not in good.problem
-    assert told[0] == "list: flamest-export inspect nothing"
+    assert lines[0] == "list: flamest-export inspect nothing"
 
 
 def test_output_that_is_no_json_is_no_answer():

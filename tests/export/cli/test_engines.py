@@ -56,25 +56,25 @@ def machine(tensorrt_rig, tmp_path):
 
 def test_engines_go_into_the_bundle_and_are_not_built_twice(machine, bundle, tmp_path):
     before = read_manifest(bundle)
-    (bundle / "keyframes.trt9.9.9-sm90-00000000.plan").write_bytes(b"what a crash before the manifest left")
+    (bundle / "keyframes.trt9.9.9-sm90-00000000.plan").write_bytes(b"left by a crash before the manifest was written")
     first = said(run("engines", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", environment=machine))
-    assert [plan["graph"] for plan in first["plans"]] == GRAPHS
-    assert all(plan["built_now"] for plan in first["plans"])
-    checked = open_bundle(bundle)  # every hash, plans included
+    assert [engine["graph"] for engine in first["plans"]] == GRAPHS
+    assert all(engine["built_now"] for engine in first["plans"])
+    checked = open_bundle(bundle)  # every hash, engines included
     assert checked.manifest.fingerprint == before.fingerprint
     for name in GRAPHS:
-        (plan,) = checked.manifest.graphs[name].engines
-        data = (bundle / plan.file).read_bytes()
-        assert str(engine_version(data)) == plan.tensorrt
+        (engine,) = checked.manifest.graphs[name].engines
+        data = (bundle / engine.file).read_bytes()
+        assert str(engine_version(data)) == engine.tensorrt
         assert before.files[before.graphs[name].file].sha256.encode() in data
         assert b"(4, 'HardwareCompatibilityLevel.AMPERE_PLUS')" in data
-        assert (plan.gpu, plan.compute_capability, plan.cuda) == ("Stand-in GPU", "9.0", "12.8")
-        assert (plan.options.opt_level, plan.options.hardware_compat) == (4, "ampere+")
-        assert plan.build_seconds >= 0
+        assert (engine.gpu, engine.compute_capability, engine.cuda) == ("Stand-in GPU", "9.0", "12.8")
+        assert (engine.options.opt_level, engine.options.hardware_compat) == (4, "ampere+")
+        assert engine.build_seconds >= 0
     shown = CliRunner().invoke(app, ["inspect", str(bundle)]).stdout
     assert shown.count("Stand-in GPU (9.0), --opt-level 4 --hardware-compat ampere+, 0.0 MB") == len(GRAPHS)
     again = said(run("engines", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", environment=machine))
-    assert not any(plan["built_now"] for plan in again["plans"])
+    assert not any(engine["built_now"] for engine in again["plans"])
     assert not list(tmp_path.glob(".*"))
     (cache,) = (tmp_path / "cache" / "flamest" / "plans").iterdir()
     assert cache.read_bytes() == b"timings"
@@ -90,12 +90,12 @@ def test_a_signed_bundle_stays_and_its_engines_go_to_the_cache(one_machine, bund
     sign_bundle(bundle, pair.private_path)
     before = {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()}
     words = ("engines", bundle, "--trusted-key", pair.public_path)
-    plans = said(run(*words, environment=one_machine))["plans"]
+    engines = said(run(*words, environment=one_machine))["plans"]
     assert {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()} == before
     folder = tmp_path / "cache" / "flamest" / "plans"
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert [plan["graph"] for plan in plans] == GRAPHS
-    assert all(Path(plan["path"]).parent == folder and plan["built_now"] for plan in plans)
+    assert [engine["graph"] for engine in engines] == GRAPHS
+    assert all(Path(engine["path"]).parent == folder and engine["built_now"] for engine in engines)
 
 
 def test_a_bundle_that_no_trusted_key_signed_gets_no_engines(bundle, tmp_path):
@@ -138,8 +138,8 @@ def test_an_export_for_tensorrt_ends_in_a_bundle_with_engines(one_machine, tmp_p
     done = run(*words, "--tf32", "--out", tmp_path / "b", environment=one_machine)
     found = said(done)
     assert done.returncode == 0, done.stderr
-    assert [plan["graph"] for plan in found["plans"]] == ["keyframes", "cnn"]
-    assert all(plan["options"]["tf32"] for plan in found["plans"])
+    assert [engine["graph"] for engine in found["plans"]] == ["keyframes", "cnn"]
+    assert all(engine["options"]["tf32"] for engine in found["plans"])
     manifest = open_bundle(tmp_path / "b").manifest
     assert (manifest.fingerprint, manifest.backend) == (found["fingerprint"], "tensorrt")
 

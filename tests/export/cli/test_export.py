@@ -1,4 +1,4 @@
-"""The command line: what it refuses, what it prints, and what it needs."""
+"""The command line: refusals, output, and the packages that each command loads."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from flamest.runtime.backends.onnxruntime import open_session
 from flamest.runtime.bundle.records import AxisRange, Tensor
 
 
-def plan(module):
+def spec_of(module):
     tensors = (Tensor("x", "float32", ("batch", 8)),)
     return GraphSpec("net", module, tensors, (Tensor("y", "float32", ("batch", 8)),), {"batch": AxisRange(1, 1, 4)})
 
@@ -26,7 +26,7 @@ def operators_after_fusion(path, tmp_path):
 def test_an_exported_gelu_is_fused_and_gives_the_same(tmp_path):
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.Linear(8, 8)).eval()
-    write_graph(plan(net), tmp_path)
+    write_graph(spec_of(net), tmp_path)
     found = operators_after_fusion(tmp_path / "net.onnx", tmp_path)
     assert "Erf" not in found
     assert found & {"Gelu", "BiasGelu"}
@@ -41,7 +41,7 @@ def test_a_half_outside_a_gelu_stays_as_it_is(tmp_path):
         def forward(self, x):
             return x * (0.5 * (1 + torch.tanh(x)))
 
-    write_graph(plan(Other().eval()), tmp_path)
+    write_graph(spec_of(Other().eval()), tmp_path)
     model = onnx.load(tmp_path / "net.onnx")
     before = model.SerializeToString()
     assert order_gelus(model) == 0

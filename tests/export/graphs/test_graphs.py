@@ -117,8 +117,8 @@ def test_a_graph_of_another_shape_than_promised_is_refused(tmp_path, tiny_slow):
     from flamest.export.graphs.export import write_graph
     from flamest.export.graphs.spec import keyframe_spec
 
-    plan = keyframe_spec(tiny_slow.net, tiny_slow.form)
-    wrong = dataclasses.replace(plan, outputs=(Tensor("features", "float32", ("frames", 127)),))
+    spec = keyframe_spec(tiny_slow.net, tiny_slow.form)
+    wrong = dataclasses.replace(spec, outputs=(Tensor("features", "float32", ("frames", 127)),))
     with pytest.raises(InvariantError, match=r"output features has shape .*128.*expected .*127"):
         write_graph(wrong, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,7 @@
 """Every graph of every extractor has, for each of its inputs, a range that TensorRT would accept."""
 
 import pytest
-from flamest.export.graphs import spec
+from flamest.export.graphs import spec as specs
 from flamest.export.weights.loading import open_clip
 from flamest.export.weights.source import parse_source
 from flamest.export.weights.video import VIDEO_WEIGHTS
@@ -12,21 +12,21 @@ from flamest.runtime.bundle.records import Graph
 def cnn(name):
     network = VIDEO_WEIGHTS[name].network
     net, form = network.tiny()
-    return spec.cnn_spec(network, net, form)
+    return specs.cnn_spec(network, net, form)
 
 
 def clip():
     import torch
 
     model = open_clip(parse_source("clip", "random:tiny")).model
-    return spec.clip_spec(model, torch.zeros(3, model.config.projection_dim))
+    return specs.clip_spec(model, torch.zeros(3, model.config.projection_dim))
 
 
 GRAPHS = {
-    "vision": lambda blip, slow: spec.vision_spec(blip.model),
-    "text": lambda blip, slow: spec.text_spec(blip.model),
-    "words": lambda blip, slow: spec.words_spec(blip.model),
-    "keyframes": lambda blip, slow: spec.keyframe_spec(slow.net, slow.form),
+    "vision": lambda blip, slow: specs.vision_spec(blip.model),
+    "text": lambda blip, slow: specs.text_spec(blip.model),
+    "words": lambda blip, slow: specs.words_spec(blip.model),
+    "keyframes": lambda blip, slow: specs.keyframe_spec(slow.net, slow.form),
     "clip": lambda blip, slow: clip(),
     **{f"cnn of {name}": lambda blip, slow, name=name: cnn(name) for name in VIDEO_WEIGHTS},
 }
@@ -34,21 +34,21 @@ GRAPHS = {
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_every_graph_has_ranges_that_tensorrt_accepts(tiny_blip, tiny_slow, name):
-    plan = GRAPHS[name](tiny_blip, tiny_slow)
-    graph = Graph("x.onnx", 18, plan.inputs, plan.outputs, dict(plan.axes), "fp32", {})
+    spec = GRAPHS[name](tiny_blip, tiny_slow)
+    graph = Graph("x.onnx", 18, spec.inputs, spec.outputs, dict(spec.axes), "fp32", {})
     ranges = input_ranges(graph)
-    assert [wanted.name for wanted in ranges] == [tensor.name for tensor in plan.inputs]
-    for wanted, tensor in zip(ranges, plan.inputs, strict=True):
+    assert [wanted.name for wanted in ranges] == [tensor.name for tensor in spec.inputs]
+    for wanted, tensor in zip(ranges, spec.inputs, strict=True):
         for low, usual, high, size in zip(wanted.smallest, wanted.usual, wanted.largest, tensor.shape, strict=True):
             assert 0 <= low <= usual <= high  # TensorRT's condition
             assert isinstance(size, str) or low == high == size
-    assert set(largest_shapes(graph)) == {tensor.name for tensor in (*plan.inputs, *plan.outputs)}
+    assert set(largest_shapes(graph)) == {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
 
 
 def test_the_mask_is_as_long_as_past_and_tokens_together(tiny_blip):
-    plan = spec.text_spec(tiny_blip.model)
+    spec = specs.text_spec(tiny_blip.model)
     ranges = {
-        wanted.name: wanted for wanted in input_ranges(Graph("", 18, plan.inputs, (), dict(plan.axes), "fp32", {}))
+        wanted.name: wanted for wanted in input_ranges(Graph("", 18, spec.inputs, (), dict(spec.axes), "fp32", {}))
     }
     past, tokens, mask = ranges["past_key_00"], ranges["token_ids"], ranges["mask"]
     for side in ("smallest", "usual", "largest"):

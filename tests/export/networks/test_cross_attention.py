@@ -1,4 +1,4 @@
-"""The three readings of eq. 6 (docs/paper.md, reading 1): which of them see the caption.
+"""The three attention modes of eq. 6 (docs/paper.md, reading 1), and which of them see the caption.
 
 Through the exported graphs and the deployed decoder, as extraction does it.
 """

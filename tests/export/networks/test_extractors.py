@@ -10,7 +10,7 @@ from flamest.export.cli.main import app
 from flamest.export.networks.extractors import EXTRACTORS, count_networks, count_parameters, find_extractor
 from typer.testing import CliRunner
 
-# The table of the project's notes on the paper; slow_r50's and slowfast_r50's counts are told apart there.
+# docs/paper.md, parameter counts, which tells slow_r50's count from slowfast_r50's.
 COUNTS = {
     "blip": (247_414_076, 223_971_644),
     "clip": (151_277_313, 151_277_313),

@@ -1,4 +1,4 @@
-"""Whole bundles of lower precision, of the mini-world's networks, which mean something."""
+"""Whole bundles of lower precision, of the mini-world's trained networks."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_an_int8_bundle_records_its_dtypes_and_cosines(int8):
     out, said = int8
     manifest = read_manifest(out)
     assert said["precision"] == manifest.precision == "int8"
-    ledgers = {name: graph.dtype_histogram for name, graph in manifest.graphs.items()}
-    assert set(ledgers["vision"]) == {"float32", "int8"}
-    assert ledgers["vision"]["int8"]["MatMul"] == 4 * 4 + 2 * 3  # of each layer, and of the text's keys and values
-    assert {"LayerNormalization", "Softmax"} <= set(ledgers["vision"]["float32"])
-    assert set(ledgers["text"]) == {"float32", "float32 with int8 weights"}
-    assert ledgers["cnn"]["float32"]["Conv"] == 1
+    histograms = {name: graph.dtype_histogram for name, graph in manifest.graphs.items()}
+    assert set(histograms["vision"]) == {"float32", "int8"}
+    assert histograms["vision"]["int8"]["MatMul"] == 4 * 4 + 2 * 3  # of each layer, and of the text's keys and values
+    assert {"LayerNormalization", "Softmax"} <= set(histograms["vision"]["float32"])
+    assert set(histograms["text"]) == {"float32", "float32 with int8 weights"}
+    assert histograms["cnn"]["float32"]["Conv"] == 1
     assert manifest.graphs["keyframes"].precision == "fp32"
-    assert set(ledgers["keyframes"]) == {"float32"}
+    assert set(histograms["keyframes"]) == {"float32"}
     chain = manifest.parity.chain
     assert set(chain.embeddings) == {"vlm", "cnn"}
     assert all(COSINES["int8"] <= cosine.smallest <= cosine.mean <= 1 for cosine in chain.embeddings.values())

@@ -1,4 +1,4 @@
-"""What ``--precision`` may say, and that nothing is changed without being said."""
+"""Values of ``--precision``, and a note for every deviation from them."""
 
 from __future__ import annotations
 

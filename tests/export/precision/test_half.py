@@ -1,4 +1,4 @@
-"""Half precision cast at the level of PyTorch: what computes in it, what does not, and who can run it."""
+"""Half precision cast at the level of PyTorch: the operators that compute in it, and the runtimes that open it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""int8 as pairs around products: what is changed, how near it stays, and that rows do not see each other."""
+"""int8 as pairs around products: changed operators, distance to fp32, and independent rows."""
 
 from __future__ import annotations
 

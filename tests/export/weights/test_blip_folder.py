@@ -62,7 +62,7 @@ def changed(config, part, **values):
 
 
 def published_weights(shapes):
-    """Seeded float16 numbers in the published names and shapes; tied tensors equal."""
+    """Seeded float16 values in the published names and shapes; tied tensors equal."""
     block = np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32).astype(np.float16) * np.float16(0.02)
     tensors = {}
     for index, (name, shape) in enumerate(shapes.items()):

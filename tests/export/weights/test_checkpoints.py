@@ -124,7 +124,7 @@ def test_stored_position_ids_are_accepted_when_they_count_up(tiny_blip, tmp_path
 
 
 def some_slow_weights(shapes):
-    """Small numbers that are the same each time; variances are positive."""
+    """Small values that are the same each time; variances are positive."""
     tensors = {}
     for index, (name, shape) in enumerate(shapes.items()):
         if not name.endswith("num_batches_tracked"):

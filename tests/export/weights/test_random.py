@@ -1,4 +1,4 @@
-"""Seeded weights must prove something: numbers of order 1 that depend on what is shown, clear captions."""
+"""Seeded weights are not trivial: embeddings of order 1 that depend on the frame, clear captions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def captions(captioner, frames):
 
 
 def size_and_spread(vectors):
-    """Root mean square, and the deviation across vectors, of float32 [N, D]."""
+    """Root mean square, and the standard deviation across vectors, of float32 [N, D]."""
     return float(np.sqrt((vectors**2).mean())), float(np.sqrt((vectors.std(axis=0) ** 2).mean()))
 
 

@@ -1,4 +1,4 @@
-"""Sources of the networks beside BLIP and Slow: folders as the hub has them, checkpoint files, the mini-world."""
+"""Sources of CLIP, VideoMAE, I3D and ResNet-3D: folders as the hub has them, checkpoint files, the mini-world."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_a_recorded_caption_must_be_the_same_next_time(tmp_path, monkeypatch):
 
 
 def test_the_caption_is_the_models_own_of_a_seeded_picture():
-    """random:tiny says what it says, twice the same."""
+    """random:tiny gives the same caption twice."""
     first, again = (verification._caption("random:tiny") for _ in range(2))
     assert first.token_ids == again.token_ids
     assert first.caption

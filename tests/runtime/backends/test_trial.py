@@ -61,7 +61,7 @@ def test_a_plan_that_crashes_or_is_not_taken_is_rejected_with_what_was_seen(does
     assert (error.code, error.exit_code) == ("PLAN_REJECTED", 65)
     assert said in error.message
     assert "cnn.plan" in error.message
-    assert error.fix.startswith("flamest-export plans DIR --again")
+    assert error.fix.startswith("flamest-export engines DIR --again")
 
 
 def test_a_plan_that_hangs_is_given_up(file, tmp_path, monkeypatch):
