@@ -43,7 +43,7 @@ def test_unusual_labels_survive_the_template(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "problem"),
     [
         ("[run]", "[run]\nlearning_rate = 1", r"unknown key 'learning_rate' in \[run\]; known: .*deadline_s"),
         ("rounds = 80", "rounds = 0", r"run\.rounds: expected 1 or more"),
@@ -88,9 +88,9 @@ def test_unusual_labels_survive_the_template(tmp_path):
         ('ca = "ca.pem"', "", "missing required field `ca`"),
     ],
 )
-def test_invalid_setting_is_named_with_the_expected_value(tmp_path, old, new, said):
+def test_invalid_setting_is_named_with_the_expected_value(tmp_path, old, new, problem):
     assert old in STARTER
-    with pytest.raises(SettingsError, match=said) as refused:
+    with pytest.raises(SettingsError, match=problem) as refused:
         load(tmp_path, STARTER.replace(old, new))
     assert "coordinator.toml" in refused.value.message
     assert refused.value.exit_code == 78

@@ -66,6 +66,6 @@ def test_refused_agent_continues_with_its_new_certificate(site):
         wait_until(done, "the end", seconds=90)
     assert [one.process.returncode for one in (server, anna, *others)] == [0, 0, 0, 0]
     assert [(row["status"], row["accepted"]) for row in federation.history()] == [("closed", 3)] * 2
-    said = anna.log.read_text()
-    assert said.count("event=certificate_reloaded") == 1
-    assert said.count("event=joined") == 2
+    log = anna.log.read_text()
+    assert log.count("event=certificate_reloaded") == 1
+    assert log.count("event=joined") == 2

@@ -31,8 +31,8 @@ def test_agent_stopped_past_the_deadline_trains_in_the_next_round(site):
         back = lambda: slow.status("carla").updates_sent > 0  # noqa: E731
         wait_until(back, "carla's return", seconds=60, watched=[server, silos["carla"]])
         rows = slow.history()
-    said = silos["carla"].log.read_text()
-    assert "event=update_not_taken round=1 code=stale_round" in said.replace("code=late", "code=stale_round")
+    log = silos["carla"].log.read_text()
+    assert "event=update_not_taken round=1 code=stale_round" in log.replace("code=late", "code=stale_round")
     took_part = ["carla" in silos_of(row) for row in rows]
     assert not took_part[0]
     assert any(took_part[1:])
@@ -47,8 +47,8 @@ def test_second_agent_with_the_same_certificate_sends_nothing(site):
         anna = twins.start_silo("anna", start)
         wait_until(lambda: twins.status("anna").doing in ("training", "waiting"), "anna", seconds=60, watched=[anna])
         copy = twins.start_silo("anna", start, home="copy")
-        told = lambda: twins.status("copy").doing == "duplicate_identity"  # noqa: E731
-        wait_until(told, "the refusal", seconds=60, watched=[server, copy])
+        refused = lambda: twins.status("copy").doing == "duplicate_identity"  # noqa: E731
+        wait_until(refused, "the refusal", seconds=60, watched=[server, copy])
         others = [twins.start_silo(silo, start) for silo in ("berta", "carla")]
         done = lambda: all(one.process.poll() == 0 for one in (anna, *others))  # noqa: E731
         wait_until(done, "the end", seconds=90, watched=[server, anna, copy, *others])

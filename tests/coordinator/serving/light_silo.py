@@ -20,18 +20,18 @@ def say(*words: object) -> None:
 
 def main(address: str, ca: str, certificate: str, key: str, think_s: float) -> None:
     settings = ConnectionSettings(address, Path(ca), Path(certificate), Path(key))
-    with CoordinatorClient.open(settings, retry=Backoff(first_s=0.05, longest_s=0.5, spread_s=0.5)) as link:
-        run, answered = link.join(), 0
-        while (status := link.wait(run, answered, 20.0)).phase is not Phase.FINISHED:
+    with CoordinatorClient.open(settings, retry=Backoff(first_s=0.05, longest_s=0.5, spread_s=0.5)) as client:
+        run, answered = client.join(), 0
+        while (status := client.wait(run, answered, 20.0)).phase is not Phase.FINISHED:
             if status.phase is not Phase.OPEN:
                 time.sleep(status.poll_after_s)
                 continue
-            model = link.fetch(run, status)
+            model = client.fetch(run, status)
             say("got", status.round)
             time.sleep(think_s)
             params = initial_params(run.head, status.round)
             try:
-                link.submit(run, Update(status.round, model.sha256, f"{status.round:032x}", 5, params))
+                client.submit(run, Update(status.round, model.sha256, f"{status.round:032x}", 5, params))
                 say("sent", status.round)
             except StaleUpdate as stale:
                 say("refused", status.round, stale.code)

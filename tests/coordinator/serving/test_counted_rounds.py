@@ -54,8 +54,8 @@ def test_counted_round_survives_a_restart(federation):
     with federation.client("a") as a, federation.client("b") as b:
         run = a.join()
         model = a.fetch(run, a.wait(run, 0, 5))
-        for silo, link in (("a", a), ("b", b)):
-            link.submit(run, update(model, silo))
+        for silo, client in (("a", a), ("b", b)):
+            client.submit(run, update(model, silo))
         assert a.wait(run, 1, 30).round == 2
     federation.stop()
     federation.start()

@@ -71,9 +71,9 @@ def test_second_agent_of_an_identity_is_refused_and_the_refusal_counted(federati
             with pytest.raises(DuplicateIdentity, match="another agent speaks for silo 'a'") as refused:
                 second.wait(run, 0, 0.1, instance=TWO)
         assert "enrol this one" in refused.value.fix
-        for link, name in ((first, "1"), (other, "2")):
-            model = link.fetch(run, status)
-            link.submit(run, Update(1, model.sha256, name * 32, 5, model.params))
+        for client, name in ((first, "1"), (other, "2")):
+            model = client.fetch(run, status)
+            client.submit(run, Update(1, model.sha256, name * 32, 5, model.params))
         assert first.wait(run, 1, 5, instance=ONE).round == 2
         with pytest.raises(DuplicateIdentity):
             second.wait(run, 0, 0.1, instance=TWO)
@@ -83,10 +83,10 @@ def test_second_agent_of_an_identity_is_refused_and_the_refusal_counted(federati
 
 
 def test_restarted_coordinator_has_no_leases(federation):
-    with federation.client("a") as link:
-        run = link.join()
-        link.wait(run, 0, 5, instance=ONE)
+    with federation.client("a") as client:
+        run = client.join()
+        client.wait(run, 0, 5, instance=ONE)
     federation.stop()
     federation.start()
-    with federation.client("a") as link:
-        assert link.wait(run, 0, 5, instance=TWO).phase is Phase.OPEN
+    with federation.client("a") as client:
+        assert client.wait(run, 0, 5, instance=TWO).phase is Phase.OPEN

@@ -82,12 +82,12 @@ def one_round(
     settings = federation.connection_settings(name, address=address)
     with CoordinatorClient.open(
         settings, retry=Backoff(give_up_after_s=give_up_after_s, first_s=0.02, longest_s=0.2, spread_s=0.2)
-    ) as link:
-        run = link.join()
-        status = link.wait(run, answered, 20)
-        model = link.fetch(run, status)
+    ) as client:
+        run = client.join()
+        status = client.wait(run, answered, 20)
+        model = client.fetch(run, status)
         params = initial_params(run.head, status.round)
-        link.submit(run, Update(status.round, model.sha256, sha256_bytes(bytes([answered % 256]))[:32], 5, params))
+        client.submit(run, Update(status.round, model.sha256, sha256_bytes(bytes([answered % 256]))[:32], 5, params))
 
 
 @pytest.fixture
@@ -100,9 +100,9 @@ def federation(make_federation):
 @pytest.fixture
 def joined(federation):
     """A channel of silo a, its run and the open round."""
-    with federation.client("a") as link:
-        run = link.join()
-        status = link.wait(run, 0, 5)
+    with federation.client("a") as client:
+        run = client.join()
+        status = client.wait(run, 0, 5)
     channel = open_channel(federation.connection_settings("a"))
     yield channel, run, status
     channel.close()
@@ -207,9 +207,9 @@ def test_silo_that_trusts_another_authority_exits_with_77(federation, handled, t
     settings = outsider(federation, tmp_path / "x", certificates.sign_silo(other, "a", request), key, other.certificate)
     with CoordinatorClient.open(
         settings, retry=Backoff(give_up_after_s=10.0, first_s=0.02, longest_s=0.1, spread_s=0.2)
-    ) as link:
+    ) as client:
         with pytest.raises(IdentityError, match="is not trusted") as error:
-            link.join()
+            client.join()
     assert error.value.exit_code == 77
     assert handled == []
     assert known.ca.read_bytes() != settings.ca.read_bytes()
@@ -293,8 +293,8 @@ def test_two_agents_of_one_identity_have_one_update_a_round(federation, joined):
     channel, run, status = joined
     with open_channel(federation.connection_settings("a")) as twin:
         upload(channel, update_parts(run, status, seed=1, update_id="0a" * 16))
-        told = refused(upload, twin, update_parts(run, status, seed=2, update_id="0b" * 16))
-    assert told == ("ALREADY_EXISTS", "already_answered")
+        answer = refused(upload, twin, update_parts(run, status, seed=2, update_id="0b" * 16))
+    assert answer == ("ALREADY_EXISTS", "already_answered")
     assert federation.rounds()[0]["accepted"] == 1
 
 
@@ -319,14 +319,14 @@ def mutated(good: bytes, rng: random.Random) -> bytes:
 def mutate_headers(joined, federation, times: int) -> set[str]:
     channel, run, status = joined
     header, *data = update_parts(run, status)
-    rng, told = random.Random(5), set()
+    rng, answer = random.Random(5), set()
     for _ in range(times):
         try:
             upload(channel, [mutated(header, rng), *data])
-            told.add("accepted")
+            answer.add("accepted")
         except grpc.RpcError as error:
-            told.add(error.code().name)
-    return told
+            answer.add(error.code().name)
+    return answer
 
 
 KNOWN = {"accepted", "INVALID_ARGUMENT", "DATA_LOSS", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ALREADY_EXISTS"}
@@ -355,13 +355,13 @@ def test_oversized_messages_are_refused_and_an_honest_silo_is_served(federation,
     with open_channel(federation.connection_settings("a"), max_send_message_length=-1) as big:
         zeros = messages.encode_update_data(bytes(16 << 20))
         assert refused(upload, big, [header, zeros])[0] == "RESOURCE_EXHAUSTED"
-        told = refused(upload, big, [header, zeros], compression=grpc.Compression.Gzip)
-        assert told[0] == "RESOURCE_EXHAUSTED"
+        answer = refused(upload, big, [header, zeros], compression=grpc.Compression.Gzip)
+        assert answer[0] == "RESOURCE_EXHAUSTED"
     many = pb.UpdatePart(header=pb.UpdateHeader(tensors=[pb.TensorShape()] * 1_000_000)).SerializeToString()
     assert refused(upload, channel, [many]) == ("INVALID_ARGUMENT", "malformed")
     with open_channel(federation.connection_settings("b")) as other:
-        told = refused(ask, other, wire.JOIN, JOIN, metadata=[("x", "y" * (64 << 10))])
-        assert told[0] in ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL")  # gRPC's own, before any handler
+        answer = refused(ask, other, wire.JOIN, JOIN, metadata=[("x", "y" * (64 << 10))])
+        assert answer[0] in ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL")  # gRPC's own, before any handler
     with open_channel(federation.connection_settings("b")) as busy:
         request = messages.encode_wait_request(messages.WaitRequest(run.sha256, 9, 30.0))
         waiting = busy.unary_unary(wire.method_path(wire.WAIT_FOR_ROUND), None, None)
@@ -384,9 +384,9 @@ def test_idle_and_slow_connections_are_cut_during_an_honest_round(make_federatio
     idle = [socket.create_connection((host, int(port))) for _ in range(60)]
     for each in idle[:10]:
         each.sendall(b"\x16\x03\x01\x02")  # the beginning of a handshake
-    with federation.client("a") as link:
-        run = link.join()
-        status = link.wait(run, 0, 5)
+    with federation.client("a") as client:
+        run = client.join()
+        status = client.wait(run, 0, 5)
     header = update_parts(run, status)[0]
 
     def slow():
@@ -430,8 +430,8 @@ def rounds_through_faults(make_federation, buckets: int, kinds: tuple[str, ...])
             proxy.arm(Fault(kind, direction, 3000 + bucket * size // buckets, seconds=0.05))
             one_round(federation, "a", number, address=proxy.address)
             struck += proxy.struck
-    with federation.client("a") as link:
-        assert link.wait(link.join(), len(faults), 20).round == len(faults) + 1
+    with federation.client("a") as client:
+        assert client.wait(client.join(), len(faults), 20).round == len(faults) + 1
     rows = federation.rounds()
     assert [row["status"] for row in rows[:-1]] == ["closed"] * len(faults)
     assert {row["accepted"] for row in rows[:-1]} == {1}
@@ -486,8 +486,8 @@ def test_silo_client_listens_on_nothing(federation):
         return {each.laddr for each in found if each.status == psutil.CONN_LISTEN}
 
     before = listening()
-    with federation.client("a") as link:
-        link.wait(link.join(), 0, 5)
+    with federation.client("a") as client:
+        client.wait(client.join(), 0, 5)
         assert listening() == before
     assert len(before) == 1  # the coordinator's port, in this process
 
@@ -498,8 +498,8 @@ def test_round_closes_over_a_slow_connection(make_federation):
     federation.start()
     with FaultProxy(federation.address, bytes_per_s=1e6, delay_s=0.04) as proxy:
         one_round(federation, "a", 0, address=proxy.address)
-        with federation.client("a") as link:
-            size = payload_bytes(link.join().head)
+        with federation.client("a") as client:
+            size = payload_bytes(client.join().head)
         assert min(proxy.passed.values()) > size
     assert federation.rounds()[0]["accepted"] == 1
 
@@ -510,6 +510,6 @@ def test_network_errors_are_flamest_errors(federation):
         settings = federation.connection_settings("a", address=proxy.address)
     with CoordinatorClient.open(
         settings, retry=Backoff(give_up_after_s=0.3, first_s=0.05, longest_s=0.1, spread_s=0.1)
-    ) as link:
+    ) as client:
         with pytest.raises(FlamestError):
-            link.join()
+            client.join()

@@ -44,10 +44,10 @@ class Sender:
             settings.address, channel_credentials(settings.files), options=wire.client_options()
         )
         self.silo = silo
-        with federation.client(silo) as link:
-            self.run = link.join()
-            self.status = link.wait(self.run, 0, 5)
-            self.model = link.fetch(self.run, self.status)
+        with federation.client(silo) as client:
+            self.run = client.join()
+            self.status = client.wait(self.run, 0, 5)
+            self.model = client.fetch(self.run, self.status)
 
     def parts(self, values: Params | bytes | None = None, **changes: object) -> list[bytes]:
         values = honest(self.model.params, self.silo) if values is None else values
@@ -105,8 +105,8 @@ def flipped(sender: Sender, times: float) -> Params:
 def model_after_one_round(federation, senders: list[Sender]) -> str:
     for sender in senders:
         assert sender.send(sender.parts()) == "accepted"
-    with federation.client("a") as link:
-        return link.wait(senders[0].run, 1, 20).model_sha256
+    with federation.client("a") as client:
+        return client.wait(senders[0].run, 1, 20).model_sha256
 
 
 def test_dishonest_updates_are_refused_by_code_and_add_no_weight(start):
@@ -167,9 +167,9 @@ def test_update_beyond_the_learnt_norm_bound_is_refused(start):
     with federation.client("a") as a, federation.client("b") as b, federation.client("c") as c:
         run = a.join()
         for number in (1, 2):
-            for silo, link in (("a", a), ("b", b), ("c", c)):
-                model = link.fetch(run, link.wait(run, number - 1, 20))
-                link.submit(run, Update(number, model.sha256, os.urandom(16).hex(), 40, honest(model.params, silo)))
+            for silo, client in (("a", a), ("b", b), ("c", c)):
+                model = client.fetch(run, client.wait(run, number - 1, 20))
+                client.submit(run, Update(number, model.sha256, os.urandom(16).hex(), 40, honest(model.params, silo)))
         model = a.fetch(run, a.wait(run, 2, 20))
         far, twice = honest(model.params, "a", 10.0), honest(model.params, "a", 2.0)
         with pytest.raises(DataError, match=r"4 times the median silo's farthest of the last 10 rounds"):
@@ -186,18 +186,18 @@ def test_update_beyond_the_learnt_norm_bound_is_refused(start):
 def test_three_strikes_quarantine_a_silo_until_the_operator_releases_it(start):
     federation = start(min_silos=2, quarantine_after=3, rounds=2)
     bad = Sender(federation, "c")
-    told = []
-    with federation.client("c") as link:
+    errors = []
+    with federation.client("c") as client:
         for index in range(3):
             with pytest.raises(DataError) as error:
-                link.submit(bad.run, Update(1, bad.model.sha256, f"{index:032x}", 40, flipped(bad, 100.0)))
-            told.append(error.value)
-        assert [error.code for error in told] == ["norm"] * 3
-        assert ["in quarantine" in error.message for error in told] == [False, False, True]
+                client.submit(bad.run, Update(1, bad.model.sha256, f"{index:032x}", 40, flipped(bad, 100.0)))
+            errors.append(error.value)
+        assert [error.code for error in errors] == ["norm"] * 3
+        assert ["in quarantine" in error.message for error in errors] == [False, False, True]
         with pytest.raises(StaleUpdate, match="in quarantine") as error:
-            link.submit(bad.run, Update(1, bad.model.sha256, "ff" * 16, 31, honest(bad.model.params, "c")))
+            client.submit(bad.run, Update(1, bad.model.sha256, "ff" * 16, 31, honest(bad.model.params, "c")))
         assert error.value.code == "quarantined"
-        assert link.wait(bad.run, 0, 0.1).phase is Phase.WAIT  # it gets no work, and no round waits for it:
+        assert client.wait(bad.run, 0, 0.1).phase is Phase.WAIT  # it gets no work, and no round waits for it:
         for silo in "ab":
             sender = Sender(federation, silo)
             assert sender.send(sender.parts()) == "accepted"
@@ -208,15 +208,15 @@ def test_three_strikes_quarantine_a_silo_until_the_operator_releases_it(start):
         assert any("silo release c" in line for line in status_lines(now))
         federation.stop()
         federation.start()
-    with federation.client("c") as link:
-        assert link.wait(bad.run, 1, 0.1).phase is Phase.WAIT  # a restart is no release
-        said = CliRunner().invoke(main.app, ["silo", "release", "c", "--config", str(federation.config)])
-        assert (said.exit_code, "out of quarantine" in said.output) == (0, True), said.output
+    with federation.client("c") as client:
+        assert client.wait(bad.run, 1, 0.1).phase is Phase.WAIT  # a restart is no release
+        released = CliRunner().invoke(main.app, ["silo", "release", "c", "--config", str(federation.config)])
+        assert (released.exit_code, "out of quarantine" in released.output) == (0, True), released.output
         until = time.monotonic() + 10
-        while (status := link.wait(bad.run, 1, 0.2)).phase is not Phase.OPEN and time.monotonic() < until:
+        while (status := client.wait(bad.run, 1, 0.2)).phase is not Phase.OPEN and time.monotonic() < until:
             pass
-        model = link.fetch(bad.run, status)
-        link.submit(bad.run, Update(2, model.sha256, "ee" * 16, 31, honest(model.params, "c")))
+        model = client.fetch(bad.run, status)
+        client.submit(bad.run, Update(2, model.sha256, "ee" * 16, 31, honest(model.params, "c")))
     again = CliRunner().invoke(main.app, ["silo", "release", "c", "--config", str(federation.config)])
     assert again.exit_code == 65
 

@@ -64,10 +64,10 @@ class Silo:
         self.name = name
         self.federation = federation
         self.channel = raw_channel(federation, name)
-        with federation.client(name) as link:
-            self.run = link.join()
-            self.status = link.wait(self.run, 0, 5)
-            self.model = link.fetch(self.run, self.status)
+        with federation.client(name) as client:
+            self.run = client.join()
+            self.status = client.wait(self.run, 0, 5)
+            self.model = client.fetch(self.run, self.status)
         self.params = initial_params(self.run.head, seed=sum(name.encode()))
         self.update_id = os.urandom(16).hex()
 
@@ -119,15 +119,15 @@ def test_model_is_the_weighted_mean_to_the_last_bit(federation):
     sizes = {"c": 17, "a": 301, "b": 94}  # the order of arrival
     sent = {}
     for name, examples in sizes.items():
-        with federation.client(name) as link:
-            run = link.join()
-            status = link.wait(run, 0, 5)
-            model = link.fetch(run, status)
+        with federation.client(name) as client:
+            run = client.join()
+            status = client.wait(run, 0, 5)
+            model = client.fetch(run, status)
             sent[name] = initial_params(run.head, seed=examples)
-            link.submit(run, Update(status.round, model.sha256, os.urandom(16).hex(), examples, sent[name]))
-    with federation.client("a") as link:
-        status = link.wait(run, 1, 5)
-        mean = link.fetch(run, status)
+            client.submit(run, Update(status.round, model.sha256, os.urandom(16).hex(), examples, sent[name]))
+    with federation.client("a") as client:
+        status = client.wait(run, 1, 5)
+        mean = client.fetch(run, status)
     for name, tensor in mean.params.items():
         for place in np.ndindex(tensor.shape):
             total = sum(float(sizes[silo]) * float(sent[silo][name][place]) for silo in sorted(sizes))
@@ -143,8 +143,8 @@ def test_waiting_silo_is_answered_when_the_next_round_opens(federation):
     answered = []
 
     def wait() -> None:
-        with federation.client("a") as link:
-            status = link.wait(first.run, 1, 30)
+        with federation.client("a") as client:
+            status = client.wait(first.run, 1, 30)
             answered.append((time.monotonic(), status))
 
     waiting = threading.Thread(target=wait)
@@ -171,14 +171,14 @@ def test_an_acknowledged_update_is_on_disk(silo, federation):
 
 
 def same_update_from_many_threads(federation, times: int, threads: int) -> set:
-    """The receipts of one update, sent by a link of each thread again and again; and once more at the end."""
+    """The receipts of one update, sent by a client of each thread again and again; and once more at the end."""
 
     def work(_: int) -> list:
-        with federation.client("a", give_up_after_s=60.0) as link:
-            run = link.join()
+        with federation.client("a", give_up_after_s=60.0) as client:
+            run = client.join()
             start = params_sha256(initial_params(run.head, run.seed))
             update = Update(1, start, "0a" * 16, 20, initial_params(run.head, seed=3))
-            return [link.submit(run, update) for _ in range(times)]
+            return [client.submit(run, update) for _ in range(times)]
 
     with ThreadPoolExecutor(threads) as pool:
         receipts = [receipt for made in pool.map(work, range(threads)) for receipt in made]
@@ -204,9 +204,9 @@ def test_too_many_calls_on_a_connection_are_retried_and_counted_once(silo, feder
             return error.code().name, b""
 
     with ThreadPoolExecutor(16) as pool:
-        told = set(pool.map(send, range(100)))
-    assert {status for status, _ in told} <= {"OK", "UNAVAILABLE"}
-    assert len({receipt for status, receipt in told if status == "OK"}) == 1
+        answers = set(pool.map(send, range(100)))
+    assert {status for status, _ in answers} <= {"OK", "UNAVAILABLE"}
+    assert len({receipt for status, receipt in answers if status == "OK"}) == 1
     assert federation.rounds()[0]["accepted"] == 1
 
 
@@ -216,8 +216,8 @@ def test_an_update_sent_again_after_its_round_closed_gets_its_receipt(silo, fede
     for other in others:
         other.send()
         other.close()
-    with federation.client("a") as link:
-        assert link.wait(silo.run, 1, 5).round == 2
+    with federation.client("a") as client:
+        assert client.wait(silo.run, 1, 5).round == 2
     assert silo.send() == receipt
 
 
@@ -258,8 +258,8 @@ def test_update_with_nan_is_refused_and_adds_no_weight(silo, federation):
     for bad in (np.nan, np.inf, -np.inf):
         values[7] = bad
         payload = values.tobytes()
-        told = refused(upload, silo.channel, silo.parts(payload=payload, payload_sha256=sha256_bytes(payload)))
-        assert told == ("INVALID_ARGUMENT", "not_finite")
+        answers = refused(upload, silo.channel, silo.parts(payload=payload, payload_sha256=sha256_bytes(payload)))
+        assert answers == ("INVALID_ARGUMENT", "not_finite")
     row = federation.rounds()[0]
     assert (row["accepted"], row["refused"], row["examples"]) == (0, 3, 0)
     silo.send()  # the honest one still counts
@@ -387,8 +387,8 @@ def test_a_caller_that_is_not_an_enrolled_silo_reaches_no_handler(federation, ha
     with grpc.insecure_channel(federation.address) as channel:
         assert refused(ask, channel, wire.JOIN, messages.encode_join_request(1))[0] == "UNAVAILABLE"
     assert handled == []
-    with federation.client("a") as link:
-        link.join()
+    with federation.client("a") as client:
+        client.join()
     assert handled == ["a"]
 
 
@@ -402,8 +402,8 @@ def test_a_revoked_silo_is_refused_on_its_next_call(silo, federation, handled):
 
 def test_a_silo_enrolled_while_the_server_runs_can_join_at_once(federation):
     federation.enrol("late")
-    with federation.client("late") as link:
-        assert link.join().run == "run-1"
+    with federation.client("late") as client:
+        assert client.join().run == "run-1"
 
 
 def test_a_silo_does_not_trust_another_coordinator(federation, tmp_path):
@@ -418,9 +418,9 @@ def test_a_silo_does_not_trust_another_coordinator(federation, tmp_path):
     federation.start()
     settings = federation.connection_settings("a")
     assert settings.ca.read_bytes() == ours
-    with CoordinatorClient.open(settings) as link:
+    with CoordinatorClient.open(settings) as client:
         with pytest.raises(IdentityError, match="is not trusted") as error:
-            link.join()
+            client.join()
     assert error.value.code == "server_certificate"
 
 
@@ -433,11 +433,11 @@ def test_deadline_closes_a_round_with_enough_updates_and_abandons_others(make_fe
     silos = [Silo(federation, name) for name in "ab"]
     for silo in silos:
         silo.send()
-    with federation.client("a") as link:
-        status = link.wait(silos[0].run, 1, 10)
+    with federation.client("a") as client:
+        status = client.wait(silos[0].run, 1, 10)
         assert (status.phase, status.round) == (Phase.OPEN, 2)
         first = status.model_sha256
-        status = link.wait(silos[0].run, 2, 10)  # declines: no one reports
+        status = client.wait(silos[0].run, 2, 10)  # declines: no one reports
         assert (status.phase, status.round, status.model_sha256) == (Phase.OPEN, 3, first)
     assert [row["status"] for row in federation.rounds()] == ["closed", "abandoned", "open"]
     assert refused(upload, silos[0].channel, silos[0].parts(round=2, update_id="00" * 16)) == (
@@ -525,12 +525,12 @@ def test_restarted_server_resumes_the_open_round(make_federation):
     federation.start()
     row = federation.rounds()[0]
     assert (row["status"], row["accepted"]) == ("open", 1)
-    with federation.client("a") as link:
-        run = link.join()
-        assert link.wait(run, 0, 0.1).phase is Phase.WAIT  # its update is known
+    with federation.client("a") as client:
+        run = client.join()
+        assert client.wait(run, 0, 0.1).phase is Phase.WAIT  # its update is known
     run_round(federation, "b")
-    with federation.client("a") as link:
-        assert link.wait(run, 1, 5).round == 2
+    with federation.client("a") as client:
+        assert client.wait(run, 1, 5).round == 2
 
 
 def test_stopping_server_answers_waiting_silos(make_federation):
@@ -540,8 +540,8 @@ def test_stopping_server_answers_waiting_silos(make_federation):
     got = []
 
     def wait() -> None:
-        with federation.client("a") as link:
-            got.append(link.wait(link.join(), 1, 50))
+        with federation.client("a") as client:
+            got.append(client.wait(client.join(), 1, 50))
 
     waiting = threading.Thread(target=wait)
     waiting.start()
@@ -559,11 +559,11 @@ def test_once_ends_when_silos_have_the_final_model(make_federation):
     for name in "ab":
         run_round(federation, name)
     for name in "ab":
-        with federation.client(name) as link:
-            run = link.join()
-            status = link.wait(run, 1, 5)
+        with federation.client(name) as client:
+            run = client.join()
+            status = client.wait(run, 1, 5)
             assert (status.phase, status.round) == (Phase.FINISHED, 1)
-            assert link.fetch(run, status).sha256 == status.model_sha256
+            assert client.fetch(run, status).sha256 == status.model_sha256
     federation.join()
     assert federation.served.finished
     assert not (federation.state / "address").exists()
@@ -574,11 +574,11 @@ def test_finished_run_is_served_after_a_restart(make_federation):
     federation.start()
     run_round(federation, "a")
     for _ in range(2):
-        with federation.client("a") as link:
-            run = link.join()
-            status = link.wait(run, 0, 5)
+        with federation.client("a") as client:
+            run = client.join()
+            status = client.wait(run, 0, 5)
             assert status.phase is Phase.FINISHED
-            link.fetch(run, status)
+            client.fetch(run, status)
         federation.stop()
         federation.start()
 
@@ -593,8 +593,8 @@ def test_second_server_on_the_port_or_state_is_refused(make_federation):
     with pytest.raises(LockedError, match="cannot listen"):
         serve(second.settings(), Shutdown())
     assert time.monotonic() - began < 2
-    with first.client("a") as link:
-        link.join()
+    with first.client("a") as client:
+        client.join()
 
 
 def test_update_counts_if_its_sender_hangs_up_during_the_write(silo, federation, monkeypatch):
@@ -614,8 +614,8 @@ def test_update_counts_if_its_sender_hangs_up_during_the_write(silo, federation,
         other = Silo(federation, name)
         other.send()
         other.close()
-    with federation.client("a") as link:
-        assert link.wait(silo.run, 1, 10).round == 2
+    with federation.client("a") as client:
+        assert client.wait(silo.run, 1, 10).round == 2
     assert federation.rounds()[0]["accepted"] == 3
 
 
@@ -634,8 +634,8 @@ def test_server_recovers_from_a_full_disk_at_a_rounds_end(silo, federation, monk
         other = Silo(federation, name)
         other.send()
         other.close()
-    with federation.client("a") as link:
-        assert link.wait(silo.run, 1, 10).round == 2
+    with federation.client("a") as client:
+        assert client.wait(silo.run, 1, 10).round == 2
     assert failures == []
     assert [row["status"] for row in federation.rounds()] == ["closed", "open"]
 
@@ -660,8 +660,8 @@ def test_update_damaged_on_disk_makes_no_model(silo, federation):
         other = Silo(federation, name)
         other.send()
         other.close()
-    with federation.client("a") as link:
-        assert link.wait(silo.run, 1, 10).round == 2
+    with federation.client("a") as client:
+        assert client.wait(silo.run, 1, 10).round == 2
     assert [row["status"] for row in federation.rounds()] == ["abandoned", "open"]
     (kept,) = (federation.state / "quarantine").glob("*/a.f32")
     assert kept.read_bytes() == bytes(kept.stat().st_size)

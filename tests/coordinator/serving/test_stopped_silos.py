@@ -90,8 +90,8 @@ def test_round_ends_at_its_deadline_without_stopped_and_killed_silos(make_federa
     start = params_sha256(read_model(models / "round-000000.safetensors").params)
     if status == "abandoned":
         assert not (models / "round-000001.safetensors").exists()
-        with federation.client("d") as link:  # the next round starts from the very same model
-            assert link.wait(link.join(), 0, 10).model_sha256 == start
+        with federation.client("d") as client:  # the next round starts from the very same model
+            assert client.wait(client.join(), 0, 10).model_sha256 == start
 
 
 def test_silo_stopped_past_the_deadline_is_refused_and_gets_the_open_round(make_federation, silos):
@@ -158,12 +158,12 @@ class Herd:
         while not self.shutdown.requested:
             with (
                 contextlib.suppress(FlamestError),
-                CoordinatorClient.open(settings, shutdown=self.shutdown, retry=retry) as link,
+                CoordinatorClient.open(settings, shutdown=self.shutdown, retry=retry) as client,
             ):
-                run = link.join()
+                run = client.join()
                 while not self.shutdown.requested:
                     with contextlib.suppress(ClientStopped):
-                        self.shutdown.wait(link.wait(run, 99, 20.0).poll_after_s)
+                        self.shutdown.wait(client.wait(run, 99, 20.0).poll_after_s)
 
     def end(self) -> None:
         self.shutdown.request()

@@ -27,12 +27,12 @@ def wall(monkeypatch):
 
 
 def send(federation, silo: str, answered: int) -> None:
-    with federation.client(silo) as link:
-        run = link.join()
-        status = link.wait(run, answered, 10)
+    with federation.client(silo) as client:
+        run = client.join()
+        status = client.wait(run, answered, 10)
         assert status.phase is Phase.OPEN
         update_id = f"{status.round:031x}{silo}"
-        link.submit(run, Update(status.round, status.model_sha256, update_id, 5, initial_params(run.head, 1)))
+        client.submit(run, Update(status.round, status.model_sha256, update_id, 5, initial_params(run.head, 1)))
 
 
 def until(ready) -> None:
@@ -77,11 +77,11 @@ def test_deadline_follows_the_monotonic_clock(make_federation, wall, monkeypatch
 def test_certificates_follow_the_wall_clock(make_federation, wall):
     federation = make_federation("a", rounds=2)
     federation.start()
-    with federation.client("a") as link:
-        link.join()
+    with federation.client("a") as client:
+        client.join()
         wall.ahead = 30 * YEAR
         with pytest.raises(IdentityError, match="expired") as refused:
-            link.join()
+            client.join()
         assert refused.value.code == "expired"
         wall.ahead = 0.0
-        link.join()
+        client.join()

@@ -30,7 +30,7 @@ EXAMPLES, PRESENT = GIVEN["examples"], GIVEN["present"]
 
 
 class PaperFedAdam(strategies.FedAdam):
-    """Flower's FedAdam without what it has beside the paper: v starts at tau², the steps are not bias-corrected."""
+    """Flower's FedAdam without its two additions to the paper: v starts at tau², the steps are not bias-corrected."""
 
     def aggregate_train(self, server_round, replies):
         if self.v_t is None:
@@ -42,7 +42,7 @@ class PaperFedAdam(strategies.FedAdam):
 
 
 class MedianClipping(strategies.DifferentialPrivacyServerSideFixedClipping):
-    """Flower's clipping without noise, its bound anew each round: ``times`` the median of the updates' lengths."""
+    """Flower's clipping without noise, its bound set each round: ``times`` the median of the updates' lengths."""
 
     def __init__(self, times: float) -> None:
         super().__init__(federated(strategies.FedAvg), 0.0, 1.0, len(EXAMPLES))
@@ -111,13 +111,13 @@ def main() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # what a message says it comes from
     made = {"versions": np.array(json.dumps({"flwr": flwr.__version__, "numpy": np.__version__}))}
-    for case, told in json.loads(str(GIVEN["cases"])).items():
-        if told["strategy"] == "MedianClipping":
-            strategy = MedianClipping(**told["arguments"])
-        elif told["strategy"] == "PaperFedAdam":
-            strategy = federated(PaperFedAdam, **told["arguments"])
+    for case, settings in json.loads(str(GIVEN["cases"])).items():
+        if settings["strategy"] == "MedianClipping":
+            strategy = MedianClipping(**settings["arguments"])
+        elif settings["strategy"] == "PaperFedAdam":
+            strategy = federated(PaperFedAdam, **settings["arguments"])
         else:
-            strategy = federated(getattr(strategies, told["strategy"]), **told["arguments"])
+            strategy = federated(getattr(strategies, settings["strategy"]), **settings["arguments"])
         models = rounds(strategy)
         made |= {f"{case}.{name}": np.stack([model[name] for model in models]) for name in NAMES}
     np.savez(sys.argv[2], **made)

@@ -92,8 +92,8 @@ def test_large_values_do_not_overflow_in_the_sum():
 
 
 def test_pooled_evaluation_weighs_silos_by_clips():
-    told = pool_evaluations([Evaluation(1.0, 2, 4), Evaluation(3.0, 9, 12)])
-    assert told == Evaluation(loss=(1.0 * 4 + 3.0 * 12) / 16, correct=11, count=16)
+    together = pool_evaluations([Evaluation(1.0, 2, 4), Evaluation(3.0, 9, 12)])
+    assert together == Evaluation(loss=(1.0 * 4 + 3.0 * 12) / 16, correct=11, count=16)
     assert pool_evaluations([]) is None
 
 

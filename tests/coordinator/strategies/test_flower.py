@@ -63,7 +63,7 @@ CASES = {
         Strategy(server_momentum=0.9), "FedAvgM", {"server_momentum": 0.9, "server_learning_rate": 1.0}, 16
     ),
     # Without memory Flower's bias correction is 1 and nothing is left of the first v: the two are one as they are.
-    # A step is rate * m / (sqrt(v) + tau): what m is off by, small beside the model, is divided by a small number.
+    # A step is rate * m / (sqrt(v) + tau): the error of m, small compared with the model, is divided by a small number.
     "fedadam without memory": Case(FORGETFUL, "FedAdam", FORGETFUL_ARGUMENTS, 16),
     # With memory Flower leaves the paper's algorithm 2 twice: v starts at 0 (the paper: at tau² or more), and the rate
     # is corrected as Adam's for moments that start at 0. Both are undone on Flower's side; ours is as a run has it.
@@ -170,7 +170,7 @@ def test_one_more_example_is_detected(name, flower):
 
 
 def test_flowers_fedadam_differs_as_documented(flower):
-    """Its first step is √(1 − β₂²) / (1 − β₁²) of ours, 0.74, where tau is small beside √v."""
+    """Its first step is √(1 − β₂²) / (1 − β₁²) of ours, 0.74, where tau is small compared with √v."""
     start = drawn()["start.0.weight"]
     first = ours(CASES["fedadam with our defaults"].ours, drawn())[0]["0.weight"] - start
     share = (flower["flowers own.0.weight"][0] - start) / first
