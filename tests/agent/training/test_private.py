@@ -103,8 +103,8 @@ def test_the_mean_gradient_is_that_of_clipped_samples(one_step, head):
     clip = float(np.median([norm(sample) for sample in samples]))
     found = one_step(spec, params, clip, 0.0)
     for name in params:
-        cut = [sample[name] * min(1.0, clip / norm(sample)) for sample in samples]
-        np.testing.assert_allclose(found[name], sum(cut) / ROWS, rtol=0, atol=1e-10, err_msg=name)
+        clipped = [sample[name] * min(1.0, clip / norm(sample)) for sample in samples]
+        np.testing.assert_allclose(found[name], sum(clipped) / ROWS, rtol=0, atol=1e-10, err_msg=name)
 
 
 def test_a_large_bound_leaves_the_plain_sum_over_the_expected_size(one_step):
@@ -224,11 +224,11 @@ def distance(one, other) -> float:
 
 def test_an_update_is_clipped_to_the_norm_and_keeps_its_direction():
     base, params = params_pair()
-    cut = protected(base, params, Protection("clip", 1.0, 0.0), fresh_generator())
-    assert distance(cut, base) == pytest.approx(1.0, rel=1e-4)
+    clipped = protected(base, params, Protection("clip", 1.0, 0.0), fresh_generator())
+    assert distance(clipped, base) == pytest.approx(1.0, rel=1e-4)
     share = 1.0 / distance(params, base)
     for name in base:
-        np.testing.assert_allclose(cut[name], base[name] + share * (params[name] - base[name]), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(clipped[name], base[name] + share * (params[name] - base[name]), rtol=0, atol=1e-6)
 
 
 def test_an_update_within_the_norm_is_not_changed():
