@@ -132,7 +132,7 @@ def test_a_silo_may_use_a_more_exact_codec_but_no_coarser_one(make_federation, t
     model = silo.client.fetch(silo.run, status)
     encoded = encode_delta("sparse_int8", silo.run.head, model.params, model.params, None)
     coarse = EncodedUpdate("sparse_int8", encoded.payload, encoded.error)
-    with pytest.raises(DataError, match="this run takes int8 at most") as refused:
+    with pytest.raises(DataError, match="this run allows int8 at most") as refused:
         silo.client.submit(silo.run, Update(1, model.sha256, "0f" * 16, 5, None, None, coarse))
     assert refused.value.code == "codec"
     silo.answer(0)
