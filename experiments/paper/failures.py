@@ -65,7 +65,7 @@ def find_failures(inputs: ExperimentInputs, results: Results) -> Failures:
     pairs = [divmod(int(place), len(data.labels)) for place in order]
     rows = tuple(
         Row(
-            f"{data.labels[a]} taken for {data.labels[b]}", None, None, None, "counted",
+            f"{data.labels[a]} predicted as {data.labels[b]}", None, None, None, "counted",
             extra={"clips": int(off[a, b]), "of": int(confusion[a].sum())},
         )
         for a, b in pairs

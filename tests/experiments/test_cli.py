@@ -21,11 +21,6 @@ from typer.testing import CliRunner
 QUICK = ("--seeds", "1", "--rounds", "1", "--epochs", "1", "--jobs", "1")
 
 
-@pytest.fixture(autouse=True)
-def no_signal_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request.Shutdown, "on_signals", request.Shutdown)
-
-
 def run(*arguments: object) -> dict:
     done = CliRunner().invoke(cli.app, [*map(str, arguments), "--json"])
     return json.loads(done.stdout.splitlines()[-1])
@@ -128,16 +123,16 @@ def test_an_untrained_network_leaves_a_marker(tmp_path: Path, monkeypatch: pytes
         def describe(self, text: str) -> None: ...
 
     monkeypatch.setattr(extraction, "run_command", pretend)
-    asked = ExtractionRequest(tmp_path, tmp_path / "videos", "miniworld", ("blip", "i3d"))
-    done = extract_all(asked, Silent())
+    wanted = ExtractionRequest(tmp_path, tmp_path / "videos", "miniworld", ("blip", "i3d"))
+    done = extract_all(wanted, Silent())
     assert done["i3d"] == {"status": "untrained"}
     assert untrained_marker(tmp_path, "i3d").is_file()
     assert extraction.report_file(tmp_path, "blip").is_file()
-    extract_all(asked, Silent())
+    extract_all(wanted, Silent())
     assert ran.count(("export", "--backend")) == 3  # BLIP's bundle is used again, I3D is tried again
     monkeypatch.setattr(extraction, "run_command", lambda *_, **__: (_ for _ in ()).throw(CommandFailed("disk full")))
     with pytest.raises(CommandFailed):
-        extract_all(asked, Silent())
+        extract_all(wanted, Silent())
 
 
 def test_extract_refuses_pairs_of_extractors(tmp_path: Path) -> None:

@@ -55,9 +55,9 @@ def test_every_silo_has_the_minimum_and_draws_are_recorded() -> None:
 
 def test_the_first_sufficient_draw_is_kept() -> None:
     free = dirichlet(LABELS, silos=4, seed=3, smallest=0)
-    asked = dirichlet(LABELS, silos=4, seed=3, smallest=min(free.sizes))
-    assert asked.draws == 1
-    assert asked.sizes == free.sizes
+    same = dirichlet(LABELS, silos=4, seed=3, smallest=min(free.sizes))
+    assert same.draws == 1
+    assert same.sizes == free.sizes
 
 
 def test_the_split_depends_on_the_seed() -> None:
@@ -128,7 +128,7 @@ def test_rows_per_class_and_silo_stay_fixed_as_silos_are_added() -> None:
         silos: np.mean([per_class(label_skew(MANY, silos=silos, seed=seed)).mean() for seed in range(60)])
         for silos in (4, 8, 10)
     }
-    # base 4, and a mean of 1/2 of the other 4, whatever the number of silos
+    # base 4, and a mean of 1/2 of the other 4, for any number of silos
     assert list(means.values()) == pytest.approx([6.0, 6.0, 6.0], abs=0.25)
 
 

@@ -153,18 +153,18 @@ def test_only_incomplete_stores_are_extracted(tmp_path: Path, monkeypatch: pytes
     counts = dict.fromkeys((*request.SINGLE, *request.VARIANTS), 4) | {"slow": 3, "blip": 0, "i3d": 0}
     monkeypatch.setattr(request, "find_clips", lambda videos: [None] * 4)
     monkeypatch.setattr(request, "stored_clips", lambda store: counts[store.stem])
-    asked: list[ExtractOptions] = []
-    monkeypatch.setattr(request, "extract_features", asked.append)
+    requested: list[ExtractOptions] = []
+    monkeypatch.setattr(request, "extract_features", requested.append)
     captions = tmp_path / "captions.json"
     features = tmp_path / "features"
     features.mkdir()
     untrained_marker(features, "i3d").write_text("not trained")
     given = ExperimentRequest(out=tmp_path, dataset="ucf101", videos=tmp_path, captions=captions)
     assert feature_source(given).folder == features
-    assert asked == [ExtractOptions(tmp_path, "ucf101", tmp_path, "", ("blip", "slow"), captions)]
+    assert requested == [ExtractOptions(tmp_path, "ucf101", tmp_path, "", ("blip", "slow"), captions)]
     counts.update(slow=4, blip=4)
     feature_source(given)
-    assert len(asked) == 1
+    assert len(requested) == 1
 
 
 def test_another_mini_world_is_used_with_a_warning(tmp_path: Path, commands: Commands) -> None:
@@ -179,10 +179,10 @@ def test_real_commands_update_a_store_and_replace_it_for_other_weights(tmp_path:
     render_dataset(videos, groups=3, seed=3, objects=("ball",), motions=("lifting",), processes=1)
     table = (videos / "labels.csv").read_text().splitlines()
     (videos / "labels.csv").write_text("\n".join(table[:3]) + "\n")
-    asked = ExtractOptions(out, videos=videos, weights="random:tiny", names=("slow",))
-    assert extract_features(asked).reports["slow"]["extracted"] == 2
+    options = ExtractOptions(out, videos=videos, weights="random:tiny", names=("slow",))
+    assert extract_features(options).reports["slow"]["extracted"] == 2
     (videos / "labels.csv").write_text("\n".join(table) + "\n")
-    again = extract_features(asked).reports["slow"]
+    again = extract_features(options).reports["slow"]
     assert (again["extracted"], again["skipped"]) == (1, 2)
     store = out / "features" / "slow.sqlite"
     assert extraction.stored_clips(store) == 3
