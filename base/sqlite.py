@@ -28,7 +28,7 @@ WAIT_MS = 10_000  # for another process's short transaction
 
 @dataclass(frozen=True)
 class Fault:
-    """How one kind of problem with a file is reported."""
+    """Report of one kind of problem with a file: the error's class, code and fix."""
 
     error: type[DataError] | type[SettingsError]
     code: str

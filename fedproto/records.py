@@ -172,7 +172,7 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True)
 class TaskStatus:
-    """What a silo is to do now: the answer to WaitForRound."""
+    """Task of a silo now: the answer to WaitForRound."""
 
     phase: Phase
     round: int  # the round that is open, or the last one that closed

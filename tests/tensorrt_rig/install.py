@@ -40,9 +40,9 @@ FUNCTIONS = {
     "nvinfer_plugin": ("initLibNvInferPlugins",),
     "nvonnxparser": ("createNvOnnxParser_INTERNAL", "createNvOnnxParserRefitter_INTERNAL", "getNvOnnxParserVersion"),
 }
-STAMP, REASON = "installed", "missing"  # files in a version's folder: what is there; why it is not
+STAMP, REASON = "installed", "missing"  # files in a version's folder: what is installed; why it is not
 PACKAGES, LIBRARIES = "packages", "libraries"  # folders for PYTHONPATH and LD_LIBRARY_PATH
-_FORM = "1"  # of what this file makes; a change makes every folder anew
+_FORM = "1"  # version of what this file makes; a change makes every folder again
 
 
 def install(folder: Path) -> dict[str, str]:
@@ -87,7 +87,7 @@ def _install_packages(target: Path, requirements: tuple[str, ...]) -> None:
 
 
 def _write_shim(target: Path, package: str) -> None:
-    """What NVIDIA's package of this name does: it passes on the names of the bindings."""
+    """Write a package that passes on the names of the bindings, as NVIDIA's package of this name does."""
     (target / package).mkdir()
     lines = (f"from {package}_bindings import *", f"from {package}_bindings import __version__")
     (target / package / "__init__.py").write_text("\n".join(lines) + "\n")

@@ -22,7 +22,7 @@ class Rig:
 
     @property
     def missing(self) -> str:
-        """Why this version is not here; empty when it is."""
+        """Reason why this version is not installed; empty when it is."""
         folder = FOLDER / self.version
         if (folder / "installed").is_file():
             return ""

@@ -124,7 +124,7 @@ def _problem(overload: list[Parameter], args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _takes(parameter: Parameter, value: Any) -> bool:
-    """Whether pybind11 would convert ``value``; kinds that are not listed here are not judged."""
+    """Return True when pybind11 would convert ``value``; kinds that are not listed here always pass."""
     kind = parameter.kind.strip()
     kind = re.sub(r"^(typing\.)?Optional\[(.*)\]$", r"\2", kind).removesuffix(" | None")
     if value is None:
