@@ -243,7 +243,7 @@ class Ours:
 
     def run(self, batch: int) -> dict[str, float]:
         clock = Clock()
-        cache = self._model.look(self._pixels[:batch])
+        cache = self._model.encode_image(self._pixels[:batch])
         clock.lap("vision")
         captions = self._model.caption_ids(cache)
         self._model.embed(cache, captions)

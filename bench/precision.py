@@ -157,7 +157,7 @@ class Deployed:
         """Embeddings by part, read with the caption ``caption_in``, and the bundle's own caption."""
         found, caption = {}, None
         if self._captioner is not None:
-            cache = self._captioner.look(pixels)
+            cache = self._captioner.encode_image(pixels)
             caption = self._captioner.caption_ids(cache)
             found["vlm"] = self._captioner.embed(cache, caption_in or caption)
         if motion is not None:

@@ -1,1 +1,1 @@
-"""From a bundle and a video file to numbers: sessions, video, keyframes, caption, embeddings."""
+"""From a bundle and a video file to an embedding: the paper's Figure 1, without PyTorch."""

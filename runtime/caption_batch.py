@@ -1,8 +1,9 @@
-"""Captions of many frames at once: a frame whose caption has ended gives its place to the next one.
+"""Continuous batching of captions: the row of a finished caption goes to the next frame.
 
-Continuous batching (Yu et al., Orca, OSDI 2022). A frame is a row of the text graph's batch. Its tokens'
-keys and values stand at fixed places of a window whose length does not depend on the other rows, so a
-caption is the same whatever stands beside it, to the bit where the backend's kernels treat rows alike.
+Yu et al., Orca, OSDI 2022 (https://www.usenix.org/conference/osdi22/presentation/yu). A frame is a row of the text
+graph's batch. Its tokens' keys and values are at fixed positions of a window whose length does not depend on the
+other rows, so a caption does not depend on the rows next to it, to the bit where the backend's kernels treat rows
+alike.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(eq=False)
 class _Row:
-    """One frame's caption in the making."""
+    """The unfinished caption of one frame."""
 
     key: Hashable
     ids: list[int] = field(default_factory=list)
@@ -30,10 +31,10 @@ class _Row:
 
 
 class CaptionRows:
-    """At most ``rows`` captions in the making. The text graph must compute on the host (``model.computes_on_host``).
+    """At most ``rows`` unfinished captions. The text graph must compute on the host (``model.computes_on_host``).
 
-    Rows 0 to n - 1 are in use; one that has ended stays until its frame has been read once more
-    (``memory_of``) and ``add`` or ``step`` gives the row away.
+    Rows 0 to n - 1 are in use; a finished one stays until its caption is encoded with its frame, and ``add`` or
+    ``step`` reuses the row.
     """
 
     def __init__(self, model: VisionLanguageModel, rows: int) -> None:
@@ -41,10 +42,10 @@ class CaptionRows:
         self._model = model
         self._size = rows
         self._rows: list[_Row] = []
-        self._window = model.spec.caption.max_new_tokens - 1  # places for the tokens before the newest
+        self._window = model.spec.caption.max_new_tokens - 1  # positions for the tokens before the newest
         shape = (rows, text.heads, self._window, text.head_dim)
         self._past = {name: np.zeros(shape, dtype=np.float32) for name in model.past_names}
-        self._cross: dict[str, Floats] = {}  # made when the first frame tells the shapes
+        self._cross: dict[str, Floats] = {}  # allocated with the first frame, which defines the shapes
 
     @property
     def free(self) -> int:
@@ -52,27 +53,29 @@ class CaptionRows:
 
     @property
     def writing(self) -> int:
-        """Captions that have not ended."""
+        """Number of captions that have not ended."""
         return sum(not row.ended for row in self._rows)
 
     def add(self, keys: list[Hashable], pixels: Floats) -> None:
-        """Begin the captions of frames, float32 [n, 3, S, S], n at most ``free``."""
+        """Start the captions of frames, float32 [n, 3, S, S], n at most ``free``."""
         if len(keys) > self.free:
             raise InvariantError(f"{len(keys)} frames for {self.free} free rows")
-        seen = {name: value.numpy() for name, value in self._model.look(pixels).values.items()}
+        encoded = {name: value.numpy() for name, value in self._model.encode_image(pixels).values.items()}
         if not self._cross:
-            self._cross = {name: np.empty((self._size, *array.shape[1:]), array.dtype) for name, array in seen.items()}
+            self._cross = {
+                name: np.empty((self._size, *array.shape[1:]), array.dtype) for name, array in encoded.items()
+            }
         for index, key in enumerate(keys):
             place = next((place for place, row in enumerate(self._rows) if row.ended), len(self._rows))
-            for name, array in seen.items():
+            for name, array in encoded.items():
                 self._cross[name][place] = array[index]
             for array in self._past.values():
-                array[place] = 0.0  # a masked NaN of the frame before would still be a NaN
+                array[place] = 0.0  # a masked NaN of the previous frame would still be a NaN
             self._rows[place : place + 1] = [_Row(key)]
 
     def step(self) -> list[tuple[Hashable, TokenIds, CrossAttentionCache]]:
-        """One token further in all captions. What has ended: key, token ids, and what the text graph reads of the
-        frame, which holds until the next ``add`` or ``step``."""
+        """Generate one token in every caption. Return the finished ones: key, token ids, and the frame's keys and
+        values, which are valid until the next ``add`` or ``step``."""
         self._close_gaps()
         count = len(self._rows)
         if not count:
@@ -81,7 +84,7 @@ class CaptionRows:
         ages = np.array([len(row.ids) for row in self._rows])
         tokens = np.array([row.ids[-1] if row.ids else rule.start_id for row in self._rows])
         past = self._model.borrow({name: array[:count] for name, array in self._past.items()})
-        logits, present = self._model.step(self._memory(0, count), past, tokens, ages, self._mask(ages))
+        logits, present = self._model.step(self._image(0, count), past, tokens, ages, self._mask(ages))
 
         keep = np.flatnonzero(ages < self._window)
         for name, new in zip(self._model.past_names, self._model.present_names, strict=True):
@@ -92,17 +95,17 @@ class CaptionRows:
                 row.ids.append(token)
                 row.ended = len(row.ids) == rule.max_new_tokens
         return [
-            (row.key, tuple(row.ids), self._memory(place, place + 1))
+            (row.key, tuple(row.ids), self._image(place, place + 1))
             for place, row in enumerate(self._rows)
             if row.ended
         ]
 
     def drop(self) -> None:
-        """Forget all captions in the making."""
+        """Drop all unfinished captions."""
         self._rows.clear()
 
     def _close_gaps(self) -> None:
-        """Move rows from the end to the places of those that have ended and got no frame after them."""
+        """Move rows from the end to those of finished captions that no new frame has taken."""
         while ended := [place for place, row in enumerate(self._rows) if row.ended]:
             last = len(self._rows) - 1
             if not self._rows[last].ended:
@@ -112,7 +115,7 @@ class CaptionRows:
                 self._rows[ended[0]] = self._rows[last]
             self._rows.pop()
 
-    def _memory(self, first: int, end: int) -> CrossAttentionCache:
+    def _image(self, first: int, end: int) -> CrossAttentionCache:
         rows = {name: array[first:end] for name, array in self._cross.items()}
         return CrossAttentionCache(self._model.borrow(rows), end - first)
 

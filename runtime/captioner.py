@@ -1,10 +1,9 @@
-"""The vision-language part of an extractor: prepared frames in, one vector and one caption each out.
+"""The vision-language part of an extractor: a caption and a vector for each prepared frame.
 
-A ``ContinuousBatchCaptioner`` or a ``StaticBatchCaptioner`` writes captions and encodes each with its frame
-(paper eqs. 5 and 6): the
-first gives the place of an ended caption to the next frame and needs a text graph on the host, the second
-writes a batch to its end, on any backend. A ``Retriever`` finds the nearest of the captions that were
-written beforehand (docs/paper.md, reading 10). Frames go in with ``add``, each ``advance`` does a part of the work.
+``ContinuousBatchCaptioner`` and ``StaticBatchCaptioner`` generate captions and encode each with its frame (paper eqs.
+5 and 6). The first gives the row of a finished caption to the next frame and needs a text graph on the host; the
+second finishes a whole batch, on any backend. ``CaptionRetriever`` finds the nearest of captions that were written
+beforehand (docs/paper.md, reading 10). ``add`` takes frames, each ``advance`` does a part of the work.
 """
 
 from __future__ import annotations
@@ -29,40 +28,40 @@ if TYPE_CHECKING:
     import tokenizers
 
 Vector = npt.NDArray[np.float32]
-GPU_BATCH = 16  # the most that the plans' profiles take (export/graphs/spec.py); on a CPU one clip fills the cores
+GPU_BATCH = 16  # the largest batch of the engines' profiles (export/graphs/spec.py); on a CPU one clip uses all cores
 
 
 @dataclass(frozen=True, eq=False)
 class FrameEmbedding:
-    """What was found out about one frame."""
+    """Vector and caption of one frame."""
 
     key: Hashable
     vector: Vector  # [width]
     caption: Caption
-    stages_ms: dict[str, float]  # vision, caption, embed: its share
+    stages_ms: dict[str, float]  # vision, caption, embed: this frame's share
 
 
 class Captioner(Protocol):
     @property
     def room(self) -> int:
-        """How many frames more are welcome now."""
+        """Number of frames that can be added now."""
 
     @property
     def busy(self) -> bool:
-        """Whether ``advance`` has anything to do."""
+        """True when ``advance`` has something to do."""
 
     def add(self, key: Hashable, pixels: Vector) -> None:
-        """A frame, float32 [3, S, S]; ``key`` comes back with what is found."""
+        """Add a frame, float32 [3, S, S]; its FrameEmbedding carries ``key``."""
 
     def advance(self) -> list[FrameEmbedding]:
-        """A part of the work; the frames that are done with it."""
+        """Do a part of the work; return the frames that it finished."""
 
     def drop(self) -> None:
-        """Forget all frames."""
+        """Drop all frames."""
 
 
 class _Waiting:
-    """Frames that no network has seen yet, in the order in which they came."""
+    """Queue of frames that no network has processed yet."""
 
     def __init__(self) -> None:
         self._frames: deque[tuple[Hashable, Vector]] = deque()
@@ -75,13 +74,13 @@ class _Waiting:
         self._frames.append((key, pixels))
 
     def take(self, most: int) -> tuple[list[Hashable], Vector]:
-        """At most ``most`` frames: their keys, and float32 [n, 3, S, S]."""
+        """Take at most ``most`` frames: their keys, and float32 [n, 3, S, S]."""
         taken = [self._frames.popleft() for _ in range(min(most, len(self._frames)))]
         return [key for key, _ in taken], np.stack([pixels for _, pixels in taken])
 
 
 class CaptionTokenizer:
-    """From token ids to text and back, by the bundle's tokenizer."""
+    """Token ids to text and back, with the bundle's tokenizer."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -89,17 +88,17 @@ class CaptionTokenizer:
     def caption(self, ids: TokenIds) -> Caption:
         return Caption(self._tokenizer.decode(list(ids), skip_special_tokens=True), ids)
 
-    def again(self, caption: Caption) -> TokenIds:
-        """docs/paper.md, reading 1: the caption's text is tokenised again, to be read with the frame."""
+    def retokenize(self, caption: Caption) -> TokenIds:
+        """Token ids of the caption's text, to be encoded with the frame (docs/paper.md, reading 1)."""
         return tuple(self._tokenizer.encode(caption.text, add_special_tokens=False).ids)
 
 
 class ContinuousBatchCaptioner:
-    """Writes captions row by row (caption_batch.py). ``batch``: frames that the vision graph sees at once."""
+    """Generates captions row by row (caption_batch.py). ``batch``: frames in one run of the vision graph."""
 
-    def __init__(self, model: VisionLanguageModel, words: CaptionTokenizer, *, rows: int, batch: int) -> None:
+    def __init__(self, model: VisionLanguageModel, tokenizer: CaptionTokenizer, *, rows: int, batch: int) -> None:
         self._model = model
-        self._words = words
+        self._tokenizer = tokenizer
         self._batch = batch
         self._waiting = _Waiting()
         self._rows = CaptionRows(model, rows)
@@ -118,37 +117,37 @@ class ContinuousBatchCaptioner:
 
     def advance(self) -> list[FrameEmbedding]:
         while len(self._waiting) and self._rows.free:
-            self._look()
+            self._encode_waiting()
         taken = {"caption": 0.0}
         with timed(taken, "caption"):
             ended = self._rows.step()
         for spent in self._spent.values():
             spent["caption"] += taken["caption"] / len(self._spent)
-        return [self._read(key, ids, memory) for key, ids, memory in ended]
+        return [self._embed(key, ids, image) for key, ids, image in ended]
 
     def drop(self) -> None:
         self._waiting.clear()
         self._rows.drop()
         self._spent.clear()
 
-    def _look(self) -> None:
+    def _encode_waiting(self) -> None:
         keys, pixels = self._waiting.take(min(self._batch, self._rows.free))
         taken = {"vision": 0.0}
         with timed(taken, "vision"):
             self._rows.add(keys, pixels)
         self._spent |= {key: {"vision": taken["vision"] / len(keys), "caption": 0.0, "embed": 0.0} for key in keys}
 
-    def _read(self, key: Hashable, ids: TokenIds, memory: CrossAttentionCache) -> FrameEmbedding:
+    def _embed(self, key: Hashable, ids: TokenIds, image: CrossAttentionCache) -> FrameEmbedding:
         spent = self._spent.pop(key)
-        caption = self._words.caption(ids)
+        caption = self._tokenizer.caption(ids)
         with timed(spent, "embed"):
-            (vector,) = self._model.embed(memory, [self._words.again(caption)])
+            (vector,) = self._model.embed(image, [self._tokenizer.retokenize(caption)])
         return FrameEmbedding(key, vector, caption, spent)
 
 
 @dataclass(eq=False)
 class _Batches:
-    """What the describers that work in whole batches have in common: who waits."""
+    """The queue of the captioners that work in whole batches."""
 
     batch: int
     waiting: _Waiting = field(default_factory=_Waiting)
@@ -169,12 +168,12 @@ class _Batches:
 
 
 class StaticBatchCaptioner(_Batches):
-    """Writes the captions of a batch until the last has ended."""
+    """Generates the captions of a batch until the last one has ended."""
 
-    def __init__(self, model: VisionLanguageModel, words: CaptionTokenizer, *, batch: int) -> None:
+    def __init__(self, model: VisionLanguageModel, tokenizer: CaptionTokenizer, *, batch: int) -> None:
         super().__init__(batch)
         self._model = model
-        self._words = words
+        self._tokenizer = tokenizer
 
     def advance(self) -> list[FrameEmbedding]:
         if not self.busy:
@@ -182,17 +181,17 @@ class StaticBatchCaptioner(_Batches):
         keys, pixels = self.waiting.take(self.batch)
         spent = dict.fromkeys(("vision", "caption", "embed"), 0.0)
         with timed(spent, "vision"):
-            memory = self._model.look(pixels)
+            image = self._model.encode_image(pixels)
         with timed(spent, "caption"):
-            captions = [self._words.caption(ids) for ids in self._model.caption_ids(memory)]
+            captions = [self._tokenizer.caption(ids) for ids in self._model.caption_ids(image)]
         with timed(spent, "embed"):
-            vectors = self._model.embed(memory, [self._words.again(caption) for caption in captions])
+            vectors = self._model.embed(image, [self._tokenizer.retokenize(caption) for caption in captions])
         share = {stage: milliseconds / len(keys) for stage, milliseconds in spent.items()}
         return [FrameEmbedding(*found, dict(share)) for found in zip(keys, vectors, captions, strict=True)]
 
 
-class Retriever(_Batches):
-    """Finds the nearest caption of a fixed set. ``graph`` is the bundle's ``clip``, ``spec`` its manifest's vlm."""
+class CaptionRetriever(_Batches):
+    """Finds the nearest caption of a fixed set. ``graph``: the bundle's ``clip``; ``spec``: ``manifest.vlm``."""
 
     def __init__(self, graph: Session, spec: RetrievedCaption, *, batch: int) -> None:
         super().__init__(batch)
@@ -200,7 +199,7 @@ class Retriever(_Batches):
         self._captions = spec.captions
 
     def advance(self) -> list[FrameEmbedding]:
-        """Raises DataError when the graph names a caption that is not in the manifest."""
+        """See Captioner. Raises DataError (``bad_graph``) for a caption index that is not in the manifest."""
         if not self.busy:
             return []
         keys, pixels = self.waiting.take(self.batch)
@@ -224,32 +223,32 @@ class Retriever(_Batches):
 def open_captioner(
     bundle: Bundle, open_graph: Callable[[str], Session], *, rows: int, batch: int | None
 ) -> Captioner | None:
-    """The describer of a checked bundle; None when its extractor has no vision-language part.
+    """Open the captioner of a checked bundle; None when its extractor has no vision-language part.
 
-    ``open_graph`` opens a graph of the bundle by its name. ``rows``: captions in the making at once,
-    ``batch``: frames that one run of a graph sees, None for what suits the place where it runs.
+    ``open_graph`` opens a graph of the bundle by its name. ``rows``: captions generated at once, ``batch``: frames in
+    one run of a graph, None for the default of the device.
     """
     spec = bundle.manifest.vlm
     if spec is None:
         return None
     if isinstance(spec, RetrievedCaption):
         graph = open_graph("clip")
-        return Retriever(graph, spec, batch=batch or _usual_batch(graph))
-    return _open_writer(bundle, spec, open_graph, rows=rows, batch=batch)
+        return CaptionRetriever(graph, spec, batch=batch or _default_batch(graph))
+    return _open_generator(bundle, spec, open_graph, rows=rows, batch=batch)
 
 
-def _open_writer(
+def _open_generator(
     bundle: Bundle, spec: VisionLanguage, open_graph: Callable[[str], Session], *, rows: int, batch: int | None
 ) -> Captioner:
-    words = CaptionTokenizer(_open_tokenizer(bundle))
-    alone = open_graph("words") if spec.attention_mode == "text" else None
-    model = VisionLanguageModel(open_graph("vision"), open_graph("text"), spec, words=alone)
+    tokenizer = CaptionTokenizer(_open_tokenizer(bundle))
+    words = open_graph("words") if spec.attention_mode == "text" else None
+    model = VisionLanguageModel(open_graph("vision"), open_graph("text"), spec, words=words)
     if model.computes_on_host:
-        return ContinuousBatchCaptioner(model, words, rows=rows, batch=batch or 1)
-    return StaticBatchCaptioner(model, words, batch=batch or GPU_BATCH)
+        return ContinuousBatchCaptioner(model, tokenizer, rows=rows, batch=batch or 1)
+    return StaticBatchCaptioner(model, tokenizer, batch=batch or GPU_BATCH)
 
 
-def _usual_batch(graph: Session) -> int:
+def _default_batch(graph: Session) -> int:
     return 1 if graph.computes_on_host else GPU_BATCH
 
 

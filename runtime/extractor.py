@@ -1,11 +1,11 @@
-"""Clips in, their numbers out: the paper's Figure 1, from a bundle and without PyTorch.
+"""From clips to embeddings: the paper's Figure 1, from a bundle and without PyTorch.
 
-    readers (video/read_ahead.py)    file -> frames that the networks read; several clips at once, ahead of what follows
-    describer (captioner.py) frames -> caption and vector; several frames at once
-    graph cnn                 frames -> vector
+    video/read_ahead.py   file -> frames for the networks (keyframes.py chooses them); several clips at once, ahead
+    captioner.py          frames -> caption and vector; several frames at once
+    graph cnn             frames -> vector
 
-Which parts there are, how many frames each sees and how these are chosen stands in the manifest. The
-parts do not see each other: a pair's numbers are, bit for bit, those of its two parts one after the other.
+The manifest defines the parts, how many frames each gets and how they are chosen. The parts are independent: the
+embedding of a pair is, bit for bit, its two parts' embeddings one after the other.
 """
 
 from __future__ import annotations
@@ -37,22 +37,24 @@ __all__ = ["STAGES", "Extracted", "Extractor", "PipelineOptions", "open_extracto
 
 _NOTHING = np.empty(0, dtype=np.float32)
 _NO_CAPTION = Caption("", ())
-CPU_READERS = 3  # two or three feed the networks there; each may hold 256 MB of frames (docs/speed.md)
+CPU_READERS = 3  # two or three keep a CPU's networks busy; each may hold 256 MB of frames (docs/speed.md)
 GPU_READERS = 8
 
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """How much is under way at once. Memory grows with it; the numbers do not depend on it."""
+    """Concurrency of an extraction. Memory grows with it; embeddings do not depend on it."""
 
-    readers: int | None = None  # decoder processes; None: one per core, CPU_READERS at most, GPU_READERS elsewhere
-    batch: int | None = None  # clips that one run of a graph sees; None: one on the CPU, GPU_BATCH elsewhere
-    captions: int = 4  # captions in the making; at full size each holds 42 MB of keys and values
+    readers: int | None = (
+        None  # decoder processes; None: one per core, at most CPU_READERS for networks on the CPU, else GPU_READERS
+    )
+    batch: int | None = None  # clips in one run of a graph; None: one on the CPU, GPU_BATCH elsewhere
+    captions: int = 4  # captions generated at once; at full size each holds 42 MB of keys and values
 
 
 @dataclass(frozen=True, eq=False)
 class Extracted:
-    """What became of a clip: ``features``, or ``error`` with the reason why there are none."""
+    """Outcome of a clip: ``features``, or ``error`` with the reason why there are none."""
 
     clip: Clip
     features: ClipFeatures | None
@@ -69,18 +71,18 @@ class Extractor:
         self.stages = stages_of(bundle.manifest)
         self.precision = effective_precision(bundle.manifest, opening.backend_options)
         opener = GraphOpener(bundle, opening)
-        self._describer = open_captioner(bundle, opener.open, rows=pipeline.captions, batch=pipeline.batch)
+        self._captioner = open_captioner(bundle, opener.open, rows=pipeline.captions, batch=pipeline.batch)
         self._cnn = opener.open("cnn") if bundle.manifest.cnn else None
         on_host = self._cnn is None or self._cnn.computes_on_host
         self._batch = pipeline.batch or (1 if on_host else GPU_BATCH)
         self._readers = pipeline.readers or min(len(videos), CPU_READERS if on_host else GPU_READERS)
         keyframes = KeyframeFeatures(opener.open("keyframes")) if "keyframes" in self.stages else None
         self.places: dict[str, Place] = opener.places  # by graph
-        bundle.verify_unchanged()  # what has been opened is what was hashed
+        bundle.verify_unchanged()  # the opened files are the hashed ones
         self._ahead = ReadAhead([ClipReader(bundle.manifest, video, keyframes) for video in videos[: self._readers]])
 
     def extract(self, clip: Clip) -> ClipFeatures:
-        """The clip's embeddings (paper eqs. 3 to 7). Same clip and bundle, same machine: same bytes.
+        """Return the clip's embedding (paper eqs. 3 to 7). Same clip, bundle and machine: same bytes.
 
         Raises DataError with a named reason when the file cannot be used (video/decoder.py lists the codes)
         or a network's output is not finite.
@@ -91,8 +93,9 @@ class Extractor:
         return done.features
 
     def extract_all(self, clips: Iterable[Clip]) -> Generator[Extracted, None, None]:
-        """Every clip of ``clips``, in their order, as ``extract`` gives it; what is wrong with one does not stop the
-        rest. ``clips`` is asked for a few more than have come out; closing the iterator forgets those.
+        """Yield the outcome of every clip, in order; a clip that fails does not stop the others.
+
+        A few more clips are taken from ``clips`` than have been yielded; closing the iterator drops those.
         """
         coming = iter(clips)
         jobs: deque[_Job | RefusedClip] = deque()
@@ -105,15 +108,15 @@ class Extractor:
                     if clip is not None:
                         self._ahead.give(clip)
                 self._admit(jobs)
-                for described in self._describer.advance() if self._describer else ():
-                    job, index = cast("tuple[_Job, int]", described.key)
-                    job.described[index] = described
+                for frame in self._captioner.advance() if self._captioner else ():
+                    job, index = cast("tuple[_Job, int]", frame.key)
+                    job.embedded[index] = frame
                 while jobs and (isinstance(jobs[0], RefusedClip) or jobs[0].done):
                     yield self._result(jobs.popleft())
         finally:
             self._ahead.drop()
-            if self._describer is not None:
-                self._describer.drop()
+            if self._captioner is not None:
+                self._captioner.drop()
 
     @property
     def decoder_peak_mb(self) -> float:
@@ -130,11 +133,11 @@ class Extractor:
         self.close()
 
     def _admit(self, jobs: deque[_Job | RefusedClip]) -> None:
-        """Take clips that have been read while there is room; wait for one only when there is nothing else to do."""
+        """Take clips that are read while there is room; wait for one only when there is nothing else to do."""
         admitted: list[_Job] = []
-        describer = self._describer
-        while len(self._ahead) and len(admitted) < self._batch and (describer is None or describer.room > 0):
-            idle = not admitted and (describer is None or not describer.busy)
+        captioner = self._captioner
+        while len(self._ahead) and len(admitted) < self._batch and (captioner is None or captioner.room > 0):
+            idle = not admitted and (captioner is None or not captioner.busy)
             if not (self._ahead.ready or idle):
                 break
             taken = self._ahead.take()
@@ -144,9 +147,9 @@ class Extractor:
             job = _Job(taken, stages_ms=dict(taken.stages_ms))
             jobs.append(job)
             admitted.append(job)
-            if describer is not None:
+            if captioner is not None:
                 for index, pixels in enumerate(taken.captioned):
-                    describer.add((job, index), pixels)
+                    captioner.add((job, index), pixels)
         self._embed_motion(admitted)
         for job in admitted:
             job.release_frames()
@@ -187,15 +190,15 @@ class Extractor:
 
 @dataclass(eq=False)
 class _Job:
-    """A clip on its way through the networks."""
+    """A clip in the networks."""
 
     prepared: PreparedClip
     stages_ms: dict[str, float]
     cnn: npt.NDArray[np.float32] = field(default_factory=lambda: _NOTHING)
-    described: list[FrameEmbedding | None] = field(init=False)  # by captioned frame
+    embedded: list[FrameEmbedding | None] = field(init=False)  # by captioned frame
 
     def __post_init__(self) -> None:
-        self.described = [None] * self.prepared.frames
+        self.embedded = [None] * self.prepared.frames
 
     @property
     def clip(self) -> Clip:
@@ -203,24 +206,24 @@ class _Job:
 
     @property
     def done(self) -> bool:
-        return all(self.described)
+        return all(self.embedded)
 
     @property
     def caption(self) -> Caption:
-        first = self.described[0] if self.described else None
+        first = self.embedded[0] if self.embedded else None
         return first.caption if first else _NO_CAPTION
 
     def release_frames(self) -> None:
-        """The networks have the frames: they need not be held until the caption is written."""
+        """Drop the frames: the networks have them, and the caption may take long."""
         self.prepared = replace(self.prepared, captioned=_NOTHING, motion=_NOTHING)
 
     def vector(self) -> npt.NDArray[np.float32]:
-        """The mean of the frames' vectors; one alone comes through to the bit."""
-        found = [each.vector for each in self.described if each is not None]
+        """Mean of the frames' vectors; a single one is unchanged, bit for bit."""
+        found = [each.vector for each in self.embedded if each is not None]
         return np.asarray(np.mean(found, axis=0, dtype=np.float32)) if found else _NOTHING
 
     def milliseconds(self, stage: str) -> float:
-        return self.stages_ms.get(stage, 0.0) + sum(each.stages_ms.get(stage, 0.0) for each in self.described if each)
+        return self.stages_ms.get(stage, 0.0) + sum(each.stages_ms.get(stage, 0.0) for each in self.embedded if each)
 
 
 def open_extractor(
@@ -232,12 +235,12 @@ def open_extractor(
     trusted: TrustedKeys = (),
     opening: Opening | None = None,
 ) -> Extractor:
-    """Check the bundle, open its graphs and make the decoders ready.
+    """Check the bundle, open its graphs and prepare the decoders.
 
-    ``trusted``: keys one of which must have signed the bundle; none given, anybody's will do. ``opening`` says
-    where the graphs may run; ``threads`` is short for its field of that name. Raises DataError for a bundle
-    that is not what was exported, SettingsError ``no_backend`` when a graph cannot run where it should,
-    MissingExtra when a package of ``flamest[agent]`` is not installed.
+    ``trusted``: keys one of which must have signed the bundle; empty: any signature, or none. ``opening``: backends
+    and cores; ``threads`` is short for its field of that name. Raises DataError for a bundle that is not what was
+    exported, SettingsError ``no_backend`` when a graph cannot run as requested, MissingExtra when a package of
+    ``flamest[agent]`` is not installed.
     """
     opening = opening or Opening(threads=threads)
     checked = open_bundle(bundle, trusted)
@@ -249,7 +252,7 @@ def open_extractor(
     readers = pipeline.readers or min(cores, GPU_READERS)
     videos = [VideoDecoder(checked.manifest.keyframes, limits) for _ in range(readers)]
     try:
-        videos[0].start()  # it gets ready while the graphs are opened; the others start with their first clip
+        videos[0].start()  # it starts while the graphs are opened; the others start with their first clip
         return Extractor(checked, videos, pipeline, opening)
     except BaseException:
         for video in videos:
@@ -258,24 +261,24 @@ def open_extractor(
 
 
 def _check_frames(bundle: Bundle) -> None:
-    """The frames that the manifest picks for graph ``cnn`` are as many as it says that the graph reads."""
+    """Check that the manifest chooses as many frames for graph ``cnn`` as the graph takes."""
     spec = bundle.manifest.cnn
     if spec is None:
         return
     for tensor in bundle.manifest.graphs["cnn"].inputs:
         if tensor.name == "frames" and tensor.shape[2:3] != (spec.frames,):
             raise DataError(
-                f"{bundle.path}: its manifest picks {spec.frames} frames, its graph 'cnn' reads {tensor.shape[2]}",
+                f"{bundle.path}: its manifest chooses {spec.frames} frames, its graph 'cnn' takes {tensor.shape[2]}",
                 fix="export the bundle again with this version of flamest-export",
             )
 
 
-def _finite(vector: npt.NDArray[np.float32], width: int, whose: str, clip: Clip) -> npt.NDArray[np.float32]:
-    """The vector itself, when it is what the manifest promises."""
+def _finite(vector: npt.NDArray[np.float32], width: int, part: str, clip: Clip) -> npt.NDArray[np.float32]:
+    """The vector, if it has the manifest's width and is finite."""
     if vector.shape != (width,) or not np.isfinite(vector).all():
         raise DataError(
-            f"{printable_path(clip.path)}: part '{whose}' gave {vector.dtype}{list(vector.shape)}, "
-            f"expected {width} finite numbers",
+            f"{printable_path(clip.path)}: part '{part}' gave {vector.dtype}{list(vector.shape)}, "
+            f"expected {width} finite values",
             code="not_finite",
         )
     return vector

@@ -1,7 +1,7 @@
-"""Which frames stand for a clip (paper eq. 3), and which one of them is captioned (eq. 4).
+"""Choice of the keyframes of a clip (paper eq. 3), and of the one that is captioned (eq. 4).
 
-Both draw from a seed of the manifest's extraction seed and the clip's content, so that extracting
-a clip again gives the same vector.
+Both use a seed made from the manifest's extraction seed and the clip's content, so that a repeated extraction gives
+the same embedding.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy.typing as npt
 from ..base.errors import DataError, MissingExtra
 
 Indices = npt.NDArray[np.int64]
-# Readers cluster in threads of one process, whose warning filters and thread pools are one for all of them: whoever
-# put them back while another clusters would leave the process changed.
-_TURN = threading.Lock()
+# Warning filters and thread pools belong to the process, and readers cluster in several threads: a thread that
+# restored them while another one clusters would leave the process changed.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def clip_seeds(extraction_seed: int, clip_sha256: str) -> ClipSeeds:
 
 
 def uniform_indices(frames: int, count: int) -> Indices:
-    """Frames in the middle of ``count`` equal parts of a clip of ``frames``; all of them when fewer."""
+    """Frames in the middle of ``count`` equal parts of a clip of ``frames`` frames; all of them when fewer."""
     if frames <= count:
         return np.arange(frames)
     return spread_indices(frames, count)
@@ -50,32 +50,32 @@ def spread_indices(candidates: int, count: int) -> Indices:
 
 
 def draw_keyframe(count: int, seed: int) -> int:
-    """Paper eq. 4: one of ``count`` keyframes, each as likely."""
+    """Draw one of ``count`` keyframes uniformly (paper eq. 4)."""
     return int(np.random.Generator(np.random.PCG64(seed)).integers(count))
 
 
 def draw_keyframes(count: int, captioned: int, seed: int) -> tuple[int, ...]:
-    """``captioned`` different ones of ``count`` keyframes: ``draw_keyframe``'s first, then evenly on from it."""
+    """Draw ``captioned`` of ``count`` keyframes: first ``draw_keyframe``'s, then evenly spaced after it."""
     first = draw_keyframe(count, seed)
     return tuple((first + index * count // captioned) % count for index in range(captioned))
 
 
 def pick_keyframes(features: npt.NDArray[np.float32], count: int, seed: int) -> Indices:
-    """k-means over frames; from each cluster the frame nearest its centre, in time order (docs/paper.md, reading 4).
+    """Cluster frames by k-means and take each cluster's frame nearest its centre (docs/paper.md, reading 4).
 
     ``features``: float32 [N, C], a row per candidate frame in time order. Returns int64 [count],
     not decreasing. With fewer distinct frames than ``count`` every distinct one is taken and some
     are repeated. Raises DataError when a feature is not finite.
     """
     if not np.isfinite(features).all():
-        raise DataError("the keyframe graph gave NaN or infinity for this clip", code="not_finite")
+        raise DataError("the keyframe graph's output for this clip is not finite", code="not_finite")
     distinct = _distinct(features)
     chosen = distinct if len(distinct) <= count else _nearest_to_centres(features, count, seed)
     return np.sort(np.resize(chosen, count))
 
 
 def _distinct(features: npt.NDArray[np.float32]) -> Indices:
-    """The first row of each that there is (np.unique over rows takes half as long as the clustering)."""
+    """Indices of the first of equal rows (np.unique over rows takes half as long as the clustering)."""
     first: dict[bytes, int] = {}
     for index, row in enumerate(features + np.float32(0.0)):  # -0.0 is 0.0
         first.setdefault(row.tobytes(), index)
@@ -83,12 +83,12 @@ def _distinct(features: npt.NDArray[np.float32]) -> Indices:
 
 
 def _nearest_to_centres(features: npt.NDArray[np.float32], count: int, seed: int) -> Indices:
-    """One frame per cluster that k-means found (``count``, or fewer where frames nearly coincide)."""
+    """One frame per k-means cluster: ``count``, or fewer where frames nearly coincide."""
     from sklearn.exceptions import ConvergenceWarning
 
     points = features.astype(np.float64)
-    with _TURN, warnings.catch_warnings(), _one_thread():
-        # Fewer clusters than asked for: frames that differ by rounding only. They are repeated.
+    with _ONE_AT_A_TIME, warnings.catch_warnings(), _one_thread():
+        # Fewer clusters than requested: frames that differ by rounding only. They are repeated.
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = load_clustering()(count, init="k-means++", n_init=1, random_state=seed, algorithm="lloyd").fit(points)
     distance = ((points - found.cluster_centers_[found.labels_]) ** 2).sum(axis=1)
@@ -100,7 +100,7 @@ def _nearest_to_centres(features: npt.NDArray[np.float32], count: int, seed: int
 
 
 def load_clustering() -> Any:
-    """scikit-learn's KMeans; importing it takes a second, so an extractor asks for it beforehand.
+    """Import scikit-learn's KMeans, which takes a second: an extractor does it before the first clip.
 
     Raises MissingExtra when it is not installed.
     """
@@ -112,13 +112,13 @@ def load_clustering() -> Any:
 
 
 def _one_thread() -> Any:
-    """Sums in one order whatever the machine's cores; 32 frames are no work for more than one."""
+    """Limit to one thread: sums have one order on every machine, and 32 frames are too little work for more."""
     return _thread_pools().limit(limits=1)
 
 
 @functools.cache
 def _thread_pools() -> Any:
-    """Looking for the loaded thread pools takes longer than the clustering: once is enough."""
+    """The loaded thread pools, found once: that takes longer than the clustering."""
     from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
     return ThreadpoolController()

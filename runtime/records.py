@@ -1,8 +1,6 @@
-"""What travels through extraction, in the order in which it is made. Nothing here is changed later.
+"""Records of an extraction, in the order in which they are made, and its stages. All records are immutable.
 
 Clip -> Candidates -> Keyframes -> Caption -> ClipFeatures
-
-The stages of one clip's extraction, and how long each took.
 """
 
 from __future__ import annotations
@@ -25,25 +23,25 @@ class Clip:
 
     path: Path
     sha256: str  # of the file's content, 64 hexadecimal digits
-    label: str | None = None  # class name; None for a clip whose class is not known
+    label: str | None = None  # class name; None where it is not known
     group: str | None = None  # clips of one scene or person share it; held out together
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Frames spread evenly over a clip, small, from which the keyframes are chosen."""
+    """Small frames, spread evenly over a clip, from which the keyframes are chosen."""
 
     path: Path
-    number: int  # of the opening: only the clip opened last can give its frames at full size
+    number: int  # counts opened clips: only the last one can give its frames at full size
     pixels: npt.NDArray[np.float32]  # [N, 3, S, S], prepared for the keyframe graph
     t_s: npt.NDArray[np.float64]  # [N], seconds from clip start, not decreasing
     frames: int  # decoded in the whole clip
-    warnings: tuple[str, ...]  # what is wrong with a file that can be used all the same
+    warnings: tuple[str, ...]  # problems of a file that can be used nevertheless
 
 
 @dataclass(frozen=True, eq=False)
 class Keyframes:
-    """The frames that stand for a clip (paper eq. 3), in time order."""
+    """The frames that represent a clip (paper eq. 3), in time order."""
 
     rgb: npt.NDArray[np.uint8]  # [K, H, W, 3], at the video's own size
     t_s: npt.NDArray[np.float64]  # [K], seconds from clip start, not decreasing
@@ -51,28 +49,25 @@ class Keyframes:
 
 @dataclass(frozen=True)
 class Caption:
-    """What the captioner said of one frame (paper eq. 5), or the caption that was retrieved for it."""
+    """The caption of a frame (paper eq. 5), generated or retrieved."""
 
     text: str
-    token_ids: tuple[int, ...]  # generated ids, without the start and the end token; none of a retrieved caption
+    token_ids: tuple[int, ...]  # generated ids, without start and end token; empty for a retrieved caption
 
 
 @dataclass(frozen=True, eq=False)
 class ClipFeatures:
-    """The numbers of one clip (paper eqs. 6 and 7) and where they come from.
-
-    A part that the extractor has not is empty.
-    """
+    """The embedding of one clip (paper eqs. 6 and 7) and its provenance. A part that the extractor lacks is empty."""
 
     vlm: npt.NDArray[np.float32]  # [768] for BLIP, cross-attention embedding
     cnn: npt.NDArray[np.float32]  # [2048] for Slow, spatio-temporal embedding
     caption: Caption  # empty text without a vision-language part
-    keyframe: int  # which of the keyframes was captioned, the first drawn of several; -1 when none was
-    keyframe_times_s: tuple[float, ...]  # seconds from clip start, of the frames that the first part saw
+    keyframe: int  # index of the captioned keyframe, of several the first drawn; -1 for none
+    keyframe_times_s: tuple[float, ...]  # seconds from clip start, of the first part's frames
     fingerprint: str  # of the bundle's meaning (Manifest.fingerprint)
-    precision: str  # what the networks really computed in: fp32, or cnn=int8,text=fp32 where they differ
+    precision: str  # of the networks' matmuls: fp32, or cnn=int8,text=fp32 where they differ
     stages_ms: dict[str, float] = field(default_factory=dict)  # wall milliseconds per stage
-    warnings: tuple[str, ...] = ()  # what was wrong with the file: cut off, damaged frames
+    warnings: tuple[str, ...] = ()  # problems of the file: cut off, damaged frames
 
 
 STAGES = ("decode", "keyframes", "prepare", "vision", "caption", "embed", "cnn")
@@ -80,7 +75,7 @@ _GRAPHS = {"keyframes": "keyframes", "vision": "vision", "caption": "text", "emb
 
 
 def stages_of(manifest: Manifest) -> tuple[str, ...]:
-    """The stages that the extractor of this manifest goes through, in order."""
+    """Stages of this manifest's extractor, in order."""
     passed = {"decode", "prepare"} | ({"cnn"} if manifest.cnn is not None else set())
     if manifest.vlm is not None or (manifest.cnn is not None and manifest.cnn.choice == "keyframes"):
         passed.add("keyframes")
@@ -92,7 +87,7 @@ def stages_of(manifest: Manifest) -> tuple[str, ...]:
 
 
 def graph_of(stage: str, graphs: Container[str]) -> str | None:
-    """Which of a bundle's ``graphs`` a stage runs; None where it runs none. CLIP's is seen in the stage ``vision``."""
+    """The graph of ``graphs`` that a stage runs; None where it runs none. CLIP's graph runs in the stage ``vision``."""
     if stage == "vision" and "clip" in graphs:
         return "clip"
     if stage == "embed" and "words" in graphs:
@@ -102,7 +97,7 @@ def graph_of(stage: str, graphs: Container[str]) -> str | None:
 
 @contextmanager
 def timed(stages: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the block's wall time, milliseconds, to ``stages[stage]``."""
+    """Add the block's wall time in milliseconds to ``stages[stage]``."""
     start = time.perf_counter()
     yield
     stages[stage] += (time.perf_counter() - start) * 1e3

@@ -1,7 +1,7 @@
-"""The vision-language model: what is in a frame, said in words, and frame and words as one vector.
+"""The vision-language model: the caption of a frame, and frame and caption as one vector (paper eqs. 5 and 6).
 
-Two graphs (tensor names and mask convention: bundle/manifest.py). The vision graph runs once per frame;
-caption and embedding both read its result (docs/paper.md, reading 2), and so equal a two-pass computation.
+Two graphs (tensor names and mask convention: bundle/manifest.py). The vision graph runs once per frame; caption and
+embedding both use its result (docs/paper.md, reading 2), which equals a two-pass computation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class CrossAttentionCache:
-    """What the text graph reads of a batch of frames: cross-attention keys and values per layer."""
+    """Cross-attention keys and values of a batch of frames, per layer of the text graph."""
 
     values: Mapping[str, Value]  # the text graph's own, by input name: cross_key_NN, cross_value_NN
     frames: int
@@ -30,7 +30,7 @@ class CrossAttentionCache:
 class VisionLanguageModel:
     """Caption and cross-attention embedding of frames (paper eqs. 5 and 6), without PyTorch.
 
-    ``vision``, ``text`` and, for the reading ``text``, ``words`` are the bundle's graphs of those
+    ``vision``, ``text`` and, for the attention mode ``text``, ``words`` are the bundle's graphs of those
     names, ``spec`` is ``manifest.vlm``. Raises DataError (``bad_graph``) when a graph lacks a tensor
     that ``spec`` promises.
     """
@@ -57,35 +57,35 @@ class VisionLanguageModel:
 
     @property
     def computes_on_host(self) -> bool:
-        """Whether captions are written where NumPy's arrays are, and rows may be shared with it (caption_batch.py)."""
+        """True when the text graph computes in NumPy's image, so that rows can be shared with it (caption_batch.py)."""
         return self._text.computes_on_host
 
     def borrow(self, arrays: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, Value]:
-        """The arrays as the text graph reads them, without a copy where it can."""
+        """The arrays as values of the text graph, without a copy where possible."""
         return {name: self._text.borrow(array) for name, array in arrays.items()}
 
-    def look(self, pixels: npt.NDArray[np.float32]) -> CrossAttentionCache:
-        """Encode frames, float32 [B, 3, S, S] (already normalised), once for all that follows."""
-        seen = self._vision.run_values({"pixels": pixels}, self._cross)
-        # Once, not at every step: the vision graph may run on another backend than the text graph.
-        return CrossAttentionCache({name: self._text.value(value) for name, value in seen.items()}, len(pixels))
+    def encode_image(self, pixels: npt.NDArray[np.float32]) -> CrossAttentionCache:
+        """Encode frames, float32 [B, 3, S, S] (already normalised), once for caption and embedding."""
+        encoded = self._vision.run_values({"pixels": pixels}, self._cross)
+        # Copied once and not at every step: the two graphs may run on different backends.
+        return CrossAttentionCache({name: self._text.value(value) for name, value in encoded.items()}, len(pixels))
 
-    def caption_ids(self, memory: CrossAttentionCache) -> list[TokenIds]:
-        """Greedy captions: one tuple of token ids per frame, without start and end token.
+    def caption_ids(self, image: CrossAttentionCache) -> list[TokenIds]:
+        """Generate captions greedily: one tuple of token ids per frame, without start and end token.
 
         Starts from ``start_id`` and takes the likeliest token (the lowest id of equals) until
-        ``end_id`` or ``max_new_tokens``. Rows do not see each other: one that has ended is fed
-        padding while the others go on.
+        ``end_id`` or ``max_new_tokens``. Rows are independent: one that has ended gets
+        padding while the others continue.
         """
         rule = self.spec.caption
-        captions: list[list[int]] = [[] for _ in range(memory.frames)]
-        ended = np.zeros(memory.frames, dtype=np.bool_)
-        tokens = np.full(memory.frames, rule.start_id, dtype=np.int64)
-        past = self._empty_past(memory.frames)
+        captions: list[list[int]] = [[] for _ in range(image.frames)]
+        ended = np.zeros(image.frames, dtype=np.bool_)
+        tokens = np.full(image.frames, rule.start_id, dtype=np.int64)
+        past = self._empty_past(image.frames)
         for position in range(rule.max_new_tokens):
-            positions = np.full(memory.frames, position, dtype=np.int64)
-            mask = np.zeros((memory.frames, 1, 1, position + 1), dtype=np.float32)
-            logits, present = self.step(memory, past, tokens, positions, mask)
+            positions = np.full(image.frames, position, dtype=np.int64)
+            mask = np.zeros((image.frames, 1, 1, position + 1), dtype=np.float32)
+            logits, present = self.step(image, past, tokens, positions, mask)
             past = {name: present[new] for name, new in zip(self.past_names, self.present_names, strict=True)}
             tokens = logits.argmax(axis=-1)
             ended |= tokens == rule.end_id
@@ -96,49 +96,49 @@ class VisionLanguageModel:
             tokens = np.where(ended, rule.pad_id, tokens)
         return [tuple(ids) for ids in captions]
 
-    def embed(self, memory: CrossAttentionCache, token_ids: Sequence[TokenIds]) -> npt.NDArray[np.float32]:
+    def embed(self, image: CrossAttentionCache, token_ids: Sequence[TokenIds]) -> npt.NDArray[np.float32]:
         """Frame and caption as one vector each: float32 [B, width] (paper eq. 6, docs/paper.md, reading 1).
 
-        ``token_ids``: per frame the caption's ids, without [CLS] and [SEP]. The reading is the
+        ``token_ids``: per frame the caption's ids, without [CLS] and [SEP]. The attention mode is the
         manifest's: ``bidirectional`` (position 0, every token sees every other), ``causal-last`` (last
-        real token under the causal mask), ``causal-first`` (position 0 under the causal mask, so blind
-        to the caption), or ``text`` (position 0 of the caption alone, blind to the frame).
+        real token under the causal mask), ``causal-first`` (position 0 under the causal mask, so independent
+        of the caption), or ``text`` (position 0 of the caption alone, independent of the frame).
         """
-        if len(token_ids) != memory.frames:
-            raise InvariantError(f"{len(token_ids)} captions given for {memory.frames} frames, expected one each")
-        rule, attention_mode = self.spec.caption, self.spec.attention_mode
+        if len(token_ids) != image.frames:
+            raise InvariantError(f"{len(token_ids)} captions given for {image.frames} frames, expected one each")
+        rule, mode = self.spec.caption, self.spec.attention_mode
         rows = [(rule.cls_id, *ids, rule.sep_id) for ids in token_ids]
         lengths = np.array([len(row) for row in rows])
         tokens = np.full((len(rows), lengths.max()), rule.pad_id, dtype=np.int64)
         for index, row in enumerate(rows):
             tokens[index, : len(row)] = row
         positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-        mask = _attention_mask(lengths, causal=attention_mode.startswith("causal"))
+        mask = _attention_mask(lengths, causal=mode.startswith("causal"))
         feeds: dict[str, Feed] = {"token_ids": tokens, "positions": positions}
         if self._words is not None:
             values = self._words.run_values({**feeds, "mask": mask[:, :, :1]}, ["hidden"])
         else:
-            feeds |= {"mask": mask, **self._empty_past(len(rows)), **memory.values}
+            feeds |= {"mask": mask, **self._empty_past(len(rows)), **image.values}
             values = self._text.run_values(feeds, ["hidden"])
         hidden: npt.NDArray[np.float32] = values["hidden"].numpy()
-        read_at = lengths - 1 if attention_mode == "causal-last" else np.zeros_like(lengths)
+        read_at = lengths - 1 if mode == "causal-last" else np.zeros_like(lengths)
         return np.ascontiguousarray(hidden[np.arange(len(rows)), read_at])
 
     def step(
         self,
-        memory: CrossAttentionCache,
+        image: CrossAttentionCache,
         past: Mapping[str, Value],
         tokens: npt.NDArray[np.int64],
         positions: npt.NDArray[np.int64],
         mask: npt.NDArray[np.float32],
     ) -> tuple[npt.NDArray[np.float32], dict[str, Value]]:
-        """One token further in every row: logits float32 [B, vocabulary], and past with the new token behind it.
+        """Generate one token in every row: logits float32 [B, vocabulary], and ``past`` with the new token appended.
 
         ``tokens``, ``positions``: [B]; ``past``: by name [B, heads, P, head_dim]; ``mask``: [B, 1, 1, P + 1],
         0 keeps and MASKED drops. ``present``: by name [B, heads, P + 1, head_dim].
         """
         feeds: dict[str, Feed] = {"token_ids": tokens[:, None], "positions": positions[:, None], "mask": mask}
-        values = self._text.run_values({**feeds, **past, **memory.values}, ["logits", *self.present_names])
+        values = self._text.run_values({**feeds, **past, **image.values}, ["logits", *self.present_names])
         return values["logits"].numpy(), {name: values[name] for name in self.present_names}
 
     def _empty_past(self, rows: int) -> dict[str, Value]:
@@ -155,7 +155,7 @@ def _check_names(graph: str, side: str, found: Sequence[str], wanted: Sequence[s
     if set(found) != set(wanted):
         missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
         raise DataError(
-            f"graph '{graph}': its {side} are not those of the manifest: missing {missing}, not expected {extra}",
+            f"graph '{graph}': its {side} differ from the manifest: missing {missing}, not expected {extra}",
             fix="export the bundle again with this version of flamest-export",
             code="bad_graph",
         )

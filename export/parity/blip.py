@@ -37,7 +37,7 @@ def compare_blip(model: BlipForConditionalGeneration, written: WrittenGraphs, vl
     for batch in BATCHES:
         pixels = pictures(batch, vlm.preprocessing)
         expected = captions_of(model, pixels, vlm)
-        image = deployed.look(pixels)
+        image = deployed.encode_image(pixels)
         got = deployed.caption_ids(image)
         if exact and got != expected:
             raise DataError(

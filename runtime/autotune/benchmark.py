@@ -1,8 +1,8 @@
-"""The measurement of ``--precision auto``: the same clips, read once, through the networks of each way, in turns.
+"""The measurement of ``--precision auto``: the same clips, read once, through the networks of each configuration.
 
-Only the networks are timed. Decoding and the choice of keyframes are the same whatever describes the frames, take most
-of a small clip's time, and would hide which backend is quicker. All ways are open at once and every pass goes through
-all of them, so that a busy moment of the machine does not fall on one way alone; the figures are medians.
+Only the networks are timed. Decoding and the choice of keyframes are the same in every configuration, take most of a
+small clip's time, and would hide which backend is faster. All configurations are open at once and every pass runs all
+of them, interleaved, so that a busy moment of the machine slows all alike; results are medians.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from ..video.decoder import DecodeLimits, VideoDecoder
 from .records import CONFIGURATIONS, MIXED, REFERENCE, Measured, Measurement
 
 CLIPS = 4
-PASSES = 3  # timed at least, after one that allocates and is compared
-MOST_PASSES = 25  # of small networks, whose passes are short
-ENOUGH_MS = 1000.0  # timed of each way
-GAIN = 0.9  # of the time that the simpler way takes: less of a gain may be noise
-_TRIED = 12  # clips at most that are looked at for CLIPS that can be read
+PASSES = 3  # timed passes at least, after a warm-up whose results are compared
+MOST_PASSES = 25  # of small networks, with short passes
+ENOUGH_MS = 1000.0  # of timed passes per configuration
+GAIN = 0.9  # of the simpler configuration's time: a smaller gain may be noise
+_TRIED = 12  # clips at most that are opened to find CLIPS readable ones
 
 
 @dataclass(frozen=True, eq=False)
-class Numbers:
-    """What the networks gave of one clip."""
+class ClipResult:
+    """Vectors and captions of one clip."""
 
-    vectors: tuple[npt.NDArray[np.float32], ...]  # of each frame that is described, and the motion's
+    vectors: tuple[npt.NDArray[np.float32], ...]  # one per captioned frame, and the spatio-temporal one
     captions: tuple[Caption, ...]
     stages_ms: dict[str, float]  # vision, caption, embed, cnn
 
 
 class Networks:
-    """The graphs of one way that come after the keyframes; ``open_graph`` opens one by its name."""
+    """The graphs of one configuration after the keyframes; ``open_graph`` opens one by its name."""
 
     def __init__(self, bundle: Bundle, open_graph: Callable[[str], Session]) -> None:
         self._sessions: dict[str, Session] = {}
@@ -57,36 +57,36 @@ class Networks:
             self._sessions[name] = open_graph(name)
             return self._sessions[name]
 
-        pipeline = PipelineOptions(readers=1)  # as an extraction does it
-        self._describer = open_captioner(bundle, opened, rows=pipeline.captions, batch=pipeline.batch)
+        pipeline = PipelineOptions(readers=1)  # as in an extraction
+        self._captioner = open_captioner(bundle, opened, rows=pipeline.captions, batch=pipeline.batch)
         self._cnn = opened("cnn") if bundle.manifest.cnn else None
-        bundle.verify_unchanged()  # what has been opened is what was hashed
+        bundle.verify_unchanged()  # the opened files are the hashed ones
 
     def session(self, name: str) -> Session:
         return self._sessions[name]
 
-    def run(self, clips: Sequence[PreparedClip]) -> list[Numbers]:
-        """Raises DataError where a network gives what is no number."""
-        described = self._describe(clips)
-        return [self._numbers(clip, described[index]) for index, clip in enumerate(clips)]
+    def run(self, clips: Sequence[PreparedClip]) -> list[ClipResult]:
+        """One result per clip. Raises DataError where a network's output is not finite."""
+        embedded = self._caption(clips)
+        return [self._result(clip, embedded[index]) for index, clip in enumerate(clips)]
 
-    def _describe(self, clips: Sequence[PreparedClip]) -> list[list[FrameEmbedding]]:
+    def _caption(self, clips: Sequence[PreparedClip]) -> list[list[FrameEmbedding]]:
         found: list[dict[int, FrameEmbedding]] = [{} for _ in clips]
-        if (describer := self._describer) is not None:
+        if (captioner := self._captioner) is not None:
             frames = deque((at, frame) for at, clip in enumerate(clips) for frame in range(clip.frames))
-            while frames or describer.busy:
-                while frames and describer.room > 0:
+            while frames or captioner.busy:
+                while frames and captioner.room > 0:
                     at, frame = frames.popleft()
-                    describer.add((at, frame), clips[at].captioned[frame])
-                for each in describer.advance():
+                    captioner.add((at, frame), clips[at].captioned[frame])
+                for each in captioner.advance():
                     at, frame = each.key  # type: ignore[misc]
                     found[at][frame] = each
         return [[of[frame] for frame in sorted(of)] for of in found]
 
-    def _numbers(self, clip: PreparedClip, described: Sequence[FrameEmbedding]) -> Numbers:
-        vectors = [each.vector for each in described]
+    def _result(self, clip: PreparedClip, embedded: Sequence[FrameEmbedding]) -> ClipResult:
+        vectors = [each.vector for each in embedded]
         stages: dict[str, float] = {}
-        for each in described:
+        for each in embedded:
             for stage, milliseconds in each.stages_ms.items():
                 stages[stage] = stages.get(stage, 0.0) + milliseconds
         if self._cnn is not None:
@@ -94,8 +94,8 @@ class Networks:
             with timed(stages, "cnn"):
                 vectors.append(self._cnn.run({"frames": clip.motion[None]})["embedding"][0])
         if not all(np.isfinite(vector).all() for vector in vectors):
-            raise DataError("gave what are no finite numbers", code="not_finite")
-        return Numbers(tuple(vectors), tuple(each.caption for each in described), stages)
+            raise DataError("a network's output is not finite", code="not_finite")
+        return ClipResult(tuple(vectors), tuple(each.caption for each in embedded), stages)
 
 
 def read_clips(
@@ -118,40 +118,44 @@ def read_clips(
 
 
 def benchmark_backends(
-    bundle: Bundle, opening: Opening, ways: Sequence[str], clips: Sequence[PreparedClip], stop: Callable[[], bool]
+    bundle: Bundle,
+    opening: Opening,
+    configurations: Sequence[str],
+    clips: Sequence[PreparedClip],
+    stop: Callable[[], bool],
 ) -> Measured | None:
-    """The figures of ``ways``, of CONFIGURATIONS, and of their mixture where it promises a gain;
-    None when ``stop`` said so.
+    """Measure ``configurations``, of CONFIGURATIONS, and their mixture where it promises a gain;
+    None when ``stop`` returned True.
 
-    Without figures of ONNX Runtime, which the others are compared with, there are none at all.
+    Without ONNX Runtime's, which the others are compared with, there are no measurements at all.
     """
-    contest = _Contest(clips, stop)
-    for name in ways:
+    benchmark = _Benchmark(clips, stop)
+    for name in configurations:
         opener = GraphOpener(bundle, replace(opening, backend_options=replace(CONFIGURATIONS[name], require=True)))
-        contest.enter(name, partial(Networks, bundle, opener.open))
-    contest.take_turns()
-    of = {name: entry.networks for name, entry in contest.entries.items()}
-    by_graph = mixture(bundle.manifest, contest.measurements())
+        benchmark.add(name, partial(Networks, bundle, opener.open))
+    benchmark.time_all()
+    of = {name: run.networks for name, run in benchmark.runs.items()}
+    by_graph = mixture(bundle.manifest, benchmark.measurements())
     if by_graph:
-        contest.enter(MIXED, partial(Networks, bundle, lambda graph: of[by_graph[graph]].session(graph)))
-        if MIXED in contest.entries:
-            contest.take_turns()  # all again: what ran at another time is not compared
-    return None if contest.stopped else Measured(contest.measurements(by_graph), contest.refused)
+        benchmark.add(MIXED, partial(Networks, bundle, lambda graph: of[by_graph[graph]].session(graph)))
+        if MIXED in benchmark.runs:
+            benchmark.time_all()  # all of them again: only runs of the same time are compared
+    return None if benchmark.stopped else Measured(benchmark.measurements(by_graph), benchmark.refused)
 
 
 @dataclass(eq=False)
-class _Entry:
-    """One way, open: what it gave at first, and the stages' milliseconds of every timed pass, of a clip."""
+class _Run:
+    """An open configuration: its first results, and milliseconds per clip by stage of every timed pass."""
 
     networks: Networks
-    first: list[Numbers]
+    first: list[ClipResult]
     passes: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def spent_ms(self) -> float:
         return len(self.first) * sum(sum(stages.values()) for stages in self.passes)
 
-    def measurement(self, name: str, reference: _Entry, mixed: Mapping[str, str] | None = None) -> Measurement:
+    def measurement(self, name: str, reference: _Run, mixed: Mapping[str, str] | None = None) -> Measurement:
         stages = {stage: median(each[stage] for each in self.passes) for stage in self.passes[0]}
         pairs = list(zip(self.first, reference.first, strict=True))
         vectors = [each for mine, theirs in pairs for each in zip(mine.vectors, theirs.vectors, strict=True)]
@@ -167,52 +171,52 @@ class _Entry:
         )
 
 
-class _Contest:
-    """The ways that take part, and why others do not. Once ``stopped`` nothing more is done."""
+class _Benchmark:
+    """The open configurations, and why others are not open. Once ``stopped`` nothing more is done."""
 
     def __init__(self, clips: Sequence[PreparedClip], stop: Callable[[], bool]) -> None:
         self._clips = clips
         self._stop = stop
         self.stopped = False
-        self.entries: dict[str, _Entry] = {}
+        self.runs: dict[str, _Run] = {}
         self.refused: dict[str, str] = {}
 
-    def enter(self, name: str, make: Callable[[], Networks]) -> None:
-        """Open a way and let it warm up; what it cannot do is a refusal."""
-        if self._goes_on():
+    def add(self, name: str, make: Callable[[], Networks]) -> None:
+        """Open a configuration and warm it up; where that fails, keep the reason."""
+        if self._continue():
             try:
                 networks = make()
-                self.entries[name] = _Entry(networks, networks.run(self._clips))
+                self.runs[name] = _Run(networks, networks.run(self._clips))
             except FlamestError as error:
                 self.refused[name] = error.message
 
-    def take_turns(self) -> None:
-        """Time all anew, ``PASSES`` each and more of small networks; a way that fails on the way is out."""
-        for entry in self.entries.values():
-            entry.passes = []
+    def time_all(self) -> None:
+        """Time all, ``PASSES`` each and more of small networks; a configuration that fails is removed."""
+        for run in self.runs.values():
+            run.passes = []
         for passed in range(MOST_PASSES):
-            if passed >= PASSES and all(entry.spent_ms >= ENOUGH_MS for entry in self.entries.values()):
+            if passed >= PASSES and all(run.spent_ms >= ENOUGH_MS for run in self.runs.values()):
                 return
-            for name, entry in list(self.entries.items()):
-                if not self._goes_on():
+            for name, run in list(self.runs.items()):
+                if not self._continue():
                     return
                 try:
-                    done = entry.networks.run(self._clips)
+                    done = run.networks.run(self._clips)
                 except FlamestError as error:
                     self.refused[name] = error.message
-                    del self.entries[name]
+                    del self.runs[name]
                     continue
                 stages = done[0].stages_ms
-                entry.passes.append({stage: fmean(each.stages_ms[stage] for each in done) for stage in stages})
+                run.passes.append({stage: fmean(each.stages_ms[stage] for each in done) for stage in stages})
 
     def measurements(self, mixed: Mapping[str, str] | None = None) -> tuple[Measurement, ...]:
-        """The figures, ONNX Runtime's first; none without it, and none of what was stopped."""
-        reference = self.entries.get(REFERENCE)
+        """The measurements, ONNX Runtime's first; none without it, and none after a stop."""
+        reference = self.runs.get(REFERENCE)
         if self.stopped or reference is None:
             return ()
-        return tuple(entry.measurement(name, reference, mixed) for name, entry in self.entries.items())
+        return tuple(run.measurement(name, reference, mixed) for name, run in self.runs.items())
 
-    def _goes_on(self) -> bool:
+    def _continue(self) -> bool:
         self.stopped = self.stopped or self._stop()
         return not self.stopped
 
@@ -230,7 +234,7 @@ def mixture(manifest: Manifest, measurements: Sequence[Measurement]) -> dict[str
 
 
 def _by_graph(manifest: Manifest, stages_ms: Mapping[str, float]) -> dict[str, float]:
-    """Milliseconds of a clip by the graph that takes them."""
+    """Milliseconds per clip by graph."""
     spent: dict[str, float] = {}
     for stage, milliseconds in stages_ms.items():
         graph = graph_of(stage, manifest.graphs)

@@ -1,4 +1,4 @@
-"""What ``--precision auto`` measured and chose (selection.py), and where a machine keeps the figures."""
+"""Measurements and choice of ``--precision auto`` (selection.py), and the folder that keeps them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..backends.options import DEFAULT_OPTIONS, BackendOptions
 COSINE = 0.999  # smallest, of a clip's vectors to ONNX Runtime's
 REFERENCE = "onnxruntime"
 MIXED = "each graph's fastest"
-_KEYFRAMES = {"keyframes": "onnxruntime"}  # the same frames whatever describes them
+_KEYFRAMES = {"keyframes": "onnxruntime"}  # the same frames whatever backend embeds them
 CONFIGURATIONS: Mapping[str, BackendOptions] = {  # the simplest first
     REFERENCE: BackendOptions("onnxruntime"),
     "openvino": BackendOptions("openvino", by_graph=_KEYFRAMES),
@@ -24,10 +24,10 @@ CONFIGURATIONS: Mapping[str, BackendOptions] = {  # the simplest first
 
 
 class Measurement(msgspec.Struct, frozen=True):
-    """What one way to compute gave."""
+    """Times and results of one configuration."""
 
-    backend: str  # of WAYS, or MIXED
-    by_graph: dict[str, str]  # MIXED: which backend of which graph; empty for the others
+    backend: str  # of CONFIGURATIONS, or MIXED
+    by_graph: dict[str, str]  # MIXED: backend by graph; empty for the others
     ms_per_clip: float  # in the networks alone, the sum of ``stages_ms``
     stages_ms: dict[str, float]  # by stage, of a clip, medians over the passes
     smallest_cosine: float  # to ONNX Runtime's, of all clips' vectors
@@ -47,19 +47,19 @@ class Measurement(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """The figures of all ways to compute a bundle on a machine; what may be chosen of them is asked afterwards."""
+    """Measurements of all configurations of a bundle on a machine."""
 
     measurements: tuple[Measurement, ...] = msgspec.field(name="contenders")  # ONNX Runtime first
-    refused: dict[str, str] = {}  # by way, why there are no figures of it
+    refused: dict[str, str] = {}  # by configuration, why it has no measurement
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """What follows. ``contenders`` is empty where nothing had to be measured."""
+    """The chosen configuration. ``measurements`` is empty where nothing had to be measured."""
 
-    chosen: str  # of WAYS, MIXED, or "auto": the ladder decides
+    chosen: str  # of CONFIGURATIONS, MIXED, or "auto": the ranking decides
     why: str
     measurements: tuple[Measurement, ...] = msgspec.field(name="contenders", default=())
-    refused: dict[str, str] = {}  # by way, why it was not measured
+    refused: dict[str, str] = {}  # by configuration, why it was not measured
     kept: bool = False  # measured by an earlier run
 
     @property
@@ -69,11 +69,11 @@ class Choice(msgspec.Struct, frozen=True):
 
     @property
     def line(self) -> str:
-        """For people."""
+        """One line for people."""
         return f"precision auto: {self.why}{' (measured before)' if self.kept else ''}"
 
 
-_in_process: dict[str, Measured] = {}  # by key, what could be kept in no folder
+_in_process: dict[str, Measured] = {}  # by key, where no folder can be written
 
 
 def default_folder() -> Path | None:
@@ -86,7 +86,7 @@ def default_folder() -> Path | None:
 
 
 def read_measured(folders: Sequence[Path], key: str) -> Measured | None:
-    """What is kept under ``key``; a file that cannot be read, or is of another version, is as none."""
+    """Measurements kept under ``key``; None for a file that cannot be read or is of another version."""
     for folder in folders:
         try:
             return msgspec.json.decode((folder / f"{key}.json").read_bytes(), type=Measured)
@@ -96,7 +96,7 @@ def read_measured(folders: Sequence[Path], key: str) -> Measured | None:
 
 
 def keep_measured(folders: Sequence[Path], key: str, measured: Measured) -> Path | None:
-    """Keep it in the first folder that can be written; None: in none, for as long as this process lives."""
+    """Keep it in the first folder that can be written; None: in this process's memory only."""
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,11 +1,11 @@
 """``--precision auto``: which CPU backend computes a bundle's graphs fastest here, and close enough.
 
-Every backend that is installed computes a few of the silo's own clips (benchmark.py). The fastest is taken whose
-captions are those of ONNX Runtime and whose vectors are within ``COSINE`` of its vectors; ONNX Runtime, to which every
-other site can be compared, is left for a clear gain alone. The figures are kept for this bundle on this machine. Where
-a GPU can be used nothing is measured: the ladder's first rung is taken.
+Every installed backend computes a few of the silo's own clips (benchmark.py). The choice is the fastest whose captions
+equal ONNX Runtime's and whose vectors are within ``COSINE`` of its vectors; ONNX Runtime, the common reference of all
+sites, is replaced for a clear gain only. The measurements are kept for this bundle on this machine. Where a GPU can be
+used nothing is measured: the first backend candidate is taken.
 
-Features that a store holds already decide in which precision others are computed: that one, or an error.
+Where a store already holds features of the bundle, others are computed in their precision, or there is an error.
 """
 
 from __future__ import annotations
@@ -42,26 +42,24 @@ from .records import (
     read_measured,
 )
 
-_MEMORY = 2.2  # times the size of the graphs' files, that a backend takes: three at full size came to 6.4 GB
+_MEMORY = 2.2  # a backend's memory over the size of the graphs' files: three backends at full size took 6.4 GB
 
 
 @dataclass(frozen=True)
 class AutotuneRequest:
-    """For which bundle a way is looked for, and what binds it."""
+    """The bundle to choose a configuration for, and the limits of the choice."""
 
     bundle: Path
-    stored_precision: str | None = (
-        None  # the precision of the features that there are of this bundle: no other is chosen
-    )
+    stored_precision: str | None = None  # of the features that the store holds of this bundle: no other is chosen
     threads: int | None = None
     limits: DecodeLimits | None = None
     trusted: TrustedKeys = ()
-    fallback_folder: Path | None = None  # a folder for the figures, where the machine's cache cannot be written
+    fallback_folder: Path | None = None  # for the measurements, where the machine's cache cannot be written
     folder: Path | None = None  # in place of the machine's cache
 
     @property
     def folders(self) -> list[Path]:
-        """Where the figures may be kept, the best place first."""
+        """Folders for the measurements, the preferred one first."""
         return [folder for folder in (self.folder or default_folder(), self.fallback_folder) if folder is not None]
 
 
@@ -72,10 +70,10 @@ def autotune_backends(
     notice: Callable[[str], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Choice:
-    """The choice for a bundle on this machine, by figures that are kept or by a measurement on ``clips``.
+    """Choose a configuration for a bundle on this machine, from kept measurements or by measuring ``clips``.
 
-    Only as many of ``clips`` are asked for as are needed: none when nothing is measured. ``notice`` is told before a
-    measurement, which takes up to a minute or two, and where its figures could not be kept; ``stop`` is asked between
+    Only as many of ``clips`` are taken as are needed: none when nothing is measured. ``notice`` is called before a
+    measurement, which takes up to two minutes, and where its results could not be kept; ``stop`` is called between
     its parts. Raises SettingsError ``held_precision`` when nothing here computes the bundle in
     ``request.stored_precision``, DataError as ``open_bundle``.
     """
@@ -84,7 +82,7 @@ def autotune_backends(
     plain = effective_precision(manifest, DEFAULT_OPTIONS)
     if stored in (None, plain) and _on_gpu(manifest, facts):
         return Choice("auto", "a GPU runs the networks, nothing was measured")
-    possible = [name for name, refusals in _refusals(manifest, facts).items() if not refusals]
+    possible = [name for name, reasons in _unavailable(manifest, facts).items() if not reasons]
     allowed = [name for name in possible if stored in (None, effective_precision(manifest, CONFIGURATIONS[name]))]
     if stored is not None and not allowed:
         raise precision_unavailable(manifest, stored)
@@ -101,14 +99,14 @@ def autotune_backends(
 
 
 def precision_unavailable(manifest: Manifest, stored: str) -> SettingsError:
-    """That nothing on this machine computes the bundle in the precision of the features that there are, and why."""
+    """The error that nothing on this machine computes the bundle in the precision of the stored features, and why."""
     plain = effective_precision(manifest, DEFAULT_OPTIONS)
-    refusals = _refusals(manifest, machine_facts())
+    reasons = _unavailable(manifest, machine_facts())
     of = [
         each
-        for name in refusals
+        for name in reasons
         if effective_precision(manifest, CONFIGURATIONS[name]) == stored
-        for each in refusals[name]
+        for each in reasons[name]
     ]
     why = "; ".join(dict.fromkeys(map(str, of))) or f"it computes in {plain}"
     fixes = [each.fix for each in of if each.fix]
@@ -125,7 +123,7 @@ def precision_unavailable(manifest: Manifest, stored: str) -> SettingsError:
 
 
 def require_precision(manifest: Manifest, stored: str, backend_options: BackendOptions) -> None:
-    """Raise ``precision_unavailable`` when a graph cannot run in the precision ``stored`` with ``backend_options``."""
+    """Raise ``held_precision`` when a graph cannot run in the precision ``stored`` with ``backend_options``."""
     facts = machine_facts()
     for name in manifest.needed_graphs:
         if all(
@@ -138,7 +136,7 @@ def require_precision(manifest: Manifest, stored: str, backend_options: BackendO
 def _measure(
     request: AutotuneRequest,
     key: str,
-    ways: Sequence[str],
+    configurations: Sequence[str],
     clips: Iterable[Clip],
     notice: Callable[[str], None],
     stop: Callable[[], bool],
@@ -152,34 +150,34 @@ def _measure(
     if not read:
         return Choice("auto", "nothing was measured: none of the clips can be read")
     clips_read = _clips(len(read))
-    few = "" if len(read) == CLIPS else f" (wanted were {CLIPS}: the figures are rough)"
+    few = "" if len(read) == CLIPS else f" (fewer than {CLIPS}: the result is rough)"
     notice(
-        f"precision auto: measuring {', '.join(ways)} on {clips_read}{few}, a warm-up and {PASSES} passes or more "
-        "of the networks each, in turns; this is done once for this bundle on this machine"
+        f"precision auto: measuring {', '.join(configurations)} on {clips_read}{few}, a warm-up and at least "
+        f"{PASSES} passes of the networks each; this is done once for this bundle on this machine"
     )
-    measured = benchmark_backends(bundle, opening, ways, read, stop)
+    measured = benchmark_backends(bundle, opening, configurations, read, stop)
     if measured is None:
         return Choice("auto", "stopped before all was measured")
     kept_in = keep_measured(request.folders, key, measured)
     if kept_in is None or kept_in != request.folders[0]:
-        where = "for this process alone" if kept_in is None else f"in {kept_in}"
+        where = "for this process only" if kept_in is None else f"in {kept_in}"
         cache = request.folder or default_folder() or "~/.cache"
-        notice(f"precision auto: the figures are kept {where}: the cache folder {cache} cannot be written")
+        notice(f"precision auto: the measurements are kept {where}: the cache folder {cache} cannot be written")
     return _best(bundle.manifest, measured, request.stored_precision)
 
 
 def _only(allowed: Sequence[str], stored: str | None) -> Choice:
-    """What follows where nothing is left to choose among."""
+    """The choice where at most one configuration is possible."""
     if stored is None and list(allowed) == [REFERENCE]:
         return Choice("auto", "ONNX Runtime is the only backend that computes this bundle here, nothing was measured")
-    if not allowed:  # opening the graphs tells every reason
+    if not allowed:  # opening the graphs reports every reason
         return Choice("auto", "no CPU backend computes this bundle here, nothing was measured")
     kind = f"the store holds features in {stored}; " if stored else ""
-    return Choice(allowed[0], f"{kind}{allowed[0]} alone computes this bundle so here, nothing was measured")
+    return Choice(allowed[0], f"{kind}{allowed[0]} is the only backend that does so here, nothing was measured")
 
 
 def _best(manifest: Manifest, measured: Measured, stored: str | None) -> Choice:
-    """Each later way, less simple than those before it, must be clearly quicker than the one taken so far."""
+    """Each later configuration, less simple than those before it, must be clearly faster than the choice so far."""
     if not measured.measurements:
         why = measured.refused.get(REFERENCE, "ONNX Runtime gave nothing to compare with")
         return Choice("auto", f"nothing was measured: {why}", refused=measured.refused)
@@ -217,28 +215,28 @@ def _clips(count: int) -> str:
     return "1 clip" if count == 1 else f"{count} clips"
 
 
-def _refusals(manifest: Manifest, facts: MachineFacts) -> dict[str, list[BackendUnavailable]]:
-    """By way, why graphs cannot run so here. A way in bf16 is none where the bundle's own precision is no other."""
+def _unavailable(manifest: Manifest, facts: MachineFacts) -> dict[str, list[BackendUnavailable]]:
+    """Reasons by configuration. One in bf16 is left out where the bundle computes in bf16 anyway."""
     plain = effective_precision(manifest, DEFAULT_OPTIONS)
-    ways = {
+    configurations = {
         name: backend_options
         for name, backend_options in CONFIGURATIONS.items()
         if not (backend_options.bf16 and effective_precision(manifest, backend_options) == plain)
     }
-    refusals: dict[str, list[BackendUnavailable]] = {name: [] for name in ways}
-    for name, backend_options in ways.items():
+    reasons: dict[str, list[BackendUnavailable]] = {name: [] for name in configurations}
+    for name, backend_options in configurations.items():
         for graph in manifest.needed_graphs:
             backend = backend_options.backend_of(graph)
-            refusals[name] += [
+            reasons[name] += [
                 candidate.unavailable
                 for candidate in rank_backends(graph, manifest.graphs[graph], facts, backend_options)
                 if candidate.backend == backend and candidate.unavailable is not None
             ]
-    return refusals
+    return reasons
 
 
 def _on_gpu(manifest: Manifest, facts: MachineFacts) -> bool:
-    """Whether the ladder would put a graph on a GPU."""
+    """True when a graph's first available candidate is a GPU backend."""
     return any(
         candidate.unavailable is None and candidate.backend in ("tensorrt", "onnxruntime-cuda")
         for name in manifest.needed_graphs
@@ -246,14 +244,14 @@ def _on_gpu(manifest: Manifest, facts: MachineFacts) -> bool:
     )
 
 
-def _needed_bytes(manifest: Manifest, ways: Sequence[str]) -> float:
-    """All ways are open at the same time."""
+def _needed_bytes(manifest: Manifest, configurations: Sequence[str]) -> float:
+    """Memory for all configurations open at once."""
     graphs = sum(manifest.files[manifest.graphs[name].file].bytes for name in manifest.needed_graphs)
-    return _MEMORY * graphs * len(ways)
+    return _MEMORY * graphs * len(configurations)
 
 
 def _free_bytes() -> int | None:
-    """What the machine has left; None where it does not tell."""
+    """Available memory of the machine; None where it is not known."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
@@ -262,11 +260,11 @@ def _free_bytes() -> int | None:
 
 
 def _key(manifest: Manifest, threads: int | None) -> str:
-    """What the figures depend on: the bundle, the processor and its cores, the backends and their versions."""
+    """Hash of all that the measurements depend on: bundle, processor and cores, backends and their versions."""
     graphs = {name: manifest.files[manifest.graphs[name].file].sha256 for name in manifest.needed_graphs}
     cores = threads or usable_cores()
-    told = (manifest.fingerprint, graphs, _processor(), cores, machine_facts().versions, CLIPS, PASSES, COSINE, GAIN)
-    return sha256_bytes(msgspec.json.encode(told, order="deterministic"))
+    parts = (manifest.fingerprint, graphs, _processor(), cores, machine_facts().versions, CLIPS, PASSES, COSINE, GAIN)
+    return sha256_bytes(msgspec.json.encode(parts, order="deterministic"))
 
 
 def _processor() -> str:

@@ -1,1 +1,1 @@
-"""Where a graph can run: one file per runtime, what this machine has, and the ladder that chooses among them."""
+"""Runtimes that can run a graph: one file per runtime, this machine's facts, and the ranking that chooses."""

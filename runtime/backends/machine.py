@@ -74,19 +74,19 @@ class MachineFacts:
     driver_missing: bool = False  # there is no driver at all: nvidia-smi is missing too
     versions: dict[str, str] = field(default_factory=dict)
     tensorrt_problem: str = ""  # why the installed tensorrt cannot be imported
-    tensorrt_builds: bool = False  # whether it can build plans: lean and dispatch runtimes cannot
-    ort_has_cuda: bool = False  # whether ONNX Runtime's CUDA provider is among its files
-    bf16: bool = False  # whether the processor computes bf16
+    tensorrt_builds: bool = False  # it can build engines: lean and dispatch runtimes cannot
+    ort_has_cuda: bool = False  # ONNX Runtime's CUDA provider is among its files
+    bf16: bool = False  # the processor computes bf16
 
 
 def no_gpu(facts: MachineFacts) -> BackendUnavailable:
-    """Why there is no GPU to use, with the way out: another one without a driver than with one."""
+    """The reason why no GPU can be used; its fix differs without a driver and with one."""
     fix = "install the NVIDIA driver (in a container: start it with --gpus all)" if facts.driver_missing else ""
     return unavailable(Code.NO_DRIVER_OR_GPU, facts.driver_problem, fix=fix)
 
 
 def gather_facts(*, driver_library: str = DRIVER_LIBRARY) -> MachineFacts:
-    """Ask this machine. At most two children; a tenth of a second where neither driver nor TensorRT is."""
+    """Ask this machine: at most two child processes, 0.1 s where there is neither a driver nor TensorRT."""
     driver = ask_driver(driver_library)
     problem = driver.problem
     if not driver.gpus and not problem:
@@ -142,7 +142,7 @@ def _version_of(distributions: Sequence[str]) -> str | None:
 
 
 def _is_there(package: str) -> bool:
-    """Whether a top-level package can be found; it is not imported. (A system's TensorRT has no distribution.)"""
+    """True when a top-level package can be found; it is not imported. (A system's TensorRT has no distribution.)"""
     try:
         return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):
@@ -150,7 +150,7 @@ def _is_there(package: str) -> bool:
 
 
 def _has_cuda_provider() -> bool:
-    """Not by ``get_available_providers``: that needs the import, and lists CUDA whether or not it works."""
+    """Look for the file: ``get_available_providers`` needs the import, and lists CUDA whether or not it works."""
     try:
         spec = importlib.util.find_spec("onnxruntime")
     except (ImportError, ValueError):

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU. It is the reference of all other backends, and runs the training step."""
+"""ONNX Runtime on the CPU. The reference for all other backends; it also runs the training step."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def open_session(graph: Path | bytes, *, threads: int | None = None, spin: bool 
     _share_arena()
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
-    options.enable_mem_pattern = False  # it would keep the most that a run ever took, for each graph
+    options.enable_mem_pattern = False  # it would keep the largest run's memory for each graph
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    if spin:  # within a run only: between two runs the cores are somebody else's
+    if spin:  # within a run only: between runs other processes use the cores
         options.add_session_config_entry("session.force_spinning_stop", "1")
     source = graph if isinstance(graph, bytes) else str(graph)
     try:
@@ -86,9 +86,9 @@ def open_session(graph: Path | bytes, *, threads: int | None = None, spin: bool 
 
 @functools.cache
 def _share_arena() -> None:
-    """One arena for all graphs of the process, which grows by what is asked for and not by doubling.
+    """Share one arena among all graphs of the process, which grows by what is requested and not by doubling.
 
-    Each graph's own would keep the most that this graph ever took, and the graphs of an extractor take turns.
+    An arena per graph would keep each graph's largest run, and an extractor runs one graph after the other.
     https://onnxruntime.ai/docs/get-started/with-c.html (sharing allocators between sessions)
     """
     import onnxruntime as ort

@@ -1,8 +1,8 @@
 """ONNX Runtime on an NVIDIA GPU: IO binding, values that stay on the device, and no silent step to the CPU.
 
-With no driver, or with a CUDA library missing, ONNX Runtime makes a CPU session of a CUDA one and says so
-in its log only. Two things are asked here: of the session, that no node may go to the CPU
-(``session.disable_cpu_ep_fallback``), and of the opened session, what its providers are.
+Without a driver, or with a CUDA library missing, ONNX Runtime opens a CPU session instead and reports it in its log
+only. So no node may go to the CPU (``session.disable_cpu_ep_fallback``), and the opened session's providers are
+checked.
 
 Not run on hardware yet.
 """
@@ -24,7 +24,7 @@ from .session import Array, Feed, Value, on_host, wanted_outputs
 from .unavailable import Code, unavailable
 
 CUDA = "CUDAExecutionProvider"
-# Arithmetic on shapes. ONNX Runtime puts it on the CPU on purpose, next to who needs the result, and the
+# Arithmetic on shapes. ONNX Runtime puts it on the CPU on purpose, next to its consumer, and the
 # flag above counts that as a fallback: graphs with dynamic axes would never open. Each of these has a CUDA
 # kernel for floating-point tensors, so that one on the CPU is arithmetic on a handful of integers.
 SHAPE_OPERATORS = frozenset(
@@ -102,8 +102,8 @@ def import_onnxruntime_gpu() -> Any:
     except ImportError as error:
         raise unavailable(Code.ORT_MISSING, str(error), fix="pip install 'flamest[gpu]'").error() from error
     if CUDA not in onnxruntime.get_available_providers():
-        said = f"onnxruntime {onnxruntime.__version__} has {', '.join(onnxruntime.get_available_providers())}"
-        raise unavailable(Code.ORT_NO_CUDA, said).error()
+        found = f"onnxruntime {onnxruntime.__version__} has {', '.join(onnxruntime.get_available_providers())}"
+        raise unavailable(Code.ORT_NO_CUDA, found).error()
     if hasattr(onnxruntime, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):  # it prints; opening says what is missing
             onnxruntime.preload_dlls()
@@ -112,7 +112,7 @@ def import_onnxruntime_gpu() -> Any:
 
 @contextlib.contextmanager
 def _quiet(ort: Any) -> Iterator[None]:
-    """Without pages of red text on stderr: what is wrong is asked and said once, as a refusal."""
+    """Keep ONNX Runtime from logging pages to stderr: problems are reported once, as BackendUnavailable."""
     ort.set_default_logger_severity(4)  # fatal
     try:
         yield
@@ -129,25 +129,25 @@ def _options(ort: Any, **entries: str) -> Any:
 
 
 def _strict(ort: Any, graph: Path, providers: list[Any]) -> Any:
-    """Every node on the GPU, or an exception."""
+    """A session with every node on the GPU, or an exception."""
     return ort.InferenceSession(str(graph), _options(ort, disable_cpu_ep_fallback="1"), providers=providers)
 
 
 def _with_shapes_on_cpu(ort: Any, graph: Path, providers: list[Any]) -> Any:
-    """Nothing on the CPU but arithmetic on shapes; raises CPU_FALLBACK with the operators that are there."""
+    """A session with only arithmetic on shapes on the CPU; raises CPU_FALLBACK with any other operators there."""
     options = _options(ort, record_ep_graph_assignment_info="1")
     try:
         session = ort.InferenceSession(str(graph), options, providers=providers)
     except Exception as error:
         raise _opening_refused(graph, error) from error
     if not hasattr(session, "get_provider_graph_assignment_info"):
-        said = f"{graph.name}: some nodes are on the CPU, and onnxruntime {ort.__version__} does not say which"
-        raise unavailable(Code.CPU_FALLBACK, said, fix="pip install --upgrade onnxruntime-gpu").error()
+        found = f"{graph.name}: some nodes are on the CPU, and onnxruntime {ort.__version__} does not say which"
+        raise unavailable(Code.CPU_FALLBACK, found, fix="pip install --upgrade onnxruntime-gpu").error()
     _check_providers(session, graph)
     strays = cpu_operators(session.get_provider_graph_assignment_info())
     if strays:
-        said = ", ".join(f"{count} {operator}" for operator, count in sorted(strays.items()))
-        raise unavailable(Code.CPU_FALLBACK, f"{graph.name}: ONNX Runtime put {said} on the CPU").error()
+        found = ", ".join(f"{count} {operator}" for operator, count in sorted(strays.items()))
+        raise unavailable(Code.CPU_FALLBACK, f"{graph.name}: ONNX Runtime put {found} on the CPU").error()
     return session
 
 
@@ -163,21 +163,23 @@ def cpu_operators(assignment: Sequence[Any]) -> Counter[str]:
 
 
 def _check_providers(session: Any, graph: Path) -> None:
-    """Ask the opened session what it really is: asked for CUDA, it may have become a CPU session."""
-    found = session.get_providers()
-    if found and found[0] == CUDA:
+    """Check the opened session's providers: a session requested for CUDA may be a CPU session."""
+    providers = session.get_providers()
+    if providers and providers[0] == CUDA:
         return
-    said = f"{graph.name}: asked for {CUDA}, the opened session has {', '.join(found) or 'none'}"
+    found = f"{graph.name}: {CUDA} was requested, the opened session has {', '.join(providers) or 'none'}"
     if missing := missing_library():
         code = Code.NO_DRIVER_OR_GPU if "libcuda.so" in missing else Code.ORT_CUDA_LIBS
-        raise unavailable(code, f"{said}: {missing}").error()
-    raise unavailable(Code.CPU_FALLBACK, said, fix="flamest-agent doctor says what CUDA lacks here").error()
+        raise unavailable(code, f"{found}: {missing}").error()
+    raise unavailable(
+        Code.CPU_FALLBACK, found, fix="run flamest-agent doctor: it names what CUDA lacks on this machine"
+    ).error()
 
 
 def missing_library() -> str:
-    """What the loader says of the CUDA provider's library; empty when it loads, or is not there.
+    """The loader's error for the CUDA provider's library; empty when it loads, or is not there.
 
-    ONNX Runtime tells this to its log alone, and opens the graph on the CPU.
+    ONNX Runtime reports this in its log only, and opens the graph on the CPU.
     """
     import onnxruntime
 
@@ -192,11 +194,11 @@ def missing_library() -> str:
 
 
 def _opening_refused(graph: Path, error: Exception) -> Exception:
-    said = str(error)
-    if "cannot open shared object file" in said or "Failed to load library" in said:
+    found = str(error)
+    if "cannot open shared object file" in found or "Failed to load library" in found:
         code = Code.ORT_CUDA_LIBS
-    elif "out of memory" in said or "Failed to allocate memory" in said:
+    elif "out of memory" in found or "Failed to allocate memory" in found:
         code = Code.GPU_MEMORY
     else:
         code = Code.BACKEND_FAILED
-    return unavailable(code, f"{graph.name}: {said.strip()}").error()
+    return unavailable(code, f"{graph.name}: {found.strip()}").error()

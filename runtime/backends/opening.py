@@ -1,4 +1,4 @@
-"""Opens a bundle's graphs, each on the best rung that takes it, and remembers where it really went and why."""
+"""Open a bundle's graphs, each on the first backend candidate that works, and record where each one runs and why."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ class Place:
     """Where one graph runs."""
 
     graph: str
-    backend: str  # of wishes.BACKENDS
-    where: str  # the session's own words: "OpenVINO CPU bf16"
-    precision: str  # what its products are computed in
-    refused: tuple[tuple[Kind, BackendUnavailable], ...]  # the rungs above, best first
+    backend: str  # of options.BACKENDS
+    where: str  # as the session reports it: "OpenVINO CPU bf16"
+    precision: str  # its matmuls' type
+    refused: tuple[tuple[Kind, BackendUnavailable], ...]  # candidates that ranked higher, best first
 
     def as_json(self) -> dict[str, Any]:
         return {
             "backend": self.backend,
             "where": self.where,
             "precision": self.precision,
-            "refused": [refusal_row(kind, reason) for kind, reason in self.refused],
+            "refused": [unavailable_row(kind, reason) for kind, reason in self.refused],
         }
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How graphs are opened. ``facts``: None asks this machine."""
+    """Where and how graphs may be opened. ``facts``: None asks this machine."""
 
     backend_options: BackendOptions = DEFAULT_OPTIONS
     threads: int | None = None  # cores for one run of a graph on the CPU; None: all that this process may use
     facts: MachineFacts | None = None
-    notice: Callable[[str], None] = lambda _: None  # told what takes minutes, before it begins
+    notice: Callable[[str], None] = lambda _: None  # called before work that takes minutes
 
 
 class GraphOpener:
@@ -62,10 +62,10 @@ class GraphOpener:
         self._tensorrt: TensorRtOpener | None = None
 
     def open(self, name: str) -> Session:
-        """The graph on the first rung that takes it.
+        """Open the graph on the first candidate that works.
 
         Raises SettingsError ``no_backend`` with every reason when none does, DataError ``bad_graph`` for a
-        graph that ONNX Runtime itself, the last rung, cannot open.
+        graph that ONNX Runtime, the last candidate, cannot open.
         """
         graph = self._bundle.manifest.graphs[name]
         refused: list[tuple[Kind, BackendUnavailable]] = []
@@ -112,18 +112,18 @@ class GraphOpener:
 
 @functools.cache
 def machine_facts() -> MachineFacts:
-    """This machine's, asked once per process."""
+    """This machine's facts, gathered once per process."""
     return gather_facts()
 
 
 def precision_of(manifest: Manifest, name: str, backend_options: BackendOptions) -> str:
-    """What the graph's products are computed in when the wishes are met."""
+    """Type of the graph's matmuls under these options."""
     precision = manifest.graphs[name].precision
     return "bf16" if precision == "fp32" and backend_options.bf16_of(name) else precision
 
 
 def effective_precision(manifest: Manifest, backend_options: BackendOptions) -> str:
-    """The label under which features are stored: the manifest's, unless precision is lowered when compiling."""
+    """The precision label of stored features: the manifest's, unless a backend lowers it when it compiles."""
     of = {name: precision_of(manifest, name, backend_options) for name in manifest.needed_graphs if name != "keyframes"}
     return precision_label(of)
 
@@ -131,7 +131,7 @@ def effective_precision(manifest: Manifest, backend_options: BackendOptions) -> 
 def no_backend(
     name: str, backend_options: BackendOptions, refused: list[tuple[Kind, BackendUnavailable]]
 ) -> SettingsError:
-    """All that was tried and why it was refused, as one error."""
+    """One error with all candidates that were tried and their reasons."""
     lines = [f"  {TITLES[kind]}: {reason}" for kind, reason in refused]
     asked = backend_options.backend_of(name)
     what = (
@@ -142,6 +142,6 @@ def no_backend(
     return SettingsError("\n".join((f"{head}:", *lines)), fix="; or: ".join(fixes), code="no_backend")
 
 
-def refusal_row(kind: Kind, reason: BackendUnavailable) -> dict[str, str]:
-    """One refusal for ``--json``."""
+def unavailable_row(kind: Kind, reason: BackendUnavailable) -> dict[str, str]:
+    """One unavailable candidate for ``--json``."""
     return {"rung": kind, "code": reason.code.value, "evidence": reason.evidence, "fix": reason.fix}

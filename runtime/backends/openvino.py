@@ -16,7 +16,7 @@ from .session import Array, Feed, Value, on_host, wanted_outputs
 from .unavailable import Code, unavailable
 
 Computed = Literal["f32", "bf16"]
-# OpenVINO's names for the layers in which products are computed
+# OpenVINO's names of the layers that are matmuls
 PRODUCT_LAYERS = frozenset({"Convolution", "FullyConnected", "MatMul", "Deconvolution", "ScaledDotProductAttention"})
 
 
@@ -43,10 +43,10 @@ class OpenVinoSession:
 
     @classmethod
     def open(cls, graph: Path, *, computed: Computed = "f32", threads: int | None = None) -> OpenVinoSession:
-        """Compile ``graph`` so that float products are computed in ``computed``; int8 products stay int8.
+        """Compile ``graph`` so that float matmuls are computed in ``computed``; int8 matmuls stay int8.
 
-        Raises the errors of OPENVINO_MISSING, OPENVINO_REJECTED, and PRECISION when the compiled graph
-        says that it computes in something else (a processor without bf16 falls back to f32 silently).
+        Raises the errors of OPENVINO_MISSING, OPENVINO_REJECTED, and PRECISION when the compiled graph reports
+        another type (a processor without bf16 falls back to f32 silently).
         """
         openvino = import_openvino()
         settings = {
@@ -61,9 +61,9 @@ class OpenVinoSession:
             raise unavailable(Code.OPENVINO_REJECTED, f"{graph.name}: {_last_line(error)}").error() from error
         found = product_precisions(compiled)
         if (computed == "bf16" and not found["bf16"]) or found["f16"]:
-            said = f"{graph.name}: asked for {computed}, OpenVINO computes its products in {dict(found)}"
+            evidence = f"{graph.name}: {computed} was requested, OpenVINO computes its matmuls in {dict(found)}"
             raise unavailable(
-                Code.PRECISION, said, fix="leave --precision out, or run on a processor with bf16"
+                Code.PRECISION, evidence, fix="leave --precision out, or run on a processor with bf16"
             ).error()
         return cls(compiled, computed)
 
@@ -77,7 +77,7 @@ class OpenVinoSession:
         # Called once for all outputs: calling the compiled model per output would compute the graph as often.
         arrays = {name: np.asarray(on_host(feed), order="C") for name, feed in feeds.items()}
         results = self._request.infer(arrays, share_inputs=True, share_outputs=True)
-        # The request's own memory is written again by the next run.
+        # The next run overwrites the request's memory.
         return {name: np.array(results[name]) for name in wanted_outputs(self, outputs)}
 
     def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
@@ -85,11 +85,11 @@ class OpenVinoSession:
 
 
 def import_openvino() -> Any:
-    """The module ``openvino``, kept from talking; raises the error of OPENVINO_MISSING.
+    """The module ``openvino``, imported without its telemetry; raises the error of OPENVINO_MISSING.
 
-    Importing openvino starts a process that reports the import to Google Analytics unless somebody has
+    Importing openvino starts a process that reports the import to Google Analytics unless the user has
     opted out (seen with 2026.4: openvino/tools/ovc/__init__.py, enable_opt_in_dialog=False), and writes an
-    identifier to ~/intel. A silo tells nobody anything: openvino works without its telemetry package.
+    identifier to ~/intel. A silo reports to nobody: openvino works without its telemetry package.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # "cannot be imported"
     try:
@@ -100,7 +100,7 @@ def import_openvino() -> Any:
 
 
 def product_precisions(compiled: Any) -> Counter[str]:
-    """In which types the compiled graph computes its products, as its runtime model says: {"bf16": 18}."""
+    """Matmuls of the compiled graph by type, from its runtime model: {"bf16": 18}."""
     found: Counter[str] = Counter()
     for operation in compiled.get_runtime_model().get_ops():
         facts = operation.get_rt_info()
@@ -110,6 +110,6 @@ def product_precisions(compiled: Any) -> Counter[str]:
 
 
 def _last_line(error: Exception) -> str:
-    """OpenVINO's messages begin with places in its source; what is wrong stands at their end."""
+    """The last line of OpenVINO's message: the first lines are places in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What a person asks of the backends: ``--backend``, ``--require-backend``, ``--precision``, and agent.toml's words."""
+"""Backend options: ``--backend``, ``--require-backend``, ``--precision``, and their keys in agent.toml."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from ...base.errors import UsageError
 
 Backend = Literal["tensorrt", "onnxruntime-cuda", "openvino", "onnxruntime"]
-BACKENDS: tuple[Backend, ...] = get_args(Backend)  # from the top of the ladder to its foot
+BACKENDS: tuple[Backend, ...] = get_args(Backend)  # best first
 AUTO = "auto"
 GRAPHS = ("keyframes", "vision", "text", "words", "clip", "cnn")
 EXAMPLE = "--backend openvino --backend text=onnxruntime"
@@ -17,15 +17,13 @@ EXAMPLE = "--backend openvino --backend text=onnxruntime"
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """Where graphs should run. The default asks for nothing: the ladder decides."""
+    """Requested backends and precision. The default requests nothing: the ranking decides."""
 
-    backend: str = AUTO  # of BACKENDS, or AUTO; where no other is given for a graph
+    backend: str = AUTO  # of BACKENDS, or AUTO; for graphs that are not in by_graph
     by_graph: Mapping[str, str] = field(default_factory=dict)
-    require: bool = False  # another backend than the one asked for is an error
-    bf16: bool = False  # compute float32 graphs in bf16; all but keyframes, which decides what is seen
-    autotune: bool = (
-        False  # what runs where is found out by a measurement (runtime/autotune/selection.py); nothing else is asked
-    )
+    require: bool = False  # any other backend is an error
+    bf16: bool = False  # compute float32 graphs in bf16; all but keyframes, which decides which frames are seen
+    autotune: bool = False  # a measurement decides (runtime/autotune/selection.py); no backend is requested
 
     def backend_of(self, graph: str) -> str:
         return self.by_graph.get(graph, self.backend)
@@ -42,7 +40,7 @@ def parse_backend_options(
 ) -> BackendOptions:
     """From ``openvino`` and ``text=onnxruntime`` (each word may hold several, with commas).
 
-    ``precision``: None for that of the bundle, ``bf16``, or ``auto``: what is quickest. Raises UsageError.
+    ``precision``: None for that of the bundle, ``bf16``, or ``auto``: the fastest. Raises UsageError.
     """
     everywhere, by_graph = AUTO, dict[str, str]()
     for word in (part.strip() for text in words for part in text.split(",")):
@@ -60,18 +58,18 @@ def parse_backend_options(
             everywhere = backend
     if precision not in (None, "bf16", "auto"):
         raise UsageError(
-            f"--precision {precision}: expected bf16, which OpenVINO computes of an fp32 bundle, or auto",
-            fix="other precisions stand in the bundle: flamest-export --backend onnx --precision int8 --out DIR",
+            f"--precision {precision}: expected bf16 (OpenVINO computes an fp32 bundle in it) or auto",
+            fix="other precisions are made at export: flamest-export --backend onnx --precision int8 --out DIR",
         )
     if precision == "auto" and {everywhere, *by_graph.values()} != {AUTO}:
         raise UsageError(
-            "--precision auto finds the backend too: expected no --backend beside it",
-            fix="leave out either of the two",
+            "--precision auto also chooses the backend: expected no --backend",
+            fix="leave out one of the two",
         )
     backend_options = BackendOptions(everywhere, by_graph, require, precision == "bf16", precision == "auto")
     if require and AUTO in (everywhere, *by_graph.values()):
         raise UsageError(
-            "--require-backend: no backend is named that could be required",
+            "--require-backend: expected a backend to require, none is named",
             fix=f"add one of {', '.join(f'--backend {name}' for name in BACKENDS)}",
         )
     return backend_options

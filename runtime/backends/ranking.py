@@ -1,9 +1,9 @@
-"""Where a graph can run on a machine: the rungs from the best to the one that is always there.
+"""Rank the backends that can run a graph on a machine, from the best to the one that is always there.
 
-    a matching TensorRT engine > a plan built on this machine > ONNX Runtime CUDA > OpenVINO > ONNX Runtime CPU
+    a TensorRT engine of the bundle > an engine built on this machine > ONNX Runtime CUDA > OpenVINO > ONNX Runtime CPU
 
-Pure: from the manifest's graph, the machine's facts and the person's wishes to rungs, each chosen or
-refused with a reason. That a rung is not refused here means that it may be tried; opening.py tries.
+A pure function of the manifest's graph, the machine's facts and the backend options. Each candidate is available or
+carries the reason why it is not; opening.py tries the available ones in this order.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ BACKEND_KINDS: tuple[tuple[Kind, Backend], ...] = (
     ("onnxruntime", "onnxruntime"),
 )
 TITLES: dict[Kind, str] = {
-    "plan": "TensorRT, a plan of the bundle",
-    "rebuild": "TensorRT, a plan built here from the ONNX graph",
+    "plan": "TensorRT, an engine of the bundle",
+    "rebuild": "TensorRT, an engine built here from the ONNX graph",
     "onnxruntime-cuda": "ONNX Runtime CUDA",
     "openvino": "OpenVINO CPU",
     "onnxruntime": "ONNX Runtime CPU",
@@ -40,20 +40,20 @@ _SAME_EVERYWHERE = "add --backend openvino to flamest-agent extract, the same at
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way of running one graph; ``refusal`` is None where it may be tried."""
+    """A backend for one graph; ``unavailable`` is None where it may be tried."""
 
     kind: Kind
     backend: Backend
     unavailable: BackendUnavailable | None = None
-    engine: EngineRecord | None = None  # the one that matches this machine, of the rung ``plan``
+    engine: EngineRecord | None = None  # of the bundle, for this machine; of kind ``plan`` alone
 
 
 def rank_backends(
     name: str, graph: Graph, facts: MachineFacts, backend_options: BackendOptions
 ) -> tuple[Candidate, ...]:
-    """The rungs of graph ``name``, best first: those from the backend that is asked for on down.
+    """Candidates for graph ``name``, best first, from the requested backend down.
 
-    With ``wishes.require`` those of that backend alone.
+    With ``backend_options.require`` only those of the requested backend.
     """
     asked = backend_options.backend_of(name)
     candidates = []
@@ -90,7 +90,7 @@ def _availability(
 def _tensorrt_problem(
     name: str, graph: Graph, facts: MachineFacts, backend_options: BackendOptions
 ) -> BackendUnavailable | None:
-    """The driver first: without one TensorRT is of no use, and may crash when it is used."""
+    """Why TensorRT cannot run the graph. The driver comes first: without one TensorRT may crash."""
     missing = _missing_for_tensorrt(facts)
     if facts.gpu is None:
         return _without_gpu(facts, missing)
@@ -99,7 +99,7 @@ def _tensorrt_problem(
     if backend_options.bf16_of(name):
         return unavailable(
             Code.PRECISION,
-            "TensorRT takes precision from the graph, and cannot be asked for bf16 afterwards",
+            "TensorRT takes the precision from the graph: bf16 is chosen at export",
             fix="flamest-export --backend tensorrt --precision bf16 --out DIR",
         )
     if foreign := _foreign_operators(graph):
@@ -112,7 +112,7 @@ def _tensorrt_problem(
 
 
 def _missing_for_tensorrt(facts: MachineFacts) -> list[BackendUnavailable]:
-    """The packages that running a plan lacks here."""
+    """The packages for running an engine that are missing here."""
     missing = []
     if facts.tensorrt_problem:
         missing.append(unavailable(Code.TRT_LIBS, facts.tensorrt_problem))
@@ -124,7 +124,7 @@ def _missing_for_tensorrt(facts: MachineFacts) -> list[BackendUnavailable]:
 
 
 def _without_gpu(facts: MachineFacts, missing: Sequence[BackendUnavailable] = ()) -> BackendUnavailable:
-    """The driver's refusal, which also tells what else is ``missing``: all at once, not one after the other."""
+    """No GPU, together with all else that is ``missing``, so that one answer names everything."""
     first = no_gpu(facts)
     evidence = "; ".join((first.evidence, *map(str, missing)))
     fix = "; then: ".join(dict.fromkeys((first.fix, *(one.fix for one in missing))))
@@ -132,9 +132,9 @@ def _without_gpu(facts: MachineFacts, missing: Sequence[BackendUnavailable] = ()
 
 
 def _matching_engine(graph: Graph, facts: MachineFacts) -> tuple[EngineRecord | None, BackendUnavailable | None]:
-    """The first plan for this TensorRT and this GPU; else why each of the bundle's is not."""
+    """The bundle's first engine for this TensorRT and this GPU; else why none of them matches."""
     if not graph.engines:
-        return None, unavailable(Code.PLAN_MISSING, "the bundle holds no plan of this graph")
+        return None, unavailable(Code.PLAN_MISSING, "the bundle holds no engine of this graph")
     versions, gpus = [], []
     for engine in graph.engines:
         if problem := _version_problem(engine, facts):
@@ -156,7 +156,7 @@ def _version_problem(engine: EngineRecord, facts: MachineFacts) -> str:
 
 
 def _gpu_problem(engine: EngineRecord, facts: MachineFacts) -> str:
-    """Why the plan's kernels do not fit this GPU; empty when they do (--hardware-compat)."""
+    """Why the engine's kernels do not fit this GPU; empty when they do (--hardware-compat)."""
     if facts.gpu is None:
         return "no GPU"
     here, reach = facts.gpu, engine.options.hardware_compat
@@ -188,13 +188,13 @@ def _ort_cuda_problem(
     if backend_options.bf16_of(name):
         return unavailable(
             Code.PRECISION,
-            "ONNX Runtime takes precision from the graph, and cannot be asked for bf16 afterwards",
+            "ONNX Runtime takes the precision from the graph: bf16 is chosen at export",
             fix="flamest-export --backend onnx --precision bf16 --out DIR",
         )
     if graph.precision == "int8":
         return unavailable(
             Code.PRECISION,
-            "ONNX Runtime's CUDA provider has no int8 products: it would compute them in float32 or on the CPU",
+            "ONNX Runtime's CUDA provider has no int8 matmuls: it would compute them in float32 or on the CPU",
             fix="flamest-export --backend onnx --precision fp16 --out DIR",
         )
     return _bf16_gpu_problem(graph, facts.gpu.compute_capability, facts.gpu.name)
@@ -218,7 +218,7 @@ def _openvino_problem(
     if foreign := _foreign_operators(graph):
         return unavailable(Code.PRECISION, f"the {graph.precision} graph has {foreign}, which are ONNX Runtime's own")
     if backend_options.bf16_of(name) and graph.precision not in ("fp32", "bf16"):
-        return unavailable(Code.PRECISION, f"bf16 is asked for, the graph is {graph.precision} already")
+        return unavailable(Code.PRECISION, f"bf16 is requested, the graph is already {graph.precision}")
     if (backend_options.bf16_of(name) or graph.precision == "bf16") and not facts.bf16:
         return unavailable(Code.PRECISION, "this processor does not compute bf16", fix="leave --precision bf16 out")
     return None
@@ -252,7 +252,7 @@ def _bf16_gpu_problem(graph: Graph, capability: str, gpu: str) -> BackendUnavail
 
 
 def _foreign_operators(graph: Graph) -> str:
-    """Operators outside of standard ONNX that the graph computes with, for a message."""
+    """The graph's operators outside of standard ONNX, for a message."""
     found = {word for operators in graph.dtype_histogram.values() for word in operators if "." in word}
     return ", ".join(sorted(found))
 

@@ -1,4 +1,4 @@
-"""The ladder on this machine, for people and for ``--json``: what doctor shows."""
+"""The backend candidates on this machine as text and for ``--json``: the output of ``doctor``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .machine import MachineFacts
 from .options import AUTO, BackendOptions
 from .ranking import TITLES, Candidate, rank_backends
 
-ANY_GRAPH = "an fp32 graph without plans"
+ANY_GRAPH = "an fp32 graph without engines"
 _PLAIN = Graph("", 18, (), (), {}, "fp32", {})
 
 
@@ -25,14 +25,14 @@ def machine_row(facts: MachineFacts) -> dict[str, Any]:
 def rank_graphs(
     facts: MachineFacts, manifest: Manifest | None, backend_options: BackendOptions
 ) -> dict[str, tuple[Candidate, ...]]:
-    """By graph its rungs; without a bundle those of ANY_GRAPH."""
+    """Candidates by graph; without a bundle those of ANY_GRAPH."""
     if manifest is None:
         return {ANY_GRAPH: rank_backends("cnn", _PLAIN, facts, backend_options)}
     return {name: rank_backends(name, manifest.graphs[name], facts, backend_options) for name in manifest.needed_graphs}
 
 
 def candidate_rows(candidates: Mapping[str, tuple[Candidate, ...]]) -> dict[str, list[dict[str, Any]]]:
-    """The same for ``--json``: {graph: [{rung, backend, ok, code, evidence, fix}]}; first where ok it is opened."""
+    """Candidates for ``--json``, {graph: [{rung, backend, ok, code, evidence, fix}]}; the first ok one is opened."""
     return {name: [_row(candidate) for candidate in of] for name, of in candidates.items()}
 
 
@@ -63,15 +63,15 @@ def machine_lines(facts: MachineFacts) -> list[str]:
 
 
 def candidate_lines(candidates: Mapping[str, tuple[Candidate, ...]]) -> list[str]:
-    """Graphs with the same rungs stand together."""
+    """Lines for people; graphs with the same candidates share them."""
     together: dict[tuple[str, ...], list[str]] = {}
     for name, of in candidates.items():
-        together.setdefault(tuple(_rung_lines(of)), []).append(name)
+        together.setdefault(tuple(_candidate_lines(of)), []).append(name)
     return [line for lines, names in together.items() for line in (f"{', '.join(names)}:", *lines)]
 
 
-def _rung_lines(candidates: tuple[Candidate, ...]) -> Iterator[str]:
-    """Neighbours with one reason share it. What would only run it on a better rung is optional."""
+def _candidate_lines(candidates: tuple[Candidate, ...]) -> Iterator[str]:
+    """Neighbours with one reason share it. A fix is optional where another candidate is available."""
     label = "optional" if any(candidate.unavailable is None for candidate in candidates) else "fix"
     for reason, same in groupby(candidates, key=lambda candidate: candidate.unavailable):
         kinds = [TITLES[candidate.kind] for candidate in same]
@@ -84,7 +84,7 @@ def _rung_lines(candidates: tuple[Candidate, ...]) -> Iterator[str]:
 
 
 def placement_lines(candidates: Mapping[str, tuple[Candidate, ...]], backend_options: BackendOptions) -> list[str]:
-    """Where each graph would be opened first."""
+    """Where each graph would run."""
     asked = "" if backend_options.backend == AUTO else f" (--backend {backend_options.backend})"
     together: dict[str, list[str]] = {}
     for name, of in candidates.items():

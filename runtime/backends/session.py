@@ -1,4 +1,4 @@
-"""One ONNX graph, opened for running: what every backend's session can do. The training step's too.
+"""An ONNX graph opened for running: the protocol of every backend's session.
 
 A backend keeps arrays where it computes (host memory, a GPU): a ``Value`` is such an array. Results of
 one run feed the next, or another graph of the same backend, without a copy through the host.
@@ -26,7 +26,7 @@ Feed: TypeAlias = Value | Array
 
 
 class Session(Protocol):
-    """An opened graph: named arrays in, named arrays out. One thread at a time, unless the backend says more."""
+    """An opened graph: named arrays in, named arrays out. One thread at a time, unless the backend allows more."""
 
     @property
     def inputs(self) -> tuple[str, ...]: ...
@@ -36,11 +36,11 @@ class Session(Protocol):
 
     @property
     def where(self) -> str:
-        """What runs it, as the runtime itself says: "ONNX Runtime CPU", "TensorRT 10.16 on NVIDIA H100"."""
+        """The runtime and device, as the runtime reports them: "ONNX Runtime CPU", "TensorRT 10.16 on NVIDIA H100"."""
 
     @property
     def computes_on_host(self) -> bool:
-        """Whether it computes in the memory where NumPy's arrays are."""
+        """True when it computes in the memory where NumPy's arrays are."""
 
     def borrow(self, array: Array) -> Value:
         """A Value over the array's own memory where the session computes on the host, else a copy. The caller

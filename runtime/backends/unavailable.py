@@ -1,7 +1,7 @@
-"""Why a backend does not run a graph here: a code, what was seen, and what to type next.
+"""Reasons why a backend does not run a graph: a code, the evidence, and the command that fixes it.
 
-A reason and an error are the same thing seen from two sides: the ladder collects refusals and goes
-one rung down; where nothing may fall back, ``BackendUnavailable.error`` is raised. docs/backends.md shows this table.
+Opening a graph collects the reasons and tries the next candidate; where no other backend may run the graph,
+``BackendUnavailable.error`` is raised. docs/backends.md shows this table.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ...base.errors import DataError, FlamestError, SettingsError
 
 
 class Code(StrEnum):
-    """Stable words: they stand in logs, in ``--json`` and in the documentation."""
+    """Stable codes, used in logs, in ``--json`` and in the documentation."""
 
     # TensorRT
     TRT_MISSING = "TRT_MISSING"
@@ -48,14 +48,14 @@ class Code(StrEnum):
 
 @dataclass(frozen=True)
 class Entry:
-    """What a code means, what to do about it, and which error it is when nothing may take its place."""
+    """Meaning and fix of a code, and its error where no other backend may run the graph."""
 
     meaning: str
     fix: str
     error: type[FlamestError]
 
 
-_ON_ANOTHER = "leave --require-backend out to let another backend run the graph, or add --backend onnxruntime"
+_ON_ANOTHER = "leave --require-backend out, so that another backend may run the graph, or add --backend onnxruntime"
 
 TABLE = MappingProxyType(
     {
@@ -64,81 +64,81 @@ TABLE = MappingProxyType(
         ),
         Code.TRT_LIBS: Entry(
             "tensorrt is installed, and one of its libraries cannot be loaded",
-            "pip install --force-reinstall 'flamest[tensorrt]', or put the folder of the library that is named into "
+            "pip install --force-reinstall 'flamest[tensorrt]', or add the folder of the missing library to "
             "LD_LIBRARY_PATH",
             SettingsError,
         ),
         Code.TRT_NO_BUILDER: Entry(
-            "the TensorRT that is installed runs plans and cannot build any (lean or dispatch runtime)",
+            "the installed TensorRT runs engines and cannot build any (lean or dispatch runtime)",
             "pip install 'flamest[tensorrt]'",
             SettingsError,
         ),
         Code.CUDA_BINDINGS: Entry(
-            "the Python package cuda-bindings, through which TensorRT's buffers are held, is not installed or does "
-            "not load",
+            "the Python package cuda-bindings, which holds TensorRT's buffers, is not installed or does not load",
             "pip install 'flamest[tensorrt]'",
             SettingsError,
         ),
         Code.NO_DRIVER_OR_GPU: Entry(
-            "there is no NVIDIA driver, or it sees no GPU",
-            "nvidia-smi shows what the driver sees; in a container: start it with --gpus all",
+            "there is no NVIDIA driver, or it finds no GPU",
+            "nvidia-smi lists the driver's GPUs; in a container: start it with --gpus all",
             SettingsError,
         ),
         Code.GPU_MEMORY: Entry(
             "the GPU has not enough free memory",
-            "nvidia-smi shows who holds it; free some, or run with --backend onnxruntime",
+            "nvidia-smi lists the processes that hold it; free some, or run with --backend onnxruntime",
             SettingsError,
         ),
         Code.PLAN_MISSING: Entry(
-            "the bundle holds no TensorRT plan of this graph",
+            "the bundle holds no TensorRT engine of this graph",
             "flamest-export engines DIR, on this machine",
             DataError,
         ),
         Code.PLAN_HEADER: Entry(
-            "the file does not begin as a TensorRT plan does",
-            "copy the bundle again from where it came, or export it again",
+            "the file does not begin as a TensorRT engine does",
+            "copy the bundle again from its source, or export it again",
             DataError,
         ),
         Code.PLAN_VERSION: Entry(
-            "the plan was built by another version of TensorRT than this machine has",
+            "the engine was built by another version of TensorRT than this machine has",
             "flamest-export engines DIR builds one for this machine's TensorRT; see also --version-compatible",
             DataError,
         ),
         Code.PLAN_GPU: Entry(
-            "the plan was built for another GPU",
+            "the engine was built for another GPU",
             "flamest-export engines DIR builds one for this GPU; see also --hardware-compat",
             DataError,
         ),
         Code.PLAN_REJECTED: Entry(
-            "TensorRT did not take the plan: it returned nothing, raised, crashed, or took too long",
-            "flamest-export engines DIR --again builds it anew; the evidence holds TensorRT's own words",
+            "TensorRT did not load the engine: it returned nothing, raised, crashed, or took too long",
+            "flamest-export engines DIR --again builds it again; the evidence quotes TensorRT",
             DataError,
         ),
         Code.PLAN_BUILD: Entry(
-            "TensorRT could not build a plan from the ONNX graph",
-            "flamest-export check DIR names what TensorRT's parser does not know; or run with --backend onnxruntime",
+            "TensorRT could not build an engine from the ONNX graph",
+            "flamest-export check DIR names operators that TensorRT's parser does not know; or run with "
+            "--backend onnxruntime",
             DataError,
         ),
         Code.PLAN_REFIT: Entry(
-            "a plan without weights could not be given those of the ONNX graph beside it",
+            "an engine without weights could not be refitted with those of its ONNX graph",
             "flamest-export engines DIR, without --strip-weights",
             DataError,
         ),
         Code.PROFILE_RANGE: Entry(
-            "an input is smaller or larger than the plan's optimisation profile allows",
+            "an input is smaller or larger than the engine's optimisation profile allows",
             "give sizes within the profile (flamest-export inspect DIR shows it), or run with --backend onnxruntime",
             DataError,
         ),
         Code.UNTRUSTED: Entry(
-            "a hash or a signature is not what it should be: the file was not opened",
-            "copy the bundle again from where it came, or ask who signed it; do not edit its files",
+            "a hash or a signature does not match: the file was not opened",
+            "copy the bundle again from its source, or ask its signer; do not edit its files",
             DataError,
         ),
         Code.ORT_MISSING: Entry(
             "the Python package onnxruntime is not installed", "pip install 'flamest[agent]'", SettingsError
         ),
         Code.ORT_NO_CUDA: Entry(
-            "the ONNX Runtime that is installed has no CUDA provider",
+            "the installed ONNX Runtime has no CUDA provider",
             "pip uninstall onnxruntime && pip install 'flamest[gpu]'",
             SettingsError,
         ),
@@ -148,8 +148,8 @@ TABLE = MappingProxyType(
             SettingsError,
         ),
         Code.CPU_FALLBACK: Entry(
-            "a session that was to run on the GPU would have run on the CPU, wholly or in part",
-            "run with --backend onnxruntime to use the CPU knowingly",
+            "a session for the GPU would have run on the CPU, wholly or in part",
+            "run with --backend onnxruntime to use the CPU",
             SettingsError,
         ),
         Code.OPENVINO_MISSING: Entry(
@@ -159,10 +159,10 @@ TABLE = MappingProxyType(
             "OpenVINO could not read or compile the graph", "run with --backend onnxruntime", DataError
         ),
         Code.NOT_ASKED: Entry(
-            "the backend is left alone unless it is asked for by name", "add --backend NAME", SettingsError
+            "the backend is used only when it is requested by name", "add --backend NAME", SettingsError
         ),
         Code.PRECISION: Entry(
-            "the backend cannot compute in the precision that is asked for",
+            "the backend cannot compute in the requested precision",
             "flamest-export --precision fp32 --backend onnx --out DIR makes a bundle that every backend runs",
             DataError,
         ),
@@ -176,19 +176,19 @@ class BackendUnavailable:
     """One backend, one graph, one reason."""
 
     code: Code
-    evidence: str  # what was seen: versions, names, the runtime's own words
-    fix: str  # the next command to type
+    evidence: str  # versions, names, the runtime's message
+    fix: str  # the command that fixes it
 
     def __str__(self) -> str:
         return f"{self.code}: {self.evidence}"
 
     def error(self) -> FlamestError:
-        """The same as an error; its code is this refusal's and its exit code that of TABLE."""
+        """The same as an error, with this code and the exit code of TABLE."""
         return TABLE[self.code].error(f"{self.code}: {self.evidence}", fix=self.fix, code=self.code.value)
 
     @classmethod
     def of(cls, error: FlamestError) -> BackendUnavailable:
-        """What an error says, as a refusal: ``error()`` turned round; BACKEND_FAILED for foreign errors."""
+        """The reason that ``error()`` raised; BACKEND_FAILED for errors without one of these codes."""
         if error.code in Code.__members__:
             code = Code(error.code)
             return cls(code, error.message.removeprefix(f"{code}: "), error.fix)
@@ -197,5 +197,5 @@ class BackendUnavailable:
 
 
 def unavailable(code: Code, evidence: str, *, fix: str = "") -> BackendUnavailable:
-    """A refusal with the table's fix, unless there is a better one for this case."""
+    """A reason with the table's fix, unless this case has a better one."""
     return BackendUnavailable(code, evidence or TABLE[code].meaning, fix or TABLE[code].fix)

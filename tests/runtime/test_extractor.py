@@ -70,7 +70,7 @@ def test_the_drawn_keyframe_is_the_one_that_is_described(extractor, video, model
     rows = np.searchsorted(frames.t_s, features.keyframe_times_s)
     keyframes = video.keyframes(frames, rows)
     one = prepare_frames(keyframes.rgb[features.keyframe][None], extractor.manifest.vlm.preprocessing)
-    memory = model.look(one)
+    memory = model.encode_image(one)
     assert model.caption_ids(memory) == [features.caption.token_ids]
     assert model.embed(memory, [features.caption.token_ids])[0].tobytes() == features.vlm.tobytes()
 
@@ -239,7 +239,7 @@ def test_several_captioned_frames_give_the_mean_of_their_embeddings(extract, ext
     rgb = video.keyframes(candidates, rows).rgb
     for frame in rgb:
         pixels = prepare_frames(frame[None], extractor.manifest.vlm.preprocessing)
-        memory = model.look(pixels)
+        memory = model.encode_image(pixels)
         vectors.append(model.embed(memory, model.caption_ids(memory))[0])
     np.testing.assert_allclose(all_eight.vlm, np.mean(vectors, axis=0), atol=1e-5)
     spread = [vectors[(one.keyframe + step) % 8] for step in (0, 2, 4, 6)]

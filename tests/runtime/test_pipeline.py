@@ -149,7 +149,7 @@ def write_all(model, pixels, rows):
 
 
 def test_captions_row_by_row_are_those_of_a_whole_batch(model, pixels):
-    memory = model.look(pixels)
+    memory = model.encode_image(pixels)
     captions = model.caption_ids(memory)
     assert len({len(ids) for ids in captions}) > 2  # some end early, or this shows nothing
     assert [ids for ids, _ in write_all(model, pixels, rows=5)[0]] == captions

@@ -13,7 +13,7 @@ from flamest.agent.cli.main import app
 from flamest.base.errors import SettingsError
 from flamest.base.files import sha256_file
 from flamest.runtime.autotune import benchmark, records, selection
-from flamest.runtime.autotune.benchmark import PASSES, Numbers, benchmark_backends, mixture
+from flamest.runtime.autotune.benchmark import PASSES, ClipResult, benchmark_backends, mixture
 from flamest.runtime.autotune.records import MIXED, Measured, Measurement, keep_measured, read_measured
 from flamest.runtime.autotune.selection import AutotuneRequest, autotune_backends
 from flamest.runtime.backends import opening
@@ -119,7 +119,7 @@ class ScriptedNetworks:
         spent = next(self._script)
         if isinstance(spent, Exception):
             raise spent
-        return [Numbers((np.ones(2, np.float32),), (Caption(self._caption, ()),), {"vision": spent}) for _ in clips]
+        return [ClipResult((np.ones(2, np.float32),), (Caption(self._caption, ()),), {"vision": spent}) for _ in clips]
 
 
 @pytest.fixture

@@ -57,20 +57,20 @@ def caption_by_hand(toys, image):
 
 def test_captions_equal_those_without_a_cache_and_end_at_different_times(toys, model_of, pixels):
     model = model_of()
-    captions = model.caption_ids(model.look(pixels))
+    captions = model.caption_ids(model.encode_image(pixels))
     assert captions == [caption_by_hand(toys, image) for image in pixels]
     assert len({len(caption) for caption in captions}) > 2  # otherwise the batch test below proves little
 
 
 def test_a_row_that_has_ended_does_not_disturb_the_others(model_of, pixels):
     model = model_of()
-    alone = [model.caption_ids(model.look(image[None]))[0] for image in pixels]
-    assert model.caption_ids(model.look(pixels)) == alone
+    alone = [model.caption_ids(model.encode_image(image[None]))[0] for image in pixels]
+    assert model.caption_ids(model.encode_image(pixels)) == alone
 
 
 def test_a_caption_has_no_start_and_end_and_at_most_the_longest_length(toys, model_of, pixels):
     model = model_of()
-    captions = model.caption_ids(model.look(pixels))
+    captions = model.caption_ids(model.encode_image(pixels))
     assert all(len(caption) <= toys.LONGEST and toys.END not in caption for caption in captions)
     assert max(map(len, captions)) == toys.LONGEST
 
@@ -79,7 +79,7 @@ def test_a_caption_has_no_start_and_end_and_at_most_the_longest_length(toys, mod
 def test_embeddings_of_a_padded_batch_equal_single_rows_by_hand(toys, model_of, pixels, attention_mode):
     model = model_of(attention_mode)
     captions = [(9,), (10, 11, 12, 13), (), (20, 6)]
-    got = model.embed(model.look(pixels[:4]), captions)
+    got = model.embed(model.encode_image(pixels[:4]), captions)
     assert got.shape == (4, toys.D)
     assert got.dtype == np.float32
     for row, image, caption in zip(got, pixels, captions, strict=False):
@@ -94,7 +94,7 @@ def test_embeddings_of_a_padded_batch_equal_single_rows_by_hand(toys, model_of, 
 )
 def test_another_caption_gives_another_embedding_except_in_the_blind_mode(model_of, pixels, attention_mode, hears):
     model = model_of(attention_mode)
-    memory = model.look(pixels[:1])
+    memory = model.encode_image(pixels[:1])
     one, other = (model.embed(memory, [caption])[0] for caption in [(9, 10), (11, 12)])
     assert (one.tobytes() != other.tobytes()) == hears
 
@@ -104,7 +104,7 @@ def test_another_frame_gives_another_embedding_except_where_the_text_is_read_alo
     model_of, pixels, attention_mode, sees
 ):
     model = model_of(attention_mode)
-    one, other = (model.embed(model.look(image[None]), [(9, 10)])[0] for image in pixels[:2])
+    one, other = (model.embed(model.encode_image(image[None]), [(9, 10)])[0] for image in pixels[:2])
     assert (one.tobytes() != other.tobytes()) == sees
 
 
@@ -122,9 +122,9 @@ def test_the_words_graph_belongs_to_the_reading_of_text_alone(toys):
 
 def test_one_image_pass_gives_what_two_passes_give(model_of, pixels):
     model = model_of()
-    memory = model.look(pixels)
+    memory = model.encode_image(pixels)
     captions = model.caption_ids(memory)
-    assert model.embed(memory, captions).tobytes() == model.embed(model.look(pixels), captions).tobytes()
+    assert model.embed(memory, captions).tobytes() == model.embed(model.encode_image(pixels), captions).tobytes()
 
 
 def test_equal_logits_give_the_lowest_id(toys, pixels):
@@ -133,7 +133,7 @@ def test_equal_logits_give_the_lowest_id(toys, pixels):
     vision = open_session(toys.vision_graph(weights).SerializeToString(), threads=1)
     text = open_session(toys.text_graph(weights).SerializeToString(), threads=1)
     model = VisionLanguageModel(vision, text, toys.vision_language())
-    assert model.caption_ids(model.look(pixels[:1])) == [(toys.PAD,) * toys.LONGEST]
+    assert model.caption_ids(model.encode_image(pixels[:1])) == [(toys.PAD,) * toys.LONGEST]
 
 
 def test_a_graph_without_the_promised_tensors_is_refused_by_name(toys):
@@ -147,4 +147,4 @@ def test_a_graph_without_the_promised_tensors_is_refused_by_name(toys):
 def test_captions_and_frames_must_be_as_many(model_of, pixels):
     model = model_of()
     with pytest.raises(InvariantError, match="1 captions given for 2 frames"):
-        model.embed(model.look(pixels[:2]), [(5,)])
+        model.embed(model.encode_image(pixels[:2]), [(5,)])

@@ -29,7 +29,7 @@ def pixels(tiny_bundle):
 def embed(opened, tiny_bundle, pixels, attention_mode, captions):
     spec = msgspec.structs.replace(read_manifest(tiny_bundle).vlm, attention_mode=attention_mode)
     model = VisionLanguageModel(*opened, spec)
-    return model.embed(model.look(pixels), captions)
+    return model.embed(model.encode_image(pixels), captions)
 
 
 def distance(a, b):

@@ -28,7 +28,7 @@ def frames(tiny_bundle):
 
 @pytest.fixture(scope="module")
 def captions(captioner, frames):
-    return captioner.caption_ids(captioner.look(frames))
+    return captioner.caption_ids(captioner.encode_image(frames))
 
 
 def size_and_spread(vectors):
@@ -52,7 +52,7 @@ TINY_BLIP_SHA256, TINY_SLOW_SHA256 = "f5023b14161047c5", "658777b221d171de"
 
 
 def test_frame_embeddings_are_of_order_one_and_differ(captioner, frames, captions):
-    size, spread = size_and_spread(captioner.embed(captioner.look(frames), captions))
+    size, spread = size_and_spread(captioner.embed(captioner.encode_image(frames), captions))
     assert 0.3 < size < 3
     assert spread > 0.3 * size
 
