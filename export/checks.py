@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.errors import DataError, MissingExtra
-from ..runtime.bundle.external_data import names_outside_data
+from ..runtime.bundle.external_data import has_external_data
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.bundle.opening import open_bundle
 from ..runtime.bundle.records import Graph
@@ -73,7 +73,7 @@ def _check_graph(folder: Path, name: str, graph: Graph, manifest: Manifest) -> I
     def found(check: str, problems: Iterator[str] | tuple[str, ...], *, remark: bool = False) -> Finding:
         return Finding(name, check, tuple(problems), remark)
 
-    yield found("one file", ("takes tensors from another file",) if names_outside_data(path) else ())
+    yield found("one file", ("takes tensors from another file",) if has_external_data(path) else ())
     yield found("ONNX checker", _checker(path))
     try:
         view = view_graph(path)

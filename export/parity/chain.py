@@ -85,7 +85,7 @@ def compare_captioner(
     deployed = _captioner({spec.name: written.open(spec.name) for spec in specs}, vlm)
     cosines, equal = [], 0
     for pixels in clips.read(vlm.preprocessing, 1):
-        seen, seen_deployed = reference.encode_image(pixels), deployed.look(pixels)
+        seen, seen_deployed = reference.encode_image(pixels), deployed.encode_image(pixels)
         captions = reference.caption_ids(seen)
         equal += captions == deployed.caption_ids(seen_deployed)
         embeddings = deployed.embed(seen_deployed, captions), reference.embed(seen, captions)

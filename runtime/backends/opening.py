@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """Where one graph runs."""
+    """Backend and precision of one opened graph."""
 
     graph: str
     backend: str  # of options.BACKENDS
@@ -43,7 +43,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Opening:
-    """Where and how graphs may be opened. ``facts``: None asks this machine."""
+    """Options, cores and facts for opening graphs. ``facts``: None asks this machine."""
 
     backend_options: BackendOptions = DEFAULT_OPTIONS
     threads: int | None = None  # cores for one run of a graph on the CPU; None: all that this process may use

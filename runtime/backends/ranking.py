@@ -90,7 +90,7 @@ def _availability(
 def _tensorrt_problem(
     name: str, graph: Graph, facts: MachineFacts, backend_options: BackendOptions
 ) -> BackendUnavailable | None:
-    """Why TensorRT cannot run the graph. The driver comes first: without one TensorRT may crash."""
+    """The reason why TensorRT cannot run the graph. The driver comes first: without one TensorRT may crash."""
     missing = _missing_for_tensorrt(facts)
     if facts.gpu is None:
         return _without_gpu(facts, missing)
@@ -156,7 +156,7 @@ def _version_problem(engine: EngineRecord, facts: MachineFacts) -> str:
 
 
 def _gpu_problem(engine: EngineRecord, facts: MachineFacts) -> str:
-    """Why the engine's kernels do not fit this GPU; empty when they do (--hardware-compat)."""
+    """The reason why the engine's kernels do not fit this GPU; empty when they do (--hardware-compat)."""
     if facts.gpu is None:
         return "no GPU"
     here, reach = facts.gpu, engine.options.hardware_compat

@@ -84,7 +84,7 @@ def _candidate_lines(candidates: tuple[Candidate, ...]) -> Iterator[str]:
 
 
 def placement_lines(candidates: Mapping[str, tuple[Candidate, ...]], backend_options: BackendOptions) -> list[str]:
-    """Where each graph would run."""
+    """Lines that name the backend of each graph."""
     asked = "" if backend_options.backend == AUTO else f" (--backend {backend_options.backend})"
     together: dict[str, list[str]] = {}
     for name, of in candidates.items():

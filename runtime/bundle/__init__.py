@@ -1,1 +1,1 @@
-"""The bundle: manifest, signature, opening."""
+"""The bundle: its manifest, its signatures, and opening it safely."""

@@ -1,9 +1,9 @@
-"""Does an ONNX file take tensors from other files? Found out by walking its bytes.
+"""Detect ONNX files that take tensors from other files ("external data").
 
-ONNX lets a tensor name a file beside the graph ("external data"); paths that led out of the folder
-were the cause of several CVEs. A bundle's graphs must be single files. This walks the protobuf wire
-format (field numbers from https://github.com/onnx/onnx/blob/main/onnx/onnx.proto) without copying a
-weight, so that half a gigabyte is checked in milliseconds and no parser has to be trusted.
+ONNX lets a tensor name a file next to the graph; paths that led out of the folder caused several CVEs. A bundle's
+graphs must be single files. This walks the protobuf wire format (field numbers from
+https://github.com/onnx/onnx/blob/main/onnx/onnx.proto) without copying a weight, so that half a gigabyte is checked
+in milliseconds and no parser has to be trusted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ...base.errors import DataError
 
-# message -> {field number: message inside it}; all other fields are stepped over
+# message -> {field number: message inside it}; all other fields are skipped
 INSIDE: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -30,10 +30,10 @@ DEEPEST = 64  # messages inside each other
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
-def names_outside_data(path: Path) -> bool:
-    """True when any tensor of the ONNX file says that its data stands elsewhere.
+def has_external_data(path: Path) -> bool:
+    """True when any tensor of the ONNX file names another file for its data.
 
-    Raises DataError (``bad_graph``) when the file is no protobuf message.
+    Raises DataError (``bad_graph``) when the file is not a protobuf message.
     """
     with path.open("rb") as file:
         if path.stat().st_size == 0:
@@ -58,7 +58,7 @@ def _outside(data: mmap.mmap, start: int, end: int, kind: str, depth: int) -> bo
 
 
 def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Field number and the bounds of its content, for every field between ``start`` and ``end``."""
+    """Field number and content bounds of every field between ``start`` and ``end``."""
     position = start
     while position < end:
         tag, position = _varint(data, position)

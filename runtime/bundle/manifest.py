@@ -1,9 +1,8 @@
-"""``bundle.json``: what a bundle is, what its numbers mean, and the proof that it was exported right.
+"""``bundle.json``: the contents of a bundle, the meaning of its embeddings, and the parity figures of its export.
 
-Reading it needs no runtime and no numpy. An extractor has a vision-language part, a spatio-temporal
-part, or both; ``Manifest.needed_graphs`` says which graphs it runs. The graphs' tensor names are fixed
-here, in one place, for the exporter that writes them and the runtime that feeds them (records of a
-graph: records.py; of the comparison with PyTorch: records.py):
+Reading it needs no runtime and no numpy. An extractor has a vision-language part, a spatio-temporal part, or both;
+``Manifest.needed_graphs`` lists the graphs that it runs. The graphs' tensor names are defined here for the exporter
+and the runtime (records of graphs, parity and engines: records.py):
 
 ``vision``     pixels f32[batch, 3, S, S] -> per decoder layer NN:
                cross_key_NN   f32[batch, heads, head_dim, patches] (transposed, scaled by head_dim**-0.5)
@@ -41,7 +40,7 @@ CrossAttention = Literal["bidirectional", "causal-last", "causal-first"]
 AttentionMode = Literal["bidirectional", "causal-last", "causal-first", "text"]
 Network = Literal["slow", "i3d", "resnet3d", "videomae"]
 FrameChoice = Literal["keyframes", "uniform"]
-KEYFRAMES_SOURCE = "keyframes"  # in Manifest.sources where the bundle holds Slow's first layers and no more of it
+KEYFRAMES_SOURCE = "keyframes"  # in Manifest.sources where the bundle holds only Slow's first layers
 
 
 class FramePreprocessing(Record, frozen=True):
@@ -63,11 +62,11 @@ class FramePreprocessing(Record, frozen=True):
 class KeyframeRule(Record, frozen=True):
     """Paper eq. 3; docs/paper.md, reading 4: k-means over per-frame features of uniform candidates."""
 
-    count: int  # K of the vision-language part; a spatio-temporal part may ask for another number
+    count: int  # K of the vision-language part; a spatio-temporal part may have its own number
     candidates: int
     preprocessing: FramePreprocessing
     feature_width: int
-    space: str  # where the features are read, for people: "slow stem to res3, mean"
+    space: str  # layer of the features, for people: "slow stem to res3, mean"
 
 
 class CaptionRule(Record, frozen=True):
@@ -93,8 +92,8 @@ class VisionLanguage(Record, frozen=True, tag="vision-language"):
     """Graphs ``vision`` and ``text``: caption of a frame, and caption and frame as one vector
     (docs/paper.md, reading 1).
 
-    ``reading`` says how: ``bidirectional``, ``causal-last`` and ``causal-first`` read the caption with
-    the frame through graph ``text``; ``text`` reads the caption alone through graph ``words``.
+    ``attention_mode`` is ``reading`` in the JSON: ``bidirectional``, ``causal-last`` and ``causal-first`` encode the
+    caption with the frame through graph ``text``; ``text`` encodes the caption alone through graph ``words``.
     """
 
     preprocessing: FramePreprocessing
@@ -102,7 +101,7 @@ class VisionLanguage(Record, frozen=True, tag="vision-language"):
     caption: CaptionRule
     attention_mode: AttentionMode = msgspec.field(name="reading")
     width: int  # of the embedding
-    captioned_frames: int = 1  # keyframes that are captioned; their embeddings are averaged
+    captioned_frames: int = 1  # captioned keyframes; their embeddings are averaged
 
 
 class RetrievedCaption(Record, frozen=True, tag="retrieved-caption"):
@@ -131,7 +130,7 @@ class SpatioTemporal(Record, frozen=True):
 
 
 class Source(Record, frozen=True):
-    """Where weights came from."""
+    """Origin of a network's weights."""
 
     name: str  # as given: hub id, path's last part, random:full, random:tiny
     revision: str
@@ -150,7 +149,7 @@ class Manifest(Record, frozen=True):
     schema: int
     created: str  # UTC, RFC 3339
     extractor: str  # "blip+slow"
-    backend: str  # whose form its ONNX graphs have: "onnx" or "tensorrt"; plans are each graph's own matter
+    backend: str  # form of its ONNX graphs: "onnx" or "tensorrt"; engines are listed by graph
     extraction_seed: int
     graphs: dict[str, Graph]
     keyframes: KeyframeRule
@@ -164,12 +163,12 @@ class Manifest(Record, frozen=True):
 
     @property
     def width(self) -> int:
-        """Numbers per clip: 2816 for BLIP + Slow."""
+        """Dimensions of the embedding: 2816 for BLIP + Slow."""
         return sum(part.width for part in (self.vlm, self.cnn) if part is not None)
 
     @property
     def needed_graphs(self) -> tuple[str, ...]:
-        """The graphs that this extractor runs, in the order in which it does."""
+        """The graphs that this extractor runs, in order."""
         names = ["keyframes"]
         if isinstance(self.vlm, VisionLanguage):
             names += ["vision", "text", *(["words"] if self.vlm.attention_mode == "text" else [])]
@@ -179,10 +178,10 @@ class Manifest(Record, frozen=True):
 
     @property
     def precision(self) -> str:
-        """What the graphs that make embeddings compute in: ``int8``, or ``cnn=int8,text=fp32`` where they differ.
+        """Precision of the graphs that make embeddings: ``int8``, or ``cnn=int8,text=fp32`` where they differ.
 
-        Part of a feature's key in the store. Graph ``keyframes`` is fp32 in every bundle: it decides
-        which frames are seen.
+        Part of a feature's key in the store. Graph ``keyframes`` is fp32 in every bundle: it decides which frames are
+        used.
         """
         return precision_label(
             {name: self.graphs[name].precision for name in self.needed_graphs if name != "keyframes"}
@@ -190,12 +189,12 @@ class Manifest(Record, frozen=True):
 
     @property
     def needs_tokenizer(self) -> bool:
-        """Whether captions are written, and TOKENIZER_FILE is in the bundle."""
+        """True when captions are generated, and TOKENIZER_FILE is in the bundle."""
         return isinstance(self.vlm, VisionLanguage)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides what an embedding means; not of precision, backend, plans or parity.
+        """SHA-256 of all that decides what an embedding means; not of precision, backend, engines or parity.
 
         Features of two bundles may be mixed exactly when their fingerprints are equal.
         """
@@ -218,7 +217,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def read_manifest(bundle: Path) -> Manifest:
     """The manifest of the bundle folder ``bundle``; raises DataError when it is not one.
 
-    Nothing says yet that it is to be trusted: opening.py's ``open_manifest`` asks its signatures first.
+    It is not yet to be trusted: opening.py's ``open_manifest`` checks its signatures first.
     """
     path = Path(bundle) / MANIFEST_FILE
     try:
@@ -236,29 +235,29 @@ def no_bundle(bundle: Path, reason: str) -> DataError:
 
 
 def decode_manifest(data: bytes, path: Path) -> Manifest:
-    """``data``: the bytes of the file ``path``, which is named in the DataError when they are no manifest."""
-    again = "export the bundle again with this version of flamest-export"
+    """Decode the bytes ``data`` of the file ``path``; raises DataError that names ``path``."""
+    fix = "export the bundle again with this version of flamest-export"
     try:
         schema = msgspec.json.decode(data, type=_Version).schema
         if schema != SCHEMA:
-            raise DataError(f"{path} has schema {schema}, this version reads schema {SCHEMA}", fix=again)
+            raise DataError(f"{path} has schema {schema}, this version reads schema {SCHEMA}", fix=fix)
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.DecodeError as error:
-        raise DataError(f"{path} is not a manifest of schema {SCHEMA}: {error}", fix=again) from error
+        raise DataError(f"{path} is not a manifest of schema {SCHEMA}: {error}", fix=fix) from error
     _check_parts(path, manifest)
     return manifest
 
 
 class _Version(msgspec.Struct, frozen=True):
-    """What a manifest of any schema has."""
+    """The field that a manifest of any schema has."""
 
     schema: int
 
 
 def _check_parts(path: Path, manifest: Manifest) -> None:
-    """What the types alone do not say."""
+    """Check what the types alone cannot express."""
     if manifest.vlm is None and manifest.cnn is None:
-        raise DataError(f"{path}: neither vlm nor cnn is given, expected at least one of them")
+        raise DataError(f"{path}: it has neither vlm nor cnn, expected at least one of them")
     captioned = 1 if manifest.vlm is None else manifest.vlm.captioned_frames
     if not 1 <= captioned <= manifest.keyframes.count:
         raise DataError(

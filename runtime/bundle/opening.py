@@ -1,12 +1,12 @@
-"""Opening a bundle: nothing in it is parsed before it is known to be what was exported.
+"""Open a bundle: no file is parsed before it is known to be the exported one.
 
-The order matters: the signatures over the manifest's raw bytes, then the manifest (plain JSON, strict),
-its names, the listing of the folder, every file's SHA-256. Only then may a parser or a runtime open a
-file: a TensorRT plan is native code.
+The order matters: the signatures over the manifest's raw bytes, then the manifest (plain JSON, strict), its names,
+the listing of the folder, every file's SHA-256. Only then may a parser or a runtime open a file: a TensorRT engine is
+native code.
 
-What is opened is what was hashed (decision 011). Plans and the tokenizer are handed on as the bytes
-that were hashed (``Bundle.read``). An ONNX graph of half a gigabyte is opened by its name, so that it is
-not in memory twice, and ``Bundle.verify_unchanged`` is asked after opening, before anything is run.
+The opened files are the hashed ones (docs/decisions/011-what-was-hashed-is-what-is-opened.md). Engines and the
+tokenizer are passed on as the bytes that were hashed (``Bundle.read``). An ONNX graph of half a gigabyte is opened by
+its name, so that it is not in memory twice; ``Bundle.verify_unchanged`` follows before anything is run.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import BinaryIO
 
 from ...base.errors import DataError, StorageError
 from ...base.files import HASH_CHUNK, FileStamp, printable_path, sha256_bytes
-from .external_data import names_outside_data
+from .external_data import has_external_data
 from .manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, decode_manifest, no_bundle
 from .signature import LONGEST_SIGNATURES, SIGNATURE_FILE, PublicKey, TrustedKeys, check_signatures
 
-LONGEST_MANIFEST = 16 << 20  # bytes; CLIP's thousands of captions stand in it
+LONGEST_MANIFEST = 16 << 20  # bytes; it holds CLIP's thousands of captions
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
-    signers: tuple[PublicKey, ...] = ()  # whose signatures are right; trusted ones carry the name given here
+    signers: tuple[PublicKey, ...] = ()  # keys with a valid signature; trusted ones carry the name given here
     stamps: Mapping[str, FileStamp] = field(default_factory=dict, repr=False)
 
     def graph(self, name: str) -> Path:
@@ -43,26 +43,26 @@ class Bundle:
 
     @property
     def tokenizer(self) -> Path:
-        """There is one where the manifest's ``needs_tokenizer`` says so."""
+        """The tokenizer's file, where ``manifest.needs_tokenizer``."""
         return self.path / TOKENIZER_FILE
 
     def read(self, name: str) -> bytes:
-        """The content of the bundle's file ``name``, hashed as it was read: these bytes are the exported ones."""
+        """The content of the bundle's file ``name``, hashed as it is read: these bytes are the exported ones."""
         data = _read_plain(self.path, name, self.manifest.files[name].bytes)
         if sha256_bytes(data) != self.manifest.files[name].sha256:
             raise _tampered(self.path, name, "was changed after the bundle was checked")
         return data
 
     def verify_unchanged(self) -> None:
-        """Raise DataError when any file is not the one that was hashed: replaced, or written to since.
+        """Raise DataError when any file was replaced or written to after it was hashed.
 
-        To be asked after a runtime has opened files by name, and before anything of them is run.
+        Call it after a runtime has opened files by name, and before it runs anything.
         """
         for name, stamp in self.stamps.items():
             try:
                 now = FileStamp.from_status((self.path / name).lstat())
             except OSError as error:
-                raise _tampered(self.path, name, "has gone since the bundle was checked") from error
+                raise _tampered(self.path, name, "was removed after the bundle was checked") from error
             if now != stamp:
                 raise _tampered(self.path, name, "was changed after the bundle was checked")
 
@@ -70,7 +70,7 @@ class Bundle:
 def open_bundle(path: Path, trusted: TrustedKeys = ()) -> Bundle:
     """Check the bundle folder ``path`` completely.
 
-    ``trusted``: keys one of which must have signed; with none given, signatures need only be right.
+    ``trusted``: keys one of which must have signed; empty: signatures need only be valid.
     Raises DataError: ``UNTRUSTED`` when a signature is wrong or none is of a trusted key, ``bad_data``
     when the folder holds no manifest of this schema, ``bundle_tampered`` (naming the file) when a file
     is missing, extra, a link (hard links too), outside of the folder, not the one that was exported, or
@@ -86,15 +86,15 @@ def open_bundle(path: Path, trusted: TrustedKeys = ()) -> Bundle:
         if (size, sha256) != (entry.bytes, entry.sha256):
             raise _tampered(path, name, f"has {size} bytes and SHA-256 {sha256[:12]}…, not those of the manifest")
     for name in manifest.files:
-        if name.endswith(".onnx") and names_outside_data(path / name):
+        if name.endswith(".onnx") and has_external_data(path / name):
             raise _tampered(path, name, "takes tensors from another file; a graph must be one file")
     return Bundle(path, manifest, signers, stamps)
 
 
 def open_manifest(path: Path, trusted: TrustedKeys = ()) -> tuple[Manifest, tuple[PublicKey, ...]]:
-    """The manifest of the bundle folder ``path``, and who signed it; nothing is decoded before that is known.
+    """The manifest of the bundle folder ``path`` and its signers; signatures are checked before it is decoded.
 
-    The other files are not looked at. Raises DataError as ``open_bundle`` does.
+    The other files are not opened. Raises DataError as ``open_bundle`` does.
     """
     data = read_manifest_bytes(path)
     signers = check_signatures(data, read_signatures(path), trusted, bundle=path)
@@ -102,21 +102,21 @@ def open_manifest(path: Path, trusted: TrustedKeys = ()) -> tuple[Manifest, tupl
 
 
 def read_manifest_bytes(path: Path) -> bytes:
-    """What signatures are over. Raises DataError when the folder holds no such file, or no plain one."""
+    """The signed bytes. Raises DataError when the folder holds no such file, or no plain one."""
     if not os.path.lexists(path / MANIFEST_FILE):
         raise no_bundle(path, "no such file")
     return _read_plain(path, MANIFEST_FILE, LONGEST_MANIFEST)
 
 
 def read_signatures(path: Path) -> bytes | None:
-    """The bytes of the bundle's ``bundle.sig``, as they are; None when there is none."""
+    """The bytes of the bundle's ``bundle.sig``; None when there is none."""
     if not os.path.lexists(path / SIGNATURE_FILE):
         return None
     return _read_plain(path, SIGNATURE_FILE, LONGEST_SIGNATURES)
 
 
 def _check_names(path: Path, manifest: Manifest) -> None:
-    """Plain relative names only, and the files that an extractor needs are among them."""
+    """Allow plain relative names only; the files that an extractor needs must be listed."""
     for name in manifest.files:
         parts = name.split("/")
         if (
@@ -125,22 +125,22 @@ def _check_names(path: Path, manifest: Manifest) -> None:
             or "\0" in name
             or any(part in ("", ".", "..") for part in parts)
         ):
-            raise _tampered(path, MANIFEST_FILE, f"lists {name!r}, which is no plain name inside the folder")
+            raise _tampered(path, MANIFEST_FILE, f"lists {name!r}, which is not a plain name inside the folder")
     missing = [graph for graph in manifest.needed_graphs if graph not in manifest.graphs]
     if missing:
         raise DataError(
-            f"{printable_path(path)}: its manifest names no graph {', '.join(missing)}",
+            f"{printable_path(path)}: its manifest lacks graph {', '.join(missing)}",
             fix="export the bundle again with this version of flamest-export",
         )
     tokenizer = (TOKENIZER_FILE,) if manifest.needs_tokenizer else ()
-    plans = (plan.file for graph in manifest.graphs.values() for plan in graph.engines)
-    for needed in (*tokenizer, *(graph.file for graph in manifest.graphs.values()), *plans):
+    engines = (engine.file for graph in manifest.graphs.values() for engine in graph.engines)
+    for needed in (*tokenizer, *(graph.file for graph in manifest.graphs.values()), *engines):
         if needed not in manifest.files:
             raise _tampered(path, MANIFEST_FILE, f"lists no hash for {needed!r}")
 
 
 def _check_listing(path: Path, manifest: Manifest) -> None:
-    """The folder holds the manifest's files, signatures perhaps, and no other, and no links."""
+    """Allow the manifest's files and the signatures in the folder, nothing else, and no links."""
     found = set()
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
@@ -188,7 +188,7 @@ def _read_plain(path: Path, name: str, longest: int) -> bytes:
 
 
 def _open_plain(path: Path, name: str) -> tuple[BinaryIO, FileStamp]:
-    """An open file that is no link, no pipe, and has no second name: who can write there could write here."""
+    """Open a file that is no link, no pipe, and has no second name through which it could be written."""
     try:
         handle = os.open(path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -214,6 +214,6 @@ def _unreadable(path: Path, name: str, error: OSError) -> StorageError:
 def _tampered(path: Path, name: str, problem: str) -> DataError:
     return DataError(
         f"bundle {printable_path(path)}: {name} {problem}",
-        fix="copy the bundle again from where it came, or export it again; do not edit its files",
+        fix="copy the bundle again from its source, or export it again; do not edit its files",
         code="bundle_tampered",
     )

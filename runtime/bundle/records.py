@@ -1,9 +1,4 @@
-"""What ``bundle.json`` says of one graph: its tensors, its axes, and what it computes in.
-
-What ``bundle.json`` says of how near the graphs are to PyTorch, and to their own fp32 form.
-
-What a TensorRT plan is, for people and for the manifest: how it was built, and where it may run.
-"""
+"""Records of ``bundle.json`` below the manifest: graphs with their tensors and precision, parity, TensorRT engines."""
 
 from __future__ import annotations
 
@@ -13,12 +8,12 @@ from typing import Literal
 import msgspec
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-DtypeHistogram = dict[str, dict[str, int]]  # what is computed in -> operator -> nodes
-WITH_INT8_WEIGHTS = " with int8 weights"  # ends the kind of products whose weights alone are int8
+DtypeHistogram = dict[str, dict[str, int]]  # type of the arithmetic -> operator -> nodes
+WITH_INT8_WEIGHTS = " with int8 weights"  # suffix of the type where only the weights are int8
 
 
 def precision_label(of: Mapping[str, str]) -> str:
-    """What several graphs compute in, as one word: ``int8``, or ``cnn=int8,text=fp32`` where they differ."""
+    """Precision of several graphs as one word: ``int8``, or ``cnn=int8,text=fp32`` where they differ."""
     if len(set(of.values())) == 1:
         return next(iter(of.values()))
     return ",".join(f"{name}={of[name]}" for name in sorted(of))
@@ -35,7 +30,7 @@ class Tensor(Record, frozen=True):
 
 
 class AxisRange(Record, frozen=True):
-    """What a dynamic axis may be; becomes an optimisation profile."""
+    """Sizes of a dynamic axis; becomes an optimisation profile."""
 
     smallest: int
     usual: int
@@ -43,14 +38,14 @@ class AxisRange(Record, frozen=True):
 
 
 class Graph(Record, frozen=True):
-    """One ONNX file. Inputs and outputs are float32 (and int64) whatever its products are computed in."""
+    """One ONNX file. Inputs and outputs are float32 (and int64) whatever its precision."""
 
     file: str
     opset: int
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     axes: dict[str, AxisRange]  # by the word used in the shapes
-    precision: Precision  # what its products are computed in
+    precision: Precision  # of its matmuls and convolutions
     # Read back from the written file, so it proves the precision and does not promise it: float32, float16, bfloat16,
     # int8, "float32 with int8 weights" -> operator ("com.microsoft." before one that is not standard ONNX) -> nodes.
     dtype_histogram: DtypeHistogram = msgspec.field(name="ledger")
@@ -65,7 +60,7 @@ class GraphParity(Record, frozen=True):
     max_rel: float  # max |a - b| / max |b| per output, the largest of the outputs
     min_cosine: float  # of a row of any output: what belongs to one clip, as one vector
     batches: tuple[int, ...]
-    ran_on: str  # who computed the graph: "ONNX Runtime CPU", …
+    ran_on: str  # the session that computed the graph: "ONNX Runtime CPU", …
 
 
 class Cosine(Record, frozen=True):
@@ -74,9 +69,9 @@ class Cosine(Record, frozen=True):
 
 
 class ChainParity(Record, frozen=True):
-    """The whole chain of a bundle beside the same chain in fp32, on the calibration clips.
+    """The whole chain of a bundle compared with the same chain in fp32, on the calibration clips.
 
-    The embedding is compared given the fp32 caption: near-ties between captions are counted apart.
+    The embedding is compared for the fp32 caption: near-ties between captions are counted separately.
     """
 
     clips: int
@@ -90,11 +85,11 @@ class Parity(Record, frozen=True):
     graphs: dict[str, GraphParity]
     captions_equal: int  # to PyTorch's, of ``captions``
     captions: int  # compared
-    chain: ChainParity | None = None  # None where all graphs are fp32: PyTorch is the measure
+    chain: ChainParity | None = None  # None where all graphs are fp32 and compared with PyTorch
 
 
 class Calibration(Record, frozen=True):
-    """The clips on which the ranges of int8 activations were found."""
+    """The clips on which the ranges of int8 activations were measured."""
 
     source: str  # "seeded" or "own clips"
     clips: int
@@ -105,14 +100,14 @@ OPT_LEVELS = range(6)  # of TensorRT's builder: 0 builds fastest, 5 searches lon
 
 
 class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a plan is built. Precision is not among them: it stands in the ONNX graph."""
+    """Build options of an engine. Precision is not one of them: the ONNX graph defines it."""
 
     opt_level: int = 3
     hardware_compat: HardwareCompat = "none"
     version_compatible: bool = False
-    strip_weights: bool = False  # the weights are put in on the node, from the ONNX graph beside the plan
-    tf32: bool = False  # float32 products may round their inputs to 10 bits of mantissa (Ampere and later)
-    workspace_mb: int | None = None  # MiB that a kernel may use beside its tensors; None: all of the GPU's
+    strip_weights: bool = False  # the node refits the weights from the ONNX graph
+    tf32: bool = False  # float32 matmuls may round their inputs to 10 bits of mantissa (Ampere and later)
+    workspace_mb: int | None = None  # MiB that a kernel may use in addition to its tensors; None: all of the GPU's
 
     def flags(self) -> tuple[str, ...]:
         """The options that differ from the default, as ``flamest-export`` takes them."""
@@ -129,13 +124,13 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One plan file of a graph: native code for one GPU (or family) and one TensorRT (or major version)."""
+    """An engine file of a graph: native code for one GPU (or family) and one TensorRT (or major version)."""
 
     file: str
-    onnx_sha256: str  # of the graph that it was built from
-    tensorrt: str  # version, from the plan's own header: "10.16.1.11"
+    onnx_sha256: str  # of the ONNX graph that it was built from
+    tensorrt: str  # version, from the engine's header: "10.16.1.11"
     cuda: str  # newest CUDA that the driver supports: "12.8"
-    driver: str  # "570.86.15"; "unknown" where the driver does not say
+    driver: str  # "570.86.15"; "unknown" where the driver gives none
     gpu: str  # "NVIDIA H100 80GB HBM3"
     compute_capability: str  # "9.0"
     options: EngineOptions

@@ -1,13 +1,13 @@
-"""Who vouches for a bundle: Ed25519 signatures (https://www.rfc-editor.org/rfc/rfc8032) beside its manifest.
+"""Ed25519 signatures (https://www.rfc-editor.org/rfc/rfc8032) of a bundle's manifest.
 
-``bundle.sig`` signs the exact bytes of ``bundle.json``, which holds the SHA-256 of every other file. It
-is read by this module alone, line by line, because it is what comes before any trust:
+``bundle.sig`` signs the exact bytes of ``bundle.json``, which holds the SHA-256 of every other file. Only this module
+reads it, line by line, because it is read before anything is trusted:
 
     flamest signatures 1
     ed25519:PUBLIC_KEY SIGNATURE        both in base64; a line per signer, keys in ascending order
 
-A public key is written ``ed25519:PUBLIC_KEY``, a name may follow. Its id, for people to compare aloud, is
-the beginning of its SHA-256. Only ``check_signatures`` and ``sign_manifest`` need ``cryptography``.
+A public key is written ``ed25519:PUBLIC_KEY``, a name may follow. Its id, short enough to compare by telephone, is the
+beginning of its SHA-256. Only ``check_signatures`` and ``sign_manifest`` need ``cryptography``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _KEY_BYTES, _SIGNATURE_BYTES = 32, 64
 
 @dataclass(frozen=True, order=True)
 class PublicKey:
-    """An Ed25519 public key; ``name`` is what its holder is called here, for people."""
+    """An Ed25519 public key; ``name`` is this machine's name for its holder."""
 
     raw: bytes  # 32
     name: str = ""
@@ -52,22 +52,22 @@ class PublicKey:
         return f"{self.id} ({self.name})" if self.name else self.id
 
 
-TrustedKeys = tuple[PublicKey, ...]  # empty: nobody is asked for, and signatures are only checked for being right
+TrustedKeys = tuple[PublicKey, ...]  # empty: no signer is required, and signatures need only be valid
 
 
 @dataclass(frozen=True)
 class Signature:
-    key: PublicKey  # without a name: a bundle cannot say whose key it is
+    key: PublicKey  # without a name: a bundle cannot name its keys
     raw: bytes  # 64
 
 
 def is_key_text(entry: str) -> bool:
-    """Is this a key itself, and not the name of a file?"""
+    """True for a key itself, false for the name of a file."""
     return entry.startswith(_KEY_TAG)
 
 
 def parse_public_key(text: str) -> PublicKey:
-    """``ed25519:BASE64 [NAME]``; raises ValueError that says what is wrong with it."""
+    """Parse ``ed25519:BASE64 [NAME]``; raises ValueError with the reason."""
     word, _, name = text.strip().partition(" ")
     if not word.startswith(_KEY_TAG):
         raise ValueError(f"expected {_KEY_TAG}… and the key in base64")
@@ -78,9 +78,9 @@ def parse_public_key(text: str) -> PublicKey:
 
 
 def read_trusted_keys(entries: Iterable[str | Path], *, where: str) -> TrustedKeys:
-    """Keys from ``ed25519:…`` texts and public key files (``NAME.pub``, a key a line, # begins a remark).
+    """Read keys from ``ed25519:…`` texts and public key files (``NAME.pub``, one key a line, # starts a comment).
 
-    ``where``: who names them, for the message (``--trusted-key``). Raises SettingsError.
+    ``where``: the option that names them, for the message (``--trusted-key``). Raises SettingsError.
     """
     keys: dict[bytes, PublicKey] = {}
     for entry in entries:
@@ -91,7 +91,7 @@ def read_trusted_keys(entries: Iterable[str | Path], *, where: str) -> TrustedKe
                 key = parse_public_key(line)
             except ValueError as error:
                 raise SettingsError(
-                    f"{where}: {printable_path(Path(given))} is no public key: {error}",
+                    f"{where}: {printable_path(Path(given))} is not a public key: {error}",
                     fix="give a NAME.pub that flamest-export keygen wrote, or the line in it that begins with ed25519:",
                 ) from error
             keys.setdefault(key.raw, key)
@@ -99,11 +99,11 @@ def read_trusted_keys(entries: Iterable[str | Path], *, where: str) -> TrustedKe
 
 
 def parse_signatures(data: bytes) -> tuple[Signature, ...]:
-    """The lines of a ``bundle.sig``; raises ValueError unless ``data`` is, byte for byte, how it is written."""
+    """Parse a ``bundle.sig``; raises ValueError unless ``data`` is exactly as ``format_signatures`` writes it."""
     try:
         first, *lines = data.decode("ascii").split("\n")
     except UnicodeDecodeError:
-        raise ValueError("it is not plain text") from None
+        raise ValueError("it is not ASCII text") from None
     if first != _FIRST_LINE:
         raise ValueError(f"it begins with {first[:40]!r}, expected {_FIRST_LINE!r}")
     if not 1 <= len(lines) - 1 <= MOST_SIGNERS:
@@ -119,7 +119,7 @@ def parse_signatures(data: bytes) -> tuple[Signature, ...]:
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
     if format_signatures(found) != data:
-        raise ValueError("it is not written as flamest-export sign writes it")
+        raise ValueError("it differs from what flamest-export sign writes")
     return tuple(found)
 
 
@@ -133,10 +133,10 @@ def format_signatures(signatures: Iterable[Signature]) -> bytes:
 def check_signatures(
     manifest: bytes, signatures: bytes | None, trusted: TrustedKeys, *, bundle: Path
 ) -> tuple[PublicKey, ...]:
-    """Who signed: the keys of ``signatures``, all of which must be right for the bytes of ``manifest``.
+    """Return the signers: the keys of ``signatures``, all of which must be valid for the bytes of ``manifest``.
 
-    With ``trusted`` keys one of them must be among the signers; those that are carry the name given
-    there. ``signatures`` is None when the bundle has none. Raises DataError ``UNTRUSTED``.
+    With ``trusted`` keys one of them must be a signer; trusted signers carry the name given there. ``signatures`` is
+    None when the bundle has none. Raises DataError ``UNTRUSTED``.
     """
     if signatures is None:
         if trusted:
@@ -149,7 +149,7 @@ def check_signatures(
     try:
         found = parse_signatures(signatures)
     except ValueError as error:
-        raise _untrusted(bundle, f"{SIGNATURE_FILE} is no file of signatures: {error}") from error
+        raise _untrusted(bundle, f"{SIGNATURE_FILE} is not a file of signatures: {error}") from error
     for signature in found:
         if not _verifies(manifest, signature):
             raise _untrusted(
@@ -197,7 +197,7 @@ def _key_lines(path: Path, where: str) -> list[str]:
             fix="give the path of a NAME.pub, or the key itself as ed25519:…",
         ) from error
     except UnicodeDecodeError:
-        raise SettingsError(f"{where}: {printable_path(path)} is no public key: it is not text") from None
+        raise SettingsError(f"{where}: {printable_path(path)} is not a public key: it is not text") from None
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not lines:
         raise SettingsError(f"{where}: {printable_path(path)} holds no public key")

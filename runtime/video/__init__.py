@@ -1,4 +1,4 @@
-"""Video files: names, decoder process, frames, preprocessing."""
+"""Video files: their names, decoding in a limited child process, reading ahead, preprocessing."""
 
 from __future__ import annotations
 

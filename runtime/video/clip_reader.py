@@ -1,6 +1,6 @@
-"""A clip's file -> what its networks read: decoding, keyframes (paper eq. 3), resizing.
+"""A clip's file -> the inputs of its networks: decoding, keyframes (paper eq. 3), resizing.
 
-Nothing here needs another clip, so several readers work at once, ahead of the networks (read_ahead.py).
+Clips are independent, so several readers work at once, ahead of the networks (read_ahead.py).
 """
 
 from __future__ import annotations
@@ -25,47 +25,47 @@ _NO_ROWS: Indices = np.empty(0, dtype=np.int64)
 
 @dataclass(frozen=True, eq=False)
 class PreparedClip:
-    """A clip as its networks read it. A part that the extractor has not is empty."""
+    """The inputs of a clip's networks. A part that the extractor lacks is empty."""
 
     clip: Clip
-    captioned: npt.NDArray[np.float32]  # [F, 3, S, S], the keyframes to describe, the drawn one first
+    captioned: npt.NDArray[np.float32]  # [F, 3, S, S], the keyframes to caption, the drawn one first
     motion: npt.NDArray[np.float32]  # [3, K, S, S], the frames of graph cnn
-    keyframe: int  # which of the keyframes ``captioned[0]`` is; -1 for none
-    times_s: tuple[float, ...]  # seconds from clip start, of the frames that the first part sees
+    keyframe: int  # index of ``captioned[0]`` among the keyframes; -1 for none
+    times_s: tuple[float, ...]  # seconds from clip start, of the first part's frames
     stages_ms: dict[str, float]  # decode, keyframes, prepare
     warnings: tuple[str, ...]
 
     @property
     def frames(self) -> int:
-        """How many frames are described."""
+        """Number of captioned frames."""
         return len(self.captioned)
 
 
 @dataclass(frozen=True, eq=False)
 class _Chosen:
-    """Row numbers of candidates, not decreasing; empty for a part that the extractor has not."""
+    """Row numbers of candidates, not decreasing; empty for a part that the extractor lacks."""
 
     vlm: Indices
     cnn: Indices
 
 
 class KeyframeFeatures:
-    """Graph ``keyframes``, for several readers: one run at a time, which takes all cores that there are."""
+    """Graph ``keyframes``, shared by several readers: one run at a time, on all cores."""
 
     def __init__(self, graph: Session) -> None:
         self._graph = graph
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def of(self, candidates: Candidates) -> npt.NDArray[np.float32]:
         """float32 [N, C], a row per candidate."""
-        with self._turn:
+        with self._lock:
             return self._graph.run({"frames": candidates.pixels})["features"]
 
 
 class ClipReader:
     """Reads clips with a decoder process of its own. One thread at a time.
 
-    ``features``: what frames are clustered by; None where they are spread evenly.
+    ``features``: clusters the frames; None where they are spread evenly.
     """
 
     def __init__(self, manifest: Manifest, video: VideoDecoder, features: KeyframeFeatures | None) -> None:
@@ -75,9 +75,9 @@ class ClipReader:
         self.video = video
 
     def read(self, clip: Clip) -> PreparedClip:
-        """Raises DataError with a named reason when the file cannot be used (decoder.py lists the codes).
+        """Read a clip. Raises DataError with a code of decoder.py when the file cannot be used.
 
-        A clip in which the decoder process died is read once more, in a fresh one, before it is called bad.
+        A clip during which the decoder process ended is read once more, in a fresh process, before it is rejected.
         """
         try:
             return self._read(clip)
@@ -119,20 +119,20 @@ class ClipReader:
             return _Chosen(_NO_ROWS, uniform)
         with timed(stages, "keyframes"):
             features = self._features.of(candidates)
-            seen = pick_keyframes(features, rule.count, seed) if vlm else _NO_ROWS
+            clustered = pick_keyframes(features, rule.count, seed) if vlm else _NO_ROWS
             if cnn is None or cnn.choice == "uniform":
-                return _Chosen(seen, uniform)
+                return _Chosen(clustered, uniform)
             same = vlm is not None and cnn.frames == rule.count
-            return _Chosen(seen, seen if same else pick_keyframes(features, cnn.frames, seed))
+            return _Chosen(clustered, clustered if same else pick_keyframes(features, cnn.frames, seed))
 
     def _full_size(self, candidates: Candidates, chosen: _Chosen) -> tuple[Rgb, Rgb]:
-        """The chosen frames for each part; a frame that both see is fetched once."""
+        """The chosen frames for each part; a frame of both is fetched once."""
         wanted = np.unique(np.concatenate([chosen.vlm, chosen.cnn]))
         rgb = self.video.keyframes(candidates, wanted).rgb
         return rgb[np.searchsorted(wanted, chosen.vlm)], rgb[np.searchsorted(wanted, chosen.cnn)]
 
     def _captioned(self, keyframes: Rgb, seed: int) -> tuple[int, Pixels]:
-        """Paper eq. 4: which keyframe was drawn first, and all that are described."""
+        """The index of the drawn keyframe and all frames to caption (paper eq. 4)."""
         spec = self._manifest.vlm
         if spec is None:
             return -1, _NO_PIXELS

@@ -1,7 +1,7 @@
-"""One video file -> its frames, through PyAV. Runs in the decoder process only.
+"""Decode one video file with PyAV. Runs in the decoder process only.
 
-What the header says is not believed: HMDB51's files count one frame too many, a cut-off AVI loses
-half of its frames without an error. Frames are counted by decoding them.
+Headers are not trusted: HMDB51's files count one frame too many, a cut-off AVI loses half of its frames without an
+error. Frames are counted by decoding them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import av.container
     import av.video
 
-# Containers by demuxer name. Formats that name other files (ffconcat, HLS, DASH) are not among
-# them: with any format allowed, a text file called x.mp4 makes ffmpeg open what it names.
+# Containers by demuxer name. Formats that name other files (ffconcat, HLS, DASH) are left out: with any format
+# allowed, a text file called x.mp4 makes ffmpeg open the files that it names.
 FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg"
 SIGNATURES = (  # (offset, first bytes) of these containers
     (4, b"ftyp"),
@@ -39,12 +39,12 @@ SIGNATURES = (  # (offset, first bytes) of these containers
     (0, b"OggS"),
 )
 LOST_SHARE = 0.1  # of the promised frames: more missing than this is worth a warning
-USUAL_RATE = 25.0  # frames per second, where a file does not say
+USUAL_RATE = 25.0  # frames per second, where a file gives none
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over a clip found."""
+    """Result of one pass over a clip."""
 
     frames: int
     t_s: npt.NDArray[np.float64]  # [frames], seconds from the first, not decreasing
@@ -52,7 +52,7 @@ class Survey:
 
 
 class _Shape(NamedTuple):
-    """How a frame is stored."""
+    """Stored size and rotation of a frame."""
 
     width: int
     height: int
@@ -60,12 +60,12 @@ class _Shape(NamedTuple):
 
 
 class DecodedClip:
-    """A clip in an open file descriptor, decoded once, and again where frames were not kept."""
+    """A clip in an open file descriptor; decoded once, and a second time where frames were not kept."""
 
     def __init__(self, fd: int, *, candidates: int, largest_frame: int, held_bytes: int) -> None:
         self._fd = fd
         self._largest_frame = largest_frame
-        self._shape: _Shape | None = None  # of the first frame, which all are brought to
+        self._shape: _Shape | None = None  # of the first frame; all frames are scaled to it
         self._held: dict[int, av.VideoFrame] = {}
         self.survey = self._survey(candidates, held_bytes)
         self.candidates = uniform_indices(self.survey.frames, candidates)
@@ -83,14 +83,14 @@ class DecodedClip:
                 yield rgb
 
     def release_frames(self) -> None:
-        """Keep no frames; what is asked for from now on is decoded again."""
+        """Drop the kept frames; later requests decode the clip again."""
         self._held = {}
 
     def _survey(self, candidates: int, held_bytes: int) -> Survey:
         container, stream = self._open()
         with container:
             promised = _promised_frames(container, stream)
-            shelf = _Shelf(held_bytes, likely=set(uniform_indices(promised, candidates).tolist()))
+            buffer = _FrameBuffer(held_bytes, likely=set(uniform_indices(promised, candidates).tolist()))
             times: list[float | None] = []
             damaged = 0
             for frame in _decoded(container, stream):
@@ -98,13 +98,13 @@ class DecodedClip:
                     damaged += 1
                     continue
                 self._shape = self._shape or _Shape(frame.width, frame.height, frame.rotation)
-                shelf.offer(len(times), frame)
+                buffer.offer(len(times), frame)
                 times.append(frame.time)
                 damaged += bool(frame.is_corrupt)
             if not times:
                 raise self._nothing_decoded(stream)
             rate = float(stream.average_rate or USUAL_RATE)
-        self._held = shelf.frames
+        self._held = buffer.frames
         return Survey(len(times), _seconds(times, rate), _warnings(len(times), promised, damaged))
 
     def _frames_at(self, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -174,20 +174,20 @@ class DecodedClip:
         return DataError(f"is not a video in one of the formats {FORMATS}", code="video_not_video")
 
     def _nothing_decoded(self, stream: av.video.VideoStream) -> DataError:
-        """No frame came out: damaged, or refused for its size by a decoder that told no size."""
+        """The error for no frame at all: damaged, or too large for a codec that reports no size."""
         if not stream.codec_context.width:
             with self._open_container({}) as container:
-                again = next(other for other in container.streams.video if other.index == stream.index)
-                if again.width * again.height > self._largest_frame:
-                    return _too_large(again.width, again.height, self._largest_frame)
+                reopened = next(other for other in container.streams.video if other.index == stream.index)
+                if reopened.width * reopened.height > self._largest_frame:
+                    return _too_large(reopened.width, reopened.height, self._largest_frame)
         return DataError("holds a video stream of which no frame can be decoded", code="video_damaged")
 
 
-class _Shelf:
+class _FrameBuffer:
     """Decoded frames, kept while there is room; once it is full, only those of ``likely``.
 
-    ``likely`` are the candidates if the header's frame count is right. What is missing in the end
-    is decoded a second time, so a long clip costs time and not memory.
+    ``likely`` are the candidates if the header's frame count is right. Missing frames are decoded a second time, so a
+    long clip takes more time and not more memory.
     """
 
     def __init__(self, room: int, *, likely: set[int]) -> None:
@@ -200,15 +200,15 @@ class _Shelf:
         size = _frame_bytes(frame)
         if not self._full and size > self._room:
             self._full = True
-            for unlikely in self.frames.keys() - self._likely:
-                self._room += _frame_bytes(self.frames.pop(unlikely))
+            for index_to_drop in self.frames.keys() - self._likely:
+                self._room += _frame_bytes(self.frames.pop(index_to_drop))
         if size <= self._room and (not self._full or index in self._likely):
             self.frames[index] = frame
             self._room -= size
 
 
 def _decoded(container: av.container.InputContainer, stream: av.video.VideoStream) -> Iterator[av.VideoFrame | None]:
-    """Every frame that can be decoded, in the order shown; None in the place of a damaged packet."""
+    """Every frame that can be decoded, in display order; None in place of a damaged packet."""
     import av.error
 
     packets = container.demux(stream)
@@ -233,7 +233,7 @@ def _decoded(container: av.container.InputContainer, stream: av.video.VideoStrea
 
 
 def _promised_frames(container: av.container.InputContainer, stream: av.video.VideoStream) -> int:
-    """What the header says, by count or else by length; 0 when it says nothing."""
+    """The header's number of frames, by count or else by length; 0 when it has neither."""
     if stream.frames:
         return int(stream.frames)
     if container.duration and stream.average_rate:

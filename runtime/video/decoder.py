@@ -13,7 +13,7 @@ in a DataError with one of these codes, and the next clip is served:
     video_damaged     cut off or damaged so that no frame can be decoded
     video_too_large   frames above the pixel limit, or more memory than a clip may take
     video_timeout     slower than a clip may be
-    decoder_crashed   the decoder process died, or answered what cannot be
+    decoder_crashed   the decoder process crashed, or gave an invalid answer
     decoder_killed    it was killed from outside, as the system does when memory is short: not the file's fault
 
 A decoder that does not run at all (PyAV does not load, no memory to begin with) is no clip's fault: SettingsError
@@ -45,7 +45,7 @@ PROGRAM = "flamest.runtime.video.decoder_process"
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 START_WITHIN_S = 120.0  # importing PyAV takes 0.3 s; from a slow disk under load much longer
 LONGEST_REASON = 300  # characters of the last line of stderr
-FRESH_AFTER = frozenset({"video_too_large"})  # memory is in doubt: the next clip gets a new process
+FRESH_AFTER = frozenset({"video_too_large"})  # memory may be exhausted: the next clip gets a new process
 DIED = frozenset({"decoder_crashed", "decoder_killed"})  # another attempt, in a fresh process, may succeed
 
 A = TypeVar("A", Opened, FramesRead)
@@ -54,7 +54,7 @@ T = TypeVar("T", np.float32, np.uint8)
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What one clip may take."""
+    """Limits of one clip."""
 
     largest_frame: int = 4096 * 2304  # pixels
     held_bytes: int = 256 << 20  # decoded frames kept; longer clips are decoded twice
@@ -62,7 +62,7 @@ class DecodeLimits:
 
 
 class VideoDecoder:
-    """The parent's side. Not for use by several threads at once; close it when done.
+    """Decodes clips in a child process. One thread at a time; close it when done.
 
     The process starts with ``start`` or the first clip, and again after a clip that killed it.
     Raises MissingExtra when PyAV is not installed; SettingsError ``decoder_broken``, at the first clip, when it
@@ -91,7 +91,7 @@ class VideoDecoder:
             self._process = _start()
 
     def candidates(self, path: Path) -> Candidates:
-        """Decode the clip and give its candidate frames, prepared for the keyframe graph.
+        """Decode the clip and return its candidate frames, prepared for the keyframe graph.
 
         Raises DataError with a code of the list above.
         """
@@ -119,12 +119,12 @@ class VideoDecoder:
         )
 
     def keyframes(self, candidates: Candidates, chosen: Indices) -> Keyframes:
-        """The chosen candidates (row numbers, not decreasing) at full size.
+        """Return the chosen candidates (row numbers, not decreasing) at full size.
 
         ``candidates`` are those of the last clip opened; InvariantError otherwise.
         """
         if candidates.number != self._opened or self._process is None:
-            raise InvariantError(f"keyframes of {candidates.path} were asked for after another clip was opened")
+            raise InvariantError(f"keyframes of {candidates.path} were requested after another clip was opened")
         request = ReadFrames(tuple(chosen.tolist()), self._cpu_s)
         largest = len(chosen) * self._limits.largest_frame * 3
         answer, payload = self._ask(request, FramesRead, largest, candidates.path)
@@ -176,10 +176,10 @@ class VideoDecoder:
     def _shaped(
         self, payload: bytearray, dtype: type[T], shape: tuple[int, ...], path: Path
     ) -> np.ndarray[tuple[int, ...], np.dtype[T]]:
-        """The payload as an array; a decoder that a file has taken over may answer anything."""
+        """The payload as an array, checked: a decoder that a hostile file controls may answer anything."""
         if min(shape) < 1 or len(payload) != math.prod(shape) * np.dtype(dtype).itemsize:
             self._end()
-            raise _senseless(path, f"{len(payload)} bytes for {list(shape)}")
+            raise _invalid_answer(path, f"{len(payload)} bytes for {list(shape)}")
         return np.frombuffer(payload, dtype=dtype).reshape(shape)
 
     def _ready(self) -> ChildProcess:
@@ -202,7 +202,7 @@ class VideoDecoder:
 
 
 def decoder_problem() -> str:
-    """Why the decoder process does not run on this machine, tried by starting one; empty when it runs."""
+    """Start a decoder process and return the reason why it does not run on this machine; empty when it runs."""
     try:
         with _start() as process:
             _await_ready(process)
@@ -246,22 +246,24 @@ def _clip_failure(ended: ChildEnded, path: Path, limits: DecodeLimits) -> DataEr
     if isinstance(ended, ChildTimeout) or ended.status == -signal.SIGXCPU:
         return _too_slow(path, limits)
     if isinstance(ended, ChildProtocolError):
-        return _senseless(path, ended.reason)
+        return _invalid_answer(path, ended.reason)
     if ended.status == -signal.SIGKILL:
         return DataError(
             f"{printable_path(path)}: the decoder process was killed, as the system does when memory is short",
             fix="run it again with more memory free",
             code="decoder_killed",
         )
-    return DataError(f"{printable_path(path)}: the decoder process died of it ({ended.reason})", code="decoder_crashed")
+    return DataError(
+        f"{printable_path(path)}: the decoder process crashed on it ({ended.reason})", code="decoder_crashed"
+    )
 
 
-def _senseless(path: Path, problem: str) -> DataError:
-    return DataError(f"{printable_path(path)}: the decoder's answer makes no sense: {problem}", code="decoder_crashed")
+def _invalid_answer(path: Path, problem: str) -> DataError:
+    return DataError(f"{printable_path(path)}: the decoder's answer is invalid: {problem}", code="decoder_crashed")
 
 
 def _open_regular(path: Path) -> int:
-    """A descriptor of a regular file that holds something. A pipe or a device is refused, never waited for."""
+    """Open a regular file that is not empty; its descriptor. A pipe or a device is refused at once."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:

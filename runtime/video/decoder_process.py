@@ -35,7 +35,7 @@ OPEN_FILES = 32
 
 
 def main() -> None:
-    # Both go to the whole process group or cgroup; the agent finishes its clip first and then closes us.
+    # Both go to the whole process group or cgroup; the agent finishes its clip first and then ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = Channel.to_parent()
@@ -65,7 +65,7 @@ def _silence() -> None:
 
 
 def _limit(kind: int, value: int) -> None:
-    """Set both limits, to less where the administrator allows less."""
+    """Set both limits, lower where the administrator allows less."""
     _, hard = resource.getrlimit(kind)
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(kind, (value, value))
@@ -94,7 +94,7 @@ def _serve(parent: Channel) -> None:
         answer: Answer
         try:
             if isinstance(request, OpenClip):
-                clip = None  # its frames go before the next clip's come
+                clip = None  # its frames are freed before the next clip's are decoded
                 if fd is not None:
                     os.close(fd)
                 fd = attached
@@ -104,7 +104,7 @@ def _serve(parent: Channel) -> None:
                 payload, answer = _frames(clip, request)
         except DataError as error:
             answer = Refused(error.code, error.message)
-        except MemoryError:  # before FFmpegError, which PyAV's own MemoryError is too
+        except MemoryError:  # before FFmpegError: PyAV's own MemoryError is one too
             answer = Refused("video_too_large", f"needs more than {MEMORY_BYTES >> 20} MiB of memory to decode")
         except av.error.FFmpegError as error:
             answer = Refused("video_damaged", f"cannot be decoded: {error}")
@@ -115,12 +115,12 @@ def _serve(parent: Channel) -> None:
         if not isinstance(answer, Opened):
             if clip is not None:
                 clip.release_frames()
-            trim_memory()  # the next clip may be long in coming: an idle decoder is small
+            trim_memory()  # the next clip may come much later: an idle decoder stays small
 
 
 def _decode(request: OpenClip, fd: int | None) -> DecodedClip:
     if fd is None:
-        raise ValueError("a request to open a clip came without a file")
+        raise ValueError("a request to open a clip has no file")
     return DecodedClip(
         fd, candidates=request.candidates, largest_frame=request.largest_frame, held_bytes=request.held_bytes
     )
@@ -135,7 +135,7 @@ def _candidates(clip: DecodedClip, request: OpenClip) -> tuple[memoryview, Opene
 
 def _frames(clip: DecodedClip | None, request: ReadFrames) -> tuple[memoryview, FramesRead]:
     if clip is None:
-        raise ValueError("frames were asked for before a clip was opened")
+        raise ValueError("frames were requested before a clip was opened")
     rgb = np.stack(list(clip.rgb(request.candidates)))
     return rgb.data.cast("B"), FramesRead(len(rgb), rgb.shape[1], rgb.shape[2], peak_resident_kb())
 

@@ -1,4 +1,4 @@
-"""From RGB frames to what a network reads: exactly the manifest's FramePreprocessing.
+"""From RGB frames to a network's input, exactly as the manifest's FramePreprocessing defines it.
 
 ``bicubic`` and ``bilinear-pillow`` give the bytes of Pillow's antialiased filters, and after
 normalisation those of Hugging Face's ``BlipImageProcessorPil``. ``bilinear`` is PyTorch's
@@ -19,19 +19,19 @@ from ..bundle.manifest import FramePreprocessing
 
 Rgb = npt.NDArray[np.uint8]
 Pixels = npt.NDArray[np.float32]
-LARGEST_RESIZED = 1 << 25  # pixels; a frame of 100,000 × 1 would ask for gigabytes
+LARGEST_RESIZED = 1 << 25  # pixels; a frame of 100,000 × 1 would take gigabytes
 
 
 def prepare_frames(rgb: Rgb, rule: FramePreprocessing) -> Pixels:
     """Resize, crop and normalise: uint8 [N, H, W, 3] -> float32 [N, 3, size, size].
 
     Raises DataError (``video_too_large``) for a frame so long and thin that its short side cannot
-    be brought to ``size``.
+    be resized to ``size``.
     """
     height, width = resized_size(rgb.shape[1], rgb.shape[2], rule)
     if height * width > LARGEST_RESIZED:
         raise DataError(
-            f"frames of {rgb.shape[2]}x{rgb.shape[1]} pixels are too long and thin to bring to {rule.size} pixels",
+            f"frames of {rgb.shape[2]}x{rgb.shape[1]} pixels are too long and thin to resize to {rule.size} pixels",
             code="video_too_large",
         )
     if rule.filter in ("bicubic", "bilinear-pillow"):

@@ -1,4 +1,4 @@
-"""Readers at work ahead of the networks: clips are read at the same time, and taken in the order given."""
+"""Read several clips at once, ahead of the networks, and return them in order."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .clip_reader import ClipReader, PreparedClip
 
 @dataclass(frozen=True, eq=False)
 class RefusedClip:
-    """A clip that cannot be used, and why."""
+    """A clip that cannot be used, and the reason."""
 
     clip: Clip
     error: DataError
 
 
 class ReadAhead:
-    """``give`` clips, ``take`` them prepared. For one thread; the readers work in threads of their own.
+    """``give`` clips, ``take`` them prepared. For one thread; each reader works in its own thread.
 
-    What is given and not taken yet is held in memory (``len`` tells how many): the caller bounds it.
+    Clips that are given and not taken stay in memory; the caller bounds their number, ``len``.
     """
 
     def __init__(self, readers: Sequence[ClipReader]) -> None:
@@ -40,23 +40,23 @@ class ReadAhead:
 
     @property
     def ready(self) -> bool:
-        """Whether ``take`` returns without waiting."""
+        """True when ``take`` returns without waiting."""
         return bool(self._coming) and self._coming[0].done()
 
     @property
     def peak_kb(self) -> int:
-        """Largest resident memory of the decoder processes so far, each at its own largest, KiB."""
+        """Largest resident memory of the decoder processes so far, summed over the processes, KiB."""
         return sum(reader.video.peak_kb for reader in self._readers)
 
     def give(self, clip: Clip) -> None:
         self._coming.append(self._pool.submit(self._read, clip))
 
     def take(self) -> PreparedClip | RefusedClip:
-        """The next clip in the order given; waits for it. Errors other than DataError are raised."""
+        """Wait for the next clip, in the order given. Errors other than DataError are raised."""
         return self._coming.popleft().result()
 
     def drop(self) -> None:
-        """Forget what was given and not taken; clips that are being read are read to their end, unused."""
+        """Drop all clips that are not taken; those being read are read to their end, unused."""
         while self._coming:
             self._coming.popleft().cancel()
 

@@ -7,7 +7,7 @@ import msgspec
 import onnx
 import pytest
 from flamest.base.errors import DataError
-from flamest.runtime.bundle.external_data import names_outside_data
+from flamest.runtime.bundle.external_data import has_external_data
 from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.bundle.opening import open_bundle
 
@@ -209,7 +209,7 @@ def test_a_file_that_is_no_onnx_graph_is_refused_whatever_its_bytes(bundle, toys
 
 
 def test_graphs_with_all_tensors_inside_pass(bundle):
-    assert not any(names_outside_data(bundle / f"{graph}.onnx") for graph in GRAPHS)
+    assert not any(has_external_data(bundle / f"{graph}.onnx") for graph in GRAPHS)
 
 
 def test_a_folder_without_a_manifest_is_no_bundle_and_the_error_says_how_to_get_one(tmp_path):

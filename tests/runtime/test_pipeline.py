@@ -108,7 +108,7 @@ def test_where_graphs_run_beside_the_cpu_a_run_sees_as_many_clips_as_plans_are_m
     """On a GPU, that is; here the CPU's session says that it computes elsewhere."""
     monkeypatch.setattr(OrtSession, "computes_on_host", False)
     with open_extractor(toy_bundle, threads=1) as extractor:
-        described = extractor._describer
+        described = extractor._captioner
         assert isinstance(described, StaticBatchCaptioner)
         assert (described.batch, extractor._batch) == (GPU_BATCH, GPU_BATCH)
         found = list(extractor.extract_all(many))

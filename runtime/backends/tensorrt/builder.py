@@ -1,8 +1,8 @@
-"""One ONNX graph becomes one TensorRT plan: the raw API, one path for TensorRT 10.3 to 11.
+"""Build a TensorRT engine from an ONNX graph, with one code path for TensorRT 10.3 to 11.
 
-Precision is never asked of the builder: every network is strongly typed (a flag in 10, always so in 11), so
-each layer computes in the type that the ONNX graph says. After parsing, ``network.py`` compares what
-TensorRT made of it with the graph's ledger; half precision that would be lost is an error.
+The builder is never given a precision: every network is strongly typed (a flag in 10, the only kind in 11), so each
+layer computes in the type of the ONNX graph. After parsing, network.py compares TensorRT's network with the graph's
+dtype histogram; lost half precision is an error.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """What to build from what."""
+    """An ONNX graph and the options of its engine."""
 
     name: str  # of the graph, for messages
     onnx: Path
-    onnx_sha256: str  # the bytes that are parsed are these, or nothing is
+    onnx_sha256: str  # checked before the file is parsed
     graph: Graph
     options: EngineOptions
-    timing_cache: Path | None = None  # kernels' times from earlier builds; read if there, and written
+    timing_cache: Path | None = None  # kernels' times from earlier builds; read if it exists, and written
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    data: bytes  # native code: whoever can change it before it is loaded can run anything
-    version: Version  # of TensorRT, from the plan's header
+    data: bytes  # native code: a change before it is loaded could run anything
+    version: Version  # of TensorRT, from the engine's header
     seconds: float
-    remarks: tuple[str, ...]  # what the person should know and is no error
+    remarks: tuple[str, ...]  # for the person; not errors
 
 
 def build_engine(request: EngineRequest, progress: Progress) -> BuiltEngine:
-    """Build the plan of one graph; ``progress`` counts ``plan_progress.STEPS`` steps.
+    """Build the engine of one graph; ``progress`` counts ``progress.STEPS`` steps.
 
-    Raises the errors of TRT_MISSING, TRT_LIBS, TRT_NO_BUILDER, NO_DRIVER_OR_GPU, PLAN_BUILD (the parser or
-    the builder refused; every line of theirs is in the message) and PRECISION, UNTRUSTED when the ONNX file
-    is not the one of ``onnx_sha256``, StorageError, KeyboardInterrupt when interrupted.
+    Raises the errors of TRT_MISSING, TRT_LIBS, TRT_NO_BUILDER, NO_DRIVER_OR_GPU, PLAN_BUILD (an error of the parser
+    or the builder, with all their lines in the message) and PRECISION, UNTRUSTED when the ONNX file does not have
+    ``onnx_sha256``, StorageError, KeyboardInterrupt when interrupted.
     """
     trt = import_tensorrt()
     log, remarks = Log(), list[str]()
     logger = make_logger(trt, log)
     builder = make_builder(trt, logger, log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    # The parser owns weights that the network points to: it must live until the plan is built.
+    # The parser owns weights that the network points to: it must live until the engine is built.
     parser = parse_onnx(trt, network, logger, request, log)
     check_network(trt, network, request.name, request.graph)
     config = make_config(trt, builder, request.options, request.name)
@@ -74,8 +74,8 @@ def build_engine(request: EngineRequest, progress: Progress) -> BuiltEngine:
     if ended.interrupted:
         raise KeyboardInterrupt
     if serialized is None:
-        said = log.errors or "TensorRT logged nothing"
-        raise unavailable(Code.PLAN_BUILD, f"graph '{request.name}': TensorRT built no plan: {said}").error()
+        reason = log.errors or "TensorRT logged nothing"
+        raise unavailable(Code.PLAN_BUILD, f"graph '{request.name}': TensorRT built no engine: {reason}").error()
     ended.finish()
     data = bytes(serialized)
     _save_timing_cache(config, request.timing_cache, remarks)
@@ -84,7 +84,7 @@ def build_engine(request: EngineRequest, progress: Progress) -> BuiltEngine:
 
 
 def parse_onnx(trt: Any, network: Any, logger: Any, request: EngineRequest, log: Log) -> Any:
-    """Fill ``network`` from the ONNX file's bytes; the parser, or the error of PLAN_BUILD with all it said."""
+    """Fill ``network`` from the ONNX file's bytes; return the parser, or raise PLAN_BUILD with all its errors."""
     try:
         model = request.onnx.read_bytes()
     except OSError as error:
@@ -93,15 +93,15 @@ def parse_onnx(trt: Any, network: Any, logger: Any, request: EngineRequest, log:
         raise unavailable(Code.UNTRUSTED, f"{request.onnx} is not the file of the manifest").error()
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
-        said = f"graph '{request.name}' ({request.onnx.name}): {parser_errors(parser, log)}"
-        raise unavailable(Code.PLAN_BUILD, said).error()
+        evidence = f"graph '{request.name}' ({request.onnx.name}): {parser_errors(parser, log)}"
+        raise unavailable(Code.PLAN_BUILD, evidence).error()
     return parser
 
 
 def parser_errors(parser: Any, log: Log) -> str:
-    """Every error of TensorRT's ONNX parser (or its refitting kin), a line each."""
+    """Every error of TensorRT's ONNX parser, one per line."""
     lines = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
-    return "\n".join(["TensorRT's ONNX parser refused it:", *(lines or [log.errors or "it said nothing"])])
+    return "\n".join(["TensorRT's ONNX parser rejected it:", *(lines or [log.errors or "it gave no reason"])])
 
 
 def _parser_error(error: Any) -> str:
@@ -112,19 +112,19 @@ def _parser_error(error: Any) -> str:
 
 
 def make_config(trt: Any, builder: Any, options: EngineOptions, name: str) -> Any:
-    """The builder's configuration; every option is set, whatever TensorRT's default is in this version."""
+    """The builder's configuration; every option is set, because defaults differ between versions of TensorRT."""
     config = builder.create_builder_config()
     flags: tuple[tuple[str, bool], ...] = (
         ("TF32", options.tf32),  # on by default in every version
         ("VERSION_COMPATIBLE", options.version_compatible),
         ("STRIP_PLAN", options.strip_weights),
-        # Refitted with the very weights that it was built from: other refit modes cost speed, and REFIT is
-        # known to drop biases of products in 11.3 (its release notes).
+        # Refitted with the same weights that it was built from: other refit modes cost speed, and REFIT is
+        # known to drop biases of matmuls in 11.3 (its release notes).
         ("REFIT_IDENTICAL", options.strip_weights),
     )
     for flag, wanted in flags:
-        switch: Callable[[Any], None] = config.set_flag if wanted else config.clear_flag
-        switch(getattr(trt.BuilderFlag, flag))
+        apply: Callable[[Any], None] = config.set_flag if wanted else config.clear_flag
+        apply(getattr(trt.BuilderFlag, flag))
     config.builder_optimization_level = options.opt_level
     config.hardware_compatibility_level = _hardware_level(trt, options, name)
     if options.workspace_mb is not None:
@@ -151,14 +151,16 @@ def _add_profile(builder: Any, config: Any, request: EngineRequest) -> None:
         for wanted in input_ranges(request.graph):
             profile.set_shape(wanted.name, wanted.smallest, wanted.usual, wanted.largest)
     except ValueError as error:
-        said = f"graph '{request.name}': TensorRT refused the range of input {wanted.name}: {error}"
-        raise unavailable(Code.PLAN_BUILD, said).error() from error
+        evidence = f"graph '{request.name}': TensorRT rejected the range of input {wanted.name}: {error}"
+        raise unavailable(Code.PLAN_BUILD, evidence).error() from error
     if config.add_optimization_profile(profile) < 0:
-        raise unavailable(Code.PLAN_BUILD, f"graph '{request.name}': TensorRT refused its optimisation profile").error()
+        raise unavailable(
+            Code.PLAN_BUILD, f"graph '{request.name}': TensorRT rejected its optimisation profile"
+        ).error()
 
 
 def _attach_timing_cache(config: Any, path: Path | None, remarks: list[str]) -> Any:
-    """The cache must outlive the build. One of another GPU or version is no error: the build takes longer."""
+    """Attach the timing cache, which must outlive the build. For another GPU or version it is not used."""
     if path is None:
         return None
     try:
@@ -170,18 +172,18 @@ def _attach_timing_cache(config: Any, path: Path | None, remarks: list[str]) -> 
     cache = config.create_timing_cache(data)
     if cache is not None and config.set_timing_cache(cache, False):
         return cache
-    remarks.append(f"the timing cache {path} is of another GPU or TensorRT and was not used; it is written anew")
+    remarks.append(f"the timing cache {path} is of another GPU or TensorRT and was not used; it is replaced")
     cache = config.create_timing_cache(b"")
     config.set_timing_cache(cache, False)
     return cache
 
 
 def _save_timing_cache(config: Any, path: Path | None, remarks: list[str]) -> None:
-    """Losing it costs time only, so a failure is a remark."""
+    """Write the timing cache. Without it later builds take longer, so a failure is a remark."""
     cache = config.get_timing_cache() if path is not None else None
     if cache is None or path is None:
         return
     try:
         write_atomic(path, bytes(cache.serialize()), mode=0o600)
     except (StorageError, OSError) as error:
-        remarks.append(f"the timing cache was not kept: {error}")
+        remarks.append(f"the timing cache was not saved: {error}")

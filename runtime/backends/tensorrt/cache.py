@@ -1,8 +1,8 @@
-"""Plans that were built on this node: kept outside of the bundle, because a signed bundle does not change.
+"""Cache of the engines that were built on this node, outside of the bundle: a signed bundle does not change.
 
-A plan is native code, and what lies here was signed by nobody. So the folder belongs to this user and to
-no one else (0700, checked each time), a plan's record holds its SHA-256, and the key of an entry is all that
-the plan was built from and for: another ONNX graph, TensorRT, GPU or option is another entry.
+An engine is native code, and nobody signs those of the cache. So the folder belongs to this user alone (0700, checked
+each time), an entry holds the engine's SHA-256, and its key is all that the engine was built from and for: ONNX
+graph, TensorRT, GPU and options.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ....base.errors import DataError, StorageError
 from ....base.files import sha256_bytes, write_atomic
 from ...bundle.records import EngineOptions, EngineRecord
 
-RECORD, PLAN, TIMINGS = ".json", ".plan", ".timings"
+RECORD, ENGINE, TIMINGS = ".json", ".plan", ".timings"
 
 
 class EngineKey(msgspec.Struct, frozen=True):
-    """What decides whether a plan may be used again."""
+    """All that must be equal for an engine to be used again."""
 
     onnx_sha256: str
     tensorrt: str
@@ -39,7 +39,7 @@ class EngineKey(msgspec.Struct, frozen=True):
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: EngineKey
     record: EngineRecord = msgspec.field(name="plan")
-    sha256: str  # of the plan file
+    sha256: str  # of the engine file
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,16 @@ class CachedEngine:
 
 @dataclass(frozen=True)
 class EngineCache:
-    """A folder of plans of one user. Open with ``open_cache``."""
+    """A user's folder of engines. Open with ``open_cache``."""
 
     folder: Path
 
     def find(self, key: EngineKey) -> CachedEngine | None:
-        """The plan of ``key``, or None when there is none that is whole: it is then built again."""
+        """The engine of ``key``; None when there is none that is complete."""
         stem = self.folder / key.digest
         try:
             entry = msgspec.json.decode(_read_own(stem.with_suffix(RECORD)), type=_Entry)
-            data = _read_own(stem.with_suffix(PLAN))
+            data = _read_own(stem.with_suffix(ENGINE))
         except (FileNotFoundError, msgspec.DecodeError):
             return None
         if entry.key != key or sha256_bytes(data) != entry.sha256:
@@ -67,15 +67,15 @@ class EngineCache:
         return CachedEngine(entry.record, data)
 
     def keep(self, key: EngineKey, record: EngineRecord, data: bytes) -> Path:
-        """Write the plan, then its record: an entry that a crash cut short is not found. The plan's path."""
+        """Write the engine, then its record, so that an incomplete entry is not found. Return the engine's path."""
         stem = self.folder / key.digest
-        write_atomic(stem.with_suffix(PLAN), data, mode=0o600)
+        write_atomic(stem.with_suffix(ENGINE), data, mode=0o600)
         entry = _Entry(key, record, sha256_bytes(data))
         write_atomic(stem.with_suffix(RECORD), msgspec.json.encode(entry), mode=0o600)
-        return stem.with_suffix(PLAN)
+        return stem.with_suffix(ENGINE)
 
     def timings(self, tensorrt: str, gpu: str) -> Path:
-        """Where the builder's timing cache of this version and GPU lies."""
+        """Path of the builder's timing cache for this version and GPU."""
         return self.folder / f"{sha256_bytes(f'{tensorrt} {gpu}'.encode())[:16]}{TIMINGS}"
 
 
@@ -86,9 +86,9 @@ def default_folder() -> Path:
 
 
 def open_cache(folder: Path | None = None) -> EngineCache:
-    """The cache in ``folder`` (default: ``default_folder``), made where it is not there.
+    """Open the cache in ``folder`` (default: ``default_folder``), which is made where it is missing.
 
-    Raises StorageError when it cannot be made, DataError when others than this user own it or may write to it.
+    Raises StorageError when it cannot be made, DataError when another user owns it or others may write to it.
     """
     folder = default_folder() if folder is None else Path(folder)
     try:
@@ -96,7 +96,8 @@ def open_cache(folder: Path | None = None) -> EngineCache:
         found = folder.lstat()
     except OSError as error:
         raise StorageError(
-            f"cannot make the folder for plans {folder}: {error.strerror}", fix="give another one with --plan-cache DIR"
+            f"cannot make the folder for engines {folder}: {error.strerror}",
+            fix="give another one with --plan-cache DIR",
         ) from error
     problem = ""
     if not stat.S_ISDIR(found.st_mode):
@@ -107,7 +108,7 @@ def open_cache(folder: Path | None = None) -> EngineCache:
         problem = f"is open to others (mode {stat.S_IMODE(found.st_mode):o})"
     if problem:
         raise DataError(
-            f"the folder for plans {folder} {problem}; a plan is native code, expected a folder of this user alone",
+            f"the folder for engines {folder} {problem}; engines are native code, expected a folder of this user alone",
             fix=f"chmod 700 {folder}, or give another one with --plan-cache DIR",
             code="UNTRUSTED",
         )

@@ -1,7 +1,7 @@
-"""One NVIDIA GPU through ``cuda.bindings``: a stream, blocks of memory that are used again, captured graphs.
+"""One NVIDIA GPU through ``cuda.bindings``: a stream, reused blocks of memory, captured graphs.
 
-Everything is put on one stream in the order in which it is asked for. So a block that is given back may be
-taken again at once: what still reads it is ahead of what will write it.
+All work goes to one stream in order. So a block that is given back may be taken again at once: its pending reads come
+before the next write.
 
 Not run on hardware yet. Calls and their results are those of the CUDA runtime API
 (https://docs.nvidia.com/cuda/cuda-runtime-api/); each returns (error, result…).
@@ -37,7 +37,7 @@ class CudaFailed(Exception):
 
 @dataclass(frozen=True)
 class Block:
-    """Memory on the device; ``kind`` says to which free blocks it returns."""
+    """Memory on the device; ``kind`` names the list of free blocks that it returns to."""
 
     pointer: int
     size: int  # bytes
@@ -45,7 +45,7 @@ class Block:
 
 
 class DeviceValue:
-    """An array on the device. Its block is given back when nobody holds the value any more."""
+    """An array on the device. Its block is given back when the value is garbage-collected."""
 
     def __init__(self, device: CudaDevice, block: Block, shape: Shape, dtype: npt.DTypeLike) -> None:
         self.device = device
@@ -61,16 +61,16 @@ class DeviceValue:
 class CudaDevice:
     """GPU ``number``. Open one per process and share it: values of one device pass between its sessions.
 
-    Whoever puts work on the stream holds ``turn`` for as long as the work belongs together: what a second thread put
-    between the calls of a run would be recorded with it, and repeated with every replay. Methods raise the errors
-    of NO_DRIVER_OR_GPU, GPU_MEMORY and BACKEND_FAILED.
+    A caller holds ``lock`` while its work on the stream belongs together: work of a second thread between the calls
+    of a run would be recorded with it, and repeated with every replay. Methods raise the errors of NO_DRIVER_OR_GPU,
+    GPU_MEMORY and BACKEND_FAILED.
     """
 
     def __init__(self, runtime: Any, *, number: int = 0) -> None:
         self._runtime = runtime
         self._free: dict[Hashable, list[Block]] = {}
-        self._sent: list[Array] = []  # read by copies that may not have ended
-        self.turn = threading.RLock()
+        self._sent: list[Array] = []  # sources of copies that may not have finished
+        self.lock = threading.RLock()
         self._call("cudaSetDevice", number)
         self.stream = int(self._call("cudaStreamCreate"))
 
@@ -81,7 +81,7 @@ class CudaDevice:
     def take(self, kind: Hashable, size: int) -> Block:
         """A block of at least ``size`` bytes: one of this ``kind`` that was given back, or a new one.
 
-        All blocks of a kind have one size, so each kind is allocated as often as it is held at one time.
+        All blocks of a kind have one size, so there are as many as are held at one time.
         """
         free = self._free.setdefault(kind, [])
         if free:
@@ -93,7 +93,7 @@ class CudaDevice:
 
     def value(self, array: Array) -> DeviceValue:
         """A copy of ``array``."""
-        with self.turn:
+        with self.lock:
             block = self.take(("bytes", array.nbytes), array.nbytes)
             self.upload(block.pointer, array)
         return DeviceValue(self, block, array.shape, array.dtype)
@@ -106,9 +106,9 @@ class CudaDevice:
             self._sent.append(array)
 
     def download(self, pointer: int, shape: Shape, dtype: np.dtype[Any]) -> Array:
-        """Waits until all that was asked for is done."""
+        """Copy to the host, after all earlier work on the stream."""
         array = np.empty(shape, dtype)
-        with self.turn:
+        with self.lock:
             if array.nbytes:
                 kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
                 self._call("cudaMemcpyAsync", array.ctypes.data, pointer, array.nbytes, kind, self.stream)
@@ -120,7 +120,7 @@ class CudaDevice:
         self._sent.clear()
 
     def capture(self, enqueue: Callable[[], None]) -> Any | None:
-        """What ``enqueue`` puts on the stream, recorded and not run; None when that cannot be captured."""
+        """Record the work that ``enqueue`` puts on the stream without running it; None when it cannot be captured."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self.stream, mode)
         failed = False

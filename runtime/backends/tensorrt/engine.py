@@ -1,14 +1,13 @@
-"""A plan's bytes become an engine. A plan is native code: its hash has been checked before, or it is not opened.
+"""Engine files: their version, their loading, and refitting their weights.
 
-Where there is no driver, ``deserialize_cuda_engine`` ends the process (seen with the lean runtime of 11.4):
-``backends/machine.py`` asks the driver first, and ``trial.py`` opens a plan for the first time in a child.
+An engine is native code: its hash is checked before it is opened. Where there is no driver,
+``deserialize_cuda_engine`` ends the process (seen with the lean runtime of 11.4): ``backends/machine.py`` asks the
+driver first, and trial.py opens an engine for the first time in a child.
 
-A TensorRT plan's version, read from its first 28 bytes without TensorRT, and what that version may run on.
-
-TensorRT has no question "would you take this plan?": it is asked by deserialising, and a plan is native
-code. The header is plain bytes (NVIDIA's trtexec reads it in ``printPlanVersion``,
-https://github.com/NVIDIA/TensorRT/blob/main/samples/common/sampleEngines.cpp): bytes 0 to 3 ``ftrt``, a
-serialisation version 0 as four bytes, and in bytes 24 to 27 major, minor, patch and build of TensorRT.
+TensorRT cannot be asked whether it would accept an engine without deserialising it, but the file's header is plain
+bytes (NVIDIA's trtexec reads it in ``printPlanVersion``,
+https://github.com/NVIDIA/TensorRT/blob/main/samples/common/sampleEngines.cpp): bytes 0 to 3 ``ftrt``, a serialisation
+version 0 as four bytes, and in bytes 24 to 27 major, minor, patch and build of TensorRT.
 """
 
 from __future__ import annotations
@@ -22,22 +21,25 @@ from ....base.files import sha256_bytes
 from ..unavailable import Code, unavailable
 from .package import Log, make_logger
 
+TAG = b"ftrt"
+HEADER_BYTES = 28
+
 
 @dataclass(frozen=True)
 class EngineFile:
-    """One plan on the disk, and what belongs to it."""
+    """An engine's file, and its ONNX graph where it needs the weights."""
 
     graph: str  # name, for messages
     path: Path
     sha256: str
-    onnx: Path | None = None  # the graph whose weights a stripped plan gets; None: it has its own
+    onnx: Path | None = None  # the graph whose weights a stripped engine gets; None: it has its own
     onnx_sha256: str = ""
-    host_code: bool = False  # a version-compatible plan brings code of its own for this machine's processor
+    host_code: bool = False  # a version-compatible engine contains code for this machine's processor
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedEngine:
-    """``log`` and ``kept`` must live as long as the engine."""
+    """An engine with its log; ``kept`` must live as long as the engine."""
 
     engine: Any
     log: Log
@@ -45,15 +47,15 @@ class LoadedEngine:
 
 
 def load_engine(trt: Any, file: EngineFile) -> LoadedEngine:
-    """Deserialise and, where it is stripped, refit. Raises UNTRUSTED, PLAN_REJECTED, PLAN_REFIT, StorageError."""
-    plan = read_trusted(file.path, file.sha256)
+    """Deserialise an engine; refit a stripped one. Raises UNTRUSTED, PLAN_REJECTED, PLAN_REFIT, StorageError."""
+    serialized = read_trusted(file.path, file.sha256)
     log = Log()
     logger = make_logger(trt, log)
     try:
         runtime = trt.Runtime(logger)
         if file.host_code:
             runtime.engine_host_code_allowed = True
-        engine = runtime.deserialize_cuda_engine(plan)
+        engine = runtime.deserialize_cuda_engine(serialized)
     except Exception as error:  # pybind11 turns TensorRT's C++ exceptions into several types
         raise _rejected(file, f"{type(error).__name__}: {error}", log) from error
     if engine is None:
@@ -64,17 +66,18 @@ def load_engine(trt: Any, file: EngineFile) -> LoadedEngine:
 
 
 def refit(trt: Any, engine: Any, logger: Any, log: Log, file: EngineFile) -> None:
-    """Put the ONNX graph's weights into an engine that was built without."""
+    """Put the ONNX graph's weights into an engine that was built without weights."""
     assert file.onnx is not None
     model = read_trusted(file.onnx, file.onnx_sha256)
     try:
         refitter = trt.Refitter(engine, logger)
     except TypeError as error:  # pybind11: "factory function returned nullptr"
-        raise _not_refitted(file, f"the plan takes no weights ({error}); built without --strip-weights?") from error
+        reason = f"the engine takes no weights ({error}); was it built without --strip-weights?"
+        raise _not_refitted(file, reason) from error
     parser = trt.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_bytes(model):
-        said = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        raise _not_refitted(file, "; ".join(said) or log.errors)
+        reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        raise _not_refitted(file, "; ".join(reasons) or log.errors)
     if missing := refitter.get_missing_weights():
         raise _not_refitted(file, f"{len(missing)} weights are missing, the first is {missing[0]}")
     if not refitter.refit_cuda_engine():
@@ -82,7 +85,7 @@ def refit(trt: Any, engine: Any, logger: Any, log: Log, file: EngineFile) -> Non
 
 
 def read_trusted(path: Path, sha256: str) -> bytes:
-    """The file's bytes, which are those of the hash; raises UNTRUSTED, StorageError."""
+    """The file's bytes, checked against the hash; raises UNTRUSTED, StorageError."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -93,16 +96,13 @@ def read_trusted(path: Path, sha256: str) -> bytes:
 
 
 def _rejected(file: EngineFile, how: str, log: Log) -> Exception:
-    said = f"{how}; TensorRT says: {log.errors}" if log.errors else how
-    return unavailable(Code.PLAN_REJECTED, f"graph '{file.graph}', {file.path.name}: {said}").error()
+    reason = f"{how}; TensorRT's log: {log.errors}" if log.errors else how
+    return unavailable(Code.PLAN_REJECTED, f"graph '{file.graph}', {file.path.name}: {reason}").error()
 
 
-def _not_refitted(file: EngineFile, said: str) -> Exception:
-    return unavailable(Code.PLAN_REFIT, f"graph '{file.graph}', {file.path.name}: {said or 'no reason given'}").error()
-
-
-TAG = b"ftrt"
-HEADER_BYTES = 28
+def _not_refitted(file: EngineFile, reason: str) -> Exception:
+    evidence = f"graph '{file.graph}', {file.path.name}: {reason or 'no reason given'}"
+    return unavailable(Code.PLAN_REFIT, evidence).error()
 
 
 class Version(NamedTuple):
@@ -121,40 +121,40 @@ class Version(NamedTuple):
         """From "10.16.1.11", "10.3.0", "11.4.0.106.post1"; raises ValueError for anything else."""
         parts = text.strip().split(".")
         if len(parts) < 3:
-            raise ValueError(f"{text!r} is no version of TensorRT, expected MAJOR.MINOR.PATCH or more")
+            raise ValueError(f"{text!r} is not a version of TensorRT, expected MAJOR.MINOR.PATCH or more")
         major, minor, patch = (int(part) for part in parts[:3])
         return cls(major, minor, patch, int(parts[3]) if len(parts) > 3 and parts[3].isdigit() else None)
 
 
-def engine_version(plan: Path | bytes) -> Version:
-    """The version of TensorRT that built ``plan``; nothing of it is executed.
+def engine_version(engine: Path | bytes) -> Version:
+    """The version of TensorRT that built ``engine``; nothing of it is executed.
 
-    Raises the error of PLAN_HEADER when the file does not begin as a plan does, StorageError.
+    Raises the error of PLAN_HEADER when the file does not begin as an engine does, StorageError.
     """
-    if isinstance(plan, bytes):
-        name, head = "the plan", plan[:HEADER_BYTES]
+    if isinstance(engine, bytes):
+        name, head = "the engine", engine[:HEADER_BYTES]
     else:
-        name = str(plan)
+        name = str(engine)
         try:
-            with plan.open("rb") as file:
+            with engine.open("rb") as file:
                 head = file.read(HEADER_BYTES)
         except OSError as error:
-            raise StorageError(f"cannot read {plan}: {error.strerror}") from error
+            raise StorageError(f"cannot read {engine}: {error.strerror}") from error
     if len(head) < HEADER_BYTES:
         raise unavailable(Code.PLAN_HEADER, f"{name} has {len(head)} bytes, expected at least {HEADER_BYTES}").error()
     if head[:4] != TAG:
         raise unavailable(Code.PLAN_HEADER, f"{name} begins with {head[:4]!r}, expected {TAG!r}").error()
     if (serialisation := int.from_bytes(head[4:8], "little")) != 0:
-        said = f"{name} has serialisation version {serialisation}, this version of flamest knows 0 only"
-        raise unavailable(Code.PLAN_HEADER, said).error()
+        evidence = f"{name} has serialisation version {serialisation}, this version of flamest reads 0 only"
+        raise unavailable(Code.PLAN_HEADER, evidence).error()
     return Version(*head[24:28])
 
 
 def version_problem(built: Version, here: Version, *, version_compatible: bool) -> str:
-    """Why a plan of TensorRT ``built`` cannot run on TensorRT ``here``; empty when it can.
+    """The reason why an engine of TensorRT ``built`` cannot run on TensorRT ``here``; empty when it can.
 
-    Without ``version_compatible`` only the same version may run it. With it the same version or a newer one
-    of the same major, and 11 runs plans of 10
+    Without ``version_compatible`` only the same version may run it. With it the same version or a newer one of the
+    same major, and 11 runs engines of 10
     (https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/engine-compatibility.html).
     """
     if _known(built, here):
@@ -169,5 +169,5 @@ def version_problem(built: Version, here: Version, *, version_compatible: bool) 
 
 
 def _known(built: Version, here: Version) -> bool:
-    """Equal in all that is known of both."""
+    """Equal in all known parts."""
     return built[:3] == here[:3] and (None in (built.build, here.build) or built.build == here.build)

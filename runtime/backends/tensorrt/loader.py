@@ -1,4 +1,4 @@
-"""The two uppermost rungs: a plan of the bundle, and a plan that is built here and kept for the next time."""
+"""Open TensorRT engines: those of the bundle, and those built on this node and kept in its cache."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from .trial import try_engine
 
 
 class TensorRtOpener:
-    """Opens graphs of one bundle on one GPU, all on one stream: their values pass between them without a copy."""
+    """Opens graphs of one bundle on one GPU, all on one stream, so that they share values without a copy."""
 
     def __init__(self, bundle: Bundle, facts: MachineFacts, notice: Callable[[str], None]) -> None:
         self._bundle, self._facts, self._notice = bundle, facts, notice
         self._device: CudaDevice | None = None
 
     def open_bundled(self, name: str, record: EngineRecord) -> Session:
-        """A plan of the bundle. Raises the errors of trial.py and engine.py."""
+        """Open an engine of the bundle. Raises the errors of trial.py and engine.py."""
         return self._open(
             name, self._bundle.path / record.file, self._bundle.manifest.files[record.file].sha256, record
         )
 
     def open_built(self, name: str) -> Session:
-        """A plan that was built on this machine before, or is built now, which takes minutes."""
+        """Open an engine that was built on this machine before, or build it now, which takes minutes."""
         manifest = self._bundle.manifest
         target = BuildTarget(self._facts, local_build_options(manifest, name), open_cache())
         key = engine_key(self._facts, self._sha256_of(name), target.options)
         if target.cache.find(key) is None:
-            self._notice(f"graph '{name}': building a TensorRT plan for {key.gpu}; minutes, and once only")
-        kept = cached_engine(self._bundle, name, target, _Unseen())
+            self._notice(f"graph '{name}': building a TensorRT engine for {key.gpu}; this takes minutes, once")
+        kept = cached_engine(self._bundle, name, target, _NoProgress())
         path = target.cache.folder / f"{key.digest}{SUFFIX}"
         return self._open(name, path, sha256_bytes(kept.data), kept.record)
 
@@ -65,20 +65,20 @@ class TensorRtOpener:
         return TensorRtSession(trt, opened, self._device, name=name, where=where)
 
     def _check_version(self, name: str, path: Path, record: EngineRecord) -> None:
-        """What the file itself says, whatever its record does; nothing of it is executed."""
+        """Check the version in the file's header, whatever its record states; nothing of it is executed."""
         here = Version.parse(self._facts.versions["tensorrt"])
         problem = version_problem(engine_version(path), here, version_compatible=record.options.version_compatible)
         if problem:
             raise unavailable(Code.PLAN_VERSION, f"graph '{name}', {path.name}: {problem}").error()
 
     def _sha256_of(self, name: str) -> str:
-        """Of the graph's ONNX file."""
+        """SHA-256 of the graph's ONNX file."""
         manifest = self._bundle.manifest
         return manifest.files[manifest.graphs[name].file].sha256
 
 
-class _Unseen:
-    """Progress that nobody watches: ``notice`` has said that it takes minutes."""
+class _NoProgress:
+    """Progress that is not shown: ``notice`` has announced that the build takes minutes."""
 
     def advance(self, steps: int = 1) -> None:
         pass

@@ -1,7 +1,7 @@
-"""TensorRT's Python package, imported with each way of failing told apart, and its words collected.
+"""TensorRT's Python package: its import, with an error for each way of failing, its log and its builder.
 
-The import stands in one function: the package links gigabytes, and some of its calls end the process
-where there is no driver (``backends/machine.py`` asks the driver first).
+The package loads gigabytes, and some of its calls end the process where there is no driver
+(``backends/machine.py`` asks the driver first).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from ..unavailable import Code, unavailable
 
-KEPT_LINES = 40  # of the log: what stands in an error is its end
+KEPT_LINES = 40  # of the log: errors quote its end
 
 
 def import_tensorrt() -> Any:
@@ -43,7 +43,7 @@ class Log:
 
     @property
     def errors(self) -> str:
-        """What went wrong in TensorRT's own words, line by line; the warnings when there was no error."""
+        """TensorRT's error messages, one per line; its warnings when there was no error."""
         with self._lock:
             errors = [text for severity, text in self._lines if "ERROR" in severity]
             return "\n".join(errors or [text for _, text in self._lines])
@@ -54,7 +54,7 @@ def make_logger(trt: Any, log: Log) -> Any:
 
     class _Logger(trt.ILogger):  # type: ignore[misc]  # the class is known at run time only
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)  # pybind11 asks for this very call
+            trt.ILogger.__init__(self)  # pybind11 requires this call
 
         def log(self, severity: Any, msg: str) -> None:
             log.add(severity.name, msg)
@@ -63,11 +63,13 @@ def make_logger(trt: Any, log: Log) -> Any:
 
 
 def make_builder(trt: Any, logger: Any, log: Log) -> Any:
-    """``trt.Builder``, the first object that needs a driver; raises NO_DRIVER_OR_GPU or TRT_NO_BUILDER."""
+    """Make ``trt.Builder``, the first object that needs a driver; raises NO_DRIVER_OR_GPU or TRT_NO_BUILDER."""
     if not hasattr(trt, "Builder"):
         raise unavailable(Code.TRT_NO_BUILDER, f"{trt.__name__} {trt.__version__} has no Builder").error()
     try:
         return trt.Builder(logger)
     except TypeError as error:  # pybind11: "factory function returned nullptr"
-        said = log.errors or "TensorRT logged nothing"
-        raise unavailable(Code.NO_DRIVER_OR_GPU, f"TensorRT cannot make a builder ({error}): {said}").error() from error
+        reason = log.errors or "TensorRT logged nothing"
+        raise unavailable(
+            Code.NO_DRIVER_OR_GPU, f"TensorRT cannot make a builder ({error}): {reason}"
+        ).error() from error

@@ -1,7 +1,7 @@
-"""Which input sizes a TensorRT plan accepts, from the axes of one manifest.Graph. Pure arithmetic on integers.
+"""Input sizes that a TensorRT engine accepts, from the axes of one manifest.Graph. Pure arithmetic on integers.
 
-A plan is built for a range per input (smallest, usual, largest: TensorRT's min, opt, max) and is fastest at
-the usual size. A size may be 0: TensorRT's condition is 0 <= min <= opt <= max (docstring of
+An engine is built for a range per input (smallest, usual, largest: TensorRT's min, opt, max) and is fastest at the
+usual size. A size may be 0: TensorRT's condition is 0 <= min <= opt <= max (docstring of
 ``IOptimizationProfile.set_shape``), and the text graph starts with a past of length 0.
 """
 
@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class InputRange:
-    """One input of a plan; the three shapes have the same rank."""
+    """One input of an engine; the three shapes have the same rank."""
 
     name: str
     smallest: Shape
@@ -33,7 +33,7 @@ def input_ranges(graph: Graph) -> tuple[InputRange, ...]:
 
 
 def largest_shapes(graph: Graph) -> dict[str, Shape]:
-    """By input and output: the largest shape that the profile allows, for buffers that always suffice."""
+    """Largest shape of each input and output that the profile allows, for buffers that always suffice."""
     return {tensor.name: _range(tensor, graph.axes).largest for tensor in (*graph.inputs, *graph.outputs)}
 
 

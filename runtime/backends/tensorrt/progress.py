@@ -1,7 +1,7 @@
-"""TensorRT's build phases as the steps of a progress bar.
+"""TensorRT's build phases as steps of a progress bar.
 
 TensorRT reports nested phases, each with its number of steps, from several threads. A phase's share is that
-of the step of its parent within which it runs.
+of its parent's step in which it runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from ....base.progress import Progress
 
-STEPS = 100  # that the build of one plan counts
+STEPS = 100  # of the build of one engine
 
 
 @dataclass
@@ -23,14 +23,14 @@ class _Phase:
 
 
 class BuildProgress:
-    """Counts to STEPS while one plan is built. Thread-safe; never goes back."""
+    """Counts to STEPS while one engine is built. Thread-safe; never decreases."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._phases: dict[str, _Phase] = {}
-        self._told = 0
+        self._reported = 0
         self._lock = threading.Lock()
-        self.interrupted = False  # the person pressed Ctrl-C in one of the calls below
+        self.interrupted = False  # Ctrl-C arrived in one of the calls below
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
         with self._lock:
@@ -41,7 +41,7 @@ class BuildProgress:
         with self._lock:
             if (known := self._phases.get(phase)) is not None:
                 known.done = max(known.done, min(step + 1, known.steps))
-                self._tell(int(self._share_of_roots() * STEPS))
+                self._report(int(self._share_of_roots() * STEPS))
 
     def end(self, phase: str) -> None:
         with self._lock:
@@ -49,7 +49,7 @@ class BuildProgress:
 
     def finish(self) -> None:
         with self._lock:
-            self._tell(STEPS)
+            self._report(STEPS)
 
     def _share_of_roots(self) -> float:
         roots = [name for name, phase in self._phases.items() if phase.parent not in self._phases]
@@ -61,16 +61,16 @@ class BuildProgress:
         within = max(inner, default=0.0) if phase.done < phase.steps else 0.0
         return min((phase.done + within) / phase.steps, 1.0)
 
-    def _tell(self, steps: int) -> None:
-        if steps > self._told:
-            self._progress.advance(steps - self._told)
-            self._told = steps
+    def _report(self, steps: int) -> None:
+        if steps > self._reported:
+            self._progress.advance(steps - self._reported)
+            self._reported = steps
 
 
 def make_monitor(trt: Any, progress: BuildProgress) -> Any:
-    """A ``trt.IProgressMonitor`` that tells ``progress``. It must live as long as the build.
+    """A ``trt.IProgressMonitor`` that reports to ``progress``. It must live as long as the build.
 
-    Ctrl-C arrives inside these calls, and an exception may not pass through TensorRT's C++: it is noted,
+    Ctrl-C arrives inside these calls, and an exception may not pass through TensorRT's C++: it is recorded,
     and the next step asks TensorRT to stop.
     """
 

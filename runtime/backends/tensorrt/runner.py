@@ -1,11 +1,11 @@
 """A TensorRT engine as a session: buffers for the profile's largest shapes, values that stay on the GPU.
 
-Outputs go to blocks of the device that are used again once nobody holds their value (cuda_device.py): while
-a caption is written, two blocks per layer take turns, the ``present`` of one step and of the next.
+Outputs are written to device blocks that are reused when their value is dropped (cuda_device.py): while a caption is
+generated, two blocks per layer alternate, the ``present`` of one step and of the next.
 
-A run whose shapes and addresses came before is replayed as a CUDA graph: a caption step launches some
-hundred small kernels, and launching them costs more than running them. TensorRT allows several captured
-graphs of one context only when the application brings the context's memory
+A run with shapes and addresses seen before is replayed as a CUDA graph: a caption step launches some hundred small
+kernels, and launching them costs more than running them. TensorRT allows several captured graphs of one context only
+when the application provides the context's memory
 (https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/best-practices.html), so it does here.
 
 Not run on hardware yet.
@@ -52,7 +52,7 @@ class TensorRtSession:
     """An opened engine (backends/session.py). Runs of a device's sessions wait for each other,
     whatever thread they come from.
 
-    ``cuda_graphs=False`` launches every run anew.
+    ``cuda_graphs=False`` launches every run without a CUDA graph.
     """
 
     computes_on_host = False
@@ -63,7 +63,7 @@ class TensorRtSession:
         self._opened, self._device, self._name = opened, device, name
         self.where = where
         engine = opened.engine
-        # No memory of its own: see above.
+        # Without its own memory: see above.
         self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self._context is None:
             raise unavailable(Code.GPU_MEMORY, f"graph '{name}': no execution context: {opened.log.errors}").error()
@@ -89,7 +89,7 @@ class TensorRtSession:
 
     @property
     def usual(self) -> dict[str, tuple[Shape, np.dtype[Any]]]:
-        """By input the shape for which the plan is fastest, and its type."""
+        """By input the shape for which the engine is fastest, and its type."""
         return {wanted.name: (wanted.usual, self._sources[wanted.name].dtype) for wanted in self._ranges}
 
     def value(self, of: Feed) -> Value:
@@ -101,12 +101,12 @@ class TensorRtSession:
         return self.value(array)
 
     def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        with self._device.turn:
+        with self._device.lock:
             return {name: value.numpy() for name, value in self.run_values(feeds, outputs).items()}
 
     def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
-        """Raises the error of PROFILE_RANGE, before anything is launched, for a shape that the plan cannot take."""
-        with self._device.turn:
+        """See Session. Raises PROFILE_RANGE, before anything is launched, for a shape outside of the profile."""
+        with self._device.lock:
             return self._run(feeds, outputs)
 
     def _run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None) -> dict[str, Value]:
@@ -126,7 +126,7 @@ class TensorRtSession:
         return {name: values[name] for name in wanted_outputs(self, outputs)}
 
     def _ready(self, name: str, feeds: Mapping[str, Feed]) -> DeviceValue | Array:
-        """A value of this device, or an array to be copied to it."""
+        """A value of this device, or an array to copy to it."""
         if name not in feeds:
             raise InvariantError(f"graph '{self._name}': input {name} is not given")
         feed = feeds[name]
@@ -150,7 +150,7 @@ class TensorRtSession:
         return DeviceValue(self._device, block, shape, self._results[name].dtype)
 
     def _launch(self, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> Mapping[str, Shape]:
-        """Run, or replay what is known; the shapes of the outputs."""
+        """Run, or replay a captured run; return the shapes of the outputs."""
         key = (tuple(shapes[name] for name in self.inputs), tuple(addresses.values()))
         if (known := self._captured.get(key)) is not None:
             self._device.launch(known.graph)
@@ -158,11 +158,11 @@ class TensorRtSession:
         found = self._shapes_of(shapes)
         for name, address in addresses.items():
             if not self._context.set_tensor_address(name, address):
-                raise self._failed(f"TensorRT did not take the address of {name}")
+                raise self._failed(f"TensorRT did not accept the address of {name}")
         self._enqueue()
         if key in self._seen and len(self._captured) < self._most_captured:
-            # Right after a plain run: TensorRT does what it put off until the first launch of a shape there,
-            # and that cannot be captured.
+            # Right after a plain run: TensorRT finishes its deferred work at the first launch of a shape,
+            # which cannot be captured.
             graph = self._device.capture(self._enqueue)
             if graph is None:
                 self._most_captured = 0
@@ -177,18 +177,18 @@ class TensorRtSession:
             raise self._failed("TensorRT did not launch")
 
     def _shapes_of(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-        """Tell the context the inputs' shapes; it infers the outputs'."""
+        """Set the inputs' shapes in the context, which infers the outputs'."""
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
-                said = f"TensorRT did not take {name} of shape {list(shape)}: {self._opened.log.errors}"
-                raise unavailable(Code.PROFILE_RANGE, f"graph '{self._name}': {said}").error()
+                evidence = f"TensorRT did not accept {name} of shape {list(shape)}: {self._opened.log.errors}"
+                raise unavailable(Code.PROFILE_RANGE, f"graph '{self._name}': {evidence}").error()
         if unknown := self._context.infer_shapes():
             raise self._failed(f"TensorRT cannot infer shapes without {', '.join(unknown)}")
         return {name: tuple(self._context.get_tensor_shape(name)) for name in self.outputs}
 
-    def _failed(self, what: str) -> Exception:
-        said = f"graph '{self._name}': {what}: {self._opened.log.errors or 'nothing was logged'}"
-        return unavailable(Code.BACKEND_FAILED, said).error()
+    def _failed(self, problem: str) -> Exception:
+        evidence = f"graph '{self._name}': {problem}: {self._opened.log.errors or 'nothing was logged'}"
+        return unavailable(Code.BACKEND_FAILED, evidence).error()
 
 
 def _range(engine: Any, name: str) -> InputRange:
@@ -197,11 +197,11 @@ def _range(engine: Any, name: str) -> InputRange:
 
 
 def _dtype(engine: Any, name: str) -> np.dtype[Any]:
-    """Inputs and outputs of our graphs are float32 and int64, whatever is computed inside."""
+    """NumPy type of a tensor. Our graphs' inputs and outputs are float32 and int64."""
     word = engine.get_tensor_dtype(name).name
     try:
         return np.dtype(DTYPES[word])
     except (KeyError, TypeError) as error:
         raise unavailable(
-            Code.PLAN_REJECTED, f"tensor {name} is {word}, which NumPy has no type for"
+            Code.PLAN_REJECTED, f"tensor {name} is {word}, for which NumPy has no type"
         ).error() from error

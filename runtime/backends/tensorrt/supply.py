@@ -1,9 +1,7 @@
-"""Where a plan that is built here goes: into the bundle beside its ONNX graph, or into this node's plan cache.
+"""Build this machine's engines and store them: in the bundle, or in this node's cache where the bundle is signed.
 
-A signed bundle does not change: its plans of this node are kept in the cache. Each plan is added by itself,
-so what was built stays when a later graph fails, and the next run goes on from there.
-
-Can plans be built on this machine, and what is written down about where one was built.
+Each engine is stored as soon as it is built, so that finished ones remain when a later graph fails, and the next run
+builds only the others.
 """
 
 from __future__ import annotations
@@ -37,38 +35,38 @@ SUFFIX = ".plan"
 
 @dataclass(frozen=True)
 class BuildTarget:
-    """This machine as a place where plans are built."""
+    """This machine's facts, the build options, and the cache that engines are built for."""
 
     facts: MachineFacts
     options: EngineOptions
     cache: EngineCache
-    timing_cache: Path | None = None  # None: the one of this TensorRT and GPU in ``cache``
+    timing_cache: Path | None = None  # None: the cache's own for this TensorRT and GPU
     build: Build = build_engine_in_child
-    again: bool = False  # build what is there already too
+    again: bool = False  # also build engines that exist already
 
 
 @dataclass(frozen=True)
 class EngineResult:
-    """A plan of one graph that is now there."""
+    """The engine of one graph, found or built."""
 
     graph: str
     path: Path
     bytes: int
     record: EngineRecord
-    fresh: bool  # built now; else it was there already
+    fresh: bool  # built now; else it existed already
     remarks: tuple[str, ...] = ()
 
 
 def local_build_options(manifest: Manifest, name: str) -> EngineOptions:
-    """How a node builds a plan for itself: as the exporter did where that changes numbers, else the default."""
-    plans = manifest.graphs[name].engines
-    return EngineOptions(tf32=plans[0].options.tf32) if plans else EngineOptions()
+    """Options of engines that a node builds for itself: the exporter's where they change results, else the default."""
+    engines = manifest.graphs[name].engines
+    return EngineOptions(tf32=engines[0].options.tf32) if engines else EngineOptions()
 
 
 def cached_engine(bundle: Bundle, name: str, target: BuildTarget, progress: Progress) -> CachedEngine:
-    """This node's plan of graph ``name``: from the cache, or built now (minutes) and kept there.
+    """This node's engine of graph ``name``, from the cache, or built now (minutes) and added to it.
 
-    ``progress`` counts ``plan_progress.STEPS``. Raises what ``build_engine`` raises.
+    ``progress`` counts ``progress.STEPS``. Raises the errors of ``build_engine``.
     """
     key = _key(bundle.manifest, name, target)
     if not target.again and (kept := target.cache.find(key)) is not None:
@@ -81,7 +79,7 @@ def cached_engine(bundle: Bundle, name: str, target: BuildTarget, progress: Prog
 
 
 def ensure_cached_engine(bundle: Bundle, name: str, target: BuildTarget, progress: Progress) -> EngineResult:
-    """Make sure that the cache holds this node's plan of graph ``name``."""
+    """Make sure that the cache holds this node's engine of graph ``name``."""
     key = _key(bundle.manifest, name, target)
     there = not target.again and target.cache.find(key) is not None
     kept = cached_engine(bundle, name, target, progress)
@@ -92,7 +90,7 @@ def ensure_cached_engine(bundle: Bundle, name: str, target: BuildTarget, progres
 def ensure_bundled_engine(
     bundle: Bundle, name: str, target: BuildTarget, progress: Progress
 ) -> tuple[Bundle, EngineResult]:
-    """Add this machine's plan of graph ``name`` to the bundle folder, unless it holds it; the bundle as it is now."""
+    """Add this machine's engine of graph ``name`` to the bundle folder unless it holds it; return the new bundle."""
     manifest = bundle.manifest
     key, graph = _key(manifest, name, target), manifest.graphs[name]
     if not target.again and (record := find_engine(name, graph, key)) is not None:
@@ -109,7 +107,7 @@ def ensure_bundled_engine(
 
 
 def with_engine(manifest: Manifest, name: str, record: EngineRecord, data: bytes) -> Manifest:
-    """The manifest of the same bundle with one more plan, or another of the same file; its fingerprint is the same."""
+    """The manifest with one more engine, or another one of the same file; its fingerprint is the same."""
     graph = manifest.graphs[name]
     others = (other for other in graph.engines if other.file != record.file)
     graphs = {**manifest.graphs, name: msgspec.structs.replace(graph, engines=(*others, record))}
@@ -119,7 +117,7 @@ def with_engine(manifest: Manifest, name: str, record: EngineRecord, data: bytes
 
 
 def remove_unlisted_engines(folder: Path) -> None:
-    """Remove plans that the manifest does not know: what a crash between the two writes of ``_put`` leaves."""
+    """Remove engines that the manifest does not list: a crash between the two writes of ``_put`` leaves one."""
     known = read_manifest(folder).files
     for file in folder.glob(f"*{SUFFIX}"):
         if file.name not in known and file.is_file() and not file.is_symlink():
@@ -127,21 +125,21 @@ def remove_unlisted_engines(folder: Path) -> None:
 
 
 def _put(folder: Path, file: str, data: bytes, manifest: Manifest) -> None:
-    """Write the plan beside the bundle, move it in, then replace the manifest."""
+    """Write the engine next to the bundle, move it in, then replace the manifest."""
     try:
-        fallback_folder = Path(
+        scratch = Path(
             tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".plans", dir=folder.resolve().parent)
         )
     except OSError as error:
-        raise StorageError(f"cannot write beside {folder}: {error.strerror}") from error
+        raise StorageError(f"cannot write next to {folder}: {error.strerror}") from error
     try:
-        write_atomic(fallback_folder / file, data)
-        os.replace(fallback_folder / file, folder / file)
+        write_atomic(scratch / file, data)
+        os.replace(scratch / file, folder / file)
         fsync_directory(folder)
     except OSError as error:
         raise StorageError(f"cannot write {folder / file}: {error.strerror}") from error
     finally:
-        shutil.rmtree(fallback_folder, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     write_atomic(folder / MANIFEST_FILE, encode_manifest(manifest))
 
 
@@ -162,7 +160,7 @@ def is_signed(folder: Path) -> bool:
 
 
 def build_problems(facts: MachineFacts) -> tuple[BackendUnavailable, ...]:
-    """All that is missing here to build plans, driver first; empty when they can be built."""
+    """All that this machine lacks to build engines, driver first; empty when it can build them."""
     problems = []
     if facts.gpu is None:
         problems.append(no_gpu(facts))
@@ -176,7 +174,7 @@ def build_problems(facts: MachineFacts) -> tuple[BackendUnavailable, ...]:
 
 
 def engine_key(facts: MachineFacts, onnx_sha256: str, options: EngineOptions) -> EngineKey:
-    """What a plan built here would be; raises the first of ``build_problems``."""
+    """The key of an engine built here; raises the first of ``build_problems``."""
     if problems := build_problems(facts):
         raise problems[0].error()
     gpu, capability = ("", "") if facts.gpu is None else (facts.gpu.name, facts.gpu.compute_capability)
@@ -184,13 +182,13 @@ def engine_key(facts: MachineFacts, onnx_sha256: str, options: EngineOptions) ->
 
 
 def engine_file_name(name: str, key: EngineKey) -> str:
-    """The file of graph ``name``'s plan in a bundle: one per key, readable up to its last word."""
+    """File name of graph ``name``'s engine in a bundle: TensorRT, GPU and a part of the key's hash."""
     capability = key.compute_capability.replace(".", "")
     return f"{name}.trt{key.tensorrt}-sm{capability}-{key.digest[:8]}.plan"
 
 
 def find_engine(name: str, graph: Graph, key: EngineKey) -> EngineRecord | None:
-    """The plan of ``key`` among those of the bundle."""
+    """The bundle's engine of ``key``."""
     return next((record for record in graph.engines if record.file == engine_file_name(name, key)), None)
 
 
