@@ -203,7 +203,7 @@ class ChildProcess:
             raise self._ended() from error
         except ValueError as error:
             self.kill()
-            raise ChildProtocolError(f"an answer that makes no sense: {error}") from error
+            raise ChildProtocolError(f"an invalid answer: {error}") from error
 
     def close(self, *, within_s: float = END_WITHIN_S) -> None:
         """Close the connection, which asks the child to end; kill it after ``within_s``."""

@@ -44,7 +44,7 @@ class CaptionRows:
         self._rows: list[_Row] = []
         self._window = model.spec.caption.max_new_tokens - 1  # positions for the tokens before the newest
         shape = (rows, text.heads, self._window, text.head_dim)
-        self._past = {name: np.zeros(shape, dtype=np.float32) for name in model.past_names}
+        self.past = {name: np.zeros(shape, dtype=np.float32) for name in model.past_names}
         self._cross: dict[str, Floats] = {}  # allocated with the first frame, which defines the shapes
 
     @property
@@ -69,7 +69,7 @@ class CaptionRows:
             place = next((place for place, row in enumerate(self._rows) if row.ended), len(self._rows))
             for name, array in encoded.items():
                 self._cross[name][place] = array[index]
-            for array in self._past.values():
+            for array in self.past.values():
                 array[place] = 0.0  # a masked NaN of the previous frame would still be a NaN
             self._rows[place : place + 1] = [_Row(key)]
 
@@ -83,12 +83,12 @@ class CaptionRows:
         rule = self._model.spec.caption
         ages = np.array([len(row.ids) for row in self._rows])
         tokens = np.array([row.ids[-1] if row.ids else rule.start_id for row in self._rows])
-        past = self._model.borrow({name: array[:count] for name, array in self._past.items()})
+        past = self._model.borrow({name: array[:count] for name, array in self.past.items()})
         logits, present = self._model.step(self._image(0, count), past, tokens, ages, self._mask(ages))
 
         keep = np.flatnonzero(ages < self._window)
         for name, new in zip(self._model.past_names, self._model.present_names, strict=True):
-            self._past[name][keep, :, ages[keep]] = present[new].numpy()[keep, :, -1]
+            self.past[name][keep, :, ages[keep]] = present[new].numpy()[keep, :, -1]
         for row, token in zip(self._rows, logits.argmax(axis=-1).tolist(), strict=True):
             row.ended = token == rule.end_id
             if not row.ended:
@@ -109,7 +109,7 @@ class CaptionRows:
         while ended := [place for place, row in enumerate(self._rows) if row.ended]:
             last = len(self._rows) - 1
             if not self._rows[last].ended:
-                for arrays in (self._cross, self._past):
+                for arrays in (self._cross, self.past):
                     for array in arrays.values():
                         array[ended[0]] = array[last]
                 self._rows[ended[0]] = self._rows[last]

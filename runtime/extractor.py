@@ -74,12 +74,12 @@ class Extractor:
         self._captioner = open_captioner(bundle, opener.open, rows=pipeline.captions, batch=pipeline.batch)
         self._cnn = opener.open("cnn") if bundle.manifest.cnn else None
         on_host = self._cnn is None or self._cnn.computes_on_host
-        self._batch = pipeline.batch or (1 if on_host else GPU_BATCH)
-        self._readers = pipeline.readers or min(len(videos), CPU_READERS if on_host else GPU_READERS)
+        self.batch = pipeline.batch or (1 if on_host else GPU_BATCH)
+        self.readers = pipeline.readers or min(len(videos), CPU_READERS if on_host else GPU_READERS)
         keyframes = KeyframeFeatures(opener.open("keyframes")) if "keyframes" in self.stages else None
         self.places: dict[str, Place] = opener.places  # by graph
         bundle.verify_unchanged()  # the opened files are the hashed ones
-        self._ahead = ReadAhead([ClipReader(bundle.manifest, video, keyframes) for video in videos[: self._readers]])
+        self._ahead = ReadAhead([ClipReader(bundle.manifest, video, keyframes) for video in videos[: self.readers]])
 
     def extract(self, clip: Clip) -> ClipFeatures:
         """Return the clip's embedding (paper eqs. 3 to 7). Same clip, bundle and machine: same bytes.
@@ -102,7 +102,7 @@ class Extractor:
         more = True
         try:
             while more or len(self._ahead) or jobs:
-                while more and len(self._ahead) < self._readers + self._batch:
+                while more and len(self._ahead) < self.readers + self.batch:
                     clip = next(coming, None)
                     more = clip is not None
                     if clip is not None:
@@ -136,7 +136,7 @@ class Extractor:
         """Take clips that are read while there is room; wait for one only when there is nothing else to do."""
         admitted: list[_Job] = []
         captioner = self._captioner
-        while len(self._ahead) and len(admitted) < self._batch and (captioner is None or captioner.room > 0):
+        while len(self._ahead) and len(admitted) < self.batch and (captioner is None or captioner.room > 0):
             idle = not admitted and (captioner is None or not captioner.busy)
             if not (self._ahead.ready or idle):
                 break

@@ -73,7 +73,7 @@ class Choice(msgspec.Struct, frozen=True):
         return f"precision auto: {self.why}{' (measured before)' if self.kept else ''}"
 
 
-_in_process: dict[str, Measured] = {}  # by key, where no folder can be written
+kept_in_memory: dict[str, Measured] = {}  # by key, where no folder can be written
 
 
 def default_folder() -> Path | None:
@@ -92,7 +92,7 @@ def read_measured(folders: Sequence[Path], key: str) -> Measured | None:
             return msgspec.json.decode((folder / f"{key}.json").read_bytes(), type=Measured)
         except (OSError, msgspec.DecodeError):
             continue
-    return _in_process.get(key)
+    return kept_in_memory.get(key)
 
 
 def keep_measured(folders: Sequence[Path], key: str, measured: Measured) -> Path | None:
@@ -104,5 +104,5 @@ def keep_measured(folders: Sequence[Path], key: str, measured: Measured) -> Path
         except (OSError, StorageError):
             continue
         return folder
-    _in_process[key] = measured
+    kept_in_memory[key] = measured
     return None

@@ -91,8 +91,8 @@ def autotune_backends(
     key = _key(manifest, request.threads)
     measured = read_measured(request.folders, key)
     if measured is not None:
-        return msgspec.structs.replace(_best(manifest, measured, stored), kept=True)
-    if (free := _free_bytes()) is not None and (needed := _needed_bytes(manifest, possible)) > free:
+        return msgspec.structs.replace(choose_configuration(manifest, measured, stored), kept=True)
+    if (free := available_bytes()) is not None and (needed := _needed_bytes(manifest, possible)) > free:
         why = f"nothing was measured: that takes {needed / 1e6:.0f} MB of memory, {free / 1e6:.0f} MB are free"
         return Choice(REFERENCE, why)
     return _measure(request, key, possible, clips, notice, stop)
@@ -163,7 +163,7 @@ def _measure(
         where = "for this process only" if kept_in is None else f"in {kept_in}"
         cache = request.folder or default_folder() or "~/.cache"
         notice(f"precision auto: the measurements are kept {where}: the cache folder {cache} cannot be written")
-    return _best(bundle.manifest, measured, request.stored_precision)
+    return choose_configuration(bundle.manifest, measured, request.stored_precision)
 
 
 def _only(allowed: Sequence[str], stored: str | None) -> Choice:
@@ -176,8 +176,8 @@ def _only(allowed: Sequence[str], stored: str | None) -> Choice:
     return Choice(allowed[0], f"{kind}{allowed[0]} is the only backend that does so here, nothing was measured")
 
 
-def _best(manifest: Manifest, measured: Measured, stored: str | None) -> Choice:
-    """Each later configuration, less simple than those before it, must be clearly faster than the choice so far."""
+def choose_configuration(manifest: Manifest, measured: Measured, stored: str | None) -> Choice:
+    """Choose among measurements: a later configuration, less simple, must be clearly faster than the choice so far."""
     if not measured.measurements:
         why = measured.refused.get(REFERENCE, "ONNX Runtime gave nothing to compare with")
         return Choice("auto", f"nothing was measured: {why}", refused=measured.refused)
@@ -250,7 +250,7 @@ def _needed_bytes(manifest: Manifest, configurations: Sequence[str]) -> float:
     return _MEMORY * graphs * len(configurations)
 
 
-def _free_bytes() -> int | None:
+def available_bytes() -> int | None:
     """Available memory of the machine; None where it is not known."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -9,7 +9,7 @@ import numpy as np
 def scene(frames=40, width=96, height=64, seed=0, scenes=4, noise=0):
     """uint8 [frames, height, width, 3]: a bright square moving over backgrounds that change ``scenes`` times.
 
-    ``noise``: grey levels, anew in each frame; it makes the file larger.
+    ``noise``: grey levels, new in each frame; it makes the file larger.
     """
     random = np.random.default_rng(seed)
     backgrounds = random.integers(20, 160, (scenes, 1, 1, 3))

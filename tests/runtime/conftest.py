@@ -1,4 +1,4 @@
-"""Fixtures: toy bundles and small video files (toys.py and clips.py beside this file)."""
+"""Fixtures: toy bundles and small video files (toys.py and clips.py in this folder)."""
 
 import importlib.util
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 
-def load_beside(name):
+def load(name):
     """A module of this folder; tests are no package, so there is nothing to import it from."""
     key = f"flamest_tests_{name}"
     if key not in sys.modules:
@@ -20,12 +20,12 @@ def load_beside(name):
 
 @pytest.fixture(scope="session")
 def toys():
-    return load_beside("toys")
+    return load("toys")
 
 
 @pytest.fixture(scope="session")
 def clips():
-    return load_beside("clips")
+    return load("clips")
 
 
 @pytest.fixture(scope="session")

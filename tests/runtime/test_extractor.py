@@ -1,4 +1,4 @@
-"""A clip becomes the same numbers every time, each from the frames that it should be from."""
+"""A clip gives the same embedding every time, each part from its own frames."""
 
 import functools
 import hashlib
@@ -44,7 +44,7 @@ def model(toy_bundle, extractor):
     return VisionLanguageModel(*sessions, extractor.manifest.vlm)
 
 
-def test_the_numbers_are_those_of_the_pipeline_by_hand(extractor, clip, toys):
+def test_the_embedding_equals_the_pipeline_by_hand(extractor, clip, toys):
     import av
 
     features = extractor.extract(clip)
@@ -64,7 +64,7 @@ def test_the_numbers_are_those_of_the_pipeline_by_hand(extractor, clip, toys):
     assert all(milliseconds > 0 for milliseconds in features.stages_ms.values())
 
 
-def test_the_drawn_keyframe_is_the_one_that_is_described(extractor, video, model, clip):
+def test_the_drawn_keyframe_is_the_captioned_one(extractor, video, model, clip):
     features = extractor.extract(clip)
     frames = video.candidates(clip.path)
     rows = np.searchsorted(frames.t_s, features.keyframe_times_s)
@@ -98,13 +98,13 @@ def in_a_fresh_process(bundle, clip, threads):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_the_same_clip_gives_the_same_bytes_again_and_in_a_fresh_process(extractor, toy_bundle, clip):
+def test_the_same_clip_gives_the_same_bytes_in_any_process(extractor, toy_bundle, clip):
     first = digest(extractor.extract(clip))
     assert digest(extractor.extract(clip)) == first
     assert in_a_fresh_process(toy_bundle, clip, 1) == first
 
 
-def test_a_real_bundle_gives_2816_numbers_and_the_same_bytes_in_a_fresh_process(tiny_bundle, clip):
+def test_a_real_bundle_gives_the_same_2816_values_in_any_process(tiny_bundle, clip):
     with open_extractor(tiny_bundle, threads=2) as extractor:
         features = extractor.extract(clip)
         assert features.vlm.shape == (768,)
@@ -142,7 +142,7 @@ def test_a_still_clip_is_extracted(extractor, clips, tmp_path):
     assert np.isfinite(features.cnn).all()
 
 
-def test_a_broken_clip_is_a_named_reason_and_the_next_one_works(extractor, clip, tmp_path):
+def test_a_broken_clip_has_a_named_reason_and_the_next_works(extractor, clip, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_text("no video")
     with pytest.raises(DataError) as caught:
@@ -151,7 +151,7 @@ def test_a_broken_clip_is_a_named_reason_and_the_next_one_works(extractor, clip,
     assert extractor.extract(clip).cnn.shape == (5,)
 
 
-def test_numbers_that_are_not_finite_are_refused(toys, clip, tmp_path):
+def test_an_embedding_that_is_not_finite_is_refused(toys, clip, tmp_path):
     folder = toys.write_bundle(tmp_path / "bundle")
     weights = toys.weights(1)
     weights["slow"][0, 0] = np.inf
@@ -166,7 +166,7 @@ def test_numbers_that_are_not_finite_are_refused(toys, clip, tmp_path):
 def test_a_manifest_that_contradicts_its_graphs_is_refused(toys, tmp_path):
     folder = toys.write_bundle(tmp_path / "bundle")
     toys.write_manifest(folder, cnn=msgspec.structs.replace(toys.spatio_temporal(), frames=4))
-    with pytest.raises(DataError, match="picks 4 frames, its graph 'cnn' reads 8"):
+    with pytest.raises(DataError, match="chooses 4 frames, its graph 'cnn' takes 8"):
         open_extractor(folder)
 
 
@@ -195,7 +195,7 @@ def test_a_pair_gives_bit_for_bit_what_its_parts_give_alone(extract, pair):
     assert (left.cnn.size, right.vlm.size, right.keyframe, right.caption.text) == (0, 0, -1, "")
 
 
-def test_a_network_of_three_frames_sees_three_clusters_of_the_same_candidates(extract, toy_bundle, video, clip, toys):
+def test_a_network_of_three_frames_gets_three_clusters(extract, toy_bundle, video, clip, toys):
     candidates = video.candidates(clip.path)
     features = open_session(toy_bundle / "keyframes.onnx").run({"frames": candidates.pixels})["features"]
     rows = pick_keyframes(features, 3, clip_seeds(0, clip.sha256).clusters)
@@ -219,12 +219,12 @@ def test_a_stage_is_counted_where_there_is_one(extract):
     assert all(spent > 0 for name in ("slow", "clip", "blip") for spent in extract(name).stages_ms.values())
 
 
-def test_a_retrieved_caption_is_the_nearest_and_its_vector_follows_that_of_the_frame(extract, video, clip, toys):
+def test_a_retrieved_caption_is_the_nearest_to_the_frame(extract, video, clip, toys):
     features, weights = extract("clip"), toys.weights(1)
     candidates = video.candidates(clip.path)
     row = np.searchsorted(candidates.t_s, features.keyframe_times_s[features.keyframe])
     frame = video.keyframes(candidates, np.array([row])).rgb
-    image = prepare_frames(frame, toys.retrieved_caption().preprocessing).reshape(-1) @ weights["look"]
+    image = prepare_frames(frame, toys.retrieved_caption().preprocessing).reshape(-1) @ weights["image_matrix"]
     best = int((weights["captions"] @ image).argmax())
     assert features.caption.text == toys.CAPTIONS[best]
     np.testing.assert_allclose(features.vlm, [*image, *weights["captions"][best]], rtol=1e-4)
@@ -247,7 +247,7 @@ def test_several_captioned_frames_give_the_mean_of_their_embeddings(extract, ext
 
 
 @pytest.mark.parametrize("package", ["av", "tokenizers", "onnxruntime", "sklearn"])
-def test_a_missing_package_is_named_with_the_command_that_brings_it(toy_bundle, package):
+def test_a_missing_package_is_named_with_the_install_command(toy_bundle, package):
     program = (
         "import sys, importlib.util; from pathlib import Path\n"
         f"sys.modules[{package!r}] = None\n"
@@ -258,7 +258,7 @@ def test_a_missing_package_is_named_with_the_command_that_brings_it(toy_bundle, 
         "try: open_extractor(Path(sys.argv[1]))\n"
         "except MissingExtra as error: print(error.message, error.fix)\n"
     )
-    told = subprocess.run([sys.executable, "-c", program, str(toy_bundle)], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program, str(toy_bundle)], capture_output=True, text=True, check=True)
     name = "scikit-learn" if package == "sklearn" else package
-    assert f"'{name}'" in told.stdout
-    assert MissingExtra(name, extra="agent").fix in told.stdout
+    assert f"'{name}'" in done.stdout
+    assert MissingExtra(name, extra="agent").fix in done.stdout

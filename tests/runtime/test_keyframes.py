@@ -139,7 +139,7 @@ def test_rows_are_spread_evenly_and_repeated_in_time_order_when_too_few():
     assert spread_indices(1, 4).tolist() == [0] * 4
 
 
-def test_readers_cluster_one_after_the_other_and_leave_the_process_as_it_was(monkeypatch):
+def test_clustering_in_threads_leaves_the_process_unchanged(monkeypatch):
     """Warning filters and thread pools belong to the process, not to a thread."""
     inside, most = [], []
 

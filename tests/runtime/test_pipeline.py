@@ -6,7 +6,7 @@ from flamest.base.errors import InvariantError
 from flamest.base.files import sha256_file
 from flamest.runtime.backends.onnxruntime import OrtSession, open_session
 from flamest.runtime.caption_batch import CaptionRows
-from flamest.runtime.captioner import GPU_BATCH, StaticBatchCaptioner
+from flamest.runtime.captioner import GPU_BATCH
 from flamest.runtime.extractor import PipelineOptions, open_extractor
 from flamest.runtime.records import Clip
 from flamest.runtime.vision_language import VisionLanguageModel
@@ -53,11 +53,11 @@ def test_a_batch_of_clips_gives_the_same_to_a_hundred_thousandth(toy_bundle, man
             np.testing.assert_allclose(done.features.cnn, alone.features.cnn, rtol=1e-5, atol=1e-5)
 
 
-def test_a_broken_clip_comes_out_in_its_place_with_its_reason(one_by_one):
+def test_a_broken_clip_keeps_its_position_with_its_reason(one_by_one):
     assert [done.error and done.error.code for done in one_by_one] == [None] * 3 + ["video_not_video"] + [None] * 4
 
 
-def test_a_real_bundle_captions_the_same_whatever_stands_beside(tiny_bundle, many):
+def test_a_caption_does_not_depend_on_other_rows(tiny_bundle, many):
     alone = extracted(tiny_bundle, many[:3], PipelineOptions(readers=1, captions=1))
     fallback_folder = extracted(tiny_bundle, many[:3], PipelineOptions(readers=2, captions=3))
     assert list(map(bytes_of, fallback_folder)) == list(map(bytes_of, alone))
@@ -72,7 +72,7 @@ def test_every_kind_of_extractor_goes_through_the_same_pipeline(toys, many, tmp_
     )
 
 
-def test_clips_are_asked_for_only_a_few_ahead_so_that_memory_does_not_grow_with_the_folder(toy_bundle, many):
+def test_only_a_few_clips_are_read_ahead(toy_bundle, many):
     asked, pipeline = [], PipelineOptions(readers=2, captions=2)
 
     def coming():
@@ -102,15 +102,11 @@ def test_an_extraction_that_is_left_early_leaves_nothing_behind(toy_bundle, many
         assert bytes_of(next(extractor.extract_all(many[1:2]))) == bytes_of(one_by_one[1])
 
 
-def test_where_graphs_run_beside_the_cpu_a_run_sees_as_many_clips_as_plans_are_made_for(
-    toy_bundle, many, one_by_one, monkeypatch
-):
-    """On a GPU, that is; here the CPU's session says that it computes elsewhere."""
+def test_on_a_gpu_a_run_takes_a_batch_of_clips(toy_bundle, many, one_by_one, monkeypatch):
+    """The CPU's session pretends to compute elsewhere."""
     monkeypatch.setattr(OrtSession, "computes_on_host", False)
     with open_extractor(toy_bundle, threads=1) as extractor:
-        described = extractor._captioner
-        assert isinstance(described, StaticBatchCaptioner)
-        assert (described.batch, extractor._batch) == (GPU_BATCH, GPU_BATCH)
+        assert extractor.batch == GPU_BATCH
         found = list(extractor.extract_all(many))
     for one, alone in zip(found, one_by_one, strict=True):
         assert (one.features is None) == (alone.features is None)
@@ -155,7 +151,7 @@ def test_captions_row_by_row_are_those_of_a_whole_batch(model, pixels):
     assert [ids for ids, _ in write_all(model, pixels, rows=5)[0]] == captions
 
 
-def test_a_caption_that_has_ended_gives_its_place_to_the_next_frame(model, pixels):
+def test_the_row_of_a_finished_caption_goes_to_the_next_frame(model, pixels):
     one, alone = write_all(model, pixels, rows=1)
     five, together = write_all(model, pixels, rows=5)
     assert five == one
@@ -165,9 +161,9 @@ def test_a_caption_that_has_ended_gives_its_place_to_the_next_frame(model, pixel
     assert together < in_batches
 
 
-def test_a_frame_whose_numbers_are_not_finite_does_not_spoil_the_next_one_in_its_place(model, pixels):
+def test_a_nan_of_one_frame_does_not_reach_the_next(model, pixels):
     writing = CaptionRows(model, 1)
-    for array in writing._past.values():
+    for array in writing.past.values():
         array[...] = np.nan  # what a deep text network leaves there; the toy's one layer does not
     writing.add([0], pixels[:1])
     ended = []
@@ -176,7 +172,7 @@ def test_a_frame_whose_numbers_are_not_finite_does_not_spoil_the_next_one_in_its
     assert ended[0][1] == write_all(model, pixels[:1], rows=1)[0][0][0]
 
 
-def test_more_frames_than_places_are_refused(model, pixels):
+def test_more_frames_than_rows_are_refused(model, pixels):
     writing = CaptionRows(model, 2)
     writing.add([0, 1], pixels[:2])
     with pytest.raises(InvariantError, match="1 frames for 0 free rows"):
@@ -184,7 +180,7 @@ def test_more_frames_than_places_are_refused(model, pixels):
 
 
 @pytest.mark.parametrize(("threads", "readers"), [(1, 1), (2, 2), (8, 3)])
-def test_on_a_cpu_three_readers_at_most_are_at_work(toy_bundle, threads, readers):
+def test_on_a_cpu_at_most_three_readers_work(toy_bundle, threads, readers):
     """Each may hold 256 MB of frames, and two or three feed the networks."""
     with open_extractor(toy_bundle, threads=threads) as extractor:
-        assert len(extractor._ahead._readers) == extractor._readers == readers
+        assert extractor.readers == readers

@@ -56,7 +56,7 @@ def weights(seed):
     }
     drawn["unembed"][:, END] *= 1.5  # captions end, at different lengths
     drawn["resnet3d"] = normal(3 * NETWORKS["resnet3d"], SLOW_WIDTH)
-    drawn["look"] = normal(3 * IMAGE * IMAGE, D)
+    drawn["image_matrix"] = normal(3 * IMAGE * IMAGE, D)
     drawn["captions"] = normal(len(CAPTIONS), D)
     return drawn
 
@@ -177,11 +177,11 @@ def words_graph(w):
 
 
 def clip_graph(w):
-    """The frame through one matrix, beside the caption of the largest product with it."""
+    """The frame through one matrix, with the caption of the largest product with it."""
     node = helper.make_node
     nodes = [
         node("Flatten", ["pixels"], ["flat"]),
-        node("MatMul", ["flat", "look"], ["image"]),
+        node("MatMul", ["flat", "image_matrix"], ["image"]),
         node("MatMul", ["image", "across"], ["scores"]),
         node("ArgMax", ["scores"], ["caption_index"], axis=-1, keepdims=0),
         node("Gather", ["captions", "caption_index"], ["caption"]),
@@ -192,7 +192,7 @@ def clip_graph(w):
         nodes,
         [("pixels", TensorProto.FLOAT, ["batch", 3, IMAGE, IMAGE])],
         [("vector", ["batch", 2 * D])],
-        {"look": w["look"], "captions": w["captions"], "across": np.ascontiguousarray(w["captions"].T)},
+        {"image_matrix": w["image_matrix"], "captions": w["captions"], "across": np.ascontiguousarray(w["captions"].T)},
     )
     made.graph.output.append(helper.make_tensor_value_info("caption_index", TensorProto.INT64, ["batch"]))
     return made

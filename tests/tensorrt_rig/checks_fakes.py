@@ -34,7 +34,7 @@ def test_a_call_that_the_genuine_method_would_not_take_is_refused():
     refused("Runtime", "deserialize_cuda_engine", "plan")
 
 
-def test_a_call_that_it_would_take_is_not_and_calls_keep_their_order():
+def test_a_valid_call_passes_and_calls_keep_their_order():
     fakes = Fakes()
     builder, config = fakes.make("Builder"), fakes.make("IBuilderConfig")
     builder.create_network(1)

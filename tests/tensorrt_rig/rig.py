@@ -33,7 +33,7 @@ class Rig:
     def environment(self, *, libraries: bool = True, driver: bool = False, scripted: bool = False) -> dict[str, str]:
         """``libraries=False``: as where only the Python packages are installed. ``driver``: with a GPU that answers.
 
-        ``scripted``: a TensorRT that builds plans of stand-in content (``scripted/``).
+        ``scripted``: a TensorRT that builds engines of stand-in content (``scripted/``).
         """
         folder = FOLDER / self.version
         packages = [*([HERE / "scripted"] if scripted else []), folder / "packages", HERE]
@@ -47,7 +47,7 @@ class Rig:
     def python(
         self, code: str, *arguments: object, extra: Mapping[str, str] | None = None, **how: bool
     ) -> subprocess.CompletedProcess[str]:
-        """Run ``code`` in a child in which ``import tensorrt`` finds this version; the caller judges its end.
+        """Run ``code`` in a child in which ``import tensorrt`` finds this version; the caller checks its end.
 
         ``how``: as for ``environment``.
         """

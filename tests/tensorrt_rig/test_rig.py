@@ -46,7 +46,7 @@ def no_driver():
 CONSTRUCT = "import os, tensorrt_lean as t\nruntime = t.Runtime(t.Logger())\nprint(t.__version__, flush=True)\n"
 
 
-def test_without_a_driver_the_lean_runtime_constructs_and_only_its_log_says_that_it_is_of_no_use(lean_rig, no_driver):
+def test_the_lean_runtime_constructs_without_a_driver(lean_rig, no_driver):
     done = lean_rig.python(CONSTRUCT + "os._exit(0)")
     assert done.returncode == 0, done.stderr
     assert pinned()["lean"] in done.stdout
@@ -54,6 +54,6 @@ def test_without_a_driver_the_lean_runtime_constructs_and_only_its_log_says_that
 
 
 @pytest.mark.parametrize("then", ["runtime.deserialize_cuda_engine(b'no plan')\nos._exit(0)", "del runtime"])
-def test_without_a_driver_the_lean_runtime_takes_its_process_with_it(lean_rig, no_driver, then):
-    # Why the driver is asked first, and why a plan is opened for the first time in a child process.
+def test_the_lean_runtime_without_a_driver_crashes_its_process(lean_rig, no_driver, then):
+    # The reason why the driver is asked first and an engine is opened for the first time in a child process.
     assert lean_rig.python(CONSTRUCT + then).returncode == -signal.SIGSEGV

@@ -127,9 +127,7 @@ def remove_unlisted_engines(folder: Path) -> None:
 def _put(folder: Path, file: str, data: bytes, manifest: Manifest) -> None:
     """Write the engine next to the bundle, move it in, then replace the manifest."""
     try:
-        scratch = Path(
-            tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".plans", dir=folder.resolve().parent)
-        )
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".plans", dir=folder.resolve().parent))
     except OSError as error:
         raise StorageError(f"cannot write next to {folder}: {error.strerror}") from error
     try:

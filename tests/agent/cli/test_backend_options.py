@@ -86,7 +86,7 @@ def test_doctor_shows_every_backend_with_a_fix(toy_bundle, no_gpu):
     out = run("doctor", "--bundle", toy_bundle)
     for words in (
         "NVIDIA GPU: none",
-        "TensorRT, a plan of the bundle",
+        "TensorRT, an engine of the bundle",
         "ONNX Runtime CUDA",
         "OpenVINO CPU",
         "optional: ",

@@ -103,7 +103,7 @@ def test_doctor_lists_what_can_be_built_with_fixes(monkeypatch):
     assert all(check["ok"] != bool(check["fix"]) for check in found["checks"])
     shown = run("doctor").stdout
     assert "fix: pip install 'flamest[export]'" in shown
-    for words in ("TensorRT, a plan of the bundle", "ONNX Runtime CUDA", "OpenVINO CPU", "ok  ONNX Runtime CPU"):
+    for words in ("TensorRT, an engine of the bundle", "ONNX Runtime CUDA", "OpenVINO CPU", "ok  ONNX Runtime CPU"):
         assert words in shown
     (rungs,) = found["ladder"].values()
     assert [row["backend"] for row in rungs][-3:] == ["onnxruntime-cuda", "openvino", "onnxruntime"]

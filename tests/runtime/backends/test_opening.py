@@ -1,4 +1,4 @@
-"""Graphs are opened on the first rung that takes them; what was refused on the way is told, and nothing is hidden."""
+"""Graphs are opened on the first candidate that works; every reason on the way is reported."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def clip(clips, tmp_path_factory):
 
 
 def bundle_with_plans(toy_bundle, folder):
-    """A copy whose vision graph has a plan for GPU."""
+    """A copy whose vision graph has an engine for GPU."""
     from flamest.runtime.backends.tensorrt.supply import with_engine
 
     copy = shutil.copytree(toy_bundle, folder / "bundle")
@@ -57,7 +57,7 @@ def bundle_with_plans(toy_bundle, folder):
     return copy
 
 
-def test_a_plan_that_crashes_costs_a_child_and_the_graph_goes_to_the_next_rung(toy_bundle, clip, tmp_path, monkeypatch):
+def test_an_engine_that_crashes_leaves_the_graph_to_the_next_candidate(toy_bundle, clip, tmp_path, monkeypatch):
     package = tmp_path / "packages" / "tensorrt"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(CRASHES)
@@ -72,10 +72,10 @@ def test_a_plan_that_crashes_costs_a_child_and_the_graph_goes_to_the_next_rung(t
     np.testing.assert_array_equal(features.vlm, expected.vlm)
     vision = extractor.places["vision"]
     assert (vision.backend, vision.where) == ("onnxruntime", "ONNX Runtime CPU")
-    told = {kind: (reason.code.value, reason.evidence) for kind, reason in vision.refused}
-    assert told["plan"][0] == "PLAN_REJECTED"
-    assert "signal SIGSEGV" in told["plan"][1]
-    assert [code for code, _ in told.values()] == [
+    reasons = {kind: (reason.code.value, reason.evidence) for kind, reason in vision.refused}
+    assert reasons["plan"][0] == "PLAN_REJECTED"
+    assert "signal SIGSEGV" in reasons["plan"][1]
+    assert [code for code, _ in reasons.values()] == [
         "PLAN_REJECTED",
         "TRT_NO_BUILDER",
         "ORT_NO_CUDA",
@@ -84,7 +84,7 @@ def test_a_plan_that_crashes_costs_a_child_and_the_graph_goes_to_the_next_rung(t
     assert dict(extractor.places["text"].refused)["plan"].code == "PLAN_MISSING"
 
 
-def test_a_required_backend_that_does_not_run_is_an_error_with_every_reason(toy_bundle):
+def test_a_required_backend_that_is_unavailable_is_an_error(toy_bundle):
     backend_options = parse_backend_options(["tensorrt"], require=True)
     opener = GraphOpener(open_bundle(toy_bundle), Opening(backend_options, 1, NO_GPU))
     with pytest.raises(SettingsError, match="does not run on tensorrt, which is required") as caught:
@@ -95,7 +95,7 @@ def test_a_required_backend_that_does_not_run_is_an_error_with_every_reason(toy_
     assert opener.places == {}
 
 
-def test_a_named_backend_that_is_not_there_falls_to_the_next_and_says_so(toy_bundle):
+def test_a_missing_named_backend_is_reported_and_the_next_is_used(toy_bundle):
     opener = GraphOpener(open_bundle(toy_bundle), Opening(parse_backend_options(["openvino"]), 1, NO_GPU))
     opener.open("cnn")
     place = opener.places["cnn"].as_json()
@@ -111,7 +111,7 @@ def test_bf16_is_never_silently_float32(toy_bundle):
         opener.open("cnn")
 
 
-def test_what_features_are_called_follows_from_the_bundle_and_the_wishes(toy_bundle):
+def test_the_precision_label_follows_from_bundle_and_options(toy_bundle):
     manifest = read_manifest(toy_bundle)
     assert effective_precision(manifest, parse_backend_options([])) == manifest.precision == "fp32"
     assert effective_precision(manifest, parse_backend_options(["openvino"])) == "fp32"
@@ -119,7 +119,7 @@ def test_what_features_are_called_follows_from_the_bundle_and_the_wishes(toy_bun
 
 
 @pytest.mark.skipif(not gather_facts().bf16, reason="this processor has no bf16")
-def test_a_clip_in_bf16_is_near_the_float32_one_and_kept_apart(tiny_bundle, clip):
+def test_a_clip_in_bf16_is_near_float32_and_stored_separately(tiny_bundle, clip):
     with open_extractor(tiny_bundle, threads=1) as plain:
         exact = plain.extract(clip)
     backend_options = parse_backend_options(["openvino"], precision="bf16", require=True)

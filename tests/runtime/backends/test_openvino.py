@@ -1,4 +1,4 @@
-"""OpenVINO beside ONNX Runtime on the tiny bundle's graphs, and what it must not do: talk, or lower precision."""
+"""OpenVINO compared with ONNX Runtime on the tiny bundle's graphs; it reports nothing and never lowers precision."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_float32_is_onnx_runtimes_to_1e_5(tiny_bundle, name):
 
 @needs_bf16
 @pytest.mark.parametrize("name", ["vision", "text", "cnn"])
-def test_bf16_is_what_it_computed_in_and_its_cosine_is_above_0_999(tiny_bundle, name):
+def test_bf16_is_really_computed_with_a_cosine_above_0_999(tiny_bundle, name):
     feeds = feeds_of(tiny_bundle, name)
     exact = OpenVinoSession.open(tiny_bundle / f"{name}.onnx", threads=1).run(feeds)
     session = OpenVinoSession.open(tiny_bundle / f"{name}.onnx", computed="bf16", threads=1)
@@ -62,7 +62,7 @@ def test_bf16_is_what_it_computed_in_and_its_cosine_is_above_0_999(tiny_bundle, 
         assert not np.array_equal(one, other), output
 
 
-def test_values_pass_from_run_to_run_and_a_later_run_does_not_change_them(tiny_bundle):
+def test_a_later_run_does_not_change_values(tiny_bundle):
     session = OpenVinoSession.open(tiny_bundle / "text.onnx", threads=1)
     feeds = feeds_of(tiny_bundle, "text")
     values = session.run_values(feeds)
@@ -95,7 +95,7 @@ print(sorted(set(heard)), "openvino" in sys.modules)
 """
 
 
-def test_opening_a_graph_with_openvino_talks_to_nobody_and_writes_no_identifier(tiny_bundle, tmp_path, monkeypatch):
+def test_openvino_reports_nothing_and_writes_no_identifier(tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     command = [sys.executable, "-c", WATCHED, str(tiny_bundle / "keyframes.onnx")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

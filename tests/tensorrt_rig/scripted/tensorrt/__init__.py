@@ -1,9 +1,9 @@
 """A TensorRT that builds: genuine names and classes, stand-ins where the library would compute.
 
 Put before the rig's packages (``rig.environment(scripted=True)``), it lets a whole command run in child
-processes. Its plans hold a right header, the SHA-256 of the ONNX bytes and the options that were set. With
+processes. Its engines hold a valid header, the SHA-256 of the ONNX bytes and the options that were set. With
 ``FLAMEST_SCRIPT=crash`` building ends its process as a broken runtime would, with ``refuse`` it returns nothing,
-with ``hang`` it goes on until it is asked to stop (its process id then stands in the file FLAMEST_SCRIPT_PID).
+with ``hang`` it continues until it is asked to stop (its process id is then in the file FLAMEST_SCRIPT_PID).
 """
 
 import hashlib

@@ -20,11 +20,11 @@ except FlamestError as error:
 """
 
 
-def test_the_builder_asks_tensorrt_for_what_it_has_and_takes_every_answer(tensorrt_rig):
-    tensorrt_rig.run_checks(Path(__file__).with_name("checks_plan_build.py"))
+def test_the_builder_fits_three_versions_of_tensorrt(tensorrt_rig):
+    tensorrt_rig.run_checks(Path(__file__).with_name("checks_builder.py"))
 
 
-def test_no_driver_is_told_from_what_the_builder_says(tensorrt_rig):
+def test_no_driver_is_recognised_by_the_builders_message(tensorrt_rig):
     done = tensorrt_rig.python(BUILD)
     code, exit_code, message, fix = done.stdout.strip().split("|")
     assert (code, exit_code) == ("NO_DRIVER_OR_GPU", "78"), done.stderr
@@ -41,13 +41,13 @@ def test_missing_libraries_are_named(tensorrt_rig):
     assert fix
 
 
-def test_no_tensorrt_is_an_error_with_the_command_that_brings_it(tensorrt_rig):
+def test_no_tensorrt_is_an_error_with_the_install_command(tensorrt_rig):
     done = tensorrt_rig.python("import sys; sys.modules['tensorrt'] = None\n" + BUILD)
     assert done.stdout.startswith("TRT_MISSING|78|"), done.stderr
     assert "pip install 'flamest[tensorrt]'" in done.stdout
 
 
-def test_the_lean_runtime_builds_nothing_and_says_so(lean_rig):
+def test_the_lean_runtime_cannot_build(lean_rig):
     done = lean_rig.python("import sys, tensorrt_lean; sys.modules['tensorrt'] = tensorrt_lean\n" + BUILD)
     assert done.stdout.startswith("TRT_NO_BUILDER|78|"), done.stderr
     assert "11.4.0.106 has no Builder" in done.stdout

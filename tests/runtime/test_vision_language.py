@@ -68,7 +68,7 @@ def test_a_row_that_has_ended_does_not_disturb_the_others(model_of, pixels):
     assert model.caption_ids(model.encode_image(pixels)) == alone
 
 
-def test_a_caption_has_no_start_and_end_and_at_most_the_longest_length(toys, model_of, pixels):
+def test_a_caption_has_no_special_tokens_and_a_longest_length(toys, model_of, pixels):
     model = model_of()
     captions = model.caption_ids(model.encode_image(pixels))
     assert all(len(caption) <= toys.LONGEST and toys.END not in caption for caption in captions)
@@ -92,7 +92,7 @@ def test_embeddings_of_a_padded_batch_equal_single_rows_by_hand(toys, model_of, 
     ("attention_mode", "hears"),
     [("bidirectional", True), ("causal-last", True), ("causal-first", False), ("text", True)],
 )
-def test_another_caption_gives_another_embedding_except_in_the_blind_mode(model_of, pixels, attention_mode, hears):
+def test_the_caption_changes_the_embedding_except_in_causal_first(model_of, pixels, attention_mode, hears):
     model = model_of(attention_mode)
     memory = model.encode_image(pixels[:1])
     one, other = (model.embed(memory, [caption])[0] for caption in [(9, 10), (11, 12)])
@@ -100,15 +100,13 @@ def test_another_caption_gives_another_embedding_except_in_the_blind_mode(model_
 
 
 @pytest.mark.parametrize(("attention_mode", "sees"), [("bidirectional", True), ("causal-last", True), ("text", False)])
-def test_another_frame_gives_another_embedding_except_where_the_text_is_read_alone(
-    model_of, pixels, attention_mode, sees
-):
+def test_the_frame_changes_the_embedding_except_in_text_mode(model_of, pixels, attention_mode, sees):
     model = model_of(attention_mode)
     one, other = (model.embed(model.encode_image(image[None]), [(9, 10)])[0] for image in pixels[:2])
     assert (one.tobytes() != other.tobytes()) == sees
 
 
-def test_the_words_graph_belongs_to_the_reading_of_text_alone(toys):
+def test_the_words_graph_belongs_to_text_mode_alone(toys):
     weights = toys.weights(SEED)
     graphs = [toys.vision_graph, toys.text_graph, toys.words_graph]
     vision, text, words = (open_session(graph(weights).SerializeToString(), threads=1) for graph in graphs)

@@ -2,7 +2,7 @@
 
 Not a test. Calls take exactly the arguments of ``cuda.bindings.runtime`` (test_cuda_device.py compares the
 signatures with the genuine ones) and return (error, result…) as those do. Reading or writing outside of
-what was allocated is an error here, where a GPU might say nothing.
+what was allocated is an error here, where a GPU might report none.
 """
 
 # ruff: noqa: N801, N802, N803, N815  # names are CUDA's

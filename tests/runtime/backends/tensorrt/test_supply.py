@@ -1,4 +1,4 @@
-"""A plan that is built here goes into the bundle or the node's cache, and each step leaves something whole."""
+"""An engine that is built here goes into the bundle or the node's cache, and each step leaves both whole."""
 
 import dataclasses
 import shutil
@@ -47,7 +47,7 @@ class Builder:
         if self.error is not None:
             raise self.error
         progress.advance(STEPS)
-        return BuiltEngine(f"plan of {request.name}".encode(), Version(10, 3, 0, 26), 1.234, ("a remark",))
+        return BuiltEngine(f"engine of {request.name}".encode(), Version(10, 3, 0, 26), 1.234, ("a remark",))
 
 
 class Counted:
@@ -71,7 +71,7 @@ def target(tmp_path):
     return BuildTarget(FACTS, EngineOptions(tf32=True), open_cache(tmp_path / "cache"), build=Builder())
 
 
-def test_a_plan_is_added_to_the_bundle_which_stays_whole_and_means_the_same(toy_bundle, target):
+def test_an_added_engine_leaves_the_fingerprint_the_same(toy_bundle, target):
     before, progress = open_bundle(toy_bundle), Counted()
     after, supplied = ensure_bundled_engine(before, "cnn", target, progress)
     assert progress.steps == STEPS
@@ -80,29 +80,29 @@ def test_a_plan_is_added_to_the_bundle_which_stays_whole_and_means_the_same(toy_
     checked = open_bundle(toy_bundle)
     assert checked.manifest == after.manifest
     assert checked.manifest.fingerprint == before.manifest.fingerprint
-    (plan,) = checked.manifest.graphs["cnn"].engines
-    assert (toy_bundle / plan.file).read_bytes() == b"plan of cnn"
-    assert (plan.tensorrt, plan.cuda, plan.driver, plan.build_seconds) == ("10.3.0.26", "12.8", "570.86", 1.23)
-    assert plan.options.tf32
+    (record,) = checked.manifest.graphs["cnn"].engines
+    assert (toy_bundle / record.file).read_bytes() == b"engine of cnn"
+    assert (record.tensorrt, record.cuda, record.driver, record.build_seconds) == ("10.3.0.26", "12.8", "570.86", 1.23)
+    assert record.options.tf32
     (request,) = target.build.requests
-    assert request.onnx_sha256 == plan.onnx_sha256 == checked.manifest.files["cnn.onnx"].sha256
+    assert request.onnx_sha256 == record.onnx_sha256 == checked.manifest.files["cnn.onnx"].sha256
     _, again = ensure_bundled_engine(after, "cnn", target, progress)
     assert not again.fresh
     assert len(target.build.requests) == 1
     assert progress.steps == 2 * STEPS
 
 
-def test_a_plan_of_other_options_stands_beside_the_first(toy_bundle, target):
+def test_an_engine_of_other_options_is_added_to_the_first(toy_bundle, target):
     bundle, _ = ensure_bundled_engine(open_bundle(toy_bundle), "cnn", target, Counted())
     other = BuildTarget(FACTS, EngineOptions(opt_level=5), target.cache, build=target.build)
     ensure_bundled_engine(bundle, "cnn", other, Counted())
-    plans = open_bundle(toy_bundle).manifest.graphs["cnn"].engines
-    assert len({plan.file for plan in plans}) == 2
+    engines = open_bundle(toy_bundle).manifest.graphs["cnn"].engines
+    assert len({record.file for record in engines}) == 2
     assert local_build_options(open_bundle(toy_bundle).manifest, "cnn") == EngineOptions(tf32=True)
     assert local_build_options(open_bundle(toy_bundle).manifest, "keyframes") == EngineOptions()
 
 
-def test_again_builds_what_is_there_and_puts_it_in_its_place(toy_bundle, target):
+def test_again_replaces_an_existing_engine(toy_bundle, target):
     bundle, _ = ensure_bundled_engine(open_bundle(toy_bundle), "cnn", target, Counted())
     cached_engine(bundle, "cnn", target, Counted())
     again = dataclasses.replace(target, again=True)
@@ -124,21 +124,21 @@ def test_a_build_that_fails_changes_nothing(toy_bundle, target):
     assert not list(toy_bundle.parent.glob(".*"))
 
 
-def test_the_nodes_own_plan_is_built_once_and_kept_outside_of_the_bundle(toy_bundle, target):
+def test_a_nodes_engine_is_built_once_and_cached(toy_bundle, target):
     before = {file.name: file.read_bytes() for file in toy_bundle.iterdir()}
     bundle = open_bundle(toy_bundle)
-    assert cached_engine(bundle, "cnn", target, Counted()).data == b"plan of cnn"
+    assert cached_engine(bundle, "cnn", target, Counted()).data == b"engine of cnn"
     kept = cached_engine(bundle, "cnn", target, Counted())
-    assert kept.data == b"plan of cnn"
+    assert kept.data == b"engine of cnn"
     assert kept.record.gpu == "NVIDIA H100"
     supplied = ensure_cached_engine(bundle, "cnn", target, Counted())
     assert not supplied.fresh
-    assert supplied.path.read_bytes() == b"plan of cnn"
+    assert supplied.path.read_bytes() == b"engine of cnn"
     assert len(target.build.requests) == 1
     assert {file.name: file.read_bytes() for file in toy_bundle.iterdir()} == before
 
 
-def test_the_timing_cache_is_one_per_version_and_gpu_unless_it_is_given(toy_bundle, target, tmp_path):
+def test_there_is_one_timing_cache_per_version_and_gpu(toy_bundle, target, tmp_path):
     bundle = open_bundle(toy_bundle)
     cached_engine(bundle, "cnn", target, Counted())
     cached_engine(bundle, "keyframes", target, Counted())
@@ -149,7 +149,7 @@ def test_the_timing_cache_is_one_per_version_and_gpu_unless_it_is_given(toy_bund
     assert target.build.requests[-1].timing_cache == tmp_path / "mine"
 
 
-def test_unknown_plans_are_swept_and_nothing_else(toy_bundle, target):
+def test_only_unlisted_engines_are_removed(toy_bundle, target):
     ensure_bundled_engine(open_bundle(toy_bundle), "cnn", target, Counted())
     (toy_bundle / "cnn.trt1-sm10-0.plan").write_bytes(b"")
     (toy_bundle / "notes.txt").write_text("mine")
@@ -159,7 +159,7 @@ def test_unknown_plans_are_swept_and_nothing_else(toy_bundle, target):
     assert len(open_bundle(toy_bundle).manifest.graphs["cnn"].engines) == 1
 
 
-def test_a_plans_file_name_says_graph_version_and_capability():
+def test_an_engines_file_name_has_graph_version_and_capability():
     key = engine_key(FACTS, "a" * 64, EngineOptions())
     assert engine_file_name("cnn", key) == f"cnn.trt10.3.0-sm90-{key.digest[:8]}.plan"
 
@@ -175,7 +175,7 @@ def test_a_plans_file_name_says_graph_version_and_capability():
         ({"gpu": None, "driver_problem": "no libcuda", "versions": {}}, ["NO_DRIVER_OR_GPU", "TRT_MISSING"]),
     ],
 )
-def test_all_that_is_missing_is_found_at_once_and_first_the_driver(change, codes):
+def test_all_build_problems_are_found_at_once_driver_first(change, codes):
     facts = MachineFacts(**{**{name: getattr(FACTS, name) for name in FACTS.__dataclass_fields__}, **change})
     assert [problem.code for problem in build_problems(facts)] == codes
     if codes:

@@ -1,4 +1,4 @@
-"""Every reason has a code, a meaning and a way out, and is an error with an exit code when it has to be."""
+"""Every reason has a code, a meaning and a fix, and can become an error with an exit code."""
 
 import pickle
 from pathlib import Path
@@ -9,7 +9,7 @@ from flamest.runtime.backends.unavailable import TABLE, BackendUnavailable, Code
 
 
 @pytest.mark.parametrize("code", Code)
-def test_every_code_has_a_meaning_and_a_next_command(code):
+def test_every_code_has_a_meaning_and_a_fix(code):
     entry = TABLE[code]
     assert entry.meaning
     assert entry.meaning[-1] != "."
@@ -19,7 +19,7 @@ def test_every_code_has_a_meaning_and_a_next_command(code):
 
 
 @pytest.mark.parametrize("code", Code)
-def test_a_refusal_becomes_an_error_and_comes_back_the_same(code):
+def test_a_reason_survives_as_an_error(code):
     reason = unavailable(code, "seen with own eyes")
     error = reason.error()
     assert error.code == code.value
@@ -34,13 +34,13 @@ def test_the_documentation_lists_every_code_with_its_meaning_and_fix():
         assert f"| `{code}` | {entry.meaning} | {entry.fix} | {entry.error.exit_code} |" in page
 
 
-def test_an_error_without_a_code_of_the_table_keeps_what_it_said():
+def test_an_error_without_a_known_code_keeps_its_message():
     reason = BackendUnavailable.of(DataError("the graph is cracked", code="bad_graph"))
     assert reason.code is Code.BACKEND_FAILED
     assert "bad_graph: the graph is cracked" in reason.evidence
     assert reason.fix
 
 
-def test_a_better_fix_takes_the_place_of_the_tables():
+def test_a_specific_fix_replaces_the_tables():
     assert unavailable(Code.PLAN_GPU, "built for sm_75").fix == TABLE[Code.PLAN_GPU].fix
     assert unavailable(Code.PLAN_GPU, "built for sm_75", fix="flamest-export --here").fix == "flamest-export --here"

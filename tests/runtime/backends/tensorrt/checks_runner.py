@@ -1,4 +1,4 @@
-"""Run per TensorRT version by test_tensorrt_session.py: a session over strict stand-ins that do compute.
+"""Run per TensorRT version by test_runner.py: a session over strict stand-ins that do compute.
 
 The stand-in engine is a caption step: present = past and the token one after the other, logits = the sum of
 both. It runs on fake_cuda.py's memory, so what is read, written, kept and replayed is really checked.
@@ -29,7 +29,7 @@ RANGES = {"token_ids": [(1, 1), (1, 1), (4, 1)], "past": [(1, 0, 2), (1, 8, 2), 
 
 
 class Step:
-    """A context and an engine that compute as the module's docstring says."""
+    """A context and an engine that compute as the module's docstring describes."""
 
     def __init__(self):
         self.fakes, self.cuda = Fakes(), FakeCuda()
@@ -137,7 +137,7 @@ def test_the_cache_stays_on_the_device_from_step_to_step(step):
     assert step.cuda.calls.count("cudaMemcpyAsync") == 3 + 3 + 1
 
 
-def test_nothing_is_allocated_after_opening_but_a_second_block_for_the_cache(step):
+def test_only_a_second_cache_block_is_allocated_after_opening(step):
     session = step.session()
     caption(session, range(16))
     step.cuda.calls.clear()
@@ -162,23 +162,23 @@ def test_a_result_is_not_changed_by_later_runs(step):
     np.testing.assert_array_equal(first["present"].numpy(), [[[0, 0], [1, 1]]])
 
 
-def test_runs_that_came_before_are_replayed_and_give_the_same(step):
+def test_repeated_runs_are_replayed_with_the_same_result(step):
     session, plain = step.session(), Step().session(cuda_graphs=False)
-    told = [caption(session, tokens)[0] for tokens in ([1, 2, 3], [4, 5, 6], [7, 8, 9], [1, 5, 9], [2, 2, 2])]
+    results = [caption(session, tokens)[0] for tokens in ([1, 2, 3], [4, 5, 6], [7, 8, 9], [1, 5, 9], [2, 2, 2])]
     launched = step.launched
     again = [caption(session, tokens)[0] for tokens in ([1, 2, 3], [9, 9, 9])]
     assert step.launched == launched  # replayed: TensorRT was not asked
     assert "cudaGraphLaunch" in step.cuda.calls
     expected = [caption(plain, tokens)[0] for tokens in ([1, 2, 3], [4, 5, 6], [7, 8, 9], [1, 5, 9], [2, 2, 2])]
-    assert told == expected
+    assert results == expected
     assert again == [expected[0], caption(plain, [9, 9, 9])[0]]
 
 
 def test_what_cannot_be_captured_is_launched(step):
     session = step.session()
     step.cuda.fails["cudaStreamEndCapture"] = cudaError_t.cudaErrorStreamCaptureInvalidated
-    told = {tuple(caption(session, [1, 2, 3])[0]) for _ in range(6)}
-    assert told == {(2.0, 6.0, 12.0)}
+    results = {tuple(caption(session, [1, 2, 3])[0]) for _ in range(6)}
+    assert results == {(2.0, 6.0, 12.0)}
     assert "cudaGraphLaunch" not in step.cuda.calls
     assert step.cuda.calls.count("cudaStreamBeginCapture") == 1  # it is not tried again
 
@@ -186,7 +186,7 @@ def test_what_cannot_be_captured_is_launched(step):
 @pytest.mark.parametrize(
     ("tokens", "past"), [((5, 1), (5, 1, 2)), ((1, 1), (1, 17, 2)), ((1, 1), (1, 1, 3)), ((1, 1), (1, 2))]
 )
-def test_a_shape_outside_the_profile_is_refused_before_anything_is_launched(step, tokens, past):
+def test_a_shape_outside_the_profile_launches_nothing(step, tokens, past):
     session = step.session()
     with pytest.raises(FlamestError, match="graph 'text': input") as caught:
         session.run({"token_ids": np.ones(tokens, np.int64), "past": np.ones(past, np.float32)})
@@ -205,7 +205,7 @@ def test_a_value_of_another_device_goes_through_the_host(step):
     np.testing.assert_array_equal(got["logits"], [12])
 
 
-def test_an_input_of_another_type_or_none_at_all_is_our_bug_and_said(step):
+def test_an_input_of_another_type_or_none_is_an_invariant_error(step):
     session = step.session()
     with pytest.raises(InvariantError, match="token_ids is float32, expected int64"):
         session.run({"token_ids": np.ones((1, 1), np.float32), "past": np.ones((1, 1, 2), np.float32)})
@@ -231,7 +231,7 @@ PLAN, ONNX = b"native code", b"an ONNX graph"
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """A plan on the disk, and TensorRT's objects that open it."""
+    """An engine's file, and TensorRT's objects that open it."""
     (tmp_path / "text.plan").write_bytes(PLAN)
     (tmp_path / "text.onnx").write_bytes(ONNX)
     fakes = Fakes()
@@ -255,7 +255,7 @@ def refused(file):
     return caught.value
 
 
-def test_a_plan_is_opened_and_a_stripped_one_gets_the_weights_of_its_graph(files):
+def test_a_stripped_engine_gets_the_weights_of_its_graph(files):
     fakes, file, stripped, runtime, *_ = files
     load_engine(trt, file)
     assert not any(call.startswith(("Refitter", "OnnxParserRefitter")) for call in fakes.calls)
@@ -268,7 +268,7 @@ def test_a_plan_is_opened_and_a_stripped_one_gets_the_weights_of_its_graph(files
     ]
 
 
-def test_code_for_this_machines_processor_is_allowed_for_a_version_compatible_plan_only(files):
+def test_host_code_is_allowed_for_version_compatible_engines_only(files):
     _, file, _, runtime, *_ = files
     runtime.engine_host_code_allowed = False
     load_engine(trt, file)
@@ -277,7 +277,7 @@ def test_code_for_this_machines_processor_is_allowed_for_a_version_compatible_pl
     assert runtime.engine_host_code_allowed is True
 
 
-def test_no_engine_and_an_exception_are_a_rejected_plan(files):
+def test_no_engine_and_an_exception_are_rejections(files):
     _, file, _, runtime, *_ = files
     runtime.deserialize_cuda_engine.return_value = None
     assert refused(file).code == "PLAN_REJECTED"
@@ -287,7 +287,7 @@ def test_no_engine_and_an_exception_are_a_rejected_plan(files):
     assert "RuntimeError: bad magic" in error.message
 
 
-def test_a_file_that_is_not_the_one_of_the_manifest_never_reaches_tensorrt(files):
+def test_a_file_with_another_hash_never_reaches_tensorrt(files):
     fakes, file, stripped, *_ = files
     file.path.write_bytes(PLAN + b"!")
     error = refused(file)
@@ -300,7 +300,7 @@ def test_a_file_that_is_not_the_one_of_the_manifest_never_reaches_tensorrt(files
 
 
 @pytest.mark.parametrize("breaks", ["parse", "missing", "refit"])
-def test_weights_that_do_not_fit_are_said(files, breaks):
+def test_weights_that_do_not_fit_are_an_error(files, breaks):
     fakes, _, stripped, _, refitter, parser = files
     if breaks == "parse":
         problem = fakes.make("IParserError" if hasattr(trt, "IParserError") else "ParserError")

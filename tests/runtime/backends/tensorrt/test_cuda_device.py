@@ -48,7 +48,7 @@ def test_the_genuine_runtime_without_a_driver_is_no_driver():
     assert "cudaSetDevice: cudaErrorInsufficientDriver" in caught.value.message
 
 
-def test_no_bindings_is_said_with_the_command_that_brings_them(monkeypatch):
+def test_missing_bindings_are_an_error_with_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(FlamestError) as caught:
         CudaDevice.open()
@@ -56,7 +56,7 @@ def test_no_bindings_is_said_with_the_command_that_brings_them(monkeypatch):
     assert "flamest[tensorrt]" in caught.value.fix
 
 
-def test_blocks_of_a_kind_are_used_again_once_nobody_holds_their_value(fake_cuda):
+def test_blocks_are_reused_once_their_value_is_dropped(fake_cuda):
     cuda = fake_cuda.FakeCuda()
     device = CudaDevice(cuda)
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -70,13 +70,13 @@ def test_blocks_of_a_kind_are_used_again_once_nobody_holds_their_value(fake_cuda
     np.testing.assert_array_equal(other.numpy(), array + 1)
 
 
-def test_a_second_thread_puts_nothing_on_the_stream_while_another_has_the_turn(fake_cuda):
+def test_one_thread_at_a_time_uses_the_stream(fake_cuda):
     cuda = fake_cuda.FakeCuda()
     device = CudaDevice(cuda)
-    told, copied = [], threading.Event()
+    results, copied = [], threading.Event()
 
     def other():
-        told.append(device.value(np.ones(3, np.float32)).numpy().tolist())
+        results.append(device.value(np.ones(3, np.float32)).numpy().tolist())
         copied.set()
 
     with device.turn:  # as a session does for the length of a run
@@ -86,7 +86,7 @@ def test_a_second_thread_puts_nothing_on_the_stream_while_another_has_the_turn(f
         assert not copied.wait(0.2)
         assert list(cuda.calls) == before
     thread.join(10)
-    assert told == [[1.0, 1.0, 1.0]]
+    assert results == [[1.0, 1.0, 1.0]]
 
 
 def test_an_empty_array_has_an_address_and_nothing_is_copied(fake_cuda):

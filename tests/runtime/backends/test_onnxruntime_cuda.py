@@ -48,7 +48,7 @@ def test_a_cuda_session_that_became_a_cpu_session_is_an_error(text, monkeypatch,
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
-def test_the_library_that_cuda_lacks_is_named_though_onnxruntime_tells_its_log_alone(text, monkeypatch, tmp_path):
+def test_the_library_that_cuda_lacks_is_named(text, monkeypatch, tmp_path):
     library = tmp_path / "capi" / "libonnxruntime_providers_cuda.so"
     library.parent.mkdir()
     library.write_text("no library")
@@ -115,7 +115,7 @@ def open_with(monkeypatch, text, opened):
     return OrtCudaSession.open(text, gpu="NVIDIA H100")
 
 
-def test_the_strict_flag_comes_first_and_shapes_alone_do_not_end_it(monkeypatch, text):
+def test_arithmetic_on_shapes_alone_passes_the_strict_flag(monkeypatch, text):
     opened = Opened([Part("CPUExecutionProvider", [Node("Shape")]), Part(CUDA, [Node("MatMul")])])
     session = open_with(monkeypatch, text, opened)
     assert session.where == f"ONNX Runtime {onnxruntime.__version__} CUDA on NVIDIA H100"
@@ -123,7 +123,7 @@ def test_the_strict_flag_comes_first_and_shapes_alone_do_not_end_it(monkeypatch,
     assert opened.asked[0][1] == [(CUDA, {"device_id": "0", "use_tf32": "0"})]
 
 
-def test_products_on_the_cpu_are_named(monkeypatch, text):
+def test_matmuls_on_the_cpu_are_named(monkeypatch, text):
     opened = Opened([Part("CPUExecutionProvider", [Node("Shape"), Node("QLinearConv"), Node("QLinearConv")])])
     with pytest.raises(FlamestError, match="put 2 QLinearConv on the CPU") as caught:
         open_with(monkeypatch, text, opened)
@@ -131,7 +131,7 @@ def test_products_on_the_cpu_are_named(monkeypatch, text):
 
 
 @pytest.mark.parametrize(
-    ("said", "code"),
+    ("evidence", "code"),
     [
         ("Failed to load library libonnxruntime_providers_cuda.so with error: libcudnn.so.9", "ORT_CUDA_LIBS"),
         ("libcublasLt.so.13: cannot open shared object file", "ORT_CUDA_LIBS"),
@@ -139,14 +139,14 @@ def test_products_on_the_cpu_are_named(monkeypatch, text):
         ("something new", "BACKEND_FAILED"),
     ],
 )
-def test_what_opening_says_has_its_code(monkeypatch, text, said, code):
+def test_errors_of_opening_have_their_codes(monkeypatch, text, evidence, code):
     with pytest.raises(FlamestError) as caught:
-        open_with(monkeypatch, text, Opened([], said))
+        open_with(monkeypatch, text, Opened([], evidence))
     assert caught.value.code == code
-    assert said in caught.value.message
+    assert evidence in caught.value.message
 
 
-def test_io_binding_gives_the_very_bits_and_keeps_values_where_they_are(monkeypatch, toys, text):
+def test_io_binding_gives_the_same_bits_and_moves_no_values(monkeypatch, toys, text):
     """The genuine IO binding, its device being the CPU: the same calls, the same lives of values."""
     monkeypatch.setattr(OrtCudaSession, "kind", "cpu")
     plain = open_session(text, threads=1)
@@ -158,14 +158,14 @@ def test_io_binding_gives_the_very_bits_and_keeps_values_where_they_are(monkeypa
     def caption(session):
         memory = {name: session.value(array) for name, array in cross.items()}
         empty = session.value(np.empty((2, 1, 0, toys.D), np.float32))
-        past, told = {"past_key_00": empty, "past_value_00": empty}, []
+        past, results = {"past_key_00": empty, "past_value_00": empty}, []
         for step in range(5):
             feeds = {"token_ids": np.full((2, 1), step), "positions": np.full((2, 1), step)}
             feeds["mask"] = np.zeros((2, 1, 1, step + 1), np.float32)
             values = session.run_values({**feeds, **past, **memory})
             past = {f"past_{part}_00": values[f"present_{part}_00"] for part in ("key", "value")}
-            told.append(values["logits"].numpy().tobytes())
-        return told
+            results.append(values["logits"].numpy().tobytes())
+        return results
 
     assert caption(bound) == caption(plain)
     value = bound.value(cross["cross_key_00"])

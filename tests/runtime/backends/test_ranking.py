@@ -1,4 +1,4 @@
-"""Which rungs a graph gets, from made-up facts: every rung, every reason."""
+"""The candidates of a graph from made-up facts: every backend, every reason."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ def with_precision(precision, operator="MatMul"):
     return msgspec.structs.replace(GRAPH, precision=precision, dtype_histogram={"x": {operator: 1}})
 
 
-def with_plans(*plans):
-    return msgspec.structs.replace(GRAPH, engines=tuple(msgspec.structs.replace(PLAN, **changes) for changes in plans))
+def with_engines(*engines):
+    return msgspec.structs.replace(
+        GRAPH, engines=tuple(msgspec.structs.replace(PLAN, **changes) for changes in engines)
+    )
 
 
 def lacking(facts, *packages):
@@ -40,14 +42,14 @@ def lacking(facts, *packages):
 
 
 def refused(facts=FULL, graph=GRAPH, backend_options=None, name="cnn"):
-    """By rung the code of its refusal, or None."""
+    """By candidate the code of its reason, or None."""
     candidates = rank_backends(name, graph, facts, backend_options or BackendOptions())
     return {
         candidate.kind: candidate.unavailable.code.value if candidate.unavailable else None for candidate in candidates
     }
 
 
-def test_a_full_machine_takes_the_plan_and_leaves_openvino_until_it_is_asked_for():
+def test_a_full_machine_ranks_the_engine_first_and_skips_openvino():
     assert refused() == {
         "plan": None,
         "rebuild": None,
@@ -58,7 +60,7 @@ def test_a_full_machine_takes_the_plan_and_leaves_openvino_until_it_is_asked_for
     assert rank_backends("cnn", GRAPH, FULL, BackendOptions())[0].engine == PLAN
 
 
-def test_a_bare_machine_has_the_last_rung_and_the_driver_is_the_first_reason():
+def test_a_bare_machine_has_only_onnxruntime():
     assert refused(BARE) == {
         "plan": "NO_DRIVER_OR_GPU",
         "rebuild": "NO_DRIVER_OR_GPU",
@@ -68,7 +70,7 @@ def test_a_bare_machine_has_the_last_rung_and_the_driver_is_the_first_reason():
     }
 
 
-def test_without_a_gpu_tensorrt_tells_at_once_what_else_is_missing():
+def test_without_a_gpu_tensorrt_names_all_that_is_missing():
     plan, rebuild, cuda, *_ = rank_backends(
         "cnn", GRAPH, dataclasses.replace(BARE, driver_missing=True), BackendOptions()
     )
@@ -101,7 +103,7 @@ def test_what_the_machine_lacks_is_the_reason(facts, candidate, code):
 
 
 @pytest.mark.parametrize(
-    ("plans", "code"),
+    ("engines", "code"),
     [
         ([], "PLAN_MISSING"),
         ([{"tensorrt": "10.3.0.26"}], "PLAN_VERSION"),
@@ -116,19 +118,19 @@ def test_what_the_machine_lacks_is_the_reason(facts, candidate, code):
         ([{"tensorrt": "?"}], "PLAN_VERSION"),
     ],
 )
-def test_a_plan_runs_where_its_version_and_its_gpu_are(plans, code):
-    assert refused(graph=with_plans(*plans))["plan"] == code
+def test_an_engine_needs_its_version_and_its_gpu(engines, code):
+    assert refused(graph=with_engines(*engines))["plan"] == code
 
 
-def test_ampere_plus_does_not_reach_down_to_turing():
+def test_ampere_plus_excludes_turing():
     older = dataclasses.replace(FULL, gpu=T4)
     plan = {"gpu": "A100", "compute_capability": "8.0", "options": EngineOptions(hardware_compat="ampere+")}
-    assert refused(older, with_plans(plan))["plan"] == "PLAN_GPU"
+    assert refused(older, with_engines(plan))["plan"] == "PLAN_GPU"
 
 
-def test_a_refused_plan_says_what_it_was_built_for_and_what_is_here():
+def test_an_engine_for_another_machine_names_both_machines():
     (plan, *_) = rank_backends(
-        "cnn", with_plans({"gpu": "NVIDIA H200"}, {"tensorrt": "10.3.0"}), FULL, BackendOptions()
+        "cnn", with_engines({"gpu": "NVIDIA H200"}, {"tensorrt": "10.3.0"}), FULL, BackendOptions()
     )
     for word in ("NVIDIA H200", "NVIDIA H100", "10.3.0", "10.16.1.11", "cnn.plan"):
         assert word in plan.unavailable.evidence
@@ -163,7 +165,7 @@ def test_bf16_needs_a_gpu_or_a_processor_that_has_it():
     assert "tf32" not in fix  # which begins with 8.0 too
 
 
-def test_bf16_that_is_asked_for_is_computed_by_openvino_alone_and_never_for_keyframes():
+def test_requested_bf16_is_openvinos_and_never_for_keyframes():
     asked = BackendOptions(bf16=True)
     codes = refused(backend_options=asked)
     assert codes.pop("openvino") is None
@@ -174,7 +176,7 @@ def test_bf16_that_is_asked_for_is_computed_by_openvino_alone_and_never_for_keyf
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_named_backend_is_the_first_rung_and_what_is_below_it_follows(backend):
+def test_a_named_backend_is_first_and_lower_ones_follow(backend):
     kinds = [kind for kind, of in BACKEND_KINDS if BACKENDS.index(of) >= BACKENDS.index(backend)]
     assert list(refused(backend_options=BackendOptions(backend))) == kinds
     required = [kind for kind, of in BACKEND_KINDS if of == backend]
@@ -186,7 +188,7 @@ def test_openvino_is_no_fallback_of_another_backend():
     assert refused(backend_options=BackendOptions("onnxruntime-cuda"))["openvino"] == "NOT_ASKED"
 
 
-def test_one_graph_may_go_elsewhere():
+def test_one_graph_may_have_another_backend():
     backend_options = parse_backend_options(["openvino, text=onnxruntime"])
     assert list(refused(backend_options=backend_options, name="cnn")) == ["openvino", "onnxruntime"]
     assert list(refused(backend_options=backend_options, name="text")) == ["onnxruntime"]
@@ -194,7 +196,7 @@ def test_one_graph_may_go_elsewhere():
 
 @pytest.mark.parametrize("facts", [FULL, BARE, lacking(BARE, "onnxruntime"), dataclasses.replace(FULL, gpu=T4)])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
-def test_every_refusal_says_what_was_seen_and_what_to_type(facts, precision):
+def test_every_reason_has_evidence_and_a_fix(facts, precision):
     for candidate in rank_backends("cnn", with_precision(precision), facts, BackendOptions("tensorrt")):
         if candidate.unavailable is not None:
             assert candidate.unavailable.evidence
@@ -203,7 +205,7 @@ def test_every_refusal_says_what_was_seen_and_what_to_type(facts, precision):
 
 
 @pytest.mark.parametrize(
-    ("words", "options", "said"),
+    ("words", "options", "evidence"),
     [
         (["cuda"], {}, "--backend cuda: no such backend"),
         (["mouth=openvino"], {}, "no such graph"),
@@ -212,12 +214,12 @@ def test_every_refusal_says_what_was_seen_and_what_to_type(facts, precision):
         (["text=openvino"], {"require": True}, "--require-backend"),
     ],
 )
-def test_words_that_mean_nothing_are_refused_with_what_is_known(words, options, said):
-    with pytest.raises(UsageError, match=said) as caught:
+def test_unknown_words_are_refused_with_the_known_ones(words, options, evidence):
+    with pytest.raises(UsageError, match=evidence) as caught:
         parse_backend_options(words, **options)
     assert caught.value.fix
 
 
-def test_nothing_asked_is_the_ladder():
+def test_no_option_leaves_the_choice_to_the_ranking():
     assert parse_backend_options([]) == BackendOptions()
     assert parse_backend_options(["auto"]) == BackendOptions()

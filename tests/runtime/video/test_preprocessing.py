@@ -1,4 +1,4 @@
-"""Frames become numbers exactly as the models' own preprocessing makes them."""
+"""Frames are preprocessed exactly as by the models' own code."""
 
 import numpy as np
 import pytest

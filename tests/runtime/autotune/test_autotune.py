@@ -35,7 +35,7 @@ def videos(clips, tmp_path_factory):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """What this machine is taken for."""
+    """Pretend facts of this machine."""
     genuine = opening.machine_facts()
 
     def be(**changes):
@@ -62,10 +62,10 @@ def no_clips():
 @pytest.fixture
 def best(toy_bundle):
     manifest = read_manifest(toy_bundle)
-    return lambda *measurements, held=None: selection._best(manifest, Measured(measurements), held)
+    return lambda *measurements, held=None: selection.choose_configuration(manifest, Measured(measurements), held)
 
 
-def test_the_fastest_is_taken_only_if_its_captions_and_vectors_are_the_same(best):
+def test_the_fastest_needs_equal_captions_and_near_vectors(best):
     slow, fast = measurement("onnxruntime", 100.0), measurement("openvino", 60.0)
     other_caption = measurement("openvino bf16", 30.0, equal=3)
     off = measurement("openvino bf16", 30.0, cosine=0.9989)
@@ -80,7 +80,7 @@ def test_the_fastest_is_taken_only_if_its_captions_and_vectors_are_the_same(best
     )
 
 
-def test_the_reference_is_left_for_a_clear_gain_alone(best):
+def test_the_reference_is_replaced_only_for_a_clear_gain(best):
     reference = measurement("onnxruntime", 100.0)
     stays = best(reference, measurement("openvino", 91.0))
     assert stays.chosen == "onnxruntime"
@@ -91,13 +91,13 @@ def test_the_reference_is_left_for_a_clear_gain_alone(best):
     assert best(reference, measurement("openvino", 80.0), measurement("openvino bf16", 72.0)).chosen == "openvino bf16"
 
 
-def test_what_is_held_decides_after_the_measurement(best):
+def test_the_stored_precision_limits_the_choice(best):
     all_ways = measurement("onnxruntime", 100.0), measurement("openvino", 70.0), measurement("openvino bf16", 40.0)
     assert best(*all_ways).chosen == "openvino bf16"
     assert best(*all_ways, held="fp32").chosen == "openvino"
 
 
-def test_each_graph_may_run_where_it_is_faster_if_that_promises_a_gain(toy_bundle):
+def test_a_mixture_is_tried_if_it_promises_a_gain(toy_bundle):
     manifest = read_manifest(toy_bundle)
     ort = measurement("onnxruntime", 96.0, vision=30.0, caption=5.0, embed=1.0, cnn=60.0)
     openvino = measurement("openvino", 90.0, vision=20.0, caption=29.0, embed=1.0, cnn=40.0)
@@ -109,7 +109,7 @@ def test_each_graph_may_run_where_it_is_faster_if_that_promises_a_gain(toy_bundl
 
 
 class ScriptedNetworks:
-    """Networks whose stages take what a script says; ``log`` has who ran, in order."""
+    """Networks whose stages take scripted times; ``log`` lists the runs in order."""
 
     def __init__(self, name, script, log, caption="a"):
         self._name, self._script, self._log, self._caption = name, iter(script), log, caption
@@ -124,19 +124,21 @@ class ScriptedNetworks:
 
 @pytest.fixture
 def scripted(toy_bundle, monkeypatch):
-    """``benchmark_backends`` on a script of milliseconds by way."""
+    """``benchmark_backends`` on a script of milliseconds by configuration."""
 
     def hold(scripts, *, stop=lambda: False, mixed=None):
         log, names = [], iter(scripts)
         monkeypatch.setattr(benchmark, "Networks", lambda *_: ScriptedNetworks(name := next(names), scripts[name], log))
         monkeypatch.setattr(benchmark, "mixture", lambda *_: mixed)
-        ways = [name for name in scripts if name != MIXED]
-        return benchmark_backends(selection.open_bundle(toy_bundle), opening.Opening(), ways, [None] * 4, stop), log
+        configurations = [name for name in scripts if name != MIXED]
+        return benchmark_backends(
+            selection.open_bundle(toy_bundle), opening.Opening(), configurations, [None] * 4, stop
+        ), log
 
     return hold
 
 
-def test_ways_take_turns_and_a_busy_moment_does_not_decide(scripted):
+def test_interleaved_passes_make_a_busy_moment_harmless(scripted):
     measured, log = scripted({"onnxruntime": [9000, 100, 5000, 120], "openvino": [9000, 200, 200, 4000]})
     assert PASSES == 3
     assert log == ["onnxruntime", "openvino"] * 4
@@ -153,7 +155,7 @@ def test_small_networks_are_timed_more_often(scripted):
     assert [each.passes for each in measured.measurements] == [25]
 
 
-def test_the_mixture_is_compared_in_turns_of_its_own(scripted):
+def test_the_mixture_is_measured_with_all_others_again(scripted):
     by_graph = {"vision": "openvino", "text": "onnxruntime", "cnn": "openvino"}
     first, second = [900.0] * 4, [300.0] * 3
     scripts = {"onnxruntime": first + second, "openvino": first + second, MIXED: [500.0] * 4}
@@ -167,7 +169,7 @@ def test_the_mixture_is_compared_in_turns_of_its_own(scripted):
     assert measured.measurements[-1].backend_options.by_graph == {**by_graph, "keyframes": "onnxruntime"}
 
 
-def test_a_way_that_fails_is_refused_and_the_others_go_on(scripted):
+def test_a_configuration_that_fails_is_left_out(scripted):
     fails = SettingsError("does not open")
     steady = [300.0] * 4
     measured, _ = scripted({"onnxruntime": steady, "openvino": [fails], "openvino bf16": [300.0, 300.0, fails]})
@@ -186,19 +188,17 @@ def test_a_measurement_that_is_stopped_gives_nothing(scripted):
 
 
 @needs_openvino
-def test_backends_are_measured_on_clips_that_can_be_read_and_only_once(
-    toy_bundle, videos, tmp_path, machine, monkeypatch
-):
+def test_backends_are_measured_once_on_readable_clips(toy_bundle, videos, tmp_path, machine, monkeypatch):
     machine(bf16=False)
     opened, make = [], benchmark.Networks
     monkeypatch.setattr(benchmark, "Networks", lambda *given: opened.append(ref(made := make(*given))) or made)
-    question, told = AutotuneRequest(toy_bundle, threads=1, folder=tmp_path), []
-    stopped = autotune_backends(question, silo_clips(videos), stop=lambda: True)
+    request, notices = AutotuneRequest(toy_bundle, threads=1, folder=tmp_path), []
+    stopped = autotune_backends(request, silo_clips(videos), stop=lambda: True)
     assert (stopped.chosen, stopped.measurements, list(tmp_path.iterdir())) == ("auto", (), [])
-    choice = autotune_backends(question, silo_clips(videos), notice=told.append)
+    choice = autotune_backends(request, silo_clips(videos), notice=notices.append)
     assert [networks() for networks in opened] == [None] * len(opened)  # their memory is free for the extraction
-    assert "measuring onnxruntime, openvino on 2 clips (wanted were 4: the figures are rough)" in told[0]
-    assert len(told) == 1
+    assert "measuring onnxruntime, openvino on 2 clips (fewer than 4: the result is rough)" in notices[0]
+    assert len(notices) == 1
     assert choice.measurements[0].backend == "onnxruntime"
     assert {each.backend for each in choice.measurements} >= {"onnxruntime", "openvino"}
     for each in choice.measurements:
@@ -208,46 +208,44 @@ def test_backends_are_measured_on_clips_that_can_be_read_and_only_once(
     assert choice.measurements[0].fits
     assert f"medians of {choice.measurements[0].passes} passes over 2 clips" in choice.why
 
-    again = autotune_backends(question, no_clips(), notice=told.append)
+    again = autotune_backends(request, no_clips(), notice=notices.append)
     assert again == msgspec.structs.replace(choice, kept=True)
     assert again.line.endswith("(measured before)")
-    held = autotune_backends(dataclasses.replace(question, stored_precision="fp32"), no_clips())
+    held = autotune_backends(dataclasses.replace(request, stored_precision="fp32"), no_clips())
     assert held.measurements == choice.measurements
-    assert len(told) == 1
+    assert len(notices) == 1
     with pytest.raises(AssertionError):  # other cores: another measurement
-        autotune_backends(dataclasses.replace(question, threads=2), no_clips())
+        autotune_backends(dataclasses.replace(request, threads=2), no_clips())
 
 
 @needs_openvino
-def test_figures_are_kept_with_refusals_and_where_the_cache_cannot_be_written(
-    toy_bundle, videos, tmp_path, monkeypatch, machine
-):
+def test_measurements_are_kept_where_the_cache_cannot_be_written(toy_bundle, videos, tmp_path, monkeypatch, machine):
     machine(bf16=False)
     held = []
     measured = Measured((measurement("onnxruntime", 1.0),), {"openvino": "no"})
     monkeypatch.setattr(selection, "benchmark_backends", lambda *_: held.append(1) or measured)
-    monkeypatch.setattr(records, "_in_process", {})
+    monkeypatch.setattr(records, "kept_in_memory", {})
     (tmp_path / "file").touch()
     nowhere = tmp_path / "file" / "choices"
 
-    question, told = AutotuneRequest(toy_bundle, folder=nowhere, fallback_folder=tmp_path / "beside"), []
+    request, notices = AutotuneRequest(toy_bundle, folder=nowhere, fallback_folder=tmp_path / "beside"), []
     for _ in range(2):
-        choice = autotune_backends(question, silo_clips(videos), notice=told.append)
+        choice = autotune_backends(request, silo_clips(videos), notice=notices.append)
         assert (choice.chosen, choice.refused) == ("onnxruntime", {"openvino": "no"})
     assert len(held) == 1
-    assert [f"kept in {tmp_path / 'beside'}: the cache folder {nowhere} cannot" in line for line in told] == [
+    assert [f"kept in {tmp_path / 'beside'}: the cache folder {nowhere} cannot" in line for line in notices] == [
         False,
         True,
     ]
 
-    told.clear()
+    notices.clear()
     for _ in range(2):
-        autotune_backends(dataclasses.replace(question, fallback_folder=None), silo_clips(videos), notice=told.append)
+        autotune_backends(dataclasses.replace(request, fallback_folder=None), silo_clips(videos), notice=notices.append)
     assert len(held) == 2
-    assert ["kept for this process alone" in line for line in told] == [False, True]
+    assert ["kept for this process only" in line for line in notices] == [False, True]
 
 
-def test_figures_that_are_damaged_are_as_none(tmp_path):
+def test_damaged_measurements_are_ignored(tmp_path):
     assert read_measured([tmp_path], "key") is None
     (tmp_path / "key.json").write_text('{"contenders": 3}')
     assert read_measured([tmp_path], "key") is None
@@ -257,7 +255,7 @@ def test_figures_that_are_damaged_are_as_none(tmp_path):
 
 
 @needs_openvino
-def test_clips_that_cannot_be_read_are_left_to_the_extraction_to_report(toy_bundle, videos, tmp_path, machine):
+def test_unreadable_clips_are_skipped(toy_bundle, videos, tmp_path, machine):
     machine()
     unreadable = [Clip(videos / "absent.avi", "0" * 64), Clip(videos / "wave" / "0.avi", "1" * 64)]
     choice = autotune_backends(AutotuneRequest(toy_bundle, threads=1, folder=tmp_path), unreadable)
@@ -266,10 +264,10 @@ def test_clips_that_cannot_be_read_are_left_to_the_extraction_to_report(toy_bund
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_held_is_computed_or_the_error_names_it_and_the_way_out(toy_bundle, tmp_path, machine):
-    question = AutotuneRequest(toy_bundle, stored_precision="bf16", folder=tmp_path)
+def test_the_stored_precision_is_computed_or_an_error_names_it(toy_bundle, tmp_path, machine):
+    request = AutotuneRequest(toy_bundle, stored_precision="bf16", folder=tmp_path)
     machine(versions=BOTH, bf16=True)
-    choice = autotune_backends(question, no_clips())
+    choice = autotune_backends(request, no_clips())
     assert (choice.chosen, choice.backend_options.bf16, choice.backend_options.backend) == (
         "openvino bf16",
         True,
@@ -277,47 +275,47 @@ def test_what_is_held_is_computed_or_the_error_names_it_and_the_way_out(toy_bund
     )
     machine(versions={"onnxruntime": "1"}, bf16=True)
     with pytest.raises(SettingsError, match="are bf16, and nothing on this machine computes it in bf16") as caught:
-        autotune_backends(question, no_clips())
+        autotune_backends(request, no_clips())
     assert caught.value.code == "held_precision"
     assert "pip install 'flamest[openvino]'; or give another store" in caught.value.fix
     machine(versions=BOTH, bf16=False)
     with pytest.raises(SettingsError, match="this processor does not compute bf16"):
-        autotune_backends(question, no_clips())
+        autotune_backends(request, no_clips())
     with pytest.raises(SettingsError, match="it computes in fp32") as caught:
-        autotune_backends(dataclasses.replace(question, stored_precision="int8"), no_clips())
+        autotune_backends(dataclasses.replace(request, stored_precision="int8"), no_clips())
     assert "use the bundle that was exported in int8" in caught.value.fix
 
 
-def test_nothing_is_measured_where_there_is_nothing_to_choose(toy_bundle, tmp_path, machine, monkeypatch):
-    question = AutotuneRequest(toy_bundle, folder=tmp_path)
+def test_nothing_is_measured_without_a_choice(toy_bundle, tmp_path, machine, monkeypatch):
+    request = AutotuneRequest(toy_bundle, folder=tmp_path)
     machine(versions={"onnxruntime": "1"})
-    alone = autotune_backends(question, no_clips())
+    alone = autotune_backends(request, no_clips())
     assert (alone.chosen, alone.backend_options) == ("auto", selection.DEFAULT_OPTIONS)
     assert "the only backend that computes this bundle here" in alone.why
     machine(versions=BOTH)
-    monkeypatch.setattr(selection, "_free_bytes", lambda: 1000)
-    tight = autotune_backends(question, no_clips())
+    monkeypatch.setattr(selection, "available_bytes", lambda: 1000)
+    tight = autotune_backends(request, no_clips())
     assert tight.chosen == "onnxruntime"
     assert "MB of memory" in tight.why
 
 
 @needs_openvino
-def test_extraction_with_auto_says_what_it_chose(toy_bundle, videos, tmp_path, monkeypatch, machine):
+def test_extraction_with_auto_prints_its_choice(toy_bundle, videos, tmp_path, monkeypatch, machine):
     machine()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     words = ["extract", "--bundle", toy_bundle, "--videos", videos, "--store", tmp_path / "s.sqlite", "--threads", "1"]
     done = CliRunner().invoke(app, [*map(str, words), "--precision", "auto", "--json"])
     assert done.exit_code == 0, done.output
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said["choice"]["chosen"] in {each["backend"] for each in said["choice"]["contenders"]}
-    assert said["extracted"] == 2
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["choice"]["chosen"] in {each["backend"] for each in result["choice"]["contenders"]}
+    assert result["extracted"] == 2
     assert "precision auto:" in done.stderr
     assert [path.suffix for path in (tmp_path / "cache" / "flamest" / "choices").iterdir()] == [".json"]
 
 
-def test_auto_beside_a_backend_is_refused(toy_bundle, videos, tmp_path):
+def test_auto_with_a_backend_is_refused(toy_bundle, videos, tmp_path):
     words = ["extract", "--bundle", toy_bundle, "--videos", videos, "--store", tmp_path / "s.sqlite"]
     done = CliRunner().invoke(app, [*map(str, words), "--precision", "auto", "--backend", "openvino"])
     assert done.exit_code == 2
-    assert "finds the backend too" in done.output
+    assert "also chooses the backend" in done.output
     assert not (tmp_path / "s.sqlite").exists()

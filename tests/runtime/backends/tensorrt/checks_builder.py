@@ -111,7 +111,7 @@ def refused(bench, code, **words):
     return caught.value
 
 
-def test_a_plan_is_built_in_this_order_of_calls(bench):
+def test_an_engine_is_built_in_this_order_of_calls(bench):
     built = bench.build(workspace_mb=512)
     assert built.data == PLAN
     assert built.version[:3] == VERSION
@@ -152,7 +152,7 @@ def test_same_cc_needs_a_version_that_has_it(bench):
         assert bench.config.hardware_compatibility_level == same
 
 
-def test_every_error_of_the_parser_stands_in_one_message(bench):
+def test_every_error_of_the_parser_is_in_one_message(bench):
     def error(node, operator, text):
         return bench.fakes.make(
             "ParserError",
@@ -169,13 +169,13 @@ def test_every_error_of_the_parser_stands_in_one_message(bench):
     bench.parser.parse.return_value = False
     bench.parser.num_errors = 2
     bench.parser.get_error.side_effect = errors.__getitem__
-    said = refused(bench, "PLAN_BUILD").message
-    assert "node 3 'n3' (Einsum): no importer [UNSUPPORTED_NODE]" in said
-    assert "node 9 'n9' (MatMulNBits): plugin not found [UNSUPPORTED_NODE]" in said
+    evidence = refused(bench, "PLAN_BUILD").message
+    assert "node 3 'n3' (Einsum): no importer [UNSUPPORTED_NODE]" in evidence
+    assert "node 9 'n9' (MatMulNBits): plugin not found [UNSUPPORTED_NODE]" in evidence
     bench.builder.build_serialized_network.assert_not_called()
 
 
-def test_a_builder_that_returns_nothing_is_an_error_with_tensorrts_own_words(bench, monkeypatch):
+def test_a_builder_without_a_result_is_an_error_with_tensorrts_log(bench, monkeypatch):
     def construct(logger):
         bench.logger = logger
         return bench.builder
@@ -186,9 +186,9 @@ def test_a_builder_that_returns_nothing_is_an_error_with_tensorrts_own_words(ben
 
     monkeypatch.setattr(trt, "Builder", construct)
     bench.builder.build_serialized_network.side_effect = fail
-    said = refused(bench, "PLAN_BUILD").message
-    assert "Could not find any implementation for node {conv}" in said
-    assert "building" not in said
+    evidence = refused(bench, "PLAN_BUILD").message
+    assert "Could not find any implementation for node {conv}" in evidence
+    assert "building" not in evidence
     assert bench.progress.steps < STEPS
 
 
@@ -198,7 +198,7 @@ def test_a_file_that_is_not_the_manifests_is_never_parsed(bench):
     bench.parser.parse.assert_not_called()
 
 
-def test_a_profile_that_tensorrt_refuses_is_an_error(bench):
+def test_a_profile_that_tensorrt_rejects_is_an_error(bench):
     bench.config.add_optimization_profile.return_value = -1
     refused(bench, "PLAN_BUILD")
     bench.profile.set_shape.side_effect = ValueError("inconsistent")
@@ -219,17 +219,17 @@ def with_ledger(dtype_histogram):
     )
 
 
-def test_half_precision_that_would_be_lost_is_an_error_and_nothing_is_built(bench):
+def test_lost_half_precision_is_an_error_and_nothing_is_built(bench):
     half = with_ledger({"float16": {"Conv": 2, "Gemm": 1}, "float32": {"Softmax": 4}})
-    assert "3 products of the ONNX graph are float16" in refused(bench, "PRECISION", graph=half).message
+    assert "3 matmuls of the ONNX graph are float16" in refused(bench, "PRECISION", graph=half).message
     bench.layers(("CONVOLUTION", "HALF"), ("CONVOLUTION", "FLOAT"), ("MATRIX_MULTIPLY", "HALF"))
-    assert "0 products in float32, the network more" in refused(bench, "PRECISION", graph=half).message
+    assert "0 matmuls in float32, the network more" in refused(bench, "PRECISION", graph=half).message
     bench.builder.build_serialized_network.assert_not_called()
     bench.layers(("CONVOLUTION", "HALF"), ("CONVOLUTION", "HALF"), ("CAST", "FLOAT"), ("MATRIX_MULTIPLY", "HALF"))
     bench.build(graph=half)
 
 
-def test_bfloat16_and_int8_that_would_be_lost_are_errors(bench):
+def test_lost_bfloat16_and_int8_are_errors(bench):
     refused(bench, "PRECISION", graph=with_ledger({"bfloat16": {"MatMul": 1}}))
     bench.layers(("CONVOLUTION", "HALF"))
     refused(bench, "PRECISION", graph=with_ledger({"bfloat16": {"MatMul": 1}}))
@@ -242,12 +242,12 @@ def test_bfloat16_and_int8_that_would_be_lost_are_errors(bench):
     bench.build(graph=with_ledger({"int8": {"Conv": 1}}))
 
 
-def test_int8_beside_half_keeps_its_float_products_allowed(bench):
+def test_int8_with_half_allows_float_matmuls_of_int8_operands(bench):
     bench.layers(("DEQUANTIZE", "FLOAT"), ("CONVOLUTION", "FLOAT"), ("MATRIX_MULTIPLY", "HALF"))
     bench.build(graph=with_ledger({"int8": {"Conv": 1}, "float16": {"MatMul": 1}}))
 
 
-def test_a_network_that_is_not_strongly_typed_is_an_error_where_that_is_a_choice(bench):
+def test_a_network_that_is_not_strongly_typed_is_an_error(bench):
     bench.network.get_flag.return_value = False
     if VERSION < (11,):
         assert "strongly typed" in refused(bench, "PRECISION").message
@@ -267,7 +267,7 @@ def test_the_timing_cache_is_read_attached_and_written(bench, tmp_path):
     assert bench.config.set_timing_cache.call_args.args == (bench.cache, False)
 
 
-def test_a_timing_cache_of_another_machine_costs_time_and_is_no_error(bench, tmp_path):
+def test_a_timing_cache_of_another_machine_is_replaced(bench, tmp_path):
     file = tmp_path / "timing.cache"
     file.write_bytes(b"of another GPU")
     bench.config.set_timing_cache.side_effect = [False, True, True]
@@ -275,7 +275,7 @@ def test_a_timing_cache_of_another_machine_costs_time_and_is_no_error(bench, tmp
     assert "is of another GPU or TensorRT" in built.remarks[0]
     assert bench.config.create_timing_cache.call_args.args == (b"",)
     unwritable = bench.build(cache=tmp_path / "no folder" / "timing.cache")
-    assert "the timing cache was not kept" in unwritable.remarks[0]
+    assert "the timing cache was not saved" in unwritable.remarks[0]
 
 
 def test_progress_follows_nested_phases_and_ctrl_c_stops_the_build(bench):
@@ -302,7 +302,7 @@ def test_progress_follows_nested_phases_and_ctrl_c_stops_the_build(bench):
     assert seen == [12, 50]
 
 
-def test_progress_never_goes_back():
+def test_progress_never_decreases():
     counted = Counted()
     monitor = make_monitor(trt, BuildProgress(counted))
     monitor.phase_start("a", None, 1)

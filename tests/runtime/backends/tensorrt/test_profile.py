@@ -1,4 +1,4 @@
-"""Ranges of a plan's inputs: sums of axes, a past of length 0, and what lies outside."""
+"""Ranges of an engine's inputs: sums of axes, a past of length 0, and sizes outside of them."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ def test_shapes_at_the_bounds_are_inside():
     ("name", "shape"),
     [("token_ids", (17, 3)), ("token_ids", (2, 0)), ("token_ids", (2,)), ("cross_key_00", (2, 2, 8, 576))],
 )
-def test_a_shape_outside_is_refused_with_its_code_and_what_is_allowed(name, shape):
+def test_a_shape_outside_the_range_names_the_range(name, shape):
     reason = range_problem("text", input_ranges(GRAPH), {**FITTING, name: shape})
     assert reason.code == "PROFILE_RANGE"
     assert f"graph 'text': input {name} is {list(shape)}, expected [" in reason.evidence

@@ -1,4 +1,4 @@
-"""Damaged and hostile files: a named outcome for each (docs/guarantees.md), and the parent lives."""
+"""Damaged and hostile files: each has a named outcome, and the parent lives (docs/guarantees.md)."""
 
 import ctypes
 import os
@@ -35,8 +35,8 @@ def outcome(decoder, path):
 
 
 @pytest.mark.parametrize("files", [150, pytest.param(10_000, marks=pytest.mark.soak)])
-def test_mutated_files_end_in_frames_or_a_code_and_never_break_the_parent(clips, tmp_path, record_property, files):
-    """T38. Bytes changed at random places, every second file cut off too; two decoders side by side."""
+def test_mutated_files_end_in_frames_or_a_code(clips, tmp_path, record_property, files):
+    """Bytes changed at random places, every second file cut off too; two decoders at once."""
     whole = [
         clips.write_clip(tmp_path / name, codec=codec).read_bytes()
         for name, codec in (("a.mp4", "libx264"), ("a.avi", "mpeg4"), ("a.mkv", "libvpx-vp9"))
@@ -98,7 +98,7 @@ ATTACKS = {
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_file_that_names_another_opens_nothing_else(decoder, clips, tmp_path, attack):
-    """T39. The folder of what is named, and the places beside the file itself, are watched."""
+    """The folder of the named file, and the file's own, are watched."""
     secret = clips.write_clip(tmp_path / "secret" / "other.avi")
     folder = tmp_path / "clips"
     folder.mkdir()
@@ -115,8 +115,7 @@ def test_a_file_that_names_another_opens_nothing_else(decoder, clips, tmp_path, 
         watch.close()
 
 
-def test_a_header_that_promises_a_hundred_hours_is_not_believed(decoder, clips, tmp_path):
-    """T39."""
+def test_a_header_of_a_hundred_hours_is_not_trusted(decoder, clips, tmp_path):
     path = clips.write_clip(tmp_path / "long.avi", frames=40)
     data = bytearray(path.read_bytes())
     frames = struct.pack("<I", 100 * 3600 * 25)
@@ -130,7 +129,6 @@ def test_a_header_that_promises_a_hundred_hours_is_not_believed(decoder, clips, 
 
 @pytest.mark.parametrize("streams", [5_000, pytest.param(1_000_000, marks=pytest.mark.soak)])
 def test_a_file_of_very_many_streams_ends_in_a_code(clips, tmp_path, streams):
-    """T39."""
     data = clips.write_clip(tmp_path / "one.avi").read_bytes()
     header = data.index(b"LIST", 16)
     end = header + 8 + struct.unpack("<I", data[header + 4 : header + 8])[0]
@@ -144,8 +142,8 @@ def test_a_file_of_very_many_streams_ends_in_a_code(clips, tmp_path, streams):
         assert decoder.peak_kb < 2 << 20
 
 
-def test_a_file_that_grows_while_it_is_read_ends_in_frames_or_a_code(decoder, clips, tmp_path):
-    """Extraction rejects a file that changed meanwhile (tests/agent/extraction/test_extract.py)."""
+def test_a_growing_file_ends_in_frames_or_a_code(decoder, clips, tmp_path):
+    """``extract`` checks the file again afterwards, and takes none that changed."""
     data = clips.write_clip(tmp_path / "whole.avi", frames=120, noise=60).read_bytes()
     path, stop = tmp_path / "growing.avi", threading.Event()
     path.write_bytes(data[: len(data) // 3])
@@ -167,8 +165,7 @@ def test_a_file_that_grows_while_it_is_read_ends_in_frames_or_a_code(decoder, cl
         thread.join()
 
 
-def test_a_file_that_is_deleted_while_it_is_read_is_read_to_its_end(decoder, clips, tmp_path):
-    """T39."""
+def test_a_file_deleted_while_it_is_read_is_read_to_its_end(decoder, clips, tmp_path):
     path = clips.write_clip(tmp_path / "gone.avi")
     candidates = decoder.candidates(path)
     path.unlink()
@@ -176,8 +173,7 @@ def test_a_file_that_is_deleted_while_it_is_read_is_read_to_its_end(decoder, cli
     assert outcome(decoder, path) == "video_unreadable"
 
 
-def test_a_pipe_never_holds_the_reader_up(decoder, tmp_path):
-    """T39."""
+def test_a_pipe_never_blocks_the_reader(decoder, tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     began = time.monotonic()
     assert outcome(decoder, tmp_path / "pipe.mp4") == "video_not_a_file"

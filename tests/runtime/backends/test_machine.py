@@ -31,7 +31,7 @@ def driver(folder, init="return 0;", gpus=1):
 
 
 @needs_cc
-def test_a_driver_tells_its_gpus(tmp_path):
+def test_a_driver_reports_its_gpus(tmp_path):
     facts = gather_facts(driver_library=driver(tmp_path, gpus=2))
     assert (facts.gpu.name, facts.gpu.compute_capability, facts.gpu.memory_mb) == ("Made-up GPU", "8.6", 24_000)
     assert (facts.cuda, facts.driver_problem) == ("12.8", "")
@@ -39,7 +39,7 @@ def test_a_driver_tells_its_gpus(tmp_path):
 
 @needs_cc
 @pytest.mark.parametrize(
-    ("init", "gpus", "said"),
+    ("init", "gpus", "evidence"),
     [
         ("return 100;", 1, "cuInit: CUDA_ERROR_NO_DEVICE (100)"),
         ("return 0;", 0, "sees no GPU"),
@@ -47,13 +47,13 @@ def test_a_driver_tells_its_gpus(tmp_path):
         ("*(volatile int *)0 = 1; return 0;", 1, "signal SIGSEGV"),
     ],
 )
-def test_a_driver_that_fails_or_crashes_is_a_fact_and_this_process_goes_on(tmp_path, init, gpus, said):
+def test_a_driver_that_fails_or_crashes_is_a_fact(tmp_path, init, gpus, evidence):
     facts = gather_facts(driver_library=driver(tmp_path, init, gpus))
     assert facts.gpu is None
-    assert said in facts.driver_problem
+    assert evidence in facts.driver_problem
 
 
-def test_no_driver_is_told_from_one_that_does_not_load(tmp_path):
+def test_no_driver_differs_from_one_that_does_not_load(tmp_path):
     missing = gather_facts(driver_library="libno-such-driver.so")
     assert missing.driver_problem == "no NVIDIA driver is installed (libno-such-driver.so not found)"
     assert no_gpu(missing).fix.startswith("install the NVIDIA driver")

@@ -1,4 +1,4 @@
-"""A plan is opened for the first time in a child: whatever it does there, this process goes on and says it."""
+"""An engine is opened for the first time in a child: whatever it does there, this process continues and reports it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def refused(file, **options):
 
 
 @pytest.mark.parametrize(
-    ("does", "said"),
+    ("does", "evidence"),
     [
         ("os.write(2, b'last words'); os.kill(os.getpid(), 11)", "signal SIGSEGV: last words"),
         ("os.abort()", "signal SIGABRT"),
@@ -55,30 +55,30 @@ def refused(file, **options):
         ("raise RuntimeError('bad magic')", "RuntimeError: bad magic"),
     ],
 )
-def test_a_plan_that_crashes_or_is_not_taken_is_rejected_with_what_was_seen(does, said, file, tmp_path, monkeypatch):
+def test_an_engine_that_crashes_is_rejected_with_evidence(does, evidence, file, tmp_path, monkeypatch):
     tensorrt_that(does, tmp_path, monkeypatch)
     error = refused(file)
     assert (error.code, error.exit_code) == ("PLAN_REJECTED", 65)
-    assert said in error.message
+    assert evidence in error.message
     assert "cnn.plan" in error.message
     assert error.fix.startswith("flamest-export engines DIR --again")
 
 
-def test_a_plan_that_hangs_is_given_up(file, tmp_path, monkeypatch):
+def test_an_engine_that_hangs_is_rejected(file, tmp_path, monkeypatch):
     tensorrt_that("time.sleep(60)", tmp_path, monkeypatch)
     error = refused(file, timeout_s=5.0)
     assert error.code == "PLAN_REJECTED"
     assert "no answer within 5 s" in error.message
 
 
-def test_what_the_child_knows_better_keeps_its_code(file, tmp_path, monkeypatch):
+def test_the_childs_error_keeps_its_code(file, tmp_path, monkeypatch):
     tensorrt_that("os.abort()", tmp_path, monkeypatch)
-    file.path.write_bytes(b"another plan")  # hashes are looked at before TensorRT is
+    file.path.write_bytes(b"another engine")  # hashes are checked before TensorRT is used
     error = refused(file)
     assert (error.code, error.exit_code) == ("UNTRUSTED", 65)
 
 
-def test_no_tensorrt_in_the_child_is_said_as_such(file, tmp_path, monkeypatch):
+def test_no_tensorrt_in_the_child_has_its_code(file, tmp_path, monkeypatch):
     package = tmp_path / "packages" / "tensorrt"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'tensorrt'\", name='tensorrt')")
@@ -86,7 +86,7 @@ def test_no_tensorrt_in_the_child_is_said_as_such(file, tmp_path, monkeypatch):
     assert refused(file).code == "TRT_MISSING"
 
 
-def test_the_genuine_lean_runtime_without_a_driver_ends_the_child_and_not_this_process(lean_rig, file):
+def test_the_lean_runtime_without_a_driver_ends_only_the_child(lean_rig, file):
     """Its Runtime constructs without a driver, and deserialising is a segmentation fault."""
     if Path("/proc/driver/nvidia").exists():
         pytest.skip("this machine has a driver")

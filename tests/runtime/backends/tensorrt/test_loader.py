@@ -1,4 +1,4 @@
-"""A plan of the bundle and a plan built here are tried in a child, then opened, all on one device."""
+"""Engines of the bundle and engines built here are tried in a child, then opened, all on one device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def plan_of(name, **options):
 
 @pytest.fixture
 def bundle(toy_bundle, tmp_path):
-    """Vision with a plan that has no weights of its own, text with one for later versions too."""
+    """Vision with an engine without weights, text with one for later versions too."""
     copy = shutil.copytree(toy_bundle, tmp_path / "bundle")
     manifest = read_manifest(copy)
     for name, plan in (
@@ -56,7 +56,7 @@ def did(monkeypatch, tmp_path):
     return done
 
 
-def test_a_plan_is_tried_before_it_is_opened_with_all_that_belongs_to_it(bundle, did):
+def test_an_engine_is_tried_before_it_is_opened(bundle, did):
     opener = TensorRtOpener(bundle, FACTS, lambda text: None)
     name, where, _ = opener.open_bundled("vision", bundle.manifest.graphs["vision"].engines[0])
     assert (name, where) == ("vision", "TensorRT 11.4.0 on Made-up GPU")
@@ -68,7 +68,7 @@ def test_a_plan_is_tried_before_it_is_opened_with_all_that_belongs_to_it(bundle,
     assert file.host_code is False
 
 
-def test_a_plan_with_its_own_weights_is_given_none_and_a_compatible_one_may_bring_code(bundle, did):
+def test_only_stripped_engines_are_refitted(bundle, did):
     TensorRtOpener(bundle, FACTS, lambda text: None).open_bundled("text", bundle.manifest.graphs["text"].engines[0])
     file = did[0][1]
     assert (file.onnx, file.onnx_sha256, file.host_code) == (None, "", True)
@@ -78,7 +78,7 @@ def test_a_plan_with_its_own_weights_is_given_none_and_a_compatible_one_may_brin
     ("plan", "code"),
     [(PLAN.replace(bytes((11, 4, 0, 106)), bytes((10, 3, 0, 26))), "PLAN_VERSION"), (b"x" * 40, "PLAN_HEADER")],
 )
-def test_what_the_files_first_bytes_say_counts_more_than_its_record(bundle, did, plan, code):
+def test_the_header_overrules_the_record(bundle, did, plan, code):
     (bundle.path / "vision.plan").write_bytes(plan)
     with pytest.raises(FlamestError) as caught:
         TensorRtOpener(bundle, FACTS, lambda text: None).open_bundled(
@@ -88,7 +88,7 @@ def test_what_the_files_first_bytes_say_counts_more_than_its_record(bundle, did,
     assert did == []
 
 
-def test_a_plan_that_fails_its_trial_is_never_opened_here(bundle, did, monkeypatch):
+def test_an_engine_that_fails_its_trial_is_never_opened(bundle, did, monkeypatch):
     def fails(file):
         raise unavailable(Code.PLAN_REJECTED, "signal SIGSEGV").error()
 
@@ -99,8 +99,8 @@ def test_a_plan_that_fails_its_trial_is_never_opened_here(bundle, did, monkeypat
     assert did == []
 
 
-def test_a_plan_is_built_once_with_a_word_before_and_found_the_next_time(bundle, did, monkeypatch):
-    told, built = [], []
+def test_an_engine_is_built_once_after_a_notice(bundle, did, monkeypatch):
+    notices, built = [], []
 
     def build(bundle, name, target, progress):
         built.append((name, target.options))
@@ -110,12 +110,12 @@ def test_a_plan_is_built_once_with_a_word_before_and_found_the_next_time(bundle,
         return kept
 
     monkeypatch.setattr(loader, "cached_engine", build)
-    opener = TensorRtOpener(bundle, FACTS, told.append)
+    opener = TensorRtOpener(bundle, FACTS, notices.append)
     opener.open_built("cnn")
     opener.open_built("cnn")
     assert built == [("cnn", EngineOptions())] * 2
-    assert len(told) == 1
-    assert "building a TensorRT plan for Made-up GPU" in told[0]
+    assert len(notices) == 1
+    assert "building a TensorRT engine for Made-up GPU" in notices[0]
     files = [file for what, file in did if what == "opened"]
     assert files[0] == files[1]
     assert files[0].path.read_bytes() == PLAN

@@ -1,4 +1,4 @@
-"""The node's own plans: found only when whole, only for what they were built for, only in a folder of this user."""
+"""The node's engines: found only when whole, only for their key, only in a folder of this user."""
 
 import os
 
@@ -16,7 +16,7 @@ def cache(tmp_path):
     return open_cache(tmp_path / "plans")
 
 
-def test_a_plan_comes_back_with_its_record(cache):
+def test_an_engine_is_found_with_its_record(cache):
     path = cache.keep(KEY, PLAN, b"native code")
     kept = cache.find(KEY)
     assert (kept.record, kept.data) == (PLAN, b"native code")
@@ -34,13 +34,13 @@ def test_a_plan_comes_back_with_its_record(cache):
         {"options": EngineOptions(tf32=True)},
     ],
 )
-def test_another_graph_version_gpu_or_option_is_another_plan(cache, other):
+def test_another_graph_version_gpu_or_option_is_another_engine(cache, other):
     cache.keep(KEY, PLAN, b"native code")
     fields = {name: getattr(KEY, name) for name in KEY.__struct_fields__}
     assert cache.find(EngineKey(**{**fields, **other})) is None
 
 
-def test_a_changed_byte_makes_the_plan_not_found(cache):
+def test_an_engine_with_a_changed_byte_is_not_found(cache):
     path = cache.keep(KEY, PLAN, b"native code")
     path.write_bytes(b"Native code")
     assert cache.find(KEY) is None

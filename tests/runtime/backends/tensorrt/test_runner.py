@@ -1,0 +1,7 @@
+"""The TensorRT session on the genuine classes of three versions."""
+
+from pathlib import Path
+
+
+def test_a_session_fits_three_versions_of_tensorrt(tensorrt_rig):
+    tensorrt_rig.run_checks(Path(__file__).with_name("checks_runner.py"))
