@@ -1,4 +1,4 @@
-"""Run once per TensorRT version by test_rig.py: the stand-ins refuse what the genuine classes would refuse."""
+"""Run once per TensorRT version by test_rig.py: the fakes refuse what the genuine classes would refuse."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_name_that_the_genuine_class_lacks_is_refused():
     config.builder_optimization_level = 3
 
 
-def test_a_call_that_the_genuine_method_would_not_take_is_refused():
+def test_a_call_that_the_genuine_method_refuses_is_refused():
     def refused(name: str, method: str, *args, **kwargs) -> None:
         fakes = Fakes()
         getattr(fakes.make(name), method)(*args, **kwargs)
@@ -64,7 +64,7 @@ def test_every_method_of_the_classes_in_use_states_a_signature():
                 assert signatures(getattr(genuine, word)), f"{name}.{word}"
 
 
-def test_a_builder_cannot_be_made_on_the_stand_in_libraries():
+def test_a_builder_cannot_be_made_on_the_stub_libraries():
     with pytest.raises(TypeError, match="factory function returned nullptr"):
         tensorrt.Builder(tensorrt.Logger())
     check_call(tensorrt.Builder.__init__, (tensorrt.Logger(),), {}, "Builder")

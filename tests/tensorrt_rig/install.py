@@ -1,12 +1,12 @@
-"""Puts the genuine Python classes of several TensorRT versions where tests without a GPU can import them.
+"""Install the genuine Python classes of several TensorRT versions for tests without a GPU.
 
     python tests/tensorrt_rig/install.py build/tensorrt
 
 The ``tensorrt_cu12_bindings`` wheels hold NVIDIA's compiled bindings without the libraries that they
-link (1.3 MB instead of gigabytes). ``cc`` makes stand-ins for these libraries whose functions all
+link (1.3 MB instead of gigabytes). ``cc`` makes stubs of these libraries whose functions all
 return NULL, so that the classes, enumerations and docstrings are the real ones, and creating a
-builder fails as it does on a machine without a driver. The lean runtime comes whole: it is small. A stand-in
-for the driver's library (``driver.c``) answers for one GPU, so that what comes after that question can be run.
+builder fails as it does on a machine without a driver. The lean runtime is complete: it is small. A stub of
+the driver's library (``driver.c``) reports one GPU, so that the code after that question can run.
 
 One folder per version; pip runs only where a folder is not there yet as it is pinned here. What
 cannot be had (no wheel for this machine, no compiler, no network) is said and left out, and the

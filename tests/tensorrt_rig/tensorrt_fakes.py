@@ -1,9 +1,9 @@
-"""Stand-ins for TensorRT's objects that know only what the genuine classes know.
+"""Fakes of TensorRT's objects that have only the names of the genuine classes.
 
-Imported in a child process that finds the bindings of one of the rig's versions. A stand-in has
+Imported in a child process that finds the bindings of one of the rig's versions. A fake has
 the attributes of the genuine class and no other (``unittest.mock.create_autospec``), and every call is
 compared with the signatures that the compiled bindings state in their docstrings: number, names and
-types of arguments. It cannot say what TensorRT would compute.
+types of arguments. It cannot tell what TensorRT would compute.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _SEQUENCES = re.compile(r"(typing\.)?(collections\.abc\.)?(List|list|tuple|Tuple
 
 @dataclass
 class Fakes:
-    """Makes stand-ins and remembers them; ``calls`` are all calls on them in order, as "Builder.create_network"."""
+    """Makes fakes and keeps them; ``calls`` are all calls on them in order, as "Builder.create_network"."""
 
     _made: list[tuple[str, Any]] = field(default_factory=list)
     _all: Any = field(default_factory=mock.Mock)
 
     def make(self, name: str, **attributes: Any) -> Any:
-        """A stand-in of ``tensorrt.NAME``; ``attributes`` set properties, or a method's ``"parse.return_value"``."""
+        """Make a fake of ``tensorrt.NAME``; ``attributes`` set properties, or a method's ``"parse.return_value"``."""
         fake = mock.create_autospec(GENUINE[name], instance=True, spec_set=True)
         fake.configure_mock(**attributes)
         self._all.attach_mock(fake, f"{name}_{len(self._made)}")
