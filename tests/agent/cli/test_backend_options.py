@@ -98,7 +98,7 @@ def test_doctor_shows_every_backend_with_a_fix(toy_bundle, no_gpu):
     assert "ok  ONNX Runtime CPU" in out
     output = json.loads(run("doctor", "--json").splitlines()[-1])
     (candidates,) = output["ladder"].values()
-    assert [row["candidate"] for row in candidates] == [
+    assert [row["rung"] for row in candidates] == [
         "plan",
         "rebuild",
         "onnxruntime-cuda",
@@ -106,7 +106,7 @@ def test_doctor_shows_every_backend_with_a_fix(toy_bundle, no_gpu):
         "onnxruntime",
     ]
     assert candidates[0]["code"] == "NO_DRIVER_OR_GPU"
-    assert candidates[-1] == {"candidate": "onnxruntime", "backend": "onnxruntime", "ok": True}
+    assert candidates[-1] == {"rung": "onnxruntime", "backend": "onnxruntime", "ok": True}
     assert output["ok"] is True
 
 

@@ -1,4 +1,4 @@
-"""Run per TensorRT version by test_plan_build.py: what the builder asks of TensorRT, what it makes of answers."""
+"""Run per TensorRT version by test_builder.py: the builder's calls to TensorRT, and its use of the answers."""
 
 from __future__ import annotations
 

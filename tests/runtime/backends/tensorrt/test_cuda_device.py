@@ -79,7 +79,7 @@ def test_one_thread_at_a_time_uses_the_stream(fake_cuda):
         results.append(device.value(np.ones(3, np.float32)).numpy().tolist())
         copied.set()
 
-    with device.turn:  # as a session does for the length of a run
+    with device.lock:  # as a session does for the length of a run
         before = list(cuda.calls)
         thread = threading.Thread(target=other)
         thread.start()
