@@ -114,7 +114,7 @@ def table5(inputs: ExperimentInputs) -> TableSpec:
         tuple(rows),
         (
             f"mu = {MU} and alpha = {ALPHA} were fixed beforehand; the rest of the grids ({MU_GRID} and {ALPHA_GRID}) "
-            "stands below them, none was chosen by its test accuracy. The paper gives neither.",
+            "is below them, none was chosen by its test accuracy. The paper gives neither.",
             REDRAWN,
         ),
         ("smallest_silo",),

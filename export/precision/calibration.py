@@ -59,7 +59,7 @@ def _soft(coarse: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]
 
 
 Pixels = npt.NDArray[np.float32]
-CALIBRATION_SEED, CHAIN_SEED = 20_260_201, 20_260_202  # scales are not judged on the clips that they came from
+CALIBRATION_SEED, CHAIN_SEED = 20_260_201, 20_260_202  # scales are not measured on the clips that they were chosen on
 SEEDED_CLIPS = 8
 MOST_CLIPS = 32  # of a folder, spread evenly over its names
 _DECODING = KeyframeRule(

@@ -1,4 +1,4 @@
-"""What goes over the wire comes back the same, and nothing else is let in."""
+"""Messages survive the wire unchanged, and nothing else is accepted."""
 
 import dataclasses
 import random
@@ -206,7 +206,7 @@ def test_an_impossible_evaluation_is_refused(impossible):
     assert refused.value.code == "evaluation"
 
 
-def test_a_report_that_names_a_subject_twice_or_out_of_order_is_refused():
+def test_a_report_with_repeated_or_unordered_subjects_is_refused():
     one, two = REPORT.results
     for results in ((one, one), (two, one)):
         with pytest.raises(DataError, match="each once, ascending") as refused:

@@ -24,7 +24,7 @@ def enrol(folder, tmp_path, name: str) -> str:
     return certificate_info((hand_over / "silo.pem").read_bytes(), whose=name).sha256
 
 
-def test_init_makes_what_the_server_needs_and_keys_that_only_the_owner_reads(folder):
+def test_init_makes_the_servers_files_and_keys_only_the_owner_reads(folder):
     check_files(TlsFiles(folder / "ca.pem", folder / "server.pem", folder / "server-key.pem"))
     for key in ("ca-key.pem", "server-key.pem"):
         assert stat.S_IMODE((folder / key).stat().st_mode) == 0o600

@@ -1,4 +1,4 @@
-"""What `doctor` finds, and the way back that it names."""
+"""Problems that `doctor` finds, and the fix that it names."""
 
 import json
 import time

@@ -20,7 +20,7 @@ def typed(*words) -> tuple[int, dict, str]:
 
 
 def output_of(*words) -> str:
-    """What a person reads."""
+    """Output for people."""
     result = CliRunner().invoke(main.app, list(map(str, words)))
     assert result.exit_code == 0, result.output
     return result.output

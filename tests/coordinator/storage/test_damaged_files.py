@@ -30,7 +30,7 @@ class Silos:
         self.answered = 0
 
     def begin(self):
-        """What every silo is to train on."""
+        """Model that every silo trains on next."""
         status = {name: client.wait(self.run, self.answered, 5) for name, client in self.clients.items()}
         assert {each.phase for each in status.values()} == {Phase.OPEN}
         return {name: self.clients[name].fetch(self.run, each) for name, each in status.items()}

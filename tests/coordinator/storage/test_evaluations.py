@@ -1,4 +1,4 @@
-"""Which model is best, what the end of a run measures, and what it costs to get there."""
+"""The best model, the evaluation at the end of a run, and its communication cost."""
 
 import pytest
 from flamest.agent.training.evaluation import adopt, reportable_classes

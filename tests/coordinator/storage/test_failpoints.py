@@ -16,7 +16,7 @@ STEPS = {"write", "fsync", "rename", "fsync of the folder", "statement", "commit
 
 
 def check_all_points(folder: Path, *options: str) -> tuple[dict[str, int], int]:
-    """How often each step is done in a run, and how many points were tried."""
+    """Count of each step in a run, and of the points that were tried."""
     command = [sys.executable, str(PROGRAM), str(folder), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -37,7 +37,7 @@ PROGRAM = Path(__file__).with_name("full_disk.py")
 
 
 def may_mount() -> bool:
-    """Whether this machine gives a process a name space of its own to mount in."""
+    """Return True when this machine gives a process a mount namespace of its own."""
     if shutil.which("unshare") is None:
         return False
     command = ["unshare", "-Urm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]

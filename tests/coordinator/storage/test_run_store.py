@@ -1,4 +1,4 @@
-"""What a stop, a crash or a damaged disk leaves, and what the next start makes of it."""
+"""State after a stop, a crash or damage to the disk, and the next start."""
 
 import dataclasses
 import os

@@ -93,7 +93,7 @@ SLIGHTLY_WRONG = {
 
 
 def drawn() -> dict[str, np.ndarray]:
-    """What flower_rounds.py wants, without the cases: models far apart that drift from round to round."""
+    """Input of flower_rounds.py without the cases: models far apart that drift from round to round."""
     random = np.random.default_rng(42)
     given = {"examples": np.array(EXAMPLES), "present": np.ones((ROUNDS, len(EXAMPLES)), bool)}
     given["present"][1, 1] = given["present"][4, 3] = False  # even numbers of silos too

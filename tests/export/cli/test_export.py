@@ -105,9 +105,9 @@ def test_doctor_lists_what_can_be_built_with_fixes(monkeypatch):
     assert "fix: pip install 'flamest[export]'" in shown
     for words in ("TensorRT, an engine of the bundle", "ONNX Runtime CUDA", "OpenVINO CPU", "ok  ONNX Runtime CPU"):
         assert words in shown
-    (rungs,) = found["ladder"].values()
-    assert [row["backend"] for row in rungs][-3:] == ["onnxruntime-cuda", "openvino", "onnxruntime"]
-    assert all(row["ok"] or (row["code"] and row["evidence"] and row["fix"]) for row in rungs)
+    (candidates,) = found["ladder"].values()
+    assert [row["backend"] for row in candidates][-3:] == ["onnxruntime-cuda", "openvino", "onnxruntime"]
+    assert all(row["ok"] or (row["code"] and row["evidence"] and row["fix"]) for row in candidates)
 
 
 def test_doctor_finds_this_machine_able():

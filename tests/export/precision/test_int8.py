@@ -60,7 +60,7 @@ def convolutions():
 
 
 def dynamic():
-    """What must not be used: one activation scale for a whole batch."""
+    """Quantisation that must not be used: one activation scale for a whole batch."""
     quantised, scales = int8_by_channel(A, 1)
     nodes = [
         helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),

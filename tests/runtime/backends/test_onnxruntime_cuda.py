@@ -85,7 +85,7 @@ def test_arithmetic_on_shapes_may_be_on_the_cpu_and_nothing_else():
 
 
 class Opened:
-    """What an onnxruntime-gpu of some version would give: opening with the strict flag fails, without it works."""
+    """Fake of an onnxruntime-gpu version: opening with the strict flag fails, without it works."""
 
     def __init__(self, assignment, strict_error="… nodes that are assigned to the default CPU EP, but …"):
         self.assignment, self.strict_error, self.asked = assignment, strict_error, []

@@ -63,7 +63,7 @@ def test_mutated_files_end_in_frames_or_a_code(clips, tmp_path, record_property,
 
 
 class Watch:
-    """How often files of a folder are opened, by anyone (inotify)."""
+    """Count of opened files of a folder, by any process (inotify)."""
 
     def __init__(self, folder):
         self._libc = ctypes.CDLL(None, use_errno=True)

@@ -120,7 +120,7 @@ class FakeCuda:
         return memoryview(block)[:count]
 
     def run(self, kernel: Callable[[], None]) -> None:
-        """What TensorRT puts on the stream."""
+        """Work that TensorRT puts on the stream."""
         if self.recording is None:
             kernel()
         else:

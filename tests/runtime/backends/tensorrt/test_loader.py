@@ -45,7 +45,7 @@ def bundle(toy_bundle, tmp_path):
 
 @pytest.fixture
 def did(monkeypatch, tmp_path):
-    """What was done, in order; nothing needs TensorRT."""
+    """Record of the steps in order; nothing needs TensorRT."""
     done = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(loader, "import_tensorrt", lambda: SimpleNamespace(__version__="11.4.0"))
