@@ -77,7 +77,8 @@ def run_demo(request: DemoRequest, echo: Echo) -> dict[str, Any]:
     history = _federate(setup, split, echo)
     measured = _measure(request, setup, split, echo)
     predicted = _predict(request, setup, split, bundle)
-    report = _report(request, manifest, split, extraction, history, measured, predicted, time.monotonic() - started)
+    outcome = _Outcome(extraction, history, measured, predicted, time.monotonic() - started)
+    report = _report(request, manifest, split, outcome)
     write_report(request.out / "report.html", report)
     return {
         "accuracy": report.last,
@@ -107,6 +108,15 @@ class _Measured:
     rounds: list[float]  # accuracy of each round's model on the test clips, 0 to 1
     references: ReferenceAccuracies
     metadata: float
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    extraction: dict[str, Any]  # report of the test clips' extraction
+    history: list[dict[str, Any]]  # of the coordinator's rounds
+    measured: _Measured
+    predicted: dict[str, Any]  # for one held-out clip
+    seconds: float  # of the whole demo
 
 
 def _create_output(out: Path) -> None:
@@ -257,16 +267,8 @@ def _predict(request: DemoRequest, setup: FederationSetup, split: Split, bundle:
     return prediction
 
 
-def _report(
-    request: DemoRequest,
-    manifest: Manifest,
-    split: Split,
-    extraction: dict[str, Any],
-    history: list[dict[str, Any]],
-    measured: _Measured,
-    predicted: dict[str, Any],
-    seconds: float,
-) -> DemoReport:
+def _report(request: DemoRequest, manifest: Manifest, split: Split, outcome: _Outcome) -> DemoReport:
+    measured, predicted = outcome.measured, outcome.predicted
     head = HeadSpec(inputs=manifest.width, outputs=len(split.labels))
     return DemoReport(
         labels=split.labels,
@@ -280,12 +282,12 @@ def _report(
         test_groups=len({video.group for video in split.test}),
         centralised_accuracy=measured.references.centralised,
         metadata_accuracy=measured.metadata,
-        bytes_per_silo_round=bytes_per_silo_round(history),
+        bytes_per_silo_round=bytes_per_silo_round(outcome.history),
         head_parameters=head.parameters,
         extractor_parameters=sum(source.parameters for source in manifest.sources.values()),
-        ms_per_clip=extraction["ms_per_clip"],
-        stages_ms=extraction["stages_ms"],
-        seconds=seconds,
+        ms_per_clip=outcome.extraction["ms_per_clip"],
+        stages_ms=outcome.extraction["stages_ms"],
+        seconds=outcome.seconds,
         created=utc_text(),
         prediction=Prediction(
             video=Path(predicted["video"]).name,
