@@ -89,9 +89,9 @@ def check_files(files: TlsFiles) -> CertificateInfo:
             fix="take both files from the same operator",
             code="foreign_certificate",
         ) from error
-    facts = certificate_info(pem, whose=str(files.certificate))
-    check_dates(facts, files.certificate)
-    return facts
+    info = certificate_info(pem, whose=str(files.certificate))
+    check_dates(info, files.certificate)
+    return info
 
 
 def file_stamps(files: TlsFiles) -> tuple[FileStamp | None, ...]:
@@ -106,18 +106,18 @@ def file_stamps(files: TlsFiles) -> tuple[FileStamp | None, ...]:
     return tuple(stamp(path) for path in (files.ca, files.certificate, files.key))
 
 
-def check_dates(facts: CertificateInfo, path: Path) -> None:
+def check_dates(info: CertificateInfo, path: Path) -> None:
     """Raise IdentityError (``expired``, ``not_yet_valid``) unless the certificate read from ``path`` is valid now."""
     now = utc_now()
-    if now > facts.expires:
+    if now > info.expires:
         raise IdentityError(
-            f"{path} expired on {facts.expires:%Y-%m-%d}",
+            f"{path} expired on {info.expires:%Y-%m-%d}",
             fix="have a new one made on the coordinator: flamest-coordinator silo renew NAME, or renew for its own",
             code="expired",
         )
-    if now < facts.begins:
+    if now < info.begins:
         raise IdentityError(
-            f"{path} is valid from {facts.begins:%Y-%m-%d %H:%M} UTC on, the clock here says {now:%Y-%m-%d %H:%M}",
+            f"{path} is valid from {info.begins:%Y-%m-%d %H:%M} UTC on, the clock here says {now:%Y-%m-%d %H:%M}",
             fix="set this machine's clock",
             code="not_yet_valid",
         )
@@ -187,10 +187,10 @@ class ServerTls:
 
     def reload(self) -> CertificateInfo:
         """Read the files again; return the certificate's contents. Raises as ``check_files``; nothing changes then."""
-        facts, fresh = check_files(self._files), self._read()
+        info, fresh = check_files(self._files), self._read()
         with self._lock:
             self._fresh = fresh
-        return facts
+        return info
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         import grpc

@@ -99,8 +99,8 @@ def add_silo(folder: Path, name: str, request: bytes) -> Path:
         write_atomic(hand_over / "silo.pem", certificate)
         write_atomic(hand_over / "ca.pem", authority.certificate)
         fsync_directory(hand_over.parent)
-        facts = certificate_info(certificate, whose=name)
-        entry = Enrolment(facts.sha256, added=utc_text(), expires=utc_text(facts.expires.timestamp()))
+        info = certificate_info(certificate, whose=name)
+        entry = Enrolment(info.sha256, added=utc_text(), expires=utc_text(info.expires.timestamp()))
         write_silos(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
     return hand_over
 
@@ -121,10 +121,10 @@ def renew_enrolment(folder: Path, name: str, request: bytes | None) -> Enrolment
             certificate = sign_silo(authority, name, request)
         else:
             certificate = renew_silo(authority, name, _newest_certificate(handed_over, name, known))
-        facts = certificate_info(certificate, whose=name)
+        info = certificate_info(certificate, whose=name)
         before = {**known.earlier, known.certificate_sha256: known.expires}
         still = {sha256: ends for sha256, ends in before.items() if days_until(parse_utc(ends)) > 0}
-        entry = Enrolment(facts.sha256, known.added, utc_text(facts.expires.timestamp()), earlier=still)
+        entry = Enrolment(info.sha256, known.added, utc_text(info.expires.timestamp()), earlier=still)
         # The list comes first: after a crash in between, the certificate in the folder is still on it.
         write_silos(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
         handed_over.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def communication_costs(rounds: Sequence[RoundRow], measured: Sequence[ModelEval
 
     A silo that changed its codec counts for the last one. Rounds that were abandoned cost bytes too.
     """
-    accuracies = [(one.round, found.correct / found.count) for one in measured if (found := one.all) is not None]
+    accuracies = [(model.round, found.correct / found.count) for model in measured if (found := model.all) is not None]
     if len(accuracies) < 2:
         return []
     final = accuracies[-1][1]
@@ -39,10 +39,10 @@ def communication_costs(rounds: Sequence[RoundRow], measured: Sequence[ModelEval
     spent: dict[str, int] = defaultdict(int)
     codec: dict[str, str] = {}
     for row in rounds:
-        for one in row.updates:
-            codec[one.silo] = one.codec or "unknown"
+        for update in row.updates:
+            codec[update.silo] = update.codec or "unknown"
             if row.round <= reached:
-                spent[one.silo] += one.received_bytes + (one.sent_bytes or 0)
+                spent[update.silo] += update.received_bytes + (update.sent_bytes or 0)
     return [
         CommunicationCost(name, reached, final, len(silos), fmean(spent[silo] for silo in silos))
         for name in sorted(set(codec.values()))
@@ -53,13 +53,13 @@ def communication_costs(rounds: Sequence[RoundRow], measured: Sequence[ModelEval
 def communication_cost_of(settings: CoordinatorSettings) -> list[dict[str, Any]]:
     """Return ``communication_costs`` of the run as objects for --json."""
     with History.open(settings.server.state, settings.run.name) as history:
-        return [vars(one) for one in communication_costs(history.rounds(), history.model_evaluations())]
+        return [vars(cost) for cost in communication_costs(history.rounds(), history.model_evaluations())]
 
 
-def communication_cost_lines(reached: Sequence[Mapping[str, Any]]) -> list[str]:
+def communication_cost_lines(costs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return ``communication_cost_of`` as text."""
     return [
-        f"95 % of the last accuracy ({one['final_accuracy']:.3f}) in round {one['round']}: "
-        f"{one['bytes_per_silo'] / 1e6:.2f} MB per silo in {one['codec']} ({one['silos']} silos)"
-        for one in reached
+        f"95 % of the last accuracy ({cost['final_accuracy']:.3f}) in round {cost['round']}: "
+        f"{cost['bytes_per_silo'] / 1e6:.2f} MB per silo in {cost['codec']} ({cost['silos']} silos)"
+        for cost in costs
     ]

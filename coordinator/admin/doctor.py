@@ -72,10 +72,10 @@ def _run_check(
 
 
 def _certificate(settings: CoordinatorSettings) -> Iterator[Finding]:
-    facts = check_files(settings.server.files)
-    state: State = "warn" if facts.days_left < WARN_DAYS else "ok"
+    info = check_files(settings.server.files)
+    state: State = "warn" if info.days_left < WARN_DAYS else "ok"
     fix = "flamest-coordinator renew, then SIGHUP" if state == "warn" else ""
-    yield Finding("certificate", state, f"for {', '.join(facts.names)}, {facts.days_left:.0f} days left", fix)
+    yield Finding("certificate", state, f"for {', '.join(info.names)}, {info.days_left:.0f} days left", fix)
 
 
 def _key(settings: CoordinatorSettings) -> Iterator[Finding]:

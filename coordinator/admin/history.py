@@ -120,10 +120,12 @@ class History:
                     sent_bytes=sent,
                     accepted=len(accepted),
                     refused=refused or 0,
-                    examples=sum(one.examples for one in accepted),
-                    received_bytes=sum(one.received_bytes for one in accepted),
-                    farthest=max((one.norm for one in accepted if one.norm is not None), default=None),
-                    evaluation=pool_evaluations([one.evaluation for one in accepted if one.evaluation is not None]),
+                    examples=sum(update.examples for update in accepted),
+                    received_bytes=sum(update.received_bytes for update in accepted),
+                    farthest=max((update.norm for update in accepted if update.norm is not None), default=None),
+                    evaluation=pool_evaluations(
+                        [update.evaluation for update in accepted if update.evaluation is not None]
+                    ),
                     model_codec_error=codec_error,
                     clock_moved=moved,
                     updates=tuple(accepted),

@@ -23,8 +23,8 @@ def evaluation_of(settings: CoordinatorSettings, round_number: int | None) -> di
     """
     with History.open(settings.server.state, settings.run.name) as history:
         measured, site_evaluations = history.model_evaluations(), history.site_evaluations()
-    reported = [one for one in measured if one.silos]
-    shown = next((one for one in reversed(reported) if round_number in (None, one.round)), None)
+    reported = [model for model in measured if model.silos]
+    shown = next((model for model in reversed(reported) if round_number in (None, model.round)), None)
     if shown is None:
         which = "a model" if round_number is None else f"the model of round {round_number}"
         raise DataError(
@@ -39,8 +39,8 @@ def evaluation_of(settings: CoordinatorSettings, round_number: int | None) -> di
         "round": shown.round,
         "all": evaluation_figures(shown.all),
         "silos": [
-            {"silo": silo, **evaluation_figures(one), "by_class": _classes(one.by_class, settings)}
-            for silo, one in shown.silos
+            {"silo": silo, **evaluation_figures(found), "by_class": _classes(found.by_class, settings)}
+            for silo, found in shown.silos
         ],
         "classes": _classes(shown.by_class, settings),
         "best": {"round": best[0], **evaluation_figures(best[1])} if best else None,
@@ -51,8 +51,8 @@ def evaluation_of(settings: CoordinatorSettings, round_number: int | None) -> di
 def _classes(by_class: Sequence[ClassCount], settings: CoordinatorSettings) -> list[dict[str, Any]]:
     labels = settings.run.labels
     return [
-        {"label": labels[one.label], "correct": one.correct, "count": one.count, "accuracy": one.correct / one.count}
-        for one in by_class
+        {"label": labels[row.label], "correct": row.correct, "count": row.count, "accuracy": row.correct / row.count}
+        for row in by_class
     ]
 
 
@@ -70,12 +70,12 @@ def _table(site_evaluations: Sequence[SiteEvaluation]) -> dict[str, Any] | None:
 def evaluation_lines(found: Mapping[str, Any]) -> list[str]:
     """Return ``evaluation_of`` as text."""
     lines = [f"run '{found['run']}', model of round {found['round']} on held-out clips: {_summary(found['all'])}"]
-    lines += [f"  {one['silo']:20} {_summary(one)}" for one in found["silos"]]
+    lines += [f"  {row['silo']:20} {_summary(row)}" for row in found["silos"]]
     if found["classes"]:
         lines.append("by class, over the silos that report it:")
         lines += [
-            f"  {one['label'][:40]:40} {one['correct']:5} of {one['count']:5} {one['accuracy']:.3f}"
-            for one in found["classes"]
+            f"  {row['label'][:40]:40} {row['correct']:5} of {row['count']:5} {row['accuracy']:.3f}"
+            for row in found["classes"]
         ]
     if found["best"]:
         lines.append(f"best model: round {found['best']['round']}, {_summary(found['best'])}")

@@ -23,7 +23,7 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
         rows, silos, measured = history.rounds(), history.silos(), history.model_evaluations()
     closed = [row for row in rows if row.status == "closed"]
     current = rows[-1] if rows and rows[-1].status == "open" else None
-    facts = certificate_info(read_file(settings.server.certificate), whose=str(settings.server.certificate))
+    info = certificate_info(read_file(settings.server.certificate), whose=str(settings.server.certificate))
     health = read_health(settings.server.state) if is_served(settings.server.state) else HEALTHY
     allowed = enrolled(read_silos(settings.server.silos))
     return {
@@ -42,7 +42,7 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
         "received_bytes": sum(row.received_bytes for row in rows),
         "sent_bytes": sum(row.sent_bytes for row in rows),
         "silos": [_silo(name, {row.silo: row for row in silos}) for name in allowed],
-        "certificate_days_left": round(facts.days_left, 1),
+        "certificate_days_left": round(info.days_left, 1),
         "degraded": health.degraded or None,
         "degraded_since": health.since or None,
         "degraded_detail": health.detail or None,
@@ -52,7 +52,7 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
 def _models(measured: Sequence[ModelEvaluation], closed: Sequence[RoundRow]) -> dict[str, Any]:
     """Return the last model and the best one; accuracy is None for a model that no silo has evaluated."""
     last = closed[-1].round if closed else 0
-    evaluation = next((one.all for one in measured if one.round == last), None)
+    evaluation = next((model.all for model in measured if model.round == last), None)
     best = best_model(measured)
     return {
         "last": {"round": last, "accuracy": evaluation.correct / evaluation.count if evaluation else None},
@@ -110,14 +110,14 @@ def history_of(settings: CoordinatorSettings) -> list[dict[str, Any]]:
 
 
 def _round(row: RoundRow) -> dict[str, Any]:
-    lost = [one.codec_error for one in row.updates if one.codec_error is not None]
+    lost = [update.codec_error for update in row.updates if update.codec_error is not None]
     return {
         **{name: value for name, value in vars(row).items() if name not in ("evaluation", "updates")},
         **evaluation_figures(row.evaluation),
-        "codecs": sorted({one.codec for one in row.updates if one.codec is not None}),
+        "codecs": sorted({update.codec for update in row.updates if update.codec is not None}),
         "codec_error": max(lost, default=None),
         "bytes_per_silo": (row.received_bytes + row.sent_bytes) / row.accepted if row.accepted else None,
-        "updates": [_update(one) for one in row.updates],
+        "updates": [_update(update) for update in row.updates],
     }
 
 

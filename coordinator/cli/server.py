@@ -58,12 +58,12 @@ def _check(config: Path, *, as_json: bool) -> dict[str, Any]:
     from ..settings import load_coordinator_settings
 
     settings = load_coordinator_settings(config)
-    facts = check_files(settings.server.files)
+    info = check_files(settings.server.files)
     silos = enrolled(read_silos(settings.server.silos))
     head = settings.run_settings().head
     if not as_json:
         print(f"{config}: OK")
-        print(f"  server for {', '.join(facts.names)}, certificate until {facts.expires:%Y-%m-%d}")
+        print(f"  server for {', '.join(info.names)}, certificate until {info.expires:%Y-%m-%d}")
         print(f"  silos: {', '.join(silos) or 'none yet'}")
         print(f"  run '{settings.run.name}': {settings.run.rounds} rounds, head of {head.parameters:,} parameters")
         if settings.run.wanted is not None and settings.run.wanted > len(silos):

@@ -68,10 +68,10 @@ def renew(
     from ..admin.authority import renew_server
 
     renew_server(folder, host or [])
-    facts = certificate_info(read_file(folder / "server.pem"), whose="server.pem")
+    info = certificate_info(read_file(folder / "server.pem"), whose="server.pem")
     if not as_json:
-        print(f"{folder / 'server.pem'}: for {', '.join(facts.names)}, until {facts.expires:%Y-%m-%d}")
-    return {"hosts": list(facts.names), "expires": f"{facts.expires:%Y-%m-%dT%H:%M:%SZ}"}
+        print(f"{folder / 'server.pem'}: for {', '.join(info.names)}, until {info.expires:%Y-%m-%d}")
+    return {"hosts": list(info.names), "expires": f"{info.expires:%Y-%m-%dT%H:%M:%SZ}"}
 
 
 def _read_labels(labels: str, labels_file: Path | None) -> list[str]:

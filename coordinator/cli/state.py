@@ -66,17 +66,18 @@ def doctor(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
     from ...base.errors import DataError
     from ..admin.doctor import examine
 
-    found = examine(config)
-    wrong = [one for one in found if one.state == "wrong"]
+    findings = examine(config)
+    wrong = [finding for finding in findings if finding.state == "wrong"]
     if not as_json:
-        for one in found:
-            print(f"{one.state:6} {one.check:14} {one.detail}")
-            if one.fix:
-                print(f"{'':21} fix: {one.fix}")
+        for finding in findings:
+            print(f"{finding.state:6} {finding.check:14} {finding.detail}")
+            if finding.fix:
+                print(f"{'':21} fix: {finding.fix}")
     if wrong:
+        names = ", ".join(finding.check for finding in wrong)
         raise DataError(
-            f"{len(wrong)} of {len(found)} checks found something wrong: {', '.join(one.check for one in wrong)}",
+            f"{len(wrong)} of {len(findings)} checks found something wrong: {names}",
             fix=wrong[0].fix,
             code="unhealthy",
         )
-    return {"checks": [vars(one) for one in found], "healthy": True}
+    return {"checks": [vars(finding) for finding in findings], "healthy": True}

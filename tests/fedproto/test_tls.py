@@ -28,14 +28,14 @@ def signed(name: str = "a", **options) -> tuple[bytes, bytes]:
 
 
 def test_a_silo_certificate_carries_the_operators_name_and_nothing_else():
-    facts = certificate_info(signed("site-7")[1], whose="x")
-    assert facts.names == ("spiffe://flamest/silo/site-7",)
-    assert 364 < facts.days_left <= 365
+    info = certificate_info(signed("site-7")[1], whose="x")
+    assert info.names == ("spiffe://flamest/silo/site-7",)
+    assert 364 < info.days_left <= 365
 
 
 def test_the_authority_lasts_ten_years_and_signs_only_leaves():
-    facts = certificate_info(AUTHORITY.certificate, whose="x")
-    assert 3640 < facts.days_left <= 3650
+    info = certificate_info(AUTHORITY.certificate, whose="x")
+    assert 3640 < info.days_left <= 3650
     certificate = x509.load_pem_x509_certificate(AUTHORITY.certificate)
     basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
     assert (basic.ca, basic.path_length) == (True, 0)
