@@ -275,5 +275,8 @@ def describe_status(status: int) -> str:
 def _environment() -> dict[str, str]:
     """This process's, with its import path: the child imports what this process imports, wherever it starts."""
     root = str(Path(__file__).resolve().parents[2])
-    known = [path for path in sys.path if path and path != os.getcwd()]
+    current = ""
+    with contextlib.suppress(FileNotFoundError):  # a removed folder
+        current = os.getcwd()
+    known = [path for path in sys.path if path not in ("", current)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys([*known, root]))}

@@ -120,6 +120,13 @@ def test_a_file_in_the_current_folder_shadows_no_package(program, tmp_path, monk
     assert ask_child(program("parent.send(Answer('ok'))"), None, Answer, timeout_s=60.0) == Answer("ok")
 
 
+def test_a_removed_current_folder_does_not_matter(program, tmp_path, monkeypatch):
+    (tmp_path / "removed").mkdir()
+    monkeypatch.chdir(tmp_path / "removed")
+    (tmp_path / "removed").rmdir()
+    assert ask_child(program("parent.send(Answer('ok'))"), None, Answer, timeout_s=60.0) == Answer("ok")
+
+
 def test_an_error_crosses_with_code_message_and_fix():
     error = Failed.of(DataError("bad", fix="fix it", code="odd")).error()
     assert (error.code, error.message, error.fix) == ("odd", "bad", "fix it")
