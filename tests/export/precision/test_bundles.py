@@ -63,7 +63,7 @@ def test_inspect_shows_dtypes_calibration_and_the_whole_chain(int8):
     shown = CliRunner().invoke(app, ["inspect", str(int8[0])]).stdout
     assert "float32 with int8 weights: " in shown
     assert "calibration   8 clips, seeded" in shown
-    assert "whole chain, vlm given the fp32 caption: cosine to fp32 at least 0.99" in shown
+    assert "whole chain, vlm with the fp32 caption: cosine to fp32 at least 0.99" in shown
     assert "8 of 8 equal to fp32's" in shown
 
 
@@ -124,7 +124,7 @@ def test_an_embedding_too_far_from_fp32_leaves_no_bundle(tmp_path, monkeypatch):
 def test_a_chain_with_values_that_are_not_finite_fails():
     with pytest.raises(DataError, match="cosine nan to fp32"):
         sum_up([ChainPart("vlm", ("fp16", "fp32"), np.array([1.0, np.nan]), ("x",))])
-    assert sum_up({}, {}) is None
+    assert sum_up([]) is None
 
 
 def test_own_clips_are_decoded_and_counted(tmp_path, clips):
