@@ -11,7 +11,6 @@ import threading
 import time
 
 import grpc
-import msgspec
 import psutil
 import pytest
 from cryptography import x509
@@ -221,7 +220,7 @@ def test_certificate_that_expires_on_an_open_connection_is_refused_next_call(fed
     silos = authority.read_silos(federation.folder / "silos.json").silos
     facts = sha256_bytes(x509.load_pem_x509_certificate(certificate).public_bytes(Encoding.DER))
     silos["a"] = authority.Enrolment(facts, silos["a"].added, silos["a"].expires)
-    (federation.folder / "silos.json").write_bytes(msgspec.json.encode(authority.Silos(silos)))
+    authority.write_silos(federation.folder / "silos.json", authority.Silos(silos))
     ends = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
     with open_channel(outsider(federation, tmp_path / "x", certificate, key)) as channel:
         ask(channel, wire.JOIN, JOIN)
