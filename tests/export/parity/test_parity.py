@@ -131,7 +131,7 @@ def test_a_network_that_mixes_frames_stays_three_dimensional(tiny_slow):
 def test_keyframe_layers_that_read_several_frames_are_refused(tiny_slow):
     net = copy.deepcopy(tiny_slow.net)
     net.blocks[2] = net.blocks[3]  # its kernels span three frames
-    with pytest.raises(DataError, match="must look at one frame at a time"):
+    with pytest.raises(DataError, match="must read one frame at a time"):
         keyframe_module(net)
 
 
