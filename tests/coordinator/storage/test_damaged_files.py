@@ -241,7 +241,7 @@ def test_a_final_evaluation_obeys_quarantine_and_the_limit_of_examples(make_fede
     with pytest.raises(DataError) as refused:
         report("b", 2**31 - 1)
     assert refused.value.code == "evaluation"
-    assert "takes at most" in refused.value.message
+    assert "accepts at most" in refused.value.message
     report("a", 10)
     silos.close()
     federation.stop()
