@@ -107,6 +107,19 @@ def listed_modules(architecture: str) -> set[str]:
     return found
 
 
+def entered_files(architecture: str) -> dict[str, list[str]]:
+    """Return the files of each numbered walk in ARCHITECTURE.md; one without a folder is in the folder before it."""
+    walks: dict[str, list[str]] = {}
+    for title, text in re.findall(
+        r"^## (An? [^\n]*: from [^\n]*)\n(.*?)(?=^## |\Z)", architecture, re.MULTILINE | re.DOTALL
+    ):
+        folder, found = "", walks.setdefault(title.split(":")[0], [])
+        for name in re.findall(r"`([\w/]+\.py)`", text):
+            folder = name.rpartition("/")[0] or folder
+            found.append(f"{folder}/{name.rpartition('/')[2]}")
+    return walks
+
+
 def modules(root: Path) -> set[str]:
     """Return the source files of the packages, without generated ones and those that only start or mark a package."""
     return {
@@ -131,6 +144,14 @@ def test_no_docstring_opens_with_a_question_word():
 
 def test_architecture_lists_every_module_and_no_other():
     assert listed_modules((ROOT / "ARCHITECTURE.md").read_text()) == modules(ROOT)
+
+
+def test_each_walk_of_architecture_names_a_file_once():
+    walks = entered_files((ROOT / "ARCHITECTURE.md").read_text())
+    assert sorted(walks) == ["A clip", "An export", "An update"]
+    for files in walks.values():
+        assert len(files) > 20
+        assert [name for name in files if files.count(name) > 1 or not (ROOT / name).is_file()] == []
 
 
 def test_every_test_name_states_its_rule_in_a_dozen_words():
