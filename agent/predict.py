@@ -15,8 +15,8 @@ from ..fedproto.model_file import ModelFile, read_model
 from ..runtime.autotune.selection import AutotuneRequest, autotune_backends
 from ..runtime.backends.opening import Opening, Place
 from ..runtime.bundle.signature import TrustedKeys
+from ..runtime.clip_records import Clip
 from ..runtime.extractor import open_extractor
-from ..runtime.records import Clip
 from .training.trainer import HeadTrainer, log_softmax
 
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from flamest.runtime.backends.onnxruntime import open_session
-from flamest.runtime.backends.openvino import OpenVinoSession
+from flamest.runtime.backends.onnxruntime_cpu import open_session
+from flamest.runtime.backends.openvino_cpu import OpenVinoSession
 from flamest.runtime.backends.session import Session
 from flamest.runtime.bundle.opening import Bundle, open_bundle
 from flamest.runtime.keyframes import pick_keyframes

@@ -22,7 +22,7 @@ import numpy as np
 from flamest.base.errors import FlamestError
 from flamest.export.parity.comparison import COSINES
 from flamest.export.parity.written_graphs import WrittenGraphs
-from flamest.runtime.backends.openvino import OpenVinoSession
+from flamest.runtime.backends.openvino_cpu import OpenVinoSession
 from flamest.runtime.backends.session import Session
 from flamest.runtime.bundle.manifest import VisionLanguage
 from flamest.runtime.bundle.opening import Bundle, open_bundle

@@ -77,7 +77,7 @@ def torch_training(
 def gemm_peak() -> float:
     """Floating-point operations per second of a square fp32 matmul in ONNX Runtime, best of ten."""
     import onnx
-    from flamest.runtime.backends.onnxruntime import open_session
+    from flamest.runtime.backends.onnxruntime_cpu import open_session
     from onnx import helper
 
     side = [GEMM, GEMM]

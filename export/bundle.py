@@ -18,6 +18,7 @@ from ..base.clock import utc_text
 from ..base.files import new_directory, sha256_file, write_atomic
 from ..base.progress import Progress, progress_bar
 from ..runtime.backends.tensorrt.supply import BuildTarget, EngineResult
+from ..runtime.bundle.graph_records import Calibration
 from ..runtime.bundle.manifest import (
     MANIFEST_FILE,
     SCHEMA,
@@ -32,7 +33,6 @@ from ..runtime.bundle.manifest import (
     VisionLanguage,
     encode_manifest,
 )
-from ..runtime.bundle.records import Calibration
 from .checks import check_graphs, must_pass
 from .engines import add_engines
 from .networks.extractors import ExtractorEntry

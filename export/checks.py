@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..base.errors import DataError, MissingExtra
 from ..runtime.bundle.external_data import has_external_data
+from ..runtime.bundle.graph_records import Graph
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.bundle.opening import open_bundle
-from ..runtime.bundle.records import Graph
 from ..runtime.bundle.signature import TrustedKeys
 from .graphs.tensorrt_operators import NEWER_OPSETS, OPSETS, STANDARD, newer_operators, parser_problems
 from .graphs.views import GraphView, view_graph

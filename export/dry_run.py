@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.bundle.records import Precision
+from ..runtime.bundle.graph_records import Precision
 from .networks.blip import vision_module
 from .networks.extractors import ExtractorEntry
 from .networks.slow import keyframe_module

@@ -19,9 +19,9 @@ from ..runtime.backends.tensorrt.supply import (
     ensure_cached_engine,
     is_signed,
 )
+from ..runtime.bundle.graph_records import EngineOptions
 from ..runtime.bundle.manifest import Manifest, read_manifest
 from ..runtime.bundle.opening import Bundle, open_bundle
-from ..runtime.bundle.records import EngineOptions
 
 if TYPE_CHECKING:
     from ..runtime.backends.machine import MachineFacts

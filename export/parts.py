@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..base.errors import DataError, UsageError
 from ..base.progress import Progress
+from ..runtime.bundle.graph_records import Graph, Parity
 from ..runtime.bundle.manifest import (
     KEYFRAMES_SOURCE,
     AttentionMode,
@@ -26,7 +27,6 @@ from ..runtime.bundle.manifest import (
     SpatioTemporal,
     VisionLanguage,
 )
-from ..runtime.bundle.records import Graph, Parity
 from .graphs.spec import (
     CANDIDATES,
     MAX_NEW_TOKENS,

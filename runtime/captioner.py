@@ -21,7 +21,7 @@ from .backends.session import Session
 from .bundle.manifest import TOKENIZER_FILE, RetrievedCaption, VisionLanguage
 from .bundle.opening import Bundle
 from .caption_batch import CaptionRows
-from .records import Caption, timed
+from .clip_records import Caption, timed
 from .vision_language import CrossAttentionCache, TokenIds, VisionLanguageModel
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from .bundle.manifest import Manifest
 from .bundle.opening import Bundle, open_bundle
 from .bundle.signature import TrustedKeys
 from .captioner import GPU_BATCH, FrameEmbedding, open_captioner
+from .clip_records import STAGES, Caption, Clip, ClipFeatures, stages_of, timed
 from .keyframes import load_clustering
-from .records import STAGES, Caption, Clip, ClipFeatures, stages_of, timed
 from .video.clip_reader import ClipReader, KeyframeFeatures, PreparedClip
 from .video.decoder import DecodeLimits, VideoDecoder
 from .video.read_ahead import ReadAhead, RefusedClip

@@ -213,7 +213,7 @@ def test_no_module_prints_outside_the_command_line():
 
 
 def test_openvino_is_imported_in_one_place_that_turns_its_telemetry_off():
-    """Use ``runtime.backends.openvino.import_openvino``: a plain import reports to Google Analytics."""
+    """Use ``runtime.backends.openvino_cpu.import_openvino``: a plain import reports to Google Analytics."""
     importing = [
         str(path.relative_to(ROOT))
         for package in (*PACKAGES, "bench", "tests")
@@ -222,7 +222,7 @@ def test_openvino_is_imported_in_one_place_that_turns_its_telemetry_off():
         if (isinstance(node, ast.Import) and any(name.name.split(".")[0] == "openvino" for name in node.names))
         or (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "openvino")
     ]
-    assert importing == ["runtime/backends/openvino.py"]
+    assert importing == ["runtime/backends/openvino_cpu.py"]
 
 
 def test_every_direct_dependency_is_pinned_within_its_bounds_for_development():

@@ -19,12 +19,12 @@ from typing import NamedTuple
 from ...base.errors import DataError, StorageError
 from ...base.files import FileStamp, printable_path, sha256_file
 from ...base.process import peak_resident_kb
-from ...runtime.autotune.records import Choice
+from ...runtime.autotune.measurements import Choice
 from ...runtime.autotune.selection import AutotuneRequest
 from ...runtime.backends.opening import Opening, Place, effective_precision
 from ...runtime.bundle.opening import open_manifest
+from ...runtime.clip_records import Clip
 from ...runtime.extractor import Extracted, Extractor, open_extractor
-from ...runtime.records import Clip
 from .clips import ClipFolder, FoundClip, scan_clips
 from .precision_policy import AutotuneSettings, PrecisionPolicy
 from .records import (

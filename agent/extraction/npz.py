@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ...base.errors import DataError, StorageError, UsageError
 from ...base.files import printable_path, write_atomic
-from ...runtime.records import Clip
+from ...runtime.clip_records import Clip
 from .clips import default_group
 from .store import FeatureRow, StoredFeatures
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...base.files import printable_path
-from ...runtime.autotune.records import Choice
+from ...runtime.autotune.measurements import Choice
 from ...runtime.autotune.selection import AutotuneRequest, autotune_backends, require_precision
 from ...runtime.backends.opening import effective_precision
 from ...runtime.backends.options import AUTO, BackendOptions
 from ...runtime.bundle.manifest import Manifest
-from ...runtime.records import Clip
+from ...runtime.clip_records import Clip
 from .store import FeatureStore
 
 

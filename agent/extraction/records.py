@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...base.files import printable_path
-from ...runtime.autotune.records import Choice
+from ...runtime.autotune.measurements import Choice
 from ...runtime.backends.opening import Place
 from ...runtime.backends.options import DEFAULT_OPTIONS, BackendOptions
 from ...runtime.bundle.signature import TrustedKeys

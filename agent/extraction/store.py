@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ...base.errors import DataError, StorageError
 from ...base.files import FileLock, printable_path, storage_code
 from ...base.sqlite import open_for_reading, open_for_writing, translated_errors
-from ...runtime.records import Clip, ClipFeatures
+from ...runtime.clip_records import Clip, ClipFeatures
 from .store_schema import FEATURE_STORE
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import TrainSettings
-from ...runtime.backends.onnxruntime import OrtSession
+from ...runtime.backends.onnxruntime_cpu import OrtSession
 from .adam import AdamScalars, AdamState, adam_scalars, adam_step
 from .dataset import FeatureTable
 from .graph import linear_maps

@@ -18,7 +18,7 @@ from ...base.errors import DataError
 from ...base.process import usable_cores
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import Evaluation, TrainSettings
-from ...runtime.backends.onnxruntime import open_session
+from ...runtime.backends.onnxruntime_cpu import open_session
 from .dataset import FeatureTable
 from .graph import forward_graph, gradient_graph, product_graph
 from .graph_builder import DType

@@ -22,8 +22,8 @@ from ...runtime.backends.options import BackendOptions
 from ...runtime.backends.session import Session
 from ...runtime.bundle.opening import Bundle, open_bundle
 from ...runtime.bundle.signature import read_trusted_keys
+from ...runtime.clip_records import Clip
 from ...runtime.extractor import Extractor, open_extractor
-from ...runtime.records import Clip
 from .inputs import usual_feeds
 
 ON_GPU = ("tensorrt", "onnxruntime-cuda")

@@ -21,7 +21,7 @@ from ...base.progress import Progress
 from ...runtime.backends.options import BACKENDS
 from ...runtime.bundle.opening import open_bundle
 from ...runtime.bundle.signature import TrustedKeys
-from ...runtime.records import graph_of
+from ...runtime.clip_records import graph_of
 from ...runtime.similarity import cosine, row_cosines
 from .child import BenchJob
 from .inputs import find_clips, render_clips

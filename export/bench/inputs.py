@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...base.errors import DataError, MissingExtra
 from ...base.files import printable_path
-from ...runtime.bundle.records import Graph
+from ...runtime.bundle.graph_records import Graph
 from ...runtime.video import find_video_files
 from ..precision.calibration import calibration_clips
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...base.errors import UsageError
-from ...runtime.bundle.records import EngineOptions, HardwareCompat
+from ...runtime.bundle.graph_records import EngineOptions, HardwareCompat
 
 if TYPE_CHECKING:
     from ..engines import RequestedEngines

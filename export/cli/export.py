@@ -19,7 +19,7 @@ from .options import takes_records
 from .output import parity_rows, show_notes, show_parity
 
 if TYPE_CHECKING:
-    from ...runtime.bundle.records import EngineOptions
+    from ...runtime.bundle.graph_records import EngineOptions
 
 
 @command

@@ -10,8 +10,8 @@ from ...base.console import say
 from ..weights.releases import licence_warning
 
 if TYPE_CHECKING:
+    from ...runtime.bundle.graph_records import ChainParity, GraphParity, Parity
     from ...runtime.bundle.manifest import Manifest
-    from ...runtime.bundle.records import ChainParity, GraphParity, Parity
     from ...runtime.bundle.signature import PublicKey
 
 

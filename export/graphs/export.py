@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...base.errors import InvariantError, MissingExtra
-from ...runtime.bundle.records import Graph, Tensor
+from ...runtime.bundle.graph_records import Graph, Tensor
 from ..precision.dtypes import read_dtype_histogram
 from .spec import GraphSpec
 

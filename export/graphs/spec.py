@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...runtime.bundle.graph_records import AxisRange, Precision, Tensor
 from ...runtime.bundle.manifest import TextShape
-from ...runtime.bundle.records import AxisRange, Precision, Tensor
 from ..networks.blip import layer_names, text_module, text_shape, vision_module, words_module
 from ..networks.clip import clip_module
 from ..networks.reference import VideoForm, VideoNetwork

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from ...base.errors import DataError
 from ...runtime.backends.session import Feed, Session, Value, on_host, wanted_outputs
+from ...runtime.bundle.graph_records import ChainParity, Cosine, Precision
 from ...runtime.bundle.manifest import FramePreprocessing, RetrievedCaption, VisionLanguage
-from ...runtime.bundle.records import ChainParity, Cosine, Precision
 from ...runtime.similarity import row_cosines
 from ...runtime.vision_language import VisionLanguageModel
 from ..graphs.spec import GraphSpec

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError, InvariantError
+from ...runtime.bundle.graph_records import GraphParity, Precision
 from ...runtime.bundle.manifest import FramePreprocessing
-from ...runtime.bundle.records import GraphParity, Precision
 from ...runtime.similarity import row_cosines
 from ..precision.calibration import calibration_clips
 from .written_graphs import WrittenGraphs

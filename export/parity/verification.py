@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from ...base.errors import DataError, UnreachableError
 from ...base.files import printable_path
 from ...base.progress import Progress
+from ...runtime.bundle.graph_records import Parity
 from ...runtime.bundle.manifest import KEYFRAMES_SOURCE, Manifest, RetrievedCaption, Source, VisionLanguage
 from ...runtime.bundle.opening import open_bundle
-from ...runtime.bundle.records import Parity
 from ...runtime.bundle.signature import PublicKey, TrustedKeys
 from ..parts import (
     ComparedPart,

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...runtime.backends.onnxruntime import open_session
+from ...runtime.backends.onnxruntime_cpu import open_session
 from ...runtime.backends.session import Session
-from ...runtime.bundle.records import Graph, Precision
+from ...runtime.bundle.graph_records import Graph, Precision
 from ..precision.dtypes import value_types
 
 WHERE = "ONNX Runtime CPU, fp32 rounded to bf16 after every operator"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from ...base.errors import UsageError
-from ...runtime.bundle.records import Precision
+from ...runtime.bundle.graph_records import Precision
 from ..networks.extractors import ExtractorEntry
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

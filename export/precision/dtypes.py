@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...base.errors import InvariantError, MissingExtra
-from ...runtime.bundle.records import WITH_INT8_WEIGHTS, DtypeHistogram, Precision
+from ...runtime.bundle.graph_records import WITH_INT8_WEIGHTS, DtypeHistogram, Precision
 
 PRODUCTS = ("MatMul", "Gemm", "Conv", "MatMulInteger", "ConvInteger", "com.microsoft.MatMulNBits")
 # Others worth counting: half precision and int8 lose most there.

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ...base.errors import InvariantError, MissingExtra
+from ...runtime.bundle.graph_records import WITH_INT8_WEIGHTS, Graph
 from ...runtime.bundle.manifest import FramePreprocessing
-from ...runtime.bundle.records import WITH_INT8_WEIGHTS, Graph
 from ..graphs.export import check_and_save, write_graph
 from ..graphs.spec import GraphSpec
 from .calibration import CALIBRATION_SEED, CalibrationClips, seeded_clips

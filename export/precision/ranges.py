@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError
-from ...runtime.backends.onnxruntime import open_session
+from ...runtime.backends.onnxruntime_cpu import open_session
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 BINS = 2048

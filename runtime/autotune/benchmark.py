@@ -23,12 +23,12 @@ from ..backends.session import Session
 from ..bundle.manifest import Manifest
 from ..bundle.opening import Bundle
 from ..captioner import FrameEmbedding, open_captioner
+from ..clip_records import Caption, Clip, graph_of, stages_of, timed
 from ..extractor import PipelineOptions
-from ..records import Caption, Clip, graph_of, stages_of, timed
 from ..similarity import cosine
 from ..video.clip_reader import ClipReader, KeyframeFeatures, PreparedClip
 from ..video.decoder import DecodeLimits, VideoDecoder
-from .records import CONFIGURATIONS, MIXED, REFERENCE, Measured, Measurement
+from .measurements import CONFIGURATIONS, MIXED, REFERENCE, Measured, Measurement
 
 CLIPS = 4
 PASSES = 3  # timed passes at least, after a warm-up whose results are compared

@@ -27,10 +27,10 @@ from ..backends.unavailable import BackendUnavailable
 from ..bundle.manifest import Manifest
 from ..bundle.opening import open_bundle, open_manifest
 from ..bundle.signature import TrustedKeys
-from ..records import Clip
+from ..clip_records import Clip
 from ..video.decoder import DecodeLimits
 from .benchmark import CLIPS, GAIN, PASSES, benchmark_backends, read_clips
-from .records import (
+from .measurements import (
     CONFIGURATIONS,
     COSINE,
     REFERENCE,

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...base.errors import FlamestError, SettingsError
+from ..bundle.graph_records import precision_label
 from ..bundle.manifest import Manifest
 from ..bundle.opening import Bundle
-from ..bundle.records import precision_label
 from .machine import MachineFacts, gather_facts
-from .onnxruntime import open_session
+from .onnxruntime_cpu import open_session
 from .options import DEFAULT_OPTIONS, BackendOptions
 from .ranking import TITLES, Candidate, Kind, rank_backends
 from .session import Session
@@ -90,7 +90,7 @@ class GraphOpener:
         if candidate.kind == "onnxruntime":
             return open_session(onnx, threads=threads)
         if candidate.kind == "openvino":
-            from .openvino import OpenVinoSession
+            from .openvino_cpu import OpenVinoSession
 
             bf16 = precision_of(self._bundle.manifest, name, self._opening.backend_options) == "bf16"
             return OpenVinoSession.open(onnx, computed="bf16" if bf16 else "f32", threads=threads)

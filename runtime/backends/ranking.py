@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..bundle.records import EngineRecord, Graph
+from ..bundle.graph_records import EngineRecord, Graph
 from .machine import MachineFacts, no_gpu
 from .options import AUTO, BACKENDS, Backend, BackendOptions
 from .tensorrt.engine import Version, version_problem

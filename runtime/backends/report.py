@@ -7,8 +7,8 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
+from ..bundle.graph_records import Graph
 from ..bundle.manifest import Manifest
-from ..bundle.records import Graph
 from .machine import MachineFacts
 from .options import AUTO, BackendOptions
 from .ranking import TITLES, Candidate, rank_backends

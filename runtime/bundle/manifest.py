@@ -2,7 +2,7 @@
 
 Reading it needs no runtime and no numpy. An extractor has a vision-language part, a spatio-temporal part, or both;
 ``Manifest.needed_graphs`` lists the graphs that it runs. The graphs' tensor names are defined here for the exporter
-and the runtime (records of graphs, parity and engines: records.py):
+and the runtime (records of graphs, parity and engines: graph_records.py):
 
 ``vision``     pixels f32[batch, 3, S, S] -> per decoder layer NN:
                cross_key_NN   f32[batch, heads, head_dim, patches] (transposed, scaled by head_dim**-0.5)
@@ -29,7 +29,7 @@ from typing import Literal
 import msgspec
 
 from ...base.errors import DataError
-from .records import Calibration, Graph, Parity, Record, precision_label
+from .graph_records import Calibration, Graph, Parity, Record, precision_label
 
 SCHEMA = 3
 MANIFEST_FILE = "bundle.json"

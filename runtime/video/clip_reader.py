@@ -14,8 +14,8 @@ import numpy.typing as npt
 from ...base.errors import DataError
 from ..backends.session import Session
 from ..bundle.manifest import Manifest
+from ..clip_records import Candidates, Clip, stages_of, timed
 from ..keyframes import Indices, clip_seeds, draw_keyframes, pick_keyframes, spread_indices
-from ..records import Candidates, Clip, stages_of, timed
 from .decoder import DIED, VideoDecoder
 from .preprocessing import Pixels, Rgb, prepare_frames
 

@@ -37,8 +37,8 @@ from ...base.child_process import ChildEnded, ChildProcess, ChildProtocolError, 
 from ...base.errors import DataError, InvariantError, MissingExtra, SettingsError
 from ...base.files import printable_path
 from ..bundle.manifest import KeyframeRule
+from ..clip_records import Candidates, Keyframes
 from ..keyframes import Indices
-from ..records import Candidates, Keyframes
 from .decoder_messages import BROKEN, Answer, FramesRead, OpenClip, Opened, ReadFrames, Ready, Refused, Request
 
 PROGRAM = "flamest.runtime.video.decoder_process"

@@ -18,17 +18,7 @@ from ...base.child_process import Channel
 from ...base.errors import DataError, MissingExtra
 from ...base.process import peak_resident_kb, trim_memory
 from .decoded_clip import DecodedClip
-from .decoder_messages import (
-    BROKEN,
-    Answer,
-    FramesRead,
-    OpenClip,
-    Opened,
-    ReadFrames,
-    Ready,
-    Refused,
-    Request,
-)
+from .decoder_messages import BROKEN, Answer, FramesRead, OpenClip, Opened, ReadFrames, Ready, Refused, Request
 
 MEMORY_BYTES = 3 << 30  # address space: Python with ffmpeg takes 0.3 GiB before the first frame
 OPEN_FILES = 32

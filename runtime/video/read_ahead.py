@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from ...base.errors import DataError
-from ..records import Clip
+from ..clip_records import Clip
 from .clip_reader import ClipReader, PreparedClip
 
 

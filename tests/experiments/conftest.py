@@ -16,7 +16,7 @@ from flamest.experiments.paper.inputs import OTHER, ExperimentInputs, Settings
 from flamest.experiments.paper.pool import WorkerConfig
 from flamest.experiments.paper.splits import SplitRule
 from flamest.fedproto.records import TrainSettings
-from flamest.runtime.records import Clip
+from flamest.runtime.clip_records import Clip
 
 WIDTHS = {"blip": 6, "slow": 5, "blip-text": 4}
 QUICK = TrainSettings(epochs=1, batch_size=64, learning_rate=0.01)

@@ -15,7 +15,7 @@ from flamest.experiments.simulation import SimulatedSilo, simulate
 from flamest.fedproto.codecs import CODECS, encode_delta, more_exact, size_bounds
 from flamest.fedproto.records import EncodedUpdate, Phase, RunSettings, TaskStatus, Update
 from flamest.fedproto.tensors import payload_bytes
-from flamest.runtime.records import Clip
+from flamest.runtime.clip_records import Clip
 
 SIZES = {"a": 9, "b": 21}
 LABELS = ("fall", "run", "walk")

@@ -19,7 +19,7 @@ from flamest.base.process import Shutdown
 from flamest.experiments.simulation import SimulatedSilo, simulate
 from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import RunSettings, Strategy, TrainSettings
-from flamest.runtime.records import Clip
+from flamest.runtime.clip_records import Clip
 
 LABELS = ("fall", "run", "walk")  # make_federation's
 WIDTH = 24

@@ -18,7 +18,7 @@ from flamest.base.files import sha256_bytes
 from flamest.experiments.processes import Daemon, run_command, wait_until
 from flamest.fedproto.head import params_sha256
 from flamest.fedproto.model_file import read_model
-from flamest.runtime.records import Clip
+from flamest.runtime.clip_records import Clip
 
 SILOS = ("anna", "berta", "carla")
 ROWS = {"anna": 90, "berta": 40, "carla": 150}

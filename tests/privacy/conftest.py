@@ -17,7 +17,7 @@ import pytest
 from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.agent.settings import AgentSettings, load_agent_settings
 from flamest.base.files import sha256_bytes
-from flamest.runtime.records import Clip
+from flamest.runtime.clip_records import Clip
 
 WIDTH, ROWS = 64, 60
 KNOWN = ("canary-label-fall", "canary-label-run", "canary-label-walk")  # the run's: they come from the coordinator

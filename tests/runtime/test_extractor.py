@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from flamest.base.errors import DataError, MissingExtra
 from flamest.base.files import sha256_file
-from flamest.runtime.backends.onnxruntime import open_session
+from flamest.runtime.backends.onnxruntime_cpu import open_session
+from flamest.runtime.clip_records import Clip
 from flamest.runtime.extractor import STAGES, open_extractor
 from flamest.runtime.keyframes import clip_seeds, draw_keyframe, pick_keyframes, uniform_indices
-from flamest.runtime.records import Clip
 from flamest.runtime.video.decoder import VideoDecoder
 from flamest.runtime.video.preprocessing import prepare_frames
 from flamest.runtime.vision_language import VisionLanguageModel
@@ -84,7 +84,7 @@ import sys
 from pathlib import Path
 from flamest.base.files import sha256_file
 from flamest.runtime.extractor import open_extractor
-from flamest.runtime.records import Clip
+from flamest.runtime.clip_records import Clip
 import hashlib
 bundle, clip = map(Path, sys.argv[1:3])
 with open_extractor(bundle, threads=int(sys.argv[3])) as extractor:

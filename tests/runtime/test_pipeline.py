@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from flamest.base.errors import InvariantError
 from flamest.base.files import sha256_file
-from flamest.runtime.backends.onnxruntime import OrtSession, open_session
+from flamest.runtime.backends.onnxruntime_cpu import OrtSession, open_session
 from flamest.runtime.caption_batch import CaptionRows
 from flamest.runtime.captioner import GPU_BATCH
+from flamest.runtime.clip_records import Clip
 from flamest.runtime.extractor import PipelineOptions, open_extractor
-from flamest.runtime.records import Clip
 from flamest.runtime.vision_language import VisionLanguageModel
 
 

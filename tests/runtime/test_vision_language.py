@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from flamest.base.errors import DataError, InvariantError
-from flamest.runtime.backends.onnxruntime import open_session
+from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.vision_language import VisionLanguageModel
 
 SEED = 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from flamest.runtime.bundle.graph_records import Graph, Parity, Tensor
 from flamest.runtime.bundle.manifest import (
     CaptionRule,
     FileEntry,
@@ -21,7 +22,6 @@ from flamest.runtime.bundle.manifest import (
     VisionLanguage,
     encode_manifest,
 )
-from flamest.runtime.bundle.records import Graph, Parity, Tensor
 from onnx import TensorProto, helper, numpy_helper
 
 WORDS = ["[PAD]", "[START]", "[END]", "[CLS]", "[SEP]", "[UNK]"] + [f"word{number}" for number in range(26)]

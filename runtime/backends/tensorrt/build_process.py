@@ -11,7 +11,7 @@ from pathlib import Path
 from ....base.child_process import Channel, ChildEnded, ChildProcess, Failed, Message
 from ....base.errors import FlamestError
 from ....base.progress import Progress
-from ...bundle.records import EngineOptions, Graph
+from ...bundle.graph_records import EngineOptions, Graph
 from ..unavailable import BackendUnavailable, Code, unavailable
 from .builder import BuiltEngine, EngineRequest, build_engine
 from .engine import engine_version

@@ -16,7 +16,7 @@ from typing import Any
 from ....base.errors import StorageError
 from ....base.files import sha256_bytes, write_atomic
 from ....base.progress import Progress
-from ...bundle.records import EngineOptions, Graph
+from ...bundle.graph_records import EngineOptions, Graph
 from ..unavailable import Code, unavailable
 from .engine import Version, engine_version
 from .network import check_network

@@ -16,7 +16,7 @@ import msgspec
 
 from ....base.errors import DataError, StorageError
 from ....base.files import sha256_bytes, write_atomic
-from ...bundle.records import EngineOptions, EngineRecord
+from ...bundle.graph_records import EngineOptions, EngineRecord
 
 RECORD, ENGINE, TIMINGS = ".json", ".plan", ".timings"
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ....base.files import sha256_bytes
+from ...bundle.graph_records import EngineRecord
 from ...bundle.opening import Bundle
-from ...bundle.records import EngineRecord
 from ..machine import MachineFacts
 from ..session import Session
 from ..unavailable import Code, unavailable

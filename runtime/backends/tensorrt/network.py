@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from ...bundle.records import WITH_INT8_WEIGHTS, Graph, Tensor
+from ...bundle.graph_records import WITH_INT8_WEIGHTS, Graph, Tensor
 from ..unavailable import Code, unavailable
 
 # TensorRT's DataType by name -> numpy name, for the types of our graphs

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ....base.errors import InvariantError
-from ...bundle.records import AxisRange, Graph, Tensor
+from ...bundle.graph_records import AxisRange, Graph, Tensor
 from ..unavailable import BackendUnavailable, Code, unavailable
 
 Shape = tuple[int, ...]

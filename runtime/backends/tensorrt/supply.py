@@ -18,9 +18,9 @@ import msgspec
 from ....base.errors import StorageError
 from ....base.files import fsync_directory, sha256_bytes, write_atomic
 from ....base.progress import Progress
+from ...bundle.graph_records import EngineOptions, EngineRecord, Graph
 from ...bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, encode_manifest, read_manifest
 from ...bundle.opening import Bundle
-from ...bundle.records import EngineOptions, EngineRecord, Graph
 from ...bundle.signature import SIGNATURE_FILE
 from ..machine import MachineFacts, no_gpu
 from ..unavailable import BackendUnavailable, Code, unavailable

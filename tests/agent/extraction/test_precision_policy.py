@@ -12,11 +12,11 @@ from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.agent.tasks import extract_new
 from flamest.base.errors import SettingsError
 from flamest.runtime.autotune import selection
-from flamest.runtime.autotune.records import Choice
+from flamest.runtime.autotune.measurements import Choice
 from flamest.runtime.backends import opening
 from flamest.runtime.backends.options import parse_backend_options
 from flamest.runtime.bundle.manifest import read_manifest
-from flamest.runtime.records import Caption, Clip, ClipFeatures
+from flamest.runtime.clip_records import Caption, Clip, ClipFeatures
 
 BOTH = {"onnxruntime": "1", "openvino": "1"}
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flamest.agent.extraction.store import Failure, FeatureStore, Kind
 from flamest.base.errors import DataError, LockedError, SettingsError, StorageError
-from flamest.runtime.records import Caption, Clip, ClipFeatures
+from flamest.runtime.clip_records import Caption, Clip, ClipFeatures
 
 PRINT = "a" * 64
 
@@ -227,7 +227,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from flamest.agent.extraction.store import FeatureStore
-from flamest.runtime.records import Caption, Clip, ClipFeatures
+from flamest.runtime.clip_records import Caption, Clip, ClipFeatures
 one = np.ones(8, np.float32)
 with FeatureStore.open(Path(sys.argv[1])) as store:
     for number in range(100000):

@@ -15,7 +15,7 @@ from flamest.base.errors import StorageError
 from flamest.base.files import sha256_bytes
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import GlobalModel, RunSettings, Strategy
-from flamest.runtime.records import Clip
+from flamest.runtime.clip_records import Clip
 
 FEW = Policy(min_samples=1)
 SPEC = HeadSpec(inputs=6, outputs=2, hidden=(4,))

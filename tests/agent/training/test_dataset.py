@@ -14,7 +14,7 @@ from flamest.agent.training.dataset import SiloData, silo_data
 from flamest.agent.training.holdout import hold_out_each_alone
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.records import GlobalModel, RunSettings
-from flamest.runtime.records import Clip
+from flamest.runtime.clip_records import Clip
 
 LABELS = ("fall", "run", "walk")
 HEAD = HeadSpec(4, len(LABELS), ())

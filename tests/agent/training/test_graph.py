@@ -10,7 +10,7 @@ from flamest.agent.training.graph import gradient_graph, linear_maps, product_gr
 from flamest.agent.training.trainer import Anchor, HeadTrainer
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.records import TrainSettings
-from flamest.runtime.backends.onnxruntime import open_session
+from flamest.runtime.backends.onnxruntime_cpu import open_session
 
 HEADS = {
     "mlp": HeadSpec(64, 7, (48, 32)),

@@ -30,7 +30,7 @@ def test_a_store_of_the_pair_is_split_into_blip_and_slow(
     folder: Path, tmp_path: Path, inputs: ExperimentInputs
 ) -> None:
     from flamest.agent.extraction.store import FeatureRow
-    from flamest.runtime.records import Clip
+    from flamest.runtime.clip_records import Clip
 
     x = inputs.data.x("blip+slow")
     with FeatureStore.open(tmp_path / "pair.sqlite") as store:

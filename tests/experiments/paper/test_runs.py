@@ -96,7 +96,7 @@ def write_split_files(inputs: ExperimentInputs, videos: Path, *, test_group: str
 def flat(tmp_path: Path, inputs: ExperimentInputs) -> ExperimentInputs:
     """The same features with distinct file names, like UCF101's."""
     from flamest.agent.extraction.store import FeatureRow
-    from flamest.runtime.records import Clip
+    from flamest.runtime.clip_records import Clip
 
     with FeatureStore.open(tmp_path / "flat.sqlite") as store:
         x = inputs.data.x("slow")

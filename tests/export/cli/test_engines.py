@@ -25,9 +25,9 @@ from flamest.runtime.backends.tensorrt.cache import open_cache
 from flamest.runtime.backends.tensorrt.engine import engine_version
 from flamest.runtime.backends.tensorrt.supply import BuildTarget
 from flamest.runtime.backends.unavailable import Code, unavailable
+from flamest.runtime.bundle.graph_records import EngineOptions
 from flamest.runtime.bundle.manifest import read_manifest
 from flamest.runtime.bundle.opening import open_bundle
-from flamest.runtime.bundle.records import EngineOptions
 from typer.testing import CliRunner
 
 GRAPHS = ["keyframes", "vision", "text", "cnn"]

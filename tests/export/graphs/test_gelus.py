@@ -6,8 +6,8 @@ import onnxruntime
 import torch
 from flamest.export.graphs.export import order_gelus, write_graph
 from flamest.export.graphs.spec import GraphSpec
-from flamest.runtime.backends.onnxruntime import open_session
-from flamest.runtime.bundle.records import AxisRange, Tensor
+from flamest.runtime.backends.onnxruntime_cpu import open_session
+from flamest.runtime.bundle.graph_records import AxisRange, Tensor
 
 
 def spec_of(module):

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 from flamest.base.errors import InvariantError
-from flamest.runtime.backends.onnxruntime import open_session
+from flamest.runtime.backends.onnxruntime_cpu import open_session
+from flamest.runtime.bundle.graph_records import Tensor
 from flamest.runtime.bundle.manifest import MASKED, read_manifest
-from flamest.runtime.bundle.records import Tensor
 
 GRAPHS = ("vision", "text", "cnn", "keyframes")
 

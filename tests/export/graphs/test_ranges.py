@@ -6,7 +6,7 @@ from flamest.export.weights.loading import open_clip
 from flamest.export.weights.source import parse_source
 from flamest.export.weights.video import VIDEO_WEIGHTS
 from flamest.runtime.backends.tensorrt.profile import input_ranges, largest_shapes
-from flamest.runtime.bundle.records import Graph
+from flamest.runtime.bundle.graph_records import Graph
 
 
 def cnn(name):

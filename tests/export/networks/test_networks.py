@@ -22,11 +22,11 @@ from flamest.export.precision.calibration import CHAIN_SEED, calibration_clips, 
 from flamest.export.precision.lowering import Lowering
 from flamest.export.weights.loading import open_clip, open_video
 from flamest.export.weights.source import parse_source
-from flamest.runtime.backends.onnxruntime import open_session
+from flamest.runtime.backends.onnxruntime_cpu import open_session
+from flamest.runtime.bundle.graph_records import Graph
 from flamest.runtime.bundle.manifest import KEYFRAMES_SOURCE, read_manifest
-from flamest.runtime.bundle.records import Graph
+from flamest.runtime.clip_records import Clip
 from flamest.runtime.extractor import open_extractor
-from flamest.runtime.records import Clip
 
 TINY = {name: parse_source(name, "random:tiny") for name in ("blip", "clip", "slow", "i3d", "resnet3d", "videomae")}
 FORMS = {"i3d": (8, 2048), "resnet3d": (3, 512), "videomae": (16, 768)}

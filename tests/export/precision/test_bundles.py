@@ -14,7 +14,7 @@ from flamest.export.parity.chain import ChainPart, sum_up
 from flamest.export.parity.comparison import COSINES
 from flamest.export.parity.verification import verify_bundle
 from flamest.export.precision.calibration import folder_clips, seeded_clips
-from flamest.runtime.backends.onnxruntime import open_session
+from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.bundle.manifest import encode_manifest, read_manifest
 from typer.testing import CliRunner
 

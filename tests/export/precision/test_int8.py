@@ -9,7 +9,7 @@ from flamest.base.errors import DataError
 from flamest.export.precision.dtypes import read_dtype_histogram
 from flamest.export.precision.int8 import ONNX_FORM, TENSORRT_FORM, int8_by_channel, quantise_static, quantise_weights
 from flamest.export.precision.ranges import observe
-from flamest.runtime.backends.onnxruntime import open_session
+from flamest.runtime.backends.onnxruntime_cpu import open_session
 from onnx import TensorProto, helper, numpy_helper
 
 WIDTH = 64

@@ -12,13 +12,13 @@ import pytest
 from flamest.agent.cli.main import app
 from flamest.base.errors import SettingsError
 from flamest.base.files import sha256_file
-from flamest.runtime.autotune import benchmark, records, selection
+from flamest.runtime.autotune import benchmark, measurements, selection
 from flamest.runtime.autotune.benchmark import PASSES, ClipResult, benchmark_backends, mixture
-from flamest.runtime.autotune.records import MIXED, Measured, Measurement, keep_measured, read_measured
+from flamest.runtime.autotune.measurements import MIXED, Measured, Measurement, keep_measured, read_measured
 from flamest.runtime.autotune.selection import AutotuneRequest, autotune_backends
 from flamest.runtime.backends import opening
 from flamest.runtime.bundle.manifest import read_manifest
-from flamest.runtime.records import Caption, Clip
+from flamest.runtime.clip_records import Caption, Clip
 from typer.testing import CliRunner
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
@@ -224,7 +224,7 @@ def test_measurements_are_kept_where_the_cache_cannot_be_written(toy_bundle, vid
     held = []
     measured = Measured((measurement("onnxruntime", 1.0),), {"openvino": "no"})
     monkeypatch.setattr(selection, "benchmark_backends", lambda *_: held.append(1) or measured)
-    monkeypatch.setattr(records, "kept_in_memory", {})
+    monkeypatch.setattr(measurements, "kept_in_memory", {})
     (tmp_path / "file").touch()
     nowhere = tmp_path / "file" / "choices"
 

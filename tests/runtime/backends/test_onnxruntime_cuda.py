@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from flamest.base.errors import FlamestError
 from flamest.runtime.backends import onnxruntime_cuda
-from flamest.runtime.backends.onnxruntime import open_session
+from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.backends.onnxruntime_cuda import CUDA, OrtCudaSession, cpu_operators
 
 # What onnxruntime-gpu lists where there is no driver too.

@@ -13,11 +13,11 @@ from flamest.base.files import sha256_file
 from flamest.runtime.backends.machine import Gpu, MachineFacts, gather_facts
 from flamest.runtime.backends.opening import GraphOpener, Opening, effective_precision
 from flamest.runtime.backends.options import parse_backend_options
+from flamest.runtime.bundle.graph_records import EngineOptions, EngineRecord
 from flamest.runtime.bundle.manifest import encode_manifest, read_manifest
 from flamest.runtime.bundle.opening import open_bundle
-from flamest.runtime.bundle.records import EngineOptions, EngineRecord
+from flamest.runtime.clip_records import Clip
 from flamest.runtime.extractor import open_extractor
-from flamest.runtime.records import Clip
 
 NO_GPU = MachineFacts(driver_problem="no driver here", versions={"onnxruntime": "1"}, bf16=True)
 GPU = MachineFacts(

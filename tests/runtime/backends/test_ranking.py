@@ -11,7 +11,7 @@ from flamest.runtime.backends.machine import Gpu, MachineFacts
 from flamest.runtime.backends.options import BACKENDS, BackendOptions, parse_backend_options
 from flamest.runtime.backends.ranking import BACKEND_KINDS, rank_backends
 from flamest.runtime.backends.unavailable import Code
-from flamest.runtime.bundle.records import EngineOptions, EngineRecord, Graph
+from flamest.runtime.bundle.graph_records import EngineOptions, EngineRecord, Graph
 
 H100 = Gpu("NVIDIA H100", "9.0", 80_000)
 T4 = Gpu("Tesla T4", "7.5", 16_000)

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 from onnx import TensorProto, helper
 {first}
-from flamest.runtime.backends.onnxruntime import open_session
+from flamest.runtime.backends.onnxruntime_cpu import open_session
 
 values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("a", "b")]
 graph = helper.make_graph([helper.make_node("Relu", ["a"], ["b"])], "g", values[:1], values[1:])

@@ -8,7 +8,7 @@ from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes
 from flamest.runtime.backends.tensorrt.builder import EngineRequest, build_engine
 from flamest.runtime.backends.tensorrt.progress import STEPS, BuildProgress, make_monitor
-from flamest.runtime.bundle.records import AxisRange, EngineOptions, Graph, Tensor
+from flamest.runtime.bundle.graph_records import AxisRange, EngineOptions, Graph, Tensor
 from tensorrt_fakes import Fakes
 
 VERSION = tuple(int(part) for part in trt.__version__.split(".")[:3])

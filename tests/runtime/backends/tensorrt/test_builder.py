@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from flamest.base.errors import FlamestError
 from flamest.runtime.backends.tensorrt.builder import EngineRequest, build_engine
-from flamest.runtime.bundle.records import Graph
-from flamest.runtime.bundle.records import EngineOptions
+from flamest.runtime.bundle.graph_records import Graph
+from flamest.runtime.bundle.graph_records import EngineOptions
 
 graph = Graph("x.onnx", 18, (), (), {}, "fp32", {})
 try:

@@ -5,7 +5,7 @@ import os
 import pytest
 from flamest.base.errors import DataError, StorageError
 from flamest.runtime.backends.tensorrt.cache import EngineKey, default_folder, open_cache
-from flamest.runtime.bundle.records import EngineOptions, EngineRecord
+from flamest.runtime.bundle.graph_records import EngineOptions, EngineRecord
 
 KEY = EngineKey("a" * 64, "11.4.0.106", "NVIDIA H100", "9.0", EngineOptions())
 PLAN = EngineRecord("cnn.plan", "a" * 64, "11.4.0.106", "12.8", "570.1", "NVIDIA H100", "9.0", EngineOptions(), 12.5)

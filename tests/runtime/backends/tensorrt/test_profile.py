@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from flamest.base.errors import InvariantError
 from flamest.runtime.backends.tensorrt.profile import InputRange, input_ranges, largest_shapes, range_problem
-from flamest.runtime.bundle.records import AxisRange, Graph, Tensor
+from flamest.runtime.bundle.graph_records import AxisRange, Graph, Tensor
 
 GRAPH = Graph(
     file="text.onnx",

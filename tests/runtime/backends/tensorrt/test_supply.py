@@ -24,8 +24,8 @@ from flamest.runtime.backends.tensorrt.supply import (
     remove_unlisted_engines,
 )
 from flamest.runtime.backends.unavailable import Code, unavailable
+from flamest.runtime.bundle.graph_records import EngineOptions
 from flamest.runtime.bundle.opening import open_bundle
-from flamest.runtime.bundle.records import EngineOptions
 
 FACTS = MachineFacts(
     gpu=Gpu("NVIDIA H100", "9.0", 80_000),

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flamest.base.errors import FlamestError
 from flamest.runtime.backends.machine import gather_facts
-from flamest.runtime.backends.onnxruntime import open_session
-from flamest.runtime.backends.openvino import HostValue, OpenVinoSession
+from flamest.runtime.backends.onnxruntime_cpu import open_session
+from flamest.runtime.backends.openvino_cpu import HostValue, OpenVinoSession
 from flamest.runtime.bundle.manifest import read_manifest
 
 needs_bf16 = pytest.mark.skipif(not gather_facts().bf16, reason="this processor has no bf16")
@@ -89,7 +89,7 @@ def hear(event, arguments):
         heard.append(event)
 sys.addaudithook(hear)
 from pathlib import Path
-from flamest.runtime.backends.openvino import OpenVinoSession
+from flamest.runtime.backends.openvino_cpu import OpenVinoSession
 OpenVinoSession.open(Path(sys.argv[1]), threads=1)
 print(sorted(set(heard)), "openvino" in sys.modules)
 """
