@@ -1,0 +1,168 @@
+"""Proof that a change of the code leaves every byte as it was: two trees run the same scenarios, and all is compared.
+
+    python -m bench.same_bytes --before COMMIT [--out FILE.json] [--only export training ...] [--after DIR]
+
+The tree before is COMMIT, checked out for the time of the comparison; the tree after is this one as it lies there, or
+the one in DIR. Both run as processes beside each other, and only through what is public and stays: the console entry
+points that each tree's pyproject.toml names, their options and JSON, files, the settings files' keys, tables, and the
+messages on the wire. So modules, classes and functions may have other names and places.
+
+A row for each thing that is compared. What two runs of the same code differ in (times, random identifiers, ports) is
+left out; same_bytes_normal.py says what and why. ``--before HEAD`` in a clean checkout compares the tree with itself:
+every row must be the same. Exit status 1 on any difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .record import machine
+from .same_bytes_federation import federation
+from .same_bytes_normal import LEFT_OUT, WIRE_LEFT_OUT
+from .same_bytes_scenarios import Workshop, experiments, export, extraction, training
+from .same_bytes_tree import CommandFailed, Tree
+
+ROOT = Path(__file__).resolve().parent.parent
+Scenario = Callable[[Workshop], Iterator[tuple[str, Any]]]
+SCENARIOS: dict[str, Scenario] = {
+    "export": export,
+    "extraction": extraction,
+    "training": training,
+    "federation": federation,
+    "experiments": experiments,
+}
+SHOWN = 60  # characters of a value that differs
+ABSENT = "(absent)"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that was compared."""
+
+    name: str
+    values: int  # that it consists of
+    differences: tuple[str, ...]  # where, and what stood there before and after
+
+    @property
+    def verdict(self) -> str:
+        return "DIFFERENT" if self.differences else "same"
+
+
+def measure(before: str, names: Sequence[str], after: Path = ROOT) -> dict[str, Any]:
+    """Both trees through the scenarios ``names``; keys: rows, different, seconds, left_out."""
+    began = time.monotonic()
+    commit = _git("rev-parse", "--verify", f"{before}^{{commit}}")
+    with tempfile.TemporaryDirectory(prefix="flamest-same-bytes-") as scratch:
+        trees = [Tree("before", Path(scratch, "1")), Tree("after", Path(scratch, "2"))]
+        for tree in trees:
+            tree.parent.mkdir(parents=True)
+            tree.work.mkdir()
+        old, new = (tree.parent / "flamest" for tree in trees)
+        _git("worktree", "add", "--detach", str(old), commit)
+        try:
+            new.symlink_to(after.resolve())
+            with ThreadPoolExecutor(len(trees)) as beside:
+                records = list(beside.map(lambda tree: _records(tree, names), trees))
+        finally:
+            _git("worktree", "remove", "--force", str(old))
+    rows = compare(*records)
+    return {
+        "before": commit,
+        "rows": [{"name": row.name, "values": row.values, "differences": list(row.differences)} for row in rows],
+        "compared": len(rows),
+        "different": sum(bool(row.differences) for row in rows),
+        "seconds": round(time.monotonic() - began, 1),
+        "left_out": {**LEFT_OUT, **{f"{' '.join(key)}": sorted(value) for key, value in WIRE_LEFT_OUT.items()}},
+    }
+
+
+def _records(tree: Tree, names: Sequence[str]) -> dict[str, Any]:
+    """By name: everything that a tree's runs left. A scenario that breaks off has its reason in place of the rest."""
+    tree.check()
+    workshop, found = Workshop(tree), dict[str, Any]()
+    for scenario in names:
+        try:
+            for name, record in SCENARIOS[scenario](workshop):
+                found[f"{scenario}: {name}"] = record
+                print(f"{tree.name:6} {scenario}: {name}", file=sys.stderr, flush=True)
+        except CommandFailed as failed:
+            found[f"{scenario}: to its end"] = failed
+            print(f"{tree.name:6} {scenario} broke off: {failed}", file=sys.stderr, flush=True)
+    return found
+
+
+def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Row]:
+    """A row for each name that either has; what could not be run counts as a difference."""
+    rows = []
+    for name in list(dict.fromkeys([*before, *after])):
+        one, other = before.get(name, ABSENT), after.get(name, ABSENT)
+        failed = [f"{which}: {it}" for which, it in (("before", one), ("after", other)) if isinstance(it, Exception)]
+        rows.append(Row(name, _size(one), tuple(failed) or tuple(_differences(one, other))))
+    return rows
+
+
+def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*one, *other]):
+            yield from _differences(one.get(key, ABSENT), other.get(key, ABSENT), f"{where}/{key}")
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for place, (left, right) in enumerate(zip(one, other, strict=True)):
+            yield from _differences(left, right, f"{where}/{place}")
+    elif type(one) is not type(other) or one != other:
+        yield f"{where or '/'}: {_short(one)} -> {_short(other)}"
+
+
+def _short(value: Any) -> str:
+    text = f"{len(value)} entries" if isinstance(value, list) else str(value)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+
+
+def _size(value: Any) -> int:
+    """How many single values are compared."""
+    if isinstance(value, dict | list):
+        return sum(map(_size, value.values() if isinstance(value, dict) else value))
+    return 1
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", "-C", str(ROOT), *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def table(figures: dict[str, Any]) -> str:
+    """For people: a line for each row, and the first difference."""
+    lines = []
+    for row in figures["rows"]:
+        found = row["differences"]
+        more = f"  (and {len(found) - 1} more)" if len(found) > 1 else ""
+        verdict = f"DIFFERENT  {found[0]}{more}" if found else "same"
+        lines.append(f"{row['name']:62} {row['values']:6}  {verdict}")
+    end = f"{figures['compared']} compared, {figures['different']} different, {figures['seconds']:.0f} s"
+    return "\n".join([*lines, end])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", required=True, metavar="COMMIT")
+    parser.add_argument("--after", type=Path, default=ROOT, metavar="DIR", help="a checkout; this one by default")
+    parser.add_argument("--out", type=Path, metavar="FILE.json")
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), metavar="NAME")
+    asked = parser.parse_args()
+    figures = measure(asked.before, asked.only, asked.after)
+    print(table(figures))
+    if asked.out:
+        asked.out.write_text(json.dumps({"machine": machine(), **figures}, indent=2) + "\n")
+    sys.exit(1 if figures["different"] else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""What ``same_bytes`` has the trees do on one machine: export, extract, train, predict, and a table of experiments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .same_bytes_normal import arrays, database, files, model, told
+from .same_bytes_tree import Tree
+
+Records = Iterator[tuple[str, Any]]
+# Together: every network and way of captioning, every precision that a CPU has.
+BUNDLES = {
+    "blip+slow": ("--blip", "random:tiny", "--slow", "random:tiny"),
+    "miniworld": ("--weights", "miniworld"),
+    "miniworld-int8": ("--weights", "miniworld", "--precision", "int8"),
+    "clip": ("--extractor", "clip", "--weights", "random:tiny"),
+    "blip-text+i3d": ("--extractor", "blip-text+i3d", "--weights", "random:tiny"),
+    "resnet3d": ("--extractor", "resnet3d", "--weights", "random:tiny:7"),
+    "videomae-fp16": ("--extractor", "videomae", "--weights", "random:tiny", "--precision", "fp16"),
+}
+EXTRACTED = ("miniworld", "miniworld-int8", "clip", "blip-text+i3d")  # one after the other, into one store
+FRAMES, SIZE, SHADES = 24, (96, 128), {"slide": (230, 40, 40), "rise": (40, 80, 230)}
+CLIPS = 4  # of a label
+ONE_THREAD = ("--threads", "1")
+TRAINING = ("--passes", "3", "--epochs", "2", "--batch-size", "4", "--hidden", "16,8", "--seed", "5", *ONE_THREAD)
+TABLES = {
+    "table5": ("--rounds", "2", "--epochs", "1", "--seeds", "1"),
+    "table8": ("--rounds", "2", "--epochs", "1", "--seeds", "1"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Workshop:
+    """A tree, and what several scenarios need of it, made when one of them asks."""
+
+    tree: Tree
+
+    def bundle(self, name: str) -> Path:
+        """The folder of a bundle; the answer of the command that made it lies beside it."""
+        out = self.tree.work / "bundles" / name
+        if not out.exists():
+            said = self.tree.run("flamest-export", "--backend", "onnx", *BUNDLES[name], *ONE_THREAD, "--out", out)
+            out.with_name(f"{name}.json").write_text(json.dumps(said))
+        return out
+
+    @cached_property
+    def videos(self) -> Path:
+        """A folder of clips, LABEL/clip.mp4, two of which cannot be read."""
+        folder = self.tree.work / "videos"
+        for label in SHADES:
+            (folder / label).mkdir(parents=True)
+            for number in range(CLIPS):
+                _draw(folder / label / f"scene{number}_take.mp4", label, number)
+        whole = (folder / "rise" / "scene0_take.mp4").read_bytes()
+        (folder / "rise" / "cut_short.mp4").write_bytes(whole[: len(whole) // 3])
+        (folder / "slide" / "no_video.mp4").write_bytes(b"this is no video\n" * 40)
+        return folder
+
+    @cached_property
+    def extracted(self) -> dict[str, Any]:
+        """By bundle: what ``extract`` answered; the features are in ``store``."""
+        return {name: self.extract(name, "--backend", "onnxruntime") for name in EXTRACTED}
+
+    def extract(self, bundle: str, *words: str) -> Any:
+        """Run ``extract`` with a bundle on all clips; its answer."""
+        given = ("--bundle", self.bundle(bundle), "--videos", self.videos, "--store", self.store)
+        return self.tree.run("flamest-agent", "extract", *given, *ONE_THREAD, *words)
+
+    @property
+    def store(self) -> Path:
+        return self.tree.work / "features.sqlite"
+
+    @property
+    def kinds(self) -> dict[str, tuple[str, ...]]:
+        """By bundle: the options that choose its features in the store."""
+        manifests = {name: json.loads(self.bundle(name).with_name(f"{name}.json").read_text()) for name in EXTRACTED}
+        return {
+            name: ("--fingerprint", said["fingerprint"], "--precision", said["precision"])
+            for name, said in manifests.items()
+        }
+
+
+def export(workshop: Workshop) -> Records:
+    """Bundles of random and of the mini-world's networks."""
+    for name in BUNDLES:
+        folder = workshop.bundle(name)
+        said = json.loads(folder.with_name(f"{name}.json").read_text())
+        yield f"{name}: answer", told(said, workshop.tree.home)
+        manifest = json.loads((folder / "bundle.json").read_text())
+        yield f"{name}: bundle.json", told(manifest, workshop.tree.home)
+        yield f"{name}: files", {path: made for path, made in files(folder).items() if path != "bundle.json"}
+        inspected = workshop.tree.run("flamest-export", "inspect", folder)
+        yield f"{name}: inspect", told(inspected, workshop.tree.home)
+
+
+def extraction(workshop: Workshop) -> Records:
+    """Clips to features, with several bundles into one store; clips that cannot be read among them."""
+    tree = workshop.tree
+    for name, said in workshop.extracted.items():
+        yield f"{name}: answer", told(said, tree.home)
+    yield "store", database(workshop.store)
+    yield "again: answer", told(workshop.extract("miniworld", "--retry"), tree.home)
+    for name, kind in workshop.kinds.items():
+        out = tree.work / f"{name}.npz"
+        yield (
+            f"{name}: features",
+            told(tree.run("flamest-agent", "features", "--store", workshop.store, "--out", out, *kind), tree.home),
+        )
+        yield f"{name}: arrays", arrays(out)
+
+
+def training(workshop: Workshop) -> Records:
+    """A head on the features of each bundle, and what it says of the clips."""
+    tree, extracted = workshop.tree, workshop.extracted
+    clips = sorted(workshop.videos.rglob("*.mp4"))
+    for name in extracted:
+        out = tree.work / f"{name}.safetensors"
+        given = ("--store", workshop.store, "--out", out)
+        said = tree.run("flamest-agent", "train", *given, *workshop.kinds[name], *TRAINING)
+        yield f"{name}: answer", told(said, tree.home)
+        yield f"{name}: model", model(out)
+        if name == EXTRACTED[0]:
+            chosen = ("--bundle", workshop.bundle(name), "--model", out, "--backend", "onnxruntime")
+            said = tree.run("flamest-agent", "predict", *clips, *chosen, *ONE_THREAD)
+            yield f"{name}: predictions", told(said, tree.home)
+
+
+def experiments(workshop: Workshop) -> Records:
+    """Small simulations of the paper's tables on features drawn here."""
+    tree = workshop.tree
+    source, store, out = tree.work / "drawn.npz", tree.work / "drawn.sqlite", tree.work / "experiments"
+    random = np.random.default_rng(11)
+    y = np.arange(160) % 4
+    x = (random.normal(size=(4, 12))[y] * 1.5 + random.normal(size=(160, 12))).astype(np.float32)
+    np.savez(source, x=x, y=np.array(["a", "b", "c", "d"])[y], group=np.array([f"g{row // 4}" for row in range(160)]))
+    tree.run("flamest-agent", "import-features", source, "--store", store)
+    for name, words in TABLES.items():
+        said = tree.run("flamest-experiment", name, "--store", store, "--out", out, "--jobs", "1", *words)
+        yield f"{name}: rows", told(said, tree.home)
+        yield f"{name}: file", told(json.loads((out / f"{name}.json").read_text()), tree.home)
+        yield f"{name}: csv", (out / f"{name}.csv").read_text().splitlines()
+    runs = {path.name: json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))}
+    yield "runs", told(runs, tree.home)
+
+
+def _draw(path: Path, label: str, number: int) -> None:
+    """A clip of a square that moves over a ground with some texture, in one of two codecs."""
+    import av
+
+    random = np.random.default_rng([sorted(SHADES).index(label), number])
+    height, width = SIZE
+    ground = random.integers(0, 60, (height // 8, width // 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("mpeg4" if number % 2 else "libx264", rate=12, options={"threads": "1"})
+        stream.pix_fmt, stream.height, stream.width = "yuv420p", height, width
+        for frame in range(FRAMES):
+            picture = ground.copy()
+            along = 4 + 3 * frame * (1 + number % 2) // 2
+            top, left = (20, along) if label == "slide" else (height - 24 - along, 40)
+            picture[max(top, 0) : max(top, 0) + 20, left : left + 20] = SHADES[label]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))

@@ -1,0 +1,134 @@
+"""One of the two trees that ``same_bytes`` compares: its commands, as an installation would start them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+COMMAND_S = 300.0  # a command that takes longer has hung
+TAIL = 1500  # characters of a failed command's words that are shown
+# Sums in another order are other bytes: one thread each. Nothing is downloaded.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+class CommandFailed(Exception):
+    """A command did not end as it should have."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A tree of the package and the folder in which its commands work. Both lie in ``home``."""
+
+    name: str  # before, after
+    home: Path  # absolute; that of the other tree is as long, for messages that are cut at some length
+
+    @property
+    def parent(self) -> Path:
+        """Of the folder ``flamest``: what goes on PYTHONPATH."""
+        return self.home / "package"
+
+    @property
+    def work(self) -> Path:
+        return self.home / "work"
+
+    @property
+    def scripts(self) -> dict[str, str]:
+        """The console entry points, as this tree's own pyproject.toml has them."""
+        project = tomllib.loads((self.parent / "flamest" / "pyproject.toml").read_text())["project"]
+        return dict(project["scripts"])
+
+    def check(self) -> None:
+        """Raise CommandFailed unless processes of this tree find the package in it."""
+        code = "import importlib.util as u; print(u.find_spec('flamest').origin)"
+        found = subprocess.run(
+            [sys.executable, "-P", "-c", code], env=self.environment(), cwd=self.work, capture_output=True, text=True
+        )
+        if Path(found.stdout.strip()).parent != self.parent / "flamest":
+            raise CommandFailed(f"{self.name}: the package is taken from {found.stdout}{found.stderr}")
+
+    def environment(self, *first: Path, **more: str) -> dict[str, str]:
+        """``first``: folders before the tree on PYTHONPATH."""
+        return {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, (*first, self.parent))), **more}
+
+    def line(self, command: str, *words: str | Path) -> list[str]:
+        """What runs ``COMMAND WORDS`` from this tree."""
+        module, function = self.scripts[command].split(":")
+        code = f"import sys; sys.argv[0] = {command!r}; from {module} import {function}; {function}()"
+        return [sys.executable, "-P", "-c", code, *map(str, words)]
+
+    def run(self, command: str, *words: str | Path, status: int = 0) -> Any:
+        """Run to the end with ``--json``; the object of the last line. CommandFailed with another exit status."""
+        line = self.line(command, *words, "--json")
+        done = subprocess.run(
+            line,
+            env=self.environment(),
+            cwd=self.work,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+        )
+        if done.returncode != status:
+            said = (done.stderr + done.stdout)[-TAIL:]
+            raise CommandFailed(f"{command} {' '.join(map(str, words))} ended with {done.returncode}: {said}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+    @contextlib.contextmanager
+    def daemons(self) -> Iterator[Callable[..., Daemon]]:
+        """``start(log, environment, command, *words)``; what still runs at the end is ended."""
+        started: list[Daemon] = []
+
+        def start(log: Path, environment: Mapping[str, str], command: str, *words: str | Path) -> Daemon:
+            with log.open("wb") as file:
+                process = subprocess.Popen(
+                    self.line(command, *words),
+                    env=environment,
+                    cwd=self.work,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                )
+            started.append(Daemon(process, log))
+            return started[-1]
+
+        try:
+            yield start
+        finally:
+            for daemon in started:
+                if daemon.process.poll() is None:
+                    daemon.process.terminate()
+            for daemon in started:
+                daemon.process.wait()
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A running command and its log."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def ended(self) -> bool:
+        """Raises CommandFailed when it ended with an error."""
+        status = self.process.poll()
+        if status:
+            raise CommandFailed(f"{self.log} ended with {status}: {self.log.read_text(errors='replace')[-TAIL:]}")
+        return status == 0
+
+
+def wait_until(done: Callable[[], bool], what: str, *, seconds: float) -> None:
+    """Raises CommandFailed when it takes longer."""
+    until = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > until:
+            raise CommandFailed(f"{what} took more than {seconds:g} s")
+        time.sleep(0.05)
