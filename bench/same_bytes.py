@@ -27,14 +27,15 @@ from pathlib import Path
 from typing import Any
 
 from .record import machine
-from .same_bytes_federation import federation
+from .same_bytes_federation import CASES, federation
 from .same_bytes_normal import LEFT_OUT, WIRE_LEFT_OUT
-from .same_bytes_scenarios import Workshop, experiments, export, extraction, training
+from .same_bytes_scenarios import Workshop, commands, experiments, export, extraction, training
 from .same_bytes_tree import CommandFailed, Tree
 
 ROOT = Path(__file__).resolve().parent.parent
 Scenario = Callable[[Workshop], Iterator[tuple[str, Any]]]
 SCENARIOS: dict[str, Scenario] = {
+    "commands": commands,
     "export": export,
     "extraction": extraction,
     "training": training,
@@ -42,6 +43,7 @@ SCENARIOS: dict[str, Scenario] = {
     "experiments": experiments,
 }
 SHOWN = 60  # characters of a value that differs
+KEPT = 50  # differences of a row in the result
 ABSENT = "(absent)"
 
 
@@ -58,8 +60,8 @@ class Row:
         return "DIFFERENT" if self.differences else "same"
 
 
-def measure(before: str, names: Sequence[str], after: Path = ROOT) -> dict[str, Any]:
-    """Both trees through the scenarios ``names``; keys: rows, different, seconds, left_out."""
+def measure(before: str, names: Sequence[str], cases: Sequence[str] = (), after: Path = ROOT) -> dict[str, Any]:
+    """Both trees through the scenarios ``names``; keys: before, rows, compared, different, seconds, left_out."""
     began = time.monotonic()
     commit = _git("rev-parse", "--verify", f"{before}^{{commit}}")
     with tempfile.TemporaryDirectory(prefix="flamest-same-bytes-") as scratch:
@@ -72,13 +74,13 @@ def measure(before: str, names: Sequence[str], after: Path = ROOT) -> dict[str, 
         try:
             new.symlink_to(after.resolve())
             with ThreadPoolExecutor(len(trees)) as beside:
-                records = list(beside.map(lambda tree: _records(tree, names), trees))
+                records = list(beside.map(lambda tree: _records(Workshop(tree, tuple(cases)), names), trees))
         finally:
             _git("worktree", "remove", "--force", str(old))
     rows = compare(*records)
     return {
         "before": commit,
-        "rows": [{"name": row.name, "values": row.values, "differences": list(row.differences)} for row in rows],
+        "rows": [{"name": row.name, "values": row.values, "differences": list(row.differences[:KEPT])} for row in rows],
         "compared": len(rows),
         "different": sum(bool(row.differences) for row in rows),
         "seconds": round(time.monotonic() - began, 1),
@@ -86,10 +88,10 @@ def measure(before: str, names: Sequence[str], after: Path = ROOT) -> dict[str, 
     }
 
 
-def _records(tree: Tree, names: Sequence[str]) -> dict[str, Any]:
+def _records(workshop: Workshop, names: Sequence[str]) -> dict[str, Any]:
     """By name: everything that a tree's runs left. A scenario that breaks off has its reason in place of the rest."""
+    tree, found = workshop.tree, dict[str, Any]()
     tree.check()
-    workshop, found = Workshop(tree), dict[str, Any]()
     for scenario in names:
         try:
             for name, record in SCENARIOS[scenario](workshop):
@@ -156,11 +158,13 @@ def main() -> None:
     parser.add_argument("--after", type=Path, default=ROOT, metavar="DIR", help="a checkout; this one by default")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), metavar="NAME")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=[], metavar="CASE", help="of federation")
     asked = parser.parse_args()
-    figures = measure(asked.before, asked.only, asked.after)
+    figures = measure(asked.before, asked.only, asked.cases, asked.after)
     print(table(figures))
     if asked.out:
-        asked.out.write_text(json.dumps({"machine": machine(), **figures}, indent=2) + "\n")
+        measured = {"measured": time.strftime("%Y-%m-%d", time.gmtime()), "machine": machine()}
+        asked.out.write_text(json.dumps({**measured, **figures}, indent=2) + "\n")
     sys.exit(1 if figures["different"] else 0)
 
 

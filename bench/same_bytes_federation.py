@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import same_bytes_recorder
-from .same_bytes_normal import NOISY, database, files, json_lines, model, told, wire
+from .same_bytes_normal import MOVED, NOISY, certificate, database, files, json_lines, log_lines, model, told, wire
 from .same_bytes_scenarios import Records, Workshop
 from .same_bytes_tree import Daemon, Tree, wait_until
 
@@ -86,40 +86,46 @@ CASES = {
 
 
 def federation(workshop: Workshop) -> Records:
-    """Name and record of each thing: the set-up first, then every case."""
+    """The set-up first, then every case."""
     tree = workshop.tree
     enrolled = tree.work / "enrolled"
     yield "set-up", _enrol(tree, enrolled)
-    for name, case in CASES.items():
+    for name in workshop.cases or CASES:
+        case = CASES[name]
         folder = tree.work / "runs" / name.replace(",", "").replace(" ", "-")
         shutil.copytree(enrolled, folder)
         _serve(tree, folder, case)
-        for what, record in _records(tree, folder, case):
+        for what, record in _records(tree, folder, case).items():
             yield f"{name}: {what}", record
 
 
 def _enrol(tree: Tree, folder: Path) -> dict[str, Any]:
     """Certificates, starter settings and filled stores."""
-    made: dict[str, Any] = {}
     centre = folder / "coordinator"
     said = tree.run("flamest-coordinator", "init", centre, "--host", "127.0.0.1", "--labels", ",".join(LABELS))
-    made["init"] = told(said, tree.home)
-    made["coordinator.toml"] = (centre / "coordinator.toml").read_text()
+    made = {
+        "init": told(said, tree.home),
+        "coordinator.toml": (centre / "coordinator.toml").read_text().splitlines(),
+        "ca.pem": certificate(centre / "ca.pem"),
+        "server.pem": certificate(centre / "server.pem"),
+    }
     for silo in SILOS:
         place = folder / silo
         key = tree.run("flamest-agent", "keygen", silo, "--out", place)
         signed = tree.run("flamest-coordinator", "silo", "add", silo, "--csr", key["csr"], "--dir", centre)
         for name in signed["files"]:
             shutil.copyfile(Path(signed["hand_over"]) / name, place / name)
-        made[silo] = told([key, signed], tree.home, but=frozenset({"expires", "serial", "fingerprint"}))
-        made[f"{silo} agent.toml"] = (place / "agent.toml").read_text()
         _features(place / "features.npz", silo)
-        store = place / "features.sqlite"
-        imported = tree.run(
-            "flamest-agent", "import-features", place / "features.npz", "--store", store, "--name", "toy"
-        )
-        made[f"{silo} imported"] = told(imported, tree.home)
-        made[f"{silo} store"] = database(store)
+        store = ("--store", place / "features.sqlite", "--name", "toy")
+        imported = tree.run("flamest-agent", "import-features", place / "features.npz", *store)
+        made[silo] = {
+            "answers": told([key, signed, imported], tree.home),
+            "agent.toml": (place / "agent.toml").read_text().splitlines(),
+            "silo.pem": certificate(place / "silo.pem"),
+            "store": database(place / "features.sqlite"),
+        }
+    allowed = tree.run("flamest-coordinator", "silo", "list", "--dir", centre)
+    made["silo list"] = told(allowed, tree.home, but=frozenset({"added", "expires", "certificate_sha256"}))
     return made
 
 
@@ -217,44 +223,57 @@ def _toml(tables: Mapping[str, Keys]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _records(tree: Tree, folder: Path, case: Case) -> Records:
+def _records(tree: Tree, folder: Path, case: Case) -> dict[str, Any]:
     """What a finished run has left."""
     centre, silos = folder / "coordinator", list(SILOS)[: case.silos]
-    state, config = centre / "state", centre / "coordinator.toml"
+    state, places = centre / "state", {silo: folder / silo / "state" for silo in silos}
     but = NOISY if case.noisy else frozenset()
-
-    def answer(command: str, *words: str | Path) -> Any:
-        return told(tree.run(command, *words), tree.home, but=but)
-
+    logs = {"coordinator": folder / "coordinator.log", **{silo: folder / silo / "log" for silo in silos}}
     models = sorted(state.rglob("*.safetensors"))
-    yield "models", {str(path.relative_to(state)): model(path, noisy=case.noisy) for path in models}
-    yield "coordinator's tables", database(state / "coordinator.sqlite", but=but)
-    yield "coordinator's files", _other_files(state, case)
-    yield (
-        "answers",
-        {
-            word: told(tree.run("flamest-coordinator", word, "--config", config), tree.home, but=but)
-            for word in ("history", "status", "evaluation")
+    return {
+        "models": {str(path.relative_to(state)): model(path, noisy=case.noisy) for path in models},
+        "coordinator's tables": database(state / "coordinator.sqlite", but=but),
+        "coordinator's files": _other_files(state, case),
+        "answers": _answers(tree, folder, case, but),
+        "ledgers": {
+            silo: _ledger(told(json_lines(place / "egress.jsonl"), tree.home, but=but))
+            for silo, place in places.items()
         },
-    )
-    places = {silo: folder / silo / "state" for silo in silos}
-    yield "ledgers", {silo: _ledger(place / "egress.jsonl", tree, but) for silo, place in places.items()}
-    yield "silos' status", {silo: _status(place / "status.json", tree, but) for silo, place in places.items()}
-    yield "silos' files", {silo: _other_files(place, case) for silo, place in places.items()}
-    yield "wire", {silo: wire(folder / silo / "wire", noisy=case.noisy) for silo in silos}
+        "silos' status": {
+            silo: told(json.loads((place / "status.json").read_text()), tree.home, but=but | MOVED)
+            for silo, place in places.items()
+        },
+        "silos' files": {silo: _other_files(place, case) for silo, place in places.items()},
+        "logs": {name: log_lines(path, tree.home, noisy=case.noisy) for name, path in logs.items()},
+        "wire": {silo: wire(folder / silo / "wire", noisy=case.noisy) for silo in silos},
+    }
 
 
-def _ledger(path: Path, tree: Tree, but: frozenset[str]) -> list[Any]:
-    """Without the hash of the certificate, which is another one every time."""
-    lines = told(json_lines(path), tree.home, but=but)
-    return [
-        {key: value for key, value in line.items() if (line["what"], key) != ("enrolment", "sha256")} for line in lines
-    ]
+def _answers(tree: Tree, folder: Path, case: Case, but: frozenset[str]) -> dict[str, Any]:
+    """Of the commands that look at a run afterwards; of all of them where silos have policies."""
+    config = folder / "coordinator" / "coordinator.toml"
+    asked: list[tuple[str | Path, ...]] = [("history",), ("status",), ("evaluation",)]
+    if case.policy and not case.noisy:
+        asked += [("doctor",), ("model", "--best", "--out", folder / "best.safetensors")]
+    found = {
+        str(words[0]): told(tree.run("flamest-coordinator", *words, "--config", config), tree.home, but=but)
+        for words in asked
+    }
+    if case.policy:
+        for silo in list(SILOS)[: case.silos]:
+            config = folder / silo / "agent.toml"
+            found[f"{silo}'s status"] = told(
+                tree.run("flamest-agent", "status", "--config", config), tree.home, but=but | MOVED
+            )
+            egress = told(tree.run("flamest-agent", "egress", "--config", config), tree.home, but=but | {"head"})
+            found[f"{silo}'s egress"] = {**egress, "entries": _ledger(egress["entries"])}
+    return found
 
 
-def _status(path: Path, tree: Tree, but: frozenset[str]) -> Any:
-    """Without the bytes moved: how often a silo asked for work in vain depends on how fast the others were."""
-    return told(json.loads(path.read_text()), tree.home, but=but | {"sent_bytes", "received_bytes"})
+def _ledger(lines: list[dict[str, Any]]) -> list[Any]:
+    """Without hash and length of the certificate, whose signature is another one every time."""
+    left_out = {("enrolment", "sha256"), ("enrolment", "bytes")}
+    return [{key: value for key, value in line.items() if (line["what"], key) not in left_out} for line in lines]
 
 
 def _other_files(state: Path, case: Case) -> Any:

@@ -29,6 +29,12 @@ LEFT_OUT = {
 NOISY = frozenset({
     "sha256", "header_sha256", "payload_sha256", "model_sha256", "base_sha256", "digest", "norm", "farthest",
 })  # fmt: skip
+# Of a silo: how often it asks for work in vain, and with it the bytes moved, depends on how fast the others are.
+MOVED = frozenset({"sent_bytes", "received_bytes"})
+TIMED = re.compile(r"^ts=\S+ | seconds=\S+")  # of a log's line
+EVENT = re.compile(r"event=\S+")
+SQL_COMMENT = re.compile(r"--[^\n]*")  # documentation, though SQLite keeps it with the table
+FREE = re.compile(r"[\d.]+ GB free")  # on the disk
 ADDRESS = re.compile(r"127\.0\.0\.1:\d+")  # the system chooses the port
 
 
@@ -40,7 +46,7 @@ def told(value: Any, home: Path, *, but: frozenset[str] = frozenset()) -> Any:
     if isinstance(value, list | tuple):
         return [told(entry, home, but=but) for entry in value]
     if isinstance(value, str):
-        return ADDRESS.sub("127.0.0.1:PORT", value.replace(str(home), "HOME"))
+        return FREE.sub("SPACE free", ADDRESS.sub("127.0.0.1:PORT", value.replace(str(home), "HOME")))
     return value
 
 
@@ -54,7 +60,7 @@ def database(path: Path, *, but: frozenset[str] = frozenset()) -> dict[str, Any]
     try:
         tables = dict(connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table' ORDER BY name"))
         found: dict[str, Any] = {"user_version": connection.execute("PRAGMA user_version").fetchone()[0]}
-        found["schema"] = tables
+        found["schema"] = {name: " ".join(SQL_COMMENT.sub("", sql).split()) for name, sql in tables.items()}
         for table in tables:
             cursor = connection.execute(f'SELECT * FROM "{table}"')
             columns = [column[0] for column in cursor.description]
@@ -75,8 +81,7 @@ def database(path: Path, *, but: frozenset[str] = frozenset()) -> dict[str, Any]
 def _cell(value: Any) -> Any:
     if not isinstance(value, bytes):
         return value
-    text = value[:1] == b"{"
-    return value.decode() if text else f"{len(value)} bytes, {digest(value)}"
+    return value.decode() if value[:1] == b"{" else f"{len(value)} bytes, {digest(value)}"
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -110,6 +115,37 @@ def json_lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
+def certificate(path: Path) -> dict[str, Any]:
+    """What a certificate says, without key, serial number and dates, which are new every time; how long it lasts."""
+    from cryptography import x509
+
+    found = x509.load_pem_x509_certificate(path.read_bytes())
+    keys = (x509.SubjectKeyIdentifier, x509.AuthorityKeyIdentifier)
+    return {
+        "version": found.version.name,
+        "subject": found.subject.rfc4514_string(),
+        "issuer": found.issuer.rfc4514_string(),
+        "days": (found.not_valid_after_utc - found.not_valid_before_utc).total_seconds() / 86400,
+        "signature": found.signature_algorithm_oid.dotted_string,
+        "key": found.public_key_algorithm_oid.dotted_string,
+        "extensions": {
+            one.oid.dotted_string: [one.critical, "of keys" if isinstance(one.value, keys) else str(one.value)]
+            for one in found.extensions
+        },
+    }
+
+
+def log_lines(path: Path, home: Path, *, noisy: bool = False) -> list[Any]:
+    """A daemon's log and, last, the answer of ``--json``; with ``noisy`` only the events.
+
+    Lines are in the order of their words: whose update came first is chance.
+    """
+    *lines, last = path.read_text().splitlines()
+    if noisy:
+        return sorted(event.group() for line in lines if (event := EVENT.search(line)))
+    return [*sorted(told(TIMED.sub("", line), home) for line in lines), told(json.loads(last), home, but=MOVED)]
+
+
 # --- the wire ---
 
 # By call and direction: field numbers whose values two runs of the same code do not share. Their tags stay.
@@ -121,21 +157,24 @@ PHASE, PHASE_WAIT = 1, 1  # field and value of a WaitForRound reply: nothing to 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
-def wire(path: Path, *, noisy: bool = False) -> list[Any]:
-    """Every message of a silo in order; with ``noisy`` only which and how long.
+def wire(path: Path, *, noisy: bool = False) -> dict[str, Any]:
+    """A silo's messages in order, and the calls that were refused; with ``noisy`` only which, and how long.
 
     Questions for work that were answered "wait" are left out: their number depends on how fast the others were.
     """
     found: list[dict[str, Any]] = []
+    refused = []
     for line in json_lines(path):
-        call, direction = line["method"].rpartition("/")[2], line["direction"]
-        data = bytes.fromhex(line["message"])
+        if line["direction"] == "refused":
+            refused.append(line)
+            continue
+        call, direction, data = line["method"].rpartition("/")[2], line["direction"], bytes.fromhex(line["message"])
         made = _fields(data, WIRE_LEFT_OUT.get((call, direction)))
         kept = {"bytes": made["bytes"]} if noisy else made
         found.append({"method": line["method"], "direction": direction, **kept})
         if (call, direction) == ("WaitForRound", "received") and _phase(data) == PHASE_WAIT:
             del found[-2:]
-    return found
+    return {"messages": found, "refused": refused}
 
 
 def _fields(data: bytes, left_out: set[int] | None) -> dict[str, Any]:

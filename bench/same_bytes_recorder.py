@@ -75,11 +75,45 @@ def _call(
         _note(method, "received", data)
         return data if response_deserializer is None else response_deserializer(data)
 
-    return start(method, sent, received, **options)
+    return _Started(method, start(method, sent, received, **options))
+
+
+class _Started:
+    """What a channel gives for a method: every call that is made of it is looked at when it ends."""
+
+    def __init__(self, method: str, calls: Any) -> None:
+        self._method, self._calls = method, calls
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        made = self._calls(*arguments, **options)
+        return self._looked_at(made) if hasattr(made, "add_done_callback") else made
+
+    def future(self, *arguments: Any, **options: Any) -> Any:
+        return self._looked_at(self._calls.future(*arguments, **options))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._calls, name)
+
+    def _looked_at(self, made: Any) -> Any:
+        made.add_done_callback(functools.partial(_note_end, self._method))
+        return made
 
 
 def _note(method: str, direction: str, data: bytes) -> None:
-    line = json.dumps({"method": method, "direction": direction, "message": bytes(data).hex()})
+    _write({"method": method, "direction": direction, "message": bytes(data).hex()})
+
+
+def _note_end(method: str, call: Any) -> None:
+    """A call that was refused: its status, words, and metadata. From another thread: at any place in the log."""
+    if call.code().name == "OK":
+        return
+    metadata = [list(map(str, pair)) for pair in call.trailing_metadata() or ()]
+    told = {"status": call.code().name, "details": call.details(), "metadata": metadata}
+    _write({"method": method, "direction": "refused", **told})
+
+
+def _write(told: dict[str, Any]) -> None:
+    line = json.dumps(told)
     with _writing, Path(os.environ["SAME_BYTES_WIRE"]).open("a") as file:
         file.write(line + "\n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,7 @@ BUNDLES = {
 EXTRACTED = ("miniworld", "miniworld-int8", "clip", "blip-text+i3d")  # one after the other, into one store
 FRAMES, SIZE, SHADES = 24, (96, 128), {"slide": (230, 40, 40), "rise": (40, 80, 230)}
 CLIPS = 4  # of a label
+SUBCOMMAND = re.compile(r"  ([a-z0-9-]+)(?:  |$)")  # a line of the list that --help ends with
 ONE_THREAD = ("--threads", "1")
 TRAINING = ("--passes", "3", "--epochs", "2", "--batch-size", "4", "--hidden", "16,8", "--seed", "5", *ONE_THREAD)
 TABLES = {
@@ -41,6 +43,7 @@ class Workshop:
     """A tree, and what several scenarios need of it, made when one of them asks."""
 
     tree: Tree
+    cases: tuple[str, ...] = ()  # of federation; all where none is named
 
     def bundle(self, name: str) -> Path:
         """The folder of a bundle; the answer of the command that made it lies beside it."""
@@ -85,6 +88,20 @@ class Workshop:
             name: ("--fingerprint", said["fingerprint"], "--precision", said["precision"])
             for name, said in manifests.items()
         }
+
+
+def commands(workshop: Workshop) -> Records:
+    """Every command and subcommand with its options and defaults: what ``--help`` says."""
+    for script in workshop.tree.scripts:
+        found: dict[str, list[str]] = {}
+        waiting: list[tuple[str, ...]] = [()]
+        while waiting:
+            words = waiting.pop()
+            said = workshop.tree.say(script, *words, "--help").splitlines()
+            found[" ".join((script, *words))] = said
+            listed = said[said.index("Commands:") :] if "Commands:" in said else []
+            waiting += [(*words, name.group(1)) for line in listed if (name := SUBCOMMAND.match(line))]
+        yield script, found
 
 
 def export(workshop: Workshop) -> Records:

@@ -67,9 +67,12 @@ class Tree:
 
     def run(self, command: str, *words: str | Path, status: int = 0) -> Any:
         """Run to the end with ``--json``; the object of the last line. CommandFailed with another exit status."""
-        line = self.line(command, *words, "--json")
+        return json.loads(self.say(command, *words, "--json", status=status).splitlines()[-1])
+
+    def say(self, command: str, *words: str | Path, status: int = 0) -> str:
+        """Run to the end; what it wrote to stdout."""
         done = subprocess.run(
-            line,
+            self.line(command, *words),
             env=self.environment(),
             cwd=self.work,
             stdin=subprocess.DEVNULL,
@@ -80,7 +83,7 @@ class Tree:
         if done.returncode != status:
             said = (done.stderr + done.stdout)[-TAIL:]
             raise CommandFailed(f"{command} {' '.join(map(str, words))} ended with {done.returncode}: {said}")
-        return json.loads(done.stdout.splitlines()[-1])
+        return done.stdout
 
     @contextlib.contextmanager
     def daemons(self) -> Iterator[Callable[..., Daemon]]:
