@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from .record import machine
-from .same_bytes_federation import CASES, federation
+from .same_bytes_federation import CASES, demo, federation
 from .same_bytes_normal import LEFT_OUT, WIRE_LEFT_OUT
 from .same_bytes_scenarios import Workshop, commands, experiments, export, extraction, training
 from .same_bytes_tree import CommandFailed, Tree
@@ -41,8 +41,9 @@ SCENARIOS: dict[str, Scenario] = {
     "training": training,
     "federation": federation,
     "experiments": experiments,
+    "demo": demo,
 }
-SHOWN = 60  # characters of a value that differs
+SHOWN, BEFORE = 30, 8  # characters of a value that differs, and of these, such as are the same
 KEPT = 50  # differences of a row in the result
 ABSENT = "(absent)"
 
@@ -121,12 +122,20 @@ def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
         for place, (left, right) in enumerate(zip(one, other, strict=True)):
             yield from _differences(left, right, f"{where}/{place}")
     elif type(one) is not type(other) or one != other:
-        yield f"{where or '/'}: {_short(one)} -> {_short(other)}"
+        yield f"{where or '/'}: {_apart(one, other)}"
 
 
-def _short(value: Any) -> str:
-    text = f"{len(value)} entries" if isinstance(value, list) else str(value)
-    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+def _apart(one: Any, other: Any) -> str:
+    """Both values, long ones from shortly before the place where they part."""
+    texts = [f"{len(value)} entries" if isinstance(value, list) else str(value) for value in (one, other)]
+    shortest = min(map(len, texts))
+    apart = next((place for place in range(shortest) if len({text[place] for text in texts}) > 1), shortest)
+    return " -> ".join(_cut(text, max(apart - BEFORE, 0) if len(text) > SHOWN else 0) for text in texts)
+
+
+def _cut(text: str, begin: int) -> str:
+    end = begin + SHOWN
+    return "…" * (begin > 0) + text[begin:end] + "…" * (end < len(text))
 
 
 def _size(value: Any) -> int:

@@ -4,6 +4,7 @@ codec and way of evaluating that ``coordinator.toml`` offers."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from .same_bytes_tree import Daemon, Tree, wait_until
 SILOS = {"anna": 48, "berta": 30, "carla": 60}  # rows
 LABELS, WIDTH, ROUNDS = ("run", "jump", "wave"), 12, 3
 RUN_S = 120.0
+# Of the demo's report: what it says of accuracies is in its answer too, all others are times.
+NUMBER, MINUTES = re.compile(r"\d[\d.,:-]*"), re.compile(r"# min # s|# min")
 Keys = Mapping[str, Any]
 
 
@@ -97,6 +100,22 @@ def federation(workshop: Workshop) -> Records:
         _serve(tree, folder, case)
         for what, record in _records(tree, folder, case).items():
             yield f"{name}: {what}", record
+
+
+def demo(workshop: Workshop) -> Records:
+    """The whole system on clips that it renders: silos that extract before they train, baselines, the report."""
+    tree, out = workshop.tree, workshop.tree.work / "demo"
+    words = ("--out", out, "--bundle", workshop.bundle("miniworld"), "--silos", "2", "--rounds", "2")
+    yield "answer", told(tree.run("flamest-demo", *words), tree.home)
+    yield "clips", files(out / "clips")
+    stores = {place.parent.name: database(place) for place in sorted(out.glob("*/features.sqlite"))}
+    yield "stores", stores
+    yield "models", {str(path.relative_to(out)): model(path) for path in sorted(out.rglob("*.safetensors"))}
+    yield "coordinator's tables", database(out / "coordinator" / "state" / "coordinator.sqlite")
+    ledgers = sorted(out.glob("*/state/egress.jsonl"))
+    yield "ledgers", {path.parent.parent.name: _ledger(told(json_lines(path), tree.home)) for path in ledgers}
+    report = NUMBER.sub("#", (out / "report.html").read_text().replace(str(tree.home), "HOME"))
+    yield "report, without its numbers", MINUTES.sub("# s", report).splitlines()
 
 
 def _enrol(tree: Tree, folder: Path) -> dict[str, Any]:

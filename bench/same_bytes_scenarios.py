@@ -26,7 +26,14 @@ BUNDLES = {
     "resnet3d": ("--extractor", "resnet3d", "--weights", "random:tiny:7"),
     "videomae-fp16": ("--extractor", "videomae", "--weights", "random:tiny", "--precision", "fp16"),
 }
-EXTRACTED = ("miniworld", "miniworld-int8", "clip", "blip-text+i3d")  # one after the other, into one store
+# One after the other, into one store; where the networks run.
+EXTRACTED = {
+    "miniworld": "onnxruntime",
+    "miniworld-int8": "onnxruntime",
+    "clip": "onnxruntime",
+    "blip-text+i3d": "openvino",
+}
+PREDICTING = "miniworld"
 FRAMES, SIZE, SHADES = 24, (96, 128), {"slide": (230, 40, 40), "rise": (40, 80, 230)}
 CLIPS = 4  # of a label
 SUBCOMMAND = re.compile(r"  ([a-z0-9-]+)(?:  |$)")  # a line of the list that --help ends with
@@ -69,7 +76,7 @@ class Workshop:
     @cached_property
     def extracted(self) -> dict[str, Any]:
         """By bundle: what ``extract`` answered; the features are in ``store``."""
-        return {name: self.extract(name, "--backend", "onnxruntime") for name in EXTRACTED}
+        return {name: self.extract(name, "--backend", backend) for name, backend in EXTRACTED.items()}
 
     def extract(self, bundle: str, *words: str) -> Any:
         """Run ``extract`` with a bundle on all clips; its answer."""
@@ -143,8 +150,8 @@ def training(workshop: Workshop) -> Records:
         said = tree.run("flamest-agent", "train", *given, *workshop.kinds[name], *TRAINING)
         yield f"{name}: answer", told(said, tree.home)
         yield f"{name}: model", model(out)
-        if name == EXTRACTED[0]:
-            chosen = ("--bundle", workshop.bundle(name), "--model", out, "--backend", "onnxruntime")
+        if name == PREDICTING:
+            chosen = ("--bundle", workshop.bundle(name), "--model", out, "--backend", EXTRACTED[name])
             said = tree.run("flamest-agent", "predict", *clips, *chosen, *ONE_THREAD)
             yield f"{name}: predictions", told(said, tree.home)
 
