@@ -9,12 +9,14 @@ messages on the wire. So modules, classes and functions may have other names and
 
 A row for each thing that is compared. What two runs of the same code differ in (times, random identifiers, ports) is
 left out; same_bytes_normal.py says what and why. ``--before HEAD`` in a clean checkout compares the tree with itself:
-every row must be the same. Exit status 1 on any difference.
+every row must be the same. A row in which only sentences for people differ says "words". Exit status 1 on any
+difference, with ``--but-words`` only on those in anything else.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -28,7 +30,7 @@ from typing import Any
 
 from .record import machine
 from .same_bytes_federation import CASES, demo, federation
-from .same_bytes_normal import LEFT_OUT, WIRE_LEFT_OUT
+from .same_bytes_normal import LEFT_OUT, WIRE_LEFT_OUT, WORDS
 from .same_bytes_scenarios import Workshop, commands, experiments, export, extraction, training
 from .same_bytes_tree import CommandFailed, Tree
 
@@ -50,20 +52,31 @@ ABSENT = "(absent)"
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that was compared."""
+    """One thing that was compared: where it differs, and what stood there before and after."""
 
     name: str
     values: int  # that it consists of
-    differences: tuple[str, ...]  # where, and what stood there before and after
+    differences: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()  # differences in sentences for people
 
     @property
     def verdict(self) -> str:
-        return "DIFFERENT" if self.differences else "same"
+        return "DIFFERENT" if self.differences else "words" if self.words else "same"
+
+    def line(self) -> str:
+        """For people: with the first difference."""
+        found = (*self.differences, *self.words)
+        more = f"  (and {len(found) - 1} more)" if len(found) > 1 else ""
+        return f"{self.name:62} {self.values:6}  {self.verdict:9}  {found[0] if found else ''}{more}".rstrip()
+
+    def told(self) -> dict[str, Any]:
+        """For the result's file."""
+        listed = {"differences": list(self.differences[:KEPT]), "words": list(self.words[:KEPT])}
+        return {"name": self.name, "verdict": self.verdict, "values": self.values, **listed}
 
 
-def measure(before: str, names: Sequence[str], cases: Sequence[str] = (), after: Path = ROOT) -> dict[str, Any]:
-    """Both trees through the scenarios ``names``; keys: before, rows, compared, different, seconds, left_out."""
-    began = time.monotonic()
+def measure(before: str, names: Sequence[str], cases: Sequence[str] = (), after: Path = ROOT) -> list[Row]:
+    """Both trees through the scenarios ``names``, of federation the ``cases`` or all."""
     commit = _git("rev-parse", "--verify", f"{before}^{{commit}}")
     with tempfile.TemporaryDirectory(prefix="flamest-same-bytes-") as scratch:
         trees = [Tree("before", Path(scratch, "1")), Tree("after", Path(scratch, "2"))]
@@ -78,15 +91,7 @@ def measure(before: str, names: Sequence[str], cases: Sequence[str] = (), after:
                 records = list(beside.map(lambda tree: _records(Workshop(tree, tuple(cases)), names), trees))
         finally:
             _git("worktree", "remove", "--force", str(old))
-    rows = compare(*records)
-    return {
-        "before": commit,
-        "rows": [{"name": row.name, "values": row.values, "differences": list(row.differences[:KEPT])} for row in rows],
-        "compared": len(rows),
-        "different": sum(bool(row.differences) for row in rows),
-        "seconds": round(time.monotonic() - began, 1),
-        "left_out": {**LEFT_OUT, **{f"{' '.join(key)}": sorted(value) for key, value in WIRE_LEFT_OUT.items()}},
-    }
+    return compare(*records)
 
 
 def _records(workshop: Workshop, names: Sequence[str]) -> dict[str, Any]:
@@ -110,24 +115,36 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Row]:
     for name in list(dict.fromkeys([*before, *after])):
         one, other = before.get(name, ABSENT), after.get(name, ABSENT)
         failed = [f"{which}: {it}" for which, it in (("before", one), ("after", other)) if isinstance(it, Exception)]
-        rows.append(Row(name, _size(one), tuple(failed) or tuple(_differences(one, other))))
+        found = list(_differences(one, other)) if not failed else []
+        rows.append(
+            Row(
+                name,
+                _size(one),
+                tuple(failed) or tuple(f"{where or '/'}: {what}" for where, what in found if not _is_words(where)),
+                tuple(f"{where}: {what}" for where, what in found if _is_words(where)),
+            )
+        )
     return rows
 
 
-def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
+def _is_words(where: str) -> bool:
+    return not WORDS.isdisjoint(where.split("/"))
+
+
+def _differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(one, dict) and isinstance(other, dict):
         for key in dict.fromkeys([*one, *other]):
             yield from _differences(one.get(key, ABSENT), other.get(key, ABSENT), f"{where}/{key}")
-    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        for place, (left, right) in enumerate(zip(one, other, strict=True)):
+    elif isinstance(one, list) and isinstance(other, list):
+        for place, (left, right) in enumerate(itertools.zip_longest(one, other, fillvalue=ABSENT)):
             yield from _differences(left, right, f"{where}/{place}")
     elif type(one) is not type(other) or one != other:
-        yield f"{where or '/'}: {_apart(one, other)}"
+        yield where, _apart(one, other)
 
 
 def _apart(one: Any, other: Any) -> str:
     """Both values, long ones from shortly before the place where they part."""
-    texts = [f"{len(value)} entries" if isinstance(value, list) else str(value) for value in (one, other)]
+    texts = [str(one), str(other)]
     shortest = min(map(len, texts))
     apart = next((place for place in range(shortest) if len({text[place] for text in texts}) > 1), shortest)
     return " -> ".join(_cut(text, max(apart - BEFORE, 0) if len(text) > SHOWN else 0) for text in texts)
@@ -149,18 +166,6 @@ def _git(*words: str) -> str:
     return subprocess.run(["git", "-C", str(ROOT), *words], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def table(figures: dict[str, Any]) -> str:
-    """For people: a line for each row, and the first difference."""
-    lines = []
-    for row in figures["rows"]:
-        found = row["differences"]
-        more = f"  (and {len(found) - 1} more)" if len(found) > 1 else ""
-        verdict = f"DIFFERENT  {found[0]}{more}" if found else "same"
-        lines.append(f"{row['name']:62} {row['values']:6}  {verdict}")
-    end = f"{figures['compared']} compared, {figures['different']} different, {figures['seconds']:.0f} s"
-    return "\n".join([*lines, end])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", required=True, metavar="COMMIT")
@@ -168,13 +173,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), metavar="NAME")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=[], metavar="CASE", help="of federation")
+    parser.add_argument("--but-words", action="store_true", help="sentences for people may differ")
     asked = parser.parse_args()
-    figures = measure(asked.before, asked.only, asked.cases, asked.after)
-    print(table(figures))
+    began = time.monotonic()
+    rows = measure(asked.before, asked.only, asked.cases, asked.after)
+    count = {verdict: sum(row.verdict == verdict for row in rows) for verdict in ("same", "words", "DIFFERENT")}
+    seconds = round(time.monotonic() - began, 1)
+    print("\n".join(row.line() for row in rows))
+    print(", ".join(f"{number} {verdict}" for verdict, number in count.items()) + f", {seconds:.0f} s")
     if asked.out:
-        measured = {"measured": time.strftime("%Y-%m-%d", time.gmtime()), "machine": machine()}
-        asked.out.write_text(json.dumps({**measured, **figures}, indent=2) + "\n")
-    sys.exit(1 if figures["different"] else 0)
+        figures = {
+            "measured": time.strftime("%Y-%m-%d", time.gmtime()),
+            "machine": machine(),
+            "before": asked.before,
+            "seconds": seconds,
+            "count": count,
+            "left_out": {**LEFT_OUT, **{" ".join(key): sorted(value) for key, value in WIRE_LEFT_OUT.items()}},
+            "rows": [row.told() for row in rows],
+        }
+        asked.out.write_text(json.dumps(figures, indent=2) + "\n")
+    sys.exit(1 if count["DIFFERENT"] or (count["words"] and not asked.but_words) else 0)
 
 
 if __name__ == "__main__":

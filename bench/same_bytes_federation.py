@@ -14,7 +14,19 @@ from typing import Any
 import numpy as np
 
 from . import same_bytes_recorder
-from .same_bytes_normal import MOVED, NOISY, certificate, database, files, json_lines, log_lines, model, told, wire
+from .same_bytes_normal import (
+    MOVED,
+    NOISY,
+    certificate,
+    database,
+    files,
+    json_lines,
+    log_lines,
+    model,
+    settings,
+    told,
+    wire,
+)
 from .same_bytes_scenarios import Records, Workshop
 from .same_bytes_tree import Daemon, Tree, wait_until
 
@@ -115,7 +127,7 @@ def demo(workshop: Workshop) -> Records:
     ledgers = sorted(out.glob("*/state/egress.jsonl"))
     yield "ledgers", {path.parent.parent.name: _ledger(told(json_lines(path), tree.home)) for path in ledgers}
     report = NUMBER.sub("#", (out / "report.html").read_text().replace(str(tree.home), "HOME"))
-    yield "report, without its numbers", MINUTES.sub("# s", report).splitlines()
+    yield "report, without its numbers", {"words": MINUTES.sub("# s", report).splitlines()}
 
 
 def _enrol(tree: Tree, folder: Path) -> dict[str, Any]:
@@ -124,7 +136,7 @@ def _enrol(tree: Tree, folder: Path) -> dict[str, Any]:
     said = tree.run("flamest-coordinator", "init", centre, "--host", "127.0.0.1", "--labels", ",".join(LABELS))
     made = {
         "init": told(said, tree.home),
-        "coordinator.toml": (centre / "coordinator.toml").read_text().splitlines(),
+        "coordinator.toml": settings(centre / "coordinator.toml"),
         "ca.pem": certificate(centre / "ca.pem"),
         "server.pem": certificate(centre / "server.pem"),
     }
@@ -139,7 +151,7 @@ def _enrol(tree: Tree, folder: Path) -> dict[str, Any]:
         imported = tree.run("flamest-agent", "import-features", place / "features.npz", *store)
         made[silo] = {
             "answers": told([key, signed, imported], tree.home),
-            "agent.toml": (place / "agent.toml").read_text().splitlines(),
+            "agent.toml": settings(place / "agent.toml"),
             "silo.pem": certificate(place / "silo.pem"),
             "store": database(place / "features.sqlite"),
         }

@@ -6,8 +6,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import sqlite3
 import struct
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ import numpy as np
 
 # Keys of JSON objects and columns of tables that are left out wherever they stand, and why.
 LEFT_OUT = {
-    **dict.fromkeys(("created", "time", "since", "opened", "last_update", "certificate_expires"), "the wall clock"),
+    **dict.fromkeys(
+        ("created", "time", "ts", "since", "opened", "last_update", "certificate_expires"), "the wall clock"
+    ),
     **dict.fromkeys(("started_at", "opened_at", "ended_at", "received_at", "last_at"), "the wall clock"),
     **dict.fromkeys(("seconds", "seconds_test", "ms_per_clip", "stages_ms"), "how fast the machine was"),
     **dict.fromkeys(("certificate_days", "certificate_days_left"), "certificates are made anew, and grow old"),
@@ -25,14 +29,16 @@ LEFT_OUT = {
     "previous": "the hash of the ledger's line before, which has a time in it",
     "versions": "of installed packages, the program's own among them",
 }
+# Keys under which sentences for people stand: a difference in one of them is told apart.
+WORDS = frozenset({
+    "words", "detail", "details", "fix", "message", "reason", "adopted_why", "overrides", "title", "note", "notes",
+})  # fmt: skip
 # Beside these, where the policy of a silo adds noise that nothing can repeat: all that follows from its values.
 NOISY = frozenset({
     "sha256", "header_sha256", "payload_sha256", "model_sha256", "base_sha256", "digest", "norm", "farthest",
 })  # fmt: skip
 # Of a silo: how often it asks for work in vain, and with it the bytes moved, depends on how fast the others are.
 MOVED = frozenset({"sent_bytes", "received_bytes"})
-TIMED = re.compile(r"^ts=\S+ | seconds=\S+")  # of a log's line
-EVENT = re.compile(r"event=\S+")
 SQL_COMMENT = re.compile(r"--[^\n]*")  # documentation, though SQLite keeps it with the table
 FREE = re.compile(r"[\d.]+ GB free")  # on the disk
 ADDRESS = re.compile(r"127\.0\.0\.1:\d+")  # the system chooses the port
@@ -141,9 +147,22 @@ def log_lines(path: Path, home: Path, *, noisy: bool = False) -> list[Any]:
     Lines are in the order of their words: whose update came first is chance.
     """
     *lines, last = path.read_text().splitlines()
+    fields = [dict(part.split("=", 1) for part in shlex.split(line)) for line in lines]
     if noisy:
-        return sorted(event.group() for line in lines if (event := EVENT.search(line)))
-    return [*sorted(told(TIMED.sub("", line), home) for line in lines), told(json.loads(last), home, but=MOVED)]
+        return sorted(line["event"] for line in fields)
+    parted = [_parted(told(line, home)) for line in fields]
+    return [*sorted(parted, key=lambda line: json.dumps(line, sort_keys=True)), told(json.loads(last), home, but=MOVED)]
+
+
+def _parted(line: dict[str, str]) -> dict[str, Any]:
+    """A line of a log, its sentences apart."""
+    words = {key: value for key, value in line.items() if " " in value}
+    return {**{key: value for key, value in line.items() if key not in words}, "words": words}
+
+
+def settings(path: Path) -> dict[str, Any]:
+    """A settings file: what it says, and how."""
+    return {"keys": tomllib.loads(path.read_text()), "words": path.read_text().splitlines()}
 
 
 # --- the wire ---

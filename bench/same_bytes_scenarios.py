@@ -36,7 +36,10 @@ EXTRACTED = {
 PREDICTING = "miniworld"
 FRAMES, SIZE, SHADES = 24, (96, 128), {"slide": (230, 40, 40), "rise": (40, 80, 230)}
 CLIPS = 4  # of a label
-SUBCOMMAND = re.compile(r"  ([a-z0-9-]+)(?:  |$)")  # a line of the list that --help ends with
+# Of what --help says: a line of the list at its end; an option with what it takes; its default and bounds.
+SUBCOMMAND = re.compile(r"^  ([a-z0-9-]+)(?:  |$)", re.MULTILINE)
+OPTION = re.compile(r"^  (-\S+(?: \S+)*)", re.MULTILINE)
+DEFAULT = re.compile(r"\[(?:default|required|[\d.]+<|x)[^\]]*\]")
 ONE_THREAD = ("--threads", "1")
 TRAINING = ("--passes", "3", "--epochs", "2", "--batch-size", "4", "--hidden", "16,8", "--seed", "5", *ONE_THREAD)
 TABLES = {
@@ -100,14 +103,20 @@ class Workshop:
 def commands(workshop: Workshop) -> Records:
     """Every command and subcommand with its options and defaults: what ``--help`` says."""
     for script in workshop.tree.scripts:
-        found: dict[str, list[str]] = {}
+        found: dict[str, Any] = {}
         waiting: list[tuple[str, ...]] = [()]
         while waiting:
             words = waiting.pop()
-            said = workshop.tree.say(script, *words, "--help").splitlines()
-            found[" ".join((script, *words))] = said
-            listed = said[said.index("Commands:") :] if "Commands:" in said else []
-            waiting += [(*words, name.group(1)) for line in listed if (name := SUBCOMMAND.match(line))]
+            said = workshop.tree.say(script, *words, "--help")
+            options, _, listed = said.partition("\nCommands:\n")
+            names = SUBCOMMAND.findall(listed)
+            found[" ".join((script, *words))] = {
+                "options": OPTION.findall(options),
+                "defaults": DEFAULT.findall(" ".join(options.split())),
+                "subcommands": sorted(names),
+                "words": said.splitlines(),
+            }
+            waiting += [(*words, name) for name in names]
         yield script, found
 
 
@@ -162,7 +171,7 @@ def experiments(workshop: Workshop) -> Records:
     source, store, out = tree.work / "drawn.npz", tree.work / "drawn.sqlite", tree.work / "experiments"
     random = np.random.default_rng(11)
     y = np.arange(160) % 4
-    x = (random.normal(size=(4, 12))[y] * 1.5 + random.normal(size=(160, 12))).astype(np.float32)
+    x = (random.normal(size=(4, 12))[y] * 0.6 + random.normal(size=(160, 12))).astype(np.float32)
     np.savez(source, x=x, y=np.array(["a", "b", "c", "d"])[y], group=np.array([f"g{row // 4}" for row in range(160)]))
     tree.run("flamest-agent", "import-features", source, "--store", store)
     for name, words in TABLES.items():
