@@ -32,7 +32,7 @@ from .record import machine
 from .same_bytes_federation import CASES, demo, federation
 from .same_bytes_normal import LEFT_OUT, WIRE_LEFT_OUT, WORDS
 from .same_bytes_scenarios import Workshop, commands, experiments, export, extraction, training
-from .same_bytes_tree import CommandFailed, Tree
+from .same_bytes_tree import FAILURES, Tree
 
 ROOT = Path(__file__).resolve().parent.parent
 Scenario = Callable[[Workshop], Iterator[tuple[str, Any]]]
@@ -45,7 +45,7 @@ SCENARIOS: dict[str, Scenario] = {
     "experiments": experiments,
     "demo": demo,
 }
-SHOWN, BEFORE = 30, 8  # characters of a value that differs, and of these, such as are the same
+SHOWN, BEFORE = 30, 8  # characters of a value that differs; so many of them before it does
 KEPT = 50  # differences of a row in the result
 ABSENT = "(absent)"
 
@@ -75,9 +75,8 @@ class Row:
         return {"name": self.name, "verdict": self.verdict, "values": self.values, **listed}
 
 
-def measure(before: str, names: Sequence[str], cases: Sequence[str] = (), after: Path = ROOT) -> list[Row]:
+def measure(commit: str, names: Sequence[str], cases: Sequence[str] = (), after: Path = ROOT) -> list[Row]:
     """Both trees through the scenarios ``names``, of federation the ``cases`` or all."""
-    commit = _git("rev-parse", "--verify", f"{before}^{{commit}}")
     with tempfile.TemporaryDirectory(prefix="flamest-same-bytes-") as scratch:
         trees = [Tree("before", Path(scratch, "1")), Tree("after", Path(scratch, "2"))]
         for tree in trees:
@@ -102,11 +101,17 @@ def _records(workshop: Workshop, names: Sequence[str]) -> dict[str, Any]:
         try:
             for name, record in SCENARIOS[scenario](workshop):
                 found[f"{scenario}: {name}"] = record
-                print(f"{tree.name:6} {scenario}: {name}", file=sys.stderr, flush=True)
-        except CommandFailed as failed:
+                _say(f"{tree.name:6} {scenario}: {name}", record)
+        except FAILURES as failed:
             found[f"{scenario}: to its end"] = failed
-            print(f"{tree.name:6} {scenario} broke off: {failed}", file=sys.stderr, flush=True)
+            _say(f"{tree.name:6} {scenario}", failed)
     return found
+
+
+def _say(what: str, record: Any) -> None:
+    """How far it is."""
+    ended = f": {type(record).__name__}: {record}" if isinstance(record, Exception) else ""
+    print(what + ended, file=sys.stderr, flush=True)
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Row]:
@@ -114,7 +119,8 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Row]:
     rows = []
     for name in list(dict.fromkeys([*before, *after])):
         one, other = before.get(name, ABSENT), after.get(name, ABSENT)
-        failed = [f"{which}: {it}" for which, it in (("before", one), ("after", other)) if isinstance(it, Exception)]
+        both = (("before", one), ("after", other))
+        failed = [f"{which}: {type(it).__name__}: {it}" for which, it in both if isinstance(it, Exception)]
         found = list(_differences(one, other)) if not failed else []
         rows.append(
             Row(
@@ -176,7 +182,8 @@ def main() -> None:
     parser.add_argument("--but-words", action="store_true", help="sentences for people may differ")
     asked = parser.parse_args()
     began = time.monotonic()
-    rows = measure(asked.before, asked.only, asked.cases, asked.after)
+    commit = _git("rev-parse", "--verify", f"{asked.before}^{{commit}}")
+    rows = measure(commit, asked.only, asked.cases, asked.after)
     count = {verdict: sum(row.verdict == verdict for row in rows) for verdict in ("same", "words", "DIFFERENT")}
     seconds = round(time.monotonic() - began, 1)
     print("\n".join(row.line() for row in rows))
@@ -185,7 +192,7 @@ def main() -> None:
         figures = {
             "measured": time.strftime("%Y-%m-%d", time.gmtime()),
             "machine": machine(),
-            "before": asked.before,
+            "before": commit,
             "seconds": seconds,
             "count": count,
             "left_out": {**LEFT_OUT, **{" ".join(key): sorted(value) for key, value in WIRE_LEFT_OUT.items()}},

@@ -87,7 +87,10 @@ def database(path: Path, *, but: frozenset[str] = frozenset()) -> dict[str, Any]
 def _cell(value: Any) -> Any:
     if not isinstance(value, bytes):
         return value
-    return value.decode() if value[:1] == b"{" else f"{len(value)} bytes, {digest(value)}"
+    try:
+        return json.loads(value)
+    except ValueError:
+        return f"{len(value)} bytes, {digest(value)}"
 
 
 def files(folder: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-COMMAND_S = 300.0  # a command that takes longer has hung
+COMMAND_S = 1800.0  # a command that takes longer has hung
 TAIL = 1500  # characters of a failed command's words that are shown
 # Sums in another order are other bytes: one thread each. Nothing is downloaded.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -22,6 +23,10 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFL
 
 class CommandFailed(Exception):
     """A command did not end as it should have."""
+
+
+# What ends a scenario of a tree, and not the comparison: a command failed, or something is not where it should be.
+FAILURES = (CommandFailed, subprocess.SubprocessError, OSError, LookupError, ValueError, sqlite3.Error)
 
 
 @dataclass(frozen=True)
