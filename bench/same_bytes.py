@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -87,7 +88,12 @@ def measure(commit: str, names: Sequence[str], cases: Sequence[str] = (), after:
         try:
             new.symlink_to(after.resolve())
             with ThreadPoolExecutor(len(trees)) as beside:
-                records = list(beside.map(lambda tree: _records(Workshop(tree, tuple(cases)), names), trees))
+                try:
+                    records = list(beside.map(lambda tree: _records(Workshop(tree, tuple(cases)), names), trees))
+                except BaseException:  # Ctrl-C too: the other tree's processes would run on
+                    for tree in trees:
+                        tree.stop()
+                    raise
         finally:
             _git("worktree", "remove", "--force", str(old))
     return compare(*records)
@@ -181,6 +187,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=[], metavar="CASE", help="of federation")
     parser.add_argument("--but-words", action="store_true", help="sentences for people may differ")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktree and the processes go
     began = time.monotonic()
     commit = _git("rev-parse", "--verify", f"{asked.before}^{{commit}}")
     rows = measure(commit, asked.only, asked.cases, asked.after)

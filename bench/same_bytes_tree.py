@@ -8,10 +8,11 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,14 @@ class CommandFailed(Exception):
 FAILURES = (CommandFailed, subprocess.SubprocessError, OSError, LookupError, ValueError, sqlite3.Error)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tree:
     """A tree of the package and the folder in which its commands work. Both lie in ``home``."""
 
     name: str  # before, after
     home: Path  # absolute; that of the other tree is as long, for messages that are cut at some length
+    _running: set[subprocess.Popen[Any]] = field(default_factory=set)
+    _stopped: threading.Event = field(default_factory=threading.Event)
 
     @property
     def parent(self) -> Path:
@@ -76,19 +79,33 @@ class Tree:
 
     def say(self, command: str, *words: str | Path, status: int = 0) -> str:
         """Run to the end; what it wrote to stdout."""
-        done = subprocess.run(
-            self.line(command, *words),
-            env=self.environment(),
-            cwd=self.work,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_S,
-        )
-        if done.returncode != status:
-            said = (done.stderr + done.stdout)[-TAIL:]
-            raise CommandFailed(f"{command} {' '.join(map(str, words))} ended with {done.returncode}: {said}")
-        return done.stdout
+        process = self._start(self.environment(), command, *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            out, errors = (text.decode(errors="replace") for text in process.communicate(timeout=COMMAND_S))
+        finally:
+            process.kill()  # where it has hung
+            process.wait()
+            self._running.discard(process)
+        if process.returncode != status:
+            said = (errors + out)[-TAIL:]
+            raise CommandFailed(f"{command} {' '.join(map(str, words))} ended with {process.returncode}: {said}")
+        return out
+
+    def stop(self) -> None:
+        """End what runs; nothing is started any more."""
+        self._stopped.set()
+        for process in list(self._running):
+            process.terminate()
+
+    def _start(
+        self, environment: Mapping[str, str], command: str, *words: str | Path, stdout: Any, stderr: Any
+    ) -> subprocess.Popen[bytes]:
+        if self._stopped.is_set():
+            raise CommandFailed("stopped")
+        line, nothing = self.line(command, *words), subprocess.DEVNULL
+        process = subprocess.Popen(line, env=environment, cwd=self.work, stdin=nothing, stdout=stdout, stderr=stderr)
+        self._running.add(process)
+        return process
 
     @contextlib.contextmanager
     def daemons(self) -> Iterator[Callable[..., Daemon]]:
@@ -97,14 +114,7 @@ class Tree:
 
         def start(log: Path, environment: Mapping[str, str], command: str, *words: str | Path) -> Daemon:
             with log.open("wb") as file:
-                process = subprocess.Popen(
-                    self.line(command, *words),
-                    env=environment,
-                    cwd=self.work,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=file,
-                )
+                process = self._start(environment, command, *words, stdout=file, stderr=file)
             started.append(Daemon(process, log))
             return started[-1]
 
@@ -116,6 +126,7 @@ class Tree:
                     daemon.process.terminate()
             for daemon in started:
                 daemon.process.wait()
+                self._running.discard(daemon.process)
 
 
 @dataclass(frozen=True)
