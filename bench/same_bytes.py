@@ -2,15 +2,15 @@
 
     python -m bench.same_bytes --before COMMIT [--out FILE.json] [--only export training ...] [--after DIR]
 
-The tree before is COMMIT, checked out for the time of the comparison; the tree after is this one as it lies there, or
-the one in DIR. Both run as processes beside each other, and only through what is public and stays: the console entry
-points that each tree's pyproject.toml names, their options and JSON, files, the settings files' keys, tables, and the
-messages on the wire. So modules, classes and functions may have other names and places.
+The tree before is COMMIT, checked out for the time of the comparison; the tree after is this one with its uncommitted
+changes, or the one in DIR. Both run at the same time as processes, and only through public interfaces: the console
+entry points that each tree's pyproject.toml names, their options and JSON, files, keys of settings files, tables, and
+the messages on the wire. So modules, classes and functions may have other names and places.
 
-A row for each thing that is compared. What two runs of the same code differ in (times, random identifiers, ports) is
-left out; same_bytes_normal.py says what and why. ``--before HEAD`` in a clean checkout compares the tree with itself:
-every row must be the same. A row in which only sentences for people differ says "words". Exit status 1 on any
-difference, with ``--but-words`` only on those in anything else.
+One row for each thing that is compared. Differences between two runs of the same code (times, random identifiers,
+ports) are left out; same_bytes_normal.py lists them with the reasons. ``--before HEAD`` in a clean checkout compares
+the tree with itself: every row must be the same. A row in which only sentences for people differ has the verdict
+"words". Exit status 1 on any difference, with ``--but-words`` only on those in anything else.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from typing import Any
 from .record import machine
 from .same_bytes_federation import CASES, demo, federation
 from .same_bytes_normal import LEFT_OUT, WIRE_LEFT_OUT, WORDS
-from .same_bytes_scenarios import Workshop, commands, experiments, export, extraction, training
+from .same_bytes_scenarios import ScenarioContext, commands, experiments, export, extraction, training
 from .same_bytes_tree import FAILURES, Tree
 
 ROOT = Path(__file__).resolve().parent.parent
-Scenario = Callable[[Workshop], Iterator[tuple[str, Any]]]
+Scenario = Callable[[ScenarioContext], Iterator[tuple[str, Any]]]
 SCENARIOS: dict[str, Scenario] = {
     "commands": commands,
     "export": export,
@@ -53,7 +53,7 @@ ABSENT = "(absent)"
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that was compared: where it differs, and what stood there before and after."""
+    """One thing that was compared: where it differs, with the values before and after."""
 
     name: str
     values: int  # that it consists of
@@ -70,7 +70,7 @@ class Row:
         more = f"  (and {len(found) - 1} more)" if len(found) > 1 else ""
         return f"{self.name:62} {self.values:6}  {self.verdict:9}  {found[0] if found else ''}{more}".rstrip()
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """For the result's file."""
         listed = {"differences": list(self.differences[:KEPT]), "words": list(self.words[:KEPT])}
         return {"name": self.name, "verdict": self.verdict, "values": self.values, **listed}
@@ -87,9 +87,9 @@ def measure(commit: str, names: Sequence[str], cases: Sequence[str] = (), after:
         _git("worktree", "add", "--detach", str(old), commit)
         try:
             new.symlink_to(after.resolve())
-            with ThreadPoolExecutor(len(trees)) as beside:
+            with ThreadPoolExecutor(len(trees)) as pool:
                 try:
-                    records = list(beside.map(lambda tree: _records(Workshop(tree, tuple(cases)), names), trees))
+                    records = list(pool.map(lambda tree: _records(ScenarioContext(tree, tuple(cases)), names), trees))
                 except BaseException:  # Ctrl-C too: the other tree's processes would run on
                     for tree in trees:
                         tree.stop()
@@ -99,13 +99,13 @@ def measure(commit: str, names: Sequence[str], cases: Sequence[str] = (), after:
     return compare(*records)
 
 
-def _records(workshop: Workshop, names: Sequence[str]) -> dict[str, Any]:
+def _records(context: ScenarioContext, names: Sequence[str]) -> dict[str, Any]:
     """By name: everything that a tree's runs left. A scenario that breaks off has its reason in place of the rest."""
-    tree, found = workshop.tree, dict[str, Any]()
+    tree, found = context.tree, dict[str, Any]()
     tree.check()
     for scenario in names:
         try:
-            for name, record in SCENARIOS[scenario](workshop):
+            for name, record in SCENARIOS[scenario](context):
                 found[f"{scenario}: {name}"] = record
                 _say(f"{tree.name:6} {scenario}: {name}", record)
         except FAILURES as failed:
@@ -115,7 +115,7 @@ def _records(workshop: Workshop, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _say(what: str, record: Any) -> None:
-    """How far it is."""
+    """Report progress on standard error."""
     ended = f": {type(record).__name__}: {record}" if isinstance(record, Exception) else ""
     print(what + ended, file=sys.stderr, flush=True)
 
@@ -168,7 +168,7 @@ def _cut(text: str, begin: int) -> str:
 
 
 def _size(value: Any) -> int:
-    """How many single values are compared."""
+    """Number of single values in a record."""
     if isinstance(value, dict | list):
         return sum(map(_size, value.values() if isinstance(value, dict) else value))
     return 1
@@ -203,7 +203,7 @@ def main() -> None:
             "seconds": seconds,
             "count": count,
             "left_out": {**LEFT_OUT, **{" ".join(key): sorted(value) for key, value in WIRE_LEFT_OUT.items()}},
-            "rows": [row.told() for row in rows],
+            "rows": [row.as_json() for row in rows],
         }
         asked.out.write_text(json.dumps(figures, indent=2) + "\n")
     sys.exit(1 if count["DIFFERENT"] or (count["words"] and not asked.but_words) else 0)

@@ -23,11 +23,11 @@ from .same_bytes_normal import (
     json_lines,
     log_lines,
     model,
+    normalised,
     settings,
-    told,
     wire,
 )
-from .same_bytes_scenarios import Records, Workshop
+from .same_bytes_scenarios import Records, ScenarioContext
 from .same_bytes_tree import FAILURES, Daemon, Tree, wait_until
 
 SILOS = {"anna": 48, "berta": 30, "carla": 60}  # rows
@@ -40,7 +40,7 @@ Keys = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """What a run's settings have beyond the common ones, by table of coordinator.toml and by silo of agent.toml."""
+    """Settings of a run in addition to the common ones, by table of coordinator.toml and by silo of agent.toml."""
 
     silos: int = 3
     run: Keys = field(default_factory=dict)
@@ -100,12 +100,12 @@ CASES = {
 }
 
 
-def federation(workshop: Workshop) -> Records:
+def federation(context: ScenarioContext) -> Records:
     """The set-up first, then every case."""
-    tree = workshop.tree
+    tree = context.tree
     enrolled = tree.work / "enrolled"
     yield "set-up", _enrol(tree, enrolled)
-    for name in workshop.cases or CASES:
+    for name in context.cases or CASES:
         case = CASES[name]
         folder = tree.work / "runs" / name.replace(",", "").replace(" ", "-")
         shutil.copytree(enrolled, folder)
@@ -117,18 +117,18 @@ def federation(workshop: Workshop) -> Records:
             yield f"{name}: to its end", failed
 
 
-def demo(workshop: Workshop) -> Records:
+def demo(context: ScenarioContext) -> Records:
     """The whole system on clips that it renders: silos that extract before they train, baselines, the report."""
-    tree, out = workshop.tree, workshop.tree.work / "demo"
-    words = ("--out", out, "--bundle", workshop.bundle("miniworld"), "--silos", "2", "--rounds", "2")
-    yield "answer", told(tree.run("flamest-demo", *words), tree.home)
+    tree, out = context.tree, context.tree.work / "demo"
+    words = ("--out", out, "--bundle", context.bundle("miniworld"), "--silos", "2", "--rounds", "2")
+    yield "answer", normalised(tree.run("flamest-demo", *words), tree.home)
     yield "clips", files(out / "clips")
     stores = {place.parent.name: database(place) for place in sorted(out.glob("*/features.sqlite"))}
     yield "stores", stores
     yield "models", {str(path.relative_to(out)): model(path) for path in sorted(out.rglob("*.safetensors"))}
     yield "coordinator's tables", database(out / "coordinator" / "state" / "coordinator.sqlite")
     ledgers = sorted(out.glob("*/state/egress.jsonl"))
-    yield "ledgers", {path.parent.parent.name: _ledger(told(json_lines(path), tree.home)) for path in ledgers}
+    yield "ledgers", {path.parent.parent.name: _ledger(normalised(json_lines(path), tree.home)) for path in ledgers}
     report = NUMBER.sub("#", (out / "report.html").read_text().replace(str(tree.home), "HOME"))
     yield "report, without its numbers", {"words": MINUTES.sub("# s", report).splitlines()}
 
@@ -136,9 +136,9 @@ def demo(workshop: Workshop) -> Records:
 def _enrol(tree: Tree, folder: Path) -> dict[str, Any]:
     """Certificates, starter settings and filled stores."""
     centre = folder / "coordinator"
-    said = tree.run("flamest-coordinator", "init", centre, "--host", "127.0.0.1", "--labels", ",".join(LABELS))
+    answer = tree.run("flamest-coordinator", "init", centre, "--host", "127.0.0.1", "--labels", ",".join(LABELS))
     made = {
-        "init": told(said, tree.home),
+        "init": normalised(answer, tree.home),
         "coordinator.toml": settings(centre / "coordinator.toml"),
         "ca.pem": certificate(centre / "ca.pem"),
         "server.pem": certificate(centre / "server.pem"),
@@ -153,13 +153,13 @@ def _enrol(tree: Tree, folder: Path) -> dict[str, Any]:
         store = ("--store", place / "features.sqlite", "--name", "toy")
         imported = tree.run("flamest-agent", "import-features", place / "features.npz", *store)
         made[silo] = {
-            "answers": told([key, signed, imported], tree.home),
+            "answers": normalised([key, signed, imported], tree.home),
             "agent.toml": settings(place / "agent.toml"),
             "silo.pem": certificate(place / "silo.pem"),
             "store": database(place / "features.sqlite"),
         }
     allowed = tree.run("flamest-coordinator", "silo", "list", "--dir", centre)
-    made["silo list"] = told(allowed, tree.home, but=frozenset({"added", "expires", "certificate_sha256"}))
+    made["silo list"] = normalised(allowed, tree.home, but=frozenset({"added", "expires", "certificate_sha256"}))
     return made
 
 
@@ -258,7 +258,7 @@ def _toml(tables: Mapping[str, Keys]) -> str:
 
 
 def _records(tree: Tree, folder: Path, case: Case) -> dict[str, Any]:
-    """What a finished run has left."""
+    """Everything that a finished run leaves: files, tables, answers, messages."""
     centre, silos = folder / "coordinator", list(SILOS)[: case.silos]
     state, places = centre / "state", {silo: folder / silo / "state" for silo in silos}
     but = NOISY if case.noisy else frozenset()
@@ -270,11 +270,11 @@ def _records(tree: Tree, folder: Path, case: Case) -> dict[str, Any]:
         "coordinator's files": _other_files(state, case),
         "answers": _answers(tree, folder, case, but),
         "ledgers": {
-            silo: _ledger(told(json_lines(place / "egress.jsonl"), tree.home, but=but))
+            silo: _ledger(normalised(json_lines(place / "egress.jsonl"), tree.home, but=but))
             for silo, place in places.items()
         },
         "silos' status": {
-            silo: told(json.loads((place / "status.json").read_text()), tree.home, but=but | MOVED)
+            silo: normalised(json.loads((place / "status.json").read_text()), tree.home, but=but | MOVED)
             for silo, place in places.items()
         },
         "silos' files": {silo: _other_files(place, case) for silo, place in places.items()},
@@ -290,16 +290,16 @@ def _answers(tree: Tree, folder: Path, case: Case, but: frozenset[str]) -> dict[
     if case.policy and not case.noisy:
         asked += [("doctor",), ("model", "--best", "--out", folder / "best.safetensors")]
     found = {
-        str(words[0]): told(tree.run("flamest-coordinator", *words, "--config", config), tree.home, but=but)
+        str(words[0]): normalised(tree.run("flamest-coordinator", *words, "--config", config), tree.home, but=but)
         for words in asked
     }
     if case.policy:
         for silo in list(SILOS)[: case.silos]:
             config = folder / silo / "agent.toml"
-            found[f"{silo}'s status"] = told(
+            found[f"{silo}'s status"] = normalised(
                 tree.run("flamest-agent", "status", "--config", config), tree.home, but=but | MOVED
             )
-            egress = told(tree.run("flamest-agent", "egress", "--config", config), tree.home, but=but | {"head"})
+            egress = normalised(tree.run("flamest-agent", "egress", "--config", config), tree.home, but=but | {"head"})
             found[f"{silo}'s egress"] = {**egress, "entries": _ledger(egress["entries"])}
     return found
 
@@ -311,6 +311,6 @@ def _ledger(lines: list[dict[str, Any]]) -> list[Any]:
 
 
 def _other_files(state: Path, case: Case) -> Any:
-    """What lies in a state folder beside the files that other rows are about or that no two runs share."""
+    """Files of a state folder, without those that other rows compare and those that differ in every run."""
     found = {name: made for name, made in files(state).items() if Path(name).name not in ELSEWHERE}
     return sorted(found) if case.noisy else found

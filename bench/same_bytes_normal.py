@@ -1,4 +1,4 @@
-"""What ``same_bytes`` takes down of a file, a database or an answer, and what it leaves out because two runs of the
+"""Records that ``same_bytes`` makes of a file, a database or an answer, and what it leaves out because two runs of the
 same code differ in it."""
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from typing import Any
 
 import numpy as np
 
-# Keys of JSON objects and columns of tables that are left out wherever they stand, and why.
+# Keys of JSON objects and columns of tables that are left out everywhere, and why.
 LEFT_OUT = {
     **dict.fromkeys(
         ("created", "time", "ts", "since", "opened", "last_update", "certificate_expires"), "the wall clock"
     ),
     **dict.fromkeys(("started_at", "opened_at", "ended_at", "received_at", "last_at"), "the wall clock"),
     **dict.fromkeys(("seconds", "seconds_test", "ms_per_clip", "stages_ms"), "how fast the machine was"),
-    **dict.fromkeys(("certificate_days", "certificate_days_left"), "certificates are made anew, and grow old"),
+    **dict.fromkeys(("certificate_days", "certificate_days_left"), "certificates are made for each run, and grow old"),
     "peak_mb": "memory in use depends on when pages are given back",
     "pid": "the system chooses it",
     "previous": "the hash of the ledger's line before, which has a time in it",
     "versions": "of installed packages, the program's own among them",
 }
-# Keys under which sentences for people stand: a difference in one of them is told apart.
+# Keys of sentences for people: a difference in one of them is reported separately.
 WORDS = frozenset({
     "words", "detail", "details", "fix", "message", "reason", "adopted_why", "overrides", "title", "note", "notes",
 })  # fmt: skip
-# Beside these, where the policy of a silo adds noise that nothing can repeat: all that follows from its values.
+# In addition, where the policy of a silo adds noise that nothing can repeat: all that follows from its values.
 NOISY = frozenset({
     "sha256", "header_sha256", "payload_sha256", "model_sha256", "base_sha256", "digest", "norm", "farthest",
 })  # fmt: skip
@@ -44,13 +44,13 @@ FREE = re.compile(r"[\d.]+ GB free")  # on the disk
 ADDRESS = re.compile(r"127\.0\.0\.1:\d+")  # the system chooses the port
 
 
-def told(value: Any, home: Path, *, but: frozenset[str] = frozenset()) -> Any:
+def normalised(value: Any, home: Path, *, but: frozenset[str] = frozenset()) -> Any:
     """An answer of a command: without LEFT_OUT and the keys of ``but``, folders and ports under one name."""
     if isinstance(value, Mapping):
         kept = {key: entry for key, entry in value.items() if key not in LEFT_OUT and key not in but}
-        return {key: told(entry, home, but=but) for key, entry in kept.items()}
+        return {key: normalised(entry, home, but=but) for key, entry in kept.items()}
     if isinstance(value, list | tuple):
-        return [told(entry, home, but=but) for entry in value]
+        return [normalised(entry, home, but=but) for entry in value]
     if isinstance(value, str):
         return FREE.sub("SPACE free", ADDRESS.sub("127.0.0.1:PORT", value.replace(str(home), "HOME")))
     return value
@@ -125,7 +125,7 @@ def json_lines(path: Path) -> list[Any]:
 
 
 def certificate(path: Path) -> dict[str, Any]:
-    """What a certificate says, without key, serial number and dates, which are new every time; how long it lasts."""
+    """Content of a certificate, without key, serial number and dates, which are new every time; how long it lasts."""
     from cryptography import x509
 
     found = x509.load_pem_x509_certificate(path.read_bytes())
@@ -153,8 +153,11 @@ def log_lines(path: Path, home: Path, *, noisy: bool = False) -> list[Any]:
     fields = [dict(part.split("=", 1) for part in shlex.split(line)) for line in lines]
     if noisy:
         return sorted(line["event"] for line in fields)
-    parted = [_parted(told(line, home)) for line in fields]
-    return [*sorted(parted, key=lambda line: json.dumps(line, sort_keys=True)), told(json.loads(last), home, but=MOVED)]
+    parted = [_parted(normalised(line, home)) for line in fields]
+    return [
+        *sorted(parted, key=lambda line: json.dumps(line, sort_keys=True)),
+        normalised(json.loads(last), home, but=MOVED),
+    ]
 
 
 def _parted(line: dict[str, str]) -> dict[str, Any]:
@@ -214,7 +217,7 @@ def _phase(data: bytes) -> int:
 
 
 def split_message(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Number, tag and value of every field of a protobuf message, the value with its length as it stands there."""
+    """Number, tag and value of every field of a protobuf message, the value with its encoded length."""
     place = 0
     while place < len(data):
         begun = place

@@ -1,5 +1,5 @@
 """Log of every gRPC message of a client process, both ways. Started by Python itself: the file is copied as
-``sitecustomize.py`` into a folder of its own that stands first on the process's PYTHONPATH.
+``sitecustomize.py`` into a folder of its own that is first on the process's PYTHONPATH.
 
 It knows nothing of the program but that it imports grpc: the functions that make a channel are replaced, and the
 channel's calls are given serialisers that write down the bytes as they go. One JSON object a line in the file that
@@ -79,7 +79,7 @@ def _call(
 
 
 class _Started:
-    """What a channel gives for a method: every call that is made of it is looked at when it ends."""
+    """Multicallable of a channel that records every call when it ends."""
 
     def __init__(self, method: str, calls: Any) -> None:
         self._method, self._calls = method, calls
@@ -108,12 +108,12 @@ def _note_end(method: str, call: Any) -> None:
     if call.code().name == "OK":
         return
     metadata = [list(map(str, pair)) for pair in call.trailing_metadata() or ()]
-    told = {"status": call.code().name, "details": call.details(), "metadata": metadata}
-    _write({"method": method, "direction": "refused", **told})
+    record = {"status": call.code().name, "details": call.details(), "metadata": metadata}
+    _write({"method": method, "direction": "refused", **record})
 
 
-def _write(told: dict[str, Any]) -> None:
-    line = json.dumps(told)
+def _write(record: dict[str, Any]) -> None:
+    line = json.dumps(record)
     with _writing, Path(os.environ["SAME_BYTES_WIRE"]).open("a") as file:
         file.write(line + "\n")
 

@@ -1,4 +1,4 @@
-"""What ``same_bytes`` has the trees do on one machine: export, extract, train, predict, and a table of experiments."""
+"""Scenarios of ``same_bytes`` on one machine: export, extract, train, predict, and a table of experiments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .same_bytes_normal import arrays, database, files, model, told
+from .same_bytes_normal import arrays, database, files, model, normalised
 from .same_bytes_tree import Tree
 
 Records = Iterator[tuple[str, Any]]
@@ -49,18 +49,18 @@ TABLES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Workshop:
+class ScenarioContext:
     """A tree, and what several scenarios need of it, made when one of them asks."""
 
     tree: Tree
     cases: tuple[str, ...] = ()  # of federation; all where none is named
 
     def bundle(self, name: str) -> Path:
-        """The folder of a bundle; the answer of the command that made it lies beside it."""
+        """The folder of a bundle; the answer of the command that made it is next to it."""
         out = self.tree.work / "bundles" / name
         if not out.exists():
-            said = self.tree.run("flamest-export", "--backend", "onnx", *BUNDLES[name], *ONE_THREAD, "--out", out)
-            out.with_name(f"{name}.json").write_text(json.dumps(said))
+            answer = self.tree.run("flamest-export", "--backend", "onnx", *BUNDLES[name], *ONE_THREAD, "--out", out)
+            out.with_name(f"{name}.json").write_text(json.dumps(answer))
         return out
 
     @cached_property
@@ -83,8 +83,8 @@ class Workshop:
 
     def extract(self, bundle: str, *words: str) -> Any:
         """Run ``extract`` with a bundle on all clips; its answer."""
-        given = ("--bundle", self.bundle(bundle), "--videos", self.videos, "--store", self.store)
-        return self.tree.run("flamest-agent", "extract", *given, *ONE_THREAD, *words)
+        options = ("--bundle", self.bundle(bundle), "--videos", self.videos, "--store", self.store)
+        return self.tree.run("flamest-agent", "extract", *options, *ONE_THREAD, *words)
 
     @property
     def store(self) -> Path:
@@ -95,79 +95,79 @@ class Workshop:
         """By bundle: the options that choose its features in the store."""
         manifests = {name: json.loads(self.bundle(name).with_name(f"{name}.json").read_text()) for name in EXTRACTED}
         return {
-            name: ("--fingerprint", said["fingerprint"], "--precision", said["precision"])
-            for name, said in manifests.items()
+            name: ("--fingerprint", answer["fingerprint"], "--precision", answer["precision"])
+            for name, answer in manifests.items()
         }
 
 
-def commands(workshop: Workshop) -> Records:
+def commands(context: ScenarioContext) -> Records:
     """Every command and subcommand with its options and defaults: what ``--help`` says."""
-    for script in workshop.tree.scripts:
+    for script in context.tree.scripts:
         found: dict[str, Any] = {}
         waiting: list[tuple[str, ...]] = [()]
         while waiting:
             words = waiting.pop()
-            said = workshop.tree.say(script, *words, "--help")
-            options, _, listed = said.partition("\nCommands:\n")
+            answer = context.tree.output_of(script, *words, "--help")
+            options, _, listed = answer.partition("\nCommands:\n")
             names = SUBCOMMAND.findall(listed)
             found[" ".join((script, *words))] = {
                 "options": OPTION.findall(options),
                 "defaults": DEFAULT.findall(" ".join(options.split())),
                 "subcommands": sorted(names),
-                "words": said.splitlines(),
+                "words": answer.splitlines(),
             }
             waiting += [(*words, name) for name in names]
         yield script, found
 
 
-def export(workshop: Workshop) -> Records:
+def export(context: ScenarioContext) -> Records:
     """Bundles of random and of the mini-world's networks."""
     for name in BUNDLES:
-        folder = workshop.bundle(name)
-        said = json.loads(folder.with_name(f"{name}.json").read_text())
-        yield f"{name}: answer", told(said, workshop.tree.home)
+        folder = context.bundle(name)
+        answer = json.loads(folder.with_name(f"{name}.json").read_text())
+        yield f"{name}: answer", normalised(answer, context.tree.home)
         manifest = json.loads((folder / "bundle.json").read_text())
-        yield f"{name}: bundle.json", told(manifest, workshop.tree.home)
+        yield f"{name}: bundle.json", normalised(manifest, context.tree.home)
         yield f"{name}: files", {path: made for path, made in files(folder).items() if path != "bundle.json"}
-        inspected = workshop.tree.run("flamest-export", "inspect", folder)
-        yield f"{name}: inspect", told(inspected, workshop.tree.home)
+        inspected = context.tree.run("flamest-export", "inspect", folder)
+        yield f"{name}: inspect", normalised(inspected, context.tree.home)
 
 
-def extraction(workshop: Workshop) -> Records:
+def extraction(context: ScenarioContext) -> Records:
     """Clips to features, with several bundles into one store; clips that cannot be read among them."""
-    tree = workshop.tree
-    for name, said in workshop.extracted.items():
-        yield f"{name}: answer", told(said, tree.home)
-    yield "store", database(workshop.store)
-    yield "again: answer", told(workshop.extract("miniworld", "--retry"), tree.home)
-    for name, kind in workshop.kinds.items():
+    tree = context.tree
+    for name, answer in context.extracted.items():
+        yield f"{name}: answer", normalised(answer, tree.home)
+    yield "store", database(context.store)
+    yield "again: answer", normalised(context.extract("miniworld", "--retry"), tree.home)
+    for name, kind in context.kinds.items():
         out = tree.work / f"{name}.npz"
         yield (
             f"{name}: features",
-            told(tree.run("flamest-agent", "features", "--store", workshop.store, "--out", out, *kind), tree.home),
+            normalised(tree.run("flamest-agent", "features", "--store", context.store, "--out", out, *kind), tree.home),
         )
         yield f"{name}: arrays", arrays(out)
 
 
-def training(workshop: Workshop) -> Records:
+def training(context: ScenarioContext) -> Records:
     """A head on the features of each bundle, and what it says of the clips."""
-    tree, extracted = workshop.tree, workshop.extracted
-    clips = sorted(workshop.videos.rglob("*.mp4"))
+    tree, extracted = context.tree, context.extracted
+    clips = sorted(context.videos.rglob("*.mp4"))
     for name in extracted:
         out = tree.work / f"{name}.safetensors"
-        given = ("--store", workshop.store, "--out", out)
-        said = tree.run("flamest-agent", "train", *given, *workshop.kinds[name], *TRAINING)
-        yield f"{name}: answer", told(said, tree.home)
+        options = ("--store", context.store, "--out", out)
+        answer = tree.run("flamest-agent", "train", *options, *context.kinds[name], *TRAINING)
+        yield f"{name}: answer", normalised(answer, tree.home)
         yield f"{name}: model", model(out)
         if name == PREDICTING:
-            chosen = ("--bundle", workshop.bundle(name), "--model", out, "--backend", EXTRACTED[name])
-            said = tree.run("flamest-agent", "predict", *clips, *chosen, *ONE_THREAD)
-            yield f"{name}: predictions", told(said, tree.home)
+            chosen = ("--bundle", context.bundle(name), "--model", out, "--backend", EXTRACTED[name])
+            answer = tree.run("flamest-agent", "predict", *clips, *chosen, *ONE_THREAD)
+            yield f"{name}: predictions", normalised(answer, tree.home)
 
 
-def experiments(workshop: Workshop) -> Records:
+def experiments(context: ScenarioContext) -> Records:
     """Small simulations of the paper's tables on features drawn here."""
-    tree = workshop.tree
+    tree = context.tree
     source, store, out = tree.work / "drawn.npz", tree.work / "drawn.sqlite", tree.work / "experiments"
     random = np.random.default_rng(11)
     y = np.arange(160) % 4
@@ -175,12 +175,12 @@ def experiments(workshop: Workshop) -> Records:
     np.savez(source, x=x, y=np.array(["a", "b", "c", "d"])[y], group=np.array([f"g{row // 4}" for row in range(160)]))
     tree.run("flamest-agent", "import-features", source, "--store", store)
     for name, words in TABLES.items():
-        said = tree.run("flamest-experiment", name, "--store", store, "--out", out, "--jobs", "1", *words)
-        yield f"{name}: rows", told(said, tree.home)
-        yield f"{name}: file", told(json.loads((out / f"{name}.json").read_text()), tree.home)
+        answer = tree.run("flamest-experiment", name, "--store", store, "--out", out, "--jobs", "1", *words)
+        yield f"{name}: rows", normalised(answer, tree.home)
+        yield f"{name}: file", normalised(json.loads((out / f"{name}.json").read_text()), tree.home)
         yield f"{name}: csv", (out / f"{name}.csv").read_text().splitlines()
     runs = {path.name: json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))}
-    yield "runs", told(runs, tree.home)
+    yield "runs", normalised(runs, tree.home)
 
 
 def _draw(path: Path, label: str, number: int) -> None:

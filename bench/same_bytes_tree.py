@@ -32,7 +32,7 @@ FAILURES = (CommandFailed, subprocess.SubprocessError, OSError, LookupError, Val
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """A tree of the package and the folder in which its commands work. Both lie in ``home``."""
+    """A tree of the package and the folder in which its commands work. Both are in ``home``."""
 
     name: str  # before, after
     home: Path  # absolute; that of the other tree is as long, for messages that are cut at some length
@@ -68,16 +68,16 @@ class Tree:
         return {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, (*first, self.parent))), **more}
 
     def line(self, command: str, *words: str | Path) -> list[str]:
-        """What runs ``COMMAND WORDS`` from this tree."""
+        """Argument list that runs ``COMMAND WORDS`` from this tree."""
         module, function = self.scripts[command].split(":")
         code = f"import sys; sys.argv[0] = {command!r}; from {module} import {function}; {function}()"
         return [sys.executable, "-P", "-c", code, *map(str, words)]
 
     def run(self, command: str, *words: str | Path, status: int = 0) -> Any:
         """Run to the end with ``--json``; the object of the last line. CommandFailed with another exit status."""
-        return json.loads(self.say(command, *words, "--json", status=status).splitlines()[-1])
+        return json.loads(self.output_of(command, *words, "--json", status=status).splitlines()[-1])
 
-    def say(self, command: str, *words: str | Path, status: int = 0) -> str:
+    def output_of(self, command: str, *words: str | Path, status: int = 0) -> str:
         """Run to the end; what it wrote to stdout."""
         process = self._start(self.environment(), command, *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
@@ -87,8 +87,8 @@ class Tree:
             process.wait()
             self._running.discard(process)
         if process.returncode != status:
-            said = (errors + out)[-TAIL:]
-            raise CommandFailed(f"{command} {' '.join(map(str, words))} ended with {process.returncode}: {said}")
+            answer = (errors + out)[-TAIL:]
+            raise CommandFailed(f"{command} {' '.join(map(str, words))} ended with {process.returncode}: {answer}")
         return out
 
     def stop(self) -> None:
