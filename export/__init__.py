@@ -1,1 +1,1 @@
-"""PyTorch -> ONNX -> one bundle folder with its parity proof. The only room that needs torch."""
+"""PyTorch -> ONNX -> one bundle folder with its parity proof. The only package that needs PyTorch."""

@@ -33,7 +33,7 @@ from ..runtime.bundle.manifest import (
     VisionLanguage,
     encode_manifest,
 )
-from .checks import check_graphs, must_pass
+from .checks import check_graphs, raise_for_failures
 from .engines import add_engines
 from .networks.extractors import ExtractorEntry
 from .networks.reference import quiet_libraries, torch_threads
@@ -42,11 +42,11 @@ from .parts import (
     ExportedPart,
     captioner_part,
     keyframe_part,
-    motion_part,
     phase,
     retrieved_caption,
     retriever_part,
     spatio_temporal,
+    spatio_temporal_part,
     total_parity,
     vision_language,
 )
@@ -80,13 +80,13 @@ class ExportRequest:
 
 
 @dataclass(frozen=True)
-class Exported:
+class BuiltBundle:
     manifest: Manifest
     seconds: float  # without the engines
     engines: tuple[EngineResult, ...] = ()
 
 
-def build_bundle(request: ExportRequest) -> Exported:
+def build_bundle(request: ExportRequest) -> BuiltBundle:
     """Build the bundle of ``request`` with its engines, showing progress.
 
     Raises as ``export_bundle`` and ``add_engines``.
@@ -100,7 +100,7 @@ def build_bundle(request: ExportRequest) -> Exported:
     if request.target is None:
         return exported
     manifest, engines = add_engines(request.out, request.target)
-    return Exported(manifest, exported.seconds, tuple(engines))
+    return BuiltBundle(manifest, exported.seconds, tuple(engines))
 
 
 def steps_of(entry: ExtractorEntry) -> int:
@@ -110,7 +110,7 @@ def steps_of(entry: ExtractorEntry) -> int:
     return vlm + 3 + cnn
 
 
-def export_bundle(request: ExportRequest, progress: Progress) -> Exported:
+def export_bundle(request: ExportRequest, progress: Progress) -> BuiltBundle:
     """Build the ONNX bundle ``request.out``; nothing is left behind when anything fails.
 
     ``progress`` counts ``steps_of`` the extractor. Raises DataError when a source's files are wrong or
@@ -146,8 +146,8 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Exported:
         )
         write_atomic(folder / MANIFEST_FILE, encode_manifest(manifest))
         if request.check:
-            must_pass(check_graphs(folder, manifest), request.out)
-    return Exported(manifest, time.monotonic() - started)
+            raise_for_failures(check_graphs(folder, manifest), request.out)
+    return BuiltBundle(manifest, time.monotonic() - started)
 
 
 def _export_vlm(
@@ -182,7 +182,7 @@ def _export_video(
     if network != "slow":
         del loaded  # freed before the next network is loaded
         loaded = _load_video(network, request, context)
-    return keyframes, context.export(motion_part(loaded, spatio_temporal(loaded, request.extractor.choice)))
+    return keyframes, context.export(spatio_temporal_part(loaded, spatio_temporal(loaded, request.extractor.choice)))
 
 
 def _load_video(network: str, request: ExportRequest, context: ExportContext) -> LoadedVideo:

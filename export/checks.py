@@ -15,7 +15,7 @@ from ..runtime.bundle.opening import open_bundle
 from ..runtime.bundle.signature import TrustedKeys
 from .graphs.tensorrt_operators import NEWER_OPSETS, OPSETS, STANDARD, newer_operators, parser_problems
 from .graphs.views import GraphView, view_graph
-from .precision.dtypes import is_precision, product_kinds, read_dtype_histogram
+from .precision.dtypes import is_precision, matmul_dtypes, read_dtype_histogram
 
 CHECKS = (
     "one file",
@@ -29,7 +29,7 @@ _SHOWN = 4  # problems of one kind that are named
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One check of one graph. A remark is a problem that does not fail the check."""
 
     graph: str
@@ -42,23 +42,23 @@ class Finding:
         return self.remark or not self.problems
 
 
-def check_bundle(bundle: Path, trusted: TrustedKeys = ()) -> tuple[Finding, ...]:
+def check_bundle(bundle: Path, trusted: TrustedKeys = ()) -> tuple[CheckResult, ...]:
     """Every check of every graph, in the order of CHECKS; raises DataError as ``open_bundle`` does."""
     opened = open_bundle(bundle, trusted)
     return check_graphs(bundle, opened.manifest)
 
 
-def check_graphs(folder: Path, manifest: Manifest) -> tuple[Finding, ...]:
+def check_graphs(folder: Path, manifest: Manifest) -> tuple[CheckResult, ...]:
     """The same for a folder whose files are known to be right: one that is being exported."""
     return tuple(
-        finding for name, graph in manifest.graphs.items() for finding in _check_graph(folder, name, graph, manifest)
+        result for name, graph in manifest.graphs.items() for result in _check_graph(folder, name, graph, manifest)
     )
 
 
-def must_pass(findings: tuple[Finding, ...], bundle: Path) -> None:
-    """Raise DataError (``check_failed``) that names every finding that is not ok."""
-    failed = [f"{finding.graph}: {finding.check}: {problem}" for finding in findings if not finding.ok
-              for problem in finding.problems]  # fmt: skip
+def raise_for_failures(results: tuple[CheckResult, ...], bundle: Path) -> None:
+    """Raise DataError (``check_failed``) that names every problem of every failed check."""
+    failed = [f"{result.graph}: {result.check}: {problem}" for result in results if not result.ok
+              for problem in result.problems]  # fmt: skip
     if failed:
         raise DataError(
             f"{bundle}: {len(failed)} checks failed: " + "; ".join(failed),
@@ -67,11 +67,11 @@ def must_pass(findings: tuple[Finding, ...], bundle: Path) -> None:
         )
 
 
-def _check_graph(folder: Path, name: str, graph: Graph, manifest: Manifest) -> Iterator[Finding]:
+def _check_graph(folder: Path, name: str, graph: Graph, manifest: Manifest) -> Iterator[CheckResult]:
     path = folder / graph.file
 
-    def found(check: str, problems: Iterator[str] | tuple[str, ...], *, remark: bool = False) -> Finding:
-        return Finding(name, check, tuple(problems), remark)
+    def found(check: str, problems: Iterator[str] | tuple[str, ...], *, remark: bool = False) -> CheckResult:
+        return CheckResult(name, check, tuple(problems), remark)
 
     yield found("one file", ("takes tensors from another file",) if has_external_data(path) else ())
     yield found("ONNX checker", _checker(path))
@@ -129,9 +129,10 @@ def _dtypes(path: Path, graph: Graph) -> Iterator[str]:
     histogram = read_dtype_histogram(path)
     if histogram != graph.dtype_histogram:
         yield f"computes in {histogram}, the manifest says {graph.dtype_histogram}"
-    kinds = product_kinds(histogram)
+    kinds = matmul_dtypes(histogram)
     if not is_precision(kinds, graph.precision):
-        yield f"its products are in {', '.join(sorted(kinds)) or 'nothing'}, its precision is {graph.precision}"
+        found = ", ".join(sorted(kinds)) or "nothing"
+        yield f"its matmuls and convolutions compute in {found}, its precision is {graph.precision}"
 
 
 def _newer(view: GraphView) -> Iterator[str]:

@@ -7,6 +7,7 @@ counted: the sizes of the files follow to a few per cent. Seconds, whatever the 
 from __future__ import annotations
 
 import gc
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.bundle.graph_records import Precision
 from .networks.blip import vision_module
 from .networks.extractors import ExtractorEntry
-from .networks.slow import keyframe_module
+from .networks.slow_i3d import keyframe_module
 from .networks.small import BUILDERS, SMALL_FORMS
 from .weights.checkpoints import WEIGHT_FILES
 from .weights.hub import cached_folder
 from .weights.releases import BY_SOURCE, licence_warning, pinned_revision
 from .weights.source import WeightSource
-from .weights.video import VIDEO_WEIGHTS
+from .weights.video import VIDEO_WEIGHTS, zoo_cache
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,7 +77,7 @@ def estimate(
     out: Path,
     precisions: Mapping[str, Precision] | None = None,
 ) -> Estimate:
-    """``sources``: by network; ``precisions``: by graph, fp32 where none is given.
+    """Estimate the export of ``entry``. ``sources``: by network; ``precisions``: by graph, fp32 where none is given.
 
     Raises DataError when a local folder's configuration describes no network.
     """
@@ -84,8 +85,8 @@ def estimate(
     largest = 0
     for name, shapes in _graph_shapes(entry, sources):
         precision: Precision = (precisions or {}).get(name, "fp32")
-        values = sum(_product(shape) for shape in shapes)
-        wide = sum(_product(shape) for shape in shapes if len(shape) > 1)
+        values = sum(math.prod(shape) for shape in shapes)
+        wide = sum(math.prod(shape) for shape in shapes if len(shape) > 1)
         size = wide * BYTES[precision] + (values - wide) * 4 + _NODES
         graphs.append(GraphEstimate(name, precision, values, size))
         largest = max(largest, 4 * values)
@@ -130,7 +131,7 @@ def _graph_shapes(entry: ExtractorEntry, sources: Mapping[str, WeightSource]) ->
 
 
 def _shapes(module: nn.Module, without: tuple[str, ...] = ()) -> list[Shape]:
-    """Of every stored floating value once; batch norms are folded into a bias of their convolution."""
+    """Shapes of all stored floating values, each once; batch norms are folded into a bias of their convolution."""
     seen: set[int] = set()
     shapes: list[Shape] = []
     for name, tensor in module.state_dict(keep_vars=True).items():
@@ -144,7 +145,7 @@ def _shapes(module: nn.Module, without: tuple[str, ...] = ()) -> list[Shape]:
 
 def _build_blip(source: WeightSource) -> Any:
     from .networks.blip import BLIP_BASE_CONFIG, BLIP_TINY_CONFIG, build_blip
-    from .weights.transformers import CONFIG_FILE, read_blip_config
+    from .weights.hub_folder import CONFIG_FILE, read_blip_config
 
     if source.kind == "random":
         return build_blip(BLIP_TINY_CONFIG if source.tiny else BLIP_BASE_CONFIG)
@@ -194,20 +195,11 @@ def _cached(source: WeightSource) -> bool:
     if source.kind == "hub":
         folder = cached_folder(*source.hub_id)
         return folder is not None and any((folder / name).is_file() for name in WEIGHT_FILES)
-    from torch import hub
-
-    return (Path(hub.get_dir()) / "checkpoints" / BY_SOURCE[source.text].file).is_file()
+    return (zoo_cache() / BY_SOURCE[source.text].file).is_file()
 
 
 def _published_values(network: str) -> int:
     return next(release.parameters for release in BY_SOURCE.values() if release.network == network)
-
-
-def _product(shape: Shape) -> int:
-    values = 1
-    for size in shape:
-        values *= size
-    return values
 
 
 def _existing(path: Path) -> Path:

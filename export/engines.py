@@ -50,7 +50,7 @@ class RequestedEngines:
     def target(self, *, fix: str, again: bool = False) -> BuildTarget:
         """This machine as the target of the builds; ``again``: build engines that are there already, too.
 
-        Raises one error that names all that is missing, with ``fix`` as the way out.
+        Raises one error that names all that is missing, with ``fix``.
         """
         if problems := self.problems:
             found = "\n".join(f"  {problem}" for problem in problems)

@@ -41,9 +41,9 @@ from .graphs.spec import (
 from .networks.blip import text_shape
 from .networks.clip import encode_captions, hash_tokens, read_captions, tokenize_captions
 from .networks.preprocessing import blip_frames, pytorchvideo_frames
-from .networks.slow import FRAMES, keyframe_width
+from .networks.slow_i3d import FRAMES, keyframe_width
 from .parity.blip import compare_blip
-from .parity.chain import ChainPart, compare_captioner, compare_motion, compare_retriever, sum_up
+from .parity.chain import ChainPart, compare_captioner, compare_retriever, compare_spatio_temporal, sum_up
 from .parity.comparison import PartParity
 from .parity.single_graphs import compare_clip, compare_cnn, compare_keyframes
 from .parity.written_graphs import WrittenGraphs
@@ -202,7 +202,7 @@ def keyframe_part(slow: LoadedVideo, *, alone: bool) -> Part[KeyframeRule]:
     )
 
 
-def motion_part(loaded: LoadedVideo, cnn: SpatioTemporal) -> Part[SpatioTemporal]:
+def spatio_temporal_part(loaded: LoadedVideo, cnn: SpatioTemporal) -> Part[SpatioTemporal]:
     """A spatio-temporal network: graph ``cnn``."""
     network, net, form = loaded.network, loaded.net, loaded.form
     spec = cnn_spec(network, net, form)
@@ -213,7 +213,7 @@ def motion_part(loaded: LoadedVideo, cnn: SpatioTemporal) -> Part[SpatioTemporal
         specs=(spec,),
         frames=cnn.preprocessing,
         compare=lambda written: compare_cnn(network, net, written, form),
-        compare_chain=lambda written, clips: compare_motion(spec, written, cnn.preprocessing, clips),
+        compare_chain=lambda written, clips: compare_spatio_temporal(spec, written, cnn.preprocessing, clips),
     )
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..base.errors import DataError, InvariantError
 from .backends.session import Feed, Session, Value
-from .bundle.manifest import MASKED, TextShape, VisionLanguage
+from .bundle.manifest import MASKED, VisionLanguage, layer_names
 
 TokenIds = tuple[int, ...]
 
@@ -40,9 +40,9 @@ class VisionLanguageModel:
         self._text = text
         self._words = words
         self.spec = spec
-        self._cross = _layer_names("cross", spec.text)
-        self.past_names = _layer_names("past", spec.text)
-        self.present_names = _layer_names("present", spec.text)
+        self._cross = layer_names("cross", spec.text.layers)
+        self.past_names = layer_names("past", spec.text.layers)
+        self.present_names = layer_names("present", spec.text.layers)
         _check_names("vision", "inputs", vision.inputs, ("pixels",))
         _check_names("vision", "outputs", vision.outputs, self._cross)
         _check_names("text", "inputs", text.inputs, ("token_ids", "positions", "mask", *self.past_names, *self._cross))
@@ -145,10 +145,6 @@ class VisionLanguageModel:
         shape = (rows, self.spec.text.heads, 0, self.spec.text.head_dim)
         empty = self._text.value(np.empty(shape, dtype=np.float32))
         return dict.fromkeys(self.past_names, empty)
-
-
-def _layer_names(prefix: str, text: TextShape) -> tuple[str, ...]:
-    return tuple(f"{prefix}_{part}_{layer:02d}" for layer in range(text.layers) for part in ("key", "value"))
 
 
 def _check_names(graph: str, side: str, found: Sequence[str], wanted: Sequence[str]) -> None:

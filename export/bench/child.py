@@ -5,8 +5,6 @@ The parent (process.py) sends a BenchJob, then questions. The process ends with 
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from ...base.child_process import Channel, Failed, Message
 from ...base.errors import FlamestError
 from ...base.files import sha256_file
+from ...base.process import peak_resident_kb, trim_memory
 from ...runtime.backends.opening import GraphOpener, Opening
 from ...runtime.backends.options import BackendOptions
 from ...runtime.backends.session import Session
@@ -130,9 +129,9 @@ class BenchWorker:
         self._session = self._extractor = None
         self._feeds = {}
         gc.collect()
-        release_memory()
+        trim_memory()  # the next graph must not reuse freed memory unseen
         reset_peak()
-        self._base_mb, self._base_gpu_mb = resident_mb("VmRSS"), self._gpu_mb() or 0.0
+        self._base_mb, self._base_gpu_mb = resident_mb(), self._gpu_mb() or 0.0
 
     def _gpu_mb(self) -> float | None:
         """Used memory of the GPU, asked only where a graph runs on it: asking takes memory of its own."""
@@ -141,16 +140,10 @@ class BenchWorker:
     def _memory(self) -> dict[str, float | None]:
         used = self._gpu_mb()
         return {
-            "peak_mb": resident_mb("VmHWM") - self._base_mb,
-            "process_peak_mb": resident_mb("VmHWM"),
+            "peak_mb": peak_mb() - self._base_mb,
+            "process_peak_mb": peak_mb(),
             "gpu_mb": None if used is None else used - self._base_gpu_mb,
         }
-
-
-def release_memory() -> None:
-    """Return freed memory that the C library keeps to the system: the next graph must not reuse it unseen."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak() -> None:
@@ -161,10 +154,15 @@ def reset_peak() -> None:
         return  # an older peak stays: the figure is an upper bound
 
 
-def resident_mb(field: str) -> float:
-    """``VmRSS`` (now) or ``VmHWM`` (largest) of this process, MB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
+def resident_mb() -> float:
+    """Resident memory of this process now, MB (VmRSS, proc(5))."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:"))
     return int(line.split()[1]) * 1024 / 1e6
+
+
+def peak_mb() -> float:
+    """Peak resident memory of this process since ``reset_peak``, MB."""
+    return peak_resident_kb() * 1024 / 1e6
 
 
 def gpu_used_mb() -> float | None:

@@ -24,7 +24,7 @@ from ...runtime.bundle.signature import TrustedKeys
 from ...runtime.clip_records import graph_of
 from ...runtime.similarity import cosine, row_cosines
 from .child import BenchJob
-from .inputs import find_clips, render_clips
+from .inputs import pick_clips, render_clips
 from .process import BenchProcess
 
 REFERENCE = "onnxruntime"  # that the others are compared with
@@ -105,7 +105,7 @@ def run_bench(request: BenchRequest, progress: Progress) -> dict[str, Any]:
         if request.videos is None:
             clips = render_clips(scratch, request.clips)
         else:
-            clips = find_clips(request.videos, request.clips)
+            clips = pick_clips(request.videos, request.clips)
         run = BenchRun(request, stack)
         for graph in manifest.needed_graphs:
             progress.describe(f"graph '{graph}'")

@@ -132,7 +132,7 @@ def make_report(
     """
     refused: dict[bool, list[str]] = {True: [], False: []}  # by whether it had to be
     for step in steps:
-        for name, why in step.said.get("refused", {}).items() if step.name.endswith("bench") else ():
+        for name, why in step.output.get("refused", {}).items() if step.name.endswith("bench") else ():
             refused[_is_expected(step.name, name, why["message"])].append(f"{step.name}: {name}: {why['code']}")
     failed = [step.name for step in steps if step.exit_code != 0]
     return {
@@ -153,7 +153,7 @@ def make_report(
                 "command": " ".join(("flamest-export", *step.command)),
                 "exit_code": step.exit_code,
                 "seconds": round(step.seconds, 1),
-                "said": _without_vectors(step.said),
+                "said": _without_vectors(step.output),
                 "problem": step.problem,
             }
             for step in steps
@@ -176,7 +176,7 @@ def compare_with_fp32(steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
     runs = {
         (precision, backend): found["vectors"]
         for precision, step in benched.items()
-        for backend, found in step.said.get("backends", {}).items()
+        for backend, found in step.output.get("backends", {}).items()
     }
     reference = runs.pop(("fp32", CUDA), None)
     if reference is None:
@@ -186,17 +186,17 @@ def compare_with_fp32(steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _without_vectors(said: Mapping[str, Any]) -> dict[str, Any]:
+def _without_vectors(output: Mapping[str, Any]) -> dict[str, Any]:
     """Leave the vectors out, a megabyte: the report holds the comparison of them."""
-    if not isinstance(said.get("backends"), dict):
-        return dict(said)
+    if not isinstance(output.get("backends"), dict):
+        return dict(output)
     backends = {
         name: {key: value for key, value in found.items() if key != "vectors"}
         if isinstance(found, dict)
         else found  # doctor's own backends
-        for name, found in said["backends"].items()
+        for name, found in output["backends"].items()
     }
-    return {**said, "backends": backends}
+    return {**output, "backends": backends}
 
 
 def describe_machine(facts: MachineFacts) -> dict[str, Any]:

@@ -16,18 +16,18 @@ from typing import Any
 # No step was timed on a GPU yet. An hour is meant to be far beyond the slowest (the engines of four graphs, or a full
 # export on few cores), and soon enough for somebody who waits for a GPU that hangs.
 STEP_S = 3600.0
-_TAIL = 4000  # characters of what a failed step said
+_TAIL = 4000  # characters of a failed step's stderr
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command. ``said``: its JSON object; ``problem``: the end of its stderr when it failed."""
+    """One command. ``output``: its JSON object; ``problem``: the end of its stderr when it failed."""
 
     name: str
     command: tuple[str, ...]
     exit_code: int  # negative: killed by that signal
     seconds: float
-    said: dict[str, Any]
+    output: dict[str, Any]
     problem: str = ""
 
 
@@ -71,7 +71,7 @@ def last_json(stdout: str) -> dict[str, Any]:
     if not lines:
         return {}
     try:
-        said = json.loads(lines[-1])
+        found = json.loads(lines[-1])
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return found if isinstance(found, dict) else {}

@@ -19,12 +19,12 @@ FRAMES, SIZE, RATE = 75, 240, 25  # of a clip that is made here: three seconds
 _SEED = 20_261_125
 
 
-def find_clips(folder: Path, most: int) -> list[Path]:
-    """The first ``most`` video files under ``folder``, by name; raises DataError ``no_clips`` when there is none."""
+def pick_clips(folder: Path, limit: int) -> list[Path]:
+    """The first ``limit`` video files under ``folder``, by name; raises DataError ``no_clips`` when there is none."""
     found = find_video_files(folder)
     if not found:
         raise DataError(f"{printable_path(folder)} holds no video files", code="no_clips")
-    return found[:most]
+    return found[:limit]
 
 
 def render_clips(folder: Path, count: int) -> list[Path]:

@@ -12,7 +12,7 @@ from .child import Answer, BenchJob, Question
 END_WITHIN_S = 10.0
 
 
-class Refused(FlamestError):
+class BackendFailed(FlamestError):
     """The backend reported why it does not run, or its process ended; the others continue."""
 
     exit_code = DataError.exit_code
@@ -58,7 +58,7 @@ class BenchProcess:
         try:
             answer, _ = self._child.receive(Answer | Failed)
         except ChildEnded as ended:
-            raise Refused(f"its process ended: {ended}", code="BACKEND_FAILED") from ended
+            raise BackendFailed(f"its process ended: {ended}", code="BACKEND_FAILED") from ended
         if isinstance(answer, Failed):
-            raise Refused(answer.message, fix=answer.fix, code=answer.code)
+            raise BackendFailed(answer.message, fix=answer.fix, code=answer.code)
         return answer.result

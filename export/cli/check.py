@@ -9,7 +9,7 @@ from ...base.options import JsonOption, TrustedKeyOption
 from .options import BundleArgument
 
 if TYPE_CHECKING:
-    from ..checks import Finding
+    from ..checks import CheckResult
 
 
 @command
@@ -22,31 +22,31 @@ def check(bundle: BundleArgument, trusted_key: TrustedKeyOption = None, as_json:
     10.3 to 11 (our own list). A check that fails ends in exit code 65.
     """
     from ...runtime.bundle.signature import read_trusted_keys
-    from ..checks import check_bundle, must_pass
+    from ..checks import check_bundle, raise_for_failures
 
-    findings = check_bundle(bundle, read_trusted_keys(trusted_key or (), where="--trusted-key"))
+    results = check_bundle(bundle, read_trusted_keys(trusted_key or (), where="--trusted-key"))
     if not as_json:
-        show_findings(findings)
-    must_pass(findings, bundle)
-    return {"bundle": str(bundle), "checks": finding_rows(findings)}
+        show_results(results)
+    raise_for_failures(results, bundle)
+    return {"bundle": str(bundle), "checks": result_rows(results)}
 
 
-def show_findings(findings: tuple[Finding, ...]) -> None:
-    for finding in findings:
-        word = "remark" if finding.remark and finding.problems else "ok    " if finding.ok else "FAILED"
-        print(f"{word} {finding.graph}: {finding.check}")
-        for problem in finding.problems:
+def show_results(results: tuple[CheckResult, ...]) -> None:
+    for result in results:
+        word = "remark" if result.remark and result.problems else "ok    " if result.ok else "FAILED"
+        print(f"{word} {result.graph}: {result.check}")
+        for problem in result.problems:
             print(f"         {problem}")
 
 
-def finding_rows(findings: tuple[Finding, ...]) -> list[dict[str, Any]]:
+def result_rows(results: tuple[CheckResult, ...]) -> list[dict[str, Any]]:
     return [
         {
-            "graph": finding.graph,
-            "check": finding.check,
-            "ok": finding.ok,
-            "remark": finding.remark and bool(finding.problems),
-            "problems": list(finding.problems),
+            "graph": result.graph,
+            "check": result.check,
+            "ok": result.ok,
+            "remark": result.remark and bool(result.problems),
+            "problems": list(result.problems),
         }
-        for finding in findings
+        for result in results
     ]

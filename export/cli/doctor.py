@@ -18,7 +18,7 @@ def doctor(
 ) -> dict[str, Any]:
     """Report what this machine can build and where it could run it, with a fix for everything that is missing.
 
-    Below comes every backend from the best to the one that is always there, each with ok or the reason why not.
+    Then every backend is listed, from the best to the one that is always there, each with ok or the reason why not.
     Nothing that is marked optional is needed for the bundles that the first lines name.
     """
     import msgspec

@@ -51,7 +51,7 @@ Tf32Option = Annotated[
     bool | None,
     typer.Option(
         "--tf32/--no-tf32",
-        help="Let float32 products round their inputs to 10 bits (faster on Ampere and newer). "
+        help="Let float32 matmuls round their inputs to 10 bits (faster on Ampere and newer). "
         "--no-tf32 when not given.",
     ),
 ]

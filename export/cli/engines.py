@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...base.console import command
-from ...base.options import JsonOption, TrustedKeyOption
+from ...base.options import JsonOption, TrustedKeyOption, takes_records
 from .engine_options import EngineFlags
-from .options import BundleArgument, takes_records
+from .options import BundleArgument
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

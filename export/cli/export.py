@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ...base.console import command
-from ...base.options import JsonOption
+from ...base.options import JsonOption, takes_records
 from .dry_run import dry_run
 from .engine_options import ENGINE_OPTIONS, requested_engines
 from .engines import engine_rows, show_engines
 from .export_request import ExportOptions, read_request
-from .options import takes_records
 from .output import parity_rows, show_notes, show_parity
 
 if TYPE_CHECKING:
@@ -54,11 +53,11 @@ def export(context: typer.Context, options: ExportOptions, as_json: JsonOption =
         return None
     engines = requested_engines(options.backend, options.with_plans, options.engines)
     request = read_request(options, "" if engines is None else engines.capability)
-    if options.dry:
+    if options.dry_run:
         return dry_run(request, engines, as_json=as_json)
     if engines is not None:
-        otherwise = _graphs_here_engines_there(_other_options(context), request.out, engines.options)
-        request = dataclasses.replace(request, target=engines.target(fix=otherwise))
+        fix = _fix_without_gpu(_other_options(context), request.out, engines.options)
+        request = dataclasses.replace(request, target=engines.target(fix=fix))
     import msgspec
 
     from ..bundle import build_bundle
@@ -91,8 +90,10 @@ def export(context: typer.Context, options: ExportOptions, as_json: JsonOption =
     }
 
 
-def _graphs_here_engines_there(words: list[str], out: Path, options: EngineOptions) -> str:
-    """The way out on a machine that cannot build engines. ``words``: the other options of this export, as typed.
+def _fix_without_gpu(words: list[str], out: Path, options: EngineOptions) -> str:
+    """The fix on a machine without a GPU: graphs here, engines on the machine that runs them.
+
+    ``words``: the other options of this export, as typed.
 
     In fp32 the graphs of both backends are the same; where precision is asked for, TensorRT wants its own form.
     """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..weights.source import WeightSource
 
 ATTENTION_MODES: tuple[CrossAttention, ...] = ("bidirectional", "causal-last", "causal-first")
-MOST_CAPTIONED = 8  # keyframes
+MAX_CAPTIONED_FRAMES = 8  # keyframes
 EXAMPLE = "flamest-export --backend onnx --out DIR"
 
 PrecisionOption = Annotated[
@@ -28,8 +28,9 @@ PrecisionOption = Annotated[
     typer.Option(
         "--precision",
         metavar="[GRAPH=]WORD",
-        help="What the graphs multiply in: fp32, fp16, bf16 or int8, for all graphs or for one of vision, text, words, "
-        "clip, cnn. Can be given several times: --precision int8 --precision text=fp32.",
+        help="Precision of the graphs' matmuls and convolutions: fp32, fp16, bf16 or int8, for all graphs "
+        "or for one of vision, text, words, clip, cnn. "
+        "Can be given several times: --precision int8 --precision text=fp32.",
     ),
 ]
 CalibrationOption = Annotated[
@@ -79,7 +80,7 @@ class ExportOptions:
         int,
         typer.Option(
             metavar="N",
-            help=f"Keyframes of a clip that are captioned, 1 to {MOST_CAPTIONED}; their embeddings are averaged.",
+            help=f"Keyframes of a clip that are captioned, 1 to {MAX_CAPTIONED_FRAMES}; their embeddings are averaged.",
         ),
     ] = 1
     precision: PrecisionOption = None
@@ -97,13 +98,13 @@ class ExportOptions:
     threads: ThreadsOption = None
     with_plans: WithEnginesOption = None
     engines: EngineFlags = field(default_factory=EngineFlags)
-    checked: Annotated[
+    check: Annotated[
         bool,
         typer.Option(
             "--check", help="Check the graphs too as flamest-export check does; leave no bundle when one fails."
         ),
     ] = False
-    dry: Annotated[
+    dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
@@ -132,7 +133,7 @@ def read_request(options: ExportOptions, capability: str) -> ExportRequest:
         raise UsageError(f"--cross-attention {options.cross_attention}: expected one of {expected}")
     entry = find_extractor(options.extractor)
     precision = choose_precision(options.precision or (), entry, options.backend, capability)
-    if options.out is None and not options.dry:
+    if options.out is None and not options.dry_run:
         raise UsageError("no folder given for the bundle: expected --out DIR", fix=EXAMPLE)
     _check_uses(options, entry)
     return ExportRequest(
@@ -146,7 +147,7 @@ def read_request(options: ExportOptions, capability: str) -> ExportRequest:
         captions=options.captions,
         extraction_seed=options.extraction_seed,
         threads=options.threads,
-        check=options.checked,
+        check=options.check,
         own_clips=None if options.calibration is None else folder_clips(options.calibration),
     )
 
@@ -179,7 +180,7 @@ def _check_uses(options: ExportOptions, entry: ExtractorEntry) -> None:
             f"--captions {captions}: extractor {entry.name} retrieves none",
             fix=f"flamest-export --backend onnx --extractor clip --captions {captions} --out DIR",
         )
-    if not 1 <= frames <= MOST_CAPTIONED:
-        raise UsageError(f"--captioned-frames {frames}: expected one of 1 to {MOST_CAPTIONED}")
+    if not 1 <= frames <= MAX_CAPTIONED_FRAMES:
+        raise UsageError(f"--captioned-frames {frames}: expected one of 1 to {MAX_CAPTIONED_FRAMES}")
     if frames > 1 and entry.vlm is None:
         raise UsageError(f"--captioned-frames {frames}: extractor {entry.name} captions none", fix=EXAMPLE)

@@ -31,7 +31,7 @@ def gpu_check(
 
     The report (JSON) holds the GPU, driver and versions, how each step went, and TensorRT and ONNX
     Runtime CUDA against the CPU: differences per graph, captions token by token, p50 and p95, clips a
-    second, memory. It names neither host nor user: send it to us. Without a GPU, or
+    second, memory. It names neither host nor user: attach it to an issue. Without a GPU, or
     where a package is missing, it ends at once (exit code 78). When a step failed the report is
     there all the same, and the exit code is 65.
     """
@@ -43,7 +43,7 @@ def gpu_check(
         wrong = ", ".join((*report["failed"], *report["refused"]))
         raise DataError(
             f"gpu-check: some steps failed ({wrong}). The report is {path}",
-            fix="send the report all the same; 'problem' of a step in it holds the step's error output",
+            fix="attach the report to an issue all the same; 'problem' of a step in it holds the step's error output",
             code="gpu_check_failed",
         )
     if not as_json:

@@ -46,7 +46,7 @@ def sign(
     key: Annotated[Path, typer.Option("--key", metavar="FILE", help="The private key, NAME.key of keygen.")],
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Vouch for a bundle: check every file of it, then sign its manifest, which holds their hashes.
+    """Sign a bundle: verify every file, then sign the manifest, which holds their hashes.
 
     The signature goes into bundle.sig next to bundle.json. Several people can sign one bundle: each
     with a key of their own, in any order.

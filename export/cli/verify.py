@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...base.console import command
-from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
-from .options import BundleArgument, SourceOptions, takes_records
+from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption, takes_records
+from .options import BundleArgument, SourceOptions
 from .output import parity_rows, show_parity, show_signers, signer_ids
 
 

@@ -35,10 +35,9 @@ def verify_weights(
 ) -> dict[str, Any]:
     """Compare weights with known releases: the SHA-256 of their files, and BLIP's caption of a known picture.
 
-    A hash that no public source states is printed, to be kept: nothing is invented. The picture is drawn
-    from a seed. Its caption can only be known where the weights are: the first run writes it
-    to --record, later ones compare with it. A file that has the name of a release and another content
-    ends in exit code 65.
+    A hash that no public source states is printed for your records. The picture is drawn from a seed. Its
+    caption can only be known where the weights are: the first run writes it to --record, later ones compare
+    with it. A file that has the name of a release and another content ends in exit code 65.
     """
     from ..networks.reference import quiet_libraries
     from ..weights.releases import licence_warning

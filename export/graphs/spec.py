@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.bundle.graph_records import AxisRange, Precision, Tensor
-from ...runtime.bundle.manifest import TextShape
-from ..networks.blip import layer_names, text_module, text_shape, vision_module, words_module
+from ...runtime.bundle.manifest import TextShape, layer_names
+from ..networks.blip import text_module, text_shape, vision_module, words_module
 from ..networks.clip import clip_module
 from ..networks.reference import VideoForm, VideoNetwork
-from ..networks.slow import keyframe_module, keyframe_width
+from ..networks.slow_i3d import keyframe_module, keyframe_width
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,10 @@ def words_spec(model: BlipForConditionalGeneration) -> GraphSpec:
 
 
 def clip_spec(model: Any, captions: torch.Tensor) -> GraphSpec:
-    """``model``: a ``CLIPModel``; ``captions``: the vectors of its captions, float32 [N, w]."""
+    """Specification of graph ``clip``.
+
+    ``model``: a ``CLIPModel``; ``captions``: the vectors of its captions, float32 [N, w].
+    """
     size = model.config.vision_config.image_size
     return GraphSpec(
         "clip",
@@ -111,7 +114,7 @@ def cnn_spec(network: VideoNetwork, net: nn.Module, form: VideoForm) -> GraphSpe
 
 
 def keyframe_spec(net: nn.Module, form: VideoForm) -> GraphSpec:
-    """``net``, ``form``: those of Slow."""
+    """Specification of graph ``keyframes``; ``net``, ``form``: those of Slow."""
     size = form.keyframe_size
     return GraphSpec(
         "keyframes",

@@ -24,7 +24,7 @@ class GraphView:
 
 
 def view_graph(path: Path) -> GraphView:
-    """Raises DataError (``bad_graph``) when strict shape inference finds a contradiction."""
+    """Read the file ``path``; raises DataError (``bad_graph``) when strict shape inference finds a contradiction."""
     try:
         import onnx
     except ImportError as error:
@@ -32,7 +32,7 @@ def view_graph(path: Path) -> GraphView:
     model = onnx.load(str(path))
     constants, zeros = _constants(model)
     opsets = {given.domain: given.version for given in model.opset_import}
-    _drop_weights(model)
+    drop_large_constants(model)
     try:
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
@@ -41,7 +41,7 @@ def view_graph(path: Path) -> GraphView:
     values = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
     types = {value.name: _dtype(value) for value in values}
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in values}
-    types |= {tensor.name: _numpy_name(tensor.data_type) for tensor in inferred.graph.initializer}
+    types |= {tensor.name: dtype_name(tensor.data_type) for tensor in inferred.graph.initializer}
     promised = {value.name for value in inferred.graph.input} - constants
     return GraphView(
         nodes=tuple(NodeView(node, types, ranks, constants, zeros) for node in inferred.graph.node),
@@ -69,8 +69,11 @@ def _constants(model: Any) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(tensors), frozenset(zeros)
 
 
-def _drop_weights(model: Any) -> None:
-    """Large constants become inputs of the same type and shape: inference needs no more, and copies the model."""
+def drop_large_constants(model: Any) -> None:
+    """Turn large constants of ``model`` into inputs of the same type and shape.
+
+    Type and shape inference copies the model and needs no values of theirs.
+    """
     import onnx
 
     kept = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) <= _SMALL]
@@ -84,10 +87,11 @@ def _drop_weights(model: Any) -> None:
 
 
 def _dtype(value: Any) -> str:
-    return _numpy_name(value.type.tensor_type.elem_type)
+    return dtype_name(value.type.tensor_type.elem_type)
 
 
-def _numpy_name(number: int) -> str:
+def dtype_name(number: int) -> str:
+    """Return numpy's name of an ONNX element type."""
     import onnx
 
     return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(number)).name)

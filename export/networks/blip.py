@@ -92,11 +92,6 @@ def text_shape(model: BlipForConditionalGeneration) -> TextShape:
     )
 
 
-def layer_names(prefix: str, layers: int) -> tuple[str, ...]:
-    """``cross`` -> cross_key_00, cross_value_00, cross_key_01, …"""
-    return tuple(f"{prefix}_{part}_{layer:02d}" for layer in range(layers) for part in ("key", "value"))
-
-
 def vision_module(model: BlipForConditionalGeneration) -> nn.Module:
     """pixels float32 [B, 3, S, S] -> per text layer the cross-attention keys and values of the image."""
     from torch import nn

@@ -1,7 +1,7 @@
 """Video networks rewritten as image networks: 2-d convolutions over a batch of frames, batch norms folded.
 
 Runtimes are tuned for images. A layer that reads three frames at one position, kernel (3, 1, 1), becomes one
-product for all three and a sum of its parts, shifted in time.
+matmul for all three and a sum of its parts, shifted in time.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ...base.errors import DataError, MissingExtra
 from ..weights.vocabulary import CLS, PAD, SEP, SMALL_DEC, SMALL_SIZE
 from .reference import VideoForm
-from .slow import Stage, bottleneck_net
+from .slow_i3d import Stage, bottleneck_net
 
 if TYPE_CHECKING:
     from torch import nn
@@ -206,8 +206,8 @@ def load_small(name: str, folder: Path = WEIGHTS) -> nn.Module:
     Raises DataError: ``untrained`` when its file is not there, otherwise naming the tensors that do
     not fit; MissingExtra without the packages of ``flamest[export]``.
     """
-    from ..weights.checkpoints import check_tensors, read_tensors
-    from ..weights.transformers import fill_blip
+    from ..weights.checkpoints import check_tensors, load_checkpoint_tensors
+    from ..weights.hub_folder import fill_blip
 
     path = weights_file(name, folder)
     if not path.is_file():
@@ -216,7 +216,10 @@ def load_small(name: str, folder: Path = WEIGHTS) -> nn.Module:
             fix=f"python -m flamest.experiments.pretraining {name}",
             code="untrained",
         )
-    tensors = {key: value.float() if value.is_floating_point() else value for key, value in read_tensors(path).items()}
+    tensors = {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in load_checkpoint_tensors(path).items()
+    }
     net: Any = BUILDERS[name]()
     if name == "blip":
         fill_blip(net, tensors, file=path)

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from ...base.errors import DataError
 from ...runtime.backends.session import Session
-from ...runtime.bundle.manifest import MASKED, VisionLanguage
+from ...runtime.bundle.manifest import MASKED, VisionLanguage, layer_names
 from ...runtime.vision_language import TokenIds, VisionLanguageModel
-from ..networks.blip import key_values, layer_names, resumed, text_shape
+from ..networks.blip import key_values, resumed, text_shape
 from .comparison import BATCHES, Comparison, PartParity, pictures, summarise
 from .written_graphs import WrittenGraphs
 

@@ -111,7 +111,7 @@ def compare_retriever(
     return _chain_part("vlm", (spec,), written, cosines, equal, len(cosines))
 
 
-def compare_motion(
+def compare_spatio_temporal(
     spec: GraphSpec, written: WrittenGraphs, rule: FramePreprocessing, clips: CalibrationClips
 ) -> ChainPart:
     """Graph ``cnn``: as many frames of each clip as it reads."""

@@ -22,9 +22,9 @@ from ..parts import (
     captioner_part,
     compare_part,
     keyframe_part,
-    motion_part,
     phase,
     retriever_part,
+    spatio_temporal_part,
     total_parity,
 )
 from ..precision.calibration import CHAIN_SEED, seeded_clips
@@ -130,7 +130,7 @@ class BundleVerifier:
         if cnn is None:
             return None
         loaded = self._slow if cnn.network == "slow" else self._load(cnn.network, open_video)
-        return None if loaded is None else self._checked(motion_part(loaded, cnn))
+        return None if loaded is None else self._checked(spatio_temporal_part(loaded, cnn))
 
     def _checked(self, part: Part[Any]) -> Part[Any]:
         for name, found in part.sources.items():

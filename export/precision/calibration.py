@@ -61,7 +61,7 @@ def _soft(coarse: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.float32]
 CALIBRATION_SEED, CHAIN_SEED = 20_260_201, 20_260_202  # scales are not measured on the clips that they were chosen on
 SEEDED_CLIPS = 8
-MOST_CLIPS = 32  # of a folder, spread evenly over its names
+MAX_CLIPS = 32  # of a folder, spread evenly over its names
 _DECODING = KeyframeRule(
     count=8,
     candidates=32,
@@ -91,7 +91,7 @@ def seeded_clips(seed: int, clips: int = SEEDED_CLIPS) -> CalibrationClips:
 
 
 def folder_clips(folder: Path) -> CalibrationClips:
-    """At most MOST_CLIPS videos below ``folder``. Raises StorageError without the folder, DataError without videos."""
+    """At most MAX_CLIPS videos below ``folder``. Raises StorageError without the folder, DataError without videos."""
     if not folder.is_dir():
         raise StorageError(f"--calibration {printable_path(folder)}: no such folder", fix="give a folder of videos")
     found = find_video_files(folder)
@@ -100,7 +100,7 @@ def folder_clips(folder: Path) -> CalibrationClips:
             f"--calibration {printable_path(folder)}: no videos in it",
             fix=f"put some of your clips there ({', '.join(sorted(VIDEO_SUFFIXES))}), or leave the option out",
         )
-    chosen = [found[index] for index in spread_indices(len(found), min(MOST_CLIPS, len(found)))]
+    chosen = [found[index] for index in spread_indices(len(found), min(MAX_CLIPS, len(found)))]
 
     def read(rule: FramePreprocessing, frames: int) -> Iterator[Pixels]:
         decoder = VideoDecoder(_DECODING)

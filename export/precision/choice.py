@@ -43,7 +43,9 @@ def embedding_graphs(entry: ExtractorEntry) -> tuple[str, ...]:
 def choose_precision(
     words: Sequence[str], entry: ExtractorEntry, backend: str, capability: str = ""
 ) -> PrecisionChoice:
-    """``words``: as given with ``--precision``, ``int8`` for all graphs or ``vision=bf16`` for one.
+    """Choose the precision of each graph.
+
+    ``words``: as given with ``--precision``, ``int8`` for all graphs or ``vision=bf16`` for one.
 
     ``capability``: the compute capability ("7.5") of the GPU that the TensorRT engines are for; empty when not known.
 

@@ -1,8 +1,9 @@
 """Dtype histogram of a written graph: how many nodes of each operator compute in which dtype, read from its file.
 
-In ONNX types decide: a product of float16 operands is a float16 product, a product whose
-operands both come from ``DequantizeLinear`` is an int8 product (a quantise-dequantise pair is how
-runtimes recognise it), and one whose weight alone does is a float product with int8 weights.
+In ONNX types decide: a matmul of float16 operands is a float16 matmul, a matmul whose
+operands both come from ``DequantizeLinear`` is an int8 matmul (runtimes recognise it by its
+quantise-dequantise pairs), and one whose weight alone does is a float matmul with int8 weights.
+Convolutions count as matmuls here.
 """
 
 from __future__ import annotations
@@ -11,17 +12,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...base.errors import InvariantError, MissingExtra
 from ...runtime.bundle.graph_records import WITH_INT8_WEIGHTS, DtypeHistogram, Precision
+from ..graphs.views import drop_large_constants, dtype_name
 
-PRODUCTS = ("MatMul", "Gemm", "Conv", "MatMulInteger", "ConvInteger", "com.microsoft.MatMulNBits")
+MATMULS = ("MatMul", "Gemm", "Conv", "MatMulInteger", "ConvInteger", "com.microsoft.MatMulNBits")
 # Others worth counting: half precision and int8 lose most there.
 _OTHERS = ("Softmax", "LayerNormalization", "Gelu", "Erf", "Sigmoid", "Tanh", "ReduceMean", "GlobalAveragePool")
-_SMALL = 4096  # bytes; larger constants are left out of type inference, which needs no values of theirs
 _WITHOUT_DATA = {"MatMulInteger": "int8", "ConvInteger": "int8", "com.microsoft.MatMulNBits": "int8"}
-PRODUCT_OF: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+MATMUL_DTYPE: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 
 
 def read_dtype_histogram(path: Path) -> DtypeHistogram:
@@ -36,34 +35,35 @@ def read_dtype_histogram(path: Path) -> DtypeHistogram:
     counts: dict[str, Counter[str]] = {}
     for node in model.graph.node:
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        if operator in PRODUCTS or operator in _OTHERS:
+        if operator in MATMULS or operator in _OTHERS:
             counts.setdefault(_computes_in(operator, node, types, makers), Counter())[operator] += 1
     return {kind: dict(sorted(counts[kind].items())) for kind in sorted(counts)}
 
 
-def product_kinds(histogram: DtypeHistogram) -> set[str]:
-    """Dtypes that the products of a graph compute in."""
-    return {kind for kind, operators in histogram.items() if any(operator in PRODUCTS for operator in operators)}
+def matmul_dtypes(histogram: DtypeHistogram) -> set[str]:
+    """Dtypes that the matmuls and convolutions of a graph compute in."""
+    return {kind for kind, operators in histogram.items() if any(operator in MATMULS for operator in operators)}
 
 
 def is_precision(kinds: set[str], precision: Precision) -> bool:
-    """True where products in ``kinds`` are what ``precision`` promises.
+    """True where matmuls in ``kinds`` are what ``precision`` promises.
 
     fp32, fp16 and bf16: every one, for a half that keeps float32 would be lost. int8 leaves some in float (the
-    first layer, products of two activations).
+    first layer, matmuls of two activations).
     """
     if precision == "int8":
         return any(kind == "int8" or kind.endswith(WITH_INT8_WEIGHTS) for kind in kinds)
-    return kinds == {PRODUCT_OF[precision]}
+    return kinds == {MATMUL_DTYPE[precision]}
 
 
 def check_precision(graph: str, precision: Precision, histogram: DtypeHistogram) -> None:
     """Raise InvariantError when a graph that should compute in ``precision`` does not: it must not be lost silently."""
-    kinds = product_kinds(histogram)
+    kinds = matmul_dtypes(histogram)
     if not is_precision(kinds, precision):
         found = ", ".join(sorted(kinds)) or "nothing"
         raise InvariantError(
-            f"graph '{graph}' was to multiply in {PRODUCT_OF[precision]}, its file multiplies in {found}"
+            f"the matmuls of graph '{graph}' should compute in {MATMUL_DTYPE[precision]}, in its file they compute in "
+            f"{found}"
         )
 
 
@@ -73,7 +73,7 @@ def _computes_in(operator: str, node: Any, types: dict[str, str], makers: dict[s
     own = types.get(node.input[0])
     if own is None:
         raise InvariantError(f"node '{node.name}' ({operator}): the type of its input {node.input[0]} is not known")
-    if operator not in PRODUCTS:
+    if operator not in MATMULS:
         return own
     from_int8 = [_dequantised(name, makers) for name in node.input[:2]]
     if all(from_int8):
@@ -95,19 +95,10 @@ def value_types(model: Any) -> dict[str, str]:
 
     light = onnx.ModelProto()
     light.CopyFrom(model)
-    heavy = [tensor for tensor in light.graph.initializer if len(tensor.raw_data) > _SMALL]
     known = {tensor.name: tensor.data_type for tensor in light.graph.initializer}
-    for tensor in heavy:
-        light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-        light.graph.initializer.remove(tensor)
+    drop_large_constants(light)
     graph = onnx.shape_inference.infer_shapes(light, strict_mode=False).graph
     known |= {
         value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)
     }
-    return {name: _name_of(number) for name, number in known.items()}
-
-
-def _name_of(number: int) -> str:
-    import onnx
-
-    return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(number)).name)
+    return {name: dtype_name(number) for name, number in known.items()}

@@ -1,4 +1,4 @@
-"""Half precision at the level of PyTorch: products in fp16 or bf16, delicate operations in fp32.
+"""Half precision at the level of PyTorch: matmuls and convolutions in fp16 or bf16, delicate operations in fp32.
 
 Cast there and not in the finished file: tools that convert ONNX files to float16 were seen to write
 graphs that strict shape inference refuses. Layer norms, softmaxes and means are computed in fp32 and

@@ -1,4 +1,4 @@
-"""int8 as standard ONNX: ``QuantizeLinear``/``DequantizeLinear`` pairs around products, written into a finished file.
+"""int8 as standard ONNX: ``QuantizeLinear``/``DequantizeLinear`` pairs around matmuls, written into a finished file.
 
 Two forms, both without any scale that a batch shares at run time (a clip's embedding must not depend on
 its neighbours, as they do with ``DynamicQuantizeLinear``):
@@ -6,7 +6,7 @@ its neighbours, as they do with ``DynamicQuantizeLinear``):
 ``static``   activations get fixed scales from calibration clips, weights one scale per output channel.
 ``weights``  weights alone are int8; a runtime may quantise activations row by row (ONNX Runtime does).
 
-Norms, softmaxes, activation functions and products of two activations stay in fp32.
+Norms, softmaxes, activation functions and matmuls of two activations stay in fp32.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ TENSORRT_FORM = Int8Form(symmetric=True, between=False)
 
 
 def quantise_weights(model: Any) -> int:
-    """Change ``model`` (an ``onnx.ModelProto``): each weight of a product becomes int8, a scale per output channel.
+    """Change ``model`` (an ``onnx.ModelProto``): each weight of a matmul becomes int8, a scale per output channel.
 
-    Returns how many products were changed.
+    Returns how many matmuls were changed.
     """
-    _gemms_to_products(model)
+    _gemms_to_matmuls(model)
     graph, changed = _Rewriter(model), 0
     for node in list(model.graph.node):
         if node.op_type == "MatMul" and graph.is_weight(node.input[1], 2):
@@ -53,26 +53,26 @@ def quantise_weights(model: Any) -> int:
 
 
 def quantise_static(model: Any, feeds: Iterable[Feeds], form: Int8Form, *, threads: int | None = None) -> int:
-    """Change ``model`` (an ``onnx.ModelProto``): products with a weight read int8 activations and int8 weights.
+    """Change ``model`` (an ``onnx.ModelProto``): matmuls with a weight read int8 activations and int8 weights.
 
-    ``feeds``: inputs of the graph for calibration clips. Returns how many products were changed.
+    ``feeds``: inputs of the graph for calibration clips. Returns how many matmuls were changed.
     Raises DataError as ``observe`` does.
     """
-    _gemms_to_products(model)
+    _gemms_to_matmuls(model)
     graph, pixels = _Rewriter(model), _pixels(model)
     # The first convolution stays: three channels, little work, and all that follows depends on it.
-    products = [
+    matmuls = [
         node
         for node in model.graph.node
         if (node.op_type == "MatMul" and graph.is_weight(node.input[1], 2))
         or (node.op_type == "Conv" and graph.is_weight(node.input[1]) and node.input[0] not in pixels)
     ]
-    results = {id(node): graph.result_of(node) for node in products if node.op_type == "Conv" and form.between}
-    names = [node.input[0] for node in products] + list(results.values())
+    results = {id(node): graph.result_of(node) for node in matmuls if node.op_type == "Conv" and form.between}
+    names = [node.input[0] for node in matmuls] + list(results.values())
     ranges = observe(model, names, feeds, symmetric=form.symmetric, threads=threads)
     for result in dict.fromkeys(results.values()):
         graph.quantise_value(result, ranges[result], form)
-    for node in products:
+    for node in matmuls:
         source = node.input[0]
         node.input[0] = graph.quantise_value(source, ranges[source], form)
         weight = node.input[1]
@@ -81,7 +81,7 @@ def quantise_static(model: Any, feeds: Iterable[Feeds], form: Int8Form, *, threa
         if node.op_type == "Conv" and len(node.input) > 2 and form.between:
             node.input[2] = graph.dequantised_bias(node.input[2], source, weight)
     graph.finish()
-    return len(products)
+    return len(matmuls)
 
 
 def _pixels(model: Any) -> set[str]:
@@ -93,7 +93,7 @@ def _pixels(model: Any) -> set[str]:
     return names
 
 
-def _gemms_to_products(model: Any) -> None:
+def _gemms_to_matmuls(model: Any) -> None:
     """``Gemm`` with a constant weight as ``MatMul`` and ``Add``: the form that every runtime fuses."""
     import onnx
     from onnx import helper, numpy_helper
@@ -193,7 +193,7 @@ class _Rewriter:
         return f"{name}_back"
 
     def dequantised_bias(self, name: str, source: str, weight: str) -> str:
-        """A bias as int32 in the steps of the products it is added to."""
+        """A bias as int32 in the steps of the matmuls it is added to."""
         from onnx import helper
 
         scales = (self._scales[source] * self._scales[weight]).astype(np.float32)

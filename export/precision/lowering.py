@@ -18,7 +18,7 @@ from ..graphs.export import check_and_save, write_graph
 from ..graphs.spec import GraphSpec
 from .calibration import CALIBRATION_SEED, CalibrationClips, seeded_clips
 from .choice import FP32, PrecisionChoice
-from .dtypes import PRODUCT_OF, PRODUCTS, check_precision, read_dtype_histogram
+from .dtypes import MATMUL_DTYPE, MATMULS, check_precision, read_dtype_histogram
 from .half import half_module
 from .int8 import ONNX_FORM, TENSORRT_FORM, Int8Form, quantise_static, quantise_weights
 
@@ -39,7 +39,7 @@ class Lowering:
 def choose_lowering(
     choice: PrecisionChoice, backend: str, own_clips: CalibrationClips | None, threads: int | None = None
 ) -> Lowering:
-    """``backend`` decides the form of int8: ``tensorrt`` wants other pairs than ONNX Runtime."""
+    """Return the settings; ``backend`` decides the form of int8: TensorRT wants other pairs than ONNX Runtime."""
     form = TENSORRT_FORM if backend == "tensorrt" else ONNX_FORM
     return Lowering(choice, form, own_clips or seeded_clips(CALIBRATION_SEED), threads)
 
@@ -80,7 +80,7 @@ def _write_int8(spec: GraphSpec, folder: Path, lowering: Lowering, frames: Frame
         graph = write_graph(spec, Path(scratch))
         model = onnx.load(str(Path(scratch, graph.file)))
     if spec.name not in STATIC:  # text: bound by reading its weights, and its rows differ most
-        expected, kind = quantise_weights(model), PRODUCT_OF["fp32"] + WITH_INT8_WEIGHTS
+        expected, kind = quantise_weights(model), MATMUL_DTYPE["fp32"] + WITH_INT8_WEIGHTS
     else:
         if frames is None:
             raise InvariantError(f"graph '{spec.name}' is calibrated on frames, and no preprocessing is given")
@@ -89,9 +89,11 @@ def _write_int8(spec: GraphSpec, folder: Path, lowering: Lowering, frames: Frame
     path = folder / graph.file
     check_and_save(model, path)
     histogram = read_dtype_histogram(path)
-    found = sum(count for operator, count in histogram.get(kind, {}).items() if operator in PRODUCTS)
+    found = sum(count for operator, count in histogram.get(kind, {}).items() if operator in MATMULS)
     if found != expected or not found:
-        raise InvariantError(f"graph '{spec.name}': {found} of {expected} products are {kind} in its file")
+        raise InvariantError(
+            f"graph '{spec.name}': {found} of {expected} matmuls and convolutions are {kind} in its file"
+        )
     return Graph(
         file=graph.file,
         opset=graph.opset,

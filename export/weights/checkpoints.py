@@ -17,7 +17,7 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder as the 
 _NAMED = 3  # keys that an error names of each kind
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def load_checkpoint_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a ``.safetensors`` file, or of a PyTorch file read with ``weights_only=True``.
 
     A PyTorch file may hold them under ``model_state``, as PyTorchVideo's do. Raises DataError when

@@ -15,10 +15,10 @@ from ..networks.reference import VideoForm, VideoNetwork, parameter_counts
 from ..networks.small import BLIP_FOLDER, CLIP_CAPTIONS, SMALL_FORMS, load_small
 from .checkpoints import BATCH_COUNT
 from .hub import local_or_hub
+from .hub_folder import BLIP_FILES, CLIP_FILES, load_blip, load_clip
 from .random_transformers import randomise_blip, randomise_clip
 from .source import WeightSource
 from .tokenizer import read_tokenizer, synthetic_tokenizer
-from .transformers import BLIP_FILES, CLIP_FILES, load_blip, load_clip
 from .video import VIDEO_WEIGHTS, load_video
 from .vocabulary import CLS, SEP, spoken_phrases
 

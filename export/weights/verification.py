@@ -17,6 +17,7 @@ from .checkpoints import PICKLED, WEIGHT_FILES
 from .hub import cached_folder
 from .releases import BY_SOURCE, RELEASES, Release
 from .source import parse_source, split_hub_id
+from .video import zoo_cache
 
 _MODEL_TYPES = {"blip": "blip", "clip": "clip", "videomae": "videomae"}  # of config.json -> network
 
@@ -66,7 +67,7 @@ def find_weight_files(source: str) -> list[Path]:
     if folder is not None:
         return find_weight_files(str(folder))
     if source in BY_SOURCE and hub_id is None:
-        cached = _zoo_cache() / BY_SOURCE[source].file
+        cached = zoo_cache() / BY_SOURCE[source].file
         if cached.is_file():
             return [cached]
     raise UsageError(
@@ -155,9 +156,3 @@ def network_of(path: Path) -> str | None:
 def _release_of(path: Path) -> Release | None:
     network = network_of(path)
     return next((one for one in RELEASES if one.network == network and one.file == path.name), None)
-
-
-def _zoo_cache() -> Path:
-    from torch import hub
-
-    return Path(hub.get_dir()) / "checkpoints"

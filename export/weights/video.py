@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from ...base.errors import DataError, MissingExtra, UnreachableError
 from ..networks.reference import VideoForm, VideoNetwork
 from ..networks.resnet3d import RESNET3D, published_url
-from ..networks.slow import I3D, SLOW, zoo_url
+from ..networks.slow_i3d import I3D, SLOW, zoo_url
 from ..networks.videomae import VIDEOMAE, videomae_form
-from .checkpoints import BATCH_COUNT, check_tensors, read_tensors
+from .checkpoints import BATCH_COUNT, check_tensors, load_checkpoint_tensors
 from .hub import local_or_hub
+from .hub_folder import VIDEOMAE_FILES, load_videomae
 from .random_convolutions import randomise_i3d, randomise_resnet3d, randomise_slow
 from .random_transformers import randomise_videomae
 from .source import PUBLISHED, WeightSource
-from .transformers import VIDEOMAE_FILES, load_videomae
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,9 +67,16 @@ def load_video(weights: VideoWeights, source: WeightSource) -> tuple[nn.Module, 
     net, form = weights.network.full()
     if source.kind == "files":
         what = f"{weights.zoo.name} ({PUBLISHED[source.network]}, 400 classes)"
-        filled = fill_video(net, read_tensors(source.path), file=source.path, what=what)
+        filled = fill_video(net, load_checkpoint_tensors(source.path), file=source.path, what=what)
         return filled, form, "local file"
     return _download(weights.zoo, net, source), form, f"{weights.zoo.name} of {weights.zoo.zoo}"
+
+
+def zoo_cache() -> Path:
+    """Return the folder into which PyTorch downloads published checkpoints."""
+    from torch import hub
+
+    return Path(hub.get_dir()) / "checkpoints"
 
 
 def _download(entry: ZooFile, net: nn.Module, source: WeightSource) -> nn.Module:
@@ -81,7 +88,7 @@ def _download(entry: ZooFile, net: nn.Module, source: WeightSource) -> nn.Module
         import torch
     except ImportError as error:
         raise MissingExtra("torch", extra="export") from error
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / entry.name
+    cached = zoo_cache() / entry.name
     try:
         content: Any = torch.hub.load_state_dict_from_url(
             entry.url(), map_location="cpu", weights_only=True, progress=False

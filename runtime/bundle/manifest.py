@@ -88,6 +88,11 @@ class TextShape(Record, frozen=True):
     vocabulary: int
 
 
+def layer_names(prefix: str, layers: int) -> tuple[str, ...]:
+    """Return the names of per-layer tensors: ``cross`` gives cross_key_00, cross_value_00, cross_key_01, …"""
+    return tuple(f"{prefix}_{part}_{layer:02d}" for layer in range(layers) for part in ("key", "value"))
+
+
 class VisionLanguage(Record, frozen=True, tag="vision-language"):
     """Graphs ``vision`` and ``text``: caption of a frame, and caption and frame as one vector
     (docs/paper.md, reading 1).

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 from flamest.base.errors import DataError
-from flamest.export.checks import CHECKS, check_bundle, check_graphs, must_pass
+from flamest.export.checks import CHECKS, check_bundle, check_graphs, raise_for_failures
 from flamest.export.cli.main import app
 from flamest.export.graphs.tensorrt_operators import NEWER, OPERATORS, parser_problems
 from flamest.export.graphs.views import view_graph
@@ -39,12 +39,12 @@ Y = ("y", TensorProto.FLOAT, None)
 
 
 def test_an_exported_bundle_passes_every_check_of_every_graph(tiny_bundle):
-    findings = check_bundle(tiny_bundle)
-    assert {(finding.graph, finding.check) for finding in findings} == {
+    results = check_bundle(tiny_bundle)
+    assert {(result.graph, result.check) for result in results} == {
         (graph, check) for graph in read_manifest(tiny_bundle).graphs for check in CHECKS
     }
-    assert [finding for finding in findings if finding.problems] == []
-    must_pass(findings, tiny_bundle)
+    assert [result for result in results if result.problems] == []
+    raise_for_failures(results, tiny_bundle)
 
 
 def test_the_command_prints_each_check_and_ends_in_65_when_one_fails(tiny_bundle, monkeypatch):
@@ -141,7 +141,7 @@ def failing(folder, **changes):
     manifest = read_manifest(folder)
     graph = msgspec.structs.replace(manifest.graphs["cnn"], **changes)
     changed = msgspec.structs.replace(manifest, graphs={"cnn": graph})
-    return {finding.check: finding.problems for finding in check_graphs(folder, changed) if not finding.ok}
+    return {result.check: result.problems for result in check_graphs(folder, changed) if not result.ok}
 
 
 def test_a_manifest_with_a_wrong_precision_or_dtype_histogram_is_found(folder):
@@ -168,7 +168,7 @@ def test_a_graph_whose_shapes_contradict_each_other_fails_strict_inference(tmp_p
         view_graph(path)
 
 
-def test_tensorrt_findings_are_remarks_on_int8_for_other_backends(folder, monkeypatch):
+def test_tensorrt_results_are_remarks_on_int8_for_other_backends(folder, monkeypatch):
     from flamest.export.graphs import tensorrt_operators
 
     monkeypatch.delitem(tensorrt_operators.OPERATORS, "Conv")
@@ -176,7 +176,7 @@ def test_tensorrt_findings_are_remarks_on_int8_for_other_backends(folder, monkey
     int8 = msgspec.structs.replace(manifest.graphs["cnn"], precision="int8")
     for backend, remark in (("onnx", True), ("tensorrt", False)):
         changed = msgspec.structs.replace(manifest, graphs={"cnn": int8}, backend=backend)
-        found = {finding.check: finding for finding in check_graphs(folder, changed)}["TensorRT operators"]
+        found = {result.check: result for result in check_graphs(folder, changed)}["TensorRT operators"]
         assert found.problems
         assert found.ok == remark
 

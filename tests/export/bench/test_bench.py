@@ -8,10 +8,10 @@ import signal
 
 import numpy as np
 import pytest
-from flamest.export.bench.child import BenchJob, gpu_used_mb, resident_mb
+from flamest.export.bench.child import BenchJob, gpu_used_mb, peak_mb, resident_mb
 from flamest.export.bench.comparison import REFERENCE, _in_order, difference
-from flamest.export.bench.inputs import FRAMES, find_clips, render_clips
-from flamest.export.bench.process import BenchProcess, Refused
+from flamest.export.bench.inputs import FRAMES, pick_clips, render_clips
+from flamest.export.bench.process import BackendFailed, BenchProcess
 from flamest.export.cli.main import app
 from typer.testing import CliRunner
 
@@ -67,7 +67,7 @@ def test_an_unknown_backend_is_a_usage_error(tiny_bundle):
 
 
 def test_a_backend_that_cannot_open_the_bundle_says_why(tmp_path):
-    with pytest.raises(Refused, match="is not a bundle") as caught:
+    with pytest.raises(BackendFailed, match="is not a bundle") as caught:
         BenchProcess(BenchJob(str(tmp_path), "onnxruntime"))
     assert caught.value.code == "bad_data"
 
@@ -75,7 +75,7 @@ def test_a_backend_that_cannot_open_the_bundle_says_why(tmp_path):
 def test_a_backend_that_dies_is_refused_with_its_signal(tiny_bundle):
     with BenchProcess(BenchJob(str(tiny_bundle), "onnxruntime", threads=1)) as process:
         os.kill(process.pid, signal.SIGKILL)
-        with pytest.raises(Refused, match="signal SIGKILL"):
+        with pytest.raises(BackendFailed, match="signal SIGKILL"):
             process.ask("run_graph")
 
 
@@ -101,9 +101,9 @@ def test_rendered_clips_are_real_files_and_the_same_every_time(tmp_path):
 
     with av.open(str(first)) as file:
         assert sum(1 for _ in file.decode(video=0)) == FRAMES
-    assert find_clips(tmp_path, 1) == [first]
+    assert pick_clips(tmp_path, 1) == [first]
 
 
 def test_memory_is_that_of_this_process():
-    assert 0 < resident_mb("VmRSS") <= resident_mb("VmHWM")
+    assert 0 < resident_mb() <= peak_mb()
     assert gpu_used_mb() is None or gpu_used_mb() > 0

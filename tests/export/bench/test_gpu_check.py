@@ -30,13 +30,13 @@ READY = dataclasses.replace(
 )
 
 
-def fake_runner(fails=(), said=None):
+def fake_runner(fails=(), outputs=None):
     ran = []
 
     def run(name, words):
         ran.append(name)
         code = 1 if name in fails else 0
-        return Step(name, tuple(words), code, 1.0, (said or {}).get(name, {}), "it broke" if code else "")
+        return Step(name, tuple(words), code, 1.0, (outputs or {}).get(name, {}), "it broke" if code else "")
 
     return run, ran
 
@@ -95,10 +95,10 @@ def test_without_engines_the_other_backends_are_measured(tmp_path):
 
 
 def test_a_refused_backend_makes_the_report_not_ok(tmp_path):
-    said = {
+    outputs = {
         "fp32: bench": {"backends": {}, "refused": {"tensorrt": {"code": "PLAN_REJECTED", "message": "", "fix": ""}}}
     }
-    run, _ = fake_runner(said=said)
+    run, _ = fake_runner(outputs=outputs)
     report = report_of(GpuCheckRequest(tmp_path), run)
     assert (report["ok"], report["refused"]) == (False, ["fp32: bench: tensorrt: PLAN_REJECTED"])
 
@@ -123,7 +123,7 @@ def test_a_failed_step_is_kept_without_paths_of_this_machine(tmp_path):
     lines = []
     good = run_step("list", ("inspect", "nothing"), tmp_path, lines.append)
     assert good.exit_code == 65
-    assert good.said["error"]["code"] == "bad_data"
+    assert good.output["error"]["code"] == "bad_data"
     assert "is not a bundle" in good.problem
     assert str(tmp_path) not in good.problem
     assert lines[0] == "list: flamest-export inspect nothing"
@@ -189,14 +189,14 @@ def test_seeded_slow_stays_fp32_in_a_lower_precision_unless_it_was_named(tmp_pat
 )
 def test_only_the_reference_may_refuse_bf16(tmp_path, step, backend, why, ok):
     message = f"graph 'vision' does not run on {backend}, which is required:\n  ONNX Runtime CPU: {why}"
-    run, _ = fake_runner(said={f"{step}: bench": {"refused": {backend: {"code": "no_backend", "message": message}}}})
+    run, _ = fake_runner(outputs={f"{step}: bench": {"refused": {backend: {"code": "no_backend", "message": message}}}})
     report = report_of(GpuCheckRequest(tmp_path), run)
     assert report["ok"] is ok
     assert report["refused_as_expected" if ok else "refused"] == [f"{step}: bench: {backend}: no_backend"]
 
 
 def test_every_backend_and_precision_is_compared_with_cuda_in_fp32(tmp_path):
-    said = {
+    outputs = {
         "fp32: bench": {
             "backends": {
                 "onnxruntime": {"vectors": vectors(1.0, 0.0)},
@@ -205,7 +205,7 @@ def test_every_backend_and_precision_is_compared_with_cuda_in_fp32(tmp_path):
         },
         "fp16: bench": {"backends": {"tensorrt": {"precision": "fp16", "vectors": vectors(0.6, 0.8)}}},
     }
-    run, _ = fake_runner(said=said)
+    run, _ = fake_runner(outputs=outputs)
     report = report_of(GpuCheckRequest(tmp_path), run)
     compared = report["beside_fp32_cuda"]
     assert compared.keys() == {"fp32: onnxruntime", "fp16: tensorrt"}

@@ -17,7 +17,7 @@ from flamest.export.parity.blip import compare_blip
 from flamest.export.parity.single_graphs import compare_clip, compare_cnn
 from flamest.export.parity.verification import verify_bundle
 from flamest.export.parity.written_graphs import WrittenGraphs
-from flamest.export.parts import ExportContext, motion_part, spatio_temporal, vision_language
+from flamest.export.parts import ExportContext, spatio_temporal, spatio_temporal_part, vision_language
 from flamest.export.precision.calibration import CHAIN_SEED, calibration_clips, seeded_clips
 from flamest.export.precision.lowering import Lowering
 from flamest.export.weights.loading import open_clip, open_video
@@ -44,7 +44,7 @@ def video(request, tmp_path_factory, unwatched):
     loaded = open_video(parse_source(request.param, "random:tiny"))
     folder = tmp_path_factory.mktemp(request.param)
     context = ExportContext(folder, unwatched, 1, Lowering(), seeded_clips(CHAIN_SEED))
-    part = context.export(motion_part(loaded, spatio_temporal(loaded, "keyframes")))
+    part = context.export(spatio_temporal_part(loaded, spatio_temporal(loaded, "keyframes")))
     return loaded, folder, part.record, part
 
 

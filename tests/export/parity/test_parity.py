@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from flamest.base.errors import DataError, InvariantError, UnreachableError
-from flamest.export.networks.slow import keyframe_module, pooled_module, slow_module
+from flamest.export.networks.slow_i3d import keyframe_module, pooled_module, slow_module
 from flamest.export.parity.blip import compare_blip
 from flamest.export.parity.comparison import BATCHES, Comparison, summarise
 from flamest.export.parity.single_graphs import compare_cnn, compare_keyframes

@@ -27,7 +27,7 @@ X = np.random.default_rng(0).normal(size=(6, WIDTH)).astype(np.float32)
 
 
 class Block(nn.Module):
-    """A norm, a product, a softmax and a product, as in a transformer."""
+    """A norm, a matmul, a softmax and a matmul, as in a transformer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,12 +55,12 @@ def written(request, block, tmp_path_factory):
     return WrittenGraphs(folder, {"half": graph}, threads=1)
 
 
-def test_products_are_half_and_norms_and_softmaxes_are_fp32(written):
+def test_matmuls_are_half_and_norms_and_softmaxes_are_fp32(written):
     import onnx
 
     graph = written.graphs["half"]
-    products = graph.dtype_histogram[DTYPES[graph.precision]]
-    assert sum(products.values()) == 2
+    matmuls = graph.dtype_histogram[DTYPES[graph.precision]]
+    assert sum(matmuls.values()) == 2
     assert graph.dtype_histogram["float32"] == {"LayerNormalization": 1, "Softmax": 1}
     check_precision("half", graph.precision, graph.dtype_histogram)
     file = onnx.load(str(written.folder / graph.file)).graph

@@ -1,4 +1,4 @@
-"""int8 as pairs around products: changed operators, distance to fp32, and independent rows."""
+"""int8 as pairs around matmuls: changed operators, distance to fp32, and independent rows."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from flamest.base.errors import DataError, UnreachableError, UsageError
 from flamest.export.networks.blip import BLIP_TINY_CONFIG
+from flamest.export.weights.hub_folder import read_blip_config
 from flamest.export.weights.loading import open_blip, open_video
 from flamest.export.weights.source import PUBLISHED, parse_source
-from flamest.export.weights.transformers import read_blip_config
 from flamest.export.weights.vocabulary import vocabulary
 from safetensors.torch import save_file
 

@@ -10,9 +10,9 @@ import torch
 from flamest.base.errors import DataError
 from flamest.export.networks.blip import BLIP_BASE_CONFIG, build_blip
 from flamest.export.networks.reference import parameter_counts
-from flamest.export.networks.slow import build_slow_r50
-from flamest.export.weights.checkpoints import check_tensors, read_tensors
-from flamest.export.weights.transformers import fill_blip
+from flamest.export.networks.slow_i3d import build_slow_r50
+from flamest.export.weights.checkpoints import check_tensors, load_checkpoint_tensors
+from flamest.export.weights.hub_folder import fill_blip
 from flamest.export.weights.video import fill_video
 from safetensors.torch import save_file
 
@@ -137,7 +137,7 @@ def test_a_model_zoo_file_is_read_with_its_model_state_unwrapped(tmp_path, slow_
     torch.save({"model_state": weights}, tmp_path / "SLOW_8x8_R50.pyth")
     net = fill_video(
         build_slow_r50(),
-        read_tensors(tmp_path / "SLOW_8x8_R50.pyth"),
+        load_checkpoint_tensors(tmp_path / "SLOW_8x8_R50.pyth"),
         file=tmp_path / "SLOW_8x8_R50.pyth",
         what="slow_r50",
     )
@@ -171,7 +171,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path, capsys):
     torch.save({"model_state": {"w": torch.zeros(2)}, "more": Surprise()}, tmp_path / "evil.pyth")
     for name in ("evil.pth", "evil.pyth"):
         with pytest.raises(DataError, match=rf"{name} cannot be read as PyTorch weights"):
-            read_tensors(tmp_path / name)
+            load_checkpoint_tensors(tmp_path / name)
     assert "this ran" not in capsys.readouterr().out
 
 
@@ -179,7 +179,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path, capsys):
 def test_a_file_of_another_kind_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(DataError, match=r"expected \.safetensors, or one of \.pth, \.pyth, \.bin"):
-        read_tensors(tmp_path / name)
+        load_checkpoint_tensors(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["cut.safetensors", "cut.pth"])
@@ -189,16 +189,16 @@ def test_a_damaged_file_is_refused(tmp_path, name):
     whole = (tmp_path / name.replace("cut", "whole")).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=f"{name} cannot be read as"):
-        read_tensors(tmp_path / name)
+        load_checkpoint_tensors(tmp_path / name)
 
 
 def test_a_state_dict_with_other_values_than_tensors_is_refused(tmp_path):
     torch.save({"w": torch.zeros(2), "epoch": 3}, tmp_path / "run.pth")
     with pytest.raises(DataError, match="entry 'epoch' is int, expected a tensor"):
-        read_tensors(tmp_path / "run.pth")
+        load_checkpoint_tensors(tmp_path / "run.pth")
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     with pytest.raises(DataError, match="holds list, expected a state dict"):
-        read_tensors(tmp_path / "list.pth")
+        load_checkpoint_tensors(tmp_path / "list.pth")
 
 
 def test_a_negative_variance_is_refused(tmp_path, slow_r50_shapes):
@@ -207,7 +207,10 @@ def test_a_negative_variance_is_refused(tmp_path, slow_r50_shapes):
     save_file(weights, tmp_path / "a.safetensors")
     with pytest.raises(DataError, match=r"'blocks.0.norm.running_var' holds a negative variance"):
         fill_video(
-            build_slow_r50(), read_tensors(tmp_path / "a.safetensors"), file=tmp_path / "a.safetensors", what="slow_r50"
+            build_slow_r50(),
+            load_checkpoint_tensors(tmp_path / "a.safetensors"),
+            file=tmp_path / "a.safetensors",
+            what="slow_r50",
         )
 
 

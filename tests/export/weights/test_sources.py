@@ -11,9 +11,9 @@ import torch
 from flamest.base.errors import DataError, StorageError, UnreachableError
 from flamest.export.networks.clip import CLIP_TINY_CONFIG, read_captions, tokenize_captions
 from flamest.export.networks.resnet3d import build_r3d_tiny
-from flamest.export.networks.slow import build_i3d_tiny
+from flamest.export.networks.slow_i3d import build_i3d_tiny
 from flamest.export.networks.videomae import VIDEOMAE_TINY_CONFIG
-from flamest.export.weights.checkpoints import read_tensors
+from flamest.export.weights.checkpoints import load_checkpoint_tensors
 from flamest.export.weights.loading import open_blip, open_clip, open_video
 from flamest.export.weights.source import parse_source
 from flamest.export.weights.tokenizer import synthetic_tokenizer
@@ -112,7 +112,10 @@ def test_a_checkpoint_file_of_another_network_is_refused(tmp_path, build):
     tensors = {name: torch.ones_like(tensor) for name, tensor in net.state_dict().items()}
     save_file(tensors, tmp_path / "a.safetensors")
     filled = fill_video(
-        build(), read_tensors(tmp_path / "a.safetensors"), file=tmp_path / "a.safetensors", what="the tiny one"
+        build(),
+        load_checkpoint_tensors(tmp_path / "a.safetensors"),
+        file=tmp_path / "a.safetensors",
+        what="the tiny one",
     )
     assert all(bool((value == 1).all()) for value in filled.state_dict().values())
     name = next(iter(tensors))
@@ -120,7 +123,10 @@ def test_a_checkpoint_file_of_another_network_is_refused(tmp_path, build):
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(DataError, match=f"is not a checkpoint of the tiny one .*1 missing: '{name}'"):
         fill_video(
-            build(), read_tensors(tmp_path / "a.safetensors"), file=tmp_path / "a.safetensors", what="the tiny one"
+            build(),
+            load_checkpoint_tensors(tmp_path / "a.safetensors"),
+            file=tmp_path / "a.safetensors",
+            what="the tiny one",
         )
 
 

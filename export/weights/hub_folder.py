@@ -18,7 +18,7 @@ from ..networks.blip import build_blip
 from ..networks.clip import build_clip
 from ..networks.preprocessing import blip_frames, check_preprocessor, clip_frames, videomae_frames
 from ..networks.videomae import build_videomae
-from .checkpoints import check_tensors, find_weights, read_tensors
+from .checkpoints import check_tensors, find_weights, load_checkpoint_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,7 +52,7 @@ def load_blip(path: Path) -> BlipForConditionalGeneration:
     check_preprocessor(folder / "preprocessor_config.json", blip_frames(size=0))
     weights = find_weights(folder, BLIP_FILES) if path.is_dir() else path
     model: BlipForConditionalGeneration = _build(build_blip, config, folder)
-    fill_blip(model, read_tensors(weights), file=weights, tied=config["tie_word_embeddings"])
+    fill_blip(model, load_checkpoint_tensors(weights), file=weights, tied=config["tie_word_embeddings"])
     return model
 
 
@@ -63,7 +63,7 @@ def load_clip(path: Path) -> Any:
     check_preprocessor(folder / "preprocessor_config.json", clip_frames(size=0))
     weights = find_weights(folder, CLIP_FILES) if path.is_dir() else path
     model = _build(build_clip, config, folder)
-    tensors = read_tensors(weights)
+    tensors = load_checkpoint_tensors(weights)
     for tower in ("text_model", "vision_model"):
         _take_position_ids(tensors, f"{tower}.embeddings.position_ids", weights)
     return _fill(model, tensors, file=weights, what="CLIPModel with this configuration")
@@ -77,7 +77,9 @@ def load_videomae(path: Path) -> nn.Module:
     weights = find_weights(folder, VIDEOMAE_FILES) if path.is_dir() else path
     net = _build(build_videomae, config, folder)
     expected = net.state_dict()
-    tensors = {name if name in expected else _renamed(name): value for name, value in read_tensors(weights).items()}
+    tensors = {
+        name if name in expected else _renamed(name): value for name, value in load_checkpoint_tensors(weights).items()
+    }
     filled: nn.Module = _fill(net, tensors, file=weights, what="VideoMAEForVideoClassification with this configuration")
     return filled
 
