@@ -22,8 +22,8 @@ from ..fedproto.records import PROTOCOL, GlobalModel, Receipt, RunSettings, Subj
 from ..fedproto.tensors import chunks, decode_params, payload_bytes
 from ..fedproto.tls import certificate_silo, channel_credentials, check_dates, check_files, file_stamps
 from .client_errors import ClientStopped, DuplicateIdentity, RunChanged, StaleUpdate
-from .connection import ConnectionSettings, handshake_problem, split_address
 from .egress.messages import EvaluationMessage, UpdateMessage
+from .handshake import ConnectionSettings, handshake_problem, split_address
 from .retry import Backoff, RetryPolicy
 
 if TYPE_CHECKING:
@@ -252,34 +252,40 @@ class CoordinatorClient:
 
     def _fetch_once(self, run: RunSettings, request: bytes) -> tuple[messages.ModelHeader, Params, str]:
         """Return the model and its hash, which is computed while the bytes of a whole model arrive."""
-        whole = payload_bytes(run.head)
         self.sent_bytes += len(request)
         start = self._channel.unary_stream(wire.method_path(wire.FETCH_MODEL), None, None)
-        call = start(request, timeout=wire.transfer_s(whole))
+        call = start(request, timeout=wire.transfer_s(payload_bytes(run.head)))
+        digest = ParamsDigest(run.head)
         with self._retry.cancelled_on_shutdown(call):
-            header = messages.decode_model_part(self._received(next(iter(call), b"")))
-            if not isinstance(header, messages.ModelHeader):
-                raise DataError("the model was sent without a header", code="malformed")
-            self._check_model_size(run, header)
-            payload, filled = np.empty(header.payload_bytes, np.uint8).data, 0
-            digest = ParamsDigest(run.head)
-            for raw in call:
-                part = messages.decode_model_part(self._received(raw))
-                if isinstance(part, messages.ModelHeader) or filled + len(part) > len(payload):
-                    raise DataError(f"the model is not a header and {len(payload)} bytes", code="payload_size")
-                payload[filled : filled + len(part)] = part
-                filled += len(part)
-                if header.codec == "fp32":
-                    digest.update(part)
-        if filled != len(payload):
-            raise DataError(f"a model of {filled} bytes, its header announces {len(payload)}", code="payload_size")
+            header, payload = self._receive_model(run, iter(call), digest)
         whose = f"model of round {header.round}"
-        if self._last_model is not None and not payload:
+        if self._last_model is not None and not payload:  # it is the model that this silo has
             return header, self._last_model[1], self._last_model[0]
         if self._last_model is not None and header.codec != "fp32":
             params = apply_delta(header.codec, run.head, payload, self._last_model[1], whose=whose)
             return header, params, params_sha256(params)
         return header, decode_params(run.head, payload, whose=whose), digest.hexdigest()
+
+    def _receive_model(
+        self, run: RunSettings, parts: Iterator[bytes], digest: ParamsDigest
+    ) -> tuple[messages.ModelHeader, memoryview]:
+        """Receive a model's header and payload; the bytes of a whole model go into ``digest`` too."""
+        header = messages.decode_model_part(self._received(next(parts, b"")))
+        if not isinstance(header, messages.ModelHeader):
+            raise DataError("the model was sent without a header", code="malformed")
+        self._check_model_size(run, header)
+        payload, filled = np.empty(header.payload_bytes, np.uint8).data, 0
+        for raw in parts:
+            part = messages.decode_model_part(self._received(raw))
+            if isinstance(part, messages.ModelHeader) or filled + len(part) > len(payload):
+                raise DataError(f"the model is not a header and {len(payload)} bytes", code="payload_size")
+            payload[filled : filled + len(part)] = part
+            filled += len(part)
+            if header.codec == "fp32":
+                digest.update(part)
+        if filled != len(payload):
+            raise DataError(f"a model of {filled} bytes, its header announces {len(payload)}", code="payload_size")
+        return header, payload
 
     def _check_model_size(self, run: RunSettings, header: messages.ModelHeader) -> None:
         """Check, before anything is allocated, that this client can read what the header announces."""

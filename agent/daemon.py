@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -25,18 +26,20 @@ from .egress.guard import EgressGuard
 from .egress.pending_update import PendingUpdate
 from .egress.policy import PolicyRefused
 from .end_of_run import OWN_MODEL, EndOfRun
-from .extraction.records import ExtractRequest
+from .extraction.report import ExtractRequest
 from .identity import agent_instance
 from .renewal import Renewal
 from .settings import AgentSettings
-from .status import LOCK_FILE, AgentStatus, Doing, write_status
+from .status import LOCK_FILE, AgentStatus, DaemonState, write_status
 from .tasks import DataSource, RoundOutcome, RoundWork, extract_new, train_round
 from .worker import Worker, WorkerCrashed, WorkStopped
 
 DUPLICATE_S = 60.0  # pause before an agent asks again whether the other one with its identity is gone
 POLL_S = 20.0  # how long the coordinator may hold a request for work open
-RETRY_S = (1.0, 60.0)  # pause after an unreachable coordinator: doubles from the first to the second
-NOT_SENT: tuple[Doing, ...] = ("refused_by_policy", "failed")
+# Pause before the daemon connects again, after a call's own retries (retry.py) have given up: a longer outage, so it
+# doubles from the first to the second, over as many calls as it takes.
+RECONNECT_S = (1.0, 60.0)
+NOT_SENT: tuple[DaemonState, ...] = ("refused_by_policy", "failed")
 
 log = Log("agent")
 
@@ -56,6 +59,21 @@ def run_agent(settings: AgentSettings, silo: str, shutdown: Shutdown, *, once: b
             except FlamestError as error:
                 daemon.note_failure(error)
                 raise
+
+
+@dataclass
+class _RunProgress:
+    """The part of a run that this silo has done, and does not do again while the coordinator repeats its answer."""
+
+    round: int = 0  # the last round that was answered, or will not be
+    evaluated: str = ""  # hash of the final model whose evaluation was reported
+    adopted: str = ""  # hash of the final model that was compared and put to use
+    failed_attempts: int = 0  # of the client, when ``round`` was last known to be right
+
+    def note_outage(self, failed_attempts: int) -> None:
+        """Answer the open round again when the coordinator was away: it may be restored from a backup."""
+        if failed_attempts != self.failed_attempts:
+            self.round, self.failed_attempts = 0, failed_attempts
 
 
 class _Daemon:
@@ -83,12 +101,12 @@ class _Daemon:
 
     def _serve_runs(self, client: CoordinatorClient, *, once: bool) -> AgentStatus:
         """Serve one run after the other, and survive every loss of the connection."""
-        pause = RETRY_S[0]
+        pause = RECONNECT_S[0]
         while not self._shutdown.requested:
             try:
                 self._renew_if_due()
                 run = client.join()
-                pause = RETRY_S[0]
+                pause = RECONNECT_S[0]
                 if self._serve_run(client, run, once=once):
                     return self._status
             except (WorkStopped, ClientStopped):
@@ -107,7 +125,7 @@ class _Daemon:
                 self._set_state("unreachable", detail=error.message)
                 log.warning("unreachable", retry_s=pause, detail=error.message)
                 self._shutdown.wait(pause * random.uniform(0.5, 1.5))
-                pause = min(2 * pause, RETRY_S[1])
+                pause = min(2 * pause, RECONNECT_S[1])
         self._set_state("stopped")
         return self._status
 
@@ -120,30 +138,24 @@ class _Daemon:
         self._extract_if_due()
         log.info("joined", run=run.run, rounds=run.rounds, settings=run.sha256[:12])
         self._note(run=run.run, rounds=run.rounds)
-        answered = failed_attempts = 0
-        adopted = evaluated = ""  # hashes of final models
+        done = _RunProgress()
         while not self._shutdown.requested:
-            if failed_attempts != client.failed_attempts:  # the coordinator was away, perhaps restored from a backup
-                answered, failed_attempts = 0, client.failed_attempts
+            done.note_outage(client.failed_attempts)
             self._renew_if_due()
-            task = client.wait(run, answered, POLL_S, instance=self._instance)
+            task = client.wait(run, done.round, POLL_S, instance=self._instance)
             self._note_traffic(client)
-            if task.phase is Phase.EVALUATE and evaluated != task.model_sha256:
-                self._set_state("evaluating")
-                self._end_of_run.evaluate(client, run, task)
-                self._note_traffic(client)
-                evaluated = task.model_sha256
+            if task.phase is Phase.EVALUATE and done.evaluated != task.model_sha256:
+                self._evaluate(client, run, task)
+                done.evaluated = task.model_sha256
                 continue
             if task.phase is Phase.OPEN:
                 self._answer_round(client, run, task)
-                answered = task.round
+                done.round = task.round
                 continue
             if task.phase in (Phase.FINISHED, Phase.EVALUATE):  # EVALUATE again: the report was refused
-                if adopted != task.model_sha256:
-                    in_use = self._end_of_run.adopt_model(client, run, task)
-                    self._note_traffic(client)
-                    self._note(adopted=in_use.model, adopted_why=in_use.why)
-                    adopted = task.model_sha256
+                if done.adopted != task.model_sha256:
+                    self._adopt_model(client, run, task)
+                    done.adopted = task.model_sha256
                 self._set_state("finished")
                 if once:
                     return True
@@ -153,6 +165,18 @@ class _Daemon:
             self._shutdown.wait(task.poll_after_s)
             self._extract_if_due()
         return False
+
+    def _evaluate(self, client: CoordinatorClient, run: RunSettings, task: TaskStatus) -> None:
+        """Report how the models that the coordinator offers do on the held-out clips."""
+        self._set_state("evaluating")
+        self._end_of_run.evaluate(client, run, task)
+        self._note_traffic(client)
+
+    def _adopt_model(self, client: CoordinatorClient, run: RunSettings, task: TaskStatus) -> None:
+        """Put the final model to use, or keep this silo's own where the policy finds that better."""
+        in_use = self._end_of_run.adopt_model(client, run, task)
+        self._note_traffic(client)
+        self._note(adopted=in_use.model, adopted_why=in_use.why)
 
     def _renew_if_due(self) -> bool:
         """Use a renewed certificate, if there is one; True if so. The run continues over the new connection."""
@@ -177,7 +201,7 @@ class _Daemon:
         except (RunChanged, DuplicateIdentity):
             raise
         except StaleUpdate as stale:
-            log.warning("update_not_taken", round=task.round, code=stale.code, detail=stale.message)
+            log.warning("update_stale", round=task.round, code=stale.code, detail=stale.message)
         except (DataError, StorageError) as error:  # refused by the coordinator, or the ledger cannot be written
             self._note_error("update_failed", task.round, error)
 
@@ -251,13 +275,13 @@ class _Daemon:
                 limits=DecodeLimits(timeout_s=settings.work.clip_timeout),
                 trusted=settings.trust(),
                 backend_options=settings.work.backend_options,
-                trained_on=settings.precision,
+                training_precision=settings.precision,
             )
             extracted = self._worker.call(extract_new, request)
             log.info("extracted", **extracted.figures, **extracted.backends)
-            if extracted.followed:
+            if extracted.used_stored_precision:
                 precision = extracted.figures["precision"]
-                log.warning("precision_of_the_store", precision=precision, settings="name none under [work]")
+                log.warning("store_precision_used", precision=precision, fix="set precision under [work]")
             if extracted.failed:
                 log.warning("clips_failed", **extracted.failed)
             backends = extracted.backends or self._status.backends
@@ -277,7 +301,7 @@ class _Daemon:
         log.error(event, round=round_number, code=error.code, see="flamest-agent status")
         log.debug(event, detail=error.message)
 
-    def _set_state(self, doing: Doing, *, detail: str = "", code: str = "") -> None:
+    def _set_state(self, doing: DaemonState, *, detail: str = "", code: str = "") -> None:
         if (doing, detail) != (self._status.doing, self._status.detail):
             self._note(doing=doing, detail=detail, code=code, since=utc_text())
 

@@ -13,10 +13,10 @@ from .client import CoordinatorClient, DuplicateIdentity, RunChanged
 from .egress.guard import EgressGuard
 from .tasks import DataSource, choose_model, evaluate_model
 from .training.client_state import ClientState
-from .training.evaluation import Adoption
+from .training.evaluation import ModelChoice
 from .worker import Worker, WorkerCrashed
 
-FINAL_MODEL = "model.safetensors"  # in use at this site: the run's, or this silo's own where that was better
+FINAL_MODEL = "model.safetensors"  # in use at this silo: the run's, or this silo's own where that was better
 OWN_MODEL = "own.safetensors"  # this silo's own model after its last training (policy.refuse_worse)
 REFUSED_MODEL = "model.refused.safetensors"
 
@@ -82,7 +82,7 @@ class EndOfRun:
         log.info("final_model", round=task.round, sha256=model.sha256[:12], file=FINAL_MODEL, adopted=used.model)
         return used
 
-    def _compare(self, run: RunSettings, model: GlobalModel) -> Adoption | None:
+    def _compare(self, run: RunSettings, model: GlobalModel) -> ModelChoice | None:
         """Decide whether the own model stays in use; None when the policy does not ask, or the comparison failed."""
         if not self._policy.refuse_worse:
             return None

@@ -11,34 +11,34 @@ from ..base.errors import StorageError
 from ..base.files import write_atomic, write_new
 from ..fedproto.certificates import make_silo_request
 
-FILE = "instance"
+INSTANCE_FILE = "instance"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # man 4 random
-SIZE = 16  # bytes
+SECRET_BYTES = 16  # bytes
 
 
 def agent_instance(state: Path, boot_id: Path = BOOT_ID) -> str:
-    """Return 32 hexadecimal digits that tell this agent from another one with the same certificate.
+    """Return 32 hexadecimal digits that distinguish this agent from another one with the same certificate.
 
     They follow from a random file in ``state`` (made when there is none) and from the machine's boot identifier, so
     they stay the same when the agent restarts, and differ for a copied certificate and for a copied machine. They
-    differ after a reboot too: the agent then waits until the coordinator's lease of the one before is over (decision
-    021). Raises StorageError.
+    differ after a reboot too: the agent then waits until the coordinator's lease of the one before is over
+    (docs/decisions/021-one-agent-of-an-identity.md). Raises StorageError.
     """
-    path = state / FILE
+    path = state / INSTANCE_FILE
     try:
         secret = path.read_bytes()
     except FileNotFoundError:
         secret = b""
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    if len(secret) != SIZE:
-        secret = os.urandom(SIZE)
+    if len(secret) != SECRET_BYTES:
+        secret = os.urandom(SECRET_BYTES)
         write_atomic(path, secret, mode=0o600)
     try:
         boot = boot_id.read_bytes()
     except OSError:  # not Linux: the file alone distinguishes copies
         boot = b""
-    return hashlib.sha256(secret + boot).hexdigest()[: 2 * SIZE]
+    return hashlib.sha256(secret + boot).hexdigest()[: 2 * SECRET_BYTES]
 
 
 @dataclass(frozen=True)

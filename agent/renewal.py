@@ -52,8 +52,8 @@ class Renewal:
             may_pass = isinstance(error, UnreachableError | StorageError)
             self._refused = None if may_pass else found
             self.problem = " ".join((f"{error.code}: {error.message}", error.fix)).strip()
-            log.error("certificate_kept", code=error.code, until=self.expires, see="flamest-agent status")
-            log.debug("certificate_kept", detail=error.message)
+            log.error("certificate_reload_failed", code=error.code, until=self.expires, see="flamest-agent status")
+            log.debug("certificate_reload_failed", detail=error.message)
             return False
         self.problem = ""
         log.info("certificate_reloaded", days=round(self._client.certificate.days_left), until=self.expires)

@@ -24,7 +24,7 @@ STOP_CHECK_S = 0.3  # how often a running call checks whether the process was as
 
 
 class Backoff(msgspec.Struct, frozen=True):
-    """Pauses between retries: they double from the first to the longest, each varied by half.
+    """Pauses between the retries of one call: they double from the first to the longest, each varied by half.
 
     When a coordinator is still away after the first pause, all its silos lost it at the same moment, and they must
     not all come back at the same moment: from then on a pause is anything from 0 to ``spread_s``.

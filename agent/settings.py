@@ -14,10 +14,10 @@ from ..runtime.backends.options import BackendOptions, parse_backend_options
 from ..runtime.bundle.opening import open_manifest
 from ..runtime.bundle.signature import TrustedKeys, is_key_text, read_trusted_keys
 from ..runtime.video.decoder import DecodeLimits
-from .connection import ConnectionSettings, split_address
 from .egress.policy import Policy
+from .handshake import ConnectionSettings, split_address
 
-LONGEST_CLIP_S = 86400
+MAX_CLIP_TIMEOUT_S = 86400  # a day
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,8 +85,8 @@ min_samples = 256             # with fewer clips an update could reveal them: it
 hold_out = 0.2                # share of groups kept from training, to evaluate on
 # report_evaluation = false   # report loss and correct predictions on held-out clips; default: except with record-dp
 # report_classes = 10         # report by class too, for classes with so many held-out clips
-# share_for_evaluation = true # sites that share too may evaluate this site's last model (docs/evaluation.md)
-# refuse_worse = true         # keep this site's own model where the run's final one is worse on the held-out clips
+# share_for_evaluation = true # silos that share too may evaluate this silo's last model (docs/evaluation.md)
+# refuse_worse = true         # keep this silo's own model where the run's final one is worse on the held-out clips
 # report_counts = "power-of-two"  # report clip counts as the nearest power of two
 # codec = "fp32"              # send updates at least this exactly
 # privacy = "clip"            # clip every update and add noise: clip_norm = 1.0, noise = 0.001
@@ -114,8 +114,8 @@ def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> Ag
         problems.append("work.threads: expected 1 or more")
     if settings.work.idle_s < 0 or settings.work.rescan_s <= 0:
         problems.append("work: expected times above 0 seconds")
-    if not 1 <= settings.work.clip_timeout <= LONGEST_CLIP_S:
-        problems.append(f"work.clip_timeout: expected 1 to {LONGEST_CLIP_S} seconds")
+    if not 1 <= settings.work.clip_timeout <= MAX_CLIP_TIMEOUT_S:
+        problems.append(f"work.clip_timeout: expected 1 to {MAX_CLIP_TIMEOUT_S} seconds")
     if settings.videos is not None and settings.bundle is None:
         problems.append("bundle: needed when videos is set")
     try:
@@ -124,13 +124,13 @@ def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> Ag
         problems.append(f"work: {error.message}")
     if problems:
         raise SettingsError(f"{path}: " + "; ".join(problems))
-    anchored = _anchored(settings, Path(path).resolve().parent)
-    anchored = msgspec.structs.replace(anchored, trusted_keys=(*anchored.trusted_keys, *also_trusted))
-    anchored.trust()  # a key that cannot be read must not wait for the first new clip
-    return anchored
+    resolved = _resolve_paths(settings, Path(path).resolve().parent)
+    resolved = msgspec.structs.replace(resolved, trusted_keys=(*resolved.trusted_keys, *also_trusted))
+    resolved.trust()  # a key that cannot be read must not wait for the first new clip
+    return resolved
 
 
-def check_surroundings(settings: AgentSettings) -> None:
+def check_environment(settings: AgentSettings) -> None:
     """Check that address, key, certificates, bundle and videos of the settings exist and fit together.
 
     Raises SettingsError, DataError or IdentityError for the first problem.
@@ -149,7 +149,7 @@ def check_surroundings(settings: AgentSettings) -> None:
         )
 
 
-def _anchored(settings: AgentSettings, folder: Path) -> AgentSettings:
+def _resolve_paths(settings: AgentSettings, folder: Path) -> AgentSettings:
     """Resolve every relative path from the settings file's folder."""
     connection = settings.coordinator
     return msgspec.structs.replace(

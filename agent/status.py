@@ -14,7 +14,7 @@ from ..base.files import FileLock, write_atomic
 STATUS_FILE = "status.json"
 LOCK_FILE = "lock"
 
-Doing = Literal[
+DaemonState = Literal[
     "starting",
     "extracting",
     "unreachable",
@@ -32,7 +32,7 @@ Doing = Literal[
 class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One snapshot. Counts and identifiers only: no file names, labels or captions."""
 
-    doing: Doing = "starting"
+    doing: DaemonState = "starting"
     detail: str = ""  # for people: the reason, and what to do
     code: str = ""  # of the refusal or failure in ``detail``: policy_refused, diverged, …
     extraction: str = ""  # why the last extraction failed; empty: it did not

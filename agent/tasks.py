@@ -16,11 +16,11 @@ from ..fedproto.records import EncodedUpdate, Evaluation, GlobalModel, RunSettin
 from .egress.accountant import Spend
 from .egress.policy import Policy, PolicyRefused
 from .extraction.extract import extract_folder
-from .extraction.records import ExtractRequest, count_by_code
+from .extraction.report import ExtractRequest, count_by_code
 from .extraction.store import FeatureStore
 from .training.client_state import ClientState, TrainedRound
 from .training.dataset import FeatureTable, SiloData, silo_data
-from .training.evaluation import Adoption, adopt, evaluate
+from .training.evaluation import ModelChoice, choose_better, evaluate
 from .training.feddyn import Correction
 from .training.federated import carries_correction, train_silo
 from .training.trainer import HeadTrainer
@@ -126,30 +126,30 @@ def _evaluate(trainer: HeadTrainer, params: Params, data: SiloData, policy: Poli
     return policy.redact_evaluation(evaluate(trainer, params, data.held_out, policy.report_classes))
 
 
-def choose_model(source: DataSource, run: RunSettings, final: Params, own: Path, policy: Policy) -> Adoption:
+def choose_model(source: DataSource, run: RunSettings, final: Params, own: Path, policy: Policy) -> ModelChoice:
     """Choose between the final model and this silo's own one in the file ``own``."""
     held_out = _load(source, run, policy).held_out
     trainer = _trainer(run.head, source.threads)
     try:
         kept = read_model(own)
     except (DataError, StorageError):  # none was trained in this run, or it is lost
-        return adopt(evaluate(trainer, final, held_out, 0), None)
+        return choose_better(evaluate(trainer, final, held_out, 0), None)
     if (kept.head, kept.labels, kept.fingerprint) != (run.head, run.labels, run.fingerprint):
-        return adopt(evaluate(trainer, final, held_out, 0), None)
-    return adopt(evaluate(trainer, final, held_out, 0), evaluate(trainer, kept.params, held_out, 0))
+        return choose_better(evaluate(trainer, final, held_out, 0), None)
+    return choose_better(evaluate(trainer, final, held_out, 0), evaluate(trainer, kept.params, held_out, 0))
 
 
 @dataclass(frozen=True)
-class Extracted:
+class ExtractionSummary:
     """An extraction's result for the daemon: nothing in it names a clip."""
 
     figures: dict[str, Any]  # counts and times only, for the log
     backends: dict[str, str]  # by graph: where it ran; empty when nothing had to be extracted
     failed: dict[str, int]  # clips that cannot be used, by code
-    followed: bool = False  # the settings name no precision: the store's was used
+    used_stored_precision: bool = False  # the settings name no precision: the store's was used
 
 
-def extract_new(request: ExtractRequest) -> Extracted:
+def extract_new(request: ExtractRequest) -> ExtractionSummary:
     """Bring the store up to date with the video folder."""
     report = extract_folder(request)
     figures = {
@@ -162,15 +162,15 @@ def extract_new(request: ExtractRequest) -> Extracted:
         "precision": report.precision,
     }
     places = {place.graph: place.where for place in report.places}
-    return Extracted(figures, places, count_by_code(report.failed), report.followed)
+    return ExtractionSummary(figures, places, count_by_code(report.failed), report.used_stored_precision)
 
 
 def _load(source: DataSource, run: RunSettings, policy: Policy) -> SiloData:
     """Load the rows. With record-dp each group is held out or not by itself: no clip may move the others."""
     with FeatureStore.open(source.store, create=False, read_only=True) as store:
         stored = store.read(run.fingerprint, source.precision)
-    each_alone = policy.privacy == "record-dp"
-    return silo_data(stored, run.labels, hold_out=source.hold_out, seed=run.seed, each_alone=each_alone)
+    independent = policy.privacy == "record-dp"
+    return silo_data(stored, run.labels, hold_out=source.hold_out, seed=run.seed, independent=independent)
 
 
 @functools.lru_cache(maxsize=2)

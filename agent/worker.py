@@ -25,7 +25,7 @@ END_WITHIN_S = 5.0
 
 
 class WorkerCrashed(FlamestError):
-    """The worker process ended in the middle of a task (memory, a broken decoder), or met what nobody foresaw."""
+    """The worker process ended in the middle of a task (memory, a broken decoder), or raised an unexpected error."""
 
     code = "worker_crashed"
 

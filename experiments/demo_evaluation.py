@@ -10,7 +10,7 @@ import numpy as np
 
 from ..agent.extraction.store import FeatureStore, StoredFeatures
 from ..agent.training.dataset import FeatureTable, feature_table, silo_data
-from ..agent.training.local import train_alone
+from ..agent.training.local import train_locally
 from ..agent.training.trainer import HeadTrainer
 from ..base.errors import DataError
 from ..base.progress import Progress
@@ -78,7 +78,7 @@ def train_references(
     trainer = HeadTrainer(HeadSpec(inputs=test.x.shape[1], outputs=len(training.labels)))
 
     def accuracy(table: FeatureTable) -> float:
-        model = train_alone(trainer, table, test, training.train, passes=training.rounds, seed=training.seed)
+        model = train_locally(trainer, table, test, training.train, rounds=training.rounds, seed=training.seed)
         progress.advance()
         return model.last
 

@@ -60,11 +60,11 @@ def run(
 
     from ...base.log import configure_logging
     from ...base.process import Shutdown, keep_crashes_private, tune_malloc
-    from ..settings import check_surroundings, load_agent_settings
+    from ..settings import check_environment, load_agent_settings
 
     settings = load_agent_settings(config, also_trusted=tuple(trusted_key or ()))
     if check_config:
-        check_surroundings(settings)
+        check_environment(settings)
         if not as_json:
             say(f"{config}: OK")
         return {"config": str(config), "ok": True}
@@ -121,7 +121,7 @@ def _status_lines(status: AgentStatus, settings: AgentSettings, *, alive: bool) 
         f"clips: {status.clips} to train on, {status.held_out} held out, {status.ignored} without a label of the run"
     )
     lines.append(
-        f"left this site: {status.updates_sent} updates, {status.sent_bytes / 1e6:.2f} MB; "
+        f"left this silo: {status.updates_sent} updates, {status.sent_bytes / 1e6:.2f} MB; "
         f"received {status.received_bytes / 1e6:.2f} MB"
     )
     if (left := status.certificate_days) is not None:

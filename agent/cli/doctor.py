@@ -11,7 +11,7 @@ import typer
 from ...base.console import command, say
 from ...base.errors import UsageError
 from ...base.options import JsonOption
-from .backend_options import BackendOption, ComputeOption, RequireOption
+from .backend_options import BackendOption, DoctorPrecisionOption, RequireOption
 
 # Packages that extraction, training and the daemon import, by the name of the distribution.
 PACKAGES = ("apsw", "av", "grpcio", "onnx", "onnxruntime", "pillow", "scikit-learn", "tokenizers")
@@ -30,7 +30,7 @@ def doctor(
     bundle: Annotated[Path | None, typer.Option("--bundle", help="Check the networks of this bundle.")] = None,
     backend: BackendOption = None,
     require_backend: RequireOption = False,
-    precision: ComputeOption = None,
+    precision: DoctorPrecisionOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Show where this machine can run the networks, and how to fix what is missing.
@@ -58,8 +58,8 @@ def doctor(
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
     if backend_options.autotune:
         raise UsageError(
-            "--precision auto: doctor looks at what is there and measures nothing",
-            fix="flamest-agent extract --precision auto measures, and says what it chose",
+            "--precision auto: doctor measures nothing, expected bf16 or no --precision",
+            fix="flamest-agent extract --precision auto measures, and prints its choice",
         )
     manifest = None if bundle is None else read_manifest(bundle)
     facts = gather_facts()

@@ -11,7 +11,7 @@ from ...base.console import command, say
 from ...base.options import JsonOption
 
 if TYPE_CHECKING:
-    from ..egress.ledger import Entry, Reading
+    from ..egress.ledger import Entry, LedgerContent
 
 SETTINGS = Path("agent.toml")
 INDENT = " " * 22
@@ -37,7 +37,7 @@ def egress(
     import msgspec
 
     from ...base.errors import DataError
-    from ..egress.ledger import HEAD_FILE, LEDGER_FILE, broken, read_ledger
+    from ..egress.ledger import HEAD_FILE, LEDGER_FILE, ledger_error, read_ledger
 
     folder = _state_folder(config, state)
     if not (folder / LEDGER_FILE).exists() and not (folder / HEAD_FILE).exists():
@@ -46,25 +46,25 @@ def egress(
             fix="flamest-agent egress --config agent.toml finds the folder that the daemon uses",
             code="no_ledger",
         )
-    reading = read_ledger(folder)
-    if reading.problems and verify:
-        raise broken(folder, reading)
+    content = read_ledger(folder)
+    if content.problems and verify:
+        raise ledger_error(folder, content)
     if not as_json:
-        lines = [] if verify else [line for entry in reading.entries for line in _lines(entry)]
-        for line in (*lines, *_summary(reading)):
+        lines = [] if verify else [line for entry in content.entries for line in _lines(entry)]
+        for line in (*lines, *_summary(content)):
             say(line)
-    updates = list(reading.of("update"))
+    updates = list(content.of("update"))
     return {
-        "entries": [msgspec.to_builtins(entry) for entry in reading.entries],
+        "entries": [msgspec.to_builtins(entry) for entry in content.entries],
         "updates": len(updates),
         "bytes": sum(entry.bytes for entry in updates),
-        "refused": sum(1 for _ in reading.of("refused")),
-        "withdrawn": sum(1 for _ in reading.of("withdrawn")),
+        "refused": sum(1 for _ in content.of("refused")),
+        "withdrawn": sum(1 for _ in content.of("withdrawn")),
         "overrides": sum(1 for entry in updates if entry.overrides),
-        "whole": not reading.problems,
-        "problems": list(reading.problems),
-        "cut_short": reading.cut_short,
-        "head": reading.head,
+        "whole": not content.problems,
+        "problems": list(content.problems),
+        "cut_short": content.cut_short,
+        "head": content.head,
     }
 
 
@@ -74,7 +74,10 @@ def _state_folder(config: Path | None, state: Path | None) -> Path:
     if state is not None:
         return state
     if config is None and not SETTINGS.exists():
-        raise UsageError("which silo? there is no agent.toml here", fix="flamest-agent egress --config agent.toml")
+        raise UsageError(
+            "no agent.toml in this folder, and neither --config nor --state names one",
+            fix="flamest-agent egress --config agent.toml",
+        )
     from ..settings import load_agent_settings
 
     return load_agent_settings(config or SETTINGS).state
@@ -120,16 +123,16 @@ def _reported(entry: Entry) -> list[str]:
     ]
 
 
-def _summary(reading: Reading) -> list[str]:
-    updates = list(reading.of("update"))
-    withheld = sum(1 for entry in reading.entries if entry.what in ("refused", "withdrawn"))
+def _summary(content: LedgerContent) -> list[str]:
+    updates = list(content.of("update"))
+    withheld = sum(1 for entry in content.entries if entry.what in ("refused", "withdrawn"))
     lines = [
-        f"{len(reading.entries)} entries: {len(updates)} updates of {sum(entry.bytes for entry in updates) / 1e6:.2f} "
+        f"{len(content.entries)} entries: {len(updates)} updates of {sum(entry.bytes for entry in updates) / 1e6:.2f} "
         f"MB in all may have left, {withheld} were refused or withdrawn"
     ]
-    if reading.cut_short:
-        lines.append(f"{reading.cut_short} lines were cut short by a crash or a full disk: nothing was sent for them")
-    lines += [f"BROKEN: {problem}" for problem in reading.problems]
-    if not reading.problems:
-        lines.append(f"the ledger is whole; its last entry has the hash {reading.head}")
+    if content.cut_short:
+        lines.append(f"{content.cut_short} lines were cut short by a crash or a full disk: nothing was sent for them")
+    lines += [f"BROKEN: {problem}" for problem in content.problems]
+    if not content.problems:
+        lines.append(f"the ledger is intact; its last entry has the hash {content.head}")
     return lines

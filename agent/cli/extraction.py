@@ -11,12 +11,10 @@ import typer
 from ...base.console import command, say
 from ...base.errors import DataError
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
-from .backend_options import BackendOption, ComputeOption, RequireOption, notice, show_places
+from .backend_options import BackendOption, ExtractPrecisionOption, RequireOption, StoreOption, notice, show_places
 
 if TYPE_CHECKING:
-    from ..extraction.records import ExtractReport
-
-StoreOption = Annotated[Path, typer.Option("--store", help="The feature store, one file.")]
+    from ..extraction.report import ExtractReport
 
 
 @command
@@ -42,7 +40,7 @@ def extract(
     trusted_key: TrustedKeyOption = None,
     backend: BackendOption = None,
     require_backend: RequireOption = False,
-    precision: ComputeOption = None,
+    precision: ExtractPrecisionOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Turn a folder of video clips into features: a 2816-d embedding per clip in the feature store.
@@ -63,7 +61,7 @@ def extract(
     from ...runtime.bundle.signature import read_trusted_keys
     from ...runtime.video.decoder import DecodeLimits
     from ..extraction.extract import clips_to_extract, extract_clips
-    from ..extraction.records import ExtractRequest
+    from ..extraction.report import ExtractRequest
 
     limits = DecodeLimits(timeout_s=clip_timeout)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
@@ -103,7 +101,7 @@ def features(
     Arrays: x float32 [N, D], y (class name, empty where unknown), clip (SHA-256 of the video file),
     group, caption, path; and the scalars fingerprint, precision and vlm_width (x[:, :vlm_width] is
     the vision-language part). Read it with numpy.load(FILE). The file reveals what the videos show:
-    keep it on this site.
+    keep it at this silo.
     """
     from ..extraction.npz import write_npz
     from ..extraction.store import FeatureStore
@@ -186,7 +184,7 @@ def _show(report: ExtractReport, store: Path) -> None:
 
 
 def _nothing_usable(report: ExtractReport) -> DataError:
-    from ..extraction.records import count_by_code
+    from ..extraction.report import count_by_code
 
     counts = ", ".join(f"{count} {code}" for code, count in count_by_code(report.failed).items())
     known = all(failed.known for failed in report.failed)

@@ -9,17 +9,15 @@ import typer
 
 from ...base.console import command, say
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
-from .backend_options import BackendOption, ComputeOption, RequireOption, notice, show_places
-
-StoreOption = Annotated[Path, typer.Option("--store", help="The feature store made by extract.")]
+from .backend_options import BackendOption, PredictPrecisionOption, RequireOption, StoreOption, notice, show_places
 
 
 @command
 def train(
     store: StoreOption,
     out: Annotated[Path, typer.Option("--out", help="Where the model goes, MODEL.safetensors.")],
-    passes: Annotated[int, typer.Option(min=1, help="How often the local epochs are run, as in so many rounds.")] = 80,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs in one pass.")] = 5,
+    passes: Annotated[int, typer.Option(min=1, help="Rounds of local epochs, as a federated run has.")] = 80,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs in one round.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 0.01,
     weight_decay: Annotated[float, typer.Option(min=0.0, help="Adam's L2 term.")] = 1e-4,
@@ -50,7 +48,7 @@ def train(
         settings=TrainSettings(
             epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay
         ),
-        passes=passes,
+        rounds=passes,
         hold_out=hold_out,
         seed=seed,
         threads=threads,
@@ -78,7 +76,7 @@ def predict(
     trusted_key: TrustedKeyOption = None,
     backend: BackendOption = None,
     require_backend: RequireOption = False,
-    precision: ComputeOption = None,
+    precision: PredictPrecisionOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Name the action in new videos: the likeliest labels and the caption of a keyframe."""

@@ -17,7 +17,7 @@ import msgspec
 
 ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *map(float, range(11, 64)), 128.0, 256.0, 512.0, 1024.0)
 NEGLIGIBLE = 30.0  # so far below the sum, in logarithms, a term of a series changes nothing
-LONGEST = 1000  # terms of a series
+MAX_SERIES_TERMS = 1000  # terms of a series
 
 
 class Spend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,7 +81,7 @@ def _moment(q: float, z: float, order: float) -> float:
     """
     z0 = z * z * math.log(1 / q - 1) + 0.5
     below, above, last = -math.inf, -math.inf, (-math.inf, -math.inf)
-    for k in range(LONGEST):
+    for k in range(MAX_SERIES_TERMS):
         rest = order - k
         choose = math.lgamma(order + 1) - math.lgamma(k + 1) - math.lgamma(rest + 1)  # of the magnitude
         reached = _half_erfc((k - z0) / (math.sqrt(2) * z)), _half_erfc((z0 - rest) / (math.sqrt(2) * z))

@@ -20,9 +20,9 @@ from ...fedproto.head import HeadSpec
 from ...fedproto.records import Evaluation, GlobalModel, Receipt, RunSettings, SubjectEvaluation
 from ...fedproto.tls import read_file
 from ..client import CoordinatorClient
-from ..connection import ConnectionSettings
+from ..handshake import ConnectionSettings
 from .accountant import Spend, epsilon_of
-from .ledger import Entry, Ledger, TensorSent, What
+from .ledger import Entry, EntryType, Ledger, TensorSent
 from .messages import EvaluationMessage, UpdateMessage
 from .pending_update import PendingUpdate, read_pending, write_pending
 from .policy import FLOOR, Policy, PolicyRefused
@@ -50,7 +50,7 @@ class EgressGuard:
         guard = cls(state, policy, silo, Ledger.open(state))
         guard.record_certificate(connection)
         keys = {key: value for key, value in msgspec.to_builtins(policy).items() if value is not None}
-        last = max(guard._ledger.reading.of("policy"), key=lambda entry: entry.n, default=None)
+        last = max(guard._ledger.content.of("policy"), key=lambda entry: entry.n, default=None)
         if last is None or (last.policy, last.overrides) != (keys, policy.overrides()):
             guard._ledger.append("policy", policy=keys, overrides=policy.overrides())
         for override in policy.overrides():
@@ -60,7 +60,7 @@ class EgressGuard:
     @property
     def spends(self) -> tuple[Spend, ...]:
         """Privacy spent by all updates with record-dp that ever left."""
-        return tuple(self._ledger.reading.spends().values())
+        return tuple(self._ledger.content.spends().values())
 
     @property
     def epsilon(self) -> float | None:
@@ -87,7 +87,7 @@ class EgressGuard:
         try:
             pending = read_pending(self._state, run.head)
         except DataError as damaged:
-            log.warning("outgoing_lost", code=damaged.code)
+            log.warning("pending_update_lost", code=damaged.code)
             pending = None
         wanted = run.sha256, self.policy.sha256, update_id
         if pending is not None and (pending.run_sha256, pending.policy_sha256, pending.update.update_id) == wanted:
@@ -150,16 +150,16 @@ class EgressGuard:
         """Enter a certificate, once, before a handshake shows it: it holds this silo's name and public key."""
         certificate = read_file(connection.certificate)
         sha256 = sha256_bytes(certificate)
-        if all(entry.sha256 != sha256 for entry in self._ledger.reading.of("enrolment")):
+        if all(entry.sha256 != sha256 for entry in self._ledger.content.of("enrolment")):
             detail = f"certificate of silo '{self.silo}', shown to {connection.address}: name and public key"
             self._ledger.append("enrolment", sha256=sha256, bytes=len(certificate), detail=detail)
 
     def record_refusal(self, run: RunSettings, model: GlobalModel, refused: PolicyRefused) -> None:
         """Enter a refusal; once, however often the round is asked for."""
-        what: What = "withdrawn" if refused.reason == "withdrawn" else "refused"
+        what: EntryType = "withdrawn" if refused.reason == "withdrawn" else "refused"
         update_id = self.update_id(run, model.round, model.sha256)
         if not any(
-            (entry.update_id, entry.code) == (update_id, refused.reason) for entry in self._ledger.reading.of(what)
+            (entry.update_id, entry.code) == (update_id, refused.reason) for entry in self._ledger.content.of(what)
         ):
             self._ledger.append(
                 what,
@@ -191,7 +191,7 @@ class EgressGuard:
         )
 
     def _entries(self, update_id: str) -> list[Entry]:
-        return [entry for entry in self._ledger.reading.of("update") if entry.update_id == update_id]
+        return [entry for entry in self._ledger.content.of("update") if entry.update_id == update_id]
 
 
 def _tensors(head: HeadSpec, dtype: str) -> tuple[TensorSent, ...]:

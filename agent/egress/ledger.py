@@ -30,7 +30,7 @@ LEDGER_FILE = "egress.jsonl"
 HEAD_FILE = "egress.head"
 BEFORE_FIRST = "0" * 64
 
-What = Literal["enrolment", "policy", "update", "evaluation", "refused", "withdrawn"]
+EntryType = Literal["enrolment", "policy", "update", "evaluation", "refused", "withdrawn"]
 
 
 class TensorSent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,7 +44,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     n: int  # from 1
     time: str  # UTC
-    what: What
+    what: EntryType
     previous: str  # SHA-256 of the line before
     run: str = ""
     round: int = 0
@@ -69,15 +69,15 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A ledger as it was found."""
+class LedgerContent:
+    """The entries of a ledger's file, and the problems found in it."""
 
     entries: tuple[Entry, ...]
     head: str  # SHA-256 of the last line
     problems: tuple[str, ...]  # changes that no crash explains; empty: the chain is intact
     cut_short: int = 0  # lines that a crash interrupted
 
-    def of(self, what: What) -> Iterator[Entry]:
+    def of(self, what: EntryType) -> Iterator[Entry]:
         return (entry for entry in self.entries if entry.what == what)
 
     def spends(self) -> dict[str, Spend]:
@@ -85,8 +85,8 @@ class Reading:
         return {entry.sha256: entry.privacy for entry in self.of("update") if entry.privacy is not None}
 
 
-def read_ledger(state: Path) -> Reading:
-    """The ledger in a state folder, checked line by line; an empty reading where there is none. StorageError."""
+def read_ledger(state: Path) -> LedgerContent:
+    """Read the ledger in a state folder and check it line by line; without a file it is empty. Raises StorageError."""
     try:
         raw = (state / LEDGER_FILE).read_bytes()
     except FileNotFoundError:
@@ -112,12 +112,12 @@ def read_ledger(state: Path) -> Reading:
             )
         entries.append(entry)
         hashes.append(hashlib.sha256(line).hexdigest())
-    if (missed := _missed(state, hashes)) is not None:
-        problems.append(missed)
-    return Reading(tuple(entries), hashes[-1], tuple(problems), cut_short)
+    if (head_problem := _head_problem(state, hashes)) is not None:
+        problems.append(head_problem)
+    return LedgerContent(tuple(entries), hashes[-1], tuple(problems), cut_short)
 
 
-def _missed(state: Path, hashes: list[str]) -> str | None:
+def _head_problem(state: Path, hashes: list[str]) -> str | None:
     """Return the problem when the line that the head file names is gone."""
     try:
         count, head = (state / HEAD_FILE).read_text().split()
@@ -130,10 +130,10 @@ def _missed(state: Path, hashes: list[str]) -> str | None:
     return f"the ledger had {count} entries, and entry {count} is not among the {len(hashes) - 1} that are there"
 
 
-def broken(state: Path, reading: Reading) -> DataError:
+def ledger_error(state: Path, content: LedgerContent) -> DataError:
     """Return the error for a ledger with problems."""
     return DataError(
-        f"the egress ledger {state / LEDGER_FILE} is broken: {'; '.join(reading.problems[:3])}. Nothing is sent until "
+        f"the egress ledger {state / LEDGER_FILE} is broken: {'; '.join(content.problems[:3])}. Nothing is sent until "
         "someone has checked it",
         fix=f"find out who changed it; then move {LEDGER_FILE} and {HEAD_FILE} elsewhere, and a new ledger begins "
         "(with a new privacy budget)",
@@ -141,7 +141,8 @@ def broken(state: Path, reading: Reading) -> DataError:
     )
 
 
-def _has_open_end(path: Path) -> bool:
+def _ends_mid_line(path: Path) -> bool:
+    """True when the file's last line has no end, because a crash or a full disk cut it short."""
     try:
         return path.read_bytes()[-1:] not in (b"", b"\n")
     except FileNotFoundError:
@@ -153,31 +154,34 @@ class Ledger:
     """A ledger to append to; by one process at a time (the daemon, under the lock of its state folder)."""
 
     state: Path
-    reading: Reading  # up to date after every line
+    content: LedgerContent  # up to date after every line
     now: Callable[[], str] = utc_text
-    _open_end: bool = False  # the file ends in the middle of a line
+    _mid_line: bool = False  # the file ends in the middle of a line
     _failed: bool = False  # the last line may be there or not
 
     @classmethod
     def open(cls, state: Path, *, now: Callable[[], str] = utc_text) -> Ledger:
-        """Raises DataError (``ledger_broken``) when lines were changed or removed: nothing more is sent then."""
-        reading = read_ledger(state)
-        if reading.problems:
-            raise broken(state, reading)
-        return cls(state, reading, now, _open_end=_has_open_end(state / LEDGER_FILE))
+        """Read and check the ledger in the folder ``state``. Raises DataError (``ledger_broken``), StorageError.
 
-    def append(self, what: What, **fields: Any) -> Entry:
+        A broken ledger is one whose lines were changed or removed: nothing more is sent then.
+        """
+        content = read_ledger(state)
+        if content.problems:
+            raise ledger_error(state, content)
+        return cls(state, content, now, _mid_line=_ends_mid_line(state / LEDGER_FILE))
+
+    def append(self, what: EntryType, **fields: Any) -> Entry:
         """Write a line; durable when it returns. Raises StorageError: the line's message must not be sent then."""
         if self._failed:
-            self.reading, self._open_end = read_ledger(self.state), _has_open_end(self.state / LEDGER_FILE)
+            self.content, self._mid_line = read_ledger(self.state), _ends_mid_line(self.state / LEDGER_FILE)
             self._failed = False
-        before = self.reading
+        before = self.content
         entry = Entry(len(before.entries) + 1, self.now(), what, before.head, **fields)
         line = msgspec.json.encode(entry)
         head = hashlib.sha256(line).hexdigest()
         path = self.state / LEDGER_FILE
         try:
-            self._write(path, (b"\n" if self._open_end else b"") + line + b"\n")
+            self._write(path, (b"\n" if self._mid_line else b"") + line + b"\n")
         except OSError as error:
             self._failed = True
             raise StorageError(
@@ -185,8 +189,8 @@ class Ledger:
                 fix="check free space and permissions of the state folder",
                 code=storage_code(error),
             ) from error
-        self._open_end = False
-        self.reading = Reading((*before.entries, entry), head, (), before.cut_short)
+        self._mid_line = False
+        self.content = LedgerContent((*before.entries, entry), head, (), before.cut_short)
         write_atomic(self.state / HEAD_FILE, f"{entry.n} {head}\n".encode(), mode=0o600)
         return entry
 

@@ -20,7 +20,7 @@ from ...fedproto.records import EncodedUpdate, Evaluation, Update
 from ...fedproto.tensors import decode_params, encode_params
 from .accountant import Spend
 
-FILE = "outgoing.update"
+PENDING_FILE = "outgoing.update"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def write_pending(state: Path, head: HeadSpec, pending: PendingUpdate) -> None:
     """Write the file, unless it holds this very update already; durable when it returns. Raises StorageError."""
-    path, content = state / FILE, _encode(head, pending)
+    path, content = state / PENDING_FILE, _encode(head, pending)
     try:
         if path.read_bytes() == content:
             return
@@ -85,7 +85,7 @@ def _encode(head: HeadSpec, pending: PendingUpdate) -> bytes:
 
 def read_pending(state: Path, head: HeadSpec) -> PendingUpdate | None:
     """Read the last update that was to be sent, if any. Raises DataError (``damaged``), StorageError."""
-    path = state / FILE
+    path = state / PENDING_FILE
     try:
         first, _, payload = path.read_bytes().partition(b"\n")
     except FileNotFoundError:

@@ -32,7 +32,7 @@ from ...base.files import printable_path
 from ...runtime.video import is_video_name
 
 LABELS_FILE = "labels.csv"
-DEEPEST = 16  # folders inside each other
+MAX_FOLDER_DEPTH = 16  # folders inside each other
 
 UCF101 = re.compile(r"v_(?P<action>.+)_g(?P<group>\d+)_c\d+")
 HMDB51 = re.compile(r"(?P<source>.+)_[fhlu]_[cn]m_np\d+_(?:ba|fr|le|ri)_(?:bad|goo|med)_\d+")
@@ -136,7 +136,7 @@ def _walk(folder: Path, unread: list[OSError]) -> Iterator[tuple[Path, str | Non
         for name in linked:  # reported when it leads outside, not followed otherwise
             yield Path(here, name), None, ""
         kept = [name for name in folders if not name.startswith(".") and name not in linked]
-        folders[:] = sorted(kept) if len(inside.parts) < DEEPEST else []
+        folders[:] = sorted(kept) if len(inside.parts) < MAX_FOLDER_DEPTH else []
         label = _printable(inside.name) if inside.parts else None
         for name in files:
             if not name.startswith(".") and is_video_name(name):

@@ -27,7 +27,7 @@ from ...runtime.clip_records import Clip
 from ...runtime.extractor import Extracted, Extractor, open_extractor
 from .clips import ClipFolder, FoundClip, scan_clips
 from .precision_policy import AutotuneSettings, PrecisionPolicy
-from .records import (
+from .report import (
     REMEMBERED,
     ClipWarning,
     ExtractReport,
@@ -53,7 +53,7 @@ def extract_folder(
 
 
 def clips_to_extract(videos: Path) -> ClipFolder:
-    """The folder's clips; DataError ``no_clips`` with the way out when there are none."""
+    """Return the folder's clips. Raises DataError ``no_clips``, with a fix, when there are none."""
     folder = scan_clips(videos)
     if not folder.clips and not folder.problems:
         raise DataError(
@@ -123,7 +123,7 @@ class _Extraction:
         self._manifest, _ = open_manifest(request.bundle, request.trusted)
         self._fingerprint = self._manifest.fingerprint
         self._precision_policy = PrecisionPolicy.of(
-            self._manifest, request.backend_options, store, request.store, request.trained_on
+            self._manifest, request.backend_options, store, request.store, request.training_precision
         )
         self.precision = self._precision_policy.precision
         self.choice: Choice | None = None
@@ -246,8 +246,8 @@ class _Extraction:
             self._extractor.close()
 
     @property
-    def followed(self) -> bool:
-        return self._extractor is not None and self._precision_policy.follows
+    def used_stored_precision(self) -> bool:
+        return self._extractor is not None and self._precision_policy.uses_stored_precision
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -284,7 +284,7 @@ def _content_hash(found: FoundClip) -> str:
 
 
 def _stamp(found: FoundClip) -> FileStamp:
-    """Changes when the file is written to or replaced."""
+    """Return the file's stamp, which changes when the file is written to or replaced."""
     try:
         return FileStamp.of(found.path)
     except OSError as error:
@@ -315,5 +315,5 @@ def _report(folder: ClipFolder, outcomes: list[_Outcome], extraction: _Extractio
         precision=extraction.precision,
         places=extraction.places,
         choice=extraction.choice,
-        followed=extraction.followed,
+        used_stored_precision=extraction.used_stored_precision,
     )

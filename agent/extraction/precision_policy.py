@@ -35,7 +35,7 @@ class PrecisionPolicy:
     manifest: Manifest
     backend_options: BackendOptions
     kinds: tuple[str, ...]  # precisions of the bundle's features in the store, the most frequent first
-    trained_on: str | None  # the precision that the settings name for training
+    training_precision: str | None  # the precision that the settings name for training
     store: Path
 
     @classmethod
@@ -45,34 +45,42 @@ class PrecisionPolicy:
         backend_options: BackendOptions,
         store: FeatureStore,
         path: Path,
-        trained_on: str | None,
+        training_precision: str | None,
     ) -> PrecisionPolicy:
         kinds = tuple(kind.precision for kind in store.kinds() if kind.fingerprint == manifest.fingerprint)
-        return cls(manifest, backend_options, kinds, trained_on, path)
+        return cls(manifest, backend_options, kinds, training_precision, path)
 
     @property
-    def held(self) -> str | None:
+    def stored_precision(self) -> str | None:
         """Precision to keep: the one that training uses, or the store's."""
-        return self.trained_on or (self.kinds[0] if self.kinds else None)
+        return self.training_precision or (self.kinds[0] if self.kinds else None)
 
     @property
-    def follows(self) -> bool:
-        """True when the store's precision is used because no option contradicts it."""
-        asked = {self.backend_options.backend, *self.backend_options.by_graph.values()}
-        return (
-            self.held is not None
-            and (self.trained_on is not None or len(self.kinds) == 1)
-            and not (self.backend_options.autotune or self.backend_options.bf16)
-            and asked <= {AUTO, "openvino"}
-            and self.held != effective_precision(self.manifest, self.backend_options)
-            and self.held == effective_precision(self.manifest, self._in_bf16)
-        )
+    def uses_stored_precision(self) -> bool:
+        """True when the store's precision, which only bf16 gives here, is used because no option contradicts it."""
+        if not (self._has_one_stored_precision and self._options_leave_precision_open):
+            return False
+        without = effective_precision(self.manifest, self.backend_options)
+        return without != self.stored_precision == effective_precision(self.manifest, self._in_bf16)
+
+    @property
+    def _has_one_stored_precision(self) -> bool:
+        """True when it is clear which precision to keep: training names one, or the store holds one."""
+        return self.training_precision is not None or len(self.kinds) == 1
+
+    @property
+    def _options_leave_precision_open(self) -> bool:
+        """True when the options choose no precision, and no backend that cannot compute in bf16."""
+        options = self.backend_options
+        if options.autotune or options.bf16:
+            return False
+        return {options.backend, *options.by_graph.values()} <= {AUTO, "openvino"}
 
     @property
     def precision(self) -> str:
         """Precision under which clips are looked up in the store; any for an empty store."""
-        if self.held is not None and (self.backend_options.autotune or self.follows):
-            return self.held
+        if self.stored_precision is not None and (self.backend_options.autotune or self.uses_stored_precision):
+            return self.stored_precision
         return effective_precision(self.manifest, self.backend_options)
 
     def resolve(self, autotune: AutotuneSettings, clips: Iterable[Clip]) -> ResolvedPrecision:
@@ -81,16 +89,18 @@ class PrecisionPolicy:
         Raises SettingsError ``held_precision`` when no backend here computes in the store's precision.
         """
         if self.backend_options.autotune:
-            request = replace(autotune.request, stored_precision=self.held, fallback_folder=_choices_folder(self.store))
+            request = replace(
+                autotune.request, stored_precision=self.stored_precision, fallback_folder=_choices_folder(self.store)
+            )
             choice = autotune_backends(request, clips, notice=autotune.notice, stop=autotune.stop)
             autotune.notice(choice.line)
             return ResolvedPrecision(choice.backend_options, choice)
-        if self.follows and self.held is not None:
-            require_precision(self.manifest, self.held, self._in_bf16)
+        if self.uses_stored_precision and self.stored_precision is not None:
+            require_precision(self.manifest, self.stored_precision, self._in_bf16)
             autotune.notice(
-                f"warning: new clips are computed in {self.held}, like the features of this bundle in "
-                f"{printable_path(self.store)}; to choose it explicitly: --precision {self.held}, or "
-                f'precision = "{self.held}" under [work] of agent.toml'
+                f"warning: new clips are computed in {self.stored_precision}, like the features of this bundle in "
+                f"{printable_path(self.store)}; to choose it explicitly: --precision {self.stored_precision}, or "
+                f'precision = "{self.stored_precision}" under [work] of agent.toml'
             )
             return ResolvedPrecision(self._in_bf16)
         if self.kinds and self.precision not in self.kinds:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import apsw
 
 
-class Kind(NamedTuple):
+class FeatureKind(NamedTuple):
     """Features that may be trained on together."""
 
     fingerprint: str
@@ -188,10 +188,10 @@ class FeatureStore:
             return Failure(*row)
         return None
 
-    def kinds(self) -> list[Kind]:
+    def kinds(self) -> list[FeatureKind]:
         """Return the kinds of features in the store, the largest first."""
         query = "SELECT fingerprint, precision, count(*) FROM features GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
-        return [Kind(*row) for row in self._rows(query)]
+        return [FeatureKind(*row) for row in self._rows(query)]
 
     def read(self, fingerprint: str | None = None, precision: str | None = None) -> StoredFeatures:
         """Return all features of one kind; the kind must be named where the store holds several.
@@ -230,7 +230,7 @@ class FeatureStore:
             for sha256, label, group, path, caption, times in rows
         ]
 
-    def _choose(self, fingerprint: str | None, precision: str | None) -> Kind:
+    def _choose(self, fingerprint: str | None, precision: str | None) -> FeatureKind:
         kinds = self.kinds()
         if not kinds:
             raise DataError(

@@ -30,7 +30,7 @@ from ...fedproto.records import GlobalModel, RunSettings
 from ...fedproto.tensor_file import TensorFile, read_tensors, write_tensors
 from .feddyn import Correction
 
-FOLDER = "feddyn"
+CLIENT_STATE_FOLDER = "feddyn"
 
 log = Log("agent")
 
@@ -56,7 +56,7 @@ class ClientState:
     @classmethod
     def of_run(cls, state: Path, run: RunSettings) -> ClientState:
         """Open the files in the agent's state folder; a run is identified by its settings."""
-        return cls(state / FOLDER / run.sha256[:16], run.head)
+        return cls(state / CLIENT_STATE_FOLDER / run.sha256[:16], run.head)
 
     def correction(self, round_number: int, counted_round: int) -> Correction:
         """Return h_i to train round ``round_number`` with; ``counted_round`` is the last one that counted, 0 for none.

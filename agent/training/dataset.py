@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ...base.errors import DataError
 from ..extraction.store import StoredFeatures
-from .holdout import hold_out_each_alone, hold_out_groups
+from .holdout import hold_out_groups, hold_out_groups_independently
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class SiloData:
 
 
 def silo_data(
-    stored: StoredFeatures, labels: Sequence[str], *, hold_out: float, seed: int, each_alone: bool = False
+    stored: StoredFeatures, labels: Sequence[str], *, hold_out: float, seed: int, independent: bool = False
 ) -> SiloData:
     """Keep the clips whose label is in ``labels`` and hold out ``hold_out`` of their groups.
 
@@ -31,8 +31,8 @@ def silo_data(
     clips are the same, and clips that are added or removed may move groups to the other side. With one group, or a
     share of 0, nothing is held out.
 
-    ``each_alone`` (record-dp): each group by its name alone (``hold_out_each_alone``). A clip that is added or removed
-    then changes its own row and no other; the share is met on average only, and either side may be empty.
+    ``independent`` (record-dp): each group by its name alone (``hold_out_groups_independently``). A clip that is added
+    or removed then changes its own row and no other; the share is met on average only, and either side may be empty.
     """
     known = set(labels)
     kept = [row for row, label in enumerate(stored.labels) if label in known]
@@ -40,8 +40,8 @@ def silo_data(
     groups = [stored.groups[row] for row in kept]
     table = feature_table(stored.x[kept], names, labels)
     ignored = len(stored.labels) - len(kept)
-    if each_alone:
-        train, held_out = hold_out_each_alone(groups, hold_out, seed)
+    if independent:
+        train, held_out = hold_out_groups_independently(groups, hold_out, seed)
         return SiloData(table.rows(train), table.rows(held_out), ignored)
     if hold_out == 0.0 or len(set(groups)) < 2:
         nothing = np.empty(0, np.int64)

@@ -47,7 +47,7 @@ def reportable_classes(counts: Mapping[int, int], floor: int) -> list[int]:
     return sorted(reported)
 
 
-class Adoption(msgspec.Struct, frozen=True):
+class ModelChoice(msgspec.Struct, frozen=True):
     """The choice of the model that a silo uses after a run."""
 
     own: bool  # its own last model, because the final one is worse
@@ -62,11 +62,11 @@ class Adoption(msgspec.Struct, frozen=True):
         figures = (
             f"{self.final.correct} of {self.final.count} held-out clips right, this silo's own {self.mine.correct}"
         )
-        which = "the own one is in use (policy.refuse_worse)" if self.own else "it is in use"
+        which = "this silo's own model stays in use (policy.refuse_worse)" if self.own else "it is in use"
         return f"the final model gets {figures}: {which}"
 
 
-def adopt(final: Evaluation | None, mine: Evaluation | None) -> Adoption:
+def choose_better(final: Evaluation | None, mine: Evaluation | None) -> ModelChoice:
     """Choose the own model only if it predicts more of the same clips correctly."""
     worse = final is not None and mine is not None and mine.correct > final.correct
-    return Adoption(worse, final, mine)
+    return ModelChoice(worse, final, mine)

@@ -69,7 +69,7 @@ def gradient_graph(spec: HeadSpec, *, balanced: bool = False, dtype: DType = "fl
     return GradientGraph(builder.finish("head_gradients", inputs, outputs), layer_inputs)
 
 
-def product_graph(*, dtype: DType = "float32") -> bytes:
+def weight_gradient_graph(*, dtype: DType = "float32") -> bytes:
     """Serialised ONNX model of the gradient of some rows of a weight.
 
     ``output_gradients`` [rows, batch] · ``layer_inputs`` [batch, columns] -> ``gradient`` [rows, columns].

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...base.errors import InvariantError, UsageError
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     Rows = npt.NDArray[np.int64]
 
-Counts = Mapping[str, int]  # clips by label
 Key = tuple[str, str]  # "group" and its name, or "clip" and its row number
 
 
@@ -58,7 +57,7 @@ def hold_out_groups(
     return _sides(in_test)
 
 
-def hold_out_each_alone(groups: Sequence[str], fraction: float, seed: int) -> tuple[Rows, Rows]:
+def hold_out_groups_independently(groups: Sequence[str], fraction: float, seed: int) -> tuple[Rows, Rows]:
     """Split N clips into (train, test) like ``hold_out_groups``, each group by its name alone.
 
     A group is held out when the hash of seed and name, as a number from 0 to 1, is below ``fraction``: no clip that is
@@ -96,39 +95,46 @@ def _sides(in_test: npt.NDArray[np.bool_]) -> tuple[Rows, Rows]:
 
 def _choose(groups: Sequence[Counter[str]], fraction: float) -> frozenset[int]:
     """Choose the groups (by place) to hold out."""
-    total: Counter[str] = Counter()
-    for group in groups:
-        total.update(group)
-    wanted = {label: fraction * count for label, count in total.items()}
-    held: Counter[str] = Counter()
-    chosen: set[int] = set()
+    selection = _Selection(groups, fraction)
     # First towards the wanted number of clips per label, in the order given ...
-    for place, group in enumerate(groups):
-        if _leaves_every_label(group, held, total) and _overshoot(group, held, wanted) < 0:
-            chosen.add(place)
-            held.update(group)
+    for place in range(len(groups)):
+        if selection.leaves_every_label(place) and selection.overshoot(place) < 0:
+            selection.add(place)
     # ... then a group for each label that is not there yet, the one that overshoots least.
-    for label in sorted(total):
-        if held[label]:
-            continue
-        with_label = [place for place, group in enumerate(groups) if group[label]]
-        able = [place for place in with_label if _leaves_every_label(groups[place], held, total)]
-        if able:
-            place = min(able, key=lambda place: _overshoot(groups[place], held, wanted))
-            chosen.add(place)
-            held.update(groups[place])
-    if not chosen and len(groups) > 1:
-        chosen = {min(range(len(groups)), key=lambda place: groups[place].total())}
-    return frozenset(chosen)
+    for label in sorted(selection.total):
+        if not selection.held[label]:
+            with_label = [place for place, group in enumerate(groups) if group[label]]
+            able = [place for place in with_label if selection.leaves_every_label(place)]
+            if able:
+                selection.add(min(able, key=selection.overshoot))
+    if not selection.chosen and len(groups) > 1:
+        return frozenset({min(range(len(groups)), key=lambda place: groups[place].total())})
+    return frozenset(selection.chosen)
 
 
-def _leaves_every_label(group: Counts, held: Counts, total: Counts) -> bool:
-    """True when train still has every label if ``group`` is held out too."""
-    return all(held[label] + count < total[label] for label, count in group.items())
+class _Selection:
+    """The groups chosen so far, and the clips by label: of all groups, wanted in the test set, and in it now."""
 
+    def __init__(self, groups: Sequence[Counter[str]], fraction: float) -> None:
+        self._groups = groups
+        self.total: Counter[str] = Counter()
+        for group in groups:
+            self.total.update(group)
+        self._wanted = {label: fraction * count for label, count in self.total.items()}
+        self.held: Counter[str] = Counter()
+        self.chosen: set[int] = set()
 
-def _overshoot(group: Counts, held: Counts, wanted: Mapping[str, float]) -> float:
-    """Return by how many clips the test set moves away from the wanted number per label (negative: nearer)."""
-    return sum(
-        abs(held[label] + count - wanted[label]) - abs(held[label] - wanted[label]) for label, count in group.items()
-    )
+    def add(self, place: int) -> None:
+        self.chosen.add(place)
+        self.held.update(self._groups[place])
+
+    def leaves_every_label(self, place: int) -> bool:
+        """True when train still has every label if this group is held out too."""
+        return all(self.held[label] + count < self.total[label] for label, count in self._groups[place].items())
+
+    def overshoot(self, place: int) -> float:
+        """Return by how many clips the test set moves away from the wanted number per label (negative: nearer)."""
+        return sum(
+            abs(self.held[label] + count - self._wanted[label]) - abs(self.held[label] - self._wanted[label])
+            for label, count in self._groups[place].items()
+        )

@@ -22,15 +22,15 @@ LOCAL = "local"  # in place of a silo's name in the shuffles' seed
 
 @dataclass(frozen=True, eq=False)
 class LocalModel:
-    """The model after the last pass, and its evaluations along the way."""
+    """The model after the last round, and its evaluations along the way."""
 
     params: Params
     epochs: int
-    evaluations: tuple[Evaluation, ...]  # on the test rows, after each pass; empty without test rows
+    evaluations: tuple[Evaluation, ...]  # on the test rows, after each round; empty without test rows
 
     @property
     def last(self) -> float:
-        """Top-1 accuracy after the last pass, 0 to 1."""
+        """Top-1 accuracy after the last round, 0 to 1."""
         return self.evaluations[-1].correct / self.evaluations[-1].count
 
     @property
@@ -38,29 +38,29 @@ class LocalModel:
         return max(evaluation.correct / evaluation.count for evaluation in self.evaluations)
 
 
-def train_alone(
+def train_locally(
     trainer: HeadTrainer,
     train: FeatureTable,
     test: FeatureTable,
     settings: TrainSettings,
     *,
-    passes: int,
+    rounds: int,
     seed: int,
-    on_pass: Callable[[int], None] = lambda _: None,
+    on_round: Callable[[int], None] = lambda _: None,
 ) -> LocalModel:
-    """Train ``passes`` × ``settings.epochs`` epochs from the head that a run of ``seed`` would start with.
+    """Train ``rounds`` × ``settings.epochs`` epochs from the head that a run of ``seed`` would start with.
 
-    The counterpart of a federated run of ``passes`` rounds with the same work: each pass is such a round, in which
-    the optimiser starts again, and the model is evaluated on ``test`` after each.
+    The counterpart of a federated run of as many rounds with the same work: in each the optimiser starts again, and
+    after each the model is evaluated on ``test``.
     """
     params = initial_params(trainer.spec, seed)
     evaluations = []
-    for number in range(1, passes + 1):
+    for number in range(1, rounds + 1):
         params = run_round(trainer, params, train, settings, RoundKey(seed, number, LOCAL)).params
         if len(test):
             evaluations.append(trainer.evaluate(params, test))
-        on_pass(number)
-    return LocalModel(params, passes * settings.epochs, tuple(evaluations))
+        on_round(number)
+    return LocalModel(params, rounds * settings.epochs, tuple(evaluations))
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class LocalRequest:
     precision: str | None
     hidden: tuple[int, ...]
     settings: TrainSettings
-    passes: int
+    rounds: int
     hold_out: float  # share of groups
     seed: int
     threads: int | None
@@ -93,17 +93,17 @@ def train_from_store(request: LocalRequest, out: Path) -> dict[str, Any]:
         )
     data = silo_data(stored, labels, hold_out=request.hold_out, seed=request.seed)
     trainer = HeadTrainer(HeadSpec(stored.x.shape[1], len(labels), request.hidden), threads=request.threads)
-    with progress_bar("training", request.passes, unit="passes") as progress:
-        model = train_alone(
+    with progress_bar("training", request.rounds, unit="rounds") as progress:
+        model = train_locally(
             trainer,
             data.train,
             data.held_out,
             request.settings,
-            passes=request.passes,
+            rounds=request.rounds,
             seed=request.seed,
-            on_pass=lambda _: progress.advance(),
+            on_round=lambda _: progress.advance(),
         )
-    write_model(out, ModelFile(trainer.spec, model.params, labels, stored.fingerprint, run=LOCAL, round=request.passes))
+    write_model(out, ModelFile(trainer.spec, model.params, labels, stored.fingerprint, run=LOCAL, round=request.rounds))
     measured = len(data.held_out) > 0
     return {
         "model": str(out),
@@ -114,7 +114,7 @@ def train_from_store(request: LocalRequest, out: Path) -> dict[str, Any]:
         "examples": len(data.train),
         "held_out": len(data.held_out),
         "ignored": data.ignored,
-        "rounds": request.passes,
+        "rounds": request.rounds,
         "epochs": model.epochs,
         "parameters": trainer.spec.parameters,
     }

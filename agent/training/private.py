@@ -42,7 +42,7 @@ from ...fedproto.records import TrainSettings
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
-FILL = 32  # batches are filled up to a multiple of it, so that few sizes of buffers are needed
+FILL_MULTIPLE = 32  # batches are filled up to a multiple of it, so that few sizes of buffers are needed
 
 
 @dataclass(frozen=True)
@@ -64,20 +64,20 @@ class Sampling:
 class SampleNoise:
     """Clipping of the rows' gradients, and noise on their sum."""
 
-    clip: float  # C
+    clip_norm: float  # C
     multiplier: float  # z
     sampling: Sampling
 
     @property
     def standard_deviation(self) -> float:
         """Standard deviation of the noise on every parameter of the mean gradient."""
-        return self.multiplier * self.clip / self.sampling.expected
+        return self.multiplier * self.clip_norm / self.sampling.expected
 
 
 def poisson_batch(random: np.random.Generator, rows: int, rate: float) -> tuple[Rows, int]:
     """Return a batch's rows, and how many of them are drawn: the others only fill it up and must not count."""
     drawn = np.flatnonzero(random.random(rows) < rate)
-    missing = -len(drawn) % FILL if len(drawn) else FILL
+    missing = -len(drawn) % FILL_MULTIPLE if len(drawn) else FILL_MULTIPLE
     return np.concatenate([drawn, random.integers(0, rows, missing)]), len(drawn)
 
 
@@ -104,7 +104,7 @@ def sample_factors(
         )
         start += shape[0]
     norms = batch * np.sqrt(squares)
-    factors = noise.clip / np.maximum(norms, noise.clip) * (batch / noise.sampling.expected)
+    factors = noise.clip_norm / np.maximum(norms, noise.clip_norm) * (batch / noise.sampling.expected)
     factors[drawn:] = 0.0
     typed: Array = factors.astype(output_gradients.dtype)
     return typed
@@ -115,8 +115,8 @@ class Protection:
     """One of the two protections, with its strength."""
 
     mode: Literal["off", "clip", "record-dp"] = "off"
-    clip: float = 0.0  # clip: norm of an update's difference; record-dp: of one sample's gradient
-    noise: float = 0.0  # standard deviation of the Gaussian noise, in units of ``clip``
+    clip_norm: float = 0.0  # clip: norm of an update's difference; record-dp: of one sample's gradient
+    noise: float = 0.0  # standard deviation of the Gaussian noise, in units of ``clip_norm``
 
 
 UNPROTECTED = Protection()
@@ -128,7 +128,7 @@ def fresh_generator() -> np.random.Generator:
 
 
 def protected(base: Params, params: Params, protection: Protection, random: np.random.Generator) -> Params:
-    """Clip the difference of ``params`` from ``base`` to the norm ``clip``, and add noise to every parameter.
+    """Clip the difference of ``params`` from ``base`` to the norm ``clip_norm``, and add noise to every parameter.
 
     The distance is the Euclidean norm over all tensors in float64; the result is float32. With mode ``off`` or
     ``record-dp`` (whose noise is in the training) ``params`` are returned as they are.
@@ -137,8 +137,8 @@ def protected(base: Params, params: Params, protection: Protection, random: np.r
         return params
     moved = {name: tensor.astype(np.float64) - base[name] for name, tensor in params.items()}
     norm = float(np.sqrt(sum(float(np.square(tensor).sum()) for tensor in moved.values())))
-    share = min(1.0, protection.clip / norm) if norm > 0 else 1.0
-    standard_deviation = protection.noise * protection.clip
+    share = min(1.0, protection.clip_norm / norm) if norm > 0 else 1.0
+    standard_deviation = protection.noise * protection.clip_norm
     return {
         name: (base[name] + share * tensor + standard_deviation * random.standard_normal(tensor.shape)).astype(
             np.float32

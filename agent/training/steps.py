@@ -39,7 +39,7 @@ class StepSessions:
 
     gradients: OrtSession
     layer_inputs: Mapping[str, str]  # GradientGraph.layer_inputs
-    product: OrtSession  # one thread: blocks run in parallel
+    weight_gradient: OrtSession  # one thread: blocks run in parallel
     threads: int
 
 
@@ -71,7 +71,7 @@ class _BatchBuffers:
     loss: Array  # []
     output_gradients: Array  # [all outputs, batch]
     gradients: Any  # an IOBinding
-    products: list[list[Any]]  # by thread and block: an IOBinding that writes the thread's gradient
+    weight_gradients: list[list[Any]]  # by thread and block: an IOBinding that writes the thread's gradient
     # By output of the gradient graph. ONNX Runtime does not keep the arrays that a binding points to.
     layer_inputs: Mapping[str, Array]
 
@@ -159,7 +159,7 @@ class TrainingSteps:
 
     def _update_block(self, buffers: _BatchBuffers, scalars: AdamScalars, block: int, thread: int) -> None:
         gradient, scratch = self._gradients[thread], self._scratch[thread]
-        self._sessions.product.run_bound(buffers.products[thread][block])
+        self._sessions.weight_gradient.run_bound(buffers.weight_gradients[thread][block])
         start = 0
         for piece in self._blocks[block].pieces:
             size = len(piece.weight)
@@ -237,8 +237,8 @@ class TrainingSteps:
             "output_gradients": output_gradients,
             **{name: array for name, array in layer_inputs.items() if name != "x"},
         }
-        products = [
-            [self._product(block, output_gradients, layer_inputs, gradient) for block in self._blocks]
+        weight_gradients = [
+            [self._bind_weight_gradient(block, output_gradients, layer_inputs, gradient) for block in self._blocks]
             for gradient in self._gradients
         ]
         return _BatchBuffers(
@@ -247,11 +247,11 @@ class TrainingSteps:
             loss,
             output_gradients,
             bind(sessions.gradients, feeds, outputs),
-            products,
+            weight_gradients,
             layer_inputs,
         )
 
-    def _product(
+    def _bind_weight_gradient(
         self, block: _Block, output_gradients: Array, layer_inputs: Mapping[str, Array], gradient: Array
     ) -> Any:
         """Bind a run that writes the gradient of ``block`` to the start of ``gradient``."""
@@ -261,7 +261,7 @@ class TrainingSteps:
         }
         shape = (len(feeds["output_gradients"]), feeds["layer_inputs"].shape[1])
         outputs = {"gradient": gradient[: shape[0] * shape[1]].reshape(shape)}
-        return bind(self._sessions.product, feeds, outputs)
+        return bind(self._sessions.weight_gradient, feeds, outputs)
 
 
 def _drain(tasks: deque[Task], thread: int) -> None:

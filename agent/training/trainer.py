@@ -20,7 +20,7 @@ from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import Evaluation, TrainSettings
 from ...runtime.backends.onnxruntime_cpu import open_session
 from .dataset import FeatureTable
-from .graph import forward_graph, gradient_graph, product_graph
+from .graph import forward_graph, gradient_graph, weight_gradient_graph
 from .graph_builder import DType
 from .private import UNPROTECTED, Protection, SampleNoise, Sampling, fresh_generator, poisson_batch
 from .steps import Rows, StepConfig, StepSessions, TrainingSteps
@@ -129,7 +129,7 @@ class HeadTrainer:
             self._steps[balanced] = StepSessions(
                 open_session(gradients.model, threads=self._threads, spin=True),
                 gradients.layer_inputs,
-                open_session(product_graph(dtype=self._dtype), threads=1),
+                open_session(weight_gradient_graph(dtype=self._dtype), threads=1),
                 self._threads,
             )
         return self._steps[balanced]
@@ -143,7 +143,7 @@ def _sample_noise(protection: Protection, rows: int, settings: TrainSettings) ->
             "record-dp cannot train with class_balanced: a clip's weight would depend on the classes of the others",
             code="class_balanced",
         )
-    return SampleNoise(protection.clip, protection.noise, Sampling.of(rows, settings))
+    return SampleNoise(protection.clip_norm, protection.noise, Sampling.of(rows, settings))
 
 
 def _batches(

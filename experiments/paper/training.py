@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...agent.training.dataset import FeatureTable
-from ...agent.training.local import train_alone
+from ...agent.training.local import train_locally
 from ...agent.training.trainer import HeadTrainer
 from ...fedproto.head import HeadSpec, params_sha256
 from ...fedproto.records import RunSettings
@@ -85,9 +85,11 @@ def _timed(job: Job, spec: HeadSpec, union: FeatureTable, test: FeatureTable) ->
     """Centralised training for rounds × epochs epochs, without measurements in between."""
     trainer = HeadTrainer(spec, threads=1)
     no_rows = test.rows(np.empty(0, np.int64))
-    train_alone(trainer, union.rows(np.arange(min(len(union), 8))), no_rows, job.train, passes=1, seed=job.seed)  # warm
+    train_locally(
+        trainer, union.rows(np.arange(min(len(union), 8))), no_rows, job.train, rounds=1, seed=job.seed
+    )  # warm
     start = time.perf_counter()
-    model = train_alone(trainer, union, no_rows, job.train, passes=job.rounds, seed=job.seed)
+    model = train_locally(trainer, union, no_rows, job.train, rounds=job.rounds, seed=job.seed)
     seconds = time.perf_counter() - start
     predictions, seconds_test = _predict(trainer, model.params, test)
     last = float((predictions == test.y).mean())

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from flamest.agent.client import Backoff, ClientStopped, ConnectionSettings, CoordinatorClient, RunChanged, StaleUpdate
-from flamest.agent.connection import handshake_problem, split_address
+from flamest.agent.handshake import handshake_problem, split_address
 from flamest.base.errors import DataError, IdentityError, SettingsError, UnreachableError
 from flamest.base.process import Shutdown
 from flamest.coordinator.admin.authority import revoke_silo

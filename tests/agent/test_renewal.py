@@ -166,7 +166,7 @@ def test_invalid_files_change_nothing_and_are_not_tried_again(silo, case, monkey
     code = bad_files(silo, case)
     assert not silo.renewal.reload()
     assert not silo.renewal.reload()
-    assert logged == [("certificate_kept", code)]
+    assert logged == [("certificate_reload_failed", code)]
     assert silo.renewal.problem.startswith(f"{code}: ")
     assert silo.client.wait(run, 0, 5).round == 1
     assert not silo.renewal.reload(requested=True)  # a person requests it: they are

@@ -32,7 +32,7 @@ def test_agent_stopped_past_the_deadline_trains_in_the_next_round(site):
         wait_until(back, "carla's return", seconds=60, watched=[server, silos["carla"]])
         rows = slow.history()
     log = silos["carla"].log.read_text()
-    assert "event=update_not_taken round=1 code=stale_round" in log.replace("code=late", "code=stale_round")
+    assert "event=update_stale round=1 code=stale_round" in log.replace("code=late", "code=stale_round")
     took_part = ["carla" in silos_of(row) for row in rows]
     assert not took_part[0]
     assert any(took_part[1:])

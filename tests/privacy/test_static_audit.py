@@ -137,7 +137,7 @@ def test_only_the_connections_modules_import_network_modules():
     assert found == {
         "agent/client.py": ["grpc"],
         "agent/client_errors.py": ["grpc"],
-        "agent/connection.py": ["socket", "ssl"],
+        "agent/handshake.py": ["socket", "ssl"],
         "agent/retry.py": ["grpc"],
         "fedproto/tls.py": ["grpc"],
         CHILDREN: ["socket"],

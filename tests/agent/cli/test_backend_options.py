@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 from flamest.agent.cli.main import app
-from flamest.agent.extraction.records import ExtractRequest
+from flamest.agent.extraction.report import ExtractRequest
 from flamest.agent.settings import load_agent_settings
 from flamest.agent.status import AgentStatus
 from flamest.agent.tasks import extract_new

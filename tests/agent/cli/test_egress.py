@@ -52,7 +52,7 @@ def test_egress_prints_what_left_and_what_did_not(state):
         "2 models evaluated on the held-out clips, 90 bytes",
         "round 4 of run-1: NOTHING LEFT, refused (few_samples)",
         "5 entries: 1 updates of 6.40 MB in all may have left, 1 were refused or withdrawn",
-        "the ledger is whole",
+        "the ledger is intact",
     ):
         assert words in output.stdout
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flamest.agent.cli.main import app
-from flamest.agent.settings import check_surroundings, load_agent_settings
+from flamest.agent.settings import check_environment, load_agent_settings
 from flamest.base.errors import DataError, SettingsError
 from flamest.runtime.bundle.signature import PublicKey, format_signatures, sign_manifest
 from typer.testing import CliRunner
@@ -102,16 +102,16 @@ def test_check_config_verifies_the_bundles_signature(bundle, key, tmp_path, monk
     (tmp_path / "videos").mkdir()
     settings = load_agent_settings(settings_file(tmp_path, 'trusted_keys = ["operator.pub"]'))
     with pytest.raises(DataError, match="it is not signed"):
-        check_surroundings(settings)
+        check_environment(settings)
     sign(bundle, OPERATOR)
-    check_surroundings(settings)
+    check_environment(settings)
 
 
 def test_the_daemons_extraction_uses_the_keys_of_its_settings(bundle, key, clips, tmp_path):
     """The request that is sent to the worker process includes the keys."""
     import pickle
 
-    from flamest.agent.extraction.records import ExtractRequest
+    from flamest.agent.extraction.report import ExtractRequest
     from flamest.agent.tasks import extract_new
 
     clips.write_clip(tmp_path / "videos" / "wave" / "0.avi", frames=12)

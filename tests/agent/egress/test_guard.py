@@ -10,7 +10,7 @@ from flamest.agent.egress import guard
 from flamest.agent.egress.accountant import Spend
 from flamest.agent.egress.guard import EgressGuard
 from flamest.agent.egress.ledger import LEDGER_FILE, read_ledger
-from flamest.agent.egress.pending_update import FILE, PendingUpdate
+from flamest.agent.egress.pending_update import PENDING_FILE, PendingUpdate
 from flamest.agent.egress.policy import FLOOR, Policy, PolicyRefused
 from flamest.base.errors import InvariantError, StorageError
 from flamest.base.files import sha256_bytes
@@ -194,10 +194,10 @@ def test_a_restart_with_the_same_policy_sends_the_same_bytes(silo, sent):
 def test_sending_again_does_not_write_the_updates_file_again(silo):
     first = silo()
     first.send(first.trained(1))
-    written = (first.state / FILE).stat()
+    written = (first.state / PENDING_FILE).stat()
     second = first.restarted(DEFAULT)
     second.send(second.pending())
-    assert (second.state / FILE).stat().st_ino == written.st_ino
+    assert (second.state / PENDING_FILE).stat().st_ino == written.st_ino
 
 
 CHANGES = {
@@ -243,7 +243,7 @@ def test_other_bytes_under_an_identifier_that_left_are_not_sent(silo):
     """The case of a lost file whose clips have changed."""
     first = silo()
     first.send(first.trained(1))
-    (first.state / FILE).unlink()
+    (first.state / PENDING_FILE).unlink()
     second = first.restarted(Policy())
     assert second.pending() is None  # training again may give the same bytes
     sent = second.client.sent_bytes
@@ -258,7 +258,7 @@ def test_the_same_bytes_after_a_lost_file_get_the_same_receipt(silo):
     """A coordinator restored from a backup asks for a round whose file a later update has replaced."""
     first = silo()
     receipt = first.send(first.trained(1))
-    (first.state / FILE).unlink()
+    (first.state / PENDING_FILE).unlink()
     second = first.restarted(Policy())
     assert second.pending() is None
     assert second.send(second.trained(1)) == receipt
@@ -268,7 +268,7 @@ def test_a_lost_file_of_an_update_with_noise_is_withdrawn(silo):
     noisy = Policy(privacy="clip")
     first = silo(noisy)
     first.send(first.trained(1))
-    (first.state / FILE).unlink()
+    (first.state / PENDING_FILE).unlink()
     second = first.restarted(noisy)
     with pytest.raises(PolicyRefused):
         second.pending()
@@ -285,7 +285,7 @@ def test_the_coordinator_counts_one_update_of_an_identifier(silo):
 def test_a_damaged_file_is_not_sent(silo):
     first = silo()
     crash_before_the_ledger(first, first.trained(1))
-    path = first.state / FILE
+    path = first.state / PENDING_FILE
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert first.restarted(Policy()).pending() is None
 
@@ -362,5 +362,5 @@ def test_the_privacy_spent_is_read_from_the_ledger(silo):
 def test_only_the_owner_can_read_ledger_and_pending_update(silo):
     first = silo()
     first.send(first.trained(1))
-    for name in (FILE, LEDGER_FILE):
+    for name in (PENDING_FILE, LEDGER_FILE):
         assert os.stat(first.state / name).st_mode & 0o077 == 0

@@ -32,13 +32,13 @@ def rewrite(folder, content):
 
 
 def test_every_line_holds_the_hash_of_the_one_before(ledger, tmp_path):
-    reading = read_ledger(tmp_path)
-    assert reading.problems == ()
-    assert [entry.n for entry in reading.entries] == [1, 2, 3, 4]
-    assert reading.entries == ledger.reading.entries
-    assert reading.head == ledger.reading.head
-    assert reading.entries[0].previous == "0" * 64
-    assert len({entry.previous for entry in reading.entries}) == 4
+    content = read_ledger(tmp_path)
+    assert content.problems == ()
+    assert [entry.n for entry in content.entries] == [1, 2, 3, 4]
+    assert content.entries == ledger.content.entries
+    assert content.head == ledger.content.head
+    assert content.entries[0].previous == "0" * 64
+    assert len({entry.previous for entry in content.entries}) == 4
     assert (tmp_path / LEDGER_FILE).stat().st_mode & 0o777 == 0o600
 
 
@@ -65,7 +65,7 @@ def test_a_missing_ledger_is_noticed(ledger, tmp_path):
     (tmp_path / LEDGER_FILE).unlink()
     assert read_ledger(tmp_path).problems
     (tmp_path / HEAD_FILE).unlink()
-    assert read_ledger(tmp_path) == ledger_module.Reading((), "0" * 64, ())
+    assert read_ledger(tmp_path) == ledger_module.LedgerContent((), "0" * 64, ())
 
 
 def test_a_line_cut_short_by_a_crash_stays(ledger, tmp_path):
@@ -73,8 +73,8 @@ def test_a_line_cut_short_by_a_crash_stays(ledger, tmp_path):
     rewrite(tmp_path, [*kept, last, last[:40]])
     again = Ledger.open(tmp_path)
     again.append("update", **update(5))
-    reading = read_ledger(tmp_path)
-    assert (reading.problems, reading.cut_short, len(reading.entries)) == ((), 1, 5)
+    content = read_ledger(tmp_path)
+    assert (content.problems, content.cut_short, len(content.entries)) == ((), 1, 5)
     assert last[:40] in (tmp_path / LEDGER_FILE).read_bytes()
 
 
@@ -99,8 +99,8 @@ def test_the_ledger_resumes_after_a_full_disk(ledger, tmp_path, monkeypatch):
                 ledger.append("update", **update(5))
             assert error.value.code == "disk_full"
     ledger.append("update", **update(5))
-    reading = read_ledger(tmp_path)
-    assert (reading.problems, len(reading.entries), reading.entries[-1].n) == ((), 5, 5)
+    content = read_ledger(tmp_path)
+    assert (content.problems, len(content.entries), content.entries[-1].n) == ((), 5, 5)
 
 
 def test_a_line_written_despite_an_error_is_not_written_twice(ledger, tmp_path, monkeypatch):
@@ -112,8 +112,8 @@ def test_a_line_written_despite_an_error_is_not_written_twice(ledger, tmp_path, 
         with pytest.raises(StorageError):
             ledger.append("update", **update(5))
     ledger.append("update", **update(6))
-    reading = read_ledger(tmp_path)
-    assert (reading.problems, [entry.round for entry in reading.entries]) == ((), [1, 2, 3, 4, 5, 6])
+    content = read_ledger(tmp_path)
+    assert (content.problems, [entry.round for entry in content.entries]) == ((), [1, 2, 3, 4, 5, 6])
 
 
 def test_the_line_is_durable_before_append_returns(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flamest.agent.cli.main import app
 from flamest.agent.extraction.extract import extract_folder
-from flamest.agent.extraction.records import ExtractRequest
+from flamest.agent.extraction.report import ExtractRequest
 from flamest.agent.extraction.store import FeatureStore
 from flamest.base.errors import DataError, LockedError, SettingsError
 from flamest.base.files import sha256_file
@@ -469,7 +469,7 @@ def test_the_page_on_clips_lists_every_code_and_which_are_remembered():
     import re
 
     import flamest
-    from flamest.agent.extraction.records import REMEMBERED, TIMEOUT
+    from flamest.agent.extraction.report import REMEMBERED, TIMEOUT
     from flamest.runtime.video import decoder
 
     rows = (Path(flamest.__path__[0]) / "docs" / "clips.md").read_text().splitlines()

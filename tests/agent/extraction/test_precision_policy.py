@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flamest.agent.extraction import extract, precision_policy
 from flamest.agent.extraction.extract import clips_to_extract, extract_clips
-from flamest.agent.extraction.records import ExtractRequest
+from flamest.agent.extraction.report import ExtractRequest
 from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.agent.tasks import extract_new
 from flamest.base.errors import SettingsError
@@ -86,22 +86,22 @@ class FakeExtractor:
 def test_a_store_of_one_precision_is_followed_with_a_warning(silo):
     silo.hold("bf16")
     report = silo.extract()
-    assert (report.precision, report.followed, silo.kinds()) == ("bf16", True, {"bf16": 2})
+    assert (report.precision, report.used_stored_precision, silo.kinds()) == ("bf16", True, {"bf16": 2})
     assert [line.startswith("warning: new clips are computed in bf16, like the features") for line in silo.notices] == [
         True
     ]
     assert 'precision = "bf16" under [work] of agent.toml' in silo.notices[0]
     again = silo.extract()
-    assert (again.extracted, again.skipped, again.precision, again.followed) == (0, 1, "bf16", False)
+    assert (again.extracted, again.skipped, again.precision, again.used_stored_precision) == (0, 1, "bf16", False)
     assert len(silo.notices) == 1
 
 
-def test_the_daemon_learns_that_the_store_was_followed(silo):
+def test_the_daemon_learns_that_the_store_precision_was_used(silo):
     silo.hold("bf16")
     request = ExtractRequest(silo.bundle, silo.folder / "videos", silo.store)
     done = extract_new(request)
-    assert (done.followed, done.figures["precision"]) == (True, "bf16")
-    assert not extract_new(request).followed  # nothing was computed
+    assert (done.used_stored_precision, done.figures["precision"]) == (True, "bf16")
+    assert not extract_new(request).used_stored_precision  # nothing was computed
 
 
 def test_a_store_is_followed_with_openvino_and_no_other_named_backend(silo):
@@ -155,5 +155,5 @@ def test_auto_measures_only_if_there_is_a_clip_to_extract(silo, monkeypatch):
 
 def test_the_precision_for_training_is_kept(silo):
     silo.hold("bf16")
-    assert silo.extract(trained_on="fp32").precision == "fp32"
-    assert silo.extract(precision="auto", trained_on="bf16").precision == "bf16"
+    assert silo.extract(training_precision="fp32").precision == "fp32"
+    assert silo.extract(precision="auto", training_precision="bf16").precision == "bf16"

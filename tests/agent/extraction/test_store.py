@@ -11,7 +11,7 @@ from pathlib import Path
 import apsw
 import numpy as np
 import pytest
-from flamest.agent.extraction.store import Failure, FeatureStore, Kind
+from flamest.agent.extraction.store import Failure, FeatureKind, FeatureStore
 from flamest.base.errors import DataError, LockedError, SettingsError, StorageError
 from flamest.runtime.clip_records import Caption, Clip, ClipFeatures
 
@@ -90,7 +90,7 @@ def test_a_new_label_leaves_the_features_unchanged(path):
 def test_adding_again_replaces(path):
     with FeatureStore.open(filled(path)) as store:
         store.add(clip(1), features(7), name="wave/1.avi")
-        assert store.kinds() == [Kind(PRINT, "fp32", 3)]
+        assert store.kinds() == [FeatureKind(PRINT, "fp32", 3)]
         assert store.read().captions[1] == "a person waves 7"
 
 
@@ -98,7 +98,11 @@ def test_several_kinds_of_features_are_never_mixed(path):
     with FeatureStore.open(filled(path)) as store:
         store.add(clip(5), features(5, "ab" * 32), name="5.avi")
         store.add(clip(5), features(6, precision="fp16"), name="5.avi")
-        assert store.kinds() == [Kind(PRINT, "fp32", 3), Kind(PRINT, "fp16", 1), Kind("ab" * 32, "fp32", 1)]
+        assert store.kinds() == [
+            FeatureKind(PRINT, "fp32", 3),
+            FeatureKind(PRINT, "fp16", 1),
+            FeatureKind("ab" * 32, "fp32", 1),
+        ]
         with pytest.raises(DataError) as caught:
             store.read()
         assert caught.value.code == "several_kinds"

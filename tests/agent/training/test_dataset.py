@@ -11,7 +11,7 @@ from flamest.agent.egress.policy import Policy
 from flamest.agent.extraction.store import FeatureRow, FeatureStore, StoredFeatures
 from flamest.agent.tasks import DataSource, RoundWork, choose_model, evaluate_model, train_round
 from flamest.agent.training.dataset import SiloData, silo_data
-from flamest.agent.training.holdout import hold_out_each_alone
+from flamest.agent.training.holdout import hold_out_groups_independently
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.records import GlobalModel, RunSettings
 from flamest.runtime.clip_records import Clip
@@ -47,13 +47,13 @@ def sides(data: SiloData) -> dict[int, str]:
     return reported | {int(number): "held out" for number in data.held_out.x[:, 0]}
 
 
-def moved(rows: list[tuple[int, str | None, str]], hold_out: float, seed: int, *, each_alone: bool) -> int:
+def moved(rows: list[tuple[int, str | None, str]], hold_out: float, seed: int, *, independent: bool) -> int:
     """Count the clips that change side, over all removals of a single one."""
-    before = sides(silo_data(stored(rows), LABELS, hold_out=hold_out, seed=seed, each_alone=each_alone))
+    before = sides(silo_data(stored(rows), LABELS, hold_out=hold_out, seed=seed, independent=independent))
     count = 0
     for gone in range(len(rows)):
         rest = rows[:gone] + rows[gone + 1 :]
-        after = sides(silo_data(stored(rest), LABELS, hold_out=hold_out, seed=seed, each_alone=each_alone))
+        after = sides(silo_data(stored(rest), LABELS, hold_out=hold_out, seed=seed, independent=independent))
         expected = {number: side for number, side in before.items() if number != rows[gone][0]}
         assert set(after) == set(expected)
         count += sum(after[number] != side for number, side in expected.items())
@@ -63,12 +63,12 @@ def moved(rows: list[tuple[int, str | None, str]], hold_out: float, seed: int, *
 @pytest.mark.parametrize("hold_out", [0.1, 0.2, 0.5])
 def test_without_one_clip_no_other_moves_if_groups_are_alone(hold_out: float) -> None:
     for seed in range(40):
-        assert moved(drawn(seed), hold_out, seed, each_alone=True) == 0
+        assert moved(drawn(seed), hold_out, seed, independent=True) == 0
 
 
 def test_in_other_modes_the_share_is_met_and_clips_may_move() -> None:
     """So that the test above can fail, and docs/evaluation.md says what is true."""
-    assert sum(moved(drawn(seed), 0.2, seed, each_alone=False) for seed in range(10)) > 0
+    assert sum(moved(drawn(seed), 0.2, seed, independent=False) for seed in range(10)) > 0
 
 
 FEW = {"min_samples": 1, "min_samples_override": True}
@@ -90,7 +90,7 @@ def source_of(folder: Path, groups: list[str]) -> DataSource:
 def test_only_record_dp_splits_each_group_alone(tmp_path):
     source = source_of(tmp_path, [f"g{number}" for number in range(60)])
     rows = [(number, LABELS[number % 3], f"g{number}") for number in range(60)]
-    alone = silo_data(stored(rows), LABELS, hold_out=0.5, seed=RUN.seed, each_alone=True)
+    alone = silo_data(stored(rows), LABELS, hold_out=0.5, seed=RUN.seed, independent=True)
     assert len(alone.held_out) != 30  # by all groups it is half of every label
     for policy, held_out in ((PRIVATE, len(alone.held_out)), (Policy(hold_out=0.5, **FEW), 30)):
         outcome = train_round(source, RoundWork(RUN, "a", MODEL, 0, tmp_path, policy))
@@ -102,7 +102,7 @@ def test_only_record_dp_splits_each_group_alone(tmp_path):
 
 def test_nothing_is_trained_when_every_clip_is_held_out(tmp_path):
     """One group is held out or not as a whole: never a training on nothing."""
-    group = next(f"g{n}" for n in range(99) if len(hold_out_each_alone([f"g{n}"], 0.5, RUN.seed)[1]))
+    group = next(f"g{n}" for n in range(99) if len(hold_out_groups_independently([f"g{n}"], 0.5, RUN.seed)[1]))
     source = source_of(tmp_path, [group] * 6)
     outcome = train_round(source, RoundWork(RUN, "a", MODEL, 0, tmp_path, PRIVATE))
     assert (outcome.params, outcome.examples, outcome.held_out) == (None, 0, 6)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flamest.agent.training import steps
 from flamest.agent.training.dataset import FeatureTable
-from flamest.agent.training.graph import gradient_graph, linear_maps, product_graph
+from flamest.agent.training.graph import gradient_graph, linear_maps, weight_gradient_graph
 from flamest.agent.training.trainer import Anchor, HeadTrainer
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.records import TrainSettings
@@ -49,7 +49,7 @@ def test_float32_gradients_are_those_of_autograd_to_1e_5(head):
     params = initial_params(spec, 5)
     graph = gradient_graph(spec)
     made = open_session(graph.model, threads=2).run({"x": x, "y": y, **params})
-    product, expected, start = open_session(product_graph(), threads=1), torch_gradients(spec, params, x, y), 0
+    product, expected, start = open_session(weight_gradient_graph(), threads=1), torch_gradients(spec, params, x, y), 0
     for name, (outputs, _) in linear_maps(spec).items():
         feeds = {
             "output_gradients": made["output_gradients"][start : start + outputs],

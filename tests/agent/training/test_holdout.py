@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from flamest.agent.training.holdout import hold_out_each_alone, hold_out_groups
+from flamest.agent.training.holdout import hold_out_groups, hold_out_groups_independently
 from flamest.base.errors import InvariantError, UsageError
 
 
@@ -97,7 +97,7 @@ def test_same_seed_same_split_and_another_seed_another() -> None:
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_fraction_outside_its_range_is_refused(fraction: float) -> None:
-    for split in (hold_out_groups, hold_out_each_alone):
+    for split in (hold_out_groups, hold_out_groups_independently):
         with pytest.raises(UsageError, match="share of clips"):
             split(["a", "b"], fraction, 0)
 
@@ -116,7 +116,7 @@ def drawn_groups(seed: int) -> list[str]:
 def test_groups_alone_every_row_is_on_one_side_no_group_on_both() -> None:
     for seed in range(50):
         groups = drawn_groups(seed)
-        train, test = hold_out_each_alone(groups, 0.3, seed)
+        train, test = hold_out_groups_independently(groups, 0.3, seed)
         assert sorted([*train, *test]) == list(range(len(groups)))
         assert train.dtype == test.dtype == np.int64
         assert not {groups[i] for i in train} & {groups[i] for i in test}
@@ -125,13 +125,13 @@ def test_groups_alone_every_row_is_on_one_side_no_group_on_both() -> None:
 def test_groups_alone_meet_the_share_within_four_standard_deviations() -> None:
     groups = [f"scene {number}" for number in range(20_000)]
     for seed, fraction in ((0, 0.2), (1, 0.2), (2, 0.5), (3, 0.9)):
-        held_out = len(hold_out_each_alone(groups, fraction, seed)[1]) / len(groups)
+        held_out = len(hold_out_groups_independently(groups, fraction, seed)[1]) / len(groups)
         assert abs(held_out - fraction) < 4 * (fraction * (1 - fraction) / len(groups)) ** 0.5
 
 
 def test_groups_alone_hold_out_nothing_at_zero_and_depend_on_the_seed() -> None:
     groups = [f"g{number}" for number in range(300)]
-    assert len(hold_out_each_alone(groups, 0.0, 0)[1]) == 0
-    first, again, other = (list(hold_out_each_alone(groups, 0.3, seed)[1]) for seed in (0, 0, 1))
+    assert len(hold_out_groups_independently(groups, 0.0, 0)[1]) == 0
+    first, again, other = (list(hold_out_groups_independently(groups, 0.3, seed)[1]) for seed in (0, 0, 1))
     assert first == again
     assert first != other

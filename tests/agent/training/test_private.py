@@ -7,7 +7,7 @@ import pytest
 from flamest.agent.training import private, steps, trainer
 from flamest.agent.training.dataset import FeatureTable
 from flamest.agent.training.private import (
-    FILL,
+    FILL_MULTIPLE,
     UNPROTECTED,
     Protection,
     Sampling,
@@ -81,7 +81,7 @@ def one_step(monkeypatch):
     def descend(moving, gradient, scratch, scalars):
         moving.weight[...] -= gradient
 
-    filled = np.r_[np.arange(DRAWN), np.zeros(-DRAWN % FILL, np.int64)]
+    filled = np.r_[np.arange(DRAWN), np.zeros(-DRAWN % FILL_MULTIPLE, np.int64)]
     monkeypatch.setattr(steps, "adam_step", descend)
     monkeypatch.setattr(trainer, "poisson_batch", lambda random, rows, rate: (filled, DRAWN))
 
@@ -167,7 +167,7 @@ def test_batches_are_drawn_row_by_row():
     seen, sizes = np.zeros(rows), []
     for _ in range(draws):
         batch, drawn = poisson_batch(random, rows, rate)
-        assert len(batch) % FILL == 0
+        assert len(batch) % FILL_MULTIPLE == 0
         assert len(set(batch[:drawn])) == drawn
         seen[batch[:drawn]] += 1
         sizes.append(drawn)
@@ -177,7 +177,7 @@ def test_batches_are_drawn_row_by_row():
 
 def test_an_empty_batch_is_a_step_of_noise_alone():
     batch, drawn = poisson_batch(np.random.default_rng(0), 50, 0.0)
-    assert (len(batch), drawn) == (FILL, 0)
+    assert (len(batch), drawn) == (FILL_MULTIPLE, 0)
 
 
 def test_a_round_takes_as_many_steps_as_without_privacy():

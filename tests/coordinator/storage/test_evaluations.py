@@ -1,7 +1,7 @@
 """The best model, the evaluation at the end of a run, and its communication cost."""
 
 import pytest
-from flamest.agent.training.evaluation import adopt, reportable_classes
+from flamest.agent.training.evaluation import choose_better, reportable_classes
 from flamest.base.errors import DataError
 from flamest.coordinator.admin.communication_cost import communication_cost_of, communication_costs
 from flamest.coordinator.admin.history import RoundRow, UpdateRow
@@ -68,11 +68,11 @@ def test_a_small_class_is_not_reported_nor_computable_by_subtraction(counts, flo
 
 def test_a_silo_keeps_its_own_model_only_if_more_accurate():
     good, bad = Evaluation(1.0, 9, 10), Evaluation(0.5, 8, 10)
-    assert adopt(bad, good).own
-    assert not adopt(good, bad).own
-    assert not adopt(good, good).own
-    assert not adopt(None, None).own
-    assert "8 of 10 held-out clips right, this silo's own 9" in adopt(bad, good).text
+    assert choose_better(bad, good).own
+    assert not choose_better(good, bad).own
+    assert not choose_better(good, good).own
+    assert not choose_better(None, None).own
+    assert "8 of 10 held-out clips right, this silo's own 9" in choose_better(bad, good).text
 
 
 def row(number: int, *updates: tuple[str, str, int]) -> RoundRow:

@@ -41,7 +41,7 @@ class ExtractReport:
     precision: str  # under which the features are stored
     places: tuple[Place, ...]  # where each graph ran; empty when nothing had to be extracted
     choice: Choice | None = None  # result of ``--precision auto``; None when nothing had to be extracted
-    followed: bool = False  # no precision was chosen, and the store's was used
+    used_stored_precision: bool = False  # no precision was chosen, and the store's was used
 
     @property
     def nothing_usable(self) -> bool:
@@ -61,7 +61,7 @@ class ExtractRequest:
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     trusted: TrustedKeys = ()  # one of them must have signed the bundle; empty: no signature is required
     backend_options: BackendOptions = DEFAULT_OPTIONS  # where the networks run
-    trained_on: str | None = None  # the precision that the settings name for training
+    training_precision: str | None = None  # the precision that the settings name for training
 
 
 TIMEOUT = "video_timeout"
