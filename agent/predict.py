@@ -13,7 +13,7 @@ from ..base.errors import DataError, StorageError
 from ..base.files import sha256_file
 from ..fedproto.model_file import ModelFile, read_model
 from ..runtime.autotune.selection import AutotuneRequest, autotune_backends
-from ..runtime.backends.opening import Opening, Place
+from ..runtime.backends.opening import GraphPlacement, OpeningOptions
 from ..runtime.bundle.signature import TrustedKeys
 from ..runtime.clip_records import Clip
 from ..runtime.extractor import open_extractor
@@ -42,9 +42,9 @@ def predict_videos(
     videos: Sequence[Path],
     *,
     top: int = 5,
-    opening: Opening | None = None,
+    opening: OpeningOptions | None = None,
     trusted: TrustedKeys = (),
-    on_open: Callable[[Sequence[Place]], None] = lambda _: None,
+    on_open: Callable[[Sequence[GraphPlacement]], None] = lambda _: None,
 ) -> Iterator[Prediction]:
     """Yield one Prediction per video, in order; a broken one yields its reason, and the others are not affected.
 
@@ -52,7 +52,7 @@ def predict_videos(
     the model was trained on another bundle's features, or none of the ``trusted`` keys, where some are
     given, has signed the bundle.
     """
-    opening = opening or Opening()
+    opening = opening or OpeningOptions()
     if opening.backend_options.autotune:
         question = AutotuneRequest(bundle, threads=opening.threads, trusted=trusted)
         choice = autotune_backends(question, _readable(videos), notice=opening.notice)
@@ -61,7 +61,7 @@ def predict_videos(
     model = read_model(model_path)
     trainer = HeadTrainer(model.head, threads=opening.threads)
     with open_extractor(bundle, opening=opening, trusted=trusted) as extractor:
-        on_open(tuple(extractor.places.values()))
+        on_open(tuple(extractor.placements.values()))
         if model.fingerprint != extractor.manifest.fingerprint:
             raise DataError(
                 f"{model_path} was trained on features of bundle {model.fingerprint[:12]}, "

@@ -161,7 +161,7 @@ def extract_new(request: ExtractRequest) -> ExtractionSummary:
         "peak_mb": report.peak_mb,
         "precision": report.precision,
     }
-    places = {place.graph: place.where for place in report.places}
+    places = {placement.graph: placement.where for placement in report.placements}
     return ExtractionSummary(figures, places, count_by_code(report.failed), report.used_stored_precision)
 
 

@@ -29,7 +29,7 @@ import msgspec
 from .errors import FlamestError
 
 HEADER = struct.Struct("<IQ")
-LARGEST_JSON = 1 << 20  # bytes
+MAX_JSON_BYTES = 1 << 20  # bytes
 OUTPUT_KEPT = 2000  # characters of a child's output that explain its end
 END_WITHIN_S = 2.0
 
@@ -120,8 +120,8 @@ class Channel:
         self, header: bytearray, kind: Any, largest_payload: int, deadline: float | None
     ) -> tuple[Any, bytearray]:
         body, payload = HEADER.unpack(header)
-        if body > LARGEST_JSON or payload > largest_payload:
-            raise ValueError(f"message of {body} + {payload} bytes, at most {LARGEST_JSON} + {largest_payload}")
+        if body > MAX_JSON_BYTES or payload > largest_payload:
+            raise ValueError(f"message of {body} + {payload} bytes, at most {MAX_JSON_BYTES} + {largest_payload}")
         message = msgspec.json.decode(self._read(body, deadline), type=kind)  # its ValidationError is a ValueError
         return message, self._read(payload, deadline)
 

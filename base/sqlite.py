@@ -27,7 +27,7 @@ WAIT_MS = 10_000  # for another process's short transaction
 
 
 @dataclass(frozen=True)
-class Fault:
+class SchemaFault:
     """Report of one kind of problem with a file: the error's class, code and fix."""
 
     error: type[DataError] | type[SettingsError]
@@ -46,10 +46,10 @@ class Schema:
     extra: str  # that installs apsw for this program
     tables: str  # SQL; SQLite keeps its text, comments included, in the file: change tables by a migration
     first_version: int  # that ``tables`` makes
-    damaged: Fault
-    older: Fault
-    newer: Fault
-    foreign: Fault | None = None  # another program's file; found by the application id
+    damaged: SchemaFault
+    older: SchemaFault
+    newer: SchemaFault
+    foreign: SchemaFault | None = None  # another program's file; found by the application id
     application_id: int = 0  # PRAGMA application_id; 0: none
     migrations: tuple[str, ...] = ()  # SQL of each later version
     copy_before_migration: bool = False  # keep the older file as NAME.schema-VERSION
@@ -106,7 +106,7 @@ def open_for_reading(path: Path, schema: Schema, *, small_changes: bool = False)
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             _check(connection, path, schema)
             if _version(connection) < schema.version:
-                raise _wrong_version(path, schema, _version(connection))
+                raise _wrong_version_error(path, schema, _version(connection))
             if small_changes:
                 _make_durable(connection, path)
     return connection
@@ -121,7 +121,7 @@ def translated_errors(path: Path, schema: Schema) -> Iterator[None]:
     try:
         yield
     except (apsw.CorruptError, apsw.NotADBError, apsw.FormatError) as error:
-        raise damaged(path, schema, str(error)) from error
+        raise damaged_error(path, schema, str(error)) from error
     except (apsw.BusyError, apsw.LockedError) as error:
         raise LockedError(f"{name} is in use by another process: {error}") from error
     except (apsw.FullError, apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError) as error:
@@ -134,9 +134,9 @@ def translated_errors(path: Path, schema: Schema) -> Iterator[None]:
         raise FlamestError(f"{name}: {error}") from error
 
 
-def damaged(path: Path, schema: Schema, problem: str) -> FlamestError:
+def damaged_error(path: Path, schema: Schema, problem: str) -> FlamestError:
     """Make the error for a file that is not what was written."""
-    return _fault(schema.damaged, f"{printable_path(path)} is damaged: {problem}")
+    return _schema_error(schema.damaged, f"{printable_path(path)} is damaged: {problem}")
 
 
 def copy_database(connection: Connection, copy: Path) -> None:
@@ -206,12 +206,12 @@ def _version(connection: Connection) -> int:
 def _check(connection: Connection, path: Path, schema: Schema) -> None:
     """Raise unless the file is of this kind, of a version from the first to this one, and whole."""
     if schema.foreign is not None and connection.pragma("application_id") != schema.application_id:
-        raise _fault(schema.foreign, f"{printable_path(path)} is a database, but not a {schema.kind}")
+        raise _schema_error(schema.foreign, f"{printable_path(path)} is a database, but not a {schema.kind}")
     if not schema.first_version <= _version(connection) <= schema.version:
-        raise _wrong_version(path, schema, _version(connection))
+        raise _wrong_version_error(path, schema, _version(connection))
     verdict = list(connection.execute("PRAGMA quick_check(1)"))
     if verdict != [("ok",)]:
-        raise damaged(path, schema, str(verdict[0][0]))
+        raise damaged_error(path, schema, str(verdict[0][0]))
 
 
 def _make_durable(connection: Connection, path: Path) -> None:
@@ -244,14 +244,14 @@ def _run_migrations(connection: Connection, schema: Schema, found: int) -> None:
     connection.pragma("user_version", schema.version)
 
 
-def _wrong_version(path: Path, schema: Schema, found: int) -> FlamestError:
+def _wrong_version_error(path: Path, schema: Schema, found: int) -> FlamestError:
     fault, which = (schema.newer, "a newer") if found > schema.version else (schema.older, "an older")
-    return _fault(
+    return _schema_error(
         fault,
         f"{printable_path(path)} is a {schema.kind} of {which} version (schema version {found}, expected "
         f"{schema.version}); nothing was changed",
     )
 
 
-def _fault(fault: Fault, message: str) -> FlamestError:
+def _schema_error(fault: SchemaFault, message: str) -> FlamestError:
     return fault.error(message, fix=fault.fix, code=fault.code)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import DataError, MissingExtra, StorageError
-from ..runtime.video.decoded_clip import FORMATS
+from ..runtime.video.decoded_clip import ALLOWED_FORMATS
 
 if TYPE_CHECKING:
     import av.container
@@ -79,7 +79,7 @@ def _header(path: Path) -> tuple[float, float, float, float]:
     except ImportError as error:
         raise MissingExtra("av", extra="agent") from error
     # The runtime's list of formats: none of them can refer to another file, as a playlist does.
-    allowed = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    allowed = {"format_whitelist": ALLOWED_FORMATS, "protocol_whitelist": "file"}
     try:
         with av.open(str(path), metadata_errors="ignore", container_options=allowed) as container:
             return _describe(container)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..base.errors import FlamestError
 from ..base.progress import progress_bar
 from ..runtime.backends.tensorrt.cache import open_cache
-from ..runtime.backends.tensorrt.progress import STEPS
+from ..runtime.backends.tensorrt.progress import BUILD_STEPS
 from ..runtime.backends.tensorrt.supply import (
     BuildTarget,
     EngineResult,
@@ -72,7 +72,7 @@ def supply_engines(bundle: Bundle, target: BuildTarget) -> list[EngineResult]:
     names = bundle.manifest.needed_graphs
     signed = is_signed(bundle.path)
     done: list[EngineResult] = []
-    with progress_bar("building engines", STEPS * len(names), unit="steps") as progress:
+    with progress_bar("building engines", BUILD_STEPS * len(names), unit="steps") as progress:
         for name in names:
             progress.describe(f"graph {name}")
             if signed:

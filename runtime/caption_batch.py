@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import InvariantError
-from .bundle.manifest import MASKED
+from .bundle.manifest import MASKED_SCORE
 from .vision_language import CrossAttentionCache, TokenIds, VisionLanguageModel
 
 Floats = npt.NDArray[np.float32]
@@ -123,4 +123,4 @@ class CaptionRows:
         """float32 [n, 1, 1, window + 1]: each row's own tokens so far, and the newest at the end."""
         keep = np.arange(self._window + 1) < ages[:, None]
         keep[:, -1] = True
-        return np.where(keep, np.float32(0.0), np.float32(MASKED))[:, None, None]
+        return np.where(keep, np.float32(0.0), np.float32(MASKED_SCORE))[:, None, None]

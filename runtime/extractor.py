@@ -22,7 +22,7 @@ import numpy.typing as npt
 from ..base.errors import DataError
 from ..base.files import printable_path
 from ..base.process import usable_cores
-from .backends.opening import GraphOpener, Opening, Place, effective_precision
+from .backends.opening import GraphOpener, GraphPlacement, OpeningOptions, effective_precision
 from .bundle.manifest import Manifest
 from .bundle.opening import Bundle, open_bundle
 from .bundle.signature import TrustedKeys
@@ -33,7 +33,7 @@ from .video.clip_reader import ClipReader, KeyframeFeatures, PreparedClip
 from .video.decoder import DecodeLimits, VideoDecoder
 from .video.read_ahead import ReadAhead, RefusedClip
 
-__all__ = ["STAGES", "Extracted", "Extractor", "PipelineOptions", "open_extractor"]
+__all__ = ["STAGES", "ExtractionResult", "Extractor", "PipelineOptions", "open_extractor"]
 
 _NOTHING = np.empty(0, dtype=np.float32)
 _NO_CAPTION = Caption("", ())
@@ -53,7 +53,7 @@ class PipelineOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class Extracted:
+class ExtractionResult:
     """Outcome of a clip: ``features``, or ``error`` with the reason why there are none."""
 
     clip: Clip
@@ -65,7 +65,7 @@ class Extractor:
     """Turns clips into ClipFeatures. Open with ``open_extractor``; a context manager; one thread at a time."""
 
     def __init__(
-        self, bundle: Bundle, videos: Sequence[VideoDecoder], pipeline: PipelineOptions, opening: Opening
+        self, bundle: Bundle, videos: Sequence[VideoDecoder], pipeline: PipelineOptions, opening: OpeningOptions
     ) -> None:
         self.manifest: Manifest = bundle.manifest
         self.stages = stages_of(bundle.manifest)
@@ -77,7 +77,7 @@ class Extractor:
         self.batch = pipeline.batch or (1 if on_host else GPU_BATCH)
         self.readers = pipeline.readers or min(len(videos), CPU_READERS if on_host else GPU_READERS)
         keyframes = KeyframeFeatures(opener.open("keyframes")) if "keyframes" in self.stages else None
-        self.places: dict[str, Place] = opener.places  # by graph
+        self.placements: dict[str, GraphPlacement] = opener.placements  # by graph
         bundle.verify_unchanged()  # the opened files are the hashed ones
         self._ahead = ReadAhead([ClipReader(bundle.manifest, video, keyframes) for video in videos[: self.readers]])
 
@@ -92,7 +92,7 @@ class Extractor:
             raise done.error or DataError(f"{printable_path(clip.path)} was not extracted")
         return done.features
 
-    def extract_all(self, clips: Iterable[Clip]) -> Generator[Extracted, None, None]:
+    def extract_all(self, clips: Iterable[Clip]) -> Generator[ExtractionResult, None, None]:
         """Yield the outcome of every clip, in order; a clip that fails does not stop the others.
 
         A few more clips are taken from ``clips`` than have been yielded; closing the iterator drops those.
@@ -150,27 +150,27 @@ class Extractor:
             if captioner is not None:
                 for index, pixels in enumerate(taken.captioned):
                     captioner.add((job, index), pixels)
-        self._embed_motion(admitted)
+        self._embed_cnn(admitted)
         for job in admitted:
             job.release_frames()
 
-    def _embed_motion(self, jobs: list[_Job]) -> None:
+    def _embed_cnn(self, jobs: list[_Job]) -> None:
         """Paper eq. 7."""
         if self._cnn is None or not jobs:
             return
         taken = {"cnn": 0.0}
         with timed(taken, "cnn"):
-            vectors = self._cnn.run({"frames": np.stack([job.prepared.motion for job in jobs])})["embedding"]
+            vectors = self._cnn.run({"frames": np.stack([job.prepared.cnn_frames for job in jobs])})["embedding"]
         for job, vector in zip(jobs, vectors, strict=True):
             job.cnn = vector
             job.stages_ms["cnn"] = taken["cnn"] / len(jobs)
 
-    def _result(self, job: _Job | RefusedClip) -> Extracted:
+    def _result(self, job: _Job | RefusedClip) -> ExtractionResult:
         if isinstance(job, RefusedClip):
-            return Extracted(job.clip, None, job.error)
+            return ExtractionResult(job.clip, None, job.error)
         vlm, cnn = self.manifest.vlm, self.manifest.cnn
         try:
-            return Extracted(
+            return ExtractionResult(
                 job.clip,
                 ClipFeatures(
                     vlm=_finite(job.vector(), 0 if vlm is None else vlm.width, "vlm", job.clip),
@@ -185,7 +185,7 @@ class Extractor:
                 ),
             )
         except DataError as error:
-            return Extracted(job.clip, None, error)
+            return ExtractionResult(job.clip, None, error)
 
 
 @dataclass(eq=False)
@@ -215,7 +215,7 @@ class _Job:
 
     def release_frames(self) -> None:
         """Drop the frames: the networks have them, and the caption may take long."""
-        self.prepared = replace(self.prepared, captioned=_NOTHING, motion=_NOTHING)
+        self.prepared = replace(self.prepared, captioned=_NOTHING, cnn_frames=_NOTHING)
 
     def vector(self) -> npt.NDArray[np.float32]:
         """Mean of the frames' vectors; a single one is unchanged, bit for bit."""
@@ -233,7 +233,7 @@ def open_extractor(
     pipeline: PipelineOptions | None = None,
     limits: DecodeLimits | None = None,
     trusted: TrustedKeys = (),
-    opening: Opening | None = None,
+    opening: OpeningOptions | None = None,
 ) -> Extractor:
     """Check the bundle, open its graphs and prepare the decoders.
 
@@ -242,7 +242,7 @@ def open_extractor(
     exported, SettingsError ``no_backend`` when a graph cannot run as requested, MissingExtra when a package of
     ``flamest[agent]`` is not installed.
     """
-    opening = opening or Opening(threads=threads)
+    opening = opening or OpeningOptions(threads=threads)
     checked = open_bundle(bundle, trusted)
     _check_frames(checked)
     if "keyframes" in stages_of(checked.manifest):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..base.errors import DataError, InvariantError
 from .backends.session import Feed, Session, Value
-from .bundle.manifest import MASKED, VisionLanguage, layer_names
+from .bundle.manifest import MASKED_SCORE, VisionLanguage, layer_names
 
 TokenIds = tuple[int, ...]
 
@@ -57,7 +57,7 @@ class VisionLanguageModel:
 
     @property
     def computes_on_host(self) -> bool:
-        """True when the text graph computes in NumPy's image, so that rows can be shared with it (caption_batch.py)."""
+        """True when the text graph computes in host memory, so that rows can be shared with it (caption_batch.py)."""
         return self._text.computes_on_host
 
     def borrow(self, arrays: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, Value]:
@@ -135,7 +135,7 @@ class VisionLanguageModel:
         """Generate one token in every row: logits float32 [B, vocabulary], and ``past`` with the new token appended.
 
         ``tokens``, ``positions``: [B]; ``past``: by name [B, heads, P, head_dim]; ``mask``: [B, 1, 1, P + 1],
-        0 keeps and MASKED drops. ``present``: by name [B, heads, P + 1, head_dim].
+        0 keeps and MASKED_SCORE drops. ``present``: by name [B, heads, P + 1, head_dim].
         """
         feeds: dict[str, Feed] = {"token_ids": tokens[:, None], "positions": positions[:, None], "mask": mask}
         values = self._text.run_values({**feeds, **past, **image.values}, ["logits", *self.present_names])
@@ -163,4 +163,4 @@ def _attention_mask(lengths: npt.NDArray[np.int64], *, causal: bool) -> npt.NDAr
     keep = np.broadcast_to(np.arange(size) < lengths[:, None, None, None], (len(lengths), 1, size, size))
     if causal:
         keep = keep & np.tri(size, dtype=np.bool_)
-    return np.where(keep, np.float32(0.0), np.float32(MASKED))
+    return np.where(keep, np.float32(0.0), np.float32(MASKED_SCORE))

@@ -12,7 +12,7 @@ from ...base.console import say
 from ...base.errors import printable
 
 if TYPE_CHECKING:
-    from ...runtime.backends.opening import Place
+    from ...runtime.backends.opening import GraphPlacement
     from ...runtime.backends.options import BackendOptions
     from ...runtime.backends.unavailable import BackendUnavailable
 
@@ -64,9 +64,9 @@ def notice(text: str) -> None:
     typer.echo(printable(text), err=True)
 
 
-def show_places(places: Sequence[Place], backend_options: BackendOptions) -> None:
+def show_placements(placements: Sequence[GraphPlacement], backend_options: BackendOptions) -> None:
     """Print where each graph ran; with a backend chosen by name, also why the others did not run there."""
-    for line in places_lines(places, backend_options):
+    for line in placements_lines(placements, backend_options):
         say(line)
 
 
@@ -77,31 +77,31 @@ class _Refused(NamedTuple):
     backends: dict[str, None]
 
 
-def places_lines(places: Sequence[Place], backend_options: BackendOptions) -> list[str]:
-    """Return the lines of ``show_places``."""
+def placements_lines(placements: Sequence[GraphPlacement], backend_options: BackendOptions) -> list[str]:
+    """Return the lines of ``show_placements``."""
     from ...runtime.backends.options import AUTO
 
     together: dict[tuple[str, str], list[str]] = {}
-    for place in places:
-        together.setdefault((place.where, place.precision), []).append(place.graph)
+    for placement in placements:
+        together.setdefault((placement.where, placement.precision), []).append(placement.graph)
     lines = [f"{', '.join(graphs)} ran on {where}, {precision}" for (where, precision), graphs in together.items()]
-    chosen_by_name = [place for place in places if backend_options.backend_of(place.graph) != AUTO]
+    chosen_by_name = [placement for placement in placements if backend_options.backend_of(placement.graph) != AUTO]
     return lines + _refusal_lines(chosen_by_name)
 
 
-def _refusal_lines(places: Sequence[Place]) -> list[str]:
+def _refusal_lines(placements: Sequence[GraphPlacement]) -> list[str]:
     """Return why graphs do not run on backends that were tried, one paragraph for each reason."""
-    from ...runtime.backends.ranking import TITLES
+    from ...runtime.backends.ranking import CANDIDATE_TITLES
     from ...runtime.backends.unavailable import Code
 
-    refused: dict[BackendUnavailable, _Refused] = {}
-    for place in places:
-        for kind, reason in place.refused:
+    skipped: dict[BackendUnavailable, _Refused] = {}
+    for placement in placements:
+        for kind, reason in placement.skipped:
             if reason.code is not Code.NOT_ASKED:
-                found = refused.setdefault(reason, _Refused({}, {}))
-                found.graphs[place.graph] = found.backends[TITLES[kind]] = None
+                found = skipped.setdefault(reason, _Refused({}, {}))
+                found.graphs[placement.graph] = found.backends[CANDIDATE_TITLES[kind]] = None
     lines: list[str] = []
-    for reason, found in refused.items():
+    for reason, found in skipped.items():
         lines.append(f"  {', '.join(found.graphs)} not on {'; '.join(found.backends)}")
         lines += [f"    {reason}", f"    fix: {reason.fix}"]
     return lines

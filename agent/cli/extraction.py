@@ -11,7 +11,7 @@ import typer
 from ...base.console import command, say
 from ...base.errors import DataError
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
-from .backend_options import BackendOption, ExtractPrecisionOption, RequireOption, StoreOption, notice, show_places
+from .backend_options import BackendOption, ExtractPrecisionOption, RequireOption, StoreOption, notice, show_placements
 
 if TYPE_CHECKING:
     from ..extraction.report import ExtractReport
@@ -75,10 +75,10 @@ def extract(
         )
     if not as_json:
         _show(report, store)
-        show_places(report.places, backend_options)
+        show_placements(report.placements, backend_options)
     result = dict(msgspec.to_builtins(report))
-    del result["places"]
-    result["backends"] = {place.graph: place.as_json() for place in report.places}
+    del result["placements"]
+    result["backends"] = {placement.graph: placement.as_json() for placement in report.placements}
     if report.nothing_usable:
         if as_json:
             print(json.dumps(result, default=str))  # the error is the last line

@@ -9,7 +9,7 @@ import typer
 
 from ...base.console import command, say
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
-from .backend_options import BackendOption, PredictPrecisionOption, RequireOption, StoreOption, notice, show_places
+from .backend_options import BackendOption, PredictPrecisionOption, RequireOption, StoreOption, notice, show_placements
 
 
 @command
@@ -80,18 +80,18 @@ def predict(
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Name the action in new videos: the likeliest labels and the caption of a keyframe."""
-    from ...runtime.backends.opening import Opening, Place
+    from ...runtime.backends.opening import GraphPlacement, OpeningOptions
     from ...runtime.backends.options import parse_backend_options
     from ...runtime.bundle.signature import read_trusted_keys
     from ..predict import predict_videos
 
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
-    opening = Opening(backend_options, threads, notice=notice)
+    opening = OpeningOptions(backend_options, threads, notice=notice)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
-    places: list[Place] = []
+    placements: list[GraphPlacement] = []
     predictions = []
     for prediction in predict_videos(
-        bundle, model, videos, top=top, opening=opening, trusted=trusted, on_open=places.extend
+        bundle, model, videos, top=top, opening=opening, trusted=trusted, on_open=placements.extend
     ):
         labels = [{"label": item.label, "probability": item.probability} for item in prediction.labels]
         entry = {"video": str(prediction.video), "labels": labels, "caption": prediction.caption}
@@ -104,5 +104,5 @@ def predict(
                 say(f"  {item.probability:6.1%}  {item.label}")
             say(f"  {prediction.reason or 'caption: ' + prediction.caption}")
     if not as_json:
-        show_places(places, backend_options)
-    return {"predictions": predictions, "backends": {place.graph: place.as_json() for place in places}}
+        show_placements(placements, backend_options)
+    return {"predictions": predictions, "backends": {placement.graph: placement.as_json() for placement in placements}}

@@ -21,10 +21,10 @@ from ...base.files import FileStamp, printable_path, sha256_file
 from ...base.process import peak_resident_kb
 from ...runtime.autotune.measurements import Choice
 from ...runtime.autotune.selection import AutotuneRequest
-from ...runtime.backends.opening import Opening, Place, effective_precision
+from ...runtime.backends.opening import GraphPlacement, OpeningOptions, effective_precision
 from ...runtime.bundle.opening import open_manifest
 from ...runtime.clip_records import Clip
-from ...runtime.extractor import Extracted, Extractor, open_extractor
+from ...runtime.extractor import ExtractionResult, Extractor, open_extractor
 from .clips import ClipFolder, FoundClip, scan_clips
 from .precision_policy import AutotuneSettings, PrecisionPolicy
 from .report import (
@@ -221,7 +221,7 @@ class _Extraction:
             else:
                 self._report(_Outcome())
 
-    def _store_result(self, extracted: Extracted) -> _Outcome:
+    def _store_result(self, extracted: ExtractionResult) -> _Outcome:
         """Store the features, or the reason why there are none."""
         clip, features = extracted.clip, extracted.features
         seen = self._seen[clip.sha256]
@@ -250,8 +250,8 @@ class _Extraction:
         return self._extractor is not None and self._precision_policy.uses_stored_precision
 
     @property
-    def places(self) -> tuple[Place, ...]:
-        return tuple(self._extractor.places.values()) if self._extractor else ()
+    def placements(self) -> tuple[GraphPlacement, ...]:
+        return tuple(self._extractor.placements.values()) if self._extractor else ()
 
     @property
     def peak_mb(self) -> float:
@@ -262,7 +262,7 @@ class _Extraction:
         """Open the networks, which takes seconds, when the first clip needs them."""
         if self._extractor is None:
             request = self._request
-            opening = Opening(request.backend_options, request.threads, notice=self._notice)
+            opening = OpeningOptions(request.backend_options, request.threads, notice=self._notice)
             self._extractor = open_extractor(
                 request.bundle, opening=opening, limits=request.limits, trusted=request.trusted
             )
@@ -313,7 +313,7 @@ def _report(folder: ClipFolder, outcomes: list[_Outcome], extraction: _Extractio
         peak_mb=extraction.peak_mb,
         stopped=len(outcomes) < len(folder.clips),
         precision=extraction.precision,
-        places=extraction.places,
+        placements=extraction.placements,
         choice=extraction.choice,
         used_stored_precision=extraction.used_stored_precision,
     )

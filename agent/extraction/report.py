@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...base.files import printable_path
 from ...runtime.autotune.measurements import Choice
-from ...runtime.backends.opening import Place
+from ...runtime.backends.opening import GraphPlacement
 from ...runtime.backends.options import DEFAULT_OPTIONS, BackendOptions
 from ...runtime.bundle.signature import TrustedKeys
 from ...runtime.video.decoder import DecodeLimits
@@ -39,7 +39,7 @@ class ExtractReport:
     peak_mb: float  # this process and the decoders, resident, each at its largest
     stopped: bool  # asked to end before all clips were done
     precision: str  # under which the features are stored
-    places: tuple[Place, ...]  # where each graph ran; empty when nothing had to be extracted
+    placements: tuple[GraphPlacement, ...]  # where each graph ran; empty when nothing had to be extracted
     choice: Choice | None = None  # result of ``--precision auto``; None when nothing had to be extracted
     used_stored_precision: bool = False  # no precision was chosen, and the store's was used
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...base.errors import DataError, SettingsError
-from ...base.sqlite import Fault, Schema
+from ...base.sqlite import Schema, SchemaFault
 
 TABLES = """
 CREATE TABLE clips (
@@ -31,7 +31,7 @@ CREATE TABLE failures (
     limit_s REAL           -- seconds that decoding could take then; NULL: not known
 ) STRICT;
 """
-_VERSION = Fault(
+_VERSION = SchemaFault(
     SettingsError, "store_version", "use the flamest-agent that wrote it, or extract the clips into a new store"
 )
 FEATURE_STORE = Schema(
@@ -40,12 +40,12 @@ FEATURE_STORE = Schema(
     tables=TABLES,
     first_version=2,
     application_id=0x464C4D53,  # "FLMS"
-    damaged=Fault(
+    damaged=SchemaFault(
         DataError,
         "store_damaged",
         "restore it from a backup; or move it away and extract again: features can be made again from the clips",
     ),
     older=_VERSION,
     newer=_VERSION,
-    foreign=Fault(DataError, "not_a_store", "give the file that flamest-agent extract made"),
+    foreign=SchemaFault(DataError, "not_a_store", "give the file that flamest-agent extract made"),
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...base.errors import DataError, SettingsError
 from ...base.files import fsync_directory, write_atomic
-from ...base.sqlite import Fault, Schema, damaged, open_for_reading, open_for_writing, translated_errors
+from ...base.sqlite import Schema, SchemaFault, damaged_error, open_for_reading, open_for_writing, translated_errors
 
 if TYPE_CHECKING:
     from apsw import Connection
@@ -102,13 +102,13 @@ SCHEMA = Schema(
     tables=TABLES,
     first_version=3,
     copy_before_migration=True,
-    damaged=Fault(
+    damaged=SchemaFault(
         DataError,
         "corrupt_state",
         "go back to a backup: flamest-coordinator restore --config coordinator.toml --from BACKUP",
     ),
-    older=Fault(DataError, "older_state", "start the coordinator once: it migrates the file, and keeps a copy"),
-    newer=Fault(SettingsError, "newer_state", "install the newer version again"),
+    older=SchemaFault(DataError, "older_state", "start the coordinator once: it migrates the file, and keeps a copy"),
+    newer=SchemaFault(SettingsError, "newer_state", "install the newer version again"),
 )
 
 
@@ -153,7 +153,7 @@ class WriterMark:
         log_file = self._path.with_name(f"{self._path.name}-wal")
         if self._mark.exists() and not (self._path.exists() and log_file.exists()):
             missing = log_file if self._path.exists() else self._path
-            raise damaged(self._path, SCHEMA, f"{missing.name}, which held the last changes, is gone")
+            raise damaged_error(self._path, SCHEMA, f"{missing.name}, which held the last changes, is gone")
 
     def begin(self, connection: Connection) -> None:
         """Write the mark. Call after the file was opened."""

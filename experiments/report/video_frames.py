@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ...base.errors import DataError, MissingExtra
 from ...runtime.bundle.manifest import KeyframeRule
 from ...runtime.keyframes import uniform_indices
-from ...runtime.video.decoded_clip import FORMATS
+from ...runtime.video.decoded_clip import ALLOWED_FORMATS
 from ...runtime.video.decoder import VideoDecoder
 
 
@@ -52,7 +52,7 @@ def frames_at(video: Path, times_s: Sequence[float], *, height: int = 120) -> tu
         raise MissingExtra("av", extra="agent") from error
     wanted = sorted(times_s)
     found: list[npt.NDArray[np.uint8]] = []
-    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    options = {"format_whitelist": ALLOWED_FORMATS, "protocol_whitelist": "file"}
     try:
         with av.open(str(video), metadata_errors="ignore", container_options=options) as container:
             first: float | None = None

@@ -16,7 +16,7 @@ from ...base.child_process import Channel, Failed, Message
 from ...base.errors import FlamestError
 from ...base.files import sha256_file
 from ...base.process import peak_resident_kb, trim_memory
-from ...runtime.backends.opening import GraphOpener, Opening
+from ...runtime.backends.opening import GraphOpener, OpeningOptions
 from ...runtime.backends.options import BackendOptions
 from ...runtime.backends.session import Session
 from ...runtime.bundle.opening import Bundle, open_bundle
@@ -55,7 +55,7 @@ class BenchWorker:
     def __init__(self, job: BenchJob) -> None:
         backend_options = BackendOptions(job.backend, require=True, bf16=job.bf16)
         self._on_gpu = job.backend in ON_GPU
-        self._opening = Opening(backend_options, threads=job.threads)
+        self._opening = OpeningOptions(backend_options, threads=job.threads)
         self._trusted = read_trusted_keys(job.trusted, where="bench")
         self._bundle: Bundle = open_bundle(Path(job.bundle), self._trusted)
         self._graph = ""
@@ -75,9 +75,9 @@ class BenchWorker:
         self._session = opener.open(name)
         self._bundle.verify_unchanged()
         self._graph = name
-        place = opener.places[name]
+        placement = opener.placements[name]
         self._session.run(self._feeds)
-        return {"where": place.where, "precision": place.precision, "sizes": sizes}
+        return {"where": placement.where, "precision": placement.precision, "sizes": sizes}
 
     def run_graph(self) -> float:
         """Milliseconds of one run."""
@@ -98,7 +98,7 @@ class BenchWorker:
     def open_extractor(self) -> dict[str, Any]:
         self._forget()
         self._extractor = open_extractor(self._bundle.path, opening=self._opening, trusted=self._trusted)
-        return {name: place.where for name, place in self._extractor.places.items()}
+        return {name: placement.where for name, placement in self._extractor.placements.items()}
 
     def run_clip(self, path: str) -> dict[str, Any]:
         """One clip through everything; its vectors as lists, its caption as token ids."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ...base.errors import DataError
 from ...runtime.backends.session import Session
-from ...runtime.bundle.manifest import MASKED, VisionLanguage, layer_names
+from ...runtime.bundle.manifest import MASKED_SCORE, VisionLanguage, layer_names
 from ...runtime.vision_language import TokenIds, VisionLanguageModel
 from ..networks.blip import key_values, resumed, text_shape
 from .comparison import BATCHES, Comparison, PartParity, pictures, summarise
@@ -118,7 +118,7 @@ def _compare_graphs(
     shape = (batch, text_form.heads, 0, text_form.head_dim)
     empty = {name: np.zeros(shape, np.float32) for name in layer_names("past", layers)}
     length = prompt.shape[1]
-    causal = np.where(np.tri(length, dtype=bool), 0.0, MASKED)
+    causal = np.where(np.tri(length, dtype=bool), 0.0, MASKED_SCORE)
     got = text.run({**_tokens(prompt, 0), "mask": _mask(causal, batch), **empty, **cross})
     present = _self_cache(key_values(first), "present", layers)
     expected = {"logits": first.logits[:, -1].numpy(), "hidden": hidden.numpy(), **present}
@@ -143,7 +143,7 @@ def _compare_graphs(
         encoded = bert(
             torch.from_numpy(prompt), torch.from_numpy(real), encoder_hidden_states=image, is_decoder=False
         ).last_hidden_state
-    padded = np.broadcast_to(np.where(real, 0.0, MASKED)[:, None, None], (batch, 1, length, length))
+    padded = np.broadcast_to(np.where(real, 0.0, MASKED_SCORE)[:, None, None], (batch, 1, length, length))
     got = text.run({**_tokens(prompt, 0), "mask": padded.astype(np.float32), **empty, **cross})
     yield Comparison("text", batch, got, {"hidden": encoded.numpy()})
 

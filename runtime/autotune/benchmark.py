@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError, FlamestError, StorageError
-from ..backends.opening import GraphOpener, Opening
+from ..backends.opening import GraphOpener, OpeningOptions
 from ..backends.session import Session
 from ..bundle.manifest import Manifest
 from ..bundle.opening import Bundle
@@ -30,12 +30,12 @@ from ..video.clip_reader import ClipReader, KeyframeFeatures, PreparedClip
 from ..video.decoder import DecodeLimits, VideoDecoder
 from .measurements import CONFIGURATIONS, MIXED, REFERENCE, Measured, Measurement
 
-CLIPS = 4
-PASSES = 3  # timed passes at least, after a warm-up whose results are compared
-MOST_PASSES = 25  # of small networks, with short passes
-ENOUGH_MS = 1000.0  # of timed passes per configuration
-GAIN = 0.9  # of the simpler configuration's time: a smaller gain may be noise
-_TRIED = 12  # clips at most that are opened to find CLIPS readable ones
+MEASURED_CLIPS = 4
+MIN_PASSES = 3  # timed passes at least, after a warm-up whose results are compared
+MAX_PASSES = 25  # of small networks, with short passes
+MIN_TIMED_MS = 1000.0  # of timed passes per configuration
+MAX_RELATIVE_TIME = 0.9  # of the simpler configuration's time: a smaller gain may be noise
+_MAX_TRIED_CLIPS = 12  # clips at most that are opened to find MEASURED_CLIPS readable ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,34 +92,34 @@ class Networks:
         if self._cnn is not None:
             stages["cnn"] = 0.0
             with timed(stages, "cnn"):
-                vectors.append(self._cnn.run({"frames": clip.motion[None]})["embedding"][0])
+                vectors.append(self._cnn.run({"frames": clip.cnn_frames[None]})["embedding"][0])
         if not all(np.isfinite(vector).all() for vector in vectors):
             raise DataError("a network's output is not finite", code="not_finite")
         return ClipResult(tuple(vectors), tuple(each.caption for each in embedded), stages)
 
 
 def read_clips(
-    bundle: Bundle, opening: Opening, clips: Iterable[Clip], limits: DecodeLimits | None
+    bundle: Bundle, opening: OpeningOptions, clips: Iterable[Clip], limits: DecodeLimits | None
 ) -> list[PreparedClip]:
-    """The first ``CLIPS`` that can be read, of at most ``_TRIED``. Raises as ``GraphOpener.open``."""
+    """The first ``MEASURED_CLIPS`` readable ones, of ``_MAX_TRIED_CLIPS`` at most. Raises as ``GraphOpener.open``."""
     opener = GraphOpener(bundle, replace(opening, backend_options=CONFIGURATIONS[REFERENCE]))
     features = KeyframeFeatures(opener.open("keyframes")) if "keyframes" in stages_of(bundle.manifest) else None
     bundle.verify_unchanged()
     read: list[PreparedClip] = []
     with closing(ClipReader(bundle.manifest, VideoDecoder(bundle.manifest.keyframes, limits), features)) as reader:
-        for _, clip in zip(range(_TRIED), clips, strict=False):
+        for _, clip in zip(range(_MAX_TRIED_CLIPS), clips, strict=False):
             try:
                 read.append(reader.read(clip))
             except (DataError, StorageError):  # the extraction reports it
                 continue
-            if len(read) == CLIPS:
+            if len(read) == MEASURED_CLIPS:
                 break
     return read
 
 
 def benchmark_backends(
     bundle: Bundle,
-    opening: Opening,
+    opening: OpeningOptions,
     configurations: Sequence[str],
     clips: Sequence[PreparedClip],
     stop: Callable[[], bool],
@@ -191,11 +191,11 @@ class _Benchmark:
                 self.refused[name] = error.message
 
     def time_all(self) -> None:
-        """Time all, ``PASSES`` each and more of small networks; a configuration that fails is removed."""
+        """Time all, ``MIN_PASSES`` each and more of small networks; a configuration that fails is removed."""
         for run in self.runs.values():
             run.passes = []
-        for passed in range(MOST_PASSES):
-            if passed >= PASSES and all(run.spent_ms >= ENOUGH_MS for run in self.runs.values()):
+        for passed in range(MAX_PASSES):
+            if passed >= MIN_PASSES and all(run.spent_ms >= MIN_TIMED_MS for run in self.runs.values()):
                 return
             for name, run in list(self.runs.items()):
                 if not self._continue():
@@ -230,7 +230,7 @@ def mixture(manifest: Manifest, measurements: Sequence[Measurement]) -> dict[str
     faster = {graph: min(whole, key=lambda name: spent[name][graph]) for graph in spent[REFERENCE]}
     promised = sum(spent[name][graph] for graph, name in faster.items())
     alone = min(measurement.ms_per_clip for measurement in whole.values())
-    return faster if promised <= GAIN * alone else {}
+    return faster if promised <= MAX_RELATIVE_TIME * alone else {}
 
 
 def _by_graph(manifest: Manifest, stages_ms: Mapping[str, float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from ...base.errors import StorageError
 from ...base.files import write_atomic
 from ..backends.options import DEFAULT_OPTIONS, BackendOptions
 
-COSINE = 0.999  # smallest, of a clip's vectors to ONNX Runtime's
+MIN_COSINE = 0.999  # smallest, of a clip's vectors to ONNX Runtime's
 REFERENCE = "onnxruntime"
 MIXED = "each graph's fastest"
 _KEYFRAMES = {"keyframes": "onnxruntime"}  # the same frames whatever backend embeds them
@@ -37,7 +37,7 @@ class Measurement(msgspec.Struct, frozen=True):
 
     @property
     def fits(self) -> bool:
-        return self.captions_equal == self.clips and self.smallest_cosine >= COSINE
+        return self.captions_equal == self.clips and self.smallest_cosine >= MIN_COSINE
 
     @property
     def backend_options(self) -> BackendOptions:

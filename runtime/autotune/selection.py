@@ -1,9 +1,9 @@
 """``--precision auto``: which CPU backend computes a bundle's graphs fastest here, and close enough.
 
 Every installed backend computes a few of the silo's own clips (benchmark.py). The choice is the fastest whose captions
-equal ONNX Runtime's and whose vectors are within ``COSINE`` of its vectors; ONNX Runtime, the common reference of all
-sites, is replaced for a clear gain only. The measurements are kept for this bundle on this machine. Where a GPU can be
-used nothing is measured: the first backend candidate is taken.
+equal ONNX Runtime's and whose vectors have a cosine of ``MIN_COSINE`` or more to its vectors; ONNX Runtime, the common
+reference of all sites, is replaced for a clear gain only. The measurements are kept for this bundle on this machine.
+Where a GPU can be used nothing is measured: the first backend candidate is taken.
 
 Where a store already holds features of the bundle, others are computed in their precision, or there is an error.
 """
@@ -20,7 +20,7 @@ from ...base.errors import FlamestError, SettingsError
 from ...base.files import sha256_bytes
 from ...base.process import usable_cores
 from ..backends.machine import MachineFacts
-from ..backends.opening import Opening, effective_precision, machine_facts
+from ..backends.opening import OpeningOptions, effective_precision, machine_facts
 from ..backends.options import DEFAULT_OPTIONS, BackendOptions
 from ..backends.ranking import rank_backends
 from ..backends.unavailable import BackendUnavailable
@@ -29,10 +29,10 @@ from ..bundle.opening import open_bundle, open_manifest
 from ..bundle.signature import TrustedKeys
 from ..clip_records import Clip
 from ..video.decoder import DecodeLimits
-from .benchmark import CLIPS, GAIN, PASSES, benchmark_backends, read_clips
+from .benchmark import MAX_RELATIVE_TIME, MEASURED_CLIPS, MIN_PASSES, benchmark_backends, read_clips
 from .measurements import (
     CONFIGURATIONS,
-    COSINE,
+    MIN_COSINE,
     REFERENCE,
     Choice,
     Measured,
@@ -85,7 +85,7 @@ def autotune_backends(
     possible = [name for name, reasons in _unavailable(manifest, facts).items() if not reasons]
     allowed = [name for name in possible if stored in (None, effective_precision(manifest, CONFIGURATIONS[name]))]
     if stored is not None and not allowed:
-        raise precision_unavailable(manifest, stored)
+        raise held_precision_error(manifest, stored)
     if len(allowed) < 2 or REFERENCE not in possible:
         return _only(allowed, stored)
     key = _key(manifest, request.threads)
@@ -98,7 +98,7 @@ def autotune_backends(
     return _measure(request, key, possible, clips, notice, stop)
 
 
-def precision_unavailable(manifest: Manifest, stored: str) -> SettingsError:
+def held_precision_error(manifest: Manifest, stored: str) -> SettingsError:
     """The error that nothing on this machine computes the bundle in the precision of the stored features, and why."""
     plain = effective_precision(manifest, DEFAULT_OPTIONS)
     reasons = _unavailable(manifest, machine_facts())
@@ -114,7 +114,7 @@ def precision_unavailable(manifest: Manifest, stored: str) -> SettingsError:
         fixes = ["pip install 'flamest[openvino]'"]
     elif not of:
         fixes = [f"use the bundle that was exported in {stored}"]
-    other = f"give another store, for features in {plain}"
+    other = f"use another --store, for features in {plain}"
     return SettingsError(
         f"the store's features of this bundle are {stored}, and nothing on this machine computes it in {stored}: {why}",
         fix="; or ".join((*dict.fromkeys(fixes), other)),
@@ -130,7 +130,7 @@ def require_precision(manifest: Manifest, stored: str, backend_options: BackendO
             candidate.unavailable is not None
             for candidate in rank_backends(name, manifest.graphs[name], facts, backend_options)
         ):
-            raise precision_unavailable(manifest, stored)
+            raise held_precision_error(manifest, stored)
 
 
 def _measure(
@@ -142,7 +142,7 @@ def _measure(
     stop: Callable[[], bool],
 ) -> Choice:
     bundle = open_bundle(request.bundle, request.trusted)
-    opening = Opening(threads=request.threads, facts=machine_facts())
+    opening = OpeningOptions(threads=request.threads, facts=machine_facts())
     try:
         read = read_clips(bundle, opening, clips, request.limits)
     except FlamestError as error:  # ONNX Runtime's own
@@ -150,10 +150,10 @@ def _measure(
     if not read:
         return Choice("auto", "nothing was measured: none of the clips can be read")
     clips_read = _clips(len(read))
-    few = "" if len(read) == CLIPS else f" (fewer than {CLIPS}: the result is rough)"
+    few = "" if len(read) == MEASURED_CLIPS else f" (fewer than {MEASURED_CLIPS}: the result is rough)"
     notice(
         f"precision auto: measuring {', '.join(configurations)} on {clips_read}{few}, a warm-up and at least "
-        f"{PASSES} passes of the networks each; this is done once for this bundle on this machine"
+        f"{MIN_PASSES} passes of the networks each; this is done once for this bundle on this machine"
     )
     measured = benchmark_backends(bundle, opening, configurations, read, stop)
     if measured is None:
@@ -179,7 +179,7 @@ def _only(allowed: Sequence[str], stored: str | None) -> Choice:
 def choose_configuration(manifest: Manifest, measured: Measured, stored: str | None) -> Choice:
     """Choose among measurements: a later configuration, less simple, must be clearly faster than the choice so far."""
     if not measured.measurements:
-        why = measured.refused.get(REFERENCE, "ONNX Runtime gave nothing to compare with")
+        why = measured.refused.get(REFERENCE, "ONNX Runtime has no results to compare with")
         return Choice("auto", f"nothing was measured: {why}", refused=measured.refused)
     reference = measured.measurements[0]
     best = reference
@@ -189,7 +189,7 @@ def choose_configuration(manifest: Manifest, measured: Measured, stored: str | N
         if each.fits and stored in (None, effective_precision(manifest, each.backend_options))
     ]
     for each in eligible:
-        if each.ms_per_clip <= GAIN * best.ms_per_clip:
+        if each.ms_per_clip <= MAX_RELATIVE_TIME * best.ms_per_clip:
             best = each
     return Choice(best.backend, _reason(reference, best, eligible), measured.measurements, measured.refused)
 
@@ -204,10 +204,10 @@ def _reason(reference: Measurement, best: Measurement, eligible: Sequence[Measur
     others = [each for each in eligible if each is not reference]
     second = min(others, key=lambda each: each.ms_per_clip, default=None)
     if second is None:
-        return f"ONNX Runtime ({reference.ms_per_clip:.0f} ms a clip {basis}): no other gives what it gives"
+        return f"ONNX Runtime ({reference.ms_per_clip:.0f} ms a clip {basis}): no other backend gives the same results"
     return (
         f"ONNX Runtime takes {reference.ms_per_clip:.0f} ms a clip {basis}, {second.backend} {second.ms_per_clip:.0f}; "
-        f"it is left for a gain of {100 - 100 * GAIN:.0f} % or more"
+        f"another backend is chosen only if it takes at least {100 - 100 * MAX_RELATIVE_TIME:.0f} % less time"
     )
 
 
@@ -263,7 +263,17 @@ def _key(manifest: Manifest, threads: int | None) -> str:
     """Hash of all that the measurements depend on: bundle, processor and cores, backends and their versions."""
     graphs = {name: manifest.files[manifest.graphs[name].file].sha256 for name in manifest.needed_graphs}
     cores = threads or usable_cores()
-    parts = (manifest.fingerprint, graphs, _processor(), cores, machine_facts().versions, CLIPS, PASSES, COSINE, GAIN)
+    parts = (
+        manifest.fingerprint,
+        graphs,
+        _processor(),
+        cores,
+        machine_facts().versions,
+        MEASURED_CLIPS,
+        MIN_PASSES,
+        MIN_COSINE,
+        MAX_RELATIVE_TIME,
+    )
     return sha256_bytes(msgspec.json.encode(parts, order="deterministic"))
 
 

@@ -21,10 +21,10 @@ from .unavailable import BackendUnavailable, Code, unavailable
 DRIVER_LIBRARY = "libcuda.so.1"
 PROBE = Path(__file__).with_name("machine_probe.py")
 # What a child may take to answer. Usually 20 ms and a second; a busy machine, or gigabytes of libraries that are read
-# from a cold disk, must not be taken for a machine without a GPU.
+# from a cold disk, must not be treated as a machine without a GPU.
 DRIVER_S, TENSORRT_S = 30.0, 120.0
 
-# Packages by the name under which they are spoken of, each with the distributions that bring it.
+# Packages by display name, each with the distributions that bring it.
 DISTRIBUTIONS = {
     "tensorrt": (
         "tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings",
@@ -79,7 +79,7 @@ class MachineFacts:
     bf16: bool = False  # the processor computes bf16
 
 
-def no_gpu(facts: MachineFacts) -> BackendUnavailable:
+def no_gpu_reason(facts: MachineFacts) -> BackendUnavailable:
     """The reason why no GPU can be used; its fix differs without a driver and with one."""
     fix = "install the NVIDIA driver (in a container: start it with --gpus all)" if facts.driver_missing else ""
     return unavailable(Code.NO_DRIVER_OR_GPU, facts.driver_problem, fix=fix)

@@ -23,7 +23,7 @@ import numpy as np
 from .session import Array, Feed, Value, on_host, wanted_outputs
 from .unavailable import Code, unavailable
 
-CUDA = "CUDAExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
 # Arithmetic on shapes. ONNX Runtime puts it on the CPU on purpose, next to its consumer, and the
 # flag above counts that as a fallback: graphs with dynamic axes would never open. Each of these has a CUDA
 # kernel for floating-point tensors, so that one on the CPU is arithmetic on a handful of integers.
@@ -51,18 +51,18 @@ class OrtCudaSession:
     def open(cls, graph: Path, *, gpu: str, device: int = 0, tf32: bool = False) -> OrtCudaSession:
         """Open ``graph`` on GPU number ``device``, called ``gpu`` in ``where``.
 
-        ``tf32``: products of float32 round their inputs to 10 bits of mantissa; off, because features of a
+        ``tf32``: float32 matmuls round their inputs to 10 bits of mantissa; off, because features of a
         CPU and a GPU are then the same to 1e-4. Raises the errors of ORT_MISSING, ORT_NO_CUDA,
         ORT_CUDA_LIBS, GPU_MEMORY, CPU_FALLBACK, BACKEND_FAILED.
         """
         ort = import_onnxruntime_gpu()
-        providers = [(CUDA, {"device_id": str(device), "use_tf32": str(int(tf32))})]
+        providers = [(CUDA_PROVIDER, {"device_id": str(device), "use_tf32": str(int(tf32))})]
         with _quiet(ort):
             try:
                 session = _strict(ort, graph, providers)
             except Exception as error:  # onnxruntime's own exception types share no public base
                 if "assigned to the default CPU EP" not in str(error):
-                    raise _opening_refused(graph, error) from error
+                    raise _opening_error(graph, error) from error
                 session = _with_shapes_on_cpu(ort, graph, providers)
         _check_providers(session, graph)
         return cls(session, device, f"ONNX Runtime {ort.__version__} CUDA on {gpu}")
@@ -101,7 +101,7 @@ def import_onnxruntime_gpu() -> Any:
         import onnxruntime
     except ImportError as error:
         raise unavailable(Code.ORT_MISSING, str(error), fix="pip install 'flamest[gpu]'").error() from error
-    if CUDA not in onnxruntime.get_available_providers():
+    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
         found = f"onnxruntime {onnxruntime.__version__} has {', '.join(onnxruntime.get_available_providers())}"
         raise unavailable(Code.ORT_NO_CUDA, found).error()
     if hasattr(onnxruntime, "preload_dlls"):
@@ -139,7 +139,7 @@ def _with_shapes_on_cpu(ort: Any, graph: Path, providers: list[Any]) -> Any:
     try:
         session = ort.InferenceSession(str(graph), options, providers=providers)
     except Exception as error:
-        raise _opening_refused(graph, error) from error
+        raise _opening_error(graph, error) from error
     if not hasattr(session, "get_provider_graph_assignment_info"):
         found = f"{graph.name}: some nodes are on the CPU, and onnxruntime {ort.__version__} does not say which"
         raise unavailable(Code.CPU_FALLBACK, found, fix="pip install --upgrade onnxruntime-gpu").error()
@@ -156,7 +156,7 @@ def cpu_operators(assignment: Sequence[Any]) -> Counter[str]:
     return Counter(
         node.op_type
         for part in assignment
-        if part.ep_name != CUDA
+        if part.ep_name != CUDA_PROVIDER
         for node in part.get_nodes()
         if node.domain not in ("", "ai.onnx") or node.op_type not in SHAPE_OPERATORS
     )
@@ -165,9 +165,9 @@ def cpu_operators(assignment: Sequence[Any]) -> Counter[str]:
 def _check_providers(session: Any, graph: Path) -> None:
     """Check the opened session's providers: a session requested for CUDA may be a CPU session."""
     providers = session.get_providers()
-    if providers and providers[0] == CUDA:
+    if providers and providers[0] == CUDA_PROVIDER:
         return
-    found = f"{graph.name}: {CUDA} was requested, the opened session has {', '.join(providers) or 'none'}"
+    found = f"{graph.name}: {CUDA_PROVIDER} was requested, the opened session has {', '.join(providers) or 'none'}"
     if missing := missing_library():
         code = Code.NO_DRIVER_OR_GPU if "libcuda.so" in missing else Code.ORT_CUDA_LIBS
         raise unavailable(code, f"{found}: {missing}").error()
@@ -193,7 +193,7 @@ def missing_library() -> str:
     return ""
 
 
-def _opening_refused(graph: Path, error: Exception) -> Exception:
+def _opening_error(graph: Path, error: Exception) -> Exception:
     found = str(error)
     if "cannot open shared object file" in found or "Failed to load library" in found:
         code = Code.ORT_CUDA_LIBS

@@ -14,7 +14,7 @@ from ..bundle.opening import Bundle
 from .machine import MachineFacts, gather_facts
 from .onnxruntime_cpu import open_session
 from .options import DEFAULT_OPTIONS, BackendOptions
-from .ranking import TITLES, Candidate, Kind, rank_backends
+from .ranking import CANDIDATE_TITLES, Candidate, CandidateKind, rank_backends
 from .session import Session
 from .unavailable import BackendUnavailable, Code
 
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Place:
+class GraphPlacement:
     """Backend and precision of one opened graph."""
 
     graph: str
     backend: str  # of options.BACKENDS
     where: str  # as the session reports it: "OpenVINO CPU bf16"
     precision: str  # its matmuls' type
-    refused: tuple[tuple[Kind, BackendUnavailable], ...]  # candidates that ranked higher, best first
+    skipped: tuple[tuple[CandidateKind, BackendUnavailable], ...]  # candidates that ranked higher, best first
 
     def as_json(self) -> dict[str, Any]:
         return {
             "backend": self.backend,
             "where": self.where,
             "precision": self.precision,
-            "refused": [unavailable_row(kind, reason) for kind, reason in self.refused],
+            "refused": [unavailable_row(kind, reason) for kind, reason in self.skipped],
         }
 
 
 @dataclass(frozen=True)
-class Opening:
+class OpeningOptions:
     """Options, cores and facts for opening graphs. ``facts``: None asks this machine."""
 
     backend_options: BackendOptions = DEFAULT_OPTIONS
@@ -52,13 +52,13 @@ class Opening:
 
 
 class GraphOpener:
-    """Opens the graphs of one checked bundle; ``places`` grows with each."""
+    """Opens the graphs of one checked bundle; ``placements`` grows with each."""
 
-    def __init__(self, bundle: Bundle, opening: Opening) -> None:
+    def __init__(self, bundle: Bundle, opening: OpeningOptions) -> None:
         self._bundle = bundle
         self._opening = opening
         self._facts = machine_facts() if opening.facts is None else opening.facts
-        self.places: dict[str, Place] = {}
+        self.placements: dict[str, GraphPlacement] = {}
         self._tensorrt: TensorRtOpener | None = None
 
     def open(self, name: str) -> Session:
@@ -68,22 +68,22 @@ class GraphOpener:
         graph that ONNX Runtime, the last candidate, cannot open.
         """
         graph = self._bundle.manifest.graphs[name]
-        refused: list[tuple[Kind, BackendUnavailable]] = []
+        skipped: list[tuple[CandidateKind, BackendUnavailable]] = []
         for candidate in rank_backends(name, graph, self._facts, self._opening.backend_options):
             if candidate.unavailable is not None:
-                refused.append((candidate.kind, candidate.unavailable))
+                skipped.append((candidate.kind, candidate.unavailable))
                 continue
             try:
                 session = self._open_on(candidate, name)
             except FlamestError as error:
                 if error.code not in Code.__members__:
                     raise
-                refused.append((candidate.kind, BackendUnavailable.of(error)))
+                skipped.append((candidate.kind, BackendUnavailable.of(error)))
                 continue
             precision = precision_of(self._bundle.manifest, name, self._opening.backend_options)
-            self.places[name] = Place(name, candidate.backend, session.where, precision, tuple(refused))
+            self.placements[name] = GraphPlacement(name, candidate.backend, session.where, precision, tuple(skipped))
             return session
-        raise no_backend(name, self._opening.backend_options, refused)
+        raise no_backend_error(name, self._opening.backend_options, skipped)
 
     def _open_on(self, candidate: Candidate, name: str) -> Session:
         onnx, threads = self._bundle.graph(name), self._opening.threads
@@ -128,20 +128,20 @@ def effective_precision(manifest: Manifest, backend_options: BackendOptions) -> 
     return precision_label(of)
 
 
-def no_backend(
-    name: str, backend_options: BackendOptions, refused: list[tuple[Kind, BackendUnavailable]]
+def no_backend_error(
+    name: str, backend_options: BackendOptions, skipped: list[tuple[CandidateKind, BackendUnavailable]]
 ) -> SettingsError:
     """One error with all candidates that were tried and their reasons."""
-    lines = [f"  {TITLES[kind]}: {reason}" for kind, reason in refused]
+    lines = [f"  {CANDIDATE_TITLES[kind]}: {reason}" for kind, reason in skipped]
     asked = backend_options.backend_of(name)
     what = (
         f"graph '{name}' does not run on {asked}, which is required" if backend_options.require else f"graph '{name}'"
     )
     head = what if backend_options.require else f"{what} runs on no backend of this machine (--backend {asked})"
-    fixes = dict.fromkeys(reason.fix for _, reason in refused)
+    fixes = dict.fromkeys(reason.fix for _, reason in skipped)
     return SettingsError("\n".join((f"{head}:", *lines)), fix="; or: ".join(fixes), code="no_backend")
 
 
-def unavailable_row(kind: Kind, reason: BackendUnavailable) -> dict[str, str]:
+def unavailable_row(kind: CandidateKind, reason: BackendUnavailable) -> dict[str, str]:
     """One unavailable candidate for ``--json``."""
     return {"rung": kind, "code": reason.code.value, "evidence": reason.evidence, "fix": reason.fix}

@@ -17,7 +17,7 @@ from .unavailable import Code, unavailable
 
 Computed = Literal["f32", "bf16"]
 # OpenVINO's names of the layers that are matmuls
-PRODUCT_LAYERS = frozenset({"Convolution", "FullyConnected", "MatMul", "Deconvolution", "ScaledDotProductAttention"})
+MATMUL_LAYERS = frozenset({"Convolution", "FullyConnected", "MatMul", "Deconvolution", "ScaledDotProductAttention"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class OpenVinoSession:
             compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
         except Exception as error:  # openvino's exceptions share no public base
             raise unavailable(Code.OPENVINO_REJECTED, f"{graph.name}: {_last_line(error)}").error() from error
-        found = product_precisions(compiled)
+        found = matmul_precisions(compiled)
         if (computed == "bf16" and not found["bf16"]) or found["f16"]:
             evidence = f"{graph.name}: {computed} was requested, OpenVINO computes its matmuls in {dict(found)}"
             raise unavailable(
@@ -99,12 +99,12 @@ def import_openvino() -> Any:
     return openvino
 
 
-def product_precisions(compiled: Any) -> Counter[str]:
+def matmul_precisions(compiled: Any) -> Counter[str]:
     """Matmuls of the compiled graph by type, from its runtime model: {"bf16": 18}."""
     found: Counter[str] = Counter()
     for operation in compiled.get_runtime_model().get_ops():
         facts = operation.get_rt_info()
-        if facts["layerType"].astype(str) in PRODUCT_LAYERS:
+        if facts["layerType"].astype(str) in MATMUL_LAYERS:
             found[facts["runtimePrecision"].astype(str)] += 1
     return found
 

@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..bundle.graph_records import EngineRecord, Graph
-from .machine import MachineFacts, no_gpu
+from .machine import MachineFacts, no_gpu_reason
 from .options import AUTO, BACKENDS, Backend, BackendOptions
 from .tensorrt.engine import Version, version_problem
 from .unavailable import BackendUnavailable, Code, unavailable
 
-Kind = Literal["plan", "rebuild", "onnxruntime-cuda", "openvino", "onnxruntime"]
-BACKEND_KINDS: tuple[tuple[Kind, Backend], ...] = (
+CandidateKind = Literal["plan", "rebuild", "onnxruntime-cuda", "openvino", "onnxruntime"]
+BACKEND_KINDS: tuple[tuple[CandidateKind, Backend], ...] = (
     ("plan", "tensorrt"),
     ("rebuild", "tensorrt"),
     ("onnxruntime-cuda", "onnxruntime-cuda"),
     ("openvino", "openvino"),
     ("onnxruntime", "onnxruntime"),
 )
-TITLES: dict[Kind, str] = {
+CANDIDATE_TITLES: dict[CandidateKind, str] = {
     "plan": "TensorRT, an engine of the bundle",
     "rebuild": "TensorRT, an engine built here from the ONNX graph",
     "onnxruntime-cuda": "ONNX Runtime CUDA",
@@ -42,7 +42,7 @@ _SAME_EVERYWHERE = "add --backend openvino to flamest-agent extract, the same at
 class Candidate:
     """A backend for one graph; ``unavailable`` is None where it may be tried."""
 
-    kind: Kind
+    kind: CandidateKind
     backend: Backend
     unavailable: BackendUnavailable | None = None
     engine: EngineRecord | None = None  # of the bundle, for this machine; of kind ``plan`` alone
@@ -72,7 +72,7 @@ def _backend(word: str) -> Backend:
 
 
 def _availability(
-    kind: Kind, name: str, graph: Graph, facts: MachineFacts, backend_options: BackendOptions
+    kind: CandidateKind, name: str, graph: Graph, facts: MachineFacts, backend_options: BackendOptions
 ) -> tuple[EngineRecord | None, BackendUnavailable | None]:
     if kind == "plan":
         if problem := _tensorrt_problem(name, graph, facts, backend_options):
@@ -125,7 +125,7 @@ def _missing_for_tensorrt(facts: MachineFacts) -> list[BackendUnavailable]:
 
 def _without_gpu(facts: MachineFacts, missing: Sequence[BackendUnavailable] = ()) -> BackendUnavailable:
     """No GPU, together with all else that is ``missing``, so that one answer names everything."""
-    first = no_gpu(facts)
+    first = no_gpu_reason(facts)
     evidence = "; ".join((first.evidence, *map(str, missing)))
     fix = "; then: ".join(dict.fromkeys((first.fix, *(one.fix for one in missing))))
     return unavailable(first.code, evidence, fix=f"{fix}; without a GPU: leave --backend out")

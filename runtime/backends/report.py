@@ -11,7 +11,7 @@ from ..bundle.graph_records import Graph
 from ..bundle.manifest import Manifest
 from .machine import MachineFacts
 from .options import AUTO, BackendOptions
-from .ranking import TITLES, Candidate, rank_backends
+from .ranking import CANDIDATE_TITLES, Candidate, rank_backends
 
 ANY_GRAPH = "an fp32 graph without engines"
 _PLAIN = Graph("", 18, (), (), {}, "fp32", {})
@@ -74,7 +74,7 @@ def _candidate_lines(candidates: tuple[Candidate, ...]) -> Iterator[str]:
     """Neighbours with one reason share it. A fix is optional where another candidate is available."""
     label = "optional" if any(candidate.unavailable is None for candidate in candidates) else "fix"
     for reason, same in groupby(candidates, key=lambda candidate: candidate.unavailable):
-        kinds = [TITLES[candidate.kind] for candidate in same]
+        kinds = [CANDIDATE_TITLES[candidate.kind] for candidate in same]
         if reason is None:
             yield from (f"  ok  {title}" for title in kinds)
         else:
@@ -89,5 +89,5 @@ def placement_lines(candidates: Mapping[str, tuple[Candidate, ...]], backend_opt
     together: dict[str, list[str]] = {}
     for name, of in candidates.items():
         kind = next((candidate.kind for candidate in of if candidate.unavailable is None), None)
-        together.setdefault(TITLES[kind] if kind else "no backend of this machine", []).append(name)
+        together.setdefault(CANDIDATE_TITLES[kind] if kind else "no backend of this machine", []).append(name)
     return [f"{', '.join(names)} would run on {title}{asked}" for title, names in together.items()]

@@ -26,7 +26,7 @@ INSIDE: dict[str, dict[int, str]] = {
     "tensor": {},
 }
 EXTERNAL_DATA, DATA_LOCATION = 13, 14  # fields of a tensor
-DEEPEST = 64  # messages inside each other
+MAX_DEPTH = 64  # messages inside each other
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
@@ -46,8 +46,8 @@ def has_external_data(path: Path) -> bool:
 
 
 def _outside(data: mmap.mmap, start: int, end: int, kind: str, depth: int) -> bool:
-    if depth > DEEPEST:
-        raise ValueError(f"messages inside each other deeper than {DEEPEST}")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"messages inside each other deeper than {MAX_DEPTH}")
     for number, first, last in _fields(data, start, end):
         if kind == "tensor" and (number == EXTERNAL_DATA or (number == DATA_LOCATION and data[first] != 0)):
             return True

@@ -8,7 +8,7 @@ and the runtime (records of graphs, parity and engines: graph_records.py):
                cross_key_NN   f32[batch, heads, head_dim, patches] (transposed, scaled by head_dim**-0.5)
                cross_value_NN f32[batch, heads, patches, head_dim]
 ``text``       token_ids i64[batch, tokens], positions i64[batch, tokens],
-               mask f32[batch, 1, tokens, past + tokens] (added to the attention scores: 0 keeps, MASKED drops),
+               mask f32[batch, 1, tokens, past + tokens] (added to the attention scores: 0 keeps, MASKED_SCORE drops),
                past_key_NN, past_value_NN f32[batch, heads, past, head_dim], cross_key_NN, cross_value_NN
                -> logits f32[batch, vocabulary] of the last token, hidden f32[batch, tokens, width],
                present_key_NN, present_value_NN f32[batch, heads, past + tokens, head_dim]
@@ -34,7 +34,7 @@ from .graph_records import Calibration, Graph, Parity, Record, precision_label
 SCHEMA = 3
 MANIFEST_FILE = "bundle.json"
 TOKENIZER_FILE = "tokenizer.json"
-MASKED = -1e4  # added to an attention score to drop it; fits fp16
+MASKED_SCORE = -1e4  # added to an attention score to drop it; fits fp16
 
 CrossAttention = Literal["bidirectional", "causal-last", "causal-first"]
 AttentionMode = Literal["bidirectional", "causal-last", "causal-first", "text"]
@@ -228,11 +228,11 @@ def read_manifest(bundle: Path) -> Manifest:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise no_bundle(bundle, error.strerror or str(error)) from error
+        raise no_bundle_error(bundle, error.strerror or str(error)) from error
     return decode_manifest(data, path)
 
 
-def no_bundle(bundle: Path, reason: str) -> DataError:
+def no_bundle_error(bundle: Path, reason: str) -> DataError:
     return DataError(
         f"{bundle} is not a bundle: cannot read {MANIFEST_FILE} ({reason})",
         fix="get the bundle from the operator, or build one: flamest-export --backend onnx --out DIR",

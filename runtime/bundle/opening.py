@@ -22,10 +22,10 @@ from typing import BinaryIO
 from ...base.errors import DataError, StorageError
 from ...base.files import HASH_CHUNK, FileStamp, printable_path, sha256_bytes
 from .external_data import has_external_data
-from .manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, decode_manifest, no_bundle
-from .signature import LONGEST_SIGNATURES, SIGNATURE_FILE, PublicKey, TrustedKeys, check_signatures
+from .manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, decode_manifest, no_bundle_error
+from .signature import MAX_SIGNATURE_BYTES, SIGNATURE_FILE, PublicKey, TrustedKeys, check_signatures
 
-LONGEST_MANIFEST = 16 << 20  # bytes; it holds CLIP's thousands of captions
+MAX_MANIFEST_BYTES = 16 << 20  # bytes; it holds CLIP's thousands of captions
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Bundle:
         """The content of the bundle's file ``name``, hashed as it is read: these bytes are the exported ones."""
         data = _read_plain(self.path, name, self.manifest.files[name].bytes)
         if sha256_bytes(data) != self.manifest.files[name].sha256:
-            raise _tampered(self.path, name, "was changed after the bundle was checked")
+            raise _tampered_error(self.path, name, "was changed after the bundle was checked")
         return data
 
     def verify_unchanged(self) -> None:
@@ -62,9 +62,9 @@ class Bundle:
             try:
                 now = FileStamp.from_status((self.path / name).lstat())
             except OSError as error:
-                raise _tampered(self.path, name, "was removed after the bundle was checked") from error
+                raise _tampered_error(self.path, name, "was removed after the bundle was checked") from error
             if now != stamp:
-                raise _tampered(self.path, name, "was changed after the bundle was checked")
+                raise _tampered_error(self.path, name, "was changed after the bundle was checked")
 
 
 def open_bundle(path: Path, trusted: TrustedKeys = ()) -> Bundle:
@@ -84,10 +84,10 @@ def open_bundle(path: Path, trusted: TrustedKeys = ()) -> Bundle:
     for name, entry in manifest.files.items():
         size, sha256, stamps[name] = _measure(path, name)
         if (size, sha256) != (entry.bytes, entry.sha256):
-            raise _tampered(path, name, f"has {size} bytes and SHA-256 {sha256[:12]}…, not those of the manifest")
+            raise _tampered_error(path, name, f"has {size} bytes and SHA-256 {sha256[:12]}…, not those of the manifest")
     for name in manifest.files:
         if name.endswith(".onnx") and has_external_data(path / name):
-            raise _tampered(path, name, "takes tensors from another file; a graph must be one file")
+            raise _tampered_error(path, name, "takes tensors from another file; a graph must be one file")
     return Bundle(path, manifest, signers, stamps)
 
 
@@ -104,15 +104,15 @@ def open_manifest(path: Path, trusted: TrustedKeys = ()) -> tuple[Manifest, tupl
 def read_manifest_bytes(path: Path) -> bytes:
     """The signed bytes. Raises DataError when the folder holds no such file, or no plain one."""
     if not os.path.lexists(path / MANIFEST_FILE):
-        raise no_bundle(path, "no such file")
-    return _read_plain(path, MANIFEST_FILE, LONGEST_MANIFEST)
+        raise no_bundle_error(path, "no such file")
+    return _read_plain(path, MANIFEST_FILE, MAX_MANIFEST_BYTES)
 
 
 def read_signatures(path: Path) -> bytes | None:
     """The bytes of the bundle's ``bundle.sig``; None when there is none."""
     if not os.path.lexists(path / SIGNATURE_FILE):
         return None
-    return _read_plain(path, SIGNATURE_FILE, LONGEST_SIGNATURES)
+    return _read_plain(path, SIGNATURE_FILE, MAX_SIGNATURE_BYTES)
 
 
 def _check_names(path: Path, manifest: Manifest) -> None:
@@ -125,7 +125,7 @@ def _check_names(path: Path, manifest: Manifest) -> None:
             or "\0" in name
             or any(part in ("", ".", "..") for part in parts)
         ):
-            raise _tampered(path, MANIFEST_FILE, f"lists {name!r}, which is not a plain name inside the folder")
+            raise _tampered_error(path, MANIFEST_FILE, f"lists {name!r}, which is not a plain name inside the folder")
     missing = [graph for graph in manifest.needed_graphs if graph not in manifest.graphs]
     if missing:
         raise DataError(
@@ -136,7 +136,7 @@ def _check_names(path: Path, manifest: Manifest) -> None:
     engines = (engine.file for graph in manifest.graphs.values() for engine in graph.engines)
     for needed in (*tokenizer, *(graph.file for graph in manifest.graphs.values()), *engines):
         if needed not in manifest.files:
-            raise _tampered(path, MANIFEST_FILE, f"lists no hash for {needed!r}")
+            raise _tampered_error(path, MANIFEST_FILE, f"lists no hash for {needed!r}")
 
 
 def _check_listing(path: Path, manifest: Manifest) -> None:
@@ -148,14 +148,14 @@ def _check_listing(path: Path, manifest: Manifest) -> None:
             inside = full.relative_to(path).as_posix()
             mode = full.lstat().st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise _tampered(path, inside, "is a link or a special file, expected a plain one")
+                raise _tampered_error(path, inside, "is a link or a special file, expected a plain one")
             if stat.S_ISREG(mode):
                 found.add(inside)
     expected = {MANIFEST_FILE, *manifest.files}
     for name in sorted(expected - found):
-        raise _tampered(path, name, "is missing")
+        raise _tampered_error(path, name, "is missing")
     for name in sorted(found - expected - {SIGNATURE_FILE}):
-        raise _tampered(path, name, "is not in the manifest")
+        raise _tampered_error(path, name, "is not in the manifest")
 
 
 def _measure(path: Path, name: str) -> tuple[int, str, FileStamp]:
@@ -169,9 +169,9 @@ def _measure(path: Path, name: str) -> tuple[int, str, FileStamp]:
                 digest.update(chunk)
                 size += len(chunk)
         except OSError as error:
-            raise _unreadable(path, name, error) from error
+            raise _unreadable_error(path, name, error) from error
         if FileStamp.from_status(os.fstat(file.fileno())) != before:
-            raise _tampered(path, name, "changed while it was read")
+            raise _tampered_error(path, name, "changed while it was read")
     return size, digest.hexdigest(), before
 
 
@@ -181,9 +181,9 @@ def _read_plain(path: Path, name: str, longest: int) -> bytes:
         try:
             data = file.read(longest + 1)
         except OSError as error:
-            raise _unreadable(path, name, error) from error
+            raise _unreadable_error(path, name, error) from error
     if len(data) > longest:
-        raise _tampered(path, name, f"is longer than {longest} bytes")
+        raise _tampered_error(path, name, f"is longer than {longest} bytes")
     return data
 
 
@@ -193,8 +193,8 @@ def _open_plain(path: Path, name: str) -> tuple[BinaryIO, FileStamp]:
         handle = os.open(path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if (path / name).is_symlink():
-            raise _tampered(path, name, "is a link, expected a plain file") from error
-        raise _unreadable(path, name, error) from error
+            raise _tampered_error(path, name, "is a link, expected a plain file") from error
+        raise _unreadable_error(path, name, error) from error
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         os.close(handle)
@@ -203,15 +203,15 @@ def _open_plain(path: Path, name: str) -> tuple[BinaryIO, FileStamp]:
             if stat.S_ISREG(status.st_mode)
             else "is a special file or a folder, expected a plain one"
         )
-        raise _tampered(path, name, problem)
+        raise _tampered_error(path, name, problem)
     return os.fdopen(handle, "rb"), FileStamp.from_status(status)
 
 
-def _unreadable(path: Path, name: str, error: OSError) -> StorageError:
+def _unreadable_error(path: Path, name: str, error: OSError) -> StorageError:
     return StorageError(f"cannot read {printable_path(path / name)}: {error.strerror}")
 
 
-def _tampered(path: Path, name: str, problem: str) -> DataError:
+def _tampered_error(path: Path, name: str, problem: str) -> DataError:
     return DataError(
         f"bundle {printable_path(path)}: {name} {problem}",
         fix="copy the bundle again from its source, or export it again; do not edit its files",

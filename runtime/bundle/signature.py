@@ -24,8 +24,8 @@ from ...base.errors import DataError, MissingExtra, SettingsError
 from ...base.files import printable_path
 
 SIGNATURE_FILE = "bundle.sig"
-LONGEST_SIGNATURES = 1 << 14  # bytes of bundle.sig, and of a public key file
-MOST_SIGNERS = 32
+MAX_SIGNATURE_BYTES = 1 << 14  # bytes of bundle.sig, and of a public key file
+MAX_SIGNERS = 32
 _FIRST_LINE = "flamest signatures 1"
 _KEY_TAG = "ed25519:"
 _KEY_BYTES, _SIGNATURE_BYTES = 32, 64
@@ -106,8 +106,8 @@ def parse_signatures(data: bytes) -> tuple[Signature, ...]:
         raise ValueError("it is not ASCII text") from None
     if first != _FIRST_LINE:
         raise ValueError(f"it begins with {first[:40]!r}, expected {_FIRST_LINE!r}")
-    if not 1 <= len(lines) - 1 <= MOST_SIGNERS:
-        raise ValueError(f"it holds {len(lines) - 1} signatures, expected 1 to {MOST_SIGNERS}")
+    if not 1 <= len(lines) - 1 <= MAX_SIGNERS:
+        raise ValueError(f"it holds {len(lines) - 1} signatures, expected 1 to {MAX_SIGNERS}")
     found = []
     for number, line in enumerate(lines[:-1], start=2):
         key, _, signature = line.partition(" ")
@@ -140,7 +140,7 @@ def check_signatures(
     """
     if signatures is None:
         if trusted:
-            raise _untrusted(
+            raise _untrusted_error(
                 bundle,
                 f"it is not signed, expected a signature of {_any_of(trusted)}",
                 fix="ask the operator to sign it: flamest-export sign DIR --key FILE (docs/signing.md)",
@@ -149,16 +149,16 @@ def check_signatures(
     try:
         found = parse_signatures(signatures)
     except ValueError as error:
-        raise _untrusted(bundle, f"{SIGNATURE_FILE} is not a file of signatures: {error}") from error
+        raise _untrusted_error(bundle, f"{SIGNATURE_FILE} is not a file of signatures: {error}") from error
     for signature in found:
         if not _verifies(manifest, signature):
-            raise _untrusted(
+            raise _untrusted_error(
                 bundle, f"in {SIGNATURE_FILE} the signature of {signature.key.id} does not fit this bundle.json"
             )
     names = {key.raw: key for key in trusted}
     if trusted and not any(signature.key.raw in names for signature in found):
         signers = ", ".join(signature.key.id for signature in found)
-        raise _untrusted(bundle, f"signed by {signers}, expected a signature of {_any_of(trusted)}")
+        raise _untrusted_error(bundle, f"signed by {signers}, expected a signature of {_any_of(trusted)}")
     return tuple(names.get(signature.key.raw, signature.key) for signature in found)
 
 
@@ -190,7 +190,7 @@ def _ed25519() -> Any:
 def _key_lines(path: Path, where: str) -> list[str]:
     try:
         with path.open("rb") as file:
-            text = file.read(LONGEST_SIGNATURES).decode()
+            text = file.read(MAX_SIGNATURE_BYTES).decode()
     except OSError as error:
         raise SettingsError(
             f"{where}: cannot read the public key {printable_path(path)}: {error.strerror}",
@@ -222,7 +222,7 @@ def _any_of(keys: TrustedKeys) -> str:
     return " or ".join(str(key) for key in keys)
 
 
-def _untrusted(bundle: Path, problem: str, *, fix: str = "") -> DataError:
+def _untrusted_error(bundle: Path, problem: str, *, fix: str = "") -> DataError:
     return DataError(
         f"bundle {printable_path(bundle)} is not trusted: {problem}",
         fix=fix

@@ -16,7 +16,7 @@ from ..backends.session import Session
 from ..bundle.manifest import Manifest
 from ..clip_records import Candidates, Clip, stages_of, timed
 from ..keyframes import Indices, clip_seeds, draw_keyframes, pick_keyframes, spread_indices
-from .decoder import DIED, VideoDecoder
+from .decoder import CRASH_CODES, VideoDecoder
 from .preprocessing import Pixels, Rgb, prepare_frames
 
 _NO_PIXELS: Pixels = np.empty(0, dtype=np.float32)
@@ -29,7 +29,7 @@ class PreparedClip:
 
     clip: Clip
     captioned: npt.NDArray[np.float32]  # [F, 3, S, S], the keyframes to caption, the drawn one first
-    motion: npt.NDArray[np.float32]  # [3, K, S, S], the frames of graph cnn
+    cnn_frames: npt.NDArray[np.float32]  # [3, K, S, S], the frames of graph cnn
     keyframe: int  # index of ``captioned[0]`` among the keyframes; -1 for none
     times_s: tuple[float, ...]  # seconds from clip start, of the first part's frames
     stages_ms: dict[str, float]  # decode, keyframes, prepare
@@ -82,7 +82,7 @@ class ClipReader:
         try:
             return self._read(clip)
         except DataError as error:
-            if error.code not in DIED:
+            if error.code not in CRASH_CODES:
                 raise
         return self._read(clip)
 
@@ -96,12 +96,12 @@ class ClipReader:
             vlm_rgb, cnn_rgb = self._full_size(candidates, chosen)
         with timed(stages, "prepare"):
             drawn, captioned = self._captioned(vlm_rgb, seeds.draw)
-            motion = self._motion(cnn_rgb)
+            cnn_frames = self._cnn_frames(cnn_rgb)
         shown = chosen.vlm if len(chosen.vlm) else chosen.cnn
         return PreparedClip(
             clip=clip,
             captioned=captioned,
-            motion=motion,
+            cnn_frames=cnn_frames,
             keyframe=drawn,
             times_s=tuple(candidates.t_s[shown].tolist()),
             stages_ms=stages,
@@ -139,7 +139,7 @@ class ClipReader:
         drawn = draw_keyframes(len(keyframes), spec.captioned_frames, seed)
         return drawn[0], prepare_frames(keyframes[list(drawn)], spec.preprocessing)
 
-    def _motion(self, frames: Rgb) -> Pixels:
+    def _cnn_frames(self, frames: Rgb) -> Pixels:
         spec = self._manifest.cnn
         if spec is None:
             return _NO_PIXELS

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # Containers by demuxer name. Formats that name other files (ffconcat, HLS, DASH) are left out: with any format
 # allowed, a text file called x.mp4 makes ffmpeg open the files that it names.
-FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg"
-SIGNATURES = (  # (offset, first bytes) of these containers
+ALLOWED_FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg"
+MAGIC_NUMBERS = (  # (offset, first bytes) of these containers
     (4, b"ftyp"),
     (4, b"moov"),
     (4, b"mdat"),
@@ -102,7 +102,7 @@ class DecodedClip:
                 times.append(frame.time)
                 damaged += bool(frame.is_corrupt)
             if not times:
-                raise self._nothing_decoded(stream)
+                raise self._nothing_decoded_error(stream)
             rate = float(stream.average_rate or USUAL_RATE)
         self._held = buffer.frames
         return Survey(len(times), _seconds(times, rate), _warnings(len(times), promised, damaged))
@@ -142,7 +142,7 @@ class DecodedClip:
         width, height = context.width, context.height
         if width * height > self._largest_frame:
             container.close()
-            raise _too_large(width, height, self._largest_frame)
+            raise _too_large_error(width, height, self._largest_frame)
         # One thread: error concealment in damaged files must not depend on timing.
         context.thread_count = 1
         context.options = {"max_pixels": str(self._largest_frame)}
@@ -152,34 +152,34 @@ class DecodedClip:
         import av
         import av.error
 
-        allowed = {"format_whitelist": FORMATS, "protocol_whitelist": "file", **options}
+        allowed = {"format_whitelist": ALLOWED_FORMATS, "protocol_whitelist": "file", **options}
         try:
             # metadata_errors: titles in HMDB51 are not UTF-8.
             return av.open(f"/dev/fd/{self._fd}", options=allowed, metadata_errors="ignore")
         except av.error.MemoryError:
             raise
         except av.error.FFmpegError as error:
-            raise self._not_opened() from error
+            raise self._not_opened_error() from error
 
-    def _not_opened(self) -> DataError:
+    def _not_opened_error(self) -> DataError:
         with open(self._fd, "rb", closefd=False) as file:
             file.seek(0)
             start = file.read(16)
         if not start:
             return DataError("is empty", code="video_empty")
-        if any(start[offset:].startswith(magic) for offset, magic in SIGNATURES):
+        if any(start[offset:].startswith(magic) for offset, magic in MAGIC_NUMBERS):
             return DataError(
                 "begins like a video, but its index cannot be read: cut off or damaged", code="video_damaged"
             )
-        return DataError(f"is not a video in one of the formats {FORMATS}", code="video_not_video")
+        return DataError(f"is not a video in one of the formats {ALLOWED_FORMATS}", code="video_not_video")
 
-    def _nothing_decoded(self, stream: av.video.VideoStream) -> DataError:
+    def _nothing_decoded_error(self, stream: av.video.VideoStream) -> DataError:
         """The error for no frame at all: damaged, or too large for a codec that reports no size."""
         if not stream.codec_context.width:
             with self._open_container({}) as container:
                 reopened = next(other for other in container.streams.video if other.index == stream.index)
                 if reopened.width * reopened.height > self._largest_frame:
-                    return _too_large(reopened.width, reopened.height, self._largest_frame)
+                    return _too_large_error(reopened.width, reopened.height, self._largest_frame)
         return DataError("holds a video stream of which no frame can be decoded", code="video_damaged")
 
 
@@ -260,5 +260,5 @@ def _frame_bytes(frame: av.VideoFrame) -> int:
     return sum(plane.buffer_size for plane in frame.planes)
 
 
-def _too_large(width: int, height: int, largest: int) -> DataError:
+def _too_large_error(width: int, height: int, largest: int) -> DataError:
     return DataError(f"has frames of {width}x{height}, at most {largest} pixels are allowed", code="video_too_large")

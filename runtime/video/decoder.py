@@ -39,14 +39,24 @@ from ...base.files import printable_path
 from ..bundle.manifest import KeyframeRule
 from ..clip_records import Candidates, Keyframes
 from ..keyframes import Indices
-from .decoder_messages import BROKEN, Answer, FramesRead, OpenClip, Opened, ReadFrames, Ready, Refused, Request
+from .decoder_messages import (
+    DECODER_BROKEN,
+    Answer,
+    DecodeRefused,
+    FramesRead,
+    OpenClip,
+    Opened,
+    ReadFrames,
+    Ready,
+    Request,
+)
 
 PROGRAM = "flamest.runtime.video.decoder_process"
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 START_WITHIN_S = 120.0  # importing PyAV takes 0.3 s; from a slow disk under load much longer
-LONGEST_REASON = 300  # characters of the last line of stderr
-FRESH_AFTER = frozenset({"video_too_large"})  # memory may be exhausted: the next clip gets a new process
-DIED = frozenset({"decoder_crashed", "decoder_killed"})  # another attempt, in a fresh process, may succeed
+MAX_REASON_CHARACTERS = 300  # characters of the last line of stderr
+RESTART_CODES = frozenset({"video_too_large"})  # memory may be exhausted: the next clip gets a new process
+CRASH_CODES = frozenset({"decoder_crashed", "decoder_killed"})  # another attempt, in a fresh process, may succeed
 
 A = TypeVar("A", Opened, FramesRead)
 T = TypeVar("T", np.float32, np.uint8)
@@ -160,12 +170,12 @@ class VideoDecoder:
             answer, payload = process.receive(Answer, timeout_s=self._limits.timeout_s, largest_payload=largest_payload)
         except ChildEnded as ended:
             self._end()
-            raise _clip_failure(ended, path, self._limits) from ended
-        if isinstance(answer, Refused):
-            if answer.code in FRESH_AFTER:
+            raise _clip_error(ended, path, self._limits) from ended
+        if isinstance(answer, DecodeRefused):
+            if answer.code in RESTART_CODES:
                 self._end()
-            if answer.code == BROKEN:
-                raise _broken(answer.message)
+            if answer.code == DECODER_BROKEN:
+                raise _broken_error(answer.message)
             raise DataError(f"{printable_path(path)} {answer.message}", code=answer.code)
         if not isinstance(answer, kind):
             self._end()
@@ -179,7 +189,7 @@ class VideoDecoder:
         """The payload as an array, checked: a decoder that a hostile file controls may answer anything."""
         if min(shape) < 1 or len(payload) != math.prod(shape) * np.dtype(dtype).itemsize:
             self._end()
-            raise _invalid_answer(path, f"{len(payload)} bytes for {list(shape)}")
+            raise _invalid_answer_error(path, f"{len(payload)} bytes for {list(shape)}")
         return np.frombuffer(payload, dtype=dtype).reshape(shape)
 
     def _ready(self) -> ChildProcess:
@@ -215,19 +225,19 @@ def _start() -> ChildProcess:
     try:
         return ChildProcess(PROGRAM, environment=ONE_THREAD)
     except ChildEnded as ended:
-        raise _broken(ended.reason) from ended
+        raise _broken_error(ended.reason) from ended
 
 
 def _await_ready(process: ChildProcess) -> None:
     try:
         process.receive(Ready, timeout_s=START_WITHIN_S)
     except ChildEnded as ended:
-        raise _broken(_start_failure(ended)) from ended
+        raise _broken_error(_start_failure(ended)) from ended
 
 
-def _broken(reason: str) -> SettingsError:
+def _broken_error(reason: str) -> SettingsError:
     """The error of a decoder that cannot run on this machine; no clip is to blame."""
-    return SettingsError(f"the video decoder does not run: {reason}", fix="flamest-agent doctor", code=BROKEN)
+    return SettingsError(f"the video decoder does not run: {reason}", fix="flamest-agent doctor", code=DECODER_BROKEN)
 
 
 def _start_failure(ended: ChildEnded) -> str:
@@ -235,18 +245,18 @@ def _start_failure(ended: ChildEnded) -> str:
         return f"it was not ready within {START_WITHIN_S:g} s"
     lines = [line.strip() for line in ended.output.splitlines() if line.strip()]
     if lines:
-        return "".join(letter if letter.isprintable() else "?" for letter in lines[-1][:LONGEST_REASON])
+        return "".join(letter if letter.isprintable() else "?" for letter in lines[-1][:MAX_REASON_CHARACTERS])
     if ended.status == -signal.SIGKILL:
         return "it was killed, as the system does when memory is short"
     return f"it ended with {ended.reason}"
 
 
-def _clip_failure(ended: ChildEnded, path: Path, limits: DecodeLimits) -> DataError:
+def _clip_error(ended: ChildEnded, path: Path, limits: DecodeLimits) -> DataError:
     """The error of a clip in whose middle the process ended, by its status."""
     if isinstance(ended, ChildTimeout) or ended.status == -signal.SIGXCPU:
-        return _too_slow(path, limits)
+        return _too_slow_error(path, limits)
     if isinstance(ended, ChildProtocolError):
-        return _invalid_answer(path, ended.reason)
+        return _invalid_answer_error(path, ended.reason)
     if ended.status == -signal.SIGKILL:
         return DataError(
             f"{printable_path(path)}: the decoder process was killed, as the system does when memory is short",
@@ -258,7 +268,7 @@ def _clip_failure(ended: ChildEnded, path: Path, limits: DecodeLimits) -> DataEr
     )
 
 
-def _invalid_answer(path: Path, problem: str) -> DataError:
+def _invalid_answer_error(path: Path, problem: str) -> DataError:
     return DataError(f"{printable_path(path)}: the decoder's answer is invalid: {problem}", code="decoder_crashed")
 
 
@@ -277,7 +287,7 @@ def _open_regular(path: Path) -> int:
     raise DataError(f"{printable_path(path)} is not a regular file", code="video_not_a_file")
 
 
-def _too_slow(path: Path, limits: DecodeLimits) -> DataError:
+def _too_slow_error(path: Path, limits: DecodeLimits) -> DataError:
     return DataError(
         f"{printable_path(path)} took longer than {limits.timeout_s:g} s to decode",
         fix="cut it into shorter clips",

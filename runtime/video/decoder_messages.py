@@ -9,11 +9,11 @@ from __future__ import annotations
 from ...base.child_process import Message
 from ..bundle.manifest import FramePreprocessing
 
-BROKEN = "decoder_broken"  # the code of a refusal that is no clip's fault
+DECODER_BROKEN = "decoder_broken"  # the code of a refusal that is no clip's fault
 
 
 class OpenClip(Message, frozen=True):
-    """Decode the clip in the attached descriptor; answer with ``Opened`` or ``Refused``."""
+    """Decode the clip in the attached descriptor; answer with ``Opened`` or ``DecodeRefused``."""
 
     candidates: int
     preprocessing: FramePreprocessing
@@ -23,7 +23,7 @@ class OpenClip(Message, frozen=True):
 
 
 class ReadFrames(Message, frozen=True):
-    """Give frames of the open clip at full size; answer with ``FramesRead`` or ``Refused``."""
+    """Give frames of the open clip at full size; answer with ``FramesRead`` or ``DecodeRefused``."""
 
     candidates: tuple[int, ...]  # numbers of candidates, not decreasing
     cpu_s: int
@@ -51,7 +51,7 @@ class FramesRead(Message, frozen=True):
     peak_kb: int
 
 
-class Refused(Message, frozen=True):
+class DecodeRefused(Message, frozen=True):
     """The clip cannot be used."""
 
     code: str
@@ -59,4 +59,4 @@ class Refused(Message, frozen=True):
 
 
 Request = OpenClip | ReadFrames
-Answer = Opened | FramesRead | Refused
+Answer = Opened | FramesRead | DecodeRefused

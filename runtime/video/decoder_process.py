@@ -18,7 +18,17 @@ from ...base.child_process import Channel
 from ...base.errors import DataError, MissingExtra
 from ...base.process import peak_resident_kb, trim_memory
 from .decoded_clip import DecodedClip
-from .decoder_messages import BROKEN, Answer, FramesRead, OpenClip, Opened, ReadFrames, Ready, Refused, Request
+from .decoder_messages import (
+    DECODER_BROKEN,
+    Answer,
+    DecodeRefused,
+    FramesRead,
+    OpenClip,
+    Opened,
+    ReadFrames,
+    Ready,
+    Request,
+)
 
 MEMORY_BYTES = 3 << 30  # address space: Python with ffmpeg takes 0.3 GiB before the first frame
 OPEN_FILES = 32
@@ -93,13 +103,13 @@ def _serve(parent: Channel) -> None:
             else:
                 payload, answer = _frames(clip, request)
         except DataError as error:
-            answer = Refused(error.code, error.message)
+            answer = DecodeRefused(error.code, error.message)
         except MemoryError:  # before FFmpegError: PyAV's own MemoryError is one too
-            answer = Refused("video_too_large", f"needs more than {MEMORY_BYTES >> 20} MiB of memory to decode")
+            answer = DecodeRefused("video_too_large", f"needs more than {MEMORY_BYTES >> 20} MiB of memory to decode")
         except av.error.FFmpegError as error:
-            answer = Refused("video_damaged", f"cannot be decoded: {error}")
+            answer = DecodeRefused("video_damaged", f"cannot be decoded: {error}")
         except (ImportError, MissingExtra) as error:  # no clip's fault
-            answer = Refused(BROKEN, str(error))
+            answer = DecodeRefused(DECODER_BROKEN, str(error))
         parent.send(answer, payload)
         payload = memoryview(b"")
         if not isinstance(answer, Opened):

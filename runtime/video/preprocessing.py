@@ -19,7 +19,7 @@ from ..bundle.manifest import FramePreprocessing
 
 Rgb = npt.NDArray[np.uint8]
 Pixels = npt.NDArray[np.float32]
-LARGEST_RESIZED = 1 << 25  # pixels; a frame of 100,000 × 1 would take gigabytes
+MAX_RESIZED_PIXELS = 1 << 25  # pixels; a frame of 100,000 × 1 would take gigabytes
 
 
 def prepare_frames(rgb: Rgb, rule: FramePreprocessing) -> Pixels:
@@ -29,7 +29,7 @@ def prepare_frames(rgb: Rgb, rule: FramePreprocessing) -> Pixels:
     be resized to ``size``.
     """
     height, width = resized_size(rgb.shape[1], rgb.shape[2], rule)
-    if height * width > LARGEST_RESIZED:
+    if height * width > MAX_RESIZED_PIXELS:
         raise DataError(
             f"frames of {rgb.shape[2]}x{rgb.shape[1]} pixels are too long and thin to resize to {rule.size} pixels",
             code="video_too_large",

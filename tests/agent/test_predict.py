@@ -8,7 +8,7 @@ from flamest.base.errors import DataError
 from flamest.experiments.miniworld.videos import render_dataset
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.model_file import ModelFile, write_model
-from flamest.runtime.backends.opening import Opening
+from flamest.runtime.backends.opening import OpeningOptions
 from flamest.runtime.bundle.manifest import read_manifest
 
 
@@ -25,7 +25,7 @@ def test_every_video_gets_its_labels_or_its_reason(tiny_bundle, tmp_path):
     text.write_text("not a video")
     model = model_for(tmp_path / "m.safetensors", read_manifest(tiny_bundle).fingerprint)
     videos = [first, text, tmp_path / "missing.mp4", tmp_path, last]
-    predictions = list(predict_videos(tiny_bundle, model, videos, top=2, opening=Opening(threads=1)))
+    predictions = list(predict_videos(tiny_bundle, model, videos, top=2, opening=OpeningOptions(threads=1)))
     assert [prediction.video for prediction in predictions] == videos
     assert [bool(prediction.reason) for prediction in predictions] == [False, True, True, True, False]
     for prediction in (predictions[0], predictions[-1]):

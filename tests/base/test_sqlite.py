@@ -10,7 +10,14 @@ import sys
 import apsw
 import pytest
 from flamest.base.errors import DataError, FlamestError, LockedError, SettingsError, StorageError
-from flamest.base.sqlite import Fault, Schema, copy_database, open_for_reading, open_for_writing, translated_errors
+from flamest.base.sqlite import (
+    Schema,
+    SchemaFault,
+    copy_database,
+    open_for_reading,
+    open_for_writing,
+    translated_errors,
+)
 
 FIRST = Schema(
     kind="list of clips",
@@ -18,10 +25,10 @@ FIRST = Schema(
     tables="CREATE TABLE clips(name TEXT PRIMARY KEY) STRICT;",
     first_version=1,
     application_id=7,
-    damaged=Fault(DataError, "list_damaged", "restore it"),
-    older=Fault(DataError, "list_older", "start the writer once"),
-    newer=Fault(SettingsError, "list_newer", "install the newer version"),
-    foreign=Fault(DataError, "not_a_list", "name the list"),
+    damaged=SchemaFault(DataError, "list_damaged", "restore it"),
+    older=SchemaFault(DataError, "list_older", "start the writer once"),
+    newer=SchemaFault(SettingsError, "list_newer", "install the newer version"),
+    foreign=SchemaFault(DataError, "not_a_list", "name the list"),
     copy_before_migration=True,
 )
 THIRD = dataclasses.replace(

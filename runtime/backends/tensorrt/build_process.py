@@ -17,7 +17,7 @@ from .builder import BuiltEngine, EngineRequest, build_engine
 from .engine import engine_version
 
 PROGRAM = "flamest.runtime.backends.tensorrt.build_process"
-LARGEST_ENGINE = 1 << 36  # bytes
+MAX_ENGINE_BYTES = 1 << 36  # bytes
 
 
 class Build(Message, frozen=True):
@@ -37,7 +37,7 @@ class Build(Message, frozen=True):
 
 
 class Advanced(Message, frozen=True):
-    """``steps`` more of ``progress.STEPS`` are done."""
+    """``steps`` more of ``progress.BUILD_STEPS`` are done."""
 
     steps: int
 
@@ -56,10 +56,10 @@ def build_engine_in_child(request: EngineRequest, progress: Progress) -> BuiltEn
     try:
         with ChildProcess(PROGRAM) as child:
             child.send(build)
-            answer, payload = child.receive(Advanced | Built | Failed, largest_payload=LARGEST_ENGINE)
+            answer, payload = child.receive(Advanced | Built | Failed, largest_payload=MAX_ENGINE_BYTES)
             while isinstance(answer, Advanced):
                 progress.advance(answer.steps)
-                answer, payload = child.receive(Advanced | Built | Failed, largest_payload=LARGEST_ENGINE)
+                answer, payload = child.receive(Advanced | Built | Failed, largest_payload=MAX_ENGINE_BYTES)
     except ChildEnded as ended:
         evidence = f"graph '{request.name}': building the engine ended with {ended}"
         raise unavailable(Code.PLAN_BUILD, evidence).error() from ended

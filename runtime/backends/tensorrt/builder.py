@@ -20,7 +20,7 @@ from ...bundle.graph_records import EngineOptions, Graph
 from ..unavailable import Code, unavailable
 from .engine import Version, engine_version
 from .network import check_network
-from .package import Log, import_tensorrt, make_builder, make_logger
+from .package import TensorRtLog, import_tensorrt, make_builder, make_logger
 from .profile import input_ranges
 from .progress import BuildProgress, make_monitor
 
@@ -48,14 +48,14 @@ class BuiltEngine:
 
 
 def build_engine(request: EngineRequest, progress: Progress) -> BuiltEngine:
-    """Build the engine of one graph; ``progress`` counts ``progress.STEPS`` steps.
+    """Build the engine of one graph; ``progress`` counts ``progress.BUILD_STEPS`` steps.
 
     Raises the errors of TRT_MISSING, TRT_LIBS, TRT_NO_BUILDER, NO_DRIVER_OR_GPU, PLAN_BUILD (an error of the parser
     or the builder, with all their lines in the message) and PRECISION, UNTRUSTED when the ONNX file does not have
     ``onnx_sha256``, StorageError, KeyboardInterrupt when interrupted.
     """
     trt = import_tensorrt()
-    log, remarks = Log(), list[str]()
+    log, remarks = TensorRtLog(), list[str]()
     logger = make_logger(trt, log)
     builder = make_builder(trt, logger, log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -83,7 +83,7 @@ def build_engine(request: EngineRequest, progress: Progress) -> BuiltEngine:
     return BuiltEngine(data, engine_version(data), seconds, tuple(remarks))
 
 
-def parse_onnx(trt: Any, network: Any, logger: Any, request: EngineRequest, log: Log) -> Any:
+def parse_onnx(trt: Any, network: Any, logger: Any, request: EngineRequest, log: TensorRtLog) -> Any:
     """Fill ``network`` from the ONNX file's bytes; return the parser, or raise PLAN_BUILD with all its errors."""
     try:
         model = request.onnx.read_bytes()
@@ -98,7 +98,7 @@ def parse_onnx(trt: Any, network: Any, logger: Any, request: EngineRequest, log:
     return parser
 
 
-def parser_errors(parser: Any, log: Log) -> str:
+def parser_errors(parser: Any, log: TensorRtLog) -> str:
     """Every error of TensorRT's ONNX parser, one per line."""
     lines = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
     return "\n".join(["TensorRT's ONNX parser rejected it:", *(lines or [log.errors or "it gave no reason"])])

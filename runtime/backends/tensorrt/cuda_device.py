@@ -149,14 +149,14 @@ class CudaDevice:
         error, *results = getattr(self._runtime, name)(*arguments)
         if error != self._runtime.cudaError_t.cudaSuccess:
             text = self._runtime.cudaGetErrorString(error)[1].decode(errors="replace")
-            raise _refused(CudaFailed(name, error.name, text))
+            raise _device_error(CudaFailed(name, error.name, text))
         return results[0] if results else None
 
 
 _REFUSED = tuple({type(unavailable(code, "").error()) for code in (Code.NO_DRIVER_OR_GPU, Code.BACKEND_FAILED)})
 
 
-def _refused(failed: CudaFailed) -> Exception:
+def _device_error(failed: CudaFailed) -> Exception:
     if failed.name in NO_DRIVER:
         code = Code.NO_DRIVER_OR_GPU
     elif failed.name in NO_MEMORY:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from ....base.errors import StorageError
 from ....base.files import sha256_bytes
 from ..unavailable import Code, unavailable
-from .package import Log, make_logger
+from .package import TensorRtLog, make_logger
 
 TAG = b"ftrt"
 HEADER_BYTES = 28
@@ -42,14 +42,14 @@ class LoadedEngine:
     """An engine with its log; ``kept`` must live as long as the engine."""
 
     engine: Any
-    log: Log
+    log: TensorRtLog
     kept: tuple[Any, ...]
 
 
 def load_engine(trt: Any, file: EngineFile) -> LoadedEngine:
     """Deserialise an engine; refit a stripped one. Raises UNTRUSTED, PLAN_REJECTED, PLAN_REFIT, StorageError."""
     serialized = read_trusted(file.path, file.sha256)
-    log = Log()
+    log = TensorRtLog()
     logger = make_logger(trt, log)
     try:
         runtime = trt.Runtime(logger)
@@ -57,15 +57,15 @@ def load_engine(trt: Any, file: EngineFile) -> LoadedEngine:
             runtime.engine_host_code_allowed = True
         engine = runtime.deserialize_cuda_engine(serialized)
     except Exception as error:  # pybind11 turns TensorRT's C++ exceptions into several types
-        raise _rejected(file, f"{type(error).__name__}: {error}", log) from error
+        raise _rejected_error(file, f"{type(error).__name__}: {error}", log) from error
     if engine is None:
-        raise _rejected(file, "TensorRT returned no engine", log)
+        raise _rejected_error(file, "TensorRT returned no engine", log)
     if file.onnx is not None:
         refit(trt, engine, logger, log, file)
     return LoadedEngine(engine, log, (runtime, logger))
 
 
-def refit(trt: Any, engine: Any, logger: Any, log: Log, file: EngineFile) -> None:
+def refit(trt: Any, engine: Any, logger: Any, log: TensorRtLog, file: EngineFile) -> None:
     """Put the ONNX graph's weights into an engine that was built without weights."""
     assert file.onnx is not None
     model = read_trusted(file.onnx, file.onnx_sha256)
@@ -73,15 +73,15 @@ def refit(trt: Any, engine: Any, logger: Any, log: Log, file: EngineFile) -> Non
         refitter = trt.Refitter(engine, logger)
     except TypeError as error:  # pybind11: "factory function returned nullptr"
         reason = f"the engine takes no weights ({error}); was it built without --strip-weights?"
-        raise _not_refitted(file, reason) from error
+        raise _not_refitted_error(file, reason) from error
     parser = trt.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_bytes(model):
         reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        raise _not_refitted(file, "; ".join(reasons) or log.errors)
+        raise _not_refitted_error(file, "; ".join(reasons) or log.errors)
     if missing := refitter.get_missing_weights():
-        raise _not_refitted(file, f"{len(missing)} weights are missing, the first is {missing[0]}")
+        raise _not_refitted_error(file, f"{len(missing)} weights are missing, the first is {missing[0]}")
     if not refitter.refit_cuda_engine():
-        raise _not_refitted(file, log.errors)
+        raise _not_refitted_error(file, log.errors)
 
 
 def read_trusted(path: Path, sha256: str) -> bytes:
@@ -95,12 +95,12 @@ def read_trusted(path: Path, sha256: str) -> bytes:
     return data
 
 
-def _rejected(file: EngineFile, how: str, log: Log) -> Exception:
+def _rejected_error(file: EngineFile, how: str, log: TensorRtLog) -> Exception:
     reason = f"{how}; TensorRT's log: {log.errors}" if log.errors else how
     return unavailable(Code.PLAN_REJECTED, f"graph '{file.graph}', {file.path.name}: {reason}").error()
 
 
-def _not_refitted(file: EngineFile, reason: str) -> Exception:
+def _not_refitted_error(file: EngineFile, reason: str) -> Exception:
     evidence = f"graph '{file.graph}', {file.path.name}: {reason or 'no reason given'}"
     return unavailable(Code.PLAN_REFIT, evidence).error()
 

@@ -16,7 +16,7 @@ from .cuda_device import CudaDevice
 from .engine import EngineFile, Version, engine_version, load_engine, version_problem
 from .package import import_tensorrt
 from .runner import TensorRtSession
-from .supply import SUFFIX, BuildTarget, cached_engine, engine_key, local_build_options
+from .supply import ENGINE_SUFFIX, BuildTarget, cached_engine, engine_key, local_build_options
 from .trial import try_engine
 
 
@@ -41,7 +41,7 @@ class TensorRtOpener:
         if target.cache.find(key) is None:
             self._notice(f"graph '{name}': building a TensorRT engine for {key.gpu}; this takes minutes, once")
         kept = cached_engine(self._bundle, name, target, _NoProgress())
-        path = target.cache.folder / f"{key.digest}{SUFFIX}"
+        path = target.cache.folder / f"{key.digest}{ENGINE_SUFFIX}"
         return self._open(name, path, sha256_bytes(kept.data), kept.record)
 
     def _open(self, name: str, path: Path, sha256: str, record: EngineRecord) -> Session:

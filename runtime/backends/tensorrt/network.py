@@ -14,7 +14,7 @@ from ...bundle.graph_records import WITH_INT8_WEIGHTS, Graph, Tensor
 from ..unavailable import Code, unavailable
 
 # TensorRT's DataType by name -> numpy name, for the types of our graphs
-DTYPES = {
+TENSORRT_DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
     "BF16": "bfloat16",
@@ -25,8 +25,8 @@ DTYPES = {
     "BOOL": "bool",
 }
 # The operators that dominate a graph's cost, and TensorRT's layers for them
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-PRODUCT_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
+MATMUL_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+MATMUL_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
 HALVES = ("float16", "bfloat16")
 
 
@@ -40,12 +40,12 @@ def check_network(trt: Any, network: Any, name: str, graph: Graph) -> None:
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     _check_tensors(name, "inputs", inputs, graph.inputs)
     _check_tensors(name, "outputs", outputs, graph.outputs)
-    if problem := precision_problem(graph, product_dtypes(network), count_layers(network, "QUANTIZE")):
+    if problem := precision_problem(graph, matmul_dtypes(network), count_layers(network, "QUANTIZE")):
         raise unavailable(Code.PRECISION, f"graph '{name}' in TensorRT {trt.__version__}: {problem}").error()
 
 
 def _check_tensors(name: str, side: str, found: list[Any], promised: tuple[Tensor, ...]) -> None:
-    have = {tensor.name: DTYPES.get(tensor.dtype.name, tensor.dtype.name) for tensor in found}
+    have = {tensor.name: TENSORRT_DTYPES.get(tensor.dtype.name, tensor.dtype.name) for tensor in found}
     want = {tensor.name: tensor.dtype for tensor in promised}
     if have != want:
         raise unavailable(
@@ -62,17 +62,17 @@ def count_layers(network: Any, kind: str) -> int:
     return sum(layer.type.name in (kind, f"DE{kind}") for layer in _layers(network))
 
 
-def product_dtypes(network: Any) -> Counter[str]:
+def matmul_dtypes(network: Any) -> Counter[str]:
     """Number of matmuls and convolutions by type of their output, as TensorRT reports it."""
-    products = (layer for layer in _layers(network) if layer.type.name in PRODUCT_LAYERS)
-    names = (product.get_output(0).dtype.name for product in products)
-    return Counter(DTYPES.get(name, name) for name in names)
+    matmuls = (layer for layer in _layers(network) if layer.type.name in MATMUL_LAYERS)
+    names = (matmul.get_output(0).dtype.name for matmul in matmuls)
+    return Counter(TENSORRT_DTYPES.get(name, name) for name in names)
 
 
-def precision_problem(graph: Graph, products: Counter[str], quantizers: int) -> str:
+def precision_problem(graph: Graph, matmuls: Counter[str], quantizers: int) -> str:
     """The precision that the network has lost; empty when none.
 
-    ``products``: the network's matmuls and convolutions by numpy dtype; ``quantizers``: its quantising and
+    ``matmuls``: the network's matmuls and convolutions by numpy dtype; ``quantizers``: its quantising and
     dequantising layers (int8 matmuls lie between those, and TensorRT reports float for them).
     """
     expected, int8 = Counter[str](), False
@@ -81,14 +81,14 @@ def precision_problem(graph: Graph, products: Counter[str], quantizers: int) -> 
         int8 = int8 or dtype == "int8" or dtype != kind
         # For int8 operands TensorRT reports the float type into which the result is dequantised.
         expected["any" if dtype == "int8" else dtype] += sum(
-            count for operator, count in operators.items() if operator in PRODUCTS
+            count for operator, count in operators.items() if operator in MATMUL_OPERATORS
         )
     halves = {half: expected[half] for half in HALVES if expected[half]}
     for half, count in halves.items():
-        if not products[half]:
-            return f"{count} matmuls of the ONNX graph are {half}, none of the network's ({dict(products)})"
-    if halves and products["float32"] > expected["float32"] + expected["any"]:
-        return f"the ONNX graph has {expected['float32']} matmuls in float32, the network more: {dict(products)}"
+        if not matmuls[half]:
+            return f"{count} matmuls of the ONNX graph are {half}, none of the network's ({dict(matmuls)})"
+    if halves and matmuls["float32"] > expected["float32"] + expected["any"]:
+        return f"the ONNX graph has {expected['float32']} matmuls in float32, the network more: {dict(matmuls)}"
     if int8 and not quantizers:
         return "the ONNX graph is quantised, the network has no quantising layer"
     return ""

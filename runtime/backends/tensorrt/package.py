@@ -28,7 +28,7 @@ def import_tensorrt() -> Any:
     return tensorrt
 
 
-class Log:
+class TensorRtLog:
     """The last lines of TensorRT's log; filled from its threads."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Log:
             return "\n".join(errors or [text for _, text in self._lines])
 
 
-def make_logger(trt: Any, log: Log) -> Any:
+def make_logger(trt: Any, log: TensorRtLog) -> Any:
     """A ``trt.ILogger`` that writes to ``log``. It must live as long as what is made with it."""
 
     class _Logger(trt.ILogger):  # type: ignore[misc]  # the class is known at run time only
@@ -62,7 +62,7 @@ def make_logger(trt: Any, log: Log) -> Any:
     return _Logger()
 
 
-def make_builder(trt: Any, logger: Any, log: Log) -> Any:
+def make_builder(trt: Any, logger: Any, log: TensorRtLog) -> Any:
     """Make ``trt.Builder``, the first object that needs a driver; raises NO_DRIVER_OR_GPU or TRT_NO_BUILDER."""
     if not hasattr(trt, "Builder"):
         raise unavailable(Code.TRT_NO_BUILDER, f"{trt.__name__} {trt.__version__} has no Builder").error()

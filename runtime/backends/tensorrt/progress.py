@@ -12,7 +12,7 @@ from typing import Any
 
 from ....base.progress import Progress
 
-STEPS = 100  # of the build of one engine
+BUILD_STEPS = 100  # of the build of one engine
 
 
 @dataclass
@@ -41,7 +41,7 @@ class BuildProgress:
         with self._lock:
             if (known := self._phases.get(phase)) is not None:
                 known.done = max(known.done, min(step + 1, known.steps))
-                self._report(int(self._share_of_roots() * STEPS))
+                self._report(int(self._share_of_roots() * BUILD_STEPS))
 
     def end(self, phase: str) -> None:
         with self._lock:
@@ -49,7 +49,7 @@ class BuildProgress:
 
     def finish(self) -> None:
         with self._lock:
-            self._report(STEPS)
+            self._report(BUILD_STEPS)
 
     def _share_of_roots(self) -> float:
         roots = [name for name, phase in self._phases.items() if phase.parent not in self._phases]

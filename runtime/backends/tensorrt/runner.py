@@ -24,10 +24,10 @@ from ..session import Array, Feed, Value, on_host, wanted_outputs
 from ..unavailable import Code, unavailable
 from .cuda_device import Block, CudaDevice, DeviceValue, Shape, size_of
 from .engine import LoadedEngine
-from .network import DTYPES
+from .network import TENSORRT_DTYPES
 from .profile import InputRange, range_problem
 
-MOST_CAPTURED = 128  # graphs of one session: 20 caption steps, each with some sets of addresses
+MAX_CAPTURED_GRAPHS = 128  # graphs of one session: 20 caption steps, each with some sets of addresses
 Key = tuple[tuple[Shape, ...], tuple[int, ...]]  # shapes of the inputs, addresses of all tensors
 
 
@@ -83,7 +83,7 @@ class TensorRtSession:
         self._staging: dict[str, Block] = {}  # for inputs that come from the host; most are on the device already
         for tensor in self._results.values():
             device.give_back(device.take((name, tensor.name), tensor.size))
-        self._most_captured = MOST_CAPTURED if cuda_graphs else 0
+        self._max_captured = MAX_CAPTURED_GRAPHS if cuda_graphs else 0
         self._captured: dict[Key, _Captured] = {}
         self._seen: set[Key] = set()
 
@@ -158,23 +158,23 @@ class TensorRtSession:
         found = self._shapes_of(shapes)
         for name, address in addresses.items():
             if not self._context.set_tensor_address(name, address):
-                raise self._failed(f"TensorRT did not accept the address of {name}")
+                raise self._failed_error(f"TensorRT did not accept the address of {name}")
         self._enqueue()
-        if key in self._seen and len(self._captured) < self._most_captured:
+        if key in self._seen and len(self._captured) < self._max_captured:
             # Right after a plain run: TensorRT finishes its deferred work at the first launch of a shape,
             # which cannot be captured.
             graph = self._device.capture(self._enqueue)
             if graph is None:
-                self._most_captured = 0
+                self._max_captured = 0
             else:
                 self._captured[key] = _Captured(graph, found)
-        elif len(self._seen) < 8 * MOST_CAPTURED:
+        elif len(self._seen) < 8 * MAX_CAPTURED_GRAPHS:
             self._seen.add(key)
         return found
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._device.stream):
-            raise self._failed("TensorRT did not launch")
+            raise self._failed_error("TensorRT did not launch")
 
     def _shapes_of(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Set the inputs' shapes in the context, which infers the outputs'."""
@@ -183,10 +183,10 @@ class TensorRtSession:
                 evidence = f"TensorRT did not accept {name} of shape {list(shape)}: {self._opened.log.errors}"
                 raise unavailable(Code.PROFILE_RANGE, f"graph '{self._name}': {evidence}").error()
         if unknown := self._context.infer_shapes():
-            raise self._failed(f"TensorRT cannot infer shapes without {', '.join(unknown)}")
+            raise self._failed_error(f"TensorRT cannot infer shapes without {', '.join(unknown)}")
         return {name: tuple(self._context.get_tensor_shape(name)) for name in self.outputs}
 
-    def _failed(self, problem: str) -> Exception:
+    def _failed_error(self, problem: str) -> Exception:
         evidence = f"graph '{self._name}': {problem}: {self._opened.log.errors or 'nothing was logged'}"
         return unavailable(Code.BACKEND_FAILED, evidence).error()
 
@@ -200,7 +200,7 @@ def _dtype(engine: Any, name: str) -> np.dtype[Any]:
     """NumPy type of a tensor. Our graphs' inputs and outputs are float32 and int64."""
     word = engine.get_tensor_dtype(name).name
     try:
-        return np.dtype(DTYPES[word])
+        return np.dtype(TENSORRT_DTYPES[word])
     except (KeyError, TypeError) as error:
         raise unavailable(
             Code.PLAN_REJECTED, f"tensor {name} is {word}, for which NumPy has no type"

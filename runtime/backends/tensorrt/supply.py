@@ -22,15 +22,15 @@ from ...bundle.graph_records import EngineOptions, EngineRecord, Graph
 from ...bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, encode_manifest, read_manifest
 from ...bundle.opening import Bundle
 from ...bundle.signature import SIGNATURE_FILE
-from ..machine import MachineFacts, no_gpu
+from ..machine import MachineFacts, no_gpu_reason
 from ..unavailable import BackendUnavailable, Code, unavailable
 from .build_process import build_engine_in_child
 from .builder import BuiltEngine, EngineRequest
 from .cache import CachedEngine, EngineCache, EngineKey
-from .progress import STEPS
+from .progress import BUILD_STEPS
 
 Build = Callable[[EngineRequest, Progress], BuiltEngine]
-SUFFIX = ".plan"
+ENGINE_SUFFIX = ".plan"
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ def local_build_options(manifest: Manifest, name: str) -> EngineOptions:
 def cached_engine(bundle: Bundle, name: str, target: BuildTarget, progress: Progress) -> CachedEngine:
     """This node's engine of graph ``name``, from the cache, or built now (minutes) and added to it.
 
-    ``progress`` counts ``progress.STEPS``. Raises the errors of ``build_engine``.
+    ``progress`` counts ``progress.BUILD_STEPS``. Raises the errors of ``build_engine``.
     """
     key = _key(bundle.manifest, name, target)
     if not target.again and (kept := target.cache.find(key)) is not None:
-        progress.advance(STEPS)
+        progress.advance(BUILD_STEPS)
         return kept
     built = _build(bundle, name, key, target, progress)
     record = record_engine(name, built, key, target.facts)
@@ -83,7 +83,7 @@ def ensure_cached_engine(bundle: Bundle, name: str, target: BuildTarget, progres
     key = _key(bundle.manifest, name, target)
     there = not target.again and target.cache.find(key) is not None
     kept = cached_engine(bundle, name, target, progress)
-    path = target.cache.folder / f"{key.digest}{SUFFIX}"
+    path = target.cache.folder / f"{key.digest}{ENGINE_SUFFIX}"
     return EngineResult(name, path, len(kept.data), kept.record, fresh=not there)
 
 
@@ -94,7 +94,7 @@ def ensure_bundled_engine(
     manifest = bundle.manifest
     key, graph = _key(manifest, name, target), manifest.graphs[name]
     if not target.again and (record := find_engine(name, graph, key)) is not None:
-        progress.advance(STEPS)
+        progress.advance(BUILD_STEPS)
         return bundle, EngineResult(
             name, bundle.path / record.file, manifest.files[record.file].bytes, record, fresh=False
         )
@@ -119,7 +119,7 @@ def with_engine(manifest: Manifest, name: str, record: EngineRecord, data: bytes
 def remove_unlisted_engines(folder: Path) -> None:
     """Remove engines that the manifest does not list: a crash between the two writes of ``_put`` leaves one."""
     known = read_manifest(folder).files
-    for file in folder.glob(f"*{SUFFIX}"):
+    for file in folder.glob(f"*{ENGINE_SUFFIX}"):
         if file.name not in known and file.is_file() and not file.is_symlink():
             file.unlink()
 
@@ -161,7 +161,7 @@ def build_problems(facts: MachineFacts) -> tuple[BackendUnavailable, ...]:
     """All that this machine lacks to build engines, driver first; empty when it can build them."""
     problems = []
     if facts.gpu is None:
-        problems.append(no_gpu(facts))
+        problems.append(no_gpu_reason(facts))
     if facts.tensorrt_problem:
         problems.append(unavailable(Code.TRT_LIBS, facts.tensorrt_problem))
     elif "tensorrt" not in facts.versions:

@@ -69,7 +69,7 @@ class FakeExtractor:
     decoder_peak_mb = 0.0
 
     def __init__(self, silo, backend_options):
-        self.places = {}
+        self.placements = {}
         self._silo = silo
         self._precision = opening.effective_precision(read_manifest(silo.bundle), backend_options)
 
@@ -77,7 +77,7 @@ class FakeExtractor:
         for clip in clips:
             x = np.ones(1, np.float32)
             features = ClipFeatures(x, x, Caption("", ()), -1, (), self._silo.fingerprint, self._precision)
-            yield extract.Extracted(clip, features)
+            yield extract.ExtractionResult(clip, features)
 
     def close(self):
         pass

@@ -8,7 +8,7 @@ import pytest
 from flamest.base.errors import InvariantError
 from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.bundle.graph_records import Tensor
-from flamest.runtime.bundle.manifest import MASKED, read_manifest
+from flamest.runtime.bundle.manifest import MASKED_SCORE, read_manifest
 
 GRAPHS = ("vision", "text", "cnn", "keyframes")
 
@@ -100,7 +100,7 @@ def test_a_masked_token_changes_nothing(tiny_bundle):
             caches[f"past_{part}_{layer:02d}"] = np.zeros((1, 12, 0, 64), np.float32)
             caches[f"cross_{part}_{layer:02d}"] = generator.standard_normal(shape, dtype=np.float32)
     mask = np.zeros((1, 1, 4, 4), np.float32)
-    mask[..., 3] = MASKED
+    mask[..., 3] = MASKED_SCORE
     first, second = (
         text.run(
             {"token_ids": np.array([[101, 500, 600, last]]), "positions": np.arange(4)[None], "mask": mask, **caches}

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from flamest.runtime.backends.machine import DriverAnswer, MachineFacts, ask_driver, gather_facts, no_gpu
+from flamest.runtime.backends.machine import DriverAnswer, MachineFacts, ask_driver, gather_facts, no_gpu_reason
 
 DRIVER = """
 #include <stdlib.h>
@@ -56,10 +56,10 @@ def test_a_driver_that_fails_or_crashes_is_a_fact(tmp_path, init, gpus, evidence
 def test_no_driver_differs_from_one_that_does_not_load(tmp_path):
     missing = gather_facts(driver_library="libno-such-driver.so")
     assert missing.driver_problem == "no NVIDIA driver is installed (libno-such-driver.so not found)"
-    assert no_gpu(missing).fix.startswith("install the NVIDIA driver")
+    assert no_gpu_reason(missing).fix.startswith("install the NVIDIA driver")
     (broken := tmp_path / "libcuda.so").write_bytes(b"no library")
     assert ask_driver(str(broken)) == DriverAnswer(problem=f"{broken}: file too short")
-    assert no_gpu(MachineFacts(driver_problem="no device")).fix.startswith("nvidia-smi")
+    assert no_gpu_reason(MachineFacts(driver_problem="no device")).fix.startswith("nvidia-smi")
 
 
 def test_what_is_installed_is_known_without_importing_it():

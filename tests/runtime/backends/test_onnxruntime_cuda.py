@@ -11,10 +11,10 @@ import pytest
 from flamest.base.errors import FlamestError
 from flamest.runtime.backends import onnxruntime_cuda
 from flamest.runtime.backends.onnxruntime_cpu import open_session
-from flamest.runtime.backends.onnxruntime_cuda import CUDA, OrtCudaSession, cpu_operators
+from flamest.runtime.backends.onnxruntime_cuda import CUDA_PROVIDER, OrtCudaSession, cpu_operators
 
 # What onnxruntime-gpu lists where there is no driver too.
-LISTED = ["TensorrtExecutionProvider", CUDA, "CPUExecutionProvider"]
+LISTED = ["TensorrtExecutionProvider", CUDA_PROVIDER, "CPUExecutionProvider"]
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ class Part:
 
 def test_arithmetic_on_shapes_may_be_on_the_cpu_and_nothing_else():
     shapes = Part("CPUExecutionProvider", [Node("Shape"), Node("Gather"), Node("Concat")])
-    on_gpu = Part(CUDA, [Node("MatMul"), Node("QLinearConv"), Node("FusedMatMul", "com.microsoft")])
+    on_gpu = Part(CUDA_PROVIDER, [Node("MatMul"), Node("QLinearConv"), Node("FusedMatMul", "com.microsoft")])
     assert cpu_operators([shapes, on_gpu]) == {}
     strays = Part("CPUExecutionProvider", [Node("QLinearConv"), Node("MatMul"), Node("Gather", "com.microsoft")])
     assert cpu_operators([shapes, on_gpu, strays]) == Counter({"QLinearConv": 1, "MatMul": 1, "Gather": 1})
@@ -98,7 +98,7 @@ class Opened:
         return self
 
     def get_providers(self):
-        return [CUDA, "CPUExecutionProvider"]
+        return [CUDA_PROVIDER, "CPUExecutionProvider"]
 
     def get_inputs(self):
         return []
@@ -116,11 +116,11 @@ def open_with(monkeypatch, text, opened):
 
 
 def test_arithmetic_on_shapes_alone_passes_the_strict_flag(monkeypatch, text):
-    opened = Opened([Part("CPUExecutionProvider", [Node("Shape")]), Part(CUDA, [Node("MatMul")])])
+    opened = Opened([Part("CPUExecutionProvider", [Node("Shape")]), Part(CUDA_PROVIDER, [Node("MatMul")])])
     session = open_with(monkeypatch, text, opened)
     assert session.where == f"ONNX Runtime {onnxruntime.__version__} CUDA on NVIDIA H100"
     assert [strict for strict, _ in opened.asked] == [True, False]
-    assert opened.asked[0][1] == [(CUDA, {"device_id": "0", "use_tf32": "0"})]
+    assert opened.asked[0][1] == [(CUDA_PROVIDER, {"device_id": "0", "use_tf32": "0"})]
 
 
 def test_matmuls_on_the_cpu_are_named(monkeypatch, text):

@@ -11,7 +11,7 @@ import pytest
 from flamest.base.errors import SettingsError
 from flamest.base.files import sha256_file
 from flamest.runtime.backends.machine import Gpu, MachineFacts, gather_facts
-from flamest.runtime.backends.opening import GraphOpener, Opening, effective_precision
+from flamest.runtime.backends.opening import GraphOpener, OpeningOptions, effective_precision
 from flamest.runtime.backends.options import parse_backend_options
 from flamest.runtime.bundle.graph_records import EngineOptions, EngineRecord
 from flamest.runtime.bundle.manifest import encode_manifest, read_manifest
@@ -63,16 +63,16 @@ def test_an_engine_that_crashes_leaves_the_graph_to_the_next_candidate(toy_bundl
     (package / "__init__.py").write_text(CRASHES)
     monkeypatch.syspath_prepend(package.parent)
     before = os.getpid()
-    opening = Opening(parse_backend_options(["auto"]), 1, GPU)
+    opening = OpeningOptions(parse_backend_options(["auto"]), 1, GPU)
     with open_extractor(bundle_with_plans(toy_bundle, tmp_path), opening=opening) as extractor:
         features = extractor.extract(clip)
     with open_extractor(toy_bundle, threads=1) as plain:
         expected = plain.extract(clip)
     assert os.getpid() == before
     np.testing.assert_array_equal(features.vlm, expected.vlm)
-    vision = extractor.places["vision"]
+    vision = extractor.placements["vision"]
     assert (vision.backend, vision.where) == ("onnxruntime", "ONNX Runtime CPU")
-    reasons = {kind: (reason.code.value, reason.evidence) for kind, reason in vision.refused}
+    reasons = {kind: (reason.code.value, reason.evidence) for kind, reason in vision.skipped}
     assert reasons["plan"][0] == "PLAN_REJECTED"
     assert "signal SIGSEGV" in reasons["plan"][1]
     assert [code for code, _ in reasons.values()] == [
@@ -81,31 +81,37 @@ def test_an_engine_that_crashes_leaves_the_graph_to_the_next_candidate(toy_bundl
         "ORT_NO_CUDA",
         "OPENVINO_MISSING",
     ]
-    assert dict(extractor.places["text"].refused)["plan"].code == "PLAN_MISSING"
+    assert dict(extractor.placements["text"].skipped)["plan"].code == "PLAN_MISSING"
 
 
 def test_a_required_backend_that_is_unavailable_is_an_error(toy_bundle):
     backend_options = parse_backend_options(["tensorrt"], require=True)
-    opener = GraphOpener(open_bundle(toy_bundle), Opening(backend_options, 1, NO_GPU))
+    opener = GraphOpener(open_bundle(toy_bundle), OpeningOptions(backend_options, 1, NO_GPU))
     with pytest.raises(SettingsError, match="does not run on tensorrt, which is required") as caught:
         opener.open("vision")
     assert (caught.value.code, caught.value.exit_code) == ("no_backend", 78)
     assert caught.value.message.count("NO_DRIVER_OR_GPU: no driver here") == 2
     assert "nvidia-smi" in caught.value.fix
-    assert opener.places == {}
+    assert opener.placements == {}
 
 
 def test_a_missing_named_backend_is_reported_and_the_next_is_used(toy_bundle):
-    opener = GraphOpener(open_bundle(toy_bundle), Opening(parse_backend_options(["openvino"]), 1, NO_GPU))
+    opener = GraphOpener(open_bundle(toy_bundle), OpeningOptions(parse_backend_options(["openvino"]), 1, NO_GPU))
     opener.open("cnn")
-    place = opener.places["cnn"].as_json()
-    assert (place["backend"], place["where"], place["precision"]) == ("onnxruntime", "ONNX Runtime CPU", "fp32")
-    assert [(row["rung"], row["code"]) for row in place["refused"]] == [("openvino", "OPENVINO_MISSING")]
-    assert place["refused"][0]["fix"] == "pip install 'flamest[openvino]'"
+    placement = opener.placements["cnn"].as_json()
+    assert (placement["backend"], placement["where"], placement["precision"]) == (
+        "onnxruntime",
+        "ONNX Runtime CPU",
+        "fp32",
+    )
+    assert [(row["rung"], row["code"]) for row in placement["refused"]] == [("openvino", "OPENVINO_MISSING")]
+    assert placement["refused"][0]["fix"] == "pip install 'flamest[openvino]'"
 
 
 def test_bf16_is_never_silently_float32(toy_bundle):
-    opener = GraphOpener(open_bundle(toy_bundle), Opening(parse_backend_options([], precision="bf16"), 1, NO_GPU))
+    opener = GraphOpener(
+        open_bundle(toy_bundle), OpeningOptions(parse_backend_options([], precision="bf16"), 1, NO_GPU)
+    )
     opener.open("keyframes")  # always float32
     with pytest.raises(SettingsError, match="PRECISION: ONNX Runtime's CPU provider does not compute in bf16"):
         opener.open("cnn")
@@ -123,9 +129,9 @@ def test_a_clip_in_bf16_is_near_float32_and_stored_separately(tiny_bundle, clip)
     with open_extractor(tiny_bundle, threads=1) as plain:
         exact = plain.extract(clip)
     backend_options = parse_backend_options(["openvino"], precision="bf16", require=True)
-    with open_extractor(tiny_bundle, opening=Opening(backend_options, 1)) as extractor:
+    with open_extractor(tiny_bundle, opening=OpeningOptions(backend_options, 1)) as extractor:
         features = extractor.extract(clip)
-    assert {name: place.where for name, place in extractor.places.items()} == {
+    assert {name: placement.where for name, placement in extractor.placements.items()} == {
         "keyframes": "OpenVINO CPU f32",
         "vision": "OpenVINO CPU bf16",
         "text": "OpenVINO CPU bf16",
@@ -139,17 +145,17 @@ def test_a_clip_in_bf16_is_near_float32_and_stored_separately(tiny_bundle, clip)
 
 def test_graphs_of_one_model_may_run_on_two_backends(tiny_bundle, clip):
     backend_options = parse_backend_options(["openvino,text=onnxruntime"])
-    with open_extractor(tiny_bundle, opening=Opening(backend_options, 1)) as extractor:
+    with open_extractor(tiny_bundle, opening=OpeningOptions(backend_options, 1)) as extractor:
         mixed = extractor.extract(clip)
     with open_extractor(tiny_bundle, threads=1) as plain:
         exact = plain.extract(clip)
-    assert extractor.places["vision"].where == "OpenVINO CPU f32"
-    assert extractor.places["text"].where == "ONNX Runtime CPU"
+    assert extractor.placements["vision"].where == "OpenVINO CPU f32"
+    assert extractor.placements["text"].where == "ONNX Runtime CPU"
     np.testing.assert_allclose(mixed.cnn, exact.cnn, atol=1e-4 * np.abs(exact.cnn).max())
 
 
 def test_facts_without_a_driver_are_enough_to_open_everything(toy_bundle):
-    opener = GraphOpener(open_bundle(toy_bundle), Opening(threads=1, facts=dataclasses.replace(NO_GPU)))
+    opener = GraphOpener(open_bundle(toy_bundle), OpeningOptions(threads=1, facts=dataclasses.replace(NO_GPU)))
     for name in ("keyframes", "vision", "text", "cnn"):
         opener.open(name)
-    assert {place.where for place in opener.places.values()} == {"ONNX Runtime CPU"}
+    assert {placement.where for placement in opener.placements.values()} == {"ONNX Runtime CPU"}

@@ -15,7 +15,7 @@ import pytest
 from flamest.base.errors import DataError, InvariantError, SettingsError
 from flamest.runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from flamest.runtime.video.decoder import DecodeLimits, VideoDecoder
-from flamest.runtime.video.decoder_messages import BROKEN, Opened, Refused
+from flamest.runtime.video.decoder_messages import DECODER_BROKEN, DecodeRefused, Opened
 from flamest.runtime.video.preprocessing import prepare_frames
 
 SMALL = FramePreprocessing(size=24, fit="crop", filter="bilinear", mean=(0.45,) * 3, std=(0.225,) * 3)
@@ -275,7 +275,7 @@ def test_a_package_missing_in_the_decoder_is_no_clips_fault(clips, tmp_path, mon
     path = clips.write_clip(tmp_path / "a.avi")
     with VideoDecoder(RULE) as decoder:
         decoder.start()
-        refusal = (Refused(BROKEN, "pillow is not installed"), bytearray())
+        refusal = (DecodeRefused(DECODER_BROKEN, "pillow is not installed"), bytearray())
         monkeypatch.setattr("flamest.base.child_process.ChildProcess.receive", lambda *_, **options: refusal)
         with pytest.raises(SettingsError, match="pillow is not installed"):
             decoder.candidates(path)

@@ -7,7 +7,7 @@ import tensorrt as trt
 from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes
 from flamest.runtime.backends.tensorrt.builder import EngineRequest, build_engine
-from flamest.runtime.backends.tensorrt.progress import STEPS, BuildProgress, make_monitor
+from flamest.runtime.backends.tensorrt.progress import BUILD_STEPS, BuildProgress, make_monitor
 from flamest.runtime.bundle.graph_records import AxisRange, EngineOptions, Graph, Tensor
 from tensorrt_fakes import Fakes
 
@@ -115,7 +115,7 @@ def test_an_engine_is_built_in_this_order_of_calls(bench):
     built = bench.build(workspace_mb=512)
     assert built.data == PLAN
     assert built.version[:3] == VERSION
-    assert bench.progress.steps == STEPS
+    assert bench.progress.steps == BUILD_STEPS
     order = ["Builder.create_network", "OnnxParser.parse", "Builder.create_builder_config"]
     order += ["IBuilderConfig.add_optimization_profile", "Builder.build_serialized_network"]
     assert [call for call in bench.fakes.calls if call in order] == order
@@ -189,7 +189,7 @@ def test_a_builder_without_a_result_is_an_error_with_tensorrts_log(bench, monkey
     evidence = refused(bench, "PLAN_BUILD").message
     assert "Could not find any implementation for node {conv}" in evidence
     assert "building" not in evidence
-    assert bench.progress.steps < STEPS
+    assert bench.progress.steps < BUILD_STEPS
 
 
 def test_a_file_that_is_not_the_manifests_is_never_parsed(bench):
@@ -311,4 +311,4 @@ def test_progress_never_decreases():
     monitor.step_complete("b", 0)
     monitor.step_complete("unknown", 0)
     monitor.phase_finish("unknown")
-    assert counted.steps == STEPS
+    assert counted.steps == BUILD_STEPS

@@ -16,7 +16,7 @@ from flamest.base.errors import FlamestError, InvariantError
 from flamest.base.files import sha256_bytes
 from flamest.runtime.backends.tensorrt.cuda_device import CudaDevice, DeviceValue
 from flamest.runtime.backends.tensorrt.engine import EngineFile, LoadedEngine, load_engine
-from flamest.runtime.backends.tensorrt.package import Log
+from flamest.runtime.backends.tensorrt.package import TensorRtLog
 from flamest.runtime.backends.tensorrt.runner import TensorRtSession
 from tensorrt_fakes import Fakes
 
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fake_cuda import FakeCuda, cudaError_t
 
 MODES = {"token_ids": "INPUT", "past": "INPUT", "logits": "OUTPUT", "present": "OUTPUT"}
-DTYPES = {"token_ids": "INT64", "past": "FLOAT", "logits": "FLOAT", "present": "FLOAT"}
+TENSORRT_DTYPES = {"token_ids": "INT64", "past": "FLOAT", "logits": "FLOAT", "present": "FLOAT"}
 RANGES = {"token_ids": [(1, 1), (1, 1), (4, 1)], "past": [(1, 0, 2), (1, 8, 2), (4, 16, 2)]}
 
 
@@ -54,14 +54,14 @@ class Step:
                 "num_io_tensors": len(names),
                 "get_tensor_name.side_effect": names.__getitem__,
                 "get_tensor_mode.side_effect": lambda name: getattr(trt.TensorIOMode, MODES[name]),
-                "get_tensor_dtype.side_effect": lambda name: getattr(trt.DataType, DTYPES[name]),
+                "get_tensor_dtype.side_effect": lambda name: getattr(trt.DataType, TENSORRT_DTYPES[name]),
                 "get_tensor_profile_shape.side_effect": lambda name, index: RANGES[name],
             },
         )
         self.device = CudaDevice(self.cuda)
 
     def session(self, **options):
-        opened = LoadedEngine(self.engine, Log(), ())
+        opened = LoadedEngine(self.engine, TensorRtLog(), ())
         return TensorRtSession(trt, opened, self.device, name="text", where="TensorRT on a stand-in", **options)
 
     def _set_shape(self, name, shape):

@@ -11,7 +11,7 @@ from flamest.runtime.backends.machine import Gpu, MachineFacts
 from flamest.runtime.backends.tensorrt.builder import BuiltEngine
 from flamest.runtime.backends.tensorrt.cache import open_cache
 from flamest.runtime.backends.tensorrt.engine import Version
-from flamest.runtime.backends.tensorrt.progress import STEPS
+from flamest.runtime.backends.tensorrt.progress import BUILD_STEPS
 from flamest.runtime.backends.tensorrt.supply import (
     BuildTarget,
     build_problems,
@@ -46,7 +46,7 @@ class Builder:
         self.requests.append(request)
         if self.error is not None:
             raise self.error
-        progress.advance(STEPS)
+        progress.advance(BUILD_STEPS)
         return BuiltEngine(f"engine of {request.name}".encode(), Version(10, 3, 0, 26), 1.234, ("a remark",))
 
 
@@ -74,7 +74,7 @@ def target(tmp_path):
 def test_an_added_engine_leaves_the_fingerprint_the_same(toy_bundle, target):
     before, progress = open_bundle(toy_bundle), Counted()
     after, supplied = ensure_bundled_engine(before, "cnn", target, progress)
-    assert progress.steps == STEPS
+    assert progress.steps == BUILD_STEPS
     assert supplied.fresh
     assert supplied.remarks == ("a remark",)
     checked = open_bundle(toy_bundle)
@@ -89,7 +89,7 @@ def test_an_added_engine_leaves_the_fingerprint_the_same(toy_bundle, target):
     _, again = ensure_bundled_engine(after, "cnn", target, progress)
     assert not again.fresh
     assert len(target.build.requests) == 1
-    assert progress.steps == 2 * STEPS
+    assert progress.steps == 2 * BUILD_STEPS
 
 
 def test_an_engine_of_other_options_is_added_to_the_first(toy_bundle, target):
