@@ -23,7 +23,7 @@ class _Phase:
 
 
 class BuildProgress:
-    """Counts to STEPS while one engine is built. Thread-safe; never decreases."""
+    """Counts to BUILD_STEPS while one engine is built. Thread-safe; never decreases."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
