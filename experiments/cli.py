@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +13,12 @@ import typer
 
 from ..base.console import command
 from ..base.errors import DataError, UsageError
-from ..base.options import JsonOption
+from ..base.options import JsonOption, takes_records
 from .baselines.cli import actionclip, kd
 
 if TYPE_CHECKING:
     from .paper.experiments import ExperimentContext
+    from .paper.request import ExperimentRequest
     from .paper.tables import TableResult
 
 app = typer.Typer(
@@ -58,6 +61,7 @@ FIXED_OPTIONS = {
     "cross-validation": ("seeds",),
 }
 WITH_EXTERNAL_RUNS = ("table2", "table3", "table4", "figure3", "all")  # that show KD or ActionCLIP
+NETWORKS = ("blip", "clip", "slow", "i3d", "resnet3d", "videomae")
 CLASSES = {"miniworld": 25, "ucf101": 101, "hmdb51": 51}
 SourceOption = Annotated[
     str, typer.Option(metavar="SRC", help="Source of this network in place of --weights, as for flamest-export.")
@@ -74,77 +78,68 @@ VideosOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class ExperimentOptions:
+    """The command line of an experiment; all experiments have the same options."""
+
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", help="Features: a store or a folder of NAME.sqlite; by default OUT/features."),
+    ] = None
+    dataset: DatasetOption = ""
+    videos: VideosOption = None
+    out: OutOption = Path("experiments-out")
+    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions, for mean and interval.")] = None
+    rounds: Annotated[int | None, typer.Option(min=1, help="Communication rounds.")] = None
+    epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round.")] = None
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Clips per step of training.")] = None
+    learning_rate: Annotated[float | None, typer.Option(min=1e-9, help="Learning rate of Adam.")] = None
+    silos: Annotated[
+        int | None, typer.Option(min=1, help="Number of silos, where the table does not vary it; 4 by default.")
+    ] = None
+    beta: Annotated[float, typer.Option(min=0.001, help="Dirichlet parameter of Non-IID.")] = 0.6
+    split: Annotated[str, typer.Option(help="groups, paper, official-1, -2 or -3; by default the data set's own.")] = ""
+    test_share: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=0.99, help="Share of the clips held out, by whole groups; 0.2, mini-world 0.75."),
+    ] = None
+    results: Annotated[
+        Path | None, typer.Option("--results", help="Folder of kd.json and actionclip.json to include.")
+    ] = None
+    classes: Annotated[str, typer.Option(help="Two classes for figure 4, separated by a comma.")] = ""
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Number of parallel trainings, one core each.")] = 2
+    captions: CaptionsOption = None
+    fingerprint: Annotated[
+        str | None, typer.Option(help="Fingerprint of the features (or its start), if a store holds several kinds.")
+    ] = None
+    precision: Annotated[
+        str | None, typer.Option(help="Precision of the features, if a store holds several kinds.")
+    ] = None
+
+    def has_features(self) -> bool:
+        """True where features are given, or are in OUT already, or can be extracted from videos."""
+        return self.store is not None or self.videos is not None or (self.out / "features").is_dir()
+
+    def request(self) -> ExperimentRequest:
+        """Return the request that the options make."""
+        from .paper.request import ExperimentRequest
+
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return ExperimentRequest(**{**given, "silos": self.silos or 4, "classes": _names(self.classes)})
+
+
 def _experiment(name: str) -> Callable[..., None]:
     """The command of an experiment; all experiments have the same options."""
 
     @command
-    def run(
-        store: Annotated[
-            Path | None,
-            typer.Option("--store", help="Features: a store or a folder of NAME.sqlite; by default OUT/features."),
-        ] = None,
-        dataset: DatasetOption = "",
-        videos: VideosOption = None,
-        out: OutOption = Path("experiments-out"),
-        seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions, for mean and interval.")] = None,
-        rounds: Annotated[int | None, typer.Option(min=1, help="Communication rounds.")] = None,
-        epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round.")] = None,
-        batch_size: Annotated[int | None, typer.Option(min=1, help="Clips per step of training.")] = None,
-        learning_rate: Annotated[float | None, typer.Option(min=1e-9, help="Learning rate of Adam.")] = None,
-        silos: Annotated[
-            int | None, typer.Option(min=1, help="Number of silos, where the table does not vary it; 4 by default.")
-        ] = None,
-        beta: Annotated[float, typer.Option(min=0.001, help="Dirichlet parameter of Non-IID.")] = 0.6,
-        split: Annotated[
-            str, typer.Option(help="groups, paper, official-1, -2 or -3; by default the data set's own.")
-        ] = "",
-        test_share: Annotated[
-            float | None,
-            typer.Option(
-                min=0.01, max=0.99, help="Share of the clips held out, by whole groups; 0.2, mini-world 0.75."
-            ),
-        ] = None,
-        results: Annotated[
-            Path | None, typer.Option("--results", help="Folder of kd.json and actionclip.json to include.")
-        ] = None,
-        classes: Annotated[str, typer.Option(help="Two classes for figure 4, separated by a comma.")] = "",
-        jobs: Annotated[int, typer.Option("--jobs", min=1, help="Number of parallel trainings, one core each.")] = 2,
-        captions: CaptionsOption = None,
-        fingerprint: Annotated[
-            str | None, typer.Option(help="Fingerprint of the features (or its start), if a store holds several kinds.")
-        ] = None,
-        precision: Annotated[
-            str | None, typer.Option(help="Precision of the features, if a store holds several kinds.")
-        ] = None,
-        as_json: JsonOption = False,
-    ) -> dict[str, Any]:
-        _refuse_fixed_options(name, {"rounds": rounds, "epochs": epochs, "seeds": seeds, "silos": silos})
-        from .paper.request import ExperimentRequest, open_context
+    @takes_records
+    def run(options: ExperimentOptions, as_json: JsonOption = False) -> dict[str, Any]:
+        _refuse_fixed_options(name, options)
+        from .paper.request import open_context
 
-        request = ExperimentRequest(
-            store=store,
-            dataset=dataset,
-            videos=videos,
-            out=out,
-            seeds=seeds,
-            rounds=rounds,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            silos=silos or 4,
-            beta=beta,
-            split=split,
-            test_share=test_share,
-            results=results,
-            classes=_names(classes),
-            jobs=jobs,
-            captions=captions,
-            fingerprint=fingerprint,
-            precision=precision,
-        )
-        if name == "table1" and store is None and videos is None and not (out / "features").is_dir():
-            return _count_parameters(dataset, out, as_json)
-        context = open_context(request)
+        if name == "table1" and not options.has_features():
+            return _count_parameters(options.dataset, options.out, as_json)
+        context = open_context(options.request())
         if name in WITH_EXTERNAL_RUNS:
             _warn(context.inputs.split_warnings())
         return _run_all(context, as_json) if name == "all" else _run_one(name, context, as_json)
@@ -153,11 +148,12 @@ def _experiment(name: str) -> Callable[..., None]:
     return run
 
 
-def _refuse_fixed_options(name: str, values: dict[str, int | None]) -> None:
+def _refuse_fixed_options(name: str, options: ExperimentOptions) -> None:
     """Raise UsageError on an option that the experiment sets itself."""
     for option in FIXED_OPTIONS.get(name, ()):
-        if values[option] is not None:
-            raise UsageError(f"--{option} {values[option]}: {name} sets that itself", fix=f"leave --{option} out")
+        value = getattr(options, option)
+        if value is not None:
+            raise UsageError(f"--{option} {value}: {name} sets that itself", fix=f"leave --{option} out")
 
 
 def _count_parameters(dataset: str, out: Path, as_json: bool) -> dict[str, Any]:
@@ -238,29 +234,38 @@ def list_experiments(as_json: JsonOption = False) -> dict[str, Any]:
     return {"experiments": [{"name": name, "summary": text} for name, text in SUMMARIES.items()]}
 
 
-@app.command()
-@command
-def extract(
-    dataset: DatasetOption = "",
-    videos: VideosOption = None,
-    out: OutOption = Path("experiments-out"),
+@dataclass(frozen=True)
+class ExtractCommandOptions:
+    """The command line of ``extract``."""
+
+    dataset: DatasetOption = ""
+    videos: VideosOption = None
+    out: OutOption = Path("experiments-out")
     weights: Annotated[
         str,
         typer.Option(
             help="Weights of all networks: miniworld, published, random:full or random:tiny; by default miniworld for "
             "the mini-world's videos and published for all others."
         ),
-    ] = "",
-    extractors: Annotated[str, typer.Option(help="Single extractors, separated by commas; all by default.")] = "",
-    captions: CaptionsOption = None,
-    blip: SourceOption = "",
-    clip: SourceOption = "",
-    slow: SourceOption = "",
-    i3d: SourceOption = "",
-    resnet3d: SourceOption = "",
-    videomae: SourceOption = "",
-    as_json: JsonOption = False,
-) -> dict[str, Any]:
+    ] = ""
+    extractors: Annotated[str, typer.Option(help="Single extractors, separated by commas; all by default.")] = ""
+    captions: CaptionsOption = None
+    blip: SourceOption = ""
+    clip: SourceOption = ""
+    slow: SourceOption = ""
+    i3d: SourceOption = ""
+    resnet3d: SourceOption = ""
+    videomae: SourceOption = ""
+
+    def sources(self) -> dict[str, str]:
+        """Return the sources that are given, by network."""
+        return {network: source for network in NETWORKS if (source := getattr(self, network))}
+
+
+@app.command()
+@command
+@takes_records
+def extract(options: ExtractCommandOptions, as_json: JsonOption = False) -> dict[str, Any]:
     """Export and extract every single extractor into OUT/features. Resumable.
 
     Without --videos the mini-world is rendered into OUT/videos, whole or not at all: an interrupted rendering
@@ -269,16 +274,24 @@ def extract(
     """
     from .paper.request import ExtractOptions, extract_features
 
-    chosen = {"blip": blip, "clip": clip, "slow": slow, "i3d": i3d, "resnet3d": resnet3d, "videomae": videomae}
-    sources = {network: source for network, source in chosen.items() if source}
-    done = extract_features(ExtractOptions(out, dataset, videos, weights, _names(extractors), captions, sources))
+    done = extract_features(
+        ExtractOptions(
+            options.out,
+            options.dataset,
+            options.videos,
+            options.weights,
+            _names(options.extractors),
+            options.captions,
+            options.sources(),
+        )
+    )
     _warn(done.warnings)
     if not as_json:
         print(f"weights: {done.weights} (for new bundles; existing ones keep theirs unless you give --weights)")
         for name, report in done.reports.items():
             state = report.get("status") or f"{report.get('clips')} clips"
             print(f"{name:18} {state}{': ' + report['why'] if 'why' in report else ''}")
-    return {"features": str(out / "features"), "weights": done.weights, "extractors": done.reports}
+    return {"features": str(options.out / "features"), "weights": done.weights, "extractors": done.reports}
 
 
 def _names(text: str) -> tuple[str, ...]:

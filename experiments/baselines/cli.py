@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from ...base.console import command
 from ...base.errors import UsageError
-from ...base.options import JsonOption
+from ...base.options import JsonOption, takes_records
 from ...base.progress import progress_bar
 from .result import BaselineResult, as_record
 
@@ -42,113 +43,128 @@ TestShare = Annotated[
 ]
 
 
-@app.command()
-@command
-def kd(
-    videos: Videos,
-    out: Out,
-    scale: ScaleOption = "small",
+@dataclass(frozen=True)
+class KdOptions:
+    """The command line of ``kd``."""
+
+    videos: Videos
+    out: Out
+    scale: ScaleOption = "small"
     central: Annotated[
         Path | None,
         typer.Option("--central", help="The centre's own labelled clips; by default half of the training groups."),
-    ] = None,
-    student: Annotated[str, typer.Option("--student", help="2d (as in Table 1) or 3d, also for the assistant.")] = "2d",
-    epochs: Epochs = None,
+    ] = None
+    student: Annotated[str, typer.Option("--student", help="2d (as in Table 1) or 3d, also for the assistant.")] = "2d"
+    epochs: Epochs = None
     rounds: Annotated[
         int | None, typer.Option("--rounds", min=1, help="Rounds of as many reports as there are silos.")
-    ] = None,
-    silos: Annotated[int, typer.Option("--silos", min=2, help="Number of silos.")] = 4,
-    beta: Annotated[float, typer.Option("--beta", min=0.01, help="Dirichlet split over silos: small is uneven.")] = 0.6,
-    iid: Annotated[bool, typer.Option("--iid", help="Use an IID split instead.")] = False,
-    frames: Frames = None,
-    size: Annotated[int | None, typer.Option("--size", min=16, help="Pixels of a frame.")] = None,
-    test_share: TestShare = None,
-    dataset: Dataset = "",
-    seed: Seed = 0,
-    threads: Threads = 2,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> dict[str, Any]:
-    """KD (Jain et al. 2021): teacher, assistant and student at the centre, then an asynchronous federation.
+    ] = None
+    silos: Annotated[int, typer.Option("--silos", min=2, help="Number of silos.")] = 4
+    beta: Annotated[float, typer.Option("--beta", min=0.01, help="Dirichlet split over silos: small is uneven.")] = 0.6
+    iid: Annotated[bool, typer.Option("--iid", help="Use an IID split instead.")] = False
+    frames: Frames = None
+    size: Annotated[int | None, typer.Option("--size", min=16, help="Pixels of a frame.")] = None
+    test_share: TestShare = None
+    dataset: Dataset = ""
+    seed: Seed = 0
+    threads: Threads = 2
+    device: DeviceOption = "auto"
 
-    Writes OUT/kd.json. An interrupted run resumes from OUT/checkpoints when started again.
+
+@app.command()
+@command
+@takes_records
+def kd(options: KdOptions, as_json: JsonOption = False) -> dict[str, Any]:
+    """Train KD, a federated baseline.
+
+    Jain et al. 2021: teacher, assistant and student at the centre, then an asynchronous federation. Writes OUT/kd.json.
+    An interrupted run resumes from OUT/checkpoints when started again.
     """
     from .kd import kd_steps, run_kd
     from .kd_settings import KdRequest, kd_settings
 
-    name = dataset or _detected(videos)
-    settings = kd_settings(_one_of("scale", scale, "small", "full"), epochs=epochs)  # type: ignore[arg-type]
-    shape = _resized(settings.shape, frames, size)
+    name = options.dataset or _detected(options.videos)
+    settings = kd_settings(_one_of("scale", options.scale, "small", "full"), epochs=options.epochs)  # type: ignore[arg-type]
+    shape = _resized(settings.shape, options.frames, options.size)
     federated = dataclasses.replace(
-        settings.federated, silos=silos, beta=None if iid else beta, rounds=rounds or settings.federated.rounds
+        settings.federated,
+        silos=options.silos,
+        beta=None if options.iid else options.beta,
+        rounds=options.rounds or settings.federated.rounds,
     )
     settings = dataclasses.replace(
         settings,
         shape=shape,
         federated=federated,
-        dimensions=_one_of("student", student, "2d", "3d"),  # type: ignore[arg-type]
-        test_share=test_share or default_test_share(name),
+        dimensions=_one_of("student", options.student, "2d", "3d"),  # type: ignore[arg-type]
+        test_share=options.test_share or default_test_share(name),
     )
     request = KdRequest(
-        videos=videos,
-        out=out,
-        scale=scale,  # type: ignore[arg-type]
+        videos=options.videos,
+        out=options.out,
+        scale=options.scale,  # type: ignore[arg-type]
         settings=settings,
-        central=central,
+        central=options.central,
         dataset=name,
-        seed=seed,
-        threads=threads,
-        device=_one_of("device", device, "auto", "cpu", "cuda"),  # type: ignore[arg-type]
+        seed=options.seed,
+        threads=options.threads,
+        device=_one_of("device", options.device, "auto", "cpu", "cuda"),  # type: ignore[arg-type]
     )
     with progress_bar("KD", kd_steps(request), unit="clips") as progress:
         return _report(run_kd(request, progress))
 
 
-@app.command()
-@command
-def actionclip(
-    videos: Videos,
-    out: Out,
-    scale: ScaleOption = "small",
+@dataclass(frozen=True)
+class ActionClipOptions:
+    """The command line of ``actionclip``."""
+
+    videos: Videos
+    out: Out
+    scale: ScaleOption = "small"
     clip: Annotated[
         str, typer.Option("--clip", help="miniworld, random (both small), or a local folder of a CLIP model.")
-    ] = "",
-    fusion: Annotated[str, typer.Option("--fusion", help="Fusion of the frames: mean or transformer.")] = "mean",
-    epochs: Epochs = None,
-    frames: Frames = None,
-    size: Annotated[int | None, typer.Option("--size", min=16, help="Frame size of this CLIP, pixels.")] = None,
-    test_share: TestShare = None,
-    dataset: Dataset = "",
-    seed: Seed = 0,
-    threads: Threads = 2,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> dict[str, Any]:
-    """ActionCLIP (Wang et al. 2021): CLIP fine-tuned on clips and the words of their labels, in one place.
+    ] = ""
+    fusion: Annotated[str, typer.Option("--fusion", help="Fusion of the frames: mean or transformer.")] = "mean"
+    epochs: Epochs = None
+    frames: Frames = None
+    size: Annotated[int | None, typer.Option("--size", min=16, help="Frame size of this CLIP, pixels.")] = None
+    test_share: TestShare = None
+    dataset: Dataset = ""
+    seed: Seed = 0
+    threads: Threads = 2
+    device: DeviceOption = "auto"
 
-    Writes OUT/actionclip.json. An interrupted run resumes from OUT/checkpoints when started again.
+
+@app.command()
+@command
+@takes_records
+def actionclip(options: ActionClipOptions, as_json: JsonOption = False) -> dict[str, Any]:
+    """Train ActionCLIP, a centralised baseline.
+
+    Wang et al. 2021: CLIP fine-tuned on clips and the words of their labels, in one place. Writes OUT/actionclip.json.
+    An interrupted run resumes from OUT/checkpoints when started again.
     """
     from .actionclip import ActionClipRequest, actionclip_settings, actionclip_steps, run_actionclip
 
-    name = dataset or _detected(videos)
-    settings = actionclip_settings(_one_of("scale", scale, "small", "full"), epochs=epochs)  # type: ignore[arg-type]
-    shape = _resized(settings.shape, frames, size)
+    name = options.dataset or _detected(options.videos)
+    settings = actionclip_settings(_one_of("scale", options.scale, "small", "full"), epochs=options.epochs)  # type: ignore[arg-type]
+    shape = _resized(settings.shape, options.frames, options.size)
     settings = dataclasses.replace(
         settings,
         shape=shape,
-        fusion=_one_of("fusion", fusion, "mean", "transformer"),  # type: ignore[arg-type]
-        test_share=test_share or default_test_share(name),
+        fusion=_one_of("fusion", options.fusion, "mean", "transformer"),  # type: ignore[arg-type]
+        test_share=options.test_share or default_test_share(name),
     )
     request = ActionClipRequest(
-        videos=videos,
-        out=out,
-        scale=scale,  # type: ignore[arg-type]
+        videos=options.videos,
+        out=options.out,
+        scale=options.scale,  # type: ignore[arg-type]
         settings=settings,
-        clip=clip,
+        clip=options.clip,
         dataset=name,
-        seed=seed,
-        threads=threads,
-        device=_one_of("device", device, "auto", "cpu", "cuda"),  # type: ignore[arg-type]
+        seed=options.seed,
+        threads=options.threads,
+        device=_one_of("device", options.device, "auto", "cpu", "cuda"),  # type: ignore[arg-type]
     )
     with progress_bar("ActionCLIP", actionclip_steps(request), unit="clips") as progress:
         return _report(run_actionclip(request, progress))
