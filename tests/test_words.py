@@ -1,6 +1,6 @@
 """Rules about words: references lead somewhere, docstrings state, retired names do not come back.
 
-The words are those of the field; CHANGELOG.md, which tells the past, is exempt.
+The words are those of the field.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("base", "export", "runtime", "fedproto", "agent", "coordinator", "experiments")
 FOLDERS = (*PACKAGES, "bench", "tests", "docs")
 GENERATED = {"flamest_v1_pb2.py", "flamest_v1_pb2_grpc.py"}
-EXEMPT = {"CHANGELOG.md", "tests/test_words.py"}
+EXEMPT = {"tests/test_words.py"}
 
 # Names and phrases of earlier versions, with the name that took their place.
 RETIRED = {
@@ -29,7 +29,8 @@ RETIRED = {
     r"\bLanes\b|\blet_go\b|\bmust_be_unchanged\b": "PipelineOptions, release_frames, verify_unchanged",
     r"\bWorkshop\b|\bWorkplace\b|\bLesson\b|\b_School\b": "ExportContext, WorkerConfig, TrainJob, Distillation",
     r"\bFootage\b|\bfootage\b|\brivals?\b|\bRival\w*": "CalibrationClips, clips, baselines",
-    r"\brooms\b|\b(which|what|each|this|every) room\b|rules of the house": "packages, rules",
+    r"\brooms\b|\b(which|what|each|this|every|only) room\b|rules of the house": "packages, rules",
+    r"\bbecomes? of\b|\bTensorRT plans?\b": "outcome of, TensorRT engine",
     r"\bcut and blurred\b|\b_?blur(red)?\b": "clipped and noised",
     r"\banew\b|\bgo(es)? on from\b|\bmend(s|ed|ing)?\b": "again, resume from, fix",
     r"\bNOTES(\.md|[ ,:]+decision|:)|\bFACTS(\.md|:| has\b| says\b)": "docs/paper.md, reading N; or the fact itself",
@@ -171,8 +172,3 @@ def test_each_rule_of_words_finds_a_violation(tmp_path):
     assert (
         listed_modules("a/\n\n## Files\n\n    agent/\n      x.py      clips\n") == modules(tmp_path) == {"agent/x.py"}
     )
-
-
-def test_the_changelog_may_name_what_was(tmp_path):
-    (tmp_path / "CHANGELOG.md").write_text("Wishes became BackendOptions")
-    assert retired_words(tmp_path) == []
