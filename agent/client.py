@@ -13,8 +13,7 @@ import numpy as np
 
 from ..base.errors import DataError, IdentityError
 from ..base.process import Shutdown
-from ..fedproto import channel as wire
-from ..fedproto import messages
+from ..fedproto import calls, messages
 from ..fedproto.certificates import require_package
 from ..fedproto.codecs import apply_delta, check_size
 from ..fedproto.head import Params, ParamsDigest, initial_params, params_sha256
@@ -78,7 +77,7 @@ class CoordinatorClient:
         Raises SettingsError, DataError or IdentityError for files that cannot work.
         """
         require_package("grpc")
-        wire.silence_grpc()
+        calls.silence_grpc()
         split_address(settings.address)
         if retry is None:
             retry = Backoff() if shutdown is None else Backoff(sleep=shutdown.wait)
@@ -119,7 +118,7 @@ class CoordinatorClient:
     def _new_channel(self) -> grpc.Channel:
         import grpc
 
-        return grpc.secure_channel(self.settings.address, self._credentials, options=wire.client_options())
+        return grpc.secure_channel(self.settings.address, self._credentials, options=calls.client_options())
 
     def _handshake_problem(self) -> IdentityError | None:
         """Find out why no handshake succeeds, unless the files on disk are no longer those in use."""
@@ -153,7 +152,7 @@ class CoordinatorClient:
     def join(self) -> RunSettings:
         """Return the settings of the run that the coordinator serves."""
         self._last_model = None  # it may be another run
-        reply = self._ask(wire.JOIN, messages.encode_join_request(PROTOCOL), wire.CALL_S)
+        reply = self._ask(calls.JOIN, messages.encode_join_request(PROTOCOL), calls.CALL_S)
         protocol, run = messages.decode_join_reply(reply)
         if protocol != PROTOCOL:
             raise DataError(
@@ -171,9 +170,9 @@ class CoordinatorClient:
         distinguishes this agent from another with the same identity (identity.py). Raises DuplicateIdentity when
         another one uses it.
         """
-        seconds = min(seconds, wire.MAX_WAIT_S)
+        seconds = min(seconds, calls.MAX_WAIT_S)
         request = messages.encode_wait_request(messages.WaitRequest(run.sha256, answered_round, seconds, instance))
-        return messages.decode_task_status(self._ask(wire.WAIT_FOR_ROUND, request, seconds + wire.CALL_S))
+        return messages.decode_task_status(self._ask(calls.WAIT_FOR_ROUND, request, seconds + calls.CALL_S))
 
     def fetch(self, run: RunSettings, task: TaskStatus) -> GlobalModel:
         """Fetch the model that the open round starts from, or the final one of a finished run, and check its hash.
@@ -233,7 +232,7 @@ class CoordinatorClient:
 
     def send_evaluation(self, message: EvaluationMessage) -> None:
         """Send the results measured at the end of the run (none: this silo declines); durable when it returns."""
-        reply = self._ask(wire.REPORT_EVALUATION, message.encoded, wire.CALL_S)
+        reply = self._ask(calls.REPORT_EVALUATION, message.encoded, calls.CALL_S)
         if messages.decode_evaluation_receipt(reply).round != message.report.round:
             raise DataError("the coordinator's receipt is for another evaluation", code="receipt")
 
@@ -242,7 +241,7 @@ class CoordinatorClient:
     def _ask(self, name: str, request: bytes, seconds: float) -> bytes:
         def attempt() -> bytes:
             self.sent_bytes += len(request)
-            call = self._channel.unary_unary(wire.method_path(name), None, None).future(request, timeout=seconds)
+            call = self._channel.unary_unary(calls.method_path(name), None, None).future(request, timeout=seconds)
             with self._retry.cancelled_on_shutdown(call):
                 reply: bytes = call.result()
             self.received_bytes += len(reply)
@@ -253,8 +252,8 @@ class CoordinatorClient:
     def _fetch_once(self, run: RunSettings, request: bytes) -> tuple[messages.ModelHeader, Params, str]:
         """Return the model and its hash, which is computed while the bytes of a whole model arrive."""
         self.sent_bytes += len(request)
-        start = self._channel.unary_stream(wire.method_path(wire.FETCH_MODEL), None, None)
-        call = start(request, timeout=wire.transfer_s(payload_bytes(run.head)))
+        start = self._channel.unary_stream(calls.method_path(calls.FETCH_MODEL), None, None)
+        call = start(request, timeout=calls.transfer_s(payload_bytes(run.head)))
         digest = ParamsDigest(run.head)
         with self._retry.cancelled_on_shutdown(call):
             header, payload = self._receive_model(run, iter(call), digest)
@@ -305,8 +304,8 @@ class CoordinatorClient:
                 self.sent_bytes += len(part)
                 yield part
 
-        start = self._channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None)
-        call = start.future(parts(), timeout=wire.transfer_s(message.header.payload_bytes))
+        start = self._channel.stream_unary(calls.method_path(calls.SUBMIT_UPDATE), None, None)
+        call = start.future(parts(), timeout=calls.transfer_s(message.header.payload_bytes))
         with self._retry.cancelled_on_shutdown(call):
             reply: bytes = call.result()
         self.received_bytes += len(reply)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from ..base.errors import DataError, FlamestError, IdentityError, printable
-from ..fedproto.channel import CODE_KEY
+from ..fedproto.calls import CODE_KEY
 
 if TYPE_CHECKING:
     import grpc

@@ -155,7 +155,7 @@ threads = {setup.threads}
 
 
 def check_rounds_closed(history: Sequence[dict[str, Any]], rounds: int) -> None:
-    """Raises UnreachableError unless ``rounds`` rounds closed."""
+    """Check that ``rounds`` rounds closed. Raises UnreachableError otherwise."""
     closed = sum(1 for row in history if row["status"] == "closed")
     if closed < rounds:
         raise UnreachableError(f"{closed} of {rounds} rounds closed")

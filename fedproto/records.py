@@ -15,6 +15,7 @@ from .codecs import Codec
 from .head import HeadSpec, Params, without_defaults
 
 PROTOCOL = 1  # a coordinator serves its own protocol and the one before
+ADAM_BETAS = (0.9, 0.999)  # of local training (torch.optim.Adam's defaults); the norm bound follows from them
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -235,7 +236,7 @@ class Update:
 
     round: int
     base_sha256: str  # GlobalModel.sha256 that training started from
-    update_id: str  # 32 hexadecimal digits, chosen by the silo, kept over retries
+    update_id: str  # 32 hexadecimal digits: a hash of run, round, model and silo, the same over retries
     examples: int
     params: Params | None  # None: see ``encoded``
     evaluation: Evaluation | None = None
@@ -245,7 +246,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Receipt:
-    """Says that the coordinator holds the update durably; the same bytes again get the same receipt."""
+    """Confirmation that the update is durable on the coordinator; the same bytes again get the same receipt."""
 
     round: int
     update_id: str

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..base.errors import DataError
-from .channel import CHUNK_BYTES
+from .calls import CHUNK_BYTES
 from .head import HeadSpec, Params, check_params, split_params
 
 MAX_PAYLOAD_BYTES = 256 << 20  # a head of 67 million parameters; larger ones do not belong on this wire

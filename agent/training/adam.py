@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...fedproto.records import TrainSettings
+from ...fedproto.records import ADAM_BETAS, TrainSettings
 
 Array = npt.NDArray[Any]
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's defaults
+BETA1, BETA2 = ADAM_BETAS
+EPSILON = 1e-8  # torch.optim.Adam's default
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from ...base.options import JsonOption
 from . import ConfigOption, DirOption
 
 silo_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Who may take part: add, list, renew, revoke, release."
+    no_args_is_help=True, rich_markup_mode=None, help="Enrol, list, renew, revoke and release silos."
 )
 
 

@@ -103,7 +103,7 @@ class RoundCloser:
         log.error("round_unusable", round=number, code=problem.code, detail=problem.message)
         if problem.code == "corrupt_update":
             kept = await self._active.on_disk(lambda: self._active.store.keep_damaged_updates(number))
-            log.error("updates_put_aside", round=number, kept_in=kept.parent.name, fix=FIND_CAUSE)
+            log.error("damaged_updates_moved", round=number, kept_in=kept.parent.name, fix=FIND_CAUSE)
         await self._abandon()
 
     async def _abandon(self) -> None:

@@ -18,8 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ...base.errors import DataError
-from ...fedproto import channel as wire
-from ...fedproto import messages
+from ...fedproto import calls, messages
 from ...fedproto.records import Phase, RunSettings, TaskStatus
 from ..rounds import RoundStatus, RunState, Verdict, on_contact, status_for
 from ..storage.run_store import RunStore
@@ -86,7 +85,7 @@ class RunService:
         # What it answered before this server started may be of rounds that a restored backup has not seen.
         answered_round = request.answered_round if silo in self._met else 0
         self._met.add(silo)
-        until = time.monotonic() + min(request.max_wait_s, wire.MAX_WAIT_S)
+        until = time.monotonic() + min(request.max_wait_s, calls.MAX_WAIT_S)
         while True:
             changed, now = active.changed, time.monotonic()
             status = self._status_for(silo, answered_round, now)
@@ -116,7 +115,7 @@ class RunService:
 
     async def _take_lease(self, silo: str, request: messages.WaitRequest) -> None:
         """Raise DataError (``duplicate_identity``) while another agent holds this silo's identity."""
-        seconds = min(request.max_wait_s, wire.MAX_WAIT_S)
+        seconds = min(request.max_wait_s, calls.MAX_WAIT_S)
         if not self._leases.take(silo, request.instance, time.monotonic(), seconds):
             problem = DataError(
                 f"another agent speaks for silo '{silo}': an identity is one agent's on one machine",

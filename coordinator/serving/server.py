@@ -14,7 +14,7 @@ from ...base.errors import FlamestError, LockedError, StorageError
 from ...base.files import write_atomic
 from ...base.log import Log
 from ...base.process import Shutdown
-from ...fedproto import channel as wire
+from ...fedproto import calls
 from ...fedproto.certificates import require_package
 from ...fedproto.tls import WARN_DAYS, ServerTls, check_files
 from ..admin.authority import AllowList, ending_soon
@@ -59,7 +59,7 @@ def serve(settings: CoordinatorSettings, shutdown: Shutdown, *, once: bool = Fal
     """
     for package in ("grpc", "google.protobuf", "apsw"):
         require_package(package)
-    wire.silence_grpc()
+    calls.silence_grpc()
     check_files(settings.server.files)
     allow_list = AllowList(settings.server.silos)
     with RunStore.open(
@@ -105,7 +105,7 @@ async def _serve(
 async def _listen(settings: CoordinatorSettings, service: Service, tls: ServerTls) -> tuple[grpc.aio.Server, str]:
     import grpc.aio
 
-    server = grpc.aio.server(options=wire.server_options(), maximum_concurrent_rpcs=wire.MAX_CALLS)
+    server = grpc.aio.server(options=calls.server_options(), maximum_concurrent_rpcs=calls.MAX_CALLS)
     server.add_generic_rpc_handlers(service.handlers())
     host, _ = split_listen(settings.server.listen)
     try:
@@ -172,6 +172,6 @@ def _reload(tls: ServerTls) -> None:
     try:
         facts = tls.reload()
     except FlamestError as error:
-        log.error("certificates_kept", code=error.code, detail=error.message, fix=error.fix)
+        log.error("certificate_reload_failed", code=error.code, detail=error.message, fix=error.fix)
     else:
         log.info("certificates_reloaded", days=round(facts.days_left))

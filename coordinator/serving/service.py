@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ...base.errors import DataError, FlamestError, IdentityError, StorageError
 from ...base.log import Log
-from ...fedproto import channel as wire
-from ...fedproto import messages
+from ...fedproto import calls, messages
 from ...fedproto.records import PROTOCOL
 from ...fedproto.tls import certificate_sha256, check_not_expired, silo_name
 from ..admin.authority import AllowList
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 log = Log("coordinator")
 
 HEALTH_SERVICE = "grpc.health.v1.Health"  # https://github.com/grpc/grpc/blob/master/doc/health-checking.md
-HEALTH_QUESTIONS = (b"", b"\x0a" + bytes([len(wire.SERVICE)]) + wire.SERVICE.encode())  # HealthCheckRequest.service
+HEALTH_QUESTIONS = (b"", b"\x0a" + bytes([len(calls.SERVICE)]) + calls.SERVICE.encode())  # HealthCheckRequest.service
 SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"  # HealthCheckResponse.status
 
 STATUS = {
@@ -69,13 +68,13 @@ class Service:
             HEALTH_SERVICE, {"Check": grpc.unary_unary_rpc_method_handler(self.check_health)}
         )
         ours = grpc.method_handlers_generic_handler(
-            wire.SERVICE,
+            calls.SERVICE,
             {
-                wire.JOIN: grpc.unary_unary_rpc_method_handler(self.join),
-                wire.WAIT_FOR_ROUND: grpc.unary_unary_rpc_method_handler(self.wait_for_round),
-                wire.FETCH_MODEL: grpc.unary_stream_rpc_method_handler(self.fetch_model),
-                wire.SUBMIT_UPDATE: grpc.stream_unary_rpc_method_handler(self.submit_update),
-                wire.REPORT_EVALUATION: grpc.unary_unary_rpc_method_handler(self.report_evaluation),
+                calls.JOIN: grpc.unary_unary_rpc_method_handler(self.join),
+                calls.WAIT_FOR_ROUND: grpc.unary_unary_rpc_method_handler(self.wait_for_round),
+                calls.FETCH_MODEL: grpc.unary_stream_rpc_method_handler(self.fetch_model),
+                calls.SUBMIT_UPDATE: grpc.stream_unary_rpc_method_handler(self.submit_update),
+                calls.REPORT_EVALUATION: grpc.unary_unary_rpc_method_handler(self.report_evaluation),
             },
         )
         return ours, health
@@ -134,16 +133,16 @@ class Service:
         if request not in HEALTH_QUESTIONS:
             import grpc
 
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"known services: '' and {wire.SERVICE}")
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"known services: '' and {calls.SERVICE}")
         return SERVING if self._run_service.serving else NOT_SERVING
 
     @contextlib.contextmanager
     def _call(self, context: Context) -> Iterator[str]:
         """Yield the calling silo, while its call is under way. Raises IdentityError, DataError (``too_many_calls``)."""
         silo = self._caller(context)
-        if self._calls[silo] >= wire.MAX_CALLS_PER_SILO:
+        if self._calls[silo] >= calls.MAX_CALLS_PER_SILO:
             raise DataError(
-                f"silo '{silo}' has {wire.MAX_CALLS_PER_SILO} calls under way, more than an agent needs",
+                f"silo '{silo}' has {calls.MAX_CALLS_PER_SILO} calls under way, more than an agent needs",
                 code="too_many_calls",
             )
         self._calls[silo] += 1
@@ -181,7 +180,7 @@ async def refuse(context: Context, error: FlamestError) -> NoReturn:
         log.warning("caller_refused", code=error.code, detail=error.message)
     elif not isinstance(error, DataError):
         log.error("call_failed", code=error.code, detail=error.message)
-    await context.abort(status, error.message, ((wire.CODE_KEY, error.code),))
+    await context.abort(status, error.message, ((calls.CODE_KEY, error.code),))
     raise AssertionError("abort() does not return")
 
 

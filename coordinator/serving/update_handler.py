@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from ...base.errors import DataError, StorageError
 from ...base.log import Log
-from ...fedproto import channel as wire
+from ...fedproto import calls
 from ...fedproto.records import Receipt
 from ...fedproto.tensors import payload_bytes
 from ..rounds import Report, Submission, Verdict, explain, on_update
@@ -58,7 +58,7 @@ class UpdateHandler:
         """
         active = self._active
         try:
-            until = asyncio.get_running_loop().time() + wire.transfer_s(self._expected)
+            until = asyncio.get_running_loop().time() + calls.transfer_s(self._expected)
             async with asyncio.timeout_at(until), self._slots[silo]:
                 return await self._handle(silo, parts, until)
         except TimeoutError as error:

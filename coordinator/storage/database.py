@@ -22,7 +22,7 @@ FILE = "coordinator.sqlite"
 # updates.norm: distance from the round's model.
 # updates.codec_error: norm of what the codec left out over that of all. updates.sent_bytes: of the round's model, to
 # this silo, until its update was accepted. updates.by_class: [[label, correct, count], …]; NULL: not reported.
-# updates.shared: 1: other silos that agree too may measure this update.
+# updates.shared: 1: other silos that agree too may evaluate this update.
 TABLES = """
 CREATE TABLE runs(
     name TEXT PRIMARY KEY,

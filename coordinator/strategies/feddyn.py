@@ -1,7 +1,7 @@
 """FedDyn: silos and coordinator each carry a correction, so that local optima agree with the global one.
 
 Acar et al. 2021, algorithm 1 (https://arxiv.org/abs/2111.04263). Every silo minimises
-L(w) − ⟨hᵢ, w⟩ + (alpha/2)·‖w − w_t‖² (agent/training/federated.py); the coordinator corrects the unweighted mean by its
+L(w) − ⟨hᵢ, w⟩ + (alpha/2)·‖w − w_t‖² (agent/training/feddyn.py); the coordinator corrects the unweighted mean by its
 own h. It combines and steps in its own way, so it goes with no other ``combine``, ``clip`` or server optimiser.
 Settings: ``name = "feddyn"``, ``alpha``, whose rule fedproto/records.py holds because silos check it too.
 """

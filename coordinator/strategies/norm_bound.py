@@ -23,10 +23,9 @@ import numpy.typing as npt
 from ...base.errors import DataError
 from ...fedproto.codecs import Codec
 from ...fedproto.head import HeadSpec, Params
-from ...fedproto.records import TrainSettings
+from ...fedproto.records import ADAM_BETAS, TrainSettings
 from .contributions import DISTANCE_BLOCK
 
-ADAM_BETAS = (0.9, 0.999)  # of local training
 WINDOW = 10  # closed rounds that enter the learnt bound
 SILOS_NEEDED = 3  # with a history: a median of fewer is no majority
 # With an update a lossy codec also sends what it left out of earlier ones: the factor that this adds to Adam's reach.

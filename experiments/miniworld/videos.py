@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 CLASSES: Final[tuple[str, ...]] = tuple(f"{kind}_{motion}" for kind in OBJECTS for motion in MOTIONS)
 EXPERIMENT_SEED: Final = 0  # of the clips of the experiments and the demo
-EXPERIMENT_GROUPS: Final = 64  # scenes of the experiments, with one clip per class (docs/decisions/006)
+# Scenes of the experiments, with one clip per class (docs/decisions/006-the-experiments-mini-world.md).
+EXPERIMENT_GROUPS: Final = 64
 EXPERIMENT_TEST_SHARE: Final = 0.75  # of their clips, by whole scenes
 PRETRAINING_SEED: Final = 1000  # of the training clips of the small networks
 CAPTIONED = 8  # frames per clip

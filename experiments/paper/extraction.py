@@ -57,7 +57,7 @@ class BundleOrigin(msgspec.Struct, frozen=True):
 
 
 def check_extractors(names: Sequence[str]) -> None:
-    """Raises UsageError on a name of no single extractor."""
+    """Check that every name is a single extractor's. Raises UsageError otherwise."""
     for name in names:
         if name not in SINGLE and name not in VARIANTS:
             raise UsageError(f"there is no single extractor {name!r}; known: {', '.join([*SINGLE, *VARIANTS])}")

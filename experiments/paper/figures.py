@@ -138,7 +138,7 @@ def classes_to_show(inputs: ExperimentInputs) -> tuple[tuple[str, ...], ...]:
 
 
 def check_classes(inputs: ExperimentInputs) -> None:
-    """Raises DataError where a class of the figure has too few clips, UsageError as classes_to_show."""
+    """Check that each class of the figure has enough clips. Raises DataError, UsageError as classes_to_show."""
     data = inputs.data
     for name in (name for pair in classes_to_show(inputs) for name in pair):
         clips = int((data.y == data.labels.index(name)).sum())

@@ -28,7 +28,7 @@ class EvaluationReport:
 
 @dataclass(frozen=True)
 class EvaluationReceipt:
-    """Says that the coordinator holds the report durably."""
+    """Confirmation that the report is durable on the coordinator."""
 
     round: int
     results: int

@@ -22,11 +22,9 @@ from flamest.agent.client_errors import refusal_code
 from flamest.base.errors import FlamestError, IdentityError
 from flamest.base.files import sha256_bytes
 from flamest.coordinator.admin import authority
-from flamest.coordinator.serving import run_service
 from flamest.coordinator.serving import upload as upload_module
 from flamest.experiments.faults import Fault, FaultProxy
-from flamest.fedproto import certificates, messages
-from flamest.fedproto import channel as wire
+from flamest.fedproto import calls, certificates, messages
 from flamest.fedproto import flamest_v1_pb2 as pb
 from flamest.fedproto.head import initial_params
 from flamest.fedproto.records import Update
@@ -37,16 +35,16 @@ JOIN = messages.encode_join_request(1)
 
 
 def open_channel(settings: ConnectionSettings, **changed: int) -> grpc.Channel:
-    options = [(key, changed.get(key.removeprefix("grpc."), value)) for key, value in wire.client_options()]
+    options = [(key, changed.get(key.removeprefix("grpc."), value)) for key, value in calls.client_options()]
     return grpc.secure_channel(settings.address, channel_credentials(settings.files), options=options)
 
 
 def ask(channel: grpc.Channel, method: str, request: bytes, **options) -> bytes:
-    return channel.unary_unary(wire.method_path(method), None, None)(request, timeout=60, **options)
+    return channel.unary_unary(calls.method_path(method), None, None)(request, timeout=60, **options)
 
 
 def upload(channel: grpc.Channel, parts, **options) -> bytes:
-    call = channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None)
+    call = channel.stream_unary(calls.method_path(calls.SUBMIT_UPDATE), None, None)
     return call(iter(parts), timeout=60, **options)
 
 
@@ -57,7 +55,7 @@ def refused(call, *arguments, **options) -> tuple[str, str | None]:
 
 
 def update_parts(
-    run, status, *, seed: int = 1, update_id: str = "ab" * 16, piece: int = wire.CHUNK_BYTES
+    run, status, *, seed: int = 1, update_id: str = "ab" * 16, piece: int = calls.CHUNK_BYTES
 ) -> list[bytes]:
     payload = encode_params(run.head, initial_params(run.head, seed))
     header = messages.UpdateHeader(
@@ -194,8 +192,8 @@ def test_certificate_of_no_enrolled_silo_reaches_no_handler(federation, handled,
         authority.revoke_silo(fed, "a")
     else:
         credentials = channel_credentials(outsider(federation, tmp_path / "x", *made[case]()).files)
-    with grpc.secure_channel(federation.address, credentials, options=wire.client_options()) as channel:
-        assert refused(ask, channel, wire.JOIN, JOIN)[0] in status
+    with grpc.secure_channel(federation.address, credentials, options=calls.client_options()) as channel:
+        assert refused(ask, channel, calls.JOIN, JOIN)[0] in status
     assert handled == []
 
 
@@ -223,9 +221,9 @@ def test_certificate_that_expires_on_an_open_connection_is_refused_next_call(fed
     authority.write_silos(federation.folder / "silos.json", authority.Silos(silos))
     ends = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
     with open_channel(outsider(federation, tmp_path / "x", certificate, key)) as channel:
-        ask(channel, wire.JOIN, JOIN)
+        ask(channel, calls.JOIN, JOIN)
         time.sleep(max((ends - datetime.datetime.now(datetime.UTC)).total_seconds(), 0) + 1.1)
-        assert refused(ask, channel, wire.JOIN, JOIN) == ("UNAUTHENTICATED", "expired")
+        assert refused(ask, channel, calls.JOIN, JOIN) == ("UNAUTHENTICATED", "expired")
 
 
 def served_serial(address: str) -> int:
@@ -236,12 +234,12 @@ def served_serial(address: str) -> int:
 def test_renewed_server_certificate_needs_no_restart_and_loses_no_call(federation, joined):
     """A reload under load: new handshakes get the new certificate, open connections continue."""
     channel, *_ = joined
-    calls, failures, over = [], [], threading.Event()
+    answers, failures, over = [], [], threading.Event()
 
     def load() -> None:
         while not over.is_set():
             try:
-                calls.append(ask(channel, wire.JOIN, JOIN))
+                answers.append(ask(channel, calls.JOIN, JOIN))
             except grpc.RpcError as error:
                 failures.append(error)
 
@@ -261,7 +259,7 @@ def test_renewed_server_certificate_needs_no_restart_and_loses_no_call(federatio
     over.set()
     loading.join()
     assert failures == []
-    assert calls
+    assert answers
 
 
 def test_renewed_silo_may_use_both_certificates_until_revoked(federation, joined, tmp_path):
@@ -273,10 +271,10 @@ def test_renewed_silo_may_use_both_certificates_until_revoked(federation, joined
     assert kept.certificate.read_bytes() != settings.certificate.read_bytes()
     with open_channel(kept) as old, open_channel(settings) as new:
         for channel in (status, old, new):
-            ask(channel, wire.JOIN, JOIN)
+            ask(channel, calls.JOIN, JOIN)
         authority.revoke_silo(federation.folder, "a")
         for channel in (status, old, new):
-            assert refused(ask, channel, wire.JOIN, JOIN) == ("PERMISSION_DENIED", "revoked")
+            assert refused(ask, channel, calls.JOIN, JOIN) == ("PERMISSION_DENIED", "revoked")
 
 
 def test_silo_name_comes_from_its_certificate_whatever_headers_claim(federation, joined):
@@ -359,24 +357,24 @@ def test_oversized_messages_are_refused_and_an_honest_silo_is_served(federation,
     many = pb.UpdatePart(header=pb.UpdateHeader(tensors=[pb.TensorShape()] * 1_000_000)).SerializeToString()
     assert refused(upload, channel, [many]) == ("INVALID_ARGUMENT", "malformed")
     with open_channel(federation.connection_settings("b")) as other:
-        answer = refused(ask, other, wire.JOIN, JOIN, metadata=[("x", "y" * (64 << 10))])
+        answer = refused(ask, other, calls.JOIN, JOIN, metadata=[("x", "y" * (64 << 10))])
         assert answer[0] in ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL")  # gRPC's own, before any handler
     with open_channel(federation.connection_settings("b")) as busy:
         request = messages.encode_wait_request(messages.WaitRequest(run.sha256, 9, 30.0))
-        waiting = busy.unary_unary(wire.method_path(wire.WAIT_FOR_ROUND), None, None)
-        calls = [waiting.future(request, timeout=60) for _ in range(1000)]
+        waiting = busy.unary_unary(calls.method_path(calls.WAIT_FOR_ROUND), None, None)
+        waits = [waiting.future(request, timeout=60) for _ in range(1000)]
         before = time.monotonic()
         one_round(federation, "a", 0)
         assert time.monotonic() - before < 30  # with a thousand streams, of which 8 are let in
-        for call in calls:
+        for call in waits:
             call.cancel()
 
 
 def test_idle_and_slow_connections_are_cut_during_an_honest_round(make_federation, monkeypatch):
     """60 idle sockets, 10 of them in a handshake with a limit of 1 s, and 2 slow bodies."""
-    monkeypatch.setattr(wire, "HANDSHAKE_MS", 1000)
+    monkeypatch.setattr(calls, "HANDSHAKE_MS", 1000)
     monkeypatch.setattr(upload_module, "PART_S", 0.5)
-    monkeypatch.setattr(run_service.wire, "transfer_s", lambda _: 2.0)
+    monkeypatch.setattr(calls, "transfer_s", lambda _: 2.0)
     federation = make_federation("a", "b", rounds=3, min_silos=1)
     federation.start()
     host, port = federation.address.split(":")
@@ -395,7 +393,7 @@ def test_idle_and_slow_connections_are_cut_during_an_honest_round(make_federatio
             yield messages.encode_update_data(b"x")
 
     with open_channel(federation.connection_settings("b")) as channel:
-        call = channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None)
+        call = channel.stream_unary(calls.method_path(calls.SUBMIT_UPDATE), None, None)
         bodies = [call.future(slow(), timeout=60) for _ in range(2)]
         one_round(federation, "a", 0)
         assert federation.rounds()[0]["accepted"] == 1

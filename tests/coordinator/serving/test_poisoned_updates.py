@@ -15,8 +15,7 @@ from flamest.base.errors import DataError
 from flamest.base.files import sha256_bytes
 from flamest.coordinator.admin.status import status_lines, status_of
 from flamest.coordinator.cli import main
-from flamest.fedproto import channel as wire
-from flamest.fedproto import messages
+from flamest.fedproto import calls, messages
 from flamest.fedproto.head import Params
 from flamest.fedproto.records import Phase, Update
 from flamest.fedproto.tensors import chunks, encode_params, shapes
@@ -41,7 +40,7 @@ class Sender:
     def __init__(self, federation, silo: str) -> None:
         settings = federation.connection_settings(silo)
         self.channel = grpc.secure_channel(
-            settings.address, channel_credentials(settings.files), options=wire.client_options()
+            settings.address, channel_credentials(settings.files), options=calls.client_options()
         )
         self.silo = silo
         with federation.client(silo) as client:
@@ -68,7 +67,7 @@ class Sender:
 
     def send(self, parts: list[bytes]) -> str:
         """``accepted``, or status and code of the refusal."""
-        call = self.channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None)
+        call = self.channel.stream_unary(calls.method_path(calls.SUBMIT_UPDATE), None, None)
         try:
             call(iter(parts), timeout=20)
         except grpc.RpcError as error:

@@ -19,8 +19,7 @@ from flamest.coordinator.serving import server
 from flamest.coordinator.serving import upload as upload_module
 from flamest.coordinator.serving.server import serve
 from flamest.coordinator.storage.run_store import RunStore
-from flamest.fedproto import channel as wire
-from flamest.fedproto import messages
+from flamest.fedproto import calls, messages
 from flamest.fedproto.certificates import (
     Identity,
     make_authority,
@@ -39,15 +38,15 @@ HALF_AN_HOUR_AGO = -1 / 48  # days; certificates begin an hour ago
 
 def raw_channel(federation, name: str, settings: ConnectionSettings | None = None) -> grpc.Channel:
     settings = settings or federation.connection_settings(name)
-    return grpc.secure_channel(settings.address, channel_credentials(settings.files), options=wire.client_options())
+    return grpc.secure_channel(settings.address, channel_credentials(settings.files), options=calls.client_options())
 
 
 def ask(channel: grpc.Channel, method: str, request: bytes) -> bytes:
-    return channel.unary_unary(wire.method_path(method), None, None)(request, timeout=10)
+    return channel.unary_unary(calls.method_path(method), None, None)(request, timeout=10)
 
 
 def upload(channel: grpc.Channel, parts: list[bytes]) -> bytes:
-    return channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None)(iter(parts), timeout=10)
+    return channel.stream_unary(calls.method_path(calls.SUBMIT_UPDATE), None, None)(iter(parts), timeout=10)
 
 
 def refused(call, *arguments) -> tuple[str, str | None]:
@@ -297,17 +296,17 @@ def test_an_update_of_another_form_is_refused_with_its_code(silo):
 
 
 def test_a_malformed_request_is_invalid_argument_and_never_internal(silo):
-    for method in (wire.JOIN, wire.WAIT_FOR_ROUND):
+    for method in (calls.JOIN, calls.WAIT_FOR_ROUND):
         for request in (b"\xff", b"\x08", b"\xfa\x3e\x01x", b"GET / HTTP/1.1"):
             assert refused(ask, silo.channel, method, request) == ("INVALID_ARGUMENT", "malformed")
-    fetch = silo.channel.unary_stream(wire.method_path(wire.FETCH_MODEL), None, None)
+    fetch = silo.channel.unary_stream(calls.method_path(calls.FETCH_MODEL), None, None)
     assert refused(list, fetch(b"\xff", timeout=5)) == ("INVALID_ARGUMENT", "malformed")
 
 
 def test_an_oversized_message_is_refused_and_the_server_lives(silo):
-    big = messages.encode_update_data(bytes(wire.MAX_MESSAGE_BYTES))
+    big = messages.encode_update_data(bytes(calls.MAX_MESSAGE_BYTES))
     settings = silo.federation.connection_settings("a")
-    options = [(key, -1 if key == "grpc.max_send_message_length" else value) for key, value in wire.client_options()]
+    options = [(key, -1 if key == "grpc.max_send_message_length" else value) for key, value in calls.client_options()]
     with grpc.secure_channel(settings.address, channel_credentials(settings.files), options=options) as channel:
         assert refused(upload, channel, [silo.parts()[0], big])[0] == "RESOURCE_EXHAUSTED"
     silo.send()
@@ -315,12 +314,12 @@ def test_an_oversized_message_is_refused_and_the_server_lives(silo):
 
 def test_another_protocol_is_named(silo):
     with pytest.raises(grpc.RpcError, match="speaks protocol 1, the agent 9") as error:
-        ask(silo.channel, wire.JOIN, messages.encode_join_request(9))
+        ask(silo.channel, calls.JOIN, messages.encode_join_request(9))
     assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_a_closed_rounds_model_is_not_given_out(silo):
-    fetch = silo.channel.unary_stream(wire.method_path(wire.FETCH_MODEL), None, None)
+    fetch = silo.channel.unary_stream(calls.method_path(calls.FETCH_MODEL), None, None)
     request = messages.encode_fetch_request(messages.FetchRequest(silo.run.sha256, 5))
     assert refused(list, fetch(request, timeout=5)) == ("FAILED_PRECONDITION", "stale_round")
 
@@ -357,8 +356,8 @@ def outsider(federation, folder, certificate: bytes, key: bytes) -> ConnectionSe
 
 def rejected(federation, settings: ConnectionSettings | None = None, credentials=None) -> str:
     credentials = credentials or channel_credentials(settings.files)
-    with grpc.secure_channel(federation.address, credentials, options=wire.client_options()) as channel:
-        return refused(ask, channel, wire.JOIN, messages.encode_join_request(1))[0]
+    with grpc.secure_channel(federation.address, credentials, options=calls.client_options()) as channel:
+        return refused(ask, channel, calls.JOIN, messages.encode_join_request(1))[0]
 
 
 def test_a_caller_that_is_not_an_enrolled_silo_reaches_no_handler(federation, handled, tmp_path):
@@ -385,7 +384,7 @@ def test_a_caller_that_is_not_an_enrolled_silo_reaches_no_handler(federation, ha
     twin = outsider(federation, tmp_path / "twin", sign_silo(ours, "a", request), key)
     assert rejected(federation, twin) == "PERMISSION_DENIED"
     with grpc.insecure_channel(federation.address) as channel:
-        assert refused(ask, channel, wire.JOIN, messages.encode_join_request(1))[0] == "UNAVAILABLE"
+        assert refused(ask, channel, calls.JOIN, messages.encode_join_request(1))[0] == "UNAVAILABLE"
     assert handled == []
     with federation.client("a") as client:
         client.join()
@@ -395,7 +394,7 @@ def test_a_caller_that_is_not_an_enrolled_silo_reaches_no_handler(federation, ha
 def test_a_revoked_silo_is_refused_on_its_next_call(silo, federation, handled):
     authority.revoke_silo(federation.folder, "a")
     assert refused(upload, silo.channel, silo.parts()) == ("PERMISSION_DENIED", "revoked")
-    assert refused(ask, silo.channel, wire.JOIN, messages.encode_join_request(1)) == ("PERMISSION_DENIED", "revoked")
+    assert refused(ask, silo.channel, calls.JOIN, messages.encode_join_request(1)) == ("PERMISSION_DENIED", "revoked")
     assert handled == []
     assert federation.rounds()[0]["accepted"] == 0
 
@@ -462,7 +461,7 @@ def test_stalled_upload_is_cut(silo, monkeypatch):
         yield silo.parts()[0]
         time.sleep(2)
 
-    call = silo.channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None)
+    call = silo.channel.stream_unary(calls.method_path(calls.SUBMIT_UPDATE), None, None)
     assert refused(call, stalling()) == ("DEADLINE_EXCEEDED", "too_slow")
 
 
@@ -474,7 +473,7 @@ def test_caller_that_hangs_up_leaves_no_file(silo, federation):
         yield silo.parts()[1]
         gate.wait(5)
 
-    call = silo.channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None).future(half())
+    call = silo.channel.stream_unary(calls.method_path(calls.SUBMIT_UPDATE), None, None).future(half())
     time.sleep(0.3)
     spool = federation.state / "runs" / "run-1" / "spool"
     assert len(list(spool.iterdir())) == 1
@@ -498,7 +497,7 @@ def test_upload_cut_by_a_lost_connection_is_no_strike(silo, federation):
             gate.wait(5)
 
         other = raw_channel(federation, "a")
-        call = other.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None).future(half())
+        call = other.stream_unary(calls.method_path(calls.SUBMIT_UPDATE), None, None).future(half())
         time.sleep(0.2)
         other.close()  # as the kernel does for a process that was killed
         gate.set()
@@ -607,7 +606,7 @@ def test_update_counts_if_its_sender_hangs_up_during_the_write(silo, federation,
         accept(*arguments)
 
     monkeypatch.setattr(RunStore, "accept", slow)
-    call = silo.channel.stream_unary(wire.method_path(wire.SUBMIT_UPDATE), None, None).future(iter(silo.parts()))
+    call = silo.channel.stream_unary(calls.method_path(calls.SUBMIT_UPDATE), None, None).future(iter(silo.parts()))
     assert begun.wait(5)
     call.cancel()
     for name in "bc":

@@ -14,8 +14,7 @@ from flamest.base.errors import DataError, FlamestError
 from flamest.coordinator.storage import backup as backup_module
 from flamest.coordinator.storage import payloads as payloads_module
 from flamest.coordinator.storage.backup import back_up, check_backup, restore
-from flamest.fedproto import channel as wire
-from flamest.fedproto import messages
+from flamest.fedproto import calls, messages
 from flamest.fedproto.head import initial_params
 from flamest.fedproto.records import Evaluation, Phase, SubjectEvaluation, Update
 from flamest.fedproto.tls import channel_credentials
@@ -253,18 +252,18 @@ def test_one_silo_cannot_take_all_the_calls(made):
     settings = federation.connection_settings("a")
     request = messages.encode_wait_request(messages.WaitRequest(silos.run.sha256, 1, 60.0))
     channels = [
-        grpc.secure_channel(settings.address, channel_credentials(settings.files), options=wire.client_options())
+        grpc.secure_channel(settings.address, channel_credentials(settings.files), options=calls.client_options())
         for _ in range(6)
     ]
-    method = wire.method_path(wire.WAIT_FOR_ROUND)
-    calls = [
+    method = calls.method_path(calls.WAIT_FOR_ROUND)
+    waiting = [
         channel.unary_unary(method, None, None).future(request, timeout=60) for channel in channels for _ in range(8)
     ]
-    wait_for(lambda: sum(call.done() for call in calls) == len(calls) - wire.MAX_CALLS_PER_SILO)
-    refusals = [(call.code(), dict(call.trailing_metadata())[wire.CODE_KEY]) for call in calls if call.done()]
+    wait_for(lambda: sum(call.done() for call in waiting) == len(waiting) - calls.MAX_CALLS_PER_SILO)
+    refusals = [(call.code(), dict(call.trailing_metadata())[calls.CODE_KEY]) for call in waiting if call.done()]
     assert set(refusals) == {(grpc.StatusCode.RESOURCE_EXHAUSTED, "too_many_calls")}
     assert silos.clients["b"].wait(silos.run, 0, 1).phase is Phase.OPEN
-    for call in calls:
+    for call in waiting:
         call.cancel()
     for channel in channels:
         channel.close()

@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 from flamest.base.errors import DataError
-from flamest.coordinator.strategies.norm_bound import ADAM_BETAS, NormBound, adam_travel, learnt_norm, reach
+from flamest.coordinator.strategies.norm_bound import NormBound, adam_travel, learnt_norm, reach
 from flamest.fedproto.head import HeadSpec
-from flamest.fedproto.records import TrainSettings
+from flamest.fedproto.records import ADAM_BETAS, TrainSettings
 
 HEAD = HeadSpec(inputs=7, outputs=3, hidden=())
 TRAIN = TrainSettings(epochs=2, batch_size=10, learning_rate=0.01)
