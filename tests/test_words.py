@@ -38,6 +38,7 @@ RETIRED = {
 }
 QUESTIONS = ("What", "How", "Whether", "Who", "Whose", "Where", "Which", "Why")
 PATH = re.compile(r"(?<![\w/.*{}-])((?:%s)/[\w./-]+\.(?:md|py|json|proto|toml|sh|yaml))" % "|".join(FOLDERS))  # noqa: UP031
+LINK = re.compile(r"\]\((?!https?:)([^)\s#]+)[^)\s]*\)")  # [text](path#heading) in Markdown
 PLACEHOLDER = re.compile(r"[A-Z]{3,}")  # bench/results/NAME.json
 
 
@@ -59,6 +60,17 @@ def missing_paths(root: Path) -> list[str]:
         for name, text in texts(root)
         for path in sorted(set(PATH.findall(text)))
         if not PLACEHOLDER.search(Path(path).stem) and not (root / path).exists()
+    ]
+
+
+def dead_links(root: Path) -> list[str]:
+    """Return the links of Markdown pages to files that do not exist."""
+    return [
+        f"{name}: {link}"
+        for name, text in texts(root)
+        if name.endswith(".md")
+        for link in LINK.findall(text)
+        if not (root / name).parent.joinpath(link).exists()
     ]
 
 
@@ -135,6 +147,10 @@ def test_every_path_named_in_code_and_docs_exists():
     assert missing_paths(ROOT) == []
 
 
+def test_every_link_of_a_page_leads_to_a_file():
+    assert dead_links(ROOT) == []
+
+
 def test_no_retired_name_comes_back():
     assert retired_words(ROOT) == []
 
@@ -167,6 +183,8 @@ def test_each_rule_of_words_finds_a_violation(tmp_path):
     )
     (tmp_path / "agent" / "x.py").write_text('"""Whether a clip counts."""\n\n\nclass Wishes:\n    """Shows T29."""\n')
     assert missing_paths(tmp_path) == ["docs/there.md: docs/gone.md"]
+    (tmp_path / "docs" / "links.md").write_text("[a](there.md#part) [b](https://example.org/x.md) [c](gone.md)")
+    assert dead_links(tmp_path) == ["docs/links.md: gone.md"]
     assert [line.split(";")[0] for line in retired_words(tmp_path)] == ["agent/x.py:4: 'Wishes'", "agent/x.py:5: 'T29'"]
     assert questioning_docstrings(tmp_path) == ["agent/x.py:1: Whether"]
     assert (
