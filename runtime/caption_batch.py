@@ -30,7 +30,7 @@ class _Row:
     ended: bool = False
 
 
-class CaptionRows:
+class CaptionBatch:
     """At most ``rows`` unfinished captions. The text graph must compute on the host (``model.computes_on_host``).
 
     Rows 0 to n - 1 are in use; a finished one stays until its caption is encoded with its frame, and ``add`` or
@@ -49,10 +49,11 @@ class CaptionRows:
 
     @property
     def free(self) -> int:
-        return self._size - self.writing
+        """Number of frames that ``add`` accepts now."""
+        return self._size - self.unfinished
 
     @property
-    def writing(self) -> int:
+    def unfinished(self) -> int:
         """Number of captions that have not ended."""
         return sum(not row.ended for row in self._rows)
 
@@ -81,14 +82,14 @@ class CaptionRows:
         if not count:
             return []
         rule = self._model.spec.caption
-        ages = np.array([len(row.ids) for row in self._rows])
+        lengths = np.array([len(row.ids) for row in self._rows])
         tokens = np.array([row.ids[-1] if row.ids else rule.start_id for row in self._rows])
         past = self._model.borrow({name: array[:count] for name, array in self.past.items()})
-        logits, present = self._model.step(self._image(0, count), past, tokens, ages, self._mask(ages))
+        logits, present = self._model.step(self._image(0, count), past, tokens, lengths, self._mask(lengths))
 
-        keep = np.flatnonzero(ages < self._window)
+        keep = np.flatnonzero(lengths < self._window)
         for name, new in zip(self._model.past_names, self._model.present_names, strict=True):
-            self.past[name][keep, :, ages[keep]] = present[new].numpy()[keep, :, -1]
+            self.past[name][keep, :, lengths[keep]] = present[new].numpy()[keep, :, -1]
         for row, token in zip(self._rows, logits.argmax(axis=-1).tolist(), strict=True):
             row.ended = token == rule.end_id
             if not row.ended:
@@ -100,8 +101,8 @@ class CaptionRows:
             if row.ended
         ]
 
-    def drop(self) -> None:
-        """Drop all unfinished captions."""
+    def cancel(self) -> None:
+        """Drop all captions."""
         self._rows.clear()
 
     def _close_gaps(self) -> None:
@@ -119,8 +120,8 @@ class CaptionRows:
         rows = {name: array[first:end] for name, array in self._cross.items()}
         return CrossAttentionCache(self._model.borrow(rows), end - first)
 
-    def _mask(self, ages: npt.NDArray[np.int64]) -> Floats:
+    def _mask(self, lengths: npt.NDArray[np.int64]) -> Floats:
         """float32 [n, 1, 1, window + 1]: each row's own tokens so far, and the newest at the end."""
-        keep = np.arange(self._window + 1) < ages[:, None]
+        keep = np.arange(self._window + 1) < lengths[:, None]
         keep[:, -1] = True
         return np.where(keep, np.float32(0.0), np.float32(MASKED_SCORE))[:, None, None]

@@ -20,7 +20,7 @@ from ..base.errors import DataError, MissingExtra
 from .backends.session import Session
 from .bundle.manifest import TOKENIZER_FILE, RetrievedCaption, VisionLanguage
 from .bundle.opening import Bundle
-from .caption_batch import CaptionRows
+from .caption_batch import CaptionBatch
 from .clip_records import Caption, timed
 from .vision_language import CrossAttentionCache, TokenIds, VisionLanguageModel
 
@@ -43,12 +43,12 @@ class FrameEmbedding:
 
 class Captioner(Protocol):
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """Number of frames that can be added now."""
 
     @property
-    def busy(self) -> bool:
-        """True when ``advance`` has something to do."""
+    def unfinished(self) -> int:
+        """Number of added frames that ``advance`` has not returned."""
 
     def add(self, key: Hashable, pixels: Vector) -> None:
         """Add a frame, float32 [3, S, S]; its FrameEmbedding carries ``key``."""
@@ -56,11 +56,11 @@ class Captioner(Protocol):
     def advance(self) -> list[FrameEmbedding]:
         """Do a part of the work; return the frames that it finished."""
 
-    def drop(self) -> None:
-        """Drop all frames."""
+    def cancel(self) -> None:
+        """Drop all frames that are unfinished."""
 
 
-class _Waiting:
+class _FrameQueue:
     """Queue of frames that no network has processed yet."""
 
     def __init__(self) -> None:
@@ -100,17 +100,17 @@ class ContinuousBatchCaptioner:
         self._model = model
         self._tokenizer = tokenizer
         self._batch = batch
-        self._waiting = _Waiting()
-        self._rows = CaptionRows(model, rows)
+        self._waiting = _FrameQueue()
+        self._rows = CaptionBatch(model, rows)
         self._spent: dict[Hashable, dict[str, float]] = {}  # milliseconds by stage
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         return self._rows.free - len(self._waiting)
 
     @property
-    def busy(self) -> bool:
-        return bool(len(self._waiting) or self._rows.writing)
+    def unfinished(self) -> int:
+        return len(self._waiting) + self._rows.unfinished
 
     def add(self, key: Hashable, pixels: Vector) -> None:
         self._waiting.put(key, pixels)
@@ -125,9 +125,9 @@ class ContinuousBatchCaptioner:
             spent["caption"] += taken["caption"] / len(self._spent)
         return [self._embed(key, ids, image) for key, ids, image in ended]
 
-    def drop(self) -> None:
+    def cancel(self) -> None:
         self._waiting.clear()
-        self._rows.drop()
+        self._rows.cancel()
         self._spent.clear()
 
     def _encode_waiting(self) -> None:
@@ -150,20 +150,20 @@ class _Batches:
     """The queue of the captioners that work in whole batches."""
 
     batch: int
-    waiting: _Waiting = field(default_factory=_Waiting)
+    waiting: _FrameQueue = field(default_factory=_FrameQueue)
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         return self.batch - len(self.waiting)
 
     @property
-    def busy(self) -> bool:
-        return bool(len(self.waiting))
+    def unfinished(self) -> int:
+        return len(self.waiting)
 
     def add(self, key: Hashable, pixels: Vector) -> None:
         self.waiting.put(key, pixels)
 
-    def drop(self) -> None:
+    def cancel(self) -> None:
         self.waiting.clear()
 
 
@@ -176,7 +176,7 @@ class StaticBatchCaptioner(_Batches):
         self._tokenizer = tokenizer
 
     def advance(self) -> list[FrameEmbedding]:
-        if not self.busy:
+        if not self.unfinished:
             return []
         keys, pixels = self.waiting.take(self.batch)
         spent = dict.fromkeys(("vision", "caption", "embed"), 0.0)
@@ -200,7 +200,7 @@ class CaptionRetriever(_Batches):
 
     def advance(self) -> list[FrameEmbedding]:
         """See Captioner. Raises DataError (``bad_graph``) for a caption index that is not in the manifest."""
-        if not self.busy:
+        if not self.unfinished:
             return []
         keys, pixels = self.waiting.take(self.batch)
         spent = {"vision": 0.0}

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -98,25 +99,21 @@ class Extractor:
         A few more clips are taken from ``clips`` than have been yielded; closing the iterator drops those.
         """
         coming = iter(clips)
-        jobs: deque[_Job | RefusedClip] = deque()
-        more = True
+        jobs: deque[_Job | RefusedClip] = deque()  # in the order of the clips
         try:
-            while more or len(self._ahead) or jobs:
-                while more and len(self._ahead) < self.readers + self.batch:
-                    clip = next(coming, None)
-                    more = clip is not None
-                    if clip is not None:
-                        self._ahead.give(clip)
-                self._admit(jobs)
-                for frame in self._captioner.advance() if self._captioner else ():
-                    job, index = cast("tuple[_Job, int]", frame.key)
-                    job.embedded[index] = frame
+            while True:
+                for clip in islice(coming, self.readers + self.batch - len(self._ahead)):
+                    self._ahead.submit(clip)
+                if not (len(self._ahead) or jobs):
+                    return
+                jobs += self._start_jobs()
+                self._advance_captions()
                 while jobs and (isinstance(jobs[0], RefusedClip) or jobs[0].done):
                     yield self._result(jobs.popleft())
         finally:
-            self._ahead.drop()
+            self._ahead.cancel()
             if self._captioner is not None:
-                self._captioner.drop()
+                self._captioner.cancel()
 
     @property
     def decoder_peak_mb(self) -> float:
@@ -132,30 +129,43 @@ class Extractor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _admit(self, jobs: deque[_Job | RefusedClip]) -> None:
-        """Take clips that are read while there is room; wait for one only when there is nothing else to do."""
-        admitted: list[_Job] = []
-        captioner = self._captioner
-        while len(self._ahead) and len(admitted) < self.batch and (captioner is None or captioner.room > 0):
-            idle = not admitted and (captioner is None or not captioner.busy)
-            if not (self._ahead.ready or idle):
-                break
-            taken = self._ahead.take()
-            if isinstance(taken, RefusedClip):
-                jobs.append(taken)
+    def _start_jobs(self) -> list[_Job | RefusedClip]:
+        """Start the networks on clips that are read, at most ``batch`` of them; return those and the refused clips."""
+        started: list[_Job | RefusedClip] = []
+        batch: list[_Job] = []
+        while self._can_start_another(batch):
+            prepared = self._ahead.next()
+            if isinstance(prepared, RefusedClip):
+                started.append(prepared)
                 continue
-            job = _Job(taken, stages_ms=dict(taken.stages_ms))
-            jobs.append(job)
-            admitted.append(job)
-            if captioner is not None:
-                for index, pixels in enumerate(taken.captioned):
-                    captioner.add((job, index), pixels)
-        self._embed_cnn(admitted)
-        for job in admitted:
+            job = _Job(prepared, stages_ms=dict(prepared.stages_ms))
+            started.append(job)
+            batch.append(job)
+            if self._captioner is not None:
+                for index, pixels in enumerate(prepared.captioned):
+                    self._captioner.add((job, index), pixels)
+        self._embed_cnn(batch)
+        for job in batch:
             job.release_frames()
+        return started
+
+    def _can_start_another(self, batch: Sequence[_Job]) -> bool:
+        """True when the next clip fits, and is read or worth waiting for: the networks have nothing else to do."""
+        captioner = self._captioner
+        fits = len(batch) < self.batch and (captioner is None or captioner.capacity > 0)
+        if not (len(self._ahead) and fits):
+            return False
+        idle = not batch and (captioner is None or not captioner.unfinished)
+        return self._ahead.ready or idle
+
+    def _advance_captions(self) -> None:
+        """Do a part of the captioner's work, and hand finished frames to their jobs."""
+        for frame in self._captioner.advance() if self._captioner else ():
+            job, index = cast("tuple[_Job, int]", frame.key)
+            job.embedded[index] = frame
 
     def _embed_cnn(self, jobs: list[_Job]) -> None:
-        """Paper eq. 7."""
+        """Run graph ``cnn`` on the frames of all jobs at once (paper eq. 7)."""
         if self._cnn is None or not jobs:
             return
         taken = {"cnn": 0.0}

@@ -74,8 +74,8 @@ class Networks:
         found: list[dict[int, FrameEmbedding]] = [{} for _ in clips]
         if (captioner := self._captioner) is not None:
             frames = deque((at, frame) for at, clip in enumerate(clips) for frame in range(clip.frames))
-            while frames or captioner.busy:
-                while frames and captioner.room > 0:
+            while frames or captioner.unfinished:
+                while frames and captioner.capacity > 0:
                     at, frame = frames.popleft()
                     captioner.add((at, frame), clips[at].captioned[frame])
                 for each in captioner.advance():

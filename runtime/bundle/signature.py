@@ -163,7 +163,7 @@ def check_signatures(
 
 
 def sign_manifest(manifest: bytes, private_key: bytes) -> Signature:
-    """``private_key``: 32 raw bytes."""
+    """Sign the bytes of ``bundle.json`` with ``private_key``, 32 raw bytes."""
     private = _ed25519().Ed25519PrivateKey.from_private_bytes(private_key)
     return Signature(PublicKey(private.public_key().public_bytes_raw()), private.sign(manifest))
 

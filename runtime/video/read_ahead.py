@@ -22,9 +22,9 @@ class RefusedClip:
 
 
 class ReadAhead:
-    """``give`` clips, ``take`` them prepared. For one thread; each reader works in its own thread.
+    """``submit`` clips, get them prepared with ``next``. For one thread; each reader works in its own thread.
 
-    Clips that are given and not taken stay in memory; the caller bounds their number, ``len``.
+    Clips that are submitted and not returned stay in memory; the caller bounds their number, ``len``.
     """
 
     def __init__(self, readers: Sequence[ClipReader]) -> None:
@@ -40,7 +40,7 @@ class ReadAhead:
 
     @property
     def ready(self) -> bool:
-        """True when ``take`` returns without waiting."""
+        """True when ``next`` returns without waiting."""
         return bool(self._coming) and self._coming[0].done()
 
     @property
@@ -48,21 +48,22 @@ class ReadAhead:
         """Largest resident memory of the decoder processes so far, summed over the processes, KiB."""
         return sum(reader.video.peak_kb for reader in self._readers)
 
-    def give(self, clip: Clip) -> None:
+    def submit(self, clip: Clip) -> None:
+        """Add a clip to those that are read."""
         self._coming.append(self._pool.submit(self._read, clip))
 
-    def take(self) -> PreparedClip | RefusedClip:
-        """Wait for the next clip, in the order given. Errors other than DataError are raised."""
+    def next(self) -> PreparedClip | RefusedClip:
+        """Wait for the next clip, in the order of submission. Errors other than DataError are raised."""
         return self._coming.popleft().result()
 
-    def drop(self) -> None:
-        """Drop all clips that are not taken; those being read are read to their end, unused."""
+    def cancel(self) -> None:
+        """Drop all clips that ``next`` has not returned; those being read are read to their end, unused."""
         while self._coming:
             self._coming.popleft().cancel()
 
     def close(self) -> None:
         """Wait for the clips that are being read, then end the decoders."""
-        self.drop()
+        self.cancel()
         self._pool.shutdown(wait=True)
         for reader in self._readers:
             reader.close()

@@ -5,7 +5,7 @@ import pytest
 from flamest.base.errors import InvariantError
 from flamest.base.files import sha256_file
 from flamest.runtime.backends.onnxruntime_cpu import OrtSession, open_session
-from flamest.runtime.caption_batch import CaptionRows
+from flamest.runtime.caption_batch import CaptionBatch
 from flamest.runtime.captioner import GPU_BATCH
 from flamest.runtime.clip_records import Clip
 from flamest.runtime.extractor import PipelineOptions, open_extractor
@@ -132,14 +132,14 @@ def pixels(toys):
 
 
 def write_all(model, pixels, rows):
-    """The captions and embeddings of all frames with ``rows`` places, and how many steps it took."""
-    writing, found, waiting, steps = CaptionRows(model, rows), {}, list(range(len(pixels))), 0
-    while waiting or writing.writing:
-        while waiting and writing.free:
+    """The captions and embeddings of all frames with ``rows`` rows, and how many steps it took."""
+    batch, found, waiting, steps = CaptionBatch(model, rows), {}, list(range(len(pixels))), 0
+    while waiting or batch.unfinished:
+        while waiting and batch.free:
             number = waiting.pop(0)
-            writing.add([number], pixels[number : number + 1])
+            batch.add([number], pixels[number : number + 1])
         steps += 1
-        for number, ids, memory in writing.step():
+        for number, ids, memory in batch.step():
             found[number] = (ids, model.embed(memory, [ids])[0].tobytes())
     return [found[number] for number in range(len(pixels))], steps
 
@@ -162,21 +162,21 @@ def test_the_row_of_a_finished_caption_goes_to_the_next_frame(model, pixels):
 
 
 def test_a_nan_of_one_frame_does_not_reach_the_next(model, pixels):
-    writing = CaptionRows(model, 1)
-    for array in writing.past.values():
+    batch = CaptionBatch(model, 1)
+    for array in batch.past.values():
         array[...] = np.nan  # what a deep text network leaves there; the toy's one layer does not
-    writing.add([0], pixels[:1])
+    batch.add([0], pixels[:1])
     ended = []
     while not ended:
-        ended = writing.step()
+        ended = batch.step()
     assert ended[0][1] == write_all(model, pixels[:1], rows=1)[0][0][0]
 
 
 def test_more_frames_than_rows_are_refused(model, pixels):
-    writing = CaptionRows(model, 2)
-    writing.add([0, 1], pixels[:2])
+    batch = CaptionBatch(model, 2)
+    batch.add([0, 1], pixels[:2])
     with pytest.raises(InvariantError, match="1 frames for 0 free rows"):
-        writing.add([2], pixels[2:3])
+        batch.add([2], pixels[2:3])
 
 
 @pytest.mark.parametrize(("threads", "readers"), [(1, 1), (2, 2), (8, 3)])

@@ -31,7 +31,10 @@ HALVES = ("float16", "bfloat16")
 
 
 def check_network(trt: Any, network: Any, name: str, graph: Graph) -> None:
-    """Raises PLAN_BUILD when inputs or outputs are not the manifest's, PRECISION when precision would be lost."""
+    """Compare TensorRT's network with the manifest's graph ``name``.
+
+    Raises PLAN_BUILD when inputs or outputs differ, PRECISION when precision would be lost.
+    """
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     if int(trt.__version__.partition(".")[0]) < 11 and not network.get_flag(flag):
         evidence = f"graph '{name}': TensorRT {trt.__version__} did not make the network strongly typed"
