@@ -68,6 +68,18 @@ def printable_path(path: Path) -> str:
     return text if text.isprintable() else ascii(text)
 
 
+def cache_folder(name: str) -> Path | None:
+    """Return ``$XDG_CACHE_HOME/flamest/NAME``, or ``~/.cache/flamest/NAME``; None for a user without a home.
+
+    A relative XDG_CACHE_HOME is ignored (https://specifications.freedesktop.org/basedir-spec/latest/).
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "flamest" / name
+    except RuntimeError:
+        return None
+
+
 def fsync_directory(path: Path) -> None:
     """Make the names inside a folder durable (POSIX needs this after a rename)."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

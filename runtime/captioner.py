@@ -101,40 +101,40 @@ class ContinuousBatchCaptioner:
         self._tokenizer = tokenizer
         self._batch = batch
         self._waiting = _FrameQueue()
-        self._rows = CaptionBatch(model, rows)
+        self._caption_batch = CaptionBatch(model, rows)
         self._spent: dict[Hashable, dict[str, float]] = {}  # milliseconds by stage
 
     @property
     def capacity(self) -> int:
-        return self._rows.free - len(self._waiting)
+        return self._caption_batch.free - len(self._waiting)
 
     @property
     def unfinished(self) -> int:
-        return len(self._waiting) + self._rows.unfinished
+        return len(self._waiting) + self._caption_batch.unfinished
 
     def add(self, key: Hashable, pixels: Vector) -> None:
         self._waiting.put(key, pixels)
 
     def advance(self) -> list[FrameEmbedding]:
-        while len(self._waiting) and self._rows.free:
+        while len(self._waiting) and self._caption_batch.free:
             self._encode_waiting()
         taken = {"caption": 0.0}
         with timed(taken, "caption"):
-            ended = self._rows.step()
+            ended = self._caption_batch.step()
         for spent in self._spent.values():
             spent["caption"] += taken["caption"] / len(self._spent)
         return [self._embed(key, ids, image) for key, ids, image in ended]
 
     def cancel(self) -> None:
         self._waiting.clear()
-        self._rows.cancel()
+        self._caption_batch.cancel()
         self._spent.clear()
 
     def _encode_waiting(self) -> None:
-        keys, pixels = self._waiting.take(min(self._batch, self._rows.free))
+        keys, pixels = self._waiting.take(min(self._batch, self._caption_batch.free))
         taken = {"vision": 0.0}
         with timed(taken, "vision"):
-            self._rows.add(keys, pixels)
+            self._caption_batch.add(keys, pixels)
         self._spent |= {key: {"vision": taken["vision"] / len(keys), "caption": 0.0, "embed": 0.0} for key in keys}
 
     def _embed(self, key: Hashable, ids: TokenIds, image: CrossAttentionCache) -> FrameEmbedding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -74,15 +73,6 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 kept_in_memory: dict[str, Measured] = {}  # by key, where no folder can be written
-
-
-def default_folder() -> Path | None:
-    """``$XDG_CACHE_HOME/flamest/choices``, or ``~/.cache/flamest/choices``; None for a user without a home."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "flamest" / "choices"
-    except RuntimeError:
-        return None
 
 
 def read_measured(folders: Sequence[Path], key: str) -> Measured | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from ...base.errors import FlamestError, SettingsError
-from ...base.files import sha256_bytes
+from ...base.files import cache_folder, sha256_bytes
 from ...base.process import usable_cores
 from ..backends.machine import MachineFacts
 from ..backends.opening import OpeningOptions, effective_precision, machine_facts
@@ -37,7 +37,6 @@ from .measurements import (
     Choice,
     Measured,
     Measurement,
-    default_folder,
     keep_measured,
     read_measured,
 )
@@ -58,9 +57,14 @@ class AutotuneRequest:
     folder: Path | None = None  # in place of the machine's cache
 
     @property
+    def preferred_folder(self) -> Path | None:
+        """Folder for the measurements; None for a user without a home."""
+        return self.folder or cache_folder("choices")
+
+    @property
     def folders(self) -> list[Path]:
         """Folders for the measurements, the preferred one first."""
-        return [folder for folder in (self.folder or default_folder(), self.fallback_folder) if folder is not None]
+        return [folder for folder in (self.preferred_folder, self.fallback_folder) if folder is not None]
 
 
 def autotune_backends(
@@ -161,7 +165,7 @@ def _measure(
     kept_in = keep_measured(request.folders, key, measured)
     if kept_in is None or kept_in != request.folders[0]:
         where = "for this process only" if kept_in is None else f"in {kept_in}"
-        cache = request.folder or default_folder() or "~/.cache"
+        cache = request.preferred_folder or "~/.cache"
         notice(f"precision auto: the measurements are kept {where}: the cache folder {cache} cannot be written")
     return choose_configuration(bundle.manifest, measured, request.stored_precision)
 

@@ -60,7 +60,7 @@ class FramePreprocessing(Record, frozen=True):
 
 
 class KeyframeRule(Record, frozen=True):
-    """Paper eq. 3; docs/paper.md, reading 4: k-means over per-frame features of uniform candidates."""
+    """k-means over per-frame features of uniform candidates (paper eq. 3; docs/paper.md, reading 4)."""
 
     count: int  # K of the vision-language part; a spatio-temporal part may have its own number
     candidates: int

@@ -112,7 +112,7 @@ class ClipReader:
         self.video.close()
 
     def _choose(self, candidates: Candidates, seed: int, stages: dict[str, float]) -> _Chosen:
-        """Paper eq. 3: one clustering per number of frames, all over the same candidates' features."""
+        """Choose each part's frames (paper eq. 3): one clustering per number of frames, all over the same features."""
         rule, vlm, cnn = self._manifest.keyframes, self._manifest.vlm, self._manifest.cnn
         uniform = spread_indices(len(candidates.pixels), cnn.frames) if cnn else _NO_ROWS
         if self._features is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from ....base.errors import DataError, StorageError
-from ....base.files import sha256_bytes, write_atomic
+from ....base.files import cache_folder, sha256_bytes, write_atomic
 from ...bundle.graph_records import EngineOptions, EngineRecord
 
 RECORD, ENGINE, TIMINGS = ".json", ".plan", ".timings"
@@ -79,18 +79,14 @@ class EngineCache:
         return self.folder / f"{sha256_bytes(f'{tensorrt} {gpu}'.encode())[:16]}{TIMINGS}"
 
 
-def default_folder() -> Path:
-    """``$XDG_CACHE_HOME/flamest/plans``, or ``~/.cache/flamest/plans``."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "flamest" / "plans"
-
-
 def open_cache(folder: Path | None = None) -> EngineCache:
-    """Open the cache in ``folder`` (default: ``default_folder``), which is made where it is missing.
+    """Open the cache in ``folder`` (default: the user's cache folder ``plans``), which is made where it is missing.
 
     Raises StorageError when it cannot be made, DataError when another user owns it or others may write to it.
     """
-    folder = default_folder() if folder is None else Path(folder)
+    folder = cache_folder("plans") if folder is None else Path(folder)
+    if folder is None:
+        raise StorageError("this user has no home folder to keep engines in", fix="set HOME or XDG_CACHE_HOME")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = folder.lstat()

@@ -228,12 +228,12 @@ def test_measurements_are_kept_where_the_cache_cannot_be_written(toy_bundle, vid
     (tmp_path / "file").touch()
     nowhere = tmp_path / "file" / "choices"
 
-    request, notices = AutotuneRequest(toy_bundle, folder=nowhere, fallback_folder=tmp_path / "beside"), []
+    request, notices = AutotuneRequest(toy_bundle, folder=nowhere, fallback_folder=tmp_path / "fallback"), []
     for _ in range(2):
         choice = autotune_backends(request, silo_clips(videos), notice=notices.append)
         assert (choice.chosen, choice.refused) == ("onnxruntime", {"openvino": "no"})
     assert len(held) == 1
-    assert [f"kept in {tmp_path / 'beside'}: the cache folder {nowhere} cannot" in line for line in notices] == [
+    assert [f"kept in {tmp_path / 'fallback'}: the cache folder {nowhere} cannot" in line for line in notices] == [
         False,
         True,
     ]

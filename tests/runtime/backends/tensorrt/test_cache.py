@@ -4,7 +4,7 @@ import os
 
 import pytest
 from flamest.base.errors import DataError, StorageError
-from flamest.runtime.backends.tensorrt.cache import EngineKey, default_folder, open_cache
+from flamest.runtime.backends.tensorrt.cache import EngineKey, open_cache
 from flamest.runtime.bundle.graph_records import EngineOptions, EngineRecord
 
 KEY = EngineKey("a" * 64, "11.4.0.106", "NVIDIA H100", "9.0", EngineOptions())
@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
 
 def test_the_default_folder_is_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "flamest" / "plans"
+    assert open_cache().folder == tmp_path / "flamest" / "plans"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_folder() == tmp_path / ".cache" / "flamest" / "plans"
+    assert open_cache().folder == tmp_path / ".cache" / "flamest" / "plans"
