@@ -52,8 +52,8 @@ min_silos = {silos}
 
 
 @dataclass(frozen=True)
-class Site:
-    """Folder, certificates and port of one benchmark."""
+class BenchFederation:
+    """The federation of one benchmark: folder, certificates, port."""
 
     folder: Path
     silos: int
@@ -74,8 +74,8 @@ class Site:
 def measure(silos: int = 4, rounds: int = ROUNDS, codec: str = "fp32") -> dict[str, Any]:
     """Figures of one benchmark, as stored in bench/results."""
     with tempfile.TemporaryDirectory(prefix="flamest-bench-") as folder:
-        site = Site(Path(folder), silos, rounds, free_port())
-        make_site(site, codec)
+        site = BenchFederation(Path(folder), silos, rounds, free_port())
+        make_federation(site, codec)
         floor = run_floor(site, plaintext=False)
         plain = run_floor(site, plaintext=True)
         ours = run_ours(site)
@@ -95,7 +95,7 @@ def measure(silos: int = 4, rounds: int = ROUNDS, codec: str = "fp32") -> dict[s
     }
 
 
-def run_ours(site: Site) -> dict[str, Any]:
+def run_ours(site: BenchFederation) -> dict[str, Any]:
     """Figures of flamest-coordinator with one process per silo, all started together."""
     config = site.folder / "tls" / "coordinator.toml"
     began = time.monotonic()
@@ -122,7 +122,7 @@ def run_ours(site: Site) -> dict[str, Any]:
     }
 
 
-def run_floor(site: Site, *, plaintext: bool) -> dict[str, Any]:
+def run_floor(site: BenchFederation, *, plaintext: bool) -> dict[str, Any]:
     script, port = str(HERE / "federation_floor.py"), free_port()
     common = ["--port", str(port), "--numbers", str(SPEC.parameters), "--rounds", str(site.rounds)]
     common += ["--tls", str(site.folder / "tls"), *(["--plaintext"] if plaintext else [])]
@@ -205,7 +205,7 @@ def _processes() -> Iterator[Any]:
             process.wait()
 
 
-def make_site(site: Site, codec: str) -> None:
+def make_federation(site: BenchFederation, codec: str) -> None:
     labels = json.dumps([f"class-{number}" for number in range(SPEC.outputs)])
     line = "" if codec == "fp32" else f'codec = "{codec}"'
     text = SETTINGS.format(port=site.port, labels=labels, rounds=site.rounds, silos=site.silos, codec=line)

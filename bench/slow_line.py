@@ -32,8 +32,8 @@ def measure(rounds: int = 3, codec: str = "fp32") -> dict[str, Any]:
     from bench import federation
 
     with tempfile.TemporaryDirectory(prefix="flamest-bench-") as folder:
-        site = federation.Site(Path(folder), 1, rounds, federation.free_port())
-        federation.make_site(site, codec)
+        site = federation.BenchFederation(Path(folder), 1, rounds, federation.free_port())
+        federation.make_federation(site, codec)
         config = str(site.folder / "tls" / "coordinator.toml")
         server = subprocess.Popen(
             [sys.executable, "-m", "flamest.coordinator", "run", "--config", config, "--once"],

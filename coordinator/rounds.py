@@ -33,8 +33,8 @@ class RoundPolicy:
 
 
 @dataclass(frozen=True)
-class Report:
-    """An update that counts, without its values."""
+class UpdateSummary:
+    """A silo's update without its values."""
 
     silo: str
     update_id: str
@@ -48,7 +48,7 @@ class Submission:
 
     round: int
     base_sha256: str
-    report: Report
+    summary: UpdateSummary
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ class OpenRound:
     number: int
     cohort: Cohort
     deadline: float | None = None  # None until the first silo gets the round
-    reports: Mapping[str, Report] = field(default_factory=lambda: MappingProxyType({}))  # by silo
+    accepted: Mapping[str, UpdateSummary] = field(default_factory=lambda: MappingProxyType({}))  # by silo
     declined: frozenset[str] = frozenset()  # silos that will not report
 
     @property
     def enough(self) -> int:
         """Reports that close it now: those wanted, or those of all silos that can still report if these are fewer."""
-        return min(self.cohort.wanted, len((self.cohort.silos - self.declined) | self.reports.keys()))
+        return min(self.cohort.wanted, len((self.cohort.silos - self.declined) | self.accepted.keys()))
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def start_run(policy: RoundPolicy, model_sha256: str, cohort: Cohort) -> RunStat
 
 def resumed(state: RunState, now: float) -> RunState:
     """Return ``state``, read from disk after a stop; the deadline of a round that has reports runs from now."""
-    if state.open is not None and state.open.reports:
+    if state.open is not None and state.open.accepted:
         return replace(state, open=_running(state, state.open, now))
     return state
 
@@ -153,7 +153,7 @@ def status_for(state: RunState, silo: str, answered_round: int, now: float) -> R
         return RoundStatus(Phase.FINISHED, state.last_round, 0.0)
     whole = state.policy.deadline_s
     left = whole if current.deadline is None else min(max(current.deadline - now, 0.0), whole)
-    if silo in current.reports or answered_round >= current.number or left == 0.0:
+    if silo in current.accepted or answered_round >= current.number or left == 0.0:
         return RoundStatus(Phase.WAIT, state.last_round, 0.0)
     return RoundStatus(Phase.OPEN, current.number, left, state.counted.get(silo, 0))
 
@@ -161,7 +161,7 @@ def status_for(state: RunState, silo: str, answered_round: int, now: float) -> R
 def on_contact(state: RunState, silo: str, answered_round: int, now: float) -> RunState:
     """Handle a silo that asks for work: it gets the open round (whose deadline runs from then), or declines it."""
     current = state.open
-    if current is None or silo in current.reports:
+    if current is None or silo in current.accepted:
         return state
     if answered_round >= current.number:
         return replace(state, open=replace(current, declined=current.declined | {silo}))
@@ -170,33 +170,35 @@ def on_contact(state: RunState, silo: str, answered_round: int, now: float) -> R
 
 
 def on_leave(state: RunState, silos: frozenset[str]) -> RunState:
-    """Stop waiting for these silos; reports that they have made stay."""
+    """Stop waiting for these silos; updates that they have sent stay."""
     current = state.open
-    if current is None or not silos - current.declined - current.reports.keys():
+    if current is None or not silos - current.declined - current.accepted.keys():
         return state
-    return replace(state, open=replace(current, declined=current.declined | (silos - current.reports.keys())))
+    return replace(state, open=replace(current, declined=current.declined | (silos - current.accepted.keys())))
 
 
-def on_update(state: RunState, submission: Submission, known: Report | None, now: float) -> tuple[RunState, Verdict]:
+def on_update(
+    state: RunState, submission: Submission, known: UpdateSummary | None, now: float
+) -> tuple[RunState, Verdict]:
     """Decide about a submission whose content has passed its checks.
 
     ``known``: the report of the same silo in the same round that counts already; that round need not be open.
     Only ACCEPTED changes the state.
     """
-    current, report = state.open, submission.report
-    if known is not None and known.update_id == report.update_id:
-        return state, Verdict.DUPLICATE if known.digest == report.digest else Verdict.REUSED_ID
+    current, summary = state.open, submission.summary
+    if known is not None and known.update_id == summary.update_id:
+        return state, Verdict.DUPLICATE if known.digest == summary.digest else Verdict.REUSED_ID
     if current is None or submission.round != current.number:
         return state, Verdict.STALE_ROUND
-    if known is not None or report.silo in current.reports:
+    if known is not None or summary.silo in current.accepted:
         return state, Verdict.ALREADY_ANSWERED
     if submission.base_sha256 != state.model_sha256:
         return state, Verdict.STALE_BASE
     if current.deadline is not None and now >= current.deadline:
         return state, Verdict.LATE
-    reports = MappingProxyType({**current.reports, report.silo: report})
-    accepted = replace(current, reports=reports, declined=current.declined - {report.silo})
-    return replace(state, open=_running(state, accepted, now)), Verdict.ACCEPTED
+    accepted = MappingProxyType({**current.accepted, summary.silo: summary})
+    updated = replace(current, accepted=accepted, declined=current.declined - {summary.silo})
+    return replace(state, open=_running(state, updated, now)), Verdict.ACCEPTED
 
 
 def on_tick(state: RunState, now: float) -> Decision:
@@ -204,7 +206,7 @@ def on_tick(state: RunState, now: float) -> Decision:
     current = state.open
     if current is None:
         return Decision.COLLECT
-    reported = len(current.reports)
+    reported = len(current.accepted)
     if reported >= max(state.policy.min_silos, current.enough):
         return Decision.CLOSE
     if current.deadline is None or now < current.deadline:
@@ -216,7 +218,7 @@ def after_close(state: RunState, model_sha256: str, cohort: Cohort) -> RunState:
     """Return the state after the open round made a model: the next round opens from it, or the run is finished."""
     current, closed = _open(state), state.closed + 1
     number = current.number
-    counted = MappingProxyType({**state.counted, **dict.fromkeys(current.reports, number)})
+    counted = MappingProxyType({**state.counted, **dict.fromkeys(current.accepted, number)})
     following = OpenRound(number + 1, cohort) if closed < state.policy.rounds else None
     return replace(state, closed=closed, model_sha256=model_sha256, last_round=number, open=following, counted=counted)
 

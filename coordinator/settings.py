@@ -71,7 +71,7 @@ class RunTable(_Record, frozen=True):
     strategy: Strategy = Strategy()
     train: TrainSettings = TrainSettings()
     codec: Codec = "fp32"  # of models on their way; the coarsest that a silo may send
-    final_evaluation: Literal["none", "model", "sites"] = "none"  # models that silos measure after the last round
+    final_evaluation: Literal["none", "model", "sites"] = "none"  # models that silos evaluate after the last round
 
     def head_spec(self) -> HeadSpec:
         """Return the head that is trained. Raises DataError (``bad_head``) for options that do not fit each other."""
@@ -131,7 +131,7 @@ def load_coordinator_settings(path: Path) -> CoordinatorSettings:
     problems += _check_problems(settings.checks)
     if problems:
         raise SettingsError(f"{path}: " + "; ".join(problems), fix=f"edit {path}")
-    return _anchored(settings, Path(path).resolve().parent)
+    return _resolve_paths(settings, Path(path).resolve().parent)
 
 
 def split_listen(listen: str) -> tuple[str, int]:
@@ -207,7 +207,7 @@ def _head_problem(run: RunTable) -> str:
     return ""
 
 
-def _anchored(settings: CoordinatorSettings, folder: Path) -> CoordinatorSettings:
+def _resolve_paths(settings: CoordinatorSettings, folder: Path) -> CoordinatorSettings:
     """Resolve every relative path against the settings file's folder."""
     server = settings.server
     anchored = msgspec.structs.replace(

@@ -35,7 +35,7 @@ from .federation import AGENT_HOLD_OUT, FederationSetup, check_rounds_closed, en
 from .metadata import metadata_accuracy
 from .miniworld.videos import CLASSES, EXPERIMENT_SEED, render_dataset
 from .processes import run_command
-from .report.page import DemoReport, Prediction, RoundAccuracy, SiloReport, write_report
+from .report.page import ClipPrediction, DemoReport, RoundAccuracy, SiloReport, write_report
 from .report.video_frames import keyframe_strip
 from .silos import LabelledVideo, Split, labelled_videos, lay_out_videos, split_videos
 
@@ -289,7 +289,7 @@ def _report(request: DemoRequest, manifest: Manifest, split: Split, outcome: _Ou
         stages_ms=outcome.extraction["stages_ms"],
         seconds=outcome.seconds,
         created=utc_text(),
-        prediction=Prediction(
+        prediction=ClipPrediction(
             video=Path(predicted["video"]).name,
             labels=tuple((item["label"], item["probability"]) for item in predicted["labels"]),
             truth=predicted["truth"],

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..coordinator.strategies.contributions import HeldContribution, distance, float32
+from ..coordinator.strategies.contributions import InMemoryContribution, distance, float32
 from ..fedproto.head import Params
 
-Attack = Callable[[int, Params, HeldContribution], HeldContribution]
+Attack = Callable[[int, Params, InMemoryContribution], InMemoryContribution]
 
 
-def _scaled(base: Params, honest: HeldContribution, share: float) -> HeldContribution:
+def _scaled(base: Params, honest: InMemoryContribution, share: float) -> InMemoryContribution:
     """The honest update scaled by ``share``, in float32; a negative share reverses it."""
     params = {
         name: base[name] + share * (tensor.astype(np.float64) - base[name]) for name, tensor in honest.params.items()
@@ -32,7 +32,7 @@ class SignFlip:
 
     times: float
 
-    def __call__(self, _round: int, base: Params, honest: HeldContribution) -> HeldContribution:
+    def __call__(self, _round: int, base: Params, honest: InMemoryContribution) -> InMemoryContribution:
         return _scaled(base, honest, -self.times)
 
 
@@ -43,7 +43,7 @@ class Noise:
     times: float
     seed: int = 0
 
-    def __call__(self, number: int, base: Params, honest: HeldContribution) -> HeldContribution:
+    def __call__(self, number: int, base: Params, honest: InMemoryContribution) -> InMemoryContribution:
         random = np.random.Generator(np.random.PCG64([self.seed, number, *honest.silo.encode()]))
         noise = {name: random.standard_normal(tensor.shape) for name, tensor in base.items()}
         length = np.sqrt(sum(float(np.square(tensor).sum()) for tensor in noise.values()))
@@ -57,14 +57,14 @@ class InflatedExamples:
 
     times: int
 
-    def __call__(self, _round: int, base: Params, honest: HeldContribution) -> HeldContribution:
+    def __call__(self, _round: int, base: Params, honest: InMemoryContribution) -> InMemoryContribution:
         return replace(_scaled(base, honest, -1.0), examples=honest.examples * self.times)
 
 
 def only_by(silos: frozenset[str], attack: Attack) -> Attack:
     """``attack`` by these silos; the others stay honest."""
 
-    def sent(number: int, base: Params, honest: HeldContribution) -> HeldContribution:
+    def sent(number: int, base: Params, honest: InMemoryContribution) -> InMemoryContribution:
         return attack(number, base, honest) if honest.silo in silos else honest
 
     return sent

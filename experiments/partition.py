@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..base.errors import DataError, UsageError
 
-MOST_DRAWS = 10_000  # of a Dirichlet split until no silo is too small
+MAX_DRAWS = 10_000  # of a Dirichlet split until no silo is too small
 IMPOSSIBLE = "impossible_split"  # code of every DataError here: the same clips would fail again
 
 Rows = npt.NDArray[np.int64]
@@ -72,18 +72,18 @@ def dirichlet(
     has ``smallest`` rows.
 
     ``labels``: the class of each of N rows. Raises UsageError on ``silos`` or ``beta`` not above
-    0, DataError when N rows cannot give every silo ``smallest`` (at all, or in MOST_DRAWS draws).
+    0, DataError when N rows cannot give every silo ``smallest`` (at all, or in MAX_DRAWS draws).
     """
     if not beta > 0:
         raise UsageError(f"beta of the Dirichlet split is {beta}, expected a number above 0")
     classes = np.unique(np.asarray(labels), return_inverse=True)[1]
     _check_enough(len(classes), silos, smallest)
-    for draw in range(MOST_DRAWS):
+    for draw in range(MAX_DRAWS):
         parts = _draw_dirichlet(classes, silos, beta, _stream(seed, draw))
         if min(len(part) for part in parts) >= smallest:
             return Partition(parts, "dirichlet", beta, seed, smallest, draw + 1)
     raise DataError(
-        f"no Dirichlet split with beta {beta} in {MOST_DRAWS} draws gave each of {silos} silos {smallest} of the "
+        f"no Dirichlet split with beta {beta} in {MAX_DRAWS} draws gave each of {silos} silos {smallest} of the "
         f"{len(classes)} clips",
         fix="use fewer silos, a larger beta or a lower minimum",
         code=IMPOSSIBLE,

@@ -23,7 +23,7 @@ from ..agent.training.trainer import HeadTrainer
 from ..base.errors import DataError
 from ..coordinator.serving.model_broadcast import broadcast
 from ..coordinator.strategies.composition import aggregate, first_state, needs_two_passes
-from ..coordinator.strategies.contributions import HeldContribution, distance
+from ..coordinator.strategies.contributions import InMemoryContribution, distance
 from ..coordinator.strategies.norm_bound import WINDOW, NormBound, learnt_norm
 from ..fedproto.codecs import FlatParams, apply_delta, encode_delta
 from ..fedproto.head import HeadSpec, Params, initial_params, params_sha256
@@ -56,7 +56,7 @@ class Scenario:
     """Attack on a run, and the defences against it."""
 
     # The contribution that a silo sends in place of its honest one, given the round and its initial model.
-    attack: Callable[[int, Params, HeldContribution], HeldContribution] = lambda _number, _base, honest: honest
+    attack: Callable[[int, Params, InMemoryContribution], InMemoryContribution] = lambda _number, _base, honest: honest
     norm_times: float = 0.0  # the coordinator's [checks] norm_times; 0: nothing is refused
     protection: Protection = UNPROTECTED  # of every silo's updates
 
@@ -94,7 +94,7 @@ def simulate(
         received_bytes = 0
         for number in range(1, run.rounds + 1):
             received_bytes += down * len(silos)
-            parts: Iterable[HeldContribution] = guard.admitted(number, params, pool.contributions(number, params))
+            parts: Iterable[InMemoryContribution] = guard.admitted(number, params, pool.contributions(number, params))
             if needs_two_passes(run.strategy):
                 parts = list(parts)
             made = broadcast(run, params, aggregate(run.strategy, run.head, params, parts, state, len(silos)))
@@ -117,7 +117,9 @@ class _NormGuard:
         self._norms: deque[dict[str, float]] = deque(maxlen=WINDOW)  # of the last rounds, by silo
         self.refused: list[tuple[int, str]] = []
 
-    def admitted(self, number: int, base: Params, parts: Iterable[HeldContribution]) -> Iterator[HeldContribution]:
+    def admitted(
+        self, number: int, base: Params, parts: Iterable[InMemoryContribution]
+    ) -> Iterator[InMemoryContribution]:
         run, scenario = self._run, self._trial
         silos = sorted({silo for norms in self._norms for silo in norms})
         largest = {silo: max(norms.get(silo, 0.0) for norms in self._norms) for silo in silos}
@@ -165,7 +167,7 @@ class _SiloPool:
     def __exit__(self, *_: object) -> None:
         self._exit.close()
 
-    def contributions(self, number: int, params: Params) -> Iterator[HeldContribution]:
+    def contributions(self, number: int, params: Params) -> Iterator[InMemoryContribution]:
         """Every silo's contribution to round ``number``, in ascending order of name."""
         futures: dict[str, Future[bytes]] = {}
         # The largest silo first, so that small ones fill the gaps at the end of the round.
@@ -174,7 +176,7 @@ class _SiloPool:
         for silo in self._silos:
             payload = futures.pop(silo.name).result()
             self.sent_bytes += len(payload)
-            yield HeldContribution(silo.name, len(silo.train), self._received(silo.name, payload, params))
+            yield InMemoryContribution(silo.name, len(silo.train), self._received(silo.name, payload, params))
 
     def _received(self, name: str, payload: bytes, base: Params) -> Params:
         codec, head, whose = self._run.codec, self._run.head, f"update from silo '{name}'"

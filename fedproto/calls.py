@@ -23,7 +23,7 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 RECONNECT_MS = (200, 1_000)  # pauses between attempts to connect; the client adds its own, longer ones
 
 CALL_S = 20.0  # deadline of a short call
-SLOWEST_BYTES_PER_S = 50_000  # a slower connection cannot take part
+MIN_BYTES_PER_S = 50_000  # a slower connection cannot take part
 MAX_WAIT_S = 60.0  # a long poll is answered after this at the latest
 
 SERVICE = "flamest.v1.Coordinator"
@@ -84,4 +84,4 @@ def method_path(name: str) -> str:
 
 def transfer_s(payload_bytes: int) -> float:
     """Return the deadline in seconds for a payload of this size over the slowest connection that is served."""
-    return 60.0 + payload_bytes / SLOWEST_BYTES_PER_S
+    return 60.0 + payload_bytes / MIN_BYTES_PER_S

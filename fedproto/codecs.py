@@ -121,7 +121,7 @@ def _encode_fp16(_: HeadSpec, delta: FlatParams) -> bytes:
 def _decode_fp16(_: HeadSpec, payload: memoryview, whose: str) -> FlatParams:
     delta = np.frombuffer(payload, "<f2").astype(np.float32)
     if not np.isfinite(delta).all():
-        raise _bad_codes(whose, "a delta holds NaN or infinity")
+        raise _bad_codes_error(whose, "a delta holds NaN or infinity")
     return delta
 
 
@@ -171,7 +171,7 @@ def _decode_sparse(spec: HeadSpec, payload: memoryview, whose: str) -> FlatParam
     (count,) = struct.unpack_from("<I", payload)
     start = 4 + 4 * len(spec.shapes)
     if count > len(payload) - start:
-        raise _bad_codes(whose, f"{count} values in a payload of {len(payload)} bytes")
+        raise _bad_codes_error(whose, f"{count} values in a payload of {len(payload)} bytes")
     scales = _read_scales(payload[4:start], whose)
     positions = _decode_gaps(payload[start : len(payload) - count], count, spec.parameters, whose)
     values = _read_steps(payload[len(payload) - count :], whose)
@@ -193,10 +193,10 @@ def _decode_gaps(gaps: memoryview, count: int, parameters: int, whose: str) -> n
     skipped = np.frombuffer(gaps, np.uint8)
     ends = np.flatnonzero(skipped < 255)
     if len(ends) != count or (len(skipped) and skipped[-1] == 255):
-        raise _bad_codes(whose, f"{len(ends)} gaps for {count} values")
+        raise _bad_codes_error(whose, f"{len(ends)} gaps for {count} values")
     positions = np.cumsum(skipped, dtype=np.int64)[ends] + np.arange(count)
     if count and positions[-1] >= parameters:
-        raise _bad_codes(whose, f"a value at position {positions[-1]} of {parameters}")
+        raise _bad_codes_error(whose, f"a value at position {positions[-1]} of {parameters}")
     return positions
 
 
@@ -222,18 +222,18 @@ def _quantize(values: FlatParams, scale: FlatParams) -> npt.NDArray[np.int8]:
 def _read_scales(raw: memoryview, whose: str) -> FlatParams:
     scales = np.frombuffer(raw, "<f4").astype(np.float32)
     if not (np.isfinite(scales).all() and (scales >= 0).all()):
-        raise _bad_codes(whose, "a scale is not finite, or below 0")
+        raise _bad_codes_error(whose, "a scale is not finite, or below 0")
     return scales
 
 
 def _read_steps(raw: memoryview, whose: str) -> npt.NDArray[Any]:
     values = np.frombuffer(raw, np.int8)
     if values.size and values.min() < -STEPS:
-        raise _bad_codes(whose, "a value is -128")
+        raise _bad_codes_error(whose, "a value is -128")
     return values
 
 
-def _bad_codes(whose: str, why: str) -> DataError:
+def _bad_codes_error(whose: str, why: str) -> DataError:
     return DataError(f"{whose}: {why}", code="bad_codes")
 
 

@@ -95,7 +95,7 @@ def read_model(path: Path) -> ModelFile:
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise _bad_model(whose, f"not a whole safetensors file ({error})") from error
+        raise _bad_model_error(whose, f"not a whole safetensors file ({error})") from error
     try:
         check_params(head, params, whose=whose)
     except DataError as error:
@@ -119,18 +119,18 @@ def _check_sizes(path: Path, whose: str) -> None:
     header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 2 <= header <= min(MAX_HEADER_BYTES, size - 8):
         problem = f"a header of {header} bytes in a file of {size}; it is cut short, or not a safetensors file"
-        raise _bad_model(whose, problem)
+        raise _bad_model_error(whose, problem)
     if size - 8 - header > MAX_PAYLOAD_BYTES:
-        raise _bad_model(whose, f"{size - 8 - header} bytes of tensors, expected at most {MAX_PAYLOAD_BYTES}")
+        raise _bad_model_error(whose, f"{size - 8 - header} bytes of tensors, expected at most {MAX_PAYLOAD_BYTES}")
 
 
 def _read_head(metadata: Mapping[str, str], whose: str) -> tuple[HeadSpec, tuple[str, ...]]:
     """Return head and labels of a file in this version's format."""
     if _PREFIX + "format" not in metadata:
         problem = "no FLAMeST metadata, expected a model from flamest-agent train or flamest-coordinator model"
-        raise _bad_model(whose, problem)
+        raise _bad_model_error(whose, problem)
     if _decode_value(metadata, "format", int, whose) != FORMAT:
-        raise _bad_model(whose, f"format {metadata[_PREFIX + 'format']}, this version reads {FORMAT}")
+        raise _bad_model_error(whose, f"format {metadata[_PREFIX + 'format']}, this version reads {FORMAT}")
     head = _decode_value(metadata, "head", HeadSpec, whose)
     labels = _decode_value(metadata, "labels", tuple[str, ...], whose)
     _check_labels(head, labels, whose)
@@ -140,29 +140,29 @@ def _read_head(metadata: Mapping[str, str], whose: str) -> tuple[HeadSpec, tuple
 def _decode_value(metadata: Mapping[str, str], key: str, kind: type[T], whose: str) -> T:
     text = metadata.get(_PREFIX + key)
     if text is None:
-        raise _bad_model(whose, f"no metadata '{_PREFIX}{key}'")
+        raise _bad_model_error(whose, f"no metadata '{_PREFIX}{key}'")
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, DataError) as error:
-        raise _bad_model(whose, f"metadata '{_PREFIX}{key}': {error}") from error
+        raise _bad_model_error(whose, f"metadata '{_PREFIX}{key}': {error}") from error
 
 
 def _check_labels(head: HeadSpec, labels: tuple[str, ...], whose: str) -> None:
     if len(labels) != head.outputs:
-        raise _bad_model(whose, f"{len(labels)} labels, its head has {head.outputs} outputs")
+        raise _bad_model_error(whose, f"{len(labels)} labels, its head has {head.outputs} outputs")
 
 
 def _check_layout(head: HeadSpec, file: Any, whose: str) -> None:
     """Raise unless an open file holds exactly the head's tensors."""
     names = set(file.keys())
     if names != set(head.shapes):
-        raise _bad_model(whose, f"tensors {sorted(names)}, expected {list(head.shapes)}")
+        raise _bad_model_error(whose, f"tensors {sorted(names)}, expected {list(head.shapes)}")
     for name, shape in head.shapes.items():
         tensor = file.get_slice(name)
         found = (tensor.get_dtype(), tensor.get_shape())
         if found != ("F32", list(shape)):
-            raise _bad_model(whose, f"{name} is {found[0]} {found[1]}, expected F32 {list(shape)}")
+            raise _bad_model_error(whose, f"{name} is {found[0]} {found[1]}, expected F32 {list(shape)}")
 
 
-def _bad_model(whose: str, why: str) -> DataError:
+def _bad_model_error(whose: str, why: str) -> DataError:
     return DataError(f"{whose}: {why}", code="bad_model")

@@ -64,27 +64,27 @@ def read_tensors(path: Path) -> TensorFile:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
     size = struct.unpack_from("<Q", data)[0] if len(data) >= 8 else -1
     if not 0 < size <= min(MAX_HEADER_BYTES, len(data) - 8):
-        raise _damaged(path, "its header is cut short")
+        raise _damaged_error(path, "its header is cut short")
     try:
         header = msgspec.json.decode(data[8 : 8 + size], type=_Header)
     except msgspec.DecodeError as error:
-        raise _damaged(path, f"its header: {error}") from error
+        raise _damaged_error(path, f"its header: {error}") from error
     payload = memoryview(data)[8 + size :]
     if sha256_bytes(payload) != header.sha256:
-        raise _damaged(path, "its values are not the ones written")
+        raise _damaged_error(path, "its values are not the ones written")
     tensors, start = {}, 0
     for name, dtype, shape in header.tensors:
         count = math.prod(shape)
         end = start + count * int(dtype[-1]) if dtype in DTYPES and min(shape, default=0) >= 0 else -1
         if not start <= end <= len(payload):
-            raise _damaged(path, f"{name} is {dtype}{list(shape)}, more than the file holds or of another kind")
+            raise _damaged_error(path, f"{name} is {dtype}{list(shape)}, more than the file holds or of another kind")
         values = np.frombuffer(payload[start:end], dtype).reshape(shape)
         tensors[name] = values.astype(values.dtype.newbyteorder("="))
         start = end
     if start != len(payload):
-        raise _damaged(path, f"{len(payload) - start} bytes too many")
+        raise _damaged_error(path, f"{len(payload) - start} bytes too many")
     return TensorFile(header.metadata, tensors)
 
 
-def _damaged(path: Path, why: str) -> DataError:
+def _damaged_error(path: Path, why: str) -> DataError:
     return DataError(f"{path} is damaged: {why}", code="damaged")

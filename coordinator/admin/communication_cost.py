@@ -26,12 +26,14 @@ class CommunicationCost:
     bytes_per_silo: float  # mean over them: models and updates, both directions, of all rounds up to this one
 
 
-def communication_costs(rounds: Sequence[RoundRow], measured: Sequence[ModelEvaluation]) -> list[CommunicationCost]:
+def communication_costs(rounds: Sequence[RoundRow], evaluations: Sequence[ModelEvaluation]) -> list[CommunicationCost]:
     """Return one row for each codec that silos used, by name; empty unless two models were evaluated.
 
     A silo that changed its codec counts for the last one. Rounds that were abandoned cost bytes too.
     """
-    accuracies = [(model.round, found.correct / found.count) for model in measured if (found := model.all) is not None]
+    accuracies = [
+        (model.round, found.correct / found.count) for model in evaluations if (found := model.all) is not None
+    ]
     if len(accuracies) < 2:
         return []
     final = accuracies[-1][1]

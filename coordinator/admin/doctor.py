@@ -18,7 +18,7 @@ from ...fedproto.model_file import read_model
 from ...fedproto.tls import WARN_DAYS, check_files
 from ..serving.health import read_health
 from ..settings import CoordinatorSettings, load_coordinator_settings
-from ..storage.database import FILE, WriterMark, read_database
+from ..storage.database import DATABASE_FILE, WriterMark, read_database
 from .authority import ending_soon, enrolled, read_silos
 from .history import History, is_served, served_address
 
@@ -27,7 +27,7 @@ State = Literal["ok", "warn", "wrong"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorFinding:
     """Result of one check."""
 
     check: str
@@ -36,14 +36,14 @@ class Finding:
     fix: str = ""
 
 
-def examine(config: Path) -> list[Finding]:
+def examine(config: Path) -> list[DoctorFinding]:
     """Run every check in order; without readable settings there is nothing else to check."""
     try:
         settings = load_coordinator_settings(config)
     except FlamestError as error:
-        return [Finding("settings", "wrong", error.message, error.fix)]
+        return [DoctorFinding("settings", "wrong", error.message, error.fix)]
     restore = f"flamest-coordinator restore --config {config} --from BACKUP"
-    found = [Finding("settings", "ok", f"run '{settings.run.name}', {settings.run.rounds} rounds")]
+    found = [DoctorFinding("settings", "ok", f"run '{settings.run.name}', {settings.run.rounds} rounds")]
     for name, check in (
         ("certificate", _certificate),
         ("key", _key),
@@ -59,111 +59,114 @@ def examine(config: Path) -> list[Finding]:
 
 
 def _run_check(
-    name: str, check: Callable[[CoordinatorSettings], Iterator[Finding]], settings: CoordinatorSettings, restore: str
-) -> list[Finding]:
+    name: str,
+    check: Callable[[CoordinatorSettings], Iterator[DoctorFinding]],
+    settings: CoordinatorSettings,
+    restore: str,
+) -> list[DoctorFinding]:
     """Return the findings of a check; an error that it raises is a finding too."""
     try:
         return list(check(settings))
     except FlamestError as error:
         if error.code == "no_state":
-            return [Finding(name, "ok", "not started yet")]
+            return [DoctorFinding(name, "ok", "not started yet")]
         damaged = name in ("database", "model") and error.code not in ("older_state", "newer_state")
-        return [Finding(name, "wrong", error.message, restore if damaged else error.fix)]
+        return [DoctorFinding(name, "wrong", error.message, restore if damaged else error.fix)]
 
 
-def _certificate(settings: CoordinatorSettings) -> Iterator[Finding]:
+def _certificate(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
     info = check_files(settings.server.files)
     state: State = "warn" if info.days_left < WARN_DAYS else "ok"
     fix = "flamest-coordinator renew, then SIGHUP" if state == "warn" else ""
-    yield Finding("certificate", state, f"for {', '.join(info.names)}, {info.days_left:.0f} days left", fix)
+    yield DoctorFinding("certificate", state, f"for {', '.join(info.names)}, {info.days_left:.0f} days left", fix)
 
 
-def _key(settings: CoordinatorSettings) -> Iterator[Finding]:
+def _key(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
     key = settings.server.key
     mode = key.stat().st_mode & 0o777
     if mode & 0o077:
-        yield Finding("key", "wrong", f"{key} can be read by others (mode {mode:o})", f"chmod 600 {key}")
+        yield DoctorFinding("key", "wrong", f"{key} can be read by others (mode {mode:o})", f"chmod 600 {key}")
     else:
-        yield Finding("key", "ok", f"mode {mode:o}")
+        yield DoctorFinding("key", "ok", f"mode {mode:o}")
 
 
-def _silos(settings: CoordinatorSettings) -> Iterator[Finding]:
+def _silos(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
     silos = read_silos(settings.server.silos)
     names = enrolled(silos)
     for name, entry in ending_soon(silos):
         ends = f"its certificate {'ends' if entry.days_left > 0 else 'ended'} on {entry.expires[:10]}"
         renew = f"flamest-coordinator silo renew {name} --dir {settings.server.silos.parent}"
-        yield Finding("silos", "warn", f"silo '{name}': {ends}", f"{renew}; then send it the new files")
+        yield DoctorFinding("silos", "warn", f"silo '{name}': {ends}", f"{renew}; then send it the new files")
     if len(names) < settings.run.min_silos:
-        yield Finding(
+        yield DoctorFinding(
             "silos",
             "warn",
             f"{len(names)} enrolled, run.min_silos is {settings.run.min_silos}: no round can close",
             "flamest-coordinator silo add NAME --csr NAME.csr",
         )
     else:
-        yield Finding("silos", "ok", f"{len(names)} enrolled")
+        yield DoctorFinding("silos", "ok", f"{len(names)} enrolled")
 
 
-def _state(settings: CoordinatorSettings) -> Iterator[Finding]:
+def _state(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
     folder = settings.server.state
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not os.access(there, os.W_OK | os.X_OK):
-        yield Finding("state", "wrong", f"{there} cannot be written by this user", f"chown or chmod {there}")
+        yield DoctorFinding("state", "wrong", f"{there} cannot be written by this user", f"chown or chmod {there}")
         return
     free = shutil.disk_usage(there).free
     health = read_health(folder)
     if is_served(folder) and health.degraded:
-        yield Finding(
+        yield DoctorFinding(
             "state", "wrong", f"DEGRADED {health.degraded} since {health.since}: {health.detail}", "free space"
         )
     elif free < WARN_FREE_BYTES:
-        yield Finding("state", "warn", f"{free / 1e9:.2f} GB free in {there}", "free space: 2 GB or more")
+        yield DoctorFinding("state", "warn", f"{free / 1e9:.2f} GB free in {there}", "free space: 2 GB or more")
     else:
-        yield Finding("state", "ok", f"{free / 1e9:.1f} GB free in {there}")
+        yield DoctorFinding("state", "ok", f"{free / 1e9:.1f} GB free in {there}")
 
 
-def _database(settings: CoordinatorSettings) -> Iterator[Finding]:
-    path = settings.server.state / FILE
+def _database(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
+    path = settings.server.state / DATABASE_FILE
     if not is_served(settings.server.state):
         WriterMark(path).check()
     read_database(path).close()
-    yield Finding("database", "ok", "every page is intact")
+    yield DoctorFinding("database", "ok", "every page is intact")
 
 
-def _model(settings: CoordinatorSettings) -> Iterator[Finding]:
+def _model(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
     with History.open(settings.server.state, settings.run.name) as history:
         path, number = history.model_file(None)
         row = next((row for row in history.rounds() if row.round == number), None)
     found = params_sha256(read_model(path).params)
     if row is not None and row.model_sha256 != found:
-        yield Finding(
+        yield DoctorFinding(
             "model",
             "wrong",
             f"{path} is not the model of round {number}",
             "start the server: it resumes from the last intact round, and moves the damaged file to quarantine/",
         )
     else:
-        yield Finding("model", "ok", f"round {number}, {found[:12]}…")
+        yield DoctorFinding("model", "ok", f"round {number}, {found[:12]}…")
 
 
-def _server(settings: CoordinatorSettings) -> Iterator[Finding]:
+def _server(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
     address = served_address(settings.server.state)
     if address:
-        yield Finding("server", "ok", f"listens at {address}")
+        yield DoctorFinding("server", "ok", f"listens at {address}")
     else:
-        yield Finding("server", "warn", "not running", "flamest-coordinator run --config coordinator.toml")
+        yield DoctorFinding("server", "warn", "not running", "flamest-coordinator run --config coordinator.toml")
 
 
-def _quarantine(settings: CoordinatorSettings) -> Iterator[Finding]:
+def _quarantine(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
     with History.open(settings.server.state, settings.run.name) as history:
         quarantined = [row for row in history.silos() if row.quarantined]
     for row in quarantined:
-        yield Finding(
+        yield DoctorFinding(
             "quarantine",
             "warn",
             f"silo '{row.silo}' since {row.quarantined} ({row.last_refusal})",
             f"flamest-coordinator silo release {row.silo}",
         )
     if not quarantined:
-        yield Finding("quarantine", "ok", "no silo")
+        yield DoctorFinding("quarantine", "ok", "no silo")

@@ -13,8 +13,14 @@ from ...base.clock import utc_text
 from ...base.errors import DataError
 from ...base.files import FileLock
 from ...fedproto.records import Evaluation
-from ..storage.database import FILE, database_errors, read_database
-from ..storage.evaluations import ModelEvaluation, SiteEvaluation, model_evaluations, pool_evaluations, site_evaluations
+from ..storage.database import DATABASE_FILE, database_errors, read_database
+from ..storage.evaluations import (
+    CrossEvaluation,
+    ModelEvaluation,
+    cross_evaluations,
+    model_evaluations,
+    pool_evaluations,
+)
 from ..storage.models import model_path, models_folder
 from ..storage.quarantine import all_strikes
 
@@ -97,7 +103,7 @@ class History:
     @contextlib.contextmanager
     def open(cls, state: Path, run: str) -> Iterator[History]:
         """Open the database. Raises DataError when there is no state yet, or it is damaged."""
-        connection = read_database(state / FILE)
+        connection = read_database(state / DATABASE_FILE)
         try:
             yield cls(state, run, connection)
         finally:
@@ -142,13 +148,13 @@ class History:
 
     def model_evaluations(self) -> list[ModelEvaluation]:
         """Return the evaluations of models on the silos' held-out clips, by round."""
-        with database_errors(self._state / FILE):
+        with database_errors(self._state / DATABASE_FILE):
             return model_evaluations(self._db, self._run)
 
-    def site_evaluations(self) -> list[SiteEvaluation]:
+    def cross_evaluations(self) -> list[CrossEvaluation]:
         """Return the results of the evaluation at the end of the run."""
-        with database_errors(self._state / FILE):
-            return site_evaluations(self._db, self._run)
+        with database_errors(self._state / DATABASE_FILE):
+            return cross_evaluations(self._db, self._run)
 
     def silos(self) -> list[SiloRow]:
         """Return every silo that has sent something, in ascending order of name."""
@@ -166,7 +172,7 @@ class History:
         for silo, refused, code, _ in self._rows(query):
             known = rows.get(silo, SiloRow(silo, 0, None, None, 0, None))
             rows[silo] = replace(known, refused=refused, last_refusal=code)
-        with database_errors(self._state / FILE):
+        with database_errors(self._state / DATABASE_FILE):
             strikes = all_strikes(self._db)
         for silo, found in strikes.items():
             if found.quarantined_at is not None:
@@ -192,7 +198,7 @@ class History:
         return path, number
 
     def _rows(self, query: str) -> list[tuple[Any, ...]]:
-        with database_errors(self._state / FILE):
+        with database_errors(self._state / DATABASE_FILE):
             return list(self._db.execute(query, (self._run,)))
 
 

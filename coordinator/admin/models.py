@@ -11,7 +11,7 @@ from ...fedproto.head import params_sha256
 from ...fedproto.model_file import read_model, write_model
 from ...fedproto.records import ClassCount
 from ..settings import CoordinatorSettings
-from ..storage.evaluations import FINAL, SiteEvaluation, best_model
+from ..storage.evaluations import FINAL, CrossEvaluation, best_model
 from .history import History, evaluation_figures
 
 
@@ -19,11 +19,11 @@ def evaluation_of(settings: CoordinatorSettings, round_number: int | None) -> di
     """Return a model's evaluations: run, round, all, silos[], classes[], best, sites{models[], rows[]}.
 
     ``round_number``: of the model; None: the last one that was evaluated. ``sites`` is None unless the run evaluated
-    sites' models. Raises DataError (``not_measured``).
+    single silos' models. Raises DataError (``not_measured``).
     """
     with History.open(settings.server.state, settings.run.name) as history:
-        measured, site_evaluations = history.model_evaluations(), history.site_evaluations()
-    reported = [model for model in measured if model.silos]
+        evaluations, cross_evaluations = history.model_evaluations(), history.cross_evaluations()
+    reported = [model for model in evaluations if model.silos]
     shown = next((model for model in reversed(reported) if round_number in (None, model.round)), None)
     if shown is None:
         which = "a model" if round_number is None else f"the model of round {round_number}"
@@ -33,7 +33,7 @@ def evaluation_of(settings: CoordinatorSettings, round_number: int | None) -> di
             "silos decide in [policy] report_evaluation",
             code="not_measured",
         )
-    best = best_model(measured)
+    best = best_model(evaluations)
     return {
         "run": settings.run.name,
         "round": shown.round,
@@ -44,7 +44,7 @@ def evaluation_of(settings: CoordinatorSettings, round_number: int | None) -> di
         ],
         "classes": _classes(shown.by_class, settings),
         "best": {"round": best[0], **evaluation_figures(best[1])} if best else None,
-        "sites": _table(site_evaluations),
+        "sites": _table(cross_evaluations),
     }
 
 
@@ -56,13 +56,13 @@ def _classes(by_class: Sequence[ClassCount], settings: CoordinatorSettings) -> l
     ]
 
 
-def _table(site_evaluations: Sequence[SiteEvaluation]) -> dict[str, Any] | None:
+def _table(cross_evaluations: Sequence[CrossEvaluation]) -> dict[str, Any] | None:
     """Table with a row for each silo's clips, and a column for the final model and each silo's model."""
-    models = sorted({cell.model for cell in site_evaluations})
+    models = sorted({cell.model for cell in cross_evaluations})
     if models in ([], [FINAL]):
         return None
     rows: dict[str, dict[str, Any]] = {}
-    for cell in site_evaluations:
+    for cell in cross_evaluations:
         rows.setdefault(cell.data, {})[cell.model or "final"] = evaluation_figures(cell.evaluation)
     return {"models": [model or "final" for model in models], "rows": [{"data": silo, **rows[silo]} for silo in rows]}
 
@@ -81,7 +81,7 @@ def evaluation_lines(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"best model: round {found['best']['round']}, {_summary(found['best'])}")
         lines.append("  flamest-coordinator model --best --out MODEL.safetensors takes it")
     if found["sites"]:
-        lines += ["", "accuracy of each site's last model on each site's held-out clips (* its own):"]
+        lines += ["", "accuracy of each silo's last model on each silo's held-out clips (* its own):"]
         lines += _table_lines(found["sites"])
     return lines
 
@@ -91,8 +91,8 @@ def _table_lines(table: Mapping[str, Any]) -> list[str]:
     widths = {model: max(len(model), 6) for model in models}
     lines = [f"  {'clips of':20} " + "  ".join(f"{model:>{widths[model]}}" for model in models)]
     for row in table["rows"]:
-        site_evaluations = (_cell(row.get(model), own=model == row["data"]).rjust(widths[model]) for model in models)
-        lines.append(f"  {row['data']:20} " + "  ".join(site_evaluations))
+        cross_evaluations = (_cell(row.get(model), own=model == row["data"]).rjust(widths[model]) for model in models)
+        lines.append(f"  {row['data']:20} " + "  ".join(cross_evaluations))
     return lines
 
 

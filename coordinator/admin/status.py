@@ -20,7 +20,7 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
     ``last`` and ``best`` are a model's round and accuracy; bytes are of accepted updates and of models, over all silos.
     """
     with History.open(settings.server.state, settings.run.name) as history:
-        rows, silos, measured = history.rounds(), history.silos(), history.model_evaluations()
+        rows, silos, evaluations = history.rounds(), history.silos(), history.model_evaluations()
     closed = [row for row in rows if row.status == "closed"]
     current = rows[-1] if rows and rows[-1].status == "open" else None
     info = certificate_info(read_file(settings.server.certificate), whose=str(settings.server.certificate))
@@ -38,7 +38,7 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
         "of": settings.run.rounds,
         "abandoned": sum(row.status == "abandoned" for row in rows),
         "model_sha256": closed[-1].model_sha256 if closed else None,
-        **_models(measured, closed),
+        **_models(evaluations, closed),
         "received_bytes": sum(row.received_bytes for row in rows),
         "sent_bytes": sum(row.sent_bytes for row in rows),
         "silos": [_silo(name, {row.silo: row for row in silos}) for name in allowed],
@@ -49,11 +49,11 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
     }
 
 
-def _models(measured: Sequence[ModelEvaluation], closed: Sequence[RoundRow]) -> dict[str, Any]:
+def _models(evaluations: Sequence[ModelEvaluation], closed: Sequence[RoundRow]) -> dict[str, Any]:
     """Return the last model and the best one; accuracy is None for a model that no silo has evaluated."""
     last = closed[-1].round if closed else 0
-    evaluation = next((model.all for model in measured if model.round == last), None)
-    best = best_model(measured)
+    evaluation = next((model.all for model in evaluations if model.round == last), None)
+    best = best_model(evaluations)
     return {
         "last": {"round": last, "accuracy": evaluation.correct / evaluation.count if evaluation else None},
         "best": {"round": best[0], "accuracy": best[1].correct / best[1].count} if best else None,

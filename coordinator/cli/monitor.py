@@ -53,7 +53,7 @@ def evaluation(
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Show results of a model on the silos' held-out clips: in all, by silo, by class where silos report it; and, at
-    the end of a run with final_evaluation = "sites", results of each site's model on every other's clips.
+    the end of a run with final_evaluation = "sites", results of each silo's model on every other's clips.
     """
     from ..admin.models import evaluation_lines, evaluation_of
     from ..settings import load_coordinator_settings

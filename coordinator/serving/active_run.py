@@ -58,7 +58,7 @@ class ActiveRun:
         state, self.params = store.load(policy, self.cohort())
         self.state = resumed(state, time.monotonic())
         self.server_state = store.server_state(state)
-        self.learnt = learnt_norm(store.journal.farthest())
+        self.learnt_norm = learnt_norm(store.journal.largest_norms())
 
     @property
     def open_round(self) -> OpenRound:
@@ -72,7 +72,7 @@ class ActiveRun:
         silos = self.enrolled() - self.quarantined
         return Cohort.call(silos, self.server_policy.wanted, self.server_policy.wanted_share, self.run.min_silos)
 
-    def left(self) -> frozenset[str]:
+    def departed(self) -> frozenset[str]:
         """Return the silos of the open round's cohort that have been revoked or quarantined since it opened."""
         current = self.state.open
         return frozenset() if current is None else current.cohort.silos - (self.enrolled() - self.quarantined)
@@ -80,7 +80,7 @@ class ActiveRun:
     def norm_bound(self) -> NormBound:
         """Return the norm bound of the open round."""
         times = self.server_policy.checks.norm_times
-        return NormBound(self.run.head, self.run.train, times, self.open_round.number, self.learnt)
+        return NormBound(self.run.head, self.run.train, times, self.open_round.number, self.learnt_norm)
 
     # --- refusals ---
 

@@ -1,4 +1,4 @@
-"""The evaluation after the last round: silos measure the final model, and those that agree each other's last updates.
+"""The evaluation after the last round: silos evaluate the final model, and those that agree each other's last updates.
 
 A silo's update is given only to silos that agreed to the same with their own, under a number that reveals nothing about
 its origin: the numbers follow the order of the payloads' digests. docs/evaluation.md has the reasons.
@@ -37,19 +37,19 @@ class FinalEvaluation:
             self._shared = [(silo, digest) for silo, _, digest in journal.shared(last_round)]
 
     def asks(self, silo: str) -> bool:
-        """Return whether this silo has something to measure; for a run that has finished."""
+        """Return whether this silo has something to evaluate; for a run that has finished."""
         asked = self._active.run.final_evaluation != "none" and silo not in self._reported
         return asked and silo not in self._active.quarantined
 
     def subjects(self, silo: str) -> int:
-        """Return how many models it is asked to measure, the final one first."""
+        """Return how many models it is asked to evaluate, the final one first."""
         return 1 + (len(self._shared) if silo in {name for name, _ in self._shared} else 0)
 
     async def subject_messages(self, silo: str, subject: int) -> list[bytes]:
         """Return a single silo's model as messages. Raises DataError (``not_shared``) unless this silo may have it."""
         active = self._active
         if active.state.open is not None or not self.asks(silo) or not 1 <= subject < self.subjects(silo):
-            raise DataError(f"silo '{silo}' has no model {subject} to measure", code="not_shared")
+            raise DataError(f"silo '{silo}' has no model {subject} to evaluate", code="not_shared")
         round_number = active.state.last_round
         owner, digest = self._shared[subject - 1]
 

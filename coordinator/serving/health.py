@@ -15,8 +15,8 @@ from ...base.clock import utc_text
 from ...base.errors import FlamestError
 from ...base.files import write_atomic
 
-FILE = "health"
-SIZE = 1024  # bytes
+HEALTH_FILE = "health"
+HEALTH_FILE_BYTES = 1024  # bytes
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -32,15 +32,15 @@ HEALTHY = Health()
 
 def create_health_file(state: Path) -> None:
     """Write the file with no problem. Raises StorageError."""
-    write_atomic(state / FILE, _padded(HEALTHY))
+    write_atomic(state / HEALTH_FILE, _padded(HEALTHY))
 
 
 def write_health(state: Path, problem: FlamestError | None) -> None:
     """Write the problem, or None for no problem; never raises."""
     since = utc_text()
-    health = HEALTHY if problem is None else Health(problem.code, problem.message[: SIZE // 8], since)
+    health = HEALTHY if problem is None else Health(problem.code, problem.message[: HEALTH_FILE_BYTES // 8], since)
     with contextlib.suppress(OSError):
-        handle = os.open(state / FILE, os.O_WRONLY)
+        handle = os.open(state / HEALTH_FILE, os.O_WRONLY)
         try:
             os.pwrite(handle, _padded(health), 0)
         finally:
@@ -50,10 +50,10 @@ def write_health(state: Path, problem: FlamestError | None) -> None:
 def read_health(state: Path) -> Health:
     """Return the health that the server wrote last; healthy where there is nothing to read."""
     try:
-        return msgspec.json.decode((state / FILE).read_bytes().strip(), type=Health)
+        return msgspec.json.decode((state / HEALTH_FILE).read_bytes().strip(), type=Health)
     except (OSError, msgspec.DecodeError):
         return HEALTHY
 
 
 def _padded(health: Health) -> bytes:
-    return msgspec.json.encode(health).ljust(SIZE - 1) + b"\n"
+    return msgspec.json.encode(health).ljust(HEALTH_FILE_BYTES - 1) + b"\n"

@@ -9,6 +9,7 @@ from ...base.log import Log
 from ...fedproto.head import params_sha256
 from ...fedproto.tensors import encode_params
 from ..rounds import Decision, OpenRound, after_abandon, after_close, on_leave, on_tick
+from ..storage.damaged_files import FIND_CAUSE
 from ..storage.journal import RoundEnd
 from ..strategies.composition import aggregate
 from ..strategies.norm_bound import learnt_norm
@@ -17,8 +18,6 @@ from .final_evaluation import FinalEvaluation
 from .model_broadcast import Broadcast, ModelMessages, broadcast, data_parts
 
 log = Log("coordinator")
-
-FIND_CAUSE = "find out what damages files on this disk; the silos train again in the next round"
 
 
 class RoundCloser:
@@ -46,7 +45,7 @@ class RoundCloser:
         if active.quarantined:
             active.quarantined = await active.on_disk(active.store.journal.quarantined)  # the operator may release one
         async with active.write_lock:
-            active.state = on_leave(active.state, active.left())
+            active.state = on_leave(active.state, active.departed())
             decision = on_tick(active.state, time.monotonic())
             if decision is Decision.COLLECT or active.stopping:
                 return
@@ -63,7 +62,7 @@ class RoundCloser:
     async def _close(self) -> None:
         active, run, state = self._active, self._active.run, self._active.state
         current = active.open_round
-        silos = len(active.enrolled() | current.reports.keys())  # one may have been revoked after it reported
+        silos = len(active.enrolled() | current.accepted.keys())  # one may have been revoked after it reported
 
         def next_model() -> tuple[Broadcast, str, list[bytes]]:
             contributions = active.store.contributions(current.number)
@@ -79,7 +78,7 @@ class RoundCloser:
             return
         after, end = after_close(state, sha256, active.cohort()), self._round_end(current, model.error)
         await active.on_disk(lambda: active.store.close_round(after, model.params, end, model.state))
-        active.learnt = learnt_norm(await active.on_disk(active.store.journal.farthest))
+        active.learnt_norm = learnt_norm(await active.on_disk(active.store.journal.largest_norms))
         if after.open is None:
             await active.on_disk(lambda: self._final_evaluation.begin(after.last_round))
         self._model.replace(state.model_sha256, model, parts)
@@ -88,9 +87,9 @@ class RoundCloser:
             "round_closed",
             round=current.number,
             of=run.rounds,
-            accepted=len(current.reports),
+            accepted=len(current.accepted),
             wanted=current.cohort.wanted,
-            examples=sum(report.examples for report in current.reports.values()),
+            examples=sum(update.examples for update in current.accepted.values()),
             seconds=end.seconds,
             model=sha256[:12],
         )
@@ -103,7 +102,12 @@ class RoundCloser:
         log.error("round_unusable", round=number, code=problem.code, detail=problem.message)
         if problem.code == "corrupt_update":
             kept = await self._active.on_disk(lambda: self._active.store.keep_damaged_updates(number))
-            log.error("damaged_updates_moved", round=number, kept_in=kept.parent.name, fix=FIND_CAUSE)
+            log.error(
+                "damaged_updates_moved",
+                round=number,
+                kept_in=kept.parent.name,
+                fix=f"{FIND_CAUSE}; the silos train again in the next round",
+            )
         await self._abandon()
 
     async def _abandon(self) -> None:
@@ -112,7 +116,7 @@ class RoundCloser:
         await active.on_disk(lambda: active.store.abandon_round(after, end))
         active.state = after
         log.warning(
-            "round_abandoned", round=current.number, accepted=len(current.reports), min_silos=active.run.min_silos
+            "round_abandoned", round=current.number, accepted=len(current.accepted), min_silos=active.run.min_silos
         )
 
     def _round_end(self, current: OpenRound, codec_error: float = 0.0) -> RoundEnd:

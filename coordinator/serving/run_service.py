@@ -44,8 +44,8 @@ class RunService:
         self, run: RunSettings, store: RunStore, server_policy: ServerPolicy, *, enrolled: Callable[[], frozenset[str]]
     ) -> None:
         self.run = run
-        self._know_the_end: set[str] = set()
-        self._met: set[str] = set()  # silos that asked for work since the server started
+        self._notified: set[str] = set()
+        self._seen_silos: set[str] = set()  # silos that asked for work since the server started
         self._leases = Leases()
         self._active = ActiveRun(run, store, server_policy, enrolled=enrolled)
         self._model = ModelMessages(run, self._active.params)
@@ -67,13 +67,13 @@ class RunService:
 
     @property
     def grace_s(self) -> float:
-        """Seconds for silos to learn that the run has finished; and to measure, where they are asked to."""
+        """Seconds for silos to learn that the run has finished; and to evaluate it, where they are asked to."""
         return ONCE_GRACE_S if self.run.final_evaluation == "none" else max(ONCE_GRACE_S, self.run.deadline_s)
 
     @property
-    def all_know_the_end(self) -> bool:
+    def all_notified(self) -> bool:
         """True when every silo that took part since the start knows that the run has finished."""
-        return bool(self._met) and self._met <= self._know_the_end
+        return bool(self._seen_silos) and self._seen_silos <= self._notified
 
     # --- questions of silos ---
 
@@ -83,8 +83,8 @@ class RunService:
         active.check_run(request.settings_sha256)
         await self._take_lease(silo, request)
         # What it answered before this server started may be of rounds that a restored backup has not seen.
-        answered_round = request.answered_round if silo in self._met else 0
-        self._met.add(silo)
+        answered_round = request.answered_round if silo in self._seen_silos else 0
+        self._seen_silos.add(silo)
         until = time.monotonic() + min(request.max_wait_s, calls.MAX_WAIT_S)
         while True:
             changed, now = active.changed, time.monotonic()
@@ -94,7 +94,7 @@ class RunService:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), until - now)
         if status.phase is Phase.FINISHED:
-            self._know_the_end.add(silo)
+            self._notified.add(silo)
         if status.phase is Phase.OPEN:  # at work, it need not ask again before the deadline
             self._leases.take(silo, request.instance, time.monotonic(), status.deadline_s)
         return self._task_status(silo, status)
@@ -142,7 +142,7 @@ class RunService:
         return status
 
     async def model_parts(self, silo: str, request: messages.FetchRequest) -> list[bytes]:
-        """Return the messages that carry the open round's model, a finished run's final one, or one to measure.
+        """Return the messages that carry the open round's model, a finished run's final one, or one to evaluate.
 
         Raises DataError (``other_run``, ``stale_round``, ``not_shared``).
         """

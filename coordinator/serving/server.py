@@ -148,7 +148,7 @@ async def _end_rounds(run_service: RunService, state: Path, shutdown: Shutdown, 
             await asyncio.sleep(DISK_RETRY_S)
         if once and run_service.state.open is None:
             finished_at = finished_at or time.monotonic()
-            if run_service.all_know_the_end or time.monotonic() - finished_at > run_service.grace_s:
+            if run_service.all_notified or time.monotonic() - finished_at > run_service.grace_s:
                 await asyncio.sleep(ONCE_LINGER_S)
                 return
         await run_service.round_may_end(WATCH_S)

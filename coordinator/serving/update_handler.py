@@ -21,7 +21,7 @@ from ...base.log import Log
 from ...fedproto import calls
 from ...fedproto.records import Receipt
 from ...fedproto.tensors import payload_bytes
-from ..rounds import Report, Submission, Verdict, explain, on_update
+from ..rounds import Submission, UpdateSummary, Verdict, explain, on_update
 from ..storage.journal import StoredUpdate
 from ..storage.spool import Spool
 from .active_run import IN_QUARANTINE, ActiveRun
@@ -98,14 +98,14 @@ class UpdateHandler:
         _check(await asyncio.shield(task), submission)
         return receipt
 
-    async def _known(self, submission: Submission) -> Report | None:
-        """Return the report of the same silo in the same round that counts already."""
-        store, silo = self._active.store, submission.report.silo
-        return await self._active.on_disk(lambda: store.report(submission.round, silo))
+    async def _known(self, submission: Submission) -> UpdateSummary | None:
+        """Return the update of the same silo in the same round that counts already."""
+        store, silo = self._active.store, submission.summary.silo
+        return await self._active.on_disk(lambda: store.accepted_update(submission.round, silo))
 
     async def _count(self, submission: Submission, stored: StoredUpdate, spool: Spool) -> Verdict:
         """Decide for good, and make an accepted update durable before it counts."""
-        active, silo = self._active, submission.report.silo
+        active, silo = self._active, submission.summary.silo
         try:
             async with active.write_lock:
                 now = time.monotonic()
@@ -117,7 +117,7 @@ class UpdateHandler:
         finally:
             spool.discard()
         if verdict is Verdict.ACCEPTED:
-            log.info("update_accepted", round=submission.round, silo=silo, examples=submission.report.examples)
+            log.info("update_accepted", round=submission.round, silo=silo, examples=submission.summary.examples)
             active.notify()
         return verdict
 
@@ -131,4 +131,4 @@ def _check(verdict: Verdict, submission: Submission) -> None:
     """Raise DataError unless the update counts, or counted already."""
     if verdict not in (Verdict.ACCEPTED, Verdict.DUPLICATE):
         why = explain(verdict, submission)
-        raise DataError(f"update from silo '{submission.report.silo}': {why}", code=verdict.value)
+        raise DataError(f"update from silo '{submission.summary.silo}': {why}", code=verdict.value)

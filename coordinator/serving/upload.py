@@ -22,7 +22,7 @@ from ...fedproto import messages
 from ...fedproto.codecs import CODECS, apply_delta, check_size
 from ...fedproto.head import Params, without_defaults
 from ...fedproto.tensors import check_shapes, param_views, payload_bytes
-from ..rounds import Report, Submission
+from ..rounds import Submission, UpdateSummary
 from ..storage.journal import StoredUpdate
 from ..storage.spool import Spool
 from ..strategies.norm_bound import ArrivingDistance, NormBound
@@ -47,7 +47,7 @@ class AnnouncedUpdate:
     @property
     def whose(self) -> str:
         """The update's name in messages: ``update from silo 'b'``."""
-        return f"update from silo '{self.submission.report.silo}'"
+        return f"update from silo '{self.submission.summary.silo}'"
 
 
 class UploadReceiver:
@@ -83,8 +83,8 @@ class UploadReceiver:
         check_size(header.codec, self._run.head, header.payload_bytes, whose=whose)
         if header.evaluation is not None:
             self._active.check_evaluation(header.evaluation, whose=whose)
-        report = Report(silo, header.update_id, header.examples, _digest(header))
-        return AnnouncedUpdate(header, Submission(header.round, header.base_sha256, report), len(raw), until)
+        summary = UpdateSummary(silo, header.update_id, header.examples, _digest(header))
+        return AnnouncedUpdate(header, Submission(header.round, header.base_sha256, summary), len(raw), until)
 
     async def payload(
         self, announced: AnnouncedUpdate, parts: AsyncIterator[bytes], base: Params, bound: NormBound
@@ -108,7 +108,7 @@ class UploadReceiver:
             raise
         stored = StoredUpdate(
             round=header.round,
-            report=announced.submission.report,
+            summary=announced.submission.summary,
             payload_sha256=sha256,
             received_bytes=announced.size + received,
             evaluation=header.evaluation,

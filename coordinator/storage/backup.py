@@ -22,7 +22,7 @@ from ...base.errors import DataError, LockedError, StorageError
 from ...base.files import FileLock, new_directory, sha256_file, storage_code
 from ...base.sqlite import copy_database
 from ...fedproto.records import decode_run_settings
-from .database import FILE, read_database
+from .database import DATABASE_FILE, read_database
 from .models import ModelStore
 from .strategy_state import StrategyState
 
@@ -85,17 +85,17 @@ def check_backup(source: Path) -> list[str]:
         listing = msgspec.json.decode((source / LISTING).read_bytes(), type=Backup)
         wrong = [name for name, sha256 in listing.files.items() if sha256_file(source / name) != sha256]
     except (OSError, msgspec.DecodeError, StorageError) as error:
-        raise _bad(source, str(error)) from error
-    if FILE not in listing.files or any(
+        raise _bad_backup_error(source, str(error)) from error
+    if DATABASE_FILE not in listing.files or any(
         not (source / name).resolve().is_relative_to(source.resolve()) for name in listing.files
     ):
-        raise _bad(source, f"{LISTING} does not list a state folder")
+        raise _bad_backup_error(source, f"{LISTING} does not list a state folder")
     if wrong:
-        raise _bad(source, f"{wrong[0]} is not what was written")
+        raise _bad_backup_error(source, f"{wrong[0]} is not what was written")
     return list(listing.files)
 
 
-def _bad(source: Path, why: str) -> DataError:
+def _bad_backup_error(source: Path, why: str) -> DataError:
     return DataError(
         f"{source} cannot be used as a backup: {why}",
         fix="choose another one; flamest-coordinator backup makes them",
@@ -104,9 +104,9 @@ def _bad(source: Path, why: str) -> DataError:
 
 
 def _copy(state: Path, building: Path) -> None:
-    database = read_database(state / FILE)
+    database = read_database(state / DATABASE_FILE)
     try:
-        copy_database(database, building / FILE)
+        copy_database(database, building / DATABASE_FILE)
     finally:
         database.close()
     for part in (folder / name for folder in (state / "runs").glob("*") for name in PARTS):
@@ -127,7 +127,7 @@ def _copy_file(source: Path, target: Path) -> None:
 def _is_whole(building: Path) -> bool:
     """Return True when the files that the copied rows name are there and intact: the last model, the strategy's state,
     the open round's updates."""
-    database = read_database(building / FILE)
+    database = read_database(building / DATABASE_FILE)
     try:
         runs = list(database.execute("SELECT name, settings, initial_sha256 FROM runs"))
         closed = list(
@@ -141,7 +141,7 @@ def _is_whole(building: Path) -> bool:
         )
     finally:
         database.close()
-    for name in (f"{FILE}-wal", f"{FILE}-shm"):  # of this reader
+    for name in (f"{DATABASE_FILE}-wal", f"{DATABASE_FILE}-shm"):  # of this reader
         (building / name).unlink(missing_ok=True)
     try:
         for name, settings, initial_sha256 in runs:

@@ -10,11 +10,12 @@ from pathlib import Path
 from ...base.errors import DataError, StorageError
 from ...base.files import fsync_directory, storage_code
 
-FOLDER = "quarantine"  # in the state folder
+DAMAGED_FOLDER = "quarantine"  # in the state folder
+FIND_CAUSE = "find out what damages files on this disk"  # the beginning of a fix
 
 
-def damaged_file(path: Path, why: str, *, code: str) -> DataError:
-    """Make the error for a file that is not what was written."""
+def damaged_file_error(path: Path, why: str, *, code: str) -> DataError:
+    """Return the error for a file that is not what was written."""
     return DataError(
         f"{path} is damaged: {why}", fix="restore the state folder from a backup; nothing was changed", code=code
     )
@@ -26,7 +27,7 @@ def reading(path: Path, *, code: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise damaged_file(path, "it is gone", code=code) from error
+        raise damaged_file_error(path, "it is gone", code=code) from error
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}", code=storage_code(error)) from error
 

@@ -14,7 +14,7 @@ from ...base.sqlite import Schema, SchemaFault, damaged_error, open_for_reading,
 if TYPE_CHECKING:
     from apsw import Connection
 
-FILE = "coordinator.sqlite"
+DATABASE_FILE = "coordinator.sqlite"
 
 # rounds.lost_at: when the round's model was found damaged; its status is abandoned then.
 # rounds.codec_error: of the model that the round made, on its way to the silos.

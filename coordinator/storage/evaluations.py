@@ -1,4 +1,4 @@
-"""Evaluations that silos reported, read from the rows: of each round's model, of the best one, of sites' models.
+"""Evaluations that silos reported, read from the rows: of each round's model, of the best one, of single silos' models.
 
 The evaluations inside a round's updates are of the model that the round started from, so they belong to the round
 before. The final model is evaluated only where the run asks for it (``final_evaluation``).
@@ -47,8 +47,8 @@ class ModelEvaluation:
 
 
 @dataclass(frozen=True)
-class SiteEvaluation:
-    """Evaluation of one site's model on another's held-out clips."""
+class CrossEvaluation:
+    """Evaluation of one silo's model on another's held-out clips."""
 
     data: str  # the silo that evaluated it
     model: str  # the silo that trained it in the last round; FINAL: the run's final model
@@ -63,31 +63,31 @@ def model_evaluations(database: Connection, run: str) -> list[ModelEvaluation]:
         if count is not None:
             found.append((silo, Evaluation(loss, correct, count, decode_classes(by_class))))
     closed = list(reported)
-    measured = [
+    evaluations = [
         ModelEvaluation(before, tuple(reported[after])) for before, after in zip([0, *closed], closed, strict=False)
     ]
-    final = [(cell.data, cell.evaluation) for cell in site_evaluations(database, run) if cell.model == FINAL]
+    final = [(cell.data, cell.evaluation) for cell in cross_evaluations(database, run) if cell.model == FINAL]
     if closed and final:
-        measured.append(ModelEvaluation(closed[-1], tuple(final)))
-    return measured
+        evaluations.append(ModelEvaluation(closed[-1], tuple(final)))
+    return evaluations
 
 
-def site_evaluations(database: Connection, run: str) -> list[SiteEvaluation]:
+def cross_evaluations(database: Connection, run: str) -> list[CrossEvaluation]:
     """Return the final evaluation's results, by data and model."""
     rows = database.execute(FINALS, (run,))
     return [
-        SiteEvaluation(silo, subject, Evaluation(loss, correct, count, decode_classes(by_class)))
+        CrossEvaluation(silo, subject, Evaluation(loss, correct, count, decode_classes(by_class)))
         for silo, subject, loss, correct, count, by_class in rows
     ]
 
 
-def best_model(measured: Sequence[ModelEvaluation]) -> tuple[int, Evaluation] | None:
+def best_model(evaluations: Sequence[ModelEvaluation]) -> tuple[int, Evaluation] | None:
     """Return the round whose model has the highest accuracy on held-out clips, the later one of equals.
 
     Only models count that were evaluated on at least half as many clips as the model with most: a round in which few
     silos reported must not win by luck. The initial model is no candidate.
     """
-    found = [(one.round, evaluation) for one in measured if one.round > 0 and (evaluation := one.all) is not None]
+    found = [(one.round, evaluation) for one in evaluations if one.round > 0 and (evaluation := one.all) is not None]
     enough = max((evaluation.count for _, evaluation in found), default=0) / 2
     return max(
         (one for one in found if one[1].count >= enough),

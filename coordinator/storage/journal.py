@@ -15,7 +15,7 @@ from typing import Any
 
 from ...fedproto.codecs import Codec
 from ...fedproto.records import Evaluation, RunSettings
-from ..rounds import Cohort, OpenRound, Report, RunState
+from ..rounds import Cohort, OpenRound, RunState, UpdateSummary
 from ..strategies.norm_bound import WINDOW
 from .database import WriterMark, database_errors, open_database
 from .evaluations import best_model, encode_classes, model_evaluations
@@ -40,7 +40,7 @@ class StoredUpdate:
     """An acknowledged update's row; its payload is a file while the round is open."""
 
     round: int
-    report: Report
+    summary: UpdateSummary
     payload_sha256: str
     received_bytes: int
     evaluation: Evaluation | None
@@ -122,8 +122,8 @@ class Journal:
         rows = self.all(
             "SELECT silo, update_id, examples, digest FROM updates WHERE run = ? AND round = ?", self._run.run, row[0]
         )
-        reports = MappingProxyType({report[0]: Report(*report) for report in rows})
-        return OpenRound(row[0], Cohort(cohort.silos, row[1]), reports=reports)
+        accepted = MappingProxyType({summary[0]: UpdateSummary(*summary) for summary in rows})
+        return OpenRound(row[0], Cohort(cohort.silos, row[1]), accepted=accepted)
 
     def counted(self) -> MappingProxyType[str, int]:
         """Return by silo the last closed round in which its update counts."""
@@ -136,7 +136,7 @@ class Journal:
 
     # --- during a round ---
 
-    def report(self, round_number: int, silo: str) -> Report | None:
+    def accepted_update(self, round_number: int, silo: str) -> UpdateSummary | None:
         """Return the silo's accepted update in a round, open or not; None when there is none."""
         row = self.one(
             "SELECT silo, update_id, examples, digest FROM updates WHERE run = ? AND round = ? AND silo = ?",
@@ -144,18 +144,18 @@ class Journal:
             round_number,
             silo,
         )
-        return Report(*row) if row else None
+        return UpdateSummary(*row) if row else None
 
     def accept(self, update: StoredUpdate) -> None:
         """Insert an accepted update."""
-        report, evaluation = update.report, update.evaluation
+        summary, evaluation = update.summary, update.evaluation
         row = (
             self._run.run,
             update.round,
-            report.silo,
-            report.update_id,
-            report.digest,
-            report.examples,
+            summary.silo,
+            summary.update_id,
+            summary.digest,
+            summary.examples,
             update.payload_sha256,
             update.received_bytes,
             *((evaluation.loss, evaluation.correct, evaluation.count) if evaluation else (None, None, None)),
@@ -192,7 +192,7 @@ class Journal:
         with database_errors(self.path):
             return quarantined(self.db)
 
-    def farthest(self) -> dict[str, float]:
+    def largest_norms(self) -> dict[str, float]:
         """Return by silo its largest update norm in the last closed rounds, as many as norm_bound.py looks at."""
         rows = self.all(
             "SELECT silo, max(norm) FROM updates WHERE run = ? AND norm IS NOT NULL AND round IN (SELECT number "

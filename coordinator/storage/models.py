@@ -10,7 +10,7 @@ from ...base.errors import DataError, StorageError
 from ...fedproto.head import Params, params_sha256
 from ...fedproto.model_file import ModelFile, read_model, write_model
 from ...fedproto.records import RunSettings
-from .damaged_files import damaged_file
+from .damaged_files import damaged_file_error
 
 
 def models_folder(state: Path, run: str) -> Path:
@@ -47,9 +47,11 @@ class ModelStore:
         try:
             model = read_model(path)
         except (DataError, StorageError) as error:
-            raise damaged_file(path, error.message, code="corrupt_model") from error
+            raise damaged_file_error(path, error.message, code="corrupt_model") from error
         if model.head != self.run.head or params_sha256(model.params) != sha256:
-            raise damaged_file(path, f"not the model {sha256[:12]}… of round {round_number}", code="corrupt_model")
+            raise damaged_file_error(
+                path, f"not the model {sha256[:12]}… of round {round_number}", code="corrupt_model"
+            )
         return model.params
 
     def has_trained_models(self) -> bool:

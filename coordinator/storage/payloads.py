@@ -17,7 +17,7 @@ from ...base.errors import StorageError
 from ...base.files import FileStamp, fsync_directory, sha256_file, storage_code
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.tensors import decode_params
-from .damaged_files import damaged_file, keep_damaged, reading
+from .damaged_files import damaged_file_error, keep_damaged, reading
 from .spool import Spool, keep_spare
 
 
@@ -49,13 +49,13 @@ class StoredContribution:
             finally:
                 os.close(handle)
         if got != out.nbytes:
-            raise damaged_file(self.path, "it is cut short", code="corrupt_update")
+            raise damaged_file_error(self.path, "it is cut short", code="corrupt_update")
         if sys.byteorder == "big":
             out.byteswap(inplace=True)
 
 
 @dataclass(frozen=True)
-class Contributions:
+class StoredContributions:
     """Acknowledged updates on disk, in order; each file is checked when the iteration reaches it.
 
     A file that is the one hashed when it came (same stamp) is not hashed again.
@@ -71,7 +71,7 @@ class Contributions:
             with reading(path, code="corrupt_update"):
                 known = self.hashed.get(path) == FileStamp.of(path)
             if not known and sha256_file(path) != sha256:
-                raise damaged_file(path, "its digest is not the acknowledged one", code="corrupt_update")
+                raise damaged_file_error(path, "its digest is not the acknowledged one", code="corrupt_update")
             yield StoredContribution(silo, examples, self.head, path)
 
 
@@ -96,10 +96,10 @@ class Payloads:
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}", code=storage_code(error)) from error
 
-    def contributions(self, round_number: int, updates: Sequence[tuple[str, int, str]]) -> Contributions:
+    def contributions(self, round_number: int, updates: Sequence[tuple[str, int, str]]) -> StoredContributions:
         """Return the round's updates (silo, examples, SHA-256); they can be iterated more than once."""
         stored = [(silo, examples, sha256, self._path(round_number, silo)) for silo, examples, sha256 in updates]
-        return Contributions(self._head, tuple(stored), self._hashed)
+        return StoredContributions(self._head, tuple(stored), self._hashed)
 
     def one(self, round_number: int, silo: str, sha256: str) -> Params:
         """Return a silo's parameters in a round. Raises DataError (``corrupt_update``)."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...base.errors import DataError
-from .database import FILE, database_errors, read_database
+from .database import DATABASE_FILE, database_errors, read_database
 
 if TYPE_CHECKING:
     from apsw import Connection
@@ -81,9 +81,9 @@ def release(state: Path, silo: str) -> dict[str, Any]:
     A transaction of one row: the server's own transactions wait for it. Raises DataError (``no_strikes``) when the silo
     has none. Keys: name, was_quarantined, refusals, last.
     """
-    database = read_database(state / FILE, small_changes=True)
+    database = read_database(state / DATABASE_FILE, small_changes=True)
     try:
-        with database_errors(state / FILE), database:
+        with database_errors(state / DATABASE_FILE), database:
             known = all_strikes(database)
             database.execute("DELETE FROM strikes WHERE silo = ?", (silo,))
     finally:

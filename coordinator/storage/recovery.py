@@ -18,7 +18,7 @@ from ...base.log import Log
 from ...fedproto.head import Params, initial_params, params_sha256
 from ...fedproto.records import RunSettings
 from ..rounds import Cohort, RoundPolicy, RunState, start_run
-from .damaged_files import FOLDER, keep_damaged
+from .damaged_files import DAMAGED_FOLDER, FIND_CAUSE, keep_damaged
 from .journal import ClosedRound, Journal
 from .models import ModelStore
 from .strategy_state import StrategyState
@@ -100,14 +100,14 @@ class Recovery:
         """Abandon the rounds after ``intact`` in one transaction, once their files are out of the way."""
         for at in lost:
             for path in (self.models.path(at.number), self.strategy_state.path(at.number)):
-                keep_damaged(path, self.state / FOLDER / f"{self.run.run}-{path.name}")
+                keep_damaged(path, self.state / DAMAGED_FOLDER / f"{self.run.run}-{path.name}")
         self.journal.abandon_after(intact, cohort)
         log.error(
             "models_damaged",
             lost=",".join(str(at.number) for at in lost),
             resumed_from=intact.number,
-            kept_in=FOLDER,
-            fix="look for what damages files on this disk; flamest-coordinator history shows the lost rounds",
+            kept_in=DAMAGED_FOLDER,
+            fix=f"{FIND_CAUSE}; flamest-coordinator history shows the lost rounds",
         )
 
     def _resume(self, policy: RoundPolicy, cohort: Cohort, initial_sha256: str) -> RunState:

@@ -23,13 +23,13 @@ from ...base.files import FileLock, sha256_bytes, storage_code
 from ...fedproto.head import Params
 from ...fedproto.records import Evaluation, RunSettings
 from ...fedproto.tensors import payload_bytes
-from ..rounds import Cohort, Report, RoundPolicy, RunState
+from ..rounds import Cohort, RoundPolicy, RunState, UpdateSummary
 from ..strategies.algorithm import ServerState
-from .damaged_files import FOLDER
-from .database import FILE
+from .damaged_files import DAMAGED_FOLDER
+from .database import DATABASE_FILE
 from .journal import Journal, RoundEnd, StoredUpdate
 from .models import ModelStore, models_folder
-from .payloads import Contributions, Payloads
+from .payloads import Payloads, StoredContributions
 from .recovery import Recovery
 from .spool import Spool, remove_spares
 from .strategy_state import StrategyState
@@ -50,7 +50,7 @@ class RunStore:
         self._payloads = Payloads(self._folder / "updates", run.head)
         self._ended: RunState | None = None  # the state after the last round's end, until ``tidy``
         self._lock = lock
-        self.journal = Journal(folder / FILE, run)
+        self.journal = Journal(folder / DATABASE_FILE, run)
 
     @classmethod
     def open(cls, folder: Path, run: RunSettings, *, keep_models: int = 0) -> RunStore:
@@ -112,16 +112,16 @@ class RunStore:
 
     # --- during a round ---
 
-    def report(self, round_number: int, silo: str) -> Report | None:
+    def accepted_update(self, round_number: int, silo: str) -> UpdateSummary | None:
         """Return the silo's accepted update in a round, open or not; None when there is none."""
-        return self.journal.report(round_number, silo)
+        return self.journal.accepted_update(round_number, silo)
 
     def accept(self, update: StoredUpdate, spool: Spool) -> None:
         """Accept an update whose payload is durable in ``spool``. It is durable when this returns."""
-        self._payloads.keep(update.round, update.report.silo, spool)
+        self._payloads.keep(update.round, update.summary.silo, spool)
         self.journal.accept(update)
 
-    def contributions(self, round_number: int) -> Contributions:
+    def contributions(self, round_number: int) -> StoredContributions:
         """Return the round's updates in ascending order of silo name; they can be iterated more than once."""
         return self._payloads.contributions(round_number, self.journal.updates(round_number))
 
@@ -156,7 +156,7 @@ class RunStore:
 
     def keep_damaged_updates(self, round_number: int) -> Path:
         """Move a round's updates, one of which is damaged, to ``STATE/quarantine``; return their new folder."""
-        target = self._state / FOLDER / f"{self._run.run}-updates-{round_number:06d}"
+        target = self._state / DAMAGED_FOLDER / f"{self._run.run}-updates-{round_number:06d}"
         self._payloads.keep_damaged(round_number, target)
         return target
 
@@ -192,7 +192,7 @@ class RunStore:
         """Keep only payloads of the open round; in a finished run, those that silos may still have to evaluate."""
         current = state.open
         if current is not None:
-            self._payloads.remove_all_but(current.number, current.reports)
+            self._payloads.remove_all_but(current.number, current.accepted)
             return
         shared = [silo for silo, *_ in self.journal.shared(state.last_round)]
         waiting = self._run.final_evaluation == "sites" and not set(shared) <= self.journal.reported().keys()

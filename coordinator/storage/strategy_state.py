@@ -20,7 +20,7 @@ from ...fedproto.tensor_file import TensorFile, read_tensors, write_tensors
 from ..strategies.algorithm import ServerState
 from ..strategies.composition import state_arrays
 from ..strategies.contributions import Sums
-from .damaged_files import damaged_file
+from .damaged_files import damaged_file_error
 
 SERVER_ARRAYS = ("residual", "tail")  # of every strategy; an algorithm's own come before them
 
@@ -38,7 +38,7 @@ class StrategyState:
         arrays = {f"{kind}/{name}": array for kind, tensors in sums.items() for name, array in tensors.items()}
         if not arrays:
             return
-        counts: dict[str, str | int] = {"left": state.left, "tail_count": state.tail_count}
+        counts: dict[str, str | int] = {"left": state.rounds_left, "tail_count": state.tail_count}
         try:
             if not self.folder.exists():
                 self.folder.mkdir(mode=0o700)
@@ -52,24 +52,24 @@ class StrategyState:
 
         Raises DataError (``corrupt_memory``) unless it is what was written.
         """
-        left = self.run.rounds - closed
+        rounds_left = self.run.rounds - closed
         if not self._has_state(closed):
-            return ServerState(left=left)
+            return ServerState(rounds_left=rounds_left)
         path = self.path(round_number)
         try:
             content = read_tensors(path)
         except (DataError, StorageError) as error:
-            raise damaged_file(path, error.message, code="corrupt_memory") from error
-        if (content.metadata.get("model_sha256"), content.metadata.get("left")) != (model_sha256, left):
-            raise damaged_file(path, f"not of the model {model_sha256[:12]}…", code="corrupt_memory")
+            raise damaged_file_error(path, error.message, code="corrupt_memory") from error
+        if (content.metadata.get("model_sha256"), content.metadata.get("left")) != (model_sha256, rounds_left):
+            raise damaged_file_error(path, f"not of the model {model_sha256[:12]}…", code="corrupt_memory")
         own = state_arrays(self.run.strategy)
         kinds = (*own, *SERVER_ARRAYS)
         shapes = {f"{kind}/{name}": shape for kind in kinds for name, shape in self.run.head.shapes.items()}
         if any(shapes.get(name) != array.shape for name, array in content.tensors.items()):
-            raise damaged_file(path, "its arrays are not the head's", code="corrupt_memory")
+            raise damaged_file_error(path, "its arrays are not the head's", code="corrupt_memory")
         arrays = {kind: part for kind in own if (part := self._part(content, kind))}
         residual, tail = (self._part(content, kind) for kind in SERVER_ARRAYS)
-        return ServerState(left, arrays, residual, tail, tail_count=int(content.metadata.get("tail_count", 0)))
+        return ServerState(rounds_left, arrays, residual, tail, tail_count=int(content.metadata.get("tail_count", 0)))
 
     def remove_old(self, *kept: int) -> None:
         """Remove all but the files of these rounds, and what an interrupted write left."""

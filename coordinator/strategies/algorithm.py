@@ -36,7 +36,7 @@ class RoundInput:
 class ServerState:
     """State that the coordinator carries from round to round in addition to the model."""
 
-    left: int  # rounds that must still close
+    rounds_left: int  # rounds that must still close
     arrays: Arrays = field(default_factory=dict)  # of the algorithms in use, in the order in which files hold them
     residual: Sums = field(default_factory=dict)  # left out of the model by a lossy codec (serving/model_broadcast.py)
     tail: Sums = field(default_factory=dict)  # sum of the models of the last rounds, for ``average_last``

@@ -42,7 +42,7 @@ class Aggregated:
 
 def first_state(run: RunSettings) -> ServerState:
     """Return the state before round 1."""
-    return ServerState(left=run.rounds)
+    return ServerState(rounds_left=run.rounds)
 
 
 def aggregate(
@@ -59,34 +59,36 @@ def aggregate(
     than once where ``needs_two_passes``. ``silos``: all that are enrolled, with an update or without (FedDyn).
     Raises DataError and InvariantError, as ``fedavg`` does.
     """
-    given = RoundInput(strategy, spec, base, contributions, state.arrays, silos)
-    params, arrays = _next_model(given)
-    return _average_last(params, replace(state, arrays=arrays, left=state.left - 1), strategy.average_last)
+    round_input = RoundInput(strategy, spec, base, contributions, state.arrays, silos)
+    params, arrays = _next_model(round_input)
+    return _average_last(
+        params, replace(state, arrays=arrays, rounds_left=state.rounds_left - 1), strategy.average_last
+    )
 
 
-def _next_model(given: RoundInput) -> Step:
-    algorithms = _enabled(given.strategy)
+def _next_model(round_input: RoundInput) -> Step:
+    algorithms = _enabled(round_input.strategy)
     for algorithm in algorithms:
         if algorithm.whole_round is not None:
-            return algorithm.whole_round(given)
+            return algorithm.whole_round(round_input)
     for algorithm in algorithms:
         if algorithm.adjust is not None:
-            given = replace(given, contributions=algorithm.adjust(given))
+            round_input = replace(round_input, contributions=algorithm.adjust(round_input))
     (combine,) = [algorithm.combine for algorithm in algorithms if algorithm.combine is not None]
-    target = combine(given)
+    target = combine(round_input)
     for algorithm in algorithms:
         if algorithm.step is not None:
-            return algorithm.step(given, target)
+            return algorithm.step(round_input, target)
     return float32(target), {}
 
 
 def _average_last(params: Params, state: ServerState, last: int) -> Aggregated:
     """Sum the models of the ``last`` rounds; the final model is their plain mean (of all, if there were fewer)."""
-    if last < 1 or state.left >= last:
+    if last < 1 or state.rounds_left >= last:
         return Aggregated(params, state)
     tail = {name: value_of(state.tail, name) + tensor.astype(np.float64) for name, tensor in params.items()}
     state = replace(state, tail=tail, tail_count=state.tail_count + 1)
-    if state.left > 0:
+    if state.rounds_left > 0:
         return Aggregated(params, state)
     return Aggregated(float32({name: tensor / state.tail_count for name, tensor in tail.items()}), state)
 

@@ -41,7 +41,7 @@ class Contribution(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class HeldContribution:
+class InMemoryContribution:
     """A contribution in memory."""
 
     silo: str
@@ -76,13 +76,13 @@ def in_order(contributions: Iterable[Part]) -> Iterator[Part]:
         last = part.silo
 
 
-def checked(spec: HeadSpec, contributions: Iterable[Contribution]) -> Iterator[HeldContribution]:
+def checked(spec: HeadSpec, contributions: Iterable[Contribution]) -> Iterator[InMemoryContribution]:
     """Yield each contribution in memory, in order, and checked before the caller can add any of it.
 
     DataError from ``check_params``, InvariantError from ``in_order``.
     """
     for part in in_order(contributions):
-        held = HeldContribution(part.silo, part.examples, part.params)
+        held = InMemoryContribution(part.silo, part.examples, part.params)
         held.check(spec)
         yield held
 
@@ -111,7 +111,7 @@ def weighted_mean(spec: HeadSpec, contributions: Iterable[Contribution]) -> dict
                 sums += product
             if not all_finite(sums):
                 for part in some:
-                    HeldContribution(part.silo, part.examples, part.params).check(spec)
+                    InMemoryContribution(part.silo, part.examples, part.params).check(spec)
         examples += sum(part.examples for part in some)
     if examples == 0:
         raise InvariantError("a mean of no updates")

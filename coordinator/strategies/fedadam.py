@@ -49,10 +49,10 @@ def _validate(strategy: Strategy) -> list[str]:
     return wrong
 
 
-def _step(given: RoundInput, target: Sums) -> Step:
-    arrays = given.arrays
+def _step(round_input: RoundInput, target: Sums) -> Step:
+    arrays = round_input.arrays
     velocity, squares = arrays.get("velocity", {}), arrays.get("squares", {})
-    params, velocity, squares = fedadam(target, velocity, squares, given.base, given.strategy)
+    params, velocity, squares = fedadam(target, velocity, squares, round_input.base, round_input.strategy)
     return params, {"velocity": velocity, "squares": squares}
 
 

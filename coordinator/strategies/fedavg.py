@@ -41,16 +41,16 @@ def _validate_momentum(strategy: Strategy) -> list[str]:
     return ["server_momentum: expected 0 (none) or more, and less than 1"]
 
 
-def _momentum_step(given: RoundInput, target: Sums) -> Step:
-    velocity = given.arrays.get("velocity", {})
-    params, velocity = fedavgm(target, velocity, given.base, given.strategy.server_momentum)
+def _momentum_step(round_input: RoundInput, target: Sums) -> Step:
+    velocity = round_input.arrays.get("velocity", {})
+    params, velocity = fedavgm(target, velocity, round_input.base, round_input.strategy.server_momentum)
     return params, {"velocity": velocity}
 
 
 FEDAVG = Algorithm(
     setting="combine",
     enabled=lambda strategy: strategy.combine == "mean" and strategy.name != "feddyn",
-    combine=lambda given: weighted_mean(given.spec, given.contributions),
+    combine=lambda round_input: weighted_mean(round_input.spec, round_input.contributions),
 )
 FEDAVGM = Algorithm(
     setting="server_momentum",

@@ -42,9 +42,11 @@ def feddyn(
     return float32({name: tensor / reported - after[name] / alpha for name, tensor in total.items()}), after
 
 
-def _whole_round(given: RoundInput) -> Step:
-    h = given.arrays.get("h", {})
-    params, h = feddyn(given.spec, given.contributions, h, given.base, given.strategy.alpha, given.silos)
+def _whole_round(round_input: RoundInput) -> Step:
+    h = round_input.arrays.get("h", {})
+    params, h = feddyn(
+        round_input.spec, round_input.contributions, h, round_input.base, round_input.strategy.alpha, round_input.silos
+    )
     return params, {"h": h}
 
 

@@ -41,7 +41,7 @@ class NormBound:
     train: TrainSettings
     times: float  # the settings' [checks] norm_times
     round: int
-    learnt: float | None  # None while the run has no history
+    learnt_norm: float | None  # None while the run has no history
 
     def check(self, norm: float, examples: int, codec: Codec = "fp32", *, whose: str) -> None:
         """Raise DataError (``norm``) for an update that no honest silo sends. ``whose``: ``update from silo 'b'``."""
@@ -54,16 +54,17 @@ class NormBound:
                 f"cannot go farther than {far:.4g}",
                 code="norm",
             )
-        if self.learnt is not None and norm > self.times * self.learnt:
+        most = math.inf if self.learnt_norm is None else self.times * self.learnt_norm
+        if norm > most:
             raise DataError(
-                f"{whose}: {norm:.4g} away from the round's model, expected at most {self.times * self.learnt:.4g}, "
+                f"{whose}: {norm:.4g} away from the round's model, expected at most {most:.4g}, "
                 f"{self.times:g} times the median silo's farthest of the last {WINDOW} rounds",
                 code="norm",
             )
 
 
 def learnt_norm(farthest: Mapping[str, float]) -> float | None:
-    """Return the median over the silos of each one's farthest counted update; None with too few silos or no motion."""
+    """Return the median over the silos of each one's largest counted update; None with too few silos or no motion."""
     if len(farthest) < SILOS_NEEDED:
         return None
     return statistics.median(farthest.values()) or None

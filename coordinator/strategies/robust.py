@@ -21,7 +21,7 @@ from ...base.errors import InvariantError
 from ...fedproto.head import HeadSpec, Params, split_params
 from ...fedproto.records import Strategy
 from .algorithm import Algorithm
-from .contributions import Contribution, HeldContribution, checked, distance, in_order
+from .contributions import Contribution, InMemoryContribution, checked, distance, in_order
 
 BLOCK_BYTES = 64 << 20  # of all silos' values in memory at once
 Reduce = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float64]]  # sorted [silos, values] to [values]
@@ -71,7 +71,7 @@ class ClippedContribution:
     """
 
     whole: Contribution
-    base: HeldContribution
+    base: InMemoryContribution
     share: float
 
     @property
@@ -117,7 +117,7 @@ class Clipped:
     shares: Mapping[str, float]
 
     def __iter__(self) -> Iterator[ClippedContribution]:
-        base = HeldContribution("", 0, self.base)
+        base = InMemoryContribution("", 0, self.base)
         for part in self.parts:
             yield ClippedContribution(part, base, self.shares[part.silo])
 
@@ -172,20 +172,22 @@ def _validate_clip(strategy: Strategy) -> list[str]:
 MEDIAN = Algorithm(
     setting="combine",
     enabled=lambda strategy: strategy.combine == "median",
-    combine=lambda given: median(given.spec, given.contributions),
+    combine=lambda round_input: median(round_input.spec, round_input.contributions),
     two_passes=True,
 )
 TRIMMED_MEAN = Algorithm(
     setting="combine",
     enabled=lambda strategy: strategy.combine == "trimmed_mean",
     validate=_validate_trim,
-    combine=lambda given: trimmed_mean(given.spec, given.contributions, given.strategy.trim),
+    combine=lambda round_input: trimmed_mean(round_input.spec, round_input.contributions, round_input.strategy.trim),
     two_passes=True,
 )
 CLIPPING = Algorithm(
     setting="clip",
     enabled=lambda strategy: strategy.clip > 0,
     validate=_validate_clip,
-    adjust=lambda given: clipped(given.spec, given.contributions, given.base, given.strategy.clip),
+    adjust=lambda round_input: clipped(
+        round_input.spec, round_input.contributions, round_input.base, round_input.strategy.clip
+    ),
     two_passes=True,
 )

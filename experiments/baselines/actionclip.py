@@ -21,7 +21,7 @@ from .clip_towers import MEAN, STD, ClipTowers, Fusion, build_video_text, load_t
 from .clips import Bytes, ClipShape, DecodedClips, Rows, decode_clips, split_clips
 from .losses import PROMPTS, TARGET_SHARPNESS, class_scores, class_sentences, contrastive_loss
 from .networks import Scale, as_input, count_parameters
-from .result import BaselineResult, Device, best_and_last, describe_machine, settings_record, torch_on, write_result
+from .result import BaselineResult, Device, best_and_last, settings_record, torch_on, training_machine, write_result
 from .training import Fit, TrainJob, accuracy, train
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def run_actionclip(request: ActionClipRequest, progress: Progress) -> BaselineRe
         started = time.monotonic()
         fine_tuning.test()
         seconds_test = time.monotonic() - started
-        machine = describe_machine(device, request.threads)
+        machine = training_machine(device, request.threads)
     best, last = best_and_last(history.test_curve)
     result = BaselineResult(
         name="ActionCLIP",

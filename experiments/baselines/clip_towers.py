@@ -19,7 +19,7 @@ Fusion = Literal["mean", "transformer"]
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published CLIP
 STD = (0.26862954, 0.26130258, 0.27577711)
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
-LARGEST_SCALE = 100.0  # of the similarities, as in CLIP's training
+MAX_SCALE = 100.0  # of the similarities, as in CLIP's training
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ def build_video_text(towers: ClipTowers, fusion: Fusion, *, frames: int, seed: i
             return nn.functional.normalize(self.clip.text_projection(pooled), dim=-1)
 
         def scale(self) -> Tensor:
-            value: Tensor = self.clip.logit_scale.exp().clamp(max=LARGEST_SCALE)
+            value: Tensor = self.clip.logit_scale.exp().clamp(max=MAX_SCALE)
             return value
 
     with torch.random.fork_rng(devices=[]):

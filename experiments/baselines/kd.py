@@ -23,7 +23,7 @@ from .kd_federation import Federation, fine_tune
 from .kd_settings import KdRequest
 from .losses import distillation_loss
 from .networks import MEAN, STD, Role, as_input, build_network, count_parameters, replace_classifier
-from .result import SET_ASIDE, BaselineResult, best_and_last, describe_machine, settings_record, torch_on, write_result
+from .result import SET_ASIDE, BaselineResult, best_and_last, settings_record, torch_on, training_machine, write_result
 from .training import Fit, TrainingHistory, TrainJob, accuracy, train
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def run_kd(request: KdRequest, progress: Progress) -> BaselineResult:
             "seconds_federated": tuned.seconds,
             "bytes_per_report": sum(tensor.nbytes for tensor in student.state_dict().values()),
             "failed": list(decoded.failed),
-            "machine": describe_machine(device, request.threads),
+            "machine": training_machine(device, request.threads),
         }
     seconds_train = tuned.seconds + sum(one.seconds for one in central.values())
     best, last = best_and_last(tuned.test_curve)

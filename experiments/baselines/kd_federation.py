@@ -53,7 +53,7 @@ def fine_tune(federation: Federation, progress: Progress) -> TrainingHistory:
         arrival = federation.arrivals[done]
         started = time.monotonic()
         federation.net.load_state_dict(models[arrival.base])
-        correct += train_silo(federation, arrival.silo, done, progress)
+        correct += fine_tune_silo(federation, arrival.silo, done, progress)
         trained_on += _clips_trained(federation, arrival)
         share = mixing_share(settings.mixing, arrival.staleness(done), settings.staleness_power)
         models[done + 1] = mix(models[done], federation.net.state_dict(), share)
@@ -72,7 +72,7 @@ def fine_tune(federation: Federation, progress: Progress) -> TrainingHistory:
     return history
 
 
-def train_silo(federation: Federation, silo: int, report: int, progress: Progress) -> int:
+def fine_tune_silo(federation: Federation, silo: int, report: int, progress: Progress) -> int:
     """Train ``federation.net`` on that silo: SGD with momentum on cross-entropy + (mu / 2) ‖w - w_t‖².
 
     Returns the number of correct predictions while training, over all its epochs.

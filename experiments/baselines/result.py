@@ -85,7 +85,7 @@ def torch_on(device: Device, threads: int) -> Iterator[torch.device]:
         torch.set_num_threads(before)
 
 
-def describe_machine(device: torch.device, threads: int) -> dict[str, Any]:
+def training_machine(device: torch.device, threads: int) -> dict[str, Any]:
     """Hardware, threads and load that a result's seconds were measured with."""
     import os
     import platform

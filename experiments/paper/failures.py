@@ -18,7 +18,7 @@ from .inputs import ExperimentInputs
 from .jobs import Job, Results, RunResult
 from .tables import Row, TableResult
 
-MOST_SHOWN = 40
+MAX_SHOWN = 40
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def find_failures(inputs: ExperimentInputs, results: Results) -> Failures:
         pair = (int(truth[row]), int(predicted[row]))
         seen[pair] = seen.get(pair, 0) + 1
         ranked.append((seen[pair], int(row)))
-    shown = [_wrong_clip(inputs, int(split.test[row]), int(predicted[row])) for _, row in sorted(ranked)[:MOST_SHOWN]]
+    shown = [_wrong_clip(inputs, int(split.test[row]), int(predicted[row])) for _, row in sorted(ranked)[:MAX_SHOWN]]
     return Failures(table, confusion, data.labels, tuple(shown), len(wrong))
 
 

@@ -20,7 +20,7 @@ from .table_output import fact_columns
 from .table_specs import TABLE_ORDER, seeded
 from .tables import EXTERNAL, Row, TableResult, estimate, interval_notes
 
-FEWEST_SHOWN = 4  # clips of each class
+MIN_CLIPS_SHOWN = 4  # clips of each class
 Points = npt.NDArray[np.float32]
 Projection = Callable[[Points], Points]  # [n, D] -> [n, 2]
 # The paper's classes (section 5.7), as the data sets name their folders.
@@ -142,9 +142,9 @@ def check_classes(inputs: ExperimentInputs) -> None:
     data = inputs.data
     for name in (name for pair in classes_to_show(inputs) for name in pair):
         clips = int((data.y == data.labels.index(name)).sum())
-        if clips < FEWEST_SHOWN:
+        if clips < MIN_CLIPS_SHOWN:
             raise DataError(
-                f"class {name} has {clips} clips, figure 4 needs {FEWEST_SHOWN} or more of each",
+                f"class {name} has {clips} clips, figure 4 needs {MIN_CLIPS_SHOWN} or more of each",
                 fix="choose two classes with more clips: --classes A,B",
                 code="too_few_clips",
             )

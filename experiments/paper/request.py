@@ -73,7 +73,7 @@ class ExtractOptions:
 
 
 @dataclass(frozen=True)
-class Extracted:
+class ExtractedDataset:
     """The weights that were used, a report per extractor, and in what the videos differ from the whole data set."""
 
     weights: str
@@ -104,7 +104,7 @@ def open_context(request: ExperimentRequest) -> ExperimentContext:
     return ExperimentContext(inputs, worker, request.out, Shutdown.on_signals())
 
 
-def extract_features(options: ExtractOptions) -> Extracted:
+def extract_features(options: ExtractOptions) -> ExtractedDataset:
     """Every single extractor's features into ``out``/features.
 
     Options are checked before anything is rendered. Raises UsageError, DataError and StorageError, and what
@@ -137,7 +137,7 @@ def extract_features(options: ExtractOptions) -> Extracted:
         folder, videos, weights, names, options.captions, options.sources, bool(options.weights)
     )
     with progress_bar("extracting", len(names), unit="extractors") as progress:
-        return Extracted(weights, extract_all(request, progress), warnings)
+        return ExtractedDataset(weights, extract_all(request, progress), warnings)
 
 
 def _check_dataset(dataset: str) -> None:

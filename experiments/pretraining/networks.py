@@ -130,7 +130,10 @@ def add_to_report(name: str, seconds: float, settings: Any, figures: dict[str, A
     path = folder / REPORT
     report = json.loads(path.read_text()) if path.is_file() else {}
     report[name] = {
-        "settings": dataclasses.asdict(settings),
+        "settings": {
+            entry.metadata.get("key", entry.name): getattr(settings, entry.name)
+            for entry in dataclasses.fields(settings)
+        },
         "seconds": round(seconds, 1),
         "held_out": {key: round(value, 4) for key, value in figures.items()},
         "machine": {"cores": os.cpu_count(), "processor": platform.machine()},

@@ -19,7 +19,7 @@ from .clips import STILL_SIZE
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALLEST_CROP = 88  # pixels of a still that training sees, at least
+MIN_CROP = 88  # pixels of a still that training sees, at least
 SHADE = 0.1  # largest relative change of brightness and of each colour channel
 PATCH_CLASSES = 2 * len(OBJECTS) + 1  # the actor's kind, the distractor's kind, or nothing
 NOTHING_WEIGHT = 0.2  # of patches without an object, which are most of a frame
@@ -40,7 +40,7 @@ def augment_stills(
     """
     import torch
 
-    size = int(random.integers(SMALLEST_CROP, STILL_SIZE + 1))
+    size = int(random.integers(MIN_CROP, STILL_SIZE + 1))
     left, top = _jitter(STILL_SIZE - size, random), _jitter(STILL_SIZE - size, random)
     pixels = _resized(_channels_first(stills[:, top : top + size, left : left + size]))
     gains = random.uniform(1 - SHADE, 1 + SHADE, size=(len(stills), 1, 1, 1)) * random.uniform(

@@ -14,7 +14,7 @@ from ...base.progress import Progress
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-LONGEST_GRADIENT = 1.0  # norm to which a step's gradient is clipped
+MAX_GRADIENT_NORM = 1.0  # norm to which a step's gradient is clipped
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def minimise(
             raise InvariantError(f"the training of '{name}' gave a loss of {loss.item()}, expected a finite one")
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(trained, LONGEST_GRADIENT)
+        torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
         optimiser.step()
         schedule.step()
         if progress is not None:

@@ -9,7 +9,7 @@ actor; one layer later every tube predicts the actor's trajectory: mean, standar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +30,7 @@ MIDDLE = (0.5, 0.5, 0.15)  # typical x, y and radius
 
 @dataclass(frozen=True)
 class VideoMaeSettings:
-    """Settings of the training; the fields are keys of report.json."""
+    """Settings of the training; the fields, or their ``key``, are keys of report.json."""
 
     looking: int = 300  # steps of the auxiliary losses alone
     steps: int = 1500  # further steps of all losses
@@ -39,8 +39,10 @@ class VideoMaeSettings:
     weight_decay: float = 0.02
     warm_up: int = 100  # steps
     seed: int = 0
-    told: int = 2  # layers before the head of positions; that of trajectories is one later
-    way: float = 2.0  # weight of the loss on trajectories
+    position_layer: int = field(
+        default=2, metadata={"key": "told"}
+    )  # layers before the head of positions; that of trajectories is one later
+    trajectory_weight: float = field(default=2.0, metadata={"key": "way"})  # of their loss
 
 
 def train_videomae(clips: TrainingClips, settings: VideoMaeSettings, *, progress: Progress | None = None) -> nn.Module:
@@ -61,10 +63,12 @@ def train_videomae(clips: TrainingClips, settings: VideoMaeSettings, *, progress
         actor = torch.from_numpy(actor_in_tubes(clips.tracks[rows], augmentation, net.config.tubelet_size))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             layers = net.videomae(pixels.transpose(1, 2), output_hidden_states=True).hidden_states
-            positions = heads["position"](layers[settings.told])
-            trajectories = heads["trajectory"](layers[settings.told + 1])
+            positions = heads["position"](layers[settings.position_layer])
+            trajectories = heads["trajectory"](layers[settings.position_layer + 1])
             scores = net.classifier(net.fc_norm(layers[-1].mean(1)))
-        loss = _position_loss(positions.float(), actor) + settings.way * _trajectory_loss(trajectories.float(), actor)
+        loss = _position_loss(positions.float(), actor) + settings.trajectory_weight * _trajectory_loss(
+            trajectories.float(), actor
+        )
         if step >= settings.looking:
             loss = loss + functional.cross_entropy(scores.float(), torch.from_numpy(clips.motions[rows]))
         return loss

@@ -15,8 +15,8 @@ from .html import node, percent
 WIDTH, HEIGHT = 860, 380
 LEFT, RIGHT, TOP, BOTTOM = 52, 196, 18, 46  # margins; the right one holds the labels
 LINE_HEIGHT = 17  # minimum distance of two labels
-MOST_DOTS = 24  # with more rounds there are no dots
-MOST_TICKS = 10  # on the axis of rounds
+MAX_DOTS = 24  # with more rounds there are no dots
+MAX_TICKS = 10  # on the axis of rounds
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _axes(first: int, last: int) -> Iterator[Element]:
         y = _y(tick / 100)
         yield node("path", d=f"M{LEFT} {y:.1f}H{WIDTH - RIGHT}", cls="grid")
         yield node("text", f"{tick} %", x=str(LEFT - 8), y=f"{y + 4:.1f}", cls="tick end")
-    step = max(1, math.ceil((last - first) / MOST_TICKS))
+    step = max(1, math.ceil((last - first) / MAX_TICKS))
     for number in range(first, last + 1, step):
         x = f"{_x(number, first, last):.1f}"
         yield node("text", str(number), x=x, y=str(HEIGHT - BOTTOM + 20), cls="tick middle")
@@ -97,7 +97,7 @@ def _federated(
         path.append(f"{pen}{_x(number, first, last):.1f} {_y(accuracy):.1f}")
         pen = "L"
     yield node("path", d="".join(path), cls="line federated")
-    if len(points) <= MOST_DOTS:
+    if len(points) <= MAX_DOTS:
         for x, y, accuracy in known:
             dot = node("title", percent(accuracy))
             yield node("circle", dot, cx=f"{x:.1f}", cy=f"{y:.1f}", r="4", cls="dot")

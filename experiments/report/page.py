@@ -17,7 +17,7 @@ from .chart import Baseline, accuracy_chart
 from .html import Child, count, data_size, definitions, duration, meter_bar, node, percent, scroll, table, timestamp
 from .style import STYLE
 
-MOST_COLUMNS = 12  # classes that the table of silos shows one by one
+MAX_COLUMNS = 12  # classes that the table of silos shows one by one
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SiloReport:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class ClipPrediction:
     """Prediction of the final model for one held-out clip."""
 
     video: str  # file name
@@ -68,7 +68,7 @@ class DemoReport:
     stages_ms: Mapping[str, float] = field(default_factory=dict)  # the same by stage
     seconds: float | None = None  # the whole run
     created: str = ""  # UTC, RFC 3339
-    prediction: Prediction | None = None
+    prediction: ClipPrediction | None = None
     settings: Mapping[str, str] = field(default_factory=dict)  # as shown: "local epochs" -> "5"
     seeds: Mapping[str, int] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -215,7 +215,7 @@ def _rounds(report: DemoReport) -> Element:
 
 
 def _silos(report: DemoReport) -> Element:
-    shown = report.labels if len(report.labels) <= MOST_COLUMNS else ()
+    shown = report.labels if len(report.labels) <= MAX_COLUMNS else ()
     head: list[Child] = ["Silo", "Clips", "Classes", *shown, "Local only"]
     most = max((n for silo in report.silos for n in silo.clips_per_class.values()), default=0) or 1
     rows: list[Sequence[Child]] = [head]
@@ -228,7 +228,7 @@ def _silos(report: DemoReport) -> Element:
     return _section("Silos", scroll(table(rows), "table of the silos"), note if shown else None)
 
 
-def _prediction(prediction: Prediction) -> Element:
+def _prediction(prediction: ClipPrediction) -> Element:
     correct = prediction.truth is not None and prediction.labels[:1] and prediction.labels[0][0] == prediction.truth
     facts: list[tuple[str, str]] = [("Clip", prediction.video)]
     if prediction.truth is not None:

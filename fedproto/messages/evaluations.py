@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...base.errors import DataError
 from ..records import ClassCount, Evaluation, SubjectEvaluation
-from .parsing import MAX_EXAMPLES, SHA256_BYTES, digest_hex, malformed, parse
+from .parsing import MAX_EXAMPLES, SHA256_BYTES, digest_hex, malformed_error, parse
 
 if TYPE_CHECKING:
     from .. import flamest_v1_pb2 as pb
@@ -90,7 +90,7 @@ def decode_evaluation_report(data: bytes) -> EvaluationReport:
     report = parse(pb.EvaluationReport(), data)
     subjects = [one.subject for one in report.results]
     if len(subjects) > MAX_SUBJECTS or subjects != sorted(set(subjects)):
-        raise malformed("EvaluationReport", f"expected at most {MAX_SUBJECTS} subjects, each once, ascending")
+        raise malformed_error("EvaluationReport", f"expected at most {MAX_SUBJECTS} subjects, each once, ascending")
     return EvaluationReport(
         settings_sha256=digest_hex(report.settings_sha256, SHA256_BYTES, "settings_sha256"),
         round=report.round,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..codecs import Codec
-from .parsing import SHA256_BYTES, codec_value, digest_hex, encode_data, malformed, parse, plain_data, read_codec
+from .parsing import SHA256_BYTES, codec_value, digest_hex, encode_data, malformed_error, parse, plain_data, read_codec
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def decode_model_part(raw: bytes) -> ModelHeader | bytes | memoryview:
     if which == "data":
         return part.data
     if which is None:
-        raise malformed("ModelPart", "it holds neither header nor data")
+        raise malformed_error("ModelPart", "it holds neither header nor data")
     header = part.header
     return ModelHeader(
         round=header.round,

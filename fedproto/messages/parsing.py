@@ -27,15 +27,15 @@ def parse(message: M, data: bytes) -> M:
     try:
         message.ParseFromString(data)
     except DecodeError as error:
-        raise malformed(kind, "it does not parse") from error
+        raise malformed_error(kind, "it does not parse") from error
     size = message.ByteSize()
     message.DiscardUnknownFields()
     if message.ByteSize() != size:
-        raise malformed(kind, "it has a field that this protocol does not know")
+        raise malformed_error(kind, "it has a field that this protocol does not know")
     return message
 
 
-def malformed(kind: str, why: str) -> DataError:
+def malformed_error(kind: str, why: str) -> DataError:
     """Make the error for bytes that are not the message ``kind``."""
     return DataError(f"malformed {kind}: {why}", code="malformed")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...base.errors import DataError
 from ..records import Phase, RunSettings, TaskStatus, decode_run_settings
-from .parsing import INSTANCE_BYTES, SHA256_BYTES, digest_hex, malformed, milliseconds, parse
+from .parsing import INSTANCE_BYTES, SHA256_BYTES, digest_hex, malformed_error, milliseconds, parse
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def decode_task_status(data: bytes) -> TaskStatus:
     reply = parse(pb.WaitReply(), data)
     phases: dict[int, Phase] = {pb.Phase.Value(f"PHASE_{phase.name}"): phase for phase in Phase}
     if reply.phase not in phases:
-        raise malformed("WaitReply", f"phase {reply.phase} has no meaning")
+        raise malformed_error("WaitReply", f"phase {reply.phase} has no meaning")
     return TaskStatus(
         phase=phases[reply.phase],
         round=reply.round,

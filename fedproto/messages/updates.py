@@ -17,7 +17,7 @@ from .parsing import (
     codec_value,
     digest_hex,
     encode_data,
-    malformed,
+    malformed_error,
     parse,
     plain_data,
     read_codec,
@@ -87,11 +87,11 @@ def decode_update_part(raw: bytes) -> UpdateHeader | bytes | memoryview:
     if which == "data":
         return part.data
     if which is None:
-        raise malformed("UpdatePart", "it holds neither header nor data")
+        raise malformed_error("UpdatePart", "it holds neither header nor data")
     header = part.header
     codec = read_codec(header.codec)
     if not (math.isfinite(header.codec_error) and header.codec_error >= 0.0):
-        raise malformed("UpdateHeader", f"a codec error of {header.codec_error}")
+        raise malformed_error("UpdateHeader", f"a codec error of {header.codec_error}")
     if not 1 <= header.examples < MAX_EXAMPLES:
         raise DataError(f"an update of {header.examples} examples, expected 1 to {MAX_EXAMPLES - 1}", code="examples")
     return UpdateHeader(
@@ -133,7 +133,7 @@ def decode_receipt(data: bytes) -> Receipt:
 
 def _shapes(header: pb.UpdateHeader) -> tuple[tuple[int, ...], ...]:
     if len(header.tensors) > MAX_TENSORS or any(len(tensor.dims) > MAX_DIMS for tensor in header.tensors):
-        raise malformed("UpdateHeader", f"expected at most {MAX_TENSORS} tensors of {MAX_DIMS} dimensions")
+        raise malformed_error("UpdateHeader", f"expected at most {MAX_TENSORS} tensors of {MAX_DIMS} dimensions")
     if [tensor.index for tensor in header.tensors] != list(range(len(header.tensors))):
-        raise malformed("UpdateHeader", "its tensors are not numbered 0, 1, 2, …")
+        raise malformed_error("UpdateHeader", "its tensors are not numbered 0, 1, 2, …")
     return tuple(tuple(tensor.dims) for tensor in header.tensors)

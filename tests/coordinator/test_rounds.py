@@ -7,9 +7,9 @@ from flamest.base.errors import InvariantError
 from flamest.coordinator.rounds import (
     Cohort,
     Decision,
-    Report,
     RoundPolicy,
     Submission,
+    UpdateSummary,
     Verdict,
     after_abandon,
     after_close,
@@ -41,7 +41,7 @@ def started(policy: RoundPolicy = POLICY, wanted: int = 3):
 def submission(
     silo: str, number: int = 1, base: str = "model-0", update_id: str | None = None, digest: str = "d"
 ) -> Submission:
-    return Submission(number, base, Report(silo, update_id or f"id-{silo}-{number}", 5, digest))
+    return Submission(number, base, UpdateSummary(silo, update_id or f"id-{silo}-{number}", 5, digest))
 
 
 def with_reports(*silos: str, state=None, now: float = 0.0):
@@ -110,7 +110,7 @@ def test_wanted_is_a_number_or_share_and_at_least_the_minimum(wanted, share, exp
 def test_silo_that_leaves_is_not_awaited_and_its_report_stays():
     state = on_leave(with_reports("a", "b"), frozenset("bc"))
     assert on_tick(state, 1.0) is Decision.CLOSE
-    assert list(state.open.reports) == ["a", "b"]
+    assert list(state.open.accepted) == ["a", "b"]
 
 
 def test_silo_that_joins_during_a_round_may_report():
@@ -129,13 +129,13 @@ def test_declining_does_not_lower_the_minimum():
 def test_a_silo_that_declined_may_still_report():
     state = with_reports("c", state=on_contact(started(), "c", 1, now=0.0))
     assert state.open.declined == frozenset()
-    assert list(state.open.reports) == ["c"]
+    assert list(state.open.accepted) == ["c"]
 
 
 def test_after_a_close_the_next_round_opens_from_the_new_model():
     state = after_close(with_reports("a", "b", "c"), "model-1", cohort(4))
     assert (state.open.number, state.open.cohort.wanted, state.closed, state.last_round) == (2, 4, 1, 1)
-    assert not state.open.reports
+    assert not state.open.accepted
     assert state.open.deadline is None
     assert status_for(state, "a", 1, 0.0).phase is Phase.OPEN
 
@@ -182,13 +182,13 @@ def test_only_an_update_for_this_round_and_model_in_time_counts(sent, now, verdi
 )
 def test_a_second_update_of_a_silo_never_counts(sent, verdict):
     before = with_reports("a")
-    assert on_update(before, sent, before.open.reports["a"], 1.0) == (before, verdict)
+    assert on_update(before, sent, before.open.accepted["a"], 1.0) == (before, verdict)
 
 
 def test_duplicate_is_recognised_after_the_round_closed():
     closed = with_reports("a", "b", "c")
     after = after_close(closed, "model-1", cohort(3))
-    assert on_update(after, submission("a"), closed.open.reports["a"], 1.0) == (after, Verdict.DUPLICATE)
+    assert on_update(after, submission("a"), closed.open.accepted["a"], 1.0) == (after, Verdict.DUPLICATE)
     assert on_update(after, submission("z"), None, 1.0)[1] is Verdict.STALE_ROUND
 
 
@@ -273,12 +273,14 @@ class AnyHistory(RuleBasedStateMachine):
         base = self.base.get(number, "none") if honest else "forged"
         known = self.rows.get((number, silo))
         before = self.state
-        self.state, verdict = on_update(before, Submission(number, base, Report(silo, uid, 3, digest)), known, self.now)
+        self.state, verdict = on_update(
+            before, Submission(number, base, UpdateSummary(silo, uid, 3, digest)), known, self.now
+        )
         if verdict is Verdict.ACCEPTED:
             assert known is None
             assert before.open is not None
             assert (number, base) == (before.open.number, before.model_sha256)
-            self.rows[number, silo] = self.state.open.reports[silo]
+            self.rows[number, silo] = self.state.open.accepted[silo]
             self.gone.discard(silo)
         else:
             assert self.state == before
@@ -293,17 +295,17 @@ class AnyHistory(RuleBasedStateMachine):
     def tick(self):
         decision, before = on_tick(self.state, self.now), self.state
         if decision is Decision.CLOSE:
-            assert len(before.open.reports) >= self.policy.min_silos
+            assert len(before.open.accepted) >= self.policy.min_silos
             assert self.complete() or self.now >= before.open.deadline
-            self.counted[before.open.number] = set(before.open.reports)
+            self.counted[before.open.number] = set(before.open.accepted)
             self.state = after_close(before, f"m{before.open.number}", self.call())
         elif decision is Decision.ABANDON:
-            assert len(before.open.reports) < self.policy.min_silos
+            assert len(before.open.accepted) < self.policy.min_silos
             assert self.now >= before.open.deadline
             self.state = after_abandon(before, self.call())
             assert self.state.model_sha256 == before.model_sha256
         elif before.open:
-            assert not (self.complete() and len(before.open.reports) >= self.policy.min_silos)
+            assert not (self.complete() and len(before.open.accepted) >= self.policy.min_silos)
             assert before.open.deadline is None or self.now < before.open.deadline
         if decision is not Decision.COLLECT and self.state.open:
             self.base[self.state.open.number] = self.state.model_sha256
@@ -311,7 +313,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     def complete(self):
         """Return whether enough silos have reported, or all that can still report."""
-        reported = self.state.open.reports.keys()
+        reported = self.state.open.accepted.keys()
         return len(reported) >= self.state.open.cohort.wanted or self.opened_for - self.gone <= reported
 
     @rule()
@@ -324,7 +326,7 @@ class AnyHistory(RuleBasedStateMachine):
                 cohort=Cohort(self.enrolled, self.state.open.cohort.wanted),
                 deadline=None,
                 declined=frozenset(),
-                reports={silo: report for (at, silo), report in self.rows.items() if at == number},
+                accepted={silo: report for (at, silo), report in self.rows.items() if at == number},
             )
             self.state = resumed(replace(self.state, open=read), self.now)
 
@@ -332,7 +334,7 @@ class AnyHistory(RuleBasedStateMachine):
     def the_reports_are_the_rows(self):
         if self.state.open:
             number = self.state.open.number
-            assert dict(self.state.open.reports) == {s: r for (at, s), r in self.rows.items() if at == number}
+            assert dict(self.state.open.accepted) == {s: r for (at, s), r in self.rows.items() if at == number}
 
     @invariant()
     def rounds_are_counted_and_numbered(self):
@@ -343,7 +345,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     @invariant()
     def a_round_with_reports_has_a_deadline(self):
-        if self.state.open and self.state.open.reports:
+        if self.state.open and self.state.open.accepted:
             assert self.state.open.deadline is not None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flamest.agent.training.dataset import FeatureTable
-from flamest.coordinator.strategies.contributions import HeldContribution, distance
+from flamest.coordinator.strategies.contributions import InMemoryContribution, distance
 from flamest.experiments.hostile import InflatedExamples, Noise, SignFlip, only_by
 from flamest.experiments.partition import dirichlet
 from flamest.experiments.simulation import Scenario, SimulatedSilo, simulate
@@ -93,7 +93,7 @@ def test_refused_silos_are_listed_and_do_not_change_the_model():
 @pytest.mark.parametrize(("attack", "times"), [(SignFlip(10.0), 10.0), (Noise(3.0), 3.0), (InflatedExamples(9), 1.0)])
 def test_an_attack_has_its_stated_length(attack, times):
     base, params = initial_params(HEAD, 0), initial_params(HEAD, 1)
-    sent = attack(2, base, HeldContribution("a", 4, params))
+    sent = attack(2, base, InMemoryContribution("a", 4, params))
     assert distance(sent.params, base) == pytest.approx(times * distance(params, base), rel=1e-5)
     assert sent.examples == (36 if isinstance(attack, InflatedExamples) else 4)
-    assert params_sha256(attack(2, base, HeldContribution("a", 4, params)).params) == params_sha256(sent.params)
+    assert params_sha256(attack(2, base, InMemoryContribution("a", 4, params)).params) == params_sha256(sent.params)

@@ -30,7 +30,7 @@ def test_silos_that_share_measure_each_other_others_the_final_model(site):
     table = {row["data"]: row for row in found["sites"]["rows"]}
     assert found["round"] == 3
     assert found["sites"]["models"] == ["final", "anna", "berta", "carla"]
-    assert set(table) == {"anna", "carla"}  # berta's policy reports nothing, and its model is measured by the others
+    assert set(table) == {"anna", "carla"}  # berta's policy reports nothing, and its model is evaluated by the others
     assert all(table[silo][model]["count"] > 0 for silo in table for model in found["sites"]["models"])
     assert [one["silo"] for one in found["silos"]] == ["anna", "carla"]
     assert {one["label"] for one in found["classes"]} <= set(shared.labels)

@@ -11,7 +11,7 @@ from flamest.agent.training.dataset import silo_data
 from flamest.agent.training.federated import train_silo
 from flamest.agent.training.trainer import HeadTrainer
 from flamest.coordinator.strategies.composition import aggregate, first_state
-from flamest.coordinator.strategies.contributions import HeldContribution
+from flamest.coordinator.strategies.contributions import InMemoryContribution
 from flamest.experiments.processes import Daemon, daemons, run_command, wait_until
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.model_file import read_model
@@ -85,7 +85,7 @@ def simulated(site: Any) -> str:
         parts = []
         for silo in SILOS:
             made, corrections[silo] = train_silo(trainer, run, silo, number, params, train[silo], corrections[silo])
-            parts.append(HeldContribution(silo, len(train[silo]), made.params))
+            parts.append(InMemoryContribution(silo, len(train[silo]), made.params))
         closed = aggregate(strategy, head, params, parts, state, len(SILOS))
         params, state = closed.params, closed.state
     return params_sha256(params)

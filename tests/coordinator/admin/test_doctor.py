@@ -10,7 +10,7 @@ from flamest.coordinator.admin import authority
 from flamest.coordinator.admin.doctor import examine
 from flamest.coordinator.cli import main
 from flamest.coordinator.storage.backup import back_up, check_backup, restore
-from flamest.coordinator.storage.database import FILE
+from flamest.coordinator.storage.database import DATABASE_FILE
 from flamest.fedproto.records import Update
 from typer.testing import CliRunner
 
@@ -47,7 +47,10 @@ def test_a_healthy_coordinator_has_no_findings_and_nothing_changes(federation):
     assert (code, answer["healthy"]) == (0, True)
     left = {path for path in federation.folder.rglob("*") if path.is_file()} - before.keys()
     assert {path: path.read_bytes() for path in before} == before
-    assert {path.name for path in left} <= {f"{FILE}-wal", f"{FILE}-shm"}  # SQLite's own, for whoever reads
+    assert {path.name for path in left} <= {
+        f"{DATABASE_FILE}-wal",
+        f"{DATABASE_FILE}-shm",
+    }  # SQLite's own, for whoever reads
 
 
 def test_certificates_that_end_soon_are_named_with_the_renew_command(federation):
@@ -75,7 +78,7 @@ def test_certificates_that_end_soon_are_named_with_the_renew_command(federation)
 
 def test_a_damaged_database_is_named_with_the_restore_command(federation):
     """Exit code 65."""
-    path = federation.state / FILE
+    path = federation.state / DATABASE_FILE
     content = bytearray(path.read_bytes())
     content[200:4000] = b"\xff" * 3800
     path.write_bytes(content)
@@ -124,10 +127,12 @@ def test_a_run_resumes_from_a_backup_of_a_running_server(federation, tmp_path):
         restore(federation.state, copy)
     before = federation.rounds()
     federation.stop()
-    (federation.state / FILE).write_bytes(b"nothing of it is left")
+    (federation.state / DATABASE_FILE).write_bytes(b"nothing of it is left")
     code, done = typed("restore", "--config", federation.config, "--from", copy)
     assert code == 0
-    assert (tmp_path / "f0" / "federation" / "state.before-restore-1" / FILE).read_bytes() == b"nothing of it is left"
+    assert (
+        tmp_path / "f0" / "federation" / "state.before-restore-1" / DATABASE_FILE
+    ).read_bytes() == b"nothing of it is left"
     assert done["kept"].endswith("state.before-restore-1")
     assert found(federation, "wrong") == {}
     federation.start()
@@ -145,11 +150,11 @@ def test_a_changed_backup_is_refused_and_the_state_stays(federation, tmp_path):
     back_up(federation.state, copy)
     damaged = copy / "runs" / "run-1" / "models" / "round-000001.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    before = (federation.state / FILE).read_bytes()
+    before = (federation.state / DATABASE_FILE).read_bytes()
     with pytest.raises(DataError, match="is not what was written") as refused:
         restore(federation.state, copy)
     assert refused.value.code == "bad_backup"
-    assert (federation.state / FILE).read_bytes() == before
+    assert (federation.state / DATABASE_FILE).read_bytes() == before
     with pytest.raises(DataError, match="cannot be used as a backup"):
         check_backup(federation.state)
     code, answer = typed("restore", "--config", federation.config, "--from", copy, "--verify")

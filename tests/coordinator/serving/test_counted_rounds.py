@@ -7,7 +7,7 @@ import pytest
 from flamest.agent.client import StaleUpdate
 from flamest.coordinator.strategies.algorithm import ServerState
 from flamest.coordinator.strategies.composition import aggregate
-from flamest.coordinator.strategies.contributions import HeldContribution
+from flamest.coordinator.strategies.contributions import InMemoryContribution
 from flamest.fedproto.head import params_sha256
 from flamest.fedproto.records import GlobalModel, Phase, Update
 
@@ -42,8 +42,8 @@ def test_counted_round_is_the_last_closed_one_not_an_abandoned(federation):
         third = a.wait(run, 2, 30)
         assert (third.phase, third.round, third.counted_round) == (Phase.OPEN, 3, 2)
         # Of the three silos two reported: the model is their plain mean, corrected by all three.
-        parts = [HeldContribution(silo, 5, update(model, silo).params) for silo in "ab"]
-        made = aggregate(run.strategy, run.head, model.params, parts, ServerState(left=3), 3)
+        parts = [InMemoryContribution(silo, 5, update(model, silo).params) for silo in "ab"]
+        made = aggregate(run.strategy, run.head, model.params, parts, ServerState(rounds_left=3), 3)
         assert third.model_sha256 == params_sha256(made.params)
         with pytest.raises(StaleUpdate):
             b.submit(run, update(start, "b"))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from flamest.base import files
 from flamest.base.files import sha256_bytes
-from flamest.coordinator.rounds import Cohort, Report, RoundPolicy, Submission, Verdict, after_close, on_update
+from flamest.coordinator.rounds import Cohort, RoundPolicy, Submission, UpdateSummary, Verdict, after_close, on_update
 from flamest.coordinator.storage import payloads as payloads_module
 from flamest.coordinator.storage import spool as spool_module
 from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
@@ -88,8 +88,8 @@ def payload(silo: str) -> bytes:
 def submit(store: RunStore, state, silo: str, receipt: Callable[[], None]):
     """As the server does it: decide, make durable, count, answer."""
     content = payload(silo)
-    report = Report(silo, f"{ord(silo):032x}", 5, f"digest of {silo}")
-    known = store.report(1, silo)
+    report = UpdateSummary(silo, f"{ord(silo):032x}", 5, f"digest of {silo}")
+    known = store.accepted_update(1, silo)
     state, verdict = on_update(state, Submission(1, state.model_sha256, report), known, 0.0)
     if verdict is Verdict.ACCEPTED:
         upload = Spool(store.spool_folder, len(content))

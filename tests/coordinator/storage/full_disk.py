@@ -11,9 +11,8 @@ from pathlib import Path
 
 from flamest.base.errors import StorageError
 from flamest.base.files import sha256_bytes
-from flamest.coordinator.rounds import Cohort, Report, RoundPolicy, Submission, after_close, on_update
-from flamest.coordinator.serving.health import FILE as HEALTH
-from flamest.coordinator.serving.health import create_health_file, read_health, write_health
+from flamest.coordinator.rounds import Cohort, RoundPolicy, Submission, UpdateSummary, after_close, on_update
+from flamest.coordinator.serving.health import HEALTH_FILE, create_health_file, read_health, write_health
 from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.storage.run_store import RunStore
 from flamest.coordinator.storage.spool import Spool
@@ -42,7 +41,7 @@ def fill(folder: Path) -> Path:
 
 def submit(store: RunStore, state):
     content = encode_params(SPEC, initial_params(SPEC, state.open.number))
-    report = Report("a", f"{state.open.number:032x}", 5, "d")
+    report = UpdateSummary("a", f"{state.open.number:032x}", 5, "d")
     after, _ = on_update(state, Submission(state.open.number, state.model_sha256, report), None, 0.0)
     spool = Spool(store.spool_folder, len(content))
     try:
@@ -96,7 +95,7 @@ def main(mount: Path) -> None:
     with RunStore.open(folder, RUN) as store:
         found["same after a restart"] = store.load(RoundPolicy(2, 1, 9.0), COHORT)[0].model_sha256 == state.model_sha256
     found["left"] = [path.name for path in folder.rglob("*") if path.name.endswith((".tmp", ".f32"))]
-    found["size of health"] = os.stat(folder / HEALTH).st_size
+    found["size of health"] = os.stat(folder / HEALTH_FILE).st_size
     sys.stdout.write(json.dumps(found) + "\n")
 
 

@@ -11,7 +11,7 @@ import apsw
 import pytest
 from flamest.base.errors import DataError, FlamestError, SettingsError
 from flamest.coordinator.rounds import Cohort, RoundPolicy
-from flamest.coordinator.storage.database import FILE, read_database
+from flamest.coordinator.storage.database import DATABASE_FILE, read_database
 from flamest.coordinator.storage.run_store import RunStore
 from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import RunSettings
@@ -60,12 +60,12 @@ def test_a_changed_database_page_is_found_at_the_start_or_unused(folder, tmp_pat
     begin(folder)
     with RunStore.open(folder, RUN) as store:
         expected = store.load(POLICY, COHORT)[0]
-    whole, found = (folder / FILE).read_bytes(), 0
+    whole, found = (folder / DATABASE_FILE).read_bytes(), 0
     for place in range(0, len(whole), PAGE):
         content = bytearray(whole)
         content[place : place + PAGE] = random.Random(place).randbytes(PAGE)
         shutil.copytree(folder, copy := tmp_path / f"copy-{place}")
-        (copy / FILE).write_bytes(bytes(content))
+        (copy / DATABASE_FILE).write_bytes(bytes(content))
         found_at_start = started(copy)
         if found_at_start == expected:  # an index that no query needed
             continue
@@ -77,15 +77,15 @@ def test_a_changed_database_page_is_found_at_the_start_or_unused(folder, tmp_pat
 def test_a_missing_wal_file_after_a_crash_is_noticed(folder):
     """Without its -wal file the database would open as it was long before."""
     subprocess.run([sys.executable, "-c", BEGIN_AND_DIE, str(folder)], check=False)
-    log_file = folder / f"{FILE}-wal"
+    log_file = folder / f"{DATABASE_FILE}-wal"
     kept = log_file.read_bytes()
     log_file.unlink()
-    before = (folder / FILE).read_bytes()
+    before = (folder / DATABASE_FILE).read_bytes()
     with pytest.raises(DataError, match="-wal, which held the last changes, is gone") as refused:
         RunStore.open(folder, RUN)
     assert (refused.value.code, refused.value.exit_code) == ("corrupt_state", 65)
     assert "backup" in refused.value.fix
-    assert (folder / FILE).read_bytes() == before
+    assert (folder / DATABASE_FILE).read_bytes() == before
     log_file.write_bytes(kept)  # found again
     with RunStore.open(folder, RUN) as store:
         assert store.load(POLICY, COHORT)[0].open.number == 1
@@ -93,18 +93,18 @@ def test_a_missing_wal_file_after_a_crash_is_noticed(folder):
 
 def test_reading_the_state_after_a_crash_keeps_the_wal_file(folder):
     subprocess.run([sys.executable, "-c", BEGIN_AND_DIE, str(folder)], check=False)
-    read_database(folder / FILE).close()
+    read_database(folder / DATABASE_FILE).close()
     begin(folder)
 
 
 def test_an_orderly_end_leaves_only_the_main_file(folder):
     begin(folder)
-    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(FILE)) == [FILE]
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(DATABASE_FILE)) == [DATABASE_FILE]
 
 
 def test_a_newer_database_is_refused_and_no_byte_changes(tmp_path):
     begin(tmp_path)
-    newer = apsw.Connection(str(tmp_path / FILE))
+    newer = apsw.Connection(str(tmp_path / DATABASE_FILE))
     newer.pragma("user_version", 99)
     newer.close()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

@@ -139,7 +139,7 @@ def test_sharing_silos_evaluate_each_others_models_others_the_final_one(finished
     sent = {params_sha256(initial_params(run.head, seed=200 + ord(silo))) for silo in "ab"}
     assert seen == {"a": sent, "b": sent, "c": set()}
     with finished.client("c") as client:
-        with pytest.raises(DataError, match="no model 1 to measure"):
+        with pytest.raises(DataError, match="no model 1 to evaluate"):
             client.fetch_subject(run, status, 1)
 
 
@@ -193,7 +193,7 @@ def test_best_and_last_model_are_kept_and_can_be_exported(finished, tmp_path):
     kept = sorted(path.name for path in models.iterdir())
     assert kept == ["round-000001.safetensors", "round-000002.safetensors"]  # keep_models = 1, and the best one
     taken = take_model(finished.settings(), tmp_path / "best.safetensors", "best")
-    assert taken["round"] == 1  # the only one that a later round measured
+    assert taken["round"] == 1  # the only one that a later round evaluated
     now = status_of(finished.settings())
     assert (now["last"], now["best"]) == ({"round": 2, "accuracy": None}, {"round": 1, "accuracy": 0.4})
     assert "best model so far: round 1, accuracy 0.400" in status_lines(now)

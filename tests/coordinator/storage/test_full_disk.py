@@ -17,7 +17,7 @@ from flamest.base import files
 from flamest.base.errors import DataError, StorageError
 from flamest.base.files import sha256_bytes
 from flamest.coordinator.admin.status import status_lines, status_of
-from flamest.coordinator.rounds import Cohort, Report, RoundPolicy, Submission, after_close, on_update
+from flamest.coordinator.rounds import Cohort, RoundPolicy, Submission, UpdateSummary, after_close, on_update
 from flamest.coordinator.serving.health import HEALTHY, Health, create_health_file, read_health, write_health
 from flamest.coordinator.storage import payloads as payloads_module
 from flamest.coordinator.storage import spool as spool_module
@@ -46,7 +46,7 @@ def may_mount() -> bool:
 
 def submit(store: RunStore, state):
     content = encode_params(SPEC, initial_params(SPEC, 9))
-    report = Report("a", "0a" * 16, 5, "d")
+    report = UpdateSummary("a", "0a" * 16, 5, "d")
     after, _ = on_update(state, Submission(1, state.model_sha256, report), None, 0.0)
     spool = Spool(store.spool_folder, len(content))
     try:
@@ -107,10 +107,10 @@ def test_a_full_disk_at_any_step_leaves_nothing_half_done(tmp_path, monkeypatch)
                     close(store, submit(store, state))
             assert (refused.value.code, refused.value.exit_code) == ("disk_full", 74), failing
             assert not [path for path in set(folder.rglob("*")) - before if path.name.endswith(".tmp")]
-            if store.report(1, "a") is None:
+            if store.accepted_update(1, "a") is None:
                 state = submit(store, state)
             else:
-                state, _ = on_update(state, Submission(1, state.model_sha256, store.report(1, "a")), None, 0.0)
+                state, _ = on_update(state, Submission(1, state.model_sha256, store.accepted_update(1, "a")), None, 0.0)
             assert close(store, state) == expected
 
 

@@ -9,9 +9,17 @@ import pytest
 from flamest.base.errors import DataError, LockedError, SettingsError, StorageError
 from flamest.base.files import FileLock, sha256_bytes
 from flamest.coordinator.admin.history import History, is_served
-from flamest.coordinator.rounds import Cohort, Report, RoundPolicy, Submission, after_abandon, after_close, on_update
+from flamest.coordinator.rounds import (
+    Cohort,
+    RoundPolicy,
+    Submission,
+    UpdateSummary,
+    after_abandon,
+    after_close,
+    on_update,
+)
 from flamest.coordinator.storage import run_store as state_module
-from flamest.coordinator.storage.database import FILE
+from flamest.coordinator.storage.database import DATABASE_FILE
 from flamest.coordinator.storage.journal import RoundEnd, StoredUpdate
 from flamest.coordinator.storage.run_store import RunStore
 from flamest.coordinator.storage.spool import Spool, keep_spare
@@ -51,7 +59,7 @@ def load(store):
 def send(store, state, silo: str, seed: int = 1, examples: int = 5):
     """An accepted update, durable; the state that counts it."""
     payload = encode_params(SPEC, initial_params(SPEC, seed))
-    report = Report(silo, "0a" * 16, examples, f"digest-{silo}")
+    report = UpdateSummary(silo, "0a" * 16, examples, f"digest-{silo}")
     state, _ = on_update(state, Submission(state.open.number, state.model_sha256, report), None, 0.0)
     spool = Spool(store.spool_folder, len(payload))
     try:
@@ -162,7 +170,7 @@ def test_strategy_state_of_an_uncommitted_round_is_not_used(folder):
     with opened(folder, run) as store:
         again, _ = load(store)
         found = store.server_state(again)
-    assert found.left == server_state.left == 2
+    assert found.rounds_left == server_state.rounds_left == 2
     assert all((found.arrays["h"][name] == tensor).all() for name, tensor in server_state.arrays["h"].items())
     assert [path.name for path in (folder / "runs" / "r" / "memory").iterdir()] == ["round-000001.arrays"]
 
@@ -193,7 +201,7 @@ def test_with_damaged_strategy_state_the_run_resumes_one_round_earlier(folder, h
     with opened(folder, run) as store:
         state, params = load(store)
         assert (state.closed, state.last_round, state.open.number) == (1, 3, 4)
-        assert store.server_state(state).left == 2
+        assert store.server_state(state).rounds_left == 2
     with History.open(folder, "r") as history:
         assert [row.status for row in history.rounds()] == ["closed", "lost", "lost", "open"]
 
@@ -220,7 +228,7 @@ def test_leftovers_of_a_crash_are_removed_acknowledged_updates_stay(folder):
     (run / "updates" / "000000").mkdir()
     with opened(folder) as store:
         state, _ = load(store)
-        assert list(state.open.reports) == ["a"]
+        assert list(state.open.accepted) == ["a"]
         assert [part.silo for part in store.contributions(1)] == ["a"]
     assert {path.name for path in run.rglob("*") if path.is_file()} == {"a.f32", "round-000000.safetensors"}
 
@@ -244,9 +252,9 @@ def test_an_update_that_was_not_committed_does_not_count(folder):
         with pytest.raises(StorageError, match="disk full"):
             send(store, state, "a")
         store.journal.db = database
-        assert store.report(1, "a") is None
+        assert store.accepted_update(1, "a") is None
         send(store, state, "a")  # space has returned
-        assert store.report(1, "a").silo == "a"
+        assert store.accepted_update(1, "a").silo == "a"
 
 
 def test_changed_settings_of_a_run_are_refused_naming_their_keys(folder):
@@ -332,7 +340,7 @@ def test_a_damaged_update_is_found_when_the_round_closes(folder):
 def test_a_lost_database_does_not_restart_the_run(folder):
     with opened(folder) as store:
         close(store, send(store, load(store)[0], "a"))
-    for path in folder.glob(f"{FILE}*"):
+    for path in folder.glob(f"{DATABASE_FILE}*"):
         path.unlink()
     with opened(folder) as store:
         with pytest.raises(DataError, match="does not know the run") as refused:
@@ -343,7 +351,7 @@ def test_a_lost_database_does_not_restart_the_run(folder):
 def test_a_damaged_database_is_found_at_the_start(folder):
     with opened(folder) as store:
         load(store)
-    path = folder / FILE
+    path = folder / DATABASE_FILE
     content = bytearray(path.read_bytes())
     for place in range(4096, len(content), 7):
         content[place] ^= 0x5A
@@ -358,10 +366,10 @@ def test_a_database_of_a_newer_version_is_not_touched(folder):
     with opened(folder) as store:
         load(store)
         store.journal.db.pragma("user_version", 99)
-    before = (folder / FILE).read_bytes()
+    before = (folder / DATABASE_FILE).read_bytes()
     with pytest.raises(SettingsError, match="newer version"):
         opened(folder)
-    assert (folder / FILE).read_bytes() == before
+    assert (folder / DATABASE_FILE).read_bytes() == before
 
 
 def test_old_models_are_removed_only_when_asked(folder):

@@ -15,7 +15,7 @@ from flamest.agent.training.trainer import HeadTrainer, shuffle_seed
 from flamest.base.errors import DataError, InvariantError
 from flamest.coordinator.strategies.algorithm import ServerState
 from flamest.coordinator.strategies.composition import aggregate, first_state
-from flamest.coordinator.strategies.contributions import HeldContribution
+from flamest.coordinator.strategies.contributions import InMemoryContribution
 from flamest.coordinator.strategies.fedavg import fedavg
 from flamest.coordinator.strategies.feddyn import feddyn
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
@@ -72,10 +72,10 @@ def ours(run: RunSettings, dtype: DType = "float64") -> dict[str, np.ndarray]:
         for silo in present(number):
             trained, corrections[silo] = train_silo(trainer, run, silo, number, params, tables[silo], corrections[silo])
             sent = {name: tensor.astype(np.float32) for name, tensor in trained.params.items()}
-            parts.append(HeldContribution(silo, len(tables[silo]), sent))
+            parts.append(InMemoryContribution(silo, len(tables[silo]), sent))
         made = aggregate(run.strategy, SPEC, params, parts, state, len(tables))
         params, state = made.params, made.state
-    assert state.left == 0
+    assert state.rounds_left == 0
     return params
 
 
@@ -183,13 +183,13 @@ def test_strategies_end_in_different_models_so_comparisons_can_fail():
             assert np.abs(one - other).max() > 1e-3
 
 
-def parts_of(*seeds: int) -> list[HeldContribution]:
-    return [HeldContribution(f"silo-{seed}", 3 + seed, initial_params(SPEC, seed)) for seed in seeds]
+def parts_of(*seeds: int) -> list[InMemoryContribution]:
+    return [InMemoryContribution(f"silo-{seed}", 3 + seed, initial_params(SPEC, seed)) for seed in seeds]
 
 
 def test_feddyn_step_by_hand():
     full = lambda value: {name: np.full(shape, value, np.float32) for name, shape in SPEC.shapes.items()}  # noqa: E731
-    parts = [HeldContribution("a", 100, full(3.0)), HeldContribution("b", 1, full(5.0))]
+    parts = [InMemoryContribution("a", 100, full(3.0)), InMemoryContribution("b", 1, full(5.0))]
     old = {name: np.full(shape, 0.25) for name, shape in SPEC.shapes.items()}
     params, h = feddyn(SPEC, parts, old, full(1.0), alpha=0.5, silos=4)
     assert {float(value) for tensor in h.values() for value in tensor.flat} == {0.25 - 0.5 / 4 * (2 + 4)}
@@ -217,14 +217,14 @@ def test_bad_update_raises_and_leaves_the_state_unchanged(name):
 
 
 def test_default_strategy_is_fedavg_to_the_bit():
-    made = aggregate(Strategy(), SPEC, initial_params(SPEC, 0), parts_of(1, 2, 3), ServerState(left=5), 3)
+    made = aggregate(Strategy(), SPEC, initial_params(SPEC, 0), parts_of(1, 2, 3), ServerState(rounds_left=5), 3)
     assert params_sha256(made.params) == params_sha256(fedavg(SPEC, parts_of(1, 2, 3)))
-    assert (made.state.left, made.state.arrays, made.state.tail) == (4, {}, {})
+    assert (made.state.rounds_left, made.state.arrays, made.state.tail) == (4, {}, {})
 
 
 @pytest.mark.parametrize(("last", "averaged"), [(0, 1), (1, 1), (2, 2), (3, 3), (9, 3)])
 def test_the_final_model_is_the_plain_mean_of_the_last_rounds(last, averaged):
-    state, models, base = ServerState(left=3), [], initial_params(SPEC, 0)
+    state, models, base = ServerState(rounds_left=3), [], initial_params(SPEC, 0)
     for number in (1, 2, 3):
         plain = fedavg(SPEC, parts_of(number, number + 1))
         models.append(plain)

@@ -9,7 +9,7 @@ import tracemalloc
 
 import pytest
 from flamest.base.files import sha256_bytes
-from flamest.coordinator.rounds import Cohort, Report, RoundPolicy, Submission, on_update
+from flamest.coordinator.rounds import Cohort, RoundPolicy, Submission, UpdateSummary, on_update
 from flamest.coordinator.storage.journal import StoredUpdate
 from flamest.coordinator.storage.run_store import RunStore
 from flamest.coordinator.storage.spool import Spool
@@ -37,7 +37,7 @@ def run_of(strategy: Strategy, spec: HeadSpec, name: str = "r") -> RunSettings:
 
 def keep(store: RunStore, state, silo: str, payload: bytes, examples: int):
     """An update, durable; the state that counts it."""
-    report = Report(silo, f"{ord(silo[0]):032x}", examples, f"digest-{silo}")
+    report = UpdateSummary(silo, f"{ord(silo[0]):032x}", examples, f"digest-{silo}")
     state, _ = on_update(state, Submission(1, state.model_sha256, report), None, 0.0)
     spool = Spool(store.spool_folder, len(payload))
     spool.feed(payload)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flamest.base.errors import DataError, InvariantError
 from flamest.coordinator.storage.evaluations import pool_evaluations
-from flamest.coordinator.strategies.contributions import HeldContribution, distance
+from flamest.coordinator.strategies.contributions import InMemoryContribution, distance
 from flamest.coordinator.strategies.fedavg import fedavg
 from flamest.coordinator.strategies.norm_bound import ArrivingDistance
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
@@ -17,8 +17,8 @@ SPEC = HeadSpec(inputs=5, outputs=3, hidden=(4,))
 WIDE = HeadSpec(inputs=700, outputs=3, hidden=(110,))  # more values than a block has
 
 
-def contributions(*examples: int) -> list[HeldContribution]:
-    return [HeldContribution(f"silo-{i}", n, initial_params(SPEC, seed=i)) for i, n in enumerate(examples)]
+def contributions(*examples: int) -> list[InMemoryContribution]:
+    return [InMemoryContribution(f"silo-{i}", n, initial_params(SPEC, seed=i)) for i, n in enumerate(examples)]
 
 
 def test_weighted_mean_is_exact_to_the_last_bit():
@@ -47,8 +47,8 @@ def test_mean_of_one_silo_is_its_model():
 
 def test_weights_are_shares_of_examples():
     one, two = contributions(1, 3)
-    ones = HeldContribution("a", 1, {name: np.full(shape, 4.0, np.float32) for name, shape in SPEC.shapes.items()})
-    zeros = HeldContribution("b", 3, {name: np.zeros(shape, np.float32) for name, shape in SPEC.shapes.items()})
+    ones = InMemoryContribution("a", 1, {name: np.full(shape, 4.0, np.float32) for name, shape in SPEC.shapes.items()})
+    zeros = InMemoryContribution("b", 3, {name: np.zeros(shape, np.float32) for name, shape in SPEC.shapes.items()})
     assert all((tensor == 1.0).all() for tensor in fedavg(SPEC, [ones, zeros]).values())
     assert one.examples + two.examples == 4
 
@@ -70,7 +70,7 @@ def test_a_silo_counts_once():
 @pytest.mark.parametrize("examples", [0, -1])
 def test_contribution_without_examples_is_refused(examples):
     with pytest.raises(InvariantError):
-        fedavg(SPEC, [HeldContribution("a", examples, initial_params(SPEC, 0))])
+        fedavg(SPEC, [InMemoryContribution("a", examples, initial_params(SPEC, 0))])
 
 
 def test_mean_of_no_updates_is_refused():
@@ -87,7 +87,7 @@ def test_nan_raises_and_gives_no_mean():
 
 def test_large_values_do_not_overflow_in_the_sum():
     large = {name: np.full(shape, 3e38, np.float32) for name, shape in SPEC.shapes.items()}
-    result = fedavg(SPEC, [HeldContribution("a", 2**31 - 1, large), HeldContribution("b", 2**31 - 1, large)])
+    result = fedavg(SPEC, [InMemoryContribution("a", 2**31 - 1, large), InMemoryContribution("b", 2**31 - 1, large)])
     assert params_sha256(result) == params_sha256(large)
 
 
@@ -124,7 +124,7 @@ def test_huge_values_have_a_distance_and_nan_is_refused():
 
 
 def test_block_sums_equal_tensor_sums_to_the_bit():
-    parts = [HeldContribution(f"{seed:02d}", 3 + 1000 * seed, initial_params(WIDE, seed)) for seed in range(11)]
+    parts = [InMemoryContribution(f"{seed:02d}", 3 + 1000 * seed, initial_params(WIDE, seed)) for seed in range(11)]
     expected = {name: np.zeros(shape) for name, shape in WIDE.shapes.items()}
     for part in parts:
         for name, tensor in part.params.items():

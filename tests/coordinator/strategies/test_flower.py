@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from flamest.coordinator.strategies.composition import aggregate, first_state
-from flamest.coordinator.strategies.contributions import HeldContribution
+from flamest.coordinator.strategies.contributions import InMemoryContribution
 from flamest.fedproto.head import HeadSpec, Params, initial_params
 from flamest.fedproto.records import RunSettings, Strategy
 
@@ -111,7 +111,9 @@ def ours(strategy: Strategy, given: dict[str, np.ndarray]) -> list[Params]:
     params, state, models = {name: given[f"start.{name}"] for name in SPEC.shapes}, first_state(run), []
     for number, present in enumerate(given["present"]):
         parts = [
-            HeldContribution(f"silo-{place}", int(examples), {name: given[name][number, place] for name in SPEC.shapes})
+            InMemoryContribution(
+                f"silo-{place}", int(examples), {name: given[name][number, place] for name in SPEC.shapes}
+            )
             for place, examples in enumerate(given["examples"])
             if present[place]
         ]

@@ -9,7 +9,7 @@ import pytest
 from flamest.base.errors import DataError, InvariantError
 from flamest.coordinator.strategies import robust
 from flamest.coordinator.strategies.composition import aggregate, first_state, needs_two_passes, strategy_problems
-from flamest.coordinator.strategies.contributions import HeldContribution, distance, float32
+from flamest.coordinator.strategies.contributions import InMemoryContribution, distance, float32
 from flamest.coordinator.strategies.robust import clipped, median, trimmed, trimmed_mean
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import RunSettings, Strategy
@@ -32,8 +32,8 @@ def values(tensors) -> set[float]:
     return {float(value) for tensor in tensors.values() for value in tensor.flat}
 
 
-def parts(*numbers: float) -> list[HeldContribution]:
-    return [HeldContribution(f"silo-{index}", 10**index, full(number)) for index, number in enumerate(numbers)]
+def parts(*numbers: float) -> list[InMemoryContribution]:
+    return [InMemoryContribution(f"silo-{index}", 10**index, full(number)) for index, number in enumerate(numbers)]
 
 
 def test_median_is_the_middle_or_the_mean_of_two():
@@ -58,7 +58,7 @@ def test_median_does_not_overflow_float32():
 
 @pytest.mark.parametrize("bytes_at_once", [1, 40, 1 << 20])
 def test_result_does_not_depend_on_the_block_size(bytes_at_once, monkeypatch):
-    given = [HeldContribution(f"{seed}", 1, initial_params(SPEC, seed)) for seed in range(6)]
+    given = [InMemoryContribution(f"{seed}", 1, initial_params(SPEC, seed)) for seed in range(6)]
     whole = median(SPEC, given)
     monkeypatch.setattr(robust, "BLOCK_BYTES", bytes_at_once)
     for name, tensor in median(SPEC, given).items():
@@ -78,7 +78,7 @@ def test_clipping_shortens_far_updates_and_leaves_others_unchanged():
 
 @pytest.mark.parametrize("strategy", TWO_PASSES)
 def test_one_pass_generator_is_refused_or_gives_the_same(strategy):
-    given = [HeldContribution(f"{seed}", 1, initial_params(SPEC, seed)) for seed in range(4)]
+    given = [InMemoryContribution(f"{seed}", 1, initial_params(SPEC, seed)) for seed in range(4)]
     expected = aggregate(strategy, SPEC, full(0.0), given, first_state(RUN), 4)
     try:
         made = aggregate(strategy, SPEC, full(0.0), iter(given), first_state(RUN), 4)
@@ -101,8 +101,8 @@ def test_no_updates_nan_and_wrong_order_are_refused(strategy):
 
 @pytest.mark.parametrize("strategy", [*TWO_PASSES[:3], Strategy()])
 def test_one_hostile_silo_of_five_moves_only_undefended_means(strategy):
-    honest = [HeldContribution(f"{seed}", 10, initial_params(SPEC, seed)) for seed in range(4)]
-    hostile = HeldContribution("4", 10, full(1e30))
+    honest = [InMemoryContribution(f"{seed}", 10, initial_params(SPEC, seed)) for seed in range(4)]
+    hostile = InMemoryContribution("4", 10, full(1e30))
     made = aggregate(strategy, SPEC, full(0.0), [*honest, hostile], first_state(RUN), 5).params
     largest = max(float(np.abs(tensor).max()) for tensor in made.values())
     assert (largest < 1.0) is needs_two_passes(strategy)
