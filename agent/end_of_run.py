@@ -71,14 +71,14 @@ class EndOfRun:
         """Fetch the final model and use it, or keep using this silo's own where the policy finds that better."""
         model = client.fetch(run, task)
         final = ModelFile(run.head, model.params, run.labels, run.fingerprint, run.run, task.round)
-        adoption = self._compare(run, model)
-        if adoption is not None and adoption.own:
+        choice = self._compare(run, model)
+        if choice is not None and choice.own:
             write_model(self._state / REFUSED_MODEL, final)
             write_model(self._state / FINAL_MODEL, read_model(self._state / OWN_MODEL))
         else:
             write_model(self._state / FINAL_MODEL, final)
         ClientState.of_run(self._state, run).remove()
-        used = ModelInUse("own" if adoption and adoption.own else "final", adoption.text if adoption else "")
+        used = ModelInUse("own" if choice and choice.own else "final", choice.text if choice else "")
         log.info("final_model", round=task.round, sha256=model.sha256[:12], file=FINAL_MODEL, adopted=used.model)
         return used
 

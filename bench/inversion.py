@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from flamest.agent.egress.policy import CLIP_NORM, NOISE
+from flamest.agent.egress.policy import DEFAULT_CLIP_NORM, DEFAULT_NOISE
 from flamest.agent.training.dataset import FeatureTable
 from flamest.agent.training.private import Protection, fresh_generator, protected
 from flamest.agent.training.trainer import HeadTrainer, shuffle_seed
@@ -23,7 +23,7 @@ SPEC, SETTINGS = HeadSpec(2816, 101), TrainSettings()
 COUNTS, SEEDS = (1, 4, 16, 64, 256), (0, 1, 2)
 SEARCH = Search(aligning=200, unrolled=40)
 OTHERS = 1000  # seed of clips of the attacker's own
-CLIP = Protection("clip", CLIP_NORM, NOISE)
+CLIP = Protection("clip", DEFAULT_CLIP_NORM, DEFAULT_NOISE)
 
 
 def measure() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from flamest.agent.egress.accountant import Spend, epsilon_of
-from flamest.agent.egress.policy import CLIP_NORM, DELTA, NOISE, SAMPLE_CLIP, Policy
+from flamest.agent.egress.policy import DEFAULT_CLIP_NORM, DEFAULT_DELTA, DEFAULT_NOISE, DEFAULT_SAMPLE_CLIP, Policy
 from flamest.agent.training.dataset import FeatureTable
 from flamest.agent.training.private import UNPROTECTED, Protection, Sampling
 from flamest.coordinator.strategies.contributions import Contribution
@@ -27,11 +27,11 @@ SETTINGS = TrainSettings(epochs=1, batch_size=64)
 POLICIES = {
     "off": (Policy(), UNPROTECTED),
     "counts as powers of two": (Policy(report_counts="power-of-two"), UNPROTECTED),
-    "clip, as it comes": (Policy(), Protection("clip", CLIP_NORM, NOISE)),
-    "clip, five times as far": (Policy(), Protection("clip", 5 * CLIP_NORM, NOISE)),
-    "record-dp, noise 1": (Policy(), Protection("record-dp", SAMPLE_CLIP, 1.0)),
-    "record-dp, noise 2": (Policy(), Protection("record-dp", SAMPLE_CLIP, 2.0)),
-    "record-dp, noise 4": (Policy(), Protection("record-dp", SAMPLE_CLIP, 4.0)),
+    "clip, as it comes": (Policy(), Protection("clip", DEFAULT_CLIP_NORM, DEFAULT_NOISE)),
+    "clip, five times as far": (Policy(), Protection("clip", 5 * DEFAULT_CLIP_NORM, DEFAULT_NOISE)),
+    "record-dp, noise 1": (Policy(), Protection("record-dp", DEFAULT_SAMPLE_CLIP, 1.0)),
+    "record-dp, noise 2": (Policy(), Protection("record-dp", DEFAULT_SAMPLE_CLIP, 2.0)),
+    "record-dp, noise 4": (Policy(), Protection("record-dp", DEFAULT_SAMPLE_CLIP, 4.0)),
 }
 
 
@@ -48,7 +48,7 @@ def measure() -> dict[str, Any]:
 
 def _epsilon(rows: int, protection: Protection) -> float:
     sampling = Sampling.of(rows, SETTINGS)
-    return epsilon_of([Spend(sampling.rate, protection.noise, sampling.steps)] * ROUNDS, DELTA)
+    return epsilon_of([Spend(sampling.rate, protection.noise, sampling.steps)] * ROUNDS, DEFAULT_DELTA)
 
 
 def _run(seed: int, policy: Policy, protection: Protection) -> tuple[float, int]:

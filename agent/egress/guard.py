@@ -1,4 +1,4 @@
-"""The egress guard: the only way out of a silo.
+"""The egress guard: everything that leaves a silo goes through it.
 
 Every update goes through :meth:`EgressGuard.send`: checked against the policy, kept as a file, entered in the egress
 ledger, and only then sent. So an update identifier never refers to two different updates: after a restart the same
@@ -25,7 +25,7 @@ from .accountant import Spend, epsilon_of
 from .ledger import Entry, EntryType, Ledger, TensorSent
 from .messages import EvaluationMessage, UpdateMessage
 from .pending_update import PendingUpdate, read_pending, write_pending
-from .policy import FLOOR, Policy, PolicyRefused
+from .policy import MIN_SAMPLES_FLOOR, Policy, PolicyRefused
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8", "sparse_int8": "sparse int8"}
 
@@ -142,7 +142,7 @@ class EgressGuard:
             sha256=sha256_bytes(message.encoded),
             models=len(results),
             reported=_reported(first),
-            overrides=self.policy.overridden(FLOOR, evaluation=first is not None),
+            overrides=self.policy.overridden(MIN_SAMPLES_FLOOR, evaluation=first is not None),
         )
         client.send_evaluation(message)
 

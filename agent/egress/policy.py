@@ -16,9 +16,10 @@ from ...fedproto.records import Evaluation, TrainSettings
 from ..training.private import Protection, Sampling
 from .accountant import Spend, epsilon_of
 
-FLOOR = 256  # clips: below it embeddings were computed back from updates (docs/privacy.md has the figures)
-CLIP_NORM, NOISE = 1.0, 1e-3  # of privacy = "clip", unless agent.toml sets them
-SAMPLE_CLIP, NOISE_MULTIPLIER, EPSILON, DELTA = 1.0, 1.0, 8.0, 1e-5  # of privacy = "record-dp"
+MIN_SAMPLES_FLOOR = 256  # clips: below it embeddings were computed back from updates (docs/privacy.md has the figures)
+DEFAULT_CLIP_NORM, DEFAULT_NOISE = 1.0, 1e-3  # of privacy = "clip", unless agent.toml sets them
+DEFAULT_SAMPLE_CLIP, DEFAULT_NOISE_MULTIPLIER = 1.0, 1.0  # of privacy = "record-dp"
+DEFAULT_EPSILON, DEFAULT_DELTA = 8.0, 1e-5  # of privacy = "record-dp"
 
 Reason = Literal["few_samples", "budget_spent", "class_balanced", "withdrawn"]
 
@@ -39,7 +40,7 @@ class PolicyRefused(DataError):
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The table. What is not set has the default of its mode; keys of another mode are an error."""
 
-    min_samples: int = FLOOR  # an update trained on fewer clips is not sent
+    min_samples: int = MIN_SAMPLES_FLOOR  # an update trained on fewer clips is not sent
     min_samples_override: bool = False  # allows a min_samples below the floor; the ledger records it
     hold_out: float = 0.2  # share of this silo's groups kept from training, 0 to 0.9
     codec: Codec | None = None  # the coarsest that this silo's updates may be coded with; the run's when not set
@@ -62,10 +63,10 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def protection(self) -> Protection:
         """Protection that the mode applies in training and to the update."""
         if self.privacy == "clip":
-            return Protection("clip", _or(self.clip_norm, CLIP_NORM), _or(self.noise, NOISE))
+            return Protection("clip", _or(self.clip_norm, DEFAULT_CLIP_NORM), _or(self.noise, DEFAULT_NOISE))
         if self.privacy == "record-dp":
-            clip, noise = _or(self.sample_clip, SAMPLE_CLIP), _or(self.noise_multiplier, NOISE_MULTIPLIER)
-            return Protection("record-dp", clip, noise)
+            noise = _or(self.noise_multiplier, DEFAULT_NOISE_MULTIPLIER)
+            return Protection("record-dp", _or(self.sample_clip, DEFAULT_SAMPLE_CLIP), noise)
         return Protection()
 
     @property
@@ -73,7 +74,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """(epsilon, delta) with record-dp."""
         if self.privacy != "record-dp":
             return None
-        return _or(self.epsilon, EPSILON), _or(self.delta, DELTA)
+        return _or(self.epsilon, DEFAULT_EPSILON), _or(self.delta, DEFAULT_DELTA)
 
     @property
     def reports(self) -> bool:
@@ -108,8 +109,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def overridden(self, clips: int, *, evaluation: bool) -> tuple[str, ...]:
         """Return those ``overrides`` that a message of so many clips needs, with or without an evaluation."""
         given_up = []
-        if self.min_samples < FLOOR and clips < FLOOR:
-            given_up.append(f"min_samples {self.min_samples} is below the floor of {FLOOR}")
+        if self.min_samples < MIN_SAMPLES_FLOOR and clips < MIN_SAMPLES_FLOOR:
+            given_up.append(f"min_samples {self.min_samples} is below the floor of {MIN_SAMPLES_FLOOR}")
         if self.privacy == "record-dp" and self.reports and evaluation:
             given_up.append("report_evaluation with record-dp tells of held-out clips, which epsilon does not cover")
         return tuple(given_up)
@@ -157,10 +158,10 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         wrong = []
         if self.min_samples < 1:
             wrong.append("min_samples: expected 1 or more")
-        elif self.min_samples < FLOOR and not self.min_samples_override:
+        elif self.min_samples < MIN_SAMPLES_FLOOR and not self.min_samples_override:
             wrong.append(
-                f"min_samples: {self.min_samples} is below the floor of {FLOOR}, below which clips' embeddings can be "
-                "reconstructed from updates (docs/privacy.md); set min_samples_override = true if you accept that"
+                f"min_samples: {self.min_samples} is below the floor of {MIN_SAMPLES_FLOOR}, below which clips' embeddings "
+                "can be reconstructed from updates (docs/privacy.md); set min_samples_override = true if you accept that"
             )
         if not 0.0 <= self.hold_out <= 0.9:
             wrong.append("hold_out: expected 0 to 0.9")

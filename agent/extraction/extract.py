@@ -28,7 +28,7 @@ from ...runtime.extractor import ExtractionResult, Extractor, open_extractor
 from .clips import ClipFolder, FoundClip, scan_clips
 from .precision_policy import AutotuneSettings, PrecisionPolicy
 from .report import (
-    REMEMBERED,
+    REMEMBERED_CODES,
     ClipWarning,
     ExtractReport,
     ExtractRequest,
@@ -234,7 +234,7 @@ class _Extraction:
                 )
         except DataError as error:
             failure = Failure(error.code, without_path(seen.found, error.message), self._request.limits.timeout_s)
-            if failure.code in REMEMBERED:
+            if failure.code in REMEMBERED_CODES:
                 self._store.note_failure(seen.found.name, clip.sha256, failure)
             return _Outcome(failed_clip(seen.found, failure))
         self._store.add(clip, features, name=seen.found.name)

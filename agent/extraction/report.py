@@ -64,10 +64,10 @@ class ExtractRequest:
     training_precision: str | None = None  # the precision that the settings name for training
 
 
-TIMEOUT = "video_timeout"
+TIMEOUT_CODE = "video_timeout"
 # Failures caused by the file: the same content is not tried again. Others may not occur next time.
-REMEMBERED = frozenset(
-    {"video_empty", "video_not_video", "video_no_stream", "video_damaged", "video_too_large", TIMEOUT}
+REMEMBERED_CODES = frozenset(
+    {"video_empty", "video_not_video", "video_no_stream", "video_damaged", "video_too_large", TIMEOUT_CODE}
     | {"video_unknown_codec", "decoder_crashed"}
 )
 
@@ -86,7 +86,7 @@ class FailedClip:
 def failed_clip(found: FoundClip, failure: Failure, *, known: bool = False) -> FailedClip:
     """Return the failure with its reason, without the path at its start: the clip's name is shown with it."""
     sentence = without_path(found, failure.message)
-    if failure.code == TIMEOUT:
+    if failure.code == TIMEOUT_CODE:
         sentence += "; a larger --clip-timeout (agent.toml: clip_timeout in [work]) tries it again"
     return FailedClip(found.name, f"{failure.code}: {sentence}", known)
 
@@ -97,9 +97,9 @@ def without_path(found: FoundClip, message: str) -> str:
 
 def still_holds(failure: Failure, limits: DecodeLimits) -> bool:
     """True when a clip that failed like this need not be tried again under ``limits``."""
-    if failure.code == TIMEOUT and (failure.limit_s or 0.0) < limits.timeout_s:
+    if failure.code == TIMEOUT_CODE and (failure.limit_s or 0.0) < limits.timeout_s:
         return False
-    return failure.code in REMEMBERED
+    return failure.code in REMEMBERED_CODES
 
 
 def count_by_code(failed: Iterable[FailedClip]) -> dict[str, int]:

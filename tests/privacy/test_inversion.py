@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from flamest.agent.egress.policy import CLIP_NORM, FLOOR, NOISE, Policy, PolicyRefused
+from flamest.agent.egress.policy import DEFAULT_CLIP_NORM, DEFAULT_NOISE, MIN_SAMPLES_FLOOR, Policy, PolicyRefused
 from flamest.agent.training.dataset import FeatureTable
 from flamest.agent.training.private import Protection, fresh_generator, protected
 from flamest.agent.training.trainer import HeadTrainer
@@ -39,14 +39,14 @@ def test_without_a_policy_division_recovers_clips_of_a_small_update():
 
 def test_at_the_floor_division_recovers_nothing():
     """0 of 256 within 5 %, with plain gradient descent."""
-    table, base, update = after_sgd(FLOOR)
+    table, base, update = after_sgd(MIN_SAMPLES_FLOOR)
     assert nearest(divide(base, update), table.x).recovered == 0
 
 
 def test_a_clipped_and_noised_update_reveals_nothing():
     """``privacy = "clip"`` as it comes, on the small update that the attack works on."""
     table, base, update = after_sgd(4)
-    sent = protected(base, update, Protection("clip", CLIP_NORM, NOISE), fresh_generator())
+    sent = protected(base, update, Protection("clip", DEFAULT_CLIP_NORM, DEFAULT_NOISE), fresh_generator())
     assert nearest(divide(base, sent), table.x).recovered == 0
 
 
@@ -74,10 +74,10 @@ def test_the_optimisation_attack_finds_no_clip_in_an_update_of_adam():
     assert 0.3 < found.cosines[0] < 0.99
 
 
-@pytest.mark.parametrize("count", [1, 4, 16, 64, FLOOR - 1])
+@pytest.mark.parametrize("count", [1, 4, 16, 64, MIN_SAMPLES_FLOOR - 1])
 def test_the_policy_refuses_every_update_below_the_floor(count):
     """``policy_refused``, whatever the run asks for."""
     with pytest.raises(PolicyRefused) as error:
         Policy().permit(count, SETTINGS, ())
     assert error.value.code == "policy_refused"
-    assert Policy().permit(FLOOR, SETTINGS, ()) is None
+    assert Policy().permit(MIN_SAMPLES_FLOOR, SETTINGS, ()) is None

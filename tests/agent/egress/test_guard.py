@@ -11,7 +11,7 @@ from flamest.agent.egress.accountant import Spend
 from flamest.agent.egress.guard import EgressGuard
 from flamest.agent.egress.ledger import LEDGER_FILE, read_ledger
 from flamest.agent.egress.pending_update import PENDING_FILE, PendingUpdate
-from flamest.agent.egress.policy import FLOOR, Policy, PolicyRefused
+from flamest.agent.egress.policy import MIN_SAMPLES_FLOOR, Policy, PolicyRefused
 from flamest.base.errors import InvariantError, StorageError
 from flamest.base.files import sha256_bytes
 from flamest.fedproto.codecs import encode_delta
@@ -162,7 +162,7 @@ def test_an_update_made_for_something_else_is_not_sent(silo, change):
 def test_an_update_of_too_few_clips_is_not_sent(silo):
     first = silo()
     with pytest.raises(PolicyRefused) as error:
-        first.send(first.trained(1, clips=FLOOR - 1))
+        first.send(first.trained(1, clips=MIN_SAMPLES_FLOOR - 1))
     assert error.value.reason == "few_samples"
     assert ledger(first) == []
 
@@ -315,7 +315,7 @@ def test_a_restart_sends_a_coded_update_as_it_was(make_federation, tmp_path):
 def test_an_override_is_in_the_ledger_with_the_update_that_needed_it(silo):
     few = Policy(min_samples=4, min_samples_override=True)
     first = silo(few)
-    first.send(first.trained(1, clips=FLOOR - 1))
+    first.send(first.trained(1, clips=MIN_SAMPLES_FLOOR - 1))
     (entry,) = ledger(first)
     assert entry.overrides == ("min_samples 4 is below the floor of 256",)
     (in_force,) = ledger(first, "policy")
@@ -324,7 +324,7 @@ def test_an_override_is_in_the_ledger_with_the_update_that_needed_it(silo):
     first.restarted(few)
     assert len(ledger(first, "policy")) == 1
     first.restarted(Policy())
-    assert [entry.policy["min_samples"] for entry in ledger(first, "policy")] == [4, FLOOR]
+    assert [entry.policy["min_samples"] for entry in ledger(first, "policy")] == [4, MIN_SAMPLES_FLOOR]
 
 
 def test_reporting_evaluations_with_record_dp_is_in_ledger_and_log(silo, monkeypatch):

@@ -5,7 +5,7 @@ import pickle
 import msgspec
 import pytest
 from flamest.agent.egress.accountant import Spend, epsilon_of
-from flamest.agent.egress.policy import FLOOR, Policy, PolicyRefused
+from flamest.agent.egress.policy import MIN_SAMPLES_FLOOR, Policy, PolicyRefused
 from flamest.agent.settings import load_agent_settings, write_settings_template
 from flamest.agent.training.private import Protection
 from flamest.base.errors import SettingsError
@@ -31,7 +31,8 @@ def policy(text: str, tmp_path) -> Policy:
 
 def test_the_defaults_are_strict(tmp_path):
     made = policy("", tmp_path)
-    assert (made.min_samples, made.report_counts, made.privacy, made.overrides()) == (FLOOR, "exact", "off", ())
+    expected = (MIN_SAMPLES_FLOOR, "exact", "off", ())
+    assert (made.min_samples, made.report_counts, made.privacy, made.overrides()) == expected
     assert (made.reports, made.report_classes, made.share_for_evaluation) == (True, 0, False)
     assert made.protection == Protection()
 
@@ -78,9 +79,9 @@ def test_the_modes_have_their_defaults(tmp_path):
 def test_a_message_has_the_overrides_that_it_needed_and_no_other():
     both = Policy(min_samples=4, min_samples_override=True, privacy="record-dp", report_evaluation=True)
     few, telling = both.overrides()
-    assert both.overridden(FLOOR - 1, evaluation=False) == (few,)
-    assert both.overridden(FLOOR, evaluation=True) == (telling,)
-    assert both.overridden(FLOOR, evaluation=False) == ()
+    assert both.overridden(MIN_SAMPLES_FLOOR - 1, evaluation=False) == (few,)
+    assert both.overridden(MIN_SAMPLES_FLOOR, evaluation=True) == (telling,)
+    assert both.overridden(MIN_SAMPLES_FLOOR, evaluation=False) == ()
 
 
 def test_record_dp_from_the_template_reports_no_evaluation(tmp_path):
