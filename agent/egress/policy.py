@@ -160,8 +160,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             wrong.append("min_samples: expected 1 or more")
         elif self.min_samples < MIN_SAMPLES_FLOOR and not self.min_samples_override:
             wrong.append(
-                f"min_samples: {self.min_samples} is below the floor of {MIN_SAMPLES_FLOOR}, below which clips' embeddings "
-                "can be reconstructed from updates (docs/privacy.md); set min_samples_override = true if you accept that"
+                f"min_samples: {self.min_samples} is below the floor of {MIN_SAMPLES_FLOOR}, below which clips' "
+                "embeddings can be reconstructed from updates (docs/privacy.md); set min_samples_override = true if "
+                "you accept that"
             )
         if not 0.0 <= self.hold_out <= 0.9:
             wrong.append("hold_out: expected 0 to 0.9")
