@@ -49,7 +49,7 @@ def check_bundle(bundle: Path, trusted: TrustedKeys = ()) -> tuple[CheckResult, 
 
 
 def check_graphs(folder: Path, manifest: Manifest) -> tuple[CheckResult, ...]:
-    """The same for a folder whose files are known to be right: one that is being exported."""
+    """Check the graphs of a folder whose files are known to be right: one that is being exported."""
     return tuple(
         result for name, graph in manifest.graphs.items() for result in _check_graph(folder, name, graph, manifest)
     )

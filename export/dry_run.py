@@ -47,7 +47,10 @@ class GraphEstimate:
 
 @dataclass(frozen=True)
 class SourceEstimate:
-    """``here``: location of the weights, for people; ``download_bytes``: 0 when nothing has to be fetched."""
+    """Source of one network.
+
+    ``here``: location of the weights, for people; ``download_bytes``: 0 when nothing has to be fetched.
+    """
 
     network: str
     name: str
@@ -107,7 +110,7 @@ Shape = tuple[int, ...]
 
 
 def _graph_shapes(entry: ExtractorEntry, sources: Mapping[str, WeightSource]) -> Iterator[tuple[str, list[Shape]]]:
-    """By graph the shapes of its constants, one network at a time."""
+    """Shapes of the constants of each graph, one network at a time."""
     if entry.vlm == "clip":
         model = _build_clip(sources["clip"])
         yield "clip", [*_shapes(model.vision_model), *_shapes(model.visual_projection)]

@@ -218,7 +218,7 @@ def describe_machine(facts: MachineFacts) -> dict[str, Any]:
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> Path:
-    """``FOLDER/gpu-check-GPU-DATE.json``; an earlier one of the same day and GPU is replaced."""
+    """Write ``FOLDER/gpu-check-GPU-DATE.json``; an earlier one of the same day and GPU is replaced."""
     gpu = report["machine"]["gpu"] or {"name": "none"}
     name = re.sub(r"[^a-z0-9]+", "-", gpu["name"].lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ def pick_clips(folder: Path, limit: int) -> list[Path]:
 
 
 def render_clips(folder: Path, count: int) -> list[Path]:
-    """``count`` seeded clips (MPEG-4, ``SIZE`` pixels square) in ``folder``."""
+    """Write ``count`` seeded clips (MPEG-4, ``SIZE`` pixels square) in ``folder``."""
     try:
         import av
     except ImportError as error:

@@ -153,7 +153,7 @@ def read_request(options: ExportOptions, capability: str) -> ExportRequest:
 
 
 def _sources(options: ExportOptions, entry: ExtractorEntry) -> dict[str, WeightSource]:
-    """By network of the extractor its source."""
+    """Source of each network of the extractor."""
     from ..weights.source import parse_common_source, parse_source
 
     given, common = options.sources.given(), parse_common_source(options.weights)

@@ -27,7 +27,7 @@ def gpu_check(
     clips: Annotated[int, typer.Option(min=1, help="Clips through the whole chain.")] = 16,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """On a machine with an NVIDIA GPU: build TensorRT engines, verify them, measure, and write one report file.
+    """Build, verify and measure TensorRT engines on a machine with an NVIDIA GPU, and write one report file.
 
     The report (JSON) holds the GPU, driver and versions, how each step went, and TensorRT and ONNX
     Runtime CUDA against the CPU: differences per graph, captions token by token, p50 and p95, clips a

@@ -46,5 +46,5 @@ class SourceOptions:
     videomae: VideomaeOption = None
 
     def given(self) -> dict[str, str]:
-        """By network the sources that are given."""
+        """Sources that are given, by network."""
         return {network: text for network, text in dataclasses.asdict(self).items() if text is not None}

@@ -100,7 +100,7 @@ def _flatten(module: nn.Module, flat_layer: Any) -> nn.Module:
 
 
 def _flat(layer: Any) -> nn.Module | None:
-    """``layer`` in two dimensions; None for a layer without extent in time."""
+    """Return ``layer`` in two dimensions; None for a layer without extent in time."""
     from torch import nn
 
     if isinstance(layer, nn.Conv3d):

@@ -65,7 +65,7 @@ def inputs_of(layer: nn.Module, net: nn.Module, frames: npt.NDArray[np.float32])
 
 
 def unset(net: N) -> N:
-    """``net``, built without memory, with memory for its weights; only norms' batch counts are set, to zero."""
+    """Give ``net``, built without memory, memory for its weights; only norms' batch counts are set, to zero."""
     net = net.to_empty(device="cpu").eval()
     for name, buffer in net.named_buffers():
         if name.endswith("num_batches_tracked"):

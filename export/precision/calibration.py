@@ -73,7 +73,10 @@ _DECODING = KeyframeRule(
 
 @dataclass(frozen=True)
 class CalibrationClips:
-    """``read(rule, frames)`` gives per clip its frames, evenly spread and in order: float32 [frames, 3, S, S]."""
+    """Clips as a source of frames.
+
+    ``read(rule, frames)`` gives per clip its frames, evenly spread and in order: float32 [frames, 3, S, S].
+    """
 
     source: str  # "seeded" or "own clips"
     clips: int

@@ -18,7 +18,10 @@ _OVERFLOWS = "BLIP's image encoder overflows in fp16 with the published weights"
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """``notes``: decisions that the options alone do not show. They are printed: no precision changes silently."""
+    """Precision of each graph.
+
+    ``notes``: decisions that the options alone do not show. They are printed: no precision changes silently.
+    """
 
     by_graph: Mapping[str, Precision]  # of the graphs that make embeddings
     notes: tuple[str, ...] = ()

@@ -94,7 +94,7 @@ def _pixels(model: Any) -> set[str]:
 
 
 def _gemms_to_matmuls(model: Any) -> None:
-    """``Gemm`` with a constant weight as ``MatMul`` and ``Add``: the form that every runtime fuses."""
+    """Replace ``Gemm`` with a constant weight by ``MatMul`` and ``Add``: the form that every runtime fuses."""
     import onnx
     from onnx import helper, numpy_helper
 

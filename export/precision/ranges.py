@@ -21,7 +21,7 @@ _CUTS = np.linspace(0.3, 1.0, 36)  # shares of the largest magnitude that are tr
 
 @dataclass(frozen=True)
 class Range:
-    """``low`` <= 0 <= ``high``: the values that int8 covers; those outside are clipped."""
+    """Range ``low`` <= 0 <= ``high`` of the values that int8 covers; those outside are clipped."""
 
     low: float
     high: float

@@ -18,7 +18,7 @@ _NAMED = 3  # keys that an error names of each kind
 
 
 def load_checkpoint_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a ``.safetensors`` file, or of a PyTorch file read with ``weights_only=True``.
+    """Read all tensors of a ``.safetensors`` file, or of a PyTorch file read with ``weights_only=True``.
 
     A PyTorch file may hold them under ``model_state``, as PyTorchVideo's do. Raises DataError when
     the file is of another kind, is damaged, or holds anything but tensors.

@@ -43,12 +43,12 @@ def randomise_slow(net: nn.Module, form: VideoForm, *, seed: int) -> None:
 
 
 def randomise_i3d(net: nn.Module, form: VideoForm, *, seed: int) -> None:
-    """As ``randomise_slow``; ``blocks[2]`` is the pooling in time, and holds no weights."""
+    """Set the weights as ``randomise_slow`` does; ``blocks[2]`` is the pooling in time, and holds no weights."""
     _randomise(net, _Names("i3d", "blocks.5.", ".norm_c."), _blocks(net), form, seed)
 
 
 def randomise_resnet3d(net: nn.Module, form: VideoForm, *, seed: int) -> None:
-    """As ``randomise_slow``."""
+    """Set the weights as ``randomise_slow`` does."""
     trunk = {name: getattr(net, name) for name in TRUNK}
     _randomise(net, _Names("resnet3d", "layer4.", ".conv2.1."), trunk, form, seed)
 

@@ -89,7 +89,7 @@ def pinned_revision(repository: str) -> str | None:
 
 
 def licence_of(name: str) -> str:
-    """Of a source word, as far as we know: ``OWNER/MODEL@REVISION`` counts as ``OWNER/MODEL``."""
+    """Licence of a source word, as far as we know: ``OWNER/MODEL@REVISION`` counts as ``OWNER/MODEL``."""
     source = name.partition("@")[0]
     return BY_SOURCE[source].licence if source in BY_SOURCE else _OTHER_LICENCES.get(source, LICENCE_UNKNOWN)
 

@@ -89,7 +89,7 @@ def parse_source(network: str, text: str) -> WeightSource:
 
 
 def parse_common_source(text: str) -> str:
-    """``text`` of ``--weights``, which serves every network; raises UsageError for a source of one network only."""
+    """Parse ``text`` of ``--weights``, for every network; raises UsageError for a source of one network only."""
     if text in ("published", MINIWORLD) or _RANDOM.fullmatch(text):
         return text
     raise UsageError(
