@@ -108,7 +108,7 @@ def test_openvino_opens_bf16_graphs_and_onnx_runtime_does_not(written, block):
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_a_precision_that_the_file_lost_is_an_error(block, tmp_path: Path, precision):
-    """A graph that was to be half and is fp32 all the same."""
+    """A graph that should be half precision and is fp32."""
     graph = write_graph(plan_of(block, "fp32"), tmp_path)
-    with pytest.raises(InvariantError, match="its file multiplies in float32"):
+    with pytest.raises(InvariantError, match="in its file they compute in float32"):
         check_precision("half", precision, graph.dtype_histogram)
