@@ -43,7 +43,7 @@ def block():
     return Block().eval()
 
 
-def plan_of(module, precision):
+def spec_of(module, precision):
     tensors = [Tensor(name, "float32", ("batch", WIDTH)) for name in ("x", "y")]
     return GraphSpec("half", module, tensors[:1], tensors[1:], {"batch": AxisRange(1, 1, 8)}, precision)
 
@@ -51,7 +51,7 @@ def plan_of(module, precision):
 @pytest.fixture(scope="module", params=DTYPES)
 def written(request, block, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    graph = write_graph(plan_of(half_module(block, request.param), request.param), folder)
+    graph = write_graph(spec_of(half_module(block, request.param), request.param), folder)
     return WrittenGraphs(folder, {"half": graph}, threads=1)
 
 
@@ -109,6 +109,6 @@ def test_openvino_opens_bf16_graphs_and_onnx_runtime_does_not(written, block):
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_a_precision_that_the_file_lost_is_an_error(block, tmp_path: Path, precision):
     """A graph that should be half precision and is fp32."""
-    graph = write_graph(plan_of(block, "fp32"), tmp_path)
+    graph = write_graph(spec_of(block, "fp32"), tmp_path)
     with pytest.raises(InvariantError, match="in its file they compute in float32"):
         check_precision("half", precision, graph.dtype_histogram)
