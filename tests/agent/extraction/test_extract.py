@@ -294,13 +294,12 @@ def test_a_decoder_that_does_not_load_ends_the_run_without_failed_clips(request_
 def too_slow(monkeypatch, needs_s):
     """Clip 2 needs so many seconds of decoding."""
     from flamest.runtime.video.clip_reader import ClipReader
-    from flamest.runtime.video.decoder import _too_slow
 
     read = ClipReader.read
 
     def slow(self, clip):
         if clip.path.name == "2.avi" and self.video._limits.timeout_s < needs_s:
-            raise _too_slow(clip.path, self.video._limits)
+            raise DataError(f"{clip.path} took longer than it may to decode", code="video_timeout")
         return read(self, clip)
 
     monkeypatch.setattr(ClipReader, "read", slow)
