@@ -76,7 +76,7 @@ class CoordinatorClient:
         With ``shutdown``, a call that waits ends with ClientStopped soon after the process is asked to end.
         Raises SettingsError, DataError or IdentityError for files that cannot work.
         """
-        require_package("grpc")
+        require_package("grpc", extra="agent")
         calls.silence_grpc()
         split_address(settings.address)
         if retry is None:

@@ -99,13 +99,15 @@ class SettingsError(FlamestError):
 class MissingExtra(SettingsError):
     """A package that this code needs is not installed.
 
-    ``MissingExtra("onnxruntime", extra="agent")`` names the one command that installs it.
+    ``MissingExtra("onnxruntime", extra="agent")`` names the one command that installs it; several extras are
+    alternatives, one for each role that may come here.
     """
 
     code = "missing_extra"
 
-    def __init__(self, package: str, *, extra: str) -> None:
+    def __init__(self, package: str, *, extra: str | tuple[str, ...]) -> None:
+        extras = (extra,) if isinstance(extra, str) else extra
         super().__init__(
             f"this command needs the Python package '{package}', which is not installed",
-            fix=f"pip install 'flamest[{extra}]'",
+            fix=" or ".join(f"pip install 'flamest[{name}]'" for name in extras),
         )

@@ -44,19 +44,22 @@ def check_name(name: str) -> None:
         raise UsageError(f"silo name '{name}': expected 1 to 40 of a-z, 0-9 and '-'")
 
 
-def require_package(package: str) -> None:
-    """Raise MissingExtra unless ``package`` is installed; call before its first late import."""
+def require_package(package: str, *, extra: str | tuple[str, ...] = ("agent", "coordinator")) -> None:
+    """Raise MissingExtra unless ``package`` is installed; call before its first late import.
+
+    ``extra``: what brings it to the caller's role; both roles where either may call.
+    """
     try:
         found = importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:  # of a package inside a package
         found = False
     if not found:
-        raise MissingExtra(package, extra="wire")
+        raise MissingExtra(package, extra=extra)
 
 
 def make_authority() -> Identity:
     """Make a certificate authority, valid for ten years. Its key signs every certificate of the federation."""
-    require_package("cryptography")
+    require_package("cryptography", extra="coordinator")
     from cryptography import x509
 
     key = _new_key()
@@ -75,7 +78,7 @@ def make_server_certificate(
     ``key``: an existing private key (PEM) to renew for. Raises UsageError for no host, or a host that
     is neither a DNS name nor an address.
     """
-    require_package("cryptography")
+    require_package("cryptography", extra="coordinator")
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
     names = [host_name(host) for host in hosts]
@@ -90,7 +93,7 @@ def make_server_certificate(
 def make_silo_request(name: str) -> tuple[bytes, bytes]:
     """Make a private key and the signing request for it, both PEM. Raises UsageError for a bad name."""
     check_name(name)
-    require_package("cryptography")
+    require_package("cryptography", extra="agent")
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.serialization import Encoding
@@ -110,7 +113,7 @@ def sign_silo(authority: Identity, name: str, request: bytes, *, days: float = L
     ``request_signature``) when it is for another name or not signed by the key that it holds.
     """
     check_name(name)
-    require_package("cryptography")
+    require_package("cryptography", extra="coordinator")
     from cryptography import x509
     from cryptography.x509.oid import ExtendedKeyUsageOID
 

@@ -178,7 +178,7 @@ class ServerTls:
         self._lock = threading.Lock()
 
     def credentials(self) -> grpc.ServerCredentials:
-        require_package("grpc")
+        require_package("grpc", extra="coordinator")
         import grpc
 
         # gRPC takes None for "as before"; its stubs do not say so.
@@ -226,7 +226,7 @@ def _expiry(pem: bytes) -> datetime.datetime:
 
 def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
     """Return mutual TLS for a silo: the coordinator must present a certificate of this authority."""
-    require_package("grpc")
+    require_package("grpc", extra="agent")
     import grpc
 
     return grpc.ssl_channel_credentials(

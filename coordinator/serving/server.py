@@ -58,7 +58,7 @@ def serve(settings: CoordinatorSettings, shutdown: Shutdown, *, once: bool = Fal
     DataError for files that cannot be used.
     """
     for package in ("grpc", "google.protobuf", "apsw"):
-        require_package(package)
+        require_package(package, extra="coordinator")
     calls.silence_grpc()
     check_files(settings.server.files)
     allow_list = AllowList(settings.server.silos)

@@ -15,9 +15,10 @@ import numpy as np
 
 from ...base.errors import DataError, UsageError
 from ...base.progress import Progress
+from ...export.networks.preprocessing import CLIP_MEAN, CLIP_STD
 from ...export.networks.small import SMALL_FORMS, weights_file
 from .checkpoints import run_key
-from .clip_towers import MEAN, STD, ClipTowers, Fusion, build_video_text, load_towers
+from .clip_towers import ClipTowers, Fusion, build_video_text, load_towers
 from .clips import Bytes, ClipShape, DecodedClips, Rows, decode_clips, split_clips
 from .losses import PROMPTS, TARGET_SHARPNESS, class_scores, class_sentences, contrastive_loss
 from .networks import Scale, as_input, count_parameters
@@ -208,7 +209,7 @@ class _FineTuning:
 
         truth = torch.from_numpy(y).to(self.device)
         prompts = random.integers(len(self.sentences), size=len(y))
-        clips = self.net.clips(as_input(frames, MEAN, STD, self.device))
+        clips = self.net.clips(as_input(frames, CLIP_MEAN, CLIP_STD, self.device))
         texts = self.net.texts([self.sentences[prompt][row] for prompt, row in zip(prompts, y, strict=True)])
         with torch.no_grad():
             correct = int((self._scores(clips.detach()).argmax(1) == truth).sum())
@@ -220,7 +221,7 @@ class _FineTuning:
         return accuracy(self.net, self.decoded.clips, self.decoded.test, self._predict, batch_size=32)
 
     def _predict(self, frames: Bytes) -> Rows:
-        pixels = as_input(frames, MEAN, STD, self.device)
+        pixels = as_input(frames, CLIP_MEAN, CLIP_STD, self.device)
         predicted: Rows = self._scores(self.net.clips(pixels)).argmax(1).cpu().numpy()
         return predicted
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Fusion = Literal["mean", "transformer"]
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published CLIP
-STD = (0.26862954, 0.26130258, 0.27577711)
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 MAX_SCALE = 100.0  # of the similarities, as in CLIP's training
 
