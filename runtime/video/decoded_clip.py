@@ -184,27 +184,27 @@ class DecodedClip:
 
 
 class _FrameBuffer:
-    """Decoded frames, kept while there is room; once it is full, only those of ``likely``.
+    """Decoded frames, kept until ``free_bytes`` are used, then only those of ``likely``.
 
     ``likely`` are the candidates if the header's frame count is right. Missing frames are decoded a second time, so a
     long clip takes more time and not more memory.
     """
 
-    def __init__(self, room: int, *, likely: set[int]) -> None:
+    def __init__(self, free_bytes: int, *, likely: set[int]) -> None:
         self.frames: dict[int, av.VideoFrame] = {}
-        self._room = room  # bytes
+        self._free_bytes = free_bytes
         self._likely = likely
         self._full = False
 
     def offer(self, index: int, frame: av.VideoFrame) -> None:
         size = _frame_bytes(frame)
-        if not self._full and size > self._room:
+        if not self._full and size > self._free_bytes:
             self._full = True
             for index_to_drop in self.frames.keys() - self._likely:
-                self._room += _frame_bytes(self.frames.pop(index_to_drop))
-        if size <= self._room and (not self._full or index in self._likely):
+                self._free_bytes += _frame_bytes(self.frames.pop(index_to_drop))
+        if size <= self._free_bytes and (not self._full or index in self._likely):
             self.frames[index] = frame
-            self._room -= size
+            self._free_bytes -= size
 
 
 def _decoded(container: av.container.InputContainer, stream: av.video.VideoStream) -> Iterator[av.VideoFrame | None]:
