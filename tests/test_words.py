@@ -74,6 +74,16 @@ def dead_links(root: Path) -> list[str]:
     ]
 
 
+def bare_decisions(root: Path) -> list[str]:
+    """Return the references to a decision that do not name its file."""
+    return [
+        f"{name}:{number}: {found}"
+        for name, text in texts(root)
+        for number, line in enumerate(text.splitlines(), 1)
+        for found in re.findall(r"\b[Dd]ecisions? \d{3}\b|docs/decisions/\d{3}\b(?!-)", line)
+    ]
+
+
 def retired_words(root: Path) -> list[str]:
     """Return every retired name in code, tests and documentation, with the name to use."""
     return [
@@ -151,6 +161,10 @@ def test_every_link_of_a_page_leads_to_a_file():
     assert dead_links(ROOT) == []
 
 
+def test_every_reference_to_a_decision_names_its_file():
+    assert bare_decisions(ROOT) == []
+
+
 def test_no_retired_name_comes_back():
     assert retired_words(ROOT) == []
 
@@ -183,6 +197,8 @@ def test_each_rule_of_words_finds_a_violation(tmp_path):
     )
     (tmp_path / "agent" / "x.py").write_text('"""Whether a clip counts."""\n\n\nclass Wishes:\n    """Shows T29."""\n')
     assert missing_paths(tmp_path) == ["docs/there.md: docs/gone.md"]
+    (tmp_path / "docs" / "there.md").write_text("docs/decisions/001-x.md\nDecision 001, docs/decisions/002\n")
+    assert bare_decisions(tmp_path) == ["docs/there.md:2: Decision 001", "docs/there.md:2: docs/decisions/002"]
     (tmp_path / "docs" / "links.md").write_text("[a](there.md#part) [b](https://example.org/x.md) [c](gone.md)")
     assert dead_links(tmp_path) == ["docs/links.md: gone.md"]
     assert [line.split(";")[0] for line in retired_words(tmp_path)] == ["agent/x.py:4: 'Wishes'", "agent/x.py:5: 'T29'"]
