@@ -85,7 +85,7 @@ def measure(fp32: Bundle, int8: Bundle, clips: list[Path], repeats: int) -> dict
     return {
         "keyframes": keyframe_times
         | {"percent_of_the_fastest_clip": 100 * keyframe_times["ms"] / (keyframe_times["ms"] + fastest)},
-        "what": f"{len(clips)} real clips, {STEPS} caption steps, medians of {repeats} in turns, ms per clip",
+        "what": f"{len(clips)} real clips, {STEPS} caption steps, medians of {repeats} interleaved, ms per clip",
         "gflop": {stage: each / 1e9 for stage, each in work.items()},
         "peak_gflops": {name: peak / 1e9 for name, peak in peaks.items()},
         "contestants": {
