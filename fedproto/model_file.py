@@ -42,6 +42,12 @@ class ModelFile:
     metadata: Mapping[str, str] = field(default_factory=dict)  # whatever else the writer knows
 
 
+class _Header(msgspec.Struct):
+    """The part of the JSON header that holds no tensors."""
+
+    metadata: dict[str, str] = msgspec.field(name="__metadata__", default_factory=dict)
+
+
 def write_model(path: Path, model: ModelFile) -> None:
     """Write ``model``, whole or not at all; the same model gives the same bytes.
 
@@ -78,24 +84,29 @@ def encode_model(model: ModelFile) -> bytes:
 def read_model(path: Path) -> ModelFile:
     """Read a file that ``write_model`` made.
 
-    Sizes are bounded before the library reads anything; its own checks refuse overlaps and gaps between tensors.
-    Raises StorageError when the file cannot be read, DataError (``bad_model``) naming the broken rule, MissingExtra.
+    The bytes are read by ordinary reads, so that a disk's error is an OSError, and bounded before the library parses
+    them; its own checks refuse overlaps and gaps between tensors. Raises StorageError when the file cannot be read,
+    DataError (``bad_model``) naming the broken rule, MissingExtra.
     """
     require_package("safetensors")
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError, deserialize
 
     whose = str(path)
     try:
-        _check_sizes(Path(path), whose)
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            head, labels = _read_head(metadata, whose)
-            _check_layout(head, file, whose)
-            params = {name: np.asarray(file.get_tensor(name)) for name in head.shapes}
+        with Path(path).open("rb") as file:
+            data = file.read(8 + MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES + 1)
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    metadata = _metadata(data, whose)
+    try:
+        tensors = dict(deserialize(data))  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise _bad_model_error(whose, f"not a whole safetensors file ({error})") from error
+    head, labels = _read_head(metadata, whose)
+    _check_layout(head, tensors, whose)
+    params = {
+        name: np.frombuffer(tensors[name]["data"], "<f4").reshape(shape).copy() for name, shape in head.shapes.items()
+    }
     try:
         check_params(head, params, whose=whose)
     except DataError as error:
@@ -111,17 +122,18 @@ def read_model(path: Path) -> ModelFile:
     )
 
 
-def _check_sizes(path: Path, whose: str) -> None:
-    """Raise DataError for a header or a file that is larger than any model's, or cut short. Raises OSError."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-    header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-    if not 2 <= header <= min(MAX_HEADER_BYTES, size - 8):
-        problem = f"a header of {header} bytes in a file of {size}; it is cut short, or not a safetensors file"
+def _metadata(data: bytes, whose: str) -> Mapping[str, str]:
+    """``__metadata__`` of a file's header. Raises DataError for a header or a file of a size that no model has."""
+    header = struct.unpack_from("<Q", data)[0] if len(data) >= 8 else 0
+    if not 2 <= header <= min(MAX_HEADER_BYTES, len(data) - 8):
+        problem = f"a header of {header} bytes in a file of {len(data)}; it is cut short, or not a safetensors file"
         raise _bad_model_error(whose, problem)
-    if size - 8 - header > MAX_PAYLOAD_BYTES:
-        raise _bad_model_error(whose, f"{size - 8 - header} bytes of tensors, expected at most {MAX_PAYLOAD_BYTES}")
+    if len(data) - 8 - header > MAX_PAYLOAD_BYTES:
+        raise _bad_model_error(whose, f"more than {MAX_PAYLOAD_BYTES} bytes of tensors")
+    try:
+        return msgspec.json.decode(data[8 : 8 + header], type=_Header).metadata
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _bad_model_error(whose, f"not a whole safetensors file ({error})") from error
 
 
 def _read_head(metadata: Mapping[str, str], whose: str) -> tuple[HeadSpec, tuple[str, ...]]:
@@ -152,14 +164,12 @@ def _check_labels(head: HeadSpec, labels: tuple[str, ...], whose: str) -> None:
         raise _bad_model_error(whose, f"{len(labels)} labels, its head has {head.outputs} outputs")
 
 
-def _check_layout(head: HeadSpec, file: Any, whose: str) -> None:
-    """Raise unless an open file holds exactly the head's tensors."""
-    names = set(file.keys())
-    if names != set(head.shapes):
-        raise _bad_model_error(whose, f"tensors {sorted(names)}, expected {list(head.shapes)}")
+def _check_layout(head: HeadSpec, tensors: Mapping[str, Any], whose: str) -> None:
+    """Raise unless a file holds exactly the head's tensors."""
+    if set(tensors) != set(head.shapes):
+        raise _bad_model_error(whose, f"tensors {sorted(tensors)}, expected {list(head.shapes)}")
     for name, shape in head.shapes.items():
-        tensor = file.get_slice(name)
-        found = (tensor.get_dtype(), tensor.get_shape())
+        found = (tensors[name]["dtype"], tensors[name]["shape"])
         if found != ("F32", list(shape)):
             raise _bad_model_error(whose, f"{name} is {found[0]} {found[1]}, expected F32 {list(shape)}")
 

@@ -1,4 +1,6 @@
 import dataclasses
+import errno
+import io
 import json
 import struct
 import subprocess
@@ -143,3 +145,23 @@ def test_a_model_that_does_not_fit_its_head_is_not_written(tmp_path):
     with pytest.raises(DataError, match="3 labels"):
         write_model(tmp_path / "m", dataclasses.replace(MODEL, labels=("a", "b", "c")))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_error_while_reading_is_a_storage_error(tmp_path, monkeypatch):
+    write_model(tmp_path / "m.safetensors", MODEL)
+
+    class Broken(io.BytesIO):
+        def read(self, size=-1):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("pathlib.Path.open", lambda *_: Broken())
+    with pytest.raises(StorageError, match="Input/output error"):
+        read_model(tmp_path / "m.safetensors")
+
+
+def test_a_model_in_memory_outlives_its_file(tmp_path):
+    path = tmp_path / "m.safetensors"
+    write_model(path, MODEL)
+    found = read_model(path)
+    path.write_bytes(b"")  # with the file mapped into memory, the next line would end the process
+    assert params_sha256(found.params) == params_sha256(MODEL.params)
