@@ -36,7 +36,7 @@ VideomaeOption = Annotated[str | None, typer.Option(metavar="SRC", help=f"VideoM
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """The source of each network, as typed; None where the option is not given."""
+    """The source of each network, as typed; None or empty where the option is not given."""
 
     blip: BlipOption = None
     clip: ClipOption = None
@@ -47,4 +47,4 @@ class SourceOptions:
 
     def given(self) -> dict[str, str]:
         """Sources that are given, by network."""
-        return {network: text for network, text in dataclasses.asdict(self).items() if text is not None}
+        return {network: text for network, text in dataclasses.asdict(self).items() if text}

@@ -68,19 +68,16 @@ def parse_source(network: str, text: str) -> WeightSource:
     """The source of ``network`` that ``text`` names; raises UsageError where it names none."""
     if text == "published":
         text = PUBLISHED[network]
-    if seeded := _RANDOM.fullmatch(text):
-        return WeightSource(network, "random", text, tiny=seeded["size"] == "tiny", seed=int(seeded["seed"] or 0))
-    if text == MINIWORLD:
-        return WeightSource(network, "miniworld", text)
+    named = recorded_source(network, text)
+    if named is not None and named.kind in ("random", "miniworld"):
+        return named
     if Path(text).exists():
         return WeightSource(network, "files", text)
+    if named is not None:
+        return named
     if network in ON_HUB:
-        if is_hub_id(text):
-            return WeightSource(network, "hub", text)
         expected = "a hub id (OWNER/MODEL[@REVISION]), a folder with config.json and model.safetensors"
     else:
-        if text == PUBLISHED[network]:
-            return WeightSource(network, "zoo", text)
         expected = f"{PUBLISHED[network]}, FILE.safetensors, FILE.pth, FILE.pyth"
     raise UsageError(
         f"--{network} {text}: no such file or folder; expected {expected}, {_EVERYWHERE}",
@@ -99,12 +96,15 @@ def parse_common_source(text: str) -> str:
 
 
 def recorded_source(network: str, name: str) -> WeightSource | None:
-    """The source that a manifest's ``name`` stands for; None for local files, whose path is not recorded."""
-    try:
-        source = parse_source(network, name)
-    except UsageError:
-        return None
-    return None if source.kind == "files" else source
+    """The source that ``name``, in a manifest, means whatever files there are; None for local files, which it does not
+    locate."""
+    if seeded := _RANDOM.fullmatch(name):
+        return WeightSource(network, "random", name, tiny=seeded["size"] == "tiny", seed=int(seeded["seed"] or 0))
+    if name == MINIWORLD:
+        return WeightSource(network, "miniworld", name)
+    if network in ON_HUB:
+        return WeightSource(network, "hub", name) if is_hub_id(name) else None
+    return WeightSource(network, "zoo", name) if name == PUBLISHED[network] else None
 
 
 def is_hub_id(text: str) -> bool:

@@ -9,13 +9,14 @@ import shutil
 import pytest
 import torch
 from flamest.base.errors import DataError, StorageError, UnreachableError
+from flamest.export.cli.options import SourceOptions
 from flamest.export.networks.clip import CLIP_TINY_CONFIG, read_captions, tokenize_captions
 from flamest.export.networks.resnet3d import build_r3d_tiny
 from flamest.export.networks.slow_i3d import build_i3d_tiny
 from flamest.export.networks.videomae import VIDEOMAE_TINY_CONFIG
 from flamest.export.weights.checkpoints import load_checkpoint_tensors
 from flamest.export.weights.loading import open_blip, open_clip, open_video
-from flamest.export.weights.source import parse_source
+from flamest.export.weights.source import parse_source, recorded_source
 from flamest.export.weights.tokenizer import synthetic_tokenizer
 from flamest.export.weights.video import fill_video
 from flamest.export.weights.vocabulary import CLS, SEP
@@ -229,3 +230,30 @@ def test_a_caption_that_the_model_cannot_read_is_refused(tiny_clip):
     config = type(config)(**CLIP_TINY_CONFIG)  # starts with 49,406
     with pytest.raises(DataError, match="it is not the model's"):
         tokenize_captions(tokenizer, ["baba bebe"], config)
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "kind"),
+    [
+        ("blip", "Salesforce/blip-image-captioning-base", "hub"),
+        ("slow", "slow_r50", "zoo"),
+        ("slow", "random:tiny:7", "random"),
+        ("clip", "miniworld", "miniworld"),
+    ],
+)
+def test_a_recorded_source_means_the_same_next_to_a_file_so_named(tmp_path, monkeypatch, network, name, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir(parents=True)
+    assert recorded_source(network, name).kind == kind
+    assert recorded_source(network, "weights.pth") is None
+
+
+def test_a_file_takes_precedence_over_a_published_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse_source("slow", "slow_r50").kind == "zoo"
+    (tmp_path / "slow_r50").touch()
+    assert parse_source("slow", "slow_r50").kind == "files"
+
+
+def test_an_empty_source_option_counts_as_not_given():
+    assert SourceOptions(blip="", slow="random:tiny").given() == {"slow": "random:tiny"}
