@@ -122,7 +122,10 @@ class Channel:
         body, payload = HEADER.unpack(header)
         if body > MAX_JSON_BYTES or payload > largest_payload:
             raise ValueError(f"message of {body} + {payload} bytes, at most {MAX_JSON_BYTES} + {largest_payload}")
-        message = msgspec.json.decode(self._read(body, deadline), type=kind)  # its ValidationError is a ValueError
+        try:
+            message = msgspec.json.decode(self._read(body, deadline), type=kind)  # its ValidationError is a ValueError
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
         return message, self._read(payload, deadline)
 
     def _read(self, count: int, deadline: float | None) -> bytearray:
@@ -160,8 +163,15 @@ class ChildProcess:
         flags = ["-I", "-S", "-B"] if isolated else ["-P", "-B"]
         run = [str(program)] if isinstance(program, Path) else ["-m", program]
         verbose = bool(os.environ.get("FLAMEST_TRACEBACK"))
-        self._output = os.memfd_create("flamest-child-output")
-        ours, theirs = socket.socketpair()
+        try:
+            self._output = os.memfd_create("flamest-child-output")
+        except OSError as error:
+            raise _not_started(error) from error
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            os.close(self._output)
+            raise _not_started(error) from error
         self.channel = Channel(ours)
         try:
             with theirs:
@@ -176,7 +186,7 @@ class ChildProcess:
         except OSError as error:
             self.channel.close()
             os.close(self._output)
-            raise ChildEnded(f"cannot start {sys.executable}: {error.strerror}") from error
+            raise _not_started(error) from error
 
     @property
     def pid(self) -> int:
@@ -272,11 +282,16 @@ def describe_status(status: int) -> str:
         return f"signal {-status}"
 
 
+def _not_started(error: OSError) -> ChildEnded:
+    return ChildEnded(f"cannot start {sys.executable}: {error.strerror}")
+
+
 def _environment() -> dict[str, str]:
     """This process's, with its import path: the child imports what this process imports, wherever it starts."""
     root = str(Path(__file__).resolve().parents[2])
     current = ""
     with contextlib.suppress(FileNotFoundError):  # a removed folder
         current = os.getcwd()
-    known = [path for path in sys.path if path not in ("", current)]
+    chosen = os.environ.get("PYTHONPATH", "").split(os.pathsep)  # the current folder counts only when it is named
+    known = [path for path in sys.path if path and (path != current or path in chosen)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys([*known, root]))}

@@ -47,6 +47,11 @@ class FileStamp(NamedTuple):
     mtime_ns: int  # last change of the content
     ctime_ns: int  # last change of content, name count or permissions; a program cannot set it
 
+    @property
+    def content(self) -> tuple[int, int, int]:
+        """Inode, size and mtime: equal after a change of permissions, names or attributes alone."""
+        return self.inode, self.size, self.mtime_ns
+
     @classmethod
     def of(cls, path: Path) -> FileStamp:
         """Return the stamp of the file that ``path`` leads to, links followed. Raises OSError."""

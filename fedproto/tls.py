@@ -94,12 +94,12 @@ def check_files(files: TlsFiles) -> CertificateInfo:
     return info
 
 
-def file_stamps(files: TlsFiles) -> tuple[FileStamp | None, ...]:
+def file_stamps(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:
     """Stamps of the three files, None for one that is missing: they differ once a file was replaced or written to."""
 
-    def stamp(path: Path) -> FileStamp | None:
+    def stamp(path: Path) -> tuple[int, int, int] | None:
         try:
-            return FileStamp.of(path)
+            return FileStamp.of(path).content
         except OSError:
             return None
 

@@ -77,6 +77,7 @@ def extract(
         _show(report, store)
         show_placements(report.placements, backend_options)
     result = dict(msgspec.to_builtins(report))
+    result["followed"] = result.pop("used_stored_precision")
     del result["placements"]
     result["backends"] = {placement.graph: placement.as_json() for placement in report.placements}
     if report.nothing_usable:

@@ -228,7 +228,7 @@ class _Extraction:
         try:
             if features is None:
                 raise extracted.error or DataError("was not extracted")
-            if _stamp(seen.found) != seen.stamp:
+            if _stamp(seen.found).content != seen.stamp.content:
                 raise DataError(
                     f"{seen.found.name} changed while it was read; the next run takes it", code="video_changed"
                 )

@@ -131,7 +131,7 @@ class ClientState:
         parts: dict[str, dict[str, np.ndarray]] = {"h": {}, "w": {}, "e": {}}
         for name, array in content.tensors.items():
             parts[name[0]][name[2:]] = array
-        if wanted not in (None, (content.metadata["base_sha256"], content.metadata["policy_sha256"])):
+        if wanted not in (None, (content.metadata["base_sha256"], content.metadata.get("policy_sha256", ""))):
             raise DataError(f"{path} was trained from another model, or under another policy", code="damaged")
         params = {name: array.astype(np.float32) for name, array in parts["w"].items()}
         check_params(self.head, params, whose=str(path))

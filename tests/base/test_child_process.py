@@ -145,6 +145,24 @@ def test_a_descriptor_travels_with_a_message(tmp_path):
     theirs.close()
 
 
+def test_an_answer_nested_too_deeply_is_a_protocol_error(program):
+    nested = "b'{\"x\":' * 100_000"
+    does = f"data = {nested}; parent._connection.sendall((len(data)).to_bytes(4, 'little') + bytes(8) + data)"
+    with ChildProcess(program(does)) as child, pytest.raises(ChildProtocolError, match="nested too deeply"):
+        child.receive(Answer | Question, timeout_s=10)
+
+
+def test_the_current_folder_is_on_the_childs_path_only_when_named(program, tmp_path, monkeypatch):
+    (tmp_path / "named_by_pythonpath.py").write_text("word = 'found'")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = program("import named_by_pythonpath; parent.send(Answer(named_by_pythonpath.word))")
+    with pytest.raises(ChildEnded, match="named_by_pythonpath"):
+        ask_child(path, None, Answer, timeout_s=10)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert ask_child(path, None, Answer, timeout_s=10).word == "found"
+
+
 def test_messages_larger_than_agreed_are_not_read():
     ours, theirs = map(Channel, socket.socketpair())
     theirs.send(Answer("x"), b"x" * 100)

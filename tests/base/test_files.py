@@ -75,3 +75,15 @@ def test_a_file_stamp_changes_with_content_and_with_replacement(tmp_path):
     assert written != first
     write_atomic(path, b"two")
     assert FileStamp.of(path).inode != written.inode
+
+
+def test_the_content_of_a_stamp_outlives_a_change_of_permissions(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    first = FileStamp.of(path)
+    path.chmod(0o600)
+    (tmp_path / "b").hardlink_to(path)
+    assert FileStamp.of(path) != first
+    assert FileStamp.of(path).content == first.content
+    path.write_bytes(b"twice")
+    assert FileStamp.of(path).content != first.content

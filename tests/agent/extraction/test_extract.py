@@ -206,6 +206,22 @@ def test_a_clip_that_changes_while_read_waits_for_the_next_run(request_, monkeyp
     assert extract_folder(request_).extracted == 1
 
 
+def test_a_clip_linked_or_made_private_while_read_is_stored(request_, monkeypatch, tmp_path):
+    from flamest.runtime.video.clip_reader import ClipReader
+
+    read = ClipReader.read
+
+    def backed_up(self, clip):
+        prepared = read(self, clip)
+        (tmp_path / clip.path.name).hardlink_to(clip.path)  # as a backup by hard links does
+        clip.path.chmod(0o600)
+        return prepared
+
+    monkeypatch.setattr(ClipReader, "read", backed_up)
+    report = extract_folder(request_)
+    assert (report.extracted, report.failed) == (5, ())
+
+
 def test_a_clip_that_kills_the_decoder_does_not_stop_the_others(request_, monkeypatch):
     from flamest.runtime.video.decoder import VideoDecoder
 
@@ -361,7 +377,10 @@ def test_extract_ends_with_one_json_object_of_the_documented_keys(request_):
     done = run("extract", *arguments(request_), "--threads", 1, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
-    assert report.keys() >= {"clips", "extracted", "skipped", "failed", "ms_per_clip", "stages_ms", "peak_mb"}
+    assert report.keys() == {
+        "clips", "extracted", "skipped", "failed", "warnings", "ms_per_clip", "stages_ms", "peak_mb", "stopped",
+        "precision", "choice", "followed", "backends",
+    }  # fmt: skip
     assert (report["clips"], report["extracted"]) == (6, 5)
     assert report["failed"] == [{"clip": "wave/empty.mp4", "reason": "video_empty: is empty", "known": False}]
     assert "extracting: 6/6 clips" in done.stderr
