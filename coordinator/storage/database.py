@@ -107,7 +107,12 @@ SCHEMA = Schema(
         "corrupt_state",
         "go back to a backup: flamest-coordinator restore --config coordinator.toml --from BACKUP",
     ),
-    older=SchemaFault(DataError, "older_state", "start the coordinator once: it migrates the file, and keeps a copy"),
+    older=SchemaFault(
+        DataError,
+        "older_state",
+        "start the coordinator once, which migrates the file and keeps a copy; a file of before version 3 needs the "
+        "program that wrote it",
+    ),
     newer=SchemaFault(SettingsError, "newer_state", "install the newer version again"),
 )
 
