@@ -132,7 +132,7 @@ def _metadata(data: bytes, whose: str) -> Mapping[str, str]:
         raise _bad_model_error(whose, f"more than {MAX_PAYLOAD_BYTES} bytes of tensors")
     try:
         return msgspec.json.decode(data[8 : 8 + header], type=_Header).metadata
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # what msgspec raises for JSON and UTF-8
         raise _bad_model_error(whose, f"not a whole safetensors file ({error})") from error
 
 
