@@ -126,6 +126,7 @@ def test_an_unchanged_rewritten_file_is_read(tmp_path):
         b"PK\x03\x04 a zip file, as torch writes",
         struct.pack("<Q", 2**60) + b"{}",
         struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 7) + b'{"\xf3":1}',  # not UTF-8
         struct.pack("<Q", 8 << 20) + b"{" + bytes(8 << 20),  # a header larger than any model's
         struct.pack("<Q", 100_000) + b"[" * 100_000,
     ],
