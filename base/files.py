@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, their hashes, and locks between processes."""
+"""Files that are opened safely, or appear whole or not at all; their hashes; locks between processes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from .errors import LockedError, StorageError
+from .errors import DataError, LockedError, StorageError
 
 HASH_CHUNK = 1 << 20  # bytes read at a time while hashing
 
@@ -23,19 +24,82 @@ def sha256_bytes(data: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of the file's content as 64 lower-case hexadecimal digits.
+class Stopped(Exception):
+    """Long work was given up because its ``stop`` returned True. Not an error: the caller ends as it was asked to."""
 
-    Raises StorageError when the file cannot be read.
+
+def open_regular(
+    path: str | Path, *, largest: int | None = None, follow: bool = True, folder: int | None = None
+) -> BinaryIO:
+    """Open a regular file to read, never anything else: a FIFO or a device neither blocks nor answers.
+
+    ``largest``: bytes, of the file as it is now; ``follow=False`` refuses a link at the end of the path; ``folder``: a
+    folder's descriptor that a relative ``path`` starts from. Raises StorageError when the file cannot be opened;
+    DataError ``not_a_file`` for a folder, a link where none may be, a FIFO, a socket or a device, ``too_large``.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
+    shown = printable_path(Path(path))
+    try:
+        handle = os.open(path, flags, dir_fd=folder)
+    except ValueError as error:  # a NUL in the name, or a character that the file system cannot have
+        raise DataError(f"{shown} cannot be a file's name", code="not_a_file") from error
+    except OSError as error:
+        if error.errno == errno.ENXIO or (error.errno == errno.ELOOP and not follow):
+            raise _not_a_file(shown) from error
+        raise StorageError(f"cannot read {shown}: {error.strerror}") from error
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or (largest is not None and status.st_size > largest):
+        os.close(handle)
+        raise _too_large(shown, largest) if stat.S_ISREG(status.st_mode) else _not_a_file(shown)
+    return os.fdopen(handle, "rb", buffering=0)
+
+
+def read_regular(path: str | Path, *, largest: int, follow: bool = True, folder: int | None = None) -> bytes:
+    """Return the content of a regular file of at most ``largest`` bytes, also of one that grows meanwhile.
+
+    Opens it as ``open_regular`` does and raises the same.
+    """
+    with open_regular(path, largest=largest, follow=follow, folder=folder) as file:
+        data = bytearray()
+        try:
+            while chunk := file.read(min(HASH_CHUNK, largest + 1 - len(data))):
+                data += chunk
+        except OSError as error:
+            raise StorageError(f"cannot read {printable_path(Path(path))}: {error.strerror}") from error
+    if len(data) > largest:
+        raise _too_large(printable_path(Path(path)), largest)
+    return bytes(data)
+
+
+def sha256_file(path: Path, *, largest: int | None = None, stop: Callable[[], bool] = lambda: False) -> str:
+    """SHA-256 of a regular file's content as 64 lower-case hexadecimal digits.
+
+    ``largest``: bytes; a larger file is refused before it is read, one that grows beyond while it is. ``stop`` is asked
+    for every MiB: a command that handles signals passes it, so that a signal ends the hashing too. Raises Stopped, and
+    as ``open_regular`` does.
     """
     digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as file:
+    size = 0
+    with open_regular(path, largest=largest) as file:
+        try:
             while chunk := file.read(HASH_CHUNK):
+                if stop():
+                    raise Stopped
                 digest.update(chunk)
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+                size += len(chunk)
+                if largest is not None and size > largest:
+                    raise _too_large(printable_path(path), largest)
+        except OSError as error:
+            raise StorageError(f"cannot read {printable_path(path)}: {error.strerror}") from error
     return digest.hexdigest()
+
+
+def _not_a_file(shown: str) -> DataError:
+    return DataError(f"{shown} is a link, a folder or a special file, expected a regular file", code="not_a_file")
+
+
+def _too_large(shown: str, largest: int | None) -> DataError:
+    return DataError(f"{shown} is larger than {largest} bytes, the most that can be right", code="too_large")
 
 
 class FileStamp(NamedTuple):
