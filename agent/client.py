@@ -160,7 +160,6 @@ class CoordinatorClient:
                 fix="install the version that the coordinator has",
                 code="protocol",
             )
-        payload_bytes(run.head)  # refuses a head that is too large before anything is allocated
         return run
 
     def wait(self, run: RunSettings, answered_round: int, seconds: float, *, instance: str = "") -> TaskStatus:
@@ -172,7 +171,7 @@ class CoordinatorClient:
         """
         seconds = min(seconds, calls.MAX_WAIT_S)
         request = messages.encode_wait_request(messages.WaitRequest(run.sha256, answered_round, seconds, instance))
-        return messages.decode_task_status(self._ask(calls.WAIT_FOR_ROUND, request, seconds + calls.CALL_S))
+        return messages.decode_task_status(self._ask(calls.WAIT_FOR_ROUND, request, seconds + calls.CALL_S), run)
 
     def fetch(self, run: RunSettings, task: TaskStatus) -> GlobalModel:
         """Fetch the model that the open round starts from, or the final one of a finished run, and check its hash.

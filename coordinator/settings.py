@@ -12,16 +12,15 @@ import msgspec
 
 from ..base.errors import DataError, SettingsError
 from ..base.settings import load_settings
+from ..fedproto.bounds import MAX_DEADLINE_S
 from ..fedproto.codecs import Codec
 from ..fedproto.head import HeadSpec
 from ..fedproto.messages import MAX_EXAMPLES
 from ..fedproto.records import RunSettings, Strategy, TrainSettings, unprintable
-from ..fedproto.tensors import MAX_PAYLOAD_BYTES
 from ..fedproto.tls import TlsFiles
 from .strategies.composition import strategy_problems
 
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
-MAX_DEADLINE_S = 30 * 86400.0
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,6 +128,8 @@ def load_coordinator_settings(path: Path) -> CoordinatorSettings:
     problems += [f"run.train.{problem}" for problem in run.train.problems()]
     problems += [f"run.strategy.{problem}" for problem in strategy_problems(run.strategy)]
     problems += _check_problems(settings.checks)
+    if not problems:  # nor may it ask for what no silo accepts
+        problems += [f"run.{problem}" for problem in settings.run_settings().problems()]
     if problems:
         raise SettingsError(f"{path}: " + "; ".join(problems), fix=f"edit {path}")
     return _resolve_paths(settings, Path(path).resolve().parent)
@@ -169,8 +170,6 @@ def _run_problems(run: RunTable) -> list[str]:
         problems.append("run.hidden: expected widths of 1 or more")
     elif head_problem := _head_problem(run):
         problems.append(head_problem)
-    elif 4 * run.head_spec().parameters > MAX_PAYLOAD_BYTES:
-        problems.append(f"run.inputs, run.hidden: the head is larger than {MAX_PAYLOAD_BYTES} bytes")
     if run.wanted is not None and run.wanted < run.min_silos:
         problems.append(f"run.wanted: expected run.min_silos ({run.min_silos}) or more")
     if run.wanted_share is not None and run.wanted is not None:

@@ -8,6 +8,7 @@ nothing is lost for good. Decoding gives the same bits on every machine.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -210,7 +211,7 @@ def _scale_count(shape: tuple[int, ...]) -> int:
 
 def _tensor_ends(spec: HeadSpec) -> npt.NDArray[np.int64]:
     """Position after the last value of each tensor."""
-    return np.cumsum([int(np.prod(shape)) for shape in spec.shapes.values()])
+    return np.cumsum([math.prod(shape) for shape in spec.shapes.values()])
 
 
 def _quantize(values: FlatParams, scale: FlatParams) -> npt.NDArray[np.int8]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError
+from .bounds import MAX_BLOCKS, MAX_LAYERS, MAX_PARAMETERS, MAX_WIDTH
 
 # Fields that are left out of settings and model files at their default.
 _LEFT_OUT_AT_DEFAULT = {"blocks": (), "standardise": False, "common": 256}
@@ -36,7 +38,8 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enter the perceptron as [v'; t']. Every linear map has a bias. ``hidden=()`` is softmax regression.
     ``standardise`` replaces a block b by (b - mean) / sqrt(variance + 1e-12), mean and variance over the block's
     values in that row, in training and in inference.
-    Raises DataError (``bad_head``) when blocks, kind and common do not fit each other.
+    Raises DataError: ``bad_head`` when blocks, kind and common do not fit each other, or a width or the number of
+    layers is out of bounds; ``model_too_large`` for more parameters than a silo trains (``bounds``).
     """
 
     inputs: int
@@ -48,15 +51,27 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     common: int = 256  # rgcf only: width that both modalities are projected to
 
     def __post_init__(self) -> None:
+        if problems := self._problems():
+            raise DataError("; ".join(problems), fix="blocks = [width of BLIP, width of the CNN]", code="bad_head")
+        if self.parameters > MAX_PARAMETERS:
+            raise DataError(
+                f"a head of {self.parameters:,} parameters, expected at most {MAX_PARAMETERS:,}", code="model_too_large"
+            )
+
+    def _problems(self) -> list[str]:
+        """Return what is wrong with the fields; looked at before anything is computed from them."""
+        if len(self.hidden) > MAX_LAYERS or len(self.blocks) > MAX_BLOCKS:
+            return [f"expected at most {MAX_LAYERS} hidden layers and {MAX_BLOCKS} blocks"]
         problems = []
+        if not all(1 <= width <= MAX_WIDTH for width in (self.inputs, self.outputs, *self.hidden)):
+            problems.append(f"inputs, outputs and hidden: expected widths of 1 to {MAX_WIDTH:,}")
         if self.blocks and (min(self.blocks) < 1 or sum(self.blocks) != self.inputs):
             problems.append(f"blocks {list(self.blocks)}: expected widths that add up to inputs = {self.inputs}")
         if self.kind == "rgcf" and len(self.blocks) != 2:
             problems.append(f"kind 'rgcf' fuses exactly two blocks, there are {len(self.blocks)}")
-        if self.common < 1:
-            problems.append("common: expected 1 or more")
-        if problems:
-            raise DataError("; ".join(problems), fix="blocks = [width of BLIP, width of the CNN]", code="bad_head")
+        if not 1 <= self.common <= MAX_WIDTH:
+            problems.append(f"common: expected 1 or more, at most {MAX_WIDTH:,}")
+        return problems
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -92,7 +107,7 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def parameters(self) -> int:
         """Number of parameters: 1,599,589 for 2816 inputs and 101 classes (docs/paper.md, parameter counts)."""
-        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
 
 def without_defaults(fields: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +152,7 @@ def split_params(spec: HeadSpec, row: npt.NDArray[Number]) -> dict[str, npt.NDAr
     """Return the head's tensors as views of ``row``, all parameters as one flat array."""
     tensors, start = {}, 0
     for name, shape in spec.shapes.items():
-        end = start + int(np.prod(shape))
+        end = start + math.prod(shape)
         tensors[name] = row[start:end].reshape(shape)
         start = end
     return tensors
@@ -175,7 +190,7 @@ class ParamsDigest:
                 if not name:
                     raise ValueError("more bytes than the head's tensors have")
                 self._digest.update(f"{name}:{','.join(map(str, shape))};".encode())
-                self._left = 4 * int(np.prod(shape))
+                self._left = 4 * math.prod(shape)
             taken = view[: self._left]
             self._digest.update(taken)
             self._left -= len(taken)

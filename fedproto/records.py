@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
 from ..base.errors import DataError, printable
+from .bounds import (
+    MAX_ACTIVATIONS,
+    MAX_BATCH,
+    MAX_DEADLINE_S,
+    MAX_EPOCHS,
+    MAX_FACTOR,
+    MAX_FINGERPRINT,
+    MAX_RATE,
+    MAX_ROUND_NUMBER,
+    MAX_ROUNDS,
+    MAX_RUN_NAME,
+    MAX_SEED,
+    MAX_SETTINGS_BYTES,
+    MAX_SILOS,
+    MAX_SUBJECTS,
+    MAX_TERM,
+    label_problems,
+    name_problems,
+    number_problems,
+    positive_problems,
+    shortened,
+)
 from .codecs import Codec
 from .head import HeadSpec, Params, without_defaults
 
@@ -34,14 +55,13 @@ class TrainSettings(_Record, frozen=True):
 
     def problems(self) -> list[str]:
         """Return what is out of range, each problem beginning with the field's name."""
-        wrong = [f"{name}: expected 1 or more" for name in ("epochs", "batch_size") if getattr(self, name) < 1]
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            wrong.append("learning_rate: expected more than 0")
-        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
-            wrong.append("weight_decay: expected 0 or more")
-        if not 0 < self.learning_rate_decay <= 1:
-            wrong.append("learning_rate_decay: expected more than 0 and at most 1 (1: none)")
-        return wrong
+        return [
+            *number_problems("epochs", self.epochs, 1, MAX_EPOCHS),
+            *number_problems("batch_size", self.batch_size, 1, MAX_BATCH),
+            *positive_problems("learning_rate", self.learning_rate, MAX_RATE),
+            *number_problems("weight_decay", self.weight_decay, 0, MAX_RATE),
+            *positive_problems("learning_rate_decay", self.learning_rate_decay, 1),
+        ]
 
 
 class Strategy(_Record, frozen=True):
@@ -70,8 +90,8 @@ class Strategy(_Record, frozen=True):
     def term_problems(self, owner: str, field: str) -> list[str]:
         """Check the weight of a term in the silos' loss: more than 0 in a run of ``owner``, 0 in every other run."""
         value = getattr(self, field)
-        if self.name == owner and not (value > 0 and math.isfinite(value)):
-            return [f"{field}: {owner} needs more than 0"]
+        if self.name == owner and not 0 < value <= MAX_TERM:
+            return [f"{field}: {owner} needs more than 0, at most {MAX_TERM:,.0f}"]
         if self.name != owner and value != 0:
             return [f"{field}: {self.name} has none; expected 0, or name = '{owner}'"]
         return []
@@ -81,10 +101,23 @@ class Strategy(_Record, frozen=True):
 
         The coordinator checks its own part of a strategy in coordinator/strategies/.
         """
-        return [problem for owner, field in CLIENT_TERMS for problem in self.term_problems(owner, field)]
+        wrong = [problem for owner, field in CLIENT_TERMS for problem in self.term_problems(owner, field)]
+        for field in _STRATEGY_NUMBERS:
+            wrong += number_problems(field, getattr(self, field), 0, MAX_FACTOR)
+        return wrong
 
 
 CLIENT_TERMS = (("fedprox", "mu"), ("feddyn", "alpha"))  # strategy and the weight of its term in the silos' loss
+_STRATEGY_NUMBERS = (
+    "server_momentum",
+    "average_last",
+    "trim",
+    "clip",
+    "server_adam",
+    "server_beta1",
+    "server_beta2",
+    "server_tau",
+)
 
 # Fields that are left out of the canonical JSON at their default.
 _TRAIN_DEFAULTS = {"learning_rate_decay": 1.0, "class_balanced": False}
@@ -132,6 +165,25 @@ class RunSettings(_Record, frozen=True):
     def sha256(self) -> str:
         return hashlib.sha256(self.encode()).hexdigest()
 
+    def problems(self) -> list[str]:
+        """Return what no silo accepts, each problem beginning with the field's name; the head has checked itself."""
+        wrong = [
+            *name_problems("run", self.run, MAX_RUN_NAME),
+            *label_problems(self.labels),
+            *name_problems("fingerprint", self.fingerprint, MAX_FINGERPRINT),
+            *number_problems("rounds", self.rounds, 1, MAX_ROUNDS),
+            *number_problems("min_silos", self.min_silos, 1, MAX_SILOS),
+            *positive_problems("deadline_s", self.deadline_s, MAX_DEADLINE_S),
+            *number_problems("seed", self.seed, 0, MAX_SEED),
+            *(f"strategy.{problem}" for problem in self.strategy.problems()),
+            *(f"train.{problem}" for problem in self.train.problems()),
+        ]
+        if len(self.labels) != self.head.outputs:
+            wrong.append(f"labels: {len(self.labels)}, the head has {self.head.outputs} outputs")
+        if self.train.batch_size * sum(self.head.widths) > MAX_ACTIVATIONS:
+            wrong.append(f"train.batch_size: times the widths of all layers, expected at most {MAX_ACTIVATIONS:,}")
+        return wrong
+
 
 def unprintable(*names: str) -> list[str]:
     """Return the names that hold a character that cannot be printed, escaped."""
@@ -139,27 +191,27 @@ def unprintable(*names: str) -> list[str]:
 
 
 def decode_run_settings(data: bytes) -> RunSettings:
-    """Decode settings strictly. Raises DataError for an unknown key, a wrong type or labels that do not fit the head.
+    """Decode settings strictly: only their canonical bytes are accepted, only what is within ``bounds``.
 
-    Raises DataError (``bad_settings``) for options that silos cannot train with, and for names that cannot be printed:
-    they would reach the silo's terminal and logs.
+    Raises DataError: ``bad_head`` and ``model_too_large`` as ``HeadSpec``; ``bad_settings`` for all else, such as an
+    unknown key, a key that is there twice, names that cannot be printed (they would reach the silo's terminal and
+    logs), and options that silos cannot train with.
     """
+    if len(data) > MAX_SETTINGS_BYTES:
+        raise _bad_settings_error(f"they have {len(data):,} bytes, expected at most {MAX_SETTINGS_BYTES:,}")
     try:
         settings = msgspec.json.decode(data, type=RunSettings)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"the coordinator's run settings cannot be read: {printable(str(error))}") from error
-    if len(settings.labels) != settings.head.outputs:
-        raise DataError(f"the run has {len(settings.labels)} labels, its head {settings.head.outputs} outputs")
-    if unprintable(settings.run, settings.fingerprint, *settings.labels):
-        shown = ", ".join(unprintable(settings.run, settings.fingerprint, *settings.labels)[:3])
-        raise DataError(
-            f"the coordinator's run settings have characters that cannot be printed in a name: {shown}; expected "
-            "a run name, a fingerprint and labels without control characters",
-            code="bad_settings",
-        )
-    if wrong := [*settings.strategy.problems(), *settings.train.problems()]:
-        raise DataError(f"the coordinator's run settings cannot be used: {'; '.join(wrong)}", code="bad_settings")
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise _bad_settings_error(f"they cannot be read: {shortened(printable(str(error)))}") from error
+    if wrong := settings.problems():
+        raise _bad_settings_error(shortened("; ".join(wrong)))
+    if settings.encode() != data:
+        raise _bad_settings_error("they are not in canonical form, each key once and in its order")
     return settings
+
+
+def _bad_settings_error(why: str) -> DataError:
+    return DataError(f"the coordinator's run settings cannot be used: {why}", code="bad_settings")
 
 
 class Phase(enum.Enum):
@@ -183,6 +235,17 @@ class TaskStatus:
     # With OPEN, for feddyn and lossy codecs: the last closed round in which this silo's update counts; 0: none.
     counted_round: int = 0
     subjects: int = 0  # EVALUATE: models to evaluate; subject 0 is the final one, 1 and up are single silos'
+
+    def problems(self, run: RunSettings) -> list[str]:
+        """Return what contradicts itself or the run's settings."""
+        wrong = number_problems("round", self.round, 0 if self.phase is Phase.WAIT else 1, MAX_ROUND_NUMBER)
+        if self.phase is Phase.OPEN and not self.counted_round < self.round:
+            wrong.append("counted_round: expected a round before the open one")
+        if self.phase in (Phase.FINISHED, Phase.EVALUATE) and self.round < run.rounds:
+            wrong.append(f"round: a run of {run.rounds} rounds has not finished after round {self.round}")
+        if self.phase is Phase.EVALUATE:
+            wrong += number_problems("subjects", self.subjects, 1, MAX_SUBJECTS)
+        return wrong
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,24 +11,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..base.errors import DataError
+from .bounds import MAX_PARAMETERS
 from .calls import CHUNK_BYTES
 from .head import HeadSpec, Params, check_params, split_params
 
-MAX_PAYLOAD_BYTES = 256 << 20  # a head of 67 million parameters; larger ones do not belong on this wire
+MAX_PAYLOAD_BYTES = 4 * MAX_PARAMETERS
 
 Shapes = tuple[tuple[int, ...], ...]
 
 
 def payload_bytes(spec: HeadSpec) -> int:
-    """Return the size of the head's payload. Raises DataError (``model_too_large``) above ``MAX_PAYLOAD_BYTES``."""
-    size = 4 * spec.parameters
-    if not 0 < size <= MAX_PAYLOAD_BYTES:
-        raise DataError(
-            f"a head of {spec.parameters} parameters makes a payload of {size} bytes, "
-            f"expected at most {MAX_PAYLOAD_BYTES}",
-            code="model_too_large",
-        )
-    return size
+    """Return the size of the head's payload: at most ``MAX_PAYLOAD_BYTES``, since a ``HeadSpec`` is bounded."""
+    return 4 * spec.parameters
 
 
 def shapes(spec: HeadSpec) -> Shapes:

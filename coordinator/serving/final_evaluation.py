@@ -34,7 +34,8 @@ class FinalEvaluation:
         journal = self._active.store.journal
         self._reported = journal.reported()
         if self._active.run.final_evaluation == "sites":
-            self._shared = [(silo, digest) for silo, _, digest in journal.shared(last_round)]
+            shared = [(silo, digest) for silo, _, digest in journal.shared(last_round)]
+            self._shared = shared[: messages.MAX_SUBJECTS - 1]  # one more is the final model
 
     def asks(self, silo: str) -> bool:
         """Return whether this silo has something to evaluate; for a run that has finished."""

@@ -6,8 +6,8 @@ refused with a reason (gRPC alone would answer INTERNAL). Every decoder raises D
 values without a name and numbers out of range.
 """
 
+from ..bounds import MAX_SUBJECTS
 from .evaluations import (
-    MAX_SUBJECTS,
     EvaluationReceipt,
     EvaluationReport,
     decode_evaluation_receipt,

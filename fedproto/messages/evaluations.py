@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...base.errors import DataError
+from ..bounds import MAX_LOSS, MAX_SUBJECTS, is_loss
 from ..records import ClassCount, Evaluation, SubjectEvaluation
 from .parsing import MAX_EXAMPLES, SHA256_BYTES, digest_hex, malformed_error, parse
 
 if TYPE_CHECKING:
     from .. import flamest_v1_pb2 as pb
-
-MAX_SUBJECTS = 4096  # models of one final evaluation
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,10 @@ def encode_evaluation(evaluation: Evaluation) -> pb.Evaluation:
 def decode_evaluation(message: pb.Evaluation) -> Evaluation:
     """Return the evaluation of a message. Raises DataError (``evaluation``) for impossible figures."""
     loss, correct, count = message.loss, message.correct, message.count
-    if not (math.isfinite(loss) and loss >= 0 and correct <= count and 1 <= count < MAX_EXAMPLES):
+    if not (is_loss(loss) and correct <= count and 1 <= count < MAX_EXAMPLES):
         raise DataError(
             f"an evaluation of loss {loss} with {correct} of {count} correct, "
-            "expected a finite loss of at least 0 and no more correct than counted",
+            f"expected a finite loss of 0 to {MAX_LOSS:g} and no more correct than counted",
             code="evaluation",
         )
     by_class = tuple(ClassCount(one.label, one.correct, one.count) for one in message.by_class)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...base.errors import DataError
+from ..bounds import POLL_S
 from ..records import Phase, RunSettings, TaskStatus, decode_run_settings
 from .parsing import INSTANCE_BYTES, SHA256_BYTES, digest_hex, malformed_error, milliseconds, parse
 
@@ -92,19 +93,26 @@ def encode_task_status(status: TaskStatus) -> bytes:
     ).SerializeToString()
 
 
-def decode_task_status(data: bytes) -> TaskStatus:
+def decode_task_status(data: bytes, run: RunSettings) -> TaskStatus:
+    """Decode an answer to a silo of ``run``; the pause and the time to the deadline are taken within their bounds.
+
+    Raises DataError (``malformed``) for an answer that contradicts itself or the run.
+    """
     from .. import flamest_v1_pb2 as pb
 
     reply = parse(pb.WaitReply(), data)
     phases: dict[int, Phase] = {pb.Phase.Value(f"PHASE_{phase.name}"): phase for phase in Phase}
     if reply.phase not in phases:
         raise malformed_error("WaitReply", f"phase {reply.phase} has no meaning")
-    return TaskStatus(
+    status = TaskStatus(
         phase=phases[reply.phase],
         round=reply.round,
         model_sha256=digest_hex(reply.model_sha256, SHA256_BYTES, "model_sha256"),
-        deadline_s=reply.deadline_ms / 1000,
-        poll_after_s=reply.poll_after_ms / 1000,
+        deadline_s=min(reply.deadline_ms / 1000, run.deadline_s),
+        poll_after_s=min(max(reply.poll_after_ms / 1000, POLL_S[0]), POLL_S[1]),
         counted_round=reply.counted_round,
         subjects=reply.subjects,
     )
+    if wrong := status.problems(run):
+        raise malformed_error("WaitReply", "; ".join(wrong))
+    return status

@@ -49,7 +49,7 @@ def test_unusual_labels_survive_the_template(tmp_path):
         ("rounds = 80", "rounds = 0", r"run\.rounds: expected 1 or more"),
         ("rounds = 80", 'rounds = "80"', r"run\.rounds: expected `int`"),
         ("inputs = 2816", "inputs = 0", r"run\.inputs"),
-        ("inputs = 2816", "inputs = 999999999", "the head is larger"),
+        ("inputs = 2816", "inputs = 999999999", r"run\.head: inputs, outputs and hidden"),
         ("hidden = [512, 256]", "hidden = [0]", r"run\.hidden"),
         ("min_silos = 2", "min_silos = 0", r"run\.min_silos"),
         ("# wanted = 4", "wanted = 1", r"run\.wanted: expected run\.min_silos \(2\) or more"),

@@ -35,7 +35,7 @@ RUN = RunSettings(
 )
 TOLD = Evaluation(0.75, 3, 5, (ClassCount(1, 2, 3), ClassCount(4, 1, 2)))
 HEADER = m.UpdateHeader(A, 3, B, "0f" * 16, 41, ((4, 3), (4,)), 64, C, TOLD, "int8", 0.25, True)
-STANDING = TaskStatus(Phase.EVALUATE, 5, B, 30.25, 0.5, 4, 6)
+STANDING = TaskStatus(Phase.EVALUATE, 9, B, 12.25, 0.5, 4, 6)
 REPORT = m.EvaluationReport(A, 9, (SubjectEvaluation(1, TOLD), SubjectEvaluation(2, TOLD)))
 
 # encoder, decoder, record, the message it becomes
@@ -43,7 +43,7 @@ ROUND_TRIPS = {
     "JoinRequest": (m.encode_join_request, m.decode_join_request, 1, pb.JoinRequest),
     "JoinReply": (lambda r: m.encode_join_reply(*r), m.decode_join_reply, (1, RUN), pb.JoinReply),
     "WaitRequest": (m.encode_wait_request, m.decode_wait_request, m.WaitRequest(A, 4, 2.5, "0d" * 16), pb.WaitRequest),
-    "WaitReply": (m.encode_task_status, m.decode_task_status, STANDING, pb.WaitReply),
+    "WaitReply": (m.encode_task_status, lambda data: m.decode_task_status(data, RUN), STANDING, pb.WaitReply),
     "FetchRequest": (m.encode_fetch_request, m.decode_fetch_request, m.FetchRequest(A, 6, B, 2), pb.FetchRequest),
     "ModelHeader": (m.encode_model_header, m.decode_model_part, m.ModelHeader(7, C, 640), pb.ModelPart),
     "ModelData": (m.encode_model_data, m.decode_model_part, b"\x01\x02", pb.ModelPart),
@@ -225,7 +225,7 @@ def test_an_unknown_phase_is_refused():
     message = pb.WaitReply.FromString(m.encode_task_status(TaskStatus(Phase.WAIT, 1, A, 0, 0)))
     message.phase = 9
     with pytest.raises(DataError, match="phase 9"):
-        m.decode_task_status(message.SerializeToString())
+        m.decode_task_status(message.SerializeToString(), RUN)
 
 
 def test_settings_with_another_digest_are_refused():

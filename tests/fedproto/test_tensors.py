@@ -70,7 +70,7 @@ def test_shapes_that_are_not_the_heads_are_refused(shape, code):
 
 def test_a_head_that_is_too_large_is_refused_before_anything_is_allocated():
     with pytest.raises(DataError) as refused:
-        payload_bytes(HeadSpec(inputs=10**9, outputs=10**6, hidden=()))
+        payload_bytes(HeadSpec(inputs=60_000, outputs=6_000, hidden=()))
     assert refused.value.code == "model_too_large"
 
 
