@@ -15,6 +15,7 @@ from ..fedproto.model_file import ModelFile, read_model, write_model
 from ..fedproto.records import EncodedUpdate, Evaluation, GlobalModel, RunSettings
 from .egress.accountant import Spend
 from .egress.policy import Policy, PolicyRefused
+from .egress.reported_evaluation import reported_evaluation
 from .extraction.extract import extract_folder
 from .extraction.report import ExtractRequest, count_by_code
 from .extraction.store import FeatureStore
@@ -76,7 +77,7 @@ def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
         spend = policy.permit(len(data.train), run.train, work.spends)
     except PolicyRefused as refused:
         return RoundOutcome(None, None, len(data.train), held_out, ignored, math.nan, None, refused=refused)
-    evaluation = _evaluate(trainer, model.params, data, policy)
+    evaluation = reported_evaluation(trainer, model.params, data, policy)
     encoded = None
     if carries_correction(run.strategy) or work.codec != "fp32":
         trained, encoded = _train_with_state(trainer, work, data.train)
@@ -116,14 +117,8 @@ def _train(trainer: HeadTrainer, work: RoundWork, table: FeatureTable, correctio
 
 
 def evaluate_model(source: DataSource, run: RunSettings, params: Params, policy: Policy) -> Evaluation | None:
-    """Evaluate a model on the held-out clips, as far as the policy reports it; None when none are held out."""
-    return _evaluate(_trainer(run.head, source.threads), params, _load(source, run, policy), policy)
-
-
-def _evaluate(trainer: HeadTrainer, params: Params, data: SiloData, policy: Policy) -> Evaluation | None:
-    if not policy.reports:
-        return None
-    return policy.redact_evaluation(evaluate(trainer, params, data.held_out, policy.report_classes))
+    """Evaluate a model on the held-out clips, as far as the policy reports it; None: nothing is reported."""
+    return reported_evaluation(_trainer(run.head, source.threads), params, _load(source, run, policy), policy)
 
 
 def choose_model(source: DataSource, run: RunSettings, final: Params, own: Path, policy: Policy) -> ModelChoice:
@@ -133,10 +128,10 @@ def choose_model(source: DataSource, run: RunSettings, final: Params, own: Path,
     try:
         kept = read_model(own)
     except (DataError, StorageError):  # none was trained in this run, or it is lost
-        return choose_better(evaluate(trainer, final, held_out, 0), None)
+        return choose_better(evaluate(trainer, final, held_out), None)
     if (kept.head, kept.labels, kept.fingerprint) != (run.head, run.labels, run.fingerprint):
-        return choose_better(evaluate(trainer, final, held_out, 0), None)
-    return choose_better(evaluate(trainer, final, held_out, 0), evaluate(trainer, kept.params, held_out, 0))
+        return choose_better(evaluate(trainer, final, held_out), None)
+    return choose_better(evaluate(trainer, final, held_out), evaluate(trainer, kept.params, held_out))
 
 
 @dataclass(frozen=True)

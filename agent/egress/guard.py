@@ -26,6 +26,7 @@ from .ledger import Entry, EntryType, Ledger, TensorSent
 from .messages import EvaluationMessage, UpdateMessage
 from .pending_update import PendingUpdate, read_pending, write_pending
 from .policy import MIN_SAMPLES_FLOOR, Policy, PolicyRefused
+from .reported_evaluation import require_reportable
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8", "sparse_int8": "sparse int8"}
 
@@ -118,6 +119,8 @@ class EgressGuard:
         if (pending.run_sha256, pending.policy_sha256, update.update_id) != expected:
             raise InvariantError(f"the update of round {update.round} was not made for this run under this policy")
         self.policy.require_samples(pending.clips)
+        if update.evaluation is not None:
+            require_reportable(update.evaluation, self.policy, run.head.outputs)
         write_pending(self._state, run.head, pending)
         message = UpdateMessage.of(run, update)
         content = message.header.payload_sha256, sha256_bytes(message.encoded_header)
@@ -133,6 +136,8 @@ class EgressGuard:
 
         Raises StorageError when the ledger cannot be written, and what ``client.send_evaluation`` raises.
         """
+        for result in results:
+            require_reportable(result.evaluation, self.policy, run.head.outputs)
         message = EvaluationMessage.of(run, round_number, results)
         first = results[0].evaluation if results else None
         self._ledger.append(

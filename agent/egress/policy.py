@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Literal
 
 import msgspec
 
 from ...base.errors import DataError
 from ...fedproto.codecs import Codec
-from ...fedproto.records import Evaluation, TrainSettings
+from ...fedproto.records import TrainSettings
 from ..training.private import Protection, Sampling
 from .accountant import Spend, epsilon_of
 
 MIN_SAMPLES_FLOOR = 256  # clips: below it embeddings were computed back from updates (docs/privacy.md has the figures)
+HELD_OUT_SHARE = 8  # of min_samples, this part must be held out for an evaluation to be reported: 32 of 256 clips
+DEFAULT_EVALUATIONS = 400  # five runs of 80 rounds
 DEFAULT_CLIP_NORM, DEFAULT_NOISE = 1.0, 1e-3  # of privacy = "clip", unless agent.toml sets them
 DEFAULT_SAMPLE_CLIP, DEFAULT_NOISE_MULTIPLIER = 1.0, 1.0  # of privacy = "record-dp"
 DEFAULT_EPSILON, DEFAULT_DELTA = 8.0, 1e-5  # of privacy = "record-dp"
@@ -47,6 +48,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     report_evaluation: bool | None = (
         None  # loss and correct predictions on held-out clips; unset: except with record-dp
     )
+    report_loss: Literal["rounded", "exact"] = "rounded"  # capped for each clip and rounded, or in full precision
+    report_loss_override: bool = False  # allows report_loss = "exact"; the ledger records it
+    evaluations_per_day: int = DEFAULT_EVALUATIONS  # models whose evaluation is reported within 24 hours
     report_classes: int = 0  # report by class too, for classes with at least so many held-out clips; 0: never
     share_for_evaluation: bool = False  # silos that share evaluate each other's last models
     refuse_worse: bool = False  # keep the own model where the final one is worse on the held-out clips
@@ -82,6 +86,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.privacy != "record-dp" if self.report_evaluation is None else self.report_evaluation
 
     @property
+    def min_held_out(self) -> int:
+        """Fewest held-out clips on which an evaluation is reported."""
+        return -(-self.min_samples // HELD_OUT_SHARE)
+
+    @property
     def sha256(self) -> str:
         """Hash of all keys: an update made under another policy is not sent under this one."""
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
@@ -91,16 +100,6 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.report_counts == "exact" or count < 1:
             return count
         return int(2 ** round(math.log2(count)))
-
-    def redact_evaluation(self, evaluation: Evaluation | None) -> Evaluation | None:
-        """Return the reportable part of an evaluation; None: nothing."""
-        if evaluation is None or not self.reports:
-            return None
-        if self.report_counts == "exact":
-            return evaluation
-        count = self.rounded_count(evaluation.count)
-        correct = round(evaluation.correct * count / evaluation.count)
-        return replace(evaluation, correct=correct, count=count)
 
     def overrides(self) -> tuple[str, ...]:
         """Return where the policy is weaker than FLAMeST's default, for the ledger and the log."""
@@ -113,6 +112,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             given_up.append(f"min_samples {self.min_samples} is below the floor of {MIN_SAMPLES_FLOOR}")
         if self.privacy == "record-dp" and self.reports and evaluation:
             given_up.append("report_evaluation with record-dp tells of held-out clips, which epsilon does not cover")
+        if self.report_loss == "exact" and self.reports and evaluation:
+            given_up.append("report_loss is exact: losses in full precision can give held-out clips away")
         return tuple(given_up)
 
     def permit(self, examples: int, train: TrainSettings, spends: Iterable[Spend]) -> Spend | None:
@@ -166,6 +167,13 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if not 0.0 <= self.hold_out <= 0.9:
             wrong.append("hold_out: expected 0 to 0.9")
+        if self.report_loss == "exact" and not self.report_loss_override:
+            wrong.append(
+                "report_loss: losses in full precision of models that the coordinator chooses give held-out clips away "
+                "(docs/privacy.md); set report_loss_override = true if you accept that"
+            )
+        if self.evaluations_per_day < 0:
+            wrong.append("evaluations_per_day: expected 0 (none) or more")
         if self.report_classes < 0:
             wrong.append("report_classes: expected 0 (never) or more")
         elif self.report_classes and self.report_counts != "exact":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from ...fedproto.head import Params
 from ...fedproto.records import ClassCount, Evaluation
@@ -13,24 +15,41 @@ from .dataset import FeatureTable
 from .trainer import HeadTrainer, log_softmax
 
 
-def evaluate(trainer: HeadTrainer, params: Params, table: FeatureTable, class_floor: int) -> Evaluation | None:
-    """Return loss and correct predictions of a model on ``table``; None for an empty table.
+@dataclass(frozen=True, eq=False)
+class ClipResults:
+    """A model's results on N clips, one by one. They stay in the silo."""
 
-    ``class_floor``: classes with at least so many clips are counted one by one, as far as ``reportable_classes``
-    allows; 0: none.
-    """
+    losses: npt.NDArray[np.float64]  # [N], nats; infinite where the model's scores are not finite
+    correct: npt.NDArray[np.bool_]  # [N]; False where they are not finite
+
+
+def clip_results(trainer: HeadTrainer, params: Params, table: FeatureTable) -> ClipResults:
+    """Return loss and prediction of every clip of ``table``."""
+    with np.errstate(all="ignore"):  # finite parameters can give scores that overflow
+        scores = trainer.logits(params, table.x)
+        log_probability = log_softmax(scores)
+    finite = np.isfinite(scores).all(axis=1)
+    losses = np.where(finite, -log_probability[np.arange(len(table)), table.y], np.inf)
+    return ClipResults(losses, finite & (log_probability.argmax(axis=1) == table.y))
+
+
+def evaluate(trainer: HeadTrainer, params: Params, table: FeatureTable) -> Evaluation | None:
+    """Return the exact loss and correct predictions on ``table``, for use in the silo alone; None for an empty one."""
     if not len(table):
         return None
-    total = trainer.evaluate(params, table)
-    if class_floor < 1:
-        return total
-    correct = log_softmax(trainer.logits(params, table.x)).argmax(axis=1) == table.y
+    results = clip_results(trainer, params, table)
+    return Evaluation(float(results.losses.mean()), int(results.correct.sum()), len(table))
+
+
+def class_counts(results: ClipResults, table: FeatureTable, floor: int) -> tuple[ClassCount, ...]:
+    """Return the correct predictions of each class that ``reportable_classes`` allows; of none with a floor of 0."""
+    if floor < 1:
+        return ()
     counts = {int(label): int((table.y == label).sum()) for label in np.unique(table.y)}
-    by_class = tuple(
-        ClassCount(label, int(correct[table.y == label].sum()), counts[label])
-        for label in reportable_classes(counts, class_floor)
+    return tuple(
+        ClassCount(label, int(results.correct[table.y == label].sum()), counts[label])
+        for label in reportable_classes(counts, floor)
     )
-    return Evaluation(total.loss, total.correct, total.count, by_class)
 
 
 def reportable_classes(counts: Mapping[int, int], floor: int) -> list[int]:

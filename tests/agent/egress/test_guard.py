@@ -49,7 +49,7 @@ class Silo:
             self.guard.update_id(self.run, self.task.round, self.model.sha256),
             policy.rounded_count(clips),
             initial_params(self.run.head, seed),
-            policy.redact_evaluation(Evaluation(0.5, 6, 8)),
+            Evaluation(0.5, 48, 64) if policy.reports else None,
         )
         return PendingUpdate(self.run.sha256, policy.sha256, clips, spend, update)
 
@@ -120,7 +120,7 @@ def test_the_ledger_holds_everything_about_an_update_that_left(silo):
     ]
     assert entry.sha256 == sha256_bytes(payload) == stored(first)["a"]
     assert len(payload) < entry.bytes < len(payload) + 400
-    assert entry.reported == {"loss": 0.5, "correct": 6.0, "count": 8.0}
+    assert entry.reported == {"loss": 0.5, "correct": 48.0, "count": 64.0}
     assert entry.overrides == ()
     (certificate,) = ledger(first, "enrolment")
     shown = first.federation.connection_settings("a").certificate.read_bytes()

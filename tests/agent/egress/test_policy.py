@@ -9,7 +9,7 @@ from flamest.agent.egress.policy import MIN_SAMPLES_FLOOR, Policy, PolicyRefused
 from flamest.agent.settings import load_agent_settings, write_settings_template
 from flamest.agent.training.private import Protection
 from flamest.base.errors import SettingsError
-from flamest.fedproto.records import Evaluation, TrainSettings
+from flamest.fedproto.records import TrainSettings
 
 SETTINGS = """
 state = "state"
@@ -55,6 +55,9 @@ def test_a_floor_below_ours_needs_an_override(tmp_path):
         ('report_classes = 5\nreport_counts = "power-of-two"', "exact counts"),
         ("hold_out = 1.0", "hold_out"),
         ("min_samples = 0", "min_samples"),
+        ('report_loss = "exact"', "report_loss_override = true"),
+        ('report_loss = "none"', "report_loss"),
+        ("evaluations_per_day = -1", "evaluations_per_day"),
     ],
 )
 def test_invalid_values_are_named_by_key(tmp_path, text, message):
@@ -98,13 +101,6 @@ def test_counts_are_exact_or_the_nearest_power_of_two():
     exact, coarse = Policy(), Policy(report_counts="power-of-two")
     assert [exact.rounded_count(count) for count in (1, 300, 1000)] == [1, 300, 1000]
     assert [coarse.rounded_count(count) for count in (1, 300, 362, 363, 1000)] == [1, 256, 256, 512, 1024]
-    reported = coarse.redact_evaluation(Evaluation(0.5, 60, 80))
-    assert reported == Evaluation(0.5, 48, 64)
-    assert exact.redact_evaluation(Evaluation(0.5, 60, 80)) == Evaluation(0.5, 60, 80)
-
-
-def test_no_evaluation_is_reported_when_the_policy_forbids_it():
-    assert Policy(report_evaluation=False).redact_evaluation(Evaluation(0.5, 60, 80)) is None
 
 
 def test_too_few_clips_are_refused_with_a_code():
@@ -140,6 +136,12 @@ def test_record_dp_refuses_weights_that_depend_on_other_clips():
 
 
 def test_another_policy_has_another_hash():
-    keys = {"min_samples": 300, "report_evaluation": False, "privacy": "clip", "report_counts": "power-of-two"}
+    keys = {
+        "min_samples": 300,
+        "report_loss": "exact",
+        "report_evaluation": False,
+        "privacy": "clip",
+        "report_counts": "power-of-two",
+    }
     changed = [msgspec.structs.replace(Policy(), **{key: value}) for key, value in keys.items()]
-    assert len({made.sha256 for made in (Policy(), *changed)}) == 5
+    assert len({made.sha256 for made in (Policy(), *changed)}) == 6
