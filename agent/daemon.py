@@ -171,6 +171,7 @@ class _Daemon:
         self._set_state("evaluating")
         self._end_of_run.evaluate(client, run, task)
         self._note_traffic(client)
+        self._note_budget()
 
     def _adopt_model(self, client: CoordinatorClient, run: RunSettings, task: TaskStatus) -> None:
         """Put the final model to use, or keep this silo's own where the policy finds that better."""
@@ -306,7 +307,8 @@ class _Daemon:
             self._note(doing=doing, detail=detail, code=code, since=utc_text())
 
     def _note_budget(self) -> None:
-        """Note the privacy budget of record-dp, and how much of it is spent."""
+        """Note how many evaluations left and, with record-dp, how much of the privacy budget is spent."""
+        self._note(evaluations=self._guard.evaluations, evaluations_per_day=self._settings.policy.evaluations_per_day)
         if (budget := self._settings.policy.budget) is not None:
             self._note(epsilon_spent=self._guard.epsilon, epsilon_budget=budget[0])
 

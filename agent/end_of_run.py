@@ -11,6 +11,7 @@ from ..fedproto.model_file import ModelFile, read_model, write_model
 from ..fedproto.records import GlobalModel, RunSettings, SubjectEvaluation, TaskStatus
 from .client import CoordinatorClient, DuplicateIdentity, RunChanged
 from .egress.guard import EgressGuard
+from .egress.policy import PolicyRefused
 from .tasks import DataSource, choose_model, evaluate_model
 from .training.client_state import ClientState
 from .training.evaluation import ModelChoice
@@ -41,31 +42,56 @@ class EndOfRun:
         self._source = source
 
     def evaluate(self, client: CoordinatorClient, run: RunSettings, task: TaskStatus) -> None:
-        """Report how the offered models do on the held-out clips, or decline.
+        """Report how the offered models do on the held-out clips, decline, or answer nothing (``plan_evaluation``).
 
         Raises what ends a run: RunChanged, DuplicateIdentity, UnreachableError, IdentityError.
         """
-        results: list[SubjectEvaluation] = []
         try:
-            for subject in range(task.subjects if self._policy.reports else 0):
-                params = client.fetch_subject(run, task, subject)
-                evaluation = self._worker.call(evaluate_model, self._source, run, params, self._policy)
-                if evaluation is not None:
-                    results.append(SubjectEvaluation(subject, evaluation))
-        except (DataError, StorageError, WorkerCrashed) as error:
-            if isinstance(error, RunChanged | DuplicateIdentity):
-                raise
-            results = []  # an incomplete evaluation is not reported
-            log.error("evaluation_failed", round=task.round, code=error.code)
-            log.debug("evaluation_failed", detail=error.message)
+            plan = self._guard.plan_evaluation(run, task)
+        except PolicyRefused as refused:
+            self._note_refusal(run, task, refused)
+            return
+        if plan.declined:
+            log.warning("evaluation_declined", round=task.round, reason=plan.declined)
+        results = self._results(client, run, task, plan.subjects) if plan.sent is None else plan.sent
         try:
-            self._guard.send_evaluation(client, run, task.round, results)
+            self._guard.send_evaluation(client, run, task, results)
         except (DataError, StorageError) as refused:
-            if isinstance(refused, RunChanged):
+            if isinstance(refused, RunChanged | DuplicateIdentity):
                 raise
             log.error("evaluation_refused", round=task.round, code=refused.code, detail=refused.message)
         else:
             log.info("evaluation_sent", round=task.round, models=len(results), asked=task.subjects)
+
+    def _note_refusal(self, run: RunSettings, task: TaskStatus, refused: PolicyRefused) -> None:
+        """Enter a refusal and log it, once for each run: the coordinator may ask without end."""
+        try:
+            entered = self._guard.record_refused_evaluation(run, task, refused)
+        except (DataError, StorageError) as error:
+            log.error("refusal_not_entered", round=task.round, code=error.code)
+            return
+        if entered:
+            log.warning("evaluation_refused", round=task.round, code=refused.code, reason=refused.reason)
+
+    def _results(
+        self, client: CoordinatorClient, run: RunSettings, task: TaskStatus, subjects: int
+    ) -> list[SubjectEvaluation]:
+        """Evaluate so many of the offered models; none when the policy reports nothing on this silo's clips."""
+        results: list[SubjectEvaluation] = []
+        try:
+            for subject in range(subjects):
+                params = client.fetch_subject(run, task, subject)
+                evaluation = self._worker.call(evaluate_model, self._source, run, params, self._policy)
+                if evaluation is None:
+                    return []
+                results.append(SubjectEvaluation(subject, evaluation))
+        except (DataError, StorageError, WorkerCrashed) as error:
+            if isinstance(error, RunChanged | DuplicateIdentity):
+                raise
+            log.error("evaluation_failed", round=task.round, code=error.code)
+            log.debug("evaluation_failed", detail=error.message)
+            return []  # an incomplete evaluation is not reported
+        return results
 
     def adopt_model(self, client: CoordinatorClient, run: RunSettings, task: TaskStatus) -> ModelInUse:
         """Fetch the final model and use it, or keep using this silo's own where the policy finds that better."""

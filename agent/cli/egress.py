@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,8 @@ from ...base.console import command, say
 from ...base.options import JsonOption
 
 if TYPE_CHECKING:
-    from ..egress.ledger import Entry, LedgerContent
+    from ..egress.entry import Entry, ReportedResult
+    from ..egress.ledger import LedgerContent
 
 SETTINGS = Path("agent.toml")
 INDENT = " " * 22
@@ -40,7 +42,7 @@ def egress(
     from ..egress.ledger import HEAD_FILE, LEDGER_FILE, ledger_error, read_ledger
 
     folder = _state_folder(config, state)
-    if not (folder / LEDGER_FILE).exists() and not (folder / HEAD_FILE).exists():
+    if not any(os.path.lexists(folder / name) for name in (LEDGER_FILE, HEAD_FILE)):
         raise DataError(  # not "nothing has left": the folder may be another one
             f"{folder} holds no egress ledger: no agent has run with this state folder, or the ledger was removed",
             fix="flamest-agent egress --config agent.toml finds the folder that the daemon uses",
@@ -91,7 +93,8 @@ def _lines(entry: Entry) -> list[str]:
             f"{where}the classifier's parameters left, {entry.bytes:,} bytes as {entry.codec}",
             f"{len(entry.tensors)} tensors: "
             + ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in entry.tensors),
-            f"sent with them: trained on {entry.examples} clips" + "".join(_reported(entry)),
+            f"sent with them: trained on {entry.examples} clips{_withheld(entry)}",
+            *map(_result, entry.results),
             *(["the other silos that share may evaluate this model"] if entry.shared else []),
             f"SHA-256 {entry.sha256}",
         ]
@@ -101,8 +104,8 @@ def _lines(entry: Entry) -> list[str]:
                 f"{entry.privacy.rate:.3g}, noise {entry.privacy.multiplier:g}"
             )
     elif entry.what == "evaluation":
-        lines = [f"end of the run: {entry.models} models evaluated on the held-out clips, {entry.bytes:,} bytes"]
-        lines += [f"SHA-256 {entry.sha256}" + "".join(_reported(entry))]
+        lines = [f"{where}{entry.models} models evaluated on the held-out clips, {entry.bytes:,} bytes"]
+        lines += [*map(_result, entry.results), f"SHA-256 {entry.sha256}"]
     elif entry.what == "enrolment":
         lines = [f"{entry.detail}; {entry.bytes} bytes, SHA-256 {entry.sha256}"]
     elif entry.what == "policy":
@@ -113,22 +116,33 @@ def _lines(entry: Entry) -> list[str]:
     return [f"{entry.time}  {lines[0]}", *(INDENT + line for line in lines[1:])]
 
 
-def _reported(entry: Entry) -> list[str]:
-    if not entry.reported:
-        return []
-    reported = entry.reported
-    return [
-        f"; the run's model predicts {reported['correct']:g} of {reported['count']:g} held-out clips correctly, "
-        f"loss {reported['loss']:.4f}"
-    ]
+def _result(result: ReportedResult) -> str:
+    """Return everything that was reported about one model."""
+    model = "the run's model" if result.subject == 0 else f"model {result.subject}"
+    classes = ", ".join(f"{correct} of {count} of class {label}" for label, correct, count in result.by_class)
+    return (
+        f"reported: {model} predicts {result.correct} of {result.count} held-out clips correctly"
+        + (f" ({classes})" if classes else "")
+        + f", loss {result.loss:.10g}"
+    )
+
+
+def _withheld(entry: Entry) -> str:
+    if not entry.withheld:
+        return ""
+    return {
+        "evaluations_spent": "; no evaluation: as many as the policy allows in 24 hours had left",
+        "seeds_spent": "; no evaluation: runs of too many seeds were evaluated lately",
+    }.get(entry.withheld, f"; no evaluation: {entry.withheld}")
 
 
 def _summary(content: LedgerContent) -> list[str]:
     updates = list(content.of("update"))
+    evaluations = sum(len(entry.results) for entry in content.entries)
     withheld = sum(1 for entry in content.entries if entry.what in ("refused", "withdrawn"))
     lines = [
         f"{len(content.entries)} entries: {len(updates)} updates of {sum(entry.bytes for entry in updates) / 1e6:.2f} "
-        f"MB in all may have left, {withheld} were refused or withdrawn"
+        f"MB in all may have left, with the evaluations of {evaluations} models; {withheld} were refused or withdrawn"
     ]
     if content.cut_short:
         lines.append(f"{content.cut_short} lines were cut short by a crash or a full disk: nothing was sent for them")

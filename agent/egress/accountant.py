@@ -17,6 +17,7 @@ import msgspec
 
 ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *map(float, range(11, 64)), 128.0, 256.0, 512.0, 1024.0)
 NEGLIGIBLE = 30.0  # so far below the sum, in logarithms, a term of a series changes nothing
+LEAST_MULTIPLIER = 1e-6  # less noise counts as none, and its square may be too small for a float
 MAX_SERIES_TERMS = 1000  # terms of a series
 
 
@@ -31,7 +32,7 @@ class Spend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def epsilon_of(spends: Iterable[Spend], delta: float) -> float:
     """The least epsilon with which everything together is (epsilon, delta) differentially private; 0 for nothing.
 
-    Neighbours differ by one clip that is there or not. Infinite where a multiplier is 0.
+    Neighbours differ by one clip that is there or not. Infinite where a multiplier is 0, or nearly.
     """
     totals = [0.0] * len(ORDERS)
     for spend in spends:
@@ -55,7 +56,7 @@ def renyi(rate: float, multiplier: float, order: float) -> float:
     """The Rényi divergence of ``order`` (more than 1) that one step costs."""
     if rate == 0:
         return 0.0
-    if multiplier == 0:
+    if multiplier < LEAST_MULTIPLIER:
         return math.inf
     if rate == 1:
         return order / (2 * multiplier**2)

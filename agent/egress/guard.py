@@ -1,14 +1,16 @@
 """The egress guard: everything that leaves a silo goes through it.
 
 Every update goes through :meth:`EgressGuard.send`: checked against the policy, kept as a file, entered in the egress
-ledger, and only then sent. So an update identifier never refers to two different updates: after a restart the same
-bytes are sent again, or, when the policy has changed meanwhile, none.
+ledger, and only then sent; every evaluation at the end of a run through :meth:`EgressGuard.send_evaluation`. So an
+update identifier never refers to two different updates: after a restart the same bytes are sent again, or, when the
+policy has changed meanwhile, none. What leaves in a day is bounded (``rations``).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -17,12 +19,14 @@ from ...base.errors import DataError, InvariantError
 from ...base.files import sha256_bytes
 from ...base.log import Log
 from ...fedproto.head import HeadSpec
-from ...fedproto.records import Evaluation, GlobalModel, Receipt, RunSettings, SubjectEvaluation
+from ...fedproto.records import Evaluation, GlobalModel, Receipt, RunSettings, SubjectEvaluation, TaskStatus
 from ...fedproto.tls import read_file
 from ..client import CoordinatorClient
 from ..handshake import ConnectionSettings
 from .accountant import Spend, epsilon_of
-from .ledger import Entry, EntryType, Ledger, TensorSent
+from .entry import Entry, EntryType, ReportedResult, TensorSent
+from .final_evaluation import EvaluationPlan, is_planned, plan_evaluation, withheld_reason
+from .ledger import Ledger
 from .messages import EvaluationMessage, UpdateMessage
 from .pending_update import PendingUpdate, read_pending, write_pending
 from .policy import MIN_SAMPLES_FLOOR, Policy, PolicyRefused
@@ -69,6 +73,11 @@ class EgressGuard:
         budget = self.policy.budget
         return None if budget is None else epsilon_of(self.spends, budget[1])
 
+    @property
+    def evaluations(self) -> int:
+        """Models whose evaluation left within the last 24 hours."""
+        return self._ledger.content.rations.evaluations(self._ledger.now())
+
     def update_id(self, run: RunSettings, round_number: int, model_sha256: str) -> str:
         """Return the identifier of this silo's update of a round, trained from the model with this hash.
 
@@ -82,8 +91,10 @@ class EgressGuard:
 
         Raises PolicyRefused (``withdrawn``) when an update may have been sent already and cannot be sent again as it
         was: the policy has changed, or its noise cannot be drawn again. Without noise, training again gives the same
-        bytes (``send`` checks this): that is for a coordinator that was restored from a backup.
+        bytes (``send`` checks this): that is for a coordinator that was restored from a backup. Raises PolicyRefused
+        (``too_many_messages``) before anything is trained that could not be sent.
         """
+        self._ledger.require_room()
         update_id = self.update_id(run, model.round, model.sha256)
         try:
             pending = read_pending(self._state, run.head)
@@ -114,39 +125,56 @@ class EgressGuard:
         the policy forbids or whose identifier left before with other content, StorageError when file or ledger cannot
         be written, and what ``client.send_update`` raises.
         """
-        update = pending.update
-        expected = run.sha256, self.policy.sha256, self.update_id(run, update.round, update.base_sha256)
-        if (pending.run_sha256, pending.policy_sha256, update.update_id) != expected:
-            raise InvariantError(f"the update of round {update.round} was not made for this run under this policy")
+        expected = run.sha256, self.policy.sha256, self.update_id(run, pending.update.round, pending.update.base_sha256)
+        if (pending.run_sha256, pending.policy_sha256, pending.update.update_id) != expected:
+            raise InvariantError(
+                f"the update of round {pending.update.round} was not made for this run under this policy"
+            )
         self.policy.require_samples(pending.clips)
-        if update.evaluation is not None:
-            require_reportable(update.evaluation, self.policy, run.head.outputs)
+        self._ledger.require_room()
+        pending, withheld = self._rationed(run, pending)
         write_pending(self._state, run.head, pending)
-        message = UpdateMessage.of(run, update)
+        message = UpdateMessage.of(run, pending.update)
         content = message.header.payload_sha256, sha256_bytes(message.encoded_header)
-        if any((entry.sha256, entry.header_sha256) != content for entry in self._entries(update.update_id)):
+        if any((entry.sha256, entry.header_sha256) != content for entry in self._entries(pending.update.update_id)):
             raise PolicyRefused("an update with this identifier left before with other content", reason="withdrawn")
-        self._record_update(run, pending, message)
+        self._record_update(run, pending, message, withheld)
         return client.send_update(message)
 
+    def plan_evaluation(self, run: RunSettings, task: TaskStatus) -> EvaluationPlan:
+        """Decide what is answered to a coordinator that asks for an evaluation at the end of a run.
+
+        Raises PolicyRefused when nothing is.
+        """
+        return plan_evaluation(run, task, self.policy, self._ledger)
+
     def send_evaluation(
-        self, client: CoordinatorClient, run: RunSettings, round_number: int, results: Sequence[SubjectEvaluation]
+        self, client: CoordinatorClient, run: RunSettings, task: TaskStatus, results: Sequence[SubjectEvaluation]
     ) -> None:
         """Enter an evaluation at the end of a run in the ledger, then send it; no results: this silo declines.
 
-        Raises StorageError when the ledger cannot be written, and what ``client.send_evaluation`` raises.
+        Raises PolicyRefused when it may not leave, InvariantError when it is not what was planned or what the policy
+        reports, StorageError when the ledger cannot be written, and what ``client.send_evaluation`` raises.
         """
-        for result in results:
+        plan = self.plan_evaluation(run, task)
+        if not is_planned(results, plan):
+            raise InvariantError(f"the evaluation after round {task.round} is not the one that this silo may send")
+        for result in results if plan.sent is None else ():  # a policy changed since cannot take back what left
             require_reportable(result.evaluation, self.policy, run.head.outputs)
-        message = EvaluationMessage.of(run, round_number, results)
+        message = EvaluationMessage.of(run, task.round, results)
         first = results[0].evaluation if results else None
         self._ledger.append(
             "evaluation",
-            round=round_number,
+            run=run.run,
+            run_sha256=run.sha256,
+            seed=run.seed,
+            round=task.round,
+            model_sha256=task.model_sha256,
             bytes=len(message.encoded),
             sha256=sha256_bytes(message.encoded),
             models=len(results),
             reported=_reported(first),
+            results=tuple(ReportedResult.of(one.evaluation, one.subject) for one in results),
             overrides=self.policy.overridden(MIN_SAMPLES_FLOOR, evaluation=first is not None),
         )
         client.send_evaluation(message)
@@ -160,26 +188,39 @@ class EgressGuard:
             self._ledger.append("enrolment", sha256=sha256, bytes=len(certificate), detail=detail)
 
     def record_refusal(self, run: RunSettings, model: GlobalModel, refused: PolicyRefused) -> None:
-        """Enter a refusal; once, however often the round is asked for."""
+        """Enter the refusal of an update; once, however often the round is asked for."""
         what: EntryType = "withdrawn" if refused.reason == "withdrawn" else "refused"
         update_id = self.update_id(run, model.round, model.sha256)
-        if not any(
-            (entry.update_id, entry.code) == (update_id, refused.reason) for entry in self._ledger.content.of(what)
-        ):
-            self._ledger.append(
-                what,
-                run=run.run,
-                round=model.round,
-                update_id=update_id,
-                code=refused.reason,
-                detail=refused.message,
-            )
+        fields = {"run": run.run, "round": model.round, "update_id": update_id, "detail": refused.message}
+        self._ledger.refuse(what, update_id, refused.reason, **fields)
 
-    def _record_update(self, run: RunSettings, pending: PendingUpdate, message: UpdateMessage) -> None:
+    def record_refused_evaluation(self, run: RunSettings, task: TaskStatus, refused: PolicyRefused) -> bool:
+        """Enter that an evaluation at the end of a run was refused, once for each run; False: nothing was entered."""
+        fields = {"run": run.run, "run_sha256": run.sha256, "round": task.round, "detail": refused.message}
+        return self._ledger.refuse("refused", run.sha256, refused.reason, **fields)
+
+    def _rationed(self, run: RunSettings, pending: PendingUpdate) -> tuple[PendingUpdate, str]:
+        """Return the update as it may leave, without its evaluation when too many have left, and the reason."""
+        evaluation = pending.update.evaluation
+        if evaluation is None:
+            return pending, ""
+        require_reportable(evaluation, self.policy, run.head.outputs)
+        if earlier := self._entries(pending.update.update_id):  # the same again, or it is withdrawn
+            withheld = earlier[0].withheld
+        else:
+            withheld = withheld_reason(run, self.policy, self._ledger)
+        if not withheld:
+            return pending, ""
+        log.warning("evaluation_withheld", round=pending.update.round, reason=withheld)
+        return replace(pending, update=replace(pending.update, evaluation=None)), withheld
+
+    def _record_update(self, run: RunSettings, pending: PendingUpdate, message: UpdateMessage, withheld: str) -> None:
         header = message.header
         self._ledger.append(
             "update",
             run=run.run,
+            run_sha256=run.sha256,
+            seed=run.seed,
             round=header.round,
             update_id=header.update_id,
             examples=header.examples,
@@ -189,6 +230,8 @@ class EgressGuard:
             sha256=header.payload_sha256,
             header_sha256=sha256_bytes(message.encoded_header),
             reported=_reported(header.evaluation),
+            results=() if header.evaluation is None else (ReportedResult.of(header.evaluation),),
+            withheld=withheld,
             shared=header.shared,
             policy_sha256=pending.policy_sha256,
             privacy=pending.spend,
@@ -196,7 +239,7 @@ class EgressGuard:
         )
 
     def _entries(self, update_id: str) -> list[Entry]:
-        return [entry for entry in self._ledger.content.of("update") if entry.update_id == update_id]
+        return self._ledger.content.updates(update_id)
 
 
 def _tensors(head: HeadSpec, dtype: str) -> tuple[TensorSent, ...]:

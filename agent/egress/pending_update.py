@@ -7,20 +7,22 @@ The file is durable before the ledger's line is, and the line before anything is
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from ...base.errors import DataError, StorageError
-from ...base.files import sha256_bytes, write_atomic
+from ...base.files import read_regular, sha256_bytes, write_atomic
 from ...fedproto.codecs import Codec
 from ...fedproto.head import HeadSpec
 from ...fedproto.records import EncodedUpdate, Evaluation, Update
-from ...fedproto.tensors import decode_params, encode_params
+from ...fedproto.tensors import decode_params, encode_params, payload_bytes
 from .accountant import Spend
 
 PENDING_FILE = "outgoing.update"
+MAX_HEADER = 1 << 20  # bytes of the line of JSON
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +56,9 @@ def write_pending(state: Path, head: HeadSpec, pending: PendingUpdate) -> None:
     """Write the file, unless it holds this very update already; durable when it returns. Raises StorageError."""
     path, content = state / PENDING_FILE, _encode(head, pending)
     try:
-        if path.read_bytes() == content:
+        if read_regular(path, largest=len(content)) == content:
             return
-    except OSError:  # there is none, or it cannot be read: it is replaced
+    except (DataError, StorageError):  # there is none, or it is something else: it is replaced
         pass
     write_atomic(path, content, mode=0o600)
 
@@ -84,17 +86,17 @@ def _encode(head: HeadSpec, pending: PendingUpdate) -> bytes:
 
 
 def read_pending(state: Path, head: HeadSpec) -> PendingUpdate | None:
-    """Read the last update that was to be sent, if any. Raises DataError (``damaged``), StorageError."""
+    """Read the last update that was to be sent, if any.
+
+    Raises DataError (``damaged``; ``not_a_file`` or ``too_large`` for what cannot be it), StorageError.
+    """
     path = state / PENDING_FILE
-    try:
-        first, _, payload = path.read_bytes().partition(b"\n")
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    first, _, payload = read_regular(path, largest=MAX_HEADER + payload_bytes(head)).partition(b"\n")
     try:
         header = msgspec.json.decode(first, type=_Header)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}", code="damaged") from error
     if sha256_bytes(payload) != header.sha256:
         raise DataError(f"{path} is damaged: its values do not match their hash", code="damaged")

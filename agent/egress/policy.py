@@ -22,11 +22,19 @@ DEFAULT_CLIP_NORM, DEFAULT_NOISE = 1.0, 1e-3  # of privacy = "clip", unless agen
 DEFAULT_SAMPLE_CLIP, DEFAULT_NOISE_MULTIPLIER = 1.0, 1.0  # of privacy = "record-dp"
 DEFAULT_EPSILON, DEFAULT_DELTA = 8.0, 1e-5  # of privacy = "record-dp"
 
-Reason = Literal["few_samples", "budget_spent", "class_balanced", "withdrawn"]
+Reason = Literal[
+    "few_samples",
+    "budget_spent",
+    "class_balanced",
+    "withdrawn",
+    "too_many_messages",  # more than the ledger's rations allow
+    "not_asked_for",  # an evaluation that the run's settings do not ask for
+    "evaluated_before",
+]
 
 
 class PolicyRefused(DataError):
-    """This silo's own policy forbids an update; nothing of it was sent. ``reason`` names the rule."""
+    """This silo's own policy forbids a message; nothing of it was sent. ``reason`` names the rule."""
 
     code = "policy_refused"
     reason: Reason

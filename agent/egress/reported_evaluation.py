@@ -87,6 +87,6 @@ def require_reportable(evaluation: Evaluation, policy: Policy, classes: int) -> 
     loss, count = evaluation.loss, evaluation.count
     wrong = not policy.reports or not (math.isfinite(loss) and loss >= 0 and 0 <= evaluation.correct <= count)
     if not wrong and policy.report_loss == "rounded":
-        wrong = loss != round(loss, 2) or loss > loss_cap(classes) + loss_step(classes, count)
+        wrong = loss != round(loss, 2) or loss > loss_cap(classes) + 3 * loss_step(classes, count)
     if wrong or count < 1 or (evaluation.by_class and not policy.report_classes):
         raise InvariantError("an evaluation that this silo's policy does not report was to be sent")

@@ -5,7 +5,8 @@ import json
 import pytest
 from flamest.agent.cli.main import app
 from flamest.agent.egress.accountant import Spend
-from flamest.agent.egress.ledger import LEDGER_FILE, Ledger, TensorSent
+from flamest.agent.egress.entry import ReportedResult, TensorSent
+from flamest.agent.egress.ledger import LEDGER_FILE, Ledger
 from typer.testing import CliRunner
 
 
@@ -26,10 +27,12 @@ def state(tmp_path):
         bytes=6_398_600,
         sha256="dd" * 32,
         reported={"loss": 0.25, "correct": 60, "count": 80},
+        results=(ReportedResult(0.25, 60, 80),),
         privacy=Spend(0.4, 1.0, 15),
         overrides=("min_samples 4 is below the floor of 256",),
     )
-    ledger.append("evaluation", round=3, bytes=90, models=2, sha256="ee" * 32)
+    results = (ReportedResult(0.5, 50, 80), ReportedResult(1.25, 20, 80, 1, ((0, 9, 40), (2, 11, 40))))
+    ledger.append("evaluation", run="run-1", round=3, bytes=90, models=2, sha256="ee" * 32, results=results)
     ledger.append("refused", run="run-1", round=4, code="few_samples", detail="3 labelled clips to train on")
     return tmp_path
 
@@ -44,14 +47,19 @@ def test_egress_prints_what_left_and_what_did_not(state):
     for words in (
         "2026-01-02T03:04:05Z  round 3 of run-1: the classifier's parameters left, 6,398,600 bytes as fp32",
         "0.weight [512, 2816], 0.bias [512]",
-        "trained on 300 clips; the run's model predicts 60 of 80 held-out clips correctly, loss 0.2500",
+        "trained on 300 clips\n",
+        "reported: the run's model predicts 60 of 80 held-out clips correctly, loss 0.25\n",
         f"SHA-256 {'dd' * 32}",
         "15 steps, a clip in each with chance 0.4, noise 1",
         "OVERRIDE: min_samples 4 is below the floor of 256",
         "certificate of silo 'a', shown to host:7443",
-        "2 models evaluated on the held-out clips, 90 bytes",
+        "round 3 of run-1: 2 models evaluated on the held-out clips, 90 bytes",
+        "reported: the run's model predicts 50 of 80 held-out clips correctly, loss 0.5\n",
+        "reported: model 1 predicts 20 of 80 held-out clips correctly (9 of 40 of class 0, 11 of 40 of class 2), "
+        "loss 1.25\n",
         "round 4 of run-1: NOTHING LEFT, refused (few_samples)",
-        "5 entries: 1 updates of 6.40 MB in all may have left, 1 were refused or withdrawn",
+        "5 entries: 1 updates of 6.40 MB in all may have left, with the evaluations of 3 models; 1 were refused or "
+        "withdrawn",
         "the ledger is intact",
     ):
         assert words in output.stdout

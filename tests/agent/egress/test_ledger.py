@@ -6,7 +6,8 @@ import os
 import pytest
 from flamest.agent.egress import ledger as ledger_module
 from flamest.agent.egress.accountant import Spend
-from flamest.agent.egress.ledger import HEAD_FILE, LEDGER_FILE, Ledger, TensorSent, read_ledger
+from flamest.agent.egress.entry import TensorSent
+from flamest.agent.egress.ledger import HEAD_FILE, LEDGER_FILE, Ledger, read_ledger
 from flamest.base.errors import DataError, StorageError
 
 
@@ -33,7 +34,7 @@ def rewrite(folder, content):
 
 def test_every_line_holds_the_hash_of_the_one_before(ledger, tmp_path):
     content = read_ledger(tmp_path)
-    assert content.problems == ()
+    assert content.problems == []
     assert [entry.n for entry in content.entries] == [1, 2, 3, 4]
     assert content.entries == ledger.content.entries
     assert content.head == ledger.content.head
@@ -65,7 +66,8 @@ def test_a_missing_ledger_is_noticed(ledger, tmp_path):
     (tmp_path / LEDGER_FILE).unlink()
     assert read_ledger(tmp_path).problems
     (tmp_path / HEAD_FILE).unlink()
-    assert read_ledger(tmp_path) == ledger_module.LedgerContent((), "0" * 64, ())
+    empty = read_ledger(tmp_path)
+    assert (empty.entries, empty.head, empty.problems) == ([], "0" * 64, [])
 
 
 def test_a_line_cut_short_by_a_crash_stays(ledger, tmp_path):
@@ -74,7 +76,7 @@ def test_a_line_cut_short_by_a_crash_stays(ledger, tmp_path):
     again = Ledger.open(tmp_path)
     again.append("update", **update(5))
     content = read_ledger(tmp_path)
-    assert (content.problems, content.cut_short, len(content.entries)) == ((), 1, 5)
+    assert (content.problems, content.cut_short, len(content.entries)) == ([], 1, 5)
     assert last[:40] in (tmp_path / LEDGER_FILE).read_bytes()
 
 
@@ -82,7 +84,7 @@ def test_a_crash_before_the_head_was_written_is_no_loss(ledger, tmp_path):
     head = (tmp_path / HEAD_FILE).read_bytes()
     ledger.append("update", **update(5))
     (tmp_path / HEAD_FILE).write_bytes(head)
-    assert read_ledger(tmp_path).problems == ()
+    assert read_ledger(tmp_path).problems == []
 
 
 def test_the_ledger_resumes_after_a_full_disk(ledger, tmp_path, monkeypatch):
@@ -100,7 +102,7 @@ def test_the_ledger_resumes_after_a_full_disk(ledger, tmp_path, monkeypatch):
             assert error.value.code == "disk_full"
     ledger.append("update", **update(5))
     content = read_ledger(tmp_path)
-    assert (content.problems, len(content.entries), content.entries[-1].n) == ((), 5, 5)
+    assert (content.problems, len(content.entries), content.entries[-1].n) == ([], 5, 5)
 
 
 def test_a_line_written_despite_an_error_is_not_written_twice(ledger, tmp_path, monkeypatch):
@@ -113,7 +115,7 @@ def test_a_line_written_despite_an_error_is_not_written_twice(ledger, tmp_path, 
             ledger.append("update", **update(5))
     ledger.append("update", **update(6))
     content = read_ledger(tmp_path)
-    assert (content.problems, [entry.round for entry in content.entries]) == ((), [1, 2, 3, 4, 5, 6])
+    assert (content.problems, [entry.round for entry in content.entries]) == ([], [1, 2, 3, 4, 5, 6])
 
 
 def test_the_line_is_durable_before_append_returns(tmp_path, monkeypatch):

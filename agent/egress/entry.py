@@ -1,0 +1,117 @@
+"""One line of the egress ledger: its fields, and the only way to and from its bytes.
+
+A line that is written is decoded first as a reader will decode it: what a reader would not accept is never written.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from ...base.clock import parse_utc
+from ...base.errors import DataError, printable
+from ...fedproto.records import ClassCount, Evaluation, SubjectEvaluation
+from .accountant import Spend
+
+MAX_LINE = 1 << 20  # bytes; an honest line has 1 to 100 KiB
+MAX_STEPS = 10**12  # of a spend
+
+EntryType = Literal["enrolment", "policy", "update", "evaluation", "refused", "withdrawn"]
+
+
+class TensorSent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str  # of the head's tensor
+    shape: tuple[int, ...]
+    dtype: str  # of its values on the wire
+
+
+class ReportedResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Everything that was reported about one model."""
+
+    loss: float  # nats
+    correct: int
+    count: int
+    subject: int = 0  # 0: the round's model, or the final one
+    by_class: tuple[tuple[int, int, int], ...] = ()  # label, correct, count
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, subject: int = 0) -> ReportedResult:
+        by_class = tuple((one.label, one.correct, one.count) for one in evaluation.by_class)
+        return cls(evaluation.loss, evaluation.correct, evaluation.count, subject, by_class)
+
+    def result(self) -> SubjectEvaluation:
+        """Return the result as it was sent."""
+        by_class = tuple(ClassCount(*one) for one in self.by_class)
+        return SubjectEvaluation(self.subject, Evaluation(self.loss, self.correct, self.count, by_class))
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One line."""
+
+    n: int  # from 1
+    time: str  # UTC
+    what: EntryType
+    previous: str  # SHA-256 of the line before
+    run: str = ""
+    run_sha256: str = ""  # of the run's settings
+    seed: int = 0  # the run's, which the choice of held-out clips follows from
+    round: int = 0
+    model_sha256: str = ""  # what: evaluation; the run's final model
+    update_id: str = ""
+    examples: int = 0  # clips that an update was trained on, as reported to the coordinator
+    tensors: tuple[TensorSent, ...] = ()
+    codec: str = ""
+    bytes: int = 0  # of the messages: the header and the values; TLS and HTTP/2 come on top
+    sha256: str = ""  # of the values as sent; of a certificate
+    header_sha256: str = ""  # of the message before the values: counts, digests, evaluation
+    reported: dict[
+        str, float
+    ] = {}  # the first of ``results`` in short: loss, correct, count, and the number of classes reported one by one
+    results: tuple[ReportedResult, ...] = ()  # every figure that was reported, model by model
+    withheld: str = ""  # why an update left without an evaluation: evaluations_spent, seeds_spent
+    models: int = 0  # what: evaluation; number of models evaluated
+    shared: bool = False  # other silos may evaluate the update
+    policy_sha256: str = ""  # of the policy that an update was sent under
+    privacy: Spend | None = None  # record-dp: privacy spent by the update's training
+    policy: dict[str, Any] = {}  # what: policy
+    overrides: tuple[str, ...] = ()  # where the policy is weaker than FLAMeST's default
+    code: str = ""  # of a refusal
+    detail: str = ""  # for people
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """Return the line, without its end. Raises DataError (``not_recordable``) for one that a reader would not accept.
+
+    Nothing may be sent that such a line stands for.
+    """
+    try:
+        line = msgspec.json.encode(entry)
+        if len(line) > MAX_LINE:
+            raise ValueError(f"it has {len(line)} bytes, expected at most {MAX_LINE}")
+        if decode_entry(line) != entry:
+            raise ValueError("its bytes decode to another one")
+    except (ValueError, TypeError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise DataError(
+            f"the egress ledger cannot hold an entry '{entry.what}': {printable(str(error))[:200]}; what is not in the "
+            "ledger is not sent",
+            code="not_recordable",
+        ) from error
+    return line
+
+
+def decode_entry(line: bytes) -> Entry:
+    """Decode a line. Raises msgspec.DecodeError or UnicodeDecodeError for bytes that are no JSON (a crash may leave
+    such), msgspec.ValidationError or RecursionError for JSON that is not an entry.
+    """
+    entry = msgspec.json.decode(line, type=Entry)
+    try:
+        known = parse_utc(entry.time).tzinfo is not None
+    except ValueError:
+        known = False
+    if not known:
+        raise msgspec.ValidationError("its time is not one in UTC")
+    spend = entry.privacy
+    if spend is not None and not (0 <= spend.rate <= 1 and spend.multiplier >= 0 and 0 <= spend.steps <= MAX_STEPS):
+        raise msgspec.ValidationError("its privacy spent is not a rate from 0 to 1, a multiplier and a number of steps")
+    return entry

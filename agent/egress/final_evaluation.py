@@ -1,0 +1,84 @@
+"""The rule for evaluations at the end of a run: one, of the models that the run's settings ask for.
+
+The coordinator says when a run has ended and which models are to be evaluated; the silo checks it against the run's
+settings, its policy, and what its own ledger says about the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...fedproto.records import RunSettings, SubjectEvaluation, TaskStatus
+from .ledger import Ledger
+from .policy import Policy, PolicyRefused
+
+MAX_SITES = 64  # single silos' models that are evaluated at the end of a run
+MAX_SENDINGS = 5  # times that the same evaluation is sent: a restart may have lost the receipt
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """The answer to a coordinator that asks for an evaluation at the end of a run."""
+
+    subjects: int  # models to evaluate, the final one first; 0: none, the silo declines
+    declined: str = ""  # why the silo declines
+    sent: tuple[SubjectEvaluation, ...] | None = None  # what left before: the same is sent again
+
+
+def plan_evaluation(run: RunSettings, task: TaskStatus, policy: Policy, ledger: Ledger) -> EvaluationPlan:
+    """Decide what is answered to a request for an evaluation.
+
+    Raises PolicyRefused when nothing is answered: ``not_asked_for``, the run's settings ask for none, or the run has
+    not ended; ``evaluated_before``, another model of the run was evaluated, or the same answer left often enough;
+    ``too_many_messages``.
+    """
+    if run.final_evaluation == "none" or task.round < run.rounds:
+        raise PolicyRefused(
+            f"the coordinator asks for an evaluation after round {task.round} of {run.rounds} of a run whose settings "
+            f"ask for '{run.final_evaluation}': nothing was sent. Ask its operator why",
+            reason="not_asked_for",
+        )
+    if earlier := ledger.content.evaluations(run.sha256):
+        first = earlier[0]
+        if (first.model_sha256, first.round) != (task.model_sha256, task.round) or len(earlier) >= MAX_SENDINGS:
+            raise PolicyRefused(
+                "the evaluation of this run's final model has left: it is not given for another model, and not sent "
+                f"more than {MAX_SENDINGS} times",
+                reason="evaluated_before",
+            )
+    ledger.require_room()
+    if earlier:
+        return EvaluationPlan(0, sent=tuple(result.result() for result in earlier[0].results))
+    return _first_plan(run, task, policy, ledger)
+
+
+def _first_plan(run: RunSettings, task: TaskStatus, policy: Policy, ledger: Ledger) -> EvaluationPlan:
+    if not policy.reports:
+        return EvaluationPlan(0, "report_evaluation")
+    if not ledger.content.took_part(run.sha256):
+        return EvaluationPlan(0, "no_part")
+    if withheld := withheld_reason(run, policy, ledger):
+        return EvaluationPlan(0, withheld)
+    left = policy.evaluations_per_day - ledger.content.rations.evaluations(ledger.now())
+    sites = MAX_SITES if run.final_evaluation == "sites" and policy.share_for_evaluation else 0
+    return EvaluationPlan(max(0, min(task.subjects, 1 + sites, left)))
+
+
+def withheld_reason(run: RunSettings, policy: Policy, ledger: Ledger) -> str:
+    """Return why no evaluation may leave now, in a round or at the end of a run; empty: one may.
+
+    ``evaluations_spent``: as many as the policy allows within 24 hours have left; ``seeds_spent``: runs of as many
+    seeds, each of which holds out other clips, were evaluated lately.
+    """
+    rations, now = ledger.content.rations, ledger.now()
+    if rations.evaluations(now) >= policy.evaluations_per_day:
+        return "evaluations_spent"
+    return "" if rations.may_use_seed(run.seed, now) else "seeds_spent"
+
+
+def is_planned(results: Sequence[SubjectEvaluation], plan: EvaluationPlan) -> bool:
+    """Return whether ``results`` are what ``plan`` allows: the same again, or at most the models planned."""
+    if plan.sent is not None:
+        return tuple(results) == plan.sent
+    return [one.subject for one in results] == list(range(len(results))) and len(results) <= plan.subjects
