@@ -1,0 +1,350 @@
+"""A coordinator that uses evaluations as an oracle gets one rounded answer for each run, and a bounded number a day."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from flamest.agent.egress.guard import EgressGuard
+from flamest.agent.egress.ledger import Ledger, read_ledger
+from flamest.agent.egress.pending_update import PendingUpdate
+from flamest.agent.egress.policy import Policy, PolicyRefused
+from flamest.agent.end_of_run import EndOfRun
+from flamest.agent.extraction.store import FeatureRow, FeatureStore
+from flamest.agent.tasks import DataSource
+from flamest.base.clock import parse_utc, utc_text
+from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
+from flamest.fedproto.records import Evaluation, GlobalModel, Phase, Receipt, RunSettings, TaskStatus, Update
+from flamest.runtime.clip_records import Clip
+
+LABELS = ("fall", "run", "walk")
+HEAD = HeadSpec(4, len(LABELS), ())
+RUN = RunSettings("r", LABELS, HEAD, 3, 1, 9.0, "f", final_evaluation="model")
+SITES = msgspec.structs.replace(RUN, final_evaluation="sites")
+SHARING = Policy(share_for_evaluation=True)
+NOON = parse_utc("2026-03-01T12:00:00Z").timestamp()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = NOON
+
+    def __call__(self) -> str:
+        return utc_text(self.seconds)
+
+
+class Died(BaseException):
+    """The end of the process, in a test."""
+
+
+class InlineWorker:
+    def call(self, function, *arguments):
+        return function(*arguments)
+
+
+class Coordinator:
+    """In place of a client: keeps what arrives, and offers a model of its choice as every subject."""
+
+    def __init__(self, crash: bool = False, patience: int = 1000) -> None:
+        self.reports, self.updates, self.fetched = [], [], 0
+        self.patience = patience  # models that a silo may fetch before this test gives up
+        self.crash = crash  # the process ends when the message is on its way
+
+    def fetch_subject(self, run, task, subject):
+        self.fetched += 1
+        assert self.fetched <= self.patience
+        return initial_params(run.head, 100 + subject)
+
+    def send_evaluation(self, message):
+        self.reports.append(message)
+        if self.crash:
+            raise Died
+
+    def send_update(self, message):
+        self.updates.append(message)
+        return Receipt(message.header.round, message.header.update_id, message.header.payload_sha256)
+
+
+class Silo:
+    """A silo in one state folder; ``restarted`` is its next process."""
+
+    def __init__(self, state: Path, store: Path, policy: Policy, clock: Clock) -> None:
+        self.state, self.store, self.policy, self.clock = state, store, policy, clock
+        self.guard = EgressGuard(state, policy, "a", Ledger.open(state, now=clock))
+        source = DataSource(store, None, policy.hold_out, 1)
+        self.end = EndOfRun(state, self.guard, InlineWorker(), source)
+
+    def restarted(self, policy: Policy | None = None) -> Silo:
+        return Silo(self.state, self.store, policy or self.policy, self.clock)
+
+    def takes_part(self, run: RunSettings, round_number: int = 1, seed: int = 0, to: Coordinator | None = None):
+        """Send an update of the run, as if trained; return its message as it arrived."""
+        model = GlobalModel(round_number, initial_params(run.head, seed), f"{seed:064x}")
+        evaluation = Evaluation(0.5, 48, 64) if self.policy.reports else None
+        update_id = self.guard.update_id(run, round_number, model.sha256)
+        update = Update(round_number, model.sha256, update_id, 300, model.params, evaluation)
+        client = to or Coordinator()
+        self.guard.send(client, run, PendingUpdate(run.sha256, self.policy.sha256, 300, None, update))
+        return client.updates[-1]
+
+    def evaluates(self, run: RunSettings, client: Coordinator | None = None, **changes):
+        """Answer EVALUATE; return the reports that arrived."""
+        client = client or Coordinator()
+        self.end.evaluate(client, run, dataclasses.replace(task(run), **changes))
+        return client.reports
+
+    def lines(self, what: str = "evaluation"):
+        content = read_ledger(self.state)
+        assert list(content.problems) == []
+        return list(content.of(what))
+
+
+def task(run: RunSettings, seed: int = 100, subjects: int = 1) -> TaskStatus:
+    final = params_sha256(initial_params(run.head, seed))
+    return TaskStatus(Phase.EVALUATE, run.rounds, final, 0.0, 15.0, subjects=subjects)
+
+
+def fill(path: Path, groups: int) -> Path:
+    random = np.random.default_rng(0)
+    with FeatureStore.open(path) as store:
+        rows = []
+        for number in range(groups):
+            clip = Clip(Path(f"{number}.avi"), f"{number:064x}", LABELS[number % 3], f"g{number}")
+            x = random.normal(size=4).astype(np.float32)
+            rows.append((f"{number}.avi", FeatureRow(clip, x, 2, "f", "fp32")))
+        store.add_rows(rows)
+    return path
+
+
+@pytest.fixture
+def silo(tmp_path):
+    def make(policy: Policy = Policy(), clips: int = 330) -> Silo:  # noqa: B008
+        store = fill(tmp_path / "features.sqlite", clips)
+        state = tmp_path / "state"
+        state.mkdir()
+        return Silo(state, store, policy, Clock())
+
+    return make
+
+
+def figures(reports):
+    return [len(message.report.results) for message in reports]
+
+
+def test_an_evaluation_that_the_settings_ask_for_is_reported(silo):
+    made = silo()
+    made.takes_part(RUN)
+    (report,) = made.evaluates(RUN)
+    (result,) = report.report.results
+    assert (result.subject, result.evaluation.count) == (0, 66)
+    (line,) = made.lines()
+    assert (line.run, line.round, line.models) == ("r", 3, 1)
+
+
+@pytest.mark.parametrize("asked", ["none", "another run's", "too early", "round 0"])
+def test_an_evaluation_that_no_settings_ask_for_is_not_answered(silo, asked):
+    made = silo()
+    run = msgspec.structs.replace(RUN, final_evaluation="none") if asked == "none" else RUN
+    made.takes_part(run)
+    changes = {"too early": {"round": 2}, "round 0": {"round": 0}}.get(asked, {})
+    if asked == "another run's":
+        run = msgspec.structs.replace(RUN, final_evaluation="none", seed=7)
+    client = Coordinator()
+    for number in range(20):  # again and again, after restarts too, for models of the coordinator's choice
+        made.evaluates(run, client, model_sha256=f"{number:064x}", **changes)
+        made = made.restarted() if number % 5 == 0 else made
+    assert (client.reports, client.fetched) == ([], 0)
+    (line,) = made.lines("refused")
+    assert line.code == "not_asked_for"
+
+
+def test_a_silo_that_took_no_part_declines(silo):
+    made = silo()
+    made.takes_part(msgspec.structs.replace(RUN, seed=1))  # a run of the same name
+    assert figures(made.evaluates(RUN)) == [0]
+
+
+def test_a_silo_of_few_clips_reports_on_none(silo):
+    made = silo(clips=16)
+    made.takes_part(RUN)
+    assert figures(made.evaluates(RUN)) == [0]
+
+
+def test_a_silo_with_few_held_out_clips_reports_on_none(silo):
+    made = silo(Policy(hold_out=0.05))
+    made.takes_part(RUN)
+    assert figures(made.evaluates(RUN)) == [0]
+
+
+def test_another_model_of_the_run_is_never_evaluated(silo):
+    made = silo()
+    made.takes_part(RUN)
+    client = Coordinator()
+    made.evaluates(RUN, client)
+    for number in range(20):
+        made = made.restarted()
+        made.evaluates(RUN, client, model_sha256=f"{number:064x}")
+        made.evaluates(RUN, client, round=RUN.rounds + 1 + number)
+    assert figures(client.reports) == [1]
+    assert [line.code for line in made.lines("refused")] == ["evaluated_before"]
+
+
+def test_after_a_crash_the_same_bytes_leave_a_few_times(silo):
+    """Whatever clips have come since, and whatever the policy says now."""
+    made = silo(SHARING)
+    made.takes_part(SITES)
+    client = Coordinator(crash=True)
+    for number in range(12):
+        if len(client.reports) < 5:
+            with pytest.raises(Died):
+                made.evaluates(SITES, client, subjects=3 + number)
+        else:
+            made.evaluates(SITES, client, subjects=3)
+        fill(made.store, 331 + number)
+        made = made.restarted(Policy(report_evaluation=False) if number % 2 else SHARING)
+    assert len({message.encoded for message in client.reports}) == 1
+    assert figures(client.reports) == [3] * 5
+    assert client.fetched == 3
+
+
+def test_a_silo_that_declined_does_not_report_later(silo):
+    made = silo(Policy(report_evaluation=False))
+    made.takes_part(RUN)
+    client = Coordinator()
+    made.evaluates(RUN, client)
+    made.restarted(Policy()).evaluates(RUN, client)
+    assert figures(client.reports) == [0, 0]
+    assert client.fetched == 0
+
+
+@pytest.mark.parametrize(
+    ("run", "policy", "asked", "answered"),
+    [
+        (RUN, {}, 2, 1),
+        (RUN, {"share_for_evaluation": True}, 2**32 - 1, 1),
+        (SITES, {}, 50, 1),
+        (SITES, {"share_for_evaluation": True}, 4, 4),
+        (SITES, {"share_for_evaluation": True}, 2**32 - 1, 65),
+        (SITES, {"share_for_evaluation": True}, 0, 0),
+        (SITES, {"share_for_evaluation": True, "evaluations_per_day": 10}, 65, 9),
+    ],
+)
+def test_other_silos_models_are_evaluated_by_consent_and_within_bounds(silo, run, policy, asked, answered):
+    made = silo(Policy(**policy))
+    made.takes_part(run)
+    client = Coordinator(patience=100)
+    assert figures(made.evaluates(run, client, subjects=asked)) == [answered]
+    assert client.fetched == answered
+
+
+def test_the_ledger_has_every_figure_of_every_report(silo):
+    made = silo(Policy(share_for_evaluation=True, report_classes=10))
+    made.takes_part(SITES)
+    (message,) = made.evaluates(SITES, subjects=4)
+    (line,) = made.lines()
+    assert tuple(result.result() for result in line.results) == message.report.results
+    assert all(len(one.evaluation.by_class) == 3 for one in message.report.results)
+    (update,) = made.lines("update")
+    assert update.results[0].result().evaluation == Evaluation(0.5, 48, 64)
+
+
+def test_reported_losses_are_no_measurement_of_a_clip(silo):
+    """Five models, each turned up a thousandfold: figures of full precision would add up to equations."""
+    made = silo(SHARING)
+    made.takes_part(SITES)
+
+    class Oracle(Coordinator):
+        def fetch_subject(self, run, task, subject):
+            params = initial_params(run.head, 100 + subject)
+            return {name: (tensor * np.float32(10.0**subject)) for name, tensor in params.items()}
+
+    (message,) = made.evaluates(SITES, Oracle(), subjects=30)
+    losses = [one.evaluation.loss for one in message.report.results]
+    assert len(losses) == 30
+    assert all(loss == round(loss / 0.2) * 0.2 or abs(loss - round(loss / 0.2) * 0.2) < 1e-9 for loss in losses)
+    assert max(losses) <= 10.2
+
+
+def test_evaluations_are_counted_over_rounds_runs_and_restarts(silo):
+    made = silo(Policy(evaluations_per_day=5))
+    for number in range(8):
+        run = msgspec.structs.replace(RUN, run=f"run-{number // 2}")
+        header = made.takes_part(run, round_number=1 + number % 2).header
+        assert (header.evaluation is not None) == (number < 5)
+        made = made.restarted()
+    assert [line.withheld for line in made.lines("update")] == [""] * 5 + ["evaluations_spent"] * 3
+    assert figures(made.evaluates(msgspec.structs.replace(RUN, run="run-0"))) == [0]
+    made.clock.seconds += 86_401
+    made = made.restarted()
+    assert made.takes_part(RUN, seed=99).header.evaluation is not None
+    assert figures(made.evaluates(RUN)) == [1]
+
+
+def test_an_update_that_left_without_its_evaluation_stays_so(silo):
+    made = silo(Policy(evaluations_per_day=1))
+    made.takes_part(RUN, 1)
+    first = made.takes_part(RUN, 2)
+    made.clock.seconds += 86_401
+    again = made.restarted().takes_part(RUN, 2)
+    assert first.encoded_header == again.encoded_header
+    assert first.header.evaluation is None
+
+
+@pytest.mark.parametrize("back", [3600.0, 86_400.0 * 400])
+def test_a_clock_that_jumps_back_gives_no_evaluations_and_takes_none(silo, back):
+    made = silo(Policy(evaluations_per_day=3))
+    for number in range(3):
+        made.takes_part(RUN, seed=number)
+    made.clock.seconds -= back
+    made = made.restarted()
+    assert made.takes_part(RUN, seed=5).header.evaluation is None
+    made.clock.seconds += 86_401
+    assert made.restarted().takes_part(RUN, seed=6).header.evaluation is not None
+
+
+def test_runs_of_many_seeds_hold_out_few_sets_of_clips(silo):
+    made = silo()
+    told = []
+    for seed in range(9):
+        header = made.takes_part(msgspec.structs.replace(RUN, seed=seed)).header
+        told.append(header.evaluation is not None)
+        made = made.restarted()
+    assert told == [True] * 5 + [False] * 4
+    assert made.takes_part(msgspec.structs.replace(RUN, seed=2), 2).header.evaluation is not None
+    made.clock.seconds += 31 * 86_400.0
+    assert made.takes_part(msgspec.structs.replace(RUN, seed=8), 2).header.evaluation is not None
+
+
+def test_an_honest_day_of_five_runs_misses_no_evaluation(silo):
+    made = silo()
+    for number in range(5):
+        run = msgspec.structs.replace(RUN, run=f"run-{number}", rounds=79)
+        assert all(made.takes_part(run, 1 + one).header.evaluation is not None for one in range(79))
+        assert figures(made.evaluates(run)) == [1]
+
+
+def test_a_policy_without_evaluations_sends_updates_alone(silo):
+    made = silo(Policy(evaluations_per_day=0))
+    assert made.takes_part(RUN).header.evaluation is None
+    assert figures(made.evaluates(RUN)) == [0]
+
+
+def test_rounds_without_end_stop_at_the_rations_of_the_ledger(silo, monkeypatch):
+    monkeypatch.setattr("flamest.agent.egress.rations.LINES", 30)
+    made = silo()
+    client = Coordinator()
+    refused = 0
+    for number in range(100):
+        try:
+            made.takes_part(msgspec.structs.replace(RUN, run=f"run-{number}"), to=client)
+        except PolicyRefused as error:
+            made.guard.record_refusal(RUN, GlobalModel(1, {}, f"{number:064x}"), error)
+            refused += 1
+        made = made.restarted() if number % 10 == 0 else made
+    assert (len(client.updates), refused) == (30, 70)
+    assert [line.code for line in made.lines("refused")] == ["too_many_messages"]
+    made.clock.seconds += 3601  # a part of a day adds as much
+    assert made.restarted().takes_part(RUN, seed=7)
