@@ -15,7 +15,7 @@ from flamest.agent.egress.policy import DEFAULT_CLIP_NORM, DEFAULT_NOISE
 from flamest.agent.training.dataset import FeatureTable
 from flamest.agent.training.private import Protection, fresh_generator, protected
 from flamest.agent.training.trainer import HeadTrainer, shuffle_seed
-from flamest.experiments.inversion import Reconstruction, Search, divide, nearest, optimise, sgd_update
+from flamest.experiments.inversion.updates import Reconstruction, Search, divide, nearest, optimise, sgd_update
 from flamest.fedproto.head import HeadSpec, Params, initial_params
 from flamest.fedproto.records import TrainSettings
 

@@ -6,7 +6,7 @@ from flamest.agent.egress.policy import DEFAULT_CLIP_NORM, DEFAULT_NOISE, MIN_SA
 from flamest.agent.training.dataset import FeatureTable
 from flamest.agent.training.private import Protection, fresh_generator, protected
 from flamest.agent.training.trainer import HeadTrainer
-from flamest.experiments.inversion import Search, divide, nearest, optimise, sgd_update
+from flamest.experiments.inversion.updates import Search, divide, nearest, optimise, sgd_update
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.records import TrainSettings
 

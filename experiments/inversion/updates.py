@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..agent.training.adam import BETA1, BETA2, EPSILON
-from ..agent.training.dataset import FeatureTable
-from ..base.errors import MissingExtra
-from ..fedproto.head import HeadSpec, Params
-from ..fedproto.records import TrainSettings
+from ...agent.training.adam import BETA1, BETA2, EPSILON
+from ...agent.training.dataset import FeatureTable
+from ...base.errors import MissingExtra
+from ...fedproto.head import HeadSpec, Params
+from ...fedproto.records import TrainSettings
 
 Array = npt.NDArray[Any]
 RECOVERED = 0.05  # relative error below which a clip counts as recovered
