@@ -22,6 +22,7 @@ from ..fedproto.codecs import more_exact
 from ..fedproto.records import GlobalModel, Phase, RunSettings, TaskStatus, Update
 from ..runtime.video.decoder import DecodeLimits
 from .client import ClientStopped, CoordinatorClient, DuplicateIdentity, RunChanged, StaleUpdate
+from .egress.evaluation_noise import noise_secret
 from .egress.guard import EgressGuard
 from .egress.pending_update import PendingUpdate
 from .egress.policy import PolicyRefused
@@ -84,7 +85,13 @@ class _Daemon:
         self._worker = worker
         self._scanned = -settings.work.rescan_s
         self._instance = agent_instance(settings.state)
-        self._source = DataSource(settings.store, settings.precision, settings.policy.hold_out, settings.work.threads)
+        self._source = DataSource(
+            settings.store,
+            settings.precision,
+            settings.policy.hold_out,
+            settings.work.threads,
+            noise_secret(settings.state),
+        )
         self._status = AgentStatus(pid=os.getpid(), silo=silo, since=utc_text())
         write_status(settings.state, self._status)
 

@@ -35,6 +35,7 @@ class DataSource:
     precision: str | None
     hold_out: float  # share of groups
     threads: int | None
+    secret: bytes = field(default=b"", repr=False)  # that the noise on evaluations follows from
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,7 @@ def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
         spend = policy.permit(len(data.train), run.train, work.spends)
     except PolicyRefused as refused:
         return RoundOutcome(None, None, len(data.train), held_out, ignored, math.nan, None, refused=refused)
-    evaluation = reported_evaluation(trainer, model.params, data, policy)
+    evaluation = reported_evaluation(trainer, model.params, data, policy, source.secret)
     encoded = None
     if carries_correction(run.strategy) or work.codec != "fp32":
         trained, encoded = _train_with_state(trainer, work, data.train)
@@ -118,7 +119,8 @@ def _train(trainer: HeadTrainer, work: RoundWork, table: FeatureTable, correctio
 
 def evaluate_model(source: DataSource, run: RunSettings, params: Params, policy: Policy) -> Evaluation | None:
     """Evaluate a model on the held-out clips, as far as the policy reports it; None: nothing is reported."""
-    return reported_evaluation(_trainer(run.head, source.threads), params, _load(source, run, policy), policy)
+    trainer, data = _trainer(run.head, source.threads), _load(source, run, policy)
+    return reported_evaluation(trainer, params, data, policy, source.secret)
 
 
 def choose_model(source: DataSource, run: RunSettings, final: Params, own: Path, policy: Policy) -> ModelChoice:

@@ -132,7 +132,8 @@ weight_decay = {setup.train.weight_decay}
 
 def _agent_settings(setup: FederationSetup, silo: str, address: str) -> str:
     return f"""\
-# The demo's silos hold few clips, so their policy allows updates of few: a real silo keeps 256.
+# The demo's silos hold few clips, so their policy allows updates and exact figures of few: a real silo keeps the
+# defaults.
 state = "state"
 store = "features.sqlite"
 bundle = {_toml(setup.bundle.resolve())}
@@ -147,6 +148,7 @@ key = {_toml(silo + ".key")}
 [policy]
 min_samples = 1
 min_samples_override = true
+evaluation_noise = 0
 hold_out = {AGENT_HOLD_OUT}
 
 [work]

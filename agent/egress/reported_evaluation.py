@@ -3,7 +3,7 @@
 The model that is evaluated is the coordinator's choice, in a round as at the end of a run. A loss in full precision is
 then a measurement of single clips: a model can be made to answer to one of them, and to amplify what it answers
 (docs/privacy.md). Capped and rounded, one clip moves the loss by at most one step: the loss says as much about it as a
-count of correct predictions does, which leaves too.
+count of correct predictions does, which leaves too. Both get noise of the size of a few clips (evaluation_noise.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ...fedproto.records import Evaluation
 from ..training.dataset import SiloData
 from ..training.evaluation import ClipResults, class_counts, clip_results
 from ..training.trainer import HeadTrainer
+from .evaluation_noise import ReportNoise
 from .policy import Policy
 
 LEAST_CAP = 10.0  # nats
@@ -45,18 +46,24 @@ def loss_step(classes: int, count: int) -> float:
         exponent += 1
 
 
-def rounded_loss(losses: npt.NDArray[np.float64], classes: int, count: int) -> float:
+def rounded_loss(losses: npt.NDArray[np.float64], classes: int, count: int, noise: float = 0.0) -> float:
     """Return the mean of capped ``losses`` [N] (one or more) in nats, rounded to the step of ``count`` clips.
 
-    A loss that is not finite counts as the cap. Changing one clip moves the result by at most one step.
+    ``noise``, in clips that change from no loss to the cap, is added before it is rounded. A loss that is not finite
+    counts as the cap. Changing one clip moves the result by at most one step.
     """
     cap, step = loss_cap(classes), loss_step(classes, min(count, len(losses)))
     capped = np.where(np.isfinite(losses), np.clip(losses, 0.0, cap), cap)
-    return round(math.floor(float(capped.mean()) / step + 0.5) * step, 2)
+    mean = min(max(float(capped.mean()) + noise * cap / len(losses), 0.0), cap)
+    return round(math.floor(mean / step + 0.5) * step, 2)
 
 
-def reported_evaluation(trainer: HeadTrainer, params: Params, data: SiloData, policy: Policy) -> Evaluation | None:
+def reported_evaluation(
+    trainer: HeadTrainer, params: Params, data: SiloData, policy: Policy, secret: bytes = b""
+) -> Evaluation | None:
     """Evaluate a model on a silo's held-out clips, as far as its policy reports it; None: nothing is reported.
+
+    ``secret``: of this silo, which its noise follows from.
 
     Nothing is reported by a silo that may not send an update (fewer clips to train on than ``min_samples``) or that
     holds out fewer clips than ``policy.min_held_out``. With ``report_loss = "exact"`` a loss that is not finite is not
@@ -67,19 +74,34 @@ def reported_evaluation(trainer: HeadTrainer, params: Params, data: SiloData, po
     results = clip_results(trainer, params, data.held_out)
     classes = trainer.spec.outputs
     count = policy.rounded_count(len(data.held_out))
-    loss = _loss(results, classes, count, policy)
+    noise = ReportNoise(secret, params, data.held_out) if policy.evaluation_noise else None
+    loss = _loss(results, classes, count, policy, noise)
     if not math.isfinite(loss):
         return None
     by_class = class_counts(results, data.held_out, policy.report_classes)
     exact = Evaluation(loss, int(results.correct.sum()), len(data.held_out), by_class)
-    return replace(exact, correct=round(exact.correct * count / exact.count), count=count)
+    reported = exact if noise is None else _with_noise(exact, noise, policy.evaluation_noise)
+    return replace(reported, correct=round(reported.correct * count / exact.count), count=count)
 
 
-def _loss(results: ClipResults, classes: int, count: int, policy: Policy) -> float:
+def _loss(results: ClipResults, classes: int, count: int, policy: Policy, noise: ReportNoise | None) -> float:
     if policy.report_loss == "rounded":
-        return rounded_loss(results.losses, classes, count)
+        clips = 0.0 if noise is None else policy.evaluation_noise * noise.draw("loss")
+        return rounded_loss(results.losses, classes, count, clips)
     with np.errstate(over="ignore"):
         return float(results.losses.mean())
+
+
+def _with_noise(exact: Evaluation, noise: ReportNoise, deviation: float) -> Evaluation:
+    """Return the evaluation with noise on every number of correct predictions; classes still add up to the whole."""
+    by_class = tuple(
+        replace(one, correct=noise.count(f"class {one.label}", one.correct, one.count, deviation))
+        for one in exact.by_class
+    )
+    least = sum(one.correct for one in by_class)
+    most = exact.count - sum(one.count - one.correct for one in by_class)
+    correct = noise.count("correct", exact.correct, exact.count, deviation)
+    return replace(exact, correct=min(max(correct, least), most), by_class=by_class)
 
 
 def require_reportable(evaluation: Evaluation, policy: Policy, classes: int) -> None:
