@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 
 CHUNK_BYTES = 1 << 20  # of a tensor payload in one message
-MAX_MESSAGE_BYTES = 4 << 20  # one message, settings included
+MAX_MESSAGE_BYTES = 4 << 20  # one message to a silo, settings included
+MAX_REQUEST_BYTES = 2 << 20  # one message to the coordinator: a piece of an update, an evaluation of every class
 MAX_METADATA_BYTES = 8 << 10
 WINDOW_BYTES = 256 << 10  # of a stream, on its way unread: 20 Mbit/s over 80 ms, from the first byte on
 MAX_STREAMS_PER_CONNECTION = 8
-MAX_CALLS = 1024  # at one time, all silos together; more are answered RESOURCE_EXHAUSTED
-MAX_CALLS_PER_SILO = 32  # of these: no silo can take all of them
+MAX_CALLS = 1024  # under way, of all silos together; more are answered RESOURCE_EXHAUSTED
+MAX_CALLS_PER_SILO = 16  # of these; a caller who is refused counts for none of them
+MIN_CALLS_PER_SILO = 2  # that a silo has however many calls the others have
 HANDSHAKE_MS = 10_000
 CONNECTION_AGE_MS = 3_600_000  # an expired certificate lives on its connection no longer than this
 CONNECTION_GRACE_MS = 600_000  # for the calls in flight when the age is reached
@@ -22,7 +24,7 @@ KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 RECONNECT_MS = (200, 1_000)  # pauses between attempts to connect; the client adds its own, longer ones
 
-CALL_S = 20.0  # deadline of a short call
+CALL_S = 20.0  # deadline of a short call, and of the coordinator for its message and for its answer
 MIN_BYTES_PER_S = 50_000  # a slower connection cannot take part
 MAX_WAIT_S = 60.0  # a long poll is answered after this at the latest
 
@@ -39,7 +41,7 @@ def server_options() -> Options:
     return [
         ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),

@@ -6,17 +6,24 @@ its origin: the numbers follow the order of the payloads' digests. docs/evaluati
 
 from __future__ import annotations
 
+import functools
+from collections.abc import AsyncIterator
+
+import numpy as np
+
 from ...base.errors import DataError
 from ...base.log import Log
 from ...fedproto import messages
+from ...fedproto.calls import CHUNK_BYTES
 from ...fedproto.head import params_sha256
 from ...fedproto.records import Evaluation
-from ...fedproto.tensors import encode_params
+from ...fedproto.tensors import payload_bytes
 from ..storage.evaluations import FINAL
 from .active_run import ActiveRun
-from .model_broadcast import data_parts
 
 log = Log("coordinator")
+
+FLOAT_BYTES = 4
 
 
 class FinalEvaluation:
@@ -26,6 +33,7 @@ class FinalEvaluation:
         self._active = active
         self._reported: dict[str, int] = {}  # by silo: its results, once the run has finished
         self._shared: list[tuple[str, str]] = []  # silo and its payload's digest; subject k is the k-th, from 1
+        self._hashes: dict[str, str] = {}  # of the models of subjects, by their payload's digest
         if active.state.open is None:
             self.begin(active.state.last_round)
 
@@ -46,21 +54,25 @@ class FinalEvaluation:
         """Return how many models it is asked to evaluate, the final one first."""
         return 1 + (len(self._shared) if silo in {name for name, _ in self._shared} else 0)
 
-    async def subject_messages(self, silo: str, subject: int) -> list[bytes]:
-        """Return a single silo's model as messages. Raises DataError (``not_shared``) unless this silo may have it."""
+    async def subject_messages(self, silo: str, subject: int) -> AsyncIterator[bytes]:
+        """Yield a single silo's model as messages, read from disk piece by piece.
+
+        Raises DataError (``not_shared``) unless this silo may have it, and ``corrupt_update``.
+        """
         active = self._active
         if active.state.open is not None or not self.asks(silo) or not 1 <= subject < self.subjects(silo):
             raise DataError(f"silo '{silo}' has no model {subject} to evaluate", code="not_shared")
         round_number = active.state.last_round
         owner, digest = self._shared[subject - 1]
-
-        def encoded() -> list[bytes]:
-            params = active.store.shared_params(round_number, owner, digest)
-            payload = encode_params(active.run.head, params)
-            header = messages.ModelHeader(round_number, params_sha256(params), len(payload))
-            return [messages.encode_model_header(header), *data_parts(payload)]
-
-        return await active.on_disk(encoded)
+        contribution = await active.on_disk(lambda: active.store.shared_update(round_number, owner, digest))
+        if digest not in self._hashes:
+            self._hashes[digest] = await active.on_disk(lambda: params_sha256(contribution.params))
+        size = payload_bytes(active.run.head)
+        yield messages.encode_model_header(messages.ModelHeader(round_number, self._hashes[digest], size))
+        for start in range(0, size, CHUNK_BYTES):
+            values = np.empty(min(CHUNK_BYTES, size - start) // FLOAT_BYTES, np.float32)
+            await active.on_disk(functools.partial(contribution.read, start // FLOAT_BYTES, values))
+            yield messages.encode_model_data(values.astype("<f4", copy=False).data.cast("B"))
 
     async def report(self, silo: str, report: messages.EvaluationReport) -> messages.EvaluationReceipt:
         """Keep a silo's report, once; durable on return. A second report gets the receipt of the first.

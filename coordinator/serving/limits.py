@@ -1,4 +1,5 @@
-"""Limits on what silos may do at one time: one agent per identity (``Leases``), a few transfers (``TransferLimiter``).
+"""Limits on what silos may do at one time: calls (``CallShares``), one agent per identity (``Leases``), a few transfers
+(``TransferLimiter``).
 
 Two agents with one certificate (a copied machine, a forgotten test) would both answer rounds. The first one that
 asks holds the identity until it has been silent for ``LEASE_S``, longer while it is at work on a round; another
@@ -11,8 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+
+from ...base.errors import DataError
+from ...fedproto import calls
 
 LEASE_S = 60.0  # a second agent is accepted at the earliest this long after the first was last heard
 
@@ -40,6 +45,41 @@ class Leases:
             return False
         self._held[silo] = Lease(instance, now + seconds + LEASE_S)
         return True
+
+
+class CallShares:
+    """Calls under way, by silo. No silo, nor all others together, can keep one from ``MIN_CALLS_PER_SILO`` calls."""
+
+    def __init__(self) -> None:
+        self._under_way: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def call(self, silo: str) -> Iterator[None]:
+        """Count a call for the block. Raises DataError (``too_many_calls``)."""
+        own = self._under_way[silo]
+        if own >= calls.MAX_CALLS_PER_SILO:
+            raise DataError(f"silo '{silo}' has {own} calls under way, more than an agent needs", code="too_many_calls")
+        if own >= calls.MIN_CALLS_PER_SILO and self._under_way.total() >= calls.MAX_CALLS:
+            raise DataError(f"the silos have {calls.MAX_CALLS} calls under way: ask again", code="too_many_calls")
+        self._under_way[silo] += 1
+        try:
+            yield
+        finally:
+            self._under_way[silo] -= 1
+            if not self._under_way[silo]:
+                del self._under_way[silo]
+
+
+class SiloPlaces:
+    """A few places for each silo, for what costs memory while it is under way; more of the same silo wait."""
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._by_silo: dict[str, asyncio.Semaphore] = {}
+
+    def of(self, silo: str) -> asyncio.Semaphore:
+        """Return the places of ``silo``, to hold one with ``async with``."""
+        return self._by_silo.setdefault(silo, asyncio.Semaphore(self._places))
 
 
 class TransferLimiter:

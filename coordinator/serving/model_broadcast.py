@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ...base.errors import DataError
 from ...fedproto import messages
+from ...fedproto.calls import CHUNK_BYTES
 from ...fedproto.codecs import Codec, add_delta, encode_delta, flatten_params
 from ...fedproto.head import Params, split_params
 from ...fedproto.records import RunSettings
@@ -61,22 +64,33 @@ class ModelMessages:
         self._size = payload_bytes(run.head)
         self._parts = data_parts(encode_params(run.head, params))
         self._delta: _Delta | None = None  # with a lossy codec; lost at a restart
+        self._replaced = 0  # times that another model came
         self.sent: Counter[str] = Counter()  # bytes of the open round's model, by silo
 
     def replace(self, base_sha256: str, model: Broadcast, parts: list[bytes]) -> None:
         """Send ``model`` from now on, whole as ``parts``; the model before it has the hash ``base_sha256``."""
         self._delta = _Delta(base_sha256, len(model.payload), data_parts(model.payload)) if model.payload else None
         self._parts = parts
+        self._replaced += 1
 
-    def messages(self, round_number: int, model_sha256: str, held_sha256: str) -> list[bytes]:
-        """Return a header and the model's bytes, or what a silo that holds ``held_sha256`` needs to make it."""
-        size, parts = self._size, self._parts
+    def messages(self, round_number: int, model_sha256: str, held_sha256: str) -> Iterator[bytes]:
+        """Yield a header and the model's bytes, or what a silo that holds ``held_sha256`` needs to make it.
+
+        It keeps no model in memory for a silo that takes its time: once there is another one, it raises DataError
+        (``stale_round``).
+        """
+        size, delta = self._size, False
         codec: Codec = "fp32"
         if held_sha256 == model_sha256:
-            size, parts = 0, []
+            size = 0
         elif self._delta is not None and held_sha256 == self._delta.base_sha256:
-            size, codec, parts = self._delta.size, self._run.codec, self._delta.parts
-        return [messages.encode_model_header(messages.ModelHeader(round_number, model_sha256, size, codec)), *parts]
+            size, codec, delta = self._delta.size, self._run.codec, True
+        replaced = self._replaced
+        yield messages.encode_model_header(messages.ModelHeader(round_number, model_sha256, size, codec))
+        for index in range(-(-size // CHUNK_BYTES)):
+            if self._replaced != replaced:
+                raise DataError(f"round {round_number} closed before its model was fetched", code="stale_round")
+            yield (self._delta.parts if delta and self._delta is not None else self._parts)[index]
 
 
 def data_parts(payload: bytes) -> list[bytes]:

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 from ...base.errors import DataError
@@ -141,10 +141,10 @@ class RunService:
             return replace(status, phase=Phase.EVALUATE)
         return status
 
-    async def model_parts(self, silo: str, request: messages.FetchRequest) -> list[bytes]:
-        """Return the messages that carry the open round's model, a finished run's final one, or one to evaluate.
+    async def model_parts(self, silo: str, request: messages.FetchRequest) -> AsyncIterator[bytes]:
+        """Yield the messages that carry the open round's model, a finished run's final one, or one to evaluate.
 
-        Raises DataError (``other_run``, ``stale_round``, ``not_shared``).
+        Raises DataError (``other_run``, ``stale_round``, also when the round closes meanwhile, ``not_shared``).
         """
         self._active.check_run(request.settings_sha256)
         state = self._active.state
@@ -152,8 +152,11 @@ class RunService:
         if request.round != current:
             raise DataError(f"round {request.round} is not open, {current} is", code=Verdict.STALE_ROUND.value)
         if request.subject:
-            return await self.final_evaluation.subject_messages(silo, request.subject)
-        return self._model.messages(current, state.model_sha256, request.held_sha256)
+            async for part in self.final_evaluation.subject_messages(silo, request.subject):
+                yield part
+            return
+        for part in self._model.messages(current, state.model_sha256, request.held_sha256):
+            yield part
 
     def count_sent(self, silo: str, size: int) -> None:
         """Add to the bytes of models sent in this round."""

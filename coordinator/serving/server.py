@@ -105,7 +105,7 @@ async def _serve(
 async def _listen(settings: CoordinatorSettings, service: Service, tls: ServerTls) -> tuple[grpc.aio.Server, str]:
     import grpc.aio
 
-    server = grpc.aio.server(options=calls.server_options(), maximum_concurrent_rpcs=calls.MAX_CALLS)
+    server = grpc.aio.server(options=calls.server_options())  # calls are counted once their caller is known
     server.add_generic_rpc_handlers(service.handlers())
     host, _ = split_listen(settings.server.listen)
     try:

@@ -1,194 +1,162 @@
-"""The gRPC calls: bytes in, a question to the run service, bytes or a refusal out.
+"""The gRPC calls: identity first, then bytes in, a question to the run service, bytes or a refusal out.
 
-The caller's name comes from its certificate and is looked up in the allow-list before the message is
-parsed. Messages are parsed here and not by gRPC, so that a malformed one is INVALID_ARGUMENT.
+The caller's name comes from its certificate and is looked up in the allow-list before a message is waited for: every
+method is served as a stream, which calls of one message cannot distinguish on the wire. Messages are parsed here and
+not by gRPC, so that a malformed one is INVALID_ARGUMENT.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, cast
 
-from ...base.errors import DataError, FlamestError, IdentityError, StorageError
+from ...base.errors import DataError, FlamestError, IdentityError
 from ...base.log import Log
 from ...fedproto import calls, messages
 from ...fedproto.records import PROTOCOL
+from ...fedproto.tensors import payload_bytes
 from ...fedproto.tls import certificate_sha256, check_not_expired, silo_name
 from ..admin.authority import AllowList
+from .call import Call, Connections, NoConnections, refuse
+from .limits import CallShares, SiloPlaces
 from .run_service import RunService
 
 if TYPE_CHECKING:
     import grpc
-    import grpc.aio
 
-    Context = grpc.aio.ServicerContext[bytes, bytes]
+    from .call import Context
+
+Answer = Callable[[Call], Awaitable[None]]
 
 log = Log("coordinator")
 
-HEALTH_SERVICE = "grpc.health.v1.Health"  # https://github.com/grpc/grpc/blob/master/doc/health-checking.md
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"  # https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 HEALTH_QUESTIONS = (b"", b"\x0a" + bytes([len(calls.SERVICE)]) + calls.SERVICE.encode())  # HealthCheckRequest.service
 SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"  # HealthCheckResponse.status
+PROBE = "a probe"  # whose calls these are in the shares; no silo's name, those have no spaces
 
-STATUS = {
-    # code of the refusal -> gRPC status; any other DataError is INVALID_ARGUMENT
-    "protocol": "FAILED_PRECONDITION",
-    "other_run": "FAILED_PRECONDITION",
-    "stale_round": "FAILED_PRECONDITION",
-    "stale_base": "FAILED_PRECONDITION",
-    "late": "FAILED_PRECONDITION",
-    "not_shared": "FAILED_PRECONDITION",
-    "duplicate_identity": "ALREADY_EXISTS",
-    "too_many_calls": "RESOURCE_EXHAUSTED",
-    "quarantined": "FAILED_PRECONDITION",
-    "already_answered": "ALREADY_EXISTS",
-    "reused_id": "ALREADY_EXISTS",
-    "payload_digest": "DATA_LOSS",
-    "too_slow": "DEADLINE_EXCEEDED",
-    "no_silo_name": "UNAUTHENTICATED",
-    "no_certificate": "UNAUTHENTICATED",
-    "expired": "UNAUTHENTICATED",
-}
+REQUESTS_PER_SILO = 2  # messages that are being received for calls of one message, 2 MiB each at most
+FETCHES_PER_SILO = 2  # models under way, each with one piece in memory; an agent fetches one
 
 
 class Service:
     """Handlers of the calls; all state is in the run service and the allow-list."""
 
-    def __init__(self, run_service: RunService, allow_list: AllowList) -> None:
+    def __init__(self, run_service: RunService, allow_list: AllowList, connections: Connections | None = None) -> None:
         self._run_service = run_service
         self._allow_list = allow_list
-        self._calls: Counter[str] = Counter()  # calls under way, by silo
+        self._connections = connections or NoConnections()
+        self._shares = CallShares()
+        self._requests = SiloPlaces(REQUESTS_PER_SILO)
+        self._fetches = SiloPlaces(FETCHES_PER_SILO)
+        self._transfer_s = calls.transfer_s(payload_bytes(run_service.run.head))
+        self._answers: dict[str, Answer] = {
+            calls.method_path(calls.JOIN): self._join,
+            calls.method_path(calls.WAIT_FOR_ROUND): self._wait_for_round,
+            calls.method_path(calls.FETCH_MODEL): self._fetch_model,
+            calls.method_path(calls.SUBMIT_UPDATE): self._submit_update,
+            calls.method_path(calls.REPORT_EVALUATION): self._report_evaluation,
+            HEALTH_CHECK: self._check_health,
+        }
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
-        """Return the coordinator's calls and the health check, without gRPC's own parsing."""
-        import grpc
+        """Return the handlers of every path: the caller of one that does not exist is identified like any other."""
+        return (cast("grpc.GenericRpcHandler[Any, Any]", _EveryPath(self._serve)),)
 
-        health = grpc.method_handlers_generic_handler(
-            HEALTH_SERVICE, {"Check": grpc.unary_unary_rpc_method_handler(self.check_health)}
-        )
-        ours = grpc.method_handlers_generic_handler(
-            calls.SERVICE,
-            {
-                calls.JOIN: grpc.unary_unary_rpc_method_handler(self.join),
-                calls.WAIT_FOR_ROUND: grpc.unary_unary_rpc_method_handler(self.wait_for_round),
-                calls.FETCH_MODEL: grpc.unary_stream_rpc_method_handler(self.fetch_model),
-                calls.SUBMIT_UPDATE: grpc.stream_unary_rpc_method_handler(self.submit_update),
-                calls.REPORT_EVALUATION: grpc.unary_unary_rpc_method_handler(self.report_evaluation),
-            },
-        )
-        return ours, health
-
-    async def join(self, request: bytes, context: Context) -> bytes:
+    async def _serve(self, path: str, context: Context) -> None:
+        """Identify the caller, count the call, and answer it."""
         try:
-            with self._call(context) as silo:
-                asked = messages.decode_join_request(request)
-                if asked != PROTOCOL:
-                    raise DataError(f"this coordinator speaks protocol {PROTOCOL}, the agent {asked}", code="protocol")
-                log.info("joined", silo=silo)
-                return messages.encode_join_reply(PROTOCOL, self._run_service.run)
+            caller = self._caller(context, path)
+        except IdentityError as error:
+            self._connections.refused(context.peer())
+            log.warning("caller_refused", code=error.code, detail=error.message)
+            await refuse(context, error, self._connections)
         except FlamestError as error:
-            await refuse(context, error)
-
-    async def wait_for_round(self, request: bytes, context: Context) -> bytes:
+            log.error("call_failed", code=error.code, detail=error.message)
+            await refuse(context, error, self._connections)
         try:
-            with self._call(context) as silo:
-                return messages.encode_task_status(
-                    await self._run_service.wait(silo, messages.decode_wait_request(request))
-                )
-        except FlamestError as error:
-            await refuse(context, error)
+            with self._shares.call(caller):
+                try:
+                    await self._answers.get(path, _unknown)(Call(context, caller, self._connections))
+                except FlamestError as error:
+                    if not isinstance(error, DataError):
+                        log.error("call_failed", code=error.code, detail=error.message)
+                    await refuse(context, error, self._connections)  # its share is taken until the refusal has left
+        except DataError as error:
+            await refuse(context, error, self._connections)
 
-    async def fetch_model(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
-        try:
-            with self._call(context) as silo:
-                parts = await self._run_service.model_parts(silo, messages.decode_fetch_request(request))
-                async with self._run_service.transfers.place():
-                    for part in parts:
-                        self._run_service.count_sent(silo, len(part))
-                        yield part
-        except FlamestError as error:
-            await refuse(context, error)
+    def _caller(self, context: Context, path: str) -> str:
+        """Return the calling silo. Raises IdentityError unless its certificate is the one on the allow-list.
 
-    async def submit_update(self, parts: AsyncIterator[bytes], context: Context) -> bytes:
-        try:
-            with self._call(context) as silo:
-                return messages.encode_receipt(
-                    await self._run_service.updates.submit(silo, parts, lambda: _gone(context))
-                )
-        except FlamestError as error:
-            await refuse(context, error)
-
-    async def report_evaluation(self, request: bytes, context: Context) -> bytes:
-        try:
-            with self._call(context) as silo:
-                report = messages.decode_evaluation_report(request)
-                receipt = await self._run_service.final_evaluation.report(silo, report)
-                return messages.encode_evaluation_receipt(receipt)
-        except FlamestError as error:
-            await refuse(context, error)
-
-    async def check_health(self, request: bytes, context: Context) -> bytes:
-        """grpc.health.v1.Health/Check, for load balancers and probes with a certificate of the authority."""
-        if request not in HEALTH_QUESTIONS:
-            import grpc
-
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"known services: '' and {calls.SERVICE}")
-        return SERVING if self._run_service.serving else NOT_SERVING
-
-    @contextlib.contextmanager
-    def _call(self, context: Context) -> Iterator[str]:
-        """Yield the calling silo, while its call is under way. Raises IdentityError, DataError (``too_many_calls``)."""
-        silo = self._caller(context)
-        if self._calls[silo] >= calls.MAX_CALLS_PER_SILO:
-            raise DataError(
-                f"silo '{silo}' has {calls.MAX_CALLS_PER_SILO} calls under way, more than an agent needs",
-                code="too_many_calls",
-            )
-        self._calls[silo] += 1
-        try:
-            yield silo
-        finally:
-            self._calls[silo] -= 1
-
-    def _caller(self, context: Context) -> str:
-        """Return the calling silo; IdentityError unless its certificate is the one on the allow-list."""
+        The health check may be asked for with a certificate of the authority that names no silo, too.
+        """
         identity = context.auth_context()
-        silo = silo_name(identity)
         check_not_expired(identity)
+        try:
+            silo = silo_name(identity)
+        except IdentityError:
+            if path == HEALTH_CHECK and certificate_sha256(identity):
+                return PROBE
+            raise
         self._allow_list.check(silo, certificate_sha256(identity))
+        self._connections.identified(context.peer(), silo)
         return silo
 
+    async def _request(self, call: Call) -> bytes:
+        """Return the message of a call that has one. Raises DataError (``too_slow``, ``malformed``)."""
+        async with call.time_limit(calls.CALL_S), self._requests.of(call.silo):
+            return await call.request()
 
-async def _gone(context: Context) -> bool:
-    """Return whether the caller's connection is lost. gRPC then only ends the stream; an attempt to send shows it."""
-    from grpc.aio import BaseError
+    async def _join(self, call: Call) -> None:
+        asked = messages.decode_join_request(await self._request(call))
+        if asked != PROTOCOL:
+            raise DataError(f"this coordinator speaks protocol {PROTOCOL}, the agent {asked}", code="protocol")
+        log.info("joined", silo=call.silo)
+        await call.reply(messages.encode_join_reply(PROTOCOL, self._run_service.run))
 
-    try:
-        await context.send_initial_metadata(())
-    except BaseError:
-        return True
-    return False
+    async def _wait_for_round(self, call: Call) -> None:
+        request = messages.decode_wait_request(await self._request(call))
+        await call.reply(messages.encode_task_status(await self._run_service.wait(call.silo, request)))
+
+    async def _fetch_model(self, call: Call) -> None:
+        request = messages.decode_fetch_request(await self._request(call))
+        async with call.time_limit(self._transfer_s), self._fetches.of(call.silo), self._run_service.transfers.place():
+            async for part in self._run_service.model_parts(call.silo, request):
+                self._run_service.count_sent(call.silo, len(part))
+                await call.send(part)
+
+    async def _submit_update(self, call: Call) -> None:
+        receipt = await self._run_service.updates.submit(call.silo, call.parts(), call.gone)
+        await call.reply(messages.encode_receipt(receipt))
+
+    async def _report_evaluation(self, call: Call) -> None:
+        report = messages.decode_evaluation_report(await self._request(call))
+        receipt = await self._run_service.final_evaluation.report(call.silo, report)
+        await call.reply(messages.encode_evaluation_receipt(receipt))
+
+    async def _check_health(self, call: Call) -> None:
+        """grpc.health.v1.Health/Check, for load balancers and probes with a certificate of the authority."""
+        if await self._request(call) not in HEALTH_QUESTIONS:
+            raise DataError(f"known services: '' and {calls.SERVICE}", code="unknown_service")
+        await call.reply(SERVING if self._run_service.serving else NOT_SERVING)
 
 
-async def refuse(context: Context, error: FlamestError) -> NoReturn:
-    """End the call with the status, the code and the message of ``error``."""
-    import grpc
-
-    status = grpc.StatusCode[_status(error)]
-    if isinstance(error, IdentityError):
-        log.warning("caller_refused", code=error.code, detail=error.message)
-    elif not isinstance(error, DataError):
-        log.error("call_failed", code=error.code, detail=error.message)
-    await context.abort(status, error.message, ((calls.CODE_KEY, error.code),))
-    raise AssertionError("abort() does not return")
+async def _unknown(call: Call) -> None:
+    raise DataError("this coordinator has no such call", code="unknown_call")
 
 
-def _status(error: FlamestError) -> str:
-    if isinstance(error, StorageError):
-        return "UNAVAILABLE"  # a full disk, for example: the silo tries again
-    if isinstance(error, IdentityError):
-        return STATUS.get(error.code, "PERMISSION_DENIED")
-    if isinstance(error, DataError):
-        return STATUS.get(error.code, "INVALID_ARGUMENT")
-    return "INTERNAL"
+class _EveryPath:
+    """A grpc.GenericRpcHandler; grpc is imported only where it is used."""
+
+    def __init__(self, serve: Callable[[str, Context], Awaitable[None]]) -> None:
+        self._serve = serve
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        import grpc
+
+        path = details.method
+
+        async def handler(_: object, context: Context) -> None:
+            await self._serve(path, context)
+
+        return grpc.stream_stream_rpc_method_handler(handler)

@@ -101,9 +101,9 @@ class Payloads:
         stored = [(silo, examples, sha256, self._path(round_number, silo)) for silo, examples, sha256 in updates]
         return StoredContributions(self._head, tuple(stored), self._hashed)
 
-    def one(self, round_number: int, silo: str, sha256: str) -> Params:
-        """Return a silo's parameters in a round. Raises DataError (``corrupt_update``)."""
-        return next(iter(self.contributions(round_number, [(silo, 1, sha256)]))).params
+    def one(self, round_number: int, silo: str, sha256: str) -> StoredContribution:
+        """Return a silo's update in a round. Raises DataError (``corrupt_update``)."""
+        return next(iter(self.contributions(round_number, [(silo, 1, sha256)])))
 
     def round_ended(self) -> None:
         """Forget the stamps: the round's payloads are not read again."""

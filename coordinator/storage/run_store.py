@@ -29,7 +29,7 @@ from .damaged_files import DAMAGED_FOLDER
 from .database import DATABASE_FILE
 from .journal import Journal, RoundEnd, StoredUpdate
 from .models import ModelStore, models_folder
-from .payloads import Payloads, StoredContributions
+from .payloads import Payloads, StoredContribution, StoredContributions
 from .recovery import Recovery
 from .spool import Spool, remove_spares
 from .strategy_state import StrategyState
@@ -179,8 +179,8 @@ class RunStore:
 
     # --- after the last round ---
 
-    def shared_params(self, round_number: int, silo: str, sha256: str) -> Params:
-        """Return the parameters that a silo that agreed to be evaluated sent in the last round."""
+    def shared_update(self, round_number: int, silo: str, sha256: str) -> StoredContribution:
+        """Return the update that a silo that agreed to be evaluated sent in the last round, on disk and checked."""
         return self._payloads.one(round_number, silo, sha256)
 
     def report_final(self, silo: str, results: Mapping[str, Evaluation], state: RunState) -> None:
