@@ -14,8 +14,9 @@ from flamest.agent.egress.pending_update import PendingUpdate
 from flamest.agent.egress.policy import Policy, PolicyRefused
 from flamest.agent.end_of_run import EndOfRun
 from flamest.agent.extraction.store import FeatureRow, FeatureStore
-from flamest.agent.tasks import DataSource
+from flamest.agent.tasks import DataSource, RoundWork, train_round
 from flamest.base.clock import parse_utc, utc_text
+from flamest.base.errors import DataError
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import Evaluation, GlobalModel, Phase, Receipt, RunSettings, TaskStatus, Update
 from flamest.runtime.clip_records import Clip
@@ -266,6 +267,35 @@ def test_reported_losses_are_no_measurement_of_a_clip(silo):
     assert len(losses) == 30
     assert all(loss == round(loss / 0.2) * 0.2 or abs(loss - round(loss / 0.2) * 0.2) < 1e-9 for loss in losses)
     assert max(losses) <= 10.2
+
+
+@pytest.mark.parametrize("size", [1e30, 3e38, -3e38])
+def test_models_of_huge_weights_leave_the_ledger_whole(silo, size):
+    """Finite weights whose scores overflow: a loss that is no number broke the ledger, and the agent with it."""
+    made = silo()
+    made.takes_part(RUN)
+
+    class Huge(Coordinator):
+        def fetch_subject(self, run, task, subject):
+            return {name: np.full_like(tensor, size) for name, tensor in initial_params(run.head, 0).items()}
+
+    (message,) = made.evaluates(RUN, Huge())
+    assert np.isfinite(message.report.results[0].evaluation.loss)
+    assert len(made.lines()) == 1
+    made.restarted()
+
+
+@pytest.mark.parametrize("size", [1e30, 3e38])
+def test_rounds_that_start_from_huge_weights_send_nothing_that_is_no_number(silo, size):
+    made = silo()
+    params = {name: np.full_like(tensor, size) for name, tensor in initial_params(HEAD, 0).items()}
+    model = GlobalModel(1, params, "ab" * 32)
+    source = DataSource(made.store, None, made.policy.hold_out, 1)
+    try:
+        outcome = train_round(source, RoundWork(RUN, "a", model, 0, made.state, made.policy))
+    except DataError as error:
+        outcome, code = None, error.code
+    assert outcome is None or np.isfinite(outcome.evaluation.loss), code
 
 
 def test_evaluations_are_counted_over_rounds_runs_and_restarts(silo):
