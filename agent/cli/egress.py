@@ -132,7 +132,7 @@ def _withheld(entry: Entry) -> str:
         return ""
     return {
         "evaluations_spent": "; no evaluation: as many as the policy allows in 24 hours had left",
-        "seeds_spent": "; no evaluation: runs of too many seeds were evaluated lately",
+        "splits_spent": "; no evaluation: runs that hold out other clips were evaluated too often lately",
     }.get(entry.withheld, f"; no evaluation: {entry.withheld}")
 
 

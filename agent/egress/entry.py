@@ -55,7 +55,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     previous: str  # SHA-256 of the line before
     run: str = ""
     run_sha256: str = ""  # of the run's settings
-    seed: int = 0  # the run's, which the choice of held-out clips follows from
+    split: str = ""  # hash of what a coordinator chooses that the choice of held-out clips follows from
     round: int = 0
     model_sha256: str = ""  # what: evaluation; the run's final model
     update_id: str = ""
@@ -69,7 +69,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         str, float
     ] = {}  # the first of ``results`` in short: loss, correct, count, and the number of classes reported one by one
     results: tuple[ReportedResult, ...] = ()  # every figure that was reported, model by model
-    withheld: str = ""  # why an update left without an evaluation: evaluations_spent, seeds_spent
+    withheld: str = ""  # why an update left without an evaluation: evaluations_spent, splits_spent
     models: int = 0  # what: evaluation; number of models evaluated
     shared: bool = False  # other silos may evaluate the update
     policy_sha256: str = ""  # of the policy that an update was sent under

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
+from ...base.files import sha256_bytes
 from ...fedproto.records import RunSettings, SubjectEvaluation, TaskStatus
 from .ledger import Ledger
 from .policy import Policy, PolicyRefused
@@ -68,13 +71,21 @@ def _first_plan(run: RunSettings, task: TaskStatus, policy: Policy, ledger: Ledg
 def withheld_reason(run: RunSettings, policy: Policy, ledger: Ledger) -> str:
     """Return why no evaluation may leave now, in a round or at the end of a run; empty: one may.
 
-    ``evaluations_spent``: as many as the policy allows within 24 hours have left; ``seeds_spent``: runs of as many
-    seeds, each of which holds out other clips, were evaluated lately.
+    ``evaluations_spent``: as many as the policy allows within 24 hours have left; ``splits_spent``: runs that
+    hold out other clips were evaluated lately, as many as may be.
     """
     rations, now = ledger.content.rations, ledger.now()
     if rations.evaluations(now) >= policy.evaluations_per_day:
         return "evaluations_spent"
-    return "" if rations.may_use_seed(run.seed, now) else "seeds_spent"
+    return "" if rations.may_use_split(split_of(run), now) else "splits_spent"
+
+
+def split_of(run: RunSettings) -> str:
+    """Return a hash of what the choice of held-out clips follows from in a run's settings.
+
+    A coordinator that varies seed, labels or bundle has other clips evaluated each time, and could compare.
+    """
+    return sha256_bytes(msgspec.json.encode((run.seed, sorted(run.labels), run.fingerprint)))[:16]
 
 
 def is_planned(results: Sequence[SubjectEvaluation], plan: EvaluationPlan) -> bool:

@@ -25,7 +25,7 @@ from ..client import CoordinatorClient
 from ..handshake import ConnectionSettings
 from .accountant import Spend, epsilon_of
 from .entry import Entry, EntryType, ReportedResult, TensorSent
-from .final_evaluation import EvaluationPlan, is_planned, plan_evaluation, withheld_reason
+from .final_evaluation import EvaluationPlan, is_planned, plan_evaluation, split_of, withheld_reason
 from .ledger import Ledger
 from .messages import EvaluationMessage, UpdateMessage
 from .pending_update import PendingUpdate, read_pending, write_pending
@@ -167,7 +167,7 @@ class EgressGuard:
             "evaluation",
             run=run.run,
             run_sha256=run.sha256,
-            seed=run.seed,
+            split=split_of(run),
             round=task.round,
             model_sha256=task.model_sha256,
             bytes=len(message.encoded),
@@ -220,7 +220,7 @@ class EgressGuard:
             "update",
             run=run.run,
             run_sha256=run.sha256,
-            seed=run.seed,
+            split=split_of(run),
             round=header.round,
             update_id=header.update_id,
             examples=header.examples,

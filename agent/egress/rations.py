@@ -1,4 +1,4 @@
-"""Limits on what may still leave this silo: lines and bytes of the ledger, evaluations, seeds.
+"""Limits on what may still leave this silo: lines and bytes of the ledger, evaluations, splits.
 
 Counted from the ledger's entries alone, so a restart forgets nothing. A coordinator that repeats rounds or makes up
 runs without end costs the silo a bounded file, and gets a bounded number of evaluations.
@@ -20,7 +20,7 @@ LINES, BYTES = 20_000, 32 << 20  # that may be written at once; an honest run of
 LINES_PER_DAY, BYTES_PER_DAY = 5_000, 8 << 20  # that are added to what may be written, up to the above
 REFUSAL_SHARE = 0.5  # refusals are written while more than this share of lines and bytes is left, so updates go first
 HOUR_S = 3600.0  # at most one line in so many seconds says that there are too many
-SEEDS, SEED_DAYS = 5, 30  # seeds whose held-out clips may be evaluated within so many days
+SPLITS, SPLIT_DAYS = 5, 30  # choices of held-out clips that may be evaluated within so many days
 
 
 class Rations:
@@ -32,7 +32,7 @@ class Rations:
         self._wall: float | None = None  # seconds since 1970, of the last entry
         self._ticks = monotonic()  # when the last entry was counted
         self._lines, self._bytes = float(LINES), float(BYTES)
-        self._evaluated: deque[tuple[float, int, int]] = deque()  # when, how many models, with which seed
+        self._evaluated: deque[tuple[float, int, str]] = deque()  # when, how many models, with which split
         self._complained: float | None = None  # when the last line said that there are too many
 
     def note(self, entry: Entry, size: int, *, new: bool, live: bool) -> None:
@@ -43,8 +43,8 @@ class Rations:
         self._elapsed, self._ticks = now, self._monotonic()
         self._wall = parse_utc(entry.time).timestamp()
         if entry.results and new:
-            self._evaluated.append((now, len(entry.results), entry.seed))
-        while self._evaluated and self._evaluated[0][0] <= now - SEED_DAYS * DAY_S:
+            self._evaluated.append((now, len(entry.results), entry.split))
+        while self._evaluated and self._evaluated[0][0] <= now - SPLIT_DAYS * DAY_S:
             self._evaluated.popleft()
         if entry.code == "too_many_messages":
             self._complained = now
@@ -65,11 +65,11 @@ class Rations:
         since = self._now(now, live=True) - DAY_S
         return sum(models for when, models, _ in self._evaluated if when > since)
 
-    def may_use_seed(self, seed: int, now: str) -> bool:
-        """Return whether clips held out by ``seed`` may be evaluated: one of the last ones, or one of few."""
-        since = self._now(now, live=True) - SEED_DAYS * DAY_S
+    def may_use_split(self, split: str, now: str) -> bool:
+        """Return whether these held-out clips may be evaluated: they were lately, or few others were."""
+        since = self._now(now, live=True) - SPLIT_DAYS * DAY_S
         known = {used for when, _, used in self._evaluated if when > since}
-        return seed in known or len(known) < SEEDS
+        return split in known or len(known) < SPLITS
 
     def _now(self, text: str, *, live: bool) -> float:
         passed = 0.0 if self._wall is None else parse_utc(text).timestamp() - self._wall

@@ -335,17 +335,33 @@ def test_a_clock_that_jumps_back_gives_no_evaluations_and_takes_none(silo, back)
     assert made.restarted().takes_part(RUN, seed=6).header.evaluation is not None
 
 
-def test_runs_of_many_seeds_hold_out_few_sets_of_clips(silo):
-    made = silo()
-    told = []
-    for seed in range(9):
-        header = made.takes_part(msgspec.structs.replace(RUN, seed=seed)).header
-        told.append(header.evaluation is not None)
+VARIED = {
+    "seeds": lambda number: {"seed": number},
+    "labels": lambda number: {"labels": (*LABELS[:2], f"other-{number}")},
+    "bundles": lambda number: {"fingerprint": f"f-{number}"},
+    "all": lambda number: {"seed": number % 3, "labels": (*LABELS[:2], f"other-{number % 2}")},
+}
+
+
+@pytest.mark.parametrize("varied", VARIED)
+def test_runs_that_hold_out_other_clips_each_time_are_few(silo, varied):
+    made, told = silo(), []
+    runs = [msgspec.structs.replace(RUN, **VARIED[varied](number)) for number in range(9)]
+    for number, run in enumerate(runs):
+        told.append(made.takes_part(run, 1 + number).header.evaluation is not None)
         made = made.restarted()
-    assert told == [True] * 5 + [False] * 4
-    assert made.takes_part(msgspec.structs.replace(RUN, seed=2), 2).header.evaluation is not None
+    first = 6 if varied == "all" else 9  # six different runs, then the same again
+    assert told[:first] == [True] * 5 + [False] * (first - 5)
+    assert made.takes_part(runs[2], 20).header.evaluation is not None
     made.clock.seconds += 31 * 86_400.0
-    assert made.takes_part(msgspec.structs.replace(RUN, seed=8), 2).header.evaluation is not None
+    assert made.takes_part(runs[5], 20).header.evaluation is not None
+
+
+def test_labels_in_another_order_hold_out_the_same_clips(silo):
+    made = silo()
+    for number in range(12):
+        run = msgspec.structs.replace(RUN, run=f"run-{number}", labels=LABELS[::-1] if number % 2 else LABELS)
+        assert made.takes_part(run).header.evaluation is not None
 
 
 def test_an_honest_day_of_five_runs_misses_no_evaluation(silo):
