@@ -6,23 +6,22 @@ Every call is bounded in time, and retried with growing, varied pauses while a r
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ..base.errors import DataError, IdentityError
 from ..base.process import Shutdown
 from ..fedproto import calls, messages
 from ..fedproto.certificates import require_package
-from ..fedproto.codecs import apply_delta, check_size
-from ..fedproto.head import Params, ParamsDigest, initial_params, params_sha256
-from ..fedproto.records import PROTOCOL, GlobalModel, Receipt, RunSettings, SubjectEvaluation, TaskStatus, Update
-from ..fedproto.tensors import chunks, decode_params, payload_bytes
+from ..fedproto.head import Params, initial_params, params_sha256
+from ..fedproto.records import PROTOCOL, GlobalModel, Phase, Receipt, RunSettings, SubjectEvaluation, TaskStatus, Update
+from ..fedproto.tensors import chunks, payload_bytes
 from ..fedproto.tls import certificate_silo, channel_credentials, check_dates, check_files, file_stamps
 from .client_errors import ClientStopped, DuplicateIdentity, RunChanged, StaleUpdate
 from .egress.messages import EvaluationMessage, UpdateMessage
 from .handshake import ConnectionSettings, handshake_problem, split_address
+from .incoming_model import HeldModel, receive_model
 from .retry import Backoff, RetryPolicy
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ class CoordinatorClient:
         self._channel = self._new_channel()
         self._retry = RetryPolicy(settings.address, backoff, shutdown, self._handshake_problem)
         self.silo = certificate_silo(settings.certificate)
-        self._last_model: tuple[str, Params] | None = None  # with its hash, in a run with a lossy codec
+        self._held: HeldModel | None = None  # the last model, in a run with a lossy codec
         self.sent_bytes = 0  # protobuf messages, every attempt counted; TLS and HTTP/2 come on top
         self.received_bytes = 0
 
@@ -151,7 +150,7 @@ class CoordinatorClient:
 
     def join(self) -> RunSettings:
         """Return the settings of the run that the coordinator serves."""
-        self._last_model = None  # it may be another run
+        self._held = None  # it may be another run
         reply = self._ask(calls.JOIN, messages.encode_join_request(PROTOCOL), calls.CALL_S)
         protocol, run = messages.decode_join_reply(reply)
         if protocol != PROTOCOL:
@@ -178,32 +177,28 @@ class CoordinatorClient:
 
         Raises StaleUpdate when the round closed meanwhile.
         """
-        if run.codec != "fp32" and self._last_model is None:
+        if run.codec != "fp32" and self._held is None:
             first = initial_params(run.head, run.seed)  # every silo can compute the first model
-            self._last_model = params_sha256(first), first
-        held = self._last_model[0] if self._last_model else ""
-        request = messages.encode_fetch_request(messages.FetchRequest(run.sha256, task.round, held))
-        header, params, found = self._retry.call(lambda: self._fetch_once(run, request))
-        if not found == header.model_sha256 == task.model_sha256 or header.round != task.round:
+            self._held = HeldModel(params_sha256(first), first)
+        asked = messages.FetchRequest(run.sha256, task.round, self._held.sha256 if self._held else "")
+        seconds = max(task.deadline_s, 1.0) if task.phase is Phase.OPEN else math.inf
+        found = self._retry.call(lambda: self._fetch_once(run, asked, seconds))
+        if found.sha256 != task.model_sha256:
             raise DataError(
-                f"the model of round {header.round} has the hash {found[:12]}…, "
-                f"expected {task.model_sha256[:12]}… of round {task.round}",
+                f"the model of round {task.round} has the hash {found.sha256[:12]}…, "
+                f"expected {task.model_sha256[:12]}…",
                 code="digest",
             )
         if run.codec != "fp32":
-            self._last_model = found, params
-        return GlobalModel(round=header.round, params=params, sha256=found)
+            self._held = found
+        return GlobalModel(round=task.round, params=found.params, sha256=found.sha256)
 
     def fetch_subject(self, run: RunSettings, task: TaskStatus, subject: int) -> Params:
         """Fetch a model to evaluate at the end of the run and check its hash; 0 is the final one."""
         if subject == 0:
             return self.fetch(run, task).params
         asked = messages.FetchRequest(run.sha256, task.round, subject=subject)
-        request = messages.encode_fetch_request(asked)
-        header, params, found = self._retry.call(lambda: self._fetch_once(run, request))
-        if found != header.model_sha256 or header.round != task.round:
-            raise DataError(f"model {subject} of the evaluation does not match the hash in its header", code="digest")
-        return params
+        return self._retry.call(lambda: self._fetch_once(run, asked, math.inf)).params
 
     def submit(self, run: RunSettings, update: Update) -> Receipt:
         """Encode and send an update; see ``send_update``."""
@@ -248,49 +243,14 @@ class CoordinatorClient:
 
         return self._retry.call(attempt)
 
-    def _fetch_once(self, run: RunSettings, request: bytes) -> tuple[messages.ModelHeader, Params, str]:
-        """Return the model and its hash, which is computed while the bytes of a whole model arrive."""
+    def _fetch_once(self, run: RunSettings, asked: messages.FetchRequest, seconds: float) -> HeldModel:
+        request = messages.encode_fetch_request(asked)
         self.sent_bytes += len(request)
         start = self._channel.unary_stream(calls.method_path(calls.FETCH_MODEL), None, None)
-        call = start(request, timeout=calls.transfer_s(payload_bytes(run.head)))
-        digest = ParamsDigest(run.head)
+        call = start(request, timeout=min(seconds, calls.transfer_s(payload_bytes(run.head))))
+        held = self._held if asked.held_sha256 else None
         with self._retry.cancelled_on_shutdown(call):
-            header, payload = self._receive_model(run, iter(call), digest)
-        whose = f"model of round {header.round}"
-        if self._last_model is not None and not payload:  # it is the model that this silo has
-            return header, self._last_model[1], self._last_model[0]
-        if self._last_model is not None and header.codec != "fp32":
-            params = apply_delta(header.codec, run.head, payload, self._last_model[1], whose=whose)
-            return header, params, params_sha256(params)
-        return header, decode_params(run.head, payload, whose=whose), digest.hexdigest()
-
-    def _receive_model(
-        self, run: RunSettings, parts: Iterator[bytes], digest: ParamsDigest
-    ) -> tuple[messages.ModelHeader, memoryview]:
-        """Receive a model's header and payload; the bytes of a whole model go into ``digest`` too."""
-        header = messages.decode_model_part(self._received(next(parts, b"")))
-        if not isinstance(header, messages.ModelHeader):
-            raise DataError("the model was sent without a header", code="malformed")
-        self._check_model_size(run, header)
-        payload, filled = np.empty(header.payload_bytes, np.uint8).data, 0
-        for raw in parts:
-            part = messages.decode_model_part(self._received(raw))
-            if isinstance(part, messages.ModelHeader) or filled + len(part) > len(payload):
-                raise DataError(f"the model is not a header and {len(payload)} bytes", code="payload_size")
-            payload[filled : filled + len(part)] = part
-            filled += len(part)
-            if header.codec == "fp32":
-                digest.update(part)
-        if filled != len(payload):
-            raise DataError(f"a model of {filled} bytes, its header announces {len(payload)}", code="payload_size")
-        return header, payload
-
-    def _check_model_size(self, run: RunSettings, header: messages.ModelHeader) -> None:
-        """Check, before anything is allocated, that this client can read what the header announces."""
-        if self._last_model is None and header.codec != "fp32":
-            raise DataError("the model was sent as a delta from one that this silo does not have", code="malformed")
-        if header.payload_bytes or self._last_model is None:
-            check_size(header.codec, run.head, header.payload_bytes, whose=f"model of round {header.round}")
+            return receive_model(run, asked.round, map(self._received, call), held)
 
     def _received(self, raw: bytes) -> bytes:
         self.received_bytes += len(raw)

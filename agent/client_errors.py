@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, cast
 
 from ..base.errors import DataError, FlamestError, IdentityError, printable
+from ..fedproto.bounds import shortened
 from ..fedproto.calls import CODE_KEY
 
 if TYPE_CHECKING:
     import grpc
+
+CODE = re.compile(r"[a-z][a-z0-9_]{0,39}")  # of a refusal
 
 
 class StaleUpdate(DataError):
@@ -44,7 +48,7 @@ def permanent_error(error: grpc.RpcError, address: str) -> FlamestError | None:
     import grpc
 
     call = cast("grpc.Call", error)  # of a call, as every error here is
-    status, details = call.code(), printable(call.details() or "")
+    status, details = call.code(), status_text(call)
     code = refusal_code(call)
     if status is grpc.StatusCode.FAILED_PRECONDITION:
         if code == RunChanged.code:
@@ -69,9 +73,15 @@ def permanent_error(error: grpc.RpcError, address: str) -> FlamestError | None:
     return None
 
 
+def status_text(call: grpc.Call) -> str:
+    """Return the coordinator's message with its status, short and printable: it goes to the log and the status."""
+    return shortened(printable(shortened(call.details() or "")))
+
+
 def refusal_code(call: grpc.Call) -> str | None:
-    """Return the stable error code that the coordinator sent with its message."""
+    """Return the stable error code that the coordinator sent with its message; None for what is not one."""
     for key, value in call.trailing_metadata() or ():
         if key == CODE_KEY:
-            return value.decode("ascii", "replace") if isinstance(value, bytes) else value
+            text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
+            return text if CODE.fullmatch(text) else None
     return None

@@ -14,7 +14,7 @@ import msgspec
 
 from ..base.errors import IdentityError, UnreachableError
 from ..base.process import Shutdown
-from .client_errors import ClientStopped, permanent_error
+from .client_errors import ClientStopped, permanent_error, status_text
 
 if TYPE_CHECKING:
     import grpc
@@ -89,7 +89,7 @@ class RetryPolicy:
     def _unreachable(self, error: grpc.RpcError) -> UnreachableError:
         call = cast("grpc.Call", error)
         return UnreachableError(
-            f"the coordinator at {self._address} does not answer ({call.code().name}: {call.details()})",
+            f"the coordinator at {self._address} does not answer ({call.code().name}: {status_text(call)})",
             fix="check that it runs, the address, and that the firewall lets this machine dial out to it",
         )
 

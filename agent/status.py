@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-from ..base.clock import days_until, parse_utc
-from ..base.errors import DataError, StorageError
+from ..base.clock import days_until, parse_utc, utc_text
+from ..base.errors import DataError, FlamestError, StorageError
 from ..base.files import FileLock, write_atomic
+from ..base.log import Log
 
 STATUS_FILE = "status.json"
 LOCK_FILE = "lock"
+
+log = Log("agent")
 
 DaemonState = Literal[
     "starting",
@@ -71,6 +74,32 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for graph, where in self.backends.items():
             places.setdefault(where, []).append(graph)
         return places
+
+
+class StatusNotes:
+    """The running daemon's status: written whenever it changes."""
+
+    def __init__(self, state: Path, status: AgentStatus) -> None:
+        self._state = state
+        self.status = status
+        write_status(state, status)
+
+    def note(self, **changes: Any) -> None:
+        changed = msgspec.structs.replace(self.status, **changes)
+        if changed != self.status:
+            self.status = changed
+            write_status(self._state, changed)
+
+    def set_state(self, doing: DaemonState, *, detail: str = "", code: str = "") -> None:
+        if (doing, detail) != (self.status.doing, self.status.detail):
+            self.note(doing=doing, detail=detail, code=code, since=utc_text())
+
+    def note_error(self, event: str, round_number: int, error: FlamestError) -> None:
+        """Note an error, and log it without its message, which may name files of this silo."""
+        detail = " ".join((f"round {round_number}: {error.message}", error.fix)).strip()
+        self.set_state("failed", detail=detail, code=error.code)
+        log.error(event, round=round_number, code=error.code, see="flamest-agent status")
+        log.debug(event, detail=error.message)
 
 
 def write_status(state: Path, status: AgentStatus) -> None:

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..base.errors import DataError, StorageError
+from ..fedproto.bounds import is_loss
 from ..fedproto.codecs import Codec, encode_delta
 from ..fedproto.head import HeadSpec, Params
 from ..fedproto.model_file import ModelFile, read_model, write_model
@@ -25,6 +28,8 @@ from .training.evaluation import ModelChoice, choose_better, evaluate
 from .training.feddyn import Correction
 from .training.federated import carries_correction, train_silo
 from .training.trainer import HeadTrainer
+
+CHECKED_ROWS = 256  # of the silo's clips, on which a model that arrives must give a loss
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
         spend = policy.permit(len(data.train), run.train, work.spends)
     except PolicyRefused as refused:
         return RoundOutcome(None, None, len(data.train), held_out, ignored, math.nan, None, refused=refused)
+    _check_incoming(trainer, model, data)
     evaluation = reported_evaluation(trainer, model.params, data, policy, source.secret)
     encoded = None
     if carries_correction(run.strategy) or work.codec != "fp32":
@@ -88,6 +94,18 @@ def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
         write_model(work.own, ModelFile(run.head, trained.params, run.labels, run.fingerprint, run.run, model.round))
     params = trained.params if encoded is None else None
     return RoundOutcome(params, encoded, trained.examples, held_out, ignored, trained.loss, evaluation, spend)
+
+
+def _check_incoming(trainer: HeadTrainer, model: GlobalModel, data: SiloData) -> None:
+    """Raise DataError (``model_out_of_range``) for a model that gives no loss on the first clips: nothing is sent."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        loss = trainer.evaluate(model.params, data.train.rows(np.arange(min(len(data.train), CHECKED_ROWS)))).loss
+    if len(data.train) and not is_loss(loss):
+        raise DataError(
+            f"the model of round {model.round} gives a loss of {loss:g} on this silo's clips: its values are out of "
+            "range, and it is neither trained nor evaluated",
+            code="model_out_of_range",
+        )
 
 
 def _train_with_state(
@@ -166,6 +184,18 @@ def _load(source: DataSource, run: RunSettings, policy: Policy) -> SiloData:
     """Load the rows. With record-dp each group is held out or not by itself: no clip may move the others."""
     with FeatureStore.open(source.store, create=False, read_only=True) as store:
         stored = store.read(run.fingerprint, source.precision)
+    if stored.fingerprint != run.fingerprint:  # for people the beginning of one is enough
+        raise DataError(
+            f"the store's features are of {stored.fingerprint}, the run's of {run.fingerprint}",
+            fix="extract with the bundle of the run",
+            code="no_such_features",
+        )
+    if stored.x.shape[1] != run.head.inputs:
+        raise DataError(
+            f"the store's features have {stored.x.shape[1]} values, the run's head takes {run.head.inputs}",
+            fix="ask the coordinator's operator to compare run.inputs with the bundle",
+            code="feature_width",
+        )
     independent = policy.privacy == "record-dp"
     return silo_data(stored, run.labels, hold_out=source.hold_out, seed=run.seed, independent=independent)
 

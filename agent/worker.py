@@ -7,6 +7,7 @@ and return Python objects (settings, arrays, errors of any class), which JSON me
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
 import time
@@ -36,6 +37,12 @@ class WorkStopped(FlamestError):
     code = "stopped"
 
 
+class WorkExpired(FlamestError):
+    """A task was not done by the time that it was given; its partial work is dropped."""
+
+    code = "too_late"
+
+
 class Worker:
     """Runs module-level functions in one spawned process, one at a time.
 
@@ -49,10 +56,11 @@ class Worker:
         self._pipe: Connection[Any, Any] | None = None
         self._last_used = 0.0
 
-    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+    def call(self, function: Callable[..., T], *arguments: Any, until: float = math.inf) -> T:
         """``function(*arguments)`` in the worker; its result, or its FlamestError, comes back.
 
-        Raises WorkerCrashed when the process dies, WorkStopped when the daemon is asked to end.
+        ``until``: on the clock of ``time.monotonic``. Raises WorkerCrashed when the process dies, WorkStopped when the
+        daemon is asked to end, WorkExpired when there is no result by ``until``; the process is ended then.
         """
         pipe = self._started()
         try:
@@ -61,6 +69,9 @@ class Worker:
                 if self._shutdown.requested:
                     self.close()
                     raise WorkStopped("asked to end while work was running")
+                if time.monotonic() >= until:
+                    self.close()
+                    raise WorkExpired("the work was not done in the time that there was for it")
             succeeded, result = pipe.recv()
         except (EOFError, OSError) as error:
             status = self._process.exitcode if self._process else None
@@ -129,6 +140,8 @@ def _serve(pipe: Connection[Any, Any]) -> None:
             answer = (True, function(*arguments))
         except FlamestError as error:
             answer = (False, error)
+        except MemoryError:
+            answer = (False, WorkerCrashed("there is not enough memory for the work", code="out_of_memory"))
         except Exception as error:  # its message may hold data, and goes nowhere
             answer = (False, WorkerCrashed(f"the worker met an unexpected {error_location(error)}"))
         try:

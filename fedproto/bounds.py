@@ -67,10 +67,18 @@ def label_problems(labels: Sequence[str]) -> list[str]:
     """Return what is wrong with class names: each one printable, none blank, none twice, none too long."""
     if len(labels) > MAX_LABELS:
         return [f"labels: {len(labels)}, expected at most {MAX_LABELS:,}"]
-    wrong = [problem for label in labels for problem in name_problems("labels", label, MAX_LABEL)][:1]
+    wrong = [problem for label in labels for problem in _label_problems(label)][:1]
     if len(set(labels)) != len(labels):
         wrong.append("labels: one is there twice")
     return wrong
+
+
+def _label_problems(label: str) -> list[str]:
+    if not label.isprintable():
+        return name_problems("labels", label, MAX_LABEL)
+    if not label.strip() or len(label) > MAX_LABEL:
+        return [f"labels: expected 1 to {MAX_LABEL} characters, not all of them spaces"]
+    return []
 
 
 def shortened(text: str, most: int = MAX_REASON) -> str:

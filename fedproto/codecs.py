@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError
-from .head import HeadSpec, Params, split_params
+from .head import HeadSpec, Params, all_finite, split_params
 from .tensors import payload_bytes
 
 Codec = Literal["fp32", "fp16", "int8", "sparse_int8"]
@@ -52,11 +52,17 @@ def flatten_params(params: Mapping[str, npt.NDArray[np.floating[Any]]]) -> FlatP
 def encode_delta(
     codec: Codec, spec: HeadSpec, params: Params, base: Params, residual: FlatParams | None
 ) -> EncodedDelta:
-    """Encode ``params`` - ``base`` + ``residual``, where ``residual`` is what the sender's last encoding left out."""
+    """Encode ``params`` - ``base`` + ``residual``, where ``residual`` is what the sender's last encoding left out.
+
+    Raises DataError (``not_finite``) when the difference is beyond float32.
+    """
     delta = flatten_params(params)
-    delta -= flatten_params(base)
-    if residual is not None:
-        delta += residual
+    with np.errstate(over="ignore"):
+        delta -= flatten_params(base)
+        if residual is not None:
+            delta += residual
+    if not all_finite(delta):
+        raise DataError("the update's difference from the round's model holds NaN or infinity", code="not_finite")
     payload = _ENCODE[codec](spec, delta)
     decoded = decode_delta(codec, spec, payload, whose="the encoded delta")
     residual = delta - decoded

@@ -22,6 +22,7 @@ from .bounds import MAX_BLOCKS, MAX_LAYERS, MAX_PARAMETERS, MAX_WIDTH
 # Fields that are left out of settings and model files at their default.
 _LEFT_OUT_AT_DEFAULT = {"blocks": (), "standardise": False, "common": 256}
 _RGCF = ("v", "t")  # the two modalities, as the gates' formula names them
+DRAWN_AT_ONCE = 1 << 18  # initial values
 Params = dict[str, npt.NDArray[np.float32]]
 Number = TypeVar("Number", bound=np.generic)
 
@@ -126,8 +127,17 @@ def initial_params(spec: HeadSpec, seed: int) -> Params:
     for name, shape in shapes.items():
         fan_in = shapes[name.removesuffix("bias").removesuffix("weight") + "weight"][1]
         bound = 1.0 / np.sqrt(fan_in)
-        params[name] = random.uniform(-bound, bound, size=shape).astype(np.float32)
+        params[name] = _uniform(random, bound, shape)
     return params
+
+
+def _uniform(random: np.random.Generator, bound: float, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Draw a tensor some values at a time: the draws are float64, twice the tensor's own size."""
+    drawn = np.empty(math.prod(shape), np.float32)
+    for start in range(0, len(drawn), DRAWN_AT_ONCE):
+        part = drawn[start : start + DRAWN_AT_ONCE]
+        part[:] = random.uniform(-bound, bound, size=len(part))
+    return drawn.reshape(shape)
 
 
 def check_params(spec: HeadSpec, params: Mapping[str, npt.NDArray[np.generic]], *, whose: str) -> None:

@@ -8,17 +8,27 @@ value one JSON text): ``flamest.format``, ``flamest.head``, ``flamest.labels``, 
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
-from ..base.errors import DataError, StorageError
-from ..base.files import write_atomic
+from ..base.errors import DataError, printable
+from ..base.files import printable_path, read_regular, write_atomic
+from .bounds import (
+    MAX_FINGERPRINT,
+    MAX_ROUND_NUMBER,
+    MAX_RUN_NAME,
+    label_problems,
+    name_problems,
+    number_problems,
+    shortened,
+)
 from .certificates import require_package
 from .head import HeadSpec, Params, check_params
 from .tensors import MAX_PAYLOAD_BYTES, encode_params
@@ -48,6 +58,14 @@ class _Header(msgspec.Struct):
     metadata: dict[str, str] = msgspec.field(name="__metadata__", default_factory=dict)
 
 
+class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
+    """A tensor in the JSON header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
 def write_model(path: Path, model: ModelFile) -> None:
     """Write ``model``, whole or not at all; the same model gives the same bytes.
 
@@ -59,6 +77,8 @@ def write_model(path: Path, model: ModelFile) -> None:
 def encode_model(model: ModelFile) -> bytes:
     """Return the file's content. Raises DataError when params or labels do not fit the head."""
     _check_labels(model.head, model.labels, "the model to write")
+    if problems := _problems(model):
+        raise _bad_model_error("the model to write", "; ".join(problems))
     payload = encode_params(model.head, model.params)
     metadata: dict[str, Any] = {
         "format": FORMAT,
@@ -73,7 +93,7 @@ def encode_model(model: ModelFile) -> bytes:
     header: dict[str, Any] = {"__metadata__": {_PREFIX + key: json.dumps(value) for key, value in metadata.items()}}
     start = 0
     for name, shape in model.head.shapes.items():
-        end = start + 4 * int(np.prod(shape))
+        end = start + 4 * math.prod(shape)
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -84,26 +104,35 @@ def encode_model(model: ModelFile) -> bytes:
 def read_model(path: Path) -> ModelFile:
     """Read a file that ``write_model`` made.
 
-    The bytes are read by ordinary reads, so that a disk's error is an OSError, and bounded before the library parses
-    them; its own checks refuse overlaps and gaps between tensors. Raises StorageError when the file cannot be read,
-    DataError (``bad_model``) naming the broken rule, MissingExtra.
+    Only a regular file of a size that a model can have is read. Its bytes come by ordinary reads, so that a disk's
+    error is an OSError. The header is checked against the head before the library parses anything; the library's own
+    checks refuse overlaps and gaps between tensors. Raises StorageError when the file cannot be read, DataError
+    (``not_a_file``, ``too_large``; ``bad_model`` naming the broken rule), MissingExtra.
     """
     require_package("safetensors")
     from safetensors import SafetensorError, deserialize
 
-    whose = str(path)
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(8 + MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES + 1)
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
-    metadata = _metadata(data, whose)
+    whose = printable_path(Path(path))
+    data = read_regular(path, largest=8 + MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES)
+    metadata, layout = _read_header(data, whose)
+    head, labels = _read_head(metadata, whose)
+    _check_layout(head, layout, len(data), whose)
+    fingerprint = _decode_value(metadata, "fingerprint", str, whose)
+    model = ModelFile(
+        head=head,
+        params={},
+        labels=labels,
+        fingerprint=fingerprint,
+        run=_decode_value(metadata, "run", str, whose),
+        round=_decode_value(metadata, "round", int, whose),
+        metadata=_decode_value(metadata, "metadata", dict[str, str], whose),
+    )
+    if problems := _problems(model):
+        raise _bad_model_error(whose, "; ".join(problems))
     try:
         tensors = dict(deserialize(data))  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise _bad_model_error(whose, f"not a whole safetensors file ({error})") from error
-    head, labels = _read_head(metadata, whose)
-    _check_layout(head, tensors, whose)
     params = {
         name: np.frombuffer(tensors[name]["data"], "<f4").reshape(shape).copy() for name, shape in head.shapes.items()
     }
@@ -111,29 +140,34 @@ def read_model(path: Path) -> ModelFile:
         check_params(head, params, whose=whose)
     except DataError as error:
         raise DataError(error.message, code="bad_model") from error
-    return ModelFile(
-        head=head,
-        params=params,
-        labels=labels,
-        fingerprint=_decode_value(metadata, "fingerprint", str, whose),
-        run=_decode_value(metadata, "run", str, whose),
-        round=_decode_value(metadata, "round", int, whose),
-        metadata=_decode_value(metadata, "metadata", dict[str, str], whose),
-    )
+    return replace(model, params=params)
 
 
-def _metadata(data: bytes, whose: str) -> Mapping[str, str]:
-    """``__metadata__`` of a file's header. Raises DataError for a header or a file of a size that no model has."""
+def _problems(model: ModelFile) -> list[str]:
+    """Return what a model cannot have, beside its head and its tensors."""
+    return [
+        *label_problems(model.labels),
+        *name_problems("fingerprint", model.fingerprint, MAX_FINGERPRINT),
+        *(name_problems("run", model.run, MAX_RUN_NAME) if model.run else ()),
+        *number_problems("round", model.round, 0, MAX_ROUND_NUMBER),
+    ]
+
+
+def _read_header(data: bytes, whose: str) -> tuple[Mapping[str, str], Mapping[str, _Tensor]]:
+    """Return ``__metadata__`` and the tensors of a file's header. Raises DataError (``bad_model``)."""
     header = struct.unpack_from("<Q", data)[0] if len(data) >= 8 else 0
     if not 2 <= header <= min(MAX_HEADER_BYTES, len(data) - 8):
         problem = f"a header of {header} bytes in a file of {len(data)}; it is cut short, or not a safetensors file"
         raise _bad_model_error(whose, problem)
-    if len(data) - 8 - header > MAX_PAYLOAD_BYTES:
-        raise _bad_model_error(whose, f"more than {MAX_PAYLOAD_BYTES} bytes of tensors")
+    text = data[8 : 8 + header]
     try:
-        return msgspec.json.decode(data[8 : 8 + header], type=_Header).metadata
-    except (ValueError, RecursionError) as error:  # what msgspec raises for JSON and UTF-8
+        metadata = msgspec.json.decode(text, type=_Header).metadata
+        entries = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        entries.pop("__metadata__", None)
+        layout = {name: msgspec.json.decode(entry, type=_Tensor) for name, entry in entries.items()}
+    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise _bad_model_error(whose, f"not a whole safetensors file ({error})") from error
+    return metadata, layout
 
 
 def _read_head(metadata: Mapping[str, str], whose: str) -> tuple[HeadSpec, tuple[str, ...]]:
@@ -155,7 +189,7 @@ def _decode_value(metadata: Mapping[str, str], key: str, kind: type[T], whose: s
         raise _bad_model_error(whose, f"no metadata '{_PREFIX}{key}'")
     try:
         return msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, DataError) as error:
+    except (ValueError, RecursionError, msgspec.MsgspecError, DataError) as error:
         raise _bad_model_error(whose, f"metadata '{_PREFIX}{key}': {error}") from error
 
 
@@ -164,15 +198,16 @@ def _check_labels(head: HeadSpec, labels: tuple[str, ...], whose: str) -> None:
         raise _bad_model_error(whose, f"{len(labels)} labels, its head has {head.outputs} outputs")
 
 
-def _check_layout(head: HeadSpec, tensors: Mapping[str, Any], whose: str) -> None:
-    """Raise unless a file holds exactly the head's tensors."""
-    if set(tensors) != set(head.shapes):
-        raise _bad_model_error(whose, f"tensors {sorted(tensors)}, expected {list(head.shapes)}")
+def _check_layout(head: HeadSpec, layout: Mapping[str, _Tensor], size: int, whose: str) -> None:
+    """Raise unless a file of ``size`` bytes holds exactly the head's tensors."""
+    if set(layout) != set(head.shapes):
+        raise _bad_model_error(whose, f"tensors {sorted(layout)}, expected {list(head.shapes)}")
     for name, shape in head.shapes.items():
-        found = (tensors[name]["dtype"], tensors[name]["shape"])
-        if found != ("F32", list(shape)):
-            raise _bad_model_error(whose, f"{name} is {found[0]} {found[1]}, expected F32 {list(shape)}")
+        found = layout[name]
+        start, end = found.data_offsets
+        if (found.dtype, found.shape) != ("F32", shape) or not 0 <= start <= end <= size:
+            raise _bad_model_error(whose, f"{name} is {found.dtype} {list(found.shape)}, expected F32 {list(shape)}")
 
 
 def _bad_model_error(whose: str, why: str) -> DataError:
-    return DataError(f"{whose}: {why}", code="bad_model")
+    return DataError(f"{whose}: {shortened(printable(shortened(why)))}", code="bad_model")

@@ -239,8 +239,9 @@ class TaskStatus:
     def problems(self, run: RunSettings) -> list[str]:
         """Return what contradicts itself or the run's settings."""
         wrong = number_problems("round", self.round, 0 if self.phase is Phase.WAIT else 1, MAX_ROUND_NUMBER)
-        if self.phase is Phase.OPEN and not self.counted_round < self.round:
-            wrong.append("counted_round: expected a round before the open one")
+        if self.phase is Phase.OPEN:
+            wrong += positive_problems("deadline_s", self.deadline_s, MAX_DEADLINE_S)
+            wrong += number_problems("counted_round", self.counted_round, 0, self.round - 1)
         if self.phase in (Phase.FINISHED, Phase.EVALUATE) and self.round < run.rounds:
             wrong.append(f"round: a run of {run.rounds} rounds has not finished after round {self.round}")
         if self.phase is Phase.EVALUATE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -286,7 +287,7 @@ def bind(session: OrtSession, feeds: Mapping[str, Array], outputs: Mapping[str, 
 
 def aligned(shape: tuple[int, ...], dtype: str) -> Array:
     """Return zeros that start at a cache line, as the kernels prefer (NumPy's own arrays start anywhere)."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.zeros(size + LINE, np.uint8)
     start = -raw.ctypes.data % LINE
     return raw[start : start + size].view(dtype).reshape(shape)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ...base.errors import DataError
 from ...base.process import usable_cores
-from ...fedproto.head import HeadSpec, Params
+from ...fedproto.head import HeadSpec, Params, all_finite
 from ...fedproto.records import Evaluation, TrainSettings
 from ...runtime.backends.onnxruntime_cpu import open_session
 from .dataset import FeatureTable
@@ -26,6 +26,7 @@ from .private import UNPROTECTED, Protection, SampleNoise, Sampling, fresh_gener
 from .steps import Rows, StepConfig, StepSessions, TrainingSteps
 
 EVALUATION_BATCH = 1024  # rows
+EVALUATION_VALUES = 1 << 25  # of all layers over a batch: 128 MiB of float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +99,9 @@ class HeadTrainer:
                 batches, drawn = _batches(random, len(table), settings, noise)
                 loss = training.run(table, batches, settings, drawn) / max(sum(map(len, batches)), 1)
         trained = Trained(training.params(), loss, training.steps)
-        if not all(np.isfinite(tensor).all() for tensor in trained.params.values()):
+        if not math.isfinite(loss) or not all(all_finite(tensor) for tensor in trained.params.values()):
             raise DataError(
-                f"training diverged: parameters are not finite after {trained.steps} steps",
+                f"training diverged: loss or parameters are not finite after {trained.steps} steps",
                 fix="lower the learning rate, or look for features that are far out of range",
                 code="diverged",
             )
@@ -110,8 +111,9 @@ class HeadTrainer:
         """Return the class scores [N, classes] of ``x`` [N, D]."""
         typed = {name: tensor.astype(self._dtype, copy=False) for name, tensor in params.items()}
         parts = [np.empty((0, self.spec.outputs), self._dtype)]
-        for start in range(0, len(x), EVALUATION_BATCH):
-            batch = x[start : start + EVALUATION_BATCH].astype(self._dtype, copy=False)
+        size = max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // sum(self.spec.widths)))
+        for start in range(0, len(x), size):
+            batch = x[start : start + size].astype(self._dtype, copy=False)
             parts.append(self._forward.run({"x": batch, **typed})["logits"])
         return np.concatenate(parts)
 

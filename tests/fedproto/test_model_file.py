@@ -95,9 +95,9 @@ def metadata(key, value):
         (lambda h, p: h.__setitem__("9.bias", h.pop("0.bias")), "tensors .*9.bias.*, expected .*0.bias"),
         (lambda h, p: h["0.bias"].update(dtype="I32"), "0.bias is I32 .*expected F32"),
         (lambda h, p: h["0.bias"].update(shape=[2, 2]), "expected F32 \\[4\\]"),
-        (lambda h, p: h.pop("0.bias"), "not a whole safetensors file"),
-        (lambda h, p: h.__setitem__("9.bias", h["0.bias"]), "not a whole safetensors file"),
-        (lambda h, p: h["0.bias"].update(dtype="F64"), "not a whole safetensors file"),
+        (lambda h, p: h.pop("0.bias"), "tensors .*expected .*0.bias"),
+        (lambda h, p: h.__setitem__("9.bias", h["0.bias"]), "tensors .*9.bias"),
+        (lambda h, p: h["0.bias"].update(dtype="F64"), "0.bias is F64"),
         (lambda h, p: h["0.bias"].update(data_offsets=[0, 16]), "not a whole safetensors file"),
         (lambda h, p: p.extend(b"more"), "not a whole safetensors file"),
         (lambda h, p: p.__setitem__(slice(0, 4), b"\x00\x00\xc0\x7f"), "holds NaN"),
@@ -155,7 +155,7 @@ def test_a_disk_error_while_reading_is_a_storage_error(tmp_path, monkeypatch):
         def read(self, size=-1):
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("pathlib.Path.open", lambda *_: Broken())
+    monkeypatch.setattr("flamest.base.files.open_regular", lambda *_, **__: Broken())
     with pytest.raises(StorageError, match="Input/output error"):
         read_model(tmp_path / "m.safetensors")
 

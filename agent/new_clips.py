@@ -1,0 +1,62 @@
+"""New clips of the video folder into the feature store, now and then while the daemon runs."""
+
+from __future__ import annotations
+
+import time
+
+from ..base.errors import FlamestError
+from ..base.log import Log
+from ..runtime.video.decoder import DecodeLimits
+from .extraction.report import ExtractRequest
+from .settings import AgentSettings
+from .status import StatusNotes
+from .tasks import extract_new
+from .worker import Worker, WorkStopped
+
+log = Log("agent")
+
+
+class NewClips:
+    """Looks for clips every ``work.rescan_s`` seconds; used by the daemon alone."""
+
+    def __init__(self, settings: AgentSettings, worker: Worker, notes: StatusNotes) -> None:
+        self._settings = settings
+        self._worker = worker
+        self._notes = notes
+        self._scanned = -settings.work.rescan_s
+
+    def extract_if_due(self) -> None:
+        """Extract new clips of the video folder when it is time; a failure is logged and never ends the daemon."""
+        settings = self._settings
+        if settings.videos is None or settings.bundle is None:
+            return
+        if time.monotonic() - self._scanned < settings.work.rescan_s:
+            return
+        self._notes.set_state("extracting")
+        try:
+            request = ExtractRequest(
+                settings.bundle,
+                settings.videos,
+                settings.store,
+                threads=settings.work.threads,
+                limits=DecodeLimits(timeout_s=settings.work.clip_timeout),
+                trusted=settings.trust(),
+                backend_options=settings.work.backend_options,
+                training_precision=settings.precision,
+            )
+            extracted = self._worker.call(extract_new, request)
+            log.info("extracted", **extracted.figures, **extracted.backends)
+            if extracted.used_stored_precision:
+                precision = extracted.figures["precision"]
+                log.warning("store_precision_used", precision=precision, fix="set precision under [work]")
+            if extracted.failed:
+                log.warning("clips_failed", **extracted.failed)
+            backends = extracted.backends or self._notes.status.backends
+            self._notes.note(backends=backends, extraction="", failed_clips=extracted.failed)
+        except WorkStopped:
+            raise
+        except FlamestError as error:  # its message may name files: it goes to the status, not to the log
+            self._notes.note(extraction=" ".join((f"{error.code}: {error.message}", error.fix)).strip())
+            log.error("extraction_failed", code=error.code, see="flamest-agent status")
+            log.debug("extraction_failed", detail=error.message)
+        self._scanned = time.monotonic()
