@@ -3,10 +3,10 @@
 A decoder, a runtime or a compiled engine may crash, hang or keep gigabytes. It works in a child then: the child's end
 is an answer like any other, and this process goes on.
 
-Parent and child hold the two ends of a socket pair. A message is a header (two little-endian integers: bytes of JSON,
-bytes of payload), the JSON of one record, and the payload. An open file descriptor may travel with the header. The
-child's stdout and stderr are kept in memory, and their end explains a crash; with ``FLAMEST_TRACEBACK`` in the
-environment they go to this process's stderr instead. When the parent ends, the child's connection does too.
+Parent and child hold the two ends of a socket pair (channel.py). The child's stdout and stderr are a pipe, which is
+read whenever this process waits for the child; the end of what came explains a crash, the rest is dropped. With
+``FLAMEST_TRACEBACK`` in the environment they go to this process's stderr instead. When the parent ends, the child's
+connection does too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import contextlib
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -24,33 +23,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import msgspec
+from .channel import Channel, Message, Output
 
-from .errors import FlamestError
-
-HEADER = struct.Struct("<IQ")
-MAX_JSON_BYTES = 1 << 20  # bytes
-OUTPUT_KEPT = 2000  # characters of a child's output that explain its end
 END_WITHIN_S = 2.0
-
-
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """Base of all messages: strict and immutable; the JSON names its kind in ``type``."""
-
-
-class Failed(Message, frozen=True):
-    """A FlamestError of the child."""
-
-    code: str
-    message: str
-    fix: str
-
-    @classmethod
-    def of(cls, error: FlamestError) -> Failed:
-        return cls(error.code, error.message, error.fix)
-
-    def error(self) -> FlamestError:
-        return FlamestError(self.message, fix=self.fix, code=self.code)
+SEND_WITHIN_S = 60.0  # a child that has not read a message by then never will
 
 
 class ChildEnded(Exception):
@@ -69,78 +45,6 @@ class ChildTimeout(ChildEnded):
 
 class ChildProtocolError(ChildEnded):
     """The child answered what cannot be, and was killed."""
-
-
-class Channel:
-    """One end of the connection between parent and child. One thread at a time."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-
-    @classmethod
-    def to_parent(cls) -> Channel:
-        """The child's end; its descriptor is the program's first argument."""
-        return cls(socket.socket(fileno=int(sys.argv[1])))
-
-    def send(self, message: Message, payload: memoryview | bytes = b"", *, descriptor: int | None = None) -> None:
-        """Write one message. Raises BrokenPipeError or ConnectionResetError when the other side is gone."""
-        body = msgspec.json.encode(message)
-        header = HEADER.pack(len(body), len(payload))
-        self._connection.settimeout(None)
-        if descriptor is None:
-            self._connection.sendall(header)
-        else:
-            socket.send_fds(self._connection, [header], [descriptor])  # 12 bytes are never sent in part
-        self._connection.sendall(body)
-        if len(payload):
-            self._connection.sendall(payload)
-
-    def receive(self, kind: Any, *, largest_payload: int = 0, deadline: float | None = None) -> tuple[Any, bytearray]:
-        """The next message, decoded as ``kind`` (a record or a union of records), and its payload.
-
-        ``deadline``: on ``time.monotonic``; None waits for ever. Raises EOFError when the other side is gone,
-        TimeoutError, and ValueError for a message that is not of ``kind`` or larger than allowed.
-        """
-        return self._receive_rest(self._read(HEADER.size, deadline), kind, largest_payload, deadline)
-
-    def receive_with_descriptor(self, kind: Any) -> tuple[Any, int | None]:
-        """The next message and the file descriptor that came with it, if one did. Raises EOFError, ValueError."""
-        self._connection.settimeout(None)
-        start, descriptors, _, _ = socket.recv_fds(self._connection, HEADER.size, 1)
-        if not start:
-            raise EOFError
-        header = bytearray(start) + self._read(HEADER.size - len(start), None)
-        message, _ = self._receive_rest(header, kind, 0, None)
-        return message, descriptors[0] if descriptors else None
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def _receive_rest(
-        self, header: bytearray, kind: Any, largest_payload: int, deadline: float | None
-    ) -> tuple[Any, bytearray]:
-        body, payload = HEADER.unpack(header)
-        if body > MAX_JSON_BYTES or payload > largest_payload:
-            raise ValueError(f"message of {body} + {payload} bytes, at most {MAX_JSON_BYTES} + {largest_payload}")
-        try:
-            message = msgspec.json.decode(self._read(body, deadline), type=kind)  # its ValidationError is a ValueError
-        except RecursionError as error:
-            raise ValueError("nested too deeply") from error
-        return message, self._read(payload, deadline)
-
-    def _read(self, count: int, deadline: float | None) -> bytearray:
-        data = bytearray(count)
-        view = memoryview(data)
-        while view:
-            remaining = None if deadline is None else deadline - time.monotonic()
-            if remaining is not None and remaining <= 0:
-                raise TimeoutError
-            self._connection.settimeout(remaining)
-            got = self._connection.recv_into(view)
-            if not got:
-                raise EOFError
-            view = view[got:]
-        return data
 
 
 class ChildProcess:
@@ -164,29 +68,34 @@ class ChildProcess:
         run = [str(program)] if isinstance(program, Path) else ["-m", program]
         verbose = bool(os.environ.get("FLAMEST_TRACEBACK"))
         try:
-            self._output = os.memfd_create("flamest-child-output")
+            read, written = os.pipe()
         except OSError as error:
             raise _not_started(error) from error
+        self._output = Output(read)
+        self._timeout: ChildTimeout | None = None  # a message that the child did not take
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
-            os.close(self._output)
+            self._output.close()
+            os.close(written)
             raise _not_started(error) from error
-        self.channel = Channel(ours)
+        self.channel = Channel(ours, self._output)
         try:
             with theirs:
                 self._process = subprocess.Popen(
                     [sys.executable, *flags, *run, str(theirs.fileno()), *arguments],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
-                    stdout=2 if verbose else self._output,
-                    stderr=None if verbose else self._output,
+                    stdout=2 if verbose else written,
+                    stderr=None if verbose else written,
                     env={**_environment(), **(environment or {})},
                 )
         except OSError as error:
             self.channel.close()
-            os.close(self._output)
+            self._output.close()
             raise _not_started(error) from error
+        finally:
+            os.close(written)
 
     @property
     def pid(self) -> int:
@@ -196,14 +105,20 @@ class ChildProcess:
     def running(self) -> bool:
         return self._process.poll() is None
 
-    def send(self, message: Message, *, descriptor: int | None = None) -> None:
-        """Send a message. A child that is gone is reported by ``receive``, with its reason."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.channel.send(message, descriptor=descriptor)
+    def send(self, message: Message, *, descriptor: int | None = None, timeout_s: float = SEND_WITHIN_S) -> None:
+        """Send a message. A child that is gone, or does not read it in time, is reported by ``receive``."""
+        try:
+            self.channel.send(message, descriptor=descriptor, deadline=time.monotonic() + timeout_s)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        except TimeoutError:
+            self._timeout = ChildTimeout(f"it read no message within {timeout_s:g} s", output=self.kill())
 
     def receive(self, kind: Any, *, timeout_s: float | None = None, largest_payload: int = 0) -> tuple[Any, bytearray]:
         """The next message of ``kind`` and its payload. Raises ChildEnded, ChildTimeout or ChildProtocolError; the
         child is gone then."""
+        if self._timeout is not None:
+            raise self._timeout
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             return self.channel.receive(kind, largest_payload=largest_payload, deadline=deadline)
@@ -218,8 +133,7 @@ class ChildProcess:
     def close(self, *, within_s: float = END_WITHIN_S) -> None:
         """Close the connection, which asks the child to end; kill it after ``within_s``."""
         self.channel.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(within_s)
+        self._wait_for_end(within_s)
         self.kill()
 
     def kill(self) -> str:
@@ -227,13 +141,17 @@ class ChildProcess:
         self.channel.close()
         self._process.kill()
         self._process.wait()
-        if self._output < 0:
-            return ""
-        start = max(0, os.fstat(self._output).st_size - 4 * OUTPUT_KEPT)
-        output = os.pread(self._output, 4 * OUTPUT_KEPT, start).decode(errors="replace")
-        os.close(self._output)
-        self._output = -1
-        return output.strip()[-OUTPUT_KEPT:]
+        self._output.drain()
+        return self._output.close()
+
+    def _wait_for_end(self, within_s: float) -> int | None:
+        """The status of a child that ends in time; its output is read meanwhile, so that it can."""
+        deadline = time.monotonic() + within_s
+        while self._process.poll() is None and time.monotonic() < deadline:
+            self._output.drain()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(min(0.1, within_s))
+        return self._process.poll()
 
     def __enter__(self) -> ChildProcess:
         return self
@@ -248,9 +166,7 @@ class ChildProcess:
 
     def _ended(self) -> ChildEnded:
         """The child has closed its connection: its status, where it ends soon afterwards."""
-        status = None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            status = self._process.wait(END_WITHIN_S)
+        status = self._wait_for_end(END_WITHIN_S)
         reason = describe_status(status) if status else "no answer"
         return ChildEnded(reason, status=status, output=self.kill())
 

@@ -3,6 +3,7 @@
     FlamestError            1   something unexpected
     ├── UsageError          2   the command line asks for something impossible
     ├── DataError          65   a file, a bundle, a store or a message is not as expected
+    ├── GraphError         65   a graph of a bundle failed as it ran, or took too long or too much
     ├── UnreachableError   69   the other side, or a hub, cannot be reached
     ├── InvariantError     70   an internal invariant is broken: a bug
     ├── StorageError       74   reading or writing failed: disk full, no permission
@@ -64,6 +65,13 @@ class UsageError(FlamestError):
 class DataError(FlamestError):
     exit_code = 65
     code = "bad_data"
+
+
+class GraphError(FlamestError):
+    """Not a DataError: the next clip would meet the same graph, so it ends an extraction."""
+
+    exit_code = 65
+    code = "graph_failed"
 
 
 class UnreachableError(FlamestError):

@@ -74,6 +74,18 @@ def _cores(quota: str, period: str) -> Iterator[float]:
         yield cores
 
 
+def memory_bytes(cgroups: Path = CGROUPS, own: Path = OWN) -> int:
+    """Return the memory that this process may use: the machine's, or less under a limit of its control groups."""
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    limits = [folder / "memory.max" for folder in _groups(cgroups, own)]
+    for file in (*limits, cgroups / "memory" / "memory.limit_in_bytes"):
+        try:
+            sizes.append(int(file.read_text()))
+        except (OSError, ValueError):  # "max"
+            continue
+    return min(sizes)
+
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
 REUSED_BYTES = 32 << 20  # the largest that glibc takes
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.errors import DataError, MissingExtra
-from ..runtime.bundle.external_data import has_external_data
+from ..runtime.bundle.graph_check import check_graph
 from ..runtime.bundle.graph_records import Graph
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.bundle.opening import open_bundle
@@ -18,7 +18,7 @@ from .graphs.views import GraphView, view_graph
 from .precision.dtypes import is_precision, matmul_dtypes, read_dtype_histogram
 
 CHECKS = (
-    "one file",
+    "content",
     "ONNX checker",
     "strict shape inference",
     "tensors and axes",
@@ -45,13 +45,19 @@ class CheckResult:
 def check_bundle(bundle: Path, trusted: TrustedKeys = ()) -> tuple[CheckResult, ...]:
     """Every check of every graph, in the order of CHECKS; raises DataError as ``open_bundle`` does."""
     opened = open_bundle(bundle, trusted)
-    return check_graphs(bundle, opened.manifest)
+    results: list[CheckResult] = []
+    for name in opened.manifest.graphs:
+        with opened.private_graph(name) as path:
+            results += _check_graph(path, name, opened.manifest)
+    return tuple(results)
 
 
 def check_graphs(folder: Path, manifest: Manifest) -> tuple[CheckResult, ...]:
     """Check the graphs of a folder whose files are known to be right: one that is being exported."""
     return tuple(
-        result for name, graph in manifest.graphs.items() for result in _check_graph(folder, name, graph, manifest)
+        result
+        for name, graph in manifest.graphs.items()
+        for result in _check_graph(folder / graph.file, name, manifest)
     )
 
 
@@ -67,13 +73,13 @@ def raise_for_failures(results: tuple[CheckResult, ...], bundle: Path) -> None:
         )
 
 
-def _check_graph(folder: Path, name: str, graph: Graph, manifest: Manifest) -> Iterator[CheckResult]:
-    path = folder / graph.file
+def _check_graph(path: Path, name: str, manifest: Manifest) -> Iterator[CheckResult]:
+    graph = manifest.graphs[name]
 
     def found(check: str, problems: Iterator[str] | tuple[str, ...], *, remark: bool = False) -> CheckResult:
         return CheckResult(name, check, tuple(problems), remark)
 
-    yield found("one file", ("takes tensors from another file",) if has_external_data(path) else ())
+    yield found("content", _content(path, graph))
     yield found("ONNX checker", _checker(path))
     try:
         view = view_graph(path)
@@ -88,6 +94,14 @@ def _check_graph(folder: Path, name: str, graph: Graph, manifest: Manifest) -> I
     yield found("TensorRT operators", _operators(view), remark=elsewhere)
     if newer := tuple(_newer(view)):
         yield found("TensorRT operators", newer, remark=True)
+
+
+def _content(path: Path, graph: Graph) -> Iterator[str]:
+    """One file, and nothing in it but known operators: as when the bundle is opened."""
+    try:
+        check_graph(path, graph.file)
+    except DataError as error:
+        yield error.message
 
 
 def _checker(path: Path) -> Iterator[str]:

@@ -13,7 +13,7 @@ from ..base.clock import utc_date
 from ..base.errors import DataError, MissingExtra, SettingsError, StorageError, UsageError
 from ..base.files import printable_path, write_atomic, write_new
 from ..runtime.bundle.manifest import Manifest
-from ..runtime.bundle.opening import open_bundle, read_manifest_bytes, read_signatures
+from ..runtime.bundle.opening import open_bundle
 from ..runtime.bundle.signature import (
     SIGNATURE_FILE,
     PublicKey,
@@ -98,10 +98,8 @@ def sign_bundle(bundle: Path, key: Path) -> Signed:
             fix=f"if the bundle was changed on purpose: rm {bundle / SIGNATURE_FILE}, and have everyone sign again",
             code=error.code,
         ) from error
-    manifest = read_manifest_bytes(bundle)
-    before = read_signatures(bundle)
-    mine = sign_manifest(manifest, private)
-    signatures: list[Signature] = [*(parse_signatures(before) if before else ()), mine]
+    mine = sign_manifest(opened.signed, private)  # the bytes that were checked
+    signatures: list[Signature] = [*(parse_signatures(opened.signatures) if opened.signatures else ()), mine]
     write_atomic(bundle / SIGNATURE_FILE, format_signatures(signatures))
     checked = open_bundle(bundle, (mine.key,))  # the signed bundle is the checked one
     return Signed(opened.manifest, mine.key, checked.signers)

@@ -79,7 +79,6 @@ class Extractor:
         self.readers = pipeline.readers or min(len(videos), CPU_READERS if on_host else GPU_READERS)
         keyframes = KeyframeFeatures(opener.open("keyframes")) if "keyframes" in self.stages else None
         self.placements: dict[str, GraphPlacement] = opener.placements  # by graph
-        bundle.verify_unchanged()  # the opened files are the hashed ones
         self._ahead = ReadAhead([ClipReader(bundle.manifest, video, keyframes) for video in videos[: self.readers]])
 
     def extract(self, clip: Clip) -> ClipFeatures:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from ...base.child_process import ChildEnded, ChildProcess, Failed, Message
+from ...base.channel import Failed, Message
+from ...base.child_process import ChildEnded, ChildProcess
 from ...base.errors import DataError, FlamestError
 from .child import Answer, BenchJob, Question
 

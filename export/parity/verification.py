@@ -68,7 +68,7 @@ def verify_bundle(
         opened = open_bundle(bundle, trusted)
     manifest = opened.manifest
     verifier = BundleVerifier(bundle, manifest, given or {})
-    written, clips = WrittenGraphs(bundle, manifest.graphs, threads), seeded_clips(CHAIN_SEED)
+    written, clips = WrittenGraphs(bundle, manifest.graphs, threads, opened), seeded_clips(CHAIN_SEED)
     compared: list[ComparedPart] = []
     for title, find_part in (
         ("the vision-language part", verifier.vision_language),

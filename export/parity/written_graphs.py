@@ -8,6 +8,7 @@ arithmetic, but it can cast.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from ...runtime.backends.onnxruntime_cpu import open_session
 from ...runtime.backends.session import Session
 from ...runtime.bundle.graph_records import Graph, Precision
+from ...runtime.bundle.opening import Bundle
 from ..precision.dtypes import value_types
 
 WHERE = "ONNX Runtime CPU, fp32 rounded to bf16 after every operator"
@@ -59,11 +61,14 @@ class WrittenGraphs:
     folder: Path
     graphs: Mapping[str, Graph]  # at least those that are opened
     threads: int | None = None
+    bundle: Bundle | None = None  # to open private copies; None for a folder that nobody else writes to
 
     def open(self, name: str) -> Session:
-        path = self.folder / self.graphs[name].file
         bf16 = self.graphs[name].precision == "bf16"
-        return open_session(emulate_bf16(path) if bf16 else path, threads=self.threads)
+        file = nullcontext(self.folder / self.graphs[name].file)
+        with self.bundle.private_graph(name) if self.bundle else file as path:
+            source = emulate_bf16(path) if bf16 else path
+            return open_session(source, threads=self.threads, shown=self.graphs[name].file)
 
     def precision(self, name: str) -> Precision:
         return self.graphs[name].precision

@@ -60,7 +60,6 @@ class Networks:
         pipeline = PipelineOptions(readers=1)  # as in an extraction
         self._captioner = open_captioner(bundle, opened, rows=pipeline.captions, batch=pipeline.batch)
         self._cnn = opened("cnn") if bundle.manifest.cnn else None
-        bundle.verify_unchanged()  # the opened files are the hashed ones
 
     def session(self, name: str) -> Session:
         return self._sessions[name]
@@ -104,7 +103,6 @@ def read_clips(
     """The first ``MEASURED_CLIPS`` readable ones, of ``_MAX_TRIED_CLIPS`` at most. Raises as ``GraphOpener.open``."""
     opener = GraphOpener(bundle, replace(opening, backend_options=CONFIGURATIONS[REFERENCE]))
     features = KeyframeFeatures(opener.open("keyframes")) if "keyframes" in stages_of(bundle.manifest) else None
-    bundle.verify_unchanged()
     read: list[PreparedClip] = []
     with closing(ClipReader(bundle.manifest, VideoDecoder(bundle.manifest.keyframes, limits), features)) as reader:
         for _, clip in zip(range(_MAX_TRIED_CLIPS), clips, strict=False):

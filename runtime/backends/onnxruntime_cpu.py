@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from ...base.errors import DataError, MissingExtra
 from ...base.process import usable_cores
+from .run_limits import graph_memory_bytes, limited
 from .session import Array, Feed, Value, on_host, wanted_outputs
 
 if TYPE_CHECKING:
@@ -23,8 +25,9 @@ class OrtSession:
     where = "ONNX Runtime CPU"
     computes_on_host = True
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, shown: str = "graph") -> None:
         self._session = session
+        self._shown = shown
         self.inputs: tuple[str, ...] = tuple(value.name for value in session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(value.name for value in session.get_outputs())
 
@@ -39,12 +42,14 @@ class OrtSession:
     def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         names = wanted_outputs(self, outputs)
         arrays = {name: on_host(feed) for name, feed in feeds.items()}
-        return dict(zip(names, self._session.run(names, arrays), strict=True))
+        with limited_run(self._shown) as options:
+            return dict(zip(names, self._session.run(names, arrays, options), strict=True))
 
     def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
         names = wanted_outputs(self, outputs)
         values = {name: self.value(feed) for name, feed in feeds.items()}
-        return dict(zip(names, self._session.run_with_ort_values(names, values), strict=True))
+        with limited_run(self._shown) as options:
+            return dict(zip(names, self._session.run_with_ort_values(names, values, options), strict=True))
 
     def bind(self) -> Any:
         """A fresh onnxruntime IOBinding for loops that reuse their buffers."""
@@ -54,11 +59,12 @@ class OrtSession:
         self._session.run_with_iobinding(binding)
 
 
-def open_session(graph: Path | bytes, *, threads: int | None = None, spin: bool = False) -> OrtSession:
+def open_session(graph: Path | bytes, *, threads: int | None = None, spin: bool = False, shown: str = "") -> OrtSession:
     """Open an ONNX file (or its bytes) on the CPU.
 
     ``threads``: cores that one run may use (None: all that this process may use). ``spin``: idle threads wait
-    busily, which is faster for many small runs and costs other processes of the machine.
+    busily, which is faster for many small runs and costs other processes of the machine. ``shown``: the graph's name
+    in messages, where its path says nothing.
     Raises MissingExtra without onnxruntime, DataError (``bad_graph``) when the graph cannot be loaded.
     """
     try:
@@ -77,11 +83,27 @@ def open_session(graph: Path | bytes, *, threads: int | None = None, spin: bool 
     if spin:  # within a run only: between runs other processes use the cores
         options.add_session_config_entry("session.force_spinning_stop", "1")
     source = graph if isinstance(graph, bytes) else str(graph)
-    try:
-        return OrtSession(onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]))
-    except Exception as error:  # onnxruntime's own exception types share no public base
-        name = "graph" if isinstance(graph, bytes) else str(graph)
-        raise DataError(f"{name} cannot be opened by ONNX Runtime: {error}", code="bad_graph") from error
+    name = shown or ("graph" if isinstance(graph, bytes) else str(graph))
+    with limited(name, lambda: options.set_load_cancellation_flag(True)):
+        try:
+            session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own exception types share no public base
+            if "CODE: MODEL_LOAD_CANCELED" in str(error).upper():
+                raise
+            reason = str(error) if isinstance(graph, bytes) else str(error).replace(str(graph), name)
+            raise DataError(f"{name} cannot be opened by ONNX Runtime: {reason}", code="bad_graph") from error
+    return OrtSession(session, name)
+
+
+@contextlib.contextmanager
+def limited_run(shown: str) -> Iterator[Any]:
+    """Options for one run of the graph ``shown``, which ends with GraphError when it takes too long (run_limits.py)."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4  # fatal: the error says it
+    with limited(shown, lambda: setattr(options, "terminate", True)):
+        yield options
 
 
 @functools.cache
@@ -96,7 +118,7 @@ def _share_arena() -> None:
     ort.disable_telemetry_events()  # should onnxruntime have been imported before this package (__init__.py)
     place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     usual = -1
-    as_asked = {"arena_extend_strategy": 1, "max_mem": 0}
+    as_asked = {"arena_extend_strategy": 1, "max_mem": graph_memory_bytes()}
     sizes = {"initial_chunk_size_bytes": usual, "max_dead_bytes_per_chunk": usual}
     ort.create_and_register_allocator(place, ort.OrtArenaCfg(as_asked | sizes))
 

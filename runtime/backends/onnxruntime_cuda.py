@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from .onnxruntime_cpu import limited_run
 from .session import Array, Feed, Value, on_host, wanted_outputs
 from .unavailable import Code, unavailable
 
@@ -48,23 +49,24 @@ class OrtCudaSession:
         self.where = where
 
     @classmethod
-    def open(cls, graph: Path, *, gpu: str, device: int = 0, tf32: bool = False) -> OrtCudaSession:
+    def open(cls, graph: Path, *, gpu: str, device: int = 0, tf32: bool = False, shown: str = "") -> OrtCudaSession:
         """Open ``graph`` on GPU number ``device``, called ``gpu`` in ``where``.
 
+        ``shown``: the graph's name in messages, where its path says nothing.
         ``tf32``: float32 matmuls round their inputs to 10 bits of mantissa; off, because features of a
         CPU and a GPU are then the same to 1e-4. Raises the errors of ORT_MISSING, ORT_NO_CUDA,
         ORT_CUDA_LIBS, GPU_MEMORY, CPU_FALLBACK, BACKEND_FAILED.
         """
-        ort = import_onnxruntime_gpu()
+        ort, name = import_onnxruntime_gpu(), shown.rpartition("/")[2] or graph.name
         providers = [(CUDA_PROVIDER, {"device_id": str(device), "use_tf32": str(int(tf32))})]
         with _quiet(ort):
             try:
                 session = _strict(ort, graph, providers)
             except Exception as error:  # onnxruntime's own exception types share no public base
                 if "assigned to the default CPU EP" not in str(error):
-                    raise _opening_error(graph, error) from error
-                session = _with_shapes_on_cpu(ort, graph, providers)
-        _check_providers(session, graph)
+                    raise _opening_error(name, error) from error
+                session = _with_shapes_on_cpu(ort, graph, providers, name)
+        _check_providers(session, name)
         return cls(session, device, f"ONNX Runtime {ort.__version__} CUDA on {gpu}")
 
     def value(self, of: Feed) -> Value:
@@ -91,7 +93,8 @@ class OrtCudaSession:
             binding.bind_ortvalue_input(name, value)
         for name in names:
             binding.bind_output(name, self.kind, self._device)
-        self._session.run_with_iobinding(binding)
+        with limited_run(self.where) as options:
+            self._session.run_with_iobinding(binding, options)
         return dict(zip(names, binding.get_outputs(), strict=True))
 
 
@@ -133,21 +136,21 @@ def _strict(ort: Any, graph: Path, providers: list[Any]) -> Any:
     return ort.InferenceSession(str(graph), _options(ort, disable_cpu_ep_fallback="1"), providers=providers)
 
 
-def _with_shapes_on_cpu(ort: Any, graph: Path, providers: list[Any]) -> Any:
+def _with_shapes_on_cpu(ort: Any, graph: Path, providers: list[Any], name: str) -> Any:
     """A session with only arithmetic on shapes on the CPU; raises CPU_FALLBACK with any other operators there."""
     options = _options(ort, record_ep_graph_assignment_info="1")
     try:
         session = ort.InferenceSession(str(graph), options, providers=providers)
     except Exception as error:
-        raise _opening_error(graph, error) from error
+        raise _opening_error(name, error) from error
     if not hasattr(session, "get_provider_graph_assignment_info"):
-        found = f"{graph.name}: some nodes are on the CPU, and onnxruntime {ort.__version__} does not say which"
+        found = f"{name}: some nodes are on the CPU, and onnxruntime {ort.__version__} does not say which"
         raise unavailable(Code.CPU_FALLBACK, found, fix="pip install --upgrade onnxruntime-gpu").error()
-    _check_providers(session, graph)
+    _check_providers(session, name)
     strays = cpu_operators(session.get_provider_graph_assignment_info())
     if strays:
         found = ", ".join(f"{count} {operator}" for operator, count in sorted(strays.items()))
-        raise unavailable(Code.CPU_FALLBACK, f"{graph.name}: ONNX Runtime put {found} on the CPU").error()
+        raise unavailable(Code.CPU_FALLBACK, f"{name}: ONNX Runtime put {found} on the CPU").error()
     return session
 
 
@@ -162,12 +165,12 @@ def cpu_operators(assignment: Sequence[Any]) -> Counter[str]:
     )
 
 
-def _check_providers(session: Any, graph: Path) -> None:
+def _check_providers(session: Any, name: str) -> None:
     """Check the opened session's providers: a session requested for CUDA may be a CPU session."""
     providers = session.get_providers()
     if providers and providers[0] == CUDA_PROVIDER:
         return
-    found = f"{graph.name}: {CUDA_PROVIDER} was requested, the opened session has {', '.join(providers) or 'none'}"
+    found = f"{name}: {CUDA_PROVIDER} was requested, the opened session has {', '.join(providers) or 'none'}"
     if missing := missing_library():
         code = Code.NO_DRIVER_OR_GPU if "libcuda.so" in missing else Code.ORT_CUDA_LIBS
         raise unavailable(code, f"{found}: {missing}").error()
@@ -193,7 +196,7 @@ def missing_library() -> str:
     return ""
 
 
-def _opening_error(graph: Path, error: Exception) -> Exception:
+def _opening_error(name: str, error: Exception) -> Exception:
     found = str(error)
     if "cannot open shared object file" in found or "Failed to load library" in found:
         code = Code.ORT_CUDA_LIBS
@@ -201,4 +204,4 @@ def _opening_error(graph: Path, error: Exception) -> Exception:
         code = Code.GPU_MEMORY
     else:
         code = Code.BACKEND_FAILED
-    return unavailable(code, f"{graph.name}: {found.strip()}").error()
+    return unavailable(code, f"{name}: {found.strip()}").error()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...base.errors import FlamestError, SettingsError
+from ...base.files import printable_path
 from ..bundle.graph_records import precision_label
 from ..bundle.manifest import Manifest
 from ..bundle.opening import Bundle
@@ -86,19 +87,20 @@ class GraphOpener:
         raise no_backend_error(name, self._opening.backend_options, skipped)
 
     def _open_on(self, candidate: Candidate, name: str) -> Session:
-        onnx, threads = self._bundle.graph(name), self._opening.threads
-        if candidate.kind == "onnxruntime":
-            return open_session(onnx, threads=threads)
-        if candidate.kind == "openvino":
-            from .openvino_cpu import OpenVinoSession
+        if candidate.backend == "tensorrt":
+            return self._open_tensorrt(candidate, name)
+        shown, threads = printable_path(self._bundle.graph(name)), self._opening.threads
+        with self._bundle.private_graph(name) as onnx:
+            if candidate.kind == "onnxruntime":
+                return open_session(onnx, threads=threads, shown=shown)
+            if candidate.kind == "openvino":
+                from .openvino_cpu import OpenVinoSession
 
-            bf16 = precision_of(self._bundle.manifest, name, self._opening.backend_options) == "bf16"
-            return OpenVinoSession.open(onnx, computed="bf16" if bf16 else "f32", threads=threads)
-        if candidate.kind == "onnxruntime-cuda":
+                bf16 = precision_of(self._bundle.manifest, name, self._opening.backend_options) == "bf16"
+                return OpenVinoSession.open(onnx, computed="bf16" if bf16 else "f32", threads=threads, shown=shown)
             from .onnxruntime_cuda import OrtCudaSession
 
-            return OrtCudaSession.open(onnx, gpu=self._facts.gpu.name if self._facts.gpu else "GPU")
-        return self._open_tensorrt(candidate, name)
+            return OrtCudaSession.open(onnx, gpu=self._facts.gpu.name if self._facts.gpu else "GPU", shown=shown)
 
     def _open_tensorrt(self, candidate: Candidate, name: str) -> Session:
         from .tensorrt.loader import TensorRtOpener

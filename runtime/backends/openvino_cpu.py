@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...base.errors import GraphError
 from ...base.process import usable_cores
+from .run_limits import limit_process_memory, limited
 from .session import Array, Feed, Value, on_host, wanted_outputs
 from .unavailable import Code, unavailable
 
@@ -35,37 +37,44 @@ class OpenVinoSession:
 
     computes_on_host = True
 
-    def __init__(self, compiled: Any, computed: Computed) -> None:
+    def __init__(self, compiled: Any, computed: Computed, shown: str = "graph") -> None:
+        self._shown = shown
         self._request = compiled.create_infer_request()
         self.inputs: tuple[str, ...] = tuple(port.get_any_name() for port in compiled.inputs)
         self.outputs: tuple[str, ...] = tuple(port.get_any_name() for port in compiled.outputs)
         self.where = f"OpenVINO CPU {computed}"
 
     @classmethod
-    def open(cls, graph: Path, *, computed: Computed = "f32", threads: int | None = None) -> OpenVinoSession:
+    def open(
+        cls, graph: Path, *, computed: Computed = "f32", threads: int | None = None, shown: str = ""
+    ) -> OpenVinoSession:
         """Compile ``graph`` so that float matmuls are computed in ``computed``; int8 matmuls stay int8.
 
+        ``shown``: the graph's name in messages, where its path says nothing.
         Raises the errors of OPENVINO_MISSING, OPENVINO_REJECTED, and PRECISION when the compiled graph reports
         another type (a processor without bf16 falls back to f32 silently).
         """
-        openvino = import_openvino()
+        openvino, name = import_openvino(), shown.rpartition("/")[2] or graph.name
         settings = {
             "INFERENCE_PRECISION_HINT": computed,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads or usable_cores(),
         }
+        limit_process_memory()
         try:
-            compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
-        except Exception as error:  # openvino's exceptions share no public base
-            raise unavailable(Code.OPENVINO_REJECTED, f"{graph.name}: {_last_line(error)}").error() from error
+            with limited(name, lambda: None):  # a compilation cannot be stopped
+                compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
+        except GraphError as error:
+            evidence = f"{name}: {_last_line(error.__cause__ or error)}"
+            raise unavailable(Code.OPENVINO_REJECTED, evidence).error() from error
         found = matmul_precisions(compiled)
         if (computed == "bf16" and not found["bf16"]) or found["f16"]:
-            evidence = f"{graph.name}: {computed} was requested, OpenVINO computes its matmuls in {dict(found)}"
+            evidence = f"{name}: {computed} was requested, OpenVINO computes its matmuls in {dict(found)}"
             raise unavailable(
                 Code.PRECISION, evidence, fix="leave --precision out, or run on a processor with bf16"
             ).error()
-        return cls(compiled, computed)
+        return cls(compiled, computed, name)
 
     def value(self, of: Feed) -> Value:
         return of if isinstance(of, HostValue) else HostValue(np.array(on_host(of)))
@@ -76,7 +85,8 @@ class OpenVinoSession:
     def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         # Called once for all outputs: calling the compiled model per output would compute the graph as often.
         arrays = {name: np.asarray(on_host(feed), order="C") for name, feed in feeds.items()}
-        results = self._request.infer(arrays, share_inputs=True, share_outputs=True)
+        with limited(self._shown, self._request.cancel):
+            results = self._request.infer(arrays, share_inputs=True, share_outputs=True)
         # The next run overwrites the request's memory.
         return {name: np.array(results[name]) for name in wanted_outputs(self, outputs)}
 
@@ -109,7 +119,7 @@ def matmul_precisions(compiled: Any) -> Counter[str]:
     return found
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: BaseException) -> str:
     """The last line of OpenVINO's message: the first lines are places in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

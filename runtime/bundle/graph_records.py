@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 DtypeHistogram = dict[str, dict[str, int]]  # type of the arithmetic -> operator -> nodes
 WITH_INT8_WEIGHTS = " with int8 weights"  # suffix of the type where only the weights are int8
+
+
+# A manifest comes from elsewhere: what it may say is bounded by its types, far above what any export writes.
+Text = Annotated[str, Meta(max_length=4096)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+FileBytes = Annotated[int, Meta(ge=0, le=1 << 36)]
+AxisSize = Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)]  # negative: unknown, which flamest-export check names
+Pixels = Annotated[int, Meta(ge=1, le=2048)]
+Frames = Annotated[int, Meta(ge=0, le=1024)]
+Width = Annotated[int, Meta(ge=0, le=1 << 16)]  # floats
+TokenId = Annotated[int, Meta(ge=0, le=1 << 20)]
+Level = Annotated[float, Meta(ge=-1000.0, le=1000.0)]
+Shape = Annotated[tuple[AxisSize | Text, ...], Meta(max_length=16)]
 
 
 def precision_label(of: Mapping[str, str]) -> str:
@@ -24,33 +39,33 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tensor(Record, frozen=True):
-    name: str
-    dtype: str  # numpy name: float32, int64, …
-    shape: tuple[int | str, ...]  # a word is a dynamic axis
+    name: Text
+    dtype: Text  # numpy name: float32, int64, …
+    shape: Shape  # a word is a dynamic axis
 
 
 class AxisRange(Record, frozen=True):
     """Sizes of a dynamic axis; becomes an optimisation profile."""
 
-    smallest: int
-    usual: int
-    largest: int
+    smallest: AxisSize
+    usual: AxisSize
+    largest: AxisSize
 
 
 class Graph(Record, frozen=True):
     """One ONNX file. Inputs and outputs are float32 (and int64) whatever its precision."""
 
-    file: str
-    opset: int
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    axes: dict[str, AxisRange]  # by the word used in the shapes
+    file: Text
+    opset: Annotated[int, Meta(ge=0, le=1000)]
+    inputs: Annotated[tuple[Tensor, ...], Meta(max_length=1000)]
+    outputs: Annotated[tuple[Tensor, ...], Meta(max_length=1000)]
+    axes: Annotated[dict[str, AxisRange], Meta(max_length=100)]  # by the word used in the shapes
     precision: Precision  # of its matmuls and convolutions
     # Read back from the written file, so it proves the precision and does not promise it: float32, float16, bfloat16,
     # int8, "float32 with int8 weights" -> operator ("com.microsoft." before one that is not standard ONNX) -> nodes.
     dtype_histogram: DtypeHistogram = msgspec.field(name="ledger")
     # TensorRT engines, each for its GPUs and TensorRT versions; their files are in the bundle too. JSON name "plans".
-    engines: tuple[EngineRecord, ...] = msgspec.field(name="plans", default=())
+    engines: Annotated[tuple[EngineRecord, ...], Meta(max_length=100)] = msgspec.field(name="plans", default=())
 
 
 class GraphParity(Record, frozen=True):
@@ -59,7 +74,7 @@ class GraphParity(Record, frozen=True):
     max_abs: float
     max_rel: float  # max |a - b| / max |b| per output, the largest of the outputs
     min_cosine: float  # of a row of any output: what belongs to one clip, as one vector
-    batches: tuple[int, ...]
+    batches: tuple[Number, ...]
     ran_on: str  # the session that computed the graph: "ONNX Runtime CPU", …
 
 
@@ -74,25 +89,25 @@ class ChainParity(Record, frozen=True):
     The embedding is compared for the fp32 caption: near-ties between captions are counted separately.
     """
 
-    clips: int
+    clips: Number
     embeddings: dict[str, Cosine]  # by part: "vlm", "cnn"
-    captions_equal: int
-    captions: int
+    captions_equal: Number
+    captions: Number
     ran_on: str
 
 
 class Parity(Record, frozen=True):
     graphs: dict[str, GraphParity]
-    captions_equal: int  # to PyTorch's, of ``captions``
-    captions: int  # compared
+    captions_equal: Number  # to PyTorch's, of ``captions``
+    captions: Number  # compared
     chain: ChainParity | None = None  # None where all graphs are fp32 and compared with PyTorch
 
 
 class Calibration(Record, frozen=True):
     """The clips on which the ranges of int8 activations were measured."""
 
-    source: str  # "seeded" or "own clips"
-    clips: int
+    source: Text  # "seeded" or "own clips"
+    clips: Number
 
 
 HardwareCompat = Literal["none", "ampere+", "same-cc"]
@@ -126,8 +141,8 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An engine file of a graph: native code for one GPU (or family) and one TensorRT (or major version)."""
 
-    file: str
-    onnx_sha256: str  # of the ONNX graph that it was built from
+    file: Text
+    onnx_sha256: Text  # of the ONNX graph that it was built from
     tensorrt: str  # version, from the engine's header: "10.16.1.11"
     cuda: str  # newest CUDA that the driver supports: "12.8"
     driver: str  # "570.86.15"; "unknown" where the driver gives none

@@ -23,15 +23,34 @@ and the runtime (records of graphs, parity and engines: graph_records.py):
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
-from ...base.errors import DataError
-from .graph_records import Calibration, Graph, Parity, Record, precision_label
+from ...base.errors import DataError, StorageError, printable
+from ...base.files import printable_path, read_regular
+from .graph_records import (
+    Calibration,
+    FileBytes,
+    Frames,
+    Graph,
+    Level,
+    Number,
+    Parity,
+    Pixels,
+    Record,
+    Sha256,
+    Text,
+    TokenId,
+    Width,
+    precision_label,
+)
 
 SCHEMA = 3
+MAX_MANIFEST_BYTES = 16 << 20  # bytes; it holds CLIP's thousands of captions
 MANIFEST_FILE = "bundle.json"
 TOKENIZER_FILE = "tokenizer.json"
 MASKED_SCORE = -1e4  # added to an attention score to drop it; fits fp16
@@ -40,6 +59,8 @@ CrossAttention = Literal["bidirectional", "causal-last", "causal-first"]
 AttentionMode = Literal["bidirectional", "causal-last", "causal-first", "text"]
 Network = Literal["slow", "i3d", "resnet3d", "videomae"]
 FrameChoice = Literal["keyframes", "uniform"]
+MAX_PIXELS = 1 << 25  # of all frames that a part is given of a clip: 400 MB as float32
+MAX_KEPT = 1 << 16  # keys of a caption's token in all layers: 260 MB for 512 tokens, with the values
 KEYFRAMES_SOURCE = "keyframes"  # in Manifest.sources where the bundle holds only Slow's first layers
 
 
@@ -51,41 +72,41 @@ class FramePreprocessing(Record, frozen=True):
     whole byte values as torchvision does with byte tensors.
     """
 
-    size: int  # pixels
+    size: Pixels
     fit: Literal["stretch", "crop"]  # to size x size whatever the aspect; or short side to size, centre crop
     filter: Literal["bicubic", "bilinear", "bilinear-pillow", "bilinear-bytes"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    resized: tuple[int, int] | None = None  # height and width before the centre crop, whatever the aspect
+    mean: tuple[Level, Level, Level]
+    std: tuple[Level, Level, Level]
+    resized: tuple[Pixels, Pixels] | None = None  # height and width before the centre crop, whatever the aspect
 
 
 class KeyframeRule(Record, frozen=True):
     """k-means over per-frame features of uniform candidates (paper eq. 3; docs/paper.md, reading 4)."""
 
-    count: int  # K of the vision-language part; a spatio-temporal part may have its own number
-    candidates: int
+    count: Frames  # K of the vision-language part; a spatio-temporal part may have its own number
+    candidates: Frames
     preprocessing: FramePreprocessing
-    feature_width: int
+    feature_width: Width
     space: str  # layer of the features, for people: "slow stem to res3, mean"
 
 
 class CaptionRule(Record, frozen=True):
     """Greedy decoding from ``start_id`` until ``end_id`` or ``max_new_tokens``."""
 
-    start_id: int
-    end_id: int
-    pad_id: int
-    cls_id: int
-    sep_id: int
-    max_new_tokens: int
+    start_id: TokenId
+    end_id: TokenId
+    pad_id: TokenId
+    cls_id: TokenId
+    sep_id: TokenId
+    max_new_tokens: Annotated[int, Meta(ge=0, le=512)]
 
 
 class TextShape(Record, frozen=True):
-    layers: int
-    heads: int
-    head_dim: int
-    width: int
-    vocabulary: int
+    layers: Annotated[int, Meta(ge=1, le=96)]  # "00" to "95" in the tensors' names
+    heads: Annotated[int, Meta(ge=1, le=256)]
+    head_dim: Annotated[int, Meta(ge=1, le=1024)]
+    width: Width
+    vocabulary: TokenId
 
 
 def layer_names(prefix: str, layers: int) -> tuple[str, ...]:
@@ -105,8 +126,8 @@ class VisionLanguage(Record, frozen=True, tag="vision-language"):
     text: TextShape
     caption: CaptionRule
     attention_mode: AttentionMode = msgspec.field(name="reading")
-    width: int  # of the embedding
-    captioned_frames: int = 1  # captioned keyframes; their embeddings are averaged
+    width: Width  # of the embedding
+    captioned_frames: Frames = 1  # captioned keyframes; their embeddings are averaged
 
 
 class RetrievedCaption(Record, frozen=True, tag="retrieved-caption"):
@@ -117,10 +138,10 @@ class RetrievedCaption(Record, frozen=True, tag="retrieved-caption"):
     """
 
     preprocessing: FramePreprocessing
-    captions: tuple[str, ...]
+    captions: tuple[Text, ...]
     tokens_sha256: str  # of the captions' token ids: another tokenizer gives other vectors
-    width: int  # of the embedding: image and caption together
-    captioned_frames: int = 1
+    width: Width  # of the embedding: image and caption together
+    captioned_frames: Frames = 1
 
 
 class SpatioTemporal(Record, frozen=True):
@@ -128,9 +149,9 @@ class SpatioTemporal(Record, frozen=True):
 
     network: Network
     preprocessing: FramePreprocessing
-    frames: int
+    frames: Frames
     choice: FrameChoice  # as many clusters as frames; or frames spread evenly over the candidates
-    width: int  # of the embedding
+    width: Width  # of the embedding
     pooling: str  # for people: "mean of the head's sliding windows"
 
 
@@ -140,28 +161,30 @@ class Source(Record, frozen=True):
     name: str  # as given: hub id, path's last part, random:full, random:tiny
     revision: str
     weights_sha256: str  # over names, dtypes, shapes and values of all tensors, in name order
-    parameters: int  # as the paper's Table 1 counts them
-    parameters_tied: int  # each stored value once
+    parameters: Number  # as the paper's Table 1 counts them
+    parameters_tied: Number  # each stored value once
     licence: str
 
 
 class FileEntry(Record, frozen=True):
-    sha256: str
-    bytes: int
+    sha256: Sha256
+    bytes: FileBytes
 
 
 class Manifest(Record, frozen=True):
     schema: int
-    created: str  # UTC, RFC 3339
-    extractor: str  # "blip+slow"
-    backend: str  # form of its ONNX graphs: "onnx" or "tensorrt"; engines are listed by graph
-    extraction_seed: int
-    graphs: dict[str, Graph]
+    created: Text  # UTC, RFC 3339
+    extractor: Text  # "blip+slow"
+    backend: Text  # form of its ONNX graphs: "onnx" or "tensorrt"; engines are listed by graph
+    extraction_seed: Number
+    graphs: Annotated[dict[Text, Graph], Meta(max_length=32)]
     keyframes: KeyframeRule
     vlm: VisionLanguage | RetrievedCaption | None
     cnn: SpatioTemporal | None
-    sources: dict[str, Source]  # by network: "blip", "slow", …; KEYFRAMES_SOURCE where Slow is not one of them
-    files: dict[str, FileEntry]  # every file of the bundle but the manifest itself
+    sources: Annotated[
+        dict[Text, Source], Meta(max_length=32)
+    ]  # by network: "blip", "slow", …; KEYFRAMES_SOURCE where Slow is not one of them
+    files: Annotated[dict[str, FileEntry], Meta(max_length=1000)]  # every file but the manifest itself
     parity: Parity
     versions: dict[str, str]
     calibration: Calibration | None = None  # None where no activation has a fixed int8 scale
@@ -226,15 +249,15 @@ def read_manifest(bundle: Path) -> Manifest:
     """
     path = Path(bundle) / MANIFEST_FILE
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise no_bundle_error(bundle, error.strerror or str(error)) from error
+        data = read_regular(path, largest=MAX_MANIFEST_BYTES)
+    except (DataError, StorageError) as error:
+        raise no_bundle_error(bundle, error.message) from error
     return decode_manifest(data, path)
 
 
 def no_bundle_error(bundle: Path, reason: str) -> DataError:
     return DataError(
-        f"{bundle} is not a bundle: cannot read {MANIFEST_FILE} ({reason})",
+        f"{printable_path(bundle)} is not a bundle: cannot read {MANIFEST_FILE} ({reason})",
         fix="get the bundle from the operator, or build one: flamest-export --backend onnx --out DIR",
     )
 
@@ -247,10 +270,18 @@ def decode_manifest(data: bytes, path: Path) -> Manifest:
         if schema != SCHEMA:
             raise DataError(f"{path} has schema {schema}, this version reads schema {SCHEMA}", fix=fix)
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
-        raise DataError(f"{path} is not a manifest of schema {SCHEMA}: {error}", fix=fix) from error
+        json.loads(data, object_pairs_hook=_no_name_twice)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:  # ValueError: UTF-8, and numbers of many digits
+        reason = "nested too deeply" if isinstance(error, RecursionError) else printable(str(error))[:500]
+        raise DataError(f"{path} is not a manifest of schema {SCHEMA}: {reason}", fix=fix) from error
     _check_parts(path, manifest)
     return manifest
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> None:
+    """Raise ValueError for an object that gives a name twice: readers differ in which value they take."""
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name is given twice in one object")
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -268,5 +299,25 @@ def _check_parts(path: Path, manifest: Manifest) -> None:
         raise DataError(
             f"{path}: vlm.captioned_frames is {captioned}, expected 1 to {manifest.keyframes.count}, the keyframes"
         )
+    _check_sizes(path, manifest)
     if manifest.cnn is not None and manifest.cnn.frames < 1:
         raise DataError(f"{path}: cnn.frames is {manifest.cnn.frames}, expected at least 1")
+
+
+def _check_sizes(path: Path, manifest: Manifest) -> None:
+    """Check the sizes that only their product makes too large."""
+    keyframes, vlm, cnn = manifest.keyframes, manifest.vlm, manifest.cnn
+    pixels = {"keyframes": keyframes.candidates * keyframes.preprocessing.size**2}
+    if vlm is not None:
+        pixels["vlm"] = vlm.captioned_frames * vlm.preprocessing.size**2
+    if cnn is not None:
+        pixels["cnn"] = cnn.frames * cnn.preprocessing.size**2
+    for part, count in pixels.items():
+        if count > MAX_PIXELS:
+            raise DataError(f"{path}: {part} takes frames of {count} pixels in all, expected at most {MAX_PIXELS}")
+    if isinstance(vlm, VisionLanguage) and vlm.text.layers * vlm.text.heads * vlm.text.head_dim > MAX_KEPT:
+        text = vlm.text
+        raise DataError(
+            f"{path}: vlm.text has {text.layers} layers x {text.heads} heads x {text.head_dim}, expected at most "
+            f"{MAX_KEPT} in all"
+        )

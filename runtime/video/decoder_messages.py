@@ -6,7 +6,7 @@ decoder never sees a name.
 
 from __future__ import annotations
 
-from ...base.child_process import Message
+from ...base.channel import Message
 from ..bundle.manifest import FramePreprocessing
 
 DECODER_BROKEN = "decoder_broken"  # the code of a refusal that is no clip's fault

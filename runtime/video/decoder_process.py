@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...base.child_process import Channel
+from ...base.channel import Channel
 from ...base.errors import DataError, MissingExtra
 from ...base.process import peak_resident_kb, trim_memory
 from .decoded_clip import DecodedClip

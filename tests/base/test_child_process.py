@@ -8,14 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from flamest.base.channel import Channel, Failed, Message
 from flamest.base.child_process import (
-    Channel,
     ChildEnded,
     ChildProcess,
     ChildProtocolError,
     ChildTimeout,
-    Failed,
-    Message,
     ask_child,
     describe_status,
 )
@@ -23,7 +21,7 @@ from flamest.base.errors import DataError
 
 PROGRAM = """
 import os, sys, time
-from flamest.base.child_process import Channel, Message
+from flamest.base.channel import Channel, Message
 
 class Question(Message, frozen=True):
     word: str
@@ -170,6 +168,45 @@ def test_messages_larger_than_agreed_are_not_read():
         ours.receive(Answer, largest_payload=99)
     ours.close()
     theirs.close()
+
+
+def test_endless_output_is_read_and_dropped(program):
+    writes = "for _ in range(300): os.write(2, b'x' * (1 << 20))\nos.write(2, b'end'); sys.exit(1)"
+    with ChildProcess(program(f"question, _ = parent.receive(Question)\n{writes}")) as child:
+        child.send(Question("x"))
+        before = resident_mb()
+        with pytest.raises(ChildEnded) as caught:
+            child.receive(Answer, timeout_s=120)
+        assert caught.value.output.endswith("xend")
+        assert resident_mb() - before < 10
+
+
+def test_output_while_the_parent_does_not_listen_takes_no_memory(program):
+    does = "for _ in range(300): os.write(2, b'x' * (1 << 20))"
+    with ChildProcess(program(does)) as child:
+        time.sleep(2)
+        assert os.stat(f"/proc/{child.pid}/fd/2").st_size <= 1 << 20
+
+
+def test_a_child_that_reads_no_message_does_not_block_its_parent(program):
+    with ChildProcess(program("time.sleep(60)")) as child:
+        started = time.monotonic()
+        child.send(Question("x" * (1 << 19)), timeout_s=2.0)
+        with pytest.raises(ChildTimeout, match="read no message within 2 s"):
+            child.receive(Answer, timeout_s=60)
+        assert time.monotonic() - started < 20
+        assert not child.running
+
+
+def test_a_child_that_writes_and_does_not_read_is_ended_too(program):
+    with ChildProcess(program("while True: os.write(2, b'x' * 4096)")) as child:
+        child.send(Question("x" * (1 << 19)), timeout_s=2.0)
+        with pytest.raises(ChildTimeout):
+            child.receive(Answer, timeout_s=60)
+
+
+def resident_mb():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 @pytest.mark.parametrize(("status", "words"), [(0, "status 0"), (-9, "signal SIGKILL"), (-250, "signal 250")])

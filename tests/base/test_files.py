@@ -132,7 +132,7 @@ def test_a_file_beyond_its_limit_is_refused_before_it_is_read(tmp_path):
     assert time.monotonic() - started < 1
 
 
-def test_a_file_that_says_less_than_it_gives_is_read_to_its_limit():
+def test_a_file_longer_than_it_says_is_read_to_its_limit():
     assert os.stat("/proc/self/maps").st_size == 0
     assert read_regular("/proc/self/maps", largest=1 << 24)
     for use in (read_regular, sha256_file):

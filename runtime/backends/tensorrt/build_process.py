@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ....base.child_process import Channel, ChildEnded, ChildProcess, Failed, Message
+from ....base.channel import Channel, Failed, Message
+from ....base.child_process import ChildEnded, ChildProcess
 from ....base.errors import FlamestError
 from ....base.progress import Progress
 from ...bundle.graph_records import EngineOptions, Graph

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ....base.errors import StorageError
-from ....base.files import sha256_bytes, write_atomic
+from ....base.files import read_regular, sha256_bytes, write_atomic
 from ....base.progress import Progress
 from ...bundle.graph_records import EngineOptions, Graph
 from ..unavailable import Code, unavailable
-from .engine import Version, engine_version
+from .engine import MAX_TRUSTED_BYTES, Version, engine_version
 from .network import check_network
 from .package import TensorRtLog, import_tensorrt, make_builder, make_logger
 from .profile import input_ranges
@@ -85,10 +85,7 @@ def build_engine(request: EngineRequest, progress: Progress) -> BuiltEngine:
 
 def parse_onnx(trt: Any, network: Any, logger: Any, request: EngineRequest, log: TensorRtLog) -> Any:
     """Fill ``network`` from the ONNX file's bytes; return the parser, or raise PLAN_BUILD with all its errors."""
-    try:
-        model = request.onnx.read_bytes()
-    except OSError as error:
-        raise StorageError(f"cannot read {request.onnx}: {error.strerror}") from error
+    model = read_regular(request.onnx, largest=MAX_TRUSTED_BYTES)
     if sha256_bytes(model) != request.onnx_sha256:
         raise unavailable(Code.UNTRUSTED, f"{request.onnx} is not the file of the manifest").error()
     parser = trt.OnnxParser(network, logger)

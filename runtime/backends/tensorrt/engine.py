@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ....base.errors import StorageError
-from ....base.files import sha256_bytes
+from ....base.files import open_regular, read_regular, sha256_bytes
 from ..unavailable import Code, unavailable
 from .package import TensorRtLog, make_logger
 
 TAG = b"ftrt"
 HEADER_BYTES = 28
+MAX_TRUSTED_BYTES = 1 << 36  # of an engine or a graph
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,8 @@ def refit(trt: Any, engine: Any, logger: Any, log: TensorRtLog, file: EngineFile
 
 
 def read_trusted(path: Path, sha256: str) -> bytes:
-    """The file's bytes, checked against the hash; raises UNTRUSTED, StorageError."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    """The file's bytes, checked against the hash; raises UNTRUSTED, StorageError, DataError ``not_a_file``."""
+    data = read_regular(path, largest=MAX_TRUSTED_BYTES)
     if sha256_bytes(data) != sha256:
         raise unavailable(Code.UNTRUSTED, f"{path} is not the file whose SHA-256 is {sha256[:12]}…").error()
     return data
@@ -136,7 +134,7 @@ def engine_version(engine: Path | bytes) -> Version:
     else:
         name = str(engine)
         try:
-            with engine.open("rb") as file:
+            with open_regular(engine) as file:
                 head = file.read(HEADER_BYTES)
         except OSError as error:
             raise StorageError(f"cannot read {engine}: {error.strerror}") from error

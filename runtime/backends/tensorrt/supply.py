@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -103,7 +103,7 @@ def ensure_bundled_engine(
     manifest = with_engine(manifest, name, record, built.data)
     _put(bundle.path, record.file, built.data, manifest)
     supplied = EngineResult(name, bundle.path / record.file, len(built.data), record, fresh=True, remarks=built.remarks)
-    return Bundle(bundle.path, manifest), supplied
+    return replace(bundle, manifest=manifest), supplied
 
 
 def with_engine(manifest: Manifest, name: str, record: EngineRecord, data: bytes) -> Manifest:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ....base.child_process import Channel, ChildEnded, Failed, Message, ask_child
+from ....base.channel import Channel, Failed, Message
+from ....base.child_process import ChildEnded, ask_child
 from ....base.errors import FlamestError
 from ..unavailable import BackendUnavailable, Code, unavailable
 from .engine import EngineFile, load_engine
