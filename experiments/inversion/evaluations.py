@@ -33,9 +33,12 @@ Array = npt.NDArray[Any]
 Ask = Callable[[Params], Evaluation | None]  # None: no report, and no other one will come
 HIDDEN = (3, 1)
 SILENT = -30.0  # a logit that adds nothing to a loss
+QUIET = 1e-3  # nats above the least possible loss: what the other clips get at least
 LOUDEST = 12.0  # nats, the largest loss that the attack uses
 STEEP = 400.0  # widths of a gate's ramp in a standard deviation
 BISECTIONS = 60
+SETTLING = 3  # measurements along the gate
+SURE = 0.3  # clips: standard deviation down to which counts are averaged
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Channel:
     step: float = 0.0  # nats: reported losses are multiples of it; 0: exact
     cap: float = math.inf  # nats: a clip's loss counts as at most this
     noise: float = 0.0  # nats: standard deviation of noise on a reported loss
+    noise_clips: float = 0.0  # standard deviation of noise on the number of correct predictions
 
     @property
     def exact(self) -> bool:
@@ -135,27 +139,42 @@ class EvaluationAttack:
 
     def _count(self, gate: Gate) -> int:
         """Number of clips above a gate's threshold: 0, 1, or 2 for more."""
-        channel = self.channel
-        moved = self._span() / channel.clips  # of the mean loss, by one clip
-        if channel.step + 4 * channel.noise < 0.6 * moved:
-            probe = self._probe(None, 0.0, 1.0)
-            return min(max(round((self._reported(gate, probe) - probe.quiet) / moved), 0), 2)
+        loss, correct = self._doubts(self._span())
+        if min(math.hypot(loss, self.channel.step / 2 / self._moved()), correct) < 0.2:
+            above, _ = self._above(gate, self._probe(None, 0.0, 1.0))
+            return min(max(round(above), 0), 2)
         return sum(self._more_than(gate, clips + 0.5) for clips in (0, 1))
 
     def _more_than(self, gate: Gate, clips: float) -> bool:
         """Compare the number of clips above a gate with ``clips``, over as many reports as noise asks for."""
-        channel = self.channel
-        moved = self._span() / channel.clips
-        probe = self._probe(None, 0.0, 1.0, boundary_at=clips)
-        repeats = max(1, math.ceil((channel.noise / (0.3 * moved)) ** 2))
-        mean = np.mean([self._reported(gate, probe) for _ in range(repeats)])
-        return bool(mean > probe.quiet + clips * moved)
+        probe, found, weights = self._probe(None, 0.0, 1.0, boundary_at=clips), 0.0, 0.0
+        while weights < 1 / SURE**2:
+            above, weight = self._above(gate, probe)
+            found, weights = found + weight * above, weights + weight
+        return found > clips * weights
+
+    def _above(self, gate: Gate, probe: Probe) -> tuple[float, float]:
+        """Ask once: clips above the gate as the report has them, and that figure's weight (1 / variance)."""
+        reported = self._report(gate, probe)
+        loss, correct = (max(doubt, 0.05) for doubt in self._doubts(self._span()))
+        by_loss = (reported.loss - probe.quiet) / self._moved()
+        by_correct = reported.count - reported.correct if math.isfinite(correct) else 0.0
+        weight = loss**-2 + correct**-2
+        return (by_loss * loss**-2 + by_correct * correct**-2) / weight, weight
+
+    def _doubts(self, span: float) -> tuple[float, float]:
+        """Standard deviations of the noise on loss and on correct predictions, in clips."""
+        clips = self.channel.noise_clips if self._one_class else math.inf
+        return self.channel.noise * self.channel.clips / span, clips
+
+    def _moved(self) -> float:
+        return self._span() / self.channel.clips  # nats of the mean loss, by one clip
 
     def _settle(self, gate: Gate, beliefs: dict[int, Belief]) -> Gate:
         """Measure the isolated clip along the gate, and make the ramp as wide as the gap below the clip allows."""
         deviation = float(self.prior.deviations[self.along])
         belief = Belief.above(gate.threshold, deviation)
-        for _ in range(1 if self.channel.exact else 3):
+        for _ in range(1 if self.channel.exact else SETTLING):
             belief = self._measured(gate, self.along, belief)
         beliefs[self.along] = belief
         surely = max(belief.mean - 3 * belief.deviation - 0.02 * deviation, gate.threshold)
@@ -182,23 +201,30 @@ class EvaluationAttack:
         fine = self._span() / channel.clips > 4 * max(channel.step, channel.noise)
         reach = (8.0 if channel.exact else 2.5 if fine else 0.5) * known.deviation
         probe = self._probe(self.prior.directions[index], known.mean - reach, known.mean + reach)
-        reported = self._reported(gate, probe)
+        reported = self._report(gate, probe)
         if channel.exact:
-            loss = channel.clips * reported - (channel.clips - 1) * probe.quiet
+            loss = channel.clips * reported.loss - (channel.clips - 1) * probe.quiet
             return Belief.certain(self._value(probe, loss))
         return known.after(lambda values: self._likelihood(probe, values, reported))
 
-    def _likelihood(self, probe: Probe, values: Array, reported: float) -> Array:
+    def _likelihood(self, probe: Probe, values: Array, reported: Evaluation) -> Array:
         """Probability of a report if the isolated clip had each of ``values``."""
-        channel = self.channel
-        means = ((channel.clips - 1) * probe.quiet + self._loss(probe, values)) / channel.clips
+        channel, losses = self.channel, self._loss(probe, values)
+        means = ((channel.clips - 1) * probe.quiet + losses) / channel.clips
         spread = max(channel.noise, 1e-6)
-        upper, lower = ((reported + half - means) / spread for half in (channel.step / 2, -channel.step / 2))
-        if channel.step == 0:
-            return np.asarray(np.exp(-0.5 * upper**2))
-        return np.asarray(_normal_share(upper) - _normal_share(lower))
+        upper, lower = ((reported.loss + half - means) / spread for half in (channel.step / 2, -channel.step / 2))
+        found = np.exp(-0.5 * upper**2) if channel.step == 0 else _normal_share(upper) - _normal_share(lower)
+        if self._one_class:
+            right = reported.count - (losses > math.log(2))
+            found = found * np.exp(-0.5 * ((reported.correct - right) / max(channel.noise_clips, 0.2)) ** 2)
+        return np.asarray(found)
 
     # --- models and their losses ---
+
+    @property
+    def _one_class(self) -> bool:
+        """True when every clip is of the run's only real class: then correct predictions count clips too."""
+        return self.spec.outputs == 2
 
     @property
     def _least(self) -> float:
@@ -207,12 +233,12 @@ class EvaluationAttack:
 
     def _span(self) -> float:
         """Nats by which one clip's loss can move."""
-        return min(self.channel.cap, self._least + LOUDEST) - self._least - min(self.channel.step, 1.0)
+        return min(self.channel.cap, self._least + LOUDEST) - self._least - min(self.channel.step, 1.0) - QUIET
 
     def _probe(self, row: Array | None, low: float, high: float, *, boundary_at: float = 0.5) -> Probe:
         """Lay a range of values over the losses; where rounding is coarse, with a boundary at that part of a clip."""
         channel, span = self.channel, self._span()
-        quiet = self._least + 1e-3
+        quiet = self._least + QUIET
         if channel.step > 0:
             middle = quiet + boundary_at * span / channel.clips
             quiet += (math.floor(middle / channel.step + 0.5) + 0.5) * channel.step - middle
@@ -252,7 +278,7 @@ class EvaluationAttack:
         weights["2.weight"][-1, 0], weights["2.bias"][-1] = loudest - quiet, quiet
         return {name: tensor.astype(np.float32) for name, tensor in weights.items()}
 
-    def _reported(self, gate: Gate, probe: Probe) -> float:
+    def _report(self, gate: Gate, probe: Probe) -> Evaluation:
         """Ask for one report. Raises _NoMoreReports."""
         if self.asked >= self.queries:
             raise _NoMoreReports("queries")
@@ -260,7 +286,7 @@ class EvaluationAttack:
         if found is None:
             raise _NoMoreReports("refused")
         self.asked += 1
-        return found.loss
+        return found
 
 
 def _normal_share(z: Array) -> Array:
