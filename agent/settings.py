@@ -86,6 +86,7 @@ hold_out = 0.2                # share of groups kept from training, to evaluate 
 # report_evaluation = false   # report loss and correct predictions on held-out clips; default: except with record-dp
 # evaluation_noise = 4        # clips: noise on what is reported; with less, reports can reveal held-out clips
 # evaluations_per_day = 400   # report at most so many within 24 hours; updates go on without them
+# evaluations_per_month = 1200
 # report_classes = 10         # report by class too, for classes with so many held-out clips
 # share_for_evaluation = true # silos that share too may evaluate this silo's last model (docs/evaluation.md)
 # refuse_worse = true         # keep this silo's own model where the run's final one is worse on the held-out clips

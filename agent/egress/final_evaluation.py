@@ -15,6 +15,7 @@ from ...base.files import sha256_bytes
 from ...fedproto.records import RunSettings, SubjectEvaluation, TaskStatus
 from .ledger import Ledger
 from .policy import Policy, PolicyRefused
+from .rations import MONTH_DAYS
 
 MAX_SITES = 64  # single silos' models that are evaluated at the end of a run
 MAX_SENDINGS = 5  # times that the same evaluation is sent: a restart may have lost the receipt
@@ -63,7 +64,7 @@ def _first_plan(run: RunSettings, task: TaskStatus, policy: Policy, ledger: Ledg
         return EvaluationPlan(0, "no_part")
     if withheld := withheld_reason(run, policy, ledger):
         return EvaluationPlan(0, withheld)
-    left = policy.evaluations_per_day - ledger.content.rations.evaluations(ledger.now())
+    left = evaluations_left(policy, ledger)
     sites = MAX_SITES if run.final_evaluation == "sites" and policy.share_for_evaluation else 0
     return EvaluationPlan(max(0, min(task.subjects, 1 + sites, left)))
 
@@ -71,13 +72,12 @@ def _first_plan(run: RunSettings, task: TaskStatus, policy: Policy, ledger: Ledg
 def withheld_reason(run: RunSettings, policy: Policy, ledger: Ledger) -> str:
     """Return why no evaluation may leave now, in a round or at the end of a run; empty: one may.
 
-    ``evaluations_spent``: as many as the policy allows within 24 hours have left; ``splits_spent``: runs that
-    hold out other clips were evaluated lately, as many as may be.
+    ``evaluations_spent``: as many as the policy allows in a day or a month have left; ``splits_spent``: runs
+    that hold out other clips were evaluated lately, as many as may be.
     """
-    rations, now = ledger.content.rations, ledger.now()
-    if rations.evaluations(now) >= policy.evaluations_per_day:
+    if evaluations_left(policy, ledger) <= 0:
         return "evaluations_spent"
-    return "" if rations.may_use_split(split_of(run), now) else "splits_spent"
+    return "" if ledger.content.rations.may_use_split(split_of(run), ledger.now()) else "splits_spent"
 
 
 def split_of(run: RunSettings) -> str:
@@ -86,6 +86,15 @@ def split_of(run: RunSettings) -> str:
     A coordinator that varies seed, labels or bundle has other clips evaluated each time, and could compare.
     """
     return sha256_bytes(msgspec.json.encode((run.seed, sorted(run.labels), run.fingerprint)))[:16]
+
+
+def evaluations_left(policy: Policy, ledger: Ledger) -> int:
+    """Return how many models' evaluations may leave now: of a day's and of a month's the smaller rest."""
+    rations, now = ledger.content.rations, ledger.now()
+    return min(
+        policy.evaluations_per_day - rations.evaluations(now),
+        policy.evaluations_per_month - rations.evaluations(now, MONTH_DAYS),
+    )
 
 
 def is_planned(results: Sequence[SubjectEvaluation], plan: EvaluationPlan) -> bool:

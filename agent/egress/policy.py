@@ -18,6 +18,7 @@ from .accountant import Spend, epsilon_of
 MIN_SAMPLES_FLOOR = 256  # clips: below it embeddings were computed back from updates (docs/privacy.md has the figures)
 HELD_OUT_SHARE = 8  # of min_samples, this part must be held out for an evaluation to be reported: 32 of 256 clips
 DEFAULT_EVALUATIONS = 400  # five runs of 80 rounds
+MONTHLY_EVALUATIONS = 1200  # fifteen; many more would average the noise on evaluations out (docs/privacy.md)
 EVALUATION_NOISE = 4.0  # clips; with less, held-out clips were computed back from evaluations (docs/privacy.md)
 DEFAULT_CLIP_NORM, DEFAULT_NOISE = 1.0, 1e-3  # of privacy = "clip", unless agent.toml sets them
 DEFAULT_SAMPLE_CLIP, DEFAULT_NOISE_MULTIPLIER = 1.0, 1.0  # of privacy = "record-dp"
@@ -61,6 +62,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     report_loss_override: bool = False  # allows report_loss = "exact"; the ledger records it
     evaluation_noise: float = EVALUATION_NOISE  # clips: standard deviation of the noise on reported evaluations
     evaluations_per_day: int = DEFAULT_EVALUATIONS  # models whose evaluation is reported within 24 hours
+    evaluations_per_month: int = MONTHLY_EVALUATIONS  # within 30 days
     report_classes: int = 0  # report by class too, for classes with at least so many held-out clips; 0: never
     share_for_evaluation: bool = False  # silos that share evaluate each other's last models
     refuse_worse: bool = False  # keep the own model where the final one is worse on the held-out clips
@@ -122,6 +124,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             given_up.append(f"min_samples {self.min_samples} is below the floor of {MIN_SAMPLES_FLOOR}")
         if self.evaluation_noise < EVALUATION_NOISE and self.reports and evaluation:
             given_up.append(f"evaluation_noise {self.evaluation_noise:g} is below {EVALUATION_NOISE:g} clips")
+        if self.evaluations_per_month > MONTHLY_EVALUATIONS and self.reports and evaluation:
+            given_up.append(f"evaluations_per_month {self.evaluations_per_month} is above {MONTHLY_EVALUATIONS}")
         if self.privacy == "record-dp" and self.reports and evaluation:
             given_up.append("report_evaluation with record-dp tells of held-out clips, which epsilon does not cover")
         if self.report_loss == "exact" and self.reports and evaluation:
@@ -186,6 +190,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.evaluations_per_day < 0:
             wrong.append("evaluations_per_day: expected 0 (none) or more")
+        if self.evaluations_per_month < 0:
+            wrong.append("evaluations_per_month: expected 0 (none) or more")
         if not 0.0 <= self.evaluation_noise <= 1e6:
             wrong.append("evaluation_noise: expected 0 (none) to 1000000 clips")
         if self.report_classes < 0:

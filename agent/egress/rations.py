@@ -20,7 +20,8 @@ LINES, BYTES = 20_000, 32 << 20  # that may be written at once; an honest run of
 LINES_PER_DAY, BYTES_PER_DAY = 5_000, 8 << 20  # that are added to what may be written, up to the above
 REFUSAL_SHARE = 0.5  # refusals are written while more than this share of lines and bytes is left, so updates go first
 HOUR_S = 3600.0  # at most one line in so many seconds says that there are too many
-SPLITS, SPLIT_DAYS = 5, 30  # choices of held-out clips that may be evaluated within so many days
+SPLITS = 5  # choices of held-out clips that may be evaluated within a month
+MONTH_DAYS = 30
 
 
 class Rations:
@@ -44,7 +45,7 @@ class Rations:
         self._wall = parse_utc(entry.time).timestamp()
         if entry.results and new:
             self._evaluated.append((now, len(entry.results), entry.split))
-        while self._evaluated and self._evaluated[0][0] <= now - SPLIT_DAYS * DAY_S:
+        while self._evaluated and self._evaluated[0][0] <= now - MONTH_DAYS * DAY_S:
             self._evaluated.popleft()
         if entry.code == "too_many_messages":
             self._complained = now
@@ -60,14 +61,14 @@ class Rations:
         """Return whether a line may say again that there are too many."""
         return self._complained is None or self._now(now, live=True) - self._complained >= HOUR_S
 
-    def evaluations(self, now: str) -> int:
-        """Return how many models' evaluations left within the last 24 hours."""
-        since = self._now(now, live=True) - DAY_S
+    def evaluations(self, now: str, days: int = 1) -> int:
+        """Return how many models' evaluations left within the last ``days``, at most ``MONTH_DAYS``."""
+        since = self._now(now, live=True) - days * DAY_S
         return sum(models for when, models, _ in self._evaluated if when > since)
 
     def may_use_split(self, split: str, now: str) -> bool:
         """Return whether these held-out clips may be evaluated: they were lately, or few others were."""
-        since = self._now(now, live=True) - SPLIT_DAYS * DAY_S
+        since = self._now(now, live=True) - MONTH_DAYS * DAY_S
         known = {used for when, _, used in self._evaluated if when > since}
         return split in known or len(known) < SPLITS
 

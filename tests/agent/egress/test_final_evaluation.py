@@ -313,6 +313,17 @@ def test_evaluations_are_counted_over_rounds_runs_and_restarts(silo):
     assert figures(made.evaluates(RUN)) == [1]
 
 
+def test_a_month_of_full_days_ends_at_the_budget_of_the_month(silo):
+    """Two a day, five a month: the third day gives one, the others none, until the first day is a month ago."""
+    made, told = silo(Policy(evaluations_per_day=2, evaluations_per_month=5)), []
+    for day in range(32):
+        run = msgspec.structs.replace(RUN, run=f"run-{day}")
+        told.append(sum(made.takes_part(run, 1 + one).header.evaluation is not None for one in range(3)))
+        made.clock.seconds += 86_400
+        made = made.restarted()
+    assert told == [2, 2, 1] + [0] * 27 + [2, 2]
+
+
 def test_an_update_that_left_without_its_evaluation_stays_so(silo):
     made = silo(Policy(evaluations_per_day=1))
     made.takes_part(RUN, 1)

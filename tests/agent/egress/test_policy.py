@@ -58,6 +58,9 @@ def test_a_floor_below_ours_needs_an_override(tmp_path):
         ('report_loss = "exact"', "report_loss_override = true"),
         ('report_loss = "none"', "report_loss"),
         ("evaluations_per_day = -1", "evaluations_per_day"),
+        ("evaluations_per_month = -1", "evaluations_per_month"),
+        ("evaluation_noise = -1.0", "evaluation_noise"),
+        ("evaluation_noise = inf", "evaluation_noise"),
     ],
 )
 def test_invalid_values_are_named_by_key(tmp_path, text, message):
