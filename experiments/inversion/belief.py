@@ -1,4 +1,4 @@
-"""What an attacker believes of a clip: before asking (``Prior``), and of one number while reports come in (``Belief``).
+"""An attacker's beliefs about a clip: before asking (``Prior``), and of one number while reports come in (``Belief``).
 
 Directions are orthonormal and the clip's values along them are taken as independent, so each has a belief of its own.
 """

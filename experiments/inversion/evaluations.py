@@ -43,7 +43,7 @@ SURE = 0.3  # clips: standard deviation down to which counts are averaged
 
 @dataclass(frozen=True)
 class Channel:
-    """What the attacker knows of reports: it reads the program like everyone."""
+    """An attacker's knowledge of how reports are made: it reads the program like everyone."""
 
     clips: int  # held out, and reported as ``count``
     step: float = 0.0  # nats: reported losses are multiples of it; 0: exact
