@@ -1,7 +1,8 @@
 """Logs as events with fields: ``event=round_closed round=12 accepted=4 refused=1``.
 
 One line per event on stderr, as logfmt or (``FLAMEST_LOG=json``) as JSON. No captions, labels,
-file names or tensor values at INFO: callers log counts and identifiers only.
+file names or tensor values at INFO: callers log counts and identifiers only. A value is cut after ``MAX_VALUE``
+characters, whoever it is from; events that others can cause at will go through ``LimitedLog``.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ import json
 import logging
 import os
 import sys
+import traceback
 from typing import Any
 
 from .clock import utc_text
+from .event_limiter import EventLimiter
 
 _ROOT = logging.getLogger("flamest")
+LIBRARIES = ("grpc", "asyncio")  # they log what their callers do, whole tracebacks a call
+MAX_VALUE = 400  # characters of one value
 
 
 class Log:
@@ -22,6 +27,10 @@ class Log:
 
     def __init__(self, name: str) -> None:
         self._logger = _ROOT.getChild(name)
+
+    def log(self, level: int, event: str, /, **fields: Any) -> None:
+        """Log an event at a level of the module ``logging``."""
+        self._logger.log(level, event, extra={"fields": fields})
 
     def debug(self, event: str, **fields: Any) -> None:
         self._logger.debug(event, extra={"fields": fields})
@@ -36,6 +45,41 @@ class Log:
         self._logger.error(event, extra={"fields": fields})
 
 
+class LimitedLog:
+    """Logger for events that others can cause at will: the first of a kind at once, then how many there were.
+
+    ``who``: the one whose events are counted together; not logged by itself.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._limiter = EventLimiter(Log(name).log)
+
+    def info(self, event: str, *, who: str, **fields: Any) -> None:
+        self._limiter.note(logging.INFO, event, who, fields)
+
+    def warning(self, event: str, *, who: str, **fields: Any) -> None:
+        self._limiter.note(logging.WARNING, event, who, fields)
+
+    def error(self, event: str, *, who: str, **fields: Any) -> None:
+        self._limiter.note(logging.ERROR, event, who, fields)
+
+
+class _Libraries(logging.Handler):
+    """Messages of libraries as events: an exception's type and place, no text, since that may be a caller's."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._log = LimitedLog("library")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = {"library": record.name, "code": f"{record.filename}:{record.lineno}"}
+        if record.exc_info and record.exc_info[0] is not None:
+            frames = traceback.extract_tb(record.exc_info[2])[-3:]
+            places = ", ".join(f"{os.path.basename(frame.filename)}:{frame.lineno}" for frame in frames)
+            fields |= {"error": record.exc_info[0].__name__, "at": places}
+        self._log.warning("library_message", who=record.name, **fields)
+
+
 def configure_logging(*, level: str = "info") -> None:
     """Send events of this process to stderr; call once, from a command."""
     handler = logging.StreamHandler(sys.stderr)
@@ -43,13 +87,23 @@ def configure_logging(*, level: str = "info") -> None:
     _ROOT.handlers[:] = [handler]
     _ROOT.setLevel(level.upper())
     _ROOT.propagate = False
+    libraries = _Libraries()
+    for name in LIBRARIES:
+        logging.getLogger(name).handlers[:] = [libraries]
+        logging.getLogger(name).propagate = False
 
 
 def _record_fields(record: logging.LogRecord) -> dict[str, Any]:
     stamp = f"{utc_text(record.created)[:-1]}.{int(record.msecs):03d}Z"
     part = record.name.removeprefix("flamest.")
-    fields = getattr(record, "fields", {})
+    fields = {key: _cut(value) for key, value in getattr(record, "fields", {}).items()}
     return {"ts": stamp, "level": record.levelname.lower(), "part": part, "event": record.getMessage(), **fields}
+
+
+def _cut(value: Any) -> Any:
+    """Return a value that is short enough for a line."""
+    text = str(value)
+    return value if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}…"
 
 
 class _Logfmt(logging.Formatter):

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ...base.errors import DataError, InvariantError, StorageError
-from ...base.log import Log
+from ...base.budget import Budget
+from ...base.errors import DataError, InvariantError, StorageError, printable
+from ...base.log import LimitedLog, Log
 from ...fedproto.records import Evaluation, RunSettings
 from ..rounds import Cohort, OpenRound, RoundPolicy, on_leave, resumed
 from ..settings import CheckSettings
@@ -23,8 +25,11 @@ from ..storage.run_store import RunStore
 from ..strategies.norm_bound import NormBound, learnt_norm
 
 log = Log("coordinator")
+limited_log = LimitedLog("coordinator")
 
 T = TypeVar("T")
+REFUSALS_AT_ONCE = 50  # of a silo, each made durable by itself; further ones wait
+REFUSAL_S = 10.0  # for so long, and one more may be durable at once
 IN_QUARANTINE = "it is in quarantine: nothing from it is accepted until the coordinator's operator releases it"
 
 
@@ -35,6 +40,14 @@ class ServerPolicy:
     wanted: int | None  # updates that close a round early
     wanted_share: float | None  # or this share of the silos; without either all of them
     checks: CheckSettings
+
+
+@dataclass(frozen=True)
+class UnwrittenRefusals:
+    """Refusals of one silo, round and code that the database does not have yet."""
+
+    message: str  # of the last one
+    times: int
 
 
 class ActiveRun:
@@ -53,6 +66,9 @@ class ActiveRun:
         self.clock_moved = 0.0  # seconds that the wall clock jumped while the round was open
         self._disk = ThreadPoolExecutor(1, "flamest-state")
         self._run_sha256 = run.sha256
+        self._unwritten: dict[tuple[int, str, str], UnwrittenRefusals] = {}  # by round, silo and code
+        self._refusal_budgets: dict[str, Budget] = {}  # by silo
+        self._refusals_written = 0.0
         self.quarantined = store.journal.quarantined()
         policy = RoundPolicy(rounds=run.rounds, min_silos=run.min_silos, deadline_s=run.deadline_s)
         state, self.params = store.load(policy, self.cohort())
@@ -108,22 +124,51 @@ class ActiveRun:
             raise DataError(f"{whose}: {problem}", code="evaluation")
 
     async def record_refusal(self, silo: str, problem: DataError) -> bool:
-        """Count a refusal in the history; return whether it puts the silo in quarantine."""
-        number = self.state.open.number if self.state.open else self.state.last_round
-        log.warning("update_refused", round=number, silo=silo, code=problem.code, detail=problem.message)
-        code, allowed = problem.code, self.server_policy.checks.quarantine_after
-        try:
-            quarantined = await self.on_disk(
-                lambda: self.store.journal.refuse(number, silo, code, problem.message, allowed=allowed)
-            )
-        except StorageError:  # a full disk must not hide why the update was refused
+        """Count a refusal in the history; return whether it puts the silo in quarantine.
+
+        Each is durable at once, but a silo that is refused over and over has its further ones written together, so that
+        it does not keep the disk from the others.
+        """
+        number, code = self._current_number, problem.code
+        limited_log.warning(
+            "update_refused", who=silo, round=number, silo=silo, code=code, detail=printable(problem.message)
+        )
+        known = self._unwritten.get((number, silo, code))
+        self._unwritten[number, silo, code] = UnwrittenRefusals(problem.message, known.times + 1 if known else 1)
+        budget = self._refusal_budgets.setdefault(silo, Budget(REFUSALS_AT_ONCE, REFUSAL_S))
+        if not budget.take(time.monotonic()):
             return False
-        if quarantined:
-            log.error("silo_quarantined", silo=silo, code=code, fix=f"flamest-coordinator silo release {silo}")
-            self.quarantined |= {silo}
-            self.state = on_leave(self.state, self.quarantined)
-            self.notify()
-        return quarantined
+        return await self._write_refusals([(number, silo, code)])
+
+    async def write_refusals(self, *, now: bool = False) -> None:
+        """Make the refusals durable that are not yet, at most once every ``REFUSAL_S`` unless ``now``."""
+        at = time.monotonic()
+        if self._unwritten and (now or at - self._refusals_written >= REFUSAL_S):
+            self._refusals_written = at
+            await self._write_refusals(list(self._unwritten))
+
+    async def _write_refusals(self, keys: list[tuple[int, str, str]]) -> bool:
+        allowed, written = self.server_policy.checks.quarantine_after, False
+        for number, silo, code in keys:
+            refused = self._unwritten.pop((number, silo, code), None)
+            if refused is None:
+                continue
+            refuse = functools.partial(self.store.journal.refuse, number, silo, code, refused.message)
+            try:
+                quarantined = await self.on_disk(functools.partial(refuse, allowed=allowed, times=refused.times))
+            except StorageError:  # a full disk must not hide why the update was refused
+                continue
+            if quarantined:
+                written = True
+                log.error("silo_quarantined", silo=silo, code=code, fix=f"flamest-coordinator silo release {silo}")
+                self.quarantined |= {silo}
+                self.state = on_leave(self.state, self.quarantined)
+                self.notify()
+        return written
+
+    @property
+    def _current_number(self) -> int:
+        return self.state.open.number if self.state.open else self.state.last_round
 
     # --- waiting ---
 

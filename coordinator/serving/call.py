@@ -53,6 +53,9 @@ class Connections(Protocol):
     def refused(self, peer: str) -> None:
         """Note that a caller without a right to call used this connection; its refusal is about to be sent."""
 
+    def carried(self, peer: str, size: int) -> None:
+        """Note a message of ``size`` bytes that a call on this connection has read."""
+
     def cut(self, peer: str) -> None:
         """End this connection now, whatever is on its way."""
 
@@ -63,6 +66,8 @@ class NoConnections:
     def identified(self, peer: str, silo: str) -> None: ...
 
     def refused(self, peer: str) -> None: ...
+
+    def carried(self, peer: str, size: int) -> None: ...
 
     def cut(self, peer: str) -> None: ...
 
@@ -95,7 +100,10 @@ class Call:
     async def _next(self) -> bytes | None:
         """Return the next message; None at the end of the stream."""
         part: object = await self._context.read()
-        return part if isinstance(part, bytes) else None  # grpc.aio.EOF
+        if not isinstance(part, bytes):  # grpc.aio.EOF
+            return None
+        self._connections.carried(self._context.peer(), len(part))
+        return part
 
     async def send(self, message: bytes) -> None:
         """Send a message; returns when it has left, so that no more than one of a call is ever waiting here."""

@@ -166,6 +166,7 @@ class RunService:
 
     async def tick(self) -> None:
         """End the open round if it is time. Raises StorageError when that cannot be made durable: try again."""
+        await self._active.write_refusals()
         await self._closer.tick()
 
     def note_clock_jump(self, seconds: float) -> None:
@@ -181,6 +182,7 @@ class RunService:
         self._active.stopping = True
         self._active.wake()
         await self.updates.finish()
+        await self._active.write_refusals(now=True)
 
     def close(self) -> None:
         """End the threads; nothing may be called any more."""

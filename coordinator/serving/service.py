@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from ...base.errors import DataError, FlamestError, IdentityError
-from ...base.log import Log
+from ...base.log import LimitedLog
 from ...fedproto import calls, messages
 from ...fedproto.records import PROTOCOL
 from ...fedproto.tensors import payload_bytes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Answer = Callable[[Call], Awaitable[None]]
 
-log = Log("coordinator")
+log = LimitedLog("coordinator")
 
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"  # https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 HEALTH_QUESTIONS = (b"", b"\x0a" + bytes([len(calls.SERVICE)]) + calls.SERVICE.encode())  # HealthCheckRequest.service
@@ -68,11 +68,12 @@ class Service:
         try:
             caller = self._caller(context, path)
         except IdentityError as error:
-            self._connections.refused(context.peer())
-            log.warning("caller_refused", code=error.code, detail=error.message)
+            peer = context.peer()
+            self._connections.refused(peer)
+            log.warning("caller_refused", who=_named(context), code=error.code, peer=peer, detail=error.message)
             await refuse(context, error, self._connections)
         except FlamestError as error:
-            log.error("call_failed", code=error.code, detail=error.message)
+            log.error("call_failed", who="", code=error.code, detail=error.message)
             await refuse(context, error, self._connections)
         try:
             with self._shares.call(caller):
@@ -80,9 +81,10 @@ class Service:
                     await self._answers.get(path, _unknown)(Call(context, caller, self._connections))
                 except FlamestError as error:
                     if not isinstance(error, DataError):
-                        log.error("call_failed", code=error.code, detail=error.message)
+                        log.error("call_failed", who=caller, silo=caller, code=error.code, detail=error.message)
                     await refuse(context, error, self._connections)  # its share is taken until the refusal has left
         except DataError as error:
+            log.warning("call_refused", who=caller, silo=caller, code=error.code, detail=error.message)
             await refuse(context, error, self._connections)
 
     def _caller(self, context: Context, path: str) -> str:
@@ -111,7 +113,7 @@ class Service:
         asked = messages.decode_join_request(await self._request(call))
         if asked != PROTOCOL:
             raise DataError(f"this coordinator speaks protocol {PROTOCOL}, the agent {asked}", code="protocol")
-        log.info("joined", silo=call.silo)
+        log.info("joined", who=call.silo, silo=call.silo)
         await call.reply(messages.encode_join_reply(PROTOCOL, self._run_service.run))
 
     async def _wait_for_round(self, call: Call) -> None:
@@ -139,6 +141,14 @@ class Service:
         if await self._request(call) not in HEALTH_QUESTIONS:
             raise DataError(f"known services: '' and {calls.SERVICE}", code="unknown_service")
         await call.reply(SERVING if self._run_service.serving else NOT_SERVING)
+
+
+def _named(context: Context) -> str:
+    """Return the name in a refused caller's certificate, for the log; names are few, addresses may be many."""
+    try:
+        return silo_name(context.auth_context())
+    except IdentityError:
+        return ""
 
 
 async def _unknown(call: Call) -> None:

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 from ...base.errors import DataError, StorageError
-from ...base.log import Log
+from ...base.log import LimitedLog, Log
 from ...fedproto import calls
 from ...fedproto.records import Receipt
 from ...fedproto.tensors import payload_bytes
@@ -30,6 +30,7 @@ from .model_broadcast import ModelMessages
 from .upload import UploadReceiver
 
 log = Log("coordinator")
+limited_log = LimitedLog("coordinator")
 
 CUT_SHORT = ("payload_size", "malformed")  # what a stream that ends in the middle looks like
 UPLOADS_PER_SILO = 2  # at one time; further ones of the same silo wait, unread
@@ -71,7 +72,7 @@ class UpdateHandler:
             raise
         except DataError as problem:
             if problem.code in CUT_SHORT and await gone():
-                log.info("upload_cut", silo=silo)
+                limited_log.info("upload_cut", who=silo, silo=silo)
                 raise asyncio.CancelledError from problem
             if await active.record_refusal(silo, problem):
                 raise DataError(f"{problem.message}; {IN_QUARANTINE}", code=problem.code) from problem

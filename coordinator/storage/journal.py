@@ -170,21 +170,24 @@ class Journal:
         with database_errors(self.path), self.db:
             self.db.execute(f"INSERT INTO updates({UPDATE_COLUMNS}) VALUES ({', '.join('?' * len(row))})", row)
 
-    def refuse(self, round_number: int, silo: str, code: str, message: str, *, allowed: int = 0) -> bool:
-        """Count a refused update: one row per round, silo and code. Return True when it puts the silo in quarantine.
+    def refuse(
+        self, round_number: int, silo: str, code: str, message: str, *, allowed: int = 0, times: int = 1
+    ) -> bool:
+        """Count refused updates: one row per round, silo and code. Return True when it puts the silo in quarantine.
 
         ``allowed``: the number of strikes (quarantine.py) that do so, 0 for never.
         """
-        row = (self._run.run, round_number, silo, code, message[:500], time.time())
+        row = (self._run.run, round_number, silo, code, times, message[:500], time.time())
         quarantined_now = False
         with database_errors(self.path), self.db:
             self.db.execute(
-                "INSERT INTO refusals(run, round, silo, code, times, message, last_at) VALUES (?, ?, ?, ?, 1, ?, ?) "
-                "ON CONFLICT DO UPDATE SET times = times + 1, message = excluded.message, last_at = excluded.last_at",
+                "INSERT INTO refusals(run, round, silo, code, times, message, last_at) VALUES (?, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT DO UPDATE SET times = times + excluded.times, message = excluded.message, "
+                "last_at = excluded.last_at",
                 row,
             )
             if code in STRIKES:
-                quarantined_now = strike(self.db, silo, code, message[:500], allowed)
+                quarantined_now = strike(self.db, silo, code, message[:500], allowed, times)
         return quarantined_now
 
     def quarantined(self) -> frozenset[str]:

@@ -43,17 +43,17 @@ class Strikes:
     quarantined_at: float | None  # seconds since 1970
 
 
-def strike(database: Connection, silo: str, code: str, message: str, allowed: int) -> bool:
-    """Count a refusal inside the caller's transaction; return True when it puts the silo in quarantine.
+def strike(database: Connection, silo: str, code: str, message: str, allowed: int, times: int = 1) -> bool:
+    """Count refusals inside the caller's transaction; return True when that puts the silo in quarantine.
 
     ``allowed``: the number of refusals that does so, 0 for never.
     """
     now = time.time()
     database.execute(
-        "INSERT INTO strikes(silo, times, code, message, last_at) VALUES (?, 1, ?, ?, ?) "
-        "ON CONFLICT DO UPDATE SET times = times + 1, code = excluded.code, message = excluded.message, "
+        "INSERT INTO strikes(silo, times, code, message, last_at) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET times = times + excluded.times, code = excluded.code, message = excluded.message, "
         "last_at = excluded.last_at",
-        (silo, code, message, now),
+        (silo, times, code, message, now),
     )
     if allowed < 1:
         return False
