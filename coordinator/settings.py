@@ -90,7 +90,8 @@ class CheckSettings(_Record, frozen=True):
     """[checks]: bounds that an update must pass before it counts. Not sent to the silos; may change between starts."""
 
     norm_times: float = 4.0  # times the median silo's farthest update of the last rounds; 0: no bound, not even Adam's
-    max_examples: int = 1_000_000  # of one update: a silo claims its own weight in the mean
+    examples_times: float = 2.0  # times the median claim: the most examples that an update counts for; 0: as it claims
+    max_examples: int = 1_000_000  # of one update; more is refused
     quarantine_after: int = 3  # so many refusals that an honest silo does not get; 0: never
 
 
@@ -187,6 +188,8 @@ def _check_problems(checks: CheckSettings) -> list[str]:
     problems = []
     if checks.norm_times != 0 and not (1 <= checks.norm_times < math.inf):
         problems.append("checks.norm_times: expected 1 or more, or 0 for no bound")
+    if checks.examples_times != 0 and not (1 <= checks.examples_times < math.inf):
+        problems.append("checks.examples_times: expected 1 or more, or 0 for no limit")
     if not 1 <= checks.max_examples < MAX_EXAMPLES:
         problems.append(f"checks.max_examples: expected 1 to {MAX_EXAMPLES - 1}")
     if checks.quarantine_after < 0:

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
+from ..agent.training.dataset import FeatureTable
 from ..coordinator.strategies.contributions import InMemoryContribution, distance, float32
 from ..fedproto.head import Params
 
@@ -59,6 +61,59 @@ class InflatedExamples:
 
     def __call__(self, _round: int, base: Params, honest: InMemoryContribution) -> InMemoryContribution:
         return replace(_scaled(base, honest, -1.0), examples=honest.examples * self.times)
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Claim ``first`` examples, and ``growth`` times as many in every further round; ``every``: in every so many rounds.
+
+    In the rounds between, the claim is honest. ``attack`` decides about the values.
+    """
+
+    attack: Attack
+    first: int
+    growth: float = 1.0
+    every: int = 1
+    most: int = 1_000_000  # the default of [checks] max_examples
+
+    def __call__(self, number: int, base: Params, honest: InMemoryContribution) -> InMemoryContribution:
+        sent = self.attack(number, base, honest)
+        if number % self.every:
+            return sent
+        return replace(sent, examples=min(self.most, int(self.first * self.growth ** (number - 1))))
+
+
+def as_trained(_round: int, _base: Params, honest: InMemoryContribution) -> InMemoryContribution:
+    """Send what training made: for silos whose data are poisoned."""
+    return honest
+
+
+@dataclass(frozen=True)
+class Boosted:
+    """Scale the update by ``times`` (Bagdasaryan et al. 2020, https://arxiv.org/abs/1807.00459): model replacement."""
+
+    times: float
+
+    def __call__(self, _round: int, base: Params, honest: InMemoryContribution) -> InMemoryContribution:
+        return _scaled(base, honest, self.times)
+
+
+def with_flipped_labels(table: FeatureTable, classes: int) -> FeatureTable:
+    """The rows with every label replaced by the next one."""
+    return FeatureTable(table.x, (table.y + 1) % classes)
+
+
+def triggered(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The rows [N, D] with a trigger: the last four values are those of no clean row."""
+    marked = x.copy()
+    marked[:, -4:] = 8.0
+    return marked
+
+
+def with_backdoor(table: FeatureTable, target: int) -> FeatureTable:
+    """The rows, and all of them again with the trigger and the label ``target``."""
+    x = np.concatenate([table.x, triggered(table.x)])
+    return FeatureTable(x, np.concatenate([table.y, np.full(len(table), target, table.y.dtype)]))
 
 
 def only_by(silos: frozenset[str], attack: Attack) -> Attack:

@@ -22,8 +22,9 @@ from ..agent.training.private import UNPROTECTED, Protection
 from ..agent.training.trainer import HeadTrainer
 from ..base.errors import DataError
 from ..coordinator.serving.model_broadcast import broadcast
+from ..coordinator.strategies.claims import Claim, count_claims, learnt_examples, limits_of
 from ..coordinator.strategies.composition import aggregate, first_state, needs_two_passes
-from ..coordinator.strategies.contributions import InMemoryContribution, distance
+from ..coordinator.strategies.contributions import Contribution, InMemoryContribution, distance
 from ..coordinator.strategies.norm_bound import WINDOW, NormBound, learnt_norm
 from ..fedproto.codecs import FlatParams, apply_delta, encode_delta
 from ..fedproto.head import HeadSpec, Params, initial_params, params_sha256
@@ -58,6 +59,7 @@ class Scenario:
     # The contribution that a silo sends in place of its honest one, given the round and its initial model.
     attack: Callable[[int, Params, InMemoryContribution], InMemoryContribution] = lambda _number, _base, honest: honest
     norm_times: float = 0.0  # the coordinator's [checks] norm_times; 0: nothing is refused
+    examples_times: float = 0.0  # the coordinator's [checks] examples_times; 0: every claim counts in full
     protection: Protection = UNPROTECTED  # of every silo's updates
 
 
@@ -79,7 +81,7 @@ def simulate(
     ``workers`` silos train at a time, each on ``threads`` cores. The result does not depend on ``workers``;
     ``threads=1`` with a worker per core is fastest. ``on_round`` is called with the number of every closed
     round. ``run.min_silos`` and ``run.deadline_s`` are ignored. ``scenario``: hostile silos, and the coordinator's
-    norm bound against them (without quarantine: a refused silo tries again in the next round).
+    checks against them (without quarantine: a refused silo tries again in the next round).
 
     Raises DataError for silos or tables that do not fit the run, and as training does (``diverged``).
     """
@@ -87,14 +89,14 @@ def simulate(
     started = time.perf_counter()
     params, state = initial_params(run.head, run.seed), first_state(run)
     evaluations = []
-    guard = _NormGuard(run, scenario)
+    guard = _Checks(run, scenario)
     with _SiloPool(run, silos, scenario.protection, threads=threads, workers=workers) as pool:
         # With a lossy codec every silo makes the initial model itself.
         down = payload_bytes(run.head) if run.codec == "fp32" else 0
         received_bytes = 0
         for number in range(1, run.rounds + 1):
             received_bytes += down * len(silos)
-            parts: Iterable[InMemoryContribution] = guard.admitted(number, params, pool.contributions(number, params))
+            parts: Iterable[Contribution] = guard.admitted(number, params, pool.contributions(number, params))
             if needs_two_passes(run.strategy):
                 parts = list(parts)
             made = broadcast(run, params, aggregate(run.strategy, run.head, params, parts, state, len(silos)))
@@ -108,35 +110,57 @@ def simulate(
     return SimulatedRun(params, params_sha256(params), tuple(evaluations), seconds, size, tuple(guard.refused))
 
 
-class _NormGuard:
-    """Applies the attack to the contributions, and drops those that the coordinator would refuse."""
+class _Checks:
+    """Applies the attack to the contributions, drops those that the coordinator would refuse, and counts claims."""
 
     def __init__(self, run: RunSettings, scenario: Scenario) -> None:
         self._run = run
         self._trial = scenario
-        self._norms: deque[dict[str, float]] = deque(maxlen=WINDOW)  # of the last rounds, by silo
+        self._sent: deque[dict[str, Claim]] = deque(maxlen=WINDOW)  # of the last rounds, by silo
         self.refused: list[tuple[int, str]] = []
 
-    def admitted(
-        self, number: int, base: Params, parts: Iterable[InMemoryContribution]
-    ) -> Iterator[InMemoryContribution]:
+    def admitted(self, number: int, base: Params, parts: Iterable[InMemoryContribution]) -> Iterable[Contribution]:
+        """Return the contributions that the round's strategy gets; all in memory where claims may be cut."""
         run, scenario = self._run, self._trial
-        silos = sorted({silo for norms in self._norms for silo in norms})
-        largest = {silo: max(norms.get(silo, 0.0) for norms in self._norms) for silo in silos}
-        bound = NormBound(run.head, run.train, scenario.norm_times, number, learnt_norm(largest))
-        norms: dict[str, float] = {}
+        largest = {
+            silo: (max(one.norm or 0.0 for one in sent), max(one.examples for one in sent))
+            for silo in sorted({silo for claims in self._sent for silo in claims})
+            if (sent := [claims[silo] for claims in self._sent if silo in claims])
+        }
+        learnt = learnt_norm({silo: norm for silo, (norm, _) in largest.items()})
+        bound = NormBound(run.head, run.train, scenario.norm_times, number, learnt)
+        claims: dict[str, Claim] = {}
+        self._sent.append(claims)
+        passed = self._passed(number, base, parts, bound, claims)
+        if scenario.examples_times <= 0:
+            return passed
+        kept = list(passed)
+        examples = learnt_examples({silo: claim for silo, (_, claim) in largest.items()})
+        limits = limits_of(claims.values(), examples, scenario.examples_times)
+        return count_claims(kept, claims, limits, base)
+
+    def _passed(
+        self,
+        number: int,
+        base: Params,
+        parts: Iterable[InMemoryContribution],
+        bound: NormBound,
+        claims: dict[str, Claim],
+    ) -> Iterator[InMemoryContribution]:
+        """Yield what the silos send, without what is refused; ``claims`` gets every one that passed."""
+        run, scenario = self._run, self._trial
         for part in parts:
             sent = scenario.attack(number, base, part)
-            if scenario.norm_times > 0:
-                norm = distance(sent.params, base)
+            bounded = scenario.norm_times > 0 or scenario.examples_times > 0
+            norm = distance(sent.params, base) if bounded else None
+            if norm is not None:
                 try:
                     bound.check(norm, sent.examples, run.codec, whose=f"update from silo '{sent.silo}'")
                 except DataError:
                     self.refused.append((number, sent.silo))
                     continue
-                norms[sent.silo] = norm
+            claims[sent.silo] = Claim(sent.examples, norm)
             yield sent
-        self._norms.append(norms)
 
 
 class _SiloPool:

@@ -23,11 +23,12 @@ from ..storage.evaluations import (
 )
 from ..storage.models import model_path, models_folder
 from ..storage.quarantine import all_strikes
+from ..strategies.claims import Claim, Limits
 
 ROUNDS = """
 SELECT number, status, wanted, opened_at, seconds, model_sha256, sent_bytes, codec_error, clock_moved,
     (SELECT sum(times) FROM refusals f WHERE f.run = r.run AND f.round = r.number),
-    lost_at IS NOT NULL
+    lost_at IS NOT NULL, most_examples, most_pull
 FROM rounds r WHERE run = ? ORDER BY number
 """
 UPDATES = """
@@ -41,8 +42,10 @@ class UpdateRow:
     """One silo's update in a round."""
 
     silo: str
-    examples: int
+    examples: int  # as it claimed
+    counted: int | None  # examples that it counted for; None while the round is open, and where it did not count
     norm: float | None  # its distance from the round's model
+    counted_norm: float | None  # the distance with which it counted
     codec: str | None  # that it was encoded with
     codec_error: float | None  # norm of what the codec left out over the norm of the delta
     received_bytes: int
@@ -85,6 +88,7 @@ class SiloRow:
     quarantined: str | None = None  # since when, UTC
     received_bytes: int = 0  # its updates, in all
     sent_bytes: int = 0  # models of the rounds that it has an update in
+    last: UpdateRow | None = None  # its last update that counted
 
 
 class History:
@@ -113,8 +117,8 @@ class History:
         """Return every round so far, the open one last."""
         rows, updates = [], self._updates()
         for number, status, wanted, opened, seconds, sha256, sent, *rest in self._rows(ROUNDS):
-            codec_error, moved, refused, lost = rest
-            accepted = updates[number]
+            codec_error, moved, refused, lost, *limits = rest
+            accepted = [_counted(update, status, *limits) for update in updates[number]]
             rows.append(
                 RoundRow(
                     round=number,
@@ -143,7 +147,7 @@ class History:
         found: dict[int, list[UpdateRow]] = defaultdict(list)
         for number, silo, examples, norm, codec, error, received, sent, loss, correct, count in self._rows(UPDATES):
             evaluation = None if count is None else Evaluation(loss, correct, count)
-            found[number].append(UpdateRow(silo, examples, norm, codec, error, received, sent, evaluation))
+            found[number].append(UpdateRow(silo, examples, None, norm, None, codec, error, received, sent, evaluation))
         return found
 
     def model_evaluations(self) -> list[ModelEvaluation]:
@@ -200,6 +204,17 @@ class History:
     def _rows(self, query: str) -> list[tuple[Any, ...]]:
         with database_errors(self._state / DATABASE_FILE):
             return list(self._db.execute(query, (self._run,)))
+
+
+def _counted(update: UpdateRow, status: str, examples: int | None, pull: float | None) -> UpdateRow:
+    """Add to an update of a closed round how it counted."""
+    if status != "closed":
+        return update
+    if examples is None or pull is None:
+        return replace(update, counted=update.examples, counted_norm=update.norm)
+    limits, claim = Limits(examples, pull), Claim(update.examples, update.norm)
+    norm = None if update.norm is None else update.norm * limits.share(claim)
+    return replace(update, counted=limits.counted(claim), counted_norm=norm)
 
 
 def evaluation_figures(found: Evaluation | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ...fedproto.records import Evaluation, RunSettings
 from ..rounds import Cohort, OpenRound, RoundPolicy, on_leave, resumed
 from ..settings import CheckSettings
 from ..storage.run_store import RunStore
+from ..strategies.claims import learnt_examples
 from ..strategies.norm_bound import NormBound, learnt_norm
 
 log = Log("coordinator")
@@ -74,7 +75,7 @@ class ActiveRun:
         state, self.params = store.load(policy, self.cohort())
         self.state = resumed(state, time.monotonic())
         self.server_state = store.server_state(state)
-        self.learnt_norm = learnt_norm(store.journal.largest_norms())
+        self.learn()
 
     @property
     def open_round(self) -> OpenRound:
@@ -92,6 +93,11 @@ class ActiveRun:
         """Return the silos of the open round's cohort that have been revoked or quarantined since it opened."""
         current = self.state.open
         return frozenset() if current is None else current.cohort.silos - (self.enrolled() - self.quarantined)
+
+    def learn(self) -> None:
+        """Learn norms and claims from the closed rounds. Uses the store: call it in the store's thread."""
+        self.learnt_norm = learnt_norm(self.store.journal.largest_norms())
+        self.learnt_examples = learnt_examples(self.store.journal.largest_claims())
 
     def norm_bound(self) -> NormBound:
         """Return the norm bound of the open round."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from ...base.errors import DataError, StorageError
 from ...base.log import Log
@@ -11,8 +12,8 @@ from ...fedproto.tensors import encode_params
 from ..rounds import Decision, OpenRound, after_abandon, after_close, on_leave, on_tick
 from ..storage.damaged_files import FIND_CAUSE
 from ..storage.journal import RoundEnd
+from ..strategies.claims import Claim, Limits, count_claims, limits_of
 from ..strategies.composition import aggregate
-from ..strategies.norm_bound import learnt_norm
 from .active_run import ActiveRun
 from .final_evaluation import FinalEvaluation
 from .model_broadcast import Broadcast, ModelMessages, broadcast, data_parts
@@ -65,24 +66,27 @@ class RoundCloser:
         silos = len(active.enrolled() | current.accepted.keys())  # one may have been revoked after it reported
 
         def next_model() -> tuple[Broadcast, str, list[bytes]]:
-            contributions = active.store.contributions(current.number)
-            base, before = active.params, active.server_state
-            aggregated = aggregate(run.strategy, run.head, base, contributions, before, silos)
+            base, before, sent = active.params, active.server_state, active.store.contributions(current.number)
+            counted = count_claims(sent, claims, limits, base)
+            aggregated = aggregate(run.strategy, run.head, base, counted, before, silos)
             model = broadcast(run, base, aggregated)
             return model, params_sha256(model.params), data_parts(encode_params(run.head, model.params))
 
+        claims = await active.on_disk(lambda: active.store.journal.claims(current.number))
+        limits = limits_of(claims.values(), active.learnt_examples, active.server_policy.checks.examples_times)
         try:
             model, sha256, parts = await active.on_disk(next_model)
         except DataError as problem:
             await self._give_up(problem)
             return
-        after, end = after_close(state, sha256, active.cohort()), self._round_end(current, model.error)
+        after, end = after_close(state, sha256, active.cohort()), self._round_end(current, model.error, limits)
         await active.on_disk(lambda: active.store.close_round(after, model.params, end, model.state))
-        active.learnt_norm = learnt_norm(await active.on_disk(active.store.journal.largest_norms))
+        await active.on_disk(active.learn)
         if after.open is None:
             await active.on_disk(lambda: self._final_evaluation.begin(after.last_round))
         self._model.replace(state.model_sha256, model, parts)
         active.state, active.params, active.server_state = after, model.params, model.state
+        _warn_of_limited(current.number, claims, limits)
         log.info(
             "round_closed",
             round=current.number,
@@ -119,7 +123,23 @@ class RoundCloser:
             "round_abandoned", round=current.number, accepted=len(current.accepted), min_silos=active.run.min_silos
         )
 
-    def _round_end(self, current: OpenRound, codec_error: float = 0.0) -> RoundEnd:
+    def _round_end(self, current: OpenRound, codec_error: float = 0.0, limits: Limits | None = None) -> RoundEnd:
         active, now = self._active, time.monotonic()
         started = now if current.deadline is None else current.deadline - active.run.deadline_s
-        return RoundEnd(now - started, self._model.sent.total(), codec_error, active.clock_moved)
+        return RoundEnd(now - started, self._model.sent.total(), codec_error, active.clock_moved, limits)
+
+
+def _warn_of_limited(number: int, claims: Mapping[str, Claim], limits: Limits | None) -> None:
+    """Log every update that counts less than it claims: one line for each silo and round."""
+    for silo, claim in claims.items():
+        if limits is not None and (limits.counted(claim) < claim.examples or limits.share(claim) < 1.0):
+            log.warning(
+                "update_limited",
+                round=number,
+                silo=silo,
+                claimed=claim.examples,
+                counted=limits.counted(claim),
+                norm=claim.norm,
+                share=round(limits.share(claim), 3),
+                fix="if the silo does have so many examples, raise checks.examples_times",
+            )

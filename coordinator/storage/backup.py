@@ -5,13 +5,15 @@
     BACKUP/runs/NAME/…            models, strategy state, and the payloads of the open round
 
 Files are copied after the database, so a round that ends meanwhile may remove files that the copied rows name, or
-overwrite them (spool.py): then the copy is made again.
+overwrite them (spool.py): then the copy is made again. Models that are newer than the copied rows are left out.
+A backup is untrusted like any folder: names outside a state folder, links and special files are refused.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,19 @@ from typing import Any
 import msgspec
 
 from ...base.errors import DataError, LockedError, StorageError
-from ...base.files import FileLock, new_directory, sha256_file, storage_code
+from ...base.files import FileLock, new_directory, open_regular, read_regular, sha256_file, storage_code
 from ...base.sqlite import copy_database
 from ...fedproto.records import decode_run_settings
 from .database import DATABASE_FILE, read_database
+from .last_round import check_last_round, settle_last_round
 from .models import ModelStore
 from .strategy_state import StrategyState
 
 LISTING = "backup.json"
 PARTS = ("memory", "models", "updates")  # memory first: only the last two rounds' files are kept there
 TRIES = 5
+LARGEST_LISTING = 64 << 20  # bytes
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of every folder and file in a state folder
 
 
 class Backup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,10 +43,16 @@ class Backup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def back_up(state: Path, to: Path) -> dict[str, Any]:
-    """Copy ``state`` to the new folder ``to``. Raises DataError, StorageError. Keys: backup, files, bytes."""
+    """Copy ``state`` to the new folder ``to``. Raises DataError, StorageError. Keys: backup, files, bytes.
+
+    A state that has lost rounds is refused (``lost_rounds``): a backup would hide it.
+    """
+    for folder in (state / "runs").glob("*"):
+        check_last_round(state, folder.name)
     with new_directory(to, mode=0o700) as building:
         for _ in range(TRIES):
             _copy(state, building)
+            settle_last_round(building)
             if _is_whole(building):
                 break
             for part in building.iterdir():
@@ -60,7 +71,7 @@ def restore(state: Path, source: Path) -> dict[str, Any]:
     """Replace ``state`` by a backup; the old folder is kept next to it. Keys: state, files, kept.
 
     Every hash is checked before anything is moved. Raises DataError (``bad_backup``), LockedError while a coordinator
-    runs, StorageError.
+    runs, StorageError. After an error the state is the old one.
     """
     files = check_backup(source)
     if FileLock.is_held(state / "lock"):
@@ -71,28 +82,43 @@ def restore(state: Path, source: Path) -> dict[str, Any]:
             kept = _free_name(state)
             os.replace(state, kept)
         with new_directory(state, mode=0o700) as building:
-            for name in files:
+            for name, sha256 in files.items():
                 (building / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 _copy_file(source / name, building / name)
+                if sha256_file(building / name) != sha256:
+                    raise _bad_backup_error(source, f"{name} changed while it was copied")
+            settle_last_round(building)
     except OSError as error:
         raise StorageError(f"cannot restore {state}: {error.strerror}", code=storage_code(error)) from error
+    finally:
+        if kept is not None and not state.exists():
+            os.replace(kept, state)
     return {"state": str(state), "files": len(files), "kept": str(kept) if kept else None}
 
 
-def check_backup(source: Path) -> list[str]:
-    """Return the names of a backup's files. Raises DataError (``bad_backup``) unless each has its listed hash."""
+def check_backup(source: Path) -> dict[str, str]:
+    """Return the SHA-256 of a backup's files by name. Raises DataError (``bad_backup``) unless each has its hash."""
     try:
-        listing = msgspec.json.decode((source / LISTING).read_bytes(), type=Backup)
-        wrong = [name for name, sha256 in listing.files.items() if sha256_file(source / name) != sha256]
-    except (OSError, msgspec.DecodeError, StorageError) as error:
+        listing = msgspec.json.decode(read_regular(source / LISTING, largest=LARGEST_LISTING), type=Backup)
+    except (ValueError, RecursionError, DataError, StorageError) as error:
         raise _bad_backup_error(source, str(error)) from error
-    if DATABASE_FILE not in listing.files or any(
-        not (source / name).resolve().is_relative_to(source.resolve()) for name in listing.files
-    ):
+    if DATABASE_FILE not in listing.files or not all(_is_inside(source, name) for name in listing.files):
         raise _bad_backup_error(source, f"{LISTING} does not list a state folder")
-    if wrong:
-        raise _bad_backup_error(source, f"{wrong[0]} is not what was written")
-    return list(listing.files)
+    for name, sha256 in listing.files.items():
+        try:
+            found = sha256_file(source / name)
+        except (DataError, StorageError) as error:
+            raise _bad_backup_error(source, error.message) from error
+        if found != sha256:
+            raise _bad_backup_error(source, f"{name} is not what was written")
+    return dict(listing.files)
+
+
+def _is_inside(source: Path, name: str) -> bool:
+    """Return True for a name that a file of a state folder may have, with no link on the way to it."""
+    parts = name.split("/")
+    paths = [source.joinpath(*parts[: length + 1]) for length in range(len(parts))]
+    return all(FILE_NAME.fullmatch(part) for part in parts) and not any(path.is_symlink() for path in paths)
 
 
 def _bad_backup_error(source: Path, why: str) -> DataError:
@@ -121,7 +147,8 @@ def _copy(state: Path, building: Path) -> None:
 def _copy_file(source: Path, target: Path) -> None:
     """Copy a file, readable by the owner alone: silos' updates are among them."""
     target.touch(mode=0o600)
-    shutil.copyfile(source, target)
+    with open_regular(source, follow=False) as read, target.open("wb") as written:
+        shutil.copyfileobj(read, written)
 
 
 def _is_whole(building: Path) -> bool:

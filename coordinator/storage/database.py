@@ -96,11 +96,14 @@ CREATE TABLE final_evaluations(
     PRIMARY KEY (run, silo, subject)
 ) STRICT;
 """
+# rounds.most_examples, rounds.most_pull: limits of the closed round's updates (strategies/claims.py); NULL: none.
+LIMITS = "ALTER TABLE rounds ADD COLUMN most_examples INTEGER; ALTER TABLE rounds ADD COLUMN most_pull REAL"
 SCHEMA = Schema(
     kind="coordinator's database",
     extra="coordinator",
     tables=TABLES,
     first_version=3,
+    migrations=(LIMITS,),
     copy_before_migration=True,
     damaged=SchemaFault(
         DataError,

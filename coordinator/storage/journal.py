@@ -16,9 +16,11 @@ from typing import Any
 from ...fedproto.codecs import Codec
 from ...fedproto.records import Evaluation, RunSettings
 from ..rounds import Cohort, OpenRound, RunState, UpdateSummary
+from ..strategies.claims import Claim, Limits
 from ..strategies.norm_bound import WINDOW
 from .database import WriterMark, database_errors, open_database
 from .evaluations import best_model, encode_classes, model_evaluations
+from .last_round import check_last_round
 from .quarantine import STRIKES, quarantined, strike
 
 UPDATE_COLUMNS = (
@@ -59,6 +61,7 @@ class RoundEnd:
     sent_bytes: int
     codec_error: float = 0.0  # of the model that it made, on its way to the silos
     clock_moved: float = 0.0  # seconds that the wall clock jumped while it was open
+    limits: Limits | None = None  # of its updates; None: they count as claimed
 
 
 class Journal:
@@ -69,6 +72,7 @@ class Journal:
         self._run = run
         self._mark = WriterMark(path)
         self._mark.check()
+        check_last_round(path.parent, run.run)
         self.db = open_database(path)
         self._mark.begin(self.db)
 
@@ -197,14 +201,30 @@ class Journal:
 
     def largest_norms(self) -> dict[str, float]:
         """Return by silo its largest update norm in the last closed rounds, as many as norm_bound.py looks at."""
+        return self._largest("norm")
+
+    def largest_claims(self) -> dict[str, int]:
+        """Return by silo the most examples that it claimed in the last closed rounds, as many as norm_bound.py looks at."""
+        return self._largest("examples")
+
+    def _largest(self, column: str) -> dict[str, Any]:
         rows = self.all(
-            "SELECT silo, max(norm) FROM updates WHERE run = ? AND norm IS NOT NULL AND round IN (SELECT number "
+            f"SELECT silo, max({column}) FROM updates WHERE run = ? AND {column} IS NOT NULL AND round IN (SELECT number "
             "FROM rounds WHERE run = ? AND status = 'closed' ORDER BY number DESC LIMIT ?) GROUP BY silo",
             self._run.run,
             self._run.run,
             WINDOW,
         )
         return dict(rows)
+
+    def claims(self, round_number: int) -> dict[str, Claim]:
+        """Return by silo the claims of the round's updates, in ascending order of name."""
+        rows = self.all(
+            "SELECT silo, examples, norm FROM updates WHERE run = ? AND round = ? ORDER BY silo",
+            self._run.run,
+            round_number,
+        )
+        return {silo: Claim(examples, norm) for silo, examples, norm in rows}
 
     def updates(self, round_number: int) -> list[tuple[str, int, str]]:
         """Return the round's updates in ascending order of silo name: silo, examples, SHA-256 of the payload."""
@@ -228,11 +248,12 @@ class Journal:
             end.sent_bytes,
             end.codec_error,
             end.clock_moved or None,
+            *((end.limits.examples, end.limits.pull) if end.limits else (None, None)),
         )
         with database_errors(self.path), self.db:
             self.db.execute(
                 "UPDATE rounds SET status = ?, ended_at = ?, seconds = ?, model_sha256 = ?, sent_bytes = ?, "
-                "codec_error = ?, clock_moved = ? WHERE run = ? AND number = ?",
+                "codec_error = ?, clock_moved = ?, most_examples = ?, most_pull = ? WHERE run = ? AND number = ?",
                 (*figures, self._run.run, after.last_round),
             )
             self._insert_open_round(after.model_sha256, after.open)

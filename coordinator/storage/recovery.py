@@ -20,6 +20,7 @@ from ...fedproto.records import RunSettings
 from ..rounds import Cohort, RoundPolicy, RunState, start_run
 from .damaged_files import DAMAGED_FOLDER, FIND_CAUSE, keep_damaged
 from .journal import ClosedRound, Journal
+from .last_round import LAST_ROUND_FILE, lost_run_error
 from .models import ModelStore
 from .strategy_state import StrategyState
 
@@ -56,12 +57,8 @@ class Recovery:
 
     def _start(self, policy: RoundPolicy, cohort: Cohort) -> RunState:
         folder = self.models.folder.parent
-        if self.models.has_trained_models():
-            raise DataError(
-                f"{folder} holds models, but {self.journal.path} does not know the run",
-                fix=f"restore {self.state} from a backup, or move {folder} away to start the run again",
-                code="lost_run",
-            )
+        if self.models.has_trained_models() or (folder / LAST_ROUND_FILE).exists():
+            raise lost_run_error(folder, self.state)
         params = initial_params(self.run.head, self.run.seed)
         run_state = start_run(policy, params_sha256(params), cohort)
         self.models.write(0, params)

@@ -5,6 +5,7 @@
     STATE/runs/NAME/models/round-000012.safetensors     the model after round 12; 0: before round 1 (models.py)
     STATE/runs/NAME/memory/round-000012.arrays          strategy state after round 12, if any (strategy_state.py)
     STATE/runs/NAME/updates/000013/SILO.f32             payloads of the open round (payloads.py)
+    STATE/runs/NAME/last_round.json                     the last round that ended (last_round.py)
     STATE/runs/NAME/spool/                              uploads that are not complete (spool.py)
 
 A file is whole and durable before the row that names it is committed (journal.py), and rows are committed (fsync)
@@ -28,6 +29,7 @@ from ..strategies.algorithm import ServerState
 from .damaged_files import DAMAGED_FOLDER
 from .database import DATABASE_FILE
 from .journal import Journal, RoundEnd, StoredUpdate
+from .last_round import record_last_round
 from .models import ModelStore, models_folder
 from .payloads import Payloads, StoredContribution, StoredContributions
 from .recovery import Recovery
@@ -94,6 +96,7 @@ class RunStore:
             (self._folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
         recovery = Recovery(self._state, self._run, self.journal, self._models, self._strategy_state)
         state, params = recovery.start_or_resume(policy, cohort)
+        record_last_round(self._state, self._run.run, self.journal.db)
         self._remove_leftovers(state)
         return state, params
 
@@ -162,6 +165,7 @@ class RunStore:
 
     def _end_round(self, after: RunState, end: RoundEnd, model_sha256: str | None) -> None:
         self.journal.end_round(after, end, model_sha256)
+        record_last_round(self._state, self._run.run, self.journal.db)
         self._payloads.round_ended()
         self._ended = after
 
