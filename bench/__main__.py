@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 
-BENCHMARKS = ("training", "paper_run", "attacks", "inversion", "policies")
+BENCHMARKS = ("training", "paper_run", "attacks", "claims", "inversion", "policies")
 
 
 def main() -> None:

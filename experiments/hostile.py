@@ -65,7 +65,7 @@ class InflatedExamples:
 
 @dataclass(frozen=True)
 class Claims:
-    """Claim ``first`` examples, and ``growth`` times as many in every further round; ``every``: in every so many rounds.
+    """Claim ``first`` examples, ``growth`` times as many in every further round; ``every``: in every so many rounds.
 
     In the rounds between, the claim is honest. ``attack`` decides about the values.
     """

@@ -23,7 +23,7 @@ from ..agent.training.trainer import HeadTrainer
 from ..base.errors import DataError
 from ..coordinator.serving.model_broadcast import broadcast
 from ..coordinator.strategies.claims import Claim, count_claims, learnt_examples, limits_of
-from ..coordinator.strategies.composition import aggregate, first_state, needs_two_passes
+from ..coordinator.strategies.composition import aggregate, first_state, needs_two_passes, weighs_examples
 from ..coordinator.strategies.contributions import Contribution, InMemoryContribution, distance
 from ..coordinator.strategies.norm_bound import WINDOW, NormBound, learnt_norm
 from ..fedproto.codecs import FlatParams, apply_delta, encode_delta
@@ -132,7 +132,7 @@ class _Checks:
         claims: dict[str, Claim] = {}
         self._sent.append(claims)
         passed = self._passed(number, base, parts, bound, claims)
-        if scenario.examples_times <= 0:
+        if scenario.examples_times <= 0 or not weighs_examples(run.strategy):
             return passed
         kept = list(passed)
         examples = learnt_examples({silo: claim for silo, (_, claim) in largest.items()})

@@ -60,7 +60,7 @@ class_balanced = false        # every silo weights its classes equally
 
 [checks]                      # of every update, before it counts; may be changed between starts
 norm_times = 4.0              # farther from the model than this multiple of the median silo in the last rounds: refused
-examples_times = 2.0          # a claim of more examples than this multiple of the median claim counts as that; 0: no cap
+examples_times = 2.0          # the most that an update counts for, in median claims of examples; 0: as claimed
 max_examples = 1000000        # an update of more is refused; set it to the size of your largest silo
 quarantine_after = 3          # after this many refusals a silo is in quarantine until: flamest-coordinator silo release
 """

@@ -13,7 +13,7 @@ from ..rounds import Decision, OpenRound, after_abandon, after_close, on_leave, 
 from ..storage.damaged_files import FIND_CAUSE
 from ..storage.journal import RoundEnd
 from ..strategies.claims import Claim, Limits, count_claims, limits_of
-from ..strategies.composition import aggregate
+from ..strategies.composition import aggregate, weighs_examples
 from .active_run import ActiveRun
 from .final_evaluation import FinalEvaluation
 from .model_broadcast import Broadcast, ModelMessages, broadcast, data_parts
@@ -73,7 +73,8 @@ class RoundCloser:
             return model, params_sha256(model.params), data_parts(encode_params(run.head, model.params))
 
         claims = await active.on_disk(lambda: active.store.journal.claims(current.number))
-        limits = limits_of(claims.values(), active.learnt_examples, active.server_policy.checks.examples_times)
+        times = active.server_policy.checks.examples_times if weighs_examples(run.strategy) else 0.0
+        limits = limits_of(claims.values(), active.learnt_examples, times)
         try:
             model, sha256, parts = await active.on_disk(next_model)
         except DataError as problem:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...base.errors import DataError, SettingsError
+from ...base.errors import DataError, FlamestError, SettingsError
 from ...base.files import fsync_directory, write_atomic
 from ...base.sqlite import Schema, SchemaFault, damaged_error, open_for_reading, open_for_writing, translated_errors
 
@@ -142,6 +142,11 @@ def read_database(path: Path, *, small_changes: bool = False) -> Connection:
 def database_errors(path: Path) -> AbstractContextManager[None]:
     """Raise SQLite's errors inside the block as errors of base/errors.py."""
     return translated_errors(path, SCHEMA)
+
+
+def incomplete_error(path: Path, problem: str) -> FlamestError:
+    """Return the error for rows that no coordinator writes together."""
+    return damaged_error(path, SCHEMA, problem)
 
 
 class WriterMark:

@@ -20,7 +20,7 @@ from ..strategies.claims import Claim, Limits
 from ..strategies.norm_bound import WINDOW
 from .database import WriterMark, database_errors, open_database
 from .evaluations import best_model, encode_classes, model_evaluations
-from .last_round import check_last_round
+from .last_round import ShownRounds, check_last_round
 from .quarantine import STRIKES, quarantined, strike
 
 UPDATE_COLUMNS = (
@@ -72,8 +72,17 @@ class Journal:
         self._run = run
         self._mark = WriterMark(path)
         self._mark.check()
-        check_last_round(path.parent, run.run)
+        shown = ShownRounds.of(path.parent, run.run)
+        if not path.exists():
+            shown.check_new()
+        elif path.with_name(f"{path.name}-wal").exists():
+            check_last_round(path.parent, run.run)  # before a writer moves the -wal file's content into the database
         self.db = open_database(path)
+        try:
+            shown.check(self.db)
+        except BaseException:
+            self.db.close()
+            raise
         self._mark.begin(self.db)
 
     def close(self) -> None:
@@ -204,13 +213,14 @@ class Journal:
         return self._largest("norm")
 
     def largest_claims(self) -> dict[str, int]:
-        """Return by silo the most examples that it claimed in the last closed rounds, as many as norm_bound.py looks at."""
+        """Return by silo the most examples that it claimed in the same rounds."""
         return self._largest("examples")
 
     def _largest(self, column: str) -> dict[str, Any]:
         rows = self.all(
-            f"SELECT silo, max({column}) FROM updates WHERE run = ? AND {column} IS NOT NULL AND round IN (SELECT number "
-            "FROM rounds WHERE run = ? AND status = 'closed' ORDER BY number DESC LIMIT ?) GROUP BY silo",
+            f"SELECT silo, max({column}) FROM updates WHERE run = ? AND {column} IS NOT NULL AND round IN "
+            "(SELECT number FROM rounds WHERE run = ? AND status = 'closed' ORDER BY number DESC LIMIT ?) "
+            "GROUP BY silo",
             self._run.run,
             self._run.run,
             WINDOW,

@@ -2,15 +2,16 @@
 
 SQLite reads a ``-wal`` file up to its first damaged frame, without an error: when it was cut short, or replaced by an
 older one like the database itself, closed rounds and their receipts are missing. ``runs/NAME/last_round.json`` is
-written, durably, after each commit that ends a round and before silos hear of it. So a database may be ahead of the file
-(a crash in between), never behind it. Models tell the same where the file is gone: at most the one of the open round is
-newer than the last round that ended.
+written, durably, after each commit that ends a round and before silos hear of it. So a database may be ahead of the
+file (a crash in between), never behind it. Models show the same where the file is gone: at most the one of the open
+round is newer than the last round that ended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def record_last_round(state: Path, run: str, database: Connection) -> None:
     if last is None:
         return
     try:
-        write_atomic(_path(state, run), msgspec.json.encode(last.checked()) + b"\n")
+        write_atomic(_path(state, run), msgspec.json.encode(last.checked()) + b"\n", mode=0o600)
     except FlamestError as error:
         log.warning("last_round_not_written", round=last.round, code=error.code, detail=error.message, fix=error.fix)
 
@@ -75,30 +76,52 @@ def check_last_round(state: Path, run: str) -> None:
     Reads only, also next to a running coordinator. A folder without a database, or with one that its writer has yet to
     migrate, has nothing to compare.
     """
-    newest = newest_model(state, run)  # before the database: a running coordinator writes in the other order
-    recorded = _read(state, run)
-    path = state / DATABASE_FILE
+    shown = ShownRounds.of(state, run)  # before the database: a running coordinator writes in the other order
     try:
-        database = read_database(path)
+        database = read_database(state / DATABASE_FILE)
     except FlamestError as error:
         if error.code in ("no_state", "older_state"):
             return
         raise
     try:
-        last = _last_ended(state, run, database)
-        if last is None:
-            if recorded is not None or newest > 0:
-                raise _lost_run_error(state, run)
-            return
-        if recorded is not None and _row(state, run, database, recorded.round) != recorded:
-            known = f"its rounds up to {last.round}" if recorded.round > last.round else "another one"
-            raise _lost_rounds_error(state, f"round {recorded.round} has ended, but {path.name} knows {known}")
+        shown.check(database)
     finally:
         database.close()
-    if newest > last.round + (recorded is not None):
-        raise _lost_rounds_error(
-            state, f"there is a model of round {newest}, but {path.name} knows rounds up to {last.round}"
-        )
+
+
+@dataclass(frozen=True)
+class ShownRounds:
+    """The last round of a run, as the files next to the database show it."""
+
+    state: Path
+    run: str
+    recorded: LastRound | None  # None: the file is missing or damaged
+    newest_model: int  # 0 for none
+
+    @classmethod
+    def of(cls, state: Path, run: str) -> ShownRounds:
+        """Read the files."""
+        newest = max((number for number, _ in _models(state, run)), default=0)
+        return cls(state, run, _read(state, run), newest)
+
+    def check_new(self) -> None:
+        """Raise DataError (``lost_run``) unless the run may begin: no file shows that it has."""
+        if self.recorded is not None or self.newest_model > 0:
+            raise lost_run_error(self.state, self.run)
+
+    def check(self, database: Connection) -> None:
+        """Raise DataError (``lost_rounds``, ``lost_run``) when the database lacks what the files show."""
+        state, recorded, newest = self.state, self.recorded, self.newest_model
+        last = _last_ended(state, self.run, database)
+        if last is None:
+            self.check_new()
+            return
+        if recorded is not None and _row(state, self.run, database, recorded.round) != recorded:
+            known = f"rounds up to {last.round}" if recorded.round > last.round else "another round of this number"
+            raise _lost_rounds_error(state, f"round {recorded.round} has ended, but {DATABASE_FILE} knows {known}")
+        if newest > last.round + (recorded is not None):
+            problem = f"there is a model of round {newest}, but {DATABASE_FILE} knows rounds up to {last.round}"
+            raise _lost_rounds_error(state, problem)
 
 
 def settle_last_round(state: Path) -> None:
@@ -114,11 +137,6 @@ def settle_last_round(state: Path) -> None:
                 record_last_round(state, run, database)
     finally:
         database.close()
-
-
-def newest_model(state: Path, run: str) -> int:
-    """Return the number of the newest model on disk, 0 for none."""
-    return max((number for number, _ in _models(state, run)), default=0)
 
 
 def _models(state: Path, run: str) -> list[tuple[int, Path]]:
@@ -156,7 +174,8 @@ def _last_ended(state: Path, run: str, database: Connection) -> LastRound | None
 def _row(state: Path, run: str, database: Connection, number: int) -> LastRound | None:
     """Return an ended round of the database, None when it has none of this number."""
     if number == 0:
-        query, values = "SELECT initial_sha256, '' FROM runs WHERE name = ?", (run,)
+        values: tuple[str | int, ...] = (run,)
+        query = "SELECT initial_sha256, '' FROM runs WHERE name = ?"
     else:
         query = (
             "SELECT base_sha256, coalesce(model_sha256, '') FROM rounds "
@@ -169,23 +188,20 @@ def _row(state: Path, run: str, database: Connection, number: int) -> LastRound 
     return None
 
 
-def lost_run_error(folder: Path, state: Path) -> DataError:
-    """Return the error for the folder of a run that the database does not know."""
+def lost_run_error(state: Path, run: str) -> DataError:
+    """Return the error for a run's folder when the database does not know the run."""
+    folder = state / "runs" / run
     return DataError(
-        f"{folder} shows that the run has begun, but {state / DATABASE_FILE} does not know it",
+        f"{folder} shows that the run has begun, but {state / DATABASE_FILE} does not know the run",
         fix=f"restore {state} from a backup, or move {folder} away to start the run again",
         code="lost_run",
     )
 
 
-def _lost_run_error(state: Path, run: str) -> DataError:
-    return lost_run_error(state / "runs" / run, state)
-
-
 def _lost_rounds_error(state: Path, problem: str) -> DataError:
     return DataError(
         f"{state} has lost rounds: {problem}; nothing was changed",
-        fix="go back to a backup: flamest-coordinator restore --config coordinator.toml --from BACKUP; without one, see "
-        "docs/checks.md",
+        fix="go back to a backup: flamest-coordinator restore --config coordinator.toml --from BACKUP; without one: "
+        "docs/exit-codes.md",
         code="lost_rounds",
     )

@@ -54,11 +54,6 @@ class ModelStore:
             )
         return model.params
 
-    def has_trained_models(self) -> bool:
-        """Return True when there is a model of a closed round."""
-        start = model_path(self.folder, 0)
-        return any(path != start for path in self.folder.glob("*.safetensors"))
-
     def remove_old(self, best: int | None = None) -> None:
         """Remove all but the last ``keep`` models and that of round ``best``, and what an interrupted write left."""
         old = sorted(self.folder.glob("round-*.safetensors"))[: -self.keep] if self.keep else []

@@ -101,6 +101,10 @@ class Payloads:
         stored = [(silo, examples, sha256, self._path(round_number, silo)) for silo, examples, sha256 in updates]
         return StoredContributions(self._head, tuple(stored), self._hashed)
 
+    def silos(self, round_number: int) -> set[str]:
+        """Return the silos whose payloads of a round are on disk."""
+        return {path.stem for path in self._round_folder(round_number).glob("*.f32")}
+
     def one(self, round_number: int, silo: str, sha256: str) -> StoredContribution:
         """Return a silo's update in a round. Raises DataError (``corrupt_update``)."""
         return next(iter(self.contributions(round_number, [(silo, 1, sha256)])))

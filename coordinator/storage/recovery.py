@@ -19,8 +19,8 @@ from ...fedproto.head import Params, initial_params, params_sha256
 from ...fedproto.records import RunSettings
 from ..rounds import Cohort, RoundPolicy, RunState, start_run
 from .damaged_files import DAMAGED_FOLDER, FIND_CAUSE, keep_damaged
+from .database import incomplete_error
 from .journal import ClosedRound, Journal
-from .last_round import LAST_ROUND_FILE, lost_run_error
 from .models import ModelStore
 from .strategy_state import StrategyState
 
@@ -57,8 +57,6 @@ class Recovery:
 
     def _start(self, policy: RoundPolicy, cohort: Cohort) -> RunState:
         folder = self.models.folder.parent
-        if self.models.has_trained_models() or (folder / LAST_ROUND_FILE).exists():
-            raise lost_run_error(folder, self.state)
         params = initial_params(self.run.head, self.run.seed)
         run_state = start_run(policy, params_sha256(params), cohort)
         self.models.write(0, params)
@@ -108,13 +106,18 @@ class Recovery:
         )
 
     def _resume(self, policy: RoundPolicy, cohort: Cohort, initial_sha256: str) -> RunState:
-        closed = self.journal.closed_rounds(initial_sha256)
+        closed, opened = self.journal.closed_rounds(initial_sha256), self.journal.open_round(cohort)
+        if (opened is None) != (len(closed) > self.run.rounds):
+            finished = "no round is open" if opened is None else f"round {opened.number} is open"
+            raise incomplete_error(
+                self.journal.path, f"{finished} after {len(closed) - 1} of {self.run.rounds} rounds have closed"
+            )
         return RunState(
             policy=policy,
             closed=len(closed) - 1,
             model_sha256=closed[-1].model_sha256,
             last_round=self.journal.last_ended(),
-            open=self.journal.open_round(cohort),
+            open=opened,
             counted=self.journal.counted(),
         )
 

@@ -16,11 +16,12 @@ One process at a time: the lock. Not for more than one thread at a time.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ...base.errors import LockedError, StorageError
 from ...base.files import FileLock, sha256_bytes, storage_code
+from ...base.log import Log
 from ...fedproto.head import Params
 from ...fedproto.records import Evaluation, RunSettings
 from ...fedproto.tensors import payload_bytes
@@ -29,12 +30,14 @@ from ..strategies.algorithm import ServerState
 from .damaged_files import DAMAGED_FOLDER
 from .database import DATABASE_FILE
 from .journal import Journal, RoundEnd, StoredUpdate
-from .last_round import record_last_round
+from .last_round import LAST_ROUND_FILE, record_last_round
 from .models import ModelStore, models_folder
 from .payloads import Payloads, StoredContribution, StoredContributions
 from .recovery import Recovery
 from .spool import Spool, remove_spares
 from .strategy_state import StrategyState
+
+log = Log("coordinator")
 
 LOCK_TRIES = 5  # `status` holds the lock for an instant
 LOCK_PAUSE_S = 0.1
@@ -107,7 +110,7 @@ class RunStore:
 
     def _remove_leftovers(self, state: RunState) -> None:
         """Remove what a crash left: incomplete uploads, payloads without a row, folders of rounds that ended."""
-        for path in self.spool_folder.iterdir():
+        for path in (*self.spool_folder.iterdir(), *self._folder.glob(f".{LAST_ROUND_FILE}.*.tmp")):
             path.unlink()
         self._remove_old_models()
         self._remove_old_strategy_state()
@@ -196,11 +199,22 @@ class RunStore:
         """Keep only payloads of the open round; in a finished run, those that silos may still have to evaluate."""
         current = state.open
         if current is not None:
+            self._report_lost_receipts(current.number, current.accepted)
             self._payloads.remove_all_but(current.number, current.accepted)
             return
         shared = [silo for silo, *_ in self.journal.shared(state.last_round)]
         waiting = self._run.final_evaluation == "sites" and not set(shared) <= self.journal.reported().keys()
         self._payloads.remove_all_but(state.last_round if waiting else None, shared)
+
+    def _report_lost_receipts(self, round_number: int, accepted: Collection[str]) -> None:
+        """Log payloads without a row, unless it is the one that a crash leaves: their silos have receipts.
+
+        Nothing else is needed: a silo that asks a coordinator which has started gets the open round again.
+        """
+        lost = self._payloads.silos(round_number) - set(accepted)
+        if len(lost) > 1:  # updates are accepted one after the other
+            fix = "none needed for the run: the silos answer again; find out what damages files on this disk"
+            log.error("receipts_lost", round=round_number, silos=",".join(sorted(lost)), fix=fix)
 
     def _remove_old_models(self) -> None:
         """Keep the last models, as many as the settings say, and the best one."""

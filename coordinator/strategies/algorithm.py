@@ -60,4 +60,5 @@ class Algorithm:
     step: Callable[[RoundInput, Sums], Step] | None = None
     whole_round: Callable[[RoundInput], Step] | None = None  # instead of the three; goes with no other algorithm
     carries: tuple[str, ...] = ()  # names of the arrays in its state
+    weighs: bool = False  # combines by the contributions' weights, so that claims need limits (claims.py)
     two_passes: bool = False  # iterates over the contributions more than once

@@ -1,14 +1,18 @@
 """Claims of examples: how much of what a silo says it has counts in a round.
 
-The weight of an update in FedAvg's mean is the silo's own word. One that claims a million examples would be the mean.
-So a claim counts at most ``examples_times`` times the median claim ([checks] in coordinator.toml), the lower one of an
-even number: of two silos neither can raise it alone. The median is over the round's updates, and over the silos' largest
-claims in the last closed rounds where that is less: a round in which few honest silos report is not the others' to set.
-A cut claim buys no distance either: the update is shortened to what training on its counted examples can reach.
+The weight of an update in a weighted mean is the silo's own word: one that claims a million examples is the mean. Two
+limits hold for the updates of a round, both set by ``examples_times`` ([checks] in coordinator.toml) and by medians,
+which fewer than half of the silos cannot move past the honest values, however slowly they try:
 
-Everything is computed when the round ends, from rows that are on disk: the order of arrival does not matter, a receipt
-is never taken back, and a restart finds the same. docs/decisions/026-a-claim-counts-at-most-a-multiple-of-the-median.md
-has the measurements behind the default.
+- an update counts for at most ``examples_times`` times the median claim. Of an even number it is the lower one of the
+  middle two: of two silos neither can raise it alone. It is also at most the median of the silos' largest claims in the
+  last closed rounds: a round in which few honest silos report is not for the others to set;
+- its pull on the mean, counted examples times distance from the round's model, is at most ``PULL * examples_times``
+  times the medians' product; beyond it is moved towards the round's model. A claim buys no distance either.
+
+All of it is computed when the round ends, from rows that are on disk: the order of arrival does not matter, a receipt
+is never taken back, and a restart finds the same. Median, trimmed mean and FedDyn use no weights and have no limits.
+docs/decisions/026-a-claim-counts-at-most-a-multiple-of-the-median.md has the measurements behind the constants.
 """
 
 from __future__ import annotations
@@ -26,9 +30,8 @@ from .contributions import Contribution
 from .norm_bound import SILOS_NEEDED
 from .robust import Clipped
 
-
 Number = TypeVar("Number", int, float)
-PULL = 1.0
+PULL = 0.75  # of ``times``: the most that counted examples times distance may be of the medians' product
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,9 @@ def limits_of(claims: Collection[Claim], learnt: int | None, times: float) -> Li
     if learnt is not None:
         median = min(median, learnt)
     norms = [claim.norm for claim in claims if claim.norm is not None]
-    norm = lower_median(norms) if norms else 0.0
-    return Limits(max(1, int(times * median)), times * PULL * median * norm if norm > 0 else math.inf)
+    norm = lower_median(norms) if len(norms) >= SILOS_NEEDED else 0.0
+    pull = max(1.0, PULL * times) * median * norm if norm > 0 else math.inf
+    return Limits(max(1, int(times * median)), pull)
 
 
 def learnt_examples(largest: Mapping[str, int]) -> int | None:

@@ -122,6 +122,11 @@ def needs_two_passes(strategy: Strategy) -> bool:
     return any(algorithm.two_passes for algorithm in _enabled(strategy))
 
 
+def weighs_examples(strategy: Strategy) -> bool:
+    """Return whether the silos' examples are weights in ``aggregate``."""
+    return any(algorithm.weighs for algorithm in _enabled(strategy))
+
+
 def state_arrays(strategy: Strategy) -> tuple[str, ...]:
     """Return the names of the arrays that the algorithms in use carry from round to round."""
     return tuple(name for algorithm in _enabled(strategy) for name in algorithm.carries)

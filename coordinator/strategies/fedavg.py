@@ -51,6 +51,7 @@ FEDAVG = Algorithm(
     setting="combine",
     enabled=lambda strategy: strategy.combine == "mean" and strategy.name != "feddyn",
     combine=lambda round_input: weighted_mean(round_input.spec, round_input.contributions),
+    weighs=True,
 )
 FEDAVGM = Algorithm(
     setting="server_momentum",

@@ -105,14 +105,14 @@ def test_an_update_overwritten_during_a_backup_is_copied_again(federation, tmp_p
     (path,) = federation.state.glob("runs/*/updates/*/a.f32")
     copied = []
 
-    def copyfile(source, target):
+    def copy_file(source, target):
         target.write_bytes(source.read_bytes())
         copied.append(source)
         if source == path and copied.count(path) == 1:  # the round ended, and the next upload took its file
             with target.open("r+b") as file:
                 file.write(b"other")
 
-    monkeypatch.setattr("flamest.coordinator.storage.backup.shutil.copyfile", copyfile)
+    monkeypatch.setattr("flamest.coordinator.storage.backup._copy_file", copy_file)
     back_up(federation.state, tmp_path / "copy")
     assert copied.count(path) == 2
     assert (tmp_path / "copy" / path.relative_to(federation.state)).read_bytes() == path.read_bytes()
