@@ -19,6 +19,7 @@ from ..storage.evaluations import (
     ModelEvaluation,
     cross_evaluations,
     model_evaluations,
+    most_clips,
     pool_evaluations,
 )
 from ..storage.models import model_path, models_folder
@@ -43,14 +44,14 @@ class UpdateRow:
 
     silo: str
     examples: int  # as it claimed
-    counted: int | None  # examples that it counted for; None while the round is open, and where it did not count
     norm: float | None  # its distance from the round's model
-    counted_norm: float | None  # the distance with which it counted
     codec: str | None  # that it was encoded with
     codec_error: float | None  # norm of what the codec left out over the norm of the delta
     received_bytes: int
     sent_bytes: int | None  # of the round's model, to this silo, since the last start of the server
     evaluation: Evaluation | None  # of the model that the round STARTED from, on its held-out clips
+    counted: int | None = None  # examples that it counted for; None while the round is open, and where it did not count
+    counted_norm: float | None = None  # the distance with which it counted
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ class SiloRow:
     quarantined: str | None = None  # since when, UTC
     received_bytes: int = 0  # its updates, in all
     sent_bytes: int = 0  # models of the rounds that it has an update in
-    last: UpdateRow | None = None  # its last update that counted
+    examples: int | None = None  # of its last update, as it claimed
+    counted: int | None = None  # examples that this update counted for; None while its round is open
+    norm: float | None = None  # this update's distance from the round's model
+    counted_norm: float | None = None  # the distance with which it counted
 
 
 class History:
@@ -116,6 +120,8 @@ class History:
     def rounds(self) -> list[RoundRow]:
         """Return every round so far, the open one last."""
         rows, updates = [], self._updates()
+        reported = [(one.silo, one.evaluation) for found in updates.values() for one in found if one.evaluation]
+        most_evaluated = most_clips((silo, evaluation.count) for silo, evaluation in reported)
         for number, status, wanted, opened, seconds, sha256, sent, *rest in self._rows(ROUNDS):
             codec_error, moved, refused, lost, *limits = rest
             accepted = [_counted(update, status, *limits) for update in updates[number]]
@@ -134,7 +140,7 @@ class History:
                     received_bytes=sum(update.received_bytes for update in accepted),
                     farthest=max((update.norm for update in accepted if update.norm is not None), default=None),
                     evaluation=pool_evaluations(
-                        [update.evaluation for update in accepted if update.evaluation is not None]
+                        [update.evaluation for update in accepted if update.evaluation is not None], most_evaluated
                     ),
                     model_codec_error=codec_error,
                     clock_moved=moved,
@@ -147,7 +153,7 @@ class History:
         found: dict[int, list[UpdateRow]] = defaultdict(list)
         for number, silo, examples, norm, codec, error, received, sent, loss, correct, count in self._rows(UPDATES):
             evaluation = None if count is None else Evaluation(loss, correct, count)
-            found[number].append(UpdateRow(silo, examples, None, norm, None, codec, error, received, sent, evaluation))
+            found[number].append(UpdateRow(silo, examples, norm, codec, error, received, sent, evaluation))
         return found
 
     def model_evaluations(self) -> list[ModelEvaluation]:
@@ -171,6 +177,14 @@ class History:
             last = utc_text(last_at)
             rows[silo] = SiloRow(
                 silo, updates, last_round, last, 0, None, received_bytes=received, sent_bytes=int(sent)
+            )
+        for update in (update for row in self.rounds() for update in row.updates):
+            rows[update.silo] = replace(
+                rows[update.silo],
+                examples=update.examples,
+                counted=update.counted,
+                norm=update.norm,
+                counted_norm=update.counted_norm,
             )
         query = "SELECT silo, sum(times), code, max(last_at) FROM refusals WHERE run = ? GROUP BY silo"
         for silo, refused, code, _ in self._rows(query):

@@ -85,6 +85,8 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
             if silo["updates"]
             else "no update yet"
         )
+        if silo["updates"]:
+            last += f", {claim_text(silo)}"
         refused = f", {silo['refused']} refused ({silo['last_refusal']})" if silo["refused"] else ""
         lines.append(f"  {silo['silo']:20} {silo['updates']} updates, {last}{refused}")
         if silo["quarantined"]:
@@ -98,6 +100,25 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
             f"the server's certificate ends in {now['certificate_days_left']:.0f} days: flamest-coordinator renew"
         )
     return lines
+
+
+def claim_text(update: Mapping[str, Any]) -> str:
+    """Return an update's examples and norm, as claimed and as counted, as text."""
+    counted, norm, kept = update["counted"], update["norm"], update["counted_norm"]
+    text = f"{update['examples']} examples"
+    if counted is not None and counted < update["examples"]:
+        text += f" claimed, counted as {counted}"
+    if norm is not None:
+        text += f", norm {norm:.4g}"
+        if kept is not None and kept < norm:
+            text += f", counted as {kept:.4g}"
+    return text
+
+
+def is_limited(update: Mapping[str, Any]) -> bool:
+    """Return True for an update of a closed round that counted less than it claimed."""
+    counted, kept = update["counted"], update["counted_norm"]
+    return (counted is not None and counted < update["examples"]) or (kept is not None and kept < update["norm"])
 
 
 def history_of(settings: CoordinatorSettings) -> list[dict[str, Any]]:
@@ -128,8 +149,11 @@ def _update(row: UpdateRow) -> dict[str, Any]:
     }
 
 
-def history_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return ``history_of`` as a table."""
+def history_lines(rows: Sequence[Mapping[str, Any]], *, silos: bool = False) -> list[str]:
+    """Return ``history_of`` as a table; below a round the updates that counted less than claimed.
+
+    ``silos``: below a round all of its updates.
+    """
     head = f"{'round':>5} {'status':9} {'accepted':>8} {'refused':>7} {'examples':>8} {'loss':>8} {'accuracy':>8}"
     lines = [f"{head} {'MB in':>8} {'MB out':>8} {'MB/silo':>8} {'lost':>6} {'seconds':>8} model"]
     for row in rows:
@@ -144,4 +168,9 @@ def history_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{accuracy} {row['received_bytes'] / 1e6:8.2f} {row['sent_bytes'] / 1e6:8.2f} {each} {lost} {seconds} "
             f"{(row['model_sha256'] or '-')[:12]}{moved}"
         )
+        lines += [
+            f"{'':5} {update['silo']:20} {claim_text(update)}"
+            for update in row["updates"]
+            if silos or is_limited(update)
+        ]
     return lines

@@ -26,11 +26,17 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
 
 
 @command
-def history(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
+def history(
+    config: ConfigOption,
+    silos: Annotated[
+        bool, typer.Option("--silos", help="Every silo's examples and norm too, claimed and counted.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
     """Show a row per round. Loss and accuracy are of the model that the round STARTED from, on the silos'
     held-out clips, where the silo's policy allows to report them. MB/silo is the size of an update and its model;
-    `lost` is the largest share that the codec of an update left out. --json has every silo's figures. Last line: bytes
-    until a model had 95 % of the last accuracy.
+    `lost` is the largest share that the codec of an update left out. Below a round: updates that counted less than they
+    claimed. --json has every silo's figures. Last line: bytes until a model had 95 % of the last accuracy.
     """
     from ..admin.communication_cost import communication_cost_lines, communication_cost_of
     from ..admin.status import history_lines, history_of
@@ -39,7 +45,7 @@ def history(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]
     settings = load_coordinator_settings(config)
     rows, reached = history_of(settings), communication_cost_of(settings)
     if not as_json:
-        print("\n".join([*history_lines(rows), *communication_cost_lines(reached)]))
+        print("\n".join([*history_lines(rows, silos=silos), *communication_cost_lines(reached)]))
     return {"rounds": rows, "to_95_percent": reached}
 
 

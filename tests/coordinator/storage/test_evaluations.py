@@ -1,5 +1,7 @@
 """The best model, the evaluation at the end of a run, and its communication cost."""
 
+from dataclasses import replace
+
 import pytest
 from flamest.agent.training.evaluation import choose_better, reportable_classes
 from flamest.base.errors import DataError
@@ -13,7 +15,9 @@ from flamest.coordinator.storage.evaluations import (
     best_model,
     decode_classes,
     encode_classes,
+    most_clips,
     pool_classes,
+    pool_evaluations,
 )
 from flamest.fedproto.head import initial_params, params_sha256
 from flamest.fedproto.records import ClassCount, Evaluation, Phase, SubjectEvaluation, Update
@@ -224,3 +228,78 @@ def test_history_shows_each_silos_bytes_and_codec_error(finished):
     shown = CliRunner().invoke(main.app, ["history", "--config", str(finished.config)]).output
     assert "MB/silo" in shown
     assert "95 % of the last accuracy" in shown
+
+
+def reports(number, **silos):
+    """The model of a round, and ``silo=(correct, count)``."""
+    return ModelEvaluation(number, tuple((silo, Evaluation(1.0, *found)) for silo, found in sorted(silos.items())))
+
+
+def with_limit(evaluations):
+    most = most_clips((silo, one.count) for model in evaluations for silo, one in model.silos)
+    return [replace(model, most=most) for model in evaluations]
+
+
+def honest(correct):
+    """Eight silos of 40 clips that agree about a model."""
+    return {f"h{number}": (correct, 40) for number in range(8)}
+
+
+MILLION = 1_000_000
+GOOD, BAD = honest(38), honest(12)
+LIARS = ("x", "y")
+
+
+@pytest.mark.parametrize("count", [40, 120, MILLION])
+def test_two_liars_of_ten_do_not_choose_a_bad_model(count):
+    """They find the bad model perfect and the good one useless, with any count."""
+    lies = [dict.fromkeys(LIARS, (correct, count)) for correct in (0, count)]
+    evaluations = with_limit([reports(1, **GOOD, **lies[0]), reports(2, **BAD, **lies[1])])
+    assert best_model(evaluations)[0] == 1
+
+
+@pytest.mark.parametrize("count", [40, MILLION])
+def test_liars_that_report_for_one_model_only_choose_no_bad_model(count):
+    lies = dict.fromkeys(LIARS, (count, count))
+    assert best_model(with_limit([reports(1, **GOOD), reports(2, **BAD, **lies), reports(3, **GOOD)]))[0] == 3
+
+
+def test_one_liar_of_three_does_not_end_the_others_rounds():
+    evaluations = [reports(1, a=(38, 40), b=(38, 40)), reports(2, a=(12, 40), b=(12, 40), x=(MILLION, MILLION))]
+    assert best_model(with_limit(evaluations))[0] == 1
+
+
+def test_counts_that_grow_slowly_do_not_raise_the_limit():
+    evaluations = with_limit(
+        [reports(number, **GOOD, x=(1, 40 * 2**number), y=(1, 40 * 2**number)) for number in range(1, 12)]
+    )
+    assert {model.most for model in evaluations} == {120}
+
+
+def test_a_round_of_liars_alone_has_the_runs_limit():
+    evaluations = with_limit(
+        [*(reports(number, **GOOD) for number in (1, 2)), reports(3, x=(9, MILLION), y=(9, MILLION))]
+    )
+    assert evaluations[2].all.count == 240
+    assert best_model(evaluations)[0] == 2
+
+
+def test_a_claim_of_clips_is_at_most_three_medians_in_the_whole():
+    evaluated = with_limit([reports(1, **GOOD, x=(0, MILLION))])[0]
+    assert (evaluated.all.correct, evaluated.all.count) == (8 * 38, 8 * 40 + 120)
+
+
+def test_a_claimed_loss_leaves_the_mean_finite():
+    together = pool_evaluations([Evaluation(1.7e308, 1, 4), Evaluation(1.7e308, 1, 4), Evaluation(1.0, 1, 4)])
+    assert together.loss < 1000
+
+
+def test_a_claim_of_clips_does_not_set_the_classes_either():
+    claimed = Evaluation(1.0, 0, MILLION, (ClassCount(0, 0, MILLION),))
+    silos = [Evaluation(1.0, 9, 10, (ClassCount(0, 9, 10),))] * 2
+    assert pool_classes([*silos, claimed], 30) == (ClassCount(0, 18, 50),)
+
+
+def test_honest_counts_are_summed_as_they_are():
+    evaluated = with_limit([reports(1, a=(5, 10), b=(20, 30), c=(8, 12), d=(9, 14))])[0]
+    assert evaluated.all == pool_evaluations([one for _, one in evaluated.silos])
