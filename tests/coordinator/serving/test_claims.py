@@ -95,7 +95,7 @@ def test_honest_claims_make_the_mean_of_equation_12(start, caplog):
     federation.stop()
 
 
-def test_a_round_in_any_order_and_with_a_restart_has_the_same_model(start):
+def test_in_any_order_and_after_a_restart_the_model_is_the_same(start):
     made = set()
     for order, restart in [*zip(itertools.islice(itertools.permutations(SILOS), 0, 24, 11), (None, 2, 3), strict=True)]:
         federation = start()

@@ -237,7 +237,7 @@ def test_a_missing_or_damaged_note_alone_stops_nothing(state, content):
 
 
 @pytest.mark.parametrize("content", [None, b"garbage"])
-def test_without_its_note_a_cut_wal_file_is_said_by_one_newer_model(state, crashed, content):
+def test_without_its_note_one_newer_model_says_the_cut_wal_file(state, crashed, content):
     note = run_folder(state) / LAST_ROUND_FILE
     note.unlink()
     if content is not None:
@@ -373,7 +373,7 @@ def test_a_backup_copied_by_hand_resumes(tmp_path):
     assert start(tmp_path / "copy") == 1
 
 
-def test_models_of_rounds_after_the_copied_rows_are_left_out_of_a_backup(tmp_path, monkeypatch):
+def test_a_backup_leaves_out_models_newer_than_its_rows(tmp_path, monkeypatch):
     from flamest.coordinator.storage import backup as backup_module
 
     live = tmp_path / "live"
