@@ -14,8 +14,9 @@ WITH_INT8_WEIGHTS = " with int8 weights"  # suffix of the type where only the we
 
 
 # A manifest comes from elsewhere: what it may say is bounded by its types, far above what any export writes.
-Text = Annotated[str, Meta(max_length=4096)]
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+# Text is shown to people: without control characters, and none that turns the direction of writing.
+Text = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]*\Z")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 FileBytes = Annotated[int, Meta(ge=0, le=1 << 36)]
 AxisSize = Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)]  # negative: unknown, which flamest-export check names
@@ -75,7 +76,7 @@ class GraphParity(Record, frozen=True):
     max_rel: float  # max |a - b| / max |b| per output, the largest of the outputs
     min_cosine: float  # of a row of any output: what belongs to one clip, as one vector
     batches: tuple[Number, ...]
-    ran_on: str  # the session that computed the graph: "ONNX Runtime CPU", …
+    ran_on: Text  # the session that computed the graph: "ONNX Runtime CPU", …
 
 
 class Cosine(Record, frozen=True):
@@ -93,7 +94,7 @@ class ChainParity(Record, frozen=True):
     embeddings: dict[str, Cosine]  # by part: "vlm", "cnn"
     captions_equal: Number
     captions: Number
-    ran_on: str
+    ran_on: Text
 
 
 class Parity(Record, frozen=True):
@@ -143,10 +144,10 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     file: Text
     onnx_sha256: Text  # of the ONNX graph that it was built from
-    tensorrt: str  # version, from the engine's header: "10.16.1.11"
-    cuda: str  # newest CUDA that the driver supports: "12.8"
-    driver: str  # "570.86.15"; "unknown" where the driver gives none
-    gpu: str  # "NVIDIA H100 80GB HBM3"
-    compute_capability: str  # "9.0"
+    tensorrt: Text  # version, from the engine's header: "10.16.1.11"
+    cuda: Text  # newest CUDA that the driver supports: "12.8"
+    driver: Text  # "570.86.15"; "unknown" where the driver gives none
+    gpu: Text  # "NVIDIA H100 80GB HBM3"
+    compute_capability: Text  # "9.0"
     options: EngineOptions
     build_seconds: float

@@ -61,6 +61,7 @@ Network = Literal["slow", "i3d", "resnet3d", "videomae"]
 FrameChoice = Literal["keyframes", "uniform"]
 MAX_PIXELS = 1 << 25  # of all frames that a part is given of a clip: 400 MB as float32
 MAX_KEPT = 1 << 16  # keys of a caption's token in all layers: 260 MB for 512 tokens, with the values
+_FIX = "export the bundle again with this version of flamest-export"
 KEYFRAMES_SOURCE = "keyframes"  # in Manifest.sources where the bundle holds only Slow's first layers
 
 
@@ -87,7 +88,7 @@ class KeyframeRule(Record, frozen=True):
     candidates: Frames
     preprocessing: FramePreprocessing
     feature_width: Width
-    space: str  # layer of the features, for people: "slow stem to res3, mean"
+    space: Text  # layer of the features, for people: "slow stem to res3, mean"
 
 
 class CaptionRule(Record, frozen=True):
@@ -139,7 +140,7 @@ class RetrievedCaption(Record, frozen=True, tag="retrieved-caption"):
 
     preprocessing: FramePreprocessing
     captions: tuple[Text, ...]
-    tokens_sha256: str  # of the captions' token ids: another tokenizer gives other vectors
+    tokens_sha256: Text  # of the captions' token ids: another tokenizer gives other vectors
     width: Width  # of the embedding: image and caption together
     captioned_frames: Frames = 1
 
@@ -152,18 +153,18 @@ class SpatioTemporal(Record, frozen=True):
     frames: Frames
     choice: FrameChoice  # as many clusters as frames; or frames spread evenly over the candidates
     width: Width  # of the embedding
-    pooling: str  # for people: "mean of the head's sliding windows"
+    pooling: Text  # for people: "mean of the head's sliding windows"
 
 
 class Source(Record, frozen=True):
     """Origin of a network's weights."""
 
-    name: str  # as given: hub id, path's last part, random:full, random:tiny
-    revision: str
-    weights_sha256: str  # over names, dtypes, shapes and values of all tensors, in name order
+    name: Text  # as given: hub id, path's last part, random:full, random:tiny
+    revision: Text
+    weights_sha256: Text  # over names, dtypes, shapes and values of all tensors, in name order
     parameters: Number  # as the paper's Table 1 counts them
     parameters_tied: Number  # each stored value once
-    licence: str
+    licence: Text
 
 
 class FileEntry(Record, frozen=True):
@@ -186,7 +187,7 @@ class Manifest(Record, frozen=True):
     ]  # by network: "blip", "slow", …; KEYFRAMES_SOURCE where Slow is not one of them
     files: Annotated[dict[str, FileEntry], Meta(max_length=1000)]  # every file but the manifest itself
     parity: Parity
-    versions: dict[str, str]
+    versions: Annotated[dict[Text, Text], Meta(max_length=100)]
     calibration: Calibration | None = None  # None where no activation has a fixed int8 scale
 
     @property
@@ -264,16 +265,15 @@ def no_bundle_error(bundle: Path, reason: str) -> DataError:
 
 def decode_manifest(data: bytes, path: Path) -> Manifest:
     """Decode the bytes ``data`` of the file ``path``; raises DataError that names ``path``."""
-    fix = "export the bundle again with this version of flamest-export"
     try:
         schema = msgspec.json.decode(data, type=_Version).schema
         if schema != SCHEMA:
-            raise DataError(f"{path} has schema {schema}, this version reads schema {SCHEMA}", fix=fix)
+            raise DataError(f"{path} has schema {schema}, this version reads schema {SCHEMA}", fix=_FIX)
         manifest = msgspec.json.decode(data, type=Manifest)
         json.loads(data, object_pairs_hook=_no_name_twice)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:  # ValueError: UTF-8, and numbers of many digits
         reason = "nested too deeply" if isinstance(error, RecursionError) else printable(str(error))[:500]
-        raise DataError(f"{path} is not a manifest of schema {SCHEMA}: {reason}", fix=fix) from error
+        raise DataError(f"{path} is not a manifest of schema {SCHEMA}: {reason}", fix=_FIX) from error
     _check_parts(path, manifest)
     return manifest
 
@@ -314,10 +314,12 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
         pixels["cnn"] = cnn.frames * cnn.preprocessing.size**2
     for part, count in pixels.items():
         if count > MAX_PIXELS:
-            raise DataError(f"{path}: {part} takes frames of {count} pixels in all, expected at most {MAX_PIXELS}")
+            problem = f"{part} takes frames of {count} pixels in all, expected at most {MAX_PIXELS}"
+            raise DataError(f"{path}: {problem}", fix=_FIX)
     if isinstance(vlm, VisionLanguage) and vlm.text.layers * vlm.text.heads * vlm.text.head_dim > MAX_KEPT:
         text = vlm.text
         raise DataError(
             f"{path}: vlm.text has {text.layers} layers x {text.heads} heads x {text.head_dim}, expected at most "
-            f"{MAX_KEPT} in all"
+            f"{MAX_KEPT} in all",
+            fix=_FIX,
         )
