@@ -132,7 +132,7 @@ def scan():
 
 MODELS = {
     "a loop without end": loop,
-    "a loop in a loop": lambda: loop([helper.make_node("Loop", ["", "condition", "kept"], ["o"], body=body([], "inner"))]),
+    "a loop in a loop": lambda: loop([node("Loop", "number condition kept", "o", body=body([], "inner"))]),
     "a branch": lambda: branch(0),
     "branches 40 deep": lambda: branch(12),
     "a scan": scan,
