@@ -22,7 +22,8 @@ from ..base.errors import DataError, StorageError
 from ..base.progress import progress_bar
 from ..fedproto.head import HeadSpec
 from ..fedproto.records import TrainSettings
-from ..runtime.bundle.manifest import Manifest, read_manifest
+from ..runtime.bundle.manifest import Manifest
+from ..runtime.bundle.manifest_reading import read_manifest
 from .demo_evaluation import (
     ReferenceAccuracies,
     TrainingSetup,

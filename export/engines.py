@@ -20,7 +20,8 @@ from ..runtime.backends.tensorrt.supply import (
     is_signed,
 )
 from ..runtime.bundle.graph_records import EngineOptions
-from ..runtime.bundle.manifest import Manifest, read_manifest
+from ..runtime.bundle.manifest import Manifest
+from ..runtime.bundle.manifest_reading import read_manifest
 from ..runtime.bundle.opening import Bundle, open_bundle
 
 if TYPE_CHECKING:

@@ -52,7 +52,7 @@ def doctor(
         placement_lines,
         rank_graphs,
     )
-    from ...runtime.bundle.manifest import read_manifest
+    from ...runtime.bundle.manifest_reading import read_manifest
     from ...runtime.video.decoder import decoder_problem
 
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)

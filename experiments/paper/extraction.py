@@ -182,7 +182,7 @@ def _is_current(bundle: Path, origin: BundleOrigin, request: ExtractionRequest) 
 
 def _from_manifest(bundle: Path, origin: BundleOrigin) -> BundleOrigin:
     """Origin of a bundle without a record, from the names of its sources."""
-    from ...runtime.bundle.manifest import read_manifest
+    from ...runtime.bundle.manifest_reading import read_manifest
 
     names = {source.name for source in read_manifest(bundle).sources.values()}
     name = names.pop() if len(names) == 1 else ""
@@ -194,7 +194,7 @@ def _from_manifest(bundle: Path, origin: BundleOrigin) -> BundleOrigin:
 
 def _replace(bundle: Path, building: Path, store: Path) -> None:
     """Put the new bundle in place; if its embeddings differ, keep the old store under another name."""
-    from ...runtime.bundle.manifest import read_manifest
+    from ...runtime.bundle.manifest_reading import read_manifest
 
     if bundle.is_dir():
         before, now = read_manifest(bundle).fingerprint, read_manifest(building).fingerprint

@@ -33,7 +33,7 @@ def doctor(
         placement_lines,
         rank_graphs,
     )
-    from ...runtime.bundle.manifest import read_manifest
+    from ...runtime.bundle.manifest_reading import read_manifest
     from ..doctor import TENSORRT, can_build_onnx, can_build_tensorrt, check_machine
 
     manifest = None if bundle is None else read_manifest(bundle)

@@ -24,7 +24,7 @@ def inspect(
     """
     import msgspec
 
-    from ...runtime.bundle.manifest import read_manifest
+    from ...runtime.bundle.manifest_reading import read_manifest
     from ...runtime.bundle.opening import open_manifest
     from ...runtime.bundle.signature import read_trusted_keys
 

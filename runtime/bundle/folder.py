@@ -20,7 +20,8 @@ from typing import BinaryIO
 
 from ...base.errors import DataError, StorageError
 from ...base.files import HASH_CHUNK, open_regular, printable_path, storage_code
-from .manifest import FileEntry, no_bundle_error
+from .manifest import FileEntry
+from .manifest_reading import no_bundle_error, tampered_error
 
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _MAX_DEPTH, _MAX_FOLDERS = 8, 100  # folders inside each other, and in all
@@ -99,11 +100,7 @@ class BundleFolder:
 
     def tampered(self, name: str, problem: str) -> DataError:
         """The error of a file that is not as exported."""
-        return DataError(
-            f"bundle {printable_path(self.path)}: {printable_path(Path(name))} {problem}",
-            fix="copy the bundle again from its source, or export it again; do not edit its files",
-            code="bundle_tampered",
-        )
+        return tampered_error(self.path, name, problem)
 
     def _check(self, name: str, entry: FileEntry, use: Callable[[bytes], object]) -> None:
         """Call ``use`` with every chunk of the file; raise DataError at its end unless it is the manifest's."""

@@ -23,15 +23,11 @@ and the runtime (records of graphs, parity and engines: graph_records.py):
 from __future__ import annotations
 
 import hashlib
-import json
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from ...base.errors import DataError, StorageError, printable
-from ...base.files import printable_path, read_regular
 from .graph_records import (
     Calibration,
     FileBytes,
@@ -50,7 +46,6 @@ from .graph_records import (
 )
 
 SCHEMA = 3
-MAX_MANIFEST_BYTES = 16 << 20  # bytes; it holds CLIP's thousands of captions
 MANIFEST_FILE = "bundle.json"
 TOKENIZER_FILE = "tokenizer.json"
 MASKED_SCORE = -1e4  # added to an attention score to drop it; fits fp16
@@ -59,9 +54,6 @@ CrossAttention = Literal["bidirectional", "causal-last", "causal-first"]
 AttentionMode = Literal["bidirectional", "causal-last", "causal-first", "text"]
 Network = Literal["slow", "i3d", "resnet3d", "videomae"]
 FrameChoice = Literal["keyframes", "uniform"]
-MAX_PIXELS = 1 << 25  # of all frames that a part is given of a clip: 400 MB as float32
-MAX_KEPT = 1 << 16  # keys of a caption's token in all layers: 260 MB for 512 tokens, with the values
-_FIX = "export the bundle again with this version of flamest-export"
 KEYFRAMES_SOURCE = "keyframes"  # in Manifest.sources where the bundle holds only Slow's first layers
 
 
@@ -241,85 +233,3 @@ class Manifest(Record, frozen=True):
 
 def encode_manifest(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
-
-
-def read_manifest(bundle: Path) -> Manifest:
-    """The manifest of the bundle folder ``bundle``; raises DataError when it is not one.
-
-    It is not yet to be trusted: opening.py's ``open_manifest`` checks its signatures first.
-    """
-    path = Path(bundle) / MANIFEST_FILE
-    try:
-        data = read_regular(path, largest=MAX_MANIFEST_BYTES)
-    except (DataError, StorageError) as error:
-        raise no_bundle_error(bundle, error.message) from error
-    return decode_manifest(data, path)
-
-
-def no_bundle_error(bundle: Path, reason: str) -> DataError:
-    return DataError(
-        f"{printable_path(bundle)} is not a bundle: cannot read {MANIFEST_FILE} ({reason})",
-        fix="get the bundle from the operator, or build one: flamest-export --backend onnx --out DIR",
-    )
-
-
-def decode_manifest(data: bytes, path: Path) -> Manifest:
-    """Decode the bytes ``data`` of the file ``path``; raises DataError that names ``path``."""
-    try:
-        schema = msgspec.json.decode(data, type=_Version).schema
-        if schema != SCHEMA:
-            raise DataError(f"{path} has schema {schema}, this version reads schema {SCHEMA}", fix=_FIX)
-        manifest = msgspec.json.decode(data, type=Manifest)
-        json.loads(data, object_pairs_hook=_no_name_twice)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:  # ValueError: UTF-8, and numbers of many digits
-        reason = "nested too deeply" if isinstance(error, RecursionError) else printable(str(error))[:500]
-        raise DataError(f"{path} is not a manifest of schema {SCHEMA}: {reason}", fix=_FIX) from error
-    _check_parts(path, manifest)
-    return manifest
-
-
-def _no_name_twice(pairs: list[tuple[str, Any]]) -> None:
-    """Raise ValueError for an object that gives a name twice: readers differ in which value they take."""
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a name is given twice in one object")
-
-
-class _Version(msgspec.Struct, frozen=True):
-    """The field that a manifest of any schema has."""
-
-    schema: int
-
-
-def _check_parts(path: Path, manifest: Manifest) -> None:
-    """Check what the types alone cannot express."""
-    if manifest.vlm is None and manifest.cnn is None:
-        raise DataError(f"{path}: it has neither vlm nor cnn, expected at least one of them")
-    captioned = 1 if manifest.vlm is None else manifest.vlm.captioned_frames
-    if not 1 <= captioned <= manifest.keyframes.count:
-        raise DataError(
-            f"{path}: vlm.captioned_frames is {captioned}, expected 1 to {manifest.keyframes.count}, the keyframes"
-        )
-    _check_sizes(path, manifest)
-    if manifest.cnn is not None and manifest.cnn.frames < 1:
-        raise DataError(f"{path}: cnn.frames is {manifest.cnn.frames}, expected at least 1")
-
-
-def _check_sizes(path: Path, manifest: Manifest) -> None:
-    """Check the sizes that only their product makes too large."""
-    keyframes, vlm, cnn = manifest.keyframes, manifest.vlm, manifest.cnn
-    pixels = {"keyframes": keyframes.candidates * keyframes.preprocessing.size**2}
-    if vlm is not None:
-        pixels["vlm"] = vlm.captioned_frames * vlm.preprocessing.size**2
-    if cnn is not None:
-        pixels["cnn"] = cnn.frames * cnn.preprocessing.size**2
-    for part, count in pixels.items():
-        if count > MAX_PIXELS:
-            problem = f"{part} takes frames of {count} pixels in all, expected at most {MAX_PIXELS}"
-            raise DataError(f"{path}: {problem}", fix=_FIX)
-    if isinstance(vlm, VisionLanguage) and vlm.text.layers * vlm.text.heads * vlm.text.head_dim > MAX_KEPT:
-        text = vlm.text
-        raise DataError(
-            f"{path}: vlm.text has {text.layers} layers x {text.heads} heads x {text.head_dim}, expected at most "
-            f"{MAX_KEPT} in all",
-            fix=_FIX,
-        )

@@ -12,26 +12,15 @@ hashed when it was made.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...base.errors import DataError
-from ...base.files import printable_path
 from .folder import BundleFolder
 from .graph_check import check_graph
-from .manifest import (
-    MANIFEST_FILE,
-    MAX_MANIFEST_BYTES,
-    TOKENIZER_FILE,
-    Manifest,
-    decode_manifest,
-    no_bundle_error,
-)
+from .manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest
+from .manifest_reading import MAX_MANIFEST_BYTES, decode_manifest, no_bundle_error
 from .signature import MAX_SIGNATURE_BYTES, SIGNATURE_FILE, PublicKey, TrustedKeys, check_signatures
-
-_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")  # of a file's name, between slashes
 
 
 @dataclass(frozen=True)
@@ -85,7 +74,6 @@ def open_bundle(path: Path, trusted: TrustedKeys = ()) -> Bundle:
     """
     bundle = _open_signed(Path(path), trusted)
     manifest, folder = bundle.manifest, bundle.folder
-    _check_names(folder, manifest)
     folder.check_listing(frozenset({MANIFEST_FILE, *manifest.files}), frozenset({SIGNATURE_FILE}))
     graphs = {graph.file for graph in manifest.graphs.values()}
     for name, entry in manifest.files.items():
@@ -115,22 +103,3 @@ def _open_signed(path: Path, trusted: TrustedKeys) -> Bundle:
     signatures = folder.read(SIGNATURE_FILE, MAX_SIGNATURE_BYTES) if folder.holds(SIGNATURE_FILE) else None
     signers = check_signatures(signed, signatures, trusted, bundle=path)
     return Bundle(folder, decode_manifest(signed, path / MANIFEST_FILE), signed, signatures, signers)
-
-
-def _check_names(folder: BundleFolder, manifest: Manifest) -> None:
-    """Allow plain relative names only; the files that an extractor needs must be listed."""
-    for name in manifest.files:
-        if name in (MANIFEST_FILE, SIGNATURE_FILE) or not all(map(_PART.fullmatch, name.split("/"))):
-            problem = f"lists {ascii(name)[:200]}, which is not a plain name inside the folder"
-            raise folder.tampered(MANIFEST_FILE, problem)
-    missing = [graph for graph in manifest.needed_graphs if graph not in manifest.graphs]
-    if missing:
-        raise DataError(
-            f"{printable_path(folder.path)}: its manifest lacks graph {', '.join(missing)}",
-            fix="export the bundle again with this version of flamest-export",
-        )
-    tokenizer = (TOKENIZER_FILE,) if manifest.needs_tokenizer else ()
-    engines = (engine.file for graph in manifest.graphs.values() for engine in graph.engines)
-    for needed in (*tokenizer, *(graph.file for graph in manifest.graphs.values()), *engines):
-        if needed not in manifest.files:
-            raise folder.tampered(MANIFEST_FILE, f"lists no hash for {ascii(needed)[:200]}")

@@ -9,7 +9,7 @@ from flamest.experiments.miniworld.videos import render_dataset
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.model_file import ModelFile, write_model
 from flamest.runtime.backends.opening import OpeningOptions
-from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.bundle.manifest_reading import read_manifest
 
 
 def model_for(path, fingerprint):

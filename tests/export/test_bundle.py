@@ -9,7 +9,7 @@ from flamest.base.errors import DataError, StorageError
 from flamest.base.files import sha256_file
 from flamest.export.networks.extractors import EXTRACTORS
 from flamest.export.weights.source import parse_source
-from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.bundle.manifest_reading import read_manifest
 
 GRAPHS = {"vision", "text", "cnn", "keyframes"}
 

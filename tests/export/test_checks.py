@@ -15,7 +15,7 @@ from flamest.export.graphs.tensorrt_operators import NEWER, OPERATORS, parser_pr
 from flamest.export.graphs.views import view_graph
 from flamest.export.weights.source import parse_source
 from flamest.runtime.bundle.graph_records import AxisRange
-from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.bundle.manifest_reading import read_manifest
 from onnx import TensorProto, helper, numpy_helper, save_model
 from typer.testing import CliRunner
 

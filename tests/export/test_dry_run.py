@@ -10,7 +10,7 @@ from flamest.export.dry_run import estimate
 from flamest.export.networks.extractors import EXTRACTORS
 from flamest.export.weights.source import parse_source
 from flamest.runtime.backends.machine import Gpu, MachineFacts
-from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.bundle.manifest_reading import read_manifest
 from typer.testing import CliRunner
 
 TINY = {name: parse_source(name, "random:tiny") for name in ("blip", "clip", "slow", "i3d", "resnet3d", "videomae")}

@@ -89,7 +89,7 @@ def test_only_a_few_clips_are_read_ahead(toy_bundle, many):
 
 
 def toy_longest(bundle):
-    from flamest.runtime.bundle.manifest import read_manifest
+    from flamest.runtime.bundle.manifest_reading import read_manifest
 
     return read_manifest(bundle).vlm.caption.max_new_tokens
 
@@ -120,7 +120,7 @@ def test_on_a_gpu_a_run_takes_a_batch_of_clips(toy_bundle, many, one_by_one, mon
 
 @pytest.fixture(scope="module")
 def model(toy_bundle):
-    from flamest.runtime.bundle.manifest import read_manifest
+    from flamest.runtime.bundle.manifest_reading import read_manifest
 
     sessions = (open_session(toy_bundle / f"{name}.onnx") for name in ("vision", "text"))
     return VisionLanguageModel(*sessions, read_manifest(toy_bundle).vlm)

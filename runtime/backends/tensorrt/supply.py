@@ -19,7 +19,8 @@ from ....base.errors import StorageError
 from ....base.files import fsync_directory, sha256_bytes, write_atomic
 from ....base.progress import Progress
 from ...bundle.graph_records import EngineOptions, EngineRecord, Graph
-from ...bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, encode_manifest, read_manifest
+from ...bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, encode_manifest
+from ...bundle.manifest_reading import read_manifest
 from ...bundle.opening import Bundle
 from ...bundle.signature import SIGNATURE_FILE
 from ..machine import MachineFacts, no_gpu_reason

@@ -64,7 +64,7 @@ def test_extract_accepts_a_bundle_that_the_trusted_key_signed(clips, bundle, key
 def test_predict_refuses_a_bundle_that_no_trusted_key_signed(bundle, key, tmp_path):
     from flamest.fedproto.head import HeadSpec, initial_params
     from flamest.fedproto.model_file import ModelFile, write_model
-    from flamest.runtime.bundle.manifest import read_manifest
+    from flamest.runtime.bundle.manifest_reading import read_manifest
 
     head = HeadSpec(inputs=9, outputs=2, hidden=(4,))
     model = tmp_path / "model.safetensors"

@@ -15,7 +15,7 @@ from flamest.runtime.autotune import selection
 from flamest.runtime.autotune.measurements import Choice
 from flamest.runtime.backends import opening
 from flamest.runtime.backends.options import parse_backend_options
-from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.clip_records import Caption, Clip, ClipFeatures
 
 BOTH = {"onnxruntime": "1", "openvino": "1"}

@@ -26,7 +26,7 @@ from flamest.runtime.backends.tensorrt.engine import engine_version
 from flamest.runtime.backends.tensorrt.supply import BuildTarget
 from flamest.runtime.backends.unavailable import Code, unavailable
 from flamest.runtime.bundle.graph_records import EngineOptions
-from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.bundle.opening import open_bundle
 from typer.testing import CliRunner
 

@@ -8,7 +8,8 @@ import pytest
 from flamest.base.errors import InvariantError
 from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.bundle.graph_records import Tensor
-from flamest.runtime.bundle.manifest import MASKED_SCORE, read_manifest
+from flamest.runtime.bundle.manifest import MASKED_SCORE
+from flamest.runtime.bundle.manifest_reading import read_manifest
 
 GRAPHS = ("vision", "text", "cnn", "keyframes")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flamest.export.precision.calibration import calibration_clips
 from flamest.runtime.backends.onnxruntime_cpu import open_session
-from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.vision_language import VisionLanguageModel
 
 

@@ -24,7 +24,8 @@ from flamest.export.weights.loading import open_clip, open_video
 from flamest.export.weights.source import parse_source
 from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.bundle.graph_records import Graph
-from flamest.runtime.bundle.manifest import KEYFRAMES_SOURCE, read_manifest
+from flamest.runtime.bundle.manifest import KEYFRAMES_SOURCE
+from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.clip_records import Clip
 from flamest.runtime.extractor import open_extractor
 

@@ -19,7 +19,7 @@ from flamest.export.parity.written_graphs import WrittenGraphs
 from flamest.export.weights.loading import open_video
 from flamest.export.weights.source import parse_source
 from flamest.runtime.bundle.graph_records import Graph
-from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.bundle.manifest_reading import read_manifest
 
 FP32 = WrittenGraphs(Path("."), {"slow": Graph("slow.onnx", 18, (), (), {}, "fp32", {})})
 

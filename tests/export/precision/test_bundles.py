@@ -15,7 +15,8 @@ from flamest.export.parity.comparison import COSINES
 from flamest.export.parity.verification import verify_bundle
 from flamest.export.precision.calibration import folder_clips, seeded_clips
 from flamest.runtime.backends.onnxruntime_cpu import open_session
-from flamest.runtime.bundle.manifest import encode_manifest, read_manifest
+from flamest.runtime.bundle.manifest import encode_manifest
+from flamest.runtime.bundle.manifest_reading import read_manifest
 from typer.testing import CliRunner
 
 WORDS = ("--backend", "onnx", "--weights", "miniworld", "--threads", "1", "--json")

@@ -9,7 +9,7 @@ from flamest.export.precision.calibration import calibration_clips
 from flamest.export.weights.loading import hash_weights, open_video
 from flamest.export.weights.source import parse_source
 from flamest.runtime.backends.onnxruntime_cpu import open_session
-from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.vision_language import VisionLanguageModel
 
 

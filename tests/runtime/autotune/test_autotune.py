@@ -17,7 +17,7 @@ from flamest.runtime.autotune.benchmark import MIN_PASSES, ClipResult, benchmark
 from flamest.runtime.autotune.measurements import MIXED, Measured, Measurement, keep_measured, read_measured
 from flamest.runtime.autotune.selection import AutotuneRequest, autotune_backends
 from flamest.runtime.backends import opening
-from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.clip_records import Caption, Clip
 from typer.testing import CliRunner
 

@@ -14,7 +14,8 @@ from flamest.runtime.backends.machine import Gpu, MachineFacts, gather_facts
 from flamest.runtime.backends.opening import GraphOpener, OpeningOptions, effective_precision
 from flamest.runtime.backends.options import parse_backend_options
 from flamest.runtime.bundle.graph_records import EngineOptions, EngineRecord
-from flamest.runtime.bundle.manifest import encode_manifest, read_manifest
+from flamest.runtime.bundle.manifest import encode_manifest
+from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.bundle.opening import open_bundle
 from flamest.runtime.clip_records import Clip
 from flamest.runtime.extractor import open_extractor

@@ -11,7 +11,7 @@ from flamest.base.errors import FlamestError
 from flamest.runtime.backends.machine import gather_facts
 from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.backends.openvino_cpu import HostValue, OpenVinoSession
-from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.bundle.manifest_reading import read_manifest
 
 needs_bf16 = pytest.mark.skipif(not gather_facts().bf16, reason="this processor has no bf16")
 GRAPHS = ("keyframes", "vision", "text", "cnn")

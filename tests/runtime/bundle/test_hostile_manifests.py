@@ -8,6 +8,7 @@ import time
 
 import pytest
 from flamest.base.errors import FlamestError
+from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.bundle.opening import open_bundle, open_manifest
 
 DEEP = 200_000
@@ -234,3 +235,14 @@ def test_a_sparse_file_is_refused_by_its_size(bundle):
     with (bundle / "cnn.onnx").open("r+b") as file:
         file.truncate(60 << 30)
     assert "expected at most" in refused(bundle).message
+
+
+@pytest.mark.parametrize("lacks", ["tokenizer.json", "cnn.onnx", "keyframes"])
+def test_whoever_reads_a_manifest_can_rely_on_what_it_needs(bundle, lacks):
+    manifest = json.loads((bundle / "bundle.json").read_bytes())
+    del manifest["graphs" if lacks == "keyframes" else "files"][lacks]
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    for read in (open_bundle, open_manifest, read_manifest):
+        with pytest.raises(FlamestError) as caught:
+            read(bundle)
+        assert caught.value.exit_code == 65

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from flamest.base.errors import DataError
 from flamest.runtime.bundle.graph_check import check_graph
-from flamest.runtime.bundle.manifest import read_manifest
+from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.bundle.opening import open_bundle
 
 GRAPHS = ("vision", "text", "cnn", "keyframes")

@@ -14,7 +14,8 @@ import onnx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flamest.base.errors import DataError, FlamestError, MissingExtra
-from flamest.runtime.bundle.manifest import FileEntry, encode_manifest, read_manifest
+from flamest.runtime.bundle.manifest import FileEntry, encode_manifest
+from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.bundle.opening import open_bundle
 from flamest.runtime.bundle.signature import SIGNATURE_FILE, PublicKey, format_signatures, sign_manifest
 from flamest.runtime.extractor import open_extractor

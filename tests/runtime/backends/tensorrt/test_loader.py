@@ -15,7 +15,8 @@ from flamest.runtime.backends.tensorrt.loader import TensorRtOpener
 from flamest.runtime.backends.tensorrt.supply import with_engine
 from flamest.runtime.backends.unavailable import Code, unavailable
 from flamest.runtime.bundle.graph_records import EngineOptions, EngineRecord
-from flamest.runtime.bundle.manifest import encode_manifest, read_manifest
+from flamest.runtime.bundle.manifest import encode_manifest
+from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.bundle.opening import open_bundle
 
 FACTS = MachineFacts(gpu=Gpu("Made-up GPU", "9.0", 1000), versions={"tensorrt": "11.4.0"}, tensorrt_builds=True)
