@@ -36,9 +36,10 @@ CODE_KEY = "flamest-code"  # trailing metadata: the code of a refusal (DataError
 Options = list[tuple[str, int]]
 
 
-def server_options() -> Options:
-    """Return the channel arguments of the coordinator's server."""
+def server_options(connections: int) -> Options:
+    """Return the channel arguments of the coordinator's server, which closes further ones than ``connections``."""
     return [
+        ("grpc.max_allowed_incoming_connections", connections),
         ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),

@@ -21,9 +21,11 @@ from ..admin.authority import AllowList, ending_soon
 from ..settings import CoordinatorSettings, split_listen
 from ..storage.run_store import RunStore
 from .active_run import ServerPolicy
+from .connections import ConnectionGuard, ConnectionLimits
 from .health import create_health_file, write_health
 from .run_service import RunService
 from .service import Service
+from .sockets import raise_descriptor_limit
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -62,21 +64,29 @@ def serve(settings: CoordinatorSettings, shutdown: Shutdown, *, once: bool = Fal
     calls.silence_grpc()
     check_files(settings.server.files)
     allow_list = AllowList(settings.server.silos)
+    guard = ConnectionGuard(ConnectionLimits.of(raise_descriptor_limit(), len(allow_list.names())))
     with RunStore.open(
         settings.server.state, settings.run_settings(), keep_models=settings.server.keep_models
     ) as store:
-        return asyncio.run(_serve(settings, store, allow_list, shutdown, once))
+        return asyncio.run(_serve(settings, store, allow_list, guard, shutdown, once))
 
 
 async def _serve(
-    settings: CoordinatorSettings, store: RunStore, allow_list: AllowList, shutdown: Shutdown, once: bool
+    settings: CoordinatorSettings,
+    store: RunStore,
+    allow_list: AllowList,
+    guard: ConnectionGuard,
+    shutdown: Shutdown,
+    once: bool,
 ) -> Served:
     server_policy = ServerPolicy(settings.run.wanted, settings.run.wanted_share, settings.checks)
     run_service = RunService(settings.run_settings(), store, server_policy, enrolled=allow_list.names)
     warning = asyncio.create_task(_warn_daily(settings, allow_list))
     try:
         tls = ServerTls(settings.server.files)
-        server, address = await _listen(settings, Service(run_service, allow_list), tls)
+        server, port = await _listen(settings, Service(run_service, allow_list, guard), tls, guard.limits)
+        guard.start(port)
+        address = f"{split_listen(settings.server.listen)[0]}:{port}"
         address_file = settings.server.state / "address"
         create_health_file(settings.server.state)
         write_atomic(address_file, f"{address}\n".encode())
@@ -85,6 +95,7 @@ async def _serve(
             address=address,
             run=run_service.run.run,
             silos=len(allow_list.names()),
+            connections=guard.limits.connections,
             closed=run_service.state.closed,
         )
         try:
@@ -93,6 +104,7 @@ async def _serve(
             log.info("stopping", closed=run_service.state.closed)
             await run_service.stop()
             await server.stop(STOP_GRACE_S)
+            guard.stop()
             with contextlib.suppress(OSError):
                 address_file.unlink()
     finally:
@@ -102,12 +114,15 @@ async def _serve(
     return Served(run_service.run.run, state.closed, state.policy.rounds, state.model_sha256)
 
 
-async def _listen(settings: CoordinatorSettings, service: Service, tls: ServerTls) -> tuple[grpc.aio.Server, str]:
+async def _listen(
+    settings: CoordinatorSettings, service: Service, tls: ServerTls, limits: ConnectionLimits
+) -> tuple[grpc.aio.Server, int]:
     import grpc.aio
 
-    server = grpc.aio.server(options=calls.server_options())  # calls are counted once their caller is known
+    server = grpc.aio.server(
+        options=calls.server_options(limits.connections)
+    )  # calls are counted once their caller is known
     server.add_generic_rpc_handlers(service.handlers())
-    host, _ = split_listen(settings.server.listen)
     try:
         port = server.add_secure_port(settings.server.listen, tls.credentials())
     except RuntimeError as error:
@@ -116,7 +131,7 @@ async def _listen(settings: CoordinatorSettings, service: Service, tls: ServerTl
             fix="stop the program that listens there, or change server.listen",
         ) from error
     await server.start()
-    return server, f"{host}:{port}"
+    return server, port
 
 
 async def _end_rounds(run_service: RunService, state: Path, shutdown: Shutdown, tls: ServerTls, *, once: bool) -> None:

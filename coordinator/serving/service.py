@@ -98,6 +98,7 @@ class Service:
             silo = silo_name(identity)
         except IdentityError:
             if path == HEALTH_CHECK and certificate_sha256(identity):
+                self._connections.identified(context.peer(), PROBE)
                 return PROBE
             raise
         self._allow_list.check(silo, certificate_sha256(identity))

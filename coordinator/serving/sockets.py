@@ -1,0 +1,235 @@
+"""The connections of this process as the kernel knows them: descriptors, peers, bytes, memory, and the way to cut one.
+
+gRPC opens and closes its sockets in threads of its own and tells nobody. Everything here therefore survives a
+descriptor that is closed, or used again for another socket, between two lines: a descriptor is read without being
+owned, and before a connection is cut, a duplicate is shown to be the same socket. Linux only: proc(5), tcp(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ipaddress
+import os
+import resource
+import socket
+import stat
+import struct
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import unquote
+
+MAX_DESCRIPTORS = 65_536  # more are of no use: 10,000 silos with a connection each are far below
+DESCRIPTORS = "/proc/self/fd"
+TCP_COUNTERS = 120  # offset of tcpi_bytes_acked and tcpi_bytes_received in struct tcp_info (linux/tcp.h)
+TCP_INFO_BYTES = 136
+MAX_REFUSED = 500  # networks in a filter, which may have 4,096 instructions
+_SOCKADDR_BYTES, _SO_ATTACH_FILTER = 16, 26
+
+Peer = tuple[str, int]  # address, as ``ipaddress`` writes it, and port
+
+
+@dataclass(frozen=True)
+class OpenSocket:
+    """A connection at one moment: which it is, and how many bytes it has moved."""
+
+    descriptor: int
+    inode: int  # no other socket has it as long as this one is open
+    peer: Peer
+
+
+def raise_descriptor_limit(wanted: int = MAX_DESCRIPTORS) -> int:
+    """Raise the soft limit on open files to the hard one, at most to ``wanted``; return the limit that holds now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    best = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < best:
+        with contextlib.suppress(OSError, ValueError):  # a sandbox may forbid it: the soft limit stays
+            resource.setrlimit(resource.RLIMIT_NOFILE, (best, hard))
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return wanted if soft == resource.RLIM_INFINITY else soft
+
+
+@lru_cache(maxsize=4096)
+def parse_peer(peer: str) -> Peer | None:
+    """Return address and port of gRPC's ``context.peer()``: ``ipv4:127.0.0.1:50000``, ``ipv6:%5B::1%5D:50000``."""
+    kind, _, rest = unquote(peer).partition(":")
+    host, _, port = rest.rpartition(":")
+    if kind not in ("ipv4", "ipv6") or not port.isdigit():
+        return None
+    return _peer(host.strip("[]"), int(port))
+
+
+def _peer(host: str, port: int) -> Peer | None:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address), port
+
+
+@lru_cache(maxsize=4096)
+def network_of(address: str) -> str:
+    """Return what one attacker has at least: an IPv4 address, or an IPv6 network of 64 bits."""
+    parsed = ipaddress.ip_address(address)
+    if parsed.version == 4:
+        return address
+    return str(ipaddress.ip_network((parsed, 64), strict=False).network_address)
+
+
+def open_sockets(port: int, known: dict[int, OpenSocket]) -> Iterator[OpenSocket]:
+    """Yield the connections accepted on the local ``port``; ``known`` are those of the last time, by descriptor.
+
+    Raises OSError where there is no /proc.
+    """
+    for name in os.listdir(DESCRIPTORS):
+        descriptor = int(name)
+        try:
+            facts = os.fstat(descriptor)
+        except OSError:
+            continue  # closed meanwhile
+        if not stat.S_ISSOCK(facts.st_mode):
+            continue
+        before = known.get(descriptor)
+        if before is not None and before.inode == facts.st_ino:
+            yield before
+        elif (peer := _accepted_from(descriptor, port)) is not None:
+            yield OpenSocket(descriptor, facts.st_ino, peer)
+
+
+def _accepted_from(descriptor: int, port: int) -> Peer | None:
+    """Return the other end of a connection to our port; None for a listener, or for another kind of socket."""
+    with _borrowed(descriptor) as borrowed:
+        try:
+            own, other = borrowed.getsockname(), borrowed.getpeername()
+        except OSError:
+            return None
+        if not (isinstance(own, tuple) and isinstance(other, tuple) and own[1] == port):
+            return None
+        return _peer(other[0], other[1])
+
+
+def listeners(port: int) -> list[OpenSocket]:
+    """Return the sockets of this process that listen on ``port``."""
+    found = []
+    for name in os.listdir(DESCRIPTORS):
+        descriptor = int(name)
+        with contextlib.suppress(OSError):
+            facts = os.fstat(descriptor)
+            if stat.S_ISSOCK(facts.st_mode) and _listens(descriptor, port):
+                found.append(OpenSocket(descriptor, facts.st_ino, ("", port)))
+    return found
+
+
+def _listens(descriptor: int, port: int) -> bool:
+    with _borrowed(descriptor) as borrowed:
+        own = borrowed.getsockname()
+        return bool(
+            isinstance(own, tuple) and own[1] == port and borrowed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        )
+
+
+def refuse_networks(listener: OpenSocket, networks: Collection[str]) -> bool:
+    """Let the kernel drop new connections from ``networks`` (of ``network_of``); open ones stay. False: it cannot.
+
+    A classic BPF filter on the listening socket needs no privilege: SO_ATTACH_FILTER, socket(7).
+    """
+    program = b"".join(struct.pack("=HBBI", *line) for line in _program(list(networks)[:MAX_REFUSED]))
+    code = ctypes.create_string_buffer(program, len(program))
+    fields = struct.pack("HP", len(program) // 8, ctypes.addressof(code))  # struct sock_fprog
+    try:
+        duplicate = os.dup(listener.descriptor)
+    except OSError:
+        return False
+    with _socket(duplicate) as ours:
+        try:
+            if os.fstat(duplicate).st_ino == listener.inode:
+                ours.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fields)
+                return True
+        except OSError:
+            pass
+    return False
+
+
+def _program(networks: list[str]) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the filter's instructions: operation, jumps if true and if false, operand (linux/filter.h)."""
+    load, equal, jump, end = 0x20, 0x15, 0x05, 0x06
+    network_header, protocol = 0xFFF00000, 0xFFFFF000  # SKF_NET_OFF, SKF_AD_OFF + SKF_AD_PROTOCOL
+    packed = [ipaddress.ip_address(each).packed for each in networks]
+    v4 = [int.from_bytes(each) for each in packed if len(each) == 4]
+    v6 = [(int.from_bytes(each[:4]), int.from_bytes(each[4:8])) for each in packed if len(each) == 16]
+    yield load, 0, 0, protocol
+    yield equal, 0, 1, 0x0800
+    yield jump, 0, 0, 2  # to the addresses of IPv4
+    yield equal, 0, 1, 0x86DD
+    yield jump, 0, 0, 2 + 2 * len(v4)  # to the networks of IPv6
+    yield load, 0, 0, network_header + 12
+    for address in v4:
+        yield equal, 0, 1, address
+        yield end, 0, 0, 0
+    yield end, 0, 0, 0xFFFFFFFF
+    for high, low in v6:
+        yield load, 0, 0, network_header + 8
+        yield equal, 0, 3, high
+        yield load, 0, 0, network_header + 12
+        yield equal, 0, 1, low
+        yield end, 0, 0, 0
+    yield end, 0, 0, 0xFFFFFFFF
+
+
+def moved_bytes(descriptor: int) -> tuple[int, int]:
+    """Return the bytes that the other end acknowledged and those received from it, TLS included; zeros if unknown."""
+    with _borrowed(descriptor) as borrowed:
+        try:
+            info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+        except OSError:
+            return 0, 0
+    if len(info) < TCP_INFO_BYTES:
+        return 0, 0
+    acknowledged, received = struct.unpack_from("=QQ", info, TCP_COUNTERS)
+    return acknowledged, received
+
+
+@contextlib.contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """Lend a descriptor of somebody else's to a socket object, which must never close it."""
+    borrowed = _socket(descriptor)
+    try:
+        yield borrowed
+    finally:
+        borrowed.detach()
+
+
+def _socket(descriptor: int) -> socket.socket:
+    # A family that is given costs no call. It only decides how much room an address gets: here that of the longer kind.
+    return socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fileno=descriptor)
+
+
+def cut(target: OpenSocket) -> bool:
+    """Reset a connection and drop what was received unread; its owner finds it reset. False when it is gone already.
+
+    connect(2) with AF_UNSPEC does that. shutdown(2) would leave megabytes in the kernel that gRPC still takes in.
+    """
+    try:
+        duplicate = os.dup(target.descriptor)
+    except OSError:
+        return False
+    with _socket(duplicate) as ours:
+        try:
+            if os.fstat(duplicate).st_ino != target.inode:
+                return False
+            ours.shutdown(socket.SHUT_RDWR)  # wakes whoever waits for it
+        except OSError:
+            return False
+        nowhere = bytes(_SOCKADDR_BYTES)  # AF_UNSPEC is 0
+        return ctypes.CDLL(None).connect(duplicate, nowhere, len(nowhere)) == 0
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process; 0 where there is no /proc."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError, ValueError):
+        return 0

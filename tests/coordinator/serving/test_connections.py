@@ -1,0 +1,245 @@
+"""The guard of the connections: which it cuts, what the kernel knows of them, and how networks are refused."""
+
+import contextlib
+import os
+import resource
+import socket
+import time
+
+import pytest
+from flamest.base.errors import SettingsError
+from flamest.coordinator.serving import connections, sockets
+from flamest.coordinator.serving.connections import Bars, Caller, Connection, ConnectionGuard, ConnectionLimits, to_cut
+from flamest.coordinator.serving.sockets import OpenSocket
+
+LIMITS = ConnectionLimits(connections=80, strangers=20, per_silo=4)
+NOW = 1000.0
+
+
+def stranger(number: int, *, address: str = "10.0.0.1", age: float = 1.0, received: int = 0, **caller) -> Connection:
+    made = Connection(OpenSocket(number, number, (address, number)), NOW - age, caller=Caller(**caller))
+    made.received = received
+    return made
+
+
+def reasons(found: list[Connection], barred: tuple[str, ...] = ()) -> dict[int, str]:
+    return {each.socket.inode: why for each, why in to_cut(found, LIMITS, barred, NOW)}
+
+
+@pytest.mark.parametrize(
+    ("connection", "reason"),
+    [
+        (stranger(1), None),
+        (stranger(1, age=14.9), None),
+        (stranger(1, age=15.1), "no_call"),
+        (stranger(1, received=500 << 10), None),
+        (stranger(1, received=520 << 10), "stranger_bytes"),
+        (stranger(1, silo="a", age=3000.0), None),
+        (stranger(1, silo="a", received=7 << 20), None),
+        (stranger(1, silo="a", received=9 << 20), "flood"),
+        (stranger(1, silo="a", received=900 << 20, accounted=895 << 20), None),
+        (stranger(1, silo="a", received=909 << 20, accounted=900 << 20), "flood"),
+        (stranger(1, refused_at=NOW - 1), None),
+        (stranger(1, refused_at=NOW - 3), "refused"),
+        (stranger(1, silo="a", refused_at=NOW - 3), "refused"),
+        (stranger(1, silo="a", refused_at=NOW - 1, received=9 << 20), "stranger_bytes"),
+        (stranger(1, address="10.0.0.9"), "barred"),
+        (stranger(1, address="10.0.0.9", silo="a"), None),
+    ],
+)
+def test_connection_is_cut_for_a_named_reason_only(connection, reason):
+    assert reasons([connection], ("10.0.0.9",)) == ({} if reason is None else {1: reason})
+
+
+def test_strangers_of_the_largest_network_are_cut_silent_and_old_ones_first():
+    """30 of one address, one each of five others: the ten talking and the newest silent ones stay."""
+    flood = [stranger(number, age=10 - number / 10, received=100 * (number < 10)) for number in range(30)]
+    others = [stranger(100 + number, address=f"10.0.1.{number}", age=14.0) for number in range(5)]
+    cut = reasons(flood + others)
+    assert set(cut.values()) == {"many_strangers"}
+    assert sorted(cut) == list(range(10, 25))  # 35 - 20, of the 20 silent ones the oldest
+
+
+def test_a_flood_from_many_addresses_leaves_each_network_a_place_or_the_newest():
+    networks = [
+        stranger(number, address=f"10.1.{number // 200}.{number % 200}", age=number / 100) for number in range(200)
+    ]
+    cut = reasons(networks)
+    assert len(cut) == 180
+    assert min(cut) == 20  # the newest twenty stay
+
+
+def test_one_ipv6_network_counts_as_one_attacker():
+    flood = [stranger(number, address=f"2001:db8::{number:x}") for number in range(1, 41)]
+    assert len(reasons([*flood, stranger(99, address="2001:db8:0:1::1", age=14.0)])) == 21
+    assert 99 not in reasons([*flood, stranger(99, address="2001:db8:0:1::1", age=14.0)])
+
+
+def test_connections_of_a_silo_beyond_its_number_are_cut_longest_unused_first():
+    own = [stranger(number, silo="a", last_at=float(number)) for number in range(7)]
+    assert reasons([*own, stranger(9, silo="b")]) == dict.fromkeys(range(3), "many_of_silo")
+
+
+def test_too_few_descriptors_for_the_enrolled_silos_are_refused_with_a_fix():
+    assert ConnectionLimits.of(1024, 16) == ConnectionLimits(800, 200, 24)
+    assert ConnectionLimits.of(20_000, 1000).per_silo >= 4
+    with pytest.raises(SettingsError, match="may open 256 files, 16 enrolled silos need") as error:
+        ConnectionLimits.of(256, 16)
+    needed = int(error.value.fix.rpartition("LimitNOFILE=")[2].split()[0])
+    assert ConnectionLimits.of(needed, 16).per_silo >= 4
+    assert error.value.code == "few_descriptors"
+
+
+@pytest.mark.parametrize("silos", [1, 16, 100, 500, 3000])
+def test_the_number_of_descriptors_that_the_error_names_suffices(silos):
+    with pytest.raises(SettingsError) as error:
+        ConnectionLimits.of(200, silos)
+    assert ConnectionLimits.of(int(error.value.fix.rpartition("LimitNOFILE=")[2].split()[0]), silos).per_silo >= 4
+
+
+def test_soft_descriptor_limit_is_raised_to_the_hard_one_and_bounded():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+        assert sockets.raise_descriptor_limit(600) == 600
+        assert sockets.raise_descriptor_limit(550) == 600  # never lowered
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(
+    ("peer", "expected"),
+    [
+        ("ipv4:127.0.0.1:567", ("127.0.0.1", 567)),
+        ("ipv6:%5B::1%5D:567", ("::1", 567)),
+        ("ipv6:[::1]:567", ("::1", 567)),
+        ("ipv6:%5B::ffff:10.0.0.1%5D:5", ("10.0.0.1", 5)),
+        ("ipv6:%5Bfe80::1%25eth0%5D:5", ("fe80::1", 5)),
+        ("unix:/run/x", None),
+        ("ipv4:nowhere:1", None),
+        ("", None),
+    ],
+)
+def test_peer_of_grpc_is_the_peer_of_the_socket(peer, expected):
+    assert sockets.parse_peer(peer) == expected
+
+
+@pytest.fixture(params=["127.0.0.1", "::", "::1"])
+def listener(request):
+    """A listening socket: IPv4, both, IPv6."""
+    with socket.socket(socket.AF_INET6 if ":" in request.param else socket.AF_INET) as made:
+        if request.param == "::":
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        made.bind((request.param, 0))
+        made.listen(50)
+        yield made
+
+
+def connect(listener: socket.socket, source: str = "") -> socket.socket:
+    host = "127.0.0.1" if listener.getsockname()[0] in ("127.0.0.1", "::") else "::1"
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made.settimeout(0.5)
+    try:
+        if source:
+            made.bind((source, 0))
+        made.connect((host, listener.getsockname()[1]))
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def test_sockets_bytes_and_peers_are_read_and_a_cut_ends_both(listener):
+    port = listener.getsockname()[1]
+    with connect(listener) as client, listener.accept()[0] as accepted:
+        client.sendall(bytes(1000))
+        accepted.recv(10)
+        (found,) = sockets.open_sockets(port, {})
+        assert found.descriptor == accepted.fileno()
+        assert found.peer == (client.getsockname()[0], client.getsockname()[1])
+        assert sockets.moved_bytes(found.descriptor) == (0, 1000)
+        assert sockets.cut(found)
+        with pytest.raises(OSError):
+            accepted.recv(2000)  # what was unread is gone
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+
+
+def test_a_descriptor_used_again_is_never_cut_for_its_predecessor(listener):
+    port = listener.getsockname()[1]
+    with connect(listener) as first, listener.accept()[0] as accepted:
+        (old,) = sockets.open_sockets(port, {})
+        with connect(listener) as second, listener.accept()[0] as other:
+            os.dup2(other.fileno(), accepted.fileno())
+            assert not sockets.cut(old)
+            second.sendall(b"x")
+            assert other.recv(1) == b"x"
+            (*_, again) = sockets.open_sockets(port, {old.descriptor: old})
+            assert again.peer[1] == second.getsockname()[1]
+        assert first.fileno() > 0
+
+
+def test_refused_networks_cannot_connect_and_open_connections_stay(listener):
+    (own,) = sockets.listeners(listener.getsockname()[1])
+    address = "::1" if listener.getsockname()[0] == "::1" else "127.0.0.1"
+    with connect(listener) as before:
+        many = [f"10.0.{number // 250}.{number % 250}" for number in range(499)]
+        assert sockets.refuse_networks(own, [sockets.network_of(address), *many])
+        with pytest.raises(TimeoutError):
+            connect(listener)
+        if address == "127.0.0.1":
+            connect(listener, "127.0.0.2").close()
+        before.sendall(b"x")
+        assert sockets.refuse_networks(own, [])
+        connect(listener).close()
+
+
+def test_bars_double_and_end():
+    bars = Bars()
+    bars.add("10.0.0.1", 0.0)
+    bars.add("10.0.0.1", 1.0)
+    assert bars.barred == {"10.0.0.1": 15.0}
+    assert bars.changed(1.0)
+    assert not bars.changed(2.0)
+    assert bars.changed(15.1)
+    assert bars.barred == {}
+    for _ in range(12):
+        bars.add("10.0.0.1", 20.0)
+        until = bars.barred.pop("10.0.0.1")
+    assert until == 20.0 + connections.MAX_BARRED_S
+
+
+def test_a_later_connection_from_the_same_port_starts_as_a_stranger(listener):
+    guard, port = ConnectionGuard(LIMITS), listener.getsockname()[1]
+    with connect(listener) as client, listener.accept()[0]:
+        address, number = client.getsockname()[:2]
+        peer = f"ipv6:%5B{address}%5D:{number}" if ":" in address else f"ipv4:{address}:{number}"
+        guard.identified(peer, "a")
+        guard.look(port, time.monotonic())
+        guard.look(port, time.monotonic() + 60)
+        assert guard.cuts == {}
+    guard.look(port, time.monotonic() + 61)
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(socket.socket(client.family))
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((address, number))
+        try:
+            made.connect((address, port))
+        except OSError:
+            pytest.skip("the port is not free yet")
+        stack.enter_context(listener.accept()[0])
+        guard.look(port, time.monotonic() + 62)
+        guard.look(port, time.monotonic() + 80)
+        assert guard.cuts == {"no_call": 1}
+
+
+def test_a_look_at_a_thousand_connections_takes_milliseconds(listener):
+    guard, port = ConnectionGuard(ConnectionLimits(5000, 5000, 24)), listener.getsockname()[1]
+    with contextlib.ExitStack() as stack:
+        for _ in range(1000):
+            stack.enter_context(connect(listener))
+            stack.enter_context(listener.accept()[0])
+        guard.look(port, time.monotonic())
+        began = time.thread_time()
+        guard.look(port, time.monotonic())
+        assert time.thread_time() - began < 0.1
