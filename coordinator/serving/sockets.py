@@ -224,7 +224,7 @@ def cut(target: OpenSocket) -> bool:
         except OSError:
             return False
         nowhere = bytes(_SOCKADDR_BYTES)  # AF_UNSPEC is 0
-        return ctypes.CDLL(None).connect(duplicate, nowhere, len(nowhere)) == 0
+        return bool(ctypes.CDLL(None).connect(duplicate, nowhere, len(nowhere)) == 0)
 
 
 def resident_bytes() -> int:
