@@ -159,7 +159,7 @@ def test_sockets_bytes_and_peers_are_read_and_a_cut_ends_both(listener):
         assert found.peer == (client.getsockname()[0], client.getsockname()[1])
         assert sockets.moved_bytes(found.descriptor) == (0, 1000)
         assert sockets.cut(found)
-        with pytest.raises(OSError, match="reset|not connected"):
+        with pytest.raises(OSError, match=r"reset|not connected"):
             accepted.recv(2000)  # what was unread is gone
         with contextlib.suppress(ConnectionResetError):
             assert client.recv(1) == b""
