@@ -142,20 +142,19 @@ def import_features(
     from ..extraction.npz import read_npz
     from ..extraction.store import FeatureStore
 
-    rows = read_npz(file, name)
+    imported = read_npz(file, name)
     with FeatureStore.open(store) as opened:
-        opened.add_rows(rows)
-    fingerprint = rows[0][1].fingerprint
-    labels = {row.clip.label for _, row in rows} - {None}
+        opened.add_rows(imported)
+    fingerprint, labels = imported.fingerprint, imported.labels
     if not as_json:
-        say(f"{store}: {len(rows)} clips of {len(labels)} classes imported as {fingerprint}")
+        say(f"{store}: {len(imported)} clips of {len(labels)} classes imported as {fingerprint}")
     return {
         "store": str(store),
-        "clips": len(rows),
-        "width": len(rows[0][1].x),
+        "clips": len(imported),
+        "width": imported.x.shape[1],
         "classes": len(labels),
         "fingerprint": fingerprint,
-        "precision": rows[0][1].precision,
+        "precision": imported.precision,
     }
 
 

@@ -11,22 +11,31 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from ...base.errors import DataError, StorageError, UsageError
+from ...base.errors import DataError, UsageError
 from ...base.files import printable_path, write_atomic
+from ...runtime.autotune.selection import available_bytes
 from ...runtime.clip_records import Clip
 from .clips import default_group
+from .npz_arrays import Declared, NpzFile, open_npz
 from .store import FeatureRow, StoredFeatures
 
 Text = npt.NDArray[np.str_]
 SHA256 = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+TEXTS = ("y", "group", "clip", "caption")  # arrays [N] of a file
+MAX_ROWS = 2_000_000  # clips
+MAX_WIDTH = 65_536  # numbers of an embedding
+MAX_MEMORY = 4 << 30  # bytes of all arrays together: Kinetics-400 in 2816 dimensions takes 3
+ROWS_AT_ONCE = 4096
+MAX_ASCII = 127
 
 
 def imported_fingerprint(name: str, width: int) -> str:
@@ -63,76 +72,132 @@ def write_npz(path: Path, stored: StoredFeatures) -> None:
     write_atomic(path, buffer.getbuffer(), mode=0o600)
 
 
-def read_npz(path: Path, name: str) -> list[tuple[str, FeatureRow]]:
-    """The rows of a researcher's file, each with the path to remember, ready for the store.
+@dataclass(frozen=True, eq=False)
+class ImportedFeatures:
+    """Contents of a researcher's file. Iterating yields each row with the path to remember, ready for the store."""
+
+    x: npt.NDArray[np.float32]  # [N, D]
+    columns: dict[str, Text]  # [N] each: y, and those of group, clip and caption that are there
+    fingerprint: str
+    precision: str
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __iter__(self) -> Iterator[tuple[str, FeatureRow]]:
+        for row in range(len(self)):
+            known = {key: str(column[row]) for key, column in self.columns.items()}
+            clip = _clip(row, known, self.x[row])
+            caption = known.get("caption", "")
+            yield clip.path.as_posix(), FeatureRow(clip, self.x[row], 0, self.fingerprint, self.precision, caption)
+
+    @property
+    def labels(self) -> frozenset[str]:
+        return frozenset(np.unique(self.columns["y"]).tolist()) - {""}
+
+
+def read_npz(path: Path, name: str) -> ImportedFeatures:
+    """Read a researcher's file, whose embeddings are called ``name``.
 
     A clip that has a name is known by it: the same names with other embeddings (another ``name``)
     are the same clips. Without names a clip is identified by its row and its embedding.
-    Raises DataError saying which array is not what it should be.
+    Raises DataError saying which array is not what it should be, ``too_large`` before it is read; StorageError.
     """
-    arrays = _load(path)
+    with open_npz(path, ("x", *TEXTS)) as file:
+        x = _check_declared(path, file.arrays)
+        fingerprint = imported_fingerprint(name, x.shape[1])
+        try:
+            columns = {key: _text_column(file, key) for key in TEXTS if key in file.arrays}
+            embeddings = _embeddings(file)
+        except MemoryError as error:
+            raise _too_large(path, "it needs more memory than this process may have") from error
+    return ImportedFeatures(embeddings, columns, fingerprint, "fp16" if x.dtype == np.float16 else "fp32")
+
+
+def _check_declared(path: Path, arrays: Mapping[str, Declared]) -> Declared:
+    """Return x; raise DataError unless all arrays are of the right kind, shape and size."""
     for needed in ("x", "y"):
         if needed not in arrays:
             raise DataError(f"{printable_path(path)} has no array '{needed}', expected x [N, D] and y [N]")
-    x = _embeddings(path, arrays["x"])
-    columns: dict[str, Text] = {
-        key: _text_column(path, key, arrays[key], len(x)) for key in ("y", "group", "clip", "caption") if key in arrays
-    }
-    fingerprint = imported_fingerprint(name, x.shape[1])
-    precision = "fp16" if arrays["x"].dtype == np.float16 else "fp32"
-    return [
-        (clip.path.as_posix(), FeatureRow(clip, x[row], 0, fingerprint, precision, caption))
-        for row, (clip, caption) in enumerate(_clips(columns, x))
-    ]
+    x = arrays["x"]
+    if len(x.shape) != 2 or x.dtype.kind != "f" or 0 in x.shape:
+        raise DataError(f"{printable_path(path)}: x is {x}, expected floating point [N, D]")
+    rows, width = x.shape
+    if rows > MAX_ROWS or width > MAX_WIDTH:
+        raise _too_large(path, f"x is {x}, expected at most {MAX_ROWS} rows of {MAX_WIDTH} numbers")
+    needed_bytes = 4 * x.count
+    for key in TEXTS:
+        if (text := arrays.get(key)) is None:
+            continue
+        if text.shape != (rows,) or text.dtype.kind not in "US":
+            raise DataError(f"{printable_path(path)}: {key} is {text}, expected text [{rows}]")
+        needed_bytes += text.bytes * (4 if text.dtype.kind == "S" else 1)
+    largest = min(MAX_MEMORY, (available_bytes() or 2 * MAX_MEMORY) // 2)
+    if needed_bytes > largest:
+        raise _too_large(path, f"its arrays need {needed_bytes / 1e9:.2f} GB, expected at most {largest / 1e9:.2f} GB")
+    return x
 
 
-def _clips(columns: dict[str, Text], x: npt.NDArray[np.float32]) -> Iterator[tuple[Clip, str]]:
-    """Yield each row's clip and caption."""
-    for row in range(len(x)):
-        known = {key: str(column[row]) for key, column in columns.items()}
-        named = known.get("clip", "")
-        if SHA256.fullmatch(named):
-            sha256 = named
-        else:
-            identity = named.encode() if named else row.to_bytes(8, "little") + x[row].tobytes()
-            sha256 = hashlib.sha256(b"imported clip\0" + identity).hexdigest()
-        path = Path(named or f"row-{row:06d}")
-        label = known["y"] or None
-        group = known.get("group") or default_group(path.stem, label)
-        yield Clip(path, sha256, label, group), known.get("caption", "")
+def _too_large(path: Path, problem: str) -> DataError:
+    return DataError(
+        f"{printable_path(path)}: {problem}",
+        fix="write the clips into several files, and import them one after the other into the same store",
+        code="too_large",
+    )
 
 
-def _load(path: Path) -> dict[str, npt.NDArray[np.generic]]:
-    try:
-        with path.open("rb") as file:  # opened here: np.load leaves it open when it fails
-            loaded = np.load(file, allow_pickle=False)
-            if not isinstance(loaded, np.lib.npyio.NpzFile):
-                raise DataError(f"{printable_path(path)} is a single array, expected an .npz file with x and y")
-            return {key: loaded[key] for key in loaded.files}
-    except OSError as error:
-        raise StorageError(f"cannot read {printable_path(path)}: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{printable_path(path)} cannot be read as .npz: {error}",
-            fix="save text as fixed width, np.array(names, dtype=str); object arrays would need unpickling",
-        ) from error
-
-
-def _embeddings(path: Path, x: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
-    if x.ndim != 2 or not np.issubdtype(x.dtype, np.floating) or 0 in x.shape:
-        raise DataError(f"{printable_path(path)}: x is {x.dtype}{list(x.shape)}, expected floating point [N, D]")
-    with np.errstate(over="ignore"):
-        embeddings = x.astype(np.float32)
-    if not np.isfinite(embeddings).all():
-        row = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[0])
-        raise DataError(f"{printable_path(path)}: x holds NaN or infinity, first in row {row}", code="not_finite")
+def _embeddings(file: NpzFile) -> npt.NDArray[np.float32]:
+    """Read x [N, D]. Raises DataError ``not_finite`` naming the first row with NaN or infinity."""
+    embeddings = cast("npt.NDArray[np.float32]", file.read("x", np.float32))
+    for start in range(0, len(embeddings), ROWS_AT_ONCE):
+        finite = np.isfinite(embeddings[start : start + ROWS_AT_ONCE]).all(axis=1)
+        if not finite.all():
+            row = start + int(np.flatnonzero(~finite)[0])
+            message = f"{printable_path(file.path)}: x holds NaN or infinity, first in row {row}"
+            raise DataError(message, code="not_finite")
     return embeddings
 
 
-def _text_column(path: Path, key: str, column: npt.NDArray[np.generic], rows: int) -> Text:
-    if column.shape != (rows,) or column.dtype.kind not in "US":
-        raise DataError(f"{printable_path(path)}: {key} is {column.dtype}{list(column.shape)}, expected text [{rows}]")
-    try:
-        return column.astype(np.str_)  # bytes: ASCII only
-    except UnicodeDecodeError as error:
-        raise DataError(f"{printable_path(path)}: {key} holds bytes that are not ASCII; save it as str") from error
+def _text_column(file: NpzFile, key: str) -> Text:
+    """Read an array of texts [N]. Raises DataError naming the row of one that the store and a terminal cannot have."""
+    column = file.read(key, np.str_)
+    if column.dtype.kind == "S":
+        if any(int(letter) > MAX_ASCII for letter in np.unique(column.view(np.uint8))):
+            raise DataError(f"{printable_path(file.path)}: {key} holds bytes that are not ASCII; save it as str")
+        column = column.astype(np.str_)
+    letters = column.view(np.uint32).reshape(len(column), -1)
+    for start in range(0, len(column), ROWS_AT_ONCE):
+        bad = _unprintable(letters[start : start + ROWS_AT_ONCE], line_breaks=key == "caption")
+        if bad.any():
+            raise DataError(
+                f"{printable_path(file.path)}: {key} holds a control character or one that Unicode does not have, "
+                f"first in row {start + int(np.flatnonzero(bad)[0])}",
+                fix="remove such characters from names",
+            )
+    return cast("Text", column)
+
+
+def _unprintable(letters: npt.NDArray[np.uint32], *, line_breaks: bool) -> npt.NDArray[np.bool_]:
+    """Return which rows of code points [N, width] hold something that is no text; zeros at the end fill the width."""
+    control = (letters < 0x20) | ((letters >= 0x7F) & (letters < 0xA0))
+    control &= letters != 0
+    if line_breaks:
+        control &= (letters != 9) & (letters != 10) & (letters != 13)
+    inner_zero = (letters[:, :-1] == 0) & (letters[:, 1:] != 0)
+    no_character = ((letters >= 0xD800) & (letters < 0xE000)) | (letters > 0x10FFFF)
+    bad: npt.NDArray[np.bool_] = (control | no_character).any(axis=1) | inner_zero.any(axis=1)
+    return bad
+
+
+def _clip(row: int, known: Mapping[str, str], x: npt.NDArray[np.float32]) -> Clip:
+    """Return the clip of a row from its texts."""
+    named = known.get("clip", "")
+    if SHA256.fullmatch(named):
+        sha256 = named
+    else:
+        identity = named.encode() if named else row.to_bytes(8, "little") + x.tobytes()
+        sha256 = hashlib.sha256(b"imported clip\0" + identity).hexdigest()
+    path = Path(named or f"row-{row:06d}")
+    label = known["y"] or None
+    group = known.get("group") or default_group(path.stem, label)
+    return Clip(path, sha256, label, group)
