@@ -7,13 +7,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..base.errors import StorageError
-from ..base.files import write_atomic, write_new
+from ..base.errors import DataError, StorageError
+from ..base.files import read_regular, write_atomic, write_new
 from ..fedproto.certificates import make_silo_request
 
 INSTANCE_FILE = "instance"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # man 4 random
 SECRET_BYTES = 16  # bytes
+MAX_INSTANCE = 4096  # bytes
 
 
 def agent_instance(state: Path, boot_id: Path = BOOT_ID) -> str:
@@ -26,11 +27,9 @@ def agent_instance(state: Path, boot_id: Path = BOOT_ID) -> str:
     """
     path = state / INSTANCE_FILE
     try:
-        secret = path.read_bytes()
-    except FileNotFoundError:
-        secret = b""
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        secret = read_regular(path, largest=MAX_INSTANCE) if os.path.lexists(path) else b""
+    except DataError as error:  # not a file, or a large one: not ours, and not replaced
+        raise StorageError(error.message, fix=f"move {path} away: the agent makes another") from error
     if len(secret) != SECRET_BYTES:
         secret = os.urandom(SECRET_BYTES)
         write_atomic(path, secret, mode=0o600)

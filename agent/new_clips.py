@@ -6,7 +6,6 @@ import time
 
 from ..base.errors import FlamestError
 from ..base.log import Log
-from ..runtime.video.decoder import DecodeLimits
 from .extraction.report import ExtractRequest
 from .settings import AgentSettings
 from .status import StatusNotes
@@ -39,7 +38,7 @@ class NewClips:
                 settings.videos,
                 settings.store,
                 threads=settings.work.threads,
-                limits=DecodeLimits(timeout_s=settings.work.clip_timeout),
+                limits=settings.work.limits,
                 trusted=settings.trust(),
                 backend_options=settings.work.backend_options,
                 training_precision=settings.precision,

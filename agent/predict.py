@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from ..base.errors import DataError, StorageError
-from ..base.files import sha256_file
 from ..fedproto.model_file import ModelFile, read_model
 from ..runtime.autotune.selection import AutotuneRequest, autotune_backends
 from ..runtime.backends.opening import GraphPlacement, OpeningOptions
 from ..runtime.bundle.signature import TrustedKeys
 from ..runtime.clip_records import Clip
 from ..runtime.extractor import open_extractor
+from ..runtime.video.decoder import DecodeLimits
+from .extraction.report import content_hash
 from .training.trainer import HeadTrainer, log_softmax
 
 
@@ -71,7 +72,7 @@ def predict_videos(
             )
         for video in videos:
             try:
-                features = extractor.extract(Clip(path=video, sha256=sha256_file(video)))
+                features = extractor.extract(Clip(path=video, sha256=content_hash(video, DecodeLimits())))
             except (DataError, StorageError) as error:
                 yield Prediction(video, reason=f"{error.code}: {error.message}")
                 continue
@@ -81,8 +82,8 @@ def predict_videos(
 
 def _readable(videos: Sequence[Path]) -> Iterator[Clip]:
     for video in videos:
-        with suppress(StorageError):  # reported when its turn comes
-            yield Clip(path=video, sha256=sha256_file(video))
+        with suppress(DataError):  # reported when its turn comes
+            yield Clip(path=video, sha256=content_hash(video, DecodeLimits()))
 
 
 def _top_labels(trainer: HeadTrainer, model: ModelFile, x: np.ndarray, top: int) -> tuple[LabelProbability, ...]:

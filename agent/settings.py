@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from ..runtime.bundle.opening import open_manifest
 from ..runtime.bundle.signature import TrustedKeys, is_key_text, read_trusted_keys
 from ..runtime.video.decoder import DecodeLimits
 from .egress.policy import Policy
+from .extraction.report import GB, MAX_CLIP_GB
 from .handshake import ConnectionSettings, split_address
 
 MAX_CLIP_TIMEOUT_S = 86400  # a day
@@ -33,12 +35,18 @@ class Work(_Record, frozen=True):
     backend: str = "auto"  # where the networks run, as --backend of extract: "openvino,text=onnxruntime"
     require_backend: bool = False  # a fallback is an error
     clip_timeout: float = DecodeLimits.timeout_s  # seconds that decoding one clip may take
+    max_clip_gb: float = DecodeLimits.largest_file / GB  # larger files are not read; 10^9 bytes
     precision: str | None = None  # "bf16": compute an fp32 bundle in it; "auto": the fastest
 
     @property
     def backend_options(self) -> BackendOptions:
         """Parse the backend keys. Raises UsageError for unknown words."""
         return parse_backend_options((self.backend,), require=self.require_backend, precision=self.precision)
+
+    @property
+    def limits(self) -> DecodeLimits:
+        """Limits of one clip."""
+        return DecodeLimits(timeout_s=self.clip_timeout, largest_file=int(self.max_clip_gb * GB))
 
 
 class AgentSettings(_Record, frozen=True):
@@ -77,6 +85,7 @@ key = "{key}"
 
 # [work]
 # backend = "auto"            # where the networks run; flamest-agent doctor shows what this machine can
+# max_clip_gb = 16            # larger video files are not read
 # clip_timeout = 120          # seconds to decode a clip; with more, those that took too long are tried again
 
 # This silo's policy, which the run cannot change (docs/privacy.md). flamest-agent egress shows what has left.
@@ -115,10 +124,12 @@ def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> Ag
     problems = [f"policy.{problem}" for problem in settings.policy.problems()]
     if settings.work.threads is not None and settings.work.threads < 1:
         problems.append("work.threads: expected 1 or more")
-    if settings.work.idle_s < 0 or settings.work.rescan_s <= 0:
+    if not 0 <= settings.work.idle_s < math.inf or not 0 < settings.work.rescan_s < math.inf:
         problems.append("work: expected times above 0 seconds")
     if not 1 <= settings.work.clip_timeout <= MAX_CLIP_TIMEOUT_S:
         problems.append(f"work.clip_timeout: expected 1 to {MAX_CLIP_TIMEOUT_S} seconds")
+    if not 0 < settings.work.max_clip_gb <= MAX_CLIP_GB:
+        problems.append(f"work.max_clip_gb: expected more than 0, at most {MAX_CLIP_GB}")
     if settings.videos is not None and settings.bundle is None:
         problems.append("bundle: needed when videos is set")
     try:

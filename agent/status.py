@@ -7,13 +7,20 @@ from typing import Any, Literal
 
 import msgspec
 
+<<<<<<< HEAD
 from ..base.clock import days_until, parse_utc, utc_text
 from ..base.errors import DataError, FlamestError, StorageError
 from ..base.files import FileLock, write_atomic
 from ..base.log import Log
+=======
+from ..base.clock import days_until, parse_utc
+from ..base.errors import DataError, StorageError
+from ..base.files import FileLock, read_regular, write_atomic
+>>>>>>> e9dd77c (A silo's files are opened as regular files, bounded, and named when they are not what they should be)
 
 STATUS_FILE = "status.json"
 LOCK_FILE = "lock"
+MAX_STATUS = 1 << 20  # bytes
 
 log = Log("agent")
 
@@ -110,13 +117,19 @@ def read_status(state: Path) -> AgentStatus:
     """Read the last snapshot; StorageError when no daemon has run here, DataError when it is damaged."""
     path = state / STATUS_FILE
     try:
-        return msgspec.json.decode(path.read_bytes(), type=AgentStatus)
-    except OSError as error:
+        return msgspec.json.decode(read_regular(path, largest=MAX_STATUS), type=AgentStatus)
+    except StorageError as error:
         raise StorageError(
-            f"no status in {state}: {error.strerror}", fix="start the daemon: flamest-agent run --config agent.toml"
+            f"no status in {state}: {error.message}", fix="start the daemon: flamest-agent run --config agent.toml"
         ) from error
-    except msgspec.DecodeError as error:
-        raise DataError(f"{path} is damaged: {error}", fix="remove it; the running daemon writes it again") from error
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+    except DataError as error:
+        raise _damaged(path, error.message) from error
+
+
+def _damaged(path: Path, problem: str) -> DataError:
+    return DataError(f"{path} is damaged: {problem}", fix="remove it; the running daemon writes it again")
 
 
 def is_alive(state: Path) -> bool:

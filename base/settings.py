@@ -8,9 +8,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from .errors import SettingsError
+from .errors import DataError, SettingsError, StorageError
+from .files import printable_path, read_regular
 
 T = TypeVar("T")
+
+MAX_FILE = 1 << 20  # bytes; a settings file has a few thousand
 
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`(?: - at `\$\.?(?P<where>[^`]*)`)?")
 _AT = re.compile(r" - at `\$\.?(?P<where>[^`]*)`$")
@@ -22,18 +25,19 @@ def load_settings(path: Path, kind: type[T]) -> T:
     Raises SettingsError naming the file, the key, and what was expected.
     """
     try:
-        text = Path(path).read_bytes()
-    except OSError as error:
+        text = read_regular(path, largest=MAX_FILE)
+    except (StorageError, DataError) as error:
         raise SettingsError(
-            f"cannot read the settings file {path}: {error.strerror}",
+            f"the settings file: {error.message}",
             fix="give its path with --config; flamest-agent keygen and flamest-coordinator init write a first one",
         ) from error
+    shown = printable_path(Path(path))
     try:
         return msgspec.toml.decode(text, type=kind, dec_hook=_path_from_text)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"{path}: {_explain(str(error), kind)}") from error
-    except msgspec.DecodeError as error:
-        raise SettingsError(f"{path}: not valid TOML: {error}") from error
+        raise SettingsError(f"{shown}: {_explain(str(error), kind)}") from error
+    except (msgspec.DecodeError, ValueError, RecursionError, OverflowError) as error:
+        raise SettingsError(f"{shown}: not valid TOML: {error}") from error
 
 
 def _path_from_text(kind: type, value: Any) -> Any:

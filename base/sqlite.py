@@ -7,6 +7,7 @@ SQLite comes with apsw: the standard library's may have the WAL-reset bug that S
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import DataError, FlamestError, LockedError, MissingExtra, SettingsError, StorageError
-from .files import fsync_directory, printable_path, storage_code
+from .files import fsync_directory, open_regular, printable_path, storage_code
 from .log import Log
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Schema:
     application_id: int = 0  # PRAGMA application_id; 0: none
     migrations: tuple[str, ...] = ()  # SQL of each later version
     copy_before_migration: bool = False  # keep the older file as NAME.schema-VERSION
+    largest_value: int | None = None  # bytes of one text, blob or row; None: SQLite's own limit, a billion
 
     @property
     def version(self) -> int:
@@ -62,8 +64,8 @@ class Schema:
 def open_for_writing(path: Path, schema: Schema) -> Connection:
     """Open the file for its one writer. A file that is absent is made, an older one is migrated.
 
-    WAL with synchronous=FULL: a committed transaction survives a crash and a power cut. Application id, version and
-    integrity are checked before anything is written.
+    WAL with synchronous=FULL: a committed transaction survives a crash and a power cut. Application id, version,
+    tables and integrity are checked before anything is written.
 
     Raises the schema's faults, LockedError when another process holds a lock for more than ``WAIT_MS``, StorageError,
     MissingExtra.
@@ -72,10 +74,11 @@ def open_for_writing(path: Path, schema: Schema) -> Connection:
     import apsw
 
     _make_private_file(path)
+    open_regular(path).close()  # SQLite would wait for the other end of a FIFO
     with translated_errors(path, schema):
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         with _closed_on_error(connection):
-            connection.set_busy_timeout(WAIT_MS)
+            _restrict(connection, schema)
             if _is_empty(connection):
                 with connection:  # one transaction: a crash leaves an empty file, not half of the tables
                     connection.execute(schema.tables)
@@ -98,10 +101,11 @@ def open_for_reading(path: Path, schema: Schema, *, small_changes: bool = False)
     import apsw
 
     flags = apsw.SQLITE_OPEN_READWRITE if small_changes else apsw.SQLITE_OPEN_READONLY
+    open_regular(path).close()
     with translated_errors(path, schema):
         connection = apsw.Connection(str(path), flags=flags)
         with _closed_on_error(connection):
-            connection.set_busy_timeout(WAIT_MS)
+            _restrict(connection, schema)
             # Otherwise the last connection to close would remove the -wal file of a writer that crashed.
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             _check(connection, path, schema)
@@ -122,6 +126,8 @@ def translated_errors(path: Path, schema: Schema) -> Iterator[None]:
         yield
     except (apsw.CorruptError, apsw.NotADBError, apsw.FormatError) as error:
         raise damaged_error(path, schema, str(error)) from error
+    except (apsw.TooBigError, UnicodeDecodeError) as error:
+        raise damaged_error(path, schema, f"it holds a value that was never written to it: {error}") from error
     except (apsw.BusyError, apsw.LockedError) as error:
         raise LockedError(f"{name} is in use by another process: {error}") from error
     except (apsw.FullError, apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError) as error:
@@ -195,6 +201,19 @@ def _closed_on_error(connection: Connection) -> Iterator[None]:
         raise
 
 
+def _restrict(connection: Connection, schema: Schema) -> None:
+    """Trust nothing that the file itself defines, and bound what one value may take. Before the first statement."""
+    import apsw
+
+    connection.set_busy_timeout(WAIT_MS)
+    connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+    connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_VIEW, 0)
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
+    if schema.largest_value is not None:
+        connection.limit(apsw.SQLITE_LIMIT_LENGTH, schema.largest_value)
+
+
 def _is_empty(connection: Connection) -> bool:
     return not list(connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1")) and _version(connection) == 0
 
@@ -204,14 +223,41 @@ def _version(connection: Connection) -> int:
 
 
 def _check(connection: Connection, path: Path, schema: Schema) -> None:
-    """Raise unless the file is of this kind, of a version from the first to this one, and whole."""
+    """Raise unless the file is of this kind, of a version from the first to this one, and whole.
+
+    The tables come first: the check of the content runs expressions that a strange file may define.
+    """
     if schema.foreign is not None and connection.pragma("application_id") != schema.application_id:
         raise _schema_error(schema.foreign, f"{printable_path(path)} is a database, but not a {schema.kind}")
     if not schema.first_version <= _version(connection) <= schema.version:
         raise _wrong_version_error(path, schema, _version(connection))
+    expected = _definitions_of(schema, _version(connection))
+    if _definitions(connection, at_most=len(expected) + 1) != expected:
+        raise damaged_error(path, schema, "its tables are not those that this program makes")
     verdict = list(connection.execute("PRAGMA quick_check(1)"))
     if verdict != [("ok",)]:
         raise damaged_error(path, schema, str(verdict[0][0]))
+
+
+def _definitions(connection: Connection, *, at_most: int) -> set[tuple[object, ...]]:
+    """Return what the file defines: tables, indexes, triggers and views, each with its SQL."""
+    query = "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite_stat%' LIMIT ?"
+    return set(connection.execute(query, (at_most,)))
+
+
+@functools.cache
+def _definitions_of(schema: Schema, version: int) -> set[tuple[object, ...]]:
+    """Return what a file of ``schema`` in ``version`` defines, new or migrated: its text follows from the same SQL."""
+    import apsw
+
+    connection = apsw.Connection(":memory:")
+    try:
+        connection.execute(schema.tables)
+        for sql in schema.migrations[: version - schema.first_version]:
+            connection.execute(sql)
+        return _definitions(connection, at_most=-1)
+    finally:
+        connection.close()
 
 
 def _make_durable(connection: Connection, path: Path) -> None:

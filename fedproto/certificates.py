@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SILO_URI = "spiffe://flamest/silo/"
 NAME = re.compile(r"[a-z0-9-]{1,40}")
+MAX_PEM = 1 << 20  # bytes of one key, certificate or request
 CA_DAYS = 3650
 LEAF_DAYS = 365
 CLOCK_SLACK = datetime.timedelta(hours=1)  # certificates begin this long ago, for clocks that lag
@@ -151,10 +152,35 @@ def load_certificate(pem: bytes, whose: str) -> x509.Certificate:
     require_package("cryptography")
     from cryptography import x509
 
+    problem = DataError(f"{whose} is not a PEM certificate", code="bad_certificate")
+    if len(pem) > MAX_PEM:
+        raise problem
     try:
-        return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
-        raise DataError(f"{whose} is not a PEM certificate", code="bad_certificate") from error
+        loaded = x509.load_pem_x509_certificate(pem)
+        loaded.public_key()  # read only when it is asked for, as the names are
+        alternative_names(loaded)
+    except _unreadable() as error:
+        raise problem from error
+    return loaded
+
+
+def alternative_names(certified: x509.Certificate | x509.CertificateSigningRequest) -> list[str]:
+    """Return the DNS names, addresses and URIs of a certificate or a request."""
+    from cryptography import x509
+
+    try:
+        names = certified.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [str(name.value) for name in names]
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """Return the errors of cryptography for something that is not what it should be."""
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    return (ValueError, TypeError, OverflowError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion)
 
 
 def load_key(pem: bytes, whose: str) -> EllipticCurvePrivateKey:
@@ -164,9 +190,11 @@ def load_key(pem: bytes, whose: str) -> EllipticCurvePrivateKey:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     problem = DataError(f"{whose} is not a P-256 private key in PEM without a password", code="bad_key")
+    if len(pem) > MAX_PEM:
+        raise problem
     try:
         key = load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError) as error:
+    except _unreadable() as error:
         raise problem from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise problem
@@ -244,24 +272,23 @@ def _read_request(pem: bytes) -> tuple[EllipticCurvePublicKey, list[str]]:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
+    problem = DataError(
+        "this is not a certificate request in PEM",
+        fix="expected the .csr file that `flamest-agent keygen NAME` wrote on the silo",
+        code="bad_request",
+    )
+    if len(pem) > MAX_PEM:
+        raise problem
     try:
         request = x509.load_pem_x509_csr(pem)
-    except ValueError as error:
-        raise DataError(
-            "this is not a certificate request in PEM",
-            fix="expected the .csr file that `flamest-agent keygen NAME` wrote on the silo",
-            code="bad_request",
-        ) from error
-    public = request.public_key()
+        public, names = request.public_key(), alternative_names(request)
+    except _unreadable() as error:
+        raise problem from error
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
         raise DataError("the request's key is not P-256", fix="make it with flamest-agent keygen", code="bad_request")
     if not request.is_signature_valid:
         raise IdentityError("the request was not signed with the key that it holds", code="request_signature")
-    try:
-        names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return public, []
-    return public, [str(name.value) for name in names]
+    return public, names
 
 
 def _new_key() -> EllipticCurvePrivateKey:

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ..base.clock import days_until, utc_now
-from ..base.errors import IdentityError, SettingsError
-from ..base.files import FileStamp
-from .certificates import NAME, SILO_URI, load_certificate, load_key, require_package
+from ..base.errors import DataError, IdentityError, SettingsError, StorageError
+from ..base.files import FileStamp, read_regular
+from .certificates import MAX_PEM, NAME, SILO_URI, alternative_names, load_certificate, load_key, require_package
 
 if TYPE_CHECKING:
     import grpc
 
+SHOWN_NAMES = 5  # of a strange certificate, in a message
+SHOWN_CHARACTERS = 100  # of each
 WARN_DAYS = 30  # both sides warn of a certificate with fewer days left
 AuthContext = Mapping[str, Iterable[bytes]]  # of a caller: gRPC's ``context.auth_context()``
 
@@ -51,16 +53,10 @@ class CertificateInfo:
 def certificate_info(certificate: bytes, *, whose: str) -> CertificateInfo:
     """Return the contents of a PEM certificate. Raises DataError (``bad_certificate``) when it cannot be read."""
     loaded = load_certificate(certificate, whose)
-    from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 
-    try:
-        names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        values = tuple(str(name.value) for name in names)
-    except x509.ExtensionNotFound:
-        values = ()
     return CertificateInfo(
-        names=values,
+        names=tuple(alternative_names(loaded)),
         begins=loaded.not_valid_before_utc,
         expires=loaded.not_valid_after_utc,
         sha256=loaded.fingerprint(hashes.SHA256()).hex(),
@@ -79,11 +75,11 @@ def check_files(files: TlsFiles) -> CertificateInfo:
     key = load_key(read_file(files.key), str(files.key))
     if certificate.public_key() != key.public_key():
         raise IdentityError(f"{files.key} is not the key of {files.certificate}", code="key_mismatch")
-    from cryptography.exceptions import InvalidSignature
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature) as error:
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
         raise IdentityError(
             f"{files.certificate} was not signed by the authority in {files.ca}",
             fix="take both files from the same operator",
@@ -157,7 +153,8 @@ def _silo_of(names: Sequence[str], whose: str) -> str:
         name = names[0].removeprefix(SILO_URI)
         if NAME.fullmatch(name):
             return name
-    found = ", ".join(names) or "nothing"
+    found = ", ".join(name[:SHOWN_CHARACTERS] for name in names[:SHOWN_NAMES]) or "nothing"
+    found += f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
     raise IdentityError(
         f"{whose} names {found}, expected exactly {SILO_URI}NAME",
         fix="use the silo.pem that `flamest-coordinator silo add` made",
@@ -239,6 +236,6 @@ def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
 def read_file(path: Path) -> bytes:
     """Return the content of a key or certificate file. Raises SettingsError when it cannot be read."""
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+        return read_regular(path, largest=MAX_PEM)
+    except (StorageError, DataError) as error:
+        raise SettingsError(error.message) from error

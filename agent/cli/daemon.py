@@ -151,7 +151,8 @@ def _extract_command(settings: AgentSettings) -> str:
     for option, path in (("bundle", settings.bundle), ("videos", settings.videos), ("store", settings.store)):
         words += [f"--{option}", str(path)]
     work = settings.work
-    words += ["--clip-timeout", f"{work.clip_timeout:g}"] + ["--require-backend"] * work.require_backend
+    words += ["--clip-timeout", f"{work.clip_timeout:g}", "--max-clip-gb", f"{work.max_clip_gb:g}"]
+    words += ["--require-backend"] * work.require_backend
     words += [] if work.backend == "auto" else ["--backend", work.backend]
     words += [] if work.precision is None else ["--precision", work.precision]
     for key in settings.trusted_keys:

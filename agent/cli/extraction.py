@@ -37,6 +37,10 @@ def extract(
             "again.",
         ),
     ] = 120.0,
+    max_clip_gb: Annotated[
+        float,
+        typer.Option("--max-clip-gb", min=0.001, max=10_000.0, help="Larger video files are reported, not read."),
+    ] = 16.0,
     trusted_key: TrustedKeyOption = None,
     backend: BackendOption = None,
     require_backend: RequireOption = False,
@@ -61,9 +65,9 @@ def extract(
     from ...runtime.bundle.signature import read_trusted_keys
     from ...runtime.video.decoder import DecodeLimits
     from ..extraction.extract import clips_to_extract, extract_clips
-    from ..extraction.report import ExtractRequest
+    from ..extraction.report import GB, ExtractRequest
 
-    limits = DecodeLimits(timeout_s=clip_timeout)
+    limits = DecodeLimits(timeout_s=clip_timeout, largest_file=int(max_clip_gb * GB))
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
     request = ExtractRequest(bundle, videos, store, threads, retry, limits, trusted, backend_options)

@@ -28,11 +28,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...base.errors import DataError, StorageError
-from ...base.files import printable_path
+from ...base.files import printable_path, read_regular
 from ...runtime.video import is_video_name
 
 LABELS_FILE = "labels.csv"
 MAX_FOLDER_DEPTH = 16  # folders inside each other
+MAX_TABLE = 256 << 20  # bytes of a labels.csv
+MAX_LISTED = 2_000_000  # clips in it
+MAX_LINE = 32_768  # characters
+MAX_NAME = 1000  # characters of a label or a group
 
 UCF101 = re.compile(r"v_(?P<action>.+)_g(?P<group>\d+)_c\d+")
 HMDB51 = re.compile(r"(?P<source>.+)_[fhlu]_[cn]m_np\d+_(?:ba|fr|le|ri)_(?:bad|goo|med)_\d+")
@@ -83,7 +87,7 @@ def scan_clips(folder: Path) -> ClipFolder:
         raise StorageError(f"{printable_path(folder)} is not a folder of videos", fix="give a folder with --videos")
     table = folder / LABELS_FILE
     unread: list[OSError] = []
-    listed = _read_labels(table) if table.is_file() else _walk(folder, unread)
+    listed = _read_labels(table) if os.path.lexists(table) else _walk(folder, unread)
     root = folder.resolve()
     clips, problems = [], []
     for path, label, group in listed:
@@ -145,13 +149,8 @@ def _walk(folder: Path, unread: list[OSError]) -> Iterator[tuple[Path, str | Non
 
 def _read_labels(table: Path) -> Iterator[tuple[Path, str | None, str]]:
     """Yield the rows of a labels.csv, checked; every DataError names file and line."""
-    try:
-        text = table.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise StorageError(f"cannot read {printable_path(table)}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{printable_path(table)} is not UTF-8 text: {error}", code="labels_csv") from error
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    text = io.TextIOWrapper(io.BytesIO(_read_table(table)), encoding="utf-8-sig", newline="")
+    rows = csv.reader(_lines(table, text), strict=True)
     try:
         header = [cell.strip() for cell in next(rows, [])]
         if header not in (["path", "label"], ["path", "label", "group"]):
@@ -160,9 +159,37 @@ def _read_labels(table: Path) -> Iterator[tuple[Path, str | None, str]]:
         for row in rows:
             if not any(cell.strip() for cell in row):
                 continue
+            if len(seen) == MAX_LISTED:
+                raise _bad_line(table, rows.line_num, f"more than {MAX_LISTED} clips in one folder")
             yield _read_row(table, rows.line_num, header, row, seen)
     except csv.Error as error:
         raise _bad_line(table, rows.line_num, str(error)) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{printable_path(table)} is not UTF-8 text: {error}", code="labels_csv") from error
+
+
+def _read_table(table: Path) -> bytes:
+    """Return the file's bytes. A link that leads outside is not followed: an error would show what it leads to."""
+    try:
+        inside = table.resolve(strict=True).is_relative_to(table.parent.resolve())
+    except (OSError, RuntimeError) as error:
+        raise StorageError(f"cannot read {printable_path(table)}: {getattr(error, 'strerror', error)}") from error
+    if not inside:
+        raise DataError(
+            f"{printable_path(table)} is a link to a place outside of the folder",
+            fix="put the file itself there",
+            code="labels_csv",
+        )
+    return read_regular(table, largest=MAX_TABLE)
+
+
+def _lines(table: Path, text: io.TextIOWrapper) -> Iterator[str]:
+    number = 0
+    while line := text.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise _bad_line(table, number, f"longer than {MAX_LINE} characters")
+        yield line
 
 
 def _read_row(
@@ -173,6 +200,11 @@ def _read_row(
     name, label, group = (*(cell.strip() for cell in row), "")[:3]
     if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise _bad_line(table, line, f"path {name!r}: expected a path inside {printable_path(table.parent)}")
+    for column, cell in zip(("label", "group"), (label, group), strict=True):
+        if len(cell) > MAX_NAME or not is_text(cell):
+            raise _bad_line(
+                table, line, f"the {column} is not a name: expected at most {MAX_NAME} characters, none of control"
+            )
     if name in seen:
         raise _bad_line(table, line, f"path {name!r} is in line {seen[name]} already")
     seen[name] = line
@@ -202,6 +234,11 @@ def _problem(path: Path, root: Path) -> tuple[str, str] | None:
 
 def _name(path: Path, folder: Path) -> str:
     return _printable(path.relative_to(folder).as_posix())
+
+
+def is_text(text: str) -> bool:
+    """True unless ``text`` holds control characters, line breaks and tabs among them."""
+    return all(letter >= " " and not "\x7f" <= letter < "\xa0" for letter in text)
 
 
 def _printable(text: str) -> str:

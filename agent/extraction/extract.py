@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from ...base.errors import DataError, StorageError
-from ...base.files import FileStamp, printable_path, sha256_file
+from ...base.errors import DataError
+from ...base.files import FileStamp, Stopped, printable_path
 from ...base.process import peak_resident_kb
 from ...runtime.autotune.measurements import Choice
 from ...runtime.autotune.selection import AutotuneRequest
@@ -33,6 +33,7 @@ from .report import (
     ExtractReport,
     ExtractRequest,
     FailedClip,
+    content_hash,
     failed_clip,
     still_holds,
     without_path,
@@ -170,15 +171,21 @@ class _Extraction:
         for found in clips:
             if stop():
                 return
-            clip = self._new_clip(found)
+            try:
+                clip = self._new_clip(found, stop)
+            except Stopped:
+                return
             if clip is not None:
                 yield clip
 
-    def _new_clip(self, found: FoundClip) -> Clip | None:
-        """Return the clip if it has to be extracted; otherwise report its outcome, now or with its first file."""
+    def _new_clip(self, found: FoundClip, stop: Callable[[], bool]) -> Clip | None:
+        """Return the clip if it has to be extracted; otherwise report its outcome, now or with its first file.
+
+        Raises Stopped when ``stop`` returns True while the file is hashed.
+        """
         try:
             stamp = _stamp(found)
-            clip = Clip(found.path, _content_hash(found), found.label, found.group)
+            clip = Clip(found.path, content_hash(found.path, self._request.limits, stop), found.label, found.group)
         except DataError as error:
             self._report(_Outcome(failed_clip(found, Failure(error.code, error.message))))
             return None
@@ -274,13 +281,6 @@ def _recorded(clips: Iterator[Clip], into: list[Clip]) -> Iterator[Clip]:
     for clip in clips:
         into.append(clip)
         yield clip
-
-
-def _content_hash(found: FoundClip) -> str:
-    try:
-        return sha256_file(found.path)
-    except StorageError as error:
-        raise DataError(error.message, code="video_unreadable") from error
 
 
 def _stamp(found: FoundClip) -> FileStamp:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...base.files import printable_path
+from ...base.errors import DataError, StorageError
+from ...base.files import printable_path, sha256_file
 from ...runtime.autotune.measurements import Choice
 from ...runtime.backends.opening import GraphPlacement
 from ...runtime.backends.options import DEFAULT_OPTIONS, BackendOptions
@@ -15,6 +16,9 @@ from ...runtime.bundle.signature import TrustedKeys
 from ...runtime.video.decoder import DecodeLimits
 from .clips import FoundClip
 from .store import Failure
+
+GB = 1_000_000_000
+MAX_CLIP_GB = 10_000  # that may be allowed
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class ExtractRequest:
     training_precision: str | None = None  # the precision that the settings name for training
 
 
+HASHING_CODES = {"not_a_file": "video_not_a_file", "too_large": "file_too_large"}  # of base/files.py, for a clip
 TIMEOUT_CODE = "video_timeout"
 # Failures caused by the file: the same content is not tried again. Others may not occur next time.
 REMEMBERED_CODES = frozenset(
@@ -83,9 +88,33 @@ class FailedClip:
         return self.reason.partition(":")[0]
 
 
+def content_hash(path: Path, limits: DecodeLimits, stop: Callable[[], bool] = lambda: False) -> str:
+    """Return the SHA-256 that a clip is known by.
+
+    Raises DataError: ``file_too_large`` before it is read, ``video_not_a_file``, ``video_unreadable``; Stopped, within
+    a moment, when ``stop`` returns True.
+    """
+    try:
+        return sha256_file(path, largest=limits.largest_file, stop=stop)
+    except StorageError as error:
+        raise DataError(error.message, code="video_unreadable") from error
+    except DataError as error:
+        code = HASHING_CODES.get(error.code, error.code)
+        if code != "file_too_large":
+            raise DataError(error.message, code=code) from error
+        limit = f"{limits.largest_file / GB:g} GB"
+        raise DataError(
+            f"{printable_path(path)} is larger than {limit}, the most that one clip may have",
+            fix="cut it into clips, or allow more with --max-clip-gb (agent.toml: max_clip_gb in [work])",
+            code=code,
+        ) from error
+
+
 def failed_clip(found: FoundClip, failure: Failure, *, known: bool = False) -> FailedClip:
     """Return the failure with its reason, without the path at its start: the clip's name is shown with it."""
     sentence = without_path(found, failure.message)
+    if failure.code == "file_too_large":
+        sentence += "; a larger --max-clip-gb (agent.toml: max_clip_gb in [work]) takes it"
     if failure.code == TIMEOUT_CODE:
         sentence += "; a larger --clip-timeout (agent.toml: clip_timeout in [work]) tries it again"
     return FailedClip(found.name, f"{failure.code}: {sentence}", known)

@@ -15,17 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ...base.errors import DataError, StorageError
+from ...base.errors import DataError, FlamestError, StorageError
 from ...base.files import FileLock, printable_path, storage_code
-from ...base.sqlite import open_for_reading, open_for_writing, translated_errors
+from ...base.sqlite import damaged_error, open_for_reading, open_for_writing, translated_errors
 from ...runtime.clip_records import Clip, ClipFeatures
 from .store_schema import FEATURE_STORE
 
 if TYPE_CHECKING:
     import apsw
+
+_ROWS_AT_ONCE = 4096
+_TIMES = msgspec.json.Decoder(tuple[float, ...])
 
 
 class FeatureKind(NamedTuple):
@@ -205,15 +209,15 @@ class FeatureStore:
             " WHERE fingerprint = ? AND precision = ? ORDER BY sha256"
         )
         rows = list(self._rows(query, (kind.fingerprint, kind.precision)))
-        layouts = {(len(row[0]) // 4, row[1]) for row in rows}
+        layouts = {(len(row[0]), row[1]) for row in rows}
         if len(layouts) != 1:
-            raise DataError(
-                f"{printable_path(self._path)}: features of one kind have several widths: {sorted(layouts)}",
-                fix="move the store away and extract again",
-                code="store_damaged",
-            )
-        _, vlm_width = layouts.pop()
+            raise self._damaged(f"features of one kind have several widths: {sorted(layouts)[:5]}")
+        size, vlm_width = layouts.pop()
+        if size == 0 or size % 4 or not 0 <= vlm_width <= size // 4:
+            raise self._damaged(f"embeddings of {size} bytes, {vlm_width} numbers of them from the first network")
         x = np.frombuffer(b"".join(row[0] for row in rows), dtype="<f4").reshape(len(rows), -1)
+        if not all(np.isfinite(part).all() for part in np.array_split(x, 1 + len(x) // _ROWS_AT_ONCE)):
+            raise self._damaged("an embedding holds NaN or infinity")
         _, _, labels, groups, clips, captions, paths = zip(*rows, strict=True)
         return StoredFeatures(x, labels, groups, clips, captions, paths, kind.fingerprint, kind.precision, vlm_width)
 
@@ -225,10 +229,16 @@ class FeatureStore:
             " WHERE fingerprint = ? AND precision = ? ORDER BY sha256"
         )
         rows = self._rows(query, (kind.fingerprint, kind.precision))
-        return [
-            ClipNote(sha256, label, group, path, caption, tuple(json.loads(times)))
-            for sha256, label, group, path, caption, times in rows
-        ]
+        try:
+            return [
+                ClipNote(sha256, label, group, path, caption, _TIMES.decode(times))
+                for sha256, label, group, path, caption, times in rows
+            ]
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise self._damaged(f"times of keyframes: {error}") from error
+
+    def _damaged(self, problem: str) -> FlamestError:
+        return damaged_error(self._path, FEATURE_STORE, problem)
 
     def _choose(self, fingerprint: str | None, precision: str | None) -> FeatureKind:
         kinds = self.kinds()

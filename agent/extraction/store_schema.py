@@ -48,4 +48,5 @@ FEATURE_STORE = Schema(
     older=_VERSION,
     newer=_VERSION,
     foreign=SchemaFault(DataError, "not_a_store", "give the file that flamest-agent extract made"),
+    largest_value=1 << 20,  # the widest embedding takes a quarter of that
 )

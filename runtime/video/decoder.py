@@ -69,6 +69,7 @@ class DecodeLimits:
     largest_frame: int = 4096 * 2304  # pixels
     held_bytes: int = 256 << 20  # decoded frames kept; longer clips are decoded twice
     timeout_s: float = 120.0  # wall clock, for each of the two requests
+    largest_file: int = 16_000_000_000  # bytes, checked before a file is hashed: hours of 4K video
 
 
 class VideoDecoder:
