@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ from ...base.options import ThreadsOption
 from ...runtime.bundle.manifest import CrossAttention
 from ..networks.extractors import DEFAULT_EXTRACTOR, ExtractorEntry, find_extractor
 from .engine_options import EngineFlags, WithEnginesOption
-from .options import SourceOptions
+from .options import SourceOptions, WeightsHashOption
 
 if TYPE_CHECKING:
     from ..bundle import ExportRequest
@@ -70,6 +70,7 @@ class ExportOptions:
         ),
     ] = "published"
     sources: SourceOptions = field(default_factory=SourceOptions)
+    weights_sha256: WeightsHashOption = None
     captions: Annotated[
         Path | None,
         typer.Option(
@@ -154,10 +155,15 @@ def read_request(options: ExportOptions, capability: str) -> ExportRequest:
 
 def _sources(options: ExportOptions, entry: ExtractorEntry) -> dict[str, WeightSource]:
     """Source of each network of the extractor."""
-    from ..weights.source import parse_common_source, parse_source
+    from ..weights.source import parse_common_source, parse_sha256, parse_source
 
     given, common = options.sources.given(), parse_common_source(options.weights)
-    return {network: parse_source(network, given.get(network, common)) for network in entry.needed_networks}
+    sources = {network: parse_source(network, given.get(network, common)) for network in entry.needed_networks}
+    for network, sha256 in parse_sha256(options.weights_sha256 or ()).items():
+        if network not in sources or sources[network].kind not in ("files", "hub", "zoo"):
+            raise UsageError(f"--weights-sha256 {network}=…: this export reads no weights file of {network}")
+        sources[network] = replace(sources[network], sha256=sha256)
+    return sources
 
 
 def _check_uses(options: ExportOptions, entry: ExtractorEntry) -> None:

@@ -33,6 +33,16 @@ Resnet3dOption = Annotated[
 ]
 VideomaeOption = Annotated[str | None, typer.Option(metavar="SRC", help=f"VideoMAE: {_HUB}, or a word of --weights.")]
 
+WeightsHashOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weights-sha256",
+        metavar="NETWORK=SHA256",
+        help="The hash that a network's weights file must have: another file is refused before it is parsed. "
+        "Can be given several times.",
+    ),
+]
+
 
 @dataclass(frozen=True)
 class SourceOptions:

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...base.errors import DataError, MissingExtra, StorageError
+from ...base.errors import DataError, MissingExtra
+from ...base.files import read_regular
 from .reference import unset
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+MAX_CAPTIONS = 16 << 20  # bytes of a file of captions
 # config.json of openai/clip-vit-base-patch32, the fields that decide the network's form.
 CLIP_BASE_CONFIG: dict[str, Any] = {
     "model_type": "clip",
@@ -160,16 +162,14 @@ def read_captions(path: Path) -> tuple[str, ...]:
     Raises StorageError when the file cannot be read, DataError when it holds no captions.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        text = read_regular(path, largest=MAX_CAPTIONS).decode()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text") from error
     found: list[Any] = text.splitlines()
     if path.suffix == ".json":
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not valid JSON: {error}") from error
         values = content.values() if isinstance(content, dict) else content if isinstance(content, list) else []
         found = [caption for value in values for caption in (value if isinstance(value, list) else [value])]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from ...base.errors import DataError
+from ...base.files import read_regular
 from ...runtime.bundle.manifest import FramePreprocessing
 
+MAX_CONFIG = 1 << 20  # bytes of preprocessor_config.json
 Triple = tuple[float, float, float]
 
 # BlipImageProcessor of the published captioner, and CLIP's own (https://github.com/openai/CLIP).
@@ -68,12 +71,14 @@ def small_clip_frames(size: int) -> FramePreprocessing:
 
 def check_preprocessor(path: Path, rule: FramePreprocessing) -> None:
     """Raise DataError when ``preprocessor_config.json`` at ``path`` exists and contradicts ``rule``."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return
     try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
+        config = json.loads(read_regular(path, largest=MAX_CONFIG))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{path} holds no JSON object")
     for key, expected in (
         ("image_mean", rule.mean),
         ("image_std", rule.std),

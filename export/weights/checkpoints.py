@@ -2,64 +2,100 @@
 
 from __future__ import annotations
 
+import hashlib
+import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ...base.errors import DataError, MissingExtra
+from ...base.errors import DataError, MissingExtra, StorageError
+from ...base.files import HASH_CHUNK, open_regular, printable_path
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_FILE = 16 << 30  # bytes; the largest published one has 1
 PICKLED = (".pth", ".pyth", ".bin")
 BATCH_COUNT = ".num_batches_tracked"  # ending of the one kind of tensor that no output depends on
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder as the hub has it
 _NAMED = 3  # keys that an error names of each kind
 
 
-def load_checkpoint_tensors(path: Path) -> dict[str, Tensor]:
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The tensors of a weights file by name, and the SHA-256 of the file that they were read from."""
+
+    tensors: dict[str, Tensor]
+    sha256: str
+
+
+def load_checkpoint(path: Path, *, sha256: str = "") -> Checkpoint:
     """Read all tensors of a ``.safetensors`` file, or of a PyTorch file read with ``weights_only=True``.
 
-    A PyTorch file may hold them under ``model_state``, as PyTorchVideo's do. Raises DataError when
-    the file is of another kind, is damaged, or holds anything but tensors.
+    The file is opened once: the bytes that are hashed are those that are parsed afterwards. ``sha256``: the hash that
+    the file must have; with another it is not parsed. A PyTorch file may hold its tensors under ``model_state``, as
+    PyTorchVideo's do. Raises DataError when the file is of another kind, is damaged, or holds anything but tensors,
+    ``other_weights`` for another hash; StorageError.
     """
-    try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        if path.suffix in PICKLED:
-            return _read_pickled(path)
-    except ImportError as error:
-        raise MissingExtra(error.name or "torch", extra="export") from error
-    raise DataError(
-        f"{path} is not a checkpoint that can be read safely: expected .safetensors, or one of {', '.join(PICKLED)}",
-        fix="save its state dict with safetensors.torch.save_file, and give that file",
-    )
+    if path.suffix != ".safetensors" and path.suffix not in PICKLED:
+        raise DataError(
+            f"{path} is not a checkpoint that can be read safely: expected .safetensors, or one of "
+            f"{', '.join(PICKLED)}",
+            fix="save its state dict with safetensors.torch.save_file, and give that file",
+        )
+    with open_regular(path, largest=MAX_FILE) as file:
+        digest = hashlib.sha256()
+        try:
+            while chunk := file.read(HASH_CHUNK):
+                digest.update(chunk)
+            file.seek(0)
+        except OSError as error:
+            raise StorageError(f"cannot read {printable_path(path)}: {error.strerror}") from error
+        found = digest.hexdigest()
+        if sha256 and found != sha256:
+            raise DataError(
+                f"{printable_path(path)} has the SHA-256 {found}, expected {sha256}: it is another file, or damaged",
+                fix="remove it and fetch it again; if it is meant, give it as a local file with its own hash",
+                code="other_weights",
+            )
+        try:
+            tensors = _read_safetensors(path, file) if path.suffix == ".safetensors" else _read_pickled(path, file)
+        except ImportError as error:
+            raise MissingExtra(error.name or "torch", extra="export") from error
+    return Checkpoint(tensors, found)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def load_checkpoint_tensors(path: Path, *, sha256: str = "") -> dict[str, Tensor]:
+    """Return the tensors of ``load_checkpoint``; raises as it does."""
+    return load_checkpoint(path, sha256=sha256).tensors
+
+
+def _read_safetensors(path: Path, file: BinaryIO) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError) as error:
+        return dict(load_file(f"/proc/self/fd/{file.fileno()}"))  # the library opens by name only
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
         raise DataError(f"{path} cannot be read as safetensors: {error}") from error
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
-    import pickle
+def _read_pickled(path: Path, file: BinaryIO) -> dict[str, Tensor]:
     import warnings
 
     import torch
 
+    _check_unpacked_size(path, file)
     try:
         with warnings.catch_warnings():
             # It warns of pickles that another library wrote; what cannot be read is an error below.
             warnings.simplefilter("ignore", UserWarning)
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # an unpickler raises whatever the bytes lead it to
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise DataError(
-            f"{path} cannot be read as PyTorch weights (weights_only): {str(error).splitlines()[0]}",
+            f"{path} cannot be read as PyTorch weights (weights_only): {reason}",
             fix="convert it to safetensors where it was made, and give that file",
         ) from error
     if isinstance(content, dict) and isinstance(content.get("model_state"), dict):
@@ -69,7 +105,27 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise DataError(f"{path}: entry {name!r} is {type(value).__name__}, expected a tensor by name")
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+            raise DataError(f"{path}: entry {name!r} is no plain tensor", code="wrong_checkpoint")
     return content
+
+
+def _check_unpacked_size(path: Path, file: BinaryIO) -> None:
+    """Refuse a ZIP file, which newer PyTorch writes, with compressed entries: PyTorch stores them as they are."""
+    if not zipfile.is_zipfile(file):
+        file.seek(0)
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            packed = [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, MemoryError) as error:
+        raise DataError(f"{path} cannot be read as PyTorch weights: {error}") from error
+    file.seek(0)
+    if packed:
+        raise DataError(
+            f"{path} holds compressed entries, expected what torch.save writes",
+            fix="convert it to safetensors where it was made, and give that file",
+        )
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, file: Path, what: str) -> None:

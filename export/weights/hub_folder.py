@@ -13,12 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...base.errors import DataError, MissingExtra
+from ...base.errors import DataError, MissingExtra, StorageError
+from ...base.files import read_regular
 from ..networks.blip import build_blip
 from ..networks.clip import build_clip
 from ..networks.preprocessing import blip_frames, check_preprocessor, clip_frames, videomae_frames
 from ..networks.videomae import build_videomae
-from .checkpoints import check_tensors, find_weights, load_checkpoint_tensors
+from .checkpoints import check_tensors, find_weights, load_checkpoint
+from .source import WeightSource
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,6 +30,19 @@ CONFIG_FILE = "config.json"
 BLIP_FILES = "config.json, model.safetensors, tokenizer.json (or vocab.txt) and preprocessor_config.json"
 CLIP_FILES = "config.json, model.safetensors, tokenizer.json and preprocessor_config.json"
 VIDEOMAE_FILES = "config.json, model.safetensors and preprocessor_config.json"
+MAX_CONFIG = 1 << 20  # bytes of one JSON file
+# Of any network of these kinds that was published, with room.
+LARGEST = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 64,
+    "vocab_size": 200_000,
+    "max_position_embeddings": 8192,
+    "image_size": 1024,
+    "num_frames": 256,
+    "projection_dim": 4096,
+}
 HEAD_WIDTH = 64  # of every published BLIP, in text and vision
 
 _WORDS = "text_decoder.bert.embeddings.word_embeddings.weight"
@@ -41,47 +56,49 @@ _RENAMED = {".attention.attention.q_bias": ".attention.attention.query.bias",
             ".attention.attention.v_bias": ".attention.attention.value.bias"}  # fmt: skip
 
 
-def load_blip(path: Path) -> BlipForConditionalGeneration:
-    """The captioner in a folder as the hub has it, or in a weights file inside such a folder.
+def load_blip(path: Path, source: WeightSource) -> tuple[BlipForConditionalGeneration, str]:
+    """The captioner in a folder as the hub has it, or in a weights file inside such a folder; the file's SHA-256.
 
-    Raises DataError naming file and key when something is missing, extra, of another shape, or
-    contradicts the configuration.
+    ``source`` says which hash is expected. Raises DataError: ``other_weights`` for another hash; naming file and key
+    when something is missing, extra, of another shape, or contradicts the configuration.
     """
     folder = path if path.is_dir() else path.parent
     config = read_blip_config(folder / CONFIG_FILE)
     check_preprocessor(folder / "preprocessor_config.json", blip_frames(size=0))
     weights = find_weights(folder, BLIP_FILES) if path.is_dir() else path
     model: BlipForConditionalGeneration = _build(build_blip, config, folder)
-    fill_blip(model, load_checkpoint_tensors(weights), file=weights, tied=config["tie_word_embeddings"])
-    return model
+    checkpoint = load_checkpoint(weights, sha256=source.expected_sha256(weights))
+    fill_blip(model, checkpoint.tensors, file=weights, tied=config["tie_word_embeddings"])
+    return model, checkpoint.sha256
 
 
-def load_clip(path: Path) -> Any:
-    """The ``CLIPModel`` in such a folder or file; raises as ``load_blip``."""
+def load_clip(path: Path, source: WeightSource) -> tuple[Any, str]:
+    """The ``CLIPModel`` in such a folder or file, and the file's SHA-256; raises as ``load_blip``."""
     folder = path if path.is_dir() else path.parent
     config = _read_config(folder / "config.json", "clip", "CLIPModel", CLIP_FILES)
     check_preprocessor(folder / "preprocessor_config.json", clip_frames(size=0))
     weights = find_weights(folder, CLIP_FILES) if path.is_dir() else path
     model = _build(build_clip, config, folder)
-    tensors = load_checkpoint_tensors(weights)
+    checkpoint = load_checkpoint(weights, sha256=source.expected_sha256(weights))
+    tensors = checkpoint.tensors
     for tower in ("text_model", "vision_model"):
         _take_position_ids(tensors, f"{tower}.embeddings.position_ids", weights)
-    return _fill(model, tensors, file=weights, what="CLIPModel with this configuration")
+    filled = _fill(model, tensors, file=weights, what="CLIPModel with this configuration")
+    return filled, checkpoint.sha256
 
 
-def load_videomae(path: Path) -> nn.Module:
-    """The VideoMAE classifier in such a folder or file; raises as ``load_blip``."""
+def load_videomae(path: Path, source: WeightSource) -> tuple[Any, str]:
+    """The VideoMAE classifier in such a folder or file, and the file's SHA-256; raises as ``load_blip``."""
     folder = path if path.is_dir() else path.parent
     config = _read_config(folder / "config.json", "videomae", "VideoMAEForVideoClassification", VIDEOMAE_FILES)
     check_preprocessor(folder / "preprocessor_config.json", videomae_frames(size=0))
     weights = find_weights(folder, VIDEOMAE_FILES) if path.is_dir() else path
     net = _build(build_videomae, config, folder)
     expected = net.state_dict()
-    tensors = {
-        name if name in expected else _renamed(name): value for name, value in load_checkpoint_tensors(weights).items()
-    }
+    checkpoint = load_checkpoint(weights, sha256=source.expected_sha256(weights))
+    tensors = {name if name in expected else _renamed(name): value for name, value in checkpoint.tensors.items()}
     filled: nn.Module = _fill(net, tensors, file=weights, what="VideoMAEForVideoClassification with this configuration")
-    return filled
+    return filled, checkpoint.sha256
 
 
 def read_blip_config(path: Path) -> dict[str, Any]:
@@ -147,19 +164,28 @@ def _complete(tensors: dict[str, Tensor], name: str, alias: str, file: Path) -> 
 
 def _read_config(path: Path, model_type: str, architecture: str, to_bring: str) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(
-            f"cannot read {path}: {error.strerror}", fix=f"put {to_bring} of the model into {path.parent}"
-        ) from error
-    except ValueError as error:
+        config = json.loads(read_regular(path, largest=MAX_CONFIG))
+    except StorageError as error:
+        raise DataError(error.message, fix=f"put {to_bring} of the model into {path.parent}") from error
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or config.get("model_type") != model_type:
         raise DataError(f'{path} describes another model: expected "model_type": "{model_type}"')
+    _check_sizes(config, path)
     made_for = config.get("architectures") or [architecture]
-    if architecture not in made_for:
-        raise DataError(f"{path} describes {made_for[0]}, expected {architecture}")
+    if not isinstance(made_for, list) or architecture not in made_for:
+        described = made_for[0] if isinstance(made_for, list) else made_for
+        raise DataError(f"{path} describes {str(described)[:100]}, expected {architecture}")
     return config
+
+
+def _check_sizes(config: dict[str, Any], path: Path) -> None:
+    """Refuse sizes of a network that is not built before memory is taken for it."""
+    for part in (config, config.get("text_config"), config.get("vision_config")):
+        for key, value in (part if isinstance(part, dict) else {}).items():
+            largest = LARGEST.get(key)
+            if largest is not None and not (isinstance(value, int) and 0 < value <= largest):
+                raise DataError(f"{path}: {key} is {str(value)[:40]}, expected 1 to {largest}", code="wrong_checkpoint")
 
 
 def _build(build: Callable[[dict[str, Any]], Any], config: dict[str, Any], folder: Path) -> Any:

@@ -6,7 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...base.errors import DataError
+from ...base.errors import DataError, StorageError
+from ...base.files import read_regular
 from ...runtime.bundle.manifest import FramePreprocessing, Source
 from ..networks.blip import BLIP_BASE_CONFIG, BLIP_TINY_CONFIG, build_blip
 from ..networks.clip import CLIP_BASE_CONFIG, CLIP_TINY_CONFIG, build_clip, read_captions
@@ -18,8 +19,8 @@ from .hub import local_or_hub
 from .hub_folder import BLIP_FILES, CLIP_FILES, load_blip, load_clip
 from .random_transformers import randomise_blip, randomise_clip
 from .source import WeightSource
-from .tokenizer import read_tokenizer, synthetic_tokenizer
-from .video import VIDEO_WEIGHTS, load_video
+from .tokenizer import MAX_TOKENIZER, read_tokenizer, synthetic_tokenizer
+from .video import VIDEO_WEIGHTS, load_video, with_file_hash
 from .vocabulary import CLS, SEP, spoken_phrases
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def open_blip(source: WeightSource) -> LoadedBlip:
         model, folder, revision = load_small("blip"), BLIP_FOLDER, _SMALL_REVISION
     else:
         path, revision = local_or_hub(source, to_bring=BLIP_FILES)
-        model, folder = load_blip(path), path if path.is_dir() else path.parent
+        (model, sha256), folder = load_blip(path, source), path if path.is_dir() else path.parent
+        revision = with_file_hash(source, revision, sha256)
     tokenizer = read_tokenizer(folder, vocabulary_size=model.config.text_config.vocab_size)
     return LoadedBlip(model, tokenizer, _describe(source, revision, model))
 
@@ -88,14 +90,13 @@ def open_clip(source: WeightSource) -> LoadedClip:
     if source.kind == "miniworld":
         return _small_clip(source)
     path, revision = local_or_hub(source, to_bring=CLIP_FILES)
-    model = load_clip(path)
+    model, sha256 = load_clip(path, source)
+    revision = with_file_hash(source, revision, sha256)
     tokenizer_file = (path if path.is_dir() else path.parent) / "tokenizer.json"
     try:
-        tokenizer = tokenizer_file.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"cannot read {tokenizer_file}: {error.strerror}", fix=f"put {CLIP_FILES} of the model into one folder"
-        ) from error
+        tokenizer = read_regular(tokenizer_file, largest=MAX_TOKENIZER)
+    except StorageError as error:
+        raise DataError(error.message, fix=f"put {CLIP_FILES} of the model into one folder") from error
     frames = clip_frames(model.config.vision_config.image_size)
     return LoadedClip(model, tokenizer, (), frames, _describe(source, revision, model))
 

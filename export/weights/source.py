@@ -10,17 +10,19 @@ Every network takes ``random:full``, ``random:tiny`` (a seed may follow: ``rando
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ...base.errors import UsageError
-from .releases import MINIWORLD, RELEASES, licence_of
+from .releases import BY_SOURCE, MINIWORLD, RELEASES, licence_of
 
 PUBLISHED = {release.network: release.source for release in RELEASES}
 ON_HUB = ("blip", "clip", "videomae")  # the others' published weights are files of a model zoo
 _EVERYWHERE = "published, miniworld, random:full or random:tiny"
 _RANDOM = re.compile(r"random:(?P<size>full|tiny)(:(?P<seed>\d{1,9}))?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -33,6 +35,7 @@ class WeightSource:
     text: str  # as given
     tiny: bool = False  # random: the tiny architecture instead of the published one
     seed: int = 0  # random
+    sha256: str = ""  # that its weights file must have; empty: any, or the known one of a published file
 
     @property
     def path(self) -> Path:
@@ -53,6 +56,16 @@ class WeightSource:
     def hub_id(self) -> tuple[str, str | None]:
         """Repository of kind ``hub``, and the revision that was asked for."""
         return split_hub_id(self.text) or (self.text, None)
+
+    def expected_sha256(self, file: Path) -> str:
+        """The hash that ``file`` must have: as asked for, or as a published source is known to have it; or empty."""
+        if self.sha256 or self.kind not in ("hub", "zoo"):
+            return self.sha256
+        repository, revision = self.hub_id
+        release = BY_SOURCE.get(repository)
+        if release is None or release.file != file.name or revision not in (None, release.revision):
+            return ""
+        return release.sha256
 
     @property
     def option(self) -> str:
@@ -93,6 +106,20 @@ def parse_common_source(text: str) -> str:
         f"--weights {text}: expected {_EVERYWHERE}",
         fix="give files to their network: flamest-export --backend onnx --blip FOLDER --slow FILE --out DIR",
     )
+
+
+def parse_sha256(texts: Sequence[str]) -> dict[str, str]:
+    """Hash by network from texts ``NETWORK=SHA256``; raises UsageError for anything else, or a network given twice."""
+    hashes: dict[str, str] = {}
+    for text in texts:
+        network, _, digest = text.partition("=")
+        if network not in PUBLISHED or not _SHA256.fullmatch(digest) or network in hashes:
+            raise UsageError(
+                f"--weights-sha256 {text}: expected NETWORK=SHA256 once for a network, of {', '.join(PUBLISHED)}",
+                fix="flamest-export verify-weights FILE prints the hash of a file",
+            )
+        hashes[network] = digest
+    return hashes
 
 
 def recorded_source(network: str, name: str) -> WeightSource | None:

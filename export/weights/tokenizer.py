@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...base.errors import DataError, MissingExtra
+from ...base.files import read_regular
 from .vocabulary import CLS, MASK, PAD, SEP, UNK, small_vocabulary, vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+MAX_TOKENIZER = 64 << 20  # bytes of tokenizer.json or vocab.txt
 _EXPECTED = {"[PAD]": PAD, "[UNK]": UNK, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": MASK}
 
 
@@ -42,12 +44,15 @@ def read_tokenizer(folder: Path, *, vocabulary_size: int) -> bytes:
     if json_file.is_file():
         source = json_file
         try:
-            tokenizer = Tokenizer.from_str(json_file.read_text(encoding="utf-8"))
+            tokenizer = Tokenizer.from_str(read_regular(json_file, largest=MAX_TOKENIZER).decode())
         except Exception as error:  # the tokenizers package raises plain Exception
             raise DataError(f"{json_file} cannot be read as a tokenizer: {error}") from error
     elif vocabulary_file.is_file():
         source = vocabulary_file
-        words = vocabulary_file.read_text(encoding="utf-8").splitlines()
+        try:
+            words = read_regular(vocabulary_file, largest=MAX_TOKENIZER).decode().splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{vocabulary_file} is not UTF-8 text: {error}") from error
         tokenizer = _wordpiece({word: index for index, word in enumerate(words)})
     else:
         raise DataError(

@@ -11,14 +11,15 @@ from typing import Any
 import msgspec
 
 from ...base.clock import utc_date
-from ...base.errors import DataError, UsageError
-from ...base.files import printable_path, sha256_file, write_atomic
-from .checkpoints import PICKLED, WEIGHT_FILES
+from ...base.errors import DataError, StorageError, UsageError
+from ...base.files import printable_path, read_regular, sha256_file, write_atomic
+from .checkpoints import MAX_FILE, PICKLED, WEIGHT_FILES
 from .hub import cached_folder
 from .releases import BY_SOURCE, RELEASES, Release
 from .source import parse_source, split_hub_id
 from .video import zoo_cache
 
+MAX_RECORD = 1 << 20  # bytes of a JSON file
 _MODEL_TYPES = {"blip": "blip", "clip": "clip", "videomae": "videomae"}  # of config.json -> network
 
 
@@ -78,7 +79,7 @@ def find_weight_files(source: str) -> list[Path]:
 
 def identify_file(path: Path) -> FileVerdict:
     """Compare the file with the release of its name and network."""
-    digest, size = sha256_file(path), path.stat().st_size
+    digest, size = sha256_file(path, largest=MAX_FILE), path.stat().st_size
     for release in RELEASES:
         if release.sha256 == digest:
             return FileVerdict(path.name, size, digest, "known", release)
@@ -94,7 +95,7 @@ def caption_verdict(source: Path, weights: Path, record: Path) -> CaptionVerdict
     ``record`` is added to it. Raises DataError ``other_caption`` when it is another one now.
     """
     known = _read_record(record)
-    digest = sha256_file(weights)
+    digest = sha256_file(weights, largest=MAX_FILE)
     now = _caption(source)
     if digest in known:
         before = known[digest]
@@ -133,8 +134,8 @@ def _read_record(path: Path) -> dict[str, KnownCaption]:
     if not path.exists():
         return {}
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, KnownCaption])
-    except msgspec.DecodeError as error:
+        return msgspec.json.decode(read_regular(path, largest=MAX_RECORD), type=dict[str, KnownCaption])
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise DataError(
             f"{printable_path(path)} is no record of captions: {error}", fix="give another --record"
         ) from error
@@ -145,8 +146,8 @@ def network_of(path: Path) -> str | None:
     config = path.parent / "config.json"
     if path.name in WEIGHT_FILES and config.is_file():
         try:
-            described: Any = json.loads(config.read_bytes())
-        except ValueError:
+            described: Any = json.loads(read_regular(config, largest=MAX_RECORD))
+        except (ValueError, RecursionError, DataError, StorageError):
             return None
         kind = described.get("model_type") if isinstance(described, Mapping) else None
         return _MODEL_TYPES.get(str(kind))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from ..networks.reference import VideoForm, VideoNetwork
 from ..networks.resnet3d import RESNET3D, published_url
 from ..networks.slow_i3d import I3D, SLOW, zoo_url
 from ..networks.videomae import VIDEOMAE, videomae_form
-from .checkpoints import BATCH_COUNT, check_tensors, load_checkpoint_tensors
+from .checkpoints import BATCH_COUNT, check_tensors, load_checkpoint
 from .hub import local_or_hub
 from .hub_folder import VIDEOMAE_FILES, load_videomae
 from .random_convolutions import randomise_i3d, randomise_resnet3d, randomise_slow
@@ -62,14 +63,24 @@ def load_video(weights: VideoWeights, source: WeightSource) -> tuple[nn.Module, 
     net: Any
     if weights.zoo is None:
         path, revision = local_or_hub(source, to_bring=VIDEOMAE_FILES)
-        net = load_videomae(path)
-        return net, videomae_form(net.config), "local file" if path.is_file() else revision
+        net, sha256 = load_videomae(path, source)
+        found = "local file" if path.is_file() else revision
+        return net, videomae_form(net.config), with_file_hash(source, found, sha256)
     net, form = weights.network.full()
     if source.kind == "files":
         what = f"{weights.zoo.name} ({PUBLISHED[source.network]}, 400 classes)"
-        filled = fill_video(net, load_checkpoint_tensors(source.path), file=source.path, what=what)
-        return filled, form, "local file"
-    return _download(weights.zoo, net, source), form, f"{weights.zoo.name} of {weights.zoo.zoo}"
+        checkpoint = load_checkpoint(source.path, sha256=source.sha256)
+        filled = fill_video(net, checkpoint.tensors, file=source.path, what=what)
+        return filled, form, with_file_hash(source, "local file", checkpoint.sha256)
+    cached = _fetch(weights.zoo, source)
+    checkpoint = load_checkpoint(cached, sha256=source.expected_sha256(cached))
+    filled = fill_video(net, checkpoint.tensors, file=cached, what=source.text)
+    return filled, form, with_file_hash(source, f"{weights.zoo.name} of {weights.zoo.zoo}", checkpoint.sha256)
+
+
+def with_file_hash(source: WeightSource, revision: str, sha256: str) -> str:
+    """The manifest's revision: with the hash of a fetched file, which the next export can ask for."""
+    return f"{revision}, file SHA-256 {sha256}" if source.kind in ("hub", "zoo") else revision
 
 
 def zoo_cache() -> Path:
@@ -79,27 +90,28 @@ def zoo_cache() -> Path:
     return Path(hub.get_dir()) / "checkpoints"
 
 
-def _download(entry: ZooFile, net: nn.Module, source: WeightSource) -> nn.Module:
-    """``net`` with its published weights, from PyTorch's download cache or the model zoo.
+def _fetch(entry: ZooFile, source: WeightSource) -> Path:
+    """Return the file in PyTorch's download cache, fetched from the model zoo where it is not there yet.
 
-    Raises UnreachableError, naming the file to bring, when it is in neither.
+    Its hash is checked when it is read. Raises UnreachableError, naming the file to bring, when it cannot be fetched.
     """
     try:
-        import torch
+        from torch import hub
     except ImportError as error:
         raise MissingExtra("torch", extra="export") from error
     cached = zoo_cache() / entry.name
+    if os.path.lexists(cached):
+        return cached
     try:
-        content: Any = torch.hub.load_state_dict_from_url(
-            entry.url(), map_location="cpu", weights_only=True, progress=False
-        )
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        hub.download_url_to_file(entry.url(), str(cached), progress=False)
     except OSError as error:  # no network, no name, an HTTP status: all are URLError
         raise UnreachableError(
             f"the weights {entry.name} of {source.text} are not on this machine and could not be downloaded: {error}",
             fix=f"bring {entry.name} of {entry.zoo} ({source.text}, Kinetics) to this machine, then type: "
             f"flamest-export --backend onnx {source.option} PATH/{entry.name} --out DIR",
         ) from error
-    return fill_video(net, content.get("model_state", content), file=cached, what=source.text)
+    return cached
 
 
 def fill_video(net: nn.Module, tensors: dict[str, Tensor], *, file: Path, what: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -194,7 +195,8 @@ def test_a_hub_id_is_fetched_at_its_revision_which_is_recorded(monkeypatch, tiny
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     source = open_blip(parse_source("blip", "someone/captioner@v2")).source
     assert source.name == "someone/captioner@v2"
-    assert source.revision == f"commit {commit}"
+    sha256 = hashlib.sha256((snapshot / "model.safetensors").read_bytes()).hexdigest()
+    assert source.revision == f"commit {commit}, file SHA-256 {sha256}"
     assert source.licence.startswith("not known")
     (repository, revision, files), *more = asked
     assert (repository, revision, more) == ("someone/captioner", "v2", [])
@@ -205,11 +207,10 @@ def test_a_hub_id_is_fetched_at_its_revision_which_is_recorded(monkeypatch, tiny
 def test_without_network_the_slow_weights_to_bring_are_named(monkeypatch):
     import urllib.error
 
-    def no_network(*_, weights_only, **__):
-        assert weights_only is True
+    def no_network(*_, **__):
         raise urllib.error.URLError("Name or service not known")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     with pytest.raises(UnreachableError, match=r"SLOW_8x8_R50\.pyth") as refused:
         open_video(parse_source("slow", "slow_r50"))
     assert "--slow PATH/SLOW_8x8_R50.pyth" in refused.value.fix

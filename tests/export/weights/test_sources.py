@@ -163,7 +163,7 @@ def test_without_network_the_weights_to_bring_are_named(monkeypatch, network, na
     def no_network(*_, **__):
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
     with pytest.raises(UnreachableError) as refused:
         open_clip(parse_source("clip", name)) if network == "clip" else open_video(parse_source(network, name))
