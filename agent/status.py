@@ -7,16 +7,10 @@ from typing import Any, Literal
 
 import msgspec
 
-<<<<<<< HEAD
 from ..base.clock import days_until, parse_utc, utc_text
 from ..base.errors import DataError, FlamestError, StorageError
-from ..base.files import FileLock, write_atomic
-from ..base.log import Log
-=======
-from ..base.clock import days_until, parse_utc
-from ..base.errors import DataError, StorageError
 from ..base.files import FileLock, read_regular, write_atomic
->>>>>>> e9dd77c (A silo's files are opened as regular files, bounded, and named when they are not what they should be)
+from ..base.log import Log
 
 STATUS_FILE = "status.json"
 LOCK_FILE = "lock"
