@@ -257,7 +257,7 @@ class FileLock:
     def is_held(path: Path) -> bool:
         """Return True when another process holds the lock now. Creates nothing; takes a shared lock for an instant."""
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO has no other end
         except OSError:
             return False
         try:

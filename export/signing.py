@@ -5,13 +5,14 @@ The private key is a PKCS #8 file in PEM, as OpenSSL and its kin read it; it is 
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.clock import utc_date
 from ..base.errors import DataError, MissingExtra, SettingsError, StorageError, UsageError
-from ..base.files import printable_path, write_atomic, write_new
+from ..base.files import open_regular, printable_path, write_atomic, write_new
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.bundle.opening import open_bundle
 from ..runtime.bundle.signature import (
@@ -122,11 +123,11 @@ def _read_private(path: Path) -> bytes:
         raise MissingExtra("cryptography", extra="export") from error
     shown = printable_path(path)
     try:
-        with path.open("rb") as file:
-            data, mode = file.read(_LONGEST_KEY), path.stat().st_mode
-    except OSError as error:
+        with open_regular(path, largest=_LONGEST_KEY) as file:
+            data, mode = file.read(_LONGEST_KEY), os.fstat(file.fileno()).st_mode
+    except (StorageError, DataError, OSError) as error:
         raise SettingsError(
-            f"cannot read the private key {shown}: {error.strerror}", fix="flamest-export keygen NAME makes one"
+            f"cannot read the private key {shown}: {error}", fix="flamest-export keygen NAME makes one"
         ) from error
     if mode & 0o077:
         raise SettingsError(

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...base.errors import DataError, MissingExtra, SettingsError
-from ...base.files import printable_path
+from ...base.errors import DataError, MissingExtra, SettingsError, StorageError
+from ...base.files import printable_path, read_regular
 
 SIGNATURE_FILE = "bundle.sig"
 MAX_SIGNATURE_BYTES = 1 << 14  # bytes of bundle.sig, and of a public key file
@@ -189,11 +189,10 @@ def _ed25519() -> Any:
 
 def _key_lines(path: Path, where: str) -> list[str]:
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_SIGNATURE_BYTES).decode()
-    except OSError as error:
+        text = read_regular(path, largest=MAX_SIGNATURE_BYTES).decode()
+    except (StorageError, DataError) as error:
         raise SettingsError(
-            f"{where}: cannot read the public key {printable_path(path)}: {error.strerror}",
+            f"{where}: cannot read the public key {printable_path(path)}: {error.message}",
             fix="give the path of a NAME.pub, or the key itself as ed25519:…",
         ) from error
     except UnicodeDecodeError:

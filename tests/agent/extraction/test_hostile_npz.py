@@ -239,7 +239,7 @@ def limited():
 
 @pytest.mark.parametrize("where", ["x", "y", "an array that nobody asks for"])
 def test_a_small_file_of_huge_arrays_takes_no_memory(tmp_path, where):
-    """Compressed to a thousandth: 1.5 GB in 1.5 MB, and x declares 9 GB. Memory is measured in a process of its own, MB."""
+    """1.5 GB in 1.5 MB, and x declares 9 GB. Memory is measured in a process of its own, MB."""
     rows = 1 << 18
     size = rows * 1500 * 4
     names = plain(np.full(rows, "a"))
