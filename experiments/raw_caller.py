@@ -47,11 +47,11 @@ def message(body: bytes) -> bytes:
 class RawCaller:
     """A TLS connection with a silo's certificate, and the frames that came over it."""
 
-    def __init__(self, settings: ConnectionSettings, *, window: int = 0x7FFFFFFF, receive_bytes: int = 0) -> None:
-        host, port = settings.address.rsplit(":", 1)
-        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(settings.ca))
+    def __init__(self, target: ConnectionSettings, *, window: int = 0x7FFFFFFF, receive_bytes: int = 0) -> None:
+        host, port = target.address.rsplit(":", 1)
+        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(target.ca))
         context.check_hostname = False
-        context.load_cert_chain(settings.certificate, settings.key)
+        context.load_cert_chain(target.certificate, target.key)
         context.set_alpn_protocols(["h2"])
         plain = socket.socket()
         if receive_bytes:
@@ -61,7 +61,8 @@ class RawCaller:
         self.socket = context.wrap_socket(plain, server_hostname="localhost")
         self.next_stream = 1
         self._unread = b""
-        self.send(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW, window)))
+        settings = frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW, window))
+        self.send(PREFACE + settings + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1 << 30)))  # streams' windows only
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
@@ -109,15 +110,14 @@ class RawCaller:
         time.sleep(seconds)
         self.socket.settimeout(1.0)
         try:
-            for _ in range(200):
-                self.send(frame(PING, 0, 0, bytes(8)))
-                if not self.socket.recv(1 << 20):
-                    return True
+            self.send(frame(SETTINGS, 0, 0))  # it is acknowledged; pings would themselves be a reason to close
+            while self.socket.recv(1 << 20):
+                pass
         except TimeoutError:
             return False
         except OSError:
-            return True
-        return False
+            pass
+        return True
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -107,7 +107,12 @@ class Call:
 
     async def send(self, message: bytes) -> None:
         """Send a message; returns when it has left, so that no more than one of a call is ever waiting here."""
-        await self._context.write(message)
+        from grpc.aio import BaseError
+
+        try:
+            await self._context.write(message)
+        except BaseError as error:  # the caller is gone; gRPC would log it with a traceback
+            raise asyncio.CancelledError from error
 
     async def reply(self, message: bytes) -> None:
         """Send the call's one answer. Raises DataError (``too_slow``)."""
@@ -141,14 +146,19 @@ async def refuse(context: Context, error: FlamestError, connections: Connections
     A status waits behind whatever the caller has not read, for ever if need be: only the connection's end frees that.
     """
     import grpc
+    import grpc.aio
 
     status = grpc.StatusCode[_status(error)]
     try:
         async with asyncio.timeout(REFUSAL_S):
             await context.abort(status, error.message, ((calls.CODE_KEY, error.code),))
+    except grpc.aio.AbortError:
+        raise  # this is how it returns
     except TimeoutError:
         connections.cut(context.peer())
         raise asyncio.CancelledError from error
+    except grpc.aio.BaseError as gone:
+        raise asyncio.CancelledError from gone
     raise AssertionError("abort() does not return")
 
 

@@ -49,7 +49,6 @@ class Service:
         self._shares = CallShares()
         self._requests = SiloPlaces(REQUESTS_PER_SILO)
         self._fetches = SiloPlaces(FETCHES_PER_SILO)
-        self._transfer_s = calls.transfer_s(payload_bytes(run_service.run.head))
         self._answers: dict[str, Answer] = {
             calls.method_path(calls.JOIN): self._join,
             calls.method_path(calls.WAIT_FOR_ROUND): self._wait_for_round,
@@ -123,7 +122,8 @@ class Service:
 
     async def _fetch_model(self, call: Call) -> None:
         request = messages.decode_fetch_request(await self._request(call))
-        async with call.time_limit(self._transfer_s), self._fetches.of(call.silo), self._run_service.transfers.place():
+        seconds = calls.transfer_s(payload_bytes(self._run_service.run.head))
+        async with call.time_limit(seconds), self._fetches.of(call.silo), self._run_service.transfers.place():
             async for part in self._run_service.model_parts(call.silo, request):
                 self._run_service.count_sent(call.silo, len(part))
                 await call.send(part)
