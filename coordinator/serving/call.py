@@ -79,6 +79,7 @@ class Call:
         self.silo = silo
         self._context = context
         self._connections = connections
+        self._sending = False
 
     async def request(self) -> bytes:
         """Return the call's one message. Raises DataError (``too_slow``, ``malformed``)."""
@@ -109,8 +110,10 @@ class Call:
         """Send a message; returns when it has left, so that no more than one of a call is ever waiting here."""
         from grpc.aio import BaseError
 
+        self._sending = True
         try:
             await self._context.write(message)
+            self._sending = False
         except BaseError as error:  # the caller is gone; gRPC would log it with a traceback
             raise asyncio.CancelledError from error
 
@@ -121,11 +124,17 @@ class Call:
 
     @contextlib.asynccontextmanager
     async def time_limit(self, seconds: float) -> AsyncIterator[None]:
-        """End the block after ``seconds``. Raises DataError (``too_slow``)."""
+        """End the block after ``seconds``. Raises DataError (``too_slow``).
+
+        A status waits behind what the caller has not read, for ever if need be, and that stays in memory: a caller who
+        does not read loses the connection.
+        """
         try:
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError as error:
+            if self._sending:
+                self._connections.cut(self._context.peer())
             raise DataError(f"the answer was not taken within {seconds:.0f} s", code="too_slow") from error
 
     async def gone(self) -> bool:
@@ -135,16 +144,16 @@ class Call:
         try:
             async with asyncio.timeout(REFUSAL_S):
                 await self._context.send_initial_metadata(())
-        except (BaseError, TimeoutError):
+        except BaseError:
+            return True
+        except TimeoutError:
+            self._connections.cut(self._context.peer())
             return True
         return False
 
 
 async def refuse(context: Context, error: FlamestError, connections: Connections) -> NoReturn:
-    """End the call with the status, the code and the message of ``error``; cut the connection of one who reads nothing.
-
-    A status waits behind whatever the caller has not read, for ever if need be: only the connection's end frees that.
-    """
+    """End the call with the status, the code and the message of ``error``."""
     import grpc
     import grpc.aio
 
