@@ -212,7 +212,9 @@ class ConnectionGuard:
         """Note that a call of this connection was accepted as the silo's."""
         with self._lock:
             if caller := self._caller(peer):
-                caller.silo, caller.refused_at = silo, None
+                caller.silo = silo
+                if caller.refused_at != -math.inf:  # a connection that is to be cut stays so
+                    caller.refused_at = None
                 caller.accounted += CALL_BYTES
 
     def refused(self, peer: str) -> None:
