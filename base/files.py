@@ -60,15 +60,18 @@ def read_regular(path: str | Path, *, largest: int, follow: bool = True, folder:
     Opens it as ``open_regular`` does and raises the same.
     """
     with open_regular(path, largest=largest, follow=follow, folder=folder) as file:
-        data = bytearray()
+        parts, size = [], 0
+        wanted = os.fstat(file.fileno()).st_size + 1  # all of it at once, so that it is not copied
         try:
-            while chunk := file.read(min(HASH_CHUNK, largest + 1 - len(data))):
-                data += chunk
+            while chunk := file.read(min(wanted, largest + 1 - size)):
+                parts.append(chunk)
+                size += len(chunk)
+                wanted = max(wanted - len(chunk), HASH_CHUNK)
         except OSError as error:
             raise StorageError(f"cannot read {printable_path(Path(path))}: {error.strerror}") from error
-    if len(data) > largest:
+    if size > largest:
         raise _too_large(printable_path(Path(path)), largest)
-    return bytes(data)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def sha256_file(path: Path, *, largest: int | None = None, stop: Callable[[], bool] = lambda: False) -> str:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import msgspec
 
-from ...base.errors import StorageError
-from ...base.files import write_atomic
+from ...base.errors import DataError, StorageError
+from ...base.files import read_regular, write_atomic
 from ..backends.options import DEFAULT_OPTIONS, BackendOptions
 
 MIN_COSINE = 0.999  # smallest, of a clip's vectors to ONNX Runtime's
 REFERENCE = "onnxruntime"
+_LONGEST = 1 << 20  # bytes of kept measurements
 MIXED = "each graph's fastest"
 _KEYFRAMES = {"keyframes": "onnxruntime"}  # the same frames whatever backend embeds them
 CONFIGURATIONS: Mapping[str, BackendOptions] = {  # the simplest first
@@ -79,8 +80,8 @@ def read_measured(folders: Sequence[Path], key: str) -> Measured | None:
     """Measurements kept under ``key``; None for a file that cannot be read or is of another version."""
     for folder in folders:
         try:
-            return msgspec.json.decode((folder / f"{key}.json").read_bytes(), type=Measured)
-        except (OSError, msgspec.DecodeError):
+            return msgspec.json.decode(read_regular(folder / f"{key}.json", largest=_LONGEST), type=Measured)
+        except (DataError, StorageError, ValueError, RecursionError):  # ValueError: msgspec's, and not UTF-8
             continue
     return kept_in_memory.get(key)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....base.errors import StorageError
+from ....base.errors import DataError, StorageError
 from ....base.files import read_regular, sha256_bytes, write_atomic
 from ....base.progress import Progress
 from ...bundle.graph_records import EngineOptions, Graph
@@ -25,6 +25,7 @@ from .profile import input_ranges
 from .progress import BuildProgress, make_monitor
 
 MIB = 1 << 20
+MAX_TIMINGS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,9 @@ def _attach_timing_cache(config: Any, path: Path | None, remarks: list[str]) -> 
     if path is None:
         return None
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        data = b""
-    except OSError as error:
-        raise StorageError(f"cannot read the timing cache {path}: {error.strerror}") from error
+        data = read_regular(path, largest=MAX_TIMINGS_BYTES) if path.exists() else b""
+    except (DataError, StorageError) as error:
+        raise StorageError(f"cannot read the timing cache: {error.message}") from error
     cache = config.create_timing_cache(data)
     if cache is not None and config.set_timing_cache(cache, False):
         return cache

@@ -15,8 +15,9 @@ from pathlib import Path
 import msgspec
 
 from ....base.errors import DataError, StorageError
-from ....base.files import cache_folder, sha256_bytes, write_atomic
+from ....base.files import cache_folder, open_regular, sha256_bytes, write_atomic
 from ...bundle.graph_records import EngineOptions, EngineRecord
+from .engine import MAX_TRUSTED_BYTES
 
 RECORD, ENGINE, TIMINGS = ".json", ".plan", ".timings"
 
@@ -58,9 +59,9 @@ class EngineCache:
         """The engine of ``key``; None when there is none that is complete."""
         stem = self.folder / key.digest
         try:
-            entry = msgspec.json.decode(_read_own(stem.with_suffix(RECORD)), type=_Entry)
-            data = _read_own(stem.with_suffix(ENGINE))
-        except (FileNotFoundError, msgspec.DecodeError):
+            entry = msgspec.json.decode(_read_own(stem.with_suffix(RECORD), 1 << 20), type=_Entry)
+            data = _read_own(stem.with_suffix(ENGINE), MAX_TRUSTED_BYTES)
+        except (FileNotFoundError, ValueError, RecursionError):  # ValueError: msgspec's, and not UTF-8
             return None
         if entry.key != key or sha256_bytes(data) != entry.sha256:
             return None
@@ -111,16 +112,18 @@ def open_cache(folder: Path | None = None) -> EngineCache:
     return EngineCache(folder)
 
 
-def _read_own(path: Path) -> bytes:
+def _read_own(path: Path, largest: int) -> bytes:
     """The content of a plain file of this user; links are not followed. Raises FileNotFoundError, StorageError."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(handle, "rb") as file:
-            found = os.fstat(handle)
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        with open_regular(path, largest=largest, follow=False) as file:
+            if os.fstat(file.fileno()).st_uid != os.geteuid():
                 raise FileNotFoundError(path)
             return file.read()
-    except FileNotFoundError:
+    except DataError as error:
+        if path.is_symlink():
+            raise StorageError(error.message) from error
+        raise FileNotFoundError(path) from error
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from error
         raise
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error

@@ -1,5 +1,7 @@
 """Signatures over a manifest: what is right, what is trusted, and how both are written."""
 
+import os
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flamest.base.errors import DataError, SettingsError
@@ -13,6 +15,7 @@ from flamest.runtime.bundle.signature import (
     sign_manifest,
 )
 
+KINDS = ("folder", "pipe", "long", "missing")
 MANIFEST = b'{"schema": 3}\n'
 ANN, BOB, EVE = (bytes([number]) * 32 for number in (1, 2, 3))  # private keys
 
@@ -145,3 +148,17 @@ def test_an_invalid_public_key_is_a_settings_error(tmp_path, text, problem):
 def test_a_missing_key_file_is_a_settings_error(tmp_path):
     with pytest.raises(SettingsError, match="cannot read the public key"):
         read_trusted_keys([tmp_path / "none.pub"], where="trusted_keys")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_key_file_that_is_no_file_ends_at_once(tmp_path, kind):
+    path = tmp_path / "ann.pub"
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "long":
+            path.write_bytes(b"#" * (1 << 20))
+    with pytest.raises(SettingsError, match="cannot read the public key"):
+        read_trusted_keys([path], where="--trusted-key")
