@@ -25,7 +25,7 @@ from .egress.policy import PolicyRefused
 from .end_of_run import OWN_MODEL, EndOfRun
 from .identity import agent_instance
 from .new_clips import NewClips
-from .patience import Patience, RoundAllowance, RunProgress
+from .pauses import GrowingPause, RoundAllowance, RunProgress
 from .renewal import Renewal
 from .settings import AgentSettings
 from .status import LOCK_FILE, AgentStatus, DaemonState, StatusNotes
@@ -75,8 +75,8 @@ class _Daemon:
         self._shutdown = shutdown
         self._worker = worker
         self._progress = RunProgress()
-        self._repeats = Patience()  # with what the coordinator asks for again and again
-        self._bad_replies = Patience()
+        self._repeats = GrowingPause()  # with what the coordinator asks for again and again
+        self._bad_replies = GrowingPause()
         self._allowance = RoundAllowance()
         self._instance = agent_instance(settings.state)
         self._source = DataSource(

@@ -16,7 +16,7 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-from flamest.agent import client, daemon, patience
+from flamest.agent import client, daemon, pauses
 from flamest.agent.egress.ledger import read_ledger
 from flamest.agent.retry import Backoff
 from flamest.agent.status import AgentStatus, read_status
@@ -107,7 +107,7 @@ class Site:
 @pytest.fixture(scope="module")
 def short_pauses():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patience, "PAUSE_S", (0.05, 0.2))
+        patch.setattr(pauses, "PAUSE_S", (0.05, 0.2))
         patch.setattr(daemon, "RECONNECT_S", (0.05, 0.2))
         patch.setattr(
             client, "Backoff", lambda **given: Backoff(give_up_after_s=0.5, first_s=0.02, spread_s=0.1, **given)

@@ -1,12 +1,12 @@
 """Pauses of a silo whose coordinator repeats itself, on a simulated clock."""
 
 import pytest
-from flamest.agent.patience import (
+from flamest.agent.pauses import (
     FORGIVEN_S,
     PAUSE_S,
     ROUND_EVERY_S,
     ROUNDS_AT_ONCE,
-    Patience,
+    GrowingPause,
     RoundAllowance,
     RunProgress,
 )
@@ -24,24 +24,24 @@ class Clock:
 
 def test_a_coordinator_that_repeats_itself_all_day_is_answered_once_a_minute():
     clock = Clock()
-    patience, answers = Patience(clock), 0
+    pauses, answers = GrowingPause(clock), 0
     while clock.now < DAY_S:
-        clock.now += patience.pause_s()
+        clock.now += pauses.pause_s()
         answers += 1
     assert answers < 1.3 * DAY_S / PAUSE_S[1]
 
 
 def test_a_single_event_costs_a_second_and_is_forgiven():
     clock = Clock()
-    patience = Patience(clock)
+    pauses = GrowingPause(clock)
     for _ in range(5):
-        assert 0.8 <= patience.pause_s() <= 1.2
+        assert 0.8 <= pauses.pause_s() <= 1.2
         clock.now += 1.1 * FORGIVEN_S
     for _ in range(20):
-        patience.pause_s()
-    assert 0.8 * PAUSE_S[1] <= patience.pause_s() <= 1.2 * PAUSE_S[1]
-    patience.forgive()
-    assert patience.pause_s() <= 1.2
+        pauses.pause_s()
+    assert 0.8 * PAUSE_S[1] <= pauses.pause_s() <= 1.2 * PAUSE_S[1]
+    pauses.forgive()
+    assert pauses.pause_s() <= 1.2
 
 
 def test_rounds_of_an_honest_run_have_no_pause_between_them():

@@ -1,4 +1,4 @@
-"""What a silo has done in a run, and how long it waits when its coordinator asks for what honest ones rarely ask for.
+"""The part of a run that a silo has done, and its pauses when the coordinator asks for what honest ones rarely do.
 
 The same round again, an older one, another run, an answer that cannot be used: each is followed by a pause, so that no
 coordinator keeps a silo busy, or fills its ledger and its log, by repeating itself.
@@ -18,7 +18,7 @@ ROUNDS_AT_ONCE = 10_000  # new rounds that a silo answers without a pause
 ROUND_EVERY_S = 10.0  # and then one more for each of these
 
 
-class Patience:
+class GrowingPause:
     """Pauses that grow with every event, and shrink with time."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
