@@ -296,10 +296,9 @@ class _Daemon:
             return None
 
     def _note_budget(self) -> None:
-        """Note how many evaluations left and, with record-dp, how much of the privacy budget is spent."""
-        policy = self._settings.policy
-        self._notes.note(evaluations=self._guard.evaluations, evaluations_per_day=policy.evaluations_per_day)
-        if (budget := policy.budget) is not None:
+        """Note how many evaluations may still leave and, with record-dp, how much of the privacy budget is spent."""
+        self._notes.note(evaluations_left=self._guard.evaluations_left)
+        if (budget := self._settings.policy.budget) is not None:
             self._notes.note(epsilon_spent=self._guard.epsilon, epsilon_budget=budget[0])
 
     def _note_certificate(self) -> None:

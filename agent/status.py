@@ -57,8 +57,7 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     received_bytes: int = 0
     epsilon_spent: float | None = None  # record-dp: over all runs; None without
     epsilon_budget: float | None = None
-    evaluations: int = 0  # models whose evaluation left within 24 hours, when the last message left
-    evaluations_per_day: int = 0  # that the policy allows
+    evaluations_left: int | None = None  # that may still leave, when the last message left; None: none has
     certificate_expires: str = ""  # UTC, of the one in use
     certificate_problem: str = ""  # why new certificate files are not in use; empty: no problem
     backends: dict[str, str] = {}  # by graph: where it ran when clips were last extracted

@@ -116,11 +116,8 @@ def _status_lines(status: AgentStatus, settings: AgentSettings, *, alive: bool) 
         lines.append(
             f"privacy: epsilon {status.epsilon_spent or 0:.3f} of {status.epsilon_budget:g} spent, over all runs"
         )
-    if status.evaluations_per_day and status.evaluations >= status.evaluations_per_day:
-        lines.append(
-            f"evaluations: {status.evaluations} left within 24 hours, as many as policy.evaluations_per_day allows; "
-            "updates leave without"
-        )
+    if status.evaluations_left == 0 and settings.policy.reports:
+        lines.append("evaluations: none is left of policy.evaluations_per_day or evaluations_per_month: updates go on")
     lines.append(f"silo {status.silo}, run {status.run or '-'}: last answered round {status.round} of {status.rounds}")
     lines.append(
         f"clips: {status.clips} to train on, {status.held_out} held out, {status.ignored} without a label of the run"

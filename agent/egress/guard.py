@@ -25,7 +25,7 @@ from ..client import CoordinatorClient
 from ..handshake import ConnectionSettings
 from .accountant import Spend, epsilon_of
 from .entry import Entry, EntryType, ReportedResult, TensorSent
-from .final_evaluation import EvaluationPlan, is_planned, plan_evaluation, split_of, withheld_reason
+from .final_evaluation import EvaluationPlan, evaluations_left, is_planned, plan_evaluation, split_of, withheld_reason
 from .ledger import Ledger
 from .messages import EvaluationMessage, UpdateMessage
 from .pending_update import PendingUpdate, read_pending, write_pending
@@ -74,9 +74,9 @@ class EgressGuard:
         return None if budget is None else epsilon_of(self.spends, budget[1])
 
     @property
-    def evaluations(self) -> int:
-        """Models whose evaluation left within the last 24 hours."""
-        return self._ledger.content.rations.evaluations(self._ledger.now())
+    def evaluations_left(self) -> int:
+        """Models whose evaluation may still leave now, of a day's and of a month's the smaller rest."""
+        return max(0, evaluations_left(self.policy, self._ledger))
 
     def update_id(self, run: RunSettings, round_number: int, model_sha256: str) -> str:
         """Return the identifier of this silo's update of a round, trained from the model with this hash.
