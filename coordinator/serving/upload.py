@@ -18,7 +18,7 @@ import msgspec
 
 from ...base.errors import DataError
 from ...base.files import sha256_bytes
-from ...fedproto import messages
+from ...fedproto import calls, messages
 from ...fedproto.codecs import CODECS, apply_delta, check_size
 from ...fedproto.head import Params, without_defaults
 from ...fedproto.tensors import check_shapes, param_views, payload_bytes
@@ -64,7 +64,7 @@ class UploadReceiver:
 
         Raises DataError for an update that no run of this head could use, TimeoutError.
         """
-        raw = await _next_part(parts, until)
+        raw = await _next_part(parts, min(until, asyncio.get_running_loop().time() + calls.CALL_S))
         header = messages.decode_update_part(raw) if raw is not None else None
         if raw is None or not isinstance(header, messages.UpdateHeader):
             raise DataError("an update begins with its header", code="malformed")
