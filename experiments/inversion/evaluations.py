@@ -38,7 +38,6 @@ LOUDEST = 12.0  # nats, the largest loss that the attack uses
 STEEP = 400.0  # widths of a gate's ramp in a standard deviation
 BISECTIONS = 60
 SETTLING = 3  # measurements along the gate
-SURE = 0.3  # clips: standard deviation down to which counts are averaged
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Stolen:
 
     estimate: Array  # float64 [D]
     asked: int  # reports received
-    isolated: bool
+    gate: Gate | None  # that isolated the clip, as the attacker believes
     measured: int  # directions that at least one report was about
     why: str = ""  # it ended early
 
@@ -100,13 +99,15 @@ class EvaluationAttack:
     prior: Prior
     ask: Ask
     queries: int  # at most
+    sure: float = 0.3  # clips: standard deviation down to which noisy counts are averaged
     along: int = 0  # the principal direction along which a clip is isolated
     asked: int = field(default=0, init=False)
 
     def run(self) -> Stolen:
         """Isolate a clip and measure it, until reports or queries end."""
         beliefs: dict[int, Belief] = {}
-        gate, why = None, ""
+        gate: Gate | None = None
+        why = ""
         try:
             gate = self._isolate()
             gate = self._settle(gate, beliefs)
@@ -117,7 +118,7 @@ class EvaluationAttack:
         for index, belief in beliefs.items():
             values[index] = belief.mean - self.prior.mean @ self.prior.directions[index]
         estimate = np.maximum(self.prior.mean + values @ self.prior.directions, self.prior.floor)
-        return Stolen(estimate, self.asked, gate is not None, len(beliefs), why)
+        return Stolen(estimate, self.asked, gate, len(beliefs), why)
 
     # --- isolating a clip ---
 
@@ -148,7 +149,7 @@ class EvaluationAttack:
     def _more_than(self, gate: Gate, clips: float) -> bool:
         """Compare the number of clips above a gate with ``clips``, over as many reports as noise asks for."""
         probe, found, weights = self._probe(None, 0.0, 1.0, boundary_at=clips), 0.0, 0.0
-        while weights < 1 / SURE**2:
+        while weights < 1 / self.sure**2:
             above, weight = self._above(gate, probe)
             found, weights = found + weight * above, weights + weight
         return found > clips * weights
