@@ -39,7 +39,8 @@ class Attack:
     seconds: float
     rate: float
     tls: Path | None
-    request: bytes  # of the calls, for example a FetchRequest
+    requests: list[bytes]  # of the calls, for example FetchRequests
+    kind: str
     until: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -146,7 +147,7 @@ def many_addresses(attack: Attack, number: int) -> None:
 
 
 def source(attack: Attack, number: int, count: int) -> str:
-    if attack.kind != "many_addresses":  # type: ignore[attr-defined]
+    if attack.kind != "many_addresses":
         return ""
     place = number + count * attack.connections
     return f"127.{1 + place // 60000 % 200}.{1 + place // 250 % 240}.{1 + place % 250}"
@@ -331,7 +332,7 @@ def never_read(attack: Attack, number: int) -> None:
         for stream in range(1, 17, 2):
             made.sendall(
                 frame(HEADERS, END_HEADERS, stream, call_headers("FetchModel"))
-                + frame(DATA, END_STREAM, stream, message(attack.request))
+                + frame(DATA, END_STREAM, stream, message(attack.requests[stream // 2 % len(attack.requests)]))
             )
             attack.count("calls")
         while not attack.over:
@@ -385,7 +386,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rate", type=float, default=0.0, help="new connections a second, all together")
     parser.add_argument("--tls", type=Path)
-    parser.add_argument("--request", default="", help="hexadecimal: the message of calls that have one")
+    parser.add_argument("--requests", default="", help="hexadecimal, separated by commas: the messages of calls")
     chosen = parser.parse_args()
     host, _, port = chosen.address.rpartition(":")
     host = host.strip("[]")
@@ -395,9 +396,15 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     threading.stack_size(256 << 10)
     attack = Attack(
-        host, int(port), chosen.connections, chosen.seconds, chosen.rate, chosen.tls, bytes.fromhex(chosen.request)
+        host,
+        int(port),
+        chosen.connections,
+        chosen.seconds,
+        chosen.rate,
+        chosen.tls,
+        [bytes.fromhex(each) for each in chosen.requests.split(",")],
+        chosen.kind,
     )
-    attack.kind = chosen.kind  # type: ignore[attr-defined]
     attack.until = time.monotonic() + chosen.seconds
 
     def run(number: int) -> None:

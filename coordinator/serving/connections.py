@@ -27,7 +27,7 @@ log = Log("coordinator")
 FILES = 192  # descriptors for everything that is no connection: database, models, log, gRPC's own
 FILES_PER_SILO = 2  # updates on their way to disk (update_handler.UPLOADS_PER_SILO)
 MAX_PER_SILO, MIN_PER_SILO = 24, 4  # an agent has one connection, two while its certificate is renewed
-STRANGERS_SHARE = 4  # one connection in so many may be without an accepted call
+STRANGERS_SHARE, MAX_STRANGERS = 4, 1000  # one connection in four may be without an accepted call; 45 kB each
 STRANGER_S = 15.0  # until the first accepted call; gRPC ends handshakes after 10
 STRANGER_BYTES = 512 << 10  # a handshake, and the beginning of one update
 REFUSED_S = 2.0  # a refused caller reads why, then its connection is cut
@@ -37,9 +37,10 @@ EXCESS_BYTES = 8 << 20  # received beyond what the calls account for: windows of
 CALL_BYTES = 16 << 10  # headers of a call and its small frames
 ANSWERED_SHARE = 16  # one byte received for so many sent: a reader's window updates
 OVERHEAD = 1.05  # TLS and HTTP/2, of a message's bytes
-SHORTEST_S, LONGEST_S, COST_SHARE = 0.05, 1.0, 20  # pause between two looks: 20 times what a look costs
+SHORTEST_S, LONGEST_S, COST_SHARE = 0.05, 1.0, 20  # pause between two looks: 20 times what one costs, short in a flood
 LOG_EVERY_S = 10.0
-TRIM_EVERY_S, TRIM_BYTES = 5.0, 16 << 20
+TRIM_EVERY_S, TRIM_FOR_S = 5.0, 60.0  # from the end of a connection on
+TRIM_BYTES = 16 << 20  # above the memory at the start
 MAX_REMEMBERED = 10_000  # networks
 FORGET_S = 60.0  # a caller whose socket was never seen
 
@@ -56,7 +57,7 @@ class ConnectionLimits:
     def of(cls, descriptors: int, silos: int) -> ConnectionLimits:
         """Divide ``descriptors`` between files, strangers and ``silos``. Raises SettingsError when they are too few."""
         connections = descriptors - FILES - FILES_PER_SILO * silos
-        strangers = connections // STRANGERS_SHARE
+        strangers = min(connections // STRANGERS_SHARE, MAX_STRANGERS)
         per_silo = (connections - strangers) // max(silos, 1)
         if connections < 128 or per_silo < MIN_PER_SILO:
             needed = FILES + FILES_PER_SILO * silos + max(128, MIN_PER_SILO * silos * 4 // 3 + 4)
@@ -202,7 +203,7 @@ class ConnectionGuard:
         self._last_look = 0.0
         self._unlogged: Counter[tuple[str, str]] = Counter()
         self._logged_at = self._trimmed_at = -LOG_EVERY_S
-        self._shrunk, self._resident = False, 0
+        self._trim_until, self._resident = 0.0, 0
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -261,12 +262,15 @@ class ConnectionGuard:
         pause = SHORTEST_S
         while not self._stopping.wait(pause):
             began = time.thread_time()
+            before = self.cuts.total()
             try:
                 self.look(port, time.monotonic())
             except OSError as error:
                 log.error("connections_unguarded", detail=str(error), fix="mount /proc")
                 return
-            pause = min(max(COST_SHARE * (time.thread_time() - began), SHORTEST_S), LONGEST_S)
+            under_flood = self.cuts.total() > before
+            pause = SHORTEST_S if under_flood else COST_SHARE * (time.thread_time() - began)
+            pause = min(max(pause, SHORTEST_S), LONGEST_S)
 
     def look(self, port: int, now: float) -> None:
         """Look at every connection once, and cut those that the limits do not allow."""
@@ -283,7 +287,8 @@ class ConnectionGuard:
                 if reason in FLOODS:
                     self._bars.add(connection.network, now)
                 self._unlogged[reason, connection.caller.silo or ""] += 1
-        self._shrunk |= len(seen) < len(self._connections) or bool(self._unlogged)
+        if len(seen) < len(self._connections):
+            self._trim_until = now + TRIM_FOR_S
         self._connections, self._last_look = seen, now
         if self._bars.changed(now):
             for listener in sockets.listeners(port):
@@ -316,10 +321,9 @@ class ConnectionGuard:
         self._logged_at = now
 
     def _trim(self, now: float) -> None:
-        """Return the memory of closed connections to the system: glibc keeps it."""
-        if not self._shrunk or now - self._trimmed_at < TRIM_EVERY_S:
+        """Return the memory of closed connections to the system: glibc keeps it, and gRPC frees it late."""
+        if now > self._trim_until or now - self._trimmed_at < TRIM_EVERY_S:
             return
-        self._trimmed_at, self._shrunk = now, False
+        self._trimmed_at = now
         if sockets.resident_bytes() > self._resident + TRIM_BYTES:
             trim_memory()
-            self._resident = sockets.resident_bytes()

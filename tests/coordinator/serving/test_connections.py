@@ -83,6 +83,7 @@ def test_connections_of_a_silo_beyond_its_number_are_cut_longest_unused_first():
 def test_too_few_descriptors_for_the_enrolled_silos_are_refused_with_a_fix():
     assert ConnectionLimits.of(1024, 16) == ConnectionLimits(800, 200, 24)
     assert ConnectionLimits.of(20_000, 1000).per_silo >= 4
+    assert ConnectionLimits.of(20_000, 16).strangers == 1000
     with pytest.raises(SettingsError, match="may open 256 files, 16 enrolled silos need") as error:
         ConnectionLimits.of(256, 16)
     needed = int(error.value.fix.rpartition("LimitNOFILE=")[2].split()[0])
