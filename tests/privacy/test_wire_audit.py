@@ -51,9 +51,9 @@ def heard(monkeypatch):
     """The metadata of every call that the coordinator received."""
     headers, caller = [], Service._caller  # every call of the service passes here
 
-    def watched(self, context):
+    def watched(self, context, path):
         headers.extend(context.invocation_metadata())
-        return caller(self, context)
+        return caller(self, context, path)
 
     monkeypatch.setattr(Service, "_caller", watched)
     return headers
