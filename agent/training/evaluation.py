@@ -25,12 +25,14 @@ class ClipResults:
 
 def clip_results(trainer: HeadTrainer, params: Params, table: FeatureTable) -> ClipResults:
     """Return loss and prediction of every clip of ``table``."""
+    losses, correct = np.empty(len(table)), np.empty(len(table), np.bool_)
     with np.errstate(all="ignore"):  # finite parameters can give scores that overflow
-        scores = trainer.logits(params, table.x)
-        log_probability = log_softmax(scores)
-    finite = np.isfinite(scores).all(axis=1)
-    losses = np.where(finite, -log_probability[np.arange(len(table)), table.y], np.inf)
-    return ClipResults(losses, finite & (log_probability.argmax(axis=1) == table.y))
+        for rows, scores in trainer.logits_by_batch(params, table.x):
+            log_probability, y = log_softmax(scores), table.y[rows]
+            finite = np.isfinite(scores).all(axis=1)
+            losses[rows] = np.where(finite, -log_probability[np.arange(len(y)), y], np.inf)
+            correct[rows] = finite & (log_probability.argmax(axis=1) == y)
+    return ClipResults(losses, correct)
 
 
 def evaluate(trainer: HeadTrainer, params: Params, table: FeatureTable) -> Evaluation | None:

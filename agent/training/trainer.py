@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,21 +109,26 @@ class HeadTrainer:
 
     def logits(self, params: Params, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         """Return the class scores [N, classes] of ``x`` [N, D]."""
-        typed = {name: tensor.astype(self._dtype, copy=False) for name, tensor in params.items()}
         parts = [np.empty((0, self.spec.outputs), self._dtype)]
+        return np.concatenate([*parts, *(scores for _, scores in self.logits_by_batch(params, x))])
+
+    def logits_by_batch(self, params: Params, x: npt.NDArray[np.float32]) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+        """Yield some rows of ``x`` [N, D] and their class scores, then the next: with many classes all are too many."""
+        typed = {name: tensor.astype(self._dtype, copy=False) for name, tensor in params.items()}
         size = max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // sum(self.spec.widths)))
         for start in range(0, len(x), size):
-            batch = x[start : start + size].astype(self._dtype, copy=False)
-            parts.append(self._forward.run({"x": batch, **typed})["logits"])
-        return np.concatenate(parts)
+            rows = slice(start, start + size)
+            batch = x[rows].astype(self._dtype, copy=False)
+            yield rows, self._forward.run({"x": batch, **typed})["logits"]
 
     def evaluate(self, params: Params, table: FeatureTable) -> Evaluation:
         """Return mean cross-entropy and correct top-1 predictions over ``table``; the loss is NaN for an empty one."""
-        log_probability = log_softmax(self.logits(params, table.x))
-        correct = int((log_probability.argmax(axis=1) == table.y).sum())
-        picked = log_probability[np.arange(len(table)), table.y]
-        loss = float(-picked.mean()) if len(table) else math.nan
-        return Evaluation(loss=loss, correct=correct, count=len(table))
+        losses, correct = np.empty(len(table)), 0
+        for rows, scores in self.logits_by_batch(params, table.x):
+            log_probability, y = log_softmax(scores), table.y[rows]
+            losses[rows] = -log_probability[np.arange(len(y)), y]
+            correct += int((log_probability.argmax(axis=1) == y).sum())
+        return Evaluation(loss=float(losses.mean()) if len(table) else math.nan, correct=correct, count=len(table))
 
     def _step_sessions(self, *, balanced: bool) -> StepSessions:
         if balanced not in self._steps:
