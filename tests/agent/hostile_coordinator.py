@@ -45,7 +45,7 @@ def fill_store(path: Path) -> None:
                 Path(f"{number}.mp4"), sha256_bytes(str(number).encode()), LABELS[number % 3], f"group-{number // 2}"
             )
             x = (random.normal(size=WIDTH) + number % 3).astype(np.float32)
-            rows.append((clip.path.name, FeatureRow(clip, x, 8, FINGERPRINT, "fp32")))
+            rows.append((clip.path.name, FeatureRow(clip, x, 4, FINGERPRINT, "fp32")))
         store.add_rows(rows)
 
 

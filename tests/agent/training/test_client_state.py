@@ -126,7 +126,7 @@ def fill(path, first: int, last: int) -> None:
         for row in range(first, last):
             clip = Clip(path.with_name(f"{row}.mp4"), sha256_bytes(f"{row}".encode()), "xy"[row % 2], f"g{row}")
             x = (random.normal(size=6) + 2 * (row % 2)).astype(np.float32)
-            rows.append((f"{row}.mp4", FeatureRow(clip, x, 8, "f", "fp32")))
+            rows.append((f"{row}.mp4", FeatureRow(clip, x, 4, "f", "fp32")))
         store.add_rows(rows)
 
 
