@@ -19,11 +19,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ..base.errors import DataError, StorageError
-from ..base.files import sha256_bytes, write_atomic
+from ..base.errors import DataError
+from ..base.files import read_regular, sha256_bytes, write_atomic
+from .tensors import MAX_PAYLOAD_BYTES
 
 DTYPES = ("<f4", "<f8")
 MAX_HEADER_BYTES = 1 << 20
+MAX_FILE_BYTES = MAX_HEADER_BYTES + 8 * 2 * MAX_PAYLOAD_BYTES  # eight float64 values for each parameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +61,15 @@ def write_tensors(path: Path, content: TensorFile) -> None:
 def read_tensors(path: Path) -> TensorFile:
     """Read a file that ``write_tensors`` wrote. Raises StorageError when it is absent, DataError (``damaged``)."""
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        data = read_regular(path, largest=MAX_FILE_BYTES)
+    except DataError as error:
+        raise _damaged_error(path, error.message) from error
     size = struct.unpack_from("<Q", data)[0] if len(data) >= 8 else -1
     if not 0 < size <= min(MAX_HEADER_BYTES, len(data) - 8):
         raise _damaged_error(path, "its header is cut short")
     try:
         header = msgspec.json.decode(data[8 : 8 + size], type=_Header)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged_error(path, f"its header: {error}") from error
     payload = memoryview(data)[8 + size :]
     if sha256_bytes(payload) != header.sha256:

@@ -16,7 +16,7 @@ import msgspec
 
 from ...base.clock import days_until, parse_utc, utc_text
 from ...base.errors import DataError, IdentityError, SettingsError, StorageError, UsageError
-from ...base.files import FileLock, FileStamp, fsync_directory, new_directory, write_atomic
+from ...base.files import FileLock, FileStamp, fsync_directory, new_directory, read_regular, write_atomic
 from ...fedproto.certificates import (
     Identity,
     check_name,
@@ -28,6 +28,8 @@ from ...fedproto.certificates import (
 from ...fedproto.tls import WARN_DAYS, certificate_info, read_file
 
 ALLOW_LIST = "silos.json"
+MAX_ALLOW_LIST = 64 << 20  # bytes; a silo has about 300
+MAX_CERTIFICATE = 1 << 20  # bytes
 
 
 class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -138,10 +140,10 @@ def _newest_certificate(path: Path, name: str, known: Enrolment) -> bytes:
     """Return a silo's certificate (PEM) from the folder with its files. Raises DataError unless it is enrolled."""
     ask = f"flamest-coordinator silo renew {name} --csr {name}.csr, with the request that keygen made on the silo"
     try:
-        pem = path.read_bytes()
-    except OSError as error:
+        pem = read_regular(path, largest=MAX_CERTIFICATE)
+    except (StorageError, DataError) as error:
         raise DataError(
-            f"the certificate of silo '{name}' is not at {path}: {error.strerror}", fix=ask, code="no_certificate"
+            f"the certificate of silo '{name}' is not at {path}: {error.message}", fix=ask, code="no_certificate"
         ) from error
     if certificate_info(pem, whose=str(path)).sha256 not in {known.certificate_sha256, *known.earlier}:
         raise DataError(f"{path} is not the certificate that is enrolled", fix=ask, code="no_certificate")
@@ -171,16 +173,24 @@ def _known(silos: Silos, name: str) -> Enrolment:
 
 
 def read_silos(path: Path) -> Silos:
-    """Read an allow-list. Raises StorageError, DataError (``bad_allow_list``)."""
+    """Read an allow-list; every name and time in it is one. Raises StorageError, DataError (``bad_allow_list``)."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Silos)
-    except OSError as error:
+        silos = msgspec.json.decode(read_regular(path, largest=MAX_ALLOW_LIST), type=Silos)
+        for name, entry in silos.silos.items():
+            check_name(name)
+            for moment in (entry.added, entry.expires, *entry.earlier.values(), entry.revoked or entry.added):
+                days_until(parse_utc(moment))
+    except StorageError as error:
         raise StorageError(
-            f"cannot read the allow-list {path}: {error.strerror}",
-            fix="name the folder that `flamest-coordinator init` made",
+            f"the allow-list: {error.message}", fix="name the folder that `flamest-coordinator init` made"
         ) from error
-    except msgspec.DecodeError as error:
-        raise DataError(f"{path} is not an allow-list: {error}", code="bad_allow_list") from error
+    except (ValueError, TypeError, OverflowError, RecursionError, DataError, UsageError) as error:
+        raise DataError(
+            f"{path} is not an allow-list: {error}",
+            fix="put back a copy of the file; `flamest-coordinator silo list` shows if it can be read",
+            code="bad_allow_list",
+        ) from error
+    return silos
 
 
 def write_silos(path: Path, silos: Silos) -> None:
@@ -199,13 +209,12 @@ def ending_soon(silos: Silos) -> list[tuple[str, Enrolment]]:
 
 
 class AllowList:
-    """The allow-list of a running server: read again whenever the file was replaced."""
+    """The allow-list of a running server: read again whenever the file was replaced. Raises as ``read_silos``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: FileStamp | None = None
-        self._silos = Silos()
-        self.silos()
+        self._silos = read_silos(path)
+        self._seen: FileStamp | None = None  # of the file that was read; read again at the first call
 
     def silos(self) -> Silos:
         """Return the current list; costs one stat() while the file stays the same.

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ...base.clock import utc_text
-from ...base.errors import DataError
-from ...base.files import FileLock
+from ...base.errors import DataError, StorageError
+from ...base.files import FileLock, read_regular
 from ...fedproto.records import Evaluation
 from ..storage.database import DATABASE_FILE, database_errors, read_database
 from ..storage.evaluations import (
@@ -26,6 +26,7 @@ from ..storage.models import model_path, models_folder
 from ..storage.quarantine import all_strikes
 from ..strategies.claims import Claim, Limits
 
+MAX_ADDRESS = 1024  # bytes of the file `address`
 ROUNDS = """
 SELECT number, status, wanted, opened_at, seconds, model_sha256, sent_bytes, codec_error, clock_moved,
     (SELECT sum(times) FROM refusals f WHERE f.run = r.run AND f.round = r.number),
@@ -249,6 +250,6 @@ def is_served(state: Path) -> bool:
 def served_address(state: Path) -> str | None:
     """Return host:port of the coordinator that holds the state folder; None when none does."""
     try:
-        return (state / "address").read_text().strip() if is_served(state) else None
-    except OSError:
+        return read_regular(state / "address", largest=MAX_ADDRESS).decode().strip() if is_served(state) else None
+    except (DataError, StorageError, UnicodeDecodeError):
         return None

@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from ...base.console import command
-from ...base.errors import UsageError
+from ...base.errors import DataError, StorageError, UsageError
+from ...base.files import read_regular
 from ...base.options import JsonOption
 from . import DirOption
 
+MAX_LABELS_FILE = 16 << 20  # bytes
 HostOption = Annotated[
     list[str] | None,
     typer.Option("--host", help="A DNS name or address under which silos reach this server; may be repeated."),
@@ -80,8 +82,8 @@ def _read_labels(labels: str, labels_file: Path | None) -> list[str]:
     if labels_file is None:
         return [name.strip() for name in labels.split(",") if name.strip()]
     try:
-        lines = labels_file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_regular(labels_file, largest=MAX_LABELS_FILE).decode().splitlines()
+    except (DataError, StorageError, UnicodeDecodeError) as error:
         raise UsageError(
             f"cannot read {labels_file}: {error}", fix="expected UTF-8 text, one class name per line"
         ) from error

@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 
 from ...base.clock import utc_text
-from ...base.errors import FlamestError
-from ...base.files import write_atomic
+from ...base.errors import DataError, FlamestError, StorageError
+from ...base.files import read_regular, write_atomic
 
 HEALTH_FILE = "health"
 HEALTH_FILE_BYTES = 1024  # bytes
@@ -40,7 +40,7 @@ def write_health(state: Path, problem: FlamestError | None) -> None:
     since = utc_text()
     health = HEALTHY if problem is None else Health(problem.code, problem.message[: HEALTH_FILE_BYTES // 8], since)
     with contextlib.suppress(OSError):
-        handle = os.open(state / HEALTH_FILE, os.O_WRONLY)
+        handle = os.open(state / HEALTH_FILE, os.O_WRONLY | os.O_NONBLOCK)
         try:
             os.pwrite(handle, _padded(health), 0)
         finally:
@@ -50,8 +50,8 @@ def write_health(state: Path, problem: FlamestError | None) -> None:
 def read_health(state: Path) -> Health:
     """Return the health that the server wrote last; healthy where there is nothing to read."""
     try:
-        return msgspec.json.decode((state / HEALTH_FILE).read_bytes().strip(), type=Health)
-    except (OSError, msgspec.DecodeError):
+        return msgspec.json.decode(read_regular(state / HEALTH_FILE, largest=HEALTH_FILE_BYTES).strip(), type=Health)
+    except (DataError, StorageError, ValueError, RecursionError):
         return HEALTHY
 
 

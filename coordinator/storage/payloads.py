@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ...base.errors import StorageError
+from ...base.errors import DataError, StorageError
 from ...base.files import FileStamp, fsync_directory, sha256_file, storage_code
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.tensors import decode_params
 from .damaged_files import damaged_file_error, keep_damaged, reading
-from .spool import Spool, keep_spare
+from .spool import Spool, keep_spare, remove_any
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class StoredContribution:
     def read(self, start: int, out: npt.NDArray[np.float32]) -> None:
         """Fill ``out`` with the values from ``start`` on. Raises DataError (``corrupt_update``), StorageError."""
         with reading(self.path, code="corrupt_update"):
-            handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
                 got = os.preadv(handle, [out.data], 4 * start)
             finally:
@@ -70,9 +70,17 @@ class StoredContributions:
         for silo, examples, sha256, path in self.stored:
             with reading(path, code="corrupt_update"):
                 known = self.hashed.get(path) == FileStamp.of(path)
-            if not known and sha256_file(path) != sha256:
+            if not known and _digest(path) != sha256:
                 raise damaged_file_error(path, "its digest is not the acknowledged one", code="corrupt_update")
             yield StoredContribution(silo, examples, self.head, path)
+
+
+def _digest(path: Path) -> str:
+    """Return a payload's SHA-256. Raises DataError (``corrupt_update``) for what is not a file, StorageError."""
+    try:
+        return sha256_file(path)
+    except DataError as error:
+        raise damaged_file_error(path, error.message, code="corrupt_update") from error
 
 
 class Payloads:
@@ -130,10 +138,10 @@ class Payloads:
         current = None if round_number is None else self._round_folder(round_number)
         for folder in self.folder.iterdir():
             if folder != current:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_any(folder)
         if round_number is not None and current is not None and current.exists():
             for path in set(current.iterdir()) - {self._path(round_number, silo) for silo in silos}:
-                path.unlink()
+                remove_any(path)
 
     def _round_folder(self, round_number: int) -> Path:
         return self.folder / f"{round_number:06d}"

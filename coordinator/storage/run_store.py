@@ -34,7 +34,7 @@ from .last_round import LAST_ROUND_FILE, record_last_round
 from .models import ModelStore, models_folder
 from .payloads import Payloads, StoredContribution, StoredContributions
 from .recovery import Recovery
-from .spool import Spool, remove_spares
+from .spool import Spool, remove_any, remove_spares
 from .strategy_state import StrategyState
 
 log = Log("coordinator")
@@ -95,8 +95,11 @@ class RunStore:
 
     def load(self, policy: RoundPolicy, cohort: Cohort) -> tuple[RunState, Params]:
         """Return the run's state and its current model. Raises as ``Recovery.start_or_resume``."""
-        for part in ("models", "updates", "spool"):
-            (self._folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            for part in ("models", "updates", "spool"):
+                (self._folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot use {self._folder}: {error.strerror}", code=storage_code(error)) from error
         recovery = Recovery(self._state, self._run, self.journal, self._models, self._strategy_state)
         state, params = recovery.start_or_resume(policy, cohort)
         record_last_round(self._state, self._run.run, self.journal.db)
@@ -111,7 +114,7 @@ class RunStore:
     def _remove_leftovers(self, state: RunState) -> None:
         """Remove what a crash left: incomplete uploads, payloads without a row, folders of rounds that ended."""
         for path in (*self.spool_folder.iterdir(), *self._folder.glob(f".{LAST_ROUND_FILE}.*.tmp")):
-            path.unlink()
+            remove_any(path)
         self._remove_old_models()
         self._remove_old_strategy_state()
         self._remove_old_payloads(state)

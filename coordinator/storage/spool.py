@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -27,10 +28,18 @@ def keep_spare(path: Path, folder: Path) -> None:
     os.replace(path, folder / (SPARE + path.name))
 
 
+def remove_any(path: Path) -> None:
+    """Remove what is at ``path``, a folder with its content too. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def remove_spares(folder: Path) -> None:
     """Remove every file that ``keep_spare`` kept."""
     for path in folder.glob(SPARE + "*"):
-        path.unlink(missing_ok=True)
+        remove_any(path)
 
 
 def _new_file(folder: Path) -> tuple[BinaryIO, Path]:
