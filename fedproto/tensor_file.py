@@ -25,6 +25,7 @@ from .tensors import MAX_PAYLOAD_BYTES
 
 DTYPES = ("<f4", "<f8")
 MAX_HEADER_BYTES = 1 << 20
+MAX_DIMENSIONS = 8  # of one tensor
 MAX_FILE_BYTES = MAX_HEADER_BYTES + 8 * 2 * MAX_PAYLOAD_BYTES  # eight float64 values for each parameter
 
 
@@ -76,8 +77,9 @@ def read_tensors(path: Path) -> TensorFile:
         raise _damaged_error(path, "its values are not the ones written")
     tensors, start = {}, 0
     for name, dtype, shape in header.tensors:
-        count = math.prod(shape)
-        end = start + count * int(dtype[-1]) if dtype in DTYPES and min(shape, default=0) >= 0 else -1
+        fits = len(shape) <= MAX_DIMENSIONS and min(shape, default=0) >= 0
+        count = math.prod(shape) if fits else 0
+        end = start + count * int(dtype[-1]) if dtype in DTYPES and fits else -1
         if not start <= end <= len(payload):
             raise _damaged_error(path, f"{name} is {dtype}{list(shape)}, more than the file holds or of another kind")
         values = np.frombuffer(payload[start:end], dtype).reshape(shape)

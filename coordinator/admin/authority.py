@@ -178,7 +178,8 @@ def read_silos(path: Path) -> Silos:
         silos = msgspec.json.decode(read_regular(path, largest=MAX_ALLOW_LIST), type=Silos)
         for name, entry in silos.silos.items():
             check_name(name)
-            for moment in (entry.added, entry.expires, *entry.earlier.values(), entry.revoked or entry.added):
+            revoked = () if entry.revoked is None else (entry.revoked,)
+            for moment in (entry.added, entry.expires, *entry.earlier.values(), *revoked):
                 days_until(parse_utc(moment))
     except StorageError as error:
         raise StorageError(
@@ -214,7 +215,8 @@ class AllowList:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._silos = read_silos(path)
-        self._seen: FileStamp | None = None  # of the file that was read; read again at the first call
+        self._seen: FileStamp | None = None  # of the file that was read
+        self.silos()
 
     def silos(self) -> Silos:
         """Return the current list; costs one stat() while the file stays the same.

@@ -19,6 +19,7 @@ from ...fedproto.tls import WARN_DAYS, check_files
 from ..serving.health import read_health
 from ..settings import CoordinatorSettings, load_coordinator_settings
 from ..storage.database import DATABASE_FILE, WriterMark, read_database
+from ..storage.last_round import check_last_round
 from .authority import ending_soon, enrolled, read_silos
 from .history import History, is_served, served_address
 
@@ -130,8 +131,9 @@ def _database(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
     path = settings.server.state / DATABASE_FILE
     if not is_served(settings.server.state):
         WriterMark(path).check()
+    check_last_round(settings.server.state, settings.run.name)
     read_database(path).close()
-    yield DoctorFinding("database", "ok", "every page is intact")
+    yield DoctorFinding("database", "ok", "every page is intact, every round that has ended is in it")
 
 
 def _model(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:

@@ -73,14 +73,16 @@ def record_last_round(state: Path, run: str, database: Connection) -> None:
 def check_last_round(state: Path, run: str) -> None:
     """Raise DataError (``lost_rounds``, ``lost_run``) when the state folder shows rounds that its database lacks.
 
-    Reads only, also next to a running coordinator. A folder without a database, or with one that its writer has yet to
-    migrate, has nothing to compare.
+    Reads only, also next to a running coordinator. A database that its writer has yet to migrate is not compared.
     """
     shown = ShownRounds.of(state, run)  # before the database: a running coordinator writes in the other order
     try:
         database = read_database(state / DATABASE_FILE)
     except FlamestError as error:
-        if error.code in ("no_state", "older_state"):
+        if error.code == "older_state":
+            return
+        if error.code == "no_state":
+            shown.check_new()
             return
         raise
     try:

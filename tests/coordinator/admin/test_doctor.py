@@ -159,3 +159,20 @@ def test_a_changed_backup_is_refused_and_the_state_stays(federation, tmp_path):
         check_backup(federation.state)
     code, answer = typed("restore", "--config", federation.config, "--from", copy, "--verify")
     assert (code, answer["error"]["code"]) == (65, "bad_backup")
+
+
+@pytest.mark.parametrize("left", ["older", "none"])
+def test_doctor_names_the_restore_for_lost_rounds(federation, left):
+    database = federation.state / DATABASE_FILE
+    older = database.read_bytes()
+    federation.start()
+    with federation.client("b") as client:
+        run = client.join()
+        model = client.fetch(run, status := client.wait(run, 1, 5))
+        client.submit(run, Update(status.round, model.sha256, "b" * 32, 5, model.params))
+        client.wait(run, 2, 5)
+    federation.stop()
+    database.unlink()
+    if left == "older":
+        database.write_bytes(older)
+    assert "flamest-coordinator restore --config" in found(federation, "wrong")["database"]
