@@ -114,7 +114,7 @@ def test_a_file_of_another_kind_ends_commands_by_name(folder, name, kind):
 
 
 def _use(folder):
-    """What a start of the server reads, up to its port."""
+    """Read all that a start of the server reads, up to its port."""
     from flamest.fedproto.tls import check_files
 
     settings = load_coordinator_settings(folder / "coordinator.toml")
