@@ -18,7 +18,7 @@ WITH_INT8_WEIGHTS = " with int8 weights"  # suffix of the type where only the we
 Text = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]*\Z")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-FileBytes = Annotated[int, Meta(ge=0, le=1 << 36)]
+FileBytes = Annotated[int, Meta(ge=0, le=8 << 30)]
 AxisSize = Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)]  # negative: unknown, which flamest-export check names
 Pixels = Annotated[int, Meta(ge=1, le=2048)]
 Frames = Annotated[int, Meta(ge=0, le=1024)]

@@ -21,6 +21,9 @@ from .signature import SIGNATURE_FILE
 MAX_MANIFEST_BYTES = 16 << 20  # bytes; it holds CLIP's thousands of captions
 MAX_PIXELS = 1 << 25  # of all frames that a part is given of a clip: 400 MB as float32
 MAX_KEPT = 1 << 16  # keys of a caption's token in all layers: 260 MB for 512 tokens, with the values
+MAX_GRAPH_BYTES = 2 << 30  # no parser of ONNX takes a larger file; a copy of it is in memory while it is opened
+MAX_TOKENIZER_BYTES = 64 << 20
+MAX_BUNDLE_BYTES = 16 << 30  # of all files: 20 s to hash
 _FIX = "export the bundle again with this version of flamest-export"
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")  # of a file's name, between slashes
 
@@ -58,6 +61,7 @@ def decode_manifest(data: bytes, path: Path) -> Manifest:
         raise DataError(f"{path} is not a manifest of schema {SCHEMA}: {reason}", fix=_FIX) from error
     _check_parts(path, manifest)
     _check_names(path.parent, manifest)
+    _check_file_sizes(path.parent, manifest)
     return manifest
 
 
@@ -106,6 +110,20 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
             f"{MAX_KEPT} in all",
             fix=_FIX,
         )
+
+
+def _check_file_sizes(bundle: Path, manifest: Manifest) -> None:
+    """Check that the files, as the manifest lists them, can be hashed in seconds and held in memory where they must."""
+    graphs = {graph.file for graph in manifest.graphs.values()}
+    for name, entry in manifest.files.items():
+        largest = MAX_GRAPH_BYTES if name in graphs or name.endswith(".onnx") else MAX_BUNDLE_BYTES
+        largest = MAX_TOKENIZER_BYTES if name == TOKENIZER_FILE else largest
+        if entry.bytes > largest:
+            problem = f"lists {name} with {entry.bytes} bytes, expected at most {largest}"
+            raise tampered_error(bundle, MANIFEST_FILE, problem)
+    if (total := sum(entry.bytes for entry in manifest.files.values())) > MAX_BUNDLE_BYTES:
+        problem = f"lists files of {total} bytes in all, expected at most {MAX_BUNDLE_BYTES}"
+        raise tampered_error(bundle, MANIFEST_FILE, problem)
 
 
 def _check_names(bundle: Path, manifest: Manifest) -> None:

@@ -237,6 +237,18 @@ def test_a_sparse_file_is_refused_by_its_size(bundle):
     assert "expected at most" in refused(bundle).message
 
 
+@pytest.mark.parametrize("name", ["cnn.onnx", "tokenizer.json", "LICENCES.txt"])
+def test_a_sparse_file_as_large_as_its_manifest_says_is_refused(bundle, name):
+    """Neither hashed for minutes nor copied into memory: 60 GB cost their writer nothing."""
+    size = 6 << 30
+    with (bundle / name).open("ab") as file:
+        file.truncate(size)
+    manifest = json.loads((bundle / "bundle.json").read_bytes())
+    manifest["files"] |= {each: {"sha256": "0" * 64, "bytes": size} for each in (name, "a.plan", "b.plan")}
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    assert "expected at most" in refused(bundle).message
+
+
 @pytest.mark.parametrize("lacks", ["tokenizer.json", "cnn.onnx", "keyframes"])
 def test_whoever_reads_a_manifest_can_rely_on_what_it_needs(bundle, lacks):
     manifest = json.loads((bundle / "bundle.json").read_bytes())
