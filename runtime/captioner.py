@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError, MissingExtra
-from .backends.session import Session
+from .backends.session import Session, check_shape
 from .bundle.manifest import TOKENIZER_FILE, RetrievedCaption, VisionLanguage
 from .bundle.opening import Bundle
 from .caption_batch import CaptionBatch
@@ -206,6 +206,8 @@ class CaptionRetriever(_Batches):
         spent = {"vision": 0.0}
         with timed(spent, "vision"):
             found = self._graph.run({"pixels": pixels}, ["vector", "caption_index"])
+        check_shape(found["vector"], (len(keys), None), output="vector")
+        check_shape(found["caption_index"], (len(keys),), output="caption_index")
         captions = [Caption(self._caption(int(index)), ()) for index in found["caption_index"]]
         share = {"vision": spent["vision"] / len(keys)}
         return [FrameEmbedding(*each, dict(share)) for each in zip(keys, found["vector"], captions, strict=True)]

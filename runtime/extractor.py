@@ -24,6 +24,7 @@ from ..base.errors import DataError
 from ..base.files import printable_path
 from ..base.process import usable_cores
 from .backends.opening import GraphOpener, GraphPlacement, OpeningOptions, effective_precision
+from .backends.session import check_shape
 from .bundle.manifest import Manifest
 from .bundle.opening import Bundle, open_bundle
 from .bundle.signature import TrustedKeys
@@ -169,7 +170,9 @@ class Extractor:
             return
         taken = {"cnn": 0.0}
         with timed(taken, "cnn"):
-            vectors = self._cnn.run({"frames": np.stack([job.prepared.cnn_frames for job in jobs])})["embedding"]
+            frames = np.stack([job.prepared.cnn_frames for job in jobs])
+            vectors = self._cnn.run({"frames": frames}, ["embedding"])["embedding"]
+        check_shape(vectors, (len(jobs), None), output="embedding")
         for job, vector in zip(jobs, vectors, strict=True):
             job.cnn = vector
             job.stages_ms["cnn"] = taken["cnn"] / len(jobs)

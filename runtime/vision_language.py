@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError, InvariantError
-from .backends.session import Feed, Session, Value
+from .backends.session import Feed, Session, Value, check_shape
 from .bundle.manifest import MASKED_SCORE, VisionLanguage, layer_names
 
 TokenIds = tuple[int, ...]
@@ -121,6 +121,7 @@ class VisionLanguageModel:
             feeds |= {"mask": mask, **self._empty_past(len(rows)), **image.values}
             values = self._text.run_values(feeds, ["hidden"])
         hidden: npt.NDArray[np.float32] = values["hidden"].numpy()
+        check_shape(hidden, (*tokens.shape, None), output="hidden")
         read_at = lengths - 1 if mode == "causal-last" else np.zeros_like(lengths)
         return np.ascontiguousarray(hidden[np.arange(len(rows)), read_at])
 
@@ -139,7 +140,8 @@ class VisionLanguageModel:
         """
         feeds: dict[str, Feed] = {"token_ids": tokens[:, None], "positions": positions[:, None], "mask": mask}
         values = self._text.run_values({**feeds, **past, **image.values}, ["logits", *self.present_names])
-        return values["logits"].numpy(), {name: values[name] for name in self.present_names}
+        logits = check_shape(values["logits"].numpy(), (len(tokens), None), output="logits")
+        return logits, {name: values[name] for name in self.present_names}
 
     def _empty_past(self, rows: int) -> dict[str, Value]:
         shape = (rows, self.spec.text.heads, 0, self.spec.text.head_dim)

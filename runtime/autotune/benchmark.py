@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ...base.errors import DataError, FlamestError, StorageError
 from ..backends.opening import GraphOpener, OpeningOptions
-from ..backends.session import Session
+from ..backends.session import Session, check_shape
 from ..bundle.manifest import Manifest
 from ..bundle.opening import Bundle
 from ..captioner import FrameEmbedding, open_captioner
@@ -91,7 +91,8 @@ class Networks:
         if self._cnn is not None:
             stages["cnn"] = 0.0
             with timed(stages, "cnn"):
-                vectors.append(self._cnn.run({"frames": clip.cnn_frames[None]})["embedding"][0])
+                found = self._cnn.run({"frames": clip.cnn_frames[None]}, ["embedding"])["embedding"]
+            vectors.append(check_shape(found, (1, None), output="embedding")[0])
         if not all(np.isfinite(vector).all() for vector in vectors):
             raise DataError("a network's output is not finite", code="not_finite")
         return ClipResult(tuple(vectors), tuple(each.caption for each in embedded), stages)

@@ -87,8 +87,8 @@ class OpenVinoSession:
         arrays = {name: np.asarray(on_host(feed), order="C") for name, feed in feeds.items()}
         with limited(self._shown, self._request.cancel):
             results = self._request.infer(arrays, share_inputs=True, share_outputs=True)
-        # The next run overwrites the request's memory.
-        return {name: np.array(results[name]) for name in wanted_outputs(self, outputs)}
+            # The next run overwrites the request's memory.
+            return {name: np.array(results[name]) for name in wanted_outputs(self, outputs)}
 
     def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
         return {name: HostValue(array) for name, array in self.run(feeds, outputs).items()}

@@ -12,6 +12,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ...base.errors import GraphError
+
 Array = npt.NDArray[Any]
 
 
@@ -61,6 +63,15 @@ class Session(Protocol):
 def wanted_outputs(session: Session, outputs: Sequence[str] | None) -> list[str]:
     """The names that ``run`` and ``run_values`` return, in order."""
     return list(session.outputs if outputs is None else outputs)
+
+
+def check_shape(array: Array, expected: Sequence[int | None], *, output: str) -> Array:
+    """Return ``array``, if it has the ``expected`` sizes; None is any. Raises GraphError otherwise."""
+    found = array.shape
+    if len(found) != len(expected) or any(size not in (None, found[axis]) for axis, size in enumerate(expected)):
+        wanted = ", ".join("any" if size is None else str(size) for size in expected)
+        raise GraphError(f"a graph gave '{output}' of shape {list(array.shape)}, expected [{wanted}]")
+    return array
 
 
 def on_host(feed: Feed) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError
-from ..backends.session import Session
+from ..backends.session import Session, check_shape
 from ..bundle.manifest import Manifest
 from ..clip_records import Candidates, Clip, stages_of, timed
 from ..keyframes import Indices, clip_seeds, draw_keyframes, pick_keyframes, spread_indices
@@ -59,7 +59,8 @@ class KeyframeFeatures:
     def of(self, candidates: Candidates) -> npt.NDArray[np.float32]:
         """float32 [N, C], a row per candidate."""
         with self._lock:
-            return self._graph.run({"frames": candidates.pixels})["features"]
+            features = self._graph.run({"frames": candidates.pixels}, ["features"])["features"]
+        return check_shape(features, (len(candidates.pixels), None), output="features")
 
 
 class ClipReader:

@@ -9,14 +9,18 @@ import threading
 import time
 
 import numpy as np
+import onnx
 import pytest
 from flamest.base.errors import FlamestError, GraphError
+from flamest.base.files import sha256_file
 from flamest.runtime.backends import run_limits
 from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.backends.opening import GraphOpener, OpeningOptions
 from flamest.runtime.backends.openvino_cpu import OpenVinoSession
 from flamest.runtime.bundle.graph_check import MAX_FIELDS, MAX_NODES, OPERATORS, check_graph
 from flamest.runtime.bundle.opening import open_bundle
+from flamest.runtime.clip_records import Clip
+from flamest.runtime.extractor import open_extractor
 from onnx import TensorProto, helper, numpy_helper
 
 FLOAT = TensorProto.FLOAT
@@ -309,3 +313,32 @@ def test_honest_runs_pay_microseconds_for_their_bounds(bundle):
     assert (time.perf_counter() - started) / 2000 < 1e-3
     assert session.outputs
     assert not run_limits._watched
+
+
+LIES = {
+    "no embedding": ("cnn", "embedding", lambda last: last.output.__setitem__(0, "other")),
+    "one vector for all": ("cnn", "embedding", "flat"),
+    "no features": ("keyframes", "features", lambda last: last.output.__setitem__(0, "other")),
+    "features without rows": ("keyframes", "features", "flat"),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_graph_that_gives_other_outputs_than_promised_has_a_named_end(bundle, toys, clips, tmp_path, name):
+    graph, output, how = LIES[name]
+    made = onnx.load(bundle / f"{graph}.onnx")
+    last = next(each for each in made.graph.node if output in each.output)
+    if how == "flat":
+        last.output[list(last.output).index(output)] = "inside"
+        made.graph.node.append(helper.make_node("Reshape", ["inside", "minus_one"], [output]))
+        made.graph.initializer.append(whole([-1], "minus_one"))
+        made.graph.output[0].CopyFrom(helper.make_tensor_value_info(output, FLOAT, None))
+    else:
+        how(last)
+        made.graph.output[0].CopyFrom(helper.make_tensor_value_info("other", FLOAT, None))
+    (bundle / f"{graph}.onnx").write_bytes(made.SerializeToString())
+    toys.write_manifest(bundle)
+    video = clips.write_clip(tmp_path / "clip.avi")
+    with open_extractor(bundle, threads=1) as extractor, pytest.raises(GraphError) as caught:
+        extractor.extract(Clip(video, sha256_file(video)))
+    assert (caught.value.code, caught.value.exit_code) == ("graph_failed", 65)
