@@ -307,6 +307,8 @@ class ConnectionGuard:
             for connection in seen.values():
                 peers.add(connection.socket.peer)
                 connection.caller = self._callers.get(connection.socket.peer) or connection.caller
+                # Hours of honest calls, whose overhead is estimated generously, must not buy a flood.
+                connection.caller.accounted -= max(-EXCESS_BYTES - connection.excess, 0.0)
             for peer in [peer for peer in self._callers if peer not in peers]:
                 if now - self._callers[peer].last_at > FORGET_S:
                     del self._callers[peer]

@@ -8,9 +8,11 @@ import time
 
 import pytest
 from flamest.base.errors import SettingsError
-from flamest.coordinator.serving import connections, sockets
+from flamest.base.process import Shutdown
+from flamest.coordinator.serving import connections, server, sockets
 from flamest.coordinator.serving.connections import Bars, Caller, Connection, ConnectionGuard, ConnectionLimits, to_cut
 from flamest.coordinator.serving.sockets import OpenSocket
+from flamest.coordinator.settings import load_coordinator_settings
 
 LIMITS = ConnectionLimits(connections=80, strangers=20, per_silo=4)
 NOW = 1000.0
@@ -232,6 +234,29 @@ def test_a_later_connection_from_the_same_port_starts_as_a_stranger(listener):
         guard.look(port, time.monotonic() + 62)
         guard.look(port, time.monotonic() + 80)
         assert guard.cuts == {"no_call": 1}
+
+
+def test_hours_of_honest_calls_buy_no_flood(listener):
+    guard, port = ConnectionGuard(LIMITS), listener.getsockname()[1]
+    with connect(listener) as client, listener.accept()[0]:
+        address, number = client.getsockname()[:2]
+        peer = f"ipv6:%5B{address}%5D:{number}" if ":" in address else f"ipv4:{address}:{number}"
+        guard.identified(peer, "a")
+        guard.carried(peer, 10 << 30)
+        guard.look(port, time.monotonic())
+        (connection,) = guard._connections.values()
+        assert connection.excess == pytest.approx(-connections.EXCESS_BYTES, abs=1)
+        connection.received += 2 * connections.EXCESS_BYTES + 100
+        assert list(to_cut([connection], LIMITS, (), time.monotonic())) == [(connection, "flood")]
+
+
+@pytest.mark.parametrize("silos", [1, 40])
+def test_too_few_descriptors_end_the_start_with_78(make_federation, monkeypatch, silos):
+    monkeypatch.setattr(server, "raise_descriptor_limit", lambda: 200)
+    federation = make_federation(*(f"s{number}" for number in range(silos)))
+    with pytest.raises(SettingsError, match="may open 200 files") as error:
+        server.serve(load_coordinator_settings(federation.folder / "coordinator.toml"), Shutdown())
+    assert error.value.exit_code == 78
 
 
 def test_a_look_at_a_thousand_connections_takes_milliseconds(listener):
