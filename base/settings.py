@@ -14,6 +14,8 @@ from .files import printable_path, read_regular
 T = TypeVar("T")
 
 MAX_FILE = 1 << 20  # bytes; a settings file has a few thousand
+MAX_PARTS = 32  # of a dotted key
+_LONG_KEY = re.compile(rb"""(?:[\w"'-]{1,64}+[ \t]{0,9}+\.[ \t]{0,9}+){32}""")
 
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`(?: - at `\$\.?(?P<where>[^`]*)`)?")
 _AT = re.compile(r" - at `\$\.?(?P<where>[^`]*)`$")
@@ -32,6 +34,8 @@ def load_settings(path: Path, kind: type[T]) -> T:
             fix="give its path with --config; flamest-agent keygen and flamest-coordinator init write a first one",
         ) from error
     shown = printable_path(Path(path))
+    if _LONG_KEY.search(text):  # the parser takes time by the square of its parts
+        raise SettingsError(f"{shown}: not valid TOML: a key of more than {MAX_PARTS} parts")
     try:
         return msgspec.toml.decode(text, type=kind, dec_hook=_path_from_text)
     except msgspec.ValidationError as error:
