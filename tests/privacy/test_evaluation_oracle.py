@@ -47,7 +47,7 @@ def model(number: int) -> dict[str, np.ndarray]:
 
 @dataclass
 class Malice:
-    """What the coordinator does once the silo has answered ``rounds`` rounds."""
+    """A plan of attack: the coordinator acts so once the silo has answered the rounds of the run."""
 
     run: RunSettings = RUN
     takes_part: bool = True  # the silo is given the run's rounds first
