@@ -62,7 +62,7 @@ def test_an_upload_that_stalls_ends_after_its_time(federation, parts, stall):
     assert b"too_slow" in answer
 
 
-def test_a_receipt_that_is_not_read_costs_the_connection_and_the_update_counts(federation, parts):
+def test_an_unread_receipt_costs_the_connection_and_the_update_counts(federation, parts):
     with contextlib.closing(RawCaller(federation.connection_settings("b"), window=0)) as caller:
         caller.open_stream(SUBMIT, b"".join(parts), end=True)
         assert caller.is_cut(6.0)

@@ -104,7 +104,7 @@ def test_models_never_read_hold_a_few_pieces_of_a_silo(federation, joined, monke
     assert service_module.FETCHES_PER_SILO <= 2
 
 
-def test_a_model_of_a_closed_round_is_not_kept_for_a_slow_silo(federation, joined, monkeypatch):
+def test_a_closed_rounds_model_is_not_kept_for_a_slow_silo(federation, joined, monkeypatch):
     """The fetch ends when there is a newer model, with the code that makes an agent ask for the next round."""
     monkeypatch.setattr(calls, "transfer_s", lambda _: 30.0)
     run, status = joined
@@ -124,7 +124,7 @@ def test_a_model_of_a_closed_round_is_not_kept_for_a_slow_silo(federation, joine
     assert b"stale_round" in answer
 
 
-def test_a_third_fetch_of_a_silo_waits_for_one_of_the_first_two(federation, joined):
+def test_a_third_fetch_of_a_silo_waits_for_another_to_end(federation, joined):
     """An agent whose earlier connections were lost gets its model as soon as those fetches end."""
     path, request = requests(*joined)["model"]
     with contextlib.closing(RawCaller(federation.connection_settings("b"), window=0)) as caller:
