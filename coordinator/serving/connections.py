@@ -17,12 +17,13 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ...base.errors import SettingsError
-from ...base.log import Log
+from ...base.log import LimitedLog, Log
 from ...base.process import trim_memory
 from . import sockets
 from .sockets import OpenSocket, Peer
 
 log = Log("coordinator")
+failed = LimitedLog("coordinator")
 
 FILES = 192  # descriptors for everything that is no connection: database, models, log, gRPC's own
 FILES_PER_SILO = 2  # updates on their way to disk (update_handler.UPLOADS_PER_SILO)
@@ -265,9 +266,11 @@ class ConnectionGuard:
             before = self.cuts.total()
             try:
                 self.look(port, time.monotonic())
-            except OSError as error:
+            except FileNotFoundError as error:
                 log.error("connections_unguarded", detail=str(error), fix="mount /proc")
                 return
+            except OSError as error:  # no descriptor is left to list them with: it is freed when a connection ends
+                failed.warning("connections_not_seen", who="", code=str(error.errno), detail=str(error))
             under_flood = self.cuts.total() > before
             pause = SHORTEST_S if under_flood else COST_SHARE * (time.thread_time() - began)
             pause = min(max(pause, SHORTEST_S), LONGEST_S)

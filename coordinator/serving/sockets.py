@@ -100,15 +100,15 @@ def open_sockets(port: int, known: dict[int, OpenSocket]) -> Iterator[OpenSocket
 
 
 def _accepted_from(descriptor: int, port: int) -> Peer | None:
-    """Return the other end of a connection to our port; None for a listener, or for another kind of socket."""
-    with _borrowed(descriptor) as borrowed:
-        try:
+    """Return the other end of a connection to our port; None for any other or closed socket."""
+    try:
+        with _borrowed(descriptor) as borrowed:
             own, other = borrowed.getsockname(), borrowed.getpeername()
-        except OSError:
-            return None
-        if not (isinstance(own, tuple) and isinstance(other, tuple) and own[1] == port):
-            return None
-        return _peer(other[0], other[1])
+    except OSError:
+        return None
+    if not (isinstance(own, tuple) and isinstance(other, tuple) and own[1] == port):
+        return None
+    return _peer(other[0], other[1])
 
 
 def listeners(port: int) -> list[OpenSocket]:
@@ -139,18 +139,15 @@ def refuse_networks(listener: OpenSocket, networks: Collection[str]) -> bool:
     program = b"".join(struct.pack("=HBBI", *line) for line in _program(list(networks)[:MAX_REFUSED]))
     code = ctypes.create_string_buffer(program, len(program))
     fields = struct.pack("HP", len(program) // 8, ctypes.addressof(code))  # struct sock_fprog
-    try:
-        duplicate = os.dup(listener.descriptor)
-    except OSError:
+    ours = _duplicate(listener)
+    if ours is None:
         return False
-    with _socket(duplicate) as ours:
+    with ours:
         try:
-            if os.fstat(duplicate).st_ino == listener.inode:
-                ours.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fields)
-                return True
+            ours.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fields)
         except OSError:
-            pass
-    return False
+            return False
+    return True
 
 
 def _program(networks: list[str]) -> Iterator[tuple[int, int, int, int]]:
@@ -181,11 +178,11 @@ def _program(networks: list[str]) -> Iterator[tuple[int, int, int, int]]:
 
 def moved_bytes(descriptor: int) -> tuple[int, int]:
     """Return the bytes that the other end acknowledged and those received from it, TLS included; zeros if unknown."""
-    with _borrowed(descriptor) as borrowed:
-        try:
+    try:
+        with _borrowed(descriptor) as borrowed:
             info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
-        except OSError:
-            return 0, 0
+    except OSError:
+        return 0, 0
     if len(info) < TCP_INFO_BYTES:
         return 0, 0
     acknowledged, received = struct.unpack_from("=QQ", info, TCP_COUNTERS)
@@ -212,19 +209,31 @@ def cut(target: OpenSocket) -> bool:
 
     connect(2) with AF_UNSPEC does that. shutdown(2) would leave megabytes in the kernel that gRPC still takes in.
     """
-    try:
-        duplicate = os.dup(target.descriptor)
-    except OSError:
+    ours = _duplicate(target)
+    if ours is None:
         return False
-    with _socket(duplicate) as ours:
+    with ours:
         try:
-            if os.fstat(duplicate).st_ino != target.inode:
-                return False
             ours.shutdown(socket.SHUT_RDWR)  # wakes whoever waits for it
         except OSError:
             return False
         nowhere = bytes(_SOCKADDR_BYTES)  # AF_UNSPEC is 0
-        return bool(ctypes.CDLL(None).connect(duplicate, nowhere, len(nowhere)) == 0)
+        return bool(ctypes.CDLL(None).connect(ours.fileno(), nowhere, len(nowhere)) == 0)
+
+
+def _duplicate(target: OpenSocket) -> socket.socket | None:
+    """Return a descriptor of our own for the socket; None when its descriptor is another file's."""
+    try:
+        duplicate = os.dup(target.descriptor)
+    except OSError:
+        return None
+    try:
+        if os.fstat(duplicate).st_ino == target.inode:
+            return _socket(duplicate)
+    except OSError:
+        pass
+    os.close(duplicate)
+    return None
 
 
 def resident_bytes() -> int:

@@ -5,6 +5,7 @@ import os
 import resource
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from flamest.base.errors import SettingsError
@@ -257,6 +258,56 @@ def test_too_few_descriptors_end_the_start_with_78(make_federation, monkeypatch,
     with pytest.raises(SettingsError, match="may open 200 files") as error:
         server.serve(load_coordinator_settings(federation.folder / "coordinator.toml"), Shutdown())
     assert error.value.exit_code == 78
+
+
+def test_connections_that_close_during_a_look_do_not_end_the_guard(listener, monkeypatch):
+    """Between fstat() and the next call gRPC may close a descriptor, or a file may take its number."""
+    guard, port, real = ConnectionGuard(LIMITS), listener.getsockname()[1], os.fstat
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(connect(listener))
+            accepted = listener.accept()[0].detach()
+            stack.callback(os.close, accepted)
+        looks = iter(range(1000))
+
+        def closing(descriptor: int) -> os.stat_result:
+            facts = real(descriptor)
+            if descriptor > accepted - 10 and next(looks) % 3 == 0 and sockets.stat.S_ISSOCK(facts.st_mode):
+                with Path(os.devnull).open() as other:
+                    os.dup2(other.fileno(), descriptor)
+            return facts
+
+        monkeypatch.setattr(os, "fstat", closing)
+        for minutes in range(5):
+            guard.look(port, time.monotonic() + 60 * minutes)
+        monkeypatch.undo()
+        assert guard.cuts["no_call"] > 0
+
+
+def test_a_closed_connections_bytes_are_none_and_it_is_not_cut(listener):
+    with connect(listener) as client, listener.accept()[0] as accepted:
+        (found,) = sockets.open_sockets(listener.getsockname()[1], {})
+        accepted.close()
+        assert sockets.moved_bytes(found.descriptor) == (0, 0)
+        assert not sockets.cut(found)
+        assert client.fileno() > 0
+
+
+def test_without_a_descriptor_for_a_look_the_guard_looks_again(monkeypatch, caplog):
+    guard, looks = ConnectionGuard(LIMITS), []
+
+    def look(port: int, now: float) -> None:
+        looks.append(now)
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(guard, "look", look)
+    guard.start(1)
+    until = time.monotonic() + 10
+    while len(looks) < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    guard.stop()
+    assert len(looks) >= 3
+    assert [record.getMessage() for record in caplog.records] == ["connections_not_seen"]
 
 
 def test_a_look_at_a_thousand_connections_takes_milliseconds(listener):
