@@ -9,6 +9,7 @@ import numpy as np
 
 from ..base.errors import DataError
 from ..fedproto import messages
+from ..fedproto.bounds import MAX_WEIGHT
 from ..fedproto.codecs import apply_delta, check_size
 from ..fedproto.head import Params, ParamsDigest, params_sha256
 from ..fedproto.records import RunSettings
@@ -27,7 +28,8 @@ def receive_model(run: RunSettings, round_number: int, parts: Iterator[bytes], h
     """Receive a model of ``round_number`` with the hash that its header says.
 
     The hash of a whole model is computed while its bytes arrive. Raises DataError: ``malformed``, ``digest`` (another
-    round, or another hash than the header's), ``codec``, ``payload_size``, ``bad_codes``, ``not_finite``.
+    round, or another hash than the header's), ``codec``, ``payload_size``, ``bad_codes``, ``not_finite``,
+    ``model_out_of_range``: decided by the values alone, so that no answer tells of the silo's clips.
     """
     header = messages.decode_model_part(next(parts, b""))
     if not isinstance(header, messages.ModelHeader):
@@ -46,6 +48,12 @@ def receive_model(run: RunSettings, round_number: int, parts: Iterator[bytes], h
     if found.sha256 != header.model_sha256:
         raise DataError(
             f"the {whose} has the hash {found.sha256[:12]}…, its header says {header.model_sha256[:12]}…", code="digest"
+        )
+    if any(np.abs(tensor).max() > MAX_WEIGHT for tensor in found.params.values()):
+        raise DataError(
+            f"the {whose} holds values beyond ±{MAX_WEIGHT:g}: it is neither trained nor evaluated",
+            fix="ask the coordinator's operator if the run diverges",
+            code="model_out_of_range",
         )
     return found
 

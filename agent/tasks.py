@@ -8,10 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..base.errors import DataError, StorageError
-from ..fedproto.bounds import is_loss
+from ..base.files import remove_unfinished
 from ..fedproto.codecs import Codec, encode_delta
 from ..fedproto.head import HeadSpec, Params
 from ..fedproto.model_file import ModelFile, read_model, write_model
@@ -28,8 +26,6 @@ from .training.evaluation import ModelChoice, choose_better, evaluate
 from .training.feddyn import Correction
 from .training.federated import carries_correction, train_silo
 from .training.trainer import HeadTrainer
-
-CHECKED_ROWS = 256  # of the silo's clips, on which a model that arrives must give a loss
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,6 @@ def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
         spend = policy.permit(len(data.train), run.train, work.spends)
     except PolicyRefused as refused:
         return RoundOutcome(None, None, len(data.train), held_out, ignored, math.nan, None, refused=refused)
-    _check_incoming(trainer, model, data)
     evaluation = reported_evaluation(trainer, model.params, data, policy, source.secret)
     encoded = None
     if carries_correction(run.strategy) or work.codec != "fp32":
@@ -91,21 +86,10 @@ def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
     else:
         trained = _train(trainer, work, data.train, {})
     if work.own is not None:
+        remove_unfinished(work.own)  # of a worker that was ended at a round's deadline
         write_model(work.own, ModelFile(run.head, trained.params, run.labels, run.fingerprint, run.run, model.round))
     params = trained.params if encoded is None else None
     return RoundOutcome(params, encoded, trained.examples, held_out, ignored, trained.loss, evaluation, spend)
-
-
-def _check_incoming(trainer: HeadTrainer, model: GlobalModel, data: SiloData) -> None:
-    """Raise DataError (``model_out_of_range``) for a model that gives no loss on the first clips: nothing is sent."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        loss = trainer.evaluate(model.params, data.train.rows(np.arange(min(len(data.train), CHECKED_ROWS)))).loss
-    if len(data.train) and not is_loss(loss):
-        raise DataError(
-            f"the model of round {model.round} gives a loss of {loss:g} on this silo's clips: its values are out of "
-            "range, and it is neither trained nor evaluated",
-            code="model_out_of_range",
-        )
 
 
 def _train_with_state(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import errno
 import fcntl
 import hashlib
@@ -188,6 +189,13 @@ def write_atomic(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> 
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what a ``write_atomic`` of ``path`` left whose process was ended; call where no other one may write."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            left.unlink()
 
 
 def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:

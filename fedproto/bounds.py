@@ -36,6 +36,7 @@ MAX_DEADLINE_S = 7 * 86400.0  # a round's length
 
 POLL_S = (0.1, 300.0)  # shortest and longest pause until a silo asks again; others are taken as the nearer of the two
 MAX_SUBJECTS = 256  # models of one final evaluation
+MAX_WEIGHT = 1e9  # largest value of a model; an absurd learning rate of 1,000 makes 10^6 in a run
 MAX_LOSS = 1e9  # mean cross-entropy, nats; more is no model that learned anything
 MAX_REASON = 500  # characters of the other side's text in a message, a log line or the status
 

@@ -4,8 +4,8 @@ Rounding does not do that: a model can be made whose results are constant for al
 step, and then every report is a bit about that clip. Normal noise of a few clips' size hides a single clip, and
 averages out over silos and rounds (docs/privacy.md).
 
-The noise of a report follows from a secret of this silo, the held-out clips and the model: the same model gets the same
-noise whenever it is evaluated, so asking again tells nothing, and an update that is made again after a crash has the
+The noise of a report follows from a secret of this silo, the held-out clips and the model, its values and its head (the
+same values with standardised features give other results): the same model gets the same noise whenever it is evaluated, so asking again tells nothing, and an update that is made again after a crash has the
 same bytes.
 """
 
@@ -17,9 +17,11 @@ import os
 from pathlib import Path
 from statistics import NormalDist
 
+import msgspec
+
 from ...base.errors import DataError
 from ...base.files import read_regular, write_atomic
-from ...fedproto.head import Params, params_sha256
+from ...fedproto.head import HeadSpec, Params, params_sha256
 from ..training.dataset import FeatureTable
 
 SECRET_FILE, SECRET_BYTES = "noise.secret", 32
@@ -42,9 +44,10 @@ def noise_secret(state: Path) -> bytes:
 class ReportNoise:
     """Noise of one report: standard normal numbers by name."""
 
-    def __init__(self, secret: bytes, params: Params, held_out: FeatureTable) -> None:
+    def __init__(self, secret: bytes, head: HeadSpec, params: Params, held_out: FeatureTable) -> None:
         clips = hashlib.sha256(held_out.x.tobytes() + held_out.y.tobytes()).digest()
-        self._key = hmac.digest(secret, clips + bytes.fromhex(params_sha256(params)), "sha256")
+        model = bytes.fromhex(params_sha256(params)) + msgspec.json.encode(head)  # the same values are two models
+        self._key = hmac.digest(secret, clips + model, "sha256")
 
     def draw(self, name: str) -> float:
         """Return the number called ``name``, the same at every call."""

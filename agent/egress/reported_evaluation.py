@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import InvariantError
+from ...fedproto.bounds import MAX_LOSS
 from ...fedproto.head import Params
 from ...fedproto.records import Evaluation
 from ..training.dataset import SiloData
@@ -66,18 +67,15 @@ def reported_evaluation(
     ``secret``: of this silo, which its noise follows from.
 
     Nothing is reported by a silo that may not send an update (fewer clips to train on than ``min_samples``) or that
-    holds out fewer clips than ``policy.min_held_out``. With ``report_loss = "exact"`` a loss that is not finite is not
-    reported either.
+    holds out fewer clips than ``policy.min_held_out``: whether something is reported never follows from a clip's values.
     """
     if not policy.reports or len(data.train) < policy.min_samples or len(data.held_out) < policy.min_held_out:
         return None
     results = clip_results(trainer, params, data.held_out)
     classes = trainer.spec.outputs
     count = policy.rounded_count(len(data.held_out))
-    noise = ReportNoise(secret, params, data.held_out) if policy.evaluation_noise else None
+    noise = ReportNoise(secret, trainer.spec, params, data.held_out) if policy.evaluation_noise else None
     loss = _loss(results, classes, count, policy, noise)
-    if not math.isfinite(loss):
-        return None
     by_class = class_counts(results, data.held_out, policy.report_classes)
     exact = Evaluation(loss, int(results.correct.sum()), len(data.held_out), by_class)
     reported = exact if noise is None else _with_noise(exact, noise, policy.evaluation_noise)
@@ -88,8 +86,7 @@ def _loss(results: ClipResults, classes: int, count: int, policy: Policy, noise:
     if policy.report_loss == "rounded":
         clips = 0.0 if noise is None else policy.evaluation_noise * noise.draw("loss")
         return rounded_loss(results.losses, classes, count, clips)
-    with np.errstate(over="ignore"):
-        return float(results.losses.mean())
+    return float(np.minimum(results.losses, MAX_LOSS).mean())
 
 
 def _with_noise(exact: Evaluation, noise: ReportNoise, deviation: float) -> Evaluation:

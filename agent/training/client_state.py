@@ -2,6 +2,8 @@
 
     STATE/feddyn/RUN/round-000012.arrays     both after round 12, and the parameters that were trained
 
+Only the files of the last ``RUNS_KEPT`` runs are kept.
+
 A file is durable before its update is sent. When the coordinator opens the next round, it says whether the update
 counted (``TaskStatus.counted_round``): training resumes from that round's file, and the others are removed. So an
 update that was refused, came late, or belonged to a round that was abandoned is rolled back, and a crash at any moment
@@ -31,6 +33,7 @@ from ...fedproto.tensor_file import TensorFile, read_tensors, write_tensors
 from .feddyn import Correction
 
 CLIENT_STATE_FOLDER = "feddyn"
+RUNS_KEPT = 2  # the run that is served, and the one before: a coordinator may make up runs without end
 
 log = Log("agent")
 
@@ -106,6 +109,7 @@ class ClientState:
                 if not folder.exists():
                     folder.mkdir(mode=0o700, parents=True)
                     fsync_directory(folder.parent)
+            self._remove_older_runs()
         except OSError as error:
             raise StorageError(f"cannot make {self.folder}: {error.strerror}") from error
         header: dict[str, str | int] = {
@@ -119,6 +123,11 @@ class ClientState:
         if trained.residual is not None:
             arrays |= {f"e/{name}": array for name, array in split_params(self.head, trained.residual).items()}
         write_tensors(self._path(model.round), TensorFile(header, arrays))
+
+    def _remove_older_runs(self) -> None:
+        others = [path for path in self.folder.parent.iterdir() if path != self.folder]
+        for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[RUNS_KEPT - 1 :]:
+            shutil.rmtree(path, ignore_errors=True)
 
     def remove(self) -> None:
         """Remove all files of the run, when it has finished."""

@@ -16,7 +16,7 @@ An outer product has the norm |s_i|·|a_i|, so over all maps m of the head
 
     |g_i|² = Σ_m |s_i,m|² · (|a_i,m|² + 1)
 
-exactly. And a factor c_i on row i's gradient is a factor on its column of ``output_gradients``, since Σ_i c_i s_i a_i^T
+exactly. A row whose gradient is not finite, which a model can be made for, is left out. And a factor c_i on row i's gradient is a factor on its column of ``output_gradients``, since Σ_i c_i s_i a_i^T
 is the same product as before with c_i s_i in place of s_i. So the step's products stay as they are, and no gradient
 of a single row is ever computed.
 
@@ -43,6 +43,8 @@ from ...fedproto.records import TrainSettings
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
 FILL_MULTIPLE = 32  # batches are filled up to a multiple of it, so that few sizes of buffers are needed
+FILLED_SHARE = 8  # or of about this part of the mean batch, when that is more
+LARGEST_NORM = 1e30  # of a row's gradient, in clip norms: a row beyond, or one that overflows, adds nothing
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class SampleNoise:
 def poisson_batch(random: np.random.Generator, rows: int, rate: float) -> tuple[Rows, int]:
     """Return a batch's rows, and how many of them are drawn: the others only fill it up and must not count."""
     drawn = np.flatnonzero(random.random(rows) < rate)
-    missing = -len(drawn) % FILL_MULTIPLE if len(drawn) else FILL_MULTIPLE
+    multiple = max(FILL_MULTIPLE, 1 << int(rows * rate / FILLED_SHARE).bit_length())
+    missing = -len(drawn) % multiple if len(drawn) else multiple
     return np.concatenate([drawn, random.integers(0, rows, missing)]), len(drawn)
 
 
@@ -93,21 +96,35 @@ def sample_factors(
     With them the products add up to the mean of the clipped gradients. ``output_gradients`` [all outputs, batch] are
     gradients of the batch's MEAN loss: row i's own are batch times as large.
     ``layer_inputs``: of each map, [batch, inputs]. ``maps``: name -> (outputs, inputs), in the same order as
-    ``output_gradients``. The first ``drawn`` rows count, the others get 0.
+    ``output_gradients``. The first ``drawn`` rows count, the others get 0; so does a row whose gradient overflows, or is
+    so large that its factor cannot be told from 0 (``LARGEST_NORM``).
     """
     batch = output_gradients.shape[1]
     squares, start = np.zeros(batch), 0
-    for name, shape in maps.items():
-        of_outputs, inputs = output_gradients[start : start + shape[0]], layer_inputs[name]
-        squares += np.einsum("ob,ob->b", of_outputs, of_outputs, dtype=np.float64) * (
-            1.0 + np.einsum("bi,bi->b", inputs, inputs, dtype=np.float64)
-        )
-        start += shape[0]
-    norms = batch * np.sqrt(squares)
-    factors = noise.clip_norm / np.maximum(norms, noise.clip_norm) * (batch / noise.sampling.expected)
+    with np.errstate(invalid="ignore"):
+        for name, shape in maps.items():
+            of_outputs, inputs = output_gradients[start : start + shape[0]], layer_inputs[name]
+            squares += np.einsum("ob,ob->b", of_outputs, of_outputs, dtype=np.float64) * (
+                1.0 + np.einsum("bi,bi->b", inputs, inputs, dtype=np.float64)
+            )
+            start += shape[0]
+        norms = batch * np.sqrt(squares)
+        factors = noise.clip_norm / np.maximum(norms, noise.clip_norm) * (batch / noise.sampling.expected)
+    factors[~(norms <= LARGEST_NORM * noise.clip_norm)] = 0.0  # also NaN
     factors[drawn:] = 0.0
     typed: Array = factors.astype(output_gradients.dtype)
     return typed
+
+
+def scale_samples(output_gradients: Array, layer_inputs: Mapping[str, Array], factors: Array) -> None:
+    """Scale every row's gradient by its factor, in place; with 0 nothing of the row is left, not even an infinity."""
+    with np.errstate(invalid="ignore"):
+        output_gradients *= factors
+    without = factors == 0.0
+    if without.any():
+        output_gradients[:, without] = 0.0
+        for inputs in layer_inputs.values():
+            inputs[without] = 0.0
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from .adam import AdamScalars, AdamState, adam_scalars, adam_step
 from .dataset import FeatureTable
 from .graph import linear_maps
 from .graph_builder import DType
-from .private import SampleNoise, fresh_generator, sample_factors
+from .private import SampleNoise, fresh_generator, sample_factors, scale_samples
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]  # of a table
@@ -138,9 +138,9 @@ class TrainingSteps:
             scalars = adam_scalars(settings, self.steps, self._dtype, self._mu)
             self._sessions.gradients.run_bound(buffers.gradients)
             if self._noise is not None:
-                buffers.output_gradients[...] *= sample_factors(
-                    buffers.output_gradients, self._layer_inputs(buffers), self._maps, drawn[number], self._noise
-                )
+                inputs = self._layer_inputs(buffers)
+                factors = sample_factors(buffers.output_gradients, inputs, self._maps, drawn[number], self._noise)
+                scale_samples(buffers.output_gradients, inputs, factors)
             tasks: deque[Task] = deque(
                 partial(self._update_block, buffers, scalars, at) for at in range(len(self._blocks))
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,9 @@ class HeadTrainer:
 
         Rows are shuffled again in each epoch by NumPy's PCG64 of ``seed``; the last batch may be smaller.
         With ``protection`` of mode ``record-dp`` the batches are drawn as in ``private``, and ``seed`` has no
-        effect. ``settings.learning_rate`` is used as it is: ``federated.round_settings`` applies the decay.
+        effect; the result follows from noisy gradients alone, and is ``params`` where it would not be finite: an error
+        would be an answer that no privacy is spent for.
+        ``settings.learning_rate`` is used as it is: ``federated.round_settings`` applies the decay.
         Raises DataError (``diverged``; ``class_balanced`` where record-dp would weight rows by the others' classes).
         """
         noise = _sample_noise(protection, len(table), settings)
@@ -99,7 +101,10 @@ class HeadTrainer:
                 batches, drawn = _batches(random, len(table), settings, noise)
                 loss = training.run(table, batches, settings, drawn) / max(sum(map(len, batches)), 1)
         trained = Trained(training.params(), loss, training.steps)
-        if not math.isfinite(loss) or not all(all_finite(tensor) for tensor in trained.params.values()):
+        finite = all(all_finite(tensor) for tensor in trained.params.values())
+        if noise is not None:  # the loss is not covered by epsilon, and every training is answered
+            return trained if finite else replace(trained, params=dict(params))
+        if not finite or not math.isfinite(loss):
             raise DataError(
                 f"training diverged: loss or parameters are not finite after {trained.steps} steps",
                 fix="lower the learning rate, or look for features that are far out of range",

@@ -156,8 +156,9 @@ def test_daemon_waits_for_an_absent_coordinator_and_stops_cleanly(site):
 
 def test_diverging_run_is_reported_and_ends_no_silo(site):
     wild = site("wild", min_silos=2)
-    settings = wild.settings.read_text() + "\n[run.train]\nlearning_rate = 1e30\n"
-    wild.settings.write_text(settings)
+    settings = wild.settings.read_text().replace("hidden = [16]", f"hidden = {[64] * 12}")
+    assert "64" in settings
+    wild.settings.write_text(settings + "\n[run.train]\nlearning_rate = 1000.0\n")  # as high as it may be
     with daemons() as start:
         server = wild.start_coordinator(start)
         silo = wild.start_silo("anna", start)

@@ -50,10 +50,17 @@ def test_asking_again_for_one_model_tells_nothing_new(trainer):
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("what", ["secret", "model", "clips"])
-def test_the_noise_depends_on_each_of_its_sources(what):
-    sources = {"secret": SECRET, "params": model(), "held_out": clips(40)}
-    other = {"secret": ("secret", b"t" * 32), "model": ("params", model(1e-6)), "clips": ("held_out", clips(41))}[what]
+SAME_SHAPES = HeadSpec(8, 3, (4,), standardise=True)  # of the same values it makes another model
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [("secret", b"t" * 32), ("params", model(1e-6)), ("held_out", clips(41)), ("head", SAME_SHAPES)],
+    ids=["secret", "model", "clips", "head"],
+)
+def test_the_noise_depends_on_each_of_its_sources(what, value):
+    sources = {"secret": SECRET, "head": HEAD, "params": model(), "held_out": clips(40)}
+    other = (what, value)
     noise, changed = ReportNoise(**sources), ReportNoise(**(sources | dict([other])))
     assert noise.draw("loss") != noise.draw("correct")
     assert noise.draw("loss") != changed.draw("loss")
@@ -66,6 +73,20 @@ def test_noisy_classes_add_up_to_the_whole(trainer, seed):
     assert all(0 <= one.correct <= one.count for one in made.by_class)
     rest = made.count - sum(one.count for one in made.by_class)
     assert made.correct - sum(one.correct for one in made.by_class) <= rest
+
+
+@pytest.mark.parametrize("blocks", [(1,) * 8, (4, 4), (8,), ()])
+def test_the_noise_cannot_be_subtracted_with_the_same_values_in_another_head(trainer, blocks):
+    """Blocks of one feature standardise to 0, so every clip gets the same answer: a result that the asker knows."""
+    other = HeadTrainer(HeadSpec(8, 3, (4,), blocks=blocks, standardise=True), threads=1)
+    data, quiet = silo(), Policy(evaluation_noise=0.0)
+    errors = []
+    for k in range(40):
+        params = model(1e-3 * k)
+        known = [reported_evaluation(one, params, data, quiet).correct for one in (trainer, other)]
+        made = [reported_evaluation(one, params, data, Policy(), SECRET).correct for one in (trainer, other)]
+        errors.append((made[0] - made[1]) - (known[0] - known[1]))
+    assert np.std(errors) > 3.5  # of two independent draws 5.7, of one and the same 0
 
 
 def test_less_noise_than_the_default_is_an_override():

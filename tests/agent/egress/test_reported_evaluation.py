@@ -18,6 +18,7 @@ from flamest.agent.training.dataset import FeatureTable, SiloData
 from flamest.agent.training.evaluation import evaluate
 from flamest.agent.training.trainer import HeadTrainer
 from flamest.base.errors import InvariantError
+from flamest.fedproto.bounds import MAX_LOSS, is_loss
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.records import Evaluation
 
@@ -90,7 +91,8 @@ def test_a_score_that_is_not_finite_is_a_wrong_prediction(trainer):
     made = reported_evaluation(trainer, params, data, QUIET)
     assert made is not None
     assert (made.loss, made.correct, made.count) == (10.0, 0, 64)
-    assert reported_evaluation(trainer, params, data, EXACT) is None
+    exact = reported_evaluation(trainer, params, data, EXACT)
+    assert (exact.loss, exact.correct) == (MAX_LOSS, 0)
 
 
 def test_the_same_silo_keeps_exact_figures_for_itself(trainer):
@@ -168,3 +170,14 @@ def test_full_precision_is_an_override_with_consent():
     assert EXACT.overrides()[-1] == "report_loss is exact: losses in full precision can give held-out clips away"
     assert EXACT.overridden(300, evaluation=False) == ()
     require_reportable(Evaluation(0.123456, 6, 64), EXACT, 3)
+
+
+@pytest.mark.parametrize("policy", [EXACT, QUIET, Policy()], ids=["exact", "rounded", "noise"])
+@pytest.mark.parametrize("factor", [1e30, 1e38])
+def test_whether_there_is_a_report_never_follows_from_a_clip(trainer, policy, factor):
+    """Scores that overflow on some clips: the report is there, and its loss is one that a coordinator accepts."""
+    params = {name: tensor * np.float32(factor) for name, tensor in scaled(1).items()}
+    made = reported_evaluation(trainer, params, silo(), policy, b"s" * 32)
+    assert made is not None
+    assert is_loss(made.loss)
+    require_reportable(made, policy, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from flamest.agent.egress.policy import Policy
@@ -47,6 +48,25 @@ def value(correction) -> float:
 def test_a_new_silo_starts_at_zero(state):
     assert state.correction(1, 0) == {}
     assert state.trained(model(1)) is None
+
+
+def test_runs_without_end_leave_the_files_of_two(tmp_path):
+    made_up = [msgspec.structs.replace(RUN, run=f"run-{number}") for number in range(6)]
+    for run in made_up:
+        for number in range(1, 5):
+            state = ClientState.of_run(tmp_path, run)
+            state.correction(number, number - 1)
+            state.save(model(number), trained(number))
+    folders = list((tmp_path / "feddyn").iterdir())
+    assert {folder.name for folder in folders} == {run.sha256[:16] for run in made_up[-2:]}
+    assert all(len(list(folder.iterdir())) <= 2 for folder in folders)
+
+
+def test_a_file_that_an_ended_worker_left_is_removed_at_the_next_round(state):
+    state.save(model(1), trained(1))
+    (state.folder / ".round-000002.arrays.abc.tmp").write_bytes(b"half")
+    state.correction(2, 1)
+    assert [path.name for path in state.folder.iterdir()] == ["round-000001.arrays"]
 
 
 def test_training_resumes_from_the_round_that_counted(state):

@@ -180,6 +180,49 @@ def test_an_empty_batch_is_a_step_of_noise_alone():
     assert (len(batch), drawn) == (FILL_MULTIPLE, 0)
 
 
+@pytest.mark.parametrize("rows", [200, 5_000, 100_000])
+def test_batches_of_few_sizes_are_drawn(rows):
+    """Each size has buffers of its own, and a coordinator chooses the mean."""
+    random = np.random.default_rng(1)
+    sizes = {len(poisson_batch(random, rows, 0.5)[0]) for _ in range(200)}
+    assert len(sizes) <= 3
+    assert max(sizes) <= 0.5 * rows * 1.25 + 5 * np.sqrt(rows) + FILL_MULTIPLE
+
+
+def large_weights(spec, value):
+    params = initial_params(spec, 0)
+    return {name: tensor * np.float32(value) for name, tensor in params.items()}
+
+
+DP = Protection("record-dp", clip_norm=1.0, noise=1.0)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("value", [1e3, 1e9, 1e15, 1e25, 1e37])
+def test_training_with_privacy_answers_a_model_that_overflows_on_some_clips(name, value):
+    """An error would tell, outside epsilon, whether a clip makes it overflow."""
+    spec = HEADS[name]
+    table = random_table()
+    table.x[3] *= np.float32(1e5)
+    params = large_weights(spec, value)
+    trained = trainer.HeadTrainer(spec, threads=1).train(
+        params, table, TrainSettings(epochs=3, batch_size=16, learning_rate=1000.0), seed=0, protection=DP
+    )
+    assert all(np.isfinite(tensor).all() for tensor in trained.params.values())
+
+
+@pytest.mark.parametrize("gradient", [np.inf, np.nan, 1e38, 1e30])
+def test_a_row_adds_at_most_the_clip_norm_however_large_its_gradient(gradient):
+    outputs = np.array([[1.0, gradient], [2.0, -1.0]], np.float32)
+    inputs = {"0": np.array([[1.0, 2.0, 3.0], [1e8, 1.0, 1.0]], np.float32)}
+    noise = private.SampleNoise(1.0, 1.0, Sampling(0.5, 1, 2.0))
+    factors = private.sample_factors(outputs, inputs, {"0": (2, 3)}, 2, noise)
+    private.scale_samples(outputs, inputs, factors)
+    of_second = np.outer(outputs[:, 1].astype(float), np.append(inputs["0"][1], 1.0).astype(float))
+    assert np.linalg.norm(of_second) <= 1.0 + 1e-6
+    assert outputs[:, 0].all()  # the other row's is as it was
+
+
 def test_a_round_takes_as_many_steps_as_without_privacy():
     assert Sampling.of(1000, TrainSettings(epochs=5, batch_size=128)) == Sampling(0.128, 40, 128)
     assert Sampling.of(100, TrainSettings(epochs=5, batch_size=128)) == Sampling(1.0, 5, 100)
