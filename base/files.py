@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import shutil

@@ -5,8 +5,8 @@ step, and then every report is a bit about that clip. Normal noise of a few clip
 averages out over silos and rounds (docs/privacy.md).
 
 The noise of a report follows from a secret of this silo, the held-out clips and the model, its values and its head (the
-same values with standardised features give other results): the same model gets the same noise whenever it is evaluated, so asking again tells nothing, and an update that is made again after a crash has the
-same bytes.
+same values with standardised features give other results): the same model gets the same noise whenever it is evaluated,
+so asking again tells nothing, and an update that is made again after a crash has the same bytes.
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ def reported_evaluation(
     ``secret``: of this silo, which its noise follows from.
 
     Nothing is reported by a silo that may not send an update (fewer clips to train on than ``min_samples``) or that
-    holds out fewer clips than ``policy.min_held_out``: whether something is reported never follows from a clip's values.
+    holds out fewer clips than ``policy.min_held_out``: whether something is reported never follows from a clip's
+    values.
     """
     if not policy.reports or len(data.train) < policy.min_samples or len(data.held_out) < policy.min_held_out:
         return None

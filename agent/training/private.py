@@ -16,9 +16,9 @@ An outer product has the norm |s_i|·|a_i|, so over all maps m of the head
 
     |g_i|² = Σ_m |s_i,m|² · (|a_i,m|² + 1)
 
-exactly. A row whose gradient is not finite, which a model can be made for, is left out. And a factor c_i on row i's gradient is a factor on its column of ``output_gradients``, since Σ_i c_i s_i a_i^T
-is the same product as before with c_i s_i in place of s_i. So the step's products stay as they are, and no gradient
-of a single row is ever computed.
+exactly. A row whose gradient is not finite, which a model can be made for, is left out. And a factor c_i on row i's
+gradient is a factor on its column of ``output_gradients``, since Σ_i c_i s_i a_i^T is the same product as before with
+c_i s_i in place of s_i. So the step's products stay as they are, and no gradient of a single row is ever computed.
 
 **Clipped and noised updates** (``clip``): ``protected`` bounds an update's difference and adds noise to it.
 
@@ -94,10 +94,10 @@ def sample_factors(
     """Return the factors [batch] on the columns of ``output_gradients`` that clip every row's gradient.
 
     With them the products add up to the mean of the clipped gradients. ``output_gradients`` [all outputs, batch] are
-    gradients of the batch's MEAN loss: row i's own are batch times as large.
-    ``layer_inputs``: of each map, [batch, inputs]. ``maps``: name -> (outputs, inputs), in the same order as
-    ``output_gradients``. The first ``drawn`` rows count, the others get 0; so does a row whose gradient overflows, or is
-    so large that its factor cannot be told from 0 (``LARGEST_NORM``).
+    gradients of the batch's MEAN loss: row i's own are batch times as large. ``layer_inputs``: of each map, [batch,
+    inputs]. ``maps``: name -> (outputs, inputs), in the same order as ``output_gradients``. The first ``drawn`` rows
+    count, the others get 0; so does a row whose gradient overflows, or is so large that its factor cannot be told from
+    0 (``LARGEST_NORM``).
     """
     batch = output_gradients.shape[1]
     squares, start = np.zeros(batch), 0
