@@ -28,6 +28,7 @@ failed = LimitedLog("coordinator")
 FILES = 192  # descriptors for everything that is no connection: database, models, log, gRPC's own
 FILES_PER_SILO = 2  # updates on their way to disk (update_handler.UPLOADS_PER_SILO)
 MAX_PER_SILO, MIN_PER_SILO = 24, 4  # an agent has one connection, two while its certificate is renewed
+SURPLUS_S = 5.0  # until a silo's further ones are cut while there is room: it connects again, a handshake each time
 STRANGERS_SHARE, MAX_STRANGERS = 4, 1000  # one connection in four may be without an accepted call; 45 kB each
 STRANGER_S = 15.0  # until the first accepted call; gRPC ends handshakes after 10
 STRANGER_BYTES = 512 << 10  # a handshake, and the beginning of one update
@@ -125,10 +126,12 @@ def to_cut(
             yield each, "no_call"
         else:
             strangers.append(each)
+    crowded = len(strangers) + sum(map(len, silos.values())) > limits.connections // 2
     for own in silos.values():
         own.sort(key=lambda each: each.caller.last_at)
         for each in own[: max(len(own) - limits.per_silo, 0)]:
-            yield each, "many_of_silo"
+            if crowded or now - each.opened > SURPLUS_S:
+                yield each, "many_of_silo"
     for each in _crowding(strangers, len(strangers) - limits.strangers):
         yield each, "many_strangers"
 

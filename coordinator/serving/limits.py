@@ -1,5 +1,5 @@
-"""Limits on what silos may do at one time: calls (``CallShares``), one agent per identity (``Leases``), a few transfers
-(``TransferLimiter``).
+"""Limits on what silos may do: calls at one time (``CallShares``) and in a second (``CallRates``), one agent per
+identity (``Leases``), a few transfers (``TransferLimiter``).
 
 Two agents with one certificate (a copied machine, a forgotten test) would both answer rounds. The first one that
 asks holds the identity until it has been silent for ``LEASE_S``, longer while it is at work on a round; another
@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
+from ...base.budget import Budget
 from ...base.errors import DataError
 from ...fedproto import calls
 
+CALLS_AT_ONCE = 500  # of a silo; an agent needs three a round
+CALL_EVERY_S = 0.02  # and one more; further ones are refused, slowly
+SLOW_S = 1.0  # until such a refusal: shorter than connections.REFUSED_S
 LEASE_S = 60.0  # a second agent is accepted at the earliest this long after the first was last heard
 
 
@@ -68,6 +73,28 @@ class CallShares:
             self._under_way[silo] -= 1
             if not self._under_way[silo]:
                 del self._under_way[silo]
+
+
+class CallRates:
+    """Calls in a second, by caller. A refusal costs as much as an answer: what is too fast is refused slowly.
+
+    Streams of a connection are few, so a caller that waits for its answers is held back; gRPC itself holds back one
+    that resets them.
+    """
+
+    def __init__(self) -> None:
+        self._budgets: dict[str, Budget] = {}
+
+    async def within(self, caller: str) -> bool:
+        """Return whether ``caller`` may make one more call; False only after ``SLOW_S``.
+
+        The callers' names must be few: enrolled silos, not what strangers call themselves.
+        """
+        budget = self._budgets.setdefault(caller, Budget(CALLS_AT_ONCE, CALL_EVERY_S))
+        if budget.take(time.monotonic()):
+            return True
+        await asyncio.sleep(SLOW_S)
+        return False
 
 
 class SiloPlaces:

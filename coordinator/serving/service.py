@@ -18,7 +18,7 @@ from ...fedproto.tensors import payload_bytes
 from ...fedproto.tls import certificate_sha256, check_not_expired, silo_name
 from ..admin.authority import AllowList
 from .call import Call, Connections, NoConnections, refuse
-from .limits import CallShares, SiloPlaces
+from .limits import CallRates, CallShares, SiloPlaces
 from .run_service import RunService
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ log = LimitedLog("coordinator")
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"  # https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 HEALTH_QUESTIONS = (b"", b"\x0a" + bytes([len(calls.SERVICE)]) + calls.SERVICE.encode())  # HealthCheckRequest.service
 SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"  # HealthCheckResponse.status
-PROBE = "a probe"  # whose calls these are in the shares; no silo's name, those have no spaces
+PROBE, REFUSED = "a probe", "a refused caller"  # whose calls these are in the limits; names of silos have no spaces
 
 REQUESTS_PER_SILO = 2  # messages that are being received for calls of one message, 2 MiB each at most
 FETCHES_PER_SILO = 2  # models under way, each with one piece in memory; an agent fetches one
@@ -46,6 +46,7 @@ class Service:
         self._run_service = run_service
         self._allow_list = allow_list
         self._connections = connections or NoConnections()
+        self._rates = CallRates()
         self._shares = CallShares()
         self._requests = SiloPlaces(REQUESTS_PER_SILO)
         self._fetches = SiloPlaces(FETCHES_PER_SILO)
@@ -70,11 +71,14 @@ class Service:
             peer = context.peer()
             self._connections.refused(peer)
             log.warning("caller_refused", who=_named(context), code=error.code, peer=peer, detail=error.message)
+            await self._rates.within(REFUSED)
             await refuse(context, error, self._connections)
         except FlamestError as error:
             log.error("call_failed", who="", code=error.code, detail=error.message)
             await refuse(context, error, self._connections)
         try:
+            if not await self._rates.within(caller):
+                raise DataError(f"silo '{caller}' calls faster than an agent does", code="too_many_calls")
             with self._shares.call(caller):
                 try:
                     await self._answers.get(path, _unknown)(Call(context, caller, self._connections))

@@ -79,8 +79,16 @@ def test_one_ipv6_network_counts_as_one_attacker():
 
 
 def test_connections_of_a_silo_beyond_its_number_are_cut_longest_unused_first():
-    own = [stranger(number, silo="a", last_at=float(number)) for number in range(7)]
+    own = [stranger(number, silo="a", age=9.0, last_at=float(number)) for number in range(7)]
     assert reasons([*own, stranger(9, silo="b")]) == dict.fromkeys(range(3), "many_of_silo")
+
+
+def test_further_connections_of_a_silo_are_cut_at_once_only_without_room():
+    """Each cut makes it connect again: a handshake costs more than its calls."""
+    own = [stranger(number, silo="a", age=4.0, last_at=float(number)) for number in range(38)]
+    others = [stranger(number, silo=f"s{number}") for number in range(38, 41)]
+    assert reasons([*own, *others[:2]]) == {}
+    assert reasons([*own, *others]) == dict.fromkeys(range(34), "many_of_silo")
 
 
 def test_too_few_descriptors_for_the_enrolled_silos_are_refused_with_a_fix():
