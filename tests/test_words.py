@@ -38,6 +38,7 @@ RETIRED = {
 }
 QUESTIONS = ("What", "How", "Whether", "Who", "Whose", "Where", "Which", "Why")
 PATH = re.compile(r"(?<![\w/.*{}-])((?:%s)/[\w./-]+\.(?:md|py|json|proto|toml|sh|yaml))" % "|".join(FOLDERS))  # noqa: UP031
+NAMED_TEST = re.compile(r"(tests/[\w/]+\.py)::(\w+)")
 LINK = re.compile(r"\]\((?!https?:)([^)\s#]+)[^)\s]*\)")  # [text](path#heading) in Markdown
 PLACEHOLDER = re.compile(r"[A-Z]{3,}")  # bench/results/NAME.json
 
@@ -60,6 +61,16 @@ def missing_paths(root: Path) -> list[str]:
         for name, text in texts(root)
         for path in sorted(set(PATH.findall(text)))
         if not PLACEHOLDER.search(Path(path).stem) and not (root / path).exists()
+    ]
+
+
+def missing_tests(root: Path) -> list[str]:
+    """Return every ``path::name`` of a test that code or documentation names and that is not in that file."""
+    return [
+        f"{name}: {path}::{test}"
+        for name, text in texts(root)
+        for path, test in sorted(set(NAMED_TEST.findall(text)))
+        if not (root / path).is_file() or f"def {test}(" not in (root / path).read_text()
     ]
 
 
@@ -157,6 +168,10 @@ def test_every_path_named_in_code_and_docs_exists():
     assert missing_paths(ROOT) == []
 
 
+def test_every_test_that_a_page_names_is_in_its_file():
+    assert missing_tests(ROOT) == []
+
+
 def test_every_link_of_a_page_leads_to_a_file():
     assert dead_links(ROOT) == []
 
@@ -199,6 +214,17 @@ def test_each_rule_of_words_finds_a_violation(tmp_path):
     assert missing_paths(tmp_path) == ["docs/there.md: docs/gone.md"]
     (tmp_path / "docs" / "there.md").write_text("docs/decisions/001-x.md\nDecision 001, docs/decisions/002\n")
     assert bare_decisions(tmp_path) == ["docs/there.md:2: Decision 001", "docs/there.md:2: docs/decisions/002"]
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_x.py").write_text("def test_a_clip_counts():\n    pass\n")
+    (tmp_path / "docs" / "named.md").write_text(
+        "`tests/test_x.py::test_a_clip_counts`, `tests/test_x.py::test_a_clip`, `tests/test_y.py::test_a_clip_counts`"
+    )
+    assert missing_tests(tmp_path) == [
+        "docs/named.md: tests/test_x.py::test_a_clip",
+        "docs/named.md: tests/test_y.py::test_a_clip_counts",
+    ]
+    (tmp_path / "docs" / "named.md").unlink()
+    (tmp_path / "tests" / "test_x.py").unlink()
     (tmp_path / "docs" / "links.md").write_text("[a](there.md#part) [b](https://example.org/x.md) [c](gone.md)")
     assert dead_links(tmp_path) == ["docs/links.md: gone.md"]
     assert [line.split(";")[0] for line in retired_words(tmp_path)] == ["agent/x.py:4: 'Wishes'", "agent/x.py:5: 'T29'"]

@@ -397,6 +397,19 @@ def test_settings_that_change_at_each_join_do_not_keep_a_silo_busy(own_site):
     own_site.answer_an_honest_round()
 
 
+def test_pauses_that_a_coordinator_asks_for_have_bounds(own_site):
+    """A pause of 0 made a silo ask without end, one of 49 days kept it from the next round."""
+    coordinator = own_site.coordinator
+    own_site.answer_an_honest_round()
+    before = coordinator.calls["WaitForRound"]
+    with coordinator.hostile(wait_for_round=lambda _: coordinator.task(Phase.WAIT, poll_after_ms=0)):
+        time.sleep(2)
+    assert 0 < coordinator.calls["WaitForRound"] - before <= 25
+    long = coordinator.task(Phase.WAIT, poll_after_ms=(1 << 32) - 1)
+    assert messages.decode_task_status(long, RUN).poll_after_s <= 300
+    own_site.answer_an_honest_round()
+
+
 def test_training_ends_at_the_deadline_and_the_next_round_is_answered(own_site):
     coordinator = own_site.coordinator
     own_site.answer_an_honest_round()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flamest.agent.training.dataset import FeatureTable
+from flamest.coordinator.settings import CheckSettings
 from flamest.coordinator.strategies.contributions import InMemoryContribution, distance
 from flamest.experiments.hostile import InflatedExamples, Noise, SignFlip, only_by
 from flamest.experiments.partition import dirichlet
@@ -51,6 +52,21 @@ def test_the_norm_bound_limits_two_reversing_silos_of_ten():
     assert attacked < honest - 10
     assert accuracy(Scenario(attack, norm_times=4.0)) > honest - 1
     assert accuracy(Scenario(attack), Strategy(combine="median")) > attacked + 20
+
+
+def test_two_silos_of_ten_that_claim_most_examples_turn_no_run():
+    """Reversed updates of honest length, within the norm bound. By default such claims slow a run, and end none."""
+    train, test = tables(800, 1000)
+    silos = silos_of(train, beta=0.5, seed=1)
+    attack = only_by(frozenset({"s1", "s2"}), InflatedExamples(100_000))
+
+    def accuracy(examples_times: float) -> float:
+        scenario = Scenario(attack, norm_times=4.0, examples_times=examples_times)
+        done = simulate(settings(12), silos, test=test, workers=2, scenario=scenario)
+        return 100 * done.rounds[-1].correct / done.rounds[-1].count
+
+    assert accuracy(0.0) < 15  # chance is 10
+    assert accuracy(CheckSettings().examples_times) > 50
 
 
 def honest_refusals(rounds: int, seeds: range, strategies: list[Strategy]) -> dict[tuple[int, Strategy], int]:

@@ -3,12 +3,16 @@
 import asyncio
 import logging
 
+import grpc
 import pytest
 from flamest.base.errors import DataError
-from flamest.base.log import LimitedLog
+from flamest.base.log import LimitedLog, configure_logging
+from flamest.coordinator.admin import authority
 from flamest.coordinator.serving import active_run
 from flamest.coordinator.serving.active_run import ActiveRun, ServerPolicy
 from flamest.coordinator.storage.run_store import RunStore
+from flamest.fedproto import calls, messages
+from flamest.fedproto.tls import channel_credentials
 
 
 @pytest.fixture
@@ -87,3 +91,45 @@ def test_the_log_of_refusals_is_short_whatever_the_silo_sends(active, caplog, mo
     for number in range(300):
         refuse(active, ["late"], message=f"\x1b[2J{number}" * 1000)
     assert len([record for record in caplog.records if record.message == "update_refused"]) == 1
+
+
+@pytest.fixture
+def quiet_loggers():
+    yield
+    for name in ("flamest", "grpc", "asyncio"):
+        logging.getLogger(name).handlers[:] = []
+        logging.getLogger(name).propagate = True
+
+
+CALLS = {
+    "revoked": (calls.method_path(calls.JOIN), messages.encode_join_request(1)),
+    "a call that does not exist": ("/flamest.v1.Coordinator/Shutdown", b""),
+    "no message": (calls.method_path(calls.JOIN), b"\xff" * 50),
+    "another run": (
+        calls.method_path(calls.WAIT_FOR_ROUND),
+        messages.encode_wait_request(messages.WaitRequest("01" * 32, 0, 1.0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_a_flood_of_refused_calls_writes_few_bytes_of_log(make_federation, capfd, quiet_loggers, case):
+    """2,000 calls, and what they add to a log file."""
+    configure_logging()
+    federation = make_federation("a", "mallory", rounds=3)
+    federation.start()
+    settings = federation.connection_settings("mallory")
+    if case == "revoked":
+        authority.revoke_silo(federation.folder, "mallory")
+    path, request = CALLS[case]
+    with grpc.secure_channel(
+        settings.address, channel_credentials(settings.files), options=calls.client_options()
+    ) as channel:
+        call = channel.unary_unary(path, None, None)
+        capfd.readouterr()
+        for _ in range(250):
+            answers = [call.future(request, timeout=30) for _ in range(8)]
+            assert all(answer.exception() for answer in answers)
+    written = len(capfd.readouterr().err)
+    federation.stop()
+    assert written < 10_000, f"{written} bytes for 2,000 calls"
