@@ -30,13 +30,20 @@ class Stopped(Exception):
 
 
 def open_regular(
-    path: str | Path, *, largest: int | None = None, follow: bool = True, folder: int | None = None
+    path: str | Path,
+    *,
+    largest: int | None = None,
+    follow: bool = True,
+    folder: int | None = None,
+    inside: Path | None = None,
 ) -> BinaryIO:
     """Open a regular file to read, never anything else: a FIFO or a device neither blocks nor answers.
 
     ``largest``: bytes, of the file as it is now; ``follow=False`` refuses a link at the end of the path; ``folder``: a
-    folder's descriptor that a relative ``path`` starts from. Raises StorageError when the file cannot be opened;
-    DataError ``not_a_file`` for a folder, a link where none may be, a FIFO, a socket or a device, ``too_large``.
+    folder's descriptor that a relative ``path`` starts from; ``inside``: the real path of a folder that the opened file
+    must be in, wherever links led when it was opened. Raises StorageError when the file cannot be opened; DataError
+    ``not_a_file`` for a folder, a link where none may be, a FIFO, a socket or a device, ``outside_folder``,
+    ``too_large``.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
     shown = printable_path(Path(path))
@@ -48,6 +55,9 @@ def open_regular(
         if error.errno == errno.ENXIO or (error.errno == errno.ELOOP and not follow):
             raise _not_a_file(shown) from error
         raise StorageError(f"cannot read {shown}: {error.strerror}") from error
+    if inside is not None and not _is_inside(handle, inside):
+        os.close(handle)
+        raise DataError(f"{shown} leads to a place outside of the folder", code="outside_folder")
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode) or (largest is not None and status.st_size > largest):
         os.close(handle)
@@ -55,12 +65,27 @@ def open_regular(
     return os.fdopen(handle, "rb", buffering=0)
 
 
-def read_regular(path: str | Path, *, largest: int, follow: bool = True, folder: int | None = None) -> bytes:
+def _is_inside(handle: int, folder: Path) -> bool:
+    """True when the open file is in ``folder``, a real path: the kernel says where it is, no name is followed again."""
+    try:
+        return folder in Path(os.readlink(f"/proc/self/fd/{handle}")).parents
+    except OSError:
+        return False
+
+
+def read_regular(
+    path: str | Path,
+    *,
+    largest: int,
+    follow: bool = True,
+    folder: int | None = None,
+    inside: Path | None = None,
+) -> bytes:
     """Return the content of a regular file of at most ``largest`` bytes, also of one that grows meanwhile.
 
     Opens it as ``open_regular`` does and raises the same.
     """
-    with open_regular(path, largest=largest, follow=follow, folder=folder) as file:
+    with open_regular(path, largest=largest, follow=follow, folder=folder, inside=inside) as file:
         parts, size = [], 0
         wanted = os.fstat(file.fileno()).st_size + 1  # all of it at once, so that it is not copied
         try:
@@ -75,7 +100,13 @@ def read_regular(path: str | Path, *, largest: int, follow: bool = True, folder:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def sha256_file(path: Path, *, largest: int | None = None, stop: Callable[[], bool] = lambda: False) -> str:
+def sha256_file(
+    path: Path,
+    *,
+    largest: int | None = None,
+    inside: Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> str:
     """SHA-256 of a regular file's content as 64 lower-case hexadecimal digits.
 
     ``largest``: bytes; a larger file is refused before it is read, one that grows beyond while it is. ``stop`` is asked
@@ -84,7 +115,7 @@ def sha256_file(path: Path, *, largest: int | None = None, stop: Callable[[], bo
     """
     digest = hashlib.sha256()
     size = 0
-    with open_regular(path, largest=largest) as file:
+    with open_regular(path, largest=largest, inside=inside) as file:
         try:
             while chunk := file.read(HASH_CHUNK):
                 if stop():

@@ -69,6 +69,7 @@ class ClipFolder:
 
     clips: tuple[FoundClip, ...]  # by name
     problems: tuple[ClipProblem, ...]
+    root: Path  # the folder's real path: what is read later must still be in it
 
 
 def find_clips(folder: Path) -> list[FoundClip]:
@@ -85,10 +86,10 @@ def scan_clips(folder: Path) -> ClipFolder:
     folder = Path(folder)
     if not folder.is_dir():
         raise StorageError(f"{printable_path(folder)} is not a folder of videos", fix="give a folder with --videos")
+    root = folder.resolve()
     table = folder / LABELS_FILE
     unread: list[OSError] = []
-    listed = _read_labels(table) if os.path.lexists(table) else _walk(folder, unread)
-    root = folder.resolve()
+    listed = _read_labels(table, root) if os.path.lexists(table) else _walk(folder, unread)
     clips, problems = [], []
     for path, label, group in listed:
         name = _name(path, folder)
@@ -101,7 +102,7 @@ def scan_clips(folder: Path) -> ClipFolder:
         reason = f"this folder cannot be read: {error.strerror}"
         problems.append(ClipProblem(_name(Path(error.filename), folder), "unreadable", reason))
     return ClipFolder(
-        tuple(sorted(clips, key=lambda clip: clip.name)), tuple(sorted(problems, key=lambda found: found.name))
+        tuple(sorted(clips, key=lambda clip: clip.name)), tuple(sorted(problems, key=lambda found: found.name)), root
     )
 
 
@@ -147,9 +148,9 @@ def _walk(folder: Path, unread: list[OSError]) -> Iterator[tuple[Path, str | Non
                 yield Path(here, name), label, ""
 
 
-def _read_labels(table: Path) -> Iterator[tuple[Path, str | None, str]]:
+def _read_labels(table: Path, root: Path) -> Iterator[tuple[Path, str | None, str]]:
     """Yield the rows of a labels.csv, checked; every DataError names file and line."""
-    text = io.TextIOWrapper(io.BytesIO(_read_table(table)), encoding="utf-8-sig", newline="")
+    text = io.TextIOWrapper(io.BytesIO(_read_table(table, root)), encoding="utf-8-sig", newline="")
     rows = csv.reader(_lines(table, text), strict=True)
     try:
         header = [cell.strip() for cell in next(rows, [])]
@@ -168,19 +169,18 @@ def _read_labels(table: Path) -> Iterator[tuple[Path, str | None, str]]:
         raise DataError(f"{printable_path(table)} is not UTF-8 text: {error}", code="labels_csv") from error
 
 
-def _read_table(table: Path) -> bytes:
-    """Return the file's bytes. A link that leads outside is not followed: an error would show what it leads to."""
+def _read_table(table: Path, root: Path) -> bytes:
+    """Return the file's bytes. What a link outside leads to is not read: an error would show it."""
     try:
-        inside = table.resolve(strict=True).is_relative_to(table.parent.resolve())
-    except (OSError, RuntimeError) as error:
-        raise StorageError(f"cannot read {printable_path(table)}: {getattr(error, 'strerror', error)}") from error
-    if not inside:
+        return read_regular(table, largest=MAX_TABLE, inside=root)
+    except DataError as error:
+        if error.code != "outside_folder":
+            raise
         raise DataError(
             f"{printable_path(table)} is a link to a place outside of the folder",
             fix="put the file itself there",
             code="labels_csv",
-        )
-    return read_regular(table, largest=MAX_TABLE)
+        ) from error
 
 
 def _lines(table: Path, text: io.TextIOWrapper) -> Iterator[str]:

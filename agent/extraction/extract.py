@@ -75,6 +75,7 @@ def extract_clips(
 ) -> ExtractReport:
     """Extract a folder that has been scanned already; ``notice`` is called before something that takes minutes."""
     outcomes: list[_Outcome] = []
+    request = replace(request, limits=replace(request.limits, inside=folder.root))
 
     def report(outcome: _Outcome) -> None:
         outcomes.append(outcome)

@@ -91,11 +91,11 @@ class FailedClip:
 def content_hash(path: Path, limits: DecodeLimits, stop: Callable[[], bool] = lambda: False) -> str:
     """Return the SHA-256 that a clip is known by.
 
-    Raises DataError: ``file_too_large`` before it is read, ``video_not_a_file``, ``video_unreadable``; Stopped, within
-    a moment, when ``stop`` returns True.
+    Raises DataError: ``file_too_large`` before it is read, ``video_not_a_file``, ``outside_folder``,
+    ``video_unreadable``; Stopped, within a moment, when ``stop`` returns True.
     """
     try:
-        return sha256_file(path, largest=limits.largest_file, stop=stop)
+        return sha256_file(path, largest=limits.largest_file, inside=limits.inside, stop=stop)
     except StorageError as error:
         raise DataError(error.message, code="video_unreadable") from error
     except DataError as error:

@@ -6,6 +6,7 @@ in a DataError with one of these codes, and the next clip is served:
 
     video_unreadable  no such file, no permission
     video_not_a_file  a folder, a pipe, a device; nothing is opened that could block
+    outside_folder    a link, when it was opened, to a place outside of the folder that clips must be in
     video_empty       no bytes
     video_not_video   not one of the container formats that are read (decoded_clip.FORMATS)
     video_no_stream   sound only, or a cover picture
@@ -26,7 +27,6 @@ import importlib.util
 import math
 import os
 import signal
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -34,8 +34,8 @@ from typing import TypeVar
 import numpy as np
 
 from ...base.child_process import ChildEnded, ChildProcess, ChildProtocolError, ChildTimeout
-from ...base.errors import DataError, InvariantError, MissingExtra, SettingsError
-from ...base.files import printable_path
+from ...base.errors import DataError, InvariantError, MissingExtra, SettingsError, StorageError
+from ...base.files import open_regular, printable_path
 from ..bundle.manifest import KeyframeRule
 from ..clip_records import Candidates, Keyframes
 from ..keyframes import Indices
@@ -56,6 +56,7 @@ ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 START_WITHIN_S = 120.0  # importing PyAV takes 0.3 s; from a slow disk under load much longer
 MAX_REASON_CHARACTERS = 300  # characters of the last line of stderr
 RESTART_CODES = frozenset({"video_too_large"})  # memory may be exhausted: the next clip gets a new process
+OPENING_CODES = {"not_a_file": "video_not_a_file"}  # of base/files.py, for a clip
 CRASH_CODES = frozenset({"decoder_crashed", "decoder_killed"})  # another attempt, in a fresh process, may succeed
 
 A = TypeVar("A", Opened, FramesRead)
@@ -70,6 +71,7 @@ class DecodeLimits:
     held_bytes: int = 256 << 20  # decoded frames kept; longer clips are decoded twice
     timeout_s: float = 120.0  # wall clock, for each of the two requests
     largest_file: int = 16_000_000_000  # bytes, checked before a file is hashed: hours of 4K video
+    inside: Path | None = None  # real path of the folder that a clip's file must be in; None: anywhere
 
 
 class VideoDecoder:
@@ -115,7 +117,7 @@ class VideoDecoder:
             cpu_s=self._cpu_s,
         )
         self._opened += 1
-        fd = _open_regular(path)
+        fd = _open_clip(path, self._limits.inside)
         try:
             answer, payload = self._ask(request, Opened, self._rule.candidates * 3 * size * size * 4, path, fd)
         finally:
@@ -273,19 +275,18 @@ def _invalid_answer_error(path: Path, problem: str) -> DataError:
     return DataError(f"{printable_path(path)}: the decoder's answer is invalid: {problem}", code="decoder_crashed")
 
 
-def _open_regular(path: Path) -> int:
+def _open_clip(path: Path, inside: Path | None) -> int:
     """Open a regular file that is not empty; its descriptor. A pipe or a device is refused at once."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError as error:
-        raise DataError(f"cannot read {printable_path(path)}: {error.strerror}", code="video_unreadable") from error
-    status = os.fstat(fd)
-    if stat.S_ISREG(status.st_mode) and status.st_size > 0:
-        return fd
-    os.close(fd)
-    if stat.S_ISREG(status.st_mode):
-        raise DataError(f"{printable_path(path)} is empty", code="video_empty")
-    raise DataError(f"{printable_path(path)} is not a regular file", code="video_not_a_file")
+        file = open_regular(path, inside=inside)
+    except StorageError as error:
+        raise DataError(error.message, code="video_unreadable") from error
+    except DataError as error:
+        raise DataError(error.message, code=OPENING_CODES.get(error.code, error.code)) from error
+    with file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise DataError(f"{printable_path(path)} is empty", code="video_empty")
+        return os.dup(file.fileno())
 
 
 def _too_slow_error(path: Path, limits: DecodeLimits) -> DataError:
