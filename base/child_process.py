@@ -136,6 +136,10 @@ class ChildProcess:
         self._wait_for_end(within_s)
         self.kill()
 
+    def interrupt(self) -> None:
+        """Kill it from another thread than the one that waits for its answer, which then raises ChildEnded."""
+        self._process.kill()
+
     def kill(self) -> str:
         """End it at once; the end of its output."""
         self.channel.close()

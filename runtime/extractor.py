@@ -11,7 +11,7 @@ embedding of a pair is, bit for bit, its two parts' embeddings one after the oth
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -93,10 +93,13 @@ class Extractor:
             raise done.error or DataError(f"{printable_path(clip.path)} was not extracted")
         return done.features
 
-    def extract_all(self, clips: Iterable[Clip]) -> Generator[ExtractionResult, None, None]:
+    def extract_all(
+        self, clips: Iterable[Clip], *, stop: Callable[[], bool] = lambda: False
+    ) -> Generator[ExtractionResult, None, None]:
         """Yield the outcome of every clip, in order; a clip that fails does not stop the others.
 
-        A few more clips are taken from ``clips`` than have been yielded; closing the iterator drops those.
+        A few more clips are taken from ``clips`` than have been yielded; closing the iterator drops those. Raises
+        Stopped when ``stop`` returns True and the clip that is waited for is not decoded a few seconds later.
         """
         coming = iter(clips)
         jobs: deque[_Job | RefusedClip] = deque()  # in the order of the clips
@@ -106,7 +109,7 @@ class Extractor:
                     self._ahead.submit(clip)
                 if not (len(self._ahead) or jobs):
                     return
-                jobs += self._start_jobs()
+                jobs += self._start_jobs(stop)
                 self._advance_captions()
                 while jobs and (isinstance(jobs[0], RefusedClip) or jobs[0].done):
                     yield self._result(jobs.popleft())
@@ -129,12 +132,12 @@ class Extractor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start_jobs(self) -> list[_Job | RefusedClip]:
+    def _start_jobs(self, stop: Callable[[], bool]) -> list[_Job | RefusedClip]:
         """Start the networks on clips that are read, at most ``batch`` of them; return those and the refused clips."""
         started: list[_Job | RefusedClip] = []
         batch: list[_Job] = []
         while self._can_start_another(batch):
-            prepared = self._ahead.next()
+            prepared = self._ahead.next(stop)
             if isinstance(prepared, RefusedClip):
                 started.append(prepared)
                 continue
@@ -250,12 +253,12 @@ def open_extractor(
     """Check the bundle, open its graphs and prepare the decoders.
 
     ``trusted``: keys one of which must have signed the bundle; empty: any signature, or none. ``opening``: backends
-    and cores; ``threads`` is short for its field of that name. Raises DataError for a bundle that is not what was
-    exported, SettingsError ``no_backend`` when a graph cannot run as requested, MissingExtra when a package of
-    ``flamest[agent]`` is not installed.
+    and cores, and a ``stop``; ``threads`` is short for its field of that name. Raises DataError for a bundle that is
+    not what was exported, SettingsError ``no_backend`` when a graph cannot run as requested, MissingExtra when a
+    package of ``flamest[agent]`` is not installed; Stopped.
     """
     opening = opening or OpeningOptions(threads=threads)
-    checked = open_bundle(bundle, trusted)
+    checked = open_bundle(bundle, trusted, stop=opening.stop)
     _check_frames(checked)
     if "keyframes" in stages_of(checked.manifest):
         load_clustering()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -143,12 +143,16 @@ class _Extraction:
         if first is None:
             return
         measured_with = [first]
-        self._resolve_options(chain([first], _recorded(new_clips, measured_with)), stop)
-        if stop():  # perhaps before the options were resolved
+        try:
+            self._resolve_options(chain([first], _recorded(new_clips, measured_with)), stop)
+            if stop():  # perhaps before the options were resolved
+                return
+            extractor = self._open_extractor(stop)
+        except Stopped:
             return
-        extractor = self._open_extractor()
         started = time.perf_counter()
-        with closing(extractor.extract_all(chain(measured_with, new_clips))) as extracting:
+        coming = extractor.extract_all(chain(measured_with, new_clips), stop=stop)
+        with closing(coming) as extracting, suppress(Stopped):
             for extracted in extracting:
                 self._finish(self._seen[extracted.clip.sha256], self._store_result(extracted))
                 self.spent_s = time.perf_counter() - started
@@ -266,11 +270,11 @@ class _Extraction:
         own = peak_resident_kb() * 1024 / 1e6
         return own + (self._extractor.decoder_peak_mb if self._extractor else 0.0)
 
-    def _open_extractor(self) -> Extractor:
-        """Open the networks, which takes seconds, when the first clip needs them."""
+    def _open_extractor(self, stop: Callable[[], bool]) -> Extractor:
+        """Open the networks, which takes seconds, when the first clip needs them. Raises Stopped."""
         if self._extractor is None:
             request = self._request
-            opening = OpeningOptions(request.backend_options, request.threads, notice=self._notice)
+            opening = OpeningOptions(request.backend_options, request.threads, notice=self._notice, stop=stop)
             self._extractor = open_extractor(
                 request.bundle, opening=opening, limits=request.limits, trusted=request.trusted
             )

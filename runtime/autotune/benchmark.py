@@ -17,7 +17,7 @@ from statistics import fmean, median
 import numpy as np
 import numpy.typing as npt
 
-from ...base.errors import DataError, FlamestError, StorageError
+from ...base.errors import DataError, FlamestError
 from ..backends.opening import GraphOpener, OpeningOptions
 from ..backends.session import Session, check_shape
 from ..bundle.manifest import Manifest
@@ -28,6 +28,7 @@ from ..extractor import PipelineOptions
 from ..similarity import cosine
 from ..video.clip_reader import ClipReader, KeyframeFeatures, PreparedClip
 from ..video.decoder import DecodeLimits, VideoDecoder
+from ..video.read_ahead import ReadAhead
 from .measurements import CONFIGURATIONS, MIXED, REFERENCE, Measured, Measurement
 
 MEASURED_CLIPS = 4
@@ -99,18 +100,26 @@ class Networks:
 
 
 def read_clips(
-    bundle: Bundle, opening: OpeningOptions, clips: Iterable[Clip], limits: DecodeLimits | None
+    bundle: Bundle,
+    opening: OpeningOptions,
+    clips: Iterable[Clip],
+    limits: DecodeLimits | None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[PreparedClip]:
-    """The first ``MEASURED_CLIPS`` readable ones, of ``_MAX_TRIED_CLIPS`` at most. Raises as ``GraphOpener.open``."""
+    """The first ``MEASURED_CLIPS`` readable ones, of ``_MAX_TRIED_CLIPS`` at most.
+
+    Raises as ``GraphOpener.open``; Stopped soon after ``stop`` returns True.
+    """
     opener = GraphOpener(bundle, replace(opening, backend_options=CONFIGURATIONS[REFERENCE]))
     features = KeyframeFeatures(opener.open("keyframes")) if "keyframes" in stages_of(bundle.manifest) else None
+    reader = ClipReader(bundle.manifest, VideoDecoder(bundle.manifest.keyframes, limits), features)
     read: list[PreparedClip] = []
-    with closing(ClipReader(bundle.manifest, VideoDecoder(bundle.manifest.keyframes, limits), features)) as reader:
+    with closing(ReadAhead([reader])) as ahead:
         for _, clip in zip(range(_MAX_TRIED_CLIPS), clips, strict=False):
-            try:
-                read.append(reader.read(clip))
-            except (DataError, StorageError):  # the extraction reports it
-                continue
+            ahead.submit(clip)
+            prepared = ahead.next(stop)
+            if isinstance(prepared, PreparedClip):  # what another problem is, the extraction reports
+                read.append(prepared)
             if len(read) == MEASURED_CLIPS:
                 break
     return read

@@ -78,8 +78,8 @@ def autotune_backends(
 
     Only as many of ``clips`` are taken as are needed: none when nothing is measured. ``notice`` is called before a
     measurement, which takes up to two minutes, and where its results could not be kept; ``stop`` is called between
-    its parts. Raises SettingsError ``held_precision`` when nothing here computes the bundle in
-    ``request.stored_precision``, DataError as ``open_bundle``.
+    its parts, and while the bundle is read (Stopped). Raises SettingsError ``held_precision`` when nothing here
+    computes the bundle in ``request.stored_precision``, DataError as ``open_bundle``.
     """
     manifest, _ = open_manifest(request.bundle, request.trusted)
     facts, stored = machine_facts(), request.stored_precision
@@ -145,10 +145,10 @@ def _measure(
     notice: Callable[[str], None],
     stop: Callable[[], bool],
 ) -> Choice:
-    bundle = open_bundle(request.bundle, request.trusted)
+    bundle = open_bundle(request.bundle, request.trusted, stop=stop)
     opening = OpeningOptions(threads=request.threads, facts=machine_facts())
     try:
-        read = read_clips(bundle, opening, clips, request.limits)
+        read = read_clips(bundle, opening, clips, request.limits, stop)
     except FlamestError as error:  # ONNX Runtime's own
         return Choice("auto", f"nothing was measured: {error.message}", refused={REFERENCE: error.message})
     if not read:

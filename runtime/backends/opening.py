@@ -50,6 +50,7 @@ class OpeningOptions:
     threads: int | None = None  # cores for one run of a graph on the CPU; None: all that this process may use
     facts: MachineFacts | None = None
     notice: Callable[[str], None] = lambda _: None  # called before work that takes minutes
+    stop: Callable[[], bool] = lambda: False  # asked while the bundle is read: Stopped when it returns True
 
 
 class GraphOpener:

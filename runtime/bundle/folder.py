@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...base.errors import DataError, StorageError
-from ...base.files import HASH_CHUNK, open_regular, printable_path, storage_code
+from ...base.files import HASH_CHUNK, Stopped, open_regular, printable_path, storage_code
 from .manifest import FileEntry
 from .manifest_reading import no_bundle_error, tampered_error
 
@@ -28,11 +28,15 @@ _MAX_DEPTH, _MAX_FOLDERS = 8, 100  # folders inside each other, and in all
 
 
 class BundleFolder:
-    """The folder that ``path`` leads to now; it stays the same one whatever the path leads to later."""
+    """The folder that ``path`` leads to now; it stays the same one whatever the path leads to later.
 
-    def __init__(self, path: Path) -> None:
+    ``stop`` is asked for every MiB that is read; when it returns True, Stopped is raised.
+    """
+
+    def __init__(self, path: Path, stop: Callable[[], bool] = lambda: False) -> None:
         """Raises DataError when there is no such folder."""
         self.path = path
+        self._stop = stop
         try:
             self._handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
@@ -118,6 +122,8 @@ class BundleFolder:
             size = 0
             try:
                 while chunk := file.read(HASH_CHUNK):
+                    if self._stop():
+                        raise Stopped
                     size += len(chunk)
                     if size > longest:
                         raise self.tampered(name, f"is longer than {longest} bytes")

@@ -12,7 +12,7 @@ hashed when it was made.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,16 +63,17 @@ class Bundle:
         return self.folder.read_listed(name, self.manifest.files[name])
 
 
-def open_bundle(path: Path, trusted: TrustedKeys = ()) -> Bundle:
+def open_bundle(path: Path, trusted: TrustedKeys = (), *, stop: Callable[[], bool] = lambda: False) -> Bundle:
     """Check the bundle folder ``path`` completely.
 
     ``trusted``: keys one of which must have signed; empty: signatures need only be valid.
     Raises DataError: ``UNTRUSTED`` when a signature is wrong or none is of a trusted key, ``bad_data``
     when the folder holds no manifest of this schema, ``bundle_tampered`` (naming the file) when a file
     is missing, extra, a link (hard links too), outside of the folder, or not the one that was exported,
-    ``bad_graph`` and ``graph_refused`` as ``graph_check.check_graph``.
+    ``bad_graph`` and ``graph_refused`` as ``graph_check.check_graph``. ``stop`` is asked while a file is read, then and
+    whenever a graph is opened later: Stopped when it returns True.
     """
-    bundle = _open_signed(Path(path), trusted)
+    bundle = _open_signed(Path(path), trusted, stop)
     manifest, folder = bundle.manifest, bundle.folder
     folder.check_listing(frozenset({MANIFEST_FILE, *manifest.files}), frozenset({SIGNATURE_FILE}))
     graphs = {graph.file for graph in manifest.graphs.values()}
@@ -94,9 +95,9 @@ def open_manifest(path: Path, trusted: TrustedKeys = ()) -> tuple[Manifest, tupl
     return bundle.manifest, bundle.signers
 
 
-def _open_signed(path: Path, trusted: TrustedKeys) -> Bundle:
+def _open_signed(path: Path, trusted: TrustedKeys, stop: Callable[[], bool] = lambda: False) -> Bundle:
     """Open the folder and check the manifest's signatures before it is decoded; nothing else is looked at."""
-    folder = BundleFolder(path)
+    folder = BundleFolder(path, stop)
     if not folder.holds(MANIFEST_FILE):
         raise no_bundle_error(path, "no such file")
     signed = folder.read(MANIFEST_FILE, MAX_MANIFEST_BYTES)

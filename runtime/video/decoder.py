@@ -35,7 +35,7 @@ import numpy as np
 
 from ...base.child_process import ChildEnded, ChildProcess, ChildProtocolError, ChildTimeout
 from ...base.errors import DataError, InvariantError, MissingExtra, SettingsError, StorageError
-from ...base.files import open_regular, printable_path
+from ...base.files import Stopped, open_regular, printable_path
 from ..bundle.manifest import KeyframeRule
 from ..clip_records import Candidates, Keyframes
 from ..keyframes import Indices
@@ -89,6 +89,7 @@ class VideoDecoder:
         self._limits = limits or DecodeLimits()
         self._process: ChildProcess | None = None
         self._is_ready = False
+        self._interrupted = False
         self._opened = 0
         self.peak_kb = 0  # largest resident memory of a decoder process, KiB
 
@@ -106,7 +107,7 @@ class VideoDecoder:
     def candidates(self, path: Path) -> Candidates:
         """Decode the clip and return its candidate frames, prepared for the keyframe graph.
 
-        Raises DataError with a code of the list above.
+        Raises DataError with a code of the list above; Stopped after ``interrupt``.
         """
         size = self._rule.preprocessing.size
         request = OpenClip(
@@ -144,6 +145,12 @@ class VideoDecoder:
         rgb = self._shaped(payload, np.uint8, (len(chosen), answer.height, answer.width, 3), candidates.path)
         return Keyframes(rgb=rgb, t_s=candidates.t_s[chosen])
 
+    def interrupt(self) -> None:
+        """Give up the request in progress, and all later ones: they raise Stopped. From any thread."""
+        self._interrupted = True
+        if (process := self._process) is not None:
+            process.interrupt()
+
     def close(self) -> None:
         """Let the process end by itself, as it does without its connection."""
         if self._process is not None:
@@ -173,6 +180,7 @@ class VideoDecoder:
             answer, payload = process.receive(Answer, timeout_s=self._limits.timeout_s, largest_payload=largest_payload)
         except ChildEnded as ended:
             self._end()
+            self._check_not_interrupted()
             raise _clip_error(ended, path, self._limits) from ended
         if isinstance(answer, DecodeRefused):
             if answer.code in RESTART_CODES:
@@ -199,14 +207,20 @@ class VideoDecoder:
         """A process that can decode. Raises SettingsError ``decoder_broken`` when it does not get ready."""
         self.start()
         assert self._process is not None
+        self._check_not_interrupted()  # after the start: whoever interrupts kills the process, or is seen here
         if not self._is_ready:
             try:
                 _await_ready(self._process)
             except SettingsError:
                 self._end()
+                self._check_not_interrupted()
                 raise
             self._is_ready = True
         return self._process
+
+    def _check_not_interrupted(self) -> None:
+        if self._interrupted:
+            raise Stopped
 
     def _end(self) -> None:
         if self._process is not None:

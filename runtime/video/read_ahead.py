@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import queue
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import SimpleQueue
 
 from ...base.errors import DataError
+from ...base.files import Stopped
 from ..clip_records import Clip
 from .clip_reader import ClipReader, PreparedClip
+
+FINISH_WITHIN_S = 5.0  # for the clip that is waited for, once asked to stop
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +36,7 @@ class ReadAhead:
 
     def __init__(self, readers: Sequence[ClipReader]) -> None:
         self._readers = tuple(readers)
-        self._idle: SimpleQueue[ClipReader] = SimpleQueue()
+        self._idle: queue.SimpleQueue[ClipReader] = queue.SimpleQueue()
         for reader in self._readers:
             self._idle.put(reader)
         self._pool = ThreadPoolExecutor(len(self._readers), thread_name_prefix="flamest-reader")
@@ -52,18 +59,40 @@ class ReadAhead:
         """Add a clip to those that are read."""
         self._coming.append(self._pool.submit(self._read, clip))
 
-    def next(self) -> PreparedClip | RefusedClip:
-        """Wait for the next clip, in the order of submission. Errors other than DataError are raised."""
-        return self._coming.popleft().result()
+    def next(self, stop: Callable[[], bool] = lambda: False) -> PreparedClip | RefusedClip:
+        """Wait for the next clip, in the order of submission. Errors other than DataError are raised.
+
+        Raises Stopped when ``stop`` returns True and the clip is not read ``FINISH_WITHIN_S`` later.
+        """
+        coming, until = self._coming.popleft(), math.inf
+        while True:
+            try:
+                return coming.result(_POLL_S)
+            except TimeoutError:
+                if coming.done():  # it ended just now, perhaps with a TimeoutError of its own
+                    return coming.result()
+            if until == math.inf and stop():
+                until = time.monotonic() + FINISH_WITHIN_S
+            if time.monotonic() > until:
+                raise Stopped
 
     def cancel(self) -> None:
-        """Drop all clips that ``next`` has not returned; those being read are read to their end, unused."""
+        """Drop all clips that ``next`` has not returned; those being read go on until ``close``, unused."""
         while self._coming:
             self._coming.popleft().cancel()
 
     def close(self) -> None:
-        """Wait for the clips that are being read, then end the decoders."""
+        """End the decoders; clips that are being read are given up."""
         self.cancel()
+        idle = set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                idle.add(self._idle.get_nowait())
+        for reader in self._readers:
+            if reader not in idle:
+                reader.video.interrupt()
+        for reader in idle:
+            self._idle.put(reader)
         self._pool.shutdown(wait=True)
         for reader in self._readers:
             reader.close()
