@@ -85,7 +85,7 @@ def test_a_clip_linked_elsewhere_after_its_hash_is_not_decoded(toy_bundle, place
     assert report.extracted == 0
 
 
-def test_a_link_that_comes_and_goes_gives_no_features_of_what_it_leads_to(toy_bundle, place):
+def test_a_link_that_comes_and_goes_leads_nowhere(toy_bundle, place):
     clip, private = place / "videos" / "wave" / "a.avi", place / PRIVATE / "a.avi"
     outside = sha256_bytes(private.read_bytes())
     (place / "honest").write_bytes(clip.read_bytes())
