@@ -19,7 +19,7 @@ MIN_SAMPLES_FLOOR = 256  # clips: below it embeddings were computed back from up
 HELD_OUT_SHARE = 8  # of min_samples, this part must be held out for an evaluation to be reported: 32 of 256 clips
 DEFAULT_EVALUATIONS = 400  # five runs of 80 rounds
 MONTHLY_EVALUATIONS = 1200  # fifteen; many more would average the noise on evaluations out (docs/privacy.md)
-EVALUATION_NOISE = 4.0  # clips; with less, held-out clips were computed back from evaluations (docs/privacy.md)
+EVALUATION_NOISE = 3.0  # clips; with less, held-out clips were computed back from evaluations (docs/privacy.md)
 DEFAULT_CLIP_NORM, DEFAULT_NOISE = 1.0, 1e-3  # of privacy = "clip", unless agent.toml sets them
 DEFAULT_SAMPLE_CLIP, DEFAULT_NOISE_MULTIPLIER = 1.0, 1.0  # of privacy = "record-dp"
 DEFAULT_EPSILON, DEFAULT_DELTA = 8.0, 1e-5  # of privacy = "record-dp"
