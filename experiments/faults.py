@@ -16,6 +16,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -122,9 +123,10 @@ class FaultProxy:
             except OSError:
                 data = b""
             if not data:
-                reset = fault is not None and fault.kind == "reset"
+                if fault is not None and fault.kind == "reset":
+                    _reset((sink, source))
                 for each in (sink, source):
-                    _close(each, reset=reset)
+                    _close(each)
                 self._drain(lane)
                 return
 
@@ -159,11 +161,22 @@ class FaultProxy:
                 pass
 
 
-def _close(each: socket.socket, *, reset: bool = False) -> None:
+def _close(each: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        if reset:
+        each.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(OSError):
+        each.close()
+
+
+def _reset(ends: Iterable[socket.socket]) -> None:
+    """Reset connections that other threads may read: a reader keeps one open, and must not end the other with a FIN."""
+    kept = []
+    for each in ends:
+        with contextlib.suppress(OSError):
             each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        else:
-            each.shutdown(socket.SHUT_RDWR)
-    with contextlib.suppress(OSError):
+            kept.append(each.dup())
+            each.close()
+    for each in kept:
+        with contextlib.suppress(OSError):
+            each.shutdown(socket.SHUT_RD)  # wakes the reader
         each.close()

@@ -438,6 +438,25 @@ def rounds_through_faults(make_federation, buckets: int, kinds: tuple[str, ...])
 KINDS = ("cut", "reset", "delay", "duplicate")
 
 
+def read_to_the_end(end: socket.socket) -> None:
+    while end.recv(100):
+        pass
+
+
+def test_a_reset_reaches_an_end_that_only_waits():
+    """Closing a socket that a thread reads sends nothing until the other end does."""
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        with FaultProxy(f"127.0.0.1:{target.getsockname()[1]}") as proxy:
+            proxy.arm(Fault("reset", "down", 10))
+            host, port = proxy.address.split(":")
+            with socket.create_connection((host, int(port)), 5.0) as near, target.accept()[0] as far:
+                far.settimeout(5.0)
+                far.sendall(bytes(20))
+                for end in (near, far):
+                    with pytest.raises(ConnectionResetError):
+                        read_to_the_end(end)
+
+
 def test_rounds_close_through_network_faults_and_updates_count_once(make_federation):
     """8 places of upload and download, each with one of the four faults."""
     assert rounds_through_faults(make_federation, 8, KINDS) >= 14
