@@ -30,7 +30,7 @@ MAX_ADDRESS = 1024  # bytes of the file `address`
 ROUNDS = """
 SELECT number, status, wanted, opened_at, seconds, model_sha256, sent_bytes, codec_error, clock_moved,
     (SELECT sum(times) FROM refusals f WHERE f.run = r.run AND f.round = r.number),
-    lost_at IS NOT NULL, most_examples, most_pull
+    lost_at IS NOT NULL, most_examples, most_influence
 FROM rounds r WHERE run = ? ORDER BY number
 """
 UPDATES = """
@@ -221,13 +221,13 @@ class History:
             return list(self._db.execute(query, (self._run,)))
 
 
-def _counted(update: UpdateRow, status: str, examples: int | None, pull: float | None) -> UpdateRow:
+def _counted(update: UpdateRow, status: str, examples: int | None, influence: float | None) -> UpdateRow:
     """Add to an update of a closed round how it counted."""
     if status != "closed":
         return update
-    if examples is None or pull is None:
+    if examples is None or influence is None:
         return replace(update, counted=update.examples, counted_norm=update.norm)
-    limits, claim = Limits(examples, pull), Claim(update.examples, update.norm)
+    limits, claim = Limits(examples, influence), Claim(update.examples, update.norm)
     norm = None if update.norm is None else update.norm * limits.share(claim)
     return replace(update, counted=limits.counted(claim), counted_norm=norm)
 

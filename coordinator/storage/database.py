@@ -96,8 +96,8 @@ CREATE TABLE final_evaluations(
     PRIMARY KEY (run, silo, subject)
 ) STRICT;
 """
-# rounds.most_examples, rounds.most_pull: limits of the closed round's updates (strategies/claims.py); NULL: none.
-LIMITS = "ALTER TABLE rounds ADD COLUMN most_examples INTEGER; ALTER TABLE rounds ADD COLUMN most_pull REAL"
+# rounds.most_examples, rounds.most_influence: limits of the closed round's updates (strategies/claims.py); NULL: none.
+LIMITS = "ALTER TABLE rounds ADD COLUMN most_examples INTEGER; ALTER TABLE rounds ADD COLUMN most_influence REAL"
 SCHEMA = Schema(
     kind="coordinator's database",
     extra="coordinator",

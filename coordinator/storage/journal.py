@@ -258,12 +258,12 @@ class Journal:
             end.sent_bytes,
             end.codec_error,
             end.clock_moved or None,
-            *((end.limits.examples, end.limits.pull) if end.limits else (None, None)),
+            *((end.limits.examples, end.limits.influence) if end.limits else (None, None)),
         )
         with database_errors(self.path), self.db:
             self.db.execute(
                 "UPDATE rounds SET status = ?, ended_at = ?, seconds = ?, model_sha256 = ?, sent_bytes = ?, "
-                "codec_error = ?, clock_moved = ?, most_examples = ?, most_pull = ? WHERE run = ? AND number = ?",
+                "codec_error = ?, clock_moved = ?, most_examples = ?, most_influence = ? WHERE run = ? AND number = ?",
                 (*figures, self._run.run, after.last_round),
             )
             self._insert_open_round(after.model_sha256, after.open)

@@ -7,8 +7,9 @@ which fewer than half of the silos cannot move past the honest values, however s
 - an update counts for at most ``examples_times`` times the median claim. Of an even number it is the lower one of the
   middle two: of two silos neither can raise it alone. It is also at most the median of the silos' largest claims in the
   last closed rounds: a round in which few honest silos report is not for the others to set;
-- its pull on the mean, counted examples times distance from the round's model, is at most ``PULL * examples_times``
-  times the medians' product; beyond it is moved towards the round's model. A claim buys no distance either.
+- its influence on the mean, counted examples times distance from the round's model, is at most
+  ``INFLUENCE_SHARE * examples_times`` times the medians' product; beyond it is moved towards the round's model. A claim
+  buys no distance either.
 
 All of it is computed when the round ends, from rows that are on disk: the order of arrival does not matter, a receipt
 is never taken back, and a restart finds the same. Median, trimmed mean and FedDyn use no weights and have no limits.
@@ -31,7 +32,7 @@ from .norm_bound import SILOS_NEEDED
 from .robust import Clipped
 
 Number = TypeVar("Number", int, float)
-PULL = 0.75  # of ``times``: the most that counted examples times distance may be of the medians' product
+INFLUENCE_SHARE = 0.75  # of ``times``: the most that counted examples times distance may be of the medians' product
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,16 @@ class Limits:
     """Limits of a round's updates, from the claims of all of them."""
 
     examples: int  # the most that an update counts for
-    pull: float  # the most that counted examples times distance may be; infinity where no distance is known
+    influence: float  # the most that counted examples times distance may be; infinity where no distance is known
 
     def counted(self, claim: Claim) -> int:
         """Return the examples that the claim counts for."""
         return min(claim.examples, self.examples)
 
     def share(self, claim: Claim) -> float:
-        """Return the share of its distance that the update keeps: 1, or less where it would pull too hard."""
-        pull = self.counted(claim) * (claim.norm or 0.0)
-        return self.pull / pull if pull > self.pull else 1.0
+        """Return the share of its distance that the update keeps: 1, or less where its influence would be too large."""
+        influence = self.counted(claim) * (claim.norm or 0.0)
+        return self.influence / influence if influence > self.influence else 1.0
 
 
 def limits_of(claims: Collection[Claim], learnt: int | None, times: float) -> Limits | None:
@@ -71,8 +72,8 @@ def limits_of(claims: Collection[Claim], learnt: int | None, times: float) -> Li
         median = min(median, learnt)
     norms = [claim.norm for claim in claims if claim.norm is not None]
     norm = lower_median(norms) if len(norms) >= SILOS_NEEDED else 0.0
-    pull = max(1.0, PULL * times) * median * norm if norm > 0 else math.inf
-    return Limits(max(1, int(times * median)), pull)
+    influence = max(1.0, INFLUENCE_SHARE * times) * median * norm if norm > 0 else math.inf
+    return Limits(max(1, int(times * median)), influence)
 
 
 def learnt_examples(largest: Mapping[str, int]) -> int | None:
@@ -90,8 +91,8 @@ def count_claims(
 ) -> Iterable[Contribution]:
     """Return the contributions as they count, for every strategy; the same object when nothing is beyond the limits.
 
-    ``claims``: by silo, of every contribution. ``base``: the round's model, towards which an update that would pull too
-    hard is moved.
+    ``claims``: by silo, of every contribution. ``base``: the round's model, towards which an update of too much
+    influence is moved.
     """
     if limits is None:
         return contributions

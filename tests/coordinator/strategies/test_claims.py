@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 from flamest.coordinator.strategies.claims import (
-    PULL,
+    INFLUENCE_SHARE,
     Claim,
     count_claims,
     learnt_examples,
@@ -120,12 +120,12 @@ def test_a_cut_claim_has_its_counted_weight_in_the_mean():
 
 
 @pytest.mark.parametrize(("claim", "length"), [(MILLION, 1.0), (MILLION, 50.0), (100, 4.0), (1, 400.0), (200, 1.0)])
-def test_no_update_pulls_harder_than_the_limit(claim, length):
+def test_no_update_has_more_influence_than_the_limit(claim, length):
     parts, claims = updates(100, 100, 100, claim, length=(1.0, 1.0, 1.0, length))
     made = list(count_claims(parts, claims, limits_of(claims.values(), None, TIMES), BASE))
-    pulls = [part.examples * distance(part.params, BASE) for part in made]
-    assert pulls[:3] == pytest.approx([100.0] * 3, rel=1e-5)
-    assert pulls[3] <= PULL * TIMES * 100 * 1.001
+    influences = [part.examples * distance(part.params, BASE) for part in made]
+    assert influences[:3] == pytest.approx([100.0] * 3, rel=1e-5)
+    assert influences[3] <= INFLUENCE_SHARE * TIMES * 100 * 1.001
 
 
 def test_a_claim_buys_no_distance_in_the_first_round():
@@ -140,7 +140,7 @@ def test_of_two_updates_neither_limits_the_others_distance():
     assert count_claims(parts, claims, limits_of(claims.values(), None, TIMES), BASE) is parts
 
 
-def test_updates_without_motion_or_norms_have_no_pull_limit():
+def test_updates_without_motion_or_norms_have_no_influence_limit():
     for norm in (None, 0.0):
         limits = limits_of([Claim(100, norm)] * 3, None, TIMES)
         assert limits.share(Claim(100, 7.0)) == 1.0
