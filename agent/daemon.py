@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..base.clock import utc_text
 from ..base.errors import DataError, FlamestError, IdentityError, StorageError, UnreachableError
 from ..base.files import FileLock
-from ..base.log import Log
+from ..base.log import LimitedLog, Log
 from ..base.process import Shutdown
 from ..fedproto.codecs import more_exact
 from ..fedproto.records import GlobalModel, Phase, RunSettings, TaskStatus, Update
@@ -40,6 +40,7 @@ RECONNECT_S = (1.0, 60.0)
 NOT_SENT: tuple[DaemonState, ...] = ("refused_by_policy", "failed")
 
 log = Log("agent")
+asked_log = LimitedLog("agent")  # for events that a coordinator can cause without end
 
 
 def run_agent(settings: AgentSettings, silo: str, shutdown: Shutdown, *, once: bool) -> AgentStatus:
@@ -113,7 +114,7 @@ class _Daemon:
             except (WorkStopped, ClientStopped):
                 break
             except RunChanged as change:
-                log.info("run_changed", detail=change.message)
+                asked_log.info("run_changed", who="coordinator", detail=change.message)
                 self._shutdown.wait(self._repeats.pause_s())
             except DuplicateIdentity as error:
                 self._notes.set_state("duplicate_identity", detail=f"{error.message}; {error.fix}")
@@ -125,7 +126,7 @@ class _Daemon:
             except UnreachableError as error:
                 client.reconnect()
                 self._notes.set_state("unreachable", detail=error.message)
-                log.warning("unreachable", retry_s=pause, detail=error.message)
+                asked_log.warning("unreachable", who="coordinator", retry_s=pause, detail=error.message)
                 self._shutdown.wait(pause * random.uniform(0.5, 1.5))
                 pause = min(2 * pause, RECONNECT_S[1])
             except (DataError, StorageError) as error:
@@ -176,13 +177,14 @@ class _Daemon:
     def _open_round(self, client: CoordinatorClient, at: _OpenRound) -> None:
         """Answer a round once; one that is asked for again after an outage is answered again, each time later."""
         if at.task.round == self._progress.round:  # the coordinator was not away: it has this silo's answer
-            log.warning("round_repeated", round=at.task.round)
+            asked_log.warning("round_repeated", who="coordinator", round=at.task.round)
             self._worker.rest()
             self._shutdown.wait(self._repeats.pause_s())
             return
         self._answer_round(client, at)
         again = self._progress.note_round(at.task.round)
-        self._shutdown.wait(self._repeats.pause_s() if again else self._allowance.pause_s())
+        pause = self._repeats.pause_s() if again else self._allowance.pause_s()
+        self._shutdown.wait(max(pause, self._guard.pause_s))
 
     def _evaluate(self, client: CoordinatorClient, run: RunSettings, task: TaskStatus) -> None:
         """Report how the models that the coordinator offers do on the held-out clips."""
@@ -220,7 +222,7 @@ class _Daemon:
         try:
             model = client.fetch(run, at.task)
         except StaleUpdate as stale:
-            log.warning("update_stale", round=number, code=stale.code, detail=stale.message)
+            asked_log.warning("update_stale", who="coordinator", round=number, code=stale.code, detail=stale.message)
             return
         try:
             pending = self._guard.pending(run, model) or self._train(model, at)
@@ -230,11 +232,12 @@ class _Daemon:
         except PolicyRefused as refused:
             self._guard.record_refusal(run, model, refused)
             self._notes.set_state("refused_by_policy", detail=refused.message, code=refused.code)
-            log.warning(refused.code, round=number, reason=refused.reason, examples=refused.examples)
+            who, examples = refused.reason, refused.examples
+            asked_log.warning(refused.code, who=who, round=number, reason=refused.reason, examples=examples)
         except (RunChanged, DuplicateIdentity):
             raise
         except StaleUpdate as stale:
-            log.warning("update_stale", round=number, code=stale.code, detail=stale.message)
+            asked_log.warning("update_stale", who="coordinator", round=number, code=stale.code, detail=stale.message)
         except (DataError, StorageError) as error:  # refused by the coordinator, or the ledger cannot be written
             self._notes.note_error("update_failed", number, error)
 
@@ -305,4 +308,4 @@ class _Daemon:
         self._notes.note(certificate_expires=self._renewal.expires, certificate_problem=self._renewal.problem)
 
     def _note_traffic(self, client: CoordinatorClient) -> None:
-        self._notes.note(sent_bytes=client.sent_bytes, received_bytes=client.received_bytes)
+        self._notes.note_traffic(sent_bytes=client.sent_bytes, received_bytes=client.received_bytes)

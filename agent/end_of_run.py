@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 from ..base.errors import DataError, StorageError
-from ..base.log import Log
+from ..base.log import LimitedLog, Log
 from ..fedproto.model_file import ModelFile, read_model, write_model
 from ..fedproto.records import GlobalModel, RunSettings, SubjectEvaluation, TaskStatus
 from .client import CoordinatorClient, DuplicateIdentity, RunChanged
@@ -15,13 +16,15 @@ from .egress.policy import PolicyRefused
 from .tasks import DataSource, choose_model, evaluate_model
 from .training.client_state import ClientState
 from .training.evaluation import ModelChoice
-from .worker import Worker, WorkerCrashed
+from .worker import Worker, WorkerCrashed, WorkExpired
 
 FINAL_MODEL = "model.safetensors"  # in use at this silo: the run's, or this silo's own where that was better
 OWN_MODEL = "own.safetensors"  # this silo's own model after its last training (policy.refuse_worse)
 REFUSED_MODEL = "model.refused.safetensors"
+WITHIN_S = 3600.0  # to fetch and evaluate all models of a final evaluation; the paper's head takes a second each
 
 log = Log("agent")
+asked_log = LimitedLog("agent")  # for events that a coordinator can cause without end
 
 
 class ModelInUse(NamedTuple):
@@ -52,43 +55,51 @@ class EndOfRun:
             self._note_refusal(run, task, refused)
             return
         if plan.declined:
-            log.warning("evaluation_declined", round=task.round, reason=plan.declined)
+            asked_log.warning("evaluation_declined", who="coordinator", round=task.round, reason=plan.declined)
         results = self._results(client, run, task, plan.subjects) if plan.sent is None else plan.sent
         try:
             self._guard.send_evaluation(client, run, task, results)
         except (DataError, StorageError) as refused:
             if isinstance(refused, RunChanged | DuplicateIdentity):
                 raise
-            log.error("evaluation_refused", round=task.round, code=refused.code, detail=refused.message)
+            asked_log.error(
+                "evaluation_refused", who="coordinator", round=task.round, code=refused.code, detail=refused.message
+            )
         else:
-            log.info("evaluation_sent", round=task.round, models=len(results), asked=task.subjects)
+            asked_log.info(
+                "evaluation_sent", who="coordinator", round=task.round, models=len(results), asked=task.subjects
+            )
 
     def _note_refusal(self, run: RunSettings, task: TaskStatus, refused: PolicyRefused) -> None:
         """Enter a refusal and log it, once for each run: the coordinator may ask without end."""
         try:
             entered = self._guard.record_refused_evaluation(run, task, refused)
         except (DataError, StorageError) as error:
-            log.error("refusal_not_entered", round=task.round, code=error.code)
+            asked_log.error("refusal_not_entered", who="coordinator", round=task.round, code=error.code)
             return
         if entered:
-            log.warning("evaluation_refused", round=task.round, code=refused.code, reason=refused.reason)
+            asked_log.warning(
+                "evaluation_refused", who="coordinator", round=task.round, code=refused.code, reason=refused.reason
+            )
 
     def _results(
         self, client: CoordinatorClient, run: RunSettings, task: TaskStatus, subjects: int
     ) -> list[SubjectEvaluation]:
-        """Evaluate so many of the offered models; none when the policy reports nothing on this silo's clips."""
+        """Evaluate so many of the offered models; none when the policy reports nothing on this silo's clips,
+        or when it takes too long."""
         results: list[SubjectEvaluation] = []
+        until = time.monotonic() + WITHIN_S
         try:
             for subject in range(subjects):
                 params = client.fetch_subject(run, task, subject)
-                evaluation = self._worker.call(evaluate_model, self._source, run, params, self._policy)
+                evaluation = self._worker.call(evaluate_model, self._source, run, params, self._policy, until=until)
                 if evaluation is None:
                     return []
                 results.append(SubjectEvaluation(subject, evaluation))
-        except (DataError, StorageError, WorkerCrashed) as error:
+        except (DataError, StorageError, WorkerCrashed, WorkExpired) as error:
             if isinstance(error, RunChanged | DuplicateIdentity):
                 raise
-            log.error("evaluation_failed", round=task.round, code=error.code)
+            asked_log.error("evaluation_failed", who="coordinator", round=task.round, code=error.code)
             log.debug("evaluation_failed", detail=error.message)
             return []  # an incomplete evaluation is not reported
         return results
@@ -105,7 +116,14 @@ class EndOfRun:
             write_model(self._state / FINAL_MODEL, final)
         ClientState.of_run(self._state, run).remove()
         used = ModelInUse("own" if choice and choice.own else "final", choice.text if choice else "")
-        log.info("final_model", round=task.round, sha256=model.sha256[:12], file=FINAL_MODEL, adopted=used.model)
+        asked_log.info(
+            "final_model",
+            who="coordinator",
+            round=task.round,
+            sha256=model.sha256[:12],
+            file=FINAL_MODEL,
+            adopted=used.model,
+        )
         return used
 
     def _compare(self, run: RunSettings, model: GlobalModel) -> ModelChoice | None:
@@ -114,8 +132,9 @@ class EndOfRun:
             return None
         own = self._state / OWN_MODEL
         try:
-            return self._worker.call(choose_model, self._source, run, model.params, own, self._policy)
-        except (DataError, StorageError, WorkerCrashed) as error:
-            log.error("not_compared", code=error.code)
+            until = time.monotonic() + WITHIN_S
+            return self._worker.call(choose_model, self._source, run, model.params, own, self._policy, until=until)
+        except (DataError, StorageError, WorkerCrashed, WorkExpired) as error:
+            asked_log.error("not_compared", who="coordinator", code=error.code)
             log.debug("not_compared", detail=error.message)
             return None

@@ -12,10 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..base.clock import DAY_S
+from .egress.rations import LINES, LINES_PER_DAY
+
 PAUSE_S = (1.0, 60.0)  # doubles from the first to the second
 FORGIVEN_S = 60.0  # one doubling is forgiven after so long
-ROUNDS_AT_ONCE = 10_000  # new rounds that a silo answers without a pause
-ROUND_EVERY_S = 10.0  # and then one more for each of these
+ROUNDS_AT_ONCE = LINES  # new rounds that a silo answers without a pause: as many as its ledger has room for
+ROUND_EVERY_S = DAY_S / LINES_PER_DAY  # and then one more for each of these
 
 
 class GrowingPause:
@@ -40,7 +43,10 @@ class GrowingPause:
 
 
 class RoundAllowance:
-    """Pauses between new rounds: none, until a silo has answered more of them than any run needs at once."""
+    """Pauses between new rounds: none, until a silo has answered more of them than any run needs at once.
+
+    Every round counts, also one that leaves no line in the ledger; the ledger's own pause is ``Rations.pause_s``.
+    """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,13 +11,15 @@ import msgspec
 from ..base.clock import days_until, parse_utc, utc_text
 from ..base.errors import DataError, FlamestError, StorageError
 from ..base.files import FileLock, read_regular, write_atomic
-from ..base.log import Log
+from ..base.log import LimitedLog, Log
 
 STATUS_FILE = "status.json"
 LOCK_FILE = "lock"
 MAX_STATUS = 1 << 20  # bytes
+TRAFFIC_EVERY_S = 10.0  # a status in which only the traffic has changed is written no more often
 
 log = Log("agent")
+asked_log = LimitedLog("agent")  # for errors that a coordinator can cause without end
 
 DaemonState = Literal[
     "starting",
@@ -82,13 +85,23 @@ class StatusNotes:
     def __init__(self, state: Path, status: AgentStatus) -> None:
         self._state = state
         self.status = status
-        write_status(state, status)
+        self._write()
 
     def note(self, **changes: Any) -> None:
         changed = msgspec.structs.replace(self.status, **changes)
         if changed != self.status:
             self.status = changed
-            write_status(self._state, changed)
+            self._write()
+
+    def note_traffic(self, *, sent_bytes: int, received_bytes: int) -> None:
+        """Note the bytes so far; a coordinator may answer many times a second, and each write waits for the disk."""
+        self.status = msgspec.structs.replace(self.status, sent_bytes=sent_bytes, received_bytes=received_bytes)
+        if time.monotonic() - self._written >= TRAFFIC_EVERY_S:
+            self._write()
+
+    def _write(self) -> None:
+        write_status(self._state, self.status)
+        self._written = time.monotonic()
 
     def set_state(self, doing: DaemonState, *, detail: str = "", code: str = "") -> None:
         if (doing, detail) != (self.status.doing, self.status.detail):
@@ -98,7 +111,7 @@ class StatusNotes:
         """Note an error, and log it without its message, which may name files of this silo."""
         detail = " ".join((f"round {round_number}: {error.message}", error.fix)).strip()
         self.set_state("failed", detail=detail, code=error.code)
-        log.error(event, round=round_number, code=error.code, see="flamest-agent status")
+        asked_log.error(event, who="round", round=round_number, code=error.code, see="flamest-agent status")
         log.debug(event, detail=error.message)
 
 

@@ -63,10 +63,13 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return what is wrong with the fields; looked at before anything is computed from them."""
         if len(self.hidden) > MAX_LAYERS or len(self.blocks) > MAX_BLOCKS:
             return [f"expected at most {MAX_LAYERS} hidden layers and {MAX_BLOCKS} blocks"]
+        widths = (self.inputs, self.outputs, *self.hidden, *self.blocks)
+        if not all(
+            1 <= width <= MAX_WIDTH for width in widths
+        ):  # a message shows none of them: one may have 4,000 digits
+            return [f"inputs, outputs, hidden and blocks: expected widths of 1 to {MAX_WIDTH:,}"]
         problems = []
-        if not all(1 <= width <= MAX_WIDTH for width in (self.inputs, self.outputs, *self.hidden)):
-            problems.append(f"inputs, outputs and hidden: expected widths of 1 to {MAX_WIDTH:,}")
-        if self.blocks and (min(self.blocks) < 1 or sum(self.blocks) != self.inputs):
+        if self.blocks and sum(self.blocks) != self.inputs:
             problems.append(f"blocks {list(self.blocks)}: expected widths that add up to inputs = {self.inputs}")
         if self.kind == "rgcf" and len(self.blocks) != 2:
             problems.append(f"kind 'rgcf' fuses exactly two blocks, there are {len(self.blocks)}")

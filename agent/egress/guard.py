@@ -17,7 +17,7 @@ import msgspec
 
 from ...base.errors import DataError, InvariantError
 from ...base.files import sha256_bytes
-from ...base.log import Log
+from ...base.log import LimitedLog, Log
 from ...fedproto.head import HeadSpec
 from ...fedproto.records import Evaluation, GlobalModel, Receipt, RunSettings, SubjectEvaluation, TaskStatus
 from ...fedproto.tls import read_file
@@ -35,6 +35,7 @@ from .reported_evaluation import require_reportable
 DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8", "sparse_int8": "sparse int8"}
 
 log = Log("agent")
+asked_log = LimitedLog("agent")  # for events that a coordinator can cause without end
 
 
 class EgressGuard:
@@ -77,6 +78,11 @@ class EgressGuard:
     def evaluations_left(self) -> int:
         """Models whose evaluation may still leave now, of a day's and of a month's the smaller rest."""
         return max(0, evaluations_left(self.policy, self._ledger))
+
+    @property
+    def pause_s(self) -> float:
+        """Seconds to wait after a message, so that the ledger's rations last."""
+        return self._ledger.content.rations.pause_s(self._ledger.now())
 
     def update_id(self, run: RunSettings, round_number: int, model_sha256: str) -> str:
         """Return the identifier of this silo's update of a round, trained from the model with this hash.
@@ -211,7 +217,7 @@ class EgressGuard:
             withheld = withheld_reason(run, self.policy, self._ledger)
         if not withheld:
             return pending, ""
-        log.warning("evaluation_withheld", round=pending.update.round, reason=withheld)
+        asked_log.warning("evaluation_withheld", who=withheld, round=pending.update.round, reason=withheld)
         return replace(pending, update=replace(pending.update, evaluation=None)), withheld
 
     def _record_update(self, run: RunSettings, pending: PendingUpdate, message: UpdateMessage, withheld: str) -> None:

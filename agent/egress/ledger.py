@@ -28,7 +28,7 @@ from ...base.clock import utc_text
 from ...base.errors import DataError, StorageError, printable
 from ...base.files import fsync_directory, open_regular, read_regular, storage_code, write_atomic
 from .accountant import Spend
-from .entry import MAX_LINE, Entry, EntryType, decode_entry, encode_entry
+from .entry import MAX_LINE, Entry, EntryType, TensorSent, decode_entry, encode_entry
 from .policy import PolicyRefused
 from .rations import Rations
 
@@ -56,9 +56,11 @@ class LedgerContent:
     _evaluations: dict[str, list[Entry]] = field(default_factory=dict)  # by run_sha256
     _runs: set[str] = field(default_factory=set)  # run_sha256 of every update
     _refusals: set[tuple[str, str]] = field(default_factory=set)  # what was refused, and the code
+    _tensors: dict[tuple[TensorSent, ...], tuple[TensorSent, ...]] = field(default_factory=dict)  # each kept once
 
     def add(self, entry: Entry, line: bytes, *, live: bool) -> None:
         """Take in the next entry; ``live``: it was written now."""
+        entry = msgspec.structs.replace(entry, tensors=self._tensors.setdefault(entry.tensors, entry.tensors))
         self.entries.append(entry)
         self.head = hashlib.sha256(line).hexdigest()
         self._of.setdefault(entry.what, []).append(entry)

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from ...base.clock import DAY_S, parse_utc
 from .entry import Entry
 
-LINES, BYTES = 20_000, 32 << 20  # that may be written at once; an honest run of 80 rounds writes 80 lines of 1 KiB
+LINES, BYTES = 50_000, 64 << 20  # that may be written at once: a round a second for ten hours, at 1 to 1.7 KiB a line
 LINES_PER_DAY, BYTES_PER_DAY = 5_000, 8 << 20  # that are added to what may be written, up to the above
+LAST_SHARE = 0.02  # while less than this share of lines or bytes is left, a message is followed by a pause
 REFUSAL_SHARE = 0.5  # refusals are written while more than this share of lines and bytes is left, so updates go first
 HOUR_S = 3600.0  # at most one line in so many seconds says that there are too many
 SPLITS = 5  # choices of held-out clips that may be evaluated within a month
@@ -33,6 +34,7 @@ class Rations:
         self._wall: float | None = None  # seconds since 1970, of the last entry
         self._ticks = monotonic()  # when the last entry was counted
         self._lines, self._bytes = float(LINES), float(BYTES)
+        self._last_size = 0  # bytes of the last line
         self._evaluated: deque[tuple[float, int, str]] = deque()  # when, how many models, with which split
         self._complained: float | None = None  # when the last line said that there are too many
 
@@ -41,7 +43,7 @@ class Rations:
         now = self._now(entry.time, live=live)
         lines, room = self._left(now)
         self._lines, self._bytes = max(lines - 1, 0.0), max(room - size, 0.0)
-        self._elapsed, self._ticks = now, self._monotonic()
+        self._elapsed, self._ticks, self._last_size = now, self._monotonic(), size
         self._wall = parse_utc(entry.time).timestamp()
         if entry.results and new:
             self._evaluated.append((now, len(entry.results), entry.split))
@@ -56,6 +58,16 @@ class Rations:
         if refusal:
             return lines - 1 >= REFUSAL_SHARE * LINES and room - size >= REFUSAL_SHARE * BYTES
         return lines >= 1 and room >= size
+
+    def pause_s(self, now: str) -> float:
+        """Return the pause after a message, in seconds: while little is left, as long as another line takes to come.
+
+        So the rations never end in the middle of a run that goes on for longer than they were made for.
+        """
+        lines, room = self._left(self._now(now, live=True))
+        if lines > LAST_SHARE * LINES and room > LAST_SHARE * BYTES:
+            return 0.0
+        return DAY_S * max(1 / LINES_PER_DAY, self._last_size / BYTES_PER_DAY)
 
     def may_complain(self, now: str) -> bool:
         """Return whether a line may say again that there are too many."""

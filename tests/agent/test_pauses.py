@@ -1,6 +1,9 @@
 """Pauses of a silo whose coordinator repeats itself, on a simulated clock."""
 
 import pytest
+from flamest.agent.egress.entry import Entry
+from flamest.agent.egress.ledger import RESERVED
+from flamest.agent.egress.rations import BYTES, BYTES_PER_DAY, LINES, LINES_PER_DAY, Rations
 from flamest.agent.pauses import (
     FORGIVEN_S,
     PAUSE_S,
@@ -10,6 +13,7 @@ from flamest.agent.pauses import (
     RoundAllowance,
     RunProgress,
 )
+from flamest.base.clock import utc_text
 
 DAY_S = 86_400.0
 
@@ -56,6 +60,56 @@ def test_rounds_without_end_are_bounded_for_a_day():
         clock.now += 0.001 + allowance.pause_s()
         rounds += 1
     assert rounds < ROUNDS_AT_ONCE + 1.1 * DAY_S / ROUND_EVERY_S
+
+
+LINE = 1051  # bytes, of an update of the paper's head
+
+
+class Silo:
+    """A daemon's pauses between rounds and its ledger's rations, as ``_Daemon._open_round`` combines them."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.rations, self.allowance = Rations(self.clock), RoundAllowance(self.clock)
+        self.lines = self.refused = 0
+
+    def answer(self, takes_s: float, size: int) -> float:
+        """Answer a round and return the pause after it."""
+        self.clock.now += takes_s
+        time = utc_text(1e9 + self.clock.now)
+        if not self.rations.has_room(max(size, RESERVED), time):
+            self.refused += 1
+        else:
+            entry = Entry(1, time, "update", "0" * 64)
+            self.rations.note(entry, size, new=True, live=True)
+            self.lines += 1
+        pause = max(self.allowance.pause_s(), self.rations.pause_s(time))
+        self.clock.now += pause
+        return pause
+
+    def restart(self) -> None:
+        self.allowance = RoundAllowance(self.clock)
+
+
+@pytest.mark.parametrize("size", [LINE, 1731])
+def test_a_round_a_second_for_ten_hours_has_no_pause_and_no_refusal(size):
+    silo = Silo()
+    assert {silo.answer(1.0, size) for _ in range(36_000)} == {0.0}
+    assert silo.refused == 0
+
+
+@pytest.mark.parametrize("size", [300, LINE, 6_000])
+@pytest.mark.parametrize("takes_s", [0.01, 1.0])
+@pytest.mark.parametrize("restarts", [False, True])
+def test_rounds_without_end_are_slowed_down_before_one_is_refused(size, takes_s, restarts):
+    silo, days = Silo(), 4
+    while silo.clock.now < days * DAY_S:
+        silo.answer(takes_s, size)
+        if restarts and silo.lines % 1000 == 0:
+            silo.restart()
+    assert silo.refused == 0
+    assert silo.lines <= LINES + 2.2 * days * LINES_PER_DAY
+    assert silo.lines * size <= BYTES + 2.2 * days * BYTES_PER_DAY
 
 
 @pytest.mark.parametrize(("numbers", "again"), [([1, 2, 3], [0, 0, 0]), ([5, 5, 4, 6], [0, 1, 1, 0])])

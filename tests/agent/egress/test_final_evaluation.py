@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -12,9 +14,10 @@ from flamest.agent.egress.guard import EgressGuard
 from flamest.agent.egress.ledger import Ledger, read_ledger
 from flamest.agent.egress.pending_update import PendingUpdate
 from flamest.agent.egress.policy import Policy, PolicyRefused
-from flamest.agent.end_of_run import EndOfRun
+from flamest.agent.end_of_run import WITHIN_S, EndOfRun
 from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.agent.tasks import DataSource, RoundWork, train_round
+from flamest.agent.worker import WorkExpired
 from flamest.base.clock import parse_utc, utc_text
 from flamest.base.errors import DataError
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
@@ -42,7 +45,15 @@ class Died(BaseException):
 
 
 class InlineWorker:
-    def call(self, function, *arguments):
+    """In place of the worker process; ``limits``: when each call would have been ended, on time.monotonic's clock."""
+
+    def __init__(self, expires: bool = False) -> None:
+        self.limits, self.expires = [], expires
+
+    def call(self, function, *arguments, until):
+        self.limits.append(until)
+        if self.expires:
+            raise WorkExpired("too late")
         return function(*arguments)
 
 
@@ -405,3 +416,37 @@ def test_rounds_without_end_stop_at_the_rations_of_the_ledger(silo, monkeypatch)
     assert [line.code for line in made.lines("refused")] == ["too_many_messages"]
     made.clock.seconds += 3601  # a part of a day adds as much
     assert made.restarted().takes_part(RUN, seed=7)
+
+
+def test_a_final_evaluation_has_one_time_limit_for_all_its_models(silo):
+    made, client = silo(SHARING), Coordinator()
+    made.takes_part(SITES)
+    made.end._worker = worker = InlineWorker()
+    made.evaluates(SITES, client, subjects=5)
+    assert figures(client.reports) == [5]
+    assert len(set(worker.limits)) == 1
+    assert 0 < worker.limits[0] - time.monotonic() <= WITHIN_S
+
+
+def test_an_evaluation_that_takes_too_long_is_declined(silo):
+    made, client = silo(), Coordinator()
+    made.takes_part(RUN)
+    made.end._worker = InlineWorker(expires=True)
+    made.evaluates(RUN, client)
+    assert figures(client.reports) == [0]
+
+
+def test_a_comparison_that_takes_too_long_leaves_the_final_model_in_use(silo):
+    made = silo(Policy(refuse_worse=True))
+    made.end._worker = InlineWorker(expires=True)
+    params = initial_params(HEAD, 100)
+    client = SimpleNamespace(fetch=lambda *_: GlobalModel(3, params, params_sha256(params)))
+    assert made.end.adopt_model(client, RUN, task(RUN)).model == "final"
+
+
+def test_the_ledger_keeps_each_list_of_tensors_once_in_memory(silo):
+    made = silo()
+    for number in range(5):
+        made.takes_part(msgspec.structs.replace(RUN, run=f"run-{number}"))
+    for content in (made.guard._ledger.content, read_ledger(made.state)):
+        assert len({id(entry.tensors) for entry in content.of("update")}) == 1
