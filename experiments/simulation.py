@@ -22,8 +22,8 @@ from ..agent.training.private import UNPROTECTED, Protection
 from ..agent.training.trainer import HeadTrainer
 from ..base.errors import DataError
 from ..coordinator.serving.model_broadcast import broadcast
-from ..coordinator.strategies.claims import Claim, count_claims, learnt_examples, limits_of
-from ..coordinator.strategies.composition import aggregate, first_state, needs_two_passes, weighs_examples
+from ..coordinator.strategies.claims import Claim, count_claims, learnt_examples
+from ..coordinator.strategies.composition import aggregate, first_state, needs_two_passes, round_limits
 from ..coordinator.strategies.contributions import Contribution, InMemoryContribution, distance
 from ..coordinator.strategies.norm_bound import WINDOW, NormBound, learnt_norm
 from ..fedproto.codecs import FlatParams, apply_delta, encode_delta
@@ -132,11 +132,12 @@ class _Checks:
         claims: dict[str, Claim] = {}
         self._sent.append(claims)
         passed = self._passed(number, base, parts, bound, claims)
-        if scenario.examples_times <= 0 or not weighs_examples(run.strategy):
+        if scenario.examples_times <= 0:
             return passed
         kept = list(passed)
         examples = learnt_examples({silo: claim for silo, (_, claim) in largest.items()})
-        limits = limits_of(claims.values(), examples, scenario.examples_times)
+        times = scenario.examples_times, scenario.norm_times
+        limits = round_limits(run.strategy, claims.values(), examples, *times)
         return count_claims(kept, claims, limits, base)
 
     def _passed(

@@ -225,7 +225,7 @@ def _counted(update: UpdateRow, status: str, examples: int | None, influence: fl
     """Add to an update of a closed round how it counted."""
     if status != "closed":
         return update
-    if examples is None or influence is None:
+    if influence is None:
         return replace(update, counted=update.examples, counted_norm=update.norm)
     limits, claim = Limits(examples, influence), Claim(update.examples, update.norm)
     norm = None if update.norm is None else update.norm * limits.share(claim)

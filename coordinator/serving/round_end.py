@@ -12,8 +12,8 @@ from ...fedproto.tensors import encode_params
 from ..rounds import Decision, OpenRound, after_abandon, after_close, on_leave, on_tick
 from ..storage.damaged_files import FIND_CAUSE
 from ..storage.journal import RoundEnd
-from ..strategies.claims import Claim, Limits, count_claims, limits_of
-from ..strategies.composition import aggregate, weighs_examples
+from ..strategies.claims import Claim, Limits, count_claims
+from ..strategies.composition import aggregate, round_limits
 from .active_run import ActiveRun
 from .final_evaluation import FinalEvaluation
 from .model_broadcast import Broadcast, ModelMessages, broadcast, data_parts
@@ -73,8 +73,8 @@ class RoundCloser:
             return model, params_sha256(model.params), data_parts(encode_params(run.head, model.params))
 
         claims = await active.on_disk(lambda: active.store.journal.claims(current.number))
-        times = active.server_policy.checks.examples_times if weighs_examples(run.strategy) else 0.0
-        limits = limits_of(claims.values(), active.learnt_examples, times)
+        checks, learnt = active.server_policy.checks, active.learnt_examples
+        limits = round_limits(run.strategy, claims.values(), learnt, checks.examples_times, checks.norm_times)
         try:
             model, sha256, parts = await active.on_disk(next_model)
         except DataError as problem:
@@ -87,7 +87,7 @@ class RoundCloser:
             await active.on_disk(lambda: self._final_evaluation.begin(after.last_round))
         self._model.replace(state.model_sha256, model, parts)
         active.state, active.params, active.server_state = after, model.params, model.state
-        _warn_of_limited(current.number, claims, limits)
+        _log_limited(current.number, claims, limits)
         log.info(
             "round_closed",
             round=current.number,
@@ -130,17 +130,18 @@ class RoundCloser:
         return RoundEnd(now - started, self._model.sent.total(), codec_error, active.clock_moved, limits)
 
 
-def _warn_of_limited(number: int, claims: Mapping[str, Claim], limits: Limits | None) -> None:
-    """Log every update that counts less than it claims: one line for each silo and round."""
+def _log_limited(number: int, claims: Mapping[str, Claim], limits: Limits | None) -> None:
+    """Log every update that counts less than as sent, a line for each silo and round: a claim beyond its limit warns.
+
+    An honest silo with more clips than the others moves farther, and is moved towards the model: that warns of nothing.
+    """
+    if limits is None:
+        return
     for silo, claim in claims.items():
-        if limits is not None and (limits.counted(claim) < claim.examples or limits.share(claim) < 1.0):
-            log.warning(
-                "update_limited",
-                round=number,
-                silo=silo,
-                claimed=claim.examples,
-                counted=limits.counted(claim),
-                norm=claim.norm,
-                share=round(limits.share(claim), 3),
-                fix="if the silo does have so many examples, raise checks.examples_times",
-            )
+        counted, share = limits.counted(claim), limits.share(claim)
+        fields = {"round": number, "silo": silo, "norm": claim.norm, "share": round(share, 3)}
+        if counted < claim.examples:
+            fix = "if the silo does have so many examples, raise checks.examples_times"
+            log.warning("update_limited", claimed=claim.examples, counted=counted, fix=fix, **fields)
+        elif share < 1.0:
+            log.info("update_shortened", **fields)

@@ -61,4 +61,5 @@ class Algorithm:
     whole_round: Callable[[RoundInput], Step] | None = None  # instead of the three; goes with no other algorithm
     carries: tuple[str, ...] = ()  # names of the arrays in its state
     weighs: bool = False  # combines by the contributions' weights, so that claims need limits (claims.py)
+    far_counts: bool = False  # without weights every update moves the model as far as it goes: a limit (claims.py)
     two_passes: bool = False  # iterates over the contributions more than once

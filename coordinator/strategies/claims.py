@@ -11,8 +11,11 @@ which fewer than half of the silos cannot move past the honest values, however s
   ``INFLUENCE_SHARE * examples_times`` times the medians' product; beyond it is moved towards the round's model. A claim
   buys no distance either.
 
+FedDyn has no weights, but every update moves the model as far as it goes, and in the first round a claim buys reach
+(norm_bound.py): an update's distance is at most ``norm_times`` times the median distance of the round.
+
 All of it is computed when the round ends, from rows that are on disk: the order of arrival does not matter, a receipt
-is never taken back, and a restart finds the same. Median, trimmed mean and FedDyn use no weights and have no limits.
+is never taken back, and a restart finds the same. Median and trimmed mean have no limits.
 docs/decisions/026-a-claim-counts-at-most-a-multiple-of-the-median.md has the measurements behind the constants.
 """
 
@@ -47,16 +50,16 @@ class Claim:
 class Limits:
     """Limits of a round's updates, from the claims of all of them."""
 
-    examples: int  # the most that an update counts for
-    influence: float  # the most that counted examples times distance may be; infinity where no distance is known
+    examples: int | None  # the most that an update counts for; None: examples are no weights, each weighs 1
+    influence: float  # the most that weight times distance may be; infinity where no distance is known
 
     def counted(self, claim: Claim) -> int:
         """Return the examples that the claim counts for."""
-        return min(claim.examples, self.examples)
+        return claim.examples if self.examples is None else min(claim.examples, self.examples)
 
     def share(self, claim: Claim) -> float:
         """Return the share of its distance that the update keeps: 1, or less where its influence would be too large."""
-        influence = self.counted(claim) * (claim.norm or 0.0)
+        influence = (1 if self.examples is None else self.counted(claim)) * (claim.norm or 0.0)
         return self.influence / influence if influence > self.influence else 1.0
 
 
@@ -70,10 +73,21 @@ def limits_of(claims: Collection[Claim], learnt: int | None, times: float) -> Li
     median = lower_median([claim.examples for claim in claims])
     if learnt is not None:
         median = min(median, learnt)
-    norms = [claim.norm for claim in claims if claim.norm is not None]
-    norm = lower_median(norms) if len(norms) >= SILOS_NEEDED else 0.0
+    norm = _median_norm(claims)
     influence = max(1.0, INFLUENCE_SHARE * times) * median * norm if norm > 0 else math.inf
     return Limits(max(1, int(times * median)), influence)
+
+
+def distance_limits(claims: Collection[Claim], norm_times: float) -> Limits | None:
+    """Return the limits of a round without weights; None without any (``norm_times`` = 0, or too few silos)."""
+    norm = _median_norm(claims)
+    return Limits(None, norm_times * norm) if norm_times > 0 and norm > 0 else None
+
+
+def _median_norm(claims: Collection[Claim]) -> float:
+    """Return the lower median of the distances; 0 with too few silos."""
+    norms = [claim.norm for claim in claims if claim.norm is not None]
+    return lower_median(norms) if len(norms) >= SILOS_NEEDED else 0.0
 
 
 def learnt_examples(largest: Mapping[str, int]) -> int | None:

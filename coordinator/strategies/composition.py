@@ -5,7 +5,7 @@ Pure arithmetic: no clock, no socket, no disk. A new algorithm is a file like it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.records import RunSettings, Strategy
 from .algorithm import Algorithm, RoundInput, ServerState, Step
+from .claims import Claim, Limits, distance_limits, limits_of
 from .contributions import Contribution, float32, value_of
 from .fedadam import FEDADAM
 from .fedavg import FEDAVG, FEDAVGM
@@ -125,6 +126,17 @@ def needs_two_passes(strategy: Strategy) -> bool:
 def weighs_examples(strategy: Strategy) -> bool:
     """Return whether the silos' examples are weights in ``aggregate``."""
     return any(algorithm.weighs for algorithm in _enabled(strategy))
+
+
+def round_limits(
+    strategy: Strategy, claims: Collection[Claim], learnt: int | None, examples_times: float, norm_times: float
+) -> Limits | None:
+    """Return the limits of a round's updates; None where the strategy or the settings have none (claims.py)."""
+    if weighs_examples(strategy):
+        return limits_of(claims, learnt, examples_times)
+    if any(algorithm.far_counts for algorithm in _enabled(strategy)):
+        return distance_limits(claims, norm_times)
+    return None
 
 
 def state_arrays(strategy: Strategy) -> tuple[str, ...]:

@@ -56,4 +56,5 @@ FEDDYN = Algorithm(
     validate=lambda strategy: strategy.term_problems("feddyn", "alpha"),
     whole_round=_whole_round,
     carries=("h",),
+    far_counts=True,
 )

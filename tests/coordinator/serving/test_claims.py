@@ -30,10 +30,11 @@ def moved(params, silo, length=1.0):
 
 @pytest.fixture
 def start(make_federation):
-    def started(**run):
+    def started(*, start=True, **run):
         options = {"rounds": 3, "min_silos": 4, "examples_times": 2.0, "max_examples": MILLION, **run}
         federation = make_federation(*SILOS, **options)
-        federation.start()
+        if start:
+            federation.start()
         return federation
 
     return started
@@ -112,6 +113,34 @@ def test_without_a_limit_a_claim_is_the_mean(start):
     sent, made = play(federation, 1, {**HONEST, "d": MILLION})
     assert made == params_sha256(mean(sent, {**HONEST, "d": MILLION}))
     federation.stop()
+
+
+def test_an_honest_silo_that_moves_farther_warns_of_nothing(start, caplog):
+    caplog.set_level("INFO", logger="flamest")
+    federation = start()
+    play(federation, 1, {**HONEST, "d": 70}, lengths={"d": 3.0})
+    federation.stop()
+    levels = {record.message: record.levelname for record in caplog.records}
+    assert levels["update_shortened"] == "INFO"
+    assert "update_limited" not in levels
+    (row,) = [row for row in history_of(federation.settings()) if row["round"] == 1]
+    assert [update["silo"] for update in row["updates"] if update["counted_norm"] < update["norm"]] == ["d"]
+
+
+def test_with_feddyn_a_claim_buys_no_distance_in_any_order(start):
+    made = set()
+    for order in (SILOS, SILOS[::-1]):
+        federation = start(norm_times=4.0, alpha=0.1, start=False)
+        config = federation.config.read_text().replace('name = "fedavg"', 'name = "feddyn"')
+        federation.config.write_text(config)
+        federation.start()
+        made.add(play(federation, 1, {**HONEST, "d": MILLION}, {"d": 400.0}, order)[1])
+        federation.stop()
+        (row,) = [row for row in history_of(federation.settings()) if row["round"] == 1]
+        (far,) = [update for update in row["updates"] if update["silo"] == "d"]
+        assert far["counted_norm"] == pytest.approx(far["norm"] / 100, rel=1e-3)
+        assert {update["counted"] for update in row["updates"]} == {40, 50, 60, MILLION}
+    assert len(made) == 1
 
 
 def test_a_median_of_the_updates_is_not_limited(start, caplog):

@@ -15,7 +15,7 @@ from flamest.coordinator.strategies.claims import (
     limits_of,
     lower_median,
 )
-from flamest.coordinator.strategies.composition import aggregate, first_state, weighs_examples
+from flamest.coordinator.strategies.composition import aggregate, first_state, round_limits, weighs_examples
 from flamest.coordinator.strategies.contributions import InMemoryContribution, distance
 from flamest.coordinator.strategies.fedavg import fedavg
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
@@ -133,6 +133,32 @@ def test_a_claim_buys_no_distance_in_the_first_round():
     parts, claims = updates(*[100] * 8, MILLION, MILLION, length=(*[1.0] * 8, 900.0, 900.0))
     made = count_claims(parts, claims, limits_of(claims.values(), None, TIMES), BASE)
     assert distance(fedavg(SPEC, made), BASE) < 1.0
+
+
+def test_without_weights_a_claim_buys_no_distance_either():
+    """FedDyn in the first round: the reach of a million examples is far."""
+    dyn = Strategy("feddyn", alpha=0.1)
+    parts, claims = updates(*[100] * 8, MILLION, MILLION, length=(*[1.0] * 8, 900.0, 900.0))
+    limits = round_limits(dyn, claims.values(), None, TIMES, 4.0)
+    made = list(count_claims(parts, claims, limits, BASE))
+    assert [round(distance(part.params, BASE), 3) for part in made] == [1.0] * 8 + [4.0] * 2
+    assert [part.examples for part in made] == [part.examples for part in parts]
+    backwards = dict(reversed(claims.items()))
+    assert round_limits(dyn, backwards.values(), None, TIMES, 4.0) == limits
+
+
+@pytest.mark.parametrize(
+    ("strategy", "norm_times", "count"),
+    [
+        (Strategy("feddyn", alpha=0.1), 0.0, 4),
+        (Strategy("feddyn", alpha=0.1), 4.0, 2),
+        (Strategy(combine="median"), 4.0, 4),
+        (Strategy(combine="trimmed_mean", trim=0.2), 4.0, 4),
+    ],
+)
+def test_without_weights_a_bound_or_a_majority_nothing_is_limited(strategy, norm_times, count):
+    claims = [Claim(100, float(number)) for number in range(1, count + 1)]
+    assert round_limits(strategy, claims, None, TIMES, norm_times) is None
 
 
 def test_of_two_updates_neither_limits_the_others_distance():
