@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
@@ -19,6 +20,7 @@ ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *map(float, range(11, 64
 NEGLIGIBLE = 30.0  # so far below the sum, in logarithms, a term of a series changes nothing
 LEAST_MULTIPLIER = 1e-6  # less noise counts as none, and its square may be too small for a float
 MAX_SERIES_TERMS = 1000  # terms of a series
+KEPT_RATES = 1 << 14  # whose costs are kept: a coordinator chooses one a round, and a tenth of a second goes into each
 
 
 class Spend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,10 +36,13 @@ def epsilon_of(spends: Iterable[Spend], delta: float) -> float:
 
     Neighbours differ by one clip that is there or not. Infinite where a multiplier is 0, or nearly.
     """
-    totals = [0.0] * len(ORDERS)
+    steps: Counter[tuple[float, float]] = Counter()
     for spend in spends:
-        for place, order in enumerate(ORDERS):
-            totals[place] += spend.steps * renyi(spend.rate, spend.multiplier, order)
+        steps[spend.rate, spend.multiplier] += spend.steps
+    totals = [0.0] * len(ORDERS)
+    for (rate, multiplier), count in steps.items():
+        for place, divergence in enumerate(_divergences(rate, multiplier)):
+            totals[place] += count * divergence
     if not any(totals):
         return 0.0
     return max(0.0, min(_epsilon(order, total, delta) for order, total in zip(ORDERS, totals, strict=True)))
@@ -51,7 +56,12 @@ def _epsilon(order: float, divergence: float, delta: float) -> float:
     return divergence + math.log1p(-1 / order) - math.log(delta * order) / (order - 1)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=KEPT_RATES)
+def _divergences(rate: float, multiplier: float) -> tuple[float, ...]:
+    """Return what one step costs, by order of ``ORDERS``."""
+    return tuple(renyi(rate, multiplier, order) for order in ORDERS)
+
+
 def renyi(rate: float, multiplier: float, order: float) -> float:
     """The Rényi divergence of ``order`` (more than 1) that one step costs."""
     if rate == 0:

@@ -4,6 +4,7 @@ import math
 import warnings
 
 import pytest
+from flamest.agent.egress import accountant
 from flamest.agent.egress.accountant import ORDERS, Spend, epsilon_of, renyi
 
 # (q, z, steps), and epsilon at delta 1e-5 and 1e-7 by dp-accounting 0.6.0, RdpAccountant with its own orders: from a
@@ -70,3 +71,15 @@ def test_more_steps_more_clips_and_less_noise_spend_more():
         assert epsilon_of([worse], 1e-5) > middle
     assert epsilon_of([Spend(0.1, 1.0, 10)] * 2, 1e-5) == pytest.approx(middle)
     assert len(ORDERS) == 156
+
+
+def test_a_coordinator_that_changes_the_rate_each_round_makes_no_round_slower(monkeypatch):
+    """A tenth of a second goes into each rate: it is spent once, not again for all rates in every round."""
+    asked = []
+    monkeypatch.setattr(accountant, "renyi", lambda *spend: asked.append(spend) or renyi(*spend))
+    accountant._divergences.cache_clear()
+    spends = [Spend(batch / 100, 4.0, 1) for batch in range(1, 31)]
+    for rounds in range(1, len(spends) + 1):
+        epsilon_of(spends[:rounds], 1e-5)
+    assert len(asked) == len(spends) * len(ORDERS)
+    accountant._divergences.cache_clear()
