@@ -1,8 +1,8 @@
 """Limit on the log lines of events that others can cause as often as they like, for example refused calls.
 
 The first event of a kind is logged at once, those after it are counted, and every ``INTERVAL_S`` one line says how many
-there were. All such lines of a process share one budget, so that a flood of ever new kinds writes no more than a few
-megabytes a day either. Nothing is lost from the counts.
+there were. All such lines of a process share one token bucket, so that a flood of ever new kinds writes no more than a
+few megabytes a day either. Nothing is lost from the counts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .budget import Budget
+from .token_bucket import TokenBucket
 
 INTERVAL_S = 300.0  # between two lines of one kind
 MAX_KINDS = 256  # that are distinguished at one time; further ones are counted together
@@ -21,8 +21,8 @@ BURST_LINES = 60  # of a process at once, and one more every LINE_S: 6,000 a day
 LINE_S = 15.0
 
 
-BUDGET = Budget(BURST_LINES, LINE_S)  # lines of this process
-_budget_lock = threading.Lock()
+BUCKET = TokenBucket(BURST_LINES, LINE_S)  # lines of this process
+_bucket_lock = threading.Lock()
 
 
 class Write(Protocol):
@@ -52,12 +52,12 @@ class EventLimiter:
         write: Write,
         *,
         interval_s: float = INTERVAL_S,
-        budget: Budget = BUDGET,
+        bucket: TokenBucket = BUCKET,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._write = write
         self._interval_s = interval_s
-        self._budget = budget
+        self._bucket = bucket
         self._clock = clock
         self._kinds: dict[tuple[str, str, str], _Kind] = {}
         self._checked = 0.0  # when the intervals were looked at
@@ -84,8 +84,8 @@ class EventLimiter:
                 self._start_timer()
 
     def _may_write(self, now: float) -> bool:
-        with _budget_lock:
-            return self._budget.take(now)
+        with _bucket_lock:
+            return self._bucket.take(now)
 
     def _flush_due(self, now: float) -> None:
         """Log how many there were of each kind whose time has come; forget kinds of which there were none."""

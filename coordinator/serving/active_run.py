@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ...base.budget import Budget
 from ...base.errors import DataError, InvariantError, StorageError, printable
 from ...base.log import LimitedLog, Log
+from ...base.token_bucket import TokenBucket
 from ...fedproto.records import Evaluation, RunSettings
 from ..rounds import Cohort, OpenRound, RoundPolicy, on_leave, resumed
 from ..settings import CheckSettings
@@ -68,7 +68,7 @@ class ActiveRun:
         self._disk = ThreadPoolExecutor(1, "flamest-state")
         self._run_sha256 = run.sha256
         self._unwritten: dict[tuple[int, str, str], UnwrittenRefusals] = {}  # by round, silo and code
-        self._refusal_budgets: dict[str, Budget] = {}  # by silo
+        self._refusal_buckets: dict[str, TokenBucket] = {}  # by silo
         self._refusals_written = 0.0
         self.quarantined = store.journal.quarantined()
         policy = RoundPolicy(rounds=run.rounds, min_silos=run.min_silos, deadline_s=run.deadline_s)
@@ -141,8 +141,8 @@ class ActiveRun:
         )
         known = self._unwritten.get((number, silo, code))
         self._unwritten[number, silo, code] = UnwrittenRefusals(problem.message, known.times + 1 if known else 1)
-        budget = self._refusal_budgets.setdefault(silo, Budget(REFUSALS_AT_ONCE, REFUSAL_S))
-        if not budget.take(time.monotonic()):
+        bucket = self._refusal_buckets.setdefault(silo, TokenBucket(REFUSALS_AT_ONCE, REFUSAL_S))
+        if not bucket.take(time.monotonic()):
             return False
         return await self._write_refusals([(number, silo, code)])
 

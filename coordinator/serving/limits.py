@@ -17,8 +17,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
-from ...base.budget import Budget
 from ...base.errors import DataError
+from ...base.token_bucket import TokenBucket
 from ...fedproto import calls
 
 CALLS_AT_ONCE = 500  # of a silo; an agent needs three a round
@@ -83,15 +83,15 @@ class CallRates:
     """
 
     def __init__(self) -> None:
-        self._budgets: dict[str, Budget] = {}
+        self._buckets: dict[str, TokenBucket] = {}
 
     async def within(self, caller: str) -> bool:
         """Return whether ``caller`` may make one more call; False only after ``SLOW_S``.
 
         The callers' names must be few: enrolled silos, not what strangers call themselves.
         """
-        budget = self._budgets.setdefault(caller, Budget(CALLS_AT_ONCE, CALL_EVERY_S))
-        if budget.take(time.monotonic()):
+        bucket = self._buckets.setdefault(caller, TokenBucket(CALLS_AT_ONCE, CALL_EVERY_S))
+        if bucket.take(time.monotonic()):
             return True
         await asyncio.sleep(SLOW_S)
         return False

@@ -4,9 +4,9 @@ import logging
 import time
 
 import pytest
-from flamest.base.budget import Budget
 from flamest.base.event_limiter import BURST_LINES, LINE_S, EventLimiter
 from flamest.base.log import LimitedLog, configure_logging
+from flamest.base.token_bucket import TokenBucket
 
 DAY_S = 86_400
 LINE_BYTES = 1_500  # more than the longest line: a few values of 400 characters
@@ -15,7 +15,9 @@ LINE_BYTES = 1_500  # more than the longest line: a few values of 400 characters
 class Lines:
     def __init__(self, **options) -> None:
         self.now, self.lines = 0.0, []
-        self.limiter = EventLimiter(self.write, budget=Budget(BURST_LINES, LINE_S), clock=lambda: self.now, **options)
+        self.limiter = EventLimiter(
+            self.write, bucket=TokenBucket(BURST_LINES, LINE_S), clock=lambda: self.now, **options
+        )
 
     def write(self, level, event, /, **fields) -> None:
         self.lines.append((event, fields))

@@ -64,7 +64,7 @@ def test_a_refused_caller_is_answered_slowly_after_the_first_calls(federation):
     assert answers(federation.connection_settings("a"), 3)[-1][0] == "OK"
 
 
-def test_budgets_of_callers_are_their_own_and_refill(monkeypatch):
+def test_callers_have_token_buckets_of_their_own_that_refill(monkeypatch):
     monkeypatch.setattr(limits, "CALL_EVERY_S", 0.05)
     monkeypatch.setattr(limits, "SLOW_S", 0.1)
 
