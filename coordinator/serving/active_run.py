@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ...base.errors import DataError, InvariantError, StorageError, printable
+from ...base.errors import DataError, IdentityError, InvariantError, StorageError, printable
 from ...base.log import LimitedLog, Log
 from ...base.token_bucket import TokenBucket
 from ...fedproto.records import Evaluation, RunSettings
@@ -110,6 +110,11 @@ class ActiveRun:
         """Refuse a silo that joined another run, or this one with other settings. Raises DataError (``other_run``)."""
         if settings_sha256 != self._run_sha256:
             raise DataError(f"this coordinator serves run '{self.run.run}' with other settings", code="other_run")
+
+    def check_enrolled(self, silo: str) -> None:
+        """Refuse a silo that was revoked while its call lasted. Raises IdentityError (``revoked``)."""
+        if silo not in self.enrolled():
+            raise IdentityError(f"silo '{silo}' was revoked during the call", code="revoked")
 
     def check_not_quarantined(self, silo: str) -> None:
         """Refuse a silo in quarantine. Raises DataError (``quarantined``)."""

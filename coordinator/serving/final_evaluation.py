@@ -90,6 +90,7 @@ class FinalEvaluation:
         active = self._active
         active.check_not_quarantined(silo)
         async with active.write_lock:
+            active.check_enrolled(silo)
             state = active.state
             if state.open is not None or report.round != state.last_round or active.run.final_evaluation == "none":
                 raise DataError(f"no evaluation of round {report.round} is asked for", code="stale_round")

@@ -87,6 +87,7 @@ class RunService:
         self._seen_silos.add(silo)
         until = time.monotonic() + min(request.max_wait_s, calls.MAX_WAIT_S)
         while True:
+            active.check_enrolled(silo)
             changed, now = active.changed, time.monotonic()
             status = self._status_for(silo, answered_round, now)
             if status.phase is not Phase.WAIT or active.stopping or now >= until:

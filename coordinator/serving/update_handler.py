@@ -109,6 +109,8 @@ class UpdateHandler:
         active, silo = self._active, submission.summary.silo
         try:
             async with active.write_lock:
+                active.check_enrolled(silo)  # an upload may last minutes
+                active.check_not_quarantined(silo)
                 now = time.monotonic()
                 known = await self._known(submission)
                 verdict = on_update(active.state, submission, known, now)[1]
