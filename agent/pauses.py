@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..base.clock import DAY_S
-from .egress.rations import LINES, LINES_PER_DAY
+from .egress.quotas import LINES, LINES_PER_DAY
 
 PAUSE_S = (1.0, 60.0)  # doubles from the first to the second
 FORGIVEN_S = 60.0  # one doubling is forgiven after so long
@@ -45,7 +45,7 @@ class GrowingPause:
 class RoundAllowance:
     """Pauses between new rounds: none, until a silo has answered more of them than any run needs at once.
 
-    Every round counts, also one that leaves no line in the ledger; the ledger's own pause is ``Rations.pause_s``.
+    Every round counts, also one that leaves no line in the ledger; the ledger's own pause is ``Quotas.pause_s``.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:

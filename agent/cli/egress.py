@@ -131,14 +131,14 @@ def _withheld(entry: Entry) -> str:
     if not entry.withheld:
         return ""
     return {
-        "evaluations_spent": "; no evaluation: as many as the policy allows in 24 hours had left",
+        "evaluations_spent": "; no evaluation: as many as the policy allows in 24 hours or 30 days had left",
         "splits_spent": "; no evaluation: runs that hold out other clips were evaluated too often lately",
     }.get(entry.withheld, f"; no evaluation: {entry.withheld}")
 
 
 def _summary(content: LedgerContent) -> list[str]:
     updates = list(content.of("update"))
-    evaluations = sum(len(entry.results) for entry in content.entries)
+    evaluations = sum(entry.evaluated_models for entry in content.entries)
     withheld = sum(1 for entry in content.entries if entry.what in ("refused", "withdrawn"))
     lines = [
         f"{len(content.entries)} entries: {len(updates)} updates of {sum(entry.bytes for entry in updates) / 1e6:.2f} "

@@ -79,6 +79,11 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     code: str = ""  # of a refusal
     detail: str = ""  # for people
 
+    @property
+    def evaluated_models(self) -> int:
+        """Number of models whose evaluation this entry reports; lines without ``results`` have it in other fields."""
+        return len(self.results) or self.models or bool(self.reported)
+
 
 def encode_entry(entry: Entry) -> bytes:
     """Return the line, without its end. Raises DataError (``not_recordable``) for one that a reader would not accept.

@@ -15,7 +15,7 @@ from ...base.files import sha256_bytes
 from ...fedproto.records import RunSettings, SubjectEvaluation, TaskStatus
 from .ledger import Ledger
 from .policy import Policy, PolicyRefused
-from .rations import MONTH_DAYS
+from .quotas import MONTH_DAYS
 
 MAX_SITES = 64  # single silos' models that are evaluated at the end of a run
 MAX_SENDINGS = 5  # times that the same evaluation is sent: a restart may have lost the receipt
@@ -77,7 +77,7 @@ def withheld_reason(run: RunSettings, policy: Policy, ledger: Ledger) -> str:
     """
     if evaluations_left(policy, ledger) <= 0:
         return "evaluations_spent"
-    return "" if ledger.content.rations.may_use_split(split_of(run), ledger.now()) else "splits_spent"
+    return "" if ledger.content.quotas.may_use_split(split_of(run), ledger.now()) else "splits_spent"
 
 
 def split_of(run: RunSettings) -> str:
@@ -90,10 +90,10 @@ def split_of(run: RunSettings) -> str:
 
 def evaluations_left(policy: Policy, ledger: Ledger) -> int:
     """Return how many models' evaluations may leave now: of a day's and of a month's the smaller rest."""
-    rations, now = ledger.content.rations, ledger.now()
+    quotas, now = ledger.content.quotas, ledger.now()
     return min(
-        policy.evaluations_per_day - rations.evaluations(now),
-        policy.evaluations_per_month - rations.evaluations(now, MONTH_DAYS),
+        policy.evaluations_per_day - quotas.evaluations(now),
+        policy.evaluations_per_month - quotas.evaluations(now, MONTH_DAYS),
     )
 
 

@@ -3,7 +3,7 @@
 Every update goes through :meth:`EgressGuard.send`: checked against the policy, kept as a file, entered in the egress
 ledger, and only then sent; every evaluation at the end of a run through :meth:`EgressGuard.send_evaluation`. So an
 update identifier never refers to two different updates: after a restart the same bytes are sent again, or, when the
-policy has changed meanwhile, none. What leaves in a day is bounded (``rations``).
+policy has changed meanwhile, none. What leaves in a day is bounded (``quotas``).
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class EgressGuard:
 
     @property
     def pause_s(self) -> float:
-        """Seconds to wait after a message, so that the ledger's rations last."""
-        return self._ledger.content.rations.pause_s(self._ledger.now())
+        """Seconds to wait after a message, so that the ledger's quotas last."""
+        return self._ledger.content.quotas.pause_s(self._ledger.now())
 
     def update_id(self, run: RunSettings, round_number: int, model_sha256: str) -> str:
         """Return the identifier of this silo's update of a round, trained from the model with this hash.
@@ -138,7 +138,7 @@ class EgressGuard:
             )
         self.policy.require_samples(pending.clips)
         self._ledger.require_room()
-        pending, withheld = self._rationed(run, pending)
+        pending, withheld = self._within_quotas(run, pending)
         write_pending(self._state, run.head, pending)
         message = UpdateMessage.of(run, pending.update)
         content = message.header.payload_sha256, sha256_bytes(message.encoded_header)
@@ -205,7 +205,7 @@ class EgressGuard:
         fields = {"run": run.run, "run_sha256": run.sha256, "round": task.round, "detail": refused.message}
         return self._ledger.refuse("refused", run.sha256, refused.reason, **fields)
 
-    def _rationed(self, run: RunSettings, pending: PendingUpdate) -> tuple[PendingUpdate, str]:
+    def _within_quotas(self, run: RunSettings, pending: PendingUpdate) -> tuple[PendingUpdate, str]:
         """Return the update as it may leave, without its evaluation when too many have left, and the reason."""
         evaluation = pending.update.evaluation
         if evaluation is None:

@@ -8,7 +8,7 @@ few. Every line holds the hash of the line before, so that a changed or removed 
 can write a whole new ledger: compare with the head's hash, noted elsewhere.
 
 A line that a crash or a full disk cut short stays in the file: nothing was sent for it. What a coordinator can make a
-silo write is bounded (``rations``), and so is what is read of a file that is no ledger.
+silo write is bounded (``quotas``), and so is what is read of a file that is no ledger.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ...base.files import fsync_directory, open_regular, read_regular, storage_c
 from .accountant import Spend
 from .entry import MAX_LINE, Entry, EntryType, TensorSent, decode_entry, encode_entry
 from .policy import PolicyRefused
-from .rations import Rations
+from .quotas import Quotas
 
 LEDGER_FILE = "egress.jsonl"
 HEAD_FILE = "egress.head"
@@ -50,7 +50,7 @@ class LedgerContent:
     problems: list[str] = field(default_factory=list)  # changes that no crash explains; empty: the chain is intact
     cut_short: int = 0  # lines that a crash interrupted
     mid_line: bool = False  # the file ends in the middle of a line
-    rations: Rations = field(default_factory=Rations)
+    quotas: Quotas = field(default_factory=Quotas)
     _of: dict[str, list[Entry]] = field(default_factory=dict)
     _updates: dict[str, list[Entry]] = field(default_factory=dict)  # by update_id
     _evaluations: dict[str, list[Entry]] = field(default_factory=dict)  # by run_sha256
@@ -74,7 +74,7 @@ class LedgerContent:
             self._runs.add(entry.run_sha256)
         elif entry.what in ("refused", "withdrawn"):
             self._refusals.add((entry.update_id or entry.run_sha256, entry.code))
-        self.rations.note(entry, len(line) + 1, new=new, live=live)
+        self.quotas.note(entry, len(line) + 1, new=new, live=live)
 
     def of(self, what: EntryType) -> Iterator[Entry]:
         return iter(self._of.get(what, ()))
@@ -216,7 +216,7 @@ class Ledger:
 
         Asked before work is done for the message, and again before its line is written.
         """
-        if not self.content.rations.has_room(size, self.now()):
+        if not self.content.quotas.has_room(size, self.now()):
             raise PolicyRefused(
                 "this silo has sent, or was asked for, more messages than any honest run needs: nothing is sent until "
                 "time has passed. Ask the coordinator's operator why rounds or runs are repeated",
@@ -256,16 +256,13 @@ class Ledger:
 
         A coordinator can cause refusals without end: beyond their share of the ledger one line an hour says so.
         """
-        rations, now = self.content.rations, self.now()
+        quotas, now = self.content.quotas, self.now()
         if self.content.has_refusal(of, code) and code != "too_many_messages":
             return False
-        if code == "too_many_messages":
-            allowed = rations.may_complain(now)
-        else:
-            allowed = rations.has_room(RESERVED, now, refusal=True)
+        allowed = quotas.may_warn(now) if code == "too_many_messages" else quotas.has_room(RESERVED, now, refusal=True)
         if allowed:
             self.append(what, code=code, **fields)
-        elif rations.may_complain(now):
+        elif quotas.may_warn(now):
             self.append(
                 "refused", code="too_many_messages", detail="more refusals than the ledger has room for are not entered"
             )

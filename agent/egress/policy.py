@@ -29,7 +29,7 @@ Reason = Literal[
     "budget_spent",
     "class_balanced",
     "withdrawn",
-    "too_many_messages",  # more than the ledger's rations allow
+    "too_many_messages",  # more than the ledger's quotas allow
     "not_asked_for",  # an evaluation that the run's settings do not ask for
     "evaluated_before",
 ]

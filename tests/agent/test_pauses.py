@@ -3,7 +3,7 @@
 import pytest
 from flamest.agent.egress.entry import Entry
 from flamest.agent.egress.ledger import RESERVED
-from flamest.agent.egress.rations import BYTES, BYTES_PER_DAY, LINES, LINES_PER_DAY, Rations
+from flamest.agent.egress.quotas import BYTES, BYTES_PER_DAY, LINES, LINES_PER_DAY, Quotas
 from flamest.agent.pauses import (
     FORGIVEN_S,
     PAUSE_S,
@@ -66,24 +66,24 @@ LINE = 1051  # bytes, of an update of the paper's head
 
 
 class Silo:
-    """A daemon's pauses between rounds and its ledger's rations, as ``_Daemon._open_round`` combines them."""
+    """A daemon's pauses between rounds and its ledger's quotas, as ``_Daemon._open_round`` combines them."""
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.rations, self.allowance = Rations(self.clock), RoundAllowance(self.clock)
+        self.quotas, self.allowance = Quotas(self.clock), RoundAllowance(self.clock)
         self.lines = self.refused = 0
 
     def answer(self, takes_s: float, size: int) -> float:
         """Answer a round and return the pause after it."""
         self.clock.now += takes_s
         time = utc_text(1e9 + self.clock.now)
-        if not self.rations.has_room(max(size, RESERVED), time):
+        if not self.quotas.has_room(max(size, RESERVED), time):
             self.refused += 1
         else:
             entry = Entry(1, time, "update", "0" * 64)
-            self.rations.note(entry, size, new=True, live=True)
+            self.quotas.note(entry, size, new=True, live=True)
             self.lines += 1
-        pause = max(self.allowance.pause_s(), self.rations.pause_s(time))
+        pause = max(self.allowance.pause_s(), self.quotas.pause_s(time))
         self.clock.now += pause
         return pause
 

@@ -400,8 +400,8 @@ def test_a_policy_without_evaluations_sends_updates_alone(silo):
     assert figures(made.evaluates(RUN)) == [0]
 
 
-def test_rounds_without_end_stop_at_the_rations_of_the_ledger(silo, monkeypatch):
-    monkeypatch.setattr("flamest.agent.egress.rations.LINES", 30)
+def test_rounds_without_end_stop_at_the_quotas_of_the_ledger(silo, monkeypatch):
+    monkeypatch.setattr("flamest.agent.egress.quotas.LINES", 30)
     made = silo()
     client = Coordinator()
     refused = 0

@@ -138,3 +138,14 @@ def test_the_same_payload_sent_again_spends_no_privacy(tmp_path):
     for number, sha256 in ((1, "aa"), (1, "aa"), (2, "bb")):
         ledger.append("update", **update(number, sha256=sha256, privacy=spend))
     assert list(read_ledger(tmp_path).spends().values()) == [spend, spend]
+
+
+def test_evaluations_of_lines_without_results_count_against_the_quotas(ledger):
+    """Lines of an earlier version have the first figures alone, or a number of models."""
+    figures = {"loss": 0.5, "correct": 3.0, "count": 9.0}
+    ledger.append("update", **update(11, reported=figures))
+    ledger.append("update", **update(12))
+    ledger.append("evaluation", run_sha256="a", models=4, reported=figures)
+    now = ledger.now()
+    assert ledger.content.quotas.evaluations(now) == 5
+    assert read_ledger(ledger.state).quotas.evaluations(now) == 5

@@ -25,7 +25,7 @@ SPLITS = 5  # choices of held-out clips that may be evaluated within a month
 MONTH_DAYS = 30
 
 
-class Rations:
+class Quotas:
     """The ledger's entries so far, as far as they bound what comes next."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -36,7 +36,7 @@ class Rations:
         self._lines, self._bytes = float(LINES), float(BYTES)
         self._last_size = 0  # bytes of the last line
         self._evaluated: deque[tuple[float, int, str]] = deque()  # when, how many models, with which split
-        self._complained: float | None = None  # when the last line said that there are too many
+        self._warned: float | None = None  # when the last line said that there are too many
 
     def note(self, entry: Entry, size: int, *, new: bool, live: bool) -> None:
         """Count an entry of ``size`` bytes; ``new``: its message had not left before; ``live``: it was written now."""
@@ -45,12 +45,12 @@ class Rations:
         self._lines, self._bytes = max(lines - 1, 0.0), max(room - size, 0.0)
         self._elapsed, self._ticks, self._last_size = now, self._monotonic(), size
         self._wall = parse_utc(entry.time).timestamp()
-        if entry.results and new:
-            self._evaluated.append((now, len(entry.results), entry.split))
+        if entry.evaluated_models and new:
+            self._evaluated.append((now, entry.evaluated_models, entry.split))
         while self._evaluated and self._evaluated[0][0] <= now - MONTH_DAYS * DAY_S:
             self._evaluated.popleft()
         if entry.code == "too_many_messages":
-            self._complained = now
+            self._warned = now
 
     def has_room(self, size: int, now: str, *, refusal: bool = False) -> bool:
         """Return whether another line of ``size`` bytes may be written."""
@@ -62,16 +62,16 @@ class Rations:
     def pause_s(self, now: str) -> float:
         """Return the pause after a message, in seconds: while little is left, as long as another line takes to come.
 
-        So the rations never end in the middle of a run that goes on for longer than they were made for.
+        So the quotas never end in the middle of a run that goes on for longer than they were made for.
         """
         lines, room = self._left(self._now(now, live=True))
         if lines > LAST_SHARE * LINES and room > LAST_SHARE * BYTES:
             return 0.0
         return DAY_S * max(1 / LINES_PER_DAY, self._last_size / BYTES_PER_DAY)
 
-    def may_complain(self, now: str) -> bool:
+    def may_warn(self, now: str) -> bool:
         """Return whether a line may say again that there are too many."""
-        return self._complained is None or self._now(now, live=True) - self._complained >= HOUR_S
+        return self._warned is None or self._now(now, live=True) - self._warned >= HOUR_S
 
     def evaluations(self, now: str, days: int = 1) -> int:
         """Return how many models' evaluations left within the last ``days``, at most ``MONTH_DAYS``."""
