@@ -33,7 +33,7 @@ STRANGERS_SHARE, MAX_STRANGERS = 4, 1000  # one connection in four may be withou
 STRANGER_S = 15.0  # until the first accepted call; gRPC ends handshakes after 10
 STRANGER_BYTES = 512 << 10  # a handshake, and the beginning of one update
 REFUSED_S = 2.0  # a refused caller reads why, then its connection is cut
-BARRED_S, MAX_BARRED_S = 15.0, 600.0  # after a flood its network cannot connect for so long, twice as long each time
+BLOCKED_S, MAX_BLOCKED_S = 15.0, 600.0  # after a flood its network cannot connect for so long, twice as long each time
 FLOODS = ("flood", "stranger_bytes")
 EXCESS_BYTES = 8 << 20  # received beyond what the calls account for: windows of 8 calls, and their chunks
 CALL_BYTES = 16 << 10  # headers of a call and its small frames
@@ -102,11 +102,11 @@ class Connection:
 
 
 def to_cut(
-    connections: Iterable[Connection], limits: ConnectionLimits, barred: Container[str], now: float
+    connections: Iterable[Connection], limits: ConnectionLimits, blocked: Container[str], now: float
 ) -> Iterator[tuple[Connection, str]]:
     """Yield the connections to cut, each once, with the reason. Pure: the guard's decision.
 
-    ``barred``: networks from which a flood came a moment ago.
+    ``blocked``: networks from which a flood came a moment ago.
     """
     strangers, silos = [], defaultdict(list)
     for each in connections:
@@ -120,8 +120,8 @@ def to_cut(
                 silos[caller.silo].append(each)
         elif each.received > STRANGER_BYTES + caller.accounted:
             yield each, "stranger_bytes"
-        elif each.network in barred:
-            yield each, "barred"
+        elif each.network in blocked:
+            yield each, "blocked"
         elif now - each.opened > STRANGER_S:
             yield each, "no_call"
         else:
@@ -170,27 +170,27 @@ def _level(sizes: list[int], room: int) -> int:
     return sizes[-1]
 
 
-class Bars:
+class BlockedNetworks:
     """Networks that may not connect for a while, since a flood came from them. Their open connections stay."""
 
     def __init__(self) -> None:
-        self.barred: dict[str, float] = {}  # network: until
+        self.blocked: dict[str, float] = {}  # network: until
         self._times: dict[str, int] = {}  # how often, as long as the last time is not forgotten
         self._applied: frozenset[str] = frozenset()
 
     def add(self, network: str, now: float) -> None:
-        """Bar the network, twice as long as the last time."""
-        if network not in self.barred:
+        """Block the network, twice as long as the last time."""
+        if network not in self.blocked:
             self._times[network] = self._times.get(network, -1) + 1
-            self.barred[network] = now + min(BARRED_S * 2 ** self._times[network], MAX_BARRED_S)
-            log.warning("network_barred", network=network, seconds=round(self.barred[network] - now))
+            self.blocked[network] = now + min(BLOCKED_S * 2 ** self._times[network], MAX_BLOCKED_S)
+            log.warning("network_blocked", network=network, seconds=round(self.blocked[network] - now))
 
     def changed(self, now: float) -> bool:
-        """Lift what is over; return whether other networks are barred than at the last call."""
-        self.barred = {network: until for network, until in self.barred.items() if until > now}
+        """Lift what is over; return whether other networks are blocked than at the last call."""
+        self.blocked = {network: until for network, until in self.blocked.items() if until > now}
         if len(self._times) > MAX_REMEMBERED:
-            self._times = {network: self._times[network] for network in self.barred}
-        applied, self._applied = self._applied, frozenset(self.barred)
+            self._times = {network: self._times[network] for network in self.blocked}
+        applied, self._applied = self._applied, frozenset(self.blocked)
         return applied != self._applied
 
 
@@ -203,7 +203,7 @@ class ConnectionGuard:
         self._callers: dict[Peer, Caller] = {}
         self._lock = threading.Lock()
         self._connections: dict[int, Connection] = {}  # by inode
-        self._bars = Bars()
+        self._blocked = BlockedNetworks()
         self._last_look = 0.0
         self._unlogged: Counter[tuple[str, str]] = Counter()
         self._logged_at = self._trimmed_at = -LOG_EVERY_S
@@ -287,18 +287,18 @@ class ConnectionGuard:
             connection.acknowledged, connection.received = sockets.moved_bytes(found.descriptor)
             seen[found.inode] = connection
         self._attach_callers(seen, now)
-        for connection, reason in list(to_cut(seen.values(), self.limits, self._bars.barred, now)):
+        for connection, reason in list(to_cut(seen.values(), self.limits, self._blocked.blocked, now)):
             if sockets.cut(connection.socket):
                 self.cuts[reason] += 1
                 if reason in FLOODS:
-                    self._bars.add(connection.network, now)
+                    self._blocked.add(connection.network, now)
                 self._unlogged[reason, connection.caller.silo or ""] += 1
         if len(seen) < len(self._connections):
             self._trim_until = now + TRIM_FOR_S
         self._connections, self._last_look = seen, now
-        if self._bars.changed(now):
+        if self._blocked.changed(now):
             for listener in sockets.listeners(port):
-                sockets.refuse_networks(listener, self._bars.barred)
+                sockets.refuse_networks(listener, self._blocked.blocked)
         self._report(now)
         self._trim(now)
 

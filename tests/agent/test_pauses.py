@@ -92,7 +92,7 @@ class Silo:
 
 
 @pytest.mark.parametrize("size", [LINE, 1731])
-def test_a_round_a_second_for_ten_hours_has_no_pause_and_no_refusal(size):
+def test_a_round_a_second_for_ten_hours_has_no_pause(size):
     silo = Silo()
     assert {silo.answer(1.0, size) for _ in range(36_000)} == {0.0}
     assert silo.refused == 0

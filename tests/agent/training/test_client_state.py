@@ -62,7 +62,7 @@ def test_runs_without_end_leave_the_files_of_two(tmp_path):
     assert all(len(list(folder.iterdir())) <= 2 for folder in folders)
 
 
-def test_a_file_that_an_ended_worker_left_is_removed_at_the_next_round(state):
+def test_a_file_left_by_an_ended_worker_is_removed_next_round(state):
     state.save(model(1), trained(1))
     (state.folder / ".round-000002.arrays.abc.tmp").write_bytes(b"half")
     state.correction(2, 1)

@@ -11,7 +11,14 @@ import pytest
 from flamest.base.errors import SettingsError
 from flamest.base.process import Shutdown
 from flamest.coordinator.serving import connections, server, sockets
-from flamest.coordinator.serving.connections import Bars, Caller, Connection, ConnectionGuard, ConnectionLimits, to_cut
+from flamest.coordinator.serving.connections import (
+    BlockedNetworks,
+    Caller,
+    Connection,
+    ConnectionGuard,
+    ConnectionLimits,
+    to_cut,
+)
 from flamest.coordinator.serving.sockets import OpenSocket
 from flamest.coordinator.settings import load_coordinator_settings
 
@@ -25,8 +32,8 @@ def stranger(number: int, *, address: str = "10.0.0.1", age: float = 1.0, receiv
     return made
 
 
-def reasons(found: list[Connection], barred: tuple[str, ...] = ()) -> dict[int, str]:
-    return {each.socket.inode: why for each, why in to_cut(found, LIMITS, barred, NOW)}
+def reasons(found: list[Connection], blocked: tuple[str, ...] = ()) -> dict[int, str]:
+    return {each.socket.inode: why for each, why in to_cut(found, LIMITS, blocked, NOW)}
 
 
 @pytest.mark.parametrize(
@@ -46,7 +53,7 @@ def reasons(found: list[Connection], barred: tuple[str, ...] = ()) -> dict[int, 
         (stranger(1, refused_at=NOW - 3), "refused"),
         (stranger(1, silo="a", refused_at=NOW - 3), "refused"),
         (stranger(1, silo="a", refused_at=NOW - 1, received=9 << 20), "stranger_bytes"),
-        (stranger(1, address="10.0.0.9"), "barred"),
+        (stranger(1, address="10.0.0.9"), "blocked"),
         (stranger(1, address="10.0.0.9", silo="a"), None),
     ],
 )
@@ -207,18 +214,18 @@ def test_refused_networks_cannot_connect_and_open_connections_stay(listener):
 
 
 def test_bars_double_and_end():
-    bars = Bars()
-    bars.add("10.0.0.1", 0.0)
-    bars.add("10.0.0.1", 1.0)
-    assert bars.barred == {"10.0.0.1": 15.0}
-    assert bars.changed(1.0)
-    assert not bars.changed(2.0)
-    assert bars.changed(15.1)
-    assert bars.barred == {}
+    networks = BlockedNetworks()
+    networks.add("10.0.0.1", 0.0)
+    networks.add("10.0.0.1", 1.0)
+    assert networks.blocked == {"10.0.0.1": 15.0}
+    assert networks.changed(1.0)
+    assert not networks.changed(2.0)
+    assert networks.changed(15.1)
+    assert networks.blocked == {}
     for _ in range(12):
-        bars.add("10.0.0.1", 20.0)
-        until = bars.barred.pop("10.0.0.1")
-    assert until == 20.0 + connections.MAX_BARRED_S
+        networks.add("10.0.0.1", 20.0)
+        until = networks.blocked.pop("10.0.0.1")
+    assert until == 20.0 + connections.MAX_BLOCKED_S
 
 
 def test_a_later_connection_from_the_same_port_starts_as_a_stranger(listener):
