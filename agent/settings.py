@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import msgspec
@@ -20,6 +19,8 @@ from .extraction.report import GB, MAX_CLIP_GB
 from .handshake import ConnectionSettings, split_address
 
 MAX_CLIP_TIMEOUT_S = 86400  # a day
+MAX_PAUSE_S = 30 * 86400  # of rescan_s and idle_s
+MAX_THREADS = 1024
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,15 +85,22 @@ certificate = "silo.pem"
 key = "{key}"
 
 # [work]
+# threads = 4                 # cores for one task; all of them when not set
+# rescan_s = 300              # seconds between two searches of the video folder
+# idle_s = 60                 # seconds without work after which the working process ends
 # backend = "auto"            # where the networks run; flamest-agent doctor shows what this machine can
+# require_backend = false     # true: a backend that falls back to another one is an error
+# precision = "bf16"          # compute a bundle of fp32 in it; "auto": in the fastest
 # max_clip_gb = 16            # larger video files are not read
 # clip_timeout = 120          # seconds to decode a clip; with more, those that took too long are tried again
 
 # This silo's policy, which the run cannot change (docs/privacy.md). flamest-agent egress shows what has left.
 [policy]
 min_samples = 256             # with fewer clips an update could reveal them: it is not sent
+# min_samples_override = true # allow a min_samples below 256
 hold_out = 0.2                # share of groups kept from training, to evaluate on
 # report_evaluation = false   # report loss and correct predictions on held-out clips; default: except with record-dp
+# report_loss = "exact"       # losses in full precision, with report_loss_override = true; default: "rounded"
 # evaluation_noise = 3        # clips: noise on what is reported; with less, reports can reveal held-out clips
 # evaluations_per_day = 400   # report at most so many within 24 hours; updates go on without them
 # evaluations_per_month = 1200
@@ -122,10 +130,12 @@ def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> Ag
     """
     settings = load_settings(path, AgentSettings)
     problems = [f"policy.{problem}" for problem in settings.policy.problems()]
-    if settings.work.threads is not None and settings.work.threads < 1:
-        problems.append("work.threads: expected 1 or more")
-    if not 0 <= settings.work.idle_s < math.inf or not 0 < settings.work.rescan_s < math.inf:
-        problems.append("work: expected times above 0 seconds")
+    if settings.work.threads is not None and not 1 <= settings.work.threads <= MAX_THREADS:
+        problems.append(f"work.threads: expected 1 to {MAX_THREADS}")
+    if not 0 <= settings.work.idle_s <= MAX_PAUSE_S:
+        problems.append(f"work.idle_s: expected 0 to {MAX_PAUSE_S} seconds")
+    if not 0.1 <= settings.work.rescan_s <= MAX_PAUSE_S:
+        problems.append(f"work.rescan_s: expected 0.1 to {MAX_PAUSE_S} seconds")
     if not 1 <= settings.work.clip_timeout <= MAX_CLIP_TIMEOUT_S:
         problems.append(f"work.clip_timeout: expected 1 to {MAX_CLIP_TIMEOUT_S} seconds")
     if not 0 < settings.work.max_clip_gb <= MAX_CLIP_GB:

@@ -19,6 +19,7 @@ MIN_SAMPLES_FLOOR = 256  # clips: below it embeddings were computed back from up
 HELD_OUT_SHARE = 8  # of min_samples, this part must be held out for an evaluation to be reported: 32 of 256 clips
 DEFAULT_EVALUATIONS = 400  # five runs of 80 rounds
 MONTHLY_EVALUATIONS = 1200  # fifteen; many more would average the noise on evaluations out (docs/privacy.md)
+MOST_EVALUATIONS = 1_000_000  # of either limit
 EVALUATION_NOISE = 3.0  # clips; with less, held-out clips were computed back from evaluations (docs/privacy.md)
 DEFAULT_CLIP_NORM, DEFAULT_NOISE = 1.0, 1e-3  # of privacy = "clip", unless agent.toml sets them
 DEFAULT_SAMPLE_CLIP, DEFAULT_NOISE_MULTIPLIER = 1.0, 1.0  # of privacy = "record-dp"
@@ -174,7 +175,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the problems of the keys, each starting with the key's name."""
         wrong = []
         if self.min_samples < 1:
-            wrong.append("min_samples: expected 1 or more")
+            wrong.append(f"min_samples: expected 1 or more, {MIN_SAMPLES_FLOOR} without min_samples_override")
         elif self.min_samples < MIN_SAMPLES_FLOOR and not self.min_samples_override:
             wrong.append(
                 f"min_samples: {self.min_samples} is below the floor of {MIN_SAMPLES_FLOOR}, below which clips' "
@@ -188,10 +189,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "report_loss: losses in full precision of models that the coordinator chooses give held-out clips away "
                 "(docs/privacy.md); set report_loss_override = true if you accept that"
             )
-        if self.evaluations_per_day < 0:
-            wrong.append("evaluations_per_day: expected 0 (none) or more")
-        if self.evaluations_per_month < 0:
-            wrong.append("evaluations_per_month: expected 0 (none) or more")
+        for key in ("evaluations_per_day", "evaluations_per_month"):
+            if not 0 <= getattr(self, key) <= MOST_EVALUATIONS:
+                wrong.append(f"{key}: expected 0 (none) to {MOST_EVALUATIONS}")
         if not 0.0 <= self.evaluation_noise <= 1e6:
             wrong.append("evaluation_noise: expected 0 (none) to 1000000 clips")
         if self.report_classes < 0:

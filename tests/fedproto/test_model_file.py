@@ -151,11 +151,11 @@ def test_a_model_that_does_not_fit_its_head_is_not_written(tmp_path):
 def test_a_disk_error_while_reading_is_a_storage_error(tmp_path, monkeypatch):
     write_model(tmp_path / "m.safetensors", MODEL)
 
-    class Broken(io.BytesIO):
+    class Broken(io.FileIO):
         def read(self, size=-1):
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("flamest.base.files.open_regular", lambda *_, **__: Broken())
+    monkeypatch.setattr("flamest.base.files.open_regular", lambda path, **_: Broken(path))
     with pytest.raises(StorageError, match="Input/output error"):
         read_model(tmp_path / "m.safetensors")
 

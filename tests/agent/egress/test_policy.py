@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from flamest.agent.egress.accountant import Spend, epsilon_of
 from flamest.agent.egress.policy import MIN_SAMPLES_FLOOR, Policy, PolicyRefused
-from flamest.agent.settings import load_agent_settings, write_settings_template
+from flamest.agent.settings import Work, load_agent_settings, write_settings_template
 from flamest.agent.training.private import Protection
 from flamest.base.errors import SettingsError
 from flamest.fedproto.records import TrainSettings
@@ -148,3 +148,58 @@ def test_another_policy_has_another_hash():
     }
     changed = [msgspec.structs.replace(Policy(), **{key: value}) for key, value in keys.items()]
     assert len({made.sha256 for made in (Policy(), *changed)}) == 6
+
+
+def test_the_template_names_every_key_of_policy_and_work(tmp_path):
+    """Those of a privacy mode stand behind their mode."""
+    template = write_settings_template(tmp_path, "silo.key").read_text()
+    keys = [field.name for kind in (Policy, Work) for field in msgspec.structs.fields(kind)]
+    assert [key for key in keys if f"{key} = " not in template and key not in template_of_modes()] == []
+
+
+def template_of_modes() -> set[str]:
+    return {"sample_clip", "noise_multiplier"}  # docs/privacy.md has them; their defaults need no change
+
+
+def test_every_line_of_the_template_is_valid_when_it_is_used(tmp_path):
+    """One key at a time, each with the keys that its comment asks for."""
+    path = write_settings_template(tmp_path, "silo.key")
+    template, needs = path.read_text(), {"report_loss": "report_loss_override = true"}
+    offered = [line for line in template.splitlines() if line.startswith("# ") and " = " in line.partition("  #")[0]]
+    assert len(offered) > 20
+    for line in offered:
+        key = line.removeprefix("# ").partition(" =")[0]
+        used = template.replace(line, "\n".join((line.removeprefix("# "), needs.get(key, ""))))
+        if key in {field.name for field in msgspec.structs.fields(Work)}:
+            used = used.replace("# [work]", "[work]")
+        if key in ("videos", "trusted_keys"):
+            continue  # they name files
+        path.write_text(used)
+        load_agent_settings(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("threads = 0", "work.threads: expected 1 to 1024"),
+        ("idle_s = -1.0", "work.idle_s: expected 0 to 2592000 seconds"),
+        ("rescan_s = 0.0", "work.rescan_s: expected 0.1 to 2592000 seconds"),
+        ("rescan_s = nan", "work.rescan_s: expected 0.1 to 2592000 seconds"),
+        ("clip_timeout = 0.0", "work.clip_timeout: expected 1 to 86400 seconds"),
+        ("max_clip_gb = 0.0", "work.max_clip_gb: expected more than 0"),
+        ('backend = "abacus"', "work: "),
+    ],
+)
+def test_a_wrong_value_of_work_is_named_with_its_range(tmp_path, text, message):
+    path = write_settings_template(tmp_path, "silo.key")
+    path.write_text(path.read_text().replace("# [work]", f"[work]\n{text}"))
+    with pytest.raises(SettingsError) as error:
+        load_agent_settings(path)
+    assert message in error.value.message
+
+
+@pytest.mark.parametrize("key", ["evaluations_per_day", "evaluations_per_month"])
+@pytest.mark.parametrize("value", [-1, 1_000_001, (1 << 63) - 1])
+def test_limits_on_evaluations_are_named_with_their_range(tmp_path, key, value):
+    with pytest.raises(SettingsError, match=rf"policy\.{key}: expected 0 \(none\) to 1000000"):
+        policy(f"{key} = {value}", tmp_path)
