@@ -65,9 +65,12 @@ def run(
     settings = load_agent_settings(config, also_trusted=tuple(trusted_key or ()))
     if check_config:
         check_environment(settings)
+        overrides = settings.policy.overrides()
         if not as_json:
             say(f"{config}: OK")
-        return {"config": str(config), "ok": True}
+            for override in overrides:
+                say(f"  OVERRIDE: {override} (docs/privacy.md)")
+        return {"config": str(config), "ok": True, "overrides": list(overrides)}
 
     from ...fedproto.tls import certificate_silo
     from ..daemon import run_agent

@@ -34,7 +34,8 @@ def history(
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Show a row per round. Loss and accuracy are of the model that the round STARTED from, on the silos'
-    held-out clips, where the silo's policy allows to report them. MB/silo is the size of an update and its model;
+    held-out clips, where the silo's policy allows to report them, with noise of a few clips unless it says
+    otherwise. MB/silo is the size of an update and its model;
     `lost` is the largest share that the codec of an update left out. Below a round: updates that counted less than they
     claimed. --json has every silo's figures. Last line: bytes until a model had 95 % of the last accuracy.
     """
@@ -60,6 +61,9 @@ def evaluation(
 ) -> dict[str, Any]:
     """Show results of a model on the silos' held-out clips: in all, by silo, by class where silos report it; and, at
     the end of a run with final_evaluation = "sites", results of each silo's model on every other's clips.
+
+    A silo adds noise of a few clips to what it reports, unless its policy says otherwise: figures of silos with few
+    clips say little.
     """
     from ..admin.models import evaluation_lines, evaluation_of
     from ..settings import load_coordinator_settings
