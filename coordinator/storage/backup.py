@@ -24,7 +24,7 @@ from ...base.errors import DataError, LockedError, StorageError
 from ...base.files import FileLock, new_directory, open_regular, read_regular, sha256_file, storage_code
 from ...base.sqlite import copy_database
 from ...fedproto.records import decode_run_settings
-from .database import DATABASE_FILE, read_database
+from .database import DATABASE_FILE, open_database, read_database
 from .last_round import check_last_round, settle_last_round
 from .models import ModelStore
 from .strategy_state import StrategyState
@@ -71,7 +71,7 @@ def restore(state: Path, source: Path) -> dict[str, Any]:
     """Replace ``state`` by a backup; the old folder is kept next to it. Keys: state, files, kept.
 
     Every hash is checked before anything is moved. Raises DataError (``bad_backup``), LockedError while a coordinator
-    runs, StorageError. After an error the state is the old one.
+    runs, StorageError. After an error the state is the old one. The database of an earlier version is migrated.
     """
     files = check_backup(source)
     if FileLock.is_held(state / "lock"):
@@ -87,6 +87,7 @@ def restore(state: Path, source: Path) -> dict[str, Any]:
                 _copy_file(source / name, building / name)
                 if sha256_file(building / name) != sha256:
                     raise _bad_backup_error(source, f"{name} changed while it was copied")
+            open_database(building / DATABASE_FILE).close()  # migrates that of an earlier version
             settle_last_round(building)
     except OSError as error:
         raise StorageError(f"cannot restore {state}: {error.strerror}", code=storage_code(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ import apsw
 import pytest
 from flamest.base.errors import DataError, FlamestError, SettingsError
 from flamest.coordinator.rounds import Cohort, RoundPolicy
+from flamest.coordinator.storage import database
+from flamest.coordinator.storage.backup import back_up, restore
 from flamest.coordinator.storage.database import DATABASE_FILE, read_database
 from flamest.coordinator.storage.run_store import RunStore
 from flamest.fedproto.head import HeadSpec
@@ -112,3 +115,24 @@ def test_a_newer_database_is_refused_and_no_byte_changes(tmp_path):
         RunStore.open(tmp_path, RUN)
     assert (refused.value.code, refused.value.exit_code) == ("newer_state", 78)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture
+def older_backup(tmp_path, monkeypatch):
+    """A backup of the first version of the database."""
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "SCHEMA", dataclasses.replace(database.SCHEMA, migrations=()))
+        begin(tmp_path / "older")
+        back_up(tmp_path / "older", tmp_path / "backup")
+    return tmp_path / "backup"
+
+
+def test_an_older_database_is_migrated_and_a_copy_kept(older_backup, tmp_path):
+    begin(older := tmp_path / "older")
+    assert (older / f"{DATABASE_FILE}.schema-{database.SCHEMA.first_version}").is_file()
+    assert not isinstance(started(older), tuple)
+
+
+def test_a_backup_of_an_older_version_is_restored(older_backup, folder):
+    restore(folder, older_backup)
+    assert not isinstance(started(folder), tuple)
