@@ -13,6 +13,8 @@ from ..storage.evaluations import ModelEvaluation, best_model
 from .authority import enrolled, read_silos
 from .history import History, RoundRow, SiloRow, UpdateRow, evaluation_figures, is_served, served_address
 
+MOST_LOST = 9.999  # of a codec's error, as shown in a table: a silo may claim any
+
 
 def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
     """Return the state of the run for --json.
@@ -161,7 +163,7 @@ def history_lines(rows: Sequence[Mapping[str, Any]], *, silos: bool = False) -> 
         accuracy = f"{row['accuracy']:8.3f}" if row["accuracy"] is not None else f"{'-':>8}"
         seconds = f"{row['seconds']:8.1f}" if row["seconds"] is not None else f"{'-':>8}"
         each = f"{row['bytes_per_silo'] / 1e6:8.2f}" if row["bytes_per_silo"] is not None else f"{'-':>8}"
-        lost = f"{row['codec_error']:6.1%}" if row["codec_error"] else f"{'-':>6}"
+        lost = f"{min(row['codec_error'], MOST_LOST):6.1%}" if row["codec_error"] else f"{'-':>6}"
         moved = f"  the clock moved by {row['clock_moved']:+.0f} s" if row["clock_moved"] else ""
         lines.append(
             f"{row['round']:5} {row['status']:9} {row['accepted']:8} {row['refused']:7} {row['examples']:8} {loss} "

@@ -140,7 +140,7 @@ class ActiveRun:
         Each is durable at once, but a silo that is refused over and over has its further ones written together, so that
         it does not keep the disk from the others.
         """
-        number, code = self._current_number, problem.code
+        number, code = self.current_number, problem.code
         limited_log.warning(
             "update_refused", who=silo, round=number, silo=silo, code=code, detail=printable(problem.message)
         )
@@ -178,7 +178,8 @@ class ActiveRun:
         return written
 
     @property
-    def _current_number(self) -> int:
+    def current_number(self) -> int:
+        """Number of the open round, of the last one in a finished run."""
         return self.state.open.number if self.state.open else self.state.last_round
 
     # --- waiting ---

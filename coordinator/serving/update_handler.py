@@ -101,6 +101,8 @@ class UpdateHandler:
 
     async def _known(self, submission: Submission) -> UpdateSummary | None:
         """Return the update of the same silo in the same round that counts already."""
+        if submission.round > self._active.current_number:  # and maybe beyond the database's integers
+            return None
         store, silo = self._active.store, submission.summary.silo
         return await self._active.on_disk(lambda: store.accepted_update(submission.round, silo))
 

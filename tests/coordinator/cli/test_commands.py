@@ -188,3 +188,10 @@ print(sorted({"torch", "onnxruntime", "onnx", "av", "sklearn", "PIL", "tokenizer
         [sys.executable, "-c", code, str(federation.config)], check=True, capture_output=True, text=True
     ).stdout
     assert out == "[]\n"
+
+
+def test_a_claimed_codec_error_does_not_widen_the_history():
+    row = dict.fromkeys(("loss", "accuracy", "seconds", "bytes_per_silo", "model_sha256", "clock_moved"))
+    row |= dict.fromkeys(("round", "accepted", "refused", "examples", "received_bytes", "sent_bytes"), 1)
+    head, line = history_lines([{**row, "status": "closed", "codec_error": 1e300, "updates": []}])
+    assert len(line) < len(head)

@@ -1,6 +1,7 @@
 """Identity, hostile messages and network faults over real gRPC, mutual TLS and loopback. `soak`: full size."""
 
 import contextlib
+import dataclasses
 import datetime
 import os
 import random
@@ -405,6 +406,15 @@ def test_idle_and_slow_connections_are_cut_during_an_honest_round(make_federatio
             while each.recv(4096):
                 pass
         each.close()
+
+
+@pytest.mark.parametrize("number", [2, 2**63 - 1, 2**63, 2**64 - 1])
+def test_an_update_of_a_round_beyond_every_number_is_stale(joined, number):
+    """SQLite has no integers beyond 2^63."""
+    channel, run, status = joined
+    header = messages.decode_update_part(update_parts(run, status)[0])
+    parts = [messages.encode_update_header(dataclasses.replace(header, round=number))]
+    assert refused(upload, channel, parts) == ("FAILED_PRECONDITION", "stale_round")
 
 
 # --- network faults ---
