@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..base.errors import DataError, MissingExtra
+from ..base.errors import DataError
+from ..base.files import printable_path
 from .backends.session import Session, check_shape
 from .bundle.manifest import TOKENIZER_FILE, RetrievedCaption, VisionLanguage
 from .bundle.opening import Bundle
+from .bundle.tokenizer_check import open_tokenizer
 from .caption_batch import CaptionBatch
 from .clip_records import Caption, timed
 from .vision_language import CrossAttentionCache, TokenIds, VisionLanguageModel
@@ -242,7 +244,7 @@ def open_captioner(
 def _open_generator(
     bundle: Bundle, spec: VisionLanguage, open_graph: Callable[[str], Session], *, rows: int, batch: int | None
 ) -> Captioner:
-    tokenizer = CaptionTokenizer(_open_tokenizer(bundle))
+    tokenizer = CaptionTokenizer(open_tokenizer(bundle.read(TOKENIZER_FILE), printable_path(bundle.tokenizer)))
     words = open_graph("words") if spec.attention_mode == "text" else None
     model = VisionLanguageModel(open_graph("vision"), open_graph("text"), spec, words=words)
     if model.computes_on_host:
@@ -252,18 +254,3 @@ def _open_generator(
 
 def _default_batch(graph: Session) -> int:
     return 1 if graph.computes_on_host else GPU_BATCH
-
-
-def _open_tokenizer(bundle: Bundle) -> tokenizers.Tokenizer:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingExtra("tokenizers", extra="agent") from error
-    data = bundle.read(TOKENIZER_FILE)
-    try:
-        tokenizer = Tokenizer.from_str(data.decode())
-    except Exception as error:  # tokenizers raises plain Exception
-        raise DataError(f"{bundle.tokenizer} is not a tokenizer: {error}") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer

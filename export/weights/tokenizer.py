@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...base.errors import DataError, MissingExtra
+from ...base.errors import DataError
 from ...base.files import read_regular
+from ...runtime.bundle.tokenizer_check import open_tokenizer
 from .vocabulary import CLS, MASK, PAD, SEP, UNK, small_vocabulary, vocabulary
 
 if TYPE_CHECKING:
@@ -35,18 +36,10 @@ def read_tokenizer(folder: Path, *, vocabulary_size: int) -> bytes:
     Raises DataError when neither is there, a file is damaged, an id is beyond the model's
     ``vocabulary_size``, or a special token has not the id that BERT uncased gives it.
     """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingExtra("tokenizers", extra="agent") from error
-
     json_file, vocabulary_file = folder / "tokenizer.json", folder / "vocab.txt"
     if json_file.is_file():
         source = json_file
-        try:
-            tokenizer = Tokenizer.from_str(read_regular(json_file, largest=MAX_TOKENIZER).decode())
-        except Exception as error:  # the tokenizers package raises plain Exception
-            raise DataError(f"{json_file} cannot be read as a tokenizer: {error}") from error
+        tokenizer = open_tokenizer(read_regular(json_file, largest=MAX_TOKENIZER), str(json_file))
     elif vocabulary_file.is_file():
         source = vocabulary_file
         try:

@@ -80,5 +80,5 @@ def test_more_tokens_than_the_model_has_are_refused(tmp_path):
 
 def test_a_damaged_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(DataError, match=r"tokenizer\.json cannot be read as a tokenizer"):
+    with pytest.raises(DataError, match=r"tokenizer\.json is not a tokenizer that may run"):
         read_tokenizer(tmp_path, vocabulary_size=SIZE)
