@@ -96,8 +96,13 @@ class LedgerContent:
         return (of, code) in self._refusals
 
     def spends(self) -> dict[str, Spend]:
-        """Return the privacy spent, by the payload's hash: the same payload sent again costs nothing more."""
-        return {entry.sha256: entry.privacy for entry in self.of("update") if entry.privacy is not None}
+        """Return the privacy spent, by update and payload: the same update sent again costs nothing more.
+
+        Equal payloads of two updates are two answers: a coordinator can choose weights and a learning rate with which
+        an update has two values only.
+        """
+        updates = (entry for entry in self.of("update") if entry.privacy is not None)
+        return {f"{entry.update_id}/{entry.sha256}": entry.privacy for entry in updates if entry.privacy is not None}
 
 
 def read_ledger(state: Path) -> LedgerContent:

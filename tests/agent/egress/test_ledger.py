@@ -132,12 +132,13 @@ def test_the_line_is_durable_before_append_returns(tmp_path, monkeypatch):
     assert calls[:2] == ["write", "fsync"]
 
 
-def test_the_same_payload_sent_again_spends_no_privacy(tmp_path):
+def test_the_same_update_sent_again_spends_no_privacy_and_an_equal_one_does(tmp_path):
+    """Two updates of equal bytes are two answers; a learning rate of half a rounding step leaves two values only."""
     ledger = Ledger.open(tmp_path)
     spend = Spend(0.1, 1.0, 10)
-    for number, sha256 in ((1, "aa"), (1, "aa"), (2, "bb")):
+    for number, sha256 in ((1, "aa"), (1, "aa"), (2, "aa"), (3, "bb")):
         ledger.append("update", **update(number, sha256=sha256, privacy=spend))
-    assert list(read_ledger(tmp_path).spends().values()) == [spend, spend]
+    assert list(read_ledger(tmp_path).spends().values()) == [spend] * 3
 
 
 def test_evaluations_of_lines_without_results_count_against_the_quotas(ledger):
