@@ -43,7 +43,7 @@ class Silo:
             ]
             store.add_rows(
                 [
-                    (clip.path.name, FeatureRow(clip, x, 8, "fingerprint", "fp32"))
+                    (clip.path.name, FeatureRow(clip, x, 4, "fingerprint", "fp32"))
                     for clip, x in zip(clips, table.x, strict=True)
                 ]
             )
