@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from ...base.errors import FlamestError, SettingsError
-from ...base.files import cache_folder, sha256_bytes
+from ...base.files import Stopped, cache_folder, sha256_bytes
 from ...base.process import usable_cores
 from ..backends.machine import MachineFacts
 from ..backends.opening import OpeningOptions, effective_precision, machine_facts
@@ -42,6 +42,7 @@ from .measurements import (
 )
 
 _MEMORY = 2.2  # a backend's memory over the size of the graphs' files: three backends at full size took 6.4 GB
+_STOPPED = Choice("auto", "stopped before all was measured")
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ def autotune_backends(
 
     Only as many of ``clips`` are taken as are needed: none when nothing is measured. ``notice`` is called before a
     measurement, which takes up to two minutes, and where its results could not be kept; ``stop`` is called between
-    its parts, and while the bundle is read (Stopped). Raises SettingsError ``held_precision`` when nothing here
-    computes the bundle in ``request.stored_precision``, DataError as ``open_bundle``.
+    its parts, and while bundle and clips are read: the choice is ``auto`` then. Raises SettingsError
+    ``held_precision`` when nothing here computes the bundle in ``request.stored_precision``, DataError as
+    ``open_bundle``.
     """
     manifest, _ = open_manifest(request.bundle, request.trusted)
     facts, stored = machine_facts(), request.stored_precision
@@ -99,7 +101,10 @@ def autotune_backends(
     if (free := available_bytes()) is not None and (needed := _needed_bytes(manifest, possible)) > free:
         why = f"nothing was measured: that takes {needed / 1e6:.0f} MB of memory, {free / 1e6:.0f} MB are free"
         return Choice(REFERENCE, why)
-    return _measure(request, key, possible, clips, notice, stop)
+    try:
+        return _measure(request, key, possible, clips, notice, stop)
+    except Stopped:
+        return _STOPPED
 
 
 def held_precision_error(manifest: Manifest, stored: str) -> SettingsError:
@@ -161,7 +166,7 @@ def _measure(
     )
     measured = benchmark_backends(bundle, opening, configurations, read, stop)
     if measured is None:
-        return Choice("auto", "stopped before all was measured")
+        return _STOPPED
     kept_in = keep_measured(request.folders, key, measured)
     if kept_in is None or kept_in != request.folders[0]:
         where = "for this process only" if kept_in is None else f"in {kept_in}"
