@@ -4,7 +4,9 @@
 
 Each flood (flood_attacks.py) is a process of its own against a coordinator of its own under ``ulimit -n LIMIT``. All
 connections come from loopback. Honest silos connect from 127.0.0.1; attackers do as well, except where the flood is of
-many addresses. ``--unguarded`` takes the guard out, to show that the flood bites.
+many addresses. Four silos keep their connections; another one makes 80 calls during the flood, each over a new
+connection. Floods run one at a time; with ``--overlap N`` the next
+one begins while up to N coordinators wait. ``--unguarded`` takes the guard out, to show that the flood bites.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +34,9 @@ from flamest.fedproto import messages
 
 HERE = Path(__file__).parent
 LIGHT_SILO = HERE.parent / "tests" / "coordinator" / "serving" / "light_silo.py"
-HONEST, THINK_S, ATTACKER = 3, 0.3, "attacker"
+HONEST, THINK_S, ATTACKER, CALLER = 4, 0.3, "attacker", "caller"
+CALLS = 80
+_FLOODING = threading.Lock()  # one flood at a time
 SETTINGS = """
 [server]
 listen = "127.0.0.1:0"
@@ -46,8 +52,8 @@ labels = ["a", "b"]
 fingerprint = "bench"
 inputs = 2816
 rounds = 100000
-min_silos = 3
-wanted = 3
+min_silos = 4
+wanted = 4
 """
 UNGUARDED = (
     "from flamest.coordinator.serving.connections import ConnectionGuard as guard; "
@@ -70,6 +76,7 @@ class Flood:
 FLOODS = (
     Flood("continuation_revoked", "continuation", 64),
     Flood("continuation_enrolled", "continuation", 64, holder="enrolled"),
+    Flood("call_then_continuation", "call_then_continuation", 64, holder="enrolled"),
     Flood("continuation_string", "continuation_string", 64),
     Flood("continuation_empty", "continuation_empty", 64),
     Flood("continuation_indexed", "continuation_indexed", 64),
@@ -94,7 +101,7 @@ FLOODS = (
     Flood("never_sent_revoked", "never_sent", 130),
     Flood("never_read", "never_read", 64, holder="enrolled"),
 )
-IDLE = Flood("idle_10000", "plain", 10_000)
+IDLE = Flood("idle_10000", "plain", 1000, rate=4000)  # ten each
 
 
 def measure(
@@ -104,24 +111,25 @@ def measure(
     return {each.name: run_flood(each, limit, seconds, wait, guarded) for each in floods}
 
 
-def run_flood(flood: Flood, limit: int, seconds: float, wait: float, guarded: bool = True) -> dict[str, Any]:
-    """Figures of one flood: rounds per minute and resident MB before, during and after."""
+def run_flood(
+    flood: Flood, limit: int, seconds: float, wait: float, guarded: bool = True, calls: int = CALLS
+) -> dict[str, Any]:
+    """Figures of one flood: rounds per minute and resident MB before, during and after, and calls that were served."""
     with tempfile.TemporaryDirectory(prefix="flamest-floods-") as name, _processes() as start:
         folder = Path(name)
         _make_federation(folder)
-        server = start(_server_command(folder, guarded), limit=limit, log=folder / "log")
-        address = _address(folder)
-        for silo in range(HONEST):
-            tls = _tls(folder, f"honest-{silo}")
-            start([sys.executable, str(LIGHT_SILO), address, *map(str, tls), str(THINK_S)])
-        state = _State(server.pid, folder)
-        state.wait_for_rounds(3)
-        if flood.holder == "revoked":
-            revoke_silo(folder / "coordinator", ATTACKER)
-        before = state.watch(max(seconds / 2, 5))
-        attacker = start(_attack_command(folder, flood, address, seconds, state.rounds()), out=subprocess.PIPE)
-        during = state.watch(seconds)
-        sent, _ = attacker.communicate(timeout=120)
+        with _FLOODING:
+            server = start(_server_command(folder, guarded), limit=limit, log=folder / "log")
+            state = _start_silos(folder, start, server.pid)
+            if flood.holder == "revoked":
+                revoke_silo(folder / "coordinator", ATTACKER)
+            before = state.watch(max(seconds / 2, 5))
+            address = _address(folder)
+            attacker = start(_attack_command(folder, flood, address, seconds, state.rounds()), out=subprocess.PIPE)
+            caller = start(_caller_command(folder, address, calls, seconds), out=subprocess.PIPE)
+            during = state.watch(seconds)
+            sent, _ = attacker.communicate(timeout=120)
+            served, _ = caller.communicate(timeout=120)
         after = state.watch(max(wait - 10, 1))
         last = state.watch(min(wait, 10))
         return {
@@ -133,6 +141,7 @@ def run_flood(flood: Flood, limit: int, seconds: float, wait: float, guarded: bo
             "after_s": wait,
             "peak_descriptors": during["descriptors"],
             "server_alive": server.poll() is None,
+            "new_connections": json.loads(served),
             "attacker": json.loads(sent.splitlines()[-1]) if sent.strip() else {},
             "log_lines": len((folder / "log").read_bytes().splitlines()),
         }
@@ -172,9 +181,19 @@ class _State:
         return next(round(int(line.split()[1]) / 1e3, 1) for line in lines if line.startswith("VmRSS"))
 
 
+def _start_silos(folder: Path, start: Callable[..., Any], server: int) -> _State:
+    """Start the honest silos that keep their connections; return when rounds close."""
+    for silo in range(HONEST):
+        tls = map(str, _tls(folder, f"honest-{silo}"))
+        start([sys.executable, str(LIGHT_SILO), _address(folder), *tls, str(THINK_S)])
+    state = _State(server, folder)
+    state.wait_for_rounds(3)
+    return state
+
+
 def _make_federation(folder: Path) -> None:
     init_federation(folder / "coordinator", ["127.0.0.1"], SETTINGS)
-    for name in [*(f"honest-{silo}" for silo in range(HONEST)), ATTACKER]:
+    for name in [*(f"honest-{silo}" for silo in range(HONEST)), ATTACKER, CALLER]:
         made = make_request(name, folder / "keys" / name)
         add_silo(folder / "coordinator", name, made.csr_path.read_bytes())
 
@@ -204,10 +223,16 @@ def _attack_command(folder: Path, flood: Flood, address: str, seconds: float, cl
     for path, name in zip(_tls(folder, ATTACKER), ("ca.pem", "silo.pem", "silo.key"), strict=True):
         (held / name).write_bytes(path.read_bytes())
     return [
-        *(sys.executable, str(HERE / "flood_attacks.py"), flood.kind, address, "--tls", str(held)),
+        *(sys.executable, "-m", "flamest.bench.flood_attacks", flood.kind, address, "--tls", str(held)),
         *("--connections", str(flood.connections), "--seconds", str(seconds), "--rate", str(flood.rate)),
         *("--requests", ",".join(_fetch_requests(folder, closed))),
     ]
+
+
+def _caller_command(folder: Path, address: str, calls: int, seconds: float) -> list[str]:
+    tls = map(str, _tls(folder, CALLER))
+    arguments = ["--calls", str(calls), "--seconds", str(seconds * 0.9)]
+    return [sys.executable, "-m", "flamest.bench.flood_caller", address, *tls, *arguments]
 
 
 def _fetch_requests(folder: Path, closed: int) -> list[str]:
@@ -254,14 +279,20 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names of floods, separated by commas")
     parser.add_argument("--unguarded", action="store_true")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--overlap", type=int, default=1, help="coordinators at one time, of which one is flooded")
     arguments = parser.parse_args()
     wanted = arguments.only.split(",") if arguments.only else [each.name for each in FLOODS]
     chosen = [each for each in (*FLOODS, IDLE) if each.name in wanted]
-    figures = {}
-    for flood in chosen:
-        done = measure([flood], arguments.limit, arguments.seconds, arguments.wait, not arguments.unguarded)
-        sys.stderr.write(json.dumps(done) + "\n")
-        figures.update(done)
+    guarded = not arguments.unguarded
+    figures: dict[str, Any] = {}
+
+    def run(flood: Flood) -> None:
+        done = run_flood(flood, arguments.limit, arguments.seconds, arguments.wait, guarded)
+        figures[flood.name] = done
+        sys.stderr.write(json.dumps({flood.name: done}) + "\n")
+
+    with ThreadPoolExecutor(arguments.overlap) as pool:
+        list(pool.map(run, chosen))
     print(json.dumps(figures) if arguments.json else json.dumps(figures, indent=2))
 
 

@@ -50,6 +50,8 @@ def server_options(connections: int) -> Options:
         ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
         ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
         ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+        ("grpc.experimental.tcp_read_chunk_size", WINDOW_BYTES // 16),
+        ("grpc.experimental.tcp_max_read_chunk_size", WINDOW_BYTES // 4),  # 4 MiB otherwise, for each connection
         ("grpc.http2.bdp_probe", 0),  # it would let every stream have megabytes unread: 10 MB for each silo
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),

@@ -21,7 +21,8 @@ from ..admin.authority import AllowList, ending_soon
 from ..settings import CoordinatorSettings, split_listen
 from ..storage.run_store import RunStore
 from .active_run import ServerPolicy
-from .connections import ConnectionGuard, ConnectionLimits
+from .connection_limits import ConnectionLimits
+from .connections import ConnectionGuard
 from .health import create_health_file, write_health
 from .run_service import RunService
 from .service import Service

@@ -25,8 +25,8 @@ MAX_DESCRIPTORS = 65_536  # more are of no use: 10,000 silos with a connection e
 DESCRIPTORS = "/proc/self/fd"
 TCP_COUNTERS = 120  # offset of tcpi_bytes_acked and tcpi_bytes_received in struct tcp_info (linux/tcp.h)
 TCP_INFO_BYTES = 136
-MAX_REFUSED = 500  # networks in a filter, which may have 4,096 instructions
-_SOCKADDR_BYTES, _SO_ATTACH_FILTER = 16, 26
+MAX_HELD = 500  # networks in a filter, which may have 4,096 instructions
+_SOCKADDR_BYTES, _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 16, 26, 27
 
 Peer = tuple[str, int]  # address, as ``ipaddress`` writes it, and port
 
@@ -131,49 +131,86 @@ def _listens(descriptor: int, port: int) -> bool:
         )
 
 
-def refuse_networks(listener: OpenSocket, networks: Collection[str]) -> bool:
-    """Let the kernel drop new connections from ``networks`` (of ``network_of``); open ones stay. False: it cannot.
+def hold_networks(listener: OpenSocket, networks: Collection[str]) -> bool:
+    """Let the kernel hold new connections from ``networks`` (of ``network_of``) after their first message of TLS.
 
-    A classic BPF filter on the listening socket needs no privilege: SO_ATTACH_FILTER, socket(7).
+    What else they send is dropped until ``release``; those that say nothing are never accepted. Open ones are not
+    concerned. False: it cannot.
+    A classic BPF filter on the listening socket, which its connections inherit, needs no privilege: socket(7).
     """
-    program = b"".join(struct.pack("=HBBI", *line) for line in _program(list(networks)[:MAX_REFUSED]))
+    program = b"".join(struct.pack("=HBBI", *line) for line in _program(list(networks)[:MAX_HELD]))
     code = ctypes.create_string_buffer(program, len(program))
-    fields = struct.pack("HP", len(program) // 8, ctypes.addressof(code))  # struct sock_fprog
-    ours = _duplicate(listener)
+    return _set_option(listener, _SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(code)))
+
+
+def release(held: OpenSocket) -> bool:
+    """Let everything pass that comes for this connection; False when it was not held, or is gone."""
+    return _set_option(held, _SO_DETACH_FILTER, struct.pack("i", 0))
+
+
+def _set_option(target: OpenSocket, option: int, value: bytes) -> bool:
+    ours = _duplicate(target)
     if ours is None:
         return False
     with ours:
         try:
-            ours.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fields)
+            ours.setsockopt(socket.SOL_SOCKET, option, value)
         except OSError:
             return False
     return True
 
 
-def _program(networks: list[str]) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the filter's instructions: operation, jumps if true and if false, operand (linux/filter.h)."""
+def _program(networks: list[str]) -> list[tuple[int, int, int, int]]:
+    """Return the filter's instructions: operation, jumps if true and if false, operand (linux/filter.h)."""
     load, equal, jump, end = 0x20, 0x15, 0x05, 0x06
     network_header, protocol = 0xFFF00000, 0xFFFFF000  # SKF_NET_OFF, SKF_AD_OFF + SKF_AD_PROTOCOL
     packed = [ipaddress.ip_address(each).packed for each in networks]
     v4 = [int.from_bytes(each) for each in packed if len(each) == 4]
     v6 = [(int.from_bytes(each[:4]), int.from_bytes(each[4:8])) for each in packed if len(each) == 16]
-    yield load, 0, 0, protocol
-    yield equal, 0, 1, 0x0800
-    yield jump, 0, 0, 2  # to the addresses of IPv4
-    yield equal, 0, 1, 0x86DD
-    yield jump, 0, 0, 2 + 2 * len(v4)  # to the networks of IPv6
-    yield load, 0, 0, network_header + 12
+    passes = end, 0, 0, 0xFFFFFFFF
+    to_test = jump, 0, 0, 0  # its operand is known once all is written
+    lines = [
+        (load, 0, 0, protocol),
+        (equal, 0, 1, 0x0800),
+        (jump, 0, 0, 2),  # to the addresses of IPv4
+        (equal, 0, 1, 0x86DD),
+        (jump, 0, 0, 2 + 2 * len(v4)),  # to the networks of IPv6
+        (load, 0, 0, network_header + 12),
+    ]
     for address in v4:
-        yield equal, 0, 1, address
-        yield end, 0, 0, 0
-    yield end, 0, 0, 0xFFFFFFFF
+        lines += [(equal, 0, 1, address), to_test]
+    lines.append(passes)
     for high, low in v6:
-        yield load, 0, 0, network_header + 8
-        yield equal, 0, 3, high
-        yield load, 0, 0, network_header + 12
-        yield equal, 0, 1, low
-        yield end, 0, 0, 0
-    yield end, 0, 0, 0xFFFFFFFF
+        lines += [(load, 0, 0, network_header + 8), (equal, 0, 3, high)]
+        lines += [(load, 0, 0, network_header + 12), (equal, 0, 1, low), to_test]
+    lines.append(passes)
+    test = len(lines)
+    lines = [(jump, 0, 0, test - place - 1) if line is to_test else line for place, line in enumerate(lines)]
+    return [*lines, *_only_a_client_hello()]
+
+
+def _only_a_client_hello() -> list[tuple[int, int, int, int]]:
+    """Return instructions for TCP segments: those that begin a handshake of TLS pass, and SYN and RST.
+
+    An acknowledgement without data does not: without it, the kernel accepts no connection that says nothing.
+    """
+    return [
+        (0x80, 0, 0, 0),  # length with TCP's header, which has at most 60 bytes
+        (0x25, 3, 0, 60),  # has data
+        (0x30, 0, 0, 13),  # flags
+        (0x54, 0, 0, 0x06),  # SYN, RST
+        (0x15, 9, 8, 0),  # none: drop; one: pass
+        (0x30, 0, 0, 12),  # the header's length, in words, in the upper four bits
+        (0x54, 0, 0, 0xF0),
+        (0x74, 0, 0, 2),
+        (0x07, 0, 0, 0),
+        (0x50, 0, 0, 0),
+        (0x15, 0, 3, 0x16),  # a record of the handshake, or drop
+        (0x50, 0, 0, 5),
+        (0x15, 0, 1, 1),  # a ClientHello, or drop
+        (0x06, 0, 0, 0xFFFFFFFF),
+        (0x06, 0, 0, 0),
+    ]
 
 
 def moved_bytes(descriptor: int) -> tuple[int, int]:

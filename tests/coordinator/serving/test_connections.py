@@ -10,15 +10,10 @@ from pathlib import Path
 import pytest
 from flamest.base.errors import SettingsError
 from flamest.base.process import Shutdown
-from flamest.coordinator.serving import connections, server, sockets
-from flamest.coordinator.serving.connections import (
-    BlockedNetworks,
-    Caller,
-    Connection,
-    ConnectionGuard,
-    ConnectionLimits,
-    to_cut,
-)
+from flamest.coordinator.serving import admission, connection_limits, server, sockets
+from flamest.coordinator.serving.admission import AdmissionQueue
+from flamest.coordinator.serving.connection_limits import Caller, Connection, ConnectionLimits, to_cut
+from flamest.coordinator.serving.connections import ConnectionGuard
 from flamest.coordinator.serving.sockets import OpenSocket
 from flamest.coordinator.settings import load_coordinator_settings
 
@@ -32,8 +27,8 @@ def stranger(number: int, *, address: str = "10.0.0.1", age: float = 1.0, receiv
     return made
 
 
-def reasons(found: list[Connection], blocked: tuple[str, ...] = ()) -> dict[int, str]:
-    return {each.socket.inode: why for each, why in to_cut(found, LIMITS, blocked, NOW)}
+def reasons(found: list[Connection], suspects: tuple[str, ...] = ()) -> dict[int, str]:
+    return {each.socket.inode: why for each, why in to_cut(found, LIMITS, suspects, NOW)}
 
 
 @pytest.mark.parametrize(
@@ -53,12 +48,12 @@ def reasons(found: list[Connection], blocked: tuple[str, ...] = ()) -> dict[int,
         (stranger(1, refused_at=NOW - 3), "refused"),
         (stranger(1, silo="a", refused_at=NOW - 3), "refused"),
         (stranger(1, silo="a", refused_at=NOW - 1, received=9 << 20), "stranger_bytes"),
-        (stranger(1, address="10.0.0.9"), "blocked"),
-        (stranger(1, address="10.0.0.9", silo="a"), None),
+        (stranger(1, silo="suspect", received=900 << 10), None),
+        (stranger(1, silo="suspect", received=2 << 20), "flood"),
     ],
 )
 def test_connection_is_cut_for_a_named_reason_only(connection, reason):
-    assert reasons([connection], ("10.0.0.9",)) == ({} if reason is None else {1: reason})
+    assert reasons([connection], ("suspect",)) == ({} if reason is None else {1: reason})
 
 
 def test_strangers_of_the_largest_network_are_cut_silent_and_old_ones_first():
@@ -198,34 +193,127 @@ def test_a_descriptor_used_again_is_never_cut_for_its_predecessor(listener):
         assert first.fileno() > 0
 
 
-def test_refused_networks_cannot_connect_and_open_connections_stay(listener):
-    (own,) = sockets.listeners(listener.getsockname()[1])
+CLIENT_HELLO = b"\x16\x03\x01\x00\xc8\x01" + bytes(200)
+
+
+def takes(accepted: socket.socket) -> bytes:
+    accepted.settimeout(0.3)
+    try:
+        return accepted.recv(1 << 16)
+    except TimeoutError:
+        return b""
+
+
+def test_held_networks_open_connections_and_say_no_more_than_hello(listener):
+    port = listener.getsockname()[1]
+    (own,) = sockets.listeners(port)
     address = "::1" if listener.getsockname()[0] == "::1" else "127.0.0.1"
-    with connect(listener) as before:
-        many = [f"10.0.{number // 250}.{number % 250}" for number in range(499)]
-        assert sockets.refuse_networks(own, [sockets.network_of(address), *many])
-        with pytest.raises(TimeoutError):
-            connect(listener)
-        if address == "127.0.0.1":
-            connect(listener, "127.0.0.2").close()
-        before.sendall(b"x")
-        assert sockets.refuse_networks(own, [])
-        connect(listener).close()
+    many = [f"10.0.{number // 250}.{number % 250}" for number in range(499)]
+    with connect(listener) as before, listener.accept()[0] as accepted_before:
+        assert sockets.hold_networks(own, [sockets.network_of(address), *many])
+        before.sendall(bytes(1000))
+        assert takes(accepted_before) == bytes(1000)  # open ones are not concerned
+    with connect(listener) as client:
+        client.sendall(CLIENT_HELLO)
+        accepted = listener.accept()[0]
+        assert takes(accepted) == CLIENT_HELLO
+        client.sendall(b"\x17" + bytes(1000))
+        assert takes(accepted) == b""
+        (found,) = sockets.open_sockets(port, {})
+        assert sockets.release(found)
+        accepted.settimeout(5)
+        assert accepted.recv(1 << 16) == b"\x17" + bytes(1000)  # the kernel of the other end has sent it again
+        assert not sockets.release(found)
+        accepted.close()
+    if address == "127.0.0.1":
+        with connect(listener, "127.0.0.2") as other, listener.accept()[0] as accepted:
+            other.sendall(bytes(1000))
+            assert takes(accepted) == bytes(1000)
+    assert sockets.hold_networks(own, [])
+    with connect(listener) as client, listener.accept()[0] as accepted:
+        client.sendall(bytes(1000))
+        assert takes(accepted) == bytes(1000)
 
 
-def test_bars_double_and_end():
-    networks = BlockedNetworks()
-    networks.add("10.0.0.1", 0.0)
-    networks.add("10.0.0.1", 1.0)
-    assert networks.blocked == {"10.0.0.1": 15.0}
-    assert networks.changed(1.0)
-    assert not networks.changed(2.0)
-    assert networks.changed(15.1)
-    assert networks.blocked == {}
-    for _ in range(12):
-        networks.add("10.0.0.1", 20.0)
-        until = networks.blocked.pop("10.0.0.1")
-    assert until == 20.0 + connections.MAX_BLOCKED_S
+def test_garbage_never_passes_where_a_network_is_held(listener):
+    (own,) = sockets.listeners(listener.getsockname()[1])
+    assert sockets.hold_networks(own, ["::1" if listener.getsockname()[0] == "::1" else "127.0.0.1"])
+    for data in (bytes(1000), b"\x16\x03\x01\x00\xc8\x02" + bytes(200), b"PRI * HTTP/2.0\r\n\r\nSM" + bytes(100)):
+        with connect(listener) as client:
+            client.sendall(data)
+            listener.settimeout(0.3)
+            with pytest.raises(TimeoutError):  # it says nothing that counts: it is not accepted
+                listener.accept()
+
+
+def held_admission(*networks: str) -> AdmissionQueue:
+    made = AdmissionQueue()
+    for network in networks:
+        made.flooded(network, None, NOW)
+    made.changed(NOW)
+    return made
+
+
+def admitted(made: AdmissionQueue, found: list[Connection], now: float, resident: int = 0) -> list[int]:
+    turns = list(made.admit(found, resident, now))
+    for each in turns:
+        each.admitted = True
+    return [each.socket.inode for each in turns]
+
+
+def test_connections_of_other_networks_and_of_silos_never_wait():
+    made = held_admission("10.0.0.9")
+    found = [stranger(1), stranger(2, address="10.0.0.9"), stranger(3, address="10.0.0.9", silo="a")]
+    assert admitted(made, found, NOW) == [1, 3]
+    assert admitted(made, found, NOW + admission.HELD_S - 1) == []
+    made.changed(NOW + admission.HELD_S + 1)
+    assert admitted(made, found, NOW + admission.HELD_S + 1) == [2]
+
+
+def test_oldest_and_newest_are_admitted_in_turn_and_silent_ones_wait():
+    made = held_admission("10.0.0.1")
+    found = [stranger(number, age=10 - number / 10, received=500 * (number >= 20)) for number in range(60)]
+    assert admitted(made, found, NOW) == [20, 59, 21, 58]
+    assert admitted(made, found, NOW + 1 / admission.ADMITTED_PER_S) == [22]
+    assert len(admitted(made, found, NOW + 60)) == admission.MOST_AT_ONCE  # time alone earns no more than a few
+
+
+def test_two_held_networks_are_admitted_alike():
+    made = held_admission("10.0.0.1", "10.0.0.2")
+    found = [stranger(number, address=f"10.0.0.{1 + number % 10 // 9}", received=1) for number in range(100)]
+    assert sum(number % 10 == 9 for number in admitted(made, found, NOW)) == 2
+
+
+def test_fewer_are_admitted_while_memory_is_short():
+    made = AdmissionQueue()
+    list(made.admit([], 100 << 20, NOW - 1))
+    made.flooded("10.0.0.1", None, NOW)
+    found = [stranger(number, received=1) for number in range(200)]
+    assert len(admitted(made, found, NOW, 100 << 20)) == admission.MOST_AT_ONCE
+    assert len(admitted(made, found, NOW + 0.25, 300 << 20)) == 0.25 * admission.SCARCE_PER_S
+    assert len(admitted(made, found, NOW + 0.35, 200 << 20)) == 0.1 * admission.ADMITTED_PER_S // 1
+
+
+def test_connections_of_a_crowd_are_filtered_and_never_wait():
+    made = AdmissionQueue()
+    made.crowded("10.0.0.1", NOW)
+    made.flooded("10.0.0.2", None, NOW)
+    assert made.changed(NOW)
+    assert made.filtered == ["10.0.0.2", "10.0.0.1"]
+    assert admitted(made, [stranger(number, received=1) for number in range(100)], NOW) == list(range(100))
+    assert made.changed(NOW + admission.HELD_S + 1)
+    assert made.filtered == []
+
+
+def test_a_silo_that_flooded_is_suspected_for_a_while_only():
+    made = AdmissionQueue()
+    made.flooded("10.0.0.1", "a", NOW)
+    assert made.changed(NOW)
+    assert not made.changed(NOW + 1)
+    assert list(made.suspects) == ["a"]
+    assert made.changed(NOW + admission.HELD_S + 1)
+    assert not made.changed(NOW + admission.SUSPECTED_S + 1)
+    assert made.suspects == {}
 
 
 def test_a_later_connection_from_the_same_port_starts_as_a_stranger(listener):
@@ -261,8 +349,8 @@ def test_hours_of_honest_calls_buy_no_flood(listener):
         guard.carried(peer, 10 << 30)
         guard.look(port, time.monotonic())
         (connection,) = guard._connections.values()
-        assert connection.excess == pytest.approx(-connections.EXCESS_BYTES, abs=1)
-        connection.received += 2 * connections.EXCESS_BYTES + 100
+        assert connection.excess == pytest.approx(-connection_limits.EXCESS_BYTES, abs=1)
+        connection.received += 2 * connection_limits.EXCESS_BYTES + 100
         assert list(to_cut([connection], LIMITS, (), time.monotonic())) == [(connection, "flood")]
 
 
