@@ -141,7 +141,7 @@ def run_flood(
             "after_s": wait,
             "peak_descriptors": during["descriptors"],
             "server_alive": server.poll() is None,
-            "new_connections": json.loads(served),
+            "new_connections": json.loads(served.strip() or "{}"),
             "attacker": json.loads(sent.splitlines()[-1]) if sent.strip() else {},
             "log_lines": len((folder / "log").read_bytes().splitlines()),
         }
