@@ -132,7 +132,7 @@ def test_the_line_is_durable_before_append_returns(tmp_path, monkeypatch):
     assert calls[:2] == ["write", "fsync"]
 
 
-def test_the_same_update_sent_again_spends_no_privacy_and_an_equal_one_does(tmp_path):
+def test_the_same_update_sent_again_spends_no_privacy_an_equal_one_does(tmp_path):
     """Two updates of equal bytes are two answers; a learning rate of half a rounding step leaves two values only."""
     ledger = Ledger.open(tmp_path)
     spend = Spend(0.1, 1.0, 10)
