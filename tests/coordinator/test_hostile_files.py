@@ -188,6 +188,16 @@ def test_an_allow_list_is_refused_as_a_whole(tmp_path, silos):
     assert (refused.value.code, refused.value.exit_code) == ("bad_allow_list", 65)
 
 
+@pytest.mark.parametrize("place", ["a", "0" * 64, "2026-01-01T00:00:00Z"])
+def test_an_allow_list_with_invalid_utf8_is_refused_by_name(tmp_path, place):
+    path = tmp_path / "silos.json"
+    data = json.dumps({"silos": {"a": ENTRY}}).encode()
+    path.write_bytes(data.replace(f'"{place}"'.encode(), b'"' + place.encode()[:-1] + b'\xff"', 1))
+    with pytest.raises(DataError) as refused:
+        read_silos(path)
+    assert (refused.value.code, refused.value.exit_code) == ("bad_allow_list", 65)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=names())
 def test_a_running_server_serves_nobody_on_a_bad_list_and_recovers(tmp_path, kind):
     """No last good list is kept: a silo that is being revoked might be served on it."""
