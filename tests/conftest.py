@@ -35,7 +35,7 @@ class Federation:
         self.silo_folder = folder / "silos"
         self.config = self.folder / "coordinator.toml"
         run = {"inputs": 6, "hidden": [5], "rounds": 3, "min_silos": 1, "deadline_s": 60.0, **run}
-        untrained = {"norm_times": 0, "examples_times": 0, "quarantine_after": 0}  # as the updates are that tests send
+        untrained = {"norm_times": 0, "quarantine_after": 0}  # as the updates are that tests send
         run = {**untrained, **run}
         text = render_config_template(LABELS, "fingerprint").replace("0.0.0.0:7443", "127.0.0.1:0")
         for key, value in run.items():

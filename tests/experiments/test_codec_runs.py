@@ -81,7 +81,7 @@ class Silo:
 
 
 def started(make_federation, codec: str):
-    federation = make_federation(*SIZES, rounds=ROUNDS, min_silos=2, codec=f'"{codec}"')
+    federation = make_federation(*SIZES, rounds=ROUNDS, min_silos=2, examples_times=0, codec=f'"{codec}"')
     federation.start()
     return federation
 

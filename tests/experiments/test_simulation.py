@@ -117,7 +117,16 @@ def real_run(federation, folder: Path, *, hold_out: float) -> tuple[str, list[Si
 @pytest.mark.parametrize("hold_out", [0.0, 0.25], ids=["all rows", "groups held out"])
 def test_a_simulated_and_a_real_run_end_in_the_same_model(make_federation, tmp_path, hold_out):
     federation = make_federation(
-        *SIZES, inputs=WIDTH, hidden=[16, 8], rounds=ROUNDS, min_silos=3, wanted=3, seed=7, batch_size=16, epochs=2
+        *SIZES,
+        inputs=WIDTH,
+        hidden=[16, 8],
+        rounds=ROUNDS,
+        min_silos=3,
+        wanted=3,
+        seed=7,
+        batch_size=16,
+        epochs=2,
+        examples_times=0,
     )
     real, silos, run = real_run(federation, tmp_path / "homes", hold_out=hold_out)
     assert [len(silo.train) < SIZES[silo.name] for silo in silos] == [hold_out > 0] * len(silos)

@@ -114,7 +114,9 @@ def silo(federation):
     silo.close()
 
 
-def test_model_is_the_weighted_mean_to_the_last_bit(federation):
+def test_model_is_the_weighted_mean_to_the_last_bit(make_federation):
+    federation = make_federation("a", "b", "c", rounds=2, min_silos=2, examples_times=0)
+    federation.start()
     sizes = {"c": 17, "a": 301, "b": 94}  # the order of arrival
     sent = {}
     for name, examples in sizes.items():
