@@ -25,7 +25,7 @@ from ..client import CoordinatorClient
 from ..handshake import ConnectionSettings
 from .accountant import Spend, epsilon_of
 from .entry import Entry, EntryType, ReportedResult, TensorSent
-from .final_evaluation import EvaluationPlan, evaluations_left, is_planned, plan_evaluation, split_of, withheld_reason
+from .evaluation_limits import EvaluationPlan, evaluations_left, is_planned, plan_evaluation, split_of, withheld_reason
 from .ledger import Ledger
 from .messages import EvaluationMessage, UpdateMessage
 from .pending_update import PendingUpdate, read_pending, write_pending

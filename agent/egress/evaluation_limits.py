@@ -1,4 +1,4 @@
-"""The rule for evaluations at the end of a run: one, of the models that the run's settings ask for.
+"""Limits on evaluations: how many may leave, and at the end of a run one, of the models that its settings ask for.
 
 The coordinator says when a run has ended and which models are to be evaluated; the silo checks it against the run's
 settings, its policy, and what its own ledger says about the run.
