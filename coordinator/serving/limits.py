@@ -21,8 +21,8 @@ from ...base.errors import DataError
 from ...base.token_bucket import TokenBucket
 from ...fedproto import calls
 
-CALLS_AT_ONCE = 500  # of a silo; an agent needs three a round
-CALL_EVERY_S = 0.02  # and one more; further ones are refused, slowly
+CALLS_AT_ONCE = 2_000  # of a silo; an agent needs three a round
+CALL_EVERY_S = 1 / 200  # and one more; further ones are refused, slowly
 SLOW_S = 1.0  # until such a refusal: shorter than connections.REFUSED_S
 LEASE_S = 60.0  # a second agent is accepted at the earliest this long after the first was last heard
 

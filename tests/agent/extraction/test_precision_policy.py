@@ -73,7 +73,7 @@ class FakeExtractor:
         self._silo = silo
         self._precision = opening.effective_precision(read_manifest(silo.bundle), backend_options)
 
-    def extract_all(self, clips):
+    def extract_all(self, clips, *, stop):
         for clip in clips:
             x = np.ones(1, np.float32)
             features = ClipFeatures(x, x, Caption("", ()), -1, (), self._silo.fingerprint, self._precision)
