@@ -77,10 +77,13 @@ class RawCaller:
         self.send(frames)
         return stream
 
-    def frames(self, seconds: float) -> list[tuple[int, int, int, bytes]]:
-        """Return the frames (kind, flags, stream, payload) that arrive within ``seconds``; fewer at the end."""
+    def frames(self, seconds: float, *, until_kind: int | None = None) -> list[tuple[int, int, int, bytes]]:
+        """Return the frames (kind, flags, stream, payload) that arrive within ``seconds``; fewer at the end.
+
+        ``until_kind``: the first frame of this kind ends the wait.
+        """
         found, until = [], time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
+        while (left := until - time.monotonic()) > 0 and until_kind not in {kind for kind, *_ in found}:
             self.socket.settimeout(left)
             try:
                 data = self.socket.recv(1 << 16)

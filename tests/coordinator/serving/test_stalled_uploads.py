@@ -58,7 +58,8 @@ STALLS = {
 def test_an_upload_that_stalls_ends_after_its_time(federation, parts, stall):
     with contextlib.closing(RawCaller(federation.connection_settings("b"))) as caller:
         caller.open_stream(SUBMIT, STALLS[stall](*parts))
-        answer = b"".join(payload for kind, _, _, payload in caller.frames(6.0) if kind == raw_caller.HEADERS)
+        frames = caller.frames(6.0, until_kind=raw_caller.HEADERS)
+        answer = b"".join(payload for kind, _, _, payload in frames if kind == raw_caller.HEADERS)
     assert b"too_slow" in answer
 
 
