@@ -101,13 +101,17 @@ class RawCaller:
                 found.append((head[3], head[4], int.from_bytes(head[5:9], "big") & 0x7FFFFFFF, payload))
         return found
 
-    def ended(self, seconds: float) -> set[int]:
-        """Return the streams that the server ended within ``seconds``."""
-        return {
-            stream
-            for kind, flags, stream, _ in self.frames(seconds)
-            if kind == RST_STREAM or (kind == HEADERS and flags & END_STREAM)
-        }
+    def ended(self, seconds: float, *, count: int = 0) -> set[int]:
+        """Return the streams that the server ended within ``seconds``; with ``count``, as soon as there are so many."""
+        found: set[int] = set()
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and (not count or len(found) < count):
+            found |= {
+                stream
+                for kind, flags, stream, _ in self.frames(min(left, 0.1) if count else left)
+                if kind == RST_STREAM or (kind == HEADERS and flags & END_STREAM)
+            }
+        return found
 
     def is_cut(self, seconds: float) -> bool:
         """Return whether the server closes the connection within ``seconds``; what it sent is not read."""

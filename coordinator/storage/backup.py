@@ -40,6 +40,7 @@ class Backup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``backup.json``."""
 
     files: dict[str, str]  # path in the backup -> SHA-256
+    sizes: dict[str, int] = {}  # path -> bytes; a larger file is refused before it is hashed
 
 
 def back_up(state: Path, to: Path) -> dict[str, Any]:
@@ -59,12 +60,12 @@ def back_up(state: Path, to: Path) -> dict[str, Any]:
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
         else:
             raise StorageError(f"{state} changed {TRIES} times while it was copied", fix="try again between two rounds")
-        files = [path for path in building.rglob("*") if path.is_file()]
-        size = sum(path.stat().st_size for path in files)
-        listing = Backup({str(path.relative_to(building)): sha256_file(path) for path in sorted(files)})
+        files = {str(path.relative_to(building)): path for path in sorted(building.rglob("*")) if path.is_file()}
+        sizes = {name: path.stat().st_size for name, path in files.items()}
+        listing = Backup({name: sha256_file(path) for name, path in files.items()}, sizes)
         (building / LISTING).touch(mode=0o600)
         (building / LISTING).write_bytes(msgspec.json.format(msgspec.json.encode(listing)) + b"\n")
-    return {"backup": str(to), "files": len(files), "bytes": size}
+    return {"backup": str(to), "files": len(files), "bytes": sum(sizes.values())}
 
 
 def restore(state: Path, source: Path) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def check_backup(source: Path) -> dict[str, str]:
         raise _bad_backup_error(source, f"{LISTING} does not list a state folder")
     for name, sha256 in listing.files.items():
         try:
-            found = sha256_file(source / name)
+            found = sha256_file(source / name, largest=listing.sizes.get(name))
         except (DataError, StorageError) as error:
             raise _bad_backup_error(source, error.message) from error
         if found != sha256:

@@ -179,6 +179,14 @@ def attack(make_federation, tmp_path) -> Callable[[Malice], Oracle]:
     return run
 
 
+SOAK = (  # variants of others
+    "a run that asks for none, 2^32 - 1 models",
+    "sites, 2^32 - 1 models",
+    "before the first round",
+    "a round at 2^63",
+    "256 models, a new first one every time",
+    "a new run every time",
+)
 VARIANTS = {
     "a run that asks for none": (Malice(ASKS_FOR_NONE), 0),
     "a run that asks for none, and in which it took no part": (Malice(ASKS_FOR_NONE, takes_part=False), 0),
@@ -199,7 +207,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.soak) if name in SOAK else name for name in VARIANTS]
+)
 def test_a_coordinator_gets_no_evaluation_beyond_the_runs_own(attack, tmp_path, name):
     malice, allowed = VARIANTS[name]
     oracle = attack(malice)

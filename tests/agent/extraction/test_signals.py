@@ -74,16 +74,14 @@ def large_bundle(toy_bundle, tmp_path):
     return bundle
 
 
-@pytest.mark.parametrize("words", [(), ("--precision", "auto")])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGTERM, ()), (signal.SIGINT, ("--precision", "auto"))])
 def test_a_signal_ends_the_hashing_of_a_bundle(large_bundle, clips, tmp_path, number, words):
     clips.write_clip(tmp_path / "videos" / "wave" / "a.avi", frames=12)
     process = started(large_bundle, tmp_path, *words)
     ends_soon(process, number, when=lambda: any(name.endswith("zeros.bin") for name in opened_files(process.pid)))
 
 
-@pytest.mark.parametrize("words", [(), ("--precision", "auto")])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGTERM, ()), (signal.SIGINT, ("--precision", "auto"))])
 def test_a_signal_ends_the_decoding_of_a_clip(toy_bundle, clips, tmp_path, number, words):
     clips.write_clip(tmp_path / "videos" / "wave" / "a.avi", frames=12)
     process = started(toy_bundle, tmp_path, *words)

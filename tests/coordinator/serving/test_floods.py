@@ -13,7 +13,7 @@ from flamest.coordinator.serving import server
 
 SHORT_S, WAIT_S = 4.0, 12.0  # memory goes back at most five seconds after the last connection was cut
 BY_NAME = {flood.name: flood for flood in floods.FLOODS}
-SUITE = ("continuation_revoked", "continuation_enrolled", "plain_1000_per_s")
+SUITE = ("continuation_revoked", "plain_1000_per_s")
 CALLS = 20
 
 

@@ -88,7 +88,7 @@ def test_refused_streams_keep_no_place_whatever_they_carry(federation, revoked, 
             caller.open_stream(path, body, **ends)
     assert honest_calls(federation) < 5
     for caller in callers[:2]:
-        assert len(caller.ended(1.0)) == 8
+        assert len(caller.ended(3.0, count=8)) == 8
 
 
 def endless(caller: RawCaller, over: threading.Event, what: str) -> None:
@@ -164,7 +164,7 @@ def test_a_silo_that_sends_no_message_has_its_share_of_calls_only(federation, co
         for _ in range(8):
             caller.open_stream(JOIN_PATH)
     assert honest_calls(federation) < 5
-    assert sum(len(caller.ended(3.0)) for caller in callers) == CONNECTIONS * 8
+    assert sum(len(caller.ended(5.0, count=8)) for caller in callers) == CONNECTIONS * 8
 
 
 def test_silos_that_take_every_place_leave_each_other_silo_two(federation, monkeypatch):
@@ -195,7 +195,11 @@ def test_a_call_has_exactly_one_message_within_its_time(federation, connect, mon
     monkeypatch.setattr(calls, "CALL_S", 0.5)
     caller = connect(federation.connection_settings("b"))
     caller.open_stream(JOIN_PATH, body, **ends)
-    answer = b"".join(payload for kind, _, _, payload in caller.frames(2.0) if kind == raw_caller.HEADERS)
+    answer = b"".join(
+        payload
+        for kind, _, _, payload in caller.frames(2.0, until_kind=raw_caller.HEADERS)
+        if kind == raw_caller.HEADERS
+    )
     assert status in answer
 
 

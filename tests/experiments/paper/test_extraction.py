@@ -131,7 +131,8 @@ def test_the_origin_of_a_bundle_without_record_is_its_manifest(
     (tmp_path / "bundles" / "slow.origin.json").unlink()
     made = {"slow": SimpleNamespace(name="random:tiny")}
     monkeypatch.setattr(
-        "flamest.runtime.bundle.manifest_reading.read_manifest", lambda bundle: SimpleNamespace(fingerprint="f", sources=made)
+        "flamest.runtime.bundle.manifest_reading.read_manifest",
+        lambda bundle: SimpleNamespace(fingerprint="f", sources=made),
     )
     ask(tmp_path, "slow")
     assert len(commands.exports) == 1
