@@ -82,7 +82,8 @@ class RawCaller:
 
         ``until_kind``: the first frame of this kind ends the wait.
         """
-        found, until = [], time.monotonic() + seconds
+        found: list[tuple[int, int, int, bytes]] = []
+        until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 and until_kind not in {kind for kind, *_ in found}:
             self.socket.settimeout(left)
             try:

@@ -26,7 +26,7 @@ failed = LimitedLog("coordinator")
 
 CALL_BYTES = 16 << 10  # headers of a call and its small frames
 OVERHEAD = 1.05  # TLS and HTTP/2, of a message's bytes
-SHORTEST_S, LONGEST_S = 0.02, 2.0  # pause between two looks
+CALM_S, FLOOD_S, LONGEST_S = 0.1, 0.02, 2.0  # pause between two looks, at least without and with a flood, and at most
 COST_SHARE, FLOOD_COST_SHARE = 20, 4  # the pause is so many times what a look costs
 CROWDS = 2  # networks that can have half of the strangers each
 LOG_EVERY_S = 10.0
@@ -104,7 +104,7 @@ class ConnectionGuard:
             self._thread.join()
 
     def _watch(self, port: int) -> None:
-        pause = SHORTEST_S
+        pause = CALM_S
         while not self._stopping.wait(pause):
             began = time.thread_time()
             before = self.cuts.total()
@@ -116,8 +116,8 @@ class ConnectionGuard:
             except OSError as error:  # no descriptor is left to list them with: it is freed when a connection ends
                 failed.warning("connections_not_seen", who="", code=str(error.errno), detail=str(error))
             under_flood = self.cuts.total() > before
-            share = FLOOD_COST_SHARE if under_flood or self._admission.held else COST_SHARE
-            pause = min(max(share * (time.thread_time() - began), SHORTEST_S), LONGEST_S)
+            share, least = (FLOOD_COST_SHARE, FLOOD_S) if under_flood or self._admission.held else (COST_SHARE, CALM_S)
+            pause = min(max(share * (time.thread_time() - began), least), LONGEST_S)
 
     def look(self, port: int, now: float) -> None:
         """Look at every connection once, and cut those that the limits do not allow."""
