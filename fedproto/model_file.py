@@ -144,7 +144,7 @@ def read_model(path: Path) -> ModelFile:
 
 
 def _problems(model: ModelFile) -> list[str]:
-    """Return what a model cannot have, beside its head and its tensors."""
+    """Return what a model file cannot have, apart from its head and its tensors."""
     return [
         *label_problems(model.labels),
         *name_problems("fingerprint", model.fingerprint, MAX_FINGERPRINT),

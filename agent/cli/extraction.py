@@ -52,7 +52,7 @@ def extract(
     Nothing is sent anywhere. Clips are identified by their content: run the command again after adding
     clips, changing labels or an interruption, and only new clips are computed. A clip that cannot
     be read is reported and skipped, and not tried again until --retry asks for it; if no clip is usable,
-    the command exits with 65. Ctrl-C ends after the current clip; nothing is lost.
+    the command exits with 65. Ctrl-C ends it within seconds; nothing is lost.
 
     The last lines show where each network ran; flamest-agent doctor shows what this machine can run, and what
     it lacks.

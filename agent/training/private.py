@@ -96,8 +96,8 @@ def sample_factors(
     With them the products add up to the mean of the clipped gradients. ``output_gradients`` [all outputs, batch] are
     gradients of the batch's MEAN loss: row i's own are batch times as large. ``layer_inputs``: of each map, [batch,
     inputs]. ``maps``: name -> (outputs, inputs), in the same order as ``output_gradients``. The first ``drawn`` rows
-    count, the others get 0; so does a row whose gradient overflows, or is so large that its factor cannot be told from
-    0 (``LARGEST_NORM``).
+    count, the others get 0; so does a row whose gradient overflows, or is so large that its factor would be
+    rounded to 0 (``LARGEST_NORM``).
     """
     batch = output_gradients.shape[1]
     squares, start = np.zeros(batch), 0

@@ -34,6 +34,7 @@ _OPERATORS = """
 """
 OPERATORS = frozenset(_OPERATORS.split())
 MICROSOFT_OPERATORS = frozenset({"MatMulNBits"})
+MICROSOFT_INPUTS = 4  # a further one is an index into the weights, which the runtime does not check
 MAX_NODES = 20_000  # a full-size graph has 1,000
 MAX_FIELDS = 1_000_000  # of the whole file; a full-size graph has 30,000
 MAX_RANK = 16
@@ -61,7 +62,7 @@ _REFUSED: dict[str, dict[int, str]] = {
     },
 }
 _OPSET_DOMAIN = 1
-_OP_TYPE, _NODE_DOMAIN = 4, 7
+_INPUT, _OP_TYPE, _NODE_DOMAIN = 1, 4, 7
 _DIMS, _DATA_TYPE, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 13, 14
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -131,14 +132,18 @@ class _Walk:
         self._nodes += 1
         if self._nodes > MAX_NODES:
             raise _Refused(f"it has more than {MAX_NODES} nodes")
-        types, domains = [], []
+        types, domains, inputs = [], [], 0
         for number, _, first, last in self._fields(start, end):
-            if number == _OP_TYPE:
+            if number == _INPUT:
+                inputs += 1
+            elif number == _OP_TYPE:
                 types.append(self._text(first, last))
             elif number == _NODE_DOMAIN:
                 domains.append(self._text(first, last))
         for domain in domains or [""]:
             known = self._domain(domain)
+            if domain == _MICROSOFT and inputs > MICROSOFT_INPUTS:
+                raise _Refused(f"{MICROSOFT_INPUTS + 1} or more inputs of an operator of {domain}")
             for operator in types or [""]:
                 if operator not in known:
                     shown = printable(f"{domain}.{operator}" if domain else operator)

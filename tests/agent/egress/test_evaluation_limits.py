@@ -60,14 +60,14 @@ class InlineWorker:
 class Coordinator:
     """In place of a client: keeps what arrives, and offers a model of its choice as every subject."""
 
-    def __init__(self, crash: bool = False, patience: int = 1000) -> None:
+    def __init__(self, crash: bool = False, most_fetched: int = 1000) -> None:
         self.reports, self.updates, self.fetched = [], [], 0
-        self.patience = patience  # models that a silo may fetch before this test gives up
+        self.most_fetched = most_fetched  # models that a silo may fetch before this test gives up
         self.crash = crash  # the process ends when the message is on its way
 
     def fetch_subject(self, run, task, subject):
         self.fetched += 1
-        assert self.fetched <= self.patience
+        assert self.fetched <= self.most_fetched
         return initial_params(run.head, 100 + subject)
 
     def send_evaluation(self, message):
@@ -247,7 +247,7 @@ def test_a_silo_that_declined_does_not_report_later(silo):
 def test_other_silos_models_are_evaluated_by_consent_and_within_bounds(silo, run, policy, asked, answered):
     made = silo(Policy(**policy))
     made.takes_part(run)
-    client = Coordinator(patience=100)
+    client = Coordinator(most_fetched=100)
     assert figures(made.evaluates(run, client, subjects=asked)) == [answered]
     assert client.fetched == answered
 
@@ -326,13 +326,13 @@ def test_evaluations_are_counted_over_rounds_runs_and_restarts(silo):
 
 def test_a_month_of_full_days_ends_at_the_budget_of_the_month(silo):
     """Two a day, five a month: the third day gives one, the others none, until the first day is a month ago."""
-    made, told = silo(Policy(evaluations_per_day=2, evaluations_per_month=5)), []
+    made, reported = silo(Policy(evaluations_per_day=2, evaluations_per_month=5)), []
     for day in range(32):
         run = msgspec.structs.replace(RUN, run=f"run-{day}")
-        told.append(sum(made.takes_part(run, 1 + one).header.evaluation is not None for one in range(3)))
+        reported.append(sum(made.takes_part(run, 1 + one).header.evaluation is not None for one in range(3)))
         made.clock.seconds += 86_400
         made = made.restarted()
-    assert told == [2, 2, 1] + [0] * 27 + [2, 2]
+    assert reported == [2, 2, 1] + [0] * 27 + [2, 2]
 
 
 def test_an_update_that_left_without_its_evaluation_stays_so(silo):
@@ -367,13 +367,13 @@ VARIED = {
 
 @pytest.mark.parametrize("varied", VARIED)
 def test_runs_that_hold_out_other_clips_each_time_are_few(silo, varied):
-    made, told = silo(), []
+    made, reported = silo(), []
     runs = [msgspec.structs.replace(RUN, **VARIED[varied](number)) for number in range(9)]
     for number, run in enumerate(runs):
-        told.append(made.takes_part(run, 1 + number).header.evaluation is not None)
+        reported.append(made.takes_part(run, 1 + number).header.evaluation is not None)
         made = made.restarted()
     first = 6 if varied == "all" else 9  # six different runs, then the same again
-    assert told[:first] == [True] * 5 + [False] * (first - 5)
+    assert reported[:first] == [True] * 5 + [False] * (first - 5)
     assert made.takes_part(runs[2], 20).header.evaluation is not None
     made.clock.seconds += 31 * 86_400.0
     assert made.takes_part(runs[5], 20).header.evaluation is not None

@@ -143,6 +143,10 @@ MODELS = {
     "a function that calls itself": function,
     "an operator of another domain": lambda: model([helper.make_node("Evil", ["x"], ["y"], domain="evil")],
                                                     domains=("", "evil")),
+    "an index into quantised weights": lambda: model(
+        [node("MatMulNBits", "x w scales zeros index", domain="com.microsoft", K=32, N=32, bits=8, block_size=32)],
+        domains=("", "com.microsoft"),
+    ),
     "an unused domain": lambda: model([node("Relu")], domains=("", "evil")),
     "an unknown operator of Microsoft": lambda: model([helper.make_node("BeamSearch", ["x"], ["y"],
                                                                          domain="com.microsoft")],
