@@ -76,7 +76,7 @@ state = "state"               # the daemon's own files
 store = "features.sqlite"     # the feature store
 # bundle = "bundle"           # the exported models; with videos, new clips are extracted
 # videos = "videos"           # LABEL/clip.ext, or a labels.csv
-# trusted_keys = ["operator.pub"]  # a bundle that none of them signed is not opened (docs/signing.md)
+# trusted_keys = ["operator.pub"]  # a bundle that none of them signed is not opened (docs/guides/signing.md)
 
 [coordinator]
 address = "COORDINATOR:7443"  # host:port
@@ -94,7 +94,7 @@ key = "{key}"
 # max_clip_gb = 16            # larger video files are not read
 # clip_timeout = 120          # seconds to decode a clip; with more, those that took too long are tried again
 
-# This silo's policy, which the run cannot change (docs/privacy.md). flamest-agent egress shows what has left.
+# This silo's policy, which the run cannot change (docs/guides/privacy.md). flamest-agent egress shows what has left.
 [policy]
 min_samples = 256             # with fewer clips an update could reveal them: it is not sent
 # min_samples_override = true # allow a min_samples below 256
@@ -105,7 +105,7 @@ hold_out = 0.2                # share of groups kept from training, to evaluate 
 # evaluations_per_day = 400   # report at most so many within 24 hours; updates go on without them
 # evaluations_per_month = 1200
 # report_classes = 10         # report by class too, for classes with so many held-out clips
-# share_for_evaluation = true # silos that share too may evaluate this silo's last model (docs/evaluation.md)
+# share_for_evaluation = true # silos that share too may evaluate this silo's last model (docs/guides/evaluation.md)
 # refuse_worse = true         # keep this silo's own model where the run's final one is worse on the held-out clips
 # report_counts = "power-of-two"  # report clip counts as the nearest power of two
 # codec = "fp32"              # send updates at least this exactly

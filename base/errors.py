@@ -13,7 +13,7 @@
         └── MissingExtra        a package of an optional extra is not installed
 
 A message says who, what and what was expected; ``fix`` is the next command to type, or thing to do.
-docs/exit-codes.md lists the same codes for administrators.
+docs/reference/exit-codes.md lists the same codes for administrators.
 """
 
 from __future__ import annotations

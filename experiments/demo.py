@@ -1,7 +1,7 @@
 """The demo: the whole system on this machine, from bundle and clips to rounds, comparison and report.
 
 Every part is the real one: FLAMeST's own commands as processes, real video files, gRPC over mutual TLS. Without
-clips and bundle, the mini-world's videos and small networks are used (docs/miniworld.md).
+clips and bundle, the mini-world's videos and small networks are used (docs/explanation/miniworld.md).
 """
 
 from __future__ import annotations

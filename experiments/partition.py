@@ -115,7 +115,7 @@ def label_skew(
     silos · u − (rows given) a share p ~ Beta goes in equal parts to the class's takers: the silos with a
     positive Bernoulli draw (a random one if there is none). So a silo has on average b + E[p] · (u − b) rows of a
     class, for 4 silos as for 10; further rows stay unused. A silo may lack a class where b is below 1; every silo
-    has at least 1 row in all. docs/experiments.md says why.
+    has at least 1 row in all. docs/guides/experiments.md says why.
 
     ``labels``: the class of each of N rows. Raises UsageError on parameters out of range and on more silos
     than ``most_silos``, DataError when a class is too small (u is 0) or a silo gets no row.

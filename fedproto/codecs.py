@@ -1,4 +1,4 @@
-"""Lossy codecs with error feedback: the change of a model in fewer bytes. docs/wire.md specifies the bytes.
+"""Lossy codecs with error feedback: the change of a model in fewer bytes. docs/reference/wire.md specifies the bytes.
 
 A codec encodes the delta against a model that both sides have, flat: float32 [parameters] in the head's order.
 The residual is what it leaves out; the sender adds it to its next delta (error feedback: Seide et al. 2014,

@@ -39,7 +39,7 @@ __all__ = ["STAGES", "ExtractionResult", "Extractor", "PipelineOptions", "open_e
 
 _NOTHING = np.empty(0, dtype=np.float32)
 _NO_CAPTION = Caption("", ())
-CPU_READERS = 3  # two or three keep a CPU's networks busy; each may hold 256 MB of frames (docs/speed.md)
+CPU_READERS = 3  # two or three keep a CPU's networks busy; each may hold 256 MB of frames (docs/benchmarks/speed.md)
 GPU_READERS = 8
 
 

@@ -69,7 +69,7 @@ def run(
         if not as_json:
             say(f"{config}: OK")
             for override in overrides:
-                say(f"  OVERRIDE: {override} (docs/privacy.md)")
+                say(f"  OVERRIDE: {override} (docs/guides/privacy.md)")
         return {"config": str(config), "ok": True, "overrides": list(overrides)}
 
     from ...fedproto.tls import certificate_silo

@@ -2,7 +2,7 @@
 
 Rounding does not do that: a model can be made whose results are constant for all clips but one, just below a rounding
 step, and then every report is a bit about that clip. Normal noise of a few clips' size hides a single clip, and
-averages out over silos and rounds (docs/privacy.md).
+averages out over silos and rounds (docs/guides/privacy.md).
 
 The noise of a report follows from a secret of this silo, the held-out clips and the model, its values and its head (the
 same values with standardised features give other results): the same model gets the same noise whenever it is evaluated,

@@ -1,4 +1,4 @@
-"""``[policy]`` in agent.toml: this silo's own rules, which the coordinator's run cannot change (docs/privacy.md)."""
+"""``[policy]`` in agent.toml: this silo's own rules, which the run cannot change (docs/guides/privacy.md)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ...fedproto.records import TrainSettings
 from ..training.private import Protection, Sampling
 from .accountant import Spend, epsilon_of
 
-MIN_SAMPLES_FLOOR = 256  # clips: below it embeddings were computed back from updates (docs/privacy.md has the figures)
+MIN_SAMPLES_FLOOR = 256  # clips: below it embeddings were computed back from updates (docs/guides/privacy.md)
 HELD_OUT_SHARE = 8  # of min_samples, this part must be held out for an evaluation to be reported: 32 of 256 clips
 DEFAULT_EVALUATIONS = 400  # five runs of 80 rounds
-MONTHLY_EVALUATIONS = 1200  # fifteen; many more would average the noise on evaluations out (docs/privacy.md)
+MONTHLY_EVALUATIONS = 1200  # fifteen; many more would average the noise on evaluations out (docs/guides/privacy.md)
 MOST_EVALUATIONS = 1_000_000  # of either limit
-EVALUATION_NOISE = 3.0  # clips; with less, held-out clips were computed back from evaluations (docs/privacy.md)
+EVALUATION_NOISE = 3.0  # clips; with less, clips were computed back from evaluations (docs/guides/privacy.md)
 DEFAULT_CLIP_NORM, DEFAULT_NOISE = 1.0, 1e-3  # of privacy = "clip", unless agent.toml sets them
 DEFAULT_SAMPLE_CLIP, DEFAULT_NOISE_MULTIPLIER = 1.0, 1.0  # of privacy = "record-dp"
 DEFAULT_EPSILON, DEFAULT_DELTA = 8.0, 1e-5  # of privacy = "record-dp"
@@ -166,7 +166,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise PolicyRefused(
                 f"{examples} labelled clips to train on, this silo's policy asks for {self.min_samples}: "
                 "no update was sent. Add clips, or lower policy.min_samples if you accept what an update of few clips "
-                "can tell (docs/privacy.md)",
+                "can tell (docs/guides/privacy.md)",
                 reason="few_samples",
                 examples=examples,
             )
@@ -179,15 +179,15 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         elif self.min_samples < MIN_SAMPLES_FLOOR and not self.min_samples_override:
             wrong.append(
                 f"min_samples: {self.min_samples} is below the floor of {MIN_SAMPLES_FLOOR}, below which clips' "
-                "embeddings can be reconstructed from updates (docs/privacy.md); set min_samples_override = true if "
-                "you accept that"
+                "embeddings can be reconstructed from updates (docs/guides/privacy.md); set min_samples_override = "
+                "true if you accept that"
             )
         if not 0.0 <= self.hold_out <= 0.9:
             wrong.append("hold_out: expected 0 to 0.9")
         if self.report_loss == "exact" and not self.report_loss_override:
             wrong.append(
                 "report_loss: losses in full precision of models that the coordinator chooses give held-out clips away "
-                "(docs/privacy.md); set report_loss_override = true if you accept that"
+                "(docs/guides/privacy.md); set report_loss_override = true if you accept that"
             )
         for key in ("evaluations_per_day", "evaluations_per_month"):
             if not 0 <= getattr(self, key) <= MOST_EVALUATIONS:

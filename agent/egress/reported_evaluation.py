@@ -2,8 +2,9 @@
 
 The model that is evaluated is the coordinator's choice, in a round as at the end of a run. A loss in full precision is
 then a measurement of single clips: a model can be made to answer to one of them, and to amplify what it answers
-(docs/privacy.md). Capped and rounded, one clip moves the loss by at most one step: the loss says as much about it as a
-count of correct predictions does, which leaves too. Both get noise of the size of a few clips (evaluation_noise.py).
+(docs/guides/privacy.md). Capped and rounded, one clip moves the loss by at most one step: the loss says as much about
+it as a count of correct predictions does, which leaves too. Both get noise of the size of a few clips
+(evaluation_noise.py).
 """
 
 from __future__ import annotations

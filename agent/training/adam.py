@@ -1,7 +1,7 @@
 """Adam with L2 weight decay on rows of a weight, in place (Kingma and Ba 2015, arXiv 1412.6980).
 
 It uses NumPy's operators, because they can write into given arrays: the same eleven operators as ONNX nodes allocate
-a new array each, and take a third longer (docs/training.md).
+a new array each, and take a third longer (docs/explanation/training.md).
 """
 
 from __future__ import annotations

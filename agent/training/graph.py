@@ -5,7 +5,7 @@ every linear map's output; the second computes the gradient of some rows of a we
 runtime as extraction, so the silo needs no torch.
 
 There are two graphs because Adam is limited by memory bandwidth: on a few rows at a time, all that it reads and writes
-stays in a core's cache (docs/training.md).
+stays in a core's cache (docs/explanation/training.md).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The decision which connections are cut: limits, and what the calls of a connection reported. Without a clock.
 
-docs/decisions/025-connections-are-guarded-from-inside.md; for operators: docs/network.md.
+docs/decisions/025-connections-are-guarded-from-inside.md; for operators: docs/guides/network.md.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ gRPC bounds a call, not a connection: whoever reaches the port can keep thousand
 even a revoked one, can send frames that belong to no call. The guard looks at the process's own sockets several times
 a second, in a thread of its own, outside the path of the data. Calls report to it whose connection it is
 (``identified``), that its caller was refused (``refused``) and what it carried (``carried``).
-docs/decisions/025-connections-are-guarded-from-inside.md; for operators: docs/network.md.
+docs/decisions/025-connections-are-guarded-from-inside.md; for operators: docs/guides/network.md.
 """
 
 from __future__ import annotations

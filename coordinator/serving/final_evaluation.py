@@ -1,7 +1,7 @@
 """The evaluation after the last round: silos evaluate the final model, and those that agree each other's last updates.
 
 A silo's update is given only to silos that agreed to the same with their own, under a number that reveals nothing about
-its origin: the numbers follow the order of the payloads' digests. docs/evaluation.md has the reasons.
+its origin: the numbers follow the order of the payloads' digests. docs/guides/evaluation.md has the reasons.
 """
 
 from __future__ import annotations

@@ -204,6 +204,6 @@ def _lost_rounds_error(state: Path, problem: str) -> DataError:
     return DataError(
         f"{state} has lost rounds: {problem}; nothing was changed",
         fix="go back to a backup: flamest-coordinator restore --config coordinator.toml --from BACKUP; without one: "
-        "docs/exit-codes.md",
+        "docs/reference/exit-codes.md",
         code="lost_rounds",
     )

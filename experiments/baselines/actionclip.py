@@ -1,7 +1,7 @@
 """ActionCLIP, the paper's centralised baseline (Wang et al. 2021): CLIP fine-tuned on clips and their labels' words.
 
-https://arxiv.org/abs/2109.08472, with the settings of the authors' code. docs/baselines.md lists which choices
-are theirs and which are ours. Every parameter of CLIP is trained, on all clips in one place.
+https://arxiv.org/abs/2109.08472, with the settings of the authors' code. docs/explanation/baselines.md lists which
+choices are theirs and which are ours. Every parameter of CLIP is trained, on all clips in one place.
 """
 
 from __future__ import annotations

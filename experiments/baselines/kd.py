@@ -1,6 +1,6 @@
 """KD, the paper's baseline (Jain et al. 2021): distilled at the centre, fine-tuned in an asynchronous federation.
 
-https://arxiv.org/abs/2107.12147. docs/baselines.md lists which choices are theirs and which are ours.
+https://arxiv.org/abs/2107.12147. docs/explanation/baselines.md lists which choices are theirs and which are ours.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Five objects by five motions make 25 classes. An actor, large and of a vivid colour, does the motion;
 a smaller, dull distractor of another kind rests or drifts. One frame shows the object but hardly the motion;
 coarse moving shapes show the motion but hardly the object. A group is one scene with its own backdrop, light,
-frame size, rate and codec, the same for every class, and is held out as a whole. docs/miniworld.md has the
+frame size, rate and codec, the same for every class, and is held out as a whole. docs/explanation/miniworld.md has the
 figures.
 
 A clip depends on (seed, group, class, number) alone: the same seed gives the same bytes with the same build of

@@ -204,7 +204,7 @@ def table9(inputs: ExperimentInputs) -> TableSpec:
         train = msgspec.structs.replace(inputs.settings.train, epochs=epochs)
         rows.append(row_spec(inputs, name, inputs.job(fusion="rgcf", train=train), printed.get(name)))
     notes: tuple[str, ...] = (
-        "Residual gated cross fusion as docs/experiments.md reads it: we do not have the supplement.",
+        "Residual gated cross fusion as docs/guides/experiments.md reads it: we do not have the supplement.",
     )
     if inputs.settings.train.epochs != 5:
         notes += (f"RGCF's 5 and 50 epochs are set by the table; concatenation has {inputs.settings.train.epochs}.",)

@@ -94,7 +94,7 @@ class BenchRun:
 
 
 def run_bench(request: BenchRequest, progress: Progress) -> dict[str, Any]:
-    """Measure; the figures as one mapping (docs/checks.md says what they mean).
+    """Measure; the figures as one mapping (docs/guides/checks.md says what they mean).
 
     ``progress`` counts the graphs of the bundle, and the clips. A backend that does not run here is
     listed under ``refused`` with the reason. Raises DataError as ``open_bundle`` does, or ``no_clips``.

@@ -30,7 +30,7 @@ def export(context: typer.Context, options: ExportOptions, as_json: JsonOption =
     comparison of each graph with PyTorch on the same weights; when one is further off than its
     precision allows (fp32: 1e-4, and every caption equal), no bundle is left and the exit code is 65.
 
-    A lower precision is faster and smaller and changes embeddings a little: docs/precision.md says
+    A lower precision is faster and smaller and changes embeddings a little: docs/explanation/precision.md says
     by how much, and which runs where. Features of two precisions are kept apart in a store.
 
     random:full and random:tiny are seeded weights for tests, measurements and the demo: full has

@@ -60,9 +60,7 @@ def sign(
         print(f"  made          {done.manifest.created}")
         print(f"  signatures    {', '.join(signer.id for signer in done.signers)}")
         public = key.with_suffix(".pub").name
-        print(
-            f'next: give {public} to the silos; they put trusted_keys = ["{public}"] into agent.toml (docs/signing.md)'
-        )
+        print(f'next: give {public} to the silos, for agent.toml: trusted_keys = ["{public}"] (docs/guides/signing.md)')
     return {
         "bundle": str(bundle),
         "fingerprint": done.manifest.fingerprint,

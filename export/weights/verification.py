@@ -73,7 +73,7 @@ def find_weight_files(source: str) -> list[Path]:
             return [cached]
     raise UsageError(
         f"{source}: no such file or folder, and not in this machine's caches",
-        fix="flamest-export verify-weights FOLDER, with the files that docs/export.md lists under Sources of weights",
+        fix="flamest-export verify-weights FOLDER, with the files listed in docs/guides/export.md, Sources of weights",
     )
 
 

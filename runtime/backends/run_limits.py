@@ -112,6 +112,6 @@ def _end_process(graph: str) -> None:
 def _limit_error(graph: str) -> GraphError:
     return GraphError(
         f"{graph} took longer than {LIMIT_S:g} s to open or to run once",
-        fix="use a bundle that your operator signed (docs/signing.md); or give this machine fewer other tasks",
+        fix="use a bundle that your operator signed (docs/guides/signing.md); or give this machine fewer other tasks",
         code="graph_limit",
     )

@@ -143,7 +143,7 @@ def check_signatures(
             raise _untrusted_error(
                 bundle,
                 f"it is not signed, expected a signature of {_any_of(trusted)}",
-                fix="ask the operator to sign it: flamest-export sign DIR --key FILE (docs/signing.md)",
+                fix="ask the operator to sign it: flamest-export sign DIR --key FILE (docs/guides/signing.md)",
             )
         return ()
     try:
@@ -226,6 +226,6 @@ def _untrusted_error(bundle: Path, problem: str, *, fix: str = "") -> DataError:
         f"bundle {printable_path(bundle)} is not trusted: {problem}",
         fix=fix
         or "get the bundle again from its operator; or compare key ids with the operator, and add the new key to "
-        "the trusted ones (docs/signing.md)",
+        "the trusted ones (docs/guides/signing.md)",
         code="UNTRUSTED",
     )

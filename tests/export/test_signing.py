@@ -76,7 +76,7 @@ def test_two_signers_in_any_order_and_each_is_enough(bundle, keys):
 
 def test_sign_prints_the_silos_next_step_and_inspect_the_signers(bundle, keys):
     shown = run("sign", bundle, "--key", keys / "ann.key").stdout
-    assert 'next: give ann.pub to the silos; they put trusted_keys = ["ann.pub"] into agent.toml' in shown
+    assert 'next: give ann.pub to the silos, for agent.toml: trusted_keys = ["ann.pub"]' in shown
     assert "not checked against a trusted key" in run("inspect", bundle).stdout
     assert "not checked against" not in run("inspect", bundle, "--trusted-key", keys / "ann.pub").stdout
 

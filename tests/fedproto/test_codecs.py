@@ -1,4 +1,4 @@
-"""The lossy codecs: literal bytes (docs/wire.md), error feedback, and what a decoder refuses."""
+"""The lossy codecs: literal bytes (docs/reference/wire.md), error feedback, and what a decoder refuses."""
 
 import struct
 

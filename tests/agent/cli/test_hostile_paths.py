@@ -21,7 +21,7 @@ from flamest.runtime.clip_records import Clip
 from typer.testing import CliRunner
 
 LONGEST_S = 30.0  # most of it is the import of PyTorch on a busy machine
-NAMED = {2, 65, 69, 74, 78}  # exit codes of docs/exit-codes.md for wrong input
+NAMED = {2, 65, 69, 74, 78}  # exit codes of docs/reference/exit-codes.md for wrong input
 SPARSE = 60_000_000_000  # bytes
 
 

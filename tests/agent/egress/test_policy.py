@@ -158,7 +158,7 @@ def test_the_template_names_every_key_of_policy_and_work(tmp_path):
 
 
 def template_of_modes() -> set[str]:
-    return {"sample_clip", "noise_multiplier"}  # docs/privacy.md has them; their defaults need no change
+    return {"sample_clip", "noise_multiplier"}  # docs/guides/privacy.md has them; their defaults need no change
 
 
 def test_every_line_of_the_template_is_valid_when_it_is_used(tmp_path):

@@ -67,7 +67,7 @@ def test_without_one_clip_no_other_moves_if_groups_are_alone(hold_out: float) ->
 
 
 def test_in_other_modes_the_share_is_met_and_clips_may_move() -> None:
-    """So that the test above can fail, and docs/evaluation.md says what is true."""
+    """So that the test above can fail, and docs/guides/evaluation.md says what is true."""
     assert sum(moved(drawn(seed), 0.2, seed, independent=False) for seed in range(10)) > 0
 
 

@@ -1,6 +1,6 @@
 """Short floods by an attacker's process against a coordinator's process with honest silos. `soak`: every kind.
 
-Full size: bench/floods.py, docs/network.md.
+Full size: bench/floods.py, docs/guides/network.md.
 """
 
 import subprocess

@@ -6,7 +6,7 @@ So it lives in a Python of its own, named by ``FLOWER_PYTHON``, and flower_round
 Five silos of very unequal size bring drawn models to each of six rounds; in two rounds one of them stays away. Both
 sides start at the same model and go their own way from round to round. ``CASES`` says what either side must be set to
 so that both have one rule, and how far Flower's sums in float32 may be from ours in float64, which are rounded once.
-The largest differences seen are in docs/strategies.md.
+The largest differences seen are in docs/guides/strategies.md.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ CASES = {
     "fedadam with our defaults": Case(Strategy(server_adam=0.1), "PaperFedAdam", adam(0.1, 0.9, 0.99, 1e-3)[1], 32),
     # As they are. The middle one is picked; of two the float32 nearest to their mean.
     "median": Case(Strategy(combine="median"), "FedMedian", {}, 0),
-    # As they are: floor(0.25 · 5) and floor(0.25 · 4) are 1 on both sides (docs/strategies.md: where floors differ).
+    # As they are: floor(0.25 · 5) and floor(0.25 · 4) are 1 on both sides (floors: docs/guides/strategies.md).
     "trimmed mean": Case(Strategy(combine="trimmed_mean", trim=0.25), "FedTrimmedAvg", {"beta": 0.25}, 8),
     # Flower's bound is a constant of the user's, ours follows the round: the script sets Flower's each round to the
     # same multiple of the median length, and its noise to none. What is compared is the shortening, and the mean then.

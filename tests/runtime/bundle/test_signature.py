@@ -32,7 +32,7 @@ def refused(signatures, trusted, tmp_path, manifest=MANIFEST):
     with pytest.raises(DataError) as caught:
         check_signatures(manifest, signatures, trusted, bundle=tmp_path)
     assert (caught.value.code, caught.value.exit_code) == ("UNTRUSTED", 65)
-    assert "docs/signing.md" in caught.value.fix
+    assert "docs/guides/signing.md" in caught.value.fix
     return caught.value.message
 
 
