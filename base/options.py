@@ -2,6 +2,9 @@
 
 A command names its option as a parameter: ``as_json: JsonOption = False``. :func:`base.console.command`
 reads ``as_json``. A command with many options takes them as a record (:func:`takes_records`).
+
+Every command of a program finds the program's settings in the same way: ``--config FILE``, ``--config DIR``,
+``--dir DIR``, or the file in the current folder (:func:`settings_path`).
 """
 
 from __future__ import annotations
@@ -10,9 +13,12 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
+
+from .errors import UsageError
 
 T = TypeVar("T")
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -32,6 +38,55 @@ TrustedKeyOption = Annotated[
         "then one of them must. Without it no signature is required.",
     ),
 ]
+
+
+def config_option(name: str) -> Any:
+    """Return the option ``--config`` of a program whose settings file is called ``name``; its value may be None."""
+    return typer.Option(
+        "--config",
+        metavar="FILE",
+        help=f"The settings file, {name}, or the folder that it is in; ./{name} when not given.",
+    )
+
+
+def dir_option(name: str) -> Any:
+    """Return the option ``--dir`` of a program whose folder has the settings file ``name``; its value may be None."""
+    return typer.Option(
+        "--dir",
+        metavar="DIR",
+        help=f"The folder that {name} is in, which `init` made; the current one when not given.",
+    )
+
+
+def settings_path(name: str, config: Path | None, folder: Path | None = None, *, fix: str) -> Path:
+    """Return the settings file that a command should read: the one given, or ``name`` in the current folder.
+
+    ``config``: the value of ``--config``, a file or a folder that has ``name``; ``folder``: the value of ``--dir``.
+    ``fix``: what helps a person who has no settings yet. Raises UsageError when neither option is given and the
+    current folder has no ``name``, and when they name two different places.
+    """
+    if config is not None:
+        file = config / name if config.is_dir() else config
+        if folder is not None and file.resolve().parent != folder.resolve():
+            raise UsageError(
+                f"--config {config} is not in --dir {folder}", fix="give one of them: both name the same folder"
+            )
+        return file
+    if folder is not None:
+        return folder / name
+    if not Path(name).exists():
+        raise UsageError(f"there is no {name} in the current folder, and --config does not name one", fix=fix)
+    return Path(name)
+
+
+def settings_folder(name: str, config: Path | None, folder: Path | None = None) -> Path:
+    """Return the folder that a command should work in: the one given, the settings file's, or the current one.
+
+    Its settings need not exist. The arguments are those of ``settings_path``, as is UsageError.
+    """
+    if config is None:
+        return Path() if folder is None else folder
+    return settings_path(name, config, folder, fix="").parent
 
 
 def takes_records(body: Callable[..., T]) -> Callable[..., T]:
