@@ -9,7 +9,7 @@ GPU_STAMP := $(VENV)/.flamest-gpu
 RIG := build/tensorrt/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo rig test check bench gpu-setup gpu-check protos soak clean help
+.PHONY: setup demo rig test check bench gpu-setup gpu-check protos docs reference soak clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,13 @@ gpu-check: gpu-setup  ## on a machine with an NVIDIA GPU: build, verify, measure
 
 protos: setup  ## regenerate the protobuf code from fedproto/flamest_v1.proto
 	$(PY) -m flamest.fedproto.generate
+
+docs: setup  ## build the documentation as a site: build/site
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "the documentation: build/site/index.html"
+
+reference: setup  ## write the pages of docs/reference that are made from the code
+	$(PY) -m flamest.docs.tooling
 
 soak: setup  ## run the soak tests
 	$(PY) -m pytest -m soak
