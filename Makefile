@@ -9,7 +9,7 @@ GPU_STAMP := $(VENV)/.flamest-gpu
 RIG := build/tensorrt/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo rig test check bench gpu-setup gpu-check protos docs reference soak clean help
+.PHONY: setup demo rig test check bench gpu-setup gpu-check protos bundle docs reference soak clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -65,6 +65,9 @@ docs: setup  ## build the documentation as a site: build/site
 
 reference: setup  ## write the pages of docs/reference that are made from the code
 	$(PY) -m flamest.docs.tooling
+
+bundle: setup  ## export the mini-world's bundle again, which comes with the package
+	$(PY) -m flamest.export.packaged
 
 soak: setup  ## run the soak tests
 	$(PY) -m pytest -m soak
