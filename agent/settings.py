@@ -30,14 +30,15 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Work(_Record, frozen=True):
     """[work] in agent.toml: settings of extraction and training."""
 
-    threads: int | None = None  # cores for one task; all if not set
-    idle_s: float = 60.0  # the worker process ends after this long without a task
-    rescan_s: float = 300.0  # how often the video folder is searched for new clips
-    backend: str = "auto"  # where the networks run, as --backend of extract: "openvino,text=onnxruntime"
-    require_backend: bool = False  # a fallback is an error
+    threads: int | None = None  # cores for one task, 1 to 1024; not set: all that this process may use
+    idle_s: float = 60.0  # seconds without a task after which the worker process ends; it is started again for the next
+    rescan_s: float = 300.0  # seconds between two searches of the video folder for new clips, 0.1 or more
+    backend: str = "auto"  # where the networks run, as --backend of extract, such as "openvino,text=onnxruntime"
+    require_backend: bool = False  # a graph that does not run on the backend named is an error, not a fallback
     clip_timeout: float = DecodeLimits.timeout_s  # seconds that decoding one clip may take
-    max_clip_gb: float = DecodeLimits.largest_file / GB  # larger files are not read; 10^9 bytes
-    precision: str | None = None  # "bf16": compute an fp32 bundle in it; "auto": the fastest
+    max_clip_gb: float = DecodeLimits.largest_file / GB  # video files of more than so many 10^9 bytes are not read
+    # "bf16" computes an fp32 bundle in bf16, "auto" takes the fastest that gives the same features.
+    precision: str | None = None
 
     @property
     def backend_options(self) -> BackendOptions:
@@ -53,12 +54,12 @@ class Work(_Record, frozen=True):
 class AgentSettings(_Record, frozen=True):
     """The whole file. Relative paths are relative to the file's folder."""
 
-    state: Path
-    store: Path
+    state: Path  # folder of the daemon's own files: status, egress ledger, kept updates, last model
+    store: Path  # the feature store, one file; extract fills it, training reads it
     coordinator: ConnectionSettings
-    bundle: Path | None = None  # needed with videos
-    videos: Path | None = None  # absent: train on what the store holds
-    precision: str | None = None  # of the features to train on, where the store holds several
+    bundle: Path | None = None  # folder of the bundle that extracts features; needed with videos
+    videos: Path | None = None  # folder of clips, watched for new ones; not set: trains on what the store holds
+    precision: str | None = None  # of the features to train on; needed only where the store holds several
     trusted_keys: tuple[str, ...] = ()  # public key files, or ed25519:…; one of them must have signed the bundle
     policy: Policy = Policy()
     work: Work = Work()

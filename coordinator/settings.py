@@ -30,11 +30,11 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ServerSettings(_Record, frozen=True):
     """[server]: its address, its identity, and the folder of its durable state."""
 
-    ca: Path
-    certificate: Path
-    key: Path
+    ca: Path  # PEM, the authority that signs the silos' certificates; made by init
+    certificate: Path  # PEM, the server's own; made by init
+    key: Path  # PEM, of that certificate; only its owner may read it
     silos: Path  # the allow-list, written by `silo add` and `silo revoke`
-    state: Path  # rounds, updates, models
+    state: Path  # folder of everything durable: rounds, updates, models
     listen: str = "0.0.0.0:7443"  # address:port; port 0 picks a free one and logs it
     keep_models: int = 0  # models of this many last rounds stay on disk; 0 keeps all
 
@@ -46,7 +46,7 @@ class ServerSettings(_Record, frozen=True):
 class HeadTable(_Record, frozen=True):
     """[run.head]: the kind of head; its widths are run.inputs and run.hidden."""
 
-    kind: Literal["mlp", "rgcf"] = "mlp"
+    kind: Literal["mlp", "rgcf"] = "mlp"  # a perceptron, or the gated fusion of two modalities before it
     blocks: tuple[int, ...] = ()  # widths of the modalities in a row, adding up to run.inputs
     standardise: bool = False  # every block of every row to mean 0 and standard deviation 1
     common: int = 256  # rgcf: width that both modalities are projected to
@@ -55,9 +55,9 @@ class HeadTable(_Record, frozen=True):
 class RunTable(_Record, frozen=True):
     """[run]: the run that the silos take part in. The same name always means the same settings."""
 
-    name: str
-    labels: tuple[str, ...]  # class k is labels[k]
-    fingerprint: str  # of the bundle whose features are trained on
+    name: str  # 1 to 40 of a-z, 0-9, ".", "_" and "-"; other settings need another name
+    labels: tuple[str, ...]  # the classes in their order, k is labels[k]; silos leave clips with other labels out
+    fingerprint: str  # of the bundle whose features are trained on, as flamest-export inspect prints it
     inputs: int = 2816  # values of a clip's embedding
     hidden: tuple[int, ...] = (512, 256)  # widths of the head's hidden layers
     rounds: int = 80  # rounds that must close; abandoned ones do not count
@@ -89,10 +89,11 @@ class RunTable(_Record, frozen=True):
 class CheckSettings(_Record, frozen=True):
     """[checks]: bounds that an update must pass before it counts. Not sent to the silos; may change between starts."""
 
-    norm_times: float = 4.0  # times the median silo's farthest update of the last rounds; 0: no bound, not even Adam's
-    examples_times: float = 2.0  # times the median claim: the most examples that an update counts for; 0: as it claims
-    max_examples: int = 1_000_000  # of one update; more is refused
-    quarantine_after: int = 3  # so many refusals that an honest silo does not get; 0: never
+    # Longest update, in times the median silo's farthest of the last rounds; 0: no bound, not even Adam's.
+    norm_times: float = 4.0
+    examples_times: float = 2.0  # most examples that an update counts for, in times the median claim; 0: as it claims
+    max_examples: int = 1_000_000  # an update that claims more is refused
+    quarantine_after: int = 3  # a silo is put aside after so many refusals of a kind that no honest silo gets; 0: never
 
 
 class CoordinatorSettings(_Record, frozen=True):

@@ -46,9 +46,9 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TrainSettings(_Record, frozen=True):
     """Local training (paper section 4) with Adam, whose moments start at zero in each round."""
 
-    epochs: int = 5
-    batch_size: int = 128
-    learning_rate: float = 0.01
+    epochs: int = 5  # passes over a silo's clips in each round
+    batch_size: int = 128  # clips of one step; the last, smaller batch of an epoch is kept
+    learning_rate: float = 0.01  # of Adam
     weight_decay: float = 1e-4  # Adam's L2 term: added to the gradient
     learning_rate_decay: float = 1.0  # round r (from 1) trains at learning_rate * decay ** (r - 1)
     class_balanced: bool = False  # a silo weights its classes equally: N / (K * n_c) over its K classes
@@ -74,18 +74,18 @@ class Strategy(_Record, frozen=True):
     1911.07963), and the model moved by a server optimiser after it (Hsu et al. 2019, Reddi et al. 2021).
     """
 
-    name: Literal["fedavg", "fedprox", "feddyn"] = "fedavg"
-    mu: float = 0.0  # fedprox only
-    alpha: float = 0.0  # feddyn only
+    name: Literal["fedavg", "fedprox", "feddyn"] = "fedavg"  # rule of training and aggregation
+    mu: float = 0.0  # fedprox only: weight of the term that keeps silos near the round's model; more than 0
+    alpha: float = 0.0  # feddyn only: weight of its regulariser; more than 0
     server_momentum: float = 0.0  # FedAvgM on top of the average (Hsu et al. 2019, arXiv 1909.06335); not feddyn
     average_last: int = 0  # above 0: the final model is the plain mean of the models of this many last rounds
     combine: Literal["mean", "median", "trimmed_mean"] = "mean"  # of the updates; median and trimmed mean: unweighted
     trim: float = 0.0  # trimmed_mean only: share of the silos left out at either end of every coordinate
     clip: float = 0.0  # above 0: updates are clipped to this multiple of the median distance from the round's model
     server_adam: float = 0.0  # above 0: FedAdam's learning rate (Reddi et al. 2021, arXiv 2003.00295)
-    server_beta1: float = 0.9  # FedAdam only, like the next two
-    server_beta2: float = 0.99
-    server_tau: float = 1e-3  # added to the square root; how adaptive the steps are
+    server_beta1: float = 0.9  # FedAdam only: decay of the first moment
+    server_beta2: float = 0.99  # FedAdam only: decay of the second moment
+    server_tau: float = 1e-3  # FedAdam only: added to the square root; how adaptive the steps are
 
     def term_problems(self, owner: str, field: str) -> list[str]:
         """Check the weight of a term in the silos' loss: more than 0 in a run of ``owner``, 0 in every other run."""

@@ -61,20 +61,21 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     report_loss: Literal["rounded", "exact"] = "rounded"  # capped for each clip and rounded, or in full precision
     report_loss_override: bool = False  # allows report_loss = "exact"; the ledger records it
-    evaluation_noise: float = EVALUATION_NOISE  # clips: standard deviation of the noise on reported evaluations
+    evaluation_noise: float = EVALUATION_NOISE  # standard deviation of the noise on reported evaluations, in clips
     evaluations_per_day: int = DEFAULT_EVALUATIONS  # models whose evaluation is reported within 24 hours
-    evaluations_per_month: int = MONTHLY_EVALUATIONS  # within 30 days
+    evaluations_per_month: int = MONTHLY_EVALUATIONS  # models whose evaluation is reported within 30 days
     report_classes: int = 0  # report by class too, for classes with at least so many held-out clips; 0: never
     share_for_evaluation: bool = False  # silos that share evaluate each other's last models
     refuse_worse: bool = False  # keep the own model where the final one is worse on the held-out clips
-    report_counts: Literal["exact", "power-of-two"] = "exact"
+    report_counts: Literal["exact", "power-of-two"] = "exact"  # numbers of clips, as they are reported
+    # clip: every update is clipped and noised; record-dp: differential privacy for every clip, within a budget.
     privacy: Literal["off", "clip", "record-dp"] = "off"
     clip_norm: float | None = None  # clip: the update's difference from the round's model has at most this norm
     noise: float | None = None  # clip: standard deviation of the noise on every parameter, in units of clip_norm
     sample_clip: float | None = None  # record-dp: the gradient of one clip has at most this norm
     noise_multiplier: float | None = None  # record-dp: of a step's sum of gradients, in units of sample_clip
     epsilon: float | None = None  # record-dp: the budget of all runs together; training stops when it is spent
-    delta: float | None = None  # record-dp
+    delta: float | None = None  # record-dp: probability with which epsilon may not hold
 
     @property
     def protection(self) -> Protection:
