@@ -9,25 +9,38 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from ..agent.training.dataset import FeatureTable
 from ..agent.training.feddyn import Correction
 from ..agent.training.federated import train_silo
+from ..agent.training.own_head import OwnHead, open_trainer
 from ..agent.training.private import UNPROTECTED, Protection
-from ..agent.training.trainer import HeadTrainer
+from ..agent.training.trainer import Trainer, evaluate
 from ..base.errors import DataError
 from ..coordinator.serving.model_broadcast import broadcast
+from ..coordinator.strategies.algorithm import ServerState
 from ..coordinator.strategies.claims import Claim, count_claims, learnt_examples
-from ..coordinator.strategies.composition import aggregate, first_state, needs_two_passes, round_limits
+from ..coordinator.strategies.composition import (
+    Aggregated,
+    aggregate,
+    end_round,
+    first_state,
+    needs_two_passes,
+    round_limits,
+)
 from ..coordinator.strategies.contributions import Contribution, InMemoryContribution, distance
 from ..coordinator.strategies.norm_bound import WINDOW, NormBound, learnt_norm
 from ..fedproto.codecs import FlatParams, apply_delta, encode_delta
-from ..fedproto.head import HeadSpec, Params, initial_params, params_sha256
+from ..fedproto.head import HeadSpec, Params, TensorLayout, check_params, params_sha256
 from ..fedproto.records import Evaluation, RunSettings
 from ..fedproto.tensors import decode_params, encode_params, payload_bytes
 
@@ -66,6 +79,36 @@ class Scenario:
 HONEST = Scenario()
 
 
+@dataclass(frozen=True, eq=False)
+class SiloUpdate:
+    """A silo's part of a round, as an aggregation that is handed in gets it.
+
+    Attributes:
+        silo: The silo's name.
+        examples: Rows that it trained on.
+        params: Its trained parameters by name, float32, read-only.
+    """
+
+    silo: str
+    examples: int
+    params: Params = field(repr=False)
+
+
+# The next model from the round's model and the updates, in ascending order of silo name.
+Aggregation = Callable[[Params, Sequence[SiloUpdate]], Mapping[str, npt.NDArray[Any]]]
+
+
+@dataclass(frozen=True, eq=False)
+class OwnParts:
+    """Parts of a run that its caller hands in; None: as the run's settings say."""
+
+    head: OwnHead | None = None  # in place of ``run.head``, with the same inputs and outputs
+    aggregation: Aggregation | None = None  # in place of the coordinator's part of ``run.strategy``
+
+
+AS_SET = OwnParts()
+
+
 def simulate(
     run: RunSettings,
     silos: Sequence[SimulatedSilo],
@@ -75,33 +118,41 @@ def simulate(
     workers: int = 1,
     on_round: Callable[[int], None] = lambda _: None,
     scenario: Scenario = HONEST,
+    own: OwnParts = AS_SET,
 ) -> SimulatedRun:
     """Run ``run.rounds`` rounds in which every silo answers, like daemons with ``work.threads = threads``.
 
     ``workers`` silos train at a time, each on ``threads`` cores. The result does not depend on ``workers``;
     ``threads=1`` with a worker per core is fastest. ``on_round`` is called with the number of every closed
     round. ``run.min_silos`` and ``run.deadline_s`` are ignored. ``scenario``: hostile silos, and the coordinator's
-    checks against them (without quarantine: a refused silo tries again in the next round).
+    checks against them (without quarantine: a refused silo tries again in the next round). ``own``: a head or an
+    aggregation that is handed in.
 
-    Raises DataError for silos or tables that do not fit the run, and as training does (``diverged``).
+    Raises DataError for silos or tables that do not fit the run, as training does (``diverged``), and for an
+    aggregation whose result is no model (``bad_aggregation``).
     """
     _check(run, silos, test)
     started = time.perf_counter()
-    params, state = initial_params(run.head, run.seed), first_state(run)
     evaluations = []
-    guard = _Checks(run, scenario)
-    with _SiloPool(run, silos, scenario.protection, threads=threads, workers=workers) as pool:
+    spec, two_passes = own.head or run.head, own.aggregation is not None or needs_two_passes(run.strategy)
+    guard = _Checks(run, spec, scenario)
+    with _SiloPool(run, spec, silos, scenario.protection, threads=threads, workers=workers) as pool:
+        params, state = pool.first_params(), first_state(run)
         # With a lossy codec every silo makes the initial model itself.
-        down = payload_bytes(run.head) if run.codec == "fp32" else 0
+        down = payload_bytes(spec) if run.codec == "fp32" else 0
         received_bytes = 0
         for number in range(1, run.rounds + 1):
             received_bytes += down * len(silos)
             parts: Iterable[Contribution] = guard.admitted(number, params, pool.contributions(number, params))
-            if needs_two_passes(run.strategy):
+            if two_passes:
                 parts = list(parts)
-            made = broadcast(run, params, aggregate(run.strategy, run.head, params, parts, state, len(silos)))
+            if own.aggregation is None:
+                aggregated = aggregate(run.strategy, spec, params, parts, state, len(silos))
+            else:
+                aggregated = _aggregated_by(own.aggregation, run, spec, params, parts, state)
+            made = broadcast(run.codec, spec, params, aggregated)
             params, state = made.params, made.state
-            down = len(made.payload) or payload_bytes(run.head)
+            down = len(made.payload) or payload_bytes(spec)
             if test is not None and len(test):
                 evaluations.append(pool.evaluate(params, test))
             on_round(number)
@@ -110,11 +161,49 @@ def simulate(
     return SimulatedRun(params, params_sha256(params), tuple(evaluations), seconds, size, tuple(guard.refused))
 
 
+def _aggregated_by(
+    aggregation: Aggregation,
+    run: RunSettings,
+    spec: TensorLayout,
+    base: Params,
+    parts: Iterable[Contribution],
+    state: ServerState,
+) -> Aggregated:
+    """Aggregate a round's updates as its caller does. Raises DataError (``bad_aggregation``)."""
+    result = aggregation(
+        _read_only(base), [SiloUpdate(part.silo, part.examples, _read_only(part.params)) for part in parts]
+    )
+    if not isinstance(result, Mapping):
+        raise _bad_aggregation(f"it returned {type(result).__name__}, expected the next model's tensors by name")
+    try:
+        params = {name: np.asarray(result[name]).astype(np.float32) for name in spec.shapes if name in result}
+        check_params(spec, params, whose="its result")
+    except (DataError, TypeError, ValueError) as error:
+        raise _bad_aggregation(str(error)) from error
+    return end_round(params, state, run.strategy.average_last)
+
+
+def _read_only(params: Params) -> Params:
+    views = {name: tensor.view() for name, tensor in params.items()}
+    for view in views.values():
+        view.flags.writeable = False
+    return views
+
+
+def _bad_aggregation(problem: str) -> DataError:
+    return DataError(
+        f"the aggregation that was handed in: {problem}",
+        fix="return {name: array} with the names and shapes of the round's model, every value finite",
+        code="bad_aggregation",
+    )
+
+
 class _Checks:
     """Applies the attack to the contributions, drops those that the coordinator would refuse, and counts claims."""
 
-    def __init__(self, run: RunSettings, scenario: Scenario) -> None:
+    def __init__(self, run: RunSettings, spec: TensorLayout, scenario: Scenario) -> None:
         self._run = run
+        self._spec = spec
         self._trial = scenario
         self._sent: deque[dict[str, Claim]] = deque(maxlen=WINDOW)  # of the last rounds, by silo
         self.refused: list[tuple[int, str]] = []
@@ -128,7 +217,7 @@ class _Checks:
             if (sent := [claims[silo] for claims in self._sent if silo in claims])
         }
         learnt = learnt_norm({silo: norm for silo, (norm, _) in largest.items()})
-        bound = NormBound(run.head, run.train, scenario.norm_times, number, learnt)
+        bound = NormBound(self._spec, run.train, scenario.norm_times, number, learnt)
         claims: dict[str, Claim] = {}
         self._sent.append(claims)
         passed = self._passed(number, base, parts, bound, claims)
@@ -168,20 +257,27 @@ class _SiloPool:
     """``workers`` threads that train silos, each with a trainer of its own."""
 
     def __init__(
-        self, run: RunSettings, silos: Sequence[SimulatedSilo], protection: Protection, *, threads: int, workers: int
+        self,
+        run: RunSettings,
+        spec: HeadSpec | OwnHead,
+        silos: Sequence[SimulatedSilo],
+        protection: Protection,
+        *,
+        threads: int,
+        workers: int,
     ) -> None:
         self._run = run
+        self._spec = spec
         self._protection = protection
         self._silos = sorted(silos, key=lambda silo: silo.name)  # the coordinator's order
-        self._residuals: dict[
-            str, FlatParams
-        ] = {}  # of a lossy codec, by silo: the part of its last update that was not sent
+        # Of a lossy codec, by silo: the part of its last update that was not sent.
+        self._residuals: dict[str, FlatParams] = {}
         self.sent_bytes = 0  # payloads of all updates
         self._corrections: dict[str, Correction] = {silo.name: {} for silo in silos}  # FedDyn's h_i
-        self._trainers: SimpleQueue[HeadTrainer] = SimpleQueue()
+        self._trainers: SimpleQueue[Trainer] = SimpleQueue()
         workers = max(1, min(workers, len(silos)))
         for _ in range(workers):
-            self._trainers.put(HeadTrainer(run.head, threads=threads))
+            self._trainers.put(open_trainer(spec, threads=threads))
         self._pool = ThreadPoolExecutor(workers, "silo")
         self._exit = ExitStack()
 
@@ -191,6 +287,11 @@ class _SiloPool:
 
     def __exit__(self, *_: object) -> None:
         self._exit.close()
+
+    def first_params(self) -> Params:
+        """Return the model that the run starts from."""
+        with self._trainer() as trainer:
+            return trainer.first_params(self._run.seed)
 
     def contributions(self, number: int, params: Params) -> Iterator[InMemoryContribution]:
         """Every silo's contribution to round ``number``, in ascending order of name."""
@@ -204,33 +305,35 @@ class _SiloPool:
             yield InMemoryContribution(silo.name, len(silo.train), self._received(silo.name, payload, params))
 
     def _received(self, name: str, payload: bytes, base: Params) -> Params:
-        codec, head, whose = self._run.codec, self._run.head, f"update from silo '{name}'"
+        codec, whose = self._run.codec, f"update from silo '{name}'"
         if codec == "fp32":
-            return decode_params(head, payload, whose=whose)
-        return apply_delta(codec, head, payload, base, whose=whose)
+            return decode_params(self._spec, payload, whose=whose)
+        return apply_delta(codec, self._spec, payload, base, whose=whose)
 
     def evaluate(self, params: Params, test: FeatureTable) -> Evaluation:
+        with self._trainer() as trainer:
+            return evaluate(trainer, params, test)
+
+    @contextmanager
+    def _trainer(self) -> Iterator[Trainer]:
         trainer = self._trainers.get()
         try:
-            return trainer.evaluate(params, test)
+            yield trainer
         finally:
             self._trainers.put(trainer)
 
     def _train(self, silo: SimulatedSilo, number: int, params: Params) -> bytes:
         """Train the silo on the round's model; returns the payload of its update."""
         run = self._run
-        trainer = self._trainers.get()
-        try:
+        with self._trainer() as trainer:
             correction = self._corrections[silo.name]
             trained, correction = train_silo(
                 trainer, run, silo.name, number, params, silo.train, correction, self._protection
             )
             self._corrections[silo.name] = correction  # every round of a simulation counts
-        finally:
-            self._trainers.put(trainer)
         if run.codec == "fp32":
-            return encode_params(run.head, trained.params)
-        encoded = encode_delta(run.codec, run.head, trained.params, params, self._residuals.get(silo.name))
+            return encode_params(self._spec, trained.params)
+        encoded = encode_delta(run.codec, self._spec, trained.params, params, self._residuals.get(silo.name))
         self._residuals[silo.name] = encoded.residual
         return encoded.payload
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError
-from .head import HeadSpec, Params, all_finite, split_params
+from .head import Params, TensorLayout, all_finite, split_params
 from .tensors import payload_bytes
 
 Codec = Literal["fp32", "fp16", "int8", "sparse_int8"]
@@ -50,7 +50,7 @@ def flatten_params(params: Mapping[str, npt.NDArray[np.floating[Any]]]) -> FlatP
 
 
 def encode_delta(
-    codec: Codec, spec: HeadSpec, params: Params, base: Params, residual: FlatParams | None
+    codec: Codec, spec: TensorLayout, params: Params, base: Params, residual: FlatParams | None
 ) -> EncodedDelta:
     """Encode ``params`` - ``base`` + ``residual``, where ``residual`` is what the sender's last encoding left out.
 
@@ -71,7 +71,7 @@ def encode_delta(
     return EncodedDelta(payload, decoded, residual, lost / norm if norm > 0 else 0.0)
 
 
-def apply_delta(codec: Codec, spec: HeadSpec, payload: bytes | memoryview, base: Params, *, whose: str) -> Params:
+def apply_delta(codec: Codec, spec: TensorLayout, payload: bytes | memoryview, base: Params, *, whose: str) -> Params:
     """Return ``base`` plus an encoded delta: sender and receiver get the same bits.
 
     Raises DataError (``payload_size``, ``bad_codes``; ``not_finite`` when the sum is beyond float32).
@@ -79,7 +79,7 @@ def apply_delta(codec: Codec, spec: HeadSpec, payload: bytes | memoryview, base:
     return add_delta(spec, base, decode_delta(codec, spec, payload, whose=whose), whose=whose)
 
 
-def add_delta(spec: HeadSpec, base: Params, delta: FlatParams, *, whose: str) -> Params:
+def add_delta(spec: TensorLayout, base: Params, delta: FlatParams, *, whose: str) -> Params:
     """Return ``base`` + ``delta`` in float32, read-only. Raises DataError (``not_finite``)."""
     with np.errstate(over="ignore"):
         values = flatten_params(base) + delta
@@ -89,7 +89,7 @@ def add_delta(spec: HeadSpec, base: Params, delta: FlatParams, *, whose: str) ->
     return split_params(spec, values)
 
 
-def check_size(codec: Codec, spec: HeadSpec, size: int, *, whose: str) -> None:
+def check_size(codec: Codec, spec: TensorLayout, size: int, *, whose: str) -> None:
     """Raise DataError (``payload_size``) for a size that no payload of this codec and head has."""
     least, most = size_bounds(codec, spec)
     if not least <= size <= most:
@@ -97,7 +97,7 @@ def check_size(codec: Codec, spec: HeadSpec, size: int, *, whose: str) -> None:
         raise DataError(f"{whose}: payload of {size} bytes, expected {expected}", code="payload_size")
 
 
-def size_bounds(codec: Codec, spec: HeadSpec) -> tuple[int, int]:
+def size_bounds(codec: Codec, spec: TensorLayout) -> tuple[int, int]:
     """Return the least and the most bytes of a payload."""
     whole = payload_bytes(spec)
     if codec == "fp32":
@@ -111,7 +111,7 @@ def size_bounds(codec: Codec, spec: HeadSpec) -> tuple[int, int]:
     return head, head + 2 * spec.parameters + spec.parameters // 255
 
 
-def decode_delta(codec: Codec, spec: HeadSpec, payload: bytes | memoryview, *, whose: str) -> FlatParams:
+def decode_delta(codec: Codec, spec: TensorLayout, payload: bytes | memoryview, *, whose: str) -> FlatParams:
     """Return the delta in a payload. Raises DataError (``payload_size``, ``bad_codes``)."""
     check_size(codec, spec, len(payload), whose=whose)
     with np.errstate(over="ignore"):  # add_delta finds what is beyond float32
@@ -121,11 +121,11 @@ def decode_delta(codec: Codec, spec: HeadSpec, payload: bytes | memoryview, *, w
 # --- fp16 ---
 
 
-def _encode_fp16(_: HeadSpec, delta: FlatParams) -> bytes:
+def _encode_fp16(_: TensorLayout, delta: FlatParams) -> bytes:
     return np.clip(delta, -FP16_MAX, FP16_MAX).astype("<f2").tobytes()
 
 
-def _decode_fp16(_: HeadSpec, payload: memoryview, whose: str) -> FlatParams:
+def _decode_fp16(_: TensorLayout, payload: memoryview, whose: str) -> FlatParams:
     delta = np.frombuffer(payload, "<f2").astype(np.float32)
     if not np.isfinite(delta).all():
         raise _bad_codes_error(whose, "a delta holds NaN or infinity")
@@ -135,7 +135,7 @@ def _decode_fp16(_: HeadSpec, payload: memoryview, whose: str) -> FlatParams:
 # --- int8: the scale of every row of every tensor, then every value as a multiple of its scale ---
 
 
-def _encode_int8(spec: HeadSpec, delta: FlatParams) -> bytes:
+def _encode_int8(spec: TensorLayout, delta: FlatParams) -> bytes:
     scales, values = [], []
     for tensor in split_params(spec, delta).values():
         rows = tensor.reshape(_scale_count(tensor.shape), -1)
@@ -145,7 +145,7 @@ def _encode_int8(spec: HeadSpec, delta: FlatParams) -> bytes:
     return b"".join((*scales, *values))
 
 
-def _decode_int8(spec: HeadSpec, payload: memoryview, whose: str) -> FlatParams:
+def _decode_int8(spec: TensorLayout, payload: memoryview, whose: str) -> FlatParams:
     count = sum(_scale_count(shape) for shape in spec.shapes.values())
     scales = _read_scales(payload[: 4 * count], whose)
     values = _read_steps(payload[4 * count :], whose)
@@ -161,7 +161,7 @@ def _decode_int8(spec: HeadSpec, payload: memoryview, whose: str) -> FlatParams:
 # --- sparse_int8: the number of values, a scale per tensor, the gaps between their positions, the values ---
 
 
-def _encode_sparse(spec: HeadSpec, delta: FlatParams) -> bytes:
+def _encode_sparse(spec: TensorLayout, delta: FlatParams) -> bytes:
     magnitude = np.abs(delta)
     count = min(int(np.ceil(SPARSE_SHARE * spec.parameters)), int(np.count_nonzero(magnitude)))
     positions = np.sort(np.argpartition(magnitude, -count)[-count:]) if count else np.empty(0, np.int64)
@@ -174,7 +174,7 @@ def _encode_sparse(spec: HeadSpec, delta: FlatParams) -> bytes:
     return head + _encode_gaps(positions) + values.tobytes()
 
 
-def _decode_sparse(spec: HeadSpec, payload: memoryview, whose: str) -> FlatParams:
+def _decode_sparse(spec: TensorLayout, payload: memoryview, whose: str) -> FlatParams:
     (count,) = struct.unpack_from("<I", payload)
     start = 4 + 4 * len(spec.shapes)
     if count > len(payload) - start:
@@ -215,7 +215,7 @@ def _scale_count(shape: tuple[int, ...]) -> int:
     return shape[0] if len(shape) > 1 else 1
 
 
-def _tensor_ends(spec: HeadSpec) -> npt.NDArray[np.int64]:
+def _tensor_ends(spec: TensorLayout) -> npt.NDArray[np.int64]:
     """Position after the last value of each tensor."""
     return np.cumsum([math.prod(shape) for shape in spec.shapes.values()])
 

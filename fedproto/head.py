@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,6 +25,18 @@ _RGCF = ("v", "t")  # the two modalities, as the gates' formula names them
 DRAWN_AT_ONCE = 1 << 18  # initial values
 Params = dict[str, npt.NDArray[np.float32]]
 Number = TypeVar("Number", bound=np.generic)
+
+
+class TensorLayout(Protocol):
+    """Names and shapes of a model's tensors: all that encoding, checking and averaging need to know of a head."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes by name, in wire order."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of values in all tensors."""
 
 
 class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -143,7 +155,7 @@ def _uniform(random: np.random.Generator, bound: float, shape: tuple[int, ...]) 
     return drawn.reshape(shape)
 
 
-def check_params(spec: HeadSpec, params: Mapping[str, npt.NDArray[np.generic]], *, whose: str) -> None:
+def check_params(spec: TensorLayout, params: Mapping[str, npt.NDArray[np.generic]], *, whose: str) -> None:
     """Raise DataError unless ``params`` is exactly the head's tensors, float32 and finite.
 
     ``whose`` begins the message: ``update from silo 'b'``.
@@ -161,7 +173,7 @@ def check_params(spec: HeadSpec, params: Mapping[str, npt.NDArray[np.generic]], 
             raise DataError(f"{whose}: {name} holds NaN or infinity", code="not_finite")
 
 
-def split_params(spec: HeadSpec, row: npt.NDArray[Number]) -> dict[str, npt.NDArray[Number]]:
+def split_params(spec: TensorLayout, row: npt.NDArray[Number]) -> dict[str, npt.NDArray[Number]]:
     """Return the head's tensors as views of ``row``, all parameters as one flat array."""
     tensors, start = {}, 0
     for name, shape in spec.shapes.items():

@@ -13,24 +13,24 @@ import numpy as np
 from ..base.errors import DataError
 from .bounds import MAX_PARAMETERS
 from .calls import CHUNK_BYTES
-from .head import HeadSpec, Params, check_params, split_params
+from .head import Params, TensorLayout, check_params, split_params
 
 MAX_PAYLOAD_BYTES = 4 * MAX_PARAMETERS
 
 Shapes = tuple[tuple[int, ...], ...]
 
 
-def payload_bytes(spec: HeadSpec) -> int:
-    """Return the size of the head's payload: at most ``MAX_PAYLOAD_BYTES``, since a ``HeadSpec`` is bounded."""
+def payload_bytes(spec: TensorLayout) -> int:
+    """Return the size of the head's payload: at most ``MAX_PAYLOAD_BYTES``, as a ``HeadSpec`` is bounded."""
     return 4 * spec.parameters
 
 
-def shapes(spec: HeadSpec) -> Shapes:
+def shapes(spec: TensorLayout) -> Shapes:
     """Return the shapes of the head's tensors by position, as an update's header lists them."""
     return tuple(spec.shapes.values())
 
 
-def check_shapes(spec: HeadSpec, found: Sequence[tuple[int, ...]], *, whose: str) -> None:
+def check_shapes(spec: TensorLayout, found: Sequence[tuple[int, ...]], *, whose: str) -> None:
     """Raise DataError (``tensor_names``, ``tensor_shape``) unless ``found`` is the head's list of shapes."""
     if len(found) != len(spec.shapes):
         raise DataError(f"{whose}: {len(found)} tensors, expected {len(spec.shapes)}", code="tensor_names")
@@ -39,18 +39,18 @@ def check_shapes(spec: HeadSpec, found: Sequence[tuple[int, ...]], *, whose: str
             raise DataError(f"{whose}: {name} is {list(shape)}, expected {list(expected)}", code="tensor_shape")
 
 
-def encode_params(spec: HeadSpec, params: Params) -> bytes:
+def encode_params(spec: TensorLayout, params: Params) -> bytes:
     """Return the payload. Raises DataError as ``check_params``."""
     return b"".join(param_views(spec, params))
 
 
-def param_views(spec: HeadSpec, params: Params) -> list[memoryview]:
+def param_views(spec: TensorLayout, params: Params) -> list[memoryview]:
     """Return the payload as views of each tensor's bytes; nothing is copied. Raises DataError as ``check_params``."""
     check_params(spec, params, whose="parameters to send")
     return [np.ascontiguousarray(tensor, dtype="<f4").data.cast("B") for tensor in params.values()]
 
 
-def decode_params(spec: HeadSpec, payload: bytes | bytearray | memoryview, *, whose: str) -> Params:
+def decode_params(spec: TensorLayout, payload: bytes | bytearray | memoryview, *, whose: str) -> Params:
     """Return the parameters as read-only views of ``payload``; nothing is copied.
 
     ``whose`` begins the message: ``update from silo 'b'``. Raises DataError: ``payload_size`` when the

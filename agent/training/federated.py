@@ -18,7 +18,7 @@ from . import feddyn, fedprox
 from .dataset import FeatureTable
 from .feddyn import Correction
 from .private import UNPROTECTED, Protection, fresh_generator, protected
-from .trainer import Anchor, HeadTrainer, Trained, shuffle_seed
+from .trainer import Anchor, Trained, Trainer, shuffle_seed
 
 # By the strategy's name: the term that it adds to the silo's loss, and the correction that the silo carries on.
 ANCHORS: dict[str, Callable[[Strategy, Params, Correction], Anchor]] = {
@@ -39,7 +39,7 @@ class RoundKey(NamedTuple):
 
 
 def train_silo(
-    trainer: HeadTrainer,
+    trainer: Trainer,
     run: RunSettings,
     silo: str,
     round_number: int,
@@ -65,7 +65,7 @@ def train_silo(
 
 
 def run_round(
-    trainer: HeadTrainer,
+    trainer: Trainer,
     params: Params,
     table: FeatureTable,
     settings: TrainSettings,

@@ -9,13 +9,13 @@ from typing import Any
 
 from ...base.errors import DataError
 from ...base.progress import progress_bar
-from ...fedproto.head import HeadSpec, Params, initial_params
+from ...fedproto.head import HeadSpec, Params
 from ...fedproto.model_file import ModelFile, write_model
 from ...fedproto.records import Evaluation, TrainSettings
 from ..extraction.store import FeatureStore
 from .dataset import FeatureTable, silo_data
 from .federated import RoundKey, run_round
-from .trainer import HeadTrainer
+from .trainer import HeadTrainer, Trainer, evaluate
 
 LOCAL = "local"  # in place of a silo's name in the shuffles' seed
 
@@ -39,7 +39,7 @@ class LocalModel:
 
 
 def train_locally(
-    trainer: HeadTrainer,
+    trainer: Trainer,
     train: FeatureTable,
     test: FeatureTable,
     settings: TrainSettings,
@@ -53,12 +53,12 @@ def train_locally(
     The counterpart of a federated run of as many rounds with the same work: in each the optimiser starts again, and
     after each the model is evaluated on ``test``.
     """
-    params = initial_params(trainer.spec, seed)
+    params = trainer.first_params(seed)
     evaluations = []
     for number in range(1, rounds + 1):
         params = run_round(trainer, params, train, settings, RoundKey(seed, number, LOCAL)).params
         if len(test):
-            evaluations.append(trainer.evaluate(params, test))
+            evaluations.append(evaluate(trainer, params, test))
         on_round(number)
     return LocalModel(params, rounds * settings.epochs, tuple(evaluations))
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError
 from ...base.process import usable_cores
-from ...fedproto.head import HeadSpec, Params, all_finite
+from ...fedproto.head import HeadSpec, Params, TensorLayout, all_finite, initial_params
 from ...fedproto.records import Evaluation, TrainSettings
 from ...runtime.backends.onnxruntime_cpu import open_session
 from .dataset import FeatureTable
@@ -50,6 +50,46 @@ def shuffle_seed(run_seed: int, round_number: int, silo: str) -> int:
     """Return the seed of a silo's shuffles in one round, the same in a real run and in a simulation."""
     text = f"{run_seed}/{round_number}/{silo}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
+
+
+class Trainer(Protocol):
+    """Training and scoring of one head: ``HeadTrainer``, or ``own_head.OwnHeadTrainer`` in simulations."""
+
+    @property
+    def spec(self) -> TensorLayout:
+        """Names and shapes of the parameters."""
+
+    def first_params(self, seed: int) -> Params:
+        """Return the parameters that a run of ``seed`` starts from."""
+
+    def train(
+        self,
+        params: Params,
+        table: FeatureTable,
+        settings: TrainSettings,
+        *,
+        seed: int,
+        anchor: Anchor | None = None,
+        protection: Protection = UNPROTECTED,
+    ) -> Trained:
+        """See ``HeadTrainer``."""
+
+    def logits_by_batch(self, params: Params, x: npt.NDArray[np.float32]) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+        """See ``HeadTrainer``."""
+
+
+class Steps(Protocol):
+    """Parameters that an optimiser changes step by step."""
+
+    steps: int  # made so far
+
+    def run(
+        self, table: FeatureTable, batches: Sequence[Rows], settings: TrainSettings, drawn: Sequence[int] = ()
+    ) -> float:
+        """Make a step on each batch of ``table``'s rows; returns the sum of all rows' losses before the steps."""
+
+    def params(self) -> Params:
+        """Return a copy of the parameters."""
 
 
 class HeadTrainer:
@@ -95,22 +135,17 @@ class HeadTrainer:
         sessions = self._step_sessions(balanced=settings.class_balanced)
         training = TrainingSteps(sessions, self.spec, params, self._dtype, config)
         random = fresh_generator() if noise else np.random.Generator(np.random.PCG64(seed))
-        loss = math.nan
         with training.running():
-            for _ in range(settings.epochs):
-                batches, drawn = _batches(random, len(table), settings, noise)
-                loss = training.run(table, batches, settings, drawn) / max(sum(map(len, batches)), 1)
-        trained = Trained(training.params(), loss, training.steps)
-        finite = all(all_finite(tensor) for tensor in trained.params.values())
-        if noise is not None:  # the loss is not covered by epsilon, and every training is answered
-            return trained if finite else replace(trained, params=dict(params))
-        if not finite or not math.isfinite(loss):
-            raise DataError(
-                f"training diverged: loss or parameters are not finite after {trained.steps} steps",
-                fix="lower the learning rate, or look for features that are far out of range",
-                code="diverged",
-            )
+            trained = run_epochs(training, table, settings, random, noise)
+        if noise is None:
+            check_finite(trained)
+        elif not _is_finite(trained.params):  # the loss is not covered by epsilon, and every training is answered
+            return replace(trained, params=dict(params))
         return trained
+
+    def first_params(self, seed: int) -> Params:
+        """See ``fedproto.head.initial_params``."""
+        return initial_params(self.spec, seed)
 
     def logits(self, params: Params, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         """Return the class scores [N, classes] of ``x`` [N, D]."""
@@ -127,13 +162,8 @@ class HeadTrainer:
             yield rows, self._forward.run({"x": batch, **typed})["logits"]
 
     def evaluate(self, params: Params, table: FeatureTable) -> Evaluation:
-        """Return mean cross-entropy and correct top-1 predictions over ``table``; the loss is NaN for an empty one."""
-        losses, correct = np.empty(len(table)), 0
-        for rows, scores in self.logits_by_batch(params, table.x):
-            log_probability, y = log_softmax(scores), table.y[rows]
-            losses[rows] = -log_probability[np.arange(len(y)), y]
-            correct += int((log_probability.argmax(axis=1) == y).sum())
-        return Evaluation(loss=float(losses.mean()) if len(table) else math.nan, correct=correct, count=len(table))
+        """See ``evaluate``."""
+        return evaluate(self, params, table)
 
     def _step_sessions(self, *, balanced: bool) -> StepSessions:
         if balanced not in self._steps:
@@ -145,6 +175,45 @@ class HeadTrainer:
                 self._threads,
             )
         return self._steps[balanced]
+
+
+def run_epochs(
+    training: Steps,
+    table: FeatureTable,
+    settings: TrainSettings,
+    random: np.random.Generator,
+    noise: SampleNoise | None,
+) -> Trained:
+    """Run ``settings.epochs`` over ``table``, whose rows ``random`` shuffles again in each epoch."""
+    loss = math.nan
+    for _ in range(settings.epochs):
+        batches, drawn = _batches(random, len(table), settings, noise)
+        loss = training.run(table, batches, settings, drawn) / max(sum(map(len, batches)), 1)
+    return Trained(training.params(), loss, training.steps)
+
+
+def check_finite(trained: Trained) -> None:
+    """Raise DataError (``diverged``) when the loss or a parameter is not finite."""
+    if not _is_finite(trained.params) or not math.isfinite(trained.loss):
+        raise DataError(
+            f"training diverged: loss or parameters are not finite after {trained.steps} steps",
+            fix="lower the learning rate, or look for features that are far out of range",
+            code="diverged",
+        )
+
+
+def _is_finite(params: Params) -> bool:
+    return all(all_finite(tensor) for tensor in params.values())
+
+
+def evaluate(trainer: Trainer, params: Params, table: FeatureTable) -> Evaluation:
+    """Return mean cross-entropy and correct top-1 predictions over ``table``; the loss is NaN for an empty one."""
+    losses, correct = np.empty(len(table)), 0
+    for rows, scores in trainer.logits_by_batch(params, table.x):
+        log_probability, y = log_softmax(scores), table.y[rows]
+        losses[rows] = -log_probability[np.arange(len(y)), y]
+        correct += int((log_probability.argmax(axis=1) == y).sum())
+    return Evaluation(loss=float(losses.mean()) if len(table) else math.nan, correct=correct, count=len(table))
 
 
 def _sample_noise(protection: Protection, rows: int, settings: TrainSettings) -> SampleNoise | None:

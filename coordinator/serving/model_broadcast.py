@@ -15,7 +15,7 @@ from ...base.errors import DataError
 from ...fedproto import messages
 from ...fedproto.calls import CHUNK_BYTES
 from ...fedproto.codecs import Codec, add_delta, encode_delta, flatten_params
-from ...fedproto.head import Params, split_params
+from ...fedproto.head import Params, TensorLayout, split_params
 from ...fedproto.records import RunSettings
 from ...fedproto.tensors import chunks, encode_params, payload_bytes
 from ..strategies.algorithm import ServerState
@@ -32,18 +32,18 @@ class Broadcast:
     error: float = 0.0  # norm of what the codec left out over the norm of what was to be sent
 
 
-def broadcast(run: RunSettings, base: Params, aggregated: Aggregated) -> Broadcast:
+def broadcast(codec: Codec, spec: TensorLayout, base: Params, aggregated: Aggregated) -> Broadcast:
     """Return ``aggregated`` as silos that have ``base`` will have it.
 
     With a lossy codec the model itself becomes what the codec makes of it, so that it has one hash everywhere, and
     what was left out is carried to the next round (error feedback). Raises DataError (``not_finite``).
     """
-    if run.codec == "fp32":
+    if codec == "fp32":
         return Broadcast(aggregated.params, aggregated.state)
     left_out = flatten_params(aggregated.state.residual) if aggregated.state.residual else None
-    encoded = encode_delta(run.codec, run.head, aggregated.params, base, left_out)
-    params = add_delta(run.head, base, encoded.decoded, whose="the next model")
-    residual = {name: tensor.astype(np.float64) for name, tensor in split_params(run.head, encoded.residual).items()}
+    encoded = encode_delta(codec, spec, aggregated.params, base, left_out)
+    params = add_delta(spec, base, encoded.decoded, whose="the next model")
+    residual = {name: tensor.astype(np.float64) for name, tensor in split_params(spec, encoded.residual).items()}
     return Broadcast(params, replace(aggregated.state, residual=residual), encoded.payload, encoded.error)
 
 

@@ -69,7 +69,7 @@ class RoundCloser:
             base, before, sent = active.params, active.server_state, active.store.contributions(current.number)
             counted = count_claims(sent, claims, limits, base)
             aggregated = aggregate(run.strategy, run.head, base, counted, before, silos)
-            model = broadcast(run, base, aggregated)
+            model = broadcast(run.codec, run.head, base, aggregated)
             return model, params_sha256(model.params), data_parts(encode_params(run.head, model.params))
 
         claims = await active.on_disk(lambda: active.store.journal.claims(current.number))

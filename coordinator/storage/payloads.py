@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ...base.errors import DataError, StorageError
 from ...base.files import FileStamp, fsync_directory, sha256_file, storage_code
-from ...fedproto.head import HeadSpec, Params
+from ...fedproto.head import HeadSpec, Params, TensorLayout
 from ...fedproto.tensors import decode_params
 from .damaged_files import damaged_file_error, keep_damaged, reading
 from .spool import Spool, keep_spare, remove_any
@@ -37,7 +37,7 @@ class StoredContribution:
         self.read(0, values)
         return decode_params(self.head, values.data.cast("B"), whose=str(self.path))
 
-    def check(self, spec: HeadSpec) -> None:
+    def check(self, spec: TensorLayout) -> None:
         """Do nothing: the size is checked when it is read, the digest was checked when it arrived."""
 
     def read(self, start: int, out: npt.NDArray[np.float32]) -> None:

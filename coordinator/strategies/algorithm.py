@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ...fedproto.head import HeadSpec, Params
+from ...fedproto.head import Params, TensorLayout
 from ...fedproto.records import Strategy
 from .contributions import Contribution, Sums
 
@@ -25,7 +25,7 @@ class RoundInput:
     """Everything that a round's next model follows from."""
 
     strategy: Strategy
-    spec: HeadSpec
+    spec: TensorLayout
     base: Params  # the model that the round started from
     contributions: Iterable[Contribution]  # ascending silo names; iterated more than once where ``two_passes``
     arrays: Arrays  # the algorithm's state after the last round; empty before the first

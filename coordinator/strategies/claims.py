@@ -29,7 +29,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ...fedproto.head import HeadSpec, Params
+from ...fedproto.head import Params, TensorLayout
 from .contributions import Contribution
 from .norm_bound import SILOS_NEEDED
 from .robust import Clipped
@@ -133,7 +133,7 @@ class WeightedContribution:
         """See ``Contribution``."""
         return self.whole.params
 
-    def check(self, spec: HeadSpec) -> None:
+    def check(self, spec: TensorLayout) -> None:
         """See ``Contribution``."""
         self.whole.check(spec)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ...fedproto.head import HeadSpec, Params
+from ...fedproto.head import Params, TensorLayout
 from ...fedproto.records import RunSettings, Strategy
 from .algorithm import Algorithm, RoundInput, ServerState, Step
 from .claims import Claim, Limits, distance_limits, limits_of
@@ -48,7 +48,7 @@ def first_state(run: RunSettings) -> ServerState:
 
 def aggregate(
     strategy: Strategy,
-    spec: HeadSpec,
+    spec: TensorLayout,
     base: Params,
     contributions: Iterable[Contribution],
     state: ServerState,
@@ -62,9 +62,23 @@ def aggregate(
     """
     round_input = RoundInput(strategy, spec, base, contributions, state.arrays, silos)
     params, arrays = _next_model(round_input)
-    return _average_last(
-        params, replace(state, arrays=arrays, rounds_left=state.rounds_left - 1), strategy.average_last
-    )
+    return end_round(params, replace(state, arrays=arrays), strategy.average_last)
+
+
+def end_round(params: Params, state: ServerState, average_last: int) -> Aggregated:
+    """Return the round's model and the state after it, where ``params`` is what the updates were aggregated to.
+
+    The models of the ``average_last`` last rounds are summed; the final one is their plain mean (of all, if there were
+    fewer).
+    """
+    state = replace(state, rounds_left=state.rounds_left - 1)
+    if average_last < 1 or state.rounds_left >= average_last:
+        return Aggregated(params, state)
+    tail = {name: value_of(state.tail, name) + tensor.astype(np.float64) for name, tensor in params.items()}
+    state = replace(state, tail=tail, tail_count=state.tail_count + 1)
+    if state.rounds_left > 0:
+        return Aggregated(params, state)
+    return Aggregated(float32({name: tensor / state.tail_count for name, tensor in tail.items()}), state)
 
 
 def _next_model(round_input: RoundInput) -> Step:
@@ -81,17 +95,6 @@ def _next_model(round_input: RoundInput) -> Step:
         if algorithm.step is not None:
             return algorithm.step(round_input, target)
     return float32(target), {}
-
-
-def _average_last(params: Params, state: ServerState, last: int) -> Aggregated:
-    """Sum the models of the ``last`` rounds; the final model is their plain mean (of all, if there were fewer)."""
-    if last < 1 or state.rounds_left >= last:
-        return Aggregated(params, state)
-    tail = {name: value_of(state.tail, name) + tensor.astype(np.float64) for name, tensor in params.items()}
-    state = replace(state, tail=tail, tail_count=state.tail_count + 1)
-    if state.rounds_left > 0:
-        return Aggregated(params, state)
-    return Aggregated(float32({name: tensor / state.tail_count for name, tensor in tail.items()}), state)
 
 
 def strategy_problems(strategy: Strategy) -> list[str]:

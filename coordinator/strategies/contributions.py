@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import InvariantError
-from ...fedproto.head import HeadSpec, Params, all_finite, check_params, split_params
+from ...fedproto.head import Params, TensorLayout, all_finite, check_params, split_params
 
 DISTANCE_BLOCK = 1 << 13  # values; from 10,000 on OpenBLAS would share a dot product out to threads
 SUM_BLOCK = 1 << 16  # values; with their float64 they stay in the cache
@@ -33,7 +33,7 @@ class Contribution(Protocol):
     def params(self) -> Params:
         """All of its tensors, read-only. Raises DataError where they are not what the silo sent."""
 
-    def check(self, spec: HeadSpec) -> None:
+    def check(self, spec: TensorLayout) -> None:
         """Raise DataError for tensors that are not this head's; a file on disk is checked when it is read."""
 
     def read(self, start: int, out: npt.NDArray[np.float32]) -> None:
@@ -48,7 +48,7 @@ class InMemoryContribution:
     examples: int
     params: Params
 
-    def check(self, spec: HeadSpec) -> None:
+    def check(self, spec: TensorLayout) -> None:
         """See ``Contribution``."""
         check_params(spec, self.params, whose=f"update from silo '{self.silo}'")
 
@@ -76,7 +76,7 @@ def in_order(contributions: Iterable[Part]) -> Iterator[Part]:
         last = part.silo
 
 
-def checked(spec: HeadSpec, contributions: Iterable[Contribution]) -> Iterator[InMemoryContribution]:
+def checked(spec: TensorLayout, contributions: Iterable[Contribution]) -> Iterator[InMemoryContribution]:
     """Yield each contribution in memory, in order, and checked before the caller can add any of it.
 
     DataError from ``check_params``, InvariantError from ``in_order``.
@@ -87,7 +87,7 @@ def checked(spec: HeadSpec, contributions: Iterable[Contribution]) -> Iterator[I
         yield held
 
 
-def weighted_mean(spec: HeadSpec, contributions: Iterable[Contribution]) -> dict[str, npt.NDArray[np.float64]]:
+def weighted_mean(spec: TensorLayout, contributions: Iterable[Contribution]) -> dict[str, npt.NDArray[np.float64]]:
     """Return Σ nᵢ·wᵢ / Σ nᵢ in float64, summed in the order given; memory is one model and ``BATCH`` contributions.
 
     Block by block over some silos at a time, so that a block's sum stays in the processor's cache: a third of the time
@@ -136,7 +136,7 @@ def distance(params: Params, base: Params) -> float:
     return float(np.sqrt(squares))
 
 
-def zeros(spec: HeadSpec) -> dict[str, npt.NDArray[np.float64]]:
+def zeros(spec: TensorLayout) -> dict[str, npt.NDArray[np.float64]]:
     """Return float64 zeros in the head's shapes."""
     return {name: np.zeros(shape, dtype=np.float64) for name, shape in spec.shapes.items()}
 

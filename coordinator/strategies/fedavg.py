@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ...fedproto.head import HeadSpec, Params
+from ...fedproto.head import Params, TensorLayout
 from ...fedproto.records import Strategy
 from .algorithm import Algorithm, RoundInput, Step
 from .contributions import Contribution, Sums, float32, value_of, weighted_mean
 
 
-def fedavg(spec: HeadSpec, contributions: Iterable[Contribution]) -> Params:
+def fedavg(spec: TensorLayout, contributions: Iterable[Contribution]) -> Params:
     """Return float32(Σ nᵢ·wᵢ / Σ nᵢ), computed in float64.
 
     ``contributions`` come in ascending order of silo name, so that the result does not depend on

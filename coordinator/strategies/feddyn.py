@@ -13,13 +13,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from ...base.errors import InvariantError
-from ...fedproto.head import HeadSpec, Params
+from ...fedproto.head import Params, TensorLayout
 from .algorithm import Algorithm, RoundInput, Step
 from .contributions import Contribution, Sums, checked, float32, value_of, zeros
 
 
 def feddyn(
-    spec: HeadSpec, contributions: Iterable[Contribution], h: Sums, base: Params, alpha: float, silos: int
+    spec: TensorLayout, contributions: Iterable[Contribution], h: Sums, base: Params, alpha: float, silos: int
 ) -> tuple[Params, Sums]:
     """Return the next model w and the next h.
 

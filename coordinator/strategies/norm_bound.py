@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ...base.errors import DataError
 from ...fedproto.codecs import Codec
-from ...fedproto.head import HeadSpec, Params
+from ...fedproto.head import Params, TensorLayout
 from ...fedproto.records import ADAM_BETAS, TrainSettings
 from .contributions import DISTANCE_BLOCK
 
@@ -37,7 +37,7 @@ ROUNDING = 1.001  # float32 steps round; 1e-7 each
 class NormBound:
     """A round's bound. ``times`` = 0: none at all, for runs whose silos do not train as the settings say."""
 
-    head: HeadSpec
+    head: TensorLayout
     train: TrainSettings
     times: float  # the settings' [checks] norm_times
     round: int
@@ -70,7 +70,7 @@ def learnt_norm(farthest: Mapping[str, float]) -> float | None:
     return statistics.median(farthest.values()) or None
 
 
-def reach(head: HeadSpec, train: TrainSettings, round_number: int, examples: int) -> float:
+def reach(head: TensorLayout, train: TrainSettings, round_number: int, examples: int) -> float:
     """Return the largest distance that a round of Adam can end from its start, whatever the data and the loss.
 
     Step t moves a coordinate by rate · |m̂_t| / (√v̂_t + ε), and by Cauchy and Schwarz, for every sequence of

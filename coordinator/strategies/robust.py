@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import InvariantError
-from ...fedproto.head import HeadSpec, Params, split_params
+from ...fedproto.head import Params, TensorLayout, split_params
 from ...fedproto.records import Strategy
 from .algorithm import Algorithm
 from .contributions import Contribution, InMemoryContribution, checked, distance, in_order
@@ -27,7 +27,7 @@ BLOCK_BYTES = 64 << 20  # of all silos' values in memory at once
 Reduce = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float64]]  # sorted [silos, values] to [values]
 
 
-def median(spec: HeadSpec, contributions: Iterable[Contribution]) -> dict[str, npt.NDArray[np.float64]]:
+def median(spec: TensorLayout, contributions: Iterable[Contribution]) -> dict[str, npt.NDArray[np.float64]]:
     """Return the median of every coordinate over the silos, in float64 (Yin et al. 2018, definition 1).
 
     Of an even number of silos it is the mean of the middle two. Weights are not used.
@@ -41,7 +41,7 @@ def median(spec: HeadSpec, contributions: Iterable[Contribution]) -> dict[str, n
 
 
 def trimmed_mean(
-    spec: HeadSpec, contributions: Iterable[Contribution], trim: float
+    spec: TensorLayout, contributions: Iterable[Contribution], trim: float
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Return the mean of every coordinate without its largest and smallest ``trim`` share.
 
@@ -92,7 +92,7 @@ class ClippedContribution:
             else {name: self._shorter(params[name], self.base.params[name]) for name in params}
         )
 
-    def check(self, spec: HeadSpec) -> None:
+    def check(self, spec: TensorLayout) -> None:
         """See ``Contribution``."""
         self.whole.check(spec)
 
@@ -122,7 +122,7 @@ class Clipped:
             yield ClippedContribution(part, base, self.shares[part.silo])
 
 
-def clipped(spec: HeadSpec, contributions: Iterable[Contribution], base: Params, clip: float) -> Clipped:
+def clipped(spec: TensorLayout, contributions: Iterable[Contribution], base: Params, clip: float) -> Clipped:
     """Return ``contributions`` clipped to ``clip`` times the median of their own distances from ``base``.
 
     Sun et al. use a constant bound; the round's median needs no guess, follows the run as updates grow smaller, and
@@ -137,7 +137,7 @@ def clipped(spec: HeadSpec, contributions: Iterable[Contribution], base: Params,
 
 
 def _by_coordinate(
-    spec: HeadSpec, contributions: Iterable[Contribution], reduce: Reduce
+    spec: TensorLayout, contributions: Iterable[Contribution], reduce: Reduce
 ) -> dict[str, npt.NDArray[np.float64]]:
     parts = sum(1 for _ in checked(spec, contributions))
     if parts == 0:
