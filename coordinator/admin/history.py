@@ -167,6 +167,10 @@ class History:
         with database_errors(self._state / DATABASE_FILE):
             return cross_evaluations(self._db, self._run)
 
+    def final_reports(self) -> dict[str, int]:
+        """Return by silo the models that it evaluated after the last round; 0: it declined."""
+        return dict(self._rows("SELECT silo, results FROM final_reports WHERE run = ?"))
+
     def silos(self) -> list[SiloRow]:
         """Return every silo that has sent something, in ascending order of name."""
         rows: dict[str, SiloRow] = {}

@@ -13,6 +13,7 @@ from ...fedproto.records import ClassCount
 from ..settings import CoordinatorSettings
 from ..storage.evaluations import FINAL, CrossEvaluation, best_model
 from .history import History, evaluation_figures
+from .measured import MISSING, MeasuredModels
 
 
 def evaluation_of(settings: CoordinatorSettings, round_number: int | None) -> dict[str, Any]:
@@ -120,6 +121,7 @@ def take_model(settings: CoordinatorSettings, out: Path, round_number: int | Lit
                 )
             round_number = best[0]
         path, number = history.model_file(round_number)
+        measured = MeasuredModels.of(history, history.rounds(), settings)
     found = read_model(path)
     write_model(out, found)  # what was read and checked; the same model gives the same bytes
     return {
@@ -131,4 +133,16 @@ def take_model(settings: CoordinatorSettings, out: Path, round_number: int | Lit
         "labels": len(found.labels),
         "fingerprint": found.fingerprint,
         "bytes": out.stat().st_size,
+        **evaluation_figures(measured.evaluation(number)),
+        "accuracy_missing": measured.missing(number),
     }
+
+
+def model_lines(taken: Mapping[str, Any]) -> list[str]:
+    """Return ``take_model`` as text."""
+    lines = [f"{taken['model']}: model of round {taken['round']} of run '{taken['run']}', {taken['labels']} classes"]
+    if taken["accuracy"] is not None:
+        lines.append(f"  on the silos' held-out clips: {_summary(taken)}")
+    elif taken["accuracy_missing"]:
+        lines.append(f"  {MISSING[taken['accuracy_missing']]}")
+    return lines

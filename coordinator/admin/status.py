@@ -9,20 +9,23 @@ from typing import Any
 from ...fedproto.tls import certificate_info, read_file
 from ..serving.health import HEALTHY, read_health
 from ..settings import CoordinatorSettings
-from ..storage.evaluations import ModelEvaluation, best_model
 from .authority import enrolled, read_silos
 from .history import History, RoundRow, SiloRow, UpdateRow, evaluation_figures, is_served, served_address
+from .measured import MISSING, MeasuredModels
 
+AFTER_THE_RUN = ("not-asked", "waiting")  # reasons why a finished run's model has no accuracy, with a way out
 MOST_LOST = 9.999  # of a codec's error, as shown in a table: a silo may claim any
 
 
 def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
     """Return the state of the run for --json.
 
-    ``last`` and ``best`` are a model's round and accuracy; bytes are of accepted updates and of models, over all silos.
+    ``last`` and ``best`` are a model's round and accuracy, ``last_missing`` says why the last one has none; bytes are of
+    accepted updates and of models, over all silos.
     """
     with History.open(settings.server.state, settings.run.name) as history:
-        rows, silos, evaluations = history.rounds(), history.silos(), history.model_evaluations()
+        rows, silos = history.rounds(), history.silos()
+        measured = MeasuredModels.of(history, rows, settings)
     closed = [row for row in rows if row.status == "closed"]
     current = rows[-1] if rows and rows[-1].status == "open" else None
     info = certificate_info(read_file(settings.server.certificate), whose=str(settings.server.certificate))
@@ -40,7 +43,7 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
         "of": settings.run.rounds,
         "abandoned": sum(row.status == "abandoned" for row in rows),
         "model_sha256": closed[-1].model_sha256 if closed else None,
-        **_models(evaluations, closed),
+        **_models(measured, closed[-1].round if closed else 0),
         "received_bytes": sum(row.received_bytes for row in rows),
         "sent_bytes": sum(row.sent_bytes for row in rows),
         "silos": [_silo(name, {row.silo: row for row in silos}) for name in allowed],
@@ -51,13 +54,12 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
     }
 
 
-def _models(evaluations: Sequence[ModelEvaluation], closed: Sequence[RoundRow]) -> dict[str, Any]:
+def _models(measured: MeasuredModels, last: int) -> dict[str, Any]:
     """Return the last model and the best one; accuracy is None for a model that no silo has evaluated."""
-    last = closed[-1].round if closed else 0
-    evaluation = next((model.all for model in evaluations if model.round == last), None)
-    best = best_model(evaluations)
+    best = measured.best
     return {
-        "last": {"round": last, "accuracy": evaluation.correct / evaluation.count if evaluation else None},
+        "last": {"round": last, "accuracy": evaluation_figures(measured.evaluation(last))["accuracy"]},
+        "last_missing": measured.missing_text(last) if last else "",
         "best": {"round": best[0], "accuracy": best[1].correct / best[1].count} if best else None,
     }
 
@@ -76,6 +78,10 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
         lines.append(f"round {now['round']} is open: {now['reported']} of {now['wanted']} silos have reported")
     else:
         lines.append(f"the run is {now['phase']}")
+    if now["last"]["accuracy"] is not None:
+        lines.append(f"last model: round {now['last']['round']}, accuracy {now['last']['accuracy']:.3f}")
+    elif now["last"]["round"]:
+        lines.append(f"last model: round {now['last']['round']}, {now['last_missing']}")
     if now["best"]:
         lines.append(f"best model so far: round {now['best']['round']}, accuracy {now['best']['accuracy']:.3f}")
     lines.append(
@@ -124,19 +130,25 @@ def is_limited(update: Mapping[str, Any]) -> bool:
 
 
 def history_of(settings: CoordinatorSettings) -> list[dict[str, Any]]:
-    """Return one object per round, keys as in RoundRow, with loss, correct, count and accuracy of the incoming model.
+    """Return one object per round, keys as in RoundRow, with loss, correct, count and accuracy of the model it made.
 
-    ``updates`` has the same for each silo, with its codec, the codec's error, and its bytes.
+    ``accuracy_missing`` says why a round has none. ``incoming`` has the figures of the model that the round started
+    from, as the silos reported them in it. ``updates`` has these for each silo, with its codec, the codec's error, and
+    its bytes.
     """
     with History.open(settings.server.state, settings.run.name) as history:
-        return [_round(row) for row in history.rounds()]
+        rows = history.rounds()
+        measured = MeasuredModels.of(history, rows, settings)
+    return [_round(row, measured) for row in rows]
 
 
-def _round(row: RoundRow) -> dict[str, Any]:
+def _round(row: RoundRow, measured: MeasuredModels) -> dict[str, Any]:
     lost = [update.codec_error for update in row.updates if update.codec_error is not None]
     return {
         **{name: value for name, value in vars(row).items() if name not in ("evaluation", "updates")},
-        **evaluation_figures(row.evaluation),
+        **evaluation_figures(measured.evaluation(row.round)),
+        "accuracy_missing": measured.missing(row.round),
+        "incoming": evaluation_figures(row.evaluation),
         "codecs": sorted({update.codec for update in row.updates if update.codec is not None}),
         "codec_error": max(lost, default=None),
         "bytes_per_silo": (row.received_bytes + row.sent_bytes) / row.accepted if row.accepted else None,
@@ -154,13 +166,15 @@ def _update(row: UpdateRow) -> dict[str, Any]:
 def history_lines(rows: Sequence[Mapping[str, Any]], *, silos: bool = False) -> list[str]:
     """Return ``history_of`` as a table; below a round the updates that counted less than claimed.
 
-    ``silos``: below a round all of its updates.
+    ``silos``: below a round all of its updates. A finished run whose last model is not measured ends with the reason.
     """
-    head = f"{'round':>5} {'status':9} {'accepted':>8} {'refused':>7} {'examples':>8} {'loss':>8} {'accuracy':>8}"
+    head = f"{'round':>5} {'status':9} {'accepted':>8} {'refused':>7} {'examples':>8} {'loss':>8} {'accuracy':>9}"
     lines = [f"{head} {'MB in':>8} {'MB out':>8} {'MB/silo':>8} {'lost':>6} {'seconds':>8} model"]
     for row in rows:
+        missing = row.get("accuracy_missing") or ""
         loss = f"{row['loss']:8.4f}" if row["loss"] is not None else f"{'-':>8}"
-        accuracy = f"{row['accuracy']:8.3f}" if row["accuracy"] is not None else f"{'-':>8}"
+        unknown = "-" if missing in ("", "no-model") else missing
+        accuracy = f"{row['accuracy']:9.3f}" if row["accuracy"] is not None else f"{unknown:>9}"
         seconds = f"{row['seconds']:8.1f}" if row["seconds"] is not None else f"{'-':>8}"
         each = f"{row['bytes_per_silo'] / 1e6:8.2f}" if row["bytes_per_silo"] is not None else f"{'-':>8}"
         lost = f"{min(row['codec_error'], MOST_LOST):6.1%}" if row["codec_error"] else f"{'-':>6}"
@@ -175,4 +189,5 @@ def history_lines(rows: Sequence[Mapping[str, Any]], *, silos: bool = False) -> 
             for update in row["updates"]
             if silos or is_limited(update)
         ]
-    return lines
+    last = (rows[-1].get("accuracy_missing") or "") if rows else ""
+    return lines + ([f"round {rows[-1]['round']}: {MISSING[last]}"] if last in AFTER_THE_RUN else [])
