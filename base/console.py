@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 from .errors import FlamestError, StorageError, printable
 
@@ -59,6 +59,15 @@ def report_error(error: FlamestError, *, as_json: bool) -> int:
         body = {"code": error.code, "message": error.message, "fix": error.fix}
         print(json.dumps({"error": body, "exit_code": error.exit_code}), flush=True)
     return error.exit_code
+
+
+def end_with(error: FlamestError, result: Mapping[str, Any], *, as_json: bool) -> NoReturn:
+    """End a command that has a result and an error: the last line of ``--json`` is one object with both."""
+    code = report_error(error, as_json=False)
+    if as_json:
+        body = {"code": error.code, "message": error.message, "fix": error.fix}
+        print(json.dumps({**result, "error": body, "exit_code": code}, default=str), flush=True)
+    sys.exit(code)
 
 
 def _printable_lines(text: str) -> str:

@@ -43,7 +43,7 @@ def examine(config: Path) -> list[DoctorFinding]:
         settings = load_coordinator_settings(config)
     except FlamestError as error:
         return [DoctorFinding("settings", "wrong", error.message, error.fix)]
-    restore = f"flamest-coordinator restore --config {config} --from BACKUP"
+    restore = "flamest-coordinator restore --from BACKUP"
     found = [DoctorFinding("settings", "ok", f"run '{settings.run.name}', {settings.run.rounds} rounds")]
     for name, check in (
         ("certificate", _certificate),
@@ -96,7 +96,7 @@ def _silos(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
     names = enrolled(silos)
     for name, entry in ending_soon(silos):
         ends = f"its certificate {'ends' if entry.days_left > 0 else 'ended'} on {entry.expires[:10]}"
-        renew = f"flamest-coordinator silo renew {name} --dir {settings.server.silos.parent}"
+        renew = f"flamest-coordinator silo renew {name}"
         yield DoctorFinding("silos", "warn", f"silo '{name}': {ends}", f"{renew}; then send it the new files")
     if len(names) < settings.run.min_silos:
         yield DoctorFinding(

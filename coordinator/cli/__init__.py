@@ -5,7 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from ...base.options import config_option, dir_option
+from ...base.place import Program
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="The server's settings, coordinator.toml.")]
-DirOption = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The folder that `init` made.")]
+SETTINGS_FILE = "coordinator.toml"
+COORDINATOR = Program(
+    "flamest-coordinator",
+    SETTINGS_FILE,
+    (
+        *("run", "status", "history", "evaluation", "model", "backup", "restore", "doctor", "renew"),
+        *("silo add", "silo list", "silo renew", "silo revoke", "silo release"),
+    ),
+    start="go to the folder that `flamest-coordinator init DIR` made, or name it with --dir DIR",
+)
+ConfigOption = Annotated[Path | None, config_option(SETTINGS_FILE)]
+DirOption = Annotated[Path | None, dir_option(SETTINGS_FILE)]

@@ -7,52 +7,72 @@ from typing import Annotated, Any
 
 import typer
 
-from ...base.console import command
-from ...base.errors import UsageError
+from ...base.console import command, end_with, say
+from ...base.errors import UnreachableError, UsageError
 from ...base.options import JsonOption
-from . import ConfigOption
+from . import COORDINATOR, ConfigOption, DirOption
 
 
 @command
-def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
-    """Show the state of the run; works next to a running server and without one."""
+@COORDINATOR.errors_name_the_place
+def status(
+    config: ConfigOption = None, folder: DirOption = None, as_json: JsonOption = False
+) -> dict[str, Any]:
+    """Show the state of the run, next to a running server or without one; exit code 69 when none runs."""
     from ..admin.status import status_lines, status_of
     from ..settings import load_coordinator_settings
 
-    now = status_of(load_coordinator_settings(config))
+    place = COORDINATOR.place(config, folder)
+    now = status_of(load_coordinator_settings(place.path))
     if not as_json:
-        print("\n".join(status_lines(now)))
+        for line in status_lines(now):
+            say(place.hint(line))
+    if not now["running"]:
+        stopped = UnreachableError(
+            f"no coordinator runs with {place.path}", fix=place.hint("flamest-coordinator run"), code="not_running"
+        )
+        end_with(stopped, now, as_json=as_json)
     return now
 
 
 @command
+@COORDINATOR.errors_name_the_place
 def history(
-    config: ConfigOption,
+    config: ConfigOption = None,
+    folder: DirOption = None,
     silos: Annotated[
         bool, typer.Option("--silos", help="Every silo's examples and norm too, claimed and counted.")
     ] = False,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Show a row per round. Loss and accuracy are of the model that the round STARTED from, on the silos'
-    held-out clips, where the silo's policy allows to report them, with noise of a few clips unless it says
-    otherwise. MB/silo is the size of an update and its model;
-    `lost` is the largest share that the codec of an update left out. Below a round: updates that counted less than they
-    claimed. --json has every silo's figures. Last line: bytes until a model had 95 % of the last accuracy.
+    """Show a row per round. Loss and accuracy are of the model that the round made, on the silos' held-out clips,
+    where the silo's policy allows to report them, with noise of a few clips unless it says otherwise.
+
+    A model is measured in the next round; the last one after the run, with run.final_evaluation. In place of an
+    accuracy: pending (the next round measures it), waiting (silos have yet to report, after the run), not-asked
+    (run.final_evaluation is "none"), no-report (no silo reports), - (the round made no model).
+    MB/silo is the size of an update and its model; `lost` is the largest share that the codec of an update left
+    out. Below a round: updates that counted less than they claimed. --json has every silo's figures, and as `incoming`
+    those of the model that the round started from. Last line: bytes until a model had 95 % of the last accuracy.
     """
     from ..admin.communication_cost import communication_cost_lines, communication_cost_of
     from ..admin.status import history_lines, history_of
     from ..settings import load_coordinator_settings
 
-    settings = load_coordinator_settings(config)
+    place = COORDINATOR.place(config, folder)
+    settings = load_coordinator_settings(place.path)
     rows, reached = history_of(settings), communication_cost_of(settings)
     if not as_json:
-        print("\n".join([*history_lines(rows, silos=silos), *communication_cost_lines(reached)]))
+        for line in (*history_lines(rows, silos=silos), *communication_cost_lines(reached)):
+            say(place.hint(line))
     return {"rounds": rows, "to_95_percent": reached}
 
 
 @command
+@COORDINATOR.errors_name_the_place
 def evaluation(
-    config: ConfigOption,
+    config: ConfigOption = None,
+    folder: DirOption = None,
     round_number: Annotated[
         int | None,
         typer.Option("--round", min=0, help="Of which round; the last evaluated one when not given."),
@@ -68,16 +88,20 @@ def evaluation(
     from ..admin.models import evaluation_lines, evaluation_of
     from ..settings import load_coordinator_settings
 
-    found = evaluation_of(load_coordinator_settings(config), round_number)
+    place = COORDINATOR.place(config, folder)
+    found = evaluation_of(load_coordinator_settings(place.path), round_number)
     if not as_json:
-        print("\n".join(evaluation_lines(found)))
+        for line in evaluation_lines(found):
+            say(place.hint(line))
     return found
 
 
 @command
+@COORDINATOR.errors_name_the_place
 def model(
-    config: ConfigOption,
     out: Annotated[Path, typer.Option("--out", metavar="MODEL.safetensors", help="The file to write.")],
+    config: ConfigOption = None,
+    folder: DirOption = None,
     round_number: Annotated[
         int | None, typer.Option("--round", min=0, help="Of which round; the last closed one when not given.")
     ] = None,
@@ -87,13 +111,17 @@ def model(
     ] = False,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Copy a round's model out of the state folder, with its labels and fingerprint inside."""
-    from ..admin.models import take_model
+    """Copy a round's model out of the state folder, with its labels and fingerprint inside, and show its accuracy on
+    the silos' held-out clips, where it has been measured.
+    """
+    from ..admin.models import model_lines, take_model
     from ..settings import load_coordinator_settings
 
     if best and round_number is not None:
         raise UsageError("--best and --round were both given", fix="give one of them")
-    taken = take_model(load_coordinator_settings(config), out, "best" if best else round_number)
+    place = COORDINATOR.place(config, folder)
+    taken = take_model(load_coordinator_settings(place.path), out, "best" if best else round_number)
     if not as_json:
-        print(f"{out}: model of round {taken['round']} of run '{taken['run']}', {taken['labels']} classes")
+        for line in model_lines(taken):
+            say(place.hint(line))
     return taken

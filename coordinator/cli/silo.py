@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...base.console import command
+from ...base.console import command, say
 from ...base.options import JsonOption
-from . import ConfigOption, DirOption
+from . import COORDINATOR, ConfigOption, DirOption
+
+if TYPE_CHECKING:
+    from ..admin.authority import Enrolment
 
 silo_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Enrol, list, renew, revoke and release silos."
@@ -18,33 +21,38 @@ silo_app = typer.Typer(
 
 @silo_app.command("add")
 @command
+@COORDINATOR.errors_name_the_place
 def silo_add(
     name: Annotated[str, typer.Argument(help="The silo's name: 1 to 40 of a-z, 0-9 and '-'.")],
     csr: Annotated[Path, typer.Option("--csr", help="The request that `flamest-agent keygen NAME` wrote there.")],
-    folder: DirOption = Path(),
+    config: ConfigOption = None,
+    folder: DirOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Sign a silo's request and let it take part; a running server accepts it at once."""
     from ...fedproto.tls import read_file
     from ..admin.authority import add_silo
 
-    hand_over = add_silo(folder, name, read_file(csr))
+    hand_over = add_silo(COORDINATOR.place(config, folder).folder, name, read_file(csr))
     if not as_json:
-        print(f"silo '{name}' is enrolled; send it what is in {hand_over}: silo.pem and ca.pem (neither is secret)")
-        print("there, agent.toml names them in [coordinator], with the key that keygen made; then:")
-        print("  flamest-agent run --config agent.toml")
+        say(f"silo '{name}' is enrolled; send it what is in {hand_over}: silo.pem and ca.pem (neither is secret)")
+        say("there they go next to agent.toml, which keygen made; once its settings are filled in:")
+        say("  flamest-agent run --check-config")
+        say("  flamest-agent run")
     return {"name": name, "hand_over": str(hand_over), "files": ["silo.pem", "ca.pem"]}
 
 
 @silo_app.command("renew")
 @command
+@COORDINATOR.errors_name_the_place
 def silo_renew(
     name: Annotated[str, typer.Argument(help="The silo's name.")],
     csr: Annotated[
         Path | None,
         typer.Option("--csr", help="A new request of the silo, for a new key. Without it: for the key that it has."),
     ] = None,
-    folder: DirOption = Path(),
+    config: ConfigOption = None,
+    folder: DirOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Make a new certificate for an enrolled silo, before the one that it has ends. The run is not interrupted.
@@ -55,13 +63,14 @@ def silo_renew(
     from ...fedproto.tls import read_file
     from ..admin.authority import renew_enrolment
 
-    entry = renew_enrolment(folder, name, None if csr is None else read_file(csr))
-    hand_over = folder / "silos" / name
+    home = COORDINATOR.place(config, folder).folder
+    entry = renew_enrolment(home, name, None if csr is None else read_file(csr))
+    hand_over = home / "silos" / name
     if not as_json:
-        print(f"silo '{name}' has a new certificate, until {entry.expires[:10]}; send it {hand_over / 'silo.pem'}")
-        print("replace the old one with it there; a running agent uses it without a restart")
+        say(f"silo '{name}' has a new certificate, until {entry.expires[:10]}; send it {hand_over / 'silo.pem'}")
+        say("replace the old one with it there; a running agent uses it without a restart")
         for ends in sorted(entry.earlier.values())[-1:]:
-            print(f"the old one is valid until {ends[:10]}")
+            say(f"the old one is valid until {ends[:10]}")
     return {
         "name": name,
         "hand_over": str(hand_over),
@@ -73,29 +82,32 @@ def silo_renew(
 
 @silo_app.command("list")
 @command
-def silo_list(folder: DirOption = Path(), as_json: JsonOption = False) -> dict[str, Any]:
+@COORDINATOR.errors_name_the_place
+def silo_list(
+    config: ConfigOption = None, folder: DirOption = None, as_json: JsonOption = False
+) -> dict[str, Any]:
     """List every silo that was ever added, and until when its certificate is valid."""
     import msgspec
 
     from ..admin.authority import ALLOW_LIST, read_silos
 
-    silos = read_silos(folder / ALLOW_LIST).silos
+    place = COORDINATOR.place(config, folder)
+    silos = read_silos(place.folder / ALLOW_LIST).silos
     if not as_json:
         for name, entry in sorted(silos.items()):
-            state = f"enrolled, certificate until {entry.expires[:10]} ({entry.days_left:.0f} days)"
-            if entry.earlier:
-                state += f", the old one until {max(entry.earlier.values())[:10]}"
-            print(f"{name:20} {'revoked ' + entry.revoked if entry.revoked else state}")
+            say(f"{name:20} {_membership(entry)}")
         if not silos:
-            print("no silo yet: flamest-coordinator silo add NAME --csr NAME.csr")
+            say(place.hint("no silo yet: flamest-coordinator silo add NAME --csr NAME.csr"))
     return {"silos": [{"name": name, **msgspec.structs.asdict(entry)} for name, entry in sorted(silos.items())]}
 
 
 @silo_app.command("revoke")
 @command
+@COORDINATOR.errors_name_the_place
 def silo_revoke(
     name: Annotated[str, typer.Argument(help="The silo's name.")],
-    folder: DirOption = Path(),
+    config: ConfigOption = None,
+    folder: DirOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Revoke every certificate of a silo: a running server refuses its next call.
@@ -104,16 +116,20 @@ def silo_revoke(
     """
     from ..admin.authority import revoke_silo
 
-    revoke_silo(folder, name)
+    revoke_silo(COORDINATOR.place(config, folder).folder, name)
     if not as_json:
-        print(f"silo '{name}' is revoked")
+        say(f"silo '{name}' is revoked")
     return {"name": name, "revoked": True}
 
 
 @silo_app.command("release")
 @command
+@COORDINATOR.errors_name_the_place
 def silo_release(
-    name: Annotated[str, typer.Argument(help="The silo's name.")], config: ConfigOption, as_json: JsonOption = False
+    name: Annotated[str, typer.Argument(help="The silo's name.")],
+    config: ConfigOption = None,
+    folder: DirOption = None,
+    as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Let a silo out of quarantine, and forget its refused updates; a running server notices within a second.
 
@@ -122,8 +138,22 @@ def silo_release(
     from ..settings import load_coordinator_settings
     from ..storage.quarantine import release
 
-    released = release(load_coordinator_settings(config).server.state, name)
+    released = release(load_coordinator_settings(COORDINATOR.place(config, folder).path).server.state, name)
     if not as_json:
         state = "was let out of quarantine" if released["was_quarantined"] else "was not in quarantine"
-        print(f"silo '{name}' {state}; {released['refusals']} refusals forgotten, the last one: {released['last']}")
+        say(f"silo '{name}' {state}; {released['refusals']} refusals forgotten, the last one: {released['last']}")
     return released
+
+
+def _membership(entry: Enrolment) -> str:
+    """Return a silo's state in words: with two valid certificates until when each is, and which is which."""
+    if entry.revoked:
+        return f"revoked {entry.revoked}"
+    state = f"enrolled, certificate until {entry.expires[:10]} ({entry.days_left:.0f} days)"
+    if entry.earlier:
+        ends = max(entry.earlier.values())
+        others = f" and {len(entry.earlier) - 1} more" if len(entry.earlier) > 1 else ""
+        old = ", ".join(sha256[:8] for sha256 in entry.earlier)
+        state += f", the old one until {ends[:10]}{others}"
+        state += f"; by SHA-256: new {entry.certificate_sha256[:8]}, old {old}"
+    return state

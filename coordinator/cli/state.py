@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ...base.console import command
+from ...base.console import command, say
 from ...base.options import JsonOption
-from . import ConfigOption
+from . import COORDINATOR, ConfigOption, DirOption
 
 
 @command
+@COORDINATOR.errors_name_the_place
 def backup(
-    config: ConfigOption,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new folder for the copy.")],
+    out: Annotated[Path, typer.Option("--out", "--to", metavar="DIR", help="A new folder for the copy.")],
+    config: ConfigOption = None,
+    folder: DirOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Copy the state folder (rounds, updates, models), also while the server runs; no keys, no settings."""
     from ..settings import load_coordinator_settings
     from ..storage.backup import back_up
 
-    made = back_up(load_coordinator_settings(config).server.state, to)
+    place = COORDINATOR.place(config, folder)
+    made = back_up(load_coordinator_settings(place.path).server.state, out)
     if not as_json:
-        print(f"{to}: {made['files']} files, {made['bytes'] / 1e6:.1f} MB")
-        print(f"to restore it: flamest-coordinator restore --config {config} --from {to}")
+        say(f"{out}: {made['files']} files, {made['bytes'] / 1e6:.1f} MB")
+        say(place.hint(f"to restore it: flamest-coordinator restore --from {shlex.quote(str(out))}"))
     return made
 
 
 @command
+@COORDINATOR.errors_name_the_place
 def restore(
-    config: ConfigOption,
     source: Annotated[Path, typer.Option("--from", metavar="DIR", help="A folder that `backup` made.")],
+    config: ConfigOption = None,
+    folder: DirOption = None,
     verify: Annotated[bool, typer.Option("--verify", help="Only check that the backup is whole.")] = False,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
@@ -44,21 +51,25 @@ def restore(
     from ..storage.backup import check_backup
     from ..storage.backup import restore as put_back
 
-    state = load_coordinator_settings(config).server.state
+    place = COORDINATOR.place(config, folder)
+    state = load_coordinator_settings(place.path).server.state
     if verify:
         files = check_backup(source)
         if not as_json:
-            print(f"{source}: {len(files)} files, all of them intact")
+            say(f"{source}: {len(files)} files, all of them intact")
         return {"backup": str(source), "files": len(files), "verified": True}
     done = put_back(state, source)
     if not as_json:
-        print(f"{state}: {done['files']} files" + (f"; the old folder is {done['kept']}" if done["kept"] else ""))
-        print(f"next: flamest-coordinator run --config {config}")
+        say(f"{state}: {done['files']} files" + (f"; the old folder is {done['kept']}" if done["kept"] else ""))
+        say(place.hint("next: flamest-coordinator run"))
     return done
 
 
 @command
-def doctor(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
+@COORDINATOR.errors_name_the_place
+def doctor(
+    config: ConfigOption = None, folder: DirOption = None, as_json: JsonOption = False
+) -> dict[str, Any]:
     """Check settings, certificates, the state folder and its files; show what is wrong and how to fix it.
 
     Works next to a running server and changes nothing. Ends with 0 when nothing is wrong, otherwise with 65.
@@ -66,13 +77,14 @@ def doctor(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
     from ...base.errors import DataError
     from ..admin.doctor import examine
 
-    findings = examine(config)
+    place = COORDINATOR.place(config, folder)
+    findings = [replace(finding, fix=place.hint(finding.fix)) for finding in examine(place.path)]
     wrong = [finding for finding in findings if finding.state == "wrong"]
     if not as_json:
         for finding in findings:
-            print(f"{finding.state:6} {finding.check:14} {finding.detail}")
+            say(f"{finding.state:6} {finding.check:14} {finding.detail}")
             if finding.fix:
-                print(f"{'':21} fix: {finding.fix}")
+                say(f"{'':21} fix: {finding.fix}")
     if wrong:
         names = ", ".join(finding.check for finding in wrong)
         raise DataError(
