@@ -38,7 +38,7 @@ class Program:
     def errors_name_the_place(self, body: Callable[P, T]) -> Callable[P, T]:
         """Wrap the body of a command with the parameters ``config`` and ``folder``: hints in its errors have the place.
 
-        It stands below ``base.console.command``.
+        Write it below ``base.console.command``.
         """
 
         @functools.wraps(body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -160,8 +161,10 @@ def _run_problems(run: RunTable) -> list[str]:
     problems = []
     if not RUN_NAME.fullmatch(run.name):
         problems.append("run.name: expected 1 to 40 of a-z, 0-9, '.', '_' and '-'")
-    if len(run.labels) < 2 or len(set(run.labels)) != len(run.labels) or not all(run.labels):
+    if len(run.labels) < 2 or not all(run.labels):
         problems.append("run.labels: expected 2 or more different class names")
+    if twice := [label for label, times in Counter(run.labels).items() if times > 1]:
+        problems.append(f"run.labels: '{twice[0]}' is there twice, expected different class names")
     if not run.fingerprint or run.fingerprint.strip() != run.fingerprint:
         problems.append("run.fingerprint: expected the bundle's, as `flamest-export inspect BUNDLE` prints it")
     for key, names in (("labels", run.labels), ("fingerprint", (run.fingerprint,))):

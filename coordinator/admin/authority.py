@@ -58,6 +58,7 @@ def init_federation(folder: Path, hosts: Sequence[str], settings: str) -> None:
 
     ``folder`` appears whole or not at all and is never overwritten. Raises StorageError, UsageError.
     """
+    _refuse_a_used_folder(folder)
     authority = make_authority()
     server = make_server_certificate(authority, hosts)
     with new_directory(folder) as building:
@@ -67,6 +68,18 @@ def init_federation(folder: Path, hosts: Sequence[str], settings: str) -> None:
         write_atomic(building / "server.pem", server.certificate)
         write_atomic(building / "coordinator.toml", settings.encode())
         write_silos(building / ALLOW_LIST, Silos())
+
+
+def _refuse_a_used_folder(folder: Path) -> None:
+    """Raise StorageError for a folder that holds something, with advice that loses nothing."""
+    if (folder / "ca-key.pem").exists():
+        raise StorageError(
+            f"{folder} exists already, and is a federation: it holds the key of its authority, ca-key.pem",
+            fix=f"change its settings in {folder / 'coordinator.toml'}, its server's names with flamest-coordinator "
+            "renew --host; for another federation name another folder",
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StorageError(f"{folder} exists already and is not empty", fix="name a folder that does not exist yet")
 
 
 def renew_server(folder: Path, hosts: Sequence[str]) -> None:

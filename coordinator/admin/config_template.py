@@ -7,42 +7,42 @@ from collections.abc import Sequence
 
 _TEMPLATE = """\
 # Settings of flamest-coordinator. Relative paths start at this file's folder.
-# Check it with: flamest-coordinator run --config coordinator.toml --check-config
+# Check it with: flamest-coordinator run --config coordinator.toml --check-config [--bundle BUNDLE]
 
 [server]
 listen = "0.0.0.0:7443"       # address:port that the silos dial
-ca = "ca.pem"
-certificate = "server.pem"
+ca = "ca.pem"                 # the federation's authority; its key, ca-key.pem, is not needed to run
+certificate = "server.pem"    # ends after a year: flamest-coordinator renew
 key = "server-key.pem"
 silos = "silos.json"          # who may take part: flamest-coordinator silo add / revoke / list
 state = "state"               # rounds, updates and models; back this folder up
 keep_models = 0               # models of how many last rounds are kept, next to the best one; 0 keeps all
 
-[run]                         # other settings need another name
-name = "run-1"
+[run]                         # sent to the silos
+name = "run-1"                # the settings of a run that has started stay: for other ones choose another name
 labels = {labels}
 fingerprint = {fingerprint}
-inputs = 2816                 # width of a clip's embedding: 768 of BLIP and 2048 of Slow
-hidden = [512, 256]           # layers of the classifier
-rounds = 80
+{inputs}
+hidden = [512, 256]           # widths of the classifier's hidden layers
+rounds = 80                   # rounds that must close; abandoned ones do not count
 min_silos = 2                 # fewer updates at the deadline: the round is abandoned, the model stays
 # wanted = 4                  # this many updates close a round early; not set: all silos enrolled when it opens
 # wanted_share = 0.75         # or this share of the silos enrolled when it opens
 deadline_s = 600.0            # seconds from the first silo that gets the round
-seed = 0
+seed = 0                      # of the initial model, and of the order of clips in training
 codec = "fp32"                # how models travel; or "fp16", "int8", "sparse_int8": half, a quarter, a twentieth
-# final_evaluation = "model"  # after the last round silos evaluate the final model; "sites": others' too, who agree
+{final_evaluation} # after the last round silos evaluate the final model; "sites": others' too, who agree
 
 [run.head]
 kind = "mlp"                  # or "rgcf": residual gated cross fusion of two blocks
-blocks = []                   # widths of the modalities in a row, like [768, 2048]; rgcf needs two
+{blocks} # widths of the modalities in a row, like [768, 2048]; rgcf needs two
 standardise = false           # every block of every row to mean 0 and standard deviation 1
 common = 256                  # rgcf only: width that both blocks are projected to
 
 [run.strategy]
 name = "fedavg"               # or "fedprox", with mu above 0, or "feddyn", with alpha above 0
-mu = 0.0
-alpha = 0.0
+mu = 0.0                      # fedprox: weight of the distance to the round's model in every silo's loss
+alpha = 0.0                   # feddyn: weight of its correction
 server_momentum = 0.0         # FedAvgM on top of the average; not with feddyn
 server_adam = 0.0             # above 0: FedAdam with this learning rate on top of the average; not with feddyn
 combine = "mean"              # or "median", or "trimmed_mean": against hostile silos, unweighted; not with feddyn
@@ -51,10 +51,10 @@ clip = 0.0                    # above 0: updates are clipped to this multiple of
 average_last = 0              # above 0: the final model is the mean of the models of this many last rounds
 
 [run.train]                   # local training in a round
-epochs = 5
+epochs = 5                    # passes over a silo's clips in one round
 batch_size = 128
-learning_rate = 0.01
-weight_decay = 1e-4
+learning_rate = 0.01          # of Adam
+weight_decay = 1e-4           # Adam's L2 term
 learning_rate_decay = 1.0     # round r trains at learning_rate * decay ** (r - 1)
 class_balanced = false        # every silo weights its classes equally
 
@@ -62,12 +62,26 @@ class_balanced = false        # every silo weights its classes equally
 norm_times = 4.0              # farther from the model than this multiple of the median silo in the last rounds: refused
 examples_times = 2.0          # the most that an update counts for, in median claims of examples; 0: as claimed
 max_examples = 1000000        # an update of more is refused; set it to the size of your largest silo
-quarantine_after = 3          # after this many refusals a silo is in quarantine until: flamest-coordinator silo release
+quarantine_after = 3          # after this many refusals a silo is in quarantine until: silo release NAME
 """
 
 
-def render_config_template(labels: Sequence[str], fingerprint: str) -> str:
-    """Return the file's text. Values that are not given are left empty; `--check-config` asks for them."""
+INPUTS = 2816  # of BLIP and Slow
+
+
+def render_config_template(
+    labels: Sequence[str],
+    fingerprint: str,
+    *,
+    inputs: int | None = None,
+    blocks: Sequence[int] = (),
+    final_evaluation: str = "none",
+) -> str:
+    """Return the file's text. Values that are not given are left empty; `--check-config` asks for them.
+
+    ``inputs``: width of the embeddings; None: not known, a line to check. ``final_evaluation``: "none" leaves the line
+    as a comment.
+    """
     listed = json.dumps(list(labels), ensure_ascii=False)
     if len(listed) > 80:
         listed = "[\n" + "".join(f"    {json.dumps(label, ensure_ascii=False)},\n" for label in labels) + "]"
@@ -75,4 +89,17 @@ def render_config_template(labels: Sequence[str], fingerprint: str) -> str:
     print_line = json.dumps(fingerprint)
     if not fingerprint:
         print_line += "  # TO FILL IN: flamest-export inspect BUNDLE prints it"
-    return _TEMPLATE.format(labels=labels_line, fingerprint=print_line)
+    check = "" if inputs else "; TO CHECK: flamest-export inspect BUNDLE prints it"
+    final = f'final_evaluation = "{final_evaluation}"' if final_evaluation != "none" else '# final_evaluation = "model"'
+    return _TEMPLATE.format(
+        labels=labels_line,
+        fingerprint=print_line,
+        inputs=f"{_column(f'inputs = {inputs or INPUTS}')} # width of a clip's embedding{check}",
+        blocks=_column(f"blocks = {list(blocks)}"),
+        final_evaluation=_column(final),
+    )
+
+
+def _column(setting: str) -> str:
+    """Return a setting as wide as those of the template."""
+    return setting.ljust(29)

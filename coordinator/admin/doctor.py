@@ -43,7 +43,7 @@ def examine(config: Path) -> list[DoctorFinding]:
         settings = load_coordinator_settings(config)
     except FlamestError as error:
         return [DoctorFinding("settings", "wrong", error.message, error.fix)]
-    restore = "flamest-coordinator restore --from BACKUP"
+    restore = f"flamest-coordinator restore --config {config} --from BACKUP"
     found = [DoctorFinding("settings", "ok", f"run '{settings.run.name}', {settings.run.rounds} rounds")]
     for name, check in (
         ("certificate", _certificate),
@@ -78,7 +78,7 @@ def _run_check(
 def _certificate(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
     info = check_files(settings.server.files)
     state: State = "warn" if info.days_left < WARN_DAYS else "ok"
-    fix = "flamest-coordinator renew, then SIGHUP" if state == "warn" else ""
+    fix = "flamest-coordinator renew, then SIGHUP (kill -HUP PID)" if state == "warn" else ""
     yield DoctorFinding("certificate", state, f"for {', '.join(info.names)}, {info.days_left:.0f} days left", fix)
 
 
@@ -96,7 +96,7 @@ def _silos(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
     names = enrolled(silos)
     for name, entry in ending_soon(silos):
         ends = f"its certificate {'ends' if entry.days_left > 0 else 'ended'} on {entry.expires[:10]}"
-        renew = f"flamest-coordinator silo renew {name}"
+        renew = f"flamest-coordinator silo renew {name} --dir {settings.server.silos.parent}"
         yield DoctorFinding("silos", "warn", f"silo '{name}': {ends}", f"{renew}; then send it the new files")
     if len(names) < settings.run.min_silos:
         yield DoctorFinding(
@@ -119,7 +119,10 @@ def _state(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
     health = read_health(folder)
     if is_served(folder) and health.degraded:
         yield DoctorFinding(
-            "state", "wrong", f"DEGRADED {health.degraded} since {health.since}: {health.detail}", "free space"
+            "state",
+            "wrong",
+            f"DEGRADED {health.degraded} since {health.since}: {health.detail}",
+            "free space, 2 GB or more",
         )
     elif free < WARN_FREE_BYTES:
         yield DoctorFinding("state", "warn", f"{free / 1e9:.2f} GB free in {there}", "free space: 2 GB or more")

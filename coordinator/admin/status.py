@@ -20,8 +20,8 @@ MOST_LOST = 9.999  # of a codec's error, as shown in a table: a silo may claim a
 def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
     """Return the state of the run for --json.
 
-    ``last`` and ``best`` are a model's round and accuracy, ``last_missing`` says why the last one has none; bytes are of
-    accepted updates and of models, over all silos.
+    ``last`` and ``best`` are a model's round and accuracy, ``last_missing`` says why the last one has none; bytes are
+    of accepted updates and of models, over all silos.
     """
     with History.open(settings.server.state, settings.run.name) as history:
         rows, silos = history.rounds(), history.silos()

@@ -15,9 +15,7 @@ from . import COORDINATOR, ConfigOption, DirOption
 
 @command
 @COORDINATOR.errors_name_the_place
-def status(
-    config: ConfigOption = None, folder: DirOption = None, as_json: JsonOption = False
-) -> dict[str, Any]:
+def status(config: ConfigOption = None, folder: DirOption = None, as_json: JsonOption = False) -> dict[str, Any]:
     """Show the state of the run, next to a running server or without one; exit code 69 when none runs."""
     from ..admin.status import status_lines, status_of
     from ..settings import load_coordinator_settings

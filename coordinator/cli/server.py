@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...base.console import command
+from ...base.console import command, say
+from ...base.errors import UsageError
 from ...base.options import JsonOption, LogLevelOption
-from . import ConfigOption
+from . import COORDINATOR, ConfigOption, DirOption
+
+if TYPE_CHECKING:
+    from ...base.place import Place
 
 
 @command
+@COORDINATOR.errors_name_the_place
 def run(
-    config: ConfigOption,
-    check_config: Annotated[bool, typer.Option("--check-config", help="Check settings and files, and end.")] = False,
+    config: ConfigOption = None,
+    folder: DirOption = None,
+    check_config: Annotated[
+        bool, typer.Option("--check-config", help="Check settings, files and address, and end; nothing is written.")
+    ] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle",
+            metavar="DIR",
+            help="With --check-config: compare the run with the bundle that the silos use, or with a file of "
+            "flamest-export inspect BUNDLE --json.",
+        ),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="End when the run has finished and the silos know.")] = False,
     log_level: LogLevelOption = "info",
     as_json: JsonOption = False,
@@ -27,21 +44,27 @@ def run(
     """
     from ..settings import load_coordinator_settings
 
-    settings = load_coordinator_settings(config)
+    place = COORDINATOR.place(config, folder)
     if check_config:
-        return _check(config, as_json=as_json)
+        return _check(place, bundle, as_json=as_json)
+    if bundle is not None:
+        raise UsageError("--bundle compares settings with a bundle", fix="give it with --check-config, or to init")
+    settings = load_coordinator_settings(place.path)
 
-    from ...base.log import configure_logging
+    from ...base.log import Log, configure_logging
     from ...base.process import Shutdown, tune_malloc
+    from ..admin.config_check import embedding_problems
     from ..serving.server import serve
 
     configure_logging(level=log_level)
     tune_malloc()
+    for problem in embedding_problems(settings.run):
+        Log("coordinator").warning("unusable_settings", detail=problem, fix="flamest-coordinator run --check-config")
     served = serve(settings, Shutdown.on_signals(), once=once)
     state = "finished" if served.finished else f"stopped after {served.closed} of {served.rounds} rounds"
     if not as_json:
-        print(f"run '{served.run}' {state}")
-        print(f"take the model: flamest-coordinator model --config {config} --out MODEL.safetensors")
+        say(f"run '{served.run}' {state}")
+        say(place.hint("take the model: flamest-coordinator model --out MODEL.safetensors"))
     return {
         "run": served.run,
         "rounds": served.closed,
@@ -51,23 +74,29 @@ def run(
     }
 
 
-def _check(config: Path, *, as_json: bool) -> dict[str, Any]:
-    """Check the settings and the files that they name; no network, nothing written."""
-    from ...fedproto.tls import check_files
-    from ..admin.authority import enrolled, read_silos
-    from ..settings import load_coordinator_settings
+def _check(place: Place, bundle: Path | None, *, as_json: bool) -> dict[str, Any]:
+    """Check the settings and everything that they name; nothing is written."""
+    from ..admin.config_check import check_config
 
-    settings = load_coordinator_settings(config)
-    info = check_files(settings.server.files)
-    silos = enrolled(read_silos(settings.server.silos))
-    head = settings.run_settings().head
+    checked = check_config(place.path, bundle)
+    run, head = checked.settings.run, checked.settings.run_settings().head
     if not as_json:
-        print(f"{config}: OK")
-        print(f"  server for {', '.join(info.names)}, certificate until {info.expires:%Y-%m-%d}")
-        print(f"  silos: {', '.join(silos) or 'none yet'}")
-        print(f"  run '{settings.run.name}': {settings.run.rounds} rounds, head of {head.parameters:,} parameters")
-        if settings.run.wanted is not None and settings.run.wanted > len(silos):
-            print(
-                f"  note: run.wanted is {settings.run.wanted}; with {len(silos)} silos rounds last until the deadline"
-            )
-    return {"config": str(config), "ok": True, "silos": silos, "parameters": head.parameters}
+        say(f"{place.path}: OK")
+        ends = f"{checked.certificate.expires:%Y-%m-%d}"
+        say(f"  server for {', '.join(checked.certificate.names)}, certificate until {ends}")
+        say(
+            f"  a coordinator runs with it at {checked.address}" if checked.address else "  no coordinator runs with it"
+        )
+        say(f"  silos: {', '.join(checked.silos) or 'none yet'}")
+        say(f"  run '{run.name}': {run.rounds} rounds, head of {head.parameters:,} parameters")
+        say(f"  embeddings: {run.inputs}-d, of {run.fingerprint}")
+        for note in checked.notes:
+            say(place.hint(f"  note: {note}"))
+    return {
+        "config": str(place.path),
+        "ok": True,
+        "silos": list(checked.silos),
+        "parameters": head.parameters,
+        "address": checked.address,
+        "notes": list(checked.notes),
+    }

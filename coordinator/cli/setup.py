@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...base.console import command
+from ...base.console import command, say
 from ...base.errors import DataError, StorageError, UsageError
 from ...base.files import read_regular
 from ...base.options import JsonOption
-from . import DirOption
+from ...fedproto.fingerprint import fingerprint_problem, imported_width
+from . import COORDINATOR, SETTINGS_FILE, ConfigOption, DirOption
+
+if TYPE_CHECKING:
+    from ..admin.bundle import BundleFacts
 
 MAX_LABELS_FILE = 16 << 20  # bytes
 HostOption = Annotated[
@@ -28,9 +34,26 @@ def init(
     labels_file: Annotated[
         Path | None, typer.Option("--labels-file", help="A text file with one class name per line.")
     ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle",
+            metavar="DIR",
+            help="The bundle that all silos use: its fingerprint and the width of its embeddings are filled in. If it "
+            "is on another machine: a file with what flamest-export inspect BUNDLE --json prints there.",
+        ),
+    ] = None,
     fingerprint: Annotated[
-        str, typer.Option("--fingerprint", help="Of the bundle that all silos use (flamest-export inspect).")
+        str,
+        typer.Option(
+            "--fingerprint",
+            help="Instead of --bundle: the fingerprint, 64 digits as flamest-export inspect prints it, or "
+            "imported:NAME:WIDTH where silos bring their own embeddings (flamest-agent import-features).",
+        ),
     ] = "",
+    inputs: Annotated[
+        int | None, typer.Option("--inputs", min=1, help="With --fingerprint: the width of a clip's embedding.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Make a federation: its certificate authority, the server's key and certificate, a settings file.
@@ -38,26 +61,70 @@ def init(
     Nothing that exists is overwritten. Keep ca-key.pem safe: whoever has it can enrol silos.
     """
     from ..admin.authority import init_federation
+    from ..admin.bundle import BundleFacts, read_bundle_facts
     from ..admin.config_template import render_config_template
 
     if not host:
-        raise UsageError("--host is missing", fix="flamest-coordinator init DIR --host fl.example.org")
+        raise UsageError("--host is missing", fix=f"flamest-coordinator init {folder} --host fl.example.org")
     names = _read_labels(labels, labels_file)
-    init_federation(folder, host, render_config_template(names, fingerprint))
-    config = folder / "coordinator.toml"
+    facts = None if bundle is None else read_bundle_facts(bundle)
+    _check_embedding(facts, fingerprint, inputs)
+    facts = facts or BundleFacts(fingerprint, inputs or imported_width(fingerprint) or 0, ())
+    text = render_config_template(
+        names, facts.fingerprint, inputs=facts.width or None, blocks=facts.blocks, final_evaluation="model"
+    )
+    init_federation(folder, host, text)
+    config = folder / SETTINGS_FILE
     if not as_json:
-        print(f"made {folder}: authority, server certificate for {', '.join(host)}, {config.name}")
-        print("next:")
-        print(f"  1. edit {config}")
-        print("  2. at each silo: flamest-agent keygen NAME, and send the .csr file here")
-        print(f"  3. flamest-coordinator silo add NAME --csr NAME.csr --dir {folder}")
-        print(f"  4. flamest-coordinator run --config {config}")
-    return {"dir": str(folder), "config": str(config), "hosts": host, "labels": len(names)}
+        say(f"made {folder}: authority, server certificate for {', '.join(host)}, {config.name}")
+        if facts.width:
+            say(f"the run trains on {facts.width}-d embeddings of {facts.fingerprint}")
+        for line in _next_steps(config, missing=not (names and facts.fingerprint and facts.width)):
+            say(line)
+    return {
+        "dir": str(folder),
+        "config": str(config),
+        "hosts": host,
+        "labels": len(names),
+        "fingerprint": facts.fingerprint,
+        "inputs": facts.width or None,
+        "blocks": list(facts.blocks),
+    }
+
+
+def _next_steps(config: Path, *, missing: bool) -> list[str]:
+    """Return the operator's next steps; ``missing``: the settings have lines to fill in."""
+    edit = "fill in the lines marked TO" if missing else "change what does not suit"
+    run = f"flamest-coordinator run --config {shlex.quote(str(config))}"
+    return [
+        "next:",
+        f"  1. edit {config}: {edit}; then {run} --check-config",
+        "  2. at each silo: flamest-agent keygen NAME, and send the .csr file here",
+        f"  3. flamest-coordinator silo add NAME --csr NAME.csr --dir {shlex.quote(str(config.parent))}",
+        f"  4. {run}",
+    ]
+
+
+def _check_embedding(facts: BundleFacts | None, fingerprint: str, inputs: int | None) -> None:
+    """Raise UsageError for a fingerprint that no silo can have, and for options that contradict each other."""
+    if fingerprint and (problem := fingerprint_problem(fingerprint)):
+        raise UsageError(
+            f"--fingerprint {fingerprint}: {problem}",
+            fix="--bundle DIR fills it in; flamest-export inspect BUNDLE prints it",
+        )
+    width = imported_width(fingerprint)
+    if facts is not None and fingerprint not in ("", facts.fingerprint):
+        raise UsageError(f"--fingerprint is not that of --bundle, {facts.fingerprint}", fix="give --bundle alone")
+    known = facts.width if facts is not None else width
+    if None not in (inputs, known) and inputs != known:
+        raise UsageError(f"--inputs {inputs}: the embeddings are {known}-d", fix="leave --inputs out")
 
 
 @command
+@COORDINATOR.errors_name_the_place
 def renew(
-    folder: DirOption = Path(),
+    config: ConfigOption = None,
+    folder: DirOption = None,
     host: HostOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
@@ -69,22 +136,30 @@ def renew(
     from ...fedproto.tls import certificate_info, read_file
     from ..admin.authority import renew_server
 
-    renew_server(folder, host or [])
-    info = certificate_info(read_file(folder / "server.pem"), whose="server.pem")
+    home = COORDINATOR.place(config, folder).folder
+    renew_server(home, host or [])
+    info = certificate_info(read_file(home / "server.pem"), whose="server.pem")
     if not as_json:
-        print(f"{folder / 'server.pem'}: for {', '.join(info.names)}, until {info.expires:%Y-%m-%d}")
+        say(f"{home / 'server.pem'}: for {', '.join(info.names)}, until {info.expires:%Y-%m-%d}")
     return {"hosts": list(info.names), "expires": f"{info.expires:%Y-%m-%dT%H:%M:%SZ}"}
 
 
 def _read_labels(labels: str, labels_file: Path | None) -> list[str]:
+    """Return the class names that the options give. Raises UsageError."""
     if labels and labels_file:
         raise UsageError("--labels and --labels-file were both given", fix="give one of them")
     if labels_file is None:
-        return [name.strip() for name in labels.split(",") if name.strip()]
-    try:
-        lines = read_regular(labels_file, largest=MAX_LABELS_FILE).decode().splitlines()
-    except (DataError, StorageError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"cannot read {labels_file}: {error}", fix="expected UTF-8 text, one class name per line"
-        ) from error
-    return [line.strip() for line in lines if line.strip()]
+        names = [name.strip() for name in labels.split(",") if name.strip()]
+    else:
+        try:
+            lines = read_regular(labels_file, largest=MAX_LABELS_FILE).decode().splitlines()
+        except (DataError, StorageError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"cannot read {labels_file}: {error}", fix="expected UTF-8 text, one class name per line"
+            ) from error
+        names = [line.strip() for line in lines if line.strip()]
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise UsageError(f"labels: {', '.join(twice[:5])} twice", fix="give every class name once")
+    if len(names) == 1:
+        raise UsageError(f"labels: '{names[0]}' alone, expected 2 or more", fix="--labels walk,run,fall")
+    return names

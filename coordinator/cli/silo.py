@@ -83,9 +83,7 @@ def silo_renew(
 @silo_app.command("list")
 @command
 @COORDINATOR.errors_name_the_place
-def silo_list(
-    config: ConfigOption = None, folder: DirOption = None, as_json: JsonOption = False
-) -> dict[str, Any]:
+def silo_list(config: ConfigOption = None, folder: DirOption = None, as_json: JsonOption = False) -> dict[str, Any]:
     """List every silo that was ever added, and until when its certificate is valid."""
     import msgspec
 

@@ -67,9 +67,7 @@ def restore(
 
 @command
 @COORDINATOR.errors_name_the_place
-def doctor(
-    config: ConfigOption = None, folder: DirOption = None, as_json: JsonOption = False
-) -> dict[str, Any]:
+def doctor(config: ConfigOption = None, folder: DirOption = None, as_json: JsonOption = False) -> dict[str, Any]:
     """Check settings, certificates, the state folder and its files; show what is wrong and how to fix it.
 
     Works next to a running server and changes nothing. Ends with 0 when nothing is wrong, otherwise with 65.

@@ -14,13 +14,13 @@ CENTRE = Program("centre", "centre.toml", ("run", "status", "silo add", "silo re
     [
         ("centre status", "centre status --dir fed"),
         ("centre status --config centre.toml", "centre status --dir fed"),
-        ("first `centre silo renew NAME`; then centre run", "first `centre silo renew --dir fed NAME`; then centre run --dir fed"),
+        ("`centre silo renew NAME`; then centre run", "`centre silo renew --dir fed NAME`; then centre run --dir fed"),
         ("centre run --dir other", "centre run --dir other"),
-        ("centre run --once --config x.toml, or centre status", "centre run --once --config x.toml, or centre status --dir fed"),
+        ("centre run --config x.toml, or centre status", "centre run --config x.toml, or centre status --dir fed"),
         ("centre init DIR", "centre init DIR"),
         ("centre runs, other-centre status-file", "centre runs, other-centre status-file"),
     ],
-)  # fmt: skip
+)
 def test_a_hint_repeats_the_place_that_was_given(text, hint):
     assert CENTRE.place(None, Path("fed")).hint(text) == hint
 

@@ -48,9 +48,8 @@ def test_from_init_to_a_checked_configuration(tmp_path):
 
     (tmp_path / "labels.txt").write_text("walk\nrun\n\n", encoding="utf-8")
     fed = tmp_path / "fed"
-    code, made, _ = typed(
-        "init", fed, "--host", "localhost", "--labels-file", tmp_path / "labels.txt", "--fingerprint", "f"
-    )
+    options = ["--labels-file", tmp_path / "labels.txt", "--fingerprint", "f" * 64]
+    code, made, _ = typed("init", fed, "--host", "localhost", *options)
     assert (code, made["labels"], made["hosts"]) == (0, 2, ["localhost"])
     csr = make_request("ward-3", tmp_path).csr_path
     code, added, _ = typed("silo", "add", "ward-3", "--csr", csr, "--dir", fed)
@@ -60,7 +59,7 @@ def test_from_init_to_a_checked_configuration(tmp_path):
     before = {path: path.read_bytes() for path in fed.rglob("*") if path.is_file()}
     code, checked, _ = typed("run", "--config", fed / "coordinator.toml", "--check-config")
     assert (code, checked["ok"], checked["silos"]) == (0, True, ["ward-3"])
-    assert {path: path.read_bytes() for path in fed.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in fed.rglob("*") if path.is_file()} == before, "nothing is written"
     code, _, _ = typed("silo", "revoke", "ward-3", "--dir", fed)
     assert code == 0
     assert "revoked 2" in output_of("silo", "list", "--dir", fed)
