@@ -38,6 +38,14 @@ def demo(
     test_share: Annotated[float, typer.Option(min=0.05, max=0.8, help="Share of the clips held out, by groups.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Seed of the clips, the splits and the training.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Cores per silo.")] = 1,
+    practice: Annotated[
+        Path | None,
+        typer.Option(
+            "--practice",
+            metavar="DIR",
+            help="Run no demo: write a bundle and clips for two silos into DIR, to go through the quick starts with.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Run FLAMeST from video files to a federated model, on this machine alone.
@@ -46,6 +54,9 @@ def demo(
     held-out clips is compared with each silo on its own, with one model on all clips, and with a prediction from
     file sizes alone; the report page is in the output folder.
     """
+    if practice is not None:
+        return _practice(practice, as_json=as_json)
+
     from .demo import DemoRequest, run_demo
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the started processes
@@ -59,6 +70,23 @@ def demo(
     print(f"   caption: {prediction['caption']}")
     print(f"report: {result['report']}   ({result['seconds']:.0f} s in all)")
     return result
+
+
+def _practice(folder: Path, *, as_json: bool) -> dict[str, Any]:
+    """Write the files for the quick starts and say what is where."""
+    from .practice import LABELS, SILOS, make_practice
+
+    made = make_practice(folder)
+    if not as_json:
+        print(f"{folder}/bundle: the mini-world's bundle" + ("" if made.written else " (all files are there already)"))
+        print(f"{folder}/labels.txt: {len(LABELS)} class names")
+        for silo in SILOS if made.clips else ():
+            print(f"{folder}/{silo}/videos: {made.clips[silo]} labelled clips")
+        if made.clips:
+            print(f"{folder}/new: {made.clips['new']} clips to predict")
+        else:
+            print("no clips: they are a silo's, and PyAV writes them (pip install 'flamest[agent]')")
+    return {"practice": str(folder), "bundle": str(folder / "bundle"), "clips": made.clips, "written": made.written}
 
 
 def main() -> None:
