@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError, StorageError
-from ..report.html import count, definitions, node
+from ..report.html import count, definitions, image, node
 from .features import table_name
 from .inputs import ExperimentInputs
 from .jobs import Job, Results, RunResult
@@ -122,10 +121,8 @@ def failure_sections(failures: Failures, picture: Element) -> Iterator[Element]:
 
 
 def _clip_part(clip: WrongClip) -> Element:
-    images = [
-        node("img", src=f"data:image/jpeg;base64,{b64encode(frame).decode()}", alt=f"keyframe {place}")
-        for place, frame in enumerate(clip.frames, start=1)
-    ]
+    total = len(clip.frames)
+    images = [image(frame, f"keyframe {place} of {total}") for place, frame in enumerate(clip.frames, start=1)]
     facts = [("Truth", clip.truth), ("Predicted", clip.predicted), ("Caption", clip.caption or "(none stored)")]
     strip = node("div", *images, cls="frames") if images else node("p", "no pictures: give --videos DIR", cls="note")
     return node("div", node("h3", clip.path), strip, definitions(facts), cls="failure")

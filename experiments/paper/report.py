@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree.ElementTree import Element, tostring
+from xml.etree.ElementTree import Element
 
-from ...base.files import write_atomic
-from ..report.html import Child, definitions, node, scroll, table
-from ..report.style import STYLE
+from ..report.html import Child, definitions, image, node, scroll, table, write_document
 from .findings import Finding
 from .table_output import paper_number, row_numbers, shown, signed
 from .tables import HEADINGS, MEASURED, Row, TableResult
 
 MORE_STYLE = """
-img.figure { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 8px; padding: 0.5rem; }
+.figures { margin-top: 1.25rem; }
+.drawing img { display: block; width: 100%; max-width: 55rem; min-width: 36rem; height: auto; background: #fff;
+  border-radius: 8px; padding: 0.5rem; }
+@media print { .drawing img { min-width: 0; } }
 .failure { border-top: 1px solid var(--line); padding: 1rem 0; }
 td.text, td.note { white-space: normal; text-align: left; color: var(--muted); font-size: 0.85rem; min-width: 12rem; }
 """
@@ -45,21 +45,12 @@ def write_report(
 def write_page(path: Path, title: str, sections: Sequence[Element]) -> None:
     """Write a page with the report's style around ``sections``. Raises StorageError."""
     header = node("header", node("p", "FLAMeST experiments", cls="eyebrow"), node("h1", title))
-    head = node(
-        "head",
-        node("meta", charset="utf-8"),
-        node("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        node("title", title),
-        node("style", STYLE + MORE_STYLE),
-    )
-    page = node("html", head, node("body", node("main", header, *sections)), lang="en")
-    html = "<!DOCTYPE html>\n" + tostring(page, encoding="unicode", method="html") + "\n"
-    write_atomic(path, html.encode("utf-8", errors="replace"))
+    write_document(path, title, [header, *sections], MORE_STYLE)
 
 
 def picture(png: bytes, alt: str) -> Element:
-    """An image element that holds the PNG itself."""
-    return node("img", src=f"data:image/png;base64,{b64encode(png).decode()}", alt=alt, cls="figure")
+    """A figure in a box that scrolls sideways where the page is narrow: its text stays readable."""
+    return scroll(node("div", image(png, alt), cls="drawing"), alt, cls="scroll figures")
 
 
 def _section(part: Part) -> Element:

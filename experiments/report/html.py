@@ -1,10 +1,15 @@
-"""Elements of a report page, and the formatting of numbers."""
+"""Elements of a report page, the formatting of numbers, and the page's file."""
 
 from __future__ import annotations
 
 import math
+from base64 import b64encode
 from collections.abc import Sequence
-from xml.etree.ElementTree import Element
+from pathlib import Path
+from xml.etree.ElementTree import Element, tostring
+
+from ...base.files import write_atomic
+from .style import STYLE
 
 Child = Element | str | None
 
@@ -61,13 +66,17 @@ def data_size(size: int) -> str:
     return f"{size}\N{NO-BREAK SPACE}B"
 
 
-def meter_bar(name: str, value: float, kind: str = "accent") -> Element:
-    """A name, a share (0 … 1) in percent, and a bar of that length; ``kind`` is the bar's class."""
+def meter_bar(name: Child, value: float, kind: str = "accent", note: str = "") -> Element:
+    """A name, a share (0 … 1) in percent, and a bar of that length; ``kind`` is the bar's class.
+
+    ``note`` is a line of explanation below the name. A share below a tenth of a percent is shown as such.
+    """
     share = min(max(value, 0.0), 1.0)
+    shown = "<\N{NO-BREAK SPACE}0.1\N{NO-BREAK SPACE}%" if 0 < value < 0.0005 else percent(value)
     return node(
         "div",
-        node("span", name, cls="name"),
-        node("span", percent(value), cls="value"),
+        node("span", name, node("small", note) if note else None, cls="name"),
+        node("span", shown, cls="value"),
         node("span", node("span", cls=kind, style=f"width:{100 * share:.1f}%"), cls="track"),
         cls="bar",
     )
@@ -90,7 +99,18 @@ def table(rows: Sequence[Sequence[Child]], cls: str = "") -> Element:
     )
 
 
-def definitions(facts: Sequence[tuple[str, str]]) -> Element:
+def section(title: str, *children: Child, cls: str = "") -> Element:
+    """A part of the page with its heading."""
+    return node("section", node("h2", title), *children, cls=cls)
+
+
+def image(data: bytes, alt: str) -> Element:
+    """A picture that the page holds itself; PNG or JPEG."""
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    return node("img", src=f"data:image/{kind};base64,{b64encode(data).decode()}", alt=alt)
+
+
+def definitions(facts: Sequence[tuple[str, Child]]) -> Element:
     """A list of names and values."""
     return node("dl", *(node("div", node("dt", name), node("dd", value)) for name, value in facts))
 
@@ -98,3 +118,19 @@ def definitions(facts: Sequence[tuple[str, str]]) -> Element:
 def scroll(content: Element, label: str, cls: str = "scroll") -> Element:
     """``content`` in a box that scrolls sideways in narrow windows, also by keyboard."""
     return node("div", content, cls=cls, role="region", aria_label=label, tabindex="0")
+
+
+def write_document(path: Path, title: str, parts: Sequence[Element], style: str = "") -> None:
+    """Write a page with the shared style (and ``style``) around ``parts``, whole or not at all. Raises StorageError."""
+    head = node(
+        "head",
+        node("meta", charset="utf-8"),
+        node("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        node("meta", name="color-scheme", content="light dark"),
+        node("title", title),
+        node("style", STYLE + style),
+    )
+    page = node("html", head, node("body", node("main", *parts)), lang="en")
+    html = "<!DOCTYPE html>\n" + tostring(page, encoding="unicode", method="html") + "\n"
+    # A file name that is not UTF-8 contains lone surrogates, which cannot be encoded.
+    write_atomic(Path(path), html.encode("utf-8", errors="replace"))
