@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..base.console import command
+from ..base.errors import FlamestError
 from ..base.options import JsonOption
 
 app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -28,8 +30,18 @@ def demo(
     ] = None,
     bundle: Annotated[
         Path | None,
-        typer.Option("--bundle", help="A bundle from flamest-export; the mini-world's small networks by default."),
+        typer.Option(
+            "--bundle", help="A bundle from flamest-export; by default the mini-world's, which comes with the package."
+        ),
     ] = None,
+    export: Annotated[
+        bool,
+        typer.Option(
+            "--export",
+            help="Export the mini-world's networks from PyTorch instead of using the bundle in the package; "
+            "needs the extra: pip install 'flamest[export]' (about 5 GB).",
+        ),
+    ] = False,
     silos: Annotated[int, typer.Option(min=2, help="Number of silos that share the clips.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of local training and averaging.")] = 10,
     beta: Annotated[
@@ -57,19 +69,19 @@ def demo(
     if practice is not None:
         return _practice(practice, as_json=as_json)
 
-    from .demo import DemoRequest, run_demo
+    from .demo import run_demo
+    from .demo_checks import DemoRequest
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the started processes
     folder = out if out is not None else Path(tempfile.mkdtemp(prefix="flamest-demo-"))
-    request = DemoRequest(folder, videos, bundle, silos, rounds, beta, test_share, seed, threads)
-    result = run_demo(request, lambda line: print(line, flush=True))
-    prediction = result["prediction"]
-    print(f"6. one held-out clip of '{prediction['truth']}':")
-    for item in prediction["labels"]:
-        print(f"   {item['probability']:6.1%}  {item['label']}")
-    print(f"   caption: {prediction['caption']}")
-    print(f"report: {result['report']}   ({result['seconds']:.0f} s in all)")
-    return result
+    request = DemoRequest(folder, videos, bundle, silos, rounds, beta, test_share, seed, threads, export)
+    try:
+        return run_demo(request, lambda line: print(line, flush=True))
+    except FlamestError:
+        if out is None:
+            with contextlib.suppress(OSError):  # kept unless it is empty
+                folder.rmdir()
+        raise
 
 
 def _practice(folder: Path, *, as_json: bool) -> dict[str, Any]:

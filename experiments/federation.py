@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..agent.extraction.store import FeatureStore
 from ..agent.status import AgentStatus, read_status
 from ..base.errors import FlamestError, UnreachableError
 from ..fedproto.records import TrainSettings
@@ -58,13 +59,21 @@ def enrol(setup: FederationSetup) -> None:
             shutil.copyfile(Path(signed["hand_over"]) / name, home / name)
 
 
-def run_federation(
-    setup: FederationSetup, on_progress: Callable[[int, dict[str, AgentStatus]], None]
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class FederationState:
+    """How far a running federation is."""
+
+    extracted: int  # clips in the stores of all silos
+    joined: int  # silos that have extracted their clips and joined the run
+    silos: int
+    round: int  # the last one that every silo has answered
+
+
+def run_federation(setup: FederationSetup, on_progress: Callable[[FederationState], None]) -> list[dict[str, Any]]:
     """Start all processes, wait for the last round, end them; returns the coordinator's history.
 
-    ``on_progress(rounds closed, status by silo)`` is called a few times a second. Raises
-    CommandFailed when a process dies, UnreachableError when the run takes too long.
+    ``on_progress`` is called a few times a second. Raises CommandFailed when a process dies,
+    UnreachableError when the run takes too long.
     """
     with daemons() as start:
         settings = setup.coordinator / "coordinator.toml"
@@ -74,13 +83,29 @@ def run_federation(
         agents = [_start_agent(setup, silo, address.read_text().strip(), start) for silo in setup.silos]
 
         def finished() -> bool:
-            statuses = {silo: _status(setup, silo) for silo in setup.silos}
-            on_progress(max(status.round for status in statuses.values()), statuses)
+            on_progress(_state(setup))
             return all(agent.process.poll() == 0 for agent in agents)
 
         wait_until(finished, "the end of the last round", seconds=setup.finish_within_s, watched=[server, *agents])
     rows: list[dict[str, Any]] = run_command("coordinator", "history", "--config", settings)["rounds"]
     return rows
+
+
+def _state(setup: FederationSetup) -> FederationState:
+    statuses = [_status(setup, silo) for silo in setup.silos]
+    joined = sum(1 for status in statuses if status.run)
+    # Counted until all have joined: then no clip comes any more.
+    extracted = 0 if joined == len(statuses) else sum(_stored(setup.store(silo)) for silo in setup.silos)
+    return FederationState(extracted, joined, len(statuses), min(status.round for status in statuses))
+
+
+def _stored(store: Path) -> int:
+    """Number of clips in a store that another process may be writing; 0 where there is none yet."""
+    try:
+        with FeatureStore.open(store, read_only=True) as features:
+            return sum(kind.clips for kind in features.kinds())
+    except FlamestError:
+        return 0
 
 
 def _start_agent(setup: FederationSetup, silo: str, address: str, start: Callable[..., Daemon]) -> Daemon:

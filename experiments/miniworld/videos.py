@@ -105,7 +105,7 @@ def render_dataset(
     be written.
     """
     _check_arguments(groups, clips_per_class_and_group, processes, objects, motions)
-    _check_encoders()
+    check_encoders()
     keys = list(
         clip_keys(
             groups=groups,
@@ -210,7 +210,7 @@ def _check_arguments(groups: int, clips: int, processes: int, objects: Sequence[
             raise UsageError(f"{got}; the mini-world knows {', '.join(known)}")
 
 
-def _check_encoders() -> None:
+def check_encoders() -> None:
     try:
         import av
     except ImportError as error:
