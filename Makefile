@@ -5,6 +5,7 @@ PACKAGES := base export runtime fedproto agent coordinator experiments
 # mypy takes modules by name: their files would be named after the folder of this checkout.
 MODULES = $(shell find $(PACKAGES) -name '*.py' ! -name '*_pb2*' | sed -e 's,/__init__.py,,' -e 's,.py$$,,' -e 's,/,.,g' -e 's,^,-m flamest.,')
 STAMP := $(VENV)/.flamest-dev
+DEMO_STAMP := $(VENV)/.flamest-demo
 GPU_STAMP := $(VENV)/.flamest-gpu
 RIG := build/tensorrt/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -22,9 +23,18 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[all]'
 	@touch $@
 
-demo: setup  ## run the whole system on this machine: bundle, four silos, a coordinator, real video
+demo: $(DEMO_STAMP)  ## run the whole system on this machine: bundle, four silos, a coordinator, real video
 	@rm -rf demo-out
 	@$(VENV)/bin/flamest-demo --out demo-out
+
+# The demo needs what a silo and a coordinator need, without PyTorch; after `make setup` everything is there.
+$(DEMO_STAMP): pyproject.toml constraints.txt
+	@set -e; if test -e $(STAMP); then $(MAKE) --no-print-directory setup; else \
+	    echo "setting up $(VENV) for the demo: downloads about 180 MB"; \
+	    test -x $(PY) || python3 -m venv $(VENV); \
+	    $(PY) -m pip install --quiet --constraint constraints.txt --editable '.[agent,coordinator]'; \
+	fi
+	@touch $@
 
 rig: $(RIG)  ## TensorRT's Python classes of three versions, for tests without a GPU (115 MB)
 
