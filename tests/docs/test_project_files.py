@@ -1,0 +1,50 @@
+"""The files that a hosting site reads are valid: CITATION.cff and the issue templates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import flamest
+import pytest
+
+yaml = pytest.importorskip("yaml", reason="PyYAML is not installed: pip install 'flamest[docs]'")
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TEMPLATES = sorted(path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml")
+# Of the Citation File Format 1.2.0: https://github.com/citation-file-format/citation-file-format
+CITATION_KEYS = {
+    "abstract", "authors", "cff-version", "commit", "contact", "date-released", "doi", "identifiers", "keywords",
+    "license", "license-url", "message", "preferred-citation", "references", "repository", "repository-artifact",
+    "repository-code", "title", "type", "url", "version",
+}  # fmt: skip
+REFERENCE_STATUS = {"abstract", "advance-online", "in-preparation", "in-press", "preprint", "submitted"}
+BODY_TYPES = {"markdown", "textarea", "input", "dropdown", "checkboxes"}
+
+
+def test_citation_is_valid_and_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(citation) <= CITATION_KEYS
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["type"] == "software"
+    assert citation["authors"] == [{"name": "The FLAMeST team"}]
+    assert str(citation["version"]) == flamest.__version__, "CITATION.cff has another version than __init__.py"
+    (paper,) = citation["references"]
+    assert {"type", "title", "authors"} <= set(paper)
+    assert paper["status"] in REFERENCE_STATUS
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_an_issue_template_is_a_form_that_warns_of_pasted_data(path):
+    form = yaml.safe_load(path.read_text())
+    assert {"name", "description", "body"} <= set(form)
+    identifiers = [part["id"] for part in form["body"] if part["type"] != "markdown"]
+    assert len(identifiers) == len(set(identifiers)) >= 2
+    for part in form["body"]:
+        assert part["type"] in BODY_TYPES
+        assert part["attributes"].get("label") or part["type"] == "markdown"
+    text = path.read_text()
+    assert "Never paste data" in text or "No data, names or labels" in text
+
+
+def test_there_is_a_template_for_a_bug_a_question_and_a_wish():
+    assert [path.stem for path in TEMPLATES] == ["bug", "feature", "question"]
