@@ -10,7 +10,7 @@ GPU_STAMP := $(VENV)/.flamest-gpu
 RIG := build/tensorrt/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo rig test check bench gpu-setup gpu-check protos bundle docs reference soak clean help
+.PHONY: setup demo rig test check bench gpu-setup gpu-check protos bundle docs reference pages screenshots soak clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -78,6 +78,12 @@ reference: setup  ## write the pages of docs/reference that are made from the co
 
 bundle: setup  ## export the mini-world's bundle again, which comes with the package
 	$(PY) -m flamest.export.packaged
+
+pages: setup  ## test the report pages in a browser: needs Chromium (apt install chromium)
+	$(PY) -m pytest -m pages
+
+screenshots: setup  ## take the documentation's screenshots of demo-out/report.html (after `make demo`)
+	$(PY) -m flamest.experiments.report.screenshots demo-out/report.html docs/images
 
 soak: setup  ## run the soak tests
 	$(PY) -m pytest -m soak
