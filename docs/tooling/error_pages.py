@@ -64,14 +64,14 @@ def error_codes() -> str:
             for code, one in sorted(found.items())
             if tuple(sorted(one.exits)) == exits
         ]
-        parts += [f"### Exit code {name}", table(("code", "meaning", "raised in"), rows)]
+        parts += [f"## Exit code {name}", table(("code", "meaning", "raised in"), rows)]
     reasons = [(f"`{reason}`", cell(BY_HAND["reasons"].get(reason, ""))) for reason in get_args(Reason)]
-    parts += ["### Reasons of `policy_refused`", table(("reason", "meaning"), reasons)]
+    parts += ["## Reasons of `policy_refused`", table(("reason", "meaning"), reasons)]
     unavailable = [
         (f"`{code.value}`", str(entry.error.exit_code), cell(sentence(entry.meaning)), cell(entry.fix))
         for code, entry in TABLE.items()
     ]
-    parts += ["### Backends that do not run a graph", BY_HAND["texts"]["backends"].strip()]
+    parts += ["## Backends that do not run a graph", BY_HAND["texts"]["backends"].strip()]
     parts.append(table(("code", "exit code", "meaning", "the way out"), unavailable))
     return "\n\n".join(parts)
 
