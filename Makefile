@@ -2,18 +2,27 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PACKAGES := base export runtime fedproto agent coordinator experiments
+# What runs beside Flower: the wire, both ends of it, and whole federations.
+FLOWER_SUITE := tests/fedproto tests/coordinator tests/agent tests/federation
 # mypy takes modules by name: their files would be named after the folder of this checkout.
 MODULES = $(shell find $(PACKAGES) -name '*.py' ! -name '*_pb2*' | sed -e 's,/__init__.py,,' -e 's,.py$$,,' -e 's,/,.,g' -e 's,^,-m flamest.,')
 STAMP := $(VENV)/.flamest-dev
 DEMO_STAMP := $(VENV)/.flamest-demo
-GPU_STAMP := $(VENV)/.flamest-gpu
+GPU_VENV ?= .venv-gpu
+GPU_STAMP := $(GPU_VENV)/.flamest-gpu
 RIG := build/tensorrt/.installed
+PROTOC := build/protoc/.installed
+# Flower and this package in one environment; with the agent too, and with what runs tests, for `make flower`.
+FLOWER := build/flower/.installed
+FLOWER_TESTS := build/flower/.tests
+ROLE ?= agent
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo rig test check bench gpu-setup gpu-check protos bundle docs reference pages screenshots soak clean help
+.PHONY: help setup demo test check docs reference bundle pages screenshots flower package-test soak bench rig protoc protos gpu-setup gpu-check \
+	dist requirements wheelhouse clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(STAMP)  ## make the virtual environment with everything a developer needs
 
@@ -42,7 +51,25 @@ $(RIG): tests/tensorrt_rig/install.py | $(STAMP)
 	@$(PY) tests/tensorrt_rig/install.py build/tensorrt
 	@touch $@
 
-test: setup rig  ## run the test suite without the soak tests
+protoc: $(PROTOC)  ## the protobuf compiler of make protos, in an environment of its own (11 MB)
+
+$(PROTOC): fedproto/compiler.txt
+	@python3 -m venv --clear $(@D)
+	@$(@D)/bin/pip install --quiet --only-binary=:all: --requirement fedproto/compiler.txt \
+		|| echo "no protobuf compiler for this Python (3.11 and 3.12 have one): a test is skipped"
+	@touch $@
+
+$(FLOWER): pyproject.toml constraints-flower.txt
+	@test -x $(@D)/bin/python || python3 -m venv $(@D)
+	@$(@D)/bin/pip install --quiet --constraint constraints-flower.txt flwr --editable '.[coordinator]'
+	@touch $@
+
+$(FLOWER_TESTS): $(FLOWER)
+	@$(@D)/bin/pip install --quiet --constraint constraints-flower.txt --editable '.[agent,coordinator]' \
+		hypothesis psutil pytest pytest-xdist trustme
+	@touch $@
+
+test: setup rig protoc $(FLOWER)  ## run the test suite without the soak tests
 	$(PY) -m pytest -m "not soak" --durations=15
 
 check: setup  ## check format, lint and types
@@ -54,19 +81,18 @@ check: setup  ## check format, lint and types
 bench: setup  ## measure; results go to bench/results
 	$(PY) -m bench
 
-gpu-setup: $(GPU_STAMP)  ## setup, with TensorRT and ONNX Runtime CUDA (large downloads)
+gpu-setup: $(GPU_STAMP)  ## an environment like that of setup, with TensorRT and ONNX Runtime for CUDA 13: .venv-gpu (8 GB)
 
-# onnxruntime and onnxruntime-gpu share a folder: uninstall both before installing one, or one's files overwrite the other's.
-$(GPU_STAMP): $(STAMP)
-	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[all,tensorrt]'
-	@$(PY) -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
-	@$(PY) -m pip install --quiet 'onnxruntime-gpu[cuda,cudnn]>=1.23'
+# Of its own: onnxruntime and onnxruntime-gpu have the same files, and only one of them may be installed.
+$(GPU_STAMP): pyproject.toml constraints.txt
+	@test -x $(GPU_VENV)/bin/python || python3 -m venv $(GPU_VENV)
+	@$(GPU_VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev-gpu]'
 	@touch $@
 
 gpu-check: gpu-setup  ## on a machine with an NVIDIA GPU: build, verify, measure; one report to send back
-	$(VENV)/bin/flamest-export gpu-check --results bench/results
+	$(GPU_VENV)/bin/flamest-export gpu-check --results bench/results
 
-protos: setup  ## regenerate the protobuf code from fedproto/flamest_v1.proto
+protos: setup protoc  ## regenerate the protobuf code from fedproto/flamest_v1.proto
 	$(PY) -m flamest.fedproto.generate
 
 docs: setup  ## build the documentation as a site: build/site
@@ -85,8 +111,25 @@ pages: setup  ## test the report pages in a browser: needs Chromium (apt install
 screenshots: setup  ## take the documentation's screenshots of demo-out/report.html (after `make demo`)
 	$(PY) -m flamest.experiments.report.screenshots demo-out/report.html docs/images
 
+flower: $(FLOWER_TESTS)  ## run tests beside Flower, with its versions of protobuf, typer and rich (300 MB)
+	@build/flower/bin/pip check
+	build/flower/bin/python -m pytest -m "not soak" $(FLOWER_SUITE)
+
+dist: setup  ## build the wheel and the sdist: dist/
+	@rm -rf dist/*.whl dist/*.tar.gz build/lib build/bdist.*
+	@$(PY) -m build --outdir dist .
+
+requirements: dist  ## a hashed requirements file for each role, beside the wheel: dist/requirements-ROLE.txt
+	@$(PY) release/requirements.py --dist dist
+
+wheelhouse: requirements  ## every wheel of a role in one folder, for machines without a network: make wheelhouse ROLE=agent
+	@$(PY) release/wheelhouse.py --dist dist --role $(ROLE) $(if $(PYTHON),--python $(PYTHON))
+
+package-test: requirements  ## install wheel, sdist and wheelhouse in clean environments, on every Python at hand
+	$(PY) release/try_install.py --dist dist
+
 soak: setup  ## run the soak tests
 	$(PY) -m pytest -m soak
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) build dist demo-out *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) build dist demo-out *.egg-info

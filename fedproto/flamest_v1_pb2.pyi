@@ -2,8 +2,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -167,7 +166,7 @@ class UpdateHeader(_message.Message):
     evaluation: Evaluation
     codec_error: float
     shared: bool
-    def __init__(self, settings_sha256: _Optional[bytes] = ..., round: _Optional[int] = ..., base_sha256: _Optional[bytes] = ..., update_id: _Optional[bytes] = ..., examples: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorShape, _Mapping]]] = ..., payload_bytes: _Optional[int] = ..., payload_sha256: _Optional[bytes] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., codec_error: _Optional[float] = ..., shared: _Optional[bool] = ...) -> None: ...
+    def __init__(self, settings_sha256: _Optional[bytes] = ..., round: _Optional[int] = ..., base_sha256: _Optional[bytes] = ..., update_id: _Optional[bytes] = ..., examples: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorShape, _Mapping]]] = ..., payload_bytes: _Optional[int] = ..., payload_sha256: _Optional[bytes] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., codec_error: _Optional[float] = ..., shared: bool = ...) -> None: ...
 
 class UpdatePart(_message.Message):
     __slots__ = ("header", "data")

@@ -1,11 +1,16 @@
-"""Distributions that each extra installs, from the installed packages' own requirements."""
+"""Distributions that each extra installs: from pyproject.toml, and the installed packages' own requirements."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from importlib import metadata
+from pathlib import Path
 
 import pytest
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 
 FORBIDDEN = {
     "": {"torch", "transformers", "onnxruntime", "onnx", "av", "grpcio", "scikit-learn", "apsw", "cryptography"},
@@ -22,10 +27,7 @@ def installed_by(extra: str) -> set[str]:
     while pending:
         name, extras = pending.pop()
         found.add(name)
-        try:
-            requirements = metadata.requires(name) or []
-        except metadata.PackageNotFoundError:
-            continue  # for another platform: not installed here
+        requirements = requirements_of(name)
         for requirement in requirements:
             wanted, extra_of = parse(requirement)
             if extra_of is None or extra_of in extras:
@@ -34,6 +36,17 @@ def installed_by(extra: str) -> set[str]:
                     seen.add(entry)
                     pending.append(entry)
     return found - {"flamest"}
+
+
+def requirements_of(name: str) -> list[str]:
+    """Return the Requires-Dist lines of a distribution; none where it is not installed (another platform's)."""
+    if name == "flamest":
+        of_extras = [f"{line}; extra == '{extra}'" for extra, lines in EXTRAS.items() for line in lines]
+        return [*PROJECT["dependencies"], *of_extras]
+    try:
+        return metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def parse(requirement: str) -> tuple[tuple[str, tuple[str, ...]], str | None]:
@@ -55,3 +68,39 @@ def test_the_requirements_of_each_extra_are_found():
     assert {"grpcio", "apsw", "cryptography", "numpy"} <= installed_by("coordinator")
     assert {"onnxruntime", "av", "scikit-learn", "scipy"} <= installed_by("agent")
     assert {"torch", "transformers"} <= installed_by("export")
+
+
+@pytest.mark.parametrize("extra", sorted(EXTRAS))
+def test_an_extra_brings_at_most_one_package_of_onnx_runtime(extra):
+    assert len(installed_by(extra) & {"onnxruntime", "onnxruntime-gpu"}) <= 1
+
+
+@pytest.mark.parametrize("role", ["agent", "export", "experiments", "dev"])
+def test_a_role_and_its_core_differ_by_onnx_runtime_alone(role):
+    assert installed_by(role) - installed_by(f"{role}-core") <= installed_by("agent") - installed_by("agent-core")
+    assert "onnxruntime" in installed_by(role)
+    assert "onnxruntime" not in installed_by(f"{role}-core")
+
+
+@pytest.mark.parametrize("role", ["agent-gpu", "agent-gpu-cu12", "agent-gpu-cu13", "gpu", "export-gpu", "dev-gpu"])
+def test_a_role_for_a_gpu_brings_the_gpu_package(role):
+    assert "onnxruntime-gpu" in installed_by(role)
+    assert installed_by("agent-core") <= installed_by(role)
+
+
+def test_lower_bounds_lie_inside_those_of_flower():
+    """A bound of flwr 1.42 for a package that we name too; constraints-flower.txt has versions for both."""
+    from packaging.requirements import Requirement
+
+    pins = dict(line.split("==") for line in lines_of("constraints-flower.txt"))
+    for line in (*PROJECT["dependencies"], *EXTRAS["wire"], *EXTRAS["coordinator"], *EXTRAS["agent"]):
+        need = Requirement(line)
+        if need.name != "flamest":
+            assert need.specifier.contains(pins[need.name]), line
+    assert pins["flwr"] == "1.42.0"
+    assert [pins[name].split(".")[0] for name in ("protobuf", "typer", "rich")] == ["6", "0", "14"]
+
+
+def lines_of(name: str) -> list[str]:
+    text = (Path(__file__).parents[1] / name).read_text()
+    return [line for line in text.splitlines() if line and not line.startswith("#")]

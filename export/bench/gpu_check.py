@@ -29,7 +29,6 @@ from .gpu_step import Say, Step, run_step
 PRECISIONS = ("fp32", "fp16")
 BACKENDS = (REFERENCE, "tensorrt", "onnxruntime-cuda")  # the others are compared with the first
 CUDA = "onnxruntime-cuda"  # every backend in every precision is compared with its fp32 outputs
-CUDA_PACKAGE = "onnxruntime-gpu[cuda,cudnn]"
 
 
 @dataclass(frozen=True)
@@ -83,13 +82,7 @@ def require_packages(facts: MachineFacts) -> None:
     if not problems and "cuda-bindings" not in facts.versions:
         problems.append(unavailable(Code.CUDA_BINDINGS, "the Python package cuda-bindings is not installed"))
     if not facts.ort_has_cuda:
-        problems.append(
-            unavailable(
-                Code.ORT_NO_CUDA,
-                "ONNX Runtime's CUDA provider is not installed",
-                fix=f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install '{CUDA_PACKAGE}'",
-            )
-        )
+        problems.append(unavailable(Code.ORT_NO_CUDA, "ONNX Runtime's CUDA provider is not installed"))
     if problems:
         fixes = dict.fromkeys(problem.fix for problem in problems)
         evidence = "; ".join([problems[0].evidence, *(str(problem) for problem in problems[1:])])

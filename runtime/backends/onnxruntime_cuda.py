@@ -103,7 +103,7 @@ def import_onnxruntime_gpu() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise unavailable(Code.ORT_MISSING, str(error), fix="pip install 'flamest[gpu]'").error() from error
+        raise unavailable(Code.ORT_MISSING, str(error), fix="pip install 'flamest[agent-gpu]'").error() from error
     if CUDA_PROVIDER not in onnxruntime.get_available_providers():
         found = f"onnxruntime {onnxruntime.__version__} has {', '.join(onnxruntime.get_available_providers())}"
         raise unavailable(Code.ORT_NO_CUDA, found).error()
@@ -145,7 +145,7 @@ def _with_shapes_on_cpu(ort: Any, graph: Path, providers: list[Any], name: str) 
         raise _opening_error(name, error) from error
     if not hasattr(session, "get_provider_graph_assignment_info"):
         found = f"{name}: some nodes are on the CPU, and onnxruntime {ort.__version__} does not say which"
-        raise unavailable(Code.CPU_FALLBACK, found, fix="pip install --upgrade onnxruntime-gpu").error()
+        raise unavailable(Code.CPU_FALLBACK, found, fix="pip install --upgrade 'flamest[agent-gpu]'").error()
     _check_providers(session, name)
     strays = cpu_operators(session.get_provider_graph_assignment_info())
     if strays:

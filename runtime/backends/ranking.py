@@ -181,9 +181,11 @@ def _ort_cuda_problem(
 ) -> BackendUnavailable | None:
     if facts.gpu is None:
         return _without_gpu(facts)
-    if problem := _onnxruntime_missing(facts, "pip install 'flamest[gpu]'"):
+    if problem := _onnxruntime_missing(facts, "pip install 'flamest[agent-gpu]'"):
         return problem
     if not facts.ort_has_cuda:
+        if {"onnxruntime", "onnxruntime-gpu"} <= set(facts.versions):
+            return unavailable(Code.ORT_NO_CUDA, "onnxruntime and onnxruntime-gpu are both installed, in one folder")
         return unavailable(Code.ORT_NO_CUDA, f"onnxruntime {_onnxruntime(facts)} came without a CUDA provider")
     if backend_options.bf16_of(name):
         return unavailable(

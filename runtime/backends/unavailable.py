@@ -57,11 +57,16 @@ class Entry:
 
 _ON_ANOTHER = "leave --require-backend out, so that another backend may run the graph, or add --backend onnxruntime"
 
+# CUDA 13 unless the extra says 12. onnxruntime and onnxruntime-gpu have the same files: only one may be there.
+INSTALL_TENSORRT = "pip install 'flamest[tensorrt]'; with a driver for CUDA 12: 'flamest[tensorrt-cu12]'"
+INSTALL_ORT_GPU = (
+    "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'flamest[agent-gpu]'; "
+    "with a driver for CUDA 12: 'flamest[agent-gpu-cu12]'"
+)
+
 TABLE = MappingProxyType(
     {
-        Code.TRT_MISSING: Entry(
-            "the Python package tensorrt is not installed", "pip install 'flamest[tensorrt]'", SettingsError
-        ),
+        Code.TRT_MISSING: Entry("the Python package tensorrt is not installed", INSTALL_TENSORRT, SettingsError),
         Code.TRT_LIBS: Entry(
             "tensorrt is installed, and one of its libraries cannot be loaded",
             "pip install --force-reinstall 'flamest[tensorrt]', or add the folder of the missing library to "
@@ -70,12 +75,12 @@ TABLE = MappingProxyType(
         ),
         Code.TRT_NO_BUILDER: Entry(
             "the installed TensorRT runs engines and cannot build any (lean or dispatch runtime)",
-            "pip install 'flamest[tensorrt]'",
+            INSTALL_TENSORRT,
             SettingsError,
         ),
         Code.CUDA_BINDINGS: Entry(
             "the Python package cuda-bindings, which holds TensorRT's buffers, is not installed or does not load",
-            "pip install 'flamest[tensorrt]'",
+            INSTALL_TENSORRT,
             SettingsError,
         ),
         Code.NO_DRIVER_OR_GPU: Entry(
@@ -139,12 +144,12 @@ TABLE = MappingProxyType(
         ),
         Code.ORT_NO_CUDA: Entry(
             "the installed ONNX Runtime has no CUDA provider",
-            "pip uninstall onnxruntime && pip install 'flamest[gpu]'",
+            INSTALL_ORT_GPU,
             SettingsError,
         ),
         Code.ORT_CUDA_LIBS: Entry(
             "ONNX Runtime's CUDA provider does not load: CUDA or cuDNN libraries are missing",
-            "pip install 'onnxruntime-gpu[cuda,cudnn]'",
+            "pip install 'flamest[agent-gpu]'; with a driver for CUDA 12: 'flamest[agent-gpu-cu12]'",
             SettingsError,
         ),
         Code.CPU_FALLBACK: Entry(

@@ -1,7 +1,7 @@
 """Every strategy that Flower has too, against Flower's, over the same updates: a development-only check.
 
-Flower is no dependency of ours, and could not be: flwr 1.42 wants protobuf below 7, typer below 0.21 and rich below 15.
-So it lives in a Python of its own, named by ``FLOWER_PYTHON``, and flower_rounds.py runs there, once for all cases.
+Flower is no dependency of ours. ``make test`` installs it with this package into build/flower, at the versions of
+constraints-flower.txt; flower_rounds.py runs there, once for all cases.
 
 Five silos of very unequal size bring drawn models to each of six rounds; in two rounds one of them stays away. Both
 sides start at the same model and go their own way from round to round. ``CASES`` says what either side must be set to
@@ -12,7 +12,6 @@ The largest differences seen are in docs/guides/strategies.md.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -24,13 +23,9 @@ from flamest.coordinator.strategies.contributions import InMemoryContribution
 from flamest.fedproto.head import HeadSpec, Params, initial_params
 from flamest.fedproto.records import RunSettings, Strategy
 
-PYTHON = os.environ.get("FLOWER_PYTHON")
-pytestmark = pytest.mark.skipif(
-    not PYTHON,
-    reason="FLOWER_PYTHON names no Python with flwr. To run this: python3 -m venv build/flower && "
-    "build/flower/bin/pip install flwr==1.42.0 && "
-    "FLOWER_PYTHON=build/flower/bin/python .venv/bin/python -m pytest tests/coordinator/strategies/test_flower.py -rP",
-)
+ROOT = Path(__file__).resolve().parents[3]
+PYTHON = ROOT / "build" / "flower" / "bin" / "python"
+pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="no Flower in build/flower: make flower")
 SPEC = HeadSpec(inputs=40, outputs=7, hidden=(16,))
 ROUNDS = 6
 EXAMPLES = (3, 2655, 41, 700, 1289)
@@ -131,7 +126,7 @@ def flower(tmp_path_factory) -> dict[str, np.ndarray]:
     cases["flowers own"] = {"strategy": "FedAdam", "arguments": CASES["fedadam with our defaults"].arguments}
     np.savez(folder / "given.npz", cases=np.array(json.dumps(cases)), **drawn())
     script = Path(__file__).with_name("flower_rounds.py")
-    command = [PYTHON, str(script), str(folder / "given.npz"), str(folder / "made.npz")]
+    command = [str(PYTHON), str(script), str(folder / "given.npz"), str(folder / "made.npz")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     with np.load(folder / "made.npz") as made:

@@ -140,9 +140,7 @@ def test_missing_packages_end_it_before_any_export(tmp_path, monkeypatch):
         check_gpu(GpuCheckRequest(tmp_path / "results"), print, facts=H100)
     assert caught.value.exit_code == 78
     assert "pip install 'flamest[tensorrt]'" in caught.value.fix
-    assert (
-        "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'" in caught.value.fix
-    )
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'flamest[agent-gpu]'" in caught.value.fix
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,12 +159,13 @@ def test_each_missing_package_has_its_code(lacks, code):
     gpu_check.require_packages(READY)
 
 
-def test_make_gpu_check_installs_tensorrt_and_swaps_onnx_runtime():
+def test_make_gpu_check_has_an_environment_of_its_own():
     makefile = (Path(gpu_check.__file__).parents[2] / "Makefile").read_text()
     assert re.search(r"^gpu-check: gpu-setup ", makefile, re.MULTILINE)
-    stamp = makefile.partition("$(GPU_STAMP): $(STAMP)\n")[2].partition("\n\n")[0]
-    order = [stamp.index(word) for word in (".[all,tensorrt]", "uninstall", gpu_check.CUDA_PACKAGE, "touch")]
-    assert order == sorted(order)
+    recipe = makefile.partition("\n$(GPU_STAMP): ")[2].partition("\n\n")[0]
+    assert "$(GPU_VENV)/bin/pip install" in recipe
+    assert "[dev-gpu]" in recipe
+    assert "$(VENV)" not in recipe
 
 
 def test_seeded_slow_stays_fp32_in_a_lower_precision_unless_it_was_named(tmp_path):

@@ -34,7 +34,7 @@ def test_a_build_without_cuda_is_named(text):
     error = refused(text)
     assert error.code == "ORT_NO_CUDA"
     assert "CPUExecutionProvider" in error.message
-    assert "flamest[gpu]" in error.fix
+    assert "flamest[agent-gpu]" in error.fix
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
