@@ -1,7 +1,7 @@
 """Reasons why a backend does not run a graph: a code, the evidence, and the command that fixes it.
 
 Opening a graph collects the reasons and tries the next candidate; where no other backend may run the graph,
-``BackendUnavailable.error`` is raised. docs/guides/backends.md shows this table.
+``BackendUnavailable.error`` is raised. docs/reference/error-codes.md shows this table.
 """
 
 from __future__ import annotations

@@ -490,7 +490,7 @@ def test_the_page_on_clips_lists_every_code_and_which_are_remembered():
     from flamest.agent.extraction.report import REMEMBERED_CODES, TIMEOUT_CODE
     from flamest.runtime.video import decoder
 
-    rows = (Path(flamest.__path__[0]) / "docs" / "clips.md").read_text().splitlines()
+    rows = (Path(flamest.__path__[0]) / "docs" / "guides" / "clips.md").read_text().splitlines()
     table = {code: row for row in rows if row.startswith("| `") for code in re.findall(r"`(\w+)`", row.split("|")[1])}
     assert table.keys() >= set(re.findall(r"^    (\w+_\w+)  ", decoder.__doc__, re.M)) | REMEMBERED_CODES
     assert {code for code, row in table.items() if row.endswith("| not tried again |")} == REMEMBERED_CODES - {
