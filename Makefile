@@ -70,7 +70,7 @@ $(FLOWER_TESTS): $(FLOWER)
 	@touch $@
 
 test: setup rig protoc $(FLOWER)  ## run the test suite without the soak tests
-	$(PY) -m pytest -m "not soak" --durations=15
+	$(PY) -m pytest -m "not soak" --numprocesses=2 --dist=loadfile --durations=15
 
 check: setup  ## check format, lint and types
 	$(VENV)/bin/ruff format --check .

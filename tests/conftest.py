@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +21,8 @@ from typing import Any
 import pytest
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # some tests import onnxruntime before flamest
+# A shell starts what it puts into the background with SIGINT ignored, and the commands under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LABELS = ["fall", "run", "walk"]
 
