@@ -1,7 +1,7 @@
 # `make demo` and `make test` do everything from a fresh clone: they set up the environment first.
 VENV ?= .venv
 PY := $(VENV)/bin/python
-PACKAGES := base export runtime fedproto agent coordinator experiments
+PACKAGES := base export runtime fedproto agent coordinator experiments api
 # What runs beside Flower: the wire, both ends of it, and whole federations.
 FLOWER_SUITE := tests/fedproto tests/coordinator tests/agent tests/federation
 # mypy takes modules by name: their files would be named after the folder of this checkout.

@@ -39,7 +39,7 @@ class Prediction:
 
 def predict_videos(
     bundle: Path,
-    model_path: Path,
+    model: Path | ModelFile,
     videos: Sequence[Path],
     *,
     top: int = 5,
@@ -59,13 +59,13 @@ def predict_videos(
         choice = autotune_backends(question, _readable(videos), notice=opening.notice)
         opening.notice(choice.line)
         opening = replace(opening, backend_options=choice.backend_options)
-    model = read_model(model_path)
-    trainer = HeadTrainer(model.head, threads=opening.threads)
+    read = model if isinstance(model, ModelFile) else read_model(model)
+    trainer = HeadTrainer(read.head, threads=opening.threads)
     with open_extractor(bundle, opening=opening, trusted=trusted) as extractor:
         on_open(tuple(extractor.placements.values()))
-        if model.fingerprint != extractor.manifest.fingerprint:
+        if read.fingerprint != extractor.manifest.fingerprint:
             raise DataError(
-                f"{model_path} was trained on features of bundle {model.fingerprint[:12]}, "
+                f"{'the model' if read is model else model} was trained on features of bundle {read.fingerprint[:12]}, "
                 f"{bundle} is {extractor.manifest.fingerprint[:12]}",
                 fix="use the bundle that the run's features were extracted with",
                 code="other_bundle",
@@ -77,7 +77,7 @@ def predict_videos(
                 yield Prediction(video, reason=f"{error.code}: {error.message}")
                 continue
             x = np.concatenate([features.vlm, features.cnn])[None]
-            yield Prediction(video, _top_labels(trainer, model, x, top), features.caption.text)
+            yield Prediction(video, _top_labels(trainer, read, x, top), features.caption.text)
 
 
 def _readable(videos: Sequence[Path]) -> Iterator[Clip]:

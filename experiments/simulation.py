@@ -10,21 +10,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..agent.training.dataset import FeatureTable
-from ..agent.training.feddyn import Correction
-from ..agent.training.federated import train_silo
-from ..agent.training.own_head import OwnHead, open_trainer
+from ..agent.training.own_head import OwnHead
 from ..agent.training.private import UNPROTECTED, Protection
-from ..agent.training.trainer import Trainer, evaluate
 from ..base.errors import DataError
 from ..coordinator.serving.model_broadcast import broadcast
 from ..coordinator.strategies.algorithm import ServerState
@@ -39,18 +33,20 @@ from ..coordinator.strategies.composition import (
 )
 from ..coordinator.strategies.contributions import Contribution, InMemoryContribution, distance
 from ..coordinator.strategies.norm_bound import WINDOW, NormBound, learnt_norm
-from ..fedproto.codecs import FlatParams, apply_delta, encode_delta
 from ..fedproto.head import HeadSpec, Params, TensorLayout, check_params, params_sha256
 from ..fedproto.records import Evaluation, RunSettings
-from ..fedproto.tensors import decode_params, encode_params, payload_bytes
+from ..fedproto.tensors import payload_bytes
+from .silo_pool import SiloPool, SimulatedSilo
 
-
-@dataclass(frozen=True, eq=False)
-class SimulatedSilo:
-    """A silo's name and its training rows, without held-out ones."""
-
-    name: str
-    train: FeatureTable
+__all__ = [
+    "Aggregation",
+    "OwnParts",
+    "Scenario",
+    "SiloUpdate",
+    "SimulatedRun",
+    "SimulatedSilo",
+    "simulate",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +132,7 @@ def simulate(
     evaluations = []
     spec, two_passes = own.head or run.head, own.aggregation is not None or needs_two_passes(run.strategy)
     guard = _Checks(run, spec, scenario)
-    with _SiloPool(run, spec, silos, scenario.protection, threads=threads, workers=workers) as pool:
+    with SiloPool(run, spec, silos, scenario.protection, threads=threads, workers=workers) as pool:
         params, state = pool.first_params(), first_state(run)
         # With a lossy codec every silo makes the initial model itself.
         down = payload_bytes(spec) if run.codec == "fp32" else 0
@@ -251,91 +247,6 @@ class _Checks:
                     continue
             claims[sent.silo] = Claim(sent.examples, norm)
             yield sent
-
-
-class _SiloPool:
-    """``workers`` threads that train silos, each with a trainer of its own."""
-
-    def __init__(
-        self,
-        run: RunSettings,
-        spec: HeadSpec | OwnHead,
-        silos: Sequence[SimulatedSilo],
-        protection: Protection,
-        *,
-        threads: int,
-        workers: int,
-    ) -> None:
-        self._run = run
-        self._spec = spec
-        self._protection = protection
-        self._silos = sorted(silos, key=lambda silo: silo.name)  # the coordinator's order
-        # Of a lossy codec, by silo: the part of its last update that was not sent.
-        self._residuals: dict[str, FlatParams] = {}
-        self.sent_bytes = 0  # payloads of all updates
-        self._corrections: dict[str, Correction] = {silo.name: {} for silo in silos}  # FedDyn's h_i
-        self._trainers: SimpleQueue[Trainer] = SimpleQueue()
-        workers = max(1, min(workers, len(silos)))
-        for _ in range(workers):
-            self._trainers.put(open_trainer(spec, threads=threads))
-        self._pool = ThreadPoolExecutor(workers, "silo")
-        self._exit = ExitStack()
-
-    def __enter__(self) -> _SiloPool:
-        self._exit.callback(self._pool.shutdown, cancel_futures=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._exit.close()
-
-    def first_params(self) -> Params:
-        """Return the model that the run starts from."""
-        with self._trainer() as trainer:
-            return trainer.first_params(self._run.seed)
-
-    def contributions(self, number: int, params: Params) -> Iterator[InMemoryContribution]:
-        """Every silo's contribution to round ``number``, in ascending order of name."""
-        futures: dict[str, Future[bytes]] = {}
-        # The largest silo first, so that small ones fill the gaps at the end of the round.
-        for silo in sorted(self._silos, key=lambda silo: -len(silo.train)):
-            futures[silo.name] = self._pool.submit(self._train, silo, number, params)
-        for silo in self._silos:
-            payload = futures.pop(silo.name).result()
-            self.sent_bytes += len(payload)
-            yield InMemoryContribution(silo.name, len(silo.train), self._received(silo.name, payload, params))
-
-    def _received(self, name: str, payload: bytes, base: Params) -> Params:
-        codec, whose = self._run.codec, f"update from silo '{name}'"
-        if codec == "fp32":
-            return decode_params(self._spec, payload, whose=whose)
-        return apply_delta(codec, self._spec, payload, base, whose=whose)
-
-    def evaluate(self, params: Params, test: FeatureTable) -> Evaluation:
-        with self._trainer() as trainer:
-            return evaluate(trainer, params, test)
-
-    @contextmanager
-    def _trainer(self) -> Iterator[Trainer]:
-        trainer = self._trainers.get()
-        try:
-            yield trainer
-        finally:
-            self._trainers.put(trainer)
-
-    def _train(self, silo: SimulatedSilo, number: int, params: Params) -> bytes:
-        """Train the silo on the round's model; returns the payload of its update."""
-        run = self._run
-        with self._trainer() as trainer:
-            correction = self._corrections[silo.name]
-            trained, correction = train_silo(
-                trainer, run, silo.name, number, params, silo.train, correction, self._protection
-            )
-            self._corrections[silo.name] = correction  # every round of a simulation counts
-        if run.codec == "fp32":
-            return encode_params(self._spec, trained.params)
-        encoded = encode_delta(run.codec, self._spec, trained.params, params, self._residuals.get(silo.name))
-        self._residuals[silo.name] = encoded.residual
-        return encoded.payload
 
 
 def _check(run: RunSettings, silos: Sequence[SimulatedSilo], test: FeatureTable | None) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("base", "export", "runtime", "fedproto", "agent", "coordinator", "experiments")
-FOLDERS = (*PACKAGES, "bench", "tests", "docs")
+PACKAGES = ("base", "export", "runtime", "fedproto", "agent", "coordinator", "experiments", "api")
+FOLDERS = (*PACKAGES, "bench", "examples", "tests", "docs")
 GENERATED = {"flamest_v1_pb2.py", "flamest_v1_pb2_grpc.py"}
 EXEMPT = {"tests/test_words.py"}
 

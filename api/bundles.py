@@ -1,0 +1,248 @@
+"""Bundles of frozen networks: opened, used on videos, exported."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ..agent.predict import Prediction, predict_videos
+from ..base.errors import DataError, MissingExtra
+from ..base.progress import progress_bar
+from ..runtime.bundle.packaged import resolve_bundle
+from .features import Features, load
+from .models import Model, load_model
+
+if TYPE_CHECKING:
+    from ..agent.extraction.report import ExtractReport
+    from ..runtime.bundle.manifest import Manifest
+
+PathLike = str | os.PathLike[str]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+MOST_NAMED = 3  # clips in a warning
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Bundle:
+    """A folder with the frozen networks that turn a clip into an embedding: what ``open_bundle`` returns.
+
+    Attributes:
+        path: The folder.
+        manifest: Its ``bundle.json``.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides what an embedding means; a federation's silos must have the same."""
+        return self.manifest.fingerprint
+
+    @property
+    def extractor(self) -> str:
+        """The networks, such as ``blip+slow``."""
+        return self.manifest.extractor
+
+    @property
+    def width(self) -> int:
+        """D, the width of an embedding: 2816 for ``blip+slow``."""
+        return self.manifest.width
+
+    @property
+    def precision(self) -> str:
+        """The precision of the networks."""
+        return self.manifest.precision
+
+    def extract(
+        self,
+        videos: PathLike,
+        *,
+        store: PathLike | None = None,
+        threads: int | None = None,
+        progress: bool = True,
+    ) -> Features:
+        """Turn a folder of labelled videos into features.
+
+        Args:
+            videos: A folder of ``LABEL/clip.mp4``, or one with a ``labels.csv`` (``path,label,group``).
+            store: A feature store that keeps the embeddings: later calls compute new clips only. Without it nothing
+                is kept.
+            threads: Cores for each network; all unless given.
+            progress: Show a bar on a terminal, and a line every ten seconds elsewhere.
+
+        Returns:
+            The features of this bundle: of all clips in the store where there is one. A clip that cannot be read is
+            left out with a warning.
+
+        Raises:
+            DataError: The folder holds no clips, or none can be read; a file of the bundle is not the exported one.
+            MissingExtra: A package of the extra ``agent`` is not installed.
+        """
+        with _store(store) as path:
+            report = self._extract(Path(videos), path, threads, progress)
+            _report_failures(report)
+            return load(path, fingerprint=self.fingerprint, precision=report.precision)
+
+    def _extract(self, videos: Path, store: Path, threads: int | None, progress: bool) -> ExtractReport:
+        from ..agent.extraction.extract import clips_to_extract, extract_clips
+        from ..agent.extraction.report import ExtractRequest
+
+        folder = clips_to_extract(videos)
+        request = ExtractRequest(self.path, videos, store, threads)
+        if not progress:
+            return extract_clips(request, folder, on_clip=lambda: None, stop=lambda: False)
+        with progress_bar("extracting", len(folder.clips), unit="clips") as bar:
+            return extract_clips(request, folder, on_clip=bar.advance, stop=lambda: False)
+
+    def __repr__(self) -> str:
+        return (
+            f"Bundle: {self.extractor}, {self.width}-d embeddings, {self.precision}, "
+            f"{self.fingerprint[:24]}, in {self.path}"
+        )
+
+
+def open_bundle(path: PathLike = "miniworld") -> Bundle:
+    """Open a bundle folder.
+
+    Args:
+        path: The folder that ``flamest-export`` made. ``miniworld`` is the one that comes with this package: small
+            networks, trained on rendered clips, for trying things out.
+
+    Raises:
+        DataError: The folder is no bundle.
+    """
+    from ..runtime.bundle.opening import open_manifest
+
+    folder = resolve_bundle(Path(path))
+    manifest, _ = open_manifest(folder)
+    return Bundle(folder, manifest)
+
+
+def predict(
+    videos: PathLike | Sequence[PathLike],
+    *,
+    model: Model | PathLike,
+    bundle: Bundle | PathLike,
+    top: int = 5,
+    progress: bool = True,
+) -> list[Prediction]:
+    """Name the action in videos.
+
+    Args:
+        videos: A video file, a folder of them, or several of both.
+        model: A model, or its file.
+        bundle: The bundle whose embeddings it was trained on.
+        top: How many labels to give for each video.
+        progress: Show a bar on a terminal, and a line every ten seconds elsewhere.
+
+    Returns:
+        A ``Prediction`` for each video, in order: ``video``, ``labels`` (each with ``label`` and ``probability``, the
+        most probable first), ``caption``, and ``reason`` where it could not be read.
+
+    Raises:
+        DataError: There is no video, or the model was trained on the embeddings of another bundle.
+        MissingExtra: A package of the extra ``agent`` is not installed.
+    """
+    files = _video_files([videos] if isinstance(videos, str | os.PathLike) else videos)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    used = model if isinstance(model, Model) else load_model(model)
+    found = predict_videos(opened.path, used.file(), files, top=top)
+    if not progress:
+        return list(found)
+    predictions = []
+    with progress_bar("predicting", len(files), unit="videos") as bar:
+        for prediction in found:
+            predictions.append(prediction)
+            bar.advance()
+    return predictions
+
+
+def export_bundle(
+    out: PathLike,
+    *,
+    extractor: str = "blip+slow",
+    weights: str = "published",
+    precision: Precision = "fp32",
+    calibration: PathLike | None = None,
+    threads: int | None = None,
+) -> Bundle:
+    """Export frozen networks from PyTorch to a bundle folder, as ``flamest-export --backend onnx`` does.
+
+    The export ends with a comparison of every graph with PyTorch. Options of single networks and TensorRT engines are
+    the command's alone.
+
+    Args:
+        out: The folder to make.
+        extractor: The networks; ``flamest-export extractors`` lists them.
+        weights: Their source: ``published``, ``miniworld``, ``random:full`` or ``random:tiny``.
+        precision: Of matrix products and convolutions (docs/explanation/precision.md).
+        calibration: A folder of one's own clips, which ``int8`` gets its ranges from.
+        threads: Cores to use; all unless given.
+
+    Raises:
+        UsageError: An option does not exist.
+        DataError: A graph differs from PyTorch by more than its precision allows; nothing is left.
+        StorageError: The folder exists.
+        MissingExtra: A package of the extra ``export`` is not installed.
+    """
+    import importlib.util
+
+    for package in ("torch", "transformers", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(package, extra="export")
+    from ..export.bundle import build_bundle
+    from ..export.cli.export_request import ExportOptions, read_request
+
+    options = ExportOptions(
+        backend="onnx",
+        out=Path(out),
+        extractor=extractor,
+        weights=weights,
+        precision=[precision],
+        calibration=None if calibration is None else Path(calibration),
+        threads=threads,
+    )
+    build_bundle(read_request(options, ""))
+    return open_bundle(out)
+
+
+@contextmanager
+def _store(given: PathLike | None) -> Iterator[Path]:
+    """Give the path of the store: the one given, or one that is removed at the end."""
+    if given is not None:
+        yield Path(given)
+        return
+    with tempfile.TemporaryDirectory(prefix="flamest-") as folder:
+        yield Path(folder) / "features.sqlite"
+
+
+def _report_failures(report: ExtractReport) -> None:
+    """Warn of clips that could not be read. Raises DataError (``all_clips_failed``) when no clip could."""
+    if not report.failed:
+        return
+    named = "; ".join(f"{failed.clip}: {failed.reason}" for failed in report.failed[:MOST_NAMED])
+    more = f"; and {len(report.failed) - MOST_NAMED} more" if len(report.failed) > MOST_NAMED else ""
+    if report.nothing_usable:
+        raise DataError(
+            f"none of the {report.clips} clips is usable: {named}{more}",
+            fix="flamest-agent doctor shows if this machine can decode video",
+            code="all_clips_failed",
+        )
+    warnings.warn(f"{len(report.failed)} of {report.clips} clips are left out: {named}{more}", stacklevel=4)
+
+
+def _video_files(given: Sequence[PathLike]) -> list[Path]:
+    from ..agent.extraction.extract import clips_to_extract
+
+    files: list[Path] = []
+    for path in map(Path, given):
+        files += [clip.path for clip in clips_to_extract(path).clips] if path.is_dir() else [path]
+    if not files:
+        raise DataError("no video was given", fix="fl.predict(['clip.mp4'], …), or a folder of videos", code="no_clips")
+    return files

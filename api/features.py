@@ -1,0 +1,314 @@
+"""Features of clips in memory: from a feature store, an ``.npz`` file or NumPy arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..agent.training.dataset import FeatureTable
+from ..base.errors import DataError
+
+UNKNOWN = -1  # class of a clip without a label
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Features:
+    """Embeddings of N clips with their classes and groups: what ``load`` and ``Bundle.extract`` return.
+
+    Indexing with row numbers, a mask or a slice gives the features of those clips. ``len`` is their number.
+
+    Attributes:
+        x: Embeddings, float32 [N, D].
+        y: Classes, int64 [N]: ``labels[y]``, or -1 where a clip has no label.
+        labels: Names of all classes, whether a clip here has them or not.
+        groups: The group of each clip. Clips of one scene or person share one and are held out together.
+        fingerprint: The bundle that the embeddings are of. Features of different fingerprints are never mixed.
+        precision: The precision that they were computed in.
+        vlm_width: ``x[:, :vlm_width]`` is the vision-language part; 0 where the parts are not known.
+        clips: An identifier of each clip: the SHA-256 of its file, or the name that was given.
+        captions: The caption of each clip; empty where none was made.
+    """
+
+    x: npt.NDArray[np.float32]
+    y: npt.NDArray[np.int64]
+    labels: tuple[str, ...]
+    groups: tuple[str, ...]
+    fingerprint: str
+    precision: str
+    vlm_width: int
+    clips: tuple[str, ...]
+    captions: tuple[str, ...]
+
+    @classmethod
+    def from_arrays(
+        cls,
+        x: npt.ArrayLike,
+        y: Sequence[str] | Sequence[int] | npt.NDArray[Any],
+        *,
+        groups: Sequence[str] | Sequence[int] | npt.NDArray[Any] | None = None,
+        clips: Sequence[str] | None = None,
+        name: str = "features",
+    ) -> Features:
+        """Make features from NumPy arrays.
+
+        Args:
+            x: Embeddings, [N, D], finite.
+            y: The class of each clip, as names or numbers. An empty name means unknown.
+            groups: The group of each clip, such as the video that it was cut from. Without it each clip is its own.
+            clips: A name for each clip.
+            name: Name of the embeddings. Only features of one name and width are trained on together.
+
+        Returns:
+            The features, with the fingerprint ``imported:NAME:D`` that ``flamest-agent import-features`` gives them.
+
+        Raises:
+            DataError: ``x`` is not a finite matrix, or another argument has another number of rows.
+            UsageError: ``name`` is not of lower-case letters, digits, dot, dash and underscore.
+        """
+        from ..agent.extraction.npz import imported_fingerprint
+
+        values = np.ascontiguousarray(x, dtype=np.float32)
+        if values.ndim != 2 or 0 in values.shape:
+            raise DataError(f"x has the shape {list(values.shape)}, expected [clips, width]", code="bad_table")
+        if not np.isfinite(values).all():
+            raise DataError("x holds NaN or infinity", fix="leave such rows out", code="not_finite")
+        rows = len(values)
+        names = _column("y", y, rows)
+        ids = [f"row-{row:06d}" for row in range(rows)] if clips is None else _column("clips", clips, rows)
+        columns = _Columns(
+            [label or None for label in names],
+            ids if groups is None else _column("groups", groups, rows),
+            ids,
+            [""] * rows,
+        )
+        return _features(values, columns, _Kind(imported_fingerprint(name, values.shape[1])))
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, rows: slice | npt.NDArray[Any] | Sequence[int] | Sequence[bool]) -> Features:
+        try:
+            index = np.arange(len(self))[rows if isinstance(rows, slice) else np.asarray(rows)]
+        except IndexError as error:
+            raise DataError(f"rows of features: {error}", code="bad_rows") from error
+        if index.ndim != 1:
+            raise DataError(
+                "features are indexed with a slice, row numbers or a mask",
+                fix="f[[0, 5, 7]], f[:100] or f[f.y == 3]",
+                code="bad_rows",
+            )
+        pick = index.tolist()
+        return replace(
+            self,
+            x=self.x[index],
+            y=self.y[index],
+            groups=tuple(self.groups[row] for row in pick),
+            clips=tuple(self.clips[row] for row in pick),
+            captions=tuple(self.captions[row] for row in pick),
+        )
+
+    @property
+    def width(self) -> int:
+        """D, the width of an embedding."""
+        return int(self.x.shape[1])
+
+    @property
+    def names(self) -> list[str]:
+        """The label of each clip, empty where it is unknown."""
+        return [self.labels[number] if number != UNKNOWN else "" for number in self.y.tolist()]
+
+    @property
+    def vlm(self) -> Features:
+        """The vision-language part alone (BLIP's 768 dimensions). Raises DataError where the parts are not known."""
+        return self._part("vlm", slice(0, self.vlm_width))
+
+    @property
+    def cnn(self) -> Features:
+        """The spatio-temporal part alone (Slow's 2048 dimensions). Raises DataError where the parts are not known."""
+        return self._part("cnn", slice(self.vlm_width, None))
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of clips of each class, by label."""
+        known = np.bincount(self.y[self.y != UNKNOWN], minlength=len(self.labels))
+        return dict(zip(self.labels, known.tolist(), strict=True))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the features to an ``.npz`` file that ``load`` and ``flamest-agent import-features`` read.
+
+        Raises:
+            StorageError: The file cannot be written; an older one stays whole.
+        """
+        from ..agent.extraction.npz import write_npz
+        from ..agent.extraction.store import StoredFeatures
+
+        labels = tuple(name or None for name in self.names)
+        paths = ("",) * len(self)
+        kind = (self.fingerprint, self.precision, self.vlm_width)
+        write_npz(Path(path), StoredFeatures(self.x, labels, self.groups, self.clips, self.captions, paths, *kind))
+
+    def table(self, labels: Sequence[str]) -> FeatureTable:
+        """Return the rows to train or measure on: clips with a label, numbered by their place in ``labels``."""
+        place = {label: number for number, label in enumerate(labels)}
+        known = self.y != UNKNOWN
+        numbers = np.array([place.get(label, UNKNOWN) for label in self.labels], np.int64)
+        y = numbers[self.y[known]]
+        if (y == UNKNOWN).any():
+            missing = sorted({self.labels[number] for number in self.y[known][y == UNKNOWN].tolist()})
+            raise DataError(f"labels {missing} are not among {list(labels)}", code="unknown_label")
+        return FeatureTable(np.ascontiguousarray(self.x[known]), y)
+
+    def _part(self, name: str, columns: slice) -> Features:
+        if not 0 < self.vlm_width < self.width:
+            raise DataError(
+                "the parts of these embeddings are not known",
+                fix="extract with a bundle of two networks, such as blip+slow",
+                code="no_parts",
+            )
+        x = np.ascontiguousarray(self.x[:, columns])
+        return replace(self, x=x, vlm_width=0, fingerprint=f"{self.fingerprint}:{name}")
+
+    def __repr__(self) -> str:
+        known = int((self.y != UNKNOWN).sum())
+        parts = f" ({self.vlm_width} + {self.width - self.vlm_width})" if self.vlm_width else ""
+        unknown = f", {len(self) - known} without a label" if known < len(self) else ""
+        return (
+            f"Features: {len(self)} clips of {np.unique(self.y[self.y != UNKNOWN]).size} classes{unknown}, "
+            f"{len(set(self.groups))} groups, {self.width}-d embeddings{parts}, {self.precision}, "
+            f"of {self.fingerprint[:24]}"
+        )
+
+
+def load(path: str | os.PathLike[str], *, fingerprint: str | None = None, precision: str | None = None) -> Features:
+    """Load features from a file.
+
+    Args:
+        path: A feature store (``features.sqlite``, which ``flamest-agent extract`` fills), or an ``.npz`` file as
+            ``flamest-agent features`` writes it: ``x`` float [N, D] and ``y`` text [N], and if wanted ``group``,
+            ``clip`` and ``caption`` text [N].
+        fingerprint: Which features, where a store holds several kinds; the beginning is enough.
+        precision: The same for their precision.
+
+    Returns:
+        The features, in a fixed order.
+
+    Raises:
+        DataError: There is no such file, it is damaged, or holds several kinds of features.
+        MissingExtra: A package of the extra ``agent`` is not installed.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise DataError(
+            f"{file} is a folder, expected a feature store or an .npz file",
+            fix="extract a folder of videos with: fl.open_bundle(BUNDLE).extract(FOLDER)",
+            code="not_a_file",
+        )
+    return _load_npz(file) if file.suffix == ".npz" else _load_store(file, fingerprint, precision)
+
+
+def _load_store(path: Path, fingerprint: str | None, precision: str | None) -> Features:
+    from ..agent.extraction.store import FeatureStore
+
+    with FeatureStore.open(path, create=False, read_only=True) as store:
+        stored = store.read(fingerprint, precision)
+    return _features(
+        np.ascontiguousarray(stored.x, dtype=np.float32),
+        _Columns(stored.labels, stored.groups, stored.clips, stored.captions),
+        _Kind(stored.fingerprint, stored.precision, stored.vlm_width),
+    )
+
+
+def _load_npz(path: Path) -> Features:
+    from ..agent.extraction.npz import read_npz
+    from ..agent.extraction.npz_arrays import open_npz
+
+    imported = read_npz(path, "features")
+    kind = _Kind(imported.fingerprint, imported.precision)
+    with open_npz(path, ("fingerprint", "precision", "vlm_width")) as file:
+        if len(file.arrays) == 3 and all(declared.shape == () for declared in file.arrays.values()):
+            named = str(file.read("fingerprint", np.str_)), str(file.read("precision", np.str_))
+            kind = _Kind(*named, vlm_width=int(file.read("vlm_width", np.int64)))  # type: ignore[call-overload]
+    rows = [row for _, row in imported]
+    ids = imported.columns.get("clip")
+    columns = _Columns(
+        [row.clip.label for row in rows],
+        [row.clip.group or row.clip.path.stem for row in rows],
+        [row.clip.sha256 for row in rows] if ids is None else ids.tolist(),
+        [row.caption for row in rows],
+    )
+    return _features(imported.x, columns, kind)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """The kind of embeddings."""
+
+    fingerprint: str
+    precision: str = "fp32"
+    vlm_width: int = 0
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What is known of each clip."""
+
+    names: Sequence[str | None]  # labels
+    groups: Sequence[str]
+    clips: Sequence[str]
+    captions: Sequence[str]
+
+
+def _features(x: npt.NDArray[np.float32], columns: _Columns, kind: _Kind) -> Features:
+    """Number the labels in alphabetical order, as training from a store does."""
+    labels = tuple(sorted({name for name in columns.names if name is not None}))
+    place = {label: number for number, label in enumerate(labels)}
+    y = np.array([UNKNOWN if name is None else place[name] for name in columns.names], dtype=np.int64)
+    texts = (tuple(columns.clips), tuple(columns.captions))
+    return Features(x, y, labels, tuple(columns.groups), kind.fingerprint, kind.precision, kind.vlm_width, *texts)
+
+
+def _column(what: str, values: Sequence[Any] | npt.NDArray[Any], rows: int) -> list[str]:
+    found = np.asarray(values)
+    if found.shape != (rows,):
+        raise DataError(f"{what} has the shape {list(found.shape)}, expected [{rows}], one for each row of x")
+    return [str(value) for value in found.tolist()]
+
+
+def union(parts: Sequence[Features]) -> Features:
+    """Return the features of all ``parts`` one after the other. Raises DataError where they cannot be mixed."""
+    labels = shared_labels(parts)
+    place = {label: number for number, label in enumerate(labels)}
+    numbers = [np.array([*(place[label] for label in part.labels), UNKNOWN], np.int64)[part.y] for part in parts]
+    return replace(
+        parts[0],
+        x=np.concatenate([part.x for part in parts]),
+        y=np.concatenate(numbers),
+        labels=labels,
+        groups=tuple(group for part in parts for group in part.groups),
+        clips=tuple(clip for part in parts for clip in part.clips),
+        captions=tuple(caption for part in parts for caption in part.captions),
+    )
+
+
+def shared_labels(parts: Sequence[Features]) -> tuple[str, ...]:
+    """Return the classes of all ``parts``: theirs where they have the same, otherwise all names in order.
+
+    Raises DataError (``other_features``) when they are of different bundles or widths.
+    """
+    kinds = sorted({(part.fingerprint, part.width) for part in parts})
+    if len(kinds) > 1:
+        listed = "; ".join(f"{width}-d of {fingerprint}" for fingerprint, width in kinds)
+        raise DataError(
+            f"features of different kinds cannot be mixed: {listed}",
+            fix="extract all of them with the same bundle",
+            code="other_features",
+        )
+    vocabularies = {part.labels for part in parts}
+    if len(vocabularies) == 1:
+        return parts[0].labels
+    return tuple(sorted({label for labels in vocabularies for label in labels}))

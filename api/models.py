@@ -1,0 +1,142 @@
+"""A trained model: read, used on features, written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ..agent.training.own_head import OwnHead, open_trainer
+from ..agent.training.trainer import log_softmax
+from ..base.errors import DataError, UsageError
+from ..fedproto.head import HeadSpec, Params
+from .features import UNKNOWN, Features
+
+if TYPE_CHECKING:
+    from ..fedproto.model_file import ModelFile
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Model:
+    """A trained head with its classes: ``Run.model``, or what ``load_model`` reads.
+
+    Attributes:
+        head: Its layers.
+        params: Its parameters by name, float32.
+        labels: Names of the classes, in the order of its outputs.
+        fingerprint: The bundle whose embeddings it was trained on.
+        run: The run that it is from.
+        round: The round after which it was made.
+        metadata: What its file holds besides.
+    """
+
+    head: HeadSpec | OwnHead
+    params: Params
+    labels: tuple[str, ...]
+    fingerprint: str
+    run: str = ""
+    round: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def probabilities(self, features: Features | npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return the probability of each class for each clip, float64 [N, classes]; columns as ``labels``.
+
+        Args:
+            features: Features of the model's bundle, or embeddings [N, D].
+
+        Raises:
+            DataError: The features are of another bundle, or of another width.
+        """
+        x = self._rows(features)
+        trainer = open_trainer(self.head, threads=1)
+        parts = [np.exp(log_softmax(scores)) for _, scores in trainer.logits_by_batch(self.params, x)]
+        return np.concatenate([np.empty((0, len(self.labels))), *parts])
+
+    def classify(self, features: Features | npt.ArrayLike) -> list[str]:
+        """Return the most probable label of each clip.
+
+        Args:
+            features: Features of the model's bundle, or embeddings [N, D].
+
+        Raises:
+            DataError: The features are of another bundle, or of another width.
+        """
+        return [self.labels[number] for number in self.probabilities(features).argmax(axis=1).tolist()]
+
+    def accuracy(self, features: Features) -> float:
+        """Return the share of the labelled clips that get their label, 0 to 1.
+
+        Raises:
+            DataError: The features are of another bundle, or none has a label.
+        """
+        labelled = features[features.y != UNKNOWN]
+        if not len(labelled):
+            raise DataError("no clip has a label, so there is nothing to compare with")
+        right = [found == label for found, label in zip(self.classify(labelled), labelled.names, strict=True)]
+        return float(np.mean(right))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to ``path`` as ``MODEL.safetensors``.
+
+        Raises:
+            UsageError: The head was handed in: only the built-in ones have a file format.
+            StorageError: The file cannot be written; an older one stays whole.
+        """
+        from ..fedproto.model_file import write_model
+
+        write_model(Path(path), self.file())
+
+    def file(self) -> ModelFile:
+        """Return the model as the content of its file."""
+        from ..fedproto.model_file import ModelFile
+
+        if not isinstance(self.head, HeadSpec):
+            raise UsageError(
+                "a model file describes a built-in head, and this one was handed in",
+                fix="keep its parameters with: numpy.savez('params.npz', **run.params)",
+            )
+        metadata = dict(self.metadata)
+        return ModelFile(self.head, self.params, self.labels, self.fingerprint, self.run, self.round, metadata)
+
+    def _rows(self, features: Features | npt.ArrayLike) -> npt.NDArray[np.float32]:
+        if isinstance(features, Features) and features.fingerprint != self.fingerprint:
+            raise DataError(
+                f"the model was trained on embeddings of {self.fingerprint[:24]}, these are of "
+                f"{features.fingerprint[:24]}",
+                fix="extract the clips with the model's bundle",
+                code="other_features",
+            )
+        x = np.ascontiguousarray(features.x if isinstance(features, Features) else features, dtype=np.float32)
+        if x.ndim != 2 or x.shape[1] != self.head.inputs:
+            raise DataError(f"embeddings {list(x.shape)}, expected [clips, {self.head.inputs}]", code="bad_table")
+        return x
+
+    def __repr__(self) -> str:
+        layers = f"{self.head.kind} {list(self.head.hidden)}" if isinstance(self.head, HeadSpec) else "own head"
+        origin = f", {self.run} round {self.round}" if self.run else ""
+        return (
+            f"Model: {self.head.inputs}-d embeddings to {len(self.labels)} classes, {layers}, "
+            f"{self.head.parameters:,} parameters, of {self.fingerprint[:24]}{origin}"
+        )
+
+
+def load_model(path: str | os.PathLike[str]) -> Model:
+    """Read a model from its file, whoever wrote it: ``Run.save``, ``flamest-agent`` or ``flamest-coordinator``.
+
+    Args:
+        path: ``MODEL.safetensors``.
+
+    Raises:
+        StorageError: The file cannot be read.
+        DataError: It is not a model of this package, or damaged.
+        MissingExtra: The package safetensors is not installed.
+    """
+    from ..fedproto.model_file import read_model
+
+    read = read_model(Path(path))
+    return Model(read.head, read.params, read.labels, read.fingerprint, read.run, read.round, read.metadata)

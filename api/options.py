@@ -1,0 +1,214 @@
+"""Keyword settings of ``simulate`` and ``train``: strategy, local training and head, checked with the known names."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypedDict, TypeVar
+
+import msgspec
+
+from ..agent.training.own_head import Head, OwnHead
+from ..base.errors import UsageError
+from ..coordinator.strategies.composition import strategy_problems
+from ..experiments.simulation import Aggregation
+from ..fedproto.head import HeadSpec
+from ..fedproto.records import Strategy, TrainSettings
+
+Record = TypeVar("Record", Strategy, TrainSettings)
+StrategyName = Literal["fedavg", "fedprox", "feddyn", "fedavgm", "fedadam", "median", "trimmed_mean"]
+OwnHeadGiven = Head | Callable[[int, int], Head]
+
+# Short names, and the settings that each stands for where the caller gives no others.
+STRATEGIES: Mapping[str, Mapping[str, Any]] = {
+    "fedavg": {},
+    "fedprox": {"name": "fedprox", "mu": 0.01},
+    "feddyn": {"name": "feddyn", "alpha": 0.1},
+    "fedavgm": {"server_momentum": 0.9},
+    "fedadam": {"server_adam": 0.1},
+    "median": {"combine": "median"},
+    "trimmed_mean": {"combine": "trimmed_mean", "trim": 0.2},
+}
+SILO_TERMS = ("mu", "alpha", "average_last")  # settings that go with an aggregation of one's own
+HEADS = ("mlp", "rgcf")
+
+
+class TrainOptions(TypedDict, total=False):
+    """Settings of local training and of the head, with the defaults of the commands and daemons.
+
+    Attributes:
+        epochs: Epochs in a round; 5.
+        batch_size: Rows of a batch; 128.
+        learning_rate: Adam's; 0.01, the paper's. On real features a smaller one is often better: try 0.001.
+        weight_decay: Adam's L2 term; 1e-4.
+        learning_rate_decay: Round r (from 1) trains at ``learning_rate * decay ** (r - 1)``; 1.
+        class_balanced: A silo weights its classes equally; False.
+        hidden: Widths of the head's hidden layers; (512, 256). () is softmax regression.
+        standardise: Each part of each row gets mean 0 and standard deviation 1; False.
+        common: With the head ``rgcf``, the width that both parts are projected to; 256.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    learning_rate_decay: float
+    class_balanced: bool
+    hidden: tuple[int, ...]
+    standardise: bool
+    common: int
+
+
+class RunOptions(TrainOptions, total=False):
+    """``TrainOptions`` and the strategy's settings (docs/guides/strategies.md).
+
+    Attributes:
+        mu: FedProx: strength of the pull towards the round's model; 0.01.
+        alpha: FedDyn: strength of its correction; 0.1.
+        server_momentum: FedAvgM; 0.9 with ``fedavgm``.
+        average_last: The final model is the mean of the models of this many last rounds; 0: it is the last one.
+        combine: ``mean``, ``median`` or ``trimmed_mean`` of the updates.
+        trim: Share of the silos that a trimmed mean leaves out at either end; 0.2 with ``trimmed_mean``.
+        clip: Above 0, updates are clipped to this multiple of the median distance from the round's model.
+        server_adam: Above 0, FedAdam's learning rate; 0.1 with ``fedadam``.
+        server_beta1: FedAdam's; 0.9.
+        server_beta2: FedAdam's; 0.99.
+        server_tau: FedAdam's; 0.001.
+    """
+
+    mu: float
+    alpha: float
+    server_momentum: float
+    average_last: int
+    combine: Literal["mean", "median", "trimmed_mean"]
+    trim: float
+    clip: float
+    server_adam: float
+    server_beta1: float
+    server_beta2: float
+    server_tau: float
+
+
+TRAIN_KEYS = TrainSettings.__struct_fields__
+HEAD_KEYS = ("hidden", "standardise", "common")
+STRATEGY_KEYS = tuple(key for key in Strategy.__struct_fields__ if key != "name")
+
+
+def check_names(settings: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Raise UsageError naming the settings that do not exist, and those that do."""
+    for key in settings:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise UsageError(
+                f"there is no setting {key!r}" + (f"; did you mean {near[0]}?" if near else ""),
+                fix=f"known: {', '.join(known)}",
+            )
+
+
+def train_settings(settings: Mapping[str, Any]) -> TrainSettings:
+    """Return the settings of local training among ``settings``. Raises UsageError."""
+    made = _record({key: settings[key] for key in TRAIN_KEYS if key in settings}, TrainSettings)
+    _raise_for(made.problems())
+    return made
+
+
+def strategy_settings(
+    strategy: StrategyName | Strategy | Aggregation | type, settings: Mapping[str, Any]
+) -> tuple[str, Strategy, Aggregation | None]:
+    """Return the strategy's name, its settings, and the aggregation if one is handed in. Raises UsageError.
+
+    A class is called without arguments, an object is copied: no run continues with the state of another.
+    """
+    given = {key: settings[key] for key in STRATEGY_KEYS if key in settings}
+    if isinstance(strategy, Strategy):
+        if given:
+            raise UsageError(f"{', '.join(given)}: given beside a strategy record, which has them already")
+        _raise_for([*strategy.problems(), *strategy_problems(strategy)])
+        return strategy.name, strategy, None
+    if callable(strategy):
+        name = getattr(strategy, "__name__", type(strategy).__name__)
+        if extra := [key for key in given if key not in SILO_TERMS]:
+            raise UsageError(
+                f"{', '.join(extra)}: not with a strategy of one's own, which moves the model by its own rule",
+                fix=f"with it go {', '.join(SILO_TERMS)}",
+            )
+        own = strategy() if isinstance(strategy, type) else copy.deepcopy(strategy)
+        term = "feddyn" if given.get("alpha") else "fedprox" if given.get("mu") else "fedavg"
+        return name, _checked({"name": term, **given}), own
+    if strategy not in STRATEGIES:
+        near = difflib.get_close_matches(str(strategy), STRATEGIES, 1)
+        raise UsageError(
+            f"there is no strategy {strategy!r}" + (f"; did you mean {near[0]}?" if near else ""),
+            fix=f"known: {', '.join(STRATEGIES)}; or hand in a function of the round's model and the updates",
+        )
+    return strategy, _checked({**STRATEGIES[strategy], **given}), None
+
+
+def head_of(
+    head: Literal["mlp", "rgcf"] | HeadSpec | OwnHeadGiven,
+    settings: Mapping[str, Any],
+    inputs: int,
+    outputs: int,
+    vlm_width: int,
+) -> HeadSpec | OwnHead:
+    """Return the head for features of ``inputs`` dimensions and ``outputs`` classes.
+
+    Raises UsageError, and DataError for a head that does not fit (``bad_head``, ``bad_own_head``).
+    """
+    given = {key: settings[key] for key in HEAD_KEYS if key in settings}
+    if isinstance(head, str):
+        if head not in HEADS:
+            raise UsageError(
+                f"there is no head {head!r}; known: {', '.join(HEADS)}",
+                fix="or hand in one of your own (docs/guides/python-api.md)",
+            )
+        both = 0 < vlm_width < inputs
+        if head == "rgcf" and not both:
+            raise UsageError(
+                "the head rgcf fuses two parts, and those of these embeddings are not known",
+                fix="use features of a bundle of two networks, such as blip+slow",
+            )
+        blocks = (vlm_width, inputs - vlm_width) if both and (head == "rgcf" or given.get("standardise")) else ()
+        fields = {"inputs": inputs, "outputs": outputs, "kind": head, "blocks": blocks, **given}
+        try:
+            return msgspec.convert(_plain(fields), HeadSpec)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"head: {error}") from error
+    if given:
+        raise UsageError(f"{', '.join(given)}: settings of the heads {' and '.join(HEADS)}, not of the given one")
+    if isinstance(head, HeadSpec):
+        if (head.inputs, head.outputs) != (inputs, outputs):
+            raise UsageError(
+                f"the head takes {head.inputs}-d embeddings to {head.outputs} classes, "
+                f"the features have {inputs} dimensions and {outputs} classes"
+            )
+        return head
+    return OwnHead.open(head, inputs, outputs)
+
+
+def _checked(fields: Mapping[str, Any]) -> Strategy:
+    made = _record(fields, Strategy)
+    _raise_for([*made.problems(), *strategy_problems(made)])
+    return made
+
+
+def _record(fields: Mapping[str, Any], kind: type[Record]) -> Record:
+    try:
+        return msgspec.convert(_plain(fields), kind)
+    except msgspec.ValidationError as error:
+        raise UsageError(str(error).replace("`", "'").replace("$.", "")) from error
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``fields`` with NumPy's numbers and sequences as Python's."""
+    plain: dict[str, Any] = {}
+    for key, value in fields.items():
+        plain[key] = value.tolist() if hasattr(value, "tolist") else value
+    return plain
+
+
+def _raise_for(problems: list[str]) -> None:
+    if problems:
+        text = "; ".join(dict.fromkeys(problems)).replace("name = ", "strategy=")
+        raise UsageError(text, fix="docs/guides/strategies.md has the settings of every strategy")
