@@ -232,7 +232,7 @@ def _load_npz(path: Path) -> Features:
     with open_npz(path, ("fingerprint", "precision", "vlm_width")) as file:
         if len(file.arrays) == 3 and all(declared.shape == () for declared in file.arrays.values()):
             named = str(file.read("fingerprint", np.str_)), str(file.read("precision", np.str_))
-            kind = _Kind(*named, vlm_width=int(file.read("vlm_width", np.int64)))  # type: ignore[call-overload]
+            kind = _Kind(*named, vlm_width=int(file.read("vlm_width", np.int64)))
     rows = [row for _, row in imported]
     ids = imported.columns.get("clip")
     columns = _Columns(
