@@ -255,7 +255,7 @@ class _Kind:
 
 @dataclass(frozen=True)
 class _Columns:
-    """What is known of each clip."""
+    """Label, group, name and caption of each clip."""
 
     names: Sequence[str | None]  # labels
     groups: Sequence[str]

@@ -99,7 +99,7 @@ def test_arguments_that_no_split_has_are_refused(features, arguments, message):
         fl.split(features, **arguments)
 
 
-def test_clips_without_a_label_are_left_out_and_one_group_cannot_be_held_out():
+def test_clips_without_a_label_are_left_out_and_one_group_stays_whole():
     f = fl.Features.from_arrays(np.eye(8), ["a", "b", "a", "b", "a", "b", "", ""], groups=["g"] * 8)
     with pytest.raises(fl.FlamestError, match="all clips are of one group"):
         fl.split(f, silos=2)
