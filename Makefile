@@ -5,7 +5,7 @@ PACKAGES := base export runtime fedproto agent coordinator experiments api
 # What runs beside Flower: the wire, both ends of it, and whole federations.
 FLOWER_SUITE := tests/fedproto tests/coordinator tests/agent tests/federation
 # mypy takes modules by name: their files would be named after the folder of this checkout.
-MODULES = $(shell find $(PACKAGES) -name '*.py' ! -name '*_pb2*' | sed -e 's,/__init__.py,,' -e 's,.py$$,,' -e 's,/,.,g' -e 's,^,-m flamest.,')
+MODULES = $(shell find $(PACKAGES) docs/tooling -name '*.py' ! -name '*_pb2*' | sed -e 's,/__init__.py,,' -e 's,.py$$,,' -e 's,/,.,g' -e 's,^,-m flamest.,')
 STAMP := $(VENV)/.flamest-dev
 DEMO_STAMP := $(VENV)/.flamest-demo
 GPU_VENV ?= .venv-gpu
