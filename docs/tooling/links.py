@@ -30,7 +30,7 @@ ALIASES = {"README.md": "index.md", "docs/decisions/": DECISIONS, "docs/": "inde
 
 _FOLDERS = (
     "docs", "base", "export", "runtime", "fedproto", "agent", "coordinator", "experiments", "api", "examples", "bench",
-    "tests",
+    "tests", "release",
 )  # fmt: skip
 PATH = re.compile(
     rf"(?<![\w/.*{{}}-])((?:{'|'.join(_FOLDERS)})/[\w./-]*[\w/]|(?:{'|'.join(ROOT_PAGES)}|README\.md))(::\w+)?(?![\w/-])"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import flamest
@@ -48,3 +49,9 @@ def test_an_issue_template_is_a_form_that_warns_of_pasted_data(path):
 
 def test_there_is_a_template_for_a_bug_a_question_and_a_wish():
     assert [path.stem for path in TEMPLATES] == ["bug", "feature", "question"]
+
+
+def test_contributing_lists_every_target_of_make_and_no_other():
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    rows = re.findall(r"^\| ((?:`[a-z-]+`(?:, )?)+) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`([a-z-]+)`", row)} == targets
