@@ -117,7 +117,7 @@ class _Daemon:
                 asked_log.info("run_changed", who="coordinator", detail=change.message)
                 self._shutdown.wait(self._repeats.pause_s())
             except DuplicateIdentity as error:
-                self._notes.set_state("duplicate_identity", detail=f"{error.message}; {error.fix}")
+                self._notes.set_state("duplicate_identity", detail=error.with_fix)
                 log.error("duplicate_identity", detail=error.message, fix=error.fix)
                 self._shutdown.wait(DUPLICATE_S * random.uniform(0.8, 1.2))
             except IdentityError:

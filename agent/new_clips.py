@@ -55,7 +55,7 @@ class NewClips:
         except WorkStopped:
             raise
         except FlamestError as error:  # its message may name files: it goes to the status, not to the log
-            self._notes.note(extraction=" ".join((f"{error.code}: {error.message}", error.fix)).strip())
+            self._notes.note(extraction=f"{error.code}: {error.with_fix}")
             log.error("extraction_failed", code=error.code, see="flamest-agent status")
             log.debug("extraction_failed", detail=error.message)
         self._scanned = time.monotonic()

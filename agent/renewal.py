@@ -51,7 +51,7 @@ class Renewal:
         except FlamestError as error:
             may_pass = isinstance(error, UnreachableError | StorageError)
             self._refused = None if may_pass else found
-            self.problem = " ".join((f"{error.code}: {error.message}", error.fix)).strip()
+            self.problem = f"{error.code}: {error.with_fix}"
             log.error("certificate_reload_failed", code=error.code, until=self.expires, see="flamest-agent status")
             log.debug("certificate_reload_failed", detail=error.message)
             return False

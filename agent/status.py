@@ -109,8 +109,7 @@ class StatusNotes:
 
     def note_error(self, event: str, round_number: int, error: FlamestError) -> None:
         """Note an error, and log it without its message, which may name files of this silo."""
-        detail = f"round {round_number}: {error.message}" + (f"; fix: {error.fix}" if error.fix else "")
-        self.set_state("failed", detail=detail, code=error.code)
+        self.set_state("failed", detail=f"round {round_number}: {error.with_fix}", code=error.code)
         asked_log.error(event, who="round", round=round_number, code=error.code, see="flamest-agent status")
         log.debug(event, detail=error.message)
 

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from .channel import Channel, Message, Output
+from .environment import PYTHON_PATH, TRACEBACK
 
 END_WITHIN_S = 2.0
 SEND_WITHIN_S = 60.0  # a child that has not read a message by then never will
@@ -66,7 +67,7 @@ class ChildProcess:
         # -P: a file of a package's name in the current folder is not that package. -B: it writes no bytecode.
         flags = ["-I", "-S", "-B"] if isolated else ["-P", "-B"]
         run = [str(program)] if isinstance(program, Path) else ["-m", program]
-        verbose = bool(os.environ.get("FLAMEST_TRACEBACK"))
+        verbose = bool(TRACEBACK.value())
         try:
             read, written = os.pipe()
         except OSError as error:
@@ -212,6 +213,6 @@ def _environment() -> dict[str, str]:
     current = ""
     with contextlib.suppress(FileNotFoundError):  # a removed folder
         current = os.getcwd()
-    chosen = os.environ.get("PYTHONPATH", "").split(os.pathsep)  # the current folder counts only when it is named
+    chosen = PYTHON_PATH.value().split(os.pathsep)  # the current folder counts only when it is named
     known = [path for path in sys.path if path and (path != current or path in chosen)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys([*known, root]))}

@@ -9,8 +9,10 @@
     ├── StorageError       74   reading or writing failed: disk full, no permission
     ├── LockedError        75   another process has locked what this one needs
     ├── IdentityError      77   a certificate was refused
-    └── SettingsError      78   a settings file or the installation is wrong
-        └── MissingExtra        a package of an optional extra is not installed
+    ├── SettingsError      78   a settings file or the installation is wrong
+    │   └── MissingExtra        a package of an optional extra is not installed
+    └── Interrupted       130   Ctrl-C (SIGINT) ended a command before it was done; daemons end with 0
+        └── Terminated    143   the same for SIGTERM, which kill, systemd and containers send
 
 A message says who, what and what was expected; ``fix`` is the next command to type, or thing to do.
 docs/reference/exit-codes.md lists the same codes for administrators.
@@ -18,7 +20,10 @@ docs/reference/exit-codes.md lists the same codes for administrators.
 
 from __future__ import annotations
 
+import signal
 from typing import Any, ClassVar
+
+from .extras import install_command
 
 
 class FlamestError(Exception):
@@ -37,6 +42,11 @@ class FlamestError(Exception):
         self.fix = fix
         if code is not None:
             self.code = code
+
+    @property
+    def with_fix(self) -> str:
+        """Message and fix on one line, for a status or a log: ``the disk is full (fix: free some space)``."""
+        return f"{self.message} (fix: {self.fix})" if self.fix else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Errors cross from the worker process to the daemon, whatever arguments their constructors have.
@@ -107,15 +117,31 @@ class SettingsError(FlamestError):
 class MissingExtra(SettingsError):
     """A package that this code needs is not installed.
 
-    ``MissingExtra("onnxruntime", extra="agent")`` names the one command that installs it; several extras are
-    alternatives, one for each role that may come here.
+    ``MissingExtra("onnxruntime", extra="agent")`` names the command that installs it, for the program that runs
+    (extras.py); several extras are alternatives, one for each role that may come here.
     """
 
     code = "missing_extra"
 
     def __init__(self, package: str, *, extra: str | tuple[str, ...]) -> None:
-        extras = (extra,) if isinstance(extra, str) else extra
         super().__init__(
             f"this command needs the Python package '{package}', which is not installed",
-            fix=" or ".join(f"pip install 'flamest[{name}]'" for name in extras),
+            fix=install_command(package, extra),
         )
+
+
+class Interrupted(FlamestError):
+    """Not for daemons: being stopped is the way they end."""
+
+    exit_code = 130
+    code = "interrupted"
+
+
+class Terminated(Interrupted):
+    exit_code = 143
+    code = "terminated"
+
+
+def interruption(number: int, message: str, *, fix: str) -> Interrupted:
+    """Return the error of a command that signal ``number``, SIGINT or SIGTERM, ended."""
+    return (Terminated if number == signal.SIGTERM else Interrupted)(message, fix=fix)

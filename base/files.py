@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from .environment import CACHE_HOME
 from .errors import DataError, LockedError, StorageError
 
 HASH_CHUNK = 1 << 20  # bytes read at a time while hashing
@@ -177,7 +178,7 @@ def cache_folder(name: str) -> Path | None:
 
     A relative XDG_CACHE_HOME is ignored (https://specifications.freedesktop.org/basedir-spec/latest/).
     """
-    base = os.environ.get("XDG_CACHE_HOME", "")
+    base = CACHE_HOME.value()
     try:
         return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "flamest" / name
     except RuntimeError:

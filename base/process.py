@@ -141,6 +141,7 @@ class Shutdown:
     def __init__(self) -> None:
         self._event = threading.Event()
         self._reload = threading.Event()
+        self.signal = 0  # SIGINT or SIGTERM, when one of them asked for the end
 
     @classmethod
     def on_signals(cls) -> Shutdown:
@@ -155,6 +156,7 @@ class Shutdown:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._event.is_set():
             os._exit(128 + number)
+        self.signal = number
         self._event.set()
 
     def request(self) -> None:

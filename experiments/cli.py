@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..base.app import App
 from ..base.console import command
 from ..base.errors import DataError, UsageError
 from ..base.options import JsonOption, takes_records
@@ -21,11 +22,10 @@ if TYPE_CHECKING:
     from .paper.request import ExperimentRequest
     from .paper.tables import TableResult
 
-app = typer.Typer(
-    add_completion=True,
+app = App(
+    "flamest-experiment",
+    extras=("experiments",),
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
     help="The paper's tables and figures, on extracted features or on a folder of videos. Every training is stored in "
     "OUT/runs: an interrupted command resumes from there, and tables share the trainings that they have in common.",
 )

@@ -11,11 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
+from ..base.app import App
 from ..base.console import command
 from ..base.errors import FlamestError
 from ..base.options import JsonOption
 
-app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = App("flamest-demo", extras=("agent", "coordinator"))
 
 
 @app.command()

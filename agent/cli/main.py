@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import typer
-
+from ...base.app import App
 from .daemon import keygen, run, status
 from .doctor import doctor
 from .egress import egress
 from .extraction import extract, features, import_features
 from .model import predict, train
 
-app = typer.Typer(
+app = App(
+    "flamest-agent",
+    extras=("agent",),
     no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
     help="The silo's side of FLAMeST: turn labelled video into embeddings, train on them, and send only "
     "the trained model's parameters. Videos, captions and labels stay on this machine.",
 )
 
-app.command("doctor")(doctor)
+app.command("keygen")(keygen)
+app.command("run")(run)
+app.command("status")(status)
 app.command("egress")(egress)
 app.command("extract")(extract)
 app.command("features")(features)
 app.command("import-features")(import_features)
-app.command("run")(run)
-app.command("status")(status)
 app.command("train")(train)
 app.command("predict")(predict)
-app.command("keygen")(keygen)
+app.command("doctor")(doctor)
 
 
 def main() -> None:

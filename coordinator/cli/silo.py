@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...base.app import App
 from ...base.console import command, say
 from ...base.options import JsonOption
 from . import COORDINATOR, ConfigOption, DirOption
@@ -14,9 +15,7 @@ from . import COORDINATOR, ConfigOption, DirOption
 if TYPE_CHECKING:
     from ..admin.authority import Enrolment
 
-silo_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Enrol, list, renew, revoke and release silos."
-)
+silo_app = App("silo", no_args_is_help=True, help="Enrol, list, renew, revoke and release silos.")
 
 
 @silo_app.command("add")

@@ -1,4 +1,4 @@
-"""``flamest-export`` without a command: build a bundle."""
+"""``flamest-export build``, which is ``flamest-export`` without a command: build a bundle."""
 
 from __future__ import annotations
 
@@ -24,6 +24,20 @@ if TYPE_CHECKING:
 @command
 @takes_records
 def export(context: typer.Context, options: ExportOptions, as_json: JsonOption = False) -> dict[str, Any] | None:
+    """Turn published models into a bundle: the frozen networks that every silo of a federation extracts features with.
+
+    Build it once, at the centre, with flamest-export build; then copy the folder to every silo.
+
+    Without a command the options are those of build: flamest-export --backend onnx --out DIR.
+    """
+    if context.invoked_subcommand is not None:
+        return None
+    return _build(context, options, as_json=as_json)
+
+
+@command
+@takes_records
+def build(context: typer.Context, options: ExportOptions, as_json: JsonOption = False) -> dict[str, Any]:
     """Build a bundle: the frozen networks of an extractor as ONNX graphs in one folder.
 
     Every silo of a federation extracts its features with the same bundle. The export ends with a
@@ -39,18 +53,22 @@ def export(context: typer.Context, options: ExportOptions, as_json: JsonOption =
 
     Examples:
 
-      flamest-export --backend onnx --out bundle
+      flamest-export build --backend onnx --out bundle
 
-      flamest-export --backend onnx --extractor blip+i3d --weights random:tiny --out tiny-bundle
+      flamest-export build --backend onnx --extractor blip+i3d --weights random:tiny --out tiny-bundle
 
-      flamest-export --backend tensorrt --hardware-compat ampere+ --out bundle
+      flamest-export build --backend tensorrt --hardware-compat ampere+ --out bundle
 
-      flamest-export --backend onnx --precision int8 --calibration my-clips --out bundle
+      flamest-export build --backend onnx --precision int8 --calibration my-clips --out bundle
 
       flamest-export inspect bundle
+
+    The word build may be left out.
     """
-    if context.invoked_subcommand is not None:
-        return None
+    return _build(context, options, as_json=as_json)
+
+
+def _build(context: typer.Context, options: ExportOptions, *, as_json: bool) -> dict[str, Any]:
     engines = requested_engines(options.backend, options.with_plans, options.engines)
     request = read_request(options, "" if engines is None else engines.capability)
     if options.dry_run:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ...base.channel import Channel
+from ...base.environment import TRACEBACK
 from ...base.errors import DataError, MissingExtra
 from ...base.process import peak_resident_kb, trim_memory
 from .decoded_clip import DecodedClip
@@ -58,7 +59,7 @@ def _lock_down() -> None:
 
 def _silence() -> None:
     """Drop what a clip's libraries print. Before this, stderr explains to the parent why the decoder does not run."""
-    if not os.environ.get("FLAMEST_TRACEBACK"):
+    if not TRACEBACK.value():
         with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)

@@ -6,7 +6,7 @@ from flamest.base.errors import DataError, FlamestError, MissingExtra
 
 
 def test_every_error_has_an_exit_code_of_the_table():
-    table = {1, 2, 65, 69, 70, 74, 75, 77, 78}
+    table = {1, 2, 65, 69, 70, 74, 75, 77, 78, 130, 143}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FlamestError)]
     assert {kind.exit_code for kind in kinds} == table
 

@@ -1,0 +1,69 @@
+"""Optional extras of the installation: what each brings, and the one to install for the program that runs.
+
+pyproject.toml decides what an extra installs; tests/base/test_extras.py compares the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+# Distributions by the name under which Python imports them, where the two differ.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cuda": "cuda-bindings",
+    "dp_accounting": "dp-accounting",
+    "google": "protobuf",
+    "grpc": "grpcio",
+    "sklearn": "scikit-learn",
+    "umap": "umap-learn",
+}
+_WIRE = frozenset({"cryptography", "grpcio", "protobuf", "safetensors"})
+_AGENT = _WIRE | {"apsw", "av", "onnx", "onnxruntime", "pillow", "scikit-learn", "tokenizers"}
+# What comes with each extra: of the packages that FLAMeST imports, those that it may find missing.
+EXTRAS = {
+    "agent": _AGENT,
+    "coordinator": _WIRE | {"apsw"},
+    "export": _AGENT | {"huggingface_hub", "onnxscript", "pytorchvideo", "torch", "torchvision", "transformers"},
+    "experiments": _AGENT | {"matplotlib", "umap-learn"},
+    "openvino": frozenset({"openvino"}),
+    "privacy": frozenset({"dp-accounting"}),
+}
+
+_role: ContextVar[tuple[str, ...]] = ContextVar("role", default=())
+
+
+@contextlib.contextmanager
+def role(*extras: str) -> Iterator[None]:
+    """Name the extras that the command running in the block is installed with, such as ``coordinator``."""
+    token = _role.set(extras)
+    try:
+        yield
+    finally:
+        _role.reset(token)
+
+
+def install_command(distribution: str, extra: str | tuple[str, ...]) -> str:
+    """Return the command that installs a missing package.
+
+    It names the extras of the running command where they bring the package, otherwise ``extra`` in addition.
+    ``extra``: what brings the package where no command runs; several are alternatives, one for each role.
+    """
+    role = _role.get()
+    alternatives = (extra,) if isinstance(extra, str) else extra
+    if any(distribution in EXTRAS.get(name, ()) for name in role):
+        wanted = [",".join(role)]
+    else:
+        wanted = [",".join(dict.fromkeys((*role, each))) for each in alternatives]
+    return " or ".join(f"pip install 'flamest[{extras}]'" for extras in wanted)
+
+
+def extra_of_module(module: str) -> tuple[str, str] | None:
+    """Return the distribution of a module that could not be imported, and an extra that brings it.
+
+    None for a module of no extra: its absence is a broken installation, not a missing extra.
+    """
+    top = module.split(".")[0]
+    distribution = DISTRIBUTIONS.get(top, top)
+    return next(((distribution, extra) for extra, brought in EXTRAS.items() if distribution in brought), None)
