@@ -8,6 +8,7 @@ import msgspec
 
 from ..base.errors import SettingsError, UsageError
 from ..base.files import write_atomic
+from ..base.log import LogSettings
 from ..base.settings import load_settings
 from ..fedproto.tls import check_files
 from ..runtime.backends.options import BackendOptions, parse_backend_options
@@ -63,6 +64,7 @@ class AgentSettings(_Record, frozen=True):
     trusted_keys: tuple[str, ...] = ()  # public key files, or ed25519:…; one of them must have signed the bundle
     policy: Policy = Policy()
     work: Work = Work()
+    log: LogSettings = LogSettings()
 
     def trust(self) -> TrustedKeys:
         """Read the keys of ``trusted_keys``; raises SettingsError for one that is not a key."""
@@ -94,6 +96,10 @@ key = "{key}"
 # precision = "bf16"          # compute a bundle of fp32 in it; "auto": in the fastest
 # max_clip_gb = 16            # larger video files are not read
 # clip_timeout = 120          # seconds to decode a clip; with more, those that took too long are tried again
+
+# [log]                       # of the daemon, on stderr
+# level = "info"              # or "debug", "warning", "error"; --log-level wins
+# format = "logfmt"           # key=value words; "json": one object a line, for a log collector
 
 # This silo's policy, which the run cannot change (docs/guides/privacy.md). flamest-agent egress shows what has left.
 [policy]

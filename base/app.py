@@ -87,7 +87,8 @@ class AppGroup(TyperGroup):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _write_commands(self, ctx, formatter)
-        _write_options(self, ctx, formatter, hidden=self.params if self.takes_options_of else ())
+        default = self.commands.get(self.takes_options_of)
+        _write_options(self, ctx, formatter, hidden=[param.name for param in default.params] if default else ())
 
     def invoke(self, ctx: Any) -> Any:
         with _role_of(self):
@@ -155,11 +156,11 @@ def _write_commands(group: AppGroup, ctx: Any, formatter: Any) -> None:
             formatter.write_dl(rows)
 
 
-def _write_options(command: Command, ctx: Any, formatter: Any, hidden: Sequence[Any] = ()) -> None:
+def _write_options(command: Command, ctx: Any, formatter: Any, hidden: Sequence[str | None] = ()) -> None:
     """Write arguments and options for ``--help``, by the ``rich_help_panel`` of each; those without one come last."""
     sections: dict[str, list[tuple[str, str]]] = {"Arguments": []}
     general: list[tuple[str, str]] = []
-    for param in (each for each in command.get_params(ctx) if each not in hidden):
+    for param in (each for each in command.get_params(ctx) if each.name not in hidden):
         panel = "Arguments" if param.param_type_name == "argument" else getattr(param, "rich_help_panel", None)
         if record := param.get_help_record(ctx):
             (sections.setdefault(panel, []) if panel else general).append(record)

@@ -1,8 +1,11 @@
 """Logs as events with fields: ``event=round_closed round=12 accepted=4 refused=1``.
 
-One line per event on stderr, as logfmt or (``FLAMEST_LOG=json``) as JSON. No captions, labels,
-file names or tensor values at INFO: callers log counts and identifiers only. A value is cut after ``MAX_VALUE``
-characters, whoever it is from; events that others can cause at will go through ``LimitedLog``.
+One line per event on stderr, as logfmt or as JSON. No captions, labels, file names or tensor values at INFO: callers
+log counts and identifiers only. A value is cut after ``MAX_VALUE`` characters, whoever it is from; events that others
+can cause at will go through ``LimitedLog``.
+
+Level and format: from the command line, else from the environment (environment.py), else from ``[log]`` of the
+settings file.
 """
 
 from __future__ import annotations
@@ -12,14 +15,27 @@ import logging
 import os
 import sys
 import traceback
-from typing import Any
+from typing import Any, Literal, get_args
+
+import msgspec
 
 from .clock import utc_text
+from .environment import LOG_FORMAT, LOG_LEVEL, Variable
+from .errors import SettingsError
 from .event_limiter import EventLimiter
 
 _ROOT = logging.getLogger("flamest")
 LIBRARIES = ("grpc", "asyncio")  # they log what their callers do, whole tracebacks a call
 MAX_VALUE = 400  # characters of one value
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["logfmt", "json"]
+
+
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[log] in agent.toml and coordinator.toml: the daemon's events on stderr."""
+
+    level: LogLevel = "info"  # the least serious events to log: "debug", "info", "warning" or "error"
+    format: LogFormat = "logfmt"  # "logfmt": key=value words; "json": one object a line, for a log collector
 
 
 class Log:
@@ -80,17 +96,39 @@ class _Libraries(logging.Handler):
         self._log.warning("library_message", who=record.name, **fields)
 
 
-def configure_logging(*, level: str = "info") -> None:
-    """Send events of this process to stderr; call once, from a command."""
+def configure_logging(settings: LogSettings | None = None, *, level: LogLevel | None = None) -> LogSettings:
+    """Send events of this process to stderr and return the level and format in use; call once, from a command.
+
+    ``settings``: of the settings file; ``level``: of the command line. Raises SettingsError for a variable of the
+    environment that is neither a level nor a format.
+    """
+    chosen = settings or LogSettings()
+    chosen = LogSettings(
+        level=level or _from_environment(LOG_LEVEL, LogLevel) or chosen.level,
+        format=_from_environment(LOG_FORMAT, LogFormat) or chosen.format,
+    )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines() if os.environ.get("FLAMEST_LOG") == "json" else _Logfmt())
+    handler.setFormatter(_JsonLines() if chosen.format == "json" else _Logfmt())
     _ROOT.handlers[:] = [handler]
-    _ROOT.setLevel(level.upper())
+    _ROOT.setLevel(chosen.level.upper())
     _ROOT.propagate = False
     libraries = _Libraries()
     for name in LIBRARIES:
         logging.getLogger(name).handlers[:] = [libraries]
         logging.getLogger(name).propagate = False
+    return chosen
+
+
+def _from_environment(variable: Variable, kind: Any) -> Any:
+    """Return the variable's value when it is a word of the Literal ``kind``; None when it is not set."""
+    value = variable.value()
+    if value and value not in get_args(kind):
+        expected = " or ".join((", ".join(get_args(kind)[:-1]), get_args(kind)[-1]))
+        raise SettingsError(
+            f"{variable.name}={value} in the environment: expected {expected}",
+            fix=f"unset {variable.name}, or set it to one of these",
+        )
+    return value or None
 
 
 def _record_fields(record: logging.LogRecord) -> dict[str, Any]:

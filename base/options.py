@@ -14,17 +14,19 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from .errors import UsageError
+from .log import LogLevel
 
 T = TypeVar("T")
-LogLevel = Literal["debug", "info", "warning", "error"]
-
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object as the last line.")]
-LogLevelOption = Annotated[LogLevel, typer.Option("--log-level", help="The least serious events to show.")]
+LogLevelOption = Annotated[
+    LogLevel | None,
+    typer.Option("--log-level", help="The least serious events to log; by default [log] level of the settings file."),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads for each network; usually all cores that this process may use."),

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from ..base.errors import DataError, SettingsError
+from ..base.log import LogSettings
 from ..base.settings import load_settings
 from ..fedproto.bounds import MAX_DEADLINE_S
 from ..fedproto.codecs import Codec
@@ -103,6 +104,7 @@ class CoordinatorSettings(_Record, frozen=True):
     server: ServerSettings
     run: RunTable
     checks: CheckSettings = CheckSettings()
+    log: LogSettings = LogSettings()
 
     def run_settings(self) -> RunSettings:
         """Return the settings that are sent to the silos."""

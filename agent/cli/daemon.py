@@ -47,7 +47,7 @@ def run(
     config: ConfigOption,
     check_config: Annotated[bool, typer.Option("--check-config", help="Check the settings file and end.")] = False,
     once: Annotated[bool, typer.Option("--once", help="End when the run has finished instead of waiting.")] = False,
-    log_level: LogLevelOption = "info",
+    log_level: LogLevelOption = None,
     trusted_key: TrustedKeyOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
@@ -75,11 +75,12 @@ def run(
     from ...fedproto.tls import certificate_silo
     from ..daemon import run_agent
 
-    configure_logging(level=log_level)
-    keep_crashes_private(full_messages=log_level == "debug")
+    shutdown = Shutdown.on_signals()
+    log = configure_logging(settings.log, level=log_level)
+    keep_crashes_private(full_messages=log.level == "debug")
     silo = certificate_silo(settings.coordinator.certificate)
     tune_malloc()
-    status = run_agent(settings, silo, Shutdown.on_signals(), once=once)
+    status = run_agent(settings, silo, shutdown, once=once)
     return dict(msgspec.to_builtins(status))
 
 

@@ -63,6 +63,10 @@ norm_times = 4.0              # farther from the model than this multiple of the
 examples_times = 2.0          # the most that an update counts for, in median claims of examples; 0: as claimed
 max_examples = 1000000        # an update of more is refused; set it to the size of your largest silo
 quarantine_after = 3          # after this many refusals a silo is in quarantine until: silo release NAME
+
+[log]                         # of the server, on stderr; may be changed between starts
+level = "info"                # or "debug", "warning", "error"; --log-level wins
+format = "logfmt"             # key=value words; "json": one object a line, for a log collector
 """
 
 

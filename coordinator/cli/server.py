@@ -34,7 +34,7 @@ def run(
         ),
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="End when the run has finished and the silos know.")] = False,
-    log_level: LogLevelOption = "info",
+    log_level: LogLevelOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Serve the run of the settings file until stopped (Ctrl-C or SIGTERM); started again, it resumes.
@@ -56,11 +56,12 @@ def run(
     from ..admin.config_check import embedding_problems
     from ..serving.server import serve
 
-    configure_logging(level=log_level)
+    shutdown = Shutdown.on_signals()
+    configure_logging(settings.log, level=log_level)
     tune_malloc()
     for problem in embedding_problems(settings.run):
         Log("coordinator").warning("unusable_settings", detail=problem, fix="flamest-coordinator run --check-config")
-    served = serve(settings, Shutdown.on_signals(), once=once)
+    served = serve(settings, shutdown, once=once)
     state = "finished" if served.finished else f"stopped after {served.closed} of {served.rounds} rounds"
     if not as_json:
         say(f"run '{served.run}' {state}")
