@@ -70,8 +70,8 @@ class AppCommand(TyperCommand):
         with _role_of(self):
             return super().invoke(ctx)
 
-    def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:
-        return _run(self, super().main, args, **options)
+    def main(self, *args: Any, **options: Any) -> Any:
+        return _run(self, super().main, *args, **options)
 
 
 class AppGroup(TyperGroup):
@@ -94,8 +94,8 @@ class AppGroup(TyperGroup):
         with _role_of(self):
             return super().invoke(ctx)
 
-    def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:
-        return _run(self, super().main, args, **options)
+    def main(self, *args: Any, **options: Any) -> Any:
+        return _run(self, super().main, *args, **options)
 
 
 Command = AppCommand | AppGroup
@@ -173,7 +173,7 @@ def _write_options(command: Command, ctx: Any, formatter: Any, hidden: Sequence[
 def _run(
     command: Command,
     main: Callable[..., Any],
-    args: Sequence[str] | None,
+    args: Sequence[str] | None = None,
     *,
     standalone_mode: bool = True,
     **options: Any,
