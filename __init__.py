@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .api.features import load as load
     from .api.models import Model as Model
     from .api.models import load_model as load_model
+    from .api.options import RunOptions as RunOptions
+    from .api.options import TrainOptions as TrainOptions
     from .api.runs import Run as Run
     from .api.silos import Silos as Silos
     from .api.silos import split as split
@@ -50,8 +52,10 @@ _HOMES = {  # the module of each name that is offered
     "LabelSkew": "experiments.partition",
     "Model": "api.models",
     "Run": "api.runs",
+    "RunOptions": "api.options",
     "SiloUpdate": "experiments.simulation",
     "Silos": "api.silos",
+    "TrainOptions": "api.options",
     "export_bundle": "api.bundles",
     "load": "api.features",
     "load_model": "api.models",
@@ -69,8 +73,10 @@ __all__ = [
     "LabelSkew",
     "Model",
     "Run",
+    "RunOptions",
     "SiloUpdate",
     "Silos",
+    "TrainOptions",
     "export_bundle",
     "load",
     "load_model",
