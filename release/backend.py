@@ -2,8 +2,8 @@
 
 The repository root is the package ``flamest`` (docs/decisions/001-root-is-the-package.md), so setuptools maps it with
 an import hook, which pyright and mypy cannot run. Here the editable wheel also puts a folder on the path that holds a
-link ``flamest`` to the root: ``build/typing``, the one that ``make check`` uses. The hook is asked first, so that at
-run time files have their real paths, and it works without the link.
+link ``flamest`` to the root: ``build/typing``, the one that ``make check`` uses. Python itself skips that folder and
+asks the hook, so that files have their real paths at run time; PYTHONPATH comes before both.
 
 pip calls the functions of this module by name (PEP 517 and PEP 660). It stands outside the package, because it runs
 before the package is installed.
@@ -43,21 +43,31 @@ __all__ = [
 
 ROOT = Path(__file__).resolve().parent.parent
 TYPING = ROOT / "build" / "typing"
-LAST, FIRST = b"sys.meta_path.append(_EditableFinder)", b"sys.meta_path.insert(0, _EditableFinder)"
+# Added to setuptools' import hook: a finder of TYPING that finds nothing.
+SKIP = """
+
+class _TypeCheckersOnly:
+    @staticmethod
+    def find_spec(fullname, target=None):
+        return None
+
+
+sys.path_importer_cache[{typing!r}] = _TypeCheckersOnly
+"""
 
 
 def build_editable(
     wheel_directory: str, config_settings: dict[str, Any] | None = None, metadata_directory: str | None = None
 ) -> str:
-    """Build setuptools' editable wheel, its import hook first in line, and ``build/typing`` on the path."""
+    """Build setuptools' editable wheel, with ``build/typing`` on the path for type checkers alone."""
     name = build_meta.build_editable(wheel_directory, config_settings, metadata_directory)
     make_link()
     wheel = Path(wheel_directory) / name
     files = read_wheel(wheel)
     hook = next((path for path in files if path.endswith("_finder.py")), "")
     path_file = next((path for path in files if path.endswith(".pth")), "")
-    if LAST in files.get(hook, b"") and path_file:  # as setuptools 64 to 84 write it
-        files[hook] = files[hook].replace(LAST, FIRST)
+    if hook and path_file:
+        files[hook] += SKIP.format(typing=str(TYPING)).encode()
         files[path_file] = files[path_file].rstrip() + f"\n{TYPING}\n".encode()
     write_wheel(wheel, files)
     return name

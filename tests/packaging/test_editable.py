@@ -1,0 +1,82 @@
+"""An editable install, seen from a script outside of the repository: by Python, mypy and pyright."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+SCRIPT = """\
+from flamest.base.errors import MissingExtra
+from flamest.coordinator.rounds import no_such_name
+
+reveal_type(MissingExtra("av", extra="agent").fix)
+"""
+
+
+def run(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
+    return subprocess.run(
+        [str(word) for word in words], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with an environment ``venv`` that has the editable wheel and nothing else, and a script beside it."""
+    folder = tmp_path_factory.mktemp("outside")
+    build = "import sys; sys.path.insert(0, 'release'); import backend; print(backend.build_editable(sys.argv[1]))"
+    made = run(sys.executable, "-c", build, folder, cwd=ROOT)
+    assert made.returncode == 0, made.stderr
+    assert run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder).returncode == 0
+    site = next((folder / "venv" / "lib").glob("python3*")) / "site-packages"
+    with zipfile.ZipFile(folder / made.stdout.splitlines()[-1]) as wheel:
+        wheel.extractall(site)
+    (folder / "script.py").write_text(SCRIPT)
+    return folder
+
+
+def test_python_finds_files_under_their_real_paths(outside):
+    shown = run(outside / "venv" / "bin" / "python", "-c", "import flamest; print(flamest.__file__)", cwd=outside)
+    assert shown.stdout.strip() == str(ROOT / "__init__.py"), shown.stderr
+
+
+def test_pythonpath_comes_before_an_editable_install(outside, tmp_path):
+    (tmp_path / "flamest").mkdir()
+    (tmp_path / "flamest" / "__init__.py").write_text("mine = True\n")
+    shown = subprocess.run(
+        [str(outside / "venv" / "bin" / "python"), "-c", "import flamest; print(flamest.mine)"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.stdout == "True\n", shown.stderr
+
+
+def test_mypy_resolves_the_package_outside_the_repository(outside):
+    python = outside / "venv" / "bin" / "python"
+    words = ("--config-file=", f"--cache-dir={outside / 'cache'}", "--follow-imports=silent", "--python-executable")
+    said = run(sys.executable, "-m", "mypy", *words, python, "script.py", cwd=outside).stdout
+    assert 'script.py:2: error: Module "flamest.coordinator.rounds" has no attribute "no_such_name"' in said
+    assert 'Revealed type is "str"' in said or 'Revealed type is "builtins.str"' in said
+
+
+def test_pyright_resolves_the_package_outside_the_repository(outside):
+    pyright = SCRIPTS / "pyright"
+    if not pyright.exists() or shutil.which("node") is None:
+        pytest.skip("no pyright, or no node to run it")
+    if run(pyright, "--version", cwd=outside).returncode != 0:
+        pytest.skip("pyright does not start here: it fetches its program from npm once")
+    said = run(pyright, "--pythonpath", outside / "venv" / "bin" / "python", "script.py", cwd=outside).stdout
+    assert "could not be resolved" not in said
+    assert 'script.py:2:40 - error: "no_such_name" is unknown import symbol' in said
+    assert 'script.py:4:13 - information: Type of "MissingExtra("av", extra="agent").fix" is "str"' in said
