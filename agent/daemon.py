@@ -18,6 +18,7 @@ from ..base.process import Shutdown
 from ..fedproto.codecs import more_exact
 from ..fedproto.records import GlobalModel, Phase, RunSettings, TaskStatus, Update
 from .client import ClientStopped, CoordinatorClient, DuplicateIdentity, RunChanged, StaleUpdate
+from .config_check import embedding_problem
 from .egress.evaluation_noise import noise_secret
 from .egress.guard import EgressGuard
 from .egress.pending_update import PendingUpdate
@@ -145,9 +146,10 @@ class _Daemon:
 
     def _serve_run(self, client: CoordinatorClient, run: RunSettings, *, once: bool) -> bool:
         """Serve a run from joining to its end; True when it has finished and ``once`` asks to end then."""
-        self._new_clips.extract_if_due()
         log.info("joined", run=run.run, rounds=run.rounds, settings=run.sha256[:12])
         self._notes.note(run=run.run, rounds=run.rounds)
+        misfit = self._misfit(run)
+        self._new_clips.extract_if_due()
         if run.sha256 != self._progress.run_sha256:
             self._progress = RunProgress(run.sha256)
         while not self._shutdown.requested:
@@ -167,12 +169,26 @@ class _Daemon:
                 self._notes.set_state("finished")
                 if once:
                     return True
+            elif misfit is not None and self._notes.status.doing != "failed":
+                self._notes.set_state("failed", detail=f"{misfit.message}; fix: {misfit.fix}", code=misfit.code)
             elif self._notes.status.doing not in NOT_SENT:  # the reason why nothing was sent stays until the next round
                 self._notes.set_state("waiting")
             self._worker.rest()
             self._shutdown.wait(task.poll_after_s)
             self._new_clips.extract_if_due()
         return False
+
+    def _misfit(self, run: RunSettings) -> FlamestError | None:
+        """Return why this silo's bundle cannot serve the run, and log it; its rounds will be declined."""
+        try:
+            problem: FlamestError | None = embedding_problem(self._settings, run)
+        except FlamestError as error:  # of the bundle: extraction reports it
+            log.debug("bundle_not_compared", detail=error.message)
+            return None
+        if problem is not None:
+            asked_log.error("run_does_not_fit", who="coordinator", code=problem.code, detail=problem.message)
+            self._notes.set_state("failed", detail=f"{problem.message}; fix: {problem.fix}", code=problem.code)
+        return problem
 
     def _open_round(self, client: CoordinatorClient, at: _OpenRound) -> None:
         """Answer a round once; one that is asked for again after an outage is answered again, each time later."""

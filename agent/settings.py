@@ -22,6 +22,7 @@ from .handshake import ConnectionSettings, split_address
 MAX_CLIP_TIMEOUT_S = 86400  # a day
 MAX_PAUSE_S = 30 * 86400  # of rescan_s and idle_s
 MAX_THREADS = 1024
+PLACEHOLDER_HOST = "COORDINATOR"  # in the template
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -166,17 +167,30 @@ def check_environment(settings: AgentSettings) -> None:
 
     Raises SettingsError, DataError or IdentityError for the first problem.
     """
+    refuse_placeholder(settings.coordinator.address)
     split_address(settings.coordinator.address)
     check_files(settings.coordinator.files)
     for name, folder in (("bundle", settings.bundle), ("videos", settings.videos)):
         if folder is not None and not folder.is_dir():
-            raise SettingsError(f"{name}: {folder} is not a folder")
+            raise SettingsError(
+                f"{name}: {folder} is not a folder",
+                fix=f"set {name} in agent.toml; a relative path starts at the folder of agent.toml",
+            )
     if settings.bundle is not None:
         open_manifest(settings.bundle, settings.trust())
     if settings.videos is None and not settings.store.exists():
         raise SettingsError(
             f"store: there is no feature store at {settings.store}, and no videos are set to fill it from",
             fix="flamest-agent extract --bundle DIR --videos DIR --store FILE, or set bundle and videos",
+        )
+
+
+def refuse_placeholder(address: str) -> None:
+    """Raise SettingsError for the coordinator's address as the template has it."""
+    if address.rpartition(":")[0] == PLACEHOLDER_HOST:
+        raise SettingsError(
+            f"coordinator.address is still '{address}', as keygen wrote it",
+            fix='ask the coordinator\'s operator for host and port, and set them: address = "fl.example.org:7443"',
         )
 
 

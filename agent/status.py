@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from ..base.clock import days_until, parse_utc, utc_text
-from ..base.errors import DataError, FlamestError, StorageError
+from ..base.errors import DataError, FlamestError, StorageError, UnreachableError
 from ..base.files import FileLock, read_regular, write_atomic
 from ..base.log import LimitedLog, Log
 
@@ -119,18 +119,23 @@ def write_status(state: Path, status: AgentStatus) -> None:
 
 
 def read_status(state: Path) -> AgentStatus:
-    """Read the last snapshot; StorageError when no daemon has run here, DataError when it is damaged."""
+    """Read the last snapshot; UnreachableError when no daemon has run here, DataError when it is damaged."""
     path = state / STATUS_FILE
     try:
         return msgspec.json.decode(read_regular(path, largest=MAX_STATUS), type=AgentStatus)
     except StorageError as error:
-        raise StorageError(
-            f"no status in {state}: {error.message}", fix="start the daemon: flamest-agent run --config agent.toml"
-        ) from error
+        if not (state / STATUS_FILE).exists():
+            raise not_running(state, fix="start it: flamest-agent run --config agent.toml") from error
+        raise
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     except DataError as error:
         raise _damaged(path, error.message) from error
+
+
+def not_running(state: Path, *, fix: str) -> UnreachableError:
+    """Return the error of a command that finds no daemon at work in ``state``."""
+    return UnreachableError(f"no flamest-agent runs with the state folder {state}", fix=fix, code="not_running")
 
 
 def _damaged(path: Path, problem: str) -> DataError:

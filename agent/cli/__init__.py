@@ -1,1 +1,24 @@
-"""The commands of ``flamest-agent``."""
+"""The commands of ``flamest-agent``, and the options that several of them have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...base.options import config_option
+from ...base.place import Program
+
+SETTINGS_FILE = "agent.toml"
+AGENT = Program(
+    "flamest-agent",
+    SETTINGS_FILE,
+    ("run", "status", "egress"),
+    start="go to the folder of agent.toml, or name it with --dir DIR; `flamest-agent keygen NAME` writes a first one",
+)
+ConfigOption = Annotated[Path | None, config_option(SETTINGS_FILE)]
+DirOption = Annotated[
+    Path | None,
+    typer.Option("--dir", metavar="DIR", help="The folder that agent.toml is in; the current one when not given."),
+]

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...base.console import command, say
+from ...base.console import command, end_with, say
 from ...base.options import JsonOption, LogLevelOption, TrustedKeyOption
+from . import AGENT, ConfigOption, DirOption
 
 if TYPE_CHECKING:
     from ..settings import AgentSettings
     from ..status import AgentStatus
-
-ConfigOption = Annotated[Path, typer.Option("--config", help="The agent's settings, agent.toml.")]
 
 
 @command
@@ -43,9 +42,15 @@ def keygen(
 
 
 @command
+@AGENT.errors_name_the_place
 def run(
-    config: ConfigOption,
-    check_config: Annotated[bool, typer.Option("--check-config", help="Check the settings file and end.")] = False,
+    config: ConfigOption = None,
+    folder: DirOption = None,
+    check_config: Annotated[
+        bool,
+        typer.Option("--check-config", help="Check settings, files and the connection to the coordinator, and end."),
+    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="With --check-config: do not connect.")] = False,
     once: Annotated[bool, typer.Option("--once", help="End when the run has finished instead of waiting.")] = False,
     log_level: LogLevelOption = None,
     trusted_key: TrustedKeyOption = None,
@@ -55,22 +60,22 @@ def run(
 
     A new certificate that replaces the old one is used from the next round on, without a restart;
     SIGHUP (kill -HUP PID) requests it.
+
+    --check-config ends with 69 when the settings are good and no coordinator answers, with 77 when it refuses this
+    silo's certificate, with 65 when this silo's bundle does not fit its run. It sends no data; the certificate that it
+    shows is entered in the egress ledger.
     """
     import msgspec
 
     from ...base.log import configure_logging
     from ...base.process import Shutdown, keep_crashes_private, tune_malloc
-    from ..settings import check_environment, load_agent_settings
+    from ..settings import load_agent_settings, refuse_placeholder
 
-    settings = load_agent_settings(config, also_trusted=tuple(trusted_key or ()))
+    path = AGENT.place(config, folder).path
+    settings = load_agent_settings(path, also_trusted=tuple(trusted_key or ()))
     if check_config:
-        check_environment(settings)
-        overrides = settings.policy.overrides()
-        if not as_json:
-            say(f"{config}: OK")
-            for override in overrides:
-                say(f"  OVERRIDE: {override} (docs/guides/privacy.md)")
-        return {"config": str(config), "ok": True, "overrides": list(overrides)}
+        return _check(path, settings, offline=offline, as_json=as_json)
+    refuse_placeholder(settings.coordinator.address)
 
     from ...fedproto.tls import certificate_silo
     from ..daemon import run_agent
@@ -84,21 +89,55 @@ def run(
     return dict(msgspec.to_builtins(status))
 
 
+def _check(path: Path, settings: AgentSettings, *, offline: bool, as_json: bool) -> dict[str, Any]:
+    """Check the settings, then the coordinator; the settings are reported as good before no one answers."""
+    from ...base.errors import FlamestError, IdentityError, UnreachableError
+    from ...fedproto.tls import certificate_silo
+    from ..config_check import dial, embedding_problem
+    from ..settings import check_environment
+
+    check_environment(settings)
+    overrides = settings.policy.overrides()
+    result = {"config": str(path), "ok": True, "overrides": list(overrides), "dial": "not tried"}
+    if not as_json:
+        say(f"{path}: OK")
+        for override in overrides:
+            say(f"  OVERRIDE: {override} (docs/guides/privacy.md)")
+    if offline:
+        return result
+    address = settings.coordinator.address
+    try:
+        run = dial(settings, certificate_silo(settings.coordinator.certificate))
+        if (problem := embedding_problem(settings, run)) is not None:
+            raise problem
+    except FlamestError as error:
+        result["dial"] = {UnreachableError: "unreachable", IdentityError: "refused"}.get(type(error), "failed")
+        end_with(error, result, as_json=as_json)
+    if not as_json:
+        say(f"  coordinator at {address}: reached; run '{run.run}' of {run.rounds} rounds, {len(run.labels)} classes")
+    return {**result, "dial": "reached", "run": run.run}
+
+
 @command
-def status(config: ConfigOption, as_json: JsonOption = False) -> dict[str, Any]:
-    """Show what the daemon is doing, what it has sent, and if it is running."""
+@AGENT.errors_name_the_place
+def status(config: ConfigOption = None, folder: DirOption = None, as_json: JsonOption = False) -> dict[str, Any]:
+    """Show what the daemon is doing, what it has sent, and if it is running; exit code 69 when it is not."""
     import msgspec
 
     from ..settings import load_agent_settings
-    from ..status import is_alive, read_status
+    from ..status import is_alive, not_running, read_status
 
-    settings = load_agent_settings(config)
+    place = AGENT.place(config, folder)
+    settings = load_agent_settings(place.path)
     now = read_status(settings.state)
     alive = is_alive(settings.state)
     if not as_json:
         for line in _status_lines(now, settings, alive=alive):
             say(line)
-    return {**msgspec.to_builtins(now), "alive": alive, "certificate_days": now.certificate_days}
+    result = {**msgspec.to_builtins(now), "alive": alive, "certificate_days": now.certificate_days}
+    if not alive:
+        end_with(not_running(settings.state, fix=place.hint("flamest-agent run")), result, as_json=as_json)
+    return result
 
 
 def _status_lines(status: AgentStatus, settings: AgentSettings, *, alive: bool) -> list[str]:

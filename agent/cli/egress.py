@@ -10,20 +10,21 @@ import typer
 
 from ...base.console import command, say
 from ...base.options import JsonOption
+from . import AGENT, ConfigOption, DirOption
 
 if TYPE_CHECKING:
+    from ...base.place import Place
     from ..egress.entry import Entry, ReportedResult
     from ..egress.ledger import LedgerContent
 
-SETTINGS = Path("agent.toml")
 INDENT = " " * 22
 
 
 @command
+@AGENT.errors_name_the_place
 def egress(
-    config: Annotated[
-        Path | None, typer.Option("--config", help="The agent's settings; ./agent.toml by default.")
-    ] = None,
+    config: ConfigOption = None,
+    folder: DirOption = None,
     state: Annotated[Path | None, typer.Option("--state", help="The state folder, in place of the settings.")] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Only check the ledger; exit code 65 when it is broken.")
@@ -41,16 +42,16 @@ def egress(
     from ...base.errors import DataError
     from ..egress.ledger import HEAD_FILE, LEDGER_FILE, ledger_error, read_ledger
 
-    folder = _state_folder(config, state)
-    if not any(os.path.lexists(folder / name) for name in (LEDGER_FILE, HEAD_FILE)):
+    home = _state_folder(AGENT.place(config, folder), state)
+    if not any(os.path.lexists(home / name) for name in (LEDGER_FILE, HEAD_FILE)):
         raise DataError(  # not "nothing has left": the folder may be another one
-            f"{folder} holds no egress ledger: no agent has run with this state folder, or the ledger was removed",
+            f"{home} holds no egress ledger: no agent has run with this state folder, or the ledger was removed",
             fix="flamest-agent egress --config agent.toml finds the folder that the daemon uses",
             code="no_ledger",
         )
-    content = read_ledger(folder)
+    content = read_ledger(home)
     if content.problems and verify:
-        raise ledger_error(folder, content)
+        raise ledger_error(home, content)
     if not as_json:
         lines = [] if verify else [line for entry in content.entries for line in _lines(entry)]
         for line in (*lines, *_summary(content)):
@@ -70,19 +71,12 @@ def egress(
     }
 
 
-def _state_folder(config: Path | None, state: Path | None) -> Path:
-    from ...base.errors import UsageError
-
+def _state_folder(place: Place, state: Path | None) -> Path:
     if state is not None:
         return state
-    if config is None and not SETTINGS.exists():
-        raise UsageError(
-            "no agent.toml in this folder, and neither --config nor --state names one",
-            fix="flamest-agent egress --config agent.toml",
-        )
     from ..settings import load_agent_settings
 
-    return load_agent_settings(config or SETTINGS).state
+    return load_agent_settings(place.path).state
 
 
 def _lines(entry: Entry) -> list[str]:

@@ -63,6 +63,14 @@ class EgressGuard:
             log.warning("policy_override", what=override)
         return guard
 
+    @classmethod
+    def enter_certificate(cls, state: Path, policy: Policy, silo: str, connection: ConnectionSettings) -> None:
+        """Enter the certificate where it is new, and nothing else: before a handshake that only tries the connection.
+
+        Raises DataError (``ledger_broken``), StorageError.
+        """
+        cls(state, policy, silo, Ledger.open(state)).record_certificate(connection)
+
     @property
     def spends(self) -> tuple[Spend, ...]:
         """Privacy spent by all updates with record-dp that ever left."""

@@ -1,0 +1,58 @@
+"""The check of an agent's settings against the coordinator: is it reached, and does the silo's bundle fit its run?"""
+
+from __future__ import annotations
+
+from ..base.errors import DataError
+from ..base.files import FileLock
+from ..fedproto.fingerprint import imported_width
+from ..fedproto.records import RunSettings
+from ..runtime.bundle.opening import open_manifest
+from .client import Backoff, CoordinatorClient
+from .egress.guard import EgressGuard
+from .settings import AgentSettings
+from .status import LOCK_FILE, is_alive
+
+DIAL_S = 5.0  # that a check tries to reach the coordinator
+
+
+def dial(settings: AgentSettings, silo: str) -> RunSettings:
+    """Join the coordinator once, as the daemon does, and return its run; no round is asked for.
+
+    The handshake shows this silo's certificate, so it is entered in the ledger first, as by the daemon. Raises
+    UnreachableError, IdentityError, DataError, and LockedError and StorageError for the state folder.
+    """
+    if not is_alive(settings.state):  # otherwise the daemon has entered it
+        settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with FileLock.take(settings.state / LOCK_FILE, owner="flamest-agent"):
+            EgressGuard.enter_certificate(settings.state, settings.policy, silo, settings.coordinator)
+    retry = Backoff(give_up_after_s=DIAL_S, longest_s=1.0, spread_s=1.0)
+    with CoordinatorClient.open(settings.coordinator, retry=retry) as client:
+        return client.join()
+
+
+def embedding_problem(settings: AgentSettings, run: RunSettings) -> DataError | None:
+    """Return why this silo's bundle cannot serve the run; None when it can, or when only its store can tell."""
+    width = imported_width(run.fingerprint)
+    if width is not None and width != run.head.inputs:
+        return _width_error(f"the embeddings of {run.fingerprint} are {width}-d", width, run)
+    if settings.bundle is None or width is not None:
+        return None
+    manifest, _ = open_manifest(settings.bundle, settings.trust())
+    if manifest.fingerprint != run.fingerprint:
+        return DataError(
+            f"this silo's bundle has the fingerprint {manifest.fingerprint[:12]}…, the run expects "
+            f"{run.fingerprint[:12]}…",
+            fix="get the run's bundle from the coordinator's operator, or have him compare run.fingerprint",
+            code="other_bundle",
+        )
+    if manifest.width != run.head.inputs:
+        return _width_error(f"the bundle gives {manifest.width}-d embeddings", manifest.width, run)
+    return None
+
+
+def _width_error(found: str, width: int, run: RunSettings) -> DataError:
+    return DataError(
+        f"{found}, the run expects {run.head.inputs}-d ones",
+        fix=f"ask the coordinator's operator to set inputs = {width} in [run] of coordinator.toml, under a new name",
+        code="feature_width",
+    )
