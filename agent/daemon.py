@@ -23,7 +23,7 @@ from .egress.evaluation_noise import noise_secret
 from .egress.guard import EgressGuard
 from .egress.pending_update import PendingUpdate
 from .egress.policy import PolicyRefused
-from .end_of_run import OWN_MODEL, EndOfRun
+from .end_of_run import OWN_MODEL, EndOfRun, model_in_use
 from .identity import agent_instance
 from .new_clips import NewClips
 from .pauses import GrowingPause, RoundAllowance, RunProgress
@@ -88,7 +88,8 @@ class _Daemon:
             settings.work.threads,
             noise_secret(settings.state),
         )
-        self._notes = StatusNotes(settings.state, AgentStatus(pid=os.getpid(), silo=silo, since=utc_text()))
+        first = AgentStatus(pid=os.getpid(), silo=silo, since=utc_text(), **model_in_use(settings.state))
+        self._notes = StatusNotes(settings.state, first)
         self._new_clips = NewClips(settings, worker, self._notes)
 
     def serve(self, *, once: bool) -> AgentStatus:
@@ -216,7 +217,7 @@ class _Daemon:
         """Put the final model to use, or keep this silo's own where the policy finds that better."""
         in_use = self._end_of_run.adopt_model(client, run, task)
         self._note_traffic(client)
-        self._notes.note(adopted=in_use.model, adopted_why=in_use.why)
+        self._notes.note(adopted=in_use.model, adopted_why=in_use.why, adopted_run=run.run, adopted_round=in_use.round)
         if self._progress.adopted:
             self._shutdown.wait(self._repeats.pause_s())
         self._progress.adopted = task.model_sha256

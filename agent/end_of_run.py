@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ..base.errors import DataError, StorageError
+from ..base.errors import DataError, StorageError, UnreachableError
 from ..base.log import LimitedLog, Log
 from ..fedproto.model_file import ModelFile, read_model, write_model
 from ..fedproto.records import GlobalModel, RunSettings, SubjectEvaluation, TaskStatus
 from .client import CoordinatorClient, DuplicateIdentity, RunChanged
 from .egress.guard import EgressGuard
 from .egress.policy import PolicyRefused
+from .status import read_status
 from .tasks import DataSource, choose_model, evaluate_model
 from .training.client_state import ClientState
 from .training.evaluation import ModelChoice
@@ -32,6 +33,18 @@ class ModelInUse(NamedTuple):
 
     model: str  # "final" or "own"
     why: str
+    round: int  # that it is from
+
+
+def model_in_use(state: Path) -> dict[str, Any]:
+    """Return the status's fields about the model in use, from before this daemon started; none without a model."""
+    if not (state / FINAL_MODEL).exists():
+        return {}
+    try:
+        before = read_status(state)
+    except (DataError, StorageError, UnreachableError):
+        return {}
+    return {name: getattr(before, name) for name in ("adopted", "adopted_why", "adopted_run", "adopted_round")}
 
 
 class EndOfRun:
@@ -109,13 +122,13 @@ class EndOfRun:
         model = client.fetch(run, task)
         final = ModelFile(run.head, model.params, run.labels, run.fingerprint, run.run, task.round)
         choice = self._compare(run, model)
+        kept = final
         if choice is not None and choice.own:
             write_model(self._state / REFUSED_MODEL, final)
-            write_model(self._state / FINAL_MODEL, read_model(self._state / OWN_MODEL))
-        else:
-            write_model(self._state / FINAL_MODEL, final)
+            kept = read_model(self._state / OWN_MODEL)
+        write_model(self._state / FINAL_MODEL, kept)
         ClientState.of_run(self._state, run).remove()
-        used = ModelInUse("own" if choice and choice.own else "final", choice.text if choice else "")
+        used = ModelInUse("final" if kept is final else "own", choice.text if choice else "", kept.round)
         asked_log.info(
             "final_model",
             who="coordinator",

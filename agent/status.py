@@ -56,6 +56,8 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     updates_sent: int = 0  # since the daemon started
     adopted: str = ""  # at the end of a run: "final", or "own" when the final model did worse here
     adopted_why: str = ""
+    adopted_run: str = ""  # that the model in use is from
+    adopted_round: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
     epsilon_spent: float | None = None  # record-dp: over all runs; None without

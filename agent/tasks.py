@@ -176,8 +176,9 @@ def _load(source: DataSource, run: RunSettings, policy: Policy) -> SiloData:
         )
     if stored.x.shape[1] != run.head.inputs:
         raise DataError(
-            f"the store's features have {stored.x.shape[1]} values, the run's head takes {run.head.inputs}",
-            fix="ask the coordinator's operator to compare run.inputs with the bundle",
+            f"the store's features are {stored.x.shape[1]}-d, the run expects {run.head.inputs}-d ones",
+            fix="ask the coordinator's operator to compare run.inputs with the bundle: "
+            "flamest-coordinator run --check-config --bundle DIR",
             code="feature_width",
         )
     independent = policy.privacy == "record-dp"

@@ -82,11 +82,11 @@ class Place:
     def hint(self, text: str) -> str:
         """Return ``text`` with ``option`` in every command of the program that takes it and has no such option.
 
-        ``--config agent.toml`` in a text is only an example of one.
+        ``--config agent.toml`` in a text is an example, which ``option`` replaces.
         """
-        text = text.replace(f" --config {self.program.file}", "")
         if not self.option:
             return text
+        text = text.replace(f" --config {self.program.file}", "")
         longest_first = sorted(self.program.commands, key=len, reverse=True)
         names = "|".join(re.escape(command) for command in longest_first)
 

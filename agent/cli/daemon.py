@@ -33,11 +33,14 @@ def keygen(
     made = make_request(name, out)
     template = write_settings_template(out, made.key_path.name)
     if not as_json:
-        print(f"key (keep it here and secret): {made.key_path}")
-        print(f"request (send it to the coordinator's operator): {made.csr_path}")
-        print(f"the operator runs: flamest-coordinator silo add {name} --csr {made.csr_path.name}")
+        place = AGENT.place(None, out)
+        say(f"key (keep it here and secret): {made.key_path}")
+        say(f"request (send it to the coordinator's operator): {made.csr_path}")
+        say(f"the operator runs: flamest-coordinator silo add {name} --csr {made.csr_path.name}")
+        say(f"and sends back silo.pem and ca.pem: put them into {made.key_path.parent}")
         if template is not None:
-            print(f"settings to fill in: {template}")
+            say(f"settings to fill in: {template}")
+        say(place.hint("then: flamest-agent run --check-config"))
     return {"name": name, "key": str(made.key_path), "csr": str(made.csr_path), "settings": template and str(template)}
 
 
@@ -176,13 +179,22 @@ def _status_lines(status: AgentStatus, settings: AgentSettings, *, alive: bool) 
         if status.certificate_problem:
             lines.append(f"  the new files are not in use: {status.certificate_problem}")
     if status.adopted:
-        which = {"own": "this silo's own", "final": "the final one of the run"}[status.adopted]
-        lines.append(f"model in use: {which}")
+        lines.append(_model_line(status, settings))
         if status.adopted_why:
             lines.append(f"  {status.adopted_why}")
     for where, graphs in status.graphs_by_place().items():
         lines.append(f"last extraction: {', '.join(graphs)} on {where}")
     return lines
+
+
+def _model_line(status: AgentStatus, settings: AgentSettings) -> str:
+    """Return which model this silo uses, of which run, and where it is."""
+    from ..end_of_run import FINAL_MODEL
+
+    of = f" of run '{status.adopted_run}'" if status.adopted_run else ""
+    number = f", round {status.adopted_round}" if status.adopted_round else ""
+    model = {"own": f"this silo's own, trained in the last round{of}", "final": f"the final one{of}"}[status.adopted]
+    return f"model in use: {model}{number} ({settings.state / FINAL_MODEL})"
 
 
 def _extract_command(settings: AgentSettings) -> str:

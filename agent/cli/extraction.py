@@ -47,7 +47,7 @@ def extract(
     precision: ExtractPrecisionOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Turn a folder of video clips into features: a 2816-d embedding per clip in the feature store.
+    """Turn a folder of video clips into features: an embedding of each clip in the feature store.
 
     Nothing is sent anywhere. Clips are identified by their content: run the command again after adding
     clips, changing labels or an interruption, and only new clips are computed. A clip that cannot

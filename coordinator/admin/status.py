@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...fedproto.tls import certificate_info, read_file
+from ..serving.attendance import Attendance, read_attendance
 from ..serving.health import HEALTHY, read_health
 from ..settings import CoordinatorSettings
 from .authority import enrolled, read_silos
@@ -14,6 +15,10 @@ from .history import History, RoundRow, SiloRow, UpdateRow, evaluation_figures, 
 from .measured import MISSING, MeasuredModels
 
 AFTER_THE_RUN = ("not-asked", "waiting")  # reasons why a finished run's model has no accuracy, with a way out
+DECLINED_LINES = (
+    "a silo declines a round that it cannot train, or that its policy forbids: there, flamest-agent status says why",
+    "  if all decline: does the run fit their bundle? flamest-coordinator run --check-config --bundle DIR",
+)
 MOST_LOST = 9.999  # of a codec's error, as shown in a table: a silo may claim any
 
 
@@ -30,6 +35,7 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
     current = rows[-1] if rows and rows[-1].status == "open" else None
     info = certificate_info(read_file(settings.server.certificate), whose=str(settings.server.certificate))
     health = read_health(settings.server.state) if is_served(settings.server.state) else HEALTHY
+    attendance = read_attendance(settings.server.state, settings.run.name)
     allowed = enrolled(read_silos(settings.server.silos))
     return {
         "running": is_served(settings.server.state),
@@ -46,7 +52,7 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
         **_models(measured, closed[-1].round if closed else 0),
         "received_bytes": sum(row.received_bytes for row in rows),
         "sent_bytes": sum(row.sent_bytes for row in rows),
-        "silos": [_silo(name, {row.silo: row for row in silos}) for name in allowed],
+        "silos": [_silo(name, {row.silo: row for row in silos}, attendance) for name in allowed],
         "certificate_days_left": round(info.days_left, 1),
         "degraded": health.degraded or None,
         "degraded_since": health.since or None,
@@ -64,8 +70,13 @@ def _models(measured: MeasuredModels, last: int) -> dict[str, Any]:
     }
 
 
-def _silo(name: str, known: Mapping[str, SiloRow]) -> dict[str, Any]:
-    return dataclasses.asdict(known.get(name, SiloRow(name, 0, None, None, 0, None)))
+def _silo(name: str, known: Mapping[str, SiloRow], attendance: Attendance | None) -> dict[str, Any]:
+    """Return a silo's totals; ``seen``: it has asked for work since the server's last start (None: not known)."""
+    return {
+        **dataclasses.asdict(known.get(name, SiloRow(name, 0, None, None, 0, None))),
+        "seen": None if attendance is None else name in attendance.seen,
+        "declined_round": None if attendance is None else attendance.declined.get(name),
+    }
 
 
 def status_lines(now: Mapping[str, Any]) -> list[str]:
@@ -91,16 +102,20 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
         last = (
             f"last update {silo['last_update']} in round {silo['last_round']}, {silo['received_bytes'] / 1e6:.2f} MB in"
             if silo["updates"]
-            else "no update yet"
+            else _without_update(silo)
         )
         if silo["updates"]:
             last += f", {claim_text(silo)}"
+            if (silo["declined_round"] or 0) > silo["last_round"]:
+                last += f", declined round {silo['declined_round']}"
         refused = f", {silo['refused']} refused ({silo['last_refusal']})" if silo["refused"] else ""
         lines.append(f"  {silo['silo']:20} {silo['updates']} updates, {last}{refused}")
         if silo["quarantined"]:
             lines.append(
                 f"  {'':20} IN QUARANTINE since {silo['quarantined']}: flamest-coordinator silo release {silo['silo']}"
             )
+    if any(silo["declined_round"] for silo in now["silos"]):
+        lines += DECLINED_LINES
     if not now["silos"]:
         lines.append("  no silo is enrolled: flamest-coordinator silo add NAME --csr NAME.csr")
     if now["certificate_days_left"] < 30:
@@ -108,6 +123,15 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
             f"the server's certificate ends in {now['certificate_days_left']:.0f} days: flamest-coordinator renew"
         )
     return lines
+
+
+def _without_update(silo: Mapping[str, Any]) -> str:
+    """Return what is known of a silo that has sent no update."""
+    if silo["declined_round"]:
+        return f"no update yet: it declined round {silo['declined_round']}"
+    return {None: "no update yet", True: "no update yet: it is connected", False: "not seen since the server's start"}[
+        silo["seen"]
+    ]
 
 
 def claim_text(update: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ COORDINATOR = Program(
         *("run", "status", "history", "evaluation", "model", "backup", "restore", "doctor", "renew"),
         *("silo add", "silo list", "silo renew", "silo revoke", "silo release"),
     ),
-    start="go to the folder that `flamest-coordinator init DIR` made, or name it with --dir DIR",
+    start="go to the folder that `flamest-coordinator init DIR` made, or give --config coordinator.toml or --dir DIR",
 )
 ConfigOption = Annotated[Path | None, config_option(SETTINGS_FILE)]
 DirOption = Annotated[Path | None, dir_option(SETTINGS_FILE)]

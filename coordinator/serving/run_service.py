@@ -23,6 +23,7 @@ from ...fedproto.records import Phase, RunSettings, TaskStatus
 from ..rounds import RoundStatus, RunState, Verdict, on_contact, status_for
 from ..storage.run_store import RunStore
 from .active_run import ActiveRun, ServerPolicy
+from .attendance import Attendance
 from .final_evaluation import FinalEvaluation
 from .limits import Leases, TransferLimiter
 from .model_broadcast import ModelMessages
@@ -46,6 +47,7 @@ class RunService:
         self.run = run
         self._notified: set[str] = set()
         self._seen_silos: set[str] = set()  # silos that asked for work since the server started
+        self._declined: dict[str, int] = {}  # by silo: the last round that it declined since then
         self._leases = Leases()
         self._active = ActiveRun(run, store, server_policy, enrolled=enrolled)
         self._model = ModelMessages(run, self._active.params)
@@ -74,6 +76,11 @@ class RunService:
     def all_notified(self) -> bool:
         """True when every silo that took part since the start knows that the run has finished."""
         return bool(self._seen_silos) and self._seen_silos <= self._notified
+
+    @property
+    def attendance(self) -> Attendance:
+        """Which silos have asked for work, and which declined a round."""
+        return Attendance(self.run.run, tuple(sorted(self._seen_silos)), dict(self._declined))
 
     # --- questions of silos ---
 
@@ -135,6 +142,8 @@ class RunService:
         if silo in active.quarantined and before.open is not None:
             answered_round = before.open.number  # it is given no work
         active.state = on_contact(before, silo, answered_round, now)
+        if active.state.open is not None and silo in active.state.open.declined and silo not in active.quarantined:
+            self._declined[silo] = active.state.open.number
         if active.state != before:
             active.notify()  # it may have declined, and be the last that the round waited for
         status = status_for(active.state, silo, answered_round, now)

@@ -21,6 +21,7 @@ from ..admin.authority import AllowList, ending_soon
 from ..settings import CoordinatorSettings, split_listen
 from ..storage.run_store import RunStore
 from .active_run import ServerPolicy
+from .attendance import Attendance, write_attendance
 from .connection_limits import ConnectionLimits
 from .connections import ConnectionGuard
 from .health import create_health_file, write_health
@@ -36,6 +37,7 @@ log = Log("coordinator")
 WATCH_S = 0.2  # the longest that the loop sleeps before it checks for a signal
 DISK_RETRY_S = 1.0
 ONCE_LINGER_S = 1.0  # with --once: time for silos to fetch the final model after they know
+ATTENDANCE_S = 1.0  # between two writings of it
 STOP_GRACE_S = 5.0  # for calls in flight at the end
 WARN_EVERY_S = 86400.0  # of certificates that end soon
 
@@ -138,6 +140,7 @@ async def _listen(
 async def _end_rounds(run_service: RunService, state: Path, shutdown: Shutdown, tls: ServerTls, *, once: bool) -> None:
     """End each round when it is time, until asked to stop."""
     degraded = False
+    known, written_at = Attendance(), -ATTENDANCE_S
     finished_at: float | None = None
     clock = ClockWatch()
     while not shutdown.requested:
@@ -162,6 +165,9 @@ async def _end_rounds(run_service: RunService, state: Path, shutdown: Shutdown, 
                 write_health(state, error)
             degraded = True
             await asyncio.sleep(DISK_RETRY_S)
+        if run_service.attendance != known and time.monotonic() - written_at >= ATTENDANCE_S:
+            known, written_at = run_service.attendance, time.monotonic()
+            await asyncio.to_thread(write_attendance, state, known)
         if once and run_service.state.open is None:
             finished_at = finished_at or time.monotonic()
             if run_service.all_notified or time.monotonic() - finished_at > run_service.grace_s:

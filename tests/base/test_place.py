@@ -26,7 +26,7 @@ def test_a_hint_repeats_the_place_that_was_given(text, hint):
 
 
 def test_in_the_current_folder_a_hint_needs_no_place():
-    assert CENTRE.place(None).hint("centre run --config centre.toml") == "centre run"
+    assert CENTRE.place(None).hint("centre run, then centre status") == "centre run, then centre status"
     assert CENTRE.place(Path("a b/x.toml")).hint("centre run") == "centre run --config 'a b/x.toml'"
 
 

@@ -1,9 +1,13 @@
 """``flamest-agent run --check-config``: the settings, and where they are weaker than the defaults."""
 
 import json
+import socket
+from pathlib import Path
 
 import pytest
 from flamest.agent.cli.main import app
+from flamest.agent.egress.ledger import read_ledger
+from flamest.agent.settings import PLACEHOLDER_HOST, TEMPLATE
 from typer.testing import CliRunner
 
 
@@ -16,7 +20,7 @@ def check_policy(tmp_path, monkeypatch):
         file = tmp_path / "agent.toml"
         connection = '[coordinator]\naddress = "h:1"\nca = "c"\ncertificate = "s"\nkey = "k"\n'
         file.write_text(f'state = "state"\nstore = "features.sqlite"\n{connection}[policy]\n{policy}\n')
-        done = CliRunner().invoke(app, ["run", "--config", str(file), "--check-config", *options])
+        done = CliRunner().invoke(app, ["run", "--config", str(file), "--check-config", "--offline", *options])
         assert done.exit_code == 0
         return done.stdout
 
@@ -28,3 +32,108 @@ def test_check_config_names_every_weakening_of_the_policy(check_policy):
     assert check_policy(weak).count("OVERRIDE: ") == 2
     assert len(json.loads(check_policy(weak, "--json"))["overrides"]) == 2
     assert "OVERRIDE" not in check_policy("hold_out = 0.3")
+
+
+def settings_of(federation, silo: str, address: str, *, bundle: Path | None = None) -> Path:
+    """Write an agent.toml as keygen does, filled in."""
+    home = federation.silo_folder / silo
+    (home / "features.sqlite").touch()
+    text = TEMPLATE.format(key=f"{silo}.key").replace(f"{PLACEHOLDER_HOST}:7443", address)
+    for name in ("ca", "silo"):
+        (home / f"{name}.pem").write_bytes((federation.folder / "silos" / silo / f"{name}.pem").read_bytes())
+    if bundle is not None:
+        text = text.replace('# bundle = "bundle" ', f'bundle = "{bundle}" ')
+    (home / "agent.toml").write_text(text)
+    return home
+
+
+def checked(home: Path, *options: str) -> tuple[int, dict]:
+    done = CliRunner().invoke(app, ["run", "--dir", str(home), "--check-config", "--json", *options])
+    return done.exit_code, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_check_config_reaches_the_coordinator_and_enters_the_certificate(make_federation):
+    federation = make_federation("a")
+    federation.start()
+    home = settings_of(federation, "a", federation.address)
+    code, answer = checked(home)
+    assert (code, answer["ok"], answer["dial"], answer["run"]) == (0, True, "reached", "run-1")
+    assert [entry.what for entry in read_ledger(home / "state").entries] == ["enrolment"]
+    assert checked(home)[0] == 0
+    assert len(read_ledger(home / "state").entries) == 1, "the same certificate is entered once"
+
+
+def test_check_config_without_a_coordinator_says_that_the_settings_are_good(make_federation):
+    federation = make_federation("a")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        home = settings_of(federation, "a", f"127.0.0.1:{free.getsockname()[1]}")
+        code, answer = checked(home)
+    assert (code, answer["ok"], answer["dial"]) == (69, True, "unreachable")
+    assert answer["error"]["fix"]
+    assert checked(home, "--offline")[0] == 0
+
+
+def test_check_config_of_a_revoked_silo_ends_with_77(make_federation):
+    from flamest.coordinator.admin.authority import revoke_silo
+
+    federation = make_federation("a", "b")
+    federation.start()
+    home = settings_of(federation, "a", federation.address)
+    revoke_silo(federation.folder, "a")
+    code, answer = checked(home)
+    assert (code, answer["dial"], answer["error"]["code"]) == (77, "refused", "revoked")
+
+
+def test_check_config_compares_the_bundle_with_the_run(make_federation, toy_bundle):
+    from flamest.runtime.bundle.manifest_reading import read_manifest
+
+    manifest = read_manifest(toy_bundle)
+    federation = make_federation("a", inputs=manifest.width + 1, fingerprint=f'"{manifest.fingerprint}"')
+    federation.start()
+    home = settings_of(federation, "a", federation.address, bundle=toy_bundle)
+    code, answer = checked(home)
+    assert (code, answer["error"]["code"]) == (65, "feature_width")
+    assert f"gives {manifest.width}-d embeddings, the run expects {manifest.width + 1}-d" in answer["error"]["message"]
+    assert f"inputs = {manifest.width}" in answer["error"]["fix"]
+
+
+def test_check_config_refuses_the_templates_address(make_federation):
+    federation = make_federation("a")
+    home = settings_of(federation, "a", f"{PLACEHOLDER_HOST}:7443")
+    code, answer = checked(home)
+    assert (code, answer["error"]["code"]) == (78, "settings")
+    assert "as keygen wrote it" in answer["error"]["message"]
+    run = CliRunner().invoke(app, ["run", "--dir", str(home)])
+    assert run.exit_code == 78, "the daemon does not wait for it either"
+
+
+def test_status_ends_with_69_when_no_agent_runs(make_federation):
+    from flamest.agent.status import AgentStatus, write_status
+
+    home = settings_of(make_federation("a"), "a", "h:1")
+    never = CliRunner().invoke(app, ["status", "--dir", str(home), "--json"])
+    assert (never.exit_code, json.loads(never.stdout)["error"]["code"]) == (69, "not_running")
+    (home / "state").mkdir()
+    write_status(home / "state", AgentStatus(doing="stopped", silo="a", adopted="final", adopted_run="before"))
+    stopped = CliRunner().invoke(app, ["status", "--dir", str(home), "--json"])
+    answer = json.loads(stopped.stdout.splitlines()[-1])
+    assert (stopped.exit_code, answer["alive"], answer["silo"], answer["error"]["code"]) == (
+        69,
+        False,
+        "a",
+        "not_running",
+    )
+    assert f"flamest-agent run --dir {home}" in answer["error"]["fix"]
+    shown = CliRunner().invoke(app, ["status", "--dir", str(home)]).stdout
+    assert "model in use: the final one of run 'before'" in shown
+
+
+@pytest.mark.parametrize("words", [["run"], ["status"], ["egress"], ["run", "--check-config"]])
+def test_without_settings_every_command_says_where_it_looked(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, [*words, "--json"])
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert (done.exit_code, answer["error"]["code"]) == (2, "usage")
+    assert "no agent.toml in the current folder" in answer["error"]["message"]
+    assert "--dir DIR" in answer["error"]["fix"]
