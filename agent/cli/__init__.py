@@ -15,7 +15,7 @@ AGENT = Program(
     "flamest-agent",
     SETTINGS_FILE,
     ("run", "status", "egress"),
-    start="go to the folder of agent.toml, or give --config agent.toml or --dir DIR; flamest-agent keygen NAME writes one",
+    start="go to the folder of agent.toml, or give --config agent.toml or --dir DIR (flamest-agent keygen makes one)",
 )
 ConfigOption = Annotated[Path | None, config_option(SETTINGS_FILE)]
 DirOption = Annotated[
