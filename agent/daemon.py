@@ -171,7 +171,7 @@ class _Daemon:
                 if once:
                     return True
             elif misfit is not None and self._notes.status.doing != "failed":
-                self._notes.set_state("failed", detail=f"{misfit.message}; fix: {misfit.fix}", code=misfit.code)
+                self._notes.set_state("failed", detail=misfit.with_fix, code=misfit.code)
             elif self._notes.status.doing not in NOT_SENT:  # the reason why nothing was sent stays until the next round
                 self._notes.set_state("waiting")
             self._worker.rest()
@@ -188,7 +188,7 @@ class _Daemon:
             return None
         if problem is not None:
             asked_log.error("run_does_not_fit", who="coordinator", code=problem.code, detail=problem.message)
-            self._notes.set_state("failed", detail=f"{problem.message}; fix: {problem.fix}", code=problem.code)
+            self._notes.set_state("failed", detail=problem.with_fix, code=problem.code)
         return problem
 
     def _open_round(self, client: CoordinatorClient, at: _OpenRound) -> None:
