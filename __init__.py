@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 # (https://github.com/microsoft/onnxruntime/pull/27379). It is read when onnxruntime is first imported.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _HOMES = {  # the module of each name that is offered
     "Bundle": "api.bundles",
     "Features": "api.features",

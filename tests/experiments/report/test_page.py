@@ -50,7 +50,7 @@ FULL = DemoReport(
     bundle={"name": "small", "fingerprint": "6a5e658e"},
     settings={"strategy": "fedavg", "local epochs": "5"},
     seeds={"demo": 4711},
-    versions={"flamest": "0.1.0"},
+    versions={"flamest": "0.2.0"},
 )
 LEAST = DemoReport(labels=("a", "b"), chance=0.5, rounds=(), silos=(), test_clips=0)
 
@@ -120,7 +120,7 @@ def test_every_number_of_the_report_is_on_the_page(tmp_path: Path) -> None:
         "6a5e658e",
         "200 clips",
         "4711",
-        "0.1.0",
+        "0.2.0",
         "5",
         "2026-11-23 13:40 UTC",
     ]
