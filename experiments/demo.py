@@ -28,6 +28,7 @@ from .demo_evaluation import (
     train_references,
     training_text,
 )
+from .demo_examples import ExampleClips, find_examples
 from .demo_report import Measured, Outcome, build_report
 from .federation import AGENT_HOLD_OUT, FederationSetup, check_rounds_closed, enrol, run_federation
 from .federation_bars import federation_bars
@@ -74,8 +75,9 @@ def run_demo(request: DemoRequest, echo: Echo) -> dict[str, Any]:
     setup = _setup(request, bundle, manifest, split)
     history = _federate(setup, split, steps)
     measured = _measure(request, setup, split, steps)
-    predicted = _predict(request, setup, split, steps)
-    outcome = Outcome(extraction, history, measured, predicted, time.monotonic() - started)
+    examples = _examples(request, setup, split)
+    predicted = _predict(request, setup, examples, steps)
+    outcome = Outcome(extraction, history, measured, examples, predicted, time.monotonic() - started)
     report = build_report(request, manifest, split, outcome)
     write_report(request.out / "report.html", report)
     echo(f"report: {request.out / 'report.html'}   ({outcome.seconds:.0f} s in all)")
@@ -98,7 +100,9 @@ def run_demo(request: DemoRequest, echo: Echo) -> dict[str, Any]:
         "export": exported,
         "bundle": str(bundle),
         "fingerprint": manifest.fingerprint,
-        "prediction": predicted,
+        "prediction": predicted[0],
+        "wrong_prediction": predicted[-1] if examples.wrong else None,
+        "wrong_clips": examples.wrong,
         "report": str(request.out / "report.html"),
         "seconds": report.seconds,
     }
@@ -159,7 +163,8 @@ def _extract_test(request: DemoRequest, bundle: Path, split: Split, steps: Steps
     if report["ms_per_clip"] is None:
         raise DataError("no held-out clip could be extracted", fix="see the reasons above")
     stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in report["stages_ms"].items())
-    steps.note(f"{report['ms_per_clip']:.1f} ms per clip ({stages}); peak memory {report['peak_mb']:.0f} MB")
+    steps.note(f"{report['ms_per_clip']:.1f} ms per clip; peak memory {report['peak_mb']:.0f} MB")
+    steps.note(f"stages of one clip, which overlap with those of others, in ms: {stages}")
     return report
 
 
@@ -235,14 +240,31 @@ def _paths_and_labels(videos: Sequence[LabelledVideo]) -> tuple[list[Path], list
     return [video.path for video in videos], [video.label for video in videos]
 
 
-def _predict(request: DemoRequest, setup: FederationSetup, split: Split, steps: Steps) -> dict[str, Any]:
-    """Predict the first held-out clip with the last round's model."""
-    video = split.test[0]
-    steps.begin(f"predicting one held-out clip of '{video.label}' (flamest-agent predict)")
-    model = request.out / "models" / f"round-{setup.rounds:03d}.safetensors"
-    result = run_command("agent", "predict", "--bundle", setup.bundle, "--model", model, video.path)
-    prediction: dict[str, Any] = {**result["predictions"][0], "truth": video.label}
-    for item in prediction["labels"]:
-        steps.note(f"{item['probability']:6.1%}  {item['label']}")
-    steps.note(f"caption: {prediction['caption']}")
-    return prediction
+def _examples(request: DemoRequest, setup: FederationSetup, split: Split) -> ExampleClips:
+    store = request.out / "test" / "features.sqlite"
+    test = test_table(read_store(store, setup.fingerprint), setup.labels)
+    return find_examples(_last_model(request), store, setup.fingerprint, test, split)
+
+
+def _last_model(request: DemoRequest) -> Path:
+    return request.out / "models" / f"round-{request.rounds:03d}.safetensors"
+
+
+def _predict(
+    request: DemoRequest, setup: FederationSetup, examples: ExampleClips, steps: Steps
+) -> tuple[dict[str, Any], ...]:
+    """Predict the clips to show with the last round's model."""
+    what = f"a clip that is right and {'one that is wrong' if examples.wrong else 'the least certain one'}"
+    steps.begin(f"predicting {what} (flamest-agent predict)")
+    videos = [clip.video for clip in examples.shown]
+    paths = [video.path for video in videos]
+    result = run_command("agent", "predict", "--bundle", setup.bundle, "--model", _last_model(request), *paths)
+    predicted = tuple(
+        {**found, "truth": video.label} for found, video in zip(result["predictions"], videos, strict=True)
+    )
+    for prediction in predicted:
+        first = prediction["labels"][0]
+        verdict = "right" if first["label"] == prediction["truth"] else "wrong"
+        steps.note(f"{verdict}: {prediction['truth']}, predicted {first['label']} with {first['probability']:.1%}")
+        steps.note(f"       caption: {prediction['caption']}")
+    return predicted

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import platform
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..base.clock import utc_text
+from ..base.process import usable_cores
 from ..fedproto.head import HeadSpec
 from ..runtime.bundle.manifest import Manifest
+from ..runtime.bundle.packaged import MINIWORLD
 from .demo_checks import DemoRequest
 from .demo_evaluation import TRAIN, ReferenceAccuracies, training_text
-from .report.page import ClipPrediction, DemoReport, RoundAccuracy, SiloReport
-from .report.video_frames import keyframe_strip
-from .silos import Split
+from .demo_examples import ExampleClip, ExampleClips
+from .report.record import ClipPrediction, DemoReport, RoundAccuracy, RunInputs, SiloReport
+from .report.video_frames import frames_at, keyframe_strip
+from .silos import Split, is_miniworld
 
 PACKAGES = ("numpy", "onnxruntime", "grpcio", "av", "scikit-learn")
 
@@ -38,13 +42,18 @@ class Outcome:
     extraction: dict[str, Any]  # report of the test clips' extraction
     history: list[dict[str, Any]]  # of the coordinator's rounds
     measured: Measured
-    predicted: dict[str, Any]  # for one held-out clip
+    examples: ExampleClips
+    predicted: tuple[dict[str, Any], ...]  # for each of examples.shown
     seconds: float  # of the whole demo
 
 
 def build_report(request: DemoRequest, manifest: Manifest, split: Split, outcome: Outcome) -> DemoReport:
     """Content of the page."""
-    measured, predicted = outcome.measured, outcome.predicted
+    measured, examples = outcome.measured, outcome.examples
+    shown = [
+        _clip_prediction(clip, predicted, manifest)
+        for clip, predicted in zip(examples.shown, outcome.predicted, strict=True)
+    ]
     head = HeadSpec(inputs=manifest.width, outputs=len(split.labels))
     return DemoReport(
         labels=split.labels,
@@ -65,20 +74,56 @@ def build_report(request: DemoRequest, manifest: Manifest, split: Split, outcome
         stages_ms=outcome.extraction["stages_ms"],
         seconds=outcome.seconds,
         created=utc_text(),
-        prediction=ClipPrediction(
-            video=Path(predicted["video"]).name,
-            labels=tuple((item["label"], item["probability"]) for item in predicted["labels"]),
-            truth=predicted["truth"],
-            frames=keyframe_strip(Path(predicted["video"]), manifest.keyframes),
-            caption=predicted["caption"],
-        ),
+        inputs=_inputs(request, manifest),
+        correct=shown[0] if examples.right is not None else None,
+        doubtful=shown[-1],
+        wrong_clips=examples.wrong,
+        command=repeat_command(request),
+        bundle={
+            "name": MINIWORLD if request.bundle is None else str(request.bundle),
+            "weights": ", ".join(dict.fromkeys(source.name for source in manifest.sources.values())),
+            "extractor": manifest.extractor,
+            "fingerprint": manifest.fingerprint,
+        },
         settings={
-            "weights": ", ".join(source.name for source in manifest.sources.values()),
             "split over silos": f"Dirichlet, beta {request.beta}",
             "local training": training_text(TRAIN),
         },
         seeds={"demo": request.seed, "extraction": manifest.extraction_seed},
-        versions={"flamest": __version__, **{package: metadata.version(package) for package in PACKAGES}},
+        versions={
+            "flamest": __version__,
+            "Python": platform.python_version(),
+            **{package: metadata.version(package) for package in PACKAGES},
+            "machine": f"{platform.machine()}, {usable_cores()} cores",
+        },
+    )
+
+
+def _inputs(request: DemoRequest, manifest: Manifest) -> RunInputs:
+    own_clips = request.videos is not None and not is_miniworld(request.videos)
+    own_networks = any(source.name != MINIWORLD for source in manifest.sources.values())
+    return RunInputs(str(request.videos) if own_clips else None, str(request.bundle) if own_networks else None)
+
+
+def repeat_command(request: DemoRequest) -> str:
+    """The command line that runs the same demo again."""
+    words = ["flamest-demo", "--silos", str(request.silos), "--rounds", str(request.rounds)]
+    words += ["--beta", str(request.beta), "--test-share", str(request.test_share)]
+    words += ["--seed", str(request.seed), "--threads", str(request.threads)]
+    words += ["--videos", str(request.videos)] if request.videos is not None else []
+    words += ["--bundle", str(request.bundle)] if request.bundle is not None else []
+    words += ["--export"] if request.export else []
+    return shlex.join(words)
+
+
+def _clip_prediction(clip: ExampleClip, predicted: dict[str, Any], manifest: Manifest) -> ClipPrediction:
+    path = clip.video.path
+    return ClipPrediction(
+        video="/".join(path.parts[-2:]),
+        labels=tuple((item["label"], item["probability"]) for item in predicted["labels"]),
+        truth=clip.video.label,
+        frames=frames_at(path, clip.times_s) if clip.times_s else keyframe_strip(path, manifest.keyframes),
+        caption=predicted["caption"],
     )
 
 

@@ -11,7 +11,7 @@ from .record import ClipPrediction, DemoReport
 
 def examples(report: DemoReport) -> Element | None:
     """Both clips with keyframes, caption, class and probabilities; None when there are none."""
-    shown = [clip for clip in (report.prediction, report.doubtful) if clip is not None]
+    shown = [clip for clip in (report.correct, report.doubtful) if clip is not None]
     if not shown:
         return None
     return section(

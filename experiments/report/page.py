@@ -13,10 +13,8 @@ from xml.etree.ElementTree import Element
 from .clips import examples
 from .computation import computation, reproduction
 from .html import count, duration, node, timestamp, write_document
-from .record import ClipPrediction, DemoReport, RoundAccuracy, RunInputs, SiloReport
+from .record import DemoReport
 from .results import headline, rounds, silos
-
-__all__ = ["ClipPrediction", "DemoReport", "RoundAccuracy", "RunInputs", "SiloReport", "write_report"]
 
 
 def write_report(path: Path, report: DemoReport) -> None:

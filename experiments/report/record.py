@@ -89,7 +89,7 @@ class DemoReport:
     stages_ms: Mapping[str, float] = field(default_factory=dict)  # the same by stage; stages of several clips overlap
     seconds: float | None = None  # the whole run
     created: str = ""  # UTC, RFC 3339
-    prediction: ClipPrediction | None = None  # a test clip that the last model got right
+    correct: ClipPrediction | None = None  # a test clip that the last model got right
     doubtful: ClipPrediction | None = None  # one that it got wrong; without any, the least certain
     wrong_clips: int | None = None  # of the test clips
     command: str = ""  # repeats the run

@@ -62,7 +62,7 @@ dl > div { display: flex; justify-content: space-between; gap: 0.15rem 1.5rem; p
   border-bottom: 1px solid var(--line); }
 dl > div:last-child { border-bottom: 0; }
 dt { color: var(--muted); }
-dd { flex: 1 0 auto; max-width: 72%; margin: 0; text-align: right; font-weight: 550; overflow-wrap: anywhere;
+dd { margin: 0 0 0 auto; min-width: min(7rem, 60%); text-align: right; font-weight: 550; overflow-wrap: anywhere;
   unicode-bidi: isolate; }
 .gains th:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; }
 .gains .graph { width: 45%; padding: 0.5rem 1rem; }
@@ -118,7 +118,7 @@ BARS = """
 .frames { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 4px; margin-bottom: 0.75rem;
   max-width: 34rem; }
 .frames img { display: block; width: 100%; height: auto; border-radius: 5px; }
-.clip dd { flex: 1 1 0; max-width: none; }
+.clip dd { flex: 1 1 0; }
 """
 
 CHART = """
@@ -179,7 +179,6 @@ NARROW = """
   .meter { grid-template-columns: auto; }
   .meter .track { display: none; }
   dl > div { flex-wrap: wrap; column-gap: 0.75rem; }
-  dd { max-width: 100%; }
 }
 """
 

@@ -32,6 +32,24 @@ TEXTS = """() => {
   }
   return found;
 }"""
+# Texts that stick out of the box that they belong to, sideways.
+ESCAPED = """() => {
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    if (!node.data.trim() || !node.parentElement.checkVisibility()) continue;
+    const around = node.parentElement.closest("td, th, dl, pre, figure, .bar, .plot, .ends, section, header");
+    if (!around || around.matches(".plot, .ends")) continue;
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    const box = around.getBoundingClientRect();
+    for (const text of range.getClientRects()) {
+      if (text.right > box.right + 1 || text.left < box.left - 1) found.push(node.data.trim());
+    }
+  }
+  return found;
+}"""
 # The contrast of every piece of text with what is behind it, as [contrast, text]. A canvas turns any colour into RGBA.
 CONTRASTS = """() => {
   const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
@@ -84,6 +102,11 @@ class OpenedPage:
                 if min(right, right2) - max(left, left2) > 1 and min(bottom, bottom2) - max(top, top2) > 3:
                     found.append((first, second))
         return found
+
+    def escaped(self) -> list[str]:
+        """Texts that stick out of their cell, list or section, sideways."""
+        texts: list[str] = self.page.evaluate(ESCAPED)
+        return texts
 
     def contrasts(self) -> list[tuple[float, str]]:
         """Contrast of each text with what is behind it, 1 to 21, and the text."""

@@ -56,5 +56,6 @@ def test_the_experiments_pages_fit_and_can_be_read(write, scheme, tmp_path, open
         opened.page.set_viewport_size({"width": width, "height": 900})
         assert opened.overflow() <= 0, f"{width} px wide"
         assert opened.overlapping() == [], f"{width} px wide"
+        assert opened.escaped() == [], f"{width} px wide"
         assert [found for found in opened.contrasts() if found[0] < 4.5] == []
         assert opened.page.locator("img:not([alt]), img[alt='']").count() == 0

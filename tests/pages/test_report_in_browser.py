@@ -57,14 +57,14 @@ def made_up(*, silos: int = 4, classes: int = 25, rounds: int = 10, name: str = 
         stages_ms={"decode": 50.1, "keyframes": 5.0, "vision": 12.0, "caption": 9.8, "cnn": 6.1},
         seconds=143.2,
         created="2026-11-23T13:40:12Z",
-        prediction=ClipPrediction(f"{labels[0]}/g01_c00.mp4", likely, labels[0], "a red ball above a grey box", frames),
+        correct=ClipPrediction(f"{labels[0]}/g01_c00.mp4", likely, labels[0], "a red ball above a grey box", frames),
         doubtful=ClipPrediction(f"{labels[1]}/g02_c00.mp4", likely, labels[1], "a box on bricks " * 4, frames),
         wrong_clips=3,
         command="flamest-demo --silos 4 --rounds 10 --beta 0.6 --test-share 0.3 --seed 0 --threads 1",
         bundle={"name": f"bundle{name}", "fingerprint": "6a5e658e2d6d5efe" * 4},
-        settings={"split over silos": "Dirichlet, beta 0.6", "local training": "5 epochs per round, batch 16"},
+        settings={"split over silos": "Dirichlet, beta 0.6", "local training": "5 epochs per round, batch 16, Adam"},
         seeds={"demo": 0, "extraction": 0},
-        versions={"Python": "3.11.2", "flamest": "0.2.0", "numpy": "2.4.1"},
+        versions={"Python": "3.11.2", "flamest": "0.2.0", "numpy": "2.4.1", "machine": "x86_64, 2 cores"},
     )
 
 
@@ -91,6 +91,7 @@ def test_no_text_lies_over_another_and_no_page_scrolls_sideways(size, tmp_path, 
         opened.page.set_viewport_size({"width": width, "height": 900})
         assert opened.overflow() <= 0, f"{width} px wide"
         assert opened.overlapping() == [], f"{width} px wide"
+        assert opened.escaped() == [], f"{width} px wide"
 
 
 @pytest.mark.parametrize("base", [0.0, 0.33, 0.97])

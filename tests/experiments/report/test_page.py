@@ -41,7 +41,7 @@ FULL = DemoReport(
     stages_ms={"decode": 11.2, "slow": 57.2},
     seconds=143.2,
     created="2026-11-23T13:40:12Z",
-    prediction=ClipPrediction(
+    correct=ClipPrediction(
         "s-04.mp4", (("ball-updown", 0.71), ("ball-sideways", 0.29)), "ball-updown", "a ball", (PNG,)
     ),
     doubtful=ClipPrediction("s-09.mp4", (("ball-updown", 0.62), ("ball-sideways", 0.38)), "ball-sideways", "", (PNG,)),
@@ -165,7 +165,7 @@ def test_hostile_texts_are_escaped(tmp_path: Path) -> None:
         test_clips=3,
         stages_ms={evil: 1.0},
         created=evil,
-        prediction=ClipPrediction(evil, ((evil, 0.5),), evil, evil),
+        correct=ClipPrediction(evil, ((evil, 0.5),), evil, evil),
         settings={evil: evil},
         versions={evil: evil},
     )
@@ -177,7 +177,7 @@ def test_hostile_texts_are_escaped(tmp_path: Path) -> None:
 
 def test_a_file_name_that_is_not_utf8_is_shown(tmp_path: Path) -> None:
     odd = b"caf\xe9.mp4".decode("utf-8", errors="surrogateescape")
-    report = DemoReport(("a",), 1.0, (), (), 1, prediction=ClipPrediction(odd, (("a", 1.0),)))
+    report = DemoReport(("a",), 1.0, (), (), 1, correct=ClipPrediction(odd, (("a", 1.0),)))
     assert "caf?.mp4" in render(report, tmp_path)
 
 
