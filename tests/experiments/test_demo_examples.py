@@ -16,7 +16,7 @@ def test_the_surest_wrong_clip_stands_beside_a_right_one_of_its_class():
     assert choose_examples(p, np.array([0, 1, 0, 1, 2])) == Examples(right=0, doubtful=2, wrong=2)
 
 
-def test_without_a_right_clip_of_its_class_the_surest_right_one_is_shown():
+def test_without_a_right_clip_of_its_class_another_is_shown():
     p = np.array([[0.9, 0.1], [0.7, 0.3], [0.8, 0.2]])
     assert choose_examples(p, np.array([0, 1, 0])) == Examples(right=0, doubtful=1, wrong=1)
 
