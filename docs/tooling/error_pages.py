@@ -7,6 +7,7 @@ of the class that has it.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 import tomllib
@@ -104,11 +105,11 @@ def error_classes() -> list[type[errors.FlamestError]]:
     return found
 
 
+@functools.cache
 def collect_codes() -> dict[str, ErrorCode]:
     """Return every error code of the packages, from the syntax of their files."""
-    trees = {
-        path: ast.parse(path.read_text()) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))
-    }
+    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    trees = {path: ast.parse(text) for path in paths if re.search(r"\bcode\b", text := path.read_text())}
     constants, makers = _constants(trees), _makers(trees)
     found: dict[str, ErrorCode] = defaultdict(ErrorCode)
     for path, tree in trees.items():

@@ -17,7 +17,6 @@ from typing import Any
 
 import msgspec
 
-SECTIONS = ("Args", "Attributes", "Raises", "Returns", "Yields")  # of a docstring, each with indented entries
 _KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
 
 
@@ -119,33 +118,6 @@ def paragraphs(text: str) -> str:
                 parts[-1] = f"{parts[-1].removesuffix('```')}{block}\n```"
             else:
                 parts.append(f"```\n{block}\n```")
-        elif part.partition(":\n")[0] in SECTIONS:
-            title, _, body = part.partition(":\n")
-            entries = "\n".join(f"- {_inline(entry)}" for entry in section_entries(body, named=title != "Returns"))
-            parts.append(f"**{title}**\n\n{entries}")
         else:
-            parts.append(_inline(part.strip()))
+            parts.append(part.strip().replace("``", "`").replace("<", "&lt;"))
     return "\n\n".join(part for part in parts if part)
-
-
-def section_entries(body: str, *, named: bool) -> list[str]:
-    """Return the entries of a docstring's section, each on one line: "``name``: text" where they are named."""
-    lines = textwrap.dedent(body).split("\n")
-    entries: list[str] = []
-    for line in lines:
-        if entries and (line.startswith(" ") or not named):
-            entries[-1] += f" {line.strip()}"
-        else:
-            entries.append(line.strip())
-    return [re.sub(r"^(\**\w+): ", r"``\1``: ", entry) if named else entry for entry in entries if entry]
-
-
-def attributes(text: str) -> dict[str, str]:
-    """Return the attributes that a class's docstring describes, by name."""
-    found = re.search(r"^Attributes:\n((?: .*\n?)+)", inspect.cleandoc(text), re.MULTILINE)
-    entries = section_entries(found[1], named=True) if found else []
-    return {name.strip("`"): meaning for name, _, meaning in (entry.partition(": ") for entry in entries)}
-
-
-def _inline(text: str) -> str:
-    return text.replace("``", "`").replace("<", "&lt;")

@@ -6,7 +6,7 @@ import shutil
 
 import msgspec
 import pytest
-from flamest.docs.tooling import commands_page, error_pages, pages, settings_pages, words
+from flamest.docs.tooling import api_page, commands_page, error_pages, pages, settings_pages, words
 
 
 @pytest.mark.parametrize("page", sorted(pages.PAGES))
@@ -68,3 +68,16 @@ def test_a_message_keeps_its_words_and_names_what_it_is_filled_with():
     source = 'DataError(f"{printable_path(path)} has {len(found)} files, {self._most} at most", code="x")'
     call = error_pages.ast.parse(source, mode="eval").body
     assert error_pages._message(call.args[0]) == "PATH has FOUND files, MOST at most"
+
+
+def test_every_public_name_and_member_has_a_docstring():
+    assert api_page.undocumented_names() == []
+
+
+def test_the_sections_of_a_docstring_are_taken_apart():
+    text = "Do it.\n\nMore.\n\nArgs:\n    a: One,\n        and on.\n    b: Two.\n"
+    text += "\nReturns:\n    A thing.\n\nRaises:\n    DataError: Not so."
+    assert api_page._parsed(text) == (
+        "Do it.\n\nMore.",
+        {"Args": {"a": "One, and on.", "b": "Two."}, "Returns": {"": "A thing."}, "Raises": {"DataError": "Not so."}},
+    )
