@@ -92,7 +92,8 @@ def _call(shown: str, thing: Any) -> str:
 
 
 def _parameter(one: inspect.Parameter) -> str:
-    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(one.kind, "")
+    stars = "*" if one.kind is inspect.Parameter.VAR_POSITIONAL else ""
+    stars = "**" if one.kind is inspect.Parameter.VAR_KEYWORD else stars
     annotation = "" if one.annotation is inspect.Parameter.empty else f": {_annotation(one.annotation)}"
     default = "" if one.default is inspect.Parameter.empty else f" = {one.default!r}"
     return f"{stars}{one.name}{annotation}{'' if '<factory>' in default else default}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from . import api_page, commands_page, error_pages, settings_pages, wire_page
+from . import api_page, commands_page, environment_page, error_pages, settings_pages, wire_page
 
 DOCS = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- made from the code: `make reference` writes what follows -->"
@@ -21,6 +21,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/commands.md": commands_page.commands,
     "reference/exit-codes.md": error_pages.exit_codes,
     "reference/error-codes.md": error_pages.error_codes,
+    "reference/environment.md": environment_page.environment,
     "reference/python-api.md": api_page.python_api,
     "reference/wire.md": wire_page.messages,
 }

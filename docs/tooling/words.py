@@ -80,9 +80,11 @@ def _comments(source: str) -> dict[int, list[tuple[str, bool]]]:
 
 
 def cell(text: str) -> str:
-    """Return text for one cell of a Markdown table."""
-    flat = " ".join(text.split()).replace("``", "`").replace("|", "\\|").replace("<", "&lt;")
-    return flat.replace("*", "\\*")
+    """Return text for one cell of a Markdown table; code in backquotes keeps its characters."""
+    parts = " ".join(text.split()).replace("``", "`").replace("|", "\\|").split("`")
+    return "`".join(
+        part if number % 2 else part.replace("<", "&lt;").replace("*", "\\*") for number, part in enumerate(parts)
+    )
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
