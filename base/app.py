@@ -43,9 +43,7 @@ class App(typer.Typer):
             **options,
         )
 
-    def command(
-        self, name: str | None = None, *, extras: Sequence[str] = (), **options: Any
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def command(self, name: str | None = None, *, extras: Sequence[str] = (), **options: Any) -> Any:
         """Declare a command of this program. ``extras``: in place of the program's."""
         traits = {**self._traits, "extras": tuple(extras) or self._traits["extras"]}
         settings = {"help_option_names": ["-h", "--help"]}

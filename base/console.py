@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
@@ -10,20 +9,50 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, NoReturn, ParamSpec
 
 from .environment import TRACEBACK
-from .errors import FlamestError, MissingExtra, StorageError, interruption, printable
+from .errors import FlamestError, Interrupted, MissingExtra, StorageError, interruption, printable
 from .extras import extra_of_module
 from .process import error_location
 
 P = ParamSpec("P")
 
 
-class _Signalled(KeyboardInterrupt):
-    """SIGTERM, raised like Ctrl-C: what has to be removed or ended at an exit is."""
+class _Interruption:
+    """SIGINT and SIGTERM raise KeyboardInterrupt in the block, so that what is half done is removed and children end.
+
+    A handler that the program has set already stays, as does a signal that it was started to ignore.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0  # the one that came
+        self._before: dict[int, Any] = {}
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        raise KeyboardInterrupt
+
+    def __enter__(self) -> _Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+                if signal.getsignal(number) == usual:
+                    self._before[number] = signal.signal(number, self._raise)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, usual in self._before.items():
+            signal.signal(number, usual)
+
+    def error(self) -> Interrupted:
+        name = "SIGTERM" if self.signal == signal.SIGTERM else "Ctrl-C (SIGINT)"
+        return interruption(
+            self.signal,
+            f"stopped by {name} before it was done",
+            fix="run the same command again; what was half done is removed",
+        )
 
 
 def command(function: Callable[P, Mapping[str, Any] | None]) -> Callable[P, None]:
@@ -39,37 +68,42 @@ def command(function: Callable[P, Mapping[str, Any] | None]) -> Callable[P, None
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         as_json = bool(kwargs.get("as_json", False))
+        signals = _Interruption()
         try:
-            with _sigterm_raises():
+            with signals:
                 result = function(*args, **kwargs)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
-        except KeyboardInterrupt as error:
-            sys.exit(report_error(_interrupted(error), as_json=as_json))
-        except FlamestError as error:
-            sys.exit(report_error(error, as_json=as_json))
-        except ModuleNotFoundError as error:
-            if (missing := extra_of_module(error.name or "")) is None:
-                _report_unexpected(error, as_json=as_json)
-                raise
-            sys.exit(report_error(MissingExtra(missing[0], extra=missing[1]), as_json=as_json))
-        except OSError as error:
-            named = f"{error.filename}: " if error.filename else ""
-            problem = StorageError(
-                f"{named}{error.strerror or error}",
-                fix="check that the path is right, its permissions and the free space",
-            )
-            if TRACEBACK.value():
-                traceback.print_exc()
-            sys.exit(report_error(problem, as_json=as_json))
+        except KeyboardInterrupt:
+            sys.exit(report_error(signals.error(), as_json=as_json))
         except Exception as error:
-            _report_unexpected(error, as_json=as_json)
-            raise
+            # A library may make another error of a signal: an import, say, fails.
+            sys.exit(_report(signals.error() if signals.signal else error, as_json=as_json))
         if as_json and result is not None:
             print(json.dumps(result, default=str), flush=True)
 
     return run
+
+
+def _report(error: Exception, *, as_json: bool) -> int:
+    """Report the error that ended a command; return the exit code. Raises an error that is none of ours."""
+    if isinstance(error, FlamestError):
+        return report_error(error, as_json=as_json)
+    if isinstance(error, ModuleNotFoundError) and (missing := extra_of_module(error.name or "")):
+        return report_error(MissingExtra(missing[0], extra=missing[1]), as_json=as_json)
+    if isinstance(error, OSError):
+        named = f"{error.filename}: " if error.filename else ""
+        if TRACEBACK.value():
+            traceback.print_exception(error)
+        problem = StorageError(
+            f"{named}{error.strerror or error}", fix="check that the path is right, its permissions and the free space"
+        )
+        return report_error(problem, as_json=as_json)
+    if as_json:  # the person gets Python's traceback
+        body = {"code": FlamestError.code, "message": error_location(error), "fix": "please report it"}
+        print(json.dumps({"error": body, "exit_code": FlamestError.exit_code}), flush=True)
+    raise error
 
 
 def say(text: str) -> None:
@@ -95,38 +129,6 @@ def end_with(error: FlamestError, result: Mapping[str, Any], *, as_json: bool) -
         body = {"code": error.code, "message": error.message, "fix": error.fix}
         print(json.dumps({**result, "error": body, "exit_code": code}, default=str), flush=True)
     sys.exit(code)
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Raise for SIGTERM in the block where it would end the process on the spot, as Python does for SIGINT."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise _Signalled
-
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _interrupted(error: KeyboardInterrupt) -> FlamestError:
-    number = signal.SIGTERM if isinstance(error, _Signalled) else signal.SIGINT
-    name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C (SIGINT)"
-    return interruption(
-        number, f"stopped by {name} before it was done", fix="run the same command again; what was half done is removed"
-    )
-
-
-def _report_unexpected(error: Exception, *, as_json: bool) -> None:
-    """Print an error that is none of ours for a program; the person gets Python's traceback."""
-    if as_json:
-        body = {"code": FlamestError.code, "message": error_location(error), "fix": "please report it"}
-        print(json.dumps({"error": body, "exit_code": FlamestError.exit_code}), flush=True)
 
 
 def _printable_lines(text: str) -> str:

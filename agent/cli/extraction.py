@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...base.console import command, say
-from ...base.errors import DataError
+from ...base.console import command, end_with, say
+from ...base.errors import DataError, Interrupted, interruption
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
 from .backend_options import BackendOption, ExtractPrecisionOption, RequireOption, StoreOption, notice, show_placements
 
@@ -52,7 +52,7 @@ def extract(
     Nothing is sent anywhere. Clips are identified by their content: run the command again after adding
     clips, changing labels or an interruption, and only new clips are computed. A clip that cannot
     be read is reported and skipped, and not tried again until --retry asks for it; if no clip is usable,
-    the command exits with 65. Ctrl-C ends it within seconds; nothing is lost.
+    the command exits with 65. Ctrl-C ends it within seconds, with exit code 130; nothing is lost.
 
     The last lines show where each network ran; flamest-agent doctor shows what this machine can run, and what
     it lacks.
@@ -84,6 +84,8 @@ def extract(
     result["followed"] = result.pop("used_stored_precision")
     del result["placements"]
     result["backends"] = {placement.graph: placement.as_json() for placement in report.placements}
+    if report.stopped:
+        end_with(_stopped(report, shutdown.signal), result, as_json=as_json)
     if report.nothing_usable:
         if as_json:
             print(json.dumps(result, default=str))  # the error is the last line
@@ -183,8 +185,16 @@ def _show(report: ExtractReport, store: Path) -> None:
         say(f"failed{' earlier' if failed.known else ''}: {failed.clip}: {failed.reason}")
     if known := sum(failed.known for failed in report.failed):
         say(f"{known} of them failed in an earlier run and were not tried again: use --retry")
-    if report.stopped:
-        say("stopped before the end; run the same command again to continue")
+
+
+def _stopped(report: ExtractReport, number: int) -> Interrupted:
+    """Return the error of an extraction that signal ``number`` ended."""
+    done = report.extracted + report.skipped + len(report.failed)
+    return interruption(
+        number,
+        f"stopped with {report.clips - done} of {report.clips} clips left; the others are in the store",
+        fix="run the same command again to continue",
+    )
 
 
 def _nothing_usable(report: ExtractReport) -> DataError:

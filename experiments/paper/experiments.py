@@ -61,7 +61,7 @@ class ExperimentContext:
 
 
 def run_experiment(name: str, context: ExperimentContext) -> Part:
-    """Run the experiment and write OUT/NAME.{json,csv,png,svg}. Raises Stopped, and DataError as reading does."""
+    """Run the experiment and write OUT/NAME.{json,csv,png,svg}. Raises Interrupted, and DataError as reading does."""
     context.out.mkdir(parents=True, exist_ok=True)
     if name in TABLES:
         table = TABLES[name](context.inputs)

@@ -15,19 +15,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...base.errors import DataError, FlamestError
+from ...base.errors import DataError, FlamestError, interruption
 from ...base.process import Shutdown
 from ...base.progress import progress_bar
 from .features import ExperimentData, FeatureSource, open_features
 from .jobs import LASTING, Job, Results, RunFailure, RunFolder, RunResult, job_key, unique
 from .splits import SplitRule, split_data
 from .training import run_job
-
-
-class Stopped(FlamestError):
-    """The user stopped the command before all runs were done."""
-
-    code = "stopped"
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ def run_jobs(
     """Every job's result, from disk or by running it.
 
     A run that always fails (LASTING) has a RunFailure; any other error ends the command. The splits are
-    made before the first run, so that their errors come first. Raises Stopped when ``stop`` was requested
+    made before the first run, so that their errors come first. Raises Interrupted when ``stop`` was requested
     before all were done, DataError and UsageError as split_data does.
     """
     stop = stop or Shutdown()
@@ -70,7 +64,11 @@ def run_jobs(
     results = {job: result or folder.find(keys[job]) for job, result in found.items()}
     left = sum(1 for result in results.values() if result is None)
     if left:
-        raise Stopped(f"stopped with {left} of {len(keys)} trainings left", fix="run the same command again to resume")
+        raise interruption(
+            stop.signal,
+            f"stopped with {left} of {len(keys)} trainings left",
+            fix="run the same command again to resume",
+        )
     return {job: result for job, result in results.items() if result is not None}
 
 

@@ -426,9 +426,10 @@ def test_a_signal_ends_extract_without_loss(request_, clips, number):
         time.sleep(0.02)
     extraction.send_signal(number)
     out, errors = extraction.communicate(timeout=30)
-    assert extraction.returncode == 0, errors
+    assert extraction.returncode == 128 + number, errors
     report = json.loads(out.splitlines()[-1])
     assert report["stopped"]
+    assert (report["exit_code"], report["error"]["fix"]) == (128 + number, "run the same command again to continue")
     assert report["failed"] == []
     assert report["extracted"] == rows(request_.store) < 45
     assert json.loads(run("extract", *arguments(request_), "--json").stdout)["extracted"] == 45 - report["extracted"]

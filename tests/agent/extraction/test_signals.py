@@ -40,7 +40,7 @@ def ends_soon(process, number, *, when):
     began = time.monotonic()
     out, errors = process.communicate(timeout=60)
     assert time.monotonic() - began < SOON_S
-    assert process.returncode == 0, errors
+    assert process.returncode == 128 + number, errors
     report = json.loads(out.splitlines()[-1])
     assert report["stopped"]
     assert report["extracted"] == 0

@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 import pytest
 from flamest.agent.extraction.store import FeatureStore
-from flamest.base.errors import DataError, UsageError
+from flamest.base.errors import DataError, Interrupted, UsageError
 from flamest.base.process import Shutdown
 from flamest.experiments.paper import pool
 from flamest.experiments.paper.features import FeatureSource, open_features
 from flamest.experiments.paper.inputs import OTHER, ExperimentInputs, Settings
 from flamest.experiments.paper.jobs import PartitionRule, RunFailure, RunFolder, RunResult, job_key
-from flamest.experiments.paper.pool import Stopped, WorkerConfig, run_jobs
+from flamest.experiments.paper.pool import WorkerConfig, run_jobs
 from flamest.experiments.paper.splits import SplitRule, split_data
 from flamest.fedproto.records import Strategy, TrainSettings
 
@@ -72,7 +72,7 @@ def test_stopping_keeps_finished_runs_and_the_next_call_resumes(
         return run_job(job, *rest, **named)
 
     monkeypatch.setattr(pool, "run_job", run_and_stop)
-    with pytest.raises(Stopped, match="2 of 3 trainings left"):
+    with pytest.raises(Interrupted, match="2 of 3 trainings left"):
         run_jobs(jobs, inputs.data, worker, stop=stop)
     assert len(run_jobs(jobs, inputs.data, worker)) == 3
     assert ran == jobs
