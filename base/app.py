@@ -12,7 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -22,6 +22,8 @@ from .. import __version__
 from .console import report_error
 from .errors import UsageError
 from .extras import role
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class App(typer.Typer):
@@ -43,7 +45,7 @@ class App(typer.Typer):
             **options,
         )
 
-    def command(self, name: str | None = None, *, extras: Sequence[str] = (), **options: Any) -> Any:
+    def command(self, name: str | None = None, *, extras: Sequence[str] = (), **options: Any) -> Callable[[F], F]:
         """Declare a command of this program. ``extras``: in place of the program's."""
         traits = {**self._traits, "extras": tuple(extras) or self._traits["extras"]}
         settings = {"help_option_names": ["-h", "--help"]}
