@@ -82,7 +82,7 @@ def _option(one: Any) -> tuple[str, str, str, str]:
     names = ", ".join(f"`{name}`" for name in (*one.opts, *one.secondary_opts))
     kind = "" if one.is_flag else _kind(one)
     default = "**required**" if one.required else "" if one.default is False else default_in_words(one.default)
-    return names, cell(kind), cell(default), cell(one.help or "")
+    return names, cell(kind), default, cell(one.help or "")
 
 
 def _kind(one: Any) -> str:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from flamest.docs.tooling import lists
 
 pytest.importorskip("mkdocs", reason="the extra docs is not installed: pip install 'flamest[docs]'")
 pytest.importorskip("material", reason="the extra docs is not installed: pip install 'flamest[docs]'")
@@ -110,6 +111,13 @@ def test_paths_that_a_page_names_become_links(small):
         ("../project/changelog.html", "the log"),
     ]
     assert links(small / "site" / "project" / "changelog.html") == [("../guides/clips.html#here", "One")]
+
+
+def test_lists_are_read_as_github_reads_them():
+    page = "Why:\n- one,\n  in two lines\n  - inner\n- two\n\n```\nx\n- no list\n```\n"
+    assert lists.on_page_markdown(page) == (
+        "Why:\n\n- one,\n  in two lines\n    - inner\n- two\n\n```\nx\n- no list\n```\n"
+    )
 
 
 def test_a_link_to_nowhere_or_a_page_without_navigation_fails_the_build(small):
