@@ -17,6 +17,7 @@ from ..runtime.bundle.signature import TrustedKeys
 from ..runtime.clip_records import Clip
 from ..runtime.extractor import open_extractor
 from ..runtime.video.decoder import DecodeLimits
+from .extraction.clips import scan_clips
 from .extraction.report import content_hash
 from .training.trainer import HeadTrainer, log_softmax
 
@@ -78,6 +79,28 @@ def predict_videos(
                 continue
             x = np.concatenate([features.vlm, features.cnn])[None]
             yield Prediction(video, _top_labels(trainer, read, x, top), features.caption.text)
+
+
+def find_videos(paths: Sequence[Path]) -> tuple[list[Path], list[Prediction]]:
+    """Return the video files of ``paths``, folders searched as by ``extract``, and what of them cannot be a video.
+
+    A path that is no folder is taken as a video file, whatever it is.
+    """
+    videos, problems = [], []
+    for path in paths:
+        if not path.is_dir():
+            videos.append(path)
+            continue
+        try:
+            folder = scan_clips(path, labelled=False)
+        except (DataError, StorageError) as error:
+            problems.append(Prediction(path, reason=f"{error.code}: {error.message}"))
+            continue
+        videos += [clip.path for clip in folder.clips]
+        problems += [Prediction(path / found.name, reason=f"{found.code}: {found.reason}") for found in folder.problems]
+        if not folder.clips and not folder.problems:
+            problems.append(Prediction(path, reason="no_clips: there are no video files in this folder"))
+    return videos, problems
 
 
 def _readable(videos: Sequence[Path]) -> Iterator[Clip]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...base.console import command, say
+from ...base.console import command, end_with, say
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
 from .backend_options import BackendOption, PredictPrecisionOption, RequireOption, StoreOption, notice, show_placements
+
+if TYPE_CHECKING:
+    from ..predict import Prediction
 
 
 @command
@@ -68,7 +72,7 @@ def train(
 
 @command
 def predict(
-    videos: Annotated[list[Path], typer.Argument(help="Video files.", metavar="VIDEO…")],
+    videos: Annotated[list[Path], typer.Argument(help="Video files, and folders of them.", metavar="VIDEO…")],
     bundle: Annotated[Path, typer.Option("--bundle", help="The bundle whose features the model was trained on.")],
     model: Annotated[Path, typer.Option("--model", help="MODEL.safetensors from train or from the coordinator.")],
     top: Annotated[int, typer.Option(min=1, help="How many labels to show.")] = 5,
@@ -79,30 +83,60 @@ def predict(
     precision: PredictPrecisionOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Name the action in new videos: the likeliest labels and the caption of a keyframe."""
+    """Name the action in new videos: the likeliest labels and the caption of a keyframe.
+
+    Folders are searched for video files, also those inside. A video that cannot be read is shown with the reason and
+    the others follow; exit code 65 when none could be read.
+    """
+    from ...base.errors import DataError
     from ...runtime.backends.opening import GraphPlacement, OpeningOptions
     from ...runtime.backends.options import parse_backend_options
     from ...runtime.bundle.signature import read_trusted_keys
-    from ..predict import predict_videos
+    from ..predict import find_videos, predict_videos
 
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
     opening = OpeningOptions(backend_options, threads, notice=notice)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
     placements: list[GraphPlacement] = []
+    found, problems = find_videos(videos)
+    predicted = predict_videos(
+        bundle, model, found, top=top, opening=opening, trusted=trusted, on_open=placements.extend
+    )
     predictions = []
-    for prediction in predict_videos(
-        bundle, model, videos, top=top, opening=opening, trusted=trusted, on_open=placements.extend
-    ):
-        labels = [{"label": item.label, "probability": item.probability} for item in prediction.labels]
-        entry = {"video": str(prediction.video), "labels": labels, "caption": prediction.caption}
-        if prediction.reason:
-            entry["reason"] = prediction.reason
-        predictions.append(entry)
+    for prediction in itertools.chain(predicted, problems):
+        predictions.append(_entry(prediction))
         if not as_json:
-            say(str(prediction.video))
-            for item in prediction.labels:
-                say(f"  {item.probability:6.1%}  {item.label}")
-            say(f"  {prediction.reason or 'caption: ' + prediction.caption}")
+            for line in _prediction_lines(prediction):
+                say(line)
+    unread = sum("reason" in entry for entry in predictions)
+    result = {
+        "predictions": predictions,
+        "backends": {placement.graph: placement.as_json() for placement in placements},
+        "unread": unread,
+    }
     if not as_json:
         show_placements(placements, backend_options)
-    return {"predictions": predictions, "backends": {placement.graph: placement.as_json() for placement in placements}}
+        if unread and len(predictions) > 1:
+            say(f"{len(predictions) - unread} of {len(predictions)} videos read, {unread} could not be")
+    if unread == len(predictions):
+        problem = DataError(
+            f"none of {len(predictions)} videos could be read",
+            fix="the reasons are above; flamest-agent doctor shows if this machine can decode video",
+            code="all_clips_failed",
+        )
+        end_with(problem, result, as_json=as_json)
+    return result
+
+
+def _entry(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction for --json."""
+    labels = [{"label": item.label, "probability": item.probability} for item in prediction.labels]
+    entry = {"video": str(prediction.video), "labels": labels, "caption": prediction.caption}
+    return {**entry, "reason": prediction.reason} if prediction.reason else entry
+
+
+def _prediction_lines(prediction: Prediction) -> list[str]:
+    """Return a prediction as text."""
+    labels = [f"  {item.probability:6.1%}  {item.label}" for item in prediction.labels]
+    last = prediction.reason or (f"caption: {prediction.caption}" if prediction.caption else "")
+    return [str(prediction.video), *labels, *([f"  {last}"] if last else [])]

@@ -77,9 +77,10 @@ def find_clips(folder: Path) -> list[FoundClip]:
     return list(scan_clips(folder).clips)
 
 
-def scan_clips(folder: Path) -> ClipFolder:
+def scan_clips(folder: Path, *, labelled: bool = True) -> ClipFolder:
     """Find the clips of ``folder`` (layouts: see the module's docstring). Opens no video.
 
+    Without ``labelled`` a labels.csv is not read: every video file is found.
     A folder inside that cannot be read is a problem like a file's. Raises StorageError when ``folder`` itself
     cannot, DataError naming the line when its labels.csv is not one.
     """
@@ -89,7 +90,7 @@ def scan_clips(folder: Path) -> ClipFolder:
     root = folder.resolve()
     table = folder / LABELS_FILE
     unread: list[OSError] = []
-    listed = _read_labels(table, root) if os.path.lexists(table) else _walk(folder, unread)
+    listed = _read_labels(table, root) if labelled and os.path.lexists(table) else _walk(folder, unread)
     clips, problems = [], []
     for path, label, group in listed:
         name = _name(path, folder)

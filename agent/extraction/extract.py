@@ -55,6 +55,12 @@ def extract_folder(
 
 def clips_to_extract(videos: Path) -> ClipFolder:
     """Return the folder's clips. Raises DataError ``no_clips``, with a fix, when there are none."""
+    if not Path(videos).is_dir():
+        raise DataError(
+            f"{printable_path(videos)} is not a folder of videos",
+            fix="give a folder with LABEL/clip.mp4, or with a labels.csv: --videos DIR",
+            code="no_clips",
+        )
     folder = scan_clips(videos)
     if not folder.clips and not folder.problems:
         raise DataError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from flamest.agent.cli.main import app
 from flamest.agent.predict import predict_videos
 from flamest.base.errors import DataError
 from flamest.experiments.miniworld.videos import render_dataset
@@ -10,6 +13,7 @@ from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.model_file import ModelFile, write_model
 from flamest.runtime.backends.opening import OpeningOptions
 from flamest.runtime.bundle.manifest_reading import read_manifest
+from typer.testing import CliRunner
 
 
 def model_for(path, fingerprint):
@@ -39,3 +43,32 @@ def test_a_model_of_another_bundle_is_refused(tiny_bundle, tmp_path):
     model = model_for(tmp_path / "m.safetensors", "f" * 64)
     with pytest.raises(DataError, match="was trained on features of bundle ffffffffffff"):
         list(predict_videos(tiny_bundle, model, []))
+
+
+def predicted(bundle, model, *videos) -> tuple[int, dict, str]:
+    words = ["predict", *map(str, videos), "--bundle", str(bundle), "--model", str(model), "--threads", "1"]
+    shown = CliRunner().invoke(app, words).output
+    done = CliRunner().invoke(app, [*words, "--json"])
+    return done.exit_code, json.loads(done.stdout.splitlines()[-1]), shown
+
+
+def test_predict_searches_folders_and_no_bad_clip_stops_the_rest(tiny_bundle, tmp_path):
+    render_dataset(tmp_path / "new", groups=1, objects=("ball",), motions=("lifting",), seed=1, processes=1)
+    (tmp_path / "new" / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "new" / "deep" / "er" / "text.avi").write_text("not a video")
+    (tmp_path / "new" / "notes.txt").write_text("not searched for")
+    (tmp_path / "empty").mkdir()
+    model = model_for(tmp_path / "m.safetensors", read_manifest(tiny_bundle).fingerprint)
+    code, answer, shown = predicted(tiny_bundle, model, tmp_path / "empty", tmp_path / "new")
+    read = [entry for entry in answer["predictions"] if "reason" not in entry]
+    assert (code, len(answer["predictions"]), len(read), answer["unread"]) == (0, 3, 1, 2)
+    assert "1 of 3 videos read, 2 could not be" in shown
+    assert "no video files in this folder" in shown
+
+
+def test_predict_ends_with_65_when_nothing_could_be_read(tiny_bundle, tmp_path):
+    (tmp_path / "text.avi").write_text("not a video")
+    model = model_for(tmp_path / "m.safetensors", read_manifest(tiny_bundle).fingerprint)
+    code, answer, _ = predicted(tiny_bundle, model, tmp_path / "text.avi", tmp_path / "missing.mp4")
+    assert (code, answer["error"]["code"], answer["unread"]) == (65, "all_clips_failed", 2)
+    assert all(entry["reason"] for entry in answer["predictions"])

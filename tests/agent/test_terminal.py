@@ -8,7 +8,8 @@ from flamest.agent import predict as prediction
 from flamest.agent.cli.main import app
 from flamest.agent.client_errors import permanent_error
 from flamest.agent.predict import LabelProbability, Prediction
-from flamest.agent.status import AgentStatus, write_status
+from flamest.agent.status import LOCK_FILE, AgentStatus, write_status
+from flamest.base.files import FileLock
 from typer.testing import CliRunner
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\nerror: forged\u202e"
@@ -35,8 +36,9 @@ key = "silo.key"
 """)
     reported = {"detail": HOSTILE, "code": HOSTILE, "extraction": HOSTILE, "run": HOSTILE, "adopted_why": HOSTILE}
     write_status(tmp_path, AgentStatus(**reported, adopted="own", backends={HOSTILE: HOSTILE}))
-    assert printed("status", "--config", tmp_path / "agent.toml").count(ESCAPED) == 7
-    assert "\x1b" not in printed("status", "--config", tmp_path / "agent.toml", "--json")
+    with FileLock.take(tmp_path / LOCK_FILE, owner="flamest-agent"):  # otherwise status ends with 69
+        assert printed("status", "--config", tmp_path / "agent.toml").count(ESCAPED) == 7
+        assert "\x1b" not in printed("status", "--config", tmp_path / "agent.toml", "--json")
 
 
 def test_predict_escapes_labels_captions_and_file_names(tmp_path, monkeypatch):

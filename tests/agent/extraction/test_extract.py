@@ -470,7 +470,7 @@ def test_imported_embeddings_are_written_out_again(tmp_path):
     ("command", "code"),
     [
         (["features", "--store", "nowhere.sqlite", "--out", "x.npz"], 65),
-        (["extract", "--bundle", "nowhere", "--videos", "nowhere", "--store", "s.sqlite"], 74),
+        (["extract", "--bundle", "nowhere", "--videos", "nowhere", "--store", "s.sqlite"], 65),
         (["import-features", "nowhere.npz", "--store", "s.sqlite"], 74),
     ],
 )
