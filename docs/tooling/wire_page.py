@@ -25,10 +25,10 @@ def messages() -> str:
     parts = [table(("call", "silo sends", "coordinator answers", "meaning"), calls)]
     for sort, name, body in _BLOCK.findall(text):
         rows = [
-            (field["number"], f"`{field['name']}`", *([f"`{field['kind']}`"] if sort == "message" else []), _why(field))
+            (f"`{field['name']}`", *([f"`{field['kind']}`"] if sort == "message" else []), field["number"], _why(field))
             for field in _FIELD.finditer(body)
         ]
-        head = ("number", "field", "type", "meaning") if sort == "message" else ("number", "value", "meaning")
+        head = ("field", "type", "number", "meaning") if sort == "message" else ("value", "number", "meaning")
         parts += [f"### {name}", table(head, rows)]
     return "\n\n".join(parts)
 
