@@ -231,7 +231,7 @@ def _echo_accuracies(
     steps.note(f"federated    {rounds[-1]:6.1%}  (best {max(rounds):.1%})")
     steps.note(f"centralised  {references.centralised:6.1%}")
     alone = ", ".join(f"{silo} {accuracy:.1%}" for silo, accuracy in references.local.items())
-    steps.note(f"local only   {sum(references.local.values()) / len(references.local):6.1%}  ({alone})")
+    steps.note(f"alone, mean  {sum(references.local.values()) / len(references.local):6.1%}  ({alone})")
     steps.note(f"metadata     {meta:6.1%}  (frame size, length, bytes)")
     steps.note(f"chance       {1 / classes:6.1%}")
 

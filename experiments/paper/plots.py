@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 OURS, PRINTED, SOFT = "#0b6e6e", "#b4530a", "#8d97a3"
 COLOURS = (OURS, PRINTED, "#7a4fa3", "#5b636d", "#2f6db0", "#a03a5a", "#6f7d1f", "#444444")
 DOTS = 150  # per inch
+MAX_LABEL = 32  # characters of a class in the confusion matrix
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -99,7 +100,7 @@ def curves_figure(title: str, curves: Mapping[str, Sequence[Sequence[float]]], a
     axes.set_ylim(0, 102)
     axes.grid(alpha=0.25)
     axes.set_title(title, fontsize=10, loc="left")
-    axes.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside lower left", ncols=3, frameon=False)  # never over a line
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -126,14 +127,17 @@ def scatter_figure(title: str, panels: Sequence[tuple[str, npt.NDArray[np.float3
 
 def confusion_figure(title: str, counts: npt.NDArray[np.int64], labels: Sequence[str]) -> Figure:
     """``counts`` [classes, classes]: truth down, prediction across."""
-    size = min(16.0, 2.5 + 0.26 * len(labels))
+    names = [label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…" for label in labels]
+    shown = len(labels) <= 60
+    margin = 1.6 + (0.065 * max(map(len, names)) if shown else 0.0)
+    size = min(16.0, margin + max(1.5, 0.26 * len(labels)))
     figure = new_figure(size, size)
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="viridis", vmin=0, vmax=1)
-    if len(labels) <= 60:
-        axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6)
-        axes.set_yticks(range(len(labels)), labels, fontsize=6)
+    if shown:
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+        axes.set_yticks(range(len(names)), names, fontsize=6)
     axes.set_xlabel("predicted")
     axes.set_ylabel("truth")
     axes.set_title(title, fontsize=10)

@@ -3,10 +3,12 @@
 LIGHT = """
   --ground: #f7f6f3; --card: #ffffff; --ink: #1d2126; --muted: #58606a; --line: #e3e1dc; --track: #ecebe7;
   --accent: #0b6e6e; --plain: #8d97a3; --central: #7a4fa3; --local: #a84b08; --quiet: #58606a; --wrong: #b3261e;
+  --shade: rgb(0 0 0 / 18%);
 """
 DARK = """
   --ground: #14171a; --card: #1b1f24; --ink: #e8eaec; --muted: #a3acb6; --line: #2e343b; --track: #2a3037;
   --accent: #4fc3b8; --plain: #75808c; --central: #c3a0e8; --local: #f0a35e; --quiet: #a3acb6; --wrong: #ff9088;
+  --shade: rgb(0 0 0 / 70%);
 """
 
 BASE = """
@@ -35,7 +37,11 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .split { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1.75rem 3rem; }
 .split > * { min-width: 0; }
 .split.three { grid-template-columns: repeat(auto-fit, minmax(min(100%, 14rem), 1fr)); gap: 1.5rem 2.25rem; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; background: linear-gradient(90deg, var(--card) 60%, transparent) left / 2rem 100%,
+  linear-gradient(270deg, var(--card) 60%, transparent) right / 2rem 100%,
+  linear-gradient(90deg, var(--shade), transparent) left / 0.75rem 100%,
+  linear-gradient(270deg, var(--shade), transparent) right / 0.75rem 100%;
+  background-repeat: no-repeat; background-attachment: local, local, scroll, scroll; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 4px; border-radius: 6px; }
 details { margin-top: 1.25rem; }
 summary { cursor: pointer; color: var(--muted); font-size: 0.9rem; width: fit-content; padding: 0.25rem 0; }
@@ -70,7 +76,7 @@ dd { margin: 0 0 0 auto; min-width: min(7rem, 60%); text-align: right; font-weig
 .gains thead i { display: inline-block; width: 0.7rem; height: 0.7rem; border-radius: 3px; margin: 0 0.35rem 0 0; }
 .gains thead i + i { margin-left: 0.6rem; }
 .gains .gain { font-weight: 650; }
-.stages th:first-child { white-space: normal; }
+.scroll tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 9.5rem; max-width: 22rem; }
 .meter { display: inline-grid; grid-template-columns: 3.6rem 4rem; align-items: center; gap: 0.75rem; }
 .meter .track { grid-column: auto; }
 """
@@ -187,7 +193,7 @@ PRINT = """
   body { font-size: 10.5pt; background: #fff; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   main { max-width: none; padding: 0; }
   section { border: 0; border-top: 1px solid var(--line); border-radius: 0; padding: 1.1rem 0; break-inside: avoid; }
-  .scroll { overflow: visible; }
+  .scroll { overflow: visible; background: none; }
   summary { display: none; }
   details::details-content { content-visibility: visible; display: block; }
 }

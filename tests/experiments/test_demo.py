@@ -65,3 +65,6 @@ def test_the_demo_runs_from_the_wheel_on_own_clips(wheel_site, tiny_bundle, tmp_
     report = (tmp_path / "out" / "report.html").read_text()
     assert "<svg" in report
     assert result["prediction"]["truth"] in report
+    assert f"The clips are rendered; the networks are those of the bundle {tiny_bundle}" in report
+    assert result["fingerprint"] in report
+    assert (result["wrong_prediction"] is None) == (result["wrong_clips"] == 0)
