@@ -187,6 +187,7 @@ class CoordinatorClient:
             raise DataError(
                 f"the model of round {task.round} has the hash {found.sha256[:12]}…, "
                 f"expected {task.model_sha256[:12]}…",
+                fix="the agent fetches it again; if it stays, tell the coordinator's operator",
                 code="digest",
             )
         if run.codec != "fp32":
@@ -217,7 +218,11 @@ class CoordinatorClient:
             header.update_id,
             header.payload_sha256,
         ):
-            raise DataError("the coordinator's receipt is for another update", code="receipt")
+            raise DataError(
+                "the coordinator's receipt is for another update",
+                fix="the agent sends it again; if it stays, tell the coordinator's operator",
+                code="receipt",
+            )
         return receipt
 
     def report_evaluation(self, run: RunSettings, round_number: int, results: Sequence[SubjectEvaluation]) -> None:
@@ -228,7 +233,11 @@ class CoordinatorClient:
         """Send the results measured at the end of the run (none: this silo declines); durable when it returns."""
         reply = self._ask(calls.REPORT_EVALUATION, message.encoded, calls.CALL_S)
         if messages.decode_evaluation_receipt(reply).round != message.report.round:
-            raise DataError("the coordinator's receipt is for another evaluation", code="receipt")
+            raise DataError(
+                "the coordinator's receipt is for another evaluation",
+                fix="the agent sends it again; if it stays, tell the coordinator's operator",
+                code="receipt",
+            )
 
     # --- one attempt of each call ---
 

@@ -61,7 +61,11 @@ def permanent_error(error: grpc.RpcError, address: str) -> FlamestError | None:
     if status is grpc.StatusCode.ALREADY_EXISTS:
         return StaleUpdate(details, code="already_answered")
     if status is grpc.StatusCode.INVALID_ARGUMENT:
-        return DataError(f"the coordinator refused the message: {details}", code=code or "refused")
+        return DataError(
+            f"the coordinator refused the message: {details}",
+            fix="send this message to the coordinator's operator",
+            code=code or "refused",
+        )
     if status in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
         return IdentityError(
             f"the coordinator at {address} refused this silo: {details}",
@@ -69,7 +73,11 @@ def permanent_error(error: grpc.RpcError, address: str) -> FlamestError | None:
             code=code or "refused_silo",
         )
     if status is grpc.StatusCode.UNIMPLEMENTED:
-        return DataError(f"the server at {address} is not a FLAMeST coordinator: {details}", code="protocol")
+        return DataError(
+            f"the server at {address} is not a FLAMeST coordinator: {details}",
+            fix="check coordinator.address in agent.toml, and that both sides have the same version of flamest",
+            code="protocol",
+        )
     return None
 
 

@@ -135,7 +135,11 @@ class _Daemon:
                 self._notes.note_error("bad_reply", self._progress.round, error)
                 self._shutdown.wait(self._bad_replies.pause_s())
             except MemoryError:
-                problem = StorageError("there is not enough memory for what is asked", code="out_of_memory")
+                problem = StorageError(
+                    "there is not enough memory for what is asked",
+                    fix="free memory, or give this machine more; [work] threads = 1 needs less",
+                    code="out_of_memory",
+                )
                 self._notes.note_error("bad_reply", self._progress.round, problem)
                 self._shutdown.wait(self._bad_replies.pause_s())
         self._notes.set_state("stopped")
@@ -308,7 +312,11 @@ class _Daemon:
         try:
             return self._worker.call(train_round, self._source, work, until=at.until)
         except WorkExpired:
-            late = DataError("training was not done at the round's deadline: nothing is sent", code=WorkExpired.code)
+            late = DataError(
+                "training was not done at the round's deadline: nothing is sent",
+                fix="the next round is trained; ask the operator for a longer deadline if it stays",
+                code=WorkExpired.code,
+            )
             self._notes.note_error("training_failed", model.round, late)
             return None
         except (DataError, StorageError, WorkerCrashed) as error:

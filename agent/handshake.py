@@ -35,7 +35,10 @@ def split_address(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise SettingsError(f"coordinator address '{address}': expected host:port, like fl.example.org:7443")
+        raise SettingsError(
+            f"coordinator address '{address}': expected host:port, like fl.example.org:7443",
+            fix="set coordinator.address in agent.toml to the host and port that the operator named",
+        )
     return host, int(port)
 
 

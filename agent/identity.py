@@ -66,6 +66,9 @@ def make_request(name: str, folder: Path) -> KeyAndRequest:
             fix="use it, or choose another folder with --out",
         ) from error
     except OSError as error:
-        raise StorageError(f"cannot write {made.key_path}: {error.strerror}") from error
+        raise StorageError(
+            f"cannot write {made.key_path}: {error.strerror}",
+            fix="check free space and permissions of the folder, or choose another --out",
+        ) from error
     write_atomic(made.csr_path, request)
     return made

@@ -33,7 +33,11 @@ def receive_model(run: RunSettings, round_number: int, parts: Iterator[bytes], h
     """
     header = messages.decode_model_part(next(parts, b""))
     if not isinstance(header, messages.ModelHeader):
-        raise DataError("the model was sent without a header", code="malformed")
+        raise DataError(
+            "the model was sent without a header",
+            fix="ask the coordinator's operator: both sides may have different versions of flamest",
+            code="malformed",
+        )
     _check_header(run, round_number, header, held)
     digest = ParamsDigest(run.head)
     payload = _receive_payload(header, parts, digest)
@@ -47,7 +51,9 @@ def receive_model(run: RunSettings, round_number: int, parts: Iterator[bytes], h
         found = HeldModel(digest.hexdigest(), decode_params(run.head, payload, whose=whose))
     if found.sha256 != header.model_sha256:
         raise DataError(
-            f"the {whose} has the hash {found.sha256[:12]}…, its header says {header.model_sha256[:12]}…", code="digest"
+            f"the {whose} has the hash {found.sha256[:12]}…, its header says {header.model_sha256[:12]}…",
+            fix="the agent fetches it again; if it stays, tell the coordinator's operator",
+            code="digest",
         )
     if any(np.abs(tensor).max() > MAX_WEIGHT for tensor in found.params.values()):
         raise DataError(
@@ -61,11 +67,23 @@ def receive_model(run: RunSettings, round_number: int, parts: Iterator[bytes], h
 def _check_header(run: RunSettings, round_number: int, header: messages.ModelHeader, held: HeldModel | None) -> None:
     """Check, before anything is allocated, that this is the model that was asked for, and can be read."""
     if header.round != round_number:
-        raise DataError(f"a model of round {header.round}, expected round {round_number}", code="digest")
+        raise DataError(
+            f"a model of round {header.round}, expected round {round_number}",
+            fix="ask the coordinator's operator: both sides may have different versions of flamest",
+            code="digest",
+        )
     if header.codec not in ("fp32", run.codec):
-        raise DataError(f"a model in codec {header.codec}, the run's is {run.codec}", code="codec")
+        raise DataError(
+            f"a model in codec {header.codec}, the run's is {run.codec}",
+            fix="ask the coordinator's operator: both sides may have different versions of flamest",
+            code="codec",
+        )
     if held is None and header.codec != "fp32":
-        raise DataError("the model was sent as a delta from one that this silo does not have", code="malformed")
+        raise DataError(
+            "the model was sent as a delta from one that this silo does not have",
+            fix="ask the coordinator's operator: both sides may have different versions of flamest",
+            code="malformed",
+        )
     if header.payload_bytes or held is None:
         check_size(header.codec, run.head, header.payload_bytes, whose=f"model of round {header.round}")
 
@@ -75,11 +93,19 @@ def _receive_payload(header: messages.ModelHeader, parts: Iterator[bytes], diges
     for raw in parts:
         part = messages.decode_model_part(raw)
         if isinstance(part, messages.ModelHeader) or not 0 < len(part) <= len(payload) - filled:
-            raise DataError(f"the model is not a header and {len(payload)} bytes", code="payload_size")
+            raise DataError(
+                f"the model is not a header and {len(payload)} bytes",
+                fix="the agent fetches it again; if it stays, tell the coordinator's operator",
+                code="payload_size",
+            )
         payload[filled : filled + len(part)] = part
         filled += len(part)
         if header.codec == "fp32":
             digest.update(part)
     if filled != len(payload):
-        raise DataError(f"a model of {filled} bytes, its header announces {len(payload)}", code="payload_size")
+        raise DataError(
+            f"a model of {filled} bytes, its header announces {len(payload)}",
+            fix="the agent fetches it again; if it stays, tell the coordinator's operator",
+            code="payload_size",
+        )
     return payload

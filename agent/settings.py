@@ -155,7 +155,9 @@ def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> Ag
     except UsageError as error:
         problems.append(f"work: {error.message}")
     if problems:
-        raise SettingsError(f"{path}: " + "; ".join(problems))
+        raise SettingsError(
+            f"{path}: " + "; ".join(problems), fix=f"edit {path}; docs/reference/agent-settings.md lists every key"
+        )
     resolved = _resolve_paths(settings, Path(path).resolve().parent)
     resolved = msgspec.structs.replace(resolved, trusted_keys=(*resolved.trusted_keys, *also_trusted))
     resolved.trust()  # a key that cannot be read must not wait for the first new clip

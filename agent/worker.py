@@ -76,7 +76,10 @@ class Worker:
         except (EOFError, OSError) as error:
             status = self._process.exitcode if self._process else None
             self.close()
-            raise WorkerCrashed(f"the worker process ended with status {status}") from error
+            raise WorkerCrashed(
+                f"the worker process ended with status {status}",
+                fix="if it stays, give the machine more memory or set [work] threads = 1; see the log before it",
+            ) from error
         self._last_used = time.monotonic()
         if not succeeded:
             raise result
@@ -141,9 +144,19 @@ def _serve(pipe: Connection[Any, Any]) -> None:
         except FlamestError as error:
             answer = (False, error)
         except MemoryError:
-            answer = (False, WorkerCrashed("there is not enough memory for the work", code="out_of_memory"))
+            answer = (
+                False,
+                WorkerCrashed(
+                    "there is not enough memory for the work",
+                    fix="give the machine more memory, or set [work] threads = 1",
+                    code="out_of_memory",
+                ),
+            )
         except Exception as error:  # its message may hold data, and goes nowhere
-            answer = (False, WorkerCrashed(f"the worker met an unexpected {error_location(error)}"))
+            answer = (
+                False,
+                WorkerCrashed(f"the worker met an unexpected {error_location(error)}", fix="please report it"),
+            )
         try:
             pipe.send(answer)
         except OSError:

@@ -75,7 +75,11 @@ class Features:
 
         values = np.ascontiguousarray(x, dtype=np.float32)
         if values.ndim != 2 or 0 in values.shape:
-            raise DataError(f"x has the shape {list(values.shape)}, expected [clips, width]", code="bad_table")
+            raise DataError(
+                f"x has the shape {list(values.shape)}, expected [clips, width]",
+                fix="give a two-dimensional array, a row for each clip",
+                code="bad_table",
+            )
         if not np.isfinite(values).all():
             raise DataError("x holds NaN or infinity", fix="leave such rows out", code="not_finite")
         rows = len(values)
@@ -96,7 +100,11 @@ class Features:
         try:
             index = np.arange(len(self))[rows if isinstance(rows, slice) else np.asarray(rows)]
         except IndexError as error:
-            raise DataError(f"rows of features: {error}", code="bad_rows") from error
+            raise DataError(
+                f"rows of features: {error}",
+                fix="give whole numbers below the number of clips, a slice or a mask",
+                code="bad_rows",
+            ) from error
         if index.ndim != 1:
             raise DataError(
                 "features are indexed with a slice, row numbers or a mask",
@@ -160,7 +168,11 @@ class Features:
         y = numbers[self.y[known]]
         if (y == UNKNOWN).any():
             missing = sorted({self.labels[number] for number in self.y[known][y == UNKNOWN].tolist()})
-            raise DataError(f"labels {missing} are not among {list(labels)}", code="unknown_label")
+            raise DataError(
+                f"labels {missing} are not among {list(labels)}",
+                fix="give labels that include them, or leave those clips out",
+                code="unknown_label",
+            )
         return FeatureTable(np.ascontiguousarray(self.x[known]), y)
 
     def _part(self, name: str, columns: slice) -> Features:
@@ -275,7 +287,10 @@ def _features(x: npt.NDArray[np.float32], columns: _Columns, kind: _Kind) -> Fea
 def _column(what: str, values: Sequence[Any] | npt.NDArray[Any], rows: int) -> list[str]:
     found = np.asarray(values)
     if found.shape != (rows,):
-        raise DataError(f"{what} has the shape {list(found.shape)}, expected [{rows}], one for each row of x")
+        raise DataError(
+            f"{what} has the shape {list(found.shape)}, expected [{rows}], one for each row of x",
+            fix="give one value for each row of x",
+        )
     return [str(value) for value in found.tolist()]
 
 

@@ -76,7 +76,7 @@ class Model:
         """
         labelled = features[features.y != UNKNOWN]
         if not len(labelled):
-            raise DataError("no clip has a label, so there is nothing to compare with")
+            raise DataError("no clip has a label, so there is nothing to compare with", fix="give features with labels")
         right = [found == label for found, label in zip(self.classify(labelled), labelled.names, strict=True)]
         return float(np.mean(right))
 
@@ -113,7 +113,11 @@ class Model:
             )
         x = np.ascontiguousarray(features.x if isinstance(features, Features) else features, dtype=np.float32)
         if x.ndim != 2 or x.shape[1] != self.head.inputs:
-            raise DataError(f"embeddings {list(x.shape)}, expected [clips, {self.head.inputs}]", code="bad_table")
+            raise DataError(
+                f"embeddings {list(x.shape)}, expected [clips, {self.head.inputs}]",
+                fix="give embeddings of the bundle that the model was trained on",
+                code="bad_table",
+            )
         return x
 
     def __repr__(self) -> str:

@@ -123,7 +123,10 @@ def strategy_settings(
     given = {key: settings[key] for key in STRATEGY_KEYS if key in settings}
     if isinstance(strategy, Strategy):
         if given:
-            raise UsageError(f"{', '.join(given)}: given beside a strategy record, which has them already")
+            raise UsageError(
+                f"{', '.join(given)}: given beside a strategy record, which has them already",
+                fix="set them in the record",
+            )
         _raise_for([*strategy.problems(), *strategy_problems(strategy)])
         return strategy.name, strategy, None
     if callable(strategy):
@@ -174,14 +177,18 @@ def head_of(
         try:
             return msgspec.convert(_plain(fields), HeadSpec)
         except msgspec.ValidationError as error:
-            raise UsageError(f"head: {error}") from error
+            raise UsageError(f"head: {error}", fix="see help(flamest.simulate)") from error
     if given:
-        raise UsageError(f"{', '.join(given)}: settings of the heads {' and '.join(HEADS)}, not of the given one")
+        raise UsageError(
+            f"{', '.join(given)}: settings of the heads {' and '.join(HEADS)}, not of the given one",
+            fix="set them in the head that is given",
+        )
     if isinstance(head, HeadSpec):
         if (head.inputs, head.outputs) != (inputs, outputs):
             raise UsageError(
                 f"the head takes {head.inputs}-d embeddings to {head.outputs} classes, "
-                f"the features have {inputs} dimensions and {outputs} classes"
+                f"the features have {inputs} dimensions and {outputs} classes",
+                fix="make the head for these features and labels",
             )
         return head
     return OwnHead.open(head, inputs, outputs)
@@ -197,7 +204,7 @@ def _record(fields: Mapping[str, Any], kind: type[Record]) -> Record:
     try:
         return msgspec.convert(_plain(fields), kind)
     except msgspec.ValidationError as error:
-        raise UsageError(str(error).replace("`", "'").replace("$.", "")) from error
+        raise UsageError(str(error).replace("`", "'").replace("$.", ""), fix="see help(flamest.simulate)") from error
 
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:

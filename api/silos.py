@@ -38,7 +38,9 @@ class Silos(Mapping[str, Features]):
         try:
             return self._silos[name]
         except KeyError:
-            raise UsageError(f"there is no silo {name!r}; there are {', '.join(self._silos)}") from None
+            raise UsageError(
+                f"there is no silo {name!r}; there are {', '.join(self._silos)}", fix="choose one of those"
+            ) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._silos
@@ -161,7 +163,9 @@ def _known_partition(
     if smallest is not None and name == "label-skew":
         raise UsageError("the partition label-skew has no smallest silo", fix="leave it out")
     if silos < 1:
-        raise UsageError(f"a data set cannot be split over {silos} silos, expected at least 1")
+        raise UsageError(
+            f"a data set cannot be split over {silos} silos, expected at least 1", fix="choose 1 or more silos"
+        )
     if name == "label-skew":
         skew = partition if isinstance(partition, LabelSkew) else LabelSkew(most_silos=max(silos, 10))
         return label_skew(y, silos=silos, seed=seed, skew=skew)

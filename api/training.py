@@ -90,7 +90,7 @@ def simulate(
     """
     check_names(settings, (*STRATEGY_KEYS, *TRAIN_KEYS, *HEAD_KEYS))
     if codec not in CODECS:
-        raise UsageError(f"there is no codec {codec!r}; known: {', '.join(CODECS)}")
+        raise UsageError(f"there is no codec {codec!r}; known: {', '.join(CODECS)}", fix="choose one of those")
     name, rule, aggregation = strategy_settings(strategy, settings)
     data = _Data.of(_named(silos), test)
     given_head = head_of(head, settings, data.width, len(data.labels), data.vlm_width)
@@ -201,7 +201,11 @@ class _Data:
         everything = [*silos.values(), *([test] if test is not None else [])]
         labels = shared_labels(everything)
         if len(labels) < 2:
-            raise DataError(f"the features are of {len(labels)} classes, expected 2 or more", code="one_class")
+            raise DataError(
+                f"the features are of {len(labels)} classes, expected 2 or more",
+                fix="give features of two or more classes",
+                code="one_class",
+            )
         first = everything[0]
         tables = {name: features.table(labels) for name, features in silos.items()}
         if empty := [name for name, table in tables.items() if not len(table)]:
@@ -262,9 +266,9 @@ def _replaced(settings: RunSettings, **changes: Any) -> RunSettings:
     try:
         made = msgspec.convert(msgspec.to_builtins(plain), RunSettings)
     except msgspec.ValidationError as error:
-        raise UsageError(str(error).replace("`", "'").replace("$.", "")) from error
+        raise UsageError(str(error).replace("`", "'").replace("$.", ""), fix="see help(flamest.simulate)") from error
     if problems := made.problems():
-        raise UsageError("; ".join(problems))
+        raise UsageError("; ".join(problems), fix="see help(flamest.simulate)")
     return made
 
 

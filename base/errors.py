@@ -90,8 +90,13 @@ class UnreachableError(FlamestError):
 
 
 class InvariantError(FlamestError):
+    """A bug, so every one has the same fix."""
+
     exit_code = 70
     code = "invariant"
+
+    def __init__(self, message: str, *, fix: str = "", code: str | None = None) -> None:
+        super().__init__(message, fix=fix or "a bug: please report the command and this message", code=code)
 
 
 class StorageError(FlamestError):

@@ -51,14 +51,22 @@ def open_regular(
     try:
         handle = os.open(path, flags, dir_fd=folder)
     except ValueError as error:  # a NUL in the name, or a character that the file system cannot have
-        raise DataError(f"{shown} cannot be a file's name", code="not_a_file") from error
+        raise DataError(
+            f"{shown} cannot be a file's name", fix="use another name, without control characters", code="not_a_file"
+        ) from error
     except OSError as error:
         if error.errno == errno.ENXIO or (error.errno == errno.ELOOP and not follow):
             raise _not_a_file(shown) from error
-        raise StorageError(f"cannot read {shown}: {error.strerror}") from error
+        raise StorageError(
+            f"cannot read {shown}: {error.strerror}", fix="check the path, and that this user may read it"
+        ) from error
     if inside is not None and not _is_inside(handle, inside):
         os.close(handle)
-        raise DataError(f"{shown} leads to a place outside of the folder", code="outside_folder")
+        raise DataError(
+            f"{shown} leads to a place outside of the folder",
+            fix="keep the file inside the folder, not a link to another place",
+            code="outside_folder",
+        )
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode) or (largest is not None and status.st_size > largest):
         os.close(handle)
@@ -95,7 +103,10 @@ def read_regular(
                 size += len(chunk)
                 wanted = max(wanted - len(chunk), HASH_CHUNK)
         except OSError as error:
-            raise StorageError(f"cannot read {printable_path(Path(path))}: {error.strerror}") from error
+            raise StorageError(
+                f"cannot read {printable_path(Path(path))}: {error.strerror}",
+                fix="try again; if it fails again, check the disk",
+            ) from error
     if size > largest:
         raise _too_large(printable_path(Path(path)), largest)
     return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -126,16 +137,27 @@ def sha256_file(
                 if largest is not None and size > largest:
                     raise _too_large(printable_path(path), largest)
         except OSError as error:
-            raise StorageError(f"cannot read {printable_path(path)}: {error.strerror}") from error
+            raise StorageError(
+                f"cannot read {printable_path(path)}: {error.strerror}",
+                fix="try again; if it fails again, check the disk",
+            ) from error
     return digest.hexdigest()
 
 
 def _not_a_file(shown: str) -> DataError:
-    return DataError(f"{shown} is a link, a folder or a special file, expected a regular file", code="not_a_file")
+    return DataError(
+        f"{shown} is a link, a folder or a special file, expected a regular file",
+        fix="give the file itself",
+        code="not_a_file",
+    )
 
 
 def _too_large(shown: str, largest: int | None) -> DataError:
-    return DataError(f"{shown} is larger than {largest} bytes, the most that can be right", code="too_large")
+    return DataError(
+        f"{shown} is larger than {largest} bytes, the most that can be right",
+        fix="check that it is the right file; it may be damaged",
+        code="too_large",
+    )
 
 
 class FileStamp(NamedTuple):
@@ -255,7 +277,10 @@ def new_directory(path: Path, *, mode: int = 0o755) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".building", dir=path.parent))
     except OSError as error:
-        raise StorageError(f"cannot create {path}: {error.strerror}") from error
+        raise StorageError(
+            f"cannot create {path}: {error.strerror}",
+            fix="check the path and the permissions of the folder above it, or choose another one",
+        ) from error
     try:
         yield building
         for file in building.rglob("*"):
@@ -285,7 +310,10 @@ class FileLock:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StorageError(f"cannot open the lock file {path}: {error.strerror}") from error
+            raise StorageError(
+                f"cannot open the lock file {path}: {error.strerror}",
+                fix="check that the folder exists and that this user may write into it",
+            ) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -35,13 +35,21 @@ def load_settings(path: Path, kind: type[T]) -> T:
         ) from error
     shown = printable_path(Path(path))
     if _LONG_KEY.search(text):  # the parser takes time by the square of its parts
-        raise SettingsError(f"{shown}: not valid TOML: a key of more than {MAX_PARTS} parts")
+        raise SettingsError(
+            f"{shown}: not valid TOML: a key of more than {MAX_PARTS} parts",
+            fix=f"edit {shown}: keys have at most two or three parts",
+        )
     try:
         return msgspec.toml.decode(text, type=kind, dec_hook=_path_from_text)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"{shown}: {_explain(str(error), kind)}") from error
+        raise SettingsError(
+            f"{shown}: {_explain(str(error), kind)}", fix=f"edit {shown}; docs/reference lists every key"
+        ) from error
     except (msgspec.DecodeError, ValueError, RecursionError, OverflowError) as error:
-        raise SettingsError(f"{shown}: not valid TOML: {error}") from error
+        raise SettingsError(
+            f"{shown}: not valid TOML: {error}",
+            fix=f"edit {shown}: text needs quotes, lists need brackets, sections are [name]",
+        ) from error
 
 
 def _path_from_text(kind: type, value: Any) -> Any:

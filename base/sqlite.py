@@ -129,7 +129,10 @@ def translated_errors(path: Path, schema: Schema) -> Iterator[None]:
     except (apsw.TooBigError, UnicodeDecodeError) as error:
         raise damaged_error(path, schema, f"it holds a value that was never written to it: {error}") from error
     except (apsw.BusyError, apsw.LockedError) as error:
-        raise LockedError(f"{name} is in use by another process: {error}") from error
+        raise LockedError(
+            f"{name} is in use by another process: {error}",
+            fix="wait until the other process has ended, or stop it, then run the command again",
+        ) from error
     except (apsw.FullError, apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError) as error:
         raise StorageError(
             f"cannot use {name}: {error}",
@@ -137,7 +140,7 @@ def translated_errors(path: Path, schema: Schema) -> Iterator[None]:
             code="disk_full" if isinstance(error, apsw.FullError) else None,
         ) from error
     except apsw.Error as error:
-        raise FlamestError(f"{name}: {error}") from error
+        raise FlamestError(f"{name}: {error}", fix="run the command again; report it if it happens again") from error
 
 
 def damaged_error(path: Path, schema: Schema, problem: str) -> FlamestError:
@@ -166,7 +169,11 @@ def copy_database(connection: Connection, copy: Path) -> None:
         os.replace(building, copy)
         fsync_directory(copy.parent)
     except OSError as error:
-        raise StorageError(f"cannot write {copy}: {error.strerror}", code=storage_code(error)) from error
+        raise StorageError(
+            f"cannot write {copy}: {error.strerror}",
+            fix=f"check free space and permissions of {printable_path(copy.parent)}",
+            code=storage_code(error),
+        ) from error
 
 
 def _need_apsw(schema: Schema) -> None:
@@ -182,7 +189,9 @@ def _make_private_file(path: Path) -> None:
         return
     except OSError as error:
         raise StorageError(
-            f"cannot create {printable_path(path)}: {error.strerror}", code=storage_code(error)
+            f"cannot create {printable_path(path)}: {error.strerror}",
+            fix=f"check free space and permissions of {printable_path(path.parent)}",
+            code=storage_code(error),
         ) from error
 
 

@@ -103,7 +103,7 @@ def official_split(
     or the unreadable line, and when a side of the split contains none of the clips.
     """
     if number not in OFFICIAL_SPLITS:
-        raise UsageError(f"{known.title} has the official splits 1, 2 and 3, not {number}")
+        raise UsageError(f"{known.title} has the official splits 1, 2 and 3, not {number}", fix="--split official-1")
     read = _read_ucf101 if known is UCF101 else _read_hmdb51
     train_names, test_names = read(Path(folder), number, sorted(set(labels)))
     bare = [name.replace("\\", "/").rsplit("/", 1)[-1] for name in names]
@@ -184,7 +184,10 @@ def _read_ucf101(folder: Path, number: int, labels: Sequence[str]) -> tuple[set[
         names = set()
         for line, words in _lines(path, UCF101):
             if len(words) > (2 if side == "train" else 1) or "/" not in words[0]:
-                raise DataError(f"{printable_path(path)}, line {line}: {' '.join(words)!r}, expected CLASS/NAME.avi")
+                raise DataError(
+                    f"{printable_path(path)}, line {line}: {' '.join(words)!r}, expected CLASS/NAME.avi",
+                    fix="download the official split files again",
+                )
             names.add(words[0].rsplit("/", 1)[1])
         sides.append(names)
     return sides[0], sides[1]
@@ -198,7 +201,10 @@ def _read_hmdb51(folder: Path, number: int, labels: Sequence[str]) -> tuple[set[
         path = _split_file(HMDB51, folder, label, number)
         for line, words in _lines(path, HMDB51):
             if len(words) != 2 or words[1] not in ("0", "1", "2"):
-                raise DataError(f"{printable_path(path)}, line {line}: {' '.join(words)!r}, expected NAME.avi 0|1|2")
+                raise DataError(
+                    f"{printable_path(path)}, line {line}: {' '.join(words)!r}, expected NAME.avi 0|1|2",
+                    fix="download the official split files again",
+                )
             if words[1] != "0":
                 (train if words[1] == "1" else test).add(words[0])
     return train, test
@@ -214,5 +220,7 @@ def _lines(path: Path, known: KnownDataset) -> list[tuple[int, list[str]]]:
             code="no_split_files",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {printable_path(path)}: {error}") from error
+        raise DataError(
+            f"cannot read {printable_path(path)}: {error}", fix="download the official split files again"
+        ) from error
     return [(number, line.split()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]

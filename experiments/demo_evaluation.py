@@ -68,7 +68,10 @@ def round_accuracies(models: Sequence[Path], test: FeatureTable) -> list[float]:
 def test_table(stored: StoredFeatures, labels: Sequence[str]) -> FeatureTable:
     """The features of the test clips. Raises DataError when there are none."""
     if not len(stored.labels):
-        raise DataError("no test clip could be extracted")
+        raise DataError(
+            "no test clip could be extracted",
+            fix="see the reasons above; flamest-agent doctor shows if this machine can decode video",
+        )
     return feature_table(stored.x, [label or "" for label in stored.labels], labels)
 
 

@@ -185,4 +185,7 @@ def check_rounds_closed(history: Sequence[dict[str, Any]], rounds: int) -> None:
     """Check that ``rounds`` rounds closed. Raises UnreachableError otherwise."""
     closed = sum(1 for row in history if row["status"] == "closed")
     if closed < rounds:
-        raise UnreachableError(f"{closed} of {rounds} rounds closed")
+        raise UnreachableError(
+            f"{closed} of {rounds} rounds closed",
+            fix="see the logs of the coordinator and the silos in the output folder",
+        )

@@ -58,7 +58,8 @@ def metadata_accuracy(
     if not train_paths or not test_paths:
         raise DataError(
             f"the metadata baseline got {len(train_paths)} training and {len(test_paths)} test clips, "
-            "expected at least 1 of each"
+            "expected at least 1 of each",
+            fix="give more clips with --videos",
         )
     forest = RandomForestClassifier(n_estimators=TREES, random_state=seed)
     forest.fit(metadata_features(train_paths), list(train_labels))
@@ -69,7 +70,7 @@ def _bytes(path: Path) -> float:
     try:
         return float(Path(path).stat().st_size)
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        raise StorageError(f"cannot read {path}: {error.strerror}", fix="check that this user may read it") from error
 
 
 def _header(path: Path) -> tuple[float, float, float, float]:

@@ -75,7 +75,9 @@ def dirichlet(
     0, DataError when N rows cannot give every silo ``smallest`` (at all, or in MAX_DRAWS draws).
     """
     if not beta > 0:
-        raise UsageError(f"beta of the Dirichlet split is {beta}, expected a number above 0")
+        raise UsageError(
+            f"beta of the Dirichlet split is {beta}, expected a number above 0", fix="choose a beta like 0.6"
+        )
     classes = np.unique(np.asarray(labels), return_inverse=True)[1]
     _check_enough(len(classes), silos, smallest)
     for draw in range(MAX_DRAWS):
@@ -156,11 +158,15 @@ def label_skew(
 
 def _check_skew(skew: LabelSkew, silos: int) -> None:
     if not 1 <= silos <= skew.most_silos:
-        raise UsageError(f"{silos} silos, expected 1 to {skew.most_silos} (most_silos of the label-skew split)")
+        raise UsageError(
+            f"{silos} silos, expected 1 to {skew.most_silos} (most_silos of the label-skew split)",
+            fix="choose fewer silos, or a larger most_silos",
+        )
     if not (0 <= skew.base <= 1 and 0 < skew.takers <= 1 and skew.alpha > 0 and skew.beta > 0):
         raise UsageError(
             f"label-skew split with base {skew.base}, takers {skew.takers}, Beta({skew.alpha}, {skew.beta}): expected "
-            "base 0 to 1, takers above 0 to 1, and both numbers of Beta above 0"
+            "base 0 to 1, takers above 0 to 1, and both numbers of Beta above 0",
+            fix="leave these numbers out for those of the paper",
         )
 
 
@@ -179,7 +185,9 @@ def _draw_dirichlet(
 
 def _check_enough(rows: int, silos: int, smallest: int) -> None:
     if silos < 1:
-        raise UsageError(f"a data set cannot be split over {silos} silos, expected at least 1")
+        raise UsageError(
+            f"a data set cannot be split over {silos} silos, expected at least 1", fix="choose 1 or more silos"
+        )
     if rows < max(silos * smallest, 1):
         raise DataError(
             f"{rows} clips cannot give each of {silos} silos {smallest} or more",

@@ -45,7 +45,10 @@ def run_command(program: Program, *arguments: str | Path, quiet: bool = True) ->
     done = subprocess.run(line, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False)
     if done.returncode != 0:
         output = (done.stderr or "").strip() or done.stdout.strip()
-        failed = CommandFailed(f"flamest-{program} {arguments[0]} ended with status {done.returncode}: {output}")
+        failed = CommandFailed(
+            f"flamest-{program} {arguments[0]} ended with status {done.returncode}: {output}",
+            fix=_error_field(done.stdout, "fix") or "see its output above",
+        )
         failed.error_code, failed.error_message = (
             _error_field(done.stdout, "code"),
             _error_field(done.stdout, "message"),
@@ -117,5 +120,8 @@ def wait_until(ready: Callable[[], bool], what: str, *, seconds: float, watched:
         for daemon in watched:
             daemon.check_running()
         if time.monotonic() > deadline:
-            raise UnreachableError(f"{what} did not happen within {seconds:.0f} s")
+            raise UnreachableError(
+                f"{what} did not happen within {seconds:.0f} s",
+                fix="see the logs in the output folder; a slow machine may need another try",
+            )
         time.sleep(0.2)

@@ -252,7 +252,11 @@ class _Checks:
 def _check(run: RunSettings, silos: Sequence[SimulatedSilo], test: FeatureTable | None) -> None:
     names = [silo.name for silo in silos]
     if not silos or len(set(names)) < len(names):
-        raise DataError(f"silos {sorted(names)}: expected one or more with different names", code="bad_silos")
+        raise DataError(
+            f"silos {sorted(names)}: expected one or more with different names",
+            fix="give every silo a name of its own",
+            code="bad_silos",
+        )
     for silo in silos:
         if not len(silo.train):
             raise DataError(
@@ -268,6 +272,14 @@ def _check(run: RunSettings, silos: Sequence[SimulatedSilo], test: FeatureTable 
 def _check_table(head: HeadSpec, table: FeatureTable, whose: str) -> None:
     expected = (len(table.y), head.inputs)
     if table.x.shape != expected:
-        raise DataError(f"{whose}: features {list(table.x.shape)}, expected {list(expected)}", code="bad_table")
+        raise DataError(
+            f"{whose}: features {list(table.x.shape)}, expected {list(expected)}",
+            fix="use features of one width for all silos and the test",
+            code="bad_table",
+        )
     if len(table) and not 0 <= int(table.y.min()) <= int(table.y.max()) < head.outputs:
-        raise DataError(f"{whose}: classes up to {table.y.max()}, the head has {head.outputs}", code="bad_table")
+        raise DataError(
+            f"{whose}: classes up to {table.y.max()}, the head has {head.outputs}",
+            fix="give the head as many outputs as there are labels",
+            code="bad_table",
+        )

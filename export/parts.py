@@ -163,7 +163,11 @@ def retriever_part(loaded: LoadedClip, vlm: RetrievedCaption) -> Part[RetrievedC
     model = loaded.model
     tokens = tokenize_captions(loaded.tokenizer, vlm.captions, model.config)
     if hash_tokens(tokens) != vlm.tokens_sha256:
-        raise DataError("--clip has another tokenizer than that of the export", code="other_weights")
+        raise DataError(
+            "--clip has another tokenizer than that of the export",
+            fix="give the --clip weights that the bundle was exported with",
+            code="other_weights",
+        )
     spec = clip_spec(model, encode_captions(model, tokens))
     return Part(
         title="CLIP",

@@ -50,7 +50,9 @@ def make_key_pair(name: str, folder: Path) -> KeyPair:
     No file is overwritten. Raises UsageError for an invalid name, StorageError.
     """
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} cannot name a key: expected 1 to 40 of a-z, 0-9 and '-'")
+        raise UsageError(
+            f"{name!r} cannot name a key: expected 1 to 40 of a-z, 0-9 and '-'", fix="flamest-export keygen my-key"
+        )
     try:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -77,7 +79,10 @@ def make_key_pair(name: str, folder: Path) -> KeyPair:
     except FileExistsError as error:
         raise _taken(folder, name) from error
     except OSError as error:
-        raise StorageError(f"cannot write into {folder}: {error.strerror}") from error
+        raise StorageError(
+            f"cannot write into {folder}: {error.strerror}",
+            fix="check free space and permissions of the folder, or choose another --out",
+        ) from error
     return made
 
 
@@ -138,7 +143,8 @@ def _read_private(path: Path) -> bytes:
         private = load_pem_private_key(data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise SettingsError(
-            f"{shown} is not a readable private key: expected the NAME.key of flamest-export keygen"
+            f"{shown} is not a readable private key: expected the NAME.key of flamest-export keygen",
+            fix="give NAME.key; NAME.pub is the public half",
         ) from error
     if not isinstance(private, Ed25519PrivateKey):
         raise SettingsError(

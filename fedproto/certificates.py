@@ -42,7 +42,9 @@ class Identity:
 def check_name(name: str) -> None:
     """Raise UsageError unless ``name`` can be a silo's: 1 to 40 of a-z, 0-9 and '-'."""
     if not NAME.fullmatch(name):
-        raise UsageError(f"silo name '{name}': expected 1 to 40 of a-z, 0-9 and '-'")
+        raise UsageError(
+            f"silo name '{name}': expected 1 to 40 of a-z, 0-9 and '-'", fix="choose a name like north-clinic"
+        )
 
 
 def require_package(package: str, *, extra: str | tuple[str, ...] = ("agent", "coordinator")) -> None:
@@ -142,7 +144,11 @@ def renew_silo(authority: Identity, name: str, certificate: bytes, *, days: floa
 
     public = old.public_key()
     if not isinstance(public, ec.EllipticCurvePublicKey):
-        raise DataError(f"the certificate of silo '{name}' is not for a P-256 key", code="bad_certificate")
+        raise DataError(
+            f"the certificate of silo '{name}' is not for a P-256 key",
+            fix="make a new key at the silo (flamest-agent keygen) and give its request with --csr",
+            code="bad_certificate",
+        )
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(SILO_URI + name)]
     return _issue(authority, _Leaf(name, public, names, ExtendedKeyUsageOID.CLIENT_AUTH, days))
 
@@ -152,7 +158,11 @@ def load_certificate(pem: bytes, whose: str) -> x509.Certificate:
     require_package("cryptography")
     from cryptography import x509
 
-    problem = DataError(f"{whose} is not a PEM certificate", code="bad_certificate")
+    problem = DataError(
+        f"{whose} is not a PEM certificate",
+        fix="give the file as it was made: it begins with -----BEGIN CERTIFICATE-----",
+        code="bad_certificate",
+    )
     if len(pem) > MAX_PEM:
         raise problem
     try:
@@ -189,7 +199,11 @@ def load_key(pem: bytes, whose: str) -> EllipticCurvePrivateKey:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    problem = DataError(f"{whose} is not a P-256 private key in PEM without a password", code="bad_key")
+    problem = DataError(
+        f"{whose} is not a P-256 private key in PEM without a password",
+        fix="use the key that flamest-agent keygen or flamest-coordinator init made",
+        code="bad_key",
+    )
     if len(pem) > MAX_PEM:
         raise problem
     try:
@@ -211,7 +225,10 @@ def host_name(host: str) -> x509.GeneralName:
         pass
     label = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
     if len(host) > 253 or not re.fullmatch(rf"{label}(\.{label})*", host):
-        raise UsageError(f"host '{host}': expected a DNS name or an address, without a port")
+        raise UsageError(
+            f"host '{host}': expected a DNS name or an address, without a port",
+            fix="give a name like fl.example.org; the port is in server.listen",
+        )
     return x509.DNSName(host)
 
 
@@ -287,7 +304,11 @@ def _read_request(pem: bytes) -> tuple[EllipticCurvePublicKey, list[str]]:
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
         raise DataError("the request's key is not P-256", fix="make it with flamest-agent keygen", code="bad_request")
     if not request.is_signature_valid:
-        raise IdentityError("the request was not signed with the key that it holds", code="request_signature")
+        raise IdentityError(
+            "the request was not signed with the key that it holds",
+            fix="make a new request at the silo: flamest-agent keygen NAME",
+            code="request_signature",
+        )
     return public, names
 
 

@@ -68,7 +68,9 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise DataError("; ".join(problems), fix="blocks = [width of BLIP, width of the CNN]", code="bad_head")
         if self.parameters > MAX_PARAMETERS:
             raise DataError(
-                f"a head of {self.parameters:,} parameters, expected at most {MAX_PARAMETERS:,}", code="model_too_large"
+                f"a head of {self.parameters:,} parameters, expected at most {MAX_PARAMETERS:,}",
+                fix="choose smaller hidden widths",
+                code="model_too_large",
             )
 
     def _problems(self) -> list[str]:
@@ -161,16 +163,25 @@ def check_params(spec: TensorLayout, params: Mapping[str, npt.NDArray[np.generic
     ``whose`` begins the message: ``update from silo 'b'``.
     """
     if list(params) != list(spec.shapes):
-        raise DataError(f"{whose}: tensors {list(params)}, expected {list(spec.shapes)}", code="tensor_names")
+        raise DataError(
+            f"{whose}: tensors {list(params)}, expected {list(spec.shapes)}",
+            fix="use the model and the settings of one run",
+            code="tensor_names",
+        )
     for name, shape in spec.shapes.items():
         tensor = params[name]
         if tensor.shape != shape or tensor.dtype != np.float32:
             raise DataError(
                 f"{whose}: {name} is {tensor.dtype}{list(tensor.shape)}, expected float32{list(shape)}",
+                fix="use the model and the settings of one run",
                 code="tensor_shape",
             )
         if not all_finite(tensor):
-            raise DataError(f"{whose}: {name} holds NaN or infinity", code="not_finite")
+            raise DataError(
+                f"{whose}: {name} holds NaN or infinity",
+                fix="train again with a lower learning rate, or take an earlier round's model",
+                code="not_finite",
+            )
 
 
 def split_params(spec: TensorLayout, row: npt.NDArray[Number]) -> dict[str, npt.NDArray[Number]]:

@@ -139,7 +139,7 @@ def read_model(path: Path) -> ModelFile:
     try:
         check_params(head, params, whose=whose)
     except DataError as error:
-        raise DataError(error.message, code="bad_model") from error
+        raise DataError(error.message, fix=error.fix, code="bad_model") from error
     return replace(model, params=params)
 
 
@@ -210,4 +210,8 @@ def _check_layout(head: HeadSpec, layout: Mapping[str, _Tensor], size: int, whos
 
 
 def _bad_model_error(whose: str, why: str) -> DataError:
-    return DataError(f"{whose}: {shortened(printable(shortened(why)))}", code="bad_model")
+    return DataError(
+        f"{whose}: {shortened(printable(shortened(why)))}",
+        fix="copy the model again: flamest-coordinator model, or train it again",
+        code="bad_model",
+    )

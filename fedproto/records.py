@@ -211,7 +211,11 @@ def decode_run_settings(data: bytes) -> RunSettings:
 
 
 def _bad_settings_error(why: str) -> DataError:
-    return DataError(f"the coordinator's run settings cannot be used: {why}", code="bad_settings")
+    return DataError(
+        f"the coordinator's run settings cannot be used: {why}",
+        fix="ask the coordinator's operator to check them: flamest-coordinator run --check-config",
+        code="bad_settings",
+    )
 
 
 class Phase(enum.Enum):

@@ -91,4 +91,4 @@ def read_tensors(path: Path) -> TensorFile:
 
 
 def _damaged_error(path: Path, why: str) -> DataError:
-    return DataError(f"{path} is damaged: {why}", code="damaged")
+    return DataError(f"{path} is damaged: {why}", fix="restore it from a backup", code="damaged")

@@ -74,7 +74,11 @@ def check_files(files: TlsFiles) -> CertificateInfo:
     authority = load_certificate(read_file(files.ca), str(files.ca))
     key = load_key(read_file(files.key), str(files.key))
     if certificate.public_key() != key.public_key():
-        raise IdentityError(f"{files.key} is not the key of {files.certificate}", code="key_mismatch")
+        raise IdentityError(
+            f"{files.key} is not the key of {files.certificate}",
+            fix="name the key and the certificate that belong together; after a new keygen ask for a new certificate",
+            code="key_mismatch",
+        )
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
     try:
@@ -145,7 +149,11 @@ def certificate_sha256(auth_context: AuthContext) -> str:
             return hashlib.sha256(base64.b64decode(body, validate=True)).hexdigest()
         except binascii.Error:
             break
-    raise IdentityError("the caller presented no certificate", code="no_certificate")
+    raise IdentityError(
+        "the caller presented no certificate",
+        fix="the caller needs a certificate: flamest-agent keygen and flamest-coordinator silo add",
+        code="no_certificate",
+    )
 
 
 def _silo_of(names: Sequence[str], whose: str) -> str:
@@ -238,4 +246,4 @@ def read_file(path: Path) -> bytes:
     try:
         return read_regular(path, largest=MAX_PEM)
     except (StorageError, DataError) as error:
-        raise SettingsError(error.message) from error
+        raise SettingsError(error.message, fix=error.fix) from error

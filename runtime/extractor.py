@@ -90,7 +90,10 @@ class Extractor:
         """
         (done,) = self.extract_all([clip])
         if done.features is None:
-            raise done.error or DataError(f"{printable_path(clip.path)} was not extracted")
+            raise done.error or DataError(
+                f"{printable_path(clip.path)} was not extracted",
+                fix="run the command again with --retry; flamest-agent doctor shows if this machine can decode video",
+            )
         return done.features
 
     def extract_all(
@@ -294,6 +297,7 @@ def _finite(vector: npt.NDArray[np.float32], width: int, part: str, clip: Clip) 
         raise DataError(
             f"{printable_path(clip.path)}: part '{part}' gave {vector.dtype}{list(vector.shape)}, "
             f"expected {width} finite values",
+            fix="try --backend onnxruntime without --precision; if it stays, export the bundle again",
             code="not_finite",
         )
     return vector

@@ -68,7 +68,11 @@ def pick_keyframes(features: npt.NDArray[np.float32], count: int, seed: int) -> 
     are repeated. Raises DataError when a feature is not finite.
     """
     if not np.isfinite(features).all():
-        raise DataError("the keyframe graph's output for this clip is not finite", code="not_finite")
+        raise DataError(
+            "the keyframe graph's output for this clip is not finite",
+            fix="try --backend onnxruntime without --precision; if it stays, export the bundle again",
+            code="not_finite",
+        )
     distinct = _distinct(features)
     chosen = distinct if len(distinct) <= count else _nearest_to_centres(features, count, seed)
     return np.sort(np.resize(chosen, count))

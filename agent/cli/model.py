@@ -41,9 +41,11 @@ def train(
     try:
         widths = tuple(int(width) for width in hidden.split(",") if width.strip())
     except ValueError as error:
-        raise UsageError(f"--hidden {hidden}: expected whole numbers with commas, like 512,256") from error
+        raise UsageError(
+            f"--hidden {hidden}: expected whole numbers with commas, like 512,256", fix="--hidden 512,256"
+        ) from error
     if any(width < 1 for width in widths):
-        raise UsageError(f"--hidden {hidden}: expected widths of 1 or more")
+        raise UsageError(f"--hidden {hidden}: expected widths of 1 or more", fix="--hidden 512,256")
     request = LocalRequest(
         store=store,
         fingerprint=fingerprint,

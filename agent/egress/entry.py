@@ -100,6 +100,7 @@ def encode_entry(entry: Entry) -> bytes:
         raise DataError(
             f"the egress ledger cannot hold an entry '{entry.what}': {printable(str(error))[:200]}; what is not in the "
             "ledger is not sent",
+            fix="please report it; the daemon goes on with the next round",
             code="not_recordable",
         ) from error
     return line

@@ -118,7 +118,10 @@ def read_ledger(state: Path) -> LedgerContent:
             try:
                 reader.read(cast("BinaryIO", lines))
             except OSError as error:
-                raise StorageError(f"cannot read {path}: {error.strerror}") from error
+                raise StorageError(
+                    f"cannot read {path}: {error.strerror}",
+                    fix="check that this user may read it; flamest-agent runs as the owner of the state folder",
+                ) from error
     if len(content.problems) < MAX_PROBLEMS and (head_problem := reader.head_problem()) is not None:
         content.problems.append(head_problem)
     return content

@@ -97,9 +97,15 @@ def read_pending(state: Path, head: HeadSpec) -> PendingUpdate | None:
     try:
         header = msgspec.json.decode(first, type=_Header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {error}", code="damaged") from error
+        raise DataError(
+            f"{path} is damaged: {error}", fix="nothing to do: the round is trained again, or left out", code="damaged"
+        ) from error
     if sha256_bytes(payload) != header.sha256:
-        raise DataError(f"{path} is damaged: its values do not match their hash", code="damaged")
+        raise DataError(
+            f"{path} is damaged: its values do not match their hash",
+            fix="nothing to do: the round is trained again, or left out",
+            code="damaged",
+        )
     exact = header.codec == "fp32"
     update = Update(
         round=header.round,

@@ -133,7 +133,10 @@ def _walk(folder: Path, unread: list[OSError]) -> Iterator[tuple[Path, str | Non
 
     def note(error: OSError) -> None:
         if Path(error.filename) == folder:
-            raise StorageError(f"cannot read the folder {printable_path(folder)}: {error.strerror}") from error
+            raise StorageError(
+                f"cannot read the folder {printable_path(folder)}: {error.strerror}",
+                fix="check that this user may read it",
+            ) from error
         unread.append(error)
 
     for here, folders, files in os.walk(folder, followlinks=False, onerror=note):
@@ -167,7 +170,9 @@ def _read_labels(table: Path, root: Path) -> Iterator[tuple[Path, str | None, st
     except csv.Error as error:
         raise _bad_line(table, rows.line_num, str(error)) from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{printable_path(table)} is not UTF-8 text: {error}", code="labels_csv") from error
+        raise DataError(
+            f"{printable_path(table)} is not UTF-8 text: {error}", fix="save the table as UTF-8", code="labels_csv"
+        ) from error
 
 
 def _read_table(table: Path, root: Path) -> bytes:
@@ -213,7 +218,11 @@ def _read_row(
 
 
 def _bad_line(table: Path, line: int, problem: str) -> DataError:
-    return DataError(f"{printable_path(table)}, line {line}: {problem}", code="labels_csv")
+    return DataError(
+        f"{printable_path(table)}, line {line}: {problem}",
+        fix="edit this line: path,label or path,label,group, with a path relative to the folder",
+        code="labels_csv",
+    )
 
 
 def _problem(path: Path, root: Path) -> tuple[str, str] | None:

@@ -245,10 +245,12 @@ class _Extraction:
         seen = self._seen[clip.sha256]
         try:
             if features is None:
-                raise extracted.error or DataError("was not extracted")
+                raise extracted.error or DataError("was not extracted", fix="run the command again")
             if _stamp(seen.found).content != seen.stamp.content:
                 raise DataError(
-                    f"{seen.found.name} changed while it was read; the next run takes it", code="video_changed"
+                    f"{seen.found.name} changed while it was read; the next run takes it",
+                    fix="run the command again when nothing writes to the file any more",
+                    code="video_changed",
                 )
         except DataError as error:
             failure = Failure(error.code, without_path(seen.found, error.message), self._request.limits.timeout_s)
@@ -299,7 +301,11 @@ def _stamp(found: FoundClip) -> FileStamp:
     try:
         return FileStamp.of(found.path)
     except OSError as error:
-        raise DataError(f"cannot read {found.name}: {error.strerror}", code="video_unreadable") from error
+        raise DataError(
+            f"cannot read {found.name}: {error.strerror}",
+            fix="check that this user may read it",
+            code="video_unreadable",
+        ) from error
 
 
 def _label_conflict(first: FoundClip) -> Failure:

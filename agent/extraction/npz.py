@@ -46,7 +46,8 @@ def imported_fingerprint(name: str, width: int) -> str:
     """
     if not NAME.fullmatch(name):
         raise UsageError(
-            f"the name {name!r} of the embeddings: expected lower-case letters, digits, . _ or -, at most 64"
+            f"the name {name!r} of the embeddings: expected lower-case letters, digits, . _ or -, at most 64",
+            fix="--name vgg16-fc7",
         )
     return f"imported:{name}:{width}"
 
@@ -118,10 +119,16 @@ def _check_declared(path: Path, arrays: Mapping[str, Declared]) -> Declared:
     """Return x; raise DataError unless all arrays are of the right kind, shape and size."""
     for needed in ("x", "y"):
         if needed not in arrays:
-            raise DataError(f"{printable_path(path)} has no array '{needed}', expected x [N, D] and y [N]")
+            raise DataError(
+                f"{printable_path(path)} has no array '{needed}', expected x [N, D] and y [N]",
+                fix="numpy.savez(FILE, x=x, y=y), with a row of x and a class name for each clip",
+            )
     x = arrays["x"]
     if len(x.shape) != 2 or x.dtype.kind != "f" or 0 in x.shape:
-        raise DataError(f"{printable_path(path)}: x is {x}, expected floating point [N, D]")
+        raise DataError(
+            f"{printable_path(path)}: x is {x}, expected floating point [N, D]",
+            fix="save x as a two-dimensional array: numpy.savez(FILE, x=x.astype('float32'), y=y)",
+        )
     rows, width = x.shape
     if rows > MAX_ROWS or width > MAX_WIDTH:
         raise _too_large(path, f"x is {x}, expected at most {MAX_ROWS} rows of {MAX_WIDTH} numbers")
@@ -130,7 +137,10 @@ def _check_declared(path: Path, arrays: Mapping[str, Declared]) -> Declared:
         if (text := arrays.get(key)) is None:
             continue
         if text.shape != (rows,) or text.dtype.kind not in "US":
-            raise DataError(f"{printable_path(path)}: {key} is {text}, expected text [{rows}]")
+            raise DataError(
+                f"{printable_path(path)}: {key} is {text}, expected text [{rows}]",
+                fix="save one text for each row of x: numpy.array([...], dtype=str)",
+            )
         needed_bytes += text.bytes * (4 if text.dtype.kind == "S" else 1)
     largest = min(MAX_MEMORY, (available_bytes() or 2 * MAX_MEMORY) // 2)
     if needed_bytes > largest:
@@ -154,7 +164,7 @@ def _embeddings(file: NpzFile) -> npt.NDArray[np.float32]:
         if not finite.all():
             row = start + int(np.flatnonzero(~finite)[0])
             message = f"{printable_path(file.path)}: x holds NaN or infinity, first in row {row}"
-            raise DataError(message, code="not_finite")
+            raise DataError(message, fix="remove these rows, or compute their embeddings again", code="not_finite")
     return embeddings
 
 
@@ -163,7 +173,10 @@ def _text_column(file: NpzFile, key: str) -> Text:
     column = file.read(key, np.str_)
     if column.dtype.kind == "S":
         if any(int(letter) > MAX_ASCII for letter in np.unique(column.view(np.uint8))):
-            raise DataError(f"{printable_path(file.path)}: {key} holds bytes that are not ASCII; save it as str")
+            raise DataError(
+                f"{printable_path(file.path)}: {key} holds bytes that are not ASCII; save it as str",
+                fix="numpy.array([...], dtype=str)",
+            )
         column = column.astype(np.str_)
     letters = column.view(np.uint32).reshape(len(column), -1)
     for start in range(0, len(column), ROWS_AT_ONCE):

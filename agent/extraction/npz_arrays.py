@@ -169,7 +169,10 @@ def open_npz(path: Path, names: Collection[str]) -> Iterator[NpzFile]:
         try:
             yield NpzFile(path, file, names)
         except OSError as error:
-            raise StorageError(f"cannot read {printable_path(path)}: {error.strerror or error}") from error
+            raise StorageError(
+                f"cannot read {printable_path(path)}: {error.strerror or error}",
+                fix="check the path, and that this user may read it",
+            ) from error
         except _NOT_NPZ as error:
             raise _refusal(path, str(error)) from error
 

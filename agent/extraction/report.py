@@ -97,11 +97,11 @@ def content_hash(path: Path, limits: DecodeLimits, stop: Callable[[], bool] = la
     try:
         return sha256_file(path, largest=limits.largest_file, inside=limits.inside, stop=stop)
     except StorageError as error:
-        raise DataError(error.message, code="video_unreadable") from error
+        raise DataError(error.message, fix=error.fix, code="video_unreadable") from error
     except DataError as error:
         code = HASHING_CODES.get(error.code, error.code)
         if code != "file_too_large":
-            raise DataError(error.message, code=code) from error
+            raise DataError(error.message, fix=error.fix, code=code) from error
         limit = f"{limits.largest_file / GB:g} GB"
         raise DataError(
             f"{printable_path(path)} is larger than {limit}, the most that one clip may have",

@@ -117,7 +117,9 @@ class FeatureStore:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StorageError(
-                    f"cannot create {printable_path(path)}: {error.strerror}", code=storage_code(error)
+                    f"cannot create {printable_path(path)}: {error.strerror}",
+                    fix=f"check free space and permissions of {printable_path(path.parent)}",
+                    code=storage_code(error),
                 ) from error
         if read_only:
             return cls(path, open_for_reading(path, FEATURE_STORE), None)

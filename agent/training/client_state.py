@@ -111,7 +111,10 @@ class ClientState:
                     fsync_directory(folder.parent)
             self._remove_older_runs()
         except OSError as error:
-            raise StorageError(f"cannot make {self.folder}: {error.strerror}") from error
+            raise StorageError(
+                f"cannot make {self.folder}: {error.strerror}",
+                fix="check free space and permissions of the state folder",
+            ) from error
         header: dict[str, str | int] = {
             "base_sha256": model.sha256,
             "policy_sha256": policy_sha256,
@@ -141,7 +144,11 @@ class ClientState:
         for name, array in content.tensors.items():
             parts[name[0]][name[2:]] = array
         if wanted not in (None, (content.metadata["base_sha256"], content.metadata.get("policy_sha256", ""))):
-            raise DataError(f"{path} was trained from another model, or under another policy", code="damaged")
+            raise DataError(
+                f"{path} was trained from another model, or under another policy",
+                fix="nothing to do: the silo starts without it",
+                code="damaged",
+            )
         params = {name: array.astype(np.float32) for name, array in parts["w"].items()}
         check_params(self.head, params, whose=str(path))
         correction = {name: array.astype(np.float64, copy=False) for name, array in parts["h"].items()}

@@ -69,6 +69,10 @@ def feature_table(x: npt.NDArray[np.float32], labels: Sequence[str], vocabulary:
     number = {label: index for index, label in enumerate(vocabulary)}
     unknown = sorted({label for label in labels if label not in number})
     if unknown:
-        raise DataError(f"labels {unknown} are not among the model's: {list(vocabulary)}", code="unknown_label")
+        raise DataError(
+            f"labels {unknown} are not among the model's: {list(vocabulary)}",
+            fix="leave out these labels, or use the model that knows them",
+            code="unknown_label",
+        )
     y = np.fromiter((number[label] for label in labels), dtype=np.int64, count=len(labels))
     return FeatureTable(np.ascontiguousarray(x, dtype=np.float32), y)

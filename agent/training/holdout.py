@@ -79,7 +79,10 @@ def hold_out_groups_independently(groups: Sequence[str], fraction: float, seed: 
 
 def _check(fraction: float) -> None:
     if not 0.0 <= fraction < 1.0:
-        raise UsageError(f"the share of clips to hold out is {fraction}, expected 0 or more and less than 1")
+        raise UsageError(
+            f"the share of clips to hold out is {fraction}, expected 0 or more and less than 1",
+            fix="choose a share like 0.2",
+        )
 
 
 def _drawn(seed: int, key: Key) -> bytes:

@@ -97,7 +97,9 @@ class OwnHead:
         own = cls(head, inputs, outputs, shapes)
         if own.parameters > MAX_PARAMETERS:
             raise DataError(
-                f"a head of {own.parameters:,} parameters, expected at most {MAX_PARAMETERS:,}", code="model_too_large"
+                f"a head of {own.parameters:,} parameters, expected at most {MAX_PARAMETERS:,}",
+                fix="choose a smaller head",
+                code="model_too_large",
             )
         _check_gradients(own)
         return own
@@ -162,7 +164,11 @@ class OwnHeadTrainer:
     ) -> Trained:
         """See ``HeadTrainer``. Raises DataError also for ``record-dp``, which needs every row's own gradient."""
         if protection.mode == "record-dp":
-            raise DataError("record-dp cannot train a head that is handed in", code=BAD_HEAD)
+            raise DataError(
+                "record-dp cannot train a head that is handed in",
+                fix="use a head of fedproto.head, or another policy.privacy",
+                code=BAD_HEAD,
+            )
         weights = class_weights(table.y, self._head.outputs) if settings.class_balanced else None
         training = OwnHeadSteps(self._head, params, weights, anchor)
         trained = run_epochs(training, table, settings, np.random.Generator(np.random.PCG64(seed)), None)

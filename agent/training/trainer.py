@@ -222,6 +222,7 @@ def _sample_noise(protection: Protection, rows: int, settings: TrainSettings) ->
     if settings.class_balanced:
         raise DataError(
             "record-dp cannot train with class_balanced: a clip's weight would depend on the classes of the others",
+            fix="set run.train.class_balanced = false, or another policy.privacy",
             code="class_balanced",
         )
     return SampleNoise(protection.clip_norm, protection.noise, Sampling.of(rows, settings))

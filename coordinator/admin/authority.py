@@ -239,12 +239,14 @@ class AllowList:
         try:
             stamp = FileStamp.of(self._path)
         except OSError as error:
-            raise StorageError(f"cannot read the allow-list {self._path}: {error.strerror}") from error
+            raise StorageError(
+                f"cannot read the allow-list {self._path}: {error.strerror}", fix="check that the server may read it"
+            ) from error
         if stamp != self._seen:
             try:
                 self._silos = read_silos(self._path)
             except DataError as error:
-                raise StorageError(error.message, code=error.code) from error
+                raise StorageError(error.message, fix=error.fix, code=error.code) from error
             self._seen = stamp
         return self._silos
 
@@ -252,12 +254,21 @@ class AllowList:
         """Raise IdentityError (``not_enrolled``, ``revoked``, ``old_certificate``) unless this silo may call."""
         entry = self.silos().silos.get(name)
         if entry is None:
-            raise IdentityError(f"silo '{name}' is not enrolled", code="not_enrolled")
+            raise IdentityError(
+                f"silo '{name}' is not enrolled",
+                fix="flamest-coordinator silo add NAME --csr FILE",
+                code="not_enrolled",
+            )
         if entry.revoked is not None:
-            raise IdentityError(f"silo '{name}' was revoked on {entry.revoked}", code="revoked")
+            raise IdentityError(
+                f"silo '{name}' was revoked on {entry.revoked}",
+                fix="enrol it again: flamest-coordinator silo add NAME --csr FILE",
+                code="revoked",
+            )
         if certificate_sha256 != entry.certificate_sha256 and certificate_sha256 not in entry.earlier:
             raise IdentityError(
                 f"silo '{name}' showed a certificate from before its enrolment on {entry.added}",
+                fix="send the silo its newest silo.pem: flamest-coordinator silo list shows it",
                 code="old_certificate",
             )
 

@@ -89,8 +89,14 @@ def _inspect(bundle: Path) -> bytes:
     try:
         done = subprocess.run(command, capture_output=True, timeout=INSPECT_S, check=False, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise StorageError(f"flamest-export inspect {bundle} does not run: {error}") from error
+        raise StorageError(
+            f"flamest-export inspect {bundle} does not run: {error}",
+            fix="run it by hand, or give a file that it wrote with --json elsewhere",
+        ) from error
     if not done.stdout.strip():
         reason = printable(done.stderr.decode("utf-8", "replace").strip()[-300:])
-        raise StorageError(f"flamest-export inspect {bundle} printed nothing: {reason}")
+        raise StorageError(
+            f"flamest-export inspect {bundle} printed nothing: {reason}",
+            fix="run it by hand; pip install 'flamest' on this machine, or give a file of its --json",
+        )
     return done.stdout

@@ -91,7 +91,11 @@ def restore(state: Path, source: Path) -> dict[str, Any]:
             open_database(building / DATABASE_FILE).close()  # migrates that of an earlier version
             settle_last_round(building)
     except OSError as error:
-        raise StorageError(f"cannot restore {state}: {error.strerror}", code=storage_code(error)) from error
+        raise StorageError(
+            f"cannot restore {state}: {error.strerror}",
+            fix="check free space and permissions of the folder; the state is the old one",
+            code=storage_code(error),
+        ) from error
     finally:
         if kept is not None and not state.exists():
             os.replace(kept, state)

@@ -29,7 +29,9 @@ def reading(path: Path, *, code: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise damaged_file_error(path, "it is gone", code=code) from error
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}", code=storage_code(error)) from error
+        raise StorageError(
+            f"cannot read {path}: {error.strerror}", fix="check that the server may read it", code=storage_code(error)
+        ) from error
 
 
 def keep_damaged(path: Path, target: Path) -> None:
@@ -46,4 +48,8 @@ def keep_damaged(path: Path, target: Path) -> None:
         fsync_directory(path.parent)
         fsync_directory(target.parent)
     except OSError as error:
-        raise StorageError(f"cannot move {path}: {error.strerror}", code=storage_code(error)) from error
+        raise StorageError(
+            f"cannot move {path}: {error.strerror}",
+            fix="check permissions of the state folder",
+            code=storage_code(error),
+        ) from error

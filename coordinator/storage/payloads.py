@@ -102,7 +102,11 @@ class Payloads:
             fsync_directory(path.parent)
             self._hashed[path] = FileStamp.of(path)
         except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror}", code=storage_code(error)) from error
+            raise StorageError(
+                f"cannot write {path}: {error.strerror}",
+                fix="check free space and permissions of the state folder",
+                code=storage_code(error),
+            ) from error
 
     def contributions(self, round_number: int, updates: Sequence[tuple[str, int, str]]) -> StoredContributions:
         """Return the round's updates (silo, examples, SHA-256); they can be iterated more than once."""

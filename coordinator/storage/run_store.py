@@ -69,7 +69,9 @@ class RunStore:
             lock = _take_lock(folder)
         except OSError as error:
             raise StorageError(
-                f"cannot use the state folder {folder}: {error.strerror}", code=storage_code(error)
+                f"cannot use the state folder {folder}: {error.strerror}",
+                fix="check free space and permissions of server.state",
+                code=storage_code(error),
             ) from error
         try:
             return cls(folder, run, keep_models, lock)
@@ -99,7 +101,11 @@ class RunStore:
             for part in ("models", "updates", "spool"):
                 (self._folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"cannot use {self._folder}: {error.strerror}", code=storage_code(error)) from error
+            raise StorageError(
+                f"cannot use {self._folder}: {error.strerror}",
+                fix="check free space and permissions of server.state",
+                code=storage_code(error),
+            ) from error
         recovery = Recovery(self._state, self._run, self.journal, self._models, self._strategy_state)
         state, params = recovery.start_or_resume(policy, cohort)
         record_last_round(self._state, self._run.run, self.journal.db)

@@ -44,7 +44,11 @@ class StrategyState:
                 self.folder.mkdir(mode=0o700)
                 fsync_directory(self.folder.parent)
         except OSError as error:
-            raise StorageError(f"cannot make {self.folder}: {error.strerror}", code=storage_code(error)) from error
+            raise StorageError(
+                f"cannot make {self.folder}: {error.strerror}",
+                fix="check free space and permissions of server.state",
+                code=storage_code(error),
+            ) from error
         write_tensors(self.path(round_number), TensorFile({"model_sha256": model_sha256, **counts}, arrays))
 
     def read(self, closed: int, round_number: int, model_sha256: str) -> ServerState:

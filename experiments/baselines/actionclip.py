@@ -63,7 +63,7 @@ class ActionClipRequest:
 def actionclip_settings(scale: Scale, *, epochs: int | None = None) -> ActionClipSettings:
     """The defaults of a scale. Raises UsageError on ``epochs`` below 1."""
     if epochs is not None and epochs < 1:
-        raise UsageError(f"--epochs {epochs}: expected 1 or more")
+        raise UsageError(f"--epochs {epochs}: expected 1 or more", fix="--epochs 10")
     if scale == "full":  # the authors' optimiser, rate, decay, batch and warm-up; 80 epochs as the paper says
         fit = Fit(epochs or 80, 64, 5e-6, weight_decay=0.2, betas=(0.9, 0.98), warmup=0.1)
         return ActionClipSettings(fit, ClipShape(frames=8, size=224, spare=1, margin=0, filter="bicubic"))

@@ -202,5 +202,5 @@ def _resized(shape: ClipShape, frames: int | None, size: int | None) -> ClipShap
 
 def _one_of(name: str, value: str, *known: str) -> str:
     if value not in known:
-        raise UsageError(f"--{name} is '{value}', expected one of: {', '.join(known)}")
+        raise UsageError(f"--{name} is '{value}', expected one of: {', '.join(known)}", fix=f"--{name} {known[0]}")
     return value

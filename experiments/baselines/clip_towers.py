@@ -72,7 +72,10 @@ def _from_folder(folder: Path) -> Any:
     try:
         return transformers.CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{folder} cannot be read as a CLIP model: {str(error).splitlines()[0]}") from error
+        raise DataError(
+            f"{folder} cannot be read as a CLIP model: {str(error).splitlines()[0]}",
+            fix="download the folder again, as the hub has it",
+        ) from error
 
 
 def build_video_text(towers: ClipTowers, fusion: Fusion, *, frames: int, seed: int) -> nn.Module:

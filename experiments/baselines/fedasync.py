@@ -41,7 +41,10 @@ def schedule_arrivals(clips: Sequence[int], *, arrivals: int, epochs: int, slowe
     ``seed``; each training varies by up to a tenth. Raises UsageError on ``slowest`` below 1.
     """
     if slowest < 1:
-        raise UsageError(f"the slowest device takes {slowest} times as long as the fastest, expected 1 or more")
+        raise UsageError(
+            f"the slowest device takes {slowest} times as long as the fastest, expected 1 or more",
+            fix="choose 1 or more",
+        )
     random = np.random.Generator(np.random.PCG64(seed))
     pace = random.uniform(1, slowest, size=len(clips))
 

@@ -56,7 +56,7 @@ class KdSettings:
 def kd_settings(scale: Scale, *, epochs: int | None = None) -> KdSettings:
     """The defaults of a scale; ``epochs`` of each of the three central trainings. Raises UsageError below 1."""
     if epochs is not None and epochs < 1:
-        raise UsageError(f"--epochs {epochs}: expected 1 or more")
+        raise UsageError(f"--epochs {epochs}: expected 1 or more", fix="--epochs 10")
     if scale == "full":
         fit = Fit(epochs or 50, batch_size=32, learning_rate=0.05, weight_decay=1e-4, optimiser="sgd")
         federated = FederatedSettings(rounds=80, epochs=1, batch_size=32, learning_rate=0.005)

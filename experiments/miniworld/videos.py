@@ -202,12 +202,12 @@ def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]
 def _check_arguments(groups: int, clips: int, processes: int, objects: Sequence[str], motions: Sequence[str]) -> None:
     if min(groups, clips, processes) < 1:
         counts = f"groups={groups}, clips_per_class_and_group={clips}, processes={processes}"
-        raise UsageError(f"rendering needs at least 1 of each, got {counts}")
+        raise UsageError(f"rendering needs at least 1 of each, got {counts}", fix="choose 1 or more of each")
     for kind, names, known in (("object", objects, OBJECTS), ("motion", motions, MOTIONS)):
         unknown = [name for name in names if name not in known]
         if unknown or not names:
             got = f"unknown {kind} '{unknown[0]}'" if unknown else f"no {kind}"
-            raise UsageError(f"{got}; the mini-world knows {', '.join(known)}")
+            raise UsageError(f"{got}; the mini-world knows {', '.join(known)}", fix="choose among those")
 
 
 def check_encoders() -> None:

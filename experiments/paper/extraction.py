@@ -60,7 +60,10 @@ def check_extractors(names: Sequence[str]) -> None:
     """Check that every name is a single extractor's. Raises UsageError otherwise."""
     for name in names:
         if name not in SINGLE and name not in VARIANTS:
-            raise UsageError(f"there is no single extractor {name!r}; known: {', '.join([*SINGLE, *VARIANTS])}")
+            raise UsageError(
+                f"there is no single extractor {name!r}; known: {', '.join([*SINGLE, *VARIANTS])}",
+                fix="--extractors blip,slow",
+            )
 
 
 def extract_all(request: ExtractionRequest, progress: Progress) -> dict[str, Any]:

@@ -52,7 +52,11 @@ def find_failures(inputs: ExperimentInputs, results: Results) -> Failures:
     """Confusion matrix and wrong clips of the run. Raises DataError when the run failed."""
     result = results[failures_job(inputs)]
     if not isinstance(result, RunResult):
-        raise DataError(f"the run whose errors are shown has failed: {result.message}", code=result.code)
+        raise DataError(
+            f"the run whose errors are shown has failed: {result.message}",
+            fix="run the experiment with other settings: this training cannot succeed",
+            code=result.code,
+        )
     data = inputs.data
     split = inputs.split()
     truth, predicted = data.y[split.test], np.array(result.predictions)

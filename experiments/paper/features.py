@@ -54,7 +54,9 @@ def parts(extractor: str) -> tuple[str, ...]:
     names = tuple(extractor.split("+"))
     for name in names:
         if name not in NAMES:
-            raise UsageError(f"there is no extractor {name!r}; known: {', '.join([*SINGLE, *VARIANTS])}")
+            raise UsageError(
+                f"there is no extractor {name!r}; known: {', '.join([*SINGLE, *VARIANTS])}", fix="choose one of those"
+            )
     return names
 
 
@@ -107,7 +109,9 @@ class ExperimentData:
         self._read = functools.lru_cache(maxsize=3)(self._read_store)
         self._digests: dict[str, str] = {}
         if len(self.labels) < 2:
-            raise DataError(f"the features are of {len(self.labels)} class, expected 2 or more")
+            raise DataError(
+                f"the features are of {len(self.labels)} class, expected 2 or more", fix="extract clips of more classes"
+            )
 
     @property
     def main(self) -> str:

@@ -121,13 +121,17 @@ def classes_to_show(inputs: ExperimentInputs) -> tuple[tuple[str, ...], ...]:
     labels = inputs.data.labels
     asked = inputs.settings.classes or PAPER_CLASSES.get(inputs.settings.dataset, ())
     if inputs.settings.classes and len(set(asked)) < 2:
-        raise UsageError(f"--classes {','.join(asked)}: expected two classes or more, separated by commas")
+        raise UsageError(
+            f"--classes {','.join(asked)}: expected two classes or more, separated by commas", fix="--classes walk,run"
+        )
     if asked:
         missing = sorted(set(asked) - set(labels))
         if not missing:
             return (tuple(asked),)
         if inputs.settings.classes:
-            raise UsageError(f"there are no classes {missing}; known: {', '.join(labels)}")
+            raise UsageError(
+                f"there are no classes {missing}; known: {', '.join(labels)}", fix="--classes with two of those"
+            )
     first, *others = labels
     thing, _, motion = first.partition("_")
     same_object = next((label for label in others if label.partition("_")[0] == thing and motion), None)

@@ -88,7 +88,9 @@ def open_context(request: ExperimentRequest) -> ExperimentContext:
     """
     _check_dataset(request.dataset)
     if request.split and request.split not in SPLITS:
-        raise UsageError(f"--split {request.split}: expected one of {', '.join(SPLITS)}")
+        raise UsageError(
+            f"--split {request.split}: expected one of {', '.join(SPLITS)}", fix=f"--split {SPLITS[0]}, or leave it out"
+        )
     if request.test_share is not None and _settings(request).split.kind != "groups":
         raise UsageError(f"--test-share {request.test_share:g} needs a split by whole groups", fix="add --split groups")
     if request.results is not None and not request.results.is_dir():
@@ -113,12 +115,17 @@ def extract_features(options: ExtractOptions) -> ExtractedDataset:
     _check_dataset(options.dataset)
     check_extractors(options.names)
     if options.captions is not None and not options.captions.is_file():
-        raise UsageError(f"--captions {options.captions}: there is no such file")
+        raise UsageError(
+            f"--captions {options.captions}: there is no such file", fix="give a text file with one caption per line"
+        )
     dataset, videos = options.dataset, options.videos
     warnings: tuple[str, ...] = ()
     if videos is None:
         if dataset not in ("", MINIWORLD):
-            raise UsageError(f"extract needs --videos DIR for {dataset}; only miniworld is rendered")
+            raise UsageError(
+                f"extract needs --videos DIR for {dataset}; only miniworld is rendered",
+                fix=f"flamest-experiment extract --dataset {dataset} --videos DIR",
+            )
         dataset, videos = MINIWORLD, miniworld_videos(options.out / "videos")
         warnings = rendering_warnings(videos)
     elif dataset in KNOWN:
@@ -142,7 +149,9 @@ def extract_features(options: ExtractOptions) -> ExtractedDataset:
 
 def _check_dataset(dataset: str) -> None:
     if dataset and dataset not in SCALES:
-        raise UsageError(f"--dataset {dataset}: expected one of {', '.join(SCALES)}")
+        raise UsageError(
+            f"--dataset {dataset}: expected one of {', '.join(SCALES)}", fix=f"--dataset {next(iter(SCALES))}"
+        )
 
 
 def feature_source(request: ExperimentRequest) -> FeatureSource:

@@ -72,7 +72,8 @@ def split_data(data: ExperimentData, rule: SplitRule, *, dataset: str = "", vide
     else:
         if dataset not in KNOWN or videos is None:
             raise UsageError(
-                f"--split {rule.kind} needs --dataset {' or '.join(KNOWN)} and --videos DIR with the split files"
+                f"--split {rule.kind} needs --dataset {' or '.join(KNOWN)} and --videos DIR with the split files",
+                fix="--dataset ucf101 --videos DIR, or --split groups",
             )
         known = KNOWN[dataset]
         files = [note.path for note in data.clips]

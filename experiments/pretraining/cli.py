@@ -37,7 +37,9 @@ def train(
     chosen = names or list(SMALL_FORMS)
     unknown = [name for name in chosen if name not in SMALL_FORMS]
     if unknown:
-        raise UsageError(f"unknown network '{unknown[0]}', expected one of: {', '.join(SMALL_FORMS)}")
+        raise UsageError(
+            f"unknown network '{unknown[0]}', expected one of: {', '.join(SMALL_FORMS)}", fix="choose among those"
+        )
     torch.set_num_threads(threads)
     with progress_bar("rendering", 25 * (groups + held_out), unit="clips") as progress:
         clips = render_training_clips(groups=groups + held_out, processes=threads, progress=progress)

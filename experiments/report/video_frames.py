@@ -63,5 +63,7 @@ def frames_at(video: Path, times_s: Sequence[float], *, height: int = 120) -> tu
                 if len(found) == len(wanted):
                     break
     except av.FFmpegError as error:
-        raise DataError(f"{video} cannot be decoded: {error}", code="video_damaged") from error
+        raise DataError(
+            f"{video} cannot be decoded: {error}", fix="remove the video, or convert it again", code="video_damaged"
+        ) from error
     return tuple(_jpeg(frame, height) for frame in found)

@@ -23,7 +23,11 @@ def pick_clips(folder: Path, limit: int) -> list[Path]:
     """The first ``limit`` video files under ``folder``, by name; raises DataError ``no_clips`` when there is none."""
     found = find_video_files(folder)
     if not found:
-        raise DataError(f"{printable_path(folder)} holds no video files", code="no_clips")
+        raise DataError(
+            f"{printable_path(folder)} holds no video files",
+            fix="give a folder of videos, or leave --videos out: clips are rendered then",
+            code="no_clips",
+        )
     return found[:limit]
 
 

@@ -59,7 +59,11 @@ class BenchProcess:
         try:
             answer, _ = self._child.receive(Answer | Failed)
         except ChildEnded as ended:
-            raise BackendFailed(f"its process ended: {ended}", code="BACKEND_FAILED") from ended
+            raise BackendFailed(
+                f"its process ended: {ended}",
+                fix="flamest-export doctor shows what this backend lacks",
+                code="BACKEND_FAILED",
+            ) from ended
         if isinstance(answer, Failed):
             raise BackendFailed(answer.message, fix=answer.fix, code=answer.code)
         return answer.result

@@ -68,7 +68,10 @@ def _check_backends(names: tuple[str, ...]) -> None:
     known = (*BACKENDS, f"openvino{BF16}")
     for name in names:
         if name not in known:
-            raise UsageError(f"--backend {name}: no such backend, expected one of {', '.join(known)}")
+            raise UsageError(
+                f"--backend {name}: no such backend, expected one of {', '.join(known)}",
+                fix=f"flamest-export bench DIR --backend {known[-2]}",
+            )
 
 
 def show_bench(figures: Mapping[str, Any]) -> None:

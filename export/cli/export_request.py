@@ -131,7 +131,10 @@ def read_request(options: ExportOptions, capability: str) -> ExportRequest:
     mode = next((known for known in ATTENTION_MODES if known == options.cross_attention), None)
     if mode is None:
         expected = ", ".join(ATTENTION_MODES)
-        raise UsageError(f"--cross-attention {options.cross_attention}: expected one of {expected}")
+        raise UsageError(
+            f"--cross-attention {options.cross_attention}: expected one of {expected}",
+            fix=f"--cross-attention {ATTENTION_MODES[0]}, or leave it out",
+        )
     entry = find_extractor(options.extractor)
     precision = choose_precision(options.precision or (), entry, options.backend, capability)
     if options.out is None and not options.dry_run:
@@ -161,7 +164,10 @@ def _sources(options: ExportOptions, entry: ExtractorEntry) -> dict[str, WeightS
     sources = {network: parse_source(network, given.get(network, common)) for network in entry.needed_networks}
     for network, sha256 in parse_sha256(options.weights_sha256 or ()).items():
         if network not in sources or sources[network].kind not in ("files", "hub", "zoo"):
-            raise UsageError(f"--weights-sha256 {network}=…: this export reads no weights file of {network}")
+            raise UsageError(
+                f"--weights-sha256 {network}=…: this export reads no weights file of {network}",
+                fix="leave it out, or give the network's file as its source",
+            )
         sources[network] = replace(sources[network], sha256=sha256)
     return sources
 
@@ -187,6 +193,9 @@ def _check_uses(options: ExportOptions, entry: ExtractorEntry) -> None:
             fix=f"flamest-export --backend onnx --extractor clip --captions {captions} --out DIR",
         )
     if not 1 <= frames <= MAX_CAPTIONED_FRAMES:
-        raise UsageError(f"--captioned-frames {frames}: expected one of 1 to {MAX_CAPTIONED_FRAMES}")
+        raise UsageError(
+            f"--captioned-frames {frames}: expected one of 1 to {MAX_CAPTIONED_FRAMES}",
+            fix="--captioned-frames 1, or leave it out",
+        )
     if frames > 1 and entry.vlm is None:
         raise UsageError(f"--captioned-frames {frames}: extractor {entry.name} captions none", fix=EXAMPLE)

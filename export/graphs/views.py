@@ -37,7 +37,11 @@ def view_graph(path: Path) -> GraphView:
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         first = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise DataError(f"{path.name}: strict shape inference: {first}", code="bad_graph") from error
+        raise DataError(
+            f"{path.name}: strict shape inference: {first}",
+            fix="export the bundle again with this version of flamest-export",
+            code="bad_graph",
+        ) from error
     values = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
     types = {value.name: _dtype(value) for value in values}
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in values}

@@ -164,17 +164,22 @@ def read_captions(path: Path) -> tuple[str, ...]:
     try:
         text = read_regular(path, largest=MAX_CAPTIONS).decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text") from error
+        raise DataError(f"{path} is not UTF-8 text", fix="save the file as UTF-8") from error
     found: list[Any] = text.splitlines()
     if path.suffix == ".json":
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path} is not valid JSON: {error}") from error
+            raise DataError(
+                f"{path} is not valid JSON: {error}", fix=f"edit {path}, or give a text file with one caption per line"
+            ) from error
         values = content.values() if isinstance(content, dict) else content if isinstance(content, list) else []
         found = [caption for value in values for caption in (value if isinstance(value, list) else [value])]
     if not all(isinstance(caption, str) for caption in found):
-        raise DataError(f'{path}: expected captions as text, by class: {{"CLASS": "CAPTION", …}}')
+        raise DataError(
+            f'{path}: expected captions as text, by class: {{"CLASS": "CAPTION", …}}',
+            fix=f"edit {path}, or give a text file with one caption per line",
+        )
     captions = tuple(dict.fromkeys(caption.strip() for caption in found if caption.strip()))
     if not captions:
         raise DataError(f"{path} holds no captions", fix="write one caption per class, or one a line")

@@ -76,9 +76,9 @@ def check_preprocessor(path: Path, rule: FramePreprocessing) -> None:
     try:
         config = json.loads(read_regular(path, largest=MAX_CONFIG))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error
+        raise DataError(f"{path} is not valid JSON: {error}", fix="download the folder again") from error
     if not isinstance(config, dict):
-        raise DataError(f"{path} holds no JSON object")
+        raise DataError(f"{path} holds no JSON object", fix="download the folder again")
     for key, expected in (
         ("image_mean", rule.mean),
         ("image_std", rule.std),
@@ -87,4 +87,7 @@ def check_preprocessor(path: Path, rule: FramePreprocessing) -> None:
     ):
         found = config.get(key, expected)
         if (tuple(found) if isinstance(found, list) else found) != expected:
-            raise DataError(f"{path}: {key} is {found}, expected {expected} as published with this model")
+            raise DataError(
+                f"{path}: {key} is {found}, expected {expected} as published with this model",
+                fix="use the file as published, or remove it: the published numbers are used then",
+            )

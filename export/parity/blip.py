@@ -41,7 +41,9 @@ def compare_blip(model: BlipForConditionalGeneration, written: WrittenGraphs, vl
         got = deployed.caption_ids(image)
         if exact and got != expected:
             raise DataError(
-                f"captions differ from PyTorch's for the same frames: {got}, expected {expected}", code="parity_failed"
+                f"captions differ from PyTorch's for the same frames: {got}, expected {expected}",
+                fix="export in a higher precision (--precision fp32), or other clips with --calibration",
+                code="parity_failed",
             )
         captions += batch
         equal += sum(mine == theirs for mine, theirs in zip(got, expected, strict=True))

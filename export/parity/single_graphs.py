@@ -45,6 +45,7 @@ def compare_clip(
         if written.precision("clip") == "fp32" and not same.all():
             raise DataError(
                 f"captions {got['caption_index'].tolist()} are retrieved, PyTorch retrieves {nearest.tolist()}",
+                fix="export in a higher precision (--precision fp32)",
                 code="parity_failed",
             )
         retrieved += batch

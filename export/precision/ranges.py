@@ -37,7 +37,10 @@ class _Histogram:
     def add(self, values: npt.NDArray[np.float32]) -> None:
         largest = float(np.abs(values).max(initial=0.0))
         if not np.isfinite(largest):
-            raise DataError("the fp32 graph gives values that are not finite on the calibration clips")
+            raise DataError(
+                "the fp32 graph gives values that are not finite on the calibration clips",
+                fix="check the weights (flamest-export verify-weights SRC), or other clips with --calibration",
+            )
         if self.span == 0.0:
             self.span = largest or 1.0
         while largest > self.span:

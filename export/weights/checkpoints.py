@@ -51,7 +51,10 @@ def load_checkpoint(path: Path, *, sha256: str = "") -> Checkpoint:
                 digest.update(chunk)
             file.seek(0)
         except OSError as error:
-            raise StorageError(f"cannot read {printable_path(path)}: {error.strerror}") from error
+            raise StorageError(
+                f"cannot read {printable_path(path)}: {error.strerror}",
+                fix="check the path, and that this user may read it",
+            ) from error
         found = digest.hexdigest()
         if sha256 and found != sha256:
             raise DataError(
@@ -78,7 +81,9 @@ def _read_safetensors(path: Path, file: BinaryIO) -> dict[str, Tensor]:
     try:
         return dict(load_file(f"/proc/self/fd/{file.fileno()}"))  # the library opens by name only
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
-        raise DataError(f"{path} cannot be read as safetensors: {error}") from error
+        raise DataError(
+            f"{path} cannot be read as safetensors: {error}", fix="download or save the file again"
+        ) from error
 
 
 def _read_pickled(path: Path, file: BinaryIO) -> dict[str, Tensor]:
@@ -101,12 +106,22 @@ def _read_pickled(path: Path, file: BinaryIO) -> dict[str, Tensor]:
     if isinstance(content, dict) and isinstance(content.get("model_state"), dict):
         content = content["model_state"]
     if not isinstance(content, dict) or not content:
-        raise DataError(f"{path} holds {type(content).__name__}, expected a state dict of tensors")
+        raise DataError(
+            f"{path} holds {type(content).__name__}, expected a state dict of tensors",
+            fix="save the network's state_dict() with torch.save, and give that file",
+        )
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise DataError(f"{path}: entry {name!r} is {type(value).__name__}, expected a tensor by name")
+            raise DataError(
+                f"{path}: entry {name!r} is {type(value).__name__}, expected a tensor by name",
+                fix="save the network's state_dict() with torch.save, and give that file",
+            )
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
-            raise DataError(f"{path}: entry {name!r} is no plain tensor", code="wrong_checkpoint")
+            raise DataError(
+                f"{path}: entry {name!r} is no plain tensor",
+                fix="save the network's state_dict() with torch.save, and give that file",
+                code="wrong_checkpoint",
+            )
     return content
 
 
@@ -119,7 +134,9 @@ def _check_unpacked_size(path: Path, file: BinaryIO) -> None:
         with zipfile.ZipFile(file) as archive:
             packed = [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, MemoryError) as error:
-        raise DataError(f"{path} cannot be read as PyTorch weights: {error}") from error
+        raise DataError(
+            f"{path} cannot be read as PyTorch weights: {error}", fix="download or save the file again"
+        ) from error
     file.seek(0)
     if packed:
         raise DataError(

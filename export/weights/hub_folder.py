@@ -116,7 +116,8 @@ def read_blip_config(path: Path) -> dict[str, Any]:
         if not isinstance(heads, int) or not isinstance(width, int) or heads * HEAD_WIDTH != width:
             raise DataError(
                 f"{path}: {part} has {heads} attention heads for a width of {width}, "
-                f"expected heads of {HEAD_WIDTH} as in every published BLIP (12 for a width of 768)"
+                f"expected heads of {HEAD_WIDTH} as in every published BLIP (12 for a width of 768)",
+                fix="download the folder again; config.json was changed",
             )
     tied = all(values.get("tie_word_embeddings", True) for values in (config, text))
     return {
@@ -168,14 +169,20 @@ def _read_config(path: Path, model_type: str, architecture: str, to_bring: str) 
     except StorageError as error:
         raise DataError(error.message, fix=f"put {to_bring} of the model into {path.parent}") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error
+        raise DataError(f"{path} is not valid JSON: {error}", fix="download the folder again") from error
     if not isinstance(config, dict) or config.get("model_type") != model_type:
-        raise DataError(f'{path} describes another model: expected "model_type": "{model_type}"')
+        raise DataError(
+            f'{path} describes another model: expected "model_type": "{model_type}"',
+            fix="give the folder of that kind of model, as the hub has it",
+        )
     _check_sizes(config, path)
     made_for = config.get("architectures") or [architecture]
     if not isinstance(made_for, list) or architecture not in made_for:
         described = made_for[0] if isinstance(made_for, list) else made_for
-        raise DataError(f"{path} describes {str(described)[:100]}, expected {architecture}")
+        raise DataError(
+            f"{path} describes {str(described)[:100]}, expected {architecture}",
+            fix="give the folder of that kind of model, as the hub has it",
+        )
     return config
 
 
@@ -185,7 +192,11 @@ def _check_sizes(config: dict[str, Any], path: Path) -> None:
         for key, value in (part if isinstance(part, dict) else {}).items():
             largest = LARGEST.get(key)
             if largest is not None and not (isinstance(value, int) and 0 < value <= largest):
-                raise DataError(f"{path}: {key} is {str(value)[:40]}, expected 1 to {largest}", code="wrong_checkpoint")
+                raise DataError(
+                    f"{path}: {key} is {str(value)[:40]}, expected 1 to {largest}",
+                    fix="download the folder again; config.json was changed",
+                    code="wrong_checkpoint",
+                )
 
 
 def _build(build: Callable[[dict[str, Any]], Any], config: dict[str, Any], folder: Path) -> Any:
@@ -194,7 +205,10 @@ def _build(build: Callable[[dict[str, Any]], Any], config: dict[str, Any], folde
     except MissingExtra:
         raise
     except Exception as error:  # the library checks fields with exceptions of several kinds
-        raise DataError(f"{folder / CONFIG_FILE} describes no network that can be built: {error}") from error
+        raise DataError(
+            f"{folder / CONFIG_FILE} describes no network that can be built: {error}",
+            fix="download the folder again; config.json was changed",
+        ) from error
 
 
 def _fill(net: Any, tensors: dict[str, Tensor], *, file: Path, what: str) -> Any:
@@ -216,4 +230,6 @@ def _take_position_ids(tensors: dict[str, Tensor], name: str, file: Path) -> Non
 
     stored = tensors.pop(name, None)
     if stored is not None and not torch.equal(stored.flatten().long(), torch.arange(stored.numel())):
-        raise DataError(f"{file}: '{name}' is not 0, 1, 2, …", code="wrong_checkpoint")
+        raise DataError(
+            f"{file}: '{name}' is not 0, 1, 2, …", fix="download the published file again", code="wrong_checkpoint"
+        )

@@ -114,7 +114,11 @@ def _random_clip(source: WeightSource) -> LoadedClip:
 def _small_clip(source: WeightSource) -> LoadedClip:
     model: Any = load_small("clip")
     if not CLIP_CAPTIONS.is_file():
-        raise DataError(f"the mini-world's captions are missing: {CLIP_CAPTIONS.name}", code="untrained")
+        raise DataError(
+            f"the mini-world's captions are missing: {CLIP_CAPTIONS.name}",
+            fix="install the package again: pip install --force-reinstall flamest",
+            code="untrained",
+        )
     tokenizer = read_tokenizer(BLIP_FOLDER, vocabulary_size=model.config.text_config.vocab_size)
     frames = small_clip_frames(model.config.vision_config.image_size)
     captions = read_captions(CLIP_CAPTIONS)
@@ -173,7 +177,9 @@ def hash_weights(model: Any) -> str:
             continue
         seen.add(tensor.data_ptr())
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"weights '{name}' hold values that are not finite")
+            raise DataError(
+                f"weights '{name}' hold values that are not finite", fix="download or train the weights again"
+            )
         array = tensor.detach().contiguous().numpy()
         digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
         digest.update(memoryview(array).cast("B"))

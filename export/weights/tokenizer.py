@@ -45,7 +45,7 @@ def read_tokenizer(folder: Path, *, vocabulary_size: int) -> bytes:
         try:
             words = read_regular(vocabulary_file, largest=MAX_TOKENIZER).decode().splitlines()
         except UnicodeDecodeError as error:
-            raise DataError(f"{vocabulary_file} is not UTF-8 text: {error}") from error
+            raise DataError(f"{vocabulary_file} is not UTF-8 text: {error}", fix="download the file again") from error
         tokenizer = _wordpiece({word: index for index, word in enumerate(words)})
     else:
         raise DataError(
@@ -62,7 +62,9 @@ def token_id(tokenizer: bytes, token: str) -> int:
 
     found = Tokenizer.from_str(tokenizer.decode()).token_to_id(token)
     if found is None:
-        raise DataError(f"the tokenizer has no token {token}")
+        raise DataError(
+            f"the tokenizer has no token {token}", fix="use the tokenizer that was published with the weights"
+        )
     return int(found)
 
 
@@ -85,11 +87,15 @@ def _check(tokenizer: Tokenizer, source: Path, vocabulary_size: int) -> None:
     for token, expected in _EXPECTED.items():
         found = tokenizer.token_to_id(token)
         if found != expected:
-            raise DataError(f"{source}: token {token} has id {found}, expected {expected} as in BERT uncased")
+            raise DataError(
+                f"{source}: token {token} has id {found}, expected {expected} as in BERT uncased",
+                fix="use the tokenizer that was published with the weights",
+            )
     if tokenizer.get_vocab_size() > vocabulary_size:
         raise DataError(
             f"{source} has {tokenizer.get_vocab_size()} tokens, "
-            f"expected at most {vocabulary_size}, the size of the model's vocabulary"
+            f"expected at most {vocabulary_size}, the size of the model's vocabulary",
+            fix="use the tokenizer that was published with the weights",
         )
 
 

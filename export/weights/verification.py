@@ -62,7 +62,10 @@ def find_weight_files(source: str) -> list[Path]:
         files += sorted(file for file in path.iterdir() if file.suffix in PICKLED and file.name not in WEIGHT_FILES)
         if files:
             return files
-        raise DataError(f"{printable_path(path)} holds no weights: expected {' or '.join(WEIGHT_FILES)}, or a .pth")
+        raise DataError(
+            f"{printable_path(path)} holds no weights: expected {' or '.join(WEIGHT_FILES)}, or a .pth",
+            fix="give the folder as the hub has it, or the weights file itself",
+        )
     hub_id = split_hub_id(source)
     folder = None if hub_id is None else cached_folder(*hub_id)
     if folder is not None:

@@ -125,6 +125,10 @@ def fill_video(net: nn.Module, tensors: dict[str, Tensor], *, file: Path, what: 
     check_tensors(tensors, net.state_dict(), file=file, what=what)
     for name in (name for name in tensors if name.endswith("running_var")):
         if not bool((tensors[name] >= 0).all()):
-            raise DataError(f"{file}: '{name}' holds a negative variance", code="wrong_checkpoint")
+            raise DataError(
+                f"{file}: '{name}' holds a negative variance",
+                fix="download the published file again",
+                code="wrong_checkpoint",
+            )
     net.load_state_dict(tensors, strict=True)
     return net

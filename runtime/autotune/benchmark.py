@@ -95,7 +95,7 @@ class Networks:
                 found = self._cnn.run({"frames": clip.cnn_frames[None]}, ["embedding"])["embedding"]
             vectors.append(check_shape(found, (1, None), output="embedding")[0])
         if not all(np.isfinite(vector).all() for vector in vectors):
-            raise DataError("a network's output is not finite", code="not_finite")
+            raise DataError("a network's output is not finite", fix="run without --precision auto", code="not_finite")
         return ClipResult(tuple(vectors), tuple(each.caption for each in embedded), stages)
 
 

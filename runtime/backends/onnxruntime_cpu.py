@@ -91,7 +91,11 @@ def open_session(graph: Path | bytes, *, threads: int | None = None, spin: bool 
             if "CODE: MODEL_LOAD_CANCELED" in str(error).upper():
                 raise
             reason = str(error) if isinstance(graph, bytes) else str(error).replace(str(graph), name)
-            raise DataError(f"{name} cannot be opened by ONNX Runtime: {reason}", code="bad_graph") from error
+            raise DataError(
+                f"{name} cannot be opened by ONNX Runtime: {reason}",
+                fix="flamest-export check DIR examines the bundle; if its files are right, update onnxruntime",
+                code="bad_graph",
+            ) from error
     return OrtSession(session, name)
 
 

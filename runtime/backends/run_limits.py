@@ -58,7 +58,11 @@ def limited(graph: str, stop: Callable[[], object]) -> Iterator[None]:
     except Exception as error:  # the runtimes' own exceptions share no public base
         if mine.stopped:
             raise _limit_error(graph) from error
-        raise GraphError(f"{graph} failed as it ran: {printable(str(error))[-500:]}", code="graph_failed") from error
+        raise GraphError(
+            f"{graph} failed as it ran: {printable(str(error))[-500:]}",
+            fix="try --backend onnxruntime; if that fails too, export the bundle again",
+            code="graph_failed",
+        ) from error
     finally:
         del _watched[number]
 

@@ -70,7 +70,10 @@ def check_shape(array: Array, expected: Sequence[int | None], *, output: str) ->
     found = array.shape
     if len(found) != len(expected) or any(size not in (None, found[axis]) for axis, size in enumerate(expected)):
         wanted = ", ".join("any" if size is None else str(size) for size in expected)
-        raise GraphError(f"a graph gave '{output}' of shape {list(array.shape)}, expected [{wanted}]")
+        raise GraphError(
+            f"a graph gave '{output}' of shape {list(array.shape)}, expected [{wanted}]",
+            fix="export the bundle again with this version of flamest-export",
+        )
     return array
 
 

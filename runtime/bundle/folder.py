@@ -146,7 +146,10 @@ class BundleFolder:
             except StorageError as error:
                 if isinstance(error.__cause__, FileNotFoundError):
                     raise self.tampered(name, "is missing") from error
-                raise StorageError(f"cannot read {printable_path(self.path / name)}: {error.message}") from error
+                raise StorageError(
+                    f"cannot read {printable_path(self.path / name)}: {error.message}",
+                    fix="check that this user may read it, or copy the bundle again",
+                ) from error
         status = os.fstat(file.fileno())
         problem = ""
         if status.st_nlink != 1:
@@ -188,7 +191,9 @@ class BundleFolder:
 
     def _unreadable(self, name: str, error: OSError) -> StorageError:
         return StorageError(
-            f"cannot read {printable_path(self.path / name)}: {error.strerror}", code=storage_code(error)
+            f"cannot read {printable_path(self.path / name)}: {error.strerror}",
+            fix="check that this user may read it, or copy the bundle again",
+            code=storage_code(error),
         )
 
 

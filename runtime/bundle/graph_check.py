@@ -84,7 +84,11 @@ def check_graph(path: Path, name: str) -> None:
     shown = printable_path(Path(name))
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size == 0:
-            raise DataError(f"{shown} is empty, expected an ONNX graph", code="bad_graph")
+            raise DataError(
+                f"{shown} is empty, expected an ONNX graph",
+                fix="copy the bundle again, or export it again",
+                code="bad_graph",
+            )
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 _Walk(data).model()
@@ -97,7 +101,11 @@ def check_graph(path: Path, name: str) -> None:
                     code="graph_refused",
                 ) from refused
             except (IndexError, ValueError) as error:
-                raise DataError(f"{shown} is not an ONNX graph: {error}", code="bad_graph") from error
+                raise DataError(
+                    f"{shown} is not an ONNX graph: {error}",
+                    fix="copy the bundle again, or export it again",
+                    code="bad_graph",
+                ) from error
 
 
 class _Walk:

@@ -80,15 +80,22 @@ class _Version(msgspec.Struct, frozen=True):
 def _check_parts(path: Path, manifest: Manifest) -> None:
     """Check what the types alone cannot express."""
     if manifest.vlm is None and manifest.cnn is None:
-        raise DataError(f"{path}: it has neither vlm nor cnn, expected at least one of them")
+        raise DataError(
+            f"{path}: it has neither vlm nor cnn, expected at least one of them",
+            fix="export the bundle again; its manifest was changed by hand",
+        )
     captioned = 1 if manifest.vlm is None else manifest.vlm.captioned_frames
     if not 1 <= captioned <= manifest.keyframes.count:
         raise DataError(
-            f"{path}: vlm.captioned_frames is {captioned}, expected 1 to {manifest.keyframes.count}, the keyframes"
+            f"{path}: vlm.captioned_frames is {captioned}, expected 1 to {manifest.keyframes.count}, the keyframes",
+            fix="export the bundle again; its manifest was changed by hand",
         )
     _check_sizes(path, manifest)
     if manifest.cnn is not None and manifest.cnn.frames < 1:
-        raise DataError(f"{path}: cnn.frames is {manifest.cnn.frames}, expected at least 1")
+        raise DataError(
+            f"{path}: cnn.frames is {manifest.cnn.frames}, expected at least 1",
+            fix="export the bundle again; its manifest was changed by hand",
+        )
 
 
 def _check_sizes(path: Path, manifest: Manifest) -> None:

@@ -88,5 +88,7 @@ def _write(files: dict[str, bytes], folder: Path) -> None:
                 (building / name).write_bytes(data)
     except OSError as error:
         raise StorageError(
-            f"cannot unpack the mini-world's bundle into {folder}: {error.strerror}", code=storage_code(error)
+            f"cannot unpack the mini-world's bundle into {folder}: {error.strerror}",
+            fix=f"check free space and permissions of {folder}",
+            code=storage_code(error),
         ) from error

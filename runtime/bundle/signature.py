@@ -196,10 +196,16 @@ def _key_lines(path: Path, where: str) -> list[str]:
             fix="give the path of a NAME.pub, or the key itself as ed25519:…",
         ) from error
     except UnicodeDecodeError:
-        raise SettingsError(f"{where}: {printable_path(path)} is not a public key: it is not text") from None
+        raise SettingsError(
+            f"{where}: {printable_path(path)} is not a public key: it is not text",
+            fix="give NAME.pub, which flamest-export keygen wrote",
+        ) from None
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not lines:
-        raise SettingsError(f"{where}: {printable_path(path)} holds no public key")
+        raise SettingsError(
+            f"{where}: {printable_path(path)} holds no public key",
+            fix="give NAME.pub, which flamest-export keygen wrote",
+        )
     return lines
 
 

@@ -133,12 +133,18 @@ class DecodedClip:
         streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not streams:
             container.close()
-            raise DataError("holds no video stream", code="video_no_stream")
+            raise DataError(
+                "holds no video stream", fix="remove the file, or replace it by one with video", code="video_no_stream"
+            )
         stream = streams[0]
         context: av.VideoCodecContext | None = stream.codec_context
         if context is None:
             container.close()
-            raise DataError("is in a codec that this ffmpeg does not know", code="video_unknown_codec")
+            raise DataError(
+                "is in a codec that this ffmpeg does not know",
+                fix="convert the video, for example to H.264 in MP4",
+                code="video_unknown_codec",
+            )
         width, height = context.width, context.height
         if width * height > self._largest_frame:
             container.close()
@@ -166,12 +172,18 @@ class DecodedClip:
             file.seek(0)
             start = file.read(16)
         if not start:
-            return DataError("is empty", code="video_empty")
+            return DataError("is empty", fix="copy the video again from its source, or remove it", code="video_empty")
         if any(start[offset:].startswith(magic) for offset, magic in MAGIC_NUMBERS):
             return DataError(
-                "begins like a video, but its index cannot be read: cut off or damaged", code="video_damaged"
+                "begins like a video, but its index cannot be read: cut off or damaged",
+                fix="copy the video again from its source, or remove it",
+                code="video_damaged",
             )
-        return DataError(f"is not a video in one of the formats {ALLOWED_FORMATS}", code="video_not_video")
+        return DataError(
+            f"is not a video in one of the formats {ALLOWED_FORMATS}",
+            fix="convert the video, for example to H.264 in MP4, or remove the file",
+            code="video_not_video",
+        )
 
     def _nothing_decoded_error(self, stream: av.video.VideoStream) -> DataError:
         """The error for no frame at all: damaged, or too large for a codec that reports no size."""
@@ -180,7 +192,11 @@ class DecodedClip:
                 reopened = next(other for other in container.streams.video if other.index == stream.index)
                 if reopened.width * reopened.height > self._largest_frame:
                     return _too_large_error(reopened.width, reopened.height, self._largest_frame)
-        return DataError("holds a video stream of which no frame can be decoded", code="video_damaged")
+        return DataError(
+            "holds a video stream of which no frame can be decoded",
+            fix="copy the video again from its source, or remove it",
+            code="video_damaged",
+        )
 
 
 class _FrameBuffer:
@@ -261,4 +277,8 @@ def _frame_bytes(frame: av.VideoFrame) -> int:
 
 
 def _too_large_error(width: int, height: int, largest: int) -> DataError:
-    return DataError(f"has frames of {width}x{height}, at most {largest} pixels are allowed", code="video_too_large")
+    return DataError(
+        f"has frames of {width}x{height}, at most {largest} pixels are allowed",
+        fix="scale the video down",
+        code="video_too_large",
+    )

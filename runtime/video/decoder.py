@@ -187,7 +187,11 @@ class VideoDecoder:
                 self._end()
             if answer.code == DECODER_BROKEN:
                 raise _broken_error(answer.message)
-            raise DataError(f"{printable_path(path)} {answer.message}", code=answer.code)
+            raise DataError(
+                f"{printable_path(path)} {answer.message}",
+                fix="convert the video again, or remove it",
+                code=answer.code,
+            )
         if not isinstance(answer, kind):
             self._end()
             raise InvariantError(f"the decoder answered {type(answer).__name__}, expected {kind.__name__}")
@@ -281,12 +285,18 @@ def _clip_error(ended: ChildEnded, path: Path, limits: DecodeLimits) -> DataErro
             code="decoder_killed",
         )
     return DataError(
-        f"{printable_path(path)}: the decoder process crashed on it ({ended.reason})", code="decoder_crashed"
+        f"{printable_path(path)}: the decoder process crashed on it ({ended.reason})",
+        fix="convert the video again, or remove it",
+        code="decoder_crashed",
     )
 
 
 def _invalid_answer_error(path: Path, problem: str) -> DataError:
-    return DataError(f"{printable_path(path)}: the decoder's answer is invalid: {problem}", code="decoder_crashed")
+    return DataError(
+        f"{printable_path(path)}: the decoder's answer is invalid: {problem}",
+        fix="convert the video again, or remove it",
+        code="decoder_crashed",
+    )
 
 
 def _open_clip(path: Path, inside: Path | None) -> int:
@@ -294,12 +304,16 @@ def _open_clip(path: Path, inside: Path | None) -> int:
     try:
         file = open_regular(path, inside=inside)
     except StorageError as error:
-        raise DataError(error.message, code="video_unreadable") from error
+        raise DataError(error.message, fix=error.fix, code="video_unreadable") from error
     except DataError as error:
-        raise DataError(error.message, code=OPENING_CODES.get(error.code, error.code)) from error
+        raise DataError(error.message, fix=error.fix, code=OPENING_CODES.get(error.code, error.code)) from error
     with file:
         if os.fstat(file.fileno()).st_size == 0:
-            raise DataError(f"{printable_path(path)} is empty", code="video_empty")
+            raise DataError(
+                f"{printable_path(path)} is empty",
+                fix="copy the video again from its source, or remove it",
+                code="video_empty",
+            )
         return os.dup(file.fileno())
 
 

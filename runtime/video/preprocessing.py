@@ -32,6 +32,7 @@ def prepare_frames(rgb: Rgb, rule: FramePreprocessing) -> Pixels:
     if height * width > MAX_RESIZED_PIXELS:
         raise DataError(
             f"frames of {rgb.shape[2]}x{rgb.shape[1]} pixels are too long and thin to resize to {rule.size} pixels",
+            fix="crop the video, or remove it",
             code="video_too_large",
         )
     if rule.filter in ("bicubic", "bilinear-pillow"):

@@ -164,7 +164,10 @@ def _attach_timing_cache(config: Any, path: Path | None, remarks: list[str]) -> 
     try:
         data = read_regular(path, largest=MAX_TIMINGS_BYTES) if path.exists() else b""
     except (DataError, StorageError) as error:
-        raise StorageError(f"cannot read the timing cache: {error.message}") from error
+        raise StorageError(
+            f"cannot read the timing cache: {error.message}",
+            fix="remove the file, or name another one with --timing-cache",
+        ) from error
     cache = config.create_timing_cache(data)
     if cache is not None and config.set_timing_cache(cache, False):
         return cache

@@ -121,7 +121,7 @@ def _read_own(path: Path, largest: int) -> bytes:
             return file.read()
     except DataError as error:
         if path.is_symlink():
-            raise StorageError(error.message) from error
+            raise StorageError(error.message, fix=error.fix) from error
         raise FileNotFoundError(path) from error
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):

@@ -137,7 +137,10 @@ def engine_version(engine: Path | bytes) -> Version:
             with open_regular(engine) as file:
                 head = file.read(HEADER_BYTES)
         except OSError as error:
-            raise StorageError(f"cannot read {engine}: {error.strerror}") from error
+            raise StorageError(
+                f"cannot read {engine}: {error.strerror}",
+                fix="check that this user may read it, or build it again: flamest-export engines DIR",
+            ) from error
     if len(head) < HEADER_BYTES:
         raise unavailable(Code.PLAN_HEADER, f"{name} has {len(head)} bytes, expected at least {HEADER_BYTES}").error()
     if head[:4] != TAG:

@@ -130,13 +130,19 @@ def _put(folder: Path, file: str, data: bytes, manifest: Manifest) -> None:
     try:
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".plans", dir=folder.resolve().parent))
     except OSError as error:
-        raise StorageError(f"cannot write next to {folder}: {error.strerror}") from error
+        raise StorageError(
+            f"cannot write next to {folder}: {error.strerror}",
+            fix="check free space and permissions of the folder that the bundle is in",
+        ) from error
     try:
         write_atomic(scratch / file, data)
         os.replace(scratch / file, folder / file)
         fsync_directory(folder)
     except OSError as error:
-        raise StorageError(f"cannot write {folder / file}: {error.strerror}") from error
+        raise StorageError(
+            f"cannot write {folder / file}: {error.strerror}",
+            fix="check free space and permissions of the bundle's folder",
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     write_atomic(folder / MANIFEST_FILE, encode_manifest(manifest))
