@@ -66,6 +66,9 @@ class AppCommand(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _write_options(self, ctx, formatter)
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [_usage_piece(piece) for piece in super().collect_usage_pieces(ctx)]
+
     def invoke(self, ctx: Any) -> Any:
         with _role_of(self):
             return super().invoke(ctx)
@@ -99,6 +102,9 @@ class AppGroup(TyperGroup):
 
 
 Command = AppCommand | AppGroup
+# What click and Typer print for a value without a metavar, and the word for it.
+_KINDS = re.compile(r"(?<= )(<(?:str|int|float|path)(?: range)?>|(?:TEXT|INTEGER|FLOAT|PATH)(?: RANGE)?)$")
+_KIND_WORDS = {"str": "TEXT", "text": "TEXT", "int": "N", "integer": "N", "float": "X", "path": "PATH"}
 
 
 def _role_of(command: Command) -> contextlib.AbstractContextManager[None]:
@@ -143,6 +149,16 @@ def _with_version(command: Command, params: list[Any]) -> list[Any]:
     return [*params[:-1], vars(command)["version"], *params[-1:]]
 
 
+def _usage_piece(piece: str) -> str:
+    """Return an argument of the usage line as our documentation writes it: ``DIR``, ``VIDEO…``, not ``{DIR}``."""
+    found = re.fullmatch(r"\{?([^][{}]+?)\}?(\.\.\.)?", piece)
+    return piece if found is None else found[1].upper() + ("…" if found[2] and not found[1].endswith("…") else "")
+
+
+def _kind_word(found: re.Match[str]) -> str:
+    return _KIND_WORDS[found[1].split()[0].strip("<>").lower()]
+
+
 def _write_commands(group: AppGroup, ctx: Any, formatter: Any) -> None:
     """Write the commands for ``--help``, each with the first sentence of its own."""
     rows = []
@@ -163,7 +179,8 @@ def _write_options(command: Command, ctx: Any, formatter: Any, hidden: Sequence[
     for param in (each for each in command.get_params(ctx) if each.name not in hidden):
         panel = "Arguments" if param.param_type_name == "argument" else getattr(param, "rich_help_panel", None)
         if record := param.get_help_record(ctx):
-            (sections.setdefault(panel, []) if panel else general).append(record)
+            names = record[0].split(" ")[0].upper() if panel == "Arguments" else _KINDS.sub(_kind_word, record[0])
+            (sections.setdefault(panel, []) if panel else general).append((names, record[1]))
     for title, records in (*sections.items(), ("Options", general)):
         if records:
             with formatter.section(title):

@@ -15,13 +15,16 @@ from ...runtime.bundle.graph_records import EngineOptions, HardwareCompat
 if TYPE_CHECKING:
     from ..engines import RequestedEngines
 
+ENGINES = "TensorRT engines"  # the heading in --help
+
 OptLevelOption = Annotated[
     int | None,
     typer.Option(
         "--opt-level",
         min=0,
         max=5,
-        help="Effort of the builder: 0 builds fastest, 5 searches longest. 3 when not given.",
+        rich_help_panel=ENGINES,
+        help="How long the builder searches for fast kernels: 0 is shortest, 5 longest. 3 when not given.",
     ),
 ]
 HardwareCompatOption = Annotated[
@@ -29,21 +32,25 @@ HardwareCompatOption = Annotated[
     typer.Option(
         "--hardware-compat",
         metavar="WHICH",
-        help="GPUs that the engines run on: none (this model only), ampere+ (Ampere and newer), same-cc (all of this "
-        "compute capability; TensorRT 10.9 or newer). None when not given.",
+        rich_help_panel=ENGINES,
+        help="Other GPUs that the engines run on too: none (this model only), ampere+ (Ampere and newer), same-cc "
+        "(all of this compute capability; TensorRT 10.9 or newer). none when not given.",
     ),
 ]
 VersionCompatibleOption = Annotated[
     bool | None,
     typer.Option(
         "--version-compatible",
-        help="Engines that newer TensorRT of this major version runs too, and 11 where 10 built them; may be slower.",
+        rich_help_panel=ENGINES,
+        help="Engines that newer versions of TensorRT run too: of the same major version, and 11 where 10 built them. "
+        "They may be slower.",
     ),
 ]
 StripWeightsOption = Annotated[
     bool | None,
     typer.Option(
         "--strip-weights",
+        rich_help_panel=ENGINES,
         help="Small engines without weights: each node fills them in from the ONNX graph.",
     ),
 ]
@@ -51,6 +58,7 @@ Tf32Option = Annotated[
     bool | None,
     typer.Option(
         "--tf32/--no-tf32",
+        rich_help_panel=ENGINES,
         help="Let float32 matmuls round their inputs to 10 bits (faster on Ampere and newer). "
         "--no-tf32 when not given.",
     ),
@@ -61,7 +69,8 @@ WorkspaceOption = Annotated[
         "--workspace-mb",
         min=1,
         metavar="MIB",
-        help="Memory that a kernel may use in addition to its tensors. All of the GPU's when not given.",
+        rich_help_panel=ENGINES,
+        help="Memory in MiB that a kernel may use in addition to its tensors. All of the GPU's when not given.",
     ),
 ]
 TimingCacheOption = Annotated[
@@ -69,6 +78,7 @@ TimingCacheOption = Annotated[
     typer.Option(
         "--timing-cache",
         metavar="FILE",
+        rich_help_panel=ENGINES,
         help="Kernel timings of earlier builds, read and written: builds after the first are quicker. One per TensorRT "
         "and GPU in the engine cache when not given.",
     ),
@@ -78,6 +88,7 @@ EngineCacheOption = Annotated[
     typer.Option(
         "--plan-cache",
         metavar="DIR",
+        rich_help_panel=ENGINES,
         help="Folder of this machine's own engines, for signed bundles. ~/.cache/flamest/plans when not given.",
     ),
 ]
@@ -85,6 +96,7 @@ WithEnginesOption = Annotated[
     bool | None,
     typer.Option(
         "--plans/--no-plans",
+        rich_help_panel=ENGINES,
         help="Build engines now, with --backend tensorrt. --no-plans needs no GPU: flamest-export engines builds them "
         "on the machine that has one.",
     ),

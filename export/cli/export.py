@@ -55,11 +55,11 @@ def build(context: typer.Context, options: ExportOptions, as_json: JsonOption = 
 
       flamest-export build --backend onnx --out bundle
 
-      flamest-export build --backend onnx --extractor blip+i3d --weights random:tiny --out tiny-bundle
+      flamest-export build --backend onnx --extractor slow --out bundle
 
-      flamest-export build --backend tensorrt --hardware-compat ampere+ --out bundle
+      flamest-export build --backend tensorrt --out bundle
 
-      flamest-export build --backend onnx --precision int8 --calibration my-clips --out bundle
+      flamest-export build --backend onnx --precision int8 --out bundle
 
       flamest-export inspect bundle
 

@@ -13,7 +13,7 @@ from ...base.options import ThreadsOption
 from ...runtime.bundle.manifest import CrossAttention
 from ..networks.extractors import DEFAULT_EXTRACTOR, ExtractorEntry, find_extractor
 from .engine_options import EngineFlags, WithEnginesOption
-from .options import SourceOptions, WeightsHashOption
+from .options import WEIGHTS, SourceOptions, WeightsHashOption
 
 if TYPE_CHECKING:
     from ..bundle import ExportRequest
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ATTENTION_MODES: tuple[CrossAttention, ...] = ("bidirectional", "causal-last", "causal-first")
 MAX_CAPTIONED_FRAMES = 8  # keyframes
+BUNDLE, FEATURES = "Bundle", "Features (part of the fingerprint)"  # headings in --help
+PRECISION = "Precision"
 EXAMPLE = "flamest-export --backend onnx --out DIR"
 
 PrecisionOption = Annotated[
@@ -28,8 +30,9 @@ PrecisionOption = Annotated[
     typer.Option(
         "--precision",
         metavar="[GRAPH=]WORD",
+        rich_help_panel=PRECISION,
         help="Precision of the graphs' matmuls and convolutions: fp32, fp16, bf16 or int8, for all graphs "
-        "or for one of vision, text, words, clip, cnn. "
+        "or for one of vision, text, words, clip, cnn. fp32 when not given. "
         "Can be given several times: --precision int8 --precision text=fp32.",
     ),
 ]
@@ -38,8 +41,9 @@ CalibrationOption = Annotated[
     typer.Option(
         "--calibration",
         metavar="DIR",
-        help="A folder of your own clips: int8 gets its ranges from them, and whole chains are compared on them. "
-        "Without it, clips that the exporter draws.",
+        rich_help_panel=PRECISION,
+        help="A folder of your own clips: int8 gets the ranges of its values from them, and the bundle's embeddings "
+        "are compared with fp32's on them. Without it, clips that the exporter draws.",
     ),
 ]
 
@@ -51,22 +55,31 @@ class ExportOptions:
     backend: Annotated[
         str | None,
         typer.Option(
-            help="onnx: graphs that every backend runs. tensorrt: the same, with engines for this machine's GPU."
+            metavar="onnx|tensorrt",
+            rich_help_panel=BUNDLE,
+            help="Required. onnx: graphs that every backend runs. tensorrt: the same, with engines for this "
+            "machine's GPU.",
         ),
     ] = None
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The bundle folder to make.")] = None
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", rich_help_panel=BUNDLE, help="Required. The bundle folder to make."),
+    ] = None
     extractor: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="The networks that make a clip's embedding; flamest-export extractors lists them."
+            metavar="NAME",
+            rich_help_panel=BUNDLE,
+            help="The networks that make a clip's embedding; flamest-export extractors lists them.",
         ),
     ] = DEFAULT_EXTRACTOR
     weights: Annotated[
         str,
         typer.Option(
             metavar="SRC",
+            rich_help_panel=WEIGHTS,
             help="The source of every network that is not given one of its own: published, miniworld (small networks "
-            "that this project trained), random:full or random:tiny.",
+            "that come with the package), random:full or random:tiny.",
         ),
     ] = "published"
     sources: SourceOptions = field(default_factory=SourceOptions)
@@ -74,13 +87,16 @@ class ExportOptions:
     captions: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Captions that CLIP retrieves: a JSON object {class: caption}, or a caption a line."
+            metavar="FILE",
+            rich_help_panel=FEATURES,
+            help="Captions that CLIP retrieves: a JSON object {class: caption}, or text with one caption per line.",
         ),
     ] = None
     captioned_frames: Annotated[
         int,
         typer.Option(
             metavar="N",
+            rich_help_panel=FEATURES,
             help=f"Keyframes of a clip that are captioned, 1 to {MAX_CAPTIONED_FRAMES}; their embeddings are averaged.",
         ),
     ] = 1
@@ -89,12 +105,15 @@ class ExportOptions:
     cross_attention: Annotated[
         str,
         typer.Option(
+            metavar="MODE",
+            rich_help_panel=FEATURES,
             help="How frame and caption become one vector: bidirectional ([CLS], every token sees every other), "
-            "causal-last (last token, decoder's mask), causal-first ([CLS], decoder's mask: blind to the caption)."
+            "causal-last (last token, decoder's mask), causal-first ([CLS], decoder's mask: blind to the caption).",
         ),
     ] = "bidirectional"
     extraction_seed: Annotated[
-        int, typer.Option(min=0, help="Decides which keyframe of a clip is captioned; part of the fingerprint.")
+        int,
+        typer.Option(min=0, rich_help_panel=FEATURES, help="Decides which keyframe of a clip is captioned."),
     ] = 0
     threads: ThreadsOption = None
     with_plans: WithEnginesOption = None
@@ -102,13 +121,16 @@ class ExportOptions:
     check: Annotated[
         bool,
         typer.Option(
-            "--check", help="Check the graphs too as flamest-export check does; leave no bundle when one fails."
+            "--check",
+            rich_help_panel=BUNDLE,
+            help="Check the graphs too as flamest-export check does; leave no bundle when one fails.",
         ),
     ] = False
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
+            rich_help_panel=BUNDLE,
             help="Print what would be built, from which sources, its size, memory and downloads; build nothing.",
         ),
     ] = False

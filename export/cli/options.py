@@ -11,33 +11,50 @@ import typer
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The bundle folder.")]
 
-_HUB = "a hub id (OWNER/MODEL[@REVISION]), a folder with config.json, model.safetensors"
+WEIGHTS = "Weights"  # the heading in --help
+_HUB = "a Hugging Face id (OWNER/MODEL[@REVISION]), a folder with config.json, model.safetensors"
 _FILE = "a checkpoint file (.safetensors, .pth, .pyth)"
 BlipOption = Annotated[
-    str | None, typer.Option(metavar="SRC", help=f"The captioner: {_HUB} and tokenizer.json, or a word of --weights.")
+    str | None,
+    typer.Option(
+        metavar="SRC",
+        rich_help_panel=WEIGHTS,
+        help=f"The captioner, BLIP: {_HUB} and tokenizer.json, or a word of --weights.",
+    ),
 ]
 ClipOption = Annotated[
-    str | None, typer.Option(metavar="SRC", help=f"CLIP: {_HUB} and tokenizer.json, or a word of --weights.")
+    str | None,
+    typer.Option(
+        metavar="SRC", rich_help_panel=WEIGHTS, help=f"CLIP: {_HUB} and tokenizer.json, or a word of --weights."
+    ),
 ]
 SlowOption = Annotated[
     str | None,
     typer.Option(
         metavar="SRC",
+        rich_help_panel=WEIGHTS,
         help=f"The Slow network, whose first layers pick the keyframes of every extractor: slow_r50 (PyTorchVideo's "
         f"published weights), {_FILE}, or a word of --weights.",
     ),
 ]
-I3dOption = Annotated[str | None, typer.Option(metavar="SRC", help=f"I3D: i3d_r50, {_FILE}, or a word of --weights.")]
-Resnet3dOption = Annotated[
-    str | None, typer.Option(metavar="SRC", help=f"ResNet-3D: r3d_18, {_FILE}, or a word of --weights.")
+I3dOption = Annotated[
+    str | None,
+    typer.Option(metavar="SRC", rich_help_panel=WEIGHTS, help=f"I3D: i3d_r50, {_FILE}, or a word of --weights."),
 ]
-VideomaeOption = Annotated[str | None, typer.Option(metavar="SRC", help=f"VideoMAE: {_HUB}, or a word of --weights.")]
+Resnet3dOption = Annotated[
+    str | None,
+    typer.Option(metavar="SRC", rich_help_panel=WEIGHTS, help=f"ResNet-3D: r3d_18, {_FILE}, or a word of --weights."),
+]
+VideomaeOption = Annotated[
+    str | None, typer.Option(metavar="SRC", rich_help_panel=WEIGHTS, help=f"VideoMAE: {_HUB}, or a word of --weights.")
+]
 
 WeightsHashOption = Annotated[
     list[str] | None,
     typer.Option(
         "--weights-sha256",
         metavar="NETWORK=SHA256",
+        rich_help_panel=WEIGHTS,
         help="The hash that a network's weights file must have: another file is refused before it is parsed. "
         "Can be given several times.",
     ),
