@@ -60,7 +60,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.parametrize("as_json", [True, False])
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_ends_a_command_and_its_child_and_removes_what_is_half_done(tmp_path, number, as_json):
+def test_a_signal_ends_command_and_child_and_leaves_nothing_half_done(tmp_path, number, as_json):
     (tmp_path / "child.py").write_text("import time\ntime.sleep(600)\n")
     words = ["-c", WORK, "out", "child.py", *(["--json"] if as_json else [])]
     process = start(words, tmp_path)
