@@ -35,17 +35,23 @@ PAGES = {
 # and the words that the reader replaces. The two silos are at work at the same time.
 SECOND = {"ward-7": "ward-8"}
 WALK: tuple[tuple[str, str, Mapping[str, str]], ...] = (
-    #("README", "", {}),
+    ("README", "", {}),
     *(("operator", number, {}) for number in "123"),
     *(("silo", number, silo) for silo in ({}, SECOND) for number in "12"),
     *(("operator", number, {}) for number in "45"),
     *(("silo", number, silo) for number in "34" for silo in ({}, SECOND)),
-    *(("silo", "5", silo) for silo in ({}, SECOND)),
+    ("silo", "5", {}),
     ("operator", "6", {}),
-    *(("researcher", number, {}) for number in "1234567"),
+    *(("researcher", number, {}) for number in "12345"),
 )
-# What cannot run in a test, and why; the pages have the same reasons.
-NOT_RUN: tuple[tuple[str, str, str], ...] = ()
+# What a test cannot run: the page, the block's first command, and the reason, as in the page.
+NOT_RUN = (
+    ("README", "make demo", "sets up an environment"),
+    ("operator", "python3 -m venv flamest-env", "installs the package"),
+    ("silo", "python3 -m venv flamest-env", "installs the package"),
+    ("researcher", "python3 -m venv flamest-env", "installs the package"),
+    ("researcher", "pip install '.[export]'", "exports networks with PyTorch and takes an hour"),
+)
 
 BLOCK = re.compile(r"(?:^<!-- (?P<note>[^\n]+) -->\n+)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"\b[0-9a-f]{12,}\b|\d+(?:[.,]\d+)*")
@@ -247,8 +253,12 @@ def test_every_command_block_runs_as_a_reader_types_it(blocks, tmp_path):
 
 
 def test_blocks_that_are_not_run_are_listed_with_their_reason(blocks):
-    skipped = [(block.page, block.text.splitlines()[0], block.note) for block in blocks if "not run" in block.note]
-    assert skipped == [(page, line, f"not run: {reason}") for page, line, reason in NOT_RUN]
+    skipped = [
+        (block.page, block.text.splitlines()[0].partition("  ")[0], block.note.partition("not run: ")[2])
+        for block in blocks
+        if "not run" in block.note
+    ]
+    assert tuple(skipped) == NOT_RUN
 
 
 def test_the_pages_have_no_block_of_another_kind(blocks):
