@@ -55,7 +55,7 @@ NOT_RUN = (
 
 BLOCK = re.compile(r"(?:^<!-- (?P<note>[^\n]+) -->\n+)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"\b[0-9a-f]{12,}\b|\d+(?:[.,]\d+)*")
-PRINTED_WITHIN_S = 60.0  # by a command that keeps running; a reader waits too
+PRINTED_WITHIN_S = 180.0  # by a command that keeps running; a reader waits too
 
 
 @dataclass(frozen=True)
