@@ -73,19 +73,23 @@ class AgentSettings(_Record, frozen=True):
 
 
 TEMPLATE = """\
-# Settings of flamest-agent on this silo. Relative paths start at this file's folder.
+# Settings of flamest-agent on this silo. Relative paths start at this file's folder; a line after # is not in force.
 # Check it with: flamest-agent run --config agent.toml --check-config
 
-state = "state"               # the daemon's own files
-store = "features.sqlite"     # the feature store
-# bundle = "bundle"           # the exported models; with videos, new clips are extracted
-# videos = "videos"           # LABEL/clip.ext, or a labels.csv
+state = "state"               # the daemon's own files: its status, the egress ledger, the model in use
+store = "features.sqlite"     # the feature store: the embeddings of this silo's clips
+# precision = "fp32"          # of the embeddings to train on, where the store holds several
+
+# With both the daemon extracts new clips by itself; without them it trains on what flamest-agent extract, or
+# import-features, has put into the store.
+# bundle = "bundle"           # the bundle of the run, from the operator
+# videos = "videos"           # LABEL/clip.mp4, or a labels.csv
 # trusted_keys = ["operator.pub"]  # a bundle that none of them signed is not opened (docs/guides/signing.md)
 
 [coordinator]
-address = "COORDINATOR:7443"  # host:port
+address = "COORDINATOR:7443"  # TO FILL IN: its host and port, from the operator
 ca = "ca.pem"                 # from the operator, with the certificate
-certificate = "silo.pem"
+certificate = "silo.pem"      # ends after a year: flamest-agent status says when
 key = "{key}"
 
 # [work]
@@ -104,21 +108,28 @@ key = "{key}"
 
 # This silo's policy, which the run cannot change (docs/guides/privacy.md). flamest-agent egress shows what has left.
 [policy]
-min_samples = 256             # with fewer clips an update could reveal them: it is not sent
-# min_samples_override = true # allow a min_samples below 256
+min_samples = 256             # with fewer clips to train on an update could reveal them: it is not sent
+# min_samples_override = true # allow a min_samples below 256; every update's entry in the ledger records it
 hold_out = 0.2                # share of groups kept from training, to evaluate on
 # report_evaluation = false   # report loss and correct predictions on held-out clips; default: except with record-dp
-# report_loss = "exact"       # losses in full precision, with report_loss_override = true; default: "rounded"
+# report_loss = "exact"       # losses in full precision; default: "rounded"
+# report_loss_override = true # allow report_loss = "exact"
 # evaluation_noise = 3        # clips: noise on what is reported; with less, reports can reveal held-out clips
 # evaluations_per_day = 400   # report at most so many within 24 hours; updates go on without them
-# evaluations_per_month = 1200
+# evaluations_per_month = 1200  # and so many within 30 days
 # report_classes = 10         # report by class too, for classes with so many held-out clips
 # share_for_evaluation = true # silos that share too may evaluate this silo's last model (docs/guides/evaluation.md)
 # refuse_worse = true         # keep this silo's own model where the run's final one is worse on the held-out clips
 # report_counts = "power-of-two"  # report clip counts as the nearest power of two
 # codec = "fp32"              # send updates at least this exactly
-# privacy = "clip"            # clip every update and add noise: clip_norm = 1.0, noise = 0.001
-# privacy = "record-dp"       # differential privacy for every clip: epsilon = 8.0, delta = 1e-5
+# privacy = "clip"            # clip every update and add noise
+# clip_norm = 1.0             # of clip: the most that an update may differ from the round's model
+# noise = 0.001               # of clip: on every parameter, in units of clip_norm
+# privacy = "record-dp"       # or: differential privacy for every clip
+# epsilon = 8.0               # of record-dp: the budget of all runs together; training stops when it is spent
+# delta = 1e-5                # of record-dp: probability with which epsilon may not hold
+# sample_clip = 1.0           # of record-dp: the most that the gradient of one clip counts
+# noise_multiplier = 1.0      # of record-dp: noise of a step, in units of sample_clip
 """
 
 

@@ -45,6 +45,9 @@ mu = 0.0                      # fedprox: weight of the distance to the round's m
 alpha = 0.0                   # feddyn: weight of its correction
 server_momentum = 0.0         # FedAvgM on top of the average; not with feddyn
 server_adam = 0.0             # above 0: FedAdam with this learning rate on top of the average; not with feddyn
+# server_beta1 = 0.9          # of FedAdam: decay of its first moment
+# server_beta2 = 0.99         # of FedAdam: decay of its second moment
+# server_tau = 1e-3           # of FedAdam: the larger, the less adaptive
 combine = "mean"              # or "median", or "trimmed_mean": against hostile silos, unweighted; not with feddyn
 trim = 0.0                    # trimmed_mean: share of the silos left out at either end of every coordinate, like 0.2
 clip = 0.0                    # above 0: updates are clipped to this multiple of the round's median one
@@ -52,7 +55,7 @@ average_last = 0              # above 0: the final model is the mean of the mode
 
 [run.train]                   # local training in a round
 epochs = 5                    # passes over a silo's clips in one round
-batch_size = 128
+batch_size = 128              # clips per step
 learning_rate = 0.01          # of Adam
 weight_decay = 1e-4           # Adam's L2 term
 learning_rate_decay = 1.0     # round r trains at learning_rate * decay ** (r - 1)
