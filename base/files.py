@@ -272,7 +272,9 @@ def new_directory(path: Path, *, mode: int = 0o755) -> Iterator[Path]:
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise StorageError(f"{path} exists already and is not empty", fix="choose another folder, or remove this one")
+        raise StorageError(
+            f"{path} exists already and is not empty", fix="name a folder that does not exist yet, or an empty one"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".building", dir=path.parent))

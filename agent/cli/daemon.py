@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @command
 def keygen(
-    name: Annotated[str, typer.Argument(help="This silo's name: 1 to 40 of a-z, 0-9 and '-'.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="This silo's name: 1 to 40 of a-z, 0-9 and '-'.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the key and the request.")] = Path(),
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
@@ -40,6 +40,8 @@ def keygen(
         say(f"and sends back silo.pem and ca.pem: put them into {made.key_path.parent}")
         if template is not None:
             say(f"settings to fill in: {template}")
+        else:
+            say(f"{made.key_path.with_name('agent.toml')} was there and is not changed: its key must be this one")
         say(place.hint("then: flamest-agent run --check-config"))
     return {"name": name, "key": str(made.key_path), "csr": str(made.csr_path), "settings": template and str(template)}
 
@@ -70,10 +72,13 @@ def run(
     """
     import msgspec
 
+    from ...base.errors import UsageError
     from ...base.log import configure_logging
     from ...base.process import Shutdown, keep_crashes_private, tune_malloc
     from ..settings import load_agent_settings, refuse_placeholder
 
+    if offline and not check_config:
+        raise UsageError("--offline is for --check-config: the daemon connects", fix="give both, or neither")
     path = AGENT.place(config, folder).path
     settings = load_agent_settings(path, also_trusted=tuple(trusted_key or ()))
     if check_config:

@@ -179,7 +179,7 @@ def _known(silos: Silos, name: str) -> Enrolment:
     if known is None or known.revoked is not None:
         raise DataError(
             f"silo '{name}' is not enrolled; enrolled: {', '.join(enrolled(silos)) or 'none'}",
-            fix=f"flamest-coordinator silo add {name} --csr {name}.csr",
+            fix=f"flamest-coordinator silo list; to enrol it: flamest-coordinator silo add {name} --csr {name}.csr",
             code="unknown_silo",
         )
     return known
@@ -196,7 +196,7 @@ def read_silos(path: Path) -> Silos:
                 days_until(parse_utc(moment))
     except StorageError as error:
         raise StorageError(
-            f"the allow-list: {error.message}", fix="name the folder that `flamest-coordinator init` made"
+            f"the allow-list: {error.message}", fix="name the folder that `flamest-coordinator init` made: --dir DIR"
         ) from error
     except (ValueError, TypeError, OverflowError, RecursionError, DataError, UsageError) as error:
         raise DataError(
@@ -281,7 +281,7 @@ def _authority(folder: Path) -> Identity:
     if not (folder / "ca-key.pem").exists():
         raise SettingsError(
             f"{folder} holds no ca-key.pem: not the folder of a federation's authority",
-            fix="give the folder that flamest-coordinator init made with --dir",
+            fix="name the folder that flamest-coordinator init made: --dir DIR",
         )
     return Identity(key=read_file(folder / "ca-key.pem"), certificate=read_file(folder / "ca.pem"))
 

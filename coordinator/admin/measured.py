@@ -17,6 +17,7 @@ from .history import History, RoundRow
 # Why a model has no accuracy: the word for a table's cell, and the sentence.
 MISSING = {
     "": "",
+    "initial": "the initial model: no round has closed, so it is not trained",
     "no-model": "the round made no model",
     "pending": "not measured yet: the silos report it with their next updates",
     "waiting": "not measured yet: the silos report it when they next ask, after the last round",
@@ -42,6 +43,7 @@ class MeasuredModels:
         reasons = {row.round: "no-report" if row.round in closed else "no-model" for row in rows}
         if closed:
             reasons[closed[-1]] = _missing_of_last(history, rows, settings)
+        reasons[0] = "initial"
         return cls(evaluations, {number: reasons[number] for number in reasons.keys() - evaluations}, best_model(found))
 
     def evaluation(self, round_number: int) -> Evaluation | None:

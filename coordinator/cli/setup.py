@@ -141,6 +141,7 @@ def renew(
     info = certificate_info(read_file(home / "server.pem"), whose="server.pem")
     if not as_json:
         say(f"{home / 'server.pem'}: for {', '.join(info.names)}, until {info.expires:%Y-%m-%d}")
+        say("a running server uses it after SIGHUP: kill -HUP PID")
     return {"hosts": list(info.names), "expires": f"{info.expires:%Y-%m-%dT%H:%M:%SZ}"}
 
 
@@ -154,8 +155,9 @@ def _read_labels(labels: str, labels_file: Path | None) -> list[str]:
         try:
             lines = read_regular(labels_file, largest=MAX_LABELS_FILE).decode().splitlines()
         except (DataError, StorageError, UnicodeDecodeError) as error:
+            reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
             raise UsageError(
-                f"cannot read {labels_file}: {error}", fix="expected UTF-8 text, one class name per line"
+                f"--labels-file {labels_file}: {reason}", fix="give a UTF-8 text file with one class name per line"
             ) from error
         names = [line.strip() for line in lines if line.strip()]
     if twice := [name for name, times in Counter(names).items() if times > 1]:

@@ -22,17 +22,16 @@ silo_app = App("silo", no_args_is_help=True, help="Enrol, list, renew, revoke an
 @command
 @COORDINATOR.errors_name_the_place
 def silo_add(
-    name: Annotated[str, typer.Argument(help="The silo's name: 1 to 40 of a-z, 0-9 and '-'.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The silo's name: 1 to 40 of a-z, 0-9 and '-'.")],
     csr: Annotated[Path, typer.Option("--csr", help="The request that `flamest-agent keygen NAME` wrote there.")],
     config: ConfigOption = None,
     folder: DirOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Sign a silo's request and let it take part; a running server accepts it at once."""
-    from ...fedproto.tls import read_file
     from ..admin.authority import add_silo
 
-    hand_over = add_silo(COORDINATOR.place(config, folder).folder, name, read_file(csr))
+    hand_over = add_silo(COORDINATOR.place(config, folder).folder, name, _read_request(csr))
     if not as_json:
         say(f"silo '{name}' is enrolled; send it what is in {hand_over}: silo.pem and ca.pem (neither is secret)")
         say("there they go next to agent.toml, which keygen made; once its settings are filled in:")
@@ -45,7 +44,7 @@ def silo_add(
 @command
 @COORDINATOR.errors_name_the_place
 def silo_renew(
-    name: Annotated[str, typer.Argument(help="The silo's name.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The silo's name.")],
     csr: Annotated[
         Path | None,
         typer.Option("--csr", help="A new request of the silo, for a new key. Without it: for the key that it has."),
@@ -59,11 +58,10 @@ def silo_renew(
     Both are valid until the old one ends, or until `silo revoke`, which revokes both. Send the files that this command
     names to the silo; a running agent uses them as soon as they are in place.
     """
-    from ...fedproto.tls import read_file
     from ..admin.authority import renew_enrolment
 
     home = COORDINATOR.place(config, folder).folder
-    entry = renew_enrolment(home, name, None if csr is None else read_file(csr))
+    entry = renew_enrolment(home, name, None if csr is None else _read_request(csr))
     hand_over = home / "silos" / name
     if not as_json:
         say(f"silo '{name}' has a new certificate, until {entry.expires[:10]}; send it {hand_over / 'silo.pem'}")
@@ -102,7 +100,7 @@ def silo_list(config: ConfigOption = None, folder: DirOption = None, as_json: Js
 @command
 @COORDINATOR.errors_name_the_place
 def silo_revoke(
-    name: Annotated[str, typer.Argument(help="The silo's name.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The silo's name.")],
     config: ConfigOption = None,
     folder: DirOption = None,
     as_json: JsonOption = False,
@@ -123,7 +121,7 @@ def silo_revoke(
 @command
 @COORDINATOR.errors_name_the_place
 def silo_release(
-    name: Annotated[str, typer.Argument(help="The silo's name.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The silo's name.")],
     config: ConfigOption = None,
     folder: DirOption = None,
     as_json: JsonOption = False,
@@ -140,6 +138,18 @@ def silo_release(
         state = "was let out of quarantine" if released["was_quarantined"] else "was not in quarantine"
         say(f"silo '{name}' {state}; {released['refusals']} refusals forgotten, the last one: {released['last']}")
     return released
+
+
+def _read_request(path: Path) -> bytes:
+    """Return a request file's content. Raises SettingsError."""
+    from ...base.errors import SettingsError
+    from ...fedproto.tls import read_file
+
+    try:
+        return read_file(path)
+    except SettingsError as error:
+        fix = "give the file that `flamest-agent keygen NAME` wrote at the silo: --csr NAME.csr"
+        raise SettingsError(error.message, fix=fix) from error
 
 
 def _membership(entry: Enrolment) -> str:

@@ -1,14 +1,18 @@
 """The operator's commands, as typed."""
 
 import json
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from flamest.coordinator.admin.status import history_lines, status_of
 from flamest.coordinator.cli import main
+from flamest.coordinator.settings import load_coordinator_settings
+from flamest.export.cli.main import app as export_app
 from flamest.fedproto.model_file import read_model
-from flamest.fedproto.records import Update
+from flamest.fedproto.records import Evaluation, SubjectEvaluation, Update
 from typer.testing import CliRunner
 
 
@@ -194,3 +198,216 @@ def test_a_claimed_codec_error_does_not_widen_the_history():
     row |= dict.fromkeys(("round", "accepted", "refused", "examples", "received_bytes", "sent_bytes"), 1)
     head, line = history_lines([{**row, "status": "closed", "codec_error": 1e300, "updates": []}])
     assert len(line) < len(head)
+
+
+# --- init, --check-config, and what they know of the bundle ---
+
+
+def test_init_fills_in_the_bundles_fingerprint_width_and_blocks(tiny_bundle, tmp_path):
+    from flamest.runtime.bundle.manifest_reading import read_manifest
+
+    manifest = read_manifest(tiny_bundle)
+    words = ["--host", "localhost", "--labels", "a,b"]
+    code, made, _ = typed("init", tmp_path / "fed", *words, "--bundle", tiny_bundle)
+    assert (code, made["fingerprint"], made["inputs"]) == (0, manifest.fingerprint, manifest.width)
+    settings = load_coordinator_settings(tmp_path / "fed" / "coordinator.toml")
+    assert (settings.run.fingerprint, settings.run.inputs) == (manifest.fingerprint, manifest.width)
+    assert settings.run.head.blocks == (manifest.vlm.width, manifest.cnn.width)
+    assert settings.run.final_evaluation == "model", "the model that one takes away is measured"
+    inspected = tmp_path / "facts.json"
+    shown = CliRunner().invoke(export_app, ["inspect", str(tiny_bundle), "--json"])
+    inspected.write_text(shown.stdout)
+    code, same, _ = typed("init", tmp_path / "elsewhere", *words, "--bundle", inspected)
+    assert (code, same["fingerprint"], same["blocks"]) == (0, made["fingerprint"], made["blocks"])
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--fingerprint", "abc"], "64 hexadecimal digits"),
+        (["--fingerprint", "imported:mine:12", "--inputs", "13"], "the embeddings are 12-d"),
+        (["--labels", "a,b,a"], "a twice"),
+        (["--labels", "a"], "expected 2 or more"),
+    ],
+)
+def test_init_refuses_what_no_run_can_have(tmp_path, words, part):
+    code, answer, _ = typed("init", tmp_path / "fed", "--host", "localhost", *words)
+    assert (code, answer["error"]["code"]) == (2, "usage")
+    assert part in answer["error"]["message"]
+    assert answer["error"]["fix"]
+    assert not (tmp_path / "fed").exists()
+
+
+def test_init_takes_the_width_from_the_fingerprint_of_imported_embeddings(tmp_path):
+    fingerprint = ["--fingerprint", "imported:mine:12"]
+    code, made, _ = typed("init", tmp_path / "fed", "--host", "localhost", "--labels", "a,b", *fingerprint)
+    assert (code, made["inputs"]) == (0, 12)
+    assert load_coordinator_settings(tmp_path / "fed" / "coordinator.toml").run.inputs == 12
+
+
+def test_init_never_advises_to_remove_a_folder_with_the_authoritys_key(make_federation):
+    federation = make_federation()
+    code, answer, output = typed("init", federation.folder, "--host", "localhost")
+    assert (code, answer["error"]["code"]) == (74, "storage")
+    assert "ca-key.pem" in answer["error"]["message"]
+    assert not any(word in output for word in ("remove", "delete", "rm "))
+    code, answer, output = typed("backup", "--dir", federation.folder, "--out", federation.folder)
+    assert "remove" not in output
+
+
+CHECKED = {
+    "a fingerprint of three letters": ('fingerprint = "{print}"', 'fingerprint = "abc"', "64 hexadecimal digits"),
+    "another width": ("inputs = 12", "inputs = 2816", "imported:mine:12 are 12-d"),
+    "a label twice": ('"fall", "run"', '"fall", "fall"', "'fall' is there twice"),
+    "an address elsewhere": ("127.0.0.1:0", "192.0.2.1:7443", "no server can listen there"),
+    "a missing key": ('key = "server-key.pem"', 'key = "nowhere.pem"', "nowhere.pem"),
+    "another key": ('key = "server-key.pem"', 'key = "ca-key.pem"', "not the key of"),
+    "no allow-list": ('silos = "silos.json"', 'silos = "nowhere.json"', "allow-list"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(CHECKED))
+def test_check_config_refuses_what_cannot_work(make_federation, case):
+    federation = make_federation("a", fingerprint='"imported:mine:12"', inputs=12)
+    assert typed("run", "--dir", federation.folder, "--check-config")[0] == 0
+    old, new, part = CHECKED[case]
+    text = federation.config.read_text()
+    old = old.replace("{print}", "imported:mine:12")
+    assert old in text
+    federation.config.write_text(text.replace(old, new))
+    code, answer, output = typed("run", "--dir", federation.folder, "--check-config")
+    assert code in (74, 77, 78), output
+    assert part in answer["error"]["message"]
+    assert answer["error"]["fix"]
+
+
+def test_check_config_compares_with_the_bundle(tiny_bundle, make_federation):
+    from flamest.runtime.bundle.manifest_reading import read_manifest
+
+    manifest = read_manifest(tiny_bundle)
+    federation = make_federation("a", fingerprint=f'"{manifest.fingerprint}"', inputs=manifest.width - 1)
+    code, answer, _ = typed("run", "--dir", federation.folder, "--check-config")
+    assert code == 0
+    assert any("--bundle DIR" in note for note in answer["notes"])
+    code, answer, _ = typed("run", "--dir", federation.folder, "--check-config", "--bundle", tiny_bundle)
+    assert code == 78
+    assert f"the bundle gives {manifest.width}-d embeddings" in answer["error"]["message"]
+    assert f"inputs = {manifest.width}" in answer["error"]["fix"]
+
+
+def test_check_config_finds_an_address_in_use(make_federation):
+    federation = make_federation("a", fingerprint='"imported:mine:6"')
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        text = federation.config.read_text()
+        federation.config.write_text(text.replace("127.0.0.1:0", f"127.0.0.1:{taken.getsockname()[1]}"))
+        code, answer, _ = typed("run", "--dir", federation.folder, "--check-config")
+    assert (code, answer["error"]["code"]) == (75, "locked")
+
+
+# --- a model's own accuracy, silos that decline, hints ---
+
+
+def evaluated(federation, number: int, correct: int) -> None:
+    """One round of silo a, which reports ``correct`` of 10 for the model that the round starts from."""
+    with federation.client("a") as client:
+        run = client.join()
+        status = client.wait(run, number - 1, 5)
+        model = client.fetch(run, status)
+        measured = Evaluation(0.5, correct, 10)
+        client.submit(run, Update(status.round, model.sha256, f"{number:032x}", 10, model.params, measured))
+
+
+def test_history_shows_the_accuracy_of_the_rows_own_model(make_federation, tmp_path):
+    federation = make_federation("a", rounds=3, final_evaluation='"model"')
+    federation.start()
+    for number, correct in ((1, 2), (2, 5)):
+        evaluated(federation, number, correct)
+    with federation.client("a") as client:
+        client.wait(client.join(), 2, 5)
+    first, second, third = typed("history", "--dir", federation.folder)[1]["rounds"]
+    assert (first["accuracy"], first["incoming"]["accuracy"]) == (0.5, 0.2)
+    assert (second["accuracy"], second["accuracy_missing"]) == (None, "pending")
+    assert (third["accuracy"], third["accuracy_missing"]) == (None, "no-model")
+    evaluated(federation, 3, 7)
+    with federation.client("a") as client:
+        run = client.join()
+        client.wait(run, 3, 5)
+        assert "waiting" in output_of("history", "--dir", federation.folder)
+        client.report_evaluation(run, 3, [SubjectEvaluation(0, Evaluation(0.1, 9, 10))])
+    rows = typed("history", "--dir", federation.folder)[1]["rounds"]
+    assert [row["accuracy"] for row in rows] == [0.5, 0.7, 0.9]
+    taken = typed("model", "--dir", federation.folder, "--out", tmp_path / "m.safetensors")[1]
+    assert (taken["round"], taken["accuracy"]) == (3, 0.9)
+    assert "9 of 10 correct" in output_of("model", "--dir", federation.folder, "--out", tmp_path / "m.safetensors")
+    assert "last model: round 3, accuracy 0.900" in output_of("status", "--dir", federation.folder)
+
+
+def test_a_finished_run_without_final_evaluation_says_how_to_measure_the_last_model(make_federation, tmp_path):
+    federation = make_federation("a", rounds=1)
+    federation.start()
+    evaluated(federation, 1, 4)
+    with federation.client("a") as client:
+        client.wait(client.join(), 1, 5)
+    (row,) = typed("history", "--dir", federation.folder)[1]["rounds"]
+    assert (row["accuracy"], row["accuracy_missing"]) == (None, "not-asked")
+    for words in (["history"], ["status"], ["model", "--out", tmp_path / "m.safetensors"]):
+        assert "run.final_evaluation" in output_of(*words, "--dir", federation.folder)
+
+
+def test_status_names_silos_that_declined_or_were_not_seen(make_federation):
+    federation = make_federation("a", "b", rounds=2, min_silos=2)
+    federation.start()
+    with federation.client("a") as client:
+        run = client.join()
+        assert client.wait(run, 0, 5).round == 1
+        client.wait(run, 1, 0.1)  # asks for what follows round 1, without an update
+    until = time.monotonic() + 20
+    while not (federation.state / "attendance.json").exists() or "declined" not in str(shown_silos(federation)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    a, b = shown_silos(federation)
+    assert (a["seen"], a["declined_round"], b["seen"], b["declined_round"]) == (True, 1, False, None)
+    output = output_of("status", "--dir", federation.folder)
+    assert "declined round 1" in output
+    assert f"run --dir {federation.folder} --check-config --bundle DIR" in output
+    assert "not seen since the server's start" in output
+
+
+def shown_silos(federation) -> list[dict]:
+    silos = status_of(federation.settings())["silos"]
+    return silos if any(silo["declined_round"] for silo in silos) else []
+
+
+def test_status_ends_with_69_when_no_server_runs(trained):
+    code, now, _ = typed("status", "--dir", trained.folder)
+    assert (code, now["running"], now["error"]["code"]) == (69, False, "not_running")
+    assert f"--dir {trained.folder}" in now["error"]["fix"]
+
+
+def test_every_hint_names_the_folder_that_was_given(make_federation, tmp_path):
+    federation = make_federation("a")
+    where = f"--dir {federation.folder}"
+    for words in (["silo", "add", "a", "--csr", federation.silo_folder / "a" / "a.csr"], ["silo", "revoke", "c"]):
+        assert where in typed(*words, "--dir", federation.folder)[1]["error"]["fix"]
+    assert where in typed("history", "--dir", federation.folder)[1]["error"]["fix"]
+    _, answer, _ = typed("history", "--config", federation.config)
+    assert f"--config {federation.config}" in answer["error"]["fix"]
+
+
+@pytest.mark.parametrize("words", [["status"], ["history"], ["doctor"], ["run"], ["model", "--out", "m"]])
+def test_the_settings_are_found_in_the_current_folder(make_federation, monkeypatch, tmp_path, words):
+    federation = make_federation("a")
+    monkeypatch.chdir(tmp_path)
+    code, answer, _ = typed(*words)
+    assert (code, answer["error"]["code"]) == (2, "usage")
+    monkeypatch.chdir(federation.folder)
+    code, answer, _ = typed(*words, *(["--check-config"] if words == ["run"] else []))
+    assert "current folder" not in answer.get("error", {}).get("message", "")
+
+
+def test_backup_takes_out_and_to(trained, tmp_path):
+    for option in ("--out", "--to"):
+        code, made, _ = typed("backup", "--dir", trained.folder, option, tmp_path / option)
+        assert (code, (tmp_path / option / "backup.json").exists()) == (0, True), made
