@@ -190,7 +190,9 @@ def _setup(request: DemoRequest, bundle: Path, manifest: Manifest, split: Split)
 def _federate(setup: FederationSetup, split: Split, steps: Steps) -> list[dict[str, Any]]:
     steps.begin(f"one coordinator and {len(setup.silos)} silos as processes, mutual TLS on loopback")
     steps.note(f"local training: {training_text(setup.train)}")
-    steps.note("the silos' policy allows updates of 1 clip for the demo; the default for real silos is 256")
+    steps.note(
+        "here a silo sends updates of any number of clips; a real one sends none of fewer than 256 (min_samples)"
+    )
     enrol(setup)
     clips = sum(len(videos) for videos in split.silos.values())
     with federation_bars(clips, setup.rounds) as show:
@@ -263,6 +265,9 @@ def _predict(
         {**found, "truth": video.label} for found, video in zip(result["predictions"], videos, strict=True)
     )
     for prediction in predicted:
+        if not prediction["labels"]:  # extracted before, but not now: decoding took too long, or the file has changed
+            steps.note(f"left out: {prediction['video']}: {prediction['reason']}")
+            continue
         first = prediction["labels"][0]
         verdict = "right" if first["label"] == prediction["truth"] else "wrong"
         steps.note(f"{verdict}: {prediction['truth']}, predicted {first['label']} with {first['probability']:.1%}")

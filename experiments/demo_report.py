@@ -116,7 +116,10 @@ def repeat_command(request: DemoRequest) -> str:
     return shlex.join(words)
 
 
-def _clip_prediction(clip: ExampleClip, predicted: dict[str, Any], manifest: Manifest) -> ClipPrediction:
+def _clip_prediction(clip: ExampleClip, predicted: dict[str, Any], manifest: Manifest) -> ClipPrediction | None:
+    """The clip as the page shows it; None when it could not be read again."""
+    if not predicted["labels"]:
+        return None
     path = clip.video.path
     return ClipPrediction(
         video="/".join(path.parts[-2:]),
