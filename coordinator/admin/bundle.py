@@ -44,7 +44,7 @@ class _Inspection(msgspec.Struct):
 
 @dataclass(frozen=True)
 class BundleFacts:
-    """What a run must know of the bundle that its silos extract with."""
+    """Facts that a run must have right about the bundle that its silos extract with."""
 
     fingerprint: str
     width: int  # of a clip's embedding

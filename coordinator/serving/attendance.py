@@ -19,7 +19,7 @@ MAX_ATTENDANCE = 16 << 20  # bytes; a silo has about 100
 
 
 class Attendance(msgspec.Struct, frozen=True):
-    """What silos have done since the server started."""
+    """Silos that asked for work, or declined it, since the server started."""
 
     run: str = ""
     seen: tuple[str, ...] = ()  # asked for work, ascending

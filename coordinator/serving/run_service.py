@@ -79,7 +79,7 @@ class RunService:
 
     @property
     def attendance(self) -> Attendance:
-        """Which silos have asked for work, and which declined a round."""
+        """The silos that have asked for work, and those that declined a round."""
         return Attendance(self.run.run, tuple(sorted(self._seen_silos)), dict(self._declined))
 
     # --- questions of silos ---

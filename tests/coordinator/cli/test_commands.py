@@ -344,7 +344,7 @@ def test_history_shows_the_accuracy_of_the_rows_own_model(make_federation, tmp_p
     assert "last model: round 3, accuracy 0.900" in output_of("status", "--dir", federation.folder)
 
 
-def test_a_finished_run_without_final_evaluation_says_how_to_measure_the_last_model(make_federation, tmp_path):
+def test_an_unmeasured_last_model_comes_with_the_setting_that_measures_it(make_federation, tmp_path):
     federation = make_federation("a", rounds=1)
     federation.start()
     evaluated(federation, 1, 4)
