@@ -85,7 +85,7 @@ def left_behind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     """State of the release. Read it only; ``state`` is a copy of one's own."""
     folder = tmp_path_factory.mktemp("left") / "state"
     if request.param == "committed":
-        unpack(HERE / f"state-{RELEASED}.zip", folder)
+        unpack(folder)
     else:
         request.getfixturevalue("released").python(HERE / "make_state.py", folder)
     return folder
@@ -97,9 +97,15 @@ def state(left_behind: Path, tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack with the permissions that keys and states have."""
-    with zipfile.ZipFile(archive) as packed:
+@pytest.fixture
+def committed(tmp_path: Path) -> Path:
+    unpack(tmp_path / "state")
+    return tmp_path / "state"
+
+
+def unpack(folder: Path) -> None:
+    """Unpack the committed state, with the permissions that keys and states have."""
+    with zipfile.ZipFile(HERE / f"state-{RELEASED}.zip") as packed:
         packed.extractall(folder)
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o700 if path.is_dir() else 0o600)

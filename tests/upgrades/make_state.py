@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from release import Release, Running, running
 
 SILOS = ("anna", "berta")

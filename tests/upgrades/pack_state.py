@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 ARCHIVE = Path(__file__).with_name("state-0.2.0.zip")
-MANIFEST = "manifest.json"
+MANIFEST = "bundle.json"
 
 
 def main(state: Path) -> None:
