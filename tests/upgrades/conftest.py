@@ -80,7 +80,8 @@ def build_site(commit: str, folder: Path) -> Path:
     return site
 
 
-@pytest.fixture(scope="session", params=["committed", "made by the wheel"])
+# To make the state takes the release half a minute: `make upgrades` and `make soak` do, `make test` does not.
+@pytest.fixture(scope="session", params=["committed", pytest.param("made by the wheel", marks=pytest.mark.soak)])
 def left_behind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """State of the release. Read it only; ``state`` is a copy of one's own."""
     folder = tmp_path_factory.mktemp("left") / "state"

@@ -2,7 +2,8 @@
 
 Run with a release on PYTHONPATH. ``OUT`` then has the coordinator's folder in the middle of a run (``centre``), two
 silos (``anna``, ``berta``: store, ledger, client state, status), a backup, a model file, the bundle that comes with the
-release, one message of each kind as it goes over the wire, and ``expected.json``: what the release says of all this. Only its commands are used, which stay.
+release, one message of each kind as it goes over the wire, and ``expected.json``: what the release says of all this.
+Only its commands are used, which stay.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def main(state: Path) -> None:
             name = path.relative_to(state)
             if path.is_file() and kept(name, path):
                 packed.writestr(zipfile.ZipInfo(str(name)), path.read_bytes(), zipfile.ZIP_DEFLATED)
-    print(f"{ARCHIVE}: {ARCHIVE.stat().st_size} bytes")
+    sys.stdout.write(f"{ARCHIVE}: {ARCHIVE.stat().st_size} bytes\n")
 
 
 def kept(name: Path, path: Path) -> bool:
