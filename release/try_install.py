@@ -2,8 +2,9 @@
 
 For each Python: the base from the sdist, the coordinator and the agent from the wheel with its hashed requirements. In
 each environment pip finds no conflict, every command starts, and packages of other roles are absent. With ``--demo``
-the whole demo runs from the agent's environment. Then, for each supported Python and role, whether every requirement
-has a wheel, which needs no such Python.
+the whole demo runs from the agent's environment. Then wheelhouses of both roles are made and installed without a
+network; and for each supported Python and role it is seen whether every requirement has a wheel, which needs no such
+Python.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ def main() -> None:
                 shutil.rmtree(Path(scratch) / f"{version}-{role}", ignore_errors=True)
                 failed += bool(problem)
                 print(f"Python {version} {role}: {problem or 'ok'} ({time.monotonic() - begun:.0f} s)", flush=True)
+        for role in ("coordinator", "agent"):
+            problem = try_wheelhouse(role, options.dist.resolve(), Path(scratch) / f"offline-{role}")
+            failed += bool(problem)
+            print(f"wheelhouse of {role}, installed without a network: {problem or 'ok'}", flush=True)
     for version in SUPPORTED:
         for role in ROLES:
             problem = without_wheels(version, role)
@@ -94,6 +99,21 @@ def try_demo(venv: Path) -> str:
     return failure("flamest-demo", run(venv / "bin" / "flamest-demo", "--out", venv / "demo"))
 
 
+def try_wheelhouse(role: str, dist: Path, venv: Path) -> str:
+    """Make a role's wheelhouse and install it where no network can be reached; return what is wrong, or nothing."""
+    made = run(Path(sys.executable), ROOT / "release" / "wheelhouse.py", "--dist", dist, "--role", role)
+    if made.returncode:
+        return failure("wheelhouse.py", made)
+    run(Path(sys.executable), "-m", "venv", venv)
+    house = dist / f"wheelhouse-{role}"
+    words = ("install", "--quiet", "--isolated", "--no-index", "--find-links", house, "--require-hashes")
+    # A network namespace of its own has no network at all; where none may be made, --no-index must do.
+    cut_off = ("unshare", "--map-root-user", "--net") if run(Path("unshare"), "-rn", "true").returncode == 0 else ()
+    program, *before = (*cut_off, venv / "bin" / "pip")
+    done = run(Path(program), *before, *words, "-r", house / "requirements.txt")
+    return failure("pip install", done) or failure("pip check", run(venv / "bin" / "pip", "check"))
+
+
 def without_wheels(version: str, role: str) -> str:
     """Resolve a role for a Python without building anything; return what has no wheel, or nothing."""
     uv = Path(sysconfig.get_path("scripts")) / "uv"
@@ -107,7 +127,7 @@ def without_wheels(version: str, role: str) -> str:
 def run(program: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a program outside of the checkout, with nothing on PYTHONPATH."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    cwd = ROOT if program.name == "uv" else program.parent
+    cwd = ROOT if program.name == "uv" or not program.is_absolute() else program.parent
     command = [str(program), *map(str, words)]
     return subprocess.run(command, check=False, capture_output=True, text=True, cwd=cwd, env=environment)
 

@@ -1,7 +1,8 @@
 """What release 0.2.0 wrote is opened, continued and understood: store, state, backup, model, bundle, wire.
 
 The state is committed (state-0.2.0.zip); `make upgrades` has the wheel of the tag make it again. Where the clone has
-the tag, old and new processes share a federation over mutual TLS. docs/reference/versions.md says what is upgraded and what refused.
+the tag, old and new processes share a federation over mutual TLS. docs/reference/versions.md lists what is upgraded
+and what is refused.
 """
 
 from __future__ import annotations
