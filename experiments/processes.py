@@ -27,6 +27,7 @@ class CommandFailed(FlamestError):
     code = "command_failed"
     error_code: str = ""  # of its JSON line, if there is one
     error_message: str = ""  # of its JSON line
+    error_fix: str = ""  # of its JSON line
     exit_status: int = 1
 
 
@@ -45,14 +46,11 @@ def run_command(program: Program, *arguments: str | Path, quiet: bool = True) ->
     done = subprocess.run(line, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False)
     if done.returncode != 0:
         output = (done.stderr or "").strip() or done.stdout.strip()
-        failed = CommandFailed(
-            f"flamest-{program} {arguments[0]} ended with status {done.returncode}: {output}",
-            fix=_error_field(done.stdout, "fix") or "see its output above",
-        )
-        failed.error_code, failed.error_message = (
-            _error_field(done.stdout, "code"),
-            _error_field(done.stdout, "message"),
-        )
+        failed = CommandFailed(f"flamest-{program} {arguments[0]} ended with status {done.returncode}: {output}")
+        failed.error_code = _error_field(done.stdout, "code")
+        failed.error_message = _error_field(done.stdout, "message")
+        failed.error_fix = _error_field(done.stdout, "fix")
+        failed.fix = failed.error_fix or "see its output above"
         failed.exit_status = done.returncode
         raise failed
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -60,7 +58,7 @@ def run_command(program: Program, *arguments: str | Path, quiet: bool = True) ->
 
 
 def _error_field(stdout: str, key: str) -> str:
-    """``key`` of a failed command's last line ``{"error": {"code": …, "message": …}}``; empty without such a line."""
+    """``key`` of a failed command's last line ``{"error": {"code": …, "message": …, "fix": …}}``; empty without such a line."""
     try:
         return str(json.loads(stdout.splitlines()[-1])["error"][key])
     except (IndexError, ValueError, KeyError, TypeError):

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..agent.extraction.clips import find_clips
+from ..agent.extraction.clips import FoundClip, find_clips
 from ..agent.training.holdout import hold_out_groups
 from ..base.errors import DataError
+from ..base.files import printable_path
 from .partition import dirichlet
 
 
@@ -35,9 +36,20 @@ class Split:
     silos: dict[str, tuple[LabelledVideo, ...]]
 
 
+def find_given_clips(folder: Path) -> list[FoundClip]:
+    """The usable clips of a folder that a person has given as ``--videos``. Raises DataError when it is none."""
+    if not Path(folder).is_dir():
+        raise DataError(
+            f"{printable_path(folder)} is not a folder of videos",
+            fix="give a folder with LABEL/clip.mp4, or with a labels.csv: --videos DIR",
+            code="no_clips",
+        )
+    return find_clips(folder)
+
+
 def labelled_videos(folder: Path) -> tuple[LabelledVideo, ...]:
     """The labelled clips under ``folder``. Raises DataError when they have fewer than two classes."""
-    found = find_clips(folder)
+    found = find_given_clips(folder)
     videos = tuple(
         LabelledVideo(clip.path, clip.label, clip.group or clip.path.stem) for clip in found if clip.label is not None
     )

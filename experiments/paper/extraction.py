@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from ...agent.extraction.clips import find_clips
-from ...base.errors import DataError, FlamestError, StorageError, UsageError
+from ...base.errors import DataError, FlamestError, StorageError, UnreachableError, UsageError
 from ...base.files import printable_path, write_atomic
 from ...base.progress import Progress, progress_bar
 from ..miniworld.videos import CLASSES, EXPERIMENT_GROUPS, EXPERIMENT_SEED, render_dataset
@@ -69,7 +69,8 @@ def check_extractors(names: Sequence[str]) -> None:
 def extract_all(request: ExtractionRequest, progress: Progress) -> dict[str, Any]:
     """Extract with every extractor; returns its report, or ``status`` and ``why`` where it failed.
 
-    Raises the last failure, with its exit code, when none could be extracted; UsageError on an unknown name.
+    Raises UnreachableError at the first source that cannot be reached, the last failure, with its exit code, when none
+    could be extracted, UsageError on an unknown name.
     """
     check_extractors(request.extractors)
     done: dict[str, Any] = {}
@@ -81,6 +82,8 @@ def extract_all(request: ExtractionRequest, progress: Progress) -> dict[str, Any
         except CommandFailed as error:
             if error.exit_status < 0 or error.exit_status > 128:  # ended by a signal
                 raise
+            if error.exit_status == UnreachableError.exit_code:  # the next source is on the same network
+                raise _unreachable(name, error) from error
             failed = error
             done[name] = {"status": "not extracted", "why": error.error_message or error.message}
         progress.advance()
@@ -89,13 +92,26 @@ def extract_all(request: ExtractionRequest, progress: Progress) -> dict[str, Any
     return done
 
 
+def _unreachable(name: str, failed: CommandFailed) -> UnreachableError:
+    """The error of a hub that cannot be reached, naming the extractor and what was tried."""
+    return UnreachableError(
+        f"the weights of {name} cannot be fetched, so the extraction stops here: "
+        f"{failed.error_message or failed.message}",
+        fix=(
+            "connect this machine, or give local files (--blip DIR, --slow FILE, …) or --weights miniworld; then run the "
+            "same command again: finished extractors are kept"
+        ),
+        code=failed.error_code or None,
+    )
+
+
 def _with_exit_code(failed: CommandFailed) -> FlamestError:
     """The failure as an error with the exit code of the failed command."""
     known: dict[int, type[FlamestError]] = {kind.exit_code: kind for kind in (UsageError, DataError, StorageError)}
     if failed.exit_status not in known:
         return failed
     return known[failed.exit_status](
-        f"no extractor could be used; the last error: {failed.error_message or failed.message}"
+        f"no extractor could be used; the last error: {failed.error_message or failed.message}", fix=failed.error_fix
     )
 
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import msgspec
 
-from ...agent.extraction.clips import find_clips
 from ...base.errors import DataError, UsageError
 from ...base.files import printable_path
 from ...base.process import Shutdown
 from ...base.progress import progress_bar
 from ..datasets import KNOWN, find_videos
-from ..silos import is_miniworld
+from ..silos import find_given_clips, is_miniworld
 from .experiments import ExperimentContext
 from .external_runs import read_external_runs
 from .extraction import (
@@ -87,6 +86,8 @@ def open_context(request: ExperimentRequest) -> ExperimentContext:
     Raises UsageError on an unknown name, DataError when there are no features.
     """
     _check_dataset(request.dataset)
+    if request.videos is not None:
+        find_given_clips(request.videos)
     if request.split and request.split not in SPLITS:
         raise UsageError(
             f"--split {request.split}: expected one of {', '.join(SPLITS)}", fix=f"--split {SPLITS[0]}, or leave it out"
@@ -130,7 +131,7 @@ def extract_features(options: ExtractOptions) -> ExtractedDataset:
         warnings = rendering_warnings(videos)
     elif dataset in KNOWN:
         warnings = find_videos(KNOWN[dataset], videos).warnings
-    elif not find_clips(videos):
+    elif not find_given_clips(videos):
         raise DataError(
             f"{printable_path(videos)} holds no clips", fix="arrange them as LABEL/clip.ext in --videos DIR"
         )
@@ -175,7 +176,7 @@ def _unfinished(request: ExperimentRequest, folder: Path) -> tuple[str, ...]:
     extractors = (*SINGLE, *VARIANTS)
     if request.videos is None:
         return extractors if request.dataset == MINIWORLD and not folder.is_dir() else ()
-    clips = len(find_clips(request.videos))
+    clips = len(find_given_clips(request.videos))
     return tuple(
         name
         for name in extractors
