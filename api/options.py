@@ -13,6 +13,7 @@ from ..agent.training.own_head import Head, OwnHead
 from ..base.errors import UsageError
 from ..coordinator.strategies.composition import strategy_problems
 from ..experiments.simulation import Aggregation
+from ..experiments.strategy_names import STRATEGIES
 from ..fedproto.head import HeadSpec
 from ..fedproto.records import Strategy, TrainSettings
 
@@ -20,16 +21,6 @@ Record = TypeVar("Record", Strategy, TrainSettings)
 StrategyName = Literal["fedavg", "fedprox", "feddyn", "fedavgm", "fedadam", "median", "trimmed_mean"]
 OwnHeadGiven = Head | Callable[[int, int], Head]
 
-# Short names, and the settings that each stands for where the caller gives no others.
-STRATEGIES: Mapping[str, Mapping[str, Any]] = {
-    "fedavg": {},
-    "fedprox": {"name": "fedprox", "mu": 0.01},
-    "feddyn": {"name": "feddyn", "alpha": 0.1},
-    "fedavgm": {"server_momentum": 0.9},
-    "fedadam": {"server_adam": 0.1},
-    "median": {"combine": "median"},
-    "trimmed_mean": {"combine": "trimmed_mean", "trim": 0.2},
-}
 SILO_TERMS = ("mu", "alpha", "average_last")  # settings that go with an aggregation of one's own
 HEADS = ("mlp", "rgcf")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,13 +12,24 @@ import typer
 
 from ..base.app import App
 from ..base.console import command
-from ..base.errors import DataError, UsageError
+from ..base.errors import DataError
 from ..base.options import JsonOption, takes_records
 from .baselines.cli import actionclip, kd
+from .experiment_options import (
+    FIXED_OPTIONS,
+    CaptionsOption,
+    DatasetOption,
+    ExperimentOptions,
+    OutOption,
+    VideosOption,
+    fit_options,
+    names,
+    refuse_fixed_options,
+    refuse_lists,
+)
 
 if TYPE_CHECKING:
     from .paper.experiments import ExperimentContext
-    from .paper.request import ExperimentRequest
     from .paper.tables import TableResult
 
 app = App(
@@ -46,19 +56,8 @@ SUMMARIES = {
     "failures": "The confusion matrix, and a page of misclassified clips with keyframes, caption and classes.",
     "resources": "Time per clip and stage, parameters, bytes sent, storage.",
     "beyond": "Options beyond the paper, each compared with the baseline over the seeds.",
-    "all": "All of the above, and one self-contained page, OUT/report.html.",
-}
-# Options that the experiment sets itself.
-FIXED_OPTIONS = {
-    "table1": ("rounds", "epochs", "seeds", "silos"),
-    "table3": ("rounds",),
-    "table4": ("rounds",),
-    "table7": ("epochs",),
-    "table8": ("silos",),
-    "table9": ("epochs",),
-    "figure2": ("rounds",),
-    "figure3": ("rounds", "epochs"),
-    "cross-validation": ("seeds",),
+    "grid": "A grid of your own: the main extractor with every combination of the lists given, one row each.",
+    "all": "All of the above but grid, and one self-contained page, OUT/report.html.",
 }
 WITH_EXTERNAL_RUNS = ("table2", "table3", "table4", "figure3", "all")  # that show KD or ActionCLIP
 NETWORKS = ("blip", "clip", "slow", "i3d", "resnet3d", "videomae")
@@ -66,94 +65,30 @@ CLASSES = {"miniworld": 25, "ucf101": 101, "hmdb51": 51}
 SourceOption = Annotated[
     str, typer.Option(metavar="SRC", help="Source of this network in place of --weights, as for flamest-export.")
 ]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder for results, runs and extracted features.")]
-DatasetOption = Annotated[
-    str, typer.Option("--dataset", help="miniworld, ucf101 or hmdb51: sets defaults, split and the paper's column.")
-]
-CaptionsOption = Annotated[
-    Path | None, typer.Option("--captions", help="CLIP's captions, one per class; published CLIP needs them.")
-]
-VideosOption = Annotated[
-    Path | None, typer.Option("--videos", help="Folder of videos; missing features are extracted first.")
-]
-
-
-@dataclass(frozen=True)
-class ExperimentOptions:
-    """The command line of an experiment; all experiments have the same options."""
-
-    store: Annotated[
-        Path | None,
-        typer.Option("--store", help="Features: a store or a folder of NAME.sqlite; by default OUT/features."),
-    ] = None
-    dataset: DatasetOption = ""
-    videos: VideosOption = None
-    out: OutOption = Path("experiments-out")
-    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions, for mean and interval.")] = None
-    rounds: Annotated[int | None, typer.Option(min=1, help="Communication rounds.")] = None
-    epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round.")] = None
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Clips per step of training.")] = None
-    learning_rate: Annotated[float | None, typer.Option(min=1e-9, help="Learning rate of Adam.")] = None
-    silos: Annotated[
-        int | None, typer.Option(min=1, help="Number of silos, where the table does not vary it; 4 by default.")
-    ] = None
-    beta: Annotated[float, typer.Option(min=0.001, help="Dirichlet parameter of Non-IID.")] = 0.6
-    split: Annotated[str, typer.Option(help="groups, paper, official-1, -2 or -3; by default the data set's own.")] = ""
-    test_share: Annotated[
-        float | None,
-        typer.Option(min=0.01, max=0.99, help="Share of the clips held out, by whole groups; 0.2, mini-world 0.75."),
-    ] = None
-    results: Annotated[
-        Path | None, typer.Option("--results", help="Folder of kd.json and actionclip.json to include.")
-    ] = None
-    classes: Annotated[str, typer.Option(help="Two classes for figure 4, separated by a comma.")] = ""
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Number of parallel trainings, one core each.")] = 2
-    captions: CaptionsOption = None
-    fingerprint: Annotated[
-        str | None, typer.Option(help="Fingerprint of the features (or its start), if a store holds several kinds.")
-    ] = None
-    precision: Annotated[
-        str | None, typer.Option(help="Precision of the features, if a store holds several kinds.")
-    ] = None
-
-    def has_features(self) -> bool:
-        """True where features are given, or are in OUT already, or can be extracted from videos."""
-        return self.store is not None or self.videos is not None or (self.out / "features").is_dir()
-
-    def request(self) -> ExperimentRequest:
-        """Return the request that the options make."""
-        from .paper.request import ExperimentRequest
-
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return ExperimentRequest(**{**given, "silos": self.silos or 4, "classes": _names(self.classes)})
 
 
 def _experiment(name: str) -> Callable[..., None]:
-    """The command of an experiment; all experiments have the same options."""
+    """The command of an experiment; all experiments have the same options, and show those that they do not set."""
 
     @command
     @takes_records
     def run(options: ExperimentOptions, as_json: JsonOption = False) -> dict[str, Any]:
-        _refuse_fixed_options(name, options)
+        refuse_fixed_options(name, options)
+        refuse_lists(name, options)
         from .paper.request import open_context
 
         if name == "table1" and not options.has_features():
             return _count_parameters(options.dataset, options.out, as_json)
-        context = open_context(options.request())
+        context = open_context(options.request(), FIXED_OPTIONS.get(name, ()))
+        if context.out != options.out and not as_json:
+            print(f"{options.out} has results of other settings, so these are written to {context.out}")
         if name in WITH_EXTERNAL_RUNS:
             _warn(context.inputs.split_warnings())
         return _run_all(context, as_json) if name == "all" else _run_one(name, context, as_json)
 
     run.__doc__ = SUMMARIES[name]
+    fit_options(run, name)
     return run
-
-
-def _refuse_fixed_options(name: str, options: ExperimentOptions) -> None:
-    """Raise UsageError on an option that the experiment sets itself."""
-    for option in FIXED_OPTIONS.get(name, ()):
-        value = getattr(options, option)
-        if value is not None:
-            raise UsageError(f"--{option} {value}: {name} sets that itself", fix=f"leave --{option} out")
 
 
 def _count_parameters(dataset: str, out: Path, as_json: bool) -> dict[str, Any]:
@@ -186,7 +121,7 @@ def _run_one(name: str, context: ExperimentContext, as_json: bool) -> dict[str, 
         "experiment": name,
         "rows": as_rows(result),
         "out": str(context.out),
-        "measured_on": summary(context.inputs),
+        "measured_on": summary(context),
     }
 
 
@@ -207,7 +142,7 @@ def _run_all(context: ExperimentContext, as_json: bool) -> dict[str, Any]:
         "report": str(page),
         "rows": [{"table": name, **row} for name, result in tables.items() for row in as_rows(result)],
         "findings": msgspec.to_builtins(found),
-        "measured_on": summary(context.inputs),
+        "measured_on": summary(context),
     }
 
 
@@ -280,7 +215,7 @@ def extract(options: ExtractCommandOptions, as_json: JsonOption = False) -> dict
             options.dataset,
             options.videos,
             options.weights,
-            _names(options.extractors),
+            names(options.extractors),
             options.captions,
             options.sources(),
         )
@@ -292,11 +227,6 @@ def extract(options: ExtractCommandOptions, as_json: JsonOption = False) -> dict
             state = report.get("status") or f"{report.get('clips')} clips"
             print(f"{name:18} {state}{': ' + report['why'] if 'why' in report else ''}")
     return {"features": str(options.out / "features"), "weights": done.weights, "extractors": done.reports}
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """The names in a list separated by commas."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 for _name in SUMMARIES:

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..agent.extraction.clips import FoundClip
+from ..agent.extraction.clips import FoundClip, find_clips
 from ..base.errors import DataError, UsageError
 from ..base.files import printable_path
-from .silos import find_given_clips
+from .silos import check_videos_folder
 
 Rows = npt.NDArray[np.int64]
 OFFICIAL_SPLITS = (1, 2, 3)
@@ -63,7 +63,8 @@ def find_videos(known: KnownDataset, folder: Path) -> VideoSet:
 
     Raises DataError when it is no folder or holds no clip.
     """
-    clips = tuple(clip for clip in find_given_clips(folder) if clip.label is not None)
+    check_videos_folder(folder)
+    clips = tuple(clip for clip in find_clips(folder) if clip.label is not None)
     if not clips:
         layout = "CLASS/NAME.avi" if known is HMDB51 else "CLASS/v_CLASS_g01_c01.avi"
         raise DataError(

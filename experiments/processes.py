@@ -58,7 +58,7 @@ def run_command(program: Program, *arguments: str | Path, quiet: bool = True) ->
 
 
 def _error_field(stdout: str, key: str) -> str:
-    """``key`` of a failed command's last line ``{"error": {"code": …, "message": …, "fix": …}}``; empty without such a line."""
+    """Return ``key`` of a failed command's last line ``{"error": {code, message, fix}}``; empty without such a line."""
     try:
         return str(json.loads(stdout.splitlines()[-1])["error"][key])
     except (IndexError, ValueError, KeyError, TypeError):

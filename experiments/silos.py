@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..agent.extraction.clips import FoundClip, find_clips
+from ..agent.extraction.clips import find_clips
 from ..agent.training.holdout import hold_out_groups
 from ..base.errors import DataError
 from ..base.files import printable_path
@@ -36,20 +36,20 @@ class Split:
     silos: dict[str, tuple[LabelledVideo, ...]]
 
 
-def find_given_clips(folder: Path) -> list[FoundClip]:
-    """The usable clips of a folder that a person has given as ``--videos``. Raises DataError when it is none."""
+def check_videos_folder(folder: Path) -> None:
+    """Raise DataError unless the folder that a person has given as ``--videos`` is one."""
     if not Path(folder).is_dir():
         raise DataError(
             f"{printable_path(folder)} is not a folder of videos",
             fix="give a folder with LABEL/clip.mp4, or with a labels.csv: --videos DIR",
             code="no_clips",
         )
-    return find_clips(folder)
 
 
 def labelled_videos(folder: Path) -> tuple[LabelledVideo, ...]:
     """The labelled clips under ``folder``. Raises DataError when they have fewer than two classes."""
-    found = find_given_clips(folder)
+    check_videos_folder(folder)
+    found = find_clips(folder)
     videos = tuple(
         LabelledVideo(clip.path, clip.label, clip.group or clip.path.stem) for clip in found if clip.label is not None
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from .failures import failure_sections, failures_job, find_failures
 from .features import table_name
 from .figures import CurveSpec
 from .findings import Finding, finding_jobs, findings
+from .grid import GridInputs, grid_table
 from .inputs import ExperimentInputs
 from .jobs import Job, Results
 from .plots import confusion_figure, curves_figure, figure_bytes, scatter_figure, write_figure
@@ -41,12 +42,14 @@ TABLES: dict[str, Callable[[ExperimentInputs], TableSpec]] = {
     "table9": paper_tables.table9,
     "cross-validation": paper_tables.cross_validation,
     "beyond": paper_tables.beyond,
+    "grid": paper_tables.grid,
 }
 CURVES: dict[str, Callable[[ExperimentInputs], CurveSpec]] = {"figure2": figures.figure2, "figure3": figures.figure3}
 EXPERIMENTS = (
     "table1", *(name for name in TABLES if name.startswith("table")), *CURVES, "figure4", "cross-validation",
-    "failures", "resources", "beyond",
+    "failures", "resources", "beyond", "grid",
 )  # fmt: skip
+ON_ITS_OWN = "grid"  # no part of ``all``: without lists it is a row of the other tables
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,25 @@ class ExperimentContext:
     out: Path
     stop: Shutdown
     project: figures.Projection = figures.umap_projection
+    grid: tuple[GridInputs, ...] = ()  # every combination of the lists that were given; empty: ``inputs`` alone
+    changed: tuple[str, ...] = ()  # settings that are not the data set's defaults, for titles
+
+    def table(self, name: str) -> TableSpec:
+        """The specification of a table, with the rows of every combination."""
+        return grid_table(TABLES[name], self.grid or (GridInputs({}, self.inputs),))
+
+    def described(self, result: TableResult) -> TableResult:
+        """The result with the settings that it was measured with, the unusual ones in its title."""
+        unusual = [text for text in self.changed if text not in result.title]
+        title = f"{result.title} ({', '.join(unusual)})" if unusual else result.title
+        return msgspec.structs.replace(result, title=title, settings=dict(_facts(self.inputs, self.changed)))
 
 
 def run_experiment(name: str, context: ExperimentContext) -> Part:
     """Run the experiment and write OUT/NAME.{json,csv,png,svg}. Raises Interrupted, and DataError as reading does."""
     context.out.mkdir(parents=True, exist_ok=True)
     if name in TABLES:
-        table = TABLES[name](context.inputs)
+        table = context.table(name)
         return _write(build_table(table, _run(context, table.jobs)), context)
     if name in CURVES:
         return _curves(CURVES[name](context.inputs), context)
@@ -82,21 +97,28 @@ def run_all(context: ExperimentContext) -> tuple[dict[str, TableResult], tuple[F
     started = time.perf_counter()
     left_out = _skipped_figures(context.inputs)
     jobs: list[Job] = [*finding_jobs(context.inputs), failures_job(context.inputs)]
-    for table in TABLES.values():
-        jobs += table(context.inputs).jobs
+    for name in TABLES:
+        if name != ON_ITS_OWN:
+            jobs += context.table(name).jobs
     for figure in CURVES.values():
         jobs += figure(context.inputs).jobs
     results = _run(context, jobs)
-    parts = {name: run_experiment(name, context) for name in EXPERIMENTS if name not in left_out}
+    parts = {name: run_experiment(name, context) for name in EXPERIMENTS if name not in (*left_out, ON_ITS_OWN)}
     found = findings(context.inputs, results)
     write_atomic(context.out / "findings.json", msgspec.json.format(msgspec.json.encode(found)) + b"\n")
     page = context.out / "report.html"
     facts = [
-        *_facts(context.inputs),
+        *_facts(context.inputs, context.changed),
         *left_out.items(),
         ("This command took", f"{time.perf_counter() - started:.0f} s"),
     ]
-    write_report(page, f"The paper's tables on {_title(context.inputs)}", facts, list(parts.values()), found)
+    write_report(
+        page,
+        ", ".join([f"The paper's tables on {_title(context.inputs)}", *context.changed]),
+        facts,
+        list(parts.values()),
+        found,
+    )
     return {name: part.result for name, part in parts.items()}, found, page
 
 
@@ -115,9 +137,9 @@ def as_rows(result: TableResult) -> list[dict[str, Any]]:
     return rows
 
 
-def summary(inputs: ExperimentInputs) -> Mapping[str, Any]:
+def summary(context: ExperimentContext) -> Mapping[str, Any]:
     """Data, split and settings that the numbers were measured with."""
-    return dict(_facts(inputs))
+    return dict(_facts(context.inputs, context.changed))
 
 
 def _run(context: ExperimentContext, jobs: list[Job]) -> Results:
@@ -125,7 +147,7 @@ def _run(context: ExperimentContext, jobs: list[Job]) -> Results:
 
 
 def _write(result: TableResult, context: ExperimentContext) -> Part:
-    result = msgspec.structs.replace(result, settings=dict(_facts(context.inputs)))
+    result = context.described(result)
     write_table(result, context.out)
     png = context.out / f"{result.name}.png"
     return Part(result, png.read_bytes())
@@ -133,7 +155,7 @@ def _write(result: TableResult, context: ExperimentContext) -> Part:
 
 def _curves(spec: CurveSpec, context: ExperimentContext) -> Part:
     result, curves = figures.curve_table(spec, _run(context, spec.jobs))
-    result = msgspec.structs.replace(result, settings=dict(_facts(context.inputs)))
+    result = context.described(result)
     figure = curves_figure(result.title, curves, spec.across)
     write_figure(figure, context.out / spec.name)
     body = {"result": result, "curves": curves}
@@ -152,7 +174,7 @@ def _embeddings(context: ExperimentContext) -> Part:
         for _, shown in found
         for panel in shown
     ]
-    result = msgspec.structs.replace(figures.panel_table(found), settings=dict(_facts(context.inputs)))
+    result = context.described(figures.panel_table(found))
     figure = scatter_figure(result.title, panels)
     write_figure(figure, context.out / result.name)
     points = [{"extractor": name, "labels": labels, "points": np.round(xy, 5).tolist()} for name, xy, labels in panels]
@@ -165,8 +187,10 @@ def _embeddings(context: ExperimentContext) -> Part:
 def _failures(context: ExperimentContext) -> Part:
     results = _run(context, [failures_job(context.inputs)])
     found = find_failures(context.inputs, results)
-    table = msgspec.structs.replace(found.table, settings=dict(_facts(context.inputs)))
-    figure = confusion_figure(f"{table_name(context.inputs.data.main)}, seed 0", found.confusion, found.labels)
+    table = context.described(found.table)
+    figure = confusion_figure(
+        ", ".join([table_name(context.inputs.data.main), "seed 0", *context.changed]), found.confusion, found.labels
+    )
     write_figure(figure, context.out / "failures")
     write_atomic(context.out / "failures.csv", as_csv(table).encode())
     body = {"result": table, "labels": found.labels, "confusion": found.confusion.tolist()}
@@ -183,7 +207,7 @@ def _title(inputs: ExperimentInputs) -> str:
     )
 
 
-def _facts(inputs: ExperimentInputs) -> list[tuple[str, str]]:
+def _facts(inputs: ExperimentInputs, changed: Sequence[str] = ()) -> list[tuple[str, str]]:
     settings, data = inputs.settings, inputs.data
     split, train = inputs.split(), settings.train
     return [
@@ -194,5 +218,6 @@ def _facts(inputs: ExperimentInputs) -> list[tuple[str, str]]:
         ("Rounds", f"{settings.rounds}, {train.epochs} local epochs, batch {train.batch_size}"),
         ("Optimiser", f"Adam {train.learning_rate:g}, weight decay {train.weight_decay:g}"),
         ("Seeds", f"{settings.seeds}; ± is half of the 95 % t-interval of the mean"),
+        *([("Not the defaults", ", ".join(changed))] if changed else []),
         ("Machine", f"{platform.machine()}, Python {platform.python_version()}"),
     ]

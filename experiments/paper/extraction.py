@@ -98,8 +98,8 @@ def _unreachable(name: str, failed: CommandFailed) -> UnreachableError:
         f"the weights of {name} cannot be fetched, so the extraction stops here: "
         f"{failed.error_message or failed.message}",
         fix=(
-            "connect this machine, or give local files (--blip DIR, --slow FILE, …) or --weights miniworld; then run the "
-            "same command again: finished extractors are kept"
+            "connect this machine, or give local files (flamest-experiment extract --blip DIR --slow FILE …) or "
+            "--weights miniworld, and run the command again: finished extractors are kept"
         ),
         code=failed.error_code or None,
     )

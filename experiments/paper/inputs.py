@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...base.errors import FlamestError
-from ...fedproto.records import TrainSettings
+from ...fedproto.records import Strategy, TrainSettings
 from ..datasets import groups_digest
 from ..miniworld.videos import EXPERIMENT_TEST_SHARE
 from .external_runs import ExternalRun, ExternalRuns
@@ -60,6 +60,7 @@ class Settings:
     results: Path | None = None  # of kd.json and actionclip.json
     videos: Path | None = None
     classes: tuple[str, ...] = ()  # figure 4
+    strategy: Strategy | None = None  # None: the experiment's own, FedAvg where it does not compare strategies
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class ExperimentInputs:
             "split": self.settings.split,
             "train": self.settings.train,
             "rounds": self.settings.rounds,
+            "strategy": self.settings.strategy or Strategy(),
         }
         return Job(extractor or self.data.main, **{**base, **changes})  # type: ignore[arg-type]
 

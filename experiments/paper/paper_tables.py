@@ -9,6 +9,7 @@ import msgspec
 
 from ...fedproto.records import Strategy
 from ..partition import LabelSkew
+from ..strategy_names import strategy_title
 from . import printed_values
 from .features import FLAMEST, READY, VARIANTS, table_name
 from .inputs import ExperimentInputs
@@ -97,34 +98,43 @@ def _printed_setting(name: str) -> str:
 def table5(inputs: ExperimentInputs) -> TableSpec:
     """Table 5: FedAvg, FedProx and FedDyn, IID and Non-IID."""
     printed = printed_values.TABLE_5.get(inputs.paper, {})
-    methods = [Strategy(), Strategy("fedprox", mu=MU), Strategy("feddyn", alpha=ALPHA)]
-    methods += [Strategy("fedprox", mu=mu) for mu in MU_GRID if mu != MU]
-    methods += [Strategy("feddyn", alpha=alpha) for alpha in ALPHA_GRID if alpha != ALPHA]
+    printed_for = [Strategy(), Strategy("fedprox", mu=MU), Strategy("feddyn", alpha=ALPHA)]
+    others = [Strategy("fedprox", mu=mu) for mu in MU_GRID if mu != MU]
+    others += [Strategy("feddyn", alpha=alpha) for alpha in ALPHA_GRID if alpha != ALPHA]
+    chosen = inputs.settings.strategy
+    methods = [*printed_for, *others] if chosen is None else [chosen]
     rows = []
     for strategy in methods:
         for setting, partition in settings_of(inputs).items():
-            method, parameter = _method(strategy)
-            default = strategy in methods[:3]
-            paper = printed.get((method, _printed_setting(setting))) if default else None
+            title = strategy_title(strategy)
+            paper = printed.get((title.split()[0], _printed_setting(setting))) if strategy in printed_for else None
             job = inputs.job(partition=partition, strategy=strategy)
-            rows.append(row_spec(inputs, f"{method}{parameter}, {setting}", job, on_main(inputs, paper)))
+            rows.append(row_spec(inputs, f"{title}, {setting}", job, on_main(inputs, paper)))
     return TableSpec(
         "table5",
         f"Table 5: FedAvg, FedProx and FedDyn, {inputs.settings.silos} silos",
         tuple(rows),
         (
-            f"mu = {MU} and alpha = {ALPHA} were fixed beforehand; the rest of the grids ({MU_GRID} and {ALPHA_GRID}) "
-            "is below them, none was chosen by its test accuracy. The paper gives neither.",
+            *(
+                (
+                    f"mu = {MU} and alpha = {ALPHA} were fixed beforehand; the rest of the grids ({MU_GRID} and "
+                    f"{ALPHA_GRID}) is below them, none was chosen by its test accuracy. The paper gives neither.",
+                )
+                if chosen is None
+                else ()
+            ),
             REDRAWN,
         ),
         ("smallest_silo",),
     )
 
 
-def _method(strategy: Strategy) -> tuple[str, str]:
-    names = {"fedavg": "FedAvg", "fedprox": "FedProx", "feddyn": "FedDyn"}
-    parameter = {"fedavg": "", "fedprox": f" mu={strategy.mu:g}", "feddyn": f" alpha={strategy.alpha:g}"}
-    return names[strategy.name], parameter[strategy.name]
+def grid(inputs: ExperimentInputs) -> TableSpec:
+    """One row of the main extractor on Dirichlet silos; the commands' lists make a row of every combination."""
+    name = table_name(inputs.data.main)
+    row = row_spec(inputs, name, inputs.job(partition=inputs.dirichlet()))
+    title = f"Grid: {name} on Dirichlet silos"
+    return TableSpec("grid", title, (row,), (_training_note(inputs), REDRAWN), ("smallest_silo",))
 
 
 def table6(inputs: ExperimentInputs) -> TableSpec:

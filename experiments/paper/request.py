@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from ...agent.extraction.clips import find_clips
 from ...base.errors import DataError, UsageError
 from ...base.files import printable_path
 from ...base.process import Shutdown
 from ...base.progress import progress_bar
+from ...fedproto.records import Strategy
 from ..datasets import KNOWN, find_videos
-from ..silos import find_given_clips, is_miniworld
+from ..silos import check_videos_folder, is_miniworld
 from .experiments import ExperimentContext
 from .external_runs import read_external_runs
 from .extraction import (
@@ -27,7 +29,9 @@ from .extraction import (
     stored_clips,
 )
 from .features import SINGLE, VARIANTS, FeatureSource, open_features, untrained_marker
+from .grid import GridInputs, variants
 from .inputs import OTHER, SCALES, ExperimentInputs, Scale, Settings
+from .output_folder import changed_texts, output_folder, setting_texts
 from .pool import WorkerConfig
 from .printed_values import MINIWORLD
 from .splits import SPLITS, SplitRule
@@ -48,6 +52,7 @@ class ExperimentRequest:
     learning_rate: float | None = None
     silos: int = 4
     beta: float = 0.6
+    strategy: Strategy | None = None  # None: the experiment's own
     split: str = ""
     test_share: float | None = None  # of the clips, where whole groups are held out
     results: Path | None = None
@@ -56,6 +61,19 @@ class ExperimentRequest:
     captions: Path | None = None  # CLIP's, where features are extracted first
     fingerprint: str | None = None  # of the features, where a store holds several kinds
     precision: str | None = None
+    choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # values of the options that take lists
+
+    def variants(self) -> list[tuple[Mapping[str, str], ExperimentRequest]]:
+        """The request of every combination of the choices, with the labels of its rows."""
+        return [
+            (
+                variant.labels,
+                replace(
+                    self, choices={}, **{"strategy" if k == "strategies" else k: v for k, v in variant.values.items()}
+                ),
+            )
+            for variant in variants(self.choices)
+        ]
 
 
 @dataclass(frozen=True)
@@ -80,14 +98,15 @@ class ExtractedDataset:
     warnings: tuple[str, ...] = ()
 
 
-def open_context(request: ExperimentRequest) -> ExperimentContext:
+def open_context(request: ExperimentRequest, fixed: Collection[str] = ()) -> ExperimentContext:
     """Find the features and fill in the defaults; with videos, missing stores are extracted first.
 
-    Raises UsageError on an unknown name, DataError when there are no features.
+    ``fixed``: settings that the experiment has of its own. Raises UsageError on an unknown name, DataError when there
+    are no features.
     """
     _check_dataset(request.dataset)
     if request.videos is not None:
-        find_given_clips(request.videos)
+        check_videos_folder(request.videos)
     if request.split and request.split not in SPLITS:
         raise UsageError(
             f"--split {request.split}: expected one of {', '.join(SPLITS)}", fix=f"--split {SPLITS[0]}, or leave it out"
@@ -99,12 +118,29 @@ def open_context(request: ExperimentRequest) -> ExperimentContext:
             f"--results {request.results}: there is no such folder",
             fix="give the folder that flamest-experiment kd or actionclip wrote with --out",
         )
-    settings = _settings(request)
+    requests = request.variants()
+    settings = _settings(requests[0][1])
     source = feature_source(request)
     data = open_features(source)
-    inputs = ExperimentInputs(data, settings, read_external_runs(request.results, request.dataset))
+    external = read_external_runs(request.results, request.dataset)
+    grid = tuple(GridInputs(labels, ExperimentInputs(data, _settings(one), external)) for labels, one in requests)
+    texts = setting_texts(settings, request.choices, _features_text(request))
+    changed = changed_texts(texts, setting_texts(_settings(ExperimentRequest(dataset=request.dataset)), {}), fixed)
     worker = WorkerConfig(source, request.out / "runs", settings.dataset, request.videos, request.jobs)
-    return ExperimentContext(inputs, worker, request.out, Shutdown.on_signals())
+    return ExperimentContext(
+        grid[0].inputs,
+        worker,
+        output_folder(request.out, texts, changed, fixed),
+        Shutdown.on_signals(),
+        grid=grid,
+        changed=tuple(changed.values()),
+    )
+
+
+def _features_text(request: ExperimentRequest) -> str:
+    """The features that were asked for, as text; empty for those in OUT."""
+    store = "" if request.store is None else str(request.store.resolve())
+    return " ".join(part for part in (store, request.fingerprint, request.precision) if part)
 
 
 def extract_features(options: ExtractOptions) -> ExtractedDataset:
@@ -121,6 +157,8 @@ def extract_features(options: ExtractOptions) -> ExtractedDataset:
         )
     dataset, videos = options.dataset, options.videos
     warnings: tuple[str, ...] = ()
+    if videos is not None:
+        check_videos_folder(videos)
     if videos is None:
         if dataset not in ("", MINIWORLD):
             raise UsageError(
@@ -131,7 +169,7 @@ def extract_features(options: ExtractOptions) -> ExtractedDataset:
         warnings = rendering_warnings(videos)
     elif dataset in KNOWN:
         warnings = find_videos(KNOWN[dataset], videos).warnings
-    elif not find_given_clips(videos):
+    elif not find_clips(videos):
         raise DataError(
             f"{printable_path(videos)} holds no clips", fix="arrange them as LABEL/clip.ext in --videos DIR"
         )
@@ -176,7 +214,7 @@ def _unfinished(request: ExperimentRequest, folder: Path) -> tuple[str, ...]:
     extractors = (*SINGLE, *VARIANTS)
     if request.videos is None:
         return extractors if request.dataset == MINIWORLD and not folder.is_dir() else ()
-    clips = len(find_given_clips(request.videos))
+    clips = len(find_clips(request.videos))
     return tuple(
         name
         for name in extractors
@@ -211,4 +249,5 @@ def _settings(request: ExperimentRequest) -> Settings:
         request.results,
         request.videos,
         request.classes,
+        request.strategy,
     )

@@ -130,7 +130,7 @@ def test_a_closed_loopback_is_reported(request_of, monkeypatch):
 
 
 def test_a_missing_folder_of_videos_is_refused(request_of, tmp_path):
-    refused(request_of(videos=tmp_path / "nowhere"), StorageError)
+    refused(request_of(videos=tmp_path / "nowhere"), DataError)
 
 
 def test_clips_of_one_class_are_refused(request_of, tmp_path):
@@ -170,7 +170,7 @@ def test_a_refused_demo_leaves_no_temporary_folder(tmp_path, monkeypatch):
         demo_cli.tempfile, "mkdtemp", lambda prefix: str((tmp_path / "made").mkdir() or tmp_path / "made")
     )
     done = CliRunner().invoke(demo_cli.app, ["--videos", str(tmp_path / "nowhere"), "--json"])
-    assert done.exit_code == StorageError.exit_code
+    assert done.exit_code == DataError.exit_code == 65
     assert "nowhere" in json.loads(done.stdout.splitlines()[-1])["error"]["message"]
     assert not (tmp_path / "made").exists()
 
