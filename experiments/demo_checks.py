@@ -60,7 +60,7 @@ class DemoRequest:
 
 @dataclass(frozen=True)
 class DemoInputs:
-    """What was given and checked; None where the demo makes it."""
+    """Bundle and clips that were given, checked; None where the demo makes them."""
 
     bundle: Path | None
     videos: tuple[LabelledVideo, ...] | None

@@ -37,7 +37,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the demo's steps gave."""
+    """Results of the demo's steps."""
 
     extraction: dict[str, Any]  # report of the test clips' extraction
     history: list[dict[str, Any]]  # of the coordinator's rounds

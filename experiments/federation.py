@@ -61,7 +61,7 @@ def enrol(setup: FederationSetup) -> None:
 
 @dataclass(frozen=True)
 class FederationState:
-    """How far a running federation is."""
+    """Progress of a running federation."""
 
     extracted: int  # clips in the stores of all silos
     joined: int  # silos that have extracted their clips and joined the run

@@ -1,4 +1,4 @@
-"""What the demo refuses before it renders a frame, and the way out that each error names."""
+"""Refusals of the demo before it renders a frame, and the way out that each error names."""
 
 from __future__ import annotations
 
