@@ -46,11 +46,14 @@ def run_command(program: Program, *arguments: str | Path, quiet: bool = True) ->
     done = subprocess.run(line, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False)
     if done.returncode != 0:
         output = (done.stderr or "").strip() or done.stdout.strip()
-        failed = CommandFailed(f"flamest-{program} {arguments[0]} ended with status {done.returncode}: {output}")
+        fix = _error_field(done.stdout, "fix")
+        failed = CommandFailed(
+            f"flamest-{program} {arguments[0]} ended with status {done.returncode}: {output}",
+            fix=fix or "see its output above",
+        )
+        failed.error_fix = fix
         failed.error_code = _error_field(done.stdout, "code")
         failed.error_message = _error_field(done.stdout, "message")
-        failed.error_fix = _error_field(done.stdout, "fix")
-        failed.fix = failed.error_fix or "see its output above"
         failed.exit_status = done.returncode
         raise failed
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
