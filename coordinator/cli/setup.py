@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 MAX_LABELS_FILE = 16 << 20  # bytes
 HostOption = Annotated[
     list[str] | None,
-    typer.Option("--host", help="A DNS name or address under which silos reach this server; may be repeated."),
+    typer.Option(
+        "--host", metavar="NAME", help="A DNS name or address under which silos reach this server; may be repeated."
+    ),
 ]
 
 
@@ -30,9 +32,11 @@ HostOption = Annotated[
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for keys, settings and state.")],
     host: HostOption = None,
-    labels: Annotated[str, typer.Option("--labels", help="The class names, with commas: walk,run,fall.")] = "",
+    labels: Annotated[
+        str, typer.Option("--labels", metavar="A,B,…", help="The class names, with commas: walk,run,fall.")
+    ] = "",
     labels_file: Annotated[
-        Path | None, typer.Option("--labels-file", help="A text file with one class name per line.")
+        Path | None, typer.Option("--labels-file", metavar="FILE", help="A text file with one class name per line.")
     ] = None,
     bundle: Annotated[
         Path | None,

@@ -42,7 +42,9 @@ def undisturbed(site: Any) -> str:
 def test_killed_silo_and_restarted_coordinator_reach_the_same_model(site):
     quiet, rough = site("quiet"), site("rough")
     expected = undisturbed(quiet)
-    assert quiet.history()[-1]["accuracy"] > 0.8  # on the silos' held-out rows; chance is 0.33
+    assert (
+        quiet.history()[-2]["accuracy"] > 0.8
+    )  # of the model that the last round started from, on the silos' held-out rows; chance is 0.33
     with daemons() as start:
         server = rough.start_coordinator(start)
         silos = {silo: rough.start_silo(silo, start) for silo in SILOS}

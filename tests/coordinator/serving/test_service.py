@@ -168,7 +168,8 @@ def test_an_acknowledged_update_is_on_disk(silo, federation):
     payload = federation.state / "runs" / "run-1" / "updates" / "000001" / "a.f32"
     assert payload.read_bytes() == silo.payload()
     row = federation.rounds()[0]
-    assert (row["accepted"], row["examples"], row["loss"], row["correct"], row["count"]) == (1, 20, 1.5, 2, 5)
+    found = row["incoming"]
+    assert (row["accepted"], row["examples"], found["loss"], found["correct"], found["count"]) == (1, 20, 1.5, 2, 5)
 
 
 def same_update_from_many_threads(federation, times: int, threads: int) -> set:
