@@ -37,7 +37,7 @@ def keygen(
         say(f"key (keep it here and secret): {made.key_path}")
         say(f"request (send it to the coordinator's operator): {made.csr_path}")
         say(f"the operator runs: flamest-coordinator silo add {name} --csr {made.csr_path.name}")
-        say(f"and sends back silo.pem and ca.pem: put them into {made.key_path.parent}")
+        say(f"and sends back silo.pem and ca.pem: put them next to {made.key_path.name}")
         if template is not None:
             say(f"settings to fill in: {template}")
         else:

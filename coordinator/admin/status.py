@@ -106,7 +106,7 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
         )
         if silo["updates"]:
             last += f", {claim_text(silo)}"
-            if (silo["declined_round"] or 0) > silo["last_round"]:
+            if _declines(silo):
                 last += f", declined round {silo['declined_round']}"
         refused = f", {silo['refused']} refused ({silo['last_refusal']})" if silo["refused"] else ""
         lines.append(f"  {silo['silo']:20} {silo['updates']} updates, {last}{refused}")
@@ -114,7 +114,7 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"  {'':20} IN QUARANTINE since {silo['quarantined']}: flamest-coordinator silo release {silo['silo']}"
             )
-    if any(silo["declined_round"] for silo in now["silos"]):
+    if any(map(_declines, now["silos"])):
         lines += DECLINED_LINES
     if not now["silos"]:
         lines.append("  no silo is enrolled: flamest-coordinator silo add NAME --csr NAME.csr")
@@ -123,6 +123,11 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
             f"the server's certificate ends in {now['certificate_days_left']:.0f} days: flamest-coordinator renew"
         )
     return lines
+
+
+def _declines(silo: Mapping[str, Any]) -> bool:
+    """True for a silo that declined a round and has not sent an update since."""
+    return (silo["declined_round"] or 0) > (silo["last_round"] or 0)
 
 
 def _without_update(silo: Mapping[str, Any]) -> str:

@@ -373,6 +373,8 @@ def test_status_names_silos_that_declined_or_were_not_seen(make_federation):
     assert "declined round 1" in output
     assert f"run --dir {federation.folder} --check-config --bundle DIR" in output
     assert "not seen since the server's start" in output
+    evaluated(federation, 1, 4)  # an update after all
+    assert "declines" not in output_of("status", "--dir", federation.folder)
 
 
 def shown_silos(federation) -> list[dict]:
