@@ -9,6 +9,8 @@ from .chart import Baseline, accuracy_chart
 from .html import Child, count, meter_bar, node, percent, scroll, section, table
 from .record import DemoReport, SiloReport
 
+FEW_CLIPS = 1000  # with more test clips, one clip is less than the accuracy's last digit
+
 
 def headline(report: DemoReport) -> Element:
     """Accuracy after the last round, next to the accuracies that it is compared with."""
@@ -16,7 +18,7 @@ def headline(report: DemoReport) -> Element:
     if report.test_groups is not None:
         groups = count(report.test_groups, "group")
         meaning.append(f"They come from {groups} (scenes or people) that no silo trained on.")
-    if report.test_clips:
+    if 0 < report.test_clips <= FEW_CLIPS:
         meaning.append(f"One clip is {100 / report.test_clips:.1f} points.")
     return section(
         "Accuracy on held-out clips",
@@ -86,7 +88,9 @@ def _gains(measured: Sequence[tuple[SiloReport, float]], last: float) -> Iterato
         "that all silos train together. The gain is in percentage points.",
         cls="muted",
     )
-    key = (node("i", cls="plain"), "alone ", node("i", cls="accent"), "gained by joining")
+    key: list[Child] = [node("i", cls="plain"), "alone ", node("i", cls="accent"), "gained by joining "]
+    if losing:
+        key += [node("i", cls="loss"), "lost"]
     rows = [
         _row(
             node("th", "Silo", scope="col", role="columnheader"),

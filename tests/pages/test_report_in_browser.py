@@ -41,7 +41,7 @@ def made_up(*, silos: int = 4, classes: int = 25, rounds: int = 10, name: str = 
                 f"silo-{number}{name}",
                 1234 * (number + 1),
                 {label: (place * 7 + number * 3) % 11 for place, label in enumerate(labels)},
-                level * (0.4 + 0.08 * number),
+                level * min(0.4 + 0.08 * number, 1.05),
             )
             for number in range(silos)
         ),
