@@ -151,10 +151,10 @@ class _Daemon:
 
     def _serve_run(self, client: CoordinatorClient, run: RunSettings, *, once: bool) -> bool:
         """Serve a run from joining to its end; True when it has finished and ``once`` asks to end then."""
+        misfit = self._misfit(run)  # before the hours that an extraction may take
+        self._new_clips.extract_if_due()
         log.info("joined", run=run.run, rounds=run.rounds, settings=run.sha256[:12])
         self._notes.note(run=run.run, rounds=run.rounds)
-        misfit = self._misfit(run)
-        self._new_clips.extract_if_due()
         if run.sha256 != self._progress.run_sha256:
             self._progress = RunProgress(run.sha256)
         while not self._shutdown.requested:
