@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from ..base.errors import DataError
-from ..base.files import FileLock
+from ..base.errors import DataError, LockedError
+from ..base.files import FileLock, sha256_bytes
 from ..fedproto.fingerprint import imported_width
 from ..fedproto.records import RunSettings
+from ..fedproto.tls import read_file
 from ..runtime.bundle.opening import open_manifest
 from .client import Backoff, CoordinatorClient
 from .egress.guard import EgressGuard
+from .egress.ledger import read_ledger
 from .settings import AgentSettings
 from .status import LOCK_FILE, is_alive
 
@@ -21,13 +23,25 @@ def dial(settings: AgentSettings, silo: str) -> RunSettings:
     The handshake shows this silo's certificate, so it is entered in the ledger first, as by the daemon. Raises
     UnreachableError, IdentityError, DataError, and LockedError and StorageError for the state folder.
     """
-    if not is_alive(settings.state):  # otherwise the daemon has entered it
+    if is_alive(settings.state):
+        _require_entered(settings)
+    else:
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock.take(settings.state / LOCK_FILE, owner="flamest-agent"):
             EgressGuard.enter_certificate(settings.state, settings.policy, silo, settings.coordinator)
     retry = Backoff(give_up_after_s=DIAL_S, longest_s=1.0, spread_s=1.0)
     with CoordinatorClient.open(settings.coordinator, retry=retry) as client:
         return client.join()
+
+
+def _require_entered(settings: AgentSettings) -> None:
+    """Raise LockedError unless the running daemon, which alone writes the ledger, has entered the certificate."""
+    sha256 = sha256_bytes(read_file(settings.coordinator.certificate))
+    if all(entry.sha256 != sha256 for entry in read_ledger(settings.state).of("enrolment")):
+        raise LockedError(
+            f"the running daemon has not taken up {settings.coordinator.certificate} yet, so it is not shown",
+            fix="wait until the open round has ended, or kill -HUP the daemon; then flamest-agent run --check-config",
+        )
 
 
 def embedding_problem(settings: AgentSettings, run: RunSettings) -> DataError | None:

@@ -89,7 +89,7 @@ class ChildProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=2 if verbose else written,
                     stderr=None if verbose else written,
-                    env={**_environment(), **(environment or {})},
+                    env={**child_environment(), **(environment or {})},
                 )
         except OSError as error:
             self.channel.close()
@@ -207,7 +207,7 @@ def _not_started(error: OSError) -> ChildEnded:
     return ChildEnded(f"cannot start {sys.executable}: {error.strerror}")
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """This process's, with its import path: the child imports what this process imports, wherever it starts."""
     root = str(Path(__file__).resolve().parents[2])
     current = ""

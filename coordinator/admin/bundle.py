@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from ...base.child_process import child_environment
 from ...base.errors import DataError, StorageError, printable
 from ...base.files import read_regular
 from ..settings import RunTable
@@ -85,9 +86,16 @@ def read_bundle_facts(source: Path) -> BundleFacts:
 
 def _inspect(bundle: Path) -> bytes:
     """Return what ``flamest-export inspect --json`` prints about a bundle, errors included. Raises StorageError."""
-    command = [sys.executable, "-m", PROGRAM, "inspect", str(bundle.resolve()), "--json"]
+    command = [sys.executable, "-P", "-B", "-m", PROGRAM, "inspect", str(bundle.resolve()), "--json"]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=INSPECT_S, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            timeout=INSPECT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=child_environment(),
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise StorageError(
             f"flamest-export inspect {bundle} does not run: {error}",

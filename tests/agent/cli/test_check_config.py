@@ -8,6 +8,8 @@ import pytest
 from flamest.agent.cli.main import app
 from flamest.agent.egress.ledger import read_ledger
 from flamest.agent.settings import PLACEHOLDER_HOST, TEMPLATE
+from flamest.agent.status import LOCK_FILE
+from flamest.base.files import FileLock
 from typer.testing import CliRunner
 
 
@@ -61,6 +63,19 @@ def test_check_config_reaches_the_coordinator_and_enters_the_certificate(make_fe
     assert [entry.what for entry in read_ledger(home / "state").entries] == ["enrolment"]
     assert checked(home)[0] == 0
     assert len(read_ledger(home / "state").entries) == 1, "the same certificate is entered once"
+
+
+def test_check_config_next_to_a_daemon_shows_no_certificate_it_has_not_entered(make_federation):
+    federation = make_federation("a")
+    federation.start()
+    home = settings_of(federation, "a", federation.address)
+    (home / "state").mkdir()
+    with FileLock.take(home / "state" / LOCK_FILE, owner="flamest-agent"):
+        code, answer = checked(home)
+        assert (code, answer["dial"], answer["error"]["code"]) == (75, "failed", "locked")
+    assert checked(home)[0] == 0
+    with FileLock.take(home / "state" / LOCK_FILE, owner="flamest-agent"):
+        assert checked(home)[0] == 0, "it was entered before"
 
 
 def test_check_config_without_a_coordinator_says_that_the_settings_are_good(make_federation):
