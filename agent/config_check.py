@@ -11,9 +11,12 @@ from ..runtime.bundle.opening import open_manifest
 from .client import Backoff, CoordinatorClient
 from .egress.guard import EgressGuard
 from .egress.ledger import read_ledger
+from .extraction.clips import scan_clips
+from .extraction.store import FeatureStore
 from .settings import AgentSettings
 from .status import LOCK_FILE, is_alive
 
+SHOWN_LABELS = 8
 DIAL_S = 5.0  # that a check tries to reach the coordinator
 
 
@@ -62,6 +65,31 @@ def embedding_problem(settings: AgentSettings, run: RunSettings) -> DataError | 
     if manifest.width != run.head.inputs:
         return _width_error(f"the bundle gives {manifest.width}-d embeddings", manifest.width, run)
     return None
+
+
+def label_notes(settings: AgentSettings, run: RunSettings) -> list[str]:
+    """Return which labels of this silo's clips are not classes of the run: their clips are not trained on.
+
+    Raises DataError when none is a class of the run, and what reading the videos' folder or the store raises.
+    """
+    found = _labels(settings, run)
+    unknown = sorted(found - set(run.labels))
+    listed = ", ".join(unknown[:SHOWN_LABELS]) + (", …" if len(unknown) > SHOWN_LABELS else "")
+    if found and len(unknown) == len(found):
+        raise DataError(
+            f"none of this silo's labels is a class of the run: {listed}; the run's: "
+            f"{', '.join(run.labels[:SHOWN_LABELS])}{', …' if len(run.labels) > SHOWN_LABELS else ''}",
+            fix="name the folders of clips, or the labels in labels.csv, as the run's classes; capitals count",
+        )
+    return [f"labels that are no class of the run, whose clips are not used: {listed}"] if unknown else []
+
+
+def _labels(settings: AgentSettings, run: RunSettings) -> set[str]:
+    """Return the labels of the clips that the silo would train on: of its videos, or of its store."""
+    if settings.videos is not None:
+        return {clip.label for clip in scan_clips(settings.videos).clips if clip.label is not None}
+    with FeatureStore.open(settings.store, create=False, read_only=True) as store:
+        return {note.label for note in store.notes(run.fingerprint, settings.precision) if note.label is not None}
 
 
 def _width_error(found: str, width: int, run: RunSettings) -> DataError:

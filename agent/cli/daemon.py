@@ -99,9 +99,9 @@ def run(
 
 def _check(path: Path, settings: AgentSettings, *, offline: bool, as_json: bool) -> dict[str, Any]:
     """Check the settings, then the coordinator; the settings are reported as good before no one answers."""
-    from ...base.errors import FlamestError, IdentityError, UnreachableError
+    from ...base.errors import DataError, FlamestError, IdentityError, UnreachableError
     from ...fedproto.tls import certificate_silo
-    from ..config_check import dial, embedding_problem
+    from ..config_check import dial, embedding_problem, label_notes
     from ..settings import check_environment
 
     check_environment(settings)
@@ -118,12 +118,16 @@ def _check(path: Path, settings: AgentSettings, *, offline: bool, as_json: bool)
         run = dial(settings, certificate_silo(settings.coordinator.certificate))
         if (problem := embedding_problem(settings, run)) is not None:
             raise problem
+        notes = label_notes(settings, run)
     except FlamestError as error:
         result["dial"] = {UnreachableError: "unreachable", IdentityError: "refused"}.get(type(error), "failed")
+        result["ok"] = not isinstance(error, DataError)  # of which the run and this silo do not fit each other
         end_with(error, result, as_json=as_json)
     if not as_json:
         say(f"  coordinator at {address}: reached; run '{run.run}' of {run.rounds} rounds, {len(run.labels)} classes")
-    return {**result, "dial": "reached", "run": run.run}
+        for note in notes:
+            say(f"  note: {note}")
+    return {**result, "dial": "reached", "run": run.run, "notes": notes}
 
 
 @command

@@ -4,12 +4,15 @@ import json
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flamest.agent.cli.main import app
 from flamest.agent.egress.ledger import read_ledger
+from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.agent.settings import PLACEHOLDER_HOST, TEMPLATE
 from flamest.agent.status import LOCK_FILE
-from flamest.base.files import FileLock
+from flamest.base.files import FileLock, sha256_bytes
+from flamest.runtime.clip_records import Clip
 from typer.testing import CliRunner
 
 
@@ -36,10 +39,16 @@ def test_check_config_names_every_weakening_of_the_policy(check_policy):
     assert "OVERRIDE" not in check_policy("hold_out = 0.3")
 
 
-def settings_of(federation, silo: str, address: str, *, bundle: Path | None = None) -> Path:
-    """Write an agent.toml as keygen does, filled in."""
+def row_of(label: str) -> FeatureRow:
+    clip = Clip(Path(f"{label}.mp4"), sha256_bytes(label.encode()), label, label)
+    return FeatureRow(clip, np.zeros(6, np.float32), 0, "fingerprint", "fp32")  # as the federation's runs pin it
+
+
+def settings_of(federation, silo: str, address: str, *, bundle: Path | None = None, labels=("run", "walk")) -> Path:
+    """Write an agent.toml as keygen does, filled in, and a store with a clip of each label."""
     home = federation.silo_folder / silo
-    (home / "features.sqlite").touch()
+    with FeatureStore.open(home / "features.sqlite") as store:
+        store.add_rows((label, row_of(label)) for label in labels)
     text = TEMPLATE.format(key=f"{silo}.key").replace(f"{PLACEHOLDER_HOST}:7443", address)
     for name in ("ca", "silo"):
         (home / f"{name}.pem").write_bytes((federation.folder / "silos" / silo / f"{name}.pem").read_bytes())
@@ -111,6 +120,17 @@ def test_check_config_compares_the_bundle_with_the_run(make_federation, toy_bund
     assert (code, answer["error"]["code"]) == (65, "feature_width")
     assert f"gives {manifest.width}-d embeddings, the run expects {manifest.width + 1}-d" in answer["error"]["message"]
     assert f"inputs = {manifest.width}" in answer["error"]["fix"]
+
+
+def test_check_config_names_labels_that_the_run_does_not_know(make_federation):
+    federation = make_federation("a", "b")
+    federation.start()
+    code, answer = checked(settings_of(federation, "a", federation.address, labels=("run", "Walk")))
+    assert (code, answer["dial"]) == (0, "reached")
+    assert answer["notes"] == ["labels that are no class of the run, whose clips are not used: Walk"]
+    code, answer = checked(settings_of(federation, "b", federation.address, labels=("Run", "Walk")))
+    assert (code, answer["ok"]) == (65, False)
+    assert "none of this silo's labels is a class of the run: Run, Walk" in answer["error"]["message"]
 
 
 def test_check_config_refuses_the_templates_address(make_federation):
