@@ -91,6 +91,15 @@ def test_the_site_loads_nothing_from_elsewhere(site):
     assert wrong == set()
 
 
+def test_no_page_of_the_site_is_empty(site):
+    articles = {
+        str(page.relative_to(site)): page.read_text().partition("<article")[2].partition("</article>")[0]
+        for page in site.rglob("*.html")
+        if page.name != "404.html"
+    }
+    assert [name for name, article in articles.items() if len(re.sub("<[^>]+>", " ", article).split()) < 30] == []
+
+
 def test_every_decision_and_page_of_the_root_is_on_the_site(site):
     for decision in (ROOT / "docs" / "decisions").glob("[0-9]*.md"):
         assert (site / "decisions" / f"{decision.stem}.html").is_file()
