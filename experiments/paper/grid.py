@@ -62,10 +62,7 @@ def parse_choices(given: Mapping[str, str | None]) -> dict[str, tuple[Any, ...]]
         if text is None:
             continue
         words = [word.strip() for word in text.split(",")]
-        if option == "strategies":
-            values = [parse_strategy(word) for word in words]
-        else:
-            values = [_number(option, word) for word in words]
+        values = [parse_strategy(word) if option == "strategies" else _number(option, word) for word in words]
         choices[option] = tuple(dict.fromkeys(values))
     return choices
 
