@@ -53,6 +53,7 @@ def doctor(
         rank_graphs,
     )
     from ...runtime.bundle.manifest_reading import read_manifest
+    from ...runtime.bundle.packaged import resolve_bundle
     from ...runtime.video.decoder import decoder_problem
 
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
@@ -61,7 +62,7 @@ def doctor(
             "--precision auto: doctor measures nothing, expected bf16 or no --precision",
             fix="flamest-agent extract --precision auto measures, and prints its choice",
         )
-    manifest = None if bundle is None else read_manifest(bundle)
+    manifest = None if bundle is None else read_manifest(resolve_bundle(bundle))
     facts = gather_facts()
     candidates = rank_graphs(facts, manifest, backend_options)
     packages = [find_package(name) for name in PACKAGES]

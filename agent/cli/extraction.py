@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 @command
 def extract(
-    bundle: Annotated[Path, typer.Option("--bundle", help="The bundle folder that flamest-export made.")],
+    bundle: Annotated[
+        Path,
+        typer.Option(
+            "--bundle", help="The bundle folder that flamest-export made, or miniworld, the small one in the package."
+        ),
+    ],
     videos: Annotated[
         Path,
         typer.Option("--videos", help="Folder of clips as LABEL/clip.mp4, or with a labels.csv (path,label,group)."),
@@ -62,6 +67,7 @@ def extract(
     from ...base.process import Shutdown
     from ...base.progress import progress_bar
     from ...runtime.backends.options import parse_backend_options
+    from ...runtime.bundle.packaged import resolve_bundle
     from ...runtime.bundle.signature import read_trusted_keys
     from ...runtime.video.decoder import DecodeLimits
     from ..extraction.extract import clips_to_extract, extract_clips
@@ -70,7 +76,7 @@ def extract(
     limits = DecodeLimits(timeout_s=clip_timeout, largest_file=int(max_clip_gb * GB))
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
-    request = ExtractRequest(bundle, videos, store, threads, retry, limits, trusted, backend_options)
+    request = ExtractRequest(resolve_bundle(bundle), videos, store, threads, retry, limits, trusted, backend_options)
     folder = clips_to_extract(videos)
     shutdown = Shutdown.on_signals()
     with progress_bar("extracting", len(folder.clips), unit="clips") as progress:

@@ -93,6 +93,7 @@ def predict(
     from ...base.errors import DataError
     from ...runtime.backends.opening import GraphPlacement, OpeningOptions
     from ...runtime.backends.options import parse_backend_options
+    from ...runtime.bundle.packaged import resolve_bundle
     from ...runtime.bundle.signature import read_trusted_keys
     from ..predict import find_videos, predict_videos
 
@@ -102,7 +103,7 @@ def predict(
     placements: list[GraphPlacement] = []
     found, problems = find_videos(videos)
     predicted = predict_videos(
-        bundle, model, found, top=top, opening=opening, trusted=trusted, on_open=placements.extend
+        resolve_bundle(bundle), model, found, top=top, opening=opening, trusted=trusted, on_open=placements.extend
     )
     predictions = []
     for prediction in itertools.chain(predicted, problems):

@@ -26,8 +26,10 @@ def inspect(
 
     from ...runtime.bundle.manifest_reading import read_manifest
     from ...runtime.bundle.opening import open_manifest
+    from ...runtime.bundle.packaged import resolve_bundle
     from ...runtime.bundle.signature import read_trusted_keys
 
+    bundle = resolve_bundle(bundle)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
     signers: tuple[PublicKey, ...] | None
     try:

@@ -27,11 +27,13 @@ def verify(
     import msgspec
 
     from ...base.progress import progress_bar
+    from ...runtime.bundle.packaged import resolve_bundle
     from ...runtime.bundle.signature import read_trusted_keys
     from ..networks.reference import quiet_libraries, torch_threads
     from ..parity.verification import PHASES, verify_bundle
     from ..weights.source import parse_source
 
+    bundle = resolve_bundle(bundle)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
     given = {network: parse_source(network, text) for network, text in sources.given().items()}
     with progress_bar("verifying", PHASES, unit="steps") as progress, quiet_libraries(), torch_threads(threads):

@@ -24,7 +24,16 @@ def wheel_site(tmp_path_factory) -> Path:
     return folder / "site"
 
 
-def test_the_demo_runs_from_the_wheel_on_own_clips(wheel_site, tiny_bundle, tmp_path):
+@pytest.fixture(scope="module")
+def no_pytorch(tmp_path_factory) -> Path:
+    """A folder whose packages torch, torchvision and transformers cannot be imported, as where they are missing."""
+    folder = tmp_path_factory.mktemp("no-pytorch")
+    for package in ("torch", "torchvision", "transformers"):
+        (folder / f"{package}.py").write_text("raise ImportError('the demo imports PyTorch')\n")
+    return folder
+
+
+def test_the_demo_runs_from_the_wheel_on_own_clips(wheel_site, no_pytorch, tiny_bundle, tmp_path):
     render_dataset(tmp_path / "clips", groups=4, objects=("ball", "box", "star"), motions=MOTIONS, seed=3, processes=1)
     broken = tmp_path / "clips" / "ball_lifting" / "broken.mp4"
     broken.write_bytes(b"not a video")
@@ -48,7 +57,7 @@ def test_the_demo_runs_from_the_wheel_on_own_clips(wheel_site, tiny_bundle, tmp_
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(wheel_site)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(no_pytorch), str(wheel_site)])},
         capture_output=True,
         text=True,
         check=False,
@@ -65,6 +74,10 @@ def test_the_demo_runs_from_the_wheel_on_own_clips(wheel_site, tiny_bundle, tmp_
     report = (tmp_path / "out" / "report.html").read_text()
     assert "<svg" in report
     assert result["prediction"]["truth"] in report
+    numbers = [line.split(".")[0] for line in done.stdout.splitlines() if line[:1].isdigit()]
+    assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
+    assert "extraction in the silos: " in done.stderr
+    assert "rounds: 2/2 rounds" in done.stderr
     assert f"The clips are rendered; the networks are those of the bundle {tiny_bundle}" in report
     assert result["fingerprint"] in report
     assert (result["wrong_prediction"] is None) == (result["wrong_clips"] == 0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +92,18 @@ def test_a_user_without_a_home_learns_which_variable_to_set(monkeypatch):
     with pytest.raises(StorageError, match="no home folder") as raised:
         miniworld_bundle()
     assert "XDG_CACHE_HOME" in raised.value.fix
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("flamest.export", "inspect", MINIWORLD),
+        ("flamest.agent", "doctor", "--bundle", MINIWORLD),
+    ],
+    ids=["inspect", "doctor"],
+)
+def test_commands_take_the_name_for_the_folder(words, tmp_path):
+    command = [sys.executable, "-m", *words, "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])
