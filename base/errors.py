@@ -40,6 +40,8 @@ class FlamestError(Exception):
         super().__init__(message)
         self.message = message
         self.fix = fix
+        if fix:
+            self.add_note(f"fix: {fix}")  # shown in a traceback, as in a notebook
         if code is not None:
             self.code = code
 

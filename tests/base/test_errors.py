@@ -1,4 +1,5 @@
 import pickle
+import traceback
 
 import pytest
 from flamest.base import errors
@@ -29,3 +30,8 @@ def test_a_missing_extra_names_the_command_that_installs_it():
 )
 def test_every_error_prints_its_message(kind):
     assert str(kind("what was wrong")) == "what was wrong"
+
+
+def test_a_traceback_shows_the_fix():
+    error = pickle.loads(pickle.dumps(DataError("broken", fix="copy it again")))
+    assert traceback.format_exception(error)[-1] == "fix: copy it again\n"
