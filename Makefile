@@ -19,7 +19,7 @@ FLOWER_TESTS := build/flower/.tests
 ROLE ?= agent
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check docs reference bundle pages screenshots flower upgrades package-test soak bench rig protoc protos gpu-setup gpu-check \
+.PHONY: help setup demo test check docs reference bundle features notebook pages screenshots flower upgrades package-test soak bench rig protoc protos gpu-setup gpu-check \
 	dist requirements wheelhouse clean
 
 help:  ## list the targets
@@ -106,6 +106,13 @@ reference: setup  ## write the pages of docs/reference that are made from the co
 
 bundle: setup  ## export the mini-world's bundle again, which comes with the package
 	$(PY) -m flamest.export.packaged
+
+features: setup  ## extract the mini-world's features again, which come with the package
+	$(PY) -m flamest.experiments.miniworld.sample
+
+notebook: setup  ## run examples/quickstart.ipynb and keep its outputs
+	$(PY) -c "import nbclient, nbformat; path = 'examples/quickstart.ipynb'; book = nbformat.read(path, 4); \
+	nbclient.NotebookClient(book, record_timing=False).execute(); nbformat.write(book, path)"
 
 pages: setup  ## test the report pages in a browser: needs Chromium (apt install chromium)
 	$(PY) -m pytest -m pages

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..agent.training.dataset import FeatureTable
 from ..base.errors import DataError
 
+MINIWORLD = "miniworld"  # in place of a path: the features that come with the package
 UNKNOWN = -1  # class of a clip without a label
 
 
@@ -202,7 +203,8 @@ def load(path: str | os.PathLike[str], *, fingerprint: str | None = None, precis
     Args:
         path: A feature store (``features.sqlite``, which ``flamest-agent extract`` fills), or an ``.npz`` file as
             ``flamest-agent features`` writes it: ``x`` float [N, D] and ``y`` text [N], and if wanted ``group``,
-            ``clip`` and ``caption`` text [N].
+            ``clip`` and ``caption`` text [N]. ``miniworld`` stands for the features that come with this package: 300
+            rendered clips of 25 classes, for trying things out.
         fingerprint: Which features, where a store holds several kinds; the beginning is enough.
         precision: The same for their precision.
 
@@ -214,6 +216,10 @@ def load(path: str | os.PathLike[str], *, fingerprint: str | None = None, precis
         MissingExtra: A package of the extra ``agent`` is not installed.
     """
     file = Path(path)
+    if str(path) == MINIWORLD and not file.exists():
+        from ..experiments.miniworld.sample import SAMPLE
+
+        file = SAMPLE
     if file.is_dir():
         raise DataError(
             f"{file} is a folder, expected a feature store or an .npz file",

@@ -121,7 +121,11 @@ class Model:
         return x
 
     def __repr__(self) -> str:
-        layers = f"{self.head.kind} {list(self.head.hidden)}" if isinstance(self.head, HeadSpec) else "own head"
+        layers = (
+            f"{self.head.kind} {list(self.head.hidden)}"
+            if isinstance(self.head, HeadSpec)
+            else f"head {self.head.name}"
+        )
         origin = f", {self.run} round {self.round}" if self.run else ""
         return (
             f"Model: {self.head.inputs}-d embeddings to {len(self.labels)} classes, {layers}, "

@@ -56,13 +56,13 @@ class RunOptions(TrainOptions, total=False):
 
     Attributes:
         mu: FedProx: strength of the pull towards the round's model; 0.01.
-        alpha: FedDyn: strength of its correction; 0.1.
-        server_momentum: FedAvgM; 0.9 with ``fedavgm``.
+        alpha: FedDyn: strength of its correction; 0.01.
+        server_momentum: FedAvgM; 0.5 with ``fedavgm``.
         average_last: The final model is the mean of the models of this many last rounds; 0: it is the last one.
         combine: ``mean``, ``median`` or ``trimmed_mean`` of the updates.
         trim: Share of the silos that a trimmed mean leaves out at either end; 0.2 with ``trimmed_mean``.
         clip: Above 0, updates are clipped to this multiple of the median distance from the round's model.
-        server_adam: Above 0, FedAdam's learning rate; 0.1 with ``fedadam``.
+        server_adam: Above 0, FedAdam's learning rate; 0.01 with ``fedadam``.
         server_beta1: FedAdam's; 0.9.
         server_beta2: FedAdam's; 0.99.
         server_tau: FedAdam's; 0.001.

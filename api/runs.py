@@ -29,7 +29,7 @@ class Run:
 
     Attributes:
         settings: Everything that decided the result, as a coordinator would send it to its silos.
-        strategy: Name of the strategy; ``centralised`` for a training without silos.
+        strategy: Name of the strategy; of a training ``centralised`` (several silos' clips) or ``local``.
         params: The final model's parameters by name, float32.
         evaluations: Loss (nats), correct predictions and count after each round; empty without test clips.
         class_counts: Training clips of each silo by class, int64 [silos, classes].
@@ -167,7 +167,8 @@ class Run:
 
     def __repr__(self) -> str:
         silos = f", {len(self.silo_names)} silos" if self.settings.run == SIMULATION else ""
-        first = f"Run: {self.strategy}, {self.settings.rounds} rounds{silos}, {self.seconds:.1f} s"
+        head = "" if isinstance(self.head, HeadSpec) else f", head {self.head.name}"
+        first = f"Run: {self.strategy}{head}, {self.settings.rounds} rounds{silos}, {self.seconds:.1f} s"
         if not len(self.truth):
             return f"{first}; not measured (no test clips)"
         best = max(self.curve)

@@ -37,7 +37,7 @@ from .options import (
 )
 from .runs import SIMULATION, Run, class_counts, predictions
 
-CENTRALISED = "centralised"
+CENTRALISED, LOCAL = "centralised", "local"  # trainings of the clips of several silos, and of one
 HeadGiven = Literal["mlp", "rgcf"] | HeadSpec | OwnHeadGiven
 Given = Mapping[str, Features] | Sequence[Features]
 
@@ -154,15 +154,16 @@ def train(
     from ..agent.training.local import train_locally
 
     check_names(settings, (*TRAIN_KEYS, *HEAD_KEYS))
+    name = LOCAL if isinstance(features, Features) else CENTRALISED
     together = features if isinstance(features, Features) else union(list(_named(features).values()))
-    data = _Data.of({CENTRALISED: together}, test)
+    data = _Data.of({name: together}, test)
     given_head = head_of(head, settings, data.width, len(data.labels), data.vlm_width)
-    run = _run_settings(CENTRALISED, data, given_head, rounds, seed, settings)
+    run = _run_settings(name, data, given_head, rounds, seed, settings)
     started = time.perf_counter()
     with _progress("training", rounds, progress) as advance:
         made = train_locally(
             open_trainer(given_head, threads=threads),
-            data.silos[CENTRALISED],
+            data.silos[name],
             data.test,
             run.train,
             rounds=rounds,
@@ -171,12 +172,12 @@ def train(
         )
     return Run(
         settings=run,
-        strategy=CENTRALISED,
+        strategy=name,
         head=given_head,
         params=made.params,
         evaluations=made.evaluations,
         class_counts=data.class_counts,
-        silo_names=(CENTRALISED,),
+        silo_names=(name,),
         truth=data.test.y,
         predicted=predictions(given_head, made.params, data.test.x),
         seconds=time.perf_counter() - started,

@@ -16,9 +16,9 @@ from ..fedproto.records import Strategy
 STRATEGIES: Mapping[str, Mapping[str, Any]] = {
     "fedavg": {},
     "fedprox": {"name": "fedprox", "mu": 0.01},
-    "feddyn": {"name": "feddyn", "alpha": 0.1},
-    "fedavgm": {"server_momentum": 0.9},
-    "fedadam": {"server_adam": 0.1},
+    "feddyn": {"name": "feddyn", "alpha": 0.01},
+    "fedavgm": {"server_momentum": 0.5},
+    "fedadam": {"server_adam": 0.01},
     "median": {"combine": "median"},
     "trimmed_mean": {"combine": "trimmed_mean", "trim": 0.2},
 }

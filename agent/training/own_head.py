@@ -105,6 +105,11 @@ class OwnHead:
         return own
 
     @property
+    def name(self) -> str:
+        """Name of the head's class."""
+        return type(self.head).__name__
+
+    @property
     def parameters(self) -> int:
         """Number of values in all tensors."""
         return sum(math.prod(shape) for shape in self.shapes.values())
@@ -117,7 +122,7 @@ class OwnHead:
             draw(random) if draw is not None else {name: _drawn(random, shape) for name, shape in self.shapes.items()}
         )
         params = {name: np.array(tensor, np.float32) for name, tensor in given.items()}
-        check_params(self, params, whose=f"initial parameters of {_name(self.head)}")
+        check_params(self, params, whose=f"initial parameters of {self.name}")
         return params
 
     def scores(self, params: Params, x: Array) -> tuple[Array, Gradients]:
@@ -285,11 +290,7 @@ def _drawn(random: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return random.uniform(-bound, bound, shape)
 
 
-def _name(head: object) -> str:
-    return getattr(head, "__name__", type(head).__name__)
-
-
 def _bad_head(head: object, problem: str, *, fix: str = "") -> DataError:
     return DataError(
-        f"head {_name(head)}: {problem}", fix=fix or "docs/guides/python-api.md has an example", code=BAD_HEAD
+        f"head {type(head).__name__}: {problem}", fix=fix or "docs/guides/python-api.md has an example", code=BAD_HEAD
     )

@@ -106,3 +106,14 @@ def test_features_say_what_they_hold(features, extracted):
         "Features: 200 clips of 5 classes, 20 groups, 24-d embeddings, fp32, of imported:features:24"
     )
     assert "384-d embeddings (128 + 256)" in repr(extracted[0])
+
+
+def test_the_features_that_come_along_load_by_their_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    f = fl.load("miniworld")
+    assert (len(f), len(f.labels), len(set(f.groups)), f.vlm_width) == (300, 25, 12, 128)
+    assert f.fingerprint == fl.open_bundle("miniworld").fingerprint
+    f[:5].save("miniworld.npz")
+    (tmp_path / "miniworld.npz").rename("miniworld")
+    with pytest.raises(fl.FlamestError):  # a file of that name comes first, and this one is no store
+        fl.load("miniworld")

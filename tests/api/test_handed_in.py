@@ -25,7 +25,7 @@ class Momentum:
     def __call__(self, model, updates):
         step = {name: model[name] - tensor for name, tensor in mean(model, updates).items()}
         old = self.velocity or dict.fromkeys(model, 0.0)
-        self.velocity = {name: 0.9 * old[name] + step[name] for name in model}
+        self.velocity = {name: 0.5 * old[name] + step[name] for name in model}
         return {name: model[name] - self.velocity[name] for name in model}
 
 

@@ -122,6 +122,7 @@ def test_centralised_training_uses_the_rows_of_all_silos(split):
     assert central.examples == {"centralised": 160}
     assert central.sha256 == fl.train(silos.union, test=test, threads=1, **QUICK).sha256
     assert central.strategy == "centralised"
+    assert fl.train(silos["silo-1"], **QUICK).examples == {"local": len(silos["silo-1"])}
     assert central.accuracy > 0.5
     assert central.bytes_per_silo_round == 0
 
@@ -160,9 +161,9 @@ def test_a_run_without_test_clips_has_a_model_and_no_accuracy(split):
         ("fedavg", {}, Strategy()),
         ("fedprox", {}, Strategy("fedprox", mu=0.01)),
         ("fedprox", {"mu": 1}, Strategy("fedprox", mu=1.0)),
-        ("feddyn", {}, Strategy("feddyn", alpha=0.1)),
-        ("fedavgm", {}, Strategy(server_momentum=0.9)),
-        ("fedadam", {"server_tau": 0.01}, Strategy(server_adam=0.1, server_tau=0.01)),
+        ("feddyn", {}, Strategy("feddyn", alpha=0.01)),
+        ("fedavgm", {}, Strategy(server_momentum=0.5)),
+        ("fedadam", {"server_tau": 0.01}, Strategy(server_adam=0.01, server_tau=0.01)),
         ("median", {"clip": 2.0}, Strategy(combine="median", clip=2.0)),
         ("trimmed_mean", {"trim": 0.25}, Strategy(combine="trimmed_mean", trim=0.25)),
         (Strategy("fedprox", mu=0.2), {}, Strategy("fedprox", mu=0.2)),
