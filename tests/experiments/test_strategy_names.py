@@ -15,7 +15,7 @@ from flamest.fedproto.records import Strategy
         ("fedprox", Strategy("fedprox", mu=0.01), "FedProx mu=0.01"),
         ("fedprox:0.1", Strategy("fedprox", mu=0.1), "FedProx mu=0.1"),
         ("feddyn:alpha=0.01", Strategy("feddyn", alpha=0.01), "FedDyn alpha=0.01"),
-        ("fedavgm", Strategy(server_momentum=0.9), "FedAvgM server_momentum=0.9"),
+        ("fedavgm", Strategy(server_momentum=0.5), "FedAvgM server_momentum=0.5"),
         ("median", Strategy(combine="median"), "median"),
         ("trimmed_mean:0.25", Strategy(combine="trimmed_mean", trim=0.25), "trimmed mean trim=0.25"),
         ("fedavg:clip=2:average_last=3", Strategy(clip=2, average_last=3), "FedAvg average_last=3 clip=2"),
