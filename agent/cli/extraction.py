@@ -182,7 +182,7 @@ def _show(report: ExtractReport, store: Path) -> None:
         table.columns[1].justify = "right"
         for stage, milliseconds in report.stages_ms.items():
             table.add_row(stage, f"{milliseconds:.1f}")
-        table.add_row("whole clip", f"{report.ms_per_clip:.1f}")
+        table.add_row("whole clip (stages overlap)", f"{report.ms_per_clip:.1f}")
         Console().print(table)
     say(f"peak memory: {report.peak_mb:.0f} MB")
     for warned in report.warnings:
