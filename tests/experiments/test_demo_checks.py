@@ -71,11 +71,14 @@ def test_given_clips_and_a_bundle_by_its_name_pass(request_of, clips):
     assert len(given.videos or ()) == 6
 
 
-@pytest.mark.parametrize("package", ["grpc", "apsw", "onnxruntime", "av", "sklearn"])
-def test_a_missing_package_is_reported_with_both_extras(request_of, monkeypatch, package):
-    monkeypatch.setattr(demo_checks, "find_spec", without(package))
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [("grpc", "grpcio"), ("apsw", "apsw"), ("onnxruntime", "onnxruntime"), ("av", "av"), ("sklearn", "scikit-learn")],
+)
+def test_a_missing_package_is_reported_with_both_extras(request_of, monkeypatch, module, package):
+    monkeypatch.setattr(demo_checks, "find_spec", without(module))
     error = refused(request_of(), MissingExtra)
-    assert package in error.message
+    assert f"'{package}'" in error.message
     assert "flamest[agent,coordinator]" in error.fix
 
 
@@ -85,6 +88,12 @@ def test_export_without_pytorch_names_the_extra_export(request_of, monkeypatch):
     error = refused(request_of(export=True), MissingExtra)
     assert "'torch'" in error.message
     assert "flamest[export]" in error.fix
+
+
+def test_the_command_itself_names_the_extra_export_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_checks, "find_spec", without("torch"))
+    done = CliRunner().invoke(demo_cli.app, ["--export", "--out", str(tmp_path / "out"), "--json"])
+    assert json.loads(done.stdout.splitlines()[-1])["error"]["fix"] == "pip install 'flamest[export]'"
 
 
 def test_export_and_a_bundle_together_are_refused(request_of, tmp_path):
@@ -220,6 +229,5 @@ def test_the_federation_shows_clips_first_and_then_rounds(monkeypatch):
 
 
 def test_the_demo_needs_no_pytorch():
-    named = {package for packages in demo_checks.DEMO_PACKAGES.values() for package in packages}
-    assert named.isdisjoint(demo_checks.EXPORT_PACKAGES["export"])
+    assert set(demo_checks.DEMO_PACKAGES).isdisjoint(demo_checks.EXPORT_PACKAGES)
     assert "torch" not in demo.__dict__
