@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ...base.console import command, end_with, say
-from ...base.errors import UnreachableError, UsageError
+from ...base.errors import DataError, UnreachableError, UsageError
 from ...base.options import JsonOption
 from . import COORDINATOR, ConfigOption, DirOption
 
@@ -21,7 +21,12 @@ def status(config: ConfigOption = None, folder: DirOption = None, as_json: JsonO
     from ..settings import load_coordinator_settings
 
     place = COORDINATOR.place(config, folder)
-    now = status_of(load_coordinator_settings(place.path))
+    try:
+        now = status_of(load_coordinator_settings(place.path))
+    except DataError as error:
+        if error.code != "no_state":
+            raise
+        raise UnreachableError(error.message, fix=error.fix, code=error.code) from error  # never started
     if not as_json:
         for line in status_lines(now):
             say(place.hint(line))

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ...base.console import command, say
+from ...base.errors import UsageError
 from ...base.options import JsonOption
 from . import COORDINATOR, ConfigOption, DirOption
 
@@ -17,7 +18,10 @@ from . import COORDINATOR, ConfigOption, DirOption
 @command
 @COORDINATOR.errors_name_the_place
 def backup(
-    out: Annotated[Path, typer.Option("--out", "--to", metavar="DIR", help="A new folder for the copy.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="A new folder for the copy. Required.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--to", hidden=True, help="The same as --out.")] = None,
     config: ConfigOption = None,
     folder: DirOption = None,
     as_json: JsonOption = False,
@@ -26,6 +30,11 @@ def backup(
     from ..settings import load_coordinator_settings
     from ..storage.backup import back_up
 
+    out = out or to
+    if out is None:
+        raise UsageError(
+            "--out is missing", fix="flamest-coordinator backup --out DIR, a folder that does not exist yet"
+        )
     place = COORDINATOR.place(config, folder)
     made = back_up(load_coordinator_settings(place.path).server.state, out)
     if not as_json:

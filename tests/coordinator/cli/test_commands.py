@@ -112,7 +112,7 @@ def test_init_says_what_to_do_next(tmp_path):
         (["silo", "renew", "a", "--csr", "{new}", "--dir", "{fed}"], 78, "settings"),
         (["silo", "list", "--dir", "{new}"], 74, "storage"),
         (["run", "--config", "{new}"], 78, "settings"),
-        (["status", "--config", "{fed}/coordinator.toml"], 65, "no_state"),
+        (["status", "--config", "{fed}/coordinator.toml"], 69, "no_state"),
         (["history", "--config", "{fed}/coordinator.toml"], 65, "no_state"),
         (["model", "--config", "{fed}/coordinator.toml", "--out", "{new}"], 65, "no_state"),
     ],
