@@ -29,7 +29,7 @@ def test_an_import_loads_nothing_until_a_name_is_used():
 
 def test_the_names_for_tools_are_those_that_are_loaded():
     tree = ast.parse((ROOT / "__init__.py").read_text())
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     for_tools = {
         alias.asname: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }

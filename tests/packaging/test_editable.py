@@ -15,10 +15,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 SCRIPT = """\
+import flamest as fl
 from flamest.base.errors import MissingExtra
 from flamest.coordinator.rounds import no_such_name
 
 reveal_type(MissingExtra("av", extra="agent").fix)
+silos, test = fl.split(fl.load("f.npz"), silos=4, beta=0.6, seed=0)
+reveal_type(test)
+reveal_type(fl.simulate(silos, test=test, rounds=20, strategy="fedprox", mu=0.01).accuracy)
+fl.simulate(silos, strategi="fedprox")
+fl.simulat
 """
 
 
@@ -66,8 +72,11 @@ def test_mypy_resolves_the_package_outside_the_repository(outside):
     python = outside / "venv" / "bin" / "python"
     words = ("--config-file=", f"--cache-dir={outside / 'cache'}", "--follow-imports=silent", "--python-executable")
     said = run(sys.executable, "-m", "mypy", *words, python, "script.py", cwd=outside).stdout
-    assert 'script.py:2: error: Module "flamest.coordinator.rounds" has no attribute "no_such_name"' in said
+    assert 'script.py:3: error: Module "flamest.coordinator.rounds" has no attribute "no_such_name"' in said
     assert 'Revealed type is "str"' in said or 'Revealed type is "builtins.str"' in said
+    assert 'Revealed type is "flamest.api.features.Features"' in said
+    assert 'Revealed type is "float"' in said or 'Revealed type is "builtins.float"' in said
+    assert "script.py:10: error" in said
 
 
 def test_pyright_resolves_the_package_outside_the_repository(outside):
@@ -78,5 +87,9 @@ def test_pyright_resolves_the_package_outside_the_repository(outside):
         pytest.skip("pyright does not start here: it fetches its program from npm once")
     said = run(pyright, "--pythonpath", outside / "venv" / "bin" / "python", "script.py", cwd=outside).stdout
     assert "could not be resolved" not in said
-    assert 'script.py:2:40 - error: "no_such_name" is unknown import symbol' in said
-    assert 'script.py:4:13 - information: Type of "MissingExtra("av", extra="agent").fix" is "str"' in said
+    assert 'script.py:3:40 - error: "no_such_name" is unknown import symbol' in said
+    assert 'script.py:5:13 - information: Type of "MissingExtra("av", extra="agent").fix" is "str"' in said
+    assert 'script.py:7:13 - information: Type of "test" is "Features"' in said
+    assert said.count('.accuracy" is "float"') == 1
+    assert 'script.py:9:20 - error: No parameter named "strategi"' in said
+    assert 'script.py:10:4 - error: "simulat" is not a known attribute of module "flamest"' in said
