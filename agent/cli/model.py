@@ -10,9 +10,12 @@ import typer
 
 from ...base.console import command, end_with, say
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
+from . import AGENT, ConfigOption, DirOption
 from .backend_options import BackendOption, PredictPrecisionOption, RequireOption, StoreOption, notice, show_placements
 
 if TYPE_CHECKING:
+    from ...base.place import Place
+    from ...runtime.bundle.signature import TrustedKeys
     from ..predict import Prediction
 
 
@@ -73,10 +76,23 @@ def train(
 
 
 @command
+@AGENT.errors_name_the_place
 def predict(
     videos: Annotated[list[Path], typer.Argument(help="Video files, and folders of them.", metavar="VIDEO…")],
-    bundle: Annotated[Path, typer.Option("--bundle", help="The bundle whose features the model was trained on.")],
-    model: Annotated[Path, typer.Option("--model", help="MODEL.safetensors from train or from the coordinator.")],
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", help="The bundle whose features the model was trained on; by default agent.toml's."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            metavar="FILE",
+            help="MODEL.safetensors from train or the coordinator; by default the one that this silo's daemon uses.",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    folder: DirOption = None,
     top: Annotated[int, typer.Option(min=1, help="How many labels to show.")] = 5,
     threads: ThreadsOption = None,
     trusted_key: TrustedKeyOption = None,
@@ -87,6 +103,7 @@ def predict(
 ) -> dict[str, Any]:
     """Name the action in new videos: the likeliest labels and the caption of a keyframe.
 
+    Next to agent.toml no option is needed: after a run, bundle and model are the daemon's.
     Folders are searched for video files, also those inside. A video that cannot be read is shown with the reason and
     the others follow; exit code 65 when none could be read.
     """
@@ -100,6 +117,9 @@ def predict(
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
     opening = OpeningOptions(backend_options, threads, notice=notice)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
+    if bundle is None or model is None:
+        bundle, model, own = _of_settings(AGENT.place(config, folder), bundle, model)
+        trusted = (*trusted, *own)
     placements: list[GraphPlacement] = []
     found, problems = find_videos(videos)
     predicted = predict_videos(
@@ -129,6 +149,32 @@ def predict(
         )
         end_with(problem, result, as_json=as_json)
     return result
+
+
+def _of_settings(place: Place, bundle: Path | None, model: Path | None) -> tuple[Path, Path, TrustedKeys]:
+    """Return bundle, model and trusted keys, those that were not given from the silo's settings."""
+    from ...base.errors import DataError, SettingsError, UsageError
+    from ..end_of_run import FINAL_MODEL
+    from ..settings import load_agent_settings
+
+    try:
+        settings = load_agent_settings(place.path)
+    except UsageError as error:
+        missing = " and ".join(name for name, given in (("--bundle", bundle), ("--model", model)) if given is None)
+        raise UsageError(
+            f"{missing}: not given, and there is no agent.toml here that says which",
+            fix="give both, like --bundle DIR --model MODEL.safetensors; or the folder of agent.toml: --dir DIR",
+        ) from error
+    bundle = bundle or settings.bundle
+    if bundle is None:
+        raise SettingsError(f"{place.path} names no bundle", fix="set bundle in it, or give --bundle DIR")
+    if model is None and not (settings.state / FINAL_MODEL).exists():
+        raise DataError(
+            f"this silo has no model of a run yet: {settings.state / FINAL_MODEL} is not there",
+            fix="wait for the end of the run (flamest-agent status), or give --model MODEL.safetensors",
+            code="no_model",
+        )
+    return bundle, model or settings.state / FINAL_MODEL, settings.trust()
 
 
 def _entry(prediction: Prediction) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def read_bundle_facts(source: Path) -> BundleFacts:
 
     Raises DataError for another folder or file, StorageError.
     """
-    text = _inspect(source) if source.is_dir() else read_regular(source, largest=MAX_INSPECTION)
+    text = read_regular(source, largest=MAX_INSPECTION) if source.is_file() else _inspect(source)
     try:
         found = msgspec.json.decode(text.splitlines()[-1], type=_Inspection)
     except (msgspec.MsgspecError, ValueError, IndexError, RecursionError) as error:
@@ -86,7 +86,7 @@ def read_bundle_facts(source: Path) -> BundleFacts:
 
 def _inspect(bundle: Path) -> bytes:
     """Return what ``flamest-export inspect --json`` prints about a bundle, errors included. Raises StorageError."""
-    command = [sys.executable, "-P", "-B", "-m", PROGRAM, "inspect", str(bundle.resolve()), "--json"]
+    command = [sys.executable, "-P", "-B", "-m", PROGRAM, "inspect", str(bundle), "--json"]
     try:
         done = subprocess.run(
             command,

@@ -72,3 +72,22 @@ def test_predict_ends_with_65_when_nothing_could_be_read(tiny_bundle, tmp_path):
     code, answer, _ = predicted(tiny_bundle, model, tmp_path / "text.avi", tmp_path / "missing.mp4")
     assert (code, answer["error"]["code"], answer["unread"]) == (65, "all_clips_failed", 2)
     assert all(entry["reason"] for entry in answer["predictions"])
+
+
+def test_next_to_its_settings_predict_needs_no_option(tiny_bundle, tmp_path, monkeypatch):
+    (tmp_path / "text.avi").write_text("not a video")
+    connection = '[coordinator]\naddress = "h:1"\nca = "c"\ncertificate = "s"\nkey = "k"\n'
+    settings = f'state = "state"\nstore = "features.sqlite"\nbundle = "{tiny_bundle}"\n{connection}'
+    (tmp_path / "agent.toml").write_text(settings)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["predict", "text.avi", "--json"])
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert (done.exit_code, answer["error"]["code"]) == (65, "no_model"), "no run has ended yet"
+    (tmp_path / "state").mkdir()
+    model_for(tmp_path / "state" / "model.safetensors", read_manifest(tiny_bundle).fingerprint)
+    done = CliRunner().invoke(app, ["predict", "text.avi", "--json", "--threads", "1"])
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert (done.exit_code, answer["error"]["code"], answer["unread"]) == (65, "all_clips_failed", 1)
+    (tmp_path / "agent.toml").unlink()
+    done = CliRunner().invoke(app, ["predict", "text.avi", "--json"])
+    assert (done.exit_code, json.loads(done.stdout)["error"]["code"]) == (2, "usage")
