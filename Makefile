@@ -16,6 +16,9 @@ PROTOC := build/protoc/.installed
 # Flower and this package in one environment; with the agent too, and with what runs tests, for `make flower`.
 FLOWER := build/flower/.installed
 FLOWER_TESTS := build/flower/.tests
+# What builds a release: small, because a wheelhouse is made by administrators too.
+RELEASE := build/release/.installed
+RELEASE_PY := build/release/bin/python
 ROLE ?= agent
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -127,18 +130,24 @@ flower: $(FLOWER_TESTS)  ## run tests beside Flower, with its versions of protob
 upgrades: setup  ## open and continue what release 0.2.0 wrote, made by the wheel of its tag
 	$(PY) -m pytest -m "soak or not soak" tests/upgrades
 
-dist: setup  ## build the wheel and the sdist: dist/
+$(RELEASE): constraints.txt
+	@test -x $(RELEASE_PY) || python3 -m venv $(@D)
+	@$(@D)/bin/pip install --quiet --constraint constraints.txt build uv
+	@touch $@
+
+dist: $(RELEASE)  ## build the wheel and the sdist: dist/
 	@rm -rf dist/*.whl dist/*.tar.gz build/lib build/bdist.*
-	@$(PY) -m build --outdir dist .
+	@$(RELEASE_PY) -m build --outdir dist . >build/release/log 2>&1 || { cat build/release/log; exit 1; }
 
 requirements: dist  ## a hashed requirements file for each role, beside the wheel: dist/requirements-ROLE.txt
-	@$(PY) release/requirements.py --dist dist
+	@$(RELEASE_PY) release/requirements.py --dist dist
 
-wheelhouse: requirements  ## every wheel of a role in one folder, for machines without a network: make wheelhouse ROLE=agent
-	@$(PY) release/wheelhouse.py --dist dist --role $(ROLE) $(if $(PYTHON),--python $(PYTHON))
+wheelhouse: dist  ## every wheel of a role in one folder, for machines without a network: make wheelhouse ROLE=agent
+	@$(RELEASE_PY) release/requirements.py --dist dist --role $(ROLE)
+	@$(RELEASE_PY) release/wheelhouse.py --dist dist --role $(ROLE) $(if $(PYTHON),--python $(PYTHON))
 
-package-test: requirements  ## install wheel, sdist and wheelhouse in clean environments, on every Python at hand
-	$(PY) release/try_install.py --dist dist
+package-test: requirements  ## install wheel, sdist and wheelhouses in clean environments, on every Python at hand
+	$(RELEASE_PY) release/try_install.py --dist dist
 
 soak: setup  ## run the soak tests
 	$(PY) -m pytest -m soak

@@ -108,7 +108,9 @@ def try_wheelhouse(role: str, dist: Path, venv: Path) -> str:
     house = dist / f"wheelhouse-{role}"
     words = ("install", "--quiet", "--isolated", "--no-index", "--find-links", house, "--require-hashes")
     # A network namespace of its own has no network at all; where none may be made, --no-index must do.
-    cut_off = ("unshare", "--map-root-user", "--net") if run(Path("unshare"), "-rn", "true").returncode == 0 else ()
+    unshare = shutil.which("unshare")
+    alone = unshare and run(Path(unshare), "-rn", "true").returncode == 0
+    cut_off = (unshare, "-rn") if unshare and alone else ()
     program, *before = (*cut_off, venv / "bin" / "pip")
     done = run(Path(program), *before, *words, "-r", house / "requirements.txt")
     return failure("pip install", done) or failure("pip check", run(venv / "bin" / "pip", "check"))
