@@ -42,13 +42,16 @@ demo: $(DEMO_STAMP)  ## run the whole system on this machine: bundle, four silos
 
 # The demo needs what a silo and a coordinator need, without PyTorch; after `make setup` everything is there. Only what
 # is imported gets compiled: that saves 90 MB.
-$(DEMO_STAMP): pyproject.toml constraints.txt
-	@set -e; if test -e $(STAMP); then $(MAKE) --no-print-directory setup; else \
-	    echo "setting up $(VENV) for the demo: downloads about 180 MB"; \
-	    test -x $(PY) || python3 -m venv $(VENV); \
-	    $(PY) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[agent,coordinator]'; \
-	fi
+ifneq ($(wildcard $(STAMP)),)
+$(DEMO_STAMP): $(STAMP)
 	@touch $@
+else
+$(DEMO_STAMP): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) for the demo: downloads about 180 MB"
+	@test -x $(PY) || python3 -m venv $(VENV)
+	@$(PY) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[agent,coordinator]'
+	@touch $@
+endif
 
 rig: $(RIG)  ## TensorRT's Python classes of three versions, for tests without a GPU (115 MB)
 

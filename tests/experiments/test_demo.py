@@ -24,6 +24,11 @@ def wheel_site(tmp_path_factory) -> Path:
     return folder / "site"
 
 
+def test_the_wheel_brings_the_bundle_of_the_demo(wheel_site):
+    kept = (ROOT / "runtime" / "bundle" / "miniworld.zip").read_bytes()
+    assert (wheel_site / "flamest" / "runtime" / "bundle" / "miniworld.zip").read_bytes() == kept
+
+
 @pytest.fixture(scope="module")
 def no_pytorch(tmp_path_factory) -> Path:
     """A folder whose packages torch, torchvision and transformers cannot be imported, as where they are missing."""
