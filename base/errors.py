@@ -23,7 +23,7 @@ from __future__ import annotations
 import signal
 from typing import Any, ClassVar
 
-from .extras import install_command
+from .extras import DISTRIBUTIONS, install_command
 
 
 class FlamestError(Exception):
@@ -131,9 +131,10 @@ class MissingExtra(SettingsError):
     code = "missing_extra"
 
     def __init__(self, package: str, *, extra: str | tuple[str, ...]) -> None:
+        distribution = DISTRIBUTIONS.get(package, package)
         super().__init__(
-            f"this command needs the Python package '{package}', which is not installed",
-            fix=install_command(package, extra),
+            f"this command needs the Python package '{distribution}', which is not installed",
+            fix=install_command(distribution, extra),
         )
 
 

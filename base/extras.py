@@ -48,14 +48,15 @@ def install_command(distribution: str, extra: str | tuple[str, ...]) -> str:
     """Return the command that installs a missing package.
 
     It names the extras of the running command where they bring the package, otherwise ``extra`` in addition.
-    ``extra``: what brings the package where no command runs; several are alternatives, one for each role.
+    ``extra``: what brings the package where no command runs, such as "agent" or "agent,coordinator"; several are
+    alternatives, one for each role.
     """
     role = _role.get()
     alternatives = (extra,) if isinstance(extra, str) else extra
     if any(distribution in EXTRAS.get(name, ()) for name in role):
         wanted = [",".join(role)]
     else:
-        wanted = [",".join(dict.fromkeys((*role, each))) for each in alternatives]
+        wanted = [",".join(dict.fromkeys((*role, *each.split(",")))) for each in alternatives]
     return " or ".join(f"pip install 'flamest[{extras}]'" for extras in wanted)
 
 

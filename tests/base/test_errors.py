@@ -21,6 +21,7 @@ def test_a_missing_extra_names_the_command_that_installs_it():
     error = MissingExtra("onnxruntime", extra="agent")
     assert "onnxruntime" in error.message
     assert error.fix == "pip install 'flamest[agent]'"
+    assert "'grpcio'" in MissingExtra("grpc", extra="agent").message
     assert pickle.loads(pickle.dumps(error)).fix == error.fix
 
 
@@ -35,3 +36,8 @@ def test_every_error_prints_its_message(kind):
 def test_a_traceback_shows_the_fix():
     error = pickle.loads(pickle.dumps(DataError("broken", fix="copy it again")))
     assert traceback.format_exception(error)[-1] == "fix: copy it again\n"
+
+
+def test_an_error_on_one_line_keeps_message_and_fix_apart():
+    assert DataError("the disk is full", fix="free some space").with_fix == "the disk is full (fix: free some space)"
+    assert DataError("the disk is full").with_fix == "the disk is full"

@@ -70,6 +70,9 @@ def test_a_module_is_known_by_its_distribution():
         ("flamest.export.cli.main", ("build", "--backend", "onnx", "--weights", "random:tiny", "--out", "b"), "export"),
         ("flamest.export.cli.main", ("extractors",), "export"),
         ("flamest.export.cli.main", ("keygen", "me"), "agent"),
+        ("flamest.experiments.demo_cli", ("--out", "demo"), "agent,coordinator"),
+        ("flamest.experiments.cli", ("table2", "--store", "s.sqlite", "--dataset", "miniworld"), "experiments"),
+        ("flamest.experiments.cli", ("table1", "--out", "out"), "experiments,export"),
     ],
 )
 def test_a_program_without_its_extra_names_that_extra(module, words, extra, tmp_path):
