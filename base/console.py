@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -19,6 +20,8 @@ from .extras import extra_of_module
 from .process import error_location
 
 P = ParamSpec("P")
+# A terminal sends Ctrl-C to a command and its parent, which ends the command too: that is one interruption.
+REPEATED_S = 1.0
 
 
 class _Interruption:
@@ -29,10 +32,14 @@ class _Interruption:
 
     def __init__(self) -> None:
         self.signal = 0  # the one that came
+        self._at = 0.0
         self._before: dict[int, Any] = {}
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        now = time.monotonic()
+        if self.signal and now - self._at < REPEATED_S:
+            return
+        self.signal, self._at = number, now
         raise KeyboardInterrupt
 
     def __enter__(self) -> _Interruption:

@@ -6,8 +6,10 @@ clips and bundle, the mini-world's videos and small networks are used (docs/expl
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +70,20 @@ def run_demo(request: DemoRequest, echo: Echo) -> dict[str, Any]:
     steps.begin("checking packages, output folder, free disk and what was given")
     given = check_demo(request)
     _create_output(request.out)
-    bundle, exported = _bundle(request, given.bundle, steps)
-    manifest = read_manifest(bundle)
-    split = _split(request, given.videos or _render(request, steps), steps)
-    extraction = _extract_test(request, bundle, split, steps)
-    setup = _setup(request, bundle, manifest, split)
-    history = _federate(setup, split, steps)
-    measured = _measure(request, setup, split, steps)
-    examples = _examples(request, setup, split)
-    predicted = _predict(request, setup, examples, steps)
-    outcome = Outcome(extraction, history, measured, examples, predicted, time.monotonic() - started)
-    report = build_report(request, manifest, split, outcome)
-    write_report(request.out / "report.html", report)
-    echo(f"report: {request.out / 'report.html'}   ({outcome.seconds:.0f} s in all)")
+    with _emptied_if_interrupted(request.out):
+        bundle, exported = _bundle(request, given.bundle, steps)
+        manifest = read_manifest(bundle)
+        split = _split(request, given.videos or _render(request, steps), steps)
+        extraction = _extract_test(request, bundle, split, steps)
+        setup = _setup(request, bundle, manifest, split)
+        history = _federate(setup, split, steps)
+        measured = _measure(request, setup, split, steps)
+        examples = _examples(request, setup, split)
+        predicted = _predict(request, setup, examples, steps)
+        outcome = Outcome(extraction, history, measured, examples, predicted, time.monotonic() - started)
+        report = build_report(request, manifest, split, outcome)
+        write_report(request.out / "report.html", report)
+        echo(f"report: {request.out / 'report.html'}   ({outcome.seconds:.0f} s in all)")
     return {
         "accuracy": report.last,
         "best_accuracy": report.best.accuracy if report.best else None,
@@ -113,6 +116,17 @@ def _create_output(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot create {out}: {error.strerror}", fix="give another --out") from error
+
+
+@contextlib.contextmanager
+def _emptied_if_interrupted(out: Path) -> Iterator[None]:
+    """Remove everything in ``out``, which was empty before, when Ctrl-C or SIGTERM ends the block."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for part in out.iterdir():
+            shutil.rmtree(part, ignore_errors=True) if part.is_dir() and not part.is_symlink() else part.unlink()
+        raise
 
 
 def _bundle(request: DemoRequest, given: Path | None, steps: Steps) -> tuple[Path, dict[str, Any]]:

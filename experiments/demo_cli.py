@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,12 +71,11 @@ def demo(
     from .demo import run_demo
     from .demo_checks import DemoRequest
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the started processes
     folder = out if out is not None else Path(tempfile.mkdtemp(prefix="flamest-demo-"))
     request = DemoRequest(folder, videos, bundle, silos, rounds, beta, test_share, seed, threads, export)
     try:
         return run_demo(request, lambda line: print(line, flush=True))
-    except FlamestError:
+    except (FlamestError, KeyboardInterrupt):
         if out is None:
             with contextlib.suppress(OSError):  # kept unless it is empty
                 folder.rmdir()

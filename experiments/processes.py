@@ -43,7 +43,13 @@ def run_command(program: Program, *arguments: str | Path, quiet: bool = True) ->
     """
     line = command_line(program, [*arguments, "--json"])
     stderr = subprocess.PIPE if quiet else None
-    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
+        try:
+            out, errors = process.communicate()
+        except BaseException:  # including Ctrl-C: it removes what it has half done
+            _end(process)
+            raise
+    done = subprocess.CompletedProcess(line, process.returncode, out, errors)
     if done.returncode != 0:
         output = (done.stderr or "").strip() or done.stdout.strip()
         fix = _error_field(done.stdout, "fix")
@@ -58,6 +64,15 @@ def run_command(program: Program, *arguments: str | Path, quiet: bool = True) ->
         raise failed
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ask a process to end; kill it when it does not."""
+    process.terminate()
+    try:
+        process.wait(END_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _error_field(stdout: str, key: str) -> str:

@@ -131,3 +131,26 @@ def test_a_signal_during_an_export_leaves_no_bundle(tmp_path, number):
     assert process.returncode == 128 + number, errors
     assert json.loads(out.splitlines()[-1])["exit_code"] == 128 + number
     assert os.listdir(tmp_path) == []
+
+
+def test_two_signals_at_once_are_one_interruption(tmp_path):
+    work = (
+        "import sys, time\n"
+        "from flamest.base.console import command\n"
+        "@command\n"
+        "def run(as_json):\n"
+        "    try:\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(600)\n"
+        "    finally:\n"
+        "        time.sleep(0.4)\n"
+        "        print('cleaned up', flush=True)\n"
+        "run(as_json=False)\n"
+    )
+    process = start(["-c", work], tmp_path)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=WITHIN_S)
+    assert (process.returncode, out) == (130, "cleaned up\n")
