@@ -12,6 +12,14 @@ from ...base.console import command, end_with, say
 from ...base.options import JsonOption, LogLevelOption, TrustedKeyOption
 from . import AGENT, ConfigOption, DirOption
 
+IN_WORDS = {  # what a daemon is doing, where one word says too little
+    "duplicate_identity": "another agent uses this silo's certificate",
+    "failed": "the last task failed, nothing was sent,",
+    "refused_by_policy": "the policy refused a round, nothing was sent,",
+    "unreachable": "the coordinator does not answer",
+    "waiting": "waiting for the coordinator",
+}
+
 if TYPE_CHECKING:
     from ..settings import AgentSettings
     from ..status import AgentStatus
@@ -158,7 +166,8 @@ def _status_lines(status: AgentStatus, settings: AgentSettings, *, alive: bool) 
     from ..status import renewal_fix
 
     lines: list[str] = []
-    lines.append(f"{'running' if alive else 'NOT RUNNING'}: {status.doing} since {status.since}")
+    doing = IN_WORDS.get(status.doing, status.doing)
+    lines.append(f"{'running' if alive else 'NOT RUNNING'}: {doing} since {status.since}")
     if status.detail:
         lines.append(f"  {status.code + ': ' if status.code else ''}{status.detail}")
     if status.extraction:

@@ -74,7 +74,7 @@ def test_check_config_reaches_the_coordinator_and_enters_the_certificate(make_fe
     assert len(read_ledger(home / "state").entries) == 1, "the same certificate is entered once"
 
 
-def test_next_to_a_daemon_no_certificate_is_shown_that_is_not_in_the_ledger(make_federation):
+def test_next_to_a_daemon_no_unentered_certificate_is_shown(make_federation):
     federation = make_federation("a")
     federation.start()
     home = settings_of(federation, "a", federation.address)
