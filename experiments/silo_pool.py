@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Any, cast
 
 from ..agent.training.dataset import FeatureTable
 from ..agent.training.feddyn import Correction
@@ -58,6 +59,8 @@ class SiloPool:
         self._exit = ExitStack()
 
     def __enter__(self) -> SiloPool:
+        if isinstance(self._spec, OwnHead):  # NumPy's products; ONNX Runtime's threads are the trainers' own
+            self._exit.enter_context(_one_thread_per_product())
         self._exit.callback(self._pool.shutdown, cancel_futures=True)
         return self
 
@@ -112,3 +115,12 @@ class SiloPool:
         encoded = encode_delta(run.codec, self._spec, trained.params, params, self._residuals.get(silo.name))
         self._residuals[silo.name] = encoded.residual
         return encoded.payload
+
+
+def _one_thread_per_product() -> AbstractContextManager[Any]:
+    """Let NumPy's products use one core: the silos share the cores, and bits do not depend on their number."""
+    try:
+        from threadpoolctl import threadpool_limits  # comes with scikit-learn
+    except ImportError:
+        return nullcontext()
+    return cast("AbstractContextManager[Any]", threadpool_limits(1, user_api="blas"))
