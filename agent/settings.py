@@ -102,7 +102,7 @@ key = "{key}"
 # max_clip_gb = 16            # larger video files are not read
 # clip_timeout = 120          # seconds to decode a clip; with more, those that took too long are tried again
 
-# [log]                       # of the daemon, on stderr
+[log]                         # of the daemon, on stderr
 # level = "info"              # or "debug", "warning", "error"; --log-level wins
 # format = "logfmt"           # key=value words; "json": one object a line, for a log collector
 
