@@ -48,12 +48,12 @@ def _require_entered(settings: AgentSettings) -> None:
 
 
 def embedding_problem(settings: AgentSettings, run: RunSettings) -> DataError | None:
-    """Return why this silo's bundle cannot serve the run; None when it can, or when only its store can tell."""
+    """Return why this silo's bundle, or without one its store, cannot serve the run; None when nothing is wrong."""
     width = imported_width(run.fingerprint)
     if width is not None and width != run.head.inputs:
         return _width_error(f"the embeddings of {run.fingerprint} are {width}-d", width, run)
     if settings.bundle is None or width is not None:
-        return None
+        return _store_problem(settings, run)
     manifest, _ = open_manifest(settings.bundle, settings.trust())
     if manifest.fingerprint != run.fingerprint:
         return DataError(
@@ -65,6 +65,17 @@ def embedding_problem(settings: AgentSettings, run: RunSettings) -> DataError | 
     if manifest.width != run.head.inputs:
         return _width_error(f"the bundle gives {manifest.width}-d embeddings", manifest.width, run)
     return None
+
+
+def _store_problem(settings: AgentSettings, run: RunSettings) -> DataError | None:
+    """Return why the embeddings that the store has for the run do not fit it; an empty store is no problem yet."""
+    if not settings.store.exists():
+        return None
+    with FeatureStore.open(settings.store, create=False, read_only=True) as store:
+        width = store.width(run.fingerprint)
+    if width in (None, run.head.inputs):
+        return None
+    return _width_error(f"the store's embeddings are {width}-d", width or 0, run)
 
 
 def label_notes(settings: AgentSettings, run: RunSettings) -> list[str]:

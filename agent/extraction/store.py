@@ -199,6 +199,11 @@ class FeatureStore:
         query = "SELECT fingerprint, precision, count(*) FROM features GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
         return [FeatureKind(*row) for row in self._rows(query)]
 
+    def width(self, fingerprint: str) -> int | None:
+        """Return the width of the embeddings with this fingerprint, by the first of them; None: there are none."""
+        rows = self._rows("SELECT length(x) / 4 FROM features WHERE fingerprint = ? LIMIT 1", (fingerprint,))
+        return int(rows[0][0]) if rows else None
+
     def read(self, fingerprint: str | None = None, precision: str | None = None) -> StoredFeatures:
         """Return all features of one kind; the kind must be named where the store holds several.
 

@@ -122,6 +122,14 @@ def test_check_config_compares_the_bundle_with_the_run(make_federation, toy_bund
     assert f"inputs = {manifest.width}" in answer["error"]["fix"]
 
 
+def test_check_config_compares_the_store_with_the_run(make_federation):
+    federation = make_federation("a", inputs=7)
+    federation.start()
+    code, answer = checked(settings_of(federation, "a", federation.address))
+    assert (code, answer["error"]["code"]) == (65, "feature_width")
+    assert "the store's embeddings are 6-d, the run expects 7-d" in answer["error"]["message"]
+
+
 def test_check_config_names_labels_that_the_run_does_not_know(make_federation):
     federation = make_federation("a", "b")
     federation.start()
