@@ -22,19 +22,13 @@ RELEASE_PY := build/release/bin/python
 ROLE ?= agent
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check docs reference bundle features notebook pages screenshots flower upgrades package-test soak bench rig protoc protos gpu-setup gpu-check \
-	dist requirements wheelhouse clean
+.PHONY: help demo setup test check flower upgrades soak pages docs bench reference protos bundle features \
+	notebook screenshots dist requirements wheelhouse package-test gpu-setup gpu-check rig protoc clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## make the virtual environment with everything a developer needs
-
-$(STAMP): pyproject.toml constraints.txt
-	@echo "setting up $(VENV): downloads about 5 GB, because the exporter needs torch with torchvision"
-	@test -x $(PY) || python3 -m venv $(VENV)
-	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[all]'
-	@touch $@
+##@ To begin with
 
 demo: $(DEMO_STAMP)  ## run the whole system on this machine: bundle, four silos, a coordinator, real video
 	@rm -rf demo-out
@@ -53,32 +47,23 @@ $(DEMO_STAMP): pyproject.toml constraints.txt
 	@touch $@
 endif
 
-rig: $(RIG)  ## TensorRT's Python classes of three versions, for tests without a GPU (115 MB)
+setup: $(STAMP)  ## make the virtual environment with everything a developer needs
 
-$(RIG): tests/tensorrt_rig/install.py | $(STAMP)
-	@$(PY) tests/tensorrt_rig/install.py build/tensorrt
+$(STAMP): pyproject.toml constraints.txt
+	@echo "setting up $(VENV): downloads about 5 GB, because the exporter needs torch with torchvision"
+	@test -x $(PY) || python3 -m venv $(VENV)
+	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[all]'
 	@touch $@
 
-protoc: $(PROTOC)  ## the protobuf compiler of make protos, in an environment of its own (11 MB)
-
-$(PROTOC): fedproto/compiler.txt
-	@python3 -m venv --clear $(@D)
-	@$(@D)/bin/pip install --quiet --only-binary=:all: --requirement fedproto/compiler.txt \
-		|| echo "no protobuf compiler for this Python (3.11 and 3.12 have one): a test is skipped"
-	@touch $@
+test: setup rig protoc $(FLOWER)  ## run the test suite without the soak tests
+	$(PY) -m pytest -m "not soak" --numprocesses=2 --dist=loadfile --durations=15
 
 $(FLOWER): pyproject.toml constraints-flower.txt
 	@test -x $(@D)/bin/python || python3 -m venv $(@D)
 	@$(@D)/bin/pip install --quiet --constraint constraints-flower.txt flwr --editable '.[coordinator]'
 	@touch $@
 
-$(FLOWER_TESTS): $(FLOWER)
-	@$(@D)/bin/pip install --quiet --constraint constraints-flower.txt --editable '.[agent,coordinator]' \
-		hypothesis psutil pytest pytest-xdist trustme
-	@touch $@
-
-test: setup rig protoc $(FLOWER)  ## run the test suite without the soak tests
-	$(PY) -m pytest -m "not soak" --numprocesses=2 --dist=loadfile --durations=15
+##@ Before a change is proposed
 
 check: setup  ## check format, lint and types
 	$(VENV)/bin/ruff format --check .
@@ -86,29 +71,38 @@ check: setup  ## check format, lint and types
 	@mkdir -p build/typing && ln -sfn ../.. build/typing/flamest
 	@$(VENV)/bin/mypy $(MODULES)
 
-bench: setup  ## measure; results go to bench/results
-	$(PY) -m bench
+flower: $(FLOWER_TESTS)  ## run tests beside Flower, with its versions of protobuf, typer and rich (300 MB)
+	@build/flower/bin/pip check
+	build/flower/bin/python -m pytest -m "not soak" $(FLOWER_SUITE)
 
-gpu-setup: $(GPU_STAMP)  ## an environment like that of setup, with TensorRT and ONNX Runtime for CUDA 13: .venv-gpu (8 GB)
-
-# Of its own: onnxruntime and onnxruntime-gpu have the same files, and only one of them may be installed.
-$(GPU_STAMP): pyproject.toml constraints.txt
-	@test -x $(GPU_VENV)/bin/python || python3 -m venv $(GPU_VENV)
-	@$(GPU_VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev-gpu]'
+$(FLOWER_TESTS): $(FLOWER)
+	@$(@D)/bin/pip install --quiet --constraint constraints-flower.txt --editable '.[agent,coordinator]' \
+		hypothesis psutil pytest pytest-xdist trustme
 	@touch $@
 
-gpu-check: gpu-setup  ## on a machine with an NVIDIA GPU: build, verify, measure; one report to send back
-	$(GPU_VENV)/bin/flamest-export gpu-check --results bench/results
+upgrades: setup  ## open and continue what release 0.2.0 wrote, made by the wheel of its tag
+	$(PY) -m pytest -m "soak or not soak" tests/upgrades
 
-protos: setup protoc  ## regenerate the protobuf code from fedproto/flamest_v1.proto
-	$(PY) -m flamest.fedproto.generate
+soak: setup  ## run the soak tests
+	$(PY) -m pytest -m soak
+
+pages: setup  ## test the report pages in a browser: needs Chromium (apt install chromium)
+	$(PY) -m pytest -m pages
 
 docs: setup  ## build the documentation as a site: build/site
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo "the documentation: build/site/index.html"
 
+bench: setup  ## measure; results go to bench/results
+	$(PY) -m bench
+
+##@ What is made from something else
+
 reference: setup  ## write the pages of docs/reference that are made from the code
 	$(PY) -m flamest.docs.tooling
+
+protos: setup protoc  ## regenerate the protobuf code from fedproto/flamest_v1.proto
+	$(PY) -m flamest.fedproto.generate
 
 bundle: setup  ## export the mini-world's bundle again, which comes with the package
 	$(PY) -m flamest.export.packaged
@@ -120,18 +114,10 @@ notebook: setup  ## run examples/quickstart.ipynb and keep its outputs
 	$(PY) -c "import nbclient, nbformat; path = 'examples/quickstart.ipynb'; book = nbformat.read(path, 4); \
 	nbclient.NotebookClient(book, record_timing=False).execute(); nbformat.write(book, path)"
 
-pages: setup  ## test the report pages in a browser: needs Chromium (apt install chromium)
-	$(PY) -m pytest -m pages
-
 screenshots: setup  ## take the documentation's screenshots of demo-out/report.html (after `make demo`)
 	$(PY) -m flamest.experiments.report.screenshots demo-out/report.html docs/images
 
-flower: $(FLOWER_TESTS)  ## run tests beside Flower, with its versions of protobuf, typer and rich (300 MB)
-	@build/flower/bin/pip check
-	build/flower/bin/python -m pytest -m "not soak" $(FLOWER_SUITE)
-
-upgrades: setup  ## open and continue what release 0.2.0 wrote, made by the wheel of its tag
-	$(PY) -m pytest -m "soak or not soak" tests/upgrades
+##@ A release
 
 $(RELEASE): constraints.txt
 	@test -x $(RELEASE_PY) || python3 -m venv $(@D)
@@ -152,8 +138,34 @@ wheelhouse: dist  ## every wheel of a role in one folder, for machines without a
 package-test: requirements  ## install wheel, sdist and wheelhouses in clean environments, on every Python at hand
 	$(RELEASE_PY) release/try_install.py --dist dist
 
-soak: setup  ## run the soak tests
-	$(PY) -m pytest -m soak
+##@ With an NVIDIA GPU
+
+gpu-setup: $(GPU_STAMP)  ## an environment like that of setup, with TensorRT and ONNX Runtime for CUDA 13: .venv-gpu (8 GB)
+
+# Of its own: onnxruntime and onnxruntime-gpu have the same files, and only one of them may be installed.
+$(GPU_STAMP): pyproject.toml constraints.txt
+	@test -x $(GPU_VENV)/bin/python || python3 -m venv $(GPU_VENV)
+	@$(GPU_VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev-gpu]'
+	@touch $@
+
+gpu-check: gpu-setup  ## on a machine with an NVIDIA GPU: build, verify, measure; one report to send back
+	$(GPU_VENV)/bin/flamest-export gpu-check --results bench/results
+
+##@ What the others set up by themselves
+
+rig: $(RIG)  ## TensorRT's Python classes of three versions, for tests without a GPU (115 MB)
+
+$(RIG): tests/tensorrt_rig/install.py | $(STAMP)
+	@$(PY) tests/tensorrt_rig/install.py build/tensorrt
+	@touch $@
+
+protoc: $(PROTOC)  ## the protobuf compiler of make protos, in an environment of its own (11 MB)
+
+$(PROTOC): fedproto/compiler.txt
+	@python3 -m venv --clear $(@D)
+	@$(@D)/bin/pip install --quiet --only-binary=:all: --requirement fedproto/compiler.txt \
+		|| echo "no protobuf compiler for this Python (3.11 and 3.12 have one): a test is skipped"
+	@touch $@
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) $(GPU_VENV) build dist demo-out *.egg-info
