@@ -164,7 +164,16 @@ def template_of_modes() -> set[str]:
 def test_every_line_of_the_template_is_valid_when_it_is_used(tmp_path):
     """One key at a time, each with the keys that its comment asks for."""
     path = write_settings_template(tmp_path, "silo.key")
-    template, needs = path.read_text(), {"report_loss": "report_loss_override = true"}
+    template = path.read_text()
+    needs = {
+        "report_loss": "report_loss_override = true",
+        "clip_norm": 'privacy = "clip"\nnoise = 0.001',
+        "noise": 'privacy = "clip"\nclip_norm = 1.0',
+        "epsilon": 'privacy = "record-dp"\ndelta = 1e-5',
+        "delta": 'privacy = "record-dp"\nepsilon = 8.0',
+        "sample_clip": 'privacy = "record-dp"\nepsilon = 8.0\ndelta = 1e-5',
+        "noise_multiplier": 'privacy = "record-dp"\nepsilon = 8.0\ndelta = 1e-5',
+    }
     offered = [line for line in template.splitlines() if line.startswith("# ") and " = " in line.partition("  #")[0]]
     assert len(offered) > 20
     for line in offered:
