@@ -2,9 +2,9 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PACKAGES := base export runtime fedproto agent coordinator experiments api
-# What runs beside Flower: the wire, both ends of it, whole federations; without what needs PyTorch.
+# What runs beside Flower: the wire, both ends of it, whole federations; without what needs PyTorch or OpenVINO.
 FLOWER_SUITE := tests/fedproto tests/coordinator tests/agent tests/federation $(addprefix --ignore=tests/agent/, \
-	test_predict.py $(addprefix training/, test_graph.py test_options.py test_private.py test_trainer.py))
+	test_predict.py cli/test_backend_options.py $(addprefix training/, test_graph.py test_options.py test_private.py test_trainer.py))
 # mypy takes modules by name: their files would be named after the folder of this checkout.
 MODULES = $(shell find $(PACKAGES) docs/tooling -name '*.py' ! -name '*_pb2*' | sed -e 's,/__init__.py,,' -e 's,.py$$,,' -e 's,/,.,g' -e 's,^,-m flamest.,')
 STAMP := $(VENV)/.flamest-dev
