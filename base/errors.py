@@ -133,7 +133,7 @@ class MissingExtra(SettingsError):
     def __init__(self, package: str, *, extra: str | tuple[str, ...]) -> None:
         distribution = DISTRIBUTIONS.get(package, package)
         super().__init__(
-            f"this command needs the Python package '{distribution}', which is not installed",
+            f"this needs the Python package '{distribution}', which is not installed",
             fix=install_command(distribution, extra),
         )
 
