@@ -60,7 +60,7 @@ class _Lines:
             self._printed_at = now
 
     def _left(self, done: int, at: float, now: float) -> str:
-        """Return the estimated time left, from the speed since the first step; empty before the second and at the end."""
+        """Return the estimated time left, from the speed since the first step; empty without one, and at the end."""
         if self._done == done or self._done >= self._total:
             return ""
         return f", about {(now - at) / (self._done - done) * (self._total - self._done):.0f} s left"
