@@ -30,8 +30,8 @@ def load_settings(path: Path, kind: type[T]) -> T:
         text = read_regular(path, largest=MAX_FILE)
     except (StorageError, DataError) as error:
         raise SettingsError(
-            f"the settings file: {error.message}",
-            fix="give its path with --config; flamest-agent keygen and flamest-coordinator init write a first one",
+            f"the settings file cannot be used: {error.message}",
+            fix="name it with --config FILE; flamest-agent keygen and flamest-coordinator init write a first one",
         ) from error
     shown = printable_path(Path(path))
     if _LONG_KEY.search(text):  # the parser takes time by the square of its parts
@@ -43,7 +43,8 @@ def load_settings(path: Path, kind: type[T]) -> T:
         return msgspec.toml.decode(text, type=kind, dec_hook=_path_from_text)
     except msgspec.ValidationError as error:
         raise SettingsError(
-            f"{shown}: {_explain(str(error), kind)}", fix=f"edit {shown}; docs/reference lists every key"
+            f"{shown}: {_explain(str(error), kind)}",
+            fix=f"edit {shown}; docs/reference/agent-settings.md and docs/reference/coordinator-settings.md list every key",
         ) from error
     except (msgspec.DecodeError, ValueError, RecursionError, OverflowError) as error:
         raise SettingsError(

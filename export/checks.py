@@ -67,7 +67,7 @@ def raise_for_failures(results: tuple[CheckResult, ...], bundle: Path) -> None:
               for problem in result.problems]  # fmt: skip
     if failed:
         raise DataError(
-            f"{bundle}: {len(failed)} checks failed: " + "; ".join(failed),
+            f"{bundle}: {len(failed)} check{'s' * (len(failed) > 1)} failed: " + "; ".join(failed),
             fix="report this with the versions that flamest-export doctor prints",
             code="check_failed",
         )

@@ -211,7 +211,7 @@ def _check_uses(options: ExportOptions, entry: ExtractorEntry) -> None:
         )
     if captions is not None and entry.vlm != "clip":
         raise UsageError(
-            f"--captions {captions}: extractor {entry.name} retrieves none",
+            f"--captions {captions}: extractor {entry.name} retrieves no captions",
             fix=f"flamest-export --backend onnx --extractor clip --captions {captions} --out DIR",
         )
     if not 1 <= frames <= MAX_CAPTIONED_FRAMES:
@@ -220,4 +220,4 @@ def _check_uses(options: ExportOptions, entry: ExtractorEntry) -> None:
             fix="--captioned-frames 1, or leave it out",
         )
     if frames > 1 and entry.vlm is None:
-        raise UsageError(f"--captioned-frames {frames}: extractor {entry.name} captions none", fix=EXAMPLE)
+        raise UsageError(f"--captioned-frames {frames}: extractor {entry.name} captions no frames", fix=EXAMPLE)

@@ -40,11 +40,11 @@ def said(result):
         (("--backend", "onnx", "--extractor", "blip+clip", "--out", "b"), "no such extractor, expected one of blip,"),
         (("--backend", "onnx", "--weights", "random:huge", "--out", "b"), "expected published, miniworld, random:full"),
         (("--backend", "onnx", "--extractor", "i3d", "--blip", "x", "--out", "b"), "extractor i3d has no such network"),
-        (("--backend", "onnx", "--captions", "c.json", "--out", "b"), "extractor blip+slow retrieves none"),
+        (("--backend", "onnx", "--captions", "c.json", "--out", "b"), "extractor blip+slow retrieves no captions"),
         (("--backend", "onnx", "--captioned-frames", "9", "--out", "b"), "expected one of 1 to 8"),
         (
             ("--backend", "onnx", "--extractor", "slow", "--captioned-frames", "2", "--out", "b"),
-            "extractor slow captions none",
+            "extractor slow captions no frames",
         ),
         (
             ("--backend", "onnx", "--extractor", "blip-text", "--cross-attention", "causal-last", "--out", "b"),
