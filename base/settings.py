@@ -44,7 +44,7 @@ def load_settings(path: Path, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         raise SettingsError(
             f"{shown}: {_explain(str(error), kind)}",
-            fix=f"edit {shown}; docs/reference/agent-settings.md and docs/reference/coordinator-settings.md list every key",
+            fix=f"edit {shown}; every key is in docs/reference/agent-settings.md or coordinator-settings.md",
         ) from error
     except (msgspec.DecodeError, ValueError, RecursionError, OverflowError) as error:
         raise SettingsError(
