@@ -180,7 +180,7 @@ def check_environment(settings: AgentSettings) -> None:
 
     Raises SettingsError, DataError or IdentityError for the first problem.
     """
-    refuse_placeholder(settings.coordinator.address)
+    check_enrolled(settings.coordinator)
     split_address(settings.coordinator.address)
     check_files(settings.coordinator.files)
     for name, folder in (("bundle", settings.bundle), ("videos", settings.videos)):
@@ -198,8 +198,19 @@ def check_environment(settings: AgentSettings) -> None:
         )
 
 
-def refuse_placeholder(address: str) -> None:
-    """Raise SettingsError for the coordinator's address as the template has it."""
+def check_enrolled(connection: ConnectionSettings) -> None:
+    """Raise SettingsError for an address as the template has it, and for certificates that the operator has to send."""
+    _refuse_placeholder(connection.address)
+    for path in (connection.certificate, connection.ca):
+        if not path.exists():
+            raise SettingsError(
+                f"{path} is missing: the coordinator's operator makes it from the request of flamest-agent keygen",
+                fix="send the .csr file to the operator (flamest-coordinator silo add NAME --csr NAME.csr), and put "
+                "silo.pem and ca.pem, which come back, where agent.toml names them",
+            )
+
+
+def _refuse_placeholder(address: str) -> None:
     if address.rpartition(":")[0] == PLACEHOLDER_HOST:
         raise SettingsError(
             f"coordinator.address is still '{address}', as keygen wrote it",

@@ -83,7 +83,7 @@ def run(
     from ...base.errors import UsageError
     from ...base.log import configure_logging
     from ...base.process import Shutdown, keep_crashes_private, tune_malloc
-    from ..settings import load_agent_settings, refuse_placeholder
+    from ..settings import check_enrolled, load_agent_settings
 
     if offline and not check_config:
         raise UsageError("--offline is for --check-config: the daemon connects", fix="give both, or neither")
@@ -91,7 +91,7 @@ def run(
     settings = load_agent_settings(path, also_trusted=tuple(trusted_key or ()))
     if check_config:
         return _check(path, settings, offline=offline, as_json=as_json)
-    refuse_placeholder(settings.coordinator.address)
+    check_enrolled(settings.coordinator)
 
     from ...fedproto.tls import certificate_silo
     from ..daemon import run_agent

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 @pytest.fixture
 def check_policy(tmp_path, monkeypatch):
     monkeypatch.setattr("flamest.agent.settings.check_files", lambda files: None)
-    (tmp_path / "features.sqlite").touch()
+    for name in ("features.sqlite", "c", "s"):
+        (tmp_path / name).touch()
 
     def check(policy: str, *options: str) -> str:
         file = tmp_path / "agent.toml"
@@ -149,6 +150,18 @@ def test_check_config_refuses_the_templates_address(make_federation):
     assert "as keygen wrote it" in answer["error"]["message"]
     run = CliRunner().invoke(app, ["run", "--dir", str(home)])
     assert run.exit_code == 78, "the daemon does not wait for it either"
+
+
+@pytest.mark.parametrize("options", [["--check-config"], []], ids=["check", "run"])
+@pytest.mark.parametrize("name", ["silo.pem", "ca.pem"])
+def test_a_silo_without_certificates_learns_how_it_gets_them(make_federation, name, options):
+    home = settings_of(make_federation("a"), "a", "h:1")
+    (home / name).unlink()
+    done = CliRunner().invoke(app, ["run", "--dir", str(home), "--json", *options])
+    error = json.loads(done.stdout.splitlines()[-1])["error"]
+    assert (done.exit_code, error["code"]) == (78, "settings")
+    assert f"{name} is missing" in error["message"]
+    assert "silo add" in error["fix"]
 
 
 def test_status_ends_with_69_when_no_agent_runs(make_federation):

@@ -99,6 +99,7 @@ def test_an_unreadable_key_is_an_error_when_the_settings_are_loaded(tmp_path, en
 
 def test_check_config_verifies_the_bundles_signature(bundle, key, tmp_path, monkeypatch):
     monkeypatch.setattr("flamest.agent.settings.check_files", lambda files: None)
+    monkeypatch.setattr("flamest.agent.settings.check_enrolled", lambda connection: None)
     (tmp_path / "videos").mkdir()
     settings = load_agent_settings(settings_file(tmp_path, 'trusted_keys = ["operator.pub"]'))
     with pytest.raises(DataError, match="it is not signed"):
