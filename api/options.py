@@ -31,7 +31,7 @@ class TrainOptions(TypedDict, total=False):
     Attributes:
         epochs: Epochs in a round; 5.
         batch_size: Rows of a batch; 128.
-        learning_rate: Adam's; 0.01, the paper's. On real features a smaller one is often better: try 0.001.
+        learning_rate: Adam's; 0.01, the paper's. On real features a smaller one is often better: try 0.0003.
         weight_decay: Adam's L2 term; 1e-4.
         learning_rate_decay: Round r (from 1) trains at ``learning_rate * decay ** (r - 1)``; 1.
         class_balanced: A silo weights its classes equally; False.
