@@ -125,7 +125,7 @@ def stop(daemons: Running) -> None:
 
 
 def describe(release: Release, out: Path) -> dict[str, Any]:
-    """What the release's own commands say of the state, and digests of what they write."""
+    """Return the output of the release's own commands about the state, and digests of the files they write."""
     config = ("--config", out / "centre" / "coordinator.toml")
     history = release.run("coordinator", "history", *config)["rounds"]
     closed = [row for row in history if row["status"] == "closed"]

@@ -1,4 +1,4 @@
-"""What release 0.2.0 wrote is opened, continued and understood: store, state, backup, model, bundle, wire.
+"""State of release 0.2.0 is opened, continued and understood: store, state, backup, model, bundle, wire.
 
 The state is committed (state-0.2.0.zip); `make upgrades` has the wheel of the tag make it again. Where the clone has
 the tag, old and new processes share a federation over mutual TLS. docs/reference/versions.md lists what is upgraded
