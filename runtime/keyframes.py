@@ -123,6 +123,6 @@ def _one_thread() -> Any:
 @functools.cache
 def _thread_pools() -> Any:
     """The loaded thread pools, found once: that takes longer than the clustering."""
-    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+    from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
