@@ -1,4 +1,4 @@
-"""``python tests/upgrades/pack_state.py STATE``: what make_state.py made, as the committed archive.
+"""``python tests/upgrades/pack_state.py STATE``: packs what make_state.py made into the committed archive.
 
 Left out: the networks of the bundle, whose manifest stays; locks and files of SQLite that hold nothing.
 """
