@@ -37,6 +37,11 @@ class Prediction:
     caption: str = ""
     reason: str = ""
 
+    @property
+    def label(self) -> str:
+        """The most probable label; empty when the video could not be read."""
+        return self.labels[0].label if self.labels else ""
+
 
 def predict_videos(
     bundle: Path,

@@ -142,8 +142,8 @@ def predict(
         progress: Show a bar on a terminal, and a line every ten seconds elsewhere.
 
     Returns:
-        A ``Prediction`` for each video, in order: ``video``, ``labels`` (each with ``label`` and ``probability``, the
-        most probable first), ``caption``, and ``reason`` where it could not be read.
+        A ``Prediction`` for each video, in order: ``video``, ``label`` (the most probable one), ``labels`` (each with
+        ``label`` and ``probability``), ``caption``, and ``reason`` where it could not be read.
 
     Raises:
         DataError: There is no video, or the model was trained on the embeddings of another bundle.

@@ -24,7 +24,7 @@ PartitionFunction = Callable[
 
 
 class Silos(Mapping[str, Features]):
-    """Features of each silo by its name: a mapping, in order.
+    """Features of each silo by its name: a mapping, in order. ``silos[0]`` is the first one.
 
     Attributes:
         partition: The rows of each silo and the parameters of the split; None for a split of one's own.
@@ -34,10 +34,10 @@ class Silos(Mapping[str, Features]):
         self._silos = dict(silos)
         self.partition = partition
 
-    def __getitem__(self, name: str) -> Features:
+    def __getitem__(self, name: str | int) -> Features:
         try:
-            return self._silos[name]
-        except KeyError:
+            return self._silos[list(self._silos)[name] if isinstance(name, int) else name]
+        except (KeyError, IndexError):
             raise UsageError(
                 f"there is no silo {name!r}; there are {', '.join(self._silos)}", fix="choose one of those"
             ) from None

@@ -118,4 +118,8 @@ def test_a_split_prints_its_silos_and_names_a_missing_one(split):
     assert len(silos.union) == sum(map(len, silos.values()))
     with pytest.raises(fl.FlamestError, match="there is no silo 'silo-9'; there are silo-1, silo-2"):
         silos["silo-9"]
+    with pytest.raises(fl.FlamestError, match="there is no silo 4"):
+        silos[4]
+    assert silos[0] is silos["silo-1"]
+    assert silos[-1] is silos["silo-4"]
     assert len(test) == 40
