@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .api.bundles import open_bundle as open_bundle
     from .api.bundles import predict as predict
     from .api.features import Features as Features
-    from .api.features import load as load
+    from .api.loading import load as load
     from .api.models import Model as Model
     from .api.models import load_model as load_model
     from .api.options import RunOptions as RunOptions
@@ -57,7 +57,7 @@ _HOMES = {  # the module of each name that is offered
     "Silos": "api.silos",
     "TrainOptions": "api.options",
     "export_bundle": "api.bundles",
-    "load": "api.features",
+    "load": "api.loading",
     "load_model": "api.models",
     "open_bundle": "api.bundles",
     "predict": "api.bundles",

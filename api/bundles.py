@@ -15,7 +15,8 @@ from ..agent.predict import Prediction, predict_videos
 from ..base.errors import DataError, MissingExtra
 from ..base.progress import progress_bar
 from ..runtime.bundle.packaged import resolve_bundle
-from .features import Features, load
+from .features import Features
+from .loading import load
 from .models import Model, load_model
 
 if TYPE_CHECKING:

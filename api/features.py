@@ -1,4 +1,4 @@
-"""Features of clips in memory: from a feature store, an ``.npz`` file or NumPy arrays."""
+"""Features of clips in memory, made of arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import numpy.typing as npt
 from ..agent.training.dataset import FeatureTable
 from ..base.errors import DataError
 
-MINIWORLD = "miniworld"  # in place of a path: the features that come with the package
 UNKNOWN = -1  # class of a clip without a label
 
 
@@ -86,13 +85,13 @@ class Features:
         rows = len(values)
         names = _column("y", y, rows)
         ids = [f"row-{row:06d}" for row in range(rows)] if clips is None else _column("clips", clips, rows)
-        columns = _Columns(
+        columns = ClipColumns(
             [label or None for label in names],
             ids if groups is None else _column("groups", groups, rows),
             ids,
             [""] * rows,
         )
-        return _features(values, columns, _Kind(imported_fingerprint(name, values.shape[1])))
+        return numbered_features(values, columns, FeatureKind(imported_fingerprint(name, values.shape[1])))
 
     def __len__(self) -> int:
         return len(self.y)
@@ -197,73 +196,8 @@ class Features:
         )
 
 
-def load(path: str | os.PathLike[str], *, fingerprint: str | None = None, precision: str | None = None) -> Features:
-    """Load features from a file.
-
-    Args:
-        path: A feature store (``features.sqlite``, which ``flamest-agent extract`` fills), or an ``.npz`` file as
-            ``flamest-agent features`` writes it: ``x`` float [N, D] and ``y`` text [N], and if wanted ``group``,
-            ``clip`` and ``caption`` text [N]. ``miniworld`` stands for the features that come with this package: 300
-            rendered clips of 25 classes, for trying things out.
-        fingerprint: Which features, where a store holds several kinds; the beginning is enough.
-        precision: The same for their precision.
-
-    Returns:
-        The features, in a fixed order.
-
-    Raises:
-        DataError: There is no such file, it is damaged, or holds several kinds of features.
-        MissingExtra: A package of the extra ``agent`` is not installed.
-    """
-    file = Path(path)
-    if str(path) == MINIWORLD and not file.exists():
-        from ..experiments.miniworld.sample import SAMPLE
-
-        file = SAMPLE
-    if file.is_dir():
-        raise DataError(
-            f"{file} is a folder, expected a feature store or an .npz file",
-            fix="extract a folder of videos with: fl.open_bundle(BUNDLE).extract(FOLDER)",
-            code="not_a_file",
-        )
-    return _load_npz(file) if file.suffix == ".npz" else _load_store(file, fingerprint, precision)
-
-
-def _load_store(path: Path, fingerprint: str | None, precision: str | None) -> Features:
-    from ..agent.extraction.store import FeatureStore
-
-    with FeatureStore.open(path, create=False, read_only=True) as store:
-        stored = store.read(fingerprint, precision)
-    return _features(
-        np.ascontiguousarray(stored.x, dtype=np.float32),
-        _Columns(stored.labels, stored.groups, stored.clips, stored.captions),
-        _Kind(stored.fingerprint, stored.precision, stored.vlm_width),
-    )
-
-
-def _load_npz(path: Path) -> Features:
-    from ..agent.extraction.npz import read_npz
-    from ..agent.extraction.npz_arrays import open_npz
-
-    imported = read_npz(path, "features")
-    kind = _Kind(imported.fingerprint, imported.precision)
-    with open_npz(path, ("fingerprint", "precision", "vlm_width")) as file:
-        if len(file.arrays) == 3 and all(declared.shape == () for declared in file.arrays.values()):
-            named = str(file.read("fingerprint", np.str_)), str(file.read("precision", np.str_))
-            kind = _Kind(*named, vlm_width=int(file.read("vlm_width", np.int64)))
-    rows = [row for _, row in imported]
-    ids = imported.columns.get("clip")
-    columns = _Columns(
-        [row.clip.label for row in rows],
-        [row.clip.group or row.clip.path.stem for row in rows],
-        [row.clip.sha256 for row in rows] if ids is None else ids.tolist(),
-        [row.caption for row in rows],
-    )
-    return _features(imported.x, columns, kind)
-
-
 @dataclass(frozen=True)
-class _Kind:
+class FeatureKind:
     """The kind of embeddings."""
 
     fingerprint: str
@@ -272,7 +206,7 @@ class _Kind:
 
 
 @dataclass(frozen=True)
-class _Columns:
+class ClipColumns:
     """Label, group, name and caption of each clip."""
 
     names: Sequence[str | None]  # labels
@@ -281,7 +215,7 @@ class _Columns:
     captions: Sequence[str]
 
 
-def _features(x: npt.NDArray[np.float32], columns: _Columns, kind: _Kind) -> Features:
+def numbered_features(x: npt.NDArray[np.float32], columns: ClipColumns, kind: FeatureKind) -> Features:
     """Number the labels in alphabetical order, as training from a store does."""
     labels = tuple(sorted({name for name in columns.names if name is not None}))
     place = {label: number for number, label in enumerate(labels)}

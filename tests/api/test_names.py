@@ -19,7 +19,7 @@ loaded = sorted(name for name in sys.modules if name.startswith(("flamest.", "nu
 assert not loaded, loaded
 assert set(flamest.__all__) <= set(dir(flamest))
 flamest.load
-assert "onnxruntime" not in sys.modules and "flamest.api.features" in sys.modules
+assert "onnxruntime" not in sys.modules and "flamest.api.loading" in sys.modules
 """
 
 
