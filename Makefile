@@ -164,7 +164,7 @@ protoc: $(PROTOC)  ## the protobuf compiler of make protos, in an environment of
 $(PROTOC): fedproto/compiler.txt
 	@python3 -m venv --clear $(@D)
 	@$(@D)/bin/pip install --quiet --only-binary=:all: --requirement fedproto/compiler.txt \
-		|| echo "no protobuf compiler for this Python (3.11 and 3.12 have one): a test is skipped"
+		|| { rm -r $(@D)/bin; echo "no protobuf compiler for this Python (3.11 and 3.12 have one): a test is skipped"; }
 	@touch $@
 
 clean:  ## remove what the other targets made
