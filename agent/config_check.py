@@ -59,7 +59,7 @@ def embedding_problem(settings: AgentSettings, run: RunSettings) -> DataError | 
         return DataError(
             f"this silo's bundle has the fingerprint {manifest.fingerprint[:12]}…, the run expects "
             f"{run.fingerprint[:12]}…",
-            fix="get the run's bundle from the coordinator's operator, or have him compare run.fingerprint",
+            fix="get the run's bundle from the coordinator's operator, or have them compare run.fingerprint",
             code="other_bundle",
         )
     if manifest.width != run.head.inputs:

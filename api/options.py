@@ -115,7 +115,7 @@ def strategy_settings(
     if isinstance(strategy, Strategy):
         if given:
             raise UsageError(
-                f"{', '.join(given)}: given beside a strategy record, which has them already",
+                f"{', '.join(given)}: given next to a strategy record, which has them already",
                 fix="set them in the record",
             )
         _raise_for([*strategy.problems(), *strategy_problems(strategy)])

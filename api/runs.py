@@ -100,7 +100,8 @@ class Run:
         The mean of ``by_class``, weighted by the silo's own shares of the classes; NaN where none of its classes has a
         test clip.
         """
-        of_class = np.array([self.by_class.get(label, np.nan) for label in self.labels])
+        by_class = self.by_class
+        of_class = np.array([by_class.get(label, np.nan) for label in self.labels])
         known = ~np.isnan(of_class)
         weights = self.class_counts[:, known].astype(np.float64)
         totals = weights.sum(axis=1)

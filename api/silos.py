@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError, UsageError
-from ..experiments.partition import LabelSkew, Partition, dirichlet, iid, label_skew
+from ..experiments.partition import LabelSkew, Partition, dirichlet, eighth_of_even_share, iid, label_skew
 from .features import UNKNOWN, Features, union
 from .text import table
 
@@ -171,7 +171,7 @@ def _known_partition(
         return label_skew(y, silos=silos, seed=seed, skew=skew)
     if name == "iid":
         return iid(len(y), silos=silos, seed=seed, smallest=1 if smallest is None else smallest)
-    least = max(2, len(y) // (8 * silos)) if smallest is None else smallest
+    least = eighth_of_even_share(len(y), silos) if smallest is None else smallest
     return dirichlet(y, silos=silos, beta=DEFAULT_BETA if beta is None else beta, seed=seed, smallest=least)
 
 

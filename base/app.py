@@ -202,7 +202,7 @@ def _run(
         return main(args=words, standalone_mode=False, **options)
     try:
         status = main(args=words, standalone_mode=False, **options)
-    except Exception as error:  # typer brings click's classes along, or imports click: told by what they have
+    except Exception as error:  # typer brings click's classes along, or imports click: known by what they have
         if not hasattr(error, "format_message"):
             raise
         status = _report_usage(error, as_json=command.as_json)

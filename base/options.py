@@ -56,7 +56,7 @@ def dir_option(name: str) -> Any:
     return typer.Option(
         "--dir",
         metavar="DIR",
-        help=f"The folder that {name} is in, which `init` made; the current one when not given.",
+        help=f"The folder that {name} is in; the current one when not given.",
     )
 
 

@@ -1,7 +1,7 @@
 """Attacks of hostile silos: contributions that they send in place of their honest update.
 
 An attack is a function of the round, the round's model and the silo's honest contribution. ``bench/attacks.py``
-measures the effect with and without a defence. The attacker knows the model and controls several silos; he does not
+measures the effect with and without a defence. The attacker knows the model and controls several silos, and does not
 know the contributions of the others.
 """
 

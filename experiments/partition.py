@@ -92,6 +92,11 @@ def dirichlet(
     )
 
 
+def eighth_of_even_share(rows: int, silos: int) -> int:
+    """Return the fewest rows of a silo where nothing else is set: an eighth of an even share, and at least 2."""
+    return max(2, rows // (8 * silos))
+
+
 def iid(rows: int, *, silos: int, seed: int, smallest: int = 1) -> Partition:
     """IID split of ``rows`` shuffled row numbers; silo sizes differ by one at most.
 

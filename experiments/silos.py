@@ -15,7 +15,7 @@ from ..agent.extraction.clips import find_clips
 from ..agent.training.holdout import hold_out_groups
 from ..base.errors import DataError
 from ..base.files import printable_path
-from .partition import dirichlet
+from .partition import dirichlet, eighth_of_even_share
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def split_videos(videos: Sequence[LabelledVideo], *, silos: int, beta: float, te
     """Hold out whole groups for the test and split the rest over ``silos`` by Dir(beta) per class."""
     labels = [video.label for video in videos]
     rest, test = hold_out_groups([video.group for video in videos], test_share, seed, labels=labels)
-    smallest = max(2, len(rest) // (8 * silos))
+    smallest = eighth_of_even_share(len(rest), silos)
     partition = dirichlet(np.array(labels)[rest], silos=silos, beta=beta, seed=seed, smallest=smallest)
     shares = {
         f"silo-{number}": tuple(videos[rest[row]] for row in rows)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("base", "export", "runtime", "fedproto", "agent", "coordinator", "experiments", "api")
-FOLDERS = (*PACKAGES, "bench", "examples", "tests", "docs")
+FOLDERS = (*PACKAGES, "bench", "examples", "release", "tests", "docs")
 GENERATED = {"flamest_v1_pb2.py", "flamest_v1_pb2_grpc.py"}
 EXEMPT = {"tests/test_words.py"}
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from ...base.options import config_option
+from ...base.options import config_option, dir_option
 from ...base.place import Program
 
 SETTINGS_FILE = "agent.toml"
@@ -18,7 +16,4 @@ AGENT = Program(
     start="go to the folder of agent.toml, or give --config agent.toml or --dir DIR (flamest-agent keygen makes one)",
 )
 ConfigOption = Annotated[Path | None, config_option(SETTINGS_FILE)]
-DirOption = Annotated[
-    Path | None,
-    typer.Option("--dir", metavar="DIR", help="The folder that agent.toml is in; the current one when not given."),
-]
+DirOption = Annotated[Path | None, dir_option(SETTINGS_FILE)]

@@ -98,7 +98,7 @@ def init(
 
 def _next_steps(config: Path, *, missing: bool) -> list[str]:
     """Return the operator's next steps; ``missing``: the settings have lines to fill in."""
-    edit = "fill in the lines marked TO" if missing else "change what does not suit"
+    edit = "fill in the lines marked TO FILL IN" if missing else "change what does not suit"
     run = f"flamest-coordinator run --config {shlex.quote(str(config))}"
     return [
         "next:",

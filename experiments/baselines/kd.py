@@ -15,7 +15,7 @@ import numpy as np
 from ...agent.training.holdout import hold_out_groups
 from ...base.errors import DataError
 from ...base.progress import Progress
-from ..partition import dirichlet, iid
+from ..partition import dirichlet, eighth_of_even_share, iid
 from .checkpoints import run_key
 from .clips import Bytes, ClipSet, ClipSplit, DecodedClips, Rows, decode_clips, split_clips
 from .fedasync import Arrival, schedule_arrivals
@@ -68,7 +68,7 @@ def split_kd_clips(request: KdRequest) -> KdSplit:
             )
     labels = [clips.videos[row].label for row in rest]
     federated = settings.federated
-    smallest = max(2, len(rest) // (8 * federated.silos))
+    smallest = eighth_of_even_share(len(rest), federated.silos)
     if federated.beta is None:
         partition = iid(len(rest), silos=federated.silos, seed=request.seed, smallest=smallest)
     else:

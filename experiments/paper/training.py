@@ -12,7 +12,7 @@ from ...agent.training.local import train_locally
 from ...agent.training.trainer import HeadTrainer
 from ...fedproto.head import HeadSpec, params_sha256
 from ...fedproto.records import RunSettings
-from ..partition import Partition, dirichlet, iid, label_skew
+from ..partition import Partition, dirichlet, eighth_of_even_share, iid, label_skew
 from ..simulation import SimulatedSilo, simulate
 from .features import ExperimentData
 from .jobs import Job, PartitionRule, RunResult
@@ -33,7 +33,7 @@ def partition_of(rule: PartitionRule, y: np.ndarray, seed: int) -> Partition:
     if rule.kind == "label-skew":
         return label_skew(y, silos=rule.silos, seed=seed, skew=rule.skew)
     if rule.kind == "dirichlet":
-        smallest = max(2, len(y) // (8 * rule.silos))
+        smallest = eighth_of_even_share(len(y), rule.silos)
         return dirichlet(y, silos=rule.silos, beta=rule.beta, seed=seed, smallest=smallest)
     return iid(len(y), silos=rule.silos, seed=seed)
 

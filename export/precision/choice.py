@@ -29,10 +29,6 @@ class PrecisionChoice:
     def of(self, graph: str) -> Precision:
         return self.by_graph.get(graph, "fp32")
 
-    @property
-    def is_fp32(self) -> bool:
-        return set(self.by_graph.values()) <= {"fp32"}
-
 
 FP32 = PrecisionChoice({})
 

@@ -112,7 +112,6 @@ class Calibration(Record, frozen=True):
 
 
 HardwareCompat = Literal["none", "ampere+", "same-cc"]
-OPT_LEVELS = range(6)  # of TensorRT's builder: 0 builds fastest, 5 searches longest
 
 
 class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -50,8 +50,10 @@ def miniworld_bundle(folder: Path | None = None) -> Path:
             fix="set XDG_CACHE_HOME to a folder that this user may write to",
         )
     shared = cache / f"{MINIWORLD}-{hashlib.sha256(packed).hexdigest()[:16]}"
+    was_there = shared.exists()
     if not _holds(shared, files):
-        shutil.rmtree(shared, ignore_errors=True)
+        if was_there:  # else what is there now is another process's, which uses it
+            shutil.rmtree(shared, ignore_errors=True)
         try:
             _write(files, shared)
         except StorageError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from flamest.base.errors import StorageError
+from flamest.runtime.bundle import packaged
 from flamest.runtime.bundle.opening import open_bundle
 from flamest.runtime.bundle.packaged import MINIWORLD, miniworld_bundle, resolve_bundle
 
@@ -48,6 +49,20 @@ def test_the_unpacked_bundle_is_shared_by_later_calls():
     before = (folder / "vision.onnx").stat().st_ino
     assert miniworld_bundle() == folder
     assert (folder / "vision.onnx").stat().st_ino == before
+
+
+def test_what_another_process_has_just_unpacked_stays(monkeypatch):
+    holds, unpacked_there = packaged._holds, []
+
+    def late(folder: Path, files: dict[str, bytes]) -> bool:
+        if unpacked_there:
+            return holds(folder, files)
+        packaged._write(files, folder)
+        unpacked_there.append((folder / "vision.onnx").stat().st_ino)
+        return False
+
+    monkeypatch.setattr(packaged, "_holds", late)
+    assert (miniworld_bundle() / "vision.onnx").stat().st_ino == unpacked_there[0]
 
 
 def _change_a_file(folder: Path) -> None:
