@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..agent.predict import Prediction, predict_videos
+from ..agent.predict import Prediction, find_videos, predict_videos
 from ..base.errors import DataError, MissingExtra
 from ..base.progress import progress_bar
 from ..runtime.bundle.packaged import resolve_bundle
@@ -143,25 +143,26 @@ def predict(
         progress: Show a bar on a terminal, and a line every ten seconds elsewhere.
 
     Returns:
-        A ``Prediction`` for each video, in order: ``video``, ``label`` (the most probable one), ``labels`` (each with
-        ``label`` and ``probability``), ``caption``, and ``reason`` where it could not be read.
+        A ``Prediction`` for each video, in order, then for what cannot be used of the folders: ``video``, ``label``
+        (the most probable one), ``labels`` (each with ``label`` and ``probability``), ``caption``, and ``reason`` where
+        it could not be read.
 
     Raises:
         DataError: There is no video, or the model was trained on the embeddings of another bundle.
         MissingExtra: A package of the extra ``agent`` is not installed.
     """
-    files = _video_files([videos] if isinstance(videos, str | os.PathLike) else videos)
+    files, unusable = _video_files([videos] if isinstance(videos, str | os.PathLike) else videos)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     used = model if isinstance(model, Model) else load_model(model)
     found = predict_videos(opened.path, used.file(), files, top=top)
     if not progress:
-        return list(found)
+        return [*found, *unusable]
     predictions = []
     with progress_bar("predicting", len(files), unit="videos") as bar:
         for prediction in found:
             predictions.append(prediction)
             bar.advance()
-    return predictions
+    return [*predictions, *unusable]
 
 
 def export_bundle(
@@ -238,12 +239,14 @@ def _report_failures(report: ExtractReport) -> None:
     warnings.warn(f"{len(report.failed)} of {report.clips} clips are left out: {named}{more}", stacklevel=3)
 
 
-def _video_files(given: Sequence[PathLike]) -> list[Path]:
-    from ..agent.extraction.extract import clips_to_extract
-
-    files: list[Path] = []
-    for path in map(Path, given):
-        files += [clip.path for clip in clips_to_extract(path).clips] if path.is_dir() else [path]
+def _video_files(given: Sequence[PathLike]) -> tuple[list[Path], list[Prediction]]:
+    """Return the video files, and what of the folders cannot be one. Raises DataError without any video."""
+    files, unusable = find_videos([Path(path) for path in given])
     if not files:
-        raise DataError("no video was given", fix="fl.predict(['clip.mp4'], …), or a folder of videos", code="no_clips")
-    return files
+        reasons = "; ".join(f"{each.video}: {each.reason}" for each in unusable[:MOST_NAMED])
+        raise DataError(
+            f"no video was given{': ' * bool(reasons)}{reasons}",
+            fix="fl.predict(['clip.mp4'], …), or a folder of videos",
+            code="no_clips",
+        )
+    return files, unusable

@@ -70,6 +70,20 @@ def test_videos_get_the_labels_that_their_features_get(extracted, videos, tmp_pa
     assert len(whole.labels) == 4
 
 
+def test_a_folder_is_searched_as_by_the_command(extracted, videos, tmp_path):
+    f, _ = extracted
+    model = fl.train(f, **QUICK).model
+    (tmp_path / "new").mkdir()
+    shutil.copy(next(videos.glob("*/*.mp4")), tmp_path / "new" / "clip.mp4")
+    (tmp_path / "new" / "labels.csv").write_text("no table")
+    (tmp_path / "new" / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    found = fl.predict(tmp_path / "new", model=model, bundle="miniworld", progress=False)
+    assert [(each.video.name, bool(each.reason)) for each in found] == [("clip.mp4", False), ("gone.mp4", True)]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(fl.FlamestError, match=r"no video was given: .*there are no video files in this folder"):
+        fl.predict(tmp_path / "empty", model=model, bundle="miniworld")
+
+
 def test_a_model_of_another_bundle_predicts_no_video(split, videos):
     silos, _ = split
     model = fl.simulate(silos, **QUICK).model
