@@ -152,7 +152,7 @@ def test_state_files_that_only_inform_stop_nothing(folder, kind):
 
 def test_a_lock_that_is_a_fifo_blocks_no_command(folder):
     put(folder / "state/lock", "fifo")
-    assert typed("status", "--config", folder / "coordinator.toml")[0] == 0
+    assert typed("status", "--config", folder / "coordinator.toml")[0] == 69  # nothing runs
 
 
 def test_folders_among_uploads_and_payloads_are_removed(folder):
