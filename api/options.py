@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypedDict, TypeVar
 
 import msgspec
+import numpy as np
 
 from ..agent.training.own_head import Head, OwnHead
 from ..base.errors import UsageError
@@ -15,9 +16,9 @@ from ..coordinator.strategies.composition import strategy_problems
 from ..experiments.simulation import Aggregation
 from ..experiments.strategy_names import STRATEGIES
 from ..fedproto.head import HeadSpec
-from ..fedproto.records import Strategy, TrainSettings
+from ..fedproto.records import RunSettings, Strategy, TrainSettings
 
-Record = TypeVar("Record", Strategy, TrainSettings)
+Record = TypeVar("Record", Strategy, TrainSettings, HeadSpec, RunSettings)
 StrategyName = Literal["fedavg", "fedprox", "feddyn", "fedavgm", "fedadam", "median", "trimmed_mean"]
 OwnHeadGiven = Head | Callable[[int, int], Head]
 
@@ -99,7 +100,7 @@ def check_names(settings: Mapping[str, Any], known: tuple[str, ...]) -> None:
 
 def train_settings(settings: Mapping[str, Any]) -> TrainSettings:
     """Return the settings of local training among ``settings``. Raises UsageError."""
-    made = _record({key: settings[key] for key in TRAIN_KEYS if key in settings}, TrainSettings)
+    made = record({key: settings[key] for key in TRAIN_KEYS if key in settings}, TrainSettings)
     _raise_for(made.problems())
     return made
 
@@ -165,10 +166,7 @@ def head_of(
             )
         blocks = (vlm_width, inputs - vlm_width) if both and (head == "rgcf" or given.get("standardise")) else ()
         fields = {"inputs": inputs, "outputs": outputs, "kind": head, "blocks": blocks, **given}
-        try:
-            return msgspec.convert(_plain(fields), HeadSpec)
-        except msgspec.ValidationError as error:
-            raise UsageError(f"head: {error}", fix="see help(flamest.simulate)") from error
+        return record(fields, HeadSpec)
     if given:
         raise UsageError(
             f"{', '.join(given)}: settings of the heads {' and '.join(HEADS)}, not of the given one",
@@ -186,24 +184,24 @@ def head_of(
 
 
 def _checked(fields: Mapping[str, Any]) -> Strategy:
-    made = _record(fields, Strategy)
+    made = record(fields, Strategy)
     _raise_for([*made.problems(), *strategy_problems(made)])
     return made
 
 
-def _record(fields: Mapping[str, Any], kind: type[Record]) -> Record:
+def record(fields: Mapping[str, Any], kind: type[Record]) -> Record:
+    """Return a record with these fields, which may have NumPy's numbers. Raises UsageError for one of another type."""
     try:
-        return msgspec.convert(_plain(fields), kind)
-    except msgspec.ValidationError as error:
+        return msgspec.convert(msgspec.to_builtins({key: _plain(value) for key, value in fields.items()}), kind)
+    except (msgspec.ValidationError, TypeError) as error:
         raise UsageError(str(error).replace("`", "'").replace("$.", ""), fix="see help(flamest.simulate)") from error
 
 
-def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``fields`` with NumPy's numbers and sequences as Python's."""
-    plain: dict[str, Any] = {}
-    for key, value in fields.items():
-        plain[key] = value.tolist() if hasattr(value, "tolist") else value
-    return plain
+def _plain(value: Any) -> Any:
+    """Return NumPy's numbers and arrays as Python's, those in a sequence too."""
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def _raise_for(problems: list[str]) -> None:

@@ -32,6 +32,7 @@ from .options import (
     TrainOptions,
     check_names,
     head_of,
+    record,
     strategy_settings,
     train_settings,
 )
@@ -260,14 +261,7 @@ def _run_settings(
 
 def _replaced(settings: RunSettings, **changes: Any) -> RunSettings:
     """Return ``settings`` with changes. Raises UsageError for what no silo would accept."""
-    import msgspec
-
-    fields = {key: getattr(settings, key) for key in settings.__struct_fields__} | changes
-    plain = {key: value.item() if isinstance(value, np.integer) else value for key, value in fields.items()}
-    try:
-        made = msgspec.convert(msgspec.to_builtins(plain), RunSettings)
-    except msgspec.ValidationError as error:
-        raise UsageError(str(error).replace("`", "'").replace("$.", ""), fix="see help(flamest.simulate)") from error
+    made = record({key: getattr(settings, key) for key in settings.__struct_fields__} | changes, RunSettings)
     if problems := made.problems():
         raise UsageError("; ".join(problems), fix="see help(flamest.simulate)")
     return made

@@ -195,7 +195,7 @@ def test_short_names_stand_for_the_settings_of_a_strategy(split, name, settings,
         ({"head": "cnn"}, "there is no head 'cnn'; known: mlp, rgcf", "python-api.md"),
         ({"head": "rgcf"}, "the head rgcf fuses two parts", "blip"),
         ({"head": HeadSpec(7, 5), "hidden": ()}, "hidden: settings of the heads mlp and rgcf", ""),
-        ({"hidden": ("a",)}, "head: Expected `int`, got `str`", ""),
+        ({"hidden": ("a",)}, "Expected 'int', got 'str' - at 'hidden[0]'", ""),
     ],
 )
 def test_settings_that_cannot_be_are_refused_with_the_known_ones(split, arguments, message, fix):
@@ -206,6 +206,14 @@ def test_settings_that_cannot_be_are_refused_with_the_known_ones(split, argument
     assert message in raised.value.message
     assert fix in raised.value.fix
     assert raised.value.exit_code == 2
+
+
+def test_settings_may_be_numpys_numbers(split):
+    silos, _ = split
+    numbers = {"rounds": np.int64(1), "batch_size": np.int32(16), "hidden": (np.int64(8),), "mu": np.float32(0.5)}
+    run = fl.simulate(silos, strategy="fedprox", progress=False, **numbers)
+    plain = fl.simulate(silos, strategy="fedprox", progress=False, rounds=1, batch_size=16, hidden=(8,), mu=0.5)
+    assert run.settings == plain.settings
 
 
 def test_features_that_do_not_fit_each_other_are_refused(features, split):
