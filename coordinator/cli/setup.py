@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,13 +98,13 @@ def init(
 def _next_steps(config: Path, *, missing: bool) -> list[str]:
     """Return the operator's next steps; ``missing``: the settings have lines to fill in."""
     edit = "fill in the lines marked TO FILL IN" if missing else "change what does not suit"
-    run = f"flamest-coordinator run --config {shlex.quote(str(config))}"
+    place = COORDINATOR.place(None, config.parent)
     return [
         "next:",
-        f"  1. edit {config}: {edit}; then {run} --check-config",
+        place.hint(f"  1. edit {config}: {edit}; then flamest-coordinator run --check-config"),
         "  2. at each silo: flamest-agent keygen NAME, and send the .csr file here",
-        f"  3. flamest-coordinator silo add NAME --csr NAME.csr --dir {shlex.quote(str(config.parent))}",
-        f"  4. {run}",
+        place.hint("  3. flamest-coordinator silo add NAME --csr NAME.csr"),
+        place.hint("  4. flamest-coordinator run"),
     ]
 
 
