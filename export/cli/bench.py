@@ -49,12 +49,14 @@ def bench(
     """
     from ...base.progress import progress_bar
     from ...runtime.bundle.opening import open_manifest
+    from ...runtime.bundle.packaged import resolve_bundle
     from ...runtime.bundle.signature import read_trusted_keys
     from ..bench.comparison import BenchRequest, run_bench
 
     names = tuple(backend or BACKENDS)
     _check_backends(names)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
+    bundle = resolve_bundle(bundle)
     manifest, _ = open_manifest(bundle, trusted)
     request = BenchRequest(bundle, names, repeats, clips, videos, threads, trusted, vectors)
     with progress_bar("measuring", len(manifest.needed_graphs) + clips, unit="steps") as progress:

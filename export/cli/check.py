@@ -21,9 +21,11 @@ def check(bundle: BundleArgument, trusted_key: TrustedKeyOption = None, as_json:
     precision; every operator, with its element types, is one that TensorRT's parser accepts from
     10.3 to 11 (our own list). A check that fails ends in exit code 65.
     """
+    from ...runtime.bundle.packaged import resolve_bundle
     from ...runtime.bundle.signature import read_trusted_keys
     from ..checks import check_bundle, raise_for_failures
 
+    bundle = resolve_bundle(bundle)
     results = check_bundle(bundle, read_trusted_keys(trusted_key or (), where="--trusted-key"))
     if not as_json:
         show_results(results)

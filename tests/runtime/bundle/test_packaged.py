@@ -113,9 +113,10 @@ def test_a_user_without_a_home_learns_which_variable_to_set(monkeypatch):
     "words",
     [
         ("flamest.export", "inspect", MINIWORLD),
+        ("flamest.export", "check", MINIWORLD),
         ("flamest.agent", "doctor", "--bundle", MINIWORLD),
     ],
-    ids=["inspect", "doctor"],
+    ids=["inspect", "check", "doctor"],
 )
 def test_commands_take_the_name_for_the_folder(words, tmp_path):
     command = [sys.executable, "-m", *words, "--json"]
