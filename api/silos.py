@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from .features import UNKNOWN, Features, union
 from .text import table
 
 PartitionName = Literal["dirichlet", "iid", "label-skew"]
-PARTITIONS: tuple[PartitionName, ...] = ("dirichlet", "iid", "label-skew")
+PARTITIONS: tuple[PartitionName, ...] = get_args(PartitionName)
 DEFAULT_BETA = 0.6
 # A partition that is handed in: rows of each silo, from the features without the test, the number of silos and a
 # random generator of the seed.

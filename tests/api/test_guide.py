@@ -6,10 +6,12 @@ import re
 import shutil
 import textwrap
 from pathlib import Path
+from typing import get_args
 
 import flamest as fl
 import numpy as np
 from flamest.agent.extraction.store import FeatureRow, FeatureStore
+from flamest.api.options import StrategyName
 from flamest.experiments.strategy_names import STRATEGIES
 from flamest.fedproto.records import Strategy
 from flamest.runtime.clip_records import Clip
@@ -48,7 +50,7 @@ def test_the_guide_names_everything_that_is_public():
 
 def test_the_guides_short_names_stand_for_what_they_say():
     rows = dict(re.findall(r'^\| `"(\w+)"` \| (.+) \|$', GUIDE, re.MULTILINE))
-    assert rows.keys() == STRATEGIES.keys()
+    assert rows.keys() == STRATEGIES.keys() == set(get_args(StrategyName))
     for name, meaning in rows.items():
         settings = re.findall(r'(\w+)="?([\w.]+)"?', meaning)
         defaults = {key: str(value) for key, value in STRATEGIES[name].items() if key != "name"}
