@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..base.clock import utc_text
 from ..base.files import new_directory, sha256_file, write_atomic
 from ..base.progress import Progress, progress_bar
@@ -212,8 +213,8 @@ def _list_files(folder: Path) -> dict[str, FileEntry]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that built the bundle."""
-    packages = ("flamest", "onnx", "onnxruntime", "onnxscript", "pytorchvideo", "torch", "torchvision", "transformers")
-    found = {"python": platform.python_version()}
+    packages = ("onnx", "onnxruntime", "onnxscript", "pytorchvideo", "torch", "torchvision", "transformers")
+    found = {"python": platform.python_version(), "flamest": __version__}
     for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
