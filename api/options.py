@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -14,7 +14,7 @@ from ..agent.training.own_head import Head, OwnHead
 from ..base.errors import UsageError
 from ..coordinator.strategies.composition import strategy_problems
 from ..experiments.simulation import Aggregation
-from ..experiments.strategy_names import STRATEGIES
+from ..experiments.strategy_names import STRATEGIES, check_short_name
 from ..fedproto.head import HeadSpec
 from ..fedproto.records import RunSettings, Strategy, TrainSettings
 
@@ -61,7 +61,7 @@ class RunOptions(TrainOptions, total=False):
         server_momentum: FedAvgM; 0.5 with ``fedavgm``.
         average_last: The final model is the mean of the models of this many last rounds; 0: it is the last one.
         combine: ``mean``, ``median`` or ``trimmed_mean`` of the updates.
-        trim: Share of the silos that a trimmed mean leaves out at either end; 0.2 with ``trimmed_mean``.
+        trim: Share of the silos that a trimmed mean leaves out at either end; 0.25 with ``trimmed_mean``.
         clip: Above 0, updates are clipped to this multiple of the median distance from the round's model.
         server_adam: Above 0, FedAdam's learning rate; 0.01 with ``fedadam``.
         server_beta1: FedAdam's; 0.9.
@@ -128,16 +128,44 @@ def strategy_settings(
                 f"{', '.join(extra)}: not with a strategy of one's own, which moves the model by its own rule",
                 fix=f"with it go {', '.join(SILO_TERMS)}",
             )
-        own = strategy() if isinstance(strategy, type) else copy.deepcopy(strategy)
+        own = _fresh(strategy, name)
         term = "feddyn" if given.get("alpha") else "fedprox" if given.get("mu") else "fedavg"
         return name, _checked({"name": term, **given}), own
-    if strategy not in STRATEGIES:
+    if not isinstance(strategy, str) or strategy not in STRATEGIES:
         near = difflib.get_close_matches(str(strategy), STRATEGIES, 1)
         raise UsageError(
             f"there is no strategy {strategy!r}" + (f"; did you mean {near[0]}?" if near else ""),
             fix=f"known: {', '.join(STRATEGIES)}; or hand in a function of the round's model and the updates",
         )
-    return strategy, _checked({**STRATEGIES[strategy], **given}), None
+    made = _checked(_short_name_settings(strategy, given))
+    check_short_name(strategy, made)
+    return strategy, made, None
+
+
+def _short_name_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {**STRATEGIES[name], **given}
+    if name == "trimmed_mean" and settings["combine"] != "trimmed_mean" and "trim" not in given:
+        del settings["trim"]  # so that the contradiction is named, not its consequence
+    return settings
+
+
+def _fresh(strategy: Any, name: str) -> Aggregation:
+    """Return an aggregation for one run: an instance of a class, or a copy."""
+    if isinstance(strategy, type):
+        own = strategy()
+        if not callable(own):
+            raise UsageError(
+                f"the class {name} is no strategy: its objects cannot be called",
+                fix="give it a method __call__(self, model, updates) that returns the next model",
+            )
+        return cast("Aggregation", own)
+    try:
+        return cast("Aggregation", copy.deepcopy(strategy))
+    except Exception as error:
+        raise UsageError(
+            f"the strategy {name} cannot be copied for this run: {error}",
+            fix=f"hand in the class, which is called without arguments once a run: strategy={name}",
+        ) from error
 
 
 def head_of(

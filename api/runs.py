@@ -28,8 +28,10 @@ class Run:
     Accuracies are shares of the test clips, 0 to 1. Reading one of a run without test clips raises UsageError.
 
     Attributes:
-        settings: Everything that decided the result, as a coordinator would send it to its silos.
-        strategy: Name of the strategy; of a training ``centralised`` (several silos' clips) or ``local``.
+        settings: The run's settings, as a coordinator would send them to its silos. What was handed in is not among
+            them: of a strategy of one's own they hold the silos' terms, of a head its numbers of inputs and classes.
+        strategy: Name of the strategy, one's own included; of a training ``centralised`` (several silos' clips) or
+            ``local``.
         params: The final model's parameters by name, float32.
         evaluations: Loss (nats), correct predictions and count after each round; empty without test clips.
         class_counts: Training clips of each silo by class, int64 [silos, classes].
@@ -38,6 +40,7 @@ class Run:
         predicted: The final model's class of each test clip, int64.
         seconds: Wall clock of the run, measuring included.
         bytes_per_silo_round: Mean bytes of the model to a silo and its update back; 0 for a training.
+        own_strategy: Whether the strategy was handed in; the model file then names it as ``own_strategy``.
     """
 
     settings: RunSettings
@@ -51,6 +54,7 @@ class Run:
     predicted: npt.NDArray[np.int64]
     seconds: float
     bytes_per_silo_round: int
+    own_strategy: bool = False
 
     @property
     def accuracy(self) -> float:
@@ -139,6 +143,10 @@ class Run:
     def model(self) -> Model:
         """The final model, which labels features and videos."""
         metadata = {"settings": self.settings.encode().decode()}
+        if self.own_strategy:
+            metadata["own_strategy"] = self.strategy
+        if not isinstance(self.head, HeadSpec):
+            metadata["own_head"] = self.head.name
         if self.evaluations:
             metadata["accuracy"] = msgspec.json.encode([round(value, 6) for value in self.curve]).decode()
         return Model(
@@ -154,7 +162,8 @@ class Run:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the final model to ``path`` as ``MODEL.safetensors``.
 
-        ``load_model`` and ``flamest-agent predict`` read it. Settings and the accuracies of the rounds are in it too.
+        ``load_model`` and ``flamest-agent predict`` read it. Settings and the accuracies of the rounds are in it too, and
+        the name of a strategy that was handed in.
 
         Raises:
             UsageError: The head was handed in: only the built-in ones have a file format.

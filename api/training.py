@@ -115,6 +115,7 @@ def simulate(
         predicted=predictions(given_head, done.params, data.test.x),
         seconds=done.seconds,
         bytes_per_silo_round=done.bytes_per_silo_round,
+        own_strategy=aggregation is not None,
     )
 
 

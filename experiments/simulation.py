@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..agent.training.dataset import FeatureTable
 from ..agent.training.own_head import OwnHead
 from ..agent.training.private import UNPROTECTED, Protection
-from ..base.errors import DataError
+from ..base.errors import DataError, UsageError
 from ..coordinator.serving.model_broadcast import broadcast
 from ..coordinator.strategies.algorithm import ServerState
 from ..coordinator.strategies.claims import Claim, count_claims, learnt_examples
@@ -33,6 +33,7 @@ from ..coordinator.strategies.composition import (
 )
 from ..coordinator.strategies.contributions import Contribution, InMemoryContribution, distance
 from ..coordinator.strategies.norm_bound import WINDOW, NormBound, learnt_norm
+from ..coordinator.strategies.robust import trim_problem
 from ..fedproto.head import HeadSpec, Params, TensorLayout, check_params, params_sha256
 from ..fedproto.records import Evaluation, RunSettings
 from ..fedproto.tensors import payload_bytes
@@ -125,7 +126,8 @@ def simulate(
     aggregation that is handed in.
 
     Raises DataError for silos or tables that do not fit the run, as training does (``diverged``), and for an
-    aggregation whose result is no model (``bad_aggregation``).
+    aggregation whose result is no model (``bad_aggregation``). Raises UsageError for a trimmed mean that would leave
+    out no silo.
     """
     _check(run, silos, test)
     started = time.perf_counter()
@@ -257,6 +259,8 @@ def _check(run: RunSettings, silos: Sequence[SimulatedSilo], test: FeatureTable 
             fix="give every silo a name of its own",
             code="bad_silos",
         )
+    if problem := trim_problem(run.strategy, len(silos)):
+        raise UsageError(problem, fix="a larger trim, more silos, or the median")
     for silo in silos:
         if not len(silo.train):
             raise DataError(

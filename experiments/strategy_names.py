@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ STRATEGIES: Mapping[str, Mapping[str, Any]] = {
     "fedavgm": {"server_momentum": 0.5},
     "fedadam": {"server_adam": 0.01},
     "median": {"combine": "median"},
-    "trimmed_mean": {"combine": "trimmed_mean", "trim": 0.2},
+    "trimmed_mean": {"combine": "trimmed_mean", "trim": 0.25},
 }
 # The setting that a value without a name is for.
 MAIN_SETTING = {
@@ -38,6 +38,13 @@ TITLES = {
     "fedadam": "FedAdam",
     "median": "median",
     "trimmed_mean": "trimmed mean",
+}
+# What a run of each short name has: a setting, and whether its value is the strategy's.
+_OWN_SETTING: Mapping[str, tuple[str, Callable[[Strategy], bool]]] = {
+    "fedavgm": ("server_momentum", lambda strategy: strategy.server_momentum > 0),
+    "fedadam": ("server_adam", lambda strategy: strategy.server_adam > 0),
+    "median": ("combine", lambda strategy: strategy.combine == "median"),
+    "trimmed_mean": ("combine", lambda strategy: strategy.combine == "trimmed_mean"),
 }
 SYNTAX = "NAME, NAME:VALUE or NAME:SETTING=VALUE, as in fedavg,fedprox:0.1,fedavg:clip=2"
 
@@ -71,6 +78,22 @@ def parse_strategy(text: str) -> Strategy:
     if problems:
         raise UsageError(f"strategy {text!r}: {'; '.join(problems)}", fix=SYNTAX)
     return strategy
+
+
+def check_short_name(name: str, strategy: Strategy) -> None:
+    """Raise UsageError where settings given next to a short name make another strategy of it."""
+    for other, (setting, is_on) in _OWN_SETTING.items():
+        value = getattr(strategy, setting)
+        if other == name and not is_on(strategy):
+            raise UsageError(
+                f"{setting}={value!r} is not {name}, which has {setting}={STRATEGIES[name][setting]!r}",
+                fix=f"write strategy={_short_name(strategy)!r}, or leave {setting} out",
+            )
+        if name == "fedavg" and is_on(strategy):
+            raise UsageError(
+                f"{setting}={value!r} is not {name}, but {other}",
+                fix=f"write strategy={other!r}, which {setting} belongs to",
+            )
 
 
 def strategy_title(strategy: Strategy) -> str:

@@ -62,6 +62,14 @@ def trimmed(silos: int, trim: float) -> int:
     return int(trim * silos + 1e-9)  # 0.29 * 100 is 28.999…
 
 
+def trim_problem(strategy: Strategy, silos: int) -> str:
+    """Return why a trimmed mean of ``silos`` silos would leave nobody out, or an empty text."""
+    if strategy.combine != "trimmed_mean" or trimmed(silos, strategy.trim):
+        return ""
+    least = f"expected {math.ceil(100 / silos) / 100} or more" if silos > 2 else "expected 3 or more silos"
+    return f"trim: {strategy.trim:g} of {silos} silos leaves nobody out at either end; {least}"
+
+
 @dataclass(frozen=True, eq=False)
 class ClippedContribution:
     """A contribution moved towards ``base``, to ``share`` of its distance where that is below 1.

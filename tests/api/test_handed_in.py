@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import flamest as fl
 import numpy as np
 import pytest
@@ -80,6 +82,40 @@ def test_an_aggregation_gets_updates_in_order_that_it_cannot_change(split):
     run = fl.simulate(silos, strategy=look, hidden=(8,), **QUICK)
     assert seen == [[(name, len(silo)) for name, silo in silos.items()]] * 3
     assert run.strategy == "look"
+
+
+def test_a_model_file_names_a_strategy_that_was_handed_in(split, tmp_path):
+    silos, _ = split
+    fl.simulate(silos, strategy=mean, hidden=(8,), **QUICK).save(tmp_path / "own.safetensors")
+    assert fl.load_model(tmp_path / "own.safetensors").metadata["own_strategy"] == "mean"
+    assert "own_strategy" not in fl.simulate(silos, hidden=(8,), **QUICK).model.metadata
+    assert fl.simulate(silos, head=Layers, **QUICK).model.metadata["own_head"] == "Layers"
+
+
+class NotCallable:
+    """A class that is no strategy."""
+
+
+class Locked(Momentum):
+    """A strategy that cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("own", "message", "fix"),
+    [
+        (NotCallable, "NotCallable is no strategy", "__call__"),
+        (Locked(), "Locked cannot be copied", "strategy=Locked"),
+    ],
+)
+def test_a_class_or_object_that_is_no_strategy_is_refused(split, own, message, fix):
+    silos, _ = split
+    with pytest.raises(fl.FlamestError, match=message) as raised:
+        fl.simulate(silos, strategy=own, **QUICK)
+    assert fix in raised.value.fix
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_a_run_without_test_clips_has_a_model_and_no_accuracy(split):
         ("fedavgm", {}, Strategy(server_momentum=0.5)),
         ("fedadam", {"server_tau": 0.01}, Strategy(server_adam=0.01, server_tau=0.01)),
         ("median", {"clip": 2.0}, Strategy(combine="median", clip=2.0)),
-        ("trimmed_mean", {"trim": 0.25}, Strategy(combine="trimmed_mean", trim=0.25)),
+        ("trimmed_mean", {}, Strategy(combine="trimmed_mean", trim=0.25)),
         (Strategy("fedprox", mu=0.2), {}, Strategy("fedprox", mu=0.2)),
     ],
 )
@@ -184,6 +184,14 @@ def test_short_names_stand_for_the_settings_of_a_strategy(split, name, settings,
             "known: fedavg, fedprox, feddyn",
         ),
         ({"learning_rat": 0.1}, "there is no setting 'learning_rat'; did you mean learning_rate?", "known: mu, alpha"),
+        ({"strategy": "fedadam", "server_adam": 0.0}, "server_adam=0.0 is not fedadam", "strategy='fedavg'"),
+        ({"strategy": "fedavgm", "server_momentum": 0}, "server_momentum=0.0 is not fedavgm", "strategy='fedavg'"),
+        ({"strategy": "median", "combine": "mean"}, "combine='mean' is not median", "strategy='fedavg'"),
+        ({"strategy": "trimmed_mean", "combine": "median"}, "combine='median' is not trimmed_mean", "='median'"),
+        ({"combine": "median"}, "combine='median' is not fedavg, but median", "strategy='median'"),
+        ({"server_adam": 0.1}, "server_adam=0.1 is not fedavg, but fedadam", "strategy='fedadam'"),
+        ({"strategy": "trimmed_mean", "trim": 0.2}, "0.2 of 4 silos leaves nobody out", "a larger trim"),
+        ({"strategy": []}, "there is no strategy []", "known: fedavg"),
         ({"mu": 0.1}, "mu: fedavg has none; expected 0, or strategy='fedprox'", "strategies.md"),
         ({"strategy": "feddyn", "clip": 1.0}, "clip: not with feddyn", "strategies.md"),
         ({"strategy": "fedprox", "mu": "much"}, "Expected 'float', got 'str' - at 'mu'", ""),
@@ -206,6 +214,16 @@ def test_settings_that_cannot_be_are_refused_with_the_known_ones(split, argument
     assert message in raised.value.message
     assert fix in raised.value.fix
     assert raised.value.exit_code == 2
+
+
+def test_a_trimmed_mean_that_trims_nobody_names_the_least_share(split):
+    silos, _ = split
+    three = {name: silos[name] for name in list(silos)[:3]}
+    with pytest.raises(fl.FlamestError, match=r"trim: 0\.25 of 3 silos .*; expected 0\.34 or more"):
+        fl.simulate(three, strategy="trimmed_mean", **QUICK)
+    fl.simulate(three, strategy="trimmed_mean", trim=0.34, **QUICK)
+    with pytest.raises(fl.FlamestError, match="expected 3 or more silos"):
+        fl.simulate([silos[0], silos[1]], strategy="trimmed_mean", trim=0.49, **QUICK)
 
 
 def test_settings_may_be_numpys_numbers(split):
