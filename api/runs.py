@@ -162,8 +162,8 @@ class Run:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the final model to ``path`` as ``MODEL.safetensors``.
 
-        ``load_model`` and ``flamest-agent predict`` read it. Settings and the accuracies of the rounds are in it too, and
-        the name of a strategy that was handed in.
+        ``load_model`` and ``flamest-agent predict`` read it. Settings and the accuracies of the rounds are in it too,
+        and the name of a strategy that was handed in.
 
         Raises:
             UsageError: The head was handed in: only the built-in ones have a file format.
