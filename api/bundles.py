@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..agent.predict import Prediction, find_videos, predict_videos
 from ..base.errors import DataError, MissingExtra
+from ..base.extras import EXPORT_MODULES, missing_package
 from ..base.progress import progress_bar
 from ..runtime.bundle.packaged import resolve_bundle
 from .features import Features
@@ -193,13 +194,10 @@ def export_bundle(
         StorageError: The folder exists.
         MissingExtra: A package of the extra ``export`` is not installed.
     """
-    import importlib.util
-
-    for package in ("torch", "transformers", "onnxscript"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra(package, extra="export")
+    if package := missing_package(EXPORT_MODULES):
+        raise MissingExtra(package, extra="export")
     from ..export.bundle import build_bundle
-    from ..export.cli.export_request import ExportOptions, read_request
+    from ..export.request import ExportOptions, read_request
 
     options = ExportOptions(
         backend="onnx",

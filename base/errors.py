@@ -131,7 +131,8 @@ class MissingExtra(SettingsError):
     code = "missing_extra"
 
     def __init__(self, package: str, *, extra: str | tuple[str, ...]) -> None:
-        distribution = DISTRIBUTIONS.get(package, package)
+        top = package.partition(".")[0]
+        distribution = DISTRIBUTIONS.get(top, top)
         super().__init__(
             f"this needs the Python package '{distribution}', which is not installed",
             fix=install_command(distribution, extra),

@@ -6,7 +6,8 @@ pyproject.toml decides what an extra installs; tests/base/test_extras.py compare
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 
 # Distributions by the name under which Python imports them, where the two differ.
@@ -19,13 +20,25 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "umap": "umap-learn",
 }
+# Modules that an export from PyTorch imports, in the order in which one needs the other.
+EXPORT_MODULES = (
+    "torch",
+    "torchvision",
+    "pytorchvideo.models.hub",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "tokenizers",
+    "safetensors",
+)
 _WIRE = frozenset({"cryptography", "grpcio", "protobuf", "safetensors"})
 _AGENT = _WIRE | {"apsw", "av", "onnx", "onnxruntime", "pillow", "scikit-learn", "tokenizers"}
 # What comes with each extra: of the packages that FLAMeST imports, those that it may find missing.
 EXTRAS = {
     "agent": _AGENT,
     "coordinator": _WIRE | {"apsw"},
-    "export": _AGENT | {"huggingface_hub", "onnxscript", "pytorchvideo", "torch", "torchvision", "transformers"},
+    "export": _AGENT | {"huggingface_hub"} | {module.partition(".")[0] for module in EXPORT_MODULES},
     "experiments": _AGENT | {"matplotlib", "umap-learn"},
     "openvino": frozenset({"openvino"}),
     "privacy": frozenset({"dp-accounting"}),
@@ -68,3 +81,20 @@ def extra_of_module(module: str) -> tuple[str, str] | None:
     top = module.split(".")[0]
     distribution = DISTRIBUTIONS.get(top, top)
     return next(((distribution, extra) for extra, brought in EXTRAS.items() if distribution in brought), None)
+
+
+def missing_package(modules: Iterable[str]) -> str | None:
+    """Return the first of the packages around ``modules`` that is not installed; None when all are. Imports none."""
+    return next((package for package in (_package(module) for module in modules) if not _is_installed(package)), None)
+
+
+def _package(module: str) -> str:
+    """Top of a module's name; two levels of ``google``, whose packages are distributions of their own."""
+    return ".".join(module.split(".")[: 2 if module.startswith("google.") else 1])
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False

@@ -21,10 +21,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..agent.extraction.clips import FoundClip, find_clips
+from ..agent.extraction.clips import FoundClip, check_videos_folder, find_clips
 from ..base.errors import DataError, UsageError
 from ..base.files import printable_path
-from .silos import check_videos_folder
 
 Rows = npt.NDArray[np.int64]
 OFFICIAL_SPLITS = (1, 2, 3)

@@ -7,11 +7,10 @@ import shutil
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from ..base.errors import DataError, MissingExtra, SettingsError, StorageError, UsageError
-from ..base.extras import DISTRIBUTIONS, role
+from ..base.extras import EXPORT_MODULES, missing_package, role
 from ..base.files import printable_path
 from ..fedproto.head import HeadSpec
 from ..runtime.bundle.manifest import Manifest
@@ -21,12 +20,11 @@ from .miniworld.videos import CLASSES, check_encoders
 from .silos import LabelledVideo, Split, labelled_videos, split_videos
 
 SCENES = 16  # of the mini-world, with one clip per class: 400 clips
-# Packages of the extras that the demo and its export run on, by the names under which Python imports them.
+# Packages of the extras that the demo runs on, by the names under which Python imports them.
 DEMO_PACKAGES = (
     "grpc", "google.protobuf", "cryptography", "safetensors", "apsw",
     "av", "onnx", "onnxruntime", "PIL", "sklearn", "tokenizers",
 )  # fmt: skip
-EXPORT_PACKAGES = ("torch", "torchvision", "pytorchvideo", "transformers", "onnxscript")
 RENDERED_BYTES = 90_000_000  # of the mini-world's clips, with room to spare
 STORED_BYTES_PER_CLIP = 20_000  # features and databases
 SPARE_BYTES = 100_000_000  # bundle, logs, databases
@@ -85,23 +83,14 @@ def _check_packages(request: DemoRequest) -> None:
     _check_installed(DEMO_PACKAGES, "agent,coordinator")
     if request.export:
         with role("export"):  # the rest is there: the command to type is for this extra alone
-            _check_installed(EXPORT_PACKAGES, "export")
+            _check_installed(EXPORT_MODULES, "export")
     if request.videos is None:
         check_encoders()
 
 
 def _check_installed(packages: Sequence[str], extra: str) -> None:
-    for package in packages:
-        if not _is_installed(package):
-            top = package.partition(".")[0]
-            raise MissingExtra(DISTRIBUTIONS.get(top, top), extra=extra)
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ModuleNotFoundError:  # of the package around it
-        return False
+    if package := missing_package(packages):
+        raise MissingExtra(package, extra=extra)
 
 
 def _check_output(out: Path) -> None:

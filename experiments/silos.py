@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..agent.extraction.clips import find_clips
+from ..agent.extraction.clips import check_videos_folder, find_clips
 from ..agent.training.holdout import hold_out_groups
 from ..base.errors import DataError
-from ..base.files import printable_path
 from .partition import dirichlet, eighth_of_even_share
 
 
@@ -34,16 +33,6 @@ class Split:
     labels: tuple[str, ...]
     test: tuple[LabelledVideo, ...]
     silos: dict[str, tuple[LabelledVideo, ...]]
-
-
-def check_videos_folder(folder: Path) -> None:
-    """Raise DataError unless the folder that a person has given as ``--videos`` is one."""
-    if not Path(folder).is_dir():
-        raise DataError(
-            f"{printable_path(folder)} is not a folder of videos",
-            fix="give a folder with LABEL/clip.mp4, or with a labels.csv: --videos DIR",
-            code="no_clips",
-        )
 
 
 def labelled_videos(folder: Path) -> tuple[LabelledVideo, ...]:

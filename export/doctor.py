@@ -10,22 +10,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..base.extras import EXPORT_MODULES
+
 FULL_MEMORY_GIB = 8  # that an export of the published models needs at its peak
 FULL_DISK_GIB = 3  # of the bundle while it is written
 TENSORRT = "tensorrt backend"
-
-# What export imports, in the order in which one needs the other.
-_PACKAGES = (
-    "torch",
-    "torchvision",
-    "pytorchvideo.models.hub",
-    "transformers",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "tokenizers",
-    "safetensors",
-)
 
 
 @dataclass(frozen=True)
@@ -46,7 +35,7 @@ def can_build_tensorrt(checks: tuple[Check, ...]) -> bool:
 
 
 def can_build_onnx(checks: tuple[Check, ...]) -> bool:
-    packages = {name.partition(".")[0] for name in _PACKAGES}
+    packages = {name.partition(".")[0] for name in EXPORT_MODULES}
     return all(check.ok for check in checks if check.name in packages)
 
 
@@ -62,10 +51,10 @@ def _packages() -> list[Check]:
         "    except Exception as error:\n"
         "        print(name, f'{type(error).__name__}: {error}'.splitlines()[0], sep='\\t')\n"
     )
-    ran = subprocess.run([sys.executable, "-c", code, *_PACKAGES], capture_output=True, text=True, check=False)
+    ran = subprocess.run([sys.executable, "-c", code, *EXPORT_MODULES], capture_output=True, text=True, check=False)
     results = dict(line.split("\t", 1) for line in ran.stdout.splitlines() if "\t" in line)
     checks = []
-    for module in _PACKAGES:
+    for module in EXPORT_MODULES:
         package, result = module.partition(".")[0], results.get(module, "the import ended the process")
         if result == "ok":
             checks.append(Check(package, True, importlib.metadata.version(package)))

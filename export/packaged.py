@@ -23,7 +23,7 @@ ARCHIVE = Path(packaged.__file__).with_name(packaged.ARCHIVE)
 def export_miniworld(folder: Path) -> Manifest:
     """Export what ``flamest-export --backend onnx --weights miniworld --out FOLDER`` does. Needs PyTorch."""
     from .bundle import build_bundle
-    from .cli.export_request import ExportOptions, read_request
+    from .request import ExportOptions, read_request
 
     options = ExportOptions(backend="onnx", weights="miniworld", out=folder)
     return build_bundle(read_request(options, capability="")).manifest

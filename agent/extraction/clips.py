@@ -72,6 +72,16 @@ class ClipFolder:
     root: Path  # the folder's real path: what is read later must still be in it
 
 
+def check_videos_folder(folder: Path) -> None:
+    """Raise DataError ``no_clips`` unless the folder that a person has given as ``--videos`` is one."""
+    if not Path(folder).is_dir():
+        raise DataError(
+            f"{printable_path(folder)} is not a folder of videos",
+            fix="give a folder with LABEL/clip.mp4, or with a labels.csv: --videos DIR",
+            code="no_clips",
+        )
+
+
 def find_clips(folder: Path) -> list[FoundClip]:
     """Return the usable clips of ``folder``, by name; ``scan_clips`` returns the problems too."""
     return list(scan_clips(folder).clips)

@@ -25,7 +25,7 @@ from ...runtime.backends.opening import GraphPlacement, OpeningOptions, effectiv
 from ...runtime.bundle.opening import open_manifest
 from ...runtime.clip_records import Clip
 from ...runtime.extractor import ExtractionResult, Extractor, open_extractor
-from .clips import ClipFolder, FoundClip, scan_clips
+from .clips import ClipFolder, FoundClip, check_videos_folder, scan_clips
 from .precision_policy import AutotuneSettings, PrecisionPolicy
 from .report import (
     REMEMBERED_CODES,
@@ -55,12 +55,7 @@ def extract_folder(
 
 def clips_to_extract(videos: Path) -> ClipFolder:
     """Return the folder's clips. Raises DataError ``no_clips``, with a fix, when there are none."""
-    if not Path(videos).is_dir():
-        raise DataError(
-            f"{printable_path(videos)} is not a folder of videos",
-            fix="give a folder with LABEL/clip.mp4, or with a labels.csv: --videos DIR",
-            code="no_clips",
-        )
+    check_videos_folder(videos)
     folder = scan_clips(videos)
     if not folder.clips and not folder.problems:
         raise DataError(

@@ -18,7 +18,16 @@ from typing import Any
 import msgspec
 
 from ...agent.extraction.clips import find_clips
-from ...base.errors import DataError, FlamestError, StorageError, UnreachableError, UsageError
+from ...base.errors import (
+    DataError,
+    FlamestError,
+    MissingExtra,
+    SettingsError,
+    StorageError,
+    UnreachableError,
+    UsageError,
+)
+from ...base.extras import EXPORT_MODULES, missing_package
 from ...base.files import printable_path, write_atomic
 from ...base.progress import Progress, progress_bar
 from ..miniworld.videos import CLASSES, EXPERIMENT_GROUPS, EXPERIMENT_SEED, render_dataset
@@ -66,11 +75,19 @@ def check_extractors(names: Sequence[str]) -> None:
             )
 
 
+def check_export_packages(folder: Path, names: Sequence[str]) -> None:
+    """Raise MissingExtra where an extractor has no bundle in ``folder`` and the packages to make one are missing."""
+    if all((folder / "bundles" / name).is_dir() for name in names):
+        return
+    if package := missing_package(EXPORT_MODULES):
+        raise MissingExtra(package, extra="export")
+
+
 def extract_all(request: ExtractionRequest, progress: Progress) -> dict[str, Any]:
     """Extract with every extractor; returns its report, or ``status`` and ``why`` where it failed.
 
-    Raises UnreachableError at the first source that cannot be reached, the last failure, with its exit code, when none
-    could be extracted, UsageError on an unknown name.
+    Raises UnreachableError at the first source that cannot be reached, SettingsError where a package is missing, the
+    last failure, with its exit code, when none could be extracted, UsageError on an unknown name.
     """
     check_extractors(request.extractors)
     done: dict[str, Any] = {}
@@ -84,6 +101,8 @@ def extract_all(request: ExtractionRequest, progress: Progress) -> dict[str, Any
                 raise
             if error.exit_status == UnreachableError.exit_code:  # the next source is on the same network
                 raise _unreachable(name, error) from error
+            if error.error_code == MissingExtra.code:  # the next extractor needs the same packages
+                raise SettingsError(error.error_message, fix=error.error_fix, code=error.error_code) from error
             failed = error
             done[name] = {"status": "not extracted", "why": error.error_message or error.message}
         progress.advance()
@@ -107,7 +126,8 @@ def _unreachable(name: str, failed: CommandFailed) -> UnreachableError:
 
 def _with_exit_code(failed: CommandFailed) -> FlamestError:
     """The failure as an error with the exit code of the failed command."""
-    known: dict[int, type[FlamestError]] = {kind.exit_code: kind for kind in (UsageError, DataError, StorageError)}
+    kinds: tuple[type[FlamestError], ...] = (UsageError, DataError, StorageError, SettingsError)
+    known = {kind.exit_code: kind for kind in kinds}
     if failed.exit_status not in known:
         return failed
     return known[failed.exit_status](

@@ -9,18 +9,19 @@ from typing import Any
 
 import msgspec
 
-from ...agent.extraction.clips import find_clips
+from ...agent.extraction.clips import check_videos_folder, find_clips
 from ...base.errors import DataError, UsageError
 from ...base.files import printable_path
 from ...base.process import Shutdown
 from ...base.progress import progress_bar
 from ...fedproto.records import Strategy
 from ..datasets import KNOWN, find_videos
-from ..silos import check_videos_folder, is_miniworld
+from ..silos import is_miniworld
 from .experiments import ExperimentContext
 from .external_runs import read_external_runs
 from .extraction import (
     ExtractionRequest,
+    check_export_packages,
     check_extractors,
     default_weights,
     extract_all,
@@ -159,6 +160,8 @@ def extract_features(options: ExtractOptions) -> ExtractedDataset:
     warnings: tuple[str, ...] = ()
     if videos is not None:
         check_videos_folder(videos)
+    folder, names = options.out / "features", options.names or (*SINGLE, *VARIANTS)
+    check_export_packages(folder, names)
     if videos is None:
         if dataset not in ("", MINIWORLD):
             raise UsageError(
@@ -169,16 +172,12 @@ def extract_features(options: ExtractOptions) -> ExtractedDataset:
         warnings = rendering_warnings(videos)
     elif dataset in KNOWN:
         warnings = find_videos(KNOWN[dataset], videos).warnings
-    elif not find_clips(videos):
-        raise DataError(
-            f"{printable_path(videos)} holds no clips", fix="arrange them as LABEL/clip.ext in --videos DIR"
-        )
+    else:
+        _count_clips(videos)
     if not dataset and is_miniworld(videos):
         dataset = MINIWORLD
-    folder = options.out / "features"
     folder.mkdir(parents=True, exist_ok=True)
     weights = options.weights or default_weights(dataset)
-    names = options.names or (*SINGLE, *VARIANTS)
     request = ExtractionRequest(
         folder, videos, weights, names, options.captions, options.sources, bool(options.weights)
     )
@@ -209,17 +208,30 @@ def feature_source(request: ExperimentRequest) -> FeatureSource:
 def _unfinished(request: ExperimentRequest, folder: Path) -> tuple[str, ...]:
     """The extractors whose store is missing or holds fewer clips than there are videos.
 
-    Without videos nothing is missing, except for the mini-world on a machine without features.
+    Without videos nothing is missing, except for the mini-world on a machine without features. Raises DataError when
+    the folder of videos holds no clip.
     """
     extractors = (*SINGLE, *VARIANTS)
     if request.videos is None:
         return extractors if request.dataset == MINIWORLD and not folder.is_dir() else ()
-    clips = len(find_clips(request.videos))
+    clips = _count_clips(request.videos)
     return tuple(
         name
         for name in extractors
         if not untrained_marker(folder, name).is_file() and stored_clips(folder / f"{name}.sqlite") < clips
     )
+
+
+def _count_clips(videos: Path) -> int:
+    """Number of clips in the folder given as ``--videos``. Raises DataError when it holds none."""
+    clips = len(find_clips(videos))
+    if not clips:
+        raise DataError(
+            f"{printable_path(videos)} holds no clips",
+            fix="arrange them as LABEL/clip.ext in --videos DIR",
+            code="no_clips",
+        )
+    return clips
 
 
 def _settings(request: ExperimentRequest) -> Settings:

@@ -35,7 +35,7 @@ def _sections(report: DemoReport) -> Iterator[Element | None]:
 def _header(report: DemoReport) -> Element:
     facts = [
         count(len(report.silos), "silo"),
-        f"{count(sum(silo.clips for silo in report.silos), 'clip')} to train on",
+        f"{count(sum(silo.clips for silo in report.silos), 'clip')} in the silos",
         f"{count(report.test_clips, 'clip')} to test on",
         count(len(report.labels), "class", "classes"),
         count(len(report.rounds), "round"),

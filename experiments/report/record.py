@@ -19,7 +19,7 @@ class SiloReport:
     """Clips and local accuracy of one silo."""
 
     name: str
-    clips: int  # of its training set
+    clips: int  # that it has; it trains on most of them and holds the others out
     clips_per_class: Mapping[str, int] = field(default_factory=dict)  # missing labels count 0
     local_accuracy: float | None = None  # on the test clips, of a model trained on this silo alone, 0 … 1
 

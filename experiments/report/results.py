@@ -66,7 +66,7 @@ def _bars(report: DemoReport) -> Iterator[Element]:
 
 
 def silos(report: DemoReport) -> Element:
-    """Each silo's gain, and the clips that it trains on."""
+    """Each silo's gain, and the clips that it has."""
     last = report.last
     alone = [(silo, silo.local_accuracy) for silo in report.silos if silo.local_accuracy is not None]
     if last is None or not alone:
@@ -163,7 +163,8 @@ def _holdings(report: DemoReport) -> Iterator[Element]:
     yield node(
         "p",
         f"A cell is one of the {count(len(report.labels), 'class', 'classes')}: the stronger its colour, the more "
-        f"clips of that class the silo trains on (at most {most}).",
+        f"clips of that class the silo has (at most {most}). A silo trains on most of its clips and tests each "
+        "round's model on the others.",
         cls="muted",
     )
     yield node("div", *(_strip(silo, report.labels, most) for silo in report.silos), cls="strips")

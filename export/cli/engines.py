@@ -8,7 +8,7 @@ import typer
 
 from ...base.console import command
 from ...base.options import JsonOption, TrustedKeyOption, takes_records
-from .engine_options import EngineFlags
+from ..engine_options import EngineFlags
 from .options import BundleArgument
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import typer
 
 from ...base.console import command
 from ...base.options import JsonOption, takes_records
+from ..engine_options import ENGINE_OPTIONS, requested_engines
+from ..request import ExportOptions, read_request
 from .dry_run import dry_run
-from .engine_options import ENGINE_OPTIONS, requested_engines
 from .engines import engine_rows, show_engines
-from .export_request import ExportOptions, read_request
 from .output import parity_rows, show_notes, show_parity
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import Any
 
 from ...base.console import command
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption, takes_records
-from .options import BundleArgument, SourceOptions
+from ..source_options import SourceOptions
+from .options import BundleArgument
 from .output import parity_rows, show_parity, show_signers, signer_ids
 
 

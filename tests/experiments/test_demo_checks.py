@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from flamest.base.errors import DataError, FlamestError, MissingExtra, SettingsError, StorageError, UsageError
+from flamest.base.extras import EXTRAS
 from flamest.experiments import demo, demo_checks, demo_cli
 from flamest.experiments.demo import Steps, run_demo
 from flamest.experiments.demo_checks import DemoRequest, check_demo
@@ -76,14 +77,14 @@ def test_given_clips_and_a_bundle_by_its_name_pass(request_of, clips):
     [("grpc", "grpcio"), ("apsw", "apsw"), ("onnxruntime", "onnxruntime"), ("av", "av"), ("sklearn", "scikit-learn")],
 )
 def test_a_missing_package_is_reported_with_both_extras(request_of, monkeypatch, module, package):
-    monkeypatch.setattr(demo_checks, "find_spec", without(module))
+    monkeypatch.setattr("importlib.util.find_spec", without(module))
     error = refused(request_of(), MissingExtra)
     assert f"'{package}'" in error.message
     assert "flamest[agent,coordinator]" in error.fix
 
 
 def test_export_without_pytorch_names_the_extra_export(request_of, monkeypatch):
-    monkeypatch.setattr(demo_checks, "find_spec", without("torch", "torchvision", "transformers"))
+    monkeypatch.setattr("importlib.util.find_spec", without("torch", "torchvision", "transformers"))
     check_demo(request_of())  # the demo itself needs none of them
     error = refused(request_of(export=True), MissingExtra)
     assert "'torch'" in error.message
@@ -91,7 +92,7 @@ def test_export_without_pytorch_names_the_extra_export(request_of, monkeypatch):
 
 
 def test_the_command_itself_names_the_extra_export_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_checks, "find_spec", without("torch"))
+    monkeypatch.setattr("importlib.util.find_spec", without("torch"))
     done = CliRunner().invoke(demo_cli.app, ["--export", "--out", str(tmp_path / "out"), "--json"])
     assert json.loads(done.stdout.splitlines()[-1])["error"]["fix"] == "pip install 'flamest[export]'"
 
@@ -229,5 +230,5 @@ def test_the_federation_shows_clips_first_and_then_rounds(monkeypatch):
 
 
 def test_the_demo_needs_no_pytorch():
-    assert set(demo_checks.DEMO_PACKAGES).isdisjoint(demo_checks.EXPORT_PACKAGES)
+    assert set(demo_checks.DEMO_PACKAGES).isdisjoint(EXTRAS["export"] - EXTRAS["agent"])
     assert "torch" not in demo.__dict__

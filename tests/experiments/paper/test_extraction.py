@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flamest.base.errors import UsageError
+from flamest.base.errors import DataError, MissingExtra, SettingsError, UsageError
 from flamest.experiments.miniworld.videos import render_dataset
 from flamest.experiments.paper import extraction, request
 from flamest.experiments.paper.extraction import ExtractionRequest, extract_all, report_file
@@ -199,3 +200,43 @@ def test_missing_captions_are_refused_before_rendering(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no such file"):
         extract_features(ExtractOptions(tmp_path / "out", captions=tmp_path / "absent.json"))
     assert not (tmp_path / "out").exists()
+
+
+def test_without_the_export_packages_nothing_is_rendered_or_run(
+    tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
+    with pytest.raises(MissingExtra, match="'torch', which is not installed"):
+        extract_features(ExtractOptions(tmp_path / "out", weights="miniworld"))
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out" / "features" / "bundles" / "slow").mkdir(parents=True)  # this one needs no export
+    extraction.check_export_packages(tmp_path / "out" / "features", ("slow",))
+
+
+def test_the_first_command_that_misses_a_package_ends_the_extraction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def fails(*words: Any) -> Any:
+        started.append(words)
+        failed = CommandFailed("error: this needs transformers\nfix: pip install\nerror: …")
+        failed.exit_status, failed.error_code = 78, "missing_extra"
+        failed.error_message, failed.error_fix = "this needs transformers", "pip install 'flamest[export]'"
+        raise failed
+
+    monkeypatch.setattr(extraction, "run_command", fails)
+    with pytest.raises(SettingsError, match=r"^this needs transformers\nfix: [^\n]*$") as raised:
+        ask(tmp_path, "slow", "blip")
+    assert (raised.value.exit_code, raised.value.fix) == (78, "pip install 'flamest[export]'")
+    assert len(started) == 1
+
+
+def test_a_folder_without_clips_is_named_as_the_cause(tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for dataset in ("miniworld", "ucf101"):
+        with pytest.raises(DataError, match="videos holds no clips") as raised:
+            feature_source(ExperimentRequest(out=tmp_path / "out", dataset=dataset, videos=videos))
+        assert "--videos DIR" in raised.value.fix

@@ -93,7 +93,7 @@ def test_inspect_of_something_else_ends_in_65(tmp_path):
 def test_doctor_lists_what_can_be_built_with_fixes(monkeypatch):
     from flamest.export import doctor
 
-    monkeypatch.setattr(doctor, "_PACKAGES", ("msgspec", "flamest_is_missing_this"))
+    monkeypatch.setattr(doctor, "EXPORT_MODULES", ("msgspec", "flamest_is_missing_this"))
     found = said(run("doctor", "--json"))
     assert found["can_build"] == {"onnx": False, "tensorrt": False}
     checks = {check["name"]: check for check in found["checks"]}

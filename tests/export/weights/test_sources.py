@@ -9,11 +9,11 @@ import shutil
 import pytest
 import torch
 from flamest.base.errors import DataError, StorageError, UnreachableError
-from flamest.export.cli.options import SourceOptions
 from flamest.export.networks.clip import CLIP_TINY_CONFIG, read_captions, tokenize_captions
 from flamest.export.networks.resnet3d import build_r3d_tiny
 from flamest.export.networks.slow_i3d import build_i3d_tiny
 from flamest.export.networks.videomae import VIDEOMAE_TINY_CONFIG
+from flamest.export.source_options import SourceOptions
 from flamest.export.weights.checkpoints import load_checkpoint_tensors
 from flamest.export.weights.loading import open_blip, open_clip, open_video
 from flamest.export.weights.source import parse_source, recorded_source

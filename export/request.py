@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...base.errors import UsageError
-from ...base.options import ThreadsOption
-from ...runtime.bundle.manifest import CrossAttention
-from ..networks.extractors import DEFAULT_EXTRACTOR, ExtractorEntry, find_extractor
+from ..base.errors import UsageError
+from ..base.options import ThreadsOption
+from ..runtime.bundle.manifest import CrossAttention
 from .engine_options import EngineFlags, WithEnginesOption
-from .options import WEIGHTS, SourceOptions, WeightsHashOption
+from .networks.extractors import DEFAULT_EXTRACTOR, ExtractorEntry, find_extractor
+from .source_options import WEIGHTS, SourceOptions, WeightsHashOption
 
 if TYPE_CHECKING:
-    from ..bundle import ExportRequest
-    from ..weights.source import WeightSource
+    from .bundle import ExportRequest
+    from .weights.source import WeightSource
 
 ATTENTION_MODES: tuple[CrossAttention, ...] = ("bidirectional", "causal-last", "causal-first")
 MAX_CAPTIONED_FRAMES = 8  # keyframes
@@ -142,9 +142,9 @@ def read_request(options: ExportOptions, capability: str) -> ExportRequest:
     Raises UsageError for options that contradict each other, StorageError or DataError for a folder of
     clips that holds none.
     """
-    from ..bundle import ExportRequest
-    from ..precision.calibration import folder_clips
-    from ..precision.choice import choose_precision
+    from .bundle import ExportRequest
+    from .precision.calibration import folder_clips
+    from .precision.choice import choose_precision
 
     if options.backend is None:
         raise UsageError("no backend given: expected --backend onnx or --backend tensorrt", fix=EXAMPLE)
@@ -180,7 +180,7 @@ def read_request(options: ExportOptions, capability: str) -> ExportRequest:
 
 def _sources(options: ExportOptions, entry: ExtractorEntry) -> dict[str, WeightSource]:
     """Source of each network of the extractor."""
-    from ..weights.source import parse_common_source, parse_sha256, parse_source
+    from .weights.source import parse_common_source, parse_sha256, parse_source
 
     given, common = options.sources.given(), parse_common_source(options.weights)
     sources = {network: parse_source(network, given.get(network, common)) for network in entry.needed_networks}

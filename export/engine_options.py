@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...base.errors import UsageError
-from ...runtime.bundle.graph_records import EngineOptions, HardwareCompat
+from ..base.errors import UsageError
+from ..runtime.bundle.graph_records import EngineOptions, HardwareCompat
 
 if TYPE_CHECKING:
-    from ..engines import RequestedEngines
+    from .engines import RequestedEngines
 
 ENGINES = "TensorRT engines"  # the heading in --help
 
@@ -141,8 +141,8 @@ def requested_engines(backend: str | None, with_engines: bool | None, flags: Eng
     Raises UsageError for options of engines in an export that builds none.
     """
     if backend == "tensorrt" and with_engines is not False:
-        from ...runtime.backends.machine import gather_facts
-        from ..engines import RequestedEngines
+        from ..runtime.backends.machine import gather_facts
+        from .engines import RequestedEngines
 
         return RequestedEngines(flags.options(), gather_facts(), flags.timing_cache, flags.plan_cache)
     useless = [f"--{name.replace('_', '-')}" for name in flags.given()]
