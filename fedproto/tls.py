@@ -44,6 +44,7 @@ class CertificateInfo:
     begins: datetime.datetime  # UTC
     expires: datetime.datetime  # UTC
     sha256: str  # of its DER form, as the allow-list has it
+    key_sha256: str  # of its public key in DER form (SubjectPublicKeyInfo)
 
     @property
     def days_left(self) -> float:
@@ -54,12 +55,15 @@ def certificate_info(certificate: bytes, *, whose: str) -> CertificateInfo:
     """Return the contents of a PEM certificate. Raises DataError (``bad_certificate``) when it cannot be read."""
     loaded = load_certificate(certificate, whose)
     from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+    public = loaded.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return CertificateInfo(
         names=tuple(alternative_names(loaded)),
         begins=loaded.not_valid_before_utc,
         expires=loaded.not_valid_after_utc,
         sha256=loaded.fingerprint(hashes.SHA256()).hex(),
+        key_sha256=hashlib.sha256(public).hexdigest(),
     )
 
 

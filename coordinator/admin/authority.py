@@ -9,7 +9,7 @@ DIR/coordinator.toml              settings
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -40,6 +40,7 @@ class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     expires: str
     revoked: str | None = None  # when, or None
     earlier: dict[str, str] = {}  # older certificates that are still valid: SHA-256 to the time when they end
+    keys: tuple[str, ...] = ()  # SHA-256 of the public keys of all its certificates; an older list names none
 
     @property
     def days_left(self) -> float:
@@ -47,10 +48,11 @@ class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         return days_until(parse_utc(self.expires))
 
 
-class Silos(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Silos(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The allow-list's content, by silo name."""
 
-    silos: dict[str, Enrolment] = {}
+    silos: dict[str, Enrolment]
+    revoked_keys: dict[str, str] = {}  # SHA-256 of a public key that was revoked: the silo that had it
 
 
 def init_federation(folder: Path, hosts: Sequence[str], settings: str) -> None:
@@ -67,7 +69,7 @@ def init_federation(folder: Path, hosts: Sequence[str], settings: str) -> None:
         write_atomic(building / "server-key.pem", server.key, mode=0o600)
         write_atomic(building / "server.pem", server.certificate)
         write_atomic(building / "coordinator.toml", settings.encode())
-        write_silos(building / ALLOW_LIST, Silos())
+        write_silos(building / ALLOW_LIST, Silos({}))
 
 
 def _refuse_a_used_folder(folder: Path) -> None:
@@ -95,7 +97,7 @@ def add_silo(folder: Path, name: str, request: bytes) -> Path:
     """Sign a silo's request and put the silo on the allow-list; return the folder with the files for it.
 
     A running server accepts the silo at once. Raises UsageError for a bad name or one that is
-    enrolled, DataError and IdentityError for a request that cannot be signed, StorageError.
+    enrolled, DataError and IdentityError for a request that cannot be signed or whose key was revoked, StorageError.
     """
     check_name(name)
     authority = _authority(folder)
@@ -105,18 +107,22 @@ def add_silo(folder: Path, name: str, request: bytes) -> Path:
         if known is not None and known.revoked is None:
             raise UsageError(
                 f"silo '{name}' is enrolled already, since {known.added}",
-                fix=f"for a certificate that ends later: flamest-coordinator silo renew {name}; to revoke the key "
-                f"that it has: flamest-coordinator silo revoke {name}, then add it again",
+                fix=f"for a certificate that ends later: flamest-coordinator silo renew {name}; for a new key: "
+                f"flamest-coordinator silo renew {name} --csr NEW.csr; where others may have the old key: "
+                f"flamest-coordinator silo revoke {name}, then add it with the request of a new one",
             )
         certificate = sign_silo(authority, name, request)
+        revoked = _revoked_keys(folder, silos)
+        _refuse_a_revoked_key(certificate, name, revoked)
         hand_over = folder / "silos" / name
         hand_over.mkdir(parents=True, exist_ok=True)
         write_atomic(hand_over / "silo.pem", certificate)
         write_atomic(hand_over / "ca.pem", authority.certificate)
         fsync_directory(hand_over.parent)
         info = certificate_info(certificate, whose=name)
-        entry = Enrolment(info.sha256, added=utc_text(), expires=utc_text(info.expires.timestamp()))
-        write_silos(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
+        ends = utc_text(info.expires.timestamp())
+        entry = Enrolment(info.sha256, added=utc_text(), expires=ends, keys=(info.key_sha256,))
+        write_silos(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}, revoked))
     return hand_over
 
 
@@ -134,14 +140,16 @@ def renew_enrolment(folder: Path, name: str, request: bytes | None) -> Enrolment
         handed_over = folder / "silos" / name / "silo.pem"
         if request is not None:
             certificate = sign_silo(authority, name, request)
+            _refuse_a_revoked_key(certificate, name, _revoked_keys(folder, silos))
         else:
             certificate = renew_silo(authority, name, _newest_certificate(handed_over, name, known))
         info = certificate_info(certificate, whose=name)
         before = {**known.earlier, known.certificate_sha256: known.expires}
         still = {sha256: ends for sha256, ends in before.items() if days_until(parse_utc(ends)) > 0}
-        entry = Enrolment(info.sha256, known.added, utc_text(info.expires.timestamp()), earlier=still)
+        keys = tuple(sorted({*_keys_of(folder, name, known), info.key_sha256}))
+        entry = Enrolment(info.sha256, known.added, utc_text(info.expires.timestamp()), earlier=still, keys=keys)
         # The list comes first: after a crash in between, the certificate in the folder is still on it.
-        write_silos(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
+        write_silos(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}, silos.revoked_keys))
         handed_over.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(handed_over, certificate)
         write_atomic(handed_over.with_name("ca.pem"), authority.certificate)
@@ -171,7 +179,37 @@ def revoke_silo(folder: Path, name: str) -> None:
     with _sole_writer(folder):
         silos = read_silos(folder / ALLOW_LIST)
         entry = msgspec.structs.replace(_known(silos, name), revoked=utc_text())
-        write_silos(folder / ALLOW_LIST, Silos({**silos.silos, name: entry}))
+        silos = Silos({**silos.silos, name: entry}, silos.revoked_keys)
+        write_silos(folder / ALLOW_LIST, Silos(silos.silos, _revoked_keys(folder, silos)))
+
+
+def _keys_of(folder: Path, name: str, entry: Enrolment) -> tuple[str, ...]:
+    """Return the SHA-256 of a silo's public keys; where the list has none, of the certificate in the silo's folder."""
+    if entry.keys:
+        return entry.keys
+    try:
+        pem = read_regular(folder / "silos" / name / "silo.pem", largest=MAX_CERTIFICATE)
+        info = certificate_info(pem, whose=name)
+    except (StorageError, DataError):
+        return ()
+    return (info.key_sha256,) if info.sha256 == entry.certificate_sha256 else ()
+
+
+def _revoked_keys(folder: Path, silos: Silos) -> dict[str, str]:
+    """Return the SHA-256 of every public key that was revoked, each with the silo that had it."""
+    revoked = [(name, entry) for name, entry in silos.silos.items() if entry.revoked is not None]
+    return {**silos.revoked_keys, **{key: name for name, entry in revoked for key in _keys_of(folder, name, entry)}}
+
+
+def _refuse_a_revoked_key(certificate: bytes, name: str, revoked: Mapping[str, str]) -> None:
+    """Raise IdentityError (``revoked_key``) when ``certificate`` (PEM) is for a key that was revoked."""
+    owner = revoked.get(certificate_info(certificate, whose=name).key_sha256)
+    if owner is not None:
+        raise IdentityError(
+            f"the request is for a key that was revoked, of silo '{owner}': others may have it",
+            fix=f"at the silo, in a new folder: flamest-agent keygen {name}; then give its {name}.csr",
+            code="revoked_key",
+        )
 
 
 def _known(silos: Silos, name: str) -> Enrolment:

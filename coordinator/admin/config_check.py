@@ -9,13 +9,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...base.errors import LockedError, SettingsError, StorageError
+from ...base.errors import DataError, LockedError, SettingsError, StorageError
 from ...fedproto.fingerprint import fingerprint_problem, imported_width
 from ...fedproto.tls import CertificateInfo, check_files
 from ..settings import CoordinatorSettings, RunTable, load_coordinator_settings, split_listen
+from ..storage.recovery import check_same_settings
 from .authority import enrolled, read_silos
 from .bundle import BundleFacts, read_bundle_facts
-from .history import is_served, served_address
+from .history import History, is_served, served_address
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def check_config(config: Path, bundle: Path | None = None) -> CheckedConfig:
     certificate = check_files(settings.server.files)
     silos = enrolled(read_silos(settings.server.silos))
     _check_state(settings.server.state)
+    _check_started_run(settings)
     address = served_address(settings.server.state)
     if not is_served(settings.server.state):
         _check_address(settings.server.listen)
@@ -76,6 +78,20 @@ def _check_state(state: Path) -> None:
         raise StorageError(f"server.state: {there} is not a folder", fix="name a folder for the state")
     if not os.access(there, os.W_OK | os.X_OK):
         raise StorageError(f"server.state: {there} cannot be written by this user", fix=f"chown or chmod {there}")
+
+
+def _check_started_run(settings: CoordinatorSettings) -> None:
+    """Raise SettingsError (``other_settings``) for a run that has begun with other settings; read only."""
+    run = settings.run_settings()
+    try:
+        with History.open(settings.server.state, run.run) as history:
+            started = history.settings()
+    except DataError as error:
+        if error.code not in ("no_state", "older_state"):  # never started; migrated by the next start
+            raise
+    else:
+        if started is not None:
+            check_same_settings(run, started)
 
 
 def _check_address(listen: str) -> None:

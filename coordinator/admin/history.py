@@ -118,6 +118,10 @@ class History:
         finally:
             connection.close()
 
+    def settings(self) -> bytes | None:
+        """Return the settings that the run was started with (``RunSettings.encode``); None before its start."""
+        return next((row[0] for row in self._rows("SELECT settings FROM runs WHERE name = ?")), None)
+
     def rounds(self) -> list[RoundRow]:
         """Return every round so far, the open one last."""
         rows, updates = [], self._updates()

@@ -65,7 +65,10 @@ def run(
     state = "finished" if served.finished else f"stopped after {served.closed} of {served.rounds} rounds"
     if not as_json:
         say(f"run '{served.run}' {state}")
-        say(place.hint("take the model: flamest-coordinator model --out MODEL.safetensors"))
+        if not served.finished:
+            say(place.hint("start it again to resume: flamest-coordinator run"))
+        if served.closed:
+            say(place.hint("take the model: flamest-coordinator model --out MODEL.safetensors"))
     return {
         "run": served.run,
         "rounds": served.closed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -162,9 +163,27 @@ def _read_labels(labels: str, labels_file: Path | None) -> list[str]:
             raise UsageError(
                 f"--labels-file {labels_file}: {reason}", fix="give a UTF-8 text file with one class name per line"
             ) from error
-        names = [line.strip() for line in lines if line.strip()]
+        numbers: dict[str, list[int]] = {}
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                numbers.setdefault(line.strip(), []).append(number)
+        _refuse_labels_of_a_file(labels_file, numbers)
+        return list(numbers)
     if twice := [name for name, times in Counter(names).items() if times > 1]:
-        raise UsageError(f"labels: {', '.join(twice[:5])} twice", fix="give every class name once")
-    if len(names) == 1:
-        raise UsageError(f"labels: '{names[0]}' alone, expected 2 or more", fix="--labels walk,run,fall")
+        raise UsageError(f"--labels: {', '.join(twice[:5])} twice", fix="give every class name once")
+    if labels and len(names) < 2:
+        only = f"'{names[0]}' alone" if names else "no class name"
+        raise UsageError(f"--labels: {only}, expected 2 or more", fix="--labels walk,run,fall")
     return names
+
+
+def _refuse_labels_of_a_file(file: Path, numbers: Mapping[str, Sequence[int]]) -> None:
+    """Raise UsageError for a class name on several lines, and for fewer than 2. ``numbers``: of each name's lines."""
+    twice = [f"'{name}' in lines {', '.join(map(str, at[:5]))}" for name, at in numbers.items() if len(at) > 1]
+    if twice:
+        raise UsageError(f"--labels-file {file}: {'; '.join(twice[:5])}", fix="give every class name once")
+    if len(numbers) < 2:
+        only = f"'{next(iter(numbers))}' alone" if numbers else "no class name"
+        raise UsageError(
+            f"--labels-file {file}: {only}, expected 2 or more", fix="give a text file with one class name per line"
+        )

@@ -48,7 +48,7 @@ class Recovery:
             run_state = self._start(policy, cohort)
             return run_state, self.models.read(0, run_state.model_sha256)
         settings, initial_sha256 = started
-        self._check_settings(settings)
+        check_same_settings(self.run, settings)
         rounds = self.journal.closed_rounds(initial_sha256)
         intact, params = self._last_intact(rounds)
         if lost := rounds[intact + 1 :]:
@@ -64,15 +64,6 @@ class Recovery:
             fsync_directory(each)
         self.journal.start(run_state)
         return run_state
-
-    def _check_settings(self, settings: bytes) -> None:
-        if settings != self.run.encode():
-            changed = _differences(settings, self.run.encode())
-            raise SettingsError(
-                f"run '{self.run.run}' was started with other settings ({', '.join(changed)} differ)",
-                fix="give the new settings another [run] name, or change them back",
-                code="other_settings",
-            )
 
     def _last_intact(self, rounds: Sequence[ClosedRound]) -> tuple[int, Params]:
         """Return the index of the last round whose model and strategy state are what was written, and the model.
@@ -119,6 +110,17 @@ class Recovery:
             last_round=self.journal.last_ended(),
             open=opened,
             counted=self.journal.counted(),
+        )
+
+
+def check_same_settings(run: RunSettings, started: bytes) -> None:
+    """Raise SettingsError (``other_settings``) unless ``started``, with which the run began, are its settings."""
+    if started != run.encode():
+        changed = _differences(started, run.encode())
+        raise SettingsError(
+            f"run '{run.run}' was started with other settings ({', '.join(changed)} differ)",
+            fix="give the new settings another [run] name, or change them back",
+            code="other_settings",
         )
 
 

@@ -1,6 +1,7 @@
 import os
 import stat
 
+import msgspec
 import pytest
 from flamest.agent.identity import make_request
 from flamest.base.errors import DataError, IdentityError, SettingsError, StorageError, UsageError
@@ -247,3 +248,24 @@ def test_a_folder_without_an_authority_is_named_with_a_fix(tmp_path):
     with pytest.raises(SettingsError, match=r"holds no ca-key\.pem") as error:
         authority.add_silo(tmp_path, "a", b"")
     assert "--dir" in error.value.fix
+
+
+@pytest.mark.parametrize("listed", ["by this version", "by an older one"])
+def test_a_revoked_key_is_not_enrolled_again(folder, tmp_path, listed):
+    made = make_request("a", tmp_path / "a").csr_path.read_bytes()
+    authority.add_silo(folder, "a", made)
+    authority.revoke_silo(folder, "a")
+    if listed == "by an older one":  # which wrote no keys: the certificate in the silo's folder has it
+        entry = msgspec.structs.replace(authority.read_silos(folder / "silos.json").silos["a"], keys=())
+        authority.write_silos(folder / "silos.json", authority.Silos({"a": entry}))
+    with pytest.raises(IdentityError, match="revoked, of silo 'a'") as error:
+        authority.add_silo(folder, "a", made)
+    assert error.value.code == "revoked_key"
+    assert "flamest-agent keygen a" in error.value.fix
+    authority.add_silo(folder, "a", make_request("a", tmp_path / "new").csr_path.read_bytes())
+    for again in (authority.renew_enrolment, authority.add_silo):
+        with pytest.raises((IdentityError, UsageError)):
+            again(folder, "a", made)
+    authority.revoke_silo(folder, "a")
+    assert set(authority.read_silos(folder / "silos.json").revoked_keys.values()) == {"a"}
+    assert len(authority.read_silos(folder / "silos.json").revoked_keys) == 2

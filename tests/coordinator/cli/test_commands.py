@@ -9,6 +9,7 @@ import time
 import pytest
 from flamest.coordinator.admin.status import history_lines, status_of
 from flamest.coordinator.cli import main
+from flamest.coordinator.serving import server
 from flamest.coordinator.settings import load_coordinator_settings
 from flamest.export.cli.main import app as export_app
 from flamest.fedproto.model_file import read_model
@@ -183,6 +184,7 @@ import sys
 from pathlib import Path
 from flamest.base.process import Shutdown
 from flamest.coordinator.serving.server import serve
+from flamest.coordinator.serving import server
 from flamest.coordinator.settings import load_coordinator_settings
 shutdown = Shutdown()
 shutdown.request()
@@ -240,6 +242,18 @@ def test_init_refuses_what_no_run_can_have(tmp_path, words, part):
     assert not (tmp_path / "fed").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "part"), [("", "no class name"), ("a\n", "'a' alone"), ("a\nb\n\na\n", "'a' in lines 1, 4")]
+)
+def test_init_refuses_a_labels_file_with_the_place_of_the_problem(tmp_path, text, part):
+    (tmp_path / "labels.txt").write_text(text, encoding="utf-8")
+    words = ["--host", "localhost", "--labels-file", tmp_path / "labels.txt"]
+    code, answer, _ = typed("init", tmp_path / "fed", *words)
+    assert (code, answer["error"]["code"]) == (2, "usage")
+    assert part in answer["error"]["message"]
+    assert "labels.txt" in answer["error"]["message"]
+
+
 def test_init_takes_the_width_from_the_fingerprint_of_imported_embeddings(tmp_path):
     fingerprint = ["--fingerprint", "imported:mine:12"]
     code, made, _ = typed("init", tmp_path / "fed", "--host", "localhost", "--labels", "a,b", *fingerprint)
@@ -281,6 +295,16 @@ def test_check_config_refuses_what_cannot_work(make_federation, case):
     assert code in (74, 77, 78), output
     assert part in answer["error"]["message"]
     assert answer["error"]["fix"]
+
+
+def test_check_config_refuses_other_settings_of_a_run_that_has_begun(trained):
+    text = trained.config.read_text().replace('fingerprint = "fingerprint"', 'fingerprint = "imported:mine:6"')
+    trained.config.write_text(text.replace('name = "run-1"', 'name = "run-2"'))
+    assert typed("run", "--dir", trained.folder, "--check-config")[0] == 0, "run-2 has not begun"
+    trained.config.write_text(text)
+    code, answer, _ = typed("run", "--dir", trained.folder, "--check-config")
+    assert (code, answer["error"]["code"]) == (78, "other_settings")
+    assert "(fingerprint differ)" in answer["error"]["message"]
 
 
 def test_check_config_compares_with_the_bundle(tiny_bundle, make_federation):
@@ -415,3 +439,19 @@ def test_backup_takes_out_and_to(trained, tmp_path):
     for option in ("--out", "--to"):
         code, made, _ = typed("backup", "--dir", trained.folder, option, tmp_path / option)
         assert (code, (tmp_path / option / "backup.json").exists()) == (0, True), made
+
+
+@pytest.mark.parametrize(
+    ("closed", "said"),
+    [
+        (0, ["stopped after 0 of 3 rounds", "start it again to resume"]),
+        (1, ["stopped after 1 of 3 rounds", "start it again to resume", "take the model"]),
+        (3, ["run 'run-1' finished", "take the model"]),
+    ],
+)
+def test_a_stopped_server_offers_only_a_trained_model(make_federation, monkeypatch, closed, said):
+    federation = make_federation("a")
+    monkeypatch.setattr(server, "serve", lambda *_, **__: server.Served("run-1", closed, 3, "0" * 64))
+    lines = output_of("run", "--dir", federation.folder, "--log-level", "error").splitlines()
+    assert len(lines) == len(said)
+    assert all(words in line for words, line in zip(said, lines, strict=True))
