@@ -12,6 +12,10 @@ from ..fedproto.calls import CODE_KEY
 if TYPE_CHECKING:
     import grpc
 
+DUPLICATE_FIX = (
+    "end the other agent, or enrol this one under a name of its own; if the other has ended already, wait: this one "
+    "takes over by itself within two minutes"
+)
 CODE = re.compile(r"[a-z][a-z0-9_]{0,39}")  # of a refusal
 
 
@@ -57,7 +61,7 @@ def permanent_error(error: grpc.RpcError, address: str) -> FlamestError | None:
             return DataError(details, fix="install the version that the coordinator names", code=code)
         return StaleUpdate(details, code=code)
     if status is grpc.StatusCode.ALREADY_EXISTS and code == DuplicateIdentity.code:
-        return DuplicateIdentity(details, fix="end the other agent, or enrol this one under a name of its own")
+        return DuplicateIdentity(details, fix=DUPLICATE_FIX)
     if status is grpc.StatusCode.ALREADY_EXISTS:
         return StaleUpdate(details, code="already_answered")
     if status is grpc.StatusCode.INVALID_ARGUMENT:

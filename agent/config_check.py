@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..base.console import counted
 from ..base.errors import DataError, LockedError
-from ..base.files import FileLock, sha256_bytes
+from ..base.files import FileLock, printable_path, sha256_bytes
 from ..fedproto.fingerprint import imported_width
 from ..fedproto.records import RunSettings
 from ..fedproto.tls import read_file
@@ -12,9 +13,11 @@ from .client import Backoff, CoordinatorClient
 from .egress.guard import EgressGuard
 from .egress.ledger import read_ledger
 from .extraction.clips import scan_clips
+from .extraction.extract import clips_to_extract
 from .extraction.store import FeatureStore
 from .settings import AgentSettings
 from .status import LOCK_FILE, is_alive
+from .training.holdout import hold_out_groups
 
 SHOWN_LABELS = 8
 DIAL_S = 5.0  # that a check tries to reach the coordinator
@@ -76,6 +79,40 @@ def _store_problem(settings: AgentSettings, run: RunSettings) -> DataError | Non
     if width in (None, run.head.inputs):
         return None
     return _width_error(f"the store's embeddings are {width}-d", width or 0, run)
+
+
+def clip_warnings(settings: AgentSettings) -> list[str]:
+    """Return why nothing of this silo's videos would be sent: too few clips for ``policy.min_samples``.
+
+    Raises DataError (``no_clips``) when no video of the folder is usable, or none has a label. Opens no video.
+    """
+    if settings.videos is None:
+        return []
+    folder = clips_to_extract(settings.videos)
+    if not folder.clips:
+        first = folder.problems[0]
+        raise DataError(
+            f"none of the {counted(len(folder.problems), 'file')} of {printable_path(settings.videos)} is usable; the "
+            f"first, {first.name}: {first.reason}",
+            fix="compare the paths in labels.csv with the files: they are relative to the folder",
+            code="no_clips",
+        )
+    labelled = [clip for clip in folder.clips if clip.label is not None]
+    if not labelled:
+        raise DataError(
+            f"none of the {counted(len(folder.clips), 'clip')} of {printable_path(settings.videos)} has a label",
+            fix="put clips into folders named by class (LABEL/clip.mp4), or write a labels.csv",
+            code="no_clips",
+        )
+    share, least = settings.policy.hold_out, settings.policy.min_samples
+    groups, labels = [clip.group for clip in labelled], [clip.label or "" for clip in labelled]
+    train = len(hold_out_groups(groups, share, 0, labels)[0]) if share and len(set(groups)) > 1 else len(labelled)
+    if train >= least:
+        return []
+    return [
+        f"{counted(len(labelled), 'labelled clip')}, about {train} to train on, policy.min_samples {least}: "
+        "nothing will be sent (docs/guides/privacy.md)"
+    ]
 
 
 def label_notes(settings: AgentSettings, run: RunSettings) -> list[str]:

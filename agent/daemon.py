@@ -24,6 +24,7 @@ from .egress.guard import EgressGuard
 from .egress.pending_update import PendingUpdate
 from .egress.policy import PolicyRefused
 from .end_of_run import OWN_MODEL, EndOfRun, model_in_use
+from .handshake import key_warning
 from .identity import agent_instance
 from .new_clips import NewClips
 from .pauses import GrowingPause, RoundAllowance, RunProgress
@@ -95,9 +96,11 @@ class _Daemon:
     def serve(self, *, once: bool) -> AgentStatus:
         settings = self._settings
         log.info("starting", silo=self._silo, coordinator=settings.coordinator.address)
+        if problem := key_warning(settings.coordinator.key):
+            log.warning("key_readable", detail=problem)
         self._guard = EgressGuard.open(settings.state, settings.policy, self._silo, settings.coordinator)
         self._end_of_run = EndOfRun(settings.state, self._guard, self._worker, self._source)
-        self._note_budget()
+        self._note_sent()
         with CoordinatorClient.open(settings.coordinator, shutdown=self._shutdown) as client:
             self._renewal = Renewal(client, self._guard)
             self._note_certificate()
@@ -143,6 +146,7 @@ class _Daemon:
                 self._notes.note_error("bad_reply", self._progress.round, problem)
                 self._shutdown.wait(self._bad_replies.pause_s())
         self._notes.set_state("stopped")
+        log.info("stopped", run=self._notes.status.run, round=self._notes.status.round)
         return self._notes.status
 
     def note_failure(self, error: FlamestError) -> None:
@@ -154,7 +158,7 @@ class _Daemon:
         misfit = self._misfit(run)  # before the hours that an extraction may take
         self._new_clips.extract_if_due()
         log.info("joined", run=run.run, rounds=run.rounds, settings=run.sha256[:12])
-        self._notes.note(run=run.run, rounds=run.rounds)
+        self._notes.note(run=run.run, rounds=run.rounds, round=self._guard.last_round(run))
         if run.sha256 != self._progress.run_sha256:
             self._progress = RunProgress(run.sha256)
         while not self._shutdown.requested:
@@ -266,8 +270,8 @@ class _Daemon:
         receipt = self._guard.send(client, run, pending)
         self._note_traffic(client)
         self._notes.set_state("waiting")
-        self._notes.note(round=receipt.round, updates_sent=self._notes.status.updates_sent + 1)
-        self._note_budget()
+        self._notes.note(round=receipt.round)
+        self._note_sent()
         log.info("update_sent", round=receipt.round, examples=pending.update.examples)
 
     def _train(self, model: GlobalModel, at: _OpenRound) -> PendingUpdate | None:
@@ -323,6 +327,11 @@ class _Daemon:
             self._notes.note_error("training_failed", model.round, error)
             return None
 
+    def _note_sent(self) -> None:
+        """Note what has left by the ledger, and what may still leave."""
+        self._notes.note(updates_sent=self._guard.updates, update_bytes=self._guard.update_bytes)
+        self._note_budget()
+
     def _note_budget(self) -> None:
         """Note how many evaluations may still leave and, with record-dp, how much of the privacy budget is spent."""
         self._notes.note(evaluations_left=self._guard.evaluations_left)
@@ -330,7 +339,10 @@ class _Daemon:
             self._notes.note(epsilon_spent=self._guard.epsilon, epsilon_budget=budget[0])
 
     def _note_certificate(self) -> None:
-        self._notes.note(certificate_expires=self._renewal.expires, certificate_problem=self._renewal.problem)
+        renewal = self._renewal
+        self._notes.note(
+            certificate_expires=renewal.expires, certificate_sha256=renewal.sha256, certificate_problem=renewal.problem
+        )
 
     def _note_traffic(self, client: CoordinatorClient) -> None:
         self._notes.note_traffic(sent_bytes=client.sent_bytes, received_bytes=client.received_bytes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import socket
 import ssl
 import time
@@ -14,6 +16,7 @@ from ..fedproto.tls import TlsFiles
 
 PROBE_TIMEOUT_S = 5.0
 PROBES = 3
+ADDRESS = re.compile(r"(?:\[(?P<v6>[\w:.%]+)\]|(?P<host>[^\s/:@\[\]]+)):(?P<port>[0-9]{1,5})")
 PROBE_PAUSE_S = 0.4
 
 
@@ -30,16 +33,23 @@ class ConnectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         return TlsFiles(self.ca, self.certificate, self.key)
 
 
+def key_warning(key: Path) -> str:
+    """Return a sentence, with the fix, for a private key that other users of this machine can read; otherwise empty."""
+    mode = key.stat().st_mode & 0o777
+    if not mode & 0o077:
+        return ""
+    return f"{key} can be read by others (mode {mode:o}): chmod 600 {shlex.quote(str(key))}"
+
+
 def split_address(address: str) -> tuple[str, int]:
-    """Split ``host:port`` or ``[v6]:port``. Raises SettingsError."""
-    host, colon, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+    """Split ``host:port`` or ``[v6]:port``. Raises SettingsError, also for a URL: no scheme, no path."""
+    found = ADDRESS.fullmatch(address)
+    if found is None or not 0 < int(found["port"]) < 65536:
         raise SettingsError(
             f"coordinator address '{address}': expected host:port, like fl.example.org:7443",
-            fix="set coordinator.address in agent.toml to the host and port that the operator named",
+            fix="set coordinator.address in agent.toml to the host and port that the operator named, without https://",
         )
-    return host, int(port)
+    return found["v6"] or found["host"], int(found["port"])
 
 
 def handshake_problem(address: str, files: TlsFiles) -> IdentityError | None:

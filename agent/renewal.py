@@ -32,6 +32,11 @@ class Renewal:
         """End of the certificate in use: UTC, ISO 8601."""
         return f"{self._client.certificate.expires:%Y-%m-%dT%H:%M:%SZ}"
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the certificate in use, in DER form."""
+        return self._client.certificate.sha256
+
     def reload(self, *, requested: bool = False) -> bool:
         """Use new certificate files, if there are any; True when the client connects with them from now on.
 

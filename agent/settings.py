@@ -12,7 +12,7 @@ from ..base.log import LogSettings
 from ..base.settings import load_settings
 from ..fedproto.tls import check_files
 from ..runtime.backends.options import BackendOptions, parse_backend_options
-from ..runtime.bundle.opening import open_manifest
+from ..runtime.bundle.opening import open_bundle
 from ..runtime.bundle.signature import TrustedKeys, is_key_text, read_trusted_keys
 from ..runtime.video.decoder import DecodeLimits
 from .egress.policy import Policy
@@ -178,10 +178,10 @@ def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> Ag
 def check_environment(settings: AgentSettings) -> None:
     """Check that address, key, certificates, bundle and videos of the settings exist and fit together.
 
-    Raises SettingsError, DataError or IdentityError for the first problem.
+    Every file of the bundle is hashed. Raises SettingsError, DataError or IdentityError for the first problem.
     """
-    check_enrolled(settings.coordinator)
     split_address(settings.coordinator.address)
+    check_enrolled(settings.coordinator)
     check_files(settings.coordinator.files)
     for name, folder in (("bundle", settings.bundle), ("videos", settings.videos)):
         if folder is not None and not folder.is_dir():
@@ -190,7 +190,7 @@ def check_environment(settings: AgentSettings) -> None:
                 fix=f"set {name} in agent.toml; a relative path starts at the folder of agent.toml",
             )
     if settings.bundle is not None:
-        open_manifest(settings.bundle, settings.trust())
+        open_bundle(settings.bundle, settings.trust())
     if settings.videos is None and not settings.store.exists():
         raise SettingsError(
             f"store: there is no feature store at {settings.store}, and no videos are set to fill it from",
@@ -201,6 +201,12 @@ def check_environment(settings: AgentSettings) -> None:
 def check_enrolled(connection: ConnectionSettings) -> None:
     """Raise SettingsError for an address as the template has it, and for certificates that the operator has to send."""
     _refuse_placeholder(connection.address)
+    if not connection.key.exists():
+        raise SettingsError(
+            f"{connection.key} is missing: flamest-agent keygen made it, next to the request for the certificate",
+            fix="put it where agent.toml names it; if it is lost: flamest-agent keygen NAME --out DIR, and send the "
+            "operator the new request",
+        )
     for path in (connection.certificate, connection.ca):
         if not path.exists():
             raise SettingsError(

@@ -53,17 +53,19 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clips: int = 0  # trained on in the last round
     held_out: int = 0
     ignored: int = 0  # clips without a label, or with one that the run does not know
-    updates_sent: int = 0  # since the daemon started
+    updates_sent: int = 0  # in the egress ledger: by this and by earlier daemons
+    update_bytes: int = 0  # of these updates
     adopted: str = ""  # at the end of a run: "final", or "own" when the final model did worse here
     adopted_why: str = ""
     adopted_run: str = ""  # that the model in use is from
     adopted_round: int = 0
-    sent_bytes: int = 0
+    sent_bytes: int = 0  # since the daemon started
     received_bytes: int = 0
     epsilon_spent: float | None = None  # record-dp: over all runs; None without
     epsilon_budget: float | None = None
     evaluations_left: int | None = None  # that may still leave, when the last message left; None: none has
     certificate_expires: str = ""  # UTC, of the one in use
+    certificate_sha256: str = ""  # of it, as the coordinator's list of silos has it
     certificate_problem: str = ""  # why new certificate files are not in use; empty: no problem
     backends: dict[str, str] = {}  # by graph: where it ran when clips were last extracted
 

@@ -113,6 +113,11 @@ def _report(error: Exception, *, as_json: bool) -> int:
     raise error
 
 
+def counted(number: int, noun: str) -> str:
+    """Return ``1 update`` or ``20 updates``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def say(text: str) -> None:
     """Print a line for the person, its control characters escaped: names in it may come from elsewhere."""
     print(printable(text))

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...base.console import command, end_with, say
+from ...base.console import command, counted, end_with, say
 from ...base.options import JsonOption, LogLevelOption, TrustedKeyOption
 from . import AGENT, ConfigOption, DirOption
 
 IN_WORDS = {  # what a daemon is doing, where one word says too little
     "duplicate_identity": "another agent uses this silo's certificate",
-    "failed": "the last task failed, nothing was sent,",
-    "refused_by_policy": "the policy refused a round, nothing was sent,",
+    "failed": "the last task failed, nothing was sent",
+    "finished": "the run has finished",
+    "refused_by_policy": "the policy refused a round, nothing was sent",
     "unreachable": "the coordinator does not answer",
     "waiting": "waiting for the coordinator",
 }
@@ -109,16 +110,20 @@ def _check(path: Path, settings: AgentSettings, *, offline: bool, as_json: bool)
     """Check the settings, then the coordinator; the settings are reported as good before no one answers."""
     from ...base.errors import DataError, FlamestError, IdentityError, UnreachableError
     from ...fedproto.tls import certificate_silo
-    from ..config_check import dial, embedding_problem, label_notes
+    from ..config_check import clip_warnings, dial, embedding_problem, label_notes
+    from ..handshake import key_warning
     from ..settings import check_environment
 
     check_environment(settings)
     overrides = settings.policy.overrides()
-    result = {"config": str(path), "ok": True, "overrides": list(overrides), "dial": "not tried"}
+    warnings = [*filter(None, [key_warning(settings.coordinator.key)]), *clip_warnings(settings)]
+    result = {"config": str(path), "ok": True, "overrides": list(overrides), "warnings": warnings, "dial": "not tried"}
     if not as_json:
         say(f"{path}: OK")
         for override in overrides:
             say(f"  OVERRIDE: {override} (docs/guides/privacy.md)")
+        for warning in warnings:
+            say(f"  warning: {warning}")
     if offline:
         return result
     address = settings.coordinator.address
@@ -167,8 +172,10 @@ def _status_lines(status: AgentStatus, settings: AgentSettings, *, alive: bool) 
 
     lines: list[str] = []
     doing = IN_WORDS.get(status.doing, status.doing)
-    lines.append(f"{'running' if alive else 'NOT RUNNING'}: {doing} since {status.since}")
-    if status.detail:
+    if progress := status.detail if status.doing == "extracting" else "":
+        doing += f" ({progress})"
+    lines.append(f"{f'running (PID {status.pid})' if alive else 'NOT RUNNING'}: {doing}, since {status.since}")
+    if status.detail and not progress:
         lines.append(f"  {status.code + ': ' if status.code else ''}{status.detail}")
     if status.extraction:
         lines.append(f"  the last extraction failed: {status.extraction}")
@@ -176,22 +183,27 @@ def _status_lines(status: AgentStatus, settings: AgentSettings, *, alive: bool) 
         counts = ", ".join(f"{count} {code}" for code, count in status.failed_clips.items())
         lines.append(f"clips of the videos that cannot be used: {sum(status.failed_clips.values())} ({counts})")
         lines.append(f"  which, and why: {_extract_command(settings)}")
+        lines.append("  (--retry tries them again)")
     if status.epsilon_budget is not None:
         lines.append(
             f"privacy: epsilon {status.epsilon_spent or 0:.3f} of {status.epsilon_budget:g} spent, over all runs"
         )
     if status.evaluations_left == 0 and settings.policy.reports:
         lines.append("evaluations: none is left of policy.evaluations_per_day or evaluations_per_month: updates go on")
-    lines.append(f"silo {status.silo}, run {status.run or '-'}: last answered round {status.round} of {status.rounds}")
+    joined = f", run {status.run}: last answered round {status.round} of {status.rounds}" if status.run else ""
+    lines.append(f"silo {status.silo}{joined}")
+    if status.clips or status.held_out or status.ignored:  # otherwise nothing was trained yet since the start
+        counts = f"{status.clips} to train on, {status.held_out} held out"
+        lines.append(f"clips: {counts}, {status.ignored} without a label of the run")
     lines.append(
-        f"clips: {status.clips} to train on, {status.held_out} held out, {status.ignored} without a label of the run"
+        f"left this silo, by its ledger: {counted(status.updates_sent, 'update')}, {status.update_bytes / 1e6:.2f} MB"
     )
-    lines.append(
-        f"left this silo: {status.updates_sent} updates, {status.sent_bytes / 1e6:.2f} MB; "
-        f"received {status.received_bytes / 1e6:.2f} MB"
-    )
+    if status.sent_bytes or status.received_bytes:
+        sent, received = status.sent_bytes / 1e6, status.received_bytes / 1e6
+        lines.append(f"traffic since the start: {sent:.2f} MB sent, {received:.2f} MB received")
     if (left := status.certificate_days) is not None:
-        lines.append(f"certificate: until {status.certificate_expires[:10]}, {left:.0f} days left")
+        digest = f", SHA-256 {status.certificate_sha256[:8]}" if status.certificate_sha256 else ""
+        lines.append(f"certificate: until {status.certificate_expires[:10]}, {left:.0f} days left{digest}")
         if left < WARN_DAYS:
             lines.append(f"  {renewal_fix(status.silo)}")
         if status.certificate_problem:
@@ -227,4 +239,4 @@ def _extract_command(settings: AgentSettings) -> str:
     words += [] if work.precision is None else ["--precision", work.precision]
     for key in settings.trusted_keys:
         words += ["--trusted-key", key]
-    return shlex.join(words) + "  (--retry tries them again)"
+    return shlex.join(words)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...base.console import command, say
+from ...base.console import command, counted, say
 from ...base.options import JsonOption
 from . import AGENT, ConfigOption, DirOption
 
@@ -46,7 +47,9 @@ def egress(
     if not any(os.path.lexists(home / name) for name in (LEDGER_FILE, HEAD_FILE)):
         raise DataError(  # not "nothing has left": the folder may be another one
             f"{home} holds no egress ledger: no agent has run with this state folder, or the ledger was removed",
-            fix="flamest-agent egress --config agent.toml finds the folder that the daemon uses",
+            fix="start it once: flamest-agent run --config agent.toml"
+            if state is None
+            else "flamest-agent egress --config agent.toml finds the folder that the daemon uses",
             code="no_ledger",
         )
     content = read_ledger(home)
@@ -98,16 +101,21 @@ def _lines(entry: Entry) -> list[str]:
                 f"{entry.privacy.rate:.3g}, noise {entry.privacy.multiplier:g}"
             )
     elif entry.what == "evaluation":
-        lines = [f"{where}{entry.models} models evaluated on the held-out clips, {entry.bytes:,} bytes"]
+        lines = [f"{where}{counted(entry.models, 'model')} evaluated on the held-out clips, {entry.bytes:,} bytes"]
         lines += [*map(_result, entry.results), f"SHA-256 {entry.sha256}"]
     elif entry.what == "enrolment":
         lines = [f"{entry.detail}; {entry.bytes} bytes, SHA-256 {entry.sha256}"]
     elif entry.what == "policy":
-        lines = ["policy from here on: " + ", ".join(f"{key} = {value}" for key, value in entry.policy.items())]
+        lines = ["policy from here on: " + ", ".join(f"{key} = {_toml(value)}" for key, value in entry.policy.items())]
     else:
         lines = [f"{where}NOTHING LEFT, {entry.what} ({entry.code})", entry.detail]
     lines += [f"OVERRIDE: {override}" for override in entry.overrides]
     return [f"{entry.time}  {lines[0]}", *(INDENT + line for line in lines[1:])]
+
+
+def _toml(value: object) -> str:
+    """Return a value of the policy as agent.toml has it."""
+    return json.dumps(value)
 
 
 def _result(result: ReportedResult) -> str:
@@ -134,9 +142,12 @@ def _summary(content: LedgerContent) -> list[str]:
     updates = list(content.of("update"))
     evaluations = sum(entry.evaluated_models for entry in content.entries)
     withheld = sum(1 for entry in content.entries if entry.what in ("refused", "withdrawn"))
+    entries = "1 entry" if len(content.entries) == 1 else f"{len(content.entries):,} entries"
+    refused = f"{withheld:,} {'was' if withheld == 1 else 'were'} refused or withdrawn"
+    megabytes = sum(entry.bytes for entry in updates) / 1e6
     lines = [
-        f"{len(content.entries)} entries: {len(updates)} updates of {sum(entry.bytes for entry in updates) / 1e6:.2f} "
-        f"MB in all may have left, with the evaluations of {evaluations} models; {withheld} were refused or withdrawn"
+        f"{entries}: {counted(len(updates), 'update')} of {megabytes:.2f} MB in all may have left, with the "
+        f"evaluations of {counted(evaluations, 'model')}; {refused}"
     ]
     if content.cut_short:
         lines.append(f"{content.cut_short} lines were cut short by a crash or a full disk: nothing was sent for them")

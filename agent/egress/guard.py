@@ -88,6 +88,21 @@ class EgressGuard:
         return max(0, evaluations_left(self.policy, self._ledger))
 
     @property
+    def updates(self) -> int:
+        """Number of updates in the ledger, of all runs."""
+        return sum(1 for _ in self._ledger.content.of("update"))
+
+    @property
+    def update_bytes(self) -> int:
+        """Bytes of the updates in the ledger, as ``Entry.bytes``."""
+        return sum(entry.bytes for entry in self._ledger.content.of("update"))
+
+    def last_round(self, run: RunSettings) -> int:
+        """Return the last round of a run for which the ledger has an update; 0 for none."""
+        rounds = (entry.round for entry in self._ledger.content.of("update") if entry.run_sha256 == run.sha256)
+        return max(rounds, default=0)
+
+    @property
     def pause_s(self) -> float:
         """Seconds to wait after a message, so that the ledger's quotas last."""
         return self._ledger.content.quotas.pause_s(self._ledger.now())

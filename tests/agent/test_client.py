@@ -225,7 +225,22 @@ def test_a_call_ends_soon_after_the_process_is_asked_to_end(federation, connecte
         assert time.monotonic() - began < 3
 
 
-@pytest.mark.parametrize("address", ["", "host", "host:", ":7443", "host:0", "host:99999", "host:x"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "host",
+        "host:",
+        ":7443",
+        "host:0",
+        "host:99999",
+        "host:x",
+        "https://host:7443",
+        "host:7443/",
+        "::1:7443",
+        "host:²",
+    ],
+)
 def test_an_invalid_address_is_refused(address):
     with pytest.raises(SettingsError, match="expected host:port"):
         split_address(address)

@@ -1,6 +1,7 @@
 """``flamest-agent run --check-config``: the settings, and where they are weaker than the defaults."""
 
 import json
+import shutil
 import socket
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 @pytest.fixture
 def check_policy(tmp_path, monkeypatch):
     monkeypatch.setattr("flamest.agent.settings.check_files", lambda files: None)
-    for name in ("features.sqlite", "c", "s"):
+    for name in ("features.sqlite", "c", "s", "k"):
         (tmp_path / name).touch()
 
     def check(policy: str, *options: str) -> str:
@@ -162,6 +163,82 @@ def test_a_silo_without_certificates_learns_how_it_gets_them(make_federation, na
     assert (done.exit_code, error["code"]) == (78, "settings")
     assert f"{name} is missing" in error["message"]
     assert "silo add" in error["fix"]
+
+
+def with_videos(home: Path, bundle: Path, *clips: str) -> Path:
+    """Let the settings name the bundle, and a folder of empty files called like clips."""
+    for name in clips:
+        (home / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / "videos" / name).touch()
+    (home / "videos").mkdir(exist_ok=True)
+    text = (home / "agent.toml").read_text()
+    text = text.replace('# bundle = "bundle" ', f'bundle = "{bundle}" ').replace(
+        '# videos = "videos" ', "videos = 'videos'"
+    )
+    (home / "agent.toml").write_text(text)
+    return home
+
+
+def test_check_config_warns_of_too_few_clips(make_federation, toy_bundle):
+    home = settings_of(make_federation("a"), "a", "h:1")
+    with_videos(home, toy_bundle, *(f"run/{number}.mp4" for number in range(50)))
+    code, answer = checked(home, "--offline")
+    assert code == 0
+    assert [words.split(":")[0] for words in answer["warnings"]] == [
+        "50 labelled clips, about 40 to train on, policy.min_samples 256"
+    ]
+    (home / "a.key").chmod(0o644)
+    assert f"chmod 600 {home / 'a.key'}" in checked(home, "--offline")[1]["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("clips", "table", "said"),
+    [
+        ((), None, "holds no video files"),
+        (("1.mp4", "2.mp4"), None, "none of the 2 clips of"),
+        ((), "path,label\nrun/1.mp4,run\n", "run/1.mp4: no such file"),
+    ],
+    ids=["empty", "without labels", "missing files"],
+)
+def test_check_config_refuses_videos_that_cannot_be_trained_on(make_federation, toy_bundle, clips, table, said):
+    home = with_videos(settings_of(make_federation("a"), "a", "h:1"), toy_bundle, *clips)
+    if table:
+        (home / "videos" / "labels.csv").write_text(table)
+    code, answer = checked(home, "--offline")
+    assert (code, answer["error"]["code"]) == (65, "no_clips")
+    assert said in answer["error"]["message"]
+
+
+def test_check_config_hashes_every_file_of_the_bundle(make_federation, toy_bundle, tmp_path):
+    changed = tmp_path / "bundle"
+    shutil.copytree(toy_bundle, changed)
+    largest = max(changed.glob("*.onnx"), key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[-1] ^= 1
+    largest.write_bytes(content)
+    home = with_videos(settings_of(make_federation("a"), "a", "h:1"), changed, "run/1.mp4")
+    code, answer = checked(home, "--offline")
+    assert (code, answer["error"]["code"]) == (65, "bundle_tampered")
+
+
+def test_a_missing_key_names_keygen(make_federation):
+    home = settings_of(make_federation("a"), "a", "h:1")
+    (home / "a.key").unlink()
+    code, answer = checked(home)
+    assert code == 78
+    assert "flamest-agent keygen" in answer["error"]["message"]
+
+
+def test_status_shows_what_left_before_the_last_start(make_federation):
+    from flamest.agent.status import AgentStatus, write_status
+
+    home = settings_of(make_federation("a"), "a", "h:1")
+    (home / "state").mkdir()
+    write_status(home / "state", AgentStatus(doing="finished", silo="a", updates_sent=1, update_bytes=1_300_000))
+    shown = CliRunner().invoke(app, ["status", "--dir", str(home)]).stdout
+    assert "left this silo, by its ledger: 1 update, 1.30 MB\n" in shown
+    assert "clips:" not in shown
+    assert "run -" not in shown
 
 
 def test_status_ends_with_69_when_no_agent_runs(make_federation):

@@ -58,7 +58,7 @@ def test_egress_prints_what_left_and_what_did_not(state):
         "reported: model 1 predicts 20 of 80 held-out clips correctly (9 of 40 of class 0, 11 of 40 of class 2), "
         "loss 1.25\n",
         "round 4 of run-1: NOTHING LEFT, refused (few_samples)",
-        "5 entries: 1 updates of 6.40 MB in all may have left, with the evaluations of 3 models; 1 were refused or "
+        "5 entries: 1 update of 6.40 MB in all may have left, with the evaluations of 3 models; 1 was refused or "
         "withdrawn",
         "the ledger is intact",
     ):
@@ -103,10 +103,13 @@ def test_without_settings_the_error_names_the_command(tmp_path, monkeypatch):
 
 
 def test_egress_of_a_silo_without_updates_counts_none(tmp_path):
-    Ledger.open(tmp_path).append("policy", policy={"min_samples": 256})
+    Ledger.open(tmp_path).append("policy", policy={"min_samples": 256, "refuse_worse": True})
     reported = json.loads(run("--state", tmp_path, "--json").stdout.splitlines()[-1])
     assert [entry["what"] for entry in reported["entries"]] == ["policy"]
     assert (reported["updates"], reported["bytes"], reported["whole"]) == (0, 0, True)
+    shown = run("--state", tmp_path).stdout
+    assert "policy from here on: min_samples = 256, refuse_worse = true\n" in shown
+    assert "1 entry: 0 updates of" in shown
 
 
 def test_a_folder_without_a_ledger_is_an_error(tmp_path):

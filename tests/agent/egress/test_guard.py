@@ -364,3 +364,12 @@ def test_only_the_owner_can_read_ledger_and_pending_update(silo):
     first.send(first.trained(1))
     for name in (PENDING_FILE, LEDGER_FILE):
         assert os.stat(first.state / name).st_mode & 0o077 == 0
+
+
+def test_what_left_is_known_after_a_restart(silo):
+    first = silo(DEFAULT)
+    assert (first.guard.updates, first.guard.update_bytes, first.guard.last_round(first.run)) == (0, 0, 0)
+    first.send(first.trained(1))
+    later = first.restarted(DEFAULT).guard
+    assert (later.updates, later.last_round(first.run)) == (1, 1)
+    assert later.update_bytes == next(read_ledger(first.state).of("update")).bytes
