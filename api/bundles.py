@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..agent.predict import Prediction, find_videos, predict_videos
-from ..base.errors import DataError, MissingExtra
+from ..base.errors import DataError, MissingExtra, UsageError
 from ..base.extras import EXPORT_MODULES, missing_package
 from ..base.progress import progress_bar
 from ..runtime.bundle.packaged import resolve_bundle
+from .checks import fixes, path_of, shown, whole_number
 from .features import Features
 from .loading import load
 from .models import Model, load_model
+from .runs import Run
 
 if TYPE_CHECKING:
     from ..agent.extraction.report import ExtractReport
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+NO_CLIPS = "give a folder with LABEL/clip.mp4, or with a labels.csv: bundle.extract('videos')"
 MOST_NAMED = 3  # clips in a warning
 
 
@@ -86,8 +89,11 @@ class Bundle:
             DataError: The folder holds no clips, or none can be read; a file of the bundle is not the exported one.
             MissingExtra: A package of the extra ``agent`` is not installed.
         """
+        folder = path_of("videos", videos, like="bundle.extract('videos')")
+        threads = None if threads is None else whole_number("threads", threads, least=1, like=4)
         with _store(store) as path:
-            report = self._extract(Path(videos), path, threads, progress)
+            with fixes({"no_clips": NO_CLIPS}):
+                report = self._extract(folder, path, threads, progress)
             _report_failures(report)
             return load(path, fingerprint=self.fingerprint, precision=report.precision)
 
@@ -121,7 +127,7 @@ def open_bundle(path: PathLike = "miniworld") -> Bundle:
     """
     from ..runtime.bundle.opening import open_manifest
 
-    folder = resolve_bundle(Path(path))
+    folder = resolve_bundle(path_of("path", path, like="fl.open_bundle('miniworld')"))
     manifest, _ = open_manifest(folder)
     return Bundle(folder, manifest)
 
@@ -129,16 +135,16 @@ def open_bundle(path: PathLike = "miniworld") -> Bundle:
 def predict(
     videos: PathLike | Sequence[PathLike],
     *,
-    model: Model | PathLike,
+    model: Model | Run | PathLike,
     bundle: Bundle | PathLike,
     top: int = 5,
     progress: bool = True,
-) -> list[Prediction]:
+) -> Sequence[Prediction]:
     """Name the action in videos.
 
     Args:
         videos: A video file, a folder of them, or several of both.
-        model: A model, or its file.
+        model: A model, the run that made it, or its file.
         bundle: The bundle whose embeddings it was trained on.
         top: How many labels to give for each video.
         progress: Show a bar on a terminal, and a line every ten seconds elsewhere.
@@ -146,15 +152,18 @@ def predict(
     Returns:
         A ``Prediction`` for each video, in order, then for what cannot be used of the folders: ``video``, ``label``
         (the most probable one), ``labels`` (each with ``label`` and ``probability``), ``caption``, and ``reason`` where
-        it could not be read.
+        it could not be read or there is no such file.
 
     Raises:
-        DataError: There is no video, or the model was trained on the embeddings of another bundle.
+        UsageError: An argument is of another type.
+        DataError: No video was given, or the folders hold none; the model was trained on the embeddings of another
+            bundle.
         MissingExtra: A package of the extra ``agent`` is not installed.
     """
+    top = whole_number("top", top, least=1, like=5)
     files, unusable = _video_files([videos] if isinstance(videos, str | os.PathLike) else videos)
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    used = model if isinstance(model, Model) else load_model(model)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(path_of("bundle", bundle, like="bundle='miniworld'"))
+    used = _model(model)
     found = predict_videos(opened.path, used.file(), files, top=top)
     if not progress:
         return [*found, *unusable]
@@ -199,9 +208,10 @@ def export_bundle(
     from ..export.bundle import build_bundle
     from ..export.request import ExportOptions, read_request
 
+    threads = None if threads is None else whole_number("threads", threads, least=1, like=4)
     options = ExportOptions(
         backend="onnx",
-        out=Path(out),
+        out=path_of("out", out, like="fl.export_bundle('bundle')"),
         extractor=extractor,
         weights=weights,
         precision=[precision],
@@ -212,11 +222,17 @@ def export_bundle(
     return open_bundle(out)
 
 
+def _model(given: Model | Run | PathLike) -> Model:
+    if isinstance(given, Run):
+        return given.model
+    return given if isinstance(given, Model) else load_model(path_of("model", given, like="model=run.model"))
+
+
 @contextmanager
 def _store(given: PathLike | None) -> Iterator[Path]:
     """Give the path of the store: the one given, or one that is removed at the end."""
     if given is not None:
-        yield Path(given)
+        yield path_of("store", given, like="store='features.sqlite'")
         return
     with tempfile.TemporaryDirectory(prefix="flamest-") as folder:
         yield Path(folder) / "features.sqlite"
@@ -239,7 +255,9 @@ def _report_failures(report: ExtractReport) -> None:
 
 def _video_files(given: Sequence[PathLike]) -> tuple[list[Path], list[Prediction]]:
     """Return the video files, and what of the folders cannot be one. Raises DataError without any video."""
-    files, unusable = find_videos([Path(path) for path in given])
+    if not isinstance(given, Iterable):
+        raise UsageError(f"videos is {shown(given)}, expected paths", fix="write fl.predict(['clip.mp4'], …)")
+    files, unusable = find_videos([path_of("a video", path, like="fl.predict(['clip.mp4'], …)") for path in given])
     if not files:
         reasons = "; ".join(f"{each.video}: {each.reason}" for each in unusable[:MOST_NAMED])
         raise DataError(

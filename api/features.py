@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from ..agent.training.dataset import FeatureTable
 from ..base.errors import DataError
+from .checks import embeddings, fixes, path_of, texts
 
 UNKNOWN = -1  # class of a clip without a label
 
@@ -58,9 +58,10 @@ class Features:
         """Make features from NumPy arrays.
 
         Args:
-            x: Embeddings, [N, D], finite.
-            y: The class of each clip, as names or numbers. An empty name means unknown.
-            groups: The group of each clip, such as the video that it was cut from. Without it each clip is its own.
+            x: Embeddings, [N, D], finite. They are copied.
+            y: The class of each clip, as names or numbers. An empty name, None, NaN and the number -1 mean unknown.
+            groups: The group of each clip, such as the video that it was cut from. Without it, or where it is
+                missing, a clip is its own.
             clips: A name for each clip.
             name: Name of the embeddings. Only features of one name and width are trained on together.
 
@@ -68,30 +69,25 @@ class Features:
             The features, with the fingerprint ``imported:NAME:D`` that ``flamest-agent import-features`` gives them.
 
         Raises:
-            DataError: ``x`` is not a finite matrix, or another argument has another number of rows.
+            DataError: ``x`` is not a matrix of finite real numbers, or another argument has another number of rows.
             UsageError: ``name`` is not of lower-case letters, digits, dot, dash and underscore.
         """
         from ..agent.extraction.npz import imported_fingerprint
 
-        values = np.ascontiguousarray(x, dtype=np.float32)
-        if values.ndim != 2 or 0 in values.shape:
-            raise DataError(
-                f"x has the shape {list(values.shape)}, expected [clips, width]",
-                fix="give a two-dimensional array, a row for each clip",
-                code="bad_table",
-            )
-        if not np.isfinite(values).all():
-            raise DataError("x holds NaN or infinity", fix="leave such rows out", code="not_finite")
+        values = embeddings("x", x)
         rows = len(values)
-        names = _column("y", y, rows)
-        ids = [f"row-{row:06d}" for row in range(rows)] if clips is None else _column("clips", clips, rows)
-        columns = ClipColumns(
-            [label or None for label in names],
-            ids if groups is None else _column("groups", groups, rows),
-            ids,
-            [""] * rows,
-        )
-        return numbered_features(values, columns, FeatureKind(imported_fingerprint(name, values.shape[1])))
+        if not rows:
+            raise DataError("x has no rows", fix="give a row for each clip", code="bad_table")
+        names = [None if label in ("-1", "-1.0") else label for label in texts("y", y, rows)]
+        ids = [f"row-{row:06d}" for row in range(rows)]
+        if clips is not None:
+            ids = [given or own for given, own in zip(texts("clips", clips, rows), ids, strict=True)]
+        owners = ids
+        if groups is not None:
+            owners = [given or own for given, own in zip(texts("groups", groups, rows), ids, strict=True)]
+        with fixes({"usage": "write name='vgg16-fc7'"}):
+            fingerprint = imported_fingerprint(name if isinstance(name, str) else repr(name), values.shape[1])
+        return numbered_features(values, ClipColumns(names, owners, ids, [""] * rows), FeatureKind(fingerprint))
 
     def __len__(self) -> int:
         return len(self.y)
@@ -158,7 +154,10 @@ class Features:
         labels = tuple(name or None for name in self.names)
         paths = ("",) * len(self)
         kind = (self.fingerprint, self.precision, self.vlm_width)
-        write_npz(Path(path), StoredFeatures(self.x, labels, self.groups, self.clips, self.captions, paths, *kind))
+        write_npz(
+            path_of("path", path, like="save('features.npz')"),
+            StoredFeatures(self.x, labels, self.groups, self.clips, self.captions, paths, *kind),
+        )
 
     def table(self, labels: Sequence[str]) -> FeatureTable:
         """Return the rows to train or measure on: clips with a label, numbered by their place in ``labels``."""
@@ -222,16 +221,6 @@ def numbered_features(x: npt.NDArray[np.float32], columns: ClipColumns, kind: Fe
     y = np.array([UNKNOWN if name is None else place[name] for name in columns.names], dtype=np.int64)
     texts = (tuple(columns.clips), tuple(columns.captions))
     return Features(x, y, labels, tuple(columns.groups), kind.fingerprint, kind.precision, kind.vlm_width, *texts)
-
-
-def _column(what: str, values: Sequence[Any] | npt.NDArray[Any], rows: int) -> list[str]:
-    found = np.asarray(values)
-    if found.shape != (rows,):
-        raise DataError(
-            f"{what} has the shape {list(found.shape)}, expected [{rows}], one for each row of x",
-            fix="give one value for each row of x",
-        )
-    return [str(value) for value in found.tolist()]
 
 
 def union(parts: Sequence[Features]) -> Features:

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.errors import DataError
+from ..base.errors import DataError, UsageError
+from ..base.files import printable_path
+from .checks import fixes, path_of, shown
 from .features import ClipColumns, FeatureKind, Features, numbered_features
 
+ZIP, SQLITE, NPY = b"PK", b"SQLite format 3\0", b"\x93NUMPY"  # the first bytes of files
+STORES = (".sqlite", ".db")
 MINIWORLD = "miniworld"  # in place of a path: the features that come with the package
 
 
@@ -21,17 +25,23 @@ def load(path: str | os.PathLike[str], *, fingerprint: str | None = None, precis
             ``flamest-agent features`` writes it: ``x`` float [N, D] and ``y`` text [N], and if wanted ``group``,
             ``clip`` and ``caption`` text [N]. ``miniworld`` stands for the features that come with this package: 300
             rendered clips of 25 classes, for trying things out.
-        fingerprint: Which features, where a store holds several kinds; the beginning is enough.
+        fingerprint: Which features, where a store holds several kinds; the beginning is enough. Another file has
+            to be of it.
         precision: The same for their precision.
 
     Returns:
         The features, in a fixed order.
 
     Raises:
-        DataError: There is no such file, it is damaged, or holds several kinds of features.
+        UsageError: ``path`` is no path, or another argument no text.
+        DataError: There is no such file, it is damaged or of another kind, or it holds several kinds of features.
+        StorageError: The file cannot be read.
         MissingExtra: A package of the extra ``agent`` is not installed.
     """
-    file = Path(path)
+    file = path_of("path", path, like="fl.load('features.sqlite')")
+    for name, value in (("fingerprint", fingerprint), ("precision", precision)):
+        if value is not None and not isinstance(value, str):
+            raise UsageError(f"{name} is {shown(value)}, expected a text", fix="leave it out, or give its beginning")
     if str(path) == MINIWORLD and not file.exists():
         from ..experiments.miniworld.sample import SAMPLE
 
@@ -42,7 +52,43 @@ def load(path: str | os.PathLike[str], *, fingerprint: str | None = None, precis
             fix="extract a folder of videos with: fl.open_bundle(BUNDLE).extract(FOLDER)",
             code="not_a_file",
         )
-    return _load_npz(file) if file.suffix == ".npz" else _load_store(file, fingerprint, precision)
+    if _is_npz(file):
+        return _of_kind(file, _load_npz(file), fingerprint, precision)
+    with fixes({"several_kinds": "choose one: fl.load(path, fingerprint='…', precision='fp32')"}):
+        return _load_store(file, fingerprint, precision)
+
+
+def _is_npz(path: Path) -> bool:
+    """Return whether the file is an ``.npz`` by its first bytes. Raises DataError for what is no store either."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError:  # reported by the reader that its name asks for
+        return path.suffix == ".npz"
+    if start.startswith(ZIP):
+        return True
+    if start.startswith(SQLITE) or path.suffix in STORES or not start:
+        return path.suffix == ".npz" and not start.startswith(SQLITE)
+    if path.suffix == ".npz":
+        return True
+    what, fix = "neither a feature store nor an .npz file", "give one of those, or make features from your arrays"
+    if start.startswith(NPY):
+        what, fix = "a single array (.npy)", "f = fl.Features.from_arrays(numpy.load(path), labels)"
+    elif start[8:9] == b"{":
+        what, fix = "a model (.safetensors)", "model = fl.load_model(path)"
+    raise DataError(f"{printable_path(path)} is {what}, expected features", fix=fix)
+
+
+def _of_kind(path: Path, found: Features, fingerprint: str | None, precision: str | None) -> Features:
+    """Raise DataError (``no_such_features``) where the features of a file are not those that are asked for."""
+    if found.fingerprint.startswith(fingerprint or "") and precision in (None, found.precision):
+        return found
+    raise DataError(
+        f"{printable_path(path)} holds no features of fingerprint {fingerprint or 'any'}, precision "
+        f"{precision or 'any'}; it has {found.fingerprint}, {found.precision}",
+        fix="leave fingerprint and precision out, or load the file that has them",
+        code="no_such_features",
+    )
 
 
 def _load_store(path: Path, fingerprint: str | None, precision: str | None) -> Features:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ from ..agent.training.own_head import OwnHead, open_trainer
 from ..agent.training.trainer import log_softmax
 from ..base.errors import DataError, UsageError
 from ..fedproto.head import HeadSpec, Params
+from .checks import embeddings, labelled_features, path_of
 from .features import UNKNOWN, Features
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Model:
             features: Features of the model's bundle, or embeddings [N, D].
 
         Raises:
-            DataError: The features are of another bundle, or of another width.
+            DataError: The features are of another bundle or width, or not a matrix of finite numbers.
         """
         x = self._rows(features)
         trainer = open_trainer(self.head, threads=1)
@@ -64,7 +64,7 @@ class Model:
             features: Features of the model's bundle, or embeddings [N, D].
 
         Raises:
-            DataError: The features are of another bundle, or of another width.
+            DataError: The features are of another bundle or width, or not a matrix of finite numbers.
         """
         return [self.labels[number] for number in self.probabilities(features).argmax(axis=1).tolist()]
 
@@ -72,8 +72,10 @@ class Model:
         """Return the share of the labelled clips that get their label, 0 to 1.
 
         Raises:
+            UsageError: These are no features: embeddings alone have no labels.
             DataError: The features are of another bundle, or none has a label.
         """
+        labelled_features("features", features, Features)
         labelled = features[features.y != UNKNOWN]
         if not len(labelled):
             raise DataError("no clip has a label, so there is nothing to compare with", fix="give features with labels")
@@ -89,7 +91,7 @@ class Model:
         """
         from ..fedproto.model_file import write_model
 
-        write_model(Path(path), self.file())
+        write_model(path_of("path", path, like="save('model.safetensors')"), self.file())
 
     def file(self) -> ModelFile:
         """Return the model as the content of its file."""
@@ -111,8 +113,10 @@ class Model:
                 fix="extract the clips with the model's bundle",
                 code="other_features",
             )
-        x = np.ascontiguousarray(features.x if isinstance(features, Features) else features, dtype=np.float32)
-        if x.ndim != 2 or x.shape[1] != self.head.inputs:
+        if isinstance(features, str | os.PathLike):
+            labelled_features("features", features, Features)
+        x = embeddings("features", features.x if isinstance(features, Features) else features)
+        if x.shape[1] != self.head.inputs:
             raise DataError(
                 f"embeddings {list(x.shape)}, expected [clips, {self.head.inputs}]",
                 fix="give embeddings of the bundle that the model was trained on",
@@ -140,11 +144,12 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         path: ``MODEL.safetensors``.
 
     Raises:
+        UsageError: ``path`` is no path.
         StorageError: The file cannot be read.
         DataError: It is not a model of this package, or damaged.
         MissingExtra: The package safetensors is not installed.
     """
     from ..fedproto.model_file import read_model
 
-    read = read_model(Path(path))
+    read = read_model(path_of("path", path, like="fl.load_model('model.safetensors')"))
     return Model(read.head, read.params, read.labels, read.fingerprint, read.run, read.round, read.metadata)

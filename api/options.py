@@ -17,12 +17,14 @@ from ..experiments.simulation import Aggregation
 from ..experiments.strategy_names import STRATEGIES, check_short_name
 from ..fedproto.head import HeadSpec
 from ..fedproto.records import RunSettings, Strategy, TrainSettings
+from .checks import fixes, shown
 
 Record = TypeVar("Record", Strategy, TrainSettings, HeadSpec, RunSettings)
 StrategyName = Literal["fedavg", "fedprox", "feddyn", "fedavgm", "fedadam", "median", "trimmed_mean"]
 OwnHeadGiven = Head | Callable[[int, int], Head]
 
 SILO_TERMS = ("mu", "alpha", "average_last")  # settings that go with an aggregation of one's own
+STRATEGY_GUIDE = "docs/guides/strategies.md has the settings of every strategy"
 HEADS = ("mlp", "rgcf")
 
 
@@ -101,7 +103,7 @@ def check_names(settings: Mapping[str, Any], known: tuple[str, ...]) -> None:
 def train_settings(settings: Mapping[str, Any]) -> TrainSettings:
     """Return the settings of local training among ``settings``. Raises UsageError."""
     made = record({key: settings[key] for key in TRAIN_KEYS if key in settings}, TrainSettings)
-    _raise_for(made.problems())
+    _raise_for(made.problems(), fix="see help(flamest.TrainOptions)")
     return made
 
 
@@ -194,7 +196,8 @@ def head_of(
             )
         blocks = (vlm_width, inputs - vlm_width) if both and (head == "rgcf" or given.get("standardise")) else ()
         fields = {"inputs": inputs, "outputs": outputs, "kind": head, "blocks": blocks, **given}
-        return record(fields, HeadSpec)
+        with fixes({"bad_head": "widths are 1 to 65,536: hidden=(512, 256), common=256"}):
+            return record(fields, HeadSpec)
     if given:
         raise UsageError(
             f"{', '.join(given)}: settings of the heads {' and '.join(HEADS)}, not of the given one",
@@ -208,6 +211,11 @@ def head_of(
                 fix="make the head for these features and labels",
             )
         return head
+    if not callable(head) and not hasattr(head, "forward"):
+        raise UsageError(
+            f"head is {shown(head)}, expected {' or '.join(HEADS)}, or a head of one's own",
+            fix="hand in a class like docs/guides/python-api.md's, or write head='mlp'",
+        )
     return OwnHead.open(head, inputs, outputs)
 
 
@@ -232,7 +240,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
-def _raise_for(problems: list[str]) -> None:
+def _raise_for(problems: list[str], *, fix: str = STRATEGY_GUIDE) -> None:
     if problems:
         text = "; ".join(dict.fromkeys(problems)).replace("name = ", "strategy=")
-        raise UsageError(text, fix="docs/guides/strategies.md has the settings of every strategy")
+        raise UsageError(text, fix=fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from ..base.errors import DataError, UsageError
 from ..experiments.partition import LabelSkew, Partition, dirichlet, eighth_of_even_share, iid, label_skew
+from .checks import finite_number, labelled_features, shown, whole_number
 from .features import UNKNOWN, Features, union
 from .text import table
 
@@ -101,10 +103,12 @@ def split(
         beta: How alike the silos are with ``dirichlet``: each class is divided by shares from Dir(beta), so that a
             small number gives most of a class to one silo and a large one gives equal shares. 0.6 unless given.
         seed: Seed of the test set and of the split.
-        test: About this share of each class is held out; 0 holds out nothing.
+        test: About this share of each class is held out; 0 holds out nothing. A group is held out only if each class
+            keeps clips in another one; where no group can be, one is nevertheless, with a warning.
         partition: ``dirichlet``; ``iid``: equal shares of shuffled rows; ``label-skew``: the paper's scaling
             approach 2, or a ``LabelSkew`` with its parameters. Or a function of one's own: it gets the features that
-            are left, the number of silos and a ``numpy.random.Generator``, and returns the row numbers of each silo.
+            are left, the number of silos and a ``numpy.random.Generator``, and returns the row numbers of each silo,
+            or a mask for each.
         smallest: With ``dirichlet`` and ``iid``, the fewest rows of a silo. Unless given, an eighth of an equal share
             and at least 2 with ``dirichlet``, and 1 with ``iid``.
 
@@ -112,16 +116,26 @@ def split(
         Silos and test set.
 
     Raises:
-        UsageError: An argument is out of range, or does not go with the partition.
+        UsageError: An argument is of another type, out of range, or does not go with the partition.
         DataError: The clips cannot be split like this, or a partition of one's own returns rows that do not exist,
             gives a row twice or leaves a silo empty.
     """
+    labelled_features("features", features, Features)
+    silos, seed = whole_number("silos", silos, least=1, like=4), whole_number("seed", seed, least=0, like=0)
+    test = finite_number("test", test, like=0.2)
+    beta = None if beta is None else finite_number("beta", beta, like=DEFAULT_BETA)
+    smallest = None if smallest is None else whole_number("smallest", smallest, least=1, like=2)
     labelled = features[features.y != UNKNOWN]
     if not len(labelled):
         raise DataError("no clip has a label", fix="label them by folder or labels.csv, and extract again")
     rest, held_out = _hold_out(labelled, test, seed)
     made: Partition | None = None
     if callable(partition):
+        if beta is not None or smallest is not None:
+            raise UsageError(
+                f"{'smallest' if beta is None else 'beta'}: not with a partition of one's own",
+                fix="leave it out, or use it in the function",
+            )
         parts = _own_parts(partition, rest, silos, seed)
     else:
         made = _known_partition(partition, rest.y, silos, beta=beta, seed=seed, smallest=smallest)
@@ -134,6 +148,13 @@ def _hold_out(features: Features, share: float, seed: int) -> tuple[Features, Fe
     from ..agent.training.holdout import hold_out_groups
 
     rest, held_out = hold_out_groups(features.groups, share, seed, labels=features.names)
+    names = np.array(features.names)
+    if lost := sorted(set(names[held_out]) - set(names[rest])):
+        warnings.warn(
+            f"all clips of {', '.join(lost)} are in the test set, because no group could be held out without that: "
+            "no silo can learn them",
+            stacklevel=3,
+        )
     if share > 0 and not len(held_out):
         raise DataError(
             "all clips are of one group, so none can be held out",
@@ -153,19 +174,15 @@ def _known_partition(
     smallest: int | None,
 ) -> Partition:
     name = "label-skew" if isinstance(partition, LabelSkew) else partition
-    if name not in PARTITIONS:
+    if not isinstance(name, str) or name not in PARTITIONS:
         raise UsageError(
-            f"there is no partition {name!r}; known: {', '.join(PARTITIONS)}",
+            f"there is no partition {shown(name)}; known: {', '.join(PARTITIONS)}",
             fix="or hand in a function: partition=my_partition (docs/guides/python-api.md)",
         )
     if beta is not None and name != "dirichlet":
         raise UsageError(f"beta is a parameter of the partition dirichlet, not of {name}", fix="leave it out")
     if smallest is not None and name == "label-skew":
         raise UsageError("the partition label-skew has no smallest silo", fix="leave it out")
-    if silos < 1:
-        raise UsageError(
-            f"a data set cannot be split over {silos} silos, expected at least 1", fix="choose 1 or more silos"
-        )
     if name == "label-skew":
         skew = partition if isinstance(partition, LabelSkew) else LabelSkew(most_silos=max(silos, 10))
         return label_skew(y, silos=silos, seed=seed, skew=skew)
@@ -179,24 +196,29 @@ def _own_parts(partition: PartitionFunction, rest: Features, silos: int, seed: i
     """Return the rows of each silo from a function that was handed in, checked."""
     given = partition(rest, silos, np.random.Generator(np.random.PCG64(seed)))
     try:
-        parts = [np.asarray(rows) for rows in given]
-    except TypeError as error:
+        parts = [_row_numbers(np.asarray(rows), len(rest)) for rows in given]
+    except (TypeError, ValueError) as error:
         raise _bad_partition(f"it returned {type(given).__name__}, expected the row numbers of each silo") from error
+    if len(parts) != silos:
+        raise _bad_partition(f"it returned {len(parts)} silos, expected {silos}")
     for number, rows in enumerate(parts, start=1):
         if rows.ndim != 1 or not rows.size or not np.issubdtype(rows.dtype, np.integer):
             raise _bad_partition(f"silo {number} got {rows.dtype}{list(rows.shape)}, expected one or more row numbers")
         if rows.min() < 0 or rows.max() >= len(rest):
             raise _bad_partition(f"silo {number} got rows {rows.min()} to {rows.max()}, expected 0 to {len(rest) - 1}")
-    if not parts:
-        raise _bad_partition("it returned no silo")
     if len(np.unique(np.concatenate(parts))) < sum(map(len, parts)):
         raise _bad_partition("a row is in it twice")
     return [np.sort(rows).astype(np.int64) for rows in parts]
 
 
+def _row_numbers(rows: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    """Return the row numbers of a mask over all rows, and anything else as it is."""
+    return np.flatnonzero(rows) if rows.dtype == bool and rows.shape == (count,) else rows
+
+
 def _bad_partition(problem: str) -> DataError:
     return DataError(
         f"the partition that was handed in: {problem}",
-        fix="return one list of row numbers for each silo: [[0, 2], [1, 3]]",
+        fix="return one list of row numbers for each silo, [[0, 2], [1, 3]], or one mask over all rows",
         code="bad_partition",
     )

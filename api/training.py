@@ -21,6 +21,7 @@ from ..fedproto.bounds import MAX_DEADLINE_S
 from ..fedproto.codecs import CODECS, Codec
 from ..fedproto.head import HeadSpec
 from ..fedproto.records import RunSettings, Strategy
+from .checks import labelled_features, shown, whole_number
 from .features import Features, shared_labels, union
 from .options import (
     HEAD_KEYS,
@@ -92,6 +93,8 @@ def simulate(
     check_names(settings, (*STRATEGY_KEYS, *TRAIN_KEYS, *HEAD_KEYS))
     if codec not in CODECS:
         raise UsageError(f"there is no codec {codec!r}; known: {', '.join(CODECS)}", fix="choose one of those")
+    seed = whole_number("seed", seed, least=0, like=0)
+    workers = usable_cores() if workers is None else whole_number("workers", workers, least=1, like=4)
     name, rule, aggregation = strategy_settings(strategy, settings)
     data = _Data.of(_named(silos), test)
     given_head = head_of(head, settings, data.width, len(data.labels), data.vlm_width)
@@ -100,9 +103,7 @@ def simulate(
     own = OwnParts(given_head if isinstance(given_head, OwnHead) else None, aggregation)
     parts = [SimulatedSilo(silo, table) for silo, table in data.silos.items()]
     with _progress("simulating", rounds, progress) as advance:
-        done = simulate_run(
-            run, parts, test=data.test, workers=workers or usable_cores(), on_round=lambda _: advance(), own=own
-        )
+        done = simulate_run(run, parts, test=data.test, workers=workers, on_round=lambda _: advance(), own=own)
     return Run(
         settings=run,
         strategy=name,
@@ -149,13 +150,15 @@ def train(
         The run, with the final model and its figures.
 
     Raises:
-        UsageError: A setting does not exist or is out of range.
+        UsageError: A setting does not exist or is out of range, or these are no features.
         DataError: The features do not fit each other, none has a label, or training diverged.
         MissingExtra: A package of the extra ``agent`` is not installed.
     """
     from ..agent.training.local import train_locally
 
     check_names(settings, (*TRAIN_KEYS, *HEAD_KEYS))
+    seed = whole_number("seed", seed, least=0, like=0)
+    threads = None if threads is None else whole_number("threads", threads, least=1, like=4)
     name = LOCAL if isinstance(features, Features) else CENTRALISED
     together = features if isinstance(features, Features) else union(list(_named(features).values()))
     data = _Data.of({name: together}, test)
@@ -201,6 +204,8 @@ class _Data:
     @classmethod
     def of(cls, silos: Mapping[str, Features], test: Features | None) -> _Data:
         """Raises DataError when the features do not fit each other, or a silo has no labelled clip."""
+        if test is not None:
+            labelled_features("test", test, Features)
         everything = [*silos.values(), *([test] if test is not None else [])]
         labels = shared_labels(everything)
         if len(labels) < 2:
@@ -228,6 +233,11 @@ class _Data:
 
 def _named(silos: Given) -> dict[str, Features]:
     named = dict(silos) if isinstance(silos, Mapping) else _numbered(silos)
+    if wrong := [name for name in named if not isinstance(name, str) or not name.strip()]:
+        raise UsageError(
+            f"a silo is called {shown(wrong[0])}, expected a name",
+            fix="name the silos: {'north': a, 'south': b}; or give a list, whose silos are silo-1, silo-2, …",
+        )
     if not named or not all(isinstance(each, Features) for each in named.values()):
         raise UsageError(
             "silos: expected the features of one or more silos, by name or in a list",

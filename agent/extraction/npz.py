@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -31,6 +31,8 @@ Text = npt.NDArray[np.str_]
 SHA256 = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 TEXTS = ("y", "group", "clip", "caption")  # arrays [N] of a file
+# Names taken for another one: an array of such a name would be left out without a word.
+MISNAMED = {"groups": "group", "clips": "clip", "captions": "caption"}
 MAX_ROWS = 2_000_000  # clips
 MAX_WIDTH = 65_536  # numbers of an embedding
 MAX_MEMORY = 4 << 30  # bytes of all arrays together: Kinetics-400 in 2816 dimensions takes 3
@@ -105,6 +107,7 @@ def read_npz(path: Path, name: str) -> ImportedFeatures:
     Raises DataError saying which array is not what it should be, ``too_large`` before it is read; StorageError.
     """
     with open_npz(path, ("x", *TEXTS)) as file:
+        _refuse_misnamed(path, file.names)
         x = _check_declared(path, file.arrays)
         fingerprint = imported_fingerprint(name, x.shape[1])
         try:
@@ -113,6 +116,15 @@ def read_npz(path: Path, name: str) -> ImportedFeatures:
         except MemoryError as error:
             raise _too_large(path, "it needs more memory than this process may have") from error
     return ImportedFeatures(embeddings, columns, fingerprint, "fp16" if x.dtype == np.float16 else "fp32")
+
+
+def _refuse_misnamed(path: Path, names: Collection[str]) -> None:
+    for name, meant in MISNAMED.items():
+        if name in names and meant not in names:
+            raise DataError(
+                f"{printable_path(path)} holds an array '{name}', which is not read: it is called '{meant}'",
+                fix=f"numpy.savez(FILE, x=x, y=y, {meant}={name})",
+            )
 
 
 def _check_declared(path: Path, arrays: Mapping[str, Declared]) -> Declared:

@@ -64,11 +64,15 @@ class Declared:
 
 
 class NpzFile:
-    """An open ``.npz`` file. ``arrays``: those of the names asked for, as declared. Open with ``open_npz``."""
+    """An open ``.npz`` file. ``arrays``: those of the names asked for, as declared; ``names``: all.
+
+    Open with ``open_npz``.
+    """
 
     def __init__(self, path: Path, file: BinaryIO, names: Collection[str]) -> None:
         self.path = path
         self._archive = zipfile.ZipFile(_ShortReads(file))
+        self.names = {info.filename.removesuffix(".npy") for info in self._archive.infolist()}
         self._members = self._find(names)
         self.arrays = {name: self._declared(name) for name in self._members}
 

@@ -91,7 +91,7 @@ class OwnHead:
         head: Any = given if is_head else given(inputs, outputs)  # type: ignore[operator]
         if not callable(getattr(head, "forward", None)) or not isinstance(getattr(head, "shapes", None), Mapping):
             raise _bad_head(head, "it needs a mapping 'shapes' and a method forward(params, x)")
-        shapes = {str(name): tuple(int(size) for size in shape) for name, shape in head.shapes.items()}
+        shapes = {str(name): _shape(head, name, shape) for name, shape in head.shapes.items()}
         if not shapes or any(size < 1 for shape in shapes.values() for size in shape):
             raise _bad_head(head, f"shapes are {shapes}, expected one or more tensors of sizes of 1 or more")
         own = cls(head, inputs, outputs, shapes)
@@ -118,23 +118,41 @@ class OwnHead:
         """Return initial parameters from NumPy's PCG64 of ``seed``. Raises DataError for others than ``shapes``."""
         random = np.random.Generator(np.random.PCG64(seed))
         draw = getattr(self.head, "initial", None)
-        given = (
-            draw(random) if draw is not None else {name: _drawn(random, shape) for name, shape in self.shapes.items()}
-        )
-        params = {name: np.array(tensor, np.float32) for name, tensor in given.items()}
-        check_params(self, params, whose=f"initial parameters of {self.name}")
+        if draw is None:
+            return {name: np.array(_drawn(random, shape), np.float32) for name, shape in self.shapes.items()}
+        given = draw(random)
+        if not isinstance(given, Mapping):
+            raise _bad_head(self.head, f"initial returned {type(given).__name__}, expected arrays by name")
+        try:
+            params = {name: np.array(given[name], np.float32) for name in self.shapes if name in given}
+            check_params(self, params, whose="what initial returned")
+        except (DataError, TypeError, ValueError) as error:
+            fix = "return {name: array} with the names of shapes, each of its shape and with finite values"
+            raise _bad_head(self.head, str(error), fix=fix) from error
         return params
 
     def scores(self, params: Params, x: Array) -> tuple[Array, Gradients]:
         """Call ``forward`` and check the shape of the scores."""
-        scores, backward = self.head.forward(params, x)
+        returned: Any = self.head.forward(params, x)
+        if not isinstance(returned, tuple | list) or len(returned) != 2 or not callable(returned[1]):
+            raise _bad_head(
+                self.head,
+                f"forward returned {_kind(returned)}, expected the scores and a function that returns the gradients",
+                fix="return scores, lambda gradient: {name: gradient of that parameter}",
+            )
+        scores, backward = returned
         expected = (len(x), self.outputs)
         if np.shape(scores) != expected:
             raise _bad_head(self.head, f"forward returned scores of shape {np.shape(scores)}, expected {expected}")
-        return np.asarray(scores), backward
+        found = np.asarray(scores)
+        if found.dtype.kind != "f":
+            raise _bad_head(self.head, f"forward returned scores of {found.dtype}, expected floating point")
+        return found, backward
 
     def fill_gradients(self, gradients: Mapping[str, Array], out: Array) -> None:
         """Write the gradients of all tensors to ``out`` [parameters]; DataError for others than ``shapes``."""
+        if not isinstance(gradients, Mapping):
+            raise _bad_head(self.head, f"its gradients are {_kind(gradients)}, expected arrays by name")
         found = {name: np.shape(gradient) for name, gradient in gradients.items()}
         if found != self.shapes:
             raise _bad_head(self.head, f"its gradients have the shapes {found}, expected {self.shapes}")
@@ -278,9 +296,28 @@ def _check_gradients(own: OwnHead) -> None:
     if not abs(measured - returned) <= TOLERANCE * max(abs(measured), abs(returned)) + rounding:
         raise _bad_head(
             own.head,
-            f"its gradients give the loss a slope of {returned:.3g} in a direction in which it has {measured:.3g}",
+            "its scores or gradients are NaN or infinite near the initial parameters"
+            if not (math.isfinite(returned) and math.isfinite(measured))
+            else f"its gradients give the loss a slope of {returned:.3g} in a direction in which it has {measured:.3g}",
             fix="correct the function that forward returns; exact_gradients = False on the class skips this comparison",
         )
+
+
+def _shape(head: object, name: object, shape: Any) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in shape)
+    except (TypeError, ValueError) as error:
+        raise _bad_head(
+            head,
+            f"the shape of {name!r} is {shape!r}, expected a tuple of sizes",
+            fix="write (3,) for a vector",
+        ) from error
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {', '.join(type(each).__name__ for each in value)}"
+    return type(value).__name__
 
 
 def _drawn(random: np.random.Generator, shape: tuple[int, ...]) -> Array:

@@ -115,5 +115,36 @@ def test_the_features_that_come_along_load_by_their_name(tmp_path, monkeypatch):
     assert f.fingerprint == fl.open_bundle("miniworld").fingerprint
     f[:5].save("miniworld.npz")
     (tmp_path / "miniworld.npz").rename("miniworld")
-    with pytest.raises(fl.FlamestError):  # a file of that name comes first, and this one is no store
-        fl.load("miniworld")
+    assert len(fl.load("miniworld")) == 5  # a file of that name comes first, and its first bytes say what it is
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "fix"),
+    [
+        (b"\x93NUMPY\x01\x00", r"a single array \(\.npy\)", "fl.Features.from_arrays(numpy.load"),
+        ((80).to_bytes(8, "little") + b'{"__metadata__"', r"a model \(\.safetensors\)", "fl.load_model"),
+        (b"name,label\n", "neither a feature store nor an .npz file", "one of those"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_by_its_name(tmp_path, content, message, fix):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(fl.FlamestError, match=message) as raised:
+        fl.load(tmp_path / "file")
+    assert fix in raised.value.fix
+    assert "backup" not in raised.value.fix
+
+
+@pytest.mark.parametrize("name", ["groups", "clips", "captions"])
+def test_an_array_of_a_misspelt_name_is_refused(tmp_path, name):
+    np.savez(tmp_path / "mine.npz", x=np.eye(2), y=np.array(["a", "b"]), **{name: np.array(["g", "g"])})
+    with pytest.raises(fl.FlamestError, match=f"holds an array '{name}', which is not read: it is called"):
+        fl.load(tmp_path / "mine.npz")
+
+
+def test_the_kind_that_is_asked_for_has_to_be_in_the_file(features, tmp_path):
+    features.save(tmp_path / "f.npz")
+    assert len(fl.load(tmp_path / "f.npz", fingerprint="imported:", precision="fp32")) == 200
+    for wrong in ({"fingerprint": "sha256"}, {"precision": "fp16"}):
+        with pytest.raises(fl.FlamestError, match="it has imported:features:24, fp32") as raised:
+            fl.load(tmp_path / "f.npz", **wrong)
+        assert raised.value.code == "no_such_features"

@@ -204,9 +204,33 @@ class NoScores(Layers):
         return x, lambda given: {}
 
 
+def changed(**methods):
+    """Return ``Layers`` with other methods."""
+    return type("Changed", (Layers,), methods)
+
+
+def of_shape(shape):
+    return changed(__init__=lambda self, inputs, classes: setattr(self, "shapes", {"b": shape}))
+
+
 @pytest.mark.parametrize(
     ("head", "message"),
     [
+        (
+            changed(forward=lambda self, params, x: x @ np.ones((24, 5))),
+            "forward returned ndarray, expected the scores",
+        ),
+        (changed(forward=lambda self, params, x: None), "forward returned NoneType"),
+        (changed(forward=lambda self, params, x: (np.zeros((5, 5)), lambda _: None)), "its gradients are NoneType"),
+        (changed(forward=lambda self, params, x: (np.zeros((5, 5), int), None)), "forward returned a tuple of"),
+        (changed(initial=lambda self, random: None), "initial returned NoneType"),
+        (changed(initial=lambda self, random: {"0.weight": 3}), "what initial returned: tensors"),
+        (
+            changed(initial=lambda self, random: {name: np.full(s, np.nan) for name, s in self.shapes.items()}),
+            "what initial returned: 0.weight holds NaN",
+        ),
+        (of_shape(3), r"the shape of 'b' is 3, expected a tuple"),
+        (of_shape(("a",)), "expected a tuple"),
         (Wrong, "its gradients give the loss a slope of"),
         (WrongShape, "its gradients have the shapes"),
         (NoScores, r"forward returned scores of shape \(5, 24\), expected \(5, 5\)"),
@@ -219,6 +243,18 @@ def test_a_head_that_is_wrong_is_an_error_before_training(split, head, message):
     with pytest.raises(fl.FlamestError, match=message) as raised:
         fl.simulate(silos, head=head, **QUICK)
     assert raised.value.code == "bad_own_head"
+    assert raised.value.fix
+    assert "learning rate" not in raised.value.fix
+
+
+def test_an_error_of_what_is_handed_in_passes_through(split):
+    silos, _ = split
+
+    def forgotten(model, updates):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        fl.simulate(silos, strategy=forgotten, hidden=(8,), **QUICK)
 
 
 def test_gradients_in_float32_or_inexact_on_purpose_are_accepted(split):

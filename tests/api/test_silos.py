@@ -68,27 +68,44 @@ def test_a_partition_is_a_function_of_features_silos_and_random(features):
     ("returned", "message"),
     [
         (5, "it returned int"),
-        ([], "it returned no silo"),
+        ([], "it returned 0 silos, expected 2"),
+        ([[0], [1], [2]], "it returned 3 silos, expected 2"),
         ([[0], []], "silo 2 got"),
         ([[0], [0.5]], "silo 2 got"),
+        ([[[0], [1, 2]], [3]], "it returned list"),
+        ([[True, False], [False, True]], r"silo 1 got bool\[2\]"),
         ([[0, 1], [160]], "silo 2 got rows 160 to 160, expected 0 to 159"),
         ([[0, 1], [1]], "a row is in it twice"),
     ],
 )
 def test_a_partition_that_returns_no_split_is_refused(features, returned, message):
     with pytest.raises(fl.FlamestError, match=message) as raised:
-        fl.split(features, partition=lambda _features, _silos, _random: returned)
+        fl.split(features, silos=2, partition=lambda _features, _silos, _random: returned)
     assert raised.value.code == "bad_partition"
     assert raised.value.fix
+
+
+def test_a_mask_over_all_rows_gives_a_silo(features):
+    silos, _ = fl.split(features, silos=2, partition=lambda given, *_: [given.y == 0, given.y > 0])
+    assert [set(silo.y.tolist()) for silo in silos.values()] == [{0}, {1, 2, 3, 4}]
+
+
+def test_a_class_that_is_wholly_held_out_is_a_warning():
+    f = fl.Features.from_arrays(np.eye(4), ["a", "a", "b", "b"], groups=["g", "g", "h", "h"])
+    with pytest.warns(UserWarning, match=r"all clips of [ab] are in the test set"):
+        _, test = fl.split(f, silos=1, partition="iid")
+    assert len(test) == 2
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"partition": lambda *_: [], "beta": 0.6}, "beta: not with a partition of one's own"),
+        ({"partition": lambda *_: [], "smallest": 2}, "smallest: not with a partition of one's own"),
         ({"partition": "dirichle"}, "there is no partition 'dirichle'; known: dirichlet, iid, label-skew"),
         ({"partition": "iid", "beta": 0.6}, "beta is a parameter of the partition dirichlet, not of iid"),
         ({"partition": "label-skew", "smallest": 3}, "the partition label-skew has no smallest silo"),
-        ({"silos": 0}, "cannot be split over 0 silos"),
+        ({"silos": 0}, "silos is 0, expected a whole number of 1 or more"),
         ({"beta": -1.0}, "expected a number above 0"),
         ({"test": 1.0}, "the share of clips to hold out is 1.0"),
         ({"silos": 400}, "cannot give each of 400 silos"),
