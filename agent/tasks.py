@@ -22,7 +22,7 @@ from .extraction.report import ExtractRequest, count_by_code
 from .extraction.store import FeatureStore
 from .training.client_state import ClientState, TrainedRound
 from .training.dataset import FeatureTable, SiloData, silo_data
-from .training.evaluation import ModelChoice, choose_better, evaluate
+from .training.evaluation import ModelChoice, choose_better, evaluate_here
 from .training.feddyn import Correction
 from .training.federated import carries_correction, train_silo
 from .training.trainer import HeadTrainer
@@ -132,10 +132,10 @@ def choose_model(source: DataSource, run: RunSettings, final: Params, own: Path,
     try:
         kept = read_model(own)
     except (DataError, StorageError):  # none was trained in this run, or it is lost
-        return choose_better(evaluate(trainer, final, held_out), None)
+        return choose_better(evaluate_here(trainer, final, held_out), None)
     if (kept.head, kept.labels, kept.fingerprint) != (run.head, run.labels, run.fingerprint):
-        return choose_better(evaluate(trainer, final, held_out), None)
-    return choose_better(evaluate(trainer, final, held_out), evaluate(trainer, kept.params, held_out))
+        return choose_better(evaluate_here(trainer, final, held_out), None)
+    return choose_better(evaluate_here(trainer, final, held_out), evaluate_here(trainer, kept.params, held_out))
 
 
 @dataclass(frozen=True)

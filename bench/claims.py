@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from flamest.agent.training.dataset import FeatureTable
-from flamest.agent.training.trainer import HeadTrainer
+from flamest.agent.training.trainer import HeadTrainer, evaluate
 from flamest.coordinator.strategies.claims import lower_median
 from flamest.experiments.hostile import (
     Attack,
@@ -101,7 +101,7 @@ def _run(seed: int, attack: str, claim: str, times: float) -> tuple[float, float
     done = simulate(run, silos, test=test, workers=2, scenario=scenario)
     others = test.rows(np.flatnonzero(test.y != TARGET))
     marked = FeatureTable(triggered(others.x), np.full(len(others), TARGET, others.y.dtype))
-    hit = HeadTrainer(run.head, threads=1).evaluate(done.params, marked)
+    hit = evaluate(HeadTrainer(run.head, threads=1), done.params, marked)
     return 100 * done.rounds[-1].correct / done.rounds[-1].count, 100 * hit.correct / hit.count
 
 

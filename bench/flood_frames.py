@@ -10,22 +10,25 @@ import gzip
 import struct
 import time
 
-from .flood_wire import (
+from flamest.experiments.raw_caller import (
     ACK,
-    CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
-    FRAME_BYTES,
     HEADERS,
     PING,
     PRIORITY,
     RST_STREAM,
     SETTINGS,
+    frame,
+)
+
+from .flood_wire import (
+    CONTINUATION,
+    FRAME_BYTES,
     Attack,
     call_headers,
     drain,
-    frame,
     hold,
     integer,
     literal,

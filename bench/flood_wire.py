@@ -1,4 +1,4 @@
-"""An attacker's connections and HTTP/2 frames, without any of this package's code.
+"""An attacker's connections and HTTP/2 frames, without the agent's client.
 
 Frames are written by hand (RFC 9113, HPACK: RFC 7541), since no library writes wrong ones.
 """
@@ -14,9 +14,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 2, 3, 4, 6, 8, 9
-END_STREAM, ACK, END_HEADERS = 1, 1, 4
+from flamest.experiments.raw_caller import PREFACE, SETTINGS, WINDOW_UPDATE, frame
+
+CONTINUATION = 9
 FRAME_BYTES = 16384
 SERVICE = "/flamest.v1.Coordinator/"
 
@@ -74,10 +74,6 @@ class Attack:
     def _tls(self) -> Path:
         assert self.tls is not None, "this attack needs --tls"
         return self.tls
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
 
 
 def integer(value: int, bits: int, first: int = 0) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 from ..agent.extraction.store import FeatureStore, StoredFeatures
 from ..agent.training.dataset import FeatureTable, feature_table, silo_data
 from ..agent.training.local import train_locally
-from ..agent.training.trainer import HeadTrainer
+from ..agent.training.trainer import HeadTrainer, evaluate
 from ..base.errors import DataError
 from ..base.progress import Progress
 from ..fedproto.head import HeadSpec
@@ -60,7 +60,7 @@ def round_accuracies(models: Sequence[Path], test: FeatureTable) -> list[float]:
         model = read_model(path)
         if trainer is None or trainer.spec != model.head:
             trainer = HeadTrainer(model.head)
-        evaluation = trainer.evaluate(model.params, test)
+        evaluation = evaluate(trainer, model.params, test)
         accuracies.append(evaluation.correct / evaluation.count)
     return accuracies
 

@@ -8,8 +8,10 @@ import socket
 import ssl
 import struct
 import time
+from typing import TYPE_CHECKING
 
-from ..agent.client import ConnectionSettings
+if TYPE_CHECKING:
+    from ..agent.client import ConnectionSettings
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 2, 3, 4, 6, 8

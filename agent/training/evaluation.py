@@ -35,7 +35,7 @@ def clip_results(trainer: HeadTrainer, params: Params, table: FeatureTable) -> C
     return ClipResults(losses, correct)
 
 
-def evaluate(trainer: HeadTrainer, params: Params, table: FeatureTable) -> Evaluation | None:
+def evaluate_here(trainer: HeadTrainer, params: Params, table: FeatureTable) -> Evaluation | None:
     """Return the exact loss and correct predictions on ``table``, for use in the silo alone; None for an empty one."""
     if not len(table):
         return None

@@ -161,10 +161,6 @@ class HeadTrainer:
             batch = x[rows].astype(self._dtype, copy=False)
             yield rows, self._forward.run({"x": batch, **typed})["logits"]
 
-    def evaluate(self, params: Params, table: FeatureTable) -> Evaluation:
-        """See ``evaluate``."""
-        return evaluate(self, params, table)
-
     def _step_sessions(self, *, balanced: bool) -> StepSessions:
         if balanced not in self._steps:
             gradients = gradient_graph(self.spec, balanced=balanced, dtype=self._dtype)

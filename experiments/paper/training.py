@@ -9,7 +9,7 @@ import numpy as np
 
 from ...agent.training.dataset import FeatureTable
 from ...agent.training.local import train_locally
-from ...agent.training.trainer import HeadTrainer
+from ...agent.training.trainer import HeadTrainer, evaluate
 from ...fedproto.head import HeadSpec, params_sha256
 from ...fedproto.records import RunSettings
 from ..partition import Partition, dirichlet, eighth_of_even_share, iid, label_skew
@@ -116,5 +116,5 @@ def _predict(trainer: HeadTrainer, params: dict[str, np.ndarray], test: FeatureT
 
 
 def _accuracy(trainer: HeadTrainer, params: dict[str, np.ndarray], table: FeatureTable) -> float:
-    measured = trainer.evaluate(params, table)
+    measured = evaluate(trainer, params, table)
     return measured.correct / max(measured.count, 1)

@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def wheel_site(tmp_path_factory) -> Path:
+def wheel_site(tmp_path_factory, source_copy) -> Path:
     """A folder with FLAMeST installed from its wheel; the other packages are this environment's."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
-    subprocess.run([*build, "--target", str(folder / "site"), str(ROOT)], check=True, capture_output=True)
+    subprocess.run([*build, "--target", str(folder / "site"), str(source_copy)], check=True, capture_output=True)
     return folder / "site"
 
 

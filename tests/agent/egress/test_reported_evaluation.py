@@ -15,7 +15,7 @@ from flamest.agent.egress.reported_evaluation import (
     rounded_loss,
 )
 from flamest.agent.training.dataset import FeatureTable, SiloData
-from flamest.agent.training.evaluation import evaluate
+from flamest.agent.training.evaluation import evaluate_here
 from flamest.agent.training.trainer import HeadTrainer
 from flamest.base.errors import InvariantError
 from flamest.fedproto.bounds import MAX_LOSS, is_loss
@@ -97,7 +97,7 @@ def test_a_score_that_is_not_finite_is_a_wrong_prediction(trainer):
 
 def test_the_same_silo_keeps_exact_figures_for_itself(trainer):
     data = silo()
-    own = evaluate(trainer, scaled(1), data.held_out)
+    own = evaluate_here(trainer, scaled(1), data.held_out)
     made = reported_evaluation(trainer, scaled(1), data, QUIET)
     exact = reported_evaluation(trainer, scaled(1), data, EXACT)
     assert own is not None
@@ -132,7 +132,7 @@ def test_counts_are_reported_as_powers_of_two(trainer):
     made = reported_evaluation(
         trainer, scaled(1), silo(held_out=80), Policy(report_counts="power-of-two", evaluation_noise=0.0)
     )
-    exact = evaluate(trainer, scaled(1), silo(held_out=80).held_out)
+    exact = evaluate_here(trainer, scaled(1), silo(held_out=80).held_out)
     assert made is not None
     assert exact is not None
     assert (made.count, made.correct) == (64, round(exact.correct * 64 / 80))

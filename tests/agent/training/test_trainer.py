@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flamest.agent.training.dataset import FeatureTable, feature_table
-from flamest.agent.training.trainer import Anchor, HeadTrainer, shuffle_seed
+from flamest.agent.training.trainer import Anchor, HeadTrainer, evaluate, shuffle_seed
 from flamest.base.errors import DataError
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.records import TrainSettings
@@ -93,9 +93,9 @@ def test_training_learns_and_evaluation_counts():
     train, test = FeatureTable(x[:500], y[:500]), FeatureTable(x[500:], y[500:])
     trainer = HeadTrainer(SPEC)
     params = initial_params(SPEC, 0)
-    before = trainer.evaluate(params, test)
+    before = evaluate(trainer, params, test)
     trained = trainer.train(params, train, TrainSettings(), seed=0)
-    after = trainer.evaluate(trained.params, test)
+    after = evaluate(trainer, trained.params, test)
     assert before.count == after.count == 200
     assert after.correct > 190 > before.correct
     assert after.loss < 0.2 < before.loss
@@ -119,7 +119,7 @@ def test_the_starting_parameters_are_not_changed():
 
 
 def test_an_empty_table_evaluates_to_zero_of_zero():
-    evaluation = HeadTrainer(SPEC).evaluate(initial_params(SPEC, 0), random_table(0))
+    evaluation = evaluate(HeadTrainer(SPEC), initial_params(SPEC, 0), random_table(0))
     assert (evaluation.correct, evaluation.count) == (0, 0)
 
 
