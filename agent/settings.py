@@ -147,7 +147,7 @@ def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> Ag
 
     ``also_trusted``: keys of the command line, added to those of the file.
     """
-    settings = load_settings(path, AgentSettings)
+    settings = load_settings(path, AgentSettings, start="flamest-agent keygen NAME writes a first one")
     problems = [f"policy.{problem}" for problem in settings.policy.problems()]
     if settings.work.threads is not None and not 1 <= settings.work.threads <= MAX_THREADS:
         problems.append(f"work.threads: expected 1 to {MAX_THREADS}")

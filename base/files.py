@@ -8,6 +8,7 @@ import fcntl
 import glob
 import hashlib
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -234,6 +235,11 @@ def write_atomic(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> 
         temporary = None
         fsync_directory(path.parent)
     except OSError as error:
+        if not path.parent.exists():
+            raise StorageError(
+                f"cannot write {path}: the folder {path.parent} does not exist",
+                fix=f"make it: mkdir -p {shlex.quote(str(path.parent))}",
+            ) from error
         raise StorageError(
             f"cannot write {path}: {error.strerror}",
             fix="check free space and permissions of the folder, then run the command again",

@@ -68,6 +68,13 @@ class Place:
         return settings_path(self.program.file, self.config, self.dir, fix=self.program.start)
 
     @property
+    def _file(self) -> Path:
+        """The settings file as it was given, for a hint."""
+        if self.config is not None and not self.config.is_dir():
+            return self.config
+        return (self.config or self.dir or Path()) / self.program.file
+
+    @property
     def folder(self) -> Path:
         """The folder to work in; its settings need not exist. Raises UsageError as ``settings_folder``."""
         return settings_folder(self.program.file, self.config, self.dir)
@@ -82,11 +89,13 @@ class Place:
     def hint(self, text: str) -> str:
         """Return ``text`` with ``option`` in every command of the program that takes it and has no such option.
 
-        ``--config agent.toml`` in a text is an example, which ``option`` replaces.
+        ``--config agent.toml`` in a text is an example, which ``option`` replaces; ``in agent.toml`` becomes the file
+        that was given.
         """
         if not self.option:
             return text
         text = text.replace(f" --config {self.program.file}", "")
+        text = re.sub(rf"(?<![\w-])in {re.escape(self.program.file)}(?![\w-])", lambda _: f"in {self._file}", text)
         longest_first = sorted(self.program.commands, key=len, reverse=True)
         names = "|".join(re.escape(command) for command in longest_first)
 

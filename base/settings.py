@@ -21,9 +21,10 @@ _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`(?: 
 _AT = re.compile(r" - at `\$\.?(?P<where>[^`]*)`$")
 
 
-def load_settings(path: Path, kind: type[T]) -> T:
+def load_settings(path: Path, kind: type[T], *, start: str = "") -> T:
     """Decode the TOML file at ``path`` into ``kind`` (a msgspec Struct with forbid_unknown_fields).
 
+    ``start``: for a file that is not there, which command writes a first one.
     Raises SettingsError naming the file, the key, and what was expected.
     """
     try:
@@ -31,7 +32,7 @@ def load_settings(path: Path, kind: type[T]) -> T:
     except (StorageError, DataError) as error:
         raise SettingsError(
             f"the settings file cannot be used: {error.message}",
-            fix="name it with --config FILE; flamest-agent keygen and flamest-coordinator init write a first one",
+            fix="name its folder with --dir DIR, or the file with --config FILE" + (f"; {start}" if start else ""),
         ) from error
     shown = printable_path(Path(path))
     if _LONG_KEY.search(text):  # the parser takes time by the square of its parts

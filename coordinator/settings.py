@@ -127,7 +127,8 @@ class CoordinatorSettings(_Record, frozen=True):
 
 def load_coordinator_settings(path: Path) -> CoordinatorSettings:
     """Read and check ``coordinator.toml``; SettingsError names file, key and what was expected."""
-    settings = load_settings(path, CoordinatorSettings)
+    start = "flamest-coordinator init DIR makes a folder with a first one"
+    settings = load_settings(path, CoordinatorSettings, start=start)
     run = settings.run
     problems = [*_server_problems(settings.server), *_run_problems(run)]
     problems += [f"run.train.{problem}" for problem in run.train.problems()]
@@ -136,7 +137,9 @@ def load_coordinator_settings(path: Path) -> CoordinatorSettings:
     if not problems:  # nor may it ask for what no silo accepts
         problems += [f"run.{problem}" for problem in settings.run_settings().problems()]
     if problems:
-        raise SettingsError(f"{path}: " + "; ".join(problems), fix=f"edit {path}")
+        empty = not run.labels or not run.fingerprint
+        fix = f"edit {path}" + (": fill in the lines marked TO FILL IN" if empty else "")
+        raise SettingsError(f"{path}: " + "; ".join(problems), fix=fix)
     return _resolve_paths(settings, Path(path).resolve().parent)
 
 
@@ -175,7 +178,7 @@ def _run_problems(run: RunTable) -> list[str]:
     problems += _whole_numbers("run", [("inputs", run.inputs), ("rounds", run.rounds), ("min_silos", run.min_silos)])
     if any(width < 1 for width in run.hidden):
         problems.append("run.hidden: expected widths of 1 or more")
-    elif head_problem := _head_problem(run):
+    elif run.labels and (head_problem := _head_problem(run)):
         problems.append(head_problem)
     if run.wanted is not None and run.wanted < run.min_silos:
         problems.append(f"run.wanted: expected run.min_silos ({run.min_silos}) or more")

@@ -25,7 +25,7 @@ from ...fedproto.certificates import (
     renew_silo,
     sign_silo,
 )
-from ...fedproto.tls import WARN_DAYS, certificate_info, read_file
+from ...fedproto.tls import WARN_DAYS, CertificateInfo, TlsFiles, certificate_info, check_files, read_file
 
 ALLOW_LIST = "silos.json"
 MAX_ALLOW_LIST = 64 << 20  # bytes; a silo has about 300
@@ -87,10 +87,27 @@ def _refuse_a_used_folder(folder: Path) -> None:
 def renew_server(folder: Path, hosts: Sequence[str]) -> None:
     """Make a new certificate for the server's key: for ``hosts``, or without any for those of the old one."""
     authority = _authority(folder)
-    old = certificate_info(read_file(folder / "server.pem"), whose=str(folder / "server.pem"))
-    key = read_file(folder / "server-key.pem")
-    renewed = make_server_certificate(authority, hosts or old.names, key=key)
-    write_atomic(folder / "server.pem", renewed.certificate)
+    if not hosts:
+        hosts = certificate_info(_read_server_file(folder / "server.pem"), whose=str(folder / "server.pem")).names
+    key = _read_server_file(folder / "server-key.pem", made_by_renew=False)
+    write_atomic(folder / "server.pem", make_server_certificate(authority, hosts, key=key).certificate)
+
+
+def check_server_files(files: TlsFiles) -> CertificateInfo:
+    """Check the server's own files as ``fedproto.tls.check_files`` does; what is missing comes with its way out."""
+    for path in (files.certificate, files.key, files.ca):
+        _read_server_file(path, made_by_renew=path == files.certificate)
+    return check_files(files)
+
+
+def _read_server_file(path: Path, *, made_by_renew: bool = True) -> bytes:
+    """Return the content of a file that ``init`` made for the server. Raises SettingsError."""
+    try:
+        return read_file(path)
+    except SettingsError as error:
+        if not path.exists():
+            error.fix = "flamest-coordinator renew --host NAME makes it" if made_by_renew else "put a copy of it back"
+        raise
 
 
 def add_silo(folder: Path, name: str, request: bytes) -> Path:

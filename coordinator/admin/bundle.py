@@ -77,7 +77,10 @@ def read_bundle_facts(source: Path) -> BundleFacts:
             fix="give the bundle's folder, or: flamest-export inspect BUNDLE --json > bundle-facts.json",
         ) from error
     if found.error is not None:
-        raise DataError(found.error.message, fix=found.error.fix, code=found.error.code)
+        # The fix of flamest-export may be to ask the operator, who is asking here.
+        no_bundle = not source.is_file() and not (source / "bundle.json").exists()
+        makes = "flamest-export --backend onnx --out DIR makes a bundle; name its folder"
+        raise DataError(found.error.message, fix=makes if no_bundle else found.error.fix, code=found.error.code)
     if not found.fingerprint or found.width < 1:
         raise DataError(f"{source} names no fingerprint and width", fix="flamest-export inspect BUNDLE --json")
     parts = tuple(part.width for part in (found.vlm, found.cnn) if part is not None)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from ...base.errors import DataError, LockedError, SettingsError, StorageError
 from ...fedproto.fingerprint import fingerprint_problem, imported_width
-from ...fedproto.tls import CertificateInfo, check_files
+from ...fedproto.tls import CertificateInfo
 from ..settings import CoordinatorSettings, RunTable, load_coordinator_settings, split_listen
 from ..storage.recovery import check_same_settings
-from .authority import enrolled, read_silos
+from .authority import check_server_files, enrolled, read_silos
 from .bundle import BundleFacts, read_bundle_facts
 from .history import History, is_served, served_address
 
@@ -37,11 +37,16 @@ def check_config(config: Path, bundle: Path | None = None) -> CheckedConfig:
     compared with it. Raises SettingsError with every problem of the settings, and the errors of the files:
     DataError, IdentityError, StorageError, LockedError for an address in use.
     """
-    settings = load_coordinator_settings(config)
     facts = None if bundle is None else read_bundle_facts(bundle)
+    try:
+        settings = load_coordinator_settings(config)
+    except SettingsError as error:
+        if facts is not None:
+            error.fix = f"{error.fix}; for this bundle {_lines(facts)}"
+        raise
     if problems := embedding_problems(settings.run, facts):
         raise SettingsError(f"{config}: " + "; ".join(problems), fix=_fix(config, facts))
-    certificate = check_files(settings.server.files)
+    certificate = check_server_files(settings.server.files)
     silos = enrolled(read_silos(settings.server.silos))
     _check_state(settings.server.state)
     _check_started_run(settings)
@@ -67,8 +72,13 @@ def embedding_problems(run: RunTable, facts: BundleFacts | None = None) -> list[
 def _fix(config: Path, facts: BundleFacts | None) -> str:
     if facts is None:
         return f"edit {config}; flamest-export inspect BUNDLE prints fingerprint and width of a bundle"
+    return f"edit {config}: {_lines(facts)}"
+
+
+def _lines(facts: BundleFacts) -> str:
+    """Return the settings that fit a bundle, as they are typed."""
     blocks = f"; in [run.head] blocks = {list(facts.blocks)}"
-    return f'edit {config}: in [run] fingerprint = "{facts.fingerprint}", inputs = {facts.width}{blocks}'
+    return f'in [run] fingerprint = "{facts.fingerprint}", inputs = {facts.width}{blocks}'
 
 
 def _check_state(state: Path) -> None:

@@ -15,13 +15,15 @@ from typing import Literal
 from ...base.errors import FlamestError
 from ...fedproto.head import params_sha256
 from ...fedproto.model_file import read_model
-from ...fedproto.tls import WARN_DAYS, check_files
+from ...fedproto.tls import WARN_DAYS
 from ..serving.health import read_health
 from ..settings import CoordinatorSettings, load_coordinator_settings
 from ..storage.database import DATABASE_FILE, WriterMark, read_database
 from ..storage.last_round import check_last_round
-from .authority import ending_soon, enrolled, read_silos
+from .authority import check_server_files, ending_soon, enrolled, read_silos
+from .config_check import embedding_problems
 from .history import History, is_served, served_address
+from .status import declines, status_of
 
 WARN_FREE_BYTES = 2 << 30
 State = Literal["ok", "warn", "wrong"]
@@ -44,7 +46,7 @@ def examine(config: Path) -> list[DoctorFinding]:
     except FlamestError as error:
         return [DoctorFinding("settings", "wrong", error.message, error.fix)]
     restore = f"flamest-coordinator restore --config {config} --from BACKUP"
-    found = [DoctorFinding("settings", "ok", f"run '{settings.run.name}', {settings.run.rounds} rounds")]
+    found = [_run(settings, config)]
     for name, check in (
         ("certificate", _certificate),
         ("key", _key),
@@ -54,9 +56,17 @@ def examine(config: Path) -> list[DoctorFinding]:
         ("model", _model),
         ("server", _server),
         ("quarantine", _quarantine),
+        ("rounds", _rounds),
     ):
         found += _run_check(name, check, settings, restore)
     return found
+
+
+def _run(settings: CoordinatorSettings, config: Path) -> DoctorFinding:
+    if problems := embedding_problems(settings.run):
+        fix = f"edit {config}; flamest-export inspect BUNDLE prints fingerprint and width of the silos' bundle"
+        return DoctorFinding("settings", "wrong", "; ".join(problems), fix)
+    return DoctorFinding("settings", "ok", f"run '{settings.run.name}', {settings.run.rounds} rounds")
 
 
 def _run_check(
@@ -76,7 +86,7 @@ def _run_check(
 
 
 def _certificate(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
-    info = check_files(settings.server.files)
+    info = check_server_files(settings.server.files)
     state: State = "warn" if info.days_left < WARN_DAYS else "ok"
     fix = "flamest-coordinator renew, then SIGHUP (kill -HUP PID)" if state == "warn" else ""
     yield DoctorFinding("certificate", state, f"for {', '.join(info.names)}, {info.days_left:.0f} days left", fix)
@@ -84,6 +94,9 @@ def _certificate(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
 
 def _key(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
     key = settings.server.key
+    if not key.exists():
+        yield DoctorFinding("key", "wrong", f"there is no {key}", "put a copy of it back")
+        return
     mode = key.stat().st_mode & 0o777
     if mode & 0o077:
         yield DoctorFinding("key", "wrong", f"{key} can be read by others (mode {mode:o})", f"chmod 600 {key}")
@@ -175,3 +188,19 @@ def _quarantine(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
         )
     if not quarantined:
         yield DoctorFinding("quarantine", "ok", "no silo")
+
+
+def _rounds(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
+    now = status_of(settings)
+    silos = [silo for silo in now["silos"] if not silo["quarantined"]]
+    last = {silo["declined_round"] for silo in silos}
+    if len(last) == 1 and all(map(declines, silos)):
+        yield DoctorFinding(
+            "rounds",
+            "warn",
+            f"all {len(silos)} silos declined round {last.pop()}",
+            "does the run fit their bundle? flamest-coordinator run --check-config --bundle DIR; else at a silo: "
+            "flamest-agent status says why",
+        )
+    else:
+        yield DoctorFinding("rounds", "ok", f"{now['closed']} of {now['of']} closed")

@@ -250,6 +250,11 @@ def evaluation_figures(found: Evaluation | None) -> dict[str, Any]:
     }
 
 
+def loss_text(loss: float, count: int | None) -> str:
+    """Return a loss on ``count`` clips with the digits that say something: silos round it to steps, with noise."""
+    return f"{loss:.{1 if (count or 0) < 100 else 2 if (count or 0) < 1000 else 3}f}"
+
+
 def is_served(state: Path) -> bool:
     """Return True while a coordinator holds the state folder."""
     return FileLock.is_held(state / "lock")

@@ -12,7 +12,7 @@ from ...fedproto.model_file import read_model, write_model
 from ...fedproto.records import ClassCount
 from ..settings import CoordinatorSettings
 from ..storage.evaluations import FINAL, CrossEvaluation, best_model
-from .history import History, evaluation_figures
+from .history import History, evaluation_figures, loss_text
 from .measured import MISSING, MeasuredModels
 
 
@@ -102,7 +102,8 @@ def _cell(figures: Mapping[str, Any] | None, *, own: bool) -> str:
 
 
 def _summary(figures: Mapping[str, Any]) -> str:
-    return f"{figures['correct']} of {figures['count']} correct ({figures['accuracy']:.3f}), loss {figures['loss']:.4f}"
+    loss = loss_text(figures["loss"], figures["count"])
+    return f"{figures['correct']} of {figures['count']} correct ({figures['accuracy']:.3f}), loss {loss}"
 
 
 def take_model(settings: CoordinatorSettings, out: Path, round_number: int | Literal["best"] | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ..serving.attendance import Attendance, read_attendance
 from ..serving.health import HEALTHY, read_health
 from ..settings import CoordinatorSettings
 from .authority import enrolled, read_silos
-from .history import History, RoundRow, SiloRow, UpdateRow, evaluation_figures, is_served, served_address
+from .history import History, RoundRow, SiloRow, UpdateRow, evaluation_figures, is_served, loss_text, served_address
 from .measured import MISSING, MeasuredModels
 
 AFTER_THE_RUN = ("not-asked", "waiting")  # reasons why a finished run's model has no accuracy, with a way out
@@ -19,6 +19,7 @@ DECLINED_LINES = (
     "a silo declines a round that it cannot train, or that its policy forbids: there, flamest-agent status says why",
     "  if all decline: does the run fit their bundle? flamest-coordinator run --check-config --bundle DIR",
 )
+ROUNDED_LINE = "silos round losses to steps, the coarser the fewer clips they hold out, and add noise ([policy])"
 MOST_LOST = 9.999  # of a codec's error, as shown in a table: a silo may claim any
 
 
@@ -106,7 +107,7 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
         )
         if silo["updates"]:
             last += f", {claim_text(silo)}"
-            if _declines(silo):
+            if declines(silo):
                 last += f", declined round {silo['declined_round']}"
         refused = f", {silo['refused']} refused ({silo['last_refusal']})" if silo["refused"] else ""
         lines.append(f"  {silo['silo']:20} {silo['updates']} updates, {last}{refused}")
@@ -114,7 +115,7 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"  {'':20} IN QUARANTINE since {silo['quarantined']}: flamest-coordinator silo release {silo['silo']}"
             )
-    if any(map(_declines, now["silos"])):
+    if any(map(declines, now["silos"])):
         lines += DECLINED_LINES
     if not now["silos"]:
         lines.append("  no silo is enrolled: flamest-coordinator silo add NAME --csr NAME.csr")
@@ -125,7 +126,7 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _declines(silo: Mapping[str, Any]) -> bool:
+def declines(silo: Mapping[str, Any]) -> bool:
     """True for a silo that declined a round and has not sent an update since."""
     return (silo["declined_round"] or 0) > (silo["last_round"] or 0)
 
@@ -201,7 +202,7 @@ def history_lines(rows: Sequence[Mapping[str, Any]], *, silos: bool = False) -> 
     lines = [f"{head} {'MB in':>8} {'MB out':>8} {'MB/silo':>8} {'lost':>6} {'seconds':>8} model"]
     for row in rows:
         missing = row.get("accuracy_missing") or ""
-        loss = f"{row['loss']:8.4f}" if row["loss"] is not None else f"{'-':>8}"
+        loss = f"{loss_text(row['loss'], row['count']):>8}" if row["loss"] is not None else f"{'-':>8}"
         unknown = "-" if missing in ("", "no-model") else missing
         accuracy = f"{row['accuracy']:9.3f}" if row["accuracy"] is not None else f"{unknown:>9}"
         seconds = f"{row['seconds']:8.1f}" if row["seconds"] is not None else f"{'-':>8}"
@@ -218,5 +219,7 @@ def history_lines(rows: Sequence[Mapping[str, Any]], *, silos: bool = False) -> 
             for update in row["updates"]
             if silos or is_limited(update)
         ]
+    if any(row["loss"] is not None for row in rows):
+        lines.append(ROUNDED_LINE)
     last = (rows[-1].get("accuracy_missing") or "") if rows else ""
     return lines + ([f"round {rows[-1]['round']}: {MISSING[last]}"] if last in AFTER_THE_RUN else [])

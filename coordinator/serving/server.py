@@ -16,8 +16,8 @@ from ...base.log import Log
 from ...base.process import Shutdown
 from ...fedproto import calls
 from ...fedproto.certificates import require_package
-from ...fedproto.tls import WARN_DAYS, ServerTls, check_files
-from ..admin.authority import AllowList, ending_soon
+from ...fedproto.tls import WARN_DAYS, ServerTls
+from ..admin.authority import AllowList, check_server_files, ending_soon
 from ..settings import CoordinatorSettings, split_listen
 from ..storage.run_store import RunStore
 from .active_run import ServerPolicy
@@ -65,7 +65,7 @@ def serve(settings: CoordinatorSettings, shutdown: Shutdown, *, once: bool = Fal
     for package in ("grpc", "google.protobuf", "apsw"):
         require_package(package, extra="coordinator")
     calls.silence_grpc()
-    check_files(settings.server.files)
+    check_server_files(settings.server.files)
     allow_list = AllowList(settings.server.silos)
     guard = ConnectionGuard(ConnectionLimits.of(raise_descriptor_limit(), len(allow_list.names())))
     with RunStore.open(
@@ -180,7 +180,7 @@ async def _warn_daily(settings: CoordinatorSettings, allow_list: AllowList) -> N
     """Log the certificates that end soon, the server's and the silos', at the start and once a day."""
     while True:
         with contextlib.suppress(FlamestError):  # files that cannot be read: calls and SIGHUP report them
-            left = check_files(settings.server.files).days_left
+            left = check_server_files(settings.server.files).days_left
             if left < WARN_DAYS:
                 log.warning("certificate_expires", days=round(left), fix="flamest-coordinator renew")
             for name, entry in ending_soon(allow_list.silos()):

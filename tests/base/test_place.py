@@ -18,6 +18,7 @@ CENTRE = Program("centre", "centre.toml", ("run", "status", "silo add", "silo re
         ("centre run --dir other", "centre run --dir other"),
         ("centre run --config x.toml, or centre status", "centre run --config x.toml, or centre status --dir fed"),
         ("centre init DIR", "centre init DIR"),
+        ("set a in centre.toml; b in x-centre.toml", "set a in fed/centre.toml; b in x-centre.toml"),
         ("centre runs, other-centre status-file", "centre runs, other-centre status-file"),
     ],
 )
@@ -27,6 +28,7 @@ def test_a_hint_repeats_the_place_that_was_given(text, hint):
 
 def test_in_the_current_folder_a_hint_needs_no_place():
     assert CENTRE.place(None).hint("centre run, then centre status") == "centre run, then centre status"
+    assert CENTRE.place(Path("a b/x.toml")).hint("set it in centre.toml") == "set it in a b/x.toml"
     assert CENTRE.place(Path("a b/x.toml")).hint("centre run") == "centre run --config 'a b/x.toml'"
 
 

@@ -9,6 +9,7 @@ from flamest.base.errors import DataError, LockedError
 from flamest.coordinator.admin import authority
 from flamest.coordinator.admin.doctor import examine
 from flamest.coordinator.cli import main
+from flamest.coordinator.serving.attendance import Attendance, write_attendance
 from flamest.coordinator.storage.backup import back_up, check_backup, restore
 from flamest.coordinator.storage.database import DATABASE_FILE
 from flamest.fedproto.records import Update
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 @pytest.fixture
 def federation(make_federation):
     """One closed round of two, and an update in the second; the server has stopped."""
-    federation = make_federation("a", "b", rounds=3, min_silos=2)
+    federation = make_federation("a", "b", rounds=3, min_silos=2, fingerprint='"imported:mine:6"')
     federation.start()
     for name, answered in (("a", 0), ("b", 0), ("a", 1)):
         with federation.client(name) as client:
@@ -176,3 +177,27 @@ def test_doctor_names_the_restore_for_lost_rounds(federation, left):
     if left == "older":
         database.write_bytes(older)
     assert "flamest-coordinator restore --config" in found(federation, "wrong")["database"]
+
+
+def test_doctor_names_a_round_that_all_silos_declined(federation):
+    assert "rounds" not in found(federation, "warn")
+    attendance = Attendance("run-1", ("a", "b"), {"a": 3, "b": 2})
+    write_attendance(federation.state, attendance)
+    assert "rounds" not in found(federation, "warn"), "b has yet to decline round 3"
+    write_attendance(federation.state, msgspec.structs.replace(attendance, declined={"a": 3, "b": 3}))
+    assert "all 2 silos declined round 3" in found(federation, "warn")["rounds"]
+    assert "run --check-config --bundle" in found(federation, "warn")["rounds"]
+
+
+def test_doctor_names_a_fingerprint_that_no_silo_has(federation):
+    federation.config.write_text(federation.config.read_text().replace("imported:mine:6", "imported:mine:7"))
+    assert "7-d" in found(federation, "wrong")["settings"]
+
+
+def test_doctor_says_once_where_the_settings_should_be(tmp_path):
+    result = CliRunner().invoke(main.app, ["doctor", "--dir", str(tmp_path / "new")])
+    assert result.exit_code == 65
+    assert result.output.count("fix:") == 1
+    assert result.output.count("flamest-coordinator init") == 1
+    assert "flamest-agent" not in result.output
+    assert "--dir" in result.output

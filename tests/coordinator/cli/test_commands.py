@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from flamest.coordinator.admin.history import loss_text
 from flamest.coordinator.admin.status import history_lines, status_of
 from flamest.coordinator.cli import main
 from flamest.coordinator.serving import server
@@ -455,3 +456,45 @@ def test_a_stopped_server_offers_only_a_trained_model(make_federation, monkeypat
     lines = output_of("run", "--dir", federation.folder, "--log-level", "error").splitlines()
     assert len(lines) == len(said)
     assert all(words in line for words, line in zip(said, lines, strict=True))
+
+
+def test_an_untouched_template_is_told_the_bundles_lines(tiny_bundle, tmp_path):
+    fed = tmp_path / "fed"
+    output_of("init", fed, "--host", "localhost")
+    code, answer, _ = typed("run", "--dir", fed, "--check-config", "--bundle", tiny_bundle)
+    assert code == 78
+    assert "TO FILL IN" in answer["error"]["fix"]
+    assert "in [run] fingerprint = " in answer["error"]["fix"]
+    assert "run.labels" in answer["error"]["message"]
+    assert "run.head" not in answer["error"]["message"]
+
+
+def test_a_folder_without_a_bundle_is_explained_to_the_operator(tmp_path):
+    for words in (["init", tmp_path / "fed", "--host", "localhost"],):
+        code, answer, _ = typed(*words, "--bundle", tmp_path)
+        assert (code, answer["error"]["code"]) == (65, "bad_data")
+        assert "from the operator" not in answer["error"]["fix"]
+        assert "flamest-export" in answer["error"]["fix"]
+
+
+def test_a_missing_server_certificate_is_made_by_renew(make_federation):
+    federation = make_federation("a", fingerprint='"imported:mine:6"')
+    (federation.folder / "server.pem").unlink()
+    code, answer, _ = typed("run", "--dir", federation.folder, "--check-config")
+    assert (code, answer["error"]["code"]) == (78, "settings")
+    assert f"flamest-coordinator renew --dir {federation.folder} --host NAME" in answer["error"]["fix"]
+    assert typed("renew", "--dir", federation.folder)[0] == 78
+    assert typed("renew", "--dir", federation.folder, "--host", "localhost")[0] == 0
+    assert typed("run", "--dir", federation.folder, "--check-config")[0] == 0
+
+
+def test_a_model_for_a_missing_folder_says_so(trained, tmp_path):
+    code, answer, _ = typed("model", "--dir", trained.folder, "--out", tmp_path / "a" / "b" / "m.safetensors")
+    assert (code, answer["error"]["code"]) == (74, "storage")
+    assert f"the folder {tmp_path / 'a' / 'b'} does not exist" in answer["error"]["message"]
+    assert "mkdir -p" in answer["error"]["fix"]
+
+
+@pytest.mark.parametrize(("count", "text"), [(12, "0.5"), (240, "0.52"), (4000, "0.523")])
+def test_losses_have_no_digits_that_silos_round_away(count, text):
+    assert loss_text(0.5234, count) == text
