@@ -19,6 +19,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .agent.predict import Prediction as Prediction
     from .agent.training.own_head import Head as Head
     from .api.bundles import Bundle as Bundle
     from .api.bundles import export_bundle as export_bundle
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
     from .api.options import TrainOptions as TrainOptions
     from .api.runs import Run as Run
     from .api.silos import Silos as Silos
+    from .api.silos import Split as Split
     from .api.silos import split as split
     from .api.training import simulate as simulate
     from .api.training import train as train
     from .base.errors import FlamestError as FlamestError
     from .experiments.partition import LabelSkew as LabelSkew
     from .experiments.simulation import SiloUpdate as SiloUpdate
+    from .fedproto.records import Strategy as Strategy
 
 # From 1.29 on ONNX Runtime's Linux wheels send telemetry to their maker unless this is set
 # (https://github.com/microsoft/onnxruntime/pull/27379). It is read when onnxruntime is first imported.
@@ -51,10 +54,13 @@ _HOMES = {  # the module of each name that is offered
     "Head": "agent.training.own_head",
     "LabelSkew": "experiments.partition",
     "Model": "api.models",
+    "Prediction": "agent.predict",
     "Run": "api.runs",
     "RunOptions": "api.options",
     "SiloUpdate": "experiments.simulation",
     "Silos": "api.silos",
+    "Split": "api.silos",
+    "Strategy": "fedproto.records",
     "TrainOptions": "api.options",
     "export_bundle": "api.bundles",
     "load": "api.loading",
@@ -72,10 +78,13 @@ __all__ = [
     "Head",
     "LabelSkew",
     "Model",
+    "Prediction",
     "Run",
     "RunOptions",
     "SiloUpdate",
     "Silos",
+    "Split",
+    "Strategy",
     "TrainOptions",
     "export_bundle",
     "load",
@@ -99,4 +108,4 @@ if not TYPE_CHECKING:  # a type checker reports names that do not exist
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])

@@ -105,7 +105,7 @@ class Bundle:
         request = ExtractRequest(self.path, videos, store, threads)
         if not progress:
             return extract_clips(request, folder, on_clip=lambda: None, stop=lambda: False)
-        with progress_bar("extracting", len(folder.clips), unit="clips") as bar:
+        with progress_bar("extracting", len(folder.clips), unit="clip" if len(folder.clips) == 1 else "clips") as bar:
             return extract_clips(request, folder, on_clip=bar.advance, stop=lambda: False)
 
     def __repr__(self) -> str:
@@ -139,7 +139,7 @@ def predict(
     bundle: Bundle | PathLike,
     top: int = 5,
     progress: bool = True,
-) -> Sequence[Prediction]:
+) -> list[Prediction]:
     """Name the action in videos.
 
     Args:
@@ -168,7 +168,7 @@ def predict(
     if not progress:
         return [*found, *unusable]
     predictions = []
-    with progress_bar("predicting", len(files), unit="videos") as bar:
+    with progress_bar("predicting", len(files), unit="video" if len(files) == 1 else "videos") as bar:
         for prediction in found:
             predictions.append(prediction)
             bar.advance()

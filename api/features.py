@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..agent.training.dataset import FeatureTable
+from ..base.console import counted
 from ..base.errors import DataError
 from .checks import embeddings, fixes, path_of, texts
+from .text import counted_classes
 
 UNKNOWN = -1  # class of a clip without a label
 
@@ -186,11 +188,12 @@ class Features:
 
     def __repr__(self) -> str:
         known = int((self.y != UNKNOWN).sum())
+        classes = np.unique(self.y[self.y != UNKNOWN]).size
         parts = f" ({self.vlm_width} + {self.width - self.vlm_width})" if self.vlm_width else ""
         unknown = f", {len(self) - known} without a label" if known < len(self) else ""
         return (
-            f"Features: {len(self)} clips of {np.unique(self.y[self.y != UNKNOWN]).size} classes{unknown}, "
-            f"{len(set(self.groups))} groups, {self.width}-d embeddings{parts}, {self.precision}, "
+            f"Features: {counted(len(self), 'clip')} of {counted_classes(classes)}{unknown}, "
+            f"{counted(len(set(self.groups)), 'group')}, {self.width}-d embeddings{parts}, {self.precision}, "
             f"of {self.fingerprint[:24]}"
         )
 

@@ -16,6 +16,7 @@ from ..base.errors import DataError, UsageError
 from ..fedproto.head import HeadSpec, Params
 from .checks import embeddings, labelled_features, path_of
 from .features import UNKNOWN, Features
+from .text import counted_classes
 
 if TYPE_CHECKING:
     from ..fedproto.model_file import ModelFile
@@ -132,7 +133,7 @@ class Model:
         )
         origin = f", {self.run} round {self.round}" if self.run else ""
         return (
-            f"Model: {self.head.inputs}-d embeddings to {len(self.labels)} classes, {layers}, "
+            f"Model: {self.head.inputs}-d embeddings to {counted_classes(len(self.labels))}, {layers}, "
             f"{self.head.parameters:,} parameters, of {self.fingerprint[:24]}{origin}"
         )
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..agent.training.own_head import OwnHead, open_trainer
+from ..base.console import counted
 from ..base.errors import UsageError
 from ..fedproto.head import HeadSpec, Params, params_sha256
 from ..fedproto.records import Evaluation, RunSettings
@@ -176,15 +177,15 @@ class Run:
             raise UsageError("this run was not measured: it had no test clips", fix="give it some, as test=test")
 
     def __repr__(self) -> str:
-        silos = f", {len(self.silo_names)} silos" if self.settings.run == SIMULATION else ""
+        silos = f", {counted(len(self.silo_names), 'silo')}" if self.settings.run == SIMULATION else ""
         head = "" if isinstance(self.head, HeadSpec) else f", head {self.head.name}"
-        first = f"Run: {self.strategy}{head}, {self.settings.rounds} rounds{silos}, {self.seconds:.1f} s"
+        first = f"Run: {self.strategy}{head}, {counted(self.settings.rounds, 'round')}{silos}, {self.seconds:.1f} s"
         if not len(self.truth):
             return f"{first}; not measured (no test clips)"
         best = max(self.curve)
         lines = [
             first,
-            f"accuracy {self.accuracy:.3f} on {len(self.truth)} test clips "
+            f"accuracy {self.accuracy:.3f} on {counted(len(self.truth), 'test clip')} "
             f"(best {best:.3f} after round {self.curve.index(best) + 1}, chance {1 / len(self.labels):.3f})",
             f"rounds   {curve(self.curve)}",
         ]
@@ -195,7 +196,7 @@ class Run:
                 table(("silo", "clips", "accuracy"), [(name, examples[name], f"{value:.3f}") for name, value in shown])
             )
             if len(self.silo_names) > MOST_SHOWN:
-                lines.append(f"… and {len(self.silo_names) - MOST_SHOWN} more silos")
+                lines.append(f"… and {counted(len(self.silo_names) - MOST_SHOWN, 'more silo')}")
         return "\n".join(lines)
 
 

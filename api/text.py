@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..base.console import counted
+
 LEVELS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 60  # characters
+
+
+def counted_classes(number: int) -> str:
+    """Return ``1 class`` or ``20 classes``."""
+    return counted(number, "class") if number == 1 else counted(number, "classe")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

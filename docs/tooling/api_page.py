@@ -42,7 +42,7 @@ def _section(name: str, thing: Any) -> str:
     parts = [f"## {name}"]
     if not isinstance(thing, type) or "Attributes" not in sections:  # others are made by functions
         parts.append(_call(f"fl.{name}", thing))
-    parts += [text, _fields(thing, sections.pop("Attributes", {})), *_rest(sections)]
+    parts += [text, _fields(thing, _inherited(thing) | sections.pop("Attributes", {})), *_rest(sections)]
     for member, inner in _members(name, thing):
         text, sections = _parsed(docstring(inner))
         parts.append(f"### {member}")
@@ -103,6 +103,18 @@ def _annotation(annotation: Any) -> str:
     written = getattr(annotation, "__forward_arg__", annotation)
     text = written if isinstance(written, str) else inspect.formatannotation(written)
     return text.replace("npt.NDArray", "NDArray").replace("npt.ArrayLike", "ArrayLike")
+
+
+def _inherited(thing: Any) -> dict[str, str]:
+    """Return the meanings of a TypedDict's fields that another public one documents."""
+    if not typing.is_typeddict(thing):
+        return {}
+    others = [getattr(flamest, name) for name in flamest.__all__]
+    meanings: dict[str, str] = {}
+    for other in others:
+        if typing.is_typeddict(other) and set(other.__annotations__) < set(thing.__annotations__):
+            meanings |= _parsed(docstring(other))[1].get("Attributes", {})
+    return meanings
 
 
 def _fields(thing: Any, documented: dict[str, str]) -> str:

@@ -105,6 +105,7 @@ def test_features_say_what_they_hold(features, extracted):
     assert repr(features) == (
         "Features: 200 clips of 5 classes, 20 groups, 24-d embeddings, fp32, of imported:features:24"
     )
+    assert repr(features[:1]).startswith("Features: 1 clip of 1 class, 1 group, ")
     assert "384-d embeddings (128 + 256)" in repr(extracted[0])
 
 

@@ -17,7 +17,7 @@ import sys
 import flamest
 loaded = sorted(name for name in sys.modules if name.startswith(("flamest.", "numpy", "typer", "msgspec")))
 assert not loaded, loaded
-assert set(flamest.__all__) <= set(dir(flamest))
+assert dir(flamest) == sorted([*flamest.__all__, "__version__"])
 flamest.load
 assert "onnxruntime" not in sys.modules and "flamest.api.loading" in sys.modules
 """
