@@ -183,6 +183,11 @@ def check_environment(settings: AgentSettings) -> None:
     split_address(settings.coordinator.address)
     check_enrolled(settings.coordinator)
     check_files(settings.coordinator.files)
+    check_inputs(settings)
+
+
+def check_inputs(settings: AgentSettings) -> None:
+    """Check that bundle, videos or else the store exist, and hash the bundle. Raises as ``check_environment``."""
     for name, folder in (("bundle", settings.bundle), ("videos", settings.videos)):
         if folder is not None and not folder.is_dir():
             raise SettingsError(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...base.console import command, say
 from ...base.errors import UsageError
 from ...base.options import JsonOption
+from . import AGENT, SETTINGS_FILE, ConfigOption, DirOption
 from .backend_options import BackendOption, DoctorPrecisionOption, RequireOption
+
+if TYPE_CHECKING:
+    from ..silo_doctor import SiloFinding
 
 # Packages that extraction, training and the daemon import, by the name of the distribution.
 PACKAGES = ("apsw", "av", "grpcio", "onnx", "onnxruntime", "pillow", "scikit-learn", "tokenizers")
@@ -31,14 +36,18 @@ def doctor(
     backend: BackendOption = None,
     require_backend: RequireOption = False,
     precision: DoctorPrecisionOption = None,
+    config: ConfigOption = None,
+    folder: DirOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Show where this machine can run the networks, and how to fix what is missing.
+    """Show where this machine can run the networks and what is wrong with this silo, and how to fix it.
 
     First where it would run; then every backend from the best to the one that is always there, each with ok or
     the reason why not. What is marked optional is not needed: the network runs without. The process that
     decodes videos is started once, to see that it runs. Nothing is changed, and no video is touched. With
     --bundle each network of it is checked: its precision, and if its TensorRT engines fit this machine.
+
+    Next to agent.toml, settings, certificate, key, bundle and videos are checked too, and if the coordinator answers.
     """
     import msgspec
 
@@ -67,6 +76,7 @@ def doctor(
     candidates = rank_graphs(facts, manifest, backend_options)
     packages = [find_package(name) for name in PACKAGES]
     decoder = decoder_problem()
+    findings = _silo_findings(config, folder)
     if not as_json:
         for line in (
             *placement_lines(candidates, backend_options),
@@ -82,15 +92,40 @@ def doctor(
         if decoder:
             say(decoder)
             say("    fix: pip install --force-reinstall --no-deps av, or what the line above asks for")
+        _show_silo(findings)
     return {
         "machine": machine_row(facts),
         "ladder": candidate_rows(candidates),
         "packages": msgspec.to_builtins(packages),
         "decoder": {"ok": not decoder, "problem": decoder},
+        "silo": [vars(finding) for finding in findings],
         "ok": all(package.version for package in packages)
         and not decoder
+        and all(finding.state != "wrong" for finding in findings)
         and all(any(candidate.unavailable is None for candidate in of) for of in candidates.values()),
     }
+
+
+def _silo_findings(config: Path | None, folder: Path | None) -> list[SiloFinding]:
+    """Return the checks of the silo whose settings the options name, or are here; empty without settings."""
+    if config is None and folder is None and not Path(SETTINGS_FILE).exists():
+        return []
+    from ..silo_doctor import examine_silo
+
+    place = AGENT.place(config, folder)
+    return [
+        replace(found, fix=place.hint(found.fix), detail=place.hint(found.detail)) for found in examine_silo(place.path)
+    ]
+
+
+def _show_silo(findings: Sequence[SiloFinding]) -> None:
+    say("")
+    if not findings:
+        say(f"no {SETTINGS_FILE} here, so no silo's settings are checked: give its folder with --dir DIR")
+    for finding in findings:
+        say(f"{finding.state:6} {finding.check:12} {finding.detail}")
+        if finding.fix:
+            say(f"{'':19} fix: {finding.fix}")
 
 
 def find_package(name: str) -> Package:

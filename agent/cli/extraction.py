@@ -11,25 +11,33 @@ import typer
 from ...base.console import command, end_with, say
 from ...base.errors import DataError, Interrupted, interruption
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
+from . import AGENT, ConfigOption, DirOption
 from .backend_options import BackendOption, ExtractPrecisionOption, RequireOption, StoreOption, notice, show_placements
+from .own_settings import OwnStoreOption, own_paths
 
 if TYPE_CHECKING:
     from ..extraction.report import ExtractReport
 
 
 @command
+@AGENT.errors_name_the_place
 def extract(
     bundle: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--bundle", help="The bundle folder that flamest-export made, or miniworld, the small one in the package."
+            "--bundle",
+            help="The bundle folder that flamest-export made, or miniworld, the small one in the package; by default "
+            "agent.toml's.",
         ),
-    ],
+    ] = None,
     videos: Annotated[
-        Path,
-        typer.Option("--videos", help="Folder of clips as LABEL/clip.mp4, or with a labels.csv (path,label,group)."),
-    ],
-    store: StoreOption,
+        Path | None,
+        typer.Option(
+            "--videos",
+            help="Folder of clips as LABEL/clip.mp4, or with a labels.csv (path,label,group); by default agent.toml's.",
+        ),
+    ] = None,
+    store: OwnStoreOption = None,
     threads: ThreadsOption = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try clips again that failed in an earlier run.")] = False,
     clip_timeout: Annotated[
@@ -50,6 +58,8 @@ def extract(
     backend: BackendOption = None,
     require_backend: RequireOption = False,
     precision: ExtractPrecisionOption = None,
+    config: ConfigOption = None,
+    folder: DirOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Turn a folder of video clips into features: an embedding of each clip in the feature store.
@@ -58,6 +68,8 @@ def extract(
     clips, changing labels or an interruption, and only new clips are computed. A clip that cannot
     be read is reported and skipped, and not tried again until --retry asks for it; if no clip is usable,
     the command exits with 65. Ctrl-C ends it within seconds, with exit code 130; nothing is lost.
+
+    Next to agent.toml no option is needed: bundle, videos, store, trusted keys and backends are the daemon's.
 
     The last lines show where each network ran; flamest-agent doctor shows what this machine can run, and what
     it lacks.
@@ -76,13 +88,29 @@ def extract(
     limits = DecodeLimits(timeout_s=clip_timeout, largest_file=int(max_clip_gb * GB))
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
-    request = ExtractRequest(resolve_bundle(bundle), videos, store, threads, retry, limits, trusted, backend_options)
-    folder = clips_to_extract(videos)
+    training_precision = None
+    if bundle is None or videos is None or store is None:
+        place = AGENT.place(config, folder)
+        settings, paths = own_paths(place, bundle=bundle, videos=videos, store=store, say_so=not as_json)
+        bundle, videos, store = paths["bundle"], paths["videos"], paths["store"]
+        trusted, training_precision = (*trusted, *settings.trust()), settings.precision
+        if not (backend or require_backend or precision):
+            backend_options = settings.work.backend_options
+    request = ExtractRequest(
+        resolve_bundle(bundle),
+        videos,
+        store,
+        threads,
+        retry,
+        limits,
+        trusted,
+        backend_options,
+        training_precision,
+    )
+    clips = clips_to_extract(videos)
     shutdown = Shutdown.on_signals()
-    with progress_bar("extracting", len(folder.clips), unit="clips") as progress:
-        report = extract_clips(
-            request, folder, on_clip=progress.advance, stop=lambda: shutdown.requested, notice=notice
-        )
+    with progress_bar("extracting", len(clips.clips), unit="clips") as progress:
+        report = extract_clips(request, clips, on_clip=progress.advance, stop=lambda: shutdown.requested, notice=notice)
     if not as_json:
         _show(report, store)
         show_placements(report.placements, backend_options)

@@ -11,7 +11,8 @@ import typer
 from ...base.console import command, end_with, say
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
 from . import AGENT, ConfigOption, DirOption
-from .backend_options import BackendOption, PredictPrecisionOption, RequireOption, StoreOption, notice, show_placements
+from .backend_options import BackendOption, PredictPrecisionOption, RequireOption, notice, show_placements
+from .own_settings import OwnStoreOption, own_paths, own_settings
 
 if TYPE_CHECKING:
     from ...base.place import Place
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
 
 @command
+@AGENT.errors_name_the_place
 def train(
-    store: StoreOption,
     out: Annotated[Path, typer.Option("--out", help="Where the model goes, MODEL.safetensors.")],
+    store: OwnStoreOption = None,
     passes: Annotated[int, typer.Option(min=1, help="Rounds of local epochs, as a federated run has.")] = 80,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs in one round.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips per step of training.")] = 128,
@@ -34,9 +36,14 @@ def train(
     fingerprint: Annotated[str | None, typer.Option(help="Which features, where the store holds several.")] = None,
     precision: Annotated[str | None, typer.Option(help="Which precision, where the store holds several.")] = None,
     threads: ThreadsOption = None,
+    config: ConfigOption = None,
+    folder: DirOption = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Train the classifier on this machine alone, without a coordinator."""
+    """Train the classifier on this machine alone, without a coordinator.
+
+    Next to agent.toml --store is not needed.
+    """
     from ...base.errors import UsageError
     from ...fedproto.records import TrainSettings
     from ..training.local import LocalRequest, train_from_store
@@ -49,6 +56,9 @@ def train(
         ) from error
     if any(width < 1 for width in widths):
         raise UsageError(f"--hidden {hidden}: expected widths of 1 or more", fix="--hidden 512,256")
+    if store is None:
+        settings, paths = own_paths(AGENT.place(config, folder), store=store, say_so=not as_json)
+        store, precision = paths["store"], precision or settings.precision
     request = LocalRequest(
         store=store,
         fingerprint=fingerprint,
@@ -153,18 +163,11 @@ def predict(
 
 def _of_settings(place: Place, bundle: Path | None, model: Path | None) -> tuple[Path, Path, TrustedKeys]:
     """Return bundle, model and trusted keys, those that were not given from the silo's settings."""
-    from ...base.errors import DataError, SettingsError, UsageError
+    from ...base.errors import DataError, SettingsError
     from ..end_of_run import FINAL_MODEL
-    from ..settings import load_agent_settings
 
-    try:
-        settings = load_agent_settings(place.path)
-    except UsageError as error:
-        missing = " and ".join(name for name, given in (("--bundle", bundle), ("--model", model)) if given is None)
-        raise UsageError(
-            f"{missing}: not given, and there is no agent.toml here that says which",
-            fix="give both, like --bundle DIR --model MODEL.safetensors; or the folder of agent.toml: --dir DIR",
-        ) from error
+    options = (("--bundle DIR", bundle), ("--model MODEL.safetensors", model))
+    settings = own_settings(place, *(option for option, given in options if given is None))
     bundle = bundle or settings.bundle
     if bundle is None:
         raise SettingsError(f"{place.path} names no bundle", fix="set bundle in it, or give --bundle DIR")

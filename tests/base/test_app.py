@@ -69,13 +69,13 @@ def test_the_version_honours_json():
 
 
 def test_a_usage_error_shows_the_usage_and_the_fix():
-    ended = run(app_of("flamest-agent"), "train", "--out", "m.safetensors")
+    ended = run(app_of("flamest-agent"), "features", "--out", "m.npz")
     assert (ended.exit_code, ended.stdout) == (2, "")
     usage, error, fix = ended.stderr.splitlines()
     assert usage.startswith("Usage: ")
     assert error == "error: missing option '--store'"
     assert fix.strip().startswith("fix: ")
-    assert fix.endswith("train --help")
+    assert fix.endswith("features --help")
 
 
 def test_json_after_two_dashes_is_an_argument():

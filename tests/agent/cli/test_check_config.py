@@ -270,3 +270,51 @@ def test_without_settings_every_command_says_where_it_looked(words, tmp_path, mo
     assert (done.exit_code, answer["error"]["code"]) == (2, "usage")
     assert "no agent.toml in the current folder" in answer["error"]["message"]
     assert "--dir DIR" in answer["error"]["fix"]
+
+
+def test_doctor_next_to_settings_checks_the_silo(make_federation, toy_bundle):
+    federation = make_federation("a")
+    federation.start()
+    home = settings_of(federation, "a", federation.address)
+    with_videos(home, toy_bundle, "run/1.mp4")
+    done = CliRunner().invoke(app, ["doctor", "--dir", str(home), "--json"])
+    found = {(one["check"], one["state"]) for one in json.loads(done.stdout.splitlines()[-1])["silo"]}
+    assert found == {
+        ("settings", "ok"),
+        ("certificate", "ok"),
+        ("data", "ok"),
+        ("data", "warn"),
+        ("coordinator", "ok"),
+        ("daemon", "warn"),
+    }
+    assert not (home / "state").exists(), "it changes nothing"
+    (home / "silo.pem").unlink()
+    shown = CliRunner().invoke(app, ["doctor", "--dir", str(home)]).stdout
+    assert "wrong  certificate" in shown
+    assert f"fix: flamest-agent run --dir {home}" in shown
+
+
+def test_doctor_without_settings_says_that_none_were_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["doctor"])
+    assert done.exit_code == 0
+    assert "no agent.toml here" in done.stdout
+
+
+def test_extract_and_train_take_their_paths_from_the_settings(make_federation, toy_bundle, clips, monkeypatch):
+    home = with_videos(settings_of(make_federation("a"), "a", "h:1"), toy_bundle)
+    (home / "features.sqlite").unlink()
+    for label in ("run", "walk"):
+        (home / "videos" / label).mkdir()
+        clips.write_clip(home / "videos" / label / "1.mp4", seed=len(label))
+    monkeypatch.chdir(home)
+    done = CliRunner().invoke(app, ["extract"])
+    assert done.exit_code == 0, done.output
+    assert "from agent.toml: bundle " in done.stdout
+    done = CliRunner().invoke(app, ["train", "--out", "m.safetensors", "--passes", "1", "--hidden", "4"])
+    assert done.exit_code == 0, done.output
+    assert f"from agent.toml: store {home / 'features.sqlite'}" in done.stdout
+    monkeypatch.chdir(home / "videos")
+    done = CliRunner().invoke(app, ["extract", "--bundle", str(toy_bundle), "--json"])
+    assert done.exit_code == 2
+    assert "--videos and --store: not given" in json.loads(done.stdout)["error"]["message"]

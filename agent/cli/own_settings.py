@@ -1,0 +1,58 @@
+"""Settings that a command takes from the silo's agent.toml where an option is not given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...base.console import say
+
+if TYPE_CHECKING:
+    from ...base.place import Place
+    from ..settings import AgentSettings
+
+OwnStoreOption = Annotated[
+    Path | None,
+    typer.Option("--store", help="The feature store, one file, which extract fills; by default agent.toml's."),
+]
+
+
+def own_settings(place: Place, *missing: str) -> AgentSettings:
+    """Return the silo's settings; ``missing``: the options that were not given, like ``--bundle DIR``.
+
+    Raises UsageError where there are none, and as ``load_agent_settings``.
+    """
+    from ...base.errors import UsageError
+    from ..settings import load_agent_settings
+
+    try:
+        return load_agent_settings(place.path)
+    except UsageError as error:
+        names = " and ".join(option.split()[0] for option in missing)
+        given = "both, like" if len(missing) == 2 else "it, like" if len(missing) == 1 else "them, like"
+        raise UsageError(
+            f"{names}: not given, and there is no agent.toml here that says which",
+            fix=f"give {given} {' '.join(missing)}; or the folder of agent.toml: --dir DIR",
+        ) from error
+
+
+def own_paths(place: Place, *, say_so: bool, **given: Path | None) -> tuple[AgentSettings, dict[str, Path]]:
+    """Return the settings and the paths ``given``, by their key in agent.toml; those that are None are taken from it.
+
+    ``say_so``: print which were taken. Raises as ``own_settings``, and SettingsError for one that agent.toml has not.
+    """
+    from ...base.errors import SettingsError
+
+    missing = [name for name, path in given.items() if path is None]
+    settings = own_settings(place, *(f"--{name} {'FILE' if name == 'store' else 'DIR'}" for name in missing))
+    taken: dict[str, Path] = {}
+    for name in missing:
+        path = getattr(settings, name)
+        if path is None:
+            raise SettingsError(f"{place.path} names no {name}", fix=f"set {name} in it, or give --{name} DIR")
+        taken[name] = path
+    if say_so:
+        say(f"from {place.path}: " + ", ".join(f"{name} {path}" for name, path in taken.items()))
+    return settings, {**{name: path for name, path in given.items() if path is not None}, **taken}
