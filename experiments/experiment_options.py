@@ -64,7 +64,8 @@ class ExperimentOptions:
         typer.Option(
             "--strategies",
             metavar="NAME[:VALUE][,…]",
-            help="Strategy: fedavg, fedprox:0.1, feddyn:0.01, median, fedavg:clip=2, …; a list makes a row for each.",
+            help="Strategy: fedavg, fedprox:0.1, feddyn:0.01, median, trimmed_mean:0.25, fedavg:clip=2, …; a list "
+            "makes a row for each.",
         ),
     ] = None
     epochs: Annotated[

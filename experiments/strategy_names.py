@@ -74,7 +74,7 @@ def parse_strategy(text: str) -> Strategy:
         strategy = msgspec.convert(settings, Strategy, strict=False)
     except msgspec.ValidationError as error:
         raise UsageError(f"strategy {text!r}: {error}", fix=SYNTAX) from error
-    problems = [*strategy.problems(), *strategy_problems(strategy)]
+    problems = dict.fromkeys([*strategy.problems(), *strategy_problems(strategy)])  # both check the silos' terms
     if problems:
         raise UsageError(f"strategy {text!r}: {'; '.join(problems)}", fix=SYNTAX)
     return strategy

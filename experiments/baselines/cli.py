@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...base.app import App
 from ...base.console import command
 from ...base.errors import UsageError
 from ...base.options import JsonOption, takes_records
@@ -18,7 +19,7 @@ from .result import BaselineResult, as_record
 if TYPE_CHECKING:
     from .clips import ClipShape
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
+app = App("flamest.experiments.baselines", extras=("experiments", "export"), add_completion=False, no_args_is_help=True)
 
 Videos = Annotated[Path, typer.Option("--videos", help="Labelled clips: LABEL/clip.ext, or a labels.csv.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the result file and the checkpoints.")]

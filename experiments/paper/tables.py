@@ -18,6 +18,7 @@ SEEDS_ONLY = (
     "± is half of the 95 % t-interval over the seeds (partition, first model, shuffles) on one and the same test "
     "clips: it does not cover the effect of other test clips."
 )
+TOO_FEW_SEEDS = "A ± that reaches beyond 0 or 100 % says that there are too few seeds to tell: add --seeds 5."
 # Settings that are printed under a table and in its CSV.
 FACTS = ("Split", "Groups", "Clips left out")
 MEASURED, EXTERNAL = "measured", "taken in"  # taken in: from a result file of another command
@@ -107,8 +108,17 @@ def build_table(table: TableSpec, results: Results) -> TableResult:
 
 
 def interval_notes(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The explanation of ±, where a row has an interval."""
-    return (SEEDS_ONLY,) if any(row.last_interval is not None for row in rows) else ()
+    """The explanation of ±, where a row has an interval, and a caution where one leaves 0 to 100 %."""
+    shown = [
+        (value, interval)
+        for row in rows
+        for value, interval in ((row.best, row.best_interval), (row.last, row.last_interval))
+        if value is not None and interval is not None
+    ]
+    if not shown:
+        return ()
+    beyond = any(value + interval > 100 or value < interval for value, interval in shown)
+    return (SEEDS_ONLY, TOO_FEW_SEEDS) if beyond else (SEEDS_ONLY,)
 
 
 def _row(spec: RowSpec, table: TableSpec, results: Results) -> Row:

@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
+from ...base.app import App
 from ...base.console import command
 from ...base.errors import UsageError
 from ...base.progress import progress_bar
 from ...export.networks.small import SMALL_FORMS, WEIGHTS
 from .networks import HELD_OUT, TRAINED, train_network, training_settings
 
-app = typer.Typer(add_completion=False)
+app = App("flamest.experiments.pretraining", extras=("export",), add_completion=False)
 
 
 @app.command()

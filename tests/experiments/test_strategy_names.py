@@ -47,3 +47,9 @@ def test_a_wrong_strategy_is_refused_with_the_way_to_write_it(text, message):
     with pytest.raises(UsageError, match=message) as raised:
         parse_strategy(text)
     assert raised.value.fix
+
+
+def test_a_problem_of_a_strategy_is_said_once():
+    with pytest.raises(UsageError) as raised:
+        parse_strategy("fedprox:-1")
+    assert raised.value.message.count("needs more than 0") == 1
