@@ -224,7 +224,7 @@ def _refuse_a_revoked_key(certificate: bytes, name: str, revoked: Mapping[str, s
     if owner is not None:
         raise IdentityError(
             f"the request is for a key that was revoked, of silo '{owner}': others may have it",
-            fix=f"at the silo, in a new folder: flamest-agent keygen {name}; then give its {name}.csr",
+            fix=f"at the silo: flamest-agent keygen {name} --out new; then give its {name}.csr",
             code="revoked_key",
         )
 

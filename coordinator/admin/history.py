@@ -122,6 +122,10 @@ class History:
         """Return the settings that the run was started with (``RunSettings.encode``); None before its start."""
         return next((row[0] for row in self._rows("SELECT settings FROM runs WHERE name = ?")), None)
 
+    def other_runs(self) -> list[str]:
+        """Return the names of the other runs in the state folder, the oldest first."""
+        return [row[0] for row in self._rows("SELECT name FROM runs WHERE name != ? ORDER BY started_at")]
+
     def rounds(self) -> list[RoundRow]:
         """Return every round so far, the open one last."""
         rows, updates = [], self._updates()
@@ -217,9 +221,11 @@ class History:
         path = model_path(models_folder(self._state, self._run), number)
         if number not in made or not path.exists():
             why = "it is not kept any more (server.keep_models)" if number in made else "that round made none"
+            others = ", ".join(self.other_runs())
             raise DataError(
                 f"no model of round {number} of run '{self._run}': {why}",
-                fix="choose a closed round: flamest-coordinator history",
+                fix="choose a closed round: flamest-coordinator history"
+                + (f"; other runs are here too, with --run NAME: {others}" if others else ""),
                 code="no_model",
             )
         return path, number

@@ -30,7 +30,7 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
     of accepted updates and of models, over all silos.
     """
     with History.open(settings.server.state, settings.run.name) as history:
-        rows, silos = history.rounds(), history.silos()
+        rows, silos, others = history.rounds(), history.silos(), history.other_runs()
         measured = MeasuredModels.of(history, rows, settings)
     closed = [row for row in rows if row.status == "closed"]
     current = rows[-1] if rows and rows[-1].status == "open" else None
@@ -58,6 +58,7 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
         "degraded": health.degraded or None,
         "degraded_since": health.since or None,
         "degraded_detail": health.detail or None,
+        "other_runs": others,
     }
 
 
@@ -119,6 +120,10 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
         lines += DECLINED_LINES
     if not now["silos"]:
         lines.append("  no silo is enrolled: flamest-coordinator silo add NAME --csr NAME.csr")
+    if now["other_runs"]:
+        lines.append(
+            f"other runs here: {', '.join(now['other_runs'])}; flamest-coordinator history --run NAME shows one"
+        )
     if now["certificate_days_left"] < 30:
         lines.append(
             f"the server's certificate ends in {now['certificate_days_left']:.0f} days: flamest-coordinator renew"

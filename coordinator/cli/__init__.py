@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import typer
+
 from ...base.options import config_option, dir_option
 from ...base.place import Program
 
@@ -19,4 +21,8 @@ COORDINATOR = Program(
     start="go to the folder that `flamest-coordinator init DIR` made, or give --config coordinator.toml or --dir DIR",
 )
 ConfigOption = Annotated[Path | None, config_option(SETTINGS_FILE)]
+RunOption = Annotated[
+    str | None,
+    typer.Option("--run", metavar="NAME", help="An earlier run in the state folder; [run] name when not given."),
+]
 DirOption = Annotated[Path | None, dir_option(SETTINGS_FILE)]

@@ -10,7 +10,7 @@ import typer
 from ...base.console import command, end_with, say
 from ...base.errors import DataError, UnreachableError, UsageError
 from ...base.options import JsonOption
-from . import COORDINATOR, ConfigOption, DirOption
+from . import COORDINATOR, ConfigOption, DirOption, RunOption
 
 
 @command
@@ -43,6 +43,7 @@ def status(config: ConfigOption = None, folder: DirOption = None, as_json: JsonO
 def history(
     config: ConfigOption = None,
     folder: DirOption = None,
+    run: RunOption = None,
     silos: Annotated[
         bool, typer.Option("--silos", help="Every silo's examples and norm too, claimed and counted.")
     ] = False,
@@ -59,11 +60,12 @@ def history(
     those of the model that the round started from. Last line: bytes until a model had 95 % of the last accuracy.
     """
     from ..admin.communication_cost import communication_cost_lines, communication_cost_of
+    from ..admin.earlier_run import settings_of_run
     from ..admin.status import history_lines, history_of
     from ..settings import load_coordinator_settings
 
     place = COORDINATOR.place(config, folder)
-    settings = load_coordinator_settings(place.path)
+    settings = settings_of_run(load_coordinator_settings(place.path), run)
     rows, reached = history_of(settings), communication_cost_of(settings)
     if not as_json:
         for line in (*history_lines(rows, silos=silos), *communication_cost_lines(reached)):
@@ -76,6 +78,7 @@ def history(
 def evaluation(
     config: ConfigOption = None,
     folder: DirOption = None,
+    run: RunOption = None,
     round_number: Annotated[
         int | None,
         typer.Option("--round", min=0, help="Of which round; the last evaluated one when not given."),
@@ -88,11 +91,12 @@ def evaluation(
     A silo adds noise of a few clips to what it reports, unless its policy says otherwise: figures of silos with few
     clips say little.
     """
+    from ..admin.earlier_run import settings_of_run
     from ..admin.models import evaluation_lines, evaluation_of
     from ..settings import load_coordinator_settings
 
     place = COORDINATOR.place(config, folder)
-    found = evaluation_of(load_coordinator_settings(place.path), round_number)
+    found = evaluation_of(settings_of_run(load_coordinator_settings(place.path), run), round_number)
     if not as_json:
         for line in evaluation_lines(found):
             say(place.hint(line))
@@ -105,6 +109,7 @@ def model(
     out: Annotated[Path, typer.Option("--out", metavar="MODEL.safetensors", help="The file to write.")],
     config: ConfigOption = None,
     folder: DirOption = None,
+    run: RunOption = None,
     round_number: Annotated[
         int | None, typer.Option("--round", min=0, help="Of which round; the last closed one when not given.")
     ] = None,
@@ -117,13 +122,16 @@ def model(
     """Copy a round's model out of the state folder, with its labels and fingerprint inside, and show its accuracy on
     the silos' held-out clips, where it has been measured.
     """
+    from ..admin.earlier_run import settings_of_run
     from ..admin.models import model_lines, take_model
     from ..settings import load_coordinator_settings
 
     if best and round_number is not None:
         raise UsageError("--best and --round were both given", fix="give one of them")
     place = COORDINATOR.place(config, folder)
-    taken = take_model(load_coordinator_settings(place.path), out, "best" if best else round_number)
+    taken = take_model(
+        settings_of_run(load_coordinator_settings(place.path), run), out, "best" if best else round_number
+    )
     if not as_json:
         for line in model_lines(taken):
             say(place.hint(line))

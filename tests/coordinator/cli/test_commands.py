@@ -498,3 +498,24 @@ def test_a_model_for_a_missing_folder_says_so(trained, tmp_path):
 @pytest.mark.parametrize(("count", "text"), [(12, "0.5"), (240, "0.52"), (4000, "0.523")])
 def test_losses_have_no_digits_that_silos_round_away(count, text):
     assert loss_text(0.5234, count) == text
+
+
+def test_an_earlier_run_is_read_by_its_name(trained, tmp_path):
+    first = typed("history", "--dir", trained.folder)[1]["rounds"]
+    text = trained.config.read_text().replace('name = "run-1"', 'name = "run-2"')
+    trained.config.write_text(text.replace("labels = [", 'labels = ["sit", ').replace("rounds = 2", "rounds = 5"))
+    place, out = ["--dir", trained.folder], tmp_path / "m.safetensors"
+    code, answer, _ = typed("model", *place, "--out", out)
+    assert (code, answer["error"]["code"]) == (65, "no_model")
+    assert "run-1" in answer["error"]["fix"]
+    trained.start()
+    trained.stop()
+    assert typed("status", *place)[1]["other_runs"] == ["run-1"]
+    assert [row["status"] for row in typed("history", *place)[1]["rounds"]] == ["open"]
+    assert typed("history", *place, "--run", "run-1")[1]["rounds"] == first
+    _, taken, _ = typed("model", *place, "--run", "run-1", "--out", out)
+    assert (taken["run"], taken["round"], taken["labels"]) == ("run-1", 1, 3)
+    assert typed("evaluation", *place, "--run", "run-1")[1]["error"]["code"] == "not_measured"
+    code, answer, _ = typed("history", *place, "--run", "run-9")
+    assert (code, answer["error"]["code"]) == (65, "no_run")
+    assert "run-2, run-1" in answer["error"]["message"] or "run-1, run-2" in answer["error"]["message"]
