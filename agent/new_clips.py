@@ -12,6 +12,8 @@ from .status import StatusNotes
 from .tasks import extract_new
 from .worker import Worker, WorkStopped
 
+LOG_EVERY_S = 60.0  # the progress of an extraction
+
 log = Log("agent")
 
 
@@ -23,6 +25,7 @@ class NewClips:
         self._worker = worker
         self._notes = notes
         self._scanned = -settings.work.rescan_s
+        self._logged = 0.0  # progress of an extraction
 
     def extract_if_due(self) -> None:
         """Extract new clips of the video folder when it is time; a failure is logged and never ends the daemon."""
@@ -32,6 +35,7 @@ class NewClips:
         if time.monotonic() - self._scanned < settings.work.rescan_s:
             return
         self._notes.set_state("extracting")
+        self._logged = time.monotonic()
         try:
             request = ExtractRequest(
                 settings.bundle,
@@ -43,7 +47,7 @@ class NewClips:
                 backend_options=settings.work.backend_options,
                 training_precision=settings.precision,
             )
-            extracted = self._worker.call(extract_new, request)
+            extracted = self._worker.call(extract_new, request, on_progress=self._note_progress)
             log.info("extracted", **extracted.figures, **extracted.backends)
             if extracted.used_stored_precision:
                 precision = extracted.figures["precision"]
@@ -59,3 +63,11 @@ class NewClips:
             log.error("extraction_failed", code=error.code, see="flamest-agent status")
             log.debug("extraction_failed", detail=error.message)
         self._scanned = time.monotonic()
+
+    def _note_progress(self, progress: tuple[int, int]) -> None:
+        """Show the progress of an extraction in the status, and once a minute in the log."""
+        done, clips = progress
+        self._notes.note(detail=f"{done} of {clips} clips")
+        if time.monotonic() - self._logged >= LOG_EVERY_S:
+            self._logged = time.monotonic()
+            log.info("extracting", done=done, clips=clips)

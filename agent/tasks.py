@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ..fedproto.records import EncodedUpdate, Evaluation, GlobalModel, RunSettin
 from .egress.accountant import Spend
 from .egress.policy import Policy, PolicyRefused
 from .egress.reported_evaluation import reported_evaluation
-from .extraction.extract import extract_folder
+from .extraction.extract import clips_to_extract, extract_clips
 from .extraction.report import ExtractRequest, count_by_code
 from .extraction.store import FeatureStore
 from .training.client_state import ClientState, TrainedRound
@@ -26,6 +27,9 @@ from .training.evaluation import ModelChoice, choose_better, evaluate_here
 from .training.feddyn import Correction
 from .training.federated import carries_correction, train_silo
 from .training.trainer import HeadTrainer
+from .worker import report_progress
+
+PROGRESS_EVERY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,18 @@ class ExtractionSummary:
 
 
 def extract_new(request: ExtractRequest) -> ExtractionSummary:
-    """Bring the store up to date with the video folder."""
-    report = extract_folder(request)
+    """Bring the store up to date with the video folder; reports (clips done, clips in all) now and then."""
+    folder = clips_to_extract(request.videos)
+    done, reported = 0, time.monotonic()
+
+    def count_clip() -> None:
+        nonlocal done, reported
+        done += 1
+        if time.monotonic() - reported >= PROGRESS_EVERY_S:
+            reported = time.monotonic()
+            report_progress((done, len(folder.clips)))
+
+    report = extract_clips(request, folder, on_clip=count_clip, stop=lambda: False)
     figures = {
         "clips": report.clips,
         "extracted": report.extracted,

@@ -56,23 +56,35 @@ class Worker:
         self._pipe: Connection[Any, Any] | None = None
         self._last_used = 0.0
 
-    def call(self, function: Callable[..., T], *arguments: Any, until: float = math.inf) -> T:
+    def call(
+        self,
+        function: Callable[..., T],
+        *arguments: Any,
+        until: float = math.inf,
+        on_progress: Callable[[Any], None] = lambda _: None,
+    ) -> T:
         """``function(*arguments)`` in the worker; its result, or its FlamestError, comes back.
 
-        ``until``: on the clock of ``time.monotonic``. Raises WorkerCrashed when the process dies, WorkStopped when the
-        daemon is asked to end, WorkExpired when there is no result by ``until``; the process is ended then.
+        ``until``: on the clock of ``time.monotonic``. ``on_progress`` is called here with what the function gives to
+        ``report_progress``. Raises WorkerCrashed when the process dies, WorkStopped when the daemon is asked to end,
+        WorkExpired when there is no result by ``until``; the process is ended then.
         """
         pipe = self._started()
         try:
             pipe.send((function, arguments))
-            while not pipe.poll(WATCH_EVERY_S):
-                if self._shutdown.requested:
-                    self.close()
+            succeeded = None
+            while succeeded is None:
+                if pipe.poll(WATCH_EVERY_S):
+                    succeeded, result = pipe.recv()
+                    if succeeded is None:
+                        on_progress(result)
+                if succeeded is None and self._shutdown.requested:
                     raise WorkStopped("asked to end while work was running")
-                if time.monotonic() >= until:
-                    self.close()
+                if succeeded is None and time.monotonic() >= until:
                     raise WorkExpired("the work was not done in the time that there was for it")
-            succeeded, result = pipe.recv()
+        except FlamestError:  # an error of ``on_progress`` too: the answer that is still to come must not be the next's
+            self.close()
+            raise
         except (EOFError, OSError) as error:
             status = self._process.exitcode if self._process else None
             self.close()
@@ -129,8 +141,19 @@ class Worker:
         self.close()
 
 
+_daemon: Connection[Any, Any] | None = None  # in the worker process
+
+
+def report_progress(progress: Any) -> None:
+    """Send ``progress`` from a function in the worker to the ``on_progress`` of its call; elsewhere nothing happens."""
+    if _daemon is not None:
+        _daemon.send((None, progress))
+
+
 def _serve(pipe: Connection[Any, Any]) -> None:
     """The worker's loop: until the daemon closes its end, or dies."""
+    global _daemon
+    _daemon = pipe
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the daemon, which ends us
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # so does this one, which asks it to read its files again
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -214,7 +214,7 @@ def _report_usage(error: Any, *, as_json: bool) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return UsageError.exit_code
-    message = error.format_message().rstrip(".")
+    message = error.format_message().rstrip(".").replace(": Value error, ", ": ")  # a Literal's, in Typer's words
     fix = ""
     if error.ctx is not None:
         print(error.ctx.get_usage(), file=sys.stderr)

@@ -58,7 +58,7 @@ class _Interruption:
         return interruption(
             self.signal,
             f"stopped by {name} before it was done",
-            fix="run the same command again; what was half done is removed",
+            fix="run the same command again: nothing half done is left",
         )
 
 

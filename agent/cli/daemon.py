@@ -173,7 +173,7 @@ def _status_lines(status: AgentStatus, settings: AgentSettings, *, alive: bool) 
     lines: list[str] = []
     doing = IN_WORDS.get(status.doing, status.doing)
     if progress := status.detail if status.doing == "extracting" else "":
-        doing += f" ({progress})"
+        doing += f": {progress}"
     lines.append(f"{f'running (PID {status.pid})' if alive else 'NOT RUNNING'}: {doing}, since {status.since}")
     if status.detail and not progress:
         lines.append(f"  {status.code + ': ' if status.code else ''}{status.detail}")

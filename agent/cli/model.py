@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,9 +133,11 @@ def predict(
         trusted = (*trusted, *own)
     placements: list[GraphPlacement] = []
     found, problems = find_videos(videos)
-    predicted = predict_videos(
-        resolve_bundle(bundle), model, found, top=top, opening=opening, trusted=trusted, on_open=placements.extend
-    )
+    predicted: Iterator[Prediction] = iter(())
+    if found:  # otherwise there is nothing to open the networks for
+        predicted = predict_videos(
+            resolve_bundle(bundle), model, found, top=top, opening=opening, trusted=trusted, on_open=placements.extend
+        )
     predictions = []
     for prediction in itertools.chain(predicted, problems):
         predictions.append(_entry(prediction))
@@ -148,13 +151,16 @@ def predict(
         "unread": unread,
     }
     if not as_json:
-        show_placements(placements, backend_options)
+        if unread < len(predictions):
+            show_placements(placements, backend_options)
         if unread and len(predictions) > 1:
             say(f"{len(predictions) - unread} of {len(predictions)} videos read, {unread} could not be")
     if unread == len(predictions):
         problem = DataError(
-            f"none of {len(predictions)} videos could be read",
-            fix="the reasons are above; flamest-agent doctor shows if this machine can decode video",
+            "the video could not be read" if unread == 1 else f"none of the {unread} videos could be read",
+            fix="the reasons are above; flamest-agent doctor shows if this machine can decode video"
+            if found
+            else "give video files, or folders that hold some",
             code="all_clips_failed",
         )
         end_with(problem, result, as_json=as_json)

@@ -91,3 +91,12 @@ def test_next_to_its_settings_predict_needs_no_option(tiny_bundle, tmp_path, mon
     (tmp_path / "agent.toml").unlink()
     done = CliRunner().invoke(app, ["predict", "text.avi", "--json"])
     assert (done.exit_code, json.loads(done.stdout)["error"]["code"]) == (2, "usage")
+
+
+def test_an_empty_folder_opens_no_network(toy_bundle, tmp_path):
+    model = tmp_path / "m.safetensors"
+    done = CliRunner().invoke(app, ["predict", str(tmp_path), "--bundle", str(toy_bundle), "--model", str(model)])
+    assert done.exit_code == 65
+    assert "there are no video files in this folder" in done.stdout
+    assert "ran on" not in done.stdout
+    assert "give video files, or folders that hold some" in done.output

@@ -10,7 +10,7 @@ import time
 
 import psutil
 import pytest
-from flamest.agent.worker import Worker, WorkerCrashed, WorkStopped
+from flamest.agent.worker import Worker, WorkerCrashed, WorkStopped, report_progress
 from flamest.base.errors import DataError, StorageError
 from flamest.base.files import sha256_bytes, sha256_file
 from flamest.base.process import Shutdown
@@ -27,6 +27,19 @@ def test_work_runs_in_another_process_that_is_kept(worker):
     assert first not in (os.getpid(), None)
     assert worker.call(os.getpid) == first == worker.pid
     assert worker.call(sha256_bytes, b"abc")[:4] == "ba78"
+
+
+def test_progress_of_work_comes_before_its_result(worker):
+    seen = []
+    assert worker.call(report_progress, (33, 54), on_progress=seen.append) is None
+    assert seen == [(33, 54)]
+
+    def fail(_):
+        raise StorageError("the disk is full")
+
+    with pytest.raises(StorageError):
+        worker.call(report_progress, 1, on_progress=fail)
+    assert worker.call(sha256_bytes, b"abc")[:4] == "ba78", "no answer is left over"
 
 
 def test_an_error_keeps_its_code_and_fix(worker, tmp_path):

@@ -301,6 +301,17 @@ def test_doctor_without_settings_says_that_none_were_checked(tmp_path, monkeypat
     assert "no agent.toml here" in done.stdout
 
 
+def test_status_shows_the_progress_of_an_extraction(make_federation):
+    from flamest.agent.status import AgentStatus, write_status
+
+    home = settings_of(make_federation("a"), "a", "h:1")
+    (home / "state").mkdir()
+    write_status(home / "state", AgentStatus(doing="extracting", detail="33 of 54 clips", silo="a", pid=7))
+    with FileLock.take(home / "state" / LOCK_FILE, owner="flamest-agent"):
+        shown = CliRunner().invoke(app, ["status", "--dir", str(home)]).stdout
+    assert "running (PID 7): extracting: 33 of 54 clips, since" in shown
+
+
 def test_extract_and_train_take_their_paths_from_the_settings(make_federation, toy_bundle, clips, monkeypatch):
     home = with_videos(settings_of(make_federation("a"), "a", "h:1"), toy_bundle)
     (home / "features.sqlite").unlink()
