@@ -41,7 +41,7 @@ $(DEMO_STAMP): $(STAMP)
 	@touch $@
 else
 $(DEMO_STAMP): pyproject.toml constraints.txt
-	@echo "setting up $(VENV) for the demo: downloads about 180 MB"
+	@echo "setting up $(VENV) for the demo: downloads about 175 MB"
 	@test -x $(PY) || python3 -m venv $(VENV)
 	@$(PY) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[agent,coordinator]'
 	@touch $@
