@@ -52,6 +52,15 @@ def split_address(address: str) -> tuple[str, int]:
     return found["v6"] or found["host"], int(found["port"])
 
 
+def connection_problem(address: str) -> str | None:
+    """Reason why no TCP connection to ``address`` opens, or None; nothing is sent over it. Raises SettingsError."""
+    try:
+        socket.create_connection(split_address(address), PROBE_TIMEOUT_S).close()
+    except (OSError, UnicodeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
+
+
 def handshake_problem(address: str, files: TlsFiles) -> IdentityError | None:
     """Find out why the TLS handshake fails, which gRPC reports as "unavailable".
 

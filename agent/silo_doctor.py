@@ -5,7 +5,6 @@ Nothing is changed, and the coordinator is not shown this silo's certificate: ``
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Literal
 from ..base.errors import FlamestError
 from ..fedproto.tls import WARN_DAYS, certificate_silo, check_files
 from .config_check import clip_warnings
-from .handshake import key_warning, split_address
+from .handshake import connection_problem, key_warning
 from .settings import AgentSettings, check_enrolled, check_inputs, load_agent_settings
 from .status import is_alive, renewal_fix
 
-CONNECT_S = 3.0
 State = Literal["ok", "warn", "wrong"]
 
 
@@ -77,10 +75,7 @@ def _data(settings: AgentSettings) -> Iterator[SiloFinding]:
 
 def _coordinator(settings: AgentSettings) -> Iterator[SiloFinding]:
     address = settings.coordinator.address
-    try:
-        socket.create_connection(split_address(address), CONNECT_S).close()
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    if reason := connection_problem(address):
         fix = "check coordinator.address and this machine's network, or ask the operator if the coordinator runs"
         yield SiloFinding("coordinator", "wrong", f"{address} does not answer: {reason}", fix)
         return

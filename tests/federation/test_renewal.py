@@ -6,6 +6,7 @@ import os
 import signal
 
 from flamest.agent.egress.ledger import read_ledger
+from flamest.agent.identity import make_request
 from flamest.coordinator.admin import authority
 from flamest.experiments.processes import daemons, wait_until
 
@@ -58,7 +59,9 @@ def test_refused_agent_continues_with_its_new_certificate(site):
         wait_until(trains, "anna's work", seconds=60, watched=[server, anna])
         anna.process.send_signal(signal.SIGSTOP)
         authority.revoke_silo(folder, "anna")
-        authority.add_silo(folder, "anna", (federation.folder / "anna" / "anna.csr").read_bytes())
+        new = make_request("anna", federation.folder / "anna" / "new")
+        authority.add_silo(folder, "anna", new.csr_path.read_bytes())
+        os.replace(new.key_path, federation.folder / "anna" / "anna.key")
         put_in_place(federation, "anna")
         anna.process.send_signal(signal.SIGCONT)
         others = [federation.start_silo(silo, start) for silo in ("berta", "carla")]

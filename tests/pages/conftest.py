@@ -113,7 +113,8 @@ class OpenedPage:
         return [(contrast, text) for contrast, text in self.page.evaluate(CONTRASTS)]
 
 
-@pytest.fixture(scope="session")
+# Of one file only: while Playwright runs it occupies the thread's event loop, which other tests need.
+@pytest.fixture(scope="module")
 def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A browser; without one the tests are skipped, but fail where they were asked for by `-m pages`."""
     with contextlib.ExitStack() as stack:
