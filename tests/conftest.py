@@ -7,6 +7,7 @@ loopback, and real connections.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -135,6 +136,16 @@ class Federation:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A cache folder of this test process and its children: the user's is neither read nor written."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging() -> Iterator[None]:
+    """Undo what a command in this process set up, so that the next test sees log records again."""
+    logger = logging.getLogger("flamest")
+    before = logger.level, logger.propagate, logger.handlers[:]
+    yield
+    level, logger.propagate, logger.handlers[:] = before
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")
