@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -54,7 +55,7 @@ class OpenVinoSession:
         Raises the errors of OPENVINO_MISSING, OPENVINO_REJECTED, and PRECISION when the compiled graph reports
         another type (a processor without bf16 falls back to f32 silently).
         """
-        openvino, name = import_openvino(), shown.rpartition("/")[2] or graph.name
+        core, name = _core(), shown.rpartition("/")[2] or graph.name
         settings = {
             "INFERENCE_PRECISION_HINT": computed,
             "PERFORMANCE_HINT": "LATENCY",
@@ -64,7 +65,7 @@ class OpenVinoSession:
         limit_process_memory()
         try:
             with limited(name, lambda: None):  # a compilation cannot be stopped
-                compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
+                compiled = core.compile_model(str(graph), "CPU", settings)
         except GraphError as error:
             evidence = f"{name}: {_last_line(error.__cause__ or error)}"
             raise unavailable(Code.OPENVINO_REJECTED, evidence).error() from error
@@ -107,6 +108,17 @@ def import_openvino() -> Any:
     except ImportError as error:
         raise unavailable(Code.OPENVINO_MISSING, str(error)).error() from error
     return openvino
+
+
+@functools.cache
+def _core() -> Any:
+    """The process's one OpenVINO runtime, which is never closed.
+
+    Its CPU plugin gives the thread a stack for signal handlers and frees it when it is closed. Of several that are
+    closed in another order than the reverse, one leaves a freed stack behind, and the next signal that Python handles
+    ends the process with SIGSEGV (seen with 2026.4: Ctrl-C after ``--precision auto`` had measured).
+    """
+    return import_openvino().Core()
 
 
 def matmul_precisions(compiled: Any) -> Counter[str]:

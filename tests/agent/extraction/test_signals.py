@@ -81,15 +81,7 @@ def test_a_signal_ends_the_hashing_of_a_bundle(large_bundle, clips, tmp_path, nu
     ends_soon(process, number, when=lambda: any(name.endswith("zeros.bin") for name in opened_files(process.pid)))
 
 
-# Known fault: after OpenVINO was measured in the same process, its libraries often crash a process that is interrupted
-# while a clip is decoded: the exit status is SIGSEGV's instead of 130. The store is intact.
-CRASHES = pytest.mark.xfail(strict=False, reason="OpenVINO, measured in this process, may crash its interruption")
-
-
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [(signal.SIGTERM, ()), pytest.param(signal.SIGINT, ("--precision", "auto"), marks=CRASHES)],
-)
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGTERM, ()), (signal.SIGINT, ("--precision", "auto"))])
 def test_a_signal_ends_the_decoding_of_a_clip(toy_bundle, clips, tmp_path, number, words):
     clips.write_clip(tmp_path / "videos" / "wave" / "a.avi", frames=12)
     process = started(toy_bundle, tmp_path, *words)

@@ -101,3 +101,24 @@ def test_openvino_reports_nothing_and_writes_no_identifier(tiny_bundle, tmp_path
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] True"
     assert list(tmp_path.iterdir()) == []
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+from pathlib import Path
+from flamest.runtime.backends.openvino_cpu import OpenVinoSession
+
+signal.signal(signal.SIGINT, lambda *_: print("handled", flush=True))
+sessions = [OpenVinoSession.open(Path(sys.argv[1]), threads=1) for _ in range(3)]
+for first_opened in (0, 0, 0):  # closed in the order of opening
+    del sessions[first_opened]
+    gc.collect()
+spare = [bytearray(1 << 16) for _ in range(200)]
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_a_process_that_closed_its_sessions_still_handles_signals(tiny_bundle):
+    command = [sys.executable, "-c", SIGNALLED, str(tiny_bundle / "keyframes.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
