@@ -2,7 +2,7 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PACKAGES := base export runtime fedproto agent coordinator experiments api
-# What runs beside Flower: the wire, both ends of it, whole federations; without what needs PyTorch or OpenVINO.
+# What runs in one environment with Flower: the wire, both ends of it, whole federations; without what needs PyTorch or OpenVINO.
 FLOWER_SUITE := tests/fedproto tests/coordinator tests/agent tests/federation $(addprefix --ignore=tests/agent/, \
 	test_predict.py cli/test_backend_options.py $(addprefix training/, test_graph.py test_options.py test_private.py test_trainer.py))
 # mypy takes modules by name: their files would be named after the folder of this checkout.
@@ -71,7 +71,7 @@ check: setup  ## check format, lint and types
 	@mkdir -p build/typing && ln -sfn ../.. build/typing/flamest
 	@$(VENV)/bin/mypy $(MODULES)
 
-flower: $(FLOWER_TESTS)  ## run tests beside Flower, with its versions of protobuf, typer and rich (300 MB)
+flower: $(FLOWER_TESTS)  ## run tests in an environment with Flower and its versions of protobuf, typer and rich (300 MB)
 	@build/flower/bin/pip check
 	build/flower/bin/python -m pytest -m "not soak" $(FLOWER_SUITE) -k "not init_fills_in and not config_compares"
 
@@ -128,7 +128,7 @@ dist: $(RELEASE)  ## build the wheel and the sdist: dist/
 	@rm -rf dist/*.whl dist/*.tar.gz build/lib build/bdist.*
 	@$(RELEASE_PY) -m build --outdir dist . >build/release/log 2>&1 || { cat build/release/log; exit 1; }
 
-requirements: dist  ## a hashed requirements file for each role, beside the wheel: dist/requirements-ROLE.txt
+requirements: dist  ## a hashed requirements file for each role, next to the wheel: dist/requirements-ROLE.txt
 	@$(RELEASE_PY) release/requirements.py --dist dist
 
 wheelhouse: dist  ## every wheel of a role in one folder, for machines without a network: make wheelhouse ROLE=agent

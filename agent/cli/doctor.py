@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ...base.console import command, say
 from ...base.errors import UsageError
+from ...base.findings import Finding, show_findings
 from ...base.options import JsonOption
 from . import AGENT, SETTINGS_FILE, ConfigOption, DirOption
 from .backend_options import BackendOption, DoctorPrecisionOption, RequireOption
-
-if TYPE_CHECKING:
-    from ..silo_doctor import SiloFinding
 
 # Packages that extraction, training and the daemon import, by the name of the distribution.
 PACKAGES = ("apsw", "av", "grpcio", "onnx", "onnxruntime", "pillow", "scikit-learn", "tokenizers")
@@ -106,7 +104,7 @@ def doctor(
     }
 
 
-def _silo_findings(config: Path | None, folder: Path | None) -> list[SiloFinding]:
+def _silo_findings(config: Path | None, folder: Path | None) -> list[Finding]:
     """Return the checks of the silo whose settings the options name, or are here; empty without settings."""
     if config is None and folder is None and not Path(SETTINGS_FILE).exists():
         return []
@@ -118,14 +116,11 @@ def _silo_findings(config: Path | None, folder: Path | None) -> list[SiloFinding
     ]
 
 
-def _show_silo(findings: Sequence[SiloFinding]) -> None:
+def _show_silo(findings: Sequence[Finding]) -> None:
     say("")
     if not findings:
         say(f"no {SETTINGS_FILE} here, so no silo's settings are checked: give its folder with --dir DIR")
-    for finding in findings:
-        say(f"{finding.state:6} {finding.check:12} {finding.detail}")
-        if finding.fix:
-            say(f"{'':19} fix: {finding.fix}")
+    show_findings(findings)
 
 
 def find_package(name: str) -> Package:

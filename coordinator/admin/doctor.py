@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ...base.errors import FlamestError
+from ...base.findings import Finding, State
 from ...fedproto.head import params_sha256
 from ...fedproto.model_file import read_model
 from ...fedproto.tls import WARN_DAYS
@@ -26,25 +25,14 @@ from .history import History, is_served, served_address
 from .status import declines, status_of
 
 WARN_FREE_BYTES = 2 << 30
-State = Literal["ok", "warn", "wrong"]
 
 
-@dataclass(frozen=True)
-class DoctorFinding:
-    """Result of one check."""
-
-    check: str
-    state: State
-    detail: str
-    fix: str = ""
-
-
-def examine(config: Path) -> list[DoctorFinding]:
+def examine(config: Path) -> list[Finding]:
     """Run every check in order; without readable settings there is nothing else to check."""
     try:
         settings = load_coordinator_settings(config)
     except FlamestError as error:
-        return [DoctorFinding("settings", "wrong", error.message, error.fix)]
+        return [Finding("settings", "wrong", error.message, error.fix)]
     restore = f"flamest-coordinator restore --config {config} --from BACKUP"
     found = [_run(settings, config)]
     for name, check in (
@@ -62,140 +50,140 @@ def examine(config: Path) -> list[DoctorFinding]:
     return found
 
 
-def _run(settings: CoordinatorSettings, config: Path) -> DoctorFinding:
+def _run(settings: CoordinatorSettings, config: Path) -> Finding:
     if problems := embedding_problems(settings.run):
         fix = f"edit {config}; flamest-export inspect BUNDLE prints fingerprint and width of the silos' bundle"
-        return DoctorFinding("settings", "wrong", "; ".join(problems), fix)
-    return DoctorFinding("settings", "ok", f"run '{settings.run.name}', {settings.run.rounds} rounds")
+        return Finding("settings", "wrong", "; ".join(problems), fix)
+    return Finding("settings", "ok", f"run '{settings.run.name}', {settings.run.rounds} rounds")
 
 
 def _run_check(
     name: str,
-    check: Callable[[CoordinatorSettings], Iterator[DoctorFinding]],
+    check: Callable[[CoordinatorSettings], Iterator[Finding]],
     settings: CoordinatorSettings,
     restore: str,
-) -> list[DoctorFinding]:
+) -> list[Finding]:
     """Return the findings of a check; an error that it raises is a finding too."""
     try:
         return list(check(settings))
     except FlamestError as error:
         if error.code == "no_state":
-            return [DoctorFinding(name, "ok", "not started yet")]
+            return [Finding(name, "ok", "not started yet")]
         damaged = name in ("database", "model") and error.code not in ("older_state", "newer_state")
-        return [DoctorFinding(name, "wrong", error.message, restore if damaged else error.fix)]
+        return [Finding(name, "wrong", error.message, restore if damaged else error.fix)]
 
 
-def _certificate(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
+def _certificate(settings: CoordinatorSettings) -> Iterator[Finding]:
     info = check_server_files(settings.server.files)
     state: State = "warn" if info.days_left < WARN_DAYS else "ok"
     fix = "flamest-coordinator renew, then SIGHUP (kill -HUP PID)" if state == "warn" else ""
-    yield DoctorFinding("certificate", state, f"for {', '.join(info.names)}, {info.days_left:.0f} days left", fix)
+    yield Finding("certificate", state, f"for {', '.join(info.names)}, {info.days_left:.0f} days left", fix)
 
 
-def _key(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
+def _key(settings: CoordinatorSettings) -> Iterator[Finding]:
     key = settings.server.key
     if not key.exists():
-        yield DoctorFinding("key", "wrong", f"there is no {key}", "put a copy of it back")
+        yield Finding("key", "wrong", f"there is no {key}", "put a copy of it back")
         return
     mode = key.stat().st_mode & 0o777
     if mode & 0o077:
-        yield DoctorFinding("key", "wrong", f"{key} can be read by others (mode {mode:o})", f"chmod 600 {key}")
+        yield Finding("key", "wrong", f"{key} can be read by others (mode {mode:o})", f"chmod 600 {key}")
     else:
-        yield DoctorFinding("key", "ok", f"mode {mode:o}")
+        yield Finding("key", "ok", f"mode {mode:o}")
 
 
-def _silos(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
+def _silos(settings: CoordinatorSettings) -> Iterator[Finding]:
     silos = read_silos(settings.server.silos)
     names = enrolled(silos)
     for name, entry in ending_soon(silos):
         ends = f"its certificate {'ends' if entry.days_left > 0 else 'ended'} on {entry.expires[:10]}"
         renew = f"flamest-coordinator silo renew {name} --dir {settings.server.silos.parent}"
-        yield DoctorFinding("silos", "warn", f"silo '{name}': {ends}", f"{renew}; then send it the new files")
+        yield Finding("silos", "warn", f"silo '{name}': {ends}", f"{renew}; then send it the new files")
     if len(names) < settings.run.min_silos:
-        yield DoctorFinding(
+        yield Finding(
             "silos",
             "warn",
             f"{len(names)} enrolled, run.min_silos is {settings.run.min_silos}: no round can close",
             "flamest-coordinator silo add NAME --csr NAME.csr",
         )
     else:
-        yield DoctorFinding("silos", "ok", f"{len(names)} enrolled")
+        yield Finding("silos", "ok", f"{len(names)} enrolled")
 
 
-def _state(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
+def _state(settings: CoordinatorSettings) -> Iterator[Finding]:
     folder = settings.server.state
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not os.access(there, os.W_OK | os.X_OK):
-        yield DoctorFinding("state", "wrong", f"{there} cannot be written by this user", f"chown or chmod {there}")
+        yield Finding("state", "wrong", f"{there} cannot be written by this user", f"chown or chmod {there}")
         return
     free = shutil.disk_usage(there).free
     health = read_health(folder)
     if is_served(folder) and health.degraded:
-        yield DoctorFinding(
+        yield Finding(
             "state",
             "wrong",
             f"DEGRADED {health.degraded} since {health.since}: {health.detail}",
             "free space, 2 GB or more",
         )
     elif free < WARN_FREE_BYTES:
-        yield DoctorFinding("state", "warn", f"{free / 1e9:.2f} GB free in {there}", "free space: 2 GB or more")
+        yield Finding("state", "warn", f"{free / 1e9:.2f} GB free in {there}", "free space: 2 GB or more")
     else:
-        yield DoctorFinding("state", "ok", f"{free / 1e9:.1f} GB free in {there}")
+        yield Finding("state", "ok", f"{free / 1e9:.1f} GB free in {there}")
 
 
-def _database(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
+def _database(settings: CoordinatorSettings) -> Iterator[Finding]:
     path = settings.server.state / DATABASE_FILE
     if not is_served(settings.server.state):
         WriterMark(path).check()
     check_last_round(settings.server.state, settings.run.name)
     read_database(path).close()
-    yield DoctorFinding("database", "ok", "every page is intact, every round that has ended is in it")
+    yield Finding("database", "ok", "every page is intact, every round that has ended is in it")
 
 
-def _model(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
+def _model(settings: CoordinatorSettings) -> Iterator[Finding]:
     with History.open(settings.server.state, settings.run.name) as history:
         path, number = history.model_file(None)
         row = next((row for row in history.rounds() if row.round == number), None)
     found = params_sha256(read_model(path).params)
     if row is not None and row.model_sha256 != found:
-        yield DoctorFinding(
+        yield Finding(
             "model",
             "wrong",
             f"{path} is not the model of round {number}",
             "start the server: it resumes from the last intact round, and moves the damaged file to quarantine/",
         )
     else:
-        yield DoctorFinding("model", "ok", f"round {number}, {found[:12]}…")
+        yield Finding("model", "ok", f"round {number}, {found[:12]}…")
 
 
-def _server(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
+def _server(settings: CoordinatorSettings) -> Iterator[Finding]:
     address = served_address(settings.server.state)
     if address:
-        yield DoctorFinding("server", "ok", f"listens at {address}")
+        yield Finding("server", "ok", f"listens at {address}")
     else:
-        yield DoctorFinding("server", "warn", "not running", "flamest-coordinator run --config coordinator.toml")
+        yield Finding("server", "warn", "not running", "flamest-coordinator run --config coordinator.toml")
 
 
-def _quarantine(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
+def _quarantine(settings: CoordinatorSettings) -> Iterator[Finding]:
     with History.open(settings.server.state, settings.run.name) as history:
         quarantined = [row for row in history.silos() if row.quarantined]
     for row in quarantined:
-        yield DoctorFinding(
+        yield Finding(
             "quarantine",
             "warn",
             f"silo '{row.silo}' since {row.quarantined} ({row.last_refusal})",
             f"flamest-coordinator silo release {row.silo}",
         )
     if not quarantined:
-        yield DoctorFinding("quarantine", "ok", "no silo")
+        yield Finding("quarantine", "ok", "no silo")
 
 
-def _rounds(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
+def _rounds(settings: CoordinatorSettings) -> Iterator[Finding]:
     now = status_of(settings)
     silos = [silo for silo in now["silos"] if not silo["quarantined"]]
     last = {silo["declined_round"] for silo in silos}
     if len(last) == 1 and all(map(declines, silos)):
-        yield DoctorFinding(
+        yield Finding(
             "rounds",
             "warn",
             f"all {len(silos)} silos declined round {last.pop()}",
@@ -203,4 +191,4 @@ def _rounds(settings: CoordinatorSettings) -> Iterator[DoctorFinding]:
             "flamest-agent status says why",
         )
     else:
-        yield DoctorFinding("rounds", "ok", f"{now['closed']} of {now['of']} closed")
+        yield Finding("rounds", "ok", f"{now['closed']} of {now['of']} closed")

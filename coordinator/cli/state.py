@@ -11,6 +11,7 @@ import typer
 
 from ...base.console import command, say
 from ...base.errors import UsageError
+from ...base.findings import show_findings
 from ...base.options import JsonOption
 from . import COORDINATOR, ConfigOption, DirOption
 
@@ -88,10 +89,7 @@ def doctor(config: ConfigOption = None, folder: DirOption = None, as_json: JsonO
     findings = [replace(finding, fix=place.hint(finding.fix)) for finding in examine(place.path)]
     wrong = [finding for finding in findings if finding.state == "wrong"]
     if not as_json:
-        for finding in findings:
-            say(f"{finding.state:6} {finding.check:14} {finding.detail}")
-            if finding.fix:
-                say(f"{'':21} fix: {finding.fix}")
+        show_findings(findings)
     if wrong:
         names = ", ".join(finding.check for finding in wrong)
         raise DataError(
