@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,9 +120,7 @@ def extract(
     if report.stopped:
         end_with(_stopped(report, shutdown.signal), result, as_json=as_json)
     if report.nothing_usable:
-        if as_json:
-            print(json.dumps(result, default=str))  # the error is the last line
-        raise _nothing_usable(report)
+        end_with(_nothing_usable(report), result, as_json=as_json)
     return result
 
 

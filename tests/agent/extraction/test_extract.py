@@ -406,11 +406,12 @@ def test_extract_exits_with_65_when_no_clip_is_usable(request_):
     doctor = "see the errors above; flamest-agent doctor shows if this machine can decode video"
     for fix in (doctor, "run the same command with --retry to try them again"):
         done = run("extract", *arguments(request_), "--threads", 1, "--json")
-        report, error = map(json.loads, done.stdout.splitlines()[-2:])
-        assert done.returncode == error["exit_code"] == 65
-        assert error["error"]["code"] == "all_clips_failed"
-        assert error["error"]["message"] == "none of the 2 clips is usable: 1 video_empty, 1 video_not_video"
-        assert error["error"]["fix"] == fix
+        (line,) = done.stdout.splitlines()
+        report = json.loads(line)
+        assert done.returncode == report["exit_code"] == 65
+        assert report["error"]["code"] == "all_clips_failed"
+        assert report["error"]["message"] == "none of the 2 clips is usable: 1 video_empty, 1 video_not_video"
+        assert report["error"]["fix"] == fix
         assert len(report["failed"]) == 2
 
 
