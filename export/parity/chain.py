@@ -16,12 +16,12 @@ import numpy.typing as npt
 from ...base.errors import DataError
 from ...runtime.backends.session import Feed, Session, Value, on_host, wanted_outputs
 from ...runtime.bundle.graph_records import ChainParity, Cosine, Precision
+from ...runtime.bundle.limits import COSINES
 from ...runtime.bundle.manifest import FramePreprocessing, RetrievedCaption, VisionLanguage
 from ...runtime.similarity import row_cosines
 from ...runtime.vision_language import VisionLanguageModel
 from ..graphs.spec import GraphSpec
 from ..precision.calibration import CalibrationClips
-from .comparison import COSINES
 from .written_graphs import WrittenGraphs
 
 

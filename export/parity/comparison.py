@@ -1,9 +1,8 @@
 """The proof of an export: the written graphs compute the same as the reference libraries.
 
 The references are the libraries' networks as they are, not the modules that were exported; the graphs
-run through the runtime's own session and decoder. The limit is on max |a - b| / max |b| of each
-output in fp32, on the cosine of its rows in other precisions. blip.py and single_graphs.py make the comparisons,
-chain.py compares whole chains.
+run through the runtime's own session and decoder. The limits are those of ``runtime/bundle/limits.py``. blip.py and
+single_graphs.py make the comparisons, chain.py compares whole chains.
 """
 
 from __future__ import annotations
@@ -15,16 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError, InvariantError
-from ...runtime.bundle.graph_records import GraphParity, Precision
+from ...runtime.bundle.graph_records import GraphParity
+from ...runtime.bundle.limits import COSINES, RELATIVE
 from ...runtime.bundle.manifest import FramePreprocessing
 from ...runtime.similarity import row_cosines
 from ..precision.calibration import calibration_clips
 from .written_graphs import WrittenGraphs
-
-LIMIT = 1e-4  # fp32: largest relative error of any output
-# The others: smallest cosine of a row of any output. Their error is spread over all numbers of a row.
-COSINES: Mapping[Precision, float] = {"fp32": 0.999999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.998}
-
 
 BATCHES = (1, 3)
 SEED = 20_260_101  # of the frames compared: not those that random weights were measured on
@@ -78,10 +73,10 @@ def summarise(written: WrittenGraphs, graph: str, runs: list[Comparison]) -> Gra
             relative = difference / largest
             cosine = float(row_cosines(run.got[name], expected).min())
             if precision == "fp32":
-                if not relative <= LIMIT:  # a NaN fails too
+                if not relative <= RELATIVE:  # a NaN fails too
                     raise _failed(
                         f"graph '{graph}', output {name}, batch {run.batch}: relative error {relative:.2e} "
-                        f"against PyTorch, expected at most {LIMIT:.0e}",
+                        f"against PyTorch, expected at most {RELATIVE:.0e}",
                         "report this with the versions that flamest-export doctor prints",
                     )
             elif not cosine >= COSINES[precision]:

@@ -22,6 +22,7 @@ class Code(StrEnum):
     TRT_NO_BUILDER = "TRT_NO_BUILDER"
     CUDA_BINDINGS = "CUDA_BINDINGS"
     NO_DRIVER_OR_GPU = "NO_DRIVER_OR_GPU"
+    DRIVER_TOO_OLD = "DRIVER_TOO_OLD"
     GPU_MEMORY = "GPU_MEMORY"
     PLAN_MISSING = "PLAN_MISSING"
     PLAN_HEADER = "PLAN_HEADER"
@@ -30,6 +31,7 @@ class Code(StrEnum):
     PLAN_REJECTED = "PLAN_REJECTED"
     PLAN_BUILD = "PLAN_BUILD"
     PLAN_REFIT = "PLAN_REFIT"
+    ENGINE_WRONG = "ENGINE_WRONG"
     PROFILE_RANGE = "PROFILE_RANGE"
     UNTRUSTED = "UNTRUSTED"
     # ONNX Runtime
@@ -88,6 +90,12 @@ TABLE = MappingProxyType(
             "nvidia-smi lists the driver's GPUs; in a container: start it with --gpus all",
             SettingsError,
         ),
+        Code.DRIVER_TOO_OLD: Entry(
+            "an installed package needs a newer CUDA than the NVIDIA driver supports",
+            "pip install 'flamest[tensorrt-cu12]' or 'flamest[agent-gpu-cu12]' with a driver for CUDA 12; or install a "
+            "newer driver",
+            SettingsError,
+        ),
         Code.GPU_MEMORY: Entry(
             "the GPU has not enough free memory",
             "nvidia-smi lists the processes that hold it; free some, or run with --backend onnxruntime",
@@ -127,6 +135,12 @@ TABLE = MappingProxyType(
         Code.PLAN_REFIT: Entry(
             "an engine without weights could not be refitted with those of its ONNX graph",
             "flamest-export engines DIR, without --strip-weights",
+            DataError,
+        ),
+        Code.ENGINE_WRONG: Entry(
+            "the engine does not compute what its ONNX graph computes on the CPU, or that could not be shown",
+            "flamest-export engines DIR --again builds it again; if it is wrong again, report it with the evidence and "
+            "run with --backend onnxruntime-cuda",
             DataError,
         ),
         Code.PROFILE_RANGE: Entry(

@@ -11,10 +11,10 @@ import pytest
 from flamest.base.errors import DataError, StorageError
 from flamest.export.cli.main import app
 from flamest.export.parity.chain import ChainPart, sum_up
-from flamest.export.parity.comparison import COSINES
 from flamest.export.parity.verification import verify_bundle
 from flamest.export.precision.calibration import folder_clips, seeded_clips
 from flamest.runtime.backends.onnxruntime_cpu import open_session
+from flamest.runtime.bundle.limits import COSINES
 from flamest.runtime.bundle.manifest import encode_manifest
 from flamest.runtime.bundle.manifest_reading import read_manifest
 from typer.testing import CliRunner

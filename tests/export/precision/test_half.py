@@ -11,13 +11,13 @@ import torch
 from flamest.base.errors import DataError, InvariantError
 from flamest.export.graphs.export import write_graph
 from flamest.export.graphs.spec import GraphSpec
-from flamest.export.parity.comparison import COSINES
 from flamest.export.parity.written_graphs import WrittenGraphs
 from flamest.export.precision.dtypes import check_precision
 from flamest.export.precision.half import half_module
 from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.backends.openvino_cpu import OpenVinoSession
 from flamest.runtime.bundle.graph_records import AxisRange, Tensor
+from flamest.runtime.bundle.limits import COSINES
 from flamest.runtime.similarity import row_cosines
 from torch import nn
 
