@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError
-from ...runtime.backends.session import Feed, Session, Value, on_host, wanted_outputs
+from ...runtime.backends.host_rows import HostRows
+from ...runtime.backends.session import NO_ROWS, Feed, Rows, Session, Shape, Value, on_host, wanted_outputs
 from ...runtime.bundle.graph_records import ChainParity, Cosine, Precision
 from ...runtime.bundle.limits import COSINES
 from ...runtime.bundle.manifest import FramePreprocessing, RetrievedCaption, VisionLanguage
@@ -52,6 +53,7 @@ class ModuleSession:
     spec: GraphSpec
     where: str = "PyTorch"
     computes_on_host: bool = True
+    largest_batch: int | None = None
     inputs: tuple[str, ...] = field(init=False)
     outputs: tuple[str, ...] = field(init=False)
 
@@ -65,6 +67,10 @@ class ModuleSession:
     def borrow(self, array: npt.NDArray[Any]) -> Value:
         return _Held(array)
 
+    def rows(self, input_name: str, shape: Shape) -> Rows:
+        (dtype,) = (tensor.dtype for tensor in self.spec.inputs if tensor.name == input_name)
+        return HostRows(shape, dtype, borrow=self.borrow)
+
     def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
         import torch
 
@@ -73,7 +79,9 @@ class ModuleSession:
         found = dict(zip(self.outputs, made if isinstance(made, tuple) else (made,), strict=True))
         return {name: found[name].numpy() for name in wanted_outputs(self, outputs)}
 
-    def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
+    def run_values(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, into: Mapping[str, Rows] = NO_ROWS
+    ) -> dict[str, Value]:
         return {name: _Held(array) for name, array in self.run(feeds, outputs).items()}
 
 

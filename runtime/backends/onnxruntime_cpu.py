@@ -12,11 +12,24 @@ import numpy as np
 
 from ...base.errors import DataError, MissingExtra
 from ...base.process import usable_cores
+from .host_rows import HostRows
 from .run_limits import graph_memory_bytes, limited
-from .session import Array, Feed, Value, on_host, wanted_outputs
+from .session import NO_ROWS, Array, Feed, Rows, Shape, Value, on_host, wanted_outputs
 
 if TYPE_CHECKING:
     import onnxruntime
+
+
+# NumPy's types by ONNX Runtime's words for an input's type
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
 
 
 class OrtSession:
@@ -24,12 +37,17 @@ class OrtSession:
 
     where = "ONNX Runtime CPU"
     computes_on_host = True
+    largest_batch = None
 
     def __init__(self, session: onnxruntime.InferenceSession, shown: str = "graph") -> None:
         self._session = session
         self._shown = shown
         self.inputs: tuple[str, ...] = tuple(value.name for value in session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(value.name for value in session.get_outputs())
+        self._types: dict[str, str] = {value.name: value.type for value in session.get_inputs()}
+
+    def rows(self, input_name: str, shape: Shape) -> Rows:
+        return HostRows(shape, DTYPES[self._types[input_name]], borrow=self.borrow, view=_view)
 
     def value(self, of: Feed) -> Value:
         return cast(Value, of if _is_own(of) else as_value(on_host(of)))
@@ -45,11 +63,29 @@ class OrtSession:
         with limited_run(self._shown) as options:
             return dict(zip(names, self._session.run(names, arrays, options), strict=True))
 
-    def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
+    def run_values(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, into: Mapping[str, Rows] = NO_ROWS
+    ) -> dict[str, Value]:
         names = wanted_outputs(self, outputs)
         values = {name: self.value(feed) for name, feed in feeds.items()}
+        if into:
+            return self._run_into(values, names, into)
         with limited_run(self._shown) as options:
             return dict(zip(names, self._session.run_with_ort_values(names, values, options), strict=True))
+
+    def _run_into(self, values: Mapping[str, Any], names: Sequence[str], into: Mapping[str, Rows]) -> dict[str, Value]:
+        binding, batch = self.bind(), values[self.inputs[0]].shape()[0]
+        written = {name: rows.first(batch) for name, rows in into.items()}
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in names:
+            if name in written:
+                binding.bind_ortvalue_output(name, written[name])
+            else:
+                binding.bind_output(name)
+        with limited_run(self._shown) as options:
+            self._session.run_with_iobinding(binding, options)
+        return dict(zip(names, binding.get_outputs(), strict=True)) | written
 
     def bind(self) -> Any:
         """A fresh onnxruntime IOBinding for loops that reuse their buffers."""
@@ -137,6 +173,11 @@ def as_value(array: Array) -> Any:
     value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(array.shape), array.dtype.type, "cpu")
     value.update_inplace(np.ascontiguousarray(array))
     return value
+
+
+def _view(value: Value) -> Array:
+    """The memory of an OrtValue as an array, read only."""
+    return np.from_dlpack(cast(Any, value))
 
 
 def _is_own(feed: Feed) -> bool:

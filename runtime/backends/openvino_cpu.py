@@ -14,8 +14,9 @@ import numpy as np
 
 from ...base.errors import GraphError
 from ...base.process import usable_cores
+from .host_rows import HostRows
 from .run_limits import limit_process_memory, limited
-from .session import Array, Feed, Value, on_host, wanted_outputs
+from .session import NO_ROWS, Array, Feed, Rows, Shape, Value, check_shape, on_host, wanted_outputs
 from .unavailable import Code, unavailable
 
 Computed = Literal["f32", "bf16"]
@@ -37,12 +38,15 @@ class OpenVinoSession:
     """An opened graph (session.py). One thread at a time."""
 
     computes_on_host = True
+    largest_batch = None
 
     def __init__(self, compiled: Any, computed: Computed, shown: str = "graph") -> None:
         self._shown = shown
         self._request = compiled.create_infer_request()
         self.inputs: tuple[str, ...] = tuple(port.get_any_name() for port in compiled.inputs)
         self.outputs: tuple[str, ...] = tuple(port.get_any_name() for port in compiled.outputs)
+        # OpenVINO's NumPy type of bfloat16 is float16: its bits are passed on as they are.
+        self._dtypes = {port.get_any_name(): port.get_element_type().to_dtype() for port in compiled.inputs}
         self.where = f"OpenVINO CPU {computed}"
 
     @classmethod
@@ -83,16 +87,36 @@ class OpenVinoSession:
     def borrow(self, array: Array) -> Value:
         return HostValue(array)
 
+    def rows(self, input_name: str, shape: Shape) -> Rows:
+        return HostRows(shape, self._dtypes[input_name], borrow=self.borrow)
+
     def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        return self._run(feeds, dict.fromkeys(wanted_outputs(self, outputs)))
+
+    def run_values(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, into: Mapping[str, Rows] = NO_ROWS
+    ) -> dict[str, Value]:
+        batch = len(on_host(feeds[self.inputs[0]])) if into else 0
+        written = {name: rows.first(batch) for name, rows in into.items()}
+        targets = {name: written[name].numpy() if name in written else None for name in wanted_outputs(self, outputs)}
+        return {name: written.get(name) or HostValue(array) for name, array in self._run(feeds, targets).items()}
+
+    def _run(self, feeds: Mapping[str, Feed], targets: Mapping[str, Array | None]) -> dict[str, Array]:
+        """The outputs named in ``targets``, each in the array that is given there or in one of its own."""
         # Called once for all outputs: calling the compiled model per output would compute the graph as often.
         arrays = {name: np.asarray(on_host(feed), order="C") for name, feed in feeds.items()}
         with limited(self._shown, self._request.cancel):
             results = self._request.infer(arrays, share_inputs=True, share_outputs=True)
             # The next run overwrites the request's memory.
-            return {name: np.array(results[name]) for name in wanted_outputs(self, outputs)}
+            return {name: _copied(name, results[name], target) for name, target in targets.items()}
 
-    def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
-        return {name: HostValue(array) for name, array in self.run(feeds, outputs).items()}
+
+def _copied(name: str, result: Array, target: Array | None) -> Array:
+    if target is None:
+        return np.array(result)
+    check_shape(result, target.shape, output=name)
+    np.copyto(target, result)
+    return target
 
 
 def import_openvino() -> Any:

@@ -7,6 +7,7 @@ one run feed the next, or another graph of the same backend, without a copy thro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from ...base.errors import GraphError
 
 Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
 
 
 class Value(Protocol):
@@ -25,6 +27,33 @@ class Value(Protocol):
 
 
 Feed: TypeAlias = Value | Array
+
+
+class Rows(Protocol):
+    """Memory of a session for one of its inputs, a row for each frame of a batch. Made by ``Session.rows``.
+
+    It is zero at first, and the caller changes it between runs only. Rows of one session may be used with values of
+    another one of the same device.
+    """
+
+    @property
+    def shape(self) -> Shape: ...
+
+    def first(self, count: int) -> Value:
+        """Rows [0, ``count``) without a copy: later changes are seen. Valid as long as this object; asked for the
+        same ``count`` again, it has the same address."""
+
+    def put(self, row: int, value: Value, index: int) -> None:
+        """Copy row ``index`` of ``value``, a Value of this session."""
+
+    def copy(self, row: int, source: int) -> None:
+        """Copy row ``source``."""
+
+    def clear(self, row: int) -> None:
+        """Fill with zeros."""
+
+
+NO_ROWS: Mapping[str, Rows] = MappingProxyType({})
 
 
 class Session(Protocol):
@@ -44,6 +73,14 @@ class Session(Protocol):
     def computes_on_host(self) -> bool:
         """True when it computes in the memory where NumPy's arrays are."""
 
+    @property
+    def largest_batch(self) -> int | None:
+        """The most rows (the first axis of every input) that a run may have; None: no bound."""
+
+    def rows(self, input_name: str, shape: Shape) -> Rows:
+        """Zeroed memory where this session computes, in the type of the input ``input_name``. ``shape``: that of the
+        whole, rows first."""
+
     def borrow(self, array: Array) -> Value:
         """A Value over the array's own memory where the session computes on the host, else a copy. The caller
         keeps the array alive, and changes it only between runs."""
@@ -53,11 +90,15 @@ class Session(Protocol):
         is, a foreign one goes through the host."""
 
     def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Run once. ``feeds``: every input by name. Returns the wanted outputs (all when None) on the host."""
+        """Run once. ``feeds``: every input by name; arrays may be changed when this returns. Returns the wanted
+        outputs (all when None) on the host."""
 
-    def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
-        """Like ``run``, and the results stay where they were computed. Each is a Value of its own: the next
-        run does not change it."""
+    def run_values(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, into: Mapping[str, Rows] = NO_ROWS
+    ) -> dict[str, Value]:
+        """Like ``run``, and the results stay where they were computed. Each is a Value of its own, which the next
+        run does not change, but those of ``into``: an output named there is written to the first rows of its Rows,
+        as many as the batch has, and is ``first`` of them. No feed of the run may be over those Rows."""
 
 
 def wanted_outputs(session: Session, outputs: Sequence[str] | None) -> list[str]:
