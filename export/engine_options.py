@@ -73,6 +73,15 @@ WorkspaceOption = Annotated[
         help="Memory in MiB that a kernel may use in addition to its tensors. All of the GPU's when not given.",
     ),
 ]
+DetailedOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--detailed",
+        rich_help_panel=ENGINES,
+        help="Engines that describe every layer and its kernel, for flamest-export profile. Equally fast, a little "
+        "larger.",
+    ),
+]
 TimingCacheOption = Annotated[
     Path | None,
     typer.Option(
@@ -114,6 +123,7 @@ class EngineFlags:
     strip_weights: StripWeightsOption = None
     tf32: Tf32Option = None
     workspace_mb: WorkspaceOption = None
+    detailed: DetailedOption = None
     timing_cache: TimingCacheOption = None
     plan_cache: EngineCacheOption = None
 

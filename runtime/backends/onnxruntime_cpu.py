@@ -94,13 +94,25 @@ class OrtSession:
     def run_bound(self, binding: Any) -> None:
         self._session.run_with_iobinding(binding)
 
+    def end_profile(self) -> Path:
+        """Write the times of all runs since it was opened with ``profile``; return the file, JSON."""
+        return Path(self._session.end_profiling())
 
-def open_session(graph: Path | bytes, *, threads: int | None = None, spin: bool = False, shown: str = "") -> OrtSession:
+
+def open_session(
+    graph: Path | bytes,
+    *,
+    threads: int | None = None,
+    spin: bool = False,
+    shown: str = "",
+    profile: Path | None = None,
+) -> OrtSession:
     """Open an ONNX file (or its bytes) on the CPU.
 
     ``threads``: cores that one run may use (None: all that this process may use). ``spin``: idle threads wait
     busily, which is faster for many small runs and costs other processes of the machine. ``shown``: the graph's name
-    in messages, where its path says nothing.
+    in messages, where its path says nothing. ``profile``: the beginning of the name of a file with the time of
+    every node, which ``OrtSession.end_profile`` writes.
     Raises MissingExtra without onnxruntime, DataError (``bad_graph``) when the graph cannot be loaded.
     """
     try:
@@ -115,6 +127,8 @@ def open_session(graph: Path | bytes, *, threads: int | None = None, spin: bool 
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     if spin:  # within a run only: between runs other processes use the cores
         options.add_session_config_entry("session.force_spinning_stop", "1")

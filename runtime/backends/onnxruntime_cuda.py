@@ -49,10 +49,19 @@ class OrtCudaSession:
         self.where = where
 
     @classmethod
-    def open(cls, graph: Path, *, gpu: str, device: int = 0, tf32: bool = False, shown: str = "") -> OrtCudaSession:
+    def open(
+        cls,
+        graph: Path,
+        *,
+        gpu: str,
+        device: int = 0,
+        tf32: bool = False,
+        shown: str = "",
+        profile: Path | None = None,
+    ) -> OrtCudaSession:
         """Open ``graph`` on GPU number ``device``, called ``gpu`` in ``where``.
 
-        ``shown``: the graph's name in messages, where its path says nothing.
+        ``shown``: the graph's name in messages, where its path says nothing. ``profile``: as for ``open_session``.
         ``tf32``: float32 matmuls round their inputs to 10 bits of mantissa; off, because features of a
         CPU and a GPU are then the same to 1e-4. Raises the errors of ORT_MISSING, ORT_NO_CUDA,
         ORT_CUDA_LIBS, GPU_MEMORY, CPU_FALLBACK, BACKEND_FAILED.
@@ -61,13 +70,17 @@ class OrtCudaSession:
         providers = [(CUDA_PROVIDER, {"device_id": str(device), "use_tf32": str(int(tf32))})]
         with _quiet(ort):
             try:
-                session = _strict(ort, graph, providers)
+                session = _strict(ort, graph, providers, profile)
             except Exception as error:  # onnxruntime's own exception types share no public base
                 if "assigned to the default CPU EP" not in str(error):
                     raise _opening_error(name, error) from error
-                session = _with_shapes_on_cpu(ort, graph, providers, name)
+                session = _with_shapes_on_cpu(ort, graph, providers, name, profile)
         _check_providers(session, name)
         return cls(session, device, f"ONNX Runtime {ort.__version__} CUDA on {gpu}")
+
+    def end_profile(self) -> Path:
+        """Write the times of all runs since it was opened with ``profile``; return the file, JSON."""
+        return Path(self._session.end_profiling())
 
     def value(self, of: Feed) -> Value:
         import onnxruntime
@@ -123,22 +136,24 @@ def _quiet(ort: Any) -> Iterator[None]:
         ort.set_default_logger_severity(2)  # warning, the default
 
 
-def _options(ort: Any, **entries: str) -> Any:
+def _options(ort: Any, profile: Path | None, **entries: str) -> Any:
     options = ort.SessionOptions()
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     options.log_severity_level = 4  # fatal: see _quiet
     for key, value in entries.items():
         options.add_session_config_entry(f"session.{key}", value)
     return options
 
 
-def _strict(ort: Any, graph: Path, providers: list[Any]) -> Any:
+def _strict(ort: Any, graph: Path, providers: list[Any], profile: Path | None) -> Any:
     """A session with every node on the GPU, or an exception."""
-    return ort.InferenceSession(str(graph), _options(ort, disable_cpu_ep_fallback="1"), providers=providers)
+    return ort.InferenceSession(str(graph), _options(ort, profile, disable_cpu_ep_fallback="1"), providers=providers)
 
 
-def _with_shapes_on_cpu(ort: Any, graph: Path, providers: list[Any], name: str) -> Any:
+def _with_shapes_on_cpu(ort: Any, graph: Path, providers: list[Any], name: str, profile: Path | None) -> Any:
     """A session with only arithmetic on shapes on the CPU; raises CPU_FALLBACK with any other operators there."""
-    options = _options(ort, record_ep_graph_assignment_info="1")
+    options = _options(ort, profile, record_ep_graph_assignment_info="1")
     try:
         session = ort.InferenceSession(str(graph), options, providers=providers)
     except Exception as error:

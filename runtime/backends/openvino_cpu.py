@@ -51,11 +51,18 @@ class OpenVinoSession:
 
     @classmethod
     def open(
-        cls, graph: Path, *, computed: Computed = "f32", threads: int | None = None, shown: str = ""
+        cls,
+        graph: Path,
+        *,
+        computed: Computed = "f32",
+        threads: int | None = None,
+        shown: str = "",
+        profile: bool = False,
     ) -> OpenVinoSession:
         """Compile ``graph`` so that float matmuls are computed in ``computed``; int8 matmuls stay int8.
 
-        ``shown``: the graph's name in messages, where its path says nothing.
+        ``shown``: the graph's name in messages, where its path says nothing. ``profile``: measure every layer, for
+        ``layer_times``.
         Raises the errors of OPENVINO_MISSING, OPENVINO_REJECTED, and PRECISION when the compiled graph reports
         another type (a processor without bf16 falls back to f32 silently).
         """
@@ -65,6 +72,7 @@ class OpenVinoSession:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads or usable_cores(),
+            "PERF_COUNT": profile,
         }
         limit_process_memory()
         try:
@@ -117,6 +125,10 @@ def _copied(name: str, result: Array, target: Array | None) -> Array:
     check_shape(result, target.shape, output=name)
     np.copyto(target, result)
     return target
+
+    def layer_times(self) -> tuple[Any, ...]:
+        """OpenVINO's ``ProfilingInfo`` of every layer in the last run, when it was opened with ``profile``."""
+        return tuple(self._request.get_profiling_info())
 
 
 def import_openvino() -> Any:

@@ -123,6 +123,7 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strip_weights: bool = False  # the node refits the weights from the ONNX graph
     tf32: bool = False  # float32 matmuls may round their inputs to 10 bits of mantissa (Ampere and later)
     workspace_mb: int | None = None  # MiB that a kernel may use in addition to its tensors; None: all of the GPU's
+    detailed: bool = False  # the engine describes each layer's kernel, for flamest-export profile
 
     def flags(self) -> tuple[str, ...]:
         """The options that differ from the default, as ``flamest-export`` takes them."""
@@ -135,6 +136,7 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         words += ["--strip-weights"] if self.strip_weights else []
         words += ["--tf32"] if self.tf32 else []
         words += ["--workspace-mb", str(self.workspace_mb)] if self.workspace_mb is not None else []
+        words += ["--detailed"] if self.detailed else []
         return tuple(words)
 
 

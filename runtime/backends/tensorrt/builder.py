@@ -124,6 +124,8 @@ def make_config(trt: Any, builder: Any, options: EngineOptions, name: str) -> An
         apply: Callable[[Any], None] = config.set_flag if wanted else config.clear_flag
         apply(getattr(trt.BuilderFlag, flag))
     config.builder_optimization_level = options.opt_level
+    verbosity = trt.ProfilingVerbosity
+    config.profiling_verbosity = verbosity.DETAILED if options.detailed else verbosity.LAYER_NAMES_ONLY
     config.hardware_compatibility_level = _hardware_level(trt, options, name)
     if options.workspace_mb is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb * MIB)

@@ -131,7 +131,13 @@ def test_every_option_is_set_whatever_the_versions_default_is(bench):
     assert bench.config.builder_optimization_level == 3
     assert bench.config.hardware_compatibility_level == trt.HardwareCompatibilityLevel.NONE
     bench.config.set_memory_pool_limit.assert_not_called()
+    assert bench.config.profiling_verbosity == trt.ProfilingVerbosity.LAYER_NAMES_ONLY
     assert isinstance(bench.config.progress_monitor, trt.IProgressMonitor)
+
+
+def test_an_engine_for_profiles_describes_every_layer(bench):
+    bench.build(detailed=True)
+    assert bench.config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
 
 
 def test_options_reach_the_builder_and_no_precision_flag_does(bench):
