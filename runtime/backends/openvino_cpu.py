@@ -118,6 +118,10 @@ class OpenVinoSession:
             # The next run overwrites the request's memory.
             return {name: _copied(name, results[name], target) for name, target in targets.items()}
 
+    def layer_times(self) -> tuple[Any, ...]:
+        """OpenVINO's ``ProfilingInfo`` of every layer in the last run, when it was opened with ``profile``."""
+        return tuple(self._request.get_profiling_info())
+
 
 def _copied(name: str, result: Array, target: Array | None) -> Array:
     if target is None:
@@ -125,10 +129,6 @@ def _copied(name: str, result: Array, target: Array | None) -> Array:
     check_shape(result, target.shape, output=name)
     np.copyto(target, result)
     return target
-
-    def layer_times(self) -> tuple[Any, ...]:
-        """OpenVINO's ``ProfilingInfo`` of every layer in the last run, when it was opened with ``profile``."""
-        return tuple(self._request.get_profiling_info())
 
 
 def import_openvino() -> Any:
