@@ -82,6 +82,16 @@ DetailedOption = Annotated[
         "larger.",
     ),
 ]
+MaxBatchOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-batch",
+        min=1,
+        metavar="CLIPS",
+        rich_help_panel=ENGINES,
+        help="Clips of the largest batch that the engines take. By the GPU's memory when not given, at most 128.",
+    ),
+]
 TimingCacheOption = Annotated[
     Path | None,
     typer.Option(
@@ -124,6 +134,7 @@ class EngineFlags:
     tf32: Tf32Option = None
     workspace_mb: WorkspaceOption = None
     detailed: DetailedOption = None
+    max_batch: MaxBatchOption = None
     timing_cache: TimingCacheOption = None
     plan_cache: EngineCacheOption = None
 

@@ -46,11 +46,21 @@ class Tensor(Record, frozen=True):
 
 
 class AxisRange(Record, frozen=True):
-    """Sizes of a dynamic axis; becomes an optimisation profile."""
+    """Sizes of a dynamic axis; the axes of a graph become an optimisation profile."""
 
     smallest: AxisSize
     usual: AxisSize
     largest: AxisSize
+
+
+class GraphUse(Record, frozen=True):
+    """One of several ways in which a graph is run, with the sizes of it: an optimisation profile of its own.
+
+    A profile is tuned for its usual sizes alone. The last use of a graph covers all of its axes' ranges.
+    """
+
+    name: Text
+    axes: Annotated[dict[str, AxisRange], Meta(max_length=100)]  # every axis of the graph
 
 
 class Graph(Record, frozen=True):
@@ -67,6 +77,7 @@ class Graph(Record, frozen=True):
     dtype_histogram: DtypeHistogram = msgspec.field(name="ledger")
     # TensorRT engines, each for its GPUs and TensorRT versions; their files are in the bundle too. JSON name "plans".
     engines: Annotated[tuple[EngineRecord, ...], Meta(max_length=100)] = msgspec.field(name="plans", default=())
+    uses: Annotated[tuple[GraphUse, ...], Meta(max_length=8)] = ()  # empty: one, with the sizes of ``axes``
 
 
 class GraphParity(Record, frozen=True):
@@ -124,6 +135,7 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tf32: bool = False  # float32 matmuls may round their inputs to 10 bits of mantissa (Ampere and later)
     workspace_mb: int | None = None  # MiB that a kernel may use in addition to its tensors; None: all of the GPU's
     detailed: bool = False  # the engine describes each layer's kernel, for flamest-export profile
+    max_batch: int | None = None  # clips of the largest batch; None: by the GPU's memory
 
     def flags(self) -> tuple[str, ...]:
         """The options that differ from the default, as ``flamest-export`` takes them."""
@@ -137,6 +149,7 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         words += ["--tf32"] if self.tf32 else []
         words += ["--workspace-mb", str(self.workspace_mb)] if self.workspace_mb is not None else []
         words += ["--detailed"] if self.detailed else []
+        words += ["--max-batch", str(self.max_batch)] if self.max_batch is not None else []
         return tuple(words)
 
 

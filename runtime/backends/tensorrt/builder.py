@@ -21,7 +21,7 @@ from ..unavailable import Code, unavailable
 from .engine import MAX_TRUSTED_BYTES, Version, engine_version
 from .network import check_network
 from .package import TensorRtLog, import_tensorrt, make_builder, make_logger
-from .profile import input_ranges
+from .profile import profiles
 from .progress import BuildProgress, make_monitor
 
 MIB = 1 << 20
@@ -64,7 +64,7 @@ def build_engine(request: EngineRequest, progress: Progress) -> BuiltEngine:
     parser = parse_onnx(trt, network, logger, request, log)
     check_network(trt, network, request.name, request.graph)
     config = make_config(trt, builder, request.options, request.name)
-    _add_profile(builder, config, request)
+    _add_profiles(builder, config, request)
     cache = _attach_timing_cache(config, request.timing_cache, remarks)
     ended = BuildProgress(progress)
     monitor = make_monitor(trt, ended)
@@ -145,18 +145,19 @@ def _hardware_level(trt: Any, options: EngineOptions, name: str) -> Any:
     return getattr(levels, word)
 
 
-def _add_profile(builder: Any, config: Any, request: EngineRequest) -> None:
-    profile = builder.create_optimization_profile()
-    try:
-        for wanted in input_ranges(request.graph):
-            profile.set_shape(wanted.name, wanted.smallest, wanted.usual, wanted.largest)
-    except ValueError as error:
-        evidence = f"graph '{request.name}': TensorRT rejected the range of input {wanted.name}: {error}"
-        raise unavailable(Code.PLAN_BUILD, evidence).error() from error
-    if config.add_optimization_profile(profile) < 0:
-        raise unavailable(
-            Code.PLAN_BUILD, f"graph '{request.name}': TensorRT rejected its optimisation profile"
-        ).error()
+def _add_profiles(builder: Any, config: Any, request: EngineRequest) -> None:
+    """Add an optimisation profile for every use of the graph, in the order of its uses."""
+    for wanted in profiles(request.graph, request.options.max_batch):
+        profile = builder.create_optimization_profile()
+        where = f"graph '{request.name}', profile '{wanted.use}'"
+        for sizes in wanted.inputs:
+            try:
+                profile.set_shape(sizes.name, sizes.smallest, sizes.usual, sizes.largest)
+            except ValueError as error:
+                evidence = f"{where}: TensorRT rejected the range of input {sizes.name}: {error}"
+                raise unavailable(Code.PLAN_BUILD, evidence).error() from error
+        if config.add_optimization_profile(profile) < 0:
+            raise unavailable(Code.PLAN_BUILD, f"{where}: TensorRT rejected it").error()
 
 
 def _attach_timing_cache(config: Any, path: Path | None, remarks: list[str]) -> Any:

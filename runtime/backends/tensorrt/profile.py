@@ -1,8 +1,9 @@
-"""Input sizes that a TensorRT engine accepts, from the axes of one manifest.Graph. Pure arithmetic on integers.
+"""Input sizes that a TensorRT engine accepts, from the uses of one manifest.Graph. Pure arithmetic on integers.
 
-An engine is built for a range per input (smallest, usual, largest: TensorRT's min, opt, max) and is fastest at the
-usual size. A size may be 0: TensorRT's condition is 0 <= min <= opt <= max (docstring of
-``IOptimizationProfile.set_shape``), and the text graph starts with a past of length 0.
+An engine has an optimisation profile per use of its graph: a range per input (smallest, usual, largest: TensorRT's min,
+opt, max). It is tuned for the usual size alone, so that a graph which is run in several ways has several. A size may
+be 0: TensorRT's condition is 0 <= min <= opt <= max (docstring of ``IOptimizationProfile.set_shape``), and the text
+graph starts with a past of length 0.
 """
 
 from __future__ import annotations
@@ -10,11 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from ....base.errors import InvariantError
-from ...bundle.graph_records import AxisRange, Graph, Tensor
+from ...bundle.graph_records import AxisRange, EngineOptions, Graph, GraphUse, Tensor
 from ..unavailable import BackendUnavailable, Code, unavailable
 
 Shape = tuple[int, ...]
+BATCH = "batch"  # the axis that EngineOptions.max_batch bounds
+# Memory of the GPU for each clip of the largest batch: BLIP's cross-attention keys and values take 42 MB in float32,
+# and are there twice beside the buffers of the graphs; an estimate with room, which no GPU has confirmed.
+MB_PER_CLIP = 200
 
 
 @dataclass(frozen=True)
@@ -27,14 +34,57 @@ class InputRange:
     largest: Shape
 
 
+@dataclass(frozen=True)
+class Profile:
+    """The ranges of all inputs in one use of a graph, in the graph's order."""
+
+    use: str
+    inputs: tuple[InputRange, ...]
+
+
+def graph_uses(graph: Graph, max_batch: int | None = None) -> tuple[GraphUse, ...]:
+    """The uses of ``graph``, one of all its axes where it names none, with batches up to ``max_batch``."""
+    uses = graph.uses or (GraphUse("all", graph.axes),)
+    return tuple(GraphUse(use.name, {word: _bounded(word, size, max_batch) for word, size in use.axes.items()})
+                 for use in uses)  # fmt: skip
+
+
+def _bounded(word: str, size: AxisRange, max_batch: int | None) -> AxisRange:
+    if word != BATCH or max_batch is None or max_batch >= size.largest:
+        return size
+    largest = max(size.smallest, max_batch)
+    return AxisRange(size.smallest, min(size.usual, largest), largest)
+
+
+def largest_batch(graph: Graph, memory_mb: int) -> int | None:
+    """The largest batch of an engine of ``graph`` on a GPU of ``memory_mb``: a power of two, and one of the graph's
+    sizes; None for a graph without a batch."""
+    if BATCH not in graph.axes:
+        return None
+    fitting = max(1, memory_mb // MB_PER_CLIP)
+    return max(graph.axes[BATCH].smallest, min(graph.axes[BATCH].largest, 1 << (fitting.bit_length() - 1)))
+
+
+def settled_options(options: EngineOptions, graph: Graph, memory_mb: int) -> EngineOptions:
+    """``options`` with the largest batch that an engine of ``graph`` gets on a GPU of ``memory_mb``."""
+    if BATCH not in graph.axes:
+        return msgspec.structs.replace(options, max_batch=None)
+    bound = largest_batch(graph, memory_mb) if options.max_batch is None else options.max_batch
+    assert bound is not None
+    return msgspec.structs.replace(options, max_batch=min(bound, graph.axes[BATCH].largest))
+
+
+def profiles(graph: Graph, max_batch: int | None = None) -> tuple[Profile, ...]:
+    """A profile for every use of ``graph``; raises InvariantError for an axis without a range."""
+    return tuple(
+        Profile(use.name, tuple(_range(tensor, use.axes) for tensor in graph.inputs))
+        for use in graph_uses(graph, max_batch)
+    )
+
+
 def input_ranges(graph: Graph) -> tuple[InputRange, ...]:
-    """The range of every input of ``graph``, in its order; raises InvariantError for an axis without a range."""
-    return tuple(_range(tensor, graph.axes) for tensor in graph.inputs)
-
-
-def largest_shapes(graph: Graph) -> dict[str, Shape]:
-    """Largest shape of each input and output that the profile allows, for buffers that always suffice."""
-    return {tensor.name: _range(tensor, graph.axes).largest for tensor in (*graph.inputs, *graph.outputs)}
+    """The range of every input of ``graph`` in its last use, which allows all that another one does."""
+    return profiles(graph)[-1].inputs
 
 
 def range_problem(name: str, ranges: tuple[InputRange, ...], shapes: Mapping[str, Shape]) -> BackendUnavailable | None:
@@ -69,11 +119,16 @@ def _axis(name: str, size: int | str, axes: Mapping[str, AxisRange]) -> AxisRang
     """A fixed size, an axis, or a sum of axes such as "past + tokens"."""
     if isinstance(size, int):
         return AxisRange(size, size, size)
-    words = [word.strip() for word in size.split("+")]
-    if unknown := [word for word in words if word not in axes]:
-        known = ", ".join(axes) or "none"
-        raise InvariantError(f"tensor {name}: axis {unknown[0]!r} has no range in the manifest; known: {known}")
-    parts = [axes[word] for word in words]
+    parts = [axes[word] for word in axis_words(name, size, axes)]
     return AxisRange(
         sum(part.smallest for part in parts), sum(part.usual for part in parts), sum(part.largest for part in parts)
     )
+
+
+def axis_words(name: str, size: str, known: Mapping[str, object]) -> list[str]:
+    """The axes that ``size`` of tensor ``name`` adds up; raises InvariantError for one that is not known."""
+    words = [word.strip() for word in size.split("+")]
+    if unknown := [word for word in words if word not in known]:
+        listed = ", ".join(known) or "none"
+        raise InvariantError(f"tensor {name}: axis {unknown[0]!r} has no range in the manifest; known: {listed}")
+    return words

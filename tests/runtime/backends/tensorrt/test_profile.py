@@ -5,8 +5,15 @@ import dataclasses
 import msgspec
 import pytest
 from flamest.base.errors import InvariantError
-from flamest.runtime.backends.tensorrt.profile import InputRange, input_ranges, largest_shapes, range_problem
-from flamest.runtime.bundle.graph_records import AxisRange, Graph, Tensor
+from flamest.runtime.backends.tensorrt.profile import (
+    InputRange,
+    input_ranges,
+    largest_batch,
+    profiles,
+    range_problem,
+    settled_options,
+)
+from flamest.runtime.bundle.graph_records import AxisRange, EngineOptions, Graph, GraphUse, Tensor
 
 GRAPH = Graph(
     file="text.onnx",
@@ -38,9 +45,32 @@ def test_every_input_has_its_smallest_usual_and_largest_shape():
     )
 
 
-def test_largest_shapes_has_outputs_too():
-    assert largest_shapes(GRAPH)["present_key_00"] == (16, 2, 128, 8)
-    assert set(largest_shapes(GRAPH)) == {tensor.name for tensor in (*GRAPH.inputs, *GRAPH.outputs)}
+USES = (
+    GraphUse("step", {**GRAPH.axes, "batch": AxisRange(1, 16, 128), "tokens": AxisRange(1, 1, 1),
+                      "past": AxisRange(19, 19, 19)}),
+    GraphUse("read", {**GRAPH.axes, "batch": AxisRange(1, 16, 128), "tokens": AxisRange(1, 12, 64),
+                      "past": AxisRange(0, 0, 0)}),
+)  # fmt: skip
+
+
+def test_every_use_has_a_profile_with_batches_up_to_the_largest():
+    graph = msgspec.structs.replace(GRAPH, axes={**GRAPH.axes, "batch": AxisRange(1, 16, 128)}, uses=USES)
+    step, read = profiles(graph, 32)
+    assert (step.use, read.use) == ("step", "read")
+    assert step.inputs[1] == InputRange("mask", (1, 1, 1, 20), (16, 1, 1, 20), (32, 1, 1, 20))
+    assert read.inputs[0] == InputRange("token_ids", (1, 1), (16, 12), (32, 64))
+    assert read.inputs[2].largest == (32, 2, 0, 8)
+    assert [wanted.inputs[0].usual for wanted in profiles(graph, 2)] == [(2, 1), (2, 12)]
+    assert profiles(graph, 4096) == profiles(graph)
+
+
+def test_the_largest_batch_follows_the_gpus_memory():
+    graph = msgspec.structs.replace(GRAPH, axes={"batch": AxisRange(1, 16, 128)}, inputs=GRAPH.inputs[:1])
+    assert [largest_batch(graph, mb) for mb in (100, 8_000, 24_000, 80_000)] == [1, 32, 64, 128]
+    assert settled_options(EngineOptions(), graph, 8_000).max_batch == 32
+    assert settled_options(EngineOptions(max_batch=500), graph, 8_000).max_batch == 128
+    keyframes = msgspec.structs.replace(graph, axes={"frames": AxisRange(1, 32, 64)})
+    assert settled_options(EngineOptions(max_batch=8), keyframes, 8_000).max_batch is None
 
 
 def test_an_axis_without_a_range_is_an_error_that_names_it():
