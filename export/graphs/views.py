@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from ...base.errors import DataError, MissingExtra
+from ...runtime.bundle.value_types import SMALL_BYTES, drop_large_constants, dtype_name
 from .tensorrt_operators import NodeView
-
-_SMALL = 1 << 12  # bytes; larger constants have a type and a shape here, and no values
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,38 +66,14 @@ def _constants(model: Any) -> tuple[frozenset[str], frozenset[str]]:
     small = {
         name: onnx.numpy_helper.to_array(tensor)
         for name, tensor in tensors.items()
-        if tensor is not None and len(tensor.raw_data) <= _SMALL * 4
+        if tensor is not None and len(tensor.raw_data) <= SMALL_BYTES * 4
     }
     zeros = (name for name, array in small.items() if not np.any(array))
     return frozenset(tensors), frozenset(zeros)
 
 
-def drop_large_constants(model: Any) -> None:
-    """Turn large constants of ``model`` into inputs of the same type and shape.
-
-    Type and shape inference copies the model and needs no values of theirs.
-    """
-    import onnx
-
-    kept = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) <= _SMALL]
-    known = {value.name for value in model.graph.input}
-    for tensor in model.graph.initializer:
-        if len(tensor.raw_data) > _SMALL and tensor.name not in known:
-            shape = list(tensor.dims)
-            model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, shape))
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-
-
 def _dtype(value: Any) -> str:
     return dtype_name(value.type.tensor_type.elem_type)
-
-
-def dtype_name(number: int) -> str:
-    """Return numpy's name of an ONNX element type."""
-    import onnx
-
-    return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(number)).name)
 
 
 def _sizes(value: Any) -> tuple[int | str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...base.errors import InvariantError, MissingExtra
 from ...runtime.bundle.graph_records import WITH_INT8_WEIGHTS, DtypeHistogram, Precision
-from ..graphs.views import drop_large_constants, dtype_name
+from ...runtime.bundle.value_types import value_types
 
 MATMULS = ("MatMul", "Gemm", "Conv", "MatMulInteger", "ConvInteger", "com.microsoft.MatMulNBits")
 # Others worth counting: half precision and int8 lose most there.
@@ -87,18 +87,3 @@ def _dequantised(name: str, makers: dict[str, Any]) -> bool:
     while maker is not None and maker.op_type in ("Cast", "Transpose", "Reshape"):
         maker = makers.get(maker.input[0])
     return maker is not None and maker.op_type == "DequantizeLinear"
-
-
-def value_types(model: Any) -> dict[str, str]:
-    """The element type of every value, by numpy's name."""
-    import onnx
-
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
-    known = {tensor.name: tensor.data_type for tensor in light.graph.initializer}
-    drop_large_constants(light)
-    graph = onnx.shape_inference.infer_shapes(light, strict_mode=False).graph
-    known |= {
-        value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)
-    }
-    return {name: dtype_name(number) for name, number in known.items()}

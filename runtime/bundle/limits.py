@@ -1,4 +1,4 @@
-"""How far two computations of one graph may lie apart: an export from PyTorch, an engine from its ONNX graph.
+"""Limits on the distance of two computations of one graph: an export from PyTorch, an engine from its ONNX graph.
 
 In fp32 the limit is on max |a - b| / max |b| of an output, because both sides round at the 24th bit and only the order
 of their sums differs. In other precisions it is on the cosine of each row of an output: what belongs to one clip, as
