@@ -40,7 +40,7 @@ from .graphs.spec import (
 )
 from .networks.blip import text_shape
 from .networks.clip import encode_captions, hash_tokens, read_captions, tokenize_captions
-from .networks.preprocessing import blip_frames, pytorchvideo_frames
+from .networks.preprocessing import blip_frames, keyframe_candidates
 from .networks.slow_i3d import FRAMES, keyframe_width
 from .parity.blip import compare_blip
 from .parity.chain import ChainPart, compare_captioner, compare_retriever, compare_spatio_temporal, sum_up
@@ -190,7 +190,7 @@ def keyframe_part(slow: LoadedVideo, *, alone: bool) -> Part[KeyframeRule]:
     rule = KeyframeRule(
         count=FRAMES,
         candidates=CANDIDATES,
-        preprocessing=pytorchvideo_frames(form.keyframe_size),
+        preprocessing=keyframe_candidates(form.keyframe_size),
         feature_width=keyframe_width(net),
         space="slow stem to res3, mean over positions",
     )

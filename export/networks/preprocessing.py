@@ -37,8 +37,14 @@ def clip_frames(size: int) -> FramePreprocessing:
     return FramePreprocessing(size=size, fit="crop", filter="bicubic", mean=CLIP_MEAN, std=CLIP_STD)
 
 
+def keyframe_candidates(size: int) -> FramePreprocessing:
+    """Frames among which keyframes are picked: as Slow's, but never rounded to whole bytes, which would pick others
+    (docs/decisions/033-frames-as-bytes.md)."""
+    return FramePreprocessing(size=size, fit="crop", filter="bilinear", mean=PYTORCHVIDEO_MEAN, std=PYTORCHVIDEO_STD)
+
+
 def pytorchvideo_frames(size: int) -> FramePreprocessing:
-    """Slow, I3D, and the frames among which keyframes are picked."""
+    """Slow and I3D."""
     return FramePreprocessing(size=size, fit="crop", filter="bilinear", mean=PYTORCHVIDEO_MEAN, std=PYTORCHVIDEO_STD)
 
 
