@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,6 +94,31 @@ class Model:
         from ..fedproto.model_file import write_model
 
         write_model(path_of("path", path, like="save('model.safetensors')"), self.file())
+
+    def export_onnx(self, path: str | os.PathLike[str], *, parts: Sequence[int] | None = None) -> list[Path]:
+        """Write the model as ONNX graphs for serving, and return the files: the head alone, then the fused graph.
+
+        ``path`` takes ``x`` float32 [batch, D]; ``NAME.fused.onnx`` next to it takes an input for each part of the
+        embedding, ``vlm`` and ``cnn``. Both give ``logits`` and ``probabilities`` float32 [batch, classes]. There is
+        no fused graph where the embedding is one part, or the widths of its parts are not known.
+
+        Args:
+            path: ``NAME.onnx``.
+            parts: Widths of the fused graph's inputs, in the order of the row, such as ``(768, 2048)``; by default
+                the head's blocks, or those of the published networks' embeddings.
+
+        Raises:
+            UsageError: The head was handed in: only the built-in ones have a graph. ``path`` is no ``NAME.onnx``.
+            DataError: The parts do not add up to the embedding's width.
+            MissingExtra: The package onnx is not installed.
+            StorageError: A file cannot be written; an older one stays whole.
+        """
+        from ..fedproto.head_onnx import known_parts
+        from ..fedproto.onnx_files import write_onnx
+
+        model, to = self.file(), path_of("path", path, like="export_onnx('model.onnx')")
+        widths = known_parts(model.head, model.fingerprint) if parts is None else tuple(map(int, parts))
+        return [Path(row["file"]) for row in write_onnx(to, model, parts=widths)]
 
     def file(self) -> ModelFile:
         """Return the model as the content of its file."""

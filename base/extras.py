@@ -40,6 +40,7 @@ EXTRAS = {
     "coordinator": _WIRE | {"apsw"},
     "export": _AGENT | {"huggingface_hub"} | {module.partition(".")[0] for module in EXPORT_MODULES},
     "experiments": _AGENT | {"matplotlib", "umap-learn"},
+    "onnx": frozenset({"onnx"}),
     "openvino": frozenset({"openvino"}),
     "privacy": frozenset({"dp-accounting"}),
 }

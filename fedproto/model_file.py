@@ -76,10 +76,30 @@ def write_model(path: Path, model: ModelFile) -> None:
 
 def encode_model(model: ModelFile) -> bytes:
     """Return the file's content. Raises DataError when params or labels do not fit the head."""
+    check_model(model)
+    payload = encode_params(model.head, model.params)
+    # Not by the library's writer: its order of metadata keys changes from one process to the next.
+    header: dict[str, Any] = {"__metadata__": encode_metadata(model)}
+    start = 0
+    for name, shape in model.head.shapes.items():
+        end = start + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the payload begins on a multiple of 8 bytes
+    return struct.pack("<Q", len(text)) + text + payload
+
+
+def check_model(model: ModelFile) -> None:
+    """Raise DataError when a model cannot be written: its params or labels do not fit its head, or a name is bad."""
     _check_labels(model.head, model.labels, "the model to write")
     if problems := _problems(model):
         raise _bad_model_error("the model to write", "; ".join(problems))
-    payload = encode_params(model.head, model.params)
+    check_params(model.head, model.params, whose="the model to write")
+
+
+def encode_metadata(model: ModelFile) -> dict[str, str]:
+    """Return a file's metadata: everything but the tensors, each value one JSON text of ASCII characters."""
     metadata: dict[str, Any] = {
         "format": FORMAT,
         "head": model.head.as_dict(),
@@ -89,16 +109,7 @@ def encode_model(model: ModelFile) -> bytes:
         "round": model.round,
         "metadata": dict(sorted(model.metadata.items())),
     }
-    # Not by the library's writer: its order of metadata keys changes from one process to the next.
-    header: dict[str, Any] = {"__metadata__": {_PREFIX + key: json.dumps(value) for key, value in metadata.items()}}
-    start = 0
-    for name, shape in model.head.shapes.items():
-        end = start + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the payload begins on a multiple of 8 bytes
-    return struct.pack("<Q", len(text)) + text + payload
+    return {_PREFIX + key: json.dumps(value) for key, value in metadata.items()}
 
 
 def read_model(path: Path) -> ModelFile:

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...fedproto.head import HeadSpec
-from .fusion import Fused, LinearGradient, fuse, fused_gradients, input_blocks
-from .graph_builder import DType, OnnxGraphBuilder
+from ...fedproto.head_graph import HeadTrace, head_forward
+from ...fedproto.onnx_builder import DType, OnnxGraphBuilder
+from .fusion import LinearGradient, fused_gradients
 
 
 def forward_graph(spec: HeadSpec, *, dtype: DType = "float32") -> bytes:
     """Serialised ONNX model from ``x`` [batch, inputs] and the parameters to ``logits`` [batch, classes]."""
     builder = OnnxGraphBuilder(dtype)
-    builder.op("Identity", _forward(builder, spec).logits, name="logits")
+    builder.op("Identity", head_forward(builder, spec).logits, name="logits")
     inputs = [builder.value("x", ["batch", spec.inputs]), *_parameter_values(builder, spec)]
     return builder.finish("head_forward", inputs, [builder.value("logits", ["batch", spec.outputs])])
 
@@ -49,7 +50,7 @@ def gradient_graph(spec: HeadSpec, *, balanced: bool = False, dtype: DType = "fl
     outputs that ``layer_inputs`` names.
     """
     builder = OnnxGraphBuilder(dtype)
-    trace = _forward(builder, spec)
+    trace = head_forward(builder, spec)
     loss, gradient = _cross_entropy(builder, trace.logits, spec.outputs, balanced=balanced)
     builder.op("Identity", loss, name="loss")
     gradients, maps = _backward(builder, spec, trace, gradient), linear_maps(spec)
@@ -84,29 +85,6 @@ def _parameter_values(builder: OnnxGraphBuilder, spec: HeadSpec) -> list[Any]:
     return [builder.value(name, list(shape)) for name, shape in spec.shapes.items()]
 
 
-@dataclass(frozen=True)
-class _Trace:
-    """Intermediate values of the forward pass that the backward pass needs."""
-
-    activations: list[str]  # inputs of each layer of the perceptron, then the logits
-    fused: Fused | None  # rgcf's part, before them
-
-    @property
-    def logits(self) -> str:
-        return self.activations[-1]
-
-
-def _forward(builder: OnnxGraphBuilder, spec: HeadSpec) -> _Trace:
-    blocks = input_blocks(builder, spec)
-    fused = fuse(builder, *blocks) if spec.kind == "rgcf" else None
-    activations = [fused.out if fused else blocks[0] if len(blocks) == 1 else builder.op("Concat", *blocks, axis=1)]
-    last = len(spec.widths) - 2
-    for layer in range(last + 1):
-        sums = builder.op("Gemm", activations[-1], f"{layer}.weight", f"{layer}.bias", transB=1)
-        activations.append(sums if layer == last else builder.op("Relu", sums))
-    return _Trace(activations, fused)
-
-
 def _cross_entropy(builder: OnnxGraphBuilder, logits: str, classes: int, *, balanced: bool) -> tuple[str, str]:
     """Mean cross-entropy over the batch, and its gradient with respect to the logits."""
     log_probability = builder.op("LogSoftmax", logits, axis=-1)
@@ -125,7 +103,7 @@ def _cross_entropy(builder: OnnxGraphBuilder, logits: str, classes: int, *, bala
     return builder.op("Neg", builder.op("Div", picked, whole)), builder.op("Div", excess, whole)
 
 
-def _backward(builder: OnnxGraphBuilder, spec: HeadSpec, trace: _Trace, gradient: str) -> dict[str, LinearGradient]:
+def _backward(builder: OnnxGraphBuilder, spec: HeadSpec, trace: HeadTrace, gradient: str) -> dict[str, LinearGradient]:
     """Return every linear map's gradient by name, from the gradient of the logits."""
     gradients: dict[str, LinearGradient] = {}
     zero = builder.number(0.0)

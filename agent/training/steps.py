@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...fedproto.head import HeadSpec, Params
+from ...fedproto.onnx_builder import DType
 from ...fedproto.records import TrainSettings
 from ...runtime.backends.onnxruntime_cpu import OrtSession
 from .adam import AdamScalars, AdamState, adam_scalars, adam_step
 from .dataset import FeatureTable
 from .graph import linear_maps
-from .graph_builder import DType
 from .private import SampleNoise, fresh_generator, sample_factors, scale_samples
 
 Array = npt.NDArray[Any]

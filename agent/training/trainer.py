@@ -17,11 +17,11 @@ import numpy.typing as npt
 from ...base.errors import DataError
 from ...base.process import usable_cores
 from ...fedproto.head import HeadSpec, Params, TensorLayout, all_finite, initial_params
+from ...fedproto.onnx_builder import DType
 from ...fedproto.records import Evaluation, TrainSettings
 from ...runtime.backends.onnxruntime_cpu import open_session
 from .dataset import FeatureTable
 from .graph import forward_graph, gradient_graph, weight_gradient_graph
-from .graph_builder import DType
 from .private import UNPROTECTED, Protection, SampleNoise, Sampling, fresh_generator, poisson_batch
 from .steps import Rows, StepConfig, StepSessions, TrainingSteps
 

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ...base.errors import DataError
+from ...fedproto.certificates import require_package
 from ...fedproto.head import params_sha256
+from ...fedproto.head_onnx import known_parts
 from ...fedproto.model_file import read_model, write_model
+from ...fedproto.onnx_files import onnx_lines, write_onnx
 from ...fedproto.records import ClassCount
 from ..settings import CoordinatorSettings
 from ..storage.evaluations import FINAL, CrossEvaluation, best_model
 from .history import History, evaluation_figures, loss_text
 from .measured import MISSING, MeasuredModels
+
+
+@dataclass(frozen=True)
+class ModelForm:
+    """Format in which a model is copied out."""
+
+    name: Literal["safetensors", "onnx"]
+    parts: tuple[int, ...] = ()  # widths of the fused graph's inputs; empty: as the run's settings tell
+
+
+SAFETENSORS = ModelForm("safetensors")
 
 
 def evaluation_of(settings: CoordinatorSettings, round_number: int | None) -> dict[str, Any]:
@@ -106,11 +121,20 @@ def _summary(figures: Mapping[str, Any]) -> str:
     return f"{figures['correct']} of {figures['count']} correct ({figures['accuracy']:.3f}), loss {loss}"
 
 
-def take_model(settings: CoordinatorSettings, out: Path, round_number: int | Literal["best"] | None) -> dict[str, Any]:
-    """Check a round's model (None: the last one) and copy it to ``out``.
+def take_model(
+    settings: CoordinatorSettings,
+    out: Path,
+    round_number: int | Literal["best"] | None,
+    *,
+    form: ModelForm = SAFETENSORS,
+) -> dict[str, Any]:
+    """Check a round's model (None: the last one) and copy it to ``out``, in ``form``.
 
-    Raises DataError (``not_measured`` for "best" when no silo has reported an evaluation), StorageError.
+    Raises DataError (``not_measured`` for "best" when no silo has reported an evaluation), MissingExtra for ONNX
+    without its package, StorageError.
     """
+    if form.name == "onnx":
+        require_package("onnx", extra="onnx")
     with History.open(settings.server.state, settings.run.name) as history:
         if round_number == "best":
             best = best_model(history.model_evaluations())
@@ -124,16 +148,22 @@ def take_model(settings: CoordinatorSettings, out: Path, round_number: int | Lit
         path, number = history.model_file(round_number)
         measured = MeasuredModels.of(history, history.rounds(), settings)
     found = read_model(path)
-    write_model(out, found)  # what was read and checked; the same model gives the same bytes
+    if form.name == "onnx":
+        files = write_onnx(out, found, parts=form.parts or known_parts(found.head, found.fingerprint))
+    else:
+        write_model(out, found)  # what was read and checked; the same model gives the same bytes
+        files = [{"file": str(out), "graph": None, "bytes": out.stat().st_size}]
     return {
         "model": str(out),
+        "format": form.name,
+        "files": files,
         "run": found.run,
         "round": number,
         "sha256": params_sha256(found.params),
         "parameters": found.head.parameters,
         "labels": len(found.labels),
         "fingerprint": found.fingerprint,
-        "bytes": out.stat().st_size,
+        "bytes": files[0]["bytes"],
         **evaluation_figures(measured.evaluation(number)),
         "accuracy_missing": measured.missing(number),
     }
@@ -146,4 +176,6 @@ def model_lines(taken: Mapping[str, Any]) -> list[str]:
         lines.append(f"  on the silos' held-out clips: {_summary(taken)}")
     elif taken["accuracy_missing"]:
         lines.append(f"  {MISSING[taken['accuracy_missing']]}")
+    if taken["format"] == "onnx":
+        lines += onnx_lines(taken["files"])
     return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -107,6 +107,19 @@ def evaluation(
 @COORDINATOR.errors_name_the_place
 def model(
     out: Annotated[Path, typer.Option("--out", metavar="MODEL.safetensors", help="The file to write.")],
+    file_format: Annotated[
+        Literal["safetensors", "onnx"],
+        typer.Option("--format", help="onnx: graphs that ONNX Runtime and others run, --out MODEL.onnx."),
+    ] = "safetensors",
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            "--parts",
+            metavar="W,W",
+            help="With --format onnx: widths of the fused graph's inputs, like 768,2048, where the run's settings do "
+            "not name them (run.head.blocks).",
+        ),
+    ] = None,
     config: ConfigOption = None,
     folder: DirOption = None,
     run: RunOption = None,
@@ -121,17 +134,26 @@ def model(
 ) -> dict[str, Any]:
     """Copy a round's model out of the state folder, with its labels and fingerprint inside, and show its accuracy on
     the silos' held-out clips, where it has been measured.
+
+    --format onnx writes the head alone, MODEL.onnx, with the input x; and MODEL.fused.onnx with an input for each part
+    of the embedding (vlm, cnn), where it has several. Both give logits and probabilities.
     """
+    from ...fedproto.head_onnx import parse_parts
+    from ...fedproto.onnx_files import check_onnx_name
     from ..admin.earlier_run import settings_of_run
-    from ..admin.models import model_lines, take_model
+    from ..admin.models import ModelForm, model_lines, take_model
     from ..settings import load_coordinator_settings
 
     if best and round_number is not None:
         raise UsageError("--best and --round were both given", fix="give one of them")
+    if parts is not None and file_format != "onnx":
+        raise UsageError("--parts is for --format onnx", fix="add --format onnx, or leave --parts out")
+    form = ModelForm(file_format, parse_parts(parts) if parts is not None else ())
+    if file_format == "onnx":
+        check_onnx_name(out)
     place = COORDINATOR.place(config, folder)
-    taken = take_model(
-        settings_of_run(load_coordinator_settings(place.path), run), out, "best" if best else round_number
-    )
+    settings = settings_of_run(load_coordinator_settings(place.path), run)
+    taken = take_model(settings, out, "best" if best else round_number, form=form)
     if not as_json:
         for line in model_lines(taken):
             say(place.hint(line))

@@ -89,6 +89,14 @@ class BuildTarget:
         rows: list[dict[str, Any]] = run_command("coordinator", "history", "--config", self.settings)["rounds"]
         return rows
 
+    def served(self, x: np.ndarray) -> np.ndarray:
+        """Probabilities of rows by the final model's ONNX graph, as the coordinator writes it."""
+        import onnxruntime
+
+        out = self.folder / "final.onnx"
+        run_command("coordinator", "model", "--config", self.settings, "--format", "onnx", "--out", out)
+        return onnxruntime.InferenceSession(out).run(["probabilities"], {"x": x})[0]
+
     def final_model(self) -> str:
         out = self.folder / "final.safetensors"
         out.unlink(missing_ok=True)

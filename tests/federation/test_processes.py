@@ -6,10 +6,11 @@ import os
 import signal
 from typing import Any
 
+import numpy as np
 from flamest.agent.settings import Policy
 from flamest.agent.training.dataset import silo_data
 from flamest.agent.training.federated import train_silo
-from flamest.agent.training.trainer import HeadTrainer
+from flamest.agent.training.trainer import HeadTrainer, log_softmax
 from flamest.coordinator.strategies.composition import aggregate, first_state
 from flamest.coordinator.strategies.contributions import InMemoryContribution
 from flamest.experiments.processes import Daemon, daemons, run_command, wait_until
@@ -71,6 +72,9 @@ def test_killed_silo_and_restarted_coordinator_reach_the_same_model(site):
     assert rough.final_model() == expected
     kept = read_model(rough.folder / "berta" / "state" / "model.safetensors")
     assert params_sha256(kept.params) == expected
+    x = rough.store("berta").x
+    probabilities = np.exp(log_softmax(HeadTrainer(kept.head, threads=1).logits(kept.params, x)))
+    assert np.abs(rough.served(x) - probabilities).max() <= 1e-6, "model --format onnx serves what predict computes"
     assert (kept.labels, kept.fingerprint, kept.round) == (rough.labels, rough.fingerprint, rough.rounds)
 
 

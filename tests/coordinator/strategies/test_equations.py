@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flamest.agent.training.dataset import FeatureTable
 from flamest.agent.training.federated import train_silo
-from flamest.agent.training.graph_builder import DType
 from flamest.agent.training.trainer import HeadTrainer, shuffle_seed
 from flamest.base.errors import DataError, InvariantError
 from flamest.coordinator.strategies.algorithm import ServerState
@@ -19,6 +18,7 @@ from flamest.coordinator.strategies.contributions import InMemoryContribution
 from flamest.coordinator.strategies.fedavg import fedavg
 from flamest.coordinator.strategies.feddyn import feddyn
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
+from flamest.fedproto.onnx_builder import DType
 from flamest.fedproto.records import RunSettings, Strategy, TrainSettings
 from scipy.stats import trim_mean
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
-from ...base.errors import MissingExtra
+from ..base.errors import MissingExtra
 
-OPSET = 17
+OPSET = 17  # of every graph that is written here: old enough for runtimes of 2022
+IR_VERSION = 9
 DType = Literal["float32", "float64"]
 
 
@@ -18,7 +21,7 @@ class OnnxGraphBuilder:
             import onnx
             from onnx import helper, numpy_helper
         except ImportError as error:
-            raise MissingExtra("onnx", extra="agent") from error
+            raise MissingExtra("onnx", extra=("agent", "coordinator,onnx")) from error
         import numpy as np
 
         self.helper = helper
@@ -47,17 +50,34 @@ class OnnxGraphBuilder:
     def number(self, value: float) -> str:
         return self.constant(self.np.asarray(value, self.dtype))
 
-    def constant(self, value: Any) -> str:
-        name = f"constant_{len(self.constants)}"
+    def constant(self, value: Any, *, name: str | None = None) -> str:
+        name = name or f"constant_{len(self.constants)}"
         self.constants.append(self.to_tensor(self.np.asarray(value), name))
         return name
 
     def value(self, name: str, shape: list[int | str], *, integer: bool = False) -> Any:
         return self.helper.make_tensor_value_info(name, self.integer if integer else self.element, shape)
 
-    def finish(self, name: str, inputs: list[Any], outputs: list[Any]) -> bytes:
+    def finish(
+        self,
+        name: str,
+        inputs: list[Any],
+        outputs: list[Any],
+        *,
+        metadata: Mapping[str, str] = MappingProxyType({}),
+        strict: bool = False,
+    ) -> bytes:
+        """The serialised model, the same bytes for the same nodes and metadata.
+
+        ``strict``: every node's operator, types and shapes are checked first; for files that others read.
+        """
         graph = self.helper.make_graph(self.nodes, name, inputs, outputs, self.constants)
         opset = self.helper.make_opsetid("", OPSET)
-        model = self.helper.make_model(graph, opset_imports=[opset], ir_version=9, producer_name="flamest")
-        data: bytes = model.SerializeToString()
+        model = self.helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="flamest")
+        self.helper.set_model_props(model, dict(sorted(metadata.items())))
+        if strict:
+            from onnx import checker
+
+            checker.check_model(model, full_check=True)
+        data: bytes = model.SerializeToString(deterministic=True)
         return data
