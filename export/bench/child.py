@@ -6,6 +6,7 @@ The parent (process.py) sends a BenchJob, then questions. The process ends with 
 from __future__ import annotations
 
 import gc
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from ...runtime.bundle.opening import Bundle, open_bundle
 from ...runtime.bundle.signature import read_trusted_keys
 from ...runtime.clip_records import Clip
 from ...runtime.extractor import Extractor, open_extractor
-from .inputs import usual_feeds
+from .inputs import smallest_output, usual_feeds, usual_sizes
 
+KEPT = ("past_", "cross_")  # inputs that are outputs of an earlier run
 ON_GPU = ("tensorrt", "onnxruntime-cuda")
 
 
@@ -54,6 +56,7 @@ class BenchWorker:
 
     def __init__(self, job: BenchJob) -> None:
         backend_options = BackendOptions(job.backend, require=True, bf16=job.bf16)
+        self._backend = job.backend
         self._on_gpu = job.backend in ON_GPU
         self._opening = OpeningOptions(backend_options, threads=job.threads)
         self._trusted = read_trusted_keys(job.trusted, where="bench")
@@ -61,28 +64,33 @@ class BenchWorker:
         self._graph = ""
         self._session: Session | None = None
         self._feeds: dict[str, Any] = {}
+        self._waited = ""  # output that is fetched after a run
         self._extractor: Extractor | None = None
         self._base_mb = 0.0
         self._base_gpu_mb = 0.0
 
-    def open_graph(self, name: str) -> dict[str, Any]:
-        """Open one graph, run it once (the first run allocates); outputs are kept to compare."""
+    def open_graph(self, name: str, batch: int) -> dict[str, Any]:
+        """Open one graph for ``batch`` clips, run it once (the first run allocates); outputs are kept to compare."""
         self._forget()
-        graph = self._bundle.manifest.graphs[name]
-        sizes = {word: axis.usual for word, axis in graph.axes.items()}
-        self._feeds = dict(usual_feeds(graph, sizes))
+        graph, sizes = self._bundle.manifest.graphs[name], self._sizes(name, batch)
         opener = GraphOpener(self._bundle, self._opening)
         self._session = opener.open(name)
-        self._graph = name
+        if "batch" in sizes and self._session.largest_batch is not None:
+            sizes["batch"] = min(sizes["batch"], self._session.largest_batch)
+        feeds = usual_feeds(graph, sizes, self._session)
+        # As in an extraction: what one run leaves for the next is where the session computes.
+        kept = {word: self._session.value(feed) for word, feed in feeds.items() if word.startswith(KEPT)}
+        self._feeds = feeds | kept
+        self._waited = smallest_output(graph, sizes)
         placement = opener.placements[name]
-        self._session.run(self._feeds)
+        self.run_graph()
         return {"where": placement.where, "precision": placement.precision, "sizes": sizes}
 
     def run_graph(self) -> float:
-        """Milliseconds of one run."""
+        """Milliseconds of one run; its results stay where they are computed, but the smallest, which is fetched."""
         assert self._session is not None
         started = time.perf_counter()
-        self._session.run(self._feeds)
+        self._session.run_values(self._feeds)[self._waited].numpy()
         return 1000 * (time.perf_counter() - started)
 
     def close_graph(self, outputs: str) -> dict[str, float | None]:
@@ -94,10 +102,17 @@ class BenchWorker:
         self._forget()
         return memory
 
+    def _sizes(self, name: str, batch: int) -> dict[str, int]:
+        manifest = self._bundle.manifest
+        return usual_sizes(manifest.graphs[name], batch, frames=manifest.keyframes.candidates)
+
     def open_extractor(self) -> dict[str, Any]:
+        """Open the whole pipeline; where its graphs run, its batch, its number of readers."""
         self._forget()
         self._extractor = open_extractor(self._bundle.path, opening=self._opening, trusted=self._trusted)
-        return {name: placement.where for name, placement in self._extractor.placements.items()}
+        where = {name: placement.where for name, placement in self._extractor.placements.items()}
+        sizes: Any = getattr(self._extractor, "sizes", self._extractor)
+        return {"where": where, "batch": sizes.batch, "readers": sizes.readers}
 
     def run_clip(self, path: str) -> dict[str, Any]:
         """One clip through everything; its vectors as lists, its caption as token ids."""
@@ -114,6 +129,52 @@ class BenchWorker:
             "cnn": features.cnn.tolist(),
             "precision": features.precision,
         }
+
+    def run_clips(self, paths: list[str]) -> float:
+        """Seconds of all clips through the pipeline, which reads ahead and batches them."""
+        assert self._extractor is not None
+        clips = [Clip(Path(path), sha256_file(Path(path))) for path in paths]
+        started = time.perf_counter()
+        for done in self._extractor.extract_all(clips):
+            if done.error is not None:
+                raise done.error
+        return time.perf_counter() - started
+
+    def profile_graph(self, name: str, batch: int, runs: int, out: str, detailed: bool) -> dict[str, Any]:
+        """Layers of one graph from the profiler of its runtime, and the time of a run without it."""
+        from ..profiling.layers import LayerQuestion, measure_layers
+        from ..profiling.records import by_layer, by_operator
+
+        opened = self.open_graph(name, batch)
+        taken = [self.run_graph() for _ in range(runs)]
+        memory = self._memory()
+        self._forget()
+        asked = LayerQuestion(
+            self._bundle, name, self._backend, self._opening, opened["sizes"], runs, Path(out), detailed
+        )
+        found = measure_layers(asked)
+        self._forget()
+        ms = statistics.median(taken)
+        return {
+            **opened,
+            "ms": ms,
+            "runs": runs,
+            "gflop": found.gflop,
+            "gflops": found.gflop / ms * 1e3 if found.gflop else None,
+            "memory_mb": {"peak": memory["peak_mb"], "gpu": memory["gpu_mb"], **found.memory},
+            "profiler": found.profiler,
+            "note": found.note,
+            "operators": by_operator(found.layers),
+            "layers": by_layer(found.layers),
+            "files": list(found.files),
+        }
+
+    def measure_peak(self, precision: str) -> float | None:
+        """10^9 operations a second of large matmuls; None where they cannot be measured."""
+        from ..profiling.layers import measure_peak
+
+        self._forget()
+        return measure_peak(self._backend, precision, self._opening.threads)
 
     def close_extractor(self) -> dict[str, float | None]:
         assert self._extractor is not None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from ...base.errors import DataError, MissingExtra
 from ...base.files import printable_path
+from ...runtime.backends.session import Feed, Session
 from ...runtime.bundle.graph_records import Graph
 from ...runtime.video import find_video_files
 from ..precision.calibration import calibration_clips
@@ -57,19 +58,47 @@ def render_clips(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def usual_feeds(graph: Graph, sizes: Mapping[str, int]) -> dict[str, npt.NDArray[np.generic]]:
-    """Inputs of the right shapes: seeded noise for numbers, zeros for token ids, positions and mask."""
+def usual_sizes(graph: Graph, batch: int, *, frames: int) -> dict[str, int]:
+    """Sizes of the graph's axes for ``batch`` clips: the axes' usual ones, those of its first use where it has several.
+
+    ``frames``: candidate frames of a clip, which the graph ``keyframes`` reads at once.
+    """
+    uses = getattr(graph, "uses", ())
+    axes = dict(graph.axes) | (dict(uses[0].axes) if uses else {})
+    sizes = {word: axis.usual for word, axis in axes.items()}
+    wanted = {"batch": batch, "frames": batch * frames}
+    # The graph's own range bounds them: an engine refuses what is outside.
+    return sizes | {word: min(wanted[word], axes[word].largest) for word in wanted if word in axes}
+
+
+def usual_feeds(graph: Graph, sizes: Mapping[str, int], session: Session) -> dict[str, Feed]:
+    """Inputs of the right shapes and types: seeded noise for numbers and pixels, zeros for ids, positions and mask.
+
+    ``session``: where a type that NumPy lacks (bfloat16) is made, as zeros.
+    """
     generator = np.random.default_rng(0)
-    feeds: dict[str, npt.NDArray[np.generic]] = {}
+    feeds: dict[str, Feed] = {}
     for tensor in graph.inputs:
-        shape = [_size(size, sizes) for size in tensor.shape]
-        if tensor.dtype == "float32" and tensor.name != "mask":
-            feeds[tensor.name] = generator.standard_normal(shape, dtype=np.float32)
+        shape = tuple(axis_size(size, sizes) for size in tensor.shape)
+        if tensor.dtype == "uint8":
+            feeds[tensor.name] = generator.integers(0, 256, shape, dtype=np.uint8)
+        elif tensor.dtype == "bfloat16":
+            feeds[tensor.name] = session.rows(tensor.name, shape).first(shape[0])
+        elif tensor.dtype in ("float32", "float16") and tensor.name != "mask":
+            feeds[tensor.name] = generator.standard_normal(shape, dtype=np.float32).astype(tensor.dtype)
         else:
             feeds[tensor.name] = np.zeros(shape, dtype=tensor.dtype)
     return feeds
 
 
-def _size(size: int | str, sizes: Mapping[str, int]) -> int:
-    """A number, or a sum of axes such as ``past + tokens``."""
-    return size if isinstance(size, int) else sum(sizes[word.strip()] for word in size.split("+"))
+def smallest_output(graph: Graph, sizes: Mapping[str, int]) -> str:
+    """The output with the fewest elements: fetching it waits for the run and takes the least."""
+    return min(graph.outputs, key=lambda each: math.prod(axis_size(size, sizes) for size in each.shape)).name
+
+
+def axis_size(size: int | str, sizes: Mapping[str, int]) -> int:
+    """A number, or a sum of axes and numbers such as ``past + tokens``."""
+    if isinstance(size, int):
+        return size
+    words = (word.strip() for word in size.split("+"))
+    return sum(int(word) if word.isdigit() else sizes[word] for word in words)

@@ -11,6 +11,7 @@ from .export import build, export
 from .extractors import extractors
 from .gpu_check import gpu_check
 from .inspect import inspect
+from .profile import profile
 from .sign import keygen, sign
 from .verify import verify
 from .verify_weights import verify_weights
@@ -26,6 +27,7 @@ app.command("check", extras=WITHOUT_PYTORCH)(check)
 app.command("engines", extras=WITHOUT_PYTORCH)(engines)
 app.command("plans", extras=WITHOUT_PYTORCH, hidden=True)(engines)  # the former name of engines
 app.command("bench", extras=WITHOUT_PYTORCH)(bench)
+app.command("profile", extras=WITHOUT_PYTORCH)(profile)
 app.command("keygen", extras=WITHOUT_PYTORCH)(keygen)
 app.command("sign", extras=WITHOUT_PYTORCH)(sign)
 app.command("extractors")(extractors)

@@ -62,6 +62,33 @@ def test_a_backend_that_does_not_run_here_is_named_with_the_reason(figures):
     assert refused["fix"]
 
 
+def test_graphs_are_measured_at_the_batch_of_the_pipeline(figures):
+    found = figures["backends"]["onnxruntime"]
+    batch = found["pipeline"]["batch"]
+    assert found["pipeline"]["clips_per_second"] > 0
+    for name, row in found["graphs"].items():
+        assert list(row["batches"]) == [str(batch)]
+        assert row["batch"] == batch
+        assert name == "keyframes" or row["sizes"]["batch"] == batch
+
+
+def test_other_batches_are_measured_on_request(tiny_bundle):
+    words = ("--repeats", 3, "--clips", 1, "--threads", 1, "--batch", 2, "--batch", 3, "--backend", "onnxruntime")
+    result = run("bench", tiny_bundle, *words, "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout.splitlines()[-1])["backends"]["onnxruntime"]["graphs"]["cnn"]["batches"]
+    assert {batch: row["sizes"]["batch"] for batch, row in rows.items()} == {"2": 2, "3": 3}
+
+
+def test_a_bench_that_measured_nothing_fails(tiny_bundle):
+    result = run("bench", tiny_bundle, "--clips", 1, "--backend", "tensorrt", "--json")
+    assert result.exit_code == 65
+    error = json.loads(result.stdout.splitlines()[-1])["error"]
+    assert error["code"] == "nothing_measured"
+    assert "tensorrt: " in error["message"]
+    assert error["fix"]
+
+
 def test_an_unknown_backend_is_a_usage_error(tiny_bundle):
     assert run("bench", tiny_bundle, "--backend", "abacus").exit_code == 2
 

@@ -1,0 +1,1 @@
+"""Time per layer, per operator and per stage, on every backend."""
