@@ -1,180 +1,183 @@
-"""One NVIDIA GPU through ``cuda.bindings``: a stream, reused blocks of memory, captured graphs.
+"""One NVIDIA GPU through ``cuda.bindings``: streams, memory, copies, captured graphs.
 
-All work goes to one stream in order. So a block that is given back may be taken again at once: its pending reads come
-before the next write.
+Sessions have a stream each, so that one computes while the other's values are copied. What orders the streams is in
+cuda_memory.py. Two more streams copy: arrays go up and results come down while the sessions compute, through
+page-locked buffers of the host.
+
+Every public method may be called from any thread: CUDA's current GPU is a setting of the thread, so each begins by
+setting it. Locks are taken in this order, and a later one never waits for an earlier one: a session's, that of a
+copying stream, ``memory.rare``, those of the lists.
 
 Not run on hardware yet. Calls and their results are those of the CUDA runtime API
-(https://docs.nvidia.com/cuda/cuda-runtime-api/); each returns (error, result…).
+(https://docs.nvidia.com/cuda/cuda-runtime-api/).
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import weakref
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ....base.errors import FlamestError
+from ..element_types import ElementType
 from ..session import Array
-from ..unavailable import Code, unavailable
+from .cuda_calls import CudaCalls, import_cuda_runtime
+from .cuda_memory import Block, DeviceMemory, PinnedMemory
+from .cuda_streams import Mark, Stream, host_wait
 
 Shape = tuple[int, ...]
-NO_DRIVER = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorInitializationError")
-NO_MEMORY = ("cudaErrorMemoryAllocation",)
 
 
-class CudaFailed(Exception):
-    """A call of the CUDA runtime returned an error."""
+class HeldBlock:
+    """A block in use. It is given back when the last value that lies in it is garbage-collected."""
 
-    def __init__(self, call: str, name: str, text: str) -> None:
-        super().__init__(f"{call}: {name}: {text}")
-        self.name = name
-
-
-@dataclass(frozen=True)
-class Block:
-    """Memory on the device; ``kind`` names the list of free blocks that it returns to."""
-
-    pointer: int
-    size: int  # bytes
-    kind: Hashable
+    def __init__(self, device: CudaDevice, block: Block) -> None:
+        self.device, self.block = device, block
+        weakref.finalize(self, device.memory.give_back, block)
 
 
 class DeviceValue:
-    """An array on the device. Its block is given back when the value is garbage-collected."""
+    """An array at the beginning of a block on a device (session.Value). Its content does not change."""
 
-    def __init__(self, device: CudaDevice, block: Block, shape: Shape, dtype: npt.DTypeLike) -> None:
-        self.device = device
+    def __init__(self, held: HeldBlock, shape: Shape, dtype: ElementType) -> None:
+        self.held = held
         self.shape = shape
-        self.dtype = np.dtype(dtype)
-        self.pointer = block.pointer
-        weakref.finalize(self, device.give_back, block)
+        self.dtype = dtype
+
+    @property
+    def device(self) -> CudaDevice:
+        return self.held.device
+
+    @property
+    def pointer(self) -> int:
+        return self.held.block.pointer
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.size_of(self.shape)
 
     def numpy(self) -> Array:
-        return self.device.download(self.pointer, self.shape, self.dtype)
+        """On the host; waits until it is computed. bfloat16 becomes float32, exactly."""
+        return self.dtype.values_of(self.bits())
+
+    def bits(self) -> Array:
+        """The same as it is on the device: bfloat16 as uint16."""
+        return self.device.download(self)
 
 
 class CudaDevice:
-    """GPU ``number``. Open one per process and share it: values of one device pass between its sessions.
+    """GPU ``number``. Open one per process and GPU and share it: values of one device pass between its sessions.
 
-    A caller holds ``lock`` while its work on the stream belongs together: work of a second thread between the calls
-    of a run would be recorded with it, and repeated with every replay. Methods raise the errors of NO_DRIVER_OR_GPU,
-    GPU_MEMORY and BACKEND_FAILED.
+    Methods raise the errors of NO_DRIVER_OR_GPU, GPU_MEMORY and BACKEND_FAILED.
     """
 
     def __init__(self, runtime: Any, *, number: int = 0) -> None:
-        self._runtime = runtime
-        self._free: dict[Hashable, list[Block]] = {}
-        self._sent: list[Array] = []  # sources of copies that may not have finished
-        self.lock = threading.RLock()
-        self._call("cudaSetDevice", number)
-        self.stream = int(self._call("cudaStreamCreate"))
+        self.number = number
+        self.calls = CudaCalls(runtime, number)
+        self.calls.use()
+        self.memory = DeviceMemory(self.calls)
+        self.pinned = PinnedMemory(self.calls, self.memory.rare)
+        self._up, self._down = Stream(self.calls), Stream(self.calls)
+        self._up_lock, self._down_lock = threading.Lock(), threading.Lock()
+        self._idle_streams: list[Stream] = []
 
     @classmethod
     def open(cls, *, number: int = 0) -> CudaDevice:
+        """Open GPU ``number``. Raises the error of CUDA_BINDINGS too."""
         return cls(import_cuda_runtime(), number=number)
 
-    def take(self, kind: Hashable, size: int) -> Block:
-        """A block of at least ``size`` bytes: one of this ``kind`` that was given back, or a new one.
+    def take_stream(self) -> Stream:
+        """A stream for one session. It is never destroyed: blocks may keep its marks."""
+        self.calls.use()
+        try:
+            return self._idle_streams.pop()
+        except IndexError:
+            return Stream(self.calls)
 
-        All blocks of a kind have one size, so there are as many as are held at one time.
+    def give_stream(self, stream: Stream) -> None:
+        """Give a session's stream to the next session."""
+        self._idle_streams.append(stream)
+
+    def upload(self, block: Block, bits: Array, stream: Stream | None = None) -> None:
+        """Copy a C-contiguous array to the beginning of ``block``: on ``stream``, which the caller holds, or on the
+        device's own, while the sessions compute. The array may be changed afterwards."""
+        self.calls.use()
+        if not bits.nbytes:
+            return
+        with self.pinned.buffer(bits.nbytes) as pinned:
+            pinned.buffer.fill(bits)
+            if stream is not None:
+                pinned.mark = self._copy_up(block, pinned.buffer.pointer, bits.nbytes, stream)
+                return
+            with self._up_lock:
+                pinned.mark = self._copy_up(block, pinned.buffer.pointer, bits.nbytes, self._up)
+
+    def _copy_up(self, block: Block, source: int, size: int, stream: Stream) -> Mark:
+        self.memory.before_write(stream, block)
+        kind = self.calls.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self.calls("cudaMemcpyAsync", block.pointer, source, size, kind, stream.handle)
+        mark = stream.mark()
+        self.memory.used(mark, writes=[block])
+        return mark
+
+    def download(self, value: DeviceValue) -> Array:
+        """Bits of a value on the host; waits until they are computed, and for nothing that was started later."""
+        bits = np.empty(value.shape, value.dtype.bits_dtype)
+        if not bits.nbytes:
+            return bits
+        self.calls.use()
+        block = value.held.block
+        with self.pinned.buffer(bits.nbytes) as pinned:
+            with self._down_lock:
+                self.memory.before_read(self._down, block)
+                kind = self.calls.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+                self.calls(
+                    "cudaMemcpyAsync", pinned.buffer.pointer, block.pointer, bits.nbytes, kind, self._down.handle
+                )
+                pinned.mark = self._down.mark()
+                self.memory.used(pinned.mark, reads=[block])
+            host_wait(self.calls, pinned.mark)
+            pinned.buffer.read(bits)
+        return bits
+
+    def capture(self, stream: Stream, enqueue: Callable[[], None]) -> Any | None:
+        """Record the work that ``enqueue`` puts on the stream without running it; None when it cannot be captured.
+
+        A failed capture leaves nothing behind: the stream is out of capture mode, the half graph destroyed, the error
+        cleared (as NVIDIA's trtexec does after its captures).
         """
-        free = self._free.setdefault(kind, [])
-        if free:
-            return free.pop()
-        return Block(int(self._call("cudaMalloc", max(size, 1))), size, kind)
-
-    def give_back(self, block: Block) -> None:
-        self._free.setdefault(block.kind, []).append(block)
-
-    def value(self, array: Array) -> DeviceValue:
-        """A copy of ``array``."""
-        with self.lock:
-            block = self.take(("bytes", array.nbytes), array.nbytes)
-            self.upload(block.pointer, array)
-        return DeviceValue(self, block, array.shape, array.dtype)
-
-    def upload(self, pointer: int, array: Array) -> None:
-        """Copy a C-contiguous ``array`` to the device."""
-        if array.nbytes:
-            kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-            self._call("cudaMemcpyAsync", pointer, array.ctypes.data, array.nbytes, kind, self.stream)
-            self._sent.append(array)
-
-    def download(self, pointer: int, shape: Shape, dtype: np.dtype[Any]) -> Array:
-        """Copy to the host, after all earlier work on the stream."""
-        array = np.empty(shape, dtype)
-        with self.lock:
-            if array.nbytes:
-                kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-                self._call("cudaMemcpyAsync", array.ctypes.data, pointer, array.nbytes, kind, self.stream)
-            self.wait()
-        return array
-
-    def wait(self) -> None:
-        self._call("cudaStreamSynchronize", self.stream)
-        self._sent.clear()
-
-    def capture(self, enqueue: Callable[[], None]) -> Any | None:
-        """Record the work that ``enqueue`` puts on the stream without running it; None when it cannot be captured."""
-        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call("cudaStreamBeginCapture", self.stream, mode)
-        failed = False
-        try:
-            enqueue()
-        except Exception:  # whatever it was: the stream has to leave capture mode first
-            failed = True
-        try:
-            graph = self._call("cudaStreamEndCapture", self.stream)
-            if failed:
+        runtime = self.calls.runtime
+        # Other threads may go on meanwhile, on other streams.
+        mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        with self.memory.rare:
+            graph, whole = None, False
+            try:
+                self.calls("cudaStreamBeginCapture", stream.handle, mode)
+            except FlamestError:
                 return None
-            captured = self._call("cudaGraphInstantiate", graph, 0)
-            self._call("cudaGraphDestroy", graph)
-        except _REFUSED:
-            return None
-        return captured
+            try:
+                enqueue()
+                whole = True
+            except Exception:  # whatever it was: the stream has to leave capture mode
+                whole = False
+            finally:
+                graph = self.calls.quietly("cudaStreamEndCapture", stream.handle)
+            try:
+                return self.calls("cudaGraphInstantiate", graph, 0) if whole and graph is not None else None
+            except FlamestError:
+                return None
+            finally:
+                if graph is not None:
+                    self.calls.quietly("cudaGraphDestroy", graph)
+                runtime.cudaGetLastError()
 
-    def launch(self, captured: Any) -> None:
-        self._call("cudaGraphLaunch", captured, self.stream)
+    def launch(self, captured: Any, stream: Stream) -> None:
+        """Run a captured graph."""
+        self.calls("cudaGraphLaunch", captured, stream.handle)
 
     def forget(self, captured: Any) -> None:
-        self._call("cudaGraphExecDestroy", captured)
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        """The call's one result, or None."""
-        error, *results = getattr(self._runtime, name)(*arguments)
-        if error != self._runtime.cudaError_t.cudaSuccess:
-            text = self._runtime.cudaGetErrorString(error)[1].decode(errors="replace")
-            raise _device_error(CudaFailed(name, error.name, text))
-        return results[0] if results else None
-
-
-_REFUSED = tuple({type(unavailable(code, "").error()) for code in (Code.NO_DRIVER_OR_GPU, Code.BACKEND_FAILED)})
-
-
-def _device_error(failed: CudaFailed) -> Exception:
-    if failed.name in NO_DRIVER:
-        code = Code.NO_DRIVER_OR_GPU
-    elif failed.name in NO_MEMORY:
-        code = Code.GPU_MEMORY
-    else:
-        code = Code.BACKEND_FAILED
-    return unavailable(code, str(failed)).error()
-
-
-def size_of(shape: Shape, dtype: npt.DTypeLike) -> int:
-    """Bytes of an array."""
-    return math.prod(shape) * np.dtype(dtype).itemsize
-
-
-def import_cuda_runtime() -> Any:
-    """The module ``cuda.bindings.runtime``; raises the error of CUDA_BINDINGS."""
-    try:
-        from cuda.bindings import runtime
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a library of CUDA's is not found
-        raise unavailable(Code.CUDA_BINDINGS, f"{type(error).__name__}: {error}").error() from error
-    return runtime
+        """Destroy a captured graph."""
+        self.calls("cudaGraphExecDestroy", captured)

@@ -1,207 +1,167 @@
-"""A TensorRT engine as a session: buffers for the profile's largest shapes, values that stay on the GPU.
+"""A TensorRT engine as a session: values that stay on the GPU, the optimisation profile that fits a run.
 
-Outputs are written to device blocks that are reused when their value is dropped (cuda_device.py): while a caption is
-generated, two blocks per layer alternate, the ``present`` of one step and of the next.
-
-A run with shapes and addresses seen before is replayed as a CUDA graph: a caption step launches some hundred small
-kernels, and launching them costs more than running them. TensorRT allows several captured graphs of one context only
-when the application provides the context's memory
-(https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/best-practices.html), so it does here.
+A run is asynchronous: it is on the session's stream when ``run_values`` returns, and a value waits when it is copied to
+the host. What orders the streams is in cuda_memory.py, where inputs and outputs lie in session_memory.py, and when a
+run is replayed as a CUDA graph in contexts.py.
 
 Not run on hardware yet.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ....base.errors import InvariantError
-from ..session import Array, Feed, Value, on_host, wanted_outputs
-from ..unavailable import Code, unavailable
-from .cuda_device import Block, CudaDevice, DeviceValue, Shape, size_of
+from ..element_types import ElementType
+from ..session import Array, Feed, Value, wanted_outputs
+from ..unavailable import BackendUnavailable, Code, unavailable
+from .contexts import EngineContexts, EngineRun
+from .cuda_device import CudaDevice, Shape
+from .device_rows import DeviceRows
 from .engine import LoadedEngine
 from .network import TENSORRT_DTYPES
 from .profile import InputRange, range_problem
+from .session_memory import SessionMemory
 
-MAX_CAPTURED_GRAPHS = 128  # graphs of one session: 20 caption steps, each with some sets of addresses
-Key = tuple[tuple[Shape, ...], tuple[int, ...]]  # shapes of the inputs, addresses of all tensors
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    name: str
-    dtype: np.dtype[Any]
-    largest: Shape
-
-    @property
-    def size(self) -> int:
-        return size_of(self.largest, self.dtype)
-
-
-@dataclass(frozen=True)
-class _Captured:
-    graph: Any
-    shapes: Mapping[str, Shape]  # of the outputs
+MAX_KNOWN_SHAPES = 4096  # sets of inputs' shapes whose outputs' shapes are kept
 
 
 class TensorRtSession:
-    """An opened engine (backends/session.py). Runs of a device's sessions wait for each other,
-    whatever thread they come from.
+    """An opened engine (backends/session.py). Any thread may use it; the runs of one session wait for each other.
 
-    ``cuda_graphs=False`` launches every run without a CUDA graph.
+    ``cuda_graphs``: replay repeated runs as CUDA graphs. Only for an engine that was compared with its ONNX graph with
+    them on (trial.py).
     """
 
     computes_on_host = False
 
     def __init__(
-        self, trt: Any, opened: LoadedEngine, device: CudaDevice, *, name: str, where: str, cuda_graphs: bool = True
+        self, trt: Any, opened: LoadedEngine, device: CudaDevice, *, name: str, where: str, cuda_graphs: bool = False
     ) -> None:
-        self._opened, self._device, self._name = opened, device, name
+        self._device, self._name = device, name
         self.where = where
+        device.calls.use()
         engine = opened.engine
-        # Without its own memory: see above.
-        self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if self._context is None:
-            raise unavailable(Code.GPU_MEMORY, f"graph '{name}': no execution context: {opened.log.errors}").error()
-        size = int(engine.device_memory_size_v2)
-        self._scratch = device.take((name, "scratch"), size)
-        self._context.set_device_memory(self._scratch.pointer, size)
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         is_input = {tensor: engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT for tensor in names}
         self.inputs = tuple(tensor for tensor in names if is_input[tensor])
         self.outputs = tuple(tensor for tensor in names if not is_input[tensor])
-        self._ranges = tuple(_range(engine, tensor) for tensor in self.inputs)
-        self._sources = {
-            wanted.name: _Tensor(wanted.name, _dtype(engine, wanted.name), wanted.largest) for wanted in self._ranges
-        }
-        largest = self._shapes_of({wanted.name: wanted.largest for wanted in self._ranges})
-        self._results = {tensor: _Tensor(tensor, _dtype(engine, tensor), largest[tensor]) for tensor in self.outputs}
-        self._staging: dict[str, Block] = {}  # for inputs that come from the host; most are on the device already
-        for tensor in self._results.values():
-            device.give_back(device.take((name, tensor.name), tensor.size))
-        self._max_captured = MAX_CAPTURED_GRAPHS if cuda_graphs else 0
-        self._captured: dict[Key, _Captured] = {}
-        self._seen: set[Key] = set()
+        self.types = {tensor: _type(engine, tensor) for tensor in names}
+        # Of each optimisation profile the ranges of the inputs.
+        self.profiles = tuple(
+            tuple(_range(engine, tensor, profile) for tensor in self.inputs)
+            for profile in range(int(engine.num_optimization_profiles))
+        )
+        self._memory = SessionMemory(
+            device, name, {tensor: self.types[tensor] for tensor in self.inputs},
+            {tensor: self.types[tensor] for tensor in self.outputs},
+        )  # fmt: skip
+        self._contexts = EngineContexts(
+            trt, opened, device, name=name, stream=self._memory.stream, cuda_graphs=cuda_graphs
+        )
+        self._known_shapes: dict[tuple[int, tuple[Shape, ...]], dict[str, Shape]] = {}
 
     @property
     def usual(self) -> dict[str, tuple[Shape, np.dtype[Any]]]:
-        """By input the shape for which the engine is fastest, and its type."""
-        return {wanted.name: (wanted.usual, self._sources[wanted.name].dtype) for wanted in self._ranges}
+        """By input the shape for which the engine's first profile is fastest, and the type of its bits."""
+        return {wanted.name: (wanted.usual, self.types[wanted.name].bits_dtype) for wanted in self.profiles[0]}
+
+    @property
+    def largest_batch(self) -> int | None:
+        """See Session: the largest first axis that every input has in one profile; None when it is fixed."""
+        free = [[one.largest[0] for one in ranges if _is_free(one)] for ranges in self.profiles]
+        return max((min(sizes) for sizes in free if sizes), default=None)
 
     def value(self, of: Feed) -> Value:
-        if isinstance(of, DeviceValue) and of.device is self._device:
-            return of
-        return self._device.value(np.asarray(on_host(of), order="C"))
+        return self._memory.value(of, None, f"graph '{self._name}': a value")
 
     def borrow(self, array: Array) -> Value:
         return self.value(array)
 
+    def rows(self, input_name: str, shape: Shape) -> DeviceRows:
+        return self._memory.rows(input_name, shape)
+
     def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        with self._device.lock:
-            return {name: value.numpy() for name, value in self.run_values(feeds, outputs).items()}
+        return {name: value.numpy() for name, value in self.run_values(feeds, outputs).items()}
 
-    def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
-        """See Session. Raises PROFILE_RANGE, before anything is launched, for a shape outside of the profile."""
-        with self._device.lock:
-            return self._run(feeds, outputs)
+    def run_values(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str] | None = None,
+        *,
+        into: Mapping[str, Any] | None = None,
+    ) -> dict[str, Value]:
+        """See Session. Raises PROFILE_RANGE, before anything is launched, for shapes that no profile allows."""
+        with self._memory.lock:
+            self._device.calls.use()
+            ready = self._memory.ready(feeds)
+            shapes = {name: tuple(feed.shape) for name, feed in ready.items()}
+            profile = self._profile_for(shapes)
+            found = self._output_shapes(profile, shapes)
+            inputs = self._memory.bind_inputs(ready)
+            results = self._memory.bind_outputs(found, into or {}, inputs)
+            addresses = {name: one.block.pointer for name, one in inputs.items()}
+            addresses |= {name: value.pointer for name, value in results.items()}
+            self._contexts.launch(EngineRun(profile, shapes, addresses))
+            self._memory.finish(inputs.values(), results.values())
+        return {name: results[name] for name in wanted_outputs(self, outputs)}
 
-    def _run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None) -> dict[str, Value]:
-        ready = {name: self._ready(name, feeds) for name in self.inputs}
-        shapes = {name: feed.shape for name, feed in ready.items()}
-        if problem := range_problem(self._name, self._ranges, shapes):
-            raise problem.error()
-        addresses = {name: self._address(name, feed) for name, feed in ready.items()}
-        blocks = {name: self._device.take((self._name, name), tensor.size) for name, tensor in self._results.items()}
-        try:
-            found = self._launch(shapes, addresses | {name: block.pointer for name, block in blocks.items()})
-        except BaseException:
-            for block in blocks.values():
-                self._device.give_back(block)
-            raise
-        values = {name: self._result(name, block, found[name]) for name, block in blocks.items()}
-        return {name: values[name] for name in wanted_outputs(self, outputs)}
+    def close(self) -> None:
+        """Wait for all work; destroy graphs and contexts, and give the memory back. Values stay valid."""
+        with self._memory.lock:
+            if not self._memory.closed:
+                self._device.calls.use()
+                self._contexts.close()
+            self._memory.close()
 
-    def _ready(self, name: str, feeds: Mapping[str, Feed]) -> DeviceValue | Array:
-        """A value of this device, or an array to copy to it."""
-        if name not in feeds:
-            raise InvariantError(f"graph '{self._name}': input {name} is not given")
-        feed = feeds[name]
-        own = isinstance(feed, DeviceValue) and feed.device is self._device
-        ready = feed if isinstance(feed, DeviceValue) and own else np.asarray(on_host(feed), order="C")
-        if ready.dtype != self._sources[name].dtype:
-            expected = self._sources[name].dtype
-            raise InvariantError(f"graph '{self._name}': input {name} is {ready.dtype}, expected {expected}")
-        return ready
-
-    def _address(self, name: str, feed: DeviceValue | Array) -> int:
-        if isinstance(feed, DeviceValue):
-            return feed.pointer
-        if name not in self._staging:
-            self._staging[name] = self._device.take((self._name, name), self._sources[name].size)
-        pointer = self._staging[name].pointer
-        self._device.upload(pointer, feed)
-        return pointer
-
-    def _result(self, name: str, block: Block, shape: Shape) -> DeviceValue:
-        return DeviceValue(self._device, block, shape, self._results[name].dtype)
-
-    def _launch(self, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> Mapping[str, Shape]:
-        """Run, or replay a captured run; return the shapes of the outputs."""
-        key = (tuple(shapes[name] for name in self.inputs), tuple(addresses.values()))
-        if (known := self._captured.get(key)) is not None:
-            self._device.launch(known.graph)
-            return known.shapes
-        found = self._shapes_of(shapes)
-        for name, address in addresses.items():
-            if not self._context.set_tensor_address(name, address):
-                raise self._failed_error(f"TensorRT did not accept the address of {name}")
-        self._enqueue()
-        if key in self._seen and len(self._captured) < self._max_captured:
-            # Right after a plain run: TensorRT finishes its deferred work at the first launch of a shape,
-            # which cannot be captured.
-            graph = self._device.capture(self._enqueue)
-            if graph is None:
-                self._max_captured = 0
+    def _profile_for(self, shapes: Mapping[str, Shape]) -> int:
+        """The profile that allows the shapes and whose usual ones are nearest, in octaves over all axes."""
+        problems, fitting = list[BackendUnavailable](), dict[int, float]()
+        for profile, ranges in enumerate(self.profiles):
+            problem = range_problem(self._name, ranges, shapes)
+            if problem is None:
+                fitting[profile] = _distance(ranges, shapes)
             else:
-                self._captured[key] = _Captured(graph, found)
-        elif len(self._seen) < 8 * MAX_CAPTURED_GRAPHS:
-            self._seen.add(key)
-        return found
+                problems.append(problem)
+        if fitting:
+            return min(fitting, key=lambda profile: (fitting[profile], profile))
+        if len(problems) == 1:
+            raise problems[0].error()
+        evidence = "; ".join(f"profile {index}: {problem.evidence}" for index, problem in enumerate(problems))
+        raise unavailable(Code.PROFILE_RANGE, evidence).error()
 
-    def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self._device.stream):
-            raise self._failed_error("TensorRT did not launch")
-
-    def _shapes_of(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-        """Set the inputs' shapes in the context, which infers the outputs'."""
-        for name, shape in shapes.items():
-            if not self._context.set_input_shape(name, shape):
-                evidence = f"TensorRT did not accept {name} of shape {list(shape)}: {self._opened.log.errors}"
-                raise unavailable(Code.PROFILE_RANGE, f"graph '{self._name}': {evidence}").error()
-        if unknown := self._context.infer_shapes():
-            raise self._failed_error(f"TensorRT cannot infer shapes without {', '.join(unknown)}")
-        return {name: tuple(self._context.get_tensor_shape(name)) for name in self.outputs}
-
-    def _failed_error(self, problem: str) -> Exception:
-        evidence = f"graph '{self._name}': {problem}: {self._opened.log.errors or 'nothing was logged'}"
-        return unavailable(Code.BACKEND_FAILED, evidence).error()
+    def _output_shapes(self, profile: int, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        key = (profile, tuple(shapes.values()))
+        if key not in self._known_shapes:
+            if len(self._known_shapes) >= MAX_KNOWN_SHAPES:
+                self._known_shapes.clear()
+            every = self._contexts.all_shapes(profile, shapes)
+            self._known_shapes[key] = {name: every[name] for name in self.outputs}
+        return self._known_shapes[key]
 
 
-def _range(engine: Any, name: str) -> InputRange:
-    smallest, usual, largest = (tuple(shape) for shape in engine.get_tensor_profile_shape(name, 0))
+def _range(engine: Any, name: str, profile: int) -> InputRange:
+    smallest, usual, largest = (tuple(shape) for shape in engine.get_tensor_profile_shape(name, profile))
     return InputRange(name, smallest, usual, largest)
 
 
-def _dtype(engine: Any, name: str) -> np.dtype[Any]:
-    """NumPy type of a tensor. Our graphs' inputs and outputs are float32 and int64."""
+def _is_free(one: InputRange) -> bool:
+    return bool(one.largest) and one.smallest[0] != one.largest[0]
+
+
+def _distance(ranges: Sequence[InputRange], shapes: Mapping[str, Shape]) -> float:
+    pairs = [pair for one in ranges for pair in zip(one.usual, shapes[one.name], strict=True)]
+    return sum(abs(math.log2((size + 1) / (usual + 1))) for usual, size in pairs)
+
+
+def _type(engine: Any, name: str) -> ElementType:
     word = engine.get_tensor_dtype(name).name
     try:
-        return np.dtype(TENSORRT_DTYPES[word])
+        return ElementType.of(TENSORRT_DTYPES[word])
     except (KeyError, TypeError) as error:
         raise unavailable(
-            Code.PLAN_REJECTED, f"tensor {name} is {word}, for which NumPy has no type"
+            Code.PLAN_REJECTED, f"tensor {name} is {word}, which no graph of a bundle has"
         ).error() from error

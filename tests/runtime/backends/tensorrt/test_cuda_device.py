@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import inspect
 import sys
@@ -11,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flamest.base.errors import FlamestError
+from flamest.runtime.backends.element_types import ElementType
 from flamest.runtime.backends.tensorrt.cuda_device import CudaDevice
+from flamest.runtime.backends.tensorrt.cuda_streams import EVENTS
+from flamest.runtime.backends.tensorrt.session_memory import SessionMemory
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +37,8 @@ def test_every_call_of_the_stand_in_takes_what_the_genuine_one_takes(fake_cuda):
         ours = list(inspect.signature(vars(fake_cuda.FakeCuda)[name]).parameters)[1:]
         theirs = list(inspect.signature(getattr(genuine, name)).parameters)
         assert [word.lower() for word in ours] == [word.lower() for word in theirs] or len(ours) == len(theirs), name
+    for name in ("cudaHostAllocDefault", "cudaStreamNonBlocking", "cudaEventBlockingSync", "cudaEventDisableTiming"):
+        assert getattr(genuine, name) == getattr(fake_cuda.FakeCuda, name)
     for kind in (fake_cuda.cudaError_t, fake_cuda.cudaMemcpyKind, fake_cuda.cudaStreamCaptureMode):
         for member in kind:
             assert getattr(getattr(genuine, kind.__name__), member.name) == member.value
@@ -46,6 +52,7 @@ def test_the_genuine_runtime_without_a_driver_is_no_driver():
         CudaDevice.open()
     assert caught.value.code == "NO_DRIVER_OR_GPU"
     assert "cudaSetDevice: cudaErrorInsufficientDriver" in caught.value.message
+    assert "GPU 0" in caught.value.message
 
 
 def test_missing_bindings_are_an_error_with_the_install_command(monkeypatch):
@@ -56,49 +63,110 @@ def test_missing_bindings_are_an_error_with_the_install_command(monkeypatch):
     assert "flamest[tensorrt]" in caught.value.fix
 
 
-def test_blocks_are_reused_once_their_value_is_dropped(fake_cuda):
-    cuda = fake_cuda.FakeCuda()
-    device = CudaDevice(cuda)
+class Uses:
+    """A session's memory without a session: values go up and come down."""
+
+    def __init__(self, device):
+        self.device = device
+        self.memory = SessionMemory(device, "graph", {"x": ElementType.of("float32")}, {})
+
+    def value(self, array):
+        return self.memory.value(array, None, "a value")
+
+
+@pytest.fixture
+def uses(fake_cuda):
+    made = Uses(CudaDevice(fake_cuda.FakeCuda()))
+    made.cuda = made.device.calls.runtime
+    yield made
+    made.cuda.finish()
+
+
+def test_blocks_are_reused_once_their_value_is_dropped(uses):
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    value = device.value(array)
+    value = uses.value(array)
     np.testing.assert_array_equal(value.numpy(), array)
     first = value.pointer
-    other = device.value(array + 1)
+    other = uses.value(array + 1)
     assert other.pointer != first
     del value
-    assert device.value(array).pointer == first
+    assert uses.value(array).pointer == first
     np.testing.assert_array_equal(other.numpy(), array + 1)
 
 
-def test_one_thread_at_a_time_uses_the_stream(fake_cuda):
-    cuda = fake_cuda.FakeCuda()
-    device = CudaDevice(cuda)
-    results, copied = [], threading.Event()
+def test_giving_a_block_back_makes_no_call_and_takes_no_lock(uses):
+    # The garbage collector does it at any point: within a capture, or while this thread holds a lock.
+    value = uses.value(np.ones(3, np.float32))
+    uses.cuda.calls.clear()
+    with uses.device.memory._lock, uses.memory.lock:
+        del value
+        gc.collect()
+    assert uses.cuda.calls == []
 
-    def other():
-        results.append(device.value(np.ones(3, np.float32)).numpy().tolist())
-        copied.set()
 
-    with device.lock:  # as a session does for the length of a run
-        before = list(cuda.calls)
-        thread = threading.Thread(target=other)
-        thread.start()
-        assert not copied.wait(0.2)
-        assert list(cuda.calls) == before
-    thread.join(10)
+def test_a_download_waits_for_no_later_work(uses):
+    first = uses.value(np.full(3, 1, np.float32))
+    rows = uses.memory.rows("x", (2, 1 << 20))
+    rows.put(0, np.ones((1, 1 << 20), np.float32), 0)
+    np.testing.assert_array_equal(first.numpy(), [1, 1, 1])
+    stream = uses.cuda._streams[uses.memory.stream.handle]
+    assert stream.done < len(stream.works)
+
+
+def test_page_locked_buffers_are_used_in_turns_and_few(uses):
+    arrays = [np.full(1 << 18, index, np.float32) for index in range(30)]
+    values = [uses.value(array) for array in arrays]
+    assert uses.cuda.calls.count("cudaHostAlloc") <= 4
+    for index, value in enumerate(values):
+        assert value.numpy()[-1] == index
+
+
+def test_work_of_another_thread_is_not_captured(uses):
+    """A capture records what is put on its stream; other threads copy meanwhile, and allocate after it."""
+    stream, results = uses.memory.stream, []
+    other = threading.Thread(target=lambda: results.append(uses.value(np.ones(3, np.float32)).numpy().tolist()))
+    uses.value(np.ones(3, np.float32))
+
+    def enqueue():
+        other.start()
+        other.join(0.2)
+
+    with uses.memory.lock:
+        graph = uses.device.capture(stream, enqueue)
+    other.join(10)
+    assert graph.works == []
     assert results == [[1.0, 1.0, 1.0]]
 
 
-def test_an_empty_array_has_an_address_and_nothing_is_copied(fake_cuda):
-    cuda = fake_cuda.FakeCuda()
-    value = CudaDevice(cuda).value(np.empty((1, 0, 2), np.float32))
+def test_allocating_within_a_capture_ends_it(uses):
+    graph = uses.device.capture(uses.memory.stream, lambda: uses.device.memory.take("anything", 8))
+    assert graph is None
+    assert uses.cuda.last_error == 0
+    assert uses.cuda.graphs == []
+    assert uses.value(np.ones(3, np.float32)).numpy().tolist() == [1, 1, 1]
+
+
+def test_an_empty_array_has_an_address_and_nothing_is_copied(uses):
+    value = uses.value(np.empty((1, 0, 2), np.float32))
     assert value.pointer
     assert value.numpy().shape == (1, 0, 2)
-    assert "cudaMemcpyAsync" not in cuda.calls
+    assert "cudaMemcpyAsync" not in uses.cuda.calls
 
 
 def test_a_full_gpu_has_its_code(fake_cuda):
-    device = CudaDevice(fake_cuda.FakeCuda(limit=100))
+    uses = Uses(CudaDevice(fake_cuda.FakeCuda(limit=1000)))
     with pytest.raises(FlamestError) as caught:
-        device.value(np.zeros(1000))
+        uses.value(np.zeros(1000))
     assert caught.value.code == "GPU_MEMORY"
+    assert "--batch" in caught.value.fix
+
+
+def test_a_marks_event_that_was_used_again_still_covers_it(uses):
+    first = uses.value(np.ones(3, np.float32))
+    for _ in range(3 * EVENTS):
+        uses.value(np.ones(3, np.float32))
+    assert uses.device.memory is not None
+    other = uses.device.take_stream()
+    uses.device.memory.before_read(other, first.held.block)
+    kernel = uses.device.calls.runtime
+    kernel.put(other.handle, lambda: None, reads=[(first.pointer, 12)], writes=[])
