@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....base.errors import FlamestError
+from ..session import Shape
 from ..unavailable import Code, unavailable
-from .cuda_device import CudaDevice, Shape
+from .cuda_device import CudaDevice
 from .cuda_memory import Block
 from .cuda_streams import Stream
 from .engine import LoadedEngine

@@ -23,12 +23,10 @@ import numpy as np
 
 from ....base.errors import FlamestError
 from ..element_types import ElementType
-from ..session import Array
+from ..session import Array, Shape
 from .cuda_calls import CudaCalls, import_cuda_runtime
 from .cuda_memory import Block, DeviceMemory, PinnedMemory
 from .cuda_streams import Mark, Stream, host_wait
-
-Shape = tuple[int, ...]
 
 
 class HeldBlock:

@@ -6,8 +6,8 @@ from typing import Protocol
 
 from ....base.errors import InvariantError
 from ..element_types import ElementType
-from ..session import Feed
-from .cuda_device import DeviceValue, HeldBlock, Shape
+from ..session import Feed, Shape
+from .cuda_device import DeviceValue, HeldBlock
 from .cuda_memory import Block
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from ..element_types import ElementType
-from ..session import Array, Feed, Value, wanted_outputs
+from ..session import NO_ROWS, Array, Feed, Rows, Shape, Value, wanted_outputs
 from ..unavailable import BackendUnavailable, Code, unavailable
 from .contexts import EngineContexts, EngineRun
-from .cuda_device import CudaDevice, Shape
+from .cuda_device import CudaDevice
 from .device_rows import DeviceRows
 from .engine import LoadedEngine
 from .network import TENSORRT_DTYPES
@@ -92,7 +92,7 @@ class TensorRtSession:
         feeds: Mapping[str, Feed],
         outputs: Sequence[str] | None = None,
         *,
-        into: Mapping[str, Any] | None = None,
+        into: Mapping[str, Rows] = NO_ROWS,
     ) -> dict[str, Value]:
         """See Session. Raises PROFILE_RANGE, before anything is launched, for shapes that no profile allows."""
         with self._memory.lock:
@@ -102,7 +102,7 @@ class TensorRtSession:
             profile = self._profile_for(shapes)
             found = self._output_shapes(profile, shapes)
             inputs = self._memory.bind_inputs(ready)
-            results = self._memory.bind_outputs(found, into or {}, inputs)
+            results = self._memory.bind_outputs(found, into, inputs)
             addresses = {name: one.block.pointer for name, one in inputs.items()}
             addresses |= {name: value.pointer for name, value in results.items()}
             self._contexts.launch(EngineRun(profile, shapes, addresses))

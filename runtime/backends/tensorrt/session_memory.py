@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 from ....base.errors import InvariantError
 from ..element_types import ElementType
-from ..session import Array, Feed, on_host
-from .cuda_device import CudaDevice, DeviceValue, HeldBlock, Shape
+from ..session import Array, Feed, Rows, Shape, on_host
+from .cuda_device import CudaDevice, DeviceValue, HeldBlock
 from .cuda_memory import Block
 from .device_rows import DeviceRows
 
@@ -94,20 +94,20 @@ class SessionMemory:
         return bound
 
     def bind_outputs(
-        self, shapes: Mapping[str, Shape], into: Mapping[str, DeviceRows], inputs: Mapping[str, BoundInput]
+        self, shapes: Mapping[str, Shape], into: Mapping[str, Rows], inputs: Mapping[str, BoundInput]
     ) -> dict[str, DeviceValue]:
         """A value for each output, of the given rows or a block of its own; the stream waits for earlier uses.
 
         Raises InvariantError for rows that do not fit, or that the run reads as well.
         """
-        self._check_rows(shapes, into, inputs)
+        rows = self._checked_rows(shapes, into, inputs)
         values = {}
         for name, shape in shapes.items():
             dtype = self._outputs[name]
             if not dtype.size_of(shape):
                 held = self._empty[name]
-            elif name in into:
-                held = into[name].held
+            elif name in rows:
+                held = rows[name].held
             else:
                 held = HeldBlock(self.device, self.take(name, dtype.size_of(shape)))
             values[name] = DeviceValue(held, shape, dtype)
@@ -190,10 +190,10 @@ class SessionMemory:
             block = self._staging[name, turn] = self.take(f"input {name}", size)
         return block
 
-    def _check_rows(
-        self, shapes: Mapping[str, Shape], into: Mapping[str, DeviceRows], inputs: Mapping[str, BoundInput]
-    ) -> None:
-        read = {id(one.block) for one in inputs.values()}
+    def _checked_rows(
+        self, shapes: Mapping[str, Shape], into: Mapping[str, Rows], inputs: Mapping[str, BoundInput]
+    ) -> dict[str, DeviceRows]:
+        read, checked = {id(one.block) for one in inputs.values()}, dict[str, DeviceRows]()
         for name, rows in into.items():
             where = f"graph '{self._name}': output {name}"
             if name not in shapes:
@@ -209,6 +209,8 @@ class SessionMemory:
             if id(rows.held.block) in read:
                 raise InvariantError(f"{where} was to be written to rows that the same run reads or writes")
             read.add(id(rows.held.block))
+            checked[name] = rows
+        return checked
 
     def _check_open(self) -> None:
         if self.closed:
