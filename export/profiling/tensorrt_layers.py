@@ -24,7 +24,7 @@ from ...base.files import sha256_bytes
 from ...runtime.backends.machine import MachineFacts
 from ...runtime.backends.ranking import rank_backends
 from ...runtime.backends.tensorrt.cache import open_cache
-from ...runtime.backends.tensorrt.cuda_device import import_cuda_runtime
+from ...runtime.backends.tensorrt.cuda_calls import import_cuda_runtime
 from ...runtime.backends.tensorrt.engine import EngineFile, LoadedEngine, load_engine
 from ...runtime.backends.tensorrt.package import import_tensorrt
 from ...runtime.backends.tensorrt.supply import (

@@ -13,6 +13,13 @@ from ...base.errors import InvariantError
 from .session import Array
 
 BFLOAT16_NAME = "bfloat16"
+# Types of tensors in ONNX Runtime's words, for those of our graphs
+ORT_TYPES = {
+    "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16", "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8", "tensor(bool)": "bool",
+}  # fmt: skip
+ONNX_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: IO binding takes ONNX's number where NumPy has no type
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,19 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from ...base.errors import GraphError
+from ..bundle.graph_records import Tensor
+from .element_types import BFLOAT16, ONNX_BFLOAT16, ORT_TYPES, ElementType
 from .onnxruntime_cpu import limited_run
-from .session import Array, Feed, Value, on_host, wanted_outputs
+from .output_shapes import output_shapes
+from .session import NO_ROWS, Array, Feed, Rows, Shape, Value, wanted_outputs
+from .tensorrt.cuda_calls import SMALLER_BATCH
 from .unavailable import Code, unavailable
+
+if TYPE_CHECKING:
+    from .tensorrt.session_memory import SessionMemory
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 # Arithmetic on shapes. ONNX Runtime puts it on the CPU on purpose, next to its consumer, and the
@@ -36,16 +42,24 @@ SHAPE_OPERATORS = frozenset(
 
 
 class OrtCudaSession:
-    """An opened graph (session.py). Its values are OrtValues on the device. One thread at a time."""
+    """An opened graph (session.py). Any thread may use it; the runs of one session wait for each other.
+
+    Its values and rows are those of the device (tensorrt/cuda_device.py), so they pass to TensorRT and back without a
+    copy. ``inputs``, ``outputs``: the graph's tensors.
+    """
 
     computes_on_host = False
     kind = "cuda"  # of the device, in ONNX Runtime's words
+    largest_batch: int | None = None
 
-    def __init__(self, session: Any, device: int, where: str) -> None:
-        self._session = session
-        self._device = device
-        self.inputs: tuple[str, ...] = tuple(value.name for value in session.get_inputs())
-        self.outputs: tuple[str, ...] = tuple(value.name for value in session.get_outputs())
+    def __init__(
+        self, session: Any, tensors: tuple[tuple[Tensor, ...], tuple[Tensor, ...]], memory: SessionMemory, where: str
+    ) -> None:
+        self._session: Any = session
+        self._tensors = tensors
+        self._memory = memory
+        self.inputs, self.outputs = (tuple(tensor.name for tensor in side) for side in tensors)
+        self._types = {tensor.name: ElementType.of(tensor.dtype) for side in tensors for tensor in side}
         self.where = where
 
     @classmethod
@@ -62,53 +76,98 @@ class OrtCudaSession:
         """Open ``graph`` on GPU number ``device``, called ``gpu`` in ``where``.
 
         ``shown``: the graph's name in messages, where its path says nothing. ``profile``: as for ``open_session``.
-        ``tf32``: float32 matmuls round their inputs to 10 bits of mantissa; off, because features of a
-        CPU and a GPU are then the same to 1e-4. Raises the errors of ORT_MISSING, ORT_NO_CUDA,
-        ORT_CUDA_LIBS, GPU_MEMORY, CPU_FALLBACK, BACKEND_FAILED.
+        ``tf32``: float32 matmuls round their inputs to 10 bits of mantissa; off, features of a CPU and a GPU are the
+        same to 1e-4. Raises the errors of ORT_MISSING, ORT_NO_CUDA, ORT_CUDA_LIBS, CUDA_BINDINGS, GPU_MEMORY,
+        CPU_FALLBACK, BACKEND_FAILED.
         """
+        from .tensorrt.cuda_device import CudaDevice
+        from .tensorrt.session_memory import SessionMemory
+
         ort, name = import_onnxruntime_gpu(), shown.rpartition("/")[2] or graph.name
-        providers = [(CUDA_PROVIDER, {"device_id": str(device), "use_tf32": str(int(tf32))})]
-        with _quiet(ort):
-            try:
-                session = _strict(ort, graph, providers, profile)
-            except Exception as error:  # onnxruntime's own exception types share no public base
-                if "assigned to the default CPU EP" not in str(error):
-                    raise _opening_error(name, error) from error
-                session = _with_shapes_on_cpu(ort, graph, providers, name, profile)
-        _check_providers(session, name)
-        return cls(session, device, f"ONNX Runtime {ort.__version__} CUDA on {gpu}")
+        cuda = CudaDevice.open(number=device)
+        stream = cuda.take_stream()
+        try:
+            options = {"device_id": str(device), "use_tf32": str(int(tf32)), "user_compute_stream": str(stream.handle)}
+            session = _open(ort, graph, [(CUDA_PROVIDER, options)], name, profile)
+            tensors = _tensors(session.get_inputs()), _tensors(session.get_outputs())
+            inputs, outputs = ({one.name: ElementType.of(one.dtype) for one in side} for side in tensors)
+        except BaseException:
+            cuda.give_stream(stream)
+            raise
+        memory = SessionMemory(cuda, name, inputs, outputs, stream)
+        return cls(session, tensors, memory, f"ONNX Runtime {ort.__version__} CUDA on {gpu}")
 
     def end_profile(self) -> Path:
         """Write the times of all runs since it was opened with ``profile``; return the file, JSON."""
         return Path(self._session.end_profiling())
 
     def value(self, of: Feed) -> Value:
-        import onnxruntime
-
-        if isinstance(of, onnxruntime.OrtValue) and of.device_name() == self.kind:
-            return cast(Value, of)
-        array = np.asarray(on_host(of), order="C")
-        # A value of its own on the device, not a view of NumPy's memory.
-        return cast(Value, onnxruntime.OrtValue.ortvalue_from_numpy(array, self.kind, self._device))
+        return self._memory.value(of, None, f"{self.where}: a value")
 
     def borrow(self, array: Array) -> Value:
         return self.value(array)
 
+    def rows(self, input_name: str, shape: Shape) -> Rows:
+        return self._memory.rows(input_name, shape)
+
     def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         return {name: value.numpy() for name, value in self.run_values(feeds, outputs).items()}
 
-    def run_values(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> dict[str, Value]:
-        """Results are allocated on the device by ONNX Runtime: a step's ``present`` is the next one's ``past``."""
-        names = wanted_outputs(self, outputs)
-        values = {name: self.value(feed) for name, feed in feeds.items()}  # they live until the run has ended
-        binding = self._session.io_binding()
-        for name, value in values.items():
-            binding.bind_ortvalue_input(name, value)
-        for name in names:
-            binding.bind_output(name, self.kind, self._device)
-        with limited_run(self.where) as options:
-            self._session.run_with_iobinding(binding, options)
-        return dict(zip(names, binding.get_outputs(), strict=True))
+    def run_values(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None, *, into: Mapping[str, Rows] = NO_ROWS
+    ) -> dict[str, Value]:
+        """See Session. ONNX Runtime computes on the session's stream, after the work that is there, and waits for its
+        end: what it frees within a run is free then. Raises GPU_MEMORY."""
+        names, memory = wanted_outputs(self, outputs), self._memory
+        with memory.lock:
+            memory.device.calls.use()
+            ready = memory.ready(feeds)
+            inputs, results = self._tensors
+            shapes = output_shapes(self.where, inputs, results, {name: feed.shape for name, feed in ready.items()})
+            sources = memory.bind_inputs(ready)
+            targets = memory.bind_outputs({name: shapes[name] for name in names}, into, sources)
+            binding = self._session.io_binding()
+            for name, source in sources.items():
+                binding.bind_input(*self._place(name), list(source.shape), source.block.pointer)
+            for name, target in targets.items():
+                binding.bind_output(*self._place(name), list(target.shape), target.pointer)
+            self._run_bound(binding)
+            memory.finish(sources.values(), targets.values())
+        return {name: targets[name] for name in names}
+
+    def close(self) -> None:
+        """Wait for all work, close the graph and give the memory back. Values stay valid."""
+        with self._memory.lock:
+            self._memory.close()
+            self._session = None
+
+    def _place(self, name: str) -> tuple[str, str, int, Any]:
+        dtype = self._types[name]
+        element = ONNX_BFLOAT16 if dtype == BFLOAT16 else dtype.bits_dtype.type
+        return name, self.kind, self._memory.device.number, element
+
+    def _run_bound(self, binding: Any) -> None:
+        try:
+            with limited_run(self.where) as options:
+                self._session.run_with_iobinding(binding, options)
+        except GraphError as error:
+            if _is_out_of_memory(str(error.__cause__)):
+                evidence = f"{self.where}: {error.__cause__}"
+                raise unavailable(Code.GPU_MEMORY, evidence, fix=SMALLER_BATCH).error() from error
+            raise
+
+
+def _tensors(values: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Tensors of an opened session. Raises PRECISION for a type that no graph of a bundle has."""
+    for value in values:
+        if value.type not in ORT_TYPES:
+            raise unavailable(Code.PRECISION, f"tensor {value.name} is {value.type}").error()
+    return tuple(Tensor(value.name, ORT_TYPES[value.type], _axes(value)) for value in values)
+
+
+def _axes(value: Any) -> tuple[int | str, ...]:
+    """An axis without a name is like no other."""
+    return tuple(f"{value.name}[{place}]" if size is None else size for place, size in enumerate(value.shape))
 
 
 def import_onnxruntime_gpu() -> Any:
@@ -134,6 +193,18 @@ def _quiet(ort: Any) -> Iterator[None]:
         yield
     finally:
         ort.set_default_logger_severity(2)  # warning, the default
+
+
+def _open(ort: Any, graph: Path, providers: list[Any], name: str, profile: Path | None) -> Any:
+    with _quiet(ort):
+        try:
+            session = _strict(ort, graph, providers, profile)
+        except Exception as error:  # onnxruntime's own exception types share no public base
+            if "assigned to the default CPU EP" not in str(error):
+                raise _opening_error(name, error) from error
+            session = _with_shapes_on_cpu(ort, graph, providers, name, profile)
+    _check_providers(session, name)
+    return session
 
 
 def _options(ort: Any, profile: Path | None, **entries: str) -> Any:
@@ -215,8 +286,12 @@ def _opening_error(name: str, error: Exception) -> Exception:
     found = str(error)
     if "cannot open shared object file" in found or "Failed to load library" in found:
         code = Code.ORT_CUDA_LIBS
-    elif "out of memory" in found or "Failed to allocate memory" in found:
+    elif _is_out_of_memory(found):
         code = Code.GPU_MEMORY
     else:
         code = Code.BACKEND_FAILED
     return unavailable(code, f"{name}: {found.strip()}").error()
+
+
+def _is_out_of_memory(found: str) -> bool:
+    return "out of memory" in found or "Failed to allocate memory" in found

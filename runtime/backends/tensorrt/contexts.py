@@ -110,6 +110,7 @@ class EngineContexts:
         self._captured: OrderedDict[Any, _Captured] = OrderedDict()
         self._counted: OrderedDict[Any, int] = OrderedDict()
         self._captures = cuda_graphs
+        self.replays = 0  # runs that a CUDA graph did
 
     def all_shapes(self, profile: int, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Shapes of all tensors for those of the inputs."""
@@ -212,6 +213,7 @@ class EngineContexts:
             self._drop(run.key)
             return False
         self._captured.move_to_end(run.key)
+        self.replays += 1
         return True
 
     def _drop(self, key: Any) -> None:

@@ -67,7 +67,8 @@ class DeviceValue:
 
 
 class CudaDevice:
-    """GPU ``number``. Open one per process and GPU and share it: values of one device pass between its sessions.
+    """GPU ``number``. ``open`` gives one per process and GPU: values of one device pass between its sessions, of
+    whatever runtime, without a copy.
 
     Methods raise the errors of NO_DRIVER_OR_GPU, GPU_MEMORY and BACKEND_FAILED.
     """
@@ -84,8 +85,11 @@ class CudaDevice:
 
     @classmethod
     def open(cls, *, number: int = 0) -> CudaDevice:
-        """Open GPU ``number``. Raises the error of CUDA_BINDINGS too."""
-        return cls(import_cuda_runtime(), number=number)
+        """GPU ``number`` of this process, opened when it is asked for first. Raises the error of CUDA_BINDINGS too."""
+        with _OPENING:
+            if number not in _OPENED:
+                _OPENED[number] = cls(import_cuda_runtime(), number=number)
+            return _OPENED[number]
 
     def take_stream(self) -> Stream:
         """A stream for one session. It is never destroyed: blocks may keep its marks."""
@@ -179,3 +183,7 @@ class CudaDevice:
     def forget(self, captured: Any) -> None:
         """Destroy a captured graph."""
         self.calls("cudaGraphExecDestroy", captured)
+
+
+_OPENING = threading.Lock()
+_OPENED: dict[int, CudaDevice] = {}

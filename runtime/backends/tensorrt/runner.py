@@ -75,6 +75,11 @@ class TensorRtSession:
         free = [[one.largest[0] for one in ranges if _is_free(one)] for ranges in self.profiles]
         return max((min(sizes) for sizes in free if sizes), default=None)
 
+    @property
+    def replays(self) -> int:
+        """Number of runs that were the replay of a CUDA graph."""
+        return self._contexts.replays
+
     def value(self, of: Feed) -> Value:
         return self._memory.value(of, None, f"graph '{self._name}': a value")
 

@@ -18,10 +18,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ....base.errors import InvariantError
-from ..element_types import ElementType
+from ..element_types import BFLOAT16, ElementType
 from ..session import Array, Feed, Rows, Shape, on_host
 from .cuda_device import CudaDevice, DeviceValue, HeldBlock
 from .cuda_memory import Block
+from .cuda_streams import Stream
 from .device_rows import DeviceRows
 
 SMALL = 1 << 16  # bytes of an array that the session's stream copies
@@ -36,13 +37,18 @@ class BoundInput:
 
 
 class SessionMemory:
-    """``inputs``, ``outputs``: the session's tensors by name, with their types."""
+    """``inputs``, ``outputs``: the session's tensors by name, with their types. ``stream``: one taken for it."""
 
     def __init__(
-        self, device: CudaDevice, name: str, inputs: Mapping[str, ElementType], outputs: Mapping[str, ElementType]
+        self,
+        device: CudaDevice,
+        name: str,
+        inputs: Mapping[str, ElementType],
+        outputs: Mapping[str, ElementType],
+        stream: Stream | None = None,
     ) -> None:
         self.device = device
-        self.stream = device.take_stream()
+        self.stream = device.take_stream() if stream is None else stream
         self.lock = threading.RLock()  # of the stream
         self._name, self._inputs, self._outputs = name, dict(inputs), dict(outputs)
         self._staging: dict[tuple[str, int], Block] = {}
@@ -163,9 +169,10 @@ class SessionMemory:
     def _typed(self, feed: Feed, dtype: ElementType | None, what: str) -> DeviceValue | tuple[Array, ElementType]:
         if isinstance(feed, DeviceValue):
             # An empty array has no bits that could be of the wrong type.
-            if dtype is not None and feed.dtype != dtype and feed.nbytes:
+            if dtype in (None, feed.dtype) or not feed.nbytes:
+                return feed if feed.device is self.device else (feed.bits(), feed.dtype)
+            if (dtype, feed.dtype.name) != (BFLOAT16, "float32"):
                 raise InvariantError(f"{what} is {feed.dtype}, expected {dtype}")
-            return feed if feed.device is self.device else (feed.bits(), feed.dtype)
         array = on_host(feed)
         dtype = ElementType.of(array.dtype) if dtype is None else dtype
         if not array.size:

@@ -99,7 +99,7 @@ class FakeEvent:
 @dataclass(eq=False)
 class Memory:
     device: int
-    content: bytearray
+    content: Any  # bytes that can be written
     written: Any  # by byte
     accesses: list[tuple[int, int, bool, int, int]] = field(default_factory=list)  # stream, number, writes, from, to
 
@@ -365,11 +365,14 @@ class FakeCuda:
         return stream
 
     def _find(self, pointer: int, count: int) -> tuple[Memory, int]:
-        base = pointer >> 32 << 32
+        base = self._base(pointer)
         self._check(base in self.memory, f"{pointer:#x} is not allocated")
         memory = self.memory[base]
         self._check(pointer - base + count <= len(memory.content), "outside of what is allocated")
         return memory, pointer - base
+
+    def _base(self, pointer: int) -> int:
+        return pointer >> 32 << 32
 
     def _check_pinned(self, pointer: int, count: int) -> None:
         inside = any(base <= pointer and pointer + count <= base + len(of) for base, of in self._pinned.items())
@@ -386,6 +389,26 @@ class FakeCuda:
         if not holds:
             self.problems.append(problem)
             raise AssertionError(problem)
+
+
+class HostCuda(FakeCuda):
+    """The same with memory of the host, and work that is done at once: for a runtime that computes on the CPU with the
+    addresses that it is given. What that one reads and writes is not checked."""
+
+    def cudaMalloc(self, size: int) -> tuple[Any, ...]:
+        buffer = ctypes.create_string_buffer(b"\xa5" * (size + 512), size + 512)
+        pointer = -(-ctypes.addressof(buffer) // 256) * 256
+        place = (ctypes.c_ubyte * size).from_buffer(buffer, pointer - ctypes.addressof(buffer))
+        self.memory[pointer] = Memory(self.current, memoryview(place).cast("B"), np.ones(size, bool))
+        return OK, pointer
+
+    def _base(self, pointer: int) -> int:
+        return max((base for base in self.memory if base <= pointer), default=0)
+
+    def _put(self, handle: int, work: Work) -> None:
+        super()._put(handle, work)
+        stream = self._streams[handle]
+        self._advance(stream, len(stream.works))
 
 
 def _merge(clock: Clock, other: Clock) -> None:
