@@ -10,6 +10,7 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ class Candidates:
 
     path: Path
     number: int  # counts opened clips: only the last one can give its frames at full size
-    pixels: npt.NDArray[np.float32]  # [N, 3, S, S], prepared for the keyframe graph
+    pixels: npt.NDArray[Any]  # float32 [N, 3, S, S] or uint8 [N, S, S, 3], as graph keyframes takes them
     t_s: npt.NDArray[np.float64]  # [N], seconds from clip start, not decreasing
     frames: int  # decoded in the whole clip
     warnings: tuple[str, ...]  # problems of a file that can be used nevertheless

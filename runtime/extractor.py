@@ -31,7 +31,7 @@ from .bundle.signature import TrustedKeys
 from .captioner import GPU_BATCH, FrameEmbedding, open_captioner
 from .clip_records import STAGES, Caption, Clip, ClipFeatures, stages_of, timed
 from .keyframes import load_clustering
-from .video.clip_reader import ClipReader, KeyframeFeatures, PreparedClip
+from .video.clip_reader import ClipReader, KeyframeFeatures, PreparedClip, open_decoder
 from .video.decoder import DecodeLimits, VideoDecoder
 from .video.read_ahead import ReadAhead, RefusedClip
 
@@ -268,7 +268,7 @@ def open_extractor(
     pipeline = pipeline or PipelineOptions()
     cores = opening.threads or usable_cores()
     readers = pipeline.readers or min(cores, GPU_READERS)
-    videos = [VideoDecoder(checked.manifest.keyframes, limits) for _ in range(readers)]
+    videos = [open_decoder(checked.manifest, limits) for _ in range(readers)]
     try:
         videos[0].start()  # it starts while the graphs are opened; the others start with their first clip
         return Extractor(checked, videos, pipeline, opening)
@@ -284,9 +284,11 @@ def _check_frames(bundle: Bundle) -> None:
     if spec is None:
         return
     for tensor in bundle.manifest.graphs["cnn"].inputs:
-        if tensor.name == "frames" and tensor.shape[2:3] != (spec.frames,):
+        taken = tensor.shape[1:2] if tensor.dtype == "uint8" else tensor.shape[2:3]
+        if tensor.name == "frames" and taken != (spec.frames,):
             raise DataError(
-                f"{bundle.path}: its manifest chooses {spec.frames} frames, its graph 'cnn' takes {tensor.shape[2]}",
+                f"{bundle.path}: its manifest chooses {spec.frames} frames, "
+                f"its graph 'cnn' takes {', '.join(map(str, taken)) or 'none'}",
                 fix="export the bundle again with this version of flamest-export",
             )
 

@@ -26,8 +26,8 @@ from ..captioner import FrameEmbedding, open_captioner
 from ..clip_records import Caption, Clip, graph_of, stages_of, timed
 from ..extractor import PipelineOptions
 from ..similarity import cosine
-from ..video.clip_reader import ClipReader, KeyframeFeatures, PreparedClip
-from ..video.decoder import DecodeLimits, VideoDecoder
+from ..video.clip_reader import ClipReader, KeyframeFeatures, PreparedClip, open_decoder
+from ..video.decoder import DecodeLimits
 from ..video.read_ahead import ReadAhead
 from .measurements import CONFIGURATIONS, MIXED, REFERENCE, Measured, Measurement
 
@@ -112,7 +112,7 @@ def read_clips(
     """
     opener = GraphOpener(bundle, replace(opening, backend_options=CONFIGURATIONS[REFERENCE]))
     features = KeyframeFeatures(opener.open("keyframes")) if "keyframes" in stages_of(bundle.manifest) else None
-    reader = ClipReader(bundle.manifest, VideoDecoder(bundle.manifest.keyframes, limits), features)
+    reader = ClipReader(bundle.manifest, open_decoder(bundle.manifest, limits), features)
     read: list[PreparedClip] = []
     with closing(ReadAhead([reader])) as ahead:
         for _, clip in zip(range(_MAX_TRIED_CLIPS), clips, strict=False):

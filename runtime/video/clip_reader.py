@@ -1,4 +1,4 @@
-"""A clip's file -> the inputs of its networks: decoding, keyframes (paper eq. 3), resizing.
+"""A clip's file -> the inputs of its networks: decoding, keyframes (paper eq. 3), frames in the networks' form.
 
 Clips are independent, so several readers work at once, ahead of the networks (read_ahead.py).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,10 @@ from ..backends.session import Session, check_shape
 from ..bundle.manifest import Manifest
 from ..clip_records import Candidates, Clip, stages_of, timed
 from ..keyframes import Indices, clip_seeds, draw_keyframes, pick_keyframes, spread_indices
-from .decoder import CRASH_CODES, VideoDecoder
-from .preprocessing import Pixels, Rgb, prepare_frames
+from .decoder import CRASH_CODES, DecodeLimits, VideoDecoder
+from .preprocessing import FrameInput, Frames, frame_input
 
-_NO_PIXELS: Pixels = np.empty(0, dtype=np.float32)
+_NO_FRAMES: Frames = np.empty(0, dtype=np.uint8)
 _NO_ROWS: Indices = np.empty(0, dtype=np.int64)
 
 
@@ -28,8 +29,10 @@ class PreparedClip:
     """The inputs of a clip's networks. A part that the extractor lacks is empty."""
 
     clip: Clip
-    captioned: npt.NDArray[np.float32]  # [F, 3, S, S], the keyframes to caption, the drawn one first
-    cnn_frames: npt.NDArray[np.float32]  # [3, K, S, S], the frames of graph cnn
+    # The keyframes to caption, the drawn one first: uint8 [F, S, S, 3], or float32 [F, 3, S, S] where the graph takes
+    # them normalised.
+    captioned: npt.NDArray[Any]
+    cnn_frames: npt.NDArray[Any]  # of graph cnn: uint8 [K, S, S, 3] or float32 [3, K, S, S]
     keyframe: int  # index of ``captioned[0]`` among the keyframes; -1 for none
     times_s: tuple[float, ...]  # seconds from clip start, of the first part's frames
     stages_ms: dict[str, float]  # decode, keyframes, prepare
@@ -64,14 +67,17 @@ class KeyframeFeatures:
 
 
 class ClipReader:
-    """Reads clips with a decoder process of its own. One thread at a time.
+    """Reads clips with a decoder process of its own (``open_decoder``). One thread at a time.
 
-    ``features``: clusters the frames; None where they are spread evenly.
+    ``features``: clusters the frames; None where they are spread evenly. Raises DataError ``bad_graph`` for a graph
+    that takes whole bytes where the manifest gives it fractions.
     """
 
     def __init__(self, manifest: Manifest, video: VideoDecoder, features: KeyframeFeatures | None) -> None:
         self._manifest = manifest
         self._features = features
+        self._captioned = _captioned_form(manifest)
+        self._cnn = frame_input(manifest.graphs["cnn"], manifest.cnn.preprocessing) if manifest.cnn else None
         self._stages = tuple(name for name in stages_of(manifest) if name in ("decode", "keyframes", "prepare"))
         self.video = video
 
@@ -93,17 +99,14 @@ class ClipReader:
         with timed(stages, "decode"):
             candidates = self.video.candidates(clip.path)
         chosen = self._choose(candidates, seeds.clusters, stages)
-        with timed(stages, "decode"):
-            vlm_rgb, cnn_rgb = self._full_size(candidates, chosen)
-        with timed(stages, "prepare"):
-            drawn, captioned = self._captioned(vlm_rgb, seeds.draw)
-            cnn_frames = self._cnn_frames(cnn_rgb)
+        drawn = self._drawn(chosen, seeds.draw)
+        captioned, cnn_frames = self._prepared(candidates, chosen.vlm[list(drawn)], chosen.cnn, stages)
         shown = chosen.vlm if len(chosen.vlm) else chosen.cnn
         return PreparedClip(
             clip=clip,
             captioned=captioned,
             cnn_frames=cnn_frames,
-            keyframe=drawn,
+            keyframe=drawn[0] if drawn else -1,
             times_s=tuple(candidates.t_s[shown].tolist()),
             stages_ms=stages,
             warnings=candidates.warnings,
@@ -126,22 +129,44 @@ class ClipReader:
             same = vlm is not None and cnn.frames == rule.count
             return _Chosen(clustered, clustered if same else pick_keyframes(features, cnn.frames, seed))
 
-    def _full_size(self, candidates: Candidates, chosen: _Chosen) -> tuple[Rgb, Rgb]:
-        """The chosen frames for each part; a frame of both is fetched once."""
-        wanted = np.unique(np.concatenate([chosen.vlm, chosen.cnn]))
-        rgb = self.video.keyframes(candidates, wanted).rgb
-        return rgb[np.searchsorted(wanted, chosen.vlm)], rgb[np.searchsorted(wanted, chosen.cnn)]
-
-    def _captioned(self, keyframes: Rgb, seed: int) -> tuple[int, Pixels]:
-        """The index of the drawn keyframe and all frames to caption (paper eq. 4)."""
+    def _drawn(self, chosen: _Chosen, seed: int) -> tuple[int, ...]:
+        """Indices among the keyframes of the drawn one and all others to caption (paper eq. 4)."""
         spec = self._manifest.vlm
-        if spec is None:
-            return -1, _NO_PIXELS
-        drawn = draw_keyframes(len(keyframes), spec.captioned_frames, seed)
-        return drawn[0], prepare_frames(keyframes[list(drawn)], spec.preprocessing)
+        return draw_keyframes(len(chosen.vlm), spec.captioned_frames, seed) if spec else ()
 
-    def _cnn_frames(self, frames: Rgb) -> Pixels:
-        spec = self._manifest.cnn
-        if spec is None:
-            return _NO_PIXELS
-        return np.ascontiguousarray(prepare_frames(frames, spec.preprocessing).transpose(1, 0, 2, 3))
+    def _prepared(
+        self, candidates: Candidates, captioned: Indices, cnn: Indices, stages: dict[str, float]
+    ) -> tuple[Frames, Frames]:
+        """Both parts' frames, read and prepared by the decoder process."""
+        wanted = [(rows, form) for rows, form in ((captioned, self._captioned), (cnn, self._cnn)) if form is not None]
+        taken = {"decode": 0.0}
+        with timed(taken, "decode"):
+            done = self.video.prepared(candidates, wanted)
+        spent = min(max(done.prepare_ms, 0.0), taken["decode"])  # a report of a process that reads untrusted files
+        stages["decode"] += taken["decode"] - spent
+        stages["prepare"] += spent
+        parts = list(done.parts)
+        first = parts.pop(0) if self._captioned else _NO_FRAMES
+        with timed(stages, "prepare"):
+            return first, _over_time(parts[0], self._cnn) if self._cnn else _NO_FRAMES
+
+
+def open_decoder(manifest: Manifest, limits: DecodeLimits | None = None) -> VideoDecoder:
+    """A decoder whose candidates have the form that graph ``keyframes`` takes. Raises as ``VideoDecoder``."""
+    form = frame_input(manifest.graphs["keyframes"], manifest.keyframes.preprocessing)
+    return VideoDecoder(manifest.keyframes, limits, whole_bytes=form.whole_bytes)
+
+
+def _captioned_form(manifest: Manifest) -> FrameInput | None:
+    """The form of the frames of graph ``vision``, or of ``clip``; None without a vision-language part."""
+    if manifest.vlm is None:
+        return None
+    graphs = manifest.graphs
+    return frame_input(
+        graphs["clip"] if "clip" in manifest.needed_graphs else graphs["vision"], manifest.vlm.preprocessing
+    )
+
+
+def _over_time(frames: Frames, form: FrameInput) -> Frames:
+    """Frames float32 [K, 3, S, S] as graph ``cnn`` takes them, [3, K, S, S]; bytes as they are."""
+    return frames if form.whole_bytes else np.ascontiguousarray(frames.swapaxes(0, 1))

@@ -6,6 +6,7 @@ error. Frames are counted by decoding them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError
-from ..bundle.manifest import FramePreprocessing
 from ..keyframes import uniform_indices
-from .preprocessing import prepare_frames
+from .decoder_messages import FramePart
+from .preprocessing import FramePreparer, Frames
 
 if TYPE_CHECKING:
     import av
@@ -70,9 +71,30 @@ class DecodedClip:
         self.survey = self._survey(candidates, held_bytes)
         self.candidates = uniform_indices(self.survey.frames, candidates)
 
-    def prepared(self, rule: FramePreprocessing) -> npt.NDArray[np.float32]:
-        """The candidates as float32 [N, 3, size, size]."""
-        return np.concatenate([prepare_frames(rgb[None], rule) for rgb in self.rgb(range(len(self.candidates)))])
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames, upright."""
+        assert self._shape is not None  # a clip without a frame is refused
+        width, height, rotation = self._shape
+        return (width, height) if round(rotation / 90) % 2 else (height, width)
+
+    def read(self, parts: Sequence[FramePart]) -> tuple[list[Frames], float]:
+        """The frames of each part, one part after the other, and the milliseconds spent on preparing them.
+
+        A frame that several parts want is converted to RGB once.
+        """
+        preparers = [FramePreparer(part.form).prepare if part.form else _as_it_is for part in parts]
+        wanted = sorted({number for part in parts for number in part.candidates})
+        found: list[dict[int, Frames]] = [{} for _ in parts]
+        spent_s = 0.0
+        for number, rgb in zip(wanted, self.rgb(wanted), strict=True):
+            began = time.perf_counter()
+            for part, prepare, frames in zip(parts, preparers, found, strict=True):
+                if number in part.candidates:
+                    frames[number] = prepare(rgb)
+            spent_s += time.perf_counter() - began
+        of_parts = zip(parts, found, strict=True)
+        return [frames[number] for part, frames in of_parts for number in part.candidates], spent_s * 1e3
 
     def rgb(self, numbers: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
         """Candidates by number (not decreasing) as uint8 [H, W, 3], upright, all of the first frame's size."""
@@ -221,6 +243,10 @@ class _FrameBuffer:
         if size <= self._free_bytes and (not self._full or index in self._likely):
             self.frames[index] = frame
             self._free_bytes -= size
+
+
+def _as_it_is(rgb: npt.NDArray[np.uint8]) -> Frames:
+    return rgb
 
 
 def _decoded(container: av.container.InputContainer, stream: av.video.VideoStream) -> Iterator[av.VideoFrame | None]:

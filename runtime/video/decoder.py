@@ -1,8 +1,9 @@
-"""Video file -> candidate frames -> keyframes, through a decoder process.
+"""Video file -> candidate frames -> the networks' frames, through a decoder process.
 
 A clip takes two requests: ``candidates`` gives small frames, uniform over those that were really decoded; the caller
-chooses from them, and ``keyframes`` gives the chosen ones at full size. Everything that can be wrong with a file ends
-in a DataError with one of these codes, and the next clip is served:
+chooses from them, and ``prepared`` gives the chosen ones in the form that each network takes (``keyframes``: at full
+size). Resizing is the decoder process's work: several readers do not wait for each other, and little is sent.
+Everything that can be wrong with a file ends in a DataError with one of these codes, and the next clip is served:
 
     video_unreadable  no such file, no permission
     video_not_a_file  a folder, a pipe, a device; nothing is opened that could block
@@ -27,11 +28,13 @@ import importlib.util
 import math
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from ...base.child_process import ChildEnded, ChildProcess, ChildProtocolError, ChildTimeout
 from ...base.errors import DataError, InvariantError, MissingExtra, SettingsError, StorageError
@@ -43,6 +46,7 @@ from .decoder_messages import (
     DECODER_BROKEN,
     Answer,
     DecodeRefused,
+    FramePart,
     FramesRead,
     OpenClip,
     Opened,
@@ -50,6 +54,7 @@ from .decoder_messages import (
     Ready,
     Request,
 )
+from .preprocessing import FrameInput, Frames
 
 PROGRAM = "flamest.runtime.video.decoder_process"
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -60,7 +65,6 @@ OPENING_CODES = {"not_a_file": "video_not_a_file"}  # of base/files.py, for a cl
 CRASH_CODES = frozenset({"decoder_crashed", "decoder_killed"})  # another attempt, in a fresh process, may succeed
 
 A = TypeVar("A", Opened, FramesRead)
-T = TypeVar("T", np.float32, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -74,18 +78,28 @@ class DecodeLimits:
     inside: Path | None = None  # real path of the folder that a clip's file must be in; None: anywhere
 
 
+@dataclass(frozen=True, eq=False)
+class PreparedFrames:
+    """Frames in the form that networks take."""
+
+    parts: tuple[Frames, ...]  # in the order of the request, a row per frame
+    prepare_ms: float  # milliseconds that the decoder process spent on resizing and normalising, as it reports them
+
+
 class VideoDecoder:
     """Decodes clips in a child process. One thread at a time; close it when done.
 
+    ``whole_bytes``: candidates are uint8, not normalised, instead of float32.
     The process starts with ``start`` or the first clip, and again after a clip that killed it.
     Raises MissingExtra when PyAV is not installed; SettingsError ``decoder_broken``, at the first clip, when it
     does not load.
     """
 
-    def __init__(self, rule: KeyframeRule, limits: DecodeLimits | None = None) -> None:
+    def __init__(self, rule: KeyframeRule, limits: DecodeLimits | None = None, *, whole_bytes: bool = False) -> None:
         if importlib.util.find_spec("av") is None:
             raise MissingExtra("av", extra="agent")
         self._rule = rule
+        self._form = FrameInput(rule.preprocessing, whole_bytes)
         self._limits = limits or DecodeLimits()
         self._process: ChildProcess | None = None
         self._is_ready = False
@@ -109,10 +123,9 @@ class VideoDecoder:
 
         Raises DataError with a code of the list above; Stopped after ``interrupt``.
         """
-        size = self._rule.preprocessing.size
         request = OpenClip(
             candidates=self._rule.candidates,
-            preprocessing=self._rule.preprocessing,
+            form=self._form,
             largest_frame=self._limits.largest_frame,
             held_bytes=self._limits.held_bytes,
             cpu_s=self._cpu_s,
@@ -120,13 +133,14 @@ class VideoDecoder:
         self._opened += 1
         fd = _open_clip(path, self._limits.inside)
         try:
-            answer, payload = self._ask(request, Opened, self._rule.candidates * 3 * size * size * 4, path, fd)
+            answer, payload = self._ask(request, Opened, _bytes(self._rule.candidates, self._form), path, fd)
         finally:
             os.close(fd)
+        (pixels,) = self._arrays(payload, [(self._form.dtype, (len(answer.t_s), *self._form.shape))], path)
         return Candidates(
             path=path,
             number=self._opened,
-            pixels=self._shaped(payload, np.float32, (len(answer.t_s), 3, size, size), path),
+            pixels=pixels,
             t_s=np.array(answer.t_s, dtype=np.float64),
             frames=answer.frames,
             warnings=answer.warnings,
@@ -137,13 +151,28 @@ class VideoDecoder:
 
         ``candidates`` are those of the last clip opened; InvariantError otherwise.
         """
-        if candidates.number != self._opened or self._process is None:
-            raise InvariantError(f"keyframes of {candidates.path} were requested after another clip was opened")
-        request = ReadFrames(tuple(chosen.tolist()), self._cpu_s)
-        largest = len(chosen) * self._limits.largest_frame * 3
-        answer, payload = self._ask(request, FramesRead, largest, candidates.path)
-        rgb = self._shaped(payload, np.uint8, (len(chosen), answer.height, answer.width, 3), candidates.path)
+        (rgb,) = self.prepared(candidates, [(chosen, None)]).parts
         return Keyframes(rgb=rgb, t_s=candidates.t_s[chosen])
+
+    def prepared(self, candidates: Candidates, wanted: Sequence[tuple[Indices, FrameInput | None]]) -> PreparedFrames:
+        """Return chosen candidates for several networks at once: for each its row numbers, in any order, and the form
+        that it takes; None is uint8 [height, width, 3], at the video's own size.
+
+        ``candidates`` are those of the last clip opened; InvariantError otherwise. Raises DataError as ``candidates``.
+        """
+        if candidates.number != self._opened or self._process is None:
+            raise InvariantError(f"frames of {candidates.path} were requested after another clip was opened")
+        request = ReadFrames(tuple(FramePart(tuple(rows.tolist()), form) for rows, form in wanted), self._cpu_s)
+        full_size = 3 * self._limits.largest_frame
+        largest = sum(_bytes(len(rows), form) if form else len(rows) * full_size for rows, form in wanted)
+        answer, payload = self._ask(request, FramesRead, largest, candidates.path)
+        forms = [
+            (form.dtype, (len(rows), *form.shape))
+            if form
+            else (np.dtype(np.uint8), (len(rows), answer.height, answer.width, 3))
+            for rows, form in wanted
+        ]
+        return PreparedFrames(tuple(self._arrays(payload, forms, candidates.path)), answer.prepare_ms)
 
     def interrupt(self) -> None:
         """Give up the request in progress, and all later ones: they raise Stopped. From any thread."""
@@ -198,14 +227,20 @@ class VideoDecoder:
         self.peak_kb = max(self.peak_kb, answer.peak_kb)
         return answer, payload
 
-    def _shaped(
-        self, payload: bytearray, dtype: type[T], shape: tuple[int, ...], path: Path
-    ) -> np.ndarray[tuple[int, ...], np.dtype[T]]:
-        """The payload as an array, checked: a decoder that a hostile file controls may answer anything."""
-        if min(shape) < 1 or len(payload) != math.prod(shape) * np.dtype(dtype).itemsize:
+    def _arrays(
+        self, payload: bytearray, forms: Sequence[tuple[np.dtype[Any], tuple[int, ...]]], path: Path
+    ) -> list[npt.NDArray[Any]]:
+        """The payload as arrays, checked: a decoder that a hostile file controls may answer anything."""
+        sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in forms]
+        if any(min(shape) < 1 for _, shape in forms) or len(payload) != sum(sizes):
             self._end()
-            raise _invalid_answer_error(path, f"{len(payload)} bytes for {list(shape)}")
-        return np.frombuffer(payload, dtype=dtype).reshape(shape)
+            raise _invalid_answer_error(path, f"{len(payload)} bytes for {[list(shape) for _, shape in forms]}")
+        found, start = [], 0
+        for (dtype, shape), size in zip(forms, sizes, strict=True):
+            part = np.frombuffer(payload, dtype, math.prod(shape), start).reshape(shape)
+            found.append(np.require(part, requirements="A"))  # a copy where bytes before it make it unaligned
+            start += size
+        return found
 
     def _ready(self) -> ChildProcess:
         """A process that can decode. Raises SettingsError ``decoder_broken`` when it does not get ready."""
@@ -230,6 +265,10 @@ class VideoDecoder:
         if self._process is not None:
             self._process.kill()
         self._process, self._is_ready = None, False
+
+
+def _bytes(frames: int, form: FrameInput) -> int:
+    return frames * math.prod(form.shape) * form.dtype.itemsize
 
 
 def decoder_problem() -> str:

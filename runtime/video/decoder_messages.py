@@ -7,25 +7,33 @@ decoder never sees a name.
 from __future__ import annotations
 
 from ...base.channel import Message
-from ..bundle.manifest import FramePreprocessing
+from ..bundle.graph_records import Record
+from .preprocessing import FrameInput
 
 DECODER_BROKEN = "decoder_broken"  # the code of a refusal that is no clip's fault
+
+
+class FramePart(Record, frozen=True):
+    """Frames of the open clip for one network."""
+
+    candidates: tuple[int, ...]  # numbers of candidates, in any order
+    form: FrameInput | None  # None: uint8 [height, width, 3] each, at the video's own size
 
 
 class OpenClip(Message, frozen=True):
     """Decode the clip in the attached descriptor; answer with ``Opened`` or ``DecodeRefused``."""
 
     candidates: int
-    preprocessing: FramePreprocessing
+    form: FrameInput  # of the candidates
     largest_frame: int  # pixels
     held_bytes: int  # decoded frames may be kept up to this
     cpu_s: int  # processor seconds that the clip may take
 
 
 class ReadFrames(Message, frozen=True):
-    """Give frames of the open clip at full size; answer with ``FramesRead`` or ``DecodeRefused``."""
+    """Give frames of the open clip; answer with ``FramesRead`` or ``DecodeRefused``."""
 
-    candidates: tuple[int, ...]  # numbers of candidates, not decreasing
+    parts: tuple[FramePart, ...]
     cpu_s: int
 
 
@@ -34,7 +42,7 @@ class Ready(Message, frozen=True):
 
 
 class Opened(Message, frozen=True):
-    """Payload: the candidates, float32 [N, 3, S, S], prepared for the keyframe graph."""
+    """Payload: the candidates, in the form that was asked for."""
 
     t_s: tuple[float, ...]  # seconds from the first frame, one per candidate
     frames: int  # decoded in all
@@ -43,11 +51,11 @@ class Opened(Message, frozen=True):
 
 
 class FramesRead(Message, frozen=True):
-    """Payload: uint8 [count, height, width, 3], RGB."""
+    """Payload: the frames of each part, one after the other."""
 
-    count: int
-    height: int
+    height: int  # pixels, of the video
     width: int
+    prepare_ms: float  # spent on resizing and normalising
     peak_kb: int
 
 

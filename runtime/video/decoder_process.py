@@ -10,9 +10,8 @@ import contextlib
 import os
 import resource
 import signal
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from ...base.channel import Channel
 from ...base.environment import TRACEBACK
@@ -23,6 +22,7 @@ from .decoder_messages import (
     DECODER_BROKEN,
     Answer,
     DecodeRefused,
+    FramePart,
     FramesRead,
     OpenClip,
     Opened,
@@ -30,6 +30,7 @@ from .decoder_messages import (
     Ready,
     Request,
 )
+from .preprocessing import Frames
 
 MEMORY_BYTES = 3 << 30  # address space: Python with ffmpeg takes 0.3 GiB before the first frame
 OPEN_FILES = 32
@@ -128,17 +129,23 @@ def _decode(request: OpenClip, fd: int | None) -> DecodedClip:
 
 
 def _candidates(clip: DecodedClip, request: OpenClip) -> tuple[memoryview, Opened]:
-    pixels = clip.prepared(request.preprocessing)
+    everything = FramePart(tuple(range(len(clip.candidates))), request.form)
+    frames, _ = clip.read([everything])
     survey = clip.survey
     times = tuple(survey.t_s[clip.candidates].tolist())
-    return pixels.data.cast("B"), Opened(times, survey.frames, survey.warnings, peak_resident_kb())
+    return _joined(frames), Opened(times, survey.frames, survey.warnings, peak_resident_kb())
 
 
 def _frames(clip: DecodedClip | None, request: ReadFrames) -> tuple[memoryview, FramesRead]:
     if clip is None:
         raise ValueError("frames were requested before a clip was opened")
-    rgb = np.stack(list(clip.rgb(request.candidates)))
-    return rgb.data.cast("B"), FramesRead(len(rgb), rgb.shape[1], rgb.shape[2], peak_resident_kb())
+    frames, prepare_ms = clip.read(request.parts)
+    height, width = clip.size
+    return _joined(frames), FramesRead(height, width, prepare_ms, peak_resident_kb())
+
+
+def _joined(frames: Sequence[Frames]) -> memoryview:
+    return memoryview(b"".join(frame.data for frame in frames))
 
 
 if __name__ == "__main__":

@@ -12,15 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flamest.base.child_process import ChildProcess
 from flamest.base.errors import DataError, InvariantError, SettingsError
 from flamest.runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from flamest.runtime.video.decoder import DecodeLimits, VideoDecoder
-from flamest.runtime.video.decoder_messages import DECODER_BROKEN, DecodeRefused, Opened
-from flamest.runtime.video.preprocessing import prepare_frames
+from flamest.runtime.video.decoder_messages import DECODER_BROKEN, DecodeRefused, FramesRead, Opened
+from flamest.runtime.video.preprocessing import FrameInput, frames_for, prepare_frames
 
 SMALL = FramePreprocessing(size=24, fit="crop", filter="bilinear", mean=(0.45,) * 3, std=(0.225,) * 3)
 RULE = KeyframeRule(count=8, candidates=32, preprocessing=SMALL, feature_width=1, space="")
 ALL = np.arange(32)
+IMAGE = FrameInput(FramePreprocessing(30, "stretch", "bicubic", (0.4,) * 3, (0.3,) * 3), whole_bytes=True)
+MOTION = FrameInput(FramePreprocessing(17, "crop", "bilinear-bytes", (0.4,) * 3, (0.3,) * 3), whole_bytes=True)
+FLOATS = FrameInput(SMALL, whole_bytes=False)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +71,43 @@ def test_candidates_and_keyframes_are_the_frames_that_were_decoded(decoder, clip
     assert (keyframes.t_s == candidates.t_s[chosen]).all()
 
 
+def test_frames_for_several_networks_come_in_each_ones_form(decoder, clips, tmp_path):
+    candidates = decoder.candidates(clips.write_clip(tmp_path / "a.avi", frames=50, noise=20))
+    rgb = decoder.keyframes(candidates, ALL).rgb
+    rows = {MOTION: np.array([0, 3, 3, 31]), IMAGE: np.array([20, 3, 9]), None: np.array([5, 1]), FLOATS: np.array([7])}
+    done = decoder.prepared(candidates, [(chosen, form) for form, chosen in rows.items()])
+    assert done.prepare_ms > 0
+    for (form, chosen), part in zip(rows.items(), done.parts, strict=True):
+        expected = rgb[chosen] if form is None else frames_for(rgb[chosen], form)
+        assert part.shape == expected.shape
+        assert part.dtype == expected.dtype
+        assert part.flags.aligned
+        assert part.tobytes() == expected.tobytes()
+
+
+def test_candidates_of_whole_bytes_are_a_quarter_of_the_size(clips, tmp_path):
+    path = clips.write_clip(tmp_path / "a.avi", frames=50, noise=20)
+    rounded = FramePreprocessing(24, "crop", "bilinear-bytes", SMALL.mean, SMALL.std)
+    rule = KeyframeRule(count=8, candidates=32, preprocessing=rounded, feature_width=1, space="")
+    with VideoDecoder(rule, whole_bytes=True) as decoder:
+        candidates = decoder.candidates(path)
+        rgb = decoder.keyframes(candidates, ALL).rgb
+    assert candidates.pixels.dtype == np.uint8
+    assert candidates.pixels.tobytes() == frames_for(rgb, FrameInput(rounded, whole_bytes=True)).tobytes()
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 96), (96, 2), (50, 34), (2160, 3840)])
+def test_clips_of_odd_sizes_are_prepared_as_single_frames_are(decoder, clips, tmp_path, height, width):
+    rgb = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
+    path = clips.write_clip(tmp_path / "odd.avi", rgb)
+    candidates = decoder.candidates(path)
+    whole = decoder.keyframes(candidates, np.arange(3)).rgb
+    assert whole.shape == (3, height, width, 3)
+    parts = decoder.prepared(candidates, [(np.arange(3), MOTION), (np.arange(3), IMAGE)]).parts
+    assert parts[0].tobytes() == frames_for(whole, MOTION).tobytes()
+    assert parts[1].tobytes() == frames_for(whole, IMAGE).tobytes()
+
+
 def test_a_clip_shorter_than_the_candidates_gives_all_its_frames(decoder, clips, tmp_path):
     candidates = decoder.candidates(clips.write_clip(tmp_path / "five.mp4", frames=5))
     assert candidates.pixels.shape == (5, 3, 24, 24)
@@ -105,6 +146,9 @@ def test_a_rotated_clip_is_turned_upright(decoder, clips, tmp_path):
     upright = decoder.keyframes(decoder.candidates(path), np.zeros(8, int)).rgb[0]
     assert upright.shape == (96, 48, 3)
     assert upright[:40].mean() > 150 > 50 > upright[56:].mean()  # left has become top
+    rows = np.arange(2)
+    whole, prepared = decoder.prepared(decoder.candidates(path), [(rows, None), (rows, MOTION)]).parts
+    assert prepared.tobytes() == frames_for(whole, MOTION).tobytes()
 
 
 def test_a_clip_with_an_odd_name_is_read(decoder, clips, tmp_path):
@@ -387,6 +431,47 @@ def test_a_decoder_with_invalid_answers_is_ended(clips, tmp_path, monkeypatch, t
             patch.setattr("flamest.base.child_process.ChildProcess.receive", lambda *_, **options: lie)
             assert refused(decoder, path) == "decoder_crashed"
         assert decoder.candidates(path).frames == 40
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "payload"),
+    [
+        (64, 96, 2 * 17 * 17 * 3 - 1),
+        (64, 96, 2 * 17 * 17 * 3 + 1),
+        (64, 96, 2 * 17 * 17 * 3),  # the second part is missing
+        (64, 96, 2 * 17 * 17 * 3 + 64 * 96 * 3 - 1),
+        (32, 96, 2 * 17 * 17 * 3 + 64 * 96 * 3),
+        (0, 96, 2 * 17 * 17 * 3),
+        (-64, -96, 2 * 17 * 17 * 3 + 64 * 96 * 3),
+    ],
+)
+def test_prepared_frames_of_a_wrong_size_are_refused(clips, tmp_path, monkeypatch, height, width, payload):
+    path = clips.write_clip(tmp_path / "a.avi")
+    with VideoDecoder(RULE) as decoder:
+        candidates = decoder.candidates(path)
+        with monkeypatch.context() as patch:
+            lie = (FramesRead(height, width, 1.0, 1), bytearray(payload))
+            patch.setattr("flamest.base.child_process.ChildProcess.receive", lambda *_, **options: lie)
+            with pytest.raises(DataError) as caught:
+                decoder.prepared(candidates, [(np.array([1, 2]), MOTION), (np.array([1]), None)])
+        assert caught.value.code == "decoder_crashed"
+        assert decoder.candidates(path).frames == 40
+
+
+def test_no_more_bytes_are_read_than_were_asked_for(clips, tmp_path, monkeypatch):
+    """A decoder that a hostile file controls could fill the memory."""
+    allowed = []
+    receive = ChildProcess.receive
+
+    def noted(self, kind, *, timeout_s=None, largest_payload=0):
+        allowed.append(largest_payload)
+        return receive(self, kind, timeout_s=timeout_s, largest_payload=largest_payload)
+
+    with VideoDecoder(RULE) as decoder:
+        candidates = decoder.candidates(clips.write_clip(tmp_path / "a.avi"))
+        monkeypatch.setattr(ChildProcess, "receive", noted)
+        decoder.prepared(candidates, [(np.array([1, 2]), MOTION), (np.array([1]), IMAGE), (np.array([4]), FLOATS)])
+    assert allowed == [2 * 17 * 17 * 3 + 30 * 30 * 3 + 24 * 24 * 3 * 4]
 
 
 def test_keyframes_of_a_clip_that_is_no_longer_open_are_refused(decoder, clips, tmp_path):
