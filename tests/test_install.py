@@ -84,7 +84,7 @@ def test_a_role_and_its_core_differ_by_onnx_runtime_alone(role):
 
 @pytest.mark.parametrize("role", ["agent-gpu", "agent-gpu-cu12", "agent-gpu-cu13", "gpu", "export-gpu", "dev-gpu"])
 def test_a_role_for_a_gpu_brings_the_gpu_package(role):
-    assert "onnxruntime-gpu" in installed_by(role)
+    assert {"onnxruntime-gpu", "cuda-bindings"} <= installed_by(role)
     assert installed_by("agent-core") <= installed_by(role)
 
 

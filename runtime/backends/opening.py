@@ -62,6 +62,12 @@ class GraphOpener:
         self._facts = machine_facts() if opening.facts is None else opening.facts
         self.placements: dict[str, GraphPlacement] = {}
         self._tensorrt: TensorRtOpener | None = None
+        self._on_gpu: list[Any] = []  # sessions that hold memory of a GPU
+
+    def close(self) -> None:
+        """Give back what the opened graphs hold on a GPU. Values that were computed stay valid."""
+        while self._on_gpu:
+            self._on_gpu.pop().close()
 
     def open(self, name: str) -> Session:
         """Open the graph on the first candidate that works.
@@ -82,6 +88,8 @@ class GraphOpener:
                     raise
                 skipped.append((candidate.kind, BackendUnavailable.of(error)))
                 continue
+            if not session.computes_on_host:
+                self._on_gpu.append(session)
             precision = precision_of(self._bundle.manifest, name, self._opening.backend_options)
             self.placements[name] = GraphPlacement(name, candidate.backend, session.where, precision, tuple(skipped))
             return session
@@ -90,18 +98,21 @@ class GraphOpener:
     def _open_on(self, candidate: Candidate, name: str) -> Session:
         if candidate.backend == "tensorrt":
             return self._open_tensorrt(candidate, name)
-        shown, threads = printable_path(self._bundle.graph(name)), self._opening.threads
+        manifest, threads = self._bundle.manifest, self._opening.threads
+        shown = printable_path(self._bundle.graph(name))
         with self._bundle.private_graph(name) as onnx:
             if candidate.kind == "onnxruntime":
                 return open_session(onnx, threads=threads, shown=shown)
             if candidate.kind == "openvino":
                 from .openvino_cpu import OpenVinoSession
 
-                bf16 = precision_of(self._bundle.manifest, name, self._opening.backend_options) == "bf16"
+                bf16 = precision_of(manifest, name, self._opening.backend_options) == "bf16"
                 return OpenVinoSession.open(onnx, computed="bf16" if bf16 else "f32", threads=threads, shown=shown)
             from .onnxruntime_cuda import OrtCudaSession
+            from .tensorrt.supply import local_build_options
 
-            return OrtCudaSession.open(onnx, gpu=self._facts.gpu.name if self._facts.gpu else "GPU", shown=shown)
+            gpu, tf32 = self._facts.gpu.name if self._facts.gpu else "GPU", local_build_options(manifest, name).tf32
+            return OrtCudaSession.open(onnx, gpu=gpu, tf32=tf32, shown=shown)
 
     def _open_tensorrt(self, candidate: Candidate, name: str) -> Session:
         from .tensorrt.loader import TensorRtOpener

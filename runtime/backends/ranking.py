@@ -34,6 +34,14 @@ CANDIDATE_TITLES: dict[CandidateKind, str] = {
     "onnxruntime": "ONNX Runtime CPU",
 }
 
+# bfloat16 operators without a kernel in ONNX Runtime's CUDA provider
+# (https://github.com/microsoft/onnxruntime/blob/main/docs/OperatorKernels.md), of those that our graphs may have.
+NO_BF16_ON_CUDA = frozenset(
+    {"ArgMax", "BatchNormalization", "Ceil", "Clip", "ConvTranspose", "Einsum", "Floor", "GlobalAveragePool"}
+    | {"GlobalMaxPool", "InstanceNormalization", "Log", "MaxPool", "Pad", "ReduceMax", "ReduceMean", "ReduceMin"}
+    | {"Resize", "Round"}
+)
+NO_BF16_ON_CUDA_BEFORE_22 = frozenset({"AveragePool", "Conv"})  # by opset
 
 _SAME_EVERYWHERE = "add --backend openvino to flamest-agent extract, the same at every silo of a run"
 
@@ -197,9 +205,21 @@ def _ort_cuda_problem(
         return unavailable(
             Code.PRECISION,
             "ONNX Runtime's CUDA provider has no int8 matmuls: it would compute them in float32 or on the CPU",
-            fix="flamest-export --backend onnx --precision fp16 --out DIR",
+            fix="flamest-export --backend onnx --precision bf16 --out DIR (a GPU before Ampere: --precision fp16)",
         )
-    return _bf16_gpu_problem(graph, facts.gpu.compute_capability, facts.gpu.name)
+    if lacking := _without_bf16_kernel(graph):
+        return unavailable(
+            Code.PRECISION,
+            f"ONNX Runtime's CUDA provider has no bfloat16 {lacking}, which this graph has",
+            fix="flamest-export --backend onnx --precision bf16 --out DIR: this version keeps them in float32",
+        )
+    if problem := _bf16_gpu_problem(graph, facts.gpu.compute_capability, facts.gpu.name):
+        return problem
+    if "cuda-bindings" not in facts.versions:
+        return unavailable(
+            Code.CUDA_BINDINGS, "no package cuda-bindings is installed", fix="pip install 'flamest[agent-gpu]'"
+        )
+    return None
 
 
 def _openvino_problem(
@@ -251,6 +271,12 @@ def _bf16_gpu_problem(graph: Graph, capability: str, gpu: str) -> BackendUnavail
         fix="flamest-export --backend tensorrt --precision fp16 --precision vision=fp32 --out DIR "
         "(an extractor without BLIP: --precision fp16 alone)",
     )
+
+
+def _without_bf16_kernel(graph: Graph) -> str:
+    """The graph's bfloat16 operators that ONNX Runtime's CUDA provider lacks, for a message."""
+    missing = NO_BF16_ON_CUDA | (NO_BF16_ON_CUDA_BEFORE_22 if graph.opset < 22 else frozenset())
+    return ", ".join(sorted(missing & set(graph.dtype_histogram.get("bfloat16", {}))))
 
 
 def _foreign_operators(graph: Graph) -> str:

@@ -81,7 +81,7 @@ TABLE = MappingProxyType(
             SettingsError,
         ),
         Code.CUDA_BINDINGS: Entry(
-            "the Python package cuda-bindings, which holds TensorRT's buffers, is not installed or does not load",
+            "the Python package cuda-bindings, which holds the memory of a GPU, is not installed or does not load",
             INSTALL_TENSORRT,
             SettingsError,
         ),
@@ -98,7 +98,8 @@ TABLE = MappingProxyType(
         ),
         Code.GPU_MEMORY: Entry(
             "the GPU has not enough free memory",
-            "nvidia-smi lists the processes that hold it; free some, or run with --backend onnxruntime",
+            "run with a smaller --batch; nvidia-smi lists the processes that hold memory; without a GPU: "
+            "--backend onnxruntime",
             SettingsError,
         ),
         Code.PLAN_MISSING: Entry(

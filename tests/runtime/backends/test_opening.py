@@ -26,6 +26,7 @@ GPU = MachineFacts(
     cuda="13.0",
     versions={"onnxruntime": "1", "tensorrt": "10.16.1.11", "cuda-bindings": "13"},
 )
+FP32 = EngineOptions()
 CRASHES = """
 import os
 __version__ = "10.16.1.11"
@@ -43,14 +44,12 @@ def clip(clips, tmp_path_factory):
     return Clip(path, sha256_file(path), "wave")
 
 
-def bundle_with_plans(toy_bundle, folder):
+def bundle_with_plans(toy_bundle, folder, options=FP32):
     """A copy whose vision graph has an engine for GPU."""
     from flamest.runtime.backends.tensorrt.supply import with_engine
 
     copy = shutil.copytree(toy_bundle, folder / "bundle")
-    plan = EngineRecord(
-        "vision.plan", "0" * 64, "10.16.1.11", "13.0", "580", "Made-up GPU", "9.0", EngineOptions(), 1.0
-    )
+    plan = EngineRecord("vision.plan", "0" * 64, "10.16.1.11", "13.0", "580", "Made-up GPU", "9.0", options, 1.0)
     data = b"ftrt" + bytes(20) + bytes((10, 16, 1, 11)) + b"native code"
     (copy / plan.file).write_bytes(data)
     manifest = with_engine(read_manifest(copy), "vision", plan, data)
@@ -107,6 +106,34 @@ def test_a_missing_named_backend_is_reported_and_the_next_is_used(toy_bundle):
     )
     assert [(row["rung"], row["code"]) for row in placement["refused"]] == [("openvino", "OPENVINO_MISSING")]
     assert placement["refused"][0]["fix"] == "pip install 'flamest[openvino]'"
+
+
+class OnGpu:
+    """A session on a GPU that was opened with ``options``."""
+
+    computes_on_host, where = False, "a GPU"
+
+    def __init__(self, **options):
+        self.options, self.closed = options, False
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_on_onnxruntime_cuda_is_what_the_engines_were_built_with(toy_bundle, tmp_path, monkeypatch, tf32):
+    from flamest.runtime.backends.onnxruntime_cuda import OrtCudaSession
+
+    monkeypatch.setattr(OrtCudaSession, "open", classmethod(lambda cls, onnx, **options: OnGpu(**options)))
+    facts = dataclasses.replace(GPU, versions={"onnxruntime-gpu": "1.31.1", "cuda-bindings": "13"}, ort_has_cuda=True)
+    folder = bundle_with_plans(toy_bundle, tmp_path, EngineOptions(tf32=tf32))
+    opener = GraphOpener(open_bundle(folder), OpeningOptions(threads=1, facts=facts))
+    vision, cnn = opener.open("vision"), opener.open("cnn")
+    assert vision.options["tf32"] is tf32
+    assert cnn.options["tf32"] is False  # no engine, so nothing but float32 was asked for
+    opener.close()
+    assert vision.closed
+    assert cnn.closed
 
 
 def test_bf16_is_never_silently_float32(toy_bundle):

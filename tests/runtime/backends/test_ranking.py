@@ -89,6 +89,7 @@ def test_without_a_gpu_tensorrt_names_all_that_is_missing():
         (lacking(FULL, "tensorrt"), "plan", "TRT_MISSING"),
         (dataclasses.replace(FULL, tensorrt_problem="libnvinfer.so.10: cannot open"), "plan", "TRT_LIBS"),
         (lacking(FULL, "cuda-bindings"), "rebuild", "CUDA_BINDINGS"),
+        (lacking(FULL, "cuda-bindings"), "onnxruntime-cuda", "CUDA_BINDINGS"),
         (dataclasses.replace(FULL, tensorrt_builds=False), "rebuild", "TRT_NO_BUILDER"),
         (dataclasses.replace(FULL, gpu=None, driver_problem="no device"), "onnxruntime-cuda", "NO_DRIVER_OR_GPU"),
         (dataclasses.replace(FULL, ort_has_cuda=False), "onnxruntime-cuda", "ORT_NO_CUDA"),
@@ -153,6 +154,27 @@ def test_a_precision_that_a_backend_cannot_compute_is_the_reason(precision, oper
     graph = with_precision(precision, operator)
     found = refused(graph=graph) | refused(graph=graph, backend_options=BackendOptions("openvino"))
     assert found == dict.fromkeys((kind for kind, _ in BACKEND_KINDS), None) | codes
+
+
+@pytest.mark.parametrize(
+    ("operators", "opset", "lacking"),
+    [
+        ({"Conv": 9, "MatMul": 2, "AveragePool": 1}, 22, ""),
+        ({"Conv": 9, "MaxPool": 1, "Pad": 2}, 22, "MaxPool, Pad"),
+        ({"Conv": 9, "MatMul": 2}, 18, "Conv"),
+    ],
+)
+def test_bf16_operators_that_onnxruntime_cuda_lacks_are_named(operators, opset, lacking):
+    histogram = {"bfloat16": operators, "float32": {"MaxPool": 1, "Pad": 1}}
+    graph = msgspec.structs.replace(GRAPH, precision="bf16", opset=opset, dtype_histogram=histogram)
+    plan, _, cuda, *_ = rank_backends("cnn", graph, FULL, BackendOptions())
+    assert plan.unavailable is None
+    if not lacking:
+        assert cuda.unavailable is None
+        return
+    assert cuda.unavailable.code == "PRECISION"
+    assert f"no bfloat16 {lacking}, which" in cuda.unavailable.evidence
+    assert "--precision bf16" in cuda.unavailable.fix
 
 
 def test_bf16_needs_a_gpu_or_a_processor_that_has_it():
