@@ -63,6 +63,19 @@ class GraphUse(Record, frozen=True):
     axes: Annotated[dict[str, AxisRange], Meta(max_length=100)]  # every axis of the graph
 
 
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+
+
+class Int8Arithmetic(Record, frozen=True):
+    """The products of a graph that int8 was found to be good for, and what it costs."""
+
+    kept: Annotated[tuple[Text, ...], Meta(max_length=10_000)]  # results of products that stay in higher precision
+    share: Share  # int8's of the multiply-adds with a weight (matmuls of two activations are none)
+    share_of_all: Share  # of all multiply-adds
+    held_out_cosine: float  # smallest on clips that were not calibrated on: of an output's row, and of the embedding
+    held_out_clips: Number
+
+
 class Graph(Record, frozen=True):
     """One ONNX file. Inputs and outputs are float32 (and int64) whatever its precision."""
 
@@ -78,6 +91,7 @@ class Graph(Record, frozen=True):
     # TensorRT engines, each for its GPUs and TensorRT versions; their files are in the bundle too. JSON name "plans".
     engines: Annotated[tuple[EngineRecord, ...], Meta(max_length=100)] = msgspec.field(name="plans", default=())
     uses: Annotated[tuple[GraphUse, ...], Meta(max_length=8)] = ()  # empty: one, with the sizes of ``axes``
+    int8: Int8Arithmetic | None = None  # None where it is not int8, or was written before this was measured
 
 
 class GraphParity(Record, frozen=True):

@@ -181,6 +181,7 @@ class Manifest(Record, frozen=True):
     parity: Parity
     versions: Annotated[dict[Text, Text], Meta(max_length=100)]
     calibration: Calibration | None = None  # None where no activation has a fixed int8 scale
+    notes: Annotated[tuple[Text, ...], Meta(max_length=100)] = ()  # where a precision is not the one asked for, and why
 
     @property
     def width(self) -> int:
