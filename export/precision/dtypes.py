@@ -18,7 +18,10 @@ from ...runtime.bundle.value_types import value_types
 
 MATMULS = ("MatMul", "Gemm", "Conv", "MatMulInteger", "ConvInteger", "com.microsoft.MatMulNBits")
 # Others worth counting: half precision and int8 lose most there.
-_OTHERS = ("Softmax", "LayerNormalization", "Gelu", "Erf", "Sigmoid", "Tanh", "ReduceMean", "GlobalAveragePool")
+_OTHERS = (
+    *("Softmax", "LayerNormalization", "Gelu", "Erf", "Sigmoid", "Tanh", "ReduceMean", "GlobalAveragePool"),
+    *("MaxPool", "AveragePool", "Pad"),  # not in every type on every GPU (runtime/backends/ranking.py)
+)
 _WITHOUT_DATA = {"MatMulInteger": "int8", "ConvInteger": "int8", "com.microsoft.MatMulNBits": "int8"}
 MATMUL_DTYPE: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 

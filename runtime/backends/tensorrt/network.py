@@ -43,7 +43,7 @@ def check_network(trt: Any, network: Any, name: str, graph: Graph) -> None:
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     _check_tensors(name, "inputs", inputs, graph.inputs)
     _check_tensors(name, "outputs", outputs, graph.outputs)
-    if problem := precision_problem(graph, matmul_dtypes(network), count_layers(network, "QUANTIZE")):
+    if problem := precision_problem(graph, matmul_dtypes(network), quantized_sources(network)):
         raise unavailable(Code.PRECISION, f"graph '{name}' in TensorRT {trt.__version__}: {problem}").error()
 
 
@@ -60,9 +60,11 @@ def _layers(network: Any) -> Iterator[Any]:
     return (network.get_layer(index) for index in range(network.num_layers))
 
 
-def count_layers(network: Any, kind: str) -> int:
-    """Number of layers of TensorRT's type ``kind`` or its inverse DE…: QUANTIZE counts DEQUANTIZE too."""
-    return sum(layer.type.name in (kind, f"DE{kind}") for layer in _layers(network))
+def quantized_sources(network: Any) -> int:
+    """Number of layers that read int8 values to make floats of them: one for each int8 operand, in the form that
+    TensorRT recognises (its documentation calls it explicit quantisation)."""
+    layers = (layer for layer in _layers(network) if layer.type.name == "DEQUANTIZE")
+    return sum(layer.get_input(0).dtype.name == "INT8" for layer in layers)
 
 
 def matmul_dtypes(network: Any) -> Counter[str]:
@@ -72,26 +74,29 @@ def matmul_dtypes(network: Any) -> Counter[str]:
     return Counter(TENSORRT_DTYPES.get(name, name) for name in names)
 
 
-def precision_problem(graph: Graph, matmuls: Counter[str], quantizers: int) -> str:
+def precision_problem(graph: Graph, matmuls: Counter[str], quantized: int) -> str:
     """The precision that the network has lost; empty when none.
 
-    ``matmuls``: the network's matmuls and convolutions by numpy dtype; ``quantizers``: its quantising and
-    dequantising layers (int8 matmuls lie between those, and TensorRT reports float for them).
+    ``matmuls``: the network's matmuls and convolutions by numpy dtype; ``quantized``: its ``quantized_sources``. For
+    int8 operands TensorRT reports the float type into which the result is dequantised: that of the graph around them.
     """
-    expected, int8 = Counter[str](), False
+    expected, int8, weights = Counter[str](), 0, 0
+    around = {kind.removesuffix(WITH_INT8_WEIGHTS) for kind in graph.dtype_histogram}
     for kind, operators in graph.dtype_histogram.items():
-        dtype = kind.removesuffix(WITH_INT8_WEIGHTS)
-        int8 = int8 or dtype == "int8" or dtype != kind
-        # For int8 operands TensorRT reports the float type into which the result is dequantised.
-        expected["any" if dtype == "int8" else dtype] += sum(
-            count for operator, count in operators.items() if operator in MATMUL_OPERATORS
-        )
+        count = sum(count for operator, count in operators.items() if operator in MATMUL_OPERATORS)
+        if kind == "int8":
+            int8 += count
+        else:
+            expected[kind.removesuffix(WITH_INT8_WEIGHTS)] += count
+            weights += count if kind.endswith(WITH_INT8_WEIGHTS) else 0
     halves = {half: expected[half] for half in HALVES if expected[half]}
     for half, count in halves.items():
         if not matmuls[half]:
             return f"{count} matmuls of the ONNX graph are {half}, none of the network's ({dict(matmuls)})"
-    if halves and matmuls["float32"] > expected["float32"] + expected["any"]:
+    # Matmuls of int8 operands may be dequantised into float32 where the graph has float32 as well.
+    spare = int8 if "float32" in around else 0
+    if around & set(HALVES) and matmuls["float32"] > expected["float32"] + spare:
         return f"the ONNX graph has {expected['float32']} matmuls in float32, the network more: {dict(matmuls)}"
-    if int8 and not quantizers:
-        return "the ONNX graph is quantised, the network has no quantising layer"
+    if int8 + weights and not quantized:
+        return f"{int8 + weights} matmuls of the ONNX graph have int8 operands, the network dequantises nothing"
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import tensorrt as trt
 from flamest.base.errors import FlamestError
@@ -82,6 +83,8 @@ class Workbench:
         made = []
         for kind, dtype in kinds:
             layer = self.fakes.make("ILayer", type=getattr(trt.LayerType, kind))
+            source = "INT8" if kind == "DEQUANTIZE" else dtype
+            layer.get_input.return_value = self.fakes.make("ITensor", dtype=getattr(trt.DataType, source))
             layer.get_output.return_value = self.fakes.make("ITensor", dtype=getattr(trt.DataType, dtype))
             made.append(layer)
         self.network.configure_mock(**{"num_layers": len(made), "get_layer.side_effect": made.__getitem__})
@@ -243,14 +246,36 @@ def test_lost_bfloat16_and_int8_are_errors(bench):
     bench.build(graph=with_ledger({"bfloat16": {"MatMul": 1}}))
     bench.layers(("CONVOLUTION", "FLOAT"))
     for dtype_histogram in ({"int8": {"Conv": 1}}, {"float32 with int8 weights": {"Conv": 1}}):
-        assert "no quantising layer" in refused(bench, "PRECISION", graph=with_ledger(dtype_histogram)).message
+        error = refused(bench, "PRECISION", graph=with_ledger(dtype_histogram))
+        assert "1 matmuls of the ONNX graph have int8 operands, the network dequantises nothing" in error.message
     bench.layers(("QUANTIZE", "INT8"), ("DEQUANTIZE", "FLOAT"), ("CONVOLUTION", "FLOAT"))
     bench.build(graph=with_ledger({"int8": {"Conv": 1}}))
 
 
-def test_int8_with_half_allows_float_matmuls_of_int8_operands(bench):
+def test_int8_with_half_around_is_dequantised_into_half(bench):
+    graph = with_ledger({"int8": {"Conv": 1}, "float16": {"MatMul": 1, "Gelu": 2}})
+    bench.layers(("DEQUANTIZE", "HALF"), ("CONVOLUTION", "HALF"), ("MATRIX_MULTIPLY", "HALF"))
+    bench.build(graph=graph)
     bench.layers(("DEQUANTIZE", "FLOAT"), ("CONVOLUTION", "FLOAT"), ("MATRIX_MULTIPLY", "HALF"))
-    bench.build(graph=with_ledger({"int8": {"Conv": 1}, "float16": {"MatMul": 1}}))
+    assert "0 matmuls in float32, the network more" in refused(bench, "PRECISION", graph=graph).message
+    # Only where the graph itself has float32 may an int8 matmul be dequantised into it.
+    bench.build(graph=with_ledger({"int8": {"Conv": 1}, "float16": {"MatMul": 1}, "float32": {"Softmax": 1}}))
+    no_matmuls = with_ledger({"int8": {"Conv": 1}, "bfloat16": {"Gelu": 1}})
+    bench.layers(("DEQUANTIZE", "FLOAT"), ("CONVOLUTION", "FLOAT"))
+    refused(bench, "PRECISION", graph=no_matmuls)
+    bench.layers(("DEQUANTIZE", "BF16"), ("CONVOLUTION", "BF16"))
+    bench.build(graph=no_matmuls)
+
+
+def test_bytes_tokens_and_half_caches_are_the_manifests_types(bench):
+    inputs = (Tensor("frames", "uint8", ("batch", 8)), Tensor("past", "bfloat16", ("batch", 8)))
+    outputs = (Tensor("next_token", "int64", ("batch",)), Tensor("present", "bfloat16", ("batch", 8)))
+    graph = msgspec.structs.replace(GRAPH, inputs=inputs, outputs=outputs)
+    bench.parsed(inputs=[("frames", "UINT8"), ("past", "BF16")], outputs=[("next_token", "INT64"), ("present", "BF16")])
+    bench.build(graph=graph)
+    # TensorRT's own type of indices, where the cast behind them was lost.
+    bench.parsed(inputs=[("frames", "UINT8"), ("past", "BF16")], outputs=[("next_token", "INT32"), ("present", "BF16")])
+    assert "'next_token': 'int32'" in refused(bench, "PLAN_BUILD", graph=graph).message
 
 
 def test_a_network_that_is_not_strongly_typed_is_an_error(bench):
