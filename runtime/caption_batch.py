@@ -43,9 +43,9 @@ class CaptionBatch:
         self._size = rows
         self._rows: list[_Row] = []
         self._window = model.spec.caption.max_new_tokens - 1  # positions for the tokens before the newest
-        shape = (rows, text.heads, self._window, text.head_dim)
-        self.past = {name: np.zeros(shape, dtype=np.float32) for name in model.past_names}
-        self._cross: dict[str, Floats] = {}  # allocated with the first frame, which defines the shapes
+        self._past_shape = (rows, text.heads, self._window, text.head_dim)
+        self.past: dict[str, Floats] = {}  # allocated, as is cross, with the first frame: it defines shapes and type
+        self._cross: dict[str, Floats] = {}
 
     @property
     def free(self) -> int:
@@ -66,6 +66,8 @@ class CaptionBatch:
             self._cross = {
                 name: np.empty((self._size, *array.shape[1:]), array.dtype) for name, array in encoded.items()
             }
+            dtype = next(iter(encoded.values())).dtype
+            self.past = {name: np.zeros(self._past_shape, dtype) for name in self._model.past_names}
         for index, key in enumerate(keys):
             place = next((place for place, row in enumerate(self._rows) if row.ended), len(self._rows))
             for name, array in encoded.items():
@@ -85,12 +87,12 @@ class CaptionBatch:
         lengths = np.array([len(row.ids) for row in self._rows])
         tokens = np.array([row.ids[-1] if row.ids else rule.start_id for row in self._rows])
         past = self._model.borrow({name: array[:count] for name, array in self.past.items()})
-        logits, present = self._model.step(self._image(0, count), past, tokens, lengths, self._mask(lengths))
+        chosen, present = self._model.step(self._image(0, count), past, tokens, lengths, self._mask(lengths))
 
-        keep = np.flatnonzero(lengths < self._window)
-        for name, new in zip(self._model.past_names, self._model.present_names, strict=True):
+        keep = np.flatnonzero(lengths < self._window) if self._window else ()
+        for name, new in zip(self._model.past_names, self._model.present_names, strict=True) if len(keep) else ():
             self.past[name][keep, :, lengths[keep]] = present[new].numpy()[keep, :, -1]
-        for row, token in zip(self._rows, logits.argmax(axis=-1).tolist(), strict=True):
+        for row, token in zip(self._rows, chosen.tolist(), strict=True):
             row.ended = token == rule.end_id
             if not row.ended:
                 row.ids.append(token)

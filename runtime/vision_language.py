@@ -46,7 +46,11 @@ class VisionLanguageModel:
         _check_names("vision", "inputs", vision.inputs, ("pixels",))
         _check_names("vision", "outputs", vision.outputs, self._cross)
         _check_names("text", "inputs", text.inputs, ("token_ids", "positions", "mask", *self.past_names, *self._cross))
-        _check_names("text", "outputs", text.outputs, ("logits", "hidden", *self.present_names))
+        # A text graph of schema 3 leaves the choice of the token to its caller, and its past grows (bundle/manifest.py).
+        self._chooses = "next_token" in text.outputs
+        chosen = ("next_token",) if self._chooses else ()
+        _check_names("text", "outputs", text.outputs, (*chosen, "logits", "hidden", *self.present_names))
+        self._cache_dtype: np.dtype[np.generic] | None = None  # known with the first image
         if (words is not None) != (spec.attention_mode == "text"):
             raise InvariantError(
                 f"graph 'words' belongs to the attention mode 'text' alone, this one is '{spec.attention_mode}'"
@@ -64,9 +68,12 @@ class VisionLanguageModel:
         """The arrays as values of the text graph, without a copy where possible."""
         return {name: self._text.borrow(array) for name, array in arrays.items()}
 
-    def encode_image(self, pixels: npt.NDArray[np.float32]) -> CrossAttentionCache:
-        """Encode frames, float32 [B, 3, S, S] (already normalised), once for caption and embedding."""
+    def encode_image(self, pixels: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> CrossAttentionCache:
+        """Encode frames once for caption and embedding: uint8 [B, S, S, 3], or normalised float32 [B, 3, S, S] where
+        the bundle is of schema 3."""
         encoded = self._vision.run_values({"pixels": pixels}, self._cross)
+        if self._cache_dtype is None:
+            self._cache_dtype = encoded[self._cross[0]].numpy().dtype
         # Copied once and not at every step: the two graphs may run on different backends.
         return CrossAttentionCache({name: self._text.value(value) for name, value in encoded.items()}, len(pixels))
 
@@ -81,13 +88,14 @@ class VisionLanguageModel:
         captions: list[list[int]] = [[] for _ in range(image.frames)]
         ended = np.zeros(image.frames, dtype=np.bool_)
         tokens = np.full(image.frames, rule.start_id, dtype=np.int64)
-        past = self._empty_past(image.frames)
+        window = rule.max_new_tokens - 1 if self._chooses else 0  # otherwise the past grows with every token
+        past = self._past(image.frames, window)
         for position in range(rule.max_new_tokens):
             positions = np.full(image.frames, position, dtype=np.int64)
-            mask = np.zeros((image.frames, 1, 1, position + 1), dtype=np.float32)
-            logits, present = self.step(image, past, tokens, positions, mask)
+            mask = np.zeros((image.frames, 1, 1, max(window, position) + 1), dtype=np.float32)
+            mask[..., : max(window - position, 0)] = MASKED_SCORE
+            tokens, present = self.step(image, past, tokens, positions, mask)
             past = {name: present[new] for name, new in zip(self.past_names, self.present_names, strict=True)}
-            tokens = logits.argmax(axis=-1)
             ended |= tokens == rule.end_id
             if ended.all():
                 break
@@ -118,7 +126,7 @@ class VisionLanguageModel:
         if self._words is not None:
             values = self._words.run_values({**feeds, "mask": mask[:, :, :1]}, ["hidden"])
         else:
-            feeds |= {"mask": mask, **self._empty_past(len(rows)), **image.values}
+            feeds |= {"mask": mask, **self._past(len(rows), 0), **image.values}
             values = self._text.run_values(feeds, ["hidden"])
         hidden: npt.NDArray[np.float32] = values["hidden"].numpy()
         check_shape(hidden, (*tokens.shape, None), output="hidden")
@@ -132,21 +140,28 @@ class VisionLanguageModel:
         tokens: npt.NDArray[np.int64],
         positions: npt.NDArray[np.int64],
         mask: npt.NDArray[np.float32],
-    ) -> tuple[npt.NDArray[np.float32], dict[str, Value]]:
-        """Generate one token in every row: logits float32 [B, vocabulary], and ``past`` with the new token appended.
+    ) -> tuple[npt.NDArray[np.int64], dict[str, Value]]:
+        """Generate one token in every row: the tokens, int64 [B], and ``past`` with the previous token at its end.
 
         ``tokens``, ``positions``: [B]; ``past``: by name [B, heads, P, head_dim]; ``mask``: [B, 1, 1, P + 1],
-        0 keeps and MASKED_SCORE drops. ``present``: by name [B, heads, P + 1, head_dim].
+        0 keeps and MASKED_SCORE drops. Present, by name: [B, heads, P, head_dim], the oldest token left out; of a
+        schema-3 graph [B, heads, P + 1, head_dim].
         """
         feeds: dict[str, Feed] = {"token_ids": tokens[:, None], "positions": positions[:, None], "mask": mask}
-        values = self._text.run_values({**feeds, **past, **image.values}, ["logits", *self.present_names])
-        logits = check_shape(values["logits"].numpy(), (len(tokens), None), output="logits")
-        return logits, {name: values[name] for name in self.present_names}
+        chosen = "next_token" if self._chooses else "logits"
+        values = self._text.run_values({**feeds, **past, **image.values}, [chosen, *self.present_names])
+        found = values[chosen].numpy()
+        if self._chooses:
+            found = check_shape(found, (len(tokens),), output=chosen)
+        else:
+            found = check_shape(found, (len(tokens), None), output=chosen).argmax(axis=-1)
+        return found, {name: values[name] for name in self.present_names}
 
-    def _empty_past(self, rows: int) -> dict[str, Value]:
-        shape = (rows, self.spec.text.heads, 0, self.spec.text.head_dim)
-        empty = self._text.value(np.empty(shape, dtype=np.float32))
-        return dict.fromkeys(self.past_names, empty)
+    def _past(self, rows: int, length: int) -> dict[str, Value]:
+        """A past of ``length`` positions of zeros."""
+        shape = (rows, self.spec.text.heads, length, self.spec.text.head_dim)
+        past = self._text.value(np.zeros(shape, dtype=self._cache_dtype or np.float32))
+        return dict.fromkeys(self.past_names, past)
 
 
 def _check_names(graph: str, side: str, found: Sequence[str], wanted: Sequence[str]) -> None:

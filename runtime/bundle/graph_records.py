@@ -77,7 +77,7 @@ class Int8Arithmetic(Record, frozen=True):
 
 
 class Graph(Record, frozen=True):
-    """One ONNX file. Inputs and outputs are float32 (and int64) whatever its precision."""
+    """One ONNX file. Types of its inputs and outputs: runtime/bundle/manifest.py."""
 
     file: Text
     opset: Annotated[int, Meta(ge=0, le=1000)]
@@ -92,6 +92,11 @@ class Graph(Record, frozen=True):
     engines: Annotated[tuple[EngineRecord, ...], Meta(max_length=100)] = msgspec.field(name="plans", default=())
     uses: Annotated[tuple[GraphUse, ...], Meta(max_length=8)] = ()  # empty: one, with the sizes of ``axes``
     int8: Int8Arithmetic | None = None  # None where it is not int8, or was written before this was measured
+
+    @property
+    def takes_bytes(self) -> bool:
+        """True when frames enter as uint8 [..., height, width, 3] and are normalised in the graph."""
+        return any(tensor.dtype == "uint8" for tensor in self.inputs)
 
 
 class GraphParity(Record, frozen=True):

@@ -4,20 +4,31 @@ Reading it needs no runtime and no numpy. An extractor has a vision-language par
 ``Manifest.needed_graphs`` lists the graphs that it runs. The graphs' tensor names are defined here for the exporter
 and the runtime (records of graphs, parity and engines: graph_records.py):
 
-``vision``     pixels f32[batch, 3, S, S] -> per decoder layer NN:
-               cross_key_NN   f32[batch, heads, head_dim, patches] (transposed, scaled by head_dim**-0.5)
-               cross_value_NN f32[batch, heads, patches, head_dim]
+``vision``     pixels u8[batch, S, S, 3] -> per decoder layer NN:
+               cross_key_NN   cache[batch, heads, head_dim, patches] (transposed, scaled by head_dim**-0.5)
+               cross_value_NN cache[batch, heads, patches, head_dim]
 ``text``       token_ids i64[batch, tokens], positions i64[batch, tokens],
                mask f32[batch, 1, tokens, past + tokens] (added to the attention scores: 0 keeps, MASKED_SCORE drops),
-               past_key_NN, past_value_NN f32[batch, heads, past, head_dim], cross_key_NN, cross_value_NN
-               -> logits f32[batch, vocabulary] of the last token, hidden f32[batch, tokens, width],
-               present_key_NN, present_value_NN f32[batch, heads, past + tokens, head_dim]
+               past_key_NN, past_value_NN cache[batch, heads, past, head_dim], cross_key_NN, cross_value_NN
+               -> next_token i64[batch] (the likeliest after the last token, the lowest id of equals),
+               logits f32[batch, vocabulary] of the last token (to be compared; a runtime fetches next_token),
+               hidden f32[batch, tokens, width],
+               present_key_NN, present_value_NN cache[batch, heads, past, head_dim]: the last ``past`` positions of
+               past and new tokens together, a window that slides
 ``words``      token_ids i64[batch, tokens], positions i64[batch, tokens], mask f32[batch, 1, 1, tokens]
                -> hidden f32[batch, tokens, width]: the text alone, no image
-``clip``       pixels f32[batch, 3, S, S] -> vector f32[batch, 2 w] (the image's vector, then that of the
+``clip``       pixels u8[batch, S, S, 3] -> vector f32[batch, 2 w] (the image's vector, then that of the
                caption nearest to it), caption_index i64[batch]
-``cnn``        frames f32[batch, 3, K, S, S] -> embedding f32[batch, width]
-``keyframes``  frames f32[frames, 3, S, S] -> features f32[frames, C]; in every bundle
+``cnn``        frames u8[batch, K, S, S, 3] -> embedding f32[batch, width]
+``keyframes``  frames u8[frames, S, S, 3] -> features f32[frames, C]; in every bundle
+
+``cache`` is the type of the text graph's keys and values: f32, or f16 or bf16 where that graph is in half precision.
+Frames are RGB, resized and cropped; a graph normalises them itself, in f32: (value / 255 - mean) / std
+(docs/decisions/032-frames-cross-as-bytes.md).
+
+A bundle of schema 3 differs in three ways. Its frames are f32[…, 3, …], normalised by the host: [batch, 3, S, S],
+``cnn`` [batch, 3, K, S, S], ``keyframes`` [frames, 3, S, S]. Its ``text`` has no next_token, and its present_* hold
+past + tokens positions. Its caches are f32 in every precision. A runtime looks at the tensors, not at the schema.
 """
 
 from __future__ import annotations
@@ -45,7 +56,8 @@ from .graph_records import (
     precision_label,
 )
 
-SCHEMA = 3
+SCHEMA = 4  # that an export writes
+SCHEMAS = (3, SCHEMA)  # that are read
 MANIFEST_FILE = "bundle.json"
 TOKENIZER_FILE = "tokenizer.json"
 MASKED_SCORE = -1e4  # added to an attention score to drop it; fits fp16
@@ -71,6 +83,11 @@ class FramePreprocessing(Record, frozen=True):
     mean: tuple[Level, Level, Level]
     std: tuple[Level, Level, Level]
     resized: tuple[Pixels, Pixels] | None = None  # height and width before the centre crop, whatever the aspect
+
+    @property
+    def gives_bytes(self) -> bool:
+        """True when the resized values are whole bytes: frames may then enter a graph as uint8."""
+        return self.filter != "bilinear"
 
 
 class KeyframeRule(Record, frozen=True):

@@ -15,7 +15,7 @@ import msgspec
 
 from ...base.errors import DataError, StorageError, printable
 from ...base.files import printable_path, read_regular
-from .manifest import MANIFEST_FILE, SCHEMA, TOKENIZER_FILE, Manifest, VisionLanguage
+from .manifest import MANIFEST_FILE, SCHEMAS, TOKENIZER_FILE, Manifest, VisionLanguage
 from .signature import SIGNATURE_FILE
 
 MAX_MANIFEST_BYTES = 16 << 20  # bytes; it holds CLIP's thousands of captions
@@ -24,6 +24,7 @@ MAX_KEPT = 1 << 16  # keys of a caption's token in all layers: 260 MB for 512 to
 MAX_GRAPH_BYTES = 2 << 30  # no parser of ONNX takes a larger file; a copy of it is in memory while it is opened
 MAX_TOKENIZER_BYTES = 64 << 20
 MAX_BUNDLE_BYTES = 16 << 30  # of all files: 20 s to hash
+_READ = " or ".join(map(str, SCHEMAS))
 _FIX = "export the bundle again with this version of flamest-export"
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")  # of a file's name, between slashes
 
@@ -52,13 +53,13 @@ def decode_manifest(data: bytes, path: Path) -> Manifest:
     """Decode the bytes ``data`` of the file ``path``; raises DataError that names ``path``."""
     try:
         schema = msgspec.json.decode(data, type=_Version).schema
-        if schema != SCHEMA:
-            raise DataError(f"{path} has schema {schema}, this version reads schema {SCHEMA}", fix=_FIX)
+        if schema not in SCHEMAS:
+            raise DataError(f"{path} has schema {schema}, this version reads schema {_READ}", fix=_FIX)
         manifest = msgspec.json.decode(data, type=Manifest)
         json.loads(data, object_pairs_hook=_no_name_twice)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:  # ValueError: UTF-8, and numbers of many digits
         reason = "nested too deeply" if isinstance(error, RecursionError) else printable(str(error))[:500]
-        raise DataError(f"{path} is not a manifest of schema {SCHEMA}: {reason}", fix=_FIX) from error
+        raise DataError(f"{path} is not a manifest of schema {_READ}: {reason}", fix=_FIX) from error
     _check_parts(path, manifest)
     _check_names(path.parent, manifest)
     _check_file_sizes(path.parent, manifest)
