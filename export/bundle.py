@@ -43,6 +43,7 @@ from .parts import (
     ExportedPart,
     captioner_part,
     keyframe_part,
+    keyframe_rule,
     phase,
     retrieved_caption,
     retriever_part,
@@ -177,7 +178,7 @@ def _export_video(
     """The keyframe graph from Slow, and the spatio-temporal part where the extractor has one."""
     network = request.extractor.network
     loaded = _load_video("slow", request, context)
-    keyframes = context.export(keyframe_part(loaded, alone=network != "slow"))
+    keyframes = context.export(keyframe_part(loaded, keyframe_rule(loaded), alone=network != "slow"))
     if network is None:
         return keyframes, None
     if network != "slow":

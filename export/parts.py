@@ -143,7 +143,8 @@ def total_parity(parts: Sequence[ComparedPart]) -> Parity:
 def captioner_part(loaded: LoadedBlip, vlm: VisionLanguage) -> Part[VisionLanguage]:
     """BLIP: graphs ``vision``, ``text`` and, where the caption is encoded alone, ``words``."""
     model = loaded.model
-    specs = (vision_spec(model), text_spec(model), *((words_spec(model),) if vlm.attention_mode == "text" else ()))
+    words = (words_spec(model),) if vlm.attention_mode == "text" else ()
+    specs = (vision_spec(model, vlm.preprocessing), text_spec(model, vlm.caption.max_new_tokens), *words)
     return Part(
         title="BLIP",
         record=vlm,
@@ -168,7 +169,7 @@ def retriever_part(loaded: LoadedClip, vlm: RetrievedCaption) -> Part[RetrievedC
             fix="give the --clip weights that the bundle was exported with",
             code="other_weights",
         )
-    spec = clip_spec(model, encode_captions(model, tokens))
+    spec = clip_spec(model, encode_captions(model, tokens), vlm.preprocessing)
     return Part(
         title="CLIP",
         record=vlm,
@@ -180,43 +181,36 @@ def retriever_part(loaded: LoadedClip, vlm: RetrievedCaption) -> Part[RetrievedC
     )
 
 
-def keyframe_part(slow: LoadedVideo, *, alone: bool) -> Part[KeyframeRule]:
+def keyframe_part(slow: LoadedVideo, rule: KeyframeRule, *, alone: bool) -> Part[KeyframeRule]:
     """The first layers of Slow: graph ``keyframes``, which is fp32 in every bundle.
 
     ``alone``: the bundle holds no more of Slow, so these layers are a source of their own.
     """
-    net, form = slow.net, slow.form
+    net = slow.net
     sources = {KEYFRAMES_SOURCE: _first_layers(slow)} if alone else {}
-    rule = KeyframeRule(
-        count=FRAMES,
-        candidates=CANDIDATES,
-        preprocessing=keyframe_candidates(form.keyframe_size),
-        feature_width=keyframe_width(net),
-        space="slow stem to res3, mean over positions",
-    )
-    spec = keyframe_spec(net, form)
+    spec = keyframe_spec(net, rule.preprocessing)
     return Part(
         title="keyframe features",
         record=rule,
         sources=sources,
         specs=(spec,),
         frames=None,
-        compare=lambda written: compare_keyframes(net, written, form),
+        compare=lambda written: compare_keyframes(net, written, rule.preprocessing),
         compare_chain=None,
     )
 
 
 def spatio_temporal_part(loaded: LoadedVideo, cnn: SpatioTemporal) -> Part[SpatioTemporal]:
     """A spatio-temporal network: graph ``cnn``."""
-    network, net, form = loaded.network, loaded.net, loaded.form
-    spec = cnn_spec(network, net, form)
+    network, net = loaded.network, loaded.net
+    spec = cnn_spec(network, net, loaded.form, cnn.preprocessing)
     return Part(
         title=network.name,
         record=cnn,
         sources={network.name: loaded.source},
         specs=(spec,),
         frames=cnn.preprocessing,
-        compare=lambda written: compare_cnn(network, net, written, form),
+        compare=lambda written: compare_cnn(network, net, written, cnn),
         compare_chain=lambda written, clips: compare_spatio_temporal(spec, written, cnn.preprocessing, clips),
     )
 
@@ -258,6 +252,17 @@ def retrieved_caption(loaded: LoadedClip, captions: Path | None, captioned_frame
         tokens_sha256=hash_tokens(tokenize_captions(loaded.tokenizer, texts, config)),
         width=2 * config.projection_dim,
         captioned_frames=captioned_frames,
+    )
+
+
+def keyframe_rule(slow: LoadedVideo) -> KeyframeRule:
+    """The manifest's record of the choice of keyframes by the first layers of Slow."""
+    return KeyframeRule(
+        count=FRAMES,
+        candidates=CANDIDATES,
+        preprocessing=keyframe_candidates(slow.form.keyframe_size),
+        feature_width=keyframe_width(slow.net),
+        space="slow stem to res3, mean over positions",
     )
 
 

@@ -46,7 +46,7 @@ class VisionLanguageModel:
         _check_names("vision", "inputs", vision.inputs, ("pixels",))
         _check_names("vision", "outputs", vision.outputs, self._cross)
         _check_names("text", "inputs", text.inputs, ("token_ids", "positions", "mask", *self.past_names, *self._cross))
-        # A text graph of schema 3 leaves the choice of the token to its caller, and its past grows (bundle/manifest.py).
+        # A graph of schema 3 leaves the choice of the token to its caller, and its past grows (bundle/manifest.py).
         self._chooses = "next_token" in text.outputs
         chosen = ("next_token",) if self._chooses else ()
         _check_names("text", "outputs", text.outputs, (*chosen, "logits", "hidden", *self.present_names))
@@ -88,7 +88,7 @@ class VisionLanguageModel:
         captions: list[list[int]] = [[] for _ in range(image.frames)]
         ended = np.zeros(image.frames, dtype=np.bool_)
         tokens = np.full(image.frames, rule.start_id, dtype=np.int64)
-        window = rule.max_new_tokens - 1 if self._chooses else 0  # otherwise the past grows with every token
+        window = max(rule.max_new_tokens - 1, 0) if self._chooses else 0  # otherwise the past grows with every token
         past = self._past(image.frames, window)
         for position in range(rule.max_new_tokens):
             positions = np.full(image.frames, position, dtype=np.int64)

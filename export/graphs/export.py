@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ...base.errors import InvariantError, MissingExtra
 from ...runtime.bundle.graph_records import Graph, Tensor
 from ..precision.dtypes import read_dtype_histogram
+from .fusible import cast_bytes_first, order_gelus, scale_queries
 from .spec import GraphSpec
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 OPSET = 18
 OPSET_BF16 = 22  # the first in which convolutions and pooling may be bfloat16
@@ -40,6 +40,7 @@ def write_graph(spec: GraphSpec, folder: Path) -> Graph:
     except ImportError as error:
         raise MissingExtra(error.name or "torch", extra="export") from error
 
+    module = spec.whole_module()
     opset = OPSET_BF16 if spec.precision == "bf16" else OPSET
     sizes = {**_TRACED, **{word: axis.usual for word, axis in spec.axes.items() if axis.smallest == axis.largest}}
     example = tuple(_example(tensor, sizes) for tensor in spec.inputs)
@@ -48,10 +49,10 @@ def write_graph(spec: GraphSpec, folder: Path) -> Graph:
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
         program = torch.onnx.export(
-            spec.module,
+            module,
             example,
             dynamo=True,
-            dynamic_shapes=_dynamic_shapes(spec),
+            dynamic_shapes=_dynamic_shapes(module, spec.inputs),
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             opset_version=opset,
@@ -62,7 +63,9 @@ def write_graph(spec: GraphSpec, folder: Path) -> Graph:
         raise InvariantError(f"graph '{spec.name}': the exporter returned nothing")
     model = program.model_proto
     _strip(model)
+    cast_bytes_first(model)
     order_gelus(model)
+    scale_queries(model)
     _name_axes(spec.name, "input", model.graph.input, spec.inputs)
     _name_axes(spec.name, "output", model.graph.output, spec.outputs)
     path = folder / f"{spec.name}.onnx"
@@ -73,6 +76,7 @@ def write_graph(spec: GraphSpec, folder: Path) -> Graph:
         inputs=spec.inputs,
         outputs=spec.outputs,
         axes=dict(spec.axes),
+        uses=spec.uses,
         precision=spec.precision,
         dtype_histogram=read_dtype_histogram(path),
     )
@@ -93,15 +97,15 @@ def _example(tensor: Tensor, sizes: Mapping[str, int]) -> torch.Tensor:
     return torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
 
 
-def _dynamic_shapes(spec: GraphSpec) -> tuple[Any, ...]:
+def _dynamic_shapes(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
     """Per argument of ``forward`` its dynamic axes; all after ``*args`` is one argument, a tuple."""
     import inspect
 
     import torch
 
     dynamic = torch.export.Dim.DYNAMIC
-    shapes = [{i: dynamic for i, size in enumerate(t.shape) if isinstance(size, str)} for t in spec.inputs]
-    parameters = list(inspect.signature(spec.module.forward).parameters.values())
+    shapes = [{i: dynamic for i, size in enumerate(t.shape) if isinstance(size, str)} for t in inputs]
+    parameters = list(inspect.signature(module.forward).parameters.values())
     if parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:
         named = len(parameters) - 1
         return (*shapes[:named], tuple(shapes[named:]))
@@ -134,47 +138,3 @@ def _name_axes(graph: str, side: str, values: Any, promised: tuple[Tensor, ...])
         for dim, want in zip(dims, tensor.shape, strict=True):
             if isinstance(want, str):
                 dim.dim_param = want
-
-
-def order_gelus(model: Any) -> int:
-    """Reorder each GELU of ``model`` (an ``onnx.ModelProto``) into the form that runtimes fuse; return how many.
-
-    PyTorch's exporter writes x · (0.5 · (1 + erf(x / √2))). ONNX Runtime (its GeluFusion) and others fuse
-    (x · (1 + erf(x / √2))) · 0.5 to one operator. Halving is exact, so the numbers are the same.
-    """
-    from onnx import numpy_helper
-
-    graph, changed = model.graph, 0
-    makers = {node.output[0]: node for node in graph.node}
-    readers: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    halves = {
-        tensor.name
-        for tensor in graph.initializer
-        if not tensor.dims and np.asarray(numpy_helper.to_array(tensor), np.float64) == 0.5
-    }
-    for halved in list(graph.node):
-        operands = set(halved.input)
-        if halved.op_type != "Mul" or len(operands & halves) != 1 or len(operands) != 2:
-            continue
-        (half,) = operands & halves
-        (summed,) = operands - halves
-        last = readers.get(halved.output[0], [])
-        if not _is_one_plus_erf(makers, summed) or [node.op_type for node in last] != ["Mul"]:
-            continue
-        x = next(name for name in last[0].input if name != halved.output[0])
-        halved.input[:], last[0].input[:] = [x, summed], [halved.output[0], half]
-        changed += 1
-    return changed
-
-
-def _is_one_plus_erf(makers: dict[str, Any], name: str) -> bool:
-    """True where ``name`` is the sum of an Erf's result and another value."""
-    node = makers.get(name)
-    return (
-        node is not None
-        and node.op_type == "Add"
-        and any(makers[operand].op_type == "Erf" for operand in node.input if operand in makers)
-    )

@@ -7,7 +7,7 @@ its history, and https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/
 What the table allows may still fail to build; what it refuses does not parse everywhere.
 
 Since version 10 int8 is a *quantised* type: it exists between QuantizeLinear and DequantizeLinear and
-nowhere else, with zero points of zero; uint8 at inputs and outputs alone.
+nowhere else, with zero points of zero; uint8 is an input of the network that a Cast reads, and nothing else.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class NodeView:
     ranks: Mapping[str, int]
     constants: frozenset[str]  # initializers and results of Constant
     zeros: frozenset[str]  # constants whose every value is zero
+    inputs: frozenset[str] = frozenset()  # of the network
 
     def attribute(self, name: str) -> list[int]:
         return next((list(given.ints) for given in self.node.attribute if given.name == name), [])
@@ -75,6 +76,13 @@ def _zero_point_of_zero(view: NodeView) -> str:
     return "has a zero point other than zero" if any(n and n not in view.zeros for n in names) else ""
 
 
+def _bytes_from_outside(view: NodeView) -> str:
+    """The network's own input may be uint8; a value that is computed may not."""
+    value = view.node.input[0]
+    inside = view.types.get(value) == "uint8" and value not in view.inputs
+    return "on uint8 that is no input of the network, expected another type" if inside else ""
+
+
 def _no_restriction(view: NodeView) -> str:
     return ""
 
@@ -90,7 +98,7 @@ _axes = _constant_input(1, "axes")
 OPERATORS: dict[str, Operator] = {
     **dict.fromkeys(("Add", "Div", "Mul", "Sub", "Max", "Min", "Neg", "ArgMax", "ArgMin"), Operator(_NUMBERS)),
     **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), Operator(_NUMBERS)),
-    **dict.fromkeys(("Cast", "Concat", "Expand", "Flatten", "Gather", "GatherElements"), Operator(_ALL)),
+    **dict.fromkeys(("Concat", "Expand", "Flatten", "Gather", "GatherElements"), Operator(_ALL)),
     **dict.fromkeys(("GatherND", "Identity", "Reshape", "Shape", "Size", "Split", "Tile"), Operator(_ALL)),
     **dict.fromkeys(("Transpose", "Constant", "Where"), Operator(_ALL)),
     **dict.fromkeys(("Erf", "Exp", "Floor", "Gemm", "GlobalAveragePool", "Log", "MatMul"), Operator(_FLOATS)),
@@ -99,6 +107,7 @@ OPERATORS: dict[str, Operator] = {
     **dict.fromkeys(("Squeeze", "Unsqueeze"), Operator(_ALL, _axes)),
     **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"), Operator(_NUMBERS, _axes)),
     **dict.fromkeys(("AveragePool", "MaxPool"), Operator(_FLOATS, _pooling)),
+    "Cast": Operator(_ALL | {"uint8"}, _bytes_from_outside),
     "Conv": Operator(_FLOATS, _two_or_three_dimensions),
     "ConstantOfShape": Operator(frozenset({"float32"})),
     "DequantizeLinear": Operator(frozenset({"int8"}), _zero_point_of_zero),

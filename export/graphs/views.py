@@ -45,11 +45,11 @@ def view_graph(path: Path) -> GraphView:
     types = {value.name: _dtype(value) for value in values}
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in values}
     types |= {tensor.name: dtype_name(tensor.data_type) for tensor in inferred.graph.initializer}
-    promised = {value.name for value in inferred.graph.input} - constants
+    given = frozenset(value.name for value in inferred.graph.input) - constants
     return GraphView(
-        nodes=tuple(NodeView(node, types, ranks, constants, zeros) for node in inferred.graph.node),
+        nodes=tuple(NodeView(node, types, ranks, constants, zeros, given) for node in inferred.graph.node),
         opsets=opsets,
-        inputs={value.name: (_dtype(value), _sizes(value)) for value in inferred.graph.input if value.name in promised},
+        inputs={value.name: (_dtype(value), _sizes(value)) for value in inferred.graph.input if value.name in given},
         outputs={value.name: (_dtype(value), _sizes(value)) for value in inferred.graph.output},
     )
 

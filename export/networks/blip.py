@@ -3,7 +3,8 @@ that only see tensors.
 
 Tensor names and the mask convention: runtime/bundle/manifest.py. Cross-attention keys and values depend on
 the image alone, so the vision module computes them, once per frame. One text module serves caption
-prefill, caption step and bidirectional encoding: mask and positions are inputs.
+prefill, caption step and bidirectional encoding: mask and positions are inputs. Past keys and values are a window that
+slides: as many positions come out as went in, so a batch of captions at different lengths runs at one shape.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def text_shape(model: BlipForConditionalGeneration) -> TextShape:
 
 
 def vision_module(model: BlipForConditionalGeneration) -> nn.Module:
-    """pixels float32 [B, 3, S, S] -> per text layer the cross-attention keys and values of the image."""
+    """pixels float32 [B, 3, S, S], normalised -> per text layer the cross-attention keys and values of the image."""
     from torch import nn
 
     shape = text_shape(model)
@@ -120,12 +121,15 @@ def vision_module(model: BlipForConditionalGeneration) -> nn.Module:
 
 
 def text_module(model: BlipForConditionalGeneration) -> nn.Module:
-    """(token_ids, positions, mask, past…, cross…) -> (logits, hidden, present…), order as in the manifest."""
+    """(token_ids, positions, mask, past…, cross…) -> (next_token, logits, hidden, present…), as in the manifest.
+
+    Queries are scaled, not scores: a runtime's fused attention wants the scale before the first product.
+    """
     import torch
     from torch import nn
 
     shape = text_shape(model)
-    per_cache = 2 * shape.layers
+    per_cache, scale = 2 * shape.layers, 1 / math.sqrt(shape.head_dim)
 
     class Text(nn.Module):
         def __init__(self) -> None:
@@ -141,13 +145,14 @@ def text_module(model: BlipForConditionalGeneration) -> nn.Module:
                 embeddings.word_embeddings(token_ids) + embeddings.position_embeddings(positions)
             )
             present: list[Tensor] = []
+            oldest = token_ids.shape[1]  # as many positions as are new fall out of the window
             for index, layer in enumerate(self.layers):
                 source = layer.attention.self
-                query = _split_heads(source.query(hidden), shape).transpose(1, 2)
+                query = _split_heads(source.query(hidden), shape).transpose(1, 2) * scale
                 key = torch.cat([past[2 * index], _split_heads(source.key(hidden), shape).transpose(1, 2)], dim=2)
                 value = torch.cat([past[2 * index + 1], _split_heads(source.value(hidden), shape).transpose(1, 2)], 2)
-                present += [key, value]
-                scores = torch.matmul(query, key.transpose(2, 3)) / math.sqrt(shape.head_dim) + mask
+                present += [key[:, :, oldest:], value[:, :, oldest:]]
+                scores = torch.matmul(query, key.transpose(2, 3)) + mask
                 hidden = layer.attention.output(_merge_heads(torch.matmul(scores.softmax(-1), value), shape), hidden)
 
                 query = _split_heads(layer.crossattention.self.query(hidden), shape).transpose(1, 2)
@@ -155,8 +160,8 @@ def text_module(model: BlipForConditionalGeneration) -> nn.Module:
                 seen = _merge_heads(torch.matmul(scores.softmax(-1), cross[2 * index + 1]), shape)
                 hidden = layer.feed_forward_chunk(layer.crossattention.output(seen, hidden))
             # Two-dimensional: becomes a Gemm that reads the embedding matrix as it is, stored once.
-            logits = self.head(hidden[:, -1])
-            return (logits, hidden, *present)
+            logits = self.head(hidden[:, -1]).float()
+            return (logits.argmax(dim=-1), logits, hidden, *present)
 
     return Text().eval()
 
@@ -171,6 +176,7 @@ def words_module(model: BlipForConditionalGeneration) -> nn.Module:
     from torch import nn
 
     shape = text_shape(model)
+    scale = 1 / math.sqrt(shape.head_dim)
 
     class Words(nn.Module):
         def __init__(self) -> None:
@@ -189,7 +195,7 @@ def words_module(model: BlipForConditionalGeneration) -> nn.Module:
                     _split_heads(linear(hidden), shape).transpose(1, 2)
                     for linear in (source.query, source.key, source.value)
                 )
-                scores = torch.matmul(query, key.transpose(2, 3)) / math.sqrt(shape.head_dim) + mask
+                scores = torch.matmul(query * scale, key.transpose(2, 3)) + mask
                 hidden = layer.attention.output(_merge_heads(torch.matmul(scores.softmax(-1), value), shape), hidden)
                 hidden = layer.feed_forward_chunk(hidden)
             return hidden  # type: ignore[no-any-return]

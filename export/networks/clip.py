@@ -84,7 +84,8 @@ def build_clip(config: dict[str, Any]) -> Any:
 
 
 def clip_module(model: Any, captions: Tensor) -> nn.Module:
-    """pixels [B, 3, S, S] -> (vector [B, 2 w], caption_index [B]); ``captions`` float32 [N, w] become constants."""
+    """pixels [B, 3, S, S], normalised -> (vector [B, 2 w], caption_index [B]); ``captions`` float32 [N, w] become
+    constants."""
     import torch
     from torch import nn
 

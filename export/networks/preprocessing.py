@@ -44,8 +44,11 @@ def keyframe_candidates(size: int) -> FramePreprocessing:
 
 
 def pytorchvideo_frames(size: int) -> FramePreprocessing:
-    """Slow and I3D."""
-    return FramePreprocessing(size=size, fit="crop", filter="bilinear", mean=PYTORCHVIDEO_MEAN, std=PYTORCHVIDEO_STD)
+    """Slow and I3D. PyTorchVideo's own scaler gives fractions; as bytes they are rounded
+    (docs/decisions/033-frames-as-bytes.md)."""
+    return FramePreprocessing(
+        size=size, fit="crop", filter="bilinear-bytes", mean=PYTORCHVIDEO_MEAN, std=PYTORCHVIDEO_STD
+    )
 
 
 def resnet3d_frames(size: int) -> FramePreprocessing:

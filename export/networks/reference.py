@@ -44,7 +44,7 @@ class VideoNetwork:
     name: Network
     full: Callable[[], tuple[nn.Module, VideoForm]]  # of the published size; weights not set
     tiny: Callable[[], tuple[nn.Module, VideoForm]]  # few layers, for tests and the demo; weights not set
-    module: Callable[[nn.Module, int], nn.Module]  # exported; from the network and a clip's frames
+    module: Callable[[nn.Module, int], nn.Module]  # exported, for [B, K, 3, S, S]; from the network and K
     reference: Callable[[nn.Module, Frames], npt.NDArray[np.float32]]  # the embedding by the library's own forward
     preprocessing: Callable[[int], FramePreprocessing]  # from the crop's pixels
     pooling: str  # recorded in the manifest, for people

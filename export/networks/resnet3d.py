@@ -36,7 +36,7 @@ def published_url() -> str:
 
 
 def resnet3d_module(net: nn.Module) -> nn.Module:
-    """frames float32 [B, 3, K, S, S] -> embedding float32 [B, width]: the mean that enters the last dense layer."""
+    """frames float32 [B, K, 3, S, S] -> embedding float32 [B, width]: the mean that enters the last dense layer."""
     from torch import nn
 
     class ResNet3D(nn.Module):
@@ -45,7 +45,7 @@ def resnet3d_module(net: nn.Module) -> nn.Module:
             self.trunk = nn.Sequential(*(getattr(net, name) for name in TRUNK))
 
         def forward(self, frames: Tensor) -> Tensor:
-            return self.trunk(frames).mean(dim=(2, 3, 4))  # type: ignore[no-any-return]
+            return self.trunk(frames.transpose(1, 2)).mean(dim=(2, 3, 4))  # type: ignore[no-any-return]
 
     return ResNet3D().eval()
 

@@ -146,7 +146,7 @@ def bottleneck_net(
 
 
 def pooled_module(net: nn.Module) -> nn.Module:
-    """frames float32 [B, 3, K, S, S] -> embedding float32 [B, width] (paper eq. 7).
+    """frames float32 [B, K, 3, S, S] -> embedding float32 [B, width] (paper eq. 7).
 
     The input of the last dense layer, averaged over the positions that the head pools to: four
     windows of 7 x 7 for ``slow_r50`` at 256 px, which is another vector than the global mean.
@@ -162,7 +162,8 @@ def pooled_module(net: nn.Module) -> nn.Module:
             self.pool = blocks[-1].pool
 
         def forward(self, frames: Tensor) -> Tensor:
-            return self.pool(self.backbone(frames)).mean(dim=(2, 3, 4))  # type: ignore[no-any-return]
+            maps = self.backbone(frames.transpose(1, 2))
+            return self.pool(maps).mean(dim=(2, 3, 4))  # type: ignore[no-any-return]
 
     return Pooled().eval()
 
@@ -184,7 +185,7 @@ def slow_module(net: nn.Module, frames: int) -> nn.Module:
             self.pool = blocks[-1].pool
 
         def forward(self, clips: Tensor) -> Tensor:
-            maps: Tensor = self.backbone(clips.transpose(1, 2).flatten(0, 1))  # [B · frames, C, h, w]
+            maps: Tensor = self.backbone(clips.flatten(0, 1))  # [B · frames, C, h, w]
             maps = maps.reshape(-1, frames, *maps.shape[1:]).transpose(1, 2)
             return self.pool(maps).mean(dim=(2, 3, 4))  # type: ignore[no-any-return]
 

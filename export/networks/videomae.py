@@ -55,7 +55,7 @@ def build_videomae(config: dict[str, Any]) -> nn.Module:
 
 
 def videomae_module(net: nn.Module) -> nn.Module:
-    """frames float32 [B, 3, K, S, S] -> embedding float32 [B, width]: the classifier's input.
+    """frames float32 [B, K, 3, S, S] -> embedding float32 [B, width]: the classifier's input.
 
     That is the mean of all tokens, normalised, where the configuration pools (as published), and the
     first token where it does not.
@@ -71,7 +71,7 @@ def videomae_module(net: nn.Module) -> nn.Module:
             self.norm: Any = whole.fc_norm
 
         def forward(self, frames: Tensor) -> Tensor:
-            tokens = self.encoder(frames.transpose(1, 2)).last_hidden_state
+            tokens = self.encoder(frames).last_hidden_state
             return self.norm(tokens.mean(1)) if self.norm is not None else tokens[:, 0]  # type: ignore[no-any-return]
 
     return VideoMAE().eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from ...runtime.backends.session import Session
 from ...runtime.bundle.manifest import MASKED_SCORE, VisionLanguage, layer_names
 from ...runtime.vision_language import TokenIds, VisionLanguageModel
 from ..networks.blip import key_values, resumed, text_shape
+from ..networks.frame_bytes import normalise_bytes
 from .comparison import BATCHES, Comparison, PartParity, pictures, summarise
 from .written_graphs import WrittenGraphs
 
@@ -35,9 +36,10 @@ def compare_blip(model: BlipForConditionalGeneration, written: WrittenGraphs, vl
     runs: list[Comparison] = []
     captions = equal = 0
     for batch in BATCHES:
-        pixels = pictures(batch, vlm.preprocessing)
+        rgb = pictures(batch, vlm.preprocessing.size)
+        pixels = normalise_bytes(rgb, vlm.preprocessing)
         expected = captions_of(model, pixels, vlm)
-        image = deployed.encode_image(pixels)
+        image = deployed.encode_image(written.frames("vision", rgb, vlm.preprocessing))
         got = deployed.caption_ids(image)
         if exact and got != expected:
             raise DataError(
@@ -47,11 +49,14 @@ def compare_blip(model: BlipForConditionalGeneration, written: WrittenGraphs, vl
             )
         captions += batch
         equal += sum(mine == theirs for mine, theirs in zip(got, expected, strict=True))
-        runs += _compare_graphs(model, vision, text, pixels, expected)
+        reference = _Reference(model, pixels, expected)
+        seen = vision.run({"pixels": written.frames("vision", rgb, vlm.preprocessing)})
+        runs.append(Comparison("vision", batch, seen, reference.cross))
+        runs += _compare_text(reference, text, written)
         embedded = {"embedding": deployed.embed(image, expected)}
-        reference = {"embedding": _embedding_of(model, pixels, expected, vlm)}
         if exact or words is not None:  # otherwise graph vision counts too: chain.py compares it
-            runs.append(Comparison(embedding, batch, embedded, reference))
+            wanted = {"embedding": _embedding_of(model, pixels, expected, vlm)}
+            runs.append(Comparison(embedding, batch, embedded, wanted))
     return PartParity({name: summarise(written, name, runs) for name in names}, captions, equal)
 
 
@@ -95,59 +100,94 @@ def _embedding_of(
     return np.stack(rows)
 
 
-def _compare_graphs(
-    model: BlipForConditionalGeneration,
-    vision: Session,
-    text: Session,
-    pixels: npt.NDArray[np.float32],
-    captions: list[TokenIds],
-) -> Iterator[Comparison]:
-    """The image pass, then prefill, one step on its cache, and bidirectional encoding with padding."""
-    import torch
+class _Reference:
+    """What Hugging Face's text decoder makes of a prompt, then of one more token, and of the prompt as a whole."""
 
-    batch, layers = len(pixels), model.config.text_config.num_hidden_layers
-    start = model.config.text_config.bos_token_id
-    prompt = np.asarray([[start, *(ids or (start,))[:1], start] for ids in captions])
-    bert, decoder = model.text_decoder.bert, model.text_decoder
-    with torch.no_grad():
-        image = model.vision_model(torch.from_numpy(pixels)).last_hidden_state
-        first = decoder(torch.from_numpy(prompt), encoder_hidden_states=image, use_cache=True)
-        hidden = bert(torch.from_numpy(prompt), encoder_hidden_states=image, is_decoder=True).last_hidden_state
-    cross = _cross_cache(key_values(first), layers)
-    yield Comparison("vision", batch, vision.run({"pixels": pixels}), cross)
+    def __init__(
+        self, model: BlipForConditionalGeneration, pixels: npt.NDArray[np.float32], captions: list[TokenIds]
+    ) -> None:
+        import torch
 
-    text_form = text_shape(model)
-    shape = (batch, text_form.heads, 0, text_form.head_dim)
-    empty = {name: np.zeros(shape, np.float32) for name in layer_names("past", layers)}
-    length = prompt.shape[1]
+        decoder, bert, layers = model.text_decoder, model.text_decoder.bert, model.config.text_config.num_hidden_layers
+        start = model.config.text_config.bos_token_id
+        self.layers, self.form = layers, text_shape(model)
+        self.prompt = np.asarray([[start, *(ids or (start,))[:1], start] for ids in captions])
+        self.token = np.full((len(pixels), 1), captions[0][0] if captions[0] else start)
+        self.real = np.ones_like(self.prompt)
+        self.real[-1, -1] = 0  # the last row of the encoded ones is a token shorter
+        prompt, real = torch.from_numpy(self.prompt), torch.from_numpy(self.real)
+        with torch.no_grad():
+            image = model.vision_model(torch.from_numpy(pixels)).last_hidden_state
+            first = decoder(prompt, encoder_hidden_states=image, use_cache=True)
+            hidden = bert(prompt, encoder_hidden_states=image, is_decoder=True).last_hidden_state
+            self.cross = _cross_cache(key_values(first), layers)
+            present = _self_cache(key_values(first), "present", layers)
+            self.read = {"logits": first.logits[:, -1].numpy(), "hidden": hidden.numpy(), **present}
+            cache = resumed(key_values(first))
+            second = decoder(torch.from_numpy(self.token), encoder_hidden_states=image, use_cache=True, **cache)
+            present = _self_cache(key_values(second), "present", layers)
+            self.step = {"logits": second.logits[:, -1].numpy(), **present}
+            encoded = bert(prompt, real, encoder_hidden_states=image, is_decoder=False).last_hidden_state
+        self.encoded = {"hidden": encoded.numpy()}
+
+
+def _compare_text(reference: _Reference, text: Session, written: WrittenGraphs) -> Iterator[Comparison]:
+    """A prompt, one step on its cache, and bidirectional encoding with padding.
+
+    The window of keys and values is one longer than the prompt; a text graph of schema 3 has none.
+    """
+    batch, length = reference.prompt.shape
+    window = length + 1 if "next_token" in text.outputs else 0
+    cross = written.caches("text", reference.cross)
+
+    def run(tokens: npt.NDArray[np.int64], first: int, past: Mapping[str, npt.NDArray[Any]], mask: Any) -> Any:
+        feeds = {**_tokens(tokens, first), "mask": np.ascontiguousarray(mask, dtype=np.float32), **past, **cross}
+        return text.run(feeds)
+
+    def compared(got: Mapping[str, npt.NDArray[Any]], expected: Mapping[str, npt.NDArray[np.float32]]) -> Comparison:
+        if "logits" in expected and window:
+            _check_choice(got, expected["logits"], exact=written.precision("text") == "fp32")
+        real = {name: _last(values, expected[name]) for name, values in got.items() if name in expected}
+        return Comparison("text", batch, real, expected)
+
     causal = np.where(np.tri(length, dtype=bool), 0.0, MASKED_SCORE)
-    got = text.run({**_tokens(prompt, 0), "mask": _mask(causal, batch), **empty, **cross})
-    present = _self_cache(key_values(first), "present", layers)
-    expected = {"logits": first.logits[:, -1].numpy(), "hidden": hidden.numpy(), **present}
-    yield Comparison("text", batch, got, expected)
+    before = np.full((length, window), MASKED_SCORE)
+    got = run(reference.prompt, 0, _past(reference, window, written), _rows(np.hstack([before, causal]), batch))
+    yield compared(got, reference.read)
 
-    past = {name.replace("present", "past"): got[name] for name in present}
-    token = np.full((batch, 1), captions[0][0] if captions[0] else start)
-    with torch.no_grad():
-        second = decoder(
-            torch.from_numpy(token),
-            encoder_hidden_states=image,
-            use_cache=True,
-            **resumed(key_values(first)),
-        )
-    got = text.run({**_tokens(token, length), "mask": _mask(np.zeros((1, length + 1)), batch), **past, **cross})
-    present = _self_cache(key_values(second), "present", layers)
-    yield Comparison("text", batch, got, {"logits": second.logits[:, -1].numpy(), **present})
+    past = {name.replace("present", "past"): array for name, array in got.items() if name.startswith("present")}
+    unused = max(window - length, 0)
+    seen = np.where(np.arange(unused + length + 1) < unused, MASKED_SCORE, 0.0)
+    yield compared(run(reference.token, length, past, _rows(seen[None], batch)), reference.step)
 
-    real = np.ones_like(prompt)
-    real[-1, -1] = 0  # the last row is one token shorter
-    with torch.no_grad():
-        encoded = bert(
-            torch.from_numpy(prompt), torch.from_numpy(real), encoder_hidden_states=image, is_decoder=False
-        ).last_hidden_state
-    padded = np.broadcast_to(np.where(real, 0.0, MASKED_SCORE)[:, None, None], (batch, 1, length, length))
-    got = text.run({**_tokens(prompt, 0), "mask": padded.astype(np.float32), **empty, **cross})
-    yield Comparison("text", batch, got, {"hidden": encoded.numpy()})
+    padded = np.where(reference.real, 0.0, MASKED_SCORE)[:, None, None]
+    padded = np.broadcast_to(padded, (batch, 1, length, length))
+    yield compared(run(reference.prompt, 0, _past(reference, 0, written), padded), reference.encoded)
+
+
+def _check_choice(got: Mapping[str, npt.NDArray[Any]], logits: npt.NDArray[np.float32], *, exact: bool) -> None:
+    """Raise DataError unless the chosen token is the likeliest by the graph's logits, and ``exact`` by PyTorch's."""
+    for whose, values in (("its own", got["logits"]), *((("PyTorch's", logits),) if exact else ())):
+        likeliest = values.argmax(axis=-1)  # the lowest of equals
+        if not np.array_equal(got["next_token"], likeliest):
+            raise DataError(
+                f"graph 'text': next_token is {got['next_token'].tolist()}, expected {likeliest.tolist()} by {whose} "
+                "logits",
+                fix="report this with the versions that flamest-export doctor prints",
+                code="parity_failed",
+            )
+
+
+def _past(reference: _Reference, length: int, written: WrittenGraphs) -> dict[str, npt.NDArray[Any]]:
+    """A past of ``length`` positions of zeros."""
+    shape = (len(reference.prompt), reference.form.heads, length, reference.form.head_dim)
+    return written.caches("text", {name: np.zeros(shape, np.float32) for name in layer_names("past", reference.layers)})
+
+
+def _last(values: npt.NDArray[Any], expected: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The last positions of keys and values, as many as are expected; others as they are. In float32."""
+    kept = values[:, :, -expected.shape[2] :] if values.ndim == 4 else values
+    return np.asarray(kept, np.float32)
 
 
 def _tokens(ids: npt.NDArray[np.int64], first: int) -> dict[str, npt.NDArray[np.int64]]:
@@ -155,8 +195,9 @@ def _tokens(ids: npt.NDArray[np.int64], first: int) -> dict[str, npt.NDArray[np.
     return {"token_ids": ids, "positions": np.ascontiguousarray(positions)}
 
 
-def _mask(rows: npt.NDArray[np.float64], batch: int) -> npt.NDArray[np.float32]:
-    return np.ascontiguousarray(np.broadcast_to(rows, (batch, 1, *rows.shape)), dtype=np.float32)
+def _rows(mask: npt.NDArray[np.float64], batch: int) -> npt.NDArray[np.float64]:
+    """The same mask [tokens, past + tokens] for every row: [batch, 1, tokens, past + tokens]."""
+    return np.broadcast_to(mask, (batch, 1, *mask.shape))
 
 
 def _cross_cache(cache: Any, layers: int) -> dict[str, npt.NDArray[np.float32]]:

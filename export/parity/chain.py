@@ -75,7 +75,7 @@ class ModuleSession:
         import torch
 
         with torch.no_grad():
-            made = self.spec.module(*(torch.from_numpy(np.array(on_host(feeds[name]))) for name in self.inputs))
+            made = self.spec.whole_module()(*(torch.from_numpy(np.array(on_host(feeds[name]))) for name in self.inputs))
         found = dict(zip(self.outputs, made if isinstance(made, tuple) else (made,), strict=True))
         return {name: found[name].numpy() for name in wanted_outputs(self, outputs)}
 
@@ -92,8 +92,9 @@ def compare_captioner(
     reference = _captioner({spec.name: ModuleSession(spec) for spec in specs}, vlm)
     deployed = _captioner({spec.name: written.open(spec.name) for spec in specs}, vlm)
     cosines, equal = [], 0
-    for pixels in clips.read(vlm.preprocessing, 1):
-        seen, seen_deployed = reference.encode_image(pixels), deployed.encode_image(pixels)
+    for rgb in clips.read(vlm.preprocessing, 1):
+        seen = reference.encode_image(rgb)
+        seen_deployed = deployed.encode_image(written.frames("vision", rgb, vlm.preprocessing))
         captions = reference.caption_ids(seen)
         equal += captions == deployed.caption_ids(seen_deployed)
         embeddings = deployed.embed(seen_deployed, captions), reference.embed(seen, captions)
@@ -111,8 +112,9 @@ def compare_retriever(
     """Graph ``clip``: the frame's own half of the vector, and which caption it retrieves."""
     reference, deployed = ModuleSession(spec), written.open(spec.name)
     cosines, equal = [], 0
-    for pixels in clips.read(vlm.preprocessing, 1):
-        want, got = reference.run({"pixels": pixels}), deployed.run({"pixels": pixels})
+    for rgb in clips.read(vlm.preprocessing, 1):
+        want = reference.run({"pixels": rgb})
+        got = deployed.run({"pixels": written.frames(spec.name, rgb, vlm.preprocessing)})
         equal += int(want["caption_index"][0]) == int(got["caption_index"][0])
         half = want["vector"].shape[1] // 2
         cosines.append(float(row_cosines(got["vector"][:, :half], want["vector"][:, :half])[0]))
@@ -125,9 +127,10 @@ def compare_spatio_temporal(
     """Graph ``cnn``: as many frames of each clip as it reads."""
     reference, deployed = ModuleSession(spec), written.open(spec.name)
     cosines = []
-    for pixels in clips.read(rule, int(spec.inputs[0].shape[2])):
-        feeds = {"frames": np.ascontiguousarray(pixels.swapaxes(0, 1)[None])}
-        cosines.append(float(row_cosines(deployed.run(feeds)["embedding"], reference.run(feeds)["embedding"])[0]))
+    for rgb in clips.read(rule, int(spec.inputs[0].shape[1])):
+        want = reference.run({"frames": rgb[None]})["embedding"]
+        got = deployed.run({"frames": written.frames(spec.name, rgb[None], rule)})["embedding"]
+        cosines.append(float(row_cosines(got, want)[0]))
     return _chain_part("cnn", (spec,), written, cosines)
 
 

@@ -16,9 +16,8 @@ import numpy.typing as npt
 from ...base.errors import DataError, InvariantError
 from ...runtime.bundle.graph_records import GraphParity
 from ...runtime.bundle.limits import COSINES, RELATIVE
-from ...runtime.bundle.manifest import FramePreprocessing
 from ...runtime.similarity import row_cosines
-from ..precision.calibration import calibration_clips
+from ..precision.calibration import seeded_frames
 from .written_graphs import WrittenGraphs
 
 BATCHES = (1, 3)
@@ -46,16 +45,15 @@ class PartParity:
     captions_equal: int = 0
 
 
-def pictures(count: int, rule: FramePreprocessing) -> npt.NDArray[np.float32]:
-    """Seeded frames as ``rule`` normalises them: float32 [count, 3, size, size]."""
-    rgb = calibration_clips(SEED, clips=count, frames=1, size=rule.size, mean=0.0, std=1.0)[:, :, 0]
-    return np.asarray((rgb - np.reshape(rule.mean, (3, 1, 1))) / np.reshape(rule.std, (3, 1, 1)), dtype=np.float32)
+def pictures(count: int, size: int) -> npt.NDArray[np.uint8]:
+    """Seeded frames: uint8 [count, size, size, 3]."""
+    return seeded_frames(SEED, clips=count, frames=1, size=size)[:, 0]
 
 
 def summarise(written: WrittenGraphs, graph: str, runs: list[Comparison]) -> GraphParity:
     """The largest differences of ``graph`` over ``runs``; raises DataError (``parity_failed``) beyond the
     limit of its precision."""
-    precision = written.precision(graph)
+    precision = written.compared_as(graph)
     mine = [run for run in runs if run.graph == graph]
     if not mine:
         raise InvariantError(f"graph '{graph}' was never compared with PyTorch")

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError
-from ...runtime.bundle.manifest import RetrievedCaption
+from ...runtime.bundle.manifest import FramePreprocessing, RetrievedCaption, SpatioTemporal
 from ..networks.clip import encode_captions, image_vectors
-from ..networks.reference import VideoForm, VideoNetwork
-from ..precision.calibration import calibration_clips
+from ..networks.frame_bytes import normalise_bytes
+from ..networks.reference import VideoNetwork
+from ..precision.calibration import seeded_frames
 from .comparison import BATCHES, SEED, Comparison, PartParity, pictures, summarise
 from .written_graphs import WrittenGraphs
 
@@ -37,10 +38,10 @@ def compare_clip(
     captions = encode_captions(model, tokens)
     runs, retrieved, equal = [], 0, 0
     for batch in BATCHES:
-        pixels = pictures(batch, vlm.preprocessing)
-        image = image_vectors(model, torch.from_numpy(pixels))
+        rgb, rule = pictures(batch, vlm.preprocessing.size), vlm.preprocessing
+        image = image_vectors(model, torch.from_numpy(normalise_bytes(rgb, rule)))
         nearest = torch.nn.functional.cosine_similarity(image[:, None], captions[None], dim=-1).argmax(-1)
-        got = graph.run({"pixels": pixels})
+        got = graph.run({"pixels": written.frames("clip", rgb, rule)})
         same = got["caption_index"] == nearest.numpy()
         if written.precision("clip") == "fp32" and not same.all():
             raise DataError(
@@ -65,22 +66,24 @@ def _half(vectors: Mapping[str, npt.NDArray[np.float32]], width: int) -> dict[st
     return {"image": vectors["vector"][:, :width]}
 
 
-def compare_cnn(network: VideoNetwork, net: nn.Module, written: WrittenGraphs, form: VideoForm) -> PartParity:
+def compare_cnn(network: VideoNetwork, net: nn.Module, written: WrittenGraphs, cnn: SpatioTemporal) -> PartParity:
     """Graph ``cnn`` compared with ``net``.
 
     Raises DataError (``parity_failed``) when it is further off than comparison.py allows.
     """
-    graph = written.open("cnn")
+    graph, rule = written.open("cnn"), cnn.preprocessing
     runs = []
     for batch in BATCHES:
-        clips = calibration_clips(SEED, clips=batch, frames=form.frames, size=form.crop, mean=0.45, std=0.225)
-        frames = clips.astype(np.float32)
-        expected = {"embedding": network.reference(net, frames)}
-        runs.append(Comparison("cnn", batch, graph.run({"frames": frames}), expected))
+        rgb = seeded_frames(SEED, clips=batch, frames=cnn.frames, size=rule.size)
+        values = normalise_bytes(rgb.reshape(-1, *rgb.shape[2:]), rule)
+        clips = values.reshape(batch, cnn.frames, *values.shape[1:]).swapaxes(1, 2)
+        expected = {"embedding": network.reference(net, np.ascontiguousarray(clips))}
+        got = graph.run({"frames": written.frames("cnn", rgb, rule)}, ["embedding"])
+        runs.append(Comparison("cnn", batch, got, expected))
     return PartParity({"cnn": summarise(written, "cnn", runs)})
 
 
-def compare_keyframes(net: nn.Module, written: WrittenGraphs, form: VideoForm) -> PartParity:
+def compare_keyframes(net: nn.Module, written: WrittenGraphs, rule: FramePreprocessing) -> PartParity:
     """Graph ``keyframes`` compared with the first layers of Slow, ``net``; raises as ``compare_cnn``."""
     import torch
 
@@ -88,10 +91,11 @@ def compare_keyframes(net: nn.Module, written: WrittenGraphs, form: VideoForm) -
     whole: Any = net
     runs = []
     for batch in BATCHES:
-        clip = calibration_clips(SEED, clips=1, frames=batch, size=form.keyframe_size, mean=0.45, std=0.225)
-        video = clip.astype(np.float32)
+        rgb = seeded_frames(SEED, clips=1, frames=batch, size=rule.size)[0]
+        video = torch.from_numpy(normalise_bytes(rgb, rule)).transpose(0, 1)[None]
         with torch.no_grad():
-            maps = whole.blocks[2](whole.blocks[1](whole.blocks[0](torch.from_numpy(video))))
+            maps = whole.blocks[2](whole.blocks[1](whole.blocks[0](video)))
         expected = {"features": maps.mean(dim=(3, 4))[0].T.numpy()}
-        runs.append(Comparison("keyframes", batch, graph.run({"frames": video[0].swapaxes(0, 1)}), expected))
+        got = graph.run({"frames": written.frames("keyframes", rgb, rule)})
+        runs.append(Comparison("keyframes", batch, got, expected))
     return PartParity({"keyframes": summarise(written, "keyframes", runs)})

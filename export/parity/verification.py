@@ -123,7 +123,7 @@ class BundleVerifier:
             return None
         if not alone:
             _check_same(self._slow.source, self._manifest.sources["slow"], "--slow")
-        return self._checked(keyframe_part(self._slow, alone=alone))
+        return self._checked(keyframe_part(self._slow, self._manifest.keyframes, alone=alone))
 
     def spatio_temporal(self) -> Part[Any] | None:
         cnn = self._manifest.cnn

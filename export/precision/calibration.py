@@ -20,7 +20,7 @@ from ...runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from ...runtime.keyframes import spread_indices
 from ...runtime.video import VIDEO_SUFFIXES, find_video_files
 from ...runtime.video.decoder import VideoDecoder
-from ...runtime.video.preprocessing import prepare_frames
+from ...runtime.video.preprocessing import FrameInput, frames_for
 
 
 def calibration_clips(
@@ -30,6 +30,12 @@ def calibration_clips(
     generator = np.random.Generator(np.random.PCG64(seed))
     made = np.stack([_clip(generator, frames, size) for _ in range(clips)])
     return (made - mean) / std
+
+
+def seeded_frames(seed: int, *, clips: int, frames: int, size: int) -> npt.NDArray[np.uint8]:
+    """The same clips as RGB bytes: uint8 [clips, frames, size, size, 3]."""
+    made = calibration_clips(seed, clips=clips, frames=frames, size=size, mean=0.0, std=1.0)
+    return np.ascontiguousarray((made * 255).round().astype(np.uint8).transpose(0, 2, 3, 4, 1))
 
 
 def _clip(generator: np.random.Generator, frames: int, size: int) -> npt.NDArray[np.float64]:
@@ -58,14 +64,14 @@ def _soft(coarse: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]
     return np.asarray(rows[:, :, low] * (1 - part) + rows[:, :, low + 1] * part)
 
 
-Pixels = npt.NDArray[np.float32]
+Rgb = npt.NDArray[np.uint8]
 CALIBRATION_SEED, CHAIN_SEED = 20_260_201, 20_260_202  # scales are not measured on the clips that they were chosen on
 SEEDED_CLIPS = 8
 MAX_CLIPS = 32  # of a folder, spread evenly over its names
 _DECODING = KeyframeRule(
     count=8,
     candidates=32,
-    preprocessing=FramePreprocessing(size=32, fit="crop", filter="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3),
+    preprocessing=FramePreprocessing(size=32, fit="crop", filter="bilinear-bytes", mean=(0.0,) * 3, std=(1.0,) * 3),
     feature_width=1,
     space="",
 )
@@ -75,20 +81,18 @@ _DECODING = KeyframeRule(
 class CalibrationClips:
     """Clips as a source of frames.
 
-    ``read(rule, frames)`` gives per clip its frames, evenly spread and in order: float32 [frames, 3, S, S].
+    ``read(rule, frames)`` gives per clip its frames, evenly spread and in order: uint8 [frames, S, S, 3].
     """
 
     source: str  # "seeded" or "own clips"
     clips: int
-    read: Callable[[FramePreprocessing, int], Iterator[Pixels]]
+    read: Callable[[FramePreprocessing, int], Iterator[Rgb]]
 
 
 def seeded_clips(seed: int, clips: int = SEEDED_CLIPS) -> CalibrationClips:
-    def read(rule: FramePreprocessing, frames: int) -> Iterator[Pixels]:
+    def read(rule: FramePreprocessing, frames: int) -> Iterator[Rgb]:
         for index in range(clips):
-            made = calibration_clips(seed + 1000 * index, clips=1, frames=frames, size=rule.size, mean=0.0, std=1.0)
-            rgb = made[0].swapaxes(0, 1)
-            yield np.asarray((rgb - np.reshape(rule.mean, (3, 1, 1))) / np.reshape(rule.std, (3, 1, 1)), np.float32)
+            yield seeded_frames(seed + 1000 * index, clips=1, frames=frames, size=rule.size)[0]
 
     return CalibrationClips("seeded", clips, read)
 
@@ -105,13 +109,13 @@ def folder_clips(folder: Path) -> CalibrationClips:
         )
     chosen = [found[index] for index in spread_indices(len(found), min(MAX_CLIPS, len(found)))]
 
-    def read(rule: FramePreprocessing, frames: int) -> Iterator[Pixels]:
+    def read(rule: FramePreprocessing, frames: int) -> Iterator[Rgb]:
         decoder = VideoDecoder(_DECODING)
         try:
             for path in chosen:
                 candidates = decoder.candidates(path)
                 rows = spread_indices(len(candidates.pixels), frames)
-                yield prepare_frames(decoder.keyframes(candidates, rows).rgb, rule)
+                yield frames_for(decoder.keyframes(candidates, rows).rgb, FrameInput(rule, whole_bytes=True))
         finally:
             decoder.close()
 

@@ -85,10 +85,10 @@ def quantise_static(model: Any, feeds: Iterable[Feeds], form: Int8Form, *, threa
 
 
 def _pixels(model: Any) -> set[str]:
-    """The graph's inputs, and what is made of them by a change of shape alone."""
+    """The graph's inputs, and what normalisation and changes of shape make of them."""
     names = {value.name for value in model.graph.input}
     for node in model.graph.node:
-        if node.op_type in ("Transpose", "Reshape") and node.input[0] in names:
+        if node.op_type in ("Cast", "Transpose", "Reshape", "Div", "Sub") and node.input[0] in names:
             names |= set(node.output)
     return names
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import msgspec
 
 from ...base.errors import InvariantError, MissingExtra
 from ...runtime.bundle.graph_records import WITH_INT8_WEIGHTS, Graph
@@ -19,7 +19,7 @@ from ..graphs.spec import GraphSpec
 from .calibration import CALIBRATION_SEED, CalibrationClips, seeded_clips
 from .choice import FP32, PrecisionChoice
 from .dtypes import MATMUL_DTYPE, MATMULS, check_precision, read_dtype_histogram
-from .half import half_module
+from .half import half_spec
 from .int8 import ONNX_FORM, TENSORRT_FORM, Int8Form, quantise_static, quantise_weights
 
 FRAMES_OF_CLIP = 4  # frames of a calibration clip that an image encoder is calibrated on
@@ -62,10 +62,9 @@ def write_lowered(spec: GraphSpec, folder: Path, lowering: Lowering, frames: Fra
     ``write_graph``, and InvariantError when the file multiplies in something else than was chosen.
     """
     precision = lowering.choice.of(spec.name)
+    spec = half_spec(spec, precision, text=lowering.choice.of("text"))
     if precision == "int8":
         return _write_int8(spec, folder, lowering, frames)
-    if precision != "fp32":
-        spec = dataclasses.replace(spec, module=half_module(spec.module, precision), precision=precision)
     graph = write_graph(spec, folder)
     check_precision(spec.name, precision, graph.dtype_histogram)
     return graph
@@ -94,23 +93,14 @@ def _write_int8(spec: GraphSpec, folder: Path, lowering: Lowering, frames: Frame
         raise InvariantError(
             f"graph '{spec.name}': {found} of {expected} matmuls and convolutions are {kind} in its file"
         )
-    return Graph(
-        file=graph.file,
-        opset=graph.opset,
-        inputs=graph.inputs,
-        outputs=graph.outputs,
-        axes=graph.axes,
-        precision="int8",
-        dtype_histogram=histogram,
-    )
+    return msgspec.structs.replace(graph, precision="int8", dtype_histogram=histogram)
 
 
 def _feeds(spec: GraphSpec, clips: CalibrationClips, rule: FramePreprocessing) -> Iterator[dict[str, Any]]:
     (tensor,) = spec.inputs
     if tensor.name == "pixels":
-        for pixels in clips.read(rule, FRAMES_OF_CLIP):
-            yield {"pixels": pixels}
+        for rgb in clips.read(rule, FRAMES_OF_CLIP):
+            yield {"pixels": rgb}
         return
-    frames = int(tensor.shape[2])
-    for pixels in clips.read(rule, frames):
-        yield {"frames": np.ascontiguousarray(pixels.swapaxes(0, 1)[None])}
+    for rgb in clips.read(rule, int(tensor.shape[1])):
+        yield {"frames": rgb[None]}

@@ -20,13 +20,14 @@ and the runtime (records of graphs, parity and engines: graph_records.py):
 ``clip``       pixels u8[batch, S, S, 3] -> vector f32[batch, 2 w] (the image's vector, then that of the
                caption nearest to it), caption_index i64[batch]
 ``cnn``        frames u8[batch, K, S, S, 3] -> embedding f32[batch, width]
-``keyframes``  frames u8[frames, S, S, 3] -> features f32[frames, C]; in every bundle
+``keyframes``  frames u8[frames, S, S, 3], or f32[frames, 3, S, S] normalised by the host where its frames are no whole
+               bytes -> features f32[frames, C]; in every bundle
 
 ``cache`` is the type of the text graph's keys and values: f32, or f16 or bf16 where that graph is in half precision.
 Frames are RGB, resized and cropped; a graph normalises them itself, in f32: (value / 255 - mean) / std
 (docs/decisions/032-frames-cross-as-bytes.md).
 
-A bundle of schema 3 differs in three ways. Its frames are f32[…, 3, …], normalised by the host: [batch, 3, S, S],
+A bundle of schema 3 differs in three ways. Its frames are f32, normalised by the host: [batch, 3, S, S],
 ``cnn`` [batch, 3, K, S, S], ``keyframes`` [frames, 3, S, S]. Its ``text`` has no next_token, and its present_* hold
 past + tokens positions. Its caches are f32 in every precision. A runtime looks at the tensors, not at the schema.
 """

@@ -4,7 +4,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from flamest.export.graphs.export import order_gelus, write_graph
+from flamest.export.graphs.export import write_graph
+from flamest.export.graphs.fusible import order_gelus
 from flamest.export.graphs.spec import GraphSpec
 from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.bundle.graph_records import AxisRange, Tensor

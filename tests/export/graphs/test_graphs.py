@@ -88,7 +88,8 @@ def test_the_text_graph_works_without_a_past_and_beyond_the_traced_sizes(tiny_bu
         out = text.run(feeds(batch, tokens, past))
         assert out["logits"].shape == (batch, 30_524)
         assert out["hidden"].shape == (batch, tokens, 768)
-        assert out["present_key_00"].shape == (batch, 12, past + tokens, 64)
+        assert out["present_key_00"].shape == (batch, 12, past, 64)
+        assert out["next_token"].tolist() == out["logits"].argmax(axis=-1).tolist()
 
 
 def test_a_masked_token_changes_nothing(tiny_bundle):
@@ -117,8 +118,9 @@ def test_a_graph_of_another_shape_than_promised_is_refused(tmp_path, tiny_slow):
 
     from flamest.export.graphs.export import write_graph
     from flamest.export.graphs.spec import keyframe_spec
+    from flamest.export.networks.preprocessing import keyframe_candidates
 
-    spec = keyframe_spec(tiny_slow.net, tiny_slow.form)
+    spec = keyframe_spec(tiny_slow.net, keyframe_candidates(tiny_slow.form.keyframe_size))
     wrong = dataclasses.replace(spec, outputs=(Tensor("features", "float32", ("frames", 127)),))
     with pytest.raises(InvariantError, match=r"output features has shape .*128.*expected .*127"):
         write_graph(wrong, tmp_path)

@@ -2,6 +2,7 @@
 
 import pytest
 from flamest.export.graphs import spec as specs
+from flamest.export.networks.preprocessing import blip_frames, clip_frames, keyframe_candidates
 from flamest.export.weights.loading import open_clip
 from flamest.export.weights.source import parse_source
 from flamest.export.weights.video import VIDEO_WEIGHTS
@@ -12,21 +13,22 @@ from flamest.runtime.bundle.graph_records import Graph
 def cnn(name):
     network = VIDEO_WEIGHTS[name].network
     net, form = network.tiny()
-    return specs.cnn_spec(network, net, form)
+    return specs.cnn_spec(network, net, form, network.preprocessing(form.crop))
 
 
 def clip():
     import torch
 
     model = open_clip(parse_source("clip", "random:tiny")).model
-    return specs.clip_spec(model, torch.zeros(3, model.config.projection_dim))
+    frames = clip_frames(model.config.vision_config.image_size)
+    return specs.clip_spec(model, torch.zeros(3, model.config.projection_dim), frames)
 
 
 GRAPHS = {
-    "vision": lambda blip, slow: specs.vision_spec(blip.model),
+    "vision": lambda blip, slow: specs.vision_spec(blip.model, blip_frames(96)),
     "text": lambda blip, slow: specs.text_spec(blip.model),
     "words": lambda blip, slow: specs.words_spec(blip.model),
-    "keyframes": lambda blip, slow: specs.keyframe_spec(slow.net, slow.form),
+    "keyframes": lambda blip, slow: specs.keyframe_spec(slow.net, keyframe_candidates(64)),
     "clip": lambda blip, slow: clip(),
     **{f"cnn of {name}": lambda blip, slow, name=name: cnn(name) for name in VIDEO_WEIGHTS},
 }

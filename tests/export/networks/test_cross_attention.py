@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
-from flamest.export.precision.calibration import calibration_clips
+from flamest.export.precision.calibration import seeded_frames
 from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.vision_language import VisionLanguageModel
@@ -22,8 +22,7 @@ def opened(tiny_bundle):
 @pytest.fixture(scope="module")
 def pixels(tiny_bundle):
     size = read_manifest(tiny_bundle).vlm.preprocessing.size
-    clips = calibration_clips(3, clips=2, frames=1, size=size, mean=0.45, std=0.27)
-    return clips[:, :, 0].astype(np.float32)
+    return seeded_frames(3, clips=2, frames=1, size=size)[:, 0]
 
 
 def embed(opened, tiny_bundle, pixels, attention_mode, captions):

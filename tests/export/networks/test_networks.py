@@ -18,12 +18,12 @@ from flamest.export.parity.single_graphs import compare_clip, compare_cnn
 from flamest.export.parity.verification import verify_bundle
 from flamest.export.parity.written_graphs import WrittenGraphs
 from flamest.export.parts import ExportContext, spatio_temporal, spatio_temporal_part, vision_language
-from flamest.export.precision.calibration import CHAIN_SEED, calibration_clips, seeded_clips
+from flamest.export.precision.calibration import CHAIN_SEED, seeded_clips, seeded_frames
 from flamest.export.precision.lowering import Lowering
 from flamest.export.weights.loading import open_clip, open_video
 from flamest.export.weights.source import parse_source
 from flamest.runtime.backends.onnxruntime_cpu import open_session
-from flamest.runtime.bundle.graph_records import Graph
+from flamest.runtime.bundle.graph_records import Graph, Tensor
 from flamest.runtime.bundle.manifest import KEYFRAMES_SOURCE
 from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.clip_records import Clip
@@ -34,8 +34,9 @@ FORMS = {"i3d": (8, 2048), "resnet3d": (3, 512), "videomae": (16, 768)}
 
 
 def of(folder):
-    """The fp32 graphs in ``folder``."""
-    graphs = {path.stem: Graph(path.name, 18, (), (), {}, "fp32", {}) for path in folder.glob("*.onnx")}
+    """The fp32 graphs in ``folder``, which take frames as bytes."""
+    frames = (Tensor("frames", "uint8", ()),)
+    graphs = {path.stem: Graph(path.name, 18, frames, (), {}, "fp32", {}) for path in folder.glob("*.onnx")}
     return WrittenGraphs(folder, graphs, threads=1)
 
 
@@ -58,13 +59,8 @@ def test_the_graph_of_a_network_equals_pytorch_and_fits_the_manifest(video):
     loaded, _, spec, part = video
     name = loaded.network.name
     assert (spec.network, spec.frames, spec.width) == (name, *FORMS[name])
-    assert part.graphs["cnn"].inputs[0].shape == (
-        "batch",
-        3,
-        spec.frames,
-        spec.preprocessing.size,
-        spec.preprocessing.size,
-    )
+    size = spec.preprocessing.size
+    assert part.graphs["cnn"].inputs == (Tensor("frames", "uint8", ("batch", spec.frames, size, size, 3)),)
     assert part.graphs["cnn"].outputs[0].shape == ("batch", spec.width)
     assert 0 < part.compared.parity.graphs["cnn"].max_rel <= 1e-4
     assert part.sources == {name: loaded.source}
@@ -73,24 +69,24 @@ def test_the_graph_of_a_network_equals_pytorch_and_fits_the_manifest(video):
 def test_random_embeddings_are_of_order_one_and_differ_between_clips(video):
     loaded, folder, spec, _ = video
     graph, crop = open_session(folder / "cnn.onnx", threads=1), spec.preprocessing.size
-    clips = calibration_clips(12, clips=6, frames=spec.frames, size=crop, mean=0.45, std=0.225).astype(np.float32)
+    clips = seeded_frames(12, clips=6, frames=spec.frames, size=crop)
     vectors = graph.run({"frames": clips})["embedding"]
     size, spread = size_and_spread(vectors)
     assert 0.3 < size < 3, loaded.network.name
     assert spread > 0.3 * size
-    backwards = graph.run({"frames": np.ascontiguousarray(clips[:, :, ::-1])})["embedding"]
+    backwards = graph.run({"frames": np.ascontiguousarray(clips[:, ::-1])})["embedding"]
     assert np.sqrt(((backwards - vectors) ** 2).mean()) > 0.05 * size  # the same frames, another motion
 
 
 def test_a_small_change_of_one_weight_is_found(video):
-    loaded, folder, _, _ = video
+    loaded, folder, spec, _ = video
     net = copy.deepcopy(loaded.net)
     with torch.no_grad():
         # A late one: only the classifier, which is not exported, comes after it.
         *_, (_, weight) = ((n, p) for n, p in net.named_parameters() if p.ndim > 1 and p.shape[0] not in (400, 5))
         weight[:50] *= 1.01
     with pytest.raises(DataError, match="graph 'cnn'"):
-        compare_cnn(loaded.network, net, of(folder), loaded.form)
+        compare_cnn(loaded.network, net, of(folder), spec)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
@@ -157,7 +153,7 @@ def test_a_bundle_without_a_spatio_temporal_part_extracts_clips(clip_bundle, cli
 def test_retrieved_captions_depend_on_the_frame(clip_bundle):
     manifest, folder = clip_bundle
     size = manifest.vlm.preprocessing.size
-    frames = calibration_clips(11, clips=16, frames=1, size=size, mean=0.45, std=0.27)[:, :, 0].astype(np.float32)
+    frames = seeded_frames(11, clips=16, frames=1, size=size)[:, 0]
     found = open_session(folder / "clip.onnx", threads=1).run({"pixels": frames})
     assert len(set(found["caption_index"].tolist())) >= 4
     scale, spread = size_and_spread(found["vector"][:, :512])

@@ -80,8 +80,8 @@ def test_a_clip_does_not_depend_on_its_neighbours_in_an_int8_batch(int8, name):
     feeds = {}
     for tensor in graph.inputs:
         shape = [size(word) for word in tensor.shape]
-        if tensor.dtype == "int64":
-            feeds[tensor.name] = generator.integers(0, 20, shape)
+        if tensor.dtype in ("int64", "uint8"):
+            feeds[tensor.name] = generator.integers(0, 20, shape, dtype=tensor.dtype)
         else:
             feeds[tensor.name] = generator.standard_normal(shape, dtype=np.float32)
             feeds[tensor.name][1:] *= 20  # loud neighbours
@@ -131,14 +131,14 @@ def test_a_chain_with_values_that_are_not_finite_fails():
 def test_own_clips_are_decoded_and_counted(tmp_path, clips):
     from flamest.runtime.bundle.manifest import FramePreprocessing
 
-    rule = FramePreprocessing(size=32, fit="crop", filter="bilinear", mean=(0.45,) * 3, std=(0.225,) * 3)
+    rule = FramePreprocessing(size=32, fit="crop", filter="bilinear-bytes", mean=(0.45,) * 3, std=(0.225,) * 3)
     for number in range(2):
         clips.write_clip(tmp_path / "deeper" / f"{number}.mp4")
     clips = folder_clips(tmp_path)
     read = list(clips.read(rule, 4))
     assert (clips.source, clips.clips, len(read)) == ("own clips", 2, 2)
-    assert {pixels.shape for pixels in read} == {(4, 3, 32, 32)}
-    assert [pixels.shape for pixels in seeded_clips(0, clips=1).read(rule, 4)] == [(4, 3, 32, 32)]
+    assert {(frames.shape, frames.dtype.name) for frames in read} == {((4, 32, 32, 3), "uint8")}
+    assert [frames.shape for frames in seeded_clips(0, clips=1).read(rule, 4)] == [(4, 32, 32, 3)]
 
 
 def test_a_calibration_folder_that_is_not_there_or_empty_is_refused(tmp_path):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flamest.base.errors import DataError
-from flamest.export.precision.calibration import calibration_clips
+from flamest.export.networks.frame_bytes import normalise_bytes
+from flamest.export.networks.preprocessing import blip_frames
+from flamest.export.precision.calibration import seeded_frames
 from flamest.export.weights.loading import hash_weights, open_video
 from flamest.export.weights.source import parse_source
 from flamest.runtime.backends.onnxruntime_cpu import open_session
@@ -22,8 +24,7 @@ def captioner(tiny_bundle):
 @pytest.fixture(scope="module")
 def frames(tiny_bundle):
     size = read_manifest(tiny_bundle).vlm.preprocessing.size
-    clips = calibration_clips(11, clips=16, frames=1, size=size, mean=0.45, std=0.27)
-    return clips[:, :, 0].astype(np.float32)
+    return seeded_frames(11, clips=16, frames=1, size=size)[:, 0]
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +61,19 @@ def test_frame_embeddings_are_of_order_one_and_differ(captioner, frames, caption
 def test_clip_embeddings_are_of_order_one_and_differ(tiny_bundle):
     slow = open_session(tiny_bundle / "cnn.onnx", threads=2)
     crop = read_manifest(tiny_bundle).cnn.preprocessing.size
-    clips = calibration_clips(12, clips=8, frames=8, size=crop, mean=0.45, std=0.225).astype(np.float32)
+    clips = seeded_frames(12, clips=8, frames=8, size=crop)
     vectors = slow.run({"frames": clips})["embedding"]
     size, spread = size_and_spread(vectors)
     assert 0.3 < size < 3
     assert spread > 0.3 * size
-    backwards = slow.run({"frames": np.ascontiguousarray(clips[:, :, ::-1])})["embedding"]
+    backwards = slow.run({"frames": np.ascontiguousarray(clips[:, ::-1])})["embedding"]
     assert np.sqrt(((backwards - vectors) ** 2).mean()) > 0.05 * size  # the same frames, another motion
 
 
 def test_keyframe_features_differ_between_frames(tiny_bundle):
     keyframes = open_session(tiny_bundle / "keyframes.onnx", threads=2)
     size = read_manifest(tiny_bundle).keyframes.preprocessing.size
-    frames = calibration_clips(13, clips=8, frames=1, size=size, mean=0.45, std=0.225)[:, :, 0].astype(np.float32)
+    frames = seeded_frames(13, clips=8, frames=1, size=size)[:, 0]
     scale, spread = size_and_spread(keyframes.run({"frames": frames})["features"])
     assert spread > 0.3 * scale
 
@@ -89,8 +90,9 @@ def test_each_word_of_a_caption_wins_clearly(tiny_blip, frames, captions):
     import torch
 
     model = tiny_blip.model
+    pixels = normalise_bytes(frames, blip_frames(frames.shape[1]))
     with torch.no_grad():
-        image = model.vision_model(torch.from_numpy(frames)).last_hidden_state
+        image = model.vision_model(torch.from_numpy(pixels)).last_hidden_state
         leads = []
         for index, ids in enumerate(captions):
             tokens = torch.tensor([[30_522, *ids]])
