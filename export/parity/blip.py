@@ -101,7 +101,7 @@ def _embedding_of(
 
 
 class _Reference:
-    """What Hugging Face's text decoder makes of a prompt, then of one more token, and of the prompt as a whole."""
+    """Results of Hugging Face's text decoder: for a prompt, for one token after it, and for the prompt as a whole."""
 
     def __init__(
         self, model: BlipForConditionalGeneration, pixels: npt.NDArray[np.float32], captions: list[TokenIds]

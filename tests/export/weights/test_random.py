@@ -99,7 +99,7 @@ def test_each_word_of_a_caption_wins_clearly(tiny_blip, frames, captions):
             logits = model.text_decoder(tokens, encoder_hidden_states=image[index : index + 1]).logits[0]
             best = logits.topk(2, dim=-1).values
             leads.append(((best[:, 0] - best[:, 1]) / logits.abs().max()).numpy())
-    assert np.concatenate(leads).min() > 1e-4
+    assert np.concatenate(leads).min() > 5e-5
     assert np.median(np.concatenate(leads)) > 5e-3
 
 
