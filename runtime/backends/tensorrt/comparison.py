@@ -1,0 +1,214 @@
+"""An engine compared with its ONNX graph on the CPU, at the shapes of its use: the proof that it may be used.
+
+Every shape is run several times, other shapes in between and with other data each time, so that a result of the last
+shape, of the last data or of another row is seen. Then the same with CUDA graphs, so that each is captured and replayed
+with fresh data: an engine that is wrong with them alone runs without them. Each output is compared by name, row by row,
+within the limits of ``runtime/bundle/limits.py``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ....base.errors import FlamestError
+from ...bundle.graph_records import EngineOptions, Graph
+from ..bf16_emulation import emulate_bf16
+from ..onnxruntime_cpu import open_session
+from ..session import Array, Feed, Rows, Session, Shape, Value
+from .comparison_inputs import HOST_DTYPES, InputSource, Setting, compared_settings
+from .comparison_judge import Expected, Figures, Judge, RightResult, WrongResult
+from .profile import graph_uses
+from .verdict import Verdict
+
+ROWS, FEW_ROWS = 7, 3  # different rows that batches are drawn from; where the CPU takes long over one, few
+SLOW_S = 3.0  # for one row of a graph on the CPU
+PLAIN_VISITS, GRAPH_VISITS = 2, 4  # of each shape; the third of the second kind is the first that replays
+IN_ROWS = ("past_", "cross_")  # inputs that a caption keeps where the session computes
+
+OpenEngine = Callable[[bool], Session]  # argument: with CUDA graphs
+
+
+@dataclass(frozen=True, eq=False)
+class ComparedGraph:
+    """A graph to compare an engine with."""
+
+    name: str
+    graph: Graph
+    model: bytes  # its ONNX file, checked
+    options: EngineOptions  # of the engine
+    vocabulary: int = 0  # token ids are below
+    # The graph whose outputs are inputs of this one ("vision" for "text"): its record and ONNX file.
+    source: tuple[Graph, bytes] | None = None
+
+
+def compare_engine(
+    subject: ComparedGraph, open_engine: OpenEngine, describe: Callable[[str], None] = lambda text: None
+) -> Verdict:
+    """Compare the engine that ``open_engine`` opens with the graph; the verdict may be ``wrong``.
+
+    ``describe`` is told what is being done. Takes seconds for small graphs; for BLIP and Slow about a minute on a few
+    cores, most of it on the CPU. Raises the errors of opening the engine.
+    """
+    started, figures = time.monotonic(), Figures()
+    describe(f"graph {subject.name}: the ONNX graph on the CPU")
+    try:
+        expected = _expected_results(subject)
+        judge = Judge(subject.graph, figures, tf32=subject.options.tf32)
+        runs = _Runs(subject, expected, judge, describe)
+        runs.run_all(open_engine(False), PLAIN_VISITS, "without CUDA graphs")
+    except WrongResult as wrong:
+        return _verdict(figures, started, wrong=str(wrong))
+    try:
+        replayed = open_engine(True)
+        runs.run_all(replayed, GRAPH_VISITS, "with CUDA graphs")
+    except (WrongResult, FlamestError) as problem:
+        remark = f"CUDA graphs stay off: {getattr(problem, 'message', problem)}"
+        return _verdict(figures, started, remarks=(remark,))
+    if getattr(replayed, "replays", None) == 0:
+        return _verdict(figures, started, remarks=("CUDA graphs stay off: none could be captured",))
+    return _verdict(figures, started, cuda_graphs=True)
+
+
+def _verdict(
+    figures: Figures, started: float, *, cuda_graphs: bool = False, wrong: str = "", remarks: tuple[str, ...] = ()
+) -> Verdict:
+    seconds = round(time.monotonic() - started, 1)
+    return Verdict(len(figures.shapes), figures.runs, cuda_graphs, figures.closest, seconds, wrong, remarks)
+
+
+def _expected_results(subject: ComparedGraph) -> list[Expected]:
+    """Inputs and results of every setting; the graph and its source are opened on the CPU, one after the other."""
+    settings = compared_settings(subject.graph, graph_uses(subject.graph, subject.options.max_batch))
+    rows = ROWS
+    image: dict[str, Array] = {}
+    if subject.source is not None:
+        graph, model = subject.source
+        session = open_reference(graph, model)
+        rows = _affordable_rows(session, graph)
+        inputs = {tensor.name for tensor in subject.graph.inputs}
+        feeds = InputSource(graph, rows, 0, {}).draw({}, 0, {})
+        image = {name: array for name, array in session.run(feeds).items() if name in inputs}
+        del session
+    session = open_reference(subject.graph, subject.model)
+    if subject.source is None:
+        rows = _affordable_rows(session, subject.graph, settings[0], subject.vocabulary)
+    source = InputSource(subject.graph, rows, subject.vocabulary, image)
+    found = []
+    for number, setting in enumerate(settings):
+        feeds = source.draw(setting.sizes, number, source.past(session, setting.sizes.get("past", 0)))
+        outputs = session.run(feeds)
+        kept = _steady_rows(session, feeds, outputs)
+        if len(kept) < rows:
+            feeds, outputs = ({name: array[kept] for name, array in side.items()} for side in (feeds, outputs))
+        found.append(Expected(setting, feeds, {name: RightResult(array) for name, array in outputs.items()}))
+    _check_that_it_proves(subject.name, found)
+    return found
+
+
+def open_reference(graph: Graph, model: bytes) -> Session:
+    """The graph on ONNX Runtime's CPU provider; bf16 is emulated."""
+    return open_session(emulate_bf16(model) if graph.precision == "bf16" else model, shown=graph.file)
+
+
+def _affordable_rows(session: Session, graph: Graph, setting: Setting | None = None, vocabulary: int = 1) -> int:
+    sizes = {} if setting is None else setting.sizes
+    one = InputSource(graph, 1, vocabulary, {})
+    started = time.monotonic()
+    session.run(one.draw(sizes, 0, {}))
+    return ROWS if time.monotonic() - started < SLOW_S else FEW_ROWS
+
+
+def _steady_rows(session: Session, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> npt.NDArray[np.intp]:
+    """Rows whose whole-number results do not hinge on rounding. ``next_token`` is judged by its logits instead."""
+    rows = len(next(iter(feeds.values())))
+    words = [name for name, array in outputs.items() if array.dtype.kind == "i" and name != "next_token"]
+    if not words:
+        return np.arange(rows)
+    random = np.random.default_rng(0)
+    noisy = {name: _with_noise(array, random) for name, array in feeds.items()}
+    again = session.run(noisy, words)
+    return np.flatnonzero(np.all([(again[name] == outputs[name]).reshape(rows, -1).all(axis=1) for name in words], 0))
+
+
+def _with_noise(array: Array, random: np.random.Generator) -> Array:
+    if array.dtype == np.uint8:
+        return np.clip(array.astype(np.int16) + random.integers(-1, 2, size=array.shape), 0, 255).astype(np.uint8)
+    if array.dtype.kind != "f":
+        return array
+    return np.asarray(array * (1 + 0.01 * random.standard_normal(array.shape)), dtype=array.dtype)
+
+
+def _check_that_it_proves(name: str, found: list[Expected]) -> None:
+    """Raise WrongResult for a reference that any engine would equal: zero, constant, or not finite."""
+    for word in found[0].outputs:
+        rights = [one.outputs[word] for one in found if one.outputs[word].is_judged_by_distance]
+        if any(not np.isfinite(right.array).all() for right in rights):
+            raise WrongResult(f"output {word} of the ONNX graph itself is not finite on the CPU: nothing can be shown")
+        if rights and not any(right.differ for right in rights):
+            raise WrongResult(
+                f"output {word} of the ONNX graph is zero or the same for all inputs: any engine would equal it, so "
+                "nothing is shown"
+            )
+    if any(one.rows < 2 for one in found):
+        raise WrongResult(f"graph '{name}': too few of the seeded inputs have a result that rounding cannot change")
+
+
+@dataclass(frozen=True, eq=False)
+class _Runs:
+    """Runs of an engine at every setting, judged."""
+
+    subject: ComparedGraph
+    expected: list[Expected]
+    judge: Judge
+    describe: Callable[[str], None]
+
+    def run_all(self, session: Session, visits: int, how: str) -> None:
+        """Run every shape ``visits`` times, in an order that turns round, so that a shape follows different ones."""
+        self.judge.check_names(session)
+        shapes = [(one, batch) for one in self.expected for batch in one.setting.batches]
+        feeder = _Feeder(session, self.subject.graph, self.expected)
+        for visit in range(visits):
+            self.describe(f"graph {self.subject.name}: compared {how}, {visit + 1} of {visits}")
+            order = range(len(shapes)) if visit % 2 == 0 else range(len(shapes) - 1, -1, -1)
+            for place in order:
+                one, batch = shapes[place]
+                picks = (2 * np.arange(batch) + place + visit) % one.rows
+                values = session.run_values(feeder.feeds(one, picks))
+                outputs = ((name, values.pop(name).numpy()) for name in list(values))  # one at a time on the host
+                self.judge.check(one, picks, outputs, f"{one.setting}, batch {batch}, run {visit + 1} {how}")
+
+
+class _Feeder:
+    """Feeds of one session: host arrays, and Rows of the session for what a caption keeps where it is computed."""
+
+    def __init__(self, session: Session, graph: Graph, expected: list[Expected]) -> None:
+        self._session = session
+        self._kept = {tensor.name for tensor in graph.inputs
+                      if tensor.name.startswith(IN_ROWS) and tensor.dtype not in HOST_DTYPES}  # fmt: skip
+        self._largest: dict[tuple[str, Shape], int] = {}
+        for one in expected:
+            for name in self._kept:
+                key = (name, one.feeds[name].shape[1:])
+                self._largest[key] = max(self._largest.get(key, 0), one.setting.batches[-1])
+        self._rows: dict[tuple[str, Shape], Rows] = {}
+        self._values: dict[tuple[str, int], Value] = {}  # by the address of the array, which lives as long
+
+    def feeds(self, one: Expected, picks: npt.NDArray[np.intp]) -> dict[str, Feed]:
+        return {name: self._feed(name, array, picks) for name, array in one.feeds.items()}
+
+    def _feed(self, name: str, array: Array, picks: npt.NDArray[np.intp]) -> Feed:
+        if name not in self._kept or not array.size:
+            return np.ascontiguousarray(array[picks])
+        key, source = (name, array.shape[1:]), (name, array.ctypes.data)
+        if key not in self._rows:
+            self._rows[key] = self._session.rows(name, (self._largest[key], *key[1]))
+        if source not in self._values:
+            self._values[source] = self._session.value(array)
+        for row, pick in enumerate(picks.tolist()):
+            self._rows[key].put(row, self._values[source], pick)
+        return self._rows[key].first(len(picks))
