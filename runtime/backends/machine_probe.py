@@ -19,7 +19,7 @@ CC_MAJOR, CC_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
 def ask_driver(library: str) -> dict[str, Any]:
-    """Return {"cuda", "gpus": [{name, compute_capability, memory_mb}]}, or {"problem"} with the driver's words.
+    """Return {"cuda", "gpus": [{name, compute_capability, memory_mb, free_mb}]}, or {"problem"} with the driver's words.
 
     ``missing`` is true where there is no such library at all.
     """
@@ -37,10 +37,11 @@ def ask_driver(library: str) -> dict[str, Any]:
     found = {"cuda": f"{number // 1000}.{number % 1000 // 10}", "gpus": []}
     if code := cuda.cuDeviceGetCount(ctypes.byref(count)):
         return {**found, "problem": f"cuDeviceGetCount: {name_of(cuda, code)}"}
-    return {**found, "gpus": [describe(cuda, index) for index in range(count.value)]}
+    management = open_management()
+    return {**found, "gpus": [describe(cuda, management, index) for index in range(count.value)]}
 
 
-def describe(cuda: Any, index: int) -> dict[str, Any]:
+def describe(cuda: Any, management: Any, index: int) -> dict[str, Any]:
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
     cuda.cuDeviceGet(ctypes.byref(device), index)
@@ -52,7 +53,37 @@ def describe(cuda: Any, index: int) -> dict[str, Any]:
         "name": name.value.decode(errors="replace"),
         "compute_capability": f"{major.value}.{minor.value}",
         "memory_mb": memory.value // 1_000_000,
+        "free_mb": free_memory(cuda, management, device),
     }
+
+
+def open_management() -> Any:
+    """NVML, the driver's management library, which tells free memory without taking some; None where it is missing."""
+    try:
+        management = ctypes.CDLL("libnvidia-ml.so.1")
+        return None if management.nvmlInit_v2() else management
+    except (OSError, AttributeError):
+        return None
+
+
+def free_memory(cuda: Any, management: Any, device: Any) -> int | None:
+    """Megabytes; None where they cannot be asked for. NVML numbers GPUs in another order: the identifier names one."""
+    raw = (ctypes.c_ubyte * 16)()
+    try:
+        identify = getattr(cuda, "cuDeviceGetUuid_v2", None) or cuda.cuDeviceGetUuid
+        if management is None or identify(raw, device):
+            return None
+        digits = bytes(raw).hex()
+        parts = (digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])
+        handle, memory = ctypes.c_void_p(), (ctypes.c_ulonglong * 3)()  # total, free, used
+        for kind in ("GPU", "MIG"):
+            name = "-".join((kind, *parts)).encode()
+            if not management.nvmlDeviceGetHandleByUUID(name, ctypes.byref(handle)):
+                failed = management.nvmlDeviceGetMemoryInfo(handle, memory)
+                return None if failed else int(memory[1]) // 1_000_000
+    except AttributeError:
+        pass
+    return None
 
 
 def name_of(cuda: Any, code: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..bundle.graph_records import Graph
 from ..bundle.manifest import Manifest
-from .machine import MachineFacts
+from .machine import Gpu, MachineFacts
 from .options import AUTO, BackendOptions
 from .ranking import CANDIDATE_TITLES, Candidate, rank_backends
 
@@ -52,6 +52,9 @@ def machine_lines(facts: MachineFacts) -> list[str]:
         driver = f"driver {facts.driver}, " if facts.driver else ""
         gpu = f"{facts.gpu.name}, compute capability {facts.gpu.compute_capability}, {facts.gpu.memory_mb} MB"
         gpu += f" ({driver}CUDA up to {facts.cuda})"
+        if len(facts.gpus) > 1:
+            listed = ", ".join(f"{number} {_memory(one)}" for number, one in enumerate(facts.gpus))
+            gpu += f"; number {facts.device} of {len(facts.gpus)}: {listed}"
     else:
         gpu = f"none to use: {facts.driver_problem}"
     packages = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
@@ -60,6 +63,11 @@ def machine_lines(facts: MachineFacts) -> list[str]:
         f"processor: {'computes bf16' if facts.bf16 else 'has no bf16'}",
         f"runtimes installed: {packages or 'none'}",
     ]
+
+
+def _memory(gpu: Gpu) -> str:
+    free = "" if gpu.free_mb is None else f", {gpu.free_mb} MB free"
+    return f"{gpu.name} ({gpu.memory_mb} MB{free})"
 
 
 def candidate_lines(candidates: Mapping[str, tuple[Candidate, ...]]) -> list[str]:

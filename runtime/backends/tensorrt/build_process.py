@@ -1,10 +1,12 @@
-"""``build_engine`` in a child process: TensorRT may crash, and keeps gigabytes until its process ends.
+"""``build_engine`` in a child process, and the engine's comparison with its graph there.
 
-The child sends its progress, then the engine or its error. The module is the child's program as well.
+TensorRT may crash, and keeps gigabytes until its process ends. The child sends its progress, the engine, then the
+verdict; or its error. The module is the child's program as well.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -12,10 +14,12 @@ from ....base.channel import Channel, Failed, Message
 from ....base.child_process import ChildEnded, ChildProcess
 from ....base.errors import FlamestError
 from ....base.progress import Progress
-from ...bundle.graph_records import EngineOptions, Graph
 from ..unavailable import BackendUnavailable, Code, unavailable
 from .builder import BuiltEngine, EngineRequest, build_engine
-from .engine import engine_version
+from .engine import EngineFile, deserialize_engine, engine_version
+from .package import import_tensorrt
+from .proof import Proof, prove_engine
+from .verdict import Verdict
 
 PROGRAM = "flamest.runtime.backends.tensorrt.build_process"
 MAX_ENGINE_BYTES = 1 << 36  # bytes
@@ -24,17 +28,16 @@ MAX_ENGINE_BYTES = 1 << 36  # bytes
 class Build(Message, frozen=True):
     """The engine to build, as ``builder.EngineRequest``."""
 
-    name: str
-    onnx: str
-    onnx_sha256: str
-    graph: Graph
-    options: EngineOptions
+    proof: Proof
     timing_cache: str | None
 
     @property
     def request(self) -> EngineRequest:
-        cache = None if self.timing_cache is None else Path(self.timing_cache)
-        return EngineRequest(self.name, Path(self.onnx), self.onnx_sha256, self.graph, self.options, cache)
+        one, cache = self.proof, None if self.timing_cache is None else Path(self.timing_cache)
+        where, graph = Path(one.onnx.path), one.onnx.graph
+        return EngineRequest(
+            one.name, where, one.onnx.sha256, graph, one.options, cache, one.vocabulary, one.source, one.device
+        )
 
 
 class Advanced(Message, frozen=True):
@@ -43,61 +46,109 @@ class Advanced(Message, frozen=True):
     steps: int
 
 
+class Described(Message, frozen=True):
+    """What the child does now, for the person."""
+
+    text: str
+
+
 class Built(Message, frozen=True):
-    """Payload: the engine."""
+    """Payload: the engine. A ``Compared`` follows."""
 
     seconds: float
     remarks: tuple[str, ...]
 
 
+class Compared(Message, frozen=True):
+    """The engine that was built, compared with its graph."""
+
+    verdict: Verdict
+
+
 def build_engine_in_child(request: EngineRequest, progress: Progress) -> BuiltEngine:
-    """Build as ``builder.build_engine``, in a child; a child that crashes is the error of PLAN_BUILD."""
+    """Build as ``builder.build_engine``, in a child, and compare the engine there.
+
+    A child that crashes while it builds is the error of PLAN_BUILD, one that crashes with the engine PLAN_REJECTED. The
+    verdict may be that the engine is wrong.
+    """
     cache = None if request.timing_cache is None else str(request.timing_cache)
-    build = Build(request.name, str(request.onnx), request.onnx_sha256, request.graph, request.options, cache)
+    built: BuiltEngine | None = None
     try:
         with ChildProcess(PROGRAM) as child:
-            child.send(build)
-            answer, payload = child.receive(Advanced | Built | Failed, largest_payload=MAX_ENGINE_BYTES)
-            while isinstance(answer, Advanced):
-                progress.advance(answer.steps)
-                answer, payload = child.receive(Advanced | Built | Failed, largest_payload=MAX_ENGINE_BYTES)
+            child.send(Build(request.proof, cache))
+            while True:
+                answer, payload = child.receive(
+                    Advanced | Described | Built | Compared | Failed, largest_payload=MAX_ENGINE_BYTES
+                )
+                if isinstance(answer, Advanced):
+                    progress.advance(answer.steps)
+                elif isinstance(answer, Described):
+                    progress.describe(answer.text)
+                elif isinstance(answer, Built):
+                    data = bytes(payload)
+                    built = BuiltEngine(data, engine_version(data), answer.seconds, answer.remarks)
+                else:
+                    break
     except ChildEnded as ended:
-        evidence = f"graph '{request.name}': building the engine ended with {ended}"
-        raise unavailable(Code.PLAN_BUILD, evidence).error() from ended
+        raise _ended_error(request.name, ended, compared=built is not None) from ended
     if isinstance(answer, Failed):
         error = answer.error()
         raise BackendUnavailable.of(error).error() if error.code in Code.__members__ else error
-    data = bytes(payload)
-    return BuiltEngine(data, engine_version(data), answer.seconds, answer.remarks)
+    if built is None:
+        raise unavailable(Code.PLAN_BUILD, f"graph '{request.name}': the child compared what it had not built").error()
+    return dataclasses.replace(built, verdict=answer.verdict)
 
 
-class _ProgressToParent:
+def _ended_error(name: str, ended: ChildEnded, *, compared: bool) -> FlamestError:
+    if compared:
+        evidence = f"graph '{name}': the engine was built, and the process that ran it first ended with {ended}"
+        return unavailable(Code.PLAN_REJECTED, evidence).error()
+    return unavailable(Code.PLAN_BUILD, f"graph '{name}': building the engine ended with {ended}").error()
+
+
+class ProgressToParent:
     """Progress that the parent shows. Called from within TensorRT, where nothing may be raised."""
 
     def __init__(self, parent: Channel) -> None:
         self._parent = parent
 
     def advance(self, steps: int = 1) -> None:
-        try:
-            self._parent.send(Advanced(steps))
-        except OSError:
-            os._exit(1)  # the parent is gone
+        self._send(Advanced(steps))
 
     def describe(self, text: str) -> None:
-        pass
+        self._send(Described(text))
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._parent.send(message)
+        except OSError:
+            os._exit(1)  # the parent is gone
 
 
 def main() -> None:
     parent = Channel.to_parent()
     build, _ = parent.receive(Build)
+    request, progress = build.request, ProgressToParent(parent)
     try:
-        built = build_engine(build.request, _ProgressToParent(parent))
+        built = build_engine(request, progress)
+        parent.send(Built(built.seconds, built.remarks), built.data)
+        parent.send(Compared(compare_built(request, built, progress)))
     except FlamestError as error:
         parent.send(Failed.of(error))
         # TensorRT's destructors were seen to crash without a driver.
         os._exit(1)
-    parent.send(Built(built.seconds, built.remarks), built.data)
     os._exit(0)
+
+
+def compare_built(request: EngineRequest, built: BuiltEngine, progress: Progress) -> Verdict:
+    """Open the engine that this process built, and compare it with its graph."""
+    trt = import_tensorrt()
+    stripped = request.options.strip_weights
+    file = EngineFile(
+        request.name, Path("the new engine"), "", request.onnx if stripped else None, request.onnx_sha256,
+        host_code=request.options.version_compatible,
+    )  # fmt: skip
+    return prove_engine(trt, deserialize_engine(trt, built.data, file), request.proof, progress.describe)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from .network import check_network
 from .package import TensorRtLog, import_tensorrt, make_builder, make_logger
 from .profile import profiles
 from .progress import BuildProgress, make_monitor
+from .proof import OnnxFile, Proof
+from .verdict import Verdict
 
 MIB = 1 << 20
 MAX_TIMINGS_BYTES = 1 << 30
@@ -30,7 +32,7 @@ MAX_TIMINGS_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """An ONNX graph and the options of its engine."""
+    """An ONNX graph and the options of its engine; ``vocabulary``, ``source`` and ``device`` as in proof.Proof."""
 
     name: str  # of the graph, for messages
     onnx: Path
@@ -38,6 +40,15 @@ class EngineRequest:
     graph: Graph
     options: EngineOptions
     timing_cache: Path | None = None  # kernels' times from earlier builds; read if it exists, and written
+    vocabulary: int = 0
+    source: OnnxFile | None = None
+    device: int = 0
+
+    @property
+    def proof(self) -> Proof:
+        """What the engine is compared with."""
+        onnx = OnnxFile(str(self.onnx), self.onnx_sha256, self.graph)
+        return Proof(self.name, onnx, self.options, self.vocabulary, self.source, self.device)
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ class BuiltEngine:
     version: Version  # of TensorRT, from the engine's header
     seconds: float
     remarks: tuple[str, ...]  # for the person; not errors
+    verdict: Verdict | None = None  # None: it was not compared
 
 
 def build_engine(request: EngineRequest, progress: Progress) -> BuiltEngine:

@@ -18,8 +18,11 @@ from ....base.errors import DataError, StorageError
 from ....base.files import cache_folder, open_regular, sha256_bytes, write_atomic
 from ...bundle.graph_records import EngineOptions, EngineRecord
 from .engine import MAX_TRUSTED_BYTES
+from .verdict import Verdict
 
-RECORD, ENGINE, TIMINGS = ".json", ".plan", ".timings"
+RECORD, ENGINE, TIMINGS, VERDICT = ".json", ".plan", ".timings", ".verdict"
+VERDICT_FORM = 1  # of the comparison; a stricter one has another, and verdicts of this one do not count
+MAX_VERDICT_BYTES = 1 << 20
 
 
 class EngineKey(msgspec.Struct, frozen=True):
@@ -35,6 +38,30 @@ class EngineKey(msgspec.Struct, frozen=True):
     def digest(self) -> str:
         """SHA-256, 64 hexadecimal digits: the name of the entry."""
         return sha256_bytes(msgspec.json.encode(self, order="deterministic"))
+
+
+class VerdictKey(msgspec.Struct, frozen=True):
+    """All that a verdict was made on: with another driver, GPU or TensorRT an engine is compared again."""
+
+    engine_sha256: str
+    onnx_sha256: str
+    tensorrt: str
+    cuda: str  # newest CUDA that the driver supports
+    driver: str
+    gpu: str
+    compute_capability: str
+    form: int = VERDICT_FORM
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, 64 hexadecimal digits: the name of the entry."""
+        return sha256_bytes(msgspec.json.encode(self, order="deterministic"))
+
+
+class _KeptVerdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    key: VerdictKey
+    verdict: Verdict
+    sha256: str  # of the two above
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,9 +102,26 @@ class EngineCache:
         write_atomic(stem.with_suffix(RECORD), msgspec.json.encode(entry), mode=0o600)
         return stem.with_suffix(ENGINE)
 
+    def verdict(self, key: VerdictKey) -> Verdict | None:
+        """The verdict of ``key``; None when there is none, or its file is not what was written."""
+        path = self.folder / f"{key.digest}{VERDICT}"
+        try:
+            kept = msgspec.json.decode(_read_own(path, MAX_VERDICT_BYTES), type=_KeptVerdict)
+        except (FileNotFoundError, ValueError, RecursionError, StorageError):
+            return None
+        return kept.verdict if kept == _kept(key, kept.verdict) else None
+
+    def keep_verdict(self, key: VerdictKey, verdict: Verdict) -> None:
+        data = msgspec.json.encode(_kept(key, verdict))
+        write_atomic(self.folder / f"{key.digest}{VERDICT}", data, mode=0o600)
+
     def timings(self, tensorrt: str, gpu: str) -> Path:
         """Path of the builder's timing cache for this version and GPU."""
         return self.folder / f"{sha256_bytes(f'{tensorrt} {gpu}'.encode())[:16]}{TIMINGS}"
+
+
+def _kept(key: VerdictKey, verdict: Verdict) -> _KeptVerdict:
+    return _KeptVerdict(key, verdict, sha256_bytes(msgspec.json.encode((key, verdict), order="deterministic")))
 
 
 def open_cache(folder: Path | None = None) -> EngineCache:

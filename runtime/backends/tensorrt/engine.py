@@ -49,7 +49,11 @@ class LoadedEngine:
 
 def load_engine(trt: Any, file: EngineFile) -> LoadedEngine:
     """Deserialise an engine; refit a stripped one. Raises UNTRUSTED, PLAN_REJECTED, PLAN_REFIT, StorageError."""
-    serialized = read_trusted(file.path, file.sha256)
+    return deserialize_engine(trt, read_trusted(file.path, file.sha256), file)
+
+
+def deserialize_engine(trt: Any, serialized: bytes, file: EngineFile) -> LoadedEngine:
+    """``load_engine`` of bytes that are known to be right; ``file`` says what else there is to know."""
     log = TensorRtLog()
     logger = make_logger(trt, log)
     try:

@@ -13,11 +13,19 @@ from ..session import Session
 from ..unavailable import Code, unavailable
 from .cache import open_cache
 from .cuda_device import CudaDevice
-from .engine import EngineFile, Version, engine_version, load_engine, version_problem
+from .engine import Version, engine_version, load_engine, version_problem
 from .package import import_tensorrt
 from .runner import TensorRtSession
-from .supply import ENGINE_SUFFIX, BuildTarget, cached_engine, engine_key, local_build_options
-from .trial import try_engine
+from .supply import (
+    ENGINE_SUFFIX,
+    BuildTarget,
+    EngineOnDisk,
+    cached_engine,
+    local_build_options,
+    proved_engine,
+)
+from .verdict import Verdict
+from .verdicts import standing_verdict, verdict_cache
 
 
 class TensorRtOpener:
@@ -26,43 +34,39 @@ class TensorRtOpener:
     def __init__(self, bundle: Bundle, facts: MachineFacts, notice: Callable[[str], None]) -> None:
         self._bundle, self._facts, self._notice = bundle, facts, notice
         self._device: CudaDevice | None = None
+        self.verdicts: dict[str, Verdict] = {}  # on the engine of each graph that was to be opened
 
     def open_bundled(self, name: str, record: EngineRecord) -> Session:
-        """Open an engine of the bundle. Raises the errors of trial.py and engine.py."""
-        return self._open(
-            name, self._bundle.path / record.file, self._bundle.manifest.files[record.file].sha256, record
-        )
+        """Open an engine of the bundle. Raises the errors of trial.py and engine.py, and ENGINE_WRONG."""
+        sha256 = self._bundle.manifest.files[record.file].sha256
+        return self._open(record, EngineOnDisk(name, self._bundle.path / record.file, sha256))
 
     def open_built(self, name: str) -> Session:
         """Open an engine that was built on this machine before, or build it now, which takes minutes."""
         manifest = self._bundle.manifest
         target = BuildTarget(self._facts, local_build_options(manifest, name), open_cache())
-        key = engine_key(self._facts, self._sha256_of(name), target.options)
+        key = target.key(manifest, name)
         if target.cache.find(key) is None:
             self._notice(f"graph '{name}': building a TensorRT engine for {key.gpu}; this takes minutes, once")
         kept = cached_engine(self._bundle, name, target, _NoProgress())
         path = target.cache.folder / f"{key.digest}{ENGINE_SUFFIX}"
-        return self._open(name, path, sha256_bytes(kept.data), kept.record)
+        return self._open(kept.record, EngineOnDisk(name, path, sha256_bytes(kept.data)))
 
-    def _open(self, name: str, path: Path, sha256: str, record: EngineRecord) -> Session:
-        self._check_version(name, path, record)
-        stripped = record.options.strip_weights
-        file = EngineFile(
-            graph=name,
-            path=path,
-            sha256=sha256,
-            onnx=self._bundle.graph(name) if stripped else None,
-            onnx_sha256=self._sha256_of(name) if stripped else "",
-            host_code=record.options.version_compatible,
-        )
-        try_engine(file)
+    def _open(self, record: EngineRecord, engine: EngineOnDisk) -> Session:
+        name = engine.name
+        self._check_version(name, engine.path, record)
+        proved = proved_engine(self._bundle, record, engine, self._facts)
+        verdict = standing_verdict(proved, verdict_cache(), self._notice)
+        self.verdicts[name] = verdict
+        if verdict.wrong:
+            raise verdict.error(name, engine.path.name)
         trt = import_tensorrt()
-        opened = load_engine(trt, file)
+        opened = load_engine(trt, proved.file)
         if self._device is None:
-            self._device = CudaDevice.open()
+            self._device = CudaDevice.open(number=self._facts.device)
         gpu = self._facts.gpu.name if self._facts.gpu else "GPU"
         where = f"TensorRT {trt.__version__} on {gpu}"
-        return TensorRtSession(trt, opened, self._device, name=name, where=where)
+        return TensorRtSession(trt, opened, self._device, name=name, where=where, cuda_graphs=verdict.cuda_graphs)
 
     def _check_version(self, name: str, path: Path, record: EngineRecord) -> None:
         """Check the version in the file's header, whatever its record states; nothing of it is executed."""
@@ -70,11 +74,6 @@ class TensorRtOpener:
         problem = version_problem(engine_version(path), here, version_compatible=record.options.version_compatible)
         if problem:
             raise unavailable(Code.PLAN_VERSION, f"graph '{name}', {path.name}: {problem}").error()
-
-    def _sha256_of(self, name: str) -> str:
-        """SHA-256 of the graph's ONNX file."""
-        manifest = self._bundle.manifest
-        return manifest.files[manifest.graphs[name].file].sha256
 
 
 class _NoProgress:

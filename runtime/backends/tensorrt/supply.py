@@ -23,14 +23,19 @@ from ...bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, encode_manife
 from ...bundle.manifest_reading import read_manifest
 from ...bundle.opening import Bundle
 from ...bundle.signature import SIGNATURE_FILE
-from ..machine import MachineFacts, no_gpu_reason
+from ..machine import MachineFacts, no_gpu_reason, old_driver_reasons
 from ..unavailable import BackendUnavailable, Code, unavailable
 from .build_process import build_engine_in_child
 from .builder import BuiltEngine, EngineRequest
 from .cache import CachedEngine, EngineCache, EngineKey
+from .engine import EngineFile
+from .profile import settled_options
 from .progress import BUILD_STEPS
+from .verdict import Verdict
+from .verdicts import ProvedEngine, keep_verdict, make_proof, standing_verdict, verdict_key
 
 Build = Callable[[EngineRequest, Progress], BuiltEngine]
+Judge = Callable[[ProvedEngine, EngineCache | None, Callable[[str], None]], Verdict]
 ENGINE_SUFFIX = ".plan"
 
 
@@ -43,7 +48,14 @@ class BuildTarget:
     cache: EngineCache
     timing_cache: Path | None = None  # None: the cache's own for this TensorRT and GPU
     build: Build = build_engine_in_child
+    judge: Judge = standing_verdict
     again: bool = False  # also build engines that exist already
+
+    def key(self, manifest: Manifest, name: str) -> EngineKey:
+        """The key of graph ``name``'s engine here; raises the first of ``build_problems``."""
+        graph, gpu = manifest.graphs[name], self.facts.gpu
+        options = settled_options(self.options, graph, gpu.memory_mb if gpu else 0)
+        return engine_key(self.facts, manifest.files[graph.file].sha256, options)
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,7 @@ class EngineResult:
     record: EngineRecord
     fresh: bool  # built now; else it existed already
     remarks: tuple[str, ...] = ()
+    verdict: Verdict | None = None
 
 
 def local_build_options(manifest: Manifest, name: str) -> EngineOptions:
@@ -67,44 +80,93 @@ def local_build_options(manifest: Manifest, name: str) -> EngineOptions:
 def cached_engine(bundle: Bundle, name: str, target: BuildTarget, progress: Progress) -> CachedEngine:
     """This node's engine of graph ``name``, from the cache, or built now (minutes) and added to it.
 
-    ``progress`` counts ``progress.BUILD_STEPS``. Raises the errors of ``build_engine``.
+    ``progress`` counts ``progress.BUILD_STEPS``. Raises the errors of ``build_engine``, and ENGINE_WRONG for a new one
+    that does not compute what the graph does: it is kept with this verdict, and not built again at the next start.
     """
-    key = _key(bundle.manifest, name, target)
+    key = target.key(bundle.manifest, name)
     if not target.again and (kept := target.cache.find(key)) is not None:
         progress.advance(BUILD_STEPS)
         return kept
     built = _build(bundle, name, key, target, progress)
     record = record_engine(name, built, key, target.facts)
     target.cache.keep(key, record, built.data)
+    _raise_if_wrong(name, built, record)
     return CachedEngine(record, built.data)
 
 
 def ensure_cached_engine(bundle: Bundle, name: str, target: BuildTarget, progress: Progress) -> EngineResult:
-    """Make sure that the cache holds this node's engine of graph ``name``."""
-    key = _key(bundle.manifest, name, target)
+    """Make sure that the cache holds this node's engine of graph ``name``, and that it is right."""
+    key = target.key(bundle.manifest, name)
     there = not target.again and target.cache.find(key) is not None
     kept = cached_engine(bundle, name, target, progress)
     path = target.cache.folder / f"{key.digest}{ENGINE_SUFFIX}"
-    return EngineResult(name, path, len(kept.data), kept.record, fresh=not there)
+    verdict = _verdict_on(bundle, kept.record, EngineOnDisk(name, path, sha256_bytes(kept.data)), target, progress)
+    return EngineResult(name, path, len(kept.data), kept.record, fresh=not there, verdict=verdict)
 
 
 def ensure_bundled_engine(
     bundle: Bundle, name: str, target: BuildTarget, progress: Progress
 ) -> tuple[Bundle, EngineResult]:
-    """Add this machine's engine of graph ``name`` to the bundle folder unless it holds it; return the new bundle."""
+    """Add this machine's engine of graph ``name`` to the bundle folder unless it holds it; return the new bundle.
+
+    Raises the errors of ``build_engine``, and ENGINE_WRONG for an engine that does not compute what the graph does; a
+    new one is not added then.
+    """
     manifest = bundle.manifest
-    key, graph = _key(manifest, name, target), manifest.graphs[name]
+    key, graph = target.key(manifest, name), manifest.graphs[name]
     if not target.again and (record := find_engine(name, graph, key)) is not None:
         progress.advance(BUILD_STEPS)
-        return bundle, EngineResult(
-            name, bundle.path / record.file, manifest.files[record.file].bytes, record, fresh=False
-        )
+        file, path = manifest.files[record.file], bundle.path / record.file
+        verdict = _verdict_on(bundle, record, EngineOnDisk(name, path, file.sha256), target, progress)
+        return bundle, EngineResult(name, path, file.bytes, record, fresh=False, verdict=verdict)
     built = _build(bundle, name, key, target, progress)
     record = record_engine(name, built, key, target.facts)
+    _raise_if_wrong(name, built, record)
     manifest = with_engine(manifest, name, record, built.data)
     _put(bundle.path, record.file, built.data, manifest)
-    supplied = EngineResult(name, bundle.path / record.file, len(built.data), record, fresh=True, remarks=built.remarks)
+    path = bundle.path / record.file
+    supplied = EngineResult(name, path, len(built.data), record, True, built.remarks, built.verdict)
     return replace(bundle, manifest=manifest), supplied
+
+
+@dataclass(frozen=True)
+class EngineOnDisk:
+    """The file of an engine of graph ``name``."""
+
+    name: str
+    path: Path
+    sha256: str
+
+
+def proved_engine(bundle: Bundle, record: EngineRecord, engine: EngineOnDisk, facts: MachineFacts) -> ProvedEngine:
+    """An engine's file, and all that is needed to judge it here."""
+    proof = make_proof(bundle, engine.name, record.options, device=facts.device)
+    stripped = record.options.strip_weights
+    file = EngineFile(
+        graph=engine.name,
+        path=engine.path,
+        sha256=engine.sha256,
+        onnx=Path(proof.onnx.path) if stripped else None,
+        onnx_sha256=proof.onnx.sha256 if stripped else "",
+        host_code=record.options.version_compatible,
+    )
+    return ProvedEngine(file, verdict_key(facts, engine.sha256, proof.onnx.sha256), proof)
+
+
+def _verdict_on(
+    bundle: Bundle, record: EngineRecord, engine: EngineOnDisk, target: BuildTarget, progress: Progress
+) -> Verdict:
+    """The verdict on an engine that was there already; raises ENGINE_WRONG."""
+    proved = proved_engine(bundle, record, engine, target.facts)
+    verdict = target.judge(proved, target.cache, progress.describe)
+    if verdict.wrong:
+        raise verdict.error(engine.name, engine.path.name)
+    return verdict
+
+
+def _raise_if_wrong(name: str, built: BuiltEngine, record: EngineRecord) -> None:
+    if built.verdict is not None and built.verdict.wrong:
+        raise built.verdict.error(name, f"{record.file}, just built by TensorRT {built.version}")
 
 
 def with_engine(manifest: Manifest, name: str, record: EngineRecord, data: bytes) -> Manifest:
@@ -148,16 +210,16 @@ def _put(folder: Path, file: str, data: bytes, manifest: Manifest) -> None:
     write_atomic(folder / MANIFEST_FILE, encode_manifest(manifest))
 
 
-def _key(manifest: Manifest, name: str, target: BuildTarget) -> EngineKey:
-    return engine_key(target.facts, manifest.files[manifest.graphs[name].file].sha256, target.options)
-
-
 def _build(bundle: Bundle, name: str, key: EngineKey, target: BuildTarget, progress: Progress) -> BuiltEngine:
     timings = target.timing_cache or target.cache.timings(key.tensorrt, key.gpu)
+    proof = make_proof(bundle, name, key.options, device=target.facts.device)
     request = EngineRequest(
-        name, bundle.graph(name), key.onnx_sha256, bundle.manifest.graphs[name], target.options, timings
-    )
-    return target.build(request, progress)
+        name, bundle.graph(name), key.onnx_sha256, proof.onnx.graph, key.options, timings,
+        proof.vocabulary, proof.source, proof.device,
+    )  # fmt: skip
+    built = target.build(request, progress)
+    keep_verdict(target.cache, verdict_key(target.facts, sha256_bytes(built.data), key.onnx_sha256), built.verdict)
+    return built
 
 
 def is_signed(folder: Path) -> bool:
@@ -165,7 +227,7 @@ def is_signed(folder: Path) -> bool:
 
 
 def build_problems(facts: MachineFacts) -> tuple[BackendUnavailable, ...]:
-    """All that this machine lacks to build engines, driver first; empty when it can build them."""
+    """All that this machine lacks to build engines and to compare them, driver first; empty when it lacks nothing."""
     problems = []
     if facts.gpu is None:
         problems.append(no_gpu_reason(facts))
@@ -175,7 +237,7 @@ def build_problems(facts: MachineFacts) -> tuple[BackendUnavailable, ...]:
         problems.append(unavailable(Code.TRT_MISSING, "the Python package tensorrt is not installed"))
     elif not facts.tensorrt_builds:
         problems.append(unavailable(Code.TRT_NO_BUILDER, f"tensorrt {facts.versions['tensorrt']} has no Builder"))
-    return tuple(problems)
+    return (*old_driver_reasons(facts, ("tensorrt", "cuda-bindings")), *problems)
 
 
 def engine_key(facts: MachineFacts, onnx_sha256: str, options: EngineOptions) -> EngineKey:
