@@ -33,6 +33,10 @@ def engines(
     Every file of the bundle is checked first. An engine goes into the bundle, next to its ONNX graph; those
     of a signed bundle, which must not change, go into this machine's engine cache, where the agent finds
     them. Engines that are there already, for this TensorRT, GPU and options, are not built again.
+
+    Every engine is compared with its ONNX graph on the CPU before it is used, in the process that built it: one that
+    computes something else ends the command with ENGINE_WRONG. The verdict is kept in the engine cache, for this
+    driver and GPU.
     """
     from ...runtime.backends.machine import gather_facts
     from ...runtime.backends.tensorrt.supply import is_signed, remove_unlisted_engines
@@ -59,7 +63,8 @@ def show_engines(done: Sequence[EngineResult]) -> None:
     for one in done:
         how = f"built in {one.record.build_seconds:.1f} s" if one.fresh else "was there already"
         print(f"  {one.graph:13} {one.path}, {one.bytes / 1e6:.1f} MB, {how}")
-        for remark in one.remarks:
+        remarks = one.remarks if one.verdict is None else (str(one.verdict), *one.verdict.remarks, *one.remarks)
+        for remark in remarks:
             print(f"                {remark}")
     if done:
         engine = done[0].record
@@ -77,6 +82,7 @@ def engine_rows(done: Sequence[EngineResult]) -> list[dict[str, Any]]:
             "bytes": one.bytes,
             "built_now": one.fresh,
             "remarks": list(one.remarks),
+            "verdict": None if one.verdict is None else msgspec.to_builtins(one.verdict),
             **msgspec.to_builtins(one.record),
         }
         for one in done

@@ -19,7 +19,7 @@ CC_MAJOR, CC_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
 def ask_driver(library: str) -> dict[str, Any]:
-    """Return {"cuda", "gpus": [{name, compute_capability, memory_mb, free_mb}]}, or {"problem"} with the driver's words.
+    """Return {"cuda", "gpus": [records of ``describe``]}, or {"problem"} with the driver's words.
 
     ``missing`` is true where there is no such library at all.
     """

@@ -32,9 +32,12 @@ class GraphPlacement:
     where: str  # as the session reports it: "OpenVINO CPU bf16"
     precision: str  # its matmuls' type
     skipped: tuple[tuple[CandidateKind, BackendUnavailable], ...]  # candidates that ranked higher, best first
+    verdict: str = ""  # on a TensorRT engine, when it was compared with its ONNX graph
 
     def as_json(self) -> dict[str, Any]:
+        verdict = {"verdict": self.verdict} if self.verdict else {}
         return {
+            **verdict,
             "backend": self.backend,
             "where": self.where,
             "precision": self.precision,
@@ -91,9 +94,15 @@ class GraphOpener:
             if not session.computes_on_host:
                 self._on_gpu.append(session)
             precision = precision_of(self._bundle.manifest, name, self._opening.backend_options)
-            self.placements[name] = GraphPlacement(name, candidate.backend, session.where, precision, tuple(skipped))
+            self.placements[name] = GraphPlacement(
+                name, candidate.backend, session.where, precision, tuple(skipped), self._verdict(candidate, name)
+            )
             return session
         raise no_backend_error(name, self._opening.backend_options, skipped)
+
+    def _verdict(self, candidate: Candidate, name: str) -> str:
+        verdicts = {} if self._tensorrt is None else self._tensorrt.verdicts
+        return str(verdicts[name]) if candidate.backend == "tensorrt" and name in verdicts else ""
 
     def _open_on(self, candidate: Candidate, name: str) -> Session:
         if candidate.backend == "tensorrt":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..bundle.graph_records import EngineRecord, Graph
-from .machine import MachineFacts, no_gpu_reason
+from .machine import MachineFacts, no_gpu_reason, old_driver_reasons
 from .options import AUTO, BACKENDS, Backend, BackendOptions
 from .tensorrt.engine import Version, version_problem
 from .unavailable import BackendUnavailable, Code, unavailable
@@ -120,8 +120,8 @@ def _tensorrt_problem(
 
 
 def _missing_for_tensorrt(facts: MachineFacts) -> list[BackendUnavailable]:
-    """The packages for running an engine that are missing here."""
-    missing = []
+    """The packages for running an engine that are missing here, or do not fit the driver."""
+    missing = [*old_driver_reasons(facts, ("tensorrt", "cuda-bindings"))]
     if facts.tensorrt_problem:
         missing.append(unavailable(Code.TRT_LIBS, facts.tensorrt_problem))
     elif "tensorrt" not in facts.versions:
@@ -195,6 +195,8 @@ def _ort_cuda_problem(
         if {"onnxruntime", "onnxruntime-gpu"} <= set(facts.versions):
             return unavailable(Code.ORT_NO_CUDA, "onnxruntime and onnxruntime-gpu are both installed, in one folder")
         return unavailable(Code.ORT_NO_CUDA, f"onnxruntime {_onnxruntime(facts)} came without a CUDA provider")
+    if too_old := old_driver_reasons(facts, ("onnxruntime-gpu",)):
+        return too_old[0]
     if backend_options.bf16_of(name):
         return unavailable(
             Code.PRECISION,

@@ -96,7 +96,7 @@ TESLA = Gpu("Tesla T4", "7.5", 16_000)
             "bf16",
         ),
         (
-            MachineFacts(TESLA, versions={"tensorrt": "10.3.0"}, tensorrt_builds=True),
+            MachineFacts(TESLA, versions={"tensorrt": "10.3.0", "cuda-bindings": "12.9"}, tensorrt_builds=True),
             "engines: one per graph, about",
             "fp32",
         ),

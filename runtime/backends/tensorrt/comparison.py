@@ -193,9 +193,9 @@ class _Runs:
     def run_all(self, session: Session, visits: int, how: str) -> None:
         """Run every shape ``visits`` times, in an order that turns round, so that a shape follows different ones."""
         self.judge.check_names(session)
+        self.describe(f"graph {self.subject.name}: compared {how}")
         feeder, shapes = _Feeder(session, self.subject.graph, self.expected), self.shapes
         for visit in range(visits):
-            self.describe(f"graph {self.subject.name}: compared {how}, {visit + 1} of {visits}")
             for place in range(len(shapes)) if visit % 2 == 0 else range(len(shapes) - 1, -1, -1):
                 self._run(session, feeder, *shapes[place], turn=place + visit, how=f"run {visit + 1} {how}")
 

@@ -237,6 +237,8 @@ def build_problems(facts: MachineFacts) -> tuple[BackendUnavailable, ...]:
         problems.append(unavailable(Code.TRT_MISSING, "the Python package tensorrt is not installed"))
     elif not facts.tensorrt_builds:
         problems.append(unavailable(Code.TRT_NO_BUILDER, f"tensorrt {facts.versions['tensorrt']} has no Builder"))
+    if "cuda-bindings" not in facts.versions:
+        problems.append(unavailable(Code.CUDA_BINDINGS, "the Python package cuda-bindings is not installed"))
     return (*old_driver_reasons(facts, ("tensorrt", "cuda-bindings")), *problems)
 
 

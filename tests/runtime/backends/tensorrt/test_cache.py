@@ -4,7 +4,8 @@ import os
 
 import pytest
 from flamest.base.errors import DataError, StorageError
-from flamest.runtime.backends.tensorrt.cache import EngineKey, open_cache
+from flamest.runtime.backends.tensorrt.cache import EngineKey, VerdictKey, open_cache
+from flamest.runtime.backends.tensorrt.verdict import Verdict
 from flamest.runtime.bundle.graph_records import EngineOptions, EngineRecord
 
 KEY = EngineKey("a" * 64, "11.4.0.106", "NVIDIA H100", "9.0", EngineOptions())
@@ -109,3 +110,64 @@ def test_the_default_folder_is_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert open_cache().folder == tmp_path / ".cache" / "flamest" / "plans"
+
+
+JUDGED = VerdictKey("e" * 64, "a" * 64, "11.4.0.106", "13.0", "580.95.05", "NVIDIA H100", "9.0")
+RIGHT = Verdict(15, 90, cuda_graphs=True, closest="output hidden: cosine 0.99999", seconds=41.5)
+
+
+def test_a_verdict_is_kept_for_this_user_alone(cache):
+    assert cache.verdict(JUDGED) is None
+    cache.keep_verdict(JUDGED, RIGHT)
+    assert cache.verdict(JUDGED) == RIGHT
+    assert {file.stat().st_mode & 0o777 for file in cache.folder.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"engine_sha256": "f" * 64},
+        {"onnx_sha256": "b" * 64},
+        {"tensorrt": "10.16.1"},
+        {"cuda": "12.8"},
+        {"driver": "590.1"},
+        {"gpu": "NVIDIA L4"},
+        {"compute_capability": "8.9"},
+        {"form": 0},
+    ],
+)
+def test_another_engine_driver_or_gpu_has_no_verdict(cache, other):
+    cache.keep_verdict(JUDGED, RIGHT)
+    fields = {name: getattr(JUDGED, name) for name in JUDGED.__struct_fields__}
+    assert cache.verdict(VerdictKey(**{**fields, **other})) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.replace(b'"wrong":"output cnn"', b'"wrong":""'),
+        lambda data: data[:-9],
+        lambda data: b"\xff" + data,
+        lambda data: b"[" * 100_000,
+        lambda data: b"",
+    ],
+    ids=["changed", "cut", "not text", "deep", "empty"],
+)
+def test_a_verdict_that_was_changed_is_none(cache, change):
+    cache.keep_verdict(JUDGED, Verdict(15, 90, cuda_graphs=True, closest="", seconds=1.0, wrong="output cnn"))
+    (file,) = cache.folder.iterdir()
+    assert change(file.read_bytes()) != file.read_bytes()
+    file.write_bytes(change(file.read_bytes()))
+    assert cache.verdict(JUDGED) is None
+
+
+def test_a_verdict_behind_a_link_or_of_another_entry_is_none(cache, tmp_path):
+    cache.keep_verdict(JUDGED, RIGHT)
+    (file,) = cache.folder.iterdir()
+    other = VerdictKey("f" * 64, *(getattr(JUDGED, name) for name in JUDGED.__struct_fields__[1:]))
+    (cache.folder / f"{other.digest}.verdict").write_bytes(file.read_bytes())
+    assert cache.verdict(other) is None
+    (tmp_path / "elsewhere").write_bytes(file.read_bytes())
+    file.unlink()
+    file.symlink_to(tmp_path / "elsewhere")
+    assert cache.verdict(JUDGED) is None

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from types import SimpleNamespace
 
 import pytest
 from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes, sha256_file
-from flamest.runtime.backends.machine import Gpu, MachineFacts
-from flamest.runtime.backends.tensorrt import loader
+from flamest.runtime.backends.machine import Gpu, MachineFacts, on_device
+from flamest.runtime.backends.tensorrt import loader, verdicts
 from flamest.runtime.backends.tensorrt.cache import CachedEngine
 from flamest.runtime.backends.tensorrt.loader import TensorRtOpener
 from flamest.runtime.backends.tensorrt.supply import with_engine
+from flamest.runtime.backends.tensorrt.verdict import Verdict
 from flamest.runtime.backends.unavailable import Code, unavailable
 from flamest.runtime.bundle.graph_records import EngineOptions, EngineRecord
 from flamest.runtime.bundle.manifest import encode_manifest
 from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.bundle.opening import open_bundle
 
-FACTS = MachineFacts(gpu=Gpu("Made-up GPU", "9.0", 1000), versions={"tensorrt": "11.4.0"}, tensorrt_builds=True)
+FACTS = MachineFacts(
+    gpu=Gpu("Made-up GPU", "9.0", 1000),
+    versions={"tensorrt": "11.4.0", "cuda-bindings": "13.0"},
+    tensorrt_builds=True,
+)
+RIGHT = Verdict(12, 72, cuda_graphs=True, closest="hidden: 1e-6 of 1e-3", seconds=1.0)
 PLAN = b"ftrt" + bytes(20) + bytes((11, 4, 0, 106)) + b"native code"
 
 
@@ -50,17 +57,24 @@ def did(monkeypatch, tmp_path):
     done = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(loader, "import_tensorrt", lambda: SimpleNamespace(__version__="11.4.0"))
-    monkeypatch.setattr(loader, "try_engine", lambda file: done.append(("tried", file)))
+    monkeypatch.setattr(verdicts, "try_engine", lambda file, proof: done.append(("tried", file)) or RIGHT)
     monkeypatch.setattr(loader, "load_engine", lambda trt, file: done.append(("opened", file)))
-    monkeypatch.setattr(loader, "CudaDevice", SimpleNamespace(open=lambda: done.append(("device", None)) or "GPU 0"))
-    monkeypatch.setattr(loader, "TensorRtSession", lambda trt, opened, device, *, name, where: (name, where, device))
+    opened = SimpleNamespace(open=lambda *, number: done.append(("device", number)) or f"GPU {number}")
+    monkeypatch.setattr(loader, "CudaDevice", opened)
+    monkeypatch.setattr(
+        loader,
+        "TensorRtSession",
+        lambda trt, opened, device, *, name, where, cuda_graphs: SimpleNamespace(
+            name=name, where=where, device=device, cuda_graphs=cuda_graphs
+        ),
+    )
     return done
 
 
 def test_an_engine_is_tried_before_it_is_opened(bundle, did):
     opener = TensorRtOpener(bundle, FACTS, lambda text: None)
-    name, where, _ = opener.open_bundled("vision", bundle.manifest.graphs["vision"].engines[0])
-    assert (name, where) == ("vision", "TensorRT 11.4.0 on Made-up GPU")
+    session = opener.open_bundled("vision", bundle.manifest.graphs["vision"].engines[0])
+    assert (session.name, session.where) == ("vision", "TensorRT 11.4.0 on Made-up GPU")
     assert [what for what, _ in did] == ["tried", "opened", "device"]
     file = did[0][1]
     assert file == did[1][1]
@@ -89,11 +103,56 @@ def test_the_header_overrules_the_record(bundle, did, plan, code):
     assert did == []
 
 
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_a_later_start_trusts_the_verdict_without_a_child(bundle, did, monkeypatch, cuda_graphs):
+    notices, record = [], bundle.manifest.graphs["vision"].engines[0]
+    verdict = Verdict(12, 72, cuda_graphs, "", 1.0)
+    monkeypatch.setattr(verdicts, "try_engine", lambda file, proof: did.append(("tried", proof)) or verdict)
+    for _ in range(2):
+        opener = TensorRtOpener(bundle, FACTS, notices.append)
+        assert opener.open_bundled("vision", record).cuda_graphs is cuda_graphs
+        assert opener.verdicts == {"vision": verdict}
+    assert [what for what, _ in did] == ["tried", "opened", "device", "opened", "device"]
+    assert len(notices) == 1
+    assert "is compared with the ONNX graph" in notices[0]
+    newer = dataclasses.replace(FACTS, driver="999.1")
+    TensorRtOpener(bundle, newer, notices.append).open_bundled("vision", record)
+    assert [what for what, _ in did].count("tried") == 2
+
+
+def test_a_wrong_engine_is_never_opened_and_not_compared_again(bundle, did, monkeypatch):
+    wrong = Verdict(3, 5, cuda_graphs=False, closest="", seconds=1.0, wrong="output hidden: cosine 0.1")
+    monkeypatch.setattr(verdicts, "try_engine", lambda file, proof: did.append(("tried", proof)) or wrong)
+    for _ in range(2):
+        with pytest.raises(FlamestError, match=r"graph 'text', text.plan: output hidden: cosine 0.1") as caught:
+            TensorRtOpener(bundle, FACTS, lambda text: None).open_bundled(
+                "text", bundle.manifest.graphs["text"].engines[0]
+            )
+        assert (caught.value.code, caught.value.exit_code) == ("ENGINE_WRONG", 65)
+    assert [what for what, _ in did] == ["tried"]
+    assert did[0][1].source.graph == bundle.manifest.graphs["vision"]
+    assert did[0][1].vocabulary == bundle.manifest.vlm.text.vocabulary
+
+
+def test_without_a_folder_for_verdicts_an_engine_is_compared_each_time(bundle, did, monkeypatch, tmp_path):
+    (tmp_path / "cache" / "flamest" / "plans").mkdir(parents=True, mode=0o755)
+    for _ in range(2):
+        TensorRtOpener(bundle, FACTS, lambda text: None).open_bundled("text", bundle.manifest.graphs["text"].engines[0])
+    assert [what for what, _ in did].count("tried") == 2
+
+
+def test_the_chosen_gpu_is_the_one_that_runs(bundle, did):
+    gpus = (Gpu("Made-up GPU", "9.0", 1000), Gpu("Made-up GPU", "9.0", 2000))
+    facts = on_device(dataclasses.replace(FACTS, gpus=gpus), 1)
+    opener = TensorRtOpener(bundle, facts, lambda text: None)
+    assert opener.open_bundled("text", bundle.manifest.graphs["text"].engines[0]).device == "GPU 1"
+
+
 def test_an_engine_that_fails_its_trial_is_never_opened(bundle, did, monkeypatch):
-    def fails(file):
+    def fails(file, proof):
         raise unavailable(Code.PLAN_REJECTED, "signal SIGSEGV").error()
 
-    monkeypatch.setattr(loader, "try_engine", fails)
+    monkeypatch.setattr(verdicts, "try_engine", fails)
     with pytest.raises(FlamestError) as caught:
         TensorRtOpener(bundle, FACTS, lambda text: None).open_bundled("text", bundle.manifest.graphs["text"].engines[0])
     assert caught.value.code == "PLAN_REJECTED"
@@ -106,8 +165,7 @@ def test_an_engine_is_built_once_after_a_notice(bundle, did, monkeypatch):
     def build(bundle, name, target, progress):
         built.append((name, target.options))
         kept = CachedEngine(plan_of(name), PLAN)
-        key = loader.engine_key(FACTS, bundle.manifest.files[f"{name}.onnx"].sha256, target.options)
-        target.cache.keep(key, kept.record, kept.data)
+        target.cache.keep(target.key(bundle.manifest, name), kept.record, kept.data)
         return kept
 
     monkeypatch.setattr(loader, "cached_engine", build)
@@ -115,8 +173,8 @@ def test_an_engine_is_built_once_after_a_notice(bundle, did, monkeypatch):
     opener.open_built("cnn")
     opener.open_built("cnn")
     assert built == [("cnn", EngineOptions())] * 2
-    assert len(notices) == 1
-    assert "building a TensorRT engine for Made-up GPU" in notices[0]
+    assert ["building a TensorRT engine for Made-up GPU" in notice for notice in notices] == [True, False]
+    assert "is compared" in notices[1]
     files = [file for what, file in did if what == "opened"]
     assert files[0] == files[1]
     assert files[0].path.read_bytes() == PLAN

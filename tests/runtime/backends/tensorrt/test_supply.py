@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from flamest.base.errors import FlamestError
+from flamest.base.files import sha256_bytes
 from flamest.runtime.backends.machine import Gpu, MachineFacts
 from flamest.runtime.backends.tensorrt.builder import BuiltEngine
 from flamest.runtime.backends.tensorrt.cache import open_cache
@@ -23,6 +24,8 @@ from flamest.runtime.backends.tensorrt.supply import (
     local_build_options,
     remove_unlisted_engines,
 )
+from flamest.runtime.backends.tensorrt.verdict import Verdict
+from flamest.runtime.backends.tensorrt.verdicts import verdict_key
 from flamest.runtime.backends.unavailable import Code, unavailable
 from flamest.runtime.bundle.graph_records import EngineOptions
 from flamest.runtime.bundle.opening import open_bundle
@@ -31,23 +34,29 @@ FACTS = MachineFacts(
     gpu=Gpu("NVIDIA H100", "9.0", 80_000),
     cuda="12.8",
     driver="570.86",
-    versions={"tensorrt": "10.3.0"},
+    versions={"tensorrt": "10.3.0", "cuda-bindings": "12.9.1"},
     tensorrt_builds=True,
 )
+
+
+RIGHT = Verdict(15, 90, cuda_graphs=True, closest="", seconds=1.0)
+WRONG = Verdict(3, 4, cuda_graphs=False, closest="", seconds=1.0, wrong="output embedding: cosine 0.5")
 
 
 class Builder:
     """``build_engine`` without TensorRT; counts its calls."""
 
-    def __init__(self, error=None):
-        self.requests, self.error = [], error
+    def __init__(self, error=None, verdict=RIGHT):
+        self.requests, self.error, self.verdict = [], error, verdict
 
     def __call__(self, request, progress):
         self.requests.append(request)
         if self.error is not None:
             raise self.error
         progress.advance(BUILD_STEPS)
-        return BuiltEngine(f"engine of {request.name}".encode(), Version(10, 3, 0, 26), 1.234, ("a remark",))
+        return BuiltEngine(
+            f"engine of {request.name}".encode(), Version(10, 3, 0, 26), 1.234, ("a remark",), self.verdict
+        )
 
 
 class Counted:
@@ -138,6 +147,55 @@ def test_a_nodes_engine_is_built_once_and_cached(toy_bundle, target):
     assert {file.name: file.read_bytes() for file in toy_bundle.iterdir()} == before
 
 
+def test_a_wrong_engine_is_not_added_to_the_bundle(toy_bundle, target):
+    before = {file.name: file.read_bytes() for file in toy_bundle.iterdir()}
+    wrong = dataclasses.replace(target, build=Builder(verdict=WRONG))
+    with pytest.raises(FlamestError, match=r"output embedding: cosine 0\.5") as caught:
+        ensure_bundled_engine(open_bundle(toy_bundle), "cnn", wrong, Counted())
+    assert caught.value.code == "ENGINE_WRONG"
+    assert "just built by TensorRT 10.3.0.26" in caught.value.message
+    assert {file.name: file.read_bytes() for file in toy_bundle.iterdir()} == before
+
+
+def test_a_wrong_engine_is_kept_with_its_verdict_and_not_built_again(toy_bundle, target):
+    bundle = open_bundle(toy_bundle)
+    wrong = dataclasses.replace(target, build=Builder(verdict=WRONG))
+    with pytest.raises(FlamestError):
+        cached_engine(bundle, "cnn", wrong, Counted())
+    kept = cached_engine(bundle, "cnn", wrong, Counted())
+    assert len(wrong.build.requests) == 1
+    key = verdict_key(FACTS, sha256_bytes(kept.data), bundle.manifest.files["cnn.onnx"].sha256)
+    assert target.cache.verdict(key) == WRONG
+    with pytest.raises(FlamestError) as caught:
+        ensure_cached_engine(bundle, "cnn", wrong, Counted())
+    assert caught.value.code == "ENGINE_WRONG"
+    again = dataclasses.replace(wrong, again=True, build=Builder())
+    assert ensure_cached_engine(bundle, "cnn", again, Counted()).verdict == RIGHT
+
+
+def test_an_engine_of_the_bundle_is_compared_once_on_this_machine(toy_bundle, target):
+    def judge(engine, cache, notice):
+        judged.append(engine)
+        return RIGHT
+
+    judged = []
+    bundle, _ = ensure_bundled_engine(open_bundle(toy_bundle), "cnn", target, Counted())
+    moved = dataclasses.replace(target, facts=dataclasses.replace(FACTS, driver="580.1"), judge=judge, build=Builder())
+    _, found = ensure_bundled_engine(bundle, "cnn", moved, Counted())
+    assert (found.fresh, found.verdict, moved.build.requests) == (False, RIGHT, [])
+    (engine,) = judged
+    assert engine.key.driver == "580.1"
+    assert engine.key.engine_sha256 == sha256_bytes(b"engine of cnn")
+    assert engine.proof.onnx.sha256 == bundle.manifest.files["cnn.onnx"].sha256
+
+
+def test_the_text_graph_is_compared_on_the_images_own_results(toy_bundle, target):
+    cached_engine(open_bundle(toy_bundle), "text", target, Counted())
+    (request,) = target.build.requests
+    assert request.proof.source.path == str(toy_bundle / "vision.onnx")
+    assert request.proof.vocabulary == 32
+
+
 def test_there_is_one_timing_cache_per_version_and_gpu(toy_bundle, target, tmp_path):
     bundle = open_bundle(toy_bundle)
     cached_engine(bundle, "cnn", target, Counted())
@@ -169,10 +227,17 @@ def test_an_engines_file_name_has_graph_version_and_capability():
     [
         ({}, []),
         ({"gpu": None, "driver_problem": "no libcuda"}, ["NO_DRIVER_OR_GPU"]),
-        ({"versions": {}}, ["TRT_MISSING"]),
+        ({"versions": {}}, ["TRT_MISSING", "CUDA_BINDINGS"]),
+        ({"versions": {"tensorrt": "10.3.0"}}, ["CUDA_BINDINGS"]),
         ({"tensorrt_problem": "libnvinfer.so.10: cannot open", "tensorrt_builds": False}, ["TRT_LIBS"]),
         ({"tensorrt_builds": False}, ["TRT_NO_BUILDER"]),
-        ({"gpu": None, "driver_problem": "no libcuda", "versions": {}}, ["NO_DRIVER_OR_GPU", "TRT_MISSING"]),
+        (
+            {"gpu": None, "driver_problem": "no libcuda", "versions": {}},
+            ["NO_DRIVER_OR_GPU", "TRT_MISSING", "CUDA_BINDINGS"],
+        ),
+        ({"cuda_majors": {"tensorrt": 13}}, ["DRIVER_TOO_OLD"]),
+        ({"cuda_majors": {"tensorrt": 13, "cuda-bindings": 13}}, ["DRIVER_TOO_OLD", "DRIVER_TOO_OLD"]),
+        ({"cuda_majors": {"tensorrt": 12, "cuda-bindings": 12}}, []),
     ],
 )
 def test_all_build_problems_are_found_at_once_driver_first(change, codes):

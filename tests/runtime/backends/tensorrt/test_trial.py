@@ -9,9 +9,12 @@ import pytest
 from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes
 from flamest.runtime.backends.tensorrt.engine import EngineFile
+from flamest.runtime.backends.tensorrt.proof import OnnxFile, Proof
 from flamest.runtime.backends.tensorrt.trial import try_engine
+from flamest.runtime.bundle.graph_records import EngineOptions, Graph
 
 PLAN = b"native code"
+PROOF = Proof("cnn", OnnxFile("cnn.onnx", "", Graph("cnn.onnx", 18, (), (), {}, "fp32", {})), EngineOptions())
 RUNTIME = """
 import os, time
 __version__ = "10.16.1"
@@ -40,7 +43,7 @@ def tensorrt_that(does, folder, monkeypatch):
 
 def refused(file, **options):
     with pytest.raises(FlamestError) as caught:
-        try_engine(file, **options)
+        try_engine(file, PROOF, **options)
     return caught.value
 
 
@@ -95,8 +98,12 @@ def test_the_lean_runtime_without_a_driver_ends_only_the_child(lean_rig, file):
         "from pathlib import Path\n"
         "from flamest.base.errors import FlamestError\n"
         "from flamest.runtime.backends.tensorrt.engine import EngineFile\n"
+        "from flamest.runtime.backends.tensorrt.proof import OnnxFile, Proof\n"
         "from flamest.runtime.backends.tensorrt.trial import try_engine\n"
-        "try: try_engine(EngineFile('cnn', Path(sys.argv[1]), sys.argv[2]))\n"
+        "from flamest.runtime.bundle.graph_records import EngineOptions, Graph\n"
+        "onnx = OnnxFile('cnn.onnx', '', Graph('cnn.onnx', 18, (), (), {}, 'fp32', {}))\n"
+        "proof = Proof('cnn', onnx, EngineOptions())\n"
+        "try: try_engine(EngineFile('cnn', Path(sys.argv[1]), sys.argv[2]), proof)\n"
         "except FlamestError as error: print(error.code, error.message)\n"
     )
     alias = file.path.parent / "tensorrt"

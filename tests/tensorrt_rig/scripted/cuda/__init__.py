@@ -1,0 +1,1 @@
+"""In place of NVIDIA's package, for the scripted TensorRT."""
