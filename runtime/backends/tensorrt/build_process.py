@@ -47,7 +47,7 @@ class Advanced(Message, frozen=True):
 
 
 class Described(Message, frozen=True):
-    """What the child does now, for the person."""
+    """The child's present work, for the person."""
 
     text: str
 

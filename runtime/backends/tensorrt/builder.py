@@ -46,7 +46,7 @@ class EngineRequest:
 
     @property
     def proof(self) -> Proof:
-        """What the engine is compared with."""
+        """All that the engine is compared with."""
         onnx = OnnxFile(str(self.onnx), self.onnx_sha256, self.graph)
         return Proof(self.name, onnx, self.options, self.vocabulary, self.source, self.device)
 

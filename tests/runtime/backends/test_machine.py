@@ -90,7 +90,7 @@ def facts_with(cuda, **majors):
         ("11.8", {"tensorrt": 12}, "install driver 525 or newer"),
     ],
 )
-def test_a_package_for_a_newer_cuda_than_the_drivers_is_named_with_what_fits(cuda, majors, fix):
+def test_a_package_for_a_newer_cuda_is_named_with_what_fits(cuda, majors, fix):
     facts = facts_with(cuda, **majors)
     (reason,) = old_driver_reasons(facts, tuple(facts.versions))
     assert reason.code == "DRIVER_TOO_OLD"
