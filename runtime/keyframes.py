@@ -6,9 +6,13 @@ the same embedding.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +22,8 @@ import numpy.typing as npt
 from ..base.errors import DataError, MissingExtra
 
 Indices = npt.NDArray[np.int64]
-# Warning filters and thread pools belong to the process, and readers cluster in several threads: a thread that
-# restored them while another one clusters would leave the process changed.
-_ONE_AT_A_TIME = threading.Lock()
+# The start of scikit-learn's warning of fewer clusters than requested; "(?:)" makes the filter equal to no other.
+_FEWER_CLUSTERS = "(?:)Number of distinct clusters"
 
 
 @dataclass(frozen=True)
@@ -88,19 +91,31 @@ def _distinct(features: npt.NDArray[np.float32]) -> Indices:
 
 def _nearest_to_centres(features: npt.NDArray[np.float32], count: int, seed: int) -> Indices:
     """One frame per k-means cluster: ``count``, or fewer where frames nearly coincide."""
-    from sklearn.exceptions import ConvergenceWarning
-
     points = features.astype(np.float64)
-    with _ONE_AT_A_TIME, warnings.catch_warnings(), _one_thread():
-        # Fewer clusters than requested: frames that differ by rounding only. They are repeated.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        found = load_clustering()(count, init="k-means++", n_init=1, random_state=seed, algorithm="lloyd").fit(points)
+    found = _clustered(points, count, seed)
     distance = ((points - found.cluster_centers_[found.labels_]) ** 2).sum(axis=1)
     chosen = []
     for cluster in np.unique(found.labels_):
         members = np.flatnonzero(found.labels_ == cluster)
         chosen.append(members[distance[members].argmin()])
     return np.sort(np.array(chosen, dtype=np.int64))
+
+
+def _clustered(points: npt.NDArray[np.float64], count: int, seed: int) -> Any:
+    """A fitted KMeans. Several threads may be in here at once; each computes with one thread.
+
+    Sums have one order on every machine so, and 32 frames are too little work for more.
+    """
+    clustering = load_clustering()
+    import sklearn
+
+    # OpenMP's number of threads and scikit-learn's settings belong to this thread, the rest to the process.
+    with (
+        _PROCESS_SETTINGS.held(),
+        _thread_pools().select(user_api="openmp").limit(limits=1),
+        sklearn.config_context(assume_finite=True, skip_parameter_validation=True),
+    ):
+        return clustering(count, init="k-means++", n_init=1, random_state=seed, algorithm="lloyd").fit(points)
 
 
 def load_clustering() -> Any:
@@ -115,14 +130,63 @@ def load_clustering() -> Any:
     return KMeans
 
 
-def _one_thread() -> Any:
-    """Limit to one thread: sums have one order on every machine, and 32 frames are too little work for more."""
-    return _thread_pools().limit(limits=1)
-
-
 @functools.cache
 def _thread_pools() -> Any:
     """The loaded thread pools, found once: that takes longer than the clustering."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
+
+
+@contextlib.contextmanager
+def _quiet_on_one_blas_thread() -> Iterator[None]:
+    """Settings of the whole process while a thread clusters.
+
+    KMeans itself sets and restores the number of BLAS threads, once per call: two threads doing that at once would
+    leave the process on one thread, unless it is on one thread all the while.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+
+    with _thread_pools().select(user_api="blas").limit(limits=1):
+        # Fewer clusters than requested: frames that differ by rounding only. They are repeated.
+        warnings.filterwarnings("ignore", _FEWER_CLUSTERS, ConvergenceWarning)
+        try:
+            yield
+        finally:  # only this filter is removed: others may have changed the list meanwhile
+            filters: Any = warnings.filters
+            filters[:] = [each for each in filters if not _is_ours(each)]
+
+
+def _is_ours(warning_filter: tuple[Any, ...]) -> bool:
+    return getattr(warning_filter[1], "pattern", None) == _FEWER_CLUSTERS
+
+
+class _SharedContext:
+    """A context of the whole process: entered with the first of the threads that hold it, left with the last.
+
+    Both happen in a thread of its own: threadpoolctl lets only the thread that has set a limit take it back.
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
+        self._make = make
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="flamest-clustering")
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._entered = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        with self._lock:
+            if not self._holders:
+                self._thread.submit(self._entered.enter_context, self._make()).result()
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if not self._holders:
+                    self._thread.submit(self._entered.close).result()
+
+
+_PROCESS_SETTINGS = _SharedContext(_quiet_on_one_blas_thread)

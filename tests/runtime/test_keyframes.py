@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-import time
+import threading
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from flamest.base.errors import DataError
+from flamest.runtime import keyframes
 from flamest.runtime.keyframes import (
     clip_seeds,
     draw_keyframe,
     draw_keyframes,
+    load_clustering,
     pick_keyframes,
     spread_indices,
     uniform_indices,
@@ -139,26 +141,110 @@ def test_rows_are_spread_evenly_and_repeated_in_time_order_when_too_few():
     assert spread_indices(1, 4).tolist() == [0] * 4
 
 
-def test_clustering_in_threads_leaves_the_process_unchanged(monkeypatch):
-    """Warning filters and thread pools belong to the process, not to a thread."""
-    inside, most = [], []
+def reference(features, count, seed):
+    """The clustering alone in the process: warnings caught, every thread pool on one thread."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
-    class Slow:
+    points = features.astype(np.float64)
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore")
+        found = KMeans(count, init="k-means++", n_init=1, random_state=seed, algorithm="lloyd").fit(points)
+    distance = ((points - found.cluster_centers_[found.labels_]) ** 2).sum(axis=1)
+    of = [np.flatnonzero(found.labels_ == cluster) for cluster in np.unique(found.labels_)]
+    return np.sort(np.resize(np.sort([members[distance[members].argmin()] for members in of]), count))
+
+
+def cases(number):
+    """Features of independent frames, of slowly changing ones, of nearly equal ones, and of more than 256 frames."""
+    random = np.random.default_rng(7)
+    for index in range(number):
+        rows, width = [(32, 512), (32, 256), (32, 40), (300, 16)][index % 4]
+        features = random.normal(size=(rows, width))
+        if index % 4 == 1:
+            features = 5 + np.cumsum(features, axis=0) / 10
+        if index % 4 == 2:
+            features = np.repeat(features[: 2 + index % 9], 20, axis=0)[:rows]
+            features += random.normal(size=features.shape) * 10.0 ** -random.integers(3, 9)
+        yield features.astype(np.float32), (8, 16, 3)[index % 3], int(random.integers(1 << 32))
+
+
+def thread_limits():
+    """Of the pools that clustering uses; other tests may have loaded more."""
+    load_clustering()
+    return sorted((each["filepath"], each["num_threads"]) for each in keyframes._thread_pools().info())
+
+
+def test_eight_threads_cluster_as_scikit_learn_does_alone():
+    """And leave the process as it was: warning filters and the threads of BLAS belong to all."""
+    given = list(cases(200))
+    expected = [reference(*case).tolist() for case in given]
+    filters, limits = list(warnings.filters), thread_limits()
+    with ThreadPoolExecutor(8) as pool:
+        found = [chosen.tolist() for chosen in pool.map(lambda case: pick_keyframes(*case), given)]
+    assert found == expected
+    assert list(warnings.filters) == filters
+    assert thread_limits() == limits
+
+
+class Meeting:
+    """A clustering that waits inside until ``threads`` are there, and reports what it found there."""
+
+    def __init__(self, threads):
+        self._all_here = threading.Barrier(threads)
+        self.limits = []
+
+    def __call__(self, count, **_):
+        self._count = count
+        return self
+
+    def fit(self, points):
+        self._all_here.wait(timeout=60)
+        self.limits += [number for _, number in thread_limits()]
+        self.labels_ = np.arange(len(points)) % self._count
+        self.cluster_centers_ = points[: self._count]
+        return self
+
+
+def test_clips_are_clustered_at_once_each_with_one_thread(monkeypatch):
+    meeting = Meeting(4)
+    monkeypatch.setattr("flamest.runtime.keyframes.load_clustering", lambda: meeting)
+    filters, limits = list(warnings.filters), thread_limits()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: pick_keyframes(clustered([4] * 8, seed=seed), 8, seed), range(8)))
+    assert set(meeting.limits) == {1}
+    assert list(warnings.filters) == filters
+    assert thread_limits() == limits
+
+
+def test_a_clustering_that_fails_leaves_the_process_unchanged(monkeypatch):
+    class Failing:
+        def __init__(self, count, **_):
+            pass
+
+        def fit(self, points):
+            raise MemoryError
+
+    monkeypatch.setattr("flamest.runtime.keyframes.load_clustering", lambda: Failing)
+    filters, limits = list(warnings.filters), thread_limits()
+    with pytest.raises(MemoryError):
+        pick_keyframes(clustered([4] * 8), 8, 0)
+    assert list(warnings.filters) == filters
+    assert thread_limits() == limits
+
+
+def test_warning_filters_set_meanwhile_stay(monkeypatch):
+    class Filtering:
         def __init__(self, count, **_):
             self._count = count
 
         def fit(self, points):
-            inside.append(1)
-            most.append(len(inside))
-            time.sleep(0.02)
-            inside.pop()
+            warnings.filterwarnings("ignore", "set by another thread")
             self.labels_ = np.arange(len(points)) % self._count
             self.cluster_centers_ = points[: self._count]
             return self
 
-    monkeypatch.setattr("flamest.runtime.keyframes.load_clustering", lambda: Slow)
-    filters = list(warnings.filters)
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda seed: pick_keyframes(clustered([4] * 8, seed=seed), 8, seed), range(8)))
-    assert max(most) == 1
-    assert list(warnings.filters) == filters
+    monkeypatch.setattr("flamest.runtime.keyframes.load_clustering", lambda: Filtering)
+    with warnings.catch_warnings():
+        pick_keyframes(clustered([4] * 8), 8, 0)
+        assert warnings.filters[0][1].pattern == "set by another thread"
