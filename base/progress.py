@@ -8,7 +8,14 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
+from .errors import printable
+
 LINE_EVERY_S = 10.0
+
+
+def note(text: str) -> None:
+    """Print a line on stderr before something that takes long; stdout is for results."""
+    print(printable(text), file=sys.stderr)
 
 
 class Progress(Protocol):

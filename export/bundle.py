@@ -55,6 +55,7 @@ from .parts import (
 from .precision.calibration import CHAIN_SEED, CalibrationClips, seeded_clips
 from .precision.choice import FP32, PrecisionChoice
 from .precision.lowering import STATIC, choose_lowering
+from .weights.fetching import fetch_sources
 from .weights.loading import LoadedVideo, open_blip, open_clip, open_video
 from .weights.releases import licence_warning
 from .weights.source import WeightSource
@@ -93,6 +94,7 @@ def build_bundle(request: ExportRequest) -> BuiltBundle:
 
     Raises as ``export_bundle`` and ``add_engines``.
     """
+    fetch_sources(request.sources[network] for network in request.extractor.needed_networks)
     with (
         progress_bar("exporting", steps_of(request.extractor), unit="steps") as progress,
         quiet_libraries(),

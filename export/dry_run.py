@@ -19,8 +19,7 @@ from .networks.blip import vision_module
 from .networks.extractors import ExtractorEntry
 from .networks.slow_i3d import keyframe_module
 from .networks.small import BUILDERS, SMALL_FORMS
-from .weights.checkpoints import WEIGHT_FILES
-from .weights.hub import cached_folder
+from .weights.hub import cached_folder, is_cached
 from .weights.releases import BY_SOURCE, licence_warning, pinned_revision
 from .weights.source import WeightSource
 from .weights.video import VIDEO_WEIGHTS, zoo_cache
@@ -196,8 +195,7 @@ def _estimate_source(source: WeightSource) -> SourceEstimate:
 
 def _cached(source: WeightSource) -> bool:
     if source.kind == "hub":
-        folder = cached_folder(*source.hub_id)
-        return folder is not None and any((folder / name).is_file() for name in WEIGHT_FILES)
+        return is_cached(source)
     return (zoo_cache() / BY_SOURCE[source.text].file).is_file()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shlex
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ...base.errors import DataError, MissingExtra, StorageError
 from ...base.files import HASH_CHUNK, open_regular, printable_path
+from .file_kind import not_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +21,10 @@ if TYPE_CHECKING:
 MAX_FILE = 16 << 30  # bytes; the largest published one has 1
 PICKLED = (".pth", ".pyth", ".bin")
 BATCH_COUNT = ".num_batches_tracked"  # ending of the one kind of tensor that no output depends on
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder as the hub has it
+WEIGHT_FILES: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")  # of a folder as the hub has it
+# PyTorch's words for what it refuses.
+_HELD = re.compile(r"GLOBAL ([^\s\d]\S*) was not an allowed")
+_DAMAGED = re.compile(r"unexpected EOF|Unsupported operand|central directory|PytorchStreamReader|legacy \.tar|corrupt")
 _NAMED = 3  # keys that an error names of each kind
 
 
@@ -62,6 +68,12 @@ def load_checkpoint(path: Path, *, sha256: str = "") -> Checkpoint:
                 fix="remove it and fetch it again; if it is meant, give it as a local file with its own hash",
                 code="other_weights",
             )
+        if what := not_weights(file, file.seek(0, 2)):
+            raise DataError(
+                f"{printable_path(path)} {what}",
+                fix=f"remove it (rm {shlex.quote(str(path))}) and fetch it again",
+                code="not_weights",
+            )
         try:
             tensors = _read_safetensors(path, file) if path.suffix == ".safetensors" else _read_pickled(path, file)
         except ImportError as error:
@@ -98,10 +110,10 @@ def _read_pickled(path: Path, file: BinaryIO) -> dict[str, Tensor]:
             warnings.simplefilter("ignore", UserWarning)
             content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler raises whatever the bytes lead it to
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise DataError(
-            f"{path} cannot be read as PyTorch weights (weights_only): {reason}",
-            fix="convert it to safetensors where it was made, and give that file",
+            f"{path} cannot be read as PyTorch weights (weights_only): {_refusal(error)}",
+            fix="fetch it again; where it holds more than tensors and you trust it, convert it to safetensors "
+            "(docs/guides/export.md, Files that are refused) and give that file",
         ) from error
     if isinstance(content, dict) and isinstance(content.get("model_state"), dict):
         content = content["model_state"]
@@ -123,6 +135,16 @@ def _read_pickled(path: Path, file: BinaryIO) -> dict[str, Tensor]:
                 code="wrong_checkpoint",
             )
     return content
+
+
+def _refusal(error: Exception) -> str:
+    """Return why PyTorch did not read a file: the object in it, where there is one that is no tensor."""
+    text = str(error)
+    if held := _HELD.search(text):
+        return f"besides tensors it holds {held[1]}, and reading that could run code"
+    if isinstance(error, EOFError) or _DAMAGED.search(text):
+        return "it is damaged, cut short, or not a file that torch.save wrote"
+    return (text.splitlines() or [""])[0] or type(error).__name__
 
 
 def _check_unpacked_size(path: Path, file: BinaryIO) -> None:

@@ -27,9 +27,13 @@ if TYPE_CHECKING:
     from transformers import BlipForConditionalGeneration
 
 CONFIG_FILE = "config.json"
-BLIP_FILES = "config.json, model.safetensors, tokenizer.json (or vocab.txt) and preprocessor_config.json"
-CLIP_FILES = "config.json, model.safetensors, tokenizer.json and preprocessor_config.json"
-VIDEOMAE_FILES = "config.json, model.safetensors and preprocessor_config.json"
+# As published: the captioner has no safetensors on the hub. A model.safetensors serves as well, where there is one.
+BLIP_FILES = (
+    "config.json, pytorch_model.bin (or model.safetensors), tokenizer.json (or vocab.txt) and preprocessor_config.json"
+)
+CLIP_FILES = "config.json, pytorch_model.bin (or model.safetensors), tokenizer.json and preprocessor_config.json"
+VIDEOMAE_FILES = "config.json, model.safetensors (or pytorch_model.bin) and preprocessor_config.json"
+FILES_TO_BRING = {"blip": BLIP_FILES, "clip": CLIP_FILES, "videomae": VIDEOMAE_FILES}
 MAX_CONFIG = 1 << 20  # bytes of one JSON file
 # Of any network of these kinds that was published, with room.
 LARGEST = {

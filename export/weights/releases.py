@@ -71,9 +71,10 @@ RELEASES = (
         licence="BSD-3-Clause (torchvision's repository; it states no separate licence for the weights); trained on "
         "Kinetics-400",
         parameters=33_371_472,
+        bytes=133_546_016,
         sha256="b3b3357ead25631ec9c57362ff2128a92d0427e01e2cd184951a44380c3f2e9d",
-        stated_by="its first 8 digits by the publisher, in the file's name; all of it by one public repository "
-        "(read November 2026)",
+        stated_by="its first 8 digits by the publisher, in the file's name; all of it, with the size, by one public "
+        "repository (read November 2026)",
     ),
     Release("slow", "slow_r50", "", "SLOW_8x8_R50.pyth", _ZOO, 32_454_096),
     Release("i3d", "i3d_r50", "", "I3D_8x8_R50.pyth", _ZOO, 28_043_472),

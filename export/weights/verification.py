@@ -68,7 +68,7 @@ def find_weight_files(source: str) -> list[Path]:
         )
     hub_id = split_hub_id(source)
     folder = None if hub_id is None else cached_folder(*hub_id)
-    if folder is not None:
+    if folder is not None and any((folder / name).is_file() for name in WEIGHT_FILES):
         return find_weight_files(str(folder))
     if source in BY_SOURCE and hub_id is None:
         cached = zoo_cache() / BY_SOURCE[source].file

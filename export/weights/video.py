@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...base.errors import DataError, MissingExtra, UnreachableError
+from ...base.errors import DataError, MissingExtra
+from ...base.files import printable_path
+from ...base.progress import note
 from ..networks.reference import VideoForm, VideoNetwork
 from ..networks.resnet3d import RESNET3D, published_url
 from ..networks.slow_i3d import I3D, SLOW, zoo_url
 from ..networks.videomae import VIDEOMAE, videomae_form
 from .checkpoints import BATCH_COUNT, check_tensors, load_checkpoint
+from .download import Wanted, download
 from .hub import local_or_hub
 from .hub_folder import VIDEOMAE_FILES, load_videomae
 from .random_convolutions import randomise_i3d, randomise_resnet3d, randomise_slow
 from .random_transformers import randomise_videomae
+from .releases import BY_SOURCE
 from .source import PUBLISHED, WeightSource
 
 if TYPE_CHECKING:
@@ -72,7 +76,7 @@ def load_video(weights: VideoWeights, source: WeightSource) -> tuple[nn.Module, 
         checkpoint = load_checkpoint(source.path, sha256=source.sha256)
         filled = fill_video(net, checkpoint.tensors, file=source.path, what=what)
         return filled, form, with_file_hash(source, "local file", checkpoint.sha256)
-    cached = _fetch(weights.zoo, source)
+    cached = fetch_zoo_file(weights.zoo, source)
     checkpoint = load_checkpoint(cached, sha256=source.expected_sha256(cached))
     filled = fill_video(net, checkpoint.tensors, file=cached, what=source.text)
     return filled, form, with_file_hash(source, f"{weights.zoo.name} of {weights.zoo.zoo}", checkpoint.sha256)
@@ -90,27 +94,28 @@ def zoo_cache() -> Path:
     return Path(hub.get_dir()) / "checkpoints"
 
 
-def _fetch(entry: ZooFile, source: WeightSource) -> Path:
+def fetch_zoo_file(entry: ZooFile, source: WeightSource) -> Path:
     """Return the file in PyTorch's download cache, fetched from the model zoo where it is not there yet.
 
-    Its hash is checked when it is read. Raises UnreachableError, naming the file to bring, when it cannot be fetched.
+    The hash of a file that was there is checked when it is read. Raises UnreachableError, naming the file to bring,
+    when it cannot be fetched (``bad_download`` when what arrived is not the file); StorageError.
     """
     try:
-        from torch import hub
+        cached = zoo_cache() / entry.name
     except ImportError as error:
         raise MissingExtra("torch", extra="export") from error
-    cached = zoo_cache() / entry.name
     if os.path.lexists(cached):
         return cached
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        hub.download_url_to_file(entry.url(), str(cached), progress=False)
-    except OSError as error:  # no network, no name, an HTTP status: all are URLError
-        raise UnreachableError(
-            f"the weights {entry.name} of {source.text} are not on this machine and could not be downloaded: {error}",
-            fix=f"bring {entry.name} of {entry.zoo} ({source.text}, Kinetics) to this machine, then type: "
-            f"flamest-export --backend onnx {source.option} PATH/{entry.name} --out DIR",
-        ) from error
+    release = BY_SOURCE[source.text]
+    note(f"fetching {entry.name} to {printable_path(cached.parent)}; licence: {release.licence}")
+    download(
+        Wanted(
+            entry.url(), f"{entry.name} of {source.text}", bytes=release.bytes, sha256=source.expected_sha256(cached)
+        ),
+        cached,
+        fix=f"bring {entry.name} of {entry.zoo} ({source.text}, Kinetics) to this machine, then type: "
+        f"flamest-export --backend onnx {source.option} PATH/{entry.name} --out DIR",
+    )
     return cached
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import flamest
@@ -55,3 +56,19 @@ def test_contributing_lists_every_target_of_make_and_no_other():
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
     rows = re.findall(r"^\| ((?:`[a-z-]+`(?:, )?)+) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`([a-z-]+)`", row)} == targets
+
+
+def test_every_page_names_the_python_that_is_required():
+    """JetPack 6 has Python 3.10: a page that offers it TensorRT would offer what cannot be installed."""
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    stated = {
+        (page.name, found)
+        for page in pages
+        for found in re.findall(r"Python\s(\d\.\d+)\sor\snewer", page.read_text())
+        if found != required
+    }
+    assert stated == set()
+    guide = (ROOT / "docs" / "guides" / "tensorrt.md").read_text()
+    assert f"FLAMeST needs Python {required} or newer" in guide
+    assert "JetPack 6 has Python\n3.10, which is too old" in guide

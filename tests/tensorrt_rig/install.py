@@ -22,9 +22,9 @@ import tempfile
 from pathlib import Path
 
 BINDINGS = {
-    "10.3": "10.3.0",  # JetPack 6
+    "10.3": "10.3.0",  # also of JetPack 6, whose Python 3.10 is too old for this package
     "10.16": "10.16.1.11",  # the last that has precision flags
-    "11.4": "11.4.0.106",  # JetPack 7.2
+    "11.4": "11.4.0.106",  # also of JetPack 7.2, which has Python 3.12
 }
 LEAN = "11.4.0.106"
 

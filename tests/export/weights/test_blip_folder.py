@@ -127,7 +127,7 @@ def test_a_configuration_of_another_model_is_refused(tmp_path):
 def test_a_folder_without_its_files_names_the_missing_ones(tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*config\.json") as refused:
         open_blip(parse_source("blip", str(tmp_path)))
-    assert "config.json, model.safetensors, tokenizer.json (or vocab.txt)" in refused.value.fix
+    assert "config.json, pytorch_model.bin (or model.safetensors), tokenizer.json (or vocab.txt)" in refused.value.fix
     write_config(tmp_path, PUBLISHED_CONFIG)
     with pytest.raises(DataError, match=r"holds no weights: expected model\.safetensors or pytorch_model\.bin"):
         open_blip(parse_source("blip", str(tmp_path)))
@@ -206,11 +206,12 @@ def test_a_hub_id_is_fetched_at_its_revision_which_is_recorded(monkeypatch, tiny
 
 def test_without_network_the_slow_weights_to_bring_are_named(monkeypatch):
     import urllib.error
+    import urllib.request
 
     def no_network(*_, **__):
         raise urllib.error.URLError("Name or service not known")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", no_network)
     with pytest.raises(UnreachableError, match=r"SLOW_8x8_R50\.pyth") as refused:
         open_video(parse_source("slow", "slow_r50"))
     assert "--slow PATH/SLOW_8x8_R50.pyth" in refused.value.fix

@@ -188,7 +188,7 @@ def test_a_damaged_file_is_refused(tmp_path, name):
     torch.save({"w": torch.zeros(1000)}, tmp_path / "whole.pth")
     whole = (tmp_path / name.replace("cut", "whole")).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=f"{name} cannot be read as"):
+    with pytest.raises(DataError, match=f"{name} (cannot be read as|is cut short)"):
         load_checkpoint_tensors(tmp_path / name)
 
 

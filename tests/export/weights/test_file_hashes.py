@@ -57,14 +57,13 @@ def test_a_file_with_another_hash_is_never_parsed(tmp_path):
 def test_a_fetched_file_with_another_hash_than_published_is_refused(monkeypatch, tmp_path):
     """A whole network, of every name and shape, with other values: what a zoo in wrong hands would serve."""
 
-    def fetch(url, destination, *_, **__):
-        tensors = video.VIDEO_WEIGHTS["resnet3d"].network.full()[0].state_dict()
-        torch.save(
-            {name: torch.ones(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors.items()}, destination
-        )
-
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    tensors = video.VIDEO_WEIGHTS["resnet3d"].network.full()[0].state_dict()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(
+        {name: torch.ones(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors.items()},
+        tmp_path / "hub" / "checkpoints" / "r3d_18-b3b3357e.pth",
+    )
     source = parse_source("resnet3d", "r3d_18")
     with pytest.raises(DataError) as caught:
         video.load_video(video.VIDEO_WEIGHTS["resnet3d"], source)

@@ -145,7 +145,7 @@ def test_a_folder_of_another_model_is_refused(videomae_folder, clip_folder):
     videomae_folder.mkdir()
     with pytest.raises(DataError, match=r"cannot read .*config\.json") as refused:
         open_video(parse_source("videomae", str(videomae_folder)))
-    assert "config.json, model.safetensors and preprocessor_config.json" in refused.value.fix
+    assert "config.json, model.safetensors (or pytorch_model.bin) and preprocessor_config.json" in refused.value.fix
 
 
 @pytest.mark.parametrize(
@@ -158,12 +158,15 @@ def test_a_folder_of_another_model_is_refused(videomae_folder, clip_folder):
     ],
 )
 def test_without_network_the_weights_to_bring_are_named(monkeypatch, network, name, file):
+    import urllib.error
+    import urllib.request
+
     import huggingface_hub
 
     def no_network(*_, **__):
-        raise OSError("Name or service not known")
+        raise urllib.error.URLError("Name or service not known")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", no_network)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
     with pytest.raises(UnreachableError) as refused:
         open_clip(parse_source("clip", name)) if network == "clip" else open_video(parse_source(network, name))
