@@ -20,7 +20,7 @@ _LONGEST = 300  # characters of a library's own words
 
 @dataclass(frozen=True)
 class NetworkProblem:
-    """Why it failed, and what to try; ``fix`` is empty where there is nothing but another way to get the files."""
+    """Cause of a failure, and what to try; ``fix`` is empty where there is nothing but another way to get the files."""
 
     reason: str
     fix: str = ""
