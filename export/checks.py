@@ -10,12 +10,18 @@ from pathlib import Path
 from ..base.errors import DataError, MissingExtra
 from ..runtime.bundle.graph_check import check_graph
 from ..runtime.bundle.graph_records import Graph
-from ..runtime.bundle.manifest import Manifest
+from ..runtime.bundle.manifest import SCHEMA, Manifest
 from ..runtime.bundle.opening import open_bundle
 from ..runtime.bundle.signature import TrustedKeys
 from .graphs.tensorrt_operators import NEWER_OPSETS, OPSETS, STANDARD, newer_operators, parser_problems
 from .graphs.views import GraphView, view_graph
-from .precision.dtypes import is_precision, matmul_dtypes, read_dtype_histogram
+from .precision.dtypes import (
+    NOT_COUNTED_BEFORE_SCHEMA_4,
+    is_precision,
+    matmul_dtypes,
+    read_dtype_histogram,
+    without_operators,
+)
 
 CHECKS = (
     "content",
@@ -88,7 +94,7 @@ def _check_graph(path: Path, name: str, manifest: Manifest) -> Iterator[CheckRes
         return
     yield found("strict shape inference", ())
     yield found("tensors and axes", _interface(graph, view))
-    yield found("dtype histogram", _dtypes(path, graph))
+    yield found("dtype histogram", _dtypes(path, graph, manifest.schema))
     # An int8 form that was chosen for another backend is not meant for TensorRT: a remark, no failure.
     elsewhere = graph.precision == "int8" and manifest.backend != "tensorrt"
     yield found("TensorRT operators", _operators(view), remark=elsewhere)
@@ -138,9 +144,14 @@ def _shown(tensor: tuple[str, tuple[int | str, ...]] | None) -> str:
     return "absent" if tensor is None else f"{tensor[0]}[{', '.join(map(str, tensor[1]))}]"
 
 
-def _dtypes(path: Path, graph: Graph) -> Iterator[str]:
-    """The file computes in the dtypes of the manifest, and they fit its precision."""
+def _dtypes(path: Path, graph: Graph, schema: int) -> Iterator[str]:
+    """The file computes in the dtypes of the manifest, and they fit its precision.
+
+    An older manifest did not count every operator that is counted now.
+    """
     histogram = read_dtype_histogram(path)
+    if schema < SCHEMA:
+        histogram = without_operators(histogram, NOT_COUNTED_BEFORE_SCHEMA_4)
     if histogram != graph.dtype_histogram:
         yield f"computes in {histogram}, the manifest says {graph.dtype_histogram}"
     kinds = matmul_dtypes(histogram)

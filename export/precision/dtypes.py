@@ -9,6 +9,7 @@ Convolutions count as matmuls here.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from ...runtime.bundle.value_types import value_types
 
 MATMULS = ("MatMul", "Gemm", "Conv", "MatMulInteger", "ConvInteger", "com.microsoft.MatMulNBits")
 # Others worth counting: half precision and int8 lose most there.
+NOT_COUNTED_BEFORE_SCHEMA_4 = ("MaxPool", "AveragePool", "Pad")  # not in every type on every GPU (backends/ranking.py)
 _OTHERS = (
     *("Softmax", "LayerNormalization", "Gelu", "Erf", "Sigmoid", "Tanh", "ReduceMean", "GlobalAveragePool"),
-    *("MaxPool", "AveragePool", "Pad"),  # not in every type on every GPU (runtime/backends/ranking.py)
+    *NOT_COUNTED_BEFORE_SCHEMA_4,
 )
 _WITHOUT_DATA = {"MatMulInteger": "int8", "ConvInteger": "int8", "com.microsoft.MatMulNBits": "int8"}
 MATMUL_DTYPE: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
@@ -41,6 +43,13 @@ def read_dtype_histogram(path: Path) -> DtypeHistogram:
         if operator in MATMULS or operator in _OTHERS:
             counts.setdefault(_computes_in(operator, node, types, makers), Counter())[operator] += 1
     return {kind: dict(sorted(counts[kind].items())) for kind in sorted(counts)}
+
+
+def without_operators(histogram: DtypeHistogram, left_out: Sequence[str]) -> DtypeHistogram:
+    """The histogram without some operators, and without the types in which only they compute."""
+    kept = {kind: {word: nodes for word, nodes in operators.items() if word not in left_out}
+            for kind, operators in histogram.items()}  # fmt: skip
+    return {kind: operators for kind, operators in kept.items() if operators}
 
 
 def matmul_dtypes(histogram: DtypeHistogram) -> set[str]:
