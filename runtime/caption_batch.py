@@ -1,24 +1,33 @@
-"""Continuous batching of captions: the row of a finished caption goes to the next frame.
+"""Continuous batching of captions: the place of a finished caption goes to the next frame.
 
 Yu et al., Orca, OSDI 2022 (https://www.usenix.org/conference/osdi22/presentation/yu). A frame is a row of the text
-graph's batch. Its tokens' keys and values are at fixed positions of a window whose length does not depend on the
-other rows, so a caption does not depend on the rows next to it, to the bit where the backend's kernels treat rows
-alike.
+graph's batch. Its tokens' keys and values are the last ones of a window whose length does not depend on the other rows,
+so a caption does not depend on the rows next to it, to the bit where the backend's kernels treat rows alike.
+
+Keys and values stay where the text graph computes (Rows of backends/session.py). The past has two sets of them: a step
+reads one and writes the other. On the host a step computes the unfinished rows alone. On a device it computes 1, 2, 4,
+8, … rows, so that few shapes occur and each may be captured once; rows that have no caption run along, masked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ..base.errors import InvariantError
-from .bundle.manifest import MASKED_SCORE
+from .backends.host_rows import HostRows
+from .backends.session import Rows, Value, shape_of
+from .pipeline_options import rounded_up
 from .vision_language import CrossAttentionCache, TokenIds, VisionLanguageModel
 
-Floats = npt.NDArray[np.float32]
+
+class FinishedCaption(NamedTuple):
+    key: Hashable
+    ids: TokenIds
+    place: int  # of its frame's keys and values, which are valid until the next ``add`` or ``step``
 
 
 @dataclass(eq=False)
@@ -27,103 +36,115 @@ class _Row:
 
     key: Hashable
     ids: list[int] = field(default_factory=list)
-    ended: bool = False
 
 
 class CaptionBatch:
-    """At most ``rows`` unfinished captions. The text graph must compute on the host (``model.computes_on_host``).
+    """At most ``places`` unfinished captions."""
 
-    Rows 0 to n - 1 are in use; a finished one stays until its caption is encoded with its frame, and ``add`` or
-    ``step`` reuses the row.
-    """
-
-    def __init__(self, model: VisionLanguageModel, rows: int) -> None:
+    def __init__(self, model: VisionLanguageModel, places: int) -> None:
         text = model.spec.text
         self._model = model
-        self._size = rows
-        self._rows: list[_Row] = []
-        self._window = model.spec.caption.max_new_tokens - 1  # positions for the tokens before the newest
-        self._past_shape = (rows, text.heads, self._window, text.head_dim)
-        self.past: dict[str, Floats] = {}  # allocated, as is cross, with the first frame: it defines shapes and type
-        self._cross: dict[str, Floats] = {}
+        self._rows: list[_Row | None] = [None] * places
+        shape = (places, text.heads, model.window, text.head_dim)
+        self.past, self._next_past = ({name: model.rows(name, shape) for name in model.past_names} for _ in range(2))
+        self._cross: dict[str, Rows] = {}  # allocated with the first frame, which defines the shapes
+
+    @property
+    def places(self) -> int:
+        return len(self._rows)
 
     @property
     def free(self) -> int:
         """Number of frames that ``add`` accepts now."""
-        return self._size - self.unfinished
+        return self._rows.count(None)
 
     @property
     def unfinished(self) -> int:
         """Number of captions that have not ended."""
-        return sum(not row.ended for row in self._rows)
+        return self.places - self.free
 
-    def add(self, keys: list[Hashable], pixels: Floats) -> None:
-        """Start the captions of frames, float32 [n, 3, S, S], n at most ``free``."""
+    def add(self, keys: Sequence[Hashable], image: CrossAttentionCache, *, first: int = 0) -> None:
+        """Start the captions of the frames in the rows of ``image`` from ``first`` on, at most ``free``."""
         if len(keys) > self.free:
-            raise InvariantError(f"{len(keys)} frames for {self.free} free rows")
-        encoded = {name: value.numpy() for name, value in self._model.encode_image(pixels).values.items()}
+            raise InvariantError(f"{len(keys)} frames for {self.free} free places")
         if not self._cross:
-            self._cross = {
-                name: np.empty((self._size, *array.shape[1:]), array.dtype) for name, array in encoded.items()
-            }
-            dtype = next(iter(encoded.values())).dtype
-            self.past = {name: np.zeros(self._past_shape, dtype) for name in self._model.past_names}
-        for index, key in enumerate(keys):
-            place = next((place for place, row in enumerate(self._rows) if row.ended), len(self._rows))
-            for name, array in encoded.items():
-                self._cross[name][place] = array[index]
-            for array in self.past.values():
-                array[place] = 0.0  # a masked NaN of the previous frame would still be a NaN
-            self._rows[place : place + 1] = [_Row(key)]
+            self._cross = rows_like(self._model, image.values, self.places)
+        for index, key in enumerate(keys, first):
+            place = self._rows.index(None)
+            for name, rows in self._cross.items():
+                rows.put(place, image.values[name], index)
+            for rows in self.past.values():
+                rows.clear(place)  # a masked NaN of the previous frame would still be a NaN
+            self._rows[place] = _Row(key)
 
-    def step(self) -> list[tuple[Hashable, TokenIds, CrossAttentionCache]]:
-        """Generate one token in every caption. Return the finished ones: key, token ids, and the frame's keys and
-        values, which are valid until the next ``add`` or ``step``."""
+    def step(self) -> list[FinishedCaption]:
+        """Generate one token in every caption; return the finished ones, whose places are free then."""
         self._close_gaps()
-        count = len(self._rows)
+        count = self._size(self._used())
         if not count:
             return []
         rule = self._model.spec.caption
-        lengths = np.array([len(row.ids) for row in self._rows])
-        tokens = np.array([row.ids[-1] if row.ids else rule.start_id for row in self._rows])
-        past = self._model.borrow({name: array[:count] for name, array in self.past.items()})
-        chosen, present = self._model.step(self._image(0, count), past, tokens, lengths, self._mask(lengths))
+        tokens, lengths = np.full(count, rule.pad_id, dtype=np.int64), np.zeros(count, dtype=np.int64)
+        for place, row in enumerate(self._rows[:count]):
+            if row is not None:
+                tokens[place], lengths[place] = row.ids[-1] if row.ids else rule.start_id, len(row.ids)
+        cross, past = ({name: rows.first(count) for name, rows in of.items()} for of in (self._cross, self.past))
+        chosen, _ = self._model.step(cross, past, tokens, lengths, into=self._next_past)
+        self.past, self._next_past = self._next_past, self.past
+        return list(self._take_tokens(chosen.tolist()))
 
-        keep = np.flatnonzero(lengths < self._window) if self._window else ()
-        for name, new in zip(self._model.past_names, self._model.present_names, strict=True) if len(keep) else ():
-            self.past[name][keep, :, lengths[keep]] = present[new].numpy()[keep, :, -1]
-        for row, token in zip(self._rows, chosen.tolist(), strict=True):
-            row.ended = token == rule.end_id
-            if not row.ended:
-                row.ids.append(token)
-                row.ended = len(row.ids) == rule.max_new_tokens
-        return [
-            (row.key, tuple(row.ids), self._image(place, place + 1))
-            for place, row in enumerate(self._rows)
-            if row.ended
-        ]
+    def frame(self, place: int) -> CrossAttentionCache | None:
+        """The keys and values of one frame without a copy; None where they are not in host memory."""
+        values: dict[str, Value] = {}
+        for name, rows in self._cross.items():
+            if not isinstance(rows, HostRows):
+                return None
+            values[name] = rows.only(place)
+        return CrossAttentionCache(values, 1)
+
+    def copy_frame(self, place: int, into: dict[str, Rows], row: int, *, rows: int) -> None:
+        """Copy the keys and values of a frame to ``row`` of ``into``, which has ``rows`` rows, or nothing yet."""
+        values = {name: own.first(place + 1) for name, own in self._cross.items()}
+        if not into:
+            into |= rows_like(self._model, values, rows)
+        for name, target in into.items():
+            target.put(row, values[name], place)
 
     def cancel(self) -> None:
         """Drop all captions."""
-        self._rows.clear()
+        self._rows = [None] * self.places
+
+    def _take_tokens(self, chosen: Sequence[int]) -> list[FinishedCaption]:
+        """Add each row's token to its caption; the captions that have ended leave their places."""
+        rule, finished = self._model.spec.caption, []
+        for place, token in enumerate(chosen):
+            if (row := self._rows[place]) is None:
+                continue
+            if token != rule.end_id:
+                row.ids.append(token)
+            if token == rule.end_id or len(row.ids) == rule.max_new_tokens:
+                finished.append(FinishedCaption(row.key, tuple(row.ids), place))
+                self._rows[place] = None
+        return finished
+
+    def _used(self) -> int:
+        """Number of places up to the last one in use."""
+        return max((place + 1 for place, row in enumerate(self._rows) if row is not None), default=0)
+
+    def _size(self, count: int) -> int:
+        """Rows of a step for ``count`` of them."""
+        return count if self._model.computes_on_host else min(rounded_up(count), self.places)
 
     def _close_gaps(self) -> None:
-        """Move rows from the end to those of finished captions that no new frame has taken."""
-        while ended := [place for place, row in enumerate(self._rows) if row.ended]:
-            last = len(self._rows) - 1
-            if not self._rows[last].ended:
-                for arrays in (self._cross, self.past):
-                    for array in arrays.values():
-                        array[ended[0]] = array[last]
-                self._rows[ended[0]] = self._rows[last]
-            self._rows.pop()
+        """Move captions from the last places to free ones, as far as that makes the step smaller."""
+        while self._size(self.unfinished) < self._size(used := self._used()):
+            gap = self._rows.index(None)
+            for of in (self._cross, self.past):
+                for rows in of.values():
+                    rows.copy(gap, used - 1)
+            self._rows[gap], self._rows[used - 1] = self._rows[used - 1], None
 
-    def _image(self, first: int, end: int) -> CrossAttentionCache:
-        rows = {name: array[first:end] for name, array in self._cross.items()}
-        return CrossAttentionCache(self._model.borrow(rows), end - first)
 
-    def _mask(self, lengths: npt.NDArray[np.int64]) -> Floats:
-        """float32 [n, 1, 1, window + 1]: each row's own tokens so far, and the newest at the end."""
-        keep = np.arange(self._window + 1) < lengths[:, None]
-        keep[:, -1] = True
-        return np.where(keep, np.float32(0.0), np.float32(MASKED_SCORE))[:, None, None]
+def rows_like(model: VisionLanguageModel, values: Mapping[str, Value], rows: int) -> dict[str, Rows]:
+    """Memory for ``rows`` rows of the text graph's inputs that ``values`` are."""
+    return {name: model.rows(name, (rows, *shape_of(value)[1:])) for name, value in values.items()}

@@ -1,28 +1,28 @@
 """The vision-language part of an extractor: a caption and a vector for each prepared frame.
 
-``ContinuousBatchCaptioner`` and ``StaticBatchCaptioner`` generate captions and encode each with its frame (paper eqs.
-5 and 6). The first gives the row of a finished caption to the next frame and needs a text graph on the host; the
-second finishes a whole batch, on any backend. ``CaptionRetriever`` finds the nearest of captions that were written
-beforehand (docs/paper.md, reading 10). ``add`` takes frames, each ``advance`` does a part of the work.
+``CaptionGenerator`` generates captions (caption_batch.py) and encodes each with its frame (caption_encoder.py; paper
+eqs. 5 and 6). ``CaptionRetriever`` finds the nearest of captions that were written beforehand (docs/paper.md, reading
+10). ``encode`` runs the vision graph on a batch of frames, ``add`` takes its result, each ``advance`` does a part of
+the work.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError
 from ..base.files import printable_path
-from .backends.session import Session, check_shape
+from .backends.session import Feed, Session, check_shape
 from .bundle.manifest import TOKENIZER_FILE, RetrievedCaption, VisionLanguage
 from .bundle.opening import Bundle
 from .bundle.tokenizer_check import open_tokenizer
 from .caption_batch import CaptionBatch
+from .caption_encoder import CaptionEncoder, EncodedCaption
 from .clip_records import Caption, timed
 from .vision_language import CrossAttentionCache, TokenIds, VisionLanguageModel
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     import tokenizers
 
 Vector = npt.NDArray[np.float32]
-GPU_BATCH = 16  # the largest batch of the engines' profiles (export/graphs/spec.py); on a CPU one clip uses all cores
+E = TypeVar("E")
+ENCODED_AT_ONCE = 16  # captions that a device encodes in one run
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,42 +44,42 @@ class FrameEmbedding:
     stages_ms: dict[str, float]  # vision, caption, embed: this frame's share
 
 
-class Captioner(Protocol):
+@dataclass(frozen=True, eq=False)
+class EncodedFrames(Generic[E]):
+    """The vision graph's results for a batch of frames."""
+
+    values: E
+    milliseconds: float  # per frame
+
+
+class Captioner(Protocol[E]):
+    """One thread at a time; ``encode`` may be called from another one."""
+
     @property
-    def capacity(self) -> int:
+    def vision(self) -> Session:
+        """The session of the vision graph, which takes ``pixels``."""
+
+    @property
+    def free(self) -> int:
         """Number of frames that can be added now."""
 
     @property
     def unfinished(self) -> int:
         """Number of added frames that ``advance`` has not returned."""
 
-    def add(self, key: Hashable, pixels: Vector) -> None:
-        """Add a frame, float32 [3, S, S]; its FrameEmbedding carries ``key``."""
+    def encode(self, pixels: Feed, frames: int) -> EncodedFrames[E]:
+        """Run the vision graph: uint8 [B, S, S, 3], or float32 [B, 3, S, S] in a bundle of schema 3. The first
+        ``frames`` of them count."""
+
+    def add(self, keys: Sequence[Hashable], encoded: EncodedFrames[E], *, first: int = 0) -> None:
+        """Add frames of ``encoded``, from number ``first`` on, at most ``free``; their FrameEmbeddings carry
+        ``keys``."""
 
     def advance(self) -> list[FrameEmbedding]:
         """Do a part of the work; return the frames that it finished."""
 
     def cancel(self) -> None:
         """Drop all frames that are unfinished."""
-
-
-class _FrameQueue:
-    """Queue of frames that no network has processed yet."""
-
-    def __init__(self) -> None:
-        self._frames: deque[tuple[Hashable, Vector]] = deque()
-        self.clear = self._frames.clear
-
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    def put(self, key: Hashable, pixels: Vector) -> None:
-        self._frames.append((key, pixels))
-
-    def take(self, most: int) -> tuple[list[Hashable], Vector]:
-        """Take at most ``most`` frames: their keys, and float32 [n, 3, S, S]."""
-        taken = [self._frames.popleft() for _ in range(min(most, len(self._frames)))]
-        return [key for key, _ in taken], np.stack([pixels for _, pixels in taken])
 
 
 class CaptionTokenizer:
@@ -95,124 +96,108 @@ class CaptionTokenizer:
         return tuple(self._tokenizer.encode(caption.text, add_special_tokens=False).ids)
 
 
-class ContinuousBatchCaptioner:
-    """Generates captions row by row (caption_batch.py). ``batch``: frames in one run of the vision graph."""
+class CaptionGenerator:
+    """Generates captions row by row. ``places``: captions at once; ``encoded``: captions in one run of the encoder, on
+    a device."""
 
-    def __init__(self, model: VisionLanguageModel, tokenizer: CaptionTokenizer, *, rows: int, batch: int) -> None:
+    def __init__(self, model: VisionLanguageModel, tokenizer: CaptionTokenizer, *, places: int, encoded: int) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._batch = batch
-        self._waiting = _FrameQueue()
-        self._caption_batch = CaptionBatch(model, rows)
+        self._batch = CaptionBatch(model, places)
+        self._encoder = CaptionEncoder(model, self._batch, rows=encoded)
+        self._captions: dict[Hashable, Caption] = {}  # that wait for the encoder
         self._spent: dict[Hashable, dict[str, float]] = {}  # milliseconds by stage
 
     @property
-    def capacity(self) -> int:
-        return self._caption_batch.free - len(self._waiting)
+    def vision(self) -> Session:
+        return self._model.vision
+
+    @property
+    def free(self) -> int:
+        return self._batch.free
 
     @property
     def unfinished(self) -> int:
-        return len(self._waiting) + self._caption_batch.unfinished
+        return len(self._spent)
 
-    def add(self, key: Hashable, pixels: Vector) -> None:
-        self._waiting.put(key, pixels)
-
-    def advance(self) -> list[FrameEmbedding]:
-        while len(self._waiting) and self._caption_batch.free:
-            self._encode_waiting()
-        taken = {"caption": 0.0}
-        with timed(taken, "caption"):
-            ended = self._caption_batch.step()
-        for spent in self._spent.values():
-            spent["caption"] += taken["caption"] / len(self._spent)
-        return [self._embed(key, ids, image) for key, ids, image in ended]
-
-    def cancel(self) -> None:
-        self._waiting.clear()
-        self._caption_batch.cancel()
-        self._spent.clear()
-
-    def _encode_waiting(self) -> None:
-        keys, pixels = self._waiting.take(min(self._batch, self._caption_batch.free))
-        taken = {"vision": 0.0}
-        with timed(taken, "vision"):
-            self._caption_batch.add(keys, pixels)
-        self._spent |= {key: {"vision": taken["vision"] / len(keys), "caption": 0.0, "embed": 0.0} for key in keys}
-
-    def _embed(self, key: Hashable, ids: TokenIds, image: CrossAttentionCache) -> FrameEmbedding:
-        spent = self._spent.pop(key)
-        caption = self._tokenizer.caption(ids)
-        with timed(spent, "embed"):
-            (vector,) = self._model.embed(image, [self._tokenizer.retokenize(caption)])
-        return FrameEmbedding(key, vector, caption, spent)
-
-
-@dataclass(eq=False)
-class _Batches:
-    """The queue of the captioners that work in whole batches."""
-
-    batch: int
-    waiting: _FrameQueue = field(default_factory=_FrameQueue)
-
-    @property
-    def capacity(self) -> int:
-        return self.batch - len(self.waiting)
-
-    @property
-    def unfinished(self) -> int:
-        return len(self.waiting)
-
-    def add(self, key: Hashable, pixels: Vector) -> None:
-        self.waiting.put(key, pixels)
-
-    def cancel(self) -> None:
-        self.waiting.clear()
-
-
-class StaticBatchCaptioner(_Batches):
-    """Generates the captions of a batch until the last one has ended."""
-
-    def __init__(self, model: VisionLanguageModel, tokenizer: CaptionTokenizer, *, batch: int) -> None:
-        super().__init__(batch)
-        self._model = model
-        self._tokenizer = tokenizer
-
-    def advance(self) -> list[FrameEmbedding]:
-        if not self.unfinished:
-            return []
-        keys, pixels = self.waiting.take(self.batch)
-        spent = dict.fromkeys(("vision", "caption", "embed"), 0.0)
-        with timed(spent, "vision"):
-            image = self._model.encode_image(pixels)
-        with timed(spent, "caption"):
-            captions = [self._tokenizer.caption(ids) for ids in self._model.caption_ids(image)]
-        with timed(spent, "embed"):
-            vectors = self._model.embed(image, [self._tokenizer.retokenize(caption) for caption in captions])
-        share = {stage: milliseconds / len(keys) for stage, milliseconds in spent.items()}
-        return [FrameEmbedding(*found, dict(share)) for found in zip(keys, vectors, captions, strict=True)]
-
-
-class CaptionRetriever(_Batches):
-    """Finds the nearest caption of a fixed set. ``graph``: the bundle's ``clip``; ``spec``: ``manifest.vlm``."""
-
-    def __init__(self, graph: Session, spec: RetrievedCaption, *, batch: int) -> None:
-        super().__init__(batch)
-        self._graph = graph
-        self._captions = spec.captions
-
-    def advance(self) -> list[FrameEmbedding]:
-        """See Captioner. Raises DataError (``bad_graph``) for a caption index that is not in the manifest."""
-        if not self.unfinished:
-            return []
-        keys, pixels = self.waiting.take(self.batch)
+    def encode(self, pixels: Feed, frames: int) -> EncodedFrames[CrossAttentionCache]:
         spent = {"vision": 0.0}
         with timed(spent, "vision"):
-            found = self._graph.run({"pixels": pixels}, ["vector", "caption_index"])
-        check_shape(found["vector"], (len(keys), None), output="vector")
-        check_shape(found["caption_index"], (len(keys),), output="caption_index")
-        captions = [Caption(self._caption(int(index)), ()) for index in found["caption_index"]]
-        share = {"vision": spent["vision"] / len(keys)}
-        return [FrameEmbedding(*each, dict(share)) for each in zip(keys, found["vector"], captions, strict=True)]
+            image = self._model.encode_image(pixels, frames)
+        return EncodedFrames(image, spent["vision"] / frames)
+
+    def add(self, keys: Sequence[Hashable], encoded: EncodedFrames[CrossAttentionCache], *, first: int = 0) -> None:
+        spent = {"copy": 0.0}
+        with timed(spent, "copy"):
+            self._batch.add(keys, encoded.values, first=first)
+        vision = encoded.milliseconds + spent["copy"] / max(1, len(keys))
+        self._spent |= {key: {"vision": vision, "caption": 0.0, "embed": 0.0} for key in keys}
+
+    def advance(self) -> list[FrameEmbedding]:
+        """Generate a token in every caption, and encode the finished ones: when there are enough, or nothing else is
+        to be done."""
+        taken = {"caption": 0.0, "embed": 0.0}
+        with timed(taken, "caption"):
+            finished = self._batch.step()
+        writing = len(self._spent) - len(self._encoder)
+        for key, spent in self._spent.items():
+            if key not in self._captions:
+                spent["caption"] += taken["caption"] / writing
+        encoded: list[EncodedCaption] = []
+        with timed(taken, "embed"):
+            for one in finished:
+                caption = self._captions[one.key] = self._tokenizer.caption(one.ids)
+                encoded += self._encoder.encode(one, self._tokenizer.retokenize(caption))
+            if not self._batch.unfinished:
+                encoded += self._encoder.run()
+        for each in encoded:
+            self._spent[each.key]["embed"] = taken["embed"] / len(encoded)
+        return [FrameEmbedding(key, vector, self._captions.pop(key), self._spent.pop(key)) for key, vector in encoded]
+
+    def cancel(self) -> None:
+        self._batch.cancel()
+        self._encoder.cancel()
+        self._captions.clear()
+        self._spent.clear()
+
+
+class CaptionRetriever:
+    """Finds the nearest caption of a fixed set. ``graph``: the bundle's ``clip``; ``spec``: ``manifest.vlm``."""
+
+    free = 1 << 20  # it keeps vectors alone
+
+    def __init__(self, graph: Session, spec: RetrievedCaption) -> None:
+        self.vision = graph
+        self._captions = spec.captions
+        self._found: list[FrameEmbedding] = []
+
+    @property
+    def unfinished(self) -> int:
+        return len(self._found)
+
+    def encode(self, pixels: Feed, frames: int) -> EncodedFrames[dict[str, npt.NDArray[Any]]]:
+        spent = {"vision": 0.0}
+        with timed(spent, "vision"):
+            found = self.vision.run({"pixels": pixels}, ["vector", "caption_index"])
+        check_shape(found["vector"], (len(found["caption_index"]), None), output="vector")
+        check_shape(found["caption_index"], (len(found["vector"]),), output="caption_index")
+        return EncodedFrames(found, spent["vision"] / frames)
+
+    def add(
+        self, keys: Sequence[Hashable], encoded: EncodedFrames[dict[str, npt.NDArray[Any]]], *, first: int = 0
+    ) -> None:
+        """See Captioner. Raises DataError (``bad_graph``) for a caption index that is not in the manifest."""
+        for row, key in enumerate(keys, first):
+            caption = Caption(self._caption(int(encoded.values["caption_index"][row])), ())
+            vector = encoded.values["vector"][row]
+            self._found.append(FrameEmbedding(key, vector, caption, {"vision": encoded.milliseconds}))
+
+    def advance(self) -> list[FrameEmbedding]:
+        found, self._found = self._found, []
+        return found
+
+    def cancel(self) -> None:
+        self._found.clear()
 
     def _caption(self, index: int) -> str:
         if not 0 <= index < len(self._captions):
@@ -225,32 +210,28 @@ class CaptionRetriever(_Batches):
 
 
 def open_captioner(
-    bundle: Bundle, open_graph: Callable[[str], Session], *, rows: int, batch: int | None
-) -> Captioner | None:
+    bundle: Bundle, open_graph: Callable[[str], Session], *, places: Callable[[VisionLanguageModel], int]
+) -> Captioner[Any] | None:
     """Open the captioner of a checked bundle; None when its extractor has no vision-language part.
 
-    ``open_graph`` opens a graph of the bundle by its name. ``rows``: captions generated at once, ``batch``: frames in
-    one run of a graph, None for the default of the device.
+    ``open_graph`` opens a graph of the bundle by its name. ``places``: captions generated at once by a model.
     """
     spec = bundle.manifest.vlm
     if spec is None:
         return None
     if isinstance(spec, RetrievedCaption):
-        graph = open_graph("clip")
-        return CaptionRetriever(graph, spec, batch=batch or _default_batch(graph))
-    return _open_generator(bundle, spec, open_graph, rows=rows, batch=batch)
+        return CaptionRetriever(open_graph("clip"), spec)
+    return _open_generator(bundle, spec, open_graph, places)
 
 
 def _open_generator(
-    bundle: Bundle, spec: VisionLanguage, open_graph: Callable[[str], Session], *, rows: int, batch: int | None
-) -> Captioner:
+    bundle: Bundle,
+    spec: VisionLanguage,
+    open_graph: Callable[[str], Session],
+    places: Callable[[VisionLanguageModel], int],
+) -> CaptionGenerator:
     tokenizer = CaptionTokenizer(open_tokenizer(bundle.read(TOKENIZER_FILE), printable_path(bundle.tokenizer)))
     words = open_graph("words") if spec.attention_mode == "text" else None
     model = VisionLanguageModel(open_graph("vision"), open_graph("text"), spec, words=words)
-    if model.computes_on_host:
-        return ContinuousBatchCaptioner(model, tokenizer, rows=rows, batch=batch or 1)
-    return StaticBatchCaptioner(model, tokenizer, batch=batch or GPU_BATCH)
-
-
-def _default_batch(graph: Session) -> int:
-    return 1 if graph.computes_on_host else GPU_BATCH
+    count = places(model)
+    return CaptionGenerator(model, tokenizer, places=count, encoded=min(count, ENCODED_AT_ONCE))

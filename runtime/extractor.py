@@ -3,6 +3,7 @@
     video/read_ahead.py   file -> frames for the networks (keyframes.py chooses them); several clips at once, ahead
     captioner.py          frames -> caption and vector; several frames at once
     graph cnn             frames -> vector
+    stages.py             in which order, and in which threads
 
 The manifest defines the parts, how many frames each gets and how they are chosen. The parts are independent: the
 embedding of a pair is, bit for bit, its two parts' embeddings one after the other.
@@ -12,46 +13,46 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError
 from ..base.files import printable_path
-from ..base.process import usable_cores
-from .backends.opening import GraphOpener, GraphPlacement, OpeningOptions, effective_precision
-from .backends.session import check_shape
+from ..base.process import memory_bytes, usable_cores
+from .backends.opening import GraphOpener, GraphPlacement, OpeningOptions, effective_precision, machine_facts
+from .backends.session import Session
 from .bundle.manifest import Manifest
 from .bundle.opening import Bundle, open_bundle
 from .bundle.signature import TrustedKeys
-from .captioner import GPU_BATCH, FrameEmbedding, open_captioner
-from .clip_records import STAGES, Caption, Clip, ClipFeatures, stages_of, timed
+from .captioner import CaptionGenerator, open_captioner
+from .clip_job import ClipJob
+from .clip_records import STAGES, Clip, ClipFeatures, stages_of
+from .keyframe_features import KeyframeFeatures
 from .keyframes import load_clustering
-from .video.clip_reader import ClipReader, KeyframeFeatures, PreparedClip, open_decoder
+from .networks import Networks
+from .pipeline_options import (
+    MOST_READERS,
+    USUAL_GPU_MB,
+    PipelineMachine,
+    PipelineOptions,
+    PipelineSizes,
+    caption_bytes,
+    choose_sizes,
+)
+from .stages import OneThread, Stages, ThreadPerStage
+from .video.clip_reader import ClipReader, open_decoder
 from .video.decoder import DecodeLimits, VideoDecoder
-from .video.read_ahead import ReadAhead, RefusedClip
+from .video.read_ahead import ReadAhead
+from .vision_language import VisionLanguageModel
 
 __all__ = ["STAGES", "ExtractionResult", "Extractor", "PipelineOptions", "open_extractor"]
 
-_NOTHING = np.empty(0, dtype=np.float32)
-_NO_CAPTION = Caption("", ())
-CPU_READERS = 3  # two or three keep a CPU's networks busy; each may hold 256 MB of frames (docs/benchmarks/speed.md)
-GPU_READERS = 8
-
-
-@dataclass(frozen=True)
-class PipelineOptions:
-    """Concurrency of an extraction. Memory grows with it; embeddings do not depend on it."""
-
-    readers: int | None = (
-        None  # decoder processes; None: one per core, at most CPU_READERS for networks on the CPU, else GPU_READERS
-    )
-    batch: int | None = None  # clips in one run of a graph; None: one on the CPU, GPU_BATCH elsewhere
-    captions: int = 4  # captions generated at once; at full size each holds 42 MB of keys and values
+_MOST_UNCLAIMED = 4096  # finished clips that wait for an earlier one
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +74,27 @@ class Extractor:
         self.stages = stages_of(bundle.manifest)
         self.precision = effective_precision(bundle.manifest, opening.backend_options)
         opener = GraphOpener(bundle, opening)
-        self._captioner = open_captioner(bundle, opener.open, rows=pipeline.captions, batch=pipeline.batch)
-        self._cnn = opener.open("cnn") if bundle.manifest.cnn else None
-        on_host = self._cnn is None or self._cnn.computes_on_host
-        self.batch = pipeline.batch or (1 if on_host else GPU_BATCH)
-        self.readers = pipeline.readers or min(len(videos), CPU_READERS if on_host else GPU_READERS)
-        keyframes = KeyframeFeatures(opener.open("keyframes")) if "keyframes" in self.stages else None
+        cnn = opener.open("cnn") if bundle.manifest.cnn else None
+
+        def sizes_with(vision: Session | None) -> PipelineSizes:
+            return choose_sizes(pipeline, _machine(bundle.manifest, opening, [vision, cnn]))
+
+        def places(model: VisionLanguageModel) -> int:
+            wanted = sizes_with(model.vision).captions
+            return min(wanted, model.most_rows or wanted)
+
+        captioner = open_captioner(bundle, opener.open, places=places)
+        vision = None if captioner is None else captioner.vision
+        sizes = sizes_with(vision)
+        self._networks = Networks(captioner, cnn, sizes.batch)
+        self._on_device = any(graph is not None and not graph.computes_on_host for graph in (vision, cnn))
+        captions = captioner.free if isinstance(captioner, CaptionGenerator) else 0
+        self.sizes = PipelineSizes(min(len(videos), sizes.readers), self._networks.batch, captions)
+        keyframes = self._keyframe_features(opener) if "keyframes" in self.stages else None
         self.placements: dict[str, GraphPlacement] = opener.placements  # by graph
-        self._ahead = ReadAhead([ClipReader(bundle.manifest, video, keyframes) for video in videos[: self.readers]])
+        self._ahead = ReadAhead(
+            [ClipReader(bundle.manifest, video, keyframes) for video in videos[: self.sizes.readers]]
+        )
 
     def extract(self, clip: Clip) -> ClipFeatures:
         """Return the clip's embedding (paper eqs. 3 to 7). Same clip, bundle and machine: same bytes.
@@ -105,21 +119,20 @@ class Extractor:
         Stopped when ``stop`` returns True and the clip that is waited for is not decoded a few seconds later.
         """
         coming = iter(clips)
-        jobs: deque[_Job | RefusedClip] = deque()  # in the order of the clips
-        try:
+        jobs: deque[ClipJob] = deque()  # in the order of the clips
+        in_work = 0
+        with closing(self._start()) as stages:
             while True:
-                for clip in islice(coming, self.readers + self.batch - len(self._ahead)):
-                    self._ahead.submit(clip)
-                if not (len(self._ahead) or jobs):
+                room = min(self._most_in_work - in_work, _MOST_UNCLAIMED - len(jobs))
+                for clip in islice(coming, max(0, room)):
+                    jobs.append(ClipJob(clip))
+                    self._ahead.submit(clip, jobs[-1])
+                    in_work += 1
+                if not jobs:
                     return
-                jobs += self._start_jobs(stop)
-                self._advance_captions()
-                while jobs and (isinstance(jobs[0], RefusedClip) or jobs[0].done):
+                in_work -= stages.advance(stop)
+                while jobs and jobs[0].done:
                     yield self._result(jobs.popleft())
-        finally:
-            self._ahead.cancel()
-            if self._captioner is not None:
-                self._captioner.cancel()
 
     @property
     def decoder_peak_mb(self) -> float:
@@ -135,56 +148,20 @@ class Extractor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start_jobs(self, stop: Callable[[], bool]) -> list[_Job | RefusedClip]:
-        """Start the networks on clips that are read, at most ``batch`` of them; return those and the refused clips."""
-        started: list[_Job | RefusedClip] = []
-        batch: list[_Job] = []
-        while self._can_start_another(batch):
-            prepared = self._ahead.next(stop)
-            if isinstance(prepared, RefusedClip):
-                started.append(prepared)
-                continue
-            job = _Job(prepared, stages_ms=dict(prepared.stages_ms))
-            started.append(job)
-            batch.append(job)
-            if self._captioner is not None:
-                for index, pixels in enumerate(prepared.captioned):
-                    self._captioner.add((job, index), pixels)
-        self._embed_cnn(batch)
-        for job in batch:
-            job.release_frames()
-        return started
+    @property
+    def _most_in_work(self) -> int:
+        """Clips that are read, wait or are in the networks: each stage and each queue between them has its share."""
+        return self.sizes.readers + (4 if self._on_device else 2) * self.sizes.batch + self.sizes.captions
 
-    def _can_start_another(self, batch: Sequence[_Job]) -> bool:
-        """True when the next clip fits, and is read or worth waiting for: the networks have nothing else to do."""
-        captioner = self._captioner
-        fits = len(batch) < self.batch and (captioner is None or captioner.capacity > 0)
-        if not (len(self._ahead) and fits):
-            return False
-        idle = not batch and (captioner is None or not captioner.unfinished)
-        return self._ahead.ready or idle
+    def _start(self) -> Stages:
+        return (ThreadPerStage if self._on_device else OneThread)(self._ahead, self._networks)
 
-    def _advance_captions(self) -> None:
-        """Do a part of the captioner's work, and hand finished frames to their jobs."""
-        for frame in self._captioner.advance() if self._captioner else ():
-            job, index = cast("tuple[_Job, int]", frame.key)
-            job.embedded[index] = frame
+    def _keyframe_features(self, opener: GraphOpener) -> KeyframeFeatures:
+        candidates = self.manifest.keyframes.candidates
+        return KeyframeFeatures(opener.open("keyframes"), clips=self.sizes.batch, candidates=candidates)
 
-    def _embed_cnn(self, jobs: list[_Job]) -> None:
-        """Run graph ``cnn`` on the frames of all jobs at once (paper eq. 7)."""
-        if self._cnn is None or not jobs:
-            return
-        taken = {"cnn": 0.0}
-        with timed(taken, "cnn"):
-            frames = np.stack([job.prepared.cnn_frames for job in jobs])
-            vectors = self._cnn.run({"frames": frames}, ["embedding"])["embedding"]
-        check_shape(vectors, (len(jobs), None), output="embedding")
-        for job, vector in zip(jobs, vectors, strict=True):
-            job.cnn = vector
-            job.stages_ms["cnn"] = taken["cnn"] / len(jobs)
-
-    def _result(self, job: _Job | RefusedClip) -> ExtractionResult:
-        if isinstance(job, RefusedClip):
+    def _result(self, job: ClipJob) -> ExtractionResult:
+        if job.error is not None:
             return ExtractionResult(job.clip, None, job.error)
         vlm, cnn = self.manifest.vlm, self.manifest.cnn
         try:
@@ -194,54 +171,29 @@ class Extractor:
                     vlm=_finite(job.vector(), 0 if vlm is None else vlm.width, "vlm", job.clip),
                     cnn=_finite(job.cnn, 0 if cnn is None else cnn.width, "cnn", job.clip),
                     caption=job.caption,
-                    keyframe=job.prepared.keyframe,
-                    keyframe_times_s=job.prepared.times_s,
+                    keyframe=job.keyframe,
+                    keyframe_times_s=job.times_s,
                     fingerprint=self.manifest.fingerprint,
                     precision=self.precision,
                     stages_ms={stage: job.milliseconds(stage) for stage in self.stages},
-                    warnings=job.prepared.warnings,
+                    warnings=job.warnings,
                 ),
             )
         except DataError as error:
             return ExtractionResult(job.clip, None, error)
 
 
-@dataclass(eq=False)
-class _Job:
-    """A clip in the networks."""
-
-    prepared: PreparedClip
-    stages_ms: dict[str, float]
-    cnn: npt.NDArray[np.float32] = field(default_factory=lambda: _NOTHING)
-    embedded: list[FrameEmbedding | None] = field(init=False)  # by captioned frame
-
-    def __post_init__(self) -> None:
-        self.embedded = [None] * self.prepared.frames
-
-    @property
-    def clip(self) -> Clip:
-        return self.prepared.clip
-
-    @property
-    def done(self) -> bool:
-        return all(self.embedded)
-
-    @property
-    def caption(self) -> Caption:
-        first = self.embedded[0] if self.embedded else None
-        return first.caption if first else _NO_CAPTION
-
-    def release_frames(self) -> None:
-        """Drop the frames: the networks have them, and the caption may take long."""
-        self.prepared = replace(self.prepared, captioned=_NOTHING, cnn_frames=_NOTHING)
-
-    def vector(self) -> npt.NDArray[np.float32]:
-        """Mean of the frames' vectors; a single one is unchanged, bit for bit."""
-        found = [each.vector for each in self.embedded if each is not None]
-        return np.asarray(np.mean(found, axis=0, dtype=np.float32)) if found else _NOTHING
-
-    def milliseconds(self, stage: str) -> float:
-        return self.stages_ms.get(stage, 0.0) + sum(each.stages_ms.get(stage, 0.0) for each in self.embedded if each)
+def _machine(manifest: Manifest, opening: OpeningOptions, graphs: Iterable[Session | None]) -> PipelineMachine:
+    """What an extraction's sizes follow from, where these graphs are its largest."""
+    on_device = any(graph is not None and not graph.computes_on_host for graph in graphs)
+    gpu = (machine_facts() if opening.facts is None else opening.facts).gpu if on_device else None
+    text = manifest.graphs.get("text")
+    return PipelineMachine(
+        cores=opening.threads or usable_cores(),
+        memory_bytes=memory_bytes(),
+        gpu_mb=(gpu.memory_mb if gpu is not None else USUAL_GPU_MB) if on_device else None,
+        caption_bytes=0 if text is None else caption_bytes(text),
+    )
 
 
 def open_extractor(
@@ -267,7 +219,7 @@ def open_extractor(
         load_clustering()
     pipeline = pipeline or PipelineOptions()
     cores = opening.threads or usable_cores()
-    readers = pipeline.readers or min(cores, GPU_READERS)
+    readers = pipeline.readers or min(cores, MOST_READERS)
     videos = [open_decoder(checked.manifest, limits) for _ in range(readers)]
     try:
         videos[0].start()  # it starts while the graphs are opened; the others start with their first clip

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError, InvariantError
-from .backends.session import Feed, Session, Value, check_shape
+from .backends.session import NO_ROWS, Array, Feed, Rows, Session, Shape, Value, check_shape
 from .bundle.manifest import MASKED_SCORE, VisionLanguage, layer_names
 
 TokenIds = tuple[int, ...]
@@ -46,11 +46,12 @@ class VisionLanguageModel:
         _check_names("vision", "inputs", vision.inputs, ("pixels",))
         _check_names("vision", "outputs", vision.outputs, self._cross)
         _check_names("text", "inputs", text.inputs, ("token_ids", "positions", "mask", *self.past_names, *self._cross))
-        # A graph of schema 3 leaves the choice of the token to its caller, and its past grows (bundle/manifest.py).
+        # A text graph of schema 3 leaves the choice of the token to its caller, and its present is one position longer
+        # than its past (bundle/manifest.py).
         self._chooses = "next_token" in text.outputs
         chosen = ("next_token",) if self._chooses else ()
         _check_names("text", "outputs", text.outputs, (*chosen, "logits", "hidden", *self.present_names))
-        self._cache_dtype: np.dtype[np.generic] | None = None  # known with the first image
+        self._no_past: dict[int, dict[str, Rows]] = {}  # by number of rows
         if (words is not None) != (spec.attention_mode == "text"):
             raise InvariantError(
                 f"graph 'words' belongs to the attention mode 'text' alone, this one is '{spec.attention_mode}'"
@@ -61,41 +62,57 @@ class VisionLanguageModel:
 
     @property
     def computes_on_host(self) -> bool:
-        """True when the text graph computes in host memory, so that rows can be shared with it (caption_batch.py)."""
+        """True when the text graph computes in host memory."""
         return self._text.computes_on_host
 
-    def borrow(self, arrays: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, Value]:
-        """The arrays as values of the text graph, without a copy where possible."""
-        return {name: self._text.borrow(array) for name, array in arrays.items()}
+    @property
+    def window(self) -> int:
+        """Positions of the past in a caption step: room for all tokens before the newest."""
+        return max(0, self.spec.caption.max_new_tokens - 1)
 
-    def encode_image(self, pixels: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> CrossAttentionCache:
+    @property
+    def most_rows(self) -> int | None:
+        """The most frames in one run of the text graph; None: no bound."""
+        return self._text.largest_batch
+
+    @property
+    def most_frames(self) -> int | None:
+        """The most frames in one run of the vision graph; None: no bound."""
+        return self._vision.largest_batch
+
+    @property
+    def vision(self) -> Session:
+        return self._vision
+
+    def rows(self, input_name: str, shape: Shape) -> Rows:
+        """Zeroed memory for an input of the text graph (session.py)."""
+        return self._text.rows(input_name, shape)
+
+    def encode_image(self, pixels: Feed, frames: int | None = None) -> CrossAttentionCache:
         """Encode frames once for caption and embedding: uint8 [B, S, S, 3], or normalised float32 [B, 3, S, S] where
-        the bundle is of schema 3."""
+        the bundle is of schema 3. ``frames``: B, needed for a Value."""
+        count = len(pixels) if isinstance(pixels, np.ndarray) else frames
+        if count is None:
+            raise InvariantError("the number of frames of a Value is not given")
         encoded = self._vision.run_values({"pixels": pixels}, self._cross)
-        if self._cache_dtype is None:
-            self._cache_dtype = encoded[self._cross[0]].numpy().dtype
         # Copied once and not at every step: the two graphs may run on different backends.
-        return CrossAttentionCache({name: self._text.value(value) for name, value in encoded.items()}, len(pixels))
+        return CrossAttentionCache({name: self._text.value(value) for name, value in encoded.items()}, count)
 
     def caption_ids(self, image: CrossAttentionCache) -> list[TokenIds]:
         """Generate captions greedily: one tuple of token ids per frame, without start and end token.
 
         Starts from ``start_id`` and takes the likeliest token (the lowest id of equals) until
         ``end_id`` or ``max_new_tokens``. Rows are independent: one that has ended gets
-        padding while the others continue.
+        padding while the others continue. CaptionBatch gives the same, and a place that is free to the next frame.
         """
         rule = self.spec.caption
         captions: list[list[int]] = [[] for _ in range(image.frames)]
         ended = np.zeros(image.frames, dtype=np.bool_)
         tokens = np.full(image.frames, rule.start_id, dtype=np.int64)
-        window = max(rule.max_new_tokens - 1, 0) if self._chooses else 0  # otherwise the past grows with every token
-        past = self._past(image.frames, window)
+        zeros = self._past(image.frames, self.window)
+        past: Mapping[str, Value] = {name: rows.first(image.frames) for name, rows in zeros.items()}
         for position in range(rule.max_new_tokens):
-            positions = np.full(image.frames, position, dtype=np.int64)
-            mask = np.zeros((image.frames, 1, 1, max(window, position) + 1), dtype=np.float32)
-            mask[..., : max(window - position, 0)] = MASKED_SCORE
-            tokens, present = self.step(image, past, tokens, positions, mask)
-            past = {name: present[new] for name, new in zip(self.past_names, self.present_names, strict=True)}
+            tokens, past = self.step(image.values, past, tokens, np.full(image.frames, position, dtype=np.int64))
             ended |= tokens == rule.end_id
             if ended.all():
                 break
@@ -104,30 +121,36 @@ class VisionLanguageModel:
             tokens = np.where(ended, rule.pad_id, tokens)
         return [tuple(ids) for ids in captions]
 
-    def embed(self, image: CrossAttentionCache, token_ids: Sequence[TokenIds]) -> npt.NDArray[np.float32]:
+    def embed(
+        self, image: CrossAttentionCache, token_ids: Sequence[TokenIds], *, length: int = 0
+    ) -> npt.NDArray[np.float32]:
         """Frame and caption as one vector each: float32 [B, width] (paper eq. 6, docs/paper.md, reading 1).
 
         ``token_ids``: per frame the caption's ids, without [CLS] and [SEP]. The attention mode is the
         manifest's: ``bidirectional`` (position 0, every token sees every other), ``causal-last`` (last
         real token under the causal mask), ``causal-first`` (position 0 under the causal mask, so independent
         of the caption), or ``text`` (position 0 of the caption alone, independent of the frame).
+        ``length``: rows are padded to at least so many tokens.
         """
         if len(token_ids) != image.frames:
             raise InvariantError(f"{len(token_ids)} captions given for {image.frames} frames, expected one each")
         rule, mode = self.spec.caption, self.spec.attention_mode
         rows = [(rule.cls_id, *ids, rule.sep_id) for ids in token_ids]
         lengths = np.array([len(row) for row in rows])
-        tokens = np.full((len(rows), lengths.max()), rule.pad_id, dtype=np.int64)
+        size = max(length, int(lengths.max()))
+        tokens = np.full((len(rows), size), rule.pad_id, dtype=np.int64)
         for index, row in enumerate(rows):
             tokens[index, : len(row)] = row
-        positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-        mask = _attention_mask(lengths, causal=mode.startswith("causal"))
+        positions = np.broadcast_to(np.arange(size), tokens.shape)
+        mask = _attention_mask(lengths, size, causal=mode.startswith("causal"))
         feeds: dict[str, Feed] = {"token_ids": tokens, "positions": positions}
         if self._words is not None:
             values = self._words.run_values({**feeds, "mask": mask[:, :, :1]}, ["hidden"])
         else:
-            feeds |= {"mask": mask, **self._past(len(rows), 0), **image.values}
-            values = self._text.run_values(feeds, ["hidden"])
+            if len(rows) not in self._no_past:
+                self._no_past[len(rows)] = self._past(len(rows), 0)
+            empty = {name: past.first(len(rows)) for name, past in self._no_past[len(rows)].items()}
+            values = self._text.run_values({**feeds, "mask": mask, **empty, **image.values}, ["hidden"])
         hidden: npt.NDArray[np.float32] = values["hidden"].numpy()
         check_shape(hidden, (*tokens.shape, None), output="hidden")
         read_at = lengths - 1 if mode == "causal-last" else np.zeros_like(lengths)
@@ -135,33 +158,51 @@ class VisionLanguageModel:
 
     def step(
         self,
-        image: CrossAttentionCache,
+        cross: Mapping[str, Value],
         past: Mapping[str, Value],
         tokens: npt.NDArray[np.int64],
-        positions: npt.NDArray[np.int64],
-        mask: npt.NDArray[np.float32],
-    ) -> tuple[npt.NDArray[np.int64], dict[str, Value]]:
-        """Generate one token in every row: the tokens, int64 [B], and ``past`` with the previous token at its end.
+        lengths: npt.NDArray[np.int64],
+        *,
+        into: Mapping[str, Rows] = NO_ROWS,
+    ) -> tuple[npt.NDArray[np.int64], Mapping[str, Value]]:
+        """Generate one token in every row: the tokens, int64 [B], and the past with the previous token at its end.
 
-        ``tokens``, ``positions``: [B]; ``past``: by name [B, heads, P, head_dim]; ``mask``: [B, 1, 1, P + 1],
-        0 keeps and MASKED_SCORE drops. Present, by name: [B, heads, P, head_dim], the oldest token left out; of a
-        schema-3 graph [B, heads, P + 1, head_dim].
+        ``tokens``, ``lengths``: [B], each row's newest token, and how many came before it; their keys and values are
+        the last ones of the row's ``past``, by name [B, heads, window, head_dim]. ``into``: by the same names, where
+        the new past is written; otherwise it is a Value of its own.
         """
-        feeds: dict[str, Feed] = {"token_ids": tokens[:, None], "positions": positions[:, None], "mask": mask}
+        feeds: dict[str, Feed] = {
+            "token_ids": tokens[:, None],
+            "positions": lengths[:, None],
+            "mask": _window_mask(lengths, self.window),
+        }
         chosen = "next_token" if self._chooses else "logits"
-        values = self._text.run_values({**feeds, **past, **image.values}, [chosen, *self.present_names])
+        names = dict(zip(self.past_names, self.present_names, strict=True))
+        written = {names[name]: rows for name, rows in into.items()} if self._chooses else NO_ROWS
+        values = self._text.run_values({**feeds, **past, **cross}, [chosen, *names.values()], into=written)
         found = values[chosen].numpy()
         if self._chooses:
-            found = check_shape(found, (len(tokens),), output=chosen)
-        else:
-            found = check_shape(found, (len(tokens), None), output=chosen).argmax(axis=-1)
-        return found, {name: values[name] for name in self.present_names}
+            check_shape(found, (len(tokens),), output=chosen)
+            return found, {name: values[new] for name, new in names.items()}
+        found = check_shape(found, (len(tokens), None), output=chosen).argmax(axis=-1)
+        return found, {
+            name: self._slid(values[new].numpy(), into.get(name), present_name=new) for name, new in names.items()
+        }
 
-    def _past(self, rows: int, length: int) -> dict[str, Value]:
+    def _slid(self, present: Array, into: Rows | None, *, present_name: str) -> Value:
+        """The window of a graph that does not slide it: all but the oldest position, through the host."""
+        check_shape(present, (None, None, self.window + 1, None), output=present_name)
+        value = self._text.value(np.ascontiguousarray(present[:, :, 1:]))
+        if into is None:
+            return value
+        for row in range(len(present)):
+            into.put(row, value, row)
+        return into.first(len(present))
+
+    def _past(self, rows: int, length: int) -> dict[str, Rows]:
         """A past of ``length`` positions of zeros."""
         shape = (rows, self.spec.text.heads, length, self.spec.text.head_dim)
-        past = self._text.value(np.zeros(shape, dtype=self._cache_dtype or np.float32))
-        return dict.fromkeys(self.past_names, past)
+        return {name: self._text.rows(name, shape) for name in self.past_names}
 
 
 def _check_names(graph: str, side: str, found: Sequence[str], wanted: Sequence[str]) -> None:
@@ -174,10 +215,15 @@ def _check_names(graph: str, side: str, found: Sequence[str], wanted: Sequence[s
         )
 
 
-def _attention_mask(lengths: npt.NDArray[np.int64], *, causal: bool) -> npt.NDArray[np.float32]:
-    """float32 [B, 1, T, T], added to attention scores: row b's first ``lengths[b]`` tokens are real."""
-    size = int(lengths.max())
+def _attention_mask(lengths: npt.NDArray[np.int64], size: int, *, causal: bool) -> npt.NDArray[np.float32]:
+    """float32 [B, 1, T, T], T = ``size``, added to attention scores: row b's first ``lengths[b]`` tokens are real."""
     keep = np.broadcast_to(np.arange(size) < lengths[:, None, None, None], (len(lengths), 1, size, size))
     if causal:
         keep = keep & np.tri(size, dtype=np.bool_)
     return np.where(keep, np.float32(0.0), np.float32(MASKED_SCORE))
+
+
+def _window_mask(lengths: npt.NDArray[np.int64], window: int) -> npt.NDArray[np.float32]:
+    """float32 [B, 1, 1, window + 1]: each row's own tokens so far, the last ones of the window, and the newest."""
+    keep = np.arange(window + 1) >= window - lengths[:, None]
+    return np.where(keep, np.float32(0.0), np.float32(MASKED_SCORE))[:, None, None]

@@ -24,9 +24,10 @@ from ..bundle.manifest import Manifest
 from ..bundle.opening import Bundle
 from ..captioner import FrameEmbedding, open_captioner
 from ..clip_records import Caption, Clip, graph_of, stages_of, timed
-from ..extractor import PipelineOptions
+from ..keyframe_features import KeyframeFeatures
+from ..pipeline_options import CPU_CAPTIONS
 from ..similarity import cosine
-from ..video.clip_reader import ClipReader, KeyframeFeatures, PreparedClip, open_decoder
+from ..video.clip_reader import ClipReader, PreparedClip, open_decoder
 from ..video.decoder import DecodeLimits
 from ..video.read_ahead import ReadAhead
 from .measurements import CONFIGURATIONS, MIXED, REFERENCE, Measured, Measurement
@@ -58,8 +59,7 @@ class Networks:
             self._sessions[name] = open_graph(name)
             return self._sessions[name]
 
-        pipeline = PipelineOptions(readers=1)  # as in an extraction
-        self._captioner = open_captioner(bundle, opened, rows=pipeline.captions, batch=pipeline.batch)
+        self._captioner = open_captioner(bundle, opened, places=lambda _: CPU_CAPTIONS)  # as in an extraction
         self._cnn = opened("cnn") if bundle.manifest.cnn else None
 
     def session(self, name: str) -> Session:
@@ -75,9 +75,9 @@ class Networks:
         if (captioner := self._captioner) is not None:
             frames = deque((at, frame) for at, clip in enumerate(clips) for frame in range(clip.frames))
             while frames or captioner.unfinished:
-                while frames and captioner.capacity > 0:
+                while frames and captioner.free > 0:
                     at, frame = frames.popleft()
-                    captioner.add((at, frame), clips[at].captioned[frame])
+                    captioner.add([(at, frame)], captioner.encode(clips[at].captioned[frame][None], 1))
                 for each in captioner.advance():
                     at, frame = each.key  # type: ignore[misc]
                     found[at][frame] = each
@@ -117,7 +117,7 @@ def read_clips(
     with closing(ReadAhead([reader])) as ahead:
         for _, clip in zip(range(_MAX_TRIED_CLIPS), clips, strict=False):
             ahead.submit(clip)
-            prepared = ahead.next(stop)
+            _, prepared = ahead.next(stop)
             if isinstance(prepared, PreparedClip):  # what another problem is, the extraction reports
                 read.append(prepared)
             if len(read) == MEASURED_CLIPS:

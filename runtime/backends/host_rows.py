@@ -38,6 +38,10 @@ class HostRows:
             self._first[count] = self._borrow(self.array[:count])
         return self._first[count]
 
+    def only(self, row: int) -> Value:
+        """One row without a copy, as a batch of one. Valid as long as this object."""
+        return self._borrow(self.array[row : row + 1])
+
     def put(self, row: int, value: Value, index: int) -> None:
         self.array[row] = self._view(value)[index]
 

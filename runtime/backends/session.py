@@ -118,6 +118,13 @@ def check_shape(array: Array, expected: Sequence[int | None], *, output: str) ->
     return array
 
 
+def shape_of(value: Value) -> Shape:
+    """The value's shape, without fetching it where the backend's values know theirs."""
+    known = getattr(value, "shape", None)
+    found = known() if callable(known) else known
+    return tuple(value.numpy().shape if found is None else found)
+
+
 def on_host(feed: Feed) -> Array:
     """The feed as an array."""
     return feed if isinstance(feed, np.ndarray) else feed.numpy()

@@ -5,17 +5,15 @@ Clips are independent, so several readers work at once, ahead of the networks (r
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ...base.errors import DataError
-from ..backends.session import Session, check_shape
 from ..bundle.manifest import Manifest
 from ..clip_records import Candidates, Clip, stages_of, timed
+from ..keyframe_features import KeyframeFeatures
 from ..keyframes import Indices, clip_seeds, draw_keyframes, pick_keyframes, spread_indices
 from .decoder import CRASH_CODES, DecodeLimits, VideoDecoder
 from .preprocessing import FrameInput, Frames, frame_input
@@ -50,20 +48,6 @@ class _Chosen:
 
     vlm: Indices
     cnn: Indices
-
-
-class KeyframeFeatures:
-    """Graph ``keyframes``, shared by several readers: one run at a time, on all cores."""
-
-    def __init__(self, graph: Session) -> None:
-        self._graph = graph
-        self._lock = threading.Lock()
-
-    def of(self, candidates: Candidates) -> npt.NDArray[np.float32]:
-        """float32 [N, C], a row per candidate."""
-        with self._lock:
-            features = self._graph.run({"frames": candidates.pixels}, ["features"])["features"]
-        return check_shape(features, (len(candidates.pixels), None), output="features")
 
 
 class ClipReader:

@@ -1,15 +1,14 @@
-"""Read several clips at once, ahead of the networks, and return them in order."""
+"""Read several clips at once, ahead of the networks, and return them as they are ready."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import queue
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ...base.errors import DataError
 from ...base.files import Stopped
@@ -28,80 +27,122 @@ class RefusedClip:
     error: DataError
 
 
+class ReadClip(NamedTuple):
+    """A clip that was read, with the key that it was submitted with."""
+
+    key: Hashable
+    outcome: PreparedClip | RefusedClip
+
+
+class _Task(NamedTuple):
+    call: int  # of ``cancel``: earlier tasks are dropped
+    key: Hashable
+    clip: Clip
+
+
+class _Done(NamedTuple):
+    task: _Task
+    outcome: PreparedClip | RefusedClip | BaseException
+
+
 class ReadAhead:
-    """``submit`` clips, get them prepared with ``next``. For one thread; each reader works in its own thread.
+    """``submit`` clips, get them prepared with ``take``. For one thread; each reader works in its own thread.
 
     Clips that are submitted and not returned stay in memory; the caller bounds their number, ``len``.
     """
 
     def __init__(self, readers: Sequence[ClipReader]) -> None:
         self._readers = tuple(readers)
-        self._idle: queue.SimpleQueue[ClipReader] = queue.SimpleQueue()
-        for reader in self._readers:
-            self._idle.put(reader)
-        self._pool = ThreadPoolExecutor(len(self._readers), thread_name_prefix="flamest-reader")
-        self._coming: deque[Future[PreparedClip | RefusedClip]] = deque()
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[_Done] = queue.SimpleQueue()
+        self._call = 0
+        self._outstanding = 0
+        self._busy: set[ClipReader] = set()
+        self._threads: list[threading.Thread] = []
 
     def __len__(self) -> int:
-        return len(self._coming)
+        return self._outstanding
 
     @property
     def ready(self) -> bool:
-        """True when ``next`` returns without waiting."""
-        return bool(self._coming) and self._coming[0].done()
+        """True when ``take`` most likely returns without waiting."""
+        return not self._done.empty()
 
     @property
     def peak_kb(self) -> int:
         """Largest resident memory of the decoder processes so far, summed over the processes, KiB."""
         return sum(reader.video.peak_kb for reader in self._readers)
 
-    def submit(self, clip: Clip) -> None:
+    def submit(self, clip: Clip, key: Hashable = None) -> None:
         """Add a clip to those that are read."""
-        self._coming.append(self._pool.submit(self._read, clip))
+        if len(self._threads) < len(self._readers):
+            thread = threading.Thread(
+                target=self._work, args=(self._readers[len(self._threads)],), name="flamest-reader", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+        self._outstanding += 1
+        self._tasks.put(_Task(self._call, key, clip))
 
-    def next(self, stop: Callable[[], bool] = lambda: False) -> PreparedClip | RefusedClip:
-        """Wait for the next clip, in the order of submission. Errors other than DataError are raised.
+    def take(self, timeout_s: float | None = None) -> ReadClip | None:
+        """The next clip that is read, in any order; None when there is none within ``timeout_s`` (None: it waits).
 
-        Raises Stopped when ``stop`` returns True and the clip is not read ``FINISH_WITHIN_S`` later.
+        Errors other than DataError are raised.
         """
-        coming, until = self._coming.popleft(), math.inf
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
+            wait = None if until == math.inf else until - time.monotonic()
             try:
-                return coming.result(_POLL_S)
-            except TimeoutError:
-                if coming.done():  # it ended just now, perhaps with a TimeoutError of its own
-                    return coming.result()
+                done = self._done.get(timeout=wait) if wait is None or wait > 0 else self._done.get_nowait()
+            except queue.Empty:
+                return None
+            if done.task.call == self._call:
+                break
+        self._outstanding -= 1
+        if isinstance(done.outcome, BaseException):
+            raise done.outcome
+        return ReadClip(done.task.key, done.outcome)
+
+    def next(self, stop: Callable[[], bool] = lambda: False) -> ReadClip:
+        """Wait for the next clip. Raises Stopped when ``stop`` returns True and none is read ``FINISH_WITHIN_S``
+        later."""
+        until = math.inf
+        while (found := self.take(_POLL_S)) is None:
             if until == math.inf and stop():
                 until = time.monotonic() + FINISH_WITHIN_S
             if time.monotonic() > until:
                 raise Stopped
+        return found
 
     def cancel(self) -> None:
-        """Drop all clips that ``next`` has not returned; those being read go on until ``close``, unused."""
-        while self._coming:
-            self._coming.popleft().cancel()
+        """Drop all clips that were not returned; those being read go on until ``close``, unused."""
+        self._call += 1
+        self._outstanding = 0
 
     def close(self) -> None:
         """End the decoders; clips that are being read are given up."""
         self.cancel()
-        idle = set()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                idle.add(self._idle.get_nowait())
-        for reader in self._readers:
-            if reader not in idle:
-                reader.video.interrupt()
-        for reader in idle:
-            self._idle.put(reader)
-        self._pool.shutdown(wait=True)
+        for _ in self._threads:
+            self._tasks.put(None)
+        for reader in tuple(self._busy):
+            reader.video.interrupt()
+        for thread in self._threads:
+            thread.join()
         for reader in self._readers:
             reader.close()
 
-    def _read(self, clip: Clip) -> PreparedClip | RefusedClip:
-        reader = self._idle.get()
-        try:
-            return reader.read(clip)
-        except DataError as error:
-            return RefusedClip(clip, error)
-        finally:
-            self._idle.put(reader)
+    def _work(self, reader: ClipReader) -> None:
+        while (task := self._tasks.get()) is not None:
+            self._busy.add(reader)  # before the next line: ``close`` sees a busy reader, or this one the new call
+            if task.call == self._call:
+                self._done.put(_Done(task, _read(reader, task.clip)))
+            self._busy.discard(reader)
+
+
+def _read(reader: ClipReader, clip: Clip) -> PreparedClip | RefusedClip | BaseException:
+    try:
+        return reader.read(clip)
+    except DataError as error:
+        return RefusedClip(clip, error)
+    except BaseException as error:  # raised where the clip is taken
+        return error

@@ -6,7 +6,6 @@ from flamest.base.errors import InvariantError
 from flamest.base.files import sha256_file
 from flamest.runtime.backends.onnxruntime_cpu import OrtSession, open_session
 from flamest.runtime.caption_batch import CaptionBatch
-from flamest.runtime.captioner import GPU_BATCH
 from flamest.runtime.clip_records import Clip
 from flamest.runtime.extractor import PipelineOptions, open_extractor
 from flamest.runtime.vision_language import VisionLanguageModel
@@ -106,7 +105,7 @@ def test_on_a_gpu_a_run_takes_a_batch_of_clips(toy_bundle, many, one_by_one, mon
     """The CPU's session pretends to compute elsewhere."""
     monkeypatch.setattr(OrtSession, "computes_on_host", False)
     with open_extractor(toy_bundle, threads=1) as extractor:
-        assert extractor.batch == GPU_BATCH
+        assert extractor.sizes.batch == 16
         found = list(extractor.extract_all(many))
     for one, alone in zip(found, one_by_one, strict=True):
         assert (one.features is None) == (alone.features is None)
@@ -137,10 +136,10 @@ def write_all(model, pixels, rows):
     while waiting or batch.unfinished:
         while waiting and batch.free:
             number = waiting.pop(0)
-            batch.add([number], pixels[number : number + 1])
+            batch.add([number], model.encode_image(pixels[number : number + 1]))
         steps += 1
-        for number, ids, memory in batch.step():
-            found[number] = (ids, model.embed(memory, [ids])[0].tobytes())
+        for number, ids, place in batch.step():
+            found[number] = (ids, model.embed(batch.frame(place), [ids])[0].tobytes())
     return [found[number] for number in range(len(pixels))], steps
 
 
@@ -163,9 +162,9 @@ def test_the_row_of_a_finished_caption_goes_to_the_next_frame(model, pixels):
 
 def test_a_nan_of_one_frame_does_not_reach_the_next(model, pixels):
     batch = CaptionBatch(model, 1)
-    for array in batch.past.values():
-        array[...] = np.nan  # what a deep text network leaves there; the toy's one layer does not
-    batch.add([0], pixels[:1])
+    for rows in batch.past.values():
+        rows.array[...] = np.nan  # what a deep text network leaves there; the toy's one layer does not
+    batch.add([0], model.encode_image(pixels[:1]))
     ended = []
     while not ended:
         ended = batch.step()
@@ -174,13 +173,13 @@ def test_a_nan_of_one_frame_does_not_reach_the_next(model, pixels):
 
 def test_more_frames_than_rows_are_refused(model, pixels):
     batch = CaptionBatch(model, 2)
-    batch.add([0, 1], pixels[:2])
-    with pytest.raises(InvariantError, match="1 frames for 0 free rows"):
-        batch.add([2], pixels[2:3])
+    batch.add([0, 1], model.encode_image(pixels[:2]))
+    with pytest.raises(InvariantError, match="1 frames for 0 free places"):
+        batch.add([2], model.encode_image(pixels[2:3]))
 
 
 @pytest.mark.parametrize(("threads", "readers"), [(1, 1), (2, 2), (8, 3)])
 def test_on_a_cpu_at_most_three_readers_work(toy_bundle, threads, readers):
     """Each may hold 256 MB of frames, and two or three feed the networks."""
     with open_extractor(toy_bundle, threads=threads) as extractor:
-        assert extractor.readers == readers
+        assert extractor.sizes.readers == readers

@@ -1,0 +1,113 @@
+"""The networks of an extractor on batches of clips: frames in, vectors out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .backends.session import Feed, Session, check_shape
+from .captioner import Captioner, EncodedFrames, FrameEmbedding
+from .clip_job import ClipJob
+from .clip_records import timed
+from .pipeline_options import rounded_up
+from .video.clip_reader import PreparedClip
+
+FrameKey = tuple[ClipJob, int]  # a captioned frame: its clip, and its index in it
+
+
+@dataclass(frozen=True, eq=False)
+class FrameBatch:
+    """Frames for one run of the vision graph. ``pixels`` may have further rows."""
+
+    keys: tuple[FrameKey, ...]
+    pixels: Feed
+
+
+@dataclass(frozen=True, eq=False)
+class ClipBatch:
+    """Clips for one run of graph ``cnn`` (None where the extractor has none), and their frames to caption."""
+
+    jobs: tuple[ClipJob, ...]
+    cnn_frames: Feed | None
+    captioned: tuple[FrameBatch, ...]
+
+
+class _BatchMemory:
+    """Rows put together for one input of a session.
+
+    On a device the number of rows is rounded up to a power of two, so that few shapes occur, and the memory here is
+    reused: the session has its own copy, on its way to the device while the networks compute.
+    """
+
+    def __init__(self, session: Session, most: int) -> None:
+        self._session = session
+        self.most = min(most, session.largest_batch or most)
+        self._memory: npt.NDArray[Any] | None = None
+
+    def feed(self, rows: Sequence[npt.NDArray[Any]]) -> Feed:
+        if self._session.computes_on_host:
+            return rows[0][None] if len(rows) == 1 else np.stack(rows)
+        if self._memory is None:
+            self._memory = np.zeros((self.most, *rows[0].shape), rows[0].dtype)
+        for place, row in enumerate(rows):
+            self._memory[place] = row
+        return self._session.value(self._memory[: min(rounded_up(len(rows)), self.most)])
+
+
+class Networks:
+    """``batch`` clips at once. Each of ``put_together``, ``run_cnn``, ``encode`` and ``write`` may have a thread of
+    its own."""
+
+    def __init__(self, captioner: Captioner[Any] | None, cnn: Session | None, batch: int) -> None:
+        self.captioner, self._cnn = captioner, cnn
+        self._clips = _BatchMemory(cnn, batch) if cnn is not None else None
+        self._frames = _BatchMemory(captioner.vision, batch) if captioner is not None else None
+        self.batch = min((memory.most for memory in (self._clips, self._frames) if memory is not None), default=batch)
+
+    @property
+    def has_cnn(self) -> bool:
+        return self._cnn is not None
+
+    def put_together(self, clips: Sequence[tuple[ClipJob, PreparedClip]]) -> ClipBatch:
+        """The frames of at most ``batch`` clips in as few arrays as they need."""
+        for job, prepared in clips:
+            job.begin(prepared, cnn=self._cnn is not None)
+        cnn_frames = self._clips.feed([prepared.cnn_frames for _, prepared in clips]) if self._clips else None
+        captioned: list[FrameBatch] = []
+        if self._frames is not None:
+            frames = [((job, at), pixels) for job, prepared in clips for at, pixels in enumerate(prepared.captioned)]
+            for start in range(0, len(frames), self._frames.most):
+                some = frames[start : start + self._frames.most]
+                pixels = self._frames.feed([pixels for _, pixels in some])
+                captioned.append(FrameBatch(tuple(key for key, _ in some), pixels))
+        return ClipBatch(tuple(job for job, _ in clips), cnn_frames, tuple(captioned))
+
+    def run_cnn(self, batch: ClipBatch) -> list[ClipJob]:
+        """Run graph ``cnn`` on all clips (paper eq. 7); return those that are done with it."""
+        if self._cnn is None or batch.cnn_frames is None:
+            return []
+        spent = {"cnn": 0.0}
+        with timed(spent, "cnn"):
+            vectors = self._cnn.run({"frames": batch.cnn_frames}, ["embedding"])["embedding"]
+        check_shape(vectors[: len(batch.jobs)], (len(batch.jobs), None), output="embedding")
+        share = spent["cnn"] / len(batch.jobs)
+        return [job for job, vector in zip(batch.jobs, vectors, strict=False) if job.set_cnn(vector, share)]
+
+    def encode(self, frames: FrameBatch) -> EncodedFrames[Any]:
+        """Run the vision graph."""
+        assert self.captioner is not None
+        return self.captioner.encode(frames.pixels, len(frames.keys))
+
+    def write(self) -> list[ClipJob]:
+        """Do a part of the captioner's work; return the clips that are done with it."""
+        finished: list[FrameEmbedding] = self.captioner.advance() if self.captioner is not None else []
+        done = []
+        for frame in finished:
+            job, index = frame.key  # type: ignore[misc]
+            if job.set_frame(index, frame):
+                done.append(job)
+        return done

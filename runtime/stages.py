@@ -1,0 +1,275 @@
+"""The order in which clips go through the networks: one thread on the host, one per stage on a device.
+
+On the host every network uses all cores, so they take turns: ``OneThread``. On a device a stage waits for results most
+of the time, while others have something to do: with ``ThreadPerStage`` frames are put together and copied while the
+networks compute, and vision, captions and ``cnn`` are computed side by side. The queues between stages are bounded: a
+stage that is ahead waits.
+
+    read clips -> put together -> cnn
+                               -> vision -> captions
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from ..base.files import Stopped
+from .captioner import EncodedFrames
+from .clip_job import ClipJob
+from .networks import ClipBatch, FrameBatch, Networks
+from .video.clip_reader import PreparedClip
+from .video.read_ahead import FINISH_WITHIN_S, ReadAhead, ReadClip, RefusedClip
+
+T = TypeVar("T")
+_QUEUED = 2  # batches between two stages: one that is next, one that is being copied
+_POLL_S = 0.2
+_COLLECT_S = 0.005  # between two looks at whether a stage waits for a batch that is not full
+
+
+class Stages(Protocol):
+    """Takes clips from a ReadAhead, whose keys are ClipJobs, and finishes them."""
+
+    def advance(self, stop: Callable[[], bool]) -> int:
+        """Do some work, or wait for it; the number of clips that are done now. Raises Stopped as
+        ``ReadAhead.next``."""
+
+    def close(self) -> None:
+        """Drop all unfinished clips."""
+
+
+class OneThread:
+    """All stages in the caller's thread."""
+
+    def __init__(self, ahead: ReadAhead, networks: Networks) -> None:
+        self._ahead, self._networks = ahead, networks
+
+    def advance(self, stop: Callable[[], bool]) -> int:
+        networks, captioner = self._networks, self._networks.captioner
+        done, frames, clips = 0, 0, list[tuple[ClipJob, PreparedClip]]()
+        while (
+            len(self._ahead)
+            and len(clips) < networks.batch
+            and (captioner is None or frames < captioner.free)
+            and (self._ahead.ready or self._idle(clips))
+        ):
+            job, prepared = _accept(self._ahead.next(stop))
+            if prepared is not None:
+                clips.append((job, prepared))
+                frames += prepared.frames
+                continue
+            done += 1
+            if not clips:
+                break  # its outcome may be the one that is waited for
+        if clips:
+            done += self._start(networks.put_together(clips))
+        return done + len(networks.write())
+
+    def close(self) -> None:
+        self._ahead.cancel()
+        if self._networks.captioner is not None:
+            self._networks.captioner.cancel()
+
+    def _idle(self, clips: list[tuple[ClipJob, PreparedClip]]) -> bool:
+        captioner = self._networks.captioner
+        return not clips and (captioner is None or not captioner.unfinished)
+
+    def _start(self, batch: ClipBatch) -> int:
+        """Run ``cnn`` and begin the captions; the number of clips that are done."""
+        done = len(self._networks.run_cnn(batch))
+        captioner = self._networks.captioner
+        for frames in batch.captioned:
+            assert captioner is not None
+            encoded, added = self._networks.encode(frames), 0
+            while True:
+                count = min(captioner.free, len(frames.keys) - added)
+                captioner.add(frames.keys[added : added + count], encoded, first=added)
+                added += count
+                if added == len(frames.keys):
+                    break
+                done += len(self._networks.write())  # a clip of more frames than there are places
+        return done
+
+
+class ThreadPerStage:
+    """A thread for each stage. An error in one of them is raised by ``advance``."""
+
+    def __init__(self, ahead: ReadAhead, networks: Networks) -> None:
+        self._ahead, self._networks = ahead, networks
+        self._finished: queue.SimpleQueue[ClipJob | BaseException] = queue.SimpleQueue()
+        self._cnn: Channel[ClipBatch] = Channel(_QUEUED)
+        self._vision: Channel[ClipBatch] = Channel(_QUEUED)
+        self._encoded: Channel[tuple[FrameBatch, EncodedFrames[Any]]] = Channel(1)
+        loops: list[Callable[[], None]] = [self._put_together]
+        self._fed: list[Channel[ClipBatch]] = []
+        if networks.has_cnn:
+            loops.append(self._run_cnn)
+            self._fed.append(self._cnn)
+        if networks.captioner is not None:
+            loops += [self._encode, self._write]
+            self._fed.append(self._vision)
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(loop,), name=f"flamest{loop.__name__}", daemon=True)
+            for loop in loops
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def advance(self, stop: Callable[[], bool]) -> int:
+        until = None
+        while True:
+            try:
+                self._take_finished(_POLL_S)
+                break
+            except queue.Empty:
+                now = time.monotonic()
+                if until is None and stop():
+                    until = now + FINISH_WITHIN_S
+                elif until is not None and now > until:
+                    raise Stopped from None
+        done = 1
+        while not self._finished.empty():
+            self._take_finished(0)
+            done += 1
+        return done
+
+    def close(self) -> None:
+        self._closed = True
+        for channel in (self._cnn, self._vision, self._encoded):
+            channel.close()
+        for thread in self._threads:
+            thread.join()
+        self._ahead.cancel()
+        if self._networks.captioner is not None:
+            self._networks.captioner.cancel()
+
+    def _take_finished(self, timeout_s: float) -> None:
+        found = self._finished.get(timeout=timeout_s) if timeout_s else self._finished.get_nowait()
+        if isinstance(found, BaseException):
+            raise found
+
+    def _guarded(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except ChannelClosed:
+            pass
+        except BaseException as error:  # raised by ``advance``
+            self._finished.put(error)
+
+    def _put_together(self) -> None:
+        """Read clips -> batches: full ones, and smaller ones when the networks have nothing else to do."""
+        while not self._closed:
+            clips: list[tuple[ClipJob, PreparedClip]] = []
+            while not self._closed and len(clips) < self._networks.batch:
+                read = self._ahead.take(_COLLECT_S if clips else _POLL_S)
+                if read is not None:
+                    job, prepared = _accept(read)
+                    if prepared is None:
+                        self._finished.put(job)
+                    else:
+                        clips.append((job, prepared))
+                elif clips and all(channel.starving for channel in self._fed):
+                    break
+            if clips and not self._closed:
+                batch = self._networks.put_together(clips)
+                for channel in self._fed:
+                    channel.put(batch)
+
+    def _run_cnn(self) -> None:
+        while True:
+            self._finish(self._networks.run_cnn(self._cnn.get()))
+
+    def _encode(self) -> None:
+        while True:
+            for frames in self._vision.get().captioned:
+                self._encoded.put((frames, self._networks.encode(frames)))
+
+    def _write(self) -> None:
+        """Generate captions; frames that are encoded take the places of finished ones."""
+        captioner = self._networks.captioner
+        assert captioner is not None
+        waiting: tuple[FrameBatch, EncodedFrames[Any]] | None = None
+        added = 0
+        while True:
+            while captioner.free:
+                if waiting is None:
+                    waiting, added = self._encoded.get() if not captioner.unfinished else self._encoded.poll(), 0
+                if waiting is None:
+                    break
+                frames, encoded = waiting
+                count = min(captioner.free, len(frames.keys) - added)
+                captioner.add(frames.keys[added : added + count], encoded, first=added)
+                added += count
+                if added == len(frames.keys):
+                    waiting = None
+            self._finish(self._networks.write())
+
+    def _finish(self, jobs: list[ClipJob]) -> None:
+        for job in jobs:
+            self._finished.put(job)
+
+
+class ChannelClosed(Exception):
+    """The stages are ending."""
+
+
+class Channel(Generic[T]):
+    """A bounded queue between two threads. Closed, it wakes both with ChannelClosed."""
+
+    def __init__(self, size: int) -> None:
+        self._items: list[T] = []
+        self._size = size
+        self._changed = threading.Condition()
+        self._waits = self._closed = False
+
+    @property
+    def starving(self) -> bool:
+        """True when the receiver waits and there is nothing for it."""
+        return self._waits and not self._items
+
+    def put(self, item: T) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._items) < self._size)
+            self._check_open()
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def get(self) -> T:
+        with self._changed:
+            self._waits = True
+            self._changed.wait_for(lambda: self._closed or self._items)
+            self._waits = False
+            self._check_open()
+            self._changed.notify_all()
+            return self._items.pop(0)
+
+    def poll(self) -> T | None:
+        """An item if there is one."""
+        with self._changed:
+            self._check_open()
+            if not self._items:
+                return None
+            self._changed.notify_all()
+            return self._items.pop(0)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ChannelClosed
+
+
+def _accept(read: ReadClip) -> tuple[ClipJob, PreparedClip | None]:
+    """The job of a clip that was read, and its frames; None when it is refused, which the job then knows."""
+    job = cast(ClipJob, read.key)
+    if isinstance(read.outcome, RefusedClip):
+        job.refuse(read.outcome.error)
+        return job, None
+    return job, read.outcome
