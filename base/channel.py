@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -177,3 +178,24 @@ class Channel:
                 raise TimeoutError
             if self._output is not None and ready:
                 self._output.drain()
+
+
+def ready_channels(channels: Sequence[Channel], timeout_s: float) -> list[Channel]:
+    """The channels with something to receive, or whose other side is gone; waits for one at most ``timeout_s``.
+
+    What the children write to stdout and stderr is read meanwhile.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        waiting, outputs = select.poll(), dict[int, Output]()
+        for channel in channels:
+            waiting.register(channel._connection, select.POLLIN)
+            if channel._output is not None and channel._output.pipe >= 0:
+                outputs[channel._output.pipe] = channel._output
+                waiting.register(channel._output.pipe, select.POLLIN)
+        handles = {handle for handle, _ in waiting.poll(max(0.0, 1000 * (deadline - time.monotonic())))}
+        for handle in handles & outputs.keys():
+            outputs[handle].drain()
+        ready = [channel for channel in channels if channel._connection.fileno() in handles]
+        if ready or time.monotonic() >= deadline:
+            return ready

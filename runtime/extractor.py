@@ -111,28 +111,35 @@ class Extractor:
         return done.features
 
     def extract_all(
-        self, clips: Iterable[Clip], *, stop: Callable[[], bool] = lambda: False
+        self, clips: Iterable[Clip | None], *, stop: Callable[[], bool] = lambda: False, in_order: bool = True
     ) -> Generator[ExtractionResult, None, None]:
-        """Yield the outcome of every clip, in order; a clip that fails does not stop the others.
+        """Yield the outcome of every clip; a clip that fails does not stop the others.
 
-        A few more clips are taken from ``clips`` than have been yielded; closing the iterator drops those. Raises
-        Stopped when ``stop`` returns True and the clip that is waited for is not decoded a few seconds later.
+        A few more clips are taken from ``clips`` than have been yielded; closing the iterator drops those. A None in
+        ``clips``: the next one has not come yet. ``in_order``: as in ``clips``; otherwise as soon as they are there.
+        Raises Stopped when ``stop`` returns True and the clip that is waited for is not decoded a few seconds later.
         """
         coming = iter(clips)
-        jobs: deque[ClipJob] = deque()  # in the order of the clips
+        jobs: deque[ClipJob] = deque()  # that were not yielded, in the order of the clips
         in_work = 0
         with closing(self._start()) as stages:
             while True:
-                room = min(self._most_in_work - in_work, _MOST_UNCLAIMED - len(jobs))
+                room = min(self.most_in_work - in_work, _MOST_UNCLAIMED - len(jobs))
                 for clip in islice(coming, max(0, room)):
-                    jobs.append(ClipJob(clip))
-                    self._ahead.submit(clip, jobs[-1])
+                    if clip is None:
+                        break
+                    job = ClipJob(clip)
+                    self._ahead.submit(clip, job)
+                    jobs += [job] if in_order else []
                     in_work += 1
-                if not jobs:
+                if not (in_work or jobs):
                     return
-                in_work -= stages.advance(stop)
-                while jobs and jobs[0].done:
+                done = stages.advance(stop) if in_work else []
+                in_work -= len(done)
+                while in_order and jobs and jobs[0].done:
                     yield self._result(jobs.popleft())
+                for job in () if in_order else done:
+                    yield self._result(job)
 
     @property
     def decoder_peak_mb(self) -> float:
@@ -149,7 +156,7 @@ class Extractor:
         self.close()
 
     @property
-    def _most_in_work(self) -> int:
+    def most_in_work(self) -> int:
         """Clips that are read, wait or are in the networks: each stage and each queue between them has its share."""
         return self.sizes.readers + (4 if self._on_device else 2) * self.sizes.batch + self.sizes.captions
 

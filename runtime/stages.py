@@ -33,9 +33,8 @@ _COLLECT_S = 0.005  # between two looks at whether a stage waits for a batch tha
 class Stages(Protocol):
     """Takes clips from a ReadAhead, whose keys are ClipJobs, and finishes them."""
 
-    def advance(self, stop: Callable[[], bool]) -> int:
-        """Do some work, or wait for it; the number of clips that are done now. Raises Stopped as
-        ``ReadAhead.next``."""
+    def advance(self, stop: Callable[[], bool]) -> list[ClipJob]:
+        """Do some work, or wait for it; the clips that are done now. Raises Stopped as ``ReadAhead.next``."""
 
     def close(self) -> None:
         """Drop all unfinished clips."""
@@ -47,9 +46,9 @@ class OneThread:
     def __init__(self, ahead: ReadAhead, networks: Networks) -> None:
         self._ahead, self._networks = ahead, networks
 
-    def advance(self, stop: Callable[[], bool]) -> int:
+    def advance(self, stop: Callable[[], bool]) -> list[ClipJob]:
         networks, captioner = self._networks, self._networks.captioner
-        done, frames, clips = 0, 0, list[tuple[ClipJob, PreparedClip]]()
+        done, clips, frames = list[ClipJob](), list[tuple[ClipJob, PreparedClip]](), 0
         while (
             len(self._ahead)
             and len(clips) < networks.batch
@@ -61,12 +60,12 @@ class OneThread:
                 clips.append((job, prepared))
                 frames += prepared.frames
                 continue
-            done += 1
+            done.append(job)
             if not clips:
                 break  # its outcome may be the one that is waited for
         if clips:
             done += self._start(networks.put_together(clips))
-        return done + len(networks.write())
+        return done + networks.write()
 
     def close(self) -> None:
         self._ahead.cancel()
@@ -77,9 +76,9 @@ class OneThread:
         captioner = self._networks.captioner
         return not clips and (captioner is None or not captioner.unfinished)
 
-    def _start(self, batch: ClipBatch) -> int:
-        """Run ``cnn`` and begin the captions; the number of clips that are done."""
-        done = len(self._networks.run_cnn(batch))
+    def _start(self, batch: ClipBatch) -> list[ClipJob]:
+        """Run ``cnn`` and begin the captions; return the clips that are done."""
+        done = self._networks.run_cnn(batch)
         captioner = self._networks.captioner
         for frames in batch.captioned:
             assert captioner is not None
@@ -90,7 +89,7 @@ class OneThread:
                 added += count
                 if added == len(frames.keys):
                     break
-                done += len(self._networks.write())  # a clip of more frames than there are places
+                done += self._networks.write()  # a clip of more frames than there are places
         return done
 
 
@@ -119,11 +118,11 @@ class ThreadPerStage:
         for thread in self._threads:
             thread.start()
 
-    def advance(self, stop: Callable[[], bool]) -> int:
+    def advance(self, stop: Callable[[], bool]) -> list[ClipJob]:
         until = None
         while True:
             try:
-                self._take_finished(_POLL_S)
+                done = [self._take_finished(_POLL_S)]
                 break
             except queue.Empty:
                 now = time.monotonic()
@@ -131,10 +130,8 @@ class ThreadPerStage:
                     until = now + FINISH_WITHIN_S
                 elif until is not None and now > until:
                     raise Stopped from None
-        done = 1
         while not self._finished.empty():
-            self._take_finished(0)
-            done += 1
+            done.append(self._take_finished(_POLL_S))
         return done
 
     def close(self) -> None:
@@ -147,10 +144,11 @@ class ThreadPerStage:
         if self._networks.captioner is not None:
             self._networks.captioner.cancel()
 
-    def _take_finished(self, timeout_s: float) -> None:
-        found = self._finished.get(timeout=timeout_s) if timeout_s else self._finished.get_nowait()
+    def _take_finished(self, timeout_s: float) -> ClipJob:
+        found = self._finished.get(timeout=timeout_s)
         if isinstance(found, BaseException):
             raise found
+        return found
 
     def _guarded(self, loop: Callable[[], None]) -> None:
         try:
