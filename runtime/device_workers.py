@@ -96,7 +96,6 @@ class DeviceWorkers:
         self._workers: list[_Worker] = []
         self._suspects: deque[_Task] = deque()
         self._last_error: DataError | SettingsError | None = None
-        self._peaks_mb: dict[Device, float] = {}
         self.placements: dict[str, GraphPlacement] = {}  # by graph, of the first worker
         self.sizes: dict[str, PipelineSizes] = {}  # by device; two CPU workers have the same
         self.crashes: list[WorkerCrash] = []

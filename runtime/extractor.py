@@ -142,6 +142,11 @@ class Extractor:
                     yield self._result(job)
 
     @property
+    def device(self) -> str:
+        """Where the largest networks run: ``cuda:0`` or ``cpu``."""
+        return "cuda:0" if self._on_device else "cpu"
+
+    @property
     def decoder_peak_mb(self) -> float:
         """Largest resident memory of the decoder processes so far, MB."""
         return self._ahead.peak_kb * 1024 / 1e6

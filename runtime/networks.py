@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -107,7 +107,7 @@ class Networks:
         finished: list[FrameEmbedding] = self.captioner.advance() if self.captioner is not None else []
         done = []
         for frame in finished:
-            job, index = frame.key  # type: ignore[misc]
+            job, index = cast(FrameKey, frame.key)
             if job.set_frame(index, frame):
                 done.append(job)
         return done

@@ -29,6 +29,7 @@ class PipelineOptions:
     readers: int | None = None  # decoder processes
     batch: int | None = None  # clips in one run of a graph
     captions: int | None = None  # captions generated at once
+    workers: int = 1  # extractions that share the machine's memory
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def choose_sizes(options: PipelineOptions, machine: PipelineMachine) -> Pipeline
         batch = next(clips for gigabytes, clips in BATCHES if machine.gpu_mb < gigabytes * 1000)
         rows = CAPTIONS_SHARE * machine.gpu_mb * 1e6 / (machine.caption_bytes or 42e6)
         captions = max(CPU_CAPTIONS, min(MOST_CAPTIONS, 1 << int(math.log2(max(1.0, rows)))))
-        fitting = int(READERS_SHARE * machine.memory_bytes / READER_BYTES)
+        fitting = int(READERS_SHARE * machine.memory_bytes / options.workers / READER_BYTES)
         readers = max(1, min(MOST_READERS, machine.cores - 1, fitting))
     return PipelineSizes(options.readers or readers, options.batch or batch, options.captions or captions)
 

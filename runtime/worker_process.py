@@ -13,6 +13,7 @@ import queue
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 

@@ -21,10 +21,13 @@ from ...base.files import FileStamp, Stopped, printable_path
 from ...base.process import peak_resident_kb
 from ...runtime.autotune.measurements import Choice
 from ...runtime.autotune.selection import AutotuneRequest
-from ...runtime.backends.opening import GraphPlacement, OpeningOptions, effective_precision
+from ...runtime.backends.opening import GraphPlacement, OpeningOptions, effective_precision, machine_facts
 from ...runtime.bundle.opening import open_manifest
 from ...runtime.clip_records import Clip
+from ...runtime.device_workers import DeviceWorkers, WorkerCrash
 from ...runtime.extractor import ExtractionResult, Extractor, open_extractor
+from ...runtime.pipeline_options import PipelineSizes
+from .chosen_devices import without_gpu, worker_setups
 from .clips import ClipFolder, FoundClip, check_videos_folder, scan_clips
 from .precision_policy import AutotuneSettings, PrecisionPolicy
 from .report import (
@@ -132,7 +135,7 @@ class _Extraction:
         self.choice: Choice | None = None
         self._seen: dict[str, _Seen] = {}  # by content
         self.spent_s = 0.0  # from the first clip's begin to the last one's end
-        self._extractor: Extractor | None = None
+        self._extractor: Extractor | DeviceWorkers | None = None
 
     def run(self, clips: Sequence[FoundClip], stop: Callable[[], bool]) -> None:
         """Extract all clips that are not in the store; a problem with one becomes its outcome.
@@ -269,17 +272,38 @@ class _Extraction:
         return tuple(self._extractor.placements.values()) if self._extractor else ()
 
     @property
-    def peak_mb(self) -> float:
-        own = peak_resident_kb() * 1024 / 1e6
-        return own + (self._extractor.decoder_peak_mb if self._extractor else 0.0)
+    def pipeline(self) -> dict[str, PipelineSizes]:
+        if isinstance(self._extractor, DeviceWorkers):
+            return self._extractor.sizes
+        return {self._extractor.device: self._extractor.sizes} if self._extractor else {}
 
-    def _open_extractor(self, stop: Callable[[], bool]) -> Extractor:
+    @property
+    def crashes(self) -> tuple[WorkerCrash, ...]:
+        return tuple(self._extractor.crashes) if isinstance(self._extractor, DeviceWorkers) else ()
+
+    @property
+    def peak_mb(self) -> float:
+        own, extractor = peak_resident_kb() * 1024 / 1e6, self._extractor
+        if isinstance(extractor, DeviceWorkers):
+            return own + extractor.peak_mb
+        return own + (extractor.decoder_peak_mb if extractor else 0.0)
+
+    def _open_extractor(self, stop: Callable[[], bool]) -> Extractor | DeviceWorkers:
         """Open the networks, which takes seconds, when the first clip needs them. Raises Stopped."""
         if self._extractor is None:
             request = self._request
+            if setups := worker_setups(request):
+                self._extractor = DeviceWorkers.open(setups, notice=self._notice, stop=stop)
+                return self._extractor
             opening = OpeningOptions(request.backend_options, request.threads, notice=self._notice, stop=stop)
+            if request.device:
+                opening = replace(opening, facts=without_gpu(machine_facts()))
             self._extractor = open_extractor(
-                request.bundle, opening=opening, limits=request.limits, trusted=request.trusted
+                request.bundle,
+                opening=opening,
+                pipeline=request.pipeline,
+                limits=request.limits,
+                trusted=request.trusted,
             )
         return self._extractor
 
@@ -328,4 +352,6 @@ def _report(folder: ClipFolder, outcomes: list[_Outcome], extraction: _Extractio
         placements=extraction.placements,
         choice=extraction.choice,
         used_stored_precision=extraction.used_stored_precision,
+        pipeline=extraction.pipeline,
+        crashes=extraction.crashes,
     )

@@ -13,6 +13,8 @@ from ...runtime.autotune.measurements import Choice
 from ...runtime.backends.opening import GraphPlacement
 from ...runtime.backends.options import DEFAULT_OPTIONS, BackendOptions
 from ...runtime.bundle.signature import TrustedKeys
+from ...runtime.device_workers import WorkerCrash
+from ...runtime.pipeline_options import PipelineOptions, PipelineSizes
 from ...runtime.video.decoder import DecodeLimits
 from .clips import FoundClip
 from .store import Failure
@@ -46,6 +48,9 @@ class ExtractReport:
     placements: tuple[GraphPlacement, ...]  # where each graph ran; empty when nothing had to be extracted
     choice: Choice | None = None  # result of ``--precision auto``; None when nothing had to be extracted
     used_stored_precision: bool = False  # no precision was chosen, and the store's was used
+    # By device what was chosen: decoder processes, clips in one run, captions at once. Empty as placements are.
+    pipeline: dict[str, PipelineSizes] = field(default_factory=dict)
+    crashes: tuple[WorkerCrash, ...] = ()  # worker processes that ended; their clips went to others
 
     @property
     def nothing_usable(self) -> bool:
@@ -66,6 +71,8 @@ class ExtractRequest:
     trusted: TrustedKeys = ()  # one of them must have signed the bundle; empty: no signature is required
     backend_options: BackendOptions = DEFAULT_OPTIONS  # where the networks run
     training_precision: str | None = None  # the precision that the settings name for training
+    pipeline: PipelineOptions = field(default_factory=PipelineOptions)  # of all devices together
+    device: str = ""  # where the networks run, as --device: "cuda:0,cuda:1"; empty: the first GPU, or the CPU
 
 
 HASHING_CODES = {"not_a_file": "video_not_a_file", "too_large": "file_too_large"}  # of base/files.py, for a clip

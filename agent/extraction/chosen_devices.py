@@ -1,0 +1,57 @@
+"""The devices of a request: none for the extraction's own process, or workers with their shares of the machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...base.process import usable_cores
+from ...runtime.backends.machine import MachineFacts
+from ...runtime.backends.opening import machine_facts
+from ...runtime.devices import Device, parse_devices
+from ...runtime.pipeline_options import PipelineOptions
+from ...runtime.worker_messages import WorkerSetup
+from .report import ExtractRequest
+
+CPU = (Device(),)
+
+
+def worker_setups(request: ExtractRequest) -> list[tuple[Device, WorkerSetup]]:
+    """A worker for each device that the request names; empty where its own process does the work: no device is named,
+    or the CPU once.
+
+    Raises UsageError for what is no device, SettingsError ``no_device`` for one that is not there.
+    """
+    if not request.device:
+        return []
+    facts = machine_facts()
+    devices = parse_devices(request.device, [gpu.name for gpu in facts.gpus], problem=facts.driver_problem)
+    if devices == CPU:
+        return []
+    pipeline = share_of(request.pipeline, len(devices))
+    threads = max(1, (request.threads or usable_cores()) // len(devices))
+    return [
+        (
+            device,
+            WorkerSetup(
+                bundle=request.bundle,
+                needs_gpu=device.gpu is not None,
+                threads=threads,
+                pipeline=pipeline,
+                limits=request.limits,
+                trusted=request.trusted,
+                backend_options=request.backend_options,
+            ),
+        )
+        for device in devices
+    ]
+
+
+def share_of(pipeline: PipelineOptions, workers: int) -> PipelineOptions:
+    """The options of one of several workers: its part of the readers and of the memory."""
+    readers = None if pipeline.readers is None else max(1, pipeline.readers // workers)
+    return replace(pipeline, readers=readers, workers=workers)
+
+
+def without_gpu(facts: MachineFacts) -> MachineFacts:
+    """The facts of a machine whose GPUs are not to be used."""
+    return replace(facts, gpu=None, gpus=(), driver_problem="--device cpu: no GPU is to be used")
