@@ -46,6 +46,8 @@ class NewClips:
                 trusted=settings.trust(),
                 backend_options=settings.work.backend_options,
                 training_precision=settings.precision,
+                pipeline=settings.work.pipeline(),
+                device=settings.work.device,
             )
             extracted = self._worker.call(extract_new, request, on_progress=self._note_progress)
             log.info("extracted", **extracted.figures, **extracted.backends)

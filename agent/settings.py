@@ -14,6 +14,8 @@ from ..fedproto.tls import check_files
 from ..runtime.backends.options import BackendOptions, parse_backend_options
 from ..runtime.bundle.opening import open_bundle
 from ..runtime.bundle.signature import TrustedKeys, is_key_text, read_trusted_keys
+from ..runtime.devices import check_devices
+from ..runtime.pipeline_options import MOST_ASKED, PipelineOptions
 from ..runtime.video.decoder import DecodeLimits
 from .egress.policy import Policy
 from .extraction.report import GB, MAX_CLIP_GB
@@ -41,11 +43,21 @@ class Work(_Record, frozen=True):
     max_clip_gb: float = DecodeLimits.largest_file / GB  # video files of more than so many 10^9 bytes are not read
     # "bf16" computes an fp32 bundle in bf16, "auto" takes the fastest that gives the same features.
     precision: str | None = None
+    device: str = (
+        ""  # "cuda:0,cuda:1" or "all": a worker process for each GPU; "cpu": no GPU; "": the first GPU, if any
+    )
+    readers: int | None = None  # processes that decode clips, 1 to 1024; not set: by cores and memory
+    batch: int | None = None  # clips in one run of a network, 1 to 1024; not set: by the GPU's memory, 1 on a CPU
+    captions: int | None = None  # captions generated at once, 1 to 1024; not set: by the GPU's memory, 4 on a CPU
 
     @property
     def backend_options(self) -> BackendOptions:
         """Parse the backend keys. Raises UsageError for unknown words."""
         return parse_backend_options((self.backend,), require=self.require_backend, precision=self.precision)
+
+    def pipeline(self, *, readers: int | None = None, batch: int | None = None) -> PipelineOptions:
+        """Concurrency of an extraction; the arguments come first."""
+        return PipelineOptions(readers or self.readers, batch or self.batch, self.captions)
 
     @property
     def limits(self) -> DecodeLimits:
@@ -99,6 +111,10 @@ key = "{key}"
 # backend = "auto"            # where the networks run; flamest-agent doctor shows what this machine can
 # require_backend = false     # true: a backend that falls back to another one is an error
 # precision = "bf16"          # compute a bundle of fp32 in it; "auto": in the fastest
+# device = "all"              # a worker process for each GPU; "cuda:1": that one; "cpu": none; not set: the first
+# readers = 16                # processes that decode clips; not set: by cores and memory
+# batch = 32                  # clips in one run of a network; not set: by the GPU's memory
+# captions = 64               # captions generated at once; not set: by the GPU's memory
 # max_clip_gb = 16            # larger video files are not read
 # clip_timeout = 120          # seconds to decode a clip; with more, those that took too long are tried again
 
@@ -159,10 +175,15 @@ def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> Ag
         problems.append(f"work.clip_timeout: expected 1 to {MAX_CLIP_TIMEOUT_S} seconds")
     if not 0 < settings.work.max_clip_gb <= MAX_CLIP_GB:
         problems.append(f"work.max_clip_gb: expected more than 0, at most {MAX_CLIP_GB}")
+    for name in ("readers", "batch", "captions"):
+        if (count := getattr(settings.work, name)) is not None and not 1 <= count <= MOST_ASKED:
+            problems.append(f"work.{name}: expected 1 to {MOST_ASKED}")
     if settings.videos is not None and settings.bundle is None:
         problems.append("bundle: needed when videos is set")
     try:
         _ = settings.work.backend_options
+        if settings.work.device:
+            check_devices(settings.work.device)
     except UsageError as error:
         problems.append(f"work: {error.message}")
     if problems:

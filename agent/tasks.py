@@ -173,6 +173,7 @@ def extract_new(request: ExtractRequest) -> ExtractionSummary:
         "ms_per_clip": report.ms_per_clip or 0.0,
         "peak_mb": report.peak_mb,
         "precision": report.precision,
+        **({"ended_workers": len(report.crashes)} if report.crashes else {}),
     }
     places = {placement.graph: placement.where for placement in report.placements}
     return ExtractionSummary(figures, places, count_by_code(report.failed), report.used_stored_precision)

@@ -71,6 +71,15 @@ class ClipFeatures:
     warnings: tuple[str, ...] = ()  # problems of the file: cut off, damaged frames
 
 
+@dataclass(frozen=True)
+class WorkerCrash:
+    """A worker process that ended before its work was done."""
+
+    device: str
+    reason: str
+    clips: int  # that it held: they went to other workers
+
+
 STAGES = ("decode", "keyframes", "prepare", "vision", "caption", "embed", "cnn")
 _GRAPHS = {"keyframes": "keyframes", "vision": "vision", "caption": "text", "embed": "text", "cnn": "cnn"}
 

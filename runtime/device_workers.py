@@ -21,7 +21,7 @@ from ..base.child_process import ChildEnded, ChildProcess
 from ..base.errors import DataError, SettingsError
 from ..base.files import Stopped, printable_path
 from .backends.opening import GraphPlacement
-from .clip_records import Caption, Clip, ClipFeatures
+from .clip_records import Caption, Clip, ClipFeatures, WorkerCrash
 from .devices import Device
 from .extractor import ExtractionResult
 from .pipeline_options import PipelineSizes
@@ -46,15 +46,6 @@ SILENT_S = 1200.0  # a worker that has clips and says nothing for so long hangs:
 _AHEAD = 8  # clips that a worker has in addition to those that it works on
 _POLL_S = 0.2
 _MESSAGE_S = 60.0
-
-
-@dataclass(frozen=True)
-class WorkerCrash:
-    """A worker that ended before its work was done."""
-
-    device: str
-    reason: str
-    clips: int  # that it held: they went to other workers
 
 
 @dataclass(eq=False)
@@ -97,7 +88,7 @@ class DeviceWorkers:
         self._suspects: deque[_Task] = deque()
         self._last_error: DataError | SettingsError | None = None
         self.placements: dict[str, GraphPlacement] = {}  # by graph, of the first worker
-        self.sizes: dict[str, PipelineSizes] = {}  # by device; two CPU workers have the same
+        self.pipeline: dict[str, PipelineSizes] = {}  # by device; two CPU workers have the same
         self.crashes: list[WorkerCrash] = []
 
     @classmethod
@@ -129,7 +120,7 @@ class DeviceWorkers:
         return workers
 
     @property
-    def peak_mb(self) -> float:
+    def decoder_peak_mb(self) -> float:
         """Largest resident memory of the workers and their decoders so far, MB."""
         return sum(worker.peak_mb for worker in self._workers)
 
@@ -222,7 +213,7 @@ class DeviceWorkers:
                 yield ExtractionResult(task.clip, None, _error(answer))
 
     def _note_opened(self, device: Device, opened: Opened) -> None:
-        self.sizes[str(device)] = PipelineSizes(opened.readers, opened.batch, opened.captions)
+        self.pipeline[str(device)] = PipelineSizes(opened.readers, opened.batch, opened.captions)
         for each in opened.placements:
             placement = GraphPlacement(each.graph, each.backend, each.where, each.precision, ())
             self.placements.setdefault(each.graph, placement)

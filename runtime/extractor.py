@@ -31,7 +31,7 @@ from .bundle.opening import Bundle, open_bundle
 from .bundle.signature import TrustedKeys
 from .captioner import CaptionGenerator, open_captioner
 from .clip_job import ClipJob
-from .clip_records import STAGES, Clip, ClipFeatures, stages_of
+from .clip_records import STAGES, Clip, ClipFeatures, WorkerCrash, stages_of
 from .keyframe_features import KeyframeFeatures
 from .keyframes import load_clustering
 from .networks import Networks
@@ -92,6 +92,7 @@ class Extractor:
         self.sizes = PipelineSizes(min(len(videos), sizes.readers), self._networks.batch, captions)
         keyframes = self._keyframe_features(opener) if "keyframes" in self.stages else None
         self.placements: dict[str, GraphPlacement] = opener.placements  # by graph
+        self.crashes: tuple[WorkerCrash, ...] = ()  # there are no workers (device_workers.py)
         self._ahead = ReadAhead(
             [ClipReader(bundle.manifest, video, keyframes) for video in videos[: self.sizes.readers]]
         )
@@ -142,9 +143,9 @@ class Extractor:
                     yield self._result(job)
 
     @property
-    def device(self) -> str:
-        """Where the largest networks run: ``cuda:0`` or ``cpu``."""
-        return "cuda:0" if self._on_device else "cpu"
+    def pipeline(self) -> dict[str, PipelineSizes]:
+        """What was chosen, by the device of the largest networks: ``cuda:0`` or ``cpu``."""
+        return {"cuda:0" if self._on_device else "cpu": self.sizes}
 
     @property
     def decoder_peak_mb(self) -> float:

@@ -12,7 +12,8 @@ from .bundle.graph_records import Graph
 
 CPU_READERS = 3  # two or three keep a CPU's networks busy; each may hold 256 MB of frames (docs/benchmarks/speed.md)
 CPU_CAPTIONS = 4  # at full size each holds 42 MB of keys and values
-MOST_READERS = 64
+MOST_READERS = 64  # that are chosen; more may be asked for
+MOST_ASKED = 1024
 MOST_CAPTIONS = 128  # the largest batch of a text graph (export/graphs/spec.py)
 READER_BYTES = 356 << 20  # of one decoder: 100 MB of its own, 256 MB of frames (DecodeLimits.held_bytes)
 READERS_SHARE = 0.5  # of the machine's memory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -10,6 +10,7 @@ import typer
 
 from ...base.console import say
 from ...base.errors import printable
+from ...runtime.pipeline_options import MOST_ASKED, PipelineSizes
 
 if TYPE_CHECKING:
     from ...runtime.backends.opening import GraphPlacement
@@ -56,6 +57,35 @@ DoctorPrecisionOption = Annotated[
         help="bf16: show what can compute an fp32 bundle in bf16; auto needs a measurement, which extract makes.",
     ),
 ]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batch",
+        min=1,
+        max=MOST_ASKED,
+        help="Clips in one run of a network. By default 1 on a CPU, and 4 to 64 on a GPU, by its memory; never more "
+        "than a TensorRT engine takes.",
+    ),
+]
+ReadersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--readers",
+        min=1,
+        max=MOST_ASKED,
+        help="Processes that decode clips, in all; each takes 0.1 GB, and up to 0.26 GB of frames. By default at most "
+        "3 for networks on a CPU, and with a GPU one per core but one, as half of the memory allows, at most 64.",
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="cuda:N|all|cpu",
+        help="The GPUs to use, each by a worker process: cuda:0,cuda:1, or all; a worker that ends costs no clip. cpu: "
+        "none of them; cpu,cpu: two processes that share the cores. By default the first GPU, or the CPU.",
+    ),
+]
 StoreOption = Annotated[Path, typer.Option("--store", help="The feature store, one file, which extract fills.")]
 
 
@@ -68,6 +98,13 @@ def show_placements(placements: Sequence[GraphPlacement], backend_options: Backe
     """Print where each graph ran; with a backend chosen by name, also why the others did not run there."""
     for line in placements_lines(placements, backend_options):
         say(line)
+
+
+def show_pipeline(pipeline: Mapping[str, PipelineSizes]) -> None:
+    """Print what was chosen for each device."""
+    for device, sizes in pipeline.items():
+        captions = f", {sizes.captions} captions at once" if sizes.captions else ""
+        say(f"{device}: {sizes.readers} readers, {sizes.batch} clips in one run{captions}")
 
 
 class _Refused(NamedTuple):

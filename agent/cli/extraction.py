@@ -11,7 +11,18 @@ from ...base.console import command, end_with, say
 from ...base.errors import DataError, Interrupted, interruption
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
 from . import AGENT, ConfigOption, DirOption
-from .backend_options import BackendOption, ExtractPrecisionOption, RequireOption, StoreOption, notice, show_placements
+from .backend_options import (
+    BackendOption,
+    BatchOption,
+    DeviceOption,
+    ExtractPrecisionOption,
+    ReadersOption,
+    RequireOption,
+    StoreOption,
+    notice,
+    show_pipeline,
+    show_placements,
+)
 from .own_settings import OwnStoreOption, own_paths
 
 if TYPE_CHECKING:
@@ -57,6 +68,9 @@ def extract(
     backend: BackendOption = None,
     require_backend: RequireOption = False,
     precision: ExtractPrecisionOption = None,
+    device: DeviceOption = None,
+    batch: BatchOption = None,
+    readers: ReadersOption = None,
     config: ConfigOption = None,
     folder: DirOption = None,
     as_json: JsonOption = False,
@@ -68,10 +82,10 @@ def extract(
     be read is reported and skipped, and not tried again until --retry asks for it; if no clip is usable,
     the command exits with 65. Ctrl-C ends it within seconds, with exit code 130; nothing is lost.
 
-    Next to agent.toml no option is needed: bundle, videos, store, trusted keys and backends are the daemon's.
+    Next to agent.toml no option is needed: bundle, videos, store, trusted keys, backends and devices are the daemon's.
 
-    The last lines show where each network ran; flamest-agent doctor shows what this machine can run, and what
-    it lacks.
+    The last lines show where each network ran, and with how many readers and clips at once; flamest-agent doctor
+    shows what this machine can run, and what it lacks.
     """
     import msgspec
 
@@ -80,6 +94,8 @@ def extract(
     from ...runtime.backends.options import parse_backend_options
     from ...runtime.bundle.packaged import resolve_bundle
     from ...runtime.bundle.signature import read_trusted_keys
+    from ...runtime.devices import check_devices
+    from ...runtime.pipeline_options import PipelineOptions
     from ...runtime.video.decoder import DecodeLimits
     from ..extraction.extract import clips_to_extract, extract_clips
     from ..extraction.report import GB, ExtractRequest
@@ -87,7 +103,9 @@ def extract(
     limits = DecodeLimits(timeout_s=clip_timeout, largest_file=int(max_clip_gb * GB))
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
-    training_precision = None
+    pipeline, training_precision = PipelineOptions(readers, batch), None
+    if device is not None:
+        check_devices(device)
     if bundle is None or videos is None or store is None:
         place = AGENT.place(config, folder)
         settings, paths = own_paths(place, bundle=bundle, videos=videos, store=store, say_so=not as_json)
@@ -95,6 +113,8 @@ def extract(
         trusted, training_precision = (*trusted, *settings.trust()), settings.precision
         if not (backend or require_backend or precision):
             backend_options = settings.work.backend_options
+        device = settings.work.device if device is None else device
+        pipeline = settings.work.pipeline(readers=readers, batch=batch)
     request = ExtractRequest(
         resolve_bundle(bundle),
         videos,
@@ -105,6 +125,8 @@ def extract(
         trusted,
         backend_options,
         training_precision,
+        pipeline,
+        device or "",
     )
     clips = clips_to_extract(videos)
     shutdown = Shutdown.on_signals()
@@ -113,6 +135,7 @@ def extract(
     if not as_json:
         _show(report, store)
         show_placements(report.placements, backend_options)
+        show_pipeline(report.pipeline)
     result = dict(msgspec.to_builtins(report))
     result["followed"] = result.pop("used_stored_precision")
     del result["placements"]
@@ -210,6 +233,8 @@ def _show(report: ExtractReport, store: Path) -> None:
         table.add_row("whole clip (stages overlap)", f"{report.ms_per_clip:.1f}")
         Console().print(table)
     say(f"peak memory: {report.peak_mb:.0f} MB")
+    for crash in report.crashes:
+        say(f"the worker for {crash.device} ended ({crash.reason}); others took its {crash.clips} clips")
     for warned in report.warnings:
         say(f"warning: {warned.clip}: {warned.warning}")
     for failed in report.failed:

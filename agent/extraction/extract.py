@@ -23,8 +23,8 @@ from ...runtime.autotune.measurements import Choice
 from ...runtime.autotune.selection import AutotuneRequest
 from ...runtime.backends.opening import GraphPlacement, OpeningOptions, effective_precision, machine_facts
 from ...runtime.bundle.opening import open_manifest
-from ...runtime.clip_records import Clip
-from ...runtime.device_workers import DeviceWorkers, WorkerCrash
+from ...runtime.clip_records import Clip, WorkerCrash
+from ...runtime.device_workers import DeviceWorkers
 from ...runtime.extractor import ExtractionResult, Extractor, open_extractor
 from ...runtime.pipeline_options import PipelineSizes
 from .chosen_devices import without_gpu, worker_setups
@@ -273,20 +273,16 @@ class _Extraction:
 
     @property
     def pipeline(self) -> dict[str, PipelineSizes]:
-        if isinstance(self._extractor, DeviceWorkers):
-            return self._extractor.sizes
-        return {self._extractor.device: self._extractor.sizes} if self._extractor else {}
+        return self._extractor.pipeline if self._extractor else {}
 
     @property
     def crashes(self) -> tuple[WorkerCrash, ...]:
-        return tuple(self._extractor.crashes) if isinstance(self._extractor, DeviceWorkers) else ()
+        return tuple(self._extractor.crashes) if self._extractor else ()
 
     @property
     def peak_mb(self) -> float:
-        own, extractor = peak_resident_kb() * 1024 / 1e6, self._extractor
-        if isinstance(extractor, DeviceWorkers):
-            return own + extractor.peak_mb
-        return own + (extractor.decoder_peak_mb if extractor else 0.0)
+        own = peak_resident_kb() * 1024 / 1e6
+        return own + (self._extractor.decoder_peak_mb if self._extractor else 0.0)
 
     def _open_extractor(self, stop: Callable[[], bool]) -> Extractor | DeviceWorkers:
         """Open the networks, which takes seconds, when the first clip needs them. Raises Stopped."""

@@ -13,7 +13,7 @@ from ...runtime.autotune.measurements import Choice
 from ...runtime.backends.opening import GraphPlacement
 from ...runtime.backends.options import DEFAULT_OPTIONS, BackendOptions
 from ...runtime.bundle.signature import TrustedKeys
-from ...runtime.device_workers import WorkerCrash
+from ...runtime.clip_records import WorkerCrash
 from ...runtime.pipeline_options import PipelineOptions, PipelineSizes
 from ...runtime.video.decoder import DecodeLimits
 from .clips import FoundClip

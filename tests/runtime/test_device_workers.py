@@ -79,7 +79,7 @@ def test_embeddings_do_not_depend_on_the_number_of_workers(opened, many, alone):
     assert {done.clip: bytes_of(done) for done in workers.extract_all(many)} == alone
     assert not workers.crashes
     assert set(workers.placements) == {"keyframes", "vision", "text", "cnn"}
-    assert workers.sizes["cpu"].readers == 1
+    assert workers.pipeline["cpu"].readers == 1
 
 
 def test_a_worker_that_is_killed_in_the_middle_costs_no_clip(opened, many, alone):

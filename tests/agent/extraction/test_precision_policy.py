@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -67,6 +68,8 @@ class Silo:
 
 class FakeExtractor:
     decoder_peak_mb = 0.0
+    pipeline = MappingProxyType({})
+    crashes = ()
 
     def __init__(self, silo, backend_options):
         self.placements = {}
