@@ -1,4 +1,4 @@
-"""A clip on its way through an extractor, and what becomes of it."""
+"""A clip on its way through an extractor, and its outcome."""
 
 from __future__ import annotations
 

@@ -20,12 +20,12 @@ READERS_SHARE = 0.5  # of the machine's memory
 CAPTIONS_SHARE = 0.125  # of the GPU's memory, for the captions' keys and values
 USUAL_GPU_MB = 16_000  # where the GPU does not tell its memory
 # GPU memory in GB, and the clips in one run up to there. A clip's activations and its keys and values take 0.2 GB.
-BATCHES = ((6, 4), (12, 8), (40, 16), (100, 32), (math.inf, 64))
+BATCHES = ((6, 4), (12, 8), (40, 16), (math.inf, 32))
 
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Wishes; None: by ``choose_sizes``."""
+    """Requested sizes; None: by ``choose_sizes``."""
 
     readers: int | None = None  # decoder processes
     batch: int | None = None  # clips in one run of a graph

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from ..base.files import Stopped
-from .captioner import EncodedFrames
+from .captioner import Captioner, EncodedFrames
 from .clip_job import ClipJob
 from .networks import ClipBatch, FrameBatch, Networks
 from .video.clip_reader import PreparedClip
@@ -195,7 +195,7 @@ class ThreadPerStage:
         while True:
             while captioner.free:
                 if waiting is None:
-                    waiting, added = self._encoded.get() if not captioner.unfinished else self._encoded.poll(), 0
+                    waiting, added = self._next_encoded(captioner), 0
                 if waiting is None:
                     break
                 frames, encoded = waiting
@@ -205,6 +205,21 @@ class ThreadPerStage:
                 if added == len(frames.keys):
                     waiting = None
             self._finish(self._networks.write())
+
+    def _next_encoded(self, captioner: Captioner[Any]) -> tuple[FrameBatch, EncodedFrames[Any]] | None:
+        """Frames whose captions can begin; None when a step is to come first.
+
+        A step takes nearly as long for few rows as for many, so with more than half of the places free it waits for
+        frames, as long as some are on their way.
+        """
+        while True:
+            if not captioner.unfinished:
+                return self._encoded.get()
+            if (encoded := self._encoded.poll()) is not None:
+                return encoded
+            if captioner.free <= captioner.unfinished or self._vision.starving:
+                return None
+            self._encoded.wait(_COLLECT_S)
 
     def _finish(self, jobs: list[ClipJob]) -> None:
         for job in jobs:
@@ -253,6 +268,11 @@ class Channel(Generic[T]):
                 return None
             self._changed.notify_all()
             return self._items.pop(0)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for an item, or for ``timeout_s``."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._items, timeout_s)
 
     def close(self) -> None:
         with self._changed:

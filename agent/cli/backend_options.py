@@ -63,7 +63,7 @@ BatchOption = Annotated[
         "--batch",
         min=1,
         max=MOST_ASKED,
-        help="Clips in one run of a network. By default 1 on a CPU, and 4 to 64 on a GPU, by its memory; never more "
+        help="Clips in one run of a network. By default 1 on a CPU, and 4 to 32 on a GPU, by its memory; never more "
         "than a TensorRT engine takes.",
     ),
 ]

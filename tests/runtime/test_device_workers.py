@@ -171,7 +171,7 @@ def test_other_words_for_devices_are_refused(words):
 
 
 @pytest.mark.parametrize(("words", "gpus"), [("cuda:2", GPUS), ("all", []), ("cuda:0", [])])
-def test_a_gpu_that_is_not_there_is_an_error_that_lists_those_that_are(words, gpus):
+def test_a_missing_gpu_is_an_error_that_lists_those_there(words, gpus):
     with pytest.raises(SettingsError, match=r"found: (cuda:0 \(NVIDIA H200\), cuda:1|no driver)") as caught:
         parse_devices(words, gpus, problem="no driver")
     assert caught.value.code == "no_device"

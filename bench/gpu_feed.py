@@ -1,0 +1,77 @@
+"""Feeding of a GPU, simulated: does the output reach the slower of device and readers, and with how many cores?
+
+The Extractor is the real one: its threads, queues, batches and copies. Device and decoders only take their time
+(simulated_gpu.py). What the machine that runs this does per clip is measured as processor time; decoding and preparing
+are added as they were measured (docs/benchmarks/speed.md).
+
+    python -m bench.gpu_feed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+from flamest.runtime.clip_records import Clip
+from flamest.runtime.extractor import PipelineOptions
+
+from .record import store_result
+from .simulated_gpu import Rates, simulated_extractor
+
+RATES = (100.0, 300.0, 1200.0)  # clips per second
+MARGIN = 1.5  # by which the faster side is faster
+SECONDS = 12.0  # of one measurement, without the first clips, which fill the pipeline
+READING_MS = 74.0  # processor time of a decoder process and its preparing: a 7 s H.264 clip of 320 × 240 (FACTS)
+
+
+def measure() -> dict[str, Any]:
+    """Output and processor time at each rate, with the device and with the readers as the slower side."""
+    found = []
+    for rate in RATES:
+        for slower, rates in (
+            ("device", Rates(device=rate, readers=MARGIN * rate)),
+            ("readers", Rates(device=MARGIN * rate, readers=rate)),
+        ):
+            found.append({"clips_per_second": rate, "slower": slower, **_measure(rates, rate)})
+    return {"load": os.getloadavg()[0], "seconds": SECONDS, "reading_ms": READING_MS, "rates": found}
+
+
+def _measure(rates: Rates, rate: float) -> dict[str, float]:
+    # A reader takes 80 ms for a clip here; its time is spent in another process.
+    readers = max(2, round(0.08 * rates.readers))
+    with simulated_extractor(rates, PipelineOptions(readers=readers)) as extractor:
+        warm_up = 2 * extractor.most_in_work
+        clips = int(warm_up + rate * SECONDS)
+        began = used = 0.0
+        for number, _ in enumerate(extractor.extract_all(Clip(Path("clip"), "0" * 64) for _ in range(clips)), 1):
+            if number == warm_up:
+                began, used = time.perf_counter(), _cpu_s()
+        seconds, cpu = time.perf_counter() - began, _cpu_s() - used
+        sizes = extractor.sizes
+    output = (clips - warm_up) / seconds
+    own_ms = 1e3 * cpu / (clips - warm_up)
+    return {
+        "output": output,
+        "share": output / rate,
+        "own_ms_per_clip": own_ms,
+        "own_cores": own_ms * rate / 1e3,
+        "reading_cores": READING_MS * rate / 1e3,
+        "readers": sizes.readers,
+        "batch": sizes.batch,
+        "captions": sizes.captions,
+    }
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+if __name__ == "__main__":
+    figures = measure()
+    print(json.dumps(figures, indent=2))
+    print(f"stored in {store_result('gpu_feed', figures)}")

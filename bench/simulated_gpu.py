@@ -1,0 +1,247 @@
+"""A GPU and readers that take their time and no core, under the real Extractor: real queues, batches, copies, frames.
+
+A run of a graph occupies the device for the time that its rows would take, one run after the other. Arrays that are
+given to it are copied once, as into page-locked memory. Reading a clip sleeps, as a thread does that waits for a
+decoder process, and gives frames of the real size; making them is counted with decoding.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from flamest.runtime import extractor as extractor_module
+from flamest.runtime.backends.machine import Gpu, MachineFacts
+from flamest.runtime.backends.opening import OpeningOptions
+from flamest.runtime.bundle.graph_records import Graph, Parity
+from flamest.runtime.bundle.manifest import (
+    CaptionRule,
+    FramePreprocessing,
+    KeyframeRule,
+    Manifest,
+    SpatioTemporal,
+    TextShape,
+    VisionLanguage,
+    layer_names,
+)
+from flamest.runtime.clip_records import Candidates, Clip
+from flamest.runtime.extractor import Extractor, PipelineOptions
+from flamest.runtime.video.clip_reader import PreparedClip
+
+# Shares of the device's time for a clip: of its 272 GFLOP vision has 127, Slow 105, keyframes 35. A caption step reads
+# the text network's weights and each row's keys and values: at 4 TB/s 0.3 ms with its launches, and 5 us a row.
+SHARES = {"vision": 0.42, "cnn": 0.35, "keyframes": 0.12, "embed": 0.01}
+STEP_S, STEP_ROW_S, STEP_RATE = 0.3e-3, 5e-6, 1200.0  # of a device that does STEP_RATE clips per second
+CAPTION_TOKENS = 10  # of a usual caption; the step that ends it is the 11th
+FRAME_SIZES = {"captioned": (1, 384, 384, 3), "cnn": (8, 256, 256, 3), "candidates": (32, 112, 112, 3)}
+START, END = 1, 2
+TEXT = TextShape(layers=12, heads=12, head_dim=64, width=768, vocabulary=30524)
+CROP = FramePreprocessing(256, "crop", "bilinear-bytes", (0.45,) * 3, (0.225,) * 3)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Clips per second that the device and the readers could do alone."""
+
+    device: float
+    readers: float
+
+
+class _Device:
+    """A device whose sessions have a stream each: of n runs at one time each gets 1/n of it."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._left: dict[int, float] = {}  # seconds of work by run
+        self._number = 0
+        self._seen = 0.0
+
+    def occupy(self, seconds: float) -> None:
+        with self._changed:
+            self._progress()
+            mine = self._number = self._number + 1
+            self._left[mine] = seconds
+            self._changed.notify_all()
+            while self._left[mine] > 0:
+                self._changed.wait(self._left[mine] * len(self._left))
+                self._progress()
+            del self._left[mine]
+            self._changed.notify_all()
+
+    def _progress(self) -> None:
+        now = time.perf_counter()
+        for run in self._left:
+            self._left[run] -= (now - self._seen) / len(self._left)
+        self._seen = now
+
+
+class _OnDevice:
+    """A value, or rows, whose contents nobody looks at."""
+
+    def __init__(self, shape: tuple[int, ...], host: np.ndarray | None = None) -> None:
+        self.shape = shape
+        self._host = host
+
+    def numpy(self) -> np.ndarray:
+        return np.zeros(self.shape, np.float32) if self._host is None else self._host
+
+    def first(self, count: int) -> _OnDevice:
+        return _OnDevice((count, *self.shape[1:]))
+
+    def put(self, row: int, value: object, index: int) -> None: ...
+
+    def copy(self, row: int, source: int) -> None: ...
+
+    def clear(self, row: int) -> None: ...
+
+
+class SimulatedSession:
+    """A graph of the bundle. ``seconds``: of a run with so many rows."""
+
+    computes_on_host = False
+    where = "simulated GPU"
+
+    def __init__(self, name: str, device: _Device, rate: float, *, largest_batch: int) -> None:
+        self.largest_batch = largest_batch
+        self._name, self._device, self._rate = name, device, rate
+        self._pinned: dict[tuple[int, ...], np.ndarray] = {}
+        cross = layer_names("cross", TEXT.layers)
+        past = layer_names("past", TEXT.layers)
+        self.inputs: tuple[str, ...] = {
+            "vision": ("pixels",),
+            "text": ("token_ids", "positions", "mask", *past, *cross),
+        }.get(name, ("frames",))
+        self.outputs: tuple[str, ...] = {
+            "vision": cross,
+            "text": ("next_token", "logits", "hidden", *layer_names("present", TEXT.layers)),
+            "cnn": ("embedding",),
+            "keyframes": ("features",),
+        }[name]
+
+    def value(self, of: Any) -> Any:
+        if isinstance(of, _OnDevice):
+            return of
+        if of.shape not in self._pinned:
+            self._pinned[of.shape] = np.empty_like(of)
+        np.copyto(self._pinned[of.shape], of)
+        return _OnDevice(of.shape)
+
+    borrow = value
+
+    def rows(self, input_name: str, shape: tuple[int, ...]) -> _OnDevice:
+        return _OnDevice(shape)
+
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        return {name: value.numpy() for name, value in self.run_values(feeds, outputs).items()}
+
+    def run_values(
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None, *, into: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        rows = len(feeds["positions"]) if self._name == "text" else self.value(next(iter(feeds.values()))).shape[0]
+        if self._name == "text":
+            return self._text(feeds, rows, outputs or ())
+        clips = rows / FRAME_SIZES["candidates"][0] if self._name == "keyframes" else rows
+        self._device.occupy(SHARES[self._name] * clips / self._rate)
+        if self._name == "vision":
+            patches = {name: (64, 577) if "_key_" in name else (577, 64) for name in self.outputs}
+            return {name: _OnDevice((rows, TEXT.heads, *patches[name])) for name in self.outputs}
+        width = {"cnn": 2048, "keyframes": 512}[self._name]
+        return {self.outputs[0]: _OnDevice((rows, width), np.ones((rows, width), np.float32))}
+
+    def _text(self, feeds: Mapping[str, Any], rows: int, outputs: Sequence[str]) -> dict[str, Any]:
+        if "next_token" not in outputs:
+            self._device.occupy(SHARES["embed"] * rows / self._rate)
+            hidden = np.ones((*feeds["token_ids"].shape, TEXT.width), np.float32)
+            return {"hidden": _OnDevice(hidden.shape, hidden)}
+        self._device.occupy((STEP_S + STEP_ROW_S * rows) * STEP_RATE / self._rate)
+        tokens = np.where(feeds["positions"][:, 0] >= CAPTION_TOKENS, END, 7)
+        return {name: _OnDevice((rows,), tokens) if name == "next_token" else _OnDevice((rows,)) for name in outputs}
+
+
+class _SimulatedReader:
+    """A ClipReader that sleeps for as long as a decoder process would take."""
+
+    frames = {name: np.ones(shape, np.uint8) for name, shape in FRAME_SIZES.items()}  # noqa: RUF012
+
+    def __init__(self, seconds: float, features: Any) -> None:
+        self.video = SimpleNamespace(peak_kb=0, interrupt=lambda: None)
+        self._seconds, self._features = seconds, features
+
+    def read(self, clip: Clip) -> PreparedClip:
+        began = time.perf_counter()
+        small = self.frames["candidates"]
+        time.sleep(0.6 * self._seconds)  # the first request: all frames are decoded, 32 come back
+        self._features.of(Candidates(clip.path, 0, small, np.zeros(len(small)), 100, ()))
+        # The rest of the time, in which eight frames come back and are prepared.
+        time.sleep(max(0.0, self._seconds - (time.perf_counter() - began)))
+        return PreparedClip(
+            clip,
+            self.frames["captioned"],
+            self.frames["cnn"],
+            0,
+            (0.0,),
+            {"decode": 0.0, "keyframes": 0.0, "prepare": 0.0},
+            (),
+        )
+
+    def close(self) -> None: ...
+
+
+def _manifest() -> Manifest:
+    rule = CaptionRule(START, END, 0, 3, 4, max_new_tokens=20)
+    square = FramePreprocessing(384, "stretch", "bicubic", (0.5,) * 3, (0.25,) * 3)
+    graph = Graph("", 17, (), (), {}, "bf16", {})
+    return Manifest(
+        schema=4, created="", extractor="blip+slow", backend="onnx", extraction_seed=0,
+        graphs=dict.fromkeys(("keyframes", "vision", "text", "cnn"), graph),
+        keyframes=KeyframeRule(8, 32, CROP, 512, "simulated"),
+        vlm=VisionLanguage(square, TEXT, rule, "bidirectional", 768),
+        cnn=SpatioTemporal("slow", CROP, 8, "keyframes", 2048, "mean"),
+        sources={}, files={"tokenizer.json": SimpleNamespace(sha256="0" * 64)}, parity=Parity({}, 0, 0), versions={},
+    )  # fmt: skip
+
+
+def _tokenizer() -> bytes:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({f"word{number}": number for number in range(16)}, unk_token="word0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer.to_str().encode()
+
+
+@contextmanager
+def simulated_extractor(rates: Rates, pipeline: PipelineOptions, *, gpu_mb: int = 141_000) -> Iterator[Extractor]:
+    """The real Extractor over simulated sessions and readers. ``pipeline.readers`` is given."""
+    device, data = _Device(), _tokenizer()
+    bundle = SimpleNamespace(manifest=_manifest(), tokenizer=Path("tokenizer.json"), read=lambda _: data)
+    readers = pipeline.readers or 1
+
+    class Opener:
+        def __init__(self, *_: object) -> None:
+            self.placements: dict[str, Any] = {}
+
+        def open(self, name: str) -> SimulatedSession:
+            largest = 1 << 12 if name == "keyframes" else 128
+            return SimulatedSession(name, device, rates.device, largest_batch=largest)
+
+    facts = MachineFacts(gpu=Gpu("simulated", "9.0", gpu_mb))
+    seconds = readers / rates.readers
+
+    def reader(_manifest: Manifest, _video: object, features: Any) -> _SimulatedReader:
+        return _SimulatedReader(seconds, features)
+
+    with (
+        mock.patch.object(extractor_module, "GraphOpener", Opener),
+        mock.patch.object(extractor_module, "ClipReader", reader),
+    ):
+        opened = Extractor(bundle, [None] * readers, pipeline, OpeningOptions(facts=facts))  # type: ignore[arg-type, list-item]
+    with opened:
+        yield opened
